@@ -1,0 +1,377 @@
+import datetime
+
+from google.protobuf import field_mask_pb2 as _field_mask_pb2
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
+from kvbank.v1 import bank_pb2 as _bank_pb2
+from kvbank.v1 import chunk_pb2 as _chunk_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class EvictionReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    EVICTION_REASON_UNSPECIFIED: _ClassVar[EvictionReason]
+    EVICTION_REASON_OLDEST: _ClassVar[EvictionReason]
+    EVICTION_REASON_LEAST_RETRIEVED: _ClassVar[EvictionReason]
+    EVICTION_REASON_OLDEST_HALF: _ClassVar[EvictionReason]
+    EVICTION_REASON_ROOM: _ClassVar[EvictionReason]
+EVICTION_REASON_UNSPECIFIED: EvictionReason
+EVICTION_REASON_OLDEST: EvictionReason
+EVICTION_REASON_LEAST_RETRIEVED: EvictionReason
+EVICTION_REASON_OLDEST_HALF: EvictionReason
+EVICTION_REASON_ROOM: EvictionReason
+
+class GetServerInfoRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class GetServerInfoResponse(_message.Message):
+    __slots__ = ("version", "store_id", "durability", "max_message_bytes", "max_chunk_bytes", "max_unacknowledged_bytes")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    STORE_ID_FIELD_NUMBER: _ClassVar[int]
+    DURABILITY_FIELD_NUMBER: _ClassVar[int]
+    MAX_MESSAGE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MAX_CHUNK_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MAX_UNACKNOWLEDGED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    version: str
+    store_id: str
+    durability: str
+    max_message_bytes: int
+    max_chunk_bytes: int
+    max_unacknowledged_bytes: int
+    def __init__(self, version: _Optional[str] = ..., store_id: _Optional[str] = ..., durability: _Optional[str] = ..., max_message_bytes: _Optional[int] = ..., max_chunk_bytes: _Optional[int] = ..., max_unacknowledged_bytes: _Optional[int] = ...) -> None: ...
+
+class CreateBankRequest(_message.Message):
+    __slots__ = ("bank",)
+    BANK_FIELD_NUMBER: _ClassVar[int]
+    bank: _bank_pb2.Bank
+    def __init__(self, bank: _Optional[_Union[_bank_pb2.Bank, _Mapping]] = ...) -> None: ...
+
+class CreateBankResponse(_message.Message):
+    __slots__ = ("bank",)
+    BANK_FIELD_NUMBER: _ClassVar[int]
+    bank: _bank_pb2.Bank
+    def __init__(self, bank: _Optional[_Union[_bank_pb2.Bank, _Mapping]] = ...) -> None: ...
+
+class GetBankRequest(_message.Message):
+    __slots__ = ("name",)
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    def __init__(self, name: _Optional[str] = ...) -> None: ...
+
+class GetBankResponse(_message.Message):
+    __slots__ = ("bank",)
+    BANK_FIELD_NUMBER: _ClassVar[int]
+    bank: _bank_pb2.Bank
+    def __init__(self, bank: _Optional[_Union[_bank_pb2.Bank, _Mapping]] = ...) -> None: ...
+
+class ListBanksRequest(_message.Message):
+    __slots__ = ("page_size", "page_token")
+    PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
+    PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    page_size: int
+    page_token: str
+    def __init__(self, page_size: _Optional[int] = ..., page_token: _Optional[str] = ...) -> None: ...
+
+class ListBanksResponse(_message.Message):
+    __slots__ = ("banks", "next_page_token")
+    BANKS_FIELD_NUMBER: _ClassVar[int]
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    banks: _containers.RepeatedCompositeFieldContainer[_bank_pb2.Bank]
+    next_page_token: str
+    def __init__(self, banks: _Optional[_Iterable[_Union[_bank_pb2.Bank, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
+
+class UpdateBankRequest(_message.Message):
+    __slots__ = ("bank", "update_mask")
+    BANK_FIELD_NUMBER: _ClassVar[int]
+    UPDATE_MASK_FIELD_NUMBER: _ClassVar[int]
+    bank: _bank_pb2.Bank
+    update_mask: _field_mask_pb2.FieldMask
+    def __init__(self, bank: _Optional[_Union[_bank_pb2.Bank, _Mapping]] = ..., update_mask: _Optional[_Union[_field_mask_pb2.FieldMask, _Mapping]] = ...) -> None: ...
+
+class UpdateBankResponse(_message.Message):
+    __slots__ = ("bank",)
+    BANK_FIELD_NUMBER: _ClassVar[int]
+    bank: _bank_pb2.Bank
+    def __init__(self, bank: _Optional[_Union[_bank_pb2.Bank, _Mapping]] = ...) -> None: ...
+
+class DeleteBankRequest(_message.Message):
+    __slots__ = ("name",)
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    def __init__(self, name: _Optional[str] = ...) -> None: ...
+
+class DeleteBankResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ChunkHeader(_message.Message):
+    __slots__ = ("bank", "reader_digest", "embedder_digest", "chunk")
+    BANK_FIELD_NUMBER: _ClassVar[int]
+    READER_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    EMBEDDER_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    CHUNK_FIELD_NUMBER: _ClassVar[int]
+    bank: str
+    reader_digest: str
+    embedder_digest: str
+    chunk: _chunk_pb2.Chunk
+    def __init__(self, bank: _Optional[str] = ..., reader_digest: _Optional[str] = ..., embedder_digest: _Optional[str] = ..., chunk: _Optional[_Union[_chunk_pb2.Chunk, _Mapping]] = ...) -> None: ...
+
+class WriteChunksRequest(_message.Message):
+    __slots__ = ("header", "data")
+    HEADER_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    header: ChunkHeader
+    data: bytes
+    def __init__(self, header: _Optional[_Union[ChunkHeader, _Mapping]] = ..., data: _Optional[bytes] = ...) -> None: ...
+
+class WriteChunksResponse(_message.Message):
+    __slots__ = ("idempotency_key", "chunk_id", "replayed", "gone", "evicted_chunk_ids")
+    IDEMPOTENCY_KEY_FIELD_NUMBER: _ClassVar[int]
+    CHUNK_ID_FIELD_NUMBER: _ClassVar[int]
+    REPLAYED_FIELD_NUMBER: _ClassVar[int]
+    GONE_FIELD_NUMBER: _ClassVar[int]
+    EVICTED_CHUNK_IDS_FIELD_NUMBER: _ClassVar[int]
+    idempotency_key: bytes
+    chunk_id: int
+    replayed: bool
+    gone: bool
+    evicted_chunk_ids: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, idempotency_key: _Optional[bytes] = ..., chunk_id: _Optional[int] = ..., replayed: _Optional[bool] = ..., gone: _Optional[bool] = ..., evicted_chunk_ids: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class HeldChunk(_message.Message):
+    __slots__ = ("chunk_id", "checksum")
+    CHUNK_ID_FIELD_NUMBER: _ClassVar[int]
+    CHECKSUM_FIELD_NUMBER: _ClassVar[int]
+    chunk_id: int
+    checksum: int
+    def __init__(self, chunk_id: _Optional[int] = ..., checksum: _Optional[int] = ...) -> None: ...
+
+class RetrieveRequest(_message.Message):
+    __slots__ = ("banks", "reader_digest", "embedder_digest", "queries", "top_k", "min_score", "layers", "store_id", "held", "omit_payload", "skip_count", "request_id")
+    BANKS_FIELD_NUMBER: _ClassVar[int]
+    READER_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    EMBEDDER_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    QUERIES_FIELD_NUMBER: _ClassVar[int]
+    TOP_K_FIELD_NUMBER: _ClassVar[int]
+    MIN_SCORE_FIELD_NUMBER: _ClassVar[int]
+    LAYERS_FIELD_NUMBER: _ClassVar[int]
+    STORE_ID_FIELD_NUMBER: _ClassVar[int]
+    HELD_FIELD_NUMBER: _ClassVar[int]
+    OMIT_PAYLOAD_FIELD_NUMBER: _ClassVar[int]
+    SKIP_COUNT_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    banks: _containers.RepeatedScalarFieldContainer[str]
+    reader_digest: str
+    embedder_digest: str
+    queries: bytes
+    top_k: int
+    min_score: float
+    layers: _containers.RepeatedScalarFieldContainer[int]
+    store_id: str
+    held: _containers.RepeatedCompositeFieldContainer[HeldChunk]
+    omit_payload: bool
+    skip_count: bool
+    request_id: bytes
+    def __init__(self, banks: _Optional[_Iterable[str]] = ..., reader_digest: _Optional[str] = ..., embedder_digest: _Optional[str] = ..., queries: _Optional[bytes] = ..., top_k: _Optional[int] = ..., min_score: _Optional[float] = ..., layers: _Optional[_Iterable[int]] = ..., store_id: _Optional[str] = ..., held: _Optional[_Iterable[_Union[HeldChunk, _Mapping]]] = ..., omit_payload: _Optional[bool] = ..., skip_count: _Optional[bool] = ..., request_id: _Optional[bytes] = ...) -> None: ...
+
+class Hit(_message.Message):
+    __slots__ = ("chunk_id", "score")
+    CHUNK_ID_FIELD_NUMBER: _ClassVar[int]
+    SCORE_FIELD_NUMBER: _ClassVar[int]
+    chunk_id: int
+    score: float
+    def __init__(self, chunk_id: _Optional[int] = ..., score: _Optional[float] = ...) -> None: ...
+
+class QueryHits(_message.Message):
+    __slots__ = ("hits",)
+    HITS_FIELD_NUMBER: _ClassVar[int]
+    hits: _containers.RepeatedCompositeFieldContainer[Hit]
+    def __init__(self, hits: _Optional[_Iterable[_Union[Hit, _Mapping]]] = ...) -> None: ...
+
+class RetrieveHeader(_message.Message):
+    __slots__ = ("store_id", "queries", "chunks", "sent")
+    STORE_ID_FIELD_NUMBER: _ClassVar[int]
+    QUERIES_FIELD_NUMBER: _ClassVar[int]
+    CHUNKS_FIELD_NUMBER: _ClassVar[int]
+    SENT_FIELD_NUMBER: _ClassVar[int]
+    store_id: str
+    queries: _containers.RepeatedCompositeFieldContainer[QueryHits]
+    chunks: _containers.RepeatedCompositeFieldContainer[_chunk_pb2.Chunk]
+    sent: _containers.RepeatedScalarFieldContainer[bool]
+    def __init__(self, store_id: _Optional[str] = ..., queries: _Optional[_Iterable[_Union[QueryHits, _Mapping]]] = ..., chunks: _Optional[_Iterable[_Union[_chunk_pb2.Chunk, _Mapping]]] = ..., sent: _Optional[_Iterable[bool]] = ...) -> None: ...
+
+class RetrieveResponse(_message.Message):
+    __slots__ = ("header", "data")
+    HEADER_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    header: RetrieveHeader
+    data: bytes
+    def __init__(self, header: _Optional[_Union[RetrieveHeader, _Mapping]] = ..., data: _Optional[bytes] = ...) -> None: ...
+
+class FetchChunksRequest(_message.Message):
+    __slots__ = ("bank", "reader_digest", "chunk_ids", "layers")
+    BANK_FIELD_NUMBER: _ClassVar[int]
+    READER_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    CHUNK_IDS_FIELD_NUMBER: _ClassVar[int]
+    LAYERS_FIELD_NUMBER: _ClassVar[int]
+    bank: str
+    reader_digest: str
+    chunk_ids: _containers.RepeatedScalarFieldContainer[int]
+    layers: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, bank: _Optional[str] = ..., reader_digest: _Optional[str] = ..., chunk_ids: _Optional[_Iterable[int]] = ..., layers: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class FetchChunksHeader(_message.Message):
+    __slots__ = ("store_id", "chunks")
+    STORE_ID_FIELD_NUMBER: _ClassVar[int]
+    CHUNKS_FIELD_NUMBER: _ClassVar[int]
+    store_id: str
+    chunks: _containers.RepeatedCompositeFieldContainer[_chunk_pb2.Chunk]
+    def __init__(self, store_id: _Optional[str] = ..., chunks: _Optional[_Iterable[_Union[_chunk_pb2.Chunk, _Mapping]]] = ...) -> None: ...
+
+class FetchChunksResponse(_message.Message):
+    __slots__ = ("header", "data")
+    HEADER_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    header: FetchChunksHeader
+    data: bytes
+    def __init__(self, header: _Optional[_Union[FetchChunksHeader, _Mapping]] = ..., data: _Optional[bytes] = ...) -> None: ...
+
+class GetChunkRequest(_message.Message):
+    __slots__ = ("bank", "chunk_id", "with_embedding")
+    BANK_FIELD_NUMBER: _ClassVar[int]
+    CHUNK_ID_FIELD_NUMBER: _ClassVar[int]
+    WITH_EMBEDDING_FIELD_NUMBER: _ClassVar[int]
+    bank: str
+    chunk_id: int
+    with_embedding: bool
+    def __init__(self, bank: _Optional[str] = ..., chunk_id: _Optional[int] = ..., with_embedding: _Optional[bool] = ...) -> None: ...
+
+class GetChunkResponse(_message.Message):
+    __slots__ = ("chunk",)
+    CHUNK_FIELD_NUMBER: _ClassVar[int]
+    chunk: _chunk_pb2.Chunk
+    def __init__(self, chunk: _Optional[_Union[_chunk_pb2.Chunk, _Mapping]] = ...) -> None: ...
+
+class ListChunksRequest(_message.Message):
+    __slots__ = ("bank", "page_size", "page_token", "with_embedding")
+    BANK_FIELD_NUMBER: _ClassVar[int]
+    PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
+    PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    WITH_EMBEDDING_FIELD_NUMBER: _ClassVar[int]
+    bank: str
+    page_size: int
+    page_token: str
+    with_embedding: bool
+    def __init__(self, bank: _Optional[str] = ..., page_size: _Optional[int] = ..., page_token: _Optional[str] = ..., with_embedding: _Optional[bool] = ...) -> None: ...
+
+class ListChunksResponse(_message.Message):
+    __slots__ = ("chunks", "next_page_token")
+    CHUNKS_FIELD_NUMBER: _ClassVar[int]
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    chunks: _containers.RepeatedCompositeFieldContainer[_chunk_pb2.Chunk]
+    next_page_token: str
+    def __init__(self, chunks: _Optional[_Iterable[_Union[_chunk_pb2.Chunk, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
+
+class UpdateChunkRequest(_message.Message):
+    __slots__ = ("bank", "chunk_id", "metadata")
+    class MetadataEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    BANK_FIELD_NUMBER: _ClassVar[int]
+    CHUNK_ID_FIELD_NUMBER: _ClassVar[int]
+    METADATA_FIELD_NUMBER: _ClassVar[int]
+    bank: str
+    chunk_id: int
+    metadata: _containers.ScalarMap[str, str]
+    def __init__(self, bank: _Optional[str] = ..., chunk_id: _Optional[int] = ..., metadata: _Optional[_Mapping[str, str]] = ...) -> None: ...
+
+class UpdateChunkResponse(_message.Message):
+    __slots__ = ("chunk",)
+    CHUNK_FIELD_NUMBER: _ClassVar[int]
+    chunk: _chunk_pb2.Chunk
+    def __init__(self, chunk: _Optional[_Union[_chunk_pb2.Chunk, _Mapping]] = ...) -> None: ...
+
+class DeleteChunksRequest(_message.Message):
+    __slots__ = ("bank", "chunk_ids")
+    BANK_FIELD_NUMBER: _ClassVar[int]
+    CHUNK_IDS_FIELD_NUMBER: _ClassVar[int]
+    bank: str
+    chunk_ids: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, bank: _Optional[str] = ..., chunk_ids: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class DeleteChunksResponse(_message.Message):
+    __slots__ = ("deleted",)
+    DELETED_FIELD_NUMBER: _ClassVar[int]
+    deleted: int
+    def __init__(self, deleted: _Optional[int] = ...) -> None: ...
+
+class Eviction(_message.Message):
+    __slots__ = ("chunk_id", "reason", "retrieval_count", "start", "stored_length", "create_time", "evict_time", "metadata")
+    class MetadataEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    CHUNK_ID_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    RETRIEVAL_COUNT_FIELD_NUMBER: _ClassVar[int]
+    START_FIELD_NUMBER: _ClassVar[int]
+    STORED_LENGTH_FIELD_NUMBER: _ClassVar[int]
+    CREATE_TIME_FIELD_NUMBER: _ClassVar[int]
+    EVICT_TIME_FIELD_NUMBER: _ClassVar[int]
+    METADATA_FIELD_NUMBER: _ClassVar[int]
+    chunk_id: int
+    reason: EvictionReason
+    retrieval_count: int
+    start: int
+    stored_length: int
+    create_time: _timestamp_pb2.Timestamp
+    evict_time: _timestamp_pb2.Timestamp
+    metadata: _containers.ScalarMap[str, str]
+    def __init__(self, chunk_id: _Optional[int] = ..., reason: _Optional[_Union[EvictionReason, str]] = ..., retrieval_count: _Optional[int] = ..., start: _Optional[int] = ..., stored_length: _Optional[int] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., evict_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., metadata: _Optional[_Mapping[str, str]] = ...) -> None: ...
+
+class ExplainEvictionRequest(_message.Message):
+    __slots__ = ("bank", "need")
+    BANK_FIELD_NUMBER: _ClassVar[int]
+    NEED_FIELD_NUMBER: _ClassVar[int]
+    bank: str
+    need: int
+    def __init__(self, bank: _Optional[str] = ..., need: _Optional[int] = ...) -> None: ...
+
+class ExplainEvictionResponse(_message.Message):
+    __slots__ = ("victims", "explanation")
+    VICTIMS_FIELD_NUMBER: _ClassVar[int]
+    EXPLANATION_FIELD_NUMBER: _ClassVar[int]
+    victims: _containers.RepeatedCompositeFieldContainer[Eviction]
+    explanation: str
+    def __init__(self, victims: _Optional[_Iterable[_Union[Eviction, _Mapping]]] = ..., explanation: _Optional[str] = ...) -> None: ...
+
+class ListEvictionsRequest(_message.Message):
+    __slots__ = ("bank", "page_size", "page_token")
+    BANK_FIELD_NUMBER: _ClassVar[int]
+    PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
+    PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    bank: str
+    page_size: int
+    page_token: str
+    def __init__(self, bank: _Optional[str] = ..., page_size: _Optional[int] = ..., page_token: _Optional[str] = ...) -> None: ...
+
+class ListEvictionsResponse(_message.Message):
+    __slots__ = ("evictions", "next_page_token")
+    EVICTIONS_FIELD_NUMBER: _ClassVar[int]
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    evictions: _containers.RepeatedCompositeFieldContainer[Eviction]
+    next_page_token: str
+    def __init__(self, evictions: _Optional[_Iterable[_Union[Eviction, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
