@@ -53,10 +53,12 @@ class CreateBankRequest(_message.Message):
     def __init__(self, bank: _Optional[_Union[_bank_pb2.Bank, _Mapping]] = ...) -> None: ...
 
 class CreateBankResponse(_message.Message):
-    __slots__ = ("bank",)
+    __slots__ = ("bank", "created")
     BANK_FIELD_NUMBER: _ClassVar[int]
+    CREATED_FIELD_NUMBER: _ClassVar[int]
     bank: _bank_pb2.Bank
-    def __init__(self, bank: _Optional[_Union[_bank_pb2.Bank, _Mapping]] = ...) -> None: ...
+    created: bool
+    def __init__(self, bank: _Optional[_Union[_bank_pb2.Bank, _Mapping]] = ..., created: _Optional[bool] = ...) -> None: ...
 
 class GetBankRequest(_message.Message):
     __slots__ = ("name",)

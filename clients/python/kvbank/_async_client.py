@@ -1,0 +1,333 @@
+"""The asyncio client: the calls of `_codec` over a `grpc.aio.Channel`. Same names and signatures as `Client`."""
+
+import asyncio
+import os
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from types import EllipsisType, TracebackType
+from typing import Any, Self, TypeVar
+
+import grpc
+import grpc.aio
+import numpy.typing as npt
+
+from kvbank import _channel, _codec, _status
+from kvbank import _models as m
+from kvbank._client import Client, Reader
+from kvbank._exceptions import BankNotFound, ClientClosed, ClientForked, ServiceError
+from kvbank._write_stream import WriteStream
+from kvbank._writing import WriteSession
+from kvbank.v1 import service_pb2 as pb
+from kvbank.v1 import service_pb2_grpc
+
+T = TypeVar("T")
+
+
+class AsyncClient:
+    """A connection to a memory service for asyncio, made by `kvbank.connect_async`.
+
+    As `Client`, with coroutines, and asynchronous iterators for the lists. It belongs to the event loop of its first
+    call; tasks of that loop may share it. A fork may not: in the child every call raises `ClientForked`.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        *,
+        timeout: float = _channel.DEFAULT_TIMEOUT,
+        stream_timeout: float = _channel.DEFAULT_STREAM_TIMEOUT,
+        options: Sequence[tuple[str, Any]] = (),
+        on_close: Callable[[], None] | None = None,
+    ) -> None:
+        """address: "host:port" or "unix:path". options: gRPC channel arguments, after (and over) our own."""
+        self._address = address
+        self._options = _channel.with_defaults(options)
+        self._timeout = timeout
+        self._stream_timeout = stream_timeout
+        self._on_close = on_close
+        self._pid = os.getpid()
+        self._closed = False
+        self._bound = 0
+        self._channel: Any = None
+        self._stub: Any = None
+        self._write_channel: Any = None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        if self._pid != os.getpid() or self._closed:
+            return
+        self._closed = True
+        if self._channel is not None:
+            await self._channel.close()
+        if self._write_channel is not None:
+            self._write_channel.close()
+        if self._on_close is not None:
+            await asyncio.to_thread(self._on_close)
+
+    async def server_info(self, *, timeout: float | None = None) -> m.ServerInfo:
+        return _codec.server_info(await self._call("GetServerInfo", pb.GetServerInfoRequest(), timeout))
+
+    # Banks
+
+    async def create_bank(
+        self,
+        name: str,
+        *,
+        kv: m.KVSpec | None,
+        embedding: m.EmbeddingSpec,
+        capacity: m.Capacity | None = None,
+        policy: m.Policy | None = None,
+        metadata: Mapping[str, str] = {},
+        exist_ok: bool = False,
+        timeout: float | None = None,
+    ) -> m.Bank:
+        request = _codec.create_bank(name, kv, embedding, capacity, policy, metadata)
+        return _codec.created_bank(await self._call("CreateBank", request, timeout), exist_ok)
+
+    async def get_bank(self, name: str, *, timeout: float | None = None) -> m.Bank:
+        return _codec.bank((await self._call("GetBank", pb.GetBankRequest(name=name), timeout)).bank)
+
+    async def list_banks(self, *, timeout: float | None = None) -> AsyncIterator[m.Bank]:
+        async for page in self._pages("ListBanks", pb.ListBanksRequest(), timeout):
+            for message in page.banks:
+                yield _codec.bank(message)
+
+    async def update_bank(
+        self,
+        name: str,
+        *,
+        capacity: m.Capacity | EllipsisType | None = ...,
+        policy: m.Policy | None = None,
+        metadata: Mapping[str, str] | None = None,
+        timeout: float | None = None,
+    ) -> m.Bank:
+        request = _codec.update_bank(name, capacity, policy, metadata)
+        return _codec.bank((await self._call("UpdateBank", request, timeout)).bank)
+
+    async def delete_bank(self, name: str, missing_ok: bool = False, *, timeout: float | None = None) -> None:
+        try:
+            await self._call("DeleteBank", pb.DeleteBankRequest(name=name), timeout)
+        except BankNotFound:
+            if not missing_ok:
+                raise
+
+    # Writing
+
+    async def write(
+        self, bank: str, chunk: m.NewChunk, *, reader_digest: str, embedder_digest: str, timeout: float | None = None
+    ) -> m.WriteResult:
+        results = await self.write_many(
+            bank, [chunk], reader_digest=reader_digest, embedder_digest=embedder_digest, timeout=timeout
+        )
+        return results[0]
+
+    async def write_many(
+        self,
+        bank: str,
+        chunks: Iterable[m.NewChunk],
+        *,
+        reader_digest: str,
+        embedder_digest: str,
+        timeout: float | None = None,
+    ) -> list[m.WriteResult]:
+        session = WriteSession(bank, chunks, reader_digest, embedder_digest, await self._unacknowledged_bound(timeout))
+        attempts = _channel.Attempts(_channel.WRITE_ATTEMPTS, float("inf"))
+        while not session.finished():
+            written = len(session.results)
+            try:
+                await self._write_stream(session, self._stream_timeout if timeout is None else timeout)
+            except ServiceError as error:
+                if len(session.results) > written:
+                    attempts.reset()
+                await asyncio.sleep(attempts.delay(error))
+        return session.results
+
+    async def _unacknowledged_bound(self, timeout: float | None) -> int:
+        self._check()
+        if not self._bound:
+            info = await self.server_info(timeout=timeout)
+            self._bound = info.max_unacknowledged_bytes or _channel.DEFAULT_UNACKNOWLEDGED_BYTES
+        return self._bound
+
+    async def _write_stream(self, session: WriteSession, timeout: float) -> None:
+        self._check()
+        refill_until = time.monotonic() + timeout / 2
+        changed, loop = asyncio.Event(), asyncio.get_running_loop()
+
+        def wake() -> None:
+            loop.call_soon_threadsafe(changed.set)
+
+        stream = WriteStream(self._write_stub().WriteChunks, session, timeout, on_change=wake)
+        try:
+            while session.peek() is not None and time.monotonic() < refill_until:
+                await _wait(changed, stream.ready)
+                if stream.ended:
+                    break
+                stream.send()
+            stream.half_close()
+            await _wait(changed, lambda: stream.ended)
+            stream.check()
+        except grpc.RpcError as error:
+            raise self._error(error) from None
+        finally:
+            stream.cancel()
+
+    # Reading
+
+    async def retrieve(
+        self,
+        banks: str | Sequence[str],
+        queries: npt.ArrayLike,
+        *,
+        top_k: int = 8,
+        min_score: float | None = None,
+        layers: Sequence[int] | None = None,
+        held: m.Held | None = None,
+        payload: bool = True,
+        count: bool = True,
+        reader_digest: str = "",
+        embedder_digest: str = "",
+        timeout: float | None = None,
+    ) -> m.Retrieval:
+        request = _codec.retrieve(
+            banks,
+            queries,
+            top_k=top_k,
+            min_score=min_score,
+            layers=layers,
+            held=held,
+            payload=payload,
+            count=count,
+            reader_digest=reader_digest,
+            embedder_digest=embedder_digest,
+        )
+        return await self._read("Retrieve", request, _codec.RetrieveReader, timeout, request.request_id.hex())
+
+    async def fetch(
+        self,
+        bank: str,
+        chunk_ids: Sequence[int],
+        *,
+        layers: Sequence[int] | None = None,
+        reader_digest: str,
+        timeout: float | None = None,
+    ) -> list[m.Chunk]:
+        request = pb.FetchChunksRequest(
+            bank=bank, chunk_ids=chunk_ids, layers=layers or (), reader_digest=reader_digest
+        )
+        return await self._read("FetchChunks", request, _codec.FetchReader, timeout)
+
+    # Chunks
+
+    async def get_chunk(
+        self, bank: str, chunk_id: int, with_embedding: bool = False, *, timeout: float | None = None
+    ) -> m.Chunk:
+        request = pb.GetChunkRequest(bank=bank, chunk_id=chunk_id, with_embedding=with_embedding)
+        return _codec.chunk((await self._call("GetChunk", request, timeout)).chunk)
+
+    async def list_chunks(
+        self, bank: str, with_embedding: bool = False, *, timeout: float | None = None
+    ) -> AsyncIterator[m.Chunk]:
+        request = pb.ListChunksRequest(bank=bank, with_embedding=with_embedding)
+        async for page in self._pages("ListChunks", request, timeout):
+            for message in page.chunks:
+                yield _codec.chunk(message)
+
+    async def update_chunk(
+        self, bank: str, chunk_id: int, metadata: Mapping[str, str], *, timeout: float | None = None
+    ) -> m.Chunk:
+        request = pb.UpdateChunkRequest(bank=bank, chunk_id=chunk_id, metadata=metadata)
+        return _codec.chunk((await self._call("UpdateChunk", request, timeout)).chunk)
+
+    async def delete_chunks(self, bank: str, chunk_ids: Sequence[int], *, timeout: float | None = None) -> int:
+        request = pb.DeleteChunksRequest(bank=bank, chunk_ids=chunk_ids)
+        return int((await self._call("DeleteChunks", request, timeout)).deleted)
+
+    # Eviction
+
+    async def explain_eviction(self, bank: str, need: int = 1, *, timeout: float | None = None) -> list[m.Eviction]:
+        request = pb.ExplainEvictionRequest(bank=bank, need=need)
+        response = await self._call("ExplainEviction", request, timeout)
+        return [_codec.eviction(victim) for victim in response.victims]
+
+    async def list_evictions(self, bank: str, *, timeout: float | None = None) -> AsyncIterator[m.Eviction]:
+        async for page in self._pages("ListEvictions", pb.ListEvictionsRequest(bank=bank), timeout):
+            for message in page.evictions:
+                yield _codec.eviction(message)
+
+    # How a request travels
+
+    async def _call(self, method: str, request: Any, timeout: float | None) -> Any:
+        self._check()
+        try:
+            return await getattr(self._stub, method)(request, timeout=self._timeout if timeout is None else timeout)
+        except grpc.RpcError as error:
+            raise self._error(error) from None
+
+    async def _pages(self, method: str, request: Any, timeout: float | None) -> AsyncIterator[Any]:
+        while True:
+            page = await self._call(method, request, timeout)
+            yield page
+            if not page.next_page_token:
+                return
+            request.page_token = page.next_page_token
+
+    async def _read(
+        self, method: str, request: Any, reader: Callable[[], Reader[T]], timeout: float | None, request_id: str = ""
+    ) -> T:
+        attempts = _channel.Attempts(_channel.READ_ATTEMPTS, self._stream_timeout if timeout is None else timeout)
+        while True:
+            try:
+                return await self._read_once(method, request, reader(), attempts.remaining(), request_id)
+            except ServiceError as error:
+                await asyncio.sleep(attempts.delay(error))
+
+    async def _read_once(self, method: str, request: Any, reader: Reader[T], timeout: float, request_id: str) -> T:
+        self._check()
+        call = getattr(self._stub, method)(request, timeout=timeout)
+        try:
+            async for response in call:
+                reader.feed(response)
+        except grpc.RpcError as error:
+            raise self._error(error, request_id) from None
+        finally:
+            call.cancel()
+        return reader.result()
+
+    def _check(self) -> None:
+        if self._pid != os.getpid():
+            raise ClientForked("this client belongs to the parent process; call kvbank.connect_async() after the fork")
+        if self._closed:
+            raise ClientClosed("the client is closed")
+        if self._channel is None:  # here and not in __init__, because a channel belongs to the running loop
+            self._channel = grpc.aio.insecure_channel(self._address, options=self._options)
+            self._stub = service_pb2_grpc.MemoryServiceStub(self._channel)  # type: ignore[no-untyped-call]
+
+    def _write_stub(self) -> Any:
+        if self._write_channel is None:
+            self._write_channel = grpc.insecure_channel(self._address, options=self._options)
+        return service_pb2_grpc.MemoryServiceStub(self._write_channel)  # type: ignore[no-untyped-call]
+
+    def _error(self, error: Any, request_id: str = "") -> ServiceError | ClientClosed:
+        if self._closed:
+            return ClientClosed("the client was closed during the call")
+        return _status.from_rpc_error(error, request_id)
+
+
+async def _wait(changed: asyncio.Event, until: Callable[[], bool]) -> None:
+    while not until():
+        changed.clear()
+        if not until():  # it may have come true before the clearing
+            await changed.wait()
+
+
+for _name, _method in vars(AsyncClient).items():
+    if not _name.startswith("_"):
+        _method.__doc__ = getattr(Client, _name).__doc__

@@ -1,0 +1,146 @@
+"""What both transports agree on: the forms of a target, channel options, deadlines and retries."""
+
+import json
+import os
+import random
+import re
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from kvbank._exceptions import InvalidArgument, ServiceError
+
+DEFAULT_TIMEOUT = 30.0
+DEFAULT_STREAM_TIMEOUT = 120.0
+MAX_MESSAGE_BYTES = 64 << 20
+# For a server that does not name its bound.
+DEFAULT_UNACKNOWLEDGED_BYTES = 32 << 20
+
+READ_ATTEMPTS = 4
+# A server that restarts is gone for seconds; progress starts the count anew.
+WRITE_ATTEMPTS = 10
+
+_SERVICE = "kvbank.v1.MemoryService"
+# Idempotent unary calls. Streams are retried by the client, which knows what it has received.
+_RETRIED = (
+    "GetServerInfo",
+    "GetBank",
+    "ListBanks",
+    "GetChunk",
+    "ListChunks",
+    "ExplainEviction",
+    "ListEvictions",
+)
+_SERVICE_CONFIG = {
+    "methodConfig": [
+        {
+            "name": [{"service": _SERVICE, "method": method} for method in _RETRIED],
+            "retryPolicy": {
+                "maxAttempts": READ_ATTEMPTS,
+                "initialBackoff": "0.1s",
+                "maxBackoff": "2s",
+                "backoffMultiplier": 3,
+                "retryableStatusCodes": ["UNAVAILABLE"],
+            },
+        }
+    ]
+}
+
+OPTIONS: tuple[tuple[str, Any], ...] = (
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
+    # A dead peer is noticed within some 80 s; more frequent pings would need the server's consent.
+    ("grpc.keepalive_time_ms", 60_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+    # Reconnect soon after a restart; gRPC's own values are 1 s and 120 s.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 2_000),
+    # A proxy of the environment is meant for the web, not for a memory server beside the model.
+    ("grpc.enable_http_proxy", 0),
+)
+
+
+def with_defaults(options: Sequence[tuple[str, Any]]) -> list[tuple[str, Any]]:
+    """Our channel arguments, and over them the caller's; gRPC itself would take the first of two."""
+    return list(dict((*OPTIONS, *options)).items())
+
+
+_SCHEMES = ("unix:", "dns:", "ipv4:", "ipv6:")
+_HOST_PORT = re.compile(r"(?P<host>\[[0-9A-Fa-f:.%\w]+\]|[^\s:\[\]]+):(?P<port>\d{1,5})")
+
+
+def parse_target(target: str | os.PathLike[str]) -> str | Path:
+    """A folder as `Path`, an address as `str`; InvalidArgument for anything else.
+
+    In this order: a path object is a folder; "unix:PATH", "dns:...", "ipv4:..." and "ipv6:..." are addresses; a string
+    with a path separator, "." or "..", or the name of an existing folder is a folder; "host:port" is an address.
+    """
+    if isinstance(target, os.PathLike):
+        return _folder(Path(target))
+    if "://" in target and not target.startswith(_SCHEMES):
+        raise _bad_target(target, "no URL: kvbank speaks gRPC")
+    if target.startswith(_SCHEMES):
+        if target in _SCHEMES:
+            raise _bad_target(target, "nothing follows the scheme")
+        return target
+    if "/" in target or os.sep in target or target in (".", "..") or (target and Path(target).is_dir()):
+        return _folder(Path(target))
+    match = _HOST_PORT.fullmatch(target)
+    if match is None:
+        raise _bad_target(target, "it has no port" if re.fullmatch(r"[\w.-]+", target) else "it is none of these")
+    if not 0 < int(match["port"]) < 65536:
+        raise _bad_target(target, "ports are 1 to 65535")
+    return target
+
+
+def _folder(path: Path) -> Path:
+    path = path.expanduser()
+    if path.exists() and not path.is_dir():
+        raise _bad_target(str(path), "it is a file")
+    return path
+
+
+def _bad_target(target: str, why: str) -> InvalidArgument:
+    return InvalidArgument(
+        f"cannot connect to {target!r}: {why}; expected host:port, unix:PATH or a folder such as ./memory",
+        reason="INVALID_FIELD",
+        metadata={"field": "target"},
+    )
+
+
+class Attempts:
+    """How often, and after how long, a broken stream is started again, within one deadline."""
+
+    def __init__(self, attempts: int, deadline: float) -> None:
+        """deadline: seconds from now for the attempts together."""
+        self._attempts = attempts
+        self._end = time.monotonic() + deadline
+        self._delays = _delays()
+        self._left = attempts
+
+    def remaining(self) -> float:
+        """Seconds left, for the deadline of the next attempt."""
+        return max(self._end - time.monotonic(), 0.001)
+
+    def reset(self) -> None:
+        """The last attempt made progress."""
+        self._delays = _delays()
+        self._left = self._attempts
+
+    def delay(self, error: ServiceError) -> float:
+        """Seconds to wait before the next attempt; raises `error` when there is to be none."""
+        self._left -= 1
+        # Some of it at random, so that many workers do not come back at one moment.
+        delay = next(self._delays) * random.uniform(0.7, 1.3)
+        if not error.retryable or self._left == 0 or time.monotonic() + delay >= self._end:
+            raise error
+        return delay
+
+
+def _delays() -> Iterator[float]:
+    delay = 0.1
+    while True:
+        yield delay
+        delay = min(delay * 2, 2.0)

@@ -1,0 +1,360 @@
+"""The blocking client: the calls of `_codec` over a `grpc.Channel`."""
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from types import EllipsisType, TracebackType
+from typing import Any, Protocol, Self, TypeVar
+
+import grpc
+import numpy.typing as npt
+
+from kvbank import _channel, _codec, _status
+from kvbank import _models as m
+from kvbank._exceptions import BankNotFound, ClientClosed, ClientForked, ServiceError
+from kvbank._write_stream import WriteStream
+from kvbank._writing import WriteSession
+from kvbank.v1 import service_pb2 as pb
+from kvbank.v1 import service_pb2_grpc
+
+T_co = TypeVar("T_co", covariant=True)
+
+
+class Reader(Protocol[T_co]):
+    """Takes the frames of one stream."""
+
+    def feed(self, response: Any, /) -> None: ...
+    def result(self) -> T_co: ...
+
+
+class Client:
+    """A connection to a memory service, made by `kvbank.connect`.
+
+    Every method takes `timeout`, a deadline in seconds; left out it is the client's: `timeout` for single calls,
+    `stream_timeout` for those that move tensors. Reads are repeated when the connection breaks, within the deadline.
+    Every method raises a `ServiceError` (the tree is in `kvbank._exceptions`), `ClientClosed` or `ClientForked`.
+
+    Threads may share a client. A fork may not: in the child every call raises `ClientForked`.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        *,
+        timeout: float = _channel.DEFAULT_TIMEOUT,
+        stream_timeout: float = _channel.DEFAULT_STREAM_TIMEOUT,
+        options: Sequence[tuple[str, Any]] = (),
+        on_close: Callable[[], None] | None = None,
+    ) -> None:
+        """address: "host:port" or "unix:path". options: gRPC channel arguments, after (and over) our own."""
+        self._timeout = timeout
+        self._stream_timeout = stream_timeout
+        self._on_close = on_close
+        self._pid = os.getpid()
+        self._closed = threading.Event()
+        self._bound = 0
+        self._channel = grpc.insecure_channel(address, options=_channel.with_defaults(options))
+        self._stub: Any = service_pb2_grpc.MemoryServiceStub(self._channel)  # type: ignore[no-untyped-call]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection, and stop the service where `connect` started it. Calls under way fail."""
+        if self._pid != os.getpid() or self._closed.is_set():
+            return
+        self._closed.set()
+        self._channel.close()
+        if self._on_close is not None:
+            self._on_close()
+
+    def server_info(self, *, timeout: float | None = None) -> m.ServerInfo:
+        """Version, store id, durability and limits of the server."""
+        return _codec.server_info(self._call("GetServerInfo", pb.GetServerInfoRequest(), timeout))
+
+    # Banks
+
+    def create_bank(
+        self,
+        name: str,
+        *,
+        kv: m.KVSpec | None,
+        embedding: m.EmbeddingSpec,
+        capacity: m.Capacity | None = None,
+        policy: m.Policy | None = None,
+        metadata: Mapping[str, str] = {},
+        exist_ok: bool = False,
+        timeout: float | None = None,
+    ) -> m.Bank:
+        """Create a bank; `kv=None` makes one of vectors only, `capacity=None` one without a bound.
+
+        exist_ok: return an existing bank of the same specs as it is, whatever its capacity, policy and metadata.
+        AlreadyExists for a bank of this name otherwise.
+        """
+        request = _codec.create_bank(name, kv, embedding, capacity, policy, metadata)
+        return _codec.created_bank(self._call("CreateBank", request, timeout), exist_ok)
+
+    def get_bank(self, name: str, *, timeout: float | None = None) -> m.Bank:
+        """The bank with its usage; BankNotFound."""
+        return _codec.bank(self._call("GetBank", pb.GetBankRequest(name=name), timeout).bank)
+
+    def list_banks(self, *, timeout: float | None = None) -> Iterator[m.Bank]:
+        """All banks, by name; fetched a page at a time, with `timeout` for each."""
+        for page in self._pages("ListBanks", pb.ListBanksRequest(), timeout):
+            yield from map(_codec.bank, page.banks)
+
+    def update_bank(
+        self,
+        name: str,
+        *,
+        capacity: m.Capacity | EllipsisType | None = ...,
+        policy: m.Policy | None = None,
+        metadata: Mapping[str, str] | None = None,
+        timeout: float | None = None,
+    ) -> m.Bank:
+        """Change what is given and leave the rest; `capacity=None` removes the bound, `metadata` replaces all of it."""
+        request = _codec.update_bank(name, capacity, policy, metadata)
+        return _codec.bank(self._call("UpdateBank", request, timeout).bank)
+
+    def delete_bank(self, name: str, missing_ok: bool = False, *, timeout: float | None = None) -> None:
+        """Delete a bank and all its chunks; BankNotFound unless `missing_ok`."""
+        try:
+            self._call("DeleteBank", pb.DeleteBankRequest(name=name), timeout)
+        except BankNotFound:
+            if not missing_ok:
+                raise
+
+    # Writing
+
+    def write(
+        self, bank: str, chunk: m.NewChunk, *, reader_digest: str, embedder_digest: str, timeout: float | None = None
+    ) -> m.WriteResult:
+        """Write one chunk; it is durable when this returns. See `write_many`."""
+        return self.write_many(
+            bank, [chunk], reader_digest=reader_digest, embedder_digest=embedder_digest, timeout=timeout
+        )[0]
+
+    def write_many(
+        self,
+        bank: str,
+        chunks: Iterable[m.NewChunk],
+        *,
+        reader_digest: str,
+        embedder_digest: str,
+        timeout: float | None = None,
+    ) -> list[m.WriteResult]:
+        """Write chunks in order over one pipelined stream; results in order, each chunk durable.
+
+        `chunks` is consumed in the calling thread, as the server acknowledges what went before. After a broken
+        connection the unacknowledged chunks are sent again under their keys, several times over some ten seconds.
+        The first refused chunk raises; those before it are written, and writing the same `NewChunk` objects again
+        repeats none of them.
+
+        timeout: longest wait for an acknowledgement, not for the whole (at least half of it is left to each chunk).
+        """
+        session = WriteSession(bank, chunks, reader_digest, embedder_digest, self._unacknowledged_bound(timeout))
+        attempts = _channel.Attempts(_channel.WRITE_ATTEMPTS, float("inf"))
+        while not session.finished():
+            written = len(session.results)
+            try:
+                self._write_stream(session, self._stream_timeout if timeout is None else timeout)
+            except ServiceError as error:
+                if len(session.results) > written:
+                    attempts.reset()
+                self._pause(attempts.delay(error))
+        return session.results
+
+    def _unacknowledged_bound(self, timeout: float | None) -> int:
+        self._check()
+        if not self._bound:
+            self._bound = (
+                self.server_info(timeout=timeout).max_unacknowledged_bytes or _channel.DEFAULT_UNACKNOWLEDGED_BYTES
+            )
+        return self._bound
+
+    def _write_stream(self, session: WriteSession, timeout: float) -> None:
+        """Write what one stream can take: until the end of the chunks, or half of its deadline."""
+        self._check()
+        refill_until = time.monotonic() + timeout / 2
+        changed = threading.Condition()
+        stream = WriteStream(self._stub.WriteChunks, session, timeout, on_change=lambda: _notify(changed))
+        try:
+            while session.peek() is not None and time.monotonic() < refill_until:
+                _wait(changed, stream.ready)
+                if stream.ended:
+                    break
+                stream.send()
+            stream.half_close()
+            _wait(changed, lambda: stream.ended)
+            stream.check()
+        except grpc.RpcError as error:
+            raise self._error(error) from None
+        finally:
+            stream.cancel()
+
+    # Reading
+
+    def retrieve(
+        self,
+        banks: str | Sequence[str],
+        queries: npt.ArrayLike,
+        *,
+        top_k: int = 8,
+        min_score: float | None = None,
+        layers: Sequence[int] | None = None,
+        held: m.Held | None = None,
+        payload: bool = True,
+        count: bool = True,
+        reader_digest: str = "",
+        embedder_digest: str = "",
+        timeout: float | None = None,
+    ) -> m.Retrieval:
+        """The nearest chunks of each query, with their tensors.
+
+        banks: one or several whose specs agree.
+        queries: float32 [n, dimension], or [dimension] for one.
+        min_score: leave out hits below it.
+        layers: tensors of these memory layers only; all when left out.
+        held: payloads that the caller has and that are not sent again (`tensors` is None).
+        payload: False for hits and metadata only; then `reader_digest` may be left out.
+        count: False to look around without raising retrieval counts. A retry counts once.
+
+        DataLoss when a received tensor does not match its checksum.
+        """
+        request = _codec.retrieve(
+            banks,
+            queries,
+            top_k=top_k,
+            min_score=min_score,
+            layers=layers,
+            held=held,
+            payload=payload,
+            count=count,
+            reader_digest=reader_digest,
+            embedder_digest=embedder_digest,
+        )
+        return self._read("Retrieve", request, _codec.RetrieveReader, timeout, request.request_id.hex())
+
+    def fetch(
+        self,
+        bank: str,
+        chunk_ids: Sequence[int],
+        *,
+        layers: Sequence[int] | None = None,
+        reader_digest: str,
+        timeout: float | None = None,
+    ) -> list[m.Chunk]:
+        """Chunks by id, in the order asked for, with their tensors (of `layers`, or all); ChunkNotFound, DataLoss."""
+        request = pb.FetchChunksRequest(
+            bank=bank, chunk_ids=chunk_ids, layers=layers or (), reader_digest=reader_digest
+        )
+        return self._read("FetchChunks", request, _codec.FetchReader, timeout)
+
+    # Chunks
+
+    def get_chunk(
+        self, bank: str, chunk_id: int, with_embedding: bool = False, *, timeout: float | None = None
+    ) -> m.Chunk:
+        """One chunk without its tensors; ChunkNotFound."""
+        request = pb.GetChunkRequest(bank=bank, chunk_id=chunk_id, with_embedding=with_embedding)
+        return _codec.chunk(self._call("GetChunk", request, timeout).chunk)
+
+    def list_chunks(
+        self, bank: str, with_embedding: bool = False, *, timeout: float | None = None
+    ) -> Iterator[m.Chunk]:
+        """All chunks without their tensors, ascending by id; fetched a page at a time, with `timeout` for each."""
+        request = pb.ListChunksRequest(bank=bank, with_embedding=with_embedding)
+        for page in self._pages("ListChunks", request, timeout):
+            yield from map(_codec.chunk, page.chunks)
+
+    def update_chunk(
+        self, bank: str, chunk_id: int, metadata: Mapping[str, str], *, timeout: float | None = None
+    ) -> m.Chunk:
+        """Replace a chunk's metadata; ChunkNotFound."""
+        request = pb.UpdateChunkRequest(bank=bank, chunk_id=chunk_id, metadata=metadata)
+        return _codec.chunk(self._call("UpdateChunk", request, timeout).chunk)
+
+    def delete_chunks(self, bank: str, chunk_ids: Sequence[int], *, timeout: float | None = None) -> int:
+        """Delete chunks by id; how many of them existed."""
+        request = pb.DeleteChunksRequest(bank=bank, chunk_ids=chunk_ids)
+        return int(self._call("DeleteChunks", request, timeout).deleted)
+
+    # Eviction
+
+    def explain_eviction(self, bank: str, need: int = 1, *, timeout: float | None = None) -> list[m.Eviction]:
+        """What would go next, in order, to make room for `need` of the capacity's unit; empty when it fits."""
+        request = pb.ExplainEvictionRequest(bank=bank, need=need)
+        return [_codec.eviction(victim) for victim in self._call("ExplainEviction", request, timeout).victims]
+
+    def list_evictions(self, bank: str, *, timeout: float | None = None) -> Iterator[m.Eviction]:
+        """What went, newest first, from a bounded log; fetched a page at a time, with `timeout` for each."""
+        for page in self._pages("ListEvictions", pb.ListEvictionsRequest(bank=bank), timeout):
+            yield from map(_codec.eviction, page.evictions)
+
+    # How a request travels
+
+    def _call(self, method: str, request: Any, timeout: float | None) -> Any:
+        self._check()
+        try:
+            return getattr(self._stub, method)(request, timeout=self._timeout if timeout is None else timeout)
+        except grpc.RpcError as error:
+            raise self._error(error) from None
+
+    def _pages(self, method: str, request: Any, timeout: float | None) -> Iterator[Any]:
+        while True:
+            page = self._call(method, request, timeout)
+            yield page
+            if not page.next_page_token:
+                return
+            request.page_token = page.next_page_token
+
+    def _read(
+        self, method: str, request: Any, reader: Callable[[], Reader[T_co]], timeout: float | None, request_id: str = ""
+    ) -> T_co:
+        """Read a stream to its end; when it breaks, from its start again."""
+        attempts = _channel.Attempts(_channel.READ_ATTEMPTS, self._stream_timeout if timeout is None else timeout)
+        while True:
+            try:
+                return self._read_once(method, request, reader(), attempts.remaining(), request_id)
+            except ServiceError as error:
+                self._pause(attempts.delay(error))
+
+    def _read_once(self, method: str, request: Any, reader: Reader[T_co], timeout: float, request_id: str) -> T_co:
+        self._check()
+        call = getattr(self._stub, method)(request, timeout=timeout)
+        try:
+            for response in call:
+                reader.feed(response)
+        except grpc.RpcError as error:
+            raise self._error(error, request_id) from None
+        finally:
+            call.cancel()
+        return reader.result()
+
+    def _check(self) -> None:
+        if self._pid != os.getpid():
+            raise ClientForked("this client belongs to the parent process; call kvbank.connect() after the fork")
+        if self._closed.is_set():
+            raise ClientClosed("the client is closed")
+
+    def _error(self, error: Any, request_id: str = "") -> ServiceError | ClientClosed:
+        if self._closed.is_set():
+            return ClientClosed("the client was closed during the call")
+        return _status.from_rpc_error(error, request_id)
+
+    def _pause(self, seconds: float) -> None:
+        self._closed.wait(seconds)
+
+
+def _notify(changed: threading.Condition) -> None:
+    with changed:
+        changed.notify_all()
+
+
+def _wait(changed: threading.Condition, until: Callable[[], bool]) -> None:
+    with changed:
+        changed.wait_for(until)

@@ -1,0 +1,359 @@
+"""Requests from models and models from answers. Pure: both transports call these, and neither builds a message."""
+
+import uuid
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from types import EllipsisType
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+from google.protobuf.internal.enum_type_wrapper import EnumTypeWrapper
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from kvbank import _models as m
+from kvbank import _tensors
+from kvbank._exceptions import AlreadyExists, InvalidArgument
+from kvbank.v1 import bank_pb2, chunk_pb2, service_pb2
+
+T = TypeVar("T")
+
+_DTYPES: dict[str, bank_pb2.DataType] = {
+    "bf16": bank_pb2.DATA_TYPE_BF16,
+    "fp16": bank_pb2.DATA_TYPE_FP16,
+    "fp32": bank_pb2.DATA_TYPE_FP32,
+    "int32": bank_pb2.DATA_TYPE_INT32,
+}
+_METRICS: dict[str, bank_pb2.Metric] = {"inner_product": bank_pb2.METRIC_INNER_PRODUCT}
+_POLICIES: dict[str, bank_pb2.PolicyKind] = {
+    "frequency": bank_pb2.POLICY_KIND_FREQUENCY,
+    "recency_half": bank_pb2.POLICY_KIND_RECENCY_HALF,
+    "reject": bank_pb2.POLICY_KIND_REJECT,
+}
+
+
+# Banks
+
+
+def create_bank(
+    name: str,
+    kv: m.KVSpec | None,
+    embedding: m.EmbeddingSpec,
+    capacity: m.Capacity | None,
+    policy: m.Policy | None,
+    metadata: Mapping[str, str],
+) -> service_pb2.CreateBankRequest:
+    bank = bank_pb2.Bank(name=name, embedding=_embedding_spec(embedding), metadata=metadata)
+    if kv is not None:
+        bank.kv.CopyFrom(_kv_spec(kv))
+    if capacity is not None:
+        bank.capacity.CopyFrom(_capacity(capacity))
+    if policy is not None:
+        bank.policy.CopyFrom(_policy(policy))
+    return service_pb2.CreateBankRequest(bank=bank)
+
+
+def update_bank(
+    name: str,
+    capacity: m.Capacity | EllipsisType | None,
+    policy: m.Policy | None,
+    metadata: Mapping[str, str] | None,
+) -> service_pb2.UpdateBankRequest:
+    request = service_pb2.UpdateBankRequest(bank=bank_pb2.Bank(name=name))
+    if not isinstance(capacity, EllipsisType):
+        request.update_mask.paths.append("capacity")
+        if capacity is not None:
+            request.bank.capacity.CopyFrom(_capacity(capacity))
+    if policy is not None:
+        request.update_mask.paths.append("policy")
+        request.bank.policy.CopyFrom(_policy(policy))
+    if metadata is not None:
+        request.update_mask.paths.append("metadata")
+        request.bank.metadata.update(metadata)
+    return request
+
+
+def bank(message: bank_pb2.Bank) -> m.Bank:
+    return m.Bank(
+        name=message.name,
+        uid=message.uid,
+        kv=_read_kv_spec(message.kv) if message.kv.layers else None,
+        embedding=m.EmbeddingSpec(
+            message.embedding.embedder_digest,
+            message.embedding.dimension,
+            _name(bank_pb2.Metric, message.embedding.metric),
+        ),
+        capacity=_read_capacity(message.capacity),
+        policy=_read_policy(message.policy),
+        metadata=dict(message.metadata),
+        create_time=_time(message.create_time),
+        usage=m.BankUsage(**{name: getattr(message.usage, name) for name in m.BankUsage.__slots__}),
+    )
+
+
+def created_bank(answer: service_pb2.CreateBankResponse, exist_ok: bool) -> m.Bank:
+    if not (answer.created or exist_ok):
+        name = answer.bank.name
+        raise AlreadyExists(f"bank {name!r} exists", reason="BANK_EXISTS", metadata={"bank": name})
+    return bank(answer.bank)
+
+
+def _kv_spec(kv: m.KVSpec) -> bank_pb2.KvSpec:
+    return bank_pb2.KvSpec(
+        reader_digest=kv.reader_digest,
+        reader_parts=kv.reader_parts,
+        layers=kv.layers,
+        kv_heads=kv.kv_heads,
+        head_dim=kv.head_dim,
+        dtype=_number(_DTYPES, kv.dtype, "dtype"),
+    )
+
+
+def _read_kv_spec(message: bank_pb2.KvSpec) -> m.KVSpec:
+    return m.KVSpec(
+        reader_digest=message.reader_digest,
+        layers=tuple(message.layers),
+        kv_heads=message.kv_heads,
+        head_dim=message.head_dim,
+        dtype=_name(bank_pb2.DataType, message.dtype),
+        reader_parts=dict(message.reader_parts),
+    )
+
+
+def _embedding_spec(embedding: m.EmbeddingSpec) -> bank_pb2.EmbeddingSpec:
+    return bank_pb2.EmbeddingSpec(
+        embedder_digest=embedding.embedder_digest,
+        dimension=embedding.dimension,
+        metric=_number(_METRICS, embedding.metric, "metric"),
+    )
+
+
+def _capacity(capacity: m.Capacity) -> bank_pb2.Capacity:
+    return bank_pb2.Capacity(chunks=capacity.chunks, tokens=capacity.tokens, bytes=capacity.bytes)
+
+
+def _read_capacity(message: bank_pb2.Capacity) -> m.Capacity | None:
+    limit = message.WhichOneof("limit")
+    return None if limit is None else m.Capacity(**{limit: getattr(message, limit)})
+
+
+def _policy(policy: m.Policy) -> bank_pb2.EvictionPolicy:
+    message = bank_pb2.EvictionPolicy(kind=_number(_POLICIES, policy.kind, "policy"))
+    if policy.kind == "frequency":
+        message.lower, message.upper, message.target = policy.lower, policy.upper, policy.target
+    return message
+
+
+def _read_policy(message: bank_pb2.EvictionPolicy) -> m.Policy:
+    bounds = {name: getattr(message, name) for name in ("lower", "upper", "target") if message.HasField(name)}
+    return m.Policy(_name(bank_pb2.PolicyKind, message.kind), **bounds)
+
+
+# Chunks
+
+
+def header(
+    bank: str, chunk: m.NewChunk, reader_digest: str, embedder_digest: str
+) -> tuple[service_pb2.WriteChunksRequest, list[memoryview]]:
+    """The header frame of a chunk and the bytes that follow it."""
+    described = [_tensors.describe(name, array) for name, array in (chunk.tensors or {}).items()]
+    stored = _stored_length(chunk)
+    message = chunk_pb2.Chunk(
+        idempotency_key=chunk.idempotency_key,
+        start=chunk.start,
+        original_length=_original_length(chunk, stored),
+        stored_length=stored,
+        token_ids=np.asarray(chunk.token_ids, dtype=np.int32).tolist(),
+        text=chunk.text,
+        metadata=chunk.metadata,
+        embedding=_tensors.as_embedding(chunk.embedding, ndim=1).tobytes(),
+    )
+    if described:
+        message.payload.kind = chunk_pb2.PAYLOAD_KIND_LAYER_KV
+        message.payload.tensors.extend(descriptor for descriptor, _ in described)
+    if chunk.producer is not None:
+        message.payload.producer.CopyFrom(_producer(chunk.producer))
+    head = service_pb2.ChunkHeader(
+        bank=bank, reader_digest=reader_digest, embedder_digest=embedder_digest, chunk=message
+    )
+    return service_pb2.WriteChunksRequest(header=head), [view for _, view in described]
+
+
+def write_result(message: service_pb2.WriteChunksResponse) -> m.WriteResult:
+    return m.WriteResult(message.chunk_id, message.replayed, message.gone, tuple(message.evicted_chunk_ids))
+
+
+def chunk(message: chunk_pb2.Chunk, tensors: dict[str, m.Array] | None = None) -> m.Chunk:
+    payload = message.payload
+    return m.Chunk(
+        chunk_id=message.chunk_id,
+        bank=message.bank,
+        idempotency_key=message.idempotency_key,
+        start=message.start,
+        original_length=message.original_length,
+        stored_length=message.stored_length,
+        token_ids=tuple(message.token_ids),
+        text=message.text,
+        metadata=dict(message.metadata),
+        producer=_read_producer(payload.producer) if payload.HasField("producer") else None,
+        layout=tuple(_tensor_info(tensor) for tensor in payload.tensors),
+        checksum=payload.checksum,
+        tensors=tensors,
+        embedding=np.frombuffer(message.embedding, "<f4") if message.embedding else None,
+        create_time=_time(message.create_time),
+        retrieval_count=message.retrieval_count,
+        last_retrieve_time=_time(message.last_retrieve_time) if message.HasField("last_retrieve_time") else None,
+    )
+
+
+def _stored_length(chunk: m.NewChunk) -> int:
+    """The most tokens that a layer keeps: m of `k.<layer>` [Hkv, m, D]."""
+    tensors = (chunk.tensors or {}).items()
+    return max((array.shape[1] for name, array in tensors if name.startswith("k.") and array.ndim == 3), default=0)
+
+
+def _original_length(chunk: m.NewChunk, stored: int) -> int:
+    if chunk.original_length is not None:
+        return chunk.original_length
+    return len(chunk.token_ids) or stored
+
+
+def _producer(producer: m.Producer) -> chunk_pb2.Producer:
+    return chunk_pb2.Producer(
+        method=producer.method,
+        version=producer.version,
+        context=producer.context,
+        adapter_digest=producer.adapter_digest,
+        measured_loss=producer.measured_loss,
+    )
+
+
+def _read_producer(message: chunk_pb2.Producer) -> m.Producer:
+    loss = message.measured_loss if message.HasField("measured_loss") else None
+    return m.Producer(message.method, message.version, message.context, message.adapter_digest, loss)
+
+
+def _tensor_info(message: chunk_pb2.TensorDescriptor) -> m.TensorInfo:
+    return m.TensorInfo(message.name, _name(bank_pb2.DataType, message.dtype), tuple(message.shape), message.length)
+
+
+# Search
+
+
+def retrieve(
+    banks: str | Sequence[str],
+    queries: npt.ArrayLike,
+    *,
+    top_k: int,
+    min_score: float | None,
+    layers: Sequence[int] | None,
+    held: m.Held | None,
+    payload: bool,
+    count: bool,
+    reader_digest: str,
+    embedder_digest: str,
+) -> service_pb2.RetrieveRequest:
+    """The request, with an id that a retry keeps, so that it counts once."""
+    request = service_pb2.RetrieveRequest(
+        banks=[banks] if isinstance(banks, str) else banks,
+        reader_digest=reader_digest,
+        embedder_digest=embedder_digest,
+        queries=_tensors.as_embedding(queries, ndim=2).tobytes(),
+        top_k=top_k,
+        min_score=min_score,
+        layers=layers or (),
+        omit_payload=not payload,
+        skip_count=not count,
+        request_id=uuid.uuid4().bytes,
+    )
+    if held is not None:
+        request.store_id = held.store_id
+        for chunk_id, checksum in held.checksums.items():
+            request.held.add(chunk_id=chunk_id, checksum=checksum)
+    return request
+
+
+class RetrieveReader:
+    """The frames of a Retrieve stream, one after the other, to a `Retrieval`."""
+
+    def __init__(self) -> None:
+        self._header: service_pb2.RetrieveHeader | None = None
+        self._payloads = _tensors.PayloadReader(())
+
+    def feed(self, response: service_pb2.RetrieveResponse) -> None:
+        if response.HasField("header"):
+            self._header = response.header
+            pairs = zip(response.header.chunks, response.header.sent, strict=True)
+            self._payloads = _tensors.PayloadReader([chunk for chunk, sent in pairs if sent])
+        else:
+            self._payloads.feed(response.data)
+
+    def result(self) -> m.Retrieval:
+        self._payloads.finish()
+        head = self._header or service_pb2.RetrieveHeader()
+        tensors = self._payloads.tensors
+        return m.Retrieval(
+            store_id=head.store_id,
+            queries=[[m.Hit(hit.chunk_id, hit.score) for hit in query.hits] for query in head.queries],
+            chunks={message.chunk_id: chunk(message, tensors.get(message.chunk_id)) for message in head.chunks},
+        )
+
+
+class FetchReader:
+    """The frames of a FetchChunks stream, one after the other, to chunks in the order asked for."""
+
+    def __init__(self) -> None:
+        self._chunks: Sequence[chunk_pb2.Chunk] = ()
+        self._payloads = _tensors.PayloadReader(())
+
+    def feed(self, response: service_pb2.FetchChunksResponse) -> None:
+        if response.HasField("header"):
+            self._chunks = response.header.chunks
+            self._payloads = _tensors.PayloadReader(self._chunks)
+        else:
+            self._payloads.feed(response.data)
+
+    def result(self) -> list[m.Chunk]:
+        self._payloads.finish()
+        return [chunk(message, self._payloads.tensors[message.chunk_id]) for message in self._chunks]
+
+
+# The rest
+
+
+def server_info(message: service_pb2.GetServerInfoResponse) -> m.ServerInfo:
+    return m.ServerInfo(**{name: getattr(message, name) for name in m.ServerInfo.__slots__})
+
+
+def eviction(message: service_pb2.Eviction) -> m.Eviction:
+    return m.Eviction(
+        chunk_id=message.chunk_id,
+        reason=_name(service_pb2.EvictionReason, message.reason),
+        retrieval_count=message.retrieval_count,
+        start=message.start,
+        stored_length=message.stored_length,
+        create_time=_time(message.create_time),
+        evict_time=_time(message.evict_time) if message.HasField("evict_time") else None,
+        metadata=dict(message.metadata),
+    )
+
+
+def _time(message: Timestamp) -> datetime:
+    return message.ToDatetime(tzinfo=UTC)
+
+
+def _number(numbers: Mapping[str, T], name: str, what: str) -> T:
+    try:
+        return numbers[name]
+    except KeyError:
+        message = f"unknown {what} {name!r}; known: {', '.join(numbers)}"
+        raise InvalidArgument(message, reason="INVALID_FIELD", metadata={"field": what}) from None
+
+
+def _name(enum: EnumTypeWrapper, number: int) -> str:
+    """ "least_retrieved" for EVICTION_REASON_LEAST_RETRIEVED; a number that a newer server sent, as digits."""
+    values = enum.DESCRIPTOR.values_by_number
+    if number not in values:
+        return str(number)
+    prefix = values[0].name.removesuffix("UNSPECIFIED")
+    return values[number].name.removeprefix(prefix).lower()

@@ -1,0 +1,171 @@
+"""Every error of the SDK.
+
+KVBankError
+├── ClientClosed                 the client was closed
+├── ClientForked                 the client belongs to the parent of this process
+├── MissingExtra                 an optional part of kvbank is not installed
+└── ServiceError                 a request was refused or failed
+    ├── InvalidArgument          (a ValueError too) malformed request, tensor, embedding or target
+    ├── NotFound
+    │   ├── BankNotFound
+    │   └── ChunkNotFound
+    ├── AlreadyExists            a bank with another spec, or an idempotency key with other content
+    ├── FailedPrecondition       among them: banks of one request whose specs differ
+    │   ├── ReaderMismatch       K-V of another model
+    │   └── EmbedderMismatch     embeddings of another embedder
+    ├── ResourceExhausted
+    │   ├── BankFull             the bank is full and its policy refuses
+    │   ├── TooLarge             a chunk, an answer or a message is over a limit
+    │   └── DiskFull             the server keeps back its last free space
+    ├── DataLoss                 bytes do not match their checksum
+    ├── Unavailable              no connection, or the server is starting or stopping; retryable
+    ├── DeadlineExceeded         no answer within the deadline
+    ├── Unauthenticated
+    ├── PermissionDenied
+    └── Internal                 a fault of the server or of the connection; any other code too
+"""
+
+from collections.abc import Mapping
+
+
+class KVBankError(Exception):
+    """Base of every error that this package raises on purpose."""
+
+
+class ClientClosed(KVBankError):
+    """The client was closed."""
+
+
+class ClientForked(KVBankError):
+    """The client was made before a fork, in the parent process; make one in the child."""
+
+
+class MissingExtra(KVBankError):
+    """An optional part of kvbank is not installed."""
+
+
+class ServiceError(KVBankError):
+    """A request that was refused or failed.
+
+    Attributes:
+        code: name of the gRPC status code, such as "NOT_FOUND".
+        reason: name from docs/errors.md, such as "BANK_NOT_FOUND"; empty when the error was made inside gRPC.
+        metadata: what varies in the message, by name.
+        request_id: hex id of the request where it has one (`retrieve`), else empty.
+        retryable: whether the same request may succeed later, unchanged.
+    """
+
+    code = "UNKNOWN"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        code: str | None = None,
+        reason: str = "",
+        metadata: Mapping[str, str] | None = None,
+        request_id: str = "",
+    ) -> None:
+        super().__init__(message)
+        self.code = code or type(self).code
+        self.reason = reason
+        self.metadata = dict(metadata or {})
+        self.request_id = request_id
+
+    @property
+    def retryable(self) -> bool:
+        return self.code == "UNAVAILABLE"
+
+
+class InvalidArgument(ServiceError, ValueError):
+    """The request is malformed; it fails again however often it is sent."""
+
+    code = "INVALID_ARGUMENT"
+
+
+class NotFound(ServiceError):
+    """What the request names does not exist, or the caller may not see it."""
+
+    code = "NOT_FOUND"
+
+
+class BankNotFound(NotFound):
+    """The bank does not exist, or the caller may not see it."""
+
+
+class ChunkNotFound(NotFound):
+    """The chunk does not exist (any more)."""
+
+
+class AlreadyExists(ServiceError):
+    """A bank of this name with another spec, or an idempotency key with other content."""
+
+    code = "ALREADY_EXISTS"
+
+
+class FailedPrecondition(ServiceError):
+    """The request does not fit the state of the bank."""
+
+    code = "FAILED_PRECONDITION"
+
+
+class ReaderMismatch(FailedPrecondition):
+    """K-V of another model; `metadata` has bank_digest and request_digest."""
+
+
+class EmbedderMismatch(FailedPrecondition):
+    """Embeddings of another embedder; `metadata` has bank_digest and request_digest."""
+
+
+class ResourceExhausted(ServiceError):
+    """A limit was reached."""
+
+    code = "RESOURCE_EXHAUSTED"
+
+
+class BankFull(ResourceExhausted):
+    """The bank is full and its policy refuses the write."""
+
+
+class TooLarge(ResourceExhausted):
+    """A chunk, an answer or a message is over a limit; `metadata` has limit and size where they are known."""
+
+
+class DiskFull(ResourceExhausted):
+    """The server has no free space beyond what it keeps back."""
+
+
+class DataLoss(ServiceError):
+    """Bytes do not match their checksum, on the server's disk or on the way here."""
+
+    code = "DATA_LOSS"
+
+
+class Unavailable(ServiceError):
+    """No connection, or the server is starting or stopping."""
+
+    code = "UNAVAILABLE"
+
+
+class DeadlineExceeded(ServiceError):
+    """No answer within the deadline."""
+
+    code = "DEADLINE_EXCEEDED"
+
+
+class Unauthenticated(ServiceError):
+    """No key, or a wrong one."""
+
+    code = "UNAUTHENTICATED"
+
+
+class PermissionDenied(ServiceError):
+    """The key lacks the scope that the request needs."""
+
+    code = "PERMISSION_DENIED"
+
+
+class Internal(ServiceError):
+    """A fault of the server or of the connection."""
+
+    code = "INTERNAL"

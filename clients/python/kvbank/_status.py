@@ -1,0 +1,73 @@
+"""gRPC errors to the errors of this package: by ErrorInfo where the service sent one, else by code."""
+
+import re
+from typing import Any
+
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
+
+from kvbank import _exceptions as errors
+
+DOMAIN = "kvbank"
+
+BY_CODE: dict[str, type[errors.ServiceError]] = {
+    "INVALID_ARGUMENT": errors.InvalidArgument,
+    "OUT_OF_RANGE": errors.InvalidArgument,
+    "NOT_FOUND": errors.NotFound,
+    "ALREADY_EXISTS": errors.AlreadyExists,
+    "FAILED_PRECONDITION": errors.FailedPrecondition,
+    "RESOURCE_EXHAUSTED": errors.ResourceExhausted,
+    "DATA_LOSS": errors.DataLoss,
+    "UNAVAILABLE": errors.Unavailable,
+    "DEADLINE_EXCEEDED": errors.DeadlineExceeded,
+    "UNAUTHENTICATED": errors.Unauthenticated,
+    "PERMISSION_DENIED": errors.PermissionDenied,
+}
+
+# Reasons with a class of their own; the others take the class of their code.
+BY_REASON: dict[str, type[errors.ServiceError]] = {
+    "BANK_NOT_FOUND": errors.BankNotFound,
+    "CHUNK_NOT_FOUND": errors.ChunkNotFound,
+    "READER_MISMATCH": errors.ReaderMismatch,
+    "EMBEDDER_MISMATCH": errors.EmbedderMismatch,
+    "BANK_FULL": errors.BankFull,
+    "TOO_LARGE": errors.TooLarge,
+    "DISK_FULL": errors.DiskFull,
+}
+
+# gRPC's core: "CLIENT: Sent message larger than max (70000000 vs. 67108864)", also "Received message ...".
+_OVER_LONG = re.compile(r"(Sent|Received) message larger than max \((\d+) vs\. (\d+)\)")
+
+
+def from_rpc_error(error: Any, request_id: str = "") -> errors.ServiceError:
+    """The error of this package for a `grpc.RpcError` of either transport."""
+    code, message = error.code().name, error.details() or ""
+    info = _error_info(error)
+    if info is not None:
+        kind = BY_REASON.get(info.reason) or BY_CODE.get(code, errors.Internal)
+        return kind(message, code=code, reason=info.reason, metadata=dict(info.metadata), request_id=request_id)
+    over_long = _OVER_LONG.search(message)
+    if over_long is not None:
+        return _too_large(over_long[1], over_long[2], over_long[3], request_id)
+    return BY_CODE.get(code, errors.Internal)(f"{code}: {message}", code=code, request_id=request_id)
+
+
+def _error_info(error: Any) -> error_details_pb2.ErrorInfo | None:
+    try:
+        status = rpc_status.from_call(error)
+    except ValueError:  # details that contradict the status: some proxy's, not ours
+        return None
+    for detail in status.details if status is not None else ():
+        info = error_details_pb2.ErrorInfo()
+        if detail.Unpack(info) and info.domain == DOMAIN:
+            return info
+    return None
+
+
+def _too_large(verb: str, size: str, limit: str, request_id: str) -> errors.TooLarge:
+    return errors.TooLarge(
+        f"a {verb.lower()} message has {size} bytes, over the limit of {limit}",
+        reason="TOO_LARGE",
+        metadata={"size": size, "limit": limit},
+        request_id=request_id,
+    )

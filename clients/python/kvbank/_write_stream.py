@@ -1,0 +1,75 @@
+"""One WriteChunks call. The sender's thread hands over chunks, a thread of the stream reads the acknowledgements.
+
+Both clients write over this, on a blocking channel: in grpc.aio 1.85 a write that fails overwrites the status that the
+server sent ("Internal error from Core"), so that a refusal could not be told from a broken connection.
+"""
+
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import grpc
+
+from kvbank._exceptions import ServiceError, Unavailable
+from kvbank._writing import Upload, WriteSession
+from kvbank.v1 import service_pb2
+
+
+class WriteStream:
+    """Begins by sending again what the session has pending."""
+
+    def __init__(self, method: Any, session: WriteSession, timeout: float, on_change: Callable[[], None]) -> None:
+        """on_change: called from another thread after each acknowledgement, and when the stream has ended."""
+        self.ended = False
+        self._session = session
+        self._on_change = on_change
+        self._lock = threading.Lock()
+        self._failure: Exception | None = None
+        self._outbox: queue.SimpleQueue[Upload | None] = queue.SimpleQueue()
+        for upload in session.pending:
+            self._outbox.put(upload)
+        self._call = method(self._requests(), timeout=timeout)
+        self._reader = threading.Thread(target=self._read, name="kvbank-write-acks", daemon=True)
+        self._reader.start()
+
+    def ready(self) -> bool:
+        """Whether there is nothing to wait for: room for the session's next upload, or the end of the stream."""
+        return self.ended or self._session.has_room()
+
+    def send(self) -> None:
+        """Send the session's next upload; returns at once."""
+        with self._lock:
+            self._outbox.put(self._session.advance())
+
+    def half_close(self) -> None:
+        """Nothing follows; the stream ends after the outstanding acknowledgements."""
+        self._outbox.put(None)
+
+    def check(self) -> None:
+        """After the end: raise what prevented an acknowledgement."""
+        # An error with nothing outstanding harmed nothing, such as a deadline while the caller made the next chunk.
+        if self._session.pending:
+            raise self._failure or Unavailable("the server ended the stream before it acknowledged every chunk")
+
+    def cancel(self) -> None:
+        """End the call and its threads; does nothing after the end."""
+        self._outbox.put(None)
+        self._call.cancel()
+        self._reader.join()
+
+    def _requests(self) -> Iterator[service_pb2.WriteChunksRequest]:
+        while (upload := self._outbox.get()) is not None:
+            yield from upload.frames()
+
+    def _read(self) -> None:
+        try:
+            for response in self._call:
+                with self._lock:
+                    self._session.acknowledge(response)
+                self._on_change()
+        except (grpc.RpcError, ServiceError) as error:
+            self._failure = error
+        finally:
+            self.ended = True
+            self._on_change()

@@ -1,0 +1,9 @@
+"""`python -m memory_service`: `kvbank serve` without the SDK's command line."""
+
+import typer
+
+from memory_service.cli import register
+
+app = typer.Typer(add_completion=False)
+register(app)
+app()

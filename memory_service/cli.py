@@ -1,0 +1,72 @@
+"""`kvbank serve`."""
+
+import asyncio
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from pydantic import ValidationError
+
+from memory_service import __version__
+from memory_service.errors import StartError
+from memory_service.settings import Settings
+
+
+def register(app: typer.Typer) -> None:
+    """Add the server's commands; entry point `server` of the group kvbank.commands."""
+    app.command()(serve)
+
+
+def serve(
+    data: Annotated[Path | None, typer.Option(help="Data folder; made when missing. [env: KVBANK_DATA]")] = None,
+    listen: Annotated[str | None, typer.Option(help="HOST:PORT (port 0: any free) or unix:PATH.")] = None,
+    insecure: Annotated[bool | None, typer.Option("--insecure", help="Allow other than loopback.")] = None,
+    durability: Annotated[
+        Literal["fsync", "os"] | None, typer.Option(help="os: a power cut may lose what was acknowledged last.")
+    ] = None,
+    migrate: Annotated[bool | None, typer.Option("--migrate", help="Upgrade an older data folder.")] = None,
+    min_free: Annotated[int | None, typer.Option(help="Bytes of the disk that writes leave free.")] = None,
+    max_message_bytes: Annotated[int | None, typer.Option(help="Largest message.")] = None,
+    max_chunk_bytes: Annotated[int | None, typer.Option(help="Largest payload of a chunk.")] = None,
+    storage_threads: Annotated[int | None, typer.Option(help="Threads that read and write.")] = None,
+    grace: Annotated[float | None, typer.Option(help="Seconds that running calls get at the end.")] = None,
+    ready_file: Annotated[Path | None, typer.Option(help="Write the address here when serving.")] = None,
+) -> None:
+    """Serve the banks of a data folder. Settings come from flags, then KVBANK_* variables, then defaults."""
+    flags: dict[str, Any] = {
+        "data": data,
+        "listen": listen,
+        "insecure": insecure,
+        "durability": durability,
+        "migrate": migrate,
+        "min_free": min_free,
+        "max_message_bytes": max_message_bytes,
+        "max_chunk_bytes": max_chunk_bytes,
+        "storage_threads": storage_threads,
+        "grace": grace,
+    }
+    try:
+        settings = Settings(**{name: value for name, value in flags.items() if value is not None})
+    except ValidationError as error:
+        first = error.errors()[0]
+        _fail(f"--{str(first['loc'][0]).replace('_', '-')}: {first['msg']}", 2)
+
+    def ready(address: str) -> None:
+        print(f"kvbank {__version__} serving {settings.data} on {address}", flush=True)
+        if ready_file is not None:
+            temporary = ready_file.with_suffix(".tmp")
+            temporary.write_text(address + "\n")
+            temporary.rename(ready_file)
+
+    # Half a second of imports that `kvbank --help` can do without.
+    from memory_service import server
+
+    try:
+        asyncio.run(server.serve(settings, ready))
+    except (StartError, OSError) as error:
+        _fail(str(error), 1)
+
+
+def _fail(text: str, code: int) -> Any:
+    typer.echo(f"kvbank: {text}", err=True)
+    raise typer.Exit(code)

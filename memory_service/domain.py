@@ -1,0 +1,153 @@
+"""The words of the service as plain values; they cross every layer and know none of them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+DType = Literal["bf16", "fp16", "fp32", "int32"]
+Unit = Literal["chunks", "tokens", "bytes"]
+PolicyKind = Literal["frequency", "recency_half", "reject"]
+EvictionReason = Literal["oldest", "least_retrieved", "oldest_half", "room"]
+
+ITEM_BYTES: Mapping[str, int] = {"bf16": 2, "fp16": 2, "fp32": 4, "int32": 4}
+NO_METADATA: Mapping[str, str] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class KvSpec:
+    """Which K-V a bank holds; without layers the bank holds vectors only."""
+
+    reader_digest: str
+    layers: tuple[int, ...]
+    kv_heads: int
+    head_dim: int
+    dtype: DType | None
+    # Says what differs when a digest does; not part of the identity.
+    reader_parts: Mapping[str, str] = field(default_factory=dict, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingSpec:
+    """Which embeddings a bank is searched by; the metric is the inner product."""
+
+    embedder_digest: str
+    dimension: int
+
+
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    """The bound of a bank, in its own unit."""
+
+    unit: Unit
+    limit: int
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """Bounds in percent of the live chunks, target in percent of the capacity."""
+
+    kind: PolicyKind = "frequency"
+    lower: int = 10
+    upper: int = 90
+    target: int = 50
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Figures of a bank now, and since it was created."""
+
+    chunks: int = 0
+    tokens: int = 0
+    bytes: int = 0
+    chunks_written: int = 0
+    chunks_evicted: int = 0
+    chunks_deleted: int = 0
+    chunks_quarantined: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Bank:
+    """A bank; times are microseconds since 1970."""
+
+    name: str
+    kv: KvSpec
+    embedding: EmbeddingSpec
+    capacity: Capacity | None
+    policy: Policy
+    metadata: Mapping[str, str]
+    bank_id: int = 0
+    uid: str = ""
+    created: int = 0
+    usage: Usage = Usage()
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """One tensor of a payload: absolute byte offset in the file, byte length, xxh3-64."""
+
+    name: str
+    dtype: DType
+    shape: tuple[int, ...]
+    offset: int
+    length: int
+    checksum: int
+
+
+@dataclass(frozen=True, slots=True)
+class Producer:
+    """What made a payload."""
+
+    method: str = ""
+    version: str = ""
+    context: str = ""
+    adapter_digest: str = ""
+    measured_loss: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Payload:
+    """Descriptor of a `layer_kv` payload; seed and checksum are the store's."""
+
+    tensors: tuple[Tensor, ...]
+    producer: Producer
+    seed: int = 0
+    checksum: int = 0
+
+    @property
+    def length(self) -> int:
+        """Bytes of all tensors."""
+        return sum(tensor.length for tensor in self.tensors)
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """The unit written, retrieved, counted, evicted. Embedding float32 LE [d], token ids int32 LE [n], times in us."""
+
+    key: bytes
+    start: int
+    original_length: int
+    stored_length: int
+    token_ids: bytes
+    text: str
+    metadata: Mapping[str, str]
+    embedding: bytes
+    payload: Payload | None
+    chunk_id: int = 0
+    bank: str = ""
+    created: int = 0
+    retrieval_count: int = 0
+    last_retrieved: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Eviction:
+    """A chunk that went, or would go next; `evicted` is None in the second case."""
+
+    chunk_id: int
+    reason: EvictionReason
+    retrieval_count: int
+    start: int
+    stored_length: int
+    created: int
+    metadata: Mapping[str, str]
+    evicted: int | None = None

@@ -1,0 +1,160 @@
+"""What a request may say: pure checks of banks, chunks and tensors. Owns the shape rules of a payload."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from memory_service.domain import ITEM_BYTES, Bank, Chunk, KvSpec, Tensor
+from memory_service.errors import (
+    FAILED_PRECONDITION,
+    INVALID_ARGUMENT,
+    RESOURCE_EXHAUSTED,
+    ServiceError,
+    invalid,
+)
+
+LARGEST_DIMENSION = 65_536
+LARGEST_NAME = 200
+LARGEST_INT32 = 2**31 - 1
+LARGEST_INT64 = 2**63 - 1
+MOST_IDS = 1000
+
+
+def bank(new: Bank) -> None:
+    """A bank to create or update. Errors: INVALID_FIELD."""
+    if not (1 <= len(new.name) <= LARGEST_NAME) or not new.name.isprintable() or new.name.strip() != new.name:
+        raise invalid("bank.name", f"must have 1 to {LARGEST_NAME} printable characters, without blanks at the ends")
+    _kv(new.kv)
+    if not 1 <= new.embedding.dimension <= LARGEST_DIMENSION:
+        raise invalid("bank.embedding.dimension", f"must be from 1 to {LARGEST_DIMENSION}")
+    if new.capacity is not None and new.capacity.limit < 1:
+        raise invalid("bank.capacity", "must be at least 1; leave it out for no bound")
+    policy = new.policy
+    if not 0 <= policy.lower <= policy.upper <= 100:
+        raise invalid("bank.policy", "0 <= lower <= upper <= 100 does not hold")
+    if not 0 <= policy.target <= 100:
+        raise invalid("bank.policy.target", "must be from 0 to 100")
+
+
+def _kv(kv: KvSpec) -> None:
+    if not kv.layers:
+        return
+    if not kv.reader_digest:
+        raise invalid("bank.kv.reader_digest", "is required for a bank with layers")
+    if kv.layers[0] < 0 or any(a >= b for a, b in zip(kv.layers, kv.layers[1:], strict=False)):
+        raise invalid("bank.kv.layers", "must be ascending and not negative")
+    if kv.kv_heads < 1 or kv.head_dim < 1:
+        raise invalid("bank.kv", "kv_heads and head_dim must be at least 1")
+    if kv.dtype not in ("bf16", "fp16", "fp32"):
+        raise invalid("bank.kv.dtype", "must be BF16, FP16 or FP32")
+
+
+def reader(bank_: Bank, digest: str, *, required: bool = True) -> None:
+    """The K-V must be of the model that reads them. Errors: READER_MISMATCH."""
+    if digest == bank_.kv.reader_digest or (not digest and not required):
+        return
+    _mismatch("READER_MISMATCH", f"bank {bank_.name} holds K-V of reader", bank_.kv.reader_digest, digest)
+
+
+def embedder(bank_: Bank, digest: str) -> None:
+    """Vectors of two embedders cannot be compared. Errors: EMBEDDER_MISMATCH."""
+    if digest != bank_.embedding.embedder_digest:
+        expected = bank_.embedding.embedder_digest
+        _mismatch("EMBEDDER_MISMATCH", f"bank {bank_.name} holds embeddings of embedder", expected, digest)
+
+
+def _mismatch(reason: str, what: str, expected: str, digest: str) -> None:
+    text = f"{what} {expected!r}, the request is of {digest!r}"
+    raise ServiceError(FAILED_PRECONDITION, reason, text, bank_digest=expected, request_digest=digest)
+
+
+def vectors(data: bytes, dimension: int, field: str) -> NDArray[np.float32]:
+    """float32 LE bytes as [n, dimension]. Errors: INVALID_FIELD, NOT_FINITE."""
+    if not data or len(data) % (4 * dimension):
+        raise invalid(field, f"{len(data)} bytes are not vectors of {dimension} float32")
+    matrix = np.frombuffer(data, "<f4").reshape(-1, dimension)
+    # Also refuses vectors so long that a product of two of them could leave float32.
+    squares = np.einsum("nd,nd->n", matrix, matrix, dtype=np.float64)
+    if not (squares < np.finfo(np.float32).max).all():
+        raise ServiceError(
+            INVALID_ARGUMENT, "NOT_FINITE", f"{field} has NaN, Inf or a norm beyond float32", field=field
+        )
+    return matrix
+
+
+def layers(bank_: Bank, wanted: Sequence[int]) -> None:
+    """Errors: INVALID_FIELD for a layer that the bank does not hold."""
+    if unknown := sorted(set(wanted) - set(bank_.kv.layers)):
+        raise invalid("layers", f"bank {bank_.name} has no layer {unknown[0]}")
+
+
+def chunk(bank_: Bank, new: Chunk, largest: int) -> None:
+    """A chunk to write, without its bytes; `largest`: bytes that its payload may have.
+
+    Errors: INVALID_FIELD, NOT_FINITE, TENSOR_MISMATCH, TOO_LARGE.
+    """
+    if len(new.key) != 16:
+        raise invalid("chunk.idempotency_key", f"must have 16 bytes, has {len(new.key)}")
+    if new.start < 0:
+        raise invalid("chunk.start", "must not be negative")
+    if not 0 <= new.stored_length <= new.original_length:
+        raise invalid("chunk.stored_length", "0 <= stored_length <= original_length does not hold")
+    if new.token_ids and len(new.token_ids) != 4 * new.original_length:
+        raise invalid("chunk.token_ids", f"{len(new.token_ids) // 4} ids for original_length {new.original_length}")
+    if vectors(new.embedding, bank_.embedding.dimension, "chunk.embedding").shape[0] != 1:
+        raise invalid("chunk.embedding", f"must be one vector of {bank_.embedding.dimension} float32")
+    if (new.payload is not None) != bool(bank_.kv.layers):
+        text = "needs a payload" if bank_.kv.layers else "holds vectors only, without a payload"
+        raise _tensor_mismatch("", f"a chunk of bank {bank_.name} {text}")
+    if new.payload is not None:
+        _tensors(bank_.kv, new, new.payload.tensors)
+        size = new.payload.length
+        if size > largest:
+            text = f"a chunk of {size} bytes; at most {largest} are taken"
+            raise ServiceError(RESOURCE_EXHAUSTED, "TOO_LARGE", text, limit=largest, size=size)
+
+
+def _tensors(kv: KvSpec, new: Chunk, tensors: Sequence[Tensor]) -> None:
+    """Exactly k, v and pos of every layer, of one m in a layer; the largest m is the stored length."""
+    by_name = {tensor.name: tensor for tensor in tensors}
+    expected = {f"{kind}.{layer}" for layer in kv.layers for kind in ("k", "v", "pos")}
+    if len(by_name) != len(tensors) or by_name.keys() != expected:
+        name = next(iter(sorted(by_name.keys() ^ expected)), tensors[0].name)
+        raise _tensor_mismatch(name, "missing, repeated or not of this bank")
+    longest = 0
+    for layer in kv.layers:
+        key = by_name[f"k.{layer}"]
+        m = key.shape[1] if len(key.shape) == 3 else 0
+        if not 1 <= m <= new.original_length:
+            raise _tensor_mismatch(key.name, f"shape {key.shape} is not [kv_heads, m <= original_length, head_dim]")
+        for tensor in (key, by_name[f"v.{layer}"]):
+            _expect(tensor, [kv.dtype], [(kv.kv_heads, m, kv.head_dim)])
+        _expect(by_name[f"pos.{layer}"], ["int32"], [(m,), (kv.kv_heads, m)])
+        longest = max(longest, m)
+    if longest != new.stored_length:
+        raise invalid("chunk.stored_length", f"is {new.stored_length}, but the longest layer has {longest} tokens")
+
+
+def _expect(tensor: Tensor, dtypes: Sequence[str | None], shapes: Sequence[tuple[int, ...]]) -> None:
+    if tensor.dtype not in dtypes or tensor.shape not in shapes:
+        text = f"is {tensor.dtype} {list(tensor.shape)}, must be {dtypes[0]} {list(shapes[0])}"
+        raise _tensor_mismatch(tensor.name, text)
+    if tensor.length != math.prod(tensor.shape) * ITEM_BYTES[tensor.dtype]:
+        raise _tensor_mismatch(tensor.name, f"length {tensor.length} does not fit its shape")
+
+
+def positions(tensor: Tensor, data: memoryview, original_length: int) -> None:
+    """Offsets of kept tokens: ascending, within the chunk. Errors: TENSOR_MISMATCH."""
+    values = np.frombuffer(data, "<i4").reshape(tensor.shape)
+    if values.min() < 0 or values.max() >= original_length:
+        raise _tensor_mismatch(tensor.name, f"has positions outside 0 to {original_length - 1}")
+    if (np.diff(values, axis=-1) <= 0).any():
+        raise _tensor_mismatch(tensor.name, "positions are not ascending")
+
+
+def _tensor_mismatch(name: str, text: str) -> ServiceError:
+    return ServiceError(
+        INVALID_ARGUMENT, "TENSOR_MISMATCH", f"tensor {name}: {text}".removeprefix("tensor : "), tensor=name
+    )

@@ -1,0 +1,65 @@
+"""MemLong's eviction traces, reproduced exactly. KVBANK_GOLDEN may name another set of the same layout."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from memory_service.domain import Capacity, Policy
+from memory_service.eviction import Candidate, plan
+
+FOLDER = Path(os.environ.get("KVBANK_GOLDEN") or Path(__file__).parent) / "memlong" / "a_eviction"
+
+
+def _traces(field: str) -> list[Any]:
+    traces = [json.loads(path.read_text()) for path in sorted(FOLDER.glob("*.json"))]
+    usable = [trace for trace in traces if field in trace and "BUGGY" not in trace["name"] + trace.get("note", "")]
+    return [pytest.param(trace, id=trace["name"]) for trace in usable]
+
+
+def _candidates(ids: list[int], counts: dict[int, int]) -> list[Candidate]:
+    return [Candidate(chunk_id, 1, counts.get(chunk_id, 0)) for chunk_id in ids]
+
+
+@pytest.mark.parametrize("trace", _traces("capacity_chunks"))
+def test_frequency_follows_the_strict_traces(trace: dict[str, Any]) -> None:
+    capacity = Capacity("chunks", trace["capacity_chunks"])
+    policy = Policy("frequency", trace["lower_percent"], trace["upper_percent"], 50)
+    live: dict[int, int] = {}
+    for step in trace["steps"]:
+        if step["op"] == "retrieve":
+            for chunk_id in step["hit_ids_strict"]:
+                live[chunk_id] += 1
+        else:
+            victims = plan(_candidates(list(live), live), capacity, policy, need=len(step["chunk_ids"]))
+            assert bool(victims) == step["overflow_strict"]
+            assert sorted(victim.chunk_id for victim in victims) == sorted(step.get("strict_evicted_ids", []))
+            for victim in victims:
+                del live[victim.chunk_id]
+            live |= dict.fromkeys(step["chunk_ids"], 0)
+        state = step["strict_state"]
+        assert (list(live), list(live.values())) == (state["ids"], state["counters"])
+
+
+@pytest.mark.parametrize("trace", _traces("memory_size_tokens"))
+def test_recency_half_follows_the_release(trace: dict[str, Any]) -> None:
+    policy = Policy("recency_half")
+    live: list[int] = []
+    for step in trace["steps"]:
+        if step["op"] == "reset":
+            live = []
+        if step["op"] == "write":
+            size = step["n_tokens"]
+            chunks = [Candidate(chunk_id, size, 0) for chunk_id in live]
+            victims = plan(chunks, Capacity("tokens", trace["memory_size_tokens"]), policy, need=size)
+            assert bool(victims) == step["overflow"]
+            live = [*(i for i in live if i not in {victim.chunk_id for victim in victims}), step["chunk_id"]]
+        if step["state"]:
+            assert live == step["state"][0]["faiss_chunk_ids"]
+
+
+def test_there_are_traces() -> None:
+    assert _traces("capacity_chunks")
+    assert _traces("memory_size_tokens")

@@ -1,0 +1,155 @@
+"""One service for the whole folder; every test makes a bank of its own."""
+
+import signal
+import socket
+import subprocess
+import sys
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import grpc
+import ml_dtypes
+import numpy as np
+import pytest
+
+import kvbank
+
+READER = "ab" * 32
+EMBEDDER = "cd" * 32
+DIMENSION = 16
+KV_HEADS, HEAD_DIM, LAYERS = 2, 8, (1, 3)
+DTYPES = {"bf16": ml_dtypes.bfloat16, "fp16": np.float16, "fp32": np.float32}
+
+MakeChunk = Callable[..., kvbank.NewChunk]
+
+
+@pytest.fixture(scope="session")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    from memory_service.server import LocalServer
+
+    server = LocalServer(tmp_path_factory.mktemp("data"))
+    yield server.address
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def client(address: str) -> Iterator[kvbank.Client]:
+    with kvbank.connect(address) as client:
+        yield client
+
+
+@pytest.fixture
+def kv() -> kvbank.KVSpec:
+    return kvbank.KVSpec(READER, layers=LAYERS, kv_heads=KV_HEADS, head_dim=HEAD_DIM)
+
+
+@pytest.fixture
+def embedding() -> kvbank.EmbeddingSpec:
+    return kvbank.EmbeddingSpec(EMBEDDER, DIMENSION)
+
+
+@pytest.fixture
+def digests() -> dict[str, str]:
+    return {"reader_digest": READER, "embedder_digest": EMBEDDER}
+
+
+@pytest.fixture
+def make_bank(client: kvbank.Client, embedding: kvbank.EmbeddingSpec) -> Callable[..., str]:
+    """A new bank; the tests' K-V spec in `dtype`, or vectors only with dtype=None."""
+
+    def make(dtype: str | None = "bf16", **options: object) -> str:
+        name = f"bank-{uuid.uuid4().hex}"
+        kv = kvbank.KVSpec(READER, LAYERS, KV_HEADS, HEAD_DIM, dtype) if dtype else None
+        client.create_bank(name, kv=kv, embedding=embedding, **options)  # type: ignore[arg-type]
+        return name
+
+    return make
+
+
+@pytest.fixture
+def make_chunk() -> MakeChunk:
+    """Chunk `i`, whose embedding is the unit vector `i`; payload of `tokens` tokens, or none with dtype=None."""
+
+    def make(i: int, dtype: str | None = "bf16", tokens: int = 4, **options: object) -> kvbank.NewChunk:
+        random = np.random.default_rng(i)
+        tensors: dict[str, np.ndarray] = {}
+        for layer in LAYERS if dtype else ():
+            for part in ("k", "v"):
+                values = random.standard_normal((KV_HEADS, tokens, HEAD_DIM))
+                tensors[f"{part}.{layer}"] = values.astype(DTYPES[str(dtype)])
+            tensors[f"pos.{layer}"] = np.arange(tokens, dtype=np.int32)
+        options.setdefault("token_ids", range(tokens))
+        return kvbank.NewChunk(unit(i), tensors or None, **options)  # type: ignore[arg-type]
+
+    return make
+
+
+def unit(i: int) -> np.ndarray:
+    return np.eye(DIMENSION, dtype=np.float32)[i % DIMENSION]
+
+
+@pytest.fixture(name="unit")
+def unit_fixture() -> Callable[[int], np.ndarray]:
+    return unit
+
+
+@pytest.fixture
+def assert_equal() -> Callable[[kvbank.Chunk, kvbank.NewChunk], None]:
+    """What came out is what went in, to the bit."""
+
+    def check(found: kvbank.Chunk, new: kvbank.NewChunk) -> None:
+        assert found.tensors is not None
+        expected = new.tensors or {}
+        assert found.tensors.keys() == expected.keys()
+        for name, array in expected.items():
+            assert found.tensors[name].dtype == array.dtype
+            assert found.tensors[name].shape == array.shape
+            assert found.tensors[name].tobytes() == array.tobytes()
+
+    return check
+
+
+@pytest.fixture
+def unused_port() -> Iterator[int]:
+    """Bound and not listening, so that connections are refused and nobody else takes it."""
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        yield held.getsockname()[1]
+
+
+@pytest.fixture
+def silent() -> Iterator[socket.socket]:
+    """Takes connections and never says a word."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(60)
+        yield listener
+
+
+class Server:
+    """A service in a process of its own, on a port that it keeps over restarts."""
+
+    def __init__(self, data: Path) -> None:
+        self._data = data
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.address = f"127.0.0.1:{probe.getsockname()[1]}"
+        self.start()
+
+    def start(self) -> None:
+        """Start and wait until it answers."""
+        command = [sys.executable, "-m", "memory_service", "--data", str(self._data), "--listen", self.address]
+        self._process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+        with grpc.insecure_channel(self.address) as channel:
+            grpc.channel_ready_future(channel).result(timeout=60)
+
+    def kill(self) -> None:
+        self._process.send_signal(signal.SIGKILL)
+        self._process.wait()
+
+
+@pytest.fixture(scope="module")
+def killable(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    server = Server(tmp_path_factory.mktemp("killable"))
+    yield server
+    server.kill()

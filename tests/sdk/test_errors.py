@@ -1,0 +1,196 @@
+"""Each class of error, made by the real service or by gRPC itself."""
+
+import asyncio
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+import grpc
+import numpy as np
+import pytest
+
+import kvbank
+from kvbank import _status
+from kvbank.v1 import service_pb2, service_pb2_grpc
+
+Make = Callable[..., kvbank.NewChunk]
+MakeBank = Callable[..., str]
+Unit = Callable[[int], np.ndarray]
+
+
+def test_what_is_not_there(
+    client: kvbank.Client, make_bank: MakeBank, make_chunk: Make, digests: dict[str, str], unit: Unit
+) -> None:
+    bank = make_bank()
+    for call in (
+        lambda: client.get_bank("nobody"),
+        lambda: client.write("nobody", make_chunk(0), **digests),
+        lambda: client.retrieve("nobody", unit(0), **digests),
+        lambda: list(client.list_chunks("nobody")),
+        lambda: client.explain_eviction("nobody"),
+    ):
+        with pytest.raises(kvbank.BankNotFound) as caught:
+            call()
+        assert (caught.value.code, caught.value.reason) == ("NOT_FOUND", "BANK_NOT_FOUND")
+        assert not caught.value.retryable
+    for call in (
+        lambda: client.get_chunk(bank, 2**60),
+        lambda: client.fetch(bank, [2**60], reader_digest=digests["reader_digest"]),
+        lambda: client.update_chunk(bank, 2**60, {}),
+    ):
+        with pytest.raises(kvbank.ChunkNotFound):
+            call()
+
+
+def test_another_model_and_another_embedder(
+    client: kvbank.Client, make_bank: MakeBank, make_chunk: Make, digests: dict[str, str], unit: Unit
+) -> None:
+    bank, other = make_bank(), "ef" * 32
+    chunk_id = client.write(bank, make_chunk(0), **digests).chunk_id
+    for call in (
+        lambda: client.write(bank, make_chunk(1), **{**digests, "reader_digest": other}),
+        lambda: client.retrieve(bank, unit(0), **{**digests, "reader_digest": other}),
+        lambda: client.fetch(bank, [chunk_id], reader_digest=other),
+    ):
+        with pytest.raises(kvbank.ReaderMismatch) as caught:
+            call()
+        assert caught.value.metadata["bank_digest"] == digests["reader_digest"]
+        assert caught.value.metadata["request_digest"] == other
+    for call in (
+        lambda: client.write(bank, make_chunk(1), **{**digests, "embedder_digest": other}),
+        lambda: client.retrieve(bank, unit(0), **{**digests, "embedder_digest": other}),
+    ):
+        with pytest.raises(kvbank.EmbedderMismatch):
+            call()
+
+
+def test_what_exists(
+    client: kvbank.Client, make_bank: MakeBank, make_chunk: Make, digests: dict[str, str], kv: kvbank.KVSpec
+) -> None:
+    bank, key = make_bank(), uuid.uuid4().bytes
+    client.write(bank, make_chunk(0, idempotency_key=key), **digests)
+    with pytest.raises(kvbank.AlreadyExists) as caught:
+        client.write(bank, make_chunk(1, idempotency_key=key), **digests)
+    assert caught.value.reason == "KEY_REUSED"
+    with pytest.raises(kvbank.AlreadyExists) as caught:
+        client.create_bank(bank, kv=kv, embedding=kvbank.EmbeddingSpec("ef" * 32, 4), exist_ok=True)
+    assert caught.value.reason == "BANK_EXISTS"
+
+
+def test_malformed_requests(
+    client: kvbank.Client, make_bank: MakeBank, make_chunk: Make, digests: dict[str, str], unit: Unit
+) -> None:
+    bank = make_bank()
+    for call in (
+        lambda: client.create_bank("", kv=None, embedding=client.get_bank(bank).embedding),
+        lambda: client.write(bank, make_chunk(0, "fp32"), **digests),
+        lambda: client.write(bank, kvbank.NewChunk([1.0, 2.0]), **digests),
+        lambda: client.retrieve(bank, [1.0, 2.0], **digests),
+        lambda: client.retrieve(bank, unit(0), top_k=100_000, **digests),
+        lambda: client.retrieve([], unit(0), **digests),
+    ):
+        with pytest.raises(kvbank.InvalidArgument) as caught:
+            call()
+        assert caught.value.reason in {"INVALID_FIELD", "TENSOR_MISMATCH"}
+
+
+def test_banks_that_differ(client: kvbank.Client, make_bank: MakeBank, digests: dict[str, str], unit: Unit) -> None:
+    with pytest.raises(kvbank.FailedPrecondition) as caught:
+        client.retrieve([make_bank("bf16"), make_bank("fp32")], unit(0), **digests)
+    assert caught.value.reason == "BANKS_DIFFER"
+    assert len(bytes.fromhex(caught.value.request_id)) == 16
+
+
+def test_a_full_bank_refuses(
+    client: kvbank.Client, make_bank: MakeBank, make_chunk: Make, digests: dict[str, str]
+) -> None:
+    bank = make_bank(capacity=kvbank.Capacity(chunks=2), policy=kvbank.Policy("reject"))
+    with pytest.raises(kvbank.BankFull):
+        client.write_many(bank, map(make_chunk, range(5)), **digests)
+    assert client.get_bank(bank).usage.chunks == 2
+
+
+def test_limits_of_the_server(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    kv: kvbank.KVSpec,
+    embedding: kvbank.EmbeddingSpec,
+    make_chunk: Make,
+    digests: dict[str, str],
+) -> None:
+    monkeypatch.setenv("KVBANK_MAX_CHUNK_BYTES", "4096")
+    with kvbank.connect(tmp_path) as client:
+        assert client.server_info().max_chunk_bytes == 4096
+        client.create_bank("bank", kv=kv, embedding=embedding)
+        client.write("bank", make_chunk(0), **digests)
+        with pytest.raises(kvbank.TooLarge):
+            client.write("bank", make_chunk(1, tokens=1000), **digests)
+    monkeypatch.setenv("KVBANK_MIN_FREE", str(1 << 60))
+    with kvbank.connect(tmp_path) as client, pytest.raises(kvbank.DiskFull):
+        client.write("bank", make_chunk(2), **digests)
+
+
+def test_damage_on_disk(
+    tmp_path: Path,
+    kv: kvbank.KVSpec,
+    embedding: kvbank.EmbeddingSpec,
+    make_chunk: Make,
+    digests: dict[str, str],
+    unit: Unit,
+) -> None:
+    with kvbank.connect(tmp_path) as client:
+        client.create_bank("bank", kv=kv, embedding=embedding)
+        chunk_id = client.write("bank", make_chunk(0), **digests).chunk_id
+        (payload,) = tmp_path.rglob(f"{chunk_id}.safetensors")
+        payload.chmod(0o600)
+        content = bytearray(payload.read_bytes())
+        content[-1] ^= 1
+        payload.write_bytes(content)
+        with pytest.raises(kvbank.DataLoss) as caught:
+            client.fetch("bank", [chunk_id], reader_digest=digests["reader_digest"])
+        assert caught.value.reason == "CHECKSUM_MISMATCH"
+        assert caught.value.metadata["chunk_id"] == str(chunk_id)
+
+
+def test_an_over_long_message_names_the_limit(
+    address: str, make_bank: MakeBank, make_chunk: Make, digests: dict[str, str]
+) -> None:
+    bank, chunk = make_bank(), make_chunk(0, text="x" * 2_000_000)
+    options = [("grpc.max_send_message_length", 1_000_000)]
+    with kvbank.connect(address, options=options) as client, pytest.raises(kvbank.TooLarge, match="1000000") as caught:
+        client.write(bank, chunk, **digests)
+    assert caught.value.metadata["limit"] == "1000000"
+
+    async def write() -> None:
+        async with kvbank.connect_async(address, options=options) as client:
+            await client.write(bank, chunk, **digests)
+
+    with pytest.raises(kvbank.TooLarge, match="1000000"):
+        asyncio.run(write())
+
+
+def test_errors_that_have_no_reason(address: str) -> None:
+    with grpc.insecure_channel(address) as channel:
+        undecodable = channel.unary_unary("/kvbank.v1.MemoryService/GetBank")
+        unknown = channel.unary_unary("/kvbank.v1.MemoryService/MakeTea")
+        for call, codes in ((undecodable, {"UNKNOWN", "INTERNAL"}), (unknown, {"UNIMPLEMENTED"})):
+            with pytest.raises(grpc.RpcError) as caught:
+                call(b"\xff\xff")
+            error = _status.from_rpc_error(caught.value)
+            assert isinstance(error, kvbank.Internal)
+            assert error.code in codes
+            assert error.reason == ""
+
+
+def test_the_service_checks_what_the_client_would_not_send(
+    address: str, make_bank: MakeBank, digests: dict[str, str], unit: Unit
+) -> None:
+    queries = np.full_like(unit(0), np.nan)
+    request = service_pb2.RetrieveRequest(banks=[make_bank()], queries=queries.tobytes(), **digests)
+    with grpc.insecure_channel(address) as channel:
+        stub = service_pb2_grpc.MemoryServiceStub(channel)
+        with pytest.raises(grpc.RpcError) as caught:
+            list(stub.Retrieve(request))
+    error = _status.from_rpc_error(caught.value)
+    assert isinstance(error, kvbank.InvalidArgument)
+    assert error.reason == "NOT_FINITE"

@@ -1,0 +1,83 @@
+"""What `import kvbank` offers, and what it costs."""
+
+import inspect
+import json
+import subprocess
+import sys
+import typing
+
+import kvbank
+from kvbank import _exceptions, _models
+
+HEAVY = ("torch", "faiss", "sqlalchemy", "transformers", "typer", "rich")
+
+
+def test_every_public_class_is_exported() -> None:
+    for module in (_exceptions, _models):
+        for name, value in vars(module).items():
+            if inspect.isclass(value) and value.__module__ == module.__name__ and not name.startswith("_"):
+                assert name in kvbank.__all__, name
+
+
+def test_every_export_exists_and_is_listed() -> None:
+    for name in kvbank.__all__:
+        assert getattr(kvbank, name) is not None
+        assert name in dir(kvbank)
+    assert not hasattr(kvbank, "nothing_of_the_kind")
+
+
+def test_every_error_is_drawn_in_the_docstring() -> None:
+    drawing = _exceptions.__doc__ or ""
+    for name, value in vars(_exceptions).items():
+        if inspect.isclass(value) and issubclass(value, Exception):
+            assert f" {name} " in drawing.replace("\n", " "), name
+
+
+def test_both_clients_have_the_same_methods() -> None:
+    sync, asynchronous = _methods(kvbank.Client), _methods(kvbank.AsyncClient)
+    assert sync.keys() == asynchronous.keys()
+    for name, method in sync.items():
+        mirrored = inspect.signature(asynchronous[name])
+        expected = inspect.signature(method)
+        assert mirrored.parameters == expected.parameters, name
+        _assert_mirrors(name, expected.return_annotation, mirrored.return_annotation, asynchronous[name])
+        assert (method.__doc__ or "").strip(), name
+        assert asynchronous[name].__doc__ == method.__doc__
+
+
+def _assert_mirrors(name: str, sync: typing.Any, asynchronous: typing.Any, method: typing.Any) -> None:
+    if inspect.isasyncgenfunction(method):
+        assert typing.get_args(sync) == typing.get_args(asynchronous), name
+    else:
+        assert inspect.iscoroutinefunction(method), name
+        assert sync == asynchronous, name
+
+
+def _methods(client: type) -> dict[str, typing.Any]:
+    return {name: value for name, value in vars(client).items() if not name.startswith("_")}
+
+
+def test_import_needs_nothing_heavy_and_costs_little() -> None:
+    """The floor, gRPC and numpy, is measured in the same process; absolute times say nothing on a busy machine."""
+    script = f"""
+import json, sys, time
+start = time.perf_counter()
+import kvbank
+imported = time.perf_counter() - start
+light = [name for name in ("grpc", "numpy", *{HEAVY}) if name in sys.modules]
+start = time.perf_counter()
+import grpc, grpc.aio, numpy
+floor = time.perf_counter() - start
+start = time.perf_counter()
+kvbank.connect
+kvbank.connect_async
+used = time.perf_counter() - start
+heavy = [name for name in {HEAVY} if name in sys.modules]
+print(json.dumps([imported, light, floor, used, heavy]))
+"""
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    imported, light, floor, used, heavy = json.loads(run.stdout)
+    assert light == []
+    assert heavy == []
+    assert imported < floor
+    assert used < 3 * floor

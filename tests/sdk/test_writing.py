@@ -1,0 +1,144 @@
+"""Pipelined writes: bounds, exceptions of the caller, and a server killed in the middle."""
+
+import asyncio
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+import kvbank
+
+Make = Callable[..., kvbank.NewChunk]
+MakeBank = Callable[..., str]
+
+CHUNKS = 40
+KILL_AT = 25
+
+
+def test_nothing_to_write(client: kvbank.Client, make_bank: MakeBank, digests: dict[str, str]) -> None:
+    assert client.write_many(make_bank(), [], **digests) == []
+
+
+def test_more_than_the_bound_goes_through(
+    client: kvbank.Client, make_bank: MakeBank, make_chunk: Make, digests: dict[str, str]
+) -> None:
+    """40 MiB, with 32 MiB allowed in flight."""
+    bank = make_bank("fp32")
+    big = make_chunk(0, "fp32", tokens=65_536, token_ids=())
+    chunks = [kvbank.NewChunk(big.embedding, big.tensors) for _ in range(3)]
+    assert sum(array.nbytes for array in (big.tensors or {}).values()) * len(chunks) > 40 << 20
+    results = client.write_many(bank, chunks, **digests)
+    assert len({result.chunk_id for result in results}) == len(chunks)
+    (found,) = client.fetch(bank, [results[-1].chunk_id], reader_digest=digests["reader_digest"])
+    assert found.tensors is not None
+    assert np.array_equal(found.tensors["v.3"], (big.tensors or {})["v.3"])
+
+
+def test_an_exception_of_the_caller_comes_through(
+    client: kvbank.Client, address: str, make_bank: MakeBank, make_chunk: Make, digests: dict[str, str]
+) -> None:
+    def chunks() -> Iterator[kvbank.NewChunk]:
+        yield make_chunk(0)
+        raise RuntimeError("out of ideas")
+
+    bank = make_bank()
+    with pytest.raises(RuntimeError, match="out of ideas"):
+        client.write_many(bank, chunks(), **digests)
+
+    async def write() -> None:
+        async with kvbank.connect_async(address) as other:
+            await other.write_many(bank, chunks(), **digests)
+
+    with pytest.raises(RuntimeError, match="out of ideas"):
+        asyncio.run(write())
+
+
+def test_the_first_refused_chunk_raises_and_writing_again_repeats_none(
+    client: kvbank.Client, make_bank: MakeBank, make_chunk: Make, digests: dict[str, str]
+) -> None:
+    bank = make_bank()
+    good = [make_chunk(i) for i in range(4)]
+    with pytest.raises(kvbank.InvalidArgument):
+        client.write_many(bank, [*good[:2], make_chunk(9, "fp32"), *good[2:]], **digests)
+    assert client.get_bank(bank).usage.chunks == 2
+    results = client.write_many(bank, good, **digests)
+    assert [result.replayed for result in results] == [True, True, False, False]
+
+
+def test_a_slow_caller_outlives_the_deadline(
+    client: kvbank.Client, make_bank: MakeBank, make_chunk: Make, digests: dict[str, str]
+) -> None:
+    """The deadline is for an acknowledgement: streams are renewed, and idle time between chunks harms nothing."""
+    stops = [client.server_info]  # a call takes time without being a sleep
+
+    def chunks() -> Iterator[kvbank.NewChunk]:
+        for i in range(60):
+            for _ in range(10):
+                stops[0]()
+            yield make_chunk(i, tokens=1)
+
+    results = client.write_many(make_bank(), chunks(), timeout=0.5, **digests)
+    assert len({result.chunk_id for result in results}) == 60
+
+
+def test_tasks_write_side_by_side(address: str, make_bank: MakeBank, make_chunk: Make, digests: dict[str, str]) -> None:
+    bank = make_bank()
+
+    async def write() -> list[kvbank.WriteResult]:
+        async with kvbank.connect_async(address) as client:
+            return await asyncio.gather(*(client.write(bank, make_chunk(i), **digests) for i in range(30)))
+
+    assert len({result.chunk_id for result in asyncio.run(write())}) == 30
+
+
+def chunks_around_a_kill(killable: Any, make_chunk: Make, made: list[kvbank.NewChunk]) -> Iterator[kvbank.NewChunk]:
+    for i in range(CHUNKS):
+        if i == KILL_AT:
+            killable.kill()
+            killable.start()
+        made.append(make_chunk(i, tokens=512))
+        yield made[-1]
+
+
+def assert_written_once(
+    client: kvbank.Client, bank: str, made: list[kvbank.NewChunk], results: list[kvbank.WriteResult]
+) -> None:
+    assert len({result.chunk_id for result in results}) == CHUNKS
+    assert not any(result.gone for result in results)
+    stored = {chunk.chunk_id: chunk.idempotency_key for chunk in client.list_chunks(bank)}
+    acknowledged = {result.chunk_id: chunk.idempotency_key for result, chunk in zip(results, made, strict=True)}
+    assert stored == acknowledged
+
+
+def test_a_killed_server_costs_no_chunk_and_no_retrieve(
+    killable: Any,
+    kv: kvbank.KVSpec,
+    embedding: kvbank.EmbeddingSpec,
+    make_chunk: Make,
+    digests: dict[str, str],
+    unit: Callable[[int], np.ndarray],
+) -> None:
+    made: list[kvbank.NewChunk] = []
+    with kvbank.connect(killable.address) as client:
+        client.create_bank("bank", kv=kv, embedding=embedding)
+        results = client.write_many("bank", chunks_around_a_kill(killable, make_chunk, made), **digests)
+        assert_written_once(client, "bank", made, results)
+        killable.kill()
+        killable.start()
+        assert len(client.retrieve("bank", unit(0), top_k=3, **digests).chunks) == 3
+
+
+def test_a_killed_server_costs_the_async_client_no_chunk(
+    killable: Any, kv: kvbank.KVSpec, embedding: kvbank.EmbeddingSpec, make_chunk: Make, digests: dict[str, str]
+) -> None:
+    made: list[kvbank.NewChunk] = []
+
+    async def write() -> list[kvbank.WriteResult]:
+        async with kvbank.connect_async(killable.address) as client:
+            await client.create_bank("other", kv=kv, embedding=embedding)
+            return await client.write_many("other", chunks_around_a_kill(killable, make_chunk, made), **digests)
+
+    results = asyncio.run(write())
+    with kvbank.connect(killable.address) as client:
+        assert_written_once(client, "other", made, results)

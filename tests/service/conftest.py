@@ -1,0 +1,239 @@
+"""A real server on a real socket, spoken to through the stubs alone."""
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+import xxhash
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
+
+from kvbank.v1 import bank_pb2, chunk_pb2, service_pb2_grpc
+from kvbank.v1 import service_pb2 as pb
+from memory_service.server import LocalServer
+
+DIMENSION, LAYERS, HEADS, HEAD_DIM = 4, (1, 3), 2, 8
+READER, EMBEDDER = "reader-a", "embedder-a"
+BF16, INT32 = bank_pb2.DATA_TYPE_BF16, bank_pb2.DATA_TYPE_INT32
+
+
+class Caller:
+    """Short words for the RPCs; `bank` is "b" unless said otherwise."""
+
+    def __init__(self, address: str, first_key: int = 1) -> None:
+        self.channel = grpc.insecure_channel(address)
+        self.stub = service_pb2_grpc.MemoryServiceStub(self.channel)
+        self._keys = itertools.count(first_key)
+        self._random = np.random.default_rng(first_key)
+
+    def create(self, name: str = "b", *, layers: Iterable[int] = LAYERS, **fields: Any) -> bank_pb2.Bank:
+        kv = bank_pb2.KvSpec(reader_digest=READER, layers=layers, kv_heads=HEADS, head_dim=HEAD_DIM, dtype=BF16)
+        if not kv.layers:
+            kv = bank_pb2.KvSpec()
+        spec = {"kv": kv, "embedding": bank_pb2.EmbeddingSpec(embedder_digest=EMBEDDER, dimension=DIMENSION)}
+        bank = bank_pb2.Bank(name=name, **(spec | fields))
+        return self.stub.CreateBank(pb.CreateBankRequest(bank=bank)).bank
+
+    def chunk(
+        self, vector: Iterable[float] = (1, 0, 0, 0), *, m: int = 3, layers: Iterable[int] = LAYERS, **fields: Any
+    ) -> tuple[chunk_pb2.Chunk, bytes]:
+        """A chunk with random bytes; a fresh key unless one is given."""
+        tensors, data = [], b""
+        for layer in layers:
+            for kind in ("k", "v"):
+                part = self._random.bytes(HEADS * m * HEAD_DIM * 2)
+                tensors.append(tensor(f"{kind}.{layer}", BF16, (HEADS, m, HEAD_DIM), part))
+                data += part
+            part = np.arange(m, dtype="<i4").tobytes()
+            tensors.append(tensor(f"pos.{layer}", INT32, (m,), part))
+            data += part
+        chunk = chunk_pb2.Chunk(
+            idempotency_key=next(self._keys).to_bytes(16, "big"),
+            start=100,
+            original_length=5,
+            stored_length=m,
+            token_ids=[1, 2, 3, 4, 5],
+            text="a text",
+            metadata={"speaker": "a"},
+            embedding=np.asarray(list(vector), "<f4").tobytes(),
+        )
+        if tensors:
+            producer = chunk_pb2.Producer(method="none", version="1", context="isolated", measured_loss=0.0)
+            kind = chunk_pb2.PAYLOAD_KIND_LAYER_KV
+            chunk.payload.CopyFrom(chunk_pb2.PayloadDescriptor(kind=kind, tensors=tensors, producer=producer))
+        for name, value in fields.items():
+            if name == "token_ids":
+                chunk.token_ids[:] = value
+            else:
+                setattr(chunk, name, value)
+        return chunk, data
+
+    def write(self, *chunks: tuple[chunk_pb2.Chunk, bytes], bank: str = "b") -> list[pb.WriteChunksResponse]:
+        frames = [frame for chunk, data in chunks for frame in frames_of(chunk, data, bank)]
+        return list(self.stub.WriteChunks(iter(frames)))
+
+    def add(self, vector: Iterable[float] = (1, 0, 0, 0), bank: str = "b", **fields: Any) -> int:
+        return self.write(self.chunk(vector, **fields), bank=bank)[0].chunk_id
+
+    def retrieve(
+        self, vector: Iterable[float] = (1, 0, 0, 0), **fields: Any
+    ) -> tuple[pb.RetrieveHeader, dict[int, bytes]]:
+        """The header, and the bytes of each chunk that was sent."""
+        request = {
+            "banks": ["b"],
+            "reader_digest": READER,
+            "embedder_digest": EMBEDDER,
+            "queries": np.asarray(vector, "<f4").tobytes(),
+            **fields,
+        }
+        first, *rest = self.stub.Retrieve(pb.RetrieveRequest(**request))
+        sent = [chunk for chunk, sent in zip(first.header.chunks, first.header.sent, strict=True) if sent]
+        return first.header, split(sent, rest)
+
+    def fetch(self, *chunk_ids: int, bank: str = "b", layers: Iterable[int] = ()) -> dict[int, bytes]:
+        request = pb.FetchChunksRequest(bank=bank, reader_digest=READER, chunk_ids=chunk_ids, layers=layers)
+        first, *rest = self.stub.FetchChunks(request)
+        return split(first.header.chunks, rest)
+
+    def ids(self, bank: str = "b") -> list[int]:
+        chunks = self.stub.ListChunks(pb.ListChunksRequest(bank=bank, page_size=1000)).chunks
+        return [chunk.chunk_id for chunk in chunks]
+
+    def ids_of_all(self, bank: str = "b") -> list[int]:
+        ids: list[int] = []
+        page = pb.ListChunksResponse(next_page_token="0")
+        while page.next_page_token:
+            request = pb.ListChunksRequest(bank=bank, page_size=1000, page_token=page.next_page_token)
+            page = self.stub.ListChunks(request)
+            ids += [chunk.chunk_id for chunk in page.chunks]
+        return ids
+
+    def frames(self, chunk: chunk_pb2.Chunk, data: bytes) -> Iterator[pb.WriteChunksRequest]:
+        return frames_of(chunk, data, step=len(data))
+
+    def count(self, chunk_id: int) -> int:
+        return self.stub.GetChunk(pb.GetChunkRequest(bank="b", chunk_id=chunk_id)).chunk.retrieval_count
+
+    def usage(self, bank: str = "b") -> bank_pb2.BankUsage:
+        return self.stub.GetBank(pb.GetBankRequest(name=bank)).bank.usage
+
+
+def tensor(name: str, dtype: Any, shape: Iterable[int], data: bytes) -> chunk_pb2.TensorDescriptor:
+    checksum = xxhash.xxh3_64_intdigest(data)
+    return chunk_pb2.TensorDescriptor(name=name, dtype=dtype, shape=shape, length=len(data), checksum=checksum)
+
+
+def frames_of(chunk: chunk_pb2.Chunk, data: bytes, bank: str = "b", step: int = 50) -> Iterator[pb.WriteChunksRequest]:
+    header = pb.ChunkHeader(bank=bank, reader_digest=READER, embedder_digest=EMBEDDER, chunk=chunk)
+    if not chunk.HasField("payload"):
+        header.reader_digest = ""
+    yield pb.WriteChunksRequest(header=header)
+    for begin in range(0, len(data), step):
+        yield pb.WriteChunksRequest(data=data[begin : begin + step])
+
+
+def split(chunks: Iterable[chunk_pb2.Chunk], frames: Iterable[Any]) -> dict[int, bytes]:
+    """The stream cut into chunks, every tensor checked against its seeded checksum."""
+    stream, parts = b"".join(frame.data for frame in frames), {}
+    for chunk in chunks:
+        size = sum(tensor.length for tensor in chunk.payload.tensors)
+        parts[chunk.chunk_id], stream = stream[:size], stream[size:]
+        begin = 0
+        for tensor in chunk.payload.tensors:
+            part = parts[chunk.chunk_id][begin : begin + tensor.length]
+            assert xxhash.xxh3_64_intdigest(part, chunk.payload.seed) == tensor.checksum
+            begin += tensor.length
+    assert stream == b""
+    return parts
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def serving(data: Path) -> Iterator[Callable[..., Caller]]:
+    """Start a server on the folder (stopping the one before) and call it."""
+    running: list[tuple[LocalServer, Caller]] = []
+
+    def stop() -> None:
+        while running:
+            server, caller = running.pop()
+            caller.channel.close()
+            server.stop()
+
+    def start(**settings: Any) -> Caller:
+        stop()
+        server = LocalServer(data, **({"durability": "os"} | settings))
+        running.append((server, Caller(server.address)))
+        start.server = server  # type: ignore[attr-defined]
+        return running[-1][1]
+
+    start.stop = stop  # type: ignore[attr-defined]
+    yield start
+    stop()
+
+
+@pytest.fixture
+def caller(serving: Callable[..., Caller]) -> Caller:
+    """A server with the bank "b"."""
+    made = serving()
+    made.create()
+    return made
+
+
+@pytest.fixture
+def connect() -> Callable[..., Any]:
+    """Call a server of another process."""
+
+    @contextmanager
+    def connected(address: str, first_key: int = 1) -> Iterator[Caller]:
+        caller = Caller(address, first_key)
+        yield caller
+        caller.channel.close()
+
+    return connected
+
+
+@pytest.fixture
+def frames() -> Callable[..., Iterator[pb.WriteChunksRequest]]:
+    return frames_of
+
+
+class Refusals:
+    """Context manager factory: the block ends with this reason and code."""
+
+    def __call__(self, reason: str, code: grpc.StatusCode) -> "Refusals":
+        self._expected = (reason, code)
+        return self
+
+    def __enter__(self) -> "Refusals":
+        return self
+
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> bool:
+        assert isinstance(error, grpc.RpcError), f"not refused ({error!r})"
+        self.info = error_details_pb2.ErrorInfo()
+        status = rpc_status.from_call(error)
+        assert status is not None, error
+        assert status.details[0].Unpack(self.info)
+        assert self.info.domain == "kvbank"
+        assert (self.info.reason, error.code()) == self._expected, error.details()
+        self.message = error.details()
+        return True
+
+
+@pytest.fixture
+def refused() -> Refusals:
+    return Refusals()
+
+
+@pytest.fixture
+def payload_path(data: Path) -> Callable[[int], Path]:
+    """The one file of a chunk."""
+    return lambda chunk_id: next((data / "payloads").glob(f"*/*/{chunk_id}.safetensors"))

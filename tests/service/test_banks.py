@@ -1,0 +1,69 @@
+"""Banks: made, found, changed, gone."""
+
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+
+from kvbank.v1 import bank_pb2
+from kvbank.v1 import service_pb2 as pb
+
+
+def test_create_fills_in_defaults_and_is_repeatable(caller):
+    bank = caller.create("c", capacity={"tokens": 100}, metadata={"a": "b"})
+    assert (bank.policy.kind, bank.policy.lower, bank.policy.upper, bank.policy.target) == (1, 10, 90, 50)
+    assert (bank.capacity.tokens, bank.metadata) == (100, {"a": "b"})
+    assert len(bank.uid) == 16
+    assert caller.create("c").uid == bank.uid
+    assert caller.stub.GetBank(pb.GetBankRequest(name="c")).bank == bank
+
+
+def test_list_pages_by_name(caller):
+    for name in ("d", "a", "c"):
+        caller.create(name)
+    first = caller.stub.ListBanks(pb.ListBanksRequest(page_size=3))
+    second = caller.stub.ListBanks(pb.ListBanksRequest(page_size=3, page_token=first.next_page_token))
+    assert [bank.name for bank in [*first.banks, *second.banks]] == ["a", "b", "c", "d"]
+    assert second.next_page_token == ""
+
+
+def test_update_changes_what_the_mask_names(caller):
+    caller.create("c", capacity={"chunks": 5}, metadata={"a": "b"})
+    bank = bank_pb2.Bank(name="c", policy={"kind": bank_pb2.POLICY_KIND_REJECT}, metadata={"x": "y"})
+    request = pb.UpdateBankRequest(bank=bank, update_mask={"paths": ["policy", "capacity"]})
+    changed = caller.stub.UpdateBank(request).bank
+    assert (changed.policy.kind, changed.metadata) == (bank_pb2.POLICY_KIND_REJECT, {"a": "b"})
+    assert changed.capacity.WhichOneof("limit") is None
+
+
+def test_delete_takes_everything_along(serving, data):
+    caller = serving()
+    first = caller.create()
+    chunk_id = caller.add()
+    caller.retrieve()
+    caller.stub.DeleteBank(pb.DeleteBankRequest(name="b"))
+    again = caller.create()
+    assert again.uid != first.uid
+    assert (caller.ids(), caller.retrieve()[1]) == ([], {})
+    assert caller.add() > chunk_id
+    serving.stop()
+    assert [path.name for path in (data / "payloads").iterdir()] == [again.uid]
+
+
+def test_banks_survive_a_restart(serving):
+    caller = serving()
+    caller.create()
+    caller.add()
+    bank = caller.stub.GetBank(pb.GetBankRequest(name="b")).bank
+    store_id = caller.stub.GetServerInfo(pb.GetServerInfoRequest()).store_id
+    caller = serving()
+    assert caller.stub.GetBank(pb.GetBankRequest(name="b")).bank == bank
+    assert caller.stub.GetServerInfo(pb.GetServerInfoRequest()).store_id == store_id
+    assert len(caller.retrieve()[1]) == 1
+
+
+def test_server_info_and_reflection(caller):
+    info = caller.stub.GetServerInfo(pb.GetServerInfoRequest())
+    assert (info.version, info.durability) == ("0.1.0", "os")
+    assert info.max_message_bytes == 2 * info.max_unacknowledged_bytes == 64 << 20
+    stub = reflection_pb2_grpc.ServerReflectionStub(caller.channel)
+    (answer,) = stub.ServerReflectionInfo(iter([reflection_pb2.ServerReflectionRequest(list_services="")]))
+    names = {service.name for service in answer.list_services_response.service}
+    assert {"kvbank.v1.MemoryService", "grpc.health.v1.Health"} <= names

@@ -1,0 +1,47 @@
+"""`kvbank serve`: one line when serving, one line when not."""
+
+import signal
+import subprocess
+import sys
+
+import pytest
+
+
+def run(*arguments, **environment):
+    command = [sys.executable, "-m", "memory_service", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_serves_until_told_to_stop(tmp_path):
+    ready = tmp_path / "ready"
+    command = [sys.executable, "-m", "memory_service", "--data", tmp_path / "d", "--listen", "127.0.0.1:0"]
+    with subprocess.Popen([*command, "--ready-file", ready], stdout=subprocess.PIPE, text=True) as process:
+        line = process.stdout.readline()
+        address = line.rpartition(" on ")[2].strip()
+        assert line.startswith(f"kvbank 0.1.0 serving {tmp_path / 'd'} on 127.0.0.1:")
+        assert not address.endswith(":0")
+        second = run("--data", tmp_path / "d")
+        assert second.returncode == 1
+        assert second.stderr == (
+            f"kvbank: {tmp_path / 'd'} is in use by process {process.pid}; one server owns a data folder\n"
+        )
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
+    assert ready.read_text() == address + "\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "text"),
+    [
+        ([], 2, "kvbank: --data: Field required\n"),
+        (["--storage-threads", "0"], 2, "--storage-threads"),
+        (["--durability", "never"], 2, "--durability"),
+        (["--listen", "0.0.0.0:0"], 1, "kvbank: 0.0.0.0:0 can be reached by others"),
+    ],
+)
+def test_wrong_use_is_one_line(tmp_path, arguments, code, text):
+    data = ["--data", tmp_path] if arguments else []
+    result = run(*data, *arguments)
+    assert result.returncode == code
+    assert text in result.stderr
+    assert "Traceback" not in result.stderr

@@ -1,0 +1,252 @@
+"""Damage, crashes, restarts, schemas: nothing acknowledged is lost, nothing wrong is served."""
+
+import contextlib
+import multiprocessing
+import random
+import shutil
+import sqlite3
+import threading
+from pathlib import Path
+
+import grpc
+import pytest
+from sqlalchemy import create_engine, inspect
+
+from kvbank.v1 import service_pb2 as pb
+from memory_service import cli, schema
+from memory_service.errors import StartError
+from memory_service.server import LocalServer
+
+DATA_LOSS = grpc.StatusCode.DATA_LOSS
+
+
+def _flip(path: Path) -> None:
+    raw = bytearray(path.read_bytes())
+    raw[-20] ^= 1
+    path.write_bytes(raw)
+
+
+def _cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-4])
+
+
+@pytest.mark.parametrize("damage", [_flip, _cut, Path.unlink])
+def test_damage_is_never_served(caller, refused, payload_path, data, damage):
+    bad, good = caller.add((1, 0, 0, 0)), caller.add((0.5, 0, 0, 0))
+    path = payload_path(bad)
+    damage(path)
+    with refused("CHECKSUM_MISMATCH", DATA_LOSS):
+        caller.retrieve()
+    assert refused.info.metadata["chunk_id"] == str(bad)
+    assert list(caller.retrieve()[1]) == [good]
+    assert caller.ids() == [good]
+    assert caller.usage().chunks_quarantined == 1
+    kept = [found.stem for found in (data / "quarantine").rglob("*.safetensors")]
+    assert kept == ([] if damage is Path.unlink else [str(bad)])
+
+
+def test_swapped_files_are_noticed(caller, refused, payload_path):
+    first, second = caller.add(), caller.add()
+    one, two = payload_path(first), payload_path(second)
+    one_bytes, two_bytes = one.read_bytes(), two.read_bytes()
+    assert len(one_bytes) == len(two_bytes)
+    one.write_bytes(two_bytes)
+    two.write_bytes(one_bytes)
+    for chunk_id in (first, second):
+        with refused("CHECKSUM_MISMATCH", DATA_LOSS):
+            caller.fetch(chunk_id)
+    assert caller.ids() == []
+
+
+def test_the_same_bytes_in_another_chunk_have_other_checksums(caller):
+    """What the seed is for: a file of equal tensors that belongs to another chunk fails too."""
+    chunk, data = caller.chunk()
+    caller.write((chunk, data))
+    chunk.idempotency_key = bytes(16)
+    caller.write((chunk, data))
+    first, second = (found.payload.checksum for found in caller.retrieve()[0].chunks)
+    assert first != second
+
+
+def test_only_the_asked_layers_are_judged(caller, refused, payload_path):
+    chunk_id = caller.add()
+    _flip(payload_path(chunk_id))  # in layer 3
+    assert list(caller.fetch(chunk_id, layers=[1])) == [chunk_id]
+    with refused("CHECKSUM_MISMATCH", DATA_LOSS):
+        caller.fetch(chunk_id)
+
+
+def test_orphans_are_swept_at_start(serving, data):
+    caller = serving()
+    caller.create()
+    chunk_id = caller.add()
+    serving.stop()
+    (file,) = (data / "payloads").glob("*/*/*.safetensors")
+    shutil.copy(file, file.with_name("7.safetensors"))
+    shutil.copy(file, file.with_name("8.tmp"))
+    shutil.copytree(file.parent, data / "payloads" / "nobank" / "00")
+    caller = serving()
+    assert list(caller.retrieve()[1]) == [chunk_id]
+    serving.stop()
+    assert list((data / "payloads").glob("*/*/*")) == [file]
+    assert not (data / "payloads" / "nobank").exists()
+
+
+def test_second_server_is_refused(serving, data):
+    serving()
+    with pytest.raises(StartError, match=r"is in use by process \d+"):
+        LocalServer(data)
+
+
+def test_not_a_folder_or_database(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(StartError, match="cannot use"):
+        LocalServer(tmp_path / "file")
+    (tmp_path / "metadata.db").write_text("no database " * 100)
+    with pytest.raises(StartError, match="not a database"):
+        LocalServer(tmp_path)
+
+
+def test_address_in_use_and_open_address(serving, tmp_path):
+    serving()
+    with pytest.raises(StartError, match="cannot listen"):
+        LocalServer(tmp_path / "other", listen=serving.server.address)
+    with pytest.raises(StartError, match="--insecure"):
+        LocalServer(tmp_path / "other", listen="0.0.0.0:0")
+    LocalServer(tmp_path / "other", listen="0.0.0.0:0", insecure=True).stop()
+
+
+def test_unix_socket(tmp_path):
+    with LocalServer(tmp_path / "data", listen=f"unix:{tmp_path}/socket") as server:
+        channel = grpc.insecure_channel(server.address)
+        answer = channel.unary_unary("/kvbank.v1.MemoryService/GetServerInfo")(b"")
+        assert len(pb.GetServerInfoResponse.FromString(answer).store_id) == 32
+        channel.close()
+
+
+NEXT = '''"""One more column."""
+import sqlalchemy as sa
+from alembic import op
+revision, down_revision = "0002", "0001"
+
+
+def upgrade() -> None:
+    with op.batch_alter_table("banks") as batch:
+        batch.add_column(sa.Column("note", sa.String()))
+'''
+
+
+@pytest.fixture
+def next_schema(tmp_path):
+    """The migrations with one more version."""
+    folder = shutil.copytree(schema.migrations(), tmp_path / "migrations")
+    (folder / "versions" / "0002_next.py").write_text(NEXT)
+    return folder
+
+
+def test_older_and_newer_schema(serving, data, next_schema, monkeypatch):
+    caller = serving()
+    caller.create()
+    chunk_id = caller.add()
+    serving.stop()
+    with monkeypatch.context() as patched:
+        patched.setattr(schema, "migrations", lambda: next_schema)
+        with pytest.raises(StartError, match=f"older schema 0001.*kvbank serve --data {data} --migrate"):
+            serving()
+        assert list(serving(migrate=True).retrieve()[1]) == [chunk_id]
+        assert list(serving().retrieve()[1]) == [chunk_id]
+        serving.stop()
+    with pytest.raises(StartError, match="newer kvbank"):
+        serving(migrate=True)
+
+
+def test_migrations_make_the_tables_of_the_models(tmp_path):
+    def shape(engine):
+        found = inspect(engine)
+        return {
+            table: (
+                [(column["name"], str(column["type"]), column["nullable"]) for column in found.get_columns(table)],
+                sorted(index["name"] for index in found.get_indexes(table)),
+                sorted(index["name"] for index in found.get_unique_constraints(table)),
+            )
+            for table in found.get_table_names()
+            if table != "alembic_version"
+        }
+
+    schema.upgrade(tmp_path / "migrated.db")
+    migrated = create_engine(f"sqlite:///{tmp_path}/migrated.db")
+    made = create_engine("sqlite://")
+    schema.Base.metadata.create_all(made)
+    assert shape(migrated) == shape(made)
+    migrated.dispose()
+    made.dispose()
+
+
+def test_clean_stop_leaves_one_database_file(serving, data):
+    caller = serving()
+    caller.create()
+    caller.add()
+    serving.stop()
+    assert not list(data.glob("metadata.db-*"))
+    connection = sqlite3.connect(data / "metadata.db")
+    assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    connection.close()
+
+
+@pytest.fixture(scope="module")
+def processes():
+    """A process that has imported the server forks each new one: 20 starts at the price of one."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["memory_service.server", "memory_service.cli"])
+    return context
+
+
+def _start(processes, data: Path, ready: Path):
+    ready.unlink(missing_ok=True)
+    settings = {"data": data, "listen": "127.0.0.1:0", "min_free": 0, "ready_file": ready}
+    process = processes.Process(target=cli.serve, kwargs=settings)
+    process.start()
+    while not ready.exists():
+        process.join(0.005)
+        assert process.exitcode is None
+    return process, ready.read_text().strip()
+
+
+def _write_until_killed(caller, process, acknowledged, acks_before, delay):
+    """Write chunks; kill -9 a moment after so many acks. What was acknowledged is remembered."""
+    chunks = [caller.chunk(m=2) for _ in range(200)]
+    by_key = {chunk.idempotency_key: data for chunk, data in chunks}
+    frames = [frame for chunk, data in chunks for frame in caller.frames(chunk, data)]
+    stream = caller.stub.WriteChunks(iter(frames))
+    # The last acks may be on their way when the server dies.
+    with contextlib.suppress(grpc.RpcError):
+        for number, ack in enumerate(stream, 1):
+            acknowledged[ack.chunk_id] = by_key[ack.idempotency_key]
+            if number == acks_before:
+                threading.Timer(delay, process.kill).start()
+    process.kill()
+    process.join()
+
+
+def test_nothing_acknowledged_is_lost_in_twenty_kills(processes, data, tmp_path, connect):
+    choose = random.Random(11)
+    acknowledged: dict[int, bytes] = {}
+    for turn in range(21):
+        process, address = _start(processes, data, tmp_path / "ready")
+        with connect(address, first_key=turn * 1000 + 1) as caller:
+            caller.create()
+            ids = caller.ids_of_all()
+            assert set(acknowledged) <= set(ids)
+            for begin in range(0, len(ids), 500):
+                for chunk_id, stored in caller.fetch(*ids[begin : begin + 500]).items():
+                    assert acknowledged.get(chunk_id, stored) == stored
+            hits = caller.retrieve(top_k=1000, omit_payload=True)[0].queries[0].hits
+            assert {hit.chunk_id for hit in hits} <= set(ids)
+            if turn < 20:
+                _write_until_killed(caller, process, acknowledged, choose.randint(1, 30), choose.random() * 0.05)
+            else:
+                process.terminate()
+                process.join(20)
+                assert process.exitcode == 0
+    assert len(acknowledged) > 200
+    assert {int(path.stem) for path in (data / "payloads").glob("*/*/*")} == set(ids)

@@ -1,0 +1,149 @@
+"""Eviction through the service; the rule itself is tested on MemLong's traces."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kvbank.v1 import bank_pb2
+from kvbank.v1 import service_pb2 as pb
+from memory_service import bank as bank_module
+from memory_service.domain import Capacity, Policy
+from memory_service.eviction import Candidate, plan
+
+AXES = [tuple(float(i == axis) for i in range(4)) for axis in range(4)]
+
+
+def explain(caller, bank="c", **fields):
+    return caller.stub.ExplainEviction(pb.ExplainEvictionRequest(bank=bank, **fields))
+
+
+def evictions(caller, bank="c"):
+    return caller.stub.ListEvictions(pb.ListEvictionsRequest(bank=bank, page_size=1000)).evictions
+
+
+def test_frequency_keeps_what_is_asked_for(caller):
+    caller.create("c", capacity={"chunks": 4}, policy={"lower": 0, "upper": 100})
+    ids = [caller.add(axis, bank="c") for axis in AXES]
+    for axis in (0, 0, 2):
+        caller.retrieve(AXES[axis], banks=["c"], top_k=1)
+    planned = explain(caller)
+    assert [victim.chunk_id for victim in planned.victims] == [ids[1], ids[3]]
+    assert "2 of 4 chunks would go" in planned.explanation
+    (ack,) = caller.write(caller.chunk(), bank="c")
+    assert list(ack.evicted_chunk_ids) == [ids[1], ids[3]]
+    assert caller.ids("c") == [ids[0], ids[2], ack.chunk_id]
+    log = evictions(caller)
+    assert [entry.chunk_id for entry in log] == [ids[3], ids[1]]
+    for entry, victim in zip(reversed(log), planned.victims, strict=True):
+        assert entry.HasField("evict_time")
+        entry.ClearField("evict_time")
+        assert entry == victim
+    assert caller.usage("c").chunks_evicted == 2
+    hits = caller.retrieve(AXES[1], banks=["c"])[0].queries[0].hits
+    assert {hit.chunk_id for hit in hits} == {ids[0], ids[2], ack.chunk_id}
+
+
+def test_explain_is_empty_where_nothing_would_go(caller):
+    assert explain(caller, "b") == pb.ExplainEvictionResponse()
+    caller.create("c", capacity={"chunks": 2})
+    caller.add(bank="c")
+    assert explain(caller) == pb.ExplainEvictionResponse()
+    assert "do not fit" in explain(caller, need=3).explanation
+
+
+@pytest.mark.parametrize("capacity", [{"tokens": 12}, {"bytes": 900}])
+def test_capacity_in_tokens_and_bytes_holds(caller, capacity):
+    caller.create("c", capacity=capacity)
+    unit, limit = next(iter(capacity.items()))
+    for m in (3, 5, 1, 2, 4, 5, 3, 1, 5):
+        size = m if unit == "tokens" else m * 136
+        if size > limit:
+            continue
+        caller.add(bank="c", m=m)
+        assert getattr(caller.usage("c"), unit) <= limit
+    stored = caller.stub.ListChunks(pb.ListChunksRequest(bank="c")).chunks
+    assert caller.usage("c").tokens == sum(chunk.stored_length for chunk in stored)
+
+
+def test_recency_half(caller):
+    caller.create("c", capacity={"chunks": 4}, policy={"kind": bank_pb2.POLICY_KIND_RECENCY_HALF})
+    ids = [caller.add(bank="c") for _ in range(4)]
+    (ack,) = caller.write(caller.chunk(), bank="c")
+    assert list(ack.evicted_chunk_ids) == ids[:2]
+    assert {entry.reason for entry in evictions(caller)} == {pb.EVICTION_REASON_OLDEST_HALF}
+
+
+def test_files_of_victims_go(serving, data):
+    caller = serving()
+    caller.create("c", capacity={"chunks": 2})
+    for _ in range(9):
+        caller.add(bank="c")
+    live = caller.ids("c")
+    serving.stop()
+    assert sorted(int(path.stem) for path in (data / "payloads").glob("*/*/*")) == live
+
+
+def test_a_large_eviction_goes_on_in_batches(caller, monkeypatch):
+    """The write's own transaction is bounded; the rest of the plan follows, and the log has it all."""
+    monkeypatch.setattr(bank_module, "MOST_VICTIMS", 4)
+    caller.create("c", layers=[], capacity={"chunks": 20})
+    caller.write(*(caller.chunk(layers=[]) for _ in range(20)), bank="c")
+    planned = [victim.chunk_id for victim in explain(caller).victims]
+    (ack,) = caller.write(caller.chunk(layers=[]), bank="c")
+    assert list(ack.evicted_chunk_ids) == planned[:4]
+    while len(caller.ids("c")) > 11:
+        pass
+    assert [entry.chunk_id for entry in reversed(evictions(caller))] == planned
+
+
+def test_log_is_paged_newest_first(caller):
+    caller.create("c", layers=[], capacity={"chunks": 1})
+    ids = [caller.add(bank="c", layers=[]) for _ in range(6)]
+    first = caller.stub.ListEvictions(pb.ListEvictionsRequest(bank="c", page_size=3))
+    second = caller.stub.ListEvictions(pb.ListEvictionsRequest(bank="c", page_size=3, page_token=first.next_page_token))
+    assert [entry.chunk_id for entry in [*first.evictions, *second.evictions]] == ids[4::-1]
+
+
+def test_counts(caller):
+    first, second = caller.add(AXES[0]), caller.add(AXES[1])
+    caller.retrieve(AXES[0], top_k=1)
+    caller.retrieve((*AXES[0], *AXES[1], *AXES[0]), top_k=1)
+    assert (caller.count(first), caller.count(second)) == (3, 1)
+    caller.retrieve(AXES[0], skip_count=True)
+    header, _ = caller.retrieve(AXES[0], omit_payload=True)
+    held = [pb.HeldChunk(chunk_id=first, checksum=header.chunks[0].payload.checksum)]
+    caller.retrieve(AXES[0], store_id=header.store_id, held=held)
+    assert (caller.count(first), caller.count(second)) == (5, 3)
+    for _ in range(3):
+        caller.retrieve(AXES[0], top_k=1, request_id=b"0123456789abcdef")
+    assert caller.count(first) == 6
+    chunk = caller.stub.GetChunk(pb.GetChunkRequest(bank="b", chunk_id=first)).chunk
+    assert chunk.last_retrieve_time.ToMicroseconds() > chunk.create_time.ToMicroseconds()
+
+
+def test_counts_survive_a_restart(serving):
+    caller = serving()
+    caller.create()
+    chunk_id = caller.add()
+    caller.retrieve()
+    caller = serving()
+    assert caller.count(chunk_id) == 1
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 9), st.integers(0, 5)), max_size=40),
+    st.integers(0, 100),
+    st.integers(0, 100),
+    st.integers(0, 100),
+    st.integers(0, 30),
+    st.sampled_from(["frequency", "recency_half"]),
+    st.sampled_from(["chunks", "tokens"]),
+)
+def test_plan_makes_room_and_names_each_victim_once(chunks, lower, upper, target, need, kind, unit):
+    live = [Candidate(i, 1 if unit == "chunks" else size, count) for i, (size, count) in enumerate(chunks)]
+    usage = sum(chunk.size for chunk in live)
+    capacity = Capacity(unit, max(usage, need, 1))
+    victims = plan(live, capacity, Policy(kind, min(lower, upper), max(lower, upper), target), need)
+    assert len({victim.chunk_id for victim in victims}) == len(victims)
+    assert usage - sum(victim.size for victim in victims) + need <= capacity.limit
+    assert bool(victims) <= (usage + need > capacity.limit)
