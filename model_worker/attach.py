@@ -1,0 +1,262 @@
+"""Attach a memory to any RoPE decoder of transformers, without copied model code.
+
+Public extension points only: the attention interface, the mask interface, the cache, and forward hooks.
+"""
+
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from model_worker.attention import Backend, retrieval_causal_attention
+from model_worker.digest import Reader, reader_of, state_token
+from model_worker.errors import InputError, ReaderChanged, UnsupportedModel
+from model_worker.probe import LayerReport, probe
+from model_worker.rope import Rope
+from model_worker.view import ForwardState, enter_attention, leave_attention, note_projection
+
+MODES = ("memlong", "per_layer")
+POSITIONS = ("zero", "continual", "original")
+_BACKENDS = ("sdpa", "eager")
+_PREFIX = "kvbank_"
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPlan:
+    """Which layers remember, which retrieve, and where retrieved keys are put.
+
+    mode: `memlong` (the K-V of one memory layer serve all retrieval layers) or `per_layer` (each its own; works
+    untrained). positions: `zero` (all just before the first local token), `continual` (numbered up to it) or
+    `original`.
+    """
+
+    mode: str
+    positions: str
+    memory_layers: tuple[int, ...]
+    retrieval_layers: tuple[int, ...]
+
+    def source(self, retrieval_layer: int) -> int:
+        """The memory layer whose K-V `retrieval_layer` attends to."""
+        return self.memory_layers[0] if self.mode == "memlong" else retrieval_layer
+
+
+class Attachment:
+    """A model with memory. Made by `attach`; `detach` leaves the model as it was.
+
+    The reader digest is computed once; `check_unchanged` notices replaced weights and switched, merged or disabled
+    adapters.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        plan: MemoryPlan,
+        reports: list[LayerReport],
+        ropes: dict[int, Rope],
+        modules: dict[int, nn.Module],
+        reader: Reader,
+        gates: Mapping[int, Tensor],
+        backend: str,
+        tokenizer: object | None,
+    ):
+        self.model, self.plan, self.reports, self.ropes, self.reader = model, plan, reports, ropes, reader
+        self.gates = dict(gates)
+        self._backend, self._tokenizer = backend, tokenizer
+        self._state = state_token(model)
+        self._handles = [decoder_of(model).register_forward_pre_hook(_before_forward, with_kwargs=True)]
+        for layer in plan.memory_layers:
+            self._watch(modules[layer], reports[layer])
+
+    def _watch(self, attention: nn.Module, report: LayerReport) -> None:
+        self._handles.append(attention.register_forward_pre_hook(enter_attention, with_kwargs=True))
+        self._handles.append(attention.register_forward_hook(leave_attention, always_call=True))
+        if report.capture == "projection":
+            normed = isinstance(getattr(attention, "k_norm", None), nn.Module)
+            projection = attention.get_submodule("k_norm" if normed else "k_proj")
+            self._handles.append(projection.register_forward_hook(note_projection))
+
+    @property
+    def kv_heads(self) -> int:
+        """K-V heads of the memory layers."""
+        return self.reports[self.plan.memory_layers[0]].kv_heads
+
+    @property
+    def head_dim(self) -> int:
+        """Size of one head."""
+        return self.reports[self.plan.memory_layers[0]].head_dim
+
+    @property
+    def trained_length(self) -> int | None:
+        """Positions the model was trained for, where its configuration says."""
+        return getattr(self.model.config, "max_position_embeddings", None)  # type: ignore[union-attr]
+
+    def check_unchanged(self) -> None:
+        """Raise ReaderChanged when the model is no longer the one whose digest its K-V carry."""
+        state = state_token(self.model)
+        if state == self._state:
+            return
+        now = reader_of(self.model, self._tokenizer)
+        if now.digest != self.reader.digest:
+            changed = [part for part, value in now.parts.items() if value != self.reader.parts[part]]
+            raise ReaderChanged(
+                f"the model changed after attach ({', '.join(changed)}); detach and attach again to use it with a bank "
+                "of its own"
+            )
+        self._state = state
+
+    def detach(self) -> None:
+        """Remove hooks and give the model its own attention back."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        _set_attention(self.model, self._backend)
+
+
+def attach(
+    model: nn.Module,
+    tokenizer: object | None = None,
+    *,
+    mode: str | None = None,
+    positions: str | None = None,
+    memory_layers: Sequence[int] | None = None,
+    retrieval_layers: Sequence[int] | None = None,
+    gates: Mapping[int, Tensor] | None = None,
+) -> Attachment:
+    """Probe `model` and give it a memory.
+
+    Without options a model whose configuration has a `kvbank` entry is attached as that says (`memlong` and `zero` for
+    models made for it); any other gets `per_layer` and `continual` in all its layers. gates: MemLong's `[Hq]` gate by
+    layer, in (0, 1). Raises UnsupportedModel with the reason, InputError for options that make no sense.
+    """
+    causal = _plain(model)
+    backend = getattr(causal.config, "_attn_implementation", None)
+    if str(backend).startswith(_PREFIX):
+        raise InputError("this model is attached already; detach it first")
+    if backend not in _BACKENDS:
+        raise UnsupportedModel(f"attention {backend!r} is not among {_BACKENDS}; use set_attn_implementation('sdpa')")
+    _set_attention(causal, _register(backend))
+    try:
+        try:
+            reports, ropes, modules = probe(causal, decoder_of(causal))
+        except TypeError as error:
+            name = type(causal).__name__
+            raise UnsupportedModel(f"{name} does not pass keywords to its attention: {error}") from None
+        plan = _plan(causal, reports, mode, positions, memory_layers, retrieval_layers)
+        reader = reader_of(model, tokenizer)
+        return Attachment(model, plan, reports, ropes, modules, reader, gates or {}, backend, tokenizer)
+    except BaseException:
+        _set_attention(causal, backend)
+        raise
+
+
+def decoder_of(model: nn.Module) -> nn.Module:
+    """The stack of layers below the language-model head."""
+    return _plain(model).base_model  # type: ignore[return-value]
+
+
+def _plain(model: nn.Module) -> nn.Module:
+    """The transformers model inside a peft wrapper."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+
+
+def _plan(
+    model: nn.Module,
+    reports: list[LayerReport],
+    mode: str | None,
+    positions: str | None,
+    memory_layers: Sequence[int] | None,
+    retrieval_layers: Sequence[int] | None,
+) -> MemoryPlan:
+    made_for = getattr(model.config, "kvbank", None) or {}
+    mode = mode or made_for.get("mode", "per_layer")
+    if mode not in MODES:
+        raise InputError(f"mode {mode!r} is not one of {MODES}")
+    own = made_for if made_for.get("mode") == mode else {}
+    positions = positions or own.get("positions", "zero" if mode == "memlong" else "continual")
+    if positions not in POSITIONS:
+        raise InputError(f"positions {positions!r} is not one of {POSITIONS}")
+    usable = [r.layer for r in reports if r.kind in ("rope", "nope")]
+    if not usable:
+        raise UnsupportedModel(f"{type(model).__name__}: layer 0 is {reports[0].kind}: {reports[0].reason}")
+    if mode == "memlong":
+        memory = memory_layers or own.get("memory_layers") or [usable[len(usable) // 2]]
+        retrieval = retrieval_layers or own.get("retrieval_layers") or [x for x in usable if x >= memory[0]]
+        if len(memory) != 1:
+            raise InputError(f"mode memlong has one memory layer, not {len(memory)}")
+    else:
+        retrieval = retrieval_layers or memory_layers or own.get("retrieval_layers") or usable
+        memory = memory_layers or retrieval
+        if list(memory) != list(retrieval):
+            raise InputError("in mode per_layer memory layers and retrieval layers are the same")
+    plan = MemoryPlan(mode, positions, tuple(sorted(memory)), tuple(sorted(retrieval)))
+    _check_layers(plan, reports)
+    return plan
+
+
+def _check_layers(plan: MemoryPlan, reports: list[LayerReport]) -> None:
+    for layer in {*plan.memory_layers, *plan.retrieval_layers}:
+        if not 0 <= layer < len(reports):
+            raise InputError(f"layer {layer} does not exist; the model has {len(reports)}, counted from 0")
+        if reports[layer].kind not in ("rope", "nope"):
+            raise UnsupportedModel(f"layer {layer} is {reports[layer].kind}: {reports[layer].reason}")
+    shapes = {(reports[x].kv_heads, reports[x].head_dim) for x in {*plan.memory_layers, *plan.retrieval_layers}}
+    if len(shapes) > 1:
+        raise UnsupportedModel(f"memory and retrieval layers differ in K-V heads or head size: {sorted(shapes)}")
+
+
+def _register(backend: str) -> str:
+    """Attention and mask under one name: without its mask function a model runs unmasked, and says nothing."""
+    name = _PREFIX + backend
+    if name not in ALL_ATTENTION_FUNCTIONS:
+
+        def attention(
+            module: nn.Module,
+            query: Tensor,
+            key: Tensor,
+            value: Tensor,
+            attention_mask: Tensor | None,
+            kvbank: Any = None,
+            **kwargs: Any,
+        ) -> tuple[Tensor, Tensor | None]:
+            own = _own_attention(backend, module)
+            if kvbank is None:
+                return own(module, query, key, value, attention_mask, **kwargs)
+            kvbank.observe(module, query, key, value, kwargs)
+            retrieved = kvbank.retrieved(module.layer_idx)
+            return retrieval_causal_attention(own, module, query, key, value, attention_mask, retrieved, **kwargs)
+
+        AttentionInterface.register(name, attention)
+        AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[backend])
+    return name
+
+
+def _own_attention(backend: str, module: nn.Module) -> Backend:
+    """The backend as the model's own file resolves it (eager differs from file to file: softcap, sinks)."""
+    file = vars(sys.modules[type(module).__module__])
+    if backend == "eager":
+        return file["eager_attention_forward"]  # type: ignore[no-any-return]
+    return file.get("ALL_ATTENTION_FUNCTIONS", ALL_ATTENTION_FUNCTIONS)[backend]  # type: ignore[no-any-return]
+
+
+def _set_attention(model: nn.Module, name: str) -> None:
+    causal = _plain(model)
+    with suppress(ValueError):
+        causal.set_attn_implementation(name)  # type: ignore[operator]
+    if causal.config._attn_implementation != name:  # type: ignore[union-attr]
+        raise UnsupportedModel(f"{type(causal).__name__} does not route its attention through transformers' interface")
+
+
+def _before_forward(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    cache = kwargs.get("past_key_values")
+    if isinstance(cache, ForwardState):
+        if args:
+            kwargs = {"input_ids": args[0], **kwargs}
+            args = args[1:]
+        return args, cache.before_forward(kwargs)
+    return None

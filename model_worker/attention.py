@@ -1,0 +1,91 @@
+"""Retrieval-causal attention: one joint softmax over retrieved and local keys (MemLong, section 3.3 of the paper).
+
+A pure function around the model's own attention backend: retrieved keys are put in front of the local ones, and the
+mask grows by columns that every query may see. Deviations from MemLong's release: retrieved K-V heads are expanded like
+local ones (its code has no grouped heads), and rows of a batch may retrieve different lengths.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Backend = Callable[..., tuple[Tensor, Tensor | None]]
+
+
+@dataclass(frozen=True, slots=True)
+class RetrievedKV:
+    """What one layer attends to besides its local context.
+
+    keys, values: `[B, Hkv, R, D]`, keys rotated to their positions.
+    valid: bool `[B, R]`, false where a shorter row is padded; None when nothing is padded.
+    gate: `[Hq]` in (0, 1) or None. MemLong's optional gate: memory scores times g, local scores times 1 - g.
+    """
+
+    keys: Tensor
+    values: Tensor
+    valid: Tensor | None = None
+    gate: Tensor | None = None
+
+
+def retrieval_causal_attention(
+    backend: Backend,
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    retrieved: RetrievedKV | None,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """Attend to `retrieved` and the local keys in one softmax.
+
+    query `[B, Hq, Q, D]`, key and value `[B, Hkv, L, D]` after RoPE; mask as the backend takes it (bool or additive,
+    `[B or 1, 1, Q, L]`) or None. Returns the backend's `([B, Q, Hq, D], weights or None)`. Without `retrieved` the call
+    is the backend's own, bit for bit.
+    """
+    if retrieved is None:
+        return backend(module, query, key, value, mask, **kwargs)
+    memory_keys, memory_values = retrieved.keys.to(key.dtype), retrieved.values.to(value.dtype)
+    mask = _grow_mask(mask, retrieved.valid, query, key, memory_keys.shape[2])
+    if retrieved.gate is not None:
+        module, key, value, memory_keys, memory_values = _gated(
+            module, query.shape[1], retrieved.gate, key, value, memory_keys, memory_values
+        )
+    key, value = torch.cat([memory_keys, key], dim=2), torch.cat([memory_values, value], dim=2)
+    return backend(module, query, key, value, mask, **kwargs)
+
+
+def _grow_mask(mask: Tensor | None, valid: Tensor | None, query: Tensor, key: Tensor, memory: int) -> Tensor | None:
+    queries, length = query.shape[2], key.shape[2]
+    if mask is None and queries == 1 and valid is None:
+        return None
+    if mask is None:
+        # Never None here: sdpa would take the keys for an empty static cache and keep only the first ones.
+        mask = torch.ones(queries, length, dtype=torch.bool, device=key.device).tril(length - queries)[None, None]
+    rows = query.shape[0]
+    front = torch.ones(rows, memory, dtype=torch.bool, device=key.device) if valid is None else valid
+    front = front[:, None, None, :].expand(rows, mask.shape[1], queries, memory)
+    if mask.dtype != torch.bool:
+        front = torch.zeros(front.shape, dtype=mask.dtype, device=key.device).masked_fill(
+            ~front, torch.finfo(mask.dtype).min
+        )
+    return torch.cat([front, mask.expand(rows, -1, -1, -1)], dim=-1)
+
+
+def _gated(
+    module: nn.Module, heads: int, gate: Tensor, key: Tensor, value: Tensor, memory_keys: Tensor, memory_values: Tensor
+) -> tuple[Any, Tensor, Tensor, Tensor, Tensor]:
+    """Scores are linear in the keys, so the gate goes into them, after expansion: it is per query head."""
+    groups = heads // key.shape[1]
+    key, value, memory_keys, memory_values = (
+        x.repeat_interleave(groups, dim=1) for x in (key, value, memory_keys, memory_values)
+    )
+    gate = gate.to(key.dtype)[None, :, None, None]
+    expanded = SimpleNamespace(
+        num_key_value_groups=1, is_causal=True, training=module.training, layer_idx=getattr(module, "layer_idx", None)
+    )
+    return expanded, key * (1 - gate), value, memory_keys * gate, memory_values

@@ -1,0 +1,35 @@
+"""Cutting token ids into chunks: the unit that is written, retrieved, counted and evicted."""
+
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from typing import Any
+
+from model_worker.errors import InputError
+
+_ENDS = (".", "!", "?", "。", "\n")
+
+
+def chunks(token_ids: Sequence[int], size: int, ends: frozenset[int] = frozenset()) -> Iterator[list[int]]:
+    """Consecutive pieces of at most `size` tokens.
+
+    A piece ends after the last token of `ends` in its second half, where there is one, so that a sentence is rarely
+    cut; without one (or without `ends`) it has `size` tokens.
+    """
+    if size < 1:
+        raise InputError(f"a chunk has at least 1 token, not {size}")
+    begin = 0
+    while begin < len(token_ids):
+        stop = min(begin + size, len(token_ids))
+        if stop < len(token_ids):
+            half = begin + (size + 1) // 2
+            stop = next((i + 1 for i in range(stop - 1, half - 1, -1) if token_ids[i] in ends), stop)
+        yield list(token_ids[begin:stop])
+        begin = stop
+
+
+@lru_cache(maxsize=8)
+def sentence_ends(tokenizer: Any) -> frozenset[int]:
+    """Ids of the tokens that end a sentence or a line, from the tokenizer's own vocabulary."""
+    ids = list(tokenizer.get_vocab().values())
+    texts = tokenizer.batch_decode([[i] for i in ids])
+    return frozenset(i for i, text in zip(ids, texts, strict=True) if text.rstrip(" ").endswith(_ENDS))

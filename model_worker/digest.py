@@ -1,0 +1,115 @@
+"""Who reads: the digest that binds K-V pairs to one model.
+
+This file owns the rule that K-V of another model never match: everything that changes what a key means goes into the
+digest. Weights are hashed as they are in memory, by value (a bf16 file loaded as float32 agrees with itself), never
+taken from the file's name or time, since weights may have been changed after loading.
+"""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+import xxhash
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True, slots=True)
+class Reader:
+    """Digest of a reading model and the parts it was made of."""
+
+    digest: str
+    parts: dict[str, str]
+
+
+def reader_of(model: nn.Module, tokenizer: object | None = None) -> Reader:
+    """Hash architecture, weights, rope, tokenizer and active adapter of `model` (about 2 GB/s)."""
+    config = model.config.to_dict()  # type: ignore[operator,union-attr]
+    base, adapter = _split_parameters(model)
+    parts = {
+        "architecture": _hash_json([config.get("model_type"), _shape_fields(config)]),
+        "weights": _hash_tensors(base),
+        "rope": _hash_json([config.get("rope_parameters"), config.get("rope_theta"), config.get("rope_scaling")]),
+        "tokenizer": tokenizer_digest(tokenizer),
+        "adapter": _adapter_digest(model, adapter),
+    }
+    return Reader(_hash_json(parts), parts)
+
+
+def tokenizer_digest(tokenizer: object | None) -> str:
+    """Hash of vocabulary and rules; `none` when the model is used without a tokenizer."""
+    if tokenizer is None:
+        return "none"
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    content = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)  # type: ignore[attr-defined]
+    return xxhash.xxh3_128_hexdigest(content.encode())
+
+
+def state_token(model: nn.Module) -> int:
+    """Cheap fingerprint that moves whenever parameters are replaced or written, or an adapter is switched.
+
+    It hashes no weights (microseconds a parameter), so it may move without the digest changing.
+    """
+    state: list[object] = []
+    pending = [model]
+    while pending:  # a walk without names: `named_parameters` is ten times slower, and this runs at every chunk
+        module = pending.pop()
+        state += [(id(p), p.data_ptr(), p._version) for p in module.parameters(recurse=False)]
+        if hasattr(module, "base_layer"):
+            state.append(_tuner_state(module))
+        pending.extend(module.children())
+    return hash(tuple(state))
+
+
+def _shape_fields(config: dict[str, object]) -> dict[str, object]:
+    """The numbers of a config that define the computation; names, dtypes and generation options do not."""
+    skip = {"torch_dtype", "dtype", "transformers_version", "use_cache", "architectures", "kvbank"}
+    return {k: v for k, v in config.items() if k not in skip and not k.startswith("_") and isinstance(v, int | float)}
+
+
+def _split_parameters(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Parameters of the base model under their plain names, and those that adapters added."""
+    tuners = [name for name, module in model.named_modules() if hasattr(module, "base_layer")]
+    base: dict[str, Tensor] = {}
+    added: dict[str, Tensor] = {}
+    for name, parameter in model.named_parameters():
+        owner = next((t for t in tuners if name.startswith(f"{t}.")), None)
+        if owner is not None and not name.startswith(f"{owner}.base_layer."):
+            added[name] = parameter
+        else:
+            base[name.replace(".base_layer.", ".").removeprefix("base_model.model.")] = parameter
+    return base, added
+
+
+def _tuner_state(module: nn.Module) -> tuple[str, ...]:
+    """What a peft layer says of itself; a switch shows here before any weight moves."""
+    return tuple(str(getattr(module, name, "")) for name in ("active_adapters", "disable_adapters", "merged_adapters"))
+
+
+def _adapter_digest(model: nn.Module, added: dict[str, Tensor]) -> str:
+    tuners = [module for module in model.modules() if hasattr(module, "base_layer")]
+    active = sorted({str(a) for t in tuners for a in getattr(t, "active_adapters", ())})
+    if not active or all(getattr(t, "disable_adapters", False) for t in tuners):
+        return "none"
+    used = {name: p for name, p in added.items() if any(f".{a}." in f"{name}." for a in active)}
+    scaling = [str(sorted(getattr(t, "scaling", {}).items())) for t in tuners]
+    merged = [str(getattr(t, "merged_adapters", ())) for t in tuners]
+    return _hash_json([active, scaling, merged, _hash_tensors(used)])
+
+
+def _hash_tensors(tensors: dict[str, Tensor]) -> str:
+    digest = xxhash.xxh3_128()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name}{tuple(tensor.shape)}".encode())
+        for piece in _pieces(tensor):
+            digest.update(piece.to(device="cpu", dtype=torch.float32).contiguous().numpy().data)
+    return digest.hexdigest()
+
+
+def _pieces(tensor: Tensor, rows: int = 1 << 22) -> Iterable[Tensor]:
+    """A float32 copy of a whole embedding may not fit beside a large model."""
+    return tensor.detach().reshape(-1).split(rows)
+
+
+def _hash_json(value: object) -> str:
+    return xxhash.xxh3_128_hexdigest(json.dumps(value, sort_keys=True, default=str).encode())

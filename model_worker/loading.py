@@ -1,0 +1,35 @@
+"""Models by name: the shipped one, a local folder, or a hub id."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from model_worker.errors import ModelNotFound
+
+SHIPPED = "kvbank-small"
+_ASSETS = Path(__file__).parent / "assets"
+
+
+def load_model(name: str = SHIPPED, *, device: str = "cpu", dtype: str | None = None) -> tuple[Any, Any]:
+    """`(model, tokenizer)`, in eval mode on `device`.
+
+    dtype: a torch dtype's name; by default float32 for the shipped model on a CPU and as stored otherwise. Raises
+    ModelNotFound in one line where transformers would print a page.
+    """
+    folder = _ASSETS / name if name == SHIPPED else Path(name)
+    source = str(folder) if folder.is_dir() else name
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        raise ModelNotFound(f"{folder} is not a model folder: it has no config.json")
+    if not folder.is_dir() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
+        raise ModelNotFound(f"there is no model folder {name}")
+    chosen = dtype or ("float32" if name == SHIPPED and device == "cpu" else "auto")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source)
+        wanted = chosen if chosen == "auto" else getattr(torch, chosen)
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=wanted)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelNotFound(f"model {name!r} cannot be loaded: {reason}") from None
+    return model.to(device).eval(), tokenizer

@@ -1,0 +1,389 @@
+"""Remember and recall: the worker's loop over the SDK.
+
+A chunk's way to the disk: captured by the cache, compressed, embedded, written (or spooled while the service is away).
+A query's way back: embedded, retrieved, and handed to the cache, which rotates it into attention. A lost service
+degrades to local attention with a warning; `strict` raises instead.
+"""
+
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+import xxhash
+from torch import Tensor
+
+import kvbank
+from model_worker.attach import Attachment, decoder_of
+from model_worker.cache import MemoryCache, RecalledChunk
+from model_worker.capture import Captured
+from model_worker.compress import Compressor, Payload
+from model_worker.compress import compressor as compressor_named
+from model_worker.embedding import Embedder, LexicalEmbedder
+from model_worker.errors import BankMismatch, InputError, SpoolFull
+from model_worker.payload_cache import PayloadCache
+from model_worker.spool import Spool
+from model_worker.tensors import DTYPES, NAMES, to_numpy, to_torch
+
+_AWAY = (kvbank.Unavailable, kvbank.DeadlineExceeded, kvbank.DiskFull)
+_PATIENCE_S = 10.0
+
+
+@dataclass(slots=True)
+class MemoryStats:
+    """What one worker did so far. Latencies in seconds, one a recall."""
+
+    written: int = 0
+    evicted: int = 0
+    spooled: int = 0
+    dropped: int = 0
+    recalls: int = 0
+    failed_recalls: int = 0
+    tokens: int = 0
+    stored_tokens: int = 0
+    bytes_before: int = 0
+    bytes_after: int = 0
+    recall_seconds: list[float] = field(default_factory=list)
+
+
+class Memory:
+    """One worker's access to a bank (or one bank a batch row).
+
+    tokenizer: turns a chunk's ids into the text that is embedded. compressor: see compress/. chunk: tokens a chunk.
+    top_k: chunks a query. cadence: decode steps between recalls (a chunk). query_tokens: how many of the last tokens
+    are the query (a chunk). query: `with_input` (they include the tokens about to be processed, as in MemLong) or
+    `past` (only what came before them: use it to measure loss honestly). context: `isolated` (a chunk is encoded alone;
+    default in mode memlong) or `window` (as it stood in the local window). count: whether recalls count for eviction.
+    source: names the text; a chunk of it that is written again, after a crash, is stored once.
+    spool: where chunks wait while the service is away; without one they are dropped and counted. strict: raise when the
+    service is away. retry_after: seconds after which a lost service is asked again.
+    """
+
+    def __init__(
+        self,
+        attachment: Attachment,
+        client: kvbank.Client,
+        bank: str | Sequence[str],
+        tokenizer: object,
+        *,
+        embedder: Embedder | None = None,
+        compressor: str | Compressor = "none",
+        chunk: int = 64,
+        top_k: int = 4,
+        cadence: int | None = None,
+        query_tokens: int | None = None,
+        query: str = "with_input",
+        context: str | None = None,
+        count: bool = True,
+        min_score: float | None = None,
+        metadata: Mapping[str, str] | None = None,
+        source: str | None = None,
+        spool: Spool | None = None,
+        strict: bool = False,
+        retry_after: float = 2.0,
+        payload_cache: PayloadCache | None = None,
+    ):
+        if query not in ("with_input", "past"):
+            raise InputError(f"query {query!r} is not 'with_input' or 'past'")
+        context = context or ("isolated" if attachment.plan.mode == "memlong" else "window")
+        if context not in ("isolated", "window"):
+            raise InputError(f"context {context!r} is not 'isolated' or 'window'")
+        if chunk < 1 or top_k < 1:
+            raise InputError("chunk and top_k are at least 1")
+        self.attachment, self.client, self.bank, self.tokenizer = attachment, client, bank, tokenizer
+        self.embedder = embedder or LexicalEmbedder()
+        self.compressor = compressor_named(compressor) if isinstance(compressor, str) else compressor
+        self.chunk, self.top_k, self.context, self.count, self.strict = chunk, top_k, context, count, strict
+        self.cadence, self.query_tokens, self.query = cadence or chunk, query_tokens or chunk, query
+        self.min_score, self.metadata, self.spool = min_score, dict(metadata or {}), spool
+        self.retry_after, self.source = retry_after, source
+        self.stats = MemoryStats()
+        self._payloads = payload_cache or PayloadCache()
+        self._store_id = ""
+        self._retry_at = 0.0
+        self._dtype = DTYPES["fp32"]
+
+    @property
+    def needs_queries(self) -> bool:
+        """Whether the compressor reads queries."""
+        return self.compressor.needs_queries
+
+    # -- the bank -------------------------------------------------------------------------------------------------
+
+    def open(
+        self,
+        *,
+        capacity: kvbank.Capacity | None = None,
+        policy: kvbank.Policy | None = None,
+        dtype: str | None = None,
+    ) -> None:
+        """Use the bank if it exists and fits this model and embedder, else create it with these settings.
+
+        dtype: of stored K-V, by default the model's. Raises BankMismatch with both digests named.
+        """
+        model_dtype = next(self.attachment.model.parameters()).dtype
+        wanted = kvbank.KVSpec(
+            reader_digest=self.attachment.reader.digest,
+            layers=self.attachment.plan.memory_layers,
+            kv_heads=self.attachment.kv_heads,
+            head_dim=self.attachment.head_dim,
+            dtype=dtype or NAMES[model_dtype],
+            reader_parts=self.attachment.reader.parts,
+        )
+        embedding = kvbank.EmbeddingSpec(self.embedder.digest, self.embedder.dimension)
+        for name in self._banks():
+            try:
+                bank = self.client.get_bank(name)
+            except kvbank.BankNotFound:
+                bank = self.client.create_bank(
+                    name, kv=wanted, embedding=embedding, capacity=capacity, policy=policy, exist_ok=True
+                )
+            _check_fits(bank, wanted, embedding, dtype)
+            assert bank.kv is not None
+            self._dtype = DTYPES[bank.kv.dtype]
+
+    def _banks(self) -> list[str]:
+        return [self.bank] if isinstance(self.bank, str) else list(self.bank)
+
+    def _bank_of(self, row: int) -> str:
+        if isinstance(self.bank, str):
+            return self.bank
+        if row >= len(self.bank):
+            raise InputError(f"row {row} of the batch has no bank: {len(self.bank)} were given")
+        return self.bank[row]
+
+    # -- remember -------------------------------------------------------------------------------------------------
+
+    def remember(self, rows: Sequence[Captured | None]) -> None:
+        """Compress, embed and write what left the local window; one entry a batch row."""
+        self.attachment.check_unchanged()
+        for row, captured in enumerate(rows):
+            if captured is None:
+                continue
+            if self.context == "isolated" and captured.context != "isolated":
+                captured = encode(self.attachment, captured.token_ids, captured.start, self.needs_queries)  # noqa: PLW2901
+            self._write(self._bank_of(row), self._new_chunk(captured))
+
+    def _new_chunk(self, captured: Captured) -> kvbank.NewChunk:
+        payload = self.compressor.compress(captured, self.attachment)
+        text = str(self.tokenizer.decode(captured.token_ids))  # type: ignore[attr-defined]
+        tensors = self._tensors(payload)
+        self._account(captured, tensors)
+        return kvbank.NewChunk(
+            embedding=self.embedder.embed([text])[0],
+            tensors=tensors,
+            start=captured.start,
+            original_length=len(captured),
+            token_ids=captured.token_ids,
+            text=text,
+            metadata=self.metadata,
+            producer=kvbank.Producer(
+                payload.method, payload.version, captured.context, measured_loss=payload.measured_loss
+            ),
+            **({} if self.source is None else {"idempotency_key": self._key(captured)}),
+        )
+
+    def _key(self, captured: Captured) -> bytes:
+        return xxhash.xxh3_128_digest(f"{self.source} {captured.start} {captured.token_ids}".encode())
+
+    def _tensors(self, payload: Payload) -> dict[str, np.ndarray]:
+        tensors = {}
+        for layer, (keys, values, offsets) in payload.layers.items():
+            tensors[f"k.{layer}"] = to_numpy(keys.to(self._dtype))
+            tensors[f"v.{layer}"] = to_numpy(values.to(self._dtype))
+            tensors[f"pos.{layer}"] = to_numpy(offsets)
+        return tensors
+
+    def _account(self, captured: Captured, tensors: Mapping[str, np.ndarray]) -> None:
+        element = self._dtype.itemsize
+        before = sum(2 * layer.keys.numel() * element for layer in captured.layers.values())
+        self.stats.tokens += len(captured)
+        self.stats.stored_tokens += max(array.shape[1] for name, array in tensors.items() if name[0] == "k")
+        self.stats.bytes_before += before
+        self.stats.bytes_after += sum(array.nbytes for name, array in tensors.items() if name[:3] != "pos")
+
+    def _write(self, bank: str, chunk: kvbank.NewChunk) -> None:
+        if self.strict:
+            self._deliver(bank, chunk)
+            return
+        if self._worth_trying() and self.deliver_spooled():
+            try:
+                self._deliver(bank, chunk)
+                return
+            except _AWAY as error:
+                self._away(error)
+        self._set_aside(bank, chunk)
+
+    def _deliver(self, bank: str, chunk: kvbank.NewChunk) -> None:
+        try:
+            result = self.client.write(
+                bank,
+                chunk,
+                reader_digest=self.attachment.reader.digest,
+                embedder_digest=self.embedder.digest,
+                timeout=_PATIENCE_S,
+            )
+        except kvbank.AlreadyExists:
+            if self.source is None:
+                raise
+            return  # these tokens of the source are there; encoded again, their K-V differ in the last bits
+        self.stats.written += not result.replayed
+        self.stats.evicted += len(result.evicted)
+
+    def _set_aside(self, bank: str, chunk: kvbank.NewChunk) -> None:
+        if self.spool is None:
+            self.stats.dropped += 1
+            return
+        try:
+            self.spool.put(bank, chunk)
+            self.stats.spooled += 1
+        except (SpoolFull, OSError) as error:
+            self.stats.dropped += 1
+            warnings.warn(f"a chunk was not remembered: {error}", RuntimeWarning, stacklevel=2)
+
+    def deliver_spooled(self) -> bool:
+        """Deliver what waits on disk, oldest first; true when nothing waits any more."""
+        if self.spool is None:
+            return True
+        for path, bank, chunk in self.spool:
+            try:
+                self._deliver(bank, chunk)
+            except _AWAY as error:
+                self._away(error)
+                return False
+            self.spool.done(path)
+        return True
+
+    def _away(self, error: kvbank.ServiceError) -> None:
+        warnings.warn(f"the memory service is away: {error}", RuntimeWarning, stacklevel=3)
+        self._retry_at = time.monotonic() + self.retry_after
+
+    def _worth_trying(self) -> bool:
+        """A lost service is asked again only after a pause, so that it does not hold up every token."""
+        return time.monotonic() >= self._retry_at and (not self._retry_at or self._back())
+
+    def _back(self) -> bool:
+        """Whether a lost service answers again. Asked in one short call, since the SDK repeats a write for 10 s."""
+        try:
+            self.client.server_info(timeout=3.0)
+        except _AWAY as error:
+            self._away(error)
+            return False
+        self._retry_at = 0.0
+        return True
+
+    # -- recall ---------------------------------------------------------------------------------------------------
+
+    def recall(self, rows: Sequence[Sequence[int]]) -> list[list[RecalledChunk]] | None:
+        """The `top_k` chunks for each row's query tokens, ascending by id; None when the service is away."""
+        self.attachment.check_unchanged()
+        if not self.strict and not self._worth_trying():
+            self.stats.failed_recalls += 1
+            return None
+        begin = time.perf_counter()
+        try:
+            found = self._retrieve(rows)
+        except (*_AWAY, kvbank.DataLoss) as error:
+            if self.strict:
+                raise
+            self.stats.failed_recalls += 1
+            self._away(error)
+            return None
+        self.stats.recalls += 1
+        self.stats.recall_seconds.append(time.perf_counter() - begin)
+        return found
+
+    def _retrieve(self, rows: Sequence[Sequence[int]]) -> list[list[RecalledChunk]]:
+        texts = [str(self.tokenizer.decode(list(ids))) for ids in rows]  # type: ignore[attr-defined]
+        vectors = self.embedder.embed(texts)
+        found: list[list[RecalledChunk]] = [[] for _ in rows]
+        rows_of: dict[str, list[int]] = {}
+        for row in np.flatnonzero(vectors.any(axis=1)).tolist():  # a query without a word finds nothing
+            rows_of.setdefault(self._bank_of(row), []).append(row)
+        for bank, members in rows_of.items():
+            for row, chunks in zip(members, self._retrieve_from(bank, vectors[members]), strict=True):
+                found[row] = chunks
+        return found
+
+    def _retrieve_from(self, bank: str, vectors: np.ndarray) -> list[list[RecalledChunk]]:
+        answer = self.client.retrieve(
+            bank,
+            vectors,
+            top_k=self.top_k,
+            min_score=self.min_score,
+            count=self.count,
+            held=kvbank.Held(self._store_id, self._payloads.held(self._store_id)),
+            reader_digest=self.attachment.reader.digest,
+            embedder_digest=self.embedder.digest,
+            timeout=_PATIENCE_S,
+        )
+        self._store_id = answer.store_id
+        held_first = sorted(answer.chunks.values(), key=lambda chunk: chunk.tensors is not None)
+        chunks = {chunk.chunk_id: self._recalled(chunk) for chunk in held_first}  # new payloads may push held ones out
+        return [sorted((chunks[hit.chunk_id] for hit in hits), key=lambda c: c.chunk_id) for hits in answer.queries]
+
+    def _recalled(self, chunk: kvbank.Chunk) -> RecalledChunk:
+        if chunk.tensors is None:
+            held = self._payloads.get(self._store_id, chunk.chunk_id, chunk.checksum)
+            assert held is not None, "the service left out bytes that were not held"
+            return held
+        layers: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
+        for layer in self.attachment.plan.memory_layers:
+            keys, values, offsets = (to_torch(chunk.tensors[f"{kind}.{layer}"]) for kind in ("k", "v", "pos"))
+            layers[layer] = (keys, values, offsets)
+        recalled = RecalledChunk(chunk.chunk_id, chunk.start, layers)
+        self._payloads.put(self._store_id, chunk.checksum, recalled)
+        return recalled
+
+
+class _Keeper:
+    """The memory of a forward whose only purpose is what it captures."""
+
+    cadence, query_tokens, query = 1, 0, "past"
+
+    def __init__(self, chunk: int, needs_queries: bool):
+        self.chunk, self.needs_queries = chunk, needs_queries
+        self.captured: Captured | None = None
+
+    def remember(self, rows: Sequence[Captured | None]) -> None:
+        self.captured = rows[0]
+
+    def recall(self, rows: Sequence[Sequence[int]]) -> None:
+        return None
+
+
+def encode(attachment: Attachment, token_ids: list[int], start: int = 0, needs_queries: bool = False) -> Captured:
+    """What the model makes of a chunk on its own: one forward without memory."""
+    keeper = _Keeper(len(token_ids), needs_queries)
+    cache = MemoryCache(attachment, keeper, window=len(token_ids))
+    device = next(attachment.model.parameters()).device
+    with torch.no_grad():
+        decoder_of(attachment.model)(
+            input_ids=torch.tensor([token_ids], device=device), past_key_values=cache, use_cache=True
+        )
+    cache.flush()
+    assert keeper.captured is not None
+    return Captured(token_ids, start, keeper.captured.layers, "isolated")
+
+
+def _check_fits(bank: kvbank.Bank, wanted: kvbank.KVSpec, embedding: kvbank.EmbeddingSpec, dtype: str | None) -> None:
+    have = bank.kv
+    if have is None:
+        raise BankMismatch(f"bank {bank.name!r} holds vectors only")
+    if have.reader_digest != wanted.reader_digest:
+        parts = [part for part, value in wanted.reader_parts.items() if have.reader_parts.get(part) != value]
+        raise BankMismatch(
+            f"bank {bank.name!r} was written by another model (digest {have.reader_digest}, this one is "
+            f"{wanted.reader_digest}; {', '.join(parts)} differ)"
+        )
+    if tuple(have.layers) != tuple(wanted.layers):
+        raise BankMismatch(f"bank {bank.name!r} holds layers {have.layers}, this worker remembers {wanted.layers}")
+    if dtype is not None and have.dtype != dtype:
+        raise BankMismatch(f"bank {bank.name!r} stores {have.dtype}, not {dtype}")
+    if bank.embedding.embedder_digest != embedding.embedder_digest:
+        raise BankMismatch(
+            f"bank {bank.name!r} is searched by another embedder (digest {bank.embedding.embedder_digest}, this one is "
+            f"{embedding.embedder_digest})"
+        )

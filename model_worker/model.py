@@ -1,0 +1,240 @@
+"""MemoryModel: a language model with a memory that lasts. What users import."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+import kvbank
+from model_worker.attach import Attachment, attach, decoder_of
+from model_worker.cache import MemoryCache
+from model_worker.chunking import chunks, sentence_ends
+from model_worker.compress import Compressor
+from model_worker.embedding import Embedder, embedder
+from model_worker.errors import InputError
+from model_worker.loading import SHIPPED, load_model
+from model_worker.memory import Memory
+
+Text = str | Sequence[int]
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Losses:
+    """Next-token losses over a text.
+
+    nll: `[T - 1]` nats, of tokens 1 to T-1. blocks: `[T - 1]` the block each predicted token stands in.
+    """
+
+    nll: Tensor
+    blocks: Tensor
+
+    def by_block(self) -> Tensor:
+        """Mean loss of each block, for intervals over blocks."""
+        count = torch.bincount(self.blocks)
+        sums = torch.bincount(self.blocks, weights=self.nll.double())
+        return (sums / count.clamp(min=1))[count > 0]
+
+
+class MemoryModel:
+    """A transformers model attached to one bank of a memory service.
+
+    memory: `host:port`, a folder, or a client (which is then not closed). window: local tokens; at least a chunk.
+    attach_options go to `attach`. See `Memory` for the other settings; those left out come from the model's `kvbank`
+    configuration entry, where it has one.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        *,
+        memory: str | Path | kvbank.Client,
+        bank: str | Sequence[str] = "default",
+        window: int | None = None,
+        chunk: int | None = None,
+        top_k: int | None = None,
+        embed: str | Embedder = "lexical",
+        compressor: str | Compressor = "none",
+        capacity: kvbank.Capacity | None = None,
+        policy: kvbank.Policy | None = None,
+        store_dtype: str | None = None,
+        attach_options: dict[str, Any] | None = None,
+        **memory_options: Any,
+    ):
+        self.model, self.tokenizer = model, tokenizer
+        made_for = getattr(model.config, "kvbank", None) or {}
+        self.chunk = chunk or made_for.get("chunk", 64)
+        self.window = window or made_for.get("window", max(256, self.chunk))
+        self._owned = not isinstance(memory, kvbank.Client)
+        self._memory_options = {
+            "embedder": embedder(embed) if isinstance(embed, str) else embed,
+            "compressor": compressor,
+            "chunk": self.chunk,
+            "top_k": top_k or made_for.get("top_k", 4),
+            **memory_options,
+        }
+        self.attachment: Attachment = attach(model, tokenizer, **(attach_options or {}))
+        try:
+            self.client = memory if isinstance(memory, kvbank.Client) else kvbank.connect(memory)
+        except BaseException:
+            self.attachment.detach()
+            raise
+        try:
+            self.memory = self._memory(bank)
+            self._check_lengths()
+            self.memory.open(capacity=capacity, policy=policy, dtype=store_dtype)
+        except BaseException:
+            self.close()
+            raise
+
+    @classmethod
+    def from_pretrained(
+        cls, name: str = SHIPPED, *, device: str = "cpu", dtype: str | None = None, **options: Any
+    ) -> Self:
+        """Load the shipped model, a folder or a hub id, and attach it. options as in the constructor."""
+        return cls(*load_model(name, device=device, dtype=dtype), **options)
+
+    # -- reading --------------------------------------------------------------------------------------------------
+
+    def read(self, text: Text, progress: Progress | None = None) -> int:
+        """Read a long text into the bank: cut, recall, encode, compress, write. Returns the number of tokens.
+
+        Each chunk sees itself and what it recalled, as in MemLong, and ends at the end of a sentence where it can.
+        progress: called with (tokens done, tokens in all), between two chunks.
+        """
+        ids = self.ids(text)
+        cache = MemoryCache(self.attachment, self.memory, window=self.chunk)
+        done = 0
+        for block in chunks(ids, self.chunk, sentence_ends(self.tokenizer)):
+            with torch.no_grad():
+                decoder_of(self.model)(input_ids=self._tensor([block]), past_key_values=cache, use_cache=True)
+            cache.flush()
+            done += len(block)
+            if progress is not None:
+                progress(done, len(ids))
+        return len(ids)
+
+    def losses(self, text: Text, *, memory: Memory | None, remember_rest: bool = True) -> Losses:
+        """Next-token losses in a stream with the local window, with or without a memory.
+
+        What leaves the window is remembered. Use a memory with `query="past"`: a query that includes the tokens to be
+        predicted would choose memory by the answer.
+        """
+        ids = self.ids(text)
+        if len(ids) < 2:
+            raise InputError("a loss needs a text of at least two tokens")
+        cache = MemoryCache(self.attachment, memory, window=self.window)
+        pieces = list(self._logits(ids, cache))
+        if memory is not None and remember_rest:
+            cache.flush()
+        logits = torch.cat(pieces)[:-1].float()
+        nll = torch.nn.functional.cross_entropy(logits, torch.tensor(ids[1:]), reduction="none")
+        return Losses(nll, torch.arange(1, len(ids)) // self.chunk)
+
+    def _logits(self, ids: list[int], cache: MemoryCache) -> Iterator[Tensor]:
+        with torch.no_grad():
+            for block in chunks(ids, self.chunk):
+                yield self.model(input_ids=self._tensor([block]), past_key_values=cache, use_cache=True).logits[0].cpu()
+
+    # -- generating -----------------------------------------------------------------------------------------------
+
+    def cache(self, *, memory: bool = True) -> MemoryCache:
+        """A fresh local window for `generate(past_key_values=...)`, with or without this model's memory."""
+        return MemoryCache(self.attachment, self.memory if memory else None, window=self.window)
+
+    def generate(
+        self, prompt: Text | Sequence[str], *, cache: MemoryCache | None = None, **options: Any
+    ) -> str | list[str]:
+        """Continue `prompt` (or several, as a batch) with Hugging Face `generate` and its options.
+
+        Returns the new text. A prompt longer than a chunk is fed in chunks, so that the window holds.
+        """
+        single = isinstance(prompt, str) or (len(prompt) > 0 and isinstance(prompt[0], int))
+        rows = [self.ids(prompt)] if single else [self.ids(p) for p in prompt]  # type: ignore[arg-type]
+        if not rows:
+            raise InputError("there is no prompt")
+        ids, mask = self._left_padded(rows)
+        cache = cache or self.cache()
+        seen = cache.get_seq_length()
+        if seen:
+            raise InputError("this cache has tokens already; start a new one, or use a session")
+        with torch.no_grad():
+            while ids.shape[1] - seen > self.chunk:
+                seen += self.chunk
+                decoder_of(self.model)(
+                    input_ids=ids[:, seen - self.chunk : seen],
+                    attention_mask=mask[:, :seen],
+                    past_key_values=cache,
+                    use_cache=True,
+                )
+            options.setdefault("pad_token_id", self._pad_id())
+            out = self.model.generate(input_ids=ids, attention_mask=mask, past_key_values=cache, **options)
+        texts = [str(self.tokenizer.decode(row[ids.shape[1] :], skip_special_tokens=True)) for row in out]
+        return texts[0] if single else texts
+
+    # -- the rest -------------------------------------------------------------------------------------------------
+
+    def with_bank(self, bank: str | Sequence[str], **changes: Any) -> Memory:
+        """Another memory over the same model and service, e.g. one that measures without counting."""
+        memory = self._memory(bank, **changes)
+        memory.open()
+        return memory
+
+    def ids(self, text: Text) -> list[int]:
+        """Token ids of a text, without special tokens."""
+        if isinstance(text, str):
+            found = self.tokenizer.encode(text, add_special_tokens=False, verbose=False)
+        else:
+            found = list(text)
+        if not found:
+            raise InputError("the text is empty")
+        return found
+
+    def close(self) -> None:
+        """Deliver what waits on disk if the service is there, detach, and close a client that was made here."""
+        try:
+            if getattr(self, "memory", None) is not None and self.memory.spool is not None:
+                self.memory.deliver_spooled()
+        finally:
+            self.attachment.detach()
+            if self._owned:
+                self.client.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def _memory(self, bank: str | Sequence[str], **changes: Any) -> Memory:
+        return Memory(self.attachment, self.client, bank, self.tokenizer, **{**self._memory_options, **changes})
+
+    def _check_lengths(self) -> None:
+        if self.window < self.chunk:
+            raise InputError(f"the window of {self.window} tokens is smaller than a chunk of {self.chunk}")
+        trained = self.attachment.trained_length
+        placed = self.memory.top_k * self.chunk if self.attachment.plan.positions == "continual" else 1
+        if trained is not None and placed + self.window > trained:
+            raise InputError(
+                f"window {self.window} + {placed} positions of memory exceed the {trained} that the model was trained "
+                "for; choose a smaller window, chunk or top_k"
+            )
+
+    def _left_padded(self, rows: list[list[int]]) -> tuple[Tensor, Tensor]:
+        length = max(map(len, rows))
+        ids = [[self._pad_id()] * (length - len(row)) + row for row in rows]
+        mask = [[0] * (length - len(row)) + [1] * len(row) for row in rows]
+        return self._tensor(ids), self._tensor(mask)
+
+    def _pad_id(self) -> int:
+        for token in (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id):
+            if token is not None:
+                return int(token)
+        return 0
+
+    def _tensor(self, rows: list[list[int]]) -> Tensor:
+        return torch.tensor(rows, device=next(self.model.parameters()).device)

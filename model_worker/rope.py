@@ -1,0 +1,80 @@
+"""Rotary positions of one layer, by the model's own functions.
+
+Keys are stored before RoPE, so that a chunk can be attended to at any position. This module owns the two directions:
+`rotate` puts unrotated keys at given positions, `unrotate` takes the rotation of a forward back. Both call the
+`apply_rotary_pos_emb` of the model's own file, so that half-split, interleaved and partial layouts need no code here.
+"""
+
+import inspect
+import sys
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+
+class Rope:
+    """Rotation as one attention module applies it. A layer without rotation (NoPE) has `rotary=None`."""
+
+    def __init__(self, attention: nn.Module, rotary: nn.Module | None, layer_type: str | None = None):
+        self._apply: Callable[..., tuple[Tensor, Tensor]] | None = None
+        self._rotary = rotary
+        self._layer_type = None
+        self._slice = False
+        if rotary is not None:
+            self._apply = vars(sys.modules[type(attention).__module__])["apply_rotary_pos_emb"]
+            if "layer_type" in inspect.signature(rotary.forward).parameters:  # several bases in one model (Gemma 3)
+                self._layer_type = layer_type
+
+    @property
+    def key(self) -> object:
+        """Layers with equal keys rotate alike, so that one rotated block serves them all."""
+        return (id(self._rotary), self._layer_type)
+
+    def cos_sin(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Angles in float32 for `positions` `[B, T]`, in the layout of the model."""
+        assert self._rotary is not None
+        probe = torch.empty(0, dtype=torch.float32, device=positions.device)
+        extra = () if self._layer_type is None else (self._layer_type,)
+        cos, sin = self._rotary(probe, positions, *extra)
+        return cos.float(), sin.float()
+
+    def rotate(self, keys: Tensor, positions: Tensor) -> Tensor:
+        """Unrotated `keys` `[B, H, T, D]` put at `positions` `[B, T]`; same dtype, computed in float32, rounded once.
+
+        Positions may be negative: RoPE depends on differences only.
+        """
+        if self._rotary is None:
+            return keys
+        return self._turn(keys.float(), *self.cos_sin(positions)).to(keys.dtype)
+
+    def unrotate(self, keys: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """The exact inverse of the forward's rotation by (`cos`, `sin`), which are as that layer received them.
+
+        The divisor cos^2 + sin^2 matters where the model folds a scale into them (YaRN).
+        """
+        if self._rotary is None:
+            return keys
+        cos, sin = cos.float(), sin.float()
+        ones = torch.ones_like(keys[:1, :1], dtype=torch.float32).expand(cos.shape[0], 1, -1, -1)
+        scale = self._turn(self._turn(ones, cos, sin), cos, -sin)
+        return (self._turn(keys.float(), cos, -sin) / scale).to(keys.dtype)
+
+    def move(self, keys: Tensor, positions: Tensor, to: Tensor) -> Tensor:
+        """Rotated `keys` at `positions` `[B, T]` moved to positions `to`; rounded once."""
+        if self._rotary is None:
+            return keys
+        return self.rotate(self.unrotate(keys.float(), *self.cos_sin(positions)), to).to(keys.dtype)
+
+    def _turn(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        assert self._apply is not None
+        if not self._slice:
+            try:
+                return self._apply(x, x, cos, sin)[1]
+            except RuntimeError:  # partial rotary done by the caller (Phi, StableLM): the angles are narrower
+                if cos.shape[-1] >= x.shape[-1]:
+                    raise
+                self._slice = True
+        width = cos.shape[-1]
+        turned = self._apply(x[..., :width], x[..., :width], cos, sin)[1]
+        return torch.cat([turned, x[..., width:]], dim=-1)

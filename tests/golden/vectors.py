@@ -1,0 +1,81 @@
+"""Where the golden vectors are, and how a test reads a case. KVBANK_GOLDEN names another folder of the same layout."""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM
+
+GOLDEN = Path(os.environ.get("KVBANK_GOLDEN") or Path(__file__).parent)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One recorded run: its description, its tensors, and the folder they come from."""
+
+    name: str
+    about: dict[str, Any]
+    tensors: dict[str, Tensor]
+    folder: Path
+
+    def wrong(self) -> bool:
+        """Whether the release's own output is wrong, or missing because it crashed."""
+        return self.about["matching_would_be_wrong"] is True or "official_error" in self.about
+
+
+def memlong_folders() -> list[Path]:
+    """Every recorded forward pass of MemLong."""
+    return sorted(path.parent for path in (GOLDEN / "memlong" / "b_attention").glob("*/case.json"))
+
+
+def memlong_case(folder: Path) -> Case:
+    about = json.loads((folder / "case.json").read_text())
+    return Case(folder.name, about, load_file(folder / "tensors.safetensors"), folder)
+
+
+def memlong_model(case: Case) -> tuple[LlamaForCausalLM, dict[int, Tensor]]:
+    """The model of a case, and its gates `[Hq]` in (0, 1) by layer."""
+    config = case.about["config"]
+    own = {
+        k: config[k]
+        for k in (
+            "vocab_size",
+            "hidden_size",
+            "intermediate_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "max_position_embeddings",
+            "rms_norm_eps",
+        )
+    }
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            **own,
+            num_key_value_heads=config.get("num_key_value_heads") or config["num_attention_heads"],
+            rope_parameters={"rope_type": "default", "rope_theta": config.get("rope_theta", 10000.0)},
+        )
+    )
+    weights = load_file(case.folder / "weights.safetensors")
+    gates = {int(name.split(".")[2]): weights.pop(name) for name in list(weights) if name.endswith("output_gate")}
+    model.load_state_dict(weights)
+    return model.eval(), {layer: torch.sigmoid(gate.flatten()) for layer, gate in gates.items()}
+
+
+def tova_cases() -> list[Path]:
+    """Every recorded run of TOVA, ours to match or not."""
+    return sorted((GOLDEN / "tova").glob("*.json"))
+
+
+def tova_case(path: Path) -> Case:
+    return Case(path.stem, json.loads(path.read_text()), load_file(path.with_suffix(".safetensors")), path.parent)
+
+
+def worst(got: Tensor, expected: Tensor) -> float:
+    """Largest absolute difference; shapes must be equal."""
+    assert got.shape == expected.shape
+    return float((got.float() - expected.float()).abs().max())

@@ -1,0 +1,49 @@
+"""Tiny models, made once; tests attach and detach them. `tiny.py` has the helpers, imported by name."""
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+import kvbank
+
+sys.path.insert(0, str(Path(__file__).parent))
+torch.set_num_threads(1)
+
+from tiny import build  # noqa: E402
+
+STORIES = (
+    Path(os.environ.get("KVBANK_MODELS") or Path(__file__).parents[2].parent / "shared" / "models") / "stories260K"
+)
+
+
+@pytest.fixture(scope="session")
+def model() -> Callable[[str], PreTrainedModel]:
+    """A model by name, shared: leave its weights alone, and detach it."""
+    made: dict[str, PreTrainedModel] = {}
+
+    def get(name: str) -> PreTrainedModel:
+        if name not in made:
+            made[name] = build(name)
+        return made[name]
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def stories() -> Path:
+    """A small trained model, where it is at hand (KVBANK_MODELS names the folder of models)."""
+    if not (STORIES / "config.json").is_file():
+        pytest.skip(f"{STORIES} is not there")
+    return STORIES
+
+
+@pytest.fixture(scope="session")
+def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[kvbank.Client]:
+    """A real service over a folder; every test takes a bank of its own."""
+    with kvbank.connect(tmp_path_factory.mktemp("memory")) as client:
+        yield client

@@ -1,0 +1,111 @@
+"""What the cache hands to the memory: the model's own numbers, with the right ids and offsets."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from tiny import FAMILIES, ListMemory, attached, build, tokens, worst
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from model_worker.cache import MemoryCache
+from model_worker.memory import encode
+
+Models = Callable[[str], PreTrainedModel]
+
+
+def projected_keys(net: PreTrainedModel, ids: Tensor) -> list[Tensor]:
+    """Each layer's key before RoPE `[Hkv, T, D]`, taken from the model's own projections by hooks of this test."""
+    outputs: dict[int, Tensor] = {}
+
+    def note(layer: int) -> Callable[[nn.Module, Any, Tensor], None]:
+        return lambda module, args, output: outputs.__setitem__(layer, output[0])
+
+    handles = []
+    for layer, block in enumerate(net.base_model.layers):
+        attention = getattr(block, "self_attn", None) or block.attention
+        name = next(n for n in ("k_norm", "k_proj", "query_key_value") if hasattr(attention, n))
+        handles.append(getattr(attention, name).register_forward_hook(note(layer)))
+    with torch.no_grad():
+        net(ids)
+    for handle in handles:
+        handle.remove()
+    config = net.config
+    dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    keys = []
+    for layer in range(config.num_hidden_layers):
+        rows = outputs[layer].reshape(ids.shape[1], -1)
+        if name == "query_key_value":
+            keys.append(
+                rows.view(ids.shape[1], config.num_attention_heads, 3 * dim)[..., dim : 2 * dim].transpose(0, 1)
+            )
+        else:
+            keys.append(rows.view(ids.shape[1], -1, dim).transpose(0, 1))
+    return keys
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_keys_are_the_projections(family: str, dtype: torch.dtype) -> None:
+    """Bit by bit where the key is a projection's output; within rounding where it has to be un-rotated."""
+    net, ids = build(family).to(dtype), tokens(8)
+    with attached(net) as attachment:
+        own = projected_keys(net, ids)
+        chunk = encode(attachment, ids[0].tolist(), needs_queries=True)
+        assert {r.capture for r in attachment.reports} == {"unrotated" if family == "gpt_neox" else "projection"}
+        for layer, seen in chunk.layers.items():
+            if attachment.reports[layer].capture == "projection":
+                assert torch.equal(seen.keys, own[layer])
+            else:
+                scale = float(own[layer].float().abs().max())
+                assert worst(seen.keys, own[layer]) <= (1e-6 if dtype == torch.float32 else 2**-7) * scale
+            assert seen.queries is not None
+            assert seen.queries.shape == (net.config.num_attention_heads, 8, seen.keys.shape[2])
+
+
+def test_chunks_have_their_ids_and_offsets(model: Models) -> None:
+    """A window of two chunks: the oldest leaves when the next would not fit; what is left leaves at the end."""
+    net, ids = model("llama_gqa"), tokens(21)
+    with attached(net) as attachment, torch.no_grad():
+        memory = ListMemory(4)
+        cache = MemoryCache(attachment, memory, window=8)
+        for part in ids.split(1, dim=1):
+            net(part, past_key_values=cache)
+            assert cache.physical <= 8
+        cache.flush()
+    assert [c.token_ids for c in memory.rows[0]] == [part[0].tolist() for part in ids.split(4, dim=1)]
+    assert [c.start for c in memory.rows[0]] == [0, 4, 8, 12, 16, 20]
+    assert {c.context for c in memory.rows[0]} == {"window"}
+    assert cache.get_seq_length() == 21
+
+
+def test_pads_are_not_captured(model: Models) -> None:
+    net, ids = model("llama_gqa"), tokens(8, rows=2)
+    mask = torch.ones_like(ids)
+    mask[1, :5] = 0
+    with attached(net) as attachment, torch.no_grad():
+        memory = ListMemory(4, recalls=False)
+        cache = MemoryCache(attachment, memory, window=8)
+        net(ids, attention_mask=mask, past_key_values=cache)
+        cache.flush()
+        alone = encode(attachment, ids[1, 5:].tolist())
+    assert [(c.token_ids, c.start) for c in memory.rows[1]] == [(ids[1, 5:].tolist(), 0)]
+    assert [c.start for c in memory.rows[0]] == [0, 4]
+    for layer, seen in memory.rows[1][0].layers.items():
+        assert worst(seen.keys, alone.layers[layer].keys) <= 2e-6
+        assert worst(seen.values, alone.layers[layer].values) <= 2e-6
+
+
+def test_a_chunk_is_isolated_only_when_it_was_alone(model: Models) -> None:
+    """Read chunk by chunk it was alone; given as part of a longer piece it saw that piece."""
+    net, ids = model("llama_gqa"), tokens(20)
+    with attached(net) as attachment, torch.no_grad():
+        for pieces, context in (((8, 8, 4), "isolated"), ((5, 8, 7), "isolated"), ((20,), "window")):
+            memory = ListMemory(8, recalls=False)
+            cache = MemoryCache(attachment, memory, window=8)
+            for part in ids.split(list(pieces), dim=1):
+                net(part, past_key_values=cache)
+            cache.flush()
+            assert {c.context for c in memory.rows[0]} == {context}
+            assert [i for c in memory.rows[0] for i in c.token_ids] == ids[0].tolist()

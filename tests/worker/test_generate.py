@@ -1,0 +1,177 @@
+"""Hugging Face generate() over a real memory, with its options, and the window during long texts."""
+
+from collections.abc import Callable, Iterator
+from threading import Thread
+
+import pytest
+import torch
+from tiny import ListMemory, attached, bank, build, recalled, tokenizer, tokens, worst
+from transformers import PreTrainedModel, TextIteratorStreamer, TextStreamer
+
+import kvbank
+from model_worker.cache import MemoryCache
+from model_worker.errors import InputError
+from model_worker.memory import encode
+from model_worker.model import MemoryModel
+
+Models = Callable[[str], PreTrainedModel]
+CHUNK, WINDOW = 8, 24
+
+
+@pytest.fixture
+def chat(client: kvbank.Client) -> Iterator[MemoryModel]:
+    """A model that has read 64 tokens into a bank."""
+    with MemoryModel(
+        build("llama_gqa"), tokenizer(), memory=client, bank=bank(), chunk=CHUNK, window=WINDOW, top_k=4
+    ) as chat:
+        assert chat.read(tokens(64, seed=2)[0].tolist()) == 64
+        yield chat
+
+
+PROMPT = tokens(20, seed=3)[0].tolist()
+GREEDY = {"do_sample": False, "max_new_tokens": 12}
+
+
+def plain(chat: MemoryModel, prompt: list[int]) -> str:
+    """The same prompt, fed in the same pieces, without the memory."""
+    return str(chat.generate(prompt, cache=chat.cache(memory=False), **GREEDY))
+
+
+def test_greedy_is_repeatable_and_uses_the_memory(chat: MemoryModel) -> None:
+    first = chat.generate(PROMPT, **GREEDY)
+    assert chat.memory.stats.recalls > 0
+    assert chat.client.get_bank(chat.memory.bank).usage.chunks > 64 // CHUNK  # the prompt was remembered too
+    assert first != plain(chat, PROMPT)
+
+
+def test_sampling_with_a_seed(chat: MemoryModel) -> None:
+    quiet = chat.with_bank(chat.memory.bank)
+    texts = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        cache = MemoryCache(chat.attachment, Quiet(quiet), window=WINDOW)
+        texts.append(chat.generate(PROMPT, cache=cache, do_sample=True, temperature=2.0, max_new_tokens=12))
+    assert texts[0] == texts[1] != texts[2]
+
+
+class Quiet:
+    """A real memory of which one only recalls, so that runs can be compared."""
+
+    def __init__(self, memory: object):
+        self._memory = memory
+
+    def __getattr__(self, name: str) -> object:
+        return (lambda rows: None) if name == "remember" else getattr(self._memory, name)
+
+
+def test_streaming_is_the_same_text(chat: MemoryModel, capsys: pytest.CaptureFixture[str]) -> None:
+    memory = Quiet(chat.with_bank(chat.memory.bank))
+    text = chat.generate(PROMPT, cache=MemoryCache(chat.attachment, memory, window=WINDOW), **GREEDY)
+    streamer = TextIteratorStreamer(chat.tokenizer, skip_prompt=True, skip_special_tokens=True)
+    cache = MemoryCache(chat.attachment, memory, window=WINDOW)
+    thread = Thread(target=chat.generate, args=(PROMPT,), kwargs={"cache": cache, "streamer": streamer, **GREEDY})
+    thread.start()
+    assert "".join(streamer).strip() == text
+    thread.join()
+    printer = TextStreamer(chat.tokenizer, skip_prompt=True, skip_special_tokens=True)
+    chat.generate(PROMPT, cache=MemoryCache(chat.attachment, memory, window=WINDOW), streamer=printer, **GREEDY)
+    assert capsys.readouterr().out.strip() == text
+
+
+def test_row_in_a_batch_is_the_row_alone(model: Models) -> None:
+    """Left pads, and a memory of other length for each row."""
+    net, long, short = model("llama_gqa"), tokens(10, seed=4), tokens(6, seed=5)
+    pad = torch.zeros(1, 4, dtype=torch.long)
+    ids = torch.cat([long, torch.cat([pad, short], 1)])
+    mask = torch.ones_like(ids)
+    mask[1, :4] = 0
+    options = {**GREEDY, "output_logits": True, "return_dict_in_generate": True, "pad_token_id": 0}
+    with attached(net) as attachment:
+        memories = [
+            recalled(
+                [encode(attachment, tokens(7, seed=6)[0].tolist()), encode(attachment, tokens(5, seed=7)[0].tolist())]
+            ),
+            recalled([encode(attachment, tokens(3, seed=8)[0].tolist())]),
+        ]
+
+        def run(rows: list[int], ids: torch.Tensor, mask: torch.Tensor) -> list[torch.Tensor]:
+            cache = MemoryCache(attachment)
+            cache.set_memory([memories[row] for row in rows])
+            return list(net.generate(ids, attention_mask=mask, past_key_values=cache, **options).logits)
+
+        both = run([0, 1], ids, mask)
+        for row, alone in enumerate((long, short)):
+            for together, single in zip(both, run([row], alone, torch.ones_like(alone)), strict=True):
+                assert worst(together[row], single[0]) <= 1e-5
+
+
+def test_batch_of_prompts_over_banks(chat: MemoryModel) -> None:
+    """Each row has its own bank; its chunks go there and nowhere else."""
+    names = [bank(), bank()]
+    memory = chat.with_bank(names)
+    cache = MemoryCache(chat.attachment, memory, window=WINDOW)
+    prompts = ["w5 w6 w7 w8 w9 w10 w11 w12 w13 w14 w15 w16 w17 w18 w19 w20 w21 w22 w23 w24", "w30 w31 w32"]
+    texts = chat.generate(prompts, cache=cache, **GREEDY)
+    cache.flush()
+    assert len(texts) == 2
+    for name, prompt, text in zip(names, prompts, texts, strict=True):
+        stored = sorted(chat.client.list_chunks(name), key=lambda c: c.start)
+        words = " ".join(c.text for c in stored).split()
+        assert words[: len(prompt.split())] == prompt.split()
+        assert [c.start for c in stored] == [sum(c.original_length for c in stored[:i]) for i in range(len(stored))]
+        assert set(text.split()) <= {*words, text.split()[-1]}
+
+
+def test_window_holds_during_a_long_text(model: Models) -> None:
+    """It never exceeds its bound; what leaves it comes in order, complete, with its offsets."""
+    net, prompt = model("llama_gqa"), tokens(6)
+    with attached(net) as attachment:
+        memory = ListMemory(CHUNK)
+        cache = MemoryCache(attachment, memory, window=WINDOW)
+        seen: list[int] = []
+        handle = net.base_model.register_forward_hook(lambda *_: seen.append(cache.physical))
+        out = net.generate(
+            prompt, attention_mask=torch.ones_like(prompt), past_key_values=cache, do_sample=False, max_new_tokens=120
+        )[0].tolist()
+        handle.remove()
+        cache.flush()
+    assert max(seen) == WINDOW
+    assert [i for c in memory.rows[0] for i in c.token_ids] == out[:-1]  # the last token was never fed
+    assert [c.start for c in memory.rows[0]] == list(range(0, len(out) - 1, CHUNK))
+
+
+@pytest.mark.parametrize(
+    ("family", "positions"),
+    [("llama_gqa", "continual"), ("llama_gqa", "zero"), ("llama_gqa", "original"), ("llama_yarn", "zero")],
+)
+def test_rebase_keeps_the_output(family: str, positions: str) -> None:
+    """Beyond the trained length keys are moved back; a model trained for longer is the yardstick."""
+    ids, logits = tokens(90), []
+    for trained in (32, 512):
+        net = build(family, positions=trained)
+        with attached(net, positions=positions) as attachment, torch.no_grad():
+            cache = MemoryCache(attachment, ListMemory(4, recalls=False), window=16)
+            cache.set_memory([recalled([encode(attachment, tokens(6, seed=9)[0].tolist())])])
+            parts, highest = [], 0
+            for part in ids.split(1, 1):
+                parts.append(net(part, past_key_values=cache).logits)
+                highest = max(highest, int(cache._positions.max()))
+            assert (highest < 32) == (trained == 32)
+            logits.append(torch.cat(parts, 1))
+    assert worst(*logits) <= 1e-4
+
+
+def test_beam_search_is_refused(chat: MemoryModel) -> None:
+    for prompt in (PROMPT, PROMPT[:CHUNK]):  # fed in pieces, and in one
+        with pytest.raises(InputError, match="beam search"):
+            chat.generate(prompt, num_beams=2, max_new_tokens=3)
+
+
+def test_prompts_that_make_no_sense(chat: MemoryModel) -> None:
+    for prompt in ("", [], [""]):
+        with pytest.raises(InputError, match=r"empty|no prompt"):
+            chat.generate(prompt)
+    used = chat.cache()
+    chat.generate([5], cache=used, max_new_tokens=2)
+    with pytest.raises(InputError, match="tokens already"):
+        chat.generate([5], cache=used)

@@ -1,0 +1,71 @@
+"""Two worker processes over one bank at the same time."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny import bank
+
+import kvbank
+from memory_service.server import LocalServer
+
+SCRIPT = str(Path(__file__).parent / "worker_process.py")
+
+
+def worker(*arguments: object) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, SCRIPT, *map(str, arguments)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+def say(process: "subprocess.Popen[str]", line: str) -> None:
+    assert process.stdin is not None
+    process.stdin.write(line + "\n")
+    process.stdin.flush()
+
+
+def hear(process: "subprocess.Popen[str]") -> Any:
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    assert line, "the worker ended early"
+    return line.strip()
+
+
+@pytest.mark.parametrize("seconds", [1, pytest.param(60, marks=pytest.mark.slow)])
+def test_two_workers_share_a_bank(tmp_path: Path, seconds: int) -> None:
+    """What either was told is stored is there for both, byte for byte; chunks and counts add up."""
+    name = bank()
+    with LocalServer(tmp_path) as server, kvbank.connect(server.address) as client:
+        workers = [worker("share", server.address, name, number, seconds) for number in (1, 2)]
+        try:
+            for process in workers:
+                assert hear(process) == "ready"
+            for process in workers:
+                say(process, "go")
+            written = [json.loads(hear(process)) for process in workers]
+            everything = [start for w in written for start in w["wrote"]]
+            assert all(w["acknowledged"] == len(w["wrote"]) > 1 for w in written)
+            for process in workers:
+                say(process, json.dumps(everything[:: max(1, len(everything) // 2000)]))
+            checked = [json.loads(hear(process)) for process in workers]
+            for process in workers:
+                assert process.wait(60) == 0
+        finally:
+            for process in workers:
+                process.kill()
+                process.wait()
+                process.stdin.close()  # type: ignore[union-attr]
+                process.stdout.close()  # type: ignore[union-attr]
+        assert [c["wrong"] for c in checked] == [[], []]
+        stored = list(client.list_chunks(name))
+        assert sorted(c.start for c in stored) == sorted(everything)
+        assert len({c.chunk_id for c in stored}) == len(everything) == client.get_bank(name).usage.chunks_written
+        assert sum(c.retrieval_count for c in stored) == sum(c["recalls"] for c in checked)

@@ -1,0 +1,210 @@
+"""The service goes away and comes back: chunks wait on disk, and nobody's generation stops."""
+
+import shutil
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from test_processes import worker
+from tiny import bank, build, tokenizer, tokens
+
+import kvbank
+from memory_service.server import LocalServer
+from model_worker.attach import Attachment, attach
+from model_worker.memory import Memory, encode
+from model_worker.model import MemoryModel
+from model_worker.spool import Spool
+
+Remember = Callable[[Memory, int], None]
+
+
+class Service:
+    """A service that can be stopped and started again on the same folder and port."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.server = folder, LocalServer(folder)
+        self.address = self.server.address
+
+    def stop(self) -> None:
+        self.server.stop()
+
+    def start(self) -> None:
+        self.server = LocalServer(self.folder, listen=self.address)
+
+
+@pytest.fixture
+def service(tmp_path: Path) -> Iterator[Service]:
+    service = Service(tmp_path / "data")
+    yield service
+    service.stop()
+
+
+@pytest.fixture(scope="module")
+def attachment() -> Iterator[Attachment]:
+    attachment = attach(build("llama_gqa"), tokenizer())
+    yield attachment
+    attachment.detach()
+
+
+def remember(memory: Memory, start: int) -> None:
+    memory.remember([encode(memory.attachment, tokens(4, seed=start)[0].tolist(), start)])
+
+
+def notice_loss(memory: Memory) -> None:
+    with pytest.warns(RuntimeWarning, match="the memory service is away"):
+        assert memory.recall([[5, 6]]) is None
+
+
+def wait_for(client: kvbank.Client) -> None:
+    """A restarted service is reached again within gRPC's pause between connections, 2 s."""
+    for _ in range(20):
+        try:
+            client.server_info()
+            return
+        except kvbank.Unavailable:
+            continue
+    pytest.fail("the service was not reached again")
+
+
+def starts(client: kvbank.Client, name: str) -> list[int]:
+    """In the order of arrival."""
+    return [c.start for c in sorted(client.list_chunks(name), key=lambda c: c.chunk_id)]
+
+
+def test_chunks_wait_and_arrive_once_in_order(service: Service, attachment: Attachment, tmp_path: Path) -> None:
+    spool = Spool(tmp_path / "spool")
+    with kvbank.connect(service.address) as client:
+        memory = Memory(attachment, client, bank(), tokenizer(), chunk=4, spool=spool, retry_after=1e6)
+        memory.open()
+        remember(memory, 0)
+        service.stop()
+        notice_loss(memory)
+        for start in (1, 2, 3):
+            remember(memory, start)
+        assert memory.recall([[5, 6]]) is None  # not asked again so soon
+        assert (len(spool), memory.stats.written, memory.stats.spooled, memory.stats.failed_recalls) == (3, 1, 3, 2)
+        shutil.copytree(spool.folder, tmp_path / "copy")
+        service.start()
+        assert memory.deliver_spooled()
+        assert starts(client, memory.bank) == [0, 1, 2, 3]  # type: ignore[arg-type]
+        assert (len(spool), spool.size(), memory.stats.written) == (0, 0, 4)
+        # A worker that died between the acknowledgement and the removal delivers again: nothing is stored twice.
+        again = Memory(attachment, client, memory.bank, tokenizer(), chunk=4, spool=Spool(tmp_path / "copy"))
+        again.open()
+        remember(again, 4)
+        assert starts(client, memory.bank) == [0, 1, 2, 3, 4]  # type: ignore[arg-type]
+        assert (len(Spool(tmp_path / "copy")), again.stats.written) == (0, 1)
+        [recalled] = again.recall([tokens(4, seed=2)[0].tolist()]) or [[]]
+        [found] = [chunk for chunk in recalled if chunk.start == 2]
+        expected = encode(attachment, tokens(4, seed=2)[0].tolist())
+        assert all((found.layers[n][0] == layer.keys).all() for n, layer in expected.layers.items())
+
+
+def test_killed_worker_leaves_its_spool_to_the_next(service: Service, attachment: Attachment, tmp_path: Path) -> None:
+    name = bank()
+    service.stop()
+    process = worker("die", service.address, name, tmp_path / "spool")
+    process.communicate()
+    assert process.returncode == -9
+    assert len(Spool(tmp_path / "spool")) == 3
+    service.start()
+    with kvbank.connect(service.address) as client:
+        memory = Memory(attachment, client, name, tokenizer(), chunk=8, spool=Spool(tmp_path / "spool"))
+        memory.open()
+        remember(memory, 3)
+        assert starts(client, name) == [0, 1, 2, 3]
+
+
+def test_spool_is_bounded(service: Service, attachment: Attachment, tmp_path: Path) -> None:
+    """What does not fit is dropped, counted, and said; also when the folder cannot be written."""
+    with kvbank.connect(service.address) as client:
+        spool = Spool(tmp_path / "spool", max_bytes=12_000)
+        memory = Memory(attachment, client, bank(), tokenizer(), chunk=4, spool=spool, retry_after=1e6)
+        memory.open()
+        service.stop()
+        notice_loss(memory)
+        while memory.stats.dropped == 0:
+            with warnings.catch_warnings(record=True) as said:
+                warnings.simplefilter("always")
+                remember(memory, memory.stats.spooled)
+        assert "its bound of 12000 bytes" in str(said[-1].message)
+        assert len(spool) == memory.stats.spooled >= 1
+        assert spool.size() <= 12_000
+        (tmp_path / "file").touch()
+        memory.spool = Spool(tmp_path / "file")
+        with pytest.warns(RuntimeWarning, match="a chunk was not remembered"):
+            remember(memory, 9)
+        memory.spool = None
+        remember(memory, 10)
+        assert memory.stats.dropped == 3
+        service.start()
+
+
+def test_strict_raises(service: Service, attachment: Attachment) -> None:
+    with kvbank.connect(service.address) as client:
+        memory = Memory(attachment, client, bank(), tokenizer(), chunk=4, strict=True)
+        memory.open()
+        service.stop()
+        with pytest.raises(kvbank.Unavailable):
+            memory.recall([[5, 6]])
+        service.start()
+
+
+def test_lost_service_is_asked_in_short(service: Service, attachment: Attachment, tmp_path: Path) -> None:
+    """After the pause one short question, not a write with all its retries; it comes back by itself."""
+    with kvbank.connect(service.address) as client:
+        memory = Memory(
+            attachment, client, bank(), tokenizer(), chunk=4, spool=Spool(tmp_path / "spool"), retry_after=0
+        )
+        memory.open()
+        service.stop()
+        notice_loss(memory)
+        begin = time.monotonic()
+        with pytest.warns(RuntimeWarning, match="away"):
+            remember(memory, 0)
+        assert time.monotonic() - begin < 5
+        service.start()
+        wait_for(client)
+        remember(memory, 1)
+        assert starts(client, memory.bank) == [0, 1]  # type: ignore[arg-type]
+
+
+@pytest.mark.slow
+def test_strict_write_raises(service: Service, attachment: Attachment) -> None:
+    with kvbank.connect(service.address) as client:
+        memory = Memory(attachment, client, bank(), tokenizer(), chunk=4, strict=True)
+        memory.open()
+        service.stop()
+        with pytest.raises(kvbank.Unavailable):
+            remember(memory, 1)
+        service.start()
+
+
+def test_generation_goes_on_without_the_service(service: Service, tmp_path: Path) -> None:
+    """It continues with what it recalled before; what leaves the window waits, and is there afterwards."""
+    with kvbank.connect(service.address) as client:
+        spool, name = Spool(tmp_path / "spool"), bank()
+        with MemoryModel(
+            build("llama_gqa"),
+            tokenizer(),
+            memory=client,
+            bank=name,
+            chunk=8,
+            window=16,
+            top_k=2,
+            spool=spool,
+            retry_after=1e6,
+        ) as chat:
+            cache = chat.cache()
+            chat.read(tokens(32)[0].tolist())
+            service.stop()
+            with pytest.warns(RuntimeWarning, match="away"):
+                text = chat.generate([5, 6, 7], cache=cache, max_new_tokens=30, do_sample=False, min_new_tokens=30)
+            assert isinstance(text, str)
+            assert chat.memory.stats.failed_recalls > 1
+            assert len(spool) == (3 + 30 - 1 - cache.physical) // 8 > 0
+            service.start()
+        assert len(spool) == 0  # closing delivers
+        assert client.get_bank(name).usage.chunks == 4 + (3 + 30 - 1 - cache.physical) // 8
