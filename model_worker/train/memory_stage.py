@@ -1,0 +1,82 @@
+"""Forward of a Llama with memory: the keys and values of one layer, of chunks encoded alone, read by chosen layers.
+
+Written out layer by layer, as training needs gradients through the kept keys and values and runs the chunks through the
+lower layers only; the attention itself is the worker's own (`model_worker.attention`), so both compute the same.
+
+Shapes: B rows, L local tokens, C chunks a row of S tokens each, M = C * S memory tokens, Hkv grouped heads of size D.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import LlamaForCausalLM
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
+
+from model_worker.attention import RetrievedKV, retrieval_causal_attention
+
+KeyValue = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class MemoryLayout:
+    """Whose keys and values are kept, and which layers attend to them."""
+
+    memory_layer: int
+    retrieval_layers: tuple[int, ...]
+
+
+def encode_chunks(model: LlamaForCausalLM, chunks: Tensor, layer: int) -> KeyValue:
+    """Keys before rotation and values of `layer`, each `[B, Hkv, C * S, D]`, of chunks `[B, C, S]` encoded alone."""
+    batch, count, size = chunks.shape
+    hidden = model.model.embed_tokens(chunks.view(batch * count, size))
+    rotation = model.model.rotary_emb(hidden, torch.arange(size)[None])
+    for block in model.model.layers[:layer]:
+        hidden = _block(block, hidden, rotation, None)
+    block = model.model.layers[layer]
+    normed = _norm(block.input_layernorm, hidden)
+    head = block.self_attn.head_dim
+
+    def flat(x: Tensor) -> Tensor:
+        return x.view(batch, count * size, -1, head).transpose(1, 2)
+
+    return flat(block.self_attn.k_proj(normed)), flat(block.self_attn.v_proj(normed))
+
+
+def hidden_states(
+    model: LlamaForCausalLM, local: Tensor, memory: KeyValue | None = None, layers: tuple[int, ...] = ()
+) -> Tensor:
+    """Final hidden states `[B, L, hidden]`: local positions from 1, all memory keys at 0, where rotation is nothing."""
+    hidden = model.model.embed_tokens(local)
+    rotation = model.model.rotary_emb(hidden, torch.arange(1, local.shape[1] + 1)[None])
+    for index, block in enumerate(model.model.layers):
+        hidden = _block(block, hidden, rotation, memory if index in layers else None)
+    return _norm(model.model.norm, hidden)
+
+
+def _block(block: nn.Module, hidden: Tensor, rotation: tuple[Tensor, Tensor], memory: KeyValue | None) -> Tensor:
+    hidden = hidden + _attention(block.self_attn, _norm(block.input_layernorm, hidden), rotation, memory)
+    return hidden + block.mlp(_norm(block.post_attention_layernorm, hidden))
+
+
+def _norm(norm: nn.Module, hidden: Tensor) -> Tensor:
+    return functional.rms_norm(hidden, (hidden.shape[-1],), norm.weight, norm.variance_epsilon)
+
+
+def _attention(attn: nn.Module, x: Tensor, rotation: tuple[Tensor, Tensor], memory: KeyValue | None) -> Tensor:
+    """One joint softmax over memory, seen by every query, and local tokens, seen causally: `[B, L, hidden]`."""
+    batch, length, _ = x.shape
+    query, key, value = (
+        projection(x).view(batch, length, -1, attn.head_dim).transpose(1, 2)
+        for projection in (attn.q_proj, attn.k_proj, attn.v_proj)
+    )
+    query, key = apply_rotary_pos_emb(query, key, *rotation)
+    retrieved = None if memory is None else RetrievedKV(*memory)
+    out, _ = retrieval_causal_attention(
+        sdpa_attention_forward, attn, query, key, value, None, retrieved, scaling=attn.scaling
+    )
+    return attn.o_proj(out.reshape(batch, length, -1))
