@@ -1,0 +1,383 @@
+"""Sessions: one conversation that outlives processes; a durable log, a local window, and a bank of what left it.
+
+This file owns two rules. A turn is in the log, synced, before anything of it is in the bank: so a killed worker leaves
+no chunk of a turn that never was. And every token that leaves the window is in the bank exactly once: a chunk is named
+by (session, offset, tokens), so what is written again after a crash is a replay. (What an unfinished turn pushed out
+was said before it; it stays in the bank, and is in the window too until it leaves that again.)
+
+The log is the truth, window and bank follow from it: the window is kept in a file after each turn, and made again from
+the log where that file is missing or old; a bank that is not there is written again from the first token on.
+"""
+
+import contextlib
+import json
+import os
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, Self
+
+import safetensors
+import torch
+import xxhash
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import StoppingCriteria
+from transformers.generation.streamers import BaseStreamer
+
+import kvbank
+from model_worker.attach import decoder_of
+from model_worker.cache import MemoryCache, RecalledChunk
+from model_worker.capture import Captured
+from model_worker.chunking import chunks
+from model_worker.errors import InputError
+from model_worker.memory import Memory
+from model_worker.model import MemoryModel
+from model_worker.prompt import PromptFormat, prompt_format
+from model_worker.session_log import Header, SessionError, SessionLog, Turn, now
+from model_worker.spool import Spool
+
+
+class Session:
+    """A conversation with `model`. Made by `open`; not for two threads at once.
+
+    Several sessions may share one MemoryModel; each has its own window and bank.
+    """
+
+    def __init__(self, model: MemoryModel, log: SessionLog, memory: Memory, window: int, style: PromptFormat):
+        assert log.header is not None
+        self.model, self.log, self.header, self.style = model, log, log.header, style
+        self.memory = _TurnMemory(memory)
+        self._window = window
+        self._cache: MemoryCache | None = None
+        self._ids: list[int] = []  # what the cache has seen
+
+    @classmethod
+    def open(
+        cls,
+        model: MemoryModel,
+        log: SessionLog,
+        *,
+        name: str = "",
+        target: str = "",
+        window: int | None = None,
+        style: str = "auto",
+        **memory_options: Any,
+    ) -> Self:
+        """Begin the session of `log` or go on with it; the session closes `log`.
+
+        name, target: how model and service are called, noted in a new log. window: local tokens. style: see
+        `prompt_format`. memory_options: as in `Memory`. Raises SessionError for another model than it was begun with.
+        """
+        found = prompt_format(style, model.tokenizer, model.model.config)
+        digest = model.attachment.reader.digest
+        header = log.header or log.begin(model=name, reader=digest, chunk=model.chunk, memory=target)
+        if header.reader != digest:
+            raise SessionError(
+                f"session {header.name!r} was begun with model {header.model} (reader {header.reader}), this one is "
+                f"{name or 'another'} (reader {digest})"
+            )
+        lost = _bank_is_gone(model.client, header)
+        memory = model.with_bank(
+            header.bank,
+            chunk=header.chunk,
+            source=header.uid,
+            spool=Spool(log.spool),
+            metadata={"session": header.name},
+            **memory_options,
+        )
+        session = cls(model, log, memory, window or model.window, found)
+        memory.deliver_spooled()
+        session._rebuild(from_start=lost and bool(log.turns))
+        return session
+
+    # -- a turn ---------------------------------------------------------------------------------------------------
+
+    def say(
+        self,
+        text: str,
+        *,
+        on_text: Callable[[str], None] | None = None,
+        stopped: Callable[[], bool] = lambda: False,
+        max_new_tokens: int = 256,
+        temperature: float = 0.0,
+        **generation: Any,
+    ) -> Turn:
+        """Say something and get the answer; both are durable when this returns.
+
+        on_text: called with pieces of the answer as they come. stopped: asked at every token; when it says so the
+        answer ends there, and the turn is kept as far as it went. temperature 0 is greedy. generation: options of
+        Hugging Face `generate`. When this raises, the turn has not taken place, unless `log.turns` has it (a service
+        lost after that, with `strict`). A message longer than the window is
+        recorded in pieces while it is read, since its beginning is remembered before its end is read.
+        """
+        text = text.strip().encode(errors="replace").decode()
+        if not text:
+            raise InputError("say something")
+        if temperature > 0:
+            generation |= {"do_sample": True, "temperature": temperature}
+        else:
+            generation |= {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+        try:
+            prompt = self._read_ahead(self._encode(text))
+            written = self._generate(prompt, _Ends(self, on_text, stopped), max_new_tokens, generation)
+            answer = self.style.answer(self._decode(written))
+            turn = Turn(text, answer, prompt + written, len(prompt), self.memory.kept, now())
+            self._commit(turn)
+        except BaseException:
+            self._cache = None  # it may have seen what the log has not
+            self.memory.held.clear()
+            raise
+        self._keep_window()
+        return turn
+
+    def _encode(self, text: str) -> list[int]:
+        said = next((turn for turn in reversed(self.log.turns) if not turn.part), None)
+        written = None if said is None else self._decode(said.ids[said.prompt :])
+        if self.log.turns and self.log.turns[-1].part:
+            written = ""  # a message was cut off by a crash, nothing was answered
+        ids = self.model.ids(self.style.prompt(text, written))
+        if self.log.turns or not self.style.begin:
+            return ids
+        first = self.model.tokenizer.encode("a")[:1]
+        return (first if first == [self.model.tokenizer.bos_token_id] else []) + ids
+
+    def _read_ahead(self, prompt: list[int]) -> list[int]:
+        """Read and record what a prompt has beyond one window; returns the rest."""
+        while len(prompt) > self._cache_now.window:  # type: ignore[operator]
+            part, prompt = prompt[: self._cache_now.window], prompt[self._cache_now.window :]
+            self._feed(part)
+            self._commit(Turn("", "", part, len(part), self.memory.kept, now(), part=True))
+        return prompt
+
+    def _generate(self, prompt: list[int], ends: "_Ends", limit: int, options: dict[str, Any]) -> list[int]:
+        """Feed `prompt` and what the model writes; returns that, without an end token."""
+        if limit < 1:
+            raise InputError("max_new_tokens is at least 1")
+        cache, last = self._cache_now, (len(prompt) - 1) % self._piece + 1
+        self._feed(prompt[:-last])
+        ids = torch.tensor([self._ids + prompt[-last:]], device=next(self.model.model.parameters()).device)
+        with torch.no_grad():
+            out = self.model.model.generate(
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                past_key_values=cache,
+                max_new_tokens=limit,
+                stopping_criteria=[ends],
+                streamer=ends.printer,
+                eos_token_id=ends.end_tokens or None,
+                pad_token_id=ends.pad,
+                **options,
+            )
+        written = ends.cut(out[0, ids.shape[1] :].tolist())
+        self._ids += prompt[-last:]
+        fed = cache.get_seq_length() - len(self._ids)  # generate does not feed the token that it ends with
+        self._ids += written[:fed]
+        self._feed(written[fed:])
+        return written
+
+    def _feed(self, ids: Sequence[int]) -> None:
+        """Let the model see tokens, in pieces that never make less than a whole chunk leave the window."""
+        for piece in chunks(ids, self._piece):
+            tensor = torch.tensor([piece], device=next(self.model.model.parameters()).device)
+            with torch.no_grad():
+                decoder_of(self.model.model)(input_ids=tensor, past_key_values=self._cache_now, use_cache=True)
+            self._ids += piece
+
+    def _commit(self, turn: Turn) -> None:
+        """The turn to the log first, then what it pushed out of the window to the bank."""
+        self.log.append(turn)
+        self.memory.release(sum(len(turn.ids) for turn in self.log.turns))
+
+    @property
+    def _cache_now(self) -> MemoryCache:
+        if self._cache is None:  # a turn failed
+            self._rebuild()
+        assert self._cache is not None
+        return self._cache
+
+    @property
+    def _piece(self) -> int:
+        assert self._cache_now.window is not None
+        return min(self.header.chunk, self._cache_now.window - self.header.chunk + 1)
+
+    def _decode(self, ids: Sequence[int]) -> str:
+        return _decoded(self.model.tokenizer, ids)
+
+    # -- the window -----------------------------------------------------------------------------------------------
+
+    @property
+    def left(self) -> int:
+        """Tokens that have left the window."""
+        return sum(len(turn.ids) for turn in self.log.turns) - self._cache_now.physical
+
+    def _rebuild(self, from_start: bool = False) -> None:
+        """Make the window as it was after the last turn: from its file, or from the tokens in the log."""
+        ids = [token for turn in self.log.turns for token in turn.ids]
+        self.memory.durable, self._ids = len(ids), []
+        if not from_start and self._load_window(ids):
+            return
+        start = self.log.turns[-1].kept if self.log.turns and not from_start else 0
+        self.memory.kept = start
+        self._cache = self._fresh(start)
+        try:
+            self._feed(ids[start:])
+        except BaseException:
+            self._cache = None
+            raise
+
+    def _fresh(self, start: int) -> MemoryCache:
+        return MemoryCache(self.model.attachment, self.memory, window=self._window, start=start)
+
+    def _stamp(self, cache: MemoryCache, tokens: int) -> str:
+        """What a window on disk must agree with to be used."""
+        memory = self.memory.memory
+        stamp = [self.header.uid, self.header.reader, tokens, cache.window, memory.compressor.name, memory.query_tokens]
+        return json.dumps([*stamp, str(self.model.model.dtype), repr(self.model.attachment.plan)])
+
+    def _keep_window(self) -> None:
+        """Write the window beside the log: not synced, since the log can make it again."""
+        cache, path = self._cache_now, self.log.window
+        temporary = path.with_suffix(".tmp")
+        tokens = sum(len(turn.ids) for turn in self.log.turns)
+        try:
+            state = cache.state()
+            save_file(state, temporary, {"stamp": self._stamp(cache, tokens), "xxh3": _checksum(state)})
+            os.replace(temporary, path)
+        except OSError as error:
+            warnings.warn(
+                f"the window was not kept, the next start makes it again: {error}", RuntimeWarning, stacklevel=2
+            )
+
+    def _load_window(self, ids: list[int]) -> bool:
+        path = self.log.window
+        try:
+            with safetensors.safe_open(path, framework="pt") as file:
+                found = file.metadata() or {}
+            state = load_file(path) if found.get("stamp") == self._stamp(self._fresh(0), len(ids)) else {}
+        except (OSError, safetensors.SafetensorError):
+            return False
+        if not state or found.get("xxh3") != _checksum(state):
+            return False
+        start = len(ids) - state["ids"].shape[1]
+        self._cache = self._fresh(start)
+        self._cache.restore(state)
+        self.memory.kept, self._ids = start, ids[start:]
+        return True
+
+    # -- the end --------------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Let another process have the session. What still waits for the service goes with the next start."""
+        self.log.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+class _TurnMemory:
+    """The memory of a session's cache: holds back what belongs to a turn that is not in the log yet.
+
+    durable: tokens in the log. kept: tokens that are safe in the bank or its spool. held: what waits for the log.
+    """
+
+    def __init__(self, memory: Memory):
+        self.memory = memory
+        self.chunk, self.cadence, self.needs_queries = memory.chunk, memory.cadence, memory.needs_queries
+        self.query, self.query_tokens = memory.query, memory.query_tokens
+        self.durable = self.kept = 0
+        self.held: list[Captured] = []
+
+    def recall(self, rows: Sequence[Sequence[int]]) -> list[list[RecalledChunk]] | None:
+        return self.memory.recall(rows)
+
+    def remember(self, rows: Sequence[Captured | None]) -> None:
+        self.held += [row for row in rows if row is not None]
+        self.release(self.durable)
+
+    def release(self, durable: int) -> None:
+        """The log has `durable` tokens now; keep what it covers."""
+        self.durable = durable
+        while self.held and self.held[0].start + len(self.held[0]) <= durable:
+            self.memory.remember([self.held[0]])
+            captured = self.held.pop(0)
+            self.kept = captured.start + len(captured)
+
+
+class _Ends(StoppingCriteria):
+    """When an answer ends: the format's stop text, the model's end tokens, or whoever listens."""
+
+    def __init__(self, session: Session, on_text: Callable[[str], None] | None, stopped: Callable[[], bool]):
+        self._tokenizer, self._style, self._stopped = session.model.tokenizer, session.style, stopped
+        config = session.model.model.generation_config
+        named = (config.eos_token_id, self._tokenizer.eos_token_id)
+        self.end_tokens = sorted(
+            {int(x) for ids in named for x in (ids if isinstance(ids, list) else [ids]) if x is not None}
+        )
+        self.pad = next((x for x in (self._tokenizer.pad_token_id, *self.end_tokens) if x is not None), 0)
+        self.printer = _Printer(self, on_text)
+        self._length = len(self._style.stop.encode()) + 1
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+        done = self._stopped() or (
+            bool(self._style.stop) and self._style.stop in self._tail(self.printer.ids, input_ids)
+        )
+        return torch.full((1,), done, device=input_ids.device)
+
+    def _tail(self, before: list[int], input_ids: Tensor) -> str:
+        """The end of the answer; the streamer has not seen the newest token yet."""
+        return _decoded(self._tokenizer, [*before, int(input_ids[0, -1])][-self._length :])
+
+    def cut(self, written: list[int]) -> list[int]:
+        """Without an end token, and without a last token that goes on behind the stop text. Neither was fed."""
+        stop, text = self._style.stop, _decoded(self._tokenizer, written)
+        over = bool(stop) and stop in text and not text.endswith(stop)
+        return written[:-1] if written and (written[-1] in self.end_tokens or over) else written
+
+    def visible(self, ids: list[int], last: bool) -> str:
+        """What may be shown of an answer so far: nothing that may turn out to be the stop text, no half character."""
+        text = self._style.answer(_decoded(self._tokenizer, [x for x in ids if x not in self.end_tokens]))
+        return text if last else text.rstrip("\ufffd").rstrip()
+
+
+class _Printer(BaseStreamer):
+    def __init__(self, ends: _Ends, on_text: Callable[[str], None] | None):
+        self.ids: list[int] = []
+        self._ends, self._on_text, self._shown, self._prompt = ends, on_text, 0, True
+
+    def put(self, value: Tensor) -> None:
+        if self._prompt:  # generate hands over the prompt first
+            self._prompt = False
+            return
+        self.ids += value.reshape(-1).tolist()
+        self._show(last=False)
+
+    def end(self) -> None:
+        self._show(last=True)
+
+    def _show(self, last: bool) -> None:
+        text = self._ends.visible(self.ids, last)
+        if self._on_text is not None and len(text) > self._shown:
+            self._on_text(text[self._shown :])
+            self._shown = len(text)
+
+
+def _decoded(tokenizer: Any, ids: Sequence[int]) -> str:
+    return str(tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+
+def _checksum(state: dict[str, Tensor]) -> str:
+    digest = xxhash.xxh3_64()
+    for name in sorted(state):
+        digest.update(name.encode())
+        digest.update(state[name].cpu().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _bank_is_gone(client: kvbank.Client, header: Header) -> bool:
+    with contextlib.suppress(kvbank.BankNotFound):
+        client.get_bank(header.bank)
+        return False
+    return True

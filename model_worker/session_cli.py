@@ -1,0 +1,194 @@
+"""`kvbank chat` and `kvbank session`. Cheap to import: what is heavy comes inside the commands."""
+
+import functools
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import typer
+
+import kvbank
+from kvbank._channel import parse_target
+from model_worker.errors import WorkerError
+from model_worker.session_log import Header, SessionLog, Turn, read_session, read_sessions, sessions_folder
+from model_worker.terminal import printable
+
+Memory = Annotated[
+    str | None,
+    typer.Option(
+        "--memory",
+        "-m",
+        envvar="KVBANK_MEMORY",
+        help="Memory service: HOST:PORT, unix:PATH or a folder. By default the one that the session was begun with, "
+        "for a new session a folder of yours.",
+    ),
+]
+Sessions = Annotated[Path | None, typer.Option("--sessions", help="Folder of the sessions' logs.")]
+Name = Annotated[str, typer.Argument(help="Name of the session.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+Command = TypeVar("Command", bound=Callable[..., None])
+
+
+def register_session_commands(app: typer.Typer) -> None:
+    """Add `chat` and `session ls|show|rm` to the `kvbank` command line."""
+    session = typer.Typer(no_args_is_help=True, help="Look at chat sessions and delete them.")
+    app.command("chat")(_in_one_line(chat))
+    session.command("ls")(_in_one_line(list_sessions))
+    session.command("show")(_in_one_line(show_session))
+    session.command("rm")(_in_one_line(remove_session))
+    app.add_typer(session, name="session")
+
+
+def _in_one_line(command: Command) -> Command:
+    """Errors that are meant for people end in one line on stderr and exit code 1."""
+
+    @functools.wraps(command)
+    def run(*args: Any, **kwargs: Any) -> None:
+        try:
+            command(*args, **kwargs)
+        except (WorkerError, kvbank.KVBankError) as error:
+            line = " ".join(str(error).split())
+            print(f"kvbank: {line}", file=sys.stderr)
+            raise typer.Exit(1) from None
+
+    return run  # type: ignore[return-value]
+
+
+def chat(
+    session: Annotated[str, typer.Option("--session", "-s", help="Name of the session; a new one begins.")] = "default",
+    memory: Memory = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="kvbank-small (shipped), a model folder, or a hub id; by default the session's own."),
+    ] = None,
+    window: Annotated[int | None, typer.Option(min=1, help="Local tokens; the rest is in the bank.")] = None,
+    top_k: Annotated[int | None, typer.Option(min=1, help="Chunks a recall.")] = None,
+    compressor: Annotated[str, typer.Option(help="How chunks are compressed, e.g. tova:m=48.")] = "none",
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 256,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 always takes the likeliest token.")] = 0.0,
+    seed: Annotated[int, typer.Option(help="Of sampling.")] = 0,
+    style: Annotated[
+        str, typer.Option("--format", help="Prompt: auto, template (the model's), plain (User: ...) or continue.")
+    ] = "auto",
+    strict: Annotated[bool, typer.Option("--strict", help="End when the memory service is away.")] = False,
+    plain: Annotated[bool, typer.Option("--plain", help="Print answers only.")] = False,
+    sessions: Sessions = None,
+) -> None:
+    """Talk to a model that remembers, also after it was started again."""
+    folder = sessions or sessions_folder()
+    known = _known(folder, session)
+    name = model or (known.model if known else "kvbank-small")
+    target = _target(memory, known)
+    from model_worker.chat import ChatSettings, run_chat
+
+    run_chat(
+        ChatSettings(
+            session,
+            folder,
+            target,
+            name,
+            window,
+            top_k,
+            compressor,
+            max_new_tokens,
+            temperature,
+            seed,
+            style,
+            strict,
+            plain,
+        )
+    )
+
+
+def list_sessions(sessions: Sessions = None, as_json: AsJson = False) -> None:
+    """List the sessions on this machine."""
+    found = [_facts(*session) for session in read_sessions(sessions or sessions_folder())]
+    if as_json:
+        print(json.dumps(found, indent=2))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("name", "turns", "tokens", "last said", "model", "memory", box=None)
+    for facts in found:
+        figures = (f"{facts['turns']:,}", f"{facts['tokens']:,}")
+        table.add_row(facts["name"], *figures, facts["last"], Path(facts["model"]).name, facts["memory"])
+    Console().print(table)
+
+
+def show_session(
+    name: Name,
+    last: Annotated[int, typer.Option(min=0, help="How many turns to show.")] = 5,
+    sessions: Sessions = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show a session: where it stands, and what was said last."""
+    header, turns = read_session(sessions or sessions_folder(), name)
+    said = [turn for turn in turns if not turn.part]
+    said = said[len(said) - min(last, len(said)) :]
+    facts = _facts(header, turns)
+    if as_json:
+        print(
+            json.dumps(
+                {**facts, "said": [{"time": t.time, "text": t.text, "answer": t.answer} for t in said]}, indent=2
+            )
+        )
+        return
+    for key, value in facts.items():
+        print(f"{key:8} {value:,}" if isinstance(value, int) else f"{key:8} {value}")
+    for turn in said:
+        print(printable(f"\n{turn.time}\n> {turn.text}\n{turn.answer}"))
+
+
+def remove_session(
+    name: Name,
+    memory: Memory = None,
+    sessions: Sessions = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Delete a session: its log and its bank."""
+    with SessionLog.open(sessions or sessions_folder(), name, must_exist=True) as log:
+        turns = sum(not turn.part for turn in log.turns)
+        bank = log.header.bank if log.header else None
+        if not yes:
+            typer.confirm(f"Delete session {name!r}, its {turns} turns and bank {bank}?", abort=True, err=True)
+        if bank is not None:
+            with kvbank.connect(_target(memory, log.header), timeout=10) as client:
+                client.delete_bank(bank, missing_ok=True)
+        log.remove()
+    if as_json:
+        print(json.dumps({"deleted": name, "turns": turns, "bank": bank}, indent=2))
+    else:
+        print(f"deleted session {name}, {turns} turns, bank {bank}")
+
+
+def _known(sessions: Path, name: str) -> Header | None:
+    if not (sessions / name).is_dir():
+        return None
+    return next((header for header, _ in read_sessions(sessions) if header.name == name), None)
+
+
+def _target(memory: str | None, known: Header | None) -> str:
+    """The service to talk to. A folder is noted by its absolute path: a session outlives the working directory."""
+    if memory is None and known is not None:
+        return known.memory
+    if memory is None:
+        import platformdirs
+
+        folder = Path(platformdirs.user_data_dir("kvbank")) / "memory"
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        return str(folder)
+    parsed = parse_target(memory)
+    return str(parsed.resolve()) if isinstance(parsed, Path) else parsed
+
+
+def _facts(header: Header, turns: list[Turn]) -> dict[str, Any]:
+    facts = asdict(header)
+    tokens = sum(len(turn.ids) for turn in turns)
+    said = [turn for turn in turns if not turn.part]
+    return {**facts, "turns": len(said), "tokens": tokens, "last": turns[-1].time if turns else header.created}

@@ -1,0 +1,255 @@
+"""The durable log of a session: what was said, token by token.
+
+This file owns the rule that a turn which was acknowledged is never lost and a turn which was not is never there. One
+append-only file of JSON lines, each with a checksum of its content and place; a line is synced before `append`
+returns, so only the last line can be torn, and that one was never acknowledged. Light to import: no torch.
+"""
+
+import fcntl
+import json
+import os
+import re
+import secrets
+import shutil
+import warnings
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, BinaryIO, Self
+
+import xxhash
+
+from model_worker.errors import InputError, WorkerError
+
+FORMAT = 1
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_FILE = "log.jsonl"
+_START = len('{"xxh3":"0123456789abcdef",')
+
+
+class SessionError(WorkerError):
+    """A session that is in use, missing, damaged, or of another model; the message says which."""
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What a session is, fixed when it begins.
+
+    model: the name it was loaded by. reader: the digest that its K-V are bound to. bank: the bank it owns; it carries a
+    part of `uid`, so that sessions of one name on different machines never share a memory. chunk: tokens a chunk, fixed
+    so that chunk boundaries are. memory: the memory service it was begun with.
+    """
+
+    uid: str
+    name: str
+    model: str
+    reader: str
+    bank: str
+    chunk: int
+    memory: str
+    created: str
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One finished turn, or the part of a message longer than the window that has been read (no text, no answer).
+
+    ids: all tokens as the model saw them; the first `prompt` of them are not the answer. kept: tokens of the session
+    that were safe in the bank (or its spool) when this was written: a rebuilt window starts there.
+    """
+
+    text: str
+    answer: str
+    ids: list[int]
+    prompt: int
+    kept: int
+    time: str
+    part: bool = False
+
+
+class SessionLog:
+    """A session's log, open for one process. `header` is None before `begin`; `turns` are those on disk."""
+
+    def __init__(self, folder: Path, file: BinaryIO, header: Header | None, turns: list[Turn]):
+        self.folder, self.header, self.turns = folder, header, turns
+        self._file = file
+
+    @classmethod
+    def open(cls, sessions: Path, name: str, *, must_exist: bool = False) -> Self:
+        """Lock the session `name` of the folder `sessions`, and cut off a line that a crash left unfinished."""
+        folder = _folder(sessions, name)
+        if must_exist and not (folder / _FILE).exists():
+            raise SessionError(f"there is no session {name!r} in {sessions}")
+        file = _locked(folder, name)
+        try:
+            header, turns, size = _parse(folder / _FILE, file.read())
+            if size < os.fstat(file.fileno()).st_size:
+                torn = os.fstat(file.fileno()).st_size - size
+                warnings.warn(
+                    f"session {name!r}: {torn} bytes of an unfinished turn cut off", RuntimeWarning, stacklevel=2
+                )
+                file.truncate(size)
+                os.fsync(file.fileno())
+        except BaseException:
+            file.close()
+            raise
+        return cls(folder, file, header, turns)
+
+    def begin(self, *, model: str, reader: str, chunk: int, memory: str) -> Header:
+        """Write the first line of a new session."""
+        assert self.header is None
+        uid, name = secrets.token_hex(16), self.folder.name
+        self.header = Header(uid, name, model, reader, f"session-{name}-{uid[:8]}", chunk, memory, now())
+        self._write({"kind": "session", "format": FORMAT, **asdict(self.header)}, 0)
+        _sync_folder(self.folder)
+        _sync_folder(self.folder.parent)
+        return self.header
+
+    def append(self, turn: Turn) -> None:
+        """Make a turn durable; it is when this returns."""
+        assert self.header is not None
+        self._write({"kind": "turn", **asdict(turn)}, len(self.turns) + 1)
+        self.turns.append(turn)
+
+    def _write(self, record: dict[str, Any], number: int) -> None:
+        end = self._file.seek(0, os.SEEK_END)
+        try:
+            self._file.write(_line(record, number))
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            with suppress(OSError):  # a line without its end would be cut off at the next open anyway
+                self._file.truncate(end)
+            raise SessionError(f"session {self.folder.name!r}: the turn could not be written: {error}") from None
+
+    @property
+    def spool(self) -> Path:
+        """Where chunks of this session wait while the service is away."""
+        return self.folder / "spool"
+
+    @property
+    def window(self) -> Path:
+        """Where the window of this session is kept between processes."""
+        return self.folder / "window.safetensors"
+
+    def remove(self) -> None:
+        """Delete the session from this disk. The log goes first: a session without it is not there."""
+        (self.folder / _FILE).unlink(missing_ok=True)
+        shutil.rmtree(self.folder)
+        self.close()
+
+    def close(self) -> None:
+        """Let another process have the session."""
+        self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+def sessions_folder() -> Path:
+    """Where sessions are kept unless said otherwise."""
+    import platformdirs
+
+    return Path(platformdirs.user_state_dir("kvbank")) / "sessions"
+
+
+def read_sessions(sessions: Path) -> Iterator[tuple[Header, list[Turn]]]:
+    """All sessions of a folder by name, as they are on disk now; one that another process writes to, too."""
+    for path in sorted(sessions.glob(f"*/{_FILE}")):
+        with suppress(FileNotFoundError):
+            header, turns, _ = _parse(path, path.read_bytes())
+            if header is not None:
+                yield header, turns
+
+
+def read_session(sessions: Path, name: str) -> tuple[Header, list[Turn]]:
+    """One session as it is on disk now."""
+    path = _folder(sessions, name) / _FILE
+    try:
+        header, turns, _ = _parse(path, path.read_bytes())
+    except FileNotFoundError:
+        header, turns = None, []
+    if header is None:
+        raise SessionError(f"there is no session {name!r} in {sessions}")
+    return header, turns
+
+
+def now() -> str:
+    """The time, to the second, in UTC."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _folder(sessions: Path, name: str) -> Path:
+    if not _NAME.fullmatch(name):
+        raise InputError(f"session name {name!r}: 1 to 64 letters, digits, '.', '_' or '-', first a letter or digit")
+    return sessions / name
+
+
+def _locked(folder: Path, name: str) -> BinaryIO:
+    try:
+        while True:
+            folder.mkdir(0o700, parents=True, exist_ok=True)  # what is said is nobody else's business
+            file = (folder / _FILE).open("a+b")
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with suppress(FileNotFoundError):  # removed between open and lock: then this lock is on nothing
+                if os.fstat(file.fileno()).st_ino == (folder / _FILE).stat().st_ino:
+                    file.seek(0)
+                    return file
+            file.close()
+    except BlockingIOError:
+        file.close()
+        raise SessionError(f"session {name!r} is in use by another process") from None
+    except OSError as error:
+        raise SessionError(f"session {name!r} cannot be opened: {error}") from None
+
+
+def _line(record: dict[str, Any], number: int) -> bytes:
+    body = json.dumps(record, separators=(",", ":")).encode()
+    return b'{"xxh3":"%s",' % xxhash.xxh3_64_hexdigest(body, seed=number).encode() + body[1:] + b"\n"
+
+
+def _parse(path: Path, data: bytes) -> tuple[Header | None, list[Turn], int]:
+    """Header, turns, and how many bytes of the file they are; the rest is one torn line."""
+    header, turns, size = None, [], 0
+    for number, line in enumerate(data.splitlines(keepends=True)):
+        record = _record(line, number)
+        if record is None:
+            if size + len(line) == len(data):
+                break
+            raise SessionError(f"{path}: line {number + 1} is damaged; the session cannot go on from a log with a hole")
+        if number == 0:
+            header = _header(path, record)
+        else:
+            turns.append(Turn(**record))
+        size += len(line)
+    return header, turns, size
+
+
+def _record(line: bytes, number: int) -> dict[str, Any] | None:
+    body = b"{" + line[_START:].removesuffix(b"\n")
+    check = line[9:25].decode(errors="replace")
+    if not line.endswith(b"\n") or xxhash.xxh3_64_hexdigest(body, seed=number) != check:
+        return None
+    record: dict[str, Any] = json.loads(body)
+    if number:
+        record.pop("kind")
+    return record
+
+
+def _header(path: Path, record: dict[str, Any]) -> Header:
+    if record.pop("kind") != "session" or record.pop("format") != FORMAT:
+        raise SessionError(f"{path} was written by another version of kvbank")
+    return Header(**record)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

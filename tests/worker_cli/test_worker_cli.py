@@ -1,0 +1,89 @@
+"""The worker's commands as a user runs them, with the shipped model."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from model_worker.demo import plant
+from model_worker.errors import InputError
+from model_worker.facts import TRAINING_SEEDS, make_facts
+
+
+def kvbank(*arguments: str, timeout: int = 280) -> subprocess.CompletedProcess[str]:
+    command = [str(Path(sys.executable).with_name("kvbank")), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
+
+
+def test_demo_recalls_with_memory_only_and_after_a_kill() -> None:
+    """The story of `make demo` on a tenth of the text: every claim of its table, from its own JSON."""
+    done = kvbank("demo", "--limit", "48000", "--capacity", "120", "--seed", "3", "--json")
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["chunks_evicted"] > 0
+    assert sum(report["evicted_by_reason"].values()) == report["chunks_evicted"]
+    right, asked = report["with_memory"]
+    assert asked == report["asked_survived"] > 0
+    assert right >= 0.9 * asked
+    assert report["second_worker"] == report["with_memory"] == report["after_kill"]
+    assert report["without_memory"][0] <= 1
+    assert report["other_memory"][0] <= 1
+    assert "the service was killed" in done.stderr
+
+
+def test_layers_finds_the_layer_that_the_model_was_made_with() -> None:
+    done = kvbank("layers", "--json", "--trials", "2")
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout)
+    best = max((s for s in answer["layers"] if s["layer"] is not None), key=lambda s: s["drop_zero"])
+    config = json.loads(
+        (Path(__file__).parents[2] / "model_worker/assets/kvbank-small/config.json").read_text(encoding="utf-8")
+    )
+    assert [best["layer"]] == config["kvbank"]["memory_layers"]
+    assert best["drop_zero"] > answer["loss_without_memory"] / 2
+
+
+def test_compressors_are_listed_with_paper_and_cost() -> None:
+    rows = json.loads(kvbank("compressors", "--json").stdout)
+    assert [row["write"] for row in rows] == ["none", "tova:m=N"]
+    assert all(row["paper"] and row["cost"] for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["demo", "--text", "no-such-file.txt"], "cannot read"),
+        (["demo", "--model", "./no-such-folder"], "no model folder"),
+        (["demo", "--compressor", "zip"], "unknown compressor"),
+        (["layers", "--model", "./no-such-folder"], "no model folder"),
+    ],
+)
+def test_wrong_input_is_one_line(arguments: list[str], words: str) -> None:
+    done = kvbank(*arguments)
+    assert done.returncode == 1
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stderr.strip().splitlines()[-1].startswith("kvbank: ")
+
+
+def test_empty_text_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "empty.txt").write_text("")
+    done = kvbank("demo", "--text", str(tmp_path / "empty.txt"))
+    assert done.returncode == 1
+    assert done.stderr.strip() == "kvbank: the text is empty"
+
+
+def test_facts_are_planted_whole_and_differ_by_seed() -> None:
+    import random
+
+    text = "A sentence that says little.\n" * 2000
+    facts = make_facts(1, 20)
+    planted = plant(text, facts, random.Random(1))
+    assert all(planted.count(fact.statement) == 1 for fact in facts)
+    assert "".join(planted.replace(f"\n{f.statement}\n", "") for f in facts[:1]).count("A sentence") == 2000
+    assert {f.name for f in facts}.isdisjoint(f.name for f in make_facts(2, 20))
+    assert {f.name for f in facts}.isdisjoint(f.name for f in make_facts(TRAINING_SEEDS + 1, 20))
+    with pytest.raises(InputError, match="too few sentences"):
+        plant("no sentence ends here", facts, random.Random(1))

@@ -1,0 +1,100 @@
+"""`kvbank chat` and `kvbank session` through their real commands."""
+
+import json
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner, Result
+
+import kvbank
+from memory_service.server import LocalServer
+from model_worker.session_cli import register_session_commands
+from model_worker.session_log import SessionLog, read_session
+from model_worker.terminal import printable
+
+
+def kvbank_command(*arguments: object, stdin: str = "") -> Result:
+    app = typer.Typer()
+    register_session_commands(app)
+    return CliRunner().invoke(app, [str(argument) for argument in arguments], input=stdin, env={"COLUMNS": "200"})
+
+
+@pytest.fixture
+def chat(model_folder: Path, address: str, tmp_path: Path) -> list[object]:
+    return ["chat", "-s", "sea", "--sessions", tmp_path, "--memory", address, "--model", model_folder]
+
+
+def test_a_piped_conversation_prints_answers_only(chat: list[object], tmp_path: Path) -> None:
+    options = ["--plain", "--max-new-tokens", 5, "--format", "plain"]
+    done = kvbank_command(*chat, *options, stdin="ahoy\n\nwho\n/quit\nno\n")
+    assert (done.exit_code, done.stderr) == (0, "")
+    turns = read_session(tmp_path, "sea")[1]
+    assert [turn.text for turn in turns] == ["ahoy", "who"]
+    assert done.stdout == "".join(f"{printable(turn.answer)}\n" for turn in turns)
+
+
+def test_goes_on_with_its_own_model_and_service(chat: list[object], tmp_path: Path) -> None:
+    first = kvbank_command(*chat, "--max-new-tokens", 3, stdin="ahoy\n")
+    assert first.exit_code == 0, first.output
+    again = kvbank_command(*chat[:5], "--max-new-tokens", 3, stdin="/help\n/sing\nwho\n")
+    assert again.exit_code == 0, again.output
+    assert "goes on after 1 turn," in again.stderr
+    assert "there is no command /sing" in again.stderr
+    assert "> who" in again.stdout
+    assert len(read_session(tmp_path, "sea")[1]) == 2
+
+
+def test_ls_show_rm(chat: list[object], address: str, tmp_path: Path) -> None:
+    assert kvbank_command(*chat, "--max-new-tokens", 90, "--window", 64, stdin="ahoy\nwho\n").exit_code == 0
+    folder = ["--sessions", tmp_path]
+    [listed] = json.loads(kvbank_command("session", "ls", *folder, "--json").stdout)
+    assert (listed["name"], listed["turns"]) == ("sea", 2)
+    assert "sea" in kvbank_command("session", "ls", *folder).stdout
+    shown = json.loads(kvbank_command("session", "show", "sea", *folder, "--json", "--last", 1).stdout)
+    assert [said["text"] for said in shown["said"]] == ["who"]
+    assert "> ahoy" in kvbank_command("session", "show", "sea", *folder).stdout
+    with kvbank.connect(address) as client:
+        assert client.get_bank(listed["bank"]).usage.chunks > 0
+        assert kvbank_command("session", "rm", "sea", *folder, stdin="n\n").exit_code == 1
+        removed = kvbank_command("session", "rm", "sea", *folder, "--yes", "--json")
+        assert json.loads(removed.stdout)["deleted"] == "sea"
+        with pytest.raises(kvbank.BankNotFound):
+            client.get_bank(listed["bank"])
+    assert list(tmp_path.iterdir()) == []
+    assert json.loads(kvbank_command("session", "ls", *folder, "--json").stdout) == []
+
+
+def test_the_log_stays_when_the_service_is_away(chat: list[object], tmp_path: Path) -> None:
+    server = LocalServer(tmp_path / "data")
+    chat[chat.index("--memory") + 1] = server.address
+    assert kvbank_command(*chat, "--max-new-tokens", 3, stdin="ahoy\n").exit_code == 0
+    server.stop()
+    removed = kvbank_command("session", "rm", "sea", "--sessions", tmp_path, "--yes")
+    assert removed.exit_code == 1
+    assert removed.stderr.startswith("kvbank: ")
+    assert removed.stderr.count("\n") == 1
+    assert len(read_session(tmp_path, "sea")[1]) == 1
+
+
+def test_errors_are_one_line(chat: list[object], other_model_folder: Path, tmp_path: Path) -> None:
+    assert kvbank_command(*chat, "--max-new-tokens", 3, stdin="ahoy\n").exit_code == 0
+    wrong_model = [*chat[:-1], other_model_folder]
+    folder = ["--sessions", tmp_path]
+    with SessionLog.open(tmp_path, "busy"):
+        for arguments, text in [
+            (wrong_model, "was begun with model"),
+            ([*chat[:-1], tmp_path / "nothing"], "there is no model folder"),
+            ([*chat, "--compressor", "zip"], "unknown compressor"),
+            ([*chat, "--format", "sung"], "format 'sung'"),
+            ([*chat, "--window", 3], "smaller than a chunk"),
+            (["chat", "-s", "../x", *chat[3:]], "session name"),
+            (["chat", "-s", "busy", *chat[3:]], "in use by another process"),
+            (["session", "show", "nobody", *folder], "no session 'nobody'"),
+            (["session", "rm", "nobody", *folder, "--yes"], "no session 'nobody'"),
+        ]:
+            done = kvbank_command(*arguments)
+            assert done.exit_code == 1, done.output
+            assert done.stderr.startswith("kvbank: "), done.output
+            assert text in done.stderr
+            assert done.stderr.count("\n") == 1
