@@ -13,6 +13,7 @@ import json
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,6 +29,7 @@ from model_worker.train.tokenizer import stdlib_text, train_tokenizer
 
 STAGES = ("copy", "mixed", "memory")
 WARM_UP = 50
+PART = 400_000  # characters of source code that count as one text
 DECAY = 0.4  # share of a stage, at its end, over which the learning rate falls to a twentieth
 
 
@@ -133,11 +135,18 @@ def load(folder: Path) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast, Progr
     return model, AutoTokenizer.from_pretrained(folder), progress
 
 
-def tokenized_books(tokenizer: PreTrainedTokenizerFast, books: Path, cache: Path) -> list[np.ndarray]:
-    """Token ids of each training novel; kept in `cache`, as tokenizing takes most of a minute."""
+def tokenized_texts(tokenizer: PreTrainedTokenizerFast, books: Path, cache: Path) -> list[np.ndarray]:
+    """Token ids of each training novel, and of the standard library's source in parts of a novel's size.
+
+    Kept in `cache`, as tokenizing takes most of a minute.
+    """
     if not cache.exists():
-        ids = {p.name: tokenizer.encode(read_book(p), add_special_tokens=False) for p in book_paths(books)}
-        np.savez(cache, **{name: np.array(tokens, dtype=np.int16) for name, tokens in ids.items()})
+        code = "".join(stdlib_text())
+        texts = {path.name: read_book(path) for path in book_paths(books)}
+        texts |= {f"stdlib-{at:08d}": code[at : at + PART] for at in range(0, len(code) - PART + 1, PART)}
+        ids = {name: tokenizer.encode(text, add_special_tokens=False) for name, text in texts.items()}
+        arrays: dict[str, Any] = {name: np.array(tokens, dtype=np.int16) for name, tokens in ids.items()}
+        np.savez(cache, **arrays)
     with np.load(cache) as stored:
         return [stored[name] for name in sorted(stored.files)]
 
@@ -174,7 +183,7 @@ class Run:
         else:
             self.tokenizer = new_tokenizer(Path(args.books))
             self.model = make_model(len(self.tokenizer), args.memory_layer, args.layers, args.hidden)
-        books = tokenized_books(self.tokenizer, Path(args.books), self.out / "books.npz")
+        books = tokenized_texts(self.tokenizer, Path(args.books), self.out / "texts.npz")
         # Not the same rows again after a resume: the seed of the rows moves with the step.
         self.tasks = Tasks(self.tokenizer, books, self.progress.seed * 1_000_003 + self.progress.tokens)
 

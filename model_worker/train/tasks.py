@@ -119,10 +119,10 @@ class Tasks:
             at += len(ids)
 
     def natural(self, rows: int, length: int = 192, count: int = 4, memory: bool = True) -> Batch:
-        """A page of a novel; its memory are earlier chunks of that book which share rare words with it.
+        """A page of a text; its memory are earlier chunks of that text which share rare words with the query.
 
-        The query is the text before the page, half of the time the page itself, so that memory is worth reading;
-        one row in five has chunks of anywhere, so that useless memory does no harm.
+        The query is the text before the page, as it is in use; one time in four the page itself, so that memory is
+        worth reading. One row in five has chunks of anywhere, so that useless memory does no harm.
         """
         local = np.full((rows, length), self.tokenizer.bos_token_id)
         chunks = np.empty((rows, count, CHUNK), dtype=np.int64)
@@ -133,7 +133,7 @@ class Tasks:
             if self.rng.random() < 0.2:
                 chunks[row] = self._slice(self.rng.integers(len(self.books)), count * CHUNK).reshape(count, CHUNK)
                 continue
-            begin = start if self.rng.random() < 0.5 else max(0, start - 2 * CHUNK)
+            begin = start if self.rng.random() < 0.25 else max(0, start - 2 * CHUNK)
             query = book[begin : begin + 2 * CHUNK]
             chunks[row] = self.lookups[index].best(query, start // CHUNK, count)
         loss = np.ones((rows, length), dtype=bool)

@@ -14,7 +14,7 @@ EVALUATION_TEXT = "pydoc_data"  # the demo's text: it must not be seen, not even
 
 
 def stdlib_text(limit: int = 4_000_000) -> Iterator[str]:
-    """Source of the standard library, so that code is not cut into single bytes (used for the tokenizer only)."""
+    """Source of the standard library, for the tokenizer and as technical text to train on."""
     for path in sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py")):
         if limit > 0 and EVALUATION_TEXT not in str(path):
             text = path.read_text(encoding="utf-8", errors="replace")
