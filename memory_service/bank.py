@@ -8,7 +8,7 @@ import logging
 import os
 import secrets
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import astuple, dataclass, replace
 from functools import partial
@@ -55,13 +55,13 @@ class Banks:
         """Errors: StartError for a schema that is not the present one."""
         durable = settings.durability == "fsync"
         self._settings = settings
-        self.records = Records(settings.data, durable=durable, migrate=settings.migrate)
         self.payloads = Payloads(settings.data, durable=durable)
+        self.records = Records(settings.data, durable=durable, migrate=settings.migrate)
         self._indexes = SearchIndexes()
         with self.records.read() as connection:
             self._by_name = {bank.name: bank for bank in records.banks(connection)}
         self._janitor = ThreadPoolExecutor(1, "kvbank-janitor")
-        self._janitor.submit(self._sweep)
+        self._later(self._sweep)
 
     def close(self) -> None:
         """Commit what is pending, checkpoint, finish the clean-up."""
@@ -119,12 +119,17 @@ class Banks:
         """The bank with all its chunks. Errors: BANK_NOT_FOUND."""
         bank = self.named(name)
 
-        def applied(_none: None) -> None:
-            self._by_name.pop(name, None)
-            self._indexes.drop(bank.bank_id)
-            self._janitor.submit(self.payloads.drop_bank, bank.uid)
+        def remove(connection: Connection) -> None:
+            # Another call may have deleted it, and a third made a bank of this name, since it was looked up.
+            if not records.delete_bank(connection, bank.bank_id):
+                raise _bank_not_found(name)
 
-        self.records.writer.submit(lambda connection: records.delete_bank(connection, bank.bank_id), applied).result()
+        def applied(_none: None) -> None:
+            del self._by_name[name]
+            self._indexes.drop(bank.bank_id)
+            self._later(self.payloads.drop_bank, bank.uid)
+
+        self.records.writer.submit(remove, applied).result()
 
     # Writing
 
@@ -136,7 +141,7 @@ class Banks:
         validate.chunk(bank, chunk, self._settings.max_chunk_bytes)
         return bank
 
-    def write(self, bank: Bank, chunk_id: int, chunk: Chunk, data: bytes) -> "Future[Written]":
+    def write(self, bank: Bank, chunk_id: int, chunk: Chunk, data: bytes | bytearray) -> "Future[Written]":
         """Store an admitted chunk; the future resolves when it is durable and can be found.
 
         `data`: the payload's tensors in descriptor order, with the checksums (seed 0) that the descriptor states.
@@ -154,13 +159,13 @@ class Banks:
 
         def forget_file(done: "Future[tuple[Written, list[Victim]]]") -> None:
             if chunk.payload is not None and (done.exception() or done.result()[0].replayed):
-                self._janitor.submit(self.payloads.unlink, bank.uid, [chunk_id])
+                self._later(self.payloads.unlink, bank.uid, [chunk_id])
 
         future.add_done_callback(forget_file)
         return _first(future)
 
     @staticmethod
-    def _check_bytes(chunk: Chunk, data: bytes) -> None:
+    def _check_bytes(chunk: Chunk, data: bytes | bytearray) -> None:
         view, begin = memoryview(data), 0
         for tensor in chunk.payload.tensors if chunk.payload else ():
             part = view[begin : begin + tensor.length]
@@ -233,7 +238,7 @@ class Banks:
         """After the commit: out of the index, then the files, in the background."""
         if chunk_ids:
             self._indexes.remove(bank.bank_id, chunk_ids)
-            self._janitor.submit(self.payloads.unlink, bank.uid, chunk_ids)
+            self._later(self.payloads.unlink, bank.uid, chunk_ids)
 
     # Chunks
 
@@ -277,8 +282,9 @@ class Banks:
         return page, False
 
     def update_chunk(self, name: str, chunk_id: int, metadata: Mapping[str, str]) -> Chunk:
-        """Replace the metadata. Errors: BANK_NOT_FOUND, CHUNK_NOT_FOUND."""
+        """Replace the metadata. Errors: BANK_NOT_FOUND, CHUNK_NOT_FOUND, INVALID_FIELD."""
         bank_id = self.named(name).bank_id
+        validate.metadata("metadata", metadata)
         change = partial(records.update_chunk, bank_id=bank_id, chunk_id=chunk_id, metadata=metadata)
         if not self.records.writer.submit(change).result():
             raise chunk_not_found(name, chunk_id)
@@ -318,6 +324,9 @@ class Banks:
         """The bank's index, loaded from the records on first use."""
 
         def load() -> BankIndex:
+            # Again, because a call before this one in the queue may have loaded it.
+            if (index := self._indexes.get(bank.bank_id)) is not None:
+                return index
             with self.records.read() as connection:
                 return self._indexes.load(bank.bank_id, *records.embeddings(connection, bank))
 
@@ -328,10 +337,23 @@ class Banks:
         self._by_name[bank.name] = bank
 
     def _sweep(self) -> None:
-        with self.records.read() as connection:
-            known = records.payload_ids(connection)
+        def known() -> dict[str, set[int]]:
+            with self.records.read() as connection:
+                return records.payload_ids(connection)
+
         if removed := self.payloads.sweep(known, self.records.ids.first):
             _log.warning("removed %d files that no chunk owns", removed)
+
+    def _later(self, task: Callable[..., None], *arguments: object) -> None:
+        """Clean up in the background; what fails is logged, and left to the sweep of the next start."""
+
+        def run() -> None:
+            try:
+                task(*arguments)
+            except Exception:
+                _log.exception("the clean-up of the data folder failed")
+
+        self._janitor.submit(run)
 
 
 def chunk_not_found(name: str, chunk_id: int) -> ServiceError:

@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,6 +30,15 @@ def seed(bank_uid: str, chunk_id: int) -> int:
     return xxhash.xxh3_64_intdigest(f"{bank_uid}/{chunk_id}".encode())
 
 
+def sync_folder(folder: Path) -> None:
+    """Make its entries durable: new, renamed and removed names."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 class Payloads:
     """The payload files of a data folder. Errors: OSError where the storage fails."""
 
@@ -37,18 +46,22 @@ class Payloads:
         self._root = data / "payloads"
         self._quarantine = data / "quarantine"
         self._durable = durable
+        # Bank uid -> a bit for each of its folders that is known to be durable. One that merely exists may be another
+        # thread's, and not synced yet.
+        self._durable_folders: dict[str, int] = {}
         self._root.mkdir(exist_ok=True)
+        self._sync_folder(data)
 
     def path(self, bank_uid: str, chunk_id: int) -> Path:
         """Where the payload of a chunk lies."""
         return self._root / bank_uid / f"{chunk_id & 0xFF:02x}" / f"{chunk_id}{SUFFIX}"
 
-    def write(self, bank_uid: str, chunk_id: int, payload: Payload, data: bytes) -> Payload:
+    def write(self, bank_uid: str, chunk_id: int, payload: Payload, data: bytes | bytearray) -> Payload:
         """Store `data` (all tensors, in descriptor order); returns when it is durable, with offsets and checksums."""
         header = _header(bank_uid, chunk_id, payload.tensors)
         path = self.path(bank_uid, chunk_id)
         temporary = path.with_suffix(".tmp")
-        self._make_folder(path.parent)
+        self._make_folder(bank_uid, chunk_id)
         try:
             with open(temporary, "xb", buffering=0) as file:
                 _write_all(file.fileno(), header)
@@ -56,11 +69,12 @@ class Payloads:
                 if self._durable:
                     os.fsync(file.fileno())
             os.rename(temporary, path)
+            self._sync_folder(path.parent)
         except OSError:
             # A full disk must not keep half a chunk until the next start.
             temporary.unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
             raise
-        self._sync_folder(path.parent)
         return _described(payload, seed(bank_uid, chunk_id), len(header), data)
 
     def read(self, bank_uid: str, chunk_id: int, payload: Payload) -> list[bytes]:
@@ -86,39 +100,45 @@ class Payloads:
 
     def drop_bank(self, bank_uid: str) -> None:
         """Remove all files of a bank."""
+        self._durable_folders.pop(bank_uid, None)
         shutil.rmtree(self._root / bank_uid, ignore_errors=True)
 
-    def sweep(self, known: Mapping[str, set[int]], below: int) -> int:
-        """Remove what a crash left: temporary files, files and folders without a row, of ids less than `below`."""
-        removed = 0
-        for folder in self._root.iterdir():
-            if folder.name not in known:
+    def sweep(self, known: Callable[[], Mapping[str, set[int]]], below: int) -> int:
+        """Remove what a crash left: temporary files, files and folders without a row, of ids less than `below`.
+
+        `known` is asked after the folders were listed: one that a new bank makes meanwhile is not taken for a leftover.
+        """
+        folders = [folder for folder in self._root.iterdir() if folder.is_dir()]
+        rows, removed = known(), 0
+        for folder in folders:
+            if folder.name not in rows:
                 self.drop_bank(folder.name)
                 removed += 1
                 continue
             for path in folder.glob("*/*"):
-                chunk_id = int(path.stem)
-                if chunk_id < below and (path.suffix != SUFFIX or chunk_id not in known[folder.name]):
+                # A name that is no number is not one of ours.
+                if not path.stem.isdecimal() or int(path.stem) >= below:
+                    continue
+                if path.suffix != SUFFIX or int(path.stem) not in rows[folder.name]:
                     path.unlink(missing_ok=True)
                     removed += 1
         return removed
 
-    def _make_folder(self, folder: Path) -> None:
+    def _make_folder(self, bank_uid: str, chunk_id: int) -> None:
         """Each new level is an entry in its parent, and as durable as that."""
-        if folder.exists():
+        bit = 1 << (chunk_id & 0xFF)
+        if self._durable_folders.get(bank_uid, 0) & bit:
             return
+        folder = self.path(bank_uid, chunk_id).parent
         folder.mkdir(parents=True, exist_ok=True)
         self._sync_folder(folder.parent)
         self._sync_folder(self._root)
+        # Two threads at once may lose one of their bits, which costs a sync and no more.
+        self._durable_folders[bank_uid] = self._durable_folders.get(bank_uid, 0) | bit
 
     def _sync_folder(self, folder: Path) -> None:
-        if not self._durable:
-            return
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        if self._durable:
+            sync_folder(folder)
 
 
 def _header(bank_uid: str, chunk_id: int, tensors: Sequence[Tensor]) -> bytes:
@@ -134,7 +154,7 @@ def _header(bank_uid: str, chunk_id: int, tensors: Sequence[Tensor]) -> bytes:
     return struct.pack("<Q", len(text)) + text
 
 
-def _described(payload: Payload, seed_: int, offset: int, data: bytes) -> Payload:
+def _described(payload: Payload, seed_: int, offset: int, data: bytes | bytearray) -> Payload:
     """The descriptor as stored: absolute offsets, seeded checksums."""
     view, begin = memoryview(data), 0
     tensors = []
@@ -168,7 +188,7 @@ def _read_run(descriptor: int, run: Sequence[Tensor], seed_: int) -> bytes:
     return data
 
 
-def _write_all(descriptor: int, data: bytes) -> None:
+def _write_all(descriptor: int, data: bytes | bytearray) -> None:
     view = memoryview(data)
     while view:
         view = view[os.write(descriptor, view) :]

@@ -24,6 +24,8 @@ from memory_service.payloads import DamagedError
 from memory_service.records import now_us
 
 MOST_QUERIES = 1024
+# Different ones of one answer, whose metadata must fit in one message.
+MOST_CHUNKS = 10_000
 REMEMBERED_S = 60.0
 
 
@@ -156,6 +158,9 @@ class Recall:
     def _load(self, hits: Sequence[Sequence[Hit]], query: Query) -> dict[int, Found | None]:
         """Every chunk of the hits; None where it is gone."""
         owner = {hit.chunk_id: hit.bank for row in hits for hit in row}
+        if len(owner) > MOST_CHUNKS:
+            text = f"{len(owner)} different chunks were found; ask for at most {MOST_CHUNKS} at once"
+            raise ServiceError(RESOURCE_EXHAUSTED, "TOO_LARGE", text, limit=MOST_CHUNKS, size=len(owner))
         chunks: dict[int, Chunk] = {}
         with self._records.read() as connection:
             for bank in {bank.bank_id: bank for bank in owner.values()}.values():
@@ -206,7 +211,10 @@ class RecentRequests:
         with self._lock:
             while self._seen and next(iter(self._seen.values())) < now - REMEMBERED_S:
                 self._seen.popitem(last=False)
-            return self._seen.setdefault(request_id, now) == now
+            if request_id in self._seen:
+                return False
+            self._seen[request_id] = now
+            return True
 
 
 def _only(chunk: Chunk, layers: Sequence[int]) -> Chunk:

@@ -86,8 +86,12 @@ class Records:
         self.writer = Writer(
             schema.engine(path, synchronous=level, writer=True), self._flush, lambda: bool(self.counts)
         )
-        self.store_id = self.writer.submit(_identity).result()
-        self.ids = ChunkIds(self.writer)
+        try:
+            self.store_id = self.writer.submit(_identity).result()
+            self.ids = ChunkIds(self.writer)
+        except BaseException:
+            self.close()
+            raise
 
     def read(self) -> AbstractContextManager[Connection]:
         """A short read transaction on a connection of its own."""
@@ -183,10 +187,11 @@ def update_bank(connection: Connection, bank: Bank) -> None:
     connection.execute(update(BankRow).where(BankRow.bank_id == bank.bank_id).values(_bank_values(bank)))
 
 
-def delete_bank(connection: Connection, bank_id: int) -> None:
-    """The bank with everything that it holds."""
-    for table in (ChunkRow, SpentKeyRow, EvictionRow, BankRow):
+def delete_bank(connection: Connection, bank_id: int) -> bool:
+    """The bank with everything that it holds; whether it existed."""
+    for table in (ChunkRow, SpentKeyRow, EvictionRow):
         connection.execute(delete(table).where(table.bank_id == bank_id))
+    return connection.execute(delete(BankRow).where(BankRow.bank_id == bank_id)).rowcount == 1
 
 
 def banks(connection: Connection, after: str = "", limit: int = -1) -> list[Bank]:

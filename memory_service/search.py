@@ -94,16 +94,27 @@ class SearchIndexes:
     def add(self, bank_id: int, chunk_id: int, embedding: bytes) -> None:
         """A chunk was committed."""
         if (index := self._indexes.get(bank_id)) is not None:
-            index.add(chunk_id, np.frombuffer(embedding, "<f4"))
+            with self._dropped_on_failure(bank_id):
+                index.add(chunk_id, np.frombuffer(embedding, "<f4"))
 
     def remove(self, bank_id: int, chunk_ids: Sequence[int]) -> None:
         """Chunks are gone."""
         if (index := self._indexes.get(bank_id)) is not None and chunk_ids:
-            index.remove(chunk_ids)
+            with self._dropped_on_failure(bank_id):
+                index.remove(chunk_ids)
 
     def drop(self, bank_id: int) -> None:
         """The bank is gone."""
         self._indexes.pop(bank_id, None)
+
+    @contextmanager
+    def _dropped_on_failure(self, bank_id: int) -> Iterator[None]:
+        """An index that missed a change would be wrong for good; the next search loads it anew."""
+        try:
+            yield
+        except Exception:
+            self.drop(bank_id)
+            raise
 
 
 class _SharedLock:

@@ -5,6 +5,7 @@ import fcntl
 import logging
 import os
 import signal
+import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,10 +20,12 @@ from sqlalchemy.exc import DBAPIError
 from kvbank.v1 import service_pb2, service_pb2_grpc
 from memory_service.bank import Banks
 from memory_service.errors import StartError
+from memory_service.payloads import sync_folder
 from memory_service.service import MemoryService
 from memory_service.settings import Settings
 
 SERVICE = service_pb2.DESCRIPTOR.services_by_name["MemoryService"].full_name
+LONGEST_SOCKET_PATH = 107
 _LOOPBACK = ("127.", "localhost:", "[::1]:", "unix:")
 _log = logging.getLogger(__name__)
 
@@ -33,10 +36,11 @@ class DataFolder:
     def __init__(self, path: Path) -> None:
         """Errors: StartError when another server owns it or it cannot be written."""
         try:
-            path.mkdir(parents=True, exist_ok=True)
+            _make_durable(path)
             self._lock = open(path / "kvbank.lock", "a+")  # noqa: SIM115
         except OSError as error:
-            raise StartError(f"cannot use {path} as data folder: {error.strerror}") from error
+            why = "it is a file" if isinstance(error, FileExistsError) else error.strerror
+            raise StartError(f"cannot use {path} as data folder: {why}") from error
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -49,8 +53,17 @@ class DataFolder:
         self._lock.flush()
 
     def release(self) -> None:
-        """Let another server have it."""
+        """Let another server have it, also where a forked child still has the file open."""
+        fcntl.flock(self._lock, fcntl.LOCK_UN)
         self._lock.close()
+
+
+def _make_durable(folder: Path) -> None:
+    """Make a folder; each new level is an entry in its parent, and as durable as that."""
+    missing = [level for level in (folder, *folder.parents) if not level.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for level in missing:
+        sync_folder(level.parent)
 
 
 class Server:
@@ -58,6 +71,7 @@ class Server:
 
     def __init__(self, settings: Settings) -> None:
         """Open the data folder. Errors: StartError."""
+        _check_address(settings.listen)
         if not settings.insecure and not settings.listen.startswith(_LOOPBACK):
             text = f"{settings.listen} can be reached by others and there is no authentication yet; allow it with"
             raise StartError(f"{text} --insecure, or listen on 127.0.0.1 or a unix socket")
@@ -65,11 +79,10 @@ class Server:
         self._folder = DataFolder(settings.data)
         try:
             self._banks = Banks(settings)
-        except (OSError, DBAPIError) as error:
+        except BaseException as error:
             self._folder.release()
-            raise StartError(f"cannot open {settings.data}: {error}".splitlines()[0]) from error
-        except StartError:
-            self._folder.release()
+            if isinstance(error, OSError | DBAPIError):
+                raise StartError(f"cannot open {settings.data}: {error}".splitlines()[0]) from error
             raise
         self._pool = ThreadPoolExecutor(settings.storage_threads, "kvbank-storage")
         self._service = MemoryService(self._banks, settings, self._pool)
@@ -123,12 +136,35 @@ async def serve(settings: Settings, ready: Any) -> None:
     """Serve until SIGTERM or SIGINT; `ready` is called with the address. Errors: StartError."""
     server = Server(settings)
     await server.start()
-    stopping = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stopping.set)
-    ready(server.address)
-    await stopping.wait()
-    await server.stop()
+    try:
+        stopping = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+        ready(server.address)
+        await stopping.wait()
+    finally:
+        await server.stop()
+
+
+def _check_address(listen: str) -> None:
+    """Errors: StartError with the reason; gRPC only prints it, and takes a port modulo 65536."""
+    if listen.startswith("unix:"):
+        path = Path(listen.removeprefix("unix:"))
+        if not path.parent.is_dir() or len(os.fsencode(path)) > LONGEST_SOCKET_PATH:
+            why = f"its folder must exist, and its path have at most {LONGEST_SOCKET_PATH} bytes"
+            raise StartError(f"cannot listen on {listen}: {why}")
+        return
+    host, _, port = listen.rpartition(":")
+    if not host or not port.isdecimal() or int(port) > 65535:
+        raise StartError(f"cannot listen on {listen!r}: it is neither HOST:PORT nor unix:PATH")
+    try:
+        found = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, kind, protocol, _, address = found[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        raise StartError(f"cannot listen on {listen}: {error.strerror}") from error
 
 
 class LocalServer:

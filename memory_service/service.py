@@ -23,6 +23,8 @@ from memory_service.settings import Settings
 from memory_service.validate import LARGEST_INT64
 
 FRAME_BYTES = 1024 * 1024
+# Of a chunk without its tensors, so that every answer about single chunks fits in a message.
+LARGEST_HEADER = 2 * 1024 * 1024
 T = TypeVar("T")
 Context = Any
 _DETAILS = "grpc-status-details-bin"
@@ -34,7 +36,7 @@ def unary(method: Callable[..., Awaitable[T]]) -> Callable[..., Awaitable[T]]:
     @wraps(method)
     async def call(self: Any, request: Any, context: Context) -> T:
         try:
-            return await method(self, request)
+            return _sized(await method(self, request), self._settings.max_message_bytes)
         except Exception as error:
             await _abort(context, error)
             raise
@@ -176,12 +178,15 @@ class MemoryService(service_pb2_grpc.MemoryServiceServicer):
     async def _begin(self, header: pb.ChunkHeader) -> "_Assembly":
         if self.draining:
             raise ServiceError(UNAVAILABLE, "NOT_SERVING", "the service is shutting down")
+        if (size := header.ByteSize()) > LARGEST_HEADER:
+            text = f"a chunk with {size} bytes of text, token ids and the like; at most {LARGEST_HEADER} are taken"
+            raise ServiceError(RESOURCE_EXHAUSTED, "TOO_LARGE", text, limit=LARGEST_HEADER, size=size)
         chunk = convert.chunk(header.chunk)
         bank = self._banks.admit(header.bank, header.reader_digest, header.embedder_digest, chunk)
         ids = self._banks.records.ids
         while (chunk_id := ids.take()) is None:
             await asyncio.shield(asyncio.wrap_future(ids.refill()))
-        return _Assembly(bank, chunk_id, chunk)
+        return _Assembly(bank, chunk_id, chunk, size)
 
     async def _write(self, assembly: "_Assembly", window: "_Window") -> pb.WriteChunksResponse:
         try:
@@ -207,7 +212,7 @@ class MemoryService(service_pb2_grpc.MemoryServiceServicer):
             chunks=[convert.chunk_message(item.chunk) for item in answer.found],
             sent=[item.parts is not None for item in answer.found],
         )
-        yield self._sized(pb.RetrieveResponse(header=header))
+        yield _sized(pb.RetrieveResponse(header=header), self._settings.max_message_bytes)
         for data in _frames(answer.found):
             yield pb.RetrieveResponse(data=data)
 
@@ -219,17 +224,9 @@ class MemoryService(service_pb2_grpc.MemoryServiceServicer):
         header = pb.FetchChunksHeader(
             store_id=self._banks.records.store_id, chunks=[convert.chunk_message(item.chunk) for item in found]
         )
-        yield self._sized(pb.FetchChunksResponse(header=header))
+        yield _sized(pb.FetchChunksResponse(header=header), self._settings.max_message_bytes)
         for data in _frames(found):
             yield pb.FetchChunksResponse(data=data)
-
-    def _sized(self, message: T) -> T:
-        """Errors: TOO_LARGE for an answer that the caller's gRPC would refuse without a reason."""
-        size, limit = message.ByteSize(), self._settings.max_message_bytes  # type: ignore[attr-defined]
-        if size > limit:
-            text = f"the answer's header would have {size} bytes; ask for fewer chunks"
-            raise ServiceError(RESOURCE_EXHAUSTED, "TOO_LARGE", text, limit=limit, size=size)
-        return message
 
     # Chunks
 
@@ -289,25 +286,26 @@ _UPDATABLE = ("capacity", "policy", "metadata")
 class _Assembly:
     """A chunk whose bytes are arriving."""
 
-    def __init__(self, bank: Bank, chunk_id: int, chunk: Chunk) -> None:
+    def __init__(self, bank: Bank, chunk_id: int, chunk: Chunk, header_size: int) -> None:
         self._bank = bank
         self._chunk_id = chunk_id
         self._chunk = chunk
-        self._frames: list[bytes] = []
-        self.size = chunk.payload.length if chunk.payload else 0
-        self.missing = self.size
+        # One buffer: frames of a byte each, kept as they come, would take fifty times their size.
+        self._data = bytearray()
+        self.missing = chunk.payload.length if chunk.payload else 0
+        # What it takes of the window; with the header, because chunks without K-V are all header.
+        self.size = header_size + self.missing
 
     def add(self, data: bytes) -> None:
         """Errors: INVALID_FIELD when it is more than the descriptor says."""
         if len(data) > self.missing:
             raise invalid("data", f"{len(data) - self.missing} bytes more than the tensors have")
-        self._frames.append(data)
+        self._data += data
         self.missing -= len(data)
 
     def write(self, banks: Banks) -> Any:
         """In a storage thread."""
-        data = self._frames[0] if len(self._frames) == 1 else b"".join(self._frames)
-        self._frames.clear()
+        data, self._data = self._data, bytearray()
         return banks.write(self._bank, self._chunk_id, self._chunk, data)
 
 
@@ -330,6 +328,14 @@ class _Window:
         """They are acknowledged or refused."""
         self._taken -= size
         self._freed.set()
+
+
+def _sized(message: T, limit: int) -> T:
+    """Errors: TOO_LARGE for an answer that gRPC would refuse to send, without a reason."""
+    if (size := message.ByteSize()) > limit:  # type: ignore[attr-defined]
+        text = f"the answer, or its header, would have {size} bytes; ask for less at once"
+        raise ServiceError(RESOURCE_EXHAUSTED, "TOO_LARGE", text, limit=limit, size=size)
+    return message
 
 
 def _ack(written: Written) -> pb.WriteChunksResponse:
@@ -380,6 +386,7 @@ def _page_size(size: int) -> int:
 def _token(token: str, first: int) -> int:
     if not token:
         return first
-    if not (token.isascii() and token.isdecimal() and int(token) <= LARGEST_INT64):
+    # The length first: Python refuses to read a number of thousands of digits.
+    if not (len(token) < 20 and token.isascii() and token.isdecimal() and int(token) <= LARGEST_INT64):
         raise invalid("page_token", "is not one that this service gave")
     return int(token)

@@ -1,7 +1,7 @@
 """What a request may say: pure checks of banks, chunks and tensors. Owns the shape rules of a payload."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,8 @@ LARGEST_NAME = 200
 LARGEST_INT32 = 2**31 - 1
 LARGEST_INT64 = 2**63 - 1
 MOST_IDS = 1000
+# Bytes of a metadata map; a page of the longest fits in a message.
+LARGEST_METADATA = 32 * 1024
 
 
 def bank(new: Bank) -> None:
@@ -27,6 +29,7 @@ def bank(new: Bank) -> None:
     if not (1 <= len(new.name) <= LARGEST_NAME) or not new.name.isprintable() or new.name.strip() != new.name:
         raise invalid("bank.name", f"must have 1 to {LARGEST_NAME} printable characters, without blanks at the ends")
     _kv(new.kv)
+    metadata("bank.metadata", new.metadata)
     if not 1 <= new.embedding.dimension <= LARGEST_DIMENSION:
         raise invalid("bank.embedding.dimension", f"must be from 1 to {LARGEST_DIMENSION}")
     if new.capacity is not None and new.capacity.limit < 1:
@@ -39,6 +42,7 @@ def bank(new: Bank) -> None:
 
 
 def _kv(kv: KvSpec) -> None:
+    metadata("bank.kv.reader_parts", kv.reader_parts)
     if not kv.layers:
         return
     if not kv.reader_digest:
@@ -49,6 +53,13 @@ def _kv(kv: KvSpec) -> None:
         raise invalid("bank.kv", "kv_heads and head_dim must be at least 1")
     if kv.dtype not in ("bf16", "fp16", "fp32"):
         raise invalid("bank.kv.dtype", "must be BF16, FP16 or FP32")
+
+
+def metadata(field: str, pairs: Mapping[str, str]) -> None:
+    """Errors: INVALID_FIELD."""
+    size = sum(len(key.encode()) + len(value.encode()) for key, value in pairs.items())
+    if size > LARGEST_METADATA:
+        raise invalid(field, f"has {size} bytes; at most {LARGEST_METADATA} are taken")
 
 
 def reader(bank_: Bank, digest: str, *, required: bool = True) -> None:
@@ -97,6 +108,7 @@ def chunk(bank_: Bank, new: Chunk, largest: int) -> None:
     """
     if len(new.key) != 16:
         raise invalid("chunk.idempotency_key", f"must have 16 bytes, has {len(new.key)}")
+    metadata("chunk.metadata", new.metadata)
     if new.start < 0:
         raise invalid("chunk.start", "must not be negative")
     if not 0 <= new.stored_length <= new.original_length:

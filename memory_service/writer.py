@@ -47,6 +47,8 @@ class Writer:
         interval: float = 1.0,
     ) -> None:
         self._engine = engine
+        # Here and not in the thread, so that a database that cannot be opened is the caller's error.
+        self._connection = engine.connect()
         self._prelude = prelude
         self._wanted = wanted
         self._interval = interval
@@ -55,7 +57,10 @@ class Writer:
         self._thread.start()
 
     def submit(self, operation: Callable[[Connection], T], applied: Callable[[T], None] | None = None) -> "Future[T]":
-        """Commit `operation`; then `applied` gets its result, in commit order, before the future resolves."""
+        """Commit `operation`; then `applied` gets its result, in commit order, before the future resolves.
+
+        The future tells whether it was committed: an exception of `applied` is a defect, which is logged.
+        """
         job = _Job(operation=operation, applied=applied)
         self._jobs.put(job)
         return job.future
@@ -72,14 +77,14 @@ class Writer:
         self._thread.join()
 
     def _run(self) -> None:
-        with self._engine.connect() as connection:
+        with self._connection as connection:
             open_ = True
             while open_:
                 batch, last, open_ = self._next()
                 if batch or self._wanted():
                     self._commit(connection, batch)
-                if last is not None and last.action is not None:
-                    self._settle(last, last.action)
+                if last is not None:
+                    self._act(last)
             # Through the driver: SQLAlchemy would begin a transaction first.
             connection.connection.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)")
         self._engine.dispose()
@@ -132,12 +137,17 @@ class Writer:
         if job.error is not None:
             job.future.set_exception(job.error)
             return
-        value, applied = job.value, job.applied
-        Writer._settle(job, lambda: (applied(value) if applied else None, value)[1])
+        if job.applied is not None:
+            try:
+                job.applied(job.value)
+            except Exception:
+                _log.exception("a committed operation could not be applied")
+        job.future.set_result(job.value)
 
     @staticmethod
-    def _settle(job: _Job, action: Callable[[], Any]) -> None:
+    def _act(job: _Job) -> None:
+        assert job.action is not None
         try:
-            job.future.set_result(action())
+            job.future.set_result(job.action())
         except Exception as error:
             job.future.set_exception(error)

@@ -1,5 +1,7 @@
 """Requests, answers and frames, without a service."""
 
+from typing import Any
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -128,6 +130,12 @@ def test_a_session_keeps_to_the_bound_and_sends_again_what_was_not_acknowledged(
     assert not session.finished()
     with pytest.raises(kvbank.Internal, match="out of order"):
         session.acknowledge(service_pb2.WriteChunksResponse(idempotency_key=sent[0]))
+
+
+@pytest.mark.parametrize("reader", [_codec.RetrieveReader, _codec.FetchReader])
+def test_an_answer_without_its_header_is_not_an_empty_one(reader: Any) -> None:
+    with pytest.raises(kvbank.Internal, match="no header"):
+        reader().result()
 
 
 def test_a_chunk_over_the_bound_goes_alone() -> None:

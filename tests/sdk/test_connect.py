@@ -5,12 +5,14 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Callable, Coroutine
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import kvbank
-from kvbank import _channel
+from kvbank import _channel, _connect
 
 
 @pytest.mark.parametrize("target", ["host:7400", "127.0.0.1:1", "[::1]:7400", "unix:/run/kvbank.sock", "dns:///m:1"])
@@ -57,8 +59,42 @@ def test_a_folder_is_a_memory_that_stays(
     assert asyncio.run(names()) == ["notes"]
 
 
+@pytest.mark.parametrize("parent", ["short", "long-" * 20])
+def test_a_folder_is_served_to_its_user_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, parent: str) -> None:
+    """Also where the folder for temporary files has a longer name than a socket may have."""
+    (tmp_path / parent).mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / parent))
+    address, stop = _connect._open(tmp_path / "folder")
+    socket_path = Path(address.removeprefix("unix:"))
+    assert socket_path.is_socket()
+    assert socket_path.parent.stat().st_mode & 0o777 == 0o700
+    assert stop is not None
+    stop()
+    assert not socket_path.parent.exists()
+    assert not list((tmp_path / parent).iterdir())
+
+
+def test_where_no_socket_can_be_made_a_folder_is_served_on_the_loopback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(**_: object) -> str:
+        raise PermissionError
+
+    monkeypatch.setattr("tempfile.mkdtemp", refuse)
+    address, stop = _connect._open(tmp_path)
+    assert address.startswith("127.0.0.1:")
+    assert stop is not None
+    stop()
+
+
 def test_a_folder_has_one_owner(tmp_path: Path) -> None:
     with kvbank.connect(tmp_path), pytest.raises(kvbank.Unavailable, match="in use by"):
+        kvbank.connect(tmp_path)
+
+
+def test_a_bad_setting_of_the_environment_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KVBANK_MIN_FREE", "much")
+    with pytest.raises(kvbank.InvalidArgument, match="min_free"):
         kvbank.connect(tmp_path)
 
 
@@ -89,6 +125,40 @@ def test_a_closed_client_says_so(address: str) -> None:
     ):
         with pytest.raises(kvbank.ClientClosed):
             call()
+
+
+def test_a_close_at_the_moment_a_call_starts(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the check and the call, as another thread may; gRPC's own word for it is ValueError."""
+    chunk = kvbank.NewChunk([1.0])
+    calls: list[Callable[[kvbank.Client], object]] = [
+        lambda client: client.server_info(),
+        lambda client: client.fetch("b", [1], reader_digest=""),
+        lambda client: client.write("b", chunk, reader_digest="", embedder_digest=""),
+    ]
+    for call in calls:
+        client = kvbank.connect(address)
+        client.server_info()
+        monkeypatch.setattr(client, "_bound", 1)
+        monkeypatch.setattr(client, "_check", client.close)
+        with pytest.raises(kvbank.ClientClosed):
+            call(client)
+
+
+def test_a_close_during_an_async_call(silent: socket.socket) -> None:
+    chunk = kvbank.NewChunk([1.0])
+
+    async def use(call: Callable[[kvbank.AsyncClient], Coroutine[Any, Any, object]]) -> None:
+        client = kvbank.connect_async(f"127.0.0.1:{silent.getsockname()[1]}")
+        client._bound = 1
+        task = asyncio.create_task(call(client))
+        await asyncio.sleep(0.1)
+        await client.close()
+        with pytest.raises(kvbank.ClientClosed):
+            await task
+
+    asyncio.run(use(lambda client: client.server_info()))
+    asyncio.run(use(lambda client: client.fetch("b", [1], reader_digest="")))
+    asyncio.run(use(lambda client: client.write("b", chunk, reader_digest="", embedder_digest="")))
 
 
 def test_a_closed_async_client_says_so(address: str) -> None:

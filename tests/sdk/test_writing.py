@@ -1,13 +1,18 @@
 """Pipelined writes: bounds, exceptions of the caller, and a server killed in the middle."""
 
 import asyncio
+import socket
+import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 import kvbank
+from kvbank import _channel
+from memory_service.server import LocalServer
 
 Make = Callable[..., kvbank.NewChunk]
 MakeBank = Callable[..., str]
@@ -80,6 +85,55 @@ def test_a_slow_caller_outlives_the_deadline(
 
     results = client.write_many(make_bank(), chunks(), timeout=0.5, **digests)
     assert len({result.chunk_id for result in results}) == 60
+
+
+def test_a_lost_service_fails_a_write_within_its_timeout(
+    tmp_path: Path, embedding: kvbank.EmbeddingSpec, make_chunk: Make, digests: dict[str, str]
+) -> None:
+    """Attempts to connect again end with the caller's patience; with the default they would go on for ten seconds."""
+    lost = (kvbank.Unavailable, kvbank.DeadlineExceeded)
+    vectors = {**digests, "reader_digest": ""}
+    server = LocalServer(tmp_path)
+
+    async def write() -> None:
+        async with kvbank.connect_async(server.address) as client:
+            client._bound = 1 << 20
+            await client.write("bank", make_chunk(2, None), timeout=0.5, **vectors)
+
+    with kvbank.connect(server.address) as client:
+        client.create_bank("bank", kv=None, embedding=embedding)
+        client.write("bank", make_chunk(0, None), **vectors)
+        server.stop()
+        began = time.monotonic()
+        with pytest.raises(lost):
+            client.write("bank", make_chunk(1, None), timeout=0.5, **vectors)
+        with pytest.raises(lost):
+            asyncio.run(write())
+    assert time.monotonic() - began < 3
+
+
+def test_a_silent_service_fails_a_write_within_its_timeout(silent: socket.socket, make_chunk: Make) -> None:
+    began = time.monotonic()
+    with kvbank.connect(f"127.0.0.1:{silent.getsockname()[1]}") as client:
+        client._bound = 1 << 20
+        with pytest.raises((kvbank.Unavailable, kvbank.DeadlineExceeded)):
+            client.write("bank", make_chunk(0, None), timeout=0.5, reader_digest="", embedder_digest="")
+    assert time.monotonic() - began < 2
+
+
+def test_patience_begins_anew_with_progress() -> None:
+    """Attempts are counted from the last acknowledgement, and so is the deadline."""
+    attempts = _channel.Attempts(2, 10)
+    lost = kvbank.Unavailable("lost")
+    attempts.delay(lost)
+    attempts.progressed(time.monotonic())
+    attempts.delay(lost)
+    with pytest.raises(kvbank.Unavailable):
+        attempts.delay(lost)
+    late = _channel.Attempts(5, 0.05)
+    assert late.remaining() <= 0.05
+    with pytest.raises(kvbank.Unavailable):
+        late.delay(lost)
 
 
 def test_tasks_write_side_by_side(address: str, make_bank: MakeBank, make_chunk: Make, digests: dict[str, str]) -> None:

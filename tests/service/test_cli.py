@@ -1,6 +1,7 @@
 """`kvbank serve`: one line when serving, one line when not."""
 
 import signal
+import socket
 import subprocess
 import sys
 
@@ -37,6 +38,11 @@ def test_serves_until_told_to_stop(tmp_path):
         (["--storage-threads", "0"], 2, "--storage-threads"),
         (["--durability", "never"], 2, "--durability"),
         (["--listen", "0.0.0.0:0"], 1, "kvbank: 0.0.0.0:0 can be reached by others"),
+        (["--listen", "nonsense"], 1, "kvbank: cannot listen on 'nonsense': it is neither HOST:PORT nor unix:PATH\n"),
+        (["--listen", "127.0.0.1:70000"], 1, "kvbank: cannot listen on '127.0.0.1:70000': it is neither"),
+        (["--listen", "unix:/no/such/socket"], 1, "kvbank: cannot listen on unix:/no/such/socket: its folder"),
+        (["--listen", "127.0.0.1:0", "--ready-file", "/no/such/file"], 1, "kvbank: [Errno 2]"),
+        (["--data", __file__], 1, f"kvbank: cannot use {__file__} as data folder: it is a file\n"),
     ],
 )
 def test_wrong_use_is_one_line(tmp_path, arguments, code, text):
@@ -45,3 +51,12 @@ def test_wrong_use_is_one_line(tmp_path, arguments, code, text):
     assert result.returncode == code
     assert text in result.stderr
     assert "Traceback" not in result.stderr
+    assert code == 2 or result.stderr.count("\n") == 1
+
+
+def test_a_port_that_is_taken(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        result = run("--data", tmp_path, "--listen", address)
+    assert result.returncode == 1
+    assert result.stderr == f"kvbank: cannot listen on {address}: Address already in use\n"

@@ -2,10 +2,13 @@
 
 import contextlib
 import multiprocessing
+import os
 import random
 import shutil
 import sqlite3
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import grpc
@@ -14,7 +17,10 @@ from sqlalchemy import create_engine, inspect
 
 from kvbank.v1 import service_pb2 as pb
 from memory_service import cli, schema
+from memory_service.domain import Payload, Producer
 from memory_service.errors import StartError
+from memory_service.payloads import Payloads
+from memory_service.search import BankIndex
 from memory_service.server import LocalServer
 
 DATA_LOSS = grpc.StatusCode.DATA_LOSS
@@ -85,11 +91,81 @@ def test_orphans_are_swept_at_start(serving, data):
     shutil.copy(file, file.with_name("7.safetensors"))
     shutil.copy(file, file.with_name("8.tmp"))
     shutil.copytree(file.parent, data / "payloads" / "nobank" / "00")
+    notes = [data / "payloads" / "note.txt", file.with_name("note.txt")]
+    for note in notes:
+        note.write_text("of a person")
     caller = serving()
     assert list(caller.retrieve()[1]) == [chunk_id]
     serving.stop()
-    assert list((data / "payloads").glob("*/*/*")) == [file]
+    assert {path for path in (data / "payloads").rglob("*") if path.is_file()} == {file, *notes}
     assert not (data / "payloads" / "nobank").exists()
+
+
+def test_the_sweep_spares_a_bank_that_is_made_meanwhile(tmp_path):
+    """Its folder is on the disk when the sweep looks, and its row came after the sweep had asked for the rows."""
+    (tmp_path / "payloads" / "gone" / "00").mkdir(parents=True)
+    payloads = Payloads(tmp_path, durable=False)
+    new = tmp_path / "payloads" / "new" / "00" / "2048.safetensors"
+
+    def rows():
+        new.parent.mkdir(parents=True)
+        new.touch()
+        return {}
+
+    assert payloads.sweep(rows, below=1025) == 1
+    assert new.exists()
+    assert not (tmp_path / "payloads" / "gone").exists()
+
+
+def test_every_new_folder_is_durable_in_its_parent_before_the_row(tmp_path, monkeypatch):
+    """Also one that another thread has made and not synced yet: its entry is not durable because it is there."""
+    synced = []
+    fsync = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda fd: (synced.append(Path(os.readlink(f"/proc/self/fd/{fd}"))), fsync(fd)))
+    data = tmp_path / "new" / "data"
+    server = LocalServer(data)
+    assert {tmp_path, tmp_path / "new", data} <= set(synced)
+    server.stop()
+    shard = data / "payloads" / "uid" / "01"
+    shard.mkdir(parents=True)
+    synced.clear()
+    Payloads(data, durable=True).write("uid", 1, Payload((), Producer()), b"")
+    assert synced[-1] == shard
+    assert {shard.parent, data / "payloads", shard / "1.tmp"} <= set(synced)
+
+
+def test_a_committed_chunk_keeps_its_file_whatever_fails_after(serving, monkeypatch):
+    caller = serving()
+    caller.create()
+    caller.add()
+    caller.retrieve()  # loads the index
+    with monkeypatch.context() as patched:
+        patched.setattr(BankIndex, "add", lambda *_: 1 / 0)
+        chunk_id = caller.add()
+    assert chunk_id in caller.retrieve()[1]
+    caller = serving()
+    assert chunk_id in caller.retrieve()[1]
+
+
+def test_a_bank_that_is_deleted_twice_and_made_anew_stays(serving, refused):
+    """Two calls look the bank up, a third makes it again before the second deletes it."""
+    caller = serving()
+    caller.create()
+    banks = serving.server._server._banks
+    hold = threading.Event()
+    banks.records.writer.between(hold.wait)
+    with ThreadPoolExecutor(3) as threads:
+        first = threads.submit(banks.delete, "b")
+        time.sleep(0.1)
+        second = threads.submit(caller.create)
+        time.sleep(0.3)
+        third = threads.submit(banks.delete, "b")
+        time.sleep(0.1)
+        hold.set()
+    first.result()
+    assert second.result().name == "b"
+    assert third.exception().reason == "BANK_NOT_FOUND"
+    assert caller.add() in caller.ids()
 
 
 def test_second_server_is_refused(serving, data):
@@ -105,6 +181,21 @@ def test_not_a_folder_or_database(tmp_path):
     (tmp_path / "metadata.db").write_text("no database " * 100)
     with pytest.raises(StartError, match="not a database"):
         LocalServer(tmp_path)
+    (tmp_path / "metadata.db").unlink()
+    (tmp_path / "metadata.db").mkdir()
+    with pytest.raises(StartError, match="cannot be read"):
+        LocalServer(tmp_path)
+
+
+@pytest.mark.timeout(30)
+def test_a_database_that_cannot_be_written(serving, data):
+    serving()
+    serving.stop()
+    (data / "metadata.db-wal").mkdir()
+    with pytest.raises(StartError, match=f"{data}"):
+        LocalServer(data)
+    (data / "metadata.db-wal").rmdir()
+    LocalServer(data).stop()
 
 
 def test_address_in_use_and_open_address(serving, tmp_path):
@@ -160,26 +251,33 @@ def test_older_and_newer_schema(serving, data, next_schema, monkeypatch):
         serving(migrate=True)
 
 
-def test_migrations_make_the_tables_of_the_models(tmp_path):
-    def shape(engine):
+def test_a_fresh_database_equals_a_migrated_one(tmp_path):
+    def shape(path):
+        engine = create_engine(f"sqlite:///{path}")
         found = inspect(engine)
-        return {
+        tables = {
             table: (
                 [(column["name"], str(column["type"]), column["nullable"]) for column in found.get_columns(table)],
-                sorted(index["name"] for index in found.get_indexes(table)),
-                sorted(index["name"] for index in found.get_unique_constraints(table)),
+                found.get_pk_constraint(table),
+                found.get_foreign_keys(table),
+                sorted((index["name"], index["column_names"]) for index in found.get_indexes(table)),
+                sorted((index["name"], index["column_names"]) for index in found.get_unique_constraints(table)),
             )
             for table in found.get_table_names()
-            if table != "alembic_version"
         }
+        with engine.connect() as connection:
+            version = connection.exec_driver_sql("SELECT * FROM alembic_version").all()
+            autoincrement = "SELECT name FROM sqlite_master WHERE sql LIKE '%AUTOINCREMENT%' ORDER BY name"
+            counted = connection.exec_driver_sql(autoincrement).all()
+        engine.dispose()
+        return tables, version, counted
 
     schema.upgrade(tmp_path / "migrated.db")
-    migrated = create_engine(f"sqlite:///{tmp_path}/migrated.db")
-    made = create_engine("sqlite://")
-    schema.Base.metadata.create_all(made)
-    assert shape(migrated) == shape(made)
-    migrated.dispose()
-    made.dispose()
+    schema.create(tmp_path / "fresh.db")
+    fresh = shape(tmp_path / "fresh.db")
+    assert fresh == shape(tmp_path / "migrated.db")
+    assert len(fresh[0]) == 6
+    assert len(fresh[2]) == 2
 
 
 def test_clean_stop_leaves_one_database_file(serving, data):

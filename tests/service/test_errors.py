@@ -5,6 +5,8 @@ import os
 import queue
 import re
 import sqlite3
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -21,6 +23,8 @@ from memory_service import recall
 from memory_service.errors import to_service_error
 from memory_service.payloads import Payloads
 from memory_service.server import SERVICE
+from memory_service.service import LARGEST_HEADER
+from memory_service.validate import LARGEST_METADATA
 
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
 NOT_FOUND = grpc.StatusCode.NOT_FOUND
@@ -86,6 +90,7 @@ def test_bad_requests(caller, refused):
         (stub.ListChunks, pb.ListChunksRequest(bank="b", page_size=1001)),
         (stub.ListChunks, pb.ListChunksRequest(bank="b", page_token="x")),
         (stub.ListEvictions, pb.ListEvictionsRequest(bank="b", page_token="-1")),
+        (stub.ListChunks, pb.ListChunksRequest(bank="b", page_token="9" * 5000)),
         (stub.UpdateBank, pb.UpdateBankRequest(bank={"name": "b"}, update_mask={"paths": ["name"]})),
         (stub.UpdateBank, pb.UpdateBankRequest(bank={"name": "b"})),
         (stub.DeleteChunks, pb.DeleteChunksRequest(bank="b")),
@@ -246,6 +251,53 @@ def test_too_large(serving, refused):
     with refused("TOO_LARGE", EXHAUSTED):
         caller.retrieve()
     assert len(caller.retrieve(top_k=2)[1]) == 2
+
+
+def test_what_is_not_a_tensor_is_bounded_too(caller, refused):
+    """Else one chunk, or one bank, could make every page that it is on too large for a message."""
+    with refused("TOO_LARGE", EXHAUSTED):
+        caller.add(text="x" * LARGEST_HEADER)
+    long = {"note": "x" * LARGEST_METADATA}
+    chunk, data = caller.chunk()
+    chunk.metadata.update(long)
+    with refused("INVALID_FIELD", INVALID):
+        caller.write((chunk, data))
+    assert refused.info.metadata["field"] == "chunk.metadata"
+    with refused("INVALID_FIELD", INVALID):
+        caller.create("c", metadata=long)
+    chunk_id = caller.add()
+    with refused("INVALID_FIELD", INVALID):
+        caller.stub.UpdateChunk(pb.UpdateChunkRequest(bank="b", chunk_id=chunk_id, metadata=long))
+    assert caller.ids() == [chunk_id]
+
+
+def test_an_answer_beyond_the_limit_says_so(serving, refused):
+    caller = serving(max_message_bytes=4 * 1024 * 1024)
+    for number in range(150):
+        caller.create(f"bank {number}", metadata={"note": "x" * 30_000})
+    with refused("TOO_LARGE", EXHAUSTED):
+        caller.stub.ListBanks(pb.ListBanksRequest(page_size=1000))
+    assert len(caller.stub.ListBanks(pb.ListBanksRequest()).banks) == 100
+
+
+def test_chunks_without_tensors_are_held_back_too(serving, frames):
+    """A stream of headers alone fills the window like any other; the caller's next ones wait in the caller."""
+    caller = serving(max_unacknowledged_bytes=1024 * 1024)
+    caller.create(layers=())
+    hold, sent = threading.Event(), []
+
+    def chunks():
+        for number in range(300):
+            sent.append(number)
+            yield from frames(*caller.chunk(layers=(), text="x" * 200_000))
+
+    serving.server._server._banks.records.writer.between(hold.wait)
+    stream = caller.stub.WriteChunks(chunks())
+    time.sleep(2)
+    held_back = len(sent)
+    hold.set()
+    assert len(list(stream)) == 300
+    assert held_back < 100
 
 
 def test_message_beyond_the_limit_has_no_details(serving):

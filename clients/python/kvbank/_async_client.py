@@ -3,7 +3,8 @@
 import asyncio
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from types import EllipsisType, TracebackType
 from typing import Any, Self, TypeVar
 
@@ -138,14 +139,13 @@ class AsyncClient:
         timeout: float | None = None,
     ) -> list[m.WriteResult]:
         session = WriteSession(bank, chunks, reader_digest, embedder_digest, await self._unacknowledged_bound(timeout))
-        attempts = _channel.Attempts(_channel.WRITE_ATTEMPTS, float("inf"))
+        attempts = _channel.Attempts(_channel.WRITE_ATTEMPTS, self._stream_timeout if timeout is None else timeout)
         while not session.finished():
-            written = len(session.results)
+            attempts.progressed(session.waiting_since())
             try:
-                await self._write_stream(session, self._stream_timeout if timeout is None else timeout)
+                await self._write_stream(session, attempts.remaining())
             except ServiceError as error:
-                if len(session.results) > written:
-                    attempts.reset()
+                attempts.progressed(session.waiting_since())
                 await asyncio.sleep(attempts.delay(error))
         return session.results
 
@@ -157,27 +157,25 @@ class AsyncClient:
         return self._bound
 
     async def _write_stream(self, session: WriteSession, timeout: float) -> None:
-        self._check()
         refill_until = time.monotonic() + timeout / 2
         changed, loop = asyncio.Event(), asyncio.get_running_loop()
 
         def wake() -> None:
             loop.call_soon_threadsafe(changed.set)
 
-        stream = WriteStream(self._write_stub().WriteChunks, session, timeout, on_change=wake)
-        try:
-            while session.peek() is not None and time.monotonic() < refill_until:
-                await _wait(changed, stream.ready)
-                if stream.ended:
-                    break
-                stream.send()
-            stream.half_close()
-            await _wait(changed, lambda: stream.ended)
-            stream.check()
-        except grpc.RpcError as error:
-            raise self._error(error) from None
-        finally:
-            stream.cancel()
+        with self._translated():
+            stream = WriteStream(self._write_stub().WriteChunks, session, timeout, on_change=wake)
+            try:
+                while session.peek() is not None and time.monotonic() < refill_until:
+                    await _wait(changed, stream.ready)
+                    if stream.ended:
+                        break
+                    stream.send()
+                stream.half_close()
+                await _wait(changed, lambda: stream.ended)
+                stream.check()
+            finally:
+                stream.cancel()
 
     # Reading
 
@@ -265,11 +263,8 @@ class AsyncClient:
     # How a request travels
 
     async def _call(self, method: str, request: Any, timeout: float | None) -> Any:
-        self._check()
-        try:
+        with self._translated():
             return await getattr(self._stub, method)(request, timeout=self._timeout if timeout is None else timeout)
-        except grpc.RpcError as error:
-            raise self._error(error) from None
 
     async def _pages(self, method: str, request: Any, timeout: float | None) -> AsyncIterator[Any]:
         while True:
@@ -290,15 +285,13 @@ class AsyncClient:
                 await asyncio.sleep(attempts.delay(error))
 
     async def _read_once(self, method: str, request: Any, reader: Reader[T], timeout: float, request_id: str) -> T:
-        self._check()
-        call = getattr(self._stub, method)(request, timeout=timeout)
-        try:
-            async for response in call:
-                reader.feed(response)
-        except grpc.RpcError as error:
-            raise self._error(error, request_id) from None
-        finally:
-            call.cancel()
+        with self._translated(request_id):
+            call = getattr(self._stub, method)(request, timeout=timeout)
+            try:
+                async for response in call:
+                    reader.feed(response)
+            finally:
+                call.cancel()
         return reader.result()
 
     def _check(self) -> None:
@@ -315,10 +308,19 @@ class AsyncClient:
             self._write_channel = grpc.insecure_channel(self._address, options=self._options)
         return service_pb2_grpc.MemoryServiceStub(self._write_channel)  # type: ignore[no-untyped-call]
 
-    def _error(self, error: Any, request_id: str = "") -> ServiceError | ClientClosed:
-        if self._closed:
-            return ClientClosed("the client was closed during the call")
-        return _status.from_rpc_error(error, request_id)
+    @contextmanager
+    def _translated(self, request_id: str = "") -> Iterator[None]:
+        """As the blocking client's. gRPC cancels the calls of a channel that is closed, as if their task had been."""
+        self._check()
+        try:
+            yield
+        except (grpc.RpcError, ValueError, asyncio.CancelledError) as error:
+            task = asyncio.current_task()
+            if self._closed and not (task and task.cancelling()):
+                raise ClientClosed("the client was closed during the call") from None
+            if isinstance(error, grpc.RpcError):
+                raise _status.from_rpc_error(error, request_id) from None
+            raise
 
 
 async def _wait(changed: asyncio.Event, until: Callable[[], bool]) -> None:

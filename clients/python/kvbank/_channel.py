@@ -114,18 +114,22 @@ class Attempts:
     """How often, and after how long, a broken stream is started again, within one deadline."""
 
     def __init__(self, attempts: int, deadline: float) -> None:
-        """deadline: seconds from now for the attempts together."""
+        """deadline: seconds for the attempts together, from now or from the last progress."""
         self._attempts = attempts
-        self._end = time.monotonic() + deadline
-        self._delays = _delays()
-        self._left = attempts
+        self._deadline = deadline
+        self._begin(time.monotonic())
 
     def remaining(self) -> float:
         """Seconds left, for the deadline of the next attempt."""
-        return max(self._end - time.monotonic(), 0.001)
+        return max(self._since + self._deadline - time.monotonic(), 0.001)
 
-    def reset(self) -> None:
-        """The last attempt made progress."""
+    def progressed(self, at: float) -> None:
+        """Attempts and deadline count from `at` (time.monotonic()), unless they do so from a later time."""
+        if at > self._since:
+            self._begin(at)
+
+    def _begin(self, at: float) -> None:
+        self._since = at
         self._delays = _delays()
         self._left = self._attempts
 
@@ -134,7 +138,7 @@ class Attempts:
         self._left -= 1
         # Some of it at random, so that many workers do not come back at one moment.
         delay = next(self._delays) * random.uniform(0.7, 1.3)
-        if not error.retryable or self._left == 0 or time.monotonic() + delay >= self._end:
+        if not error.retryable or self._left == 0 or delay >= self.remaining():
             raise error
         return delay
 

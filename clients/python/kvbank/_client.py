@@ -4,6 +4,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from types import EllipsisType, TracebackType
 from typing import Any, Protocol, Self, TypeVar
 
@@ -150,21 +151,21 @@ class Client:
         """Write chunks in order over one pipelined stream; results in order, each chunk durable.
 
         `chunks` is consumed in the calling thread, as the server acknowledges what went before. After a broken
-        connection the unacknowledged chunks are sent again under their keys, several times over some ten seconds.
+        connection the unacknowledged chunks are sent again under their keys, up to ten times within `timeout`.
         The first refused chunk raises; those before it are written, and writing the same `NewChunk` objects again
         repeats none of them.
 
-        timeout: longest wait for an acknowledgement, not for the whole (at least half of it is left to each chunk).
+        timeout: longest wait for an acknowledgement, broken connections included, not for the whole (at least half of
+            it is left to each chunk).
         """
         session = WriteSession(bank, chunks, reader_digest, embedder_digest, self._unacknowledged_bound(timeout))
-        attempts = _channel.Attempts(_channel.WRITE_ATTEMPTS, float("inf"))
+        attempts = _channel.Attempts(_channel.WRITE_ATTEMPTS, self._stream_timeout if timeout is None else timeout)
         while not session.finished():
-            written = len(session.results)
+            attempts.progressed(session.waiting_since())
             try:
-                self._write_stream(session, self._stream_timeout if timeout is None else timeout)
+                self._write_stream(session, attempts.remaining())
             except ServiceError as error:
-                if len(session.results) > written:
-                    attempts.reset()
+                attempts.progressed(session.waiting_since())
                 self._pause(attempts.delay(error))
         return session.results
 
@@ -178,23 +179,21 @@ class Client:
 
     def _write_stream(self, session: WriteSession, timeout: float) -> None:
         """Write what one stream can take: until the end of the chunks, or half of its deadline."""
-        self._check()
         refill_until = time.monotonic() + timeout / 2
         changed = threading.Condition()
-        stream = WriteStream(self._stub.WriteChunks, session, timeout, on_change=lambda: _notify(changed))
-        try:
-            while session.peek() is not None and time.monotonic() < refill_until:
-                _wait(changed, stream.ready)
-                if stream.ended:
-                    break
-                stream.send()
-            stream.half_close()
-            _wait(changed, lambda: stream.ended)
-            stream.check()
-        except grpc.RpcError as error:
-            raise self._error(error) from None
-        finally:
-            stream.cancel()
+        with self._translated():
+            stream = WriteStream(self._stub.WriteChunks, session, timeout, on_change=lambda: _notify(changed))
+            try:
+                while session.peek() is not None and time.monotonic() < refill_until:
+                    _wait(changed, stream.ready)
+                    if stream.ended:
+                        break
+                    stream.send()
+                stream.half_close()
+                _wait(changed, lambda: stream.ended)
+                stream.check()
+            finally:
+                stream.cancel()
 
     # Reading
 
@@ -298,11 +297,8 @@ class Client:
     # How a request travels
 
     def _call(self, method: str, request: Any, timeout: float | None) -> Any:
-        self._check()
-        try:
+        with self._translated():
             return getattr(self._stub, method)(request, timeout=self._timeout if timeout is None else timeout)
-        except grpc.RpcError as error:
-            raise self._error(error) from None
 
     def _pages(self, method: str, request: Any, timeout: float | None) -> Iterator[Any]:
         while True:
@@ -324,15 +320,13 @@ class Client:
                 self._pause(attempts.delay(error))
 
     def _read_once(self, method: str, request: Any, reader: Reader[T_co], timeout: float, request_id: str) -> T_co:
-        self._check()
-        call = getattr(self._stub, method)(request, timeout=timeout)
-        try:
-            for response in call:
-                reader.feed(response)
-        except grpc.RpcError as error:
-            raise self._error(error, request_id) from None
-        finally:
-            call.cancel()
+        with self._translated(request_id):
+            call = getattr(self._stub, method)(request, timeout=timeout)
+            try:
+                for response in call:
+                    reader.feed(response)
+            finally:
+                call.cancel()
         return reader.result()
 
     def _check(self) -> None:
@@ -341,10 +335,18 @@ class Client:
         if self._closed.is_set():
             raise ClientClosed("the client is closed")
 
-    def _error(self, error: Any, request_id: str = "") -> ServiceError | ClientClosed:
-        if self._closed.is_set():
-            return ClientClosed("the client was closed during the call")
-        return _status.from_rpc_error(error, request_id)
+    @contextmanager
+    def _translated(self, request_id: str = "") -> Iterator[None]:
+        """gRPC's errors in terms of this package; after a `close` in another thread every one is ClientClosed."""
+        self._check()
+        try:
+            yield
+        except (grpc.RpcError, ValueError) as error:  # ValueError: the channel was closed before the call started
+            if self._closed.is_set():
+                raise ClientClosed("the client was closed during the call") from None
+            if isinstance(error, grpc.RpcError):
+                raise _status.from_rpc_error(error, request_id) from None
+            raise
 
     def _pause(self, seconds: float) -> None:
         self._closed.wait(seconds)

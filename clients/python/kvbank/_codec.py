@@ -13,7 +13,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from kvbank import _models as m
 from kvbank import _tensors
-from kvbank._exceptions import AlreadyExists, InvalidArgument
+from kvbank._exceptions import AlreadyExists, Internal, InvalidArgument
 from kvbank.v1 import bank_pb2, chunk_pb2, service_pb2
 
 T = TypeVar("T")
@@ -239,6 +239,8 @@ def _tensor_info(message: chunk_pb2.TensorDescriptor) -> m.TensorInfo:
 
 # Search
 
+_NO_HEADER = "the answer of the server has no header"
+
 
 def retrieve(
     banks: str | Sequence[str],
@@ -290,8 +292,9 @@ class RetrieveReader:
 
     def result(self) -> m.Retrieval:
         self._payloads.finish()
-        head = self._header or service_pb2.RetrieveHeader()
-        tensors = self._payloads.tensors
+        head, tensors = self._header, self._payloads.tensors
+        if head is None:
+            raise Internal(_NO_HEADER)
         return m.Retrieval(
             store_id=head.store_id,
             queries=[[m.Hit(hit.chunk_id, hit.score) for hit in query.hits] for query in head.queries],
@@ -303,7 +306,7 @@ class FetchReader:
     """The frames of a FetchChunks stream, one after the other, to chunks in the order asked for."""
 
     def __init__(self) -> None:
-        self._chunks: Sequence[chunk_pb2.Chunk] = ()
+        self._chunks: Sequence[chunk_pb2.Chunk] | None = None
         self._payloads = _tensors.PayloadReader(())
 
     def feed(self, response: service_pb2.FetchChunksResponse) -> None:
@@ -315,6 +318,8 @@ class FetchReader:
 
     def result(self) -> list[m.Chunk]:
         self._payloads.finish()
+        if self._chunks is None:
+            raise Internal(_NO_HEADER)
         return [chunk(message, self._payloads.tensors[message.chunk_id]) for message in self._chunks]
 
 

@@ -1,14 +1,23 @@
 """From a target to a client; a folder becomes a service inside this process."""
 
+import atexit
 import os
+import shutil
+import socket
+import tempfile
 from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from kvbank import _channel
 from kvbank._async_client import AsyncClient
 from kvbank._client import Client
-from kvbank._exceptions import MissingExtra, Unavailable
+from kvbank._exceptions import InvalidArgument, MissingExtra, Unavailable
+
+# sockaddr_un of Linux has 108 bytes, that of others 104, with the NUL at the end.
+LONGEST_SOCKET_PATH = 103
 
 
 def connect(target: str | os.PathLike[str], *, timeout: float = _channel.DEFAULT_TIMEOUT, **options: Any) -> Client:
@@ -22,9 +31,9 @@ def connect(target: str | os.PathLike[str], *, timeout: float = _channel.DEFAULT
     timeout: default deadline of single calls, seconds.
     options: `stream_timeout`, the deadline of calls that move tensors (120 s); `options`, gRPC channel arguments.
 
-    An address is not contacted before the first call. A folder is served by this process, for this and other clients,
-    until the client is closed; that needs `pip install 'kvbank[server]'` (MissingExtra). Unavailable when
-    another process has the folder.
+    An address is not contacted before the first call. A folder is served by this process, on a socket that only this
+    user can reach, until the client is closed; that needs `pip install 'kvbank[server]'` (MissingExtra). Unavailable
+    when another process has the folder.
     """
     address, stop = _open(target)
     return Client(address, timeout=timeout, on_close=stop, **options)
@@ -42,11 +51,39 @@ def _open(target: str | os.PathLike[str]) -> tuple[str, Callable[[], None] | Non
     parsed = _channel.parse_target(target)
     if isinstance(parsed, str):
         return parsed, None
-    server = _serve(parsed)
-    return server.address, server.stop
+    stack = ExitStack()
+    try:
+        server = stack.enter_context(_serve(parsed, _private_address(stack)))
+    except BaseException:
+        stack.close()
+        raise
+    return server.address, stack.close
 
 
-def _serve(folder: Path) -> Any:
+def _private_address(stack: ExitStack) -> str:
+    """A socket in a folder that nobody else may enter; a port of the loopback where there can be none."""
+    for parent in (tempfile.gettempdir(), "/tmp") if hasattr(socket, "AF_UNIX") else ():
+        try:
+            folder = tempfile.mkdtemp(prefix="kvbank-", dir=parent)
+        except OSError:
+            continue
+        # Not tempfile.TemporaryDirectory, which a forked child removes at its end.
+        remove = partial(_remove, folder, os.getpid())
+        atexit.register(remove)
+        stack.callback(atexit.unregister, remove)
+        stack.callback(remove)
+        path = os.path.join(folder, "socket")
+        if len(os.fsencode(path)) <= LONGEST_SOCKET_PATH:
+            return f"unix:{path}"
+    return "127.0.0.1:0"
+
+
+def _remove(folder: str, owner: int) -> None:
+    if os.getpid() == owner:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _serve(folder: Path, address: str) -> Any:
     try:
         from memory_service.errors import StartError
         from memory_service.server import LocalServer
@@ -54,6 +91,8 @@ def _serve(folder: Path) -> Any:
         needs = f"opening a folder needs the server (no module {error.name!r})"
         raise MissingExtra(f"{needs}: pip install 'kvbank[server]'") from None
     try:
-        return LocalServer(folder)
+        return LocalServer(folder, listen=address)
     except StartError as error:
         raise Unavailable(str(error)) from None
+    except ValueError as error:  # pydantic's: a KVBANK_* variable that is no setting
+        raise InvalidArgument(f"cannot serve {folder}: {error}", reason="INVALID_FIELD") from None

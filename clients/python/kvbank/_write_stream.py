@@ -17,7 +17,7 @@ from kvbank.v1 import service_pb2
 
 
 class WriteStream:
-    """Begins by sending again what the session has pending."""
+    """Begins by sending again what the session has pending, or else its next upload."""
 
     def __init__(self, method: Any, session: WriteSession, timeout: float, on_change: Callable[[], None]) -> None:
         """on_change: called from another thread after each acknowledgement, and when the stream has ended."""
@@ -27,6 +27,8 @@ class WriteStream:
         self._lock = threading.Lock()
         self._failure: Exception | None = None
         self._outbox: queue.SimpleQueue[Upload | None] = queue.SimpleQueue()
+        if not session.pending:
+            session.advance()  # a stream that fails at once must have something to fail for
         for upload in session.pending:
             self._outbox.put(upload)
         self._call = method(self._requests(), timeout=timeout)

@@ -4,6 +4,7 @@ This file owns the rule that a chunk leaves `pending` only by its own acknowledg
 swallowed is sent again under the same key.
 """
 
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -42,6 +43,7 @@ class WriteSession:
         self._next: Upload | None = None
         self._bound = bound
         self._in_flight = 0
+        self._progressed = 0.0
 
     def finished(self) -> bool:
         return not self.pending and self.peek() is None
@@ -52,6 +54,10 @@ class WriteSession:
             self._next = next(self._uploads, None)
         return self._next
 
+    def waiting_since(self) -> float:
+        """When (time.monotonic()) the wait for the next acknowledgement began; now, where none is due."""
+        return self._progressed if self.pending else time.monotonic()
+
     def has_room(self) -> bool:
         """Whether the upload of `peek` may be sent now."""
         return self._next is None or not self.pending or self._in_flight + self._next.size <= self._bound
@@ -61,6 +67,8 @@ class WriteSession:
         upload = self._next
         assert upload is not None
         self._next = None
+        if not self.pending:
+            self._progressed = time.monotonic()
         self._in_flight += upload.size
         self.pending.append(upload)
         return upload
@@ -69,6 +77,7 @@ class WriteSession:
         if not self.pending or self.pending[0].key != response.idempotency_key:
             raise Internal("the server acknowledged a chunk out of order")
         self._in_flight -= self.pending.popleft().size
+        self._progressed = time.monotonic()
         self.results.append(_codec.write_result(response))
 
 
