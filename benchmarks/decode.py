@@ -4,7 +4,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.pair import Result, compare
-from model_worker.attach import attach
+from model_worker.attachment import attach
 from model_worker.cache import MemoryCache, RecalledChunk
 from model_worker.memory import encode
 

@@ -11,7 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from model_worker.attach import Attachment, attach
+    from model_worker.attachment import Attachment, attach
     from model_worker.cache import MemoryCache
     from model_worker.memory import Memory
     from model_worker.model import Losses, MemoryModel
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 __all__ = ["Attachment", "Losses", "Memory", "MemoryCache", "MemoryModel", "attach"]
 
 _HOME = {
-    "Attachment": "attach",
-    "attach": "attach",
+    "Attachment": "attachment",
+    "attach": "attachment",
     "Losses": "model",
     "Memory": "memory",
     "MemoryCache": "cache",

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import Cache
 from transformers.cache_utils import DynamicLayer
 
-from model_worker.attach import Attachment
+from model_worker.attachment import Attachment
 from model_worker.attention import RetrievedKV
 from model_worker.capture import Captured, LayerCapture
 from model_worker.errors import InputError
@@ -66,6 +66,9 @@ class _Block:
     valid: Tensor
 
 
+_PARTS = ("keys", "values", "raw_keys", "raw_queries")
+
+
 class LocalLayer(DynamicLayer):
     """One layer's local window. Keeps unrotated keys (and queries) beside the rotated ones where asked."""
 
@@ -92,7 +95,7 @@ class LocalLayer(DynamicLayer):
     def drop(self, count: int) -> None:
         """Forget the oldest `count` tokens."""
         self.dropped += count
-        for name in ("keys", "values", "raw_keys", "raw_queries"):
+        for name in _PARTS:
             tensor = getattr(self, name)
             if tensor is not None and tensor.numel():
                 setattr(self, name, tensor[:, :, count:].contiguous())
@@ -132,12 +135,13 @@ class MemoryCache(Cache, ForwardState):
     ):
         sliding = [r.sliding_window for r in attachment.reports if r.sliding_window]
         if sliding:
-            window = min([*sliding, *([window] if window else [])])
-        if window is not None and memory is not None and window < memory.chunk:
-            raise InputError(f"the window of {window} tokens is smaller than a chunk of {memory.chunk}")
+            window = min([*sliding, *([window] if window is not None else [])])
+        smallest = 1 if memory is None else memory.chunk
+        if window is not None and window < smallest:
+            raise InputError(f"the window of {window} tokens is smaller than a chunk of {smallest}")
         super().__init__(layers=[LocalLayer() for _ in attachment.reports])
         self.attachment, self.memory, self.window, self._start = attachment, memory, window, start
-        self._ids = self._valid = self._positions = torch.empty(0)
+        self._ids = self._valid = self._positions = torch.empty(0, 0)
         self._recent: list[list[int]] = []
         self._since_recall: int | None = None
         self._shift = 0
@@ -152,6 +156,7 @@ class MemoryCache(Cache, ForwardState):
         ids = kwargs.get("input_ids")
         if ids is None:
             raise InputError("a model with memory needs input_ids: embeddings cannot be remembered")
+        self._check_whole()
         valid, logical = self._columns(ids, kwargs.get("attention_mask"), kwargs.get("position_ids"))
         self._make_room(ids.shape[1])
         self._recall(ids, valid)
@@ -160,6 +165,16 @@ class MemoryCache(Cache, ForwardState):
         self._record(ids, valid, positions)
         view = _CacheView(self, self._retrieved())
         return {**kwargs, "position_ids": positions, "kvbank": view}
+
+    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
+        if self.layers[layer_idx].physical + key_states.shape[2] != self._ids.shape[1]:
+            raise InputError("this cache is used without its memory: the model was detached, or it is another one")
+        return super().update(key_states, value_states, layer_idx, *args, **kwargs)
+
+    def _check_whole(self) -> None:
+        """A forward that failed half-way leaves layers of different lengths, whose K-V nobody may attend to or keep."""
+        if any(layer.physical != self._ids.shape[1] for layer in self.layers):
+            raise InputError("a forward with this cache failed; start a new one")
 
     def _columns(self, ids: Tensor, mask: Tensor | None, positions: Tensor | None) -> tuple[Tensor, Tensor]:
         """Which new columns are tokens (not pads), and their logical positions; both `[B, Q]`."""
@@ -183,8 +198,8 @@ class MemoryCache(Cache, ForwardState):
     def _make_room(self, new: int) -> None:
         if self.window is None:
             return
-        while self.physical and self.physical + new > self.window:
-            self._leave(min(self._chunk, self.physical))
+        while self.physical and (excess := self.physical + new - self.window) > 0:
+            self._leave(min(excess if self.memory is None else self.memory.chunk, self.physical))
 
     def _recall(self, ids: Tensor, valid: Tensor) -> None:
         """At a chunk boundary, or whenever a prompt comes in (more than one token)."""
@@ -230,7 +245,8 @@ class MemoryCache(Cache, ForwardState):
     def _record(self, ids: Tensor, valid: Tensor, positions: Tensor) -> None:
         if not self.physical:
             self._ids, self._valid, self._positions = ids, valid, positions
-            self._alone = self.window == self._chunk and ids.shape[1] <= self._chunk
+            whole = self.memory.chunk if self.memory is not None else 0
+            self._alone = self.window == whole and ids.shape[1] <= whole
         else:
             self._ids = torch.cat([self._ids, ids], dim=1)
             self._valid = torch.cat([self._valid, valid], dim=1)
@@ -246,14 +262,11 @@ class MemoryCache(Cache, ForwardState):
         """Tokens in the local window now."""
         return self.layers[0].physical
 
-    @property
-    def _chunk(self) -> int:
-        return self.memory.chunk if self.memory else 1
-
     def flush(self) -> None:
         """Let all local tokens leave the window, in chunks (the last one may be short). Ends a reading."""
+        self._check_whole()
         while self.physical:
-            self._leave(min(self._chunk, self.physical))
+            self._leave(self.physical if self.memory is None else min(self.memory.chunk, self.physical))
 
     def _leave(self, count: int) -> None:
         """The oldest `count` columns leave: captured for the memory without their pads, then dropped."""
@@ -278,6 +291,17 @@ class MemoryCache(Cache, ForwardState):
         start = int(self._positions[row, :count][valid][0]) + self._shift + self._start
         context = "isolated" if self._alone else "window"
         return Captured(self._ids[row, :count][valid].tolist(), start, layers, context)
+
+    def count_from_window(self) -> int:
+        """Let the logical length begin at the window's first token; returns by how much it shrank.
+
+        Ids and mask of the next forward cover the window only: a conversation of months costs no more than a new one.
+        """
+        gone = self.layers[0].dropped
+        for layer in self.layers:
+            layer.dropped = 0
+        self._start, self._shift = self._start + gone, self._shift - gone
+        return gone
 
     # -- what was recalled ----------------------------------------------------------------------------------------
 
@@ -339,7 +363,7 @@ class MemoryCache(Cache, ForwardState):
         found["recent"] = torch.tensor(self._recent[0], dtype=torch.long)
         found["since_recall"] = torch.tensor(self._since_recall or 0)
         for index, layer in enumerate(self.layers):
-            for name in ("keys", "values", "raw_keys", "raw_queries"):
+            for name in _PARTS:
                 if getattr(layer, name) is not None:
                     found[f"layer.{index}.{name}"] = getattr(layer, name)
         for index, block in self._blocks.items():
@@ -357,7 +381,7 @@ class MemoryCache(Cache, ForwardState):
         self._shift = -int(self._positions[0, 0])
         for index, layer in enumerate(self.layers):
             layer.lazy_initialization(state[f"layer.{index}.keys"], state[f"layer.{index}.values"])
-            for name in ("keys", "values", "raw_keys", "raw_queries"):
+            for name in _PARTS:
                 setattr(layer, name, state.get(f"layer.{index}.{name}"))
         for index in {int(name.split(".")[1]) for name in state if name.startswith("block.")}:
             self._blocks[index] = _Block(*(state[f"block.{index}.{part.name}"] for part in fields(_Block)))
@@ -367,6 +391,7 @@ class MemoryCache(Cache, ForwardState):
     def reset(self) -> None:
         """Forget the conversation (not the bank)."""
         super().reset()
+        self._ids = self._valid = self._positions = torch.empty(0, 0)
         self._recent, self._since_recall, self._shift = [], None, 0
         self._blocks, self._rotated = {}, None
 
@@ -382,7 +407,7 @@ class _CacheView(ForwardView):
     def observe(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, kwargs: Mapping[str, Any]) -> None:
         """Keep unrotated keys of memory layers; transformers has put the rotated ones into the layer already."""
         attachment, layer = self._cache.attachment, int(module.layer_idx)  # type: ignore[arg-type]
-        if layer not in attachment.plan.memory_layers:
+        if layer not in attachment.plan.memory_layers or self._cache.memory is None:
             return
         report, rope, new = attachment.reports[layer], attachment.ropes[layer], query.shape[2]
         rotation = self.rotations[layer]
@@ -390,8 +415,7 @@ class _CacheView(ForwardView):
             keys = LAYOUTS[report.layout](self.projections.pop(layer), report.kv_heads, report.head_dim)
         else:
             keys = rope.unrotate(key[:, :, -new:], *rotation)
-        wanted = self._cache.memory is not None and self._cache.memory.needs_queries
-        queries = rope.unrotate(query, *rotation) if wanted else None
+        queries = rope.unrotate(query, *rotation) if self._cache.memory.needs_queries else None
         self._cache.layers[layer].keep_raw(keys.detach(), None if queries is None else queries.detach())
 
 

@@ -71,7 +71,7 @@ def demo_table(report: Any) -> Table:
         ("tokens read", f"{report.tokens_read:,} in {report.read_seconds:.0f} s"),
         ("chunks written / evicted", f"{report.chunks_written:,} / {report.chunks_evicted:,} ({reasons})"),
         (
-            "K-V bytes per token before / after compression",
+            f"K-V bytes per token before / after compression ({report.compressor})",
             f"{report.bytes_per_token_before:,.0f} / {report.bytes_per_token_after:,.0f}",
         ),
         ("retrieval, p50 over the wire", f"{report.retrieval_ms_p50:.1f} ms"),

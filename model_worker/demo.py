@@ -4,6 +4,8 @@ One story in six steps, each a function: read with facts planted, ask while read
 again from both workers, measure loss on the rest of the text, report. Every figure of the report is measured here.
 """
 
+import argparse
+import inspect
 import json
 import os
 import random
@@ -59,6 +61,7 @@ class DemoReport:
     model: str = ""
     text: str = ""
     seed: int = 0
+    compressor: str = ""
     tokens_read: int = 0
     chunks_written: int = 0
     chunks_evicted: int = 0
@@ -129,7 +132,7 @@ class Service:
 def run_demo(settings: DemoSettings, say: Say, progress: Callable[[str, int, int], None]) -> DemoReport:
     """Run the whole story. say: one line for the reader; progress: (stage, done, total)."""
     text = _text(settings)
-    report = DemoReport(model=settings.model, text=_title(settings), seed=settings.seed)
+    report = DemoReport(model=settings.model, text=_title(settings), seed=settings.seed, compressor=settings.compressor)
     facts = make_facts(settings.seed, FACTS)
     with _folder(settings) as data, Service(data) as service:
         say(f"memory service {service.address}, data in {data}")
@@ -240,8 +243,8 @@ def _read(
     """Read `text`, asking for `asked` again and again once all facts stand in the bank. Returns fact -> chunk id."""
     holders: dict[str, int] = {}
     ids = model.ids(text)
-    planted_until = len(model.ids(text[: text.rindex(facts_last(text, facts)) + 200]))
-    next_round = planted_until
+    last = max(text.index(fact.statement) + len(fact.statement) for fact in facts)
+    next_round = len(model.ids(text[:last])) + model.chunk  # the chunk with the last fact is in the bank then
     bound = model.client.get_bank(BANK).capacity
     assert bound is not None
     assert bound.chunks is not None
@@ -267,11 +270,6 @@ def _read(
     report.bytes_per_token_after = stats.bytes_after / stats.tokens
     report.retrieval_ms_p50 = 1000 * median(stats.recall_seconds)
     return holders or _holders(model, facts)
-
-
-def facts_last(text: str, facts: Sequence[Fact]) -> str:
-    """The statement that stands last in `text`."""
-    return max((fact.statement for fact in facts), key=text.rindex)
 
 
 def _holders(model: MemoryModel, facts: Sequence[Fact]) -> dict[str, int]:
@@ -339,9 +337,6 @@ def _survey(
 def _fill_other(model: MemoryModel, settings: DemoSettings, progress: Callable[[str, int, int], None]) -> None:
     """A bank with another text and other facts of the same form: a memory that does not know the answers."""
     facts = make_facts(settings.seed + _OTHER_SEED_OFFSET, FACTS)
-    import argparse
-    import inspect
-
     source = inspect.getsource(argparse)
     text = plant(source, facts, random.Random(settings.seed))
     kept = model.memory

@@ -6,6 +6,7 @@ taken from the file's name or time, since weights may have been changed after lo
 """
 
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -27,7 +28,7 @@ def reader_of(model: nn.Module, tokenizer: object | None = None) -> Reader:
     config = model.config.to_dict()  # type: ignore[operator,union-attr]
     base, adapter = _split_parameters(model)
     parts = {
-        "architecture": _hash_json([config.get("model_type"), _shape_fields(config)]),
+        "architecture": _hash_json([config.get("model_type"), _architecture(config)]),
         "weights": _hash_tensors(base),
         "rope": _hash_json([config.get("rope_parameters"), config.get("rope_theta"), config.get("rope_scaling")]),
         "tokenizer": tokenizer_digest(tokenizer),
@@ -41,8 +42,10 @@ def tokenizer_digest(tokenizer: object | None) -> str:
     if tokenizer is None:
         return "none"
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    content = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)  # type: ignore[attr-defined]
-    return xxhash.xxh3_128_hexdigest(content.encode())
+    if backend is None:
+        return _hash_json(tokenizer.get_vocab())  # type: ignore[attr-defined]
+    content = json.loads(backend.to_str())
+    return _hash_json({**content, "padding": None, "truncation": None})  # those are left there by the last call
 
 
 def state_token(model: nn.Module) -> int:
@@ -61,10 +64,16 @@ def state_token(model: nn.Module) -> int:
     return hash(tuple(state))
 
 
-def _shape_fields(config: dict[str, object]) -> dict[str, object]:
-    """The numbers of a config that define the computation; names, dtypes and generation options do not."""
-    skip = {"torch_dtype", "dtype", "transformers_version", "use_cache", "architectures", "kvbank"}
-    return {k: v for k, v in config.items() if k not in skip and not k.startswith("_") and isinstance(v, int | float)}
+# Fields of a config that do not change what a key means; all others count, also those that a future model brings.
+_NOT_ARCHITECTURE = re.compile(
+    r"_.*|rope_.*|(torch_)?dtype|transformers_version|use_cache|architectures|kvbank|(pad|bos|eos)_token_id"
+    r"|output_.*|return_dict|id2label|label2id|problem_type|is_encoder_decoder|chunk_size_feed_forward"
+    r"|initializer_range|.*dropout"
+)
+
+
+def _architecture(config: dict[str, object]) -> dict[str, object]:
+    return {name: value for name, value in config.items() if not _NOT_ARCHITECTURE.fullmatch(name)}
 
 
 def _split_parameters(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -83,7 +92,8 @@ def _split_parameters(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Te
 
 def _tuner_state(module: nn.Module) -> tuple[str, ...]:
     """What a peft layer says of itself; a switch shows here before any weight moves."""
-    return tuple(str(getattr(module, name, "")) for name in ("active_adapters", "disable_adapters", "merged_adapters"))
+    said = ("active_adapters", "disable_adapters", "merged_adapters", "scaling")
+    return tuple(str(getattr(module, name, "")) for name in said)
 
 
 def _adapter_digest(model: nn.Module, added: dict[str, Tensor]) -> str:

@@ -7,6 +7,7 @@ kvbank.KVBankError
     ├── BankMismatch       the bank does not fit this model or embedder
     ├── ModelNotFound      neither a shipped name, a folder with a model, nor a known hub id
     ├── SpoolFull          the service is away and the spool has reached its bound
+    ├── SessionError       a session that is in use, missing, damaged, or of another model
     └── InputError         an empty text, an unknown compressor, and the like
 """
 
@@ -35,6 +36,10 @@ class ModelNotFound(WorkerError):
 
 class SpoolFull(WorkerError):
     """Chunks wait on disk up to the spool's bound, and the service is still away."""
+
+
+class SessionError(WorkerError):
+    """A session that is in use, missing, damaged, or of another model; the message says which."""
 
 
 class InputError(WorkerError, ValueError):

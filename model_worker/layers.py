@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from model_worker.attach import Attachment, attach
+from model_worker.attachment import Attachment, attach
 from model_worker.cache import MemoryCache, RecalledChunk
 from model_worker.memory import encode
 from model_worker.probe import LayerReport

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from model_worker.errors import ModelNotFound
+from model_worker.errors import InputError, ModelNotFound
 
 SHIPPED = "kvbank-small"
 _ASSETS = Path(__file__).parent / "assets"
@@ -25,9 +25,11 @@ def load_model(name: str = SHIPPED, *, device: str = "cpu", dtype: str | None = 
     if not folder.is_dir() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
         raise ModelNotFound(f"there is no model folder {name}")
     chosen = dtype or ("float32" if name == SHIPPED and device == "cpu" else "auto")
+    wanted = chosen if chosen == "auto" else getattr(torch, chosen, None)
+    if wanted != "auto" and not isinstance(wanted, torch.dtype):
+        raise InputError(f"dtype {chosen!r} is not one of torch's, such as bfloat16")
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
-        wanted = chosen if chosen == "auto" else getattr(torch, chosen)
         model = AutoModelForCausalLM.from_pretrained(source, dtype=wanted)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

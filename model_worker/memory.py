@@ -1,12 +1,16 @@
 """Remember and recall: the worker's loop over the SDK.
 
 A chunk's way to the disk: captured by the cache, compressed, embedded, written (or spooled while the service is away).
-A query's way back: embedded, retrieved, and handed to the cache, which rotates it into attention. A lost service
-degrades to local attention with a warning; `strict` raises instead.
+A query's way back: embedded, retrieved, and handed to the cache, which rotates it into attention.
+
+This file owns the rule that no trouble with the service ends a generation: what the service cannot take now waits in
+the spool, what it refuses is dropped, a recall that fails leaves attention with what it has; each with a warning.
+`strict` raises instead.
 """
 
 import time
 import warnings
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -16,7 +20,7 @@ import xxhash
 from torch import Tensor
 
 import kvbank
-from model_worker.attach import Attachment, decoder_of
+from model_worker.attachment import Attachment, decoder_of
 from model_worker.cache import MemoryCache, RecalledChunk
 from model_worker.capture import Captured
 from model_worker.compress import Compressor, Payload
@@ -24,16 +28,18 @@ from model_worker.compress import compressor as compressor_named
 from model_worker.embedding import Embedder, LexicalEmbedder
 from model_worker.errors import BankMismatch, InputError, SpoolFull
 from model_worker.payload_cache import PayloadCache
-from model_worker.spool import Spool
+from model_worker.spool import Spool, Spooled
 from model_worker.tensors import DTYPES, NAMES, to_numpy, to_torch
 
 _AWAY = (kvbank.Unavailable, kvbank.DeadlineExceeded, kvbank.DiskFull)
-_PATIENCE_S = 10.0
+_PATIENCE_S, _STRICT_PATIENCE_S = 2.0, 10.0
+START_S = 3.0  # for a first answer, so that a service that is not there is noticed soon
+_LONGEST_PAUSE_S = 60.0
 
 
 @dataclass(slots=True)
 class MemoryStats:
-    """What one worker did so far. Latencies in seconds, one a recall."""
+    """What one worker did so far. recall_seconds: latencies of the last recalls."""
 
     written: int = 0
     evicted: int = 0
@@ -45,7 +51,7 @@ class MemoryStats:
     stored_tokens: int = 0
     bytes_before: int = 0
     bytes_after: int = 0
-    recall_seconds: list[float] = field(default_factory=list)
+    recall_seconds: deque[float] = field(default_factory=lambda: deque(maxlen=4096))
 
 
 class Memory:
@@ -58,7 +64,8 @@ class Memory:
     default in mode memlong) or `window` (as it stood in the local window). count: whether recalls count for eviction.
     source: names the text; a chunk of it that is written again, after a crash, is stored once.
     spool: where chunks wait while the service is away; without one they are dropped and counted. strict: raise when the
-    service is away. retry_after: seconds after which a lost service is asked again.
+    service is away. patience: seconds that one call may take; by default 2, so that a conversation goes on, and 10 with
+    strict. retry_after: seconds after which a lost service is asked again, at first; the pause doubles up to a minute.
     """
 
     def __init__(
@@ -82,6 +89,7 @@ class Memory:
         source: str | None = None,
         spool: Spool | None = None,
         strict: bool = False,
+        patience: float | None = None,
         retry_after: float = 2.0,
         payload_cache: PayloadCache | None = None,
     ):
@@ -90,19 +98,23 @@ class Memory:
         context = context or ("isolated" if attachment.plan.mode == "memlong" else "window")
         if context not in ("isolated", "window"):
             raise InputError(f"context {context!r} is not 'isolated' or 'window'")
-        if chunk < 1 or top_k < 1:
-            raise InputError("chunk and top_k are at least 1")
+        cadence = chunk if cadence is None else cadence
+        query_tokens = chunk if query_tokens is None else query_tokens
+        if min(chunk, top_k, cadence, query_tokens) < 1:
+            raise InputError("chunk, top_k, cadence and query_tokens are at least 1")
         self.attachment, self.client, self.bank, self.tokenizer = attachment, client, bank, tokenizer
         self.embedder = embedder or LexicalEmbedder()
         self.compressor = compressor_named(compressor) if isinstance(compressor, str) else compressor
         self.chunk, self.top_k, self.context, self.count, self.strict = chunk, top_k, context, count, strict
-        self.cadence, self.query_tokens, self.query = cadence or chunk, query_tokens or chunk, query
+        self.cadence, self.query_tokens, self.query = cadence, query_tokens, query
         self.min_score, self.metadata, self.spool = min_score, dict(metadata or {}), spool
+        self.patience = (_STRICT_PATIENCE_S if strict else _PATIENCE_S) if patience is None else patience
         self.retry_after, self.source = retry_after, source
         self.stats = MemoryStats()
         self._payloads = payload_cache or PayloadCache()
         self._store_id = ""
         self._retry_at = 0.0
+        self._pause = retry_after
         self._dtype = DTYPES["fp32"]
 
     @property
@@ -135,10 +147,16 @@ class Memory:
         embedding = kvbank.EmbeddingSpec(self.embedder.digest, self.embedder.dimension)
         for name in self._banks():
             try:
-                bank = self.client.get_bank(name)
+                bank = self.client.get_bank(name, timeout=START_S)
             except kvbank.BankNotFound:
                 bank = self.client.create_bank(
-                    name, kv=wanted, embedding=embedding, capacity=capacity, policy=policy, exist_ok=True
+                    name,
+                    kv=wanted,
+                    embedding=embedding,
+                    capacity=capacity,
+                    policy=policy,
+                    exist_ok=True,
+                    timeout=max(START_S, self.patience),
                 )
             _check_fits(bank, wanted, embedding, dtype)
             assert bank.kv is not None
@@ -205,25 +223,29 @@ class Memory:
         self.stats.bytes_after += sum(array.nbytes for name, array in tensors.items() if name[:3] != "pos")
 
     def _write(self, bank: str, chunk: kvbank.NewChunk) -> None:
+        new = Spooled(bank, chunk, self.attachment.reader.digest, self.embedder.digest)
         if self.strict:
-            self._deliver(bank, chunk)
+            self._deliver(new)
             return
         if self._worth_trying() and self.deliver_spooled():
             try:
-                self._deliver(bank, chunk)
+                self._deliver(new)
                 return
             except _AWAY as error:
                 self._away(error)
-        self._set_aside(bank, chunk)
+            except kvbank.ServiceError as error:
+                self._drop(error)
+                return
+        self._spool(new)
 
-    def _deliver(self, bank: str, chunk: kvbank.NewChunk) -> None:
+    def _deliver(self, new: Spooled) -> None:
         try:
             result = self.client.write(
-                bank,
-                chunk,
-                reader_digest=self.attachment.reader.digest,
-                embedder_digest=self.embedder.digest,
-                timeout=_PATIENCE_S,
+                new.bank,
+                new.chunk,
+                reader_digest=new.reader_digest,
+                embedder_digest=new.embedder_digest,
+                timeout=self.patience,
             )
         except kvbank.AlreadyExists:
             if self.source is None:
@@ -232,52 +254,62 @@ class Memory:
         self.stats.written += not result.replayed
         self.stats.evicted += len(result.evicted)
 
-    def _set_aside(self, bank: str, chunk: kvbank.NewChunk) -> None:
+    def _spool(self, new: Spooled) -> None:
         if self.spool is None:
             self.stats.dropped += 1
             return
         try:
-            self.spool.put(bank, chunk)
+            self.spool.put(new)
             self.stats.spooled += 1
         except (SpoolFull, OSError) as error:
-            self.stats.dropped += 1
-            warnings.warn(f"a chunk was not remembered: {error}", RuntimeWarning, stacklevel=2)
+            self._drop(error)
+
+    def _drop(self, error: Exception) -> None:
+        self.stats.dropped += 1
+        warnings.warn(f"a chunk was not remembered: {error}", RuntimeWarning, stacklevel=2)
 
     def deliver_spooled(self) -> bool:
         """Deliver what waits on disk, oldest first; true when nothing waits any more."""
-        if self.spool is None:
+        if self.spool is None or not len(self.spool):
             return True
-        for path, bank, chunk in self.spool:
+        if self._retry_at and not self._back(START_S):
+            return False
+        for path, waiting in self.spool:
             try:
-                self._deliver(bank, chunk)
+                self._deliver(waiting)
             except _AWAY as error:
                 self._away(error)
                 return False
-            self.spool.done(path)
+            except kvbank.ServiceError as error:
+                self.stats.dropped += 1
+                self.spool.set_aside(path, str(error))
+            else:
+                self.spool.done(path)
         return True
 
     def _away(self, error: kvbank.ServiceError) -> None:
-        warnings.warn(f"the memory service is away: {error}", RuntimeWarning, stacklevel=3)
-        self._retry_at = time.monotonic() + self.retry_after
+        warnings.warn(f"the memory service is away: {error}", RuntimeWarning, stacklevel=2)
+        self._retry_at = time.monotonic() + self._pause
+        self._pause = min(2 * self._pause, max(_LONGEST_PAUSE_S, self.retry_after))
 
     def _worth_trying(self) -> bool:
         """A lost service is asked again only after a pause, so that it does not hold up every token."""
-        return time.monotonic() >= self._retry_at and (not self._retry_at or self._back())
+        return time.monotonic() >= self._retry_at and (not self._retry_at or self._back(self.patience / 4))
 
-    def _back(self) -> bool:
-        """Whether a lost service answers again. Asked in one short call, since the SDK repeats a write for 10 s."""
+    def _back(self, timeout: float) -> bool:
+        """Whether a lost service answers again. Asked in one short call, not with a write and its repetitions."""
         try:
-            self.client.server_info(timeout=3.0)
-        except _AWAY as error:
+            self.client.server_info(timeout=timeout)
+        except kvbank.ServiceError as error:
             self._away(error)
             return False
-        self._retry_at = 0.0
+        self._retry_at, self._pause = 0.0, self.retry_after
         return True
 
     # -- recall ---------------------------------------------------------------------------------------------------
 
     def recall(self, rows: Sequence[Sequence[int]]) -> list[list[RecalledChunk]] | None:
-        """The `top_k` chunks for each row's query tokens, ascending by id; None when the service is away."""
+        """The `top_k` chunks for each row's query tokens, ascending by id; None when the service could not say."""
         self.attachment.check_unchanged()
         if not self.strict and not self._worth_trying():
             self.stats.failed_recalls += 1
@@ -285,11 +317,14 @@ class Memory:
         begin = time.perf_counter()
         try:
             found = self._retrieve(rows)
-        except (*_AWAY, kvbank.DataLoss) as error:
+        except kvbank.ServiceError as error:
             if self.strict:
                 raise
             self.stats.failed_recalls += 1
-            self._away(error)
+            if isinstance(error, _AWAY):
+                self._away(error)
+            else:
+                warnings.warn(f"nothing was recalled: {error}", RuntimeWarning, stacklevel=2)
             return None
         self.stats.recalls += 1
         self.stats.recall_seconds.append(time.perf_counter() - begin)
@@ -317,7 +352,7 @@ class Memory:
             held=kvbank.Held(self._store_id, self._payloads.held(self._store_id)),
             reader_digest=self.attachment.reader.digest,
             embedder_digest=self.embedder.digest,
-            timeout=_PATIENCE_S,
+            timeout=self.patience,
         )
         self._store_id = answer.store_id
         held_first = sorted(answer.chunks.values(), key=lambda chunk: chunk.tensors is not None)

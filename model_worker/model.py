@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import kvbank
-from model_worker.attach import Attachment, attach, decoder_of
+from model_worker.attachment import Attachment, attach, decoder_of
 from model_worker.cache import MemoryCache
 from model_worker.chunking import chunks, sentence_ends
 from model_worker.compress import Compressor
@@ -67,14 +67,14 @@ class MemoryModel:
     ):
         self.model, self.tokenizer = model, tokenizer
         made_for = getattr(model.config, "kvbank", None) or {}
-        self.chunk = chunk or made_for.get("chunk", 64)
-        self.window = window or made_for.get("window", max(256, self.chunk))
+        self.chunk = int(made_for.get("chunk", 64)) if chunk is None else chunk
+        self.window = int(made_for.get("window", max(256, self.chunk))) if window is None else window
         self._owned = not isinstance(memory, kvbank.Client)
         self._memory_options = {
             "embedder": embedder(embed) if isinstance(embed, str) else embed,
             "compressor": compressor,
             "chunk": self.chunk,
-            "top_k": top_k or made_for.get("top_k", 4),
+            "top_k": made_for.get("top_k", 4) if top_k is None else top_k,
             **memory_options,
         }
         self.attachment: Attachment = attach(model, tokenizer, **(attach_options or {}))
@@ -88,7 +88,7 @@ class MemoryModel:
             self._check_lengths()
             self.memory.open(capacity=capacity, policy=policy, dtype=store_dtype)
         except BaseException:
-            self.close()
+            self._let_go()
             raise
 
     @classmethod
@@ -128,17 +128,21 @@ class MemoryModel:
         if len(ids) < 2:
             raise InputError("a loss needs a text of at least two tokens")
         cache = MemoryCache(self.attachment, memory, window=self.window)
-        pieces = list(self._logits(ids, cache))
+        nll = torch.cat(list(self._nll(ids, cache)))
         if memory is not None and remember_rest:
             cache.flush()
-        logits = torch.cat(pieces)[:-1].float()
-        nll = torch.nn.functional.cross_entropy(logits, torch.tensor(ids[1:]), reduction="none")
         return Losses(nll, torch.arange(1, len(ids)) // self.chunk)
 
-    def _logits(self, ids: list[int], cache: MemoryCache) -> Iterator[Tensor]:
-        with torch.no_grad():
-            for block in chunks(ids, self.chunk):
-                yield self.model(input_ids=self._tensor([block]), past_key_values=cache, use_cache=True).logits[0].cpu()
+    def _nll(self, ids: list[int], cache: MemoryCache) -> Iterator[Tensor]:
+        """Losses block by block, so that the logits of a long text are never all there."""
+        expected = None  # what the last token of a block says of the first one of the next
+        for block in chunks(ids, self.chunk):
+            seen = self._tensor([block])
+            with torch.no_grad():
+                logits = self.model(input_ids=seen, past_key_values=cache, use_cache=True).logits[0].float()
+            predicted = logits[:-1] if expected is None else torch.cat([expected, logits[:-1]])
+            yield torch.nn.functional.cross_entropy(predicted, seen[0, -len(predicted) :], reduction="none").cpu()
+            expected = logits[-1:]
 
     # -- generating -----------------------------------------------------------------------------------------------
 
@@ -197,18 +201,20 @@ class MemoryModel:
     def close(self) -> None:
         """Deliver what waits on disk if the service is there, detach, and close a client that was made here."""
         try:
-            if getattr(self, "memory", None) is not None and self.memory.spool is not None:
-                self.memory.deliver_spooled()
+            self.memory.deliver_spooled()
         finally:
-            self.attachment.detach()
-            if self._owned:
-                self.client.close()
+            self._let_go()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+    def _let_go(self) -> None:
+        self.attachment.detach()
+        if self._owned:
+            self.client.close()
 
     def _memory(self, bank: str | Sequence[str], **changes: Any) -> Memory:
         return Memory(self.attachment, self.client, bank, self.tokenizer, **{**self._memory_options, **changes})

@@ -11,30 +11,26 @@ the log where that file is missing or old; a bank that is not there is written a
 
 import contextlib
 import json
-import os
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, Self
 
-import safetensors
 import torch
-import xxhash
-from safetensors.torch import load_file, save_file
-from torch import Tensor
-from transformers import StoppingCriteria
-from transformers.generation.streamers import BaseStreamer
+from safetensors import SafetensorError
 
 import kvbank
-from model_worker.attach import decoder_of
+from model_worker.answer import AnswerEnd, decoded
+from model_worker.attachment import decoder_of
 from model_worker.cache import MemoryCache, RecalledChunk
 from model_worker.capture import Captured
 from model_worker.chunking import chunks
-from model_worker.errors import InputError
-from model_worker.memory import Memory
+from model_worker.errors import InputError, SessionError
+from model_worker.memory import START_S, Memory
 from model_worker.model import MemoryModel
 from model_worker.prompt import PromptFormat, prompt_format
-from model_worker.session_log import Header, SessionError, SessionLog, Turn, now
+from model_worker.session_log import Header, SessionLog, Turn, now
 from model_worker.spool import Spool
+from model_worker.window_file import read_window, write_window
 
 
 class Session:
@@ -49,7 +45,7 @@ class Session:
         self.memory = _TurnMemory(memory)
         self._window = window
         self._cache: MemoryCache | None = None
-        self._ids: list[int] = []  # what the cache has seen
+        self._ids: list[int] = []  # what the cache counts as seen
 
     @classmethod
     def open(
@@ -63,32 +59,38 @@ class Session:
         style: str = "auto",
         **memory_options: Any,
     ) -> Self:
-        """Begin the session of `log` or go on with it; the session closes `log`.
+        """Begin the session of `log` or go on with it; the session closes `log`, and so does a failure here.
 
         name, target: how model and service are called, noted in a new log. window: local tokens. style: see
         `prompt_format`. memory_options: as in `Memory`. Raises SessionError for another model than it was begun with.
         """
-        found = prompt_format(style, model.tokenizer, model.model.config)
-        digest = model.attachment.reader.digest
-        header = log.header or log.begin(model=name, reader=digest, chunk=model.chunk, memory=target)
-        if header.reader != digest:
-            raise SessionError(
-                f"session {header.name!r} was begun with model {header.model} (reader {header.reader}), this one is "
-                f"{name or 'another'} (reader {digest})"
+        with contextlib.ExitStack() as failed:
+            failed.callback(log.close)
+            found = prompt_format(style, model.tokenizer, model.model.config)
+            digest = model.attachment.reader.digest
+            header = log.header or log.begin(model=name, reader=digest, chunk=model.chunk, memory=target)
+            if header.reader != digest:
+                raise SessionError(
+                    f"session {header.name!r} was begun with model {header.model} (reader {header.reader}), this one "
+                    f"is {name or 'another'} (reader {digest})"
+                )
+            from_start = bool(log.turns) and (log.rewriting.exists() or _bank_is_gone(model.client, header))
+            if from_start:
+                log.rewriting.touch()
+            memory = model.with_bank(
+                header.bank,
+                chunk=header.chunk,
+                source=header.uid,
+                spool=Spool(log.spool),
+                metadata={"session": header.name},
+                **memory_options,
             )
-        lost = _bank_is_gone(model.client, header)
-        memory = model.with_bank(
-            header.bank,
-            chunk=header.chunk,
-            source=header.uid,
-            spool=Spool(log.spool),
-            metadata={"session": header.name},
-            **memory_options,
-        )
-        session = cls(model, log, memory, window or model.window, found)
-        memory.deliver_spooled()
-        session._rebuild(from_start=lost and bool(log.turns))
-        return session
+            session = cls(model, log, memory, model.window if window is None else window, found)
+            memory.deliver_spooled()
+            session._rebuild(from_start)
+            log.rewriting.unlink(missing_ok=True)
+            failed.pop_all()
+            return session
 
     # -- a turn ---------------------------------------------------------------------------------------------------
 
@@ -107,8 +109,8 @@ class Session:
         on_text: called with pieces of the answer as they come. stopped: asked at every token; when it says so the
         answer ends there, and the turn is kept as far as it went. temperature 0 is greedy. generation: options of
         Hugging Face `generate`. When this raises, the turn has not taken place, unless `log.turns` has it (a service
-        lost after that, with `strict`). A message longer than the window is
-        recorded in pieces while it is read, since its beginning is remembered before its end is read.
+        lost after that, with `strict`). A message longer than the window is recorded in pieces while it is read, since
+        its beginning is remembered before its end is read.
         """
         text = text.strip().encode(errors="replace").decode()
         if not text:
@@ -119,7 +121,8 @@ class Session:
             generation |= {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
         try:
             prompt = self._read_ahead(self._encode(text))
-            written = self._generate(prompt, _Ends(self, on_text, stopped), max_new_tokens, generation)
+            end = AnswerEnd(self.model, self.style, on_text, stopped)
+            written = self._generate(prompt, end, max_new_tokens, generation)
             answer = self.style.answer(self._decode(written))
             turn = Turn(text, answer, prompt + written, len(prompt), self.memory.kept, now())
             self._commit(turn)
@@ -149,11 +152,12 @@ class Session:
             self._commit(Turn("", "", part, len(part), self.memory.kept, now(), part=True))
         return prompt
 
-    def _generate(self, prompt: list[int], ends: "_Ends", limit: int, options: dict[str, Any]) -> list[int]:
+    def _generate(self, prompt: list[int], end: AnswerEnd, limit: int, options: dict[str, Any]) -> list[int]:
         """Feed `prompt` and what the model writes; returns that, without an end token."""
         if limit < 1:
             raise InputError("max_new_tokens is at least 1")
         cache, last = self._cache_now, (len(prompt) - 1) % self._piece + 1
+        del self._ids[: cache.count_from_window()]
         self._feed(prompt[:-last])
         ids = torch.tensor([self._ids + prompt[-last:]], device=next(self.model.model.parameters()).device)
         with torch.no_grad():
@@ -162,13 +166,13 @@ class Session:
                 attention_mask=torch.ones_like(ids),
                 past_key_values=cache,
                 max_new_tokens=limit,
-                stopping_criteria=[ends],
-                streamer=ends.printer,
-                eos_token_id=ends.end_tokens or None,
-                pad_token_id=ends.pad,
+                stopping_criteria=[end],
+                streamer=end.printer,
+                eos_token_id=end.end_tokens or None,
+                pad_token_id=end.pad,
                 **options,
             )
-        written = ends.cut(out[0, ids.shape[1] :].tolist())
+        written = end.cut(out[0, ids.shape[1] :].tolist())
         self._ids += prompt[-last:]
         fed = cache.get_seq_length() - len(self._ids)  # generate does not feed the token that it ends with
         self._ids += written[:fed]
@@ -201,7 +205,7 @@ class Session:
         return min(self.header.chunk, self._cache_now.window - self.header.chunk + 1)
 
     def _decode(self, ids: Sequence[int]) -> str:
-        return _decoded(self.model.tokenizer, ids)
+        return decoded(self.model.tokenizer, ids)
 
     # -- the window -----------------------------------------------------------------------------------------------
 
@@ -235,28 +239,17 @@ class Session:
         return json.dumps([*stamp, str(self.model.model.dtype), repr(self.model.attachment.plan)])
 
     def _keep_window(self) -> None:
-        """Write the window beside the log: not synced, since the log can make it again."""
-        cache, path = self._cache_now, self.log.window
-        temporary = path.with_suffix(".tmp")
-        tokens = sum(len(turn.ids) for turn in self.log.turns)
+        cache = self._cache_now
         try:
-            state = cache.state()
-            save_file(state, temporary, {"stamp": self._stamp(cache, tokens), "xxh3": _checksum(state)})
-            os.replace(temporary, path)
-        except OSError as error:
+            write_window(self.log.window, cache.state(), self._stamp(cache, sum(len(t.ids) for t in self.log.turns)))
+        except (OSError, SafetensorError) as error:
             warnings.warn(
                 f"the window was not kept, the next start makes it again: {error}", RuntimeWarning, stacklevel=2
             )
 
     def _load_window(self, ids: list[int]) -> bool:
-        path = self.log.window
-        try:
-            with safetensors.safe_open(path, framework="pt") as file:
-                found = file.metadata() or {}
-            state = load_file(path) if found.get("stamp") == self._stamp(self._fresh(0), len(ids)) else {}
-        except (OSError, safetensors.SafetensorError):
-            return False
-        if not state or found.get("xxh3") != _checksum(state):
+        state = read_window(self.log.window, self._stamp(self._fresh(0), len(ids)))
+        if state is None:
             return False
         start = len(ids) - state["ids"].shape[1]
         self._cache = self._fresh(start)
@@ -306,78 +299,8 @@ class _TurnMemory:
             self.kept = captured.start + len(captured)
 
 
-class _Ends(StoppingCriteria):
-    """When an answer ends: the format's stop text, the model's end tokens, or whoever listens."""
-
-    def __init__(self, session: Session, on_text: Callable[[str], None] | None, stopped: Callable[[], bool]):
-        self._tokenizer, self._style, self._stopped = session.model.tokenizer, session.style, stopped
-        config = session.model.model.generation_config
-        named = (config.eos_token_id, self._tokenizer.eos_token_id)
-        self.end_tokens = sorted(
-            {int(x) for ids in named for x in (ids if isinstance(ids, list) else [ids]) if x is not None}
-        )
-        self.pad = next((x for x in (self._tokenizer.pad_token_id, *self.end_tokens) if x is not None), 0)
-        self.printer = _Printer(self, on_text)
-        self._length = len(self._style.stop.encode()) + 1
-
-    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
-        done = self._stopped() or (
-            bool(self._style.stop) and self._style.stop in self._tail(self.printer.ids, input_ids)
-        )
-        return torch.full((1,), done, device=input_ids.device)
-
-    def _tail(self, before: list[int], input_ids: Tensor) -> str:
-        """The end of the answer; the streamer has not seen the newest token yet."""
-        return _decoded(self._tokenizer, [*before, int(input_ids[0, -1])][-self._length :])
-
-    def cut(self, written: list[int]) -> list[int]:
-        """Without an end token, and without a last token that goes on behind the stop text. Neither was fed."""
-        stop, text = self._style.stop, _decoded(self._tokenizer, written)
-        over = bool(stop) and stop in text and not text.endswith(stop)
-        return written[:-1] if written and (written[-1] in self.end_tokens or over) else written
-
-    def visible(self, ids: list[int], last: bool) -> str:
-        """What may be shown of an answer so far: nothing that may turn out to be the stop text, no half character."""
-        text = self._style.answer(_decoded(self._tokenizer, [x for x in ids if x not in self.end_tokens]))
-        return text if last else text.rstrip("\ufffd").rstrip()
-
-
-class _Printer(BaseStreamer):
-    def __init__(self, ends: _Ends, on_text: Callable[[str], None] | None):
-        self.ids: list[int] = []
-        self._ends, self._on_text, self._shown, self._prompt = ends, on_text, 0, True
-
-    def put(self, value: Tensor) -> None:
-        if self._prompt:  # generate hands over the prompt first
-            self._prompt = False
-            return
-        self.ids += value.reshape(-1).tolist()
-        self._show(last=False)
-
-    def end(self) -> None:
-        self._show(last=True)
-
-    def _show(self, last: bool) -> None:
-        text = self._ends.visible(self.ids, last)
-        if self._on_text is not None and len(text) > self._shown:
-            self._on_text(text[self._shown :])
-            self._shown = len(text)
-
-
-def _decoded(tokenizer: Any, ids: Sequence[int]) -> str:
-    return str(tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
-
-
-def _checksum(state: dict[str, Tensor]) -> str:
-    digest = xxhash.xxh3_64()
-    for name in sorted(state):
-        digest.update(name.encode())
-        digest.update(state[name].cpu().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
 def _bank_is_gone(client: kvbank.Client, header: Header) -> bool:
     with contextlib.suppress(kvbank.BankNotFound):
-        client.get_bank(header.bank)
+        client.get_bank(header.bank, timeout=START_S)
         return False
     return True

@@ -12,9 +12,17 @@ import typer
 
 import kvbank
 from kvbank._channel import parse_target
-from model_worker.errors import WorkerError
-from model_worker.session_log import Header, SessionLog, Turn, read_session, read_sessions, sessions_folder
-from model_worker.terminal import printable
+from model_worker.errors import SessionError, WorkerError
+from model_worker.session_log import (
+    Header,
+    SessionLog,
+    Turn,
+    find_session,
+    read_session,
+    read_sessions,
+    sessions_folder,
+)
+from model_worker.terminal import printable, warnings_in_one_line
 
 Memory = Annotated[
     str | None,
@@ -106,7 +114,8 @@ def chat(
 
 def list_sessions(sessions: Sessions = None, as_json: AsJson = False) -> None:
     """List the sessions on this machine."""
-    found = [_facts(*session) for session in read_sessions(sessions or sessions_folder())]
+    with warnings_in_one_line():
+        found = [_facts(*session) for session in read_sessions(sessions or sessions_folder())]
     if as_json:
         print(json.dumps(found, indent=2))
         return
@@ -149,17 +158,19 @@ def remove_session(
     memory: Memory = None,
     sessions: Sessions = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Delete the log even where its bank is not found, or the service is away.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Delete a session: its log and its bank."""
+    """Delete a session: its bank, then its log."""
     with SessionLog.open(sessions or sessions_folder(), name, must_exist=True) as log:
         turns = sum(not turn.part for turn in log.turns)
         bank = log.header.bank if log.header else None
         if not yes:
             typer.confirm(f"Delete session {name!r}, its {turns} turns and bank {bank}?", abort=True, err=True)
         if bank is not None:
-            with kvbank.connect(_target(memory, log.header), timeout=10) as client:
-                client.delete_bank(bank, missing_ok=True)
+            _remove_bank(bank, _target(memory, log.header), force)
         log.remove()
     if as_json:
         print(json.dumps({"deleted": name, "turns": turns, "bank": bank}, indent=2))
@@ -167,10 +178,21 @@ def remove_session(
         print(f"deleted session {name}, {turns} turns, bank {bank}")
 
 
+def _remove_bank(bank: str, target: str, force: bool) -> None:
+    try:
+        with kvbank.connect(target, timeout=3) as client:
+            client.delete_bank(bank)
+    except (kvbank.BankNotFound, kvbank.Unavailable, kvbank.DeadlineExceeded) as error:
+        if not force:  # the bank may be elsewhere, and with the log nobody would know of it any more
+            raise SessionError(
+                f"nothing was deleted, since bank {bank} was not found at {target}: {error}; name its service with "
+                "--memory, or delete the log alone with --force"
+            ) from None
+
+
 def _known(sessions: Path, name: str) -> Header | None:
-    if not (sessions / name).is_dir():
-        return None
-    return next((header for header, _ in read_sessions(sessions) if header.name == name), None)
+    found = find_session(sessions, name)
+    return found[0] if found else None
 
 
 def _target(memory: str | None, known: Header | None) -> str:

@@ -16,21 +16,19 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from io import FileIO
 from pathlib import Path
-from typing import Any, BinaryIO, Self
+from typing import Any, Self
 
 import xxhash
 
-from model_worker.errors import InputError, WorkerError
+from model_worker.durable import make_folder, sync_folder
+from model_worker.errors import InputError, SessionError
 
 FORMAT = 1
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _FILE = "log.jsonl"
 _START = len('{"xxh3":"0123456789abcdef",')
-
-
-class SessionError(WorkerError):
-    """A session that is in use, missing, damaged, or of another model; the message says which."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +70,7 @@ class Turn:
 class SessionLog:
     """A session's log, open for one process. `header` is None before `begin`; `turns` are those on disk."""
 
-    def __init__(self, folder: Path, file: BinaryIO, header: Header | None, turns: list[Turn]):
+    def __init__(self, folder: Path, file: FileIO, header: Header | None, turns: list[Turn]):
         self.folder, self.header, self.turns = folder, header, turns
         self._file = file
 
@@ -101,11 +99,11 @@ class SessionLog:
         """Write the first line of a new session."""
         assert self.header is None
         uid, name = secrets.token_hex(16), self.folder.name
-        self.header = Header(uid, name, model, reader, f"session-{name}-{uid[:8]}", chunk, memory, now())
-        self._write({"kind": "session", "format": FORMAT, **asdict(self.header)}, 0)
-        _sync_folder(self.folder)
-        _sync_folder(self.folder.parent)
-        return self.header
+        header = Header(uid, name, model, reader, f"session-{name}-{uid[:8]}", chunk, memory, now())
+        self._write({"kind": "session", "format": FORMAT, **asdict(header)}, 0)
+        sync_folder(self.folder)
+        self.header = header
+        return header
 
     def append(self, turn: Turn) -> None:
         """Make a turn durable; it is when this returns."""
@@ -115,13 +113,16 @@ class SessionLog:
 
     def _write(self, record: dict[str, Any], number: int) -> None:
         end = self._file.seek(0, os.SEEK_END)
+        rest = _line(record, number)
         try:
-            self._file.write(_line(record, number))
-            self._file.flush()
+            while rest:
+                rest = rest[self._file.write(rest) :]
             os.fsync(self._file.fileno())
-        except OSError as error:
+        except BaseException as error:  # Ctrl-C too: a line that nobody counts would take the next one's place
             with suppress(OSError):  # a line without its end would be cut off at the next open anyway
                 self._file.truncate(end)
+            if not isinstance(error, OSError):
+                raise
             raise SessionError(f"session {self.folder.name!r}: the turn could not be written: {error}") from None
 
     @property
@@ -133,6 +134,11 @@ class SessionLog:
     def window(self) -> Path:
         """Where the window of this session is kept between processes."""
         return self.folder / "window.safetensors"
+
+    @property
+    def rewriting(self) -> Path:
+        """There while the bank is being written again from the log, so that a killed rewriting starts over."""
+        return self.folder / "rewriting"
 
     def remove(self) -> None:
         """Delete the session from this disk. The log goes first: a session without it is not there."""
@@ -159,24 +165,38 @@ def sessions_folder() -> Path:
 
 
 def read_sessions(sessions: Path) -> Iterator[tuple[Header, list[Turn]]]:
-    """All sessions of a folder by name, as they are on disk now; one that another process writes to, too."""
+    """All sessions of a folder by name, as they are on disk now; one that another process writes to, too.
+
+    A damaged one is left out, with a warning.
+    """
     for path in sorted(sessions.glob(f"*/{_FILE}")):
-        with suppress(FileNotFoundError):
+        try:
             header, turns, _ = _parse(path, path.read_bytes())
-            if header is not None:
-                yield header, turns
+        except FileNotFoundError:
+            continue
+        except SessionError as error:
+            warnings.warn(str(error), RuntimeWarning, stacklevel=2)
+            continue
+        if header is not None:
+            yield header, turns
 
 
 def read_session(sessions: Path, name: str) -> tuple[Header, list[Turn]]:
     """One session as it is on disk now."""
+    found = find_session(sessions, name)
+    if found is None:
+        raise SessionError(f"there is no session {name!r} in {sessions}")
+    return found
+
+
+def find_session(sessions: Path, name: str) -> tuple[Header, list[Turn]] | None:
+    """As `read_session`; None where there is none."""
     path = _folder(sessions, name) / _FILE
     try:
         header, turns, _ = _parse(path, path.read_bytes())
     except FileNotFoundError:
-        header, turns = None, []
-    if header is None:
-        raise SessionError(f"there is no session {name!r} in {sessions}")
-    return header, turns
+        return None
+    return None if header is None else (header, turns)
 
 
 def now() -> str:
@@ -190,11 +210,12 @@ def _folder(sessions: Path, name: str) -> Path:
     return sessions / name
 
 
-def _locked(folder: Path, name: str) -> BinaryIO:
+def _locked(folder: Path, name: str) -> FileIO:
     try:
         while True:
-            folder.mkdir(0o700, parents=True, exist_ok=True)  # what is said is nobody else's business
-            file = (folder / _FILE).open("a+b")
+            make_folder(folder)
+            # Unbuffered: what could not be written must not come along with the next line.
+            file = (folder / _FILE).open("a+b", buffering=0)
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             with suppress(FileNotFoundError):  # removed between open and lock: then this lock is on nothing
                 if os.fstat(file.fileno()).st_ino == (folder / _FILE).stat().st_ino:
@@ -245,11 +266,3 @@ def _header(path: Path, record: dict[str, Any]) -> Header:
     if record.pop("kind") != "session" or record.pop("format") != FORMAT:
         raise SessionError(f"{path} was written by another version of kvbank")
     return Header(**record)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

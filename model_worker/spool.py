@@ -1,26 +1,42 @@
 """Chunks that wait on disk while the memory service is away.
 
 One safetensors file a chunk, written, synced and renamed before `put` returns, with the idempotency key it will be
-delivered under. Delivery may happen twice, after a crash or by two workers over one folder; the key makes the service
-store it once.
+delivered under and the digests of the model and embedder that made it. Delivery may happen twice, after a crash or by
+two workers over one folder; the key makes the service store it once.
+
+This file owns the rule that one bad chunk does not hold up those behind it: what is damaged or refused is set aside,
+under another suffix in the same folder, and never tried again.
 """
 
 import base64
 import json
 import os
 import time
+import warnings
 from collections.abc import Iterator
-from dataclasses import asdict
+from contextlib import suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import safetensors
 import safetensors.torch
 
 import kvbank
+from model_worker.durable import make_folder, sync_folder
 from model_worker.errors import SpoolFull
 from model_worker.tensors import to_numpy, to_torch
 
-_SUFFIX = ".chunk"
+_WAITING, _ASIDE = ".chunk", ".aside"
+
+
+@dataclass(frozen=True, slots=True)
+class Spooled:
+    """A chunk on its way to `bank`, and the digests it has to be written under, whoever delivers it."""
+
+    bank: str
+    chunk: kvbank.NewChunk
+    reader_digest: str
+    embedder_digest: str
 
 
 class Spool:
@@ -30,56 +46,76 @@ class Spool:
         self.folder, self.max_bytes = Path(folder), max_bytes
         self._serial = 0
 
-    def put(self, bank: str, chunk: kvbank.NewChunk) -> None:
-        """Make `chunk` for `bank` durable here. Raises SpoolFull, with nothing written, when it would not fit."""
-        data = _pack(bank, chunk)
+    def put(self, spooled: Spooled) -> None:
+        """Make a chunk durable here. Raises SpoolFull, with nothing written, when it would not fit."""
+        data = _pack(spooled)
         if self.size() + len(data) > self.max_bytes:
             raise SpoolFull(f"{len(self)} chunks wait in {self.folder}, its bound of {self.max_bytes} bytes is reached")
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder)
         self._serial += 1
-        name = f"{time.time_ns():020d}-{os.getpid()}-{self._serial:06d}"
-        temporary = self.folder / f"{name}.tmp"
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.rename(self.folder / (name + _SUFFIX))
-        _sync_folder(self.folder)
+        path = self.folder / f"{time.time_ns():020d}-{os.getpid()}-{self._serial:06d}{_WAITING}"
+        temporary = path.with_suffix(".tmp")
+        try:
+            with temporary.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.rename(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        sync_folder(self.folder)
 
-    def __iter__(self) -> Iterator[tuple[Path, str, kvbank.NewChunk]]:
-        """Waiting chunks with their banks, oldest first."""
+    def __iter__(self) -> Iterator[tuple[Path, Spooled]]:
+        """Waiting chunks, oldest first."""
         for path in self._files():
             try:
-                yield path, *_unpack(path)
+                yield path, _unpack(path)
             except FileNotFoundError:  # another worker delivered it
                 continue
+            except (safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
+                self.set_aside(path, f"it is damaged: {error}")
 
     def done(self, path: Path) -> None:
         """The chunk at `path` was acknowledged by the service."""
         path.unlink(missing_ok=True)
+
+    def set_aside(self, path: Path, reason: str) -> None:
+        """The chunk at `path` cannot be delivered; it stays on disk for whoever looks into it."""
+        with suppress(FileNotFoundError):
+            path.rename(path.with_suffix(_ASIDE))
+        warnings.warn(
+            f"a waiting chunk was set aside as {path.with_suffix(_ASIDE)}: {reason}", RuntimeWarning, stacklevel=2
+        )
 
     def __len__(self) -> int:
         return len(self._files())
 
     def size(self) -> int:
         """Bytes waiting."""
-        return sum(path.stat().st_size for path in self._files() if path.exists())
+        total = 0
+        for path in self._files():
+            with suppress(FileNotFoundError):
+                total += path.stat().st_size
+        return total
 
     def _files(self) -> list[Path]:
-        return sorted(self.folder.glob(f"*{_SUFFIX}"))
+        return sorted(self.folder.glob(f"*{_WAITING}"))
 
 
-def _pack(bank: str, chunk: kvbank.NewChunk) -> bytes:
-    producer = chunk.producer or kvbank.Producer("none")
+def _pack(spooled: Spooled) -> bytes:
+    chunk = spooled.chunk
     record = {
-        "bank": bank,
+        "bank": spooled.bank,
+        "reader_digest": spooled.reader_digest,
+        "embedder_digest": spooled.embedder_digest,
         "key": base64.b64encode(chunk.idempotency_key).decode(),
         "start": chunk.start,
         "original_length": chunk.original_length,
         "token_ids": [int(i) for i in chunk.token_ids],
         "text": chunk.text,
         "metadata": dict(chunk.metadata),
-        "producer": asdict(producer),
+        "producer": asdict(chunk.producer or kvbank.Producer("none")),
     }
     # Copies, because safetensors refuses tensors that share memory, as the offsets of all layers may.
     tensors = {name: to_torch(array).clone() for name, array in (chunk.tensors or {}).items()}
@@ -87,11 +123,11 @@ def _pack(bank: str, chunk: kvbank.NewChunk) -> bytes:
     return safetensors.torch.save(tensors, {"record": json.dumps(record)})
 
 
-def _unpack(path: Path) -> tuple[str, kvbank.NewChunk]:
+def _unpack(path: Path) -> Spooled:
     with safetensors.safe_open(path, framework="pt") as file:
         record = json.loads(file.metadata()["record"])
         tensors = {name: to_numpy(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
-    return record["bank"], kvbank.NewChunk(
+    chunk = kvbank.NewChunk(
         embedding=tensors.pop("embedding"),
         tensors=tensors,
         start=record["start"],
@@ -102,11 +138,4 @@ def _unpack(path: Path) -> tuple[str, kvbank.NewChunk]:
         producer=kvbank.Producer(**record["producer"]),
         idempotency_key=base64.b64decode(record["key"]),
     )
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    return Spooled(record["bank"], chunk, record["reader_digest"], record["embedder_digest"])

@@ -8,11 +8,14 @@ threads do not meet.
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
 from model_worker.attention import RetrievedKV
+
+if TYPE_CHECKING:
+    from model_worker.attachment import Attachment
 
 _current = threading.local()
 
@@ -34,7 +37,9 @@ class ForwardView:
 
 
 class ForwardState(ABC):
-    """A cache that takes part in a forward. The decoder's pre-hook calls it."""
+    """A cache that takes part in a forward of the model behind its `attachment`. The decoder's pre-hook calls it."""
+
+    attachment: "Attachment"
 
     @abstractmethod
     def before_forward(self, kwargs: dict[str, Any]) -> dict[str, Any]:

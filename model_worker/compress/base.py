@@ -9,7 +9,7 @@ from torch import Tensor
 from model_worker.capture import Captured
 
 if TYPE_CHECKING:
-    from model_worker.attach import Attachment
+    from model_worker.attachment import Attachment
 
 
 @dataclass(frozen=True, slots=True)

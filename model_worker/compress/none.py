@@ -9,7 +9,7 @@ from model_worker.capture import Captured
 from model_worker.compress.base import Payload
 
 if TYPE_CHECKING:
-    from model_worker.attach import Attachment
+    from model_worker.attachment import Attachment
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from model_worker.compress.base import Payload
 from model_worker.errors import InputError
 
 if TYPE_CHECKING:
-    from model_worker.attach import Attachment
+    from model_worker.attachment import Attachment
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from vectors import Case, memlong_case, memlong_folders, memlong_model, worst
 
-from model_worker.attach import Attachment, attach
+from model_worker.attachment import Attachment, attach
 from model_worker.cache import MemoryCache, RecalledChunk
 from model_worker.capture import Captured
 

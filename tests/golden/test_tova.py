@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import LlamaForCausalLM
 from vectors import Case, tova_case, tova_cases, worst
 
-from model_worker.attach import Attachment, attach
+from model_worker.attachment import Attachment, attach
 from model_worker.capture import Captured
 from model_worker.compress import compressor
 from model_worker.compress.tova import Tova, kept_positions

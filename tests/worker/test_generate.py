@@ -140,6 +140,26 @@ def test_window_holds_during_a_long_text(model: Models) -> None:
     assert [c.start for c in memory.rows[0]] == list(range(0, len(out) - 1, CHUNK))
 
 
+@pytest.mark.parametrize("positions", ["continual", "zero", "original"])
+def test_counting_from_the_window_changes_nothing(positions: str) -> None:
+    """A long conversation forgets the ids of what has left; logits, offsets and chunks stay what they were."""
+    net, ids, runs = build("llama_gqa", positions=32), tokens(60), []
+    with attached(net, positions=positions) as attachment, torch.no_grad():
+        for every in (1000, 7):
+            memory = ListMemory(4)
+            cache = MemoryCache(attachment, memory, window=16)
+            parts = []
+            for step, part in enumerate(ids.split(1, 1)):
+                if step % every == every - 1:
+                    cache.count_from_window()
+                    assert cache.get_seq_length() == cache.physical
+                parts.append(net(part, past_key_values=cache).logits)
+            cache.flush()
+            runs.append((torch.cat(parts, 1), [(c.start, c.token_ids) for c in memory.rows[0]]))
+    assert worst(runs[0][0], runs[1][0]) <= 1e-5
+    assert runs[0][1] == runs[1][1]
+
+
 @pytest.mark.parametrize(
     ("family", "positions"),
     [("llama_gqa", "continual"), ("llama_gqa", "zero"), ("llama_gqa", "original"), ("llama_yarn", "zero")],

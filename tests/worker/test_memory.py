@@ -10,7 +10,7 @@ from tiny import attached, bank, build, tokenizer, tokens, worst
 from transformers import PreTrainedModel
 
 import kvbank
-from model_worker.attach import attach
+from model_worker.attachment import attach
 from model_worker.cache import MemoryCache
 from model_worker.embedding import LexicalEmbedder
 from model_worker.errors import BankMismatch, InputError, ModelNotFound
@@ -226,3 +226,11 @@ def test_folder_in_one_line(stories: Path, tmp_path: Path, monkeypatch: pytest.M
         assert text
         assert chat.memory.stats.recalls > 0
         assert chat.client.get_bank("a").usage.tokens == count
+
+
+@pytest.mark.parametrize("option", ["chunk", "top_k", "window", "cadence", "query_tokens"])
+def test_zero_is_not_the_default(client: kvbank.Client, model: Models, option: str) -> None:
+    net = model("llama_gqa")
+    with pytest.raises(InputError, match=r"at least 1|smaller than a chunk"):
+        MemoryModel(net, tokenizer(), memory=client, bank=bank(), **{option: 0})
+    assert net.config._attn_implementation == "sdpa"

@@ -12,7 +12,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import kvbank
-from model_worker.attach import attach
+from model_worker.attachment import attach
 from model_worker.cache import MemoryCache
 from model_worker.digest import reader_of
 from model_worker.errors import ReaderChanged
@@ -42,6 +42,20 @@ def test_digest_is_by_value(model: Models, tmp_path: Path) -> None:
     assert reader_of(net, tokenizer()) == with_words
 
 
+def test_digest_is_of_what_is_computed(model: Models) -> None:
+    """Same weights, another function: another reader. Pads, and how a tokenizer was called last, are no matter."""
+    net, words = model("llama_gqa"), tokenizer()
+    own = reader_of(net, words)
+    for name, other in {"hidden_act": "gelu", "layer_types": ["sliding_attention"] * 4}.items():
+        changed = build("llama_gqa")
+        setattr(changed.config, name, other)
+        assert reader_of(changed).parts["architecture"] != own.parts["architecture"]
+    padded = build("llama_gqa")
+    padded.config.pad_token_id, padded.config.output_hidden_states = 1, True
+    words(["w3", "w4 w5"], padding=True, truncation=True, max_length=4)
+    assert reader_of(padded, words) == own
+
+
 def lora(net: PreTrainedModel) -> Any:
     config = LoraConfig(r=2, target_modules=["q_proj", "k_proj"], init_lora_weights=False)
     wrapped = get_peft_model(net, config, adapter_name="first")
@@ -68,6 +82,12 @@ def switch(net: Any) -> None:
 
 def disable(net: Any) -> None:
     net.base_model.disable_adapter_layers()
+
+
+def scale(net: Any) -> None:
+    for module in net.modules():
+        if hasattr(module, "base_layer"):
+            module.scale_layer(2.0)
 
 
 def merge(net: Any) -> None:
@@ -99,7 +119,7 @@ def memory(client: kvbank.Client) -> Iterator[Memory]:
     attachment.detach()
 
 
-@pytest.mark.parametrize("change", [switch, disable, merge, write_weights, write_adapter, load_weights])
+@pytest.mark.parametrize("change", [switch, disable, scale, merge, write_weights, write_adapter, load_weights])
 def test_change_after_attach_is_noticed(memory: Memory, change: Callable[[Any], None]) -> None:
     net = memory.attachment.model
     ids = tokens(8)

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from tiny import VOCABULARY, attached, sharpen, tokens
+from tiny import VOCABULARY, ListMemory, attached, build, sharpen, tokens
 from transformers import (
     AutoModelForCausalLM,
     BloomConfig,
@@ -13,9 +13,10 @@ from transformers import (
     GPT2Config,
     PreTrainedConfig,
     PreTrainedModel,
+    Qwen3NextConfig,
 )
 
-from model_worker.attach import attach
+from model_worker.attachment import attach
 from model_worker.cache import MemoryCache
 from model_worker.errors import InputError, UnsupportedModel
 
@@ -103,3 +104,82 @@ def test_what_a_cache_cannot_follow(model: Models) -> None:
                 num_beams=2,
                 max_new_tokens=4,
             )
+
+
+def test_hybrid_models_are_refused() -> None:
+    config = Qwen3NextConfig(
+        **SMALL,
+        intermediate_size=48,
+        num_key_value_heads=2,
+        head_dim=8,
+        linear_num_key_heads=2,
+        linear_num_value_heads=2,
+        linear_key_head_dim=8,
+        linear_value_head_dim=8,
+        num_experts=4,
+        num_experts_per_tok=2,
+        moe_intermediate_size=16,
+        shared_expert_intermediate_size=16,
+    )
+    net = AutoModelForCausalLM.from_config(config).eval()
+    with pytest.raises(UnsupportedModel, match="does not run with a memory"):
+        attach(net)
+
+
+def test_a_cache_is_of_no_use_without_its_attachment(model: Models) -> None:
+    """It would attend to nothing that was remembered, and nobody would notice."""
+    net, other, ids = model("llama_gqa"), build("llama_gqa"), tokens(6)
+    with attached(net) as attachment, torch.no_grad():
+        cache = MemoryCache(attachment, ListMemory(4), window=8)
+        net(ids, past_key_values=cache)
+        with attached(other), pytest.raises(InputError, match="another attachment"):
+            other(ids, past_key_values=cache)
+        with pytest.raises(InputError, match="without its memory"):
+            other(ids, past_key_values=cache)
+        net.set_attn_implementation("eager")
+        with pytest.raises(InputError, match="after attach"):
+            net(ids, past_key_values=cache)
+    with torch.no_grad():
+        for used in (cache, MemoryCache(attachment, window=8)):
+            with pytest.raises(InputError, match="without its memory"):
+                net(ids, past_key_values=used)
+    assert cache.physical == 6
+
+
+def test_detached_twice(model: Models) -> None:
+    """The second time it must not take the attention of whoever attached in between."""
+    net = model("llama_gqa")
+    first = attach(net)
+    first.detach()
+    with attached(net):
+        first.detach()
+        assert str(net.config._attn_implementation).startswith("kvbank_")
+    assert net.config._attn_implementation == "sdpa"
+
+
+def test_a_failed_forward_spoils_its_cache(model: Models) -> None:
+    """Interrupted between two layers, ids and K-V no longer agree: nothing of it may be attended to or remembered."""
+    net, ids = model("llama_gqa"), tokens(4)
+
+    def fail(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with attached(net) as attachment, torch.no_grad():
+        memory = ListMemory(4)
+        cache = MemoryCache(attachment, memory, window=8)
+        net(ids, past_key_values=cache)
+        handle = net.base_model.layers[2].register_forward_pre_hook(fail)
+        with pytest.raises(KeyboardInterrupt):
+            net(ids, past_key_values=cache)
+        handle.remove()
+        for use in (lambda: net(ids, past_key_values=cache), cache.flush):
+            with pytest.raises(InputError, match="failed; start a new one"):
+                use()
+        assert memory.rows == []
+
+
+def test_windows_that_make_no_sense(model: Models) -> None:
+    with attached(model("llama_gqa")) as attachment:
+        for window in (0, -1):
+            with pytest.raises(InputError, match="smaller than a chunk"):
+                MemoryCache(attachment, window=window)

@@ -1,6 +1,7 @@
 """The service goes away and comes back: chunks wait on disk, and nobody's generation stops."""
 
 import shutil
+import socket
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -12,7 +13,8 @@ from tiny import bank, build, tokenizer, tokens
 
 import kvbank
 from memory_service.server import LocalServer
-from model_worker.attach import Attachment, attach
+from model_worker.attachment import Attachment, attach
+from model_worker.durable import make_folder
 from model_worker.memory import Memory, encode
 from model_worker.model import MemoryModel
 from model_worker.spool import Spool
@@ -87,6 +89,7 @@ def test_chunks_wait_and_arrive_once_in_order(service: Service, attachment: Atta
         assert (len(spool), memory.stats.written, memory.stats.spooled, memory.stats.failed_recalls) == (3, 1, 3, 2)
         shutil.copytree(spool.folder, tmp_path / "copy")
         service.start()
+        wait_for(client)
         assert memory.deliver_spooled()
         assert starts(client, memory.bank) == [0, 1, 2, 3]  # type: ignore[arg-type]
         assert (len(spool), spool.size(), memory.stats.written) == (0, 0, 4)
@@ -206,5 +209,107 @@ def test_generation_goes_on_without_the_service(service: Service, tmp_path: Path
             assert chat.memory.stats.failed_recalls > 1
             assert len(spool) == (3 + 30 - 1 - cache.physical) // 8 > 0
             service.start()
+            wait_for(client)
         assert len(spool) == 0  # closing delivers
         assert client.get_bank(name).usage.chunks == 4 + (3 + 30 - 1 - cache.physical) // 8
+
+
+def test_a_damaged_file_does_not_hold_up_the_others(service: Service, attachment: Attachment, tmp_path: Path) -> None:
+    spool = Spool(tmp_path / "spool")
+    with kvbank.connect(service.address) as client:
+        memory = Memory(attachment, client, bank(), tokenizer(), chunk=4, spool=spool, retry_after=1e6)
+        memory.open()
+        service.stop()
+        notice_loss(memory)
+        for start in range(4):
+            remember(memory, start)
+        first, second, third, _ = sorted(spool.folder.iterdir())
+        first.write_bytes(b"")
+        second.write_bytes(second.read_bytes()[:-3])
+        data = third.read_bytes()
+        third.write_bytes(data.replace(b'\\"bank\\"', b'\\"bonk\\"', 1))
+        service.start()
+        wait_for(client)
+        with pytest.warns(RuntimeWarning, match="set aside.*damaged"):
+            assert memory.deliver_spooled()
+        assert starts(client, memory.bank) == [3]  # type: ignore[arg-type]
+        assert sorted(path.suffix for path in spool.folder.iterdir()) == [".aside"] * 3
+        assert (len(spool), spool.size()) == (0, 0)
+
+
+def test_spooled_chunks_of_another_model_are_refused(service: Service, attachment: Attachment, tmp_path: Path) -> None:
+    """Whoever delivers them: a bank of this model's, made anew under the old name, must not get the other's K-V."""
+    spool, name = Spool(tmp_path / "spool"), bank()
+    with kvbank.connect(service.address) as client:
+        memory = Memory(attachment, client, name, tokenizer(), chunk=4, spool=spool, retry_after=1e6)
+        memory.open()
+        service.stop()
+        notice_loss(memory)
+        remember(memory, 0)
+        service.start()
+        wait_for(client)
+        client.delete_bank(name)
+        other = attach(build("llama_gqa", seed=1), tokenizer())
+        heir = Memory(other, client, name, tokenizer(), chunk=4, spool=spool)
+        heir.open()
+        with pytest.warns(RuntimeWarning, match=f"set aside.*{attachment.reader.digest}"):
+            remember(heir, 1)
+        assert starts(client, name) == [1]
+        assert len(spool) == 0
+        other.detach()
+
+
+def test_a_service_that_refuses_ends_no_generation(client: kvbank.Client, attachment: Attachment) -> None:
+    """A full bank, and one that somebody deleted: said in a warning, raised with strict."""
+    policy, capacity = kvbank.Policy("reject"), kvbank.Capacity(chunks=1)
+    memory, strict = (
+        Memory(attachment, client, bank(), tokenizer(), chunk=4, strict=strict) for strict in (False, True)
+    )
+    for each in (memory, strict):
+        each.open(policy=policy, capacity=capacity)
+        remember(each, 0)
+    with pytest.warns(RuntimeWarning, match="not remembered"):
+        remember(memory, 1)
+    with pytest.raises(kvbank.BankFull):
+        remember(strict, 1)
+    for each in (memory, strict):
+        client.delete_bank(each.bank)  # type: ignore[arg-type]
+    with pytest.warns(RuntimeWarning, match="nothing was recalled"):
+        assert memory.recall([[5, 6]]) is None
+    with pytest.raises(kvbank.BankNotFound):
+        strict.recall([[5, 6]])
+    with pytest.warns(RuntimeWarning, match="not remembered"):
+        remember(memory, 2)
+    assert (memory.stats.written, memory.stats.dropped, memory.stats.failed_recalls) == (1, 2, 1)
+
+
+def test_patience_with_a_service_that_is_silent(attachment: Attachment, tmp_path: Path) -> None:
+    """It takes the connection and never answers. What one turn costs: one call's patience, then short questions."""
+    with (
+        socket.create_server(("127.0.0.1", 0)) as listener,
+        kvbank.connect(f"127.0.0.1:{listener.getsockname()[1]}") as client,
+    ):
+        memory = Memory(
+            attachment, client, bank(), tokenizer(), chunk=4, spool=Spool(tmp_path), patience=1, retry_after=0.2
+        )
+        begin = time.monotonic()
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            for start in range(4):
+                assert memory.recall([[5, 6]]) is None
+                remember(memory, start)
+        assert time.monotonic() - begin < 2.5
+        assert "away" in str(said[0].message)
+        assert memory.stats.spooled == 4
+        begin = time.monotonic()
+        with pytest.raises((kvbank.DeadlineExceeded, kvbank.Unavailable)):
+            memory.open()
+        assert time.monotonic() - begin < 4
+
+
+def test_a_spool_folder_is_synced_with_its_parents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[Path] = []
+    monkeypatch.setattr("model_worker.durable.sync_folder", synced.append)
+    make_folder(tmp_path / "a" / "b")
+    make_folder(tmp_path / "a" / "b")
+    assert synced == [tmp_path, tmp_path / "a"]

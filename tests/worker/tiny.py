@@ -22,7 +22,7 @@ from transformers import (
     Qwen3Config,
 )
 
-from model_worker.attach import Attachment, attach
+from model_worker.attachment import Attachment, attach
 from model_worker.cache import RecalledChunk
 from model_worker.capture import Captured
 

@@ -11,7 +11,7 @@ import torch
 from tiny import build, tokenizer, tokens
 
 import kvbank
-from model_worker.attach import attach
+from model_worker.attachment import attach
 from model_worker.memory import Memory, encode
 from model_worker.spool import Spool
 

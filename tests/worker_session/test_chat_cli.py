@@ -77,6 +77,27 @@ def test_the_log_stays_when_the_service_is_away(chat: list[object], tmp_path: Pa
     assert len(read_session(tmp_path, "sea")[1]) == 1
 
 
+def test_the_log_stays_when_the_bank_is_elsewhere(chat: list[object], tmp_path: Path) -> None:
+    """A wrong --memory would leave a bank of which nobody knows any more."""
+    assert kvbank_command(*chat, "--max-new-tokens", 3, stdin="ahoy\n").exit_code == 0
+    remove = ["session", "rm", "sea", "--sessions", tmp_path, "--yes", "--memory", tmp_path / "other"]
+    refused = kvbank_command(*remove)
+    assert refused.exit_code == 1
+    assert "nothing was deleted" in refused.stderr
+    assert len(read_session(tmp_path, "sea")[1]) == 1
+    assert kvbank_command(*remove, "--force").exit_code == 0
+    assert not (tmp_path / "sea").exists()
+
+
+def test_a_damaged_session_does_not_stop_the_others(chat: list[object], tmp_path: Path) -> None:
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "log.jsonl").write_text("{}\n{}\n")
+    assert kvbank_command(*chat, "--max-new-tokens", 3, stdin="ahoy\n").exit_code == 0
+    listed = kvbank_command("session", "ls", "--sessions", tmp_path, "--json")
+    assert [facts["name"] for facts in json.loads(listed.stdout)] == ["sea"]
+    assert "line 1 is damaged" in listed.stderr
+
+
 def test_errors_are_one_line(chat: list[object], other_model_folder: Path, tmp_path: Path) -> None:
     assert kvbank_command(*chat, "--max-new-tokens", 3, stdin="ahoy\n").exit_code == 0
     wrong_model = [*chat[:-1], other_model_folder]

@@ -1,9 +1,12 @@
 """Sessions over a real service: durable turns, windows that come back, a bank that has each token once."""
 
+import os
+import resource
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,10 +17,10 @@ import torch
 from transformers import LogitsProcessor
 
 from memory_service.server import LocalServer
-from model_worker.errors import InputError
+from model_worker.errors import InputError, SessionError
 from model_worker.model import MemoryModel
 from model_worker.session import Session
-from model_worker.session_log import SessionError, SessionLog, Turn, read_session
+from model_worker.session_log import SessionLog, Turn, read_session
 
 CHUNK, WINDOW, ANSWER = 16, 48, 12
 WORDS = ["the sea is wide", "ships come and go", "what did I say of the sea?", "and who sails the ships?"]
@@ -216,6 +219,38 @@ def test_a_bank_that_is_not_there_is_written_again(model: MemoryModel, tmp_path:
         assert session.left > 0
 
 
+def test_a_rewriting_that_was_killed_starts_over(
+    model: MemoryModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with opened(model, tmp_path) as session:
+        say(session, *WORDS)
+        model.client.delete_bank(session.header.bank)
+    write, written = model.client.write, []
+
+    def crash(*args: Any, **options: Any) -> Any:
+        if written:
+            raise Crash
+        written.append(None)
+        return write(*args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(model.client, "write", crash)
+        with pytest.raises(Crash), opened(model, tmp_path):
+            pass
+    with opened(model, tmp_path) as session:
+        check_bank(session)
+        assert session.left > CHUNK
+    with opened(model, tmp_path) as session:
+        assert not session.log.rewriting.exists()
+
+
+def test_a_long_conversation_feeds_its_window_only(model: MemoryModel, tmp_path: Path) -> None:
+    with opened(model, tmp_path) as session:
+        say(session, *WORDS * 3)
+        assert len(session._ids) < sum(len(turn.ids) for turn in session.log.turns) / 2
+        check_bank(session)
+
+
 def test_two_processes_cannot_have_one_session(model: MemoryModel, tmp_path: Path) -> None:
     with opened(model, tmp_path):
         with pytest.raises(SessionError, match="in use by another process"):
@@ -231,8 +266,48 @@ def test_another_model_is_refused_with_both_digests(
         say(session, WORDS[0])
     with MemoryModel.from_pretrained(str(other_model_folder), memory=address, bank=()) as other:
         digests = f"{model.attachment.reader.digest}.*{other.attachment.reader.digest}"
-        with pytest.raises(SessionError, match=digests), opened(other, tmp_path):
-            pass
+        for _ in range(2):  # the first refusal let go of the log
+            with pytest.raises(SessionError, match=digests):
+                Session.open(other, SessionLog.open(tmp_path, "one"))
+
+
+@pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
+def test_a_turn_that_could_not_be_synced_leaves_no_line(
+    model: MemoryModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
+) -> None:
+    sync = os.fsync
+
+    def fail(descriptor: int) -> None:
+        if threading.current_thread() is threading.main_thread():  # the service is in this process
+            raise error
+        sync(descriptor)
+
+    with opened(model, tmp_path) as session:
+        say(session, WORDS[0])
+        with monkeypatch.context() as patch:
+            patch.setattr("os.fsync", fail)
+            with pytest.raises((SessionError, KeyboardInterrupt)):
+                say(session, WORDS[1])
+        say(session, *WORDS[2:])
+        check_bank(session, ahead=True)
+    assert [turn.text for turn in read_session(tmp_path, "one")[1]] == [WORDS[0], *WORDS[2:]]
+
+
+def test_a_full_disk_tears_no_later_line(tmp_path: Path) -> None:
+    """What could not be written must not come out with what is written next."""
+    turn = Turn("a" * 500, "", [1], 1, 0, "now")
+    with SessionLog.open(tmp_path, "one") as log:
+        log.begin(model="m", reader="r", chunk=4, memory="here")
+        path, bounds = tmp_path / "one" / "log.jsonl", resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 100, bounds[1]))
+        try:
+            with pytest.raises(SessionError, match="could not be written"):
+                log.append(turn)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, bounds)
+        log.append(turn)
+        log.append(turn)
+    assert read_session(tmp_path, "one")[1] == [turn, turn]
 
 
 @pytest.mark.parametrize("keep", [-1, 1])

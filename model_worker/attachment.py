@@ -69,7 +69,7 @@ class Attachment:
         self.gates = dict(gates)
         self._backend, self._tokenizer = backend, tokenizer
         self._state = state_token(model)
-        self._handles = [decoder_of(model).register_forward_pre_hook(_before_forward, with_kwargs=True)]
+        self._handles = [decoder_of(model).register_forward_pre_hook(self._before_forward, with_kwargs=True)]
         for layer in plan.memory_layers:
             self._watch(modules[layer], reports[layer])
 
@@ -110,8 +110,24 @@ class Attachment:
             )
         self._state = state
 
+    def _before_forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        cache = kwargs.get("past_key_values")
+        if not isinstance(cache, ForwardState):
+            return None
+        if cache.attachment is not self:
+            raise InputError("this cache belongs to another attachment; make one for this model")
+        active = _plain(self.model).config._attn_implementation  # type: ignore[union-attr]
+        if active != _PREFIX + self._backend:
+            raise InputError(f"attention was set to {active!r} after attach, which knows no memory; detach first")
+        if args:
+            kwargs = {"input_ids": args[0], **kwargs}
+            args = args[1:]
+        return args, cache.before_forward(kwargs)
+
     def detach(self) -> None:
-        """Remove hooks and give the model its own attention back."""
+        """Remove hooks and give the model its own attention back. Once is enough; caches of it refuse to go on."""
+        if not self._handles:  # by now the model may be somebody else's
+            return
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
@@ -144,9 +160,9 @@ def attach(
     try:
         try:
             reports, ropes, modules = probe(causal, decoder_of(causal))
-        except TypeError as error:
-            name = type(causal).__name__
-            raise UnsupportedModel(f"{name} does not pass keywords to its attention: {error}") from None
+        except Exception as error:  # of foreign code: no keywords to its attention, a cache of its own kind, ...
+            reason = f"{type(causal).__name__} does not run with a memory: {type(error).__name__}: {error}"
+            raise UnsupportedModel(reason) from error
         plan = _plan(causal, reports, mode, positions, memory_layers, retrieval_layers)
         reader = reader_of(model, tokenizer)
         return Attachment(model, plan, reports, ropes, modules, reader, gates or {}, backend, tokenizer)
@@ -181,9 +197,10 @@ def _plan(
     positions = positions or own.get("positions", "zero" if mode == "memlong" else "continual")
     if positions not in POSITIONS:
         raise InputError(f"positions {positions!r} is not one of {POSITIONS}")
-    usable = [r.layer for r in reports if r.kind in ("rope", "nope")]
-    if not usable:
-        raise UnsupportedModel(f"{type(model).__name__}: layer 0 is {reports[0].kind}: {reports[0].reason}")
+    for report in reports:  # also one that would not retrieve: its window has to move with those of the others
+        if report.kind not in ("rope", "nope"):
+            raise UnsupportedModel(f"{type(model).__name__}: layer {report.layer} is {report.kind}: {report.reason}")
+    usable = [report.layer for report in reports]
     if mode == "memlong":
         memory = memory_layers or own.get("memory_layers") or [usable[len(usable) // 2]]
         retrieval = retrieval_layers or own.get("retrieval_layers") or [x for x in usable if x >= memory[0]]
@@ -203,8 +220,6 @@ def _check_layers(plan: MemoryPlan, reports: list[LayerReport]) -> None:
     for layer in {*plan.memory_layers, *plan.retrieval_layers}:
         if not 0 <= layer < len(reports):
             raise InputError(f"layer {layer} does not exist; the model has {len(reports)}, counted from 0")
-        if reports[layer].kind not in ("rope", "nope"):
-            raise UnsupportedModel(f"layer {layer} is {reports[layer].kind}: {reports[layer].reason}")
     shapes = {(reports[x].kv_heads, reports[x].head_dim) for x in {*plan.memory_layers, *plan.retrieval_layers}}
     if len(shapes) > 1:
         raise UnsupportedModel(f"memory and retrieval layers differ in K-V heads or head size: {sorted(shapes)}")
@@ -250,13 +265,3 @@ def _set_attention(model: nn.Module, name: str) -> None:
         causal.set_attn_implementation(name)  # type: ignore[operator]
     if causal.config._attn_implementation != name:  # type: ignore[union-attr]
         raise UnsupportedModel(f"{type(causal).__name__} does not route its attention through transformers' interface")
-
-
-def _before_forward(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    cache = kwargs.get("past_key_values")
-    if isinstance(cache, ForwardState):
-        if args:
-            kwargs = {"input_ids": args[0], **kwargs}
-            args = args[1:]
-        return args, cache.before_forward(kwargs)
-    return None

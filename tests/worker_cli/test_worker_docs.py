@@ -1,0 +1,21 @@
+"""The Python blocks of docs/worker.md and docs/chat.md do what they show, one after the other."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+DOCS = Path(__file__).parents[2] / "docs"
+
+
+@pytest.mark.parametrize("page", ["worker.md", "chat.md"])
+def test_blocks_run(
+    page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"^```python\n(.*?)^```", (DOCS / page).read_text(encoding="utf-8"), re.M | re.S)
+    assert blocks
+    for number, block in enumerate(blocks):
+        exec(compile(block, f"{page} block {number}", "exec"), {})
+    printed = capsys.readouterr().out
+    assert {"worker.md": "chunks written", "chat.md": "\n"}[page] in printed
