@@ -15,7 +15,7 @@ import numpy as np
 import kvbank
 from benchmarks import raw_stream
 from benchmarks.pair import Result, compare
-from model_worker.demo import Service
+from model_worker.service_process import ServiceProcess
 
 _DIGEST, _DIMENSION, _MIB = "bench", 384, 1 << 20
 _SPEC = kvbank.KVSpec(_DIGEST, [0], kv_heads=8, head_dim=64, dtype="fp32")
@@ -26,7 +26,7 @@ def run(progress: Callable[[str], None]) -> Iterator[Result]:
     """Durable writes, retrieval with 8 MiB of K-V, and search alone."""
     with (
         tempfile.TemporaryDirectory() as folder,
-        Service(Path(folder)) as service,
+        ServiceProcess(Path(folder)) as service,
         kvbank.connect(service.address) as client,
     ):
         progress("write")

@@ -75,8 +75,8 @@ def demo_table(report: Any) -> Table:
             f"{report.bytes_per_token_before:,.0f} / {report.bytes_per_token_after:,.0f}",
         ),
         ("retrieval, p50 over the wire", f"{report.retrieval_ms_p50:.1f} ms"),
-        ("facts asked for while reading: survived", f"{report.asked_survived} of 10"),
-        ("facts never asked for: survived", f"{report.never_asked_survived} of 10"),
+        ("facts asked for while reading: survived", f"{report.asked_survived} of {report.asked}"),
+        ("facts never asked for: survived", f"{report.never_asked_survived} of {report.never_asked}"),
         ("recalled with memory (of the survivors)", _of(report.with_memory)),
         ("recalled without memory", _of(report.without_memory)),
         ("recalled with another text's memory", _of(report.other_memory)),
@@ -91,7 +91,7 @@ def demo_table(report: Any) -> Table:
     ]
     for row in rows:
         table.add_row(*row)
-    table.caption = "eviction: frequency, bounds 0/90 (10/90 always drops the oldest tenth), target 50 %"
+    table.caption = f"eviction: {report.policy} (bounds 10/90 would always drop the oldest tenth)"
     return table
 
 
@@ -132,7 +132,8 @@ def layers(
         name = "all" if s.layer is None else str(s.layer)
         style = "bold" if s is best else ""
         table.add_row(name, s.kind, s.capture, f"{s.drop_continual:.2f}", f"{s.drop_zero:.2f}", style=style)
-    table.caption = f"memory layer for mode memlong: {best.layer} (let it retrieve too)"
+    advice = f"memory layer for mode memlong: {best.layer} (let it retrieve too)"
+    table.caption = advice if best.drop_zero > 0 else "no layer gains from memory at zero positions; try per_layer"
     Console().print(table)
 
 

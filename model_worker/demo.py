@@ -10,7 +10,6 @@ import json
 import os
 import random
 import re
-import signal
 import subprocess
 import sys
 import tempfile
@@ -21,7 +20,6 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median
-from typing import Self
 
 import torch
 
@@ -29,10 +27,14 @@ import kvbank
 from model_worker.errors import InputError, WorkerError
 from model_worker.facts import Fact, make_facts
 from model_worker.loading import SHIPPED
+from model_worker.memory import Memory
 from model_worker.model import Losses, MemoryModel
+from model_worker.service_process import ServiceProcess
 
 BANK, OTHER_BANK = "demo", "another-text"
 FACTS, ASKED = 20, 10
+# Bounds 10/90 would drop the oldest tenth however often it was asked for; see docs/eviction.md.
+POLICY = kvbank.Policy("frequency", lower=0, upper=90, target=50)
 _REST = 0.08  # share of the text that is kept for measuring loss
 _EARLY = 0.12  # share of the text among whose sentences the facts are planted
 _ROUNDS = 8  # how often each asked fact is asked for between two evictions
@@ -70,6 +72,9 @@ class DemoReport:
     bytes_per_token_after: float = 0.0
     read_seconds: float = 0.0
     retrieval_ms_p50: float = 0.0
+    policy: str = ""
+    asked: int = ASKED
+    never_asked: int = FACTS - ASKED
     asked_survived: int = 0
     never_asked_survived: int = 0
     with_memory: tuple[int, int] = (0, 0)
@@ -85,56 +90,13 @@ class DemoReport:
     loss_blocks: int = 0
 
 
-class Service:
-    """The memory service as a process of its own, so that it can be killed."""
-
-    def __init__(self, data: Path):
-        self.data, self.address = data, ""
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> str:
-        """Start on the address it had before, or on a free port; returns the address once it serves."""
-        ready = self.data / "ready"
-        ready.unlink(missing_ok=True)
-        command = [sys.executable, "-m", "memory_service", "--data", str(self.data / "store")]
-        command += ["--listen", self.address or "127.0.0.1:0", "--ready-file", str(ready)]
-        log = (self.data / "service.log").open("ab")
-        with log:
-            self._process = subprocess.Popen(command, stdout=log, stderr=log)
-        deadline = time.monotonic() + 60
-        while not ready.exists():
-            if self._process.poll() is not None or time.monotonic() > deadline:
-                raise WorkerError(f"the memory service did not start; see {self.data / 'service.log'}")
-            time.sleep(0.02)
-        self.address = ready.read_text().strip()
-        return self.address
-
-    def kill(self) -> None:
-        """SIGKILL: no farewell, no flush."""
-        assert self._process is not None
-        self._process.send_signal(signal.SIGKILL)
-        self._process.wait()
-
-    def stop(self) -> None:
-        """A clean shutdown."""
-        if self._process is not None and self._process.poll() is None:
-            self._process.terminate()
-            self._process.wait(timeout=30)
-
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.stop()
-
-
 def run_demo(settings: DemoSettings, say: Say, progress: Callable[[str, int, int], None]) -> DemoReport:
     """Run the whole story. say: one line for the reader; progress: (stage, done, total)."""
     text = _text(settings)
     report = DemoReport(model=settings.model, text=_title(settings), seed=settings.seed, compressor=settings.compressor)
+    report.policy = f"{POLICY.kind}, bounds {POLICY.lower}/{POLICY.upper}, target {POLICY.target} %"
     facts = make_facts(settings.seed, FACTS)
-    with _folder(settings) as data, Service(data) as service:
+    with _folder(settings) as data, ServiceProcess(data) as service:
         say(f"memory service {service.address}, data in {data}")
         with _worker(settings, service.address, len(text)) as model:
             read_part, rest = _split(text)
@@ -145,7 +107,7 @@ def run_demo(settings: DemoSettings, say: Say, progress: Callable[[str, int, int
             survivors = _survey(model, holders, asked, never, report, say)
             _fill_other(model, settings, progress)
             report.with_memory = recall(model, survivors)
-            report.without_memory = recall(model, asked, memory=False)
+            report.without_memory = recall(model, asked, bank=None)
             report.other_memory = recall(model, asked, bank=OTHER_BANK)
             service.kill()
             say("the service was killed (SIGKILL)")
@@ -225,10 +187,10 @@ def _worker(settings: DemoSettings, address: str, characters: int) -> MemoryMode
         bank=BANK,
         compressor=settings.compressor,
         capacity=kvbank.Capacity(chunks=capacity),
-        # Bounds 10/90 would drop the oldest tenth however often it was asked for; see docs/eviction.md.
-        policy=kvbank.Policy("frequency", lower=0, upper=90, target=50),
+        policy=POLICY,
         store_dtype="bf16",
         strict=True,
+        patience=60.0,
     )
 
 
@@ -282,11 +244,11 @@ def _holders(model: MemoryModel, facts: Sequence[Fact]) -> dict[str, int]:
     return found
 
 
-def answer(model: MemoryModel, fact: Fact, *, memory: bool = True) -> bool:
+def answer(model: MemoryModel, fact: Fact, memory: Memory | bool = True) -> bool:
     """Ask for a fact in a fresh context, greedily; true when the answer is right to the last digit."""
     out = model.generate(
         fact.question,
-        cache=model.cache(memory=memory),
+        cache=model.cache(memory),
         max_new_tokens=len(model.ids(fact.answer)) + 1,
         do_sample=False,
         eos_token_id=None,
@@ -295,16 +257,10 @@ def answer(model: MemoryModel, fact: Fact, *, memory: bool = True) -> bool:
     return re.match(rf"{re.escape(fact.answer)}(?!\d)", out) is not None
 
 
-def recall(
-    model: MemoryModel, facts: Sequence[Fact], *, memory: bool = True, bank: str | None = None
-) -> tuple[int, int]:
-    """(right, asked). These questions are not counted for eviction."""
-    kept = model.memory
-    model.memory = model.with_bank(bank or BANK, count=False, strict=True)
-    try:
-        return sum(answer(model, fact, memory=memory) for fact in facts), len(facts)
-    finally:
-        model.memory = kept
+def recall(model: MemoryModel, facts: Sequence[Fact], bank: str | None = BANK) -> tuple[int, int]:
+    """(right, asked), with the memory in `bank` or with none. These questions do not count for eviction."""
+    memory = model.with_bank(bank, count=False) if bank else False
+    return sum(answer(model, fact, memory) for fact in facts), len(facts)
 
 
 def _survey(
@@ -339,12 +295,9 @@ def _fill_other(model: MemoryModel, settings: DemoSettings, progress: Callable[[
     facts = make_facts(settings.seed + _OTHER_SEED_OFFSET, FACTS)
     source = inspect.getsource(argparse)
     text = plant(source, facts, random.Random(settings.seed))
-    kept = model.memory
-    model.memory = model.with_bank(OTHER_BANK, strict=True)
-    try:
-        model.read(text[: int(len(text) * _EARLY) + 4000], lambda done, total: progress("another text", done, total))
-    finally:
-        model.memory = kept
+    beginning = text[: int(len(text) * _EARLY) + 4000]
+    other = model.with_bank(OTHER_BANK)
+    model.read(beginning, lambda done, total: progress("another text", done, total), memory=other)
 
 
 def _second_worker(settings: DemoSettings, address: str, characters: int, survivors: Sequence[Fact]) -> tuple[int, int]:
@@ -363,7 +316,8 @@ def _second_worker(settings: DemoSettings, address: str, characters: int, surviv
         check=False,
     )
     if done.returncode != 0:
-        raise WorkerError(f"the second worker failed: {done.stderr.strip().splitlines()[-1:]}")
+        reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+        raise WorkerError(f"the second worker failed: {reason}")
     right, of = json.loads(done.stdout)
     return right, of
 
@@ -384,7 +338,7 @@ def _measure_loss(model: MemoryModel, rest: str, report: DemoReport, progress: C
     progress("loss", 0, 2)
     without = model.losses(ids, memory=None)
     progress("loss", 1, 2)
-    past = model.with_bank(BANK, query="past", strict=True)
+    past = model.with_bank(BANK, query="past")
     with_memory = model.losses(ids, memory=past)
     progress("loss", 2, 2)
     report.rest_tokens = len(ids)

@@ -100,14 +100,14 @@ class MemoryModel:
 
     # -- reading --------------------------------------------------------------------------------------------------
 
-    def read(self, text: Text, progress: Progress | None = None) -> int:
+    def read(self, text: Text, progress: Progress | None = None, *, memory: Memory | None = None) -> int:
         """Read a long text into the bank: cut, recall, encode, compress, write. Returns the number of tokens.
 
         Each chunk sees itself and what it recalled, as in MemLong, and ends at the end of a sentence where it can.
-        progress: called with (tokens done, tokens in all), between two chunks.
+        progress: called with (tokens done, tokens in all), between two chunks. memory: another than this model's own.
         """
         ids = self.ids(text)
-        cache = MemoryCache(self.attachment, self.memory, window=self.chunk)
+        cache = MemoryCache(self.attachment, memory or self.memory, window=self.chunk)
         done = 0
         for block in chunks(ids, self.chunk, sentence_ends(self.tokenizer)):
             with torch.no_grad():
@@ -146,9 +146,10 @@ class MemoryModel:
 
     # -- generating -----------------------------------------------------------------------------------------------
 
-    def cache(self, *, memory: bool = True) -> MemoryCache:
-        """A fresh local window for `generate(past_key_values=...)`, with or without this model's memory."""
-        return MemoryCache(self.attachment, self.memory if memory else None, window=self.window)
+    def cache(self, memory: Memory | bool = True) -> MemoryCache:
+        """A fresh local window for `generate`: with this model's memory, with another, or (False) with none."""
+        chosen = self.memory if memory is True else memory or None
+        return MemoryCache(self.attachment, chosen, window=self.window)
 
     def generate(
         self, prompt: Text | Sequence[str], *, cache: MemoryCache | None = None, **options: Any

@@ -26,7 +26,7 @@ from model_worker.train.lookup import ChunkLookup
 from model_worker.train.memory_stage import KeyValue, encode_chunks, hidden_states
 from model_worker.train.small import layout_of
 from model_worker.train.tasks import Tasks
-from model_worker.train.tokenizer import stdlib_text
+from model_worker.train.tokenizer import HELD_BACK, stdlib_text
 
 
 class Evaluation:
@@ -112,7 +112,8 @@ class Evaluation:
         found = {}
         for name, memory in (("memory", True), ("window", False)):
             batch = tasks.copying(rows, len(tasks.symbols), memory=memory)
-            kept = encode_chunks(self.model, batch.chunks, self.layout.memory_layer) if memory else None
+            assert memory == (batch.chunks is not None)
+            kept = None if batch.chunks is None else encode_chunks(self.model, batch.chunks, self.layout.memory_layer)
             hidden = hidden_states(self.model, batch.local, kept, self.layout.retrieval_layers)
             guess, wanted = self.model.lm_head(hidden)[:, :-1].argmax(-1), batch.loss[:, 1:]
             found[name] = (guess == batch.local[:, 1:])[wanted].float().mean().item()
@@ -121,6 +122,7 @@ class Evaluation:
     def by_layer(self, rows: int, seed: int) -> list[float]:
         """Accuracy of copying when one layer alone is the memory layer and the only one that retrieves."""
         batch = Tasks(self.tokenizer, [], seed).copying(rows, 512)
+        assert batch.chunks is not None
         found = []
         for layer in range(self.model.config.num_hidden_layers):
             kept = encode_chunks(self.model, batch.chunks, layer)
@@ -153,7 +155,7 @@ def main() -> None:
     model = LlamaForCausalLM.from_pretrained(args.model, dtype=torch.float32).eval()
     run = Evaluation(model, AutoTokenizer.from_pretrained(args.model))
     novels = "\n".join(read_book(path) for path in book_paths(Path(args.books), held_back=True))
-    code = "\n".join(stdlib_text())
+    code = "\n".join(stdlib_text(modules=HELD_BACK))
     texts = {"novels": (novels[: args.length], novels[-args.length :]), "code": (code[: args.length], novels)}
     with torch.no_grad():
         report: dict[str, object] = {"copying": run.copying(64, seed=1), "copying_by_layer": run.by_layer(32, seed=2)}

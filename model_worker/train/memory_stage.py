@@ -9,9 +9,10 @@ Shapes: B rows, L local tokens, C chunks a row of S tokens each, M = C * S memor
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 from transformers import LlamaForCausalLM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -58,16 +59,16 @@ def hidden_states(
     return _norm(model.model.norm, hidden)
 
 
-def _block(block: nn.Module, hidden: Tensor, rotation: tuple[Tensor, Tensor], memory: KeyValue | None) -> Tensor:
+def _block(block: Any, hidden: Tensor, rotation: tuple[Tensor, Tensor], memory: KeyValue | None) -> Tensor:
     hidden = hidden + _attention(block.self_attn, _norm(block.input_layernorm, hidden), rotation, memory)
     return hidden + block.mlp(_norm(block.post_attention_layernorm, hidden))
 
 
-def _norm(norm: nn.Module, hidden: Tensor) -> Tensor:
+def _norm(norm: Any, hidden: Tensor) -> Tensor:
     return functional.rms_norm(hidden, (hidden.shape[-1],), norm.weight, norm.variance_epsilon)
 
 
-def _attention(attn: nn.Module, x: Tensor, rotation: tuple[Tensor, Tensor], memory: KeyValue | None) -> Tensor:
+def _attention(attn: Any, x: Tensor, rotation: tuple[Tensor, Tensor], memory: KeyValue | None) -> Tensor:
     """One joint softmax over memory, seen by every query, and local tokens, seen causally: `[B, L, hidden]`."""
     batch, length, _ = x.shape
     query, key, value = (

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,13 +32,15 @@ class Muon(torch.optim.Optimizer):
             for params in by_shape.values():
                 self._step_alike(group, params)
 
-    def _step_alike(self, group: dict, params: list[Tensor]) -> None:
+    def _step_alike(self, group: dict[str, Any], params: list[Tensor]) -> None:
         """One step for parameters of one shape."""
         updates = []
         for param in params:
+            gradient = param.grad
+            assert gradient is not None
             momentum = self.state[param].setdefault("momentum", torch.zeros_like(param))
-            momentum.lerp_(param.grad, 1 - group["momentum"])
-            updates.append(param.grad.lerp(momentum, group["momentum"]))
+            momentum.lerp_(gradient, 1 - group["momentum"])
+            updates.append(gradient.lerp(momentum, group["momentum"]))
         scale = 0.2 * max(params[0].shape) ** 0.5
         for param, update in zip(params, orthogonal(torch.stack(updates)), strict=True):
             param.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-group["lr"] * scale)

@@ -84,7 +84,7 @@ class Tasks:
         """Novels, random tokens, or text full of digits."""
         kind = self.rng.random()
         if kind < 0.4:
-            return self._slice(self.rng.integers(len(self.books)), length)
+            return self._slice(int(self.rng.integers(len(self.books))), length)
         random = self.rng.choice(self.symbols, length)
         if kind < 0.7:
             return random
@@ -131,7 +131,7 @@ class Tasks:
             book, start = self.books[index], int(self.rng.integers(count * CHUNK, len(self.books[index]) - length))
             local[row, 1:] = book[start : start + length - 1]
             if self.rng.random() < 0.2:
-                chunks[row] = self._slice(self.rng.integers(len(self.books)), count * CHUNK).reshape(count, CHUNK)
+                chunks[row] = self._slice(int(self.rng.integers(len(self.books))), count * CHUNK).reshape(count, CHUNK)
                 continue
             begin = start if self.rng.random() < 0.25 else max(0, start - 2 * CHUNK)
             query = book[begin : begin + 2 * CHUNK]

@@ -10,12 +10,13 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import PreTrainedTokenizerFast
 
 BOS, EOS, PAD = "<s>", "</s>", "<pad>"
+HELD_BACK = "asyncio/*.py"
 EVALUATION_TEXT = "pydoc_data"  # the demo's text: it must not be seen, not even by the tokenizer
 
 
-def stdlib_text(limit: int = 4_000_000) -> Iterator[str]:
-    """Source of the standard library, for the tokenizer and as technical text to train on."""
-    for path in sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py")):
+def stdlib_text(limit: int = 4_000_000, modules: str = "*.py") -> Iterator[str]:
+    """Source of the standard library: modules at its top for tokenizer and training, `HELD_BACK` for evaluation."""
+    for path in sorted(Path(sysconfig.get_paths()["stdlib"]).glob(modules)):
         if limit > 0 and EVALUATION_TEXT not in str(path):
             text = path.read_text(encoding="utf-8", errors="replace")
             limit -= len(text)

@@ -1,0 +1,67 @@
+"""The memory service as a process of its own, so that it can be killed."""
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Self
+
+from model_worker.errors import WorkerError
+
+_START_S, _STOP_S = 60.0, 30.0
+
+
+class ServiceProcess:
+    """`python -m memory_service` on a folder: its store, its log, and where it listens. A context manager."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.address = folder, ""
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> str:
+        """Start on the address it had before, or on a free port; returns the address once it serves."""
+        ready = self.folder / "ready"
+        ready.unlink(missing_ok=True)
+        command = [sys.executable, "-m", "memory_service", "--data", str(self.folder / "store")]
+        command += ["--listen", self.address or "127.0.0.1:0", "--ready-file", str(ready)]
+        with (self.folder / "service.log").open("ab") as log:
+            self._process = subprocess.Popen(command, stdout=log, stderr=log)
+        try:
+            self.address = self._wait_for(ready)
+        except BaseException:
+            self.kill()
+            raise
+        return self.address
+
+    def _wait_for(self, ready: Path) -> str:
+        assert self._process is not None
+        deadline = time.monotonic() + _START_S
+        while time.monotonic() < deadline and self._process.poll() is None:
+            if ready.exists() and (address := ready.read_text().strip()):
+                return address
+            time.sleep(0.02)
+        raise WorkerError(f"the memory service did not start; see {self.folder / 'service.log'}")
+
+    def kill(self) -> None:
+        """SIGKILL: no farewell, no flush."""
+        if self._process is not None:
+            self._process.send_signal(signal.SIGKILL)
+            self._process.wait()
+
+    def stop(self) -> None:
+        """A clean shutdown; a kill when it takes too long."""
+        if self._process is None or self._process.poll() is not None:
+            return
+        self._process.terminate()
+        try:
+            self._process.wait(_STOP_S)
+        except subprocess.TimeoutExpired:
+            self.kill()
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.stop()
