@@ -130,10 +130,11 @@ class Memory:
         capacity: kvbank.Capacity | None = None,
         policy: kvbank.Policy | None = None,
         dtype: str | None = None,
-    ) -> None:
+    ) -> list[kvbank.Bank]:
         """Use the bank if it exists and fits this model and embedder, else create it with these settings.
 
-        dtype: of stored K-V, by default the model's. Raises BankMismatch with both digests named.
+        dtype: of stored K-V, by default the model's. Returns the bank, or those of the rows. Raises BankMismatch with
+        both digests named.
         """
         model_dtype = next(self.attachment.model.parameters()).dtype
         wanted = kvbank.KVSpec(
@@ -145,6 +146,7 @@ class Memory:
             reader_parts=self.attachment.reader.parts,
         )
         embedding = kvbank.EmbeddingSpec(self.embedder.digest, self.embedder.dimension)
+        banks = []
         for name in self._banks():
             try:
                 bank = self.client.get_bank(name, timeout=START_S)
@@ -161,6 +163,8 @@ class Memory:
             _check_fits(bank, wanted, embedding, dtype)
             assert bank.kv is not None
             self._dtype = DTYPES[bank.kv.dtype]
+            banks.append(bank)
+        return banks
 
     def _banks(self) -> list[str]:
         return [self.bank] if isinstance(self.bank, str) else list(self.bank)

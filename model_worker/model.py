@@ -17,6 +17,7 @@ from model_worker.embedding import Embedder, embedder
 from model_worker.errors import InputError
 from model_worker.loading import SHIPPED, load_model
 from model_worker.memory import Memory
+from model_worker.spool import user_spool
 
 Text = str | Sequence[int]
 Progress = Callable[[int, int], None]
@@ -42,7 +43,8 @@ class Losses:
 class MemoryModel:
     """A transformers model attached to one bank of a memory service.
 
-    memory: `host:port`, a folder, or a client (which is then not closed). window: local tokens; at least a chunk.
+    memory: `host:port`, a folder, or a client (which is then not closed). Unless `strict`, chunks wait in a spool while
+    the service is away: a folder of the user's for this bank, or `spool`. window: local tokens; at least a chunk.
     attach_options go to `attach`. See `Memory` for the other settings; those left out come from the model's `kvbank`
     configuration entry, where it has one.
     """
@@ -86,7 +88,7 @@ class MemoryModel:
         try:
             self.memory = self._memory(bank)
             self._check_lengths()
-            self.memory.open(capacity=capacity, policy=policy, dtype=store_dtype)
+            self._open(self.memory, capacity=capacity, policy=policy, dtype=store_dtype)
         except BaseException:
             self._let_go()
             raise
@@ -186,7 +188,7 @@ class MemoryModel:
     def with_bank(self, bank: str | Sequence[str], **changes: Any) -> Memory:
         """Another memory over the same model and service, e.g. one that measures without counting."""
         memory = self._memory(bank, **changes)
-        memory.open()
+        self._open(memory)
         return memory
 
     def ids(self, text: Text) -> list[int]:
@@ -219,6 +221,11 @@ class MemoryModel:
 
     def _memory(self, bank: str | Sequence[str], **changes: Any) -> Memory:
         return Memory(self.attachment, self.client, bank, self.tokenizer, **{**self._memory_options, **changes})
+
+    def _open(self, memory: Memory, **settings: Any) -> None:
+        banks = memory.open(**settings)
+        if memory.spool is None and not memory.strict and banks:
+            memory.spool = user_spool([bank.uid for bank in banks])
 
     def _check_lengths(self) -> None:
         if self.window < self.chunk:

@@ -13,7 +13,7 @@ import json
 import os
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -37,6 +37,13 @@ class Spooled:
     chunk: kvbank.NewChunk
     reader_digest: str
     embedder_digest: str
+
+
+def user_spool(bank_uids: Sequence[str]) -> "Spool":
+    """The user's own spool for these banks: named by uid, so that a bank made anew never gets the old one's chunks."""
+    import platformdirs
+
+    return Spool(Path(platformdirs.user_state_dir("kvbank")) / "spool" / "-".join(bank_uids)[:200])
 
 
 class Spool:

@@ -75,6 +75,25 @@ def starts(client: kvbank.Client, name: str) -> list[int]:
     return [c.start for c in sorted(client.list_chunks(name), key=lambda c: c.chunk_id)]
 
 
+def test_a_model_spools_without_being_told(service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a folder of the user's, named by the bank's uid, which the next worker on the bank finds."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    with MemoryModel(build("llama_gqa"), tokenizer(), memory=service.address, bank="b", chunk=4, window=8) as model:
+        uid = model.client.get_bank("b").uid
+        service.stop()
+        with pytest.warns(RuntimeWarning, match="the memory service is away"):
+            model.read(tokens(8)[0].tolist())
+        waiting = list((tmp_path / "state/kvbank/spool" / uid).glob("*.chunk"))
+        assert len(waiting) == model.memory.stats.spooled > 0
+        service.start()
+        with kvbank.connect(service.address) as client:
+            wait_for(client)
+    with MemoryModel(build("llama_gqa"), tokenizer(), memory=service.address, bank="b", chunk=4, window=8) as model:
+        model.memory.deliver_spooled()
+        assert model.client.get_bank("b").usage.chunks == len(waiting)
+    assert not list((tmp_path / "state/kvbank/spool" / uid).glob("*.chunk"))
+
+
 def test_chunks_wait_and_arrive_once_in_order(service: Service, attachment: Attachment, tmp_path: Path) -> None:
     spool = Spool(tmp_path / "spool")
     with kvbank.connect(service.address) as client:
