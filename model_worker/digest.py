@@ -57,10 +57,10 @@ def state_token(model: nn.Module) -> int:
     pending = [model]
     while pending:  # a walk without names: `named_parameters` is ten times slower, and this runs at every chunk
         module = pending.pop()
-        state += [(id(p), p.data_ptr(), p._version) for p in module.parameters(recurse=False)]
+        state += [(id(p), p.data_ptr(), p._version) for p in module._parameters.values() if p is not None]
         if hasattr(module, "base_layer"):
             state.append(_tuner_state(module))
-        pending.extend(module.children())
+        pending.extend(m for m in module._modules.values() if m is not None)
     return hash(tuple(state))
 
 
