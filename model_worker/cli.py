@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -57,7 +58,10 @@ def demo(
     out = Console(record=svg is not None, width=100 if svg else None)
     out.print(demo_table(report))
     if svg is not None:
-        out.save_svg(str(svg), title="kvbank demo")
+        picture = out.export_svg(title="kvbank demo")
+        svg.write_text(
+            re.sub(r"@font-face \{.*?\}\s*", "", picture, flags=re.DOTALL)
+        )  # rich's fonts are on the network
 
 
 def demo_table(report: Any) -> Table:
