@@ -203,19 +203,24 @@ class MemoryCache(Cache, ForwardState):
 
     def _recall(self, ids: Tensor, valid: Tensor) -> None:
         """At a chunk boundary, or whenever a prompt comes in (more than one token)."""
-        queries = [
-            row + (ids[i][valid[i]].tolist() if self.memory is None or self.memory.query == "with_input" else [])
-            for i, row in enumerate(self._recent or [[] for _ in ids])
-        ]
-        due = ids.shape[1] > 1 or self._since_recall is None
         if self.memory is not None:
-            due = due or self._since_recall >= self.memory.cadence  # type: ignore[operator]
-            if due and any(queries):
-                found = self.memory.recall([q[-self.memory.query_tokens :] for q in queries])
+            due = ids.shape[1] > 1 or self._since_recall is None or self._since_recall >= self.memory.cadence
+            queries = self._queries(self.memory, ids, valid) if due else []
+            if any(queries):
+                found = self.memory.recall(queries)
                 self._since_recall = 0
                 if found is not None:
                     self.set_memory(found)
         self._since_recall = (self._since_recall or 0) + ids.shape[1]
+
+    def _queries(self, memory: MemoryPort, ids: Tensor, valid: Tensor) -> list[list[int]]:
+        """The query tokens of each row: a prompt speaks for itself, as a segment in MemLong; a few tokens do not."""
+        queries = []
+        for index, past in enumerate(self._recent or [[] for _ in ids]):
+            new = ids[index][valid[index]].tolist() if memory.query == "with_input" else []
+            enough = len(new) > 1 and 8 * len(new) >= memory.query_tokens
+            queries.append((new if enough else past + new)[-memory.query_tokens :])
+        return queries
 
     def _rebase(self, logical: Tensor, valid: Tensor) -> None:
         """Shift positions back when the next ones would leave the trained length; distances stay as they are.

@@ -58,11 +58,11 @@ class Memory:
     """One worker's access to a bank (or one bank a batch row).
 
     tokenizer: turns a chunk's ids into the text that is embedded. compressor: see compress/. chunk: tokens a chunk.
-    top_k: chunks a query. cadence: decode steps between recalls (a chunk). query_tokens: how many of the last tokens
-    are the query (a chunk). query: `with_input` (they include the tokens about to be processed, as in MemLong) or
-    `past` (only what came before them: use it to measure loss honestly). context: `isolated` (a chunk is encoded alone;
-    default in mode memlong) or `window` (as it stood in the local window). count: whether recalls count for eviction.
-    source: names the text; a chunk of it that is written again, after a crash, is stored once.
+    top_k: chunks a query. cadence: decode steps between recalls (a chunk). query_tokens: at most so many of the last
+    tokens are the query (a chunk). query: `with_input` (they include the tokens about to be processed, as in MemLong)
+    or `past` (only what came before them: use it to measure loss honestly). context: `isolated` (a chunk is encoded
+    alone; default in mode memlong) or `window` (as it stood in the local window). count: whether recalls count for
+    eviction. source: names the text; a chunk of it that is written again, after a crash, is stored once.
     spool: where chunks wait while the service is away; without one they are dropped and counted. strict: raise when the
     service is away. patience: seconds that one call may take; by default 2, so that a conversation goes on, and 10 with
     strict. retry_after: seconds after which a lost service is asked again, at first; the pause doubles up to a minute.
