@@ -6,8 +6,9 @@ from typing import Literal
 
 DType = Literal["bf16", "fp16", "fp32", "int32"]
 Unit = Literal["chunks", "tokens", "bytes"]
-PolicyKind = Literal["frequency", "recency_half", "reject"]
-EvictionReason = Literal["oldest", "least_retrieved", "oldest_half", "room"]
+PolicyKind = Literal["frequency", "recency_half", "reject", "lru"]
+IndexKind = Literal["auto", "exact", "ivf"]
+EvictionReason = Literal["oldest", "least_retrieved", "oldest_half", "room", "least_recent"]
 
 ITEM_BYTES: Mapping[str, int] = {"bf16": 2, "fp16": 2, "fp32": 4, "int32": 4}
 NO_METADATA: Mapping[str, str] = {}
@@ -53,6 +54,23 @@ class Policy:
 
 
 @dataclass(frozen=True, slots=True)
+class Quota:
+    """Hard bounds; 0 means unbounded. A write that would pass one is refused, never dropped."""
+
+    chunks: int = 0
+    tokens: int = 0
+    bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Expiry:
+    """`ttl` in microseconds from the writing, 0 for never; `renew`: every counted retrieval starts it anew."""
+
+    ttl: int = 0
+    renew: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Usage:
     """Figures of a bank now, and since it was created."""
 
@@ -63,6 +81,7 @@ class Usage:
     chunks_evicted: int = 0
     chunks_deleted: int = 0
     chunks_quarantined: int = 0
+    chunks_expired: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +98,10 @@ class Bank:
     uid: str = ""
     created: int = 0
     usage: Usage = Usage()
+    quota: Quota = Quota()
+    # Of chunks that state none.
+    expiry: Expiry = Expiry()
+    index: IndexKind = "auto"
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +160,31 @@ class Chunk:
     created: int = 0
     retrieval_count: int = 0
     last_retrieved: int | None = None
+    pinned: bool = False
+    # In a write None stands for the bank's.
+    expiry: Expiry | None = None
+    expires: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """On one metadata key: its value is one of `values`; without values, the key exists; `negate`: it must not hold."""
+
+    key: str
+    values: tuple[str, ...] = ()
+    negate: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """Which chunks count; all that is stated must hold. Ranges are half open; times in microseconds since 1970."""
+
+    metadata: tuple[Condition, ...] = ()
+    created_from: int | None = None
+    created_before: int | None = None
+    start_from: int | None = None
+    start_before: int | None = None
+    pinned: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,5 +1,6 @@
 import datetime
 
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
@@ -29,6 +30,13 @@ class PolicyKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     POLICY_KIND_FREQUENCY: _ClassVar[PolicyKind]
     POLICY_KIND_RECENCY_HALF: _ClassVar[PolicyKind]
     POLICY_KIND_REJECT: _ClassVar[PolicyKind]
+    POLICY_KIND_LRU: _ClassVar[PolicyKind]
+
+class IndexKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    INDEX_KIND_UNSPECIFIED: _ClassVar[IndexKind]
+    INDEX_KIND_EXACT: _ClassVar[IndexKind]
+    INDEX_KIND_IVF: _ClassVar[IndexKind]
 DATA_TYPE_UNSPECIFIED: DataType
 DATA_TYPE_BF16: DataType
 DATA_TYPE_FP16: DataType
@@ -40,6 +48,10 @@ POLICY_KIND_UNSPECIFIED: PolicyKind
 POLICY_KIND_FREQUENCY: PolicyKind
 POLICY_KIND_RECENCY_HALF: PolicyKind
 POLICY_KIND_REJECT: PolicyKind
+POLICY_KIND_LRU: PolicyKind
+INDEX_KIND_UNSPECIFIED: IndexKind
+INDEX_KIND_EXACT: IndexKind
+INDEX_KIND_IVF: IndexKind
 
 class KvSpec(_message.Message):
     __slots__ = ("reader_digest", "reader_parts", "layers", "kv_heads", "head_dim", "dtype")
@@ -96,8 +108,26 @@ class EvictionPolicy(_message.Message):
     target: int
     def __init__(self, kind: _Optional[_Union[PolicyKind, str]] = ..., lower: _Optional[int] = ..., upper: _Optional[int] = ..., target: _Optional[int] = ...) -> None: ...
 
+class Quota(_message.Message):
+    __slots__ = ("chunks", "tokens", "bytes")
+    CHUNKS_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    chunks: int
+    tokens: int
+    bytes: int
+    def __init__(self, chunks: _Optional[int] = ..., tokens: _Optional[int] = ..., bytes: _Optional[int] = ...) -> None: ...
+
+class Expiry(_message.Message):
+    __slots__ = ("ttl", "renew")
+    TTL_FIELD_NUMBER: _ClassVar[int]
+    RENEW_FIELD_NUMBER: _ClassVar[int]
+    ttl: _duration_pb2.Duration
+    renew: bool
+    def __init__(self, ttl: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., renew: _Optional[bool] = ...) -> None: ...
+
 class BankUsage(_message.Message):
-    __slots__ = ("chunks", "tokens", "bytes", "chunks_written", "chunks_evicted", "chunks_deleted", "chunks_quarantined")
+    __slots__ = ("chunks", "tokens", "bytes", "chunks_written", "chunks_evicted", "chunks_deleted", "chunks_quarantined", "chunks_expired")
     CHUNKS_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
     BYTES_FIELD_NUMBER: _ClassVar[int]
@@ -105,6 +135,7 @@ class BankUsage(_message.Message):
     CHUNKS_EVICTED_FIELD_NUMBER: _ClassVar[int]
     CHUNKS_DELETED_FIELD_NUMBER: _ClassVar[int]
     CHUNKS_QUARANTINED_FIELD_NUMBER: _ClassVar[int]
+    CHUNKS_EXPIRED_FIELD_NUMBER: _ClassVar[int]
     chunks: int
     tokens: int
     bytes: int
@@ -112,10 +143,11 @@ class BankUsage(_message.Message):
     chunks_evicted: int
     chunks_deleted: int
     chunks_quarantined: int
-    def __init__(self, chunks: _Optional[int] = ..., tokens: _Optional[int] = ..., bytes: _Optional[int] = ..., chunks_written: _Optional[int] = ..., chunks_evicted: _Optional[int] = ..., chunks_deleted: _Optional[int] = ..., chunks_quarantined: _Optional[int] = ...) -> None: ...
+    chunks_expired: int
+    def __init__(self, chunks: _Optional[int] = ..., tokens: _Optional[int] = ..., bytes: _Optional[int] = ..., chunks_written: _Optional[int] = ..., chunks_evicted: _Optional[int] = ..., chunks_deleted: _Optional[int] = ..., chunks_quarantined: _Optional[int] = ..., chunks_expired: _Optional[int] = ...) -> None: ...
 
 class Bank(_message.Message):
-    __slots__ = ("name", "uid", "kv", "embedding", "capacity", "policy", "metadata", "create_time", "usage")
+    __slots__ = ("name", "uid", "kv", "embedding", "capacity", "policy", "metadata", "create_time", "usage", "quota", "expiry", "index")
     class MetadataEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -132,6 +164,9 @@ class Bank(_message.Message):
     METADATA_FIELD_NUMBER: _ClassVar[int]
     CREATE_TIME_FIELD_NUMBER: _ClassVar[int]
     USAGE_FIELD_NUMBER: _ClassVar[int]
+    QUOTA_FIELD_NUMBER: _ClassVar[int]
+    EXPIRY_FIELD_NUMBER: _ClassVar[int]
+    INDEX_FIELD_NUMBER: _ClassVar[int]
     name: str
     uid: str
     kv: KvSpec
@@ -141,4 +176,7 @@ class Bank(_message.Message):
     metadata: _containers.ScalarMap[str, str]
     create_time: _timestamp_pb2.Timestamp
     usage: BankUsage
-    def __init__(self, name: _Optional[str] = ..., uid: _Optional[str] = ..., kv: _Optional[_Union[KvSpec, _Mapping]] = ..., embedding: _Optional[_Union[EmbeddingSpec, _Mapping]] = ..., capacity: _Optional[_Union[Capacity, _Mapping]] = ..., policy: _Optional[_Union[EvictionPolicy, _Mapping]] = ..., metadata: _Optional[_Mapping[str, str]] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., usage: _Optional[_Union[BankUsage, _Mapping]] = ...) -> None: ...
+    quota: Quota
+    expiry: Expiry
+    index: IndexKind
+    def __init__(self, name: _Optional[str] = ..., uid: _Optional[str] = ..., kv: _Optional[_Union[KvSpec, _Mapping]] = ..., embedding: _Optional[_Union[EmbeddingSpec, _Mapping]] = ..., capacity: _Optional[_Union[Capacity, _Mapping]] = ..., policy: _Optional[_Union[EvictionPolicy, _Mapping]] = ..., metadata: _Optional[_Mapping[str, str]] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., usage: _Optional[_Union[BankUsage, _Mapping]] = ..., quota: _Optional[_Union[Quota, _Mapping]] = ..., expiry: _Optional[_Union[Expiry, _Mapping]] = ..., index: _Optional[_Union[IndexKind, str]] = ...) -> None: ...

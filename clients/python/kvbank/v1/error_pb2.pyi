@@ -25,6 +25,8 @@ class ErrorReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     ERROR_REASON_NOT_SERVING: _ClassVar[ErrorReason]
     ERROR_REASON_STORAGE_ERROR: _ClassVar[ErrorReason]
     ERROR_REASON_INTERNAL: _ClassVar[ErrorReason]
+    ERROR_REASON_QUOTA_EXCEEDED: _ClassVar[ErrorReason]
+    ERROR_REASON_STAGED_FILE: _ClassVar[ErrorReason]
 ERROR_REASON_UNSPECIFIED: ErrorReason
 ERROR_REASON_INVALID_FIELD: ErrorReason
 ERROR_REASON_NOT_FINITE: ErrorReason
@@ -44,3 +46,5 @@ ERROR_REASON_CHECKSUM_MISMATCH: ErrorReason
 ERROR_REASON_NOT_SERVING: ErrorReason
 ERROR_REASON_STORAGE_ERROR: ErrorReason
 ERROR_REASON_INTERNAL: ErrorReason
+ERROR_REASON_QUOTA_EXCEEDED: ErrorReason
+ERROR_REASON_STAGED_FILE: ErrorReason

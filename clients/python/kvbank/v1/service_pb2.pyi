@@ -20,31 +20,45 @@ class EvictionReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     EVICTION_REASON_LEAST_RETRIEVED: _ClassVar[EvictionReason]
     EVICTION_REASON_OLDEST_HALF: _ClassVar[EvictionReason]
     EVICTION_REASON_ROOM: _ClassVar[EvictionReason]
+    EVICTION_REASON_LEAST_RECENT: _ClassVar[EvictionReason]
 EVICTION_REASON_UNSPECIFIED: EvictionReason
 EVICTION_REASON_OLDEST: EvictionReason
 EVICTION_REASON_LEAST_RETRIEVED: EvictionReason
 EVICTION_REASON_OLDEST_HALF: EvictionReason
 EVICTION_REASON_ROOM: EvictionReason
+EVICTION_REASON_LEAST_RECENT: EvictionReason
 
 class GetServerInfoRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
 class GetServerInfoResponse(_message.Message):
-    __slots__ = ("version", "store_id", "durability", "max_message_bytes", "max_chunk_bytes", "max_unacknowledged_bytes")
+    __slots__ = ("version", "store_id", "durability", "max_message_bytes", "max_chunk_bytes", "max_unacknowledged_bytes", "same_host")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     STORE_ID_FIELD_NUMBER: _ClassVar[int]
     DURABILITY_FIELD_NUMBER: _ClassVar[int]
     MAX_MESSAGE_BYTES_FIELD_NUMBER: _ClassVar[int]
     MAX_CHUNK_BYTES_FIELD_NUMBER: _ClassVar[int]
     MAX_UNACKNOWLEDGED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    SAME_HOST_FIELD_NUMBER: _ClassVar[int]
     version: str
     store_id: str
     durability: str
     max_message_bytes: int
     max_chunk_bytes: int
     max_unacknowledged_bytes: int
-    def __init__(self, version: _Optional[str] = ..., store_id: _Optional[str] = ..., durability: _Optional[str] = ..., max_message_bytes: _Optional[int] = ..., max_chunk_bytes: _Optional[int] = ..., max_unacknowledged_bytes: _Optional[int] = ...) -> None: ...
+    same_host: SameHost
+    def __init__(self, version: _Optional[str] = ..., store_id: _Optional[str] = ..., durability: _Optional[str] = ..., max_message_bytes: _Optional[int] = ..., max_chunk_bytes: _Optional[int] = ..., max_unacknowledged_bytes: _Optional[int] = ..., same_host: _Optional[_Union[SameHost, _Mapping]] = ...) -> None: ...
+
+class SameHost(_message.Message):
+    __slots__ = ("root", "nonce_file", "staging")
+    ROOT_FIELD_NUMBER: _ClassVar[int]
+    NONCE_FILE_FIELD_NUMBER: _ClassVar[int]
+    STAGING_FIELD_NUMBER: _ClassVar[int]
+    root: str
+    nonce_file: str
+    staging: str
+    def __init__(self, root: _Optional[str] = ..., nonce_file: _Optional[str] = ..., staging: _Optional[str] = ...) -> None: ...
 
 class CreateBankRequest(_message.Message):
     __slots__ = ("bank",)
@@ -113,16 +127,28 @@ class DeleteBankResponse(_message.Message):
     def __init__(self) -> None: ...
 
 class ChunkHeader(_message.Message):
-    __slots__ = ("bank", "reader_digest", "embedder_digest", "chunk")
+    __slots__ = ("bank", "reader_digest", "embedder_digest", "chunk", "staged")
     BANK_FIELD_NUMBER: _ClassVar[int]
     READER_DIGEST_FIELD_NUMBER: _ClassVar[int]
     EMBEDDER_DIGEST_FIELD_NUMBER: _ClassVar[int]
     CHUNK_FIELD_NUMBER: _ClassVar[int]
+    STAGED_FIELD_NUMBER: _ClassVar[int]
     bank: str
     reader_digest: str
     embedder_digest: str
     chunk: _chunk_pb2.Chunk
-    def __init__(self, bank: _Optional[str] = ..., reader_digest: _Optional[str] = ..., embedder_digest: _Optional[str] = ..., chunk: _Optional[_Union[_chunk_pb2.Chunk, _Mapping]] = ...) -> None: ...
+    staged: StagedPayload
+    def __init__(self, bank: _Optional[str] = ..., reader_digest: _Optional[str] = ..., embedder_digest: _Optional[str] = ..., chunk: _Optional[_Union[_chunk_pb2.Chunk, _Mapping]] = ..., staged: _Optional[_Union[StagedPayload, _Mapping]] = ...) -> None: ...
+
+class StagedPayload(_message.Message):
+    __slots__ = ("name", "offset", "nonce")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    NONCE_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    offset: int
+    nonce: bytes
+    def __init__(self, name: _Optional[str] = ..., offset: _Optional[int] = ..., nonce: _Optional[bytes] = ...) -> None: ...
 
 class WriteChunksRequest(_message.Message):
     __slots__ = ("header", "data")
@@ -146,6 +172,32 @@ class WriteChunksResponse(_message.Message):
     evicted_chunk_ids: _containers.RepeatedScalarFieldContainer[int]
     def __init__(self, idempotency_key: _Optional[bytes] = ..., chunk_id: _Optional[int] = ..., replayed: _Optional[bool] = ..., gone: _Optional[bool] = ..., evicted_chunk_ids: _Optional[_Iterable[int]] = ...) -> None: ...
 
+class Filter(_message.Message):
+    __slots__ = ("metadata", "created_from", "created_before", "start_from", "start_before", "pinned")
+    METADATA_FIELD_NUMBER: _ClassVar[int]
+    CREATED_FROM_FIELD_NUMBER: _ClassVar[int]
+    CREATED_BEFORE_FIELD_NUMBER: _ClassVar[int]
+    START_FROM_FIELD_NUMBER: _ClassVar[int]
+    START_BEFORE_FIELD_NUMBER: _ClassVar[int]
+    PINNED_FIELD_NUMBER: _ClassVar[int]
+    metadata: _containers.RepeatedCompositeFieldContainer[MetadataCondition]
+    created_from: _timestamp_pb2.Timestamp
+    created_before: _timestamp_pb2.Timestamp
+    start_from: int
+    start_before: int
+    pinned: bool
+    def __init__(self, metadata: _Optional[_Iterable[_Union[MetadataCondition, _Mapping]]] = ..., created_from: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., created_before: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., start_from: _Optional[int] = ..., start_before: _Optional[int] = ..., pinned: _Optional[bool] = ...) -> None: ...
+
+class MetadataCondition(_message.Message):
+    __slots__ = ("key", "values", "negate")
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    VALUES_FIELD_NUMBER: _ClassVar[int]
+    NEGATE_FIELD_NUMBER: _ClassVar[int]
+    key: str
+    values: _containers.RepeatedScalarFieldContainer[str]
+    negate: bool
+    def __init__(self, key: _Optional[str] = ..., values: _Optional[_Iterable[str]] = ..., negate: _Optional[bool] = ...) -> None: ...
+
 class HeldChunk(_message.Message):
     __slots__ = ("chunk_id", "checksum")
     CHUNK_ID_FIELD_NUMBER: _ClassVar[int]
@@ -155,7 +207,7 @@ class HeldChunk(_message.Message):
     def __init__(self, chunk_id: _Optional[int] = ..., checksum: _Optional[int] = ...) -> None: ...
 
 class RetrieveRequest(_message.Message):
-    __slots__ = ("banks", "reader_digest", "embedder_digest", "queries", "top_k", "min_score", "layers", "store_id", "held", "omit_payload", "skip_count", "request_id")
+    __slots__ = ("banks", "reader_digest", "embedder_digest", "queries", "top_k", "min_score", "layers", "store_id", "held", "omit_payload", "skip_count", "request_id", "filter", "same_host_nonce")
     BANKS_FIELD_NUMBER: _ClassVar[int]
     READER_DIGEST_FIELD_NUMBER: _ClassVar[int]
     EMBEDDER_DIGEST_FIELD_NUMBER: _ClassVar[int]
@@ -168,6 +220,8 @@ class RetrieveRequest(_message.Message):
     OMIT_PAYLOAD_FIELD_NUMBER: _ClassVar[int]
     SKIP_COUNT_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    FILTER_FIELD_NUMBER: _ClassVar[int]
+    SAME_HOST_NONCE_FIELD_NUMBER: _ClassVar[int]
     banks: _containers.RepeatedScalarFieldContainer[str]
     reader_digest: str
     embedder_digest: str
@@ -180,7 +234,9 @@ class RetrieveRequest(_message.Message):
     omit_payload: bool
     skip_count: bool
     request_id: bytes
-    def __init__(self, banks: _Optional[_Iterable[str]] = ..., reader_digest: _Optional[str] = ..., embedder_digest: _Optional[str] = ..., queries: _Optional[bytes] = ..., top_k: _Optional[int] = ..., min_score: _Optional[float] = ..., layers: _Optional[_Iterable[int]] = ..., store_id: _Optional[str] = ..., held: _Optional[_Iterable[_Union[HeldChunk, _Mapping]]] = ..., omit_payload: _Optional[bool] = ..., skip_count: _Optional[bool] = ..., request_id: _Optional[bytes] = ...) -> None: ...
+    filter: Filter
+    same_host_nonce: bytes
+    def __init__(self, banks: _Optional[_Iterable[str]] = ..., reader_digest: _Optional[str] = ..., embedder_digest: _Optional[str] = ..., queries: _Optional[bytes] = ..., top_k: _Optional[int] = ..., min_score: _Optional[float] = ..., layers: _Optional[_Iterable[int]] = ..., store_id: _Optional[str] = ..., held: _Optional[_Iterable[_Union[HeldChunk, _Mapping]]] = ..., omit_payload: _Optional[bool] = ..., skip_count: _Optional[bool] = ..., request_id: _Optional[bytes] = ..., filter: _Optional[_Union[Filter, _Mapping]] = ..., same_host_nonce: _Optional[bytes] = ...) -> None: ...
 
 class Hit(_message.Message):
     __slots__ = ("chunk_id", "score")
@@ -197,16 +253,18 @@ class QueryHits(_message.Message):
     def __init__(self, hits: _Optional[_Iterable[_Union[Hit, _Mapping]]] = ...) -> None: ...
 
 class RetrieveHeader(_message.Message):
-    __slots__ = ("store_id", "queries", "chunks", "sent")
+    __slots__ = ("store_id", "queries", "chunks", "sent", "files")
     STORE_ID_FIELD_NUMBER: _ClassVar[int]
     QUERIES_FIELD_NUMBER: _ClassVar[int]
     CHUNKS_FIELD_NUMBER: _ClassVar[int]
     SENT_FIELD_NUMBER: _ClassVar[int]
+    FILES_FIELD_NUMBER: _ClassVar[int]
     store_id: str
     queries: _containers.RepeatedCompositeFieldContainer[QueryHits]
     chunks: _containers.RepeatedCompositeFieldContainer[_chunk_pb2.Chunk]
     sent: _containers.RepeatedScalarFieldContainer[bool]
-    def __init__(self, store_id: _Optional[str] = ..., queries: _Optional[_Iterable[_Union[QueryHits, _Mapping]]] = ..., chunks: _Optional[_Iterable[_Union[_chunk_pb2.Chunk, _Mapping]]] = ..., sent: _Optional[_Iterable[bool]] = ...) -> None: ...
+    files: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, store_id: _Optional[str] = ..., queries: _Optional[_Iterable[_Union[QueryHits, _Mapping]]] = ..., chunks: _Optional[_Iterable[_Union[_chunk_pb2.Chunk, _Mapping]]] = ..., sent: _Optional[_Iterable[bool]] = ..., files: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class RetrieveResponse(_message.Message):
     __slots__ = ("header", "data")
@@ -217,24 +275,28 @@ class RetrieveResponse(_message.Message):
     def __init__(self, header: _Optional[_Union[RetrieveHeader, _Mapping]] = ..., data: _Optional[bytes] = ...) -> None: ...
 
 class FetchChunksRequest(_message.Message):
-    __slots__ = ("bank", "reader_digest", "chunk_ids", "layers")
+    __slots__ = ("bank", "reader_digest", "chunk_ids", "layers", "same_host_nonce")
     BANK_FIELD_NUMBER: _ClassVar[int]
     READER_DIGEST_FIELD_NUMBER: _ClassVar[int]
     CHUNK_IDS_FIELD_NUMBER: _ClassVar[int]
     LAYERS_FIELD_NUMBER: _ClassVar[int]
+    SAME_HOST_NONCE_FIELD_NUMBER: _ClassVar[int]
     bank: str
     reader_digest: str
     chunk_ids: _containers.RepeatedScalarFieldContainer[int]
     layers: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, bank: _Optional[str] = ..., reader_digest: _Optional[str] = ..., chunk_ids: _Optional[_Iterable[int]] = ..., layers: _Optional[_Iterable[int]] = ...) -> None: ...
+    same_host_nonce: bytes
+    def __init__(self, bank: _Optional[str] = ..., reader_digest: _Optional[str] = ..., chunk_ids: _Optional[_Iterable[int]] = ..., layers: _Optional[_Iterable[int]] = ..., same_host_nonce: _Optional[bytes] = ...) -> None: ...
 
 class FetchChunksHeader(_message.Message):
-    __slots__ = ("store_id", "chunks")
+    __slots__ = ("store_id", "chunks", "files")
     STORE_ID_FIELD_NUMBER: _ClassVar[int]
     CHUNKS_FIELD_NUMBER: _ClassVar[int]
+    FILES_FIELD_NUMBER: _ClassVar[int]
     store_id: str
     chunks: _containers.RepeatedCompositeFieldContainer[_chunk_pb2.Chunk]
-    def __init__(self, store_id: _Optional[str] = ..., chunks: _Optional[_Iterable[_Union[_chunk_pb2.Chunk, _Mapping]]] = ...) -> None: ...
+    files: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, store_id: _Optional[str] = ..., chunks: _Optional[_Iterable[_Union[_chunk_pb2.Chunk, _Mapping]]] = ..., files: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class FetchChunksResponse(_message.Message):
     __slots__ = ("header", "data")
@@ -261,16 +323,18 @@ class GetChunkResponse(_message.Message):
     def __init__(self, chunk: _Optional[_Union[_chunk_pb2.Chunk, _Mapping]] = ...) -> None: ...
 
 class ListChunksRequest(_message.Message):
-    __slots__ = ("bank", "page_size", "page_token", "with_embedding")
+    __slots__ = ("bank", "page_size", "page_token", "with_embedding", "filter")
     BANK_FIELD_NUMBER: _ClassVar[int]
     PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
     PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
     WITH_EMBEDDING_FIELD_NUMBER: _ClassVar[int]
+    FILTER_FIELD_NUMBER: _ClassVar[int]
     bank: str
     page_size: int
     page_token: str
     with_embedding: bool
-    def __init__(self, bank: _Optional[str] = ..., page_size: _Optional[int] = ..., page_token: _Optional[str] = ..., with_embedding: _Optional[bool] = ...) -> None: ...
+    filter: Filter
+    def __init__(self, bank: _Optional[str] = ..., page_size: _Optional[int] = ..., page_token: _Optional[str] = ..., with_embedding: _Optional[bool] = ..., filter: _Optional[_Union[Filter, _Mapping]] = ...) -> None: ...
 
 class ListChunksResponse(_message.Message):
     __slots__ = ("chunks", "next_page_token")
@@ -316,6 +380,22 @@ class DeleteChunksResponse(_message.Message):
     DELETED_FIELD_NUMBER: _ClassVar[int]
     deleted: int
     def __init__(self, deleted: _Optional[int] = ...) -> None: ...
+
+class PinChunksRequest(_message.Message):
+    __slots__ = ("bank", "chunk_ids", "pinned")
+    BANK_FIELD_NUMBER: _ClassVar[int]
+    CHUNK_IDS_FIELD_NUMBER: _ClassVar[int]
+    PINNED_FIELD_NUMBER: _ClassVar[int]
+    bank: str
+    chunk_ids: _containers.RepeatedScalarFieldContainer[int]
+    pinned: bool
+    def __init__(self, bank: _Optional[str] = ..., chunk_ids: _Optional[_Iterable[int]] = ..., pinned: _Optional[bool] = ...) -> None: ...
+
+class PinChunksResponse(_message.Message):
+    __slots__ = ("found",)
+    FOUND_FIELD_NUMBER: _ClassVar[int]
+    found: int
+    def __init__(self, found: _Optional[int] = ...) -> None: ...
 
 class Eviction(_message.Message):
     __slots__ = ("chunk_id", "reason", "retrieval_count", "start", "stored_length", "create_time", "evict_time", "metadata")
@@ -377,3 +457,68 @@ class ListEvictionsResponse(_message.Message):
     evictions: _containers.RepeatedCompositeFieldContainer[Eviction]
     next_page_token: str
     def __init__(self, evictions: _Optional[_Iterable[_Union[Eviction, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
+
+class GetStatsRequest(_message.Message):
+    __slots__ = ("banks",)
+    BANKS_FIELD_NUMBER: _ClassVar[int]
+    banks: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, banks: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class GetStatsResponse(_message.Message):
+    __slots__ = ("version", "store_id", "start_time", "resident_bytes", "free_bytes", "banks", "samples")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    STORE_ID_FIELD_NUMBER: _ClassVar[int]
+    START_TIME_FIELD_NUMBER: _ClassVar[int]
+    RESIDENT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    FREE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    BANKS_FIELD_NUMBER: _ClassVar[int]
+    SAMPLES_FIELD_NUMBER: _ClassVar[int]
+    version: str
+    store_id: str
+    start_time: _timestamp_pb2.Timestamp
+    resident_bytes: int
+    free_bytes: int
+    banks: _containers.RepeatedCompositeFieldContainer[BankStats]
+    samples: _containers.RepeatedCompositeFieldContainer[MetricSample]
+    def __init__(self, version: _Optional[str] = ..., store_id: _Optional[str] = ..., start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., resident_bytes: _Optional[int] = ..., free_bytes: _Optional[int] = ..., banks: _Optional[_Iterable[_Union[BankStats, _Mapping]]] = ..., samples: _Optional[_Iterable[_Union[MetricSample, _Mapping]]] = ...) -> None: ...
+
+class BankStats(_message.Message):
+    __slots__ = ("bank", "index")
+    BANK_FIELD_NUMBER: _ClassVar[int]
+    INDEX_FIELD_NUMBER: _ClassVar[int]
+    bank: _bank_pb2.Bank
+    index: IndexStats
+    def __init__(self, bank: _Optional[_Union[_bank_pb2.Bank, _Mapping]] = ..., index: _Optional[_Union[IndexStats, _Mapping]] = ...) -> None: ...
+
+class IndexStats(_message.Message):
+    __slots__ = ("kind", "loaded", "vectors", "tombstones", "memory_bytes", "recall")
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    LOADED_FIELD_NUMBER: _ClassVar[int]
+    VECTORS_FIELD_NUMBER: _ClassVar[int]
+    TOMBSTONES_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    RECALL_FIELD_NUMBER: _ClassVar[int]
+    kind: _bank_pb2.IndexKind
+    loaded: bool
+    vectors: int
+    tombstones: int
+    memory_bytes: int
+    recall: float
+    def __init__(self, kind: _Optional[_Union[_bank_pb2.IndexKind, str]] = ..., loaded: _Optional[bool] = ..., vectors: _Optional[int] = ..., tombstones: _Optional[int] = ..., memory_bytes: _Optional[int] = ..., recall: _Optional[float] = ...) -> None: ...
+
+class MetricSample(_message.Message):
+    __slots__ = ("name", "labels", "value")
+    class LabelsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    LABELS_FIELD_NUMBER: _ClassVar[int]
+    VALUE_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    labels: _containers.ScalarMap[str, str]
+    value: float
+    def __init__(self, name: _Optional[str] = ..., labels: _Optional[_Mapping[str, str]] = ..., value: _Optional[float] = ...) -> None: ...

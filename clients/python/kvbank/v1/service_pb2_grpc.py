@@ -99,6 +99,11 @@ class MemoryServiceStub:
                 request_serializer=kvbank_dot_v1_dot_service__pb2.DeleteChunksRequest.SerializeToString,
                 response_deserializer=kvbank_dot_v1_dot_service__pb2.DeleteChunksResponse.FromString,
                 _registered_method=True)
+        self.PinChunks = channel.unary_unary(
+                '/kvbank.v1.MemoryService/PinChunks',
+                request_serializer=kvbank_dot_v1_dot_service__pb2.PinChunksRequest.SerializeToString,
+                response_deserializer=kvbank_dot_v1_dot_service__pb2.PinChunksResponse.FromString,
+                _registered_method=True)
         self.ExplainEviction = channel.unary_unary(
                 '/kvbank.v1.MemoryService/ExplainEviction',
                 request_serializer=kvbank_dot_v1_dot_service__pb2.ExplainEvictionRequest.SerializeToString,
@@ -108,6 +113,11 @@ class MemoryServiceStub:
                 '/kvbank.v1.MemoryService/ListEvictions',
                 request_serializer=kvbank_dot_v1_dot_service__pb2.ListEvictionsRequest.SerializeToString,
                 response_deserializer=kvbank_dot_v1_dot_service__pb2.ListEvictionsResponse.FromString,
+                _registered_method=True)
+        self.GetStats = channel.unary_unary(
+                '/kvbank.v1.MemoryService/GetStats',
+                request_serializer=kvbank_dot_v1_dot_service__pb2.GetStatsRequest.SerializeToString,
+                response_deserializer=kvbank_dot_v1_dot_service__pb2.GetStatsResponse.FromString,
                 _registered_method=True)
 
 
@@ -198,6 +208,13 @@ class MemoryServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PinChunks(self, request, context):
+        """Protect chunks from eviction, or no longer.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ExplainEviction(self, request, context):
         """What would go next, and why. Changes nothing.
         """
@@ -207,6 +224,13 @@ class MemoryServiceServicer:
 
     def ListEvictions(self, request, context):
         """What went, newest first, from a bounded log.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetStats(self, request, context):
+        """What the service has done since it started, and the state of its banks' indexes.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -280,6 +304,11 @@ def add_MemoryServiceServicer_to_server(servicer, server):
                     request_deserializer=kvbank_dot_v1_dot_service__pb2.DeleteChunksRequest.FromString,
                     response_serializer=kvbank_dot_v1_dot_service__pb2.DeleteChunksResponse.SerializeToString,
             ),
+            'PinChunks': grpc.unary_unary_rpc_method_handler(
+                    servicer.PinChunks,
+                    request_deserializer=kvbank_dot_v1_dot_service__pb2.PinChunksRequest.FromString,
+                    response_serializer=kvbank_dot_v1_dot_service__pb2.PinChunksResponse.SerializeToString,
+            ),
             'ExplainEviction': grpc.unary_unary_rpc_method_handler(
                     servicer.ExplainEviction,
                     request_deserializer=kvbank_dot_v1_dot_service__pb2.ExplainEvictionRequest.FromString,
@@ -289,6 +318,11 @@ def add_MemoryServiceServicer_to_server(servicer, server):
                     servicer.ListEvictions,
                     request_deserializer=kvbank_dot_v1_dot_service__pb2.ListEvictionsRequest.FromString,
                     response_serializer=kvbank_dot_v1_dot_service__pb2.ListEvictionsResponse.SerializeToString,
+            ),
+            'GetStats': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetStats,
+                    request_deserializer=kvbank_dot_v1_dot_service__pb2.GetStatsRequest.FromString,
+                    response_serializer=kvbank_dot_v1_dot_service__pb2.GetStatsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -653,6 +687,33 @@ class MemoryService:
             _registered_method=True)
 
     @staticmethod
+    def PinChunks(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kvbank.v1.MemoryService/PinChunks',
+            kvbank_dot_v1_dot_service__pb2.PinChunksRequest.SerializeToString,
+            kvbank_dot_v1_dot_service__pb2.PinChunksResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def ExplainEviction(request,
             target,
             options=(),
@@ -696,6 +757,33 @@ class MemoryService:
             '/kvbank.v1.MemoryService/ListEvictions',
             kvbank_dot_v1_dot_service__pb2.ListEvictionsRequest.SerializeToString,
             kvbank_dot_v1_dot_service__pb2.ListEvictionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetStats(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kvbank.v1.MemoryService/GetStats',
+            kvbank_dot_v1_dot_service__pb2.GetStatsRequest.SerializeToString,
+            kvbank_dot_v1_dot_service__pb2.GetStatsResponse.FromString,
             options,
             channel_credentials,
             insecure,
