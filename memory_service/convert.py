@@ -1,9 +1,11 @@
 """Messages of kvbank.v1 to values of the domain and back. Refuses what the messages can say and the domain cannot."""
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any, get_args
 
 import numpy as np
+from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from kvbank.v1 import bank_pb2, chunk_pb2, service_pb2
@@ -11,15 +13,20 @@ from memory_service.domain import (
     Bank,
     Capacity,
     Chunk,
+    Condition,
     DType,
     EmbeddingSpec,
     Eviction,
     EvictionReason,
+    Expiry,
+    Filter,
+    IndexKind,
     KvSpec,
     Payload,
     Policy,
     PolicyKind,
     Producer,
+    Quota,
     Tensor,
 )
 from memory_service.errors import INVALID_ARGUMENT, ServiceError, invalid
@@ -28,17 +35,40 @@ _DTYPES: Mapping[int, DType] = {bank_pb2.DataType.Value(f"DATA_TYPE_{name.upper(
 _POLICIES: Mapping[int, PolicyKind] = {
     bank_pb2.PolicyKind.Value(f"POLICY_KIND_{name.upper()}"): name for name in get_args(PolicyKind)
 }
+_INDEXES: Mapping[int, IndexKind] = {
+    bank_pb2.INDEX_KIND_UNSPECIFIED: "auto",
+    bank_pb2.INDEX_KIND_EXACT: "exact",
+    bank_pb2.INDEX_KIND_IVF: "ivf",
+}
 _DTYPE_NUMBERS: Mapping[str, Any] = {name: number for number, name in _DTYPES.items()}
 _POLICY_NUMBERS: Mapping[str, Any] = {name: number for number, name in _POLICIES.items()}
+_INDEX_NUMBERS: Mapping[str, Any] = {name: number for number, name in _INDEXES.items()}
 _REASON_NUMBERS: Mapping[str, Any] = {
     name: service_pb2.EvictionReason.Value(f"EVICTION_REASON_{name.upper()}") for name in get_args(EvictionReason)
 }
+
+
+MOST_CONDITIONS = 32
+MOST_VALUES = 1000
+# What a Timestamp may say, about: ten thousand years.
+_MOST_SECONDS = 10_000 * 366 * 24 * 3600
 
 
 def timestamp(microseconds: int) -> Timestamp:
     """Microseconds since 1970 as a Timestamp."""
     seconds, rest = divmod(microseconds, 1_000_000)
     return Timestamp(seconds=seconds, nanos=rest * 1000)
+
+
+def duration(microseconds: int) -> Duration:
+    """Microseconds as a Duration."""
+    seconds, rest = divmod(microseconds, 1_000_000)
+    return Duration(seconds=seconds, nanos=rest * 1000)
+
+
+def index_number(kind: IndexKind) -> bank_pb2.IndexKind:
+    """As the contract numbers it."""
+    return _INDEX_NUMBERS[kind]  # type: ignore[no-any-return]
 
 
 # Banks
@@ -49,6 +79,9 @@ def bank(message: bank_pb2.Bank) -> Bank:
     kv = message.kv
     if message.embedding.metric not in (bank_pb2.METRIC_UNSPECIFIED, bank_pb2.METRIC_INNER_PRODUCT):
         raise invalid("bank.embedding.metric", "must be INNER_PRODUCT")
+    if message.index not in _INDEXES:
+        raise invalid("bank.index", "is not known")
+    quota = message.quota
     return Bank(
         name=message.name,
         kv=KvSpec(
@@ -63,6 +96,9 @@ def bank(message: bank_pb2.Bank) -> Bank:
         capacity=capacity(message.capacity),
         policy=policy(message.policy),
         metadata=dict(message.metadata),
+        quota=Quota(quota.chunks, quota.tokens, quota.bytes),
+        expiry=expiry(message.expiry),
+        index=_INDEXES[message.index],
     )
 
 
@@ -79,6 +115,15 @@ def policy(message: bank_pb2.EvictionPolicy) -> Policy:
         raise invalid("bank.policy.kind", "is not known")
     given = {name: getattr(message, name) for name in ("lower", "upper", "target") if message.HasField(name)}
     return Policy(kind, **given)
+
+
+def expiry(message: bank_pb2.Expiry) -> Expiry:
+    """A part of a microsecond counts as a whole one: 0 would mean never."""
+    return Expiry(message.ttl.seconds * 1_000_000 - -message.ttl.nanos // 1000, message.renew)
+
+
+def _expiry_message(expiry: Expiry | None) -> bank_pb2.Expiry | None:
+    return bank_pb2.Expiry(ttl=duration(expiry.ttl), renew=expiry.renew) if expiry and expiry.ttl else None
 
 
 def bank_message(bank: Bank) -> bank_pb2.Bank:
@@ -105,7 +150,10 @@ def bank_message(bank: Bank) -> bank_pb2.Bank:
         ),
         metadata=bank.metadata,
         create_time=timestamp(bank.created),
-        usage=bank_pb2.BankUsage(**{name: getattr(bank.usage, name) for name in bank.usage.__slots__}),
+        usage=bank_pb2.BankUsage(**asdict(bank.usage)),
+        quota=bank_pb2.Quota(**asdict(bank.quota)) if bank.quota != Quota() else None,
+        expiry=_expiry_message(bank.expiry),
+        index=_INDEX_NUMBERS[bank.index],
     )
     if bank.capacity is not None:
         setattr(message.capacity, bank.capacity.unit, bank.capacity.limit)
@@ -127,6 +175,8 @@ def chunk(message: chunk_pb2.Chunk) -> Chunk:
         metadata=dict(message.metadata),
         embedding=message.embedding,
         payload=_payload(message.payload) if message.HasField("payload") else None,
+        pinned=message.pinned,
+        expiry=expiry(message.expiry) if message.HasField("expiry") else None,
     )
 
 
@@ -167,6 +217,9 @@ def chunk_message(chunk: Chunk) -> chunk_pb2.Chunk:
         create_time=timestamp(chunk.created),
         retrieval_count=chunk.retrieval_count,
         last_retrieve_time=None if chunk.last_retrieved is None else timestamp(chunk.last_retrieved),
+        pinned=chunk.pinned,
+        expiry=_expiry_message(chunk.expiry),
+        expire_time=None if chunk.expires is None else timestamp(chunk.expires),
     )
     if chunk.payload is not None:
         message.payload.CopyFrom(_payload_message(chunk.payload))
@@ -198,6 +251,44 @@ def _payload_message(payload: Payload) -> chunk_pb2.PayloadDescriptor:
         seed=payload.seed,
         checksum=payload.checksum,
     )
+
+
+# Filters
+
+
+def filter_(message: service_pb2.Filter) -> Filter:
+    """Which chunks count. Errors: INVALID_FIELD."""
+    if len(message.metadata) > MOST_CONDITIONS:
+        raise invalid("filter.metadata", f"must have at most {MOST_CONDITIONS} conditions")
+    if sum(len(condition.values) for condition in message.metadata) > MOST_VALUES:
+        raise invalid("filter.metadata.values", f"must be at most {MOST_VALUES}, all conditions together")
+    if not all(condition.key for condition in message.metadata):
+        raise invalid("filter.metadata.key", "must not be empty")
+    made = Filter(
+        metadata=tuple(Condition(some.key, tuple(some.values), some.negate) for some in message.metadata),
+        created_from=_microseconds(message, "created_from"),
+        created_before=_microseconds(message, "created_before"),
+        start_from=message.start_from if message.HasField("start_from") else None,
+        start_before=message.start_before if message.HasField("start_before") else None,
+        pinned=message.pinned if message.HasField("pinned") else None,
+    )
+    for begin, end, name in (
+        (made.created_from, made.created_before, "created_before"),
+        (made.start_from, made.start_before, "start_before"),
+    ):
+        if begin is not None and end is not None and begin >= end:
+            raise invalid(f"filter.{name}", "must be after the beginning of the range")
+    return made
+
+
+def _microseconds(message: service_pb2.Filter, name: str) -> int | None:
+    """A bound of times in whole microseconds: the first one that is not before it."""
+    if not message.HasField(name):
+        return None
+    time: Timestamp = getattr(message, name)
+    if not (-_MOST_SECONDS <= time.seconds <= _MOST_SECONDS and 0 <= time.nanos < 10**9):
+        raise invalid(f"filter.{name}", "is not a time")
+    return time.seconds * 1_000_000 - (-time.nanos // 1000)
 
 
 def eviction_message(eviction: Eviction) -> service_pb2.Eviction:

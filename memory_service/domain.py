@@ -188,6 +188,19 @@ class Filter:
 
 
 @dataclass(frozen=True, slots=True)
+class IndexStats:
+    """A bank's index now. `vectors`: removed ones (`tombstones`) too; `recall`: of the exact top 10, None for exact."""
+
+    kind: IndexKind = "exact"
+    loaded: bool = False
+    vectors: int = 0
+    tombstones: int = 0
+    segments: int = 0
+    memory_bytes: int = 0
+    recall: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Eviction:
     """A chunk that went, or would go next; `evicted` is None in the second case."""
 

@@ -12,10 +12,14 @@ from google.rpc import code_pb2, error_details_pb2, status_pb2
 from kvbank.v1 import error_pb2
 
 if TYPE_CHECKING:
+    import sqlite3
+
     from sqlalchemy.exc import DBAPIError
 
 DOMAIN = "kvbank"
 _SQLITE_FULL = 13
+# Bytes. A message goes twice, once with up to three for each.
+_LONGEST_MESSAGE, _LONGEST_VALUE = 1024, 512
 _log = logging.getLogger(__name__)
 
 INVALID_ARGUMENT = grpc.StatusCode.INVALID_ARGUMENT
@@ -32,21 +36,44 @@ class ServiceError(Exception):
     """A refusal or failure that the caller sees.
 
     `reason` is a value of kvbank.v1.ErrorReason without its prefix; what varies in `message` also stands in `metadata`.
+    Both are cut, because they may have a caller's words in them, and gRPC drops a status of more than some 8 kB.
     """
 
     def __init__(self, code: grpc.StatusCode, reason: str, message: str, **metadata: object) -> None:
-        super().__init__(message)
         error_pb2.ErrorReason.Value(f"ERROR_REASON_{reason}")
         self.code = code
         self.reason = reason
-        self.message = message
-        self.metadata = {key: str(value) for key, value in metadata.items()}
+        self.message = _cut(message, _LONGEST_MESSAGE)
+        self.metadata = {key: _cut(str(value), _LONGEST_VALUE) for key, value in metadata.items()}
+        super().__init__(self.message)
 
     def status(self) -> status_pb2.Status:
         """As google.rpc.Status with one ErrorInfo."""
         detail = any_pb2.Any()
         detail.Pack(error_details_pb2.ErrorInfo(reason=self.reason, domain=DOMAIN, metadata=self.metadata))
         return status_pb2.Status(code=code_pb2.Code.Value(self.code.name), message=self.message, details=[detail])
+
+
+class QuotaError(ServiceError):
+    """QUOTA_EXCEEDED: a write would pass a hard bound of its bank; says so as google.rpc.QuotaFailure too."""
+
+    def __init__(self, bank: str, unit: str, usage: int, limit: int, size: int) -> None:
+        text = f"the quota of bank {bank} is {limit} {unit}: {usage} used, {size} asked for"
+        figures = {"unit": unit, "usage": usage, "limit": limit, "size": size}
+        super().__init__(RESOURCE_EXHAUSTED, "QUOTA_EXCEEDED", text, **figures)
+        self._violation = error_details_pb2.QuotaFailure.Violation(subject=f"bank:{bank}", description=text)
+
+    def status(self) -> status_pb2.Status:
+        """With the QuotaFailure behind the ErrorInfo."""
+        status = super().status()
+        status.details.add().Pack(error_details_pb2.QuotaFailure(violations=[self._violation]))
+        return status
+
+
+def _cut(text: str, most: int) -> str:
+    """At most so many bytes of UTF-8, and whether there were more."""
+    data = text.encode(errors="replace")
+    return text if len(data) <= most else data[:most].decode(errors="ignore") + "..."
 
 
 class StartError(Exception):
@@ -66,24 +93,31 @@ def from_os_error(error: OSError) -> ServiceError:
     return ServiceError(UNAVAILABLE, "STORAGE_ERROR", f"the storage answered with an error ({name})", errno=name)
 
 
-def from_database_error(error: "DBAPIError") -> ServiceError:
-    """SQLite's answer in our terms."""
-    code = getattr(error.orig, "sqlite_errorcode", 0)
+def from_database_error(error: "DBAPIError | sqlite3.Error") -> ServiceError:
+    """SQLite's answer in our terms; hot statements meet it without SQLAlchemy in between."""
+    answer = getattr(error, "orig", error)
+    code = getattr(answer, "sqlite_errorcode", 0)
     if code & 0xFF == _SQLITE_FULL:
         return ServiceError(RESOURCE_EXHAUSTED, "DISK_FULL", "the disk is full", free=0)
-    name = getattr(error.orig, "sqlite_errorname", "unknown")
+    name = getattr(answer, "sqlite_errorname", "unknown")
     return ServiceError(UNAVAILABLE, "STORAGE_ERROR", f"the database answered with an error ({name})", errno=name)
 
 
 def to_service_error(error: Exception) -> ServiceError:
     """Whatever was raised, as the caller may see it; a defect is logged under a request id and says no more."""
+    import sqlite3
+
     from sqlalchemy.exc import DBAPIError
+
+    # Here, because it refuses with errors of this file.
+    from memory_service import requests
 
     if isinstance(error, ServiceError):
         return error
-    if isinstance(error, OSError | DBAPIError):
+    if isinstance(error, OSError | DBAPIError | sqlite3.Error):
         _log.error("storage error", exc_info=error)
         return from_os_error(error) if isinstance(error, OSError) else from_database_error(error)
-    request_id = secrets.token_hex(8)
+    request = requests.current()
+    request_id = request.id if request else secrets.token_hex(8)
     _log.error("internal error, request id %s", request_id, exc_info=error)
     return ServiceError(INTERNAL, "INTERNAL", f"internal error, request id {request_id}", request_id=request_id)

@@ -5,7 +5,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Engine, ForeignKey, Index, MetaData, UniqueConstraint, create_engine, event
+from sqlalchemy import Engine, Index, MetaData, create_engine, event, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from memory_service.errors import StartError
@@ -50,41 +50,81 @@ class BankRow(Base):
     chunks_evicted: Mapped[int]
     chunks_deleted: Mapped[int]
     chunks_quarantined: Mapped[int]
+    chunks_expired: Mapped[int] = mapped_column(server_default=text("0"))
+    quota: Mapped[str] = mapped_column(server_default=text("'{}'"))
+    expiry: Mapped[str] = mapped_column(server_default=text("'{}'"))
+    index_kind: Mapped[str] = mapped_column(server_default=text("'auto'"))
     __table_args__ = ({"sqlite_autoincrement": True},)
 
 
+class GoneBankRow(Base):
+    """A deleted bank whose chunks are still being removed; the row goes last."""
+
+    __tablename__ = "gone_banks"
+    bank_id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    uid: Mapped[str]
+
+
 class ChunkRow(Base):
-    """A live chunk: embedding float32 LE, payload descriptor as JSON, counts."""
+    """A live chunk: what is scanned. Times in microseconds; `expires` is null for a chunk that never does."""
 
     __tablename__ = "chunks"
     chunk_id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
-    bank_id: Mapped[int] = mapped_column(ForeignKey("banks.bank_id"))
+    bank_id: Mapped[int]
     key: Mapped[bytes]
     digest: Mapped[bytes]
     start: Mapped[int]
     original_length: Mapped[int]
     stored_length: Mapped[int]
     payload_bytes: Mapped[int]
-    token_ids: Mapped[bytes]
-    text: Mapped[str]
     meta: Mapped[str]
-    payload: Mapped[str | None]
     created: Mapped[int]
     retrieval_count: Mapped[int]
     last_retrieved: Mapped[int | None]
+    pinned: Mapped[bool]
+    ttl: Mapped[int]
+    renew: Mapped[bool]
+    expires: Mapped[int | None]
+    __table_args__ = (
+        Index(None, "bank_id", "chunk_id"),
+        Index(None, "expires", sqlite_where=text("expires IS NOT NULL")),
+    )
+
+
+class ContentRow(Base):
+    """The wide part of a chunk, so that scans of `chunks` stay cheap: embedding float32 LE, descriptor as JSON."""
+
+    __tablename__ = "contents"
+    chunk_id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    token_ids: Mapped[bytes]
+    text: Mapped[str]
+    payload: Mapped[str | None]
     # Last, so that the other columns are read without it.
     embedding: Mapped[bytes]
-    __table_args__ = (UniqueConstraint("bank_id", "key"), Index(None, "bank_id", "chunk_id"))
+
+
+class KeyRow(Base):
+    """Which chunk was written under a key, whether it lives or is gone.
+
+    The only index of keys. They are random, so each entry lies on a page of its own: eviction leaves them alone, and
+    what it writes lies close together.
+    """
+
+    __tablename__ = "keys"
+    bank_id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    key: Mapped[bytes] = mapped_column(primary_key=True)
+    chunk_id: Mapped[int]
+    __table_args__ = ({"sqlite_with_rowid": False},)
 
 
 class SpentKeyRow(Base):
-    """The key of a chunk that is gone, kept for 24 h so that a replay is recognised."""
+    """A chunk that is gone, kept for 24 h with its key so that a replay is recognised."""
 
     __tablename__ = "spent_keys"
-    bank_id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
-    key: Mapped[bytes] = mapped_column(primary_key=True)
+    bank_id: Mapped[int]
+    key: Mapped[bytes]
     digest: Mapped[bytes]
-    chunk_id: Mapped[int]
+    chunk_id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     gone: Mapped[int] = mapped_column(index=True)
 
 
@@ -105,6 +145,14 @@ class EvictionRow(Base):
     __table_args__ = (Index(None, "bank_id", "sequence"), {"sqlite_autoincrement": True})
 
 
+class EvictionPlanRow(Base):
+    """What is left of an eviction that goes on in the background, so that a restart goes on with it too."""
+
+    __tablename__ = "eviction_plans"
+    bank_id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    plan: Mapped[bytes]
+
+
 def migrations() -> Path:
     """The Alembic folder, in the wheel and (by a link) in the checkout."""
     return Path(__file__).parent / "migrations"
@@ -117,15 +165,25 @@ def revisions() -> list[str]:
 
 def engine(path: Path, *, synchronous: str, writer: bool) -> Engine:
     """Connections to the database: the writer's one begins IMMEDIATE and checkpoints; readers cannot write."""
-    made = create_engine(f"sqlite:///{path}", connect_args={"check_same_thread": False, "timeout": 30.0})
+    made = create_engine(
+        f"sqlite:///{path}",
+        connect_args={"check_same_thread": False, "timeout": 30.0},
+        # As many as threads ask for; the writer's thread, which opens snapshots, must not wait for one.
+        pool_size=16,
+        max_overflow=-1,
+    )
 
     @event.listens_for(made, "connect")
     def configure(connection: Any, _record: Any) -> None:
         connection.isolation_level = None  # SQLAlchemy's driver would begin transactions by itself
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute(f"PRAGMA synchronous={synchronous}")
-        connection.execute("PRAGMA wal_autocheckpoint=4000" if writer else "PRAGMA wal_autocheckpoint=0")
-        if not writer:
+        if writer:
+            # Often and little: a commit that checkpoints makes the others wait.
+            connection.execute("PRAGMA wal_autocheckpoint=1000")
+            connection.execute("PRAGMA cache_size=-16384")
+        else:
+            connection.execute("PRAGMA wal_autocheckpoint=0")
             connection.execute("PRAGMA query_only=ON")
 
     @event.listens_for(made, "begin")

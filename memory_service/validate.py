@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from memory_service.domain import ITEM_BYTES, Bank, Chunk, KvSpec, Tensor
+from memory_service.domain import ITEM_BYTES, Bank, Chunk, Expiry, KvSpec, Tensor
 from memory_service.errors import (
     FAILED_PRECONDITION,
     INVALID_ARGUMENT,
@@ -17,11 +17,16 @@ from memory_service.errors import (
 
 LARGEST_DIMENSION = 65_536
 LARGEST_NAME = 200
+# Bytes of a digest or of a word about a producer, and layers of a bank: a page of either fits in a message.
+LARGEST_WORD = 1024
+MOST_LAYERS = 1024
 LARGEST_INT32 = 2**31 - 1
 LARGEST_INT64 = 2**63 - 1
 MOST_IDS = 1000
 # Bytes of a metadata map; a page of the longest fits in a message.
 LARGEST_METADATA = 32 * 1024
+# A thousand years, in microseconds: every time of expiry is one that a Timestamp can say.
+LARGEST_TTL = 1000 * 365 * 24 * 3600 * 1_000_000
 
 
 def bank(new: Bank) -> None:
@@ -29,6 +34,7 @@ def bank(new: Bank) -> None:
     if not (1 <= len(new.name) <= LARGEST_NAME) or not new.name.isprintable() or new.name.strip() != new.name:
         raise invalid("bank.name", f"must have 1 to {LARGEST_NAME} printable characters, without blanks at the ends")
     _kv(new.kv)
+    _word("bank.embedding.embedder_digest", new.embedding.embedder_digest)
     metadata("bank.metadata", new.metadata)
     if not 1 <= new.embedding.dimension <= LARGEST_DIMENSION:
         raise invalid("bank.embedding.dimension", f"must be from 1 to {LARGEST_DIMENSION}")
@@ -39,10 +45,21 @@ def bank(new: Bank) -> None:
         raise invalid("bank.policy", "0 <= lower <= upper <= 100 does not hold")
     if not 0 <= policy.target <= 100:
         raise invalid("bank.policy.target", "must be from 0 to 100")
+    if min(new.quota.chunks, new.quota.tokens, new.quota.bytes) < 0:
+        raise invalid("bank.quota", "must not be negative; 0 means unbounded")
+    _expiry("bank.expiry", new.expiry)
+
+
+def _expiry(field: str, expiry: Expiry) -> None:
+    if not 0 <= expiry.ttl <= LARGEST_TTL:
+        raise invalid(f"{field}.ttl", "must be from 0 (never) to 1000 years")
 
 
 def _kv(kv: KvSpec) -> None:
     metadata("bank.kv.reader_parts", kv.reader_parts)
+    _word("bank.kv.reader_digest", kv.reader_digest)
+    if len(kv.layers) > MOST_LAYERS:
+        raise invalid("bank.kv.layers", f"are {len(kv.layers)}; at most {MOST_LAYERS} are taken")
     if not kv.layers:
         return
     if not kv.reader_digest:
@@ -55,11 +72,18 @@ def _kv(kv: KvSpec) -> None:
         raise invalid("bank.kv.dtype", "must be BF16, FP16 or FP32")
 
 
+def _word(field: str, text: str) -> None:
+    if (size := len(text.encode())) > LARGEST_WORD:
+        raise invalid(field, f"has {size} bytes; at most {LARGEST_WORD} are taken")
+
+
 def metadata(field: str, pairs: Mapping[str, str]) -> None:
     """Errors: INVALID_FIELD."""
     size = sum(len(key.encode()) + len(value.encode()) for key, value in pairs.items())
     if size > LARGEST_METADATA:
         raise invalid(field, f"has {size} bytes; at most {LARGEST_METADATA} are taken")
+    if any("\0" in key or "\0" in value for key, value in pairs.items()):
+        raise invalid(field, "has a NUL character: what is behind it could not be filtered by")
 
 
 def reader(bank_: Bank, digest: str, *, required: bool = True) -> None:
@@ -109,6 +133,8 @@ def chunk(bank_: Bank, new: Chunk, largest: int) -> None:
     if len(new.key) != 16:
         raise invalid("chunk.idempotency_key", f"must have 16 bytes, has {len(new.key)}")
     metadata("chunk.metadata", new.metadata)
+    if new.expiry is not None:
+        _expiry("chunk.expiry", new.expiry)
     if new.start < 0:
         raise invalid("chunk.start", "must not be negative")
     if not 0 <= new.stored_length <= new.original_length:
@@ -121,6 +147,9 @@ def chunk(bank_: Bank, new: Chunk, largest: int) -> None:
         text = "needs a payload" if bank_.kv.layers else "holds vectors only, without a payload"
         raise _tensor_mismatch("", f"a chunk of bank {bank_.name} {text}")
     if new.payload is not None:
+        producer = new.payload.producer
+        for name in ("method", "version", "context", "adapter_digest"):
+            _word(f"chunk.payload.producer.{name}", getattr(producer, name))
         _tensors(bank_.kv, new, new.payload.tensors)
         size = new.payload.length
         if size > largest:

@@ -1,19 +1,46 @@
 """The one thread that commits. Owns the invariant that a single connection writes and checkpoints the database, and
-that committed changes are applied to what is derived from it in commit order."""
+that committed changes are applied to what is derived from it in commit order.
+
+An operation that refuses (raises) has changed nothing; one that may find out late guards what it does by `savepoint`.
+Anything else that fails takes the whole transaction with it.
+"""
 
 import logging
 import queue
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from sqlalchemy import Connection, Engine
 
+from memory_service.errors import ServiceError
+from memory_service.metrics import Metrics
+
 T = TypeVar("T")
 _LARGEST_BATCH = 512
+# A transaction takes no more operations after this time, so that nobody waits long for the writer.
+_LONGEST_BATCH_S = 0.02
 _log = logging.getLogger(__name__)
+
+
+class Companion(Protocol):
+    """What goes along with every transaction: changes that wait in memory, and memory that follows the rows."""
+
+    def pending(self) -> bool:
+        """Whether a transaction is worth it with nothing else waiting."""
+
+    def begun(self, connection: Connection) -> None:
+        """First in every transaction: write what is pending."""
+
+    def committed(self) -> None:
+        """A transaction that had begun was committed."""
+
+    def failed(self) -> None:
+        """A transaction that had begun was not committed."""
 
 
 @dataclass
@@ -23,6 +50,8 @@ class _Job:
     operation: Callable[[Connection], Any] | None = None
     applied: Callable[[Any], None] | None = None
     action: Callable[[], Any] | None = None
+    durable: bool = False
+    last: bool = False
     future: "Future[Any]" = field(default_factory=Future)
     value: Any = None
     error: Exception | None = None
@@ -32,36 +61,60 @@ class _Job:
         self.future.set_running_or_notify_cancel()
 
 
-class Writer:
-    """Group commit: all waiting operations go into one transaction, a savepoint each.
+_STOP = _Job()
 
-    `prelude` runs first in every transaction and returns how to undo its memory side if the commit fails (pending
-    counts); `wanted` says whether a transaction is worth it with nothing waiting, asked every `interval` seconds.
+
+@contextmanager
+def savepoint(connection: Connection) -> Iterator[None]:
+    """Changes made inside are taken back when the block raises."""
+    raw = connection.connection.cursor()
+    raw.execute("SAVEPOINT guarded")
+    try:
+        yield
+    except BaseException:
+        raw.execute("ROLLBACK TO guarded")
+        raise
+    finally:
+        raw.execute("RELEASE guarded")
+
+
+class Writer:
+    """Group commit: waiting operations go into one transaction.
+
+    `durable`: every commit is on the disk before its futures resolve. Otherwise only those of operations submitted as
+    durable are; a power cut may take the commits after the last of them.
     """
 
     def __init__(
-        self,
-        engine: Engine,
-        prelude: Callable[[Connection], Callable[[], None]],
-        wanted: Callable[[], bool],
-        interval: float = 1.0,
+        self, engine: Engine, companion: Companion, metrics: Metrics, *, durable: bool, interval: float = 1.0
     ) -> None:
+        """The companion is asked for pending changes every `interval` seconds."""
         self._engine = engine
         # Here and not in the thread, so that a database that cannot be opened is the caller's error.
         self._connection = engine.connect()
-        self._prelude = prelude
-        self._wanted = wanted
+        self._companion = companion
+        self._metrics = metrics
+        self._durable = durable
         self._interval = interval
-        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._jobs: queue.SimpleQueue[_Job] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="kvbank-writer", daemon=True)
         self._thread.start()
 
-    def submit(self, operation: Callable[[Connection], T], applied: Callable[[T], None] | None = None) -> "Future[T]":
+    def submit(
+        self,
+        operation: Callable[[Connection], T],
+        applied: Callable[[T], None] | None = None,
+        *,
+        durable: bool = False,
+        last: bool = False,
+    ) -> "Future[T]":
         """Commit `operation`; then `applied` gets its result, in commit order, before the future resolves.
+
+        `last`: of its transaction, so that the operations behind it know what `applied` did.
 
         The future tells whether it was committed: an exception of `applied` is a defect, which is logged.
         """
-        job = _Job(operation=operation, applied=applied)
+        job = _Job(operation=operation, applied=applied, durable=durable and not self._durable, last=last)
         self._jobs.put(job)
         return job.future
 
@@ -73,64 +126,92 @@ class Writer:
 
     def close(self) -> None:
         """Commit what waits and what is pending, checkpoint, close the connection."""
-        self._jobs.put(None)
+        self._jobs.put(_STOP)
         self._thread.join()
 
     def _run(self) -> None:
         with self._connection as connection:
-            open_ = True
-            while open_:
-                batch, last, open_ = self._next()
-                if batch or self._wanted():
-                    self._commit(connection, batch)
-                if last is not None:
-                    self._act(last)
+            job: _Job | None = None
+            while job is not _STOP:
+                job = self._wait() if job is None else job
+                if job is None or job.operation is not None or job is _STOP:
+                    job = self._transaction(connection, job)
+                else:
+                    self._act(job)
+                    job = None
             # Through the driver: SQLAlchemy would begin a transaction first.
             connection.connection.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)")
         self._engine.dispose()
 
-    def _next(self) -> tuple[list[_Job], _Job | None, bool]:
-        """The operations of one transaction, an action to run after it, whether to go on."""
-        batch: list[_Job] = []
+    def _wait(self) -> _Job | None:
         try:
-            job = self._jobs.get(timeout=self._interval)
-            while job is not None and job.operation is not None:
-                batch.append(job)
-                if len(batch) == _LARGEST_BATCH:
-                    return batch, None, True
-                job = self._jobs.get_nowait()
+            return self._jobs.get(timeout=self._interval)
         except queue.Empty:
-            return batch, None, True
-        return batch, job, job is not None
+            return None
 
-    def _commit(self, connection: Connection, batch: list[_Job]) -> None:
-        undo: Callable[[], None] | None = None
+    def _transaction(self, connection: Connection, first: _Job | None) -> _Job | None:
+        """Commit `first`, if it is an operation, and those behind it; the job that ended the row of them."""
+        batch = [first] if first is not None and first.operation is not None else []
+        ended = first if first is _STOP else None
+        if not batch and not self._companion.pending():
+            return ended
+        synced, begun = bool(batch) and batch[0].durable, False
+        raw, start = connection.connection.cursor(), time.monotonic()
         try:
+            if synced:
+                raw.execute("PRAGMA synchronous=FULL")
             with connection.begin():
-                undo = self._prelude(connection)
-                for job in batch:
-                    self._execute(connection, job)
+                begun = True
+                self._companion.begun(connection)
+                ended = self._fill(connection, batch, synced) or ended
         except Exception as error:
             _log.exception("commit of %d operations failed", len(batch))
-            if undo is not None:
-                undo()
+            if begun:
+                self._companion.failed()
             for job in batch:
                 job.future.set_exception(error)
-            return
+        else:
+            self._companion.committed()
+            self._metrics.commit_operations.observe(len(batch))
+            self._metrics.commit_seconds.observe(time.monotonic() - start)
+            for job in batch:
+                self._finish(job)
+        finally:
+            if synced:
+                raw.execute("PRAGMA synchronous=NORMAL")
+        return ended
+
+    def _fill(self, connection: Connection, batch: list[_Job], synced: bool) -> _Job | None:
+        """Execute the first of `batch` and what waits behind it, which joins the batch; the job that cannot join."""
+        end = time.monotonic() + _LONGEST_BATCH_S
         for job in batch:
-            self._finish(job)
+            self._execute(connection, job)
+            if job.last or len(batch) == _LARGEST_BATCH or time.monotonic() > end:
+                break
+            try:
+                following = self._jobs.get_nowait()
+            except queue.Empty:
+                break
+            if following.operation is None or (following.durable and not synced):
+                return following
+            batch.append(following)
+        return None
 
     @staticmethod
     def _execute(connection: Connection, job: _Job) -> None:
         """One refused operation does not spoil the others of its transaction."""
         assert job.operation is not None
-        connection.exec_driver_sql("SAVEPOINT job")
+        driver: Any = connection.connection.driver_connection
+        # Changes that were rolled back count too, so it takes a refusal's word for those.
+        before = driver.total_changes
         try:
             job.value = job.operation(connection)
+        except ServiceError as refusal:
+            job.error = refusal
         except Exception as error:
+            if driver.total_changes != before:
+                raise
             job.error = error
-            connection.exec_driver_sql("ROLLBACK TO job")
-        connection.exec_driver_sql("RELEASE job")
 
     @staticmethod
     def _finish(job: _Job) -> None:

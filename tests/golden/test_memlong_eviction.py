@@ -5,10 +5,11 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from memory_service.domain import Capacity, Policy
-from memory_service.eviction import Candidate, plan
+from memory_service.eviction import Candidates, plan
 
 FOLDER = Path(os.environ.get("KVBANK_GOLDEN") or Path(__file__).parent) / "memlong" / "a_eviction"
 
@@ -19,8 +20,11 @@ def _traces(field: str) -> list[Any]:
     return [pytest.param(trace, id=trace["name"]) for trace in usable]
 
 
-def _candidates(ids: list[int], counts: dict[int, int]) -> list[Candidate]:
-    return [Candidate(chunk_id, 1, counts.get(chunk_id, 0)) for chunk_id in ids]
+def _victims(sizes: dict[int, int], counts: dict[int, int], capacity: Capacity, policy: Policy, need: int) -> list[int]:
+    """Of chunks (id -> size), oldest first."""
+    rows = [(chunk_id, size, counts.get(chunk_id, 0), 0) for chunk_id, size in sizes.items()]
+    candidates = Candidates(*np.array(rows, np.int64).reshape(-1, 4).T)
+    return plan(candidates, capacity, policy, sum(sizes.values()), need).ids.tolist()
 
 
 @pytest.mark.parametrize("trace", _traces("capacity_chunks"))
@@ -33,11 +37,11 @@ def test_frequency_follows_the_strict_traces(trace: dict[str, Any]) -> None:
             for chunk_id in step["hit_ids_strict"]:
                 live[chunk_id] += 1
         else:
-            victims = plan(_candidates(list(live), live), capacity, policy, need=len(step["chunk_ids"]))
+            victims = _victims(dict.fromkeys(live, 1), live, capacity, policy, len(step["chunk_ids"]))
             assert bool(victims) == step["overflow_strict"]
-            assert sorted(victim.chunk_id for victim in victims) == sorted(step.get("strict_evicted_ids", []))
+            assert sorted(victims) == sorted(step.get("strict_evicted_ids", []))
             for victim in victims:
-                del live[victim.chunk_id]
+                del live[victim]
             live |= dict.fromkeys(step["chunk_ids"], 0)
         state = step["strict_state"]
         assert (list(live), list(live.values())) == (state["ids"], state["counters"])
@@ -52,10 +56,10 @@ def test_recency_half_follows_the_release(trace: dict[str, Any]) -> None:
             live = []
         if step["op"] == "write":
             size = step["n_tokens"]
-            chunks = [Candidate(chunk_id, size, 0) for chunk_id in live]
-            victims = plan(chunks, Capacity("tokens", trace["memory_size_tokens"]), policy, need=size)
+            capacity = Capacity("tokens", trace["memory_size_tokens"])
+            victims = _victims(dict.fromkeys(live, size), {}, capacity, policy, size)
             assert bool(victims) == step["overflow"]
-            live = [*(i for i in live if i not in {victim.chunk_id for victim in victims}), step["chunk_id"]]
+            live = [*(i for i in live if i not in victims), step["chunk_id"]]
         if step["state"]:
             assert live == step["state"][0]["faiss_chunk_ids"]
 

@@ -1,6 +1,7 @@
 """Damage, crashes, restarts, schemas: nothing acknowledged is lost, nothing wrong is served."""
 
 import contextlib
+import json
 import multiprocessing
 import os
 import random
@@ -20,7 +21,7 @@ from memory_service import cli, schema
 from memory_service.domain import Payload, Producer
 from memory_service.errors import StartError
 from memory_service.payloads import Payloads
-from memory_service.search import BankIndex
+from memory_service.search.index import BankIndex
 from memory_service.server import LocalServer
 
 DATA_LOSS = grpc.StatusCode.DATA_LOSS
@@ -49,6 +50,33 @@ def test_damage_is_never_served(caller, refused, payload_path, data, damage):
     assert caller.usage().chunks_quarantined == 1
     kept = [found.stem for found in (data / "quarantine").rglob("*.safetensors")]
     assert kept == ([] if damage is Path.unlink else [str(bad)])
+
+
+def test_what_was_known_of_a_damaged_chunk_is_kept_beside_its_file(caller, refused, payload_path, data):
+    chunk_id = caller.add()
+    _flip(payload_path(chunk_id))
+    with refused("CHECKSUM_MISMATCH", DATA_LOSS):
+        caller.retrieve()
+    (note,) = (data / "quarantine").rglob("*.json")
+    said = json.loads(note.read_text())
+    assert note.with_suffix(".safetensors").exists()
+    assert (said["chunk"]["chunk_id"], said["chunk"]["start"]) == (chunk_id, 100)
+    assert json.loads(said["chunk"]["meta"]) == {"speaker": "a"}
+    assert said["content"]["text"] == "a text"
+    assert "none" in said["content"]["payload"]
+
+
+@pytest.mark.parametrize("missing", ["payloads", "payloads/*"])
+def test_a_disk_that_is_not_there_is_no_damage(caller, refused, data, missing):
+    chunk_id = caller.add()
+    (folder,) = data.glob(missing)
+    folder.rename(data / "elsewhere")
+    for call in (caller.retrieve, lambda: caller.fetch(chunk_id)):
+        with refused("STORAGE_ERROR", grpc.StatusCode.UNAVAILABLE):
+            call()
+    assert caller.usage().chunks_quarantined == 0
+    (data / "elsewhere").rename(folder)
+    assert list(caller.retrieve()[1]) == [chunk_id]
 
 
 def test_swapped_files_are_noticed(caller, refused, payload_path):
@@ -218,7 +246,7 @@ def test_unix_socket(tmp_path):
 NEXT = '''"""One more column."""
 import sqlalchemy as sa
 from alembic import op
-revision, down_revision = "0002", "0001"
+revision, down_revision = "0003", "0002"
 
 
 def upgrade() -> None:
@@ -231,7 +259,7 @@ def upgrade() -> None:
 def next_schema(tmp_path):
     """The migrations with one more version."""
     folder = shutil.copytree(schema.migrations(), tmp_path / "migrations")
-    (folder / "versions" / "0002_next.py").write_text(NEXT)
+    (folder / "versions" / "0003_next.py").write_text(NEXT)
     return folder
 
 
@@ -242,7 +270,7 @@ def test_older_and_newer_schema(serving, data, next_schema, monkeypatch):
     serving.stop()
     with monkeypatch.context() as patched:
         patched.setattr(schema, "migrations", lambda: next_schema)
-        with pytest.raises(StartError, match=f"older schema 0001.*kvbank serve --data {data} --migrate"):
+        with pytest.raises(StartError, match=f"older schema 0002.*kvbank serve --data {data} --migrate"):
             serving()
         assert list(serving(migrate=True).retrieve()[1]) == [chunk_id]
         assert list(serving().retrieve()[1]) == [chunk_id]
@@ -276,7 +304,7 @@ def test_a_fresh_database_equals_a_migrated_one(tmp_path):
     schema.create(tmp_path / "fresh.db")
     fresh = shape(tmp_path / "fresh.db")
     assert fresh == shape(tmp_path / "migrated.db")
-    assert len(fresh[0]) == 6
+    assert len(fresh[0]) == 10
     assert len(fresh[2]) == 2
 
 

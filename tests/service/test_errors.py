@@ -22,8 +22,8 @@ from kvbank.v1 import service_pb2 as pb
 from memory_service import recall
 from memory_service.errors import to_service_error
 from memory_service.payloads import Payloads
+from memory_service.receiving import LARGEST_HEADER
 from memory_service.server import SERVICE
-from memory_service.service import LARGEST_HEADER
 from memory_service.validate import LARGEST_METADATA
 
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
@@ -45,6 +45,18 @@ def test_not_finite(caller, refused, vector):
     assert len(caller.retrieve()[1]) == 1
 
 
+def test_long_words_of_a_caller_leave_room_for_the_reason(caller, refused):
+    """An answer's trailing metadata are few kB, beyond which gRPC drops code and reason."""
+    long = "\N{SNOWMAN}" * 100_000
+    with refused("BANK_NOT_FOUND", NOT_FOUND):
+        caller.retrieve(banks=[long])
+    with refused("READER_MISMATCH", PRECONDITION):
+        caller.retrieve(reader_digest=long)
+    with refused("EMBEDDER_MISMATCH", PRECONDITION):
+        caller.retrieve(embedder_digest=long)
+    assert caller.retrieve()
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [
@@ -64,6 +76,14 @@ def test_bad_chunk_field(caller, refused, field, value):
     assert caller.ids() == []
 
 
+def test_long_words_about_a_producer(caller, refused):
+    chunk, data = caller.chunk()
+    chunk.payload.producer.version = "1" * 1025
+    with refused("INVALID_FIELD", INVALID):
+        caller.write((chunk, data))
+    assert refused.info.metadata["field"] == "chunk.payload.producer.version"
+
+
 def test_bad_bank_fields(caller, refused):
     for fields in (
         {"name": ""},
@@ -71,6 +91,9 @@ def test_bad_bank_fields(caller, refused):
         {"name": "a\nb"},
         {"layers": [2, 1]},
         {"kv": bank_pb2.KvSpec(layers=[1])},
+        {"kv": bank_pb2.KvSpec(reader_digest="r" * 1025, layers=[1], kv_heads=1, head_dim=1, dtype=1)},
+        {"layers": range(1025)},
+        {"embedding": bank_pb2.EmbeddingSpec(embedder_digest="e" * 1025, dimension=1)},
         {"kv": bank_pb2.KvSpec(reader_digest="r", layers=[1], kv_heads=1, head_dim=0, dtype=1)},
         {"kv": bank_pb2.KvSpec(reader_digest="r", layers=[1], kv_heads=1, head_dim=1, dtype=4)},
         {"embedding": bank_pb2.EmbeddingSpec(dimension=0)},
@@ -269,6 +292,14 @@ def test_what_is_not_a_tensor_is_bounded_too(caller, refused):
     with refused("INVALID_FIELD", INVALID):
         caller.stub.UpdateChunk(pb.UpdateChunkRequest(bank="b", chunk_id=chunk_id, metadata=long))
     assert caller.ids() == [chunk_id]
+
+
+def test_metadata_has_no_nul(caller, refused):
+    """SQLite reads a text of JSON up to it: a filter for "a" would find "a\\0b", and one for "a\\0b" nothing."""
+    chunk_id = caller.add()
+    for metadata in ({"speaker": "a\0b"}, {"a\0b": "speaker"}):
+        with refused("INVALID_FIELD", INVALID):
+            caller.stub.UpdateChunk(pb.UpdateChunkRequest(bank="b", chunk_id=chunk_id, metadata=metadata))
 
 
 def test_an_answer_beyond_the_limit_says_so(serving, refused):

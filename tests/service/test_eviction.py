@@ -1,14 +1,15 @@
-"""Eviction through the service; the rule itself is tested on MemLong's traces."""
+"""Eviction through the service; the rules themselves are in test_policies, and on MemLong's traces in golden."""
 
+import itertools
+import time
+
+import grpc
+import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from kvbank.v1 import bank_pb2
 from kvbank.v1 import service_pb2 as pb
-from memory_service import bank as bank_module
-from memory_service.domain import Capacity, Policy
-from memory_service.eviction import Candidate, plan
+from memory_service import room
 
 AXES = [tuple(float(i == axis) for i in range(4)) for axis in range(4)]
 
@@ -85,7 +86,7 @@ def test_files_of_victims_go(serving, data):
 
 def test_a_large_eviction_goes_on_in_batches(caller, monkeypatch):
     """The write's own transaction is bounded; the rest of the plan follows, and the log has it all."""
-    monkeypatch.setattr(bank_module, "MOST_VICTIMS", 4)
+    monkeypatch.setattr(room, "STEP", 4)
     caller.create("c", layers=[], capacity={"chunks": 20})
     caller.write(*(caller.chunk(layers=[]) for _ in range(20)), bank="c")
     planned = [victim.chunk_id for victim in explain(caller).victims]
@@ -94,6 +95,28 @@ def test_a_large_eviction_goes_on_in_batches(caller, monkeypatch):
     while len(caller.ids("c")) > 11:
         pass
     assert [entry.chunk_id for entry in reversed(evictions(caller))] == planned
+
+
+@pytest.mark.parametrize("kind", [bank_pb2.POLICY_KIND_FREQUENCY, bank_pb2.POLICY_KIND_LRU])
+def test_a_plan_is_the_same_after_a_restart(serving, kind):
+    """What is kept in memory for eviction follows every change as the records do."""
+    caller = serving()
+    caller.create("c", capacity={"tokens": 120}, policy={"kind": kind, "lower": 0, "upper": 100, "target": 70})
+    random = np.random.default_rng(kind)
+    for _ in range(3):
+        for _ in range(25):
+            caller.add(random.standard_normal(4), bank="c", m=int(random.integers(1, 6)))
+            caller.retrieve(random.standard_normal(4), banks=["c"], top_k=3, omit_payload=True)
+            some = random.choice(caller.ids("c"), 2).tolist()
+            caller.stub.PinChunks(pb.PinChunksRequest(bank="c", chunk_ids=some[:1], pinned=random.random() < 0.1))
+            if random.random() < 0.2:
+                caller.stub.DeleteChunks(pb.DeleteChunksRequest(bank="c", chunk_ids=some[1:]))
+        need = min(140 - caller.usage("c").tokens, 100)
+        before = explain(caller, need=need)
+        assert before.victims
+        caller = serving()
+        caller._keys = itertools.count(1000 * max(caller.ids("c")))
+        assert explain(caller, need=need) == before
 
 
 def test_log_is_paged_newest_first(caller):
@@ -130,20 +153,40 @@ def test_counts_survive_a_restart(serving):
     assert caller.count(chunk_id) == 1
 
 
-@given(
-    st.lists(st.tuples(st.integers(0, 9), st.integers(0, 5)), max_size=40),
-    st.integers(0, 100),
-    st.integers(0, 100),
-    st.integers(0, 100),
-    st.integers(0, 30),
-    st.sampled_from(["frequency", "recency_half"]),
-    st.sampled_from(["chunks", "tokens"]),
-)
-def test_plan_makes_room_and_names_each_victim_once(chunks, lower, upper, target, need, kind, unit):
-    live = [Candidate(i, 1 if unit == "chunks" else size, count) for i, (size, count) in enumerate(chunks)]
-    usage = sum(chunk.size for chunk in live)
-    capacity = Capacity(unit, max(usage, need, 1))
-    victims = plan(live, capacity, Policy(kind, min(lower, upper), max(lower, upper), target), need)
-    assert len({victim.chunk_id for victim in victims}) == len(victims)
-    assert usage - sum(victim.size for victim in victims) + need <= capacity.limit
-    assert bool(victims) <= (usage + need > capacity.limit)
+def test_a_bank_whose_capacity_is_lowered_is_brought_down_to_it_in_steps(caller):
+    deadline = time.monotonic() + 30
+    caller.create("c", layers=[], capacity={"chunks": 3000})
+    ids = [ack.chunk_id for ack in caller.write(*(caller.chunk(layers=[]) for _ in range(1500)), bank="c")]
+    caller.stub.PinChunks(pb.PinChunksRequest(bank="c", chunk_ids=ids[:3], pinned=True))
+    lower(caller, 100)
+    while caller.usage("c").chunks > 100:
+        assert time.monotonic() < deadline
+    assert set(ids[:3]) <= set(caller.ids("c"))
+
+
+def test_a_write_to_a_bank_that_is_being_brought_down_evicts_little_itself(caller):
+    caller.create("c", layers=[], capacity={"chunks": 3000})
+    caller.write(*(caller.chunk(layers=[]) for _ in range(1500)), bank="c")
+    lower(caller, 100)
+    (ack,) = caller.write(caller.chunk(layers=[]), bank="c")
+    assert len(ack.evicted_chunk_ids) <= 500
+    assert caller.usage("c").chunks <= 100
+    assert ack.chunk_id in caller.ids_of_all("c")
+
+
+@pytest.mark.parametrize("kind", ["pinned", "reject"])
+def test_a_bank_with_a_lower_capacity_that_may_lose_nothing_is_full(caller, refused, kind):
+    policy = {"kind": bank_pb2.POLICY_KIND_REJECT} if kind == "reject" else {}
+    caller.create("c", layers=[], capacity={"chunks": 30}, policy=policy)
+    ids = [ack.chunk_id for ack in caller.write(*(caller.chunk(layers=[]) for _ in range(20)), bank="c")]
+    if kind == "pinned":
+        caller.stub.PinChunks(pb.PinChunksRequest(bank="c", chunk_ids=ids, pinned=True))
+    lower(caller, 10)
+    with refused("BANK_FULL", grpc.StatusCode.RESOURCE_EXHAUSTED):
+        caller.write(caller.chunk(layers=[]), bank="c")
+    assert caller.ids("c") == ids
+
+
+def lower(caller, chunks):
+    bank = bank_pb2.Bank(name="c", capacity={"chunks": chunks})
+    caller.stub.UpdateBank(pb.UpdateBankRequest(bank=bank, update_mask={"paths": ["capacity"]}))

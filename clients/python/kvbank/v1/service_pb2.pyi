@@ -151,26 +151,36 @@ class StagedPayload(_message.Message):
     def __init__(self, name: _Optional[str] = ..., offset: _Optional[int] = ..., nonce: _Optional[bytes] = ...) -> None: ...
 
 class WriteChunksRequest(_message.Message):
-    __slots__ = ("header", "data")
+    __slots__ = ("header", "data", "headers")
     HEADER_FIELD_NUMBER: _ClassVar[int]
     DATA_FIELD_NUMBER: _ClassVar[int]
+    HEADERS_FIELD_NUMBER: _ClassVar[int]
     header: ChunkHeader
     data: bytes
-    def __init__(self, header: _Optional[_Union[ChunkHeader, _Mapping]] = ..., data: _Optional[bytes] = ...) -> None: ...
+    headers: ChunkHeaders
+    def __init__(self, header: _Optional[_Union[ChunkHeader, _Mapping]] = ..., data: _Optional[bytes] = ..., headers: _Optional[_Union[ChunkHeaders, _Mapping]] = ...) -> None: ...
+
+class ChunkHeaders(_message.Message):
+    __slots__ = ("headers",)
+    HEADERS_FIELD_NUMBER: _ClassVar[int]
+    headers: _containers.RepeatedCompositeFieldContainer[ChunkHeader]
+    def __init__(self, headers: _Optional[_Iterable[_Union[ChunkHeader, _Mapping]]] = ...) -> None: ...
 
 class WriteChunksResponse(_message.Message):
-    __slots__ = ("idempotency_key", "chunk_id", "replayed", "gone", "evicted_chunk_ids")
+    __slots__ = ("idempotency_key", "chunk_id", "replayed", "gone", "evicted_chunk_ids", "more")
     IDEMPOTENCY_KEY_FIELD_NUMBER: _ClassVar[int]
     CHUNK_ID_FIELD_NUMBER: _ClassVar[int]
     REPLAYED_FIELD_NUMBER: _ClassVar[int]
     GONE_FIELD_NUMBER: _ClassVar[int]
     EVICTED_CHUNK_IDS_FIELD_NUMBER: _ClassVar[int]
+    MORE_FIELD_NUMBER: _ClassVar[int]
     idempotency_key: bytes
     chunk_id: int
     replayed: bool
     gone: bool
     evicted_chunk_ids: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, idempotency_key: _Optional[bytes] = ..., chunk_id: _Optional[int] = ..., replayed: _Optional[bool] = ..., gone: _Optional[bool] = ..., evicted_chunk_ids: _Optional[_Iterable[int]] = ...) -> None: ...
+    more: _containers.RepeatedCompositeFieldContainer[WriteChunksResponse]
+    def __init__(self, idempotency_key: _Optional[bytes] = ..., chunk_id: _Optional[int] = ..., replayed: _Optional[bool] = ..., gone: _Optional[bool] = ..., evicted_chunk_ids: _Optional[_Iterable[int]] = ..., more: _Optional[_Iterable[_Union[WriteChunksResponse, _Mapping]]] = ...) -> None: ...
 
 class Filter(_message.Message):
     __slots__ = ("metadata", "created_from", "created_before", "start_from", "start_before", "pinned")

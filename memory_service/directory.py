@@ -1,0 +1,44 @@
+"""The banks by name and id, as last committed, so that no request reads their rows. Changed by the writer's thread."""
+
+from collections.abc import Iterable
+
+from memory_service.domain import Bank
+from memory_service.errors import NOT_FOUND, ServiceError
+
+
+class Directory:
+    """Usage figures in it are of some earlier time."""
+
+    def __init__(self, banks: Iterable[Bank]) -> None:
+        self._by_name: dict[str, Bank] = {}
+        self._by_id: dict[int, Bank] = {}
+        for bank in banks:
+            self.put(bank)
+
+    def named(self, name: str) -> Bank:
+        """Errors: BANK_NOT_FOUND."""
+        bank = self._by_name.get(name)
+        if bank is None:
+            raise bank_not_found(name)
+        return bank
+
+    def current(self, bank_id: int) -> Bank | None:
+        """The bank as it was last changed; None when it is gone."""
+        return self._by_id.get(bank_id)
+
+    def put(self, bank: Bank) -> None:
+        """A bank is new or changed."""
+        self._by_name[bank.name] = self._by_id[bank.bank_id] = bank
+
+    def remove(self, bank: Bank) -> None:
+        """A bank is gone."""
+        del self._by_name[bank.name], self._by_id[bank.bank_id]
+
+    def all(self) -> list[Bank]:
+        """Every bank."""
+        return list(self._by_id.values())
+
+
+def bank_not_found(name: str) -> ServiceError:
+    """BANK_NOT_FOUND."""
+    return ServiceError(NOT_FOUND, "BANK_NOT_FOUND", f"there is no bank {name!r}", bank=name)

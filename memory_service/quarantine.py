@@ -1,0 +1,61 @@
+"""quarantine/: what was taken out of service, for a person to look at. quarantine/<bank uid>/<chunk id>.json is the
+record, bytes as base64, and <chunk id>.safetensors beside it the file, if there was one."""
+
+import base64
+import json
+import os
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection
+
+from memory_service.payloads import SUFFIX, name, sync_folder
+
+FOLDER = "quarantine"
+_CHUNKS = "SELECT * FROM chunks WHERE chunk_id IN (SELECT value FROM json_each(?))"
+_CONTENTS = "SELECT * FROM contents WHERE chunk_id IN (SELECT value FROM json_each(?))"
+
+
+def set_aside(connection: Connection, data: Path, bank_uid: str, why: Mapping[int, str]) -> None:
+    """Records and files of chunks (id -> reason), durably; the rows stay, so that a kill before they go loses nothing.
+
+    Once more does nothing.
+    """
+    folder = data / FOLDER / bank_uid
+    folder.mkdir(parents=True, exist_ok=True)
+    ids = json.dumps(list(why))
+    contents = {row.chunk_id: _plain(row._mapping) for row in connection.exec_driver_sql(_CONTENTS, (ids,))}
+    for row in connection.exec_driver_sql(_CHUNKS, (ids,)):
+        record = {
+            "why": why[row.chunk_id],
+            "quarantined": datetime.now(UTC).isoformat(timespec="seconds"),
+            "chunk": _plain(row._mapping),
+            "content": contents.get(row.chunk_id),
+        }
+        _save(folder / f"{row.chunk_id}.json", record)
+        file = data / name(bank_uid, row.chunk_id)
+        if file.exists():
+            os.rename(file, folder / f"{row.chunk_id}{SUFFIX}")
+    for changed in (folder, folder.parent, data):
+        sync_folder(changed)
+
+
+def _plain(row: Mapping[Any, Any]) -> dict[str, Any]:
+    return {
+        str(name): base64.b64encode(value).decode() if isinstance(value, bytes) else value
+        for name, value in row.items()
+    }
+
+
+def _save(path: Path, record: dict[str, Any]) -> None:
+    """Keep one that is there: a run that was killed after it had moved the file would say that it is missing."""
+    if path.exists():
+        return
+    temporary = path.with_suffix(".tmp")
+    with open(temporary, "w") as file:
+        json.dump(record, file, indent=2)
+        file.flush()
+        os.fsync(file.fileno())
+    os.rename(temporary, path)

@@ -1,0 +1,81 @@
+"""How chunks leave a bank. Owns the order: rows and ledger in the transaction, then the index, then the files."""
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from functools import partial
+
+from sqlalchemy import Connection
+
+from memory_service import records
+from memory_service.domain import Bank, EvictionReason
+from memory_service.janitor import Janitor
+from memory_service.metrics import Metrics
+from memory_service.payloads import Payloads
+from memory_service.records import Records
+from memory_service.search import SearchIndexes
+
+# Rows that one operation removes, so that nobody waits long for the writer.
+STEP = 250
+
+
+class Removal:
+    """Shared by deletion, eviction and expiry."""
+
+    def __init__(
+        self, store: Records, payloads: Payloads, indexes: SearchIndexes, janitor: Janitor, metrics: Metrics
+    ) -> None:
+        self._records = store
+        self._payloads = payloads
+        self._indexes = indexes
+        self._janitor = janitor
+        self._metrics = metrics
+
+    def remove(
+        self, bank: Bank, chunk_ids: Sequence[int], counter: str, *, keep_files: bool = False
+    ) -> "Future[list[int]]":
+        """Those of the ids that existed, when they are gone; counted in `counter` of the bank (chunks_deleted, ...)."""
+
+        def operation(connection: Connection) -> list[int]:
+            gone = records.remove(connection, bank.bank_id, chunk_ids, counter).ids
+            self._records.ledgers.change(bank.bank_id, lambda ledger: ledger.remove(gone))
+            return gone
+
+        def applied(gone: list[int]) -> None:
+            self._metrics.gone[counter].inc(len(gone))
+            self._indexes.removed(bank, gone)
+            if not keep_files:
+                self._unlink(bank, gone)
+
+        return self._records.writer.submit(operation, applied)
+
+    def evicted(self, bank: Bank, chunk_ids: Sequence[int], reasons: Mapping[EvictionReason, int]) -> None:
+        """After the commit that removed the rows."""
+        if chunk_ids:
+            for reason, count in reasons.items():
+                self._metrics.chunks_evicted.labels(reason).inc(count)
+            self._indexes.removed(bank, chunk_ids)
+            self._unlink(bank, chunk_ids)
+
+    def _unlink(self, bank: Bank, chunk_ids: Sequence[int]) -> None:
+        if bank.kv.layers:
+            self._janitor.later(self._payloads.unlink, bank.uid, chunk_ids)
+
+    def hide(self, bank: Bank, chunk_ids: Sequence[int]) -> None:
+        """Out of the index, before the rows go."""
+        self._records.writer.between(lambda: self._indexes.removed(bank, chunk_ids)).result()
+
+    def bank_deleted(self, bank: Bank) -> None:
+        """After the commit that took the bank's row; what it held goes bit by bit, also after a restart."""
+        self._indexes.dropped(bank)
+        self._janitor.later(self._payloads.drop_bank, bank.uid)
+        self.clear(bank.bank_id)
+
+    def clear(self, bank_id: int) -> None:
+        """Remove the rows of a deleted bank, in transactions of their own between those of others."""
+
+        def applied(done: bool) -> None:
+            if not done:
+                self.clear(bank_id)
+
+        step = partial(records.clear_gone_bank, bank_id=bank_id, most=STEP)
+        self._records.writer.submit(step, applied)

@@ -1,0 +1,192 @@
+"""One chunk's way into a bank: checked, stored, committed, applied. Owns that order (file, row, index, answer) and
+idempotency: a key is written once, and answered the same way for as long as it is known."""
+
+import json
+import os
+import time
+from collections.abc import Mapping
+from concurrent.futures import Future
+from contextlib import nullcontext
+from dataclasses import astuple, dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import xxhash
+from sqlalchemy import Connection
+
+from memory_service import records, validate
+from memory_service.directory import Directory, bank_not_found
+from memory_service.domain import Bank, Chunk, Payload, Quota, Unit
+from memory_service.errors import ALREADY_EXISTS, INVALID_ARGUMENT, RESOURCE_EXHAUSTED, QuotaError, ServiceError
+from memory_service.janitor import Janitor
+from memory_service.metrics import Metrics
+from memory_service.payloads import Buffer, Payloads
+from memory_service.records import Records, now_us
+from memory_service.room import Made, Room, size_of
+from memory_service.search import SearchIndexes
+from memory_service.settings import Settings
+from memory_service.staging import StagedFile
+from memory_service.writer import savepoint
+
+_UNITS: tuple[Unit, ...] = ("chunks", "tokens", "bytes")
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """Answer to a write: `evicted` went with it; `replayed`: nothing was written now."""
+
+    key: bytes
+    chunk_id: int
+    replayed: bool = False
+    gone: bool = False
+    evicted: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Writes:
+    """The write path of a data folder."""
+
+    settings: Settings
+    directory: Directory
+    records: Records
+    payloads: Payloads
+    indexes: SearchIndexes
+    room: Room
+    janitor: Janitor
+    metrics: Metrics
+
+    def begin(self, bank: Bank, chunk_id: int, chunk: Chunk, data: Buffer | StagedFile) -> "Future[Written]":
+        """Store an admitted chunk; the future resolves when it is durable and can be found.
+
+        `data`: the payload's tensors in descriptor order, with the checksums (seed 0) that the descriptor states.
+        Errors: CHECKSUM_IN_TRANSIT, TENSOR_MISMATCH, DISK_FULL, STAGED_FILE; by the future those of `_Write.commit`.
+        """
+        # What is staged is on the disk already.
+        self._check_space(0 if isinstance(data, StagedFile) else len(data))
+        digest = _request_digest(chunk)
+        expiry = bank.expiry if chunk.expiry is None else chunk.expiry
+        payload = chunk.payload and self._store(bank, chunk_id, chunk, chunk.payload, data)
+        stored = replace(chunk, chunk_id=chunk_id, bank=bank.name, created=now_us(), expiry=expiry, payload=payload)
+        return self._submit(_Write(self, bank, stored, records.row_of(bank.bank_id, stored, digest)))
+
+    def _submit(self, write: "_Write") -> "Future[Written]":
+        self.room.prepare(write.bank.bank_id, write.chunk)
+        begun = time.perf_counter()
+        future = self.records.writer.submit(write.commit, write.applied)
+        future.add_done_callback(lambda _: self.metrics.stages["commit"].observe(time.perf_counter() - begun))
+        if write.chunk.payload is not None:
+            future.add_done_callback(write.settled)
+        return future
+
+    def _store(self, bank: Bank, chunk_id: int, chunk: Chunk, payload: Payload, data: Buffer | StagedFile) -> Payload:
+        if not isinstance(data, StagedFile):
+            _check_bytes(chunk, data)
+        with self.metrics.stages["store"].time():
+            if isinstance(data, StagedFile):
+                return self.payloads.adopt(bank.uid, chunk_id, payload, data, partial(_check_bytes, chunk))
+            return self.payloads.write(bank.uid, chunk_id, payload, data)
+
+    def _check_space(self, size: int) -> None:
+        """Keep `min_free` back, so that deletes and checkpoints still work."""
+        stat = os.statvfs(self.settings.data)
+        free, kept = stat.f_bavail * stat.f_frsize, self.settings.min_free
+        if free - size < kept:
+            text = f"{free} bytes are free, {kept} are kept back"
+            raise ServiceError(RESOURCE_EXHAUSTED, "DISK_FULL", text, free=free, min_free=kept)
+
+
+@dataclass(slots=True)
+class _Write:
+    """A chunk whose file is in place; what follows is the writer's."""
+
+    path: Writes
+    bank: Bank
+    chunk: Chunk
+    row: Mapping[str, Any]
+    made: Made = field(default_factory=Made)
+
+    def commit(self, connection: Connection) -> Written:
+        """Row, evictions and usage in one transaction.
+
+        Errors: KEY_REUSED, BANK_NOT_FOUND, BANK_FULL, TOO_LARGE, QUOTA_EXCEEDED.
+        """
+        chunk, bank_id = self.chunk, self.bank.bank_id
+        if found := records.find_key(connection, bank_id, chunk.key):
+            return self._replay(*found)
+        bank = self.path.directory.current(bank_id)
+        if bank is None:
+            raise bank_not_found(self.bank.name)
+        # A refusal takes the evictions back.
+        with savepoint(connection) if bank.capacity else nullcontext():
+            self.made = self.path.room.make(connection, bank, chunk)
+            if bank.quota != Quota():
+                _check_quota(connection, bank, chunk)
+            if not records.insert_chunk(connection, self.row):
+                raise bank_not_found(bank.name)
+        self.path.room.enter(bank, chunk, self.made)
+        return Written(chunk.key, chunk.chunk_id, evicted=tuple(self.made.evicted))
+
+    def _replay(self, chunk_id: int, digest: bytes, gone: bool) -> Written:
+        key = self.chunk.key
+        if digest != self.row["digest"]:
+            text = f"idempotency key {key.hex()} was used for other content (chunk {chunk_id})"
+            raise ServiceError(ALREADY_EXISTS, "KEY_REUSED", text, key=key.hex(), chunk_id=chunk_id)
+        return Written(key, chunk_id, replayed=True, gone=gone)
+
+    def applied(self, written: Written) -> None:
+        """After the commit, in the writer's thread."""
+        if not written.replayed:
+            self.path.metrics.chunks_written.inc()
+            vector = np.frombuffer(self.chunk.embedding, "<f4")
+            self.path.indexes.added(self.bank, [self.chunk.chunk_id], vector[None])
+            if self.made.evicted:
+                self.path.room.applied(self.bank, self.made)
+
+    def settled(self, done: "Future[Written]") -> None:
+        """The file of a chunk that was refused, or is there already, is nobody's.
+
+        After a commit that failed nobody can say: the next start's sweep looks at the records.
+        """
+        error = done.exception()
+        if isinstance(error, ServiceError) or (error is None and done.result().replayed):
+            self.path.janitor.later(self.path.payloads.unlink, self.bank.uid, [self.chunk.chunk_id])
+
+
+def _check_bytes(chunk: Chunk, data: Buffer) -> None:
+    view, begin = memoryview(data), 0
+    for tensor in chunk.payload.tensors if chunk.payload else ():
+        part = view[begin : begin + tensor.length]
+        if xxhash.xxh3_64_intdigest(part) != tensor.checksum:
+            text = f"the bytes of tensor {tensor.name} do not match the checksum that was sent with them"
+            raise ServiceError(INVALID_ARGUMENT, "CHECKSUM_IN_TRANSIT", text, tensor=tensor.name)
+        if tensor.name.startswith("pos."):
+            validate.positions(tensor, part, chunk.original_length)
+        begin += tensor.length
+
+
+def _check_quota(connection: Connection, bank: Bank, chunk: Chunk) -> None:
+    """After the evictions, which may have made the room that it asks for."""
+    usage = records.usage(connection, bank.bank_id)
+    for unit in _UNITS:
+        limit, used, size = getattr(bank.quota, unit), getattr(usage, unit), size_of(chunk, unit)
+        if limit and used + size > limit:
+            raise QuotaError(bank.name, unit, used, limit, size)
+
+
+def _request_digest(chunk: Chunk) -> bytes:
+    """Of all that the caller said, tensors by their checksums: equal exactly for a repeated request."""
+    payload = chunk.payload
+    said: list[Any] = [
+        (chunk.start, chunk.original_length, chunk.stored_length, chunk.text, sorted(chunk.metadata.items())),
+        [(t.name, t.dtype, t.shape, 0, t.length, t.checksum) for t in payload.tensors] if payload else None,
+        astuple(payload.producer) if payload else None,
+        (len(chunk.token_ids), len(chunk.embedding)),
+    ]
+    # Only where it is said, so that what was written before there was such a thing keeps its digest.
+    if chunk.pinned or chunk.expiry is not None:
+        said.append((chunk.pinned, chunk.expiry and astuple(chunk.expiry)))
+    digest = xxhash.xxh3_128(json.dumps(said).encode())
+    digest.update(chunk.token_ids)
+    digest.update(chunk.embedding)
+    return digest.digest()

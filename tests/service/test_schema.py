@@ -1,0 +1,93 @@
+"""Folders of released schemas are upgraded with all that they hold."""
+
+import os
+import sqlite3
+from contextlib import closing
+
+import grpc
+import pytest
+
+from kvbank.v1 import bank_pb2
+from kvbank.v1 import service_pb2 as pb
+from memory_service import schema
+from memory_service.errors import StartError
+
+AXES = [tuple(float(i == axis) for i in range(4)) for axis in range(4)]
+# A caller that is made anew begins with the same keys.
+NEW_KEY = b"a key not used.."
+# Where the columns of a table of schema 0001 are today.
+SOURCES_0001 = {
+    "store": "new.store",
+    "banks": "new.banks",
+    "chunks": "new.chunks JOIN new.contents USING (chunk_id)",
+    "spent_keys": "new.spent_keys",
+    "evictions": "new.evictions",
+}
+
+
+def to_0001(data):
+    """Make the folder's database one of the first schema, with the same content."""
+    old = data / "old.db"
+    schema.upgrade(old, "0001")
+    with closing(sqlite3.connect(old)) as database:
+        database.execute("ATTACH ? AS new", (str(data / "metadata.db"),))
+        for table, source in SOURCES_0001.items():
+            names = ", ".join(name for _, name, *_ in database.execute(f"PRAGMA main.table_info({table})"))
+            database.execute(f"INSERT INTO main.{table} ({names}) SELECT {names} FROM {source}")
+        database.commit()
+    os.replace(old, data / "metadata.db")
+
+
+def everything(caller):
+    """What a client can know of the two banks."""
+    banks = caller.stub.ListBanks(pb.ListBanksRequest()).banks
+    chunks = [
+        chunk
+        for bank in banks
+        for chunk in caller.stub.ListChunks(pb.ListChunksRequest(bank=bank.name, with_embedding=True)).chunks
+    ]
+    evictions = caller.stub.ListEvictions(pb.ListEvictionsRequest(bank="c")).evictions
+    return list(banks), chunks, list(evictions), caller.retrieve(AXES[1], skip_count=True)[1]
+
+
+def test_upgrade_from_0001(serving, data):
+    caller = serving()
+    caller.create(metadata={"a": "b"})
+    caller.create("c", layers=[], capacity={"chunks": 2}, policy={"kind": bank_pb2.POLICY_KIND_RECENCY_HALF})
+    written = [caller.chunk(axis) for axis in AXES]
+    acks = caller.write(*written)
+    caller.retrieve(AXES[2], top_k=1)
+    caller.stub.DeleteChunks(pb.DeleteChunksRequest(bank="b", chunk_ids=[acks[0].chunk_id]))
+    for _ in range(3):
+        caller.add(bank="c", layers=[])
+    before = everything(caller)
+    serving.stop()
+    to_0001(data)
+    with pytest.raises(StartError, match="older schema 0001"):
+        serving()
+    caller = serving(migrate=True)
+    assert everything(caller) == before
+    again = caller.write(*written)
+    assert [(ack.chunk_id, ack.replayed, ack.gone) for ack in again] == [
+        (ack.chunk_id, True, place == 0) for place, ack in enumerate(acks)
+    ]
+    assert caller.add(idempotency_key=NEW_KEY) > max(ack.chunk_id for ack in acks)
+
+
+def test_what_an_upgraded_bank_can_do(serving, data, refused):
+    """It has no quota and no expiry, until it is given them."""
+    caller = serving()
+    caller.create()
+    chunk_id = caller.add()
+    serving.stop()
+    to_0001(data)
+    caller = serving(migrate=True)
+    bank = caller.stub.GetBank(pb.GetBankRequest(name="b")).bank
+    assert (bank.HasField("quota"), bank.HasField("expiry"), bank.index) == (False, False, 0)
+    assert caller.stub.PinChunks(pb.PinChunksRequest(bank="b", chunk_ids=[chunk_id], pinned=True)).found == 1
+    update = pb.UpdateBankRequest(bank=bank_pb2.Bank(name="b", quota={"chunks": 1}), update_mask={"paths": ["quota"]})
+    caller.stub.UpdateBank(update)
+    with refused("QUOTA_EXCEEDED", grpc.StatusCode.RESOURCE_EXHAUSTED):
+        caller.add(idempotency_key=NEW_KEY)
+    caller.stub.DeleteChunks(pb.DeleteChunksRequest(bank="b", chunk_ids=[chunk_id]))
+    caller.add(idempotency_key=NEW_KEY)
