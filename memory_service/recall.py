@@ -1,18 +1,25 @@
-"""Reading banks: search, records and verified bytes in one answer. Owns counting: +1 a chunk returned per query."""
+"""Reading banks: search, records and open payload files in one answer. Owns counting: +1 a chunk returned per query.
+
+Whoever gets an answer closes its files.
+"""
 
 import threading
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from sqlalchemy import Connection
 
 from memory_service import records, validate
 from memory_service.bank import Banks, chunk_not_found
-from memory_service.domain import Bank, Chunk, Payload
+from memory_service.counts import Retrievals, Unwritten
+from memory_service.directory import bank_not_found
+from memory_service.domain import Bank, Chunk, Filter
 from memory_service.errors import (
     DATA_LOSS,
     FAILED_PRECONDITION,
@@ -20,8 +27,10 @@ from memory_service.errors import (
     ServiceError,
     invalid,
 )
+from memory_service.open_payload import OpenFiles, OpenPayload
 from memory_service.payloads import DamagedError
 from memory_service.records import now_us
+from memory_service.search import Best, Selection
 
 MOST_QUERIES = 1024
 # Different ones of one answer, whose metadata must fit in one message.
@@ -53,13 +62,28 @@ class Query:
     omit_payload: bool = False
     skip_count: bool = False
     request_id: bytes = b""
+    filter: Filter | None = None
 
 
 class Found(NamedTuple):
-    """A chunk, its descriptor cut to the layers asked for, and its bytes (None: not sent)."""
+    """A chunk, its descriptor cut to the layers asked for; whether its bytes are to be sent, and their open file."""
 
     chunk: Chunk
-    parts: list[bytes] | None
+    bank: Bank
+    sent: bool
+    file: OpenPayload | None = None
+
+    @property
+    def length(self) -> int:
+        """Bytes to be sent."""
+        return self.chunk.payload.length if self.sent and self.chunk.payload else 0
+
+
+def close(found: Iterable[Found | None]) -> None:
+    """Let the files go."""
+    for item in found:
+        if item is not None and item.file is not None:
+            item.file.close()
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,50 +102,88 @@ class Recall:
         self._records = banks.records
         self._max_answer_bytes = max_answer_bytes
         self._counted = RecentRequests()
+        self._open_files = OpenFiles()
+        self._stages = banks.metrics.stages
 
-    def retrieve(self, query: Query) -> Answer:
-        """Search, read, verify, count.
+    def retrieve(self, query: Query, *, opened: bool = True) -> Answer:
+        """Search, open, count; `opened`: False for a caller that opens the files itself.
 
         Errors: BANK_NOT_FOUND, BANKS_DIFFER, READER_MISMATCH, EMBEDDER_MISMATCH, INVALID_FIELD, NOT_FINITE, TOO_LARGE,
         CHECKSUM_MISMATCH (the damaged chunk is quarantined; the next call answers without it).
         """
-        banks, vectors = self._check(query)
         gone: set[int] = set()
         while True:
-            hits = [self._search(banks, vector, query, gone) for vector in vectors]
-            found = self._load(hits, query)
-            if all(item is not None for item in found.values()):
-                break
-            # Evicted between search and read: the next best takes its place.
-            gone.update(chunk_id for chunk_id, item in found.items() if item is None)
-        if not query.skip_count and self._counted.first(query.request_id):
-            now = now_us()
-            counts = Counter(hit.chunk_id for row in hits for hit in row)
-            self._records.counts.add({chunk_id: (count, now) for chunk_id, count in counts.items()})
-        return Answer(hits, [item for _, item in sorted(found.items()) if item is not None])
+            answer = self.find(query, gone)
+            found = self._open_all(answer.found) if opened else list[Found | None](answer.found)
+            if None not in found:
+                self.count(query, answer)
+                return Answer(answer.hits, [item for item in found if item is not None])
+            close(found)
+            # Evicted between search and opening: the next best takes its place.
+            gone |= {item.chunk.chunk_id for item, opened in zip(answer.found, found, strict=True) if opened is None}
 
-    def fetch(self, name: str, reader_digest: str, chunk_ids: Sequence[int], layers: Sequence[int]) -> list[Found]:
+    def find(self, query: Query, gone: Collection[int] = ()) -> Answer:
+        """Search, without what is `gone`; reads no bytes of K-V and counts nothing. Errors: as `retrieve`."""
+        banks, vectors = self._check(query)
+        indexes = [self._banks.indexes.get(bank) for bank in banks]
+        gone, missing = set(gone), True
+        while missing:
+            unwritten = self._records.counts.unwritten()
+            with self._records.read() as connection:
+                read = partial(records.vectors, connection)
+                with self._stages["search"].time():
+                    best = [
+                        index.search(vectors, query.top_k, read, _selection(connection, bank, query, gone, unwritten))
+                        for bank, index in zip(banks, indexes, strict=True)
+                    ]
+                    hits = [_merged(banks, row, query) for row in zip(*best, strict=True)]
+                with self._stages["load"].time():
+                    chunks = _chunks(connection, hits, unwritten)
+            # Removed from the records and not yet from the index, or expired just now: the next best takes its place.
+            missing = any(hit.chunk_id not in chunks for row in hits for hit in row)
+            gone |= {hit.chunk_id for row in hits for hit in row} - chunks.keys()
+        held = query.held if query.store_id == self._records.store_id else {}
+        found = []
+        for chunk_id, (bank, chunk) in sorted(chunks.items()):
+            payload = chunk.payload
+            sent = not query.omit_payload and payload is not None and payload.checksum != held.get(chunk_id)
+            found.append(Found(_only(chunk, query.layers), bank, sent))
+        self._check_size(found)
+        return Answer(hits, found)
+
+    def count(self, query: Query, answer: Answer) -> None:
+        """Every hit once, unless the request was counted before."""
+        self._banks.metrics.queried([hit.score for hit in row] for row in answer.hits)
+        if query.skip_count or not self._counted.first(query.request_id):
+            return
+        now = now_us()
+        counts = Counter(hit.chunk_id for row in answer.hits for hit in row)
+        self._records.counts.add({chunk_id: Retrievals(count, now, now) for chunk_id, count in counts.items()})
+
+    def fetch(
+        self, name: str, reader_digest: str, chunk_ids: Sequence[int], layers: Sequence[int], *, opened: bool = True
+    ) -> list[Found]:
         """Chunks by id, in the order asked for. Errors: as `retrieve`, CHUNK_NOT_FOUND."""
         bank = self._banks.named(name)
         validate.reader(bank, reader_digest, required=bool(bank.kv.layers))
         validate.layers(bank, layers)
         if not 1 <= len(chunk_ids) <= validate.MOST_IDS:
             raise invalid("chunk_ids", f"must have 1 to {validate.MOST_IDS} ids")
-        with self._records.read() as connection:
-            chunks = records.chunks(connection, bank, set(chunk_ids))
+        unwritten = self._records.counts.unwritten()
+        with self._stages["load"].time(), self._records.read() as connection:
+            chunks = records.chunks(connection, bank, set(chunk_ids), unwritten)
         for chunk_id in chunk_ids:
             if chunk_id not in chunks:
                 raise chunk_not_found(name, chunk_id)
-        cut = {chunk_id: _only(chunk, layers) for chunk_id, chunk in chunks.items()}
-        self._check_size([cut[chunk_id] for chunk_id in chunk_ids])
-        found = {chunk_id: self._read(bank, chunk) for chunk_id, chunk in cut.items()}
-        answer = []
-        for chunk_id in chunk_ids:
-            item = found[chunk_id]
+        cut = {i: Found(_only(chunk, layers), bank, chunk.payload is not None) for i, chunk in chunks.items()}
+        wanted = [cut[chunk_id] for chunk_id in chunk_ids]
+        self._check_size(wanted)
+        found = self._open_all(wanted) if opened else list[Found | None](wanted)
+        for chunk_id, item in zip(chunk_ids, found, strict=True):
             if item is None:
+                close(found)
                 raise chunk_not_found(name, chunk_id)
-            answer.append(item)
-        return answer
+        return [item for item in found if item is not None]
 
     def _check(self, query: Query) -> tuple[list[Bank], NDArray[np.float32]]:
         if not query.banks or len(set(query.banks)) != len(query.banks):
@@ -145,55 +207,48 @@ class Recall:
             raise invalid("queries", f"must be at most {MOST_QUERIES}")
         return banks, vectors
 
-    def _search(self, banks: Sequence[Bank], vector: NDArray[np.float32], query: Query, gone: set[int]) -> list[Hit]:
-        """Score descending, ties by lower id, over all banks."""
-        hits = []
-        for bank in banks:
-            ids, scores = self._banks.index(bank).search(vector, query.top_k + len(gone))
-            hits += [Hit(i, s, bank) for i, s in zip(ids.tolist(), scores.tolist(), strict=True) if i not in gone]
-        if query.min_score is not None:
-            hits = [hit for hit in hits if hit.score >= query.min_score]
-        return sorted(hits, key=lambda hit: (-hit.score, hit.chunk_id))[: query.top_k]
-
-    def _load(self, hits: Sequence[Sequence[Hit]], query: Query) -> dict[int, Found | None]:
-        """Every chunk of the hits; None where it is gone."""
-        owner = {hit.chunk_id: hit.bank for row in hits for hit in row}
-        if len(owner) > MOST_CHUNKS:
-            text = f"{len(owner)} different chunks were found; ask for at most {MOST_CHUNKS} at once"
-            raise ServiceError(RESOURCE_EXHAUSTED, "TOO_LARGE", text, limit=MOST_CHUNKS, size=len(owner))
-        chunks: dict[int, Chunk] = {}
-        with self._records.read() as connection:
-            for bank in {bank.bank_id: bank for bank in owner.values()}.values():
-                wanted = [chunk_id for chunk_id, its in owner.items() if its is bank]
-                chunks |= records.chunks(connection, bank, wanted)
-        cut = {chunk_id: _only(chunk, query.layers) for chunk_id, chunk in chunks.items()}
-        held = query.held if query.store_id == self._records.store_id else {}
-        sent = {i for i, chunk in cut.items() if not query.omit_payload and not _is_held(chunk.payload, held.get(i))}
-        self._check_size([cut[chunk_id] for chunk_id in sent])
-        found: dict[int, Found | None] = dict.fromkeys(owner)
-        for chunk_id, chunk in cut.items():
-            found[chunk_id] = self._read(owner[chunk_id], chunk) if chunk_id in sent else Found(chunk, None)
-        return found
-
-    def _check_size(self, chunks: Sequence[Chunk]) -> None:
-        size = sum(chunk.payload.length for chunk in chunks if chunk.payload)
+    def _check_size(self, found: Sequence[Found]) -> None:
+        size = sum(item.length for item in found)
         if size > self._max_answer_bytes:
             text = f"the answer would have {size} bytes of K-V; ask for fewer chunks or layers"
             raise ServiceError(RESOURCE_EXHAUSTED, "TOO_LARGE", text, limit=self._max_answer_bytes, size=size)
 
-    def _read(self, bank: Bank, chunk: Chunk) -> Found | None:
-        """With verified bytes; None when the chunk went meanwhile. Errors: CHECKSUM_MISMATCH."""
-        if chunk.payload is None:
-            return Found(chunk, None)
+    def _open_all(self, found: Sequence[Found]) -> list[Found | None]:
+        """None for a chunk that went meanwhile. Errors: CHECKSUM_MISMATCH."""
+        opened: list[Found | None] = []
         try:
-            return Found(chunk, self._banks.payloads.read(bank.uid, chunk.chunk_id, chunk.payload))
+            with self._stages["open"].time():
+                opened.extend(map(self._open, found))
+        except BaseException:
+            close(opened)
+            raise
+        return opened
+
+    def _open(self, found: Found) -> Found | None:
+        bank, chunk = found.bank, found.chunk
+        if not found.sent or chunk.payload is None:
+            return found
+        try:
+            path = self._banks.payloads.file(bank.uid, chunk.chunk_id)
+            return found._replace(file=OpenPayload(path, chunk.payload, self._open_files))
         except (FileNotFoundError, DamagedError) as error:
-            with self._records.read() as connection:
-                if records.chunk(connection, bank, chunk.chunk_id) is None:
-                    return None
-            self._banks.quarantine(bank, chunk.chunk_id)
-            text = f"stored bytes of chunk {chunk.chunk_id} are damaged; it is quarantined"
-            raise ServiceError(DATA_LOSS, "CHECKSUM_MISMATCH", text, chunk_id=chunk.chunk_id) from error
+            if (refusal := self.damaged(bank, chunk.chunk_id)) is None:
+                return None
+            raise refusal from error
+
+    def damaged(self, bank: Bank, chunk_id: int) -> ServiceError | None:
+        """Quarantine a chunk whose file is damaged or missing: CHECKSUM_MISMATCH. None when the chunk is gone too.
+
+        BANK_NOT_FOUND when its bank is, whose files go before its last rows.
+        """
+        with self._records.read() as connection:
+            if records.usage(connection, bank.bank_id) is None:
+                return bank_not_found(bank.name)
+            if records.chunk(connection, bank, chunk_id) is None:
+                return None
+        self._banks.quarantine(bank, chunk_id)
+        text = f"stored bytes of chunk {chunk_id} are damaged; it is quarantined"
+        return ServiceError(DATA_LOSS, "CHECKSUM_MISMATCH", text, chunk_id=chunk_id)
 
 
 class RecentRequests:
@@ -217,6 +272,48 @@ class RecentRequests:
             return True
 
 
+def _selection(
+    connection: Connection, bank: Bank, query: Query, gone: Collection[int], unwritten: Unwritten
+) -> Selection:
+    excluded = records.expired_ids(connection, bank.bank_id, now_us(), unwritten)
+    if gone:
+        excluded = np.union1d(excluded, np.array(list(gone), np.int64))
+    allowed = None if query.filter is None else records.matching_ids(connection, bank.bank_id, query.filter)
+    return Selection(allowed, excluded)
+
+
+def _chunks(
+    connection: Connection, hits: Sequence[Sequence[Hit]], unwritten: Unwritten
+) -> dict[int, tuple[Bank, Chunk]]:
+    """Every chunk of the hits with its bank. Errors: TOO_LARGE."""
+    wanted: dict[str, tuple[Bank, set[int]]] = {}
+    for row in hits:
+        for hit in row:
+            wanted.setdefault(hit.bank.name, (hit.bank, set()))[1].add(hit.chunk_id)
+    total = sum(len(ids) for _, ids in wanted.values())
+    if total > MOST_CHUNKS:
+        text = f"{total} different chunks were found; ask for at most {MOST_CHUNKS} at once"
+        raise ServiceError(RESOURCE_EXHAUSTED, "TOO_LARGE", text, limit=MOST_CHUNKS, size=total)
+    found: dict[int, tuple[Bank, Chunk]] = {}
+    for bank, ids in wanted.values():
+        chunks = records.chunks(connection, bank, ids, unwritten)
+        found |= {chunk_id: (bank, chunk) for chunk_id, chunk in chunks.items()}
+    return found
+
+
+def _merged(banks: Sequence[Bank], best: Sequence[Best], query: Query) -> list[Hit]:
+    """The best over all banks: score descending, ties by lower id."""
+    hits = [
+        Hit(chunk_id, score, bank)
+        for bank, some in zip(banks, best, strict=True)
+        for chunk_id, score in zip(some.ids.tolist(), some.scores.tolist(), strict=True)
+        if query.min_score is None or score >= query.min_score
+    ]
+    if len(banks) > 1:
+        hits.sort(key=lambda hit: (-hit.score, hit.chunk_id))
+    return hits[: query.top_k]
+
+
 def _only(chunk: Chunk, layers: Sequence[int]) -> Chunk:
     """The chunk with its descriptor cut to some layers; the payload's checksum still names the whole."""
     if not layers or chunk.payload is None:
@@ -224,7 +321,3 @@ def _only(chunk: Chunk, layers: Sequence[int]) -> Chunk:
     wanted = {str(layer) for layer in layers}
     tensors = tuple(tensor for tensor in chunk.payload.tensors if tensor.name.rpartition(".")[2] in wanted)
     return replace(chunk, payload=replace(chunk.payload, tensors=tensors))
-
-
-def _is_held(payload: Payload | None, checksum: int | None) -> bool:
-    return payload is not None and payload.checksum == checksum

@@ -1,0 +1,63 @@
+"""FAISS, and the same index on a GPU where there is one. Owns the rule that a GPU is a help and never a condition: what
+it cannot do, or fails to do, is done by the CPU."""
+
+import logging
+import threading
+from typing import Any
+
+import faiss as _faiss
+
+# Its stubs describe it in part.
+faiss: Any = _faiss
+
+# Of the hits that a GPU can sort.
+_MOST = 2048
+_log = logging.getLogger(__name__)
+_resources: list[Any] = []
+
+
+class GpuCopy:
+    """A copy of a sealed fp16 index on the first GPU, made by the first search; searched by one thread at a time."""
+
+    def __init__(self, index: Any) -> None:
+        self._index = index
+        self._copy: Any = None
+        self._tried = False
+        self._lock = threading.Lock()
+
+    @property
+    def in_use(self) -> bool:
+        """Whether scores may be a GPU's: there the query is fp16 too."""
+        return self._copy is not None
+
+    def search(self, queries: Any, width: int, **parameters: Any) -> Any:
+        """As the index itself, or None."""
+        if (self._tried and self._copy is None) or width > _MOST:
+            return None
+        with self._lock:
+            try:
+                if not self._tried:
+                    self._tried = True
+                    self._copy = _cloned(self._index)
+                if self._copy is not None:
+                    return self._copy.search(queries, width, **parameters)
+            except Exception:
+                _log.warning("the GPU is not used for this index any more", exc_info=True)
+                self._copy = None
+        return None
+
+
+def _cloned(index: Any) -> Any:
+    # A build without GPU has none of these names, or says 0.
+    if not getattr(faiss, "get_num_gpus", int)() or not hasattr(faiss, "index_cpu_to_gpu"):
+        return None
+    if not _resources:
+        _resources.append(faiss.StandardGpuResources())
+    options = faiss.GpuClonerOptions()
+    options.useFloat16 = True
+    return faiss.index_cpu_to_gpu(_resources[0], 0, index, options)
+
+
+def selector(bits: Any) -> Any:
+    """Of the rows whose bit is set; None for all."""
+    return None if bits is None else faiss.IDSelectorBitmap(bits)

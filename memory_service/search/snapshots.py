@@ -1,0 +1,199 @@
+"""Segments in files, so that a restart does not read every embedding. Owns their format; a file that is damaged,
+foreign or not there costs a rebuild of its rows and nothing else.
+
+indexes/<bank uid>/<sequence>.segment: magic, length of the header, header (JSON), the segment's parts, xxh3-64 of all
+before. A file is written once and holds ids with their vectors; an id is never given to another vector. What lives is
+for the records to say, so a file that is older than they are, or newer after a power cut, is as good."""
+
+import json
+import logging
+import os
+import shutil
+import struct
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import xxhash
+
+from memory_service.payloads import sync_folder
+from memory_service.search.index import tail_rows
+from memory_service.search.ivf import Ivf
+from memory_service.search.segments import Flat, Half, Segment
+
+SUFFIX = ".segment"
+_MAGIC = b"KVBIDX1\n"
+_LARGEST_HEADER = 64 * 1024 * 1024
+_log = logging.getLogger(__name__)
+
+
+class UnusableError(Exception):
+    """A file that is not a whole snapshot of this bank."""
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshots:
+    """The files of one bank."""
+
+    folder: Path
+    store_id: str
+    dimension: int
+    min_free: int
+    durable: bool
+
+    def save(self, segment: Segment) -> bool:
+        """Write a segment as it is, in place of its earlier file; False where that was not possible (logged)."""
+        old = segment.file
+        try:
+            self._make_folder()
+            stat = os.statvfs(self.folder)
+            if stat.f_bavail * stat.f_frsize - segment.memory < self.min_free:
+                raise OSError("less than min_free would be left")
+            path = self.folder / f"{max([0, *(number for number, _ in self._numbered())]) + 1:08d}{SUFFIX}"
+            rows = self._write(path, segment)
+        except OSError as error:
+            _log.warning("no snapshot in %s: %s", self.folder, error)
+            return False
+        segment.file, segment.saved = path, rows
+        if old is not None:
+            old.unlink(missing_ok=True)
+        return True
+
+    def forget(self, segment: Segment) -> None:
+        """Its rows are in another file."""
+        if segment.file is not None:
+            segment.file.unlink(missing_ok=True)
+
+    def load(self) -> Iterator[Segment]:
+        """All segments, the newest file first; what cannot be used is logged and removed."""
+        for temporary in self.folder.glob("*.tmp"):
+            temporary.unlink(missing_ok=True)
+        for _, path in sorted(self._numbered(), reverse=True):
+            try:
+                segment = self.read(path)
+            except (OSError, UnusableError) as error:
+                _log.warning("snapshot %s is not used: %s", path, error)
+                path.unlink(missing_ok=True)
+                continue
+            segment.file, segment.saved = path, segment.rows
+            yield segment
+
+    def drop(self) -> None:
+        """Remove all files."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _numbered(self) -> list[tuple[int, Path]]:
+        paths = self.folder.glob(f"*{SUFFIX}")
+        return [(int(path.stem), path) for path in paths if path.stem.isdecimal()]
+
+    def _make_folder(self) -> None:
+        if not self.folder.is_dir():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for level in (self.folder.parent, self.folder.parent.parent):
+                self._sync(level)
+
+    def _write(self, path: Path, segment: Segment) -> int:
+        """How many rows are in it."""
+        parts, digest = list(segment.parts()), xxhash.xxh3_64()
+        header = segment.header() | {"store": self.store_id, "bank": self.folder.name, "dimension": self.dimension}
+        # Of a segment that grows: as many as its parts have.
+        header["rows"] = parts[0].nbytes // 8
+        text = json.dumps(header).encode()
+        temporary = path.with_suffix(".tmp")
+        try:
+            with open(temporary, "wb") as file:
+                for part in (memoryview(_MAGIC), memoryview(struct.pack("<Q", len(text))), memoryview(text), *parts):
+                    digest.update(part)
+                    file.write(part)
+                file.write(struct.pack("<Q", digest.intdigest()))
+                file.flush()
+                if self.durable:
+                    os.fsync(file.fileno())
+            os.rename(temporary, path)
+            self._sync(self.folder)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
+        return int(header["rows"])
+
+    def read(self, path: Path) -> Segment:
+        """One file. Errors: UnusableError, OSError."""
+        with open(path, "rb", buffering=0) as file:
+            digest = xxhash.xxh3_64()
+            begin = _take(file, len(_MAGIC) + 8, digest)
+            size = struct.unpack("<Q", begin[len(_MAGIC) :])[0]
+            if begin[: len(_MAGIC)] != _MAGIC or size > _LARGEST_HEADER:
+                raise UnusableError("it is not a snapshot")
+            segment = self._made(_take(file, size, digest), os.fstat(file.fileno()).st_size)
+            for part in segment.parts():
+                _fill(file, part)
+                digest.update(part)
+            if file.read(9) != struct.pack("<Q", digest.intdigest()):
+                raise UnusableError("its checksum is wrong")
+        return segment
+
+    def _made(self, text: bytes, size: int) -> Segment:
+        """An empty segment of the header's size."""
+        try:
+            header: dict[str, Any] = json.loads(text)
+            if (header["store"], header["bank"], header["dimension"]) != (
+                self.store_id,
+                self.folder.name,
+                self.dimension,
+            ):
+                raise UnusableError("it is of another store or bank")
+            # Before memory is taken for what a damaged header says.
+            if not 0 <= header["rows"] * self.dimension * 2 <= size:
+                raise UnusableError("it is too short")
+            segment = _segment(header, self.dimension)
+            segment.largest, segment.error = float(header["largest"]), float(header["error"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise UnusableError("its header is damaged") from error
+        return segment
+
+    def _sync(self, folder: Path) -> None:
+        if self.durable:
+            sync_folder(folder)
+
+
+def _segment(header: dict[str, Any], dimension: int) -> Segment:
+    rows, kind = int(header["rows"]), header["kind"]
+    ids = np.zeros(rows, np.int64)
+    if kind == "flat":
+        flat = Flat(dimension, max(rows, tail_rows(dimension)))
+        flat.fill(rows)
+        return flat
+    if kind == "half":
+        return Half(dimension, ids)
+    sizes = [int(size) for size in header["sizes"]]
+    if kind != "ivf" or sum(sizes) != rows or min(sizes) < 0 or not sizes:
+        raise UnusableError("its header is damaged")
+    ivf = Ivf(dimension, ids, np.zeros((len(sizes), dimension), np.float32), sizes)
+    ivf.trained, ivf.probes, ivf.recall = int(header["trained"]), int(header["probes"]), float(header["recall"])
+    return ivf
+
+
+def _take(file: BinaryIO, size: int, digest: xxhash.xxh3_64) -> bytes:
+    data = bytearray(size)
+    _fill(file, memoryview(data))
+    digest.update(data)
+    return bytes(data)
+
+
+def _fill(file: BinaryIO, part: memoryview) -> None:
+    while part:
+        count = file.readinto(part)  # type: ignore[attr-defined]
+        if not count:
+            raise UnusableError("it is too short")
+        part = part[count:]
+
+
+def drop_unknown(folder: Path, known: Callable[[], set[str]]) -> None:
+    """Remove what deleted banks left. `known` bank uids are asked for after the folders were listed."""
+    found = list(folder.glob("*"))
+    names = known()
+    for path in found:
+        if path.is_dir() and path.name not in names:
+            shutil.rmtree(path, ignore_errors=True)

@@ -1,0 +1,112 @@
+"""What an index needs from time to time: full tails become fp16, small and decayed segments are merged, big banks get
+lists. Owns the bound of the number of segments and of the tombstones. Runs beside searches and changes."""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from memory_service.domain import IndexKind
+from memory_service.search import gathering, ivf
+from memory_service.search.index import BankIndex
+from memory_service.search.ivf import Ivf
+from memory_service.search.segments import Flat, Half, Segment
+from memory_service.search.snapshots import Snapshots
+
+LARGEST_ROWS = 65_536
+_SMALL_ROWS = LARGEST_ROWS // 8
+_MOST_SMALL = 8
+_log = logging.getLogger(__name__)
+
+
+@dataclass
+class Upkeep:
+    """Of one index. `do_next` is called by one thread at a time."""
+
+    index: BankIndex
+    kind: IndexKind
+    ivf_from: int
+    snapshots: Snapshots
+    stopping: Callable[[], bool]
+
+    def __post_init__(self) -> None:
+        # Live rows at which lists were found not to pay; tried again when the bank has doubled.
+        self._in_vain = 0
+        self._unfit: set[Flat] = set()
+
+    def do_next(self) -> bool:
+        """Do the most urgent thing; whether there was one. Errors: Stopped."""
+        sealed = self.index.segments[:-1]
+        lists = [segment for segment in sealed if isinstance(segment, Ivf)]
+        if self._wants_lists(bool(lists)):
+            if self._outgrown(lists):
+                self._make_lists(lists)
+                return True
+        elif lists:
+            self._replace(lists, gathering.half(lists))
+            return True
+        for segment in sealed:
+            fresh = isinstance(segment, Flat) and segment not in self._unfit
+            if fresh or segment.decayed:
+                self._renew(segment)
+                return True
+        small = [segment for segment in sealed if isinstance(segment, Half) and segment.rows <= _SMALL_ROWS]
+        if len(small) >= _MOST_SMALL:
+            self._replace(small, gathering.half(small))
+            return True
+        saved = [self.snapshots.save(segment) for segment in sealed if segment.saved != segment.rows]
+        return any(saved)
+
+    def _wants_lists(self, has: bool) -> bool:
+        live = len(self.index)
+        if self.kind == "exact" or live < max(ivf.FEWEST, 2 * self._in_vain):
+            return False
+        # With half of the bound once there are lists: a bank at the bound does not go to and fro.
+        return self.kind == "ivf" or live >= (self.ivf_from // 2 if has else self.ivf_from)
+
+    def _outgrown(self, lists: Sequence[Ivf]) -> bool:
+        """Whether too many rows are outside of lists."""
+        within = sum(segment.live for segment in lists)
+        outside = sum(segment.live for segment in self.index.segments if segment not in self._unfit) - within
+        return outside > max(within // 4, ivf.FEWEST - 1)
+
+    def _make_lists(self, lists: Sequence[Ivf]) -> None:
+        """Lists of all rows; trained anew when the bank has doubled since."""
+        self.index.seal_tail()
+        sources = [segment for segment in self.index.segments[:-1] if segment not in self._unfit]
+        live = sum(segment.live for segment in sources)
+        known = lists[0].centroids if lists and live < 2 * lists[0].trained else None
+        made = ivf.ivf(sources, known, self.stopping) if live >= ivf.FEWEST else None
+        if made is not None and known is not None:
+            made.trained = lists[0].trained
+        if made is None or (self.kind == "auto" and made.probes > ivf.WORTH_PROBING * len(made.sizes)):
+            _log.info("lists do not pay for %d vectors; the index stays exact", live)
+            self._in_vain = len(self.index)
+            return
+        self._replace(sources, made)
+        _log.info("%d vectors in %d lists, %d probed, recall %.3f", live, len(made.sizes), made.probes, made.recall)
+
+    def _renew(self, segment: Segment) -> None:
+        """Without the dead rows, and as fp16 where that is possible."""
+        made: Segment | None
+        if not segment.live:
+            self.index.replace([segment], [])
+            self.snapshots.forget(segment)
+            return
+        if isinstance(segment, Ivf):
+            made = ivf.ivf([segment], segment.centroids, self.stopping)
+        else:
+            made = gathering.half([segment])
+        if made is None:
+            assert isinstance(segment, Flat)
+            made = gathering.flat([segment])
+            self._unfit = {made, *self._unfit} - {segment}
+        self._replace([segment], made)
+
+    def _replace(self, old: Sequence[Segment], made: Segment | None) -> None:
+        if made is None:
+            raise RuntimeError("vectors that were fp16 do not fit into fp16")
+        if made.rows:
+            self.snapshots.save(made)
+        self.index.replace(old, [made] if made.rows else [])
+        for segment in old:
+            self.snapshots.forget(segment)

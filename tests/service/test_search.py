@@ -1,0 +1,410 @@
+"""Searching through the service: what may be found, in which order, and where the index is between two searches."""
+
+import logging
+import multiprocessing
+import re
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import grpc
+import numpy as np
+import pytest
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from kvbank.v1 import bank_pb2
+from kvbank.v1 import service_pb2 as pb
+from memory_service.search import index, indexes
+from memory_service.server import LocalServer
+
+INVALID = grpc.StatusCode.INVALID_ARGUMENT
+
+
+def wait_until(holds, seconds=60.0):
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def ids_of(caller, vector=(1, 0, 0, 0), **fields):
+    header, _ = caller.retrieve(vector, **({"reader_digest": ""} | fields))
+    return [[hit.chunk_id for hit in query.hits] for query in header.queries]
+
+
+def stats(caller, bank="v"):
+    return caller.stub.GetStats(pb.GetStatsRequest(banks=[bank])).banks[0].index
+
+
+def fill(caller, vectors, bank="v", **fields):
+    """Chunks without K-V; their ids."""
+    made = (caller.chunk(vector, layers=[], **fields) for vector in vectors)
+    return [ack.chunk_id for ack in caller.write(*made, bank=bank)]
+
+
+@pytest.fixture
+def vectors(caller):
+    """A bank "v" without K-V."""
+    caller.create("v", layers=[])
+    return caller
+
+
+def normal(count, seed=0):
+    return np.random.default_rng(seed).standard_normal((count, 4)).astype("<f4")
+
+
+def best(found, ids, query, top_k=8):
+    """By brute force."""
+    scores = np.multiply(found, query, dtype=np.float64).sum(axis=1).astype(np.float32)
+    return [ids[i] for i in np.lexsort((ids, -scores))[:top_k]]
+
+
+class TestFilter:
+    """Selects before the top k: the near chunks that do not count make no room empty."""
+
+    @pytest.fixture(autouse=True)
+    def _chunks(self, vectors):
+        self.caller = vectors
+        made = []
+        for number in range(30):
+            chunk, data = vectors.chunk((1, 0, 0, 0), layers=[], start=number)
+            chunk.metadata["speaker"] = "a"
+            made.append((chunk, data))
+        for number in range(4):
+            chunk, data = vectors.chunk((0.1, 0, 0, 0), layers=[], start=1000 + number)
+            chunk.metadata.clear()
+            chunk.metadata["speaker"] = "b" if number % 2 else "c'\"%_"
+            if number == 3:
+                chunk.metadata["empty"] = ""
+                chunk.pinned = True
+            made.append((chunk, data))
+        self.ids = [ack.chunk_id for ack in vectors.write(*made, bank="v")]
+        self.far = self.ids[30:]
+
+    def found(self, top_k=3, **filter_):
+        (ids,) = ids_of(self.caller, banks=["v"], top_k=top_k, filter=pb.Filter(**filter_))
+        return ids
+
+    def condition(self, key, *values, negate=False):
+        return pb.MetadataCondition(key=key, values=values, negate=negate)
+
+    def test_metadata(self):
+        far = self.far
+        assert self.found(metadata=[self.condition("speaker", "b")]) == [far[1], far[3]]
+        assert self.found(metadata=[self.condition("speaker", "b", "c'\"%_")]) == far[:3]
+        assert self.found(metadata=[self.condition("speaker", "a", negate=True)]) == far[:3]
+        assert self.found(metadata=[self.condition("empty")]) == [far[3]]
+        assert self.found(metadata=[self.condition("empty", negate=True)]) == self.ids[:3]
+        both = [self.condition("speaker", "b"), self.condition("empty", negate=True)]
+        assert self.found(metadata=both) == [far[1]]
+        assert self.found(metadata=[self.condition("nobody", "x")]) == []
+
+    def test_start_and_pins(self):
+        far = self.far
+        assert self.found(start_from=1000) == far[:3]
+        assert self.found(start_from=29, start_before=1001) == [self.ids[29], far[0]]
+        assert self.found(pinned=True) == [far[3]]
+        assert self.found(top_k=100, pinned=False) == self.ids[:33]
+
+    def test_times(self):
+        pages = self.caller.stub.ListChunks(pb.ListChunksRequest(bank="v", page_size=1000)).chunks
+        times = [chunk.create_time.ToMicroseconds() for chunk in pages]
+
+        def at(microseconds, nanos=0):
+            return Timestamp(seconds=microseconds // 10**6, nanos=microseconds % 10**6 * 1000 + nanos)
+
+        for bound in (min(times), times[10], max(times), max(times) + 1):
+            late = [i for i, made in zip(self.ids, times, strict=True) if made >= bound]
+            early = [i for i, made in zip(self.ids, times, strict=True) if made < bound]
+            assert self.found(100, created_from=at(bound)) == late
+            assert self.found(100, created_before=at(bound)) == early
+            later = [i for i, made in zip(self.ids, times, strict=True) if made > bound]
+            assert self.found(100, created_from=at(bound, 1)) == later
+
+    def test_lists_take_it_too(self):
+        request = pb.ListChunksRequest(bank="v", filter=pb.Filter(start_from=1001))
+        assert [chunk.chunk_id for chunk in self.caller.stub.ListChunks(request).chunks] == self.far[1:]
+
+    @pytest.mark.parametrize(
+        ("field", "filter_"),
+        [
+            ("filter.metadata.key", {"metadata": [pb.MetadataCondition(values=["x"])]}),
+            ("filter.metadata", {"metadata": [pb.MetadataCondition(key="k")] * 33}),
+            ("filter.metadata.values", {"metadata": [pb.MetadataCondition(key="k", values=["v"] * 1001)]}),
+            ("filter.created_from", {"created_from": Timestamp(nanos=-1)}),
+            ("filter.created_before", {"created_before": Timestamp(seconds=2**62)}),
+            ("filter.created_before", {"created_from": Timestamp(seconds=2), "created_before": Timestamp(seconds=2)}),
+            ("filter.start_before", {"start_from": 5, "start_before": 4}),
+        ],
+    )
+    def test_nonsense_is_refused(self, refused, field, filter_):
+        with refused("INVALID_FIELD", INVALID):
+            self.found(**filter_)
+        assert refused.info.metadata["field"] == field
+        with refused("INVALID_FIELD", INVALID):
+            self.caller.stub.ListChunks(pb.ListChunksRequest(bank="v", filter=pb.Filter(**filter_)))
+
+
+def test_several_banks_and_queries_are_one_order(vectors):
+    vectors.create("w", layers=[])
+    data = {name: normal(200, seed) for seed, name in enumerate("vw")}
+    data["w"][:50] = data["v"][:50]  # ties over banks: lower id first
+    ids = {name: fill(vectors, data[name], name) for name in "vw"}
+    queries = np.concatenate([normal(5, 9), data["v"][:3]])
+    everything = np.concatenate([data["v"], data["w"]]), ids["v"] + ids["w"]
+    expected = [best(*everything, query, 20) for query in queries]
+    for banks in (["v", "w"], ["w", "v"]):
+        assert ids_of(vectors, queries.ravel(), banks=banks, top_k=20) == expected
+    header, _ = vectors.retrieve(queries[:1], banks=["v", "w"], top_k=20, reader_digest="")
+    middle = header.queries[0].hits[10].score
+    above = [hit.chunk_id for hit in header.queries[0].hits if hit.score >= middle]
+    assert ids_of(vectors, queries[:1], banks=["v", "w"], top_k=20, min_score=middle) == [above]
+    assert {chunk.bank for chunk in header.chunks} == {"v", "w"}
+
+
+def test_what_has_expired_takes_no_place(vectors):
+    chunk, data = vectors.chunk((1, 0, 0, 0), layers=[])
+    chunk.expiry.ttl.FromMilliseconds(300)
+    made = [(chunk, data), *(vectors.chunk((0.5, 0, 0, 0), layers=[]) for _ in range(3))]
+    first, *others = [ack.chunk_id for ack in vectors.write(*made, bank="v")]
+    seen = []
+
+    def gone():
+        seen.append(ids_of(vectors, banks=["v"], top_k=2, skip_count=True)[0])
+        return seen[-1] == others[:2]
+
+    wait_until(gone)
+    assert all(ids in ([first, others[0]], others[:2]) for ids in seen)
+
+
+def test_a_retried_call_counts_once(caller):
+    chunk_id = caller.add()
+    key = bytes(range(16))
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(lambda _: caller.retrieve(request_id=key), range(16)))
+    assert caller.count(chunk_id) == 1
+    caller.retrieve(request_id=bytes(16))
+    caller.retrieve(skip_count=True)
+    caller.retrieve(np.array([[1, 0, 0, 0]] * 3))
+    assert caller.count(chunk_id) == 5
+
+
+def test_a_bank_at_rest_leaves_memory_and_comes_back(serving):
+    caller = serving(index_idle=0.3)
+    caller.create("v", layers=[])
+    data = normal(1000)
+    ids = fill(caller, data)
+    query = normal(1, 9)[0]
+    expected = [best(data, ids, query)]
+    assert ids_of(caller, query, banks=["v"]) == expected
+    assert stats(caller).loaded
+    assert stats(caller).vectors == 1000
+    wait_until(lambda: not stats(caller).loaded)
+    assert stats(caller).memory_bytes == 0
+    # Changes while it rests are not missed.
+    more = normal(50, 2)
+    ids += fill(caller, more)
+    caller.stub.DeleteChunks(pb.DeleteChunksRequest(bank="v", chunk_ids=expected[0][:3]))
+    kept = [i for i, chunk_id in enumerate(ids) if chunk_id not in expected[0][:3]]
+    expected = [best(np.concatenate([data, more])[kept], [ids[i] for i in kept], query)]
+    assert ids_of(caller, query, banks=["v"]) == expected
+
+
+def test_index_kinds(serving):
+    caller = serving()
+    caller.create("v", layers=[], index=bank_pb2.INDEX_KIND_IVF)
+    data = normal(2000)
+    ids = fill(caller, data)
+    assert stats(caller).kind == bank_pb2.INDEX_KIND_EXACT
+    query = normal(1, 9)[0]
+    expected = best(data, ids, query)
+    assert ids_of(caller, query, banks=["v"]) == [expected]
+    wait_until(lambda: stats(caller).kind == bank_pb2.INDEX_KIND_IVF)
+    assert stats(caller).recall >= 0.95
+    (found,) = ids_of(caller, query, banks=["v"])
+    assert len(set(found) & set(expected)) >= 6
+    bank = bank_pb2.Bank(name="v", index=bank_pb2.INDEX_KIND_EXACT)
+    caller.stub.UpdateBank(pb.UpdateBankRequest(bank=bank, update_mask={"paths": ["index"]}))
+    wait_until(lambda: stats(caller).kind == bank_pb2.INDEX_KIND_EXACT)
+    assert not stats(caller).HasField("recall")
+    assert ids_of(caller, query, banks=["v"]) == [expected]
+
+
+def test_tombstones_are_compacted(serving, monkeypatch):
+    monkeypatch.setattr(index, "TAIL_ROWS", 64)
+    caller = serving()
+    caller.create("v", layers=[])
+    data = normal(640)
+    ids = fill(caller, data)
+    ids_of(caller, banks=["v"])
+    caller.stub.DeleteChunks(pb.DeleteChunksRequest(bank="v", chunk_ids=ids[::2]))
+    wait_until(lambda: stats(caller).vectors <= 320 + 128)
+    assert stats(caller).vectors - stats(caller).tombstones == 320
+    query = normal(1, 9)[0]
+    assert ids_of(caller, query, banks=["v"]) == [best(data[1::2], ids[1::2], query)]
+
+
+# Snapshots
+
+
+def loads(caplog):
+    """(from snapshots, from records) of each time that an index was loaded."""
+    pattern = re.compile(r"(\d+) vectors from snapshots, (\d+) from records")
+    return [tuple(map(int, found.groups())) for text in caplog.messages if (found := pattern.search(text))]
+
+
+FEW = 200
+
+
+def serve(data, address):
+    index.TAIL_ROWS = FEW
+    server = LocalServer(data, durability="os")
+    address.put(server.address)
+    threading.Event().wait()
+
+
+def test_a_killed_server_comes_back_with_its_snapshots(data, connect, serving, caplog, monkeypatch):
+    monkeypatch.setattr(index, "TAIL_ROWS", FEW)
+    context = multiprocessing.get_context("spawn")
+    address = context.SimpleQueue()
+    process = context.Process(target=serve, args=(data, address), daemon=True)
+    process.start()
+    vectors = normal(FEW + 100)
+    with connect(address.get()) as caller:
+        caller.create("v", layers=[])
+        ids = fill(caller, vectors[:10])
+        ids_of(caller, banks=["v"])  # loads the index, which then follows the writes
+        ids += fill(caller, vectors[10:])
+        wait_until(lambda: list((data / "indexes").glob("*/*.segment")))
+        process.kill()
+        process.join()
+    caplog.set_level(logging.INFO)
+    caller = serving()
+    query = normal(1, 9)[0]
+    assert ids_of(caller, query, banks=["v"]) == [best(vectors, ids, query)]
+    assert loads(caplog) == [(FEW, 100)]
+
+
+@pytest.fixture
+def stopped(serving, monkeypatch):
+    """Vectors and ids of a bank "v" whose server stopped: some in sealed segments, the rest in the tail's file."""
+    monkeypatch.setattr(index, "TAIL_ROWS", 1000)
+    caller = serving()
+    caller.create("v", layers=[])
+    vectors = normal(2600)
+    ids = fill(caller, vectors[:100])
+    ids_of(caller, banks=["v"])
+    ids += fill(caller, vectors[100:])
+    serving.stop()
+    return vectors, ids
+
+
+def test_a_stopped_server_reads_no_embedding_again(serving, stopped, caplog):
+    vectors, ids = stopped
+    caplog.set_level(logging.INFO)
+    query = normal(1, 9)[0]
+    assert ids_of(serving(), query, banks=["v"]) == [best(vectors, ids, query)]
+    assert loads(caplog) == [(2600, 0)]
+
+
+@pytest.mark.parametrize("harm", ["flip", "remove"])
+def test_a_damaged_snapshot_is_rebuilt_and_said(serving, stopped, data, caplog, harm):
+    vectors, ids = stopped
+    paths = list((data / "indexes").glob("*/*.segment"))
+    assert len(paths) == 3
+    for path in paths[:2]:
+        if harm == "remove":
+            path.unlink()
+            continue
+        raw = bytearray(path.read_bytes())
+        raw[-100] ^= 1
+        path.write_bytes(raw)
+    caplog.set_level(logging.INFO)
+    query = normal(1, 9)[0]
+    assert ids_of(serving(), query, banks=["v"]) == [best(vectors, ids, query)]
+    ((kept, read),) = loads(caplog)
+    assert kept + read == 2600
+    assert 0 < kept < 2600
+    assert sum("is not used: its checksum is wrong" in text for text in caplog.messages) == (2 if harm == "flip" else 0)
+
+
+def test_a_deleted_bank_leaves_no_snapshot(serving, stopped, data):
+    caller = serving()
+    ids_of(caller, banks=["v"])
+    caller.stub.DeleteBank(pb.DeleteBankRequest(name="v"))
+    wait_until(lambda: not list((data / "indexes").glob("*")))
+    serving.stop()
+    (data / "indexes" / "of_a_bank_that_is_gone").mkdir(parents=True)
+    serving()
+    wait_until(lambda: not list((data / "indexes").glob("*")))
+
+
+# Side by side
+
+
+def test_searches_beside_writes_and_deletes(serving, monkeypatch):
+    """A chunk that stays is always found, one whose deletion was answered never again."""
+    monkeypatch.setattr(index, "TAIL_ROWS", 64)
+    caller = serving()
+    caller.create("v", layers=[])
+    stay = normal(50)
+    stay /= np.linalg.norm(stay, axis=1, keepdims=True)
+    ids = fill(caller, stay)
+    gone, done = set(), threading.Event()
+
+    def change():
+        for seed in range(15):
+            others = fill(caller, 0.3 * normal(40, 100 + seed) / 4)
+            caller.stub.DeleteChunks(pb.DeleteChunksRequest(bank="v", chunk_ids=others[:30]))
+            gone.update(others[:30])
+        done.set()
+
+    def search():
+        while not done.is_set():
+            for chunk_id, vector in zip(ids, stay, strict=True):
+                before = set(gone)
+                (found,) = ids_of(caller, vector, banks=["v"], top_k=3, skip_count=True)
+                assert found[0] == chunk_id
+                assert not before & set(found)
+
+    with ThreadPoolExecutor(3) as threads:
+        for task in [threads.submit(change), threads.submit(search), threads.submit(search)]:
+            task.result()
+
+
+def test_what_changes_while_an_index_is_loaded_is_not_missed(vectors, monkeypatch):
+    """And nobody waits for the loading but the search that wants it."""
+    data = normal(40)
+    ids = fill(vectors, data[:30])
+    loading, go_on = threading.Event(), threading.Event()
+    load = indexes.load
+
+    def slow(*arguments):
+        made = load(*arguments)
+        loading.set()
+        assert go_on.wait(60)
+        return made
+
+    monkeypatch.setattr(indexes, "load", slow)
+    query = normal(1, 9)[0]
+    with ThreadPoolExecutor(1) as thread:
+        searching = thread.submit(ids_of, vectors, query, banks=["v"])
+        try:
+            assert loading.wait(60)
+            ids += fill(vectors, data[30:])
+            vectors.stub.DeleteChunks(pb.DeleteChunksRequest(bank="v", chunk_ids=ids[:10]))
+        finally:
+            go_on.set()
+        expected = [best(data[10:], ids[10:], query)]
+        assert searching.result() == expected
+    assert ids_of(vectors, query, banks=["v"]) == expected
+
+
+def test_an_index_that_missed_a_change_is_loaded_anew(vectors, monkeypatch):
+    ids = fill(vectors, normal(20))
+    ids_of(vectors, banks=["v"])
+    with monkeypatch.context() as patched:
+        patched.setattr(index.BankIndex, "remove", lambda *_: 1 / 0)
+        vectors.stub.DeleteChunks(pb.DeleteChunksRequest(bank="v", chunk_ids=ids[:5]))
+    assert not stats(vectors).loaded
+    assert sorted(ids_of(vectors, banks=["v"], top_k=100)[0]) == ids[5:]
