@@ -2,8 +2,8 @@
 
 import typer
 
-from memory_service.cli import register
+from memory_service.cli import serve
 
 app = typer.Typer(add_completion=False)
-register(app)
+app.command()(serve)
 app()

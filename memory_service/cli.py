@@ -1,4 +1,4 @@
-"""`kvbank serve`."""
+"""`kvbank serve`; the commands of care stand in `care.commands`."""
 
 import asyncio
 from pathlib import Path
@@ -8,6 +8,7 @@ import typer
 from pydantic import ValidationError
 
 from memory_service import __version__
+from memory_service.care import commands
 from memory_service.errors import StartError
 from memory_service.settings import Settings
 
@@ -15,12 +16,16 @@ from memory_service.settings import Settings
 def register(app: typer.Typer) -> None:
     """Add the server's commands; entry point `server` of the group kvbank.commands."""
     app.command()(serve)
+    commands.register(app)
 
 
 def serve(
     data: Annotated[Path | None, typer.Option(help="Data folder; made when missing. [env: KVBANK_DATA]")] = None,
     listen: Annotated[str | None, typer.Option(help="HOST:PORT (port 0: any free) or unix:PATH.")] = None,
     insecure: Annotated[bool | None, typer.Option("--insecure", help="Allow other than loopback.")] = None,
+    same_host: Annotated[
+        bool | None, typer.Option("--same-host", help="Let clients of this user read and stage files; unix:PATH only.")
+    ] = None,
     durability: Annotated[
         Literal["fsync", "os"] | None, typer.Option(help="os: a power cut may lose what was acknowledged last.")
     ] = None,
@@ -28,8 +33,18 @@ def serve(
     min_free: Annotated[int | None, typer.Option(help="Bytes of the disk that writes leave free.")] = None,
     max_message_bytes: Annotated[int | None, typer.Option(help="Largest message.")] = None,
     max_chunk_bytes: Annotated[int | None, typer.Option(help="Largest payload of a chunk.")] = None,
+    max_unacknowledged_bytes: Annotated[int | None, typer.Option(help="Of a write stream.")] = None,
+    max_inflight_bytes: Annotated[int | None, typer.Option(help="Held in memory, of all streams together.")] = None,
+    max_answer_bytes: Annotated[int | None, typer.Option(help="Largest K-V of an answer.")] = None,
     storage_threads: Annotated[int | None, typer.Option(help="Threads that read and write.")] = None,
     grace: Annotated[float | None, typer.Option(help="Seconds that running calls get at the end.")] = None,
+    index_idle: Annotated[float | None, typer.Option(help="Seconds after which an unused index is unloaded.")] = None,
+    ivf_from: Annotated[int | None, typer.Option(help="Chunks from which a bank is searched by lists.")] = None,
+    metrics_listen: Annotated[str | None, typer.Option(help="HOST:PORT of /metrics for Prometheus.")] = None,
+    log_format: Annotated[Literal["text", "json"] | None, typer.Option(help="How log lines look.")] = None,
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"] | None, typer.Option(help="debug: every request too.")
+    ] = None,
     ready_file: Annotated[Path | None, typer.Option(help="Write the address here when serving.")] = None,
 ) -> None:
     """Serve the banks of a data folder. Settings come from flags, then KVBANK_* variables, then defaults."""
@@ -37,13 +52,22 @@ def serve(
         "data": data,
         "listen": listen,
         "insecure": insecure,
+        "same_host": same_host,
         "durability": durability,
         "migrate": migrate,
         "min_free": min_free,
         "max_message_bytes": max_message_bytes,
         "max_chunk_bytes": max_chunk_bytes,
+        "max_unacknowledged_bytes": max_unacknowledged_bytes,
+        "max_inflight_bytes": max_inflight_bytes,
+        "max_answer_bytes": max_answer_bytes,
         "storage_threads": storage_threads,
         "grace": grace,
+        "index_idle": index_idle,
+        "ivf_from": ivf_from,
+        "metrics_listen": metrics_listen,
+        "log_format": log_format,
+        "log_level": log_level,
     }
     try:
         settings = Settings(**{name: value for name, value in flags.items() if value is not None})
@@ -59,8 +83,9 @@ def serve(
             temporary.rename(ready_file)
 
     # Half a second of imports that `kvbank --help` can do without.
-    from memory_service import server
+    from memory_service import logs, server
 
+    logs.configure(settings.log_format, settings.log_level)
     try:
         asyncio.run(server.serve(settings, ready))
     except (StartError, OSError) as error:

@@ -9,16 +9,22 @@ import json
 import os
 import shutil
 import struct
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import xxhash
 
 from memory_service.domain import Payload, Tensor
+from memory_service.staging import StagedFile, refusal
 
+FOLDER = "payloads"
 SUFFIX = ".safetensors"
-_SAFETENSORS = {"bf16": "BF16", "fp16": "F16", "fp32": "F32", "int32": "I32"}
+SAFETENSORS = {"bf16": "BF16", "fp16": "F16", "fp32": "F32", "int32": "I32"}
+
+Buffer = bytes | bytearray | memoryview
 
 
 class DamagedError(Exception):
@@ -28,6 +34,11 @@ class DamagedError(Exception):
 def seed(bank_uid: str, chunk_id: int) -> int:
     """Checksum seed of a chunk: with it the bytes of another chunk fail too."""
     return xxhash.xxh3_64_intdigest(f"{bank_uid}/{chunk_id}".encode())
+
+
+def name(bank_uid: str, chunk_id: int) -> str:
+    """Of the file of a chunk, relative to its data folder."""
+    return f"{FOLDER}/{bank_uid}/{chunk_id & 0xFF:02x}/{chunk_id}{SUFFIX}"
 
 
 def sync_folder(folder: Path) -> None:
@@ -43,8 +54,8 @@ class Payloads:
     """The payload files of a data folder. Errors: OSError where the storage fails."""
 
     def __init__(self, data: Path, *, durable: bool) -> None:
-        self._root = data / "payloads"
-        self._quarantine = data / "quarantine"
+        self._data = data
+        self._root = data / FOLDER
         self._durable = durable
         # Bank uid -> a bit for each of its folders that is known to be durable. One that merely exists may be another
         # thread's, and not synced yet.
@@ -54,49 +65,64 @@ class Payloads:
 
     def path(self, bank_uid: str, chunk_id: int) -> Path:
         """Where the payload of a chunk lies."""
-        return self._root / bank_uid / f"{chunk_id & 0xFF:02x}" / f"{chunk_id}{SUFFIX}"
+        return Path(self.file(bank_uid, chunk_id))
 
-    def write(self, bank_uid: str, chunk_id: int, payload: Payload, data: bytes | bytearray) -> Payload:
+    def file(self, bank_uid: str, chunk_id: int) -> str:
+        """As `path`; making a Path takes longer than opening the file."""
+        return f"{self._data}/{name(bank_uid, chunk_id)}"
+
+    def write(self, bank_uid: str, chunk_id: int, payload: Payload, data: Buffer) -> Payload:
         """Store `data` (all tensors, in descriptor order); returns when it is durable, with offsets and checksums."""
         header = _header(bank_uid, chunk_id, payload.tensors)
+        with self._placing(bank_uid, chunk_id) as temporary, open(temporary, "xb", buffering=0) as file:
+            _write_all(file.fileno(), header)
+            _write_all(file.fileno(), data)
+            self._sync(file.fileno())
+        return _described(payload, seed(bank_uid, chunk_id), len(header), data)
+
+    def adopt(
+        self, bank_uid: str, chunk_id: int, payload: Payload, staged: StagedFile, check: Callable[[Buffer], None]
+    ) -> Payload:
+        """As `write`, with a file that the client has made; `check` looks at its tensors. Errors: STAGED_FILE too."""
+        header = _header(bank_uid, chunk_id, payload.tensors, staged.offset)
+        if len(header) != staged.offset:
+            raise refusal(staged.name, f"has {staged.offset} bytes for a header of {len(header)}")
+        with (
+            self._placing(bank_uid, chunk_id) as temporary,
+            staged.taken(temporary, payload.length) as descriptor,
+        ):
+            data = np.empty(payload.length, np.uint8).data
+            if read_all(descriptor, data, staged.offset) < payload.length:
+                raise refusal(staged.name, "became shorter")
+            check(data)
+            os.pwrite(descriptor, header, 0)
+            self._sync(descriptor)
+        return _described(payload, seed(bank_uid, chunk_id), staged.offset, data)
+
+    @contextmanager
+    def _placing(self, bank_uid: str, chunk_id: int) -> Iterator[Path]:
+        """A temporary name; what has it in the end gets the right one, durably, or is removed after an error."""
         path = self.path(bank_uid, chunk_id)
         temporary = path.with_suffix(".tmp")
         self._make_folder(bank_uid, chunk_id)
         try:
-            with open(temporary, "xb", buffering=0) as file:
-                _write_all(file.fileno(), header)
-                _write_all(file.fileno(), data)
-                if self._durable:
-                    os.fsync(file.fileno())
+            yield temporary
             os.rename(temporary, path)
             self._sync_folder(path.parent)
-        except OSError:
+        except BaseException:
             # A full disk must not keep half a chunk until the next start.
             temporary.unlink(missing_ok=True)
             path.unlink(missing_ok=True)
             raise
-        return _described(payload, seed(bank_uid, chunk_id), len(header), data)
-
-    def read(self, bank_uid: str, chunk_id: int, payload: Payload) -> list[bytes]:
-        """Bytes of the payload's tensors, in descriptor order, one item a contiguous run; verified.
-
-        Errors: DamagedError, FileNotFoundError.
-        """
-        with open(self.path(bank_uid, chunk_id), "rb", buffering=0) as file:
-            return [_read_run(file.fileno(), run, payload.seed) for run in _runs(payload.tensors)]
 
     def unlink(self, bank_uid: str, chunk_ids: Sequence[int]) -> None:
         """Remove files; those that are not there are fine."""
         for chunk_id in chunk_ids:
             self.path(bank_uid, chunk_id).unlink(missing_ok=True)
 
-    def quarantine(self, bank_uid: str, chunk_id: int) -> None:
-        """Move a damaged file out of the way, for a person to look at."""
-        folder = self._quarantine / bank_uid
-        folder.mkdir(parents=True, exist_ok=True)
-        path = self.path(bank_uid, chunk_id)
-        if path.exists():
-            os.rename(path, folder / path.name)
+    def present(self, bank_uid: str) -> bool:
+        """Whether the bank's folder is there at all."""
+        return (self._root / bank_uid).is_dir()
 
     def drop_bank(self, bank_uid: str) -> None:
         """Remove all files of a bank."""
@@ -136,25 +162,30 @@ class Payloads:
         # Two threads at once may lose one of their bits, which costs a sync and no more.
         self._durable_folders[bank_uid] = self._durable_folders.get(bank_uid, 0) | bit
 
+    def _sync(self, descriptor: int) -> None:
+        if self._durable:
+            os.fsync(descriptor)
+
     def _sync_folder(self, folder: Path) -> None:
         if self._durable:
             sync_folder(folder)
 
 
-def _header(bank_uid: str, chunk_id: int, tensors: Sequence[Tensor]) -> bytes:
-    """Length (u64 LE) and JSON, padded so that the data start on 8 bytes."""
+def _header(bank_uid: str, chunk_id: int, tensors: Sequence[Tensor], size: int = 0) -> bytes:
+    """Length (u64 LE) and JSON, padded to `size`, and so that the data start on 8 bytes."""
     entries: dict[str, object] = {"__metadata__": {"format": "kvbank.1", "bank": bank_uid, "chunk": str(chunk_id)}}
     offset = 0
     for tensor in tensors:
         place = [offset, offset + tensor.length]
-        entries[tensor.name] = {"dtype": _SAFETENSORS[tensor.dtype], "shape": tensor.shape, "data_offsets": place}
+        entries[tensor.name] = {"dtype": SAFETENSORS[tensor.dtype], "shape": tensor.shape, "data_offsets": place}
         offset += tensor.length
     text = json.dumps(entries, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
+    text = text.ljust(size - 8)
     return struct.pack("<Q", len(text)) + text
 
 
-def _described(payload: Payload, seed_: int, offset: int, data: bytes | bytearray) -> Payload:
+def _described(payload: Payload, seed_: int, offset: int, data: Buffer) -> Payload:
     """The descriptor as stored: absolute offsets, seeded checksums."""
     view, begin = memoryview(data), 0
     tensors = []
@@ -166,29 +197,15 @@ def _described(payload: Payload, seed_: int, offset: int, data: bytes | bytearra
     return replace(payload, tensors=tuple(tensors), seed=seed_, checksum=xxhash.xxh3_64_intdigest(digests))
 
 
-def _runs(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
-    """Tensors grouped where one begins at the end of the other."""
-    runs: list[list[Tensor]] = []
-    for tensor in tensors:
-        if runs and runs[-1][-1].offset + runs[-1][-1].length == tensor.offset:
-            runs[-1].append(tensor)
-        else:
-            runs.append([tensor])
-    return runs
+def read_all(descriptor: int, room: memoryview, offset: int) -> int:
+    """Fill `room` from the place `offset`; how many bytes there were."""
+    done = 0
+    while done < len(room) and (count := os.preadv(descriptor, [room[done:]], offset + done)):
+        done += count
+    return done
 
 
-def _read_run(descriptor: int, run: Sequence[Tensor], seed_: int) -> bytes:
-    begin = run[0].offset
-    data = os.pread(descriptor, run[-1].offset + run[-1].length - begin, begin)
-    view = memoryview(data)
-    for tensor in run:
-        part = view[tensor.offset - begin : tensor.offset - begin + tensor.length]
-        if len(part) != tensor.length or xxhash.xxh3_64_intdigest(part, seed_) != tensor.checksum:
-            raise DamagedError(f"tensor {tensor.name} does not match its checksum")
-    return data
-
-
-def _write_all(descriptor: int, data: bytes | bytearray) -> None:
+def _write_all(descriptor: int, data: Buffer) -> None:
     view = memoryview(data)
     while view:
         view = view[os.write(descriptor, view) :]

@@ -19,10 +19,16 @@ from sqlalchemy.exc import DBAPIError
 
 from kvbank.v1 import service_pb2, service_pb2_grpc
 from memory_service.bank import Banks
+from memory_service.care.folder import MANIFEST
 from memory_service.errors import StartError
+from memory_service.interceptor import Interceptor
+from memory_service.memory import keep_memory, leave_imports_alone
+from memory_service.metrics import Endpoint, Metrics
 from memory_service.payloads import sync_folder
-from memory_service.service import MemoryService
+from memory_service.service import MemoryService, streams
 from memory_service.settings import Settings
+from memory_service.staging import FORGOTTEN_S, SameHost
+from memory_service.stats import Stats
 
 SERVICE = service_pb2.DESCRIPTOR.services_by_name["MemoryService"].full_name
 LONGEST_SOCKET_PATH = 107
@@ -36,6 +42,8 @@ class DataFolder:
     def __init__(self, path: Path) -> None:
         """Errors: StartError when another server owns it or it cannot be written."""
         try:
+            if (path / MANIFEST).exists():
+                raise StartError(f"{path} is a backup; put it in place with: kvbank restore {path} DATA")
             _make_durable(path)
             self._lock = open(path / "kvbank.lock", "a+")  # noqa: SIM115
         except OSError as error:
@@ -71,39 +79,57 @@ class Server:
 
     def __init__(self, settings: Settings) -> None:
         """Open the data folder. Errors: StartError."""
-        _check_address(settings.listen)
-        if not settings.insecure and not settings.listen.startswith(_LOOPBACK):
-            text = f"{settings.listen} can be reached by others and there is no authentication yet; allow it with"
-            raise StartError(f"{text} --insecure, or listen on 127.0.0.1 or a unix socket")
+        _check_listen(settings.listen, settings.insecure)
+        if settings.same_host and not settings.listen.startswith("unix:"):
+            raise StartError(f"same_host needs a unix socket; {settings.listen} is none")
+        if settings.metrics_listen:
+            if settings.metrics_listen.startswith("unix:"):
+                raise StartError("metrics are served at HOST:PORT, not on a unix socket")
+            _check_listen(settings.metrics_listen, settings.insecure)
         self._settings = settings
         self._folder = DataFolder(settings.data)
+        self._metrics = Metrics()
+        self._endpoint: Endpoint | None = None
         try:
-            self._banks = Banks(settings)
+            self._same_host = SameHost(settings.data) if settings.same_host else None
+            self._banks = Banks(settings, self._metrics)
         except BaseException as error:
             self._folder.release()
             if isinstance(error, OSError | DBAPIError):
                 raise StartError(f"cannot open {settings.data}: {error}".splitlines()[0]) from error
             raise
         self._pool = ThreadPoolExecutor(settings.storage_threads, "kvbank-storage")
-        self._service = MemoryService(self._banks, settings, self._pool)
+        stats = Stats(self._banks, settings, self._metrics)
+        self._service = MemoryService(self._banks, settings, self._pool, stats, self._metrics, self._same_host)
+        self._sweeper: asyncio.Task[None] | None = None
         self._health = health.aio.HealthServicer()
         self.address = ""
 
     async def start(self) -> None:
         """Bind and serve; `address` is then what clients connect to. Errors: StartError."""
         limit = self._settings.max_message_bytes
-        # Without SO_REUSEPORT a second server on the port is an error, not a lottery.
         options = [
+            # A peer that is gone is noticed after some 80 s; clients may ask as often.
+            ("grpc.keepalive_time_ms", 60_000),
+            ("grpc.keepalive_timeout_ms", 20_000),
+            ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+            # Without SO_REUSEPORT a second server on the port is an error, not a lottery.
             ("grpc.max_receive_message_length", limit),
             ("grpc.max_send_message_length", limit),
             ("grpc.so_reuseport", 0),
         ]
-        self._server = grpc.aio.server(options=options)
+        self._server = grpc.aio.server(options=options, interceptors=[Interceptor(self._metrics)])
         service_pb2_grpc.add_MemoryServiceServicer_to_server(self._service, self._server)  # type: ignore[no-untyped-call]
+        # After the stubs' handlers, whose place they take.
+        self._server.add_registered_method_handlers(SERVICE, streams(self._service))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
         self.address = self._bind()
+        if self._settings.metrics_listen:
+            self._endpoint = self._open_endpoint(self._settings.metrics_listen)
         await self._server.start()
+        if self._same_host is not None:
+            self._sweeper = asyncio.create_task(_sweep(self._same_host))
         await self._set_health(health_pb2.HealthCheckResponse.SERVING)
 
     def _bind(self) -> str:
@@ -115,10 +141,24 @@ class Server:
             raise StartError(f"cannot listen on {listen}") from error
         return listen if listen.startswith("unix:") else f"{listen.rpartition(':')[0]}:{port}"
 
+    def _open_endpoint(self, listen: str) -> Endpoint:
+        try:
+            return Endpoint(listen, self._metrics.registry)
+        except StartError:
+            self._close()
+            raise
+
+    @property
+    def metrics_address(self) -> str:
+        """HOST:PORT of /metrics; empty when it is off."""
+        return self._endpoint.address if self._endpoint else ""
+
     async def stop(self) -> None:
         """Health off, nothing new, finish what runs within the grace time, then close the storage."""
-        self._service.draining = True
+        self._service.drain()
         await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
+        if self._sweeper is not None:
+            self._sweeper.cancel()
         await self._server.stop(self._settings.grace)
         await asyncio.to_thread(self._close)
 
@@ -127,23 +167,43 @@ class Server:
             await self._health.set(name, status)
 
     def _close(self) -> None:
+        if self._endpoint is not None:
+            self._endpoint.close()
         self._pool.shutdown()
         self._banks.close()
+        if self._same_host is not None:
+            self._same_host.close()
         self._folder.release()
+
+
+async def _sweep(same_host: SameHost) -> None:
+    while True:
+        await asyncio.sleep(FORGOTTEN_S / 4)
+        await asyncio.to_thread(same_host.sweep)
 
 
 async def serve(settings: Settings, ready: Any) -> None:
     """Serve until SIGTERM or SIGINT; `ready` is called with the address. Errors: StartError."""
+    keep_memory()
     server = Server(settings)
     await server.start()
     try:
         stopping = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+        leave_imports_alone()
         ready(server.address)
         await stopping.wait()
     finally:
         await server.stop()
+
+
+def _check_listen(listen: str, insecure: bool) -> None:
+    """Errors: StartError for an address that cannot be had, or that others can reach."""
+    _check_address(listen)
+    if not insecure and not listen.startswith(_LOOPBACK):
+        text = f"{listen} can be reached by others and there is no authentication yet; allow it with"
+        raise StartError(f"{text} --insecure, or listen on 127.0.0.1 or a unix socket")
 
 
 def _check_address(listen: str) -> None:
@@ -185,6 +245,7 @@ class LocalServer:
             self._end_loop()
             raise
         self.address = self._server.address
+        self.metrics_address = self._server.metrics_address
 
     async def _start(self) -> Server:
         server = Server(self._settings)

@@ -1,30 +1,39 @@
-"""The RPCs: messages in, calls of the domain in storage threads, messages out. Owns streaming and back-pressure."""
+"""The RPCs: messages in, calls of the domain in storage threads, messages out."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import wraps
+from contextlib import aclosing
+from contextvars import copy_context
+from functools import partial, wraps
 from typing import Any, TypeVar
 
+import grpc
+
+from kvbank import _frames
 from kvbank.v1 import service_pb2 as pb
 from kvbank.v1 import service_pb2_grpc
-from memory_service import __version__, convert
-from memory_service.bank import Banks, Written
-from memory_service.domain import Bank, Chunk
+from memory_service import __version__, convert, payloads, requests
+from memory_service.bank import Banks
+from memory_service.budget import Budget
+from memory_service.decoding import checked
 from memory_service.errors import (
     RESOURCE_EXHAUSTED,
-    UNAVAILABLE,
     ServiceError,
     invalid,
     to_service_error,
 )
-from memory_service.recall import Found, Query, Recall
+from memory_service.metrics import Metrics
+from memory_service.recall import Found, Query, Recall, close
+from memory_service.receiving import Receiver
+from memory_service.sending import Sender
 from memory_service.settings import Settings
+from memory_service.staging import SameHost
+from memory_service.stats import Stats
 from memory_service.validate import LARGEST_INT64
 
-FRAME_BYTES = 1024 * 1024
-# Of a chunk without its tensors, so that every answer about single chunks fits in a message.
-LARGEST_HEADER = 2 * 1024 * 1024
+# Of a page of chunks, about.
+PAGE_BYTES = 2 * 1024 * 1024
 T = TypeVar("T")
 Context = Any
 _DETAILS = "grpc-status-details-bin"
@@ -36,7 +45,7 @@ def unary(method: Callable[..., Awaitable[T]]) -> Callable[..., Awaitable[T]]:
     @wraps(method)
     async def call(self: Any, request: Any, context: Context) -> T:
         try:
-            return _sized(await method(self, request), self._settings.max_message_bytes)
+            return _sized(await method(self, checked(request)), self._settings.max_message_bytes)
         except Exception as error:
             await _abort(context, error)
             raise
@@ -50,7 +59,7 @@ def streaming(method: Callable[..., AsyncIterator[T]]) -> Callable[..., AsyncIte
     @wraps(method)
     async def call(self: Any, request: Any, context: Context) -> AsyncIterator[T]:
         try:
-            async for message in method(self, request):
+            async for message in method(self, checked(request)):
                 yield message
         except Exception as error:
             await _abort(context, error)
@@ -61,6 +70,8 @@ def streaming(method: Callable[..., AsyncIterator[T]]) -> Callable[..., AsyncIte
 async def _abort(context: Context, error: Exception) -> None:
     """Raises, as gRPC's abort does."""
     refusal = to_service_error(error)
+    if request := requests.current():
+        request.reason = refusal.reason
     details = ((_DETAILS, refusal.status().SerializeToString()),)
     await context.abort(refusal.code, refusal.message, details)
 
@@ -68,16 +79,35 @@ async def _abort(context: Context, error: Exception) -> None:
 class MemoryService(service_pb2_grpc.MemoryServiceServicer):
     """kvbank.v1.MemoryService."""
 
-    def __init__(self, banks: Banks, settings: Settings, pool: ThreadPoolExecutor) -> None:
+    def __init__(
+        self,
+        banks: Banks,
+        settings: Settings,
+        pool: ThreadPoolExecutor,
+        stats: Stats,
+        metrics: Metrics,
+        same_host: SameHost | None,
+    ) -> None:
+        """same_host: where clients may read payload files and stage their own; None where they may not."""
+        limit = settings.max_inflight_bytes
         self._banks = banks
+        self._stats = stats
         self._recall = Recall(banks, settings.max_answer_bytes)
         self._settings = settings
         self._pool = pool
-        # Set at the start of a shutdown: open streams may finish what they began, and begin nothing.
-        self.draining = False
+        self._same_host = same_host
+        self._receiver = Receiver(banks, pool, Budget(limit), settings.max_unacknowledged_bytes, same_host, metrics)
+        self._sender = Sender(self._recall, pool, Budget(limit), metrics)
+        self._sent_as_files = metrics.sent_bytes.labels("file")
+
+    def drain(self) -> None:
+        """Open streams finish what they began, and begin nothing."""
+        self._receiver.draining = True
 
     async def _run(self, call: Callable[..., T], *arguments: Any) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._pool, call, *arguments)
+        # With the context, so that what a storage thread logs carries the request.
+        run = copy_context().run
+        return await asyncio.get_running_loop().run_in_executor(self._pool, run, call, *arguments)
 
     # Server and banks
 
@@ -91,6 +121,7 @@ class MemoryService(service_pb2_grpc.MemoryServiceServicer):
             max_message_bytes=self._settings.max_message_bytes,
             max_chunk_bytes=self._settings.max_chunk_bytes,
             max_unacknowledged_bytes=self._settings.max_unacknowledged_bytes,
+            same_host=None if self._same_host is None else self._same_host.message(),
         )
 
     @unary
@@ -131,78 +162,18 @@ class MemoryService(service_pb2_grpc.MemoryServiceServicer):
     # Writing
 
     @streaming
-    async def WriteChunks(  # noqa: N802
-        self, requests: AsyncIterator[pb.WriteChunksRequest]
-    ) -> AsyncIterator[pb.WriteChunksResponse]:
+    async def WriteChunks(self, requests: AsyncIterator[Any]) -> AsyncIterator[pb.WriteChunksResponse]:  # noqa: N802
         """Chunks are written side by side; acks come in order."""
-        acks: asyncio.Queue[asyncio.Task[pb.WriteChunksResponse] | None] = asyncio.Queue()
-        window = _Window(self._settings.max_unacknowledged_bytes)
-        reader = asyncio.create_task(self._read_chunks(requests, window, acks))
-        try:
-            while (task := await acks.get()) is not None:
-                yield await task
-            await reader
-        finally:
-            # After a refusal or a lost caller: writes under way end before the call does.
-            reader.cancel()
-            waiting = [acks.get_nowait() for _ in range(acks.qsize())]
-            await asyncio.gather(reader, *(task for task in waiting if task), return_exceptions=True)
-
-    async def _read_chunks(
-        self,
-        requests: AsyncIterator[pb.WriteChunksRequest],
-        window: "_Window",
-        acks: "asyncio.Queue[asyncio.Task[pb.WriteChunksResponse] | None]",
-    ) -> None:
-        """Start a write a chunk as soon as its bytes are complete; None at the end, whatever the end is."""
-        try:
-            assembly: _Assembly | None = None
-            async for request in requests:
-                if request.WhichOneof("frame") == "header":
-                    if assembly is not None:
-                        raise invalid("data", f"{assembly.missing} bytes of the chunk before are missing")
-                    assembly = await self._begin(request.header)
-                elif assembly is None:
-                    raise invalid("data", "bytes without a header")
-                else:
-                    assembly.add(request.data)
-                if assembly.missing == 0:
-                    await window.take(assembly.size)
-                    acks.put_nowait(asyncio.create_task(self._write(assembly, window)))
-                    assembly = None
-            if assembly is not None:
-                raise invalid("data", f"the stream ended {assembly.missing} bytes early")
-        finally:
-            acks.put_nowait(None)
-
-    async def _begin(self, header: pb.ChunkHeader) -> "_Assembly":
-        if self.draining:
-            raise ServiceError(UNAVAILABLE, "NOT_SERVING", "the service is shutting down")
-        if (size := header.ByteSize()) > LARGEST_HEADER:
-            text = f"a chunk with {size} bytes of text, token ids and the like; at most {LARGEST_HEADER} are taken"
-            raise ServiceError(RESOURCE_EXHAUSTED, "TOO_LARGE", text, limit=LARGEST_HEADER, size=size)
-        chunk = convert.chunk(header.chunk)
-        bank = self._banks.admit(header.bank, header.reader_digest, header.embedder_digest, chunk)
-        ids = self._banks.records.ids
-        while (chunk_id := ids.take()) is None:
-            await asyncio.shield(asyncio.wrap_future(ids.refill()))
-        return _Assembly(bank, chunk_id, chunk, size)
-
-    async def _write(self, assembly: "_Assembly", window: "_Window") -> pb.WriteChunksResponse:
-        try:
-            committed = await self._run(assembly.write, self._banks)
-            # Shielded: what is submitted is committed, also when the caller went away.
-            written = await asyncio.shield(asyncio.wrap_future(committed))
-        finally:
-            window.give(assembly.size)
-        return _ack(written)
+        async for ack in self._receiver.acks(requests):
+            yield ack
 
     # Reading
 
     @streaming
-    async def Retrieve(self, request: pb.RetrieveRequest) -> AsyncIterator[pb.RetrieveResponse]:  # noqa: N802
+    async def Retrieve(self, request: pb.RetrieveRequest) -> AsyncIterator[pb.RetrieveResponse | bytes]:  # noqa: N802
         """All hits and descriptors, then verified bytes."""
-        answer = await self._run(self._recall.retrieve, _query(request))
+        shared = self._shares(request.same_host_nonce)
+        answer = await self._run(partial(self._recall.retrieve, _query(request), opened=not shared))
         header = pb.RetrieveHeader(
             store_id=self._banks.records.store_id,
             queries=[
@@ -210,23 +181,41 @@ class MemoryService(service_pb2_grpc.MemoryServiceServicer):
                 for row in answer.hits
             ],
             chunks=[convert.chunk_message(item.chunk) for item in answer.found],
-            sent=[item.parts is not None for item in answer.found],
+            sent=[item.sent for item in answer.found],
         )
-        yield _sized(pb.RetrieveResponse(header=header), self._settings.max_message_bytes)
-        for data in _frames(answer.found):
-            yield pb.RetrieveResponse(data=data)
+        async for message in self._answer(pb.RetrieveResponse(header=header), answer.found, shared):
+            yield message
 
     @streaming
-    async def FetchChunks(self, request: pb.FetchChunksRequest) -> AsyncIterator[pb.FetchChunksResponse]:  # noqa: N802
+    async def FetchChunks(self, request: pb.FetchChunksRequest) -> AsyncIterator[pb.FetchChunksResponse | bytes]:  # noqa: N802
         """Chunks by id, in the order asked for."""
         ids, layers = list(request.chunk_ids), list(request.layers)
-        found = await self._run(self._recall.fetch, request.bank, request.reader_digest, ids, layers)
+        shared = self._shares(request.same_host_nonce)
+        call = partial(self._recall.fetch, request.bank, request.reader_digest, ids, layers, opened=not shared)
+        found = await self._run(call)
         header = pb.FetchChunksHeader(
             store_id=self._banks.records.store_id, chunks=[convert.chunk_message(item.chunk) for item in found]
         )
-        yield _sized(pb.FetchChunksResponse(header=header), self._settings.max_message_bytes)
-        for data in _frames(found):
-            yield pb.FetchChunksResponse(data=data)
+        async for message in self._answer(pb.FetchChunksResponse(header=header), found, shared):
+            yield message
+
+    def _shares(self, nonce: bytes) -> bool:
+        """Whether the caller reads the files itself."""
+        return self._same_host is not None and self._same_host.proven(nonce)
+
+    async def _answer(self, message: Any, found: Sequence[Found], shared: bool) -> AsyncIterator[Any]:
+        """The header; then, unless the caller reads the files itself, their bytes. Closes the files."""
+        try:
+            if shared:
+                message.header.files.extend(map(_file_name, found))
+                self._sent_as_files.inc(sum(item.length for item in found))
+            yield _sized(message, self._settings.max_message_bytes)
+            # Closed first, also where the caller goes: a thread may still be reading the files.
+            async with aclosing(self._sender.frames(found)) as frames:
+                async for frame in frames:
+                    yield frame
+        finally:
+            close(found)
 
     # Chunks
 
@@ -241,9 +230,12 @@ class MemoryService(service_pb2_grpc.MemoryServiceServicer):
     @unary
     async def ListChunks(self, request: pb.ListChunksRequest) -> pb.ListChunksResponse:  # noqa: N802
         """By id; the token is the last id of the page before. A page of large chunks is shorter than asked for."""
-        size, after, budget = _page_size(request.page_size), _token(request.page_token, 0), FRAME_BYTES * 2
+        size, after, budget = _page_size(request.page_size), _token(request.page_token, 0), PAGE_BYTES
+        where = convert.filter_(request.filter)
         chunks, more = await self._run(
-            lambda: self._banks.list_chunks(request.bank, after, size, embedding=request.with_embedding, budget=budget)
+            lambda: self._banks.list_chunks(
+                request.bank, after, size, where, embedding=request.with_embedding, budget=budget
+            )
         )
         token = str(chunks[-1].chunk_id) if more else ""
         return pb.ListChunksResponse(chunks=map(convert.chunk_message, chunks), next_page_token=token)
@@ -259,6 +251,12 @@ class MemoryService(service_pb2_grpc.MemoryServiceServicer):
         """By id; unknown ids are fine."""
         deleted = await self._run(self._banks.delete_chunks, request.bank, list(request.chunk_ids))
         return pb.DeleteChunksResponse(deleted=deleted)
+
+    @unary
+    async def PinChunks(self, request: pb.PinChunksRequest) -> pb.PinChunksResponse:  # noqa: N802
+        """By id; unknown ids are fine."""
+        found = await self._run(self._banks.pin_chunks, request.bank, list(request.chunk_ids), request.pinned)
+        return pb.PinChunksResponse(found=found)
 
     # Evictions
 
@@ -279,55 +277,36 @@ class MemoryService(service_pb2_grpc.MemoryServiceServicer):
         evictions = [convert.eviction_message(eviction) for _, eviction in log[:size]]
         return pb.ListEvictionsResponse(evictions=evictions, next_page_token=token)
 
+    # The service itself
 
-_UPDATABLE = ("capacity", "policy", "metadata")
-
-
-class _Assembly:
-    """A chunk whose bytes are arriving."""
-
-    def __init__(self, bank: Bank, chunk_id: int, chunk: Chunk, header_size: int) -> None:
-        self._bank = bank
-        self._chunk_id = chunk_id
-        self._chunk = chunk
-        # One buffer: frames of a byte each, kept as they come, would take fifty times their size.
-        self._data = bytearray()
-        self.missing = chunk.payload.length if chunk.payload else 0
-        # What it takes of the window; with the header, because chunks without K-V are all header.
-        self.size = header_size + self.missing
-
-    def add(self, data: bytes) -> None:
-        """Errors: INVALID_FIELD when it is more than the descriptor says."""
-        if len(data) > self.missing:
-            raise invalid("data", f"{len(data) - self.missing} bytes more than the tensors have")
-        self._data += data
-        self.missing -= len(data)
-
-    def write(self, banks: Banks) -> Any:
-        """In a storage thread."""
-        data, self._data = self._data, bytearray()
-        return banks.write(self._bank, self._chunk_id, self._chunk, data)
+    @unary
+    async def GetStats(self, request: pb.GetStatsRequest) -> pb.GetStatsResponse:  # noqa: N802
+        """As of now, of some banks or all."""
+        return await self._run(self._stats.answer, list(request.banks), self._settings.max_message_bytes)
 
 
-class _Window:
-    """Bytes of a stream that are taken and not acknowledged; one chunk always passes."""
+_UPDATABLE = ("capacity", "policy", "metadata", "quota", "expiry", "index")
 
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._taken = 0
-        self._freed = asyncio.Event()
 
-    async def take(self, size: int) -> None:
-        """Wait until `size` fits; the stream is not read meanwhile."""
-        while self._taken and self._taken + size > self._limit:
-            self._freed.clear()
-            await self._freed.wait()
-        self._taken += size
-
-    def give(self, size: int) -> None:
-        """They are acknowledged or refused."""
-        self._taken -= size
-        self._freed.set()
+def streams(service: MemoryService) -> dict[str, Any]:
+    """gRPC's handlers of the streams, whose data frames pass protobuf by."""
+    return {
+        "WriteChunks": grpc.stream_stream_rpc_method_handler(
+            service.WriteChunks,
+            request_deserializer=_frames.deserializer(pb.WriteChunksRequest),
+            response_serializer=pb.WriteChunksResponse.SerializeToString,
+        ),
+        "Retrieve": grpc.unary_stream_rpc_method_handler(
+            service.Retrieve,
+            request_deserializer=pb.RetrieveRequest.FromString,
+            response_serializer=_frames.serializer,
+        ),
+        "FetchChunks": grpc.unary_stream_rpc_method_handler(
+            service.FetchChunks,
+            request_deserializer=pb.FetchChunksRequest.FromString,
+            response_serializer=_frames.serializer,
+        ),
+    }
 
 
 def _sized(message: T, limit: int) -> T:
@@ -338,14 +317,8 @@ def _sized(message: T, limit: int) -> T:
     return message
 
 
-def _ack(written: Written) -> pb.WriteChunksResponse:
-    return pb.WriteChunksResponse(
-        idempotency_key=written.key,
-        chunk_id=written.chunk_id,
-        replayed=written.replayed,
-        gone=written.gone,
-        evicted_chunk_ids=written.evicted,
-    )
+def _file_name(item: Found) -> str:
+    return payloads.name(item.bank.uid, item.chunk.chunk_id) if item.sent else ""
 
 
 def _query(request: pb.RetrieveRequest) -> Query:
@@ -362,19 +335,8 @@ def _query(request: pb.RetrieveRequest) -> Query:
         omit_payload=request.omit_payload,
         skip_count=request.skip_count,
         request_id=request.request_id,
+        filter=convert.filter_(request.filter) if request.HasField("filter") else None,
     )
-
-
-def _frames(found: Sequence[Found]) -> Iterator[bytes]:
-    """Bytes of all chunks in order; no frame has bytes of two chunks."""
-    for part in _parts(found):
-        for begin in range(0, len(part), FRAME_BYTES):
-            yield part[begin : begin + FRAME_BYTES]
-
-
-def _parts(found: Iterable[Found]) -> Iterator[bytes]:
-    for item in found:
-        yield from item.parts or ()
 
 
 def _page_size(size: int) -> int:

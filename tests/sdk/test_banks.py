@@ -23,11 +23,11 @@ def test_a_bank_is_what_was_asked_for(
     assert made == client.get_bank(name)
     assert (made.name, made.kv, made.embedding, made.capacity, made.policy) == (name, kv, embedding, capacity, policy)
     assert made.metadata == {"for": "a test"}
-    assert made.usage == kvbank.BankUsage(0, 0, 0, 0, 0, 0, 0)
+    assert made.usage == kvbank.BankUsage(0, 0, 0, 0, 0, 0, 0, 0)
     assert made.uid
 
 
-@pytest.mark.parametrize("kind", ["frequency", "recency_half", "reject"])
+@pytest.mark.parametrize("kind", ["frequency", "recency_half", "reject", "lru"])
 def test_policies(client: kvbank.Client, make_bank: MakeBank, kind: str) -> None:
     assert client.get_bank(make_bank(policy=kvbank.Policy(kind))).policy.kind == kind
 

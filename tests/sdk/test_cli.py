@@ -6,40 +6,26 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
-from importlib.metadata import EntryPoint
+import uuid
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import pytest
+import typer
 
 import kvbank
 from kvbank import cli
 
-
-class Ended(NamedTuple):
-    returncode: int
-    stdout: str
-    stderr: str
+READER, EMBEDDER = "ab" * 32, "cd" * 32
 
 
-Run = Callable[..., Ended]
+Run = Callable[..., Any]
 
 
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Run the console script's function with these arguments."""
-
-    def call(*arguments: str) -> Ended:
-        monkeypatch.setattr(sys, "argv", ["kvbank", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        return Ended(int(ended.value.code or 0), *capsys.readouterr())
-
-    return call
-
-
-def assert_fails_in_one_line(ended: Ended, *words: str) -> None:
+def assert_fails_in_one_line(ended: Any, *words: str) -> None:
     assert ended.returncode == 1
     assert ended.stdout == ""
     assert ended.stderr.startswith("kvbank: ")
@@ -78,6 +64,8 @@ def test_banks(
     assert "123,456" in table.stdout
     shown = json.loads(run("bank", "show", name, "--memory", address, "--json").stdout)
     assert shown["capacity"]["tokens"] == 123456
+    assert (shown["quota"], shown["expiry"], shown["index"]) == (None, None, "auto")
+    assert shown["index_state"]["kind"] == "exact"
     assert shown["kv"]["layers"] == [1, 3]
     assert name in run("bank", "show", name, "--memory", address).stdout
     monkeypatch.setattr(sys, "stdin", io.StringIO("n\n"))
@@ -86,6 +74,115 @@ def test_banks(
     assert json.loads(run("bank", "rm", name, "--memory", address, "--yes", "--json").stdout)["deleted"] == name
     with pytest.raises(kvbank.BankNotFound):
         client.get_bank(name)
+
+
+def test_banks_are_made_and_changed(run: Run, address: str, client: kvbank.Client) -> None:
+    name, memory = uuid.uuid4().hex, ("--memory", address)
+    made = run(
+        *("bank", "create", name, *memory, "--embedder", EMBEDDER, "--dimension", "4"),
+        *("--reader", READER, "--layers", "1,3", "--kv-heads", "2", "--head-dim", "8", "--dtype", "fp16"),
+        *("--capacity", "bytes=2GiB", "--policy", "lru", "--target", "80", "--ttl", "30d", "--renew"),
+    )
+    assert made.returncode == 0
+    for words in ("2.0 GiB", "lru, target 80 %", "30d, renewed", READER, "0 chunks"):
+        assert words in made.stdout
+    bank = client.get_bank(name)
+    assert bank.kv == kvbank.KVSpec(READER, (1, 3), 2, 8, "fp16")
+    assert bank.capacity == kvbank.Capacity(bytes=2 << 30)
+    assert (bank.policy.kind, bank.policy.target) == ("lru", 80)
+    assert bank.expiry == kvbank.Expiry(timedelta(days=30), renew=True)
+
+    changes = ("--capacity", "none", "--quota", "chunks=10k,tokens=1M", "--ttl", "never", "--index", "exact")
+    changed = json.loads(run("bank", "update", name, *memory, *changes, "--json").stdout)
+    assert (changed["capacity"], changed["expiry"], changed["index"]) == (None, None, "exact")
+    assert changed["quota"] == {"chunks": 10_000, "tokens": 1_000_000, "bytes": None}
+    assert changed["policy"]["kind"] == "lru"
+    assert run("bank", "create", name, *memory, "--embedder", EMBEDDER, "--dimension", "4").returncode == 1
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        (),
+        ("--capacity", "12"),
+        ("--capacity", "chunks=1,chunks=2"),
+        ("--quota", "apples=3"),
+        ("--ttl", "soon"),
+        ("--ttl", "99999999999d"),
+        ("--renew",),
+        ("--target", "50"),
+        ("--policy", "newest"),
+        ("--policy", "lru", "--target", "200"),
+        ("--index", "hnsw"),
+    ],
+)
+def test_nonsense_changes_are_usage_errors(run: Run, options: tuple[str, ...]) -> None:
+    ended = run("bank", "update", "any", *options)
+    assert ended.returncode == 2
+    assert ended.stdout == ""
+
+
+@pytest.mark.parametrize("figure", ["--dimension", "--kv-heads", "--head-dim"])
+def test_figures_that_no_message_holds_are_usage_errors(run: Run, figure: str) -> None:
+    ended = run("bank", "create", "b", "--embedder", "e", "--dimension", "4", "--reader", "r", figure, str(2**32))
+    assert ended.returncode == 2
+    assert run("bank", "evictions", "b", "--explain", "--need", str(2**63)).returncode == 2
+
+
+def test_a_name_that_is_not_utf8_is_one_line(run: Run, address: str) -> None:
+    assert_fails_in_one_line(run("bank", "show", "a\udcff", "--memory", address), "udcff")
+
+
+def test_evictions(
+    run: Run,
+    address: str,
+    client: kvbank.Client,
+    make_bank: Callable[..., str],
+    make_chunk: Callable[..., kvbank.NewChunk],
+    digests: dict[str, str],
+) -> None:
+    name, memory = make_bank(capacity=kvbank.Capacity(chunks=10)), ("--memory", address)
+    assert "nothing went" in run("bank", "evictions", name, *memory).stdout
+    assert "nothing would go" in run("bank", "evictions", name, *memory, "--explain").stdout
+    ids = [client.write(name, make_chunk(i), **digests).chunk_id for i in range(10)]
+    explained = json.loads(run("bank", "evictions", name, *memory, "--explain", "--json").stdout)
+    assert (explained[0]["chunk_id"], explained[0]["reason"], explained[0]["evict_time"]) == (ids[0], "oldest", None)
+    client.write(name, make_chunk(10), **digests)
+    went = json.loads(run("bank", "evictions", name, *memory, "--json", "--limit", "2").stdout)
+    assert len(went) == 2
+    shown = run("bank", "evictions", name, *memory).stdout
+    assert "oldest" in shown
+    assert str(ids[0]) in shown
+
+
+def test_a_name_is_no_markup(run: Run, address: str, client: kvbank.Client) -> None:
+    name = f"[red]{uuid.uuid4().hex}[/red]"
+    client.create_bank(name, kv=None, embedding=kvbank.EmbeddingSpec("e", 4), metadata={"[b]": "x"})
+    assert name in run("bank", "ls", "--memory", address).stdout
+    assert "[b] = x" in run("bank", "show", name, "--memory", address).stdout
+    client.delete_bank(name)
+
+
+def test_every_command_and_option_says_what_it_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And docs/ name every command of the SDK and the server."""
+    server = [entry_point for entry_point in entry_points(group="kvbank.commands") if entry_point.name == "server"]
+    monkeypatch.setattr(cli, "entry_points", lambda group: server)
+    documents = "".join(path.read_text() for path in (Path(__file__).parents[2] / "docs").glob("*.md"))
+    for words, command in _commands(typer.main.get_command(cli.application()), ("kvbank",)):
+        assert command.help, words
+        assert " ".join(words) in documents, words
+        options = [parameter for parameter in command.params if parameter.param_type_name == "option"]
+        assert [option.name for option in options if not option.help] == [], words
+        if words[1] in ("ping", "bank", "stats", "top"):
+            assert "as_json" in [option.name for option in options], words
+
+
+def _commands(command: Any, words: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any]]:
+    if not hasattr(command, "commands"):
+        yield words, command
+        return
+    for name, each in command.commands.items():
+        yield from _commands(each, (*words, name))
 
 
 def test_an_error_is_one_line(run: Run, address: str, unused_port: int) -> None:

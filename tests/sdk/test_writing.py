@@ -2,8 +2,10 @@
 
 import asyncio
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +112,53 @@ def test_a_lost_service_fails_a_write_within_its_timeout(
         with pytest.raises(lost):
             asyncio.run(write())
     assert time.monotonic() - began < 3
+
+
+@pytest.fixture
+def slow_link(address: str) -> Iterator[str]:
+    """The address of a relay to the service that takes 64 KiB each 40 ms."""
+    host, _, port = address.rpartition(":")
+    ends: list[socket.socket] = []
+
+    def relay(source: socket.socket, target: socket.socket, pause: float) -> None:
+        with suppress(OSError):
+            while data := source.recv(1 << 16):
+                target.sendall(data)
+                time.sleep(pause)
+
+    def accept(listener: socket.socket) -> None:
+        with suppress(OSError):
+            while True:
+                near, _ = listener.accept()
+                far = socket.create_connection((host, int(port)))
+                ends.extend((near, far))
+                threading.Thread(target=relay, args=(near, far, 0.04), daemon=True).start()
+                threading.Thread(target=relay, args=(far, near, 0), daemon=True).start()
+
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        thread = threading.Thread(target=accept, args=(listener,), daemon=True)
+        thread.start()
+        yield f"127.0.0.1:{listener.getsockname()[1]}"
+        listener.shutdown(socket.SHUT_RDWR)
+        for end in ends:
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+            end.close()
+        thread.join()
+
+
+def test_a_slow_link_that_moves_is_no_deadline(
+    slow_link: str, make_bank: MakeBank, make_chunk: Make, digests: dict[str, str]
+) -> None:
+    """Some four seconds on one stream, with two for each acknowledgement."""
+    bank, big = make_bank("fp32"), make_chunk(0, "fp32", tokens=1024, token_ids=())
+    chunks = [kvbank.NewChunk(big.embedding, big.tensors) for _ in range(24)]
+    with kvbank.connect(slow_link) as client:
+        results = client.write_many(bank, chunks, timeout=2, **digests)
+    assert len({result.chunk_id for result in results}) == len(chunks)
 
 
 def test_a_silent_service_fails_a_write_within_its_timeout(silent: socket.socket, make_chunk: Make) -> None:

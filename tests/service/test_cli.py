@@ -37,6 +37,7 @@ def test_serves_until_told_to_stop(tmp_path):
         ([], 2, "kvbank: --data: Field required\n"),
         (["--storage-threads", "0"], 2, "--storage-threads"),
         (["--durability", "never"], 2, "--durability"),
+        (["--listen", "127.0.0.1:0", "--max-message-bytes", str(2**31)], 2, "--max-message-bytes"),
         (["--listen", "0.0.0.0:0"], 1, "kvbank: 0.0.0.0:0 can be reached by others"),
         (["--listen", "nonsense"], 1, "kvbank: cannot listen on 'nonsense': it is neither HOST:PORT nor unix:PATH\n"),
         (["--listen", "127.0.0.1:70000"], 1, "kvbank: cannot listen on '127.0.0.1:70000': it is neither"),

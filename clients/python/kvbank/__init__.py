@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from kvbank._exceptions import MissingExtra as MissingExtra
     from kvbank._exceptions import NotFound as NotFound
     from kvbank._exceptions import PermissionDenied as PermissionDenied
+    from kvbank._exceptions import QuotaExceeded as QuotaExceeded
     from kvbank._exceptions import ReaderMismatch as ReaderMismatch
     from kvbank._exceptions import ResourceExhausted as ResourceExhausted
     from kvbank._exceptions import ServiceError as ServiceError
@@ -38,19 +39,26 @@ if TYPE_CHECKING:
     from kvbank._exceptions import Unauthenticated as Unauthenticated
     from kvbank._exceptions import Unavailable as Unavailable
     from kvbank._models import Bank as Bank
+    from kvbank._models import BankStats as BankStats
     from kvbank._models import BankUsage as BankUsage
     from kvbank._models import Capacity as Capacity
     from kvbank._models import Chunk as Chunk
     from kvbank._models import EmbeddingSpec as EmbeddingSpec
     from kvbank._models import Eviction as Eviction
+    from kvbank._models import Expiry as Expiry
+    from kvbank._models import Filter as Filter
     from kvbank._models import Held as Held
     from kvbank._models import Hit as Hit
+    from kvbank._models import IndexStats as IndexStats
     from kvbank._models import KVSpec as KVSpec
+    from kvbank._models import MetricSample as MetricSample
     from kvbank._models import NewChunk as NewChunk
     from kvbank._models import Policy as Policy
     from kvbank._models import Producer as Producer
+    from kvbank._models import Quota as Quota
     from kvbank._models import Retrieval as Retrieval
     from kvbank._models import ServerInfo as ServerInfo
+    from kvbank._models import Stats as Stats
     from kvbank._models import TensorInfo as TensorInfo
     from kvbank._models import WriteResult as WriteResult
 
@@ -78,6 +86,7 @@ _EXPORTS = {
         "MissingExtra",
         "NotFound",
         "PermissionDenied",
+        "QuotaExceeded",
         "ReaderMismatch",
         "ResourceExhausted",
         "ServiceError",
@@ -87,19 +96,26 @@ _EXPORTS = {
     ],
     "_models": [
         "Bank",
+        "BankStats",
         "BankUsage",
         "Capacity",
         "Chunk",
         "EmbeddingSpec",
         "Eviction",
+        "Expiry",
+        "Filter",
         "Held",
         "Hit",
+        "IndexStats",
         "KVSpec",
+        "MetricSample",
         "NewChunk",
         "Policy",
         "Producer",
+        "Quota",
         "Retrieval",
         "ServerInfo",
+        "Stats",
         "TensorInfo",
         "WriteResult",
     ],

@@ -2,9 +2,9 @@
 
 import asyncio
 import os
-import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
 from types import EllipsisType, TracebackType
 from typing import Any, Self, TypeVar
 
@@ -12,14 +12,14 @@ import grpc
 import grpc.aio
 import numpy.typing as npt
 
-from kvbank import _channel, _codec, _status
+from kvbank import _channel, _codec, _reading, _status
 from kvbank import _models as m
-from kvbank._client import Client, Reader
+from kvbank._client import Client
 from kvbank._exceptions import BankNotFound, ClientClosed, ClientForked, ServiceError
+from kvbank._same_host import SameHost, Sharing
 from kvbank._write_stream import WriteStream
 from kvbank._writing import WriteSession
 from kvbank.v1 import service_pb2 as pb
-from kvbank.v1 import service_pb2_grpc
 
 T = TypeVar("T")
 
@@ -49,6 +49,7 @@ class AsyncClient:
         self._pid = os.getpid()
         self._closed = False
         self._bound = 0
+        self._sharing = Sharing(address)
         self._channel: Any = None
         self._stub: Any = None
         self._write_channel: Any = None
@@ -75,6 +76,9 @@ class AsyncClient:
     async def server_info(self, *, timeout: float | None = None) -> m.ServerInfo:
         return _codec.server_info(await self._call("GetServerInfo", pb.GetServerInfoRequest(), timeout))
 
+    async def stats(self, banks: Sequence[str] = (), *, timeout: float | None = None) -> m.Stats:
+        return _codec.stats(await self._call("GetStats", pb.GetStatsRequest(banks=banks), timeout))
+
     # Banks
 
     async def create_bank(
@@ -86,10 +90,13 @@ class AsyncClient:
         capacity: m.Capacity | None = None,
         policy: m.Policy | None = None,
         metadata: Mapping[str, str] = {},
+        quota: m.Quota | None = None,
+        expiry: m.Expiry | None = None,
+        index: m.IndexKind = "auto",
         exist_ok: bool = False,
         timeout: float | None = None,
     ) -> m.Bank:
-        request = _codec.create_bank(name, kv, embedding, capacity, policy, metadata)
+        request = _codec.create_bank(name, kv, embedding, capacity, policy, metadata, quota, expiry, index)
         return _codec.created_bank(await self._call("CreateBank", request, timeout), exist_ok)
 
     async def get_bank(self, name: str, *, timeout: float | None = None) -> m.Bank:
@@ -107,9 +114,12 @@ class AsyncClient:
         capacity: m.Capacity | EllipsisType | None = ...,
         policy: m.Policy | None = None,
         metadata: Mapping[str, str] | None = None,
+        quota: m.Quota | EllipsisType | None = ...,
+        expiry: m.Expiry | EllipsisType | None = ...,
+        index: m.IndexKind | None = None,
         timeout: float | None = None,
     ) -> m.Bank:
-        request = _codec.update_bank(name, capacity, policy, metadata)
+        request = _codec.update_bank(name, capacity, policy, metadata, quota, expiry, index)
         return _codec.bank((await self._call("UpdateBank", request, timeout)).bank)
 
     async def delete_bank(self, name: str, missing_ok: bool = False, *, timeout: float | None = None) -> None:
@@ -138,13 +148,18 @@ class AsyncClient:
         embedder_digest: str,
         timeout: float | None = None,
     ) -> list[m.WriteResult]:
-        session = WriteSession(bank, chunks, reader_digest, embedder_digest, await self._unacknowledged_bound(timeout))
+        bound = await self._unacknowledged_bound(timeout)
+        path = await self._shared(timeout)
+        session = WriteSession(bank, chunks, reader_digest, embedder_digest, bound, path)
         attempts = _channel.Attempts(_channel.WRITE_ATTEMPTS, self._stream_timeout if timeout is None else timeout)
+        request_id = _channel.new_request_id()
         while not session.finished():
             attempts.progressed(session.waiting_since())
             try:
-                await self._write_stream(session, attempts.remaining())
+                await self._write_stream(session, attempts, request_id)
             except ServiceError as error:
+                if session.refused(error):
+                    continue
                 attempts.progressed(session.waiting_since())
                 await asyncio.sleep(attempts.delay(error))
         return session.results
@@ -152,27 +167,38 @@ class AsyncClient:
     async def _unacknowledged_bound(self, timeout: float | None) -> int:
         self._check()
         if not self._bound:
-            info = await self.server_info(timeout=timeout)
+            info = await self._call("GetServerInfo", pb.GetServerInfoRequest(), timeout)
             self._bound = info.max_unacknowledged_bytes or _channel.DEFAULT_UNACKNOWLEDGED_BYTES
+            if self._sharing.unknown():
+                self._sharing.learn(info)
         return self._bound
 
-    async def _write_stream(self, session: WriteSession, timeout: float) -> None:
-        refill_until = time.monotonic() + timeout / 2
+    async def _shared(self, timeout: float | None) -> SameHost | None:
+        """How to reach the server's files, where they are on this machine and it allows that."""
+        if self._sharing.unknown():
+            try:
+                self._sharing.learn(await self._call("GetServerInfo", pb.GetServerInfoRequest(), timeout))
+            except ServiceError:
+                return None  # the call that follows will say it
+        return self._sharing.path
+
+    async def _write_stream(self, session: WriteSession, attempts: _channel.Attempts, request_id: str) -> None:
         changed, loop = asyncio.Event(), asyncio.get_running_loop()
 
         def wake() -> None:
             loop.call_soon_threadsafe(changed.set)
 
-        with self._translated():
-            stream = WriteStream(self._write_stub().WriteChunks, session, timeout, on_change=wake)
+        with self._translated(request_id):
+            method = partial(self._write_stub().WriteChunks, metadata=_channel.metadata(request_id))
+            stream = WriteStream(method, session, attempts, on_change=wake)
             try:
-                while session.peek() is not None and time.monotonic() < refill_until:
-                    await _wait(changed, stream.ready)
+                while session.peek() is not None:
+                    await _wait(changed, stream.ready, stream.patience)
                     if stream.ended:
                         break
                     stream.send()
                 stream.half_close()
-                await _wait(changed, lambda: stream.ended)
+                await _wait(changed, stream.done, stream.patience)
                 stream.check()
             finally:
                 stream.cancel()
@@ -186,6 +212,7 @@ class AsyncClient:
         *,
         top_k: int = 8,
         min_score: float | None = None,
+        filter: m.Filter | None = None,
         layers: Sequence[int] | None = None,
         held: m.Held | None = None,
         payload: bool = True,
@@ -205,8 +232,11 @@ class AsyncClient:
             count=count,
             reader_digest=reader_digest,
             embedder_digest=embedder_digest,
+            filter=filter,
         )
-        return await self._read("Retrieve", request, _codec.RetrieveReader, timeout, request.request_id.hex())
+        if payload:
+            await self._shared(timeout)
+        return await self._run(_reading.retrieval(request, self._sharing), timeout, request.request_id.hex())
 
     async def fetch(
         self,
@@ -220,7 +250,8 @@ class AsyncClient:
         request = pb.FetchChunksRequest(
             bank=bank, chunk_ids=chunk_ids, layers=layers or (), reader_digest=reader_digest
         )
-        return await self._read("FetchChunks", request, _codec.FetchReader, timeout)
+        await self._shared(timeout)
+        return await self._run(_reading.fetch(request, self._sharing), timeout, _channel.new_request_id())
 
     # Chunks
 
@@ -231,9 +262,14 @@ class AsyncClient:
         return _codec.chunk((await self._call("GetChunk", request, timeout)).chunk)
 
     async def list_chunks(
-        self, bank: str, with_embedding: bool = False, *, timeout: float | None = None
+        self,
+        bank: str,
+        with_embedding: bool = False,
+        *,
+        filter: m.Filter | None = None,
+        timeout: float | None = None,
     ) -> AsyncIterator[m.Chunk]:
-        request = pb.ListChunksRequest(bank=bank, with_embedding=with_embedding)
+        request = _codec.list_chunks(bank, with_embedding, filter)
         async for page in self._pages("ListChunks", request, timeout):
             for message in page.chunks:
                 yield _codec.chunk(message)
@@ -247,6 +283,12 @@ class AsyncClient:
     async def delete_chunks(self, bank: str, chunk_ids: Sequence[int], *, timeout: float | None = None) -> int:
         request = pb.DeleteChunksRequest(bank=bank, chunk_ids=chunk_ids)
         return int((await self._call("DeleteChunks", request, timeout)).deleted)
+
+    async def pin_chunks(
+        self, bank: str, chunk_ids: Sequence[int], pinned: bool = True, *, timeout: float | None = None
+    ) -> int:
+        request = pb.PinChunksRequest(bank=bank, chunk_ids=chunk_ids, pinned=pinned)
+        return int((await self._call("PinChunks", request, timeout)).found)
 
     # Eviction
 
@@ -263,8 +305,13 @@ class AsyncClient:
     # How a request travels
 
     async def _call(self, method: str, request: Any, timeout: float | None) -> Any:
-        with self._translated():
-            return await getattr(self._stub, method)(request, timeout=self._timeout if timeout is None else timeout)
+        request_id = _channel.new_request_id()
+        with self._translated(request_id):
+            return await getattr(self._stub, method)(
+                request,
+                timeout=self._timeout if timeout is None else timeout,
+                metadata=_channel.metadata(request_id),
+            )
 
     async def _pages(self, method: str, request: Any, timeout: float | None) -> AsyncIterator[Any]:
         while True:
@@ -274,25 +321,46 @@ class AsyncClient:
                 return
             request.page_token = page.next_page_token
 
-    async def _read(
-        self, method: str, request: Any, reader: Callable[[], Reader[T]], timeout: float | None, request_id: str = ""
-    ) -> T:
+    async def _run(self, steps: _reading.Steps[T], timeout: float | None, request_id: str) -> T:
+        """Make the calls that `steps` ask for; what they return."""
+        run = _reading.Run(steps)
+        call = run.begin()
+        while call is not None:
+            try:
+                answer = await self._read(call, timeout, request_id)
+            except ServiceError as error:
+                call = run.failed(error)
+            else:
+                call = await self._answered(run, answer)
+        return run.result
+
+    async def _answered(self, run: _reading.Run[Any], answer: _reading.Answer) -> _reading.Call | None:
+        if self._sharing.path is None:
+            return run.answered(answer)
+        return await asyncio.to_thread(run.answered, answer)
+
+    async def _read(self, call: _reading.Call, timeout: float | None, request_id: str) -> _reading.Answer:
+        """Read a stream to its end; when it breaks, from its start again."""
         attempts = _channel.Attempts(_channel.READ_ATTEMPTS, self._stream_timeout if timeout is None else timeout)
         while True:
             try:
-                return await self._read_once(method, request, reader(), attempts.remaining(), request_id)
+                return await self._read_once(call, attempts.remaining(), request_id)
             except ServiceError as error:
                 await asyncio.sleep(attempts.delay(error))
 
-    async def _read_once(self, method: str, request: Any, reader: Reader[T], timeout: float, request_id: str) -> T:
+    async def _read_once(self, call: _reading.Call, timeout: float, request_id: str) -> _reading.Answer:
+        answer = _reading.Answer()
         with self._translated(request_id):
-            call = getattr(self._stub, method)(request, timeout=timeout)
+            stream = getattr(self._stub, call.method)(
+                call.request, timeout=timeout, metadata=_channel.metadata(request_id)
+            )
             try:
-                async for response in call:
-                    reader.feed(response)
+                async for frame in stream:
+                    answer.feed(frame)
             finally:
-                call.cancel()
-        return reader.result()
+                stream.cancel()
+            answer.finish()
+        return answer
 
     def _check(self) -> None:
         if self._pid != os.getpid():
@@ -301,15 +369,15 @@ class AsyncClient:
             raise ClientClosed("the client is closed")
         if self._channel is None:  # here and not in __init__, because a channel belongs to the running loop
             self._channel = grpc.aio.insecure_channel(self._address, options=self._options)
-            self._stub = service_pb2_grpc.MemoryServiceStub(self._channel)  # type: ignore[no-untyped-call]
+            self._stub = _channel.stub(self._channel)
 
     def _write_stub(self) -> Any:
         if self._write_channel is None:
             self._write_channel = grpc.insecure_channel(self._address, options=self._options)
-        return service_pb2_grpc.MemoryServiceStub(self._write_channel)  # type: ignore[no-untyped-call]
+        return _channel.stub(self._write_channel)
 
     @contextmanager
-    def _translated(self, request_id: str = "") -> Iterator[None]:
+    def _translated(self, request_id: str) -> Iterator[None]:
         """As the blocking client's. gRPC cancels the calls of a channel that is closed, as if their task had been."""
         self._check()
         try:
@@ -321,13 +389,17 @@ class AsyncClient:
             if isinstance(error, grpc.RpcError):
                 raise _status.from_rpc_error(error, request_id) from None
             raise
+        except ServiceError as error:
+            error.request_id = error.request_id or request_id
+            raise
 
 
-async def _wait(changed: asyncio.Event, until: Callable[[], bool]) -> None:
+async def _wait(changed: asyncio.Event, until: Callable[[], bool], patience: Callable[[], float]) -> None:
     while not until():
         changed.clear()
         if not until():  # it may have come true before the clearing
-            await changed.wait()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(changed.wait(), patience())
 
 
 for _name, _method in vars(AsyncClient).items():

@@ -5,11 +5,14 @@ import os
 import random
 import re
 import time
+import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from kvbank._exceptions import InvalidArgument, ServiceError
+from kvbank import _frames
+from kvbank._exceptions import DeadlineExceeded, InvalidArgument, ServiceError
+from kvbank.v1 import service_pb2, service_pb2_grpc
 
 DEFAULT_TIMEOUT = 30.0
 DEFAULT_STREAM_TIMEOUT = 120.0
@@ -31,6 +34,7 @@ _RETRIED = (
     "ListChunks",
     "ExplainEviction",
     "ListEvictions",
+    "GetStats",
 )
 _SERVICE_CONFIG = {
     "methodConfig": [
@@ -62,9 +66,43 @@ OPTIONS: tuple[tuple[str, Any], ...] = (
 )
 
 
+def stub(channel: Any) -> Any:
+    """The methods of the service; the data frames of the streams pass protobuf by."""
+    methods: Any = service_pb2_grpc.MemoryServiceStub(channel)  # type: ignore[no-untyped-call]
+    methods.WriteChunks = channel.stream_stream(
+        f"/{_SERVICE}/WriteChunks",
+        request_serializer=_frames.serializer,
+        response_deserializer=service_pb2.WriteChunksResponse.FromString,
+    )
+    methods.Retrieve = channel.unary_stream(
+        f"/{_SERVICE}/Retrieve",
+        request_serializer=service_pb2.RetrieveRequest.SerializeToString,
+        response_deserializer=_frames.deserializer(service_pb2.RetrieveResponse),
+    )
+    methods.FetchChunks = channel.unary_stream(
+        f"/{_SERVICE}/FetchChunks",
+        request_serializer=service_pb2.FetchChunksRequest.SerializeToString,
+        response_deserializer=_frames.deserializer(service_pb2.FetchChunksResponse),
+    )
+    return methods
+
+
 def with_defaults(options: Sequence[tuple[str, Any]]) -> list[tuple[str, Any]]:
     """Our channel arguments, and over them the caller's; gRPC itself would take the first of two."""
     return list(dict((*OPTIONS, *options)).items())
+
+
+REQUEST_ID = "x-request-id"
+
+
+def new_request_id() -> str:
+    """Under which the server logs a call; one for the call, its retries included."""
+    return uuid.uuid4().hex
+
+
+def metadata(request_id: str) -> tuple[tuple[str, str], ...]:
+    """What travels with a call."""
+    return ((REQUEST_ID, request_id),)
 
 
 _SCHEMES = ("unix:", "dns:", "ipv4:", "ipv6:")
@@ -122,6 +160,13 @@ class Attempts:
     def remaining(self) -> float:
         """Seconds left, for the deadline of the next attempt."""
         return max(self._since + self._deadline - time.monotonic(), 0.001)
+
+    def patience(self) -> float:
+        """Seconds that an acknowledgement may still take; DeadlineExceeded when there are none."""
+        left = self._since + self._deadline - time.monotonic()
+        if left <= 0:
+            raise DeadlineExceeded(f"no acknowledgement within {self._deadline} s")
+        return left
 
     def progressed(self, at: float) -> None:
         """Attempts and deadline count from `at` (time.monotonic()), unless they do so from a later time."""

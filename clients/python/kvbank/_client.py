@@ -2,31 +2,25 @@
 
 import os
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from types import EllipsisType, TracebackType
-from typing import Any, Protocol, Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import grpc
 import numpy.typing as npt
+from grpc.experimental import ChannelOptions
 
-from kvbank import _channel, _codec, _status
+from kvbank import _channel, _codec, _reading, _status
 from kvbank import _models as m
 from kvbank._exceptions import BankNotFound, ClientClosed, ClientForked, ServiceError
+from kvbank._same_host import SameHost, Sharing
 from kvbank._write_stream import WriteStream
 from kvbank._writing import WriteSession
 from kvbank.v1 import service_pb2 as pb
-from kvbank.v1 import service_pb2_grpc
 
-T_co = TypeVar("T_co", covariant=True)
-
-
-class Reader(Protocol[T_co]):
-    """Takes the frames of one stream."""
-
-    def feed(self, response: Any, /) -> None: ...
-    def result(self) -> T_co: ...
+T = TypeVar("T")
 
 
 class Client:
@@ -55,8 +49,11 @@ class Client:
         self._pid = os.getpid()
         self._closed = threading.Event()
         self._bound = 0
-        self._channel = grpc.insecure_channel(address, options=_channel.with_defaults(options))
-        self._stub: Any = service_pb2_grpc.MemoryServiceStub(self._channel)  # type: ignore[no-untyped-call]
+        self._sharing = Sharing(address)
+        # The calling thread reads an answer itself; by default two more would hand it each frame.
+        own = ((ChannelOptions.SingleThreadedUnaryStream, 1),)
+        self._channel = grpc.insecure_channel(address, options=[*_channel.with_defaults(options), *own])
+        self._stub: Any = _channel.stub(self._channel)
 
     def __enter__(self) -> Self:
         return self
@@ -77,6 +74,10 @@ class Client:
         """Version, store id, durability and limits of the server."""
         return _codec.server_info(self._call("GetServerInfo", pb.GetServerInfoRequest(), timeout))
 
+    def stats(self, banks: Sequence[str] = (), *, timeout: float | None = None) -> m.Stats:
+        """What the service has done since it started, and the state of its banks (of `banks`, or all)."""
+        return _codec.stats(self._call("GetStats", pb.GetStatsRequest(banks=banks), timeout))
+
     # Banks
 
     def create_bank(
@@ -88,15 +89,20 @@ class Client:
         capacity: m.Capacity | None = None,
         policy: m.Policy | None = None,
         metadata: Mapping[str, str] = {},
+        quota: m.Quota | None = None,
+        expiry: m.Expiry | None = None,
+        index: m.IndexKind = "auto",
         exist_ok: bool = False,
         timeout: float | None = None,
     ) -> m.Bank:
         """Create a bank; `kv=None` makes one of vectors only, `capacity=None` one without a bound.
 
+        quota: hard bounds; None for none. expiry: of chunks that state none; None for never.
+        index: how the bank is searched, see `Bank`.
         exist_ok: return an existing bank of the same specs as it is, whatever its capacity, policy and metadata.
         AlreadyExists for a bank of this name otherwise.
         """
-        request = _codec.create_bank(name, kv, embedding, capacity, policy, metadata)
+        request = _codec.create_bank(name, kv, embedding, capacity, policy, metadata, quota, expiry, index)
         return _codec.created_bank(self._call("CreateBank", request, timeout), exist_ok)
 
     def get_bank(self, name: str, *, timeout: float | None = None) -> m.Bank:
@@ -115,10 +121,16 @@ class Client:
         capacity: m.Capacity | EllipsisType | None = ...,
         policy: m.Policy | None = None,
         metadata: Mapping[str, str] | None = None,
+        quota: m.Quota | EllipsisType | None = ...,
+        expiry: m.Expiry | EllipsisType | None = ...,
+        index: m.IndexKind | None = None,
         timeout: float | None = None,
     ) -> m.Bank:
-        """Change what is given and leave the rest; `capacity=None` removes the bound, `metadata` replaces all of it."""
-        request = _codec.update_bank(name, capacity, policy, metadata)
+        """Change what is given and leave the rest; `metadata` replaces all of it.
+
+        None removes the bound of `capacity` and `quota`, and with `expiry` lets new chunks live for ever.
+        """
+        request = _codec.update_bank(name, capacity, policy, metadata, quota, expiry, index)
         return _codec.bank(self._call("UpdateBank", request, timeout).bank)
 
     def delete_bank(self, name: str, missing_ok: bool = False, *, timeout: float | None = None) -> None:
@@ -155,16 +167,20 @@ class Client:
         The first refused chunk raises; those before it are written, and writing the same `NewChunk` objects again
         repeats none of them.
 
-        timeout: longest wait for an acknowledgement, broken connections included, not for the whole (at least half of
-            it is left to each chunk).
+        timeout: longest wait for an acknowledgement, broken connections included, not for the whole.
         """
-        session = WriteSession(bank, chunks, reader_digest, embedder_digest, self._unacknowledged_bound(timeout))
+        bound = self._unacknowledged_bound(timeout)
+        path = self._shared(timeout)
+        session = WriteSession(bank, chunks, reader_digest, embedder_digest, bound, path)
         attempts = _channel.Attempts(_channel.WRITE_ATTEMPTS, self._stream_timeout if timeout is None else timeout)
+        request_id = _channel.new_request_id()
         while not session.finished():
             attempts.progressed(session.waiting_since())
             try:
-                self._write_stream(session, attempts.remaining())
+                self._write_stream(session, attempts, request_id)
             except ServiceError as error:
+                if session.refused(error):
+                    continue
                 attempts.progressed(session.waiting_since())
                 self._pause(attempts.delay(error))
         return session.results
@@ -172,25 +188,35 @@ class Client:
     def _unacknowledged_bound(self, timeout: float | None) -> int:
         self._check()
         if not self._bound:
-            self._bound = (
-                self.server_info(timeout=timeout).max_unacknowledged_bytes or _channel.DEFAULT_UNACKNOWLEDGED_BYTES
-            )
+            info = self._call("GetServerInfo", pb.GetServerInfoRequest(), timeout)
+            self._bound = info.max_unacknowledged_bytes or _channel.DEFAULT_UNACKNOWLEDGED_BYTES
+            if self._sharing.unknown():
+                self._sharing.learn(info)
         return self._bound
 
-    def _write_stream(self, session: WriteSession, timeout: float) -> None:
-        """Write what one stream can take: until the end of the chunks, or half of its deadline."""
-        refill_until = time.monotonic() + timeout / 2
-        changed = threading.Condition()
-        with self._translated():
-            stream = WriteStream(self._stub.WriteChunks, session, timeout, on_change=lambda: _notify(changed))
+    def _shared(self, timeout: float | None) -> SameHost | None:
+        """How to reach the server's files, where they are on this machine and it allows that."""
+        if self._sharing.unknown():
             try:
-                while session.peek() is not None and time.monotonic() < refill_until:
-                    _wait(changed, stream.ready)
+                self._sharing.learn(self._call("GetServerInfo", pb.GetServerInfoRequest(), timeout))
+            except ServiceError:
+                return None  # the call that follows will say it
+        return self._sharing.path
+
+    def _write_stream(self, session: WriteSession, attempts: _channel.Attempts, request_id: str) -> None:
+        """Write until the end of the chunks, or of the stream."""
+        changed = threading.Condition()
+        with self._translated(request_id):
+            method = partial(self._stub.WriteChunks, metadata=_channel.metadata(request_id))
+            stream = WriteStream(method, session, attempts, on_change=lambda: _notify(changed))
+            try:
+                while session.peek() is not None:
+                    _wait(changed, stream.ready, stream.patience)
                     if stream.ended:
                         break
                     stream.send()
                 stream.half_close()
-                _wait(changed, lambda: stream.ended)
+                _wait(changed, stream.done, stream.patience)
                 stream.check()
             finally:
                 stream.cancel()
@@ -204,6 +230,7 @@ class Client:
         *,
         top_k: int = 8,
         min_score: float | None = None,
+        filter: m.Filter | None = None,
         layers: Sequence[int] | None = None,
         held: m.Held | None = None,
         payload: bool = True,
@@ -217,6 +244,7 @@ class Client:
         banks: one or several whose specs agree.
         queries: float32 [n, dimension], or [dimension] for one.
         min_score: leave out hits below it.
+        filter: only chunks that it selects.
         layers: tensors of these memory layers only; all when left out.
         held: payloads that the caller has and that are not sent again (`tensors` is None).
         payload: False for hits and metadata only; then `reader_digest` may be left out.
@@ -235,8 +263,11 @@ class Client:
             count=count,
             reader_digest=reader_digest,
             embedder_digest=embedder_digest,
+            filter=filter,
         )
-        return self._read("Retrieve", request, _codec.RetrieveReader, timeout, request.request_id.hex())
+        if payload:
+            self._shared(timeout)
+        return self._run(_reading.retrieval(request, self._sharing), timeout, request.request_id.hex())
 
     def fetch(
         self,
@@ -251,7 +282,8 @@ class Client:
         request = pb.FetchChunksRequest(
             bank=bank, chunk_ids=chunk_ids, layers=layers or (), reader_digest=reader_digest
         )
-        return self._read("FetchChunks", request, _codec.FetchReader, timeout)
+        self._shared(timeout)
+        return self._run(_reading.fetch(request, self._sharing), timeout, _channel.new_request_id())
 
     # Chunks
 
@@ -263,10 +295,18 @@ class Client:
         return _codec.chunk(self._call("GetChunk", request, timeout).chunk)
 
     def list_chunks(
-        self, bank: str, with_embedding: bool = False, *, timeout: float | None = None
+        self,
+        bank: str,
+        with_embedding: bool = False,
+        *,
+        filter: m.Filter | None = None,
+        timeout: float | None = None,
     ) -> Iterator[m.Chunk]:
-        """All chunks without their tensors, ascending by id; fetched a page at a time, with `timeout` for each."""
-        request = pb.ListChunksRequest(bank=bank, with_embedding=with_embedding)
+        """All chunks, or those of `filter`, without their tensors, ascending by id.
+
+        They are fetched a page at a time, with `timeout` for each.
+        """
+        request = _codec.list_chunks(bank, with_embedding, filter)
         for page in self._pages("ListChunks", request, timeout):
             yield from map(_codec.chunk, page.chunks)
 
@@ -281,6 +321,13 @@ class Client:
         """Delete chunks by id; how many of them existed."""
         request = pb.DeleteChunksRequest(bank=bank, chunk_ids=chunk_ids)
         return int(self._call("DeleteChunks", request, timeout).deleted)
+
+    def pin_chunks(
+        self, bank: str, chunk_ids: Sequence[int], pinned: bool = True, *, timeout: float | None = None
+    ) -> int:
+        """Protect chunks from eviction, or with `pinned=False` no longer; how many of them exist."""
+        request = pb.PinChunksRequest(bank=bank, chunk_ids=chunk_ids, pinned=pinned)
+        return int(self._call("PinChunks", request, timeout).found)
 
     # Eviction
 
@@ -297,8 +344,13 @@ class Client:
     # How a request travels
 
     def _call(self, method: str, request: Any, timeout: float | None) -> Any:
-        with self._translated():
-            return getattr(self._stub, method)(request, timeout=self._timeout if timeout is None else timeout)
+        request_id = _channel.new_request_id()
+        with self._translated(request_id):
+            return getattr(self._stub, method)(
+                request,
+                timeout=self._timeout if timeout is None else timeout,
+                metadata=_channel.metadata(request_id),
+            )
 
     def _pages(self, method: str, request: Any, timeout: float | None) -> Iterator[Any]:
         while True:
@@ -308,26 +360,41 @@ class Client:
                 return
             request.page_token = page.next_page_token
 
-    def _read(
-        self, method: str, request: Any, reader: Callable[[], Reader[T_co]], timeout: float | None, request_id: str = ""
-    ) -> T_co:
+    def _run(self, steps: _reading.Steps[T], timeout: float | None, request_id: str) -> T:
+        """Make the calls that `steps` ask for; what they return."""
+        run = _reading.Run(steps)
+        call = run.begin()
+        while call is not None:
+            try:
+                answer = self._read(call, timeout, request_id)
+            except ServiceError as error:
+                call = run.failed(error)
+            else:
+                call = run.answered(answer)
+        return run.result
+
+    def _read(self, call: _reading.Call, timeout: float | None, request_id: str) -> _reading.Answer:
         """Read a stream to its end; when it breaks, from its start again."""
         attempts = _channel.Attempts(_channel.READ_ATTEMPTS, self._stream_timeout if timeout is None else timeout)
         while True:
             try:
-                return self._read_once(method, request, reader(), attempts.remaining(), request_id)
+                return self._read_once(call, attempts.remaining(), request_id)
             except ServiceError as error:
                 self._pause(attempts.delay(error))
 
-    def _read_once(self, method: str, request: Any, reader: Reader[T_co], timeout: float, request_id: str) -> T_co:
+    def _read_once(self, call: _reading.Call, timeout: float, request_id: str) -> _reading.Answer:
+        answer = _reading.Answer()
         with self._translated(request_id):
-            call = getattr(self._stub, method)(request, timeout=timeout)
+            stream = getattr(self._stub, call.method)(
+                call.request, timeout=timeout, metadata=_channel.metadata(request_id)
+            )
             try:
-                for response in call:
-                    reader.feed(response)
+                for frame in stream:
+                    answer.feed(frame)
             finally:
-                call.cancel()
-        return reader.result()
+                stream.cancel()
+            answer.finish()
+        return answer
 
     def _check(self) -> None:
         if self._pid != os.getpid():
@@ -336,7 +403,7 @@ class Client:
             raise ClientClosed("the client is closed")
 
     @contextmanager
-    def _translated(self, request_id: str = "") -> Iterator[None]:
+    def _translated(self, request_id: str) -> Iterator[None]:
         """gRPC's errors in terms of this package; after a `close` in another thread every one is ClientClosed."""
         self._check()
         try:
@@ -346,6 +413,9 @@ class Client:
                 raise ClientClosed("the client was closed during the call") from None
             if isinstance(error, grpc.RpcError):
                 raise _status.from_rpc_error(error, request_id) from None
+            raise
+        except ServiceError as error:  # the reader's, such as a checksum that does not match
+            error.request_id = error.request_id or request_id
             raise
 
     def _pause(self, seconds: float) -> None:
@@ -357,6 +427,7 @@ def _notify(changed: threading.Condition) -> None:
         changed.notify_all()
 
 
-def _wait(changed: threading.Condition, until: Callable[[], bool]) -> None:
+def _wait(changed: threading.Condition, until: Callable[[], bool], patience: Callable[[], float]) -> None:
     with changed:
-        changed.wait_for(until)
+        while not until():
+            changed.wait(patience())

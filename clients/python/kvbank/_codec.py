@@ -3,17 +3,19 @@
 import uuid
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from functools import lru_cache
 from types import EllipsisType
 from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
+from google.protobuf.duration_pb2 import Duration
 from google.protobuf.internal.enum_type_wrapper import EnumTypeWrapper
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from kvbank import _models as m
 from kvbank import _tensors
-from kvbank._exceptions import AlreadyExists, Internal, InvalidArgument
+from kvbank._exceptions import AlreadyExists, InvalidArgument
 from kvbank.v1 import bank_pb2, chunk_pb2, service_pb2
 
 T = TypeVar("T")
@@ -29,7 +31,16 @@ _POLICIES: dict[str, bank_pb2.PolicyKind] = {
     "frequency": bank_pb2.POLICY_KIND_FREQUENCY,
     "recency_half": bank_pb2.POLICY_KIND_RECENCY_HALF,
     "reject": bank_pb2.POLICY_KIND_REJECT,
+    "lru": bank_pb2.POLICY_KIND_LRU,
 }
+# Which figures belong to a policy.
+_FIGURES = {"frequency": ("lower", "upper", "target"), "lru": ("target",)}
+_INDEXES: dict[str, bank_pb2.IndexKind] = {
+    "auto": bank_pb2.INDEX_KIND_UNSPECIFIED,
+    "exact": bank_pb2.INDEX_KIND_EXACT,
+    "ivf": bank_pb2.INDEX_KIND_IVF,
+}
+_INDEX_NAMES: dict[int, str] = {number: name for name, number in _INDEXES.items()}
 
 
 # Banks
@@ -42,14 +53,26 @@ def create_bank(
     capacity: m.Capacity | None,
     policy: m.Policy | None,
     metadata: Mapping[str, str],
+    quota: m.Quota | None,
+    expiry: m.Expiry | None,
+    index: str,
 ) -> service_pb2.CreateBankRequest:
-    bank = bank_pb2.Bank(name=name, embedding=_embedding_spec(embedding), metadata=metadata)
+    bank = bank_pb2.Bank(
+        name=name,
+        embedding=_embedding_spec(embedding),
+        metadata=metadata,
+        index=_number(_INDEXES, index, "index"),
+    )
     if kv is not None:
         bank.kv.CopyFrom(_kv_spec(kv))
     if capacity is not None:
         bank.capacity.CopyFrom(_capacity(capacity))
     if policy is not None:
         bank.policy.CopyFrom(_policy(policy))
+    if quota is not None:
+        bank.quota.CopyFrom(_quota(quota))
+    if expiry is not None:
+        bank.expiry.CopyFrom(_expiry(expiry))
     return service_pb2.CreateBankRequest(bank=bank)
 
 
@@ -58,6 +81,9 @@ def update_bank(
     capacity: m.Capacity | EllipsisType | None,
     policy: m.Policy | None,
     metadata: Mapping[str, str] | None,
+    quota: m.Quota | EllipsisType | None,
+    expiry: m.Expiry | EllipsisType | None,
+    index: str | None,
 ) -> service_pb2.UpdateBankRequest:
     request = service_pb2.UpdateBankRequest(bank=bank_pb2.Bank(name=name))
     if not isinstance(capacity, EllipsisType):
@@ -70,6 +96,17 @@ def update_bank(
     if metadata is not None:
         request.update_mask.paths.append("metadata")
         request.bank.metadata.update(metadata)
+    if not isinstance(quota, EllipsisType):
+        request.update_mask.paths.append("quota")
+        if quota is not None:
+            request.bank.quota.CopyFrom(_quota(quota))
+    if not isinstance(expiry, EllipsisType):
+        request.update_mask.paths.append("expiry")
+        if expiry is not None:
+            request.bank.expiry.CopyFrom(_expiry(expiry))
+    if index is not None:
+        request.update_mask.paths.append("index")
+        request.bank.index = _number(_INDEXES, index, "index")
     return request
 
 
@@ -88,6 +125,9 @@ def bank(message: bank_pb2.Bank) -> m.Bank:
         metadata=dict(message.metadata),
         create_time=_time(message.create_time),
         usage=m.BankUsage(**{name: getattr(message.usage, name) for name in m.BankUsage.__slots__}),
+        quota=_read_quota(message.quota),
+        expiry=_read_expiry(message.expiry),
+        index=_index_name(message.index),
     )
 
 
@@ -139,8 +179,8 @@ def _read_capacity(message: bank_pb2.Capacity) -> m.Capacity | None:
 
 def _policy(policy: m.Policy) -> bank_pb2.EvictionPolicy:
     message = bank_pb2.EvictionPolicy(kind=_number(_POLICIES, policy.kind, "policy"))
-    if policy.kind == "frequency":
-        message.lower, message.upper, message.target = policy.lower, policy.upper, policy.target
+    for name in _FIGURES.get(policy.kind, ()):
+        setattr(message, name, getattr(policy, name))
     return message
 
 
@@ -149,12 +189,36 @@ def _read_policy(message: bank_pb2.EvictionPolicy) -> m.Policy:
     return m.Policy(_name(bank_pb2.PolicyKind, message.kind), **bounds)
 
 
+def _quota(quota: m.Quota) -> bank_pb2.Quota:
+    return bank_pb2.Quota(chunks=quota.chunks, tokens=quota.tokens, bytes=quota.bytes)
+
+
+def _read_quota(message: bank_pb2.Quota) -> m.Quota | None:
+    bounds = {name: getattr(message, name) or None for name in m.Quota.__slots__}
+    return m.Quota(**bounds) if any(bounds.values()) else None
+
+
+def _expiry(expiry: m.Expiry) -> bank_pb2.Expiry:
+    message = bank_pb2.Expiry(renew=expiry.renew)
+    if expiry.ttl is not None:
+        message.ttl.FromTimedelta(expiry.ttl)
+    return message
+
+
+def _read_expiry(message: bank_pb2.Expiry) -> m.Expiry | None:
+    return m.Expiry(message.ttl.ToTimedelta(), message.renew) if message.ttl != Duration() else None
+
+
+def _index_name(number: int) -> str:
+    return _INDEX_NAMES.get(number, str(number))
+
+
 # Chunks
 
 
 def header(
     bank: str, chunk: m.NewChunk, reader_digest: str, embedder_digest: str
-) -> tuple[service_pb2.WriteChunksRequest, list[memoryview]]:
+) -> tuple[service_pb2.ChunkHeader, list[memoryview]]:
     """The header frame of a chunk and the bytes that follow it."""
     described = [_tensors.describe(name, array) for name, array in (chunk.tensors or {}).items()]
     stored = _stored_length(chunk)
@@ -167,6 +231,8 @@ def header(
         text=chunk.text,
         metadata=chunk.metadata,
         embedding=_tensors.as_embedding(chunk.embedding, ndim=1).tobytes(),
+        pinned=chunk.pinned,
+        expiry=None if chunk.expiry is None else _expiry(chunk.expiry),
     )
     if described:
         message.payload.kind = chunk_pb2.PAYLOAD_KIND_LAYER_KV
@@ -176,7 +242,7 @@ def header(
     head = service_pb2.ChunkHeader(
         bank=bank, reader_digest=reader_digest, embedder_digest=embedder_digest, chunk=message
     )
-    return service_pb2.WriteChunksRequest(header=head), [view for _, view in described]
+    return head, [view for _, view in described]
 
 
 def write_result(message: service_pb2.WriteChunksResponse) -> m.WriteResult:
@@ -203,6 +269,9 @@ def chunk(message: chunk_pb2.Chunk, tensors: dict[str, m.Array] | None = None) -
         create_time=_time(message.create_time),
         retrieval_count=message.retrieval_count,
         last_retrieve_time=_time(message.last_retrieve_time) if message.HasField("last_retrieve_time") else None,
+        pinned=message.pinned,
+        expiry=_read_expiry(message.expiry),
+        expire_time=_time(message.expire_time) if message.HasField("expire_time") else None,
     )
 
 
@@ -239,7 +308,25 @@ def _tensor_info(message: chunk_pb2.TensorDescriptor) -> m.TensorInfo:
 
 # Search
 
-_NO_HEADER = "the answer of the server has no header"
+
+def list_chunks(bank: str, with_embedding: bool, filter: m.Filter | None) -> service_pb2.ListChunksRequest:
+    request = service_pb2.ListChunksRequest(bank=bank, with_embedding=with_embedding)
+    if filter is not None:
+        request.filter.CopyFrom(_filter(filter))
+    return request
+
+
+def _filter(filter: m.Filter) -> service_pb2.Filter:
+    message = service_pb2.Filter(start_from=filter.start_from, start_before=filter.start_before, pinned=filter.pinned)
+    if filter.created_from is not None:
+        message.created_from.FromDatetime(filter.created_from)
+    if filter.created_before is not None:
+        message.created_before.FromDatetime(filter.created_before)
+    for conditions, negate in ((filter.metadata, False), (filter.exclude, True)):
+        for key, wanted in conditions.items():
+            values = [wanted] if isinstance(wanted, str) else () if isinstance(wanted, EllipsisType) else wanted
+            message.metadata.add(key=key, values=values, negate=negate)
+    return message
 
 
 def retrieve(
@@ -254,6 +341,7 @@ def retrieve(
     count: bool,
     reader_digest: str,
     embedder_digest: str,
+    filter: m.Filter | None,
 ) -> service_pb2.RetrieveRequest:
     """The request, with an id that a retry keeps, so that it counts once."""
     request = service_pb2.RetrieveRequest(
@@ -268,59 +356,13 @@ def retrieve(
         skip_count=not count,
         request_id=uuid.uuid4().bytes,
     )
+    if filter is not None:
+        request.filter.CopyFrom(_filter(filter))
     if held is not None:
         request.store_id = held.store_id
         for chunk_id, checksum in held.checksums.items():
             request.held.add(chunk_id=chunk_id, checksum=checksum)
     return request
-
-
-class RetrieveReader:
-    """The frames of a Retrieve stream, one after the other, to a `Retrieval`."""
-
-    def __init__(self) -> None:
-        self._header: service_pb2.RetrieveHeader | None = None
-        self._payloads = _tensors.PayloadReader(())
-
-    def feed(self, response: service_pb2.RetrieveResponse) -> None:
-        if response.HasField("header"):
-            self._header = response.header
-            pairs = zip(response.header.chunks, response.header.sent, strict=True)
-            self._payloads = _tensors.PayloadReader([chunk for chunk, sent in pairs if sent])
-        else:
-            self._payloads.feed(response.data)
-
-    def result(self) -> m.Retrieval:
-        self._payloads.finish()
-        head, tensors = self._header, self._payloads.tensors
-        if head is None:
-            raise Internal(_NO_HEADER)
-        return m.Retrieval(
-            store_id=head.store_id,
-            queries=[[m.Hit(hit.chunk_id, hit.score) for hit in query.hits] for query in head.queries],
-            chunks={message.chunk_id: chunk(message, tensors.get(message.chunk_id)) for message in head.chunks},
-        )
-
-
-class FetchReader:
-    """The frames of a FetchChunks stream, one after the other, to chunks in the order asked for."""
-
-    def __init__(self) -> None:
-        self._chunks: Sequence[chunk_pb2.Chunk] | None = None
-        self._payloads = _tensors.PayloadReader(())
-
-    def feed(self, response: service_pb2.FetchChunksResponse) -> None:
-        if response.HasField("header"):
-            self._chunks = response.header.chunks
-            self._payloads = _tensors.PayloadReader(self._chunks)
-        else:
-            self._payloads.feed(response.data)
-
-    def result(self) -> list[m.Chunk]:
-        self._payloads.finish()
-        if self._chunks is None:
-            raise Internal(_NO_HEADER)
-        return [chunk(message, self._payloads.tensors[message.chunk_id]) for message in self._chunks]
 
 
 # The rest
@@ -343,6 +385,29 @@ def eviction(message: service_pb2.Eviction) -> m.Eviction:
     )
 
 
+def stats(message: service_pb2.GetStatsResponse) -> m.Stats:
+    return m.Stats(
+        version=message.version,
+        store_id=message.store_id,
+        start_time=_time(message.start_time),
+        resident_bytes=message.resident_bytes,
+        free_bytes=message.free_bytes,
+        banks=tuple(m.BankStats(bank(each.bank), _index_stats(each.index)) for each in message.banks),
+        samples=tuple(m.MetricSample(each.name, dict(each.labels), each.value) for each in message.samples),
+    )
+
+
+def _index_stats(message: service_pb2.IndexStats) -> m.IndexStats:
+    return m.IndexStats(
+        kind=_index_name(message.kind),
+        loaded=message.loaded,
+        vectors=message.vectors,
+        tombstones=message.tombstones,
+        memory_bytes=message.memory_bytes,
+        recall=message.recall if message.HasField("recall") else None,
+    )
+
+
 def _time(message: Timestamp) -> datetime:
     return message.ToDatetime(tzinfo=UTC)
 
@@ -355,6 +420,7 @@ def _number(numbers: Mapping[str, T], name: str, what: str) -> T:
         raise InvalidArgument(message, reason="INVALID_FIELD", metadata={"field": what}) from None
 
 
+@lru_cache(256)
 def _name(enum: EnumTypeWrapper, number: int) -> str:
     """ "least_retrieved" for EVICTION_REASON_LEAST_RETRIEVED; a number that a newer server sent, as digits."""
     values = enum.DESCRIPTOR.values_by_number

@@ -91,7 +91,7 @@ def _serve(folder: Path, address: str) -> Any:
         needs = f"opening a folder needs the server (no module {error.name!r})"
         raise MissingExtra(f"{needs}: pip install 'kvbank[server]'") from None
     try:
-        return LocalServer(folder, listen=address)
+        return LocalServer(folder, listen=address, same_host=address.startswith("unix:"))
     except StartError as error:
         raise Unavailable(str(error)) from None
     except ValueError as error:  # pydantic's: a KVBANK_* variable that is no setting

@@ -15,6 +15,7 @@ KVBankError
     │   └── EmbedderMismatch     embeddings of another embedder
     ├── ResourceExhausted
     │   ├── BankFull             the bank is full and its policy refuses
+    │   ├── QuotaExceeded        the write would pass a hard quota of the bank
     │   ├── TooLarge             a chunk, an answer or a message is over a limit
     │   └── DiskFull             the server keeps back its last free space
     ├── DataLoss                 bytes do not match their checksum
@@ -51,7 +52,7 @@ class ServiceError(KVBankError):
         code: name of the gRPC status code, such as "NOT_FOUND".
         reason: name from docs/errors.md, such as "BANK_NOT_FOUND"; empty when the error was made inside gRPC.
         metadata: what varies in the message, by name.
-        request_id: hex id of the request where it has one (`retrieve`), else empty.
+        request_id: id under which the server logged the call; empty when nothing was sent.
         retryable: whether the same request may succeed later, unchanged.
     """
 
@@ -125,6 +126,10 @@ class ResourceExhausted(ServiceError):
 
 class BankFull(ResourceExhausted):
     """The bank is full and its policy refuses the write."""
+
+
+class QuotaExceeded(ResourceExhausted):
+    """The write would pass a hard quota of the bank; `metadata` has unit, usage, limit and size."""
 
 
 class TooLarge(ResourceExhausted):

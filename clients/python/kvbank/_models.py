@@ -4,10 +4,11 @@ Sizes are in bytes, lengths in tokens, times are aware datetimes in UTC.
 """
 
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
-from typing import Any
+from datetime import datetime, timedelta
+from types import EllipsisType
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +16,7 @@ import numpy.typing as npt
 from kvbank._exceptions import InvalidArgument
 
 Array = npt.NDArray[Any]
+IndexKind = Literal["auto", "exact", "ivf"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,17 +59,18 @@ class Capacity:
 
     def __post_init__(self) -> None:
         if sum(limit is not None for limit in (self.chunks, self.tokens, self.bytes)) != 1:
-            raise InvalidArgument("a capacity bounds exactly one of chunks, tokens, bytes", reason="INVALID_FIELD")
+            raise _nonsense("capacity", "bounds exactly one of chunks, tokens, bytes")
 
 
 @dataclass(frozen=True, slots=True)
 class Policy:
     """What goes when a bank is full.
 
-    kind: "frequency" (by retrieval count), "recency_half" or "reject" (a full bank refuses).
-    lower, upper: percent of the live chunks, oldest first; below lower goes first, from upper on is protected.
-    target: percent of the capacity to which an eviction reduces the bank.
-    The last three belong to "frequency".
+    kind: "frequency" (by retrieval count), "lru" (least recently retrieved; a chunk never retrieved counts from its
+        writing), "recency_half" (the oldest half) or "reject" (a full bank refuses).
+    lower, upper: percent of the live chunks, oldest first; below lower goes first, from upper on is protected. Only
+        "frequency" has them.
+    target: percent of the capacity to which an eviction reduces the bank; "frequency" and "lru" have it.
     """
 
     kind: str = "frequency"
@@ -77,8 +80,42 @@ class Policy:
 
 
 @dataclass(frozen=True, slots=True)
+class Quota:
+    """Hard bounds of a bank; a write that would pass one raises QuotaExceeded, after what the capacity evicts.
+
+    None leaves out a bound.
+    """
+
+    chunks: int | None = None
+    tokens: int | None = None
+    bytes: int | None = None
+
+    def __post_init__(self) -> None:
+        bounds = [bound for bound in (self.chunks, self.tokens, self.bytes) if bound is not None]
+        if not bounds or min(bounds) < 1:
+            raise _nonsense("quota", "bounds at least one of chunks, tokens, bytes, each by 1 or more")
+
+
+@dataclass(frozen=True, slots=True)
+class Expiry:
+    """When a chunk goes by itself: `ttl` after its writing; `Expiry(None)` is never.
+
+    renew: every counted retrieval starts the ttl anew.
+    """
+
+    ttl: timedelta | None
+    renew: bool = False
+
+    def __post_init__(self) -> None:
+        if self.ttl is None and self.renew:
+            raise _nonsense("expiry", "has no ttl to renew")
+        if self.ttl is not None and self.ttl <= timedelta(0):
+            raise _nonsense("expiry", "needs a ttl longer than nothing; Expiry(None) is never")
+
+
+@dataclass(frozen=True, slots=True)
 class BankUsage:
-    """Figures of a bank at the time of the answer; the last four count since it was created."""
+    """Figures of a bank at the time of the answer; the last five count since it was created."""
 
     chunks: int
     tokens: int
@@ -87,11 +124,16 @@ class BankUsage:
     chunks_evicted: int
     chunks_deleted: int
     chunks_quarantined: int
+    chunks_expired: int
 
 
 @dataclass(frozen=True, slots=True)
 class Bank:
-    """A named memory. `uid` is random and never reused; `kv` is None when it holds vectors only."""
+    """A named memory. `uid` is random and never reused; `kv` is None when it holds vectors only.
+
+    expiry: of chunks that state none; None is never.
+    index: "exact", "ivf" (approximate, trained from the bank itself), or "auto", which goes by size.
+    """
 
     name: str
     uid: str
@@ -102,6 +144,9 @@ class Bank:
     metadata: Mapping[str, str]
     create_time: datetime
     usage: BankUsage
+    quota: Quota | None
+    expiry: Expiry | None
+    index: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +175,8 @@ class NewChunk:
         [Hkv, m], the original offset of each kept token; None in a bank of vectors only.
     start: offset of the first token in its source.
     original_length: tokens before compression; by default the number of token ids, else the tokens stored.
+    pinned: never evicted by a policy; it still expires, and can be deleted.
+    expiry: None is the bank's, `Expiry(None)` never.
     idempotency_key: 16 bytes, made once here, so that this object may be written any number of times and is stored
         once.
     """
@@ -142,6 +189,8 @@ class NewChunk:
     text: str = field(default="", kw_only=True)
     metadata: Mapping[str, str] = field(default_factory=dict, kw_only=True)
     producer: Producer | None = field(default=None, kw_only=True)
+    pinned: bool = field(default=False, kw_only=True)
+    expiry: Expiry | None = field(default=None, kw_only=True)
     idempotency_key: bytes = field(default_factory=lambda: uuid.uuid4().bytes, kw_only=True)
 
 
@@ -164,6 +213,7 @@ class Chunk:
     tensors: the bytes, verified; None where they were not asked for or are held. bf16 is `ml_dtypes.bfloat16`.
     embedding: float32 [dimension]; None where it was not asked for.
     last_retrieve_time: None when never retrieved.
+    expiry, expire_time: what holds for this chunk; None is never.
     """
 
     chunk_id: int
@@ -183,6 +233,51 @@ class Chunk:
     create_time: datetime
     retrieval_count: int
     last_retrieve_time: datetime | None
+    pinned: bool
+    expiry: Expiry | None
+    expire_time: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """Which chunks a search or a list may return; all that is stated must hold. It selects before the top k.
+
+    metadata: key to what its value must be: a string, a collection of strings (any of them), or `...` (any value).
+    exclude: in the same form, what must not hold; a chunk without the key passes.
+    created_from, created_before, start_from, start_before: half open ranges of `Chunk.create_time` and `Chunk.start`.
+    pinned: only pinned chunks, or only others.
+
+        Filter(metadata={"speaker": "ann", "room": ["a", "b"]}, exclude={"draft": ...}, start_from=1000)
+    """
+
+    metadata: Mapping[str, str | Collection[str] | EllipsisType] = field(default_factory=dict)
+    exclude: Mapping[str, str | Collection[str] | EllipsisType] = field(default_factory=dict)
+    created_from: datetime | None = None
+    created_before: datetime | None = None
+    start_from: int | None = None
+    start_before: int | None = None
+    pinned: bool | None = None
+
+    def __post_init__(self) -> None:
+        for conditions in (self.metadata, self.exclude):
+            for key, wanted in conditions.items():
+                if not _is_condition(wanted):
+                    raise _nonsense("filter", f"takes a string, some strings or ... for {key!r}, not {wanted!r}")
+        for bound in (self.created_from, self.created_before):
+            if bound is not None and bound.tzinfo is None:
+                raise _nonsense("filter", "needs times with a time zone, such as datetime.now(UTC)")
+        if _is_empty(self.created_from, self.created_before) or _is_empty(self.start_from, self.start_before):
+            raise _nonsense("filter", "has a range that ends before it begins")
+
+
+def _is_condition(wanted: Any) -> bool:
+    if isinstance(wanted, str | EllipsisType):
+        return True
+    return isinstance(wanted, Collection) and bool(wanted) and all(isinstance(value, str) for value in wanted)
+
+
+def _is_empty(first: Any, before: Any) -> bool:
+    return first is not None and before is not None and bool(before <= first)
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,7 +329,7 @@ class Retrieval:
 class Eviction:
     """A chunk that would go (`evict_time` is None) or went.
 
-    reason: "oldest", "least_retrieved", "oldest_half" or "room".
+    reason: "oldest", "least_retrieved", "least_recent", "oldest_half" or "room".
     """
 
     chunk_id: int
@@ -257,3 +352,55 @@ class ServerInfo:
     max_message_bytes: int
     max_chunk_bytes: int
     max_unacknowledged_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class IndexStats:
+    """The search index of a bank.
+
+    kind: what serves now, "exact" or "ivf"; a bank too small for IVF is served exactly.
+    loaded: False for a bank at rest, whose index comes back with the next search.
+    tombstones: vectors removed and not yet compacted away.
+    recall: of IVF, the share of the exact top 10 that it finds, measured when it was trained; None for exact.
+    """
+
+    kind: str
+    loaded: bool
+    vectors: int
+    tombstones: int
+    memory_bytes: int
+    recall: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class BankStats:
+    """A bank and the state of its index."""
+
+    bank: Bank
+    index: IndexStats
+
+
+@dataclass(frozen=True, slots=True)
+class MetricSample:
+    """One figure, as `/metrics` gives it to Prometheus (docs/operations.md)."""
+
+    name: str
+    labels: Mapping[str, str]
+    value: float
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """What the service has done since `start_time`, its memory, and the free bytes of the disk that holds its data."""
+
+    version: str
+    store_id: str
+    start_time: datetime
+    resident_bytes: int
+    free_bytes: int
+    banks: tuple[BankStats, ...]
+    samples: tuple[MetricSample, ...]
+
+
+def _nonsense(what: str, why: str) -> InvalidArgument:
+    return InvalidArgument(f"a {what} {why}", reason="INVALID_FIELD", metadata={"field": what})

@@ -31,6 +31,7 @@ BY_REASON: dict[str, type[errors.ServiceError]] = {
     "READER_MISMATCH": errors.ReaderMismatch,
     "EMBEDDER_MISMATCH": errors.EmbedderMismatch,
     "BANK_FULL": errors.BankFull,
+    "QUOTA_EXCEEDED": errors.QuotaExceeded,
     "TOO_LARGE": errors.TooLarge,
     "DISK_FULL": errors.DiskFull,
 }

@@ -3,6 +3,7 @@
 This file owns the rule that no byte of a tensor reaches a caller before its checksum was compared.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -11,11 +12,13 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
+from kvbank import _frames
 from kvbank._exceptions import DataLoss, InvalidArgument
 from kvbank._models import Array
 from kvbank.v1 import bank_pb2, chunk_pb2
 
-FRAME_BYTES = 1 << 20
+# Tensors of a chunk share one piece of memory, each of them aligned to a cache line.
+_ALIGNMENT = 64
 
 DTYPES: dict[int, np.dtype[Any]] = {
     bank_pb2.DATA_TYPE_BF16: np.dtype(ml_dtypes.bfloat16),
@@ -23,6 +26,9 @@ DTYPES: dict[int, np.dtype[Any]] = {
     bank_pb2.DATA_TYPE_FP32: np.dtype("<f4"),
     bank_pb2.DATA_TYPE_INT32: np.dtype("<i4"),
 }
+# glibc learns from the largest piece that was freed how much it may keep: without this it gives every megabyte of a
+# received answer back to the system, and the page faults of the next one cost more than its bytes. Nothing is touched.
+np.empty(31 << 20, np.uint8)
 _BY_DTYPE = {dtype: number for number, dtype in DTYPES.items()}
 
 
@@ -56,9 +62,9 @@ def describe(name: str, array: Array) -> tuple[chunk_pb2.TensorDescriptor, memor
 
 
 def frames(buffers: Sequence[memoryview]) -> Iterator[bytes]:
-    """The bytes of `buffers`, one after the other, in pieces of `FRAME_BYTES`."""
+    """The bytes of `buffers`, one after the other, as data frames of about 1 MiB."""
     pieces: list[memoryview] = []
-    room = FRAME_BYTES
+    room = _frames.FRAME_BYTES
     for buffer in buffers:
         start = 0
         while start < len(buffer):
@@ -67,78 +73,100 @@ def frames(buffers: Sequence[memoryview]) -> Iterator[bytes]:
             start += len(piece)
             room -= len(piece)
             if room == 0:
-                yield b"".join(pieces)
-                pieces, room = [], FRAME_BYTES
+                yield _frames.encode(pieces)
+                pieces, room = [], _frames.FRAME_BYTES
     if pieces:
-        yield b"".join(pieces)
+        yield _frames.encode(pieces)
+
+
+class Payload:
+    """Room for the tensors of one chunk, filled by whoever has the bytes, and verified before it is handed out."""
+
+    def __init__(self, chunk: chunk_pb2.Chunk) -> None:
+        """DataLoss for a descriptor that contradicts itself."""
+        self.chunk = chunk
+        self.descriptors = chunk.payload.tensors
+        self._seed = chunk.payload.seed
+        self._verified: dict[str, Array] = {}
+        begins, end = [], 0
+        for tensor in self.descriptors:
+            dtype = DTYPES.get(tensor.dtype)
+            size = -1 if dtype is None else math.prod(tensor.shape) * dtype.itemsize
+            if size != tensor.length or min(tensor.shape, default=0) < 0:
+                raise _damaged(chunk, tensor, "has a descriptor that contradicts itself")
+            begins.append(end)
+            end += -(-tensor.length // _ALIGNMENT) * _ALIGNMENT
+        memory = np.empty(end + _ALIGNMENT, np.uint8)
+        first = -memory.ctypes.data % _ALIGNMENT
+        self._arrays = [
+            memory[first + begin : first + begin + tensor.length]
+            for begin, tensor in zip(begins, self.descriptors, strict=True)
+        ]
+        # Of each tensor, the place for its bytes.
+        self.views = [array.data for array in self._arrays]
+
+    def verify(self, index: int) -> None:
+        """The view `index` is filled; DataLoss when it does not match its checksum."""
+        tensor, array = self.descriptors[index], self._arrays[index]
+        if xxhash.xxh3_64_intdigest(self.views[index], seed=self._seed) != tensor.checksum:
+            raise _damaged(self.chunk, tensor, "does not match its checksum")
+        self._verified[tensor.name] = array.view(DTYPES[tensor.dtype]).reshape(tuple(tensor.shape))
+
+    def tensors(self) -> dict[str, Array]:
+        """By name; DataLoss unless every one is verified."""
+        for tensor in self.descriptors[len(self._verified) :]:
+            raise _damaged(self.chunk, tensor, "ended early")
+        return self._verified
 
 
 class PayloadReader:
-    """Fills the tensors of payloads from a stream of bytes whose frames need not end where a tensor ends."""
+    """Fills payloads from a stream of bytes whose frames need not end where a tensor ends."""
 
     def __init__(self, chunks: Sequence[chunk_pb2.Chunk]) -> None:
         """chunks: those whose bytes follow, in that order."""
-        self.tensors: dict[int, dict[str, Array]] = {chunk.chunk_id: {} for chunk in chunks}
-        self._todo = _tensors_of(chunks)
+        self._todo = iter(chunks)
+        self._payload: Payload | None = None
+        self._index = self._filled = 0
+        self.tensors: dict[int, dict[str, Array]] = {}
         self._next()
 
-    def feed(self, data: bytes) -> None:
+    def feed(self, data: memoryview) -> None:
         """Take one frame; DataLoss when a tensor is complete and differs from its checksum."""
-        rest = memoryview(data)
-        while rest:
-            if self._current is None:
+        while data:
+            if self._payload is None:
                 raise DataLoss("the server sent more bytes than it announced")
-            part = rest[: len(self._view) - self._filled]
-            self._view[self._filled : self._filled + len(part)] = part
+            view = self._payload.views[self._index]
+            part = data[: len(view) - self._filled]
+            view[self._filled : self._filled + len(part)] = part
             self._filled += len(part)
-            rest = rest[len(part) :]
-            self._complete()
+            data = data[len(part) :]
+            self._next()
 
     def finish(self) -> None:
         """DataLoss when bytes are missing."""
-        if self._current is not None:
-            chunk, tensor = self._current
-            raise _damaged(chunk, tensor, "ended early")
+        if self._payload is not None:
+            self._payload.tensors()
 
     def _next(self) -> None:
-        """Make room for the next tensor; those without bytes are complete at once."""
-        self._current = next(self._todo, None)
-        if self._current is None:
-            return
-        _, tensor = self._current
-        self._buffer = np.empty(tensor.length, np.uint8)
-        self._view = self._buffer.data
-        self._filled = 0
-        self._complete()
-
-    def _complete(self) -> None:
-        if self._current is None or self._filled < len(self._view):
-            return
-        chunk, tensor = self._current
-        if xxhash.xxh3_64_intdigest(self._view, seed=chunk.payload.seed) != tensor.checksum:
-            raise _damaged(chunk, tensor, "does not match its checksum")
-        self.tensors[chunk.chunk_id][tensor.name] = _restore(chunk, tensor, self._buffer)
-        self._next()
-
-
-def _tensors_of(
-    chunks: Sequence[chunk_pb2.Chunk],
-) -> Iterator[tuple[chunk_pb2.Chunk, chunk_pb2.TensorDescriptor]]:
-    for chunk in chunks:
-        for tensor in chunk.payload.tensors:
-            yield chunk, tensor
+        """Verify what is complete; those without bytes are so at once."""
+        while True:
+            if self._payload is None:
+                if (chunk := next(self._todo, None)) is None:
+                    return
+                self._payload, self._index = Payload(chunk), 0
+            payload = self._payload
+            while self._index < len(payload.views) and self._filled == len(payload.views[self._index]):
+                payload.verify(self._index)
+                self._index, self._filled = self._index + 1, 0
+            if self._index < len(payload.views):
+                return
+            self.tensors[payload.chunk.chunk_id] = payload.tensors()
+            self._payload = None
 
 
 def _byte_view(array: Array) -> memoryview:
     # Through uint8, because bfloat16 has no code in the buffer protocol.
     return array.reshape(-1).view(np.uint8).data
-
-
-def _restore(chunk: chunk_pb2.Chunk, tensor: chunk_pb2.TensorDescriptor, buffer: npt.NDArray[np.uint8]) -> Array:
-    try:
-        return buffer.view(DTYPES[tensor.dtype]).reshape(tuple(tensor.shape))
-    except (KeyError, ValueError):
-        raise _damaged(chunk, tensor, "has a descriptor that contradicts itself") from None
 
 
 def _damaged(chunk: chunk_pb2.Chunk, tensor: chunk_pb2.TensorDescriptor, what: str) -> DataLoss:

@@ -6,23 +6,27 @@ server sent ("Internal error from Core"), so that a refusal could not be told fr
 
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import grpc
 
+from kvbank._channel import Attempts
 from kvbank._exceptions import ServiceError, Unavailable
-from kvbank._writing import Upload, WriteSession
-from kvbank.v1 import service_pb2
+from kvbank._writing import Upload, WriteSession, frames
+
+_FAREWELL_S = 0.5
 
 
 class WriteStream:
     """Begins by sending again what the session has pending, or else its next upload."""
 
-    def __init__(self, method: Any, session: WriteSession, timeout: float, on_change: Callable[[], None]) -> None:
-        """on_change: called from another thread after each acknowledgement, and when the stream has ended."""
+    def __init__(self, method: Any, session: WriteSession, attempts: Attempts, on_change: Callable[[], None]) -> None:
+        """attempts: has the deadline, which counts from the last acknowledgement.
+        on_change: called from another thread after each acknowledgement, and when the stream has ended."""
         self.ended = False
         self._session = session
+        self._attempts = attempts
         self._on_change = on_change
         self._lock = threading.Lock()
         self._failure: Exception | None = None
@@ -31,13 +35,23 @@ class WriteStream:
             session.advance()  # a stream that fails at once must have something to fail for
         for upload in session.pending:
             self._outbox.put(upload)
-        self._call = method(self._requests(), timeout=timeout)
+        # Without a deadline of gRPC's, which would end a stream that goes well.
+        self._call = method(frames(self._outbox, lambda: session.path))
         self._reader = threading.Thread(target=self._read, name="kvbank-write-acks", daemon=True)
         self._reader.start()
 
     def ready(self) -> bool:
         """Whether there is nothing to wait for: room for the session's next upload, or the end of the stream."""
         return self.ended or self._session.has_room()
+
+    def done(self) -> bool:
+        """Whether every chunk that was sent is acknowledged, or will not be."""
+        return self.ended or not self._session.pending
+
+    def patience(self) -> float:
+        """Seconds in which something must change; DeadlineExceeded when an acknowledgement is overdue."""
+        self._attempts.progressed(self._session.waiting_since())
+        return self._attempts.patience()
 
     def send(self) -> None:
         """Send the session's next upload; returns at once."""
@@ -57,12 +71,12 @@ class WriteStream:
     def cancel(self) -> None:
         """End the call and its threads; does nothing after the end."""
         self._outbox.put(None)
+        if not self._session.pending:
+            # The server ends a stream that is through at once, and then it was not cancelled.
+            self._reader.join(_FAREWELL_S)
         self._call.cancel()
         self._reader.join()
-
-    def _requests(self) -> Iterator[service_pb2.WriteChunksRequest]:
-        while (upload := self._outbox.get()) is not None:
-            yield from upload.frames()
+        self._session.unstage()
 
     def _read(self) -> None:
         try:

@@ -6,39 +6,80 @@ swallowed is sent again under the same key.
 
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from queue import SimpleQueue
+from typing import Any
 
-from kvbank import _codec, _tensors
-from kvbank._exceptions import Internal
+from kvbank import _codec, _frames, _tensors
+from kvbank._exceptions import Internal, ServiceError
 from kvbank._models import NewChunk, WriteResult
+from kvbank._same_host import SameHost
 from kvbank.v1 import service_pb2
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Upload:
     """A chunk in its wire form; `size` is what it takes of the server's unacknowledged bytes."""
 
     key: bytes
-    header: service_pb2.WriteChunksRequest
+    header: service_pb2.ChunkHeader
     buffers: list[memoryview]
     size: int
+    staged: str = ""
 
-    def frames(self) -> Iterator[service_pb2.WriteChunksRequest]:
-        yield self.header
-        for data in _tensors.frames(self.buffers):
-            yield service_pb2.WriteChunksRequest(data=data)
+    def begin(self, path: SameHost | None) -> tuple[service_pb2.ChunkHeader, list[memoryview]]:
+        """Header and bytes; with `path`, if that is possible, a header that names a file with the bytes."""
+        staged = path.stage(self.buffers) if path is not None and self.buffers else None
+        if staged is None:
+            return self.header, self.buffers
+        self.staged = staged.name
+        header = service_pb2.ChunkHeader()
+        header.CopyFrom(self.header)
+        header.staged.CopyFrom(staged)
+        return header, []
+
+
+def frames(uploads: "SimpleQueue[Upload | None]", path: Callable[[], SameHost | None]) -> Iterator[Any]:
+    """The requests of a stream, until None. Chunks that need no data frames and wait at the same time go together."""
+    together, size = service_pb2.ChunkHeaders(), 0
+    while (upload := uploads.get()) is not None:
+        header, buffers = upload.begin(path())
+        if not buffers:
+            together.headers.append(header)
+            size += header.ByteSize()
+        if together.headers and (buffers or size > _frames.FRAME_BYTES or uploads.empty()):
+            yield _request(together)
+            together, size = service_pb2.ChunkHeaders(), 0
+        if buffers:
+            yield service_pb2.WriteChunksRequest(header=header)
+            yield from _tensors.frames(buffers)
+    if together.headers:
+        yield _request(together)
+
+
+def _request(together: service_pb2.ChunkHeaders) -> service_pb2.WriteChunksRequest:
+    if len(together.headers) == 1:
+        return service_pb2.WriteChunksRequest(header=together.headers[0])
+    return service_pb2.WriteChunksRequest(headers=together)
 
 
 class WriteSession:
     """One `write_many`, over as many streams as it takes."""
 
     def __init__(
-        self, bank: str, chunks: Iterable[NewChunk], reader_digest: str, embedder_digest: str, bound: int
+        self,
+        bank: str,
+        chunks: Iterable[NewChunk],
+        reader_digest: str,
+        embedder_digest: str,
+        bound: int,
+        path: SameHost | None = None,
     ) -> None:
-        """bound: most bytes that may be in flight; a single larger chunk goes alone."""
+        """bound: most bytes that may be in flight; a single larger chunk goes alone. path: where to stage payloads."""
         self.results: list[WriteResult] = []
         self.pending: deque[Upload] = deque()
+        self.path = path
         self._uploads = (_upload(bank, chunk, reader_digest, embedder_digest) for chunk in chunks)
         self._next: Upload | None = None
         self._bound = bound
@@ -73,7 +114,23 @@ class WriteSession:
         self.pending.append(upload)
         return upload
 
+    def unstage(self) -> None:
+        """A stream has ended: files that the server did not take are removed."""
+        for upload in self.pending:
+            if upload.staged and self.path is not None:
+                self.path.unstage(upload.staged)
+                upload.staged = ""
+
+    def refused(self, error: ServiceError) -> bool:
+        """Whether the rest goes over the stream from here on, because the server takes no file of ours."""
+        staged, self.path = self.path is not None, None if error.reason == "STAGED_FILE" else self.path
+        return staged and self.path is None
+
     def acknowledge(self, response: service_pb2.WriteChunksResponse) -> None:
+        for ack in (response, *response.more):
+            self._acknowledge(ack)
+
+    def _acknowledge(self, response: service_pb2.WriteChunksResponse) -> None:
         if not self.pending or self.pending[0].key != response.idempotency_key:
             raise Internal("the server acknowledged a chunk out of order")
         self._in_flight -= self.pending.popleft().size

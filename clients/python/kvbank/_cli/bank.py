@@ -1,0 +1,253 @@
+"""`kvbank bank`: look at banks, make them, change and delete them."""
+
+from dataclasses import asdict
+from itertools import islice
+from typing import Annotated, Any, Literal
+
+import typer
+
+import kvbank
+from kvbank._cli import common, parse
+from kvbank._cli.common import DEFAULT_ADDRESS, AsJson, Memory, Name
+
+# Of a figure of a spec.
+_LARGEST = 2**31 - 1
+
+app = typer.Typer(no_args_is_help=True, help="Look at banks, make, change and delete them.")
+
+CapacityText = Annotated[
+    str | None, typer.Option("--capacity", help="When to evict: chunks=N, tokens=N, bytes=N (10k, 2GiB), or none.")
+]
+QuotaText = Annotated[
+    str | None, typer.Option("--quota", help="When to refuse: some of chunks=N,tokens=N,bytes=N, or none.")
+]
+PolicyName = Annotated[
+    Literal["frequency", "lru", "recency_half", "reject"] | None, typer.Option("--policy", help="What goes first.")
+]
+Percent = Annotated[int | None, typer.Option(min=0, max=100, help="Of the policy, in percent (docs/eviction.md).")]
+TtlText = Annotated[
+    str | None, typer.Option("--ttl", help="Life of chunks that state none: 90s, 15m, 12h, 30d, 2w, or never.")
+]
+Renew = Annotated[bool, typer.Option("--renew", help="Every retrieval starts the ttl anew.")]
+Index = Annotated[Literal["auto", "exact", "ivf"] | None, typer.Option("--index", help="How the bank is searched.")]
+
+
+@app.command("ls")
+def list_banks(memory: Memory = DEFAULT_ADDRESS, as_json: AsJson = False) -> None:
+    """List the banks of a memory service."""
+    with common.connect(memory) as client:
+        banks = list(client.list_banks())
+    if as_json:
+        common.print_json([asdict(found) for found in banks])
+        return
+    columns = ("name", "chunks", "tokens", "bytes", "capacity", "policy", "expiry", "reader")
+    rows = (
+        (
+            found.name,
+            f"{found.usage.chunks:,}",
+            f"{found.usage.tokens:,}",
+            common.size(found.usage.bytes),
+            common.capacity(found),
+            found.policy.kind,
+            common.expiry(found),
+            common.reader(found),
+        )
+        for found in banks
+    )
+    common.console().print(common.table(columns, rows))
+
+
+@app.command("show")
+def show_bank(name: Name, memory: Memory = DEFAULT_ADDRESS, as_json: AsJson = False) -> None:
+    """Show a bank: its specs, bounds, policy, usage and index."""
+    with common.connect(memory) as client:
+        (found,) = client.stats([name]).banks
+    if as_json:
+        common.print_json({**asdict(found.bank), "index_state": asdict(found.index)})
+        return
+    _print_bank(found.bank)
+    index = found.index
+    _line("index", f"{found.bank.index}; now {common.index(index)}")
+    if index.loaded:
+        removed = f", {index.tombstones:,} of them removed" if index.tombstones else ""
+        _line("", f"{index.vectors:,} vectors{removed}, {common.size(index.memory_bytes)}")
+
+
+@app.command("create")
+def create_bank(
+    name: Name,
+    embedder: Annotated[str, typer.Option(help="Digest of the embedder.")],
+    dimension: Annotated[int, typer.Option(min=1, max=_LARGEST, help="Of the embeddings.")],
+    reader: Annotated[str | None, typer.Option(help="Digest of the reading model; without it: vectors only.")] = None,
+    layers: Annotated[str, typer.Option(help="Memory layers, such as 1,3.")] = "",
+    kv_heads: Annotated[int, typer.Option(min=0, max=_LARGEST, help="Heads of a key.")] = 0,
+    head_dim: Annotated[int, typer.Option(min=0, max=_LARGEST, help="Numbers a head.")] = 0,
+    dtype: Annotated[Literal["bf16", "fp16", "fp32"], typer.Option(help="Of keys and values.")] = "bf16",
+    capacity: CapacityText = None,
+    quota: QuotaText = None,
+    policy: PolicyName = None,
+    lower: Percent = None,
+    upper: Percent = None,
+    target: Percent = None,
+    ttl: TtlText = None,
+    renew: Renew = False,
+    index: Index = None,
+    memory: Memory = DEFAULT_ADDRESS,
+    as_json: AsJson = False,
+) -> None:
+    """Make a bank. Workers make their own; this is for other producers."""
+    kv = kvbank.KVSpec(reader, parse.layers(layers), kv_heads, head_dim, dtype) if reader else None
+    options = _options(capacity, quota, policy, (lower, upper, target), ttl, renew, index)
+    with common.connect(memory) as client:
+        made = client.create_bank(name, kv=kv, embedding=kvbank.EmbeddingSpec(embedder, dimension), **options)
+    _answer(made, as_json)
+
+
+@app.command("update")
+def update_bank(
+    name: Name,
+    capacity: CapacityText = None,
+    quota: QuotaText = None,
+    policy: PolicyName = None,
+    lower: Percent = None,
+    upper: Percent = None,
+    target: Percent = None,
+    ttl: TtlText = None,
+    renew: Renew = False,
+    index: Index = None,
+    memory: Memory = DEFAULT_ADDRESS,
+    as_json: AsJson = False,
+) -> None:
+    """Change the bounds, policy, expiry or index of a bank; what is not given stays."""
+    options = _options(capacity, quota, policy, (lower, upper, target), ttl, renew, index)
+    if not options:
+        raise typer.BadParameter("nothing to change")
+    with common.connect(memory) as client:
+        changed = client.update_bank(name, **options)
+    _answer(changed, as_json)
+
+
+@app.command("rm")
+def remove_bank(
+    name: Name,
+    memory: Memory = DEFAULT_ADDRESS,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Delete a bank and all its chunks."""
+    with common.connect(memory) as client:
+        chunks = client.get_bank(name).usage.chunks
+        if not yes:
+            typer.confirm(f"Delete bank {name!r} and its {chunks} chunks?", abort=True, err=True)
+        client.delete_bank(name)
+    if as_json:
+        common.print_json({"deleted": name, "chunks": chunks})
+    else:
+        print(f"deleted {name}, {chunks} chunks")
+
+
+@app.command("evictions")
+def evictions(
+    name: Name,
+    explain: Annotated[bool, typer.Option("--explain", help="What would go next, instead of what went.")] = False,
+    need: Annotated[
+        int, typer.Option(min=1, max=2**63 - 1, help="With --explain: room wanted, in the capacity's unit.")
+    ] = 1,
+    limit: Annotated[int, typer.Option(min=1, help="Show at most so many.")] = 100,
+    memory: Memory = DEFAULT_ADDRESS,
+    as_json: AsJson = False,
+) -> None:
+    """Show which chunks went, newest first, and why; or which would go next, in order."""
+    with common.connect(memory) as client:
+        found = client.explain_eviction(name, need) if explain else client.list_evictions(name)
+        shown = list(islice(found, limit))
+    if as_json:
+        common.print_json([asdict(eviction) for eviction in shown])
+        return
+    if not shown:
+        print("nothing would go" if explain else "nothing went")
+        return
+    columns = ("chunk", "reason", "retrieved", "tokens", "written", "went")
+    rows = (
+        (
+            str(eviction.chunk_id),
+            eviction.reason,
+            f"{eviction.retrieval_count:,}",
+            f"{eviction.stored_length:,}",
+            common.moment(eviction.create_time),
+            common.moment(eviction.evict_time) if eviction.evict_time else "not yet",
+        )
+        for eviction in shown
+    )
+    common.console().print(common.table(columns, rows))
+
+
+def _options(
+    capacity: str | None,
+    quota: str | None,
+    policy: str | None,
+    percents: tuple[int | None, int | None, int | None],
+    ttl: str | None,
+    renew: bool,
+    index: str | None,
+) -> dict[str, Any]:
+    """What was given, as the SDK takes it."""
+    given = {
+        name: percent
+        for name, percent in zip(("lower", "upper", "target"), percents, strict=True)
+        if percent is not None
+    }
+    if given and policy is None:
+        raise typer.BadParameter("--lower, --upper and --target belong to a --policy")
+    if renew and ttl is None:
+        raise typer.BadParameter("--renew belongs to a --ttl")
+    options: dict[str, Any] = {}
+    if capacity is not None:
+        options["capacity"] = parse.capacity(capacity)
+    if quota is not None:
+        options["quota"] = parse.quota(quota)
+    if policy is not None:
+        options["policy"] = kvbank.Policy(policy, **given)
+    if ttl is not None:
+        options["expiry"] = parse.expiry(ttl, renew)
+    if index is not None:
+        options["index"] = index
+    return options
+
+
+def _answer(bank: kvbank.Bank, as_json: bool) -> None:
+    if as_json:
+        common.print_json(asdict(bank))
+    else:
+        _print_bank(bank)
+
+
+def _print_bank(bank: kvbank.Bank) -> None:
+    usage, policy = bank.usage, bank.policy
+    _line("name", bank.name)
+    _line("uid", bank.uid)
+    _line("created", common.moment(bank.create_time))
+    if bank.kv:
+        _line("K-V", f"layers {list(bank.kv.layers)}, {bank.kv.kv_heads} heads x {bank.kv.head_dim}, {bank.kv.dtype}")
+        _line("reader", bank.kv.reader_digest)
+    else:
+        _line("K-V", "none, vectors only")
+    _line("embedder", f"{bank.embedding.embedder_digest}, dimension {bank.embedding.dimension}")
+    _line("capacity", common.capacity(bank))
+    _line("quota", common.bounds(bank.quota, "none"))
+    figures = {
+        "frequency": f" {policy.lower}/{policy.upper}, target {policy.target} %",
+        "lru": f", target {policy.target} %",
+    }
+    _line("policy", policy.kind + figures.get(policy.kind, ""))
+    _line("expiry", common.expiry(bank))
+    _line("usage", f"{usage.chunks:,} chunks, {usage.tokens:,} tokens, {common.size(usage.bytes)}")
+    _line("written", f"{usage.chunks_written:,} chunks")
+    gone = ("evicted", "expired", "deleted", "quarantined")
+    _line("gone", ", ".join(f"{getattr(usage, f'chunks_{how}'):,} {how}" for how in gone))
+    for key, value in bank.metadata.items():
+        _line("metadata", f"{key} = {value}")
+
+
+def _line(label: str, text: str) -> None:
+    print(f"{label:10} {text}".rstrip())

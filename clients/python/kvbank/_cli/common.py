@@ -1,0 +1,130 @@
+"""What every command shares: options, the connection, tables and JSON. Owns how a figure is written."""
+
+import json
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+import kvbank
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from kvbank import Bank, Client
+
+DEFAULT_ADDRESS = "127.0.0.1:7400"
+
+Memory = Annotated[
+    str,
+    typer.Option("--memory", "-m", envvar="KVBANK_MEMORY", help="Memory service: HOST:PORT, unix:PATH or a folder."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Name = Annotated[str, typer.Argument(help="Name of the bank.")]
+
+_WIDTH_OF_A_PIPE = 160
+
+
+def connect(target: str) -> "Client":
+    """A client that does not wait long."""
+    return kvbank.connect(target, timeout=10)
+
+
+def print_json(value: Any) -> None:
+    """Times in ISO 8601, durations in seconds."""
+    print(json.dumps(value, indent=2, default=_plain))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, datetime):
+        return value.isoformat()
+    return value.total_seconds() if isinstance(value, timedelta) else dict(value)
+
+
+def console() -> "Console":
+    """On a terminal as wide as that; else wide enough for a table."""
+    from rich.console import Console
+
+    return Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else _WIDTH_OF_A_PIPE)
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> "Table":
+    """The first column to the left, figures to the right."""
+    from rich.table import Table
+    from rich.text import Text
+
+    made = Table(box=None, pad_edge=False)
+    for i, column in enumerate(columns):
+        made.add_column(column, justify="right" if i and column in _FIGURES else "left", no_wrap=i == 0)
+    for row in rows:
+        made.add_row(*map(Text, row))  # Text, because a name may look like markup
+    return made
+
+
+_FIGURES = {
+    *("chunks", "tokens", "bytes", "size", "retrieved", "vectors", "memory", "recall", "removed"),
+    *("/s", "errors/s", "p50 ms", "p99 ms", "written/s", "evicted/s", "expired/s"),
+}
+
+
+def size(count: float) -> str:
+    """Bytes for people: 1536 is "1.5 KiB"."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"
+
+
+def moment(time: datetime | None) -> str:
+    """To the second, in the local time zone."""
+    return time.astimezone().strftime("%Y-%m-%d %H:%M:%S") if time else "never"
+
+
+def duration(span: timedelta) -> str:
+    """As the options take it: "30d", "90s"."""
+    seconds = span.total_seconds()
+    for unit, length in (("d", 86400), ("h", 3600), ("m", 60)):
+        if seconds >= length and seconds % length == 0:
+            return f"{seconds / length:.0f}{unit}"
+    return f"{seconds:g}s"
+
+
+def capacity(bank: "Bank") -> str:
+    """The bound of a bank, such as "1,000 chunks"."""
+    return bounds(bank.capacity, "unbounded")
+
+
+def bounds(limits: Any, none: str) -> str:
+    """Of a Capacity or a Quota."""
+    if limits is None:
+        return none
+    parts: dict[str, Callable[[int], str]] = {"chunks": _count, "tokens": _count, "bytes": size}
+    given = ((unit, getattr(limits, unit), show) for unit, show in parts.items())
+    return ", ".join(f"{show(limit)} {unit if unit != 'bytes' else ''}".strip() for unit, limit, show in given if limit)
+
+
+def _count(number: int) -> str:
+    return f"{number:,}"
+
+
+def expiry(bank: "Bank") -> str:
+    """When chunks go by themselves, such as "30d, renewed"."""
+    if bank.expiry is None or bank.expiry.ttl is None:
+        return "never"
+    return duration(bank.expiry.ttl) + (", renewed by use" if bank.expiry.renew else "")
+
+
+def reader(bank: "Bank") -> str:
+    """Whose K-V the bank holds, shortened."""
+    return bank.kv.reader_digest[:12] if bank.kv else "vectors only"
+
+
+def index(stats: "kvbank.IndexStats") -> str:
+    """How a bank is searched now."""
+    if not stats.loaded:
+        return "at rest"
+    return stats.kind if stats.recall is None else f"{stats.kind}, recall {stats.recall:.3f}"

@@ -1,0 +1,49 @@
+"""`kvbank stats`: the server and its banks at this moment."""
+
+from collections import Counter
+from dataclasses import asdict
+from datetime import UTC, datetime
+
+import kvbank
+from kvbank._cli import common
+from kvbank._cli.common import DEFAULT_ADDRESS, AsJson, Memory
+
+
+def stats(memory: Memory = DEFAULT_ADDRESS, as_json: AsJson = False) -> None:
+    """Show a memory service, what it has done since it started, and its banks."""
+    with common.connect(memory) as client:
+        found = client.stats()
+    if as_json:
+        common.print_json(asdict(found))
+        return
+    totals: Counter[str] = Counter()
+    for sample in found.samples:
+        totals[sample.name] += sample.value  # type: ignore[assignment]
+    up = datetime.now(UTC).replace(microsecond=0) - found.start_time.replace(microsecond=0)
+    print(f"kvbank {found.version}, store {found.store_id}, up {up}")
+    print(f"memory {common.size(found.resident_bytes)}, {common.size(found.free_bytes)} free on its disk")
+    print(
+        f"{totals['kvbank_request_seconds_count']:,.0f} requests, {totals['kvbank_errors_total']:,.0f} of them failed; "
+        f"payloads {common.size(totals['kvbank_payload_received_bytes_total'])} in, "
+        f"{common.size(totals['kvbank_payload_sent_bytes_total'])} out; "
+        f"{totals['kvbank_checksum_failures_total']:,.0f} checksum failures"
+    )
+    if found.banks:
+        common.console().print(common.table(_COLUMNS, map(_row, found.banks)))
+
+
+_COLUMNS = ("bank", "chunks", "tokens", "bytes", "capacity", "index", "vectors", "memory")
+
+
+def _row(found: kvbank.BankStats) -> tuple[str, ...]:
+    bank, index = found.bank, found.index
+    return (
+        bank.name,
+        f"{bank.usage.chunks:,}",
+        f"{bank.usage.tokens:,}",
+        common.size(bank.usage.bytes),
+        common.capacity(bank),
+        common.index(index),
+        f"{index.vectors:,}" if index.loaded else "-",
+        common.size(index.memory_bytes) if index.loaded else "-",
+    )

@@ -1,0 +1,1 @@
+"""Care of a data folder from outside the server: check, repair, backup, restore."""

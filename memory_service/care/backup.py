@@ -1,0 +1,69 @@
+"""Copy a folder while it is served. Owns the order: the records of one moment, then the payloads that they name.
+
+A chunk that is evicted or deleted between the two is left out of the copied records; one that is damaged too, and said.
+"""
+
+from collections import defaultdict
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+from memory_service.care import manifest, record_check, writing
+from memory_service.care.folder import MANIFEST, Folder
+from memory_service.care.making import Making
+from memory_service.care.report import CareError, Findings, Progress, quiet
+from memory_service.care.transfer import Failure, Transfer
+
+
+def backup(data: Path, place: Path, *, base: Path | None = None, progress: Progress = quiet) -> Findings:
+    """Make the folder `place`, a backup of `data`; what is a problem there is left out, and in the findings.
+
+    `base`: an older backup, whose files are linked instead of copied where they are the same. A run that was
+    interrupted is taken up by the next one. Errors: CareError, OSError.
+    """
+    if data.exists() and place.resolve().is_relative_to(data.resolve()):
+        raise CareError(f"{place} is inside of {data}")
+    if base is not None:
+        manifest.read(base)
+    with Folder(data) as live, Making(place) as making:
+        partial, findings = making.partial, Findings()
+        (partial / MANIFEST).unlink(missing_ok=True)
+        writing.forget_database(partial)
+        progress("records", 0, 1)
+        live.copy_database(partial)
+        writing.put_to_rest(partial)
+        with Folder(partial) as copy:
+            _check_records(copy, findings)
+            progress("records", 1, 1)
+            transfer = Transfer(data, partial, base)
+            failures = transfer.bring_all(copy, progress)
+            store_id = copy.store_id()
+        alive = live.alive([failure.chunk_id for failure in failures])
+        for failure in failures:
+            if failure.chunk_id in alive:
+                failure.tell(findings)
+        _leave_out(partial, failures, alive)
+        writing.put_to_rest(partial)
+        with Folder(partial) as copy:
+            transfer.tidy(copy)
+        findings.totals = transfer.totals
+        findings.totals["gone_meanwhile"] = len(failures) - len(alive)
+        manifest.write(partial, schema=live.schema, store_id=store_id, findings=findings)
+        making.finish()
+    return findings
+
+
+def _check_records(copy: Folder, findings: Findings) -> None:
+    record_check.check(copy, findings, fast=False)
+    if any(problem.kind == "database" for problem in findings.problems):
+        raise CareError(f"the database is damaged ({findings.problems[0].detail}); see: kvbank check")
+
+
+def _leave_out(partial: Path, failures: Sequence[Failure], alive: Collection[int]) -> None:
+    """What went while it was copied counts as deleted, whatever took it; what is damaged as quarantined."""
+    left_out: dict[tuple[int, str], list[int]] = defaultdict(list)
+    for failure in failures:
+        counter = "chunks_quarantined" if failure.chunk_id in alive else "chunks_deleted"
+        left_out[failure.bank.bank_id, counter].append(failure.chunk_id)
+    with writing.transaction(partial) as connection:
+        for (bank_id, counter), chunk_ids in left_out.items():
+            writing.remove(connection, bank_id, chunk_ids, counter)

@@ -1,0 +1,32 @@
+"""Compare records, payloads and index three ways. Owns the rule that a check changes nothing and cries no wolf."""
+
+from pathlib import Path
+
+from memory_service.care import index_check, manifest, payload_check, record_check
+from memory_service.care.folder import DATABASE, MANIFEST, Folder
+from memory_service.care.report import Findings, Progress, quiet
+
+
+def check(path: Path, *, fast: bool = False, alone: bool = False, progress: Progress = quiet) -> Findings:
+    """Every problem of a data folder, served or not, or of a backup.
+
+    `fast`: files by existence and size, snapshots by their checksum only. `alone`: the caller holds the folder's lock.
+    Errors: CareError, OSError.
+    """
+    findings = Findings()
+    if (path / MANIFEST).exists():
+        _check_manifest(path, findings)
+    with Folder(path) as folder:
+        progress("records", 0, 1)
+        record_check.check(folder, findings, fast=fast)
+        progress("records", 1, 1)
+        if not any(problem.kind == "database" for problem in findings.problems):
+            payload_check.check(folder, findings, fast=fast, alone=alone, progress=progress)
+            index_check.check(folder, findings, fast=fast, alone=alone, progress=progress)
+    return findings
+
+
+def _check_manifest(path: Path, findings: Findings) -> None:
+    content = manifest.read(path)
+    if manifest.digest(path / DATABASE) != content["database"]["xxh3_64"]:
+        findings.add("manifest", "the database does not match its checksum", path=DATABASE)

@@ -1,0 +1,103 @@
+"""What the records say of every chunk, page by page, without trusting them: a row that cannot be used has a flaw."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from sqlalchemy import Row
+
+from memory_service import records
+from memory_service.care.folder import Folder
+from memory_service.domain import Payload
+from memory_service.payloads import seed
+
+_PAGE = 512
+_BANKS = "SELECT bank_id, uid, name, spec, chunks FROM banks ORDER BY bank_id"
+_CHUNKS = """
+    SELECT c.chunk_id, c.payload_bytes, c.meta, t.chunk_id AS content, t.payload,
+        {embedding} AS embedding, length(t.embedding) AS embedding_bytes
+    FROM chunks c LEFT JOIN contents t USING (chunk_id)
+    WHERE c.bank_id = ? AND c.chunk_id > ? AND c.chunk_id <= ? ORDER BY c.chunk_id LIMIT ?
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class BankEntry:
+    """A bank, with its number of chunks of a moment ago; `dimension` is None when its spec cannot be read."""
+
+    bank_id: int
+    uid: str
+    name: str
+    dimension: int | None
+    chunks: int
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A chunk; with a `flaw` (a sentence) nothing else is to be relied on."""
+
+    bank: BankEntry
+    chunk_id: int
+    payload: Payload | None
+    flaw: str = ""
+
+
+def banks(folder: Folder) -> list[BankEntry]:
+    """Every bank that is not being deleted."""
+    with folder.read() as connection:
+        rows = connection.exec_driver_sql(_BANKS).all()
+    return [BankEntry(row.bank_id, row.uid, row.name, _dimension(row.spec), row.chunks) for row in rows]
+
+
+def pages(folder: Folder, bank: BankEntry, *, embeddings: bool) -> Iterator[list[Entry]]:
+    """The chunks that the bank has now, ascending by id; what is written later is left out, so that this ends.
+
+    `embeddings`: look at their values too, not only at their length.
+    """
+    statement = _CHUNKS.format(embedding="t.embedding" if embeddings else "NULL")
+    with folder.read() as connection:
+        last = connection.exec_driver_sql("SELECT max(chunk_id) FROM chunks WHERE bank_id = ?", (bank.bank_id,))
+        end = last.scalar() or 0
+    after = -(2**63)
+    while True:
+        with folder.read() as connection:
+            rows = connection.exec_driver_sql(statement, (bank.bank_id, after, end, _PAGE)).all()
+        if not rows:
+            return
+        yield [_entry(bank, row) for row in rows]
+        after = rows[-1].chunk_id
+
+
+def _dimension(spec: str) -> int | None:
+    try:
+        return int(json.loads(spec)["embedding"]["dimension"])
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def _entry(bank: BankEntry, row: Row[Any]) -> Entry:
+    try:
+        payload = records.payload_of(row.payload)
+        flaw = _flaw(bank, row, payload)
+    except (ValueError, KeyError, TypeError):
+        payload, flaw = None, "its descriptor or its metadata cannot be read"
+    return Entry(bank, row.chunk_id, payload, flaw)
+
+
+def _flaw(bank: BankEntry, row: Row[Any], payload: Payload | None) -> str:
+    if row.content is None:
+        return "its content is missing"
+    if bank.dimension is not None and row.embedding_bytes != 4 * bank.dimension:
+        return f"its embedding has {row.embedding_bytes} bytes instead of {4 * bank.dimension}"
+    if row.embedding is not None and not np.isfinite(np.frombuffer(row.embedding, "<f4")).all():
+        return "its embedding is not finite"
+    length = payload.length if payload else 0
+    if row.payload_bytes != length:
+        return f"its descriptor has {length} bytes, its row {row.payload_bytes}"
+    if payload is not None and payload.seed != seed(bank.uid, row.chunk_id):
+        return "its descriptor belongs to another chunk"
+    if not isinstance(json.loads(row.meta), dict):
+        return "its metadata cannot be read"
+    return ""

@@ -1,0 +1,145 @@
+"""A data folder or a backup, seen by a pure reader. Owns the rule that looking changes nothing, whoever serves it.
+
+The database is opened with `mode=ro` and `query_only`: such a connection takes read locks, but neither writes nor
+checkpoints, not even when it is the last one to close. So it cannot be the second writer that SQLite's WAL-reset bug
+needs. On a folder that nobody serves it may leave an empty metadata.db-wal and its -shm behind, which the next server
+takes over. An open read transaction keeps the log from starting anew, so they are short, a page of rows each; only the
+integrity check and a backup's copy of the database take longer.
+
+No file of a database is opened by hand while SQLite has it open in this process: closing it would drop SQLite's locks.
+"""
+
+import fcntl
+import json
+import os
+import sqlite3
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
+from pathlib import Path
+from types import TracebackType
+from urllib.parse import quote
+
+from sqlalchemy import Connection, QueuePool, create_engine, event
+from sqlalchemy.exc import DatabaseError, NoResultFound
+
+from memory_service import schema
+from memory_service.care.report import CareError
+
+DATABASE = "metadata.db"
+MANIFEST = "backup.json"
+
+_ALIVE = """
+    SELECT chunk_id FROM chunks JOIN banks USING (bank_id) WHERE chunk_id IN (SELECT value FROM json_each(?))
+"""
+
+
+class Folder:
+    """A folder whose records have the present schema. A context manager."""
+
+    def __init__(self, path: Path, upgrade: str = "kvbank serve --data {path} --migrate") -> None:
+        """`upgrade`: the command that helps with an older schema. Errors: CareError."""
+        if not path.exists():
+            raise CareError(f"there is no folder {path}")
+        if not path.is_dir():
+            raise CareError(f"{path} is not a folder")
+        if not (path / DATABASE).is_file():
+            raise CareError(f"{path} is not a data folder of kvbank: it has no {DATABASE}")
+        self.path = path
+        self._engine = create_engine("sqlite://", creator=self._connect, poolclass=QueuePool)
+        event.listen(self._engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN"))
+        try:
+            self.schema = self._schema(upgrade)
+        except BaseException:
+            self.close()
+            raise
+
+    def _connect(self) -> sqlite3.Connection:
+        uri = f"file:{quote(str(self.path.absolute() / DATABASE))}?mode=ro"
+        connection = sqlite3.connect(uri, uri=True, timeout=30.0, isolation_level=None, check_same_thread=False)
+        connection.execute("PRAGMA query_only=ON")
+        return connection
+
+    def _schema(self, upgrade: str) -> str:
+        try:
+            with self.read() as connection:
+                found = str(connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar_one())
+        except NoResultFound as error:
+            raise CareError(f"{self.path / DATABASE} has no schema") from error
+        except DatabaseError as error:
+            raise CareError(f"{self.path / DATABASE} cannot be read as a database of kvbank ({error.orig})") from error
+        known = schema.revisions()
+        if found not in known:
+            raise CareError(f"{self.path} was written by a newer kvbank (schema {found}, this one knows {known[-1]})")
+        if found != known[-1]:
+            command = upgrade.format(path=self.path)
+            raise CareError(f"{self.path} has the older schema {found}; upgrade it with: {command}")
+        return found
+
+    def read(self) -> AbstractContextManager[Connection]:
+        """A read transaction; keep it short."""
+        return self._engine.begin()
+
+    def store_id(self) -> str:
+        """The identity of the folder."""
+        with self.read() as connection:
+            return str(connection.exec_driver_sql("SELECT store_id FROM store").scalar_one())
+
+    def alive(self, chunk_ids: Collection[int]) -> set[int]:
+        """Those of the ids that have a row now, in a bank that is not being deleted."""
+        if not chunk_ids:
+            return set()
+        with self.read() as connection:
+            return set(connection.exec_driver_sql(_ALIVE, (json.dumps(list(chunk_ids)),)).scalars())
+
+    def copy_database(self, target: Path) -> None:
+        """The database as it is now into the folder `target`, in one read transaction. Errors: sqlite3.Error."""
+        with closing(self._connect()) as source, closing(sqlite3.connect(target / DATABASE)) as copy:
+            source.backup(copy)
+
+    def close(self) -> None:
+        """Let go of the database."""
+        self._engine.dispose()
+
+    def __enter__(self) -> "Folder":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+@contextmanager
+def unserved(path: Path) -> Iterator[bool]:
+    """Whether no server owns the folder; inside the block none can start then, so stay briefly."""
+    try:
+        lock = os.open(path / "kvbank.lock", os.O_RDONLY)
+    except FileNotFoundError:
+        yield True
+        return
+    try:
+        free = False
+        with suppress(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            free = True
+        yield free
+    finally:
+        os.close(lock)
+
+
+def settled(folder: Folder, find: Callable[[Folder], Iterable[str]], *, alone: bool) -> list[str]:
+    """What `find` finds, if nobody can be about to add or remove it: the caller is `alone`, or no server runs."""
+    found = list(find(folder))
+    if alone or not found:
+        return found
+    with unserved(folder.path) as free:
+        still = set(find(folder)) if free else set()
+    return [name for name in found if name in still]
+
+
+def names(folder: Path) -> list[str]:
+    """What a folder holds, sorted; nothing where it is gone, since a server may just have removed it."""
+    try:
+        return sorted(os.listdir(folder))
+    except (FileNotFoundError, NotADirectoryError):
+        return []

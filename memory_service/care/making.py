@@ -1,0 +1,87 @@
+"""A folder in the making: NAME.partial until it is whole and durable, then renamed to NAME. Owns that order.
+
+What an interrupted run left in NAME.partial is there for the next one, which holds its lock.
+"""
+
+import fcntl
+import os
+import shutil
+from pathlib import Path
+from types import TracebackType
+
+from memory_service.care.folder import DATABASE, MANIFEST
+from memory_service.care.report import CareError
+from memory_service.payloads import FOLDER, sync_folder
+
+_OURS = {MANIFEST, f"{MANIFEST}.tmp", FOLDER, *(f"{DATABASE}{suffix}" for suffix in ("", "-wal", "-shm", "-journal"))}
+
+
+class Making:
+    """The place of a new folder; `partial` is where to build it. A context manager, which lets go of the lock."""
+
+    def __init__(self, place: Path, *, empty_is_free: bool = False) -> None:
+        """Errors: CareError when the place is taken, or another process builds there."""
+        place = place.absolute()
+        self._place, self._empty_is_free = place, empty_is_free
+        self._check_free()
+        if not place.parent.is_dir():
+            raise CareError(f"there is no folder {place.parent}")
+        self.partial = place.with_name(place.name + ".partial")
+        if self.partial.is_symlink() or (self.partial.exists() and not self.partial.is_dir()):
+            raise CareError(f"{self.partial} is in the way")
+        self.partial.mkdir(exist_ok=True)
+        self._lock = os.open(self.partial, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            self._claim()
+        except BaseException:
+            os.close(self._lock)
+            raise
+
+    def _check_free(self) -> None:
+        place = self._place
+        if self._empty_is_free and place.is_dir() and not any(place.iterdir()):
+            return
+        if place.exists() or place.is_symlink():
+            raise CareError(f"{place} exists" + (" and is not an empty folder" if self._empty_is_free else ""))
+
+    def _claim(self) -> None:
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise CareError(f"{self.partial} is being written by another process") from error
+        if strange := {entry.name for entry in os.scandir(self.partial)} - _OURS:
+            raise CareError(f"{self.partial} is in the way: {min(strange)} is not of an interrupted run")
+
+    def finish(self) -> None:
+        """Make all of it durable, then give it its name."""
+        for folder, _, files in os.walk(self.partial, topdown=False):
+            if Path(folder) == self.partial:
+                for name in files:
+                    _sync_file(self.partial / name)
+            sync_folder(Path(folder))
+        self._check_free()
+        os.rename(self.partial, self._place)
+        sync_folder(self._place.parent)
+
+    def discard(self) -> None:
+        """Remove what was built."""
+        shutil.rmtree(self.partial)
+
+    def __enter__(self) -> "Making":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """What was refused is removed; what was interrupted is there for the next run."""
+        if isinstance(error, CareError):
+            self.discard()
+        os.close(self._lock)
+
+
+def _sync_file(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

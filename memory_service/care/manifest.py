@@ -1,0 +1,60 @@
+"""backup.json: what a backup is. Written last, so that a folder with it is whole."""
+
+import json
+import os
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+import memory_service
+from memory_service.care.folder import DATABASE, MANIFEST
+from memory_service.care.report import CareError, Findings
+
+_VERSION = 1
+
+
+def write(folder: Path, *, schema: str, store_id: str, findings: Findings) -> None:
+    """For a folder whose database nobody has open."""
+    content = {
+        "kvbank_backup": _VERSION,
+        "kvbank": memory_service.__version__,
+        "schema": schema,
+        "store_id": store_id,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "totals": dict(findings.totals),
+        "left_out": [{"bank": p.bank, "chunk_id": p.chunk_id, "detail": p.detail} for p in findings.problems],
+        "database": {"bytes": (folder / DATABASE).stat().st_size, "xxh3_64": digest(folder / DATABASE)},
+    }
+    temporary = folder / f"{MANIFEST}.tmp"
+    temporary.write_text(json.dumps(content, indent=2) + "\n")
+    os.rename(temporary, folder / MANIFEST)
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """Errors: CareError for a folder that is not a backup, or of a later kind."""
+    if not folder.exists():
+        raise CareError(f"there is no folder {folder}")
+    if not folder.is_dir():
+        raise CareError(f"{folder} is not a folder")
+    try:
+        content = json.loads((folder / MANIFEST).read_text())
+        version = content["kvbank_backup"]
+        str(content["schema"]), str(content["database"]["xxh3_64"])
+    except FileNotFoundError as error:
+        raise CareError(f"{folder} is not a backup of kvbank: it has no {MANIFEST}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise CareError(f"{folder / MANIFEST} cannot be read") from error
+    if version != _VERSION:
+        raise CareError(f"{folder} was made by a newer kvbank (backup version {version}, this one knows {_VERSION})")
+    return dict(content)
+
+
+def digest(path: Path) -> str:
+    """xxh3-64 of a file, in hexadecimal."""
+    hasher = xxhash.xxh3_64()
+    with open(path, "rb") as file:
+        while part := file.read(1 << 20):
+            hasher.update(part)
+    return hasher.hexdigest()

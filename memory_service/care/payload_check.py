@@ -1,0 +1,97 @@
+"""The payloads against the records, both ways, also while a server changes both.
+
+A row never comes back, and its file is there before it and until after it: so a file that was missed or damaged is a
+problem only if its row is still there when asked again. A file without a row may be on its way in or out as long as a
+server runs; it is a problem when none does.
+"""
+
+import re
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+from memory_service import payloads, staging
+from memory_service.care import entries, payload_file
+from memory_service.care.entries import Entry
+from memory_service.care.folder import Folder, names, settled
+from memory_service.care.report import Findings, Kind, Progress
+from memory_service.payloads import DamagedError
+
+THREADS = 4
+Suspect = tuple[Entry, Kind, str]
+_OURS = re.compile(r"(\d+)\.(safetensors|tmp)")
+_BANKS = "SELECT uid, 0 FROM banks UNION SELECT uid, 1 FROM gone_banks"
+_IDS = "SELECT chunk_id FROM chunks JOIN banks USING (bank_id) WHERE uid = ?"
+
+
+def check(folder: Folder, findings: Findings, *, fast: bool, alone: bool, progress: Progress) -> None:
+    """Add what is wrong. `fast`: a file's existence and size only. `alone`: the caller holds the folder's lock."""
+    banks = entries.banks(folder)
+    done, total = 0, sum(bank.chunks for bank in banks)
+    with ThreadPoolExecutor(THREADS) as threads:
+        for bank in banks:
+            for page in entries.pages(folder, bank, embeddings=not fast):
+                files = [entry for entry in page if entry.payload is not None and not entry.flaw]
+                found = list(threads.map(partial(_problem, folder.path, fast=fast), files))
+                suspects: list[Suspect] = [(entry, "record", entry.flaw) for entry in page if entry.flaw]
+                suspects += [(entry, *problem) for entry, problem in zip(files, found, strict=True) if problem]
+                _judge(folder, findings, suspects)
+                sizes = [entry.payload.length for entry in page if entry.payload]
+                findings.totals.update(payloads=len(sizes), payload_bytes=sum(sizes))
+                done += len(page)
+                progress("payloads", done, max(done, total))
+    for name in settled(folder, orphans, alone=alone):
+        findings.add("orphan_file", "no chunk owns it", path=name)
+
+
+def _judge(folder: Folder, findings: Findings, suspects: list[Suspect]) -> None:
+    alive = folder.alive([entry.chunk_id for entry, _, _ in suspects])
+    for entry, kind, detail in suspects:
+        if entry.chunk_id in alive:
+            findings.add(kind, detail, bank=entry.bank.name, chunk_id=entry.chunk_id)
+
+
+def _problem(data: Path, entry: Entry, *, fast: bool) -> tuple[Kind, str] | None:
+    assert entry.payload is not None
+    path = data / payloads.name(entry.bank.uid, entry.chunk_id)
+    try:
+        if not fast:
+            payload_file.read(path, entry.bank.uid, entry.chunk_id, entry.payload)
+        elif (found := path.stat().st_size) != (expected := payload_file.size(entry.payload)):
+            return "payload_damaged", f"its file has {found} bytes instead of {expected}"
+    except (DamagedError, OSError) as error:
+        return payload_file.trouble(error)
+    return None
+
+
+def orphans(folder: Folder) -> Iterator[str]:
+    """Names, relative to the folder, of payload files, temporary and staged files and folders that no row names.
+
+    Rows are asked for after the files were listed: what is written meanwhile is no orphan. What has not a name of ours
+    is left alone.
+    """
+    root = folder.path / payloads.FOLDER
+    listed = [name for name in names(root) if (root / name).is_dir()]
+    with folder.read() as connection:
+        gone = {uid: bool(gone) for uid, gone in connection.exec_driver_sql(_BANKS)}
+    for uid in listed:
+        if uid not in gone:
+            yield f"{payloads.FOLDER}/{uid}"
+        elif not gone[uid]:  # the server goes on with a deletion when it starts
+            yield from _orphans_of_bank(folder, root / uid, uid)
+    yield from (f"{staging.FOLDER}/{name}" for name in names(folder.path / staging.FOLDER))
+
+
+def _orphans_of_bank(folder: Folder, root: Path, uid: str) -> Iterator[str]:
+    files = [
+        (int(match[1]), match[2], f"{payloads.FOLDER}/{uid}/{shard}/{name}")
+        for shard in names(root)
+        for name in names(root / shard)
+        if (match := _OURS.fullmatch(name))
+    ]
+    with folder.read() as connection:
+        ids = set(connection.exec_driver_sql(_IDS, (uid,)).scalars())
+    for chunk_id, suffix, name in files:
+        if suffix == "tmp" or name != payloads.name(uid, chunk_id) or chunk_id not in ids:
+            yield name

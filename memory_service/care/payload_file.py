@@ -1,0 +1,62 @@
+"""One payload file against its descriptor. Owns what "undamaged" means for care: the header says what the records say,
+the size fits, and every tensor has its seeded checksum."""
+
+import json
+import struct
+from pathlib import Path
+
+import xxhash
+
+from memory_service.care.report import Kind
+from memory_service.domain import Payload, Tensor
+from memory_service.payloads import SAFETENSORS, DamagedError
+
+
+def size(payload: Payload) -> int:
+    """Bytes of the file, as the descriptor says; a payload has at least one tensor."""
+    return max(tensor.offset + tensor.length for tensor in payload.tensors)
+
+
+def read(path: Path, bank_uid: str, chunk_id: int, payload: Payload) -> bytes:
+    """The whole file, verified. Errors: DamagedError, OSError."""
+    data = path.read_bytes()
+    begin = _check_header(data, bank_uid, chunk_id, payload)
+    if len(data) != (expected := begin + payload.length):
+        raise DamagedError(f"its file has {len(data)} bytes instead of {expected}")
+    view = memoryview(data)
+    for tensor in payload.tensors:
+        part = view[tensor.offset : tensor.offset + tensor.length]
+        if xxhash.xxh3_64_intdigest(part, payload.seed) != tensor.checksum:
+            raise DamagedError(f"tensor {tensor.name} does not match its checksum")
+    return data
+
+
+def trouble(error: DamagedError | OSError) -> tuple[Kind, str]:
+    """What is wrong with a file that could not be read."""
+    if isinstance(error, DamagedError):
+        return "payload_damaged", str(error)
+    if isinstance(error, FileNotFoundError):
+        return "payload_missing", "its file is missing"
+    return "payload_damaged", f"its file cannot be read: {error.strerror}"
+
+
+def _check_header(data: bytes, bank_uid: str, chunk_id: int, payload: Payload) -> int:
+    """Where the tensors begin."""
+    try:
+        (length,) = struct.unpack_from("<Q", data)
+        entries = json.loads(data[8 : 8 + length])
+        owner = entries.pop("__metadata__")
+        owner = (owner["bank"], owner["chunk"])
+    except (struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DamagedError("its file has no readable header") from error
+    if owner != (bank_uid, str(chunk_id)):
+        raise DamagedError("its file belongs to another chunk")
+    begin = 8 + int(length)
+    if entries != {tensor.name: _entry(tensor, begin) for tensor in payload.tensors}:
+        raise DamagedError("the header of its file does not match its descriptor")
+    return begin
+
+
+def _entry(tensor: Tensor, begin: int) -> dict[str, object]:
+    place = [tensor.offset - begin, tensor.offset - begin + tensor.length]
+    return {"dtype": SAFETENSORS[tensor.dtype], "shape": list(tensor.shape), "data_offsets": place}

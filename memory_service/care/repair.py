@@ -1,0 +1,154 @@
+"""Mend a folder that no server owns. Owns the rule that nothing damaged is thrown away: record and file go to
+quarantine before the row is removed. Every step can be repeated, so a kill between two of them is no matter."""
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from sqlalchemy.exc import DatabaseError
+
+from memory_service import payloads, quarantine
+from memory_service.care import entries, record_check, writing
+from memory_service.care.check import check
+from memory_service.care.folder import MANIFEST, Folder
+from memory_service.care.report import CareError, Findings, Kind, Problem, Progress, quiet
+from memory_service.care.transfer import remove
+from memory_service.server import DataFolder
+
+Deed = Literal["rebuilt", "corrected", "removed", "quarantined"]
+_BATCH = 500
+_EXPIRY = f"""
+    UPDATE chunks SET expires = CASE
+        WHEN ttl = 0 THEN NULL WHEN renew THEN max(created, coalesce(last_retrieved, 0)) + ttl ELSE created + ttl END
+    WHERE {record_check.WRONG_EXPIRY}
+"""
+_USAGE = """
+    UPDATE banks SET (chunks, tokens, bytes) = (
+        SELECT count(*), coalesce(sum(stored_length), 0), coalesce(sum(payload_bytes), 0)
+        FROM chunks WHERE chunks.bank_id = banks.bank_id)
+"""
+_WRITTEN = """
+    UPDATE banks SET chunks_written = chunks + chunks_evicted + chunks_deleted + chunks_quarantined + chunks_expired
+"""
+
+
+@dataclass
+class Repaired:
+    """What was done (or would be) about which problem, and which remain."""
+
+    done: list[tuple[Deed, Problem]] = field(default_factory=list)
+    left: list[Problem] = field(default_factory=list)
+
+
+def repair(data: Path, *, dry_run: bool = False, progress: Progress = quiet) -> Repaired:
+    """Mend what `check` finds. Errors: CareError, StartError while another process owns the folder, OSError."""
+    if (data / MANIFEST).exists():
+        raise CareError(f"{data} is a backup, which is not mended; kvbank restore --skip-damaged leaves damage out")
+    Folder(data).close()
+    lock = DataFolder(data)
+    try:
+        return _Repair(data, dry_run, progress).run()
+    finally:
+        lock.release()
+
+
+class _Repair:
+    def __init__(self, data: Path, dry_run: bool, progress: Progress) -> None:
+        self._data, self._dry_run, self._progress = data, dry_run, progress
+        self._repaired = Repaired()
+
+    def run(self) -> Repaired:
+        problems = self._check()
+        if any(problem.kind == "database" for problem in problems):
+            self._do("rebuilt", self._rebuild, problems, "database")
+            if self._dry_run:
+                return self._repaired  # a check of the rest means nothing before that
+            problems = self._check()
+        self._check_disk(problems)
+        # Keys before rows are removed, whose keys are spent then; usage after them.
+        self._do("corrected", self._execute(record_check.RESTORE_KEYS), problems, "key_missing")
+        self._do("removed", self._execute(record_check.FREE_KEYS), problems, "key")
+        self._do("removed", self._remove_orphan_rows, problems, "orphan_row")
+        self._do("quarantined", self._quarantine, problems, "record", "payload_missing", "payload_damaged")
+        self._do("corrected", self._execute(_EXPIRY), problems, "expiry")
+        self._do("corrected", self._execute(record_check.RESERVE), problems, "id")
+        self._do("corrected", self._execute(_USAGE, _WRITTEN), problems, "usage")
+        self._do("removed", self._remove_files, problems, "orphan_file", "orphan_index", "index_damaged")
+        self._repaired.left = [problem for problem in problems if problem.kind in ("bank", "database")]
+        if not self._dry_run:
+            self._look_again()
+        return self._repaired
+
+    def _check(self) -> list[Problem]:
+        return check(self._data, alone=True, progress=self._progress).problems
+
+    def _check_disk(self, problems: list[Problem]) -> None:
+        """Where all files of a bank are missing, it is more likely the disk. Errors: CareError."""
+        missing = {problem.bank for problem in problems if problem.kind == "payload_missing"}
+        with Folder(self._data) as folder:
+            banks = [bank for bank in entries.banks(folder) if bank.name in missing]
+        for bank in banks:
+            if not (self._data / payloads.FOLDER / bank.uid).is_dir():
+                text = f"the payloads of bank {bank.name} are not there; is a disk not mounted?"
+                raise CareError(f"{text} If they are lost, serve the folder and use: kvbank bank rm {bank.name}")
+
+    def _do(
+        self, deed: Deed, action: Callable[[Sequence[Problem]], None], problems: list[Problem], *kinds: Kind
+    ) -> None:
+        chosen = [problem for problem in problems if problem.kind in kinds]
+        if chosen and not self._dry_run:
+            action(chosen)
+        self._repaired.done += [(deed, problem) for problem in chosen]
+
+    def _look_again(self) -> None:
+        findings = Findings()
+        with Folder(self._data) as folder:
+            record_check.check(folder, findings, fast=True)
+        self._repaired.left = findings.problems
+
+    def _rebuild(self, problems: Sequence[Problem]) -> None:
+        """Indexes of the database can be made anew; nothing else of it can."""
+        findings = Findings()
+        try:
+            self._execute("REINDEX")([])
+            with Folder(self._data) as folder:
+                record_check.check_database(folder, findings, fast=False)
+        except DatabaseError as error:
+            findings.add("database", str(error.orig))
+        if findings.problems:
+            text = f"the database of {self._data} is damaged beyond repair ({findings.problems[0].detail})"
+            raise CareError(f"{text}; put a backup in place: kvbank restore BACKUP DATA")
+
+    def _execute(self, *statements: str) -> Callable[[Sequence[Problem]], None]:
+        def execute(_problems: Sequence[Problem]) -> None:
+            with writing.transaction(self._data) as connection:
+                for statement in statements:
+                    connection.exec_driver_sql(statement)
+
+        return execute
+
+    def _remove_orphan_rows(self, _problems: Sequence[Problem]) -> None:
+        with writing.transaction(self._data) as connection:
+            for table, condition in record_check.ORPHANS.items():
+                connection.exec_driver_sql(f"DELETE FROM {table} WHERE {condition}")
+
+    def _quarantine(self, problems: Sequence[Problem]) -> None:
+        with Folder(self._data) as folder:
+            banks = {bank.name: bank for bank in entries.banks(folder)}
+        by_bank: dict[str, dict[int, str]] = defaultdict(dict)
+        for problem in problems:
+            if problem.chunk_id is not None:
+                by_bank[problem.bank][problem.chunk_id] = problem.detail
+        for name, why in by_bank.items():
+            ids = sorted(why)
+            for begin in range(0, len(ids), _BATCH):
+                batch = {chunk_id: why[chunk_id] for chunk_id in ids[begin : begin + _BATCH]}
+                with writing.transaction(self._data) as connection:
+                    quarantine.set_aside(connection, self._data, banks[name].uid, batch)
+                    writing.remove(connection, banks[name].bank_id, list(batch), "chunks_quarantined")
+
+    def _remove_files(self, problems: Sequence[Problem]) -> None:
+        for problem in problems:
+            remove(self._data / problem.path)

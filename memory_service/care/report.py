@@ -1,0 +1,62 @@
+"""What care finds and says: problems, totals, the one line of a refusal."""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+Kind = Literal[
+    # the records
+    "database",
+    "bank",
+    "usage",
+    "record",
+    "key",
+    "key_missing",
+    "expiry",
+    "id",
+    "orphan_row",
+    # the payloads
+    "payload_missing",
+    "payload_damaged",
+    "orphan_file",
+    # the index
+    "index_damaged",
+    "orphan_index",
+    # a backup
+    "manifest",
+]
+
+# (stage, done, total), in the stage's own unit.
+Progress = Callable[[str, int, int], None]
+
+
+class CareError(Exception):
+    """The work cannot be done; the text is one line for the operator."""
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Something that is not as it should be; `path` is relative to the folder."""
+
+    kind: Kind
+    detail: str
+    bank: str = ""
+    chunk_id: int | None = None
+    path: str = ""
+
+
+@dataclass
+class Findings:
+    """Problems in the order in which they were found, and what was looked at."""
+
+    problems: list[Problem] = field(default_factory=list)
+    totals: Counter[str] = field(default_factory=Counter)
+
+    def add(self, kind: Kind, detail: str, *, bank: str = "", chunk_id: int | None = None, path: str = "") -> None:
+        """One more problem."""
+        self.problems.append(Problem(kind, detail, bank, chunk_id, path))
+
+
+def quiet(stage: str, done: int, total: int) -> None:
+    """Progress that nobody watches."""

@@ -1,0 +1,80 @@
+"""Put a backup in place. Owns the rule that nothing of it is served before all of it is verified."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+import xxhash
+
+from memory_service import schema
+from memory_service.care import manifest, record_check, writing
+from memory_service.care.folder import DATABASE, Folder
+from memory_service.care.making import Making
+from memory_service.care.report import CareError, Findings, Progress, quiet
+from memory_service.care.transfer import Failure, Transfer
+
+
+def restore(
+    backup: Path, data: Path, *, skip_damaged: bool = False, migrate: bool = False, progress: Progress = quiet
+) -> tuple[str, Findings]:
+    """Make the data folder `data` of a backup: same chunks and ids, a store id of its own.
+
+    The store id is empty when nothing was restored, because the backup has problems (in the findings) and not
+    `skip_damaged`. `migrate`: upgrade the records of an older schema. Errors: CareError, OSError.
+    """
+    content = manifest.read(backup)
+    _check_schema(backup, data, str(content["schema"]), migrate=migrate)
+    if data.resolve().is_relative_to(backup.resolve()):
+        raise CareError(f"{data} is inside of {backup}")
+    with Making(data, empty_is_free=True) as making:
+        partial, findings = making.partial, Findings()
+        writing.forget_database(partial)
+        _copy_database(backup, partial, str(content["database"]["xxh3_64"]))
+        if content["schema"] != schema.revisions()[-1]:
+            schema.upgrade(partial / DATABASE)
+            writing.put_to_rest(partial)
+        with Folder(partial) as copy:
+            record_check.check(copy, findings, fast=False)
+            if any(problem.kind == "database" for problem in findings.problems):
+                raise CareError(f"the database of {backup} is damaged ({findings.problems[0].detail})")
+            transfer = Transfer(backup, partial)
+            failures = transfer.bring_all(copy, progress)
+            for failure in failures:
+                failure.tell(findings)
+            findings.totals = transfer.totals
+            transfer.tidy(copy)
+        if findings.problems and not skip_damaged:
+            making.discard()
+            return "", findings
+        _leave_out(partial, failures)
+        store_id = writing.renew_identity(partial)
+        making.finish()
+    return store_id, findings
+
+
+def _check_schema(backup: Path, data: Path, found: str, *, migrate: bool) -> None:
+    known = schema.revisions()
+    if found not in known:
+        raise CareError(f"{backup} was made by a newer kvbank (schema {found}, this one knows {known[-1]})")
+    if found != known[-1] and not migrate:
+        command = f"kvbank restore --migrate {backup} {data}"
+        raise CareError(f"{backup} has the older schema {found}; restore and upgrade it with: {command}")
+
+
+def _copy_database(backup: Path, partial: Path, expected: str) -> None:
+    hasher = xxhash.xxh3_64()
+    with open(backup / DATABASE, "rb") as source, open(partial / DATABASE, "wb") as target:
+        while part := source.read(1 << 20):
+            hasher.update(part)
+            target.write(part)
+    if hasher.hexdigest() != expected:
+        raise CareError(f"the database of {backup} does not match its checksum")
+
+
+def _leave_out(partial: Path, failures: Sequence[Failure]) -> None:
+    damaged: dict[int, list[int]] = defaultdict(list)
+    for failure in failures:
+        damaged[failure.bank.bank_id].append(failure.chunk_id)
+    with writing.transaction(partial) as connection:
+        for bank_id, chunk_ids in damaged.items():
+            writing.remove(connection, bank_id, chunk_ids, "chunks_quarantined")

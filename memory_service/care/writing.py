@@ -1,0 +1,51 @@
+"""Changes to a database that no server has open: under the folder's lock, or in a folder in the making."""
+
+import secrets
+import sqlite3
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+from sqlalchemy import Connection
+
+from memory_service import records, schema
+from memory_service.care.folder import DATABASE
+
+_BATCH = 500
+
+
+@contextmanager
+def transaction(folder: Path) -> Iterator[Connection]:
+    """One durable transaction; afterwards the database is one file again."""
+    engine = schema.engine(folder / DATABASE, synchronous="FULL", writer=True)
+    try:
+        with engine.begin() as connection:
+            yield connection
+    finally:
+        engine.dispose()
+
+
+def remove(connection: Connection, bank_id: int, chunk_ids: Sequence[int], counter: str) -> None:
+    """Take chunks out of the records, as the server does it; `counter` of the bank says why."""
+    for begin in range(0, len(chunk_ids), _BATCH):
+        records.remove(connection, bank_id, chunk_ids[begin : begin + _BATCH], counter)
+
+
+def renew_identity(folder: Path) -> str:
+    """A new store id, so that nobody takes what he has cached of the old folder for this one's."""
+    store_id = secrets.token_hex(16)
+    with transaction(folder) as connection:
+        connection.exec_driver_sql("UPDATE store SET store_id = ?", (store_id,))
+    return store_id
+
+
+def forget_database(folder: Path) -> None:
+    """Remove a database with all that SQLite put beside it."""
+    for suffix in ("", "-wal", "-shm", "-journal"):
+        (folder / f"{DATABASE}{suffix}").unlink(missing_ok=True)
+
+
+def put_to_rest(folder: Path) -> None:
+    """Out of WAL mode, so that a reader leaves nothing beside it; a server puts it back."""
+    with closing(sqlite3.connect(folder / DATABASE)) as connection:
+        connection.execute("PRAGMA journal_mode=DELETE")

@@ -1,0 +1,303 @@
+"""One WriteChunks stream: chunks come in one after the other, are written side by side, and acknowledged in order.
+
+Owns the bounds on what is taken and not acknowledged: a window for the stream, and a budget for all streams together.
+While either is full, nothing more is read from the caller.
+"""
+
+import asyncio
+import threading
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import copy_context
+from typing import Any
+
+import numpy as np
+
+from kvbank.v1 import service_pb2 as pb
+from memory_service import convert, requests
+from memory_service.bank import Banks
+from memory_service.budget import Budget, Share
+from memory_service.domain import Bank, Chunk
+from memory_service.errors import RESOURCE_EXHAUSTED, UNAVAILABLE, ServiceError, invalid
+from memory_service.metrics import Metrics
+from memory_service.staging import SameHost, StagedFile, refusal
+from memory_service.write import Written
+
+# Of a chunk without its tensors, so that every answer about single chunks fits in a message.
+LARGEST_HEADER = 2 * 1024 * 1024
+# In one message; each may name some hundred evicted chunks.
+MOST_ACKS = 256
+
+
+class Receiver:
+    """Serves all write streams."""
+
+    def __init__(
+        self,
+        banks: Banks,
+        pool: ThreadPoolExecutor,
+        budget: Budget,
+        window: int,
+        same_host: SameHost | None,
+        metrics: Metrics,
+    ) -> None:
+        """window: bytes of one stream that may be unacknowledged."""
+        self.banks = banks
+        self.pool = pool
+        self.budget = budget
+        self.window = window
+        self.same_host = same_host
+        self.received = {path: metrics.received_bytes.labels(path) for path in ("stream", "staged")}
+        metrics.in_flight_bytes.set_function(lambda: budget.taken)
+        # Set at the start of a shutdown: open streams may finish what they began, and begin nothing.
+        self.draining = False
+
+    async def acks(self, requests: AsyncIterator[Any]) -> AsyncIterator[pb.WriteChunksResponse]:
+        """Serve one stream; the first refused chunk ends it with its error."""
+        stream = _Stream(self)
+        reader = asyncio.create_task(stream.read(requests))
+        try:
+            async for ready in stream.written():
+                if stream.together:
+                    yield _ack(ready[0], *ready[1:])
+                else:
+                    for written in ready:
+                        yield _ack(written)
+            await reader
+        finally:
+            # After a refusal or a lost caller: writes under way end before the call does.
+            reader.cancel()
+            await asyncio.gather(reader, return_exceptions=True)
+            await asyncio.shield(stream.rest())
+
+
+class _Incoming:
+    """A chunk that is coming in, or on its way to the disk."""
+
+    def __init__(self, bank: Bank, chunk_id: int, chunk: Chunk, staged: StagedFile | None, share: Share) -> None:
+        self.bank = bank
+        self.chunk_id = chunk_id
+        self.chunk = chunk
+        self.staged = staged
+        self.length = chunk.payload.length if chunk.payload else 0
+        self.missing = 0 if staged else self.length
+        self.share = share
+        self.written: Written | None = None
+        self.error: BaseException | None = None
+        # One buffer: frames of a byte each, kept as they come, would take fifty times their size.
+        self._data = np.empty(self.missing, np.uint8).data
+
+    def add(self, data: memoryview) -> None:
+        """Errors: INVALID_FIELD when it is more than the descriptor says."""
+        if len(data) > self.missing:
+            raise invalid("data", f"{len(data) - self.missing} bytes more than the tensors have")
+        begin = len(self._data) - self.missing
+        self._data[begin : begin + len(data)] = data
+        self.missing -= len(data)
+
+    def body(self) -> "memoryview | StagedFile":
+        """Its bytes, once."""
+        data, self._data = self._data, memoryview(b"")
+        return self.staged or data
+
+
+class _Stream:
+    """What `_lock` guards is shared with storage threads and the writer's; the rest is the event loop's."""
+
+    def __init__(self, receiver: Receiver) -> None:
+        self._receiver = receiver
+        self._loop = asyncio.get_running_loop()
+        self._pending: deque[_Incoming] = deque()
+        self._taken = 0
+        self._moved = asyncio.Event()
+        self._room = asyncio.Event()
+        self._ended = False
+        # Whether the caller takes several acks in one message.
+        self.together = False
+        task = asyncio.current_task()
+        assert task is not None
+        self._cancel: Callable[[], object] = task.cancel
+        # Chunks without bytes, which one storage thread begins to write one after the other.
+        self._small: list[_Incoming] = []
+        self._writing_small = False
+        self._settled: list[_Incoming] = []
+        self._lock = threading.Lock()
+
+    # In
+
+    async def read(self, requests: AsyncIterator[Any]) -> None:
+        """Start a write a chunk as soon as its bytes are complete."""
+        chunk: _Incoming | None = None
+        try:
+            async for request in requests:
+                if isinstance(request, memoryview):
+                    if chunk is None:
+                        raise invalid("data", "bytes without a header")
+                    chunk.add(request)
+                    chunk.share.touch()
+                elif chunk is not None:
+                    raise invalid("data", f"{chunk.missing} bytes of the chunk before are missing")
+                elif request.WhichOneof("frame") == "headers":
+                    self.together = True
+                    for header in request.headers.headers:
+                        chunk = await self._begin(header)
+                        if chunk.missing:
+                            raise invalid("headers", "a chunk with bytes to come has a frame of its own")
+                        self._start(chunk)
+                        chunk = None
+                else:
+                    chunk = await self._begin(request.header)
+                if chunk is not None and not chunk.missing:
+                    self._start(chunk)
+                    chunk = None
+            if chunk is not None:
+                raise invalid("data", f"the stream ended {chunk.missing} bytes early")
+        finally:
+            if chunk is not None:
+                self._receiver.budget.give(chunk.share)
+            self._ended = True
+            self._moved.set()
+
+    async def _begin(self, header: pb.ChunkHeader) -> _Incoming:
+        receiver = self._receiver
+        if receiver.draining:
+            raise ServiceError(UNAVAILABLE, "NOT_SERVING", "the service is shutting down")
+        if (size := header.ByteSize()) > LARGEST_HEADER:
+            text = f"a chunk with {size} bytes of text, token ids and the like; at most {LARGEST_HEADER} are taken"
+            raise ServiceError(RESOURCE_EXHAUSTED, "TOO_LARGE", text, limit=LARGEST_HEADER, size=size)
+        if request := requests.current():
+            request.of(header)
+        new = convert.chunk(header.chunk)
+        bank = receiver.banks.admit(header.bank, header.reader_digest, header.embedder_digest, new)
+        staged = self._staged(header.staged) if header.HasField("staged") else None
+        ids = receiver.banks.records.ids
+        while (chunk_id := ids.take()) is None:
+            await asyncio.shield(asyncio.wrap_future(ids.refill()))
+        # With the header, because chunks without K-V are all header.
+        size += new.payload.length if new.payload else 0
+        while self._taken and self._taken + size > receiver.window:
+            self._room.clear()
+            await self._room.wait()
+        # Before its buffer is made.
+        share = await receiver.budget.take(size, self._cancel)
+        self._taken += size
+        return _Incoming(bank, chunk_id, new, staged, share)
+
+    def _staged(self, message: pb.StagedPayload) -> StagedFile:
+        if self._receiver.same_host is None:
+            raise refusal(message.name, "comes to a server that takes none")
+        return self._receiver.same_host.staged(message)
+
+    # To the disk
+
+    def _start(self, chunk: _Incoming) -> None:
+        chunk.share.ours()
+        self._pending.append(chunk)
+        if chunk.length:
+            self._receiver.pool.submit(copy_context().run, self._write, chunk)
+            return
+        with self._lock:
+            self._small.append(chunk)
+            writing, self._writing_small = self._writing_small, True
+        if not writing:
+            self._receiver.pool.submit(copy_context().run, self._write_small)
+
+    def _write_small(self) -> None:
+        while True:
+            with self._lock:
+                batch, self._small = self._small, []
+                self._writing_small = bool(batch)
+            if not batch:
+                return
+            for chunk in batch:
+                self._write(chunk)
+
+    def _write(self, chunk: _Incoming) -> None:
+        """In a storage thread."""
+        try:
+            future = self._receiver.banks.write(chunk.bank, chunk.chunk_id, chunk.chunk, chunk.body())
+        except BaseException as error:
+            chunk.error = error
+            self._wake(chunk)
+        else:
+            future.add_done_callback(lambda done: self._committed(chunk, done))
+
+    def _committed(self, chunk: _Incoming, done: "Future[Written]") -> None:
+        """In the writer's thread."""
+        chunk.error = done.exception()
+        if chunk.error is None:
+            chunk.written = done.result()
+        self._wake(chunk)
+
+    def _wake(self, chunk: _Incoming) -> None:
+        """Once for all that are settled before the event loop looks."""
+        with self._lock:
+            self._settled.append(chunk)
+            waking = len(self._settled) > 1
+        if not waking:
+            self._loop.call_soon_threadsafe(self._look)
+
+    def _look(self) -> None:
+        with self._lock:
+            settled, self._settled = self._settled, []
+        # Their bytes are on the disk, whether or not the caller takes its acks.
+        for chunk in settled:
+            self._receiver.budget.give(chunk.share)
+        self._moved.set()
+
+    # Out
+
+    async def written(self) -> AsyncIterator[list[Written]]:
+        """In order, each once it is durable, as many as are; raises the error of the first that is refused."""
+        while True:
+            ready, error = self._ready()
+            if ready:
+                yield ready
+            if error is not None:
+                raise error
+            if ready:
+                continue
+            if self._ended and not self._pending:
+                return
+            self._moved.clear()
+            if not (self._pending and _settled(self._pending[0])) and not (self._ended and not self._pending):
+                await self._moved.wait()
+
+    def _ready(self) -> tuple[list[Written], BaseException | None]:
+        """What can be acknowledged now; the error of the chunk behind it, if that was refused."""
+        ready: list[Written] = []
+        while self._pending and _settled(self._pending[0]) and len(ready) < MOST_ACKS:
+            chunk = self._pending.popleft()
+            self._taken -= chunk.share.size
+            self._room.set()
+            if chunk.error is not None:
+                return ready, chunk.error
+            assert chunk.written is not None
+            self._receiver.received["staged" if chunk.staged else "stream"].inc(chunk.length)
+            ready.append(chunk.written)
+        return ready, None
+
+    async def rest(self) -> None:
+        """Wait for what is under way."""
+        while self._pending:
+            self._moved.clear()
+            if not _settled(self._pending[0]):
+                await self._moved.wait()
+                continue
+            self._pending.popleft()
+
+
+def _settled(chunk: _Incoming) -> bool:
+    return chunk.written is not None or chunk.error is not None
+
+
+def _ack(written: Written, *more: Written) -> pb.WriteChunksResponse:
+    return pb.WriteChunksResponse(
+        idempotency_key=written.key,
+        chunk_id=written.chunk_id,
+        replayed=written.replayed,
+        gone=written.gone,
+        evicted_chunk_ids=written.evicted,
+        more=map(_ack, more),
+    )

@@ -1,0 +1,93 @@
+"""The bytes of an answer on their way out: read and verified in a storage thread while those before them are sent.
+
+Owns the bounds on what an answer holds in memory, whatever its size and however slowly its caller reads.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
+from functools import partial
+from itertools import islice
+
+import numpy as np
+
+from kvbank import _frames
+from memory_service.budget import Budget
+from memory_service.errors import UNAVAILABLE, ServiceError
+from memory_service.metrics import Metrics
+from memory_service.payloads import DamagedError
+from memory_service.recall import Found, Recall
+
+# Frames that one visit to a storage thread makes ready; as many are being sent meanwhile.
+AHEAD = 2
+
+
+class Sender:
+    """Turns the files of answers into data frames."""
+
+    def __init__(self, recall: Recall, pool: ThreadPoolExecutor, budget: Budget, metrics: Metrics) -> None:
+        self._recall = recall
+        self._pool = pool
+        self._budget = budget
+        self._sent = metrics.sent_bytes.labels("stream")
+        self._reading = metrics.stages["read"]
+
+    async def frames(self, found: Sequence[Found]) -> AsyncGenerator[bytes]:
+        """Frames of about 1 MiB, as they go over the wire; the caller closes this, and then the files.
+
+        Errors: CHECKSUM_MISMATCH; STORAGE_ERROR (to be asked again) for a file that was not held open and is gone.
+        """
+        loop = asyncio.get_running_loop()
+        total = sum(item.file.length for item in found if item.file is not None)
+        if not total:
+            return
+        task = asyncio.current_task()
+        assert task is not None
+        share = await self._budget.take(min(total, 2 * AHEAD * _frames.FRAME_BYTES), task.cancel)
+        frames = self._read(found, min(total, _frames.FRAME_BYTES))
+        # With the context, so that what a storage thread logs carries the request.
+        take = partial(loop.run_in_executor, self._pool, copy_context().run, self._take, frames)
+        ahead = take()
+        try:
+            # Shielded, so that it ends with its thread and not with the call.
+            while batch := await asyncio.shield(ahead):
+                ahead = take()
+                for frame in batch:
+                    yield frame
+                    share.touch()
+            self._sent.inc(total)
+        finally:
+            # A thread may still be reading; not one of its files is closed before.
+            try:
+                await asyncio.wait([ahead])
+            finally:
+                self._budget.give(share)
+            ahead.cancelled() or ahead.exception()
+
+    def _take(self, frames: Iterator[bytes]) -> list[bytes]:
+        with self._reading.time():
+            return list(islice(frames, AHEAD))
+
+    def _read(self, found: Sequence[Found], frame_bytes: int) -> Iterator[bytes]:
+        buffer, filled = np.empty(frame_bytes, np.uint8).data, 0
+        for item in found:
+            if item.file is None:
+                continue
+            while count := self._fill(item, buffer[filled:]):
+                filled += count
+                if filled == frame_bytes:
+                    yield _frames.encode([buffer])
+                    filled = 0
+        if filled:
+            yield _frames.encode([buffer[:filled]])
+
+    def _fill(self, item: Found, room: memoryview) -> int:
+        assert item.file is not None
+        try:
+            return item.file.fill(room)
+        except (DamagedError, FileNotFoundError) as error:
+            chunk_id = item.chunk.chunk_id
+            text = f"chunk {chunk_id} went while the answer was being sent; ask again"
+            gone = ServiceError(UNAVAILABLE, "STORAGE_ERROR", text, errno="ENOENT")
+            raise self._recall.damaged(item.bank, chunk_id) or gone from error

@@ -1,0 +1,104 @@
+"""Payload files that clients on this host make themselves. Owns what may be taken over, and that a file is ours, under
+a name that its maker does not know, before one byte of it is believed."""
+
+import os
+import re
+import secrets
+import stat
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from hmac import compare_digest
+from pathlib import Path
+
+from kvbank.v1 import service_pb2 as pb
+from memory_service.errors import FAILED_PRECONDITION, ServiceError
+
+FOLDER, NONCE_FILE = "staging", "same-host.nonce"
+# What no write has taken over for so long, its maker has forgotten.
+FORGOTTEN_S = 3600.0
+_NAME = re.compile(r"[0-9a-f]{32}")
+
+
+def refusal(name: str, why: str) -> ServiceError:
+    """STAGED_FILE; the client writes the chunk over the stream then."""
+    return ServiceError(FAILED_PRECONDITION, "STAGED_FILE", f"staged file {name[:64]!r} {why}", name=name[:64])
+
+
+@dataclass(frozen=True, slots=True)
+class StagedFile:
+    """`offset` bytes of room for our header, then the tensors."""
+
+    folder: Path
+    name: str
+    offset: int
+
+    @contextmanager
+    def taken(self, new: Path, length: int) -> Iterator[int]:
+        """Its descriptor, once the file is `new` and has `length` bytes of tensors. Errors: STAGED_FILE."""
+        old = self.folder / self.name
+        try:
+            self._check(os.lstat(old), length)
+            os.rename(old, new)
+            descriptor = os.open(new, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
+        except OSError as error:
+            raise refusal(self.name, f"cannot be opened ({error.strerror})") from error
+        try:
+            # What was looked at before may have been another file.
+            self._check(os.fstat(descriptor), length)
+            yield descriptor
+        finally:
+            os.close(descriptor)
+
+    def _check(self, found: os.stat_result, length: int) -> None:
+        if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1 or found.st_uid != os.geteuid():
+            raise refusal(self.name, "is not a regular file of this user with one name")
+        if found.st_size != self.offset + length:
+            raise refusal(self.name, f"has {found.st_size} bytes, must have {self.offset} + {length}")
+
+
+class SameHost:
+    """What clients of this host need: the folder, and a nonce, by which they prove that they can read it."""
+
+    def __init__(self, data: Path) -> None:
+        """Sweeps what was staged for the server before this one, and makes a new nonce."""
+        self._root = data.resolve()
+        self._staging = self._root / FOLDER
+        self._staging.mkdir(mode=0o700, exist_ok=True)
+        self.sweep(0)
+        self._nonce = secrets.token_bytes(32)
+        path = self._root / NONCE_FILE
+        path.unlink(missing_ok=True)
+        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600), "wb") as file:
+            file.write(self._nonce)
+
+    def message(self) -> pb.SameHost:
+        """For GetServerInfo."""
+        return pb.SameHost(root=str(self._root), nonce_file=NONCE_FILE, staging=FOLDER)
+
+    def proven(self, nonce: bytes) -> bool:
+        """Whether a caller has read the nonce file."""
+        return compare_digest(nonce, self._nonce)
+
+    def staged(self, message: pb.StagedPayload) -> StagedFile:
+        """What a header names, not looked at yet. Errors: STAGED_FILE."""
+        if not self.proven(message.nonce):
+            raise refusal(message.name, "comes without the nonce of this server")
+        if not _NAME.fullmatch(message.name) or not 8 <= message.offset <= 1 << 20 or message.offset % 8:
+            raise refusal(message.name, "has a name of other than 32 hex digits, or no good offset")
+        return StagedFile(self._staging, message.name, message.offset)
+
+    def sweep(self, age: float = FORGOTTEN_S) -> None:
+        """Remove what has lain for `age` seconds."""
+        for entry in os.scandir(self._staging):
+            if entry.is_file(follow_symlinks=False) or entry.is_symlink():
+                try:
+                    if entry.stat(follow_symlinks=False).st_mtime <= time.time() - age:
+                        os.unlink(entry)
+                except FileNotFoundError:
+                    continue  # taken over
+
+    def close(self) -> None:
+        """The nonce proves nothing any more."""
+        (self._root / NONCE_FILE).unlink(missing_ok=True)

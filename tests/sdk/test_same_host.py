@@ -1,0 +1,550 @@
+"""A server on this machine: its files are read and staged, whatever is wrong with them is noticed, and the stream helps
+out."""
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+from safetensors import safe_open
+
+import kvbank
+from kvbank import _channel, _same_host
+from kvbank.v1 import service_pb2 as pb
+from memory_service.errors import StartError
+from memory_service.server import LocalServer
+
+Make = Callable[..., kvbank.NewChunk]
+
+
+class Host:
+    """A server that shares its folder, a client, and the bank "b"."""
+
+    def __init__(self, data: Path, kv: kvbank.KVSpec, embedding: kvbank.EmbeddingSpec, digests: dict[str, str]) -> None:
+        self.data, self.digests = data, digests
+        # The path of a socket is short, that of pytest's folders is not.
+        self._sockets = tempfile.TemporaryDirectory()
+        self.address = f"unix:{self._sockets.name}/s"
+        self.start()
+        self.client = kvbank.connect(self.address)
+        self.client.create_bank("b", kv=kv, embedding=embedding)
+
+    def start(self) -> None:
+        self._server = LocalServer(self.data, self.address, same_host=True, durability="os")
+
+    def stop(self) -> None:
+        self._server.stop()
+
+    def close(self) -> None:
+        self.client.close()
+        self.stop()
+        self._sockets.cleanup()
+
+    def write(self, *chunks: kvbank.NewChunk) -> list[int]:
+        return [result.chunk_id for result in self.client.write_many("b", chunks, **self.digests)]
+
+    def fetch(self, *chunk_ids: int, **options: Any) -> list[kvbank.Chunk]:
+        return self.client.fetch("b", chunk_ids, reader_digest=self.digests["reader_digest"], **options)
+
+    def retrieve(self, vector: np.ndarray, **options: Any) -> kvbank.Retrieval:
+        return self.client.retrieve("b", vector, **self.digests, **options)
+
+    def file(self, chunk_id: int) -> Path:
+        return next((self.data / "payloads").glob(f"*/*/{chunk_id}.safetensors"))
+
+    def sent(self, path: str) -> float:
+        """Payload bytes that were answered so."""
+        return self._sample("kvbank_payload_sent_bytes_total", path)
+
+    def received(self, path: str) -> float:
+        return self._sample("kvbank_payload_received_bytes_total", path)
+
+    def _sample(self, name: str, path: str) -> float:
+        samples = self.client.stats().samples
+        return sum(each.value for each in samples if each.name == name and each.labels["path"] == path)
+
+    def staged(self) -> list[Path]:
+        return list((self.data / "staging").iterdir())
+
+
+@pytest.fixture
+def host(tmp_path: Path, kv: kvbank.KVSpec, embedding: kvbank.EmbeddingSpec, digests: dict[str, str]) -> Iterator[Host]:
+    host = Host(tmp_path / "data", kv, embedding, digests)
+    yield host
+    host.close()
+
+
+def test_files_are_staged_and_read_and_no_byte_goes_through_the_socket(
+    host: Host, make_chunk: Make, unit: Callable[[int], np.ndarray], assert_equal: Callable[..., None]
+) -> None:
+    made = [make_chunk(i) for i in range(4)]
+    ids = host.write(*made)
+    for found, new in zip(host.fetch(*ids), made, strict=True):
+        assert_equal(found, new)
+    hit = host.retrieve(unit(2), top_k=1)
+    assert_equal(hit.chunks[ids[2]], made[2])
+    assert host.staged() == []
+    assert (host.sent("stream"), host.received("stream")) == (0, 0)
+    assert host.received("staged") > 0
+    assert host.sent("file") > 0
+
+
+def test_a_staged_file_becomes_a_safetensors_file(host: Host, make_chunk: Make) -> None:
+    new = make_chunk(1, "fp32")
+    host.client.create_bank(
+        "f",
+        kv=kvbank.KVSpec(host.digests["reader_digest"], (1, 3), 2, 8, "fp32"),
+        embedding=host.client.get_bank("b").embedding,
+    )
+    chunk_id = host.client.write("f", new, **host.digests).chunk_id
+    with safe_open(host.file(chunk_id), "numpy") as file:
+        assert file.metadata()["chunk"] == str(chunk_id)
+        for name, array in (new.tensors or {}).items():
+            assert np.array_equal(file.get_tensor(name), array)
+
+
+def test_both_paths_and_both_clients_give_the_same_bits(host: Host, make_chunk: Make) -> None:
+    ids = host.write(*(make_chunk(i) for i in range(3)))
+
+    async def fetch() -> list[kvbank.Chunk]:
+        async with kvbank.connect_async(host.address) as client:
+            written = await client.write("b", make_chunk(3), **host.digests)
+            return await client.fetch("b", [*ids, written.chunk_id], reader_digest=host.digests["reader_digest"])
+
+    by_file = asyncio.run(fetch())
+    assert host.sent("stream") == 0
+    assert host.received("stream") == 0
+    with grpc.insecure_channel(host.address) as channel:
+        stub = _channel.stub(channel)
+        request = pb.FetchChunksRequest(
+            bank="b", reader_digest=host.digests["reader_digest"], chunk_ids=[c.chunk_id for c in by_file]
+        )
+        _, *frames = stub.FetchChunks(request)
+    assert b"".join(frames) == b"".join(t.tobytes() for chunk in by_file for t in (chunk.tensors or {}).values())
+
+
+def test_without_a_unix_socket_there_is_no_such_path(tmp_path: Path) -> None:
+    with pytest.raises(StartError, match="unix socket"):
+        LocalServer(tmp_path, same_host=True)
+
+
+def test_an_opened_folder_shares_it(tmp_path: Path) -> None:
+    with kvbank.connect(tmp_path / "memory"):
+        nonce = tmp_path / "memory" / "same-host.nonce"
+        assert nonce.stat().st_mode & 0o777 == 0o600
+        first = nonce.read_bytes()
+    with kvbank.connect(tmp_path / "memory"):
+        assert nonce.read_bytes() != first
+
+
+def test_a_wrong_nonce_is_ignored_and_a_new_server_is_noticed(
+    host: Host, make_chunk: Make, assert_equal: Callable[..., None]
+) -> None:
+    new = make_chunk(1)
+    (chunk_id,) = host.write(new)
+    with grpc.insecure_channel(host.address) as channel:
+        request = pb.FetchChunksRequest(
+            bank="b", reader_digest=host.digests["reader_digest"], chunk_ids=[chunk_id], same_host_nonce=b"x" * 32
+        )
+        first, *frames = _channel.stub(channel).FetchChunks(request)
+    assert not first.header.files
+    assert frames
+    host.stop()
+    host.start()
+    for _ in range(3):  # with the nonce of before, after asking for the new one, with the new one
+        assert_equal(host.fetch(chunk_id)[0], new)
+    assert host.sent("file") > 0
+    host.write(make_chunk(2))
+
+
+def test_a_nonce_that_cannot_be_read_leaves_the_stream(
+    host: Host, make_chunk: Make, assert_equal: Callable[..., None]
+) -> None:
+    os.rename(host.data / "same-host.nonce", host.data / "hidden")
+    os.symlink("hidden", host.data / "same-host.nonce")
+    with kvbank.connect(host.address) as client:
+        chunk_id = client.write("b", make_chunk(1), **host.digests).chunk_id
+        assert_equal(client.fetch("b", [chunk_id], reader_digest=host.digests["reader_digest"])[0], make_chunk(1))
+    assert host.received("staged") == host.sent("file") == 0
+
+
+def test_first_calls_at_the_same_time_find_the_path(host: Host, make_chunk: Make) -> None:
+    ids = host.write(*(make_chunk(i) for i in range(3)))
+
+    async def fetch() -> None:
+        async with kvbank.connect_async(host.address) as client:
+            reader = host.digests["reader_digest"]
+            await asyncio.gather(*(client.fetch("b", [i], reader_digest=reader) for i in ids))
+            await client.fetch("b", ids, reader_digest=reader)
+
+    asyncio.run(fetch())
+    assert host.sent("stream") == 0
+
+
+def test_no_file_but_a_nonce_is_sent_to_a_server(tmp_path: Path) -> None:
+    """A server of somebody else may name what it cannot read itself."""
+    (tmp_path / "staging").mkdir()
+    (tmp_path / "secret").write_bytes(b"s" * 32)
+    os.link(tmp_path / "secret", tmp_path / "same-host.nonce")
+    for name in ("secret", "same-host.nonce"):
+        sharing = _same_host.Sharing("unix:/x")
+        info = pb.SameHost(root=str(tmp_path), nonce_file=name, staging="staging")
+        sharing.learn(pb.GetServerInfoResponse(same_host=info))
+        assert sharing.path is None
+
+
+def test_the_deadline_of_a_call_holds_for_a_server_that_does_not_answer() -> None:
+    with tempfile.TemporaryDirectory() as folder, socket.socket(socket.AF_UNIX) as silent:
+        silent.bind(f"{folder}/s")
+        silent.listen()
+        begun = time.monotonic()
+        with kvbank.connect(f"unix:{folder}/s") as client, pytest.raises(kvbank.ServiceError):
+            client.fetch("b", [1], reader_digest="r", timeout=0.2)
+
+        async def fetch() -> None:
+            async with kvbank.connect_async(f"unix:{folder}/s") as client:
+                await client.fetch("b", [1], reader_digest="r", timeout=0.2)
+
+        with pytest.raises(kvbank.ServiceError):
+            asyncio.run(fetch())
+        assert time.monotonic() - begun < 10
+
+
+def test_only_the_layers_asked_for_are_read(host: Host, make_chunk: Make) -> None:
+    (chunk_id,) = host.write(make_chunk(1))
+    with open(host.file(chunk_id), "r+b") as file:
+        file.seek(-1, os.SEEK_END)  # in the last layer
+        file.write(b"\xff")
+    assert set(host.fetch(chunk_id, layers=[1])[0].tensors or {}) == {"k.1", "v.1", "pos.1"}
+    with pytest.raises(kvbank.DataLoss):
+        host.fetch(chunk_id, layers=[3])
+
+
+def flipped(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-100] ^= 1
+    path.write_bytes(data)
+
+
+def truncated(path: Path) -> None:
+    os.truncate(path, path.stat().st_size - 1)
+
+
+def linked(path: Path) -> None:
+    """To a copy of the same bytes."""
+    path.rename(path.with_suffix(".copy"))
+    path.symlink_to(path.with_suffix(".copy"))
+
+
+@pytest.mark.parametrize("damage", [flipped, truncated, linked])
+def test_a_damaged_file_is_data_loss_and_quarantined(
+    host: Host, make_chunk: Make, unit: Callable[[int], np.ndarray], damage: Callable[[Path], None]
+) -> None:
+    ids = host.write(make_chunk(1), make_chunk(2))
+    damage(host.file(ids[0]))
+    with pytest.raises(kvbank.DataLoss):
+        host.retrieve(unit(1), top_k=2)
+    assert host.client.get_bank("b").usage.chunks_quarantined == 1
+    assert list(host.retrieve(unit(1), top_k=2).chunks) == [ids[1]]
+
+
+def test_swapped_files_are_data_loss(host: Host, make_chunk: Make) -> None:
+    ids = host.write(make_chunk(1), make_chunk(2))
+    first, second = map(host.file, ids)
+    first.rename(first.with_suffix(".aside"))
+    second.rename(first)
+    first.with_suffix(".aside").rename(second)
+    for chunk_id in ids:
+        with pytest.raises(kvbank.DataLoss):
+            host.fetch(chunk_id)
+
+
+@pytest.mark.parametrize("name", ["/etc/passwd", "../x", "a/../../x", "a//b", "", ".", "a/\0"])
+def test_names_outside_of_the_folder_are_not_opened(tmp_path: Path, name: str) -> None:
+    (tmp_path / "x").write_bytes(b"secret")
+    (tmp_path / "root" / "a").mkdir(parents=True)
+    with pytest.raises((OSError, ValueError)), _same_host._opened(str(tmp_path / "root"), name):
+        pytest.fail("opened")
+
+
+def test_links_on_the_way_are_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(b"secret")
+    (tmp_path / "root").mkdir()
+    (tmp_path / "root" / "out").symlink_to(tmp_path)
+    (tmp_path / "root" / "x").symlink_to(tmp_path / "x")
+    for name in ("out/x", "x"):
+        with pytest.raises(OSError, match=name.partition("/")[0]), _same_host._opened(str(tmp_path / "root"), name):
+            pytest.fail("opened")
+
+
+def test_a_file_that_is_gone_comes_over_the_stream(
+    host: Host, make_chunk: Make, unit: Callable[[int], np.ndarray], assert_equal: Callable[..., None]
+) -> None:
+    """Between answer and reading it may be moved; the server has it still."""
+    (chunk_id,) = host.write(make_chunk(1))
+    host.fetch(chunk_id)
+    sharing = host.client._sharing
+    assert sharing.path is not None
+    aside = host.data / "aside"
+    file = host.file(chunk_id)
+
+    def away() -> None:
+        if not aside.exists():
+            file.rename(aside)
+
+    read = _same_host.SameHost.read
+
+    def back(path: _same_host.SameHost, name: str, payload: Any) -> None:
+        away()
+        try:
+            read(path, name, payload)
+        finally:
+            aside.rename(file)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(_same_host.SameHost, "read", back)
+        assert_equal(host.fetch(chunk_id)[0], make_chunk(1))
+    assert host.sent("stream") > 0
+
+
+def test_what_is_read_anew_is_of_the_same_store(
+    host: Host, make_chunk: Make, unit: Callable[[int], np.ndarray], assert_equal: Callable[..., None]
+) -> None:
+    """A backup was put in place in between, or another folder: there the id is another chunk's."""
+    (chunk_id,) = host.write(make_chunk(1))
+    bank, first = host.client.get_bank("b"), host.data
+
+    def serve(data: Path) -> None:
+        host.stop()
+        host.data = data
+        host.start()
+
+    serve(first.with_name("other"))
+    host.client.create_bank("b", kv=bank.kv, embedding=bank.embedding)
+    assert host.write(make_chunk(2)) == [chunk_id]
+
+    def read(*_: Any) -> None:
+        if host.data == first:
+            serve(first.with_name("other"))
+        raise OSError
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(_same_host.SameHost, "read", read)
+        serve(first)
+        with kvbank.connect(host.address) as client, pytest.raises(kvbank.ChunkNotFound):
+            client.fetch("b", [chunk_id], reader_digest=host.digests["reader_digest"])
+        serve(first)
+        with kvbank.connect(host.address) as client:
+            found = client.retrieve("b", unit(1), top_k=1, **host.digests)
+    assert_equal(found.chunks[chunk_id], make_chunk(2))
+
+
+def test_a_chunk_that_went_is_replaced_by_the_next_best_and_counted_once(
+    host: Host, make_chunk: Make, unit: Callable[[int], np.ndarray]
+) -> None:
+    near, far = host.write(make_chunk(1), make_chunk(2))
+    host.fetch(near)
+    read = _same_host.SameHost.read
+
+    def deleted_first(path: _same_host.SameHost, name: str, payload: Any) -> None:
+        if payload.chunk.chunk_id == near:
+            host.client.delete_chunks("b", [near])
+            (host.data / name).unlink(missing_ok=True)
+        read(path, name, payload)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(_same_host.SameHost, "read", deleted_first)
+        found = host.retrieve(unit(1), top_k=1)
+    assert list(found.chunks) == [far]
+    assert found.chunks[far].tensors
+    # The request had been counted, for the chunk that went.
+    assert host.client.get_chunk("b", far).retrieval_count == 0
+
+
+# Staging
+
+
+def staged_header(host: Host, make_chunk: Make, **change: Any) -> pb.WriteChunksRequest:
+    """A header whose file is staged well, and then changed."""
+    from kvbank import _codec
+
+    header, buffers = _codec.header("b", make_chunk(7), **host.digests)
+    host.client._shared(None)
+    path = host.client._sharing.path
+    assert path is not None
+    staged = path.stage(buffers)
+    assert staged is not None
+    header.staged.CopyFrom(staged)
+    for name, value in change.items():
+        setattr(header.staged, name, value)
+    return pb.WriteChunksRequest(header=header)
+
+
+def refusal(host: Host, header: pb.WriteChunksRequest) -> str:
+    with grpc.insecure_channel(host.address) as channel, pytest.raises(grpc.RpcError) as caught:
+        list(_channel.stub(channel).WriteChunks(iter([header])))
+    assert caught.value.code() == grpc.StatusCode.FAILED_PRECONDITION
+    return str(caught.value.details())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"nonce": b"x" * 32},
+        {"name": "../../etc/passwd"},
+        {"name": "0" * 32},
+        {"name": ""},
+        {"offset": 4},
+        {"offset": 8},
+        {"offset": -8},
+        {"offset": 8192},
+    ],
+)
+def test_what_is_staged_wrongly_is_refused(host: Host, make_chunk: Make, change: dict[str, Any]) -> None:
+    assert "staged file" in refusal(host, staged_header(host, make_chunk, **change))
+    assert host.client.get_bank("b").usage.chunks == 0
+
+
+def symlink(path: Path) -> None:
+    path.rename(path.with_suffix(".x"))
+    path.symlink_to(path.with_suffix(".x"))
+
+
+def second_name(path: Path) -> None:
+    os.link(path, path.with_suffix(".x"))
+
+
+def longer(path: Path) -> None:
+    with open(path, "ab") as file:
+        file.write(b"x")
+
+
+def pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+@pytest.mark.parametrize("change", [symlink, second_name, longer, truncated, pipe, Path.unlink])
+def test_a_staged_file_of_another_kind_is_refused(host: Host, make_chunk: Make, change: Callable[[Path], None]) -> None:
+    header = staged_header(host, make_chunk)
+    change(host.data / "staging" / header.header.staged.name)
+    refusal(host, header)
+    assert not list(host.data.glob("payloads/*/*/*"))
+
+
+def test_a_server_that_shares_nothing_refuses_staged_files(
+    tmp_path: Path, kv: kvbank.KVSpec, embedding: kvbank.EmbeddingSpec, host: Host, make_chunk: Make
+) -> None:
+    header = staged_header(host, make_chunk)
+    with LocalServer(tmp_path / "other") as server, kvbank.connect(server.address) as client:
+        client.create_bank("b", kv=kv, embedding=embedding)
+        with grpc.insecure_channel(server.address) as channel, pytest.raises(grpc.RpcError) as caught:
+            list(_channel.stub(channel).WriteChunks(iter([header])))
+    assert caught.value.code() == grpc.StatusCode.FAILED_PRECONDITION
+
+
+def test_other_bytes_than_stated_are_refused(host: Host, make_chunk: Make) -> None:
+    header = staged_header(host, make_chunk)
+    flipped(host.data / "staging" / header.header.staged.name)
+    with grpc.insecure_channel(host.address) as channel, pytest.raises(grpc.RpcError) as caught:
+        list(_channel.stub(channel).WriteChunks(iter([header])))
+    assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+    assert not list(host.data.glob("payloads/*/*/*"))
+    assert host.staged() == []
+
+
+def test_a_refused_file_goes_over_the_stream(host: Host, make_chunk: Make, assert_equal: Callable[..., None]) -> None:
+    host.fetch(*host.write(make_chunk(0)))
+    room = _same_host._room
+    made = [make_chunk(i) for i in range(1, 4)]
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(_same_host, "_room", lambda tensors: 8 if room(tensors) else 0)
+        ids = host.write(*made)
+    for found, new in zip(host.fetch(*ids), made, strict=True):
+        assert_equal(found, new)
+    assert host.received("stream") > 0
+    assert host.staged() == []
+
+
+def test_a_full_disk_while_staging_falls_to_the_stream(host: Host, make_chunk: Make) -> None:
+    host.client._shared(None)
+    os.chmod(host.data / "staging", 0o500)
+    try:
+        if os.access(host.data / "staging", os.W_OK):  # root may write anywhere: a folder that is no folder then
+            (host.data / "staging").rename(host.data / "was-staging")
+        host.write(make_chunk(1))
+    finally:
+        if (host.data / "was-staging").exists():
+            (host.data / "was-staging").rename(host.data / "staging")
+        os.chmod(host.data / "staging", 0o700)
+    assert host.received("stream") > 0
+
+
+def test_what_was_staged_and_not_taken_is_swept_at_the_start(host: Host, make_chunk: Make) -> None:
+    staged_header(host, make_chunk)
+    assert len(host.staged()) == 1
+    host.stop()
+    host.start()
+    assert host.staged() == []
+
+
+def test_only_forgotten_files_are_swept_later(host: Host, make_chunk: Make) -> None:
+    from memory_service.staging import FORGOTTEN_S
+
+    old, new = (host.data / "staging" / staged_header(host, make_chunk).header.staged.name for _ in range(2))
+    then = old.stat().st_mtime - FORGOTTEN_S - 1
+    os.utime(old, (then, then))
+    host._server._server._same_host.sweep()  # type: ignore[union-attr]
+    assert host.staged() == [new]
+
+
+def test_a_server_killed_with_files_staged_shows_none_of_them(
+    tmp_path: Path, kv: kvbank.KVSpec, embedding: kvbank.EmbeddingSpec, digests: dict[str, str], make_chunk: Make
+) -> None:
+    """Staged, taken over or not: what was not acknowledged is not there, or is there whole."""
+    data = tmp_path / "data"
+    with tempfile.TemporaryDirectory() as sockets:
+        address = f"unix:{sockets}/s"
+        command = [sys.executable, "-m", "memory_service", "--data", str(data), "--listen", address, "--same-host"]
+
+        def start() -> subprocess.Popen[bytes]:
+            process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+            with grpc.insecure_channel(address) as channel:
+                grpc.channel_ready_future(channel).result(timeout=60)
+            return process
+
+        process = start()
+        with kvbank.connect(address) as client:
+            client.create_bank("b", kv=kv, embedding=embedding)
+            made: list[kvbank.NewChunk] = []
+
+            def chunks() -> Iterator[kvbank.NewChunk]:
+                nonlocal process
+                for i in range(30):
+                    if i == 20:
+                        process.send_signal(signal.SIGKILL)
+                        process.wait()
+                        process = start()
+                    made.append(make_chunk(i, tokens=64))
+                    yield made[-1]
+
+            results = client.write_many("b", chunks(), **digests)
+            found = client.fetch("b", [r.chunk_id for r in results], reader_digest=digests["reader_digest"])
+            for chunk, new in zip(found, made, strict=True):
+                for name, array in (new.tensors or {}).items():
+                    assert (chunk.tensors or {})[name].tobytes() == array.tobytes()
+            assert client.get_bank("b").usage.chunks == 30
+        assert list((data / "staging").iterdir()) == []
+        process.terminate()
+        process.wait()
+        assert len(list(data.glob("payloads/*/*/*"))) == 30
