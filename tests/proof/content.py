@@ -1,0 +1,85 @@
+"""Chunks that follow from their key alone, so that whoever finds one in a store knows what it must be."""
+
+import secrets
+from collections.abc import Iterator
+
+import ml_dtypes
+import numpy as np
+import xxhash
+
+import kvbank
+from kvbank.v1 import bank_pb2, chunk_pb2, service_pb2
+
+READER, EMBEDDER, DIMENSION = "reader-of-the-proof", "embedder-of-the-proof", 16
+KV = kvbank.KVSpec(READER, layers=(1, 3), kv_heads=2, head_dim=8)
+EMBEDDING = kvbank.EmbeddingSpec(EMBEDDER, DIMENSION)
+DIGESTS = {"reader_digest": READER, "embedder_digest": EMBEDDER}
+
+
+def new_key(tokens: int | None = None) -> bytes:
+    """A key for `tokens` tokens (1 to 256), or for any number of them."""
+    return secrets.token_bytes(16) if tokens is None else bytes([tokens - 1]) + secrets.token_bytes(15)
+
+
+def tokens_of(key: bytes) -> int:
+    return key[0] + 1
+
+
+def chunk_of(key: bytes) -> kvbank.NewChunk:
+    """The chunk of a key: 136 bytes of K-V a token."""
+    random, m = np.random.default_rng(int.from_bytes(key, "big")), tokens_of(key)
+    tensors: dict[str, np.ndarray] = {}
+    for layer in KV.layers:
+        for part in "kv":
+            raw = random.bytes(KV.kv_heads * m * KV.head_dim * 2)
+            tensors[f"{part}.{layer}"] = np.frombuffer(raw, ml_dtypes.bfloat16).reshape(KV.kv_heads, m, KV.head_dim)
+        tensors[f"pos.{layer}"] = np.arange(m, dtype=np.int32)
+    return kvbank.NewChunk(
+        vector_of(key),
+        tensors,
+        start=int(random.integers(10**6)),
+        original_length=m + 2,
+        text=key.hex(),
+        metadata={"half": key.hex()[:1]},
+        idempotency_key=key,
+    )
+
+
+def vector_of(key: bytes) -> np.ndarray:
+    vector = np.random.default_rng(int.from_bytes(key, "little")).standard_normal(DIMENSION).astype(np.float32)
+    return vector / np.linalg.norm(vector)
+
+
+def differences(found: kvbank.Chunk) -> list[str]:
+    """Where a chunk that a store gave, with its tensors, is not that of its key."""
+    expected = chunk_of(found.idempotency_key)
+    wrong = [name for name in ("start", "text", "metadata") if getattr(found, name) != getattr(expected, name)]
+    tensors, found_tensors = expected.tensors or {}, found.tensors or {}
+    if found_tensors.keys() != tensors.keys():
+        return [*wrong, "tensors"]
+    return wrong + [name for name, array in tensors.items() if found_tensors[name].tobytes() != array.tobytes()]
+
+
+def frames_of(bank: str, chunk: kvbank.NewChunk, step: int = 1 << 20) -> Iterator[service_pb2.WriteChunksRequest]:
+    """What `write` of the chunk sends: a header, then frames of `step` bytes. Without the SDK's repetitions."""
+    data, tensors = b"", []
+    for name, array in (chunk.tensors or {}).items():
+        part = array.tobytes()
+        dtype = bank_pb2.DATA_TYPE_INT32 if name.startswith("pos.") else bank_pb2.DATA_TYPE_BF16
+        checksum = xxhash.xxh3_64_intdigest(part)
+        described = {"name": name, "dtype": dtype, "shape": array.shape, "length": len(part), "checksum": checksum}
+        tensors.append(chunk_pb2.TensorDescriptor(**described))
+        data += part
+    message = chunk_pb2.Chunk(
+        idempotency_key=chunk.idempotency_key,
+        start=chunk.start,
+        original_length=chunk.original_length,
+        stored_length=tokens_of(chunk.idempotency_key),
+        text=chunk.text,
+        metadata=chunk.metadata,
+        embedding=np.asarray(chunk.embedding).tobytes(),
+        payload=chunk_pb2.PayloadDescriptor(kind=chunk_pb2.PAYLOAD_KIND_LAYER_KV, tensors=tensors),
+    )
+    yield service_pb2.WriteChunksRequest(header=service_pb2.ChunkHeader(bank=bank, chunk=message, **DIGESTS))
+    for begin in range(0, len(data), step):
+        yield service_pb2.WriteChunksRequest(data=data[begin : begin + step])

@@ -1,0 +1,254 @@
+"""Malformed requests through the real socket: messages with any field changed, bytes changed, cut or made up."""
+
+import random
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+import numpy as np
+from google.protobuf.descriptor import FieldDescriptor
+
+import kvbank
+from kvbank.v1 import bank_pb2, error_pb2
+from kvbank.v1 import service_pb2 as pb
+from tests.proof.content import (
+    DIGESTS,
+    DIMENSION,
+    EMBEDDER,
+    EMBEDDING,
+    KV,
+    READER,
+    chunk_of,
+    differences,
+    frames_of,
+    new_key,
+    vector_of,
+)
+from tests.proof.once import reason_of
+
+SERVICE = pb.DESCRIPTOR.services_by_name["MemoryService"]
+BANKS = ("fuzzed", "fuzzed-vectors")
+CANARY = "canary"
+# Far more than any of these calls may take.
+SECONDS = 60
+# What a caller can be told. An error without one of these was not made by us, or says that we are at fault.
+OUR_FAULTS = {"UNSPECIFIED", "INTERNAL", "CHECKSUM_MISMATCH", "STORAGE_ERROR", "NOT_SERVING", "DISK_FULL"}
+REASONS = {name.removeprefix("ERROR_REASON_") for name in error_pb2.ErrorReason.DESCRIPTOR.values_by_name} - OUR_FAULTS
+INTEGERS = (0, 1, -1, 2, 8, 1000, 1001, 2**31 - 1, -(2**31), 2**31, 2**63 - 1, -(2**63), 2**64 - 1)
+NUMBERS = (0.0, -1.0, 1e-30, 3e38, float("nan"), float("inf"), float("-inf"))
+STRINGS = ("", "\0", "x" * 300, "ü" * 100, "../../etc", "a b", "99999999999999999999", "-1", READER, EMBEDDER, *BANKS)
+
+
+@dataclass
+class Fuzzed:
+    """`codes`: answers by status code; `bad`: those that break the rules."""
+
+    messages: int = 0
+    codes: Counter[str] = field(default_factory=Counter)
+    bad: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        codes = ", ".join(f"{name} {count}" for name, count in self.codes.most_common())
+        return f"{self.messages} messages: {codes}; against the rules {len(self.bad)}"
+
+
+def fuzz(
+    address: str, calls: int, seed: int, *, threads: int = 4, tell: Callable[[int], None] = lambda _: None
+) -> Fuzzed:
+    """Make so many calls. A chunk of a bank that no call names is read again and again; it must stay what it is."""
+    report, key = Fuzzed(), new_key(tokens=5)
+    with kvbank.connect(address) as client, grpc.insecure_channel(address) as channel:
+        client.create_bank(CANARY, kv=KV, embedding=EMBEDDING, exist_ok=True)
+        chunk_id = client.write(CANARY, chunk_of(key), **DIGESTS).chunk_id
+        with ThreadPoolExecutor(threads) as pool:
+            for begin in range(0, calls, 1000):
+                _lay_out(client)
+                makers = [Maker(seed + begin + number) for number in range(min(1000, calls - begin))]
+                for outcome in pool.map(lambda maker: maker.call(channel), makers):
+                    report.messages += outcome.messages
+                    report.codes[outcome.code] += 1
+                    report.bad += outcome.bad
+                (chunk,) = client.fetch(CANARY, [chunk_id], reader_digest=READER)
+                assert not differences(chunk)
+                tell(begin + 1000)
+    return report
+
+
+def _lay_out(client: kvbank.Client) -> None:
+    """The banks that the calls name, as they were meant to be."""
+    for bank, kv in zip(BANKS, (KV, None), strict=True):
+        client.delete_bank(bank, missing_ok=True)
+        client.create_bank(bank, kv=kv, embedding=EMBEDDING)
+    client.write_many(BANKS[0], [chunk_of(new_key(tokens=2)) for _ in range(5)], **DIGESTS)
+
+
+@dataclass
+class Outcome:
+    """Of one call."""
+
+    messages: int
+    code: str
+    bad: list[str]
+
+
+class Maker:
+    """One malformed call, made from its seed."""
+
+    def __init__(self, seed: int) -> None:
+        self._choose = random.Random(seed)
+        self._seed = seed
+
+    def call(self, channel: grpc.Channel) -> Outcome:
+        """Make it and judge the answer."""
+        method = self._choose.choice(SERVICE.methods)
+        frames = [self._spoiled(message) for message in TEMPLATES[method.name](self._choose)]
+        kind = ("stream" if method.client_streaming else "unary") + ("_stream" if method.server_streaming else "_unary")
+        send = getattr(channel, kind)(f"/{SERVICE.full_name}/{method.name}")
+        request = iter(frames) if method.client_streaming else frames[0]
+        try:
+            answer = send(request, timeout=SECONDS)
+            for _ in answer if method.server_streaming else ():
+                pass
+        except grpc.RpcError as error:
+            sent = f"{method.name} (seed {self._seed}): {[frame[:200] for frame in frames]}"
+            bad = [] if reason_of(error) in REASONS else [f"{error.code().name} {error.details()} for {sent}"]
+            return Outcome(len(frames), error.code().name, bad)
+        return Outcome(len(frames), "OK", [])
+
+    def _spoiled(self, message: Any) -> bytes:
+        """Most have a field or two changed, so that they come far; some are no messages any more."""
+        kind = self._choose.random()
+        if kind < 0.05:
+            return self._choose.randbytes(self._choose.choice((0, 1, 5, 100, 5000)))
+        for _ in range(self._choose.choice((0, 1, 1, 1, 2, 5))):
+            self._change(message)
+        raw = message.SerializeToString()
+        return self._corrupted(raw) if kind < 0.25 else raw
+
+    def _corrupted(self, raw: bytes) -> bytes:
+        begin = self._choose.randrange(len(raw) + 1)
+        match self._choose.randrange(4):
+            case 0:
+                return raw[:begin]
+            case 1:
+                return raw[:begin] + self._choose.randbytes(self._choose.randint(1, 9)) + raw[begin:]
+            case 2:
+                return raw[:begin] + raw[begin + self._choose.randint(1, 9) :]
+            case _:
+                return raw[:begin] + self._choose.randbytes(1) + raw[begin + 1 :]
+
+    def _change(self, message: Any) -> None:
+        """One field, here or further in."""
+        changed = self._choose.choice(message.DESCRIPTOR.fields or [None])
+        if changed is None:
+            return
+        if self._choose.random() < 0.15:
+            message.ClearField(changed.name)
+        elif changed.message_type is not None and changed.message_type.GetOptions().map_entry:
+            entries = getattr(message, changed.name)
+            if changed.message_type.fields_by_name["value"].cpp_type == FieldDescriptor.CPPTYPE_STRING:
+                entries[self._choose.choice(STRINGS)] = self._choose.choice((*STRINGS, "y" * 40_000))
+        elif changed.message_type is not None:
+            inner = getattr(message, changed.name)
+            if changed.is_repeated:
+                inner = self._choose.choice(inner) if inner and self._choose.random() < 0.7 else inner.add()
+            inner.SetInParent()
+            self._change(inner)
+        elif changed.is_repeated:
+            getattr(message, changed.name).extend(
+                self._value(changed) for _ in range(self._choose.choice((1, 2, 1100)))
+            )
+        else:
+            setattr(message, changed.name, self._value(changed))
+
+    def _value(self, changed: FieldDescriptor) -> Any:
+        kinds = FieldDescriptor
+        match changed.cpp_type:
+            case kinds.CPPTYPE_STRING if changed.type == kinds.TYPE_BYTES:
+                vector = np.full(DIMENSION, self._choose.choice(NUMBERS)).astype("<f4").tobytes()
+                return self._choose.choice(
+                    (b"", b"\0" * 16, self._choose.randbytes(16), vector, vector * 3, vector[:-1])
+                )
+            case kinds.CPPTYPE_STRING:
+                return self._choose.choice(STRINGS)
+            case kinds.CPPTYPE_BOOL:
+                return self._choose.random() < 0.5
+            case kinds.CPPTYPE_DOUBLE | kinds.CPPTYPE_FLOAT:
+                return self._choose.choice(NUMBERS)
+            case kinds.CPPTYPE_ENUM:
+                return self._choose.choice((0, 1, 2, 3, 4, 99))
+            case kinds.CPPTYPE_INT32:
+                return self._choose.choice([value for value in INTEGERS if -(2**31) <= value < 2**31])
+            case kinds.CPPTYPE_UINT32:
+                return self._choose.choice([value for value in INTEGERS if 0 <= value < 2**32])
+            case kinds.CPPTYPE_UINT64:
+                return self._choose.choice([value for value in INTEGERS if value >= 0])
+            case _:
+                return self._choose.choice([value for value in INTEGERS if value < 2**63])
+
+
+def _bank(choose: random.Random) -> bank_pb2.Bank:
+    spec = {"reader_digest": READER, "layers": KV.layers, "kv_heads": KV.kv_heads, "head_dim": KV.head_dim}
+    return bank_pb2.Bank(
+        name=choose.choice((*BANKS, f"another-{choose.randrange(100)}")),
+        kv=bank_pb2.KvSpec(**spec, dtype=bank_pb2.DATA_TYPE_BF16),
+        embedding=bank_pb2.EmbeddingSpec(embedder_digest=EMBEDDER, dimension=DIMENSION),
+        capacity=bank_pb2.Capacity(chunks=choose.randint(1, 50)),
+    )
+
+
+def _frames(choose: random.Random) -> Iterator[pb.WriteChunksRequest]:
+    for _ in range(choose.randint(1, 2)):
+        yield from frames_of(choose.choice(BANKS), chunk_of(choose.randbytes(16)), step=choose.choice((500, 1 << 20)))
+
+
+def _update(choose: random.Random) -> pb.UpdateBankRequest:
+    request = pb.UpdateBankRequest(bank=_bank(choose))
+    paths = ("capacity", "policy", "metadata", "quota", "expiry", "index", "name", "")
+    request.update_mask.paths.extend(choose.sample(paths, choose.randint(0, 3)))
+    return request
+
+
+def _retrieve(choose: random.Random) -> pb.RetrieveRequest:
+    queries = vector_of(choose.randbytes(16)).tobytes() * choose.randint(1, 3)
+    return pb.RetrieveRequest(banks=[choose.choice(BANKS)], queries=queries, top_k=choose.randint(0, 20), **DIGESTS)
+
+
+def _ids(choose: random.Random) -> list[int]:
+    return [choose.randint(1, 3000) for _ in range(choose.randint(1, 5))]
+
+
+Template = Callable[[random.Random], Any]
+
+
+def _one(make: Template) -> Template:
+    return lambda choose: [make(choose)]
+
+
+# For every method how to make what it takes.
+TEMPLATES: dict[str, Template] = {
+    "GetServerInfo": _one(lambda _: pb.GetServerInfoRequest()),
+    "CreateBank": _one(lambda choose: pb.CreateBankRequest(bank=_bank(choose))),
+    "GetBank": _one(lambda choose: pb.GetBankRequest(name=choose.choice(BANKS))),
+    "ListBanks": _one(lambda _: pb.ListBanksRequest(page_size=10)),
+    "UpdateBank": _one(_update),
+    "DeleteBank": _one(lambda choose: pb.DeleteBankRequest(name=f"another-{choose.randrange(100)}")),
+    "WriteChunks": _frames,
+    "Retrieve": _one(_retrieve),
+    "FetchChunks": _one(
+        lambda choose: pb.FetchChunksRequest(bank=choose.choice(BANKS), reader_digest=READER, chunk_ids=_ids(choose))
+    ),
+    "GetChunk": _one(lambda choose: pb.GetChunkRequest(bank=choose.choice(BANKS), chunk_id=_ids(choose)[0])),
+    "ListChunks": _one(lambda choose: pb.ListChunksRequest(bank=choose.choice(BANKS), page_size=5)),
+    "UpdateChunk": _one(
+        lambda choose: pb.UpdateChunkRequest(bank=choose.choice(BANKS), chunk_id=_ids(choose)[0], metadata={"a": "b"})
+    ),
+    "DeleteChunks": _one(lambda choose: pb.DeleteChunksRequest(bank=choose.choice(BANKS), chunk_ids=_ids(choose))),
+    "PinChunks": _one(lambda choose: pb.PinChunksRequest(bank=choose.choice(BANKS), chunk_ids=_ids(choose))),
+    "ExplainEviction": _one(lambda choose: pb.ExplainEvictionRequest(bank=choose.choice(BANKS), need=3)),
+    "ListEvictions": _one(lambda choose: pb.ListEvictionsRequest(bank=choose.choice(BANKS), page_size=5)),
+    "GetStats": _one(lambda choose: pb.GetStatsRequest(banks=[choose.choice(BANKS)])),
+}

@@ -1,0 +1,40 @@
+"""Do again what a state machine did: python -m tests.proof.replay TRACE"""
+
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+from tests.proof.service_process import ServiceHost
+from tests.proof.world import World
+
+
+def replay(host: ServiceHost, trace: Path) -> int:
+    """How many steps; raises what the failing one raises, with its number as a note."""
+    steps = [json.loads(line) for line in trace.read_text().splitlines()]
+    with tempfile.TemporaryDirectory(prefix="kvbank-proof-") as folder:
+        world = World(host, Path(folder))
+        try:
+            for number, step in enumerate(steps, 1):
+                try:
+                    world.do(**step)
+                except Exception as error:
+                    error.add_note(f"step {number} of {len(steps)} fails: {step}")
+                    raise
+        finally:
+            world.close()
+    return len(steps)
+
+
+def main(trace: str) -> int:
+    with ServiceHost() as host:
+        try:
+            print(f"{replay(host, Path(trace))} steps, nothing wrong")
+        except Exception as error:
+            print("\n".join([repr(error), *getattr(error, "__notes__", [])]))
+            return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

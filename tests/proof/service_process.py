@@ -1,0 +1,177 @@
+"""The memory service in processes of their own, that can be killed, traced and started again, twenty in a second.
+
+A host process imports the service once and forks for every start; what is forked runs `kvbank serve`.
+"""
+
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+# A start may meet a busy machine, and a clean stop a long checkpoint.
+PATIENCE = 120
+
+
+class StartFailed(Exception):
+    """What the service said before it gave up; `code`: its exit status, negative for a signal."""
+
+    def __init__(self, code: int, text: str) -> None:
+        super().__init__(f"exit status {code}: {text}")
+        self.code = code
+        self.text = text
+
+
+class ServiceHost:
+    """Starts services; `environment` comes on top of ours."""
+
+    def __init__(self, environment: Mapping[str, str] | None = None) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="kvbank-proof-")
+        self._starts = 0
+        command = [sys.executable, "-m", "tests.proof.service_process"]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        environment = os.environ | (environment or {})
+        self._process = subprocess.Popen(command, **pipes, text=True, env=environment, cwd=ROOT)
+
+    def start(self, data: Path, **flags: Any) -> "Service":
+        """Serve `data` on a unix socket of its own; `flags` are those of `kvbank serve`. Errors: StartFailed."""
+        self._starts += 1
+        place = Path(self._folder.name, str(self._starts))
+        flags = {"data": str(data), "listen": f"unix:{place}", "min_free": 0} | flags
+        number = self.ask({"start": flags | {"ready_file": f"{place}.ready"}, "log": f"{place}.log"})
+        return Service(self, number, f"unix:{place}", place)
+
+    def ask(self, request: dict[str, Any]) -> int:
+        """One request to the host process, one number back."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps(request) + "\n")
+        self._process.stdin.flush()
+        return int(self._process.stdout.readline())
+
+    def close(self) -> None:
+        """With the services that still run."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.close()
+        self._process.wait(PATIENCE)
+        self._process.stdout.close()
+        self._folder.cleanup()
+
+    def __enter__(self) -> "ServiceHost":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class Service:
+    """One start of the service, made by `ServiceHost.start`; `address` is what clients connect to."""
+
+    def __init__(self, host: ServiceHost, number: int, address: str, place: Path) -> None:
+        self.address = address
+        self.process_id = number
+        self._host = host
+        self._log = place.with_suffix(".log")
+        self._ended = os.pidfd_open(number)
+        self._code: int | None = None
+        ready, deadline = place.with_suffix(".ready"), time.monotonic() + PATIENCE
+        while not ready.exists():
+            if not self.alive():
+                raise StartFailed(self.wait(), self.log())
+            assert time.monotonic() < deadline, self.log()
+            time.sleep(0.003)
+
+    def log(self) -> str:
+        """What it printed."""
+        return self._log.read_text(errors="replace")
+
+    def alive(self) -> bool:
+        return self._code is None and not select.select([self._ended], [], [], 0)[0]
+
+    def kill(self) -> None:
+        """SIGKILL, and wait for the end."""
+        if self._code is None:
+            signal.pidfd_send_signal(self._ended, signal.SIGKILL)
+            self.wait()
+
+    def stop(self) -> int:
+        """SIGTERM, and wait for the end; its exit status."""
+        signal.pidfd_send_signal(self._ended, signal.SIGTERM)
+        return self.wait()
+
+    def wait(self) -> int:
+        """For the end; the exit status, negative for a signal."""
+        if self._code is None:
+            assert select.select([self._ended], [], [], PATIENCE)[0], "the service does not end\n" + self.log()
+            os.close(self._ended)
+            self._code = self._host.ask({"wait": self.process_id})
+        return self._code
+
+    def resident_bytes(self) -> int:
+        fields = Path(f"/proc/{self.process_id}/statm").read_text().split()
+        return int(fields[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def _host() -> None:
+    """The host process: forks for each request on its input, and says the number of the child."""
+    from memory_service import cli, server  # noqa: F401
+
+    children: set[int] = set()
+    for line in sys.stdin:
+        request = json.loads(line)
+        if "wait" in request:
+            _, status = os.waitpid(request["wait"], 0)
+            children.discard(request["wait"])
+            print(os.waitstatus_to_exitcode(status), flush=True)
+            continue
+        child = os.fork()
+        if child == 0:
+            _serve(Path(request["log"]), request["start"])
+        children.add(child)
+        print(child, flush=True)
+    for child in children:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+
+
+def _serve(log: Path, flags: dict[str, Any]) -> None:
+    """In the child; does not return."""
+    import typer
+
+    from memory_service import cli
+
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT)
+    for standard in (1, 2):
+        os.dup2(descriptor, standard)
+    os.close(0)
+    code = 70
+    try:
+        for name in ("data", "ready_file"):
+            flags[name] = Path(flags[name])
+        cli.serve(**flags)
+        code = 0
+    except typer.Exit as end:
+        code = end.exit_code
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+if __name__ == "__main__":
+    _host()

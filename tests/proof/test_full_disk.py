@@ -1,0 +1,107 @@
+"""A disk of 200 MB, filled to the brim: writes are refused, reads go on, deleting makes room again.
+
+`mounted`: a tmpfs, which needs the right to mount; `shim`: the fault layer counts the bytes of the folder.
+"""
+
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import kvbank
+from tests.faults.shim import Shim
+from tests.proof.big import DIGESTS, EMBEDDING, KV, MIB, BigChunks
+from tests.proof.content import READER, vector_of
+from tests.proof.service_process import ServiceHost
+
+SIZE = 200 * MIB
+BANK = "b"
+
+
+@pytest.fixture
+def mounted(tmp_path) -> Iterator[tuple[Path, ServiceHost]]:
+    folder = tmp_path / "small"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", f"size={SIZE}", "tmpfs", str(folder)]
+    try:
+        done = subprocess.run(command, capture_output=True, check=False)
+    except OSError as error:
+        pytest.skip(f"mount cannot be run ({error}); the test with the fault layer stands for it")
+    if done.returncode:
+        pytest.skip(f"may not mount ({done.stderr.decode().strip()}); the test with the fault layer stands for it")
+    try:
+        with ServiceHost() as host:
+            yield folder, host
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@pytest.fixture
+def shim(disk: Shim, faulty_host: ServiceHost) -> tuple[Path, ServiceHost]:
+    disk.limit(SIZE)
+    return disk.root, faulty_host
+
+
+@pytest.fixture(params=["mounted", "shim"])
+def small_disk(request) -> tuple[Path, ServiceHost]:
+    return request.getfixturevalue(request.param)
+
+
+def _fill(client: kvbank.Client, chunks: BigChunks) -> list[int]:
+    """Until a write is refused."""
+    written: list[int] = []
+    while len(written) * chunks.payload <= SIZE:
+        try:
+            written.append(client.write(BANK, chunks.new(), **DIGESTS).chunk_id)
+        except kvbank.DiskFull:
+            return written
+    raise AssertionError("a disk of 200 MB took more than that")
+
+
+def _check(client: kvbank.Client, chunks: BigChunks, ids: list[int]) -> None:
+    """They can be fetched, and found by searching."""
+    assert [chunk.chunk_id for chunk in client.list_chunks(BANK)] == ids
+    for begin in range(0, len(ids), 20):
+        part = ids[begin : begin + 20]
+        assert all(map(chunks.same, client.fetch(BANK, part, reader_digest=READER)))
+    assert set(client.retrieve(BANK, vector_of(bytes(16)), **DIGESTS).chunks) <= set(ids)
+
+
+@pytest.mark.parametrize("min_free", [40 * MIB, 0])
+def test_a_full_disk(small_disk, min_free):
+    """With nothing kept back, it is SQLite or the file system that finds the disk full."""
+    folder, host = small_disk
+    chunks = BigChunks(MIB)
+    service = host.start(folder / "data", min_free=min_free)
+    with kvbank.connect(service.address) as client:
+        client.create_bank(BANK, kv=KV, embedding=EMBEDDING)
+        ids = _fill(client, chunks)
+        assert len(ids) > (SIZE - min_free) // chunks.payload * 0.8
+        _check(client, chunks, ids)
+        with pytest.raises(kvbank.DiskFull):
+            client.write(BANK, chunks.new(), **DIGESTS)
+        if min_free:
+            gone, ids = ids[:30], ids[30:]
+            assert client.delete_chunks(BANK, gone) == 30
+            _wait_for_room(client, chunks, ids)
+            ids += [client.write(BANK, chunks.new(), **DIGESTS).chunk_id for _ in range(20)]
+        _check(client, chunks, ids)
+    service.kill()
+    service = host.start(folder / "data", min_free=min_free)
+    with kvbank.connect(service.address) as client:
+        _check(client, chunks, ids)
+
+
+def _wait_for_room(client: kvbank.Client, chunks: BigChunks, ids: list[int]) -> None:
+    """Files are removed in the background."""
+    deadline = time.monotonic() + 30
+    while True:
+        try:
+            ids.append(client.write(BANK, chunks.new(), **DIGESTS).chunk_id)
+        except kvbank.DiskFull:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        else:
+            return

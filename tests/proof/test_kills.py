@@ -1,0 +1,21 @@
+"""Small forms of what `make torture` does."""
+
+import kvbank
+from tests.proof.damage import damage
+from tests.proof.kills import kill_often
+
+
+def test_nothing_acknowledged_is_lost_when_the_service_is_killed(host, tmp_path):
+    killed = kill_often(host, tmp_path, kills=5, seed=1, clients=2)
+    assert killed.kills == 5
+    assert killed.acknowledged > 50
+    assert (killed.lost, killed.wrong) == ([], [])
+
+
+def test_every_damaged_payload_is_noticed_and_none_is_served(host, tmp_path):
+    service = host.start(tmp_path / "data")
+    with kvbank.connect(service.address) as client:
+        report = damage(client, tmp_path / "data", flips=100, seed=1)
+    assert report.holds, report
+    assert report.healthy == 100
+    service.stop()

@@ -1,0 +1,188 @@
+"""Random operations against an oracle in memory, with restarts, kills, expiry, evictions and two clients."""
+
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
+
+from tests.proof.replay import replay
+from tests.proof.service_process import ROOT, ServiceHost
+from tests.proof.world import World
+
+EXAMPLES = int(os.environ.get("KVBANK_PROOF_EXAMPLES", "15"))
+STEPS = 30
+BANKS = st.sampled_from(["a", "b"])
+NUMBERS = st.integers(0, 60)
+CLIENTS = st.integers(0, 1)
+HALVES = st.sampled_from(["", "0", "1"])
+CAPACITIES = st.sampled_from([None, 3, 8])
+POLICIES = st.sampled_from(["frequency", "lru", "recency_half", "reject"])
+TTLS = st.sampled_from([0, 0, 0, 0.05, 3600])
+
+
+def machine(host: ServiceHost, traces: Path) -> type[RuleBasedStateMachine]:
+    """A machine whose failing run leaves its steps in `traces`."""
+
+    class Machine(RuleBasedStateMachine):
+        def __init__(self) -> None:
+            super().__init__()
+            self._folder = tempfile.TemporaryDirectory(prefix="kvbank-proof-")
+            self._world = World(host, Path(self._folder.name))
+            self._failed = False
+
+        def do(self, op: str, **arguments: object) -> None:
+            try:
+                self._world.do(op, **arguments)
+            except Exception as error:
+                self._failed = True
+                self._world.save(traces / "failed.jsonl")
+                error.add_note(f"replay it: python -m tests.proof.replay {traces / 'failed.jsonl'}")
+                raise
+
+        def has(self, bank: str) -> bool:
+            return bank in self._world.banks
+
+        @initialize(capacity=CAPACITIES, policy=POLICIES)
+        def begin(self, capacity, policy):
+            self.create("a", capacity, policy, 0)
+
+        @rule(bank=BANKS, capacity=CAPACITIES, policy=POLICIES, ttl=TTLS)
+        def create(self, bank, capacity, policy, ttl):
+            if not self.has(bank):
+                self.do("create", bank=bank, capacity=capacity, policy=policy, ttl=ttl)
+
+        @precondition(lambda self: self._world.banks)
+        @rule(bank=BANKS)
+        def delete_bank(self, bank):
+            if self.has(bank) and len(self._world.banks[bank].gone) > 3:
+                self.do("delete_bank", bank=bank)
+
+        @precondition(lambda self: self._world.banks)
+        @rule(bank=BANKS, capacity=st.integers(2, 10))
+        def set_capacity(self, bank, capacity):
+            if self.has(bank):
+                self.do("set_capacity", bank=bank, capacity=capacity)
+
+        @precondition(lambda self: self._world.banks)
+        @rule(bank=BANKS, quota=st.sampled_from([0, 0, 4, 12]))
+        def set_quota(self, bank, quota):
+            if self.has(bank):
+                self.do("set_quota", bank=bank, quota=quota)
+
+        @precondition(lambda self: self._world.banks)
+        @rule(
+            bank=BANKS,
+            numbers=st.lists(NUMBERS, min_size=1, max_size=5, unique=True),
+            pinned=st.sampled_from([False, False, False, True]),
+            ttl=TTLS,
+            client=CLIENTS,
+        )
+        def write(self, bank, numbers, pinned, ttl, client):
+            new = self._world.unused(bank, numbers) if self.has(bank) else []
+            if new:
+                self.do("write", bank=bank, numbers=new, pinned=pinned, ttl=ttl, client=client)
+
+        @precondition(lambda self: self._world.banks)
+        @rule(bank=BANKS, which=NUMBERS)
+        def rewrite(self, bank, which):
+            if self.has(bank):
+                self.do("rewrite", bank=bank, which=which)
+
+        @precondition(lambda self: self._world.banks)
+        @rule(bank=BANKS, first=st.lists(NUMBERS, min_size=1, max_size=4, unique=True))
+        def write_together(self, bank, first):
+            new = self._world.unused(bank, first) if self.has(bank) else []
+            if new:
+                self.do("write_together", bank=bank, first=new, second=[number + 100 for number in new])
+
+        @precondition(lambda self: self._world.banks)
+        @rule(bank=BANKS, query=NUMBERS, top_k=st.integers(1, 6), count=st.booleans(), half=HALVES, client=CLIENTS)
+        def retrieve(self, bank, query, top_k, count, half, client):
+            if self.has(bank):
+                asked = {"query": query, "top_k": top_k, "count": count, "half": half, "client": client}
+                self.do("retrieve", bank=bank, **asked)
+
+        @precondition(lambda self: self._world.banks)
+        @rule(bank=BANKS, which=NUMBERS, client=CLIENTS)
+        def fetch(self, bank, which, client):
+            if self.has(bank):
+                self.do("fetch", bank=bank, which=which, client=client)
+
+        @precondition(lambda self: self._world.banks)
+        @rule(bank=BANKS, which=NUMBERS, half=HALVES)
+        def update(self, bank, which, half):
+            if self.has(bank):
+                self.do("update", bank=bank, which=which, half=half)
+
+        @precondition(lambda self: self._world.banks)
+        @rule(bank=BANKS, which=NUMBERS, pinned=st.booleans())
+        def pin(self, bank, which, pinned):
+            if self.has(bank):
+                self.do("pin", bank=bank, which=which, pinned=pinned)
+
+        @precondition(lambda self: self._world.banks)
+        @rule(bank=BANKS, which=st.lists(NUMBERS, min_size=1, max_size=3))
+        def delete(self, bank, which):
+            if self.has(bank):
+                self.do("delete", bank=bank, which=which)
+
+        @rule()
+        def restart(self):
+            self.do("restart")
+
+        @rule()
+        def kill(self):
+            self.do("kill")
+
+        @precondition(lambda self: self._world.banks)
+        @rule(bank=BANKS, numbers=st.lists(NUMBERS, min_size=2, max_size=5, unique=True), after=st.integers(0, 3))
+        def kill_in_write(self, bank, numbers, after):
+            new = self._world.unused(bank, numbers) if self.has(bank) else []
+            if new:
+                self.do("kill_in_write", bank=bank, numbers=new, after=after)
+
+        def teardown(self):
+            try:
+                if not self._failed:
+                    self.do("check")
+            finally:
+                self._world.close()
+                self._folder.cleanup()
+
+    return Machine
+
+
+def test_the_store_does_what_the_oracle_says(host, tmp_path):
+    slow = [HealthCheck.too_slow, HealthCheck.data_too_large]
+    # A trace of thirty steps can be read; to shorten it would start the service a thousand times.
+    phases = [Phase.generate]
+    limits = settings(
+        max_examples=EXAMPLES, stateful_step_count=STEPS, deadline=None, phases=phases, suppress_health_check=slow
+    )
+    run_state_machine_as_test(machine(host, tmp_path), settings=limits)
+
+
+def test_a_failing_trace_is_saved_and_fails_again(host, tmp_path):
+    """The damage of a file stands for a defect."""
+    (tmp_path / "world").mkdir()
+    world = World(host, tmp_path / "world")
+    world.do("create", bank="a", capacity=None, policy="frequency", ttl=0)
+    world.do("write", bank="a", numbers=[1, 2], pinned=False, ttl=0, client=0)
+    world.do("fetch", bank="a", which=1, client=1)
+    world.save(tmp_path / "good.jsonl")
+    assert replay(host, tmp_path / "good.jsonl") == 3
+    world.do("damage", bank="a", which=0)
+    with pytest.raises(Exception, match="damaged"):
+        world.do("check")
+    world.save(tmp_path / "bad.jsonl")
+    world.close()
+    command = [sys.executable, "-m", "tests.proof.replay", str(tmp_path / "bad.jsonl")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "step 5 of 5 fails" in done.stdout

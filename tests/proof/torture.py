@@ -1,0 +1,144 @@
+"""What takes minutes: python -m tests.proof.torture [--kills N] [--seed N] ...; `make torture ARGS=...`.
+
+Every part prints what it did and found; the exit status is 1 when one of them found something. A part with 0 is left
+out.
+"""
+
+import argparse
+import logging
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import kvbank
+from tests.faults import shim
+from tests.proof import power_cuts
+from tests.proof.damage import damage
+from tests.proof.fuzz import fuzz
+from tests.proof.kills import Killed, kill_often
+from tests.proof.pass_through import GIB, pass_through
+from tests.proof.service_process import ServiceHost
+from tests.proof.workers import paced
+
+# The answers of a paced service spread by no more than this.
+SPREAD = 3.0
+
+
+def _kills(arguments: argparse.Namespace, place: Path) -> bool:
+    def tell(killed: Killed) -> None:
+        if killed.kills % 10 == 0:
+            _say(f"  {killed}")
+
+    with ServiceHost() as host:
+        killed = kill_often(host, place, arguments.kills, arguments.seed, tell=tell)
+    _say(f"SIGKILL under load: {killed}")
+    for text in (f"lost: {killed.lost[:20]}", *killed.wrong[:20]) if killed.lost or killed.wrong else ():
+        _say(f"  {text}")
+    return not killed.lost and not killed.wrong
+
+
+def _damage(arguments: argparse.Namespace, place: Path) -> bool:
+    with ServiceHost() as host:
+        service = host.start(place / "data", durability="os")
+        with kvbank.connect(service.address) as client:
+            report = damage(client, place / "data", arguments.flips, arguments.seed)
+        service.stop()
+    _say(f"{arguments.flips} payloads with a flipped byte, two swapped, one cut: {report}")
+    return report.holds
+
+
+def _power_cuts(arguments: argparse.Namespace, place: Path) -> bool:
+    library = shim.build(place)
+    if library is None:
+        _say("power cuts: SKIPPED, there is no C compiler")
+        return True
+    recording = power_cuts.record(library, place / "recording", operations=100)
+    found = [broken for broken in power_cuts.broken(recording, arguments.cuts, arguments.seed) if broken]
+    _say(f"power cuts: {arguments.cuts} in a life of {len(recording.records)} changes, {len(found)} with a loss")
+    for broken in found[:20]:
+        _say(f"  {broken}")
+    return not found
+
+
+def _fuzz(arguments: argparse.Namespace, place: Path) -> bool:
+    with ServiceHost() as host:
+        service = host.start(place / "data", durability="os")
+        before = service.resident_bytes()
+        messages, report = 0, None
+        for turn in range(1_000_000):
+            report = fuzz(service.address, 10_000, arguments.seed * 10**9 + turn * 10_000)
+            messages += report.messages
+            _say(f"  {report}")
+            if messages >= arguments.messages or report.bad:
+                break
+        grown = (service.resident_bytes() - before) >> 20
+        ended = service.stop()
+    assert report is not None
+    _say(f"malformed messages: {messages}, against the rules {len(report.bad)}; memory grew by {grown} MiB")
+    for text in report.bad[:20]:
+        _say(f"  {text}")
+    return not report.bad and ended == 0
+
+
+def _workers(arguments: argparse.Namespace, place: Path) -> bool:
+    with ServiceHost() as host:
+        report = paced(host, place, arguments.minutes * 60)
+    _say(f"8 workers, {arguments.minutes:g} minutes: {report}")
+    even = all(p99 <= SPREAD * p50 for p50, p99 in report.quantiles.values())
+    if not even:
+        _say(f"  p99 is above {SPREAD:g} times p50")
+    return even and report.exact and not report.errors
+
+
+def _pass_through(arguments: argparse.Namespace, place: Path) -> bool:
+    with ServiceHost() as host:
+        report = pass_through(host, place, int(arguments.gigabytes * GIB))
+    _say(f"pass-through: {report}")
+    return report.holds
+
+
+# Option, default, help, part.
+PARTS: tuple[tuple[str, float, str, Callable[[argparse.Namespace, Path], bool]], ...] = (
+    ("kills", 200, "SIGKILLs under load", _kills),
+    ("flips", 10_000, "payloads to damage", _damage),
+    ("cuts", 400, "power cuts", _power_cuts),
+    ("messages", 100_000, "malformed messages", _fuzz),
+    ("minutes", 0.0, "minutes of eight paced workers", _workers),
+    ("gigabytes", 0.0, "GiB to pass through", _pass_through),
+)
+
+
+def main(words: list[str]) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--only", choices=[name for name, *_ in PARTS], help="leave out all other parts")
+    for name, default, text, _ in PARTS:
+        parser.add_argument(f"--{name}", type=type(default), default=default, help=f"{text} (default: %(default)s)")
+    arguments, holds = parser.parse_args(words), True
+    logging.disable(logging.WARNING)  # of the services that power cuts open in this process
+    for name, _, _, part in PARTS:
+        if getattr(arguments, name) and arguments.only in (None, name):
+            with _place() as place:
+                holds &= part(arguments, place)
+    _say("nothing lost, nothing wrong" if holds else "FAILED")
+    return 0 if holds else 1
+
+
+@contextmanager
+def _place() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="kvbank-torture-") as place:
+        yield Path(place)
+
+
+_START = time.monotonic()
+
+
+def _say(text: str) -> None:
+    print(f"{time.monotonic() - _START:7.1f} s  {text}", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
