@@ -1,37 +1,108 @@
-"""Run all comparisons, print a table, write build/bench.json."""
+"""Run the comparisons, print a table, write build/bench.json."""
 
 import json
+import os
+import platform
+import tempfile
+from collections.abc import Sequence
 from dataclasses import asdict
+from datetime import UTC, datetime
+from importlib import import_module
 from pathlib import Path
+from typing import Annotated, Any
 
+import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-from benchmarks import decode, store
-from benchmarks.pair import Result
+from benchmarks import report
+from benchmarks.bench import Bench
+from benchmarks.pair import Result, Skipped
 
 OUTPUT = Path("build/bench.json")
+_WIDTH = 180  # of the table in a file
+# Row: the file that measures it, in the order of the design's table.
+ROWS = {
+    "same_host_fetch": "same_host_fetch",
+    "retrieve_same_host": "retrieve",
+    "retrieve_network": "retrieve",
+    "durable_write": "durable_write",
+    "small_records": "small_records",
+    "eviction": "eviction",
+    "restart": "restart",
+    "server_memory": "server_memory",
+    "decode": "decode",
+}
 
 
-def main() -> None:
-    """Ours beside the floor, row by row."""
-    console = Console()
-    results: list[Result] = []
-    with console.status("start") as status:
-        results.extend(store.run(status.update))
-        status.update("decode")
-        results.append(decode.run())
-    OUTPUT.parent.mkdir(exist_ok=True)
-    OUTPUT.write_text(json.dumps([asdict(result) for result in results], indent=2) + "\n")
-    table = Table(title="medians; ratio = ours / floor", title_justify="left")
-    for column in ("what", "ours, ms", "floor, ms", "ratio", "floor", "n", "load"):
-        table.add_column(column, justify="left" if column in ("what", "floor") else "right")
-    for r in results:
-        row = (f"{r.ours:.2f}", f"{r.floor:.2f}", f"{r.ratio:.2f}", r.floor_is, str(r.n), f"{r.load_average:.1f}")
-        table.add_row(r.name, *row)
-    console.print(table)
-    console.print(f"written to {OUTPUT}")
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
+def main(
+    only: Annotated[list[str] | None, typer.Option(metavar="ROW", help=f"Of: {', '.join(ROWS)}; repeat it.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Floors only, smaller banks: under 3 minutes.")] = False,
+    million: Annotated[bool, typer.Option("--million", help="Evict in a bank of a million chunks: minutes.")] = False,
+    rounds: Annotated[int | None, typer.Option(min=1, help="Instead of each row's own.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print what is written, not a table.")] = False,
+    out: Annotated[Path, typer.Option(help="Where to write.")] = OUTPUT,
+) -> None:
+    """Measure ours beside floors and peers."""
+    rows = only or list(ROWS)
+    if unknown := set(rows) - set(ROWS):
+        raise typer.BadParameter(f"no such row: {', '.join(sorted(unknown))}", param_hint="--only")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    console = Console(stderr=as_json)
+    if not console.is_terminal:
+        console = Console(stderr=as_json, width=_WIDTH)
+    # Not in /tmp, which may be memory: the disk is what is measured.
+    with (
+        tempfile.TemporaryDirectory(prefix="bench-", dir=out.parent.absolute()) as scratch,
+        console.status("start") as status,
+    ):
+        bench = Bench(Path(scratch), frozenset(rows), quick, rounds, million, status.update)
+        results: list[Result] = []
+        for name in dict.fromkeys(ROWS[row] for row in ROWS if row in rows):
+            results.extend(import_module(f"benchmarks.{name}").run(bench))
+            written = _document(results, bench.skipped)
+            out.write_text(json.dumps(written, indent=2) + "\n")  # each time: a row that fails costs no other
+    if as_json:
+        print(json.dumps(written, indent=2))
+        return
+    console.print(_table(written))
+    for skipped in bench.skipped:
+        console.print(f"skipped {skipped.what} in {skipped.row}: {escape(skipped.why)}")
+    console.print(f"written to {out}")
+
+
+def _document(results: Sequence[Result], skipped: Sequence[Skipped]) -> dict[str, Any]:
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="minutes"),
+        "machine": {"cpu": _cpu(), "cores": os.cpu_count(), "system": platform.platform()},
+        "results": [result.as_json() for result in results],
+        "skipped": [asdict(item) for item in skipped],
+    }
+
+
+def _cpu() -> str:
+    """The model, where Linux tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def _table(document: dict[str, Any]) -> Table:
+    head, *rows = report.table(document)
+    table = Table(title="medians; ratio = ours / theirs", title_justify="left")
+    for place, column in enumerate(head):
+        table.add_column(column, justify="left" if place in report.TEXT else "right")
+    for row in rows:
+        table.add_row(*map(escape, row))
+    return table
 
 
 if __name__ == "__main__":
-    main()
+    app()

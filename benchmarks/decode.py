@@ -1,17 +1,21 @@
 """Decoding with a memory against the same model without."""
 
+from collections.abc import Iterator
+
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from benchmarks.pair import Result, compare
+from benchmarks.bench import Bench
+from benchmarks.pair import Contender, Result, Target, compare, timed
 from model_worker.attachment import attach
 from model_worker.cache import MemoryCache, RecalledChunk
 from model_worker.memory import encode
 
+ROW = "decode"
 _STEPS = 64
 
 
-def run() -> Result:
+def run(bench: Bench) -> Iterator[Result]:
     """64 greedy steps of an 11 M-parameter Llama, local window 256, with 1,024 retrieved tokens in 4 layers."""
     torch.manual_seed(0)
     torch.set_num_threads(1)
@@ -36,10 +40,10 @@ def run() -> Result:
             for _ in range(_STEPS):
                 token = model(input_ids=token, past_key_values=cache, use_cache=True).logits[:, -1:].argmax(-1)
 
-    return compare(
-        f"prompt of 192 and {_STEPS} steps, 1,024 retrieved tokens in 4 layers",
-        lambda: decode(True),
-        lambda: decode(False),
-        "the same window without memory",
-        12,
-    )
+    bench.say("decode")
+    contenders = [
+        Contender("ours", "ours", timed(lambda: decode(True))),
+        Contender("the same window without memory", "floor", timed(lambda: decode(False)), (Target("ratio", 1.15),)),
+    ]
+    title = f"prompt of 192 and {_STEPS} steps, 1,024 retrieved tokens in 4 layers"
+    yield from compare(ROW, title, contenders, bench.n(12))

@@ -1,0 +1,98 @@
+"""Work in another process: a JSON line in, a JSON line out; the worker times its own calls.
+
+Both ends, for workers of this environment and of the peers' (so nothing but the standard library is imported here).
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Self
+
+
+class WorkerFailed(Exception):
+    """The worker did not start, or refused; the text is its last line."""
+
+
+def serve(operations: Mapping[str, Callable[..., Any]]) -> None:
+    """The worker's end: answer until stdin closes. What libraries print on stdout goes to stderr."""
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+    answers.write(json.dumps({"ready": True}) + "\n")
+    for line in sys.stdin:
+        operation, arguments = json.loads(line)
+        begin = time.perf_counter()
+        try:
+            value = operations[operation](*arguments)
+            answer = {"seconds": time.perf_counter() - begin, "value": value}
+        except Exception as error:
+            answer = {"error": f"{type(error).__name__}: {error}"}
+        answers.write(json.dumps(answer) + "\n")
+
+
+class Worker:
+    """The caller's end: `python -m module arguments...`. A context manager."""
+
+    def __init__(self, module: str, *arguments: str, python: str = sys.executable, log: Path):
+        """Errors: WorkerFailed when it does not come up."""
+        command = [python, "-m", module, *arguments]
+        self._log = log
+        with log.open("wb") as stderr:
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr, text=True
+            )
+        try:
+            self._answer()
+        except WorkerFailed:
+            self._stop()
+            raise
+
+    def begin(self, operation: str, *arguments: Any) -> None:
+        """Send without waiting; `end` takes the answer."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps([operation, arguments]) + "\n")
+        self._process.stdin.flush()
+
+    def end(self) -> float:
+        """Seconds that the operation took in the worker. Errors: WorkerFailed."""
+        return float(self._answer()["seconds"])
+
+    def time(self, operation: str, *arguments: Any) -> float:
+        """Do it; the seconds that it took in the worker. Errors: WorkerFailed."""
+        self.begin(operation, *arguments)
+        return self.end()
+
+    def call(self, operation: str, *arguments: Any) -> Any:
+        """Do it; what it returned. Errors: WorkerFailed."""
+        self.begin(operation, *arguments)
+        return self._answer()["value"]
+
+    def _answer(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise WorkerFailed((self._log.read_text(errors="replace").strip() or "no answer").splitlines()[-1])
+        answer: dict[str, Any] = json.loads(line)
+        if "error" in answer:
+            raise WorkerFailed(answer["error"])
+        return answer
+
+    def _stop(self) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        try:
+            self._process.wait(10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        assert self._process.stdout is not None
+        self._process.stdout.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._stop()

@@ -1,0 +1,124 @@
+"""Rows 2 and 3: search among 20,000 chunks and get the K-V of the eight nearest, 1 MiB each, in one call.
+
+Queries aim at clusters whose chunks have K-V of 1 MiB; all other chunks, which are searched as well, have K-V of one
+token, so that the bank does not fill the disk.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from functools import partial
+from itertools import count, cycle
+from pathlib import Path
+
+import faiss
+import numpy as np
+
+import kvbank
+from benchmarks import material
+from benchmarks.bench import Bench
+from benchmarks.floors import bare_grpc
+from benchmarks.lines import Worker
+from benchmarks.pair import Contender, Result, Target, compare, timed
+from benchmarks.service import EMBEDDER, EMBEDDING, READER, connected, spec, writer
+
+SAME_HOST, NETWORK = "retrieve_same_host", "retrieve_network"
+_TOP_K, _WITH_KV = 8, 5
+
+
+def run(bench: Bench) -> Iterator[Result]:
+    """Both rows, over one data folder."""
+    chunks = 5_000 if bench.quick else 20_000
+    folder = bench.scratch("retrieve")
+    try:
+        bench.say(f"write {chunks} chunks")
+        found = material.vectors(chunks)
+        with connected(folder, same_host=True) as client:
+            _fill(client, found)
+            if SAME_HOST in bench.rows:
+                yield from _same_host(bench, folder, client, found)
+        if NETWORK in bench.rows:
+            with connected(folder) as client, bare_grpc(folder) as rpc:
+                bench.say("retrieve over the network path")
+                stream = timed(lambda: rpc.stream(_TOP_K))
+                contenders = [
+                    Contender("ours", "ours", timed(_retrieving(client, found))),
+                    Contender("bare gRPC stream of 8 MiB", "floor", stream, (Target("ratio", 1.2),)),
+                ]
+                title = f"retrieve 8 x 1 MiB among {chunks:,}, loopback TCP"
+                yield from compare(NETWORK, title, contenders, bench.n(100))
+    finally:
+        bench.clear(folder)
+
+
+def _same_host(bench: Bench, folder: Path, client: kvbank.Client, found: material.Vectors) -> Iterator[Result]:
+    search, search_and_copy = _floors(found)
+    contenders = [
+        Contender("ours", "ours", timed(_retrieving(client, found))),
+        Contender("FAISS flat, in process", "floor", timed(search), (Target("difference", 1.3),)),
+        Contender("FAISS flat, and memcpy of 8 MiB", "floor", timed(search_and_copy)),
+    ]
+    with ExitStack() as stack:
+        bench.say("fill Redis")
+        arguments = (str(folder), str(len(found)), str(_WITH_KV), str(material.MIB))
+        if pair := bench.peer(stack, SAME_HOST, "faiss_redis", *arguments, needs="redis-server"):
+            targets = (Target("ratio", 1 / 4),)
+            once = partial(_asking, pair, count())
+            contenders.append(Contender("FAISS flat, then Redis MGET", "peer", once, targets))
+        bench.say("retrieve on the same host")
+        title = f"retrieve 8 x 1 MiB among {len(found):,}, same host, verified"
+        yield from compare(SAME_HOST, title, contenders, bench.n(100))
+
+
+def _asking(worker: Worker, turn: Iterator[int]) -> float:
+    return worker.time("retrieve", next(turn))
+
+
+def with_kv(chunks: int) -> list[int]:
+    """Which vectors have K-V of 1 MiB: the first clusters."""
+    clusters = chunks // material.CLUSTER
+    return [number for number in range(chunks) if number % clusters < _WITH_KV]
+
+
+def _fill(client: kvbank.Client, found: material.Vectors) -> None:
+    large = set(with_kv(len(found)))
+    token = material.tensors(1, tokens=1)
+
+    def chunks() -> Iterator[kvbank.NewChunk]:
+        for number, vector in enumerate(found):
+            yield kvbank.NewChunk(vector, material.tensors(1, seed=number) if number in large else token)
+
+    client.create_bank("chunks", kv=spec(1), embedding=EMBEDDING)
+    writer(client, "chunks")(chunks())
+
+
+def _retrieving(client: kvbank.Client, found: material.Vectors) -> Callable[[], None]:
+    queries = cycle(material.near(found[with_kv(len(found))], 256))
+
+    def retrieve() -> None:
+        answer = client.retrieve("chunks", next(queries), top_k=_TOP_K, reader_digest=READER, embedder_digest=EMBEDDER)
+        assert sum(_size(chunk) for chunk in answer.chunks.values()) > _TOP_K * material.MIB
+
+    return retrieve
+
+
+def _size(chunk: kvbank.Chunk) -> int:
+    assert chunk.tensors is not None
+    return sum(tensor.nbytes for tensor in chunk.tensors.values())
+
+
+def _floors(found: material.Vectors) -> tuple[Callable[[], None], Callable[[], None]]:
+    faiss.omp_set_num_threads(1)  # with two on two busy cores it takes about four times as long
+    index = faiss.IndexFlatIP(material.DIMENSION)
+    index.add(found)
+    queries = cycle(material.near(found[with_kv(len(found))], 256))
+    parts = cycle(np.random.default_rng(0).integers(256, size=(8, _TOP_K * material.MIB), dtype=np.uint8))
+    target = np.empty(_TOP_K * material.MIB, np.uint8)
+
+    def search() -> None:
+        index.search(next(queries)[None], _TOP_K)
+
+    def search_and_copy() -> None:
+        search()
+        np.copyto(target, next(parts))
+
+    return search, search_and_copy

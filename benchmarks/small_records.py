@@ -1,0 +1,101 @@
+"""Row 5: durable small records, embedding of 384 and 200 characters of text; one at a time, and many at once.
+
+One at a time: each call returns when its record is durable. Many: ours is one pipelined stream that acknowledges each
+record on its own, the peers' is one call of all records.
+"""
+
+import os
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
+from functools import partial
+from itertools import count
+from pathlib import Path
+
+import kvbank
+from benchmarks import material
+from benchmarks.bench import Bench
+from benchmarks.lines import Worker
+from benchmarks.pair import Contender, Result, Target, compare, timed
+from benchmarks.service import EMBEDDING, connected, writer
+
+ROW = "small_records"
+_PEERS = {
+    "milvus_records": "milvus-lite, no fsync",
+    "lance_records": "LanceDB, no fsync",
+    "qdrant_records": "qdrant-client local",
+    "redis_records": "Redis, appendfsync always",
+}
+
+
+def run(bench: Bench) -> Iterator[Result]:
+    """Ours with durability fsync; every peer at its default, but Redis, whose default loses a second."""
+    folder = bench.scratch(ROW)
+    with ExitStack() as stack:
+        stack.callback(bench.clear, folder)
+        client = stack.enter_context(connected(folder))
+        client.create_bank("records", kv=None, embedding=EMBEDDING)
+        peers: dict[str, Worker] = {}
+        for module, name in _PEERS.items():
+            needs = "redis-server" if module == "redis_records" else None
+            if worker := bench.peer(stack, ROW, module, str(folder), needs=needs):
+                peers[name] = worker
+        database = stack.enter_context(closing(_sqlite(folder / "floor.db")))
+        for operation, records, rounds in (("single", 50, 16), ("batch", 500, 16)):
+            bench.say(f"records, {operation}")
+            floor = _append(folder / "floor.log") if operation == "single" else _insert(database)
+            about = "append and fsync" if operation == "single" else "SQLite, one commit for all"
+            limit = (Target("ours", 2000.0, at_least=True),) if operation == "batch" else ()
+            contenders = [
+                Contender("ours", "ours", timed(partial(_ours(client, operation), records)), limit),
+                Contender(about, "floor", timed(partial(floor, records))),
+            ]
+            contenders += [
+                Contender(name, "peer", partial(worker.time, operation, records)) for name, worker in peers.items()
+            ]
+            title = "durable small records, " + ("one at a time" if operation == "single" else f"{records} at once")
+            yield from compare(ROW, title, contenders, bench.n(rounds), records)
+
+
+def _ours(client: kvbank.Client, operation: str) -> Callable[[int], None]:
+    write, found = writer(client, "records", reader=""), material.vectors(1000)
+
+    def single(records: int) -> None:
+        for vector in found[:records]:
+            write([kvbank.NewChunk(vector, text=material.TEXT)])
+
+    def batch(records: int) -> None:
+        write(kvbank.NewChunk(vector, text=material.TEXT) for vector in found[:records])
+
+    return single if operation == "single" else batch
+
+
+def _append(path: Path) -> Callable[[int], None]:
+    data = material.TEXT.encode() + bytes(4 * material.DIMENSION)
+
+    def append(records: int) -> None:
+        with path.open("ab", buffering=0) as file:
+            for _ in range(records):
+                file.write(data)
+                os.fsync(file.fileno())
+
+    return append
+
+
+def _sqlite(path: Path) -> sqlite3.Connection:
+    database = sqlite3.connect(path)
+    database.execute("PRAGMA journal_mode=WAL")
+    database.execute("PRAGMA synchronous=FULL")
+    database.execute("CREATE TABLE records (id INTEGER PRIMARY KEY, text, embedding)")
+    return database
+
+
+def _insert(database: sqlite3.Connection) -> Callable[[int], None]:
+    serial = count()
+
+    def insert(records: int) -> None:
+        rows = [(next(serial), material.TEXT, bytes(4 * material.DIMENSION)) for _ in range(records)]
+        with database:
+            database.executemany("INSERT INTO records VALUES (?, ?, ?)", rows)
+
+    return insert

@@ -1,0 +1,58 @@
+"""The benchmarks run through and say what they measured; how fast anything is, is not tested."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+
+
+def run(*arguments: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, "-m", "benchmarks", *arguments], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+
+
+def measured(tmp_path: Path, row: str) -> dict[str, Any]:
+    """The file of a run of two rounds."""
+    out = tmp_path / "bench.json"
+    ended = run("--quick", "--only", row, "--rounds", "2", "--out", str(out), "--json")
+    assert ended.returncode == 0, ended.stderr
+    document: dict[str, Any] = json.loads(out.read_text())
+    assert json.loads(ended.stdout) == document
+    assert [path.name for path in tmp_path.iterdir()] == ["bench.json"]
+    return document
+
+
+def test_a_row_is_measured_and_written(tmp_path: Path) -> None:
+    document = measured(tmp_path, "same_host_fetch")
+    assert document["machine"]["cores"] > 0
+    for entry in document["results"]:
+        assert entry["row"] == "same_host_fetch"
+        assert entry["unit"] == "ms"
+        assert entry["n"] == 2
+        assert entry["ours"] > 0
+        assert entry["ratio"] == entry["ours"] / entry["floor"]
+        assert entry["load_average"] >= 0
+        assert entry["against"]
+    judged = [(entry, target) for entry in document["results"] for target in entry["targets"]]
+    assert judged
+    for entry, target in judged:
+        assert target["of"] == "ours"
+        assert target["met"] == (entry["ours"] <= target["limit"])
+
+
+def test_what_is_left_out_is_said(tmp_path: Path) -> None:
+    skipped = measured(tmp_path, "same_host_fetch")["skipped"]
+    assert {(item["what"], item["why"]) for item in skipped} == {
+        ("lmcache_blobs", "floors only"),
+        ("redis_blobs", "floors only"),
+    }
+
+
+def test_an_unknown_row_is_refused() -> None:
+    ended = run("--only", "nonsense")
+    assert ended.returncode == 2
+    assert "nonsense" in ended.stderr
