@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from model_worker.attachment import Attachment, attach
     from model_worker.cache import MemoryCache
+    from model_worker.local import TovaRule
     from model_worker.memory import Memory
     from model_worker.model import Losses, MemoryModel
 
-__all__ = ["Attachment", "Losses", "Memory", "MemoryCache", "MemoryModel", "attach"]
+__all__ = ["Attachment", "Losses", "Memory", "MemoryCache", "MemoryModel", "TovaRule", "attach"]
 
 _HOME = {
     "Attachment": "attachment",
@@ -25,6 +26,7 @@ _HOME = {
     "Memory": "memory",
     "MemoryCache": "cache",
     "MemoryModel": "model",
+    "TovaRule": "local",
 }
 
 

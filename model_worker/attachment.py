@@ -9,12 +9,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from model_worker.attention import Backend, retrieval_causal_attention
+from model_worker.attention import Backend
 from model_worker.digest import Reader, reader_of, state_token
 from model_worker.errors import InputError, ReaderChanged, UnsupportedModel
 from model_worker.probe import LayerReport, probe
@@ -67,7 +68,7 @@ class Attachment:
     ):
         self.model, self.plan, self.reports, self.ropes, self.reader = model, plan, reports, ropes, reader
         self.gates = dict(gates)
-        self._backend, self._tokenizer = backend, tokenizer
+        self._backend, self.tokenizer = backend, tokenizer
         self._state = state_token(model)
         self._handles = [decoder_of(model).register_forward_pre_hook(self._before_forward, with_kwargs=True)]
         for layer in plan.memory_layers:
@@ -96,12 +97,22 @@ class Attachment:
         """Positions the model was trained for, where its configuration says."""
         return getattr(self.model.config, "max_position_embeddings", None)  # type: ignore[union-attr]
 
+    def as_mask(self, seen: Tensor, query: Tensor) -> Tensor:
+        """Who sees whom, bool `[B, 1 or Hkv, Q, L]`, in the form that the model's backend takes."""
+        if seen.shape[1] > 1:
+            seen = seen.repeat_interleave(query.shape[1] // seen.shape[1], dim=1)
+        if self._backend == "sdpa":
+            return seen
+        return torch.zeros(seen.shape, dtype=query.dtype, device=query.device).masked_fill(
+            ~seen, torch.finfo(query.dtype).min
+        )
+
     def check_unchanged(self) -> None:
         """Raise ReaderChanged when the model is no longer the one whose digest its K-V carry."""
         state = state_token(self.model)
         if state == self._state:
             return
-        now = reader_of(self.model, self._tokenizer)
+        now = reader_of(self.model, self.tokenizer)
         if now.digest != self.reader.digest:
             changed = [part for part, value in now.parts.items() if value != self.reader.parts[part]]
             raise ReaderChanged(
@@ -242,9 +253,7 @@ def _register(backend: str) -> str:
             own = _own_attention(backend, module)
             if kvbank is None:
                 return own(module, query, key, value, attention_mask, **kwargs)
-            kvbank.observe(module, query, key, value, kwargs)
-            retrieved = kvbank.retrieved(module.layer_idx)
-            return retrieval_causal_attention(own, module, query, key, value, attention_mask, retrieved, **kwargs)
+            return kvbank.attend(own, module, query, key, value, attention_mask, **kwargs)  # type: ignore[no-any-return]
 
         AttentionInterface.register(name, attention)
         AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[backend])

@@ -1,4 +1,4 @@
-"""The cache of a model with memory: a bounded local window, what it captured, and what it retrieved.
+"""The cache of a model with memory: a bounded local context, what it captured, and what it retrieved.
 
 This file owns the order of one forward: make room (what leaves the window is remembered), recall, rebase, attend. The
 decoder's pre-hook calls `before_forward`, so the order also holds inside `generate()`.
@@ -14,12 +14,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 from transformers import Cache
-from transformers.cache_utils import DynamicLayer
 
 from model_worker.attachment import Attachment
-from model_worker.attention import RetrievedKV
+from model_worker.attention import Backend, RetrievedKV
 from model_worker.capture import Captured, LayerCapture
 from model_worker.errors import InputError
+from model_worker.local import LocalLayer, TovaLayer, TovaRule
 from model_worker.probe import LAYOUTS
 from model_worker.view import ForwardState, ForwardView
 
@@ -29,7 +29,7 @@ class RecalledChunk:
     """A chunk that attention may use.
 
     start: offset of the chunk in its source. layers: memory layer -> (keys `[Hkv, m, D]` before RoPE, values
-    `[Hkv, m, D]`, offsets `[m]` of the kept tokens inside the chunk).
+    `[Hkv, m, D]`, offsets `[m]` or `[Hkv, m]` of the kept tokens inside the chunk).
     """
 
     chunk_id: int
@@ -58,61 +58,15 @@ class MemoryPort(Protocol):
 
 @dataclass(slots=True)
 class _Block:
-    """Recalled K-V of one memory layer, unrotated and padded over the batch. offsets: `[B, R]`, in the source."""
+    """Recalled K-V of one memory layer, unrotated and padded over the batch.
+
+    offsets: `[B, 1 or Hkv, R]`, in the source.
+    """
 
     keys: Tensor
     values: Tensor
     offsets: Tensor
     valid: Tensor
-
-
-_PARTS = ("keys", "values", "raw_keys", "raw_queries")
-
-
-class LocalLayer(DynamicLayer):
-    """One layer's local window. Keeps unrotated keys (and queries) beside the rotated ones where asked."""
-
-    is_croppable = False  # what has left the window cannot be rolled back to
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.dropped = 0
-        self.raw_keys: Tensor | None = None
-        self.raw_queries: Tensor | None = None
-
-    @property
-    def physical(self) -> int:
-        """Tokens in the window."""
-        return super().get_seq_length()
-
-    def get_seq_length(self) -> int:
-        """Logical length: all tokens ever seen."""
-        return self.dropped + self.physical
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.physical + query_length, self.dropped
-
-    def drop(self, count: int) -> None:
-        """Forget the oldest `count` tokens."""
-        self.dropped += count
-        for name in _PARTS:
-            tensor = getattr(self, name)
-            if tensor is not None and tensor.numel():
-                setattr(self, name, tensor[:, :, count:].contiguous())
-
-    def keep_raw(self, keys: Tensor, queries: Tensor | None) -> None:
-        """Append unrotated keys `[B, Hkv, Q, D]` and queries `[B, Hq, Q, D]` of the running forward."""
-        self.raw_keys = _append(self.raw_keys, keys)
-        if queries is not None:
-            self.raw_queries = _append(self.raw_queries, queries)
-
-    def reset(self) -> None:
-        super().reset()
-        self.dropped, self.raw_keys, self.raw_queries = 0, None, None
-
-
-def _append(old: Tensor | None, new: Tensor) -> Tensor:
-    return new if old is None else torch.cat([old, new], dim=2)
 
 
 class MemoryCache(Cache, ForwardState):
@@ -123,6 +77,9 @@ class MemoryCache(Cache, ForwardState):
     not fit. A prompt fed in one call attends to itself in full, whatever the window: feed it in chunks.
     Sliding-window layers bound the window to theirs. start: offset of the first token in its source, when a
     conversation goes on whose earlier tokens are in the bank already.
+    local: None to attend to the window, or the rule by which each layer keeps m tokens of whatever age (TOVA). Chunks
+    still leave for the memory with the window, so that both are bounded; old tokens keep their distance, as in the
+    paper, also beyond the trained length.
     """
 
     def __init__(
@@ -132,15 +89,19 @@ class MemoryCache(Cache, ForwardState):
         *,
         window: int | None = None,
         start: int = 0,
+        local: TovaRule | None = None,
     ):
         sliding = [r.sliding_window for r in attachment.reports if r.sliding_window]
+        if sliding and local is not None:
+            raise InputError("a model with sliding-window layers keeps its window; it takes no local rule")
         if sliding:
             window = min([*sliding, *([window] if window is not None else [])])
         smallest = 1 if memory is None else memory.chunk
         if window is not None and window < smallest:
             raise InputError(f"the window of {window} tokens is smaller than a chunk of {smallest}")
-        super().__init__(layers=[LocalLayer() for _ in attachment.reports])
-        self.attachment, self.memory, self.window, self._start = attachment, memory, window, start
+        super().__init__(layers=[LocalLayer() if local is None else TovaLayer(local) for _ in attachment.reports])
+        self.attachment, self.memory, self.window, self.local = attachment, memory, window, local
+        self._start = start
         self._ids = self._valid = self._positions = torch.empty(0, 0)
         self._recent: list[list[int]] = []
         self._since_recall: int | None = None
@@ -163,7 +124,7 @@ class MemoryCache(Cache, ForwardState):
         self._rebase(logical, valid)
         positions = logical - self._shift
         self._record(ids, valid, positions)
-        view = _CacheView(self, self._retrieved())
+        view = _CacheView(self, self._retrieved(), positions, valid)
         return {**kwargs, "position_ids": positions, "kvbank": view}
 
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
@@ -229,17 +190,19 @@ class MemoryCache(Cache, ForwardState):
         """
         if self.window is None or not bool(valid.any()):
             return
-        if not self.physical:
+        if not self.layers[0].held:
             self._move_to(int(logical[valid].min()))
             return
         trained = self.attachment.trained_length
-        if trained is None or int(logical.max()) - self._shift < trained or not bool(self._valid.any()):
+        if trained is None or int(logical.max()) - self._shift < trained:
             return
-        delta = int(self._positions[self._valid].min())
-        moved = self._positions - delta
+        live = self._positions[self._valid] if self.physical else logical[valid] - self._shift
+        if not live.numel():
+            return
+        delta = int(live.min())
         for index, layer in enumerate(self.layers):
-            layer.keys = self.attachment.ropes[index].move(layer.keys, self._positions, moved)
-        self._positions = moved
+            layer.move(self.attachment.ropes[index], self._positions, delta)
+        self._positions = self._positions - delta
         self._move_to(self._shift + delta)
 
     def _move_to(self, shift: int) -> None:
@@ -272,6 +235,8 @@ class MemoryCache(Cache, ForwardState):
         self._check_whole()
         while self.physical:
             self._leave(self.physical if self.memory is None else min(self.memory.chunk, self.physical))
+        for layer in self.layers:
+            layer.clear()
 
     def _leave(self, count: int) -> None:
         """The oldest `count` columns leave: captured for the memory without their pads, then dropped."""
@@ -292,7 +257,7 @@ class MemoryCache(Cache, ForwardState):
         layers = {}
         for index in self.attachment.plan.memory_layers:
             layer = self.layers[index]
-            layers[index] = LayerCapture(pick(layer.raw_keys), pick(layer.values), pick(layer.raw_queries))  # type: ignore[arg-type]
+            layers[index] = LayerCapture(pick(layer.raw_keys), pick(layer.window_values), pick(layer.raw_queries))  # type: ignore[arg-type]
         start = int(self._positions[row, :count][valid][0]) + self._shift + self._start
         context = "isolated" if self._alone else "window"
         return Captured(self._ids[row, :count][valid].tolist(), start, layers, context)
@@ -353,7 +318,7 @@ class MemoryCache(Cache, ForwardState):
             order = block.valid.long().cumsum(-1)
             positions = first[:, None] - order[:, -1:] + order - 1
         else:
-            positions = block.offsets - self._start - self._shift
+            positions = block.offsets - self._start - self._shift  # by head, where heads keep different tokens
         keys = self.attachment.ropes[layer].rotate(block.keys, positions)
         valid = None if bool(block.valid.all()) else block.valid
         return RetrievedKV(keys, block.values, valid, self.attachment.gates.get(layer))
@@ -368,7 +333,7 @@ class MemoryCache(Cache, ForwardState):
         found["recent"] = torch.tensor(self._recent[0], dtype=torch.long)
         found["since_recall"] = torch.tensor(self._since_recall or 0)
         for index, layer in enumerate(self.layers):
-            for name in _PARTS:
+            for name in layer.parts:
                 if getattr(layer, name) is not None:
                     found[f"layer.{index}.{name}"] = getattr(layer, name)
         for index, block in self._blocks.items():
@@ -385,9 +350,8 @@ class MemoryCache(Cache, ForwardState):
         self._recent, self._since_recall = [state["recent"].tolist()], int(state["since_recall"])
         self._shift = -int(self._positions[0, 0])
         for index, layer in enumerate(self.layers):
-            layer.lazy_initialization(state[f"layer.{index}.keys"], state[f"layer.{index}.values"])
-            for name in _PARTS:
-                setattr(layer, name, state.get(f"layer.{index}.{name}"))
+            own = {name: state[f"layer.{index}.{name}"] for name in layer.parts if f"layer.{index}.{name}" in state}
+            layer.restore(own, self._ids.shape[1])
         for index in {int(name.split(".")[1]) for name in state if name.startswith("block.")}:
             self._blocks[index] = _Block(*(state[f"block.{index}.{part.name}"] for part in fields(_Block)))
 
@@ -405,9 +369,31 @@ class MemoryCache(Cache, ForwardState):
 
 
 class _CacheView(ForwardView):
-    def __init__(self, cache: MemoryCache, retrieved: Mapping[int, RetrievedKV]):
+    def __init__(self, cache: MemoryCache, retrieved: Mapping[int, RetrievedKV], positions: Tensor, valid: Tensor):
         super().__init__(retrieved)
-        self._cache = cache
+        self._cache, self._positions, self._valid = cache, positions, valid
+
+    def attend(
+        self,
+        backend: Backend,
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        """What a layer holds may differ from the window that `mask` was made for; it is cut down after attention."""
+        index = int(module.layer_idx)  # type: ignore[arg-type]
+        layer = self._cache.layers[index]
+        if not isinstance(layer, TovaLayer):
+            return super().attend(backend, module, query, key, value, mask, **kwargs)
+        seen = layer.follow(self._positions, self._valid)
+        if layer.held > query.shape[2]:
+            mask = None if seen is None else self._cache.attachment.as_mask(seen, query)
+        result = super().attend(backend, module, query, key, value, mask, **kwargs)
+        layer.reduce(query, self._cache.attachment.reports[index].scaling)
+        return result
 
     def observe(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, kwargs: Mapping[str, Any]) -> None:
         """Keep unrotated keys of memory layers; transformers has put the rotated ones into the layer already."""
@@ -420,8 +406,8 @@ class _CacheView(ForwardView):
             keys = LAYOUTS[report.layout](self.projections.pop(layer), report.kv_heads, report.head_dim)
         else:
             keys = rope.unrotate(key[:, :, -new:], *rotation)
-        queries = rope.unrotate(query, *rotation) if self._cache.memory.needs_queries else None
-        self._cache.layers[layer].keep_raw(keys.detach(), None if queries is None else queries.detach())
+        queries = rope.unrotate(query, *rotation).detach() if self._cache.memory.needs_queries else None
+        self._cache.layers[layer].keep_raw(keys.detach(), value[:, :, -new:].detach(), queries)
 
 
 def _block(rows: Sequence[Sequence[RecalledChunk]], layer: int, like: Tensor) -> _Block:
@@ -429,10 +415,11 @@ def _block(rows: Sequence[Sequence[RecalledChunk]], layer: int, like: Tensor) ->
     length = max(sum(keys.shape[1] for keys, *_ in row) for row in parts)
     heads, _, dim = next(keys.shape for row in parts for keys, *_ in row)
     shape = (len(rows), heads, length, dim)
+    own = heads if any(offsets.ndim == 2 for row in parts for _, _, offsets, _ in row) else 1
     block = _Block(
         torch.zeros(shape, dtype=like.dtype, device=like.device),
         torch.zeros(shape, dtype=like.dtype, device=like.device),
-        torch.zeros((len(rows), length), dtype=torch.long, device=like.device),
+        torch.zeros((len(rows), own, length), dtype=torch.long, device=like.device),
         torch.zeros((len(rows), length), dtype=torch.bool, device=like.device),
     )
     for index, row in enumerate(parts):
@@ -441,7 +428,7 @@ def _block(rows: Sequence[Sequence[RecalledChunk]], layer: int, like: Tensor) ->
             to = at + keys.shape[1]
             block.keys[index, :, at:to] = keys
             block.values[index, :, at:to] = values
-            block.offsets[index, at:to] = offsets + start
+            block.offsets[index, :, at:to] = offsets + start
             block.valid[index, at:to] = True
             at = to
     return block

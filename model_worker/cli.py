@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -18,11 +19,15 @@ Model = Annotated[str, typer.Option(help="kvbank-small (shipped), a model folder
 
 def register(app: typer.Typer) -> None:
     """Add the worker's commands to the `kvbank` command line."""
+    from model_worker.eval_cli import evaluation
+    from model_worker.homer_cli import homer
     from model_worker.session_cli import register_session_commands
 
     app.command("demo")(demo)
     app.command("layers")(layers)
     app.command("compressors")(compressors)
+    app.add_typer(homer, name="homer")
+    app.add_typer(evaluation, name="eval")
     register_session_commands(app)
 
 
@@ -142,19 +147,19 @@ def layers(
 
 
 def compressors(as_json: JSON = False) -> None:
-    """List the compressors with their paper and cost."""
+    """List the compressors: how to ask for each, what it keeps, its paper and its cost."""
     _quiet()
     from model_worker.compress import REGISTRY, usage
 
-    rows = [{"write": usage(name), "paper": m.paper, "cost": m.cost} for name, m in REGISTRY.items()]
+    rows = [{"write": usage(name), "keeps": m.about, "paper": m.paper, "cost": m.cost} for name, m in REGISTRY.items()]
     if as_json:
         print(json.dumps(rows, indent=2))
         return
     table = Table()
-    for column in ("write", "paper", "cost"):
-        table.add_column(column)
+    for column in ("write", "keeps", "paper", "cost"):
+        table.add_column(column, overflow="fold")
     for row in rows:
-        table.add_row(*row.values())
+        table.add_row(*(escape(text) for text in row.values()))
     Console().print(table)
 
 

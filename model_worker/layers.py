@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from model_worker.attachment import Attachment, attach
 from model_worker.cache import MemoryCache, RecalledChunk
-from model_worker.memory import encode
+from model_worker.encoding import encode
 from model_worker.probe import LayerReport
 
 _CUE = 8

@@ -4,19 +4,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from model_worker.errors import InputError, ModelNotFound
+from model_worker.rope_scaling import scale_rope
 
 SHIPPED = "kvbank-small"
 _ASSETS = Path(__file__).parent / "assets"
 
 
-def load_model(name: str = SHIPPED, *, device: str = "cpu", dtype: str | None = None) -> tuple[Any, Any]:
+def load_model(
+    name: str = SHIPPED, *, device: str = "cpu", dtype: str | None = None, rope: str | None = None
+) -> tuple[Any, Any]:
     """`(model, tokenizer)`, in eval mode on `device`.
 
-    dtype: a torch dtype's name; by default float32 for the shipped model on a CPU and as stored otherwise. Raises
-    ModelNotFound in one line where transformers would print a page.
+    dtype: a torch dtype's name; by default float32 for the shipped model on a CPU and as stored otherwise. rope:
+    `linear:F`, `ntk:F` or `yarn:F` for F times the trained length (see rope_scaling.py). Raises ModelNotFound in one
+    line where transformers would print a page.
     """
     folder = _ASSETS / name if name == SHIPPED else Path(name)
     source = str(folder) if folder.is_dir() else name
@@ -30,7 +34,12 @@ def load_model(name: str = SHIPPED, *, device: str = "cpu", dtype: str | None = 
         raise InputError(f"dtype {chosen!r} is not one of torch's, such as bfloat16")
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=wanted)
+        config = AutoConfig.from_pretrained(source)
+        if rope is not None:
+            scale_rope(config, rope)
+        model = AutoModelForCausalLM.from_pretrained(source, config=config, dtype=wanted)
+    except InputError:
+        raise
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelNotFound(f"model {name!r} cannot be loaded: {reason}") from None

@@ -13,6 +13,7 @@ import warnings
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,12 +21,13 @@ import xxhash
 from torch import Tensor
 
 import kvbank
-from model_worker.attachment import Attachment, decoder_of
-from model_worker.cache import MemoryCache, RecalledChunk
+from model_worker.attachment import Attachment
+from model_worker.cache import RecalledChunk
 from model_worker.capture import Captured
 from model_worker.compress import Compressor, Payload
 from model_worker.compress import compressor as compressor_named
 from model_worker.embedding import Embedder, LexicalEmbedder
+from model_worker.encoding import encode
 from model_worker.errors import BankMismatch, InputError, SpoolFull
 from model_worker.payload_cache import PayloadCache
 from model_worker.spool import Spool, Spooled
@@ -184,7 +186,8 @@ class Memory:
         for row, captured in enumerate(rows):
             if captured is None:
                 continue
-            if self.context == "isolated" and captured.context != "isolated":
+            alone = self.context == "isolated" and not self.compressor.encodes  # else it runs the model itself
+            if alone and captured.context != "isolated":
                 captured = encode(self.attachment, captured.token_ids, captured.start, self.needs_queries)  # noqa: PLW2901
             self._write(self._bank_of(row), self._new_chunk(captured))
 
@@ -192,7 +195,8 @@ class Memory:
         payload = self.compressor.compress(captured, self.attachment)
         text = str(self.tokenizer.decode(captured.token_ids))  # type: ignore[attr-defined]
         tensors = self._tensors(payload)
-        self._account(captured, tensors)
+        self._account(len(captured), tensors)
+        key: dict[str, Any] = {} if self.source is None else {"idempotency_key": self._key(captured)}
         return kvbank.NewChunk(
             embedding=self.embedder.embed([text])[0],
             tensors=tensors,
@@ -202,9 +206,12 @@ class Memory:
             text=text,
             metadata=self.metadata,
             producer=kvbank.Producer(
-                payload.method, payload.version, captured.context, measured_loss=payload.measured_loss
+                payload.method,
+                payload.version,
+                "isolated" if self.compressor.encodes else captured.context,
+                measured_loss=payload.measured_loss,
             ),
-            **({} if self.source is None else {"idempotency_key": self._key(captured)}),
+            **key,
         )
 
     def _key(self, captured: Captured) -> bytes:
@@ -215,16 +222,15 @@ class Memory:
         for layer, (keys, values, offsets) in payload.layers.items():
             tensors[f"k.{layer}"] = to_numpy(keys.to(self._dtype))
             tensors[f"v.{layer}"] = to_numpy(values.to(self._dtype))
-            tensors[f"pos.{layer}"] = to_numpy(offsets)
+            tensors[f"pos.{layer}"] = to_numpy(offsets.to(torch.int32))
         return tensors
 
-    def _account(self, captured: Captured, tensors: Mapping[str, np.ndarray]) -> None:
-        element = self._dtype.itemsize
-        before = sum(2 * layer.keys.numel() * element for layer in captured.layers.values())
-        self.stats.tokens += len(captured)
-        self.stats.stored_tokens += max(array.shape[1] for name, array in tensors.items() if name[0] == "k")
-        self.stats.bytes_before += before
-        self.stats.bytes_after += sum(array.nbytes for name, array in tensors.items() if name[:3] != "pos")
+    def _account(self, tokens: int, tensors: Mapping[str, np.ndarray]) -> None:
+        pairs = [array for name, array in tensors.items() if name[:3] != "pos"]
+        self.stats.tokens += tokens
+        self.stats.stored_tokens += max(array.shape[1] for array in pairs)
+        self.stats.bytes_before += sum(tokens * array.nbytes // array.shape[1] for array in pairs)
+        self.stats.bytes_after += sum(array.nbytes for array in pairs)
 
     def _write(self, bank: str, chunk: kvbank.NewChunk) -> None:
         new = Spooled(bank, chunk, self.attachment.reader.digest, self.embedder.digest)
@@ -375,36 +381,6 @@ class Memory:
         recalled = RecalledChunk(chunk.chunk_id, chunk.start, layers)
         self._payloads.put(self._store_id, chunk.checksum, recalled)
         return recalled
-
-
-class _Keeper:
-    """The memory of a forward whose only purpose is what it captures."""
-
-    cadence, query_tokens, query = 1, 0, "past"
-
-    def __init__(self, chunk: int, needs_queries: bool):
-        self.chunk, self.needs_queries = chunk, needs_queries
-        self.captured: Captured | None = None
-
-    def remember(self, rows: Sequence[Captured | None]) -> None:
-        self.captured = rows[0]
-
-    def recall(self, rows: Sequence[Sequence[int]]) -> None:
-        return None
-
-
-def encode(attachment: Attachment, token_ids: list[int], start: int = 0, needs_queries: bool = False) -> Captured:
-    """What the model makes of a chunk on its own: one forward without memory."""
-    keeper = _Keeper(len(token_ids), needs_queries)
-    cache = MemoryCache(attachment, keeper, window=len(token_ids))
-    device = next(attachment.model.parameters()).device
-    with torch.no_grad():
-        decoder_of(attachment.model)(
-            input_ids=torch.tensor([token_ids], device=device), past_key_values=cache, use_cache=True
-        )
-    cache.flush()
-    assert keeper.captured is not None
-    return Captured(token_ids, start, keeper.captured.layers, "isolated")
 
 
 def _check_fits(bank: kvbank.Bank, wanted: kvbank.KVSpec, embedding: kvbank.EmbeddingSpec, dtype: str | None) -> None:

@@ -11,8 +11,9 @@ from torch import Tensor
 import kvbank
 from model_worker.attachment import Attachment, attach, decoder_of
 from model_worker.cache import MemoryCache
+from model_worker.capture import Captured
 from model_worker.chunking import chunks, sentence_ends
-from model_worker.compress import Compressor
+from model_worker.compress import Compressor, local_rule
 from model_worker.embedding import Embedder, embedder
 from model_worker.errors import InputError
 from model_worker.loading import SHIPPED, load_model
@@ -45,6 +46,8 @@ class MemoryModel:
 
     memory: `host:port`, a folder, or a client (which is then not closed). Unless `strict`, chunks wait in a spool while
     the service is away: a folder of the user's for this bank, or `spool`. window: local tokens; at least a chunk.
+    local: `tova:m=N` lets each layer attend to N local tokens of whatever age instead of the window, when generating
+    and measuring losses (what stays is the local rule's choice; what is remembered still leaves with the window).
     attach_options go to `attach`. See `Memory` for the other settings; those left out come from the model's `kvbank`
     configuration entry, where it has one.
     """
@@ -61,6 +64,7 @@ class MemoryModel:
         top_k: int | None = None,
         embed: str | Embedder = "lexical",
         compressor: str | Compressor = "none",
+        local: str | None = None,
         capacity: kvbank.Capacity | None = None,
         policy: kvbank.Policy | None = None,
         store_dtype: str | None = None,
@@ -71,6 +75,7 @@ class MemoryModel:
         made_for = getattr(model.config, "kvbank", None) or {}
         self.chunk = int(made_for.get("chunk", 64)) if chunk is None else chunk
         self.window = int(made_for.get("window", max(256, self.chunk))) if window is None else window
+        self.local = local_rule(local)
         self._owned = not isinstance(memory, kvbank.Client)
         self._memory_options = {
             "embedder": embedder(embed) if isinstance(embed, str) else embed,
@@ -95,26 +100,37 @@ class MemoryModel:
 
     @classmethod
     def from_pretrained(
-        cls, name: str = SHIPPED, *, device: str = "cpu", dtype: str | None = None, **options: Any
+        cls,
+        name: str = SHIPPED,
+        *,
+        device: str = "cpu",
+        dtype: str | None = None,
+        rope: str | None = None,
+        **options: Any,
     ) -> Self:
-        """Load the shipped model, a folder or a hub id, and attach it. options as in the constructor."""
-        return cls(*load_model(name, device=device, dtype=dtype), **options)
+        """Load the shipped model, a folder or a hub id, and attach it. rope as in `load_model`; options: see above."""
+        return cls(*load_model(name, device=device, dtype=dtype, rope=rope), **options)
 
     # -- reading --------------------------------------------------------------------------------------------------
 
     def read(self, text: Text, progress: Progress | None = None, *, memory: Memory | None = None) -> int:
         """Read a long text into the bank: cut, recall, encode, compress, write. Returns the number of tokens.
 
-        Each chunk sees itself and what it recalled, as in MemLong, and ends at the end of a sentence where it can.
+        Each chunk sees itself and what it recalled, as in MemLong, and ends at the end of a sentence where it can. A
+        compressor that runs the model itself sees the chunk alone.
         progress: called with (tokens done, tokens in all), between two chunks. memory: another than this model's own.
         """
         ids = self.ids(text)
-        cache = MemoryCache(self.attachment, memory or self.memory, window=self.chunk)
+        memory = memory or self.memory
+        cache = MemoryCache(self.attachment, memory, window=self.chunk)
         done = 0
         for block in chunks(ids, self.chunk, sentence_ends(self.tokenizer)):
-            with torch.no_grad():
-                decoder_of(self.model)(input_ids=self._tensor([block]), past_key_values=cache, use_cache=True)
-            cache.flush()
+            if memory.compressor.encodes:
+                memory.remember([Captured(block, done, {}, "isolated")])
+            else:
+                with torch.no_grad():
+                    decoder_of(self.model)(input_ids=self._tensor([block]), past_key_values=cache, use_cache=True)
+                cache.flush()
             done += len(block)
             if progress is not None:
                 progress(done, len(ids))
@@ -129,7 +145,7 @@ class MemoryModel:
         ids = self.ids(text)
         if len(ids) < 2:
             raise InputError("a loss needs a text of at least two tokens")
-        cache = MemoryCache(self.attachment, memory, window=self.window)
+        cache = MemoryCache(self.attachment, memory, window=self.window, local=self.local)
         nll = torch.cat(list(self._nll(ids, cache)))
         if memory is not None and remember_rest:
             cache.flush()
@@ -151,7 +167,7 @@ class MemoryModel:
     def cache(self, memory: Memory | bool = True) -> MemoryCache:
         """A fresh local window for `generate`: with this model's memory, with another, or (False) with none."""
         chosen = self.memory if memory is True else memory or None
-        return MemoryCache(self.attachment, chosen, window=self.window)
+        return MemoryCache(self.attachment, chosen, window=self.window, local=self.local)
 
     def generate(
         self, prompt: Text | Sequence[str], *, cache: MemoryCache | None = None, **options: Any

@@ -31,6 +31,11 @@ class Rope:
         """Layers with equal keys rotate alike, so that one rotated block serves them all."""
         return (id(self._rotary), self._layer_type)
 
+    @property
+    def rotates(self) -> bool:
+        """False for a layer without positions (NoPE)."""
+        return self._rotary is not None
+
     def cos_sin(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Angles in float32 for `positions` `[B, T]`, in the layout of the model."""
         assert self._rotary is not None
@@ -42,10 +47,12 @@ class Rope:
     def rotate(self, keys: Tensor, positions: Tensor) -> Tensor:
         """Unrotated `keys` `[B, H, T, D]` put at `positions` `[B, T]`; same dtype, computed in float32, rounded once.
 
-        Positions may be negative: RoPE depends on differences only.
+        positions `[B, H, T]`: each head its own. They may be negative: RoPE depends on differences only.
         """
         if self._rotary is None:
             return keys
+        if positions.ndim == 3:
+            return _by_head(self.rotate, keys, positions)
         return self._turn(keys.float(), *self.cos_sin(positions)).to(keys.dtype)
 
     def unrotate(self, keys: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -61,9 +68,11 @@ class Rope:
         return (self._turn(keys.float(), cos, -sin) / scale).to(keys.dtype)
 
     def move(self, keys: Tensor, positions: Tensor, to: Tensor) -> Tensor:
-        """Rotated `keys` at `positions` `[B, T]` moved to positions `to`; rounded once."""
+        """Rotated `keys` at `positions` `[B, T]` or `[B, H, T]` moved to positions `to`; rounded once."""
         if self._rotary is None:
             return keys
+        if positions.ndim == 3:
+            return _by_head(self.move, keys, positions, to)
         return self.rotate(self.unrotate(keys.float(), *self.cos_sin(positions)), to).to(keys.dtype)
 
     def _turn(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -78,3 +87,10 @@ class Rope:
         width = cos.shape[-1]
         turned = self._apply(x[..., :width], x[..., :width], cos, sin)[1]
         return torch.cat([turned, x[..., width:]], dim=-1)
+
+
+def _by_head(turn: Callable[..., Tensor], keys: Tensor, *positions: Tensor) -> Tensor:
+    """`turn` with positions `[B, 1 or H, T]`: heads become rows of a batch."""
+    if positions[0].shape[1] == 1:
+        return turn(keys, *(p[:, 0] for p in positions))
+    return turn(keys.flatten(0, 1)[:, None], *(p.flatten(0, 1) for p in positions)).view_as(keys)

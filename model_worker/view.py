@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from model_worker.attention import RetrievedKV
+from model_worker.attention import Backend, RetrievedKV, retrieval_causal_attention
 
 if TYPE_CHECKING:
     from model_worker.attachment import Attachment
@@ -31,6 +31,21 @@ class ForwardView:
     def retrieved(self, layer: int) -> RetrievedKV | None:
         """What `layer` attends to besides its local context."""
         return self._retrieved.get(layer)
+
+    def attend(
+        self,
+        backend: Backend,
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        """The attention of one layer, as `backend` would be called; query and key are rotated."""
+        self.observe(module, query, key, value, kwargs)
+        retrieved = self.retrieved(int(module.layer_idx))  # type: ignore[arg-type]
+        return retrieval_causal_attention(backend, module, query, key, value, mask, retrieved, **kwargs)
 
     def observe(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, kwargs: Mapping[str, Any]) -> None:
         """Called by the attention function with post-RoPE tensors, before attention."""

@@ -6,21 +6,21 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 
 from model_worker.capture import Captured
-from model_worker.compress.base import Payload
+from model_worker.compress.base import Compressor, Payload, take
 
 if TYPE_CHECKING:
     from model_worker.attachment import Attachment
 
 
 @dataclass(frozen=True)
-class Keep:
+class Keep(Compressor):
     """All tokens, as MemLong stores them."""
 
     name: ClassVar[str] = "none"
+    about: ClassVar[str] = "all tokens"
     paper: ClassVar[str] = "MemLong, arXiv 2408.16967"
     cost: ClassVar[str] = "nothing"
-    needs_queries: ClassVar[bool] = False
 
     def compress(self, captured: Captured, attachment: "Attachment") -> Payload:
-        offsets = torch.arange(len(captured), dtype=torch.int32)
-        return Payload({i: (c.keys, c.values, offsets) for i, c in captured.layers.items()}, "none")
+        whole = torch.arange(len(captured))
+        return Payload({i: take(c, whole) for i, c in captured.layers.items()}, self.spec, self.version)

@@ -1,58 +1,83 @@
-"""TOVA, one-shot: keep the tokens that the chunk's last token attends to most (arXiv 2401.06104, section 3.2).
+"""TOVA: keep the tokens that the last token attends to most (arXiv 2401.06104, section 3.2).
 
-Deviations from the authors' code: scores stay in float32; among equal scores the later token wins (torch.topk leaves
-it open); the chunk is reduced once, after one forward, which the paper does for prompts.
+One-shot (default): one forward over the chunk, then one reduction a layer, which the paper does for prompts. With
+`block=b` the chunk is fed b tokens at a time and every block is followed by a reduction; block=1 is the paper's online
+rule, under which later tokens see survivors only. The two keep different tokens and, above the first layer, different
+K-V of the same tokens.
+
+Deviations: scores stay in float32 (the authors' code rounds them to the model's dtype); among equal scores the later
+token wins (torch.topk leaves it open). Extensions that the paper only compares with: observers other than the last
+token, since the later query is unknown when a chunk is written, and one set a K-V head (`heads=own`). As in the
+authors' code, and not as in kvpress, the last token is not protected.
 """
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-import torch
 from torch import Tensor
 
 from model_worker.capture import Captured, LayerCapture
-from model_worker.compress.base import Payload
+from model_worker.compress.base import Payload, Selection, take
+from model_worker.compress.observe import observed
 from model_worker.errors import InputError
+from model_worker.local import TovaRule
+from model_worker.selection import kept_positions
 
 if TYPE_CHECKING:
     from model_worker.attachment import Attachment
 
 
 @dataclass(frozen=True)
-class Tova:
-    """m: tokens kept per layer."""
+class Tova(Selection):
+    """m: tokens kept per layer. observer: whose attention counts, `last`, `window:w` or `all`. heads: `shared` or
+    `own`. block: tokens a forward of the online rule; None for one-shot. The online rule observes within a block."""
 
-    m: int
+    observer: str = "last"
+    heads: str = "shared"
+    block: int | None = None
 
     name: ClassVar[str] = "tova"
+    about: ClassVar[str] = "the tokens that the chunk's last token attends to most"
     paper: ClassVar[str] = "TOVA, arXiv 2401.06104"
-    cost: ClassVar[str] = "one query times the chunk's keys, per memory layer"
-    needs_queries: ClassVar[bool] = True
+    cost: ClassVar[str] = "one query times the chunk's keys, per memory layer; with block=b a forward of its own"
 
     def __post_init__(self) -> None:
-        if self.m < 1:
-            raise InputError(f"tova keeps at least 1 token, not m={self.m}")
+        super().__post_init__()
+        if not re.fullmatch(r"last|all|window:[1-9]\d*", self.observer):
+            raise InputError(f"observer {self.observer!r} is not last, all or window:w with w of at least 1")
+        if self.heads not in ("shared", "own"):
+            raise InputError(f"heads {self.heads!r} is not shared or own")
+        if self.block is not None and self.block < 1:
+            raise InputError(f"a block has at least 1 token, not {self.block}")
+
+    @property
+    def needs_queries(self) -> bool:
+        return self.block is None
+
+    @property
+    def encodes(self) -> bool:
+        return self.block is not None
+
+    @property
+    def rule(self) -> TovaRule:
+        """The same choice for a cache at decode time."""
+        _, _, window = self.observer.partition(":")
+        return TovaRule(self.m, {"last": 1, "all": 1 << 30}.get(self.observer) or int(window), self.heads)
 
     def compress(self, captured: Captured, attachment: "Attachment") -> Payload:
-        layers = {}
-        for index, layer in captured.layers.items():
-            keep = kept_positions(self.scores(layer, index, attachment), self.m)
-            layers[index] = (layer.keys[:, keep], layer.values[:, keep], keep.to(torch.int32))
-        return Payload(layers, f"tova:m={self.m}")
+        if self.block is None:
+            return super().compress(captured, attachment)
+        from model_worker.encoding import encode_online
+
+        online, kept = encode_online(attachment, captured.token_ids, self.rule, self.block)
+        shared = {i: k[0] if k.shape[0] == 1 else k for i, k in kept.items()}
+        return Payload({i: take(online.layers[i], k) for i, k in shared.items()}, self.spec, self.version)
+
+    def keep(self, layer: LayerCapture, index: int, attachment: "Attachment") -> Tensor:
+        return kept_positions(self.scores(layer, index, attachment), self.m)
 
     def scores(self, layer: LayerCapture, index: int, attachment: "Attachment") -> Tensor:
-        """Attention of the last token to all `[S]`, mean over query heads, float32 (equation of section 3.2)."""
-        assert layer.queries is not None
-        rope, scaling = attachment.ropes[index], attachment.reports[index].scaling
-        tokens = layer.keys.shape[1]
-        positions = torch.arange(tokens, device=layer.keys.device)[None]
-        keys = rope.rotate(layer.keys[None].float(), positions)[0]
-        query = rope.rotate(layer.queries[None, :, -1:].float(), positions[:, -1:])[0]
-        keys = keys.repeat_interleave(query.shape[0] // keys.shape[0], dim=0)
-        return torch.softmax((query @ keys.transpose(1, 2)) * scaling, dim=-1).mean(dim=(0, 1))
-
-
-def kept_positions(scores: Tensor, m: int) -> Tensor:
-    """Positions of the `m` largest `scores` `[S]`, ascending; among equals the later one. All, when S <= m."""
-    order = torch.sort(scores.flip(0), descending=True, stable=True).indices[:m]
-    return (scores.shape[0] - 1 - order).sort().values
+        """Attention that each token receives from the observer, float32: `[S]`, or `[Hkv, S]` with heads=own."""
+        scores = observed(layer, index, attachment, self.rule.last, self.heads)
+        return scores[0] if self.heads == "shared" else scores

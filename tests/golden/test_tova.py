@@ -1,10 +1,9 @@
-"""One-shot TOVA against the authors' code, and against kvpress where the two rules agree.
+"""TOVA against the authors' code: one-shot, block by block, and at decode time; and against kvpress where rules agree.
 
-The compressor reduces a chunk once, after one forward: that is the authors' rule for a prompt, so the prefill of their
-decoding runs and their runs with one block are matched; their step-by-step reductions are another method. Tolerances
-as the vectors' README asks: positions exact, scores 2e-6, keys, values and logits 5e-5.
+Tolerances as the vectors' README asks: positions exact, scores 2e-6, keys, values and logits 5e-5.
 """
 
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -14,18 +13,18 @@ from transformers import LlamaForCausalLM
 from vectors import Case, tova_case, tova_cases, worst
 
 from model_worker.attachment import Attachment, attach
+from model_worker.cache import MemoryCache
 from model_worker.capture import Captured
-from model_worker.compress import compressor
-from model_worker.compress.tova import Tova, kept_positions
-from model_worker.memory import encode
+from model_worker.compress import Payload, compressor
+from model_worker.compress.tova import Tova
+from model_worker.encoding import encode
+from model_worker.local import TovaRule
+from model_worker.selection import kept_positions, over_heads, received
 
 SCORES, TENSORS = 2e-6, 5e-5
 CASES = {path: tova_case(path).about for path in tova_cases()}
-OFFICIAL = [
-    path
-    for path, about in CASES.items()
-    if about.get("mode") == "decode" or (about.get("mode") == "blocks" and about["block"] == about["prompt_len"])
-]
+DECODE = [path for path, about in CASES.items() if about.get("mode") == "decode"]
+BLOCKS = [path for path, about in CASES.items() if about.get("mode") == "blocks"]
 KVPRESS = [path for path, about in CASES.items() if "kvpress" in about]
 
 
@@ -37,27 +36,97 @@ def captured(case: Case, ids: Tensor) -> tuple[Attachment, Captured, Tensor]:
     return attachment, encode(attachment, ids.tolist(), needs_queries=True), logits
 
 
-@pytest.mark.parametrize("path", OFFICIAL, ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", DECODE, ids=lambda p: p.stem)
 def test_authors_prompt_reduction(path: Path) -> None:
+    """The compressor reduces a chunk once: the authors' rule for a prompt."""
     case = tova_case(path)
     have = case.tensors
     attachment, chunk, logits = captured(case, have["prompt_ids"])
     method = compressor(f"tova:m={case.about['cache_size']}")
     assert isinstance(method, Tova)
+    errors = {"logits": worst(logits, have["prefill_logits"])}
+    for layer, seen in chunk.layers.items():
+        errors[f"scores {layer}"] = worst(method.scores(seen, layer, attachment), have["scores_prefill"][layer])
     payload = method.compress(chunk, attachment)
-    decoding = case.about["mode"] == "decode"
-    kept = have["kept_prefill"] if decoding else have["kept_blocks"][-1]
-    stored = [have[f"{kind}_{'prefill' if decoding else 'final'}"] for kind in ("keys", "values")]
-    errors = {"logits": worst(logits, have["prefill_logits" if decoding else "logits"])}
-    for layer, (keys, values, offsets) in payload.layers.items():
-        assert offsets.tolist() == kept[layer].tolist()
-        if decoding:
-            scores = method.scores(chunk.layers[layer], layer, attachment)
-            errors[f"scores {layer}"] = worst(scores, have["scores_prefill"][layer])
-        rotated = attachment.ropes[layer].rotate(keys[None], offsets[None].long())[0]
-        errors[f"keys {layer}"] = worst(rotated, stored[0][layer])
-        errors[f"values {layer}"] = worst(values, stored[1][layer])
+    errors |= compare(attachment, payload, have["kept_prefill"], have["keys_prefill"], have["values_prefill"])
     check(case, errors)
+
+
+@pytest.mark.parametrize("path", BLOCKS, ids=lambda p: p.stem)
+def test_authors_blocks(path: Path) -> None:
+    """The compressor with `block=b`; with one block also the one-shot one. Logits and every reduction in the cache."""
+    case = tova_case(path)
+    have, about = case.tensors, case.about
+    ids, budget, block = have["prompt_ids"], about["cache_size"], about["block"]
+    attachment = attach(LlamaForCausalLM.from_pretrained(case.folder / about["model"]).eval())
+    cache = MemoryCache(attachment, window=len(ids), local=TovaRule(budget))
+    logits = []
+    for part, kept in zip(ids.split(block), have["kept_blocks"], strict=True):
+        logits.append(step(attachment, cache, part))
+        same_positions(cache, kept)
+    errors = {"logits": worst(torch.cat(logits), have["logits"])}
+    methods = [f"tova:m={budget},block={block}"] + ["tova:m=" + str(budget)] * (block == len(ids))
+    for spec in methods:
+        method = compressor(spec)
+        chunk = encode(attachment, ids.tolist(), needs_queries=method.needs_queries)
+        payload = method.compress(chunk, attachment)
+        found = compare(attachment, payload, have["kept_blocks"][-1], have["keys_final"], have["values_final"])
+        errors |= {f"{spec} {name}": error for name, error in found.items()}
+    check(case, errors)
+
+
+@pytest.mark.parametrize("path", DECODE, ids=lambda p: p.stem)
+def test_authors_decoding(path: Path) -> None:
+    """A `MemoryCache` with the rule of TOVA: logits, scores and the tokens in the cache after every step."""
+    case = tova_case(path)
+    have, budget = case.tensors, case.about["cache_size"]
+    attachment = attach(LlamaForCausalLM.from_pretrained(case.folder / case.about["model"]).eval())
+    rule = Watched(budget)
+    cache = MemoryCache(attachment, window=budget, local=rule)
+    errors = {"prefill logits": worst(step(attachment, cache, have["prompt_ids"]), have["prefill_logits"])}
+    same_positions(cache, have["kept_prefill"])
+    for index, token in enumerate(have["forced_ids"]):
+        before = len(rule.seen)
+        errors[f"logits {index}"] = worst(step(attachment, cache, token[None])[0], have["step_logits"][index])
+        assert cache.get_seq_length() - 1 == have["query_position"][index + 1]
+        same_positions(cache, have["kept_steps"][index])
+        for layer, scores in enumerate(rule.seen[before:]):
+            errors[f"scores {index} {layer}"] = worst(scores, have["scores_steps"][index, layer, : len(scores)])
+    for layer, held in enumerate(cache.layers):
+        errors[f"keys {layer}"] = worst(held.keys[0], have["keys_final"][layer])
+        errors[f"values {layer}"] = worst(held.values[0], have["values_final"][layer])
+    check(case, errors)
+
+
+@dataclass(frozen=True)
+class Watched(TovaRule):
+    """The rule, and the scores it saw."""
+
+    seen: list[Tensor] = field(default_factory=list)
+
+    def keep(self, query: Tensor, key: Tensor, scaling: float, valid: Tensor | None = None) -> Tensor:
+        self.seen.append(over_heads(received(query, key, scaling, valid, self.last), key.shape[1], self.heads)[0, 0])
+        return super().keep(query, key, scaling, valid)
+
+
+def step(attachment: Attachment, cache: MemoryCache, ids: Tensor) -> Tensor:
+    with torch.no_grad():
+        return attachment.model(ids[None], past_key_values=cache).logits[0]
+
+
+def same_positions(cache: MemoryCache, kept: Tensor) -> None:
+    for layer, expected in zip(cache.layers, kept, strict=True):
+        assert layer.positions[0, 0].tolist() == [p for p in expected.tolist() if p >= 0]
+
+
+def compare(attachment: Attachment, payload: Payload, kept: Tensor, keys: Tensor, values: Tensor) -> dict[str, float]:
+    errors = {}
+    for layer, (own_keys, own_values, offsets) in payload.layers.items():
+        assert offsets.tolist() == kept[layer].tolist()
+        rotated = attachment.ropes[layer].rotate(own_keys[None], offsets[None].long())[0]
+        errors[f"keys {layer}"] = worst(rotated, keys[layer])
+        errors[f"values {layer}"] = worst(own_values, values[layer])
+    return errors
 
 
 @pytest.mark.parametrize("path", KVPRESS, ids=lambda p: p.stem)

@@ -79,3 +79,33 @@ def worst(got: Tensor, expected: Tensor) -> float:
     """Largest absolute difference; shapes must be equal."""
     assert got.shape == expected.shape
     return float((got.float() - expected.float()).abs().max())
+
+
+def homer_folders() -> list[Path]:
+    """Every recorded run of HOMER."""
+    return sorted(path.parent for path in (GOLDEN / "homer").glob("*/case.json"))
+
+
+def homer_case(folder: Path) -> Case:
+    about = json.loads((folder / "case.json").read_text())
+    return Case(folder.name, about, load_file(folder / "tensors.safetensors"), folder)
+
+
+def homer_model(case: Case) -> LlamaForCausalLM:
+    """The model of a case, with the case's rope scaling."""
+    folder = case.folder.parent / "models" / case.about["model"]
+    raw = json.loads((folder / "config.json").read_text())
+    rope = {"rope_type": "default", "rope_theta": raw.pop("rope_theta")}
+    linear, yarn = case.about["rope_scaling"], case.about["yarn"]
+    if linear is not None:
+        rope |= {"rope_type": linear["type"], "factor": float(linear["factor"])}
+    if yarn is not None:
+        # Deviation: the authors' patch ignores the model's rope_theta and always takes base 10000.
+        rope |= {"rope_type": "yarn", "factor": float(yarn["scale"]), "rope_theta": 10000.0}
+        rope["original_max_position_embeddings"] = yarn["original_max_position_embeddings"]
+        raw["max_position_embeddings"] = yarn["max_position_embeddings"]
+    for name in ("rope_scaling", "rope_parameters"):
+        raw.pop(name, None)
+    model = LlamaForCausalLM(LlamaConfig(**raw, rope_parameters=rope))
+    model.load_state_dict(load_file(folder / "model.safetensors"))
+    return model.eval()

@@ -70,8 +70,41 @@ def test_layers_finds_the_layer_that_the_model_was_made_with(kvbank: Callable[..
 
 def test_compressors_are_listed_with_paper_and_cost(kvbank: Callable[..., Done]) -> None:
     rows = json.loads(kvbank("compressors", "--json").stdout)
-    assert [row["write"] for row in rows] == ["none", "tova:m=N"]
-    assert all(row["paper"] and row["cost"] for row in rows)
+    assert [row["write"] for row in rows][:2] == ["none", "tova:m=N[,observer=last][,heads=shared][,block=...]"]
+    assert {"homer", "h2o", "window", "sinks", "random"} <= {row["write"].partition(":")[0] for row in rows}
+    assert all(row["keeps"] and row["paper"] and row["cost"] for row in rows)
+    table = kvbank("compressors").stdout
+    assert all(row["write"].partition(":")[0] in table for row in rows)
+
+
+def test_homer_calibrate(kvbank: Callable[..., Done], tmp_path: Path) -> None:
+    """The table goes where it is told, for the model and the rope scaling that were asked for."""
+    made = {}
+    for rope in (None, "yarn:2"):
+        path = tmp_path / f"{rope}.safetensors"
+        options = ["--distances", "64", "--segments", "3", "--out", str(path), "--json"]
+        done = kvbank("homer", "calibrate", *options, *(["--rope", rope] if rope else []))
+        made[rope] = json.loads(done.stdout)
+        assert path.is_file()
+        assert made[rope]["path"] == str(path)
+        assert (made[rope]["segments"], made[rope]["distances"]) == ("3", "64")
+    assert made[None]["model"] != made["yarn:2"]["model"]
+
+
+def test_eval_compression(kvbank: Callable[..., Done], tmp_path: Path) -> None:
+    """A row for nothing, full, and each method at each budget; the picture has a line for each method."""
+    options = ["--chunk", "64", "--follow", "16", "--documents", "3", "--budget", "8", "--budget", "16"]
+    methods = ["--method", "window:m=N", "--method", "tova:m=N"]
+    picture = tmp_path / "plot.svg"
+    done = kvbank("eval", "compression", *options, *methods, "--plot", str(picture), "--json")
+    rows = json.loads(done.stdout)
+    assert [row["method"] for row in rows] == [
+        "nothing",
+        "full",
+        *(f"{m}:m={n}" for n in (8, 16) for m in ("window", "tova")),
+    ]
+    assert rows[1]["loss"] < rows[0]["loss"]
+    assert picture.read_text().count("<polyline") == 2
 
 
 @pytest.mark.parametrize(
@@ -81,6 +114,8 @@ def test_compressors_are_listed_with_paper_and_cost(kvbank: Callable[..., Done])
         (["demo", "--model", "./no-such-folder"], "no model folder"),
         (["demo", "--compressor", "zip"], "unknown compressor"),
         (["layers", "--model", "./no-such-folder"], "no model folder"),
+        (["homer", "calibrate", "--rope", "yarn"], "write linear:F"),
+        (["eval", "compression", "--text", "no-such-file.txt"], "cannot read"),
     ],
 )
 def test_wrong_input_is_one_line(kvbank: Callable[..., Done], arguments: list[str], words: str) -> None:

@@ -1,4 +1,4 @@
-"""The Python blocks of docs/worker.md and docs/chat.md do what they show, one after the other."""
+"""The Python blocks of the worker's pages do what they show, one after the other."""
 
 import re
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 DOCS = Path(__file__).parents[2] / "docs"
 
 
-@pytest.mark.parametrize("page", ["worker.md", "chat.md"])
+@pytest.mark.parametrize("page", ["worker.md", "chat.md", "compression.md"])
 def test_blocks_run(
     page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -18,4 +18,4 @@ def test_blocks_run(
     for number, block in enumerate(blocks):
         exec(compile(block, f"{page} block {number}", "exec"), {})
     printed = capsys.readouterr().out
-    assert {"worker.md": "chunks written", "chat.md": "\n"}[page] in printed
+    assert {"worker.md": "chunks written", "chat.md": "\n", "compression.md": "became 512 and go on"}[page] in printed

@@ -1,0 +1,1 @@
+"""Measurements on real text, behind `kvbank eval`."""

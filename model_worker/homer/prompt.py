@@ -1,0 +1,118 @@
+"""An input many times the context: one tree that goes on as a prompt, or a forest that goes into the memory.
+
+`compress_prompt` keeps the whole input as one tree, depth first, so that at most one finished left half per height
+waits; peak memory grows with the logarithm of the length. `remember_forest` cuts the input into groups, each a tree of
+its own whose root is written to the memory as soon as it is there: a crash loses one group, and reading order stays.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from model_worker.attachment import Attachment
+from model_worker.capture import Captured
+from model_worker.chunking import chunks
+from model_worker.errors import InputError
+from model_worker.homer.bias import Bias, load_bias
+from model_worker.homer.schedule import Shape
+from model_worker.homer.tree import Result, Trees, trees_of
+from model_worker.memory import Memory
+
+
+class CompressedPrompt:
+    """A prompt that was compressed, ready to be continued. One object: cache, positions and logits belong together.
+
+    positions, origins: `[n]`, RoPE position and index in the input of each token that stayed, prefix included.
+    next_logits: `[vocabulary]`, of the first new token, which stands at `last_position + 1`.
+    """
+
+    def __init__(self, attachment: Attachment, trees: Trees, result: Result):
+        self.attachment, self.last_position = attachment, result.last
+        front = torch.arange(len(result.prefix), device=trees.device)
+        self.positions = torch.cat([front, result.tokens.positions])
+        self.origins = torch.cat([front, result.tokens.origins])
+        with torch.no_grad():
+            self.next_logits: Tensor = trees.logits(result.tokens.hidden[-1:])[0]
+        self._result = result
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def cache(self) -> DynamicCache:
+        """A fresh cache with keys at their positions; feed it tokens from position `last_position + 1` on."""
+        cache = DynamicCache()  # without a config: it would build sliding layers
+        before, tokens = self._result.prefix, self._result.tokens
+        for layer in range(len(self.attachment.reports)):
+            keys = torch.cat([before.keys[layer], tokens.keys[layer]], dim=1)[None]
+            values = torch.cat([before.values[layer], tokens.values[layer]], dim=1)[None]
+            cache.update(self.attachment.ropes[layer].rotate(keys, self.positions[None]), values, layer)
+        return cache
+
+    def generate(self, max_new_tokens: int, **options: Any) -> list[int]:
+        """New token ids, by Hugging Face `generate` with its options, from the right position on.
+
+        The first token is the most likely one unless `do_sample` is set, in which case it is drawn at temperature 1.
+        """
+        first = self.next_logits.float()
+        token = torch.multinomial(torch.softmax(first, -1), 1) if options.get("do_sample") else first.argmax()[None]
+        if max_new_tokens == 1:
+            return token.tolist()
+        device = self.next_logits.device
+        with torch.no_grad():
+            out = self.attachment.model.generate(  # type: ignore[operator]
+                input_ids=token[None],
+                attention_mask=torch.ones(1, len(self) + 1, dtype=torch.long, device=device),
+                position_ids=torch.tensor([[self.last_position + 1]], device=device),
+                past_key_values=self.cache(),
+                max_new_tokens=max_new_tokens - 1,
+                **options,
+            )
+        return out[0].tolist()  # type: ignore[no-any-return]
+
+
+def compress_prompt(
+    attachment: Attachment,
+    prefix: list[int],
+    context: list[int],
+    suffix: list[int],
+    *,
+    size: int | None = None,
+    target: int | None = None,
+    warmup: int | None = None,
+    mode: str = "balanced",
+    bias: str | Bias = "auto",
+) -> CompressedPrompt:
+    """Compress `context` of any length between a prefix (instruction) and a suffix (question), which stay whole.
+
+    size: tokens of a node, by default half of the trained length, as in the paper; the other half is for new tokens.
+    target: tokens of the result (size). warmup: layers before the first merge (3/8 of them, the paper's 12 of 32).
+    Raises InputError when the lengths do not fit, UnsupportedModel when the model cannot be run layer by layer.
+    """
+    size = size or (attachment.trained_length or 4096) // 2
+    trees = trees_of(attachment)
+    shape = Shape(size, target or size, default_warmup(trees.layers) if warmup is None else warmup, None, mode)
+    table = load_bias(attachment, bias) if isinstance(bias, str) else bias
+    return CompressedPrompt(attachment, trees, trees.build(shape, prefix, context, suffix, bias=table.table))
+
+
+def remember_forest(memory: Memory, ids: Sequence[int], group: int, start: int = 0) -> Iterator[int]:
+    """Write `ids` as trees of `group` tokens each, in reading order; yields the tokens done after each root is written.
+
+    memory: its compressor is `homer:...`, which says how many tokens a group leaves. start: offset of the first id in
+    its source.
+    """
+    if memory.compressor.name != "homer":
+        raise InputError(f"a forest is written by the compressor homer, not by {memory.compressor.spec}")
+    done = 0
+    for block in chunks(ids, group):
+        memory.remember([Captured(block, start + done, {}, "isolated")])
+        done += len(block)
+        yield done
+
+
+def default_warmup(layers: int) -> int:
+    """The paper's share: 12 of 32."""
+    return 3 * layers // 8

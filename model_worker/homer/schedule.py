@@ -1,0 +1,153 @@
+"""Which tokens and layers each node of the tree runs, and how many tokens it may keep. Integers only.
+
+`paper` follows the authors' code to the token (HOMER, arXiv 2404.10308, sections 3.1 and 3.3; alinlab/HOMER at
+822ef84),
+including its rule for a short right half. What their code computes wrongly or crashes on is refused here: an empty
+context, affixes that fill a chunk, more halvings than layers (their result silently exceeds the target), a target
+below the affixes (they silently drop affix tokens).
+
+`balanced` differs in three things: leaves differ by at most one token; each half of a merge gets what it has, up to
+half of the capacity, and what one half leaves the other may use, so that a merge is always full; and there are never
+more leaves than tokens or than halvings that leave a layer for each height.
+"""
+
+from dataclasses import dataclass
+
+from model_worker.errors import InputError
+
+MODES = ("paper", "balanced")
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """The parameters of a tree. All lengths count tokens, affixes included.
+
+    chunk: no merged node has more (C). target: tokens of the result (T). warmup: layers that run before any merge, at
+    the leaves (W). leaf: length of a leaf, which may exceed `chunk` (I); None for `chunk`.
+    """
+
+    chunk: int
+    target: int
+    warmup: int
+    leaf: int | None = None
+    mode: str = "balanced"
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One node. first, last: leaves below it. begin, end: decoder layers that run here. length: tokens that enter.
+    target: tokens that may leave. context: a leaf's part of the context, `(begin, end)`."""
+
+    first: int
+    last: int
+    begin: int
+    end: int
+    length: int
+    target: int
+    children: tuple["Node", "Node"] | None = None
+    context: tuple[int, int] = (0, 0)
+
+    @property
+    def kept(self) -> int:
+        """Tokens that leave: exactly so many."""
+        return min(self.length, self.target)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A tree. stride: positions that the context of a leaf takes; the suffix stands behind them in every leaf."""
+
+    root: Node
+    stride: int
+
+
+def plan(shape: Shape, layers: int, prefix: int, context: int, suffix: int) -> Plan:
+    """The tree for a model of `layers` layers and an input of these lengths. Raises InputError with the reason."""
+    affixes = prefix + suffix
+    capacity = shape.chunk - affixes
+    first = (shape.leaf or shape.chunk) - affixes
+    _check(shape, layers, suffix, context, capacity, first, affixes)
+    height = (-(-context // first) - 1).bit_length()
+    if shape.mode == "paper":
+        _halvings(layers - shape.warmup, height, shape)
+    else:
+        height = min(height, layers - shape.warmup - 1, context.bit_length() - 1)
+    leaves = 1 << height
+    stride = -(-context // leaves)
+    if shape.mode == "paper":
+        if stride * (leaves - 1) > context:
+            raise InputError(f"{context} context tokens do not fill {leaves} leaves of {stride}; use longer leaves")
+        bounds = [*range(0, stride * leaves, stride), context]
+    else:
+        bounds = [context * i // leaves for i in range(leaves + 1)]
+    per = (layers - shape.warmup) // (height + 1)
+    tree = _Tree(shape, prefix, suffix, bounds, layers - per * height, per)
+    return Plan(tree.node(0, leaves - 1, min(shape.target, affixes + context)), stride)
+
+
+def _check(shape: Shape, layers: int, suffix: int, context: int, capacity: int, first: int, affixes: int) -> None:
+    if shape.mode not in MODES:
+        raise InputError(f"mode {shape.mode!r} is not one of {MODES}")
+    if suffix < 1:
+        raise InputError("the suffix has at least one token: the last one is the query of every significance score")
+    if context < 1:
+        raise InputError("there is no context to compress")
+    if capacity < 1 or first < 1:
+        short = "chunk" if capacity < 1 else "leaf"
+        raise InputError(f"a {short} of {getattr(shape, short)} tokens has no room beside {affixes} affix tokens")
+    if not 0 <= shape.warmup < layers:
+        raise InputError(f"warmup {shape.warmup} does not leave a layer of the model's {layers}")
+    if shape.target < affixes:
+        raise InputError(f"a target of {shape.target} tokens cannot hold the {affixes} affix tokens")
+
+
+def _halvings(layers: int, height: int, shape: Shape) -> None:
+    if layers < height + 1:
+        raise InputError(
+            f"{1 << height} leaves need a layer for each of {height + 1} heights, but {layers} follow the "
+            f"{shape.warmup} warm-up layers; use longer leaves or a shorter warm-up"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Tree:
+    shape: Shape
+    prefix: int
+    suffix: int
+    bounds: list[int]
+    leaf_end: int  # first layer that does not run at the leaves
+    per: int
+
+    def node(self, first: int, last: int, target: int) -> Node:
+        if first == last:
+            begin, end = self.bounds[first], self.bounds[first + 1]
+            return Node(first, last, 0, self.leaf_end, self._affixes + end - begin, target, None, (begin, end))
+        middle = (first + last + 1) // 2
+        to_left, to_right = self._targets(first, middle, last)
+        left, right = self.node(first, middle - 1, to_left), self.node(middle, last, to_right)
+        height = (last - first).bit_length()
+        begin = self.leaf_end + self.per * (height - 1)
+        length = left.kept + right.kept - self._affixes
+        return Node(first, last, begin, begin + self.per, length, target, (left, right))
+
+    @property
+    def _affixes(self) -> int:
+        return self.prefix + self.suffix
+
+    def _targets(self, first: int, middle: int, last: int) -> tuple[int, int]:
+        """Lengths that the two halves may bring to the merge."""
+        capacity = self.shape.chunk - self._affixes
+        half = capacity // 2
+        if self.shape.mode == "balanced":
+            left, right = self._available(first, middle - 1), self._available(middle, last)
+            to_left = min(left, max(capacity - half, capacity - right))
+            return self._affixes + to_left, self._affixes + min(right, capacity - to_left)
+        right = self.bounds[middle + 1] - self.bounds[middle]  # the first leaf of the right half, whatever the height
+        return (
+            (self._affixes + half,) * 2 if right >= half else (self.shape.chunk - right, self._affixes + right)
+        )  # the authors' rule for a short right half
+
+    def _available(self, first: int, last: int) -> int:
+        """Context tokens that this part can bring at most."""
+        tokens = self.bounds[last + 1] - self.bounds[first]
+        return tokens if first == last else min(tokens, self.shape.chunk - self._affixes)

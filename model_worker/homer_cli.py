@@ -1,0 +1,68 @@
+"""`kvbank homer`: calibration of HOMER for a model."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import Progress
+
+homer = typer.Typer(no_args_is_help=True, help="Hierarchical context merging: calibrate it for a model.")
+
+
+@homer.callback()
+def _group() -> None:
+    """With one command typer would drop the group's name."""
+
+
+@homer.command()
+def calibrate(
+    model: Annotated[str, typer.Option(help="kvbank-small (shipped), a model folder, or a hub id.")] = "kvbank-small",
+    rope: Annotated[str | None, typer.Option(help="Rope scaling: linear:F, ntk:F or yarn:F.")] = None,
+    text: Annotated[Path | None, typer.Option(help="A UTF-8 text to measure; default: the Python reference.")] = None,
+    segments: Annotated[int, typer.Option(min=2, help="At most so many pieces of the text.")] = 100,
+    distances: Annotated[
+        int | None, typer.Option(min=16, help="Distances measured; default: half of the trained length.")
+    ] = None,
+    enough: Annotated[float, typer.Option(min=0.0, help="Stop at this share of error to spread.")] = 0.05,
+    out: Annotated[Path | None, typer.Option(help="File to write; default: where bias=auto looks.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Measure the bias table of a model (and rope scaling), so that near and far tokens compete fairly."""
+    from model_worker.attachment import attach
+    from model_worker.demo import reference_text
+    from model_worker.homer.bias import bias_key, save_bias
+    from model_worker.homer.calibrate import calibrate as measure
+    from model_worker.loading import load_model
+
+    loaded, tokenizer = load_model(model, rope=rope)
+    words = text.read_text(encoding="utf-8") if text else reference_text()
+    ids = tokenizer.encode(words, add_special_tokens=False, verbose=False)
+    attachment = attach(loaded, tokenizer)
+    with Progress(console=Console(stderr=True)) as bar:
+        task = bar.add_task("segments", total=segments)
+        found = measure(
+            attachment,
+            ids,
+            distances=distances,
+            segments=segments,
+            enough=enough,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    about = {
+        "name": model,
+        "rope": rope or "as trained",
+        "segments": str(found.segments),
+        "distances": str(found.table.shape[1]),
+        "standard_error": f"{found.error:.4f}",
+        "text": text.name if text else "the Python reference",
+    }
+    path = save_bias(attachment, found.table, about, out)
+    if as_json:
+        print(json.dumps({**about, "model": bias_key(attachment), "path": str(path)}, indent=2))
+        return
+    print(
+        f"{about['segments']} segments, {about['distances']} distances, standard error {found.error:.3f} of the spread"
+    )
+    print(f"written to {path}" + ("" if out else "; compressors with bias=auto use it for this model"))

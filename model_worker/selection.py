@@ -1,0 +1,56 @@
+"""Which tokens stay: attention that tokens receive, and the k best of them. Pure functions.
+
+Scores are float32 from the keys on, never rounded to the model's dtype: in bf16 every other cut would be a tie. Among
+equal scores the later token stays.
+"""
+
+import torch
+from torch import Tensor
+
+_BLOCK = 256  # queries whose weights are held at once
+
+
+def received(query: Tensor, key: Tensor, scaling: float, valid: Tensor | None = None, last: int = 1) -> Tensor:
+    """Softmax weight that each key gets, mean over the `last` queries; `[B, Hq, L]`, float32.
+
+    query `[B, Hq, Q, D]` and key `[B, Hkv, L, D]` are rotated and causal: the last query sees all keys, the one before
+    it all but one. valid: bool `[B, 1 or Hkv, L]`, false for pads, which get no weight.
+    """
+    rows, heads, queries, _ = query.shape
+    kv_heads, length = key.shape[1], key.shape[2]
+    last = min(last, queries)
+    key = key.float()
+    total = torch.zeros(rows, heads, length, device=key.device)
+    for begin in range(queries - last, queries, _BLOCK):
+        block = query[:, :, begin : min(begin + _BLOCK, queries)].float()
+        grouped = block.reshape(rows, kv_heads, -1, block.shape[-1])
+        scores = (grouped @ key.transpose(2, 3)).view(rows, heads, block.shape[2], length) * scaling
+        seen = torch.arange(length, device=key.device) <= _own_column(begin, block, queries, length)
+        scores = scores.masked_fill(~seen, -torch.inf)
+        if valid is not None:
+            allowed = valid.repeat_interleave(heads // valid.shape[1], dim=1)[:, :, None]
+            scores = scores.masked_fill(~allowed, torch.finfo(scores.dtype).min)
+        total += torch.softmax(scores, dim=-1).sum(dim=2)
+    return total / last
+
+
+def _own_column(begin: int, block: Tensor, queries: int, length: int) -> Tensor:
+    rows = torch.arange(begin, begin + block.shape[2], device=block.device)
+    return (rows + length - queries)[:, None]
+
+
+def over_heads(weights: Tensor, kv_heads: int, heads: str) -> Tensor:
+    """Mean of `[B, Hq, L]` over query heads: over all (`shared`: `[B, 1, L]`) or by K-V head (`own`: `[B, Hkv, L]`)."""
+    rows, _, length = weights.shape
+    return weights.view(rows, 1 if heads == "shared" else kv_heads, -1, length).mean(dim=2)
+
+
+def kept_positions(scores: Tensor, m: int) -> Tensor:
+    """Positions of the `m` largest `scores` `[..., S]`, ascending; among equals the later one. All, when S <= m."""
+    order = torch.sort(scores.flip(-1), dim=-1, descending=True, stable=True).indices[..., :m]
+    return (scores.shape[-1] - 1 - order).sort(dim=-1).values
+
+
+def gather(tensor: Tensor, keep: Tensor) -> Tensor:
+    """The tokens `keep` `[B, 1 or H, m]` of `tensor` `[B, H, L, D]`."""
+    return tensor.gather(2, keep.expand(-1, tensor.shape[1], -1)[..., None].expand(-1, -1, -1, tensor.shape[3]))

@@ -1,0 +1,147 @@
+"""TOVA at decode time: the local cache holds m tokens of whatever age, and what leaves the window is remembered still.
+
+Its numbers are compared with the authors' code in tests/golden/test_tova.py.
+"""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from tiny import BACKENDS, ListMemory, attached, bank, build, tokenizer, tokens, worst
+from transformers import PreTrainedModel
+
+import kvbank
+from model_worker.cache import MemoryCache
+from model_worker.errors import InputError
+from model_worker.local import TovaRule
+from model_worker.model import MemoryModel
+
+Models = Callable[[str], PreTrainedModel]
+FAMILIES = ["llama_mha", "llama_gqa", "llama_yarn", "mistral", "qwen2", "qwen3", "gemma", "gpt_neox"]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_within_the_budget_nothing_changes(model: Models, family: str, backend: str) -> None:
+    net, ids = model(family), tokens(20, rows=2)
+    mask = torch.ones_like(ids)
+    mask[1, :6] = 0
+    with torch.no_grad(), attached(net, backend) as attachment:
+        plain = net(ids, attention_mask=mask).logits
+        cache = MemoryCache(attachment, local=TovaRule(20))
+        found = [
+            net(ids[:, a:b], attention_mask=mask[:, :b], past_key_values=cache).logits
+            for a, b in ((0, 9), (9, 13), (13, 20))
+        ]
+    assert worst(torch.cat(found, 1)[0], plain[0]) <= 3e-6
+    assert worst(torch.cat(found, 1)[1, 6:], plain[1, 6:]) <= 3e-6
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("heads", ["shared", "own"])
+@pytest.mark.parametrize("last", [1, 4])
+def test_a_padded_row_is_as_it_is_alone(model: Models, last: int, heads: str, backend: str) -> None:
+    """Each row keeps its own tokens, and pads leave first."""
+    net, ids = model("llama_gqa"), tokens(32, rows=2)
+    mask = torch.ones_like(ids)
+    mask[1, :7] = 0
+    steps = [(0, 16), *((i, i + 1) for i in range(16, 24)), (24, 32)]
+    with torch.no_grad(), attached(net, backend) as attachment:
+        batch = MemoryCache(attachment, local=TovaRule(6, last, heads))
+        rows = [MemoryCache(attachment, local=TovaRule(6, last, heads)) for _ in range(2)]
+        for a, b in steps:
+            together = net(ids[:, a:b], attention_mask=mask[:, :b], past_key_values=batch).logits
+            for row, (cache, pads) in enumerate(zip(rows, (0, 7), strict=True)):
+                alone = net(ids[row : row + 1, max(a, pads) : b], past_key_values=cache).logits[0]
+                assert worst(together[row, -alone.shape[0] :], alone) <= 5e-6
+        for held, *alone in zip(batch.layers, *(cache.layers for cache in rows), strict=True):
+            assert held.keys.shape[2] == 6
+            for row, one in enumerate(alone):
+                assert torch.equal(held.positions[row], one.positions[0])
+
+
+@pytest.mark.parametrize(("heads", "piece"), [("shared", 1), ("own", 3)])
+def test_local_cache_and_memory_are_both_bounded(model: Models, heads: str, piece: int) -> None:
+    """Chunks leave with the window, whole and in order, though old tokens of them may still be attended to."""
+    net, ids = model("llama_gqa"), tokens(41)
+    with torch.no_grad(), attached(net) as attachment:
+        memory = ListMemory(4, queries=True)
+        cache = MemoryCache(attachment, memory, window=8, local=TovaRule(6, heads=heads))
+        for part in ids.split(piece, dim=1):
+            net(part, past_key_values=cache)
+            assert cache.physical <= 8
+            assert {layer.held for layer in cache.layers} <= set(range(7))
+            assert all(layer.raw_keys.shape[2] == cache.physical for layer in cache.layers)
+        assert any(int(layer.positions.min()) < 33 for layer in cache.layers)
+        cache.flush()
+        assert {layer.held for layer in cache.layers} == {0}
+    assert [i for c in memory.rows[0] for i in c.token_ids] == ids[0].tolist()
+    assert [c.start for c in memory.rows[0]] == list(range(0, 41, 4))
+    assert all(len(c) == c.layers[2].keys.shape[1] == c.layers[2].values.shape[1] for c in memory.rows[0])
+
+
+def test_captured_keys_and_values_are_the_models_own(model: Models) -> None:
+    """With a budget that holds all, a layer's captured K-V are those of the plain window."""
+    net, ids = model("qwen3"), tokens(24)
+    kept = []
+    with torch.no_grad(), attached(net) as attachment:
+        for local in (None, TovaRule(24)):
+            memory = ListMemory(8, recalls=False)
+            cache = MemoryCache(attachment, memory, window=24, local=local)
+            for part in ids.split(6, dim=1):
+                net(part, past_key_values=cache)
+            cache.flush()
+            kept.append(memory.rows[0])
+    for plain, tova in zip(*kept, strict=True):
+        for layer, seen in plain.layers.items():
+            assert worst(seen.keys, tova.layers[layer].keys) <= 2e-6
+            assert worst(seen.values, tova.layers[layer].values) <= 2e-6
+
+
+@pytest.mark.parametrize("piece", [1, 8])
+def test_beyond_the_trained_length(model: Models, piece: int) -> None:
+    """Positions are moved back; attention sees differences only, so nothing else changes."""
+    ids, logits = tokens(96), []
+    for positions in (40, 4096):
+        net = build("llama_gqa", positions=positions)
+        with torch.no_grad(), attached(net) as attachment:
+            cache = MemoryCache(attachment, window=8, local=TovaRule(6))
+            logits.append(torch.cat([net(p, past_key_values=cache).logits for p in ids.split(piece, dim=1)], 1))
+            assert (cache._shift > 0) == (positions == 40)
+            assert cache.get_seq_length() == 96
+    assert worst(*logits) <= 2e-5
+
+
+def test_a_state_goes_on_in_another_cache(model: Models) -> None:
+    net, ids = model("llama_gqa"), tokens(30)
+    with torch.no_grad(), attached(net) as attachment:
+        first = MemoryCache(attachment, ListMemory(4, recalls=False), window=8, local=TovaRule(5, heads="own"))
+        for part in ids[:, :20].split(2, dim=1):
+            net(part, past_key_values=first)
+        gone = first.count_from_window()
+        second = MemoryCache(attachment, ListMemory(4, recalls=False), window=8, start=gone, local=first.local)
+        second.restore(first.state())
+        for part in ids[:, 20:].split(2, dim=1):
+            assert torch.equal(net(part, past_key_values=first).logits, net(part, past_key_values=second).logits)
+
+
+def test_generate_with_a_model_and_a_service(client: kvbank.Client) -> None:
+    options = {"memory": client, "chunk": 8, "window": 16, "top_k": 1}
+    text = " ".join(f"w{i}" for i in tokens(40)[0].tolist())
+    said = {}
+    for local in (None, "tova:m=1000", "tova:m=5"):
+        with MemoryModel(build("llama_gqa"), tokenizer(), bank=bank(), local=local, **options) as chat:
+            cache = chat.cache()
+            said[local] = chat.generate(text, cache=cache, max_new_tokens=20, do_sample=False)
+            assert {layer.held for layer in cache.layers} == {{None: 11, "tova:m=1000": 59, "tova:m=5": 5}[local]}
+            assert chat.memory.stats.written == 6
+            assert chat.losses(text, memory=None).nll.shape == (39,)
+    assert len(said["tova:m=5"].split()) == 20
+
+
+def test_what_is_refused(model: Models, client: kvbank.Client) -> None:
+    with attached(model("mistral_sliding")) as attachment, pytest.raises(InputError, match="sliding"):
+        MemoryCache(attachment, local=TovaRule(4))
+    for local in ("window:m=4", "tova:m=4,block=1"):
+        with pytest.raises(InputError, match="write tova:m=N"):
+            MemoryModel(model("llama_gqa"), tokenizer(), memory=client, bank=bank(), local=local)
