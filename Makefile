@@ -6,15 +6,17 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-slow check proto bench help
+.PHONY: demo test test-slow torture torture-workers check proto bench bench-quick bench-peers help
 
 help:
 	@echo "make demo       read a long text into a memory service, kill it, recall"
 	@echo "make test       all quick tests"
 	@echo "make test-slow  the tests that take minutes"
+	@echo "make torture    kills, power cuts, damage, malformed messages (docs/reliability.md); minutes"
 	@echo "make check      ruff, mypy, buf lint"
 	@echo "make proto      regenerate the stubs"
-	@echo "make bench      measure against floors"
+	@echo "make bench      measure against floors and peers (make bench-peers installs those); minutes"
+	@echo "make bench-quick  floors only, under three minutes"
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "kvbank needs Python 3.11 or newer")'
@@ -32,6 +34,14 @@ test: $(STAMP)
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow $(ARGS)
 
+torture: $(STAMP)
+	$(BIN)/python -m tests.proof.torture $(ARGS)
+
+# Eight workers for five minutes, then 20 GiB through one bank.
+torture-workers: $(STAMP)
+	$(BIN)/python -m tests.proof.torture --only minutes --minutes 5 $(ARGS)
+	$(BIN)/python -m tests.proof.torture --only gigabytes --gigabytes 20 $(ARGS)
+
 check: $(STAMP)
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -43,3 +53,14 @@ proto: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks $(ARGS)
+
+bench-quick: $(STAMP)
+	$(BIN)/python -m benchmarks --quick $(ARGS)
+
+# An environment of their own, 2 GB; Redis is the system's (Debian: apt install redis-server).
+bench-peers:
+	test -x build/peers/bin/python || $(PYTHON) -m venv build/peers
+	build/peers/bin/pip install --quiet --disable-pip-version-check \
+		$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -r benchmarks/peers/requirements.txt
+	build/peers/bin/pip install --quiet --disable-pip-version-check --no-deps lmcache==0.5.6
+	@command -v redis-server >/dev/null || echo 'redis-server is not on the PATH: its rows will be skipped'
