@@ -41,7 +41,8 @@ _LONGEST_PAUSE_S = 60.0
 
 @dataclass(slots=True)
 class MemoryStats:
-    """What one worker did so far. recall_seconds: latencies of the last recalls."""
+    """What one worker did so far. evicted: by its own writes, not what the service evicts after them.
+    recall_seconds: latencies of the last recalls."""
 
     written: int = 0
     evicted: int = 0
