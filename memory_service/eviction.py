@@ -12,6 +12,8 @@ from memory_service.domain import Capacity, EvictionReason, Policy
 from memory_service.errors import RESOURCE_EXHAUSTED, ServiceError
 
 _REASONS: tuple[EvictionReason, ...] = get_args(EvictionReason)
+# Rows that are looked at together: what they take stays in a core's cache, and no fresh memory is needed for it.
+_BLOCK = 8192
 
 
 class Candidates(NamedTuple):
@@ -137,7 +139,12 @@ def _until(rows: _Rows, sizes: NDArray[np.int64], excess: int) -> _Rows:
     """The first of `rows` whose sizes make up `excess`; all if they do not."""
     if excess <= 0:
         return rows[:0]
-    return rows[: int(np.searchsorted(np.cumsum(sizes[rows]), excess)) + 1]
+    for begin in range(0, len(rows), _BLOCK):
+        taken = np.cumsum(sizes[rows[begin : begin + _BLOCK]])
+        if taken[-1] >= excess:
+            return rows[: begin + int(np.searchsorted(taken, excess)) + 1]
+        excess -= int(taken[-1])
+    return rows
 
 
 def _room(candidates: Candidates, rows: _Rows, excess: int) -> _Rows:
@@ -153,13 +160,18 @@ def _lowest(values: NDArray[np.int64], sizes: NDArray[np.int64], excess: int) ->
     """Rows by value, the first (older) among equals, until their sizes make up `excess`."""
     if excess <= 0 or not len(values):
         return np.arange(0)
-    span = values - values.min()
-    bits = int(span.max()).bit_length()
+    low = int(values.min())
+    bits = (int(values.max()) - low).bit_length()
     # Roughly first, by the upper 16 bits: what lies beyond the border need not be put in order.
-    upper = (span >> max(bits - 16, 0)).astype(np.uint16)
-    border = np.searchsorted(np.cumsum(np.bincount(upper, sizes)), excess)
-    rows = np.flatnonzero(upper <= border)
+    shift = max(bits - 16, 0)
+    blocks = [slice(begin, begin + _BLOCK) for begin in range(0, len(values), _BLOCK)]
+    taken = np.zeros(1 << 16)
+    for block in blocks:
+        upper = (values[block] - low) >> shift
+        taken[: int(upper.max()) + 1] += np.bincount(upper, sizes[block])
+    border = low + ((int(np.searchsorted(np.cumsum(taken), excess)) + 1) << shift)
+    rows = np.concatenate([np.flatnonzero(values[block] < border) + block.start for block in blocks])
     # Then 16 bits at a time: these numpy sorts by counting.
-    for shift in range(0, bits, 16):
-        rows = rows[np.argsort((span[rows] >> shift).astype(np.uint16), kind="stable")]
+    for lower in range(0, bits, 16):
+        rows = rows[np.argsort(((values[rows] - low) >> lower).astype(np.uint16), kind="stable")]
     return _until(rows, sizes, excess)

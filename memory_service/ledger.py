@@ -29,17 +29,20 @@ class Ledger:
 
         `doomed`: what is left of an eviction that goes on in the background.
         """
-        columns = np.fromiter(chain.from_iterable(rows), np.int64).reshape(-1, 5).T.copy()
+        columns = np.fromiter(chain.from_iterable(rows), np.int64).reshape(-1, 5).T
         self._count = columns.shape[1]
         self._dead = 0
-        # int64 [6, n and room to grow]
-        self._table = np.concatenate([columns, np.ones((1, self._count), np.int64)])
+        # int64 [6, n and room to grow]. The room is not touched, so it takes no memory until it is used; to move a
+        # million chunks later would stop the writer for a quarter of a second.
+        self._table = np.empty((6, 2 * self._count + 1024), np.int64)
+        self._table[:_LIVE, : self._count] = columns
+        self._table[_LIVE, : self._count] = True
         self.doomed = doomed
 
     def add(self, chunk_id: int, size: int, created: int, pinned: bool) -> None:
         """A new chunk."""
         if self._count == self._table.shape[1]:
-            self._table = np.concatenate([self._table, np.empty((6, max(self._count, 1024)), np.int64)], axis=1)
+            self._table = np.concatenate([self._table, np.empty((6, self._count), np.int64)], axis=1)
         # Writers overtake each other, so an id is near the end, and not always the last.
         place = end = self._count
         while place and self._table[_ID, place - 1] > chunk_id:
