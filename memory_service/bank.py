@@ -7,23 +7,25 @@ import logging
 import secrets
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 
 from sqlalchemy import Connection
 
-from memory_service import quarantine, records, validate
+from memory_service import bank_rows, chunk_rows, gone_rows, quarantine, validate
 from memory_service.directory import Directory, bank_not_found
 from memory_service.domain import Bank, Chunk, Eviction, Filter
-from memory_service.errors import ALREADY_EXISTS, NOT_FOUND, UNAVAILABLE, ServiceError, invalid
+from memory_service.errors import ALREADY_EXISTS, NOT_FOUND, UNAVAILABLE, ServiceError, StartError, invalid
 from memory_service.eviction import NOBODY
 from memory_service.expiry import INTERVAL_S, Expiry
 from memory_service.janitor import Janitor
 from memory_service.metrics import Metrics
 from memory_service.payloads import Buffer, Payloads
-from memory_service.records import Records, now_us
+from memory_service.records import Records
 from memory_service.removal import Removal
 from memory_service.room import Room
+from memory_service.schema import now_us
 from memory_service.search import SearchIndexes
 from memory_service.settings import Settings
 from memory_service.staging import StagedFile
@@ -37,27 +39,41 @@ class Banks:
     """The banks of a data folder; see `memory_service.recall` for reading them."""
 
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
-        """Errors: StartError for a schema that is not the present one."""
+        """Errors: StartError for a schema that is not the present one, or a bank that cannot be read."""
         durable = settings.durability == "fsync"
         self._settings = settings
         self.metrics = metrics
         self.payloads = Payloads(settings.data, durable=durable)
-        self.records = Records(settings.data, durable=durable, migrate=settings.migrate, metrics=metrics)
-        self.indexes = SearchIndexes(self.records, settings)
-        with self.records.read() as connection:
-            self._directory = Directory(records.banks(connection))
-            gone = records.gone_banks(connection)
-        self._janitor = Janitor()
-        self._removal = Removal(self.records, self.payloads, self.indexes, self._janitor, metrics)
-        self._room = Room(self.records, self._directory, self._removal)
-        self._writes = Writes(
-            settings, self._directory, self.records, self.payloads, self.indexes, self._room, self._janitor, metrics
-        )
-        self._room.open()
+        # Each of these has a thread, which ends where one of the others cannot be had.
+        with ExitStack() as begun:
+            self.records = Records(settings.data, durable=durable, migrate=settings.migrate, metrics=metrics)
+            begun.callback(self.records.close)
+            self._directory, gone = self._read_banks()
+            self.indexes = SearchIndexes(self.records, settings)
+            begun.callback(self.indexes.close)
+            self._janitor = Janitor()
+            begun.callback(self._janitor.close)
+            self._removal = Removal(self.records, self.payloads, self.indexes, self._janitor, metrics)
+            self._room = Room(self.records, self._directory, self._removal)
+            begun.callback(self._room.close)
+            self._writes = Writes(
+                settings, self._directory, self.records, self.payloads, self.indexes, self._room, self._janitor, metrics
+            )
+            self._room.open()
+            begun.pop_all()
         for bank_id in gone:
             self._removal.clear(bank_id)
         self._janitor.later(self._sweep)
         self._janitor.every(INTERVAL_S, Expiry(self.records, self._directory, self._removal).run)
+
+    def _read_banks(self) -> tuple[Directory, list[int]]:
+        """The banks, and the ids of those that are being deleted. Errors: StartError for one that cannot be read."""
+        with self.records.read() as connection:
+            try:
+                return Directory(bank_rows.page(connection)), bank_rows.gone(connection)
+            except (ValueError, KeyError, TypeError) as error:
+                data = self._settings.data
+                raise StartError(f"the records of {data} have a damaged bank; see: kvbank check {data}") from error
 
     def close(self) -> None:
         """Commit what is pending, checkpoint, finish the clean-up."""
@@ -86,7 +102,7 @@ class Banks:
     def get(self, name: str) -> Bank:
         """The bank as it is now. Errors: BANK_NOT_FOUND."""
         with self.records.read() as connection:
-            bank = records.bank(connection, self.named(name).bank_id)
+            bank = bank_rows.get(connection, self.named(name).bank_id)
         if bank is None:
             raise bank_not_found(name)
         return bank
@@ -98,22 +114,22 @@ class Banks:
     def after(self, name: str, limit: int) -> list[Bank]:
         """By name, from the first one after `name`."""
         with self.records.read() as connection:
-            return records.banks(connection, name, limit)
+            return bank_rows.page(connection, name, limit)
 
     def update(self, name: str, changes: Mapping[str, object]) -> Bank:
         """Replace some of capacity, policy, metadata, quota, expiry, index. Errors: INVALID_FIELD, BANK_NOT_FOUND."""
         bank_id = self.named(name).bank_id
 
         def change(connection: Connection) -> Bank:
-            bank = records.bank(connection, bank_id)
+            bank = bank_rows.get(connection, bank_id)
             if bank is None:
                 raise bank_not_found(name)
             changed = replace(bank, **changes)  # type: ignore[arg-type]
             validate.bank(changed)
-            records.update_bank(connection, changed)
+            bank_rows.update(connection, changed)
             if (changed.capacity, changed.policy) != (bank.capacity, bank.policy):
                 # A plan under way was made for the old ones.
-                records.save_plan(connection, bank_id, NOBODY)
+                gone_rows.save_plan(connection, bank_id, NOBODY)
                 self.records.ledgers.drop(bank_id)
             return changed
 
@@ -126,7 +142,7 @@ class Banks:
 
         def remove(connection: Connection) -> None:
             # Another call may have deleted it, and a third made a bank of this name, since it was looked up.
-            if not records.delete_bank(connection, bank.bank_id):
+            if not bank_rows.delete(connection, bank.bank_id):
                 raise bank_not_found(name)
 
         def applied(_none: None) -> None:
@@ -164,7 +180,7 @@ class Banks:
         _check_ids(chunk_ids)
 
         def pin(connection: Connection) -> int:
-            found = records.pin(connection, bank_id, chunk_ids, pinned)
+            found = chunk_rows.pin(connection, bank_id, chunk_ids, pinned)
             self.records.ledgers.change(bank_id, lambda ledger: ledger.pin(found, pinned))
             return len(found)
 
@@ -180,15 +196,15 @@ class Banks:
             raise ServiceError(UNAVAILABLE, "STORAGE_ERROR", text, errno="ENOENT")
         with self.records.read() as connection:
             quarantine.set_aside(connection, self._settings.data, bank.uid, {chunk_id: "stored bytes are damaged"})
-        self._removal.remove(bank, [chunk_id], "chunks_quarantined", keep_files=True).result()
-        _log.error("chunk %d of bank %s is damaged and quarantined", chunk_id, bank.name)
+        if self._removal.remove(bank, [chunk_id], "chunks_quarantined", keep_files=True).result():
+            _log.error("chunk %d of bank %s is damaged and quarantined", chunk_id, bank.name)
 
     def get_chunk(self, name: str, chunk_id: int, *, embedding: bool) -> Chunk:
         """Metadata of a chunk. Errors: BANK_NOT_FOUND, CHUNK_NOT_FOUND."""
         bank = self.named(name)
         self.records.flush_counts()
         with self.records.read() as connection:
-            chunk = records.chunk(connection, bank, chunk_id, embedding=embedding)
+            chunk = chunk_rows.get(connection, bank, chunk_id, embedding=embedding)
         if chunk is None:
             raise chunk_not_found(name, chunk_id)
         return chunk
@@ -201,7 +217,7 @@ class Banks:
         self.records.flush_counts()
         page: list[Chunk] = []
         with self.records.read() as connection:
-            for chunk in records.page(connection, bank, after, limit + 1, filter_, embedding=embedding):
+            for chunk in chunk_rows.page(connection, bank, after, limit + 1, filter_, embedding=embedding):
                 if len(page) == limit or budget < 0:
                     return page, True
                 page.append(chunk)
@@ -212,7 +228,7 @@ class Banks:
         """Replace the metadata. Errors: BANK_NOT_FOUND, CHUNK_NOT_FOUND, INVALID_FIELD."""
         bank_id = self.named(name).bank_id
         validate.metadata("metadata", metadata)
-        change = partial(records.update_chunk, bank_id=bank_id, chunk_id=chunk_id, metadata=metadata)
+        change = partial(chunk_rows.update, bank_id=bank_id, chunk_id=chunk_id, metadata=metadata)
         if not self.records.writer.submit(change).result():
             raise chunk_not_found(name, chunk_id)
         return self.get_chunk(name, chunk_id, embedding=False)
@@ -227,7 +243,7 @@ class Banks:
     def list_evictions(self, name: str, before: int, limit: int) -> list[tuple[int, Eviction]]:
         """(sequence, eviction), newest first. Errors: BANK_NOT_FOUND."""
         with self.records.read() as connection:
-            return records.evictions(connection, self.named(name).bank_id, before, limit)
+            return gone_rows.evictions(connection, self.named(name).bank_id, before, limit)
 
     # The index and the folder
 
@@ -239,7 +255,7 @@ class Banks:
     def _sweep(self) -> None:
         def known() -> dict[str, set[int]]:
             with self.records.read() as connection:
-                return records.payload_ids(connection)
+                return chunk_rows.payload_ids(connection)
 
         if removed := self.payloads.sweep(known, self.records.ids.first):
             _log.warning("removed %d files that no chunk owns", removed)
@@ -251,10 +267,12 @@ def chunk_not_found(name: str, chunk_id: int) -> ServiceError:
 
 
 def _create(new: Bank, connection: Connection) -> Bank:
-    found = records.bank_named(connection, new.name)
+    found = bank_rows.named(connection, new.name)
     if found is None:
-        return replace(new, bank_id=records.insert_bank(connection, new))
-    if (found.kv, found.embedding) != (new.kv, new.embedding):
+        return replace(new, bank_id=bank_rows.insert(connection, new))
+    # A hidden size that is not stated is whatever the bank's is.
+    other_size = new.kv.hidden_size not in (0, found.kv.hidden_size)
+    if other_size or (found.kv, found.embedding) != (new.kv, new.embedding):
         text = f"there is a bank {new.name!r} with another spec"
         raise ServiceError(
             ALREADY_EXISTS,

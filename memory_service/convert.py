@@ -23,6 +23,7 @@ from memory_service.domain import (
     IndexKind,
     KvSpec,
     Payload,
+    PayloadKind,
     Policy,
     PolicyKind,
     Producer,
@@ -40,7 +41,11 @@ _INDEXES: Mapping[int, IndexKind] = {
     bank_pb2.INDEX_KIND_EXACT: "exact",
     bank_pb2.INDEX_KIND_IVF: "ivf",
 }
+_KINDS: Mapping[int, PayloadKind] = {
+    chunk_pb2.PayloadKind.Value(f"PAYLOAD_KIND_{name.upper()}"): name for name in get_args(PayloadKind)
+}
 _DTYPE_NUMBERS: Mapping[str, Any] = {name: number for number, name in _DTYPES.items()}
+_KIND_NUMBERS: Mapping[str, Any] = {name: number for number, name in _KINDS.items()}
 _POLICY_NUMBERS: Mapping[str, Any] = {name: number for number, name in _POLICIES.items()}
 _INDEX_NUMBERS: Mapping[str, Any] = {name: number for number, name in _INDEXES.items()}
 _REASON_NUMBERS: Mapping[str, Any] = {
@@ -91,6 +96,7 @@ def bank(message: bank_pb2.Bank) -> Bank:
             head_dim=kv.head_dim,
             dtype=_DTYPES.get(kv.dtype),
             reader_parts=dict(kv.reader_parts),
+            hidden_size=kv.hidden_size,
         ),
         embedding=EmbeddingSpec(message.embedding.embedder_digest, message.embedding.dimension),
         capacity=capacity(message.capacity),
@@ -139,6 +145,7 @@ def bank_message(bank: Bank) -> bank_pb2.Bank:
             kv_heads=kv.kv_heads,
             head_dim=kv.head_dim,
             dtype=_DTYPE_NUMBERS[kv.dtype] if kv.dtype else bank_pb2.DATA_TYPE_UNSPECIFIED,
+            hidden_size=kv.hidden_size,
         ),
         embedding=bank_pb2.EmbeddingSpec(
             embedder_digest=bank.embedding.embedder_digest,
@@ -181,8 +188,8 @@ def chunk(message: chunk_pb2.Chunk) -> Chunk:
 
 
 def _payload(message: chunk_pb2.PayloadDescriptor) -> Payload:
-    if message.kind != chunk_pb2.PAYLOAD_KIND_LAYER_KV:
-        raise invalid("chunk.payload.kind", "must be LAYER_KV")
+    if message.kind not in _KINDS:
+        raise invalid("chunk.payload.kind", "must be LAYER_KV or SOFT_TOKENS")
     if not message.tensors:
         raise invalid("chunk.payload.tensors", "must not be empty")
     producer = message.producer
@@ -190,6 +197,7 @@ def _payload(message: chunk_pb2.PayloadDescriptor) -> Payload:
     return Payload(
         tensors=tuple(_tensor(tensor) for tensor in message.tensors),
         producer=Producer(producer.method, producer.version, producer.context, producer.adapter_digest, loss),
+        kind=_KINDS[message.kind],
     )
 
 
@@ -229,7 +237,7 @@ def chunk_message(chunk: Chunk) -> chunk_pb2.Chunk:
 def _payload_message(payload: Payload) -> chunk_pb2.PayloadDescriptor:
     producer = payload.producer
     return chunk_pb2.PayloadDescriptor(
-        kind=chunk_pb2.PAYLOAD_KIND_LAYER_KV,
+        kind=_KIND_NUMBERS[payload.kind],
         tensors=[
             chunk_pb2.TensorDescriptor(
                 name=tensor.name,

@@ -8,6 +8,7 @@ DType = Literal["bf16", "fp16", "fp32", "int32"]
 Unit = Literal["chunks", "tokens", "bytes"]
 PolicyKind = Literal["frequency", "recency_half", "reject", "lru"]
 IndexKind = Literal["auto", "exact", "ivf"]
+PayloadKind = Literal["layer_kv", "soft_tokens"]
 EvictionReason = Literal["oldest", "least_retrieved", "oldest_half", "room", "least_recent"]
 
 ITEM_BYTES: Mapping[str, int] = {"bf16": 2, "fp16": 2, "fp32": 4, "int32": 4}
@@ -25,6 +26,9 @@ class KvSpec:
     dtype: DType | None
     # Says what differs when a digest does; not part of the identity.
     reader_parts: Mapping[str, str] = field(default_factory=dict, compare=False)
+    # Of the reader's input embeddings; 0 where the bank takes no soft tokens. The digest implies it, and a bank made
+    # before there was such a thing is searched together with a newer one: not part of the identity either.
+    hidden_size: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,12 +133,13 @@ class Producer:
 
 @dataclass(frozen=True, slots=True)
 class Payload:
-    """Descriptor of a `layer_kv` payload; seed and checksum are the store's."""
+    """Descriptor of a payload; seed and checksum are the store's. Its kind goes with the names of its tensors."""
 
     tensors: tuple[Tensor, ...]
     producer: Producer
     seed: int = 0
     checksum: int = 0
+    kind: PayloadKind = "layer_kv"
 
     @property
     def length(self) -> int:

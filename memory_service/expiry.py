@@ -1,14 +1,15 @@
 """Chunks that go by themselves. Owns the promise that they go soon after their time; that none is answered past it is
-kept by the reads (`records.chunks`, `chunk`, `page`).
+kept by the reads (`chunk_rows.found`, `get`, `page`).
 
 An expired chunk stays so: a retrieval counts as its renewal only if it came before. So what is read here as expired
 at a moment, with the counts until then written, can be removed without looking again.
 """
 
-from memory_service import records
+from memory_service import chunk_rows
 from memory_service.directory import Directory
-from memory_service.records import Records, now_us
+from memory_service.records import Records
 from memory_service.removal import STEP, Removal
+from memory_service.schema import now_us
 
 INTERVAL_S = 1.0
 # Of one run: hidden from searches at once, and then removed in steps. The rest is the next run's, so that neither the
@@ -29,7 +30,7 @@ class Expiry:
         now = now_us()
         self._records.flush_counts()
         with self._records.read() as connection:
-            expired = records.expired(connection, now, _MOST)
+            expired = chunk_rows.expired(connection, now, _MOST)
         for bank_id, chunk_ids in expired.items():
             self._remove(bank_id, chunk_ids)
 

@@ -4,7 +4,9 @@ record, bytes as base64, and <chunk id>.safetensors beside it the file, if there
 import base64
 import json
 import os
+import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,8 @@ from memory_service.payloads import SUFFIX, name, sync_folder
 FOLDER = "quarantine"
 _CHUNKS = "SELECT * FROM chunks WHERE chunk_id IN (SELECT value FROM json_each(?))"
 _CONTENTS = "SELECT * FROM contents WHERE chunk_id IN (SELECT value FROM json_each(?))"
+# Several callers may meet one damaged chunk at once; whoever comes second finds all of it done.
+_one_at_a_time = threading.Lock()
 
 
 def set_aside(connection: Connection, data: Path, bank_uid: str, why: Mapping[int, str]) -> None:
@@ -23,23 +27,24 @@ def set_aside(connection: Connection, data: Path, bank_uid: str, why: Mapping[in
 
     Once more does nothing.
     """
-    folder = data / FOLDER / bank_uid
-    folder.mkdir(parents=True, exist_ok=True)
-    ids = json.dumps(list(why))
-    contents = {row.chunk_id: _plain(row._mapping) for row in connection.exec_driver_sql(_CONTENTS, (ids,))}
-    for row in connection.exec_driver_sql(_CHUNKS, (ids,)):
-        record = {
-            "why": why[row.chunk_id],
-            "quarantined": datetime.now(UTC).isoformat(timespec="seconds"),
-            "chunk": _plain(row._mapping),
-            "content": contents.get(row.chunk_id),
-        }
-        _save(folder / f"{row.chunk_id}.json", record)
-        file = data / name(bank_uid, row.chunk_id)
-        if file.exists():
-            os.rename(file, folder / f"{row.chunk_id}{SUFFIX}")
-    for changed in (folder, folder.parent, data):
-        sync_folder(changed)
+    with _one_at_a_time:
+        folder = data / FOLDER / bank_uid
+        folder.mkdir(parents=True, exist_ok=True)
+        ids = json.dumps(list(why))
+        contents = {row.chunk_id: _plain(row._mapping) for row in connection.exec_driver_sql(_CONTENTS, (ids,))}
+        for row in connection.exec_driver_sql(_CHUNKS, (ids,)):
+            record = {
+                "why": why[row.chunk_id],
+                "quarantined": datetime.now(UTC).isoformat(timespec="seconds"),
+                "chunk": _plain(row._mapping),
+                "content": contents.get(row.chunk_id),
+            }
+            _save(folder / f"{row.chunk_id}.json", record)
+            # Missing, or removed this moment, because the chunk was deleted or evicted.
+            with suppress(FileNotFoundError, NotADirectoryError):
+                os.rename(data / name(bank_uid, row.chunk_id), folder / f"{row.chunk_id}{SUFFIX}")
+        for changed in (folder, folder.parent, data):
+            sync_folder(changed)
 
 
 def _plain(row: Mapping[Any, Any]) -> dict[str, Any]:

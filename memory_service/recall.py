@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sqlalchemy import Connection
 
-from memory_service import records, validate
+from memory_service import bank_rows, chunk_rows, validate
 from memory_service.bank import Banks, chunk_not_found
 from memory_service.counts import Retrievals, Unwritten
 from memory_service.directory import bank_not_found
@@ -29,13 +29,14 @@ from memory_service.errors import (
 )
 from memory_service.open_payload import OpenFiles, OpenPayload
 from memory_service.payloads import DamagedError
-from memory_service.records import now_us
+from memory_service.schema import now_us
 from memory_service.search import Best, Selection
 
 MOST_QUERIES = 1024
 # Different ones of one answer, whose metadata must fit in one message.
 MOST_CHUNKS = 10_000
-REMEMBERED_S = 60.0
+# As long as the attempts of one call may take, and more: the SDK gives them two minutes.
+REMEMBERED_S = 300.0
 
 
 class Hit(NamedTuple):
@@ -130,7 +131,7 @@ class Recall:
         while missing:
             unwritten = self._records.counts.unwritten()
             with self._records.read() as connection:
-                read = partial(records.vectors, connection)
+                read = partial(chunk_rows.vectors, connection)
                 with self._stages["search"].time():
                     best = [
                         index.search(vectors, query.top_k, read, _selection(connection, bank, query, gone, unwritten))
@@ -171,7 +172,7 @@ class Recall:
             raise invalid("chunk_ids", f"must have 1 to {validate.MOST_IDS} ids")
         unwritten = self._records.counts.unwritten()
         with self._stages["load"].time(), self._records.read() as connection:
-            chunks = records.chunks(connection, bank, set(chunk_ids), unwritten)
+            chunks = chunk_rows.found(connection, bank, set(chunk_ids), unwritten)
         for chunk_id in chunk_ids:
             if chunk_id not in chunks:
                 raise chunk_not_found(name, chunk_id)
@@ -242,17 +243,22 @@ class Recall:
         BANK_NOT_FOUND when its bank is, whose files go before its last rows.
         """
         with self._records.read() as connection:
-            if records.usage(connection, bank.bank_id) is None:
+            if bank_rows.usage(connection, bank.bank_id) is None:
                 return bank_not_found(bank.name)
-            if records.chunk(connection, bank, chunk_id) is None:
+            if chunk_rows.get(connection, bank, chunk_id) is None:
                 return None
         self._banks.quarantine(bank, chunk_id)
-        text = f"stored bytes of chunk {chunk_id} are damaged; it is quarantined"
-        return ServiceError(DATA_LOSS, "CHECKSUM_MISMATCH", text, chunk_id=chunk_id)
+        return damaged_chunk(chunk_id)
+
+
+def damaged_chunk(chunk_id: int) -> ServiceError:
+    """CHECKSUM_MISMATCH."""
+    text = f"stored bytes of chunk {chunk_id} are damaged; it is quarantined"
+    return ServiceError(DATA_LOSS, "CHECKSUM_MISMATCH", text, chunk_id=chunk_id)
 
 
 class RecentRequests:
-    """Request ids of the last minute, so that a repeated call counts once."""
+    """Request ids of the last minutes, so that a repeated call counts once."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -275,10 +281,10 @@ class RecentRequests:
 def _selection(
     connection: Connection, bank: Bank, query: Query, gone: Collection[int], unwritten: Unwritten
 ) -> Selection:
-    excluded = records.expired_ids(connection, bank.bank_id, now_us(), unwritten)
+    excluded = chunk_rows.expired_ids(connection, bank.bank_id, now_us(), unwritten)
     if gone:
         excluded = np.union1d(excluded, np.array(list(gone), np.int64))
-    allowed = None if query.filter is None else records.matching_ids(connection, bank.bank_id, query.filter)
+    allowed = None if query.filter is None else chunk_rows.matching_ids(connection, bank.bank_id, query.filter)
     return Selection(allowed, excluded)
 
 
@@ -296,7 +302,7 @@ def _chunks(
         raise ServiceError(RESOURCE_EXHAUSTED, "TOO_LARGE", text, limit=MOST_CHUNKS, size=total)
     found: dict[int, tuple[Bank, Chunk]] = {}
     for bank, ids in wanted.values():
-        chunks = records.chunks(connection, bank, ids, unwritten)
+        chunks = chunk_rows.found(connection, bank, ids, unwritten)
         found |= {chunk_id: (bank, chunk) for chunk_id, chunk in chunks.items()}
     return found
 
@@ -315,8 +321,11 @@ def _merged(banks: Sequence[Bank], best: Sequence[Best], query: Query) -> list[H
 
 
 def _only(chunk: Chunk, layers: Sequence[int]) -> Chunk:
-    """The chunk with its descriptor cut to some layers; the payload's checksum still names the whole."""
-    if not layers or chunk.payload is None:
+    """The chunk with its descriptor cut to some layers; the payload's checksum still names the whole.
+
+    Soft tokens belong to no layer, and are not cut.
+    """
+    if not layers or chunk.payload is None or chunk.payload.kind == "soft_tokens":
         return chunk
     wanted = {str(layer) for layer in layers}
     tensors = tuple(tensor for tensor in chunk.payload.tensors if tensor.name.rpartition(".")[2] in wanted)

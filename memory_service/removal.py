@@ -6,7 +6,7 @@ from functools import partial
 
 from sqlalchemy import Connection
 
-from memory_service import records
+from memory_service import gone_rows
 from memory_service.domain import Bank, EvictionReason
 from memory_service.janitor import Janitor
 from memory_service.metrics import Metrics
@@ -36,7 +36,7 @@ class Removal:
         """Those of the ids that existed, when they are gone; counted in `counter` of the bank (chunks_deleted, ...)."""
 
         def operation(connection: Connection) -> list[int]:
-            gone = records.remove(connection, bank.bank_id, chunk_ids, counter).ids
+            gone = gone_rows.remove(connection, bank.bank_id, chunk_ids, counter).ids
             self._records.ledgers.change(bank.bank_id, lambda ledger: ledger.remove(gone))
             return gone
 
@@ -77,5 +77,5 @@ class Removal:
             if not done:
                 self.clear(bank_id)
 
-        step = partial(records.clear_gone_bank, bank_id=bank_id, most=STEP)
+        step = partial(gone_rows.clear_bank, bank_id=bank_id, most=STEP)
         self._records.writer.submit(step, applied)

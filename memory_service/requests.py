@@ -18,6 +18,8 @@ class Request:
 
     def of(self, message: Any) -> None:
         """Take the name of the bank from a request message, whatever its field is called."""
+        for whole in ("retrieve", "fetch"):
+            message = getattr(message, whole, message)
         for field in ("bank", "name", "banks"):
             value = getattr(message, field, "")
             value = getattr(value, "name", value)  # CreateBank and UpdateBank have a whole bank

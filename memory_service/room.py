@@ -14,13 +14,14 @@ from typing import NamedTuple
 import numpy as np
 from sqlalchemy import Connection
 
-from memory_service import records
+from memory_service import bank_rows, chunk_rows, gone_rows
 from memory_service.directory import Directory
 from memory_service.domain import Bank, Capacity, Chunk, Eviction, EvictionReason, Unit
 from memory_service.errors import ServiceError
 from memory_service.eviction import NOBODY, Candidates, Victims, overflows, plan
+from memory_service.gone_rows import Removed
 from memory_service.ledger import Ledger, Loading
-from memory_service.records import Records, Removed
+from memory_service.records import Records
 from memory_service.removal import STEP, Removal
 
 MOST_EXPLAINED = 10_000
@@ -55,7 +56,7 @@ class Room:
     def open(self) -> None:
         """Load the ledgers that are needed soon; evictions that a stop interrupted go on."""
         with self._records.read() as connection:
-            interrupted = records.saved_plans(connection)
+            interrupted = gone_rows.saved_plans(connection)
         for bank in self._directory.all():
             self.measure(bank)
             if bank.bank_id in interrupted or self._near(bank):
@@ -115,7 +116,7 @@ class Room:
 
     def make(self, connection: Connection, bank: Bank, chunk: Chunk) -> Made:
         """In the write's operation: evict what the chunk needs, at least. Errors: TOO_LARGE, BANK_FULL."""
-        if bank.capacity is None or (usage := records.usage(connection, bank.bank_id)) is None:
+        if bank.capacity is None or (usage := bank_rows.usage(connection, bank.bank_id)) is None:
             return Made()
         used, need = int(getattr(usage, bank.capacity.unit)), size_of(chunk, bank.capacity.unit)
         self._used[bank.bank_id] = used + need
@@ -129,7 +130,7 @@ class Room:
                 planned = True
                 candidates = _without(ledger.candidates(), evicted)
                 doomed = plan(candidates, bank.capacity, bank.policy, used, need)
-            removed = records.evict(connection, bank.bank_id, doomed.part(0, STEP))
+            removed = gone_rows.evict(connection, bank.bank_id, doomed.part(0, STEP))
             if fresh and not removed.ids:
                 self._ledgers.drop(bank.bank_id)
                 raise RuntimeError(f"the ledger of bank {bank.name} has chunks that do not exist")
@@ -138,7 +139,7 @@ class Room:
             reasons.update(removed.reasons)
             used -= removed.size(bank.capacity.unit)
         if planned or not doomed:
-            records.save_plan(connection, bank.bank_id, doomed)
+            gone_rows.save_plan(connection, bank.bank_id, doomed)
         self._used[bank.bank_id] = used + need
         return Made(evicted, doomed, reasons)
 
@@ -176,10 +177,10 @@ class Room:
                 return Removed([], 0, 0)
             planned = ledger.doomed
             doomed = planned or self._excess(connection, now, ledger)
-            removed = records.evict(connection, bank.bank_id, doomed.part(0, STEP))
+            removed = gone_rows.evict(connection, bank.bank_id, doomed.part(0, STEP))
             rest = doomed.part(STEP)
             if not planned or not rest:
-                records.save_plan(connection, bank.bank_id, rest)
+                gone_rows.save_plan(connection, bank.bank_id, rest)
             self._used[bank.bank_id] = self._used.get(bank.bank_id, 0) - removed.size(now.capacity.unit)
 
             def change(ledger: Ledger) -> None:
@@ -208,7 +209,7 @@ class Room:
 
     def _excess(self, connection: Connection, bank: Bank, ledger: Ledger) -> Victims:
         """The plan for a bank whose capacity was lowered; nobody where it fits, or nothing may go."""
-        usage = records.usage(connection, bank.bank_id)
+        usage = bank_rows.usage(connection, bank.bank_id)
         if bank.capacity is None or usage is None or not self._too_full(bank):
             return NOBODY
         try:
@@ -291,9 +292,11 @@ class Room:
         text = f"{len(victims)} of {bank.usage.chunks} chunks {verb} ({parts}): {figures}"
         shown = victims.part(0, MOST_EXPLAINED)
         with self._records.read() as connection:
-            rows = {row.chunk_id: row for row in records.eviction_rows(connection, bank.bank_id, shown.ids.tolist())}
+            rows = {row.chunk_id: row for row in gone_rows.victims(connection, bank.bank_id, shown.ids.tolist())}
         named = zip(shown.ids.tolist(), shown.reasons(), strict=True)
-        return [records.eviction(rows[chunk_id], reason, None) for chunk_id, reason in named if chunk_id in rows], text
+        return [
+            gone_rows.eviction(rows[chunk_id], reason, None) for chunk_id, reason in named if chunk_id in rows
+        ], text
 
     def _looked_at(self, bank: Bank) -> tuple[Candidates, Victims]:
         """What the next plan would look at, and what is left of the present one."""
@@ -320,8 +323,8 @@ def size_of(chunk: Chunk, unit: Unit) -> int:
 
 
 def _read(connection: Connection, bank: Bank, capacity: Capacity) -> Ledger:
-    rows = records.ledger_rows(connection, bank.bank_id, capacity.unit)
-    return Ledger(rows, records.saved_plan(connection, bank.bank_id))
+    rows = chunk_rows.ledger_rows(connection, bank.bank_id, capacity.unit)
+    return Ledger(rows, gone_rows.saved_plan(connection, bank.bank_id))
 
 
 def _without(candidates: Candidates, chunk_ids: Sequence[int]) -> Candidates:

@@ -1,11 +1,12 @@
 """Tables of metadata.db, and which schema a folder has. Owns the rule that only the present schema is served."""
 
 import sqlite3
+import time
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Engine, Index, MetaData, create_engine, event, text
+from sqlalchemy import Connection, Engine, Index, MetaData, create_engine, event, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from memory_service.errors import StartError
@@ -164,7 +165,8 @@ def revisions() -> list[str]:
 
 
 def engine(path: Path, *, synchronous: str, writer: bool) -> Engine:
-    """Connections to the database: the writer's one begins IMMEDIATE and checkpoints; readers cannot write."""
+    """Connections to the database: the writer's one begins IMMEDIATE and checkpoints; readers cannot write, and begin
+    by themselves."""
     made = create_engine(
         f"sqlite:///{path}",
         connect_args={"check_same_thread": False, "timeout": 30.0},
@@ -186,9 +188,11 @@ def engine(path: Path, *, synchronous: str, writer: bool) -> Engine:
             connection.execute("PRAGMA wal_autocheckpoint=0")
             connection.execute("PRAGMA query_only=ON")
 
-    @event.listens_for(made, "begin")
-    def begin(connection: Any) -> None:
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if writer else "BEGIN")
+    if writer:
+
+        @event.listens_for(made, "begin")
+        def begin(connection: Any) -> None:
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
 
     return made
 
@@ -257,3 +261,15 @@ def upgrade(path: Path, revision: str = "head") -> None:
             command.upgrade(config, revision)
     finally:
         database.dispose()
+
+
+def raw(connection: Connection) -> sqlite3.Connection:
+    """The driver's connection, in the same transaction."""
+    driver = connection.connection.driver_connection
+    assert isinstance(driver, sqlite3.Connection)
+    return driver
+
+
+def now_us() -> int:
+    """Microseconds since 1970, as all times of the rows."""
+    return time.time_ns() // 1000

@@ -7,7 +7,6 @@ import asyncio
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
-from functools import partial
 from itertools import islice
 
 import numpy as np
@@ -17,7 +16,7 @@ from memory_service.budget import Budget
 from memory_service.errors import UNAVAILABLE, ServiceError
 from memory_service.metrics import Metrics
 from memory_service.payloads import DamagedError
-from memory_service.recall import Found, Recall
+from memory_service.recall import Found, Recall, damaged_chunk
 
 # Frames that one visit to a storage thread makes ready; as many are being sent meanwhile.
 AHEAD = 2
@@ -47,12 +46,16 @@ class Sender:
         share = await self._budget.take(min(total, 2 * AHEAD * _frames.FRAME_BYTES), task.cancel)
         frames = self._read(found, min(total, _frames.FRAME_BYTES))
         # With the context, so that what a storage thread logs carries the request.
-        take = partial(loop.run_in_executor, self._pool, copy_context().run, self._take, frames)
-        ahead = take()
+        run = copy_context().run
+
+        def take(count: int) -> asyncio.Future[list[bytes]]:
+            return loop.run_in_executor(self._pool, run, self._take, frames, count)
+
+        ahead = take(1)  # alone, because nothing is being sent meanwhile
         try:
             # Shielded, so that it ends with its thread and not with the call.
             while batch := await asyncio.shield(ahead):
-                ahead = take()
+                ahead = take(AHEAD)
                 for frame in batch:
                     yield frame
                     share.touch()
@@ -65,9 +68,9 @@ class Sender:
                 self._budget.give(share)
             ahead.cancelled() or ahead.exception()
 
-    def _take(self, frames: Iterator[bytes]) -> list[bytes]:
+    def _take(self, frames: Iterator[bytes], count: int) -> list[bytes]:
         with self._reading.time():
-            return list(islice(frames, AHEAD))
+            return list(islice(frames, count))
 
     def _read(self, found: Sequence[Found], frame_bytes: int) -> Iterator[bytes]:
         buffer, filled = np.empty(frame_bytes, np.uint8).data, 0
@@ -86,8 +89,11 @@ class Sender:
         assert item.file is not None
         try:
             return item.file.fill(room)
-        except (DamagedError, FileNotFoundError) as error:
-            chunk_id = item.chunk.chunk_id
-            text = f"chunk {chunk_id} went while the answer was being sent; ask again"
+        except DamagedError as error:
+            # Or was quarantined already, by another caller who met it.
+            refusal = self._recall.damaged(item.bank, item.chunk.chunk_id)
+            raise refusal or damaged_chunk(item.chunk.chunk_id) from error
+        except FileNotFoundError as error:
+            text = f"chunk {item.chunk.chunk_id} went while the answer was being sent; ask again"
             gone = ServiceError(UNAVAILABLE, "STORAGE_ERROR", text, errno="ENOENT")
-            raise self._recall.damaged(item.bank, chunk_id) or gone from error
+            raise self._recall.damaged(item.bank, item.chunk.chunk_id) or gone from error

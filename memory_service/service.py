@@ -18,13 +18,14 @@ from memory_service.bank import Banks
 from memory_service.budget import Budget
 from memory_service.decoding import checked
 from memory_service.errors import (
+    FAILED_PRECONDITION,
     RESOURCE_EXHAUSTED,
     ServiceError,
     invalid,
     to_service_error,
 )
 from memory_service.metrics import Metrics
-from memory_service.recall import Found, Query, Recall, close
+from memory_service.recall import Answer, Found, Query, Recall, close
 from memory_service.receiving import Receiver
 from memory_service.sending import Sender
 from memory_service.settings import Settings
@@ -172,9 +173,62 @@ class MemoryService(service_pb2_grpc.MemoryServiceServicer):
     @streaming
     async def Retrieve(self, request: pb.RetrieveRequest) -> AsyncIterator[pb.RetrieveResponse | bytes]:  # noqa: N802
         """All hits and descriptors, then verified bytes."""
-        shared = self._shares(request.same_host_nonce)
-        answer = await self._run(partial(self._recall.retrieve, _query(request), opened=not shared))
-        header = pb.RetrieveHeader(
+        answer = await self._run(self._recall.retrieve, _query(request))
+        async for message in self._answer(pb.RetrieveResponse(header=self._hits(answer)), answer.found):
+            yield message
+
+    @streaming
+    async def FetchChunks(self, request: pb.FetchChunksRequest) -> AsyncIterator[pb.FetchChunksResponse | bytes]:  # noqa: N802
+        """Chunks by id, in the order asked for."""
+        found = await self._run(partial(self._fetch, request, opened=True))
+        async for message in self._answer(pb.FetchChunksResponse(header=self._chunks(found)), found):
+            yield message
+
+    async def _answer(self, message: Any, found: Sequence[Found]) -> AsyncIterator[Any]:
+        """The header, then the bytes. Closes the files."""
+        try:
+            yield _sized(message, self._settings.max_message_bytes)
+            # Closed first, also where the caller goes: a thread may still be reading the files.
+            async with aclosing(self._sender.frames(found)) as frames:
+                async for frame in frames:
+                    yield frame
+        finally:
+            close(found)
+
+    @unary
+    async def RetrieveFiles(self, request: pb.RetrieveFilesRequest) -> pb.RetrieveFilesResponse:  # noqa: N802
+        """As Retrieve, with the names of the files."""
+        self._check_shares(request.nonce)
+
+        def find() -> pb.RetrieveFilesResponse:
+            answer = self._recall.retrieve(_query(request.retrieve), opened=False)
+            return pb.RetrieveFilesResponse(header=self._hits(answer), files=self._files(answer.found))
+
+        return await self._run(find)
+
+    @unary
+    async def FetchFiles(self, request: pb.FetchFilesRequest) -> pb.FetchFilesResponse:  # noqa: N802
+        """As FetchChunks, with the names of the files."""
+        self._check_shares(request.nonce)
+
+        def find() -> pb.FetchFilesResponse:
+            found = self._fetch(request.fetch, opened=False)
+            return pb.FetchFilesResponse(header=self._chunks(found), files=self._files(found))
+
+        return await self._run(find)
+
+    def _check_shares(self, nonce: bytes) -> None:
+        """Errors: NOT_SAME_HOST unless the caller may read the files itself."""
+        if self._same_host is None or not self._same_host.proven(nonce):
+            text = "this server shares its files with nobody who comes without the nonce"
+            raise ServiceError(FAILED_PRECONDITION, "NOT_SAME_HOST", text)
+
+    def _fetch(self, request: pb.FetchChunksRequest, *, opened: bool) -> list[Found]:
+        ids, layers = list(request.chunk_ids), list(request.layers)
+        return self._recall.fetch(request.bank, request.reader_digest, ids, layers, opened=opened)
+
+    def _hits(self, answer: Answer) -> pb.RetrieveHeader:
+        return pb.RetrieveHeader(
             store_id=self._banks.records.store_id,
             queries=[
                 pb.QueryHits(hits=[pb.Hit(chunk_id=hit.chunk_id, score=hit.score) for hit in row])
@@ -183,39 +237,14 @@ class MemoryService(service_pb2_grpc.MemoryServiceServicer):
             chunks=[convert.chunk_message(item.chunk) for item in answer.found],
             sent=[item.sent for item in answer.found],
         )
-        async for message in self._answer(pb.RetrieveResponse(header=header), answer.found, shared):
-            yield message
 
-    @streaming
-    async def FetchChunks(self, request: pb.FetchChunksRequest) -> AsyncIterator[pb.FetchChunksResponse | bytes]:  # noqa: N802
-        """Chunks by id, in the order asked for."""
-        ids, layers = list(request.chunk_ids), list(request.layers)
-        shared = self._shares(request.same_host_nonce)
-        call = partial(self._recall.fetch, request.bank, request.reader_digest, ids, layers, opened=not shared)
-        found = await self._run(call)
-        header = pb.FetchChunksHeader(
-            store_id=self._banks.records.store_id, chunks=[convert.chunk_message(item.chunk) for item in found]
-        )
-        async for message in self._answer(pb.FetchChunksResponse(header=header), found, shared):
-            yield message
+    def _chunks(self, found: Sequence[Found]) -> pb.FetchChunksHeader:
+        chunks = [convert.chunk_message(item.chunk) for item in found]
+        return pb.FetchChunksHeader(store_id=self._banks.records.store_id, chunks=chunks)
 
-    def _shares(self, nonce: bytes) -> bool:
-        """Whether the caller reads the files itself."""
-        return self._same_host is not None and self._same_host.proven(nonce)
-
-    async def _answer(self, message: Any, found: Sequence[Found], shared: bool) -> AsyncIterator[Any]:
-        """The header; then, unless the caller reads the files itself, their bytes. Closes the files."""
-        try:
-            if shared:
-                message.header.files.extend(map(_file_name, found))
-                self._sent_as_files.inc(sum(item.length for item in found))
-            yield _sized(message, self._settings.max_message_bytes)
-            # Closed first, also where the caller goes: a thread may still be reading the files.
-            async with aclosing(self._sender.frames(found)) as frames:
-                async for frame in frames:
-                    yield frame
-        finally:
-            close(found)
+    def _files(self, found: Sequence[Found]) -> list[str]:
+        self._sent_as_files.inc(sum(item.length for item in found))
+        return [payloads.name(item.bank.uid, item.chunk.chunk_id) if item.sent else "" for item in found]
 
     # Chunks
 
@@ -315,10 +344,6 @@ def _sized(message: T, limit: int) -> T:
         text = f"the answer, or its header, would have {size} bytes; ask for less at once"
         raise ServiceError(RESOURCE_EXHAUSTED, "TOO_LARGE", text, limit=limit, size=size)
     return message
-
-
-def _file_name(item: Found) -> str:
-    return payloads.name(item.bank.uid, item.chunk.chunk_id) if item.sent else ""
 
 
 def _query(request: pb.RetrieveRequest) -> Query:

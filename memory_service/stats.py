@@ -8,11 +8,11 @@ from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from kvbank.v1 import service_pb2 as pb
-from memory_service import __version__, convert, records
+from memory_service import __version__, bank_rows, convert
 from memory_service.bank import Banks
 from memory_service.domain import Bank, IndexStats
 from memory_service.metrics import Metrics
-from memory_service.records import now_us
+from memory_service.schema import now_us
 from memory_service.settings import Settings
 
 _PAGE = 1000
@@ -53,7 +53,7 @@ class Stats(Collector):
     def collect(self) -> Iterable[Metric]:
         """Gauges over all banks."""
         with self._banks.records.read() as connection:
-            banks, chunks, tokens, size = records.totals(connection)
+            banks, chunks, tokens, size = bank_rows.totals(connection)
         loaded = [index for index in map(self._banks.indexes.stats, self._banks.known()) if index.loaded]
         info = GaugeMetricFamily("kvbank_info", "1, with what this server is.", labels=["version", "durability"])
         info.add_metric([__version__, self._settings.durability], 1)

@@ -57,10 +57,14 @@ def _expiry(field: str, expiry: Expiry) -> None:
 
 def _kv(kv: KvSpec) -> None:
     metadata("bank.kv.reader_parts", kv.reader_parts)
+    if kv.hidden_size < 0:
+        raise invalid("bank.kv.hidden_size", "must not be negative; 0 means that the bank takes no soft tokens")
     _word("bank.kv.reader_digest", kv.reader_digest)
     if len(kv.layers) > MOST_LAYERS:
         raise invalid("bank.kv.layers", f"are {len(kv.layers)}; at most {MOST_LAYERS} are taken")
     if not kv.layers:
+        if kv.hidden_size:
+            raise invalid("bank.kv.hidden_size", "is for a bank with layers")
         return
     if not kv.reader_digest:
         raise invalid("bank.kv.reader_digest", "is required for a bank with layers")
@@ -150,15 +154,35 @@ def chunk(bank_: Bank, new: Chunk, largest: int) -> None:
         producer = new.payload.producer
         for name in ("method", "version", "context", "adapter_digest"):
             _word(f"chunk.payload.producer.{name}", getattr(producer, name))
-        _tensors(bank_.kv, new, new.payload.tensors)
+        check = _soft_tokens if new.payload.kind == "soft_tokens" else _layer_kv
+        check(bank_, new, new.payload.tensors)
         size = new.payload.length
         if size > largest:
             text = f"a chunk of {size} bytes; at most {largest} are taken"
             raise ServiceError(RESOURCE_EXHAUSTED, "TOO_LARGE", text, limit=largest, size=size)
 
 
-def _tensors(kv: KvSpec, new: Chunk, tensors: Sequence[Tensor]) -> None:
+def _soft_tokens(bank_: Bank, new: Chunk, tensors: Sequence[Tensor]) -> None:
+    """Exactly `soft`, as wide as the model's input embeddings, of one row for each stored token."""
+    kv = bank_.kv
+    if not kv.hidden_size:
+        text = f"bank {bank_.name} takes no soft tokens: it was made without a hidden size"
+        raise _tensor_mismatch("soft", text)
+    soft, *others = tensors
+    if soft.name != "soft" or others:
+        name = next((tensor.name for tensor in tensors if tensor.name != "soft"), "soft")
+        raise _tensor_mismatch(name, "repeated or not soft, the one tensor of soft tokens")
+    n = soft.shape[0] if soft.shape else 0
+    if not 1 <= n <= new.original_length:
+        raise _tensor_mismatch("soft", f"shape {soft.shape} is not [n <= original_length, hidden_size]")
+    _expect(soft, [kv.dtype], [(n, kv.hidden_size)])
+    if n != new.stored_length:
+        raise invalid("chunk.stored_length", f"is {new.stored_length}, but there are {n} soft tokens")
+
+
+def _layer_kv(bank_: Bank, new: Chunk, tensors: Sequence[Tensor]) -> None:
     """Exactly k, v and pos of every layer, of one m in a layer; the largest m is the stored length."""
+    kv = bank_.kv
     by_name = {tensor.name: tensor for tensor in tensors}
     expected = {f"{kind}.{layer}" for layer in kv.layers for kind in ("k", "v", "pos")}
     if len(by_name) != len(tensors) or by_name.keys() != expected:

@@ -15,15 +15,16 @@ import numpy as np
 import xxhash
 from sqlalchemy import Connection
 
-from memory_service import records, validate
+from memory_service import bank_rows, chunk_rows, validate
 from memory_service.directory import Directory, bank_not_found
 from memory_service.domain import Bank, Chunk, Payload, Quota, Unit
 from memory_service.errors import ALREADY_EXISTS, INVALID_ARGUMENT, RESOURCE_EXHAUSTED, QuotaError, ServiceError
 from memory_service.janitor import Janitor
 from memory_service.metrics import Metrics
 from memory_service.payloads import Buffer, Payloads
-from memory_service.records import Records, now_us
+from memory_service.records import Records
 from memory_service.room import Made, Room, size_of
+from memory_service.schema import now_us
 from memory_service.search import SearchIndexes
 from memory_service.settings import Settings
 from memory_service.staging import StagedFile
@@ -68,7 +69,7 @@ class Writes:
         expiry = bank.expiry if chunk.expiry is None else chunk.expiry
         payload = chunk.payload and self._store(bank, chunk_id, chunk, chunk.payload, data)
         stored = replace(chunk, chunk_id=chunk_id, bank=bank.name, created=now_us(), expiry=expiry, payload=payload)
-        return self._submit(_Write(self, bank, stored, records.row_of(bank.bank_id, stored, digest)))
+        return self._submit(_Write(self, bank, stored, chunk_rows.row_of(bank.bank_id, stored, digest)))
 
     def _submit(self, write: "_Write") -> "Future[Written]":
         self.room.prepare(write.bank.bank_id, write.chunk)
@@ -112,7 +113,7 @@ class _Write:
         Errors: KEY_REUSED, BANK_NOT_FOUND, BANK_FULL, TOO_LARGE, QUOTA_EXCEEDED.
         """
         chunk, bank_id = self.chunk, self.bank.bank_id
-        if found := records.find_key(connection, bank_id, chunk.key):
+        if found := chunk_rows.find_key(connection, bank_id, chunk.key):
             return self._replay(*found)
         bank = self.path.directory.current(bank_id)
         if bank is None:
@@ -122,7 +123,7 @@ class _Write:
             self.made = self.path.room.make(connection, bank, chunk)
             if bank.quota != Quota():
                 _check_quota(connection, bank, chunk)
-            if not records.insert_chunk(connection, self.row):
+            if not chunk_rows.insert(connection, self.row):
                 raise bank_not_found(bank.name)
         self.path.room.enter(bank, chunk, self.made)
         return Written(chunk.key, chunk.chunk_id, evicted=tuple(self.made.evicted))
@@ -167,7 +168,7 @@ def _check_bytes(chunk: Chunk, data: Buffer) -> None:
 
 def _check_quota(connection: Connection, bank: Bank, chunk: Chunk) -> None:
     """After the evictions, which may have made the room that it asks for."""
-    usage = records.usage(connection, bank.bank_id)
+    usage = bank_rows.usage(connection, bank.bank_id)
     for unit in _UNITS:
         limit, used, size = getattr(bank.quota, unit), getattr(usage, unit), size_of(chunk, unit)
         if limit and used + size > limit:

@@ -3,18 +3,19 @@
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
-from sqlalchemy import Row
+from sqlalchemy import Connection, Row
 
-from memory_service import records
+from memory_service import bank_rows, chunk_rows
 from memory_service.care.folder import Folder
-from memory_service.domain import Payload
+from memory_service.domain import Payload, PayloadKind
 from memory_service.payloads import seed
 
 _PAGE = 512
-_BANKS = "SELECT bank_id, uid, name, spec, chunks FROM banks ORDER BY bank_id"
+_KINDS = get_args(PayloadKind)
+_BANKS = "SELECT bank_id, uid, name, chunks FROM banks ORDER BY bank_id"
 _CHUNKS = """
     SELECT c.chunk_id, c.payload_bytes, c.meta, t.chunk_id AS content, t.payload,
         {embedding} AS embedding, length(t.embedding) AS embedding_bytes
@@ -25,7 +26,7 @@ _CHUNKS = """
 
 @dataclass(frozen=True, slots=True)
 class BankEntry:
-    """A bank, with its number of chunks of a moment ago; `dimension` is None when its spec cannot be read."""
+    """A bank, with its number of chunks of a moment ago; `dimension` is None when what it is cannot be read."""
 
     bank_id: int
     uid: str
@@ -48,7 +49,11 @@ def banks(folder: Folder) -> list[BankEntry]:
     """Every bank that is not being deleted."""
     with folder.read() as connection:
         rows = connection.exec_driver_sql(_BANKS).all()
-    return [BankEntry(row.bank_id, row.uid, row.name, _dimension(row.spec), row.chunks) for row in rows]
+        dimensions = [_dimension(connection, row.bank_id) for row in rows]
+    return [
+        BankEntry(row.bank_id, row.uid, row.name, dimension, row.chunks)
+        for row, dimension in zip(rows, dimensions, strict=True)
+    ]
 
 
 def pages(folder: Folder, bank: BankEntry, *, embeddings: bool) -> Iterator[list[Entry]]:
@@ -70,16 +75,17 @@ def pages(folder: Folder, bank: BankEntry, *, embeddings: bool) -> Iterator[list
         after = rows[-1].chunk_id
 
 
-def _dimension(spec: str) -> int | None:
+def _dimension(connection: Connection, bank_id: int) -> int | None:
     try:
-        return int(json.loads(spec)["embedding"]["dimension"])
+        bank = bank_rows.get(connection, bank_id)
+        return None if bank is None else int(bank.embedding.dimension)
     except (ValueError, KeyError, TypeError):
         return None
 
 
 def _entry(bank: BankEntry, row: Row[Any]) -> Entry:
     try:
-        payload = records.payload_of(row.payload)
+        payload = chunk_rows.payload_of(row.payload)
         flaw = _flaw(bank, row, payload)
     except (ValueError, KeyError, TypeError):
         payload, flaw = None, "its descriptor or its metadata cannot be read"
@@ -98,6 +104,13 @@ def _flaw(bank: BankEntry, row: Row[Any], payload: Payload | None) -> str:
         return f"its descriptor has {length} bytes, its row {row.payload_bytes}"
     if payload is not None and payload.seed != seed(bank.uid, row.chunk_id):
         return "its descriptor belongs to another chunk"
+    if payload is not None and not _kind_fits(payload):
+        return f"its descriptor says that it is of the kind {payload.kind}, which it is not"
     if not isinstance(json.loads(row.meta), dict):
         return "its metadata cannot be read"
     return ""
+
+
+def _kind_fits(payload: Payload) -> bool:
+    soft = [tensor.name for tensor in payload.tensors] == ["soft"]
+    return payload.kind in _KINDS and soft == (payload.kind == "soft_tokens")

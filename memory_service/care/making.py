@@ -11,6 +11,7 @@ from types import TracebackType
 
 from memory_service.care.folder import DATABASE, MANIFEST
 from memory_service.care.report import CareError
+from memory_service.care.transfer import sync_file
 from memory_service.payloads import FOLDER, sync_folder
 
 _OURS = {MANIFEST, f"{MANIFEST}.tmp", FOLDER, *(f"{DATABASE}{suffix}" for suffix in ("", "-wal", "-shm", "-journal"))}
@@ -57,7 +58,7 @@ class Making:
         for folder, _, files in os.walk(self.partial, topdown=False):
             if Path(folder) == self.partial:
                 for name in files:
-                    _sync_file(self.partial / name)
+                    sync_file(self.partial / name)
             sync_folder(Path(folder))
         self._check_free()
         os.rename(self.partial, self._place)
@@ -77,11 +78,3 @@ class Making:
         if isinstance(error, CareError):
             self.discard()
         os.close(self._lock)
-
-
-def _sync_file(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -1,6 +1,7 @@
 """One payload file against its descriptor. Owns what "undamaged" means for care: the header says what the records say,
 the size fits, and every tensor has its seeded checksum."""
 
+import errno
 import json
 import struct
 from pathlib import Path
@@ -19,7 +20,7 @@ def size(payload: Payload) -> int:
 
 def read(path: Path, bank_uid: str, chunk_id: int, payload: Payload) -> bytes:
     """The whole file, verified. Errors: DamagedError, OSError."""
-    data = path.read_bytes()
+    data = _bytes(path)
     begin = _check_header(data, bank_uid, chunk_id, payload)
     if len(data) != (expected := begin + payload.length):
         raise DamagedError(f"its file has {len(data)} bytes instead of {expected}")
@@ -31,13 +32,27 @@ def read(path: Path, bank_uid: str, chunk_id: int, payload: Payload) -> bytes:
     return data
 
 
+def _bytes(path: Path) -> bytes:
+    """A disk that fails once is asked again: a sound chunk must not be given up for that."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
+    return path.read_bytes()
+
+
 def trouble(error: DamagedError | OSError) -> tuple[Kind, str]:
-    """What is wrong with a file that could not be read."""
-    if isinstance(error, DamagedError):
-        return "payload_damaged", str(error)
-    if isinstance(error, FileNotFoundError):
-        return "payload_missing", "its file is missing"
-    return "payload_damaged", f"its file cannot be read: {error.strerror}"
+    """What is wrong with a file that could not be read. A disk that fails proves nothing about what is on it."""
+    match error:
+        case DamagedError():
+            return "payload_damaged", str(error)
+        case FileNotFoundError() | NotADirectoryError():
+            return "payload_missing", "its file is missing"
+        case IsADirectoryError():
+            return "payload_damaged", "in the place of its file is a folder"
+        case _:
+            return "payload_unreadable", f"its file cannot be read: {error.strerror}"
 
 
 def _check_header(data: bytes, bank_uid: str, chunk_id: int, payload: Payload) -> int:

@@ -62,7 +62,7 @@ def check(folder: Folder, findings: Findings, *, fast: bool) -> None:
     findings.totals.update(banks=len(found), chunks=sum(bank.chunks for bank in found))
     for bank in found:
         if bank.dimension is None:
-            findings.add("bank", "its spec cannot be read", bank=bank.name)
+            findings.add("bank", "what it is cannot be read", bank=bank.name)
     with folder.read() as connection:
         _check_usage(connection, findings)
     with folder.read() as connection:

@@ -1,5 +1,6 @@
-"""Mend a folder that no server owns. Owns the rule that nothing damaged is thrown away: record and file go to
-quarantine before the row is removed. Every step can be repeated, so a kill between two of them is no matter."""
+"""Mend a folder that no server owns. Owns the rules that nothing damaged is thrown away (record and file go to
+quarantine before the row is removed), and that nothing is given up which may be sound (a file that cannot be read is
+left). Every step can be repeated, so a kill between two of them is no matter."""
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -18,6 +19,7 @@ from memory_service.care.transfer import remove
 from memory_service.server import DataFolder
 
 Deed = Literal["rebuilt", "corrected", "removed", "quarantined"]
+_LEFT: tuple[Kind, ...] = ("bank", "database", "payload_unreadable")
 _BATCH = 500
 _EXPIRY = f"""
     UPDATE chunks SET expires = CASE
@@ -76,7 +78,7 @@ class _Repair:
         self._do("corrected", self._execute(record_check.RESERVE), problems, "id")
         self._do("corrected", self._execute(_USAGE, _WRITTEN), problems, "usage")
         self._do("removed", self._remove_files, problems, "orphan_file", "orphan_index", "index_damaged")
-        self._repaired.left = [problem for problem in problems if problem.kind in ("bank", "database")]
+        self._repaired.left = [problem for problem in problems if problem.kind in _LEFT]
         if not self._dry_run:
             self._look_again()
         return self._repaired
@@ -85,12 +87,12 @@ class _Repair:
         return check(self._data, alone=True, progress=self._progress).problems
 
     def _check_disk(self, problems: list[Problem]) -> None:
-        """Where all files of a bank are missing, it is more likely the disk. Errors: CareError."""
+        """Where all files of a bank are missing, with their folder, it is more likely the disk. Errors: CareError."""
         missing = {problem.bank for problem in problems if problem.kind == "payload_missing"}
         with Folder(self._data) as folder:
-            banks = [bank for bank in entries.banks(folder) if bank.name in missing]
+            banks = entries.banks(folder)
         for bank in banks:
-            if not (self._data / payloads.FOLDER / bank.uid).is_dir():
+            if bank.name in missing and not (self._data / payloads.FOLDER / bank.uid).is_dir():
                 text = f"the payloads of bank {bank.name} are not there; is a disk not mounted?"
                 raise CareError(f"{text} If they are lost, serve the folder and use: kvbank bank rm {bank.name}")
 
@@ -103,10 +105,12 @@ class _Repair:
         self._repaired.done += [(deed, problem) for problem in chosen]
 
     def _look_again(self) -> None:
+        """At the records; the payloads were not changed."""
         findings = Findings()
         with Folder(self._data) as folder:
             record_check.check(folder, findings, fast=True)
-        self._repaired.left = findings.problems
+        unreadable = [problem for problem in self._repaired.left if problem.kind == "payload_unreadable"]
+        self._repaired.left = [*findings.problems, *unreadable]
 
     def _rebuild(self, problems: Sequence[Problem]) -> None:
         """Indexes of the database can be made anew; nothing else of it can."""

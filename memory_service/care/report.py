@@ -19,6 +19,7 @@ Kind = Literal[
     # the payloads
     "payload_missing",
     "payload_damaged",
+    "payload_unreadable",
     "orphan_file",
     # the index
     "index_damaged",

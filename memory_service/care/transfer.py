@@ -117,7 +117,18 @@ def _link(source: Path, target: Path) -> bool:
         if error.errno in (errno.EXDEV, errno.EMLINK, errno.EPERM):
             return False
         raise
+    # The older backup may be a copy that somebody has just made, and nobody has synced.
+    sync_file(target)
     return True
+
+
+def sync_file(path: Path) -> None:
+    """Make the bytes of a file durable, whoever wrote them."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _put(path: Path, data: bytes) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sqlalchemy import Connection
 
-from memory_service import records, schema
+from memory_service import gone_rows, schema
 from memory_service.care.folder import DATABASE
 
 _BATCH = 500
@@ -28,7 +28,7 @@ def transaction(folder: Path) -> Iterator[Connection]:
 def remove(connection: Connection, bank_id: int, chunk_ids: Sequence[int], counter: str) -> None:
     """Take chunks out of the records, as the server does it; `counter` of the bank says why."""
     for begin in range(0, len(chunk_ids), _BATCH):
-        records.remove(connection, bank_id, chunk_ids[begin : begin + _BATCH], counter)
+        gone_rows.remove(connection, bank_id, chunk_ids[begin : begin + _BATCH], counter)
 
 
 def renew_identity(folder: Path) -> str:

@@ -12,7 +12,7 @@ from functools import partial
 import numpy as np
 from sqlalchemy import Connection
 
-from memory_service import records
+from memory_service import bank_rows, chunk_rows
 from memory_service.directory import bank_not_found
 from memory_service.domain import Bank, IndexStats
 from memory_service.records import Records
@@ -166,12 +166,12 @@ class SearchIndexes:
         writer, started = self._records.writer, time.perf_counter()
         try:
             with writer.between(begin).result() as connection:
-                if records.usage(connection, bank.bank_id) is None:
+                if bank_rows.usage(connection, bank.bank_id) is None:
                     # Deleted since it was looked up: nobody would drop it again.
                     self._loading.pop(bank.bank_id, None)
                     raise bank_not_found(bank.name)
-                ids = records.chunk_ids(connection, bank.bank_id)
-                index = load(ids, partial(records.vectors, connection), snapshots)
+                ids = chunk_rows.ids(connection, bank.bank_id)
+                index = load(ids, partial(chunk_rows.vectors, connection), snapshots)
             upkeep = writer.between(partial(publish, index)).result()
         except BaseException:
             self._forget(entry)
@@ -205,7 +205,7 @@ class SearchIndexes:
     def _drop_unknown(self) -> None:
         def known() -> set[str]:
             with self._records.read() as connection:
-                return {bank.uid for bank in records.banks(connection)}
+                return {bank.uid for bank in bank_rows.page(connection)}
 
         drop_unknown(self._settings.data / "indexes", known)
 

@@ -5,11 +5,13 @@ import asyncio
 import os
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ import pytest
 from safetensors import safe_open
 
 import kvbank
-from kvbank import _channel, _same_host
+from kvbank import _channel, _same_host, _status
 from kvbank.v1 import service_pb2 as pb
 from memory_service.errors import StartError
 from memory_service.server import LocalServer
@@ -147,18 +149,27 @@ def test_an_opened_folder_shares_it(tmp_path: Path) -> None:
         assert nonce.read_bytes() != first
 
 
-def test_a_wrong_nonce_is_ignored_and_a_new_server_is_noticed(
-    host: Host, make_chunk: Make, assert_equal: Callable[..., None]
+def test_a_wrong_nonce_is_refused_and_a_new_server_is_noticed(
+    host: Host, make_chunk: Make, unit: Callable[[int], np.ndarray], assert_equal: Callable[..., None]
 ) -> None:
     new = make_chunk(1)
     (chunk_id,) = host.write(new)
     with grpc.insecure_channel(host.address) as channel:
-        request = pb.FetchChunksRequest(
-            bank="b", reader_digest=host.digests["reader_digest"], chunk_ids=[chunk_id], same_host_nonce=b"x" * 32
-        )
-        first, *frames = _channel.stub(channel).FetchChunks(request)
-    assert not first.header.files
-    assert frames
+        stub = _channel.stub(channel)
+        fetch = pb.FetchChunksRequest(bank="b", reader_digest=host.digests["reader_digest"], chunk_ids=[chunk_id])
+        retrieve = pb.RetrieveRequest(banks=["b"], queries=unit(1).tobytes(), top_k=1, **host.digests)
+
+        def ask(nonce: bytes) -> Iterator[Callable[[], Any]]:
+            yield lambda: stub.FetchFiles(pb.FetchFilesRequest(fetch=fetch, nonce=nonce))
+            yield lambda: stub.RetrieveFiles(pb.RetrieveFilesRequest(retrieve=retrieve, nonce=nonce))
+
+        for nonce in (b"", b"x" * 32):
+            for call in ask(nonce):
+                with pytest.raises(grpc.RpcError) as caught:
+                    call()
+                assert _status.from_rpc_error(caught.value).reason == "NOT_SAME_HOST"
+        for call in ask((host.data / "same-host.nonce").read_bytes()):
+            assert call().files
     host.stop()
     host.start()
     for _ in range(3):  # with the nonce of before, after asking for the new one, with the new one
@@ -256,6 +267,17 @@ def test_a_damaged_file_is_data_loss_and_quarantined(
         host.retrieve(unit(1), top_k=2)
     assert host.client.get_bank("b").usage.chunks_quarantined == 1
     assert list(host.retrieve(unit(1), top_k=2).chunks) == [ids[1]]
+
+
+def test_a_row_that_cannot_be_read_hides_nothing_that_is_written_later(host: Host, make_chunk: Make) -> None:
+    """The error must not hold a statement open, through which later reads would see the past."""
+    bad, good = host.write(make_chunk(1), make_chunk(2))
+    with closing(sqlite3.connect(host.data / "metadata.db")) as database, database:
+        database.execute("UPDATE chunks SET meta = '{' WHERE chunk_id = ?", (bad,))
+    for number in range(3, 23):
+        with pytest.raises(kvbank.Internal):
+            host.fetch(bad, good)
+        host.fetch(*host.write(make_chunk(number)))
 
 
 def test_swapped_files_are_data_loss(host: Host, make_chunk: Make) -> None:

@@ -16,6 +16,7 @@ import pytest
 import xxhash
 from typer.testing import CliRunner
 
+import kvbank
 from kvbank import cli
 from kvbank.v1 import service_pb2 as pb
 from memory_service import schema
@@ -186,7 +187,7 @@ QUARANTINED = {
     "another shape": (lambda data: _replaced(data, b"[2,3,8]", b"[3,2,8]"), "payload_damaged", "header"),
     "another owner": (lambda data: _replaced(data, b'"chunk":"2"', b'"chunk":"3"'), "payload_damaged", "another chunk"),
     "no file": (lambda data: _file(data).unlink(), "payload_missing", "missing"),
-    "a folder instead": (lambda data: (_file(data).unlink(), _mkdir(data)), "payload_damaged", "cannot be read"),
+    "a folder instead": (lambda data: (_file(data).unlink(), _mkdir(data)), "payload_damaged", "is a folder"),
     "no content": (
         lambda data: execute(data, "DELETE FROM contents WHERE chunk_id = 2"),
         "record",
@@ -209,6 +210,8 @@ QUARANTINED = {
         "record",
         "another chunk",
     ),
+    "a kind that nobody knows": (lambda data: _state_kind(data, "junk"), "record", "its descriptor"),
+    "the kind of another": (lambda data: _state_kind(data, "soft_tokens"), "record", "its descriptor"),
     "a short embedding": (
         lambda data: execute(data, "UPDATE contents SET embedding = x'0000803F' WHERE chunk_id = 2"),
         "record",
@@ -225,6 +228,10 @@ QUARANTINED = {
         "metadata",
     ),
 }
+
+
+def _state_kind(data, kind):
+    execute(data, f"UPDATE contents SET payload = json_insert(payload, '$[4]', '{kind}') WHERE chunk_id = 2")
 
 
 def _mkdir(data):
@@ -258,6 +265,25 @@ def test_a_damaged_chunk_is_found_and_quarantined_and_the_others_stay(filled, se
     assert caller.retrieve(top_k=10)[1] == filled
     usage = caller.usage()
     assert (usage.chunks, usage.chunks_quarantined, usage.chunks_deleted) == (3, 1, 1)
+
+
+def test_soft_tokens_whose_kind_was_dropped_are_quarantined(serving, data):
+    """Their file is as it was written, and would be served as keys and values."""
+    serving()
+    with kvbank.connect(serving.server.address) as client:
+        embedding = kvbank.EmbeddingSpec("e", dimension=4)
+        client.create_bank("b", kv=kvbank.KVSpec("r", (1,), 2, 8, "fp32", hidden_size=6), embedding=embedding)
+        soft = (kvbank.NewChunk([1, 0, 0, 0], {"soft": np.ones((2, 6), np.float32)}) for _ in range(2))
+        ids = [each.chunk_id for each in client.write_many("b", soft, reader_digest="r", embedder_digest="e")]
+    serving.stop()
+    assert clean(data)["payloads"] == 2
+    execute(data, f"UPDATE contents SET payload = json_remove(payload, '$[4]') WHERE chunk_id = {ids[1]}")
+    for options in ([], ["--fast"]):
+        (problem,) = answer("check", data, *options, code=1)["problems"]
+        assert (problem["kind"], problem["chunk_id"]) == ("record", ids[1])
+        assert "kind" in problem["detail"]
+    assert [(done["done"], done["chunk_id"]) for done in answer("repair", data)["done"]] == [("quarantined", ids[1])]
+    assert clean(data)["payloads"] == 1
 
 
 def test_files_that_were_swapped_are_both_quarantined(filled, data):
@@ -389,6 +415,32 @@ def test_a_disk_that_is_not_mounted_is_no_damage(filled, data):
     (data / "payloads").rmdir()
     (data / "elsewhere").rename(data / "payloads")
     clean(data)
+
+
+def test_a_file_that_cannot_be_read_is_no_damage(filled, serving, data):
+    """It is found and left, beside what is mended."""
+    file, aside = _file(data, 2), data.with_name("aside")
+    file.rename(aside)
+    file.symlink_to(file)
+    _file(data, 3).unlink()
+    for options in ([], ["--fast"]):
+        found = answer("check", data, *options, code=1)
+        assert [(p["kind"], p["chunk_id"]) for p in found["problems"]] == [
+            ("payload_unreadable", 2),
+            ("payload_missing", 3),
+        ]
+    for options in (["--dry-run"], []):
+        repaired = answer("repair", data, *options, code=1)
+        assert [(done["done"], done["chunk_id"]) for done in repaired["done"]] == [("quarantined", 3)]
+        assert [(p["kind"], p["chunk_id"]) for p in repaired["left"]] == [("payload_unreadable", 2)]
+    (line,) = run("repair", data, code=1).stdout.splitlines()
+    assert line.startswith("left: payload_unreadable: bank b, chunk 2, its file cannot be read: ")
+    assert file.is_symlink()
+    assert [path.name for path in data.glob("quarantine/*/*")] == ["3.json"]
+    aside.replace(file)
+    clean(data)
+    del filled[3]
+    assert serving().retrieve(top_k=10)[1] == filled
 
 
 def test_files_of_a_person_are_left_alone(filled, data):

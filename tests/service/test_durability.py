@@ -18,6 +18,7 @@ from sqlalchemy import create_engine, inspect
 
 from kvbank.v1 import service_pb2 as pb
 from memory_service import cli, schema
+from memory_service.care.check import check
 from memory_service.domain import Payload, Producer
 from memory_service.errors import StartError
 from memory_service.payloads import Payloads
@@ -224,6 +225,28 @@ def test_a_database_that_cannot_be_written(serving, data):
         LocalServer(data)
     (data / "metadata.db-wal").rmdir()
     LocalServer(data).stop()
+
+
+@pytest.mark.parametrize(("column", "value"), [("spec", "{"), ("capacity", "[]"), ("policy", "null")])
+def test_a_start_that_fails_after_the_database_was_opened_leaves_nothing_running(serving, data, column, value):
+    caller = serving()
+    caller.create()
+    chunk_id = caller.add()
+    serving.stop()
+    before = set(threading.enumerate())
+    with contextlib.closing(sqlite3.connect(data / "metadata.db")) as connection:
+        (good,) = connection.execute(f"SELECT {column} FROM banks").fetchone()
+        connection.execute(f"UPDATE banks SET {column} = ?", (value,))
+        connection.commit()
+    with pytest.raises(StartError, match=f"{data} have a damaged bank; see: kvbank check {data}$"):
+        LocalServer(data)
+    assert set(threading.enumerate()) <= before
+    assert not list(data.glob("metadata.db-*"))
+    assert [problem.kind for problem in check(data).problems] == ["bank"]
+    with contextlib.closing(sqlite3.connect(data / "metadata.db")) as connection:
+        connection.execute(f"UPDATE banks SET {column} = ?", (good,))
+        connection.commit()
+    assert list(serving().retrieve()[1]) == [chunk_id]
 
 
 def test_address_in_use_and_open_address(serving, tmp_path):

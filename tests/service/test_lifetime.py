@@ -15,8 +15,9 @@ from grpc_status import rpc_status
 
 from kvbank.v1 import bank_pb2
 from kvbank.v1 import service_pb2 as pb
-from memory_service import counts, expiry, recall, records, removal, room
+from memory_service import counts, expiry, recall, removal, room, schema
 from memory_service.search import index
+from tests.waiting import wait_until
 
 HOUR = 3_600_000_000
 REMOVE_EXPIRED = expiry.Expiry.run
@@ -35,12 +36,6 @@ def add(caller, vector=AXES[0], bank="b", *, expiry=None, **fields):
     if expiry is not None:
         chunk.expiry.CopyFrom(expiry)
     return caller.write((chunk, data), bank=bank)[0].chunk_id
-
-
-def wait_until(condition, seconds=30):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
 
 
 def get(caller, chunk_id, bank="b"):
@@ -124,7 +119,7 @@ def at_its_end(serving, monkeypatch):
 
     def at(microseconds):
         now = (expires + microseconds) * 1000
-        monkeypatch.setattr(records, "time", SimpleNamespace(time_ns=lambda: now))
+        monkeypatch.setattr(schema, "time", SimpleNamespace(time_ns=lambda: now))
 
     at(-2)
     return caller, chunk_id, expires, at

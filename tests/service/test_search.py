@@ -4,7 +4,6 @@ import logging
 import multiprocessing
 import re
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import grpc
@@ -16,15 +15,9 @@ from kvbank.v1 import bank_pb2
 from kvbank.v1 import service_pb2 as pb
 from memory_service.search import index, indexes
 from memory_service.server import LocalServer
+from tests.waiting import wait_until
 
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
-
-
-def wait_until(holds, seconds=60.0):
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def ids_of(caller, vector=(1, 0, 0, 0), **fields):

@@ -155,6 +155,16 @@ def test_a_server_that_shares_nothing_takes_no_staged_file(caller: Any, refused:
     assert caller.ids() == []
 
 
+def test_a_server_that_shares_nothing_names_no_files(caller: Any, refused: Any) -> None:
+    chunk_id = caller.add()
+    fetch = pb.FetchChunksRequest(bank="b", reader_digest="reader-a", chunk_ids=[chunk_id])
+    retrieve = pb.RetrieveRequest(banks=["b"], reader_digest="reader-a", embedder_digest="embedder-a")
+    with refused("NOT_SAME_HOST", grpc.StatusCode.FAILED_PRECONDITION):
+        caller.stub.FetchFiles(pb.FetchFilesRequest(fetch=fetch))
+    with refused("NOT_SAME_HOST", grpc.StatusCode.FAILED_PRECONDITION):
+        caller.stub.RetrieveFiles(pb.RetrieveFilesRequest(retrieve=retrieve, nonce=b"n"))
+
+
 # Reading
 
 

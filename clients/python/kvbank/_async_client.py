@@ -340,7 +340,7 @@ class AsyncClient:
         return await asyncio.to_thread(run.answered, answer)
 
     async def _read(self, call: _reading.Call, timeout: float | None, request_id: str) -> _reading.Answer:
-        """Read a stream to its end; when it breaks, from its start again."""
+        """Make a call and read its answer to the end; when it breaks, from its start again."""
         attempts = _channel.Attempts(_channel.READ_ATTEMPTS, self._stream_timeout if timeout is None else timeout)
         while True:
             try:
@@ -351,14 +351,16 @@ class AsyncClient:
     async def _read_once(self, call: _reading.Call, timeout: float, request_id: str) -> _reading.Answer:
         answer = _reading.Answer()
         with self._translated(request_id):
-            stream = getattr(self._stub, call.method)(
-                call.request, timeout=timeout, metadata=_channel.metadata(request_id)
-            )
-            try:
-                async for frame in stream:
-                    answer.feed(frame)
-            finally:
-                stream.cancel()
+            method = partial(getattr(self._stub, call.method), metadata=_channel.metadata(request_id))
+            if call.single:
+                answer.feed(await method(call.request, timeout=timeout))
+            else:
+                stream = method(call.request, timeout=timeout)
+                try:
+                    async for frame in stream:
+                        answer.feed(frame)
+                finally:
+                    stream.cancel()
             answer.finish()
         return answer
 

@@ -27,6 +27,10 @@ _DTYPES: dict[str, bank_pb2.DataType] = {
     "int32": bank_pb2.DATA_TYPE_INT32,
 }
 _METRICS: dict[str, bank_pb2.Metric] = {"inner_product": bank_pb2.METRIC_INNER_PRODUCT}
+_KINDS: dict[str, chunk_pb2.PayloadKind] = {
+    "layer_kv": chunk_pb2.PAYLOAD_KIND_LAYER_KV,
+    "soft_tokens": chunk_pb2.PAYLOAD_KIND_SOFT_TOKENS,
+}
 _POLICIES: dict[str, bank_pb2.PolicyKind] = {
     "frequency": bank_pb2.POLICY_KIND_FREQUENCY,
     "recency_half": bank_pb2.POLICY_KIND_RECENCY_HALF,
@@ -146,6 +150,7 @@ def _kv_spec(kv: m.KVSpec) -> bank_pb2.KvSpec:
         kv_heads=kv.kv_heads,
         head_dim=kv.head_dim,
         dtype=_number(_DTYPES, kv.dtype, "dtype"),
+        hidden_size=kv.hidden_size,
     )
 
 
@@ -157,6 +162,7 @@ def _read_kv_spec(message: bank_pb2.KvSpec) -> m.KVSpec:
         head_dim=message.head_dim,
         dtype=_name(bank_pb2.DataType, message.dtype),
         reader_parts=dict(message.reader_parts),
+        hidden_size=message.hidden_size,
     )
 
 
@@ -234,8 +240,8 @@ def header(
         pinned=chunk.pinned,
         expiry=None if chunk.expiry is None else _expiry(chunk.expiry),
     )
-    if described:
-        message.payload.kind = chunk_pb2.PAYLOAD_KIND_LAYER_KV
+    if chunk.kind is not None:
+        message.payload.kind = _KINDS[chunk.kind]
         message.payload.tensors.extend(descriptor for descriptor, _ in described)
     if chunk.producer is not None:
         message.payload.producer.CopyFrom(_producer(chunk.producer))
@@ -262,6 +268,7 @@ def chunk(message: chunk_pb2.Chunk, tensors: dict[str, m.Array] | None = None) -
         text=message.text,
         metadata=dict(message.metadata),
         producer=_read_producer(payload.producer) if payload.HasField("producer") else None,
+        kind=_name(chunk_pb2.PayloadKind, payload.kind) if message.HasField("payload") else None,
         layout=tuple(_tensor_info(tensor) for tensor in payload.tensors),
         checksum=payload.checksum,
         tensors=tensors,
@@ -276,7 +283,9 @@ def chunk(message: chunk_pb2.Chunk, tensors: dict[str, m.Array] | None = None) -
 
 
 def _stored_length(chunk: m.NewChunk) -> int:
-    """The most tokens that a layer keeps: m of `k.<layer>` [Hkv, m, D]."""
+    """Soft tokens, or the most tokens that a layer keeps: m of `k.<layer>` [Hkv, m, D]."""
+    if chunk.tensors and "soft" in chunk.tensors:
+        return len(chunk.tensors["soft"]) if chunk.tensors["soft"].ndim else 0
     tensors = (chunk.tensors or {}).items()
     return max((array.shape[1] for name, array in tensors if name.startswith("k.") and array.ndim == 3), default=0)
 

@@ -17,6 +17,7 @@ from kvbank._exceptions import InvalidArgument
 
 Array = npt.NDArray[Any]
 IndexKind = Literal["auto", "exact", "ivf"]
+PayloadKind = Literal["layer_kv", "soft_tokens"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +28,7 @@ class KVSpec:
     layers: memory layers, counted from 0, ascending.
     dtype: "bf16", "fp16" or "fp32".
     reader_parts: what the digest was made of, so that a refusal can say what differs.
+    hidden_size: of the model's input embeddings, for chunks of soft tokens; 0 is a bank that takes none.
     """
 
     reader_digest: str
@@ -35,6 +37,7 @@ class KVSpec:
     head_dim: int
     dtype: str = "bf16"
     reader_parts: Mapping[str, str] = field(default_factory=dict)
+    hidden_size: int = 0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "layers", tuple(self.layers))
@@ -156,7 +159,7 @@ class Producer:
     method: compressor with parameters, such as "none" or "tova:m=64".
     context: "isolated" (the chunk was encoded alone) or "window" (with its local context).
     adapter_digest: of an encoder adapter; empty when the reader itself made the payload.
-    measured_loss: restoration loss, nats per token.
+    measured_loss: restoration loss, nats per token; with the method "none", of the compression that was refused.
     """
 
     method: str
@@ -171,8 +174,9 @@ class NewChunk:
     """A chunk to write.
 
     embedding: float32 [dimension].
-    tensors: `k.<layer>`, `v.<layer>` [Hkv, m, D] in the bank's dtype, keys before RoPE, and `pos.<layer>` int32 [m] or
-        [Hkv, m], the original offset of each kept token; None in a bank of vectors only.
+    tensors: in the bank's dtype, either K-V: `k.<layer>`, `v.<layer>` [Hkv, m, D], keys before RoPE, and `pos.<layer>`
+        int32 [m] or [Hkv, m], the original offset of each kept token; or soft tokens: `soft` [n, hidden_size] and
+        nothing else. None in a bank of vectors only.
     start: offset of the first token in its source.
     original_length: tokens before compression; by default the number of token ids, else the tokens stored.
     pinned: never evicted by a policy; it still expires, and can be deleted.
@@ -193,6 +197,11 @@ class NewChunk:
     expiry: Expiry | None = field(default=None, kw_only=True)
     idempotency_key: bytes = field(default_factory=lambda: uuid.uuid4().bytes, kw_only=True)
 
+    @property
+    def kind(self) -> PayloadKind | None:
+        """What the tensors are; None without any."""
+        return None if not self.tensors else "soft_tokens" if "soft" in self.tensors else "layer_kv"
+
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
@@ -208,6 +217,7 @@ class TensorInfo:
 class Chunk:
     """A stored chunk.
 
+    kind: "layer_kv" or "soft_tokens"; None in a bank of vectors only.
     layout: its tensors, without bytes; empty in a bank of vectors only.
     checksum: names the payload's content; for `Held`.
     tensors: the bytes, verified; None where they were not asked for or are held. bf16 is `ml_dtypes.bfloat16`.
@@ -226,6 +236,7 @@ class Chunk:
     text: str
     metadata: Mapping[str, str]
     producer: Producer | None
+    kind: str | None
     layout: tuple[TensorInfo, ...]
     checksum: int
     tensors: dict[str, Array] | None

@@ -6,11 +6,12 @@ it may not be opened) is left to the server, which is asked for these bytes over
 """
 
 from collections.abc import Callable, Generator, Sequence
+from contextlib import suppress
 from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar
 
 from kvbank import _codec, _tensors
 from kvbank import _models as m
-from kvbank._exceptions import ChunkNotFound, DataLoss, Internal, ServiceError
+from kvbank._exceptions import ChunkNotFound, DataLoss, FailedPrecondition, Internal, ServiceError
 from kvbank._same_host import SameHost, Sharing
 from kvbank.v1 import chunk_pb2, service_pb2
 
@@ -20,10 +21,12 @@ _MOST_IDS = 1000
 
 
 class Answer:
-    """The frames of one Retrieve or FetchChunks stream."""
+    """What a call of this file answered: the frames of a stream, or one message with the names of files."""
 
     def __init__(self) -> None:
         self.header: Any = None
+        # Of each chunk, where the call was one for files.
+        self.files: Sequence[str] = ()
         self._payloads = _tensors.PayloadReader(())
         # By chunk id, verified.
         self.tensors: dict[int, dict[str, m.Array]] = {}
@@ -33,8 +36,8 @@ class Answer:
         if isinstance(frame, memoryview):
             self._payloads.feed(frame)
         else:
-            self.header = frame.header
-            self._payloads = _tensors.PayloadReader(() if self.header.files else self.wanted())
+            self.header, self.files = frame.header, getattr(frame, "files", ())
+            self._payloads = _tensors.PayloadReader(() if self.files else self.wanted())
             self.tensors = self._payloads.tensors
 
     def finish(self) -> None:
@@ -51,10 +54,11 @@ class Answer:
 
 
 class Call(NamedTuple):
-    """A stream that is to be read to its end."""
+    """A stream that is to be read to its end, or (`single`) a call with one answer."""
 
     method: str
     request: Any
+    single: bool = False
 
 
 Steps: TypeAlias = Generator[Call, Answer, T]
@@ -89,13 +93,12 @@ class Run(Generic[T]):
 
 def retrieval(request: service_pb2.RetrieveRequest, sharing: Sharing) -> Steps[m.Retrieval]:
     """Retrieve; once more over the stream where a chunk went before its file was read (it counts once)."""
-    path = None if request.omit_payload else sharing.path
-    request.same_host_nonce = b"" if path is None else path.nonce
-    answer = yield Call("Retrieve", request)
-    try:
-        yield from _complete(answer, request, path, sharing)
-    except ChunkNotFound:
-        request.same_host_nonce = b""
+    answer = None
+    if sharing.path is not None and not request.omit_payload:
+        shared = service_pb2.RetrieveFilesRequest(retrieve=request, nonce=sharing.path.nonce)
+        with suppress(ChunkNotFound):  # one went meanwhile; asked again, the server answers without it
+            answer = yield from _by_files(Call("RetrieveFiles", shared, single=True), request, sharing.path, sharing)
+    if answer is None:
         answer = yield Call("Retrieve", request)
     head = answer.header
     return m.Retrieval(
@@ -107,22 +110,33 @@ def retrieval(request: service_pb2.RetrieveRequest, sharing: Sharing) -> Steps[m
 
 def fetch(request: service_pb2.FetchChunksRequest, sharing: Sharing) -> Steps[list[m.Chunk]]:
     """FetchChunks; chunks in the order asked for."""
-    path = sharing.path
-    request.same_host_nonce = b"" if path is None else path.nonce
-    answer = yield Call("FetchChunks", request)
-    yield from _complete(answer, request, path, sharing)
+    answer = None
+    if sharing.path is not None:
+        shared = service_pb2.FetchFilesRequest(fetch=request, nonce=sharing.path.nonce)
+        answer = yield from _by_files(Call("FetchFiles", shared, single=True), request, sharing.path, sharing)
+    if answer is None:
+        answer = yield Call("FetchChunks", request)
     return [_codec.chunk(chunk, answer.tensors[chunk.chunk_id]) for chunk in answer.header.chunks]
 
 
-def _complete(answer: Answer, request: Any, path: SameHost | None, sharing: Sharing) -> Steps[None]:
+def _by_files(call: Call, request: Any, path: SameHost, sharing: Sharing) -> Steps[Answer | None]:
+    """The answer with its tensors; None where the server shares no files any more. ChunkNotFound, DataLoss."""
+    try:
+        answer = yield call
+        yield from _complete(answer, request, path)
+    except FailedPrecondition as refusal:
+        if refusal.reason != "NOT_SAME_HOST":
+            raise
+        sharing.ignored(path)
+        return None
+    return answer
+
+
+def _complete(answer: Answer, request: Any, path: SameHost) -> Steps[None]:
     """Tensors from files, and over the stream those that cannot be had so. ChunkNotFound, DataLoss."""
-    if path is None or not answer.header.chunks:
-        return
-    if not answer.header.files:
-        if answer.wanted():
-            sharing.ignored(path)
-        return
-    names = {chunk.chunk_id: name for chunk, name in zip(answer.header.chunks, answer.header.files, strict=True)}
+    if len(answer.files) != len(answer.header.chunks):
+        raise Internal("the server names other files than chunks")
+    names = {chunk.chunk_id: name for chunk, name in zip(answer.header.chunks, answer.files, strict=True)}
     missing: dict[str, list[int]] = {}
     for chunk in answer.wanted():
         try:

@@ -23,7 +23,7 @@ from kvbank._cli.top import top
 # Commands that show up, and name what they need, when their part is not installed.
 _COMMANDS = {
     "server": ("serve", "check", "repair", "backup", "restore"),
-    "worker": ("demo", "chat", "session", "layers", "compressors", "homer", "eval"),
+    "worker": ("demo", "chat", "session", "layers", "compressors", "homer", "eval", "train"),
 }
 _EXTRA_OF_MODULE = {
     **dict.fromkeys(("alembic", "faiss", "grpc_health", "grpc_reflection", "sqlalchemy"), "server"),

@@ -83,6 +83,9 @@ def create_bank(
     kv_heads: Annotated[int, typer.Option(min=0, max=_LARGEST, help="Heads of a key.")] = 0,
     head_dim: Annotated[int, typer.Option(min=0, max=_LARGEST, help="Numbers a head.")] = 0,
     dtype: Annotated[Literal["bf16", "fp16", "fp32"], typer.Option(help="Of keys and values.")] = "bf16",
+    hidden_size: Annotated[
+        int, typer.Option(min=0, max=_LARGEST, help="Of the model's input embeddings; with it, soft tokens too.")
+    ] = 0,
     capacity: CapacityText = None,
     quota: QuotaText = None,
     policy: PolicyName = None,
@@ -96,7 +99,9 @@ def create_bank(
     as_json: AsJson = False,
 ) -> None:
     """Make a bank. Workers make their own; this is for other producers."""
-    kv = kvbank.KVSpec(reader, parse.layers(layers), kv_heads, head_dim, dtype) if reader else None
+    kv = None
+    if reader:
+        kv = kvbank.KVSpec(reader, parse.layers(layers), kv_heads, head_dim, dtype, hidden_size=hidden_size)
     options = _options(capacity, quota, policy, (lower, upper, target), ttl, renew, index)
     with common.connect(memory) as client:
         made = client.create_bank(name, kv=kv, embedding=kvbank.EmbeddingSpec(embedder, dimension), **options)
@@ -229,6 +234,8 @@ def _print_bank(bank: kvbank.Bank) -> None:
     _line("created", common.moment(bank.create_time))
     if bank.kv:
         _line("K-V", f"layers {list(bank.kv.layers)}, {bank.kv.kv_heads} heads x {bank.kv.head_dim}, {bank.kv.dtype}")
+        if bank.kv.hidden_size:
+            _line("", f"soft tokens of {bank.kv.hidden_size}")
         _line("reader", bank.kv.reader_digest)
     else:
         _line("K-V", "none, vectors only")

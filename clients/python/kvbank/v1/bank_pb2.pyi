@@ -54,7 +54,7 @@ INDEX_KIND_EXACT: IndexKind
 INDEX_KIND_IVF: IndexKind
 
 class KvSpec(_message.Message):
-    __slots__ = ("reader_digest", "reader_parts", "layers", "kv_heads", "head_dim", "dtype")
+    __slots__ = ("reader_digest", "reader_parts", "layers", "kv_heads", "head_dim", "dtype", "hidden_size")
     class ReaderPartsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -68,13 +68,15 @@ class KvSpec(_message.Message):
     KV_HEADS_FIELD_NUMBER: _ClassVar[int]
     HEAD_DIM_FIELD_NUMBER: _ClassVar[int]
     DTYPE_FIELD_NUMBER: _ClassVar[int]
+    HIDDEN_SIZE_FIELD_NUMBER: _ClassVar[int]
     reader_digest: str
     reader_parts: _containers.ScalarMap[str, str]
     layers: _containers.RepeatedScalarFieldContainer[int]
     kv_heads: int
     head_dim: int
     dtype: DataType
-    def __init__(self, reader_digest: _Optional[str] = ..., reader_parts: _Optional[_Mapping[str, str]] = ..., layers: _Optional[_Iterable[int]] = ..., kv_heads: _Optional[int] = ..., head_dim: _Optional[int] = ..., dtype: _Optional[_Union[DataType, str]] = ...) -> None: ...
+    hidden_size: int
+    def __init__(self, reader_digest: _Optional[str] = ..., reader_parts: _Optional[_Mapping[str, str]] = ..., layers: _Optional[_Iterable[int]] = ..., kv_heads: _Optional[int] = ..., head_dim: _Optional[int] = ..., dtype: _Optional[_Union[DataType, str]] = ..., hidden_size: _Optional[int] = ...) -> None: ...
 
 class EmbeddingSpec(_message.Message):
     __slots__ = ("embedder_digest", "dimension", "metric")

@@ -15,8 +15,10 @@ class PayloadKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     PAYLOAD_KIND_UNSPECIFIED: _ClassVar[PayloadKind]
     PAYLOAD_KIND_LAYER_KV: _ClassVar[PayloadKind]
+    PAYLOAD_KIND_SOFT_TOKENS: _ClassVar[PayloadKind]
 PAYLOAD_KIND_UNSPECIFIED: PayloadKind
 PAYLOAD_KIND_LAYER_KV: PayloadKind
+PAYLOAD_KIND_SOFT_TOKENS: PayloadKind
 
 class TensorDescriptor(_message.Message):
     __slots__ = ("name", "dtype", "shape", "offset", "length", "checksum")

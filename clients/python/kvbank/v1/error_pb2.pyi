@@ -27,6 +27,7 @@ class ErrorReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     ERROR_REASON_INTERNAL: _ClassVar[ErrorReason]
     ERROR_REASON_QUOTA_EXCEEDED: _ClassVar[ErrorReason]
     ERROR_REASON_STAGED_FILE: _ClassVar[ErrorReason]
+    ERROR_REASON_NOT_SAME_HOST: _ClassVar[ErrorReason]
 ERROR_REASON_UNSPECIFIED: ErrorReason
 ERROR_REASON_INVALID_FIELD: ErrorReason
 ERROR_REASON_NOT_FINITE: ErrorReason
@@ -48,3 +49,4 @@ ERROR_REASON_STORAGE_ERROR: ErrorReason
 ERROR_REASON_INTERNAL: ErrorReason
 ERROR_REASON_QUOTA_EXCEEDED: ErrorReason
 ERROR_REASON_STAGED_FILE: ErrorReason
+ERROR_REASON_NOT_SAME_HOST: ErrorReason

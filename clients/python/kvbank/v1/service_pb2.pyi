@@ -217,7 +217,7 @@ class HeldChunk(_message.Message):
     def __init__(self, chunk_id: _Optional[int] = ..., checksum: _Optional[int] = ...) -> None: ...
 
 class RetrieveRequest(_message.Message):
-    __slots__ = ("banks", "reader_digest", "embedder_digest", "queries", "top_k", "min_score", "layers", "store_id", "held", "omit_payload", "skip_count", "request_id", "filter", "same_host_nonce")
+    __slots__ = ("banks", "reader_digest", "embedder_digest", "queries", "top_k", "min_score", "layers", "store_id", "held", "omit_payload", "skip_count", "request_id", "filter")
     BANKS_FIELD_NUMBER: _ClassVar[int]
     READER_DIGEST_FIELD_NUMBER: _ClassVar[int]
     EMBEDDER_DIGEST_FIELD_NUMBER: _ClassVar[int]
@@ -231,7 +231,6 @@ class RetrieveRequest(_message.Message):
     SKIP_COUNT_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     FILTER_FIELD_NUMBER: _ClassVar[int]
-    SAME_HOST_NONCE_FIELD_NUMBER: _ClassVar[int]
     banks: _containers.RepeatedScalarFieldContainer[str]
     reader_digest: str
     embedder_digest: str
@@ -245,8 +244,7 @@ class RetrieveRequest(_message.Message):
     skip_count: bool
     request_id: bytes
     filter: Filter
-    same_host_nonce: bytes
-    def __init__(self, banks: _Optional[_Iterable[str]] = ..., reader_digest: _Optional[str] = ..., embedder_digest: _Optional[str] = ..., queries: _Optional[bytes] = ..., top_k: _Optional[int] = ..., min_score: _Optional[float] = ..., layers: _Optional[_Iterable[int]] = ..., store_id: _Optional[str] = ..., held: _Optional[_Iterable[_Union[HeldChunk, _Mapping]]] = ..., omit_payload: _Optional[bool] = ..., skip_count: _Optional[bool] = ..., request_id: _Optional[bytes] = ..., filter: _Optional[_Union[Filter, _Mapping]] = ..., same_host_nonce: _Optional[bytes] = ...) -> None: ...
+    def __init__(self, banks: _Optional[_Iterable[str]] = ..., reader_digest: _Optional[str] = ..., embedder_digest: _Optional[str] = ..., queries: _Optional[bytes] = ..., top_k: _Optional[int] = ..., min_score: _Optional[float] = ..., layers: _Optional[_Iterable[int]] = ..., store_id: _Optional[str] = ..., held: _Optional[_Iterable[_Union[HeldChunk, _Mapping]]] = ..., omit_payload: _Optional[bool] = ..., skip_count: _Optional[bool] = ..., request_id: _Optional[bytes] = ..., filter: _Optional[_Union[Filter, _Mapping]] = ...) -> None: ...
 
 class Hit(_message.Message):
     __slots__ = ("chunk_id", "score")
@@ -263,18 +261,16 @@ class QueryHits(_message.Message):
     def __init__(self, hits: _Optional[_Iterable[_Union[Hit, _Mapping]]] = ...) -> None: ...
 
 class RetrieveHeader(_message.Message):
-    __slots__ = ("store_id", "queries", "chunks", "sent", "files")
+    __slots__ = ("store_id", "queries", "chunks", "sent")
     STORE_ID_FIELD_NUMBER: _ClassVar[int]
     QUERIES_FIELD_NUMBER: _ClassVar[int]
     CHUNKS_FIELD_NUMBER: _ClassVar[int]
     SENT_FIELD_NUMBER: _ClassVar[int]
-    FILES_FIELD_NUMBER: _ClassVar[int]
     store_id: str
     queries: _containers.RepeatedCompositeFieldContainer[QueryHits]
     chunks: _containers.RepeatedCompositeFieldContainer[_chunk_pb2.Chunk]
     sent: _containers.RepeatedScalarFieldContainer[bool]
-    files: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, store_id: _Optional[str] = ..., queries: _Optional[_Iterable[_Union[QueryHits, _Mapping]]] = ..., chunks: _Optional[_Iterable[_Union[_chunk_pb2.Chunk, _Mapping]]] = ..., sent: _Optional[_Iterable[bool]] = ..., files: _Optional[_Iterable[str]] = ...) -> None: ...
+    def __init__(self, store_id: _Optional[str] = ..., queries: _Optional[_Iterable[_Union[QueryHits, _Mapping]]] = ..., chunks: _Optional[_Iterable[_Union[_chunk_pb2.Chunk, _Mapping]]] = ..., sent: _Optional[_Iterable[bool]] = ...) -> None: ...
 
 class RetrieveResponse(_message.Message):
     __slots__ = ("header", "data")
@@ -285,28 +281,24 @@ class RetrieveResponse(_message.Message):
     def __init__(self, header: _Optional[_Union[RetrieveHeader, _Mapping]] = ..., data: _Optional[bytes] = ...) -> None: ...
 
 class FetchChunksRequest(_message.Message):
-    __slots__ = ("bank", "reader_digest", "chunk_ids", "layers", "same_host_nonce")
+    __slots__ = ("bank", "reader_digest", "chunk_ids", "layers")
     BANK_FIELD_NUMBER: _ClassVar[int]
     READER_DIGEST_FIELD_NUMBER: _ClassVar[int]
     CHUNK_IDS_FIELD_NUMBER: _ClassVar[int]
     LAYERS_FIELD_NUMBER: _ClassVar[int]
-    SAME_HOST_NONCE_FIELD_NUMBER: _ClassVar[int]
     bank: str
     reader_digest: str
     chunk_ids: _containers.RepeatedScalarFieldContainer[int]
     layers: _containers.RepeatedScalarFieldContainer[int]
-    same_host_nonce: bytes
-    def __init__(self, bank: _Optional[str] = ..., reader_digest: _Optional[str] = ..., chunk_ids: _Optional[_Iterable[int]] = ..., layers: _Optional[_Iterable[int]] = ..., same_host_nonce: _Optional[bytes] = ...) -> None: ...
+    def __init__(self, bank: _Optional[str] = ..., reader_digest: _Optional[str] = ..., chunk_ids: _Optional[_Iterable[int]] = ..., layers: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class FetchChunksHeader(_message.Message):
-    __slots__ = ("store_id", "chunks", "files")
+    __slots__ = ("store_id", "chunks")
     STORE_ID_FIELD_NUMBER: _ClassVar[int]
     CHUNKS_FIELD_NUMBER: _ClassVar[int]
-    FILES_FIELD_NUMBER: _ClassVar[int]
     store_id: str
     chunks: _containers.RepeatedCompositeFieldContainer[_chunk_pb2.Chunk]
-    files: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, store_id: _Optional[str] = ..., chunks: _Optional[_Iterable[_Union[_chunk_pb2.Chunk, _Mapping]]] = ..., files: _Optional[_Iterable[str]] = ...) -> None: ...
+    def __init__(self, store_id: _Optional[str] = ..., chunks: _Optional[_Iterable[_Union[_chunk_pb2.Chunk, _Mapping]]] = ...) -> None: ...
 
 class FetchChunksResponse(_message.Message):
     __slots__ = ("header", "data")
@@ -315,6 +307,38 @@ class FetchChunksResponse(_message.Message):
     header: FetchChunksHeader
     data: bytes
     def __init__(self, header: _Optional[_Union[FetchChunksHeader, _Mapping]] = ..., data: _Optional[bytes] = ...) -> None: ...
+
+class RetrieveFilesRequest(_message.Message):
+    __slots__ = ("retrieve", "nonce")
+    RETRIEVE_FIELD_NUMBER: _ClassVar[int]
+    NONCE_FIELD_NUMBER: _ClassVar[int]
+    retrieve: RetrieveRequest
+    nonce: bytes
+    def __init__(self, retrieve: _Optional[_Union[RetrieveRequest, _Mapping]] = ..., nonce: _Optional[bytes] = ...) -> None: ...
+
+class RetrieveFilesResponse(_message.Message):
+    __slots__ = ("header", "files")
+    HEADER_FIELD_NUMBER: _ClassVar[int]
+    FILES_FIELD_NUMBER: _ClassVar[int]
+    header: RetrieveHeader
+    files: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, header: _Optional[_Union[RetrieveHeader, _Mapping]] = ..., files: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class FetchFilesRequest(_message.Message):
+    __slots__ = ("fetch", "nonce")
+    FETCH_FIELD_NUMBER: _ClassVar[int]
+    NONCE_FIELD_NUMBER: _ClassVar[int]
+    fetch: FetchChunksRequest
+    nonce: bytes
+    def __init__(self, fetch: _Optional[_Union[FetchChunksRequest, _Mapping]] = ..., nonce: _Optional[bytes] = ...) -> None: ...
+
+class FetchFilesResponse(_message.Message):
+    __slots__ = ("header", "files")
+    HEADER_FIELD_NUMBER: _ClassVar[int]
+    FILES_FIELD_NUMBER: _ClassVar[int]
+    header: FetchChunksHeader
+    files: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, header: _Optional[_Union[FetchChunksHeader, _Mapping]] = ..., files: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class GetChunkRequest(_message.Message):
     __slots__ = ("bank", "chunk_id", "with_embedding")

@@ -79,6 +79,16 @@ class MemoryServiceStub:
                 request_serializer=kvbank_dot_v1_dot_service__pb2.FetchChunksRequest.SerializeToString,
                 response_deserializer=kvbank_dot_v1_dot_service__pb2.FetchChunksResponse.FromString,
                 _registered_method=True)
+        self.RetrieveFiles = channel.unary_unary(
+                '/kvbank.v1.MemoryService/RetrieveFiles',
+                request_serializer=kvbank_dot_v1_dot_service__pb2.RetrieveFilesRequest.SerializeToString,
+                response_deserializer=kvbank_dot_v1_dot_service__pb2.RetrieveFilesResponse.FromString,
+                _registered_method=True)
+        self.FetchFiles = channel.unary_unary(
+                '/kvbank.v1.MemoryService/FetchFiles',
+                request_serializer=kvbank_dot_v1_dot_service__pb2.FetchFilesRequest.SerializeToString,
+                response_deserializer=kvbank_dot_v1_dot_service__pb2.FetchFilesResponse.FromString,
+                _registered_method=True)
         self.GetChunk = channel.unary_unary(
                 '/kvbank.v1.MemoryService/GetChunk',
                 request_serializer=kvbank_dot_v1_dot_service__pb2.GetChunkRequest.SerializeToString,
@@ -184,6 +194,20 @@ class MemoryServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RetrieveFiles(self, request, context):
+        """The same for a caller that shares the server's file system, and reads and verifies the payload files itself: one
+        answer with their names. What is wrong with a file is left to the two above.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def FetchFiles(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetChunk(self, request, context):
         """Metadata of one chunk, without bytes.
         """
@@ -284,6 +308,16 @@ def add_MemoryServiceServicer_to_server(servicer, server):
                     servicer.FetchChunks,
                     request_deserializer=kvbank_dot_v1_dot_service__pb2.FetchChunksRequest.FromString,
                     response_serializer=kvbank_dot_v1_dot_service__pb2.FetchChunksResponse.SerializeToString,
+            ),
+            'RetrieveFiles': grpc.unary_unary_rpc_method_handler(
+                    servicer.RetrieveFiles,
+                    request_deserializer=kvbank_dot_v1_dot_service__pb2.RetrieveFilesRequest.FromString,
+                    response_serializer=kvbank_dot_v1_dot_service__pb2.RetrieveFilesResponse.SerializeToString,
+            ),
+            'FetchFiles': grpc.unary_unary_rpc_method_handler(
+                    servicer.FetchFiles,
+                    request_deserializer=kvbank_dot_v1_dot_service__pb2.FetchFilesRequest.FromString,
+                    response_serializer=kvbank_dot_v1_dot_service__pb2.FetchFilesResponse.SerializeToString,
             ),
             'GetChunk': grpc.unary_unary_rpc_method_handler(
                     servicer.GetChunk,
@@ -569,6 +603,60 @@ class MemoryService:
             '/kvbank.v1.MemoryService/FetchChunks',
             kvbank_dot_v1_dot_service__pb2.FetchChunksRequest.SerializeToString,
             kvbank_dot_v1_dot_service__pb2.FetchChunksResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RetrieveFiles(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kvbank.v1.MemoryService/RetrieveFiles',
+            kvbank_dot_v1_dot_service__pb2.RetrieveFilesRequest.SerializeToString,
+            kvbank_dot_v1_dot_service__pb2.RetrieveFilesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FetchFiles(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kvbank.v1.MemoryService/FetchFiles',
+            kvbank_dot_v1_dot_service__pb2.FetchFilesRequest.SerializeToString,
+            kvbank_dot_v1_dot_service__pb2.FetchFilesResponse.FromString,
             options,
             channel_credentials,
             insecure,

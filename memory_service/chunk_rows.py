@@ -1,0 +1,273 @@
+"""Chunks as rows: narrow ones that searches and evictions go through, wide ones that answers are made of, and keys.
+
+Statements that run for every chunk that is written or retrieved are text, for the driver: building and looking up the
+same statement as an expression costs ten times its execution.
+"""
+
+import json
+from collections import namedtuple
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from functools import lru_cache
+from itertools import chain
+from typing import Any, cast
+
+import numpy as np
+import sqlalchemy as sa
+from numpy.typing import NDArray
+from sqlalchemy import ColumnElement, Connection, Select, Table
+
+from memory_service.counts import Unwritten
+from memory_service.domain import Bank, Chunk, Condition, Expiry, Filter, Payload, Producer, Tensor, Unit
+from memory_service.schema import BankRow, ChunkRow, ContentRow, KeyRow, now_us, raw
+
+_CHUNKS: Table = ChunkRow.__table__  # type: ignore[assignment]
+_CONTENTS: Table = ContentRow.__table__  # type: ignore[assignment]
+_KEYS: Table = KeyRow.__table__  # type: ignore[assignment]
+# A chunk is a row of each; the embedding only where it is asked for.
+_WITH_EMBEDDING = [*_CHUNKS.columns, *list(_CONTENTS.columns)[1:]]
+_WITHOUT_EMBEDDING = _WITH_EMBEDDING[:-1]
+
+
+def _insertion(table: Table) -> str:
+    names = [column.name for column in table.columns]
+    return f"INSERT INTO {table.name} ({', '.join(names)}) VALUES ({', '.join(f':{name}' for name in names)})"
+
+
+_FIND_KEY = """
+    SELECT chunk_id, coalesce(chunks.digest, spent_keys.digest), chunks.chunk_id IS NULL
+    FROM keys LEFT JOIN chunks USING (chunk_id) LEFT JOIN spent_keys USING (chunk_id)
+    WHERE keys.bank_id = ? AND keys.key = ?
+"""
+_INSERT_CHUNK, _INSERT_CONTENT, _INSERT_KEY = _insertion(_CHUNKS), _insertion(_CONTENTS), _insertion(_KEYS)
+_ADD_USAGE = """
+    UPDATE banks SET chunks = chunks + 1, chunks_written = chunks_written + 1,
+    tokens = tokens + :stored_length, bytes = bytes + :payload_bytes WHERE bank_id = :bank_id
+"""
+_FIND_VECTORS = """
+    SELECT chunk_id, embedding FROM contents WHERE chunk_id IN (SELECT value FROM json_each(?)) ORDER BY chunk_id
+"""
+# Rows of `_FIND_CHUNKS` and of `expired_ids`, without the price of SQLAlchemy's.
+_found_row = cast(Any, namedtuple("_Found", [column.name for column in _WITHOUT_EMBEDDING]))._make
+_Expiring = namedtuple("_Expiring", ["chunk_id", "ttl", "renew", "expires"])
+# By name: SQLite would choose the index of the whole bank, and find out row by row.
+_EXPIRED = "FROM chunks INDEXED BY ix_chunks_expires WHERE expires <= ?"
+_FIND_CHUNKS = f"""
+    SELECT {", ".join(map(str, _WITHOUT_EMBEDDING))} FROM chunks JOIN contents USING (chunk_id)
+    WHERE bank_id = ? AND chunk_id IN (SELECT value FROM json_each(?))
+"""
+
+
+def find_key(connection: Connection, bank_id: int, key: bytes) -> tuple[int, bytes, bool] | None:
+    """(chunk id, request digest, gone) of the chunk first written under this key."""
+    row = raw(connection).execute(_FIND_KEY, (bank_id, key)).fetchone()
+    return None if row is None else (row[0], row[1], bool(row[2]))
+
+
+def row_of(bank_id: int, chunk: Chunk, digest: bytes) -> Mapping[str, Any]:
+    """What `insert` takes; made beforehand, because the writer's time is everybody's."""
+    expiry = chunk.expiry or Expiry()
+    return {
+        "chunk_id": chunk.chunk_id,
+        "bank_id": bank_id,
+        "key": chunk.key,
+        "digest": digest,
+        "start": chunk.start,
+        "original_length": chunk.original_length,
+        "stored_length": chunk.stored_length,
+        "payload_bytes": chunk.payload.length if chunk.payload else 0,
+        "meta": json.dumps(dict(chunk.metadata)),
+        "created": chunk.created,
+        "retrieval_count": 0,
+        "last_retrieved": None,
+        "pinned": chunk.pinned,
+        "ttl": expiry.ttl,
+        "renew": expiry.renew,
+        "expires": chunk.created + expiry.ttl if expiry.ttl else None,
+        "token_ids": chunk.token_ids,
+        "text": chunk.text,
+        "payload": _payload_json(chunk.payload),
+        "embedding": chunk.embedding,
+    }
+
+
+def insert(connection: Connection, row: Mapping[str, Any]) -> bool:
+    """The bank's usage, and the row; False when there is no such bank (any more)."""
+    driver = raw(connection)
+    if driver.execute(_ADD_USAGE, row).rowcount == 0:
+        return False
+    for statement in (_INSERT_CHUNK, _INSERT_CONTENT, _INSERT_KEY):
+        driver.execute(statement, row)
+    return True
+
+
+def ledger_rows(connection: Connection, bank_id: int, unit: Unit) -> Iterator[tuple[int, int, int, int, int]]:
+    """(id, size in `unit`, retrievals, last use, pinned) of every chunk, ascending by id."""
+    size = {"chunks": "1", "tokens": "stored_length", "bytes": "payload_bytes"}[unit]
+    columns = f"chunk_id, {size}, retrieval_count, coalesce(last_retrieved, created), pinned"
+    return raw(connection).execute(f"SELECT {columns} FROM chunks WHERE bank_id = ? ORDER BY chunk_id", (bank_id,))
+
+
+def found(connection: Connection, bank: Bank, chunk_ids: Iterable[int], unwritten: Unwritten) -> dict[int, Chunk]:
+    """Those of the ids that exist in this bank and have not expired; what is `unwritten` may have renewed them."""
+    found = raw(connection).execute(_FIND_CHUNKS, (bank.bank_id, json.dumps(list(chunk_ids)))).fetchall()
+    rows, now = map(_found_row, found), now_us()
+    return {row.chunk_id: _chunk(row, bank.name, False) for row in rows if not _expired(row, now, unwritten)}
+
+
+def _expired(row: Any, now: int, unwritten: Unwritten) -> bool:
+    if row.expires is None or row.expires > now:
+        return False
+    found = unwritten.of(row.chunk_id) if row.renew else None
+    return found is None or found.first >= row.expires or found.last + int(row.ttl) <= now
+
+
+def expired_ids(connection: Connection, bank_id: int, now: int, unwritten: Unwritten) -> NDArray[np.int64]:
+    """Ids [n] ascending of the bank's chunks past their time and not removed yet. Cheap where there are none."""
+    statement = f"SELECT chunk_id, ttl, renew, expires {_EXPIRED} AND bank_id = ?"
+    rows = map(_Expiring._make, raw(connection).execute(statement, (now, bank_id)).fetchall())
+    return np.sort(np.array([row.chunk_id for row in rows if _expired(row, now, unwritten)], np.int64))
+
+
+def expired(connection: Connection, now: int, most: int) -> dict[int, list[int]]:
+    """Bank id -> ids of chunks that are past their time, as far as the counts are written; `most` in all."""
+    found: dict[int, list[int]] = {}
+    statement = f"SELECT bank_id, chunk_id {_EXPIRED} AND bank_id IN (SELECT bank_id FROM banks) LIMIT ?"
+    for bank_id, chunk_id in raw(connection).execute(statement, (now, most)):
+        found.setdefault(bank_id, []).append(chunk_id)
+    return found
+
+
+def matching_ids(connection: Connection, bank_id: int, filter_: Filter) -> NDArray[np.int64]:
+    """Ids [n] ascending of the bank's chunks that a filter lets pass, expired ones included."""
+    where = (ChunkRow.bank_id == bank_id, *_conditions(filter_))
+    rows = connection.execute(sa.select(ChunkRow.chunk_id).where(*where).order_by(ChunkRow.chunk_id))
+    return np.fromiter((chunk_id for (chunk_id,) in rows), np.int64)
+
+
+def _conditions(filter_: Filter) -> list[ColumnElement[bool]]:
+    bounds = [
+        ChunkRow.created >= filter_.created_from if filter_.created_from is not None else None,
+        ChunkRow.created < filter_.created_before if filter_.created_before is not None else None,
+        ChunkRow.start >= filter_.start_from if filter_.start_from is not None else None,
+        ChunkRow.start < filter_.start_before if filter_.start_before is not None else None,
+        ChunkRow.pinned == filter_.pinned if filter_.pinned is not None else None,
+    ]
+    return [bound for bound in bounds if bound is not None] + [_holds(condition) for condition in filter_.metadata]
+
+
+def _holds(condition: Condition) -> ColumnElement[bool]:
+    entry = sa.func.json_each(ChunkRow.meta).table_valued("key", "value")
+    of_key = sa.select(entry.c.key).where(entry.c.key == condition.key)
+    found = (of_key.where(entry.c.value.in_(condition.values)) if condition.values else of_key).exists()
+    return ~found if condition.negate else found
+
+
+def _whole(*, embedding: bool) -> Select[Any]:
+    columns = _WITH_EMBEDDING if embedding else _WITHOUT_EMBEDDING
+    return sa.select(*columns).join_from(_CHUNKS, _CONTENTS, _CHUNKS.c.chunk_id == _CONTENTS.c.chunk_id)
+
+
+def _alive(now: int) -> ColumnElement[bool]:
+    return sa.or_(ChunkRow.expires.is_(None), ChunkRow.expires > now)
+
+
+def get(connection: Connection, bank: Bank, chunk_id: int, *, embedding: bool = False) -> Chunk | None:
+    """One chunk of this bank; None for an expired one, as far as the counts are written."""
+    where = (ChunkRow.bank_id == bank.bank_id, ChunkRow.chunk_id == chunk_id, _alive(now_us()))
+    row = connection.execute(_whole(embedding=embedding).where(*where)).one_or_none()
+    return None if row is None else _chunk(row, bank.name, embedding)
+
+
+def page(
+    connection: Connection, bank: Bank, after: int, limit: int, filter_: Filter, *, embedding: bool
+) -> Iterator[Chunk]:
+    """Ascending by id, from the first one after `after`; without expired ones, as far as the counts are written."""
+    where = (ChunkRow.bank_id == bank.bank_id, ChunkRow.chunk_id > after, _alive(now_us()), *_conditions(filter_))
+    statement = _whole(embedding=embedding).where(*where).order_by(ChunkRow.chunk_id).limit(limit)
+    for row in connection.execute(statement):
+        yield _chunk(row, bank.name, embedding)
+
+
+def pin(connection: Connection, bank_id: int, chunk_ids: Sequence[int], pinned: bool) -> list[int]:
+    """Set or clear `pinned`; the ids that exist."""
+    where = (ChunkRow.bank_id == bank_id, ChunkRow.chunk_id.in_(chunk_ids))
+    return list(
+        connection.scalars(sa.update(ChunkRow).where(*where).values(pinned=pinned).returning(ChunkRow.chunk_id))
+    )
+
+
+def update(connection: Connection, bank_id: int, chunk_id: int, metadata: Mapping[str, str]) -> bool:
+    """Replace the metadata; whether the chunk exists."""
+    where = (ChunkRow.bank_id == bank_id, ChunkRow.chunk_id == chunk_id)
+    changed = connection.execute(sa.update(ChunkRow).where(*where).values(meta=json.dumps(dict(metadata))))
+    return changed.rowcount == 1
+
+
+def ids(connection: Connection, bank_id: int) -> NDArray[np.int64]:
+    """Ids [n] ascending of the bank's chunks, expired ones included."""
+    rows = raw(connection).execute("SELECT chunk_id FROM chunks WHERE bank_id = ? ORDER BY chunk_id", (bank_id,))
+    return np.fromiter(chain.from_iterable(rows), np.int64)
+
+
+def vectors(connection: Connection, ids: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Embeddings [m, d] of those of the ids that exist, and these [m], ascending; all of one bank."""
+    rows = raw(connection).execute(_FIND_VECTORS, (json.dumps(ids.tolist()),)).fetchall()
+    found = np.array([chunk_id for chunk_id, _ in rows], np.int64)
+    return found, np.frombuffer(b"".join([vector for _, vector in rows]), "<f4").reshape(len(rows), -1 if rows else 0)
+
+
+def payload_ids(connection: Connection) -> dict[str, set[int]]:
+    """Bank uid -> ids of its chunks that have a payload file."""
+    known: dict[str, set[int]] = {uid: set() for uid in connection.scalars(sa.select(BankRow.uid))}
+    statement = sa.select(BankRow.uid, ChunkRow.chunk_id).join(ChunkRow, ChunkRow.bank_id == BankRow.bank_id)
+    for uid, chunk_id in connection.execute(statement.where(ChunkRow.payload_bytes > 0)):
+        known[uid].add(chunk_id)
+    return known
+
+
+def _chunk(row: Any, name: str, embedding: bool) -> Chunk:
+    return Chunk(
+        key=row.key,
+        start=row.start,
+        original_length=row.original_length,
+        stored_length=row.stored_length,
+        token_ids=row.token_ids,
+        text=row.text,
+        metadata=json.loads(row.meta),
+        embedding=row.embedding if embedding else b"",
+        payload=_cached_payload_of(row.payload),
+        chunk_id=row.chunk_id,
+        bank=name,
+        created=row.created,
+        retrieval_count=row.retrieval_count,
+        last_retrieved=row.last_retrieved,
+        pinned=bool(row.pinned),
+        expiry=Expiry(row.ttl, bool(row.renew)) if row.ttl else None,
+        expires=row.expires,
+    )
+
+
+def _payload_json(payload: Payload | None) -> str | None:
+    if payload is None:
+        return None
+    # Not dataclasses.astuple, which copies deeply.
+    tensors = [(t.name, t.dtype, t.shape, t.offset, t.length, t.checksum) for t in payload.tensors]
+    # The kind only where it is another one, as in what was written before there was one.
+    kind = [payload.kind] if payload.kind != "layer_kv" else []
+    return json.dumps([tensors, asdict(payload.producer), payload.seed, payload.checksum, *kind])
+
+
+def payload_of(text: str | None) -> Payload | None:
+    """A descriptor as `contents` holds it. Errors: ValueError, TypeError for one that is damaged."""
+    if text is None:
+        return None
+    rows, producer, seed, checksum, *kind = json.loads(text)
+    tensors = tuple(
+        Tensor(name, dtype, tuple(shape), offset, length, check) for name, dtype, shape, offset, length, check in rows
+    )
+    return Payload(tensors, Producer(**producer), seed, checksum, *kind)
+
+
+# What is retrieved often is parsed once: it never changes.
+_cached_payload_of = lru_cache(512)(payload_of)
