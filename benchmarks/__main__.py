@@ -30,9 +30,12 @@ ROWS = {
     "durable_write": "durable_write",
     "small_records": "small_records",
     "eviction": "eviction",
+    "search": "search",
     "restart": "restart",
     "server_memory": "server_memory",
     "decode": "decode",
+    "tova_decode": "tova_decode",
+    "compressors": "compressors",
 }
 
 

@@ -1,10 +1,7 @@
 """Row 6: a full bank is cut back while others read and write. Vectors only, so that no file is unlinked.
 
 First with a reader and a writer at work, from which the longest pause of each is taken; then alone, for the cost of a
-victim. `--million` makes it a bank of a million chunks.
-
-The bank is filled with a thousand chunks through the service; the rest are copies of them, made in its database while
-it is stopped, because a million writes would take longer than all other rows.
+victim. `--million` makes it a bank of a million chunks; how it is filled: see `filling`.
 """
 
 import os
@@ -20,6 +17,7 @@ from pathlib import Path
 import kvbank
 from benchmarks import material
 from benchmarks.bench import Bench
+from benchmarks.filling import multiply
 from benchmarks.lines import Worker, serve
 from benchmarks.pair import Result, Target
 from benchmarks.service import EMBEDDER, connected, serving, writer
@@ -43,7 +41,7 @@ def run(bench: Bench) -> Iterator[Result]:
             for name, capacity in (("full", kvbank.Capacity(chunks=chunks)), ("other", None)):
                 client.create_bank(name, kv=None, embedding=embedding, capacity=capacity, policy=policy)
             writer(client, "full", reader="")(map(kvbank.NewChunk, found))
-        _multiply(folder / "store/metadata.db", chunks // _WRITTEN)
+        multiply(folder / "store/metadata.db", chunks // _WRITTEN)
         with serving(folder) as process, kvbank.connect(process.address) as client:
             bench.say("make the index")
             _settle(client, found, chunks)
@@ -53,23 +51,6 @@ def run(bench: Bench) -> Iterator[Result]:
             yield _cost(client, found, chunks, folder)
     finally:
         bench.clear(folder)
-
-
-def _multiply(path: Path, times: int) -> None:
-    """So many of each chunk, with ids and keys of their own, as if they had been written."""
-    copies = "WITH RECURSIVE copy (number) AS (SELECT 1 UNION ALL SELECT number + 1 FROM copy WHERE number < ?)"
-    with closing(sqlite3.connect(path)) as database, database:
-        (stride,) = database.execute("SELECT next_chunk_id FROM store").fetchone()
-        for table in ("chunks", "contents"):
-            columns = [row[1] for row in database.execute(f"PRAGMA table_info({table})")]
-            new = {"chunk_id": f"chunk_id + {stride} * number", "key": "randomblob(16)"}
-            values = ", ".join(new.get(column, f'"{column}"') for column in columns)
-            database.execute(f"INSERT INTO {table} {copies} SELECT {values} FROM {table}, copy", (times - 1,))
-        keys = "SELECT bank_id, key, chunk_id FROM chunks WHERE chunk_id > ? ORDER BY bank_id, key"
-        database.execute(f"INSERT INTO keys (bank_id, key, chunk_id) {keys}", (stride,))
-        usage = ", ".join(f"{name} = {name} * :times" for name in ("chunks", "tokens", "chunks_written"))
-        database.execute(f"UPDATE banks SET {usage}", {"times": times})
-        database.execute("UPDATE store SET next_chunk_id = next_chunk_id * ?", (times + 1,))
 
 
 def _settle(client: kvbank.Client, found: material.Vectors, chunks: int) -> None:

@@ -1,16 +1,12 @@
 """What the proofs share: the fault layer, built by the machine's compiler, and hosts for services."""
 
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-# `python -m pytest` has done so; a bare `pytest` has not.
-sys.path[:0] = [root] if (root := str(Path(__file__).parents[2])) not in sys.path else []
-
-from tests.faults import shim  # noqa: E402
-from tests.proof.service_process import ServiceHost  # noqa: E402
+from tests.faults import shim
+from tests.proof.service_process import ServiceHost
 
 
 @pytest.fixture(scope="session")

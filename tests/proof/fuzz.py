@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -12,6 +13,7 @@ import numpy as np
 from google.protobuf.descriptor import FieldDescriptor
 
 import kvbank
+from kvbank import _channel
 from kvbank.v1 import bank_pb2, error_pb2
 from kvbank.v1 import service_pb2 as pb
 from tests.proof.content import (
@@ -34,6 +36,8 @@ BANKS = ("fuzzed", "fuzzed-vectors")
 CANARY = "canary"
 # Far more than any of these calls may take.
 SECONDS = 60
+# Chunks in the beginning, and calls until they are laid out anew: soon one deletes the bank, or makes it too small.
+LAID_OUT, ROUND = 30, 100
 # What a caller can be told. An error without one of these was not made by us, or says that we are at fault.
 OUR_FAULTS = {"UNSPECIFIED", "INTERNAL", "CHECKSUM_MISMATCH", "STORAGE_ERROR", "NOT_SERVING", "DISK_FULL"}
 REASONS = {name.removeprefix("ERROR_REASON_") for name in error_pb2.ErrorReason.DESCRIPTOR.values_by_name} - OUR_FAULTS
@@ -44,11 +48,12 @@ STRINGS = ("", "\0", "x" * 300, "ü" * 100, "../../etc", "a b", "999999999999999
 
 @dataclass
 class Fuzzed:
-    """`codes`: answers by status code; `bad`: those that break the rules."""
+    """`codes`: answers by status code; `bad`: those that break the rules; `done`: calls by method that ended well."""
 
     messages: int = 0
     codes: Counter[str] = field(default_factory=Counter)
     bad: list[str] = field(default_factory=list)
+    done: Counter[str] = field(default_factory=Counter)
 
     def __str__(self) -> str:
         codes = ", ".join(f"{name} {count}" for name, count in self.codes.most_common())
@@ -58,37 +63,57 @@ class Fuzzed:
 def fuzz(
     address: str, calls: int, seed: int, *, threads: int = 4, tell: Callable[[int], None] = lambda _: None
 ) -> Fuzzed:
-    """Make so many calls. A chunk of a bank that no call names is read again and again; it must stay what it is."""
+    """Make so many calls of a server that shares its files with us.
+
+    A chunk of a bank that no call names is read again and again; it must stay what it is.
+    """
     report, key = Fuzzed(), new_key(tokens=5)
     with kvbank.connect(address) as client, grpc.insecure_channel(address) as channel:
         client.create_bank(CANARY, kv=KV, embedding=EMBEDDING, exist_ok=True)
         chunk_id = client.write(CANARY, chunk_of(key), **DIGESTS).chunk_id
         with ThreadPoolExecutor(threads) as pool:
-            for begin in range(0, calls, 1000):
-                _lay_out(client)
-                makers = [Maker(seed + begin + number) for number in range(min(1000, calls - begin))]
+            for begin in range(0, calls, ROUND):
+                known = Known(_shared_nonce(channel), _lay_out(client))
+                makers = [Maker(seed + begin + number, known) for number in range(min(ROUND, calls - begin))]
                 for outcome in pool.map(lambda maker: maker.call(channel), makers):
                     report.messages += outcome.messages
                     report.codes[outcome.code] += 1
                     report.bad += outcome.bad
+                    report.done[outcome.method] += outcome.code == "OK"
                 (chunk,) = client.fetch(CANARY, [chunk_id], reader_digest=READER)
                 assert not differences(chunk)
-                tell(begin + 1000)
+                tell(min(begin + ROUND, calls))
     return report
 
 
-def _lay_out(client: kvbank.Client) -> None:
-    """The banks that the calls name, as they were meant to be."""
+def _shared_nonce(channel: grpc.Channel) -> bytes:
+    """What shows that we may read the server's files; without it calls that name files end before they begin."""
+    shared = _channel.stub(channel).GetServerInfo(pb.GetServerInfoRequest()).same_host
+    return Path(shared.root, shared.nonce_file).read_bytes()
+
+
+def _lay_out(client: kvbank.Client) -> list[int]:
+    """The banks that the calls name, as they were meant to be; ids of chunks of the first one."""
     for bank, kv in zip(BANKS, (KV, None), strict=True):
         client.delete_bank(bank, missing_ok=True)
         client.create_bank(bank, kv=kv, embedding=EMBEDDING)
-    client.write_many(BANKS[0], [chunk_of(new_key(tokens=2)) for _ in range(5)], **DIGESTS)
+    chunks = [chunk_of(new_key(tokens=2)) for _ in range(LAID_OUT)]
+    return [result.chunk_id for result in client.write_many(BANKS[0], chunks, **DIGESTS)]
+
+
+@dataclass
+class Known:
+    """What a caller needs to know to come far: the server's nonce, and chunks that were there in the beginning."""
+
+    nonce: bytes
+    chunk_ids: list[int]
 
 
 @dataclass
 class Outcome:
     """Of one call."""
 
+    method: str
     messages: int
     code: str
     bad: list[str]
@@ -97,14 +122,14 @@ class Outcome:
 class Maker:
     """One malformed call, made from its seed."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, known: Known) -> None:
         self._choose = random.Random(seed)
-        self._seed = seed
+        self._seed, self._known = seed, known
 
     def call(self, channel: grpc.Channel) -> Outcome:
         """Make it and judge the answer."""
         method = self._choose.choice(SERVICE.methods)
-        frames = [self._spoiled(message) for message in TEMPLATES[method.name](self._choose)]
+        frames = self._frames(list(TEMPLATES[method.name](self._choose, self._known)))
         kind = ("stream" if method.client_streaming else "unary") + ("_stream" if method.server_streaming else "_unary")
         send = getattr(channel, kind)(f"/{SERVICE.full_name}/{method.name}")
         request = iter(frames) if method.client_streaming else frames[0]
@@ -115,15 +140,23 @@ class Maker:
         except grpc.RpcError as error:
             sent = f"{method.name} (seed {self._seed}): {[frame[:200] for frame in frames]}"
             bad = [] if reason_of(error) in REASONS else [f"{error.code().name} {error.details()} for {sent}"]
-            return Outcome(len(frames), error.code().name, bad)
-        return Outcome(len(frames), "OK", [])
+            return Outcome(method.name, len(frames), error.code().name, bad)
+        return Outcome(method.name, len(frames), "OK", [])
+
+    def _frames(self, messages: list[Any]) -> list[bytes]:
+        """Of a stream mostly one is spoiled: where many are, none comes as far as the end."""
+        spoiled = self._choose.randrange(len(messages)) if self._choose.random() < 0.7 else None
+        return [
+            self._spoiled(message) if spoiled in (None, number) else message.SerializeToString()
+            for number, message in enumerate(messages)
+        ]
 
     def _spoiled(self, message: Any) -> bytes:
-        """Most have a field or two changed, so that they come far; some are no messages any more."""
+        """Most have few fields changed, or none, so that they come far; some are no messages any more."""
         kind = self._choose.random()
         if kind < 0.05:
             return self._choose.randbytes(self._choose.choice((0, 1, 5, 100, 5000)))
-        for _ in range(self._choose.choice((0, 1, 1, 1, 2, 5))):
+        for _ in range(self._choose.choice((0, 0, 0, 1, 1, 1, 2, 5))):
             self._change(message)
         raw = message.SerializeToString()
         return self._corrupted(raw) if kind < 0.25 else raw
@@ -200,55 +233,78 @@ def _bank(choose: random.Random) -> bank_pb2.Bank:
     )
 
 
-def _frames(choose: random.Random) -> Iterator[pb.WriteChunksRequest]:
+def _frames(choose: random.Random, _: Known) -> Iterator[pb.WriteChunksRequest]:
     for _ in range(choose.randint(1, 2)):
         yield from frames_of(choose.choice(BANKS), chunk_of(choose.randbytes(16)), step=choose.choice((500, 1 << 20)))
 
 
-def _update(choose: random.Random) -> pb.UpdateBankRequest:
+def _update(choose: random.Random, _: Known) -> pb.UpdateBankRequest:
     request = pb.UpdateBankRequest(bank=_bank(choose))
     paths = ("capacity", "policy", "metadata", "quota", "expiry", "index", "name", "")
     request.update_mask.paths.extend(choose.sample(paths, choose.randint(0, 3)))
     return request
 
 
-def _retrieve(choose: random.Random) -> pb.RetrieveRequest:
+def _retrieve(choose: random.Random, _: Known) -> pb.RetrieveRequest:
     queries = vector_of(choose.randbytes(16)).tobytes() * choose.randint(1, 3)
     return pb.RetrieveRequest(banks=[choose.choice(BANKS)], queries=queries, top_k=choose.randint(0, 20), **DIGESTS)
 
 
-def _ids(choose: random.Random) -> list[int]:
-    return [choose.randint(1, 3000) for _ in range(choose.randint(1, 5))]
+def _fetch(choose: random.Random, known: Known) -> pb.FetchChunksRequest:
+    return pb.FetchChunksRequest(bank=choose.choice(BANKS), reader_digest=READER, chunk_ids=_ids(choose, known))
 
 
-Template = Callable[[random.Random], Any]
+def _ids(choose: random.Random, known: Known) -> list[int]:
+    return [
+        choose.choice(known.chunk_ids) if choose.random() < 0.8 else choose.randint(1, 3000)
+        for _ in range(choose.randint(1, 5))
+    ]
+
+
+def _nonce(choose: random.Random, known: Known) -> bytes:
+    return known.nonce if choose.random() < 0.9 else choose.randbytes(len(known.nonce))
+
+
+Template = Callable[[random.Random, Known], Any]
 
 
 def _one(make: Template) -> Template:
-    return lambda choose: [make(choose)]
+    return lambda choose, known: [make(choose, known)]
 
 
 # For every method how to make what it takes.
 TEMPLATES: dict[str, Template] = {
-    "GetServerInfo": _one(lambda _: pb.GetServerInfoRequest()),
-    "CreateBank": _one(lambda choose: pb.CreateBankRequest(bank=_bank(choose))),
-    "GetBank": _one(lambda choose: pb.GetBankRequest(name=choose.choice(BANKS))),
-    "ListBanks": _one(lambda _: pb.ListBanksRequest(page_size=10)),
+    "GetServerInfo": _one(lambda *_: pb.GetServerInfoRequest()),
+    "CreateBank": _one(lambda choose, _: pb.CreateBankRequest(bank=_bank(choose))),
+    "GetBank": _one(lambda choose, _: pb.GetBankRequest(name=choose.choice(BANKS))),
+    "ListBanks": _one(lambda *_: pb.ListBanksRequest(page_size=10)),
     "UpdateBank": _one(_update),
-    "DeleteBank": _one(lambda choose: pb.DeleteBankRequest(name=f"another-{choose.randrange(100)}")),
+    "DeleteBank": _one(lambda choose, _: pb.DeleteBankRequest(name=f"another-{choose.randrange(100)}")),
     "WriteChunks": _frames,
     "Retrieve": _one(_retrieve),
-    "FetchChunks": _one(
-        lambda choose: pb.FetchChunksRequest(bank=choose.choice(BANKS), reader_digest=READER, chunk_ids=_ids(choose))
+    "FetchChunks": _one(_fetch),
+    "RetrieveFiles": _one(
+        lambda choose, known: pb.RetrieveFilesRequest(retrieve=_retrieve(choose, known), nonce=_nonce(choose, known))
     ),
-    "GetChunk": _one(lambda choose: pb.GetChunkRequest(bank=choose.choice(BANKS), chunk_id=_ids(choose)[0])),
-    "ListChunks": _one(lambda choose: pb.ListChunksRequest(bank=choose.choice(BANKS), page_size=5)),
+    "FetchFiles": _one(
+        lambda choose, known: pb.FetchFilesRequest(fetch=_fetch(choose, known), nonce=_nonce(choose, known))
+    ),
+    "GetChunk": _one(
+        lambda choose, known: pb.GetChunkRequest(bank=choose.choice(BANKS), chunk_id=_ids(choose, known)[0])
+    ),
+    "ListChunks": _one(lambda choose, _: pb.ListChunksRequest(bank=choose.choice(BANKS), page_size=5)),
     "UpdateChunk": _one(
-        lambda choose: pb.UpdateChunkRequest(bank=choose.choice(BANKS), chunk_id=_ids(choose)[0], metadata={"a": "b"})
+        lambda choose, known: pb.UpdateChunkRequest(
+            bank=choose.choice(BANKS), chunk_id=_ids(choose, known)[0], metadata={"a": "b"}
+        )
     ),
-    "DeleteChunks": _one(lambda choose: pb.DeleteChunksRequest(bank=choose.choice(BANKS), chunk_ids=_ids(choose))),
-    "PinChunks": _one(lambda choose: pb.PinChunksRequest(bank=choose.choice(BANKS), chunk_ids=_ids(choose))),
-    "ExplainEviction": _one(lambda choose: pb.ExplainEvictionRequest(bank=choose.choice(BANKS), need=3)),
-    "ListEvictions": _one(lambda choose: pb.ListEvictionsRequest(bank=choose.choice(BANKS), page_size=5)),
-    "GetStats": _one(lambda choose: pb.GetStatsRequest(banks=[choose.choice(BANKS)])),
+    "DeleteChunks": _one(
+        lambda choose, known: pb.DeleteChunksRequest(bank=choose.choice(BANKS), chunk_ids=_ids(choose, known))
+    ),
+    "PinChunks": _one(
+        lambda choose, known: pb.PinChunksRequest(bank=choose.choice(BANKS), chunk_ids=_ids(choose, known))
+    ),
+    "ExplainEviction": _one(lambda choose, _: pb.ExplainEvictionRequest(bank=choose.choice(BANKS), need=3)),
+    "ListEvictions": _one(lambda choose, _: pb.ListEvictionsRequest(bank=choose.choice(BANKS), page_size=5)),
+    "GetStats": _one(lambda choose, _: pb.GetStatsRequest(banks=[choose.choice(BANKS)])),
 }

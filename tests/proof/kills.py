@@ -2,7 +2,7 @@
 
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from tests.proof.journal import Journal, Promises
 from tests.proof.load import LoadProcess
 from tests.proof.service_process import ServiceHost
 from tests.proof.verify import Verdict, verify
+from tests.waiting import wait_until
 
 BANK = "b"
 CAPACITY = kvbank.Capacity(chunks=400)
@@ -67,7 +68,7 @@ def kill_often(
         for worker in workers:
             worker.work(service.address, 30 if last else 10**9)
         if not last:
-            _wait_for(journals)
+            wait_until(lambda: any(journal.waits() for journal in journals), "no client is told anything")
             time.sleep(choose.uniform(0, longest))
             service.kill()
             killed.kills += 1
@@ -89,11 +90,3 @@ def kill_often(
     files = {path.name for path in (place / "data/payloads").glob("*/*/*")}
     killed.wrong += [f"file {name} of no chunk" for name in files - {f"{chunk_id}.safetensors" for chunk_id in left}]
     return killed
-
-
-def _wait_for(journals: Sequence[Journal]) -> None:
-    """Until one of them has something new."""
-    deadline = time.monotonic() + 60
-    while not any(journal.waits() for journal in journals):
-        assert time.monotonic() < deadline, "no client is told anything"
-        time.sleep(0.002)

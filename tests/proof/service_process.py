@@ -1,6 +1,7 @@
 """The memory service in processes of their own, that can be killed, traced and started again, twenty in a second.
 
-A host process imports the service once and forks for every start; what is forked runs `kvbank serve`.
+A host process imports the service once and forks for every start; what is forked runs `kvbank serve`, or a command that
+works on a folder.
 """
 
 import json
@@ -11,7 +12,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -48,6 +50,16 @@ class ServiceHost:
         flags = {"data": str(data), "listen": f"unix:{place}", "min_free": 0} | flags
         number = self.ask({"start": flags | {"ready_file": f"{place}.ready"}, "log": f"{place}.log"})
         return Service(self, number, f"unix:{place}", place)
+
+    def run(self, *words: object) -> tuple[int, str]:
+        """`kvbank WORDS` to its end; exit status, negative for a signal, and what it printed."""
+        self._starts += 1
+        log = Path(self._folder.name, f"{self._starts}.log")
+        number = self.ask({"run": [str(word) for word in words], "log": str(log)})
+        ended = os.pidfd_open(number)
+        assert select.select([ended], [], [], PATIENCE)[0], f"kvbank {words} does not end"
+        os.close(ended)
+        return self.ask({"wait": number}), log.read_text(errors="replace")
 
     def ask(self, request: dict[str, Any]) -> int:
         """One request to the host process, one number back."""
@@ -126,6 +138,7 @@ class Service:
 def _host() -> None:
     """The host process: forks for each request on its input, and says the number of the child."""
     from memory_service import cli, server  # noqa: F401
+    from memory_service.care import backup, repair, restore  # noqa: F401
 
     children: set[int] = set()
     for line in sys.stdin:
@@ -137,7 +150,7 @@ def _host() -> None:
             continue
         child = os.fork()
         if child == 0:
-            _serve(Path(request["log"]), request["start"])
+            _child(Path(request["log"]), partial(_serve, request["start"]) if "start" in request else request["run"])
         children.add(child)
         print(child, flush=True)
     for child in children:
@@ -145,8 +158,8 @@ def _host() -> None:
         os.waitpid(child, 0)
 
 
-def _serve(log: Path, flags: dict[str, Any]) -> None:
-    """In the child; does not return."""
+def _child(log: Path, task: Callable[[], None] | list[str]) -> None:
+    """A task, or the words of a command; does not return."""
     import typer
 
     from memory_service import cli
@@ -157,12 +170,16 @@ def _serve(log: Path, flags: dict[str, Any]) -> None:
     os.close(0)
     code = 70
     try:
-        for name in ("data", "ready_file"):
-            flags[name] = Path(flags[name])
-        cli.serve(**flags)
+        if callable(task):
+            task()
+        else:
+            cli.register(commands := typer.Typer(pretty_exceptions_enable=False))
+            commands(task)
         code = 0
     except typer.Exit as end:
         code = end.exit_code
+    except SystemExit as end:
+        code = int(end.code or 0)
     except BaseException:
         import traceback
 
@@ -171,6 +188,14 @@ def _serve(log: Path, flags: dict[str, Any]) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
+
+
+def _serve(flags: dict[str, Any]) -> None:
+    from memory_service import cli
+
+    for name in ("data", "ready_file"):
+        flags[name] = Path(flags[name])
+    cli.serve(**flags)
 
 
 if __name__ == "__main__":

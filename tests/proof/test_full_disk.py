@@ -4,8 +4,8 @@
 """
 
 import subprocess
-import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -15,6 +15,7 @@ from tests.faults.shim import Shim
 from tests.proof.big import DIGESTS, EMBEDDING, KV, MIB, BigChunks
 from tests.proof.content import READER, vector_of
 from tests.proof.service_process import ServiceHost
+from tests.waiting import wait_until
 
 SIZE = 200 * MIB
 BANK = "b"
@@ -96,12 +97,11 @@ def test_a_full_disk(small_disk, min_free):
 
 def _wait_for_room(client: kvbank.Client, chunks: BigChunks, ids: list[int]) -> None:
     """Files are removed in the background."""
-    deadline = time.monotonic() + 30
-    while True:
-        try:
+
+    def written() -> bool:
+        with suppress(kvbank.DiskFull):
             ids.append(client.write(BANK, chunks.new(), **DIGESTS).chunk_id)
-        except kvbank.DiskFull:
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-        else:
-            return
+            return True
+        return False
+
+    wait_until(written)

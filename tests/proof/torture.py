@@ -65,7 +65,7 @@ def _power_cuts(arguments: argparse.Namespace, place: Path) -> bool:
 
 def _fuzz(arguments: argparse.Namespace, place: Path) -> bool:
     with ServiceHost() as host:
-        service = host.start(place / "data", durability="os")
+        service = host.start(place / "data", durability="os", same_host=True)
         before = service.resident_bytes()
         messages, report = 0, None
         for turn in range(1_000_000):

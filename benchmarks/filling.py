@@ -1,0 +1,49 @@
+"""A bank of many chunks without as many writes: a thousand go through the service, the rest are copies made in its
+database while it is stopped, because a million writes would take longer than all rows together."""
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+from benchmarks.material import Vectors
+
+_TABLES = ("chunks", "contents")
+
+
+def multiply(path: Path, times: int, vectors: Vectors | None = None) -> None:
+    """So many of each chunk in the database `path`, with ids and keys of their own, as if they had been written.
+
+    vectors: embeddings [chunks * times, d] in the order of the ids; without them a copy has that of its original.
+    """
+    copies = "WITH RECURSIVE copy (number) AS (SELECT 1 UNION ALL SELECT number + 1 FROM copy WHERE number < ?)"
+    with closing(sqlite3.connect(path)) as database, database:
+        (stride,) = database.execute("SELECT next_chunk_id FROM store").fetchone()
+        originals = [row[0] for row in database.execute("SELECT chunk_id FROM chunks ORDER BY chunk_id")]
+        for table in _TABLES:
+            columns = [row[1] for row in database.execute(f"PRAGMA table_info({table})")]
+            new = {"chunk_id": f"chunk_id + {stride} * number", "key": "randomblob(16)"}
+            if vectors is not None and table == "contents":
+                new = {"chunk_id": "?", "embedding": "?"}
+                values = ", ".join(new.get(column, f'"{column}"') for column in columns)
+                statement = f"INSERT INTO contents SELECT {values} FROM contents WHERE chunk_id = ?"
+                database.executemany(statement, _with_vectors(columns, originals, stride, vectors))
+                continue
+            values = ", ".join(new.get(column, f'"{column}"') for column in columns)
+            database.execute(f"INSERT INTO {table} {copies} SELECT {values} FROM {table}, copy", (times - 1,))
+        keys = "SELECT bank_id, key, chunk_id FROM chunks WHERE chunk_id > ? ORDER BY bank_id, key"
+        database.execute(f"INSERT INTO keys (bank_id, key, chunk_id) {keys}", (stride,))
+        usage = ", ".join(f"{name} = {name} * :times" for name in ("chunks", "tokens", "chunks_written"))
+        database.execute(f"UPDATE banks SET {usage}", {"times": times})
+        database.execute("UPDATE store SET next_chunk_id = next_chunk_id * ?", (times + 1,))
+
+
+def _with_vectors(
+    columns: list[str], originals: list[int], stride: int, vectors: Vectors
+) -> Iterator[tuple[object, object, int]]:
+    """Values of a copy each: id and embedding in the order of the columns, and whose copy it is."""
+    swapped = columns.index("embedding") < columns.index("chunk_id")
+    for number in range(len(originals), len(vectors)):
+        copy, original = divmod(number, len(originals))
+        new = (originals[original] + stride * copy, vectors[number].tobytes())
+        yield (*(reversed(new) if swapped else new), originals[original])
