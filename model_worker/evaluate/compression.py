@@ -5,13 +5,16 @@ positions, and the loss of the next tokens is measured. So `full` is the model's
 it, and `nothing` its loss without. The same documents serve every method, so differences are paired.
 
 `leaves` is the baseline that HOMER's paper lacks: the chunk in independent pieces, each encoded and cut on its own by
-TOVA's rule, nothing merged.
+TOVA's rule, nothing merged. `bias=measured` stands for a table that is calibrated here, on another text.
 """
 
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from torch import Tensor, nn
@@ -22,16 +25,22 @@ from model_worker.capture import Captured
 from model_worker.compress import Compressor, compressor
 from model_worker.encoding import encode
 from model_worker.errors import InputError
+from model_worker.homer.bias import save_bias
+from model_worker.homer.calibrate import calibrate
+from model_worker.stored import expanded
 
 METHODS = (
     "window:m=N",
     "sinks:m=N",
     "h2o:m=N",
+    "tova:m=N,block=1",
     "tova:m=N,block=16",
     "tova:m=N",
     "tova:m=N,observer=window:16",
     "tova:m=N,heads=own",
     "homer:m=N,leaf=64,bias=none",
+    "homer:m=N,leaf=64,bias=measured",
+    "homer:m=N,leaf=64,pool=9,bias=none",
     "leaves",
     "random:m=N",
 )
@@ -70,17 +79,21 @@ def measure(
     follow: int,
     budgets: Sequence[int],
     methods: Sequence[str] = METHODS,
+    calibration: Sequence[int] = (),
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Row]:
     """Rows for `nothing`, `full`, and every method at every budget. documents: `chunk + follow` ids each.
 
-    methods: specs in which N stands for the budget. progress: called with (documents done, documents in all).
+    methods: specs in which N stands for the budget. calibration: ids for `bias=measured`. progress: called with
+    (documents done, documents in all).
     """
     if any(len(ids) != chunk + follow for ids in documents) or len(documents) < 2:
         raise InputError("two documents or more are needed, each of chunk + follow tokens")
     attachment = attach(model, tokenizer, mode="per_layer", positions="original")
-    try:
+    with ExitStack() as stack:
+        stack.callback(attachment.detach)
         plans = list(_plans(methods, budgets, chunk))
+        table = _table(stack, attachment, calibration) if any("=measured" in name for name in methods) else ""
         losses: list[list[float]] = [[] for _ in plans]
         seconds = [0.0 for _ in plans]
         sizes = [0.0 for _ in plans]
@@ -92,14 +105,15 @@ def measure(
             plain += time.perf_counter() - began
             for index, (name, budget) in enumerate(plans):
                 began = time.perf_counter()
-                layers = _compressed(attachment, captured, name, budget)
+                layers, soft = _compressed(attachment, captured, name, budget, table)
                 seconds[index] += time.perf_counter() - began
-                sizes[index] += sum(2 * keys.numel() * keys.element_size() for keys, _, _ in layers.values())
+                kept = [x for keys, values, _ in layers.values() for x in (keys, values)] if soft is None else [soft]
+                sizes[index] += sum(x.numel() * x.element_size() for x in kept)
+                if soft is not None:
+                    layers = expanded(soft, attachment)
                 losses[index].append(_loss(attachment, layers, chunk, after))
             if progress is not None:
                 progress(done, len(documents))
-    finally:
-        attachment.detach()
     full = torch.tensor(losses[1], dtype=torch.float64)
     return [
         _row(name, budget, torch.tensor(own, dtype=torch.float64), full, size / chunk, spent, plain)
@@ -115,6 +129,13 @@ def cut(ids: Sequence[int], length: int, count: int) -> Iterator[list[int]]:
         yield list(ids[at : at + length])
 
 
+def _table(stack: ExitStack, attachment: Attachment, ids: Sequence[int]) -> str:
+    """A calibrated table in a file that goes with `stack`."""
+    folder = Path(stack.enter_context(TemporaryDirectory()))
+    found = calibrate(attachment, ids, segments=40)
+    return str(save_bias(attachment, found.table, {}, folder / "table.safetensors"))
+
+
 def _plans(methods: Sequence[str], budgets: Sequence[int], chunk: int) -> Iterator[tuple[str, int]]:
     yield "nothing", 0
     yield "full", chunk
@@ -123,13 +144,17 @@ def _plans(methods: Sequence[str], budgets: Sequence[int], chunk: int) -> Iterat
             yield name, budget
 
 
-def _compressed(attachment: Attachment, captured: Captured, name: str, budget: int) -> _Layers:
+def _compressed(
+    attachment: Attachment, captured: Captured, name: str, budget: int, table: str
+) -> tuple[_Layers, Tensor | None]:
+    """K-V, or soft tokens. table: the file that `bias=measured` stands for."""
     if name == "nothing":
-        return {}
+        return {}, None
     if name == "leaves":
-        return _leaves(attachment, captured.token_ids, budget)
-    made = compressor("none" if name == "full" else name.replace("N", str(budget)))
-    return dict(made.compress(captured, attachment).layers)
+        return _leaves(attachment, captured.token_ids, budget), None
+    made = compressor("none" if name == "full" else name.replace("N", str(budget)).replace("=measured", f"={table}"))
+    payload = made.compress(captured, attachment)
+    return dict(payload.layers), payload.soft
 
 
 def _leaves(attachment: Attachment, ids: list[int], budget: int, leaf: int = 64) -> _Layers:

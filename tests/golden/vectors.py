@@ -81,6 +81,22 @@ def worst(got: Tensor, expected: Tensor) -> float:
     return float((got.float() - expected.float()).abs().max())
 
 
+def icae_cases() -> list[Path]:
+    """Every recorded run of ICAE."""
+    return sorted((GOLDEN / "icae" / "cases").glob("*.json"))
+
+
+def icae_case(path: Path) -> Case:
+    about = json.loads(path.read_text())
+    folder = path.parents[1] / "models" / about["model"]
+    return Case(
+        path.stem,
+        about | json.loads((folder / "icae.json").read_text()),
+        load_file(path.with_suffix(".safetensors")),
+        folder,
+    )
+
+
 def homer_folders() -> list[Path]:
     """Every recorded run of HOMER."""
     return sorted(path.parent for path in (GOLDEN / "homer").glob("*/case.json"))

@@ -1,0 +1,133 @@
+"""ICAE as a chunk compressor: what is stored are the memory slots that an adapter makes of a chunk (see icae/).
+
+Two payloads. Soft tokens are the canonical one: the frozen model reads them in the place of input embeddings, several
+of them in one forward, exactly. K-V of the memory layers are derived from them by one forward of the frozen decoder,
+and are smaller where few layers remember: a slot takes d numbers, its K-V 2 * M * Hkv * D for M memory layers. An
+adapter with the interface `kv` makes K-V itself, and no soft tokens.
+
+How well the slots hold a chunk is measured as it is written: the loss of its own text restored from them (AE), in nats
+per token, which costs one more forward of the decoder. `guard` is off unless it is given: what a nat per token is worth
+depends on the model, its vocabulary and the adapter, and no number is right for all of them. Look at what was measured
+(`Producer.measured_loss` of each chunk) before choosing one.
+"""
+
+import math
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, ClassVar
+from weakref import WeakKeyDictionary
+
+import torch
+
+from model_worker.capture import Captured
+from model_worker.compress.base import Compressor, Payload
+from model_worker.compress.none import Keep
+from model_worker.errors import BankMismatch, InputError
+
+if TYPE_CHECKING:
+    import kvbank
+    from model_worker.attachment import Attachment
+    from model_worker.icae import Icae, Slots
+    from model_worker.stored import Layers
+
+PAYLOADS = ("auto", "soft", "kv")
+# By attachment and name: an adapter is read, and its base hashed, once.
+_LOADED: "WeakKeyDictionary[Attachment, dict[str, Icae]]" = WeakKeyDictionary()
+
+
+@dataclass(frozen=True)
+class Autoencoder(Compressor):
+    """adapter: folder or hub id of an ICAE adapter, made for the attached model. payload: `soft`, `kv`, or `auto`, the
+    smaller of them. guard: above so many nats per token in restoring it, a chunk is stored uncompressed.
+
+    Also uncompressed: a chunk shorter than twice its slots, and one whose loss is no number.
+    """
+
+    adapter: str
+    payload: str = "auto"
+    guard: float | None = None
+
+    name: ClassVar[str] = "icae"
+    about: ClassVar[str] = "memory slots of a trained adapter, as soft tokens or as K-V (extra: icae)"
+    paper: ClassVar[str] = "ICAE, arXiv 2307.06945"
+    cost: ClassVar[str] = "a forward of the encoder and one of the decoder; K-V of soft tokens one more"
+
+    def __post_init__(self) -> None:
+        if self.payload not in PAYLOADS:
+            raise InputError(f"payload {self.payload!r} is not auto, soft or kv")
+
+    @property
+    def encodes(self) -> bool:
+        return True
+
+    def for_bank(self, attachment: "Attachment", bank: "kvbank.Bank") -> "Compressor":
+        soft = self._takes_soft(adapter_of(attachment, self.adapter), attachment)
+        if not soft or bank.kv is None or bank.kv.hidden_size:
+            return self
+        if self.payload == "auto":
+            return replace(self, payload="kv")
+        raise BankMismatch(f"bank {bank.name!r} takes no soft tokens, which are newer than it; write payload=kv")
+
+    def compress(self, captured: Captured, attachment: "Attachment") -> Payload:
+        from model_worker.icae.decode import loss
+
+        icae, ids = adapter_of(attachment, self.adapter), captured.token_ids
+        soft = self._takes_soft(icae, attachment)
+        if _short(icae, len(ids)):
+            return _uncompressed(ids, attachment, None)
+        with torch.no_grad():
+            [slots] = icae.encode([ids])
+            measured = float(loss(icae, slots, ids))
+        if not math.isfinite(measured):
+            return _uncompressed(ids, attachment, None)
+        if self.guard is not None and measured > self.guard:
+            return _uncompressed(ids, attachment, measured)
+        if soft:
+            return Payload({}, self.spec, self.version, measured, slots.soft, icae.digest)
+        layers, made_by = _layers(slots, attachment)
+        return Payload(layers, self.spec, f"{self.version}+{made_by}", measured, adapter_digest=icae.digest)
+
+    def _takes_soft(self, icae: "Icae", attachment: "Attachment") -> bool:
+        """Whether soft tokens are what is stored. Raises InputError where there are none."""
+        if icae.config.interface == "kv":
+            if self.payload == "soft":
+                raise InputError(f"the ICAE adapter {self.adapter} makes K-V, no soft tokens; write payload=kv or auto")
+            return False
+        width = icae.memory.shape[1]
+        pairs = 2 * len(attachment.plan.memory_layers) * attachment.kv_heads * attachment.head_dim
+        return self.payload == "soft" or (self.payload == "auto" and width <= pairs)
+
+
+def adapter_of(attachment: "Attachment", name: str) -> "Icae":
+    """The ICAE adapter `name` on the attached model, loaded at the first call. The model itself is not changed.
+
+    Raises ModelNotFound, and InputError for an adapter of another base or without peft.
+    """
+    from model_worker.icae import Icae
+
+    loaded = _LOADED.setdefault(attachment, {})
+    if name not in loaded:
+        loaded[name] = Icae.from_pretrained(attachment.model, name)
+    return loaded[name]
+
+
+def _short(icae: "Icae", tokens: int) -> bool:
+    """Whether slots would save too little, or a span has fewer tokens than slots, which no adapter was trained for."""
+    spans, slots = icae.spans(tokens), icae.config.slots
+    return tokens < 2 * slots * len(spans) or any(span.stop - span.start < slots for span in spans)
+
+
+def _uncompressed(ids: list[int], attachment: "Attachment", measured: float | None) -> Payload:
+    from model_worker.encoding import encode
+
+    return replace(Keep().compress(encode(attachment, ids), attachment), measured_loss=measured)
+
+
+def _layers(slots: "Slots", attachment: "Attachment") -> tuple["Layers", str]:
+    """K-V of the memory layers, and whose: not the same thing, though of one shape."""
+    from model_worker.stored import expanded
+
+    if slots.layers is None:
+        assert slots.soft is not None
+        return expanded(slots.soft, attachment), "decoder"
+    offsets = slots.positions.to(torch.int32)
+    return {layer: (*slots.layers[layer], offsets) for layer in attachment.plan.memory_layers}, "encoder"

@@ -1,0 +1,135 @@
+"""An ICAE adapter on text that it was not trained on: what `kvbank eval icae` measures.
+
+* restoration of the first tokens of each document, by length at a fixed number of slots a span, and of one span's text
+  by the number of slots spent on it. An adapter's k is fixed, and fewer of its memory rows than it was trained with is
+  behaviour that nobody trained; so more slots are had as the paper's multi-span rule has them, by encoding the text in
+  more pieces. Another k is another adapter: measure several and compare;
+* the same for the tokens in another order, and for random ones;
+* the loss of what follows (continuation.py).
+
+`facts` says which of the paper's findings these figures show.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+
+from model_worker.errors import InputError
+from model_worker.evaluate.continuation import Continuation, continuation
+from model_worker.evaluate.restoration import Restoration, restoration
+from model_worker.icae.model import Icae
+
+PARTS = (1, 2, 4)
+CONTENTS = ("natural", "shuffled", "random")
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is measured, in tokens. lengths: restored; span: the length at which the rest is compared; contexts: before
+    a continuation; follow, leave: tokens behind, and how many of them carry no loss."""
+
+    lengths: tuple[int, ...]
+    span: int
+    contexts: tuple[int, ...]
+    follow: int
+    leave: int
+
+    @property
+    def document(self) -> int:
+        """Tokens that a document must have."""
+        return max(*self.lengths, self.span, *(context + self.follow for context in self.contexts))
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Figures of one adapter. lengths: by length; parts: one span's text by slots; contents: by content; continuations:
+    by context."""
+
+    lengths: list[Restoration]
+    parts: list[Restoration]
+    contents: dict[str, Restoration]
+    continuations: list[Continuation]
+
+    def summary(self) -> dict[str, Any]:
+        """As plain numbers."""
+        return {
+            "restoration_by_length": [own.summary() for own in self.lengths],
+            "restoration_by_slots": [own.summary() for own in self.parts],
+            "restoration_by_content": {name: own.summary() for name, own in self.contents.items()},
+            "continuation": [own.summary() for own in self.continuations],
+        }
+
+
+def plan(icae: Icae, *, follow: int = 64, leave: int = 8, span: int | None = None) -> Plan:
+    """Lengths from a quarter of `span` (default: a full span of the adapter) to twice it, contexts up to four times it;
+    what the model was not made for is left out. Raises InputError where nothing is left, or nothing is scored."""
+    whole = icae.config.capacity if span is None else span
+    if whole < 4 or follow <= leave:
+        raise InputError("a span of 4 tokens or more is needed, and follow above leave")
+    limit = int(getattr(icae.decoder.config, "max_position_embeddings", 0) or 1 << 30)
+    slots = icae.config.slots
+
+    def fits(tokens: int, more: int) -> bool:
+        return tokens + max(more, slots * len(icae.spans(tokens))) < limit
+
+    lengths = tuple(n for n in (whole // 4, whole // 2, 3 * whole // 4, whole, 2 * whole) if fits(n, 0))
+    contexts = tuple(n for n in (whole, 2 * whole, 4 * whole) if fits(n, follow))
+    if whole not in lengths or not contexts:
+        raise InputError(f"a span of {whole} tokens with its slots does not fit the model's {limit} positions")
+    return Plan(lengths, whole, contexts, follow, leave)
+
+
+def measure(
+    icae: Icae,
+    documents: Sequence[Sequence[int]],
+    what: Plan,
+    decode: Callable[[Sequence[int]], str],
+    *,
+    special: Sequence[int] = (),
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> Evaluation:
+    """documents: `what.document` token ids each. decode: ids to text, for BLEU. special: ids that random text avoids.
+    progress: called with (measurements done, in all). Raises InputError for documents that are too few or too short."""
+    if len(documents) < 2 or any(len(ids) < what.document for ids in documents):
+        raise InputError(f"two documents or more are needed, each of {what.document} tokens")
+    total = len(what.lengths) + len(PARTS) - 1 + len(CONTENTS) - 1 + len(what.contexts)
+    done = 0
+
+    def count(made: _T) -> _T:
+        nonlocal done
+        done += 1
+        if progress is not None:
+            progress(done, total)
+        return made
+
+    def restored(texts: Sequence[Sequence[int]], parts: int = 1) -> Restoration:
+        return count(restoration(icae, texts, decode, parts=parts))
+
+    span = [list(ids[: what.span]) for ids in documents]
+    by_length = {length: restored([ids[:length] for ids in documents]) for length in what.lengths}
+    whole = by_length[what.span]
+    parts = [whole, *(restored(span, number) for number in PARTS[1:])]
+    shuffled, drawn = _shuffled(span, seed), _random(icae, span, special, seed)
+    contents = dict(zip(CONTENTS, (whole, restored(shuffled), restored(drawn)), strict=True))
+    continuations = [
+        count(continuation(icae, documents, context=context, follow=what.follow, leave=what.leave))
+        for context in what.contexts
+    ]
+    return Evaluation(list(by_length.values()), parts, contents, continuations)
+
+
+def _shuffled(texts: Sequence[list[int]], seed: int) -> list[list[int]]:
+    """Each text's own tokens in another order."""
+    generator = torch.Generator().manual_seed(seed)
+    return [[text[i] for i in torch.randperm(len(text), generator=generator).tolist()] for text in texts]
+
+
+def _random(icae: Icae, texts: Sequence[list[int]], special: Sequence[int], seed: int) -> list[list[int]]:
+    """Tokens drawn uniformly from the vocabulary."""
+    generator = torch.Generator().manual_seed(seed + 1)
+    allowed = torch.tensor(sorted(set(range(int(icae.decoder.config.vocab_size))) - set(special)))
+    return [allowed[torch.randint(len(allowed), (len(text),), generator=generator)].tolist() for text in texts]

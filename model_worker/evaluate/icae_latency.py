@@ -1,0 +1,132 @@
+"""Time to answer from memory slots that are at hand, against reading the whole chunk again.
+
+Three contenders answer the same prompt about the same chunk with the same greedy loop: the frozen model over chunk and
+prompt; over the chunk's slots, as embeddings, and prompt; over the prompt with the K-V of the slots (interface `kv`). A
+round runs each once, another one first in each round; medians over rounds, after a round to warm up. Time depends on
+shapes alone, so model and adapter may be random.
+"""
+
+import gc
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from statistics import median
+from typing import Any
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from model_worker.errors import InputError
+from model_worker.icae.config import IcaeConfig
+from model_worker.icae.decode import generate
+from model_worker.icae.layout import answer_row, continue_row
+from model_worker.icae.model import Icae
+
+TARGET = 3.0  # times as fast to the first token, for chunks of 512 tokens and more
+# Layers, width, inner width, heads, K-V heads, vocabulary; heads of 64.
+SHAPES = {
+    "tiny": (2, 64, 128, 4, 2, 256),
+    "0.5b": (24, 896, 4864, 14, 2, 151_936),  # as Qwen2.5-0.5B
+    "1b": (16, 2048, 8192, 32, 8, 128_256),  # as Llama-3.2-1B
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Latency:
+    """One contender at one chunk length; medians in seconds. first: to the first token of the answer; whole: to the
+    last of `answer` of them. ratio, whole_ratio: the full chunk's time over this. load: one-minute average."""
+
+    tokens: int
+    contender: str
+    read: int
+    first: float
+    ratio: float
+    whole: float
+    whole_ratio: float
+    answer: int
+    rounds: int
+    load: float
+
+
+def random_model(shape: str, dtype: torch.dtype = torch.float32) -> LlamaForCausalLM:
+    """A Llama of the given shape, with random weights and no EOS, so that answers are as long as asked for."""
+    if shape not in SHAPES:
+        raise InputError(f"there is no shape {shape!r}; there are {', '.join(SHAPES)}")
+    layers, width, inner, heads, kv_heads, vocabulary = SHAPES[shape]
+    config = LlamaConfig(
+        num_hidden_layers=layers,
+        hidden_size=width,
+        intermediate_size=inner,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        vocab_size=vocabulary,
+        max_position_embeddings=1 << 15,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=None,
+        dtype=dtype,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return LlamaForCausalLM(config).to(dtype).eval()
+
+
+@torch.no_grad()
+def measure_latency(
+    model: Any,
+    chunks: Sequence[int],
+    *,
+    slots: int = 128,
+    rate: int = 4,
+    prompt: int = 16,
+    answer: int = 32,
+    rounds: int = 5,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Latency]:
+    """Rows of every contender at every chunk length, in tokens. Raises InputError for lengths that make no sense."""
+    if min(*chunks, prompt, rounds, 1) < 1 or answer < 2:
+        raise InputError("lengths and rounds are at least 1, and an answer has 2 tokens or more")
+    # LoRA takes no part in reading, so its size does not matter.
+    soft = Icae.create(model, IcaeConfig(slots, rate), rank=1)
+    pairs = Icae.create(model, replace(soft.config, interface="kv"), rank=1)
+    generator = torch.Generator().manual_seed(0)
+    vocabulary = int(model.config.vocab_size)
+    rows: list[Latency] = []
+    for index, length in enumerate(chunks):
+        ids = torch.randint(vocabulary, (length + prompt,), generator=generator).tolist()
+        chunk, asked = ids[:length], ids[length:]
+        [own], [own_pairs] = soft.encode([chunk]), pairs.encode([chunk])
+        made = {
+            "full": (soft, continue_row(soft, None, ids)),
+            "slots": (soft, answer_row(soft, own, asked, ends=False)),
+            "slots' K-V": (pairs, answer_row(pairs, own_pairs, asked, ends=False)),
+        }
+        times: dict[str, list[tuple[float, float]]] = {name: [] for name in made}
+        for turn in range(rounds + 1):
+            for step in range(len(made)):
+                name = list(made)[(turn + step) % len(made)]
+                icae, row = made[name]
+                both = _timed(icae, row, 1), _timed(icae, row, answer)
+                if turn:
+                    times[name].append(both)
+            if progress is not None:
+                progress(index * (rounds + 1) + turn + 1, len(chunks) * (rounds + 1))
+        figures = {name: [median(column) for column in zip(*own, strict=True)] for name, own in times.items()}
+        load = os.getloadavg()[0]
+        first_full, whole_full = figures["full"]
+        for name, (first, whole) in figures.items():
+            read = len(made[name][1])
+            ratios = first_full / first, whole_full / whole
+            rows.append(Latency(length, name, read, first, ratios[0], whole, ratios[1], answer, rounds, load))
+        del made, own, own_pairs
+        gc.collect()
+    return rows
+
+
+def _timed(icae: Icae, row: Any, tokens: int) -> float:
+    if icae.device.type == "cuda":
+        torch.cuda.synchronize(icae.device)
+    began = time.perf_counter()
+    generate(icae, [row], tokens)
+    return time.perf_counter() - began

@@ -1,0 +1,76 @@
+"""What an ICAE adapter is, beside its tensors: `icae_config.json`.
+
+LoRA's rank, alpha, dropout and targets live in peft's `adapter_config.json`; BOS and EOS are the model's own and are
+stored nowhere.
+"""
+
+import json
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from model_worker.errors import InputError
+
+FORMAT = 1
+INTERFACES = ("soft", "kv")
+POSITIONS = ("contiguous", "spread")
+MEMORY_INITS = ("embedding_std", "normal")
+
+
+@dataclass(frozen=True)
+class IcaeConfig:
+    """One adapter's form.
+
+    slots: memory tokens a span (k). rate: a span holds at most slots * rate tokens. interface: `soft` (the paper: slots
+    after the final norm, read as embeddings) or `kv` (500xCompressor, arXiv 2408.03094: the encoder's own K-V of the
+    memory tokens). positions: `contiguous` behind the context, or `spread` over it (EPL, arXiv 2409.14364).
+    lm_row: a continuation begins with the LM row. prefix_ids, suffix_ids: around slots and prompt when a question is
+    answered, BOS included where it is wanted. base: what the base was called, for people. base_digest: the reader
+    digest of the frozen base, without a tokenizer; empty for an import whose base nobody had at hand. memory_init: how
+    the rows began. Raises InputError for values that make no sense.
+    """
+
+    slots: int
+    rate: int = 4
+    interface: str = "soft"
+    positions: str = "contiguous"
+    lm_row: bool = False
+    prefix_ids: tuple[int, ...] = ()
+    suffix_ids: tuple[int, ...] = ()
+    base: str = ""
+    base_digest: str = ""
+    memory_init: str = "embedding_std"
+    format: int = FORMAT
+
+    def __post_init__(self) -> None:
+        if self.format != FORMAT:
+            raise InputError(f"this ICAE adapter has format {self.format!r}; this kvbank reads format {FORMAT}")
+        if self.slots < 1 or self.rate < 1:
+            raise InputError(f"slots and rate are at least 1, not {self.slots} and {self.rate}")
+        for name, allowed in (("interface", INTERFACES), ("positions", POSITIONS), ("memory_init", MEMORY_INITS)):
+            if getattr(self, name) not in allowed:
+                raise InputError(f"{name} {getattr(self, name)!r} is not one of {allowed}")
+
+    @property
+    def capacity(self) -> int:
+        """Tokens that one span holds at most."""
+        return self.slots * self.rate
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), indent=2, sort_keys=True) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> "IcaeConfig":
+        """Raises InputError for what is not such a file."""
+        try:
+            found: dict[str, Any] = dict(json.loads(text))
+            own = {f.name for f in fields(cls)}
+            if found.get("format", FORMAT) == FORMAT and (unknown := sorted(set(found) - own)):
+                raise InputError(f"icae_config.json has entries that this kvbank does not know: {', '.join(unknown)}")
+            found = {name: value for name, value in found.items() if name in own}
+            for name in ("prefix_ids", "suffix_ids"):
+                found[name] = tuple(int(token) for token in found.get(name, ()))
+            return cls(**found)
+        except (TypeError, ValueError) as error:
+            if isinstance(error, InputError):
+                raise
+            raise InputError(f"icae_config.json cannot be read: {error}") from None

@@ -1,0 +1,212 @@
+"""The frozen decoder over slots: losses, greedy texts, and the K-V that it makes of slots.
+
+All of it in padded batches with masks and positions; sequences are those of layout.py.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache
+
+from model_worker.attachment import Attachment, attach, decoder_of
+from model_worker.attention import RetrievedKV
+from model_worker.errors import InputError
+from model_worker.icae.capture import KVView
+from model_worker.icae.layout import LEAVE, Row, answer_row, continue_row, restore_row
+from model_worker.icae.model import Icae
+from model_worker.icae.slots import Slots, combine
+from model_worker.view import ForwardView
+
+NEW_TOKENS = 512  # as in the authors' code
+
+
+def restore(icae: Icae, slots: Slots, *, max_new_tokens: int | None = None) -> list[int]:
+    """The text of the slots, greedily, without EOS; by default at most as long as the source."""
+    return generate(icae, [restore_row(icae, slots, (), ends=False)], max_new_tokens or slots.tokens + 1)[0]
+
+
+def continue_(icae: Icae, slots: Slots, ids: Sequence[int] = (), *, max_new_tokens: int = NEW_TOKENS) -> list[int]:
+    """What follows the slots' context and `ids`, greedily, without EOS."""
+    return generate(icae, [continue_row(icae, slots, ids)], max_new_tokens)[0]
+
+
+def answer(
+    icae: Icae, several: Sequence[Slots], prompt: Sequence[int], *, max_new_tokens: int = NEW_TOKENS
+) -> list[int]:
+    """The answer to `prompt` from several contexts, in this order, greedily, without EOS."""
+    return generate(icae, [answer_row(icae, combine(several), prompt, ends=False)], max_new_tokens)[0]
+
+
+def loss(icae: Icae, slots: Slots | None, ids: Sequence[int], objective: str = "ae", *, leave: int = LEAVE) -> Tensor:
+    """Nats per scored token of `ids` given the slots, or given nothing; a scalar, differentiable.
+
+    objective: `ae` (they are the slots' own text) or `lm` (they follow it; the first `leave` are not scored).
+    """
+    if objective == "ae":
+        row = restore_row(icae, slots, ids)
+    elif objective == "lm":
+        row = continue_row(icae, slots, ids, leave=leave)
+    else:
+        raise InputError(f"objective {objective!r} is not ae or lm")
+    (total,), (count,) = losses(icae, [row])
+    if not count:
+        raise InputError(f"{len(ids)} tokens leave none to score")
+    return total / count
+
+
+def losses(icae: Icae, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
+    """Sum of nats and number of scored tokens of each row, `[B]` both; differentiable, the sum in float32."""
+    nats, scored = token_losses(icae, rows)
+    return nats.sum(-1), scored.sum(-1)
+
+
+def token_losses(icae: Icae, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
+    """Nats of each label and whether it is scored, `[B, t]`, aligned at the end of each row; t covers all scores."""
+    out, labels = scores(icae, rows)
+    nats = nn.functional.cross_entropy(out.flatten(0, 1).float(), labels.flatten(), reduction="none")
+    return nats.view_as(labels), labels >= 0
+
+
+def scores(icae: Icae, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
+    """Logits `[B, t, V]` and the labels `[B, t]` that they predict, aligned at the end of each row.
+
+    t covers all scored labels.
+    """
+    labels = _left([row.labels for row in rows], -100)[:, 1:]
+    scored = (labels >= 0).any(0).nonzero()
+    keep = labels.shape[1] - int(scored[0]) if len(scored) else 1
+    keep = min(keep, labels.shape[1])
+    # Only what is scored goes through the head; the last position predicts nothing.
+    return _forward(icae, rows, keep + 1)[:, :-1], labels[:, labels.shape[1] - keep :]
+
+
+def logits(icae: Icae, rows: Sequence[Row]) -> list[Tensor]:
+    """Logits `[T, V]` of each row, at every position."""
+    found = _forward(icae, rows, 0)
+    return [own[len(own) - len(row) :] for own, row in zip(found, rows, strict=True)]
+
+
+@torch.no_grad()
+def generate(icae: Icae, rows: Sequence[Row], max_new_tokens: int) -> list[list[int]]:
+    """Greedy continuation of each row until EOS, which is left out, or `max_new_tokens`."""
+    with _evaluating(icae.decoder):
+        return list(_greedy(icae, rows, max_new_tokens))
+
+
+@torch.no_grad()
+def to_kv(
+    source: Icae | Attachment | nn.Module, soft: Tensor, layers: Sequence[int] | None = None
+) -> dict[int, tuple[Tensor, Tensor]]:
+    """K-V of `soft` `[n, d]` by layer (all by default), from one forward of the plain decoder over the slots alone.
+
+    Keys `[Hkv, n, D]` before RoPE, values alike, in the model's dtype. source: the adapter, or, where only its slots
+    are, an attachment of the base or the base itself. Exact for slots that stand first. Chunks expanded one by one have
+    not seen each other: in deeper layers that is an approximation of one forward over all their slots.
+    """
+    if isinstance(source, nn.Module) and not isinstance(source, Icae):
+        attached = attach(source, mode="per_layer", positions="continual")
+        try:
+            return to_kv(attached, soft, layers)
+        finally:
+            attached.detach()
+    reader = source.reader if isinstance(source, Icae) else source
+    chosen = range(len(reader.reports)) if layers is None else layers
+    if wrong := [layer for layer in chosen if not 0 <= layer < len(reader.reports)]:
+        raise InputError(f"layer {wrong[0]} does not exist; the model has {len(reader.reports)}, counted from 0")
+    decoder, like = decoder_of(reader.model), next(reader.model.parameters())
+    positions = torch.arange(len(soft), device=like.device)[None]
+    view = KVView()
+    with _evaluating(decoder):
+        decoder(
+            inputs_embeds=soft[None].to(device=like.device, dtype=like.dtype),
+            attention_mask=torch.ones_like(positions),
+            position_ids=positions,
+            use_cache=False,
+            kvbank=view,
+        )
+    return {layer: (k[0], v[0]) for layer, (k, v) in view.taken(reader, chosen, positions, len(soft)).items()}
+
+
+# -- batches ------------------------------------------------------------------------------------------------------
+
+
+def _forward(icae: Icae, rows: Sequence[Row], keep: int, **more: Any) -> Tensor:
+    """Logits of the last `keep` positions (0: of all) of rows padded on the left."""
+    embeds = _left([row.embeds for row in rows], 0.0)
+    mask, positions = _places(rows, embeds.device)
+    given = {"use_cache": False, **more} if "kvbank" in more else {"use_cache": False, **_memory(icae, rows), **more}
+    return icae.decoder(
+        inputs_embeds=embeds, attention_mask=mask, position_ids=positions, logits_to_keep=keep, **given
+    ).logits
+
+
+def _places(rows: Sequence[Row], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Mask and positions of rows padded on the left, `[B, T]` both."""
+    mask = _left([torch.ones(len(row), dtype=torch.long, device=device) for row in rows], 0)
+    starts = torch.tensor([row.start for row in rows], device=device)[:, None]
+    return mask, (mask.cumsum(-1) - 1).clamp(min=0) + starts
+
+
+def _left(tensors: Sequence[Tensor], value: float) -> Tensor:
+    """Rows of different lengths as one tensor, padded in front."""
+    longest = max(len(t) for t in tensors)
+    return torch.stack(
+        [
+            torch.cat([t.new_full((longest - len(t), *t.shape[1:]), value), t]) if len(t) < longest else t
+            for t in tensors
+        ]
+    )
+
+
+def _memory(icae: Icae, rows: Sequence[Row]) -> dict[str, Any]:
+    """The keyword that gives each layer's attention the K-V of the rows' slots at their positions; or none."""
+    if not any(row.memory for row in rows):
+        return {}
+    places = _left([row.places for row in rows], 0)
+    valid = _left([torch.ones_like(row.places, dtype=torch.bool) for row in rows], False)
+    retrieved = {}
+    for layer, rope in icae.reader.ropes.items():
+        like = next(row.memory[layer][0] for row in rows if row.memory).to(device=icae.device, dtype=icae.dtype)
+        nothing = like.new_zeros(like.shape[0], 0, like.shape[2])
+        own = [row.memory[layer] if row.memory else (nothing, nothing) for row in rows]
+        keys, values = (
+            _left([pair[side].transpose(0, 1).to(like) for pair in own], 0.0).transpose(1, 2) for side in (0, 1)
+        )
+        retrieved[layer] = RetrievedKV(rope.rotate(keys, places), values, None if bool(valid.all()) else valid)
+    return {"kvbank": ForwardView(retrieved)}
+
+
+def _greedy(icae: Icae, rows: Sequence[Row], max_new_tokens: int) -> Iterator[list[int]]:
+    given = {"past_key_values": DynamicCache(config=icae.decoder.config), "use_cache": True, **_memory(icae, rows)}
+    out = _forward(icae, rows, 1, **given)[:, -1]
+    mask, positions = _places(rows, out.device)
+    at = positions[:, -1:]
+    texts: list[list[int]] = [[] for _ in rows]
+    going = [True] * len(rows)
+    for step in range(1, max_new_tokens + 1):
+        best = out.argmax(-1)
+        for index, token in enumerate(best.tolist()):
+            going[index] = going[index] and token not in icae.stops
+            if going[index]:
+                texts[index].append(token)
+        if step == max_new_tokens or not any(going):
+            break
+        at, mask = at + 1, torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1)
+        out = icae.decoder(
+            inputs_embeds=icae.embed(best[:, None]), attention_mask=mask, position_ids=at, **given
+        ).logits[:, -1]
+    yield from texts
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode for a while: a checkpointed layer in train mode drops its cache."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)

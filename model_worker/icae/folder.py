@@ -1,0 +1,108 @@
+"""An adapter's folder: a peft adapter repository with two more files.
+
+    adapter_config.json, adapter_model.safetensors    LoRA, loadable by peft alone
+    icae_memory.safetensors                           `memory_token_embed.weight`, float32 [k + 3, d]
+    icae_config.json                                  config.py
+
+This file owns that a folder is whole or refused: icae_config.json is put there last, and taken away first.
+"""
+
+import os
+import shutil
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from model_worker.durable import make_folder, sync_folder
+from model_worker.errors import InputError, ModelNotFound
+from model_worker.icae.config import IcaeConfig
+
+CONFIG, MEMORY, ROWS = "icae_config.json", "icae_memory.safetensors", "memory_token_embed.weight"
+ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
+SHIPPED = ("kvbank-small-icae", "kvbank-small-icae-kv")  # of the shipped model
+_ASSETS = Path(__file__).parents[1] / "assets"
+
+
+@contextmanager
+def using_peft() -> Iterator[Any]:
+    """The package peft, where it is installed; else an InputError that says how to get it."""
+    try:
+        import peft
+    except ImportError as error:
+        raise InputError(f"ICAE needs peft ({error}): pip install 'kvbank[icae]'") from None
+    with warnings.catch_warnings():
+        # peft 0.21 asks transformers 5.23 under an old name.
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        yield peft
+
+
+def find(name: str | Path, revision: str | None = None) -> Path:
+    """A shipped adapter's folder, the folder `name`, or a hub id's in the local cache, fetched if need be.
+
+    Raises ModelNotFound.
+    """
+    folder = _ASSETS / name if str(name) in SHIPPED else Path(name)
+    if folder.is_dir():
+        missing = [f for f in (ADAPTER_CONFIG, ADAPTER, MEMORY, CONFIG) if not (folder / f).is_file()]
+        if missing:
+            raise ModelNotFound(f"{folder} is not an ICAE adapter: it has no {missing[0]}")
+        return folder
+    text = str(name)
+    if text.startswith((".", "/", "~")) or text.count("/") != 1:
+        raise ModelNotFound(f"there is no adapter folder {text}")
+    from huggingface_hub import snapshot_download
+
+    try:
+        wanted = [ADAPTER_CONFIG, ADAPTER, MEMORY, CONFIG]
+        return find(Path(snapshot_download(text, revision=revision, allow_patterns=wanted)))
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelNotFound(f"adapter {text!r} cannot be loaded: {reason}") from None
+
+
+def read(folder: Path) -> tuple[IcaeConfig, Tensor]:
+    """Configuration and rows `[k + 3, d]` of a folder that `find` found."""
+    config = IcaeConfig.from_json((folder / CONFIG).read_text())
+    try:
+        rows = load_file(folder / MEMORY)[ROWS]
+    except (SafetensorError, KeyError) as error:
+        raise InputError(f"{folder / MEMORY} is damaged: {error}") from None
+    if rows.ndim != 2 or rows.shape[0] != config.slots + 3:
+        raise InputError(
+            f"{folder / MEMORY} holds rows {tuple(rows.shape)}; {config.slots} slots need {config.slots + 3}"
+        )
+    return config, rows.float()
+
+
+def write(folder: Path, config: IcaeConfig, rows: Tensor, adapter: Callable[[Path], None]) -> None:
+    """Put an adapter into `folder`, made if need be. `adapter` writes peft's files into the folder it is given.
+
+    A kill leaves what was there before, the new adapter, or a folder without icae_config.json, which is refused.
+    """
+    make_folder(folder)
+    staged = Path(tempfile.mkdtemp(prefix=".icae-", dir=folder))
+    try:
+        adapter(staged)
+        save_file({ROWS: rows.detach().float().cpu().contiguous()}, staged / MEMORY)
+        (staged / CONFIG).write_text(config.to_json())
+        files = sorted(staged.iterdir(), key=lambda path: path.name == CONFIG)
+        for path in files:
+            path.chmod(0o644)
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+        (folder / CONFIG).unlink(missing_ok=True)
+        sync_folder(folder)
+        for path in files:
+            if path.name == CONFIG:
+                sync_folder(folder)
+            path.replace(folder / path.name)
+        sync_folder(folder)
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)

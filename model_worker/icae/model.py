@@ -1,0 +1,363 @@
+"""ICAE, the in-context autoencoder (Ge et al., arXiv 2307.06945), over any causal LM that a memory attaches to.
+
+Encoder: the base with LoRA, read over a span of text with k trained memory rows behind it. Decoder: the base as it is,
+which reads what the encoder left as if it were tokens. Both are twins of the caller's model over the same tensors (see
+twin.py); that model is never changed. No id is added to the vocabulary: rows are concatenated as embeddings.
+
+Deviations from the authors' code: BOS and EOS are the model's; batches with masks and positions; rows begin with the
+spread of the base's embeddings (their standard normal is `memory_init="normal"`). Variants, named as such: the
+encoder's K-V instead of its last hidden states (`interface="kv"`) and spread positions (`positions="spread"`).
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+import xxhash
+from torch import Tensor, nn
+
+from model_worker.attachment import Attachment, attach, decoder_of
+from model_worker.digest import reader_of
+from model_worker.errors import InputError
+from model_worker.icae import folder as files
+from model_worker.icae.capture import KVView
+from model_worker.icae.config import IcaeConfig
+from model_worker.icae.slots import Slots, spans, spread
+from model_worker.icae.twin import shared_parameters, twin, without_dropout
+
+ROWS = ("ae", "lm", "ft")  # after the k memory rows, in this order
+
+
+class Icae(nn.Module):
+    """Made by `create` or `from_pretrained`. Only LoRA and `memory` are ever trainable, both float32.
+
+    encoder: the peft model. decoder: the frozen base. memory: `[k + 3, d]`, the k memory rows, then AE, LM and FT.
+    """
+
+    def __init__(self, base: nn.Module, encoder: Any, decoder: Any, config: IcaeConfig, memory: Tensor):
+        super().__init__()
+        self.encoder, self.decoder, self.config = encoder, decoder, config
+        self.memory = nn.Parameter(memory)
+        self.__dict__["_base"] = base  # not a part: `.to()` and `.train()` leave it alone
+        self._checkpointing = False
+        self._digest: tuple[object, str] | None = None
+        self.eval()
+
+    # -- made and kept --------------------------------------------------------------------------------------------
+
+    @classmethod
+    def create(
+        cls,
+        base: nn.Module,
+        config: IcaeConfig,
+        *,
+        rank: int,
+        alpha: float = 32,
+        dropout: float = 0.05,
+        targets: Sequence[str] | str = ("q_proj", "v_proj"),
+        seed: int = 0,
+    ) -> "Icae":
+        """An untrained adapter for `base`. The same seed gives the same one.
+
+        targets: names of linear modules, or peft's `all-linear`. Raises InputError without peft, for a base that has an
+        adapter already, and for targets that are not there.
+        """
+        with files.using_peft() as peft:
+            inner, decoder = _twins(base)
+            lora = peft.LoraConfig(
+                r=rank,
+                lora_alpha=alpha,
+                lora_dropout=dropout,
+                target_modules=targets if isinstance(targets, str) else list(targets),
+                bias="none",
+                task_type="CAUSAL_LM",
+            )
+            with torch.random.fork_rng():
+                torch.manual_seed(seed)
+                try:
+                    encoder = peft.get_peft_model(inner, lora)
+                except ValueError as error:
+                    raise InputError(f"LoRA cannot be put on this model: {error}") from None
+        rows = _first_rows(decoder, config, seed)
+        config = replace(config, base=config.base or _name(base), base_digest=reader_of(base).digest)
+        return cls(base, encoder, decoder, config, rows)
+
+    @classmethod
+    def from_pretrained(
+        cls, base: nn.Module, name: str | Path, *, trainable: bool = False, revision: str | None = None
+    ) -> "Icae":
+        """The adapter in a folder or under a hub id, on `base`. trainable: for further training.
+
+        Raises ModelNotFound without such a folder, InputError without peft and for a base other than its own.
+        """
+        with files.using_peft() as peft:
+            found = files.find(name, revision)
+            config, rows = files.read(found)
+            own = reader_of(base).digest
+            if config.base_digest and config.base_digest != own:
+                raise InputError(
+                    f"the ICAE adapter {name} was trained for another base ({config.base or 'unnamed'}, digest "
+                    f"{config.base_digest}; this model, in the dtype it has now, is {own}): its slots mean nothing here"
+                )
+            width = _width(base)
+            if rows.shape[1] != width:
+                raise InputError(f"the ICAE adapter {name} is {rows.shape[1]} wide, this model {width}")
+            inner, decoder = _twins(base)
+            try:
+                encoder = peft.PeftModel.from_pretrained(inner, str(found), is_trainable=trainable)
+            except (ValueError, RuntimeError, KeyError) as error:
+                reason = str(error).strip().splitlines()[0]
+                raise InputError(f"the adapter in {found} does not fit this model: {reason}") from None
+        icae = cls(base, encoder, decoder, config, rows.to(decoder.device))
+        icae.memory.requires_grad_(trainable)
+        return icae
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write a folder that `from_pretrained` reads, and peft its part of. See folder.py for what a kill leaves."""
+
+        def adapter(staged: Path) -> None:
+            with files.using_peft():
+                for own in self.encoder.peft_config.values():
+                    own.base_model_name_or_path = self.config.base or None
+                self.encoder.save_pretrained(str(staged), save_embedding_layers=False)
+            (staged / "README.md").unlink(missing_ok=True)  # an empty form; the folder may have a card
+            said = json.loads((staged / files.ADAPTER_CONFIG).read_text())
+            said["target_modules"] = _sorted(said["target_modules"])  # a set: in another order in each process
+            (staged / files.ADAPTER_CONFIG).write_text(json.dumps(said, indent=2, sort_keys=True) + "\n")
+
+        files.write(Path(folder), self.config, self.memory, adapter)
+
+    # -- what it is -----------------------------------------------------------------------------------------------
+
+    @property
+    def base_model(self) -> Any:
+        """The caller's model."""
+        return self.__dict__["_base"]
+
+    @property
+    def device(self) -> torch.device:
+        return self.memory.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The base's; LoRA and rows are float32."""
+        return self.decoder.dtype
+
+    @property
+    def bos(self) -> int | None:
+        """The model's own."""
+        return _token(self.decoder, "bos_token_id")
+
+    @property
+    def eos(self) -> int | None:
+        """The model's own; the first where it has several."""
+        return _token(self.decoder, "eos_token_id")
+
+    @property
+    def stops(self) -> frozenset[int]:
+        """Ids that end a text."""
+        said = getattr(self.decoder.config, "eos_token_id", None)
+        return frozenset([] if said is None else [said] if isinstance(said, int) else said)
+
+    @property
+    def digest(self) -> str:
+        """xxh3 of adapter, rows and configuration, by value: whose slots these are. The base's name does not count."""
+        with files.using_peft() as peft:
+            tensors = {**peft.get_peft_model_state_dict(self.encoder, save_embedding_layers=False), "rows": self.memory}
+        state = tuple((name, t.data_ptr(), t._version) for name, t in sorted(tensors.items()))
+        if self._digest is None or self._digest[0] != state:
+            scaling = [sorted(getattr(m, "scaling", {}).items()) for m in self.encoder.modules() if _is_lora(m)]
+            made = xxhash.xxh3_128(f"{replace(self.config, base='').to_json()}{scaling}".encode())
+            for name, tensor in sorted(tensors.items()):
+                made.update(f"{name}{tuple(tensor.shape)}".encode())
+                made.update(tensor.detach().to(device="cpu", dtype=torch.float32).contiguous().numpy().data)
+            self._digest = state, made.hexdigest()
+        return self._digest[1]
+
+    @cached_property
+    def reader(self) -> Attachment:
+        """The decoder with its layers known: rotations, layouts. Costs a digest, so only where K-V are wanted."""
+        return attach(self.decoder, mode="per_layer", positions="continual")
+
+    @cached_property
+    def writer(self) -> Attachment:
+        """The same of the encoder."""
+        return attach(self.encoder, mode="per_layer", positions="continual")
+
+    # -- training -------------------------------------------------------------------------------------------------
+
+    def train(self, mode: bool = True) -> "Icae":
+        """The decoder is in train mode only to be checkpointed; it has no dropout in either."""
+        super().train(mode)
+        self.decoder.train(mode and self._checkpointing)
+        return self
+
+    def activation_checkpointing_enable(
+        self,
+        activation_checkpointing_kwargs: dict[str, Any] | None = None,
+        every_n_layers: int = 1,
+        offload: bool = False,
+    ) -> None:
+        """Recompute layers of encoder and decoder in the backward pass, while training; as transformers' Trainer asks.
+
+        Raises InputError for reentrant checkpointing of the interface `kv`, which would lose its gradients.
+        """
+        chosen = {"use_reentrant": False, **(activation_checkpointing_kwargs or {})}
+        if chosen["use_reentrant"] and self.config.interface == "kv":
+            raise InputError("reentrant checkpointing loses the gradients of K-V; leave use_reentrant=False")
+        for part in (self.encoder.get_base_model(), self.decoder):
+            part.activation_checkpointing_enable(chosen, every_n_layers=every_n_layers, offload=offload)
+        self._checkpointing = True
+        self.train(self.training)
+
+    def activation_checkpointing_disable(self) -> None:
+        """Keep activations again."""
+        for part in (self.encoder.get_base_model(), self.decoder):
+            part.activation_checkpointing_disable()
+        self._checkpointing = False
+        self.train(self.training)
+
+    gradient_checkpointing_enable = activation_checkpointing_enable  # as transformers called it before 5.23
+    gradient_checkpointing_disable = activation_checkpointing_disable
+
+    @property
+    def is_activation_checkpointing(self) -> bool:
+        """Whether layers are recomputed; the Trainer asks."""
+        return self._checkpointing
+
+    # -- what it computes -----------------------------------------------------------------------------------------
+
+    def row(self, name: str) -> Tensor:
+        """The trained row `ae`, `lm` or `ft`, `[d]`, in the base's dtype."""
+        return self.memory[self.config.slots + ROWS.index(name)].to(self.dtype)
+
+    def embed(self, ids: Sequence[int] | Tensor) -> Tensor:
+        """Input embeddings `[n, d]` of token ids, as the base has them."""
+        given = torch.as_tensor(ids, dtype=torch.long, device=self.device)
+        table = self.decoder.get_input_embeddings()
+        if given.numel() and not 0 <= int(given.min()) <= int(given.max()) < table.num_embeddings:
+            raise InputError(f"token ids must be in [0, {table.num_embeddings})")
+        return table(given)
+
+    def spans(self, tokens: int) -> list[slice]:
+        """How a context of so many tokens is cut: into equal spans (see slots.py)."""
+        return spans(tokens, self.config.capacity)
+
+    def encode(self, rows: Sequence[Sequence[int]], *, batch: int = 32) -> list[Slots]:
+        """The slots of each context; each span alone, `batch` spans a forward, padded. Differentiable."""
+        cuts = [[row[cut] for cut in self.spans(len(row))] for row in rows]
+        if not cuts:
+            return []
+        every = [span for row in cuts for span in row]
+        parts = [self._forward(every[at : at + batch]) for at in range(0, len(every), batch)]
+        soft = torch.cat([slots for slots, _ in parts])
+        layers = {layer: _joined([kv[layer] for _, kv in parts]) for layer in parts[0][1]}
+        found, at = [], 0
+        for row in cuts:
+            here, lengths = slice(at, at + len(row)), tuple(len(span) for span in row)
+            at, positions = here.stop, self.positions(lengths)
+            if self.config.interface == "soft":
+                found.append(Slots(soft[here].flatten(0, 1), None, lengths, positions))
+            else:
+                own = {x: (_in_order(keys[here]), _in_order(values[here])) for x, (keys, values) in layers.items()}
+                found.append(Slots(None, own, lengths, positions))
+        return found
+
+    def positions(self, lengths: Sequence[int]) -> Tensor:
+        """Where the decoder places the slots of spans of these lengths, `[S*k]`.
+
+        Slots that are read as embeddings stand as tokens do, whatever positions the encoder used.
+        """
+        slots = self.config.slots
+        if self.config.interface == "soft" or self.config.positions == "contiguous":
+            return torch.arange(slots * len(lengths), device=self.device)
+        starts = [sum(lengths[:i]) for i in range(len(lengths))]
+        at = [start + offset for start, n in zip(starts, lengths, strict=True) for offset in spread(n, slots)]
+        return torch.tensor(at, device=self.device)
+
+    def _forward(self, batch: list[Sequence[int]]) -> tuple[Tensor, dict[int, tuple[Tensor, Tensor]]]:
+        """Encoder over spans, padded on the left: last hidden states `[spans, k, d]`, and by layer K-V
+        `[spans, Hkv, k, D]`, with the interface `kv` only."""
+        slots, longest = self.config.slots, max(len(span) for span in batch)
+        pads = [longest - len(span) for span in batch]
+        ids = torch.tensor([[0] * pad + list(span) for pad, span in zip(pads, batch, strict=True)])
+        rows = self.memory[:slots].to(self.dtype).expand(len(batch), -1, -1)
+        embeds = torch.cat([self.embed(ids), rows], dim=1)
+        # Always a mask: without one, transformers takes a jump in the positions for the start of another text.
+        places = torch.arange(longest + slots, device=self.device)
+        mask = (places >= torch.tensor(pads, device=self.device)[:, None]).long()
+        positions = (mask.cumsum(-1) - 1).clamp(min=0)
+        if self.config.positions == "spread":
+            at = torch.tensor([spread(len(span), slots) for span in batch], device=self.device)
+            positions = torch.cat([positions[:, :longest], at], dim=1)
+        given = {"inputs_embeds": embeds, "attention_mask": mask, "position_ids": positions, "use_cache": False}
+        if self.config.interface == "soft":
+            return decoder_of(self.encoder)(**given).last_hidden_state[:, -slots:], {}
+        writer, view = self.writer, KVView()
+        hidden = decoder_of(self.encoder)(**given, kvbank=view).last_hidden_state[:, -slots:]
+        return hidden, view.taken(writer, range(len(writer.reports)), positions, slots)
+
+
+def _twins(base: nn.Module) -> tuple[Any, Any]:
+    """The encoder to be, and the decoder."""
+    if hasattr(base, "peft_config") or any(hasattr(module, "base_layer") for module in base.modules()):
+        raise InputError("the base has an adapter already; ICAE takes a bare causal LM (merge the adapter first)")
+    if not hasattr(base, "get_output_embeddings") or base.get_output_embeddings() is None:  # type: ignore[operator]
+        raise InputError(f"{type(base).__name__} is not a causal LM: it has no language-model head")
+    parameters = shared_parameters(base)
+    inner, decoder = twin(base, parameters), twin(base, parameters)
+    without_dropout(decoder)
+    for model in (inner, decoder):
+        used = model.config._attn_implementation
+        if str(used).startswith("kvbank_"):  # the base has a memory; its twin does not
+            model.set_attn_implementation(used.removeprefix("kvbank_"))
+    return inner, decoder
+
+
+def _first_rows(decoder: Any, config: IcaeConfig, seed: int) -> Tensor:
+    table = decoder.get_input_embeddings().weight.detach()
+    width = table.shape[1]
+    rows = torch.randn(config.slots + 3, width, generator=torch.Generator().manual_seed(seed))
+    if config.memory_init == "embedding_std":
+        pieces = [piece.double() for piece in table.split(1 << 12)]
+        mean = sum(float(piece.sum()) for piece in pieces) / table.numel()
+        rows *= (sum(float(((piece - mean) ** 2).sum()) for piece in pieces) / table.numel()) ** 0.5
+    return rows.to(decoder.device)
+
+
+def _joined(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Keys and values of several forwards as those of one."""
+    keys, values = zip(*parts, strict=True)
+    return torch.cat(keys), torch.cat(values)
+
+
+def _in_order(spans_: Tensor) -> Tensor:
+    """`[S, Hkv, k, D]` as `[Hkv, S*k, D]`."""
+    return spans_.transpose(0, 1).flatten(1, 2)
+
+
+def _width(base: nn.Module) -> int:
+    return int(base.get_input_embeddings().weight.shape[1])  # type: ignore[operator]
+
+
+def _name(base: nn.Module) -> str:
+    """What the base is called, where that is a hub id and not a folder of this machine."""
+    name = str(getattr(base.config, "_name_or_path", "") or "")
+    return "" if Path(name).exists() else name
+
+
+def _token(model: Any, name: str) -> int | None:
+    said = getattr(model.config, name, None)
+    return said[0] if isinstance(said, list | tuple) else said
+
+
+def _sorted(names: Any) -> Any:
+    return sorted(names) if isinstance(names, list) else names
+
+
+def _is_lora(module: nn.Module) -> bool:
+    return hasattr(module, "base_layer")

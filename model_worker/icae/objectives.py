@@ -1,0 +1,93 @@
+"""What is minimised: restoration (AE), continuation (LM) and instruction (FT), as sums of nats over scored tokens.
+
+Sums, not means: with rows of different lengths, and with gradient accumulation, only sum / tokens over the whole step
+gives each token the same weight.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from model_worker.icae.data import Sample
+from model_worker.icae.decode import losses
+from model_worker.icae.layout import UNSCORED, Row, answer_row, continue_row, restore_row
+from model_worker.icae.model import Icae
+from model_worker.icae.slots import Slots
+
+
+def collate(samples: Sequence[Sample]) -> dict[str, Any]:
+    """A batch for `Objectives`: the samples, and `labels`, `[B, t]`: the scored tokens, filled up with -100.
+
+    The labels are there for the Trainer, which counts the scored tokens of a whole step in them.
+    """
+    longest = max(len(sample.scored) for sample in samples)
+    labels = torch.full((len(samples), longest), UNSCORED)
+    for row, sample in zip(labels, samples, strict=True):
+        row[: len(sample.scored)] = torch.tensor(sample.scored)
+    return {"samples": list(samples), "labels": labels}
+
+
+def decoder_row(icae: Icae, sample: Sample, slots: Slots | None) -> Row:
+    """The decoder's sequence for a sample; without slots, what the plain model reads in its place."""
+    if sample.objective == "ft" and slots is not None:
+        return answer_row(icae, slots, sample.prompt, sample.target, ends=False)
+    if sample.objective == "lm":
+        return continue_row(icae, slots, sample.target, leave=sample.leave)
+    return restore_row(icae, slots, sample.target, ends=False)
+
+
+@dataclass
+class Tally:
+    """Nats and tokens by objective, added up over batches."""
+
+    nats: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    tokens: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+
+    def add(self, samples: Sequence[Sample], nats: Tensor, tokens: Tensor) -> None:
+        """Of a batch, `[B]` both."""
+        for sample, own, count in zip(samples, nats.tolist(), tokens.tolist(), strict=True):
+            self.nats[sample.objective] += own
+            self.tokens[sample.objective] += int(count)
+
+    def means(self) -> dict[str, float]:
+        """`loss` over all tokens, and `ae_loss`, `lm_loss`, `ft_loss` over their own; empty without tokens."""
+        total = sum(self.tokens.values())
+        found = {"loss": sum(self.nats.values()) / total} if total else {}
+        return found | {f"{name}_loss": self.nats[name] / count for name, count in self.tokens.items() if count}
+
+
+class Objectives(nn.Module):
+    """An adapter as the Trainer wants a model: samples in, loss out. Saves and loads through the adapter alone."""
+
+    accepts_loss_kwargs = True  # the Trainer gives the scored tokens of the whole step
+
+    def __init__(self, icae: Icae):
+        super().__init__()
+        self.icae = icae
+
+    def forward(
+        self, samples: Sequence[Sample], labels: Tensor, num_items_in_batch: Tensor | int | None = None
+    ) -> Mapping[str, Tensor]:
+        """`loss`, a scalar: nats of the batch over the tokens of the step (of the batch, if not given).
+
+        `nats` and `tokens`, `[B]`: of each sample. labels: only for the Trainer, see `collate`.
+        """
+        slots = self.icae.encode([sample.context for sample in samples])
+        rows = [decoder_row(self.icae, sample, own) for sample, own in zip(samples, slots, strict=True)]
+        nats, tokens = losses(self.icae, rows)
+        return {"loss": nats.sum() / (tokens.sum() if num_items_in_batch is None else num_items_in_batch)} | {
+            "nats": nats.detach(),
+            "tokens": tokens,
+        }
+
+    def activation_checkpointing_enable(
+        self, activation_checkpointing_kwargs: dict[str, Any] | None = None, **more: object
+    ) -> None:
+        """What the Trainer calls when it is to recompute layers; all of them, whatever `more` says."""
+        self.icae.gradient_checkpointing_enable(activation_checkpointing_kwargs)

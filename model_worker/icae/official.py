@@ -1,0 +1,92 @@
+"""Import of the authors' v2 checkpoints (getao/icae): one flat safetensors file becomes a folder of ours.
+
+Kept: LoRA (`icae.base_model. ... .lora_A.default.weight`, which peft's own files call `base_model. ... .lora_A.weight`)
+and `memory_token_embed.weight`. Dropped: full copies of the base, which training checkpoints also hold. Rank, slots and
+targets are read from the shapes and names. The key names were taken from the authors' class, not from a released file.
+"""
+
+import json
+import re
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from model_worker.digest import reader_of
+from model_worker.errors import InputError, ModelNotFound
+from model_worker.icae import folder as files
+from model_worker.icae.config import IcaeConfig
+
+_LORA = re.compile(r"(?:icae\.)?(base_model\..+\.(?P<target>\w+)\.lora_(?P<side>[AB]))(?:\.default)?\.weight")
+
+
+def import_official(
+    checkpoint: str | Path,
+    folder: str | Path,
+    *,
+    rate: int = 4,
+    alpha: float = 32,
+    base: nn.Module | None = None,
+    name: str = "",
+    prefix_ids: tuple[int, ...] = (),
+    suffix_ids: tuple[int, ...] = (),
+) -> IcaeConfig:
+    """Write `checkpoint` as an adapter into `folder`.
+
+    base: the model it was trained for, so that any other is refused later; name: what that is called. The authors'
+    delimiters for Mistral are prefix_ids (1, 733, 16289, 28793) and suffix_ids (733, 28748, 16289, 28793). Raises
+    ModelNotFound without the file, InputError for another kind of file.
+    """
+    lora, targets, rows = _read(Path(checkpoint))
+    ranks = {tensor.shape[0] for key, tensor in lora.items() if ".lora_A." in key}
+    if len(ranks) != 1:
+        raise InputError(f"{checkpoint} has LoRA of several ranks: {sorted(ranks)}")
+    config = IcaeConfig(
+        slots=rows.shape[0] - 3,
+        rate=rate,
+        prefix_ids=prefix_ids,
+        suffix_ids=suffix_ids,
+        base=name,
+        base_digest="" if base is None else reader_of(base).digest,
+        memory_init="normal",
+    )
+    peft = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": name or None,
+        "r": ranks.pop(),
+        "lora_alpha": alpha,
+        "lora_dropout": 0.05,
+        "bias": "none",
+        "target_modules": sorted(targets),
+        "inference_mode": True,
+        "fan_in_fan_out": False,
+    }
+
+    def adapter(staged: Path) -> None:
+        save_file(lora, staged / files.ADAPTER)
+        (staged / files.ADAPTER_CONFIG).write_text(json.dumps(peft, indent=2) + "\n")
+
+    files.write(Path(folder), config, rows, adapter)
+    return config
+
+
+def _read(checkpoint: Path) -> tuple[dict[str, Tensor], set[str], Tensor]:
+    """LoRA under peft's names, the modules it is on, and the rows."""
+    if not checkpoint.is_file():
+        raise ModelNotFound(f"there is no file {checkpoint}")
+    lora, targets, rows = {}, set(), None
+    try:
+        with safe_open(checkpoint, framework="pt") as file:
+            for key in file.keys():  # noqa: SIM118 (no mapping)
+                if match := _LORA.fullmatch(key):
+                    lora[f"{match[1]}.weight"] = file.get_tensor(key).float()
+                    targets.add(match["target"])
+                elif key == files.ROWS:
+                    rows = file.get_tensor(key).float()
+    except SafetensorError as error:
+        raise InputError(f"{checkpoint} is not a safetensors file: {error}") from None
+    if rows is None or not lora or rows.ndim != 2 or rows.shape[0] < 4:
+        raise InputError(f"{checkpoint} is no official ICAE v2 checkpoint: it needs lora_ weights and {files.ROWS}")
+    return lora, targets, rows

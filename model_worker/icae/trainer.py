@@ -1,0 +1,302 @@
+"""Training of an adapter on `transformers.Trainer`: what is saved, resumed, logged, evaluated, and how the rate falls.
+
+Only LoRA and the memory rows are trained and saved; a checkpoint is an adapter folder with the optimiser's state beside
+it. The loss of a step is a mean over all scored tokens of the step, and the loss of an evaluation over all of its set.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import Dataset
+from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_utils import EvalLoopOutput
+
+from model_worker.errors import InputError, WorkerError
+from model_worker.icae import folder as files
+from model_worker.icae.data import Sample
+from model_worker.icae.model import Icae
+from model_worker.icae.objectives import Objectives, Tally, collate
+
+ADAPTER = "adapter"  # folder of the finished adapter within a run's
+LOG = "training_log.jsonl"
+FLOOR = 0.03  # of the rate, at the end
+SCHEDULES = ("cosine", "constant")
+Progress = Callable[[int, int, float], None]  # steps done, steps in all, share of the run
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """How a run is made.
+
+    out: its folder. steps: updates; None for one pass over the data. minutes: a limit by the clock, of this start; the
+    rate falls to its end by whichever of the two comes first. batch: contexts at a time, `accumulate` times before each
+    update. rate: of AdamW; warm_up: updates over which it rises; schedule: `cosine` to 3 % of it, or `constant`.
+    clip: norm of the gradient at most. bf16: compute in bfloat16, weights that are trained stay float32.
+    checkpointing: recompute layers in the backward pass. log_every, eval_every, save_every: updates; 0 for never.
+    shuffle: draw the samples in random order.
+    """
+
+    out: Path
+    steps: int | None = None
+    minutes: float | None = None
+    batch: int = 8
+    accumulate: int = 1
+    rate: float = 1e-4
+    warm_up: int = 300
+    schedule: str = "cosine"
+    clip: float = 2.0
+    weight_decay: float = 0.0
+    bf16: bool = False
+    checkpointing: bool = False
+    seed: int = 0
+    log_every: int = 10
+    eval_every: int = 0
+    save_every: int = 0
+    keep: int = 2
+    shuffle: bool = True
+
+    def __post_init__(self) -> None:
+        if self.schedule not in SCHEDULES:
+            raise InputError(f"schedule {self.schedule!r} is not one of {SCHEDULES}")
+        for name in ("batch", "accumulate", "log_every", "keep"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} is at least 1, not {getattr(self, name)}")
+        if (self.steps is not None and self.steps < 1) or (self.minutes is not None and self.minutes <= 0):
+            raise InputError("steps and minutes are more than nothing")
+
+
+@dataclass(frozen=True)
+class TrainReport:
+    """What a run came to. losses: nats a token, by objective, at the end; evaluation: on held-out data."""
+
+    adapter: str
+    digest: str
+    steps: int
+    seconds: float
+    losses: dict[str, float]
+    evaluation: dict[str, float]
+
+
+class Pace:
+    """How much of a run is done, by updates or by the clock, whichever is further."""
+
+    def __init__(self, minutes: float | None):
+        self._limit = None if minutes is None else 60 * minutes
+        self._began = time.monotonic()
+
+    def share(self, step: int, steps: int) -> float:
+        """In [0, 1]."""
+        by_clock = 0.0 if self._limit is None else self.seconds / self._limit
+        return min(max(step / max(steps, 1), by_clock), 1.0)
+
+    @property
+    def seconds(self) -> float:
+        """Since this start."""
+        return time.monotonic() - self._began
+
+
+class IcaeTrainer(Trainer):
+    """The Trainer for `Objectives`. Raises InputError for fp16, in which ICAE does not train."""
+
+    def __init__(self, icae: Icae, args: TrainingArguments, *, pace: Pace, settings: TrainSettings, **more: Any):
+        if args.fp16 or icae.dtype == torch.float16:
+            raise InputError("ICAE does not train in fp16 (losses overflow, as its authors say): use bf16 or float32")
+        if not any(p.requires_grad for p in icae.parameters()):
+            raise InputError("nothing of this adapter is trainable: load it with trainable=True")
+        self.icae, self._pace, self._settings = icae, pace, settings
+        self.unlogged, self._evaluated = Tally(), Tally()
+        super().__init__(model=Objectives(icae), args=args, data_collator=collate, **more)
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """The Trainer's own, with the nats of each sample counted by objective."""
+        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        if not torch.isfinite(loss):
+            raise WorkerError(
+                f"the loss is {loss.item()} at step {self.state.global_step}: try a lower rate or more warm-up"
+            )
+        tally = self.unlogged if model.training else self._evaluated
+        tally.add(inputs["samples"], outputs["nats"], outputs["tokens"])
+        return (loss, outputs) if return_outputs else loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """With the losses of each objective since the last log, over their own tokens."""
+        if "loss" in logs:
+            logs = {**logs, **self.unlogged.means(), "seconds": round(self._pace.seconds, 1)}
+            self.unlogged = Tally()
+        super().log(logs, start_time)
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
+        """Means over tokens where the Trainer takes means over batches, whatever their lengths."""
+        self._evaluated = Tally()
+        output = super().evaluation_loop(*args, **{**kwargs, "prediction_loss_only": True})
+        prefix = kwargs.get("metric_key_prefix", "eval")
+        output.metrics.update({f"{prefix}_{name}": value for name, value in self._evaluated.means().items()})
+        return output
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None = None) -> LambdaLR:
+        """Warm-up, then down by updates or by the clock. The clock makes it no function of the step alone."""
+        if self.lr_scheduler is None:  # type: ignore[has-type]
+            settings, pace = self._settings, self._pace
+
+            def factor(step: int) -> float:
+                rising = min((step + 1) / settings.warm_up, 1.0) if settings.warm_up else 1.0
+                if settings.schedule == "constant":
+                    return rising
+                share = pace.share(step, num_training_steps)
+                return min(rising, FLOOR + (1 - FLOOR) * 0.5 * (1 + math.cos(math.pi * share)))
+
+            self.lr_scheduler = LambdaLR(optimizer or self.optimizer, factor)
+            self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """The adapter alone: neither copy of the base is ever written."""
+        self.icae.save_pretrained(output_dir or str(self.args.output_dir))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        load_into(self.icae, Path(resume_from_checkpoint))
+
+
+def load_into(icae: Icae, folder: Path) -> None:
+    """Put the weights of an adapter folder into an adapter of the same form. Raises InputError for another form."""
+    found = files.find(folder)
+    config, rows = files.read(found)
+    if config != icae.config:
+        raise InputError(
+            f"{folder} is an adapter of another form than the one in training: its icae_config.json differs"
+        )
+    with files.using_peft() as peft, torch.no_grad():
+        try:
+            peft.set_peft_model_state_dict(icae.encoder, load_file(found / files.ADAPTER))
+        except RuntimeError as error:
+            raise InputError(f"{folder} does not fit: {str(error).strip().splitlines()[0]}") from None
+        icae.memory.copy_(rows)
+
+
+class _Steps(TrainerCallback):
+    """Shows progress, keeps the log, and ends the run by the clock."""
+
+    def __init__(self, out: Path, pace: Pace, progress: Progress):
+        self._log, self._pace, self._progress = out / LOG, pace, progress
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        share = self._pace.share(state.global_step, state.max_steps)
+        self._progress(state.global_step, state.max_steps, share)
+        if share >= 1:
+            control.should_training_stop = True
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        entry = {"step": state.global_step, **(logs or {})}
+        with self._log.open("a") as file:
+            file.write(json.dumps({k: round(v, 6) if isinstance(v, float) else v for k, v in entry.items()}) + "\n")
+
+
+def checkpoints(out: Path) -> list[Path]:
+    """Complete checkpoints of a run, oldest first: the Trainer's state is what it writes last."""
+    found = [path.parent for path in out.glob("checkpoint-*/trainer_state.json") if path.parent.name[11:].isdigit()]
+    return sorted(found, key=lambda path: int(path.name[11:]))
+
+
+def train(
+    icae: Icae,
+    samples: Dataset[Sample],
+    settings: TrainSettings,
+    *,
+    held_out: Dataset[Sample] | None = None,
+    resume: Path | None = None,
+    progress: Progress = lambda done, total, share: None,
+    pace: Pace | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
+    optimizer: Optimizer | None = None,
+) -> TrainReport:
+    """Train `icae` in place and write it to `settings.out / "adapter"`.
+
+    resume: a checkpoint of the same settings, from which everything goes on: weights, optimiser, rate, samples, random
+    numbers (the clock starts anew). optimizer: instead of AdamW. Raises InputError for fp16 and for a checkpoint that
+    does not fit, WorkerError where the loss is no number any more.
+    """
+    settings.out.mkdir(parents=True, exist_ok=True)
+    pace = pace or Pace(settings.minutes)
+    if resume is not None and resume not in checkpoints(resume.parent):
+        raise InputError(f"{resume} is not a complete checkpoint: it has no trainer_state.json")
+    trainer = IcaeTrainer(
+        icae,
+        _arguments(icae, settings, held_out is not None),
+        pace=pace,
+        settings=settings,
+        train_dataset=samples,
+        eval_dataset=held_out,
+        callbacks=[_Steps(settings.out, pace, progress), *callbacks],
+        optimizers=(optimizer, None),
+    )
+    for part in ("PrinterCallback", "ProgressCallback"):
+        for callback in [c for c in trainer.callback_handler.callbacks if type(c).__name__ == part]:
+            trainer.remove_callback(callback)
+    trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
+    icae.save_pretrained(settings.out / ADAPTER)
+    evaluation = trainer.evaluate() if held_out is not None else {}
+    icae.eval()
+    last: dict[str, float] = next((entry for entry in reversed(trainer.state.log_history) if "loss" in entry), {})
+    losses = trainer.unlogged.means() or last
+    return TrainReport(
+        str(settings.out / ADAPTER),
+        icae.digest,
+        trainer.state.global_step,
+        round(pace.seconds, 1),
+        {name: value for name, value in losses.items() if name.endswith("loss")},
+        {name.removeprefix("eval_"): value for name, value in evaluation.items() if name.endswith("loss")},
+    )
+
+
+def _arguments(icae: Icae, settings: TrainSettings, evaluates: bool) -> TrainingArguments:
+    evaluates = evaluates and settings.eval_every > 0
+    arguments = TrainingArguments(
+        output_dir=str(settings.out),
+        max_steps=settings.steps or -1,
+        num_train_epochs=1,
+        per_device_train_batch_size=settings.batch,
+        per_device_eval_batch_size=settings.batch,
+        gradient_accumulation_steps=settings.accumulate,
+        learning_rate=settings.rate,
+        weight_decay=settings.weight_decay,
+        max_grad_norm=settings.clip,
+        bf16=settings.bf16,
+        activation_checkpointing=settings.checkpointing,
+        activation_checkpointing_kwargs={"use_reentrant": False} if settings.checkpointing else None,
+        logging_strategy="steps",
+        logging_steps=settings.log_every,
+        eval_strategy="steps" if evaluates else "no",
+        eval_steps=settings.eval_every if evaluates else None,
+        save_strategy="steps" if settings.save_every else "no",
+        save_steps=settings.save_every or 500,
+        save_total_limit=settings.keep,
+        seed=settings.seed,
+        train_sampling_strategy="random" if settings.shuffle else "sequential",
+        logging_nan_inf_filter=False,
+        remove_unused_columns=False,
+        dataloader_pin_memory=False,
+        use_cpu=icae.device.type == "cpu",
+        disable_tqdm=True,
+        report_to=[],
+    )
+    if arguments.n_gpu > 1:  # one device a process; several through torchrun, which the Trainer knows
+        arguments._n_gpu = 1
+    return arguments

@@ -1,0 +1,333 @@
+"""`kvbank train icae`: train an in-context autoencoder for any model."""
+
+import json
+from dataclasses import asdict, replace
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from model_worker.errors import InputError
+
+if TYPE_CHECKING:
+    from model_worker.icae.model import Icae
+
+training = typer.Typer(no_args_is_help=True, help="Train what compresses.")
+
+
+class Task(StrEnum):
+    """What an adapter is trained for."""
+
+    PRETRAIN = "pretrain"
+    FINETUNE = "finetune"
+
+
+class Interface(StrEnum):
+    """How the frozen model reads the slots."""
+
+    SOFT = "soft"
+    KV = "kv"
+
+
+class Positions(StrEnum):
+    """Where memory tokens stand."""
+
+    CONTIGUOUS = "contiguous"
+    SPREAD = "spread"
+
+
+class Schedule(StrEnum):
+    """How the learning rate goes."""
+
+    COSINE = "cosine"
+    CONSTANT = "constant"
+
+
+@training.callback()
+def _group() -> None:
+    """With one command typer would drop the group's name."""
+
+
+_ADAPTER, _DATA, _RUN = "The adapter (ignored with --adapter)", "Data and objective", "The run"
+
+
+@training.command()
+def icae(
+    data: Annotated[
+        list[Path],
+        typer.Option(
+            help="Several times. pretrain: JSONL with `text`, or a plain text (.txt, .gz), which is cut into pieces. "
+            "finetune: JSONL with `input`, `prompt`, `answer`.",
+            rich_help_panel=_DATA,
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder of the run: adapter/, checkpoint-N/, training_log.jsonl.")],
+    model: Annotated[str, typer.Option(help="kvbank-small (shipped), a model folder, or a hub id.")] = "kvbank-small",
+    task: Annotated[
+        Task,
+        typer.Option(help="pretrain: restore and continue texts; finetune: answer.", rich_help_panel=_DATA),
+    ] = Task.PRETRAIN,
+    adapter: Annotated[
+        str | None, typer.Option(help="Go on from this adapter (folder or hub id), as fine-tuning does.")
+    ] = None,
+    slots: Annotated[int, typer.Option(min=1, help="Memory tokens a span.", rich_help_panel=_ADAPTER)] = 128,
+    rate: Annotated[int, typer.Option(min=1, help="Tokens a slot: compression.", rich_help_panel=_ADAPTER)] = 4,
+    interface: Annotated[
+        Interface,
+        typer.Option(
+            help="soft: slots are read as embeddings (the paper); kv: as K-V of each layer (500xCompressor).",
+            rich_help_panel=_ADAPTER,
+        ),
+    ] = Interface.SOFT,
+    positions: Annotated[
+        Positions,
+        typer.Option(
+            help="contiguous: behind the text (the paper); spread: over it (EPL).",
+            rich_help_panel=_ADAPTER,
+        ),
+    ] = Positions.CONTIGUOUS,
+    rank: Annotated[int, typer.Option(min=1, help="Of LoRA.", rich_help_panel=_ADAPTER)] = 128,
+    alpha: Annotated[float, typer.Option(help="Of LoRA; its scale is alpha / rank.", rich_help_panel=_ADAPTER)] = 32.0,
+    dropout: Annotated[float, typer.Option(min=0.0, max=0.9, help="Of LoRA.", rich_help_panel=_ADAPTER)] = 0.05,
+    targets: Annotated[
+        str,
+        typer.Option(
+            help="Linear modules with LoRA, comma-separated, or all-linear. kv wants all-linear.",
+            rich_help_panel=_ADAPTER,
+        ),
+    ] = "q_proj,v_proj",
+    lm_row: Annotated[
+        bool, typer.Option("--lm-row", help="A continuation begins with a row of its own.", rich_help_panel=_ADAPTER)
+    ] = False,
+    lm_ratio: Annotated[
+        float,
+        typer.Option(
+            min=0.0, max=1.0, help="Share of continuations; the rest are restorations.", rich_help_panel=_DATA
+        ),
+    ] = 0.4,
+    context: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Tokens of a context at most. Default: one span; finetune: ten spans.",
+            rich_help_panel=_DATA,
+        ),
+    ] = None,
+    leave: Annotated[
+        int, typer.Option(min=0, help="First tokens of a continuation without loss.", rich_help_panel=_DATA)
+    ] = 8,
+    min_lm: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="Tokens that a continuation must exceed, else its text is restored. Default: 64, or half a context.",
+            rich_help_panel=_DATA,
+        ),
+    ] = None,
+    chat: Annotated[
+        bool,
+        typer.Option(
+            help="finetune: put the chat template, where the model has one, around context and prompt.",
+            rich_help_panel=_DATA,
+        ),
+    ] = True,
+    eval_data: Annotated[
+        list[Path] | None, typer.Option(help="Held-back data of the same form.", rich_help_panel=_DATA)
+    ] = None,
+    passes: Annotated[
+        int, typer.Option(min=1, help="Draws from each text, each anew (pretrain).", rich_help_panel=_DATA)
+    ] = 1,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Updates. Default: once through the data.", rich_help_panel=_RUN)
+    ] = None,
+    minutes: Annotated[
+        float | None,
+        typer.Option(min=0.001, help="End by the clock; the rate falls accordingly.", rich_help_panel=_RUN),
+    ] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Contexts at a time.", rich_help_panel=_RUN)] = 8,
+    accumulate: Annotated[int, typer.Option(min=1, help="Batches an update.", rich_help_panel=_RUN)] = 1,
+    lr: Annotated[
+        float | None, typer.Option(help="Default: 1e-4; finetune: 5e-5. Small models want 1e-3.", rich_help_panel=_RUN)
+    ] = None,
+    warm_up: Annotated[int, typer.Option(min=0, help="Updates.", rich_help_panel=_RUN)] = 300,
+    schedule: Annotated[Schedule, typer.Option(help="Of the rate.", rich_help_panel=_RUN)] = Schedule.COSINE,
+    clip: Annotated[float, typer.Option(min=0.0, help="Norm of the gradient at most.", rich_help_panel=_RUN)] = 2.0,
+    bf16: Annotated[
+        bool,
+        typer.Option(
+            "--bf16", help="Compute in bfloat16. There is no fp16: ICAE does not train in it.", rich_help_panel=_RUN
+        ),
+    ] = False,
+    gradient_checkpointing: Annotated[
+        bool,
+        typer.Option("--gradient-checkpointing", help="Less memory, a third more time.", rich_help_panel=_RUN),
+    ] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda.", rich_help_panel=_RUN)] = "auto",
+    seed: Annotated[int, typer.Option(rich_help_panel=_RUN)] = 0,
+    log_every: Annotated[int, typer.Option(min=1, help="Updates.", rich_help_panel=_RUN)] = 10,
+    eval_every: Annotated[int, typer.Option(min=0, help="Updates; 0: only at the end.", rich_help_panel=_RUN)] = 0,
+    save_every: Annotated[int, typer.Option(min=0, help="Updates; 0: only at the end.", rich_help_panel=_RUN)] = 500,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the last checkpoint in --out, exactly.", rich_help_panel=_RUN)
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Train an ICAE adapter: LoRA and memory tokens that turn a text into a few slots which the frozen model reads.
+
+    First pretrain on plain text (restore the text from its slots, and continue it), then, if questions are to be
+    answered from slots, finetune with --adapter on instructions. Losses are in nats a token and logged apart: ae_loss
+    (restoration) should fall towards 0, lm_loss (continuation) cannot. A plateau near 2 is normal; a higher rate helps
+    to leave it. Only the adapter is written, never the base.
+
+    Example: kvbank train icae --data book.txt --out run --slots 16 --rank 64 --targets all-linear --positions spread
+    --lr 2e-3 --minutes 30
+    """
+    from model_worker.icae.config import IcaeConfig
+    from model_worker.icae.data import SampleRules, chat_delimiters
+    from model_worker.icae.trainer import TrainSettings, checkpoints, train
+
+    finetunes = task is Task.FINETUNE
+    settings = TrainSettings(
+        out=out,
+        steps=steps,
+        minutes=minutes,
+        batch=batch,
+        accumulate=accumulate,
+        rate=lr or (5e-5 if finetunes else 1e-4),
+        warm_up=warm_up,
+        schedule=schedule.value,
+        clip=clip,
+        bf16=bf16,
+        checkpointing=gradient_checkpointing,
+        seed=seed,
+        log_every=log_every,
+        eval_every=eval_every,
+        save_every=save_every,
+    )
+    start = _start(checkpoints(out), out, resume)
+    loaded, tokenizer = _load(model, device)
+    delimiters = chat_delimiters(tokenizer) if finetunes and chat else ((), ())
+    config = IcaeConfig(slots, rate, interface.value, positions.value, lm_row, *delimiters)
+    lora = {"rank": rank, "alpha": alpha, "dropout": dropout, "targets": _targets(targets), "seed": seed}
+    made = _adapter(loaded, adapter, config, lora, finetunes)
+    limit = context or made.config.capacity * (10 if finetunes else 1)
+    rules = SampleRules(lm_ratio, limit, leave, min(64, max(limit // 2, leave)) if min_lm is None else min_lm)
+    console = Console(stderr=True)
+    with _bar(console) as bar:
+        samples = _samples(data, tokenizer, made, rules, bar, finetunes=finetunes, seed=seed, passes=passes)
+        held = _samples(eval_data, tokenizer, made, rules, bar, finetunes=finetunes, seed=seed) if eval_data else None
+        bar_task = bar.add_task("training", total=None)
+        report = train(
+            made,
+            samples,
+            settings,
+            held_out=held,
+            resume=start,
+            progress=lambda done, total, share: bar.update(bar_task, completed=done, total=total),
+        )
+    if as_json:
+        print(json.dumps(asdict(report), indent=2))
+        return
+    table = Table(title=f"{report.steps} updates in {report.seconds:.0f} s", title_justify="left")
+    for column in ("nats a token", "training, last", "held back"):
+        table.add_column(column, justify="right" if column != "nats a token" else "left")
+    for name in sorted({*report.losses, *report.evaluation}):
+        values = (part.get(name) for part in (report.losses, report.evaluation))
+        table.add_row(name, *("" if value is None else f"{value:.3f}" for value in values))
+    table.caption = escape(f"adapter: {report.adapter}")
+    Console().print(table)
+
+
+def _start(found: list[Path], out: Path, resume: bool) -> Path | None:
+    """The checkpoint to go on from; nothing of an earlier run is overwritten unasked."""
+    if resume and not found:
+        raise InputError(f"there is no complete checkpoint in {out} to resume from")
+    if not resume and out.exists() and any(out.iterdir()):
+        raise InputError(f"{out} is not empty: give another folder, or --resume")
+    return found[-1] if resume else None
+
+
+def _load(model: str, device: str) -> tuple[Any, Any]:
+    import torch
+
+    from model_worker.loading import load_model
+
+    if device not in ("auto", "cpu") and not device.startswith("cuda"):
+        raise InputError(f"device {device!r} is not auto, cpu or cuda")
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise InputError("there is no CUDA device here; use --device cpu")
+    return load_model(model, device=("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+
+
+def _targets(text: str) -> str | list[str]:
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if not names:
+        raise InputError("targets names no module")
+    return "all-linear" if names == ["all-linear"] else names
+
+
+def _adapter(base: Any, name: str | None, config: Any, lora: dict[str, Any], finetunes: bool) -> "Icae":
+    """A new adapter, or one to go on with; instructions bring their delimiters into its configuration."""
+    from model_worker.icae.model import Icae
+
+    if name is None:
+        return Icae.create(base, config, **lora)
+    made = Icae.from_pretrained(base, name, trainable=True)
+    if finetunes:
+        made.config = replace(made.config, prefix_ids=config.prefix_ids, suffix_ids=config.suffix_ids)
+    return made
+
+
+def _samples(
+    paths: list[Path],
+    tokenizer: Any,
+    icae: "Icae",
+    rules: Any,
+    bar: Progress,
+    *,
+    finetunes: bool,
+    seed: int,
+    passes: int = 1,
+) -> Any:
+    from torch.utils.data import ConcatDataset
+
+    from model_worker.icae.data import (
+        INSTRUCTION,
+        PRETRAINING,
+        InstructionSet,
+        JsonLines,
+        JsonTexts,
+        PretrainingSet,
+        TextEncoder,
+        text_pieces,
+    )
+
+    encoder = TextEncoder(tokenizer, icae.bos)
+
+    def lines(path: Path, fields: tuple[str, ...]) -> JsonLines:
+        shown = bar.add_task(f"checking {path.name}", total=None)
+        return JsonLines(path, fields, lambda done, total: bar.update(shown, completed=done, total=total))
+
+    if finetunes:
+        return ConcatDataset(
+            [InstructionSet(lines(path, INSTRUCTION), encoder, icae.eos, context=rules.context) for path in paths]
+        )
+    # Long enough that windows are drawn from anywhere, short enough that a pass sees most of a book.
+    piece = 4 * rules.context
+    texts = [
+        JsonTexts(lines(path, PRETRAINING), encoder)
+        if path.suffix in (".jsonl", ".json")
+        else text_pieces(path, encoder, piece)
+        for path in paths
+    ]
+    return PretrainingSet(texts, rules, icae.eos, seed=seed, passes=passes)
+
+
+def _bar(console: Console) -> Progress:
+    columns = (TextColumn("{task.description:<12}"), BarColumn(), MofNCompleteColumn())
+    return Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console)

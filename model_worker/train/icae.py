@@ -1,0 +1,318 @@
+"""Train the ICAE adapters of the shipped small model: `python -m model_worker.train.icae --books DIR --out DIR`.
+
+Texts are those of the small model: novels (some held back) and source of the standard library. Spans are short at first
+(a slot a token, then more and more tokens a slot), since a reader that was never trained to read slots has to be found
+before anything can be packed. Every 50 updates the held-back text is measured: own slots, another text's, none.
+
+The run ends by `--steps` or `--minutes`. Only a run by steps is the same bit for bit: by the clock, the rate and the
+lengths of spans follow the clock. `--ship DIR` puts a finished run where the package expects it, weights in float16.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.utils.data import Dataset
+from transformers import TrainerCallback
+
+from model_worker.icae import folder as files
+from model_worker.icae.config import IcaeConfig
+from model_worker.icae.data import Sample, continuation, restoration
+from model_worker.icae.decode import scores
+from model_worker.icae.model import Icae
+from model_worker.icae.objectives import decoder_row
+from model_worker.icae.trainer import LOG, Pace, TrainSettings, checkpoints, train
+from model_worker.loading import load_model
+from model_worker.train.books import book_paths, read_book
+from model_worker.train.optimiser import Muon
+from model_worker.train.ship import thinned
+from model_worker.train.small import tokenized_texts
+
+SHORTEST = 4
+CHUNK = 64  # of the worker: a context may be so long, however short a span is
+
+
+@dataclass(frozen=True)
+class Measured:
+    """On held-back text, contexts of one length. Losses in nats a token, of the text alone (no BOS, no EOS).
+
+    accuracy: share of tokens that are right, teacher-forced, with own slots.
+    """
+
+    own: float
+    other: float
+    plain: float
+    accuracy: float
+
+
+class Spans(Dataset[Sample]):
+    """Sample i: a window of a text drawn by i; one length a batch, longer as the run goes on."""
+
+    def __init__(
+        self,
+        texts: Sequence[np.ndarray],
+        icae: Icae,
+        pace: Pace,
+        *,
+        steps: int,
+        batch: int,
+        lm_ratio: float,
+        growing: float,
+        chunks: float,
+        seed: int,
+    ):
+        self._texts, self._icae, self._pace, self._growing, self._chunks = texts, icae, pace, growing, chunks
+        self._steps, self._batch, self._lm_ratio, self._seed = steps, batch, lm_ratio, seed
+        weights = np.array([len(text) for text in texts], dtype=float)
+        self._ends = np.cumsum(weights / weights.sum())
+
+    def __len__(self) -> int:
+        return self._steps * self._batch
+
+    def __getitem__(self, index: int) -> Sample:
+        step = index // self._batch
+        length = self._length(np.random.default_rng((self._seed, step)), self._pace.share(step, self._steps))
+        rng = np.random.default_rng((self._seed, step, index % self._batch))
+        text = self._texts[min(int(np.searchsorted(self._ends, rng.random())), len(self._texts) - 1)]
+        start = int(rng.integers(0, len(text) - 2 * length))
+        ids = [int(token) for token in text[start : start + 2 * length]]
+        if rng.random() < self._lm_ratio:
+            return continuation(ids[:length], ids[length:], leave=min(4, length // 2))
+        return restoration(ids[:length], self._icae.eos)
+
+    def _length(self, rng: np.random.Generator, share: float) -> int:
+        """Up to a token a slot, growing to a full span; then full ones, two spans, and any length between."""
+        slots, full = self._icae.config.slots, self._icae.config.capacity
+        if share < self._growing:
+            longest = slots + round((full - slots) * share / self._growing)
+            return int(rng.integers(max(longest // 2, SHORTEST), longest + 1))
+        kind, chunk = rng.random(), max(CHUNK, full)
+        if kind < self._chunks:
+            return chunk
+        return full if rng.random() < 0.6 else int(rng.integers(full // 2, chunk + 1))
+
+
+class MuonAdam(Muon):
+    """Muon for LoRA's matrices, Adam for the rows: one optimiser, as the Trainer wants."""
+
+    def __init__(self, matrices: list[Tensor], rows: Tensor, rate: float):
+        super().__init__(matrices, lr=rate, weight_decay=0.0)
+        self.param_groups[0]["adam"] = False
+        self.add_param_group({"params": [rows], "lr": rate, "adam": True})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            for param in (p for p in group["params"] if group.get("adam") and p.grad is not None):
+                self._adam(group["lr"], param)
+        muon, self.param_groups = self.param_groups, [g for g in self.param_groups if not g.get("adam")]
+        try:
+            super().step()
+        finally:
+            self.param_groups = muon
+
+    def _adam(self, rate: float, param: Tensor, betas: tuple[float, float] = (0.9, 0.999)) -> None:
+        state = self.state[param]
+        if not state:
+            state.update(step=0, mean=torch.zeros_like(param), square=torch.zeros_like(param))
+        assert param.grad is not None
+        state["step"] += 1
+        state["mean"].lerp_(param.grad, 1 - betas[0])
+        state["square"].lerp_(param.grad**2, 1 - betas[1])
+        mean = state["mean"] / (1 - betas[0] ** state["step"])
+        square = state["square"] / (1 - betas[1] ** state["step"])
+        param.sub_(rate * mean / (square.sqrt() + 1e-8))
+
+
+@torch.no_grad()
+def measure(icae: Icae, contexts: Sequence[Sequence[int]]) -> Measured:
+    """Losses with own slots, with those of the next context in the list (the same length), and without any."""
+    training = icae.training
+    icae.eval()
+    found: list[list[float]] = []
+    for at in range(0, len(contexts), 32):
+        part = [list(context) for context in contexts[at : at + 32]]
+        slots = icae.encode(part)
+        samples = [restoration(context, None) for context in part]
+        batch = [_scored(icae, samples, given) for given in (slots, [*slots[1:], slots[0]], [None] * len(part))]
+        found += [[own, other, plain, right] for (own, right), (other, _), (plain, _) in zip(*batch, strict=True)]
+    icae.train(training)
+    return Measured(*(float(value) for value in np.mean(found, axis=0)))
+
+
+def _scored(icae: Icae, samples: Sequence[Sample], slots: Sequence[Any]) -> list[tuple[float, float]]:
+    """Mean nats and share of right tokens of each sample."""
+    rows = [decoder_row(icae, sample, own) for sample, own in zip(samples, slots, strict=True)]
+    logits, labels = scores(icae, rows)
+    wanted = labels >= 0
+    nats = torch.nn.functional.cross_entropy(logits.transpose(1, 2), labels, reduction="none")
+    right = (logits.argmax(-1) == labels) & wanted
+    count = wanted.sum(-1)
+    return list(zip((nats.sum(-1) / count).tolist(), (right.sum(-1) / count).tolist(), strict=True))
+
+
+def held_back(tokenizer: Any, books: Path, length: int, count: int) -> list[list[int]]:
+    """Windows of the novels that neither the small model nor an adapter was trained on, spread evenly over each.
+
+    Neighbours in the list are of different novels.
+    """
+    texts = [tokenizer.encode(read_book(path), add_special_tokens=False) for path in book_paths(books, held_back=True)]
+    each = -(-count // len(texts))
+    places = [[round(i * (len(text) - length) / each) for i in range(each)] for text in texts]
+    rows = [text[at[i] : at[i] + length] for i in range(each) for text, at in zip(texts, places, strict=True)]
+    return rows[:count]
+
+
+class _Measure(TrainerCallback):
+    """Measures held-back text now and then, into the log and on the screen."""
+
+    def __init__(self, icae: Icae, contexts: Sequence[Sequence[int]], log: Path, every: int, pace: Pace):
+        self._icae, self._contexts, self._log, self._every, self._pace = icae, contexts, log, every, pace
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step % self._every == 0:
+            found = measure(self._icae, self._contexts)
+            line = _line("held_back", found, step=state.global_step, seconds=round(self._pace.seconds, 1))
+            print(line, flush=True)
+            with self._log.open("a") as file:
+                file.write(line + "\n")
+
+
+def _line(event: str, found: Measured, **more: object) -> str:
+    return json.dumps({"event": event, **more, **{k: round(v, 4) for k, v in vars(found).items()}})
+
+
+def run(args: argparse.Namespace) -> Measured:
+    """Train one adapter, and measure it on held-back text."""
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(args.seed)
+    args.out.mkdir(parents=True, exist_ok=True)
+    base, tokenizer = load_model(args.model)
+    texts = tokenized_texts(tokenizer, args.books, args.out / "texts.npz")
+    config = IcaeConfig(args.slots, args.rate, args.interface, args.positions, base=args.name)
+    lora = {"rank": args.rank, "alpha": args.alpha, "dropout": args.dropout, "targets": "all-linear"}
+    if args.start:
+        icae = Icae.from_pretrained(base, args.start, trainable=True)
+        _take_over_log(args.start.parent / LOG, args.out / LOG)
+    else:
+        icae = Icae.create(base, config, **lora, seed=args.seed)
+    settings = TrainSettings(
+        out=args.out,
+        steps=args.steps,
+        minutes=args.minutes,
+        batch=args.batch,
+        rate=args.lr,
+        warm_up=50,
+        clip=1.0,
+        seed=args.seed,
+        log_every=25,
+        save_every=args.save_every,
+        shuffle=False,
+    )
+    pace = Pace(args.minutes)
+    samples = Spans(
+        texts,
+        icae,
+        pace,
+        steps=args.steps,
+        batch=args.batch,
+        lm_ratio=args.lm_ratio,
+        growing=args.growing,
+        chunks=args.chunks,
+        seed=args.seed,
+    )
+    matrices = [p for p in icae.encoder.parameters() if p.requires_grad]
+    optimizer: Optimizer | None = None if args.adam else MuonAdam(matrices, icae.memory, args.lr)
+    watched = held_back(tokenizer, args.books, icae.config.capacity, max(args.measured // 4, 2))
+    resume = checkpoints(args.out)[-1] if args.resume else None
+    report = train(
+        icae,
+        samples,
+        settings,
+        resume=resume,
+        pace=pace,
+        callbacks=[_Measure(icae, watched, args.out / LOG, args.measure_every, pace)],
+        optimizer=optimizer,
+    )
+    found = measure(icae, held_back(tokenizer, args.books, CHUNK, args.measured))
+    line = _line(
+        "final", found, steps=report.steps, seconds=report.seconds, tokens_a_context=CHUNK, contexts=args.measured
+    )
+    print(line, flush=True)
+    with (args.out / LOG).open("a") as file:
+        file.write(line + "\n")
+    return found
+
+
+def _take_over_log(before: Path, log: Path) -> None:
+    """A second stage's log begins with the first one's."""
+    if before.is_file() and not log.exists():
+        log.write_text(before.read_text() + json.dumps({"event": "second stage, steps and seconds from 0"}) + "\n")
+
+
+def ship(out: Path, target: Path, limit: int = 100_000) -> None:
+    """Adapter in float16 and thinned log of a finished run; the card, written by hand, is left alone."""
+    source = files.find(out / "adapter")
+    config, rows = files.read(source)
+
+    def adapter(staged: Path) -> None:
+        (staged / files.ADAPTER_CONFIG).write_bytes((source / files.ADAPTER_CONFIG).read_bytes())
+        half = {name: tensor.half() for name, tensor in load_file(source / files.ADAPTER).items()}
+        save_file(half, staged / files.ADAPTER, metadata={"format": "pt"})
+
+    files.write(target, config, rows, adapter)
+    log = thinned((out / LOG).read_text().splitlines(), limit)
+    temporary = target / ".log.partial"
+    temporary.write_text("\n".join(log) + "\n")
+    temporary.replace(target / LOG)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parse = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parse.add_argument("--books", type=Path, help="folder of novels, NAME.txt or NAME.txt.gz")
+    parse.add_argument("--out", required=True, type=Path, help="folder of the run")
+    parse.add_argument("--ship", type=Path, help="train nothing: put the finished run in --out into this folder")
+    parse.add_argument("--model", default="kvbank-small")
+    parse.add_argument("--name", default="kvbank-small", help="what the configuration calls the base")
+    parse.add_argument("--resume", action="store_true", help="go on from the last checkpoint in --out")
+    parse.add_argument("--interface", default="soft", choices=("soft", "kv"))
+    parse.add_argument("--positions", default="spread", choices=("contiguous", "spread"))
+    parse.add_argument("--slots", type=int, default=8)
+    parse.add_argument("--rate", type=int, default=4)
+    parse.add_argument("--rank", type=int, default=64)
+    parse.add_argument("--alpha", type=float, default=64)
+    parse.add_argument("--dropout", type=float, default=0.0)
+    parse.add_argument("--lm-ratio", type=float, default=0.1, help="share of continuations")
+    parse.add_argument("--start", type=Path, help="an adapter to go on with (its form, not that of the options)")
+    parse.add_argument("--chunks", type=float, default=0.2, help="share of contexts as long as a worker's chunk")
+    parse.add_argument("--growing", type=float, default=0.3, help="share of the run in which spans grow")
+    parse.add_argument("--steps", type=int, default=3000)
+    parse.add_argument("--minutes", type=float, help="at most; rate and lengths follow the clock")
+    parse.add_argument("--batch", type=int, default=32)
+    parse.add_argument("--lr", type=float, default=3e-3)
+    parse.add_argument("--adam", action="store_true", help="AdamW for all, not Muon for LoRA")
+    parse.add_argument("--seed", type=int, default=0)
+    parse.add_argument("--threads", type=int, default=1)
+    parse.add_argument("--measure-every", type=int, default=100)
+    parse.add_argument("--measured", type=int, default=256, help="held-back contexts, a quarter of them on the way")
+    parse.add_argument("--save-every", type=int, default=250)
+    return parse
+
+
+if __name__ == "__main__":
+    given = parser().parse_args()
+    if given.ship:
+        ship(given.out, given.ship)
+    else:
+        run(given)
