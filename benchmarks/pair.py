@@ -92,11 +92,11 @@ def timed(call: Callable[[], object]) -> Callable[[], float]:
 
 
 def compare(
-    row: str, name: str, contenders: Sequence[Contender], n: int, records: int | None = None
+    row: str, name: str, contenders: Sequence[Contender], n: int, records: int | None = None, unit: str = "records/s"
 ) -> Iterator[Result]:
     """All contenders in turns, `n` rounds after a warm-up; then each of ours against each of the others.
 
-    records: how many of them a round has; then the figures are records per second instead of milliseconds.
+    records: how many of them a round has; then the figures are records per second (`unit`) instead of milliseconds.
     """
     times: dict[str, list[float]] = {contender.name: [] for contender in contenders}
     for index in range(n + 1):
@@ -107,7 +107,7 @@ def compare(
                 times[contender.name].append(seconds)
     load = os.getloadavg()[0]
     figures = {who: records / median(taken) if records else 1000 * median(taken) for who, taken in times.items()}
-    unit = "records/s" if records else "ms"
+    unit = unit if records else "ms"
     rivals = [contender for contender in contenders if contender.role != "ours"]
     for mine in contenders:
         for rival in rivals if mine.role == "ours" else ():

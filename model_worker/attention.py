@@ -6,7 +6,7 @@ local ones (its code has no grouped heads), and rows of a batch may retrieve dif
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 
 Backend = Callable[..., tuple[Tensor, Tensor | None]]
+# Tokens that may be decoded before the room for them is made anew.
+_SPARE = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +31,9 @@ class RetrievedKV:
     values: Tensor
     valid: Tensor | None = None
     gate: Tensor | None = None
+    # Keys and values with room behind them, for `_behind`. Layers that share what is retrieved share it too: they run
+    # one after the other.
+    _room: list[Tensor] = field(default_factory=list, init=False, repr=False, compare=False)
 
 
 def retrieval_causal_attention(
@@ -49,14 +54,32 @@ def retrieval_causal_attention(
     """
     if retrieved is None:
         return backend(module, query, key, value, mask, **kwargs)
+    mask = _grow_mask(mask, retrieved.valid, query, key, retrieved.keys.shape[2])
+    if query.shape[2] == 1 and retrieved.gate is None and not torch.is_grad_enabled():
+        return backend(module, query, *_behind(retrieved, key, value), mask, **kwargs)
     memory_keys, memory_values = retrieved.keys.to(key.dtype), retrieved.values.to(value.dtype)
-    mask = _grow_mask(mask, retrieved.valid, query, key, memory_keys.shape[2])
     if retrieved.gate is not None:
         module, key, value, memory_keys, memory_values = _gated(
             module, query.shape[1], retrieved.gate, key, value, memory_keys, memory_values
         )
     key, value = torch.cat([memory_keys, key], dim=2), torch.cat([memory_values, value], dim=2)
     return backend(module, query, key, value, mask, **kwargs)
+
+
+def _behind(retrieved: RetrievedKV, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    """Local keys and values behind the retrieved ones, which stay where the step before has put them: copying a
+    thousand retrieved tokens for each token that is decoded costs as much as attending to them. It takes the memory of
+    one concatenation, for as long as the same is retrieved."""
+    memory = retrieved.keys.shape[2]
+    end = memory + key.shape[2]
+    room = retrieved._room
+    like = (key.dtype, key.is_inference())
+    if not room or room[0].shape[2] < end or (room[0].dtype, room[0].is_inference()) != like:
+        room[:] = [x.new_empty((*x.shape[:2], end + _SPARE, x.shape[3])) for x in (key, value)]
+        room[0][:, :, :memory], room[1][:, :, :memory] = retrieved.keys, retrieved.values
+    keys, values = (whole[:, :, :end] for whole in room)
+    keys[:, :, memory:], values[:, :, memory:] = key, value
+    return keys, values
 
 
 def _grow_mask(mask: Tensor | None, valid: Tensor | None, query: Tensor, key: Tensor, memory: int) -> Tensor | None:

@@ -24,6 +24,7 @@ class ChatSettings:
     memory: str
     model: str = "kvbank-small"
     window: int | None = None
+    local: str | None = None
     top_k: int | None = None
     compressor: str = "none"
     max_new_tokens: int = 256
@@ -66,6 +67,7 @@ def open_model(settings: ChatSettings, known: Header | None) -> MemoryModel:
         memory=settings.memory,
         bank=(),
         window=settings.window,
+        local=settings.local,
         chunk=known.chunk if known else None,
         top_k=settings.top_k,
         compressor=settings.compressor,

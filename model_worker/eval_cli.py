@@ -1,6 +1,8 @@
-"""`kvbank eval`: measurements on real text."""
+"""`kvbank eval`: what compression costs in loss and in passkeys, and what HOMER needs of memory."""
 
 import json
+import math
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,13 +17,12 @@ from model_worker.errors import InputError
 
 if TYPE_CHECKING:
     from model_worker.evaluate.compression import Row
+    from model_worker.evaluate.memory import Peak
+    from model_worker.evaluate.passkey import Score
 
-evaluation = typer.Typer(no_args_is_help=True, help="Measure compression on real text.")
+_MIB = 1 << 20
 
-
-@evaluation.callback()
-def _group() -> None:
-    """With one command typer would drop the group's name."""
+evaluation = typer.Typer(no_args_is_help=True, help="Measure compression: loss, passkeys, memory.")
 
 
 @evaluation.command()
@@ -58,6 +59,7 @@ def compression(
             follow=follow,
             budgets=budget or [16, 32, 64],
             methods=method or METHODS,
+            calibration=tokenizer.encode(_words([])[0], add_special_tokens=False, verbose=False),
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
     if plot is not None:
@@ -68,15 +70,160 @@ def compression(
     Console().print(_table(f"{model}: {len(pieces)} chunks of {chunk} tokens, loss of the next {follow}", rows))
 
 
-def _pieces(tokenizer: Any, texts: list[Path], length: int, count: int) -> Any:
+@evaluation.command()
+def passkey(
+    text: Annotated[
+        list[Path] | None, typer.Option(help="Filler: a UTF-8 text or .gz, several times. Default: Python reference.")
+    ] = None,
+    model: Annotated[str, typer.Option(help="kvbank-small (shipped), a model folder, or a hub id.")] = "kvbank-small",
+    rope: Annotated[str | None, typer.Option(help="Rope scaling: linear:F, ntk:F or yarn:F.")] = None,
+    times: Annotated[list[int] | None, typer.Option(help="Lengths in trained lengths. Default: 2 4 8.")] = None,
+    length: Annotated[list[int] | None, typer.Option(help="Lengths in tokens instead, several times.")] = None,
+    samples: Annotated[int, typer.Option(min=1, help="Prompts of each length.")] = 20,
+    seed: Annotated[int, typer.Option(help="Other seeds plant other facts.")] = 0,
+    size: Annotated[int | None, typer.Option(min=1, help="HOMER: tokens of a node; default: half as trained.")] = None,
+    leaf: Annotated[int | None, typer.Option(min=1, help="HOMER, tuned: tokens of a leaf; default: size.")] = None,
+    warmup: Annotated[int | None, typer.Option(min=0, help="HOMER, tuned: layers before the first merge.")] = None,
+    merges: Annotated[int | None, typer.Option(min=1, help="HOMER, tuned: heights that run layers.")] = None,
+    pool: Annotated[int, typer.Option(min=1, help="HOMER, tuned: neighbours of a significance, odd.")] = 1,
+    again: Annotated[bool, typer.Option("--again", help="HOMER, tuned: run the question over the result.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of a table.")] = False,
+) -> None:
+    """A fact in the middle of a long text, asked for at its end: plain model, truncated, and HOMER, in counts.
+
+    The facts are those that kvbank-small was trained to copy, and any copying model can. With options of "HOMER, tuned"
+    that way is run besides the published ones.
+    """
+    from model_worker.evaluate.passkey import Tuning, measure_passkeys
+    from model_worker.loading import load_model
+
+    loaded, tokenizer = load_model(model, rope=rope)
+    trained = load_model(model)[0].config.max_position_embeddings if rope else loaded.config.max_position_embeddings
+    lengths = length or [factor * trained for factor in times or (2, 4, 8)]
+    with Progress(console=Console(stderr=True)) as bar:
+        task = bar.add_task("prompts", total=samples * len(lengths))
+        scores = measure_passkeys(
+            loaded,
+            tokenizer,
+            "\n\n".join(_words(text or [])),
+            lengths,
+            samples=samples,
+            seed=seed,
+            tuning=Tuning(size, leaf, warmup, merges, pool, again),
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    if as_json:
+        print(json.dumps([asdict(score) for score in scores], indent=2))
+        return
+    Console().print(_passkey_table(f"{model}, rope {rope or 'as trained'}: numbers told, of {samples}", scores))
+
+
+@evaluation.command("homer-memory")
+def homer_memory(
+    model: Annotated[
+        str | None, typer.Option(help="kvbank-small, a folder, or a hub id. Default: 16 layers of random weights.")
+    ] = None,
+    length: Annotated[
+        list[int] | None, typer.Option(help="Tokens, several times. Default: 512 to 16384, doubling.")
+    ] = None,
+    size: Annotated[int, typer.Option(min=21, help="Tokens of a node.")] = 256,
+    plain_up_to: Annotated[int, typer.Option(min=0, help="Longest prompt of the plain prefill.")] = 8192,
+    plot: Annotated[Path | None, typer.Option(help="Also write an SVG: peak against length.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of a table.")] = False,
+) -> None:
+    """Peak tensor memory of a whole prompt by length: HOMER against a plain prefill, fitted to log2(n) and to n."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+    from model_worker.evaluate.memory import measure_peaks, random_model
+    from model_worker.loading import load_model
+
+    lengths = sorted(length or [512 << step for step in range(6)])
+    if len(set(lengths)) < 3:
+        raise InputError("at least three lengths are needed to tell a line from a logarithm")
+    loaded = random_model() if model is None else load_model(model)[0]
+    with Progress(console=Console(stderr=True)) as bar:
+        task = bar.add_task("lengths", total=len(lengths))
+        peaks = measure_peaks(
+            loaded,
+            lengths,
+            size=size,
+            plain_up_to=plain_up_to,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    fits = _fits(peaks)
+    if plot is not None:
+        plot.write_text(_memory_plot(peaks))
+    if as_json:
+        print(json.dumps({"peaks": [asdict(peak) for peak in peaks], "fits": fits}, indent=2))
+        return
+    table = Table(title=f"{model or 'random weights'}: peak MiB of a prompt above the weights", title_justify="left")
+    for column in ("tokens", "HOMER", "plain prefill"):
+        table.add_column(column, justify="right")
+    for peak in peaks:
+        plain = "" if peak.plain is None else f"{peak.plain / _MIB:.1f}"
+        table.add_row(f"{peak.length:,}", f"{peak.homer / _MIB:.2f}", plain)
+    table.caption = "; ".join(
+        f"{who} {x}: {f['a'] / _MIB:.2f} + {f['b'] / _MIB:.3g} {x}, residual {f['residual'] / _MIB:.3f}"
+        for who, both in fits.items()
+        for x, f in both.items()
+    )
+    Console().print(table)
+
+
+def _fits(peaks: "list[Peak]") -> dict[str, dict[str, dict[str, float]]]:
+    """a, b and residual in bytes, of `log2(n)` and of `n`, for HOMER and for as many plain prefills as there are."""
+    from model_worker.evaluate.memory import fit
+
+    plain = [(p.length, p.plain) for p in peaks if p.plain is not None]
+    found = {}
+    for who, points in (("HOMER", [(p.length, p.homer) for p in peaks]), ("plain", plain)):
+        if len(points) >= 3:
+            n, y = zip(*points, strict=True)
+            found[who] = {"log2(n)": asdict(fit([math.log2(x) for x in n], y)), "n": asdict(fit(n, y))}
+    return found
+
+
+def _memory_plot(peaks: "list[Peak]") -> str:
+    from model_worker.evaluate.plot import lines
+
+    series = {
+        "HOMER": [(math.log2(p.length), p.homer / _MIB) for p in peaks],
+        "plain prefill": [(math.log2(p.length), p.plain / _MIB) for p in peaks if p.plain is not None],
+    }
+    top = 4 * max(y for _, y in series["HOMER"])  # beyond, the plain line would press the other to the floor
+    series["plain prefill"] = [point for point in series["plain prefill"] if point[1] <= top]
+    named = {name: points for name, points in series.items() if points}
+    return lines("peak memory of a prompt above the weights", "log2 of its tokens", "MiB", named, {})
+
+
+def _passkey_table(title: str, scores: "list[Score]") -> Table:
+    lengths = list(dict.fromkeys(score.length for score in scores))
+    table = Table(title=title, title_justify="left")
+    table.add_column("read")
+    for tokens in lengths:
+        table.add_column(f"{tokens:,} tokens", justify="right", no_wrap=True)
+    refused = {}
+    for way in dict.fromkeys(score.way for score in scores):
+        own = {score.length: score for score in scores if score.way == way}
+        table.add_row(way, *("refused" if own[n].refused else str(own[n].right) for n in lengths))
+        refused[way] = next((score.refused for score in own.values() if score.refused), None)
+    table.caption = "\n".join(f"{way}: {escape(why)}" for way, why in refused.items() if why) or None
+    return table
+
+
+def _words(texts: list[Path]) -> list[str]:
     from model_worker.demo import reference_text
-    from model_worker.evaluate.compression import cut
     from model_worker.train.books import read_book
 
     try:
-        words = [read_book(path) for path in texts] or [reference_text()]
+        return [read_book(path) for path in texts] or [reference_text()]
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read the text: {error}") from None
+
+
+def _pieces(tokenizer: Any, texts: list[Path], length: int, count: int) -> Any:
+    from model_worker.evaluate.compression import cut
+
+    words = _words(texts)
     for index, text in enumerate(words):
         share = count // len(words) + (index < count % len(words))
         yield from cut(tokenizer.encode(text, add_special_tokens=False, verbose=False), length, share)

@@ -97,6 +97,12 @@ class TovaRule:
     last: int = 1
     heads: str = "shared"
 
+    @property
+    def spec(self) -> str:
+        """How to ask for it, e.g. `tova:m=64`."""
+        observer = {1: "", 1 << 30: ",observer=all"}.get(self.last, f",observer=window:{self.last}")
+        return f"tova:m={self.m}{observer}" + ("" if self.heads == "shared" else f",heads={self.heads}")
+
     def keep(self, query: Tensor, key: Tensor, scaling: float, valid: Tensor | None = None) -> Tensor:
         """Indices `[B, 1 or Hkv, m]` into the keys, ascending; pads (not `valid`) leave first."""
         scores = over_heads(received(query, key, scaling, valid, self.last), key.shape[1], self.heads)
@@ -123,6 +129,8 @@ class TovaLayer(LocalLayer):
         self.recent_values: Tensor | None = None
         self.positions: Tensor | None = None  # [B, 1 or Hkv, held]: where the held keys are rotated to
         self.valid: Tensor | None = None  # the same shape; false for pads
+        self._room: tuple[Tensor, Tensor] | None = None  # held K-V with a free last column, and
+        self._before: Tensor | None = None  # the keys that stand in front of it
 
     @property
     def physical(self) -> int:
@@ -135,7 +143,12 @@ class TovaLayer(LocalLayer):
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         self._followed += key_states.shape[2]
-        return super().update(key_states, value_states, *args, **kwargs)
+        room, self._room = self._room, None
+        if room is None or self.keys is not self._before or key_states.shape[2] != 1:
+            return super().update(key_states, value_states, *args, **kwargs)
+        self.keys, self.values = room
+        self.keys[:, :, -1:], self.values[:, :, -1:] = key_states, value_states
+        return self.keys, self.values
 
     def keep_raw(self, keys: Tensor, values: Tensor, queries: Tensor | None) -> None:
         super().keep_raw(keys, values, queries)
@@ -167,9 +180,17 @@ class TovaLayer(LocalLayer):
             return
         valid = None if bool(self.valid.all()) else self.valid
         keep = self.rule.keep(query, self.keys, scaling, valid)
-        self.keys, self.values = gather(self.keys, keep), gather(self.values, keep)
+        self._take(keep, spare=query.shape[2] == 1 and not torch.is_grad_enabled())
         self.positions = self.positions.expand(-1, keep.shape[1], -1).gather(2, keep)
         self.valid = self.valid.expand(-1, keep.shape[1], -1).gather(2, keep)
+
+    def _take(self, keep: Tensor, spare: bool) -> None:
+        """Hold the tokens `keep` only; while decoding with a spare column, so that the next token costs no copy."""
+        columns = torch.cat([keep, keep[..., -1:]], dim=2) if spare else keep
+        keys, values = gather(self.keys, columns), gather(self.values, columns)
+        self._room = (keys, values) if spare else None
+        self.keys, self.values = keys[:, :, : keep.shape[2]], values[:, :, : keep.shape[2]]
+        self._before = self.keys
 
     def drop(self, count: int) -> None:
         """The window moves on; what is held stays."""
@@ -194,6 +215,7 @@ class TovaLayer(LocalLayer):
     def reset(self) -> None:
         super().reset()
         self._followed = 0
+        self._room = self._before = None
         self.recent_values = self.positions = self.valid = None
 
 

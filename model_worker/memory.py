@@ -13,25 +13,27 @@ import warnings
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 import xxhash
-from torch import Tensor
 
 import kvbank
+from model_worker import stored
 from model_worker.attachment import Attachment
 from model_worker.cache import RecalledChunk
 from model_worker.capture import Captured
-from model_worker.compress import Compressor, Payload
+from model_worker.compress import Compressor
 from model_worker.compress import compressor as compressor_named
 from model_worker.embedding import Embedder, LexicalEmbedder
 from model_worker.encoding import encode
 from model_worker.errors import BankMismatch, InputError, SpoolFull
 from model_worker.payload_cache import PayloadCache
 from model_worker.spool import Spool, Spooled
-from model_worker.tensors import DTYPES, NAMES, to_numpy, to_torch
+from model_worker.tensors import DTYPES, NAMES
+
+if TYPE_CHECKING:
+    from model_worker.icae import Icae, Slots
 
 _AWAY = (kvbank.Unavailable, kvbank.DeadlineExceeded, kvbank.DiskFull)
 _PATIENCE_S, _STRICT_PATIENCE_S = 2.0, 10.0
@@ -140,6 +142,7 @@ class Memory:
         both digests named.
         """
         model_dtype = next(self.attachment.model.parameters()).dtype
+        embeddings: Any = self.attachment.model.get_input_embeddings()  # type: ignore[operator]
         wanted = kvbank.KVSpec(
             reader_digest=self.attachment.reader.digest,
             layers=self.attachment.plan.memory_layers,
@@ -147,6 +150,7 @@ class Memory:
             head_dim=self.attachment.head_dim,
             dtype=dtype or NAMES[model_dtype],
             reader_parts=self.attachment.reader.parts,
+            hidden_size=embeddings.weight.shape[1],
         )
         embedding = kvbank.EmbeddingSpec(self.embedder.digest, self.embedder.dimension)
         banks = []
@@ -166,6 +170,7 @@ class Memory:
             _check_fits(bank, wanted, embedding, dtype)
             assert bank.kv is not None
             self._dtype = DTYPES[bank.kv.dtype]
+            self.compressor = self.compressor.for_bank(self.attachment, bank)
             banks.append(bank)
         return banks
 
@@ -195,7 +200,7 @@ class Memory:
     def _new_chunk(self, captured: Captured) -> kvbank.NewChunk:
         payload = self.compressor.compress(captured, self.attachment)
         text = str(self.tokenizer.decode(captured.token_ids))  # type: ignore[attr-defined]
-        tensors = self._tensors(payload)
+        tensors = stored.tensors_of(payload, self._dtype)
         self._account(len(captured), tensors)
         key: dict[str, Any] = {} if self.source is None else {"idempotency_key": self._key(captured)}
         return kvbank.NewChunk(
@@ -210,6 +215,7 @@ class Memory:
                 payload.method,
                 payload.version,
                 "isolated" if self.compressor.encodes else captured.context,
+                payload.adapter_digest,
                 measured_loss=payload.measured_loss,
             ),
             **key,
@@ -218,20 +224,14 @@ class Memory:
     def _key(self, captured: Captured) -> bytes:
         return xxhash.xxh3_128_digest(f"{self.source} {captured.start} {captured.token_ids}".encode())
 
-    def _tensors(self, payload: Payload) -> dict[str, np.ndarray]:
-        tensors = {}
-        for layer, (keys, values, offsets) in payload.layers.items():
-            tensors[f"k.{layer}"] = to_numpy(keys.to(self._dtype))
-            tensors[f"v.{layer}"] = to_numpy(values.to(self._dtype))
-            tensors[f"pos.{layer}"] = to_numpy(offsets.to(torch.int32))
-        return tensors
-
     def _account(self, tokens: int, tensors: Mapping[str, np.ndarray]) -> None:
-        pairs = [array for name, array in tensors.items() if name[:3] != "pos"]
+        """Bytes of K-V, or of what stands for them: positions are not counted."""
+        kept = {name: array for name, array in tensors.items() if name[:3] != "pos"}
+        pair = 2 * self.attachment.kv_heads * self.attachment.head_dim * self._dtype.itemsize
         self.stats.tokens += tokens
-        self.stats.stored_tokens += max(array.shape[1] for array in pairs)
-        self.stats.bytes_before += sum(tokens * array.nbytes // array.shape[1] for array in pairs)
-        self.stats.bytes_after += sum(array.nbytes for array in pairs)
+        self.stats.stored_tokens += max(array.shape[name != "soft"] for name, array in kept.items())
+        self.stats.bytes_before += tokens * pair * len(self.attachment.plan.memory_layers)
+        self.stats.bytes_after += sum(array.nbytes for array in kept.values())
 
     def _write(self, bank: str, chunk: kvbank.NewChunk) -> None:
         new = Spooled(bank, chunk, self.attachment.reader.digest, self.embedder.digest)
@@ -375,13 +375,20 @@ class Memory:
             held = self._payloads.get(self._store_id, chunk.chunk_id, chunk.checksum)
             assert held is not None, "the service left out bytes that were not held"
             return held
-        layers: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
-        for layer in self.attachment.plan.memory_layers:
-            keys, values, offsets = (to_torch(chunk.tensors[f"{kind}.{layer}"]) for kind in ("k", "v", "pos"))
-            layers[layer] = (keys, values, offsets)
-        recalled = RecalledChunk(chunk.chunk_id, chunk.start, layers)
+        recalled = RecalledChunk(chunk.chunk_id, chunk.start, stored.layers_of(chunk.tensors, self.attachment))
         self._payloads.put(self._store_id, chunk.checksum, recalled)
         return recalled
+
+    def slots(self, chunk_ids: Sequence[int], icae: "Icae", *, row: int = 0) -> list["Slots"]:
+        """What `icae.answer` takes of these chunks, in this order: their memory slots, or an uncompressed chunk whole.
+
+        The frozen model reads all of them, behind a prefix, in one forward: exactly, which attention to the K-V of
+        isolated chunks is not. row: of the batch, whose bank it is. Raises BankMismatch for a chunk of another adapter
+        than `icae`, InputError for one that holds something else.
+        """
+        reader = self.attachment.reader.digest
+        found = self.client.fetch(self._bank_of(row), chunk_ids, reader_digest=reader, timeout=self.patience)
+        return [stored.slots_of(chunk, self.attachment, icae) for chunk in found]
 
 
 def _check_fits(bank: kvbank.Bank, wanted: kvbank.KVSpec, embedding: kvbank.EmbeddingSpec, dtype: str | None) -> None:
@@ -396,6 +403,10 @@ def _check_fits(bank: kvbank.Bank, wanted: kvbank.KVSpec, embedding: kvbank.Embe
         )
     if tuple(have.layers) != tuple(wanted.layers):
         raise BankMismatch(f"bank {bank.name!r} holds layers {have.layers}, this worker remembers {wanted.layers}")
+    if have.hidden_size not in (0, wanted.hidden_size):
+        raise BankMismatch(
+            f"bank {bank.name!r} holds soft tokens of {have.hidden_size} numbers, this model reads {wanted.hidden_size}"
+        )
     if dtype is not None and have.dtype != dtype:
         raise BankMismatch(f"bank {bank.name!r} stores {have.dtype}, not {dtype}")
     if bank.embedding.embedder_digest != embedding.embedder_digest:

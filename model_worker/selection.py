@@ -52,5 +52,8 @@ def kept_positions(scores: Tensor, m: int) -> Tensor:
 
 
 def gather(tensor: Tensor, keep: Tensor) -> Tensor:
-    """The tokens `keep` `[B, 1 or H, m]` of `tensor` `[B, H, L, D]`."""
-    return tensor.gather(2, keep.expand(-1, tensor.shape[1], -1)[..., None].expand(-1, -1, -1, tensor.shape[3]))
+    """The tokens `keep` `[B, 1 or H, m]` of `tensor` `[B, H, L, D]`. Whole rows are copied, which gather does not."""
+    rows, heads, length, dim = tensor.shape
+    first = torch.arange(rows * heads, device=keep.device).view(rows, heads, 1) * length
+    chosen = tensor.reshape(-1, dim).index_select(0, (first + keep).reshape(-1))
+    return chosen.view(rows, heads, keep.shape[2], dim)

@@ -24,13 +24,18 @@ from model_worker.attachment import decoder_of
 from model_worker.cache import MemoryCache, RecalledChunk
 from model_worker.capture import Captured
 from model_worker.chunking import chunks
+from model_worker.compress import local_rule
 from model_worker.errors import InputError, SessionError
+from model_worker.local import TovaRule
 from model_worker.memory import START_S, Memory
 from model_worker.model import MemoryModel
 from model_worker.prompt import PromptFormat, prompt_format
 from model_worker.session_log import Header, SessionLog, Turn, now
 from model_worker.spool import Spool
-from model_worker.window_file import read_window, write_window
+from model_worker.window_file import read_window, window_stamp, write_window
+
+# Entries of a window's stamp; the local rule follows, where there is one.
+_STAMP_WITHOUT_RULE = 8
 
 
 class Session:
@@ -39,11 +44,19 @@ class Session:
     Several sessions may share one MemoryModel; each has its own window and bank.
     """
 
-    def __init__(self, model: MemoryModel, log: SessionLog, memory: Memory, window: int, style: PromptFormat):
+    def __init__(
+        self,
+        model: MemoryModel,
+        log: SessionLog,
+        memory: Memory,
+        window: int,
+        style: PromptFormat,
+        local: TovaRule | None = None,
+    ):
         assert log.header is not None
         self.model, self.log, self.header, self.style = model, log, log.header, style
         self.memory = _TurnMemory(memory)
-        self._window = window
+        self._window, self._local = window, local
         self._cache: MemoryCache | None = None
         self._ids: list[int] = []  # what the cache counts as seen
 
@@ -56,17 +69,21 @@ class Session:
         name: str = "",
         target: str = "",
         window: int | None = None,
+        local: str | None = None,
         style: str = "auto",
         **memory_options: Any,
     ) -> Self:
         """Begin the session of `log` or go on with it; the session closes `log`, and so does a failure here.
 
-        name, target: how model and service are called, noted in a new log. window: local tokens. style: see
-        `prompt_format`. memory_options: as in `Memory`. Raises SessionError for another model than it was begun with.
+        name, target: how model and service are called, noted in a new log. window, local: local tokens, and the rule by
+        which layers keep some of them, as in `MemoryModel`; the model's own by default. A session that was left under
+        another rule goes on with a window made from the log, and warns (RuntimeWarning): what the rule had kept of what
+        left the window is not there. style: see `prompt_format`. memory_options: as in `Memory`. Raises SessionError
+        for another model than it was begun with, InputError for a rule that there is not.
         """
         with contextlib.ExitStack() as failed:
             failed.callback(log.close)
-            found = prompt_format(style, model.tokenizer, model.model.config)
+            found, rule = prompt_format(style, model.tokenizer, model.model.config), local_rule(local) or model.local
             digest = model.attachment.reader.digest
             header = log.header or log.begin(model=name, reader=digest, chunk=model.chunk, memory=target)
             if header.reader != digest:
@@ -85,7 +102,7 @@ class Session:
                 metadata={"session": header.name},
                 **memory_options,
             )
-            session = cls(model, log, memory, model.window if window is None else window, found)
+            session = cls(model, log, memory, model.window if window is None else window, found, rule)
             memory.deliver_spooled()
             session._rebuild(from_start)
             log.rewriting.unlink(missing_ok=True)
@@ -230,13 +247,14 @@ class Session:
             raise
 
     def _fresh(self, start: int) -> MemoryCache:
-        return MemoryCache(self.model.attachment, self.memory, window=self._window, start=start)
+        return MemoryCache(self.model.attachment, self.memory, window=self._window, start=start, local=self._local)
 
     def _stamp(self, cache: MemoryCache, tokens: int) -> str:
         """What a window on disk must agree with to be used."""
         memory = self.memory.memory
         stamp = [self.header.uid, self.header.reader, tokens, cache.window, memory.compressor.name, memory.query_tokens]
-        return json.dumps([*stamp, str(self.model.model.dtype), repr(self.model.attachment.plan)])
+        stamp += [str(self.model.model.dtype), repr(self.model.attachment.plan)]
+        return json.dumps(stamp if cache.local is None else [*stamp, cache.local.spec])
 
     def _keep_window(self) -> None:
         cache = self._cache_now
@@ -248,14 +266,26 @@ class Session:
             )
 
     def _load_window(self, ids: list[int]) -> bool:
-        state = read_window(self.log.window, self._stamp(self._fresh(0), len(ids)))
+        stamp = self._stamp(self._fresh(0), len(ids))
+        state = read_window(self.log.window, stamp)
         if state is None:
+            self._tell_of_another_rule(stamp)
             return False
         start = len(ids) - state["ids"].shape[1]
         self._cache = self._fresh(start)
         self._cache.restore(state)
         self.memory.kept, self._ids = start, ids[start:]
         return True
+
+    def _tell_of_another_rule(self, stamp: str) -> None:
+        before, now_ = _rule_of(window_stamp(self.log.window) or stamp), _rule_of(stamp)
+        if before != now_:
+            warnings.warn(
+                f"session {self.header.name!r} was left under the local rule {before} and goes on under {now_}: its "
+                "window is made again from the log, without what the other rule had kept",
+                RuntimeWarning,
+                stacklevel=2,
+            )
 
     # -- the end --------------------------------------------------------------------------------------------------
 
@@ -297,6 +327,12 @@ class _TurnMemory:
             self.memory.remember([self.held[0]])
             captured = self.held.pop(0)
             self.kept = captured.start + len(captured)
+
+
+def _rule_of(stamp: str) -> str:
+    """The local rule of a window's stamp."""
+    rule = json.loads(stamp)[_STAMP_WITHOUT_RULE:]
+    return str(rule[0]) if rule else "none"
 
 
 def _bank_is_gone(client: kvbank.Client, header: Header) -> bool:

@@ -74,6 +74,9 @@ def chat(
         typer.Option(help="kvbank-small (shipped), a model folder, or a hub id; by default the session's own."),
     ] = None,
     window: Annotated[int | None, typer.Option(min=1, help="Local tokens; the rest is in the bank.")] = None,
+    local: Annotated[
+        str | None, typer.Option(help="What each layer keeps of the local tokens: tova:m=N; by default the window.")
+    ] = None,
     top_k: Annotated[int | None, typer.Option(min=1, help="Chunks a recall.")] = None,
     compressor: Annotated[str, typer.Option(help="How chunks are compressed, e.g. tova:m=48.")] = "none",
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 256,
@@ -100,6 +103,7 @@ def chat(
             target,
             name,
             window,
+            local,
             top_k,
             compressor,
             max_new_tokens,

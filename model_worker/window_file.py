@@ -32,6 +32,15 @@ def read_window(path: Path, stamp: str) -> dict[str, Tensor] | None:
     return state if state and found.get("xxh3") == _checksum(state) else None
 
 
+def window_stamp(path: Path) -> str | None:
+    """The stamp of the file at `path`, if it has one."""
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            return (file.metadata() or {}).get("stamp")
+    except (OSError, safetensors.SafetensorError):
+        return None
+
+
 def _checksum(state: dict[str, Tensor]) -> str:
     digest = xxhash.xxh3_64()
     for name in sorted(state):

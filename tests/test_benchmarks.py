@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -50,6 +52,18 @@ def test_what_is_left_out_is_said(tmp_path: Path) -> None:
         ("lmcache_blobs", "floors only"),
         ("redis_blobs", "floors only"),
     }
+
+
+@pytest.mark.slow
+def test_a_search_is_measured_with_its_recall(tmp_path: Path) -> None:
+    results = measured(tmp_path, "search")["results"]
+    recalls = [entry for entry in results if entry["name"].startswith("recall@10, ")]
+    assert len(recalls) == len(results) / 2
+    for entry in recalls:
+        assert 0.9 < entry["floor"] <= 1
+        assert entry["ours"] == 1 or ("lists" in entry["name"] and 0.9 < entry["ours"] <= 1)
+    assert {entry["unit"] for entry in results} == {"ms", "of 1"}
+    assert any("lists" in entry["name"] for entry in results)
 
 
 def test_an_unknown_row_is_refused() -> None:

@@ -11,6 +11,7 @@ from typing import Any, get_args, get_type_hints
 from model_worker.compress.base import Compressor, Payload
 from model_worker.compress.h2o import HeavyHitters
 from model_worker.compress.homer import Homer
+from model_worker.compress.icae import Autoencoder
 from model_worker.compress.none import Keep
 from model_worker.compress.press import Press
 from model_worker.compress.random import Random
@@ -21,7 +22,7 @@ from model_worker.errors import InputError
 from model_worker.local import TovaRule
 
 REGISTRY: dict[str, type[Compressor]] = {
-    method.name: method for method in (Keep, Tova, Homer, HeavyHitters, Window, Sinks, Random, Press)
+    method.name: method for method in (Keep, Tova, Homer, HeavyHitters, Window, Sinks, Random, Press, Autoencoder)
 }
 
 __all__ = ["REGISTRY", "Compressor", "Payload", "compressor", "local_rule", "usage"]

@@ -18,22 +18,27 @@ from model_worker.errors import InputError
 from model_worker.selection import gather
 
 if TYPE_CHECKING:
+    import kvbank
     from model_worker.attachment import Attachment
 
 
 @dataclass(frozen=True, slots=True)
 class Payload:
-    """What is stored of a chunk.
+    """What is stored of a chunk: K-V of the memory layers, or soft tokens.
 
     layers: memory layer -> (keys `[Hkv, m, D]` before RoPE, values `[Hkv, m, D]`, offsets of the kept tokens in the
-    chunk, int32, ascending: `[m]`, or `[Hkv, m]` where heads keep different ones). method: the compressor as it can be
-    asked for again. measured_loss: nats per token, where the method knows it.
+    chunk, int32, ascending: `[m]`, or `[Hkv, m]` where heads keep different ones); empty beside soft tokens. soft:
+    `[n, d]`, which the model reads in the place of input embeddings. method: the compressor as it can be asked for
+    again. measured_loss: nats per token, where the method knows it. adapter_digest: whose work it is, where an adapter
+    made it.
     """
 
     layers: Mapping[int, tuple[Tensor, Tensor, Tensor]]
     method: str
     version: str = "1"
     measured_loss: float | None = field(default=None)
+    soft: Tensor | None = None
+    adapter_digest: str = ""
 
 
 class Compressor(ABC):
@@ -60,6 +65,13 @@ class Compressor(ABC):
     @abstractmethod
     def compress(self, captured: Captured, attachment: "Attachment") -> Payload:
         """Pick or make at most its budget of tokens; a chunk within the budget comes back unchanged."""
+
+    def for_bank(self, attachment: "Attachment", bank: "kvbank.Bank") -> "Compressor":
+        """This, ready for `bank`: what it needs is loaded, so that what is wrong shows before the first chunk.
+
+        Raises BankMismatch where the bank does not take what it makes.
+        """
+        return self
 
     @property
     def spec(self) -> str:

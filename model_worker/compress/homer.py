@@ -10,7 +10,8 @@ question is known, so (`affix`):
 Deviations: `balanced` trees by default (see homer/schedule.py), of which exactly m tokens are left; keys are stored
 before RoPE with the chunk's own offsets, so the reader places them (in the tree, leaves share positions); only the
 K-V of memory layers are carried through the tree. The stored suffix of a merged tree is the mean over its leaves, as in
-the paper. `width` > 1 lets merged nodes hold so many times m and cuts to m in the last layer only.
+the paper. `width` > 1 lets merged nodes hold so many times m and cuts to m in the last layer only. `pool` and `merges`
+are extensions (see homer/tree.py and homer/schedule.py).
 """
 
 from dataclasses import dataclass
@@ -34,7 +35,8 @@ class Homer(Compressor):
     """m: tokens kept, the same in all layers (mode `paper`: at most). leaf: tokens of a leaf, affixes not counted.
     warmup: layers before the first merge (3/8 of them). prefix, suffix: lengths of the affixes (4 and 16, less where m
     is small; with `probe` the suffix is the instruction). bias: `auto`, `none` or a table's file (see `kvbank homer
-    calibrate`)."""
+    calibrate`). pool: neighbours over which significance is the maximum. merges: heights that run layers (all that
+    can)."""
 
     m: int
     leaf: int = 256
@@ -45,6 +47,8 @@ class Homer(Compressor):
     suffix: int | None = None
     width: int = 1
     bias: str = "auto"
+    pool: int = 1
+    merges: int | None = None
 
     name: ClassVar[str] = "homer"
     about: ClassVar[str] = "the root of a tree that halves the chunk on its way up the layers"
@@ -94,8 +98,9 @@ class Homer(Compressor):
         if self.mode == "paper":
             chunk += (chunk - affixes) % 2  # the paper halves downwards: an odd capacity would lose a token
         warmup = default_warmup(trees.layers) if self.warmup is None else self.warmup
-        shape = Shape(chunk, target, warmup, self.leaf + affixes, self.mode)
-        root = trees.build(shape, ids[:first], context, suffix, bias=bias.table, wanted=attachment.plan.memory_layers)
+        shape = Shape(chunk, target, warmup, self.leaf + affixes, self.mode, self.merges)
+        wanted = attachment.plan.memory_layers
+        root = trees.build(shape, ids[:first], context, suffix, bias=bias.table, wanted=wanted, pool=self.pool)
         return Payload(dict(_stored(root, len(probe), attachment)), self.spec, version)
 
     def _affixes(self) -> tuple[int, int]:

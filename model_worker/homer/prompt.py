@@ -29,14 +29,16 @@ class CompressedPrompt:
     next_logits: `[vocabulary]`, of the first new token, which stands at `last_position + 1`.
     """
 
-    def __init__(self, attachment: Attachment, trees: Trees, result: Result):
+    def __init__(self, attachment: Attachment, trees: Trees, result: Result, again: Sequence[int] = ()):
+        """again: the suffix's ids, to run it once more over what the tree has left (see `compress_prompt`)."""
         self.attachment, self.last_position = attachment, result.last
         front = torch.arange(len(result.prefix), device=trees.device)
         self.positions = torch.cat([front, result.tokens.positions])
         self.origins = torch.cat([front, result.tokens.origins])
-        with torch.no_grad():
-            self.next_logits: Tensor = trees.logits(result.tokens.hidden[-1:])[0]
         self._result = result
+        self._asked: list[tuple[Tensor, Tensor]] = []
+        with torch.no_grad():
+            self.next_logits: Tensor = self._ask(again) if again else trees.logits(result.tokens.hidden[-1:])[0]
 
     def __len__(self) -> int:
         return len(self.positions)
@@ -49,7 +51,26 @@ class CompressedPrompt:
             keys = torch.cat([before.keys[layer], tokens.keys[layer]], dim=1)[None]
             values = torch.cat([before.values[layer], tokens.values[layer]], dim=1)[None]
             cache.update(self.attachment.ropes[layer].rotate(keys, self.positions[None]), values, layer)
+        for held, (keys, values) in zip(cache.layers, self._asked, strict=False):
+            kept = len(self) - keys.shape[2]
+            held.keys = torch.cat([held.keys[:, :, :kept], keys], dim=2)
+            held.values = torch.cat([held.values[:, :, :kept], values], dim=2)
         return cache
+
+    def _ask(self, suffix: Sequence[int]) -> Tensor:
+        """Run the suffix over prefix and context alone; note its own K-V instead of the mean over leaves."""
+        cache, device = self.cache(), self.positions.device
+        for held in cache.layers:
+            held.keys, held.values = (x[:, :, : len(self) - len(suffix)] for x in (held.keys, held.values))
+        logits = self.attachment.model(
+            input_ids=torch.tensor([list(suffix)], device=device),
+            attention_mask=torch.ones(1, len(self), dtype=torch.long, device=device),
+            position_ids=self.positions[None, -len(suffix) :],
+            past_key_values=cache,
+            use_cache=True,
+        ).logits
+        self._asked = [tuple(x[:, :, -len(suffix) :] for x in (held.keys, held.values)) for held in cache.layers]
+        return logits[0, -1]  # type: ignore[no-any-return]
 
     def generate(self, max_new_tokens: int, **options: Any) -> list[int]:
         """New token ids, by Hugging Face `generate` with its options, from the right position on.
@@ -84,18 +105,32 @@ def compress_prompt(
     warmup: int | None = None,
     mode: str = "balanced",
     bias: str | Bias = "auto",
+    leaf: int | None = None,
+    merges: int | None = None,
+    pool: int = 1,
+    again: bool = False,
 ) -> CompressedPrompt:
     """Compress `context` of any length between a prefix (instruction) and a suffix (question), which stay whole.
 
     size: tokens of a node, by default half of the trained length, as in the paper; the other half is for new tokens.
     target: tokens of the result (size). warmup: layers before the first merge (3/8 of them, the paper's 12 of 32).
+    leaf: tokens of a leaf (size).
+
+    Three deviations that shallow models need, off by default and refused in mode `paper` (docs/compression.md has
+    figures): merges, how many heights run layers, so that the leaves run more; pool, over how many neighbours
+    significance is the maximum; again, run the suffix once more over the result, since in a tree its states are the
+    mean over leaves of which most say nothing.
     Raises InputError when the lengths do not fit, UnsupportedModel when the model cannot be run layer by layer.
     """
     size = size or (attachment.trained_length or 4096) // 2
     trees = trees_of(attachment)
-    shape = Shape(size, target or size, default_warmup(trees.layers) if warmup is None else warmup, None, mode)
+    if again and mode == "paper":
+        raise InputError("mode paper does not ask again")
+    warmup = default_warmup(trees.layers) if warmup is None else warmup
+    shape = Shape(size, target or size, warmup, leaf, mode, merges)
     table = load_bias(attachment, bias) if isinstance(bias, str) else bias
-    return CompressedPrompt(attachment, trees, trees.build(shape, prefix, context, suffix, bias=table.table))
+    result = trees.build(shape, prefix, context, suffix, bias=table.table, pool=pool)
+    return CompressedPrompt(attachment, trees, result, suffix if again else ())
 
 
 def remember_forest(memory: Memory, ids: Sequence[int], group: int, start: int = 0) -> Iterator[int]:

@@ -7,8 +7,9 @@ context, affixes that fill a chunk, more halvings than layers (their result sile
 below the affixes (they silently drop affix tokens).
 
 `balanced` differs in three things: leaves differ by at most one token; each half of a merge gets what it has, up to
-half of the capacity, and what one half leaves the other may use, so that a merge is always full; and there are never
-more leaves than tokens or than halvings that leave a layer for each height.
+half of the capacity, and what one half leaves the other may use, so that a merge is always full; and where there are
+more heights than layers for them, the lowest heights run none: their nodes merge, and drop by the significance that
+the tokens got in the leaves (the authors' code would exceed its target there). So the number of leaves has no bound.
 """
 
 from dataclasses import dataclass
@@ -23,7 +24,8 @@ class Shape:
     """The parameters of a tree. All lengths count tokens, affixes included.
 
     chunk: no merged node has more (C). target: tokens of the result (T). warmup: layers that run before any merge, at
-    the leaves (W). leaf: length of a leaf, which may exceed `chunk` (I); None for `chunk`.
+    the leaves (W). leaf: length of a leaf, which may exceed `chunk` (I); None for `chunk`. merges: heights that run
+    layers of their own, the uppermost (`balanced` only); None for as many as there are layers for.
     """
 
     chunk: int
@@ -31,6 +33,7 @@ class Shape:
     warmup: int
     leaf: int | None = None
     mode: str = "balanced"
+    merges: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +58,12 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A tree. stride: positions that the context of a leaf takes; the suffix stands behind them in every leaf."""
+    """A tree. stride: positions that the context of a leaf takes; the suffix stands behind them in every leaf.
+    without: the lowest heights, whose nodes run no layer."""
 
     root: Node
     stride: int
+    without: int = 0
 
 
 def plan(shape: Shape, layers: int, prefix: int, context: int, suffix: int) -> Plan:
@@ -70,8 +75,10 @@ def plan(shape: Shape, layers: int, prefix: int, context: int, suffix: int) -> P
     height = (-(-context // first) - 1).bit_length()
     if shape.mode == "paper":
         _halvings(layers - shape.warmup, height, shape)
+        without = 0
     else:
-        height = min(height, layers - shape.warmup - 1, context.bit_length() - 1)
+        height = min(height, context.bit_length() - 1)
+        without = max(0, height - min(layers - shape.warmup - 1, shape.merges or layers))
     leaves = 1 << height
     stride = -(-context // leaves)
     if shape.mode == "paper":
@@ -80,9 +87,9 @@ def plan(shape: Shape, layers: int, prefix: int, context: int, suffix: int) -> P
         bounds = [*range(0, stride * leaves, stride), context]
     else:
         bounds = [context * i // leaves for i in range(leaves + 1)]
-    per = (layers - shape.warmup) // (height + 1)
-    tree = _Tree(shape, prefix, suffix, bounds, layers - per * height, per)
-    return Plan(tree.node(0, leaves - 1, min(shape.target, affixes + context)), stride)
+    per = (layers - shape.warmup) // (height - without + 1)
+    tree = _Tree(shape, prefix, suffix, bounds, layers - per * (height - without), per, without)
+    return Plan(tree.node(0, leaves - 1, min(shape.target, affixes + context)), stride, without)
 
 
 def _check(shape: Shape, layers: int, suffix: int, context: int, capacity: int, first: int, affixes: int) -> None:
@@ -97,6 +104,8 @@ def _check(shape: Shape, layers: int, suffix: int, context: int, capacity: int, 
         raise InputError(f"a {short} of {getattr(shape, short)} tokens has no room beside {affixes} affix tokens")
     if not 0 <= shape.warmup < layers:
         raise InputError(f"warmup {shape.warmup} does not leave a layer of the model's {layers}")
+    if shape.merges is not None and (shape.merges < 1 or shape.mode == "paper"):
+        raise InputError(f"merges={shape.merges} is at least 1, and for balanced trees only")
     if shape.target < affixes:
         raise InputError(f"a target of {shape.target} tokens cannot hold the {affixes} affix tokens")
 
@@ -117,6 +126,7 @@ class _Tree:
     bounds: list[int]
     leaf_end: int  # first layer that does not run at the leaves
     per: int
+    without: int
 
     def node(self, first: int, last: int, target: int) -> Node:
         if first == last:
@@ -126,9 +136,10 @@ class _Tree:
         to_left, to_right = self._targets(first, middle, last)
         left, right = self.node(first, middle - 1, to_left), self.node(middle, last, to_right)
         height = (last - first).bit_length()
-        begin = self.leaf_end + self.per * (height - 1)
+        begin = self.leaf_end + self.per * max(0, height - self.without - 1)
+        end = begin if height <= self.without else begin + self.per
         length = left.kept + right.kept - self._affixes
-        return Node(first, last, begin, begin + self.per, length, target, (left, right))
+        return Node(first, last, begin, end, length, target, (left, right))
 
     @property
     def _affixes(self) -> int:

@@ -7,6 +7,9 @@ merge. Averaging unrotated suffix keys equals averaging rotated ones, since thei
 Deviations from the authors' code, none of which changes a number beyond rounding: grouped query heads; the prefix runs
 once and is attended to as a past, since it never depends on what follows; scores are float32 and ties drop the earlier
 token; tokens leave after the layer's MLP instead of before it, which is the same for those that stay.
+
+Extensions, off unless asked for: `pool` gives each token the largest significance among its neighbours, so that the
+words behind a match stay with it (as SnapKV pools, arXiv 2404.14469); heights without layers, see schedule.py.
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -31,7 +34,8 @@ class Tokens:
     """What travels through the tree: context tokens, then `suffix` suffix tokens.
 
     hidden `[n, hidden]`; positions `[n]` in RoPE; origins `[n]`, index in the whole input. keys (before RoPE) and
-    values of the finished layers that are wanted, `[Hkv, n, D]` each.
+    values of the finished layers that are wanted, `[Hkv, n, D]` each. significance `[n]`: the last one measured, where
+    a later node may need it.
     """
 
     hidden: Tensor
@@ -40,6 +44,7 @@ class Tokens:
     suffix: int
     keys: dict[int, Tensor] = field(default_factory=dict)
     values: dict[int, Tensor] = field(default_factory=dict)
+    significance: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.positions)
@@ -110,17 +115,21 @@ class Trees:
         bias: Tensor | None = None,
         wanted: Collection[int] | None = None,
         watch: Callable[[Step], None] | None = None,
+        pool: int = 1,
     ) -> Result:
         """Compress `context` between its affixes.
 
         bias: `[layers, distances]`, what is subtracted from the significance; the last column serves all distances
-        beyond. wanted: layers whose K-V the caller needs (all). watch: called after every node.
+        beyond. wanted: layers whose K-V the caller needs (all). watch: called after every node. pool: tokens, an odd
+        number, over which the significance of context is the maximum; 1 is the paper's.
         """
+        if pool < 1 or pool % 2 == 0 or (pool > 1 and shape.mode == "paper"):
+            raise InputError(f"pool={pool} is an odd number, and 1 in mode paper")
         found = plan(shape, self.layers, len(prefix), len(context), len(suffix))
         last = len(prefix) + found.stride + len(suffix) - 1
         self._check_length(last + 1, found.root)
         before = self.prefix(prefix)
-        run = _Run(self, before, prefix, context, suffix, found.stride, bias, wanted, watch)
+        run = _Run(self, before, context, suffix, found, bias, wanted, watch, pool)
         return Result(before, run.node(found.root), found, last)
 
     @torch.no_grad()
@@ -216,40 +225,50 @@ class _Run:
         self,
         trees: Trees,
         before: Prefix,
-        prefix: list[int],
         context: list[int],
         suffix: list[int],
-        stride: int,
+        plan: Plan,
         bias: Tensor | None,
         wanted: Collection[int] | None,
         watch: Callable[[Step], None] | None,
+        pool: int,
     ):
         self.trees, self.before, self.context, self.suffix = trees, before, context, suffix
-        self.stride, self.bias, self.watch = stride, bias, watch
+        self.plan, self.bias, self.watch, self.pool = plan, bias, watch, pool
         self.wanted = range(trees.layers) if wanted is None else wanted
 
     def node(self, node: Node) -> Tokens:
         """Everything below, merged, run through this node's layers, and reduced."""
-        tokens = self._leaf(node) if node.children is None else merge(*map(self.node, node.children))
+        if node.children is None:
+            tokens = self._leaf(node)
+        else:  # who watches may look at the halves later
+            tokens = merge(*map(self.node, node.children), consume=self.watch is None)
         entered = (tokens.positions, tokens.origins)
         drops = node.length > node.target
-        view = _NodeView(self.trees.attachment, tokens.positions, self.before, self.wanted, node.end - 1, drops)
-        tokens.hidden = self.trees.run(tokens.hidden, view, range(node.begin, node.end))
-        tokens.keys |= view.keys
-        tokens.values |= view.values
+        if node.begin < node.end:
+            self._layers(node, tokens, drops or (node.children is None and self.plan.without > 0))
+        significance = tokens.significance
         if drops:
-            significance = self._significance(view, tokens, node.end - 1)
+            assert significance is not None
             tokens = pick(tokens, survivors(significance, len(tokens) - (node.length - node.target)))
         if self.watch is not None:
             self.watch(Step(node, entered, significance if drops else None, tokens))
         return tokens
+
+    def _layers(self, node: Node, tokens: Tokens, score: bool) -> None:
+        """Run the node's layers; note the significance in the last one, if it is asked for."""
+        view = _NodeView(self.trees.attachment, tokens.positions, self.before, self.wanted, node.end - 1, score)
+        tokens.hidden = self.trees.run(tokens.hidden, view, range(node.begin, node.end))
+        tokens.keys |= view.keys
+        tokens.values |= view.values
+        tokens.significance = self._significance(view, tokens, node.end - 1) if score else None
 
     def _leaf(self, node: Node) -> Tokens:
         begin, end = node.context
         first, total = len(self.before), len(self.context)
         ids = self.context[begin:end] + self.suffix
         arange = self.trees._range
-        tail = first + self.stride
+        tail = first + self.plan.stride
         positions = torch.cat([arange(first, first + end - begin), arange(tail, tail + len(self.suffix))])
         origins = torch.cat(
             [arange(first + begin, first + end), arange(first + total, first + total + len(self.suffix))]
@@ -263,8 +282,10 @@ class _Run:
         if self.bias is not None:
             distance = (tokens.positions[-1] - tokens.positions).clamp(max=self.bias.shape[1] - 1)
             found = found - self.bias[layer].to(found.device)[distance]
-        found[len(tokens) - tokens.suffix :] = torch.inf
-        return found
+        found = found[: len(tokens) - tokens.suffix]
+        if self.pool > 1:
+            found = nn.functional.max_pool1d(found[None, None], self.pool, 1, self.pool // 2)[0, 0]
+        return nn.functional.pad(found, (0, tokens.suffix), value=torch.inf)
 
 
 def survivors(significance: Tensor, count: int) -> Tensor:
@@ -274,19 +295,24 @@ def survivors(significance: Tensor, count: int) -> Tensor:
 
 
 def pick(tokens: Tokens, keep: Tensor) -> Tokens:
-    """The tokens at `keep`, in every finished layer: the paper's propagative refinement."""
+    """The tokens at `keep`, in every finished layer: the paper's propagative refinement. Takes `tokens` apart, so that
+    no more than one layer is held twice."""
     return Tokens(
         tokens.hidden[keep],
         tokens.positions[keep],
         tokens.origins[keep],
         tokens.suffix,
-        {layer: x[:, keep] for layer, x in tokens.keys.items()},
-        {layer: x[:, keep] for layer, x in tokens.values.items()},
+        {layer: tokens.keys.pop(layer)[:, keep] for layer in list(tokens.keys)},
+        {layer: tokens.values.pop(layer)[:, keep] for layer in list(tokens.values)},
+        None if tokens.significance is None else tokens.significance[keep],
     )
 
 
-def merge(left: Tokens, right: Tokens) -> Tokens:
-    """Both contexts, one behind the other at the positions they have, and the mean of the two suffixes."""
+def merge(left: Tokens, right: Tokens, *, consume: bool = False) -> Tokens:
+    """Both contexts, one behind the other at the positions they have, and the mean of the two suffixes.
+
+    consume: take both halves apart, so that no more than one layer is held twice.
+    """
 
     def join(a: Tensor, b: Tensor, dim: int = 0) -> Tensor:
         (a, a_tail), (b, b_tail) = (x.split([x.shape[dim] - left.suffix, left.suffix], dim) for x in (a, b))
@@ -295,13 +321,19 @@ def merge(left: Tokens, right: Tokens) -> Tokens:
     def follow(a: Tensor, b: Tensor) -> Tensor:
         return torch.cat([a[: len(a) - left.suffix], b])
 
+    def layers(a: dict[int, Tensor], b: dict[int, Tensor]) -> dict[int, Tensor]:
+        take = dict.pop if consume else dict.__getitem__
+        return {layer: join(take(a, layer), take(b, layer), 1) for layer in list(a)}
+
+    a, b = left.significance, right.significance
     return Tokens(
         join(left.hidden, right.hidden),
         follow(left.positions, right.positions),
         follow(left.origins, right.origins),
         left.suffix,
-        {layer: join(x, right.keys[layer], 1) for layer, x in left.keys.items()},
-        {layer: join(x, right.values[layer], 1) for layer, x in left.values.items()},
+        layers(left.keys, right.keys),
+        layers(left.values, right.values),
+        None if a is None or b is None else follow(a, b),
     )
 
 

@@ -36,10 +36,10 @@ ENCODING = ["tova:m=N,block=8", "tova:m=N,block=3,heads=own", "homer:m=N,leaf=8"
 
 
 def test_all_methods_are_in_the_matrix() -> None:
-    assert {spec.partition(":")[0] for spec in SELECTING + ENCODING} == set(REGISTRY) - {
-        "none",
-        "press",
-    }  # press: test_press.py
+    """But press, which is optional (test_press.py), and icae, whose adapter says how much it keeps
+    (test_icae_compressor.py)."""
+    elsewhere = {"none", "press", "icae"}
+    assert {spec.partition(":")[0] for spec in SELECTING + ENCODING} == set(REGISTRY) - elsewhere
 
 
 def compressed(attachment: Attachment, spec: str, ids: list[int]) -> tuple[Captured, Payload]:
@@ -271,7 +271,7 @@ def test_values_that_make_no_sense(spec: str, reason: str) -> None:
 
 def test_the_registry_describes_itself() -> None:
     """Every method can be written as its usage says, and says what it keeps, where it comes from and what it costs."""
-    examples = {"none": "none", "press": "press:press=KnormPress,m=6"}
+    examples = {"none": "none", "press": "press:press=KnormPress,m=6", "icae": "icae:adapter=some/folder,payload=kv"}
     for name, method in REGISTRY.items():
         assert method.about
         assert method.paper

@@ -2,6 +2,7 @@
 
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +12,10 @@ from transformers import PreTrainedModel
 
 from model_worker.errors import InputError
 from model_worker.evaluate.compression import cut, measure
+from model_worker.evaluate.memory import fit, measure_peaks, peak_bytes
+from model_worker.evaluate.passkey import Tuning, measure_passkeys
 from model_worker.evaluate.plot import lines
+from model_worker.loading import load_model
 
 Models = Callable[[str], PreTrainedModel]
 CHUNK, FOLLOW = 24, 10
@@ -50,6 +54,70 @@ def test_full_and_nothing_are_the_models_own_losses(model: Models, family: str) 
         assert row.above == pytest.approx(0, abs=1e-4)
     assert rows[2].above != 0
     assert all(row.seconds > 0 for row in rows)
+
+
+def test_a_calibrated_table_for_one_run(model: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`bias=measured` is calibrated on the text given, and leaves nothing where bias=auto would find it."""
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    documents = [tokens(CHUNK + FOLLOW, seed=seed)[0].tolist() for seed in range(6)]
+    options = {"chunk": CHUNK, "follow": FOLLOW, "budgets": [4, 8, 12], "calibration": tokens(600)[0].tolist()}
+    rows = measure(model("llama_gqa"), None, documents, methods=["homer:m=N,leaf=8,bias=measured"], **options)  # type: ignore[arg-type]
+    plain = measure(model("llama_gqa"), None, documents, methods=["homer:m=N,leaf=8,bias=none"], **options)  # type: ignore[arg-type]
+    assert rows[2].method == "homer:m=4,leaf=8,bias=measured"
+    assert [row.loss for row in rows[2:]] != [row.loss for row in plain[2:]]
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_peaks_are_what_was_held_at_once() -> None:
+    def work() -> torch.Tensor:
+        first = torch.ones(1 << 20)
+        second = first + 1  # 8 MiB now
+        del first
+        return second.sum() + torch.ones(1 << 18).sum()  # 5 MiB
+
+    assert 8 << 20 <= peak_bytes(work) < 8.1 * (1 << 20)
+    assert 4 << 20 <= peak_bytes(lambda: torch.ones(1 << 20)) < 4.1 * (1 << 20)
+
+
+def test_memory_of_whole_prompts(model: Models) -> None:
+    """Plain prefill grows with the length, HOMER's tree by far less; lines are fitted as they should."""
+    peaks = measure_peaks(model("llama_gqa"), [60, 120, 240], size=40, plain_up_to=120)
+    assert [p.length for p in peaks] == [60, 120, 240]
+    assert peaks[2].plain is None
+    assert peaks[0].plain is not None
+    assert peaks[1].plain is not None
+    assert peaks[1].plain > 1.8 * peaks[0].plain
+    assert peaks[0].homer <= peaks[2].homer < 1.7 * peaks[0].homer
+    found = fit([1.0, 2.0, 3.0], [5.0, 7.0, 9.0])
+    assert (found.a, found.b, found.residual) == pytest.approx((3.0, 2.0, 0.0), abs=1e-9)
+    assert fit([1.0, 2.0, 3.0], [5.0, 8.0, 9.0]).residual == pytest.approx((2 / 9) ** 0.5, abs=1e-9)
+    with pytest.raises(InputError, match="affixes"):
+        measure_peaks(model("llama_gqa"), [20], size=40, plain_up_to=0)
+
+
+FILLER = "The rain fell on the roof all night, and nobody came to the door. " * 400
+TUNING = Tuning(size=96, leaf=128, warmup=1, merges=1, pool=17, again=True)
+
+
+def test_passkeys_inside_the_window() -> None:
+    loaded, words = load_model()
+    near = {s.way: s for s in measure_passkeys(loaded, words, FILLER, [80], samples=2)}
+    assert near["plain, all tokens"].right == near["plain, last tokens"].right == 2
+    assert len(near) == 6
+    assert all(score.asked == 2 for score in near.values())
+    with pytest.raises(InputError, match="too few"):
+        measure_passkeys(loaded, words, "It rained.", [600])
+    with pytest.raises(InputError, match="no room"):
+        measure_passkeys(loaded, words, FILLER, [20])
+
+
+@pytest.mark.slow
+def test_passkeys_far_behind_it() -> None:
+    """Told by a tuned tree only: neither by the plain model nor by the published one."""
+    loaded, words = load_model()
+    far = {s.way: s for s in measure_passkeys(loaded, words, FILLER, [1500], samples=4, tuning=TUNING)}
+    assert far["plain, all tokens"].right == far["homer, paper"].right == 0
+    assert far["homer, balanced, tuned"].right >= 2
 
 
 def test_documents_have_to_fit(model: Models) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from threading import Thread
+from typing import Any
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from tiny import ListMemory, attached, bank, build, recalled, tokenizer, tokens,
 from transformers import PreTrainedModel, TextIteratorStreamer, TextStreamer
 
 import kvbank
+from model_worker.attention import _SPARE, RetrievedKV, retrieval_causal_attention
 from model_worker.cache import MemoryCache
 from model_worker.errors import InputError
 from model_worker.memory import encode
@@ -179,6 +181,42 @@ def test_rebase_keeps_the_output(family: str, positions: str) -> None:
             assert (highest < 32) == (trained == 32)
             logits.append(torch.cat(parts, 1))
     assert worst(*logits) <= 1e-4
+
+
+@pytest.mark.parametrize("modes", [(torch.no_grad, torch.no_grad), (torch.no_grad, torch.inference_mode)])
+def test_decoding_without_gradients_gives_the_same(modes: tuple[Callable[[], Any], ...]) -> None:
+    """Retrieved tokens stay where they are then; more tokens than the room behind them."""
+    net, ids = build("llama_gqa", positions=512), tokens(2 * _SPARE + 10)
+    with attached(net, positions="continual") as attachment:
+        chunks = [encode(attachment, tokens(6, seed=seed)[0].tolist()) for seed in (8, 9)]
+
+        def decode(modes: tuple[Callable[[], Any], ...]) -> torch.Tensor:
+            cache = MemoryCache(attachment, None)
+            cache.set_memory([recalled(chunks)])
+            logits = []
+            for part, mode in zip(ids.split(ids.shape[1] // len(modes), 1), modes, strict=True):
+                with mode():
+                    logits += [net(one, past_key_values=cache).logits.detach() for one in part.split(1, 1)]
+            return torch.cat(logits, 1)
+
+        assert worst(decode(modes), decode((torch.enable_grad, torch.enable_grad))) <= 1e-5
+
+
+def test_retrieved_tokens_are_not_copied_for_each_token() -> None:
+    """Seen by the backend: they stay in one place until there is no room behind them."""
+    retrieved = RetrievedKV(torch.randn(1, 2, 5, 4), torch.randn(1, 2, 5, 4))
+    places, query = [], torch.randn(1, 2, 1, 4)
+
+    def backend(_: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *__: Any) -> Any:
+        places.append((key.data_ptr(), value.data_ptr()))
+        return query, None
+
+    with torch.no_grad():
+        for length in range(3, 3 + _SPARE + 2):
+            local = torch.randn(1, 2, length, 4)
+            retrieval_causal_attention(backend, torch.nn.Module(), query, local, local, None, retrieved)
+    assert len(set(places[:-1])) == 1
+    assert places[-1] != places[0]
 
 
 def test_beam_search_is_refused(chat: MemoryModel) -> None:

@@ -47,7 +47,14 @@ def test_balanced_trees_keep_what_they_may() -> None:
         layers, prefix, suffix = draw(1, 12), draw(0, 5), draw(1, 5)
         affixes = prefix + suffix
         chunk, context = affixes + draw(1, 40), draw(1, 400)
-        shape = Shape(chunk, affixes + draw(0, chunk - affixes), draw(0, layers - 1), affixes + draw(1, 40))
+        merges = (None, 1, 2)[draw(0, 2)]
+        shape = Shape(
+            chunk,
+            affixes + draw(0, chunk - affixes),
+            draw(0, layers - 1),
+            affixes + draw(1, 40),
+            merges=merges,
+        )
         found = plan(shape, layers, prefix, context, suffix)
         root = found.root
         assert root.kept == min(shape.target, affixes + context)
@@ -57,7 +64,8 @@ def test_balanced_trees_keep_what_they_may() -> None:
         assert found.stride == max(sizes)
         assert 1 <= min(sizes) >= max(sizes) - 1
         for n in nodes(root):
-            assert n.begin < n.end
+            without = n.children is not None and (n.last - n.first).bit_length() <= found.without
+            assert (n.begin == n.end) == without
             assert n.length <= shape.chunk or n.children is None
             for child in n.children or ():
                 assert child.end == n.begin
@@ -65,6 +73,10 @@ def test_balanced_trees_keep_what_they_may() -> None:
             if n.children:
                 assert n.length == sum(c.kept for c in n.children) - affixes
         assert (leaves[0].begin, root.end) == (0, layers)
+        per_leaf = (shape.leaf or shape.chunk) - affixes
+        assert max(sizes) <= per_leaf or len(leaves) * 2 > context  # no bound but the tokens themselves
+        if merges is not None:
+            assert (len(leaves) - 1).bit_length() - found.without <= merges
 
 
 @pytest.mark.parametrize(
@@ -79,6 +91,8 @@ def test_balanced_trees_keep_what_they_may() -> None:
         ({"context": 200, "warmup": 6, "mode": "paper"}, "32 leaves need a layer for each of 6 heights, but 2"),
         ({"context": 9, "leaf": 7, "mode": "paper"}, "do not fill 8 leaves"),
         ({"mode": "fast"}, "paper"),
+        ({"merges": 0}, "merges=0"),
+        ({"merges": 1, "mode": "paper"}, "balanced trees only"),
     ],
 )
 def test_what_cannot_be_a_tree(changes: dict[str, int | str], reason: str) -> None:
@@ -126,7 +140,8 @@ def test_the_prefix_runs_once_and_only_wanted_layers_travel(model: Models) -> No
         finally:
             handle.remove()
     leaves = [n for n in nodes(built.plan.root) if n.children is None]
-    assert len(leaves) == 8
+    assert len(leaves) == 64
+    assert built.plan.without == 3  # six heights, three of four layers left for them
     assert rows == [6, *(n.length - 6 for n in leaves)]
 
 
@@ -220,6 +235,63 @@ def test_a_long_prompt(model: Models) -> None:
             assert prompt.origins[:5].tolist() == [0, 1, 2, 3, 4]
             assert prompt.origins[-10:].tolist() == list(range(890, 900))
             assert len(prompt.generate(4, do_sample=False)) == 4
+
+
+def test_heights_without_layers_drop_by_what_the_leaves_measured(model: Models) -> None:
+    """The best tokens of all leaves, by a significance written out here; pooled, their neighbours come with them."""
+    net, ids = model("llama_gqa"), tokens(70, seed=4)[0].tolist()
+    prefix, context, suffix = ids[:2], ids[2:66], ids[66:]
+    with torch.no_grad(), attached(net) as attachment:
+        trees = trees_of(attachment)
+        for pool in (1, 5):
+            # four leaves of 16 run layers 0 and 1; a capacity of 32 drops nothing before the heights meet
+            found = trees.build(Shape(38, 22, 2, 22, merges=1), prefix, context, suffix, pool=pool)
+            assert found.plan.without == 1
+            scores = []
+            for at in range(0, 64, 16):
+                leaf = prefix + context[at : at + 16] + suffix
+                own = encode(attachment, leaf, needs_queries=True).layers[2]
+                rope, positions = attachment.ropes[2], torch.arange(len(leaf))[None]
+                keys, queries = (rope.rotate(x[None], positions)[0] for x in (own.keys, own.queries))
+                logit = (queries[:, -1:] @ keys.repeat_interleave(2, 0).transpose(1, 2))[:, 0].amax(0)[2:18]
+                padded = torch.nn.functional.pad(logit, (pool // 2,) * 2, value=-torch.inf)
+                scores.append(padded.unfold(0, pool, 1).amax(-1))
+            entered = [  # each pair of leaves is cut to 16 context tokens without a layer between, later ones at a tie
+                32 * pair + int(i)
+                for pair, of in enumerate((torch.cat(scores[:2]), torch.cat(scores[2:])))
+                for i in torch.sort(of, stable=True).indices[16:]
+            ]
+            kept = [int(i) - 2 for i in found.tokens.origins[:-4]]
+            assert set(kept) <= set(entered)
+            assert len(kept) == 16
+
+
+def test_asking_again_is_a_forward_of_the_suffix(model: Models) -> None:
+    """Over the tokens that were left, at their positions, as a plain forward with a cache computes it."""
+    net, ids = model("qwen3"), tokens(120)[0].tolist()
+    parts = ids[:3], ids[3:110], ids[110:]
+    with torch.no_grad(), attached(net) as attachment:
+        options = {"size": 40, "warmup": 0}
+        first, again = (compress_prompt(attachment, *parts, **options, again=x) for x in (False, True))  # type: ignore[arg-type]
+        assert torch.equal(first.positions, again.positions)
+        cache = first.cache()
+        for held in cache.layers:
+            held.keys, held.values = held.keys[:, :, :-10], held.values[:, :, :-10]
+        logits = net(torch.tensor([parts[2]]), position_ids=first.positions[None, -10:], past_key_values=cache).logits
+        assert worst(again.next_logits, logits[0, -1]) <= 1e-6
+        for mine, theirs in zip(again.cache().layers, cache.layers, strict=True):
+            assert worst(mine.keys, theirs.keys) <= 1e-6
+            assert worst(mine.values, theirs.values) <= 1e-6
+        assert worst(first.next_logits, again.next_logits) > 1e-3
+        assert len(again.generate(3, do_sample=False)) == 3
+        whole = compress_prompt(attachment, *parts, size=200, again=True)  # one leaf: asking again changes nothing
+        plain = net(torch.tensor([ids])).logits[0, -1]
+        assert worst(whole.next_logits, plain) <= 1e-5
+        with pytest.raises(InputError, match="ask again"):
+            compress_prompt(attachment, *parts, **options, mode="paper", again=True)  # type: ignore[arg-type]
+        for pool, mode in ((2, "balanced"), (0, "balanced"), (3, "paper")):
+            with pytest.raises(InputError, match="odd"):
+                compress_prompt(attachment, *parts, size=80, warmup=0, pool=pool, mode=mode)
 
 
 def test_forest_roots_are_written_as_they_finish(client: kvbank.Client) -> None:

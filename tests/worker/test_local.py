@@ -33,8 +33,8 @@ def test_within_the_budget_nothing_changes(model: Models, family: str, backend: 
             net(ids[:, a:b], attention_mask=mask[:, :b], past_key_values=cache).logits
             for a, b in ((0, 9), (9, 13), (13, 20))
         ]
-    assert worst(torch.cat(found, 1)[0], plain[0]) <= 3e-6
-    assert worst(torch.cat(found, 1)[1, 6:], plain[1, 6:]) <= 3e-6
+    assert worst(torch.cat(found, 1)[0], plain[0]) <= 5e-6
+    assert worst(torch.cat(found, 1)[1, 6:], plain[1, 6:]) <= 5e-6
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

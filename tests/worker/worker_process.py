@@ -1,4 +1,4 @@
-"""A worker in a process of its own, for test_processes.py and test_spool.py."""
+"""A worker in a process of its own, for test_processes.py, test_spool.py and test_icae_compressor.py."""
 
 import json
 import os
@@ -12,6 +12,7 @@ from tiny import build, tokenizer, tokens
 
 import kvbank
 from model_worker.attachment import attach
+from model_worker.errors import BankMismatch
 from model_worker.memory import Memory, encode
 from model_worker.spool import Spool
 
@@ -63,4 +64,28 @@ def die(address: str, name: str, folder: str) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-{"share": share, "die": die}[sys.argv[1]](*sys.argv[2:])
+def slots(address: str, name: str, folder: str, other: str) -> None:
+    """Attend to the memory slots in a bank, without peft; then restore them and answer from them with an adapter."""
+    sys.modules["peft"] = None  # type: ignore[assignment]
+    memory = open_memory(address, name, strict=True)
+    memory.top_k = 9
+    memory.open()
+    [found] = memory.recall([tokens(97, seed=1)[0].tolist()]) or [[]]
+    sums = [float(sum(k.double().sum() for k, _, _ in chunk.layers.values())) for chunk in found]
+    del sys.modules["peft"]
+    from model_worker.compress.icae import adapter_of
+    from model_worker.icae import answer, restore
+
+    icae, ids = adapter_of(memory.attachment, folder), [chunk.chunk_id for chunk in found]
+    got = memory.slots(ids, icae)
+    refused = ""
+    try:
+        memory.slots(ids, adapter_of(memory.attachment, other))
+    except BankMismatch as error:
+        refused = str(error)
+    restored = [restore(icae, own) for own in got]
+    answered = answer(icae, got, [7, 8], max_new_tokens=9)
+    print(json.dumps({"sums": sums, "restored": restored, "answer": answered, "refused": refused}))
+
+
+{"share": share, "die": die, "slots": slots}[sys.argv[1]](*sys.argv[2:])

@@ -8,7 +8,7 @@ import pytest
 DOCS = Path(__file__).parents[2] / "docs"
 
 
-@pytest.mark.parametrize("page", ["worker.md", "chat.md", "compression.md"])
+@pytest.mark.parametrize("page", ["worker.md", "chat.md", "compression.md", "icae.md"])
 def test_blocks_run(
     page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -18,4 +18,10 @@ def test_blocks_run(
     for number, block in enumerate(blocks):
         exec(compile(block, f"{page} block {number}", "exec"), {})
     printed = capsys.readouterr().out
-    assert {"worker.md": "chunks written", "chat.md": "\n", "compression.md": "became 512 and go on"}[page] in printed
+    expected = {
+        "worker.md": "chunks written",
+        "chat.md": "\n",
+        "compression.md": "became 512 and go on",
+        "icae.md": "stored slots",
+    }
+    assert expected[page] in printed

@@ -45,6 +45,21 @@ def test_goes_on_with_its_own_model_and_service(chat: list[object], tmp_path: Pa
     assert len(read_session(tmp_path, "sea")[1]) == 2
 
 
+def test_a_local_rule_is_taken_and_a_change_of_it_told(chat: list[object], tmp_path: Path) -> None:
+    options = ["--plain", "--max-new-tokens", 3]
+    for _ in range(2):
+        done = kvbank_command(*chat, *options, "--local", "tova:m=16", stdin="ahoy\n")
+        assert (done.exit_code, done.stderr) == (0, "")
+    done = kvbank_command(*chat, *options, stdin="who\n")
+    assert done.exit_code == 0
+    assert done.stderr.count("\n") == 1
+    assert "under the local rule tova:m=16 and goes on under none" in done.stderr
+    done = kvbank_command(*chat, *options, "--local", "best", stdin="who\n")
+    assert done.exit_code == 1
+    assert done.stderr.startswith("kvbank: ")
+    assert done.stderr.count("\n") == 1
+
+
 def test_ls_show_rm(chat: list[object], address: str, tmp_path: Path) -> None:
     assert kvbank_command(*chat, "--max-new-tokens", 90, "--window", 64, stdin="ahoy\nwho\n").exit_code == 0
     folder = ["--sessions", tmp_path]

@@ -1,6 +1,7 @@
 """Sessions over a real service: durable turns, windows that come back, a bank that has each token once."""
 
 import os
+import re
 import resource
 import shutil
 import signal
@@ -8,7 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +131,63 @@ def test_another_window_size(model: MemoryModel, tmp_path: Path, window: int) ->
         say(session, *WORDS[:2])
         assert session._cache_now.physical <= window
         check_bank(session, ahead=window > WINDOW)
+
+
+RULE = "tova:m=20"
+
+
+def test_a_local_rule_holds_and_an_interrupted_conversation_is_the_same(model: MemoryModel, tmp_path: Path) -> None:
+    """What the rule kept of what left the window comes back with the window, also of a first, short turn."""
+    with opened(model, tmp_path, "whole", local=RULE) as session:
+        whole = say(session, *WORDS)
+        assert {layer.held for layer in session._cache_now.layers} == {20}
+        kept = session._cache_now.layers[1].positions
+        expected = next_logits(session)
+    with opened(model, tmp_path, "window") as session:
+        assert ids(say(session, *WORDS)) != ids(whole)
+    for word in WORDS:
+        with opened(model, tmp_path, "cut", local=RULE) as session:
+            say(session, word, max_new_tokens=ANSWER)
+    with opened(model, tmp_path, "cut", local=RULE) as session:
+        assert ids(session.log.turns) == ids(whole)
+        check_bank(session)
+        assert torch.equal(session._cache_now.layers[1].positions, kept)
+        torch.testing.assert_close(next_logits(session), expected, atol=1e-4, rtol=0)
+
+
+def test_the_models_own_rule_is_the_sessions(model_folder: Path, address: str, tmp_path: Path) -> None:
+    options = {"memory": address, "bank": (), "chunk": CHUNK, "window": WINDOW, "local": "tova:m=7,heads=own"}
+    with MemoryModel.from_pretrained(str(model_folder), **options) as model, opened(model, tmp_path) as session:
+        say(session, *WORDS[:2])
+        assert {layer.held for layer in session._cache_now.layers} == {7}
+    with MemoryModel.from_pretrained(str(model_folder), **options) as model, opened(model, tmp_path) as session:
+        say(session, *WORDS[2:])
+        check_bank(session)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"), [(None, RULE), (RULE, None), (RULE, "tova:m=21"), (RULE, "tova:m=20,observer=window:2")]
+)
+def test_another_local_rule_is_told(model: MemoryModel, tmp_path: Path, before: str | None, after: str | None) -> None:
+    with opened(model, tmp_path, local=before) as session:
+        say(session, *WORDS)
+    told = f"left under the local rule {before or 'none'} and goes on under {after or 'none'}:"
+    with ExitStack() as stack:
+        with pytest.warns(RuntimeWarning, match=re.escape(told)):
+            session = stack.enter_context(opened(model, tmp_path, local=after))
+        check_bank(session)
+        say(session, "more")
+        check_bank(session)
+    with opened(model, tmp_path, local=after) as session:
+        say(session, "and more")
+
+
+@pytest.mark.parametrize("rule", ["tova", "tova:m=0", "window:m=3", "nonsense:m=3"])
+def test_a_local_rule_that_there_is_not(model: MemoryModel, tmp_path: Path, rule: str) -> None:
+    with pytest.raises(InputError), opened(model, tmp_path, local=rule):
+        pass
+    with opened(model, tmp_path):
+        pass
 
 
 # A worker that kills itself in the middle of its third turn.
