@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,9 @@ from model_worker.errors import InputError, ReaderChanged, UnsupportedModel
 from model_worker.probe import LayerReport, probe
 from model_worker.rope import Rope
 from model_worker.view import ForwardState, enter_attention, leave_attention, note_projection
+
+if TYPE_CHECKING:
+    from model_worker.icae import Icae
 
 MODES = ("memlong", "per_layer")
 POSITIONS = ("zero", "continual", "original")
@@ -69,6 +72,8 @@ class Attachment:
         self.model, self.plan, self.reports, self.ropes, self.reader = model, plan, reports, ropes, reader
         self.gates = dict(gates)
         self._backend, self.tokenizer = backend, tokenizer
+        # ICAE adapters that were loaded for this model, by name: read, and their base hashed, once.
+        self.adapters: dict[str, Icae] = {}
         self._state = state_token(model)
         self._handles = [decoder_of(model).register_forward_pre_hook(self._before_forward, with_kwargs=True)]
         for layer in plan.memory_layers:

@@ -73,13 +73,16 @@ def _behind(retrieved: RetrievedKV, key: Tensor, value: Tensor) -> tuple[Tensor,
     memory = retrieved.keys.shape[2]
     end = memory + key.shape[2]
     room = retrieved._room
-    like = (key.dtype, key.is_inference())
-    if not room or room[0].shape[2] < end or (room[0].dtype, room[0].is_inference()) != like:
+    if not room or room[0].shape[2] < end or _kind(room[0]) != _kind(key):
         room[:] = [x.new_empty((*x.shape[:2], end + _SPARE, x.shape[3])) for x in (key, value)]
         room[0][:, :, :memory], room[1][:, :, :memory] = retrieved.keys, retrieved.values
     keys, values = (whole[:, :, :end] for whole in room)
     keys[:, :, memory:], values[:, :, memory:] = key, value
     return keys, values
+
+
+def _kind(tensor: Tensor) -> tuple[object, ...]:
+    return tensor.shape[0], tensor.dtype, tensor.device, tensor.is_inference()
 
 
 def _grow_mask(mask: Tensor | None, valid: Tensor | None, query: Tensor, key: Tensor, memory: int) -> Tensor | None:

@@ -225,9 +225,10 @@ def _comparison(title: str, measured: Sequence[_Measured]) -> Table:
 def _restored(title: str, first: str, lines: "Sequence[tuple[str, Restoration]]") -> Table:
     from model_worker.evaluate.interval import interval
 
-    table = _table(title, first, "tokens", "slots", "own", "other", "plain", "accuracy", "BLEU", "prefix")
+    table = _table(title, first, "tokens", "slots", "own", "other", "plain", "accuracy", "(plain)", "BLEU", "prefix")
     for name, own in lines:
-        values = [_mean(values) for values in (own.own.nats, own.other.nats, own.plain.nats, own.own.right)]
+        found = (own.own.nats, own.other.nats, own.plain.nats, own.own.right, own.plain.right)
+        values = [_mean(values) for values in found]
         bleu = "-" if own.own.bleu is None else f"{own.own.bleu:.1f}"
         table.add_row(escape(name), str(own.tokens), str(own.slots), *values, bleu, _mean(own.own.prefix))
     nats = max(interval(reader.nats).width for _, own in lines for reader in (own.own, own.other, own.plain))
@@ -310,7 +311,7 @@ def _write_plots(folder: Path, model: str, measured: Sequence[_Measured]) -> Non
         by_slots |= _curves(label, found.parts, lambda made: made.slots)
         after["all of it"] = [(c.context, float(c.full.mean())) for c in found.continuations]
         after[f"{label}its slots"] = [(c.context, float(c.slots.mean())) for c in found.continuations]
-        last = [(c.context, float(c.last.mean())) for c in found.continuations]
+        last = [(float(c.context), float(c.last.mean())) for c in found.continuations]
         if last not in after.values():  # adapters of one rate share it
             after[f"{'' if own is measured[0] else label}as many last tokens"] = last
         levels = {"nothing": float(found.continuations[0].none.mean())}

@@ -14,7 +14,6 @@ depends on the model, its vocabulary and the adapter, and no number is right for
 import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
-from weakref import WeakKeyDictionary
 
 import torch
 
@@ -30,8 +29,6 @@ if TYPE_CHECKING:
     from model_worker.stored import Layers
 
 PAYLOADS = ("auto", "soft", "kv")
-# By attachment and name: an adapter is read, and its base hashed, once.
-_LOADED: "WeakKeyDictionary[Attachment, dict[str, Icae]]" = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -98,16 +95,15 @@ class Autoencoder(Compressor):
 
 
 def adapter_of(attachment: "Attachment", name: str) -> "Icae":
-    """The ICAE adapter `name` on the attached model, loaded at the first call. The model itself is not changed.
+    """The ICAE adapter `name` on the attached model, as it was at the first call. The model itself is not changed.
 
     Raises ModelNotFound, and InputError for an adapter of another base or without peft.
     """
     from model_worker.icae import Icae
 
-    loaded = _LOADED.setdefault(attachment, {})
-    if name not in loaded:
-        loaded[name] = Icae.from_pretrained(attachment.model, name)
-    return loaded[name]
+    if name not in attachment.adapters:
+        attachment.adapters[name] = Icae.from_pretrained(attachment.model, name)
+    return attachment.adapters[name]
 
 
 def _short(icae: "Icae", tokens: int) -> bool:
