@@ -15,6 +15,7 @@ from rich.table import Table
 from model_worker.errors import InputError
 
 if TYPE_CHECKING:
+    from model_worker.icae.config import IcaeConfig
     from model_worker.icae.model import Icae
 
 training = typer.Typer(no_args_is_help=True, help="Train what compresses.")
@@ -53,6 +54,7 @@ def _group() -> None:
     """With one command typer would drop the group's name."""
 
 
+SLOTS = 128  # as the paper's
 _ADAPTER, _DATA, _RUN = "The adapter (ignored with --adapter)", "Data and objective", "The run"
 
 
@@ -75,7 +77,14 @@ def icae(
     adapter: Annotated[
         str | None, typer.Option(help="Go on from this adapter (folder or hub id), as fine-tuning does.")
     ] = None,
-    slots: Annotated[int, typer.Option(min=1, help="Memory tokens a span.", rich_help_panel=_ADAPTER)] = 128,
+    slots: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Memory tokens a span. Default: 128, or as many as the model's positions hold.",
+            rich_help_panel=_ADAPTER,
+        ),
+    ] = None,
     rate: Annotated[int, typer.Option(min=1, help="Tokens a slot: compression.", rich_help_panel=_ADAPTER)] = 4,
     interface: Annotated[
         Interface,
@@ -152,7 +161,8 @@ def icae(
     batch: Annotated[int, typer.Option(min=1, help="Contexts at a time.", rich_help_panel=_RUN)] = 8,
     accumulate: Annotated[int, typer.Option(min=1, help="Batches an update.", rich_help_panel=_RUN)] = 1,
     lr: Annotated[
-        float | None, typer.Option(help="Default: 1e-4; finetune: 5e-5. Small models want 1e-3.", rich_help_panel=_RUN)
+        float | None,
+        typer.Option(help="Above 0. Default: 1e-4; finetune: 5e-5. Small models want 1e-3.", rich_help_panel=_RUN),
     ] = None,
     warm_up: Annotated[int, typer.Option(min=0, help="Updates.", rich_help_panel=_RUN)] = 300,
     schedule: Annotated[Schedule, typer.Option(help="Of the rate.", rich_help_panel=_RUN)] = Schedule.COSINE,
@@ -182,7 +192,8 @@ def icae(
     First pretrain on plain text (restore the text from its slots, and continue it), then, if questions are to be
     answered from slots, finetune with --adapter on instructions. Losses are in nats a token and logged apart: ae_loss
     (restoration) should fall towards 0, lm_loss (continuation) cannot. A plateau near 2 is normal; a higher rate helps
-    to leave it. Only the adapter is written, never the base.
+    to leave it. Only the adapter is written, never the base. It is bound to the base as loaded here, dtype included:
+    the same weights in another dtype are refused.
 
     Example: kvbank train icae --data book.txt --out run --slots 16 --rank 64 --targets all-linear --positions spread
     --lr 2e-3 --minutes 30
@@ -198,7 +209,7 @@ def icae(
         minutes=minutes,
         batch=batch,
         accumulate=accumulate,
-        rate=lr or (5e-5 if finetunes else 1e-4),
+        rate=(5e-5 if finetunes else 1e-4) if lr is None else lr,
         warm_up=warm_up,
         schedule=schedule.value,
         clip=clip,
@@ -212,7 +223,9 @@ def icae(
     start = _start(checkpoints(out), out, resume)
     loaded, tokenizer = _load(model, device)
     delimiters = chat_delimiters(tokenizer) if finetunes and chat else ((), ())
-    config = IcaeConfig(slots, rate, interface.value, positions.value, lm_row, *delimiters)
+    config = IcaeConfig(slots or SLOTS, rate, interface.value, positions.value, lm_row, *delimiters)
+    if slots is None:
+        config = _fitted(config, loaded)
     lora = {"rank": rank, "alpha": alpha, "dropout": dropout, "targets": _targets(targets), "seed": seed}
     made = _adapter(loaded, adapter, config, lora, finetunes)
     limit = context or made.config.capacity * (10 if finetunes else 1)
@@ -245,6 +258,8 @@ def icae(
 
 def _start(found: list[Path], out: Path, resume: bool) -> Path | None:
     """The checkpoint to go on from; nothing of an earlier run is overwritten unasked."""
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out} is a file: --out is the folder of the run")
     if resume and not found:
         raise InputError(f"there is no complete checkpoint in {out} to resume from")
     if not resume and out.exists() and any(out.iterdir()):
@@ -262,6 +277,12 @@ def _load(model: str, device: str) -> tuple[Any, Any]:
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise InputError("there is no CUDA device here; use --device cpu")
     return load_model(model, device=("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+
+
+def _fitted(config: "IcaeConfig", base: Any) -> "IcaeConfig":
+    """With as many slots as fit, where the default has too many. With none, making the adapter says so."""
+    positions = getattr(base.config, "max_position_embeddings", None) or config.needed()
+    return replace(config, slots=max(1, min(config.slots, config.fitting(positions))))
 
 
 def _targets(text: str) -> str | list[str]:

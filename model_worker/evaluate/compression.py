@@ -84,8 +84,8 @@ def measure(
 ) -> list[Row]:
     """Rows for `nothing`, `full`, and every method at every budget. documents: `chunk + follow` ids each.
 
-    methods: specs in which N stands for the budget. calibration: ids for `bias=measured`. progress: called with
-    (documents done, documents in all).
+    methods: specs in which N stands for the budget. calibration: ids for `bias=measured`, of other text.
+    progress: called with (documents done, documents in all).
     """
     if any(len(ids) != chunk + follow for ids in documents) or len(documents) < 2:
         raise InputError("two documents or more are needed, each of chunk + follow tokens")
@@ -93,7 +93,7 @@ def measure(
     with ExitStack() as stack:
         stack.callback(attachment.detach)
         plans = list(_plans(methods, budgets, chunk))
-        table = _table(stack, attachment, calibration) if any("=measured" in name for name in methods) else ""
+        table = _table(stack, attachment, calibration, chunk) if calibrates(methods) else ""
         losses: list[list[float]] = [[] for _ in plans]
         seconds = [0.0 for _ in plans]
         sizes = [0.0 for _ in plans]
@@ -129,10 +129,15 @@ def cut(ids: Sequence[int], length: int, count: int) -> Iterator[list[int]]:
         yield list(ids[at : at + length])
 
 
-def _table(stack: ExitStack, attachment: Attachment, ids: Sequence[int]) -> str:
-    """A calibrated table in a file that goes with `stack`."""
+def calibrates(methods: Sequence[str]) -> bool:
+    """Whether `measure` needs `calibration` for any of them."""
+    return any("=measured" in name for name in methods)
+
+
+def _table(stack: ExitStack, attachment: Attachment, ids: Sequence[int], chunk: int) -> str:
+    """A calibrated table in a file that goes with `stack`; no distance in a tree is beyond its chunk."""
     folder = Path(stack.enter_context(TemporaryDirectory()))
-    found = calibrate(attachment, ids, segments=40)
+    found = calibrate(attachment, ids, distances=min(chunk, (attachment.trained_length or 4096) // 2), segments=40)
     return str(save_bias(attachment, found.table, {}, folder / "table.safetensors"))
 
 

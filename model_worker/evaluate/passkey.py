@@ -1,7 +1,7 @@
 """Passkeys: a fact in the middle of a long text, asked for at its end, at multiples of the trained length.
 
 The text is filler with one statement of model_worker.facts in it, at evenly spread depths; the question is the suffix.
-An answer counts when greedy decoding says the number to the last digit. Ways to read the same prompt:
+An answer counts when greedy decoding says the number to the last digit and no digit more. Ways to read the same prompt:
 
 * `plain, all tokens`: one forward at positions the model was not trained for.
 * `plain, last tokens`: the most recent tokens that fit into the trained length.
@@ -10,6 +10,7 @@ An answer counts when greedy decoding says the number to the last digit. Ways to
 """
 
 import random
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -28,7 +29,7 @@ _ANSWER = 8  # new tokens
 
 @dataclass(frozen=True, slots=True)
 class Tuning:
-    """Parameters of `compress_prompt` for the tuned way; size counts for all ways."""
+    """Parameters of `compress_prompt` for the tuned way; size counts for all ways. An even pool raises InputError."""
 
     size: int | None = None
     leaf: int | None = None
@@ -36,6 +37,10 @@ class Tuning:
     merges: int | None = None
     pool: int = 1
     again: bool = False
+
+    def __post_init__(self) -> None:
+        if self.pool < 1 or self.pool % 2 == 0:
+            raise InputError(f"pool={self.pool} has to be an odd number")
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +100,7 @@ def measure_passkeys(
                 for name, answer in ways.items():
                     if not refused[name]:
                         try:
-                            right[name] += _is_right(tokenizer, answer(prompt), prompt.fact)
+                            right[name] += tells(str(tokenizer.decode(answer(prompt))), prompt.fact.number)
                         except InputError as error:
                             refused[name] = str(error)
                 if progress is not None:
@@ -104,6 +109,11 @@ def measure_passkeys(
     finally:
         attachment.detach()
     return scores
+
+
+def tells(answer: str, number: str) -> bool:
+    """Whether an answer begins with the number, to its last digit and with none behind it."""
+    return re.match(rf"\s*{number}(?!\d)", answer) is not None
 
 
 _Way = Callable[[_Prompt], list[int]]
@@ -161,7 +171,3 @@ def _prompts(tokenizer: Any, filler: list[int], length: int, samples: int, seed:
         begin = draw.randrange(len(filler) - room + 1)
         text, at = filler[begin : begin + room], round(room * (index + 0.5) / samples)
         yield _Prompt(prefix, text[:at] + statement + text[at:], suffix, fact)
-
-
-def _is_right(tokenizer: Any, ids: list[int], fact: Fact) -> bool:
-    return str(tokenizer.decode(ids)).strip().startswith(fact.number)

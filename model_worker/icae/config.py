@@ -55,6 +55,31 @@ class IcaeConfig:
         """Tokens that one span holds at most."""
         return self.slots * self.rate
 
+    def needed(self, slots: int | None = None) -> int:
+        """Positions that a full span takes, of `slots` instead of its own if given.
+
+        The encoder reads span and memory rows, the decoder slots, a row and the span again. Spread K-V stand on the
+        source's positions, and the decoder goes on behind it.
+        """
+        slots = slots or self.slots
+        spreads = self.interface == "kv" and self.positions == "spread"
+        return slots * self.rate + (slots * self.rate if spreads else slots) + 1
+
+    def fitting(self, positions: int) -> int:
+        """How many slots of this form at most fit a model of so many positions; 0 for none."""
+        return max(0, (positions - 1) // (self.needed(1) - 1))
+
+    def check_fits(self, positions: int | None) -> None:
+        """Raises InputError where a full span runs beyond the model's positions; None: it states no limit."""
+        if positions is None or self.needed() <= positions:
+            return
+        most = self.fitting(positions)
+        hint = f"at rate {self.rate} at most {most} slots fit" if most else f"rate {self.rate} is too much for any slot"
+        raise InputError(
+            f"{self.slots} slots of {self.rate} tokens need {self.needed()} positions, this model has {positions}: "
+            f"{hint}"
+        )
+
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=2, sort_keys=True) + "\n"
 

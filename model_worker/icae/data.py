@@ -9,7 +9,6 @@ to be scored, that code restores the cut-off front of the text and drops the res
 
 from __future__ import annotations
 
-import gzip
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from torch.utils.data import Dataset
 
 from model_worker.errors import InputError
 from model_worker.icae.layout import LEAVE
+from model_worker.train.books import read_book
 
 PRETRAINING, INSTRUCTION = ("text",), ("input", "prompt", "answer")
 _MARK = "\u2063kvbank\u2063"  # stands for the user's turn in a chat template
@@ -225,19 +225,22 @@ class JsonTexts:
 
 
 def text_pieces(path: Path, encoder: TextEncoder, length: int) -> Tokens:
-    """A plain text (or .gz) as pieces of `length` tokens, BOS in front of the first: a book is many texts."""
-    try:
-        raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-        ids = encoder.document(raw.decode("utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read {path}: {error}") from None
+    """A plain text (or .gz) as pieces of `length` tokens, BOS in front of the first: a book is many texts.
+
+    Lines within a paragraph are joined, as in the texts of an evaluation. Raises InputError for a file that cannot be
+    read, and for one without text.
+    """
+    text = read_book(path)
+    if not text.strip():
+        raise InputError(f"{path} has no text")
+    ids = encoder.document(text)
     return Tokens([ids[at : at + length] for at in range(0, len(ids), length)])
 
 
 class PretrainingSet(Dataset[Sample]):
     """Samples by number: sample i is drawn from text i modulo the number of texts, with a seed of its own.
 
-    passes: how often each text is drawn from; every pass draws anew.
+    passes: how often each text is drawn from; every pass draws anew. Raises InputError where there is no text.
     """
 
     def __init__(
@@ -252,6 +255,8 @@ class PretrainingSet(Dataset[Sample]):
         self._texts, self._rules, self._eos = texts, rules, eos
         self._seed, self._passes = seed, passes
         self._ends = np.cumsum([len(part) for part in texts])
+        if not sum(len(part) for part in texts):
+            raise InputError("there is no text to draw samples from")
 
     def __len__(self) -> int:
         return int(self._ends[-1]) * self._passes

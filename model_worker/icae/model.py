@@ -64,8 +64,9 @@ class Icae(nn.Module):
         """An untrained adapter for `base`. The same seed gives the same one.
 
         targets: names of linear modules, or peft's `all-linear`. Raises InputError without peft, for a base that has an
-        adapter already, and for targets that are not there.
+        adapter already, for targets that are not there, and for spans beyond the base's positions.
         """
+        config.check_fits(_positions(base))
         with files.using_peft() as peft:
             inner, decoder = _twins(base)
             lora = peft.LoraConfig(
@@ -92,7 +93,8 @@ class Icae(nn.Module):
     ) -> "Icae":
         """The adapter in a folder or under a hub id, on `base`. trainable: for further training.
 
-        Raises ModelNotFound without such a folder, InputError without peft and for a base other than its own.
+        Raises ModelNotFound without such a folder, InputError without peft, for a base other than its own (in another
+        dtype it is another), and for spans beyond the base's positions.
         """
         with files.using_peft() as peft:
             found = files.find(name, revision)
@@ -101,8 +103,10 @@ class Icae(nn.Module):
             if config.base_digest and config.base_digest != own:
                 raise InputError(
                     f"the ICAE adapter {name} was trained for another base ({config.base or 'unnamed'}, digest "
-                    f"{config.base_digest}; this model, in the dtype it has now, is {own}): its slots mean nothing here"
+                    f"{config.base_digest}; this model is {own}): its slots mean nothing here. The same model in "
+                    f"another dtype is another base: load it in the dtype of the training (now {_dtype(base)})"
                 )
+            config.check_fits(_positions(base))
             width = _width(base)
             if rows.shape[1] != width:
                 raise InputError(f"the ICAE adapter {name} is {rows.shape[1]} wide, this model {width}")
@@ -342,6 +346,16 @@ def _in_order(spans_: Tensor) -> Tensor:
 
 def _width(base: nn.Module) -> int:
     return int(base.get_input_embeddings().weight.shape[1])  # type: ignore[operator]
+
+
+def _dtype(base: nn.Module) -> str:
+    return str(getattr(base, "dtype", "unknown")).removeprefix("torch.")
+
+
+def _positions(base: nn.Module) -> int | None:
+    """How many the base was made for; None where it does not say."""
+    said = getattr(base.config, "max_position_embeddings", None)
+    return said if isinstance(said, int) and said > 0 else None
 
 
 def _name(base: nn.Module) -> str:

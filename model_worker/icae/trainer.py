@@ -75,6 +75,8 @@ class TrainSettings:
                 raise InputError(f"{name} is at least 1, not {getattr(self, name)}")
         if (self.steps is not None and self.steps < 1) or (self.minutes is not None and self.minutes <= 0):
             raise InputError("steps and minutes are more than nothing")
+        if not 0 < self.rate < math.inf:
+            raise InputError(f"the learning rate is a number above 0, not {self.rate}")
 
 
 @dataclass(frozen=True)
@@ -230,10 +232,13 @@ def train(
     """Train `icae` in place and write it to `settings.out / "adapter"`.
 
     resume: a checkpoint of the same settings, from which everything goes on: weights, optimiser, rate, samples, random
-    numbers (the clock starts anew). optimizer: instead of AdamW. Raises InputError for fp16 and for a checkpoint that
-    does not fit, WorkerError where the loss is no number any more.
+    numbers (the clock starts anew). optimizer: instead of AdamW. Raises InputError for fp16, for a checkpoint that does
+    not fit and where `settings.out` cannot be a folder, WorkerError where the loss is no number any more.
     """
-    settings.out.mkdir(parents=True, exist_ok=True)
+    try:
+        settings.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{settings.out} cannot be the folder of a run: {error.strerror}") from None
     pace = pace or Pace(settings.minutes)
     if resume is not None and resume not in checkpoints(resume.parent):
         raise InputError(f"{resume} is not a complete checkpoint: it has no trainer_state.json")

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import gzip
 import re
+import zlib
 from pathlib import Path
+
+from model_worker.errors import InputError
 
 HELD_BACK = (
     "alice-s-adventures-in-wonderland",
@@ -21,7 +24,13 @@ def book_paths(folder: Path, held_back: bool = False) -> list[Path]:
 
 
 def read_book(path: Path) -> str:
-    """The text with hard line ends inside paragraphs joined: a model of prose has no use for a printer's line width."""
-    raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    text = raw.decode("utf-8").replace("\r\n", "\n")
+    """The text with hard line ends inside paragraphs joined: a model of prose has no use for a printer's line width.
+
+    Raises InputError for a file that is missing, a damaged or truncated .gz, and text that is not UTF-8.
+    """
+    try:
+        raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        text = raw.decode("utf-8").replace("\r\n", "\n")
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
     return re.sub(r"(?<=\S)\n(?=\S)", " ", text)

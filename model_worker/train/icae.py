@@ -2,7 +2,7 @@
 
 Texts are those of the small model: novels (some held back) and source of the standard library. Spans are short at first
 (a slot a token, then more and more tokens a slot), since a reader that was never trained to read slots has to be found
-before anything can be packed. Every 50 updates the held-back text is measured: own slots, another text's, none.
+before anything can be packed. Every 100 updates the held-back text is measured: own slots, another text's, none.
 
 The run ends by `--steps` or `--minutes`. Only a run by steps is the same bit for bit: by the clock, the rate and the
 lengths of spans follow the clock. `--ship DIR` puts a finished run where the package expects it, weights in float16.

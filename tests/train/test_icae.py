@@ -1,5 +1,6 @@
 """Training of ICAE adapters: samples, losses, what the Trainer averages, saves and resumes, the commands."""
 
+import gzip
 import json
 import shutil
 import sys
@@ -17,7 +18,7 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from tokenizers.processors import TemplateProcessing
 from torch.nn import functional
 from torch.utils.data import Dataset
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, TrainingArguments
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, TrainerCallback, TrainingArguments
 
 import model_worker
 from kvbank.cli import main
@@ -44,6 +45,7 @@ from model_worker.icae.data import (
 from model_worker.icae.objectives import Objectives, Tally, collate
 from model_worker.icae.trainer import LOG, IcaeTrainer, Pace, TrainSettings, checkpoints, train
 from model_worker.train import icae as script
+from model_worker.train.books import read_book
 from model_worker.train.tokenizer import HELD_BACK, stdlib_text
 
 VOCABULARY, BOS, EOS = 61, 7, 9  # not 1 and 2, which the authors' code has for all models
@@ -176,6 +178,47 @@ def test_instructions_encode_the_context_as_pretraining_does(tmp_path: Path):
     assert samples[0] == Sample("ft", (BOS, 12, 13), (30, EOS), prompt=(20, 21))
     with pytest.raises(InputError, match=r":1: the field 'text' is missing"):
         JsonLines(path, PRETRAINING)
+
+
+def test_a_plain_text_is_read_as_an_evaluation_reads_it(tmp_path: Path):
+    """Lines within a paragraph joined; a .gz is the same text."""
+    paragraphs = "w10 w11\r\nw12\n\nw13\nw14"
+    plain, packed = tmp_path / "a.txt", tmp_path / "a.txt.gz"
+    plain.write_bytes(paragraphs.encode())
+    packed.write_bytes(gzip.compress(paragraphs.encode()))
+    assert read_book(plain) == read_book(packed) == "w10 w11 w12\n\nw13 w14"
+    seen: list[str] = []
+
+    class Watched(TextEncoder):
+        def document(self, text: str) -> list[int]:
+            seen.append(text)
+            return super().document(text)
+
+    for path in (plain, packed):
+        assert text_pieces(path, Watched(tokenizer(), BOS), 8).ids(0) == [BOS, 10, 11, 12, 13, 14]
+    assert seen == [read_book(plain)] * 2
+
+
+@pytest.mark.parametrize("damage", ["truncated", "no gzip", "broken stream", "not UTF-8"])
+def test_a_damaged_book_is_one_clear_error(tmp_path: Path, damage: str):
+    packed = gzip.compress(" ".join(f"w{word}" for word in words(400)).encode())
+    broken = packed[:10] + b"\xff" * 20 + packed[30:]
+    content = {"truncated": packed[:-40], "no gzip": b"w12 w13", "broken stream": broken, "not UTF-8": None}[damage]
+    path = tmp_path / "book.txt.gz"
+    path.write_bytes(gzip.compress(b"w12 \xff") if content is None else content)
+    with pytest.raises(InputError, match=r"cannot read .*book\.txt\.gz: \S"):
+        read_book(path)
+    with pytest.raises(InputError, match=r"cannot read .*book\.txt\.gz: \S"):
+        text_pieces(path, TextEncoder(tokenizer(), BOS), 8)
+
+
+def test_nothing_to_train_on_is_refused(tmp_path: Path):
+    (tmp_path / "empty.txt").write_text(" \n")
+    with pytest.raises(InputError, match=r"empty\.txt has no text"):
+        text_pieces(tmp_path / "empty.txt", TextEncoder(tokenizer(), BOS), 8)
+    for nothing in ([], [Tokens([])]):
+        with pytest.raises(InputError, match="no text to draw"):
+            PretrainingSet(nothing, SampleRules(), EOS)
 
 
 def test_a_plain_text_becomes_pieces_without_losing_any(tmp_path: Path):
@@ -446,6 +489,12 @@ def test_nothing_trainable_and_a_broken_loss_are_said(tmp_path: Path):
         train(frozen, Samples(mixed()), settings(tmp_path / "frozen", steps=1))
     with pytest.raises(InputError, match="schedule"):
         settings(tmp_path, schedule="linear")
+    for rate in (0.0, -1.0, float("nan"), float("inf")):
+        with pytest.raises(InputError, match="above 0"):
+            settings(tmp_path, rate=rate)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot be the folder of a run"):
+        train(adapter(), Samples(mixed()), settings(tmp_path / "file", steps=1))
     broken = adapter()
     with torch.no_grad():
         broken.memory.fill_(float("nan"))
@@ -453,14 +502,46 @@ def test_nothing_trainable_and_a_broken_loss_are_said(tmp_path: Path):
         train(broken, Samples(mixed()), settings(tmp_path / "broken", steps=1))
 
 
+class TenthsOfARun(Pace):
+    """A clock that moves on by a tenth of the limit with each update, however fast the machine is."""
+
+    def __init__(self) -> None:
+        super().__init__(1.0)
+        self.updates = 0
+
+    @property
+    def seconds(self) -> float:
+        return 6.0 * self.updates
+
+
+class Tick(TrainerCallback):
+    def __init__(self, pace: TenthsOfARun):
+        self._pace = pace
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._pace.updates += 1
+
+
 def test_a_run_ends_by_the_clock_and_its_rate_falls_with_it(tmp_path: Path):
-    own = settings(tmp_path, steps=100_000, minutes=0.01, batch=1)
-    samples = Samples([restoration(words(4), EOS)])
-    report = train(adapter(), samples, own)
+    own, pace = settings(tmp_path, steps=100_000, minutes=1.0, batch=1), TenthsOfARun()
+    report = train(adapter(), Samples([restoration(words(4), EOS)]), own, pace=pace, callbacks=[Tick(pace)])
     rates = [entry["learning_rate"] for entry in logged(tmp_path) if "learning_rate" in entry]
-    assert report.steps == len(rates) < 100_000
+    assert report.steps == len(rates) == 10
     assert rates == sorted(rates, reverse=True)
-    assert rates[-1] < 0.5 * own.rate
+    assert rates[0] > 0.9 * own.rate
+    assert rates[-1] < 0.1 * own.rate
+
+
+def test_the_pace_is_of_updates_or_of_the_clock():
+    pace = TenthsOfARun()
+    assert [pace.share(1, 4), pace.share(9, 4)] == [0.25, 1.0]
+    pace.updates = 5
+    assert [pace.share(1, 4), pace.share(3, 4)] == [0.5, 0.75]
+    real = Pace(1e-12)  # less than the clock can tell: over once it has moved
+    while not real.seconds:
+        pass
+    assert real.share(0, 4) == 1.0
+    assert Pace(None).share(0, 4) == 0.0
 
 
 def test_the_tally_weighs_tokens():
@@ -539,10 +620,44 @@ def test_the_command_pretrains_resumes_and_finetunes(kvbank: Any, tiny_folder: P
 
     code, out, _ = kvbank("train", "icae", "--help")
     assert code == 0
-    assert all(word in out for word in ("input", "prompt", "answer", "lm_loss", "Example"))
+    assert all(word in out for word in ("input", "prompt", "answer", "lm_loss", "dtype", "Example"))
     code, _, error = kvbank(*finetune, "--data", texts, "--out", tmp_path / "wrong", "--device", "cpu")
     assert code == 1
     assert f"{texts}:1: the field 'input' is missing" in error.replace("\n", "")
+
+
+def test_bad_input_to_the_command_is_one_line(kvbank: Any, tiny_folder: Path, tmp_path: Path):
+    texts, blank, packed, run = (tmp_path / name for name in ("a.txt", "blank.txt", "book.txt.gz", "run"))
+    texts.write_text("w12 w13 w14 " * 40)
+    blank.write_text("")
+    packed.write_bytes(gzip.compress(texts.read_bytes())[:-12])
+    command = ["train", "icae", "--model", tiny_folder, "--device", "cpu", "--slots", 4, "--rank", 2, "--steps", 1]
+    for more, said in (
+        (["--data", texts, "--out", texts], "is a file: --out is the folder of the run"),
+        (["--data", texts, "--out", texts / "run"], "cannot be the folder of a run"),
+        (["--data", texts, "--out", run, "--lr", "-1"], "above 0, not -1.0"),
+        (["--data", texts, "--out", run, "--lr", "0"], "above 0, not 0.0"),
+        (["--data", packed, "--out", run], "book.txt.gz: "),
+        (["--data", blank, "--out", run], "blank.txt has no text"),
+        (["--data", texts, "--out", run, "--slots", 26], "26 slots of 4 tokens need 131 positions"),
+    ):
+        code, out, error = kvbank(*command, *more)
+        flat = " ".join(error.split())
+        assert code == 1, (more, error)
+        assert said.replace(" ", "") in flat.replace(" ", ""), (more, error)
+        assert "Traceback" not in error
+        assert not out
+        assert not run.exists()
+
+
+@pytest.mark.parametrize(("form", "slots"), [([], 25), (["--interface", "kv", "--positions", "spread"], 15)])
+def test_the_default_slots_fit_the_model(kvbank: Any, tiny_folder: Path, tmp_path: Path, form: list[str], slots: int):
+    """Of 128 positions: 25 slots, a row and 100 tokens; or twice 60 tokens and a row."""
+    (tmp_path / "a.txt").write_text("w12 w13 w14 " * 40)
+    command = ["train", "icae", "--model", tiny_folder, "--device", "cpu", "--rank", 2, "--steps", 1, *form]
+    code, _, error = kvbank(*command, "--data", tmp_path / "a.txt", "--out", tmp_path / "run", "--json")
+    assert code == 0, error
+    assert json.loads((tmp_path / "run" / "adapter" / "icae_config.json").read_text())["slots"] == slots
 
 
 # -- the shipped adapter ------------------------------------------------------------------------------------------
@@ -623,19 +738,23 @@ def test_both_optimisers_move_everything_and_spans_grow(books: Path, tmp_path: P
         assert not torch.equal(weight, before[name]), name
 
 
+@pytest.mark.parametrize(("tokens", "below"), [(32, 0.9), (64, 0.7)])
 @pytest.mark.parametrize("name", ["kvbank-small-icae", "kvbank-small-icae-kv"])
-def test_a_shipped_adapter_restores_text_that_it_was_not_trained_on(name: str):
-    """At 4 tokens a slot, in nats a token: far below another text's slots, and below the model without any."""
+def test_a_shipped_adapter_restores_text_that_it_was_not_trained_on(name: str, tokens: int, below: float):
+    """At 4 tokens a slot, in nats a token: far below another text's slots, and below the model without any.
+
+    0.9 below was the aim. At 32 tokens, one span, it is met. At 64, what a worker stores, the soft adapter misses it on
+    this source: 0.87 on these contexts. So 0.7 is asked there: a bound against a broken adapter, not the aim.
+    """
     base, small = script.load_model("kvbank-small")
     folder = Path(model_worker.__file__).parent / "assets" / name
     icae = Icae.from_pretrained(base, folder)
     code = "".join(stdlib_text(modules=HELD_BACK))
     ids = small.encode(code, add_special_tokens=False, verbose=False)
-    span = icae.config.capacity
-    contexts = [ids[at : at + span] for at in range(0, len(ids) - span, len(ids) // 33)][:32]
+    contexts = [ids[at : at + tokens] for at in range(0, len(ids) - tokens, len(ids) // 33)][:32]
     found = script.measure(icae, contexts)
-    assert icae.config.rate == 4
-    assert found.own < found.other - 0.9
+    assert (icae.config.rate, icae.config.capacity, script.CHUNK) == (4, 32, 64)
+    assert found.own < found.other - below
     assert found.own < found.plain - 0.4
     assert (folder / "README.md").is_file()
     assert (folder / LOG).is_file()

@@ -1,5 +1,7 @@
 """`measure` says what the model itself says, and its rows are what was stored."""
 
+import gzip
+import json
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
 from pathlib import Path
@@ -9,11 +11,14 @@ import torch
 from tiny import tokens
 from torch import nn
 from transformers import PreTrainedModel
+from typer.testing import CliRunner, Result
 
+from model_worker.demo import reference_text
 from model_worker.errors import InputError
+from model_worker.eval_cli import evaluation
 from model_worker.evaluate.compression import cut, measure
 from model_worker.evaluate.memory import fit, measure_peaks, peak_bytes
-from model_worker.evaluate.passkey import Tuning, measure_passkeys
+from model_worker.evaluate.passkey import Tuning, measure_passkeys, tells
 from model_worker.evaluate.plot import lines
 from model_worker.loading import load_model
 
@@ -93,6 +98,64 @@ def test_memory_of_whole_prompts(model: Models) -> None:
     assert fit([1.0, 2.0, 3.0], [5.0, 8.0, 9.0]).residual == pytest.approx((2 / 9) ** 0.5, abs=1e-9)
     with pytest.raises(InputError, match="affixes"):
         measure_peaks(model("llama_gqa"), [20], size=40, plain_up_to=0)
+
+
+def kvbank_eval(*arguments: object) -> Result:
+    return CliRunner().invoke(evaluation, [str(argument) for argument in arguments], env={"COLUMNS": "200"})
+
+
+def test_what_is_evaluated_was_not_calibrated_on() -> None:
+    """Without a text of one's own: a half of the Python reference each."""
+    methods = ["window:m=N", "homer:m=N,leaf=16,bias=measured"]
+    sizes = ["--chunk=48", "--follow=8", "--budget=8", "--documents=3"]
+    done = kvbank_eval("compression", *sizes, *(f"--method={name}" for name in methods), "--json")
+    assert done.exit_code == 0, done.output
+    loaded, words = load_model()
+    text = reference_text()
+    first, second = (
+        words.encode(half, add_special_tokens=False, verbose=False)
+        for half in (text[: len(text) // 2], text[len(text) // 2 :])
+    )
+    pieces = list(cut(second, 56, 3))
+    expected = measure(
+        loaded, words, pieces, chunk=48, follow=8, budgets=[8], methods=methods, calibration=first[:5000]
+    )
+    found = json.loads(done.stdout)
+    assert [row["method"] for row in found] == [row.method for row in expected]
+    assert [row["loss"] for row in found] == pytest.approx([row.loss for row in expected], abs=1e-5)
+
+
+@pytest.mark.parametrize("command", ["compression", "homer-memory"])
+@pytest.mark.parametrize("where", ["none/plot.svg", "file/plot.svg", "."])
+def test_a_picture_that_cannot_be_written_is_told_first(tmp_path: Path, command: str, where: str) -> None:
+    """Before the model, which is not there, is even looked for."""
+    (tmp_path / "file").touch()
+    done = kvbank_eval(command, "--model", tmp_path / "model", "--plot", tmp_path / where)
+    assert isinstance(done.exception, InputError)
+    assert f"cannot write {tmp_path / where}" in str(done.exception)
+    assert "\n" not in str(done.exception)
+
+
+def test_parameters_and_texts_are_looked_at_before_the_run(tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_bytes(b"caf\xe9")
+    (tmp_path / "cut.txt.gz").write_bytes(gzip.compress(FILLER.encode())[:-20])
+    for options, message in (
+        (["passkey", "--pool", 2], "pool=2 has to be an odd number"),
+        (["passkey", "--text", tmp_path / "text.txt"], "cannot read"),
+        (["passkey", "--text", tmp_path / "cut.txt.gz"], "cannot read"),
+        (["compression", "--text", tmp_path / "cut.txt.gz"], "cannot read"),
+        (["compression", "--text", tmp_path / "none.txt"], "cannot read"),
+    ):
+        done = kvbank_eval(*options, "--model", tmp_path / "model")
+        assert isinstance(done.exception, InputError)
+        assert message in str(done.exception)
+
+
+def test_a_number_is_told_to_its_last_digit_and_no_further() -> None:
+    for answer in (" 48213", "48213.", " 48213 and 7", "48213\n9"):
+        assert tells(answer, "48213")
+    for answer in ("482137", " 4821", " 4821 3", "It is 48213", ""):
+        assert not tells(answer, "48213")
 
 
 FILLER = "The rain fell on the roof all night, and nobody came to the door. " * 400

@@ -626,6 +626,40 @@ def test_another_base_is_refused(tmp_path: Path) -> None:
         Icae.from_pretrained(deep, tmp_path)
 
 
+def test_the_dtype_is_part_of_the_base(tmp_path: Path) -> None:
+    made(build("llama_gqa")).save_pretrained(tmp_path)
+    with pytest.raises(InputError, match=r"another dtype is another base: .* \(now bfloat16\)"):
+        Icae.from_pretrained(build("llama_gqa").bfloat16(), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("interface", "positions", "needed", "most"),
+    [("soft", "contiguous", 41, 7), ("soft", "spread", 41, 7), ("kv", "contiguous", 41, 7), ("kv", "spread", 65, 4)],
+)
+def test_spans_beyond_the_models_positions_are_refused(
+    interface: str, positions: str, needed: int, most: int, tmp_path: Path
+) -> None:
+    """When made and when loaded; what encoder and decoder use fits to the last position."""
+    config = IcaeConfig(8, interface=interface, positions=positions)
+    fits = small(max_position_embeddings=needed)
+    icae = made(fits, config)
+    (slots,) = icae.encode([text(config.capacity)])
+    row = restore_row(icae, slots, text(config.capacity), ends=False)
+    assert row.start + len(row) == needed
+    icae.save_pretrained(tmp_path)
+    Icae.from_pretrained(fits, tmp_path)
+    fits.config.max_position_embeddings = needed - 1
+    said = f"8 slots of 4 tokens need {needed} positions, this model has {needed - 1}: at rate 4 at most 7 slots fit"
+    with pytest.raises(InputError, match=said):
+        made(fits, config)
+    with pytest.raises(InputError):
+        Icae.from_pretrained(fits, tmp_path)
+    assert config.fitting(40) == most
+    with pytest.raises(InputError, match="too much for any slot"):
+        IcaeConfig(1, 50).check_fits(51)
+    IcaeConfig(1000).check_fits(None)
+
+
 def test_folders_that_are_no_adapters(tmp_path: Path) -> None:
     base = build("llama_gqa")
     with pytest.raises(ModelNotFound, match="no adapter folder"):
@@ -732,15 +766,15 @@ def test_created_alike_from_a_seed() -> None:
     base = build("llama_gqa")
     torch.manual_seed(3)
     before = torch.get_rng_state()
-    icae = Icae.create(base, IcaeConfig(64, 3), rank=4)
+    icae = Icae.create(base, IcaeConfig(63, 3), rank=4)
     assert torch.equal(torch.get_rng_state(), before)
-    assert icae.digest == Icae.create(base, IcaeConfig(64, 3), rank=4).digest
-    assert icae.digest != Icae.create(base, IcaeConfig(64, 3), rank=4, seed=1).digest
+    assert icae.digest == Icae.create(base, IcaeConfig(63, 3), rank=4).digest
+    assert icae.digest != Icae.create(base, IcaeConfig(63, 3), rank=4, seed=1).digest
     width = base.get_input_embeddings().weight.std().item()
     assert icae.memory.std().item() == pytest.approx(width, rel=0.1)
-    normal = Icae.create(base, IcaeConfig(64, 3, memory_init="normal"), rank=4)
+    normal = Icae.create(base, IcaeConfig(63, 3, memory_init="normal"), rank=4)
     assert normal.memory.std().item() == pytest.approx(1, rel=0.1)
-    wide = Icae.create(base, IcaeConfig(64, 3), rank=4, targets="all-linear")
+    wide = Icae.create(base, IcaeConfig(63, 3), rank=4, targets="all-linear")
     assert len([n for n, _ in wide.named_parameters() if "lora_A" in n]) == 7 * 4
     with pytest.raises(InputError, match="LoRA cannot be put"):
         Icae.create(base, SOFT, rank=4, targets=["nothing_like_it"])
