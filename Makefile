@@ -5,6 +5,8 @@ TORCH_INDEX ?=
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# Processes that share the quick tests; one core is mostly idle with a single one.
+JOBS ?= 2
 
 .PHONY: demo test test-slow torture torture-workers check proto bench bench-quick bench-peers help
 
@@ -29,7 +31,7 @@ demo: $(STAMP)
 	$(BIN)/kvbank demo $(ARGS)
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -m 'not slow' $(ARGS)
+	$(BIN)/python -m pytest -m 'not slow' --numprocesses $(JOBS) --dist loadfile $(ARGS)
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow $(ARGS)
