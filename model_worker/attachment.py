@@ -252,10 +252,14 @@ def _register(backend: str) -> str:
             key: Tensor,
             value: Tensor,
             attention_mask: Tensor | None,
+            dropout: float = 0.0,
+            *,
             kvbank: Any = None,
             **kwargs: Any,
         ) -> tuple[Tensor, Tensor | None]:
-            own = _own_attention(backend, module)
+            # Whoever wraps what is registered may hand dropout on by place, as kvpress does; the backends differ in
+            # what stands there, so it goes to them by name.
+            own, kwargs = _own_attention(backend, module), {"dropout": dropout, **kwargs}
             if kvbank is None:
                 return own(module, query, key, value, attention_mask, **kwargs)
             return kvbank.attend(own, module, query, key, value, attention_mask, **kwargs)  # type: ignore[no-any-return]

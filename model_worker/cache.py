@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 from transformers import Cache
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from model_worker.attachment import Attachment
 from model_worker.attention import Backend, RetrievedKV
@@ -21,6 +22,7 @@ from model_worker.capture import Captured, LayerCapture
 from model_worker.errors import InputError
 from model_worker.local import LocalLayer, TovaLayer, TovaRule
 from model_worker.probe import LAYOUTS
+from model_worker.selection import received, weighed
 from model_worker.view import ForwardState, ForwardView
 
 
@@ -329,6 +331,8 @@ class MemoryCache(Cache, ForwardState):
         """The window of one conversation and what it attends to, by name; empty when there is no token in it."""
         if not self.physical:
             return {}
+        for layer in self.layers:
+            layer.settle()
         found = {"ids": self._ids, "valid": self._valid, "positions": self._positions}
         found["recent"] = torch.tensor(self._recent[0], dtype=torch.long)
         found["since_recall"] = torch.tensor(self._since_recall or 0)
@@ -371,7 +375,8 @@ class MemoryCache(Cache, ForwardState):
 class _CacheView(ForwardView):
     def __init__(self, cache: MemoryCache, retrieved: Mapping[int, RetrievedKV], positions: Tensor, valid: Tensor):
         super().__init__(retrieved)
-        self._cache, self._positions, self._valid = cache, positions, valid
+        self._cache, self._positions = cache, positions
+        self._valid = None if bool(valid.all()) else valid
 
     def attend(
         self,
@@ -391,8 +396,17 @@ class _CacheView(ForwardView):
         seen = layer.follow(self._positions, self._valid)
         if layer.held > query.shape[2]:
             mask = None if seen is None else self._cache.attachment.as_mask(seen, query)
-        result = super().attend(backend, module, query, key, value, mask, **kwargs)
-        layer.reduce(query, self._cache.attachment.reports[index].scaling)
+        if not layer.overfull:
+            return super().attend(backend, module, query, key, value, mask, **kwargs)
+        scaling, new = self._cache.attachment.reports[index].scaling, query.shape[2]
+        if new == 1 and self.retrieved(index) is None and _is_plain(backend, kwargs):
+            self.observe(module, query, key, value, kwargs)
+            attention, weights = weighed(query, key, value, scaling, layer.valid)
+            result: tuple[Tensor, Tensor | None] = attention, None
+        else:
+            result = super().attend(backend, module, query, key, value, mask, **kwargs)
+            weights = received(query, key, scaling, layer.valid, layer.rule.last)
+        layer.reduce(weights, new)
         return result
 
     def observe(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, kwargs: Mapping[str, Any]) -> None:
@@ -408,6 +422,12 @@ class _CacheView(ForwardView):
             keys = rope.unrotate(key[:, :, -new:], *rotation)
         queries = rope.unrotate(query, *rotation).detach() if self._cache.memory.needs_queries else None
         self._cache.layers[layer].keep_raw(keys.detach(), value[:, :, -new:].detach(), queries)
+
+
+def _is_plain(backend: Backend, kwargs: Mapping[str, Any]) -> bool:
+    """Whether the backend gives the weighted mean of the values and nothing else, as `weighed` does."""
+    extras = kwargs.get("dropout"), kwargs.get("position_bias") is not None, kwargs.get("softcap") is not None
+    return backend is sdpa_attention_forward and not any(extras)
 
 
 def _block(rows: Sequence[Sequence[RecalledChunk]], layer: int, like: Tensor) -> _Block:

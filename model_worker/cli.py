@@ -159,10 +159,13 @@ def compressors(as_json: JSON = False) -> None:
     if as_json:
         print(json.dumps(rows, indent=2))
         return
+    # A space, so that lines end between parameters.
+    shown = [{**row, "write": row["write"].replace("[,", " [,")} for row in rows]
     table = Table()
-    for column in ("write", "keeps", "paper", "cost"):
-        table.add_column(column, overflow="fold")
-    for row in rows:
+    table.add_column("write", width=max(len(word) for row in shown for word in row["write"].split()))
+    for column in ("keeps", "paper", "cost"):
+        table.add_column(column)
+    for row in shown:
         table.add_row(*(escape(text) for text in row.values()))
     Console().print(table)
 

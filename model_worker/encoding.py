@@ -48,7 +48,7 @@ def encode_online(
         layer = cache.layers[index]
         assert isinstance(layer, TovaLayer)
         assert layer.positions is not None
-        kept[index] = layer.positions[0]
+        kept[index] = layer.positions[0].sort().values
     return _left_by(cache, keeper), kept
 
 

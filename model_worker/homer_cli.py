@@ -1,12 +1,15 @@
 """`kvbank homer`: calibration of HOMER for a model."""
 
 import json
+import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.progress import Progress
+
+from model_worker.errors import InputError
 
 homer = typer.Typer(no_args_is_help=True, help="Hierarchical context merging: calibrate it for a model.")
 
@@ -36,8 +39,10 @@ def calibrate(
     from model_worker.homer.calibrate import calibrate as measure
     from model_worker.loading import load_model
 
+    words = _read(text) if text else reference_text()
+    if out is not None:
+        _check_out(out)
     loaded, tokenizer = load_model(model, rope=rope)
-    words = text.read_text(encoding="utf-8") if text else reference_text()
     ids = tokenizer.encode(words, add_special_tokens=False, verbose=False)
     attachment = attach(loaded, tokenizer)
     with Progress(console=Console(stderr=True)) as bar:
@@ -66,3 +71,17 @@ def calibrate(
         f"{about['segments']} segments, {about['distances']} distances, standard error {found.error:.3f} of the spread"
     )
     print(f"written to {path}" + ("" if out else "; compressors with bias=auto use it for this model"))
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
+
+
+def _check_out(path: Path) -> None:
+    """Before the measuring, of which nothing is left if its table cannot be written."""
+    there = next(folder for folder in path.absolute().parents if folder.exists())  # the rest is made
+    if path.is_dir() or not there.is_dir() or not os.access(there, os.W_OK):
+        raise InputError(f"cannot write {path}: it is a folder, or its folder is not one, or not writable")

@@ -1,6 +1,7 @@
 """`kvbank train icae`: train an in-context autoencoder for any model."""
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from enum import StrEnum
 from pathlib import Path
@@ -192,15 +193,15 @@ def icae(
     First pretrain on plain text (restore the text from its slots, and continue it), then, if questions are to be
     answered from slots, finetune with --adapter on instructions. Losses are in nats a token and logged apart: ae_loss
     (restoration) should fall towards 0, lm_loss (continuation) cannot. A plateau near 2 is normal; a higher rate helps
-    to leave it. Only the adapter is written, never the base. It is bound to the base as loaded here, dtype included:
-    the same weights in another dtype are refused.
+    to leave it. Only the adapter is written, never the base. It is bound to the values of the base's weights:
+    loaded in another dtype, which rounds them, the base is another one.
 
     Example: kvbank train icae --data book.txt --out run --slots 16 --rank 64 --targets all-linear --positions spread
     --lr 2e-3 --minutes 30
     """
     from model_worker.icae.config import IcaeConfig
     from model_worker.icae.data import SampleRules, chat_delimiters
-    from model_worker.icae.trainer import TrainSettings, checkpoints, train
+    from model_worker.icae.trainer import TrainSettings, train
 
     finetunes = task is Task.FINETUNE
     settings = TrainSettings(
@@ -220,7 +221,7 @@ def icae(
         eval_every=eval_every,
         save_every=save_every,
     )
-    start = _start(checkpoints(out), out, resume)
+    start = _start(out, resume)
     loaded, tokenizer = _load(model, device)
     delimiters = chat_delimiters(tokenizer) if finetunes and chat else ((), ())
     config = IcaeConfig(slots or SLOTS, rate, interface.value, positions.value, lm_row, *delimiters)
@@ -229,6 +230,8 @@ def icae(
     lora = {"rank": rank, "alpha": alpha, "dropout": dropout, "targets": _targets(targets), "seed": seed}
     made = _adapter(loaded, adapter, config, lora, finetunes)
     limit = context or made.config.capacity * (10 if finetunes else 1)
+    if not finetunes:
+        made.config.check_context(limit, made.limit)
     rules = SampleRules(lm_ratio, limit, leave, min(64, max(limit // 2, leave)) if min_lm is None else min_lm)
     console = Console(stderr=True)
     with _bar(console) as bar:
@@ -256,27 +259,23 @@ def icae(
     Console().print(table)
 
 
-def _start(found: list[Path], out: Path, resume: bool) -> Path | None:
+def _start(out: Path, resume: bool) -> Path | None:
     """The checkpoint to go on from; nothing of an earlier run is overwritten unasked."""
+    from model_worker.icae.trainer import last_checkpoint
+
     if out.exists() and not out.is_dir():
         raise InputError(f"{out} is a file: --out is the folder of the run")
-    if resume and not found:
-        raise InputError(f"there is no complete checkpoint in {out} to resume from")
-    if not resume and out.exists() and any(out.iterdir()):
+    if resume:
+        return last_checkpoint(out)
+    if out.exists() and any(out.iterdir()):
         raise InputError(f"{out} is not empty: give another folder, or --resume")
-    return found[-1] if resume else None
+    return None
 
 
 def _load(model: str, device: str) -> tuple[Any, Any]:
-    import torch
+    from model_worker.loading import device_named, load_model
 
-    from model_worker.loading import load_model
-
-    if device not in ("auto", "cpu") and not device.startswith("cuda"):
-        raise InputError(f"device {device!r} is not auto, cpu or cuda")
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise InputError("there is no CUDA device here; use --device cpu")
-    return load_model(model, device=("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+    return load_model(model, device=device_named(device))
 
 
 def _fitted(config: "IcaeConfig", base: Any) -> "IcaeConfig":
@@ -327,17 +326,24 @@ def _samples(
         TextEncoder,
         text_pieces,
     )
+    from model_worker.icae.objectives import needed
 
     encoder = TextEncoder(tokenizer, icae.bos)
 
+    def shown(what: str) -> Callable[[int, int], None]:
+        row = bar.add_task(what, total=None)
+        return lambda done, total: bar.update(row, completed=done, total=total)
+
     def lines(path: Path, fields: tuple[str, ...]) -> JsonLines:
-        shown = bar.add_task(f"checking {path.name}", total=None)
-        return JsonLines(path, fields, lambda done, total: bar.update(shown, completed=done, total=total))
+        return JsonLines(path, fields, shown(f"checking {path.name}"))
+
+    def instructions(path: Path) -> InstructionSet:
+        made = InstructionSet(lines(path, INSTRUCTION), encoder, icae.eos, context=rules.context)
+        made.check_fits(lambda sample: needed(icae, sample), icae.limit, shown(f"measuring {path.name}"))
+        return made
 
     if finetunes:
-        return ConcatDataset(
-            [InstructionSet(lines(path, INSTRUCTION), encoder, icae.eos, context=rules.context) for path in paths]
-        )
+        return ConcatDataset([instructions(path) for path in paths])
     # Long enough that windows are drawn from anywhere, short enough that a pass sees most of a book.
     piece = 4 * rules.context
     texts = [

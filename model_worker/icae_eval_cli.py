@@ -1,6 +1,7 @@
 """`kvbank eval icae` and `kvbank eval icae-latency`: what memory slots keep of a text, and what reading them saves."""
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -65,7 +66,7 @@ def icae(
     follow: Annotated[int, typer.Option(min=2, help="Tokens whose loss behind a context is measured.")] = 64,
     leave: Annotated[int, typer.Option(min=0, help="First of them that carry no loss, for any reader.")] = 8,
     seed: Annotated[int, typer.Option(help="Of shuffled and random text.")] = 0,
-    device: Annotated[str, typer.Option(help="cpu, cuda.")] = "cpu",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda.")] = "cpu",
     plots: Annotated[
         Path | None,
         typer.Option(help="Also write icae-length.svg, icae-slots.svg, icae-continuation.svg there."),
@@ -78,15 +79,14 @@ def icae(
     restoration gets right before its first error; BLEU is sacrebleu's. `other` reads another text's slots, `plain` has
     none.
     """
-    import torch
-
     from model_worker.evaluate import icae as evaluate
     from model_worker.evaluate.icae_facts import facts, margins
     from model_worker.icae.model import Icae
-    from model_worker.loading import load_model
+    from model_worker.loading import device_named, load_model
 
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise InputError("there is no CUDA device here; use --device cpu")
+    device = device_named(device)
+    if plots is not None:
+        _make_folder(plots)
     loaded, tokenizer = load_model(model, device=device)
     names = adapter or [SHIPPED_ADAPTER]
     adapters = [Icae.from_pretrained(loaded, name) for name in names]
@@ -129,7 +129,7 @@ def icae_latency(
     answer: Annotated[int, typer.Option(min=2, help="Tokens answered.")] = 32,
     rounds: Annotated[int, typer.Option(min=1, help="Medians are over so many.")] = 5,
     dtype: Annotated[str, typer.Option(help="Of random weights.")] = "float32",
-    device: Annotated[str, typer.Option(help="cpu, cuda.")] = "cpu",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda.")] = "cpu",
     as_json: JSON = False,
 ) -> None:
     """Time to an answer's first token, and to its last, from slots at hand against reading the whole chunk.
@@ -158,19 +158,13 @@ def icae_latency(
 
 
 def _net(model: str, dtype: str, device: str) -> Any:
-    import torch
-
     from model_worker.evaluate.icae_latency import random_model
-    from model_worker.loading import load_model
+    from model_worker.loading import device_named, dtype_named, load_model
 
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise InputError("there is no CUDA device here; use --device cpu")
+    kind, place = dtype_named(dtype), device_named(device)
     if not model.startswith("random:"):
-        return load_model(model, device=device)[0]
-    kind = getattr(torch, dtype, None)
-    if not isinstance(kind, torch.dtype):
-        raise InputError(f"dtype {dtype!r} is not one of torch's, such as bfloat16")
-    return random_model(model.removeprefix("random:"), kind).to(device)
+        return load_model(model, device=place)[0]
+    return random_model(model.removeprefix("random:"), kind).to(place)
 
 
 def _documents(tokenizer: Any, paths: list[Path], length: int, count: int) -> list[list[int]]:
@@ -296,10 +290,19 @@ def _summary(own: _Measured) -> dict[str, Any]:
 # -- plots --------------------------------------------------------------------------------------------------------
 
 
+def _make_folder(folder: Path) -> None:
+    """Before the work, of which no picture is left if there is no place for them."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder} cannot be the folder of the pictures: {error.strerror}") from None
+    if not os.access(folder, os.W_OK):
+        raise InputError(f"{folder} cannot be the folder of the pictures: it is not writable")
+
+
 def _write_plots(folder: Path, model: str, measured: Sequence[_Measured]) -> None:
     from model_worker.evaluate.plot import lines
 
-    folder.mkdir(parents=True, exist_ok=True)
     by_length: _Curves = {}
     by_slots: _Curves = {}
     after: _Curves = {}

@@ -1,5 +1,6 @@
 """Models by name: the shipped one, a local folder, or a hub id."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,30 @@ from model_worker.errors import InputError, ModelNotFound
 from model_worker.rope_scaling import scale_rope
 
 SHIPPED = "kvbank-small"
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _ASSETS = Path(__file__).parent / "assets"
+
+
+def device_named(name: str) -> str:
+    """The device that a command was asked for, `auto` being a GPU where there is one.
+
+    Raises InputError for what is not auto, cpu or cuda, and for CUDA devices that are not there.
+    """
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
+        raise InputError(f"device {name!r} is not auto, cpu or cuda")
+    if name != "cpu" and int(name.partition(":")[2] or 0) >= torch.cuda.device_count():
+        raise InputError(f"there is no CUDA device {name!r} here; use --device cpu")
+    return name
+
+
+def dtype_named(name: str) -> torch.dtype:
+    """The dtype of a model's weights by torch's name. Raises InputError."""
+    found = getattr(torch, name, None)
+    if not isinstance(found, torch.dtype) or found not in _DTYPES:
+        raise InputError(f"dtype {name!r} is not one that a model computes in, such as bfloat16")
+    return found
 
 
 def load_model(
@@ -29,9 +53,7 @@ def load_model(
     if not folder.is_dir() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
         raise ModelNotFound(f"there is no model folder {name}")
     chosen = dtype or ("float32" if name == SHIPPED and device == "cpu" else "auto")
-    wanted = chosen if chosen == "auto" else getattr(torch, chosen, None)
-    if wanted != "auto" and not isinstance(wanted, torch.dtype):
-        raise InputError(f"dtype {chosen!r} is not one of torch's, such as bfloat16")
+    wanted = chosen if chosen == "auto" else dtype_named(chosen)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
         config = AutoConfig.from_pretrained(source)

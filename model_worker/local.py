@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers.cache_utils import DynamicLayer
 
 from model_worker.rope import Rope
-from model_worker.selection import gather, kept_positions, over_heads, received
+from model_worker.selection import gather, kept_positions, lowest, over_heads
 
 
 class LocalLayer(DynamicLayer):
@@ -72,6 +72,9 @@ class LocalLayer(DynamicLayer):
         """Shift the rotated keys back by `delta`; `positions` `[B, physical]` are the window's before the shift."""
         self.keys = rope.move(self.keys, positions, positions - delta)
 
+    def settle(self) -> None:
+        """Put what is held in the order of its positions, in tensors that no later forward writes to."""
+
     def clear(self) -> None:
         """Called when the window was emptied for good."""
 
@@ -103,12 +106,10 @@ class TovaRule:
         observer = {1: "", 1 << 30: ",observer=all"}.get(self.last, f",observer=window:{self.last}")
         return f"tova:m={self.m}{observer}" + ("" if self.heads == "shared" else f",heads={self.heads}")
 
-    def keep(self, query: Tensor, key: Tensor, scaling: float, valid: Tensor | None = None) -> Tensor:
-        """Indices `[B, 1 or Hkv, m]` into the keys, ascending; pads (not `valid`) leave first."""
-        scores = over_heads(received(query, key, scaling, valid, self.last), key.shape[1], self.heads)
-        if valid is not None:
-            scores = scores.masked_fill(~valid, -1.0)
-        return kept_positions(scores, self.m)
+    def scores(self, weights: Tensor, kv_heads: int, valid: Tensor | None = None) -> Tensor:
+        """What counts, `[B, 1 or Hkv, L]`, of the observers' weights `[B, Hq, L]`; pads (not `valid`) leave first."""
+        scores = over_heads(weights, kv_heads, self.heads)
+        return scores if valid is None else scores.masked_fill(~valid, -1.0)
 
 
 class TovaLayer(LocalLayer):
@@ -118,6 +119,9 @@ class TovaLayer(LocalLayer):
     attention weight from its last query stay. Keys stay at their positions, so gaps remain.
     Deviations: float32 scores, ties to the later token, one set a batch row with pads leaving first (the authors' code
     is right for one row only), and recalled memory takes no part in the scores.
+
+    Where one token came and one leaves, the new one takes the other's place, and nothing else moves. What is held is
+    then in no order, which attention does not see, until `settle`.
     """
 
     parts = (*LocalLayer.parts, "recent_values", "positions", "valid")
@@ -128,13 +132,18 @@ class TovaLayer(LocalLayer):
         self._followed = 0
         self.recent_values: Tensor | None = None
         self.positions: Tensor | None = None  # [B, 1 or Hkv, held]: where the held keys are rotated to
-        self.valid: Tensor | None = None  # the same shape; false for pads
-        self._room: tuple[Tensor, Tensor] | None = None  # held K-V with a free last column, and
+        self.valid: Tensor | None = None  # the same shape; false for pads; None without pads
+        self._room: tuple[Tensor, Tensor] | None = None  # out of order: held K-V and a free last column, and
         self._before: Tensor | None = None  # the keys that stand in front of it
 
     @property
     def physical(self) -> int:
         return self._followed
+
+    @property
+    def overfull(self) -> bool:
+        """Whether more is held than the rule allows, so that `reduce` is due."""
+        return self.held > self.rule.m
 
     @property
     def window_values(self) -> Tensor:
@@ -143,54 +152,82 @@ class TovaLayer(LocalLayer):
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         self._followed += key_states.shape[2]
-        room, self._room = self._room, None
-        if room is None or self.keys is not self._before or key_states.shape[2] != 1:
+        if self._room is None or key_states.shape[2] > 1 or not self._may_write():
+            self.settle()
             return super().update(key_states, value_states, *args, **kwargs)
-        self.keys, self.values = room
+        self.keys, self.values = self._room
         self.keys[:, :, -1:], self.values[:, :, -1:] = key_states, value_states
         return self.keys, self.values
+
+    def _may_write(self) -> bool:
+        """Whether the keys stand in the room still, and torch lets this forward write there."""
+        kept = self.keys is self._before and self.keys.is_inference() == torch.is_inference_mode_enabled()
+        return kept and not torch.is_grad_enabled()
 
     def keep_raw(self, keys: Tensor, values: Tensor, queries: Tensor | None) -> None:
         super().keep_raw(keys, values, queries)
         self.recent_values = _append(self.recent_values, values)
 
-    def follow(self, positions: Tensor, valid: Tensor) -> Tensor | None:
-        """Note position and kind of the new tokens `[B, Q]`. Returns who may see whom, `[B, 1 or Hkv, Q, L]`.
+    def follow(self, positions: Tensor, valid: Tensor | None) -> Tensor | None:
+        """Note position and kind of the new tokens `[B, Q]`; valid None: no pads. Returns who may see whom.
 
-        None when the layer held nothing (the model's own mask is right), or when one query may see everything.
+        That is `[B or 1, 1 or Hkv, Q, L]`, or None when the layer held nothing (the model's own mask is right), or when
+        one query may see everything.
         """
-        new = positions.shape[1]
-        before = 0 if self.positions is None else self.positions.shape[2]
-        heads = 1 if self.positions is None else self.positions.shape[1]
-        positions, valid = (x[:, None].expand(-1, heads, -1) for x in (positions, valid))
-        self.positions = positions if self.positions is None else torch.cat([self.positions, positions], dim=2)
-        self.valid = valid if self.valid is None else torch.cat([self.valid, valid], dim=2)
-        if before == 0 or (new == 1 and bool(self.valid.all())):
+        heads, before = (1, 0) if self.positions is None else self.positions.shape[1:]
+        new, positions = positions.shape[1], positions[:, None].expand(-1, heads, -1)
+        if valid is not None or self.valid is not None:
+            valid = _all_true(positions) if valid is None else valid[:, None].expand(-1, heads, -1)
+            if self.valid is None and self.positions is not None:
+                self.valid = _all_true(self.positions)
+            self.valid = _append(self.valid, valid)
+        self.positions = _append(self.positions, positions)
+        if before == 0 or (new == 1 and self.valid is None):
             return None
-        causal = torch.ones(new, before + new, dtype=torch.bool, device=valid.device).tril(before)
-        seen = causal & self.valid[:, :, None]
-        own = torch.eye(new, before + new, dtype=torch.bool, device=valid.device).roll(before, dims=1)
-        return seen | own  # a pad sees at least itself: a row of nothing but minus infinity has no softmax
+        causal = torch.ones(new, before + new, dtype=torch.bool, device=positions.device).tril(before)
+        if self.valid is None:
+            return causal[None, None]
+        own = torch.eye(new, before + new, dtype=torch.bool, device=positions.device).roll(before, dims=1)
+        return causal & self.valid[:, :, None] | own  # a pad sees at least itself: nothing but -inf has no softmax
 
-    def reduce(self, query: Tensor, scaling: float) -> None:
-        """Keep what the rule says, given this forward's rotated queries `[B, Hq, Q, D]`."""
+    def reduce(self, weights: Tensor, new: int) -> None:
+        """Keep what the rule says of the observers' attention weights `[B, Hq, held]`; `new` tokens came last."""
+        scores = self.rule.scores(weights, self.keys.shape[1], self.valid)
+        if new == 1 and self.held == self.rule.m + 1 and not torch.is_grad_enabled():
+            assert self.positions is not None
+            self._replace(lowest(scores, self.positions))
+        else:
+            self._take(kept_positions(scores, self.rule.m))
+        if self.valid is not None and bool(self.valid.all()):
+            self.valid = None
+
+    def _replace(self, slot: Tensor) -> None:
+        """The newest token goes where the one in `slot` `[B, 1 or Hkv, 1]` was; its own column is free then.
+
+        `update` made these tensors, or owns them, so that nobody else sees it.
+        """
         assert self.positions is not None
-        assert self.valid is not None
-        if self.held <= self.rule.m:
-            return
-        valid = None if bool(self.valid.all()) else self.valid
-        keep = self.rule.keep(query, self.keys, scaling, valid)
-        self._take(keep, spare=query.shape[2] == 1 and not torch.is_grad_enabled())
-        self.positions = self.positions.expand(-1, keep.shape[1], -1).gather(2, keep)
-        self.valid = self.valid.expand(-1, keep.shape[1], -1).gather(2, keep)
-
-    def _take(self, keep: Tensor, spare: bool) -> None:
-        """Hold the tokens `keep` only; while decoding with a spare column, so that the next token costs no copy."""
-        columns = torch.cat([keep, keep[..., -1:]], dim=2) if spare else keep
-        keys, values = gather(self.keys, columns), gather(self.values, columns)
-        self._room = (keys, values) if spare else None
-        self.keys, self.values = keys[:, :, : keep.shape[2]], values[:, :, : keep.shape[2]]
+        rows, heads, _, dim = self.keys.shape
+        self._room = self.keys, self.values
+        for whole in self._room:
+            whole.scatter_(2, slot[..., None].expand(rows, heads, 1, dim), whole[:, :, -1:].clone())
+        self.keys, self.values = (whole[:, :, :-1] for whole in self._room)
         self._before = self.keys
+        self.positions = _moved(self.positions, slot)
+        self.valid = None if self.valid is None else _moved(self.valid, slot)
+
+    def _take(self, keep: Tensor) -> None:
+        """Hold the tokens `keep` `[B, 1 or Hkv, m]` only, in this order, in new tensors."""
+        assert self.positions is not None
+        self.keys, self.values = gather(self.keys, keep), gather(self.values, keep)
+        self.positions = self.positions.expand(-1, keep.shape[1], -1).gather(2, keep)
+        self.valid = None if self.valid is None else self.valid.expand(-1, keep.shape[1], -1).gather(2, keep)
+        self._room = self._before = None
+
+    def settle(self) -> None:
+        if self._room is not None:
+            assert self.positions is not None
+            self._take(self.positions.argsort(dim=2, stable=True))
 
     def drop(self, count: int) -> None:
         """The window moves on; what is held stays."""
@@ -206,7 +243,7 @@ class TovaLayer(LocalLayer):
     def clear(self) -> None:
         if self.held:
             self.keys, self.values = self.keys[:, :, :0], self.values[:, :, :0]
-        self.positions = self.valid = None
+        self.positions = self.valid = self._room = self._before = None
 
     def restore(self, parts: dict[str, Tensor], columns: int) -> None:
         super().restore(parts, columns)
@@ -221,3 +258,13 @@ class TovaLayer(LocalLayer):
 
 def _append(old: Tensor | None, new: Tensor) -> Tensor:
     return new if old is None else torch.cat([old, new], dim=2)
+
+
+def _all_true(like: Tensor) -> Tensor:
+    return torch.ones_like(like, dtype=torch.bool)
+
+
+def _moved(columns: Tensor, slot: Tensor) -> Tensor:
+    """`columns` `[B, 1 or H, L]` without the last one, which stands in `slot` `[B, 1 or H, 1]`."""
+    columns = columns.expand(-1, slot.shape[1], -1)
+    return columns.scatter(2, slot, columns[:, :, -1:])[:, :, :-1]

@@ -170,7 +170,7 @@ class Memory:
             _check_fits(bank, wanted, embedding, dtype)
             assert bank.kv is not None
             self._dtype = DTYPES[bank.kv.dtype]
-            self.compressor = self.compressor.for_bank(self.attachment, bank)
+            self.compressor = self.compressor.for_bank(self.attachment, bank, self.chunk)
             banks.append(bank)
         return banks
 

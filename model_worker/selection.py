@@ -25,13 +25,27 @@ def received(query: Tensor, key: Tensor, scaling: float, valid: Tensor | None = 
         block = query[:, :, begin : min(begin + _BLOCK, queries)].float()
         grouped = block.reshape(rows, kv_heads, -1, block.shape[-1])
         scores = (grouped @ key.transpose(2, 3)).view(rows, heads, block.shape[2], length) * scaling
-        seen = torch.arange(length, device=key.device) <= _own_column(begin, block, queries, length)
-        scores = scores.masked_fill(~seen, -torch.inf)
+        if last > 1:
+            seen = torch.arange(length, device=key.device) <= _own_column(begin, block, queries, length)
+            scores = scores.masked_fill(~seen, -torch.inf)
         if valid is not None:
             allowed = valid.repeat_interleave(heads // valid.shape[1], dim=1)[:, :, None]
             scores = scores.masked_fill(~allowed, torch.finfo(scores.dtype).min)
         total += torch.softmax(scores, dim=-1).sum(dim=2)
     return total / last
+
+
+def weighed(
+    query: Tensor, key: Tensor, value: Tensor, scaling: float, valid: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Attention of one query `[B, Hq, 1, D]`, and the weights `[B, Hq, L]` that `received` would compute once more.
+
+    key, value `[B, Hkv, L, D]`. The attention is `[B, 1, Hq, D]`, as a backend gives it.
+    """
+    weights = received(query, key, scaling, valid)
+    rows, heads, length = weights.shape
+    grouped = weights.view(rows, value.shape[1], -1, length).to(value.dtype)
+    return (grouped @ value).view(rows, 1, heads, -1), weights
 
 
 def _own_column(begin: int, block: Tensor, queries: int, length: int) -> Tensor:
@@ -49,6 +63,15 @@ def kept_positions(scores: Tensor, m: int) -> Tensor:
     """Positions of the `m` largest `scores` `[..., S]`, ascending; among equals the later one. All, when S <= m."""
     order = torch.sort(scores.flip(-1), dim=-1, descending=True, stable=True).indices[..., :m]
     return (scores.shape[-1] - 1 - order).sort(dim=-1).values
+
+
+def lowest(scores: Tensor, positions: Tensor) -> Tensor:
+    """Index `[..., 1]` of the token that leaves: the smallest of `scores` `[..., S]`, among equals the earliest.
+
+    positions: of the tokens, of the same shape or one that expands to it; they may be in any order.
+    """
+    equal = scores <= scores.amin(dim=-1, keepdim=True)
+    return torch.where(equal, positions, torch.iinfo(positions.dtype).max).argmin(dim=-1, keepdim=True)
 
 
 def gather(tensor: Tensor, keep: Tensor) -> Tensor:

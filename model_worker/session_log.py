@@ -2,7 +2,8 @@
 
 This file owns the rule that a turn which was acknowledged is never lost and a turn which was not is never there. One
 append-only file of JSON lines, each with a checksum of its content and place; a line is synced before `append`
-returns, so only the last line can be torn, and that one was never acknowledged. Light to import: no torch.
+returns, so only the last line can be torn, and that one was never acknowledged. A last line that is whole and wrong was
+acknowledged and is damaged, like any other. Light to import: no torch.
 """
 
 import fcntl
@@ -28,6 +29,7 @@ from model_worker.errors import InputError, SessionError
 FORMAT = 1
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _FILE = "log.jsonl"
+_SECTOR = 512  # what a disk writes whole
 _START = len('{"xxh3":"0123456789abcdef",')
 
 
@@ -240,7 +242,7 @@ def _parse(path: Path, data: bytes) -> tuple[Header | None, list[Turn], int]:
     for number, line in enumerate(data.splitlines(keepends=True)):
         record = _record(line, number)
         if record is None:
-            if size + len(line) == len(data):
+            if size + len(line) == len(data) and _torn(line, number, size):
                 break
             raise SessionError(f"{path}: line {number + 1} is damaged; the session cannot go on from a log with a hole")
         if number == 0:
@@ -249,6 +251,17 @@ def _parse(path: Path, data: bytes) -> tuple[Header | None, list[Turn], int]:
             turns.append(Turn(**record))
         size += len(line)
     return header, turns, size
+
+
+def _torn(line: bytes, number: int, at: int) -> bool:
+    """Whether a last line whose checksum is wrong, at byte `at`, may be one that was never acknowledged: it has no end,
+    or blocks that never came to the disk, which read as zeros (no line of ours has any)."""
+    holes = [(at + hole.start(), at + hole.end()) for hole in re.finditer(rb"\0+", line)]
+    end = at + len(line)
+    if holes and all((a == at or a % _SECTOR == 0) and (b == end or b % _SECTOR == 0) for a, b in holes):
+        return True
+    # With another end it would be right: then that is the damage.
+    return not line.endswith(b"\n") and _record(line[:-1] + b"\n", number) is None
 
 
 def _record(line: bytes, number: int) -> dict[str, Any] | None:

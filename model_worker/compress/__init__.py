@@ -3,6 +3,7 @@
 Adding a method is one file and one line in REGISTRY (see CONTRIBUTING.md).
 """
 
+import math
 import re
 import types
 from dataclasses import MISSING, fields
@@ -38,15 +39,21 @@ def compressor(spec: str) -> Compressor:
         raise InputError(f"unknown compressor {name!r}; there are: {', '.join(map(usage, REGISTRY))}")
     method = REGISTRY[name]
     hints = get_type_hints(method)
-    own = fields(method)  # type: ignore[arg-type]
+    own = [f for f in fields(method) if f.name != "more"]  # type: ignore[arg-type]
     values: dict[str, Any] = {}
+    more: dict[str, str] = {}
     for position, item in enumerate(rest.split(",") if rest else []):
         key, equals, text = item.strip().partition("=")
         if not equals and position == 0 and own:
             key, text = own[0].name, key
+        if method.takes_more and key not in {f.name for f in own} | more.keys() and key.isidentifier() and text:
+            more[key] = text
+            continue
         if key in values or key not in {f.name for f in own} or not _fits(text, hints[key]):
             raise InputError(f"compressor {spec!r}: write {usage(name)}")
         values[key] = _value(text, hints[key])
+    if more:
+        values["more"] = tuple(more.items())
     if any(f.default is MISSING and f.name not in values for f in own):
         raise InputError(f"compressor {spec!r}: write {usage(name)}")
     return method(**values)
@@ -67,7 +74,7 @@ def usage(name: str) -> str:
     return REGISTRY[name].usage()
 
 
-_FORMS = {int: r"\d+", float: r"\d+(\.\d+)?", str: r".+"}
+_FORMS = {int: r"\d+", float: r"\d+(\.\d+)?(e[+-]?\d+)?", str: r".+"}
 
 
 def _kind(hint: Any) -> Any:
@@ -76,7 +83,8 @@ def _kind(hint: Any) -> Any:
 
 
 def _fits(text: str, hint: Any) -> bool:
-    return re.fullmatch(_FORMS[_kind(hint)], text) is not None
+    kind = _kind(hint)
+    return re.fullmatch(_FORMS[kind], text) is not None and (kind is not float or math.isfinite(float(text)))
 
 
 def _value(text: str, hint: Any) -> Any:

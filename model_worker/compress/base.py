@@ -53,6 +53,8 @@ class Compressor(ABC):
     paper: ClassVar[str]
     cost: ClassVar[str]
     version: ClassVar[str] = "1"
+    # Whether parameters that are no fields are taken too: as a field `more`, pairs of name and text.
+    takes_more: ClassVar[bool] = False
 
     @property
     def needs_queries(self) -> bool:
@@ -66,10 +68,11 @@ class Compressor(ABC):
     def compress(self, captured: Captured, attachment: "Attachment") -> Payload:
         """Pick or make at most its budget of tokens; a chunk within the budget comes back unchanged."""
 
-    def for_bank(self, attachment: "Attachment", bank: "kvbank.Bank") -> "Compressor":
+    def for_bank(self, attachment: "Attachment", bank: "kvbank.Bank", chunk: int) -> "Compressor":
         """This, ready for `bank`: what it needs is loaded, so that what is wrong shows before the first chunk.
 
-        Raises BankMismatch where the bank does not take what it makes.
+        chunk: tokens of a full chunk. Raises BankMismatch where the bank does not take what it makes, InputError where
+        no such chunk could be compressed.
         """
         return self
 
@@ -109,6 +112,15 @@ class Selection(Compressor):
             kept = whole if len(captured) <= self.m else self.keep(layer, index, attachment)
             layers[index] = take(layer, kept)
         return Payload(layers, self.spec, self.version)
+
+
+def alone(captured: Captured, attachment: "Attachment") -> Captured:
+    """The chunk encoded on its own: as it was captured, where it was captured so, or by one plain forward."""
+    if captured.layers and captured.context == "isolated":
+        return captured
+    from model_worker.encoding import encode
+
+    return encode(attachment, captured.token_ids, captured.start)
 
 
 def take(layer: LayerCapture, kept: Tensor) -> tuple[Tensor, Tensor, Tensor]:

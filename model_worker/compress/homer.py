@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 
 from model_worker.capture import Captured
-from model_worker.compress.base import Compressor, Payload, take
+from model_worker.compress.base import Compressor, Payload, alone, take
 from model_worker.errors import InputError
 
 if TYPE_CHECKING:
@@ -75,7 +75,6 @@ class Homer(Compressor):
         return True
 
     def compress(self, captured: Captured, attachment: "Attachment") -> Payload:
-        from model_worker.encoding import encode
         from model_worker.homer.bias import load_bias
         from model_worker.homer.prompt import default_warmup
         from model_worker.homer.schedule import Shape
@@ -85,7 +84,7 @@ class Homer(Compressor):
         bias = load_bias(attachment, self.bias)
         version = f"{self.version}+bias.{bias.id}"
         if len(ids) <= self.m:
-            whole = encode(attachment, ids).layers
+            whole = alone(captured, attachment).layers
             offsets = torch.arange(len(ids))
             return Payload({i: take(layer, offsets) for i, layer in whole.items()}, self.spec, version)
         first, last = self._affixes()

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 
 from model_worker.capture import Captured
-from model_worker.compress.base import Compressor, Payload
+from model_worker.compress.base import Compressor, Payload, alone
 from model_worker.compress.none import Keep
 from model_worker.errors import BankMismatch, InputError
 
@@ -36,7 +36,8 @@ class Autoencoder(Compressor):
     """adapter: folder or hub id of an ICAE adapter, made for the attached model. payload: `soft`, `kv`, or `auto`, the
     smaller of them. guard: above so many nats per token in restoring it, a chunk is stored uncompressed.
 
-    Also uncompressed: a chunk shorter than twice its slots, and one whose loss is no number.
+    Also uncompressed: a chunk shorter than twice its slots, one that could not be restored within the model's
+    positions, and one whose loss is no number. A bank whose chunks would all be is not opened.
     """
 
     adapter: str
@@ -56,8 +57,12 @@ class Autoencoder(Compressor):
     def encodes(self) -> bool:
         return True
 
-    def for_bank(self, attachment: "Attachment", bank: "kvbank.Bank") -> "Compressor":
-        soft = self._takes_soft(adapter_of(attachment, self.adapter), attachment)
+    def for_bank(self, attachment: "Attachment", bank: "kvbank.Bank", chunk: int) -> "Compressor":
+        icae = adapter_of(attachment, self.adapter)
+        # What is cut at the end of a sentence has at least half of a full chunk's tokens.
+        if all(_why_not(icae, tokens) for tokens in range(chunk, chunk // 2, -1)):
+            raise InputError(f"chunks of {chunk} tokens are not compressed: {_why_not(icae, chunk)}")
+        soft = self._takes_soft(icae, attachment)
         if not soft or bank.kv is None or bank.kv.hidden_size:
             return self
         if self.payload == "auto":
@@ -69,15 +74,15 @@ class Autoencoder(Compressor):
 
         icae, ids = adapter_of(attachment, self.adapter), captured.token_ids
         soft = self._takes_soft(icae, attachment)
-        if _short(icae, len(ids)):
-            return _uncompressed(ids, attachment, None)
+        if _why_not(icae, len(ids)):
+            return _uncompressed(captured, attachment, None)
         with torch.no_grad():
             [slots] = icae.encode([ids])
             measured = float(loss(icae, slots, ids))
         if not math.isfinite(measured):
-            return _uncompressed(ids, attachment, None)
+            return _uncompressed(captured, attachment, None)
         if self.guard is not None and measured > self.guard:
-            return _uncompressed(ids, attachment, measured)
+            return _uncompressed(captured, attachment, measured)
         if soft:
             return Payload({}, self.spec, self.version, measured, slots.soft, icae.digest)
         layers, made_by = _layers(slots, attachment)
@@ -106,16 +111,23 @@ def adapter_of(attachment: "Attachment", name: str) -> "Icae":
     return attachment.adapters[name]
 
 
-def _short(icae: "Icae", tokens: int) -> bool:
-    """Whether slots would save too little, or a span has fewer tokens than slots, which no adapter was trained for."""
+def _why_not(icae: "Icae", tokens: int) -> str:
+    """Why a chunk of so many tokens is not compressed; empty where it is.
+
+    Slots would save too little, or a span has fewer tokens than slots, which no adapter was trained for, or it is
+    longer than the model's positions.
+    """
     spans, slots = icae.spans(tokens), icae.config.slots
-    return tokens < 2 * slots * len(spans) or any(span.stop - span.start < slots for span in spans)
+    if tokens < 2 * slots * len(spans):
+        return f"{tokens} tokens are fewer than twice their {slots * len(spans)} slots"
+    shortest = min(span.stop - span.start for span in spans)
+    if shortest < slots:
+        return f"a span of {shortest} tokens has fewer than the adapter's {slots} slots"
+    return icae.config.too_long(tokens, icae.limit)
 
 
-def _uncompressed(ids: list[int], attachment: "Attachment", measured: float | None) -> Payload:
-    from model_worker.encoding import encode
-
-    return replace(Keep().compress(encode(attachment, ids), attachment), measured_loss=measured)
+def _uncompressed(captured: Captured, attachment: "Attachment", measured: float | None) -> Payload:
+    return replace(Keep().compress(alone(captured, attachment), attachment), measured_loss=measured)
 
 
 def _layers(slots: "Slots", attachment: "Attachment") -> tuple["Layers", str]:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, ClassVar
 from torch import Tensor
 
 from model_worker.capture import Captured, LayerCapture
-from model_worker.compress.base import Payload, Selection, take
+from model_worker.compress.base import Payload, Selection, alone, take
 from model_worker.compress.observe import observed
 from model_worker.errors import InputError
 from model_worker.local import TovaRule
@@ -68,6 +68,8 @@ class Tova(Selection):
     def compress(self, captured: Captured, attachment: "Attachment") -> Payload:
         if self.block is None:
             return super().compress(captured, attachment)
+        if len(captured) <= self.m:
+            return super().compress(alone(captured, attachment), attachment)
         from model_worker.encoding import encode_online
 
         online, kept = encode_online(attachment, captured.token_ids, self.rule, self.block)

@@ -12,6 +12,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, TypeVar
 
 import torch
@@ -19,6 +20,7 @@ import torch
 from model_worker.errors import InputError
 from model_worker.evaluate.continuation import Continuation, continuation
 from model_worker.evaluate.restoration import Restoration, restoration
+from model_worker.icae.config import IcaeConfig
 from model_worker.icae.model import Icae
 
 PARTS = (1, 2, 4)
@@ -28,11 +30,12 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True)
 class Plan:
-    """What is measured, in tokens. lengths: restored; span: the length at which the rest is compared; contexts: before
-    a continuation; follow, leave: tokens behind, and how many of them carry no loss."""
+    """What is measured, in tokens. lengths: restored; span: the length at which the rest is compared; parts: pieces
+    of a span; contexts: before a continuation; follow, leave: tokens behind, and how many of them carry no loss."""
 
     lengths: tuple[int, ...]
     span: int
+    parts: tuple[int, ...]
     contexts: tuple[int, ...]
     follow: int
     leave: int
@@ -69,17 +72,26 @@ def plan(icae: Icae, *, follow: int = 64, leave: int = 8, span: int | None = Non
     whole = icae.config.capacity if span is None else span
     if whole < 4 or follow <= leave:
         raise InputError("a span of 4 tokens or more is needed, and follow above leave")
-    limit = int(getattr(icae.decoder.config, "max_position_embeddings", 0) or 1 << 30)
-    slots = icae.config.slots
+    config, limit = icae.config, icae.limit or 1 << 30
 
-    def fits(tokens: int, more: int) -> bool:
-        return tokens + max(more, slots * len(icae.spans(tokens))) < limit
+    def continued(context: int) -> bool:
+        """BOS and the whole context, or its slots and a row; then what follows, whose last token is not read."""
+        return max(1 + context, config.before(context) + config.lm_row) + follow - 1 <= limit
 
-    lengths = tuple(n for n in (whole // 4, whole // 2, 3 * whole // 4, whole, 2 * whole) if fits(n, 0))
-    contexts = tuple(n for n in (whole, 2 * whole, 4 * whole) if fits(n, follow))
+    lengths = tuple(
+        n for n in (whole // 4, whole // 2, 3 * whole // 4, whole, 2 * whole) if config.restoring(n) <= limit
+    )
+    parts = tuple(n for n in PARTS if _in_pieces(config, whole, n) <= limit)
+    contexts = tuple(n for n in (whole, 2 * whole, 4 * whole) if continued(n))
     if whole not in lengths or not contexts:
         raise InputError(f"a span of {whole} tokens with its slots does not fit the model's {limit} positions")
-    return Plan(lengths, whole, contexts, follow, leave)
+    return Plan(lengths, whole, parts, contexts, follow, leave)
+
+
+def _in_pieces(config: IcaeConfig, tokens: int, parts: int) -> int:
+    """Positions that the restoration of a text encoded in equal pieces takes."""
+    bounds = [round(tokens * part / parts) for part in range(parts + 1)]
+    return sum(config.before(end - start) for start, end in pairwise(bounds)) + 1 + tokens
 
 
 def measure(
@@ -96,7 +108,7 @@ def measure(
     progress: called with (measurements done, in all). Raises InputError for documents that are too few or too short."""
     if len(documents) < 2 or any(len(ids) < what.document for ids in documents):
         raise InputError(f"two documents or more are needed, each of {what.document} tokens")
-    total = len(what.lengths) + len(PARTS) - 1 + len(CONTENTS) - 1 + len(what.contexts)
+    total = len(what.lengths) + len(what.parts) - 1 + len(CONTENTS) - 1 + len(what.contexts)
     done = 0
 
     def count(made: _T) -> _T:
@@ -112,7 +124,7 @@ def measure(
     span = [list(ids[: what.span]) for ids in documents]
     by_length = {length: restored([ids[:length] for ids in documents]) for length in what.lengths}
     whole = by_length[what.span]
-    parts = [whole, *(restored(span, number) for number in PARTS[1:])]
+    parts = [whole, *(restored(span, number) for number in what.parts[1:])]
     shuffled, drawn = _shuffled(span, seed), _random(icae, span, special, seed)
     contents = dict(zip(CONTENTS, (whole, restored(shuffled), restored(drawn)), strict=True))
     continuations = [

@@ -74,9 +74,12 @@ def _falls(short: Restoration, long: Restoration) -> Fact:
 
 
 def _rises(few: Restoration, many: Restoration) -> Fact:
+    name = "4 accuracy rises with the slots a text gets"
+    if few is many:
+        return Fact(name, False, "no more slots fit the model's positions")
     more = interval(many.own.right - few.own.right)
     figures = f"accuracy {_mean(few.own.right)} in {few.slots} slots, {_mean(many.own.right)} in {many.slots}"
-    return Fact("4 accuracy rises with the slots a text gets", more.above_zero, f"{figures}; difference {more}")
+    return Fact(name, more.above_zero, f"{figures}; difference {more}")
 
 
 def _natural(contents: dict[str, Restoration]) -> Fact:

@@ -5,7 +5,7 @@ waits; peak memory grows with the logarithm of the length. `remember_forest` cut
 its own whose root is written to the memory as soon as it is there: a crash loses one group, and reading order stays.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -75,11 +75,14 @@ class CompressedPrompt:
     def generate(self, max_new_tokens: int, **options: Any) -> list[int]:
         """New token ids, by Hugging Face `generate` with its options, from the right position on.
 
-        The first token is the most likely one unless `do_sample` is set, in which case it is drawn at temperature 1.
+        The first token is the most likely one unless `do_sample` is set, in which case it is drawn at temperature 1;
+        one that ends a text ends this one too. Raises InputError for no new tokens.
         """
+        if max_new_tokens < 1:
+            raise InputError(f"max_new_tokens is at least 1, not {max_new_tokens}")
         first = self.next_logits.float()
         token = torch.multinomial(torch.softmax(first, -1), 1) if options.get("do_sample") else first.argmax()[None]
-        if max_new_tokens == 1:
+        if max_new_tokens == 1 or int(token) in self._stops(options):
             return token.tolist()
         device = self.next_logits.device
         with torch.no_grad():
@@ -92,6 +95,13 @@ class CompressedPrompt:
                 **options,
             )
         return out[0].tolist()  # type: ignore[no-any-return]
+
+    def _stops(self, options: Mapping[str, Any]) -> set[int]:
+        """Ids that end a text in `generate` with these options."""
+        given, own = options.get("generation_config"), self.attachment.model.generation_config
+        config = own if given is None or given.eos_token_id is None else given
+        said = options.get("eos_token_id", config.eos_token_id)  # type: ignore[union-attr]
+        return set() if said is None else {said} if isinstance(said, int) else set(said)
 
 
 def compress_prompt(

@@ -5,6 +5,7 @@ stored nowhere.
 """
 
 import json
+from bisect import bisect_right
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -65,6 +66,19 @@ class IcaeConfig:
         spreads = self.interface == "kv" and self.positions == "spread"
         return slots * self.rate + (slots * self.rate if spreads else slots) + 1
 
+    def before(self, tokens: int) -> int:
+        """Positions in front of what the decoder reads behind the slots of a context of so many tokens."""
+        spreads = self.interface == "kv" and self.positions == "spread"
+        return tokens if spreads else self.slots * -(-tokens // self.capacity)
+
+    def restoring(self, tokens: int) -> int:
+        """Positions that the restoration of so many tokens takes: their slots, a row, the tokens."""
+        return self.before(tokens) + 1 + tokens
+
+    def longest(self, positions: int) -> int:
+        """Tokens of a context that can be restored within so many positions; 0 for none."""
+        return bisect_right(range(positions + 1), positions, key=self.restoring) - 1
+
     def fitting(self, positions: int) -> int:
         """How many slots of this form at most fit a model of so many positions; 0 for none."""
         return max(0, (positions - 1) // (self.needed(1) - 1))
@@ -79,6 +93,20 @@ class IcaeConfig:
             f"{self.slots} slots of {self.rate} tokens need {self.needed()} positions, this model has {positions}: "
             f"{hint}"
         )
+
+    def too_long(self, tokens: int, positions: int | None) -> str:
+        """Why a context cannot be restored within the model's positions; empty where it can. None: no limit."""
+        if positions is None or self.restoring(tokens) <= positions:
+            return ""
+        return (
+            f"a context of {tokens} tokens needs {self.restoring(tokens)} positions to be restored from its slots, "
+            f"this model has {positions}: at most {self.longest(positions)} tokens fit"
+        )
+
+    def check_context(self, tokens: int, positions: int | None) -> None:
+        """Raises InputError where a context is too long."""
+        if why := self.too_long(tokens, positions):
+            raise InputError(why)
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=2, sort_keys=True) + "\n"

@@ -194,11 +194,18 @@ class JsonLines:
             file.seek(at)
             return self._checked(file.readline(), number)
 
+    def where(self, index: int) -> str:
+        """`file:line` of an object."""
+        return self._at(self._starts[index][1])
+
+    def _at(self, number: int) -> str:
+        return f"{self._path}:{number}"
+
     def _checked(self, line: bytes, number: int) -> dict[str, str]:
-        where = f"{self._path}:{number}"
+        where = self._at(number)
         try:
             found = json.loads(line)
-        except ValueError as error:  # not UTF-8, or not JSON
+        except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, or brackets without end
             raise InputError(f"{where}: not a line of JSON: {error}") from None
         if not isinstance(found, dict):
             raise InputError(f"{where}: not a JSON object but {type(found).__name__}")
@@ -208,7 +215,18 @@ class JsonLines:
                 raise InputError(f"{where}: the field {field!r} {what}; each line needs {', '.join(self._fields)}")
             if not found[field].strip():
                 raise InputError(f"{where}: the field {field!r} is empty")
+            if not _unicode(found[field]):
+                raise InputError(f"{where}: the field {field!r} has half of a surrogate pair")
         return {field: found[field] for field in self._fields}
+
+
+def _unicode(text: str) -> bool:
+    """JSON can spell what is no text, and a tokenizer takes none of it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 class JsonTexts:
@@ -285,3 +303,23 @@ class InstructionSet(Dataset[Sample]):
         context = self._encoder.document(line["input"])[: self._context]
         prompt, answer = self._encoder.piece(line["prompt"]), self._encoder.piece(line["answer"])
         return instruction(context, prompt, answer, self._eos)
+
+    def check_fits(
+        self,
+        needed: Callable[[Sample], int],
+        positions: int | None,
+        progress: Callable[[int, int], None] = lambda done, total: None,
+    ) -> None:
+        """Tokenize every line once, so that none ends a run in its middle. needed: positions that a sample takes.
+
+        Raises InputError with `file:line` for the first that takes more than `positions`; None: there is no limit.
+        """
+        if positions is None:
+            return
+        for index in range(len(self)):
+            if (wanted := needed(self[index])) > positions:
+                raise InputError(
+                    f"{self._lines.where(index)}: the slots of `input`, `prompt` and `answer` need {wanted} positions, "
+                    f"this model has {positions}"
+                )
+            progress(index + 1, len(self))

@@ -1,6 +1,7 @@
 """The frozen decoder over slots: losses, greedy texts, and the K-V that it makes of slots.
 
-All of it in padded batches with masks and positions; sequences are those of layout.py.
+All of it in padded batches with masks and positions; sequences are those of layout.py. This file owns the rule that
+nothing is read beyond the positions that the model was made for: everything here raises InputError there.
 """
 
 from collections.abc import Iterator, Sequence
@@ -28,16 +29,18 @@ def restore(icae: Icae, slots: Slots, *, max_new_tokens: int | None = None) -> l
     return generate(icae, [restore_row(icae, slots, (), ends=False)], max_new_tokens or slots.tokens + 1)[0]
 
 
-def continue_(icae: Icae, slots: Slots, ids: Sequence[int] = (), *, max_new_tokens: int = NEW_TOKENS) -> list[int]:
-    """What follows the slots' context and `ids`, greedily, without EOS."""
-    return generate(icae, [continue_row(icae, slots, ids)], max_new_tokens)[0]
+def continue_(icae: Icae, slots: Slots, ids: Sequence[int] = (), *, max_new_tokens: int | None = None) -> list[int]:
+    """What follows the slots' context and `ids`, greedily, without EOS; by default 512 tokens, or what fits."""
+    row = continue_row(icae, slots, ids)
+    return generate(icae, [row], max_new_tokens or _room(icae, row))[0]
 
 
 def answer(
-    icae: Icae, several: Sequence[Slots], prompt: Sequence[int], *, max_new_tokens: int = NEW_TOKENS
+    icae: Icae, several: Sequence[Slots], prompt: Sequence[int], *, max_new_tokens: int | None = None
 ) -> list[int]:
-    """The answer to `prompt` from several contexts, in this order, greedily, without EOS."""
-    return generate(icae, [answer_row(icae, combine(several), prompt, ends=False)], max_new_tokens)[0]
+    """The answer to `prompt` from several contexts, in this order, greedily, without EOS; as long as `continue_`'s."""
+    row = answer_row(icae, combine(several), prompt, ends=False)
+    return generate(icae, [row], max_new_tokens or _room(icae, row))[0]
 
 
 def loss(icae: Icae, slots: Slots | None, ids: Sequence[int], objective: str = "ae", *, leave: int = LEAVE) -> Tensor:
@@ -75,6 +78,7 @@ def scores(icae: Icae, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
 
     t covers all scored labels.
     """
+    _check_fits(icae, rows, -1)
     labels = _left([row.labels for row in rows], -100)[:, 1:]
     scored = (labels >= 0).any(0).nonzero()
     keep = labels.shape[1] - int(scored[0]) if len(scored) else 1
@@ -85,6 +89,7 @@ def scores(icae: Icae, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
 
 def logits(icae: Icae, rows: Sequence[Row]) -> list[Tensor]:
     """Logits `[T, V]` of each row, at every position."""
+    _check_fits(icae, rows, 0)
     found = _forward(icae, rows, 0)
     return [own[len(own) - len(row) :] for own, row in zip(found, rows, strict=True)]
 
@@ -92,6 +97,7 @@ def logits(icae: Icae, rows: Sequence[Row]) -> list[Tensor]:
 @torch.no_grad()
 def generate(icae: Icae, rows: Sequence[Row], max_new_tokens: int) -> list[list[int]]:
     """Greedy continuation of each row until EOS, which is left out, or `max_new_tokens`."""
+    _check_fits(icae, rows, max_new_tokens - 1)
     with _evaluating(icae.decoder):
         return list(_greedy(icae, rows, max_new_tokens))
 
@@ -116,6 +122,8 @@ def to_kv(
     chosen = range(len(reader.reports)) if layers is None else layers
     if wrong := [layer for layer in chosen if not 0 <= layer < len(reader.reports)]:
         raise InputError(f"layer {wrong[0]} does not exist; the model has {len(reader.reports)}, counted from 0")
+    if reader.trained_length and len(soft) > reader.trained_length:
+        raise InputError(f"{len(soft)} slots stand on more than the {reader.trained_length} positions of this model")
     decoder, like = decoder_of(reader.model), next(reader.model.parameters())
     positions = torch.arange(len(soft), device=like.device)[None]
     view = KVView()
@@ -128,6 +136,21 @@ def to_kv(
             kvbank=view,
         )
     return {layer: (k[0], v[0]) for layer, (k, v) in view.taken(reader, chosen, positions, len(soft)).items()}
+
+
+def _check_fits(icae: Icae, rows: Sequence[Row], more: int) -> None:
+    """For rows and `more` tokens behind them; -1: the last token of a row is predicted, and never read."""
+    needed = max(row.start + len(row) for row in rows) + more
+    if icae.limit is not None and needed > icae.limit:
+        raise InputError(
+            f"slots and text need {needed} positions, this model has {icae.limit}: take fewer or shorter contexts, a "
+            "shorter text, or fewer new tokens"
+        )
+
+
+def _room(icae: Icae, row: Row) -> int:
+    """New tokens where nobody says how many: the authors' number, or what the model's positions hold."""
+    return NEW_TOKENS if icae.limit is None else max(1, min(NEW_TOKENS, icae.limit - row.start - len(row) + 1))
 
 
 # -- batches ------------------------------------------------------------------------------------------------------

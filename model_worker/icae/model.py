@@ -10,6 +10,7 @@ encoder's K-V instead of its last hidden states (`interface="kv"`) and spread po
 """
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -18,6 +19,7 @@ from typing import Any
 
 import torch
 import xxhash
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from model_worker.attachment import Attachment, attach, decoder_of
@@ -64,9 +66,12 @@ class Icae(nn.Module):
         """An untrained adapter for `base`. The same seed gives the same one.
 
         targets: names of linear modules, or peft's `all-linear`. Raises InputError without peft, for a base that has an
-        adapter already, for targets that are not there, and for spans beyond the base's positions.
+        adapter already, for targets that are not there, for spans beyond the base's positions, and for an alpha or
+        dropout that is none.
         """
         config.check_fits(_positions(base))
+        if not 0 < alpha < math.inf or not 0 <= dropout < 1:
+            raise InputError(f"alpha is a number above 0, dropout one from 0 to below 1, not {alpha} and {dropout}")
         with files.using_peft() as peft:
             inner, decoder = _twins(base)
             lora = peft.LoraConfig(
@@ -93,8 +98,8 @@ class Icae(nn.Module):
     ) -> "Icae":
         """The adapter in a folder or under a hub id, on `base`. trainable: for further training.
 
-        Raises ModelNotFound without such a folder, InputError without peft, for a base other than its own (in another
-        dtype it is another), and for spans beyond the base's positions.
+        Raises ModelNotFound without such a folder, InputError without peft, for a base other than its own (rounded to
+        another dtype it is another), and for spans beyond the base's positions.
         """
         with files.using_peft() as peft:
             found = files.find(name, revision)
@@ -113,7 +118,7 @@ class Icae(nn.Module):
             inner, decoder = _twins(base)
             try:
                 encoder = peft.PeftModel.from_pretrained(inner, str(found), is_trainable=trainable)
-            except (ValueError, RuntimeError, KeyError) as error:
+            except (ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
                 reason = str(error).strip().splitlines()[0]
                 raise InputError(f"the adapter in {found} does not fit this model: {reason}") from None
         icae = cls(base, encoder, decoder, config, rows.to(decoder.device))
@@ -150,6 +155,11 @@ class Icae(nn.Module):
     def dtype(self) -> torch.dtype:
         """The base's; LoRA and rows are float32."""
         return self.decoder.dtype
+
+    @property
+    def limit(self) -> int | None:
+        """Positions that the base was made for; None where it does not say."""
+        return _positions(self.decoder)
 
     @property
     def bos(self) -> int | None:

@@ -42,6 +42,14 @@ def decoder_row(icae: Icae, sample: Sample, slots: Slots | None) -> Row:
     return restore_row(icae, slots, sample.target, ends=False)
 
 
+def needed(icae: Icae, sample: Sample) -> int:
+    """Positions that the loss of a sample takes; its last token is predicted, and never read."""
+    config = icae.config
+    row = sample.objective != "lm" or config.lm_row
+    around = len(config.prefix_ids) + len(sample.prompt) + len(config.suffix_ids) if sample.objective == "ft" else 0
+    return config.before(len(sample.context)) + row + around + len(sample.target) - 1
+
+
 @dataclass
 class Tally:
     """Nats and tokens by objective, added up over batches."""

@@ -9,18 +9,22 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import Dataset
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_utils import EvalLoopOutput
 
 from model_worker.errors import InputError, WorkerError
@@ -73,10 +77,12 @@ class TrainSettings:
         for name in ("batch", "accumulate", "log_every", "keep"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is at least 1, not {getattr(self, name)}")
-        if (self.steps is not None and self.steps < 1) or (self.minutes is not None and self.minutes <= 0):
+        if (self.steps is not None and self.steps < 1) or (self.minutes is not None and not self.minutes > 0):
             raise InputError("steps and minutes are more than nothing")
         if not 0 < self.rate < math.inf:
             raise InputError(f"the learning rate is a number above 0, not {self.rate}")
+        if not self.clip >= 0:
+            raise InputError(f"clip is a norm, at least 0, not {self.clip}")
 
 
 @dataclass(frozen=True)
@@ -176,6 +182,24 @@ class IcaeTrainer(Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         load_into(self.icae, Path(resume_from_checkpoint))
 
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        with _readable(checkpoint):
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with _readable(checkpoint):
+            super()._load_rng_state(checkpoint)
+
+
+@contextmanager
+def _readable(checkpoint: str | None) -> Iterator[None]:
+    """What torch says of a damaged or foreign file is a page; here it is an InputError of one line."""
+    try:
+        yield
+    except (OSError, EOFError, UnpicklingError, RuntimeError, ValueError, KeyError, TypeError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(f"the checkpoint {checkpoint} cannot be resumed from: {reason}") from None
+
 
 def load_into(icae: Icae, folder: Path) -> None:
     """Put the weights of an adapter folder into an adapter of the same form. Raises InputError for another form."""
@@ -188,7 +212,7 @@ def load_into(icae: Icae, folder: Path) -> None:
     with files.using_peft() as peft, torch.no_grad():
         try:
             peft.set_peft_model_state_dict(icae.encoder, load_file(found / files.ADAPTER))
-        except RuntimeError as error:
+        except (RuntimeError, SafetensorError) as error:
             raise InputError(f"{folder} does not fit: {str(error).strip().splitlines()[0]}") from None
         icae.memory.copy_(rows)
 
@@ -217,6 +241,22 @@ def checkpoints(out: Path) -> list[Path]:
     return sorted(found, key=lambda path: int(path.name[11:]))
 
 
+def last_checkpoint(out: Path) -> Path:
+    """What a run goes on from. Raises InputError where there is nothing."""
+    if found := checkpoints(out):
+        return found[-1]
+    raise InputError(f"there is no complete checkpoint in {out} to resume from")
+
+
+def _check_complete(checkpoint: Path) -> None:
+    """Raises InputError for what is no checkpoint, or one without its optimiser: the Trainer would begin a new one."""
+    for name in (TRAINER_STATE_NAME, OPTIMIZER_NAME, SCHEDULER_NAME):
+        if not (checkpoint / name).is_file():
+            raise InputError(f"{checkpoint} is not a complete checkpoint: it has no {name}")
+    with _readable(str(checkpoint)):
+        TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+
+
 def train(
     icae: Icae,
     samples: Dataset[Sample],
@@ -240,8 +280,8 @@ def train(
     except OSError as error:
         raise InputError(f"{settings.out} cannot be the folder of a run: {error.strerror}") from None
     pace = pace or Pace(settings.minutes)
-    if resume is not None and resume not in checkpoints(resume.parent):
-        raise InputError(f"{resume} is not a complete checkpoint: it has no trainer_state.json")
+    if resume is not None:
+        _check_complete(resume)
     trainer = IcaeTrainer(
         icae,
         _arguments(icae, settings, held_out is not None),

@@ -25,13 +25,14 @@ from torch.optim import Optimizer
 from torch.utils.data import Dataset
 from transformers import TrainerCallback
 
+from model_worker.errors import WorkerError
 from model_worker.icae import folder as files
 from model_worker.icae.config import IcaeConfig
 from model_worker.icae.data import Sample, continuation, restoration
 from model_worker.icae.decode import scores
 from model_worker.icae.model import Icae
 from model_worker.icae.objectives import decoder_row
-from model_worker.icae.trainer import LOG, Pace, TrainSettings, checkpoints, train
+from model_worker.icae.trainer import LOG, Pace, TrainSettings, last_checkpoint, train
 from model_worker.loading import load_model
 from model_worker.train.books import book_paths, read_book
 from model_worker.train.optimiser import Muon
@@ -193,7 +194,8 @@ def _line(event: str, found: Measured, **more: object) -> str:
 
 
 def run(args: argparse.Namespace) -> Measured:
-    """Train one adapter, and measure it on held-back text."""
+    """Train one adapter, and measure it on held-back text. Raises InputError for --resume without a checkpoint."""
+    resume = last_checkpoint(args.out) if args.resume else None
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
     args.out.mkdir(parents=True, exist_ok=True)
@@ -234,7 +236,6 @@ def run(args: argparse.Namespace) -> Measured:
     matrices = [p for p in icae.encoder.parameters() if p.requires_grad]
     optimizer: Optimizer | None = None if args.adam else MuonAdam(matrices, icae.memory, args.lr)
     watched = held_back(tokenizer, args.books, icae.config.capacity, max(args.measured // 4, 2))
-    resume = checkpoints(args.out)[-1] if args.resume else None
     report = train(
         icae,
         samples,
@@ -312,7 +313,10 @@ def parser() -> argparse.ArgumentParser:
 
 if __name__ == "__main__":
     given = parser().parse_args()
-    if given.ship:
-        ship(given.out, given.ship)
-    else:
-        run(given)
+    try:
+        if given.ship:
+            ship(given.out, given.ship)
+        else:
+            run(given)
+    except WorkerError as error:
+        raise SystemExit(f"{parser().prog}: {error}") from None

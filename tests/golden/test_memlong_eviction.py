@@ -1,17 +1,16 @@
 """MemLong's eviction traces, reproduced exactly. KVBANK_GOLDEN may name another set of the same layout."""
 
 import json
-import os
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from vectors import GOLDEN
 
 from memory_service.domain import Capacity, Policy
 from memory_service.eviction import Candidates, plan
 
-FOLDER = Path(os.environ.get("KVBANK_GOLDEN") or Path(__file__).parent) / "memlong" / "a_eviction"
+FOLDER = GOLDEN / "memlong" / "a_eviction"
 
 
 def _traces(field: str) -> list[Any]:

@@ -11,7 +11,18 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-GOLDEN = Path(os.environ.get("KVBANK_GOLDEN") or Path(__file__).parent)
+OWN, KINDS = Path(__file__).parent, ("homer", "icae", "memlong", "tova")
+
+
+def golden(named: str | None) -> Path:
+    """The folder of the vectors: our own, or the one that is named, which has at least one kind of them."""
+    folder = Path(named) if named else OWN
+    if not any((folder / kind).is_dir() for kind in KINDS):
+        raise FileNotFoundError(f"KVBANK_GOLDEN: {folder} has none of the folders {', '.join(KINDS)}")
+    return folder
+
+
+GOLDEN = golden(os.environ.get("KVBANK_GOLDEN"))
 
 
 @dataclass(frozen=True)
@@ -124,4 +135,6 @@ def homer_model(case: Case) -> LlamaForCausalLM:
         raw.pop(name, None)
     model = LlamaForCausalLM(LlamaConfig(**raw, rope_parameters=rope))
     model.load_state_dict(load_file(folder / "model.safetensors"))
+    assert model.generation_config is not None
+    model.generation_config.eos_token_id = None  # as in the reference run: greedy texts have their full length
     return model.eval()

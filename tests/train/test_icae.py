@@ -2,9 +2,11 @@
 
 import gzip
 import json
+import math
 import shutil
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +44,7 @@ from model_worker.icae.data import (
     restoration,
     text_pieces,
 )
-from model_worker.icae.objectives import Objectives, Tally, collate
+from model_worker.icae.objectives import Objectives, Tally, collate, needed
 from model_worker.icae.trainer import LOG, IcaeTrainer, Pace, TrainSettings, checkpoints, train
 from model_worker.train import icae as script
 from model_worker.train.books import read_book
@@ -137,6 +139,8 @@ def weights(icae: Icae) -> dict[str, torch.Tensor]:
         ('{"text": 3}', "'text' is int"),
         ('{"text": "  "}', "'text' is empty"),
         ('{"text": "\udcff"}', "not a line of JSON"),
+        ('{"text": "w12 \\ud800"}', "'text' has half of a surrogate pair"),
+        ('{"text": ' + 100_000 * "[", "not a line of JSON"),
     ],
 )
 def test_a_bad_line_is_named_by_file_and_line_before_training(tmp_path: Path, line: str, said: str):
@@ -453,6 +457,16 @@ def test_a_checkpoint_of_another_form_or_half_written_is_refused(tmp_path: Path)
     (first,) = checkpoints(tmp_path)
     with pytest.raises(InputError, match="another form"):
         train(adapter(IcaeConfig(slots=2)), Samples(mixed()), settings(tmp_path / "b", steps=2), resume=first)
+    for name in ("optimizer.pt", "rng_state.pth", "adapter_model.safetensors", "trainer_state.json"):
+        whole = (first / name).read_bytes()
+        (first / name).write_bytes(b"{ not at all")
+        with pytest.raises(InputError, match=r"checkpoint-1 (cannot be resumed from|does not fit): ") as caught:
+            train(adapter(), Samples(mixed()), settings(tmp_path / "d", steps=2), resume=first)
+        assert "\n" not in str(caught.value)
+        (first / name).write_bytes(whole)
+    (first / "optimizer.pt").rename(tmp_path / "aside")
+    with pytest.raises(InputError, match=r"no optimizer\.pt"):  # with a new one it would go on, but not exactly
+        train(adapter(), Samples(mixed()), settings(tmp_path / "e", steps=2), resume=first)
     (first / "trainer_state.json").unlink()
     assert not checkpoints(tmp_path)
     with pytest.raises(InputError, match="not a complete checkpoint"):
@@ -482,6 +496,27 @@ def test_fp16_is_refused_and_bf16_trains_float32_weights(tmp_path: Path):
         assert loss == pytest.approx(plain, rel=0.02)
 
 
+def test_samples_beyond_the_models_positions_are_refused(tmp_path: Path):
+    """Of 128: the slots of the context, a row, the text and what stands around it; EOS is predicted, and not read."""
+    config = IcaeConfig(slots=4, lm_row=True, prefix_ids=(BOS, 40), suffix_ids=(42,))
+    icae = adapter(config)
+    for sample, fits in (
+        (restoration(words(99), EOS), True),  # 7 spans
+        (restoration(words(100), EOS), False),
+        (continuation(words(101), words(100), leave=8), True),
+        (continuation(words(101), words(101), leave=8), False),
+        (instruction(words(33), words(40), words(72), EOS), True),
+        (instruction(words(33), words(40), words(73), EOS), False),
+    ):
+        assert needed(icae, sample) == 128 + (not fits)
+        report = partial(train, icae, Samples([sample]), settings(tmp_path / "run", steps=1))
+        if fits:
+            report()
+            continue
+        with pytest.raises(InputError, match="need 129 positions, this model has 128"):
+            report()
+
+
 def test_nothing_trainable_and_a_broken_loss_are_said(tmp_path: Path):
     train(adapter(), Samples(mixed()), settings(tmp_path, steps=1))
     frozen = Icae.from_pretrained(base_model(), tmp_path / "adapter")
@@ -492,6 +527,16 @@ def test_nothing_trainable_and_a_broken_loss_are_said(tmp_path: Path):
     for rate in (0.0, -1.0, float("nan"), float("inf")):
         with pytest.raises(InputError, match="above 0"):
             settings(tmp_path, rate=rate)
+    for wrong, reason in (({"clip": math.nan}, "clip is a norm"), ({"minutes": math.nan}, "more than nothing")):
+        with pytest.raises(InputError, match=reason):
+            settings(tmp_path, **wrong)
+    for wrong in ({"alpha": math.nan}, {"alpha": 0}, {"dropout": math.nan}):
+        with pytest.raises(InputError, match="alpha is a number above 0, dropout one from 0 to below 1"):
+            Icae.create(base_model(), IcaeConfig(4, 4), rank=2, **wrong)
+    report = tmp_path / "adapter" / "adapter_model.safetensors"
+    report.write_bytes(b"not at all")
+    with pytest.raises(InputError, match="does not fit this model"):
+        Icae.from_pretrained(base_model(), tmp_path / "adapter")
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot be the folder of a run"):
         train(adapter(), Samples(mixed()), settings(tmp_path / "file", steps=1))
@@ -631,15 +676,26 @@ def test_bad_input_to_the_command_is_one_line(kvbank: Any, tiny_folder: Path, tm
     texts.write_text("w12 w13 w14 " * 40)
     blank.write_text("")
     packed.write_bytes(gzip.compress(texts.read_bytes())[:-12])
+    asked, long = tmp_path / "asked.jsonl", {"input": "w12 " * 20, "prompt": "w14", "answer": "w15 " * 120}
+    asked.write_text("".join(json.dumps({**long, "answer": answer}) + "\n" for answer in ("w15", long["answer"])))
+    (tmp_path / "no run").mkdir()
+    (tmp_path / "no run" / "file").write_text("")
     command = ["train", "icae", "--model", tiny_folder, "--device", "cpu", "--slots", 4, "--rank", 2, "--steps", 1]
     for more, said in (
         (["--data", texts, "--out", texts], "is a file: --out is the folder of the run"),
         (["--data", texts, "--out", texts / "run"], "cannot be the folder of a run"),
         (["--data", texts, "--out", run, "--lr", "-1"], "above 0, not -1.0"),
         (["--data", texts, "--out", run, "--lr", "0"], "above 0, not 0.0"),
+        (["--data", texts, "--out", run, "--alpha", "nan"], "not nan and 0.05"),
+        (["--data", texts, "--out", run, "--alpha", "0"], "alpha is a number above 0"),
         (["--data", packed, "--out", run], "book.txt.gz: "),
         (["--data", blank, "--out", run], "blank.txt has no text"),
         (["--data", texts, "--out", run, "--slots", 26], "26 slots of 4 tokens need 131 positions"),
+        (["--data", texts, "--out", run, "--context", 102], "needs 131 positions to be restored"),
+        (["--data", asked, "--out", run, "--task", "finetune"], "asked.jsonl:2: the slots of `input`"),
+        (["--data", texts, "--out", run, "--resume"], "no complete checkpoint in"),
+        (["--data", texts, "--out", tmp_path / "no run", "--resume"], "no complete checkpoint in"),
+        (["--data", texts, "--out", tmp_path / "no run"], "is not empty"),
     ):
         code, out, error = kvbank(*command, *more)
         flat = " ".join(error.split())
@@ -675,24 +731,13 @@ def books(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+SMALL = "--slots 4 --rank 2 --batch 3 --measure-every 2 --save-every 2 --measured 8".split()
+
+
 def run_script(books: Path, out: Path, *more: str) -> script.Measured:
     out.mkdir()
     shutil.copy(books / "texts.npz", out)
-    small = [
-        "--slots",
-        "4",
-        "--rank",
-        "2",
-        "--batch",
-        "3",
-        "--measure-every",
-        "2",
-        "--save-every",
-        "2",
-        "--measured",
-        "8",
-    ]
-    return script.run(script.parser().parse_args(["--books", str(books), "--out", str(out), *small, *more]))
+    return script.run(script.parser().parse_args(["--books", str(books), "--out", str(out), *SMALL, *more]))
 
 
 def test_the_script_is_seeded_by_steps_and_ships(books: Path, tmp_path: Path):
@@ -713,6 +758,15 @@ def test_the_script_is_seeded_by_steps_and_ships(books: Path, tmp_path: Path):
     context = [list(range(100, 120))]
     torch.testing.assert_close(shipped.encode(context)[0].soft, full.encode(context)[0].soft, rtol=1e-2, atol=1e-2)
     assert (target / LOG).read_text() == (tmp_path / "a" / LOG).read_text()
+
+
+def test_the_script_resumes_from_a_checkpoint_or_says_that_there_is_none(books: Path, tmp_path: Path):
+    with pytest.raises(InputError, match="no complete checkpoint in"):
+        run_script(books, tmp_path / "new", "--steps", "2", "--resume")
+    first = run_script(books, tmp_path / "whole", "--steps", "4")
+    shutil.rmtree(tmp_path / "whole" / "checkpoint-4")
+    arguments = ["--books", str(books), "--out", str(tmp_path / "whole"), *SMALL, "--steps", "4", "--resume"]
+    assert script.run(script.parser().parse_args(arguments)) == first
 
 
 def test_both_optimisers_move_everything_and_spans_grow(books: Path, tmp_path: Path):

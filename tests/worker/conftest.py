@@ -22,14 +22,14 @@ STORIES = (
 
 
 @pytest.fixture(scope="session")
-def model() -> Callable[[str], PreTrainedModel]:
-    """A model by name, shared: leave its weights alone, and detach it."""
-    made: dict[str, PreTrainedModel] = {}
+def model() -> Callable[..., PreTrainedModel]:
+    """A model by name and dtype, shared: leave its weights alone, and detach it."""
+    made: dict[tuple[str, torch.dtype], PreTrainedModel] = {}
 
-    def get(name: str) -> PreTrainedModel:
-        if name not in made:
-            made[name] = build(name)
-        return made[name]
+    def get(name: str, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+        if (name, dtype) not in made:
+            made[name, dtype] = build(name).to(dtype)
+        return made[name, dtype]
 
     return get
 

@@ -148,10 +148,22 @@ def test_a_plan_stays_inside_the_model() -> None:
     what = plan(icae, follow=20, leave=4)
     assert (what.lengths, what.span, what.contexts) == ((2, 4, 6, 8, 16), 8, (8, 16, 32))
     assert plan(icae, follow=40, leave=4).contexts == (8, 16)  # 32 + 40 tokens are too many
+    assert plan(adapter(base(positions=16)), follow=8, leave=4).parts == (1, 2)  # four pieces: 8 slots, a row, 8 tokens
     with pytest.raises(InputError, match="does not fit"):
         plan(icae, span=80)
     with pytest.raises(InputError, match="follow above leave"):
         plan(icae, follow=4, leave=4)
+
+
+@pytest.mark.parametrize("more", [0, 3, 9])
+@pytest.mark.parametrize("config", [IcaeConfig(2, 4), IcaeConfig(2, 4, lm_row=True), IcaeConfig(2, 4, "kv", "spread")])
+def test_what_is_planned_can_be_measured(config: IcaeConfig, more: int) -> None:
+    """Up to the last position, which the decoder refuses to pass."""
+    icae = Icae.create(base(positions=config.needed() + more), config, rank=1)
+    what = plan(icae, follow=3, leave=1)
+    found = measure(icae, texts(2, what.document), what, words)
+    shown = {fact.name[0]: fact for fact in facts(found)}
+    assert (what.parts == (1,)) == (shown["4"].figures == "no more slots fit the model's positions")
 
 
 def test_content_is_natural_shuffled_and_random() -> None:
@@ -297,6 +309,30 @@ def test_the_command(kvbank: Callable[..., tuple[int, str, str]], tmp_path: Path
     code, out, err = kvbank(*given, "--adapter", tmp_path / "nowhere")
     assert (code, out) == (1, "")
     assert "there is no adapter folder" in err.strip().splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["icae", "--device", "banana"], "device 'banana' is not auto, cpu or cuda"),
+        (["icae", "--device", "cuda:77"], "no CUDA device 'cuda:77'"),
+        (["icae", "--plots", "{file}"], "{file} cannot be the folder of the pictures"),
+        (["icae", "--plots", "{file}/below"], "cannot be the folder of the pictures"),
+        (["icae-latency", "--device", "banana"], "device 'banana' is not auto, cpu or cuda"),
+        (["icae-latency", "--dtype", "int8"], "dtype 'int8' is not one that a model computes in"),
+        (["icae-latency", "--dtype", "nn"], "dtype 'nn' is not one that a model computes in"),
+    ],
+)
+def test_wrong_options_are_told_first(
+    kvbank: Callable[..., tuple[int, str, str]], tmp_path: Path, arguments: list[str], words: str
+) -> None:
+    """Before the model, which is not there, is even looked for."""
+    (tmp_path / "file").touch()
+    given = [argument.replace("{file}", str(tmp_path / "file")) for argument in arguments]
+    code, out, err = kvbank("eval", *given, "--model", tmp_path / "model")
+    assert (code, out) == (1, "")
+    [line] = err.strip().splitlines()
+    assert words.replace("{file}", str(tmp_path / "file")) in line
 
 
 def test_the_latency_command(kvbank: Callable[..., tuple[int, str, str]]) -> None:

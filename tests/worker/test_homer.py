@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 from tiny import BACKENDS, attached, bank, build, tokenizer, tokens, worst
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from typer.testing import CliRunner
 
 import kvbank
 from model_worker.attachment import Attachment, attach
@@ -22,6 +23,7 @@ from model_worker.homer.calibrate import calibrate
 from model_worker.homer.prompt import compress_prompt, remember_forest
 from model_worker.homer.schedule import Node, Shape, plan
 from model_worker.homer.tree import Step, Tokens, trees_of
+from model_worker.homer_cli import homer
 from model_worker.loading import load_model
 from model_worker.memory import Memory
 from model_worker.model import MemoryModel
@@ -123,6 +125,23 @@ def test_one_leaf_is_a_plain_forward(model: Models, family: str, backend: str) -
         assert prompt.generate(6, do_sample=False) == expected
         assert prompt.generate(1) == expected[:1]
         assert len(prompt.generate(5, do_sample=True)) == 5
+
+
+def test_a_text_ends_where_its_first_token_says_so() -> None:
+    net, ids = build("llama_gqa"), tokens(30)[0].tolist()
+    assert net.generation_config is not None
+    with torch.no_grad(), attached(net) as attachment:
+        prompt = compress_prompt(attachment, ids[:4], ids[4:25], ids[25:], size=64)
+        [first, *_, last] = whole = prompt.generate(6, do_sample=False)
+        assert prompt.generate(6, do_sample=False, eos_token_id=first) == [first]
+        assert prompt.generate(6, do_sample=False, eos_token_id=[0, first]) == [first]
+        assert prompt.generate(6, do_sample=False, generation_config=GenerationConfig(eos_token_id=first)) == [first]
+        assert prompt.generate(6, do_sample=False, eos_token_id=last) == whole
+        net.generation_config.eos_token_id = first
+        assert prompt.generate(6, do_sample=False) == [first]
+        assert prompt.generate(6, do_sample=False, eos_token_id=None) == whole
+        with pytest.raises(InputError, match="at least 1"):
+            prompt.generate(0)
 
 
 def test_the_prefix_runs_once_and_only_wanted_layers_travel(model: Models) -> None:
@@ -396,6 +415,22 @@ def test_calibration_is_the_mean_by_distance(model: Models) -> None:
         assert calibrate(attachment, ids, distances=distances, enough=10.0).segments == 2
         with pytest.raises(InputError, match="less than one segment"):
             calibrate(attachment, ids[:20], distances=distances)
+
+
+def test_what_cannot_be_read_or_written_is_told_before_the_model_is_looked_for(tmp_path: Path) -> None:
+    (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
+    for options, words in (
+        (["--text", tmp_path / "none.txt"], "cannot read"),
+        (["--text", tmp_path / "latin.txt"], "cannot read"),
+        (["--text", tmp_path], "cannot read"),
+        (["--out", tmp_path], "cannot write"),
+        (["--out", tmp_path / "latin.txt" / "table"], "cannot write"),
+    ):
+        given = ["calibrate", *options, "--model", tmp_path / "model"]
+        done = CliRunner().invoke(homer, [str(argument) for argument in given])
+        assert isinstance(done.exception, InputError)
+        assert f"{words} {options[1]}" in str(done.exception)
+        assert "\n" not in str(done.exception)
 
 
 def test_rope_scaling(tmp_path: Path) -> None:

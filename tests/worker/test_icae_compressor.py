@@ -124,6 +124,46 @@ def test_every_family(adapter: Adapter, family: str, dtype: torch.dtype) -> None
                         assert offsets.tolist() == own.positions.tolist() != list(range(KEPT))
 
 
+def test_a_chunk_beyond_the_models_positions_is_stored_uncompressed(client: kvbank.Client, adapter: Adapter) -> None:
+    """Three spans: 12 slots, a row and 40 tokens; nothing is measured beyond, and nobody's text ends for it."""
+    net = build("llama_gqa", positions=53)
+    folder = adapter(net)
+    with attached(net, tokenizer=tokenizer()) as attachment:
+        memory = opened(attachment, client, f"icae:{folder}")
+        [fits] = remembered(memory, 1)
+        [beyond] = remembered(memory, 1, count=41)
+        assert fits.producer is not None
+        assert beyond.producer is not None
+        assert (fits.kind, fits.stored_length) == ("soft_tokens", KEPT)
+        assert fits.producer.measured_loss is not None
+        assert (beyond.kind, beyond.stored_length, beyond.producer.method) == ("layer_kv", 41, "none")
+        assert beyond.producer.measured_loss is None
+
+
+@pytest.mark.parametrize(
+    ("chunk", "reason"),
+    [
+        (7, "7 tokens are fewer than twice their 4 slots"),
+        (8, None),
+        (41, None),  # shorter ones, cut at the end of a sentence, are compressed
+        (79, None),
+        (81, r"81 tokens needs 106 positions .* this model has 53: at most 40 tokens"),
+    ],
+)
+def test_chunks_of_which_none_could_be_compressed(
+    client: kvbank.Client, adapter: Adapter, chunk: int, reason: str | None
+) -> None:
+    net = build("llama_gqa", positions=53)
+    spec = f"icae:{adapter(net)}"
+    with attached(net, tokenizer=tokenizer()) as attachment:
+        memory = Memory(attachment, client, bank(), tokenizer(), chunk=chunk, compressor=spec, strict=True)
+        if reason is None:
+            memory.open()
+            return
+        with pytest.raises(InputError, match=f"chunks of {chunk} tokens are not compressed: .*{reason}"):
+            memory.open()
+
+
 def test_the_smaller_payload_unless_one_is_asked_for(model: Models, adapter: Adapter) -> None:
     """Hidden 32, one K-V head of 8: 16 numbers a layer. Soft tokens win ties."""
     folder = adapter(model("gemma"))

@@ -660,6 +660,46 @@ def test_spans_beyond_the_models_positions_are_refused(
     IcaeConfig(1000).check_fits(None)
 
 
+@FORMS
+@torch.no_grad()
+def test_what_runs_beyond_the_models_positions_is_refused(config: IcaeConfig) -> None:
+    """Slots of three spans, text and new tokens fit to the last position, whoever asks; a default is what fits."""
+    ids, before = text(25), 25 if config is SPREAD else 12
+    last = before + 1 + 25  # the slots, a row, the text
+    icae = made(small(max_position_embeddings=last, eos_token_id=None), config)
+    (slots,) = icae.encode([ids])
+    assert (icae.limit, icae.config.before(25), icae.config.restoring(25)) == (last, before, last)
+    assert len(restore(icae, slots)) == 26
+    assert torch.isfinite(loss(icae, slots, ids))
+    assert torch.isfinite(loss(icae, slots, [*ids, 5, 5], "lm"))  # no row, and the last token is read by nothing
+    assert len(continue_(icae, slots, [5])) == len(answer(icae, [slots], [])) == 26
+    said = f"need {last + 1} positions, this model has {last}"
+    with pytest.raises(InputError, match=said):
+        restore(icae, slots, max_new_tokens=27)
+    with pytest.raises(InputError, match=said):
+        loss(icae, slots, [*ids, 5, 5])
+    with pytest.raises(InputError, match=said):
+        logits(icae, [restore_row(icae, slots, [*ids, 5])])
+    with pytest.raises(InputError, match=said):
+        continue_(icae, slots, [5], max_new_tokens=27)
+    with pytest.raises(InputError, match=f"need {before + 27} positions"):
+        answer(icae, [slots], [5] * 26)
+    several = [slots] * 5
+    with pytest.raises(InputError, match=f"need {5 * before + 3} positions") as caught:
+        answer(icae, several, [5, 6])
+    assert "\n" not in str(caught.value)
+    with pytest.raises(InputError, match="60 slots stand on more than the 38 positions"):
+        to_kv(made(small(max_position_embeddings=38)), torch.zeros(60, 32))
+
+
+def test_a_context_is_as_long_as_can_be_restored() -> None:
+    for config in (SOFT, KV, SPREAD, IcaeConfig(5, 1), IcaeConfig(3, 7)):
+        for positions in range(config.needed(), 3 * config.needed()):
+            most = config.longest(positions)
+            assert config.restoring(most) <= positions < config.restoring(most + 1)
+    assert SOFT.longest(1) == 0
+
+
 def test_folders_that_are_no_adapters(tmp_path: Path) -> None:
     base = build("llama_gqa")
     with pytest.raises(ModelNotFound, match="no adapter folder"):

@@ -3,11 +3,14 @@
 Its numbers are compared with the authors' code in tests/golden/test_tova.py.
 """
 
+import copy
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 import pytest
 import torch
 from tiny import BACKENDS, ListMemory, attached, bank, build, tokenizer, tokens, worst
+from torch import Tensor
 from transformers import PreTrainedModel
 
 import kvbank
@@ -58,6 +61,120 @@ def test_a_padded_row_is_as_it_is_alone(model: Models, last: int, heads: str, ba
             assert held.keys.shape[2] == 6
             for row, one in enumerate(alone):
                 assert torch.equal(held.positions[row], one.positions[0])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("heads", ["shared", "own"])
+@pytest.mark.parametrize("pads", [0, 7, 15])
+@pytest.mark.parametrize("positions", [28, 256])
+def test_the_order_in_which_tokens_are_held_does_not_show(positions: int, pads: int, heads: str, backend: str) -> None:
+    """A cache that writes new tokens over old ones, and one that is put in order after every step; also when they are
+    moved back (28 positions), among pads, and when a prompt comes after single tokens."""
+    net, ids = build("llama_gqa", positions=positions), tokens(44, rows=2)
+    mask = torch.ones_like(ids)
+    mask[1, :pads] = 0
+    steps = [(0, 16), *((i, i + 1) for i in range(16, 25)), (25, 30), *((i, i + 1) for i in range(30, 44))]
+    disordered = 0
+    with torch.no_grad(), attached(net, backend) as attachment:
+        loose, tidy = (MemoryCache(attachment, window=16, local=TovaRule(6, heads=heads)) for _ in range(2))
+        for a, b in steps:
+            found, expected = (
+                net(ids[:, a:b], attention_mask=mask[:, :b], past_key_values=cache).logits for cache in (loose, tidy)
+            )
+            real = mask[:, a:b].bool()
+            assert worst(found[real], expected[real]) <= 5e-6
+            for one, other in zip(loose.layers, tidy.layers, strict=True):
+                other.settle()
+                assert torch.equal(one.positions.sort(dim=2).values, other.positions)
+                disordered += not torch.equal(one.positions, other.positions)
+        assert (loose._shift > 0) == (positions == 28)
+        assert disordered > 20
+        for one, other in zip(loose.layers, tidy.layers, strict=True):
+            one.settle()
+            assert torch.equal(one.positions, other.positions)
+            assert worst(one.keys, other.keys) <= 2e-6
+            assert worst(one.values, other.values) <= 2e-6
+
+
+class Level(TovaRule):
+    """All tokens are equal."""
+
+    def scores(self, weights: Tensor, kv_heads: int, valid: Tensor | None = None) -> Tensor:
+        return torch.zeros_like(super().scores(weights, kv_heads, valid))
+
+
+@pytest.mark.parametrize("heads", ["shared", "own"])
+def test_among_equals_the_later_token_stays_wherever_it_is_held(model: Models, heads: str) -> None:
+    net, ids, at = model("llama_gqa"), tokens(60), 0
+    with attached(net) as attachment:
+        cache = MemoryCache(attachment, local=Level(6, heads=heads))
+        for new, with_grad in [(8, False), *[(1, False)] * 5, (3, False), *[(1, False)] * 8, (1, True), (7, True)]:
+            with torch.set_grad_enabled(with_grad):
+                net(ids[:, at : at + new], past_key_values=cache)
+            at += new
+            for layer in cache.layers:
+                assert (layer.positions.sort(dim=2).values == torch.arange(at - 6, at)).all()
+    assert at == 32
+
+
+def test_a_decoded_token_copies_nothing_else(model: Models) -> None:
+    net, ids = model("llama_gqa"), tokens(24, rows=2)
+    with torch.no_grad(), attached(net) as attachment:
+        cache = MemoryCache(attachment, local=TovaRule(6))
+        net(ids[:, :12], past_key_values=cache)
+        places = set()
+        for part in ids[:, 12:].split(1, dim=1):
+            net(part, past_key_values=cache)
+            places.add(tuple((layer.keys.data_ptr(), layer.values.data_ptr()) for layer in cache.layers))
+    assert len(places) == 1
+
+
+@pytest.mark.parametrize("taken", ["state", "copy"])
+def test_what_was_taken_of_a_cache_stays_as_it_was(model: Models, taken: str) -> None:
+    """One row and one head, whose columns are contiguous even before a free one."""
+    net, ids = model("gemma"), tokens(24)
+    with torch.no_grad(), attached(net) as attachment:
+        cache = MemoryCache(attachment, window=24, local=TovaRule(6))
+        for part in ids[:, :16].split(1, dim=1):
+            net(part, past_key_values=cache)
+        state = cache.state() if taken == "state" else vars(copy.deepcopy(cache.layers[1]))
+        held = {name: part for name, part in state.items() if isinstance(part, Tensor)}
+        before = {name: part.clone() for name, part in held.items()}
+        for part in ids[:, 16:].split(1, dim=1):
+            net(part, past_key_values=cache)
+    assert len(held) >= 3
+    assert all(torch.equal(held[name], part) for name, part in before.items())
+
+
+@pytest.mark.parametrize("other", [torch.inference_mode, torch.enable_grad])
+def test_steps_in_other_grad_modes(other: Callable[[], AbstractContextManager[None]]) -> None:
+    """What torch forbids to be written, or a backward pass needs, is not written."""
+    net, ids = build("llama_gqa"), tokens(24)
+    with attached(net) as attachment:
+        caches = [MemoryCache(attachment, local=TovaRule(6)) for _ in range(2)]
+        losses = []
+        for index, part in enumerate(ids.split(1, dim=1)):
+            with torch.no_grad():
+                expected = net(part, past_key_values=caches[0]).logits
+            with torch.no_grad() if index // 3 % 2 else other():  # the first that leaves does so under `other`
+                found = net(part, past_key_values=caches[1]).logits
+            assert worst(found.detach(), expected) <= 5e-6
+            losses += [found.square().sum()] if found.requires_grad else []
+        if losses:
+            torch.stack(losses).sum().backward()
+            assert all(bool(p.grad.isfinite().all()) for p in net.parameters() if p.grad is not None)
+        assert bool(losses) == (other is torch.enable_grad)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_backends_agree(model: Models, family: str) -> None:
+    """With sdpa one query's attention is taken from the weights that choose; with eager both are the backend's."""
+    net, ids, logits = model(family), tokens(24, rows=2), []
+    for backend in BACKENDS:
+        with torch.no_grad(), attached(net, backend) as attachment:
+            cache = MemoryCache(attachment, local=TovaRule(6))
+            logits.append(torch.cat([net(part, past_key_values=cache).logits for part in ids.split(1, dim=1)], 1))
+    assert worst(*logits) <= 5e-6
 
 
 @pytest.mark.parametrize(("heads", "piece"), [("shared", 1), ("own", 3)])

@@ -394,6 +394,56 @@ def test_a_hole_in_the_log_is_an_error(model: MemoryModel, tmp_path: Path) -> No
         SessionLog.open(tmp_path, "one")
 
 
+def two_turns(sessions: Path, words: str) -> tuple[Path, list[Turn]]:
+    """A log, and what is in it."""
+    with SessionLog.open(sessions, "one") as log:
+        log.begin(model="m", reader="r", chunk=4, memory="here")
+        for text in ("first", words):
+            log.append(Turn(text, "answer", [1, 2], 1, 0, "now"))
+        return sessions / "one" / "log.jsonl", list(log.turns)
+
+
+def test_no_flipped_bit_loses_a_turn(tmp_path: Path) -> None:
+    """Of the last line and of the end of the one before: they were acknowledged, and are damaged, not torn."""
+    path, turns = two_turns(tmp_path, "last words")
+    whole = path.read_bytes()
+    begin = len(whole) - len(whole.splitlines(keepends=True)[-1]) - 1
+
+    def read() -> list[Turn] | str:
+        try:
+            return read_session(tmp_path, "one")[1]
+        except SessionError as error:
+            return str(error)
+
+    refused = 0
+    for index in range(8 * begin, 8 * len(whole)):
+        flipped = bytearray(whole)
+        flipped[index // 8] ^= 1 << index % 8
+        path.write_bytes(flipped)
+        found = read()
+        assert found == turns or "is damaged" in found  # right in spite of it: in the name of the checksum
+        refused += found != turns
+    assert refused > 7 * (len(whole) - begin)
+    with pytest.raises(SessionError, match="line 3 is damaged"):
+        SessionLog.open(tmp_path, "one")
+    assert path.read_bytes() == flipped
+
+
+def test_blocks_that_never_came_to_the_disk_are_cut_off(tmp_path: Path) -> None:
+    """A line that was never acknowledged, after a power cut: any of its blocks may be zeros, the first, the last."""
+    path, turns = two_turns(tmp_path, "w" * 3000)
+    whole = path.read_bytes()
+    begin = len(whole) - len(whole.splitlines(keepends=True)[-1])
+    bounds = [begin, *range(begin // 512 * 512 + 512, len(whole), 512), len(whole)]
+    for first, last in ((0, 1), (1, 2), (2, 5), (0, 3), (len(bounds) - 2, len(bounds) - 1), (0, len(bounds) - 1)):
+        hole = slice(bounds[first], bounds[last])
+        path.write_bytes(whole[: hole.start] + bytes(hole.stop - hole.start) + whole[hole.stop :])
+        assert read_session(tmp_path, "one")[1] == turns[:1]
+        with pytest.warns(RuntimeWarning, match="unfinished turn cut off"):
+            SessionLog.open(tmp_path, "one").close()
+        assert path.read_bytes() == whole[:begin]
+
+
 def test_a_session_begun_but_never_used(tmp_path: Path, model: MemoryModel) -> None:
     SessionLog.open(tmp_path, "one").close()  # killed before its first line
     with pytest.raises(SessionError, match="no session"):
