@@ -20,7 +20,8 @@ from benchmarks import report
 from benchmarks.bench import Bench
 from benchmarks.pair import Result, Skipped
 
-OUTPUT = Path("build/bench.json")
+# Some rows alone must not take the place of all.
+OUTPUT, PART = Path("build/bench.json"), Path("build/bench-part.json")
 _WIDTH = 180  # of the table in a file
 # Row: the file that measures it, in the order of the design's table.
 ROWS = {
@@ -46,13 +47,14 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 def main(
     only: Annotated[list[str] | None, typer.Option(metavar="ROW", help=f"Of: {', '.join(ROWS)}; repeat it.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Floors only, smaller banks: under 3 minutes.")] = False,
-    million: Annotated[bool, typer.Option("--million", help="Evict in a bank of a million chunks: minutes.")] = False,
+    million: Annotated[bool, typer.Option("--million", help="Search a million vectors too: minutes.")] = False,
     rounds: Annotated[int | None, typer.Option(min=1, help="Instead of each row's own.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print what is written, not a table.")] = False,
-    out: Annotated[Path, typer.Option(help="Where to write.")] = OUTPUT,
+    out: Annotated[Path | None, typer.Option(help=f"Where to write: {OUTPUT}, with --only {PART}.")] = None,
 ) -> None:
     """Measure ours beside floors and peers."""
     rows = only or list(ROWS)
+    out = out or (PART if only else OUTPUT)
     if unknown := set(rows) - set(ROWS):
         raise typer.BadParameter(f"no such row: {', '.join(sorted(unknown))}", param_hint="--only")
     out.parent.mkdir(parents=True, exist_ok=True)

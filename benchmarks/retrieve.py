@@ -19,7 +19,7 @@ from benchmarks.bench import Bench
 from benchmarks.floors import bare_grpc
 from benchmarks.lines import Worker
 from benchmarks.pair import Contender, Result, Target, compare, timed
-from benchmarks.service import EMBEDDER, EMBEDDING, READER, connected, spec, writer
+from benchmarks.service import EMBEDDER, EMBEDDING, READER, connected, serving, spec, writer
 
 SAME_HOST, NETWORK = "retrieve_same_host", "retrieve_network"
 _TOP_K, _WITH_KV = 8, 5
@@ -32,10 +32,11 @@ def run(bench: Bench) -> Iterator[Result]:
     try:
         bench.say(f"write {chunks} chunks")
         found = material.vectors(chunks)
-        with connected(folder, same_host=True) as client:
-            _fill(client, found)
+        with serving(folder, same_host=True) as process:
+            with kvbank.connect(process.address) as client:
+                _fill(client, found)
             if SAME_HOST in bench.rows:
-                yield from _same_host(bench, folder, client, found)
+                yield from _same_host(bench, folder, process.address, found)
         if NETWORK in bench.rows:
             with connected(folder) as client, bare_grpc(folder) as rpc:
                 bench.say("retrieve over the network path")
@@ -50,14 +51,17 @@ def run(bench: Bench) -> Iterator[Result]:
         bench.clear(folder)
 
 
-def _same_host(bench: Bench, folder: Path, client: kvbank.Client, found: material.Vectors) -> Iterator[Result]:
+def _same_host(bench: Bench, folder: Path, address: str, found: material.Vectors) -> Iterator[Result]:
     search, search_and_copy = _floors(found)
+    stack = ExitStack()
+    client, mapping = (stack.enter_context(kvbank.connect(address, mapped=mapped)) for mapped in (False, True))
     contenders = [
         Contender("ours", "ours", timed(_retrieving(client, found))),
+        Contender("mapped", "ours", timed(_retrieving(mapping, found))),
         Contender("FAISS flat, in process", "floor", timed(search), (Target("difference", 1.3),)),
         Contender("FAISS flat, and memcpy of 8 MiB", "floor", timed(search_and_copy)),
     ]
-    with ExitStack() as stack:
+    with stack:
         bench.say("fill Redis")
         arguments = (str(folder), str(len(found)), str(_WITH_KV), str(material.MIB))
         if pair := bench.peer(stack, SAME_HOST, "faiss_redis", *arguments, needs="redis-server"):

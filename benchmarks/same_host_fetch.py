@@ -13,7 +13,7 @@ from benchmarks.bench import Bench
 from benchmarks.floors import Rpc, bare_grpc
 from benchmarks.lines import Worker
 from benchmarks.pair import Contender, Result, Target, compare, timed
-from benchmarks.service import EMBEDDING, READER, connected, spec, writer
+from benchmarks.service import EMBEDDING, READER, serving, spec, writer
 
 ROW = "same_host_fetch"
 _CHUNKS, _MIB = 16, 4
@@ -25,11 +25,15 @@ def run(bench: Bench) -> Iterator[Result]:
     folder = bench.scratch(ROW)
     with ExitStack() as stack:
         stack.callback(bench.clear, folder)
-        client = stack.enter_context(connected(folder, same_host=True))
+        address = stack.enter_context(serving(folder, same_host=True)).address
+        client, mapping = (stack.enter_context(kvbank.connect(address, mapped=mapped)) for mapped in (False, True))
         rpc = stack.enter_context(bare_grpc(folder, unix=True))
         contenders = [
-            Contender("1,024 tokens of a layer", "ours", timed(_fetching(client, 1)), (Target("ours", 0.6),)),
-            Contender("256 tokens of 4 layers", "ours", timed(_fetching(client, 4)), (Target("ours", 0.6),)),
+            Contender("1,024 tokens of a layer", "ours", timed(_fetching(client, client, 1)), (Target("ours", 0.6),)),
+            Contender("256 tokens of 4 layers", "ours", timed(_fetching(client, client, 4)), (Target("ours", 0.6),)),
+            Contender(
+                "1,024 tokens of a layer, mapped", "ours", timed(_fetching(client, mapping, 1)), (Target("ours", 0.6),)
+            ),
             Contender("a unary RPC, then the file read and hashed", "floor", timed(_reading(rpc, folder))),
             Contender("bare gRPC stream of 4 MiB", "floor", timed(lambda: rpc.stream(_MIB))),
         ]
@@ -43,15 +47,15 @@ def run(bench: Bench) -> Iterator[Result]:
         yield from compare(ROW, "same-host fetch of 4 MiB, verified", contenders, bench.n(200))
 
 
-def _fetching(client: kvbank.Client, layers: int) -> Callable[[], None]:
-    bank, vectors = f"layers-{layers}", material.vectors(_CHUNKS)
+def _fetching(client: kvbank.Client, reader: kvbank.Client, layers: int) -> Callable[[], None]:
+    bank, vectors = f"layers-{layers}-{reader is client}", material.vectors(_CHUNKS)
     client.create_bank(bank, kv=spec(layers), embedding=EMBEDDING)
     tokens = material.TOKENS * _MIB // layers
     chunks = (kvbank.NewChunk(v, material.tensors(layers, tokens, seed=i)) for i, v in enumerate(vectors))
     ids = cycle([written.chunk_id for written in writer(client, bank)(chunks)])
 
     def fetch() -> None:
-        (chunk,) = client.fetch(bank, [next(ids)], reader_digest=READER)
+        (chunk,) = reader.fetch(bank, [next(ids)], reader_digest=READER)
         assert chunk.tensors is not None
 
     return fetch

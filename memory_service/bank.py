@@ -19,6 +19,7 @@ from memory_service.domain import Bank, Chunk, Eviction, Filter
 from memory_service.errors import ALREADY_EXISTS, NOT_FOUND, UNAVAILABLE, ServiceError, StartError, invalid
 from memory_service.eviction import NOBODY
 from memory_service.expiry import INTERVAL_S, Expiry
+from memory_service.headers import most_bytes
 from memory_service.janitor import Janitor
 from memory_service.metrics import Metrics
 from memory_service.payloads import Buffer, Payloads
@@ -51,8 +52,11 @@ class Banks:
             self._directory, gone = self._read_banks()
             self.indexes = SearchIndexes(self.records, settings)
             begun.callback(self.indexes.close)
-            self._janitor = Janitor()
+            self._janitor = Janitor("kvbank-janitor")
             begun.callback(self._janitor.close)
+            # Apart, because the files of a deleted bank, or of a sweep, may take minutes.
+            self._clock = Janitor("kvbank-expiry")
+            begun.callback(self._clock.close)
             self._removal = Removal(self.records, self.payloads, self.indexes, self._janitor, metrics)
             self._room = Room(self.records, self._directory, self._removal)
             begun.callback(self._room.close)
@@ -64,7 +68,7 @@ class Banks:
         for bank_id in gone:
             self._removal.clear(bank_id)
         self._janitor.later(self._sweep)
-        self._janitor.every(INTERVAL_S, Expiry(self.records, self._directory, self._removal).run)
+        self._clock.every(INTERVAL_S, Expiry(self.records, self._directory, self._removal).run)
 
     def _read_banks(self) -> tuple[Directory, list[int]]:
         """The banks, and the ids of those that are being deleted. Errors: StartError for one that cannot be read."""
@@ -78,6 +82,7 @@ class Banks:
     def close(self) -> None:
         """Commit what is pending, checkpoint, finish the clean-up."""
         self._room.close()
+        self._clock.close()
         self._janitor.rest()
         self.indexes.close()
         self.records.close()
@@ -202,9 +207,10 @@ class Banks:
     def get_chunk(self, name: str, chunk_id: int, *, embedding: bool) -> Chunk:
         """Metadata of a chunk. Errors: BANK_NOT_FOUND, CHUNK_NOT_FOUND."""
         bank = self.named(name)
-        self.records.flush_counts()
+        self.records.show_counts()
+        unwritten = self.records.counts.unwritten()
         with self.records.read() as connection:
-            chunk = chunk_rows.get(connection, bank, chunk_id, embedding=embedding)
+            chunk = chunk_rows.get(connection, bank, chunk_id, unwritten, embedding=embedding)
         if chunk is None:
             raise chunk_not_found(name, chunk_id)
         return chunk
@@ -214,14 +220,14 @@ class Banks:
     ) -> tuple[list[Chunk], bool]:
         """Ascending by id, from the first one after `after`, of about `budget` bytes; whether there are more."""
         bank = self.named(name)
-        self.records.flush_counts()
-        page: list[Chunk] = []
+        self.records.show_counts()
+        unwritten, page = self.records.counts.unwritten(), list[Chunk]()
         with self.records.read() as connection:
-            for chunk in chunk_rows.page(connection, bank, after, limit + 1, filter_, embedding=embedding):
+            for chunk in chunk_rows.page(connection, bank, after, filter_, unwritten, embedding=embedding):
                 if len(page) == limit or budget < 0:
                     return page, True
                 page.append(chunk)
-                budget -= len(chunk.text) * 4 + 2 * len(chunk.token_ids) + len(chunk.embedding) + 2000
+                budget -= most_bytes(chunk)
         return page, False
 
     def update_chunk(self, name: str, chunk_id: int, metadata: Mapping[str, str]) -> Chunk:
@@ -237,7 +243,7 @@ class Banks:
 
     def explain_eviction(self, name: str, need: int) -> tuple[list[Eviction], str]:
         """What a write of `need` would evict, in order and a sentence about it. Errors: BANK_NOT_FOUND."""
-        self.records.flush_counts()
+        self.records.show_counts()
         return self._room.explain(self.get(name), need)
 
     def list_evictions(self, name: str, before: int, limit: int) -> list[tuple[int, Eviction]]:

@@ -17,8 +17,10 @@ import sqlalchemy as sa
 from numpy.typing import NDArray
 from sqlalchemy import ColumnElement, Connection, Select, Table
 
+from memory_service import row_checksum
 from memory_service.counts import Unwritten
 from memory_service.domain import Bank, Chunk, Condition, Expiry, Filter, Payload, Producer, Tensor, Unit
+from memory_service.gone_rows import SPENT_KEY_US, forget_keys
 from memory_service.schema import BankRow, ChunkRow, ContentRow, KeyRow, now_us, raw
 
 _CHUNKS: Table = ChunkRow.__table__  # type: ignore[assignment]
@@ -35,7 +37,7 @@ def _insertion(table: Table) -> str:
 
 
 _FIND_KEY = """
-    SELECT chunk_id, coalesce(chunks.digest, spent_keys.digest), chunks.chunk_id IS NULL
+    SELECT chunk_id, coalesce(chunks.digest, spent_keys.digest), gone, ttl, renew, expires
     FROM keys LEFT JOIN chunks USING (chunk_id) LEFT JOIN spent_keys USING (chunk_id)
     WHERE keys.bank_id = ? AND keys.key = ?
 """
@@ -47,8 +49,9 @@ _ADD_USAGE = """
 _FIND_VECTORS = """
     SELECT chunk_id, embedding FROM contents WHERE chunk_id IN (SELECT value FROM json_each(?)) ORDER BY chunk_id
 """
-# Rows of `_FIND_CHUNKS` and of `expired_ids`, without the price of SQLAlchemy's.
+# Rows of `_FIND_CHUNKS`, `_FIND_KEY` and of `expired_ids`, without the price of SQLAlchemy's.
 _found_row = cast(Any, namedtuple("_Found", [column.name for column in _WITHOUT_EMBEDDING]))._make
+_Keyed = namedtuple("_Keyed", ["chunk_id", "digest", "gone", "ttl", "renew", "expires"])
 _Expiring = namedtuple("_Expiring", ["chunk_id", "ttl", "renew", "expires"])
 # By name: SQLite would choose the index of the whole bank, and find out row by row.
 _EXPIRED = "FROM chunks INDEXED BY ix_chunks_expires WHERE expires <= ?"
@@ -58,20 +61,27 @@ _FIND_CHUNKS = f"""
 """
 
 
-def find_key(connection: Connection, bank_id: int, key: bytes) -> tuple[int, bytes, bool] | None:
-    """(chunk id, request digest, gone) of the chunk first written under this key."""
-    row = raw(connection).execute(_FIND_KEY, (bank_id, key)).fetchone()
-    return None if row is None else (row[0], row[1], bool(row[2]))
+def find_key(connection: Connection, bank_id: int, key: bytes, unwritten: Unwritten) -> tuple[int, bytes, bool] | None:
+    """(chunk id, request digest, gone) of the chunk first written under this key. One that has expired is gone,
+    removed or not; what is `unwritten` may have renewed it. One that has been gone for long enough is forgotten."""
+    found = raw(connection).execute(_FIND_KEY, (bank_id, key)).fetchone()
+    if found is None:
+        return None
+    row, now = _Keyed._make(found), now_us()
+    if row.gone is not None and row.gone <= now - SPENT_KEY_US:
+        forget_keys(raw(connection), [(bank_id, key, row.chunk_id)])
+        return None
+    digest = row_checksum.digest_of(row.digest)
+    return row.chunk_id, digest, row.gone is not None or _expired(row, now, unwritten)
 
 
 def row_of(bank_id: int, chunk: Chunk, digest: bytes) -> Mapping[str, Any]:
     """What `insert` takes; made beforehand, because the writer's time is everybody's."""
     expiry = chunk.expiry or Expiry()
-    return {
+    row = {
         "chunk_id": chunk.chunk_id,
         "bank_id": bank_id,
         "key": chunk.key,
-        "digest": digest,
         "start": chunk.start,
         "original_length": chunk.original_length,
         "stored_length": chunk.stored_length,
@@ -89,6 +99,7 @@ def row_of(bank_id: int, chunk: Chunk, digest: bytes) -> Mapping[str, Any]:
         "payload": _payload_json(chunk.payload),
         "embedding": chunk.embedding,
     }
+    return row | {"digest": row_checksum.with_checksums(digest, row)}
 
 
 def insert(connection: Connection, row: Mapping[str, Any]) -> bool:
@@ -108,11 +119,14 @@ def ledger_rows(connection: Connection, bank_id: int, unit: Unit) -> Iterator[tu
     return raw(connection).execute(f"SELECT {columns} FROM chunks WHERE bank_id = ? ORDER BY chunk_id", (bank_id,))
 
 
-def found(connection: Connection, bank: Bank, chunk_ids: Iterable[int], unwritten: Unwritten) -> dict[int, Chunk]:
-    """Those of the ids that exist in this bank and have not expired; what is `unwritten` may have renewed them."""
-    found = raw(connection).execute(_FIND_CHUNKS, (bank.bank_id, json.dumps(list(chunk_ids)))).fetchall()
-    rows, now = map(_found_row, found), now_us()
-    return {row.chunk_id: _chunk(row, bank.name, False) for row in rows if not _expired(row, now, unwritten)}
+def found(connection: Connection, bank: Bank, chunk_ids: Iterable[int], unwritten: Unwritten) -> Iterator[Chunk]:
+    """Those of the ids that exist in this bank and have not expired, in no order, read one after the other; what is
+    `unwritten` may have renewed them."""
+    rows = raw(connection).execute(_FIND_CHUNKS, (bank.bank_id, json.dumps(list(chunk_ids))))
+    now = now_us()
+    for row in map(_found_row, rows):
+        if not _expired(row, now, unwritten):
+            yield _chunk(row, bank.name, False)
 
 
 def _expired(row: Any, now: int, unwritten: Unwritten) -> bool:
@@ -168,25 +182,30 @@ def _whole(*, embedding: bool) -> Select[Any]:
     return sa.select(*columns).join_from(_CHUNKS, _CONTENTS, _CHUNKS.c.chunk_id == _CONTENTS.c.chunk_id)
 
 
-def _alive(now: int) -> ColumnElement[bool]:
-    return sa.or_(ChunkRow.expires.is_(None), ChunkRow.expires > now)
+def _maybe_alive(now: int) -> ColumnElement[bool]:
+    """Whether a chunk has not expired, or may have been renewed by what is not written."""
+    return sa.or_(ChunkRow.expires.is_(None), ChunkRow.expires > now, ChunkRow.renew)
 
 
-def get(connection: Connection, bank: Bank, chunk_id: int, *, embedding: bool = False) -> Chunk | None:
-    """One chunk of this bank; None for an expired one, as far as the counts are written."""
-    where = (ChunkRow.bank_id == bank.bank_id, ChunkRow.chunk_id == chunk_id, _alive(now_us()))
+def get(
+    connection: Connection, bank: Bank, chunk_id: int, unwritten: Unwritten, *, embedding: bool = False
+) -> Chunk | None:
+    """One chunk of this bank, with the counts that are written; None for an expired one."""
+    where, now = (ChunkRow.bank_id == bank.bank_id, ChunkRow.chunk_id == chunk_id), now_us()
     row = connection.execute(_whole(embedding=embedding).where(*where)).one_or_none()
-    return None if row is None else _chunk(row, bank.name, embedding)
+    return None if row is None or _expired(row, now, unwritten) else _chunk(row, bank.name, embedding)
 
 
 def page(
-    connection: Connection, bank: Bank, after: int, limit: int, filter_: Filter, *, embedding: bool
+    connection: Connection, bank: Bank, after: int, filter_: Filter, unwritten: Unwritten, *, embedding: bool
 ) -> Iterator[Chunk]:
-    """Ascending by id, from the first one after `after`; without expired ones, as far as the counts are written."""
-    where = (ChunkRow.bank_id == bank.bank_id, ChunkRow.chunk_id > after, _alive(now_us()), *_conditions(filter_))
-    statement = _whole(embedding=embedding).where(*where).order_by(ChunkRow.chunk_id).limit(limit)
-    for row in connection.execute(statement):
-        yield _chunk(row, bank.name, embedding)
+    """Ascending by id, from the first one after `after`, read one after the other; without expired ones, and with the
+    counts that are written."""
+    now = now_us()
+    where = (ChunkRow.bank_id == bank.bank_id, ChunkRow.chunk_id > after, _maybe_alive(now), *_conditions(filter_))
+    for row in connection.execute(_whole(embedding=embedding).where(*where).order_by(ChunkRow.chunk_id)):
+        if not _expired(row, now, unwritten):
+            yield _chunk(row, bank.name, embedding)
 
 
 def pin(connection: Connection, bank_id: int, chunk_ids: Sequence[int], pinned: bool) -> list[int]:
@@ -200,8 +219,12 @@ def pin(connection: Connection, bank_id: int, chunk_ids: Sequence[int], pinned: 
 def update(connection: Connection, bank_id: int, chunk_id: int, metadata: Mapping[str, str]) -> bool:
     """Replace the metadata; whether the chunk exists."""
     where = (ChunkRow.bank_id == bank_id, ChunkRow.chunk_id == chunk_id)
-    changed = connection.execute(sa.update(ChunkRow).where(*where).values(meta=json.dumps(dict(metadata))))
-    return changed.rowcount == 1
+    digest, meta = connection.scalar(sa.select(ChunkRow.digest).where(*where)), json.dumps(dict(metadata))
+    if digest is None:
+        return False
+    values = {"meta": meta, "digest": row_checksum.with_metadata(digest, meta)}
+    connection.execute(sa.update(ChunkRow).where(*where).values(values))
+    return True
 
 
 def ids(connection: Connection, bank_id: int) -> NDArray[np.int64]:
@@ -253,20 +276,22 @@ def _payload_json(payload: Payload | None) -> str | None:
         return None
     # Not dataclasses.astuple, which copies deeply.
     tensors = [(t.name, t.dtype, t.shape, t.offset, t.length, t.checksum) for t in payload.tensors]
-    # The kind only where it is another one, as in what was written before there was one.
-    kind = [payload.kind] if payload.kind != "layer_kv" else []
-    return json.dumps([tensors, asdict(payload.producer), payload.seed, payload.checksum, *kind])
+    more = (payload.seed, payload.checksum, payload.kind, payload.header_checksum)
+    return json.dumps([tensors, asdict(payload.producer), *more])
 
 
 def payload_of(text: str | None) -> Payload | None:
     """A descriptor as `contents` holds it. Errors: ValueError, TypeError for one that is damaged."""
     if text is None:
         return None
-    rows, producer, seed, checksum, *kind = json.loads(text)
+    # Earlier versions wrote no checksum of the header, and at first no kind.
+    rows, producer, seed, checksum, *more = json.loads(text)
+    kind, header_checksum = (more + ["layer_kv", None][len(more) :])[:2]
     tensors = tuple(
         Tensor(name, dtype, tuple(shape), offset, length, check) for name, dtype, shape, offset, length, check in rows
     )
-    return Payload(tensors, Producer(**producer), seed, checksum, *kind)
+    end, begin = max(t.offset + t.length for t in tensors), min(t.offset for t in tensors)
+    return Payload(tensors, Producer(**producer), seed, checksum, kind, end, begin, header_checksum)
 
 
 # What is retrieved often is parsed once: it never changes.

@@ -258,6 +258,9 @@ def _payload_message(payload: Payload) -> chunk_pb2.PayloadDescriptor:
         ),
         seed=payload.seed,
         checksum=payload.checksum,
+        file_length=payload.file_length,
+        header_length=payload.header_length,
+        header_checksum=payload.header_checksum,
     )
 
 

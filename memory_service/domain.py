@@ -140,6 +140,11 @@ class Payload:
     seed: int = 0
     checksum: int = 0
     kind: PayloadKind = "layer_kv"
+    # Of the file: its length, that of the header before the tensors, and the header's seeded xxh3-64 (None where an
+    # earlier version has written it). A descriptor that is cut to some tensors keeps them.
+    file_length: int = 0
+    header_length: int = 0
+    header_checksum: int | None = None
 
     @property
     def length(self) -> int:

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING
 
 import grpc
 from google.protobuf import any_pb2
+from google.protobuf.message import Message
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
 from kvbank.v1 import error_pb2
+from memory_service.repeating import Repeating
 
 if TYPE_CHECKING:
     import sqlite3
@@ -21,6 +23,7 @@ _SQLITE_FULL = 13
 # Bytes. A message goes twice, once with up to three for each.
 _LONGEST_MESSAGE, _LONGEST_VALUE = 1024, 512
 _log = logging.getLogger(__name__)
+_failures = Repeating()
 
 INVALID_ARGUMENT = grpc.StatusCode.INVALID_ARGUMENT
 NOT_FOUND = grpc.StatusCode.NOT_FOUND
@@ -85,6 +88,20 @@ def invalid(field: str, message: str) -> ServiceError:
     return ServiceError(INVALID_ARGUMENT, "INVALID_FIELD", f"{field}: {message}", field=field)
 
 
+def serialized(message: Message, limit: int) -> bytes:
+    """An answer as it travels. Errors: TOO_LARGE for one that would not be taken, without a reason."""
+    answer = message.SerializeToString()
+    check_size(len(answer), limit)
+    return answer
+
+
+def check_size(size: int, limit: int) -> None:
+    """Errors: TOO_LARGE for an answer of so many bytes."""
+    if size > limit:
+        text = f"the answer, or its header, would have {size} bytes; ask for less at once"
+        raise ServiceError(RESOURCE_EXHAUSTED, "TOO_LARGE", text, limit=limit, size=size)
+
+
 def from_os_error(error: OSError) -> ServiceError:
     """The storage's answer in our terms."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -115,7 +132,7 @@ def to_service_error(error: Exception) -> ServiceError:
     if isinstance(error, ServiceError):
         return error
     if isinstance(error, OSError | DBAPIError | sqlite3.Error):
-        _log.error("storage error", exc_info=error)
+        _failures.error(_log, error, "storage error")
         return from_os_error(error) if isinstance(error, OSError) else from_database_error(error)
     request = requests.current()
     request_id = request.id if request else secrets.token_hex(8)

@@ -78,29 +78,33 @@ def overflows(capacity: Capacity | None, usage: int, need: int) -> bool:
     return usage + need > capacity.limit
 
 
-def plan(candidates: Candidates, capacity: Capacity, policy: Policy, usage: int, need: int) -> Victims:
-    """Victims for a write of `need`; `usage`: of the whole bank, pinned chunks included.
+def plan(
+    candidates: Candidates, capacity: Capacity, policy: Policy, usage: int, need: int, *, partly: bool = False
+) -> Victims:
+    """Victims for a write of `need`; `usage`: of the whole bank, pinned chunks included. `partly`: all candidates where
+    even they are too few.
 
     Errors: TOO_LARGE when `need` can never fit, BANK_FULL when the policy refuses or only pinned chunks are left.
     """
     if not overflows(capacity, usage, need):
         return NOBODY
     if policy.kind == "reject":
-        raise full(capacity, usage, need)
+        raise _full(capacity, usage, need, "its policy evicts nothing")
     chosen = _chosen(candidates, policy, usage, _keep(usage, capacity, policy, need))
     rows = np.concatenate([part for _, part in chosen])
     excess = usage + need - capacity.limit - int(candidates.sizes[rows].sum())
     room = _room(candidates, rows, excess)
-    if excess > int(candidates.sizes[room].sum()):
-        raise full(capacity, usage, need)
+    if excess > int(candidates.sizes[room].sum()) and not partly:
+        pinned = usage - int(candidates.sizes.sum())
+        raise _full(capacity, usage, need, f"pinned chunks, which stay, take {pinned}")
     parts = [*chosen, ("room", room)]
     codes = [np.full(len(part), _REASONS.index(reason), np.uint8) for reason, part in parts]
     return Victims(candidates.ids[np.concatenate([rows, room])], np.concatenate(codes))
 
 
-def full(capacity: Capacity, usage: int, need: int) -> ServiceError:
+def _full(capacity: Capacity, usage: int, need: int, why: str) -> ServiceError:
     """BANK_FULL."""
-    text = f"the bank is full: {usage} of {capacity.limit} {capacity.unit} used, {need} asked for"
+    text = f"the bank is full: {usage} of {capacity.limit} {capacity.unit} used, {need} asked for; {why}"
     return ServiceError(
         RESOURCE_EXHAUSTED, "BANK_FULL", text, usage=usage, limit=capacity.limit, unit=capacity.unit, size=need
     )

@@ -12,13 +12,13 @@ from memory_service.removal import STEP, Removal
 from memory_service.schema import now_us
 
 INTERVAL_S = 1.0
-# Of one run: hidden from searches at once, and then removed in steps. The rest is the next run's, so that neither the
-# other work in the background nor the end of the service waits for all.
+# Of one run: hidden from searches at once, and then removed in steps. The rest is the next run's, so that the end of
+# the service does not wait for all.
 _MOST = 50_000
 
 
 class Expiry:
-    """What the janitor does every INTERVAL_S."""
+    """What a janitor of its own does every INTERVAL_S."""
 
     def __init__(self, store: Records, directory: Directory, removal: Removal) -> None:
         self._records = store

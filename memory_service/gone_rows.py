@@ -16,6 +16,9 @@ from memory_service.schema import ChunkRow, EvictionPlanRow, EvictionRow, GoneBa
 
 SPENT_KEY_US = 24 * 3600 * 1_000_000
 EVICTION_LOG = 10_000
+# Of an explanation: metadata, about, and victims that are looked up at once.
+_MOST_METADATA = 4 * 1024 * 1024
+_VICTIMS = 100
 
 
 _SIZES = """
@@ -26,7 +29,7 @@ _SPEND_KEYS = """
     INSERT INTO spent_keys (bank_id, key, digest, chunk_id, gone)
     SELECT bank_id, key, digest, chunk_id, ? FROM chunks WHERE chunk_id IN (SELECT value FROM json_each(?))
 """
-_OLD_KEYS = "SELECT bank_id, key, chunk_id FROM spent_keys WHERE gone < ? LIMIT ?"
+_OLD_KEYS = "SELECT bank_id, key, chunk_id FROM spent_keys WHERE gone <= ? LIMIT ?"
 _LOG_EVICTIONS = """
     INSERT INTO evictions (bank_id, chunk_id, reason, retrieval_count, start, stored_length, created, evicted, meta)
     SELECT bank_id, chunk_id, ?, retrieval_count, start, stored_length, created, ?, meta
@@ -85,14 +88,15 @@ def _remove(connection: Connection, bank_id: int, going: Removed, counter: str) 
     driver, now, count = raw(connection), now_us(), len(going.ids)
     driver.execute(_SPEND_KEYS, (now, json.dumps(going.ids)))
     # Twice as many as were just spent: it keeps up, and a day with a million of them does not come back at once.
-    _forget_keys(driver, driver.execute(_OLD_KEYS, (now - SPENT_KEY_US, 2 * count)).fetchall())
+    forget_keys(driver, driver.execute(_OLD_KEYS, (now - SPENT_KEY_US, 2 * count)).fetchall())
     _delete_chunks(connection, going.ids)
     usage = f"chunks = chunks - ?, tokens = tokens - ?, bytes = bytes - ?, {counter} = {counter} + ?"
     driver.execute(f"UPDATE banks SET {usage} WHERE bank_id = ?", (count, going.tokens, going.bytes, count, bank_id))
     return going
 
 
-def _forget_keys(driver: sqlite3.Connection, spent: Sequence[tuple[int, bytes, int]]) -> None:
+def forget_keys(driver: sqlite3.Connection, spent: Sequence[tuple[int, bytes, int]]) -> None:
+    """Spent keys, as (bank id, key, chunk id), are free again."""
     driver.executemany("DELETE FROM keys WHERE bank_id = ? AND key = ?", [(bank_id, key) for bank_id, key, _ in spent])
     driver.executemany("DELETE FROM spent_keys WHERE chunk_id = ?", [(chunk_id,) for _, _, chunk_id in spent])
 
@@ -110,7 +114,7 @@ def clear_bank(connection: Connection, bank_id: int, most: int) -> bool:
     ids = [chunk_id for (chunk_id,) in driver.execute(_SOME_CHUNKS, some)]
     _delete_chunks(connection, ids)
     spent = driver.execute("SELECT bank_id, key, chunk_id FROM keys WHERE bank_id = :bank LIMIT :most", some).fetchall()
-    _forget_keys(driver, spent)
+    forget_keys(driver, spent)
     logged = driver.execute(_SOME_EVICTIONS, some).rowcount
     left = most in (len(ids), len(spent), logged)
     if not left:
@@ -137,11 +141,18 @@ def saved_plans(connection: Connection) -> set[int]:
 
 
 def victims(connection: Connection, bank_id: int, chunk_ids: Sequence[int]) -> Sequence[Row[Any]]:
-    """What the log says of chunks, in no order; at most some thousand ids."""
+    """What the log says of chunks; not of all of them, the first ones, where their metadata are long."""
     names = ("chunk_id", "retrieval_count", "start", "stored_length", "created", "meta")
-    columns = [getattr(ChunkRow, name) for name in names]
-    where = (ChunkRow.bank_id == bank_id, ChunkRow.chunk_id.in_(chunk_ids))
-    return connection.execute(sa.select(*columns).where(*where)).all()
+    statement = sa.select(*[getattr(ChunkRow, name) for name in names]).where(ChunkRow.bank_id == bank_id)
+    found: list[Row[Any]] = []
+    room = _MOST_METADATA
+    for begin in range(0, len(chunk_ids), _VICTIMS):
+        some = connection.execute(statement.where(ChunkRow.chunk_id.in_(chunk_ids[begin : begin + _VICTIMS]))).all()
+        found += some
+        room -= sum(len(row.meta) for row in some)
+        if room < 0:
+            break
+    return found
 
 
 def evictions(connection: Connection, bank_id: int, before: int, limit: int) -> list[tuple[int, Eviction]]:

@@ -1,4 +1,4 @@
-"""What is done in the background, in one thread. Owns the rule that no request waits for clean-up, and that what fails
+"""What is done in the background, in a thread. Owns the rule that no request waits for clean-up, and that what fails
 there is logged and left to the next start."""
 
 import logging
@@ -8,17 +8,21 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from memory_service.repeating import Repeating
+
 _log = logging.getLogger(__name__)
+_failures = Repeating()
 
 
 class Janitor:
     """Tasks in the order given, and between them those that come again."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str) -> None:
+        """`name`: of the thread."""
         self._tasks: queue.SimpleQueue[Callable[[], Any] | None] = queue.SimpleQueue()
         # [when it is due (monotonic), seconds between two runs, task]
         self._timers: list[tuple[float, float, Callable[[], Any]]] = []
-        self._thread = threading.Thread(target=self._run, name="kvbank-janitor", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
     def later(self, task: Callable[..., Any], *arguments: object) -> None:
@@ -67,5 +71,5 @@ class Janitor:
     def _do(task: Callable[[], Any]) -> None:
         try:
             task()
-        except Exception:
-            _log.exception("a task in the background failed")
+        except Exception as error:
+            _failures.error(_log, error, "a task in the background failed")

@@ -3,14 +3,13 @@ checksum was compared, and the bound on files that are open at once."""
 
 import errno
 import os
-import stat
 import threading
 from collections.abc import Sequence
 
 import xxhash
 
 from memory_service.domain import Payload, Tensor
-from memory_service.payloads import DamagedError, read_all
+from memory_service.payloads import DamagedError, check_file, read_all
 
 # By all answers together; the files beyond it are opened when their turn comes.
 MOST_OPEN = 512
@@ -42,7 +41,7 @@ class OpenPayload:
     """Reads the tensors of one payload in order, verifying each. Held open, so that it outlives its name."""
 
     def __init__(self, path: str, payload: Payload, open_files: OpenFiles) -> None:
-        """Errors: DamagedError for a file that is too short, FileNotFoundError."""
+        """Errors: DamagedError for a file of another length or header, FileNotFoundError."""
         self.length = payload.length
         self._path = path
         self._seed = payload.seed
@@ -54,18 +53,20 @@ class OpenPayload:
         self._read = 0
         self._open_files = open_files
         self._descriptor: int | None = None
-        if open_files.enter():
+        kept = open_files.enter()
+        try:
             self._descriptor = self._open()
-        found = os.lstat(path) if self._descriptor is None else os.fstat(self._descriptor)
-        if not stat.S_ISREG(found.st_mode) or found.st_size < max((end for _, end in self._runs), default=0):
-            self.close()
-            raise DamagedError(f"it is no file of enough bytes, but of {found.st_size}")
+            check_file(self._descriptor, payload)
+        except BaseException:
+            self._let_go(kept)
+            raise
+        if not kept:
+            self._let_go(kept)
 
     def _open(self) -> int:
         try:
             return os.open(self._path, _FLAGS)
         except OSError as error:
-            self._open_files.leave()
             # A link is none of ours.
             raise DamagedError("it is a link") if error.errno == errno.ELOOP else error from None
 
@@ -95,8 +96,13 @@ class OpenPayload:
     def close(self) -> None:
         """Let the file go; a second call does nothing."""
         if self._descriptor is not None:
+            self._let_go(True)
+
+    def _let_go(self, kept: bool) -> None:
+        if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
+        if kept:
             self._open_files.leave()
 
     def __del__(self) -> None:

@@ -7,10 +7,11 @@ a whole chunk, and any run of neighbouring tensors, is one read.
 
 import json
 import os
-import shutil
+import re
+import stat
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,6 +26,9 @@ SUFFIX = ".safetensors"
 SAFETENSORS = {"bf16": "BF16", "fp16": "F16", "fp32": "F32", "int32": "I32"}
 
 Buffer = bytes | bytearray | memoryview
+# Names that are ours: of the folder of a bank, its folders, their files. What has another is left alone.
+_BANK, _SHARD = re.compile(r"[0-9a-f]{16}"), re.compile(r"[0-9a-f]{2}")
+_FILE = re.compile(r"([1-9][0-9]*)\.(safetensors|tmp)")
 
 
 class DamagedError(Exception):
@@ -39,6 +43,41 @@ def seed(bank_uid: str, chunk_id: int) -> int:
 def name(bank_uid: str, chunk_id: int) -> str:
     """Of the file of a chunk, relative to its data folder."""
     return f"{FOLDER}/{bank_uid}/{chunk_id & 0xFF:02x}/{chunk_id}{SUFFIX}"
+
+
+def any_in(data: Path) -> bool:
+    """Whether a data folder has the payload of any chunk."""
+    return any(path.suffix == SUFFIX for bank in banks_in(data) for _, path in files_in(bank))
+
+
+def banks_in(data: Path) -> list[Path]:
+    """The folders of banks in a data folder."""
+    return [path for path in _entries(data / FOLDER) if _BANK.fullmatch(path.name) and path.is_dir()]
+
+
+def files_in(bank: Path) -> Iterator[tuple[int, Path]]:
+    """Chunk id and path of every file in a bank's folder, payloads (SUFFIX) and temporary ones."""
+    for shard in filter(_is_shard, _entries(bank)):
+        for path in _entries(shard):
+            if match := _FILE.fullmatch(path.name):
+                yield int(match[1]), path
+
+
+def only_ours(bank: Path) -> bool:
+    """Whether a bank's folder has nothing but what the service makes."""
+    return all(_is_shard(shard) and all(map(_FILE.fullmatch, os.listdir(shard))) for shard in _entries(bank))
+
+
+def _is_shard(path: Path) -> bool:
+    return bool(_SHARD.fullmatch(path.name)) and path.is_dir()
+
+
+def _entries(folder: Path) -> list[Path]:
+    """Nothing where it is gone, since a server may just have removed it."""
+    try:
+        return sorted(folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
 
 
 def sync_folder(folder: Path) -> None:
@@ -78,7 +117,7 @@ class Payloads:
             _write_all(file.fileno(), header)
             _write_all(file.fileno(), data)
             self._sync(file.fileno())
-        return _described(payload, seed(bank_uid, chunk_id), len(header), data)
+        return _described(payload, seed(bank_uid, chunk_id), header, data)
 
     def adopt(
         self, bank_uid: str, chunk_id: int, payload: Payload, staged: StagedFile, check: Callable[[Buffer], None]
@@ -97,7 +136,7 @@ class Payloads:
             check(data)
             os.pwrite(descriptor, header, 0)
             self._sync(descriptor)
-        return _described(payload, seed(bank_uid, chunk_id), staged.offset, data)
+        return _described(payload, seed(bank_uid, chunk_id), header, data)
 
     @contextmanager
     def _placing(self, bank_uid: str, chunk_id: int) -> Iterator[Path]:
@@ -124,28 +163,32 @@ class Payloads:
         """Whether the bank's folder is there at all."""
         return (self._root / bank_uid).is_dir()
 
-    def drop_bank(self, bank_uid: str) -> None:
-        """Remove all files of a bank."""
+    def drop_bank(self, bank_uid: str) -> int:
+        """Remove all files of a bank, and its folders where nothing else is in them; how many files."""
         self._durable_folders.pop(bank_uid, None)
-        shutil.rmtree(self._root / bank_uid, ignore_errors=True)
+        folder, removed = self._root / bank_uid, 0
+        for _, path in files_in(folder):
+            with suppress(OSError):
+                path.unlink()
+                removed += 1
+        for emptied in (*filter(_is_shard, _entries(folder)), folder):
+            with suppress(OSError):
+                emptied.rmdir()
+        return removed
 
     def sweep(self, known: Callable[[], Mapping[str, set[int]]], below: int) -> int:
-        """Remove what a crash left: temporary files, files and folders without a row, of ids less than `below`.
+        """Remove what a crash left: temporary files, files and banks' folders without a row, of ids less than `below`.
 
         `known` is asked after the folders were listed: one that a new bank makes meanwhile is not taken for a leftover.
         """
-        folders = [folder for folder in self._root.iterdir() if folder.is_dir()]
+        folders = banks_in(self._data)
         rows, removed = known(), 0
         for folder in folders:
             if folder.name not in rows:
-                self.drop_bank(folder.name)
-                removed += 1
+                removed += self.drop_bank(folder.name)
                 continue
-            for path in folder.glob("*/*"):
-                # A name that is no number is not one of ours.
-                if not path.stem.isdecimal() or int(path.stem) >= below:
-                    continue
-                if path.suffix != SUFFIX or int(path.stem) not in rows[folder.name]:
+            for chunk_id, path in files_in(folder):
+                if chunk_id < below and (path.suffix != SUFFIX or chunk_id not in rows[folder.name]):
                     path.unlink(missing_ok=True)
                     removed += 1
         return removed
@@ -185,16 +228,34 @@ def _header(bank_uid: str, chunk_id: int, tensors: Sequence[Tensor], size: int =
     return struct.pack("<Q", len(text)) + text
 
 
-def _described(payload: Payload, seed_: int, offset: int, data: Buffer) -> Payload:
+def _described(payload: Payload, seed_: int, header: bytes, data: Buffer) -> Payload:
     """The descriptor as stored: absolute offsets, seeded checksums."""
-    view, begin = memoryview(data), 0
+    view, begin, offset = memoryview(data), 0, len(header)
     tensors = []
     for tensor in payload.tensors:
         checksum = xxhash.xxh3_64_intdigest(view[begin : begin + tensor.length], seed_)
         tensors.append(replace(tensor, offset=offset + begin, checksum=checksum))
         begin += tensor.length
     digests = b"".join(struct.pack("<Q", tensor.checksum) for tensor in tensors)
-    return replace(payload, tensors=tuple(tensors), seed=seed_, checksum=xxhash.xxh3_64_intdigest(digests))
+    return replace(
+        payload,
+        tensors=tuple(tensors),
+        seed=seed_,
+        checksum=xxhash.xxh3_64_intdigest(digests),
+        file_length=offset + begin,
+        header_length=offset,
+        header_checksum=xxhash.xxh3_64_intdigest(header, seed_),
+    )
+
+
+def check_file(descriptor: int, payload: Payload) -> None:
+    """All of the file but its tensors: its length and its header. Errors: DamagedError."""
+    found = os.fstat(descriptor)
+    if not stat.S_ISREG(found.st_mode) or found.st_size != payload.file_length:
+        raise DamagedError(f"it is no file of {payload.file_length} bytes, but of {found.st_size}")
+    header = os.pread(descriptor, payload.header_length, 0)
+    if payload.header_checksum not in (None, xxhash.xxh3_64_intdigest(header, payload.seed)):
+        raise DamagedError("its header does not match its checksum")
 
 
 def read_all(descriptor: int, room: memoryview, offset: int) -> int:

@@ -5,15 +5,17 @@ import base64
 import json
 import os
 import threading
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection
 
 from memory_service.payloads import SUFFIX, name, sync_folder
+from memory_service.schema import raw
 
 FOLDER = "quarantine"
 _CHUNKS = "SELECT * FROM chunks WHERE chunk_id IN (SELECT value FROM json_each(?))"
@@ -31,8 +33,10 @@ def set_aside(connection: Connection, data: Path, bank_uid: str, why: Mapping[in
         folder = data / FOLDER / bank_uid
         folder.mkdir(parents=True, exist_ok=True)
         ids = json.dumps(list(why))
-        contents = {row.chunk_id: _plain(row._mapping) for row in connection.exec_driver_sql(_CONTENTS, (ids,))}
-        for row in connection.exec_driver_sql(_CHUNKS, (ids,)):
+        with _any_text(connection):
+            contents = {row.chunk_id: _plain(row._mapping) for row in connection.exec_driver_sql(_CONTENTS, (ids,))}
+            chunks = connection.exec_driver_sql(_CHUNKS, (ids,)).all()
+        for row in chunks:
             record = {
                 "why": why[row.chunk_id],
                 "quarantined": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -45,6 +49,17 @@ def set_aside(connection: Connection, data: Path, bank_uid: str, why: Mapping[in
                 os.rename(data / name(bank_uid, row.chunk_id), folder / f"{row.chunk_id}{SUFFIX}")
         for changed in (folder, folder.parent, data):
             sync_folder(changed)
+
+
+@contextmanager
+def _any_text(connection: Connection) -> Iterator[None]:
+    """Text that is damaged need not be UTF-8; its other bytes are kept as lone surrogates."""
+    driver = raw(connection)
+    driver.text_factory = partial(str, encoding="utf-8", errors="surrogateescape")
+    try:
+        yield
+    finally:
+        driver.text_factory = str
 
 
 def _plain(row: Mapping[Any, Any]) -> dict[str, Any]:

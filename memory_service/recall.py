@@ -1,4 +1,5 @@
-"""Reading banks: search, records and open payload files in one answer. Owns counting: +1 a chunk returned per query.
+"""Reading banks: search, records and open payload files in one answer. Owns counting: +1 a chunk per query, when the
+header that names it goes out, whatever becomes of the bytes behind it.
 
 Whoever gets an answer closes its files.
 """
@@ -27,6 +28,7 @@ from memory_service.errors import (
     ServiceError,
     invalid,
 )
+from memory_service.headers import HeaderSize
 from memory_service.open_payload import OpenFiles, OpenPayload
 from memory_service.payloads import DamagedError
 from memory_service.schema import now_us
@@ -35,8 +37,11 @@ from memory_service.search import Best, Selection
 MOST_QUERIES = 1024
 # Different ones of one answer, whose metadata must fit in one message.
 MOST_CHUNKS = 10_000
-# As long as the attempts of one call may take, and more: the SDK gives them two minutes.
+# Since it was last seen, and longer than the SDK lets pass between two calls of one retrieval: its attempts have two
+# minutes, and as long has what may lie between (fetching what could not be read of files), before it asks anew.
 REMEMBERED_S = 300.0
+# 34 MiB. At more than 660 retrievals a second the oldest are forgotten sooner.
+MOST_REMEMBERED = 200_000
 
 
 class Hit(NamedTuple):
@@ -55,6 +60,8 @@ class Query:
     reader_digest: str
     embedder_digest: str
     vectors: bytes
+    # Of each vector, as the caller says; 0 where he does not.
+    dimension: int
     top_k: int
     min_score: float | None = None
     layers: Sequence[int] = ()
@@ -80,7 +87,20 @@ class Found(NamedTuple):
         return self.chunk.payload.length if self.sent and self.chunk.payload else 0
 
 
-def close(found: Iterable[Found | None]) -> None:
+class Opened(NamedTuple):
+    """What is left of a found chunk when only its bytes are still to be sent."""
+
+    chunk_id: int
+    bank: Bank
+    file: OpenPayload
+
+
+def opened(found: Iterable[Found]) -> list[Opened]:
+    """Those whose bytes are to be sent."""
+    return [Opened(item.chunk.chunk_id, item.bank, item.file) for item in found if item.file is not None]
+
+
+def close(found: Iterable[Found | Opened | None]) -> None:
     """Let the files go."""
     for item in found:
         if item is not None and item.file is not None:
@@ -106,30 +126,31 @@ class Recall:
         self._open_files = OpenFiles()
         self._stages = banks.metrics.stages
 
-    def retrieve(self, query: Query, *, opened: bool = True) -> Answer:
-        """Search, open, count; `opened`: False for a caller that opens the files itself.
+    def retrieve(self, query: Query, most_header: int, *, opened: bool = True) -> Answer:
+        """Search and open; `count` follows when the answer goes out. `most_header`: bytes of its header; `opened`:
+        False for a caller that opens the files itself.
 
-        Errors: BANK_NOT_FOUND, BANKS_DIFFER, READER_MISMATCH, EMBEDDER_MISMATCH, INVALID_FIELD, NOT_FINITE, TOO_LARGE,
-        CHECKSUM_MISMATCH (the damaged chunk is quarantined; the next call answers without it).
+        Errors: BANK_NOT_FOUND, BANKS_DIFFER, READER_MISMATCH, EMBEDDER_MISMATCH, INVALID_FIELD, NOT_FINITE, TOO_LARGE
+        (HeaderTooLarge among them), CHECKSUM_MISMATCH (the damaged chunk is quarantined; the next call answers without
+        it).
         """
         gone: set[int] = set()
         while True:
-            answer = self.find(query, gone)
+            answer = self._find(query, most_header, gone)
             found = self._open_all(answer.found) if opened else list[Found | None](answer.found)
             if None not in found:
-                self.count(query, answer)
                 return Answer(answer.hits, [item for item in found if item is not None])
             close(found)
             # Evicted between search and opening: the next best takes its place.
             gone |= {item.chunk.chunk_id for item, opened in zip(answer.found, found, strict=True) if opened is None}
 
-    def find(self, query: Query, gone: Collection[int] = ()) -> Answer:
-        """Search, without what is `gone`; reads no bytes of K-V and counts nothing. Errors: as `retrieve`."""
+    def _find(self, query: Query, most_header: int, gone: Collection[int]) -> Answer:
+        """Search, without what is `gone`; reads no bytes of K-V. Errors: as `retrieve`."""
         banks, vectors = self._check(query)
         indexes = [self._banks.indexes.get(bank) for bank in banks]
         gone, missing = set(gone), True
         while missing:
-            unwritten = self._records.counts.unwritten()
+            unwritten, size = self._records.counts.unwritten(), HeaderSize(most_header)
             with self._records.read() as connection:
                 read = partial(chunk_rows.vectors, connection)
                 with self._stages["search"].time():
@@ -137,9 +158,9 @@ class Recall:
                         index.search(vectors, query.top_k, read, _selection(connection, bank, query, gone, unwritten))
                         for bank, index in zip(banks, indexes, strict=True)
                     ]
-                    hits = [_merged(banks, row, query) for row in zip(*best, strict=True)]
+                    hits = [_merged(banks, row, query, size) for row in zip(*best, strict=True)]
                 with self._stages["load"].time():
-                    chunks = _chunks(connection, hits, unwritten)
+                    chunks = _chunks(connection, hits, query.layers, unwritten, size)
             # Removed from the records and not yet from the index, or expired just now: the next best takes its place.
             missing = any(hit.chunk_id not in chunks for row in hits for hit in row)
             gone |= {hit.chunk_id for row in hits for hit in row} - chunks.keys()
@@ -148,7 +169,7 @@ class Recall:
         for chunk_id, (bank, chunk) in sorted(chunks.items()):
             payload = chunk.payload
             sent = not query.omit_payload and payload is not None and payload.checksum != held.get(chunk_id)
-            found.append(Found(_only(chunk, query.layers), bank, sent))
+            found.append(Found(chunk, bank, sent))
         self._check_size(found)
         return Answer(hits, found)
 
@@ -162,9 +183,16 @@ class Recall:
         self._records.counts.add({chunk_id: Retrievals(count, now, now) for chunk_id, count in counts.items()})
 
     def fetch(
-        self, name: str, reader_digest: str, chunk_ids: Sequence[int], layers: Sequence[int], *, opened: bool = True
+        self,
+        name: str,
+        reader_digest: str,
+        chunk_ids: Sequence[int],
+        layers: Sequence[int],
+        most_header: int,
+        *,
+        opened: bool = True,
     ) -> list[Found]:
-        """Chunks by id, in the order asked for. Errors: as `retrieve`, CHUNK_NOT_FOUND."""
+        """Chunks by id, in the order asked for; the rest is as in `retrieve`. Errors: CHUNK_NOT_FOUND too."""
         bank = self._banks.named(name)
         validate.reader(bank, reader_digest, required=bool(bank.kv.layers))
         validate.layers(bank, layers)
@@ -172,12 +200,11 @@ class Recall:
             raise invalid("chunk_ids", f"must have 1 to {validate.MOST_IDS} ids")
         unwritten = self._records.counts.unwritten()
         with self._stages["load"].time(), self._records.read() as connection:
-            chunks = chunk_rows.found(connection, bank, set(chunk_ids), unwritten)
+            chunks = _loaded(connection, bank, Counter(chunk_ids), layers, unwritten, HeaderSize(most_header))
         for chunk_id in chunk_ids:
             if chunk_id not in chunks:
                 raise chunk_not_found(name, chunk_id)
-        cut = {i: Found(_only(chunk, layers), bank, chunk.payload is not None) for i, chunk in chunks.items()}
-        wanted = [cut[chunk_id] for chunk_id in chunk_ids]
+        wanted = [Found(chunks[i], bank, chunks[i].payload is not None) for i in chunk_ids]
         self._check_size(wanted)
         found = self._open_all(wanted) if opened else list[Found | None](wanted)
         for chunk_id, item in zip(chunk_ids, found, strict=True):
@@ -203,6 +230,7 @@ class Recall:
             raise invalid("min_score", "must be a number")
         if len(query.request_id) not in (0, 16):
             raise invalid("request_id", "must have 16 bytes")
+        validate.dimension(banks[0], query.dimension)
         vectors = validate.vectors(query.vectors, banks[0].embedding.dimension, "queries")
         if len(vectors) > MOST_QUERIES:
             raise invalid("queries", f"must be at most {MOST_QUERIES}")
@@ -242,10 +270,11 @@ class Recall:
 
         BANK_NOT_FOUND when its bank is, whose files go before its last rows.
         """
+        unwritten = self._records.counts.unwritten()
         with self._records.read() as connection:
             if bank_rows.usage(connection, bank.bank_id) is None:
                 return bank_not_found(bank.name)
-            if chunk_rows.get(connection, bank, chunk_id) is None:
+            if chunk_rows.get(connection, bank, chunk_id, unwritten) is None:
                 return None
         self._banks.quarantine(bank, chunk_id)
         return damaged_chunk(chunk_id)
@@ -262,7 +291,7 @@ class RecentRequests:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._seen: OrderedDict[bytes, float] = OrderedDict()
+        self._seen: OrderedDict[bytes, float] = OrderedDict()  # when it was last seen, ascending
 
     def first(self, request_id: bytes) -> bool:
         """Whether this id was not seen within REMEMBERED_S; remembers it. An empty id is always new."""
@@ -272,10 +301,12 @@ class RecentRequests:
         with self._lock:
             while self._seen and next(iter(self._seen.values())) < now - REMEMBERED_S:
                 self._seen.popitem(last=False)
-            if request_id in self._seen:
-                return False
+            new = request_id not in self._seen
             self._seen[request_id] = now
-            return True
+            self._seen.move_to_end(request_id)
+            if len(self._seen) > MOST_REMEMBERED:
+                self._seen.popitem(last=False)
+            return new
 
 
 def _selection(
@@ -289,7 +320,11 @@ def _selection(
 
 
 def _chunks(
-    connection: Connection, hits: Sequence[Sequence[Hit]], unwritten: Unwritten
+    connection: Connection,
+    hits: Sequence[Sequence[Hit]],
+    layers: Sequence[int],
+    unwritten: Unwritten,
+    size: HeaderSize,
 ) -> dict[int, tuple[Bank, Chunk]]:
     """Every chunk of the hits with its bank. Errors: TOO_LARGE."""
     wanted: dict[str, tuple[Bank, set[int]]] = {}
@@ -302,13 +337,30 @@ def _chunks(
         raise ServiceError(RESOURCE_EXHAUSTED, "TOO_LARGE", text, limit=MOST_CHUNKS, size=total)
     found: dict[int, tuple[Bank, Chunk]] = {}
     for bank, ids in wanted.values():
-        chunks = chunk_rows.found(connection, bank, ids, unwritten)
+        chunks = _loaded(connection, bank, dict.fromkeys(ids, 1), layers, unwritten, size)
         found |= {chunk_id: (bank, chunk) for chunk_id, chunk in chunks.items()}
     return found
 
 
-def _merged(banks: Sequence[Bank], best: Sequence[Best], query: Query) -> list[Hit]:
-    """The best over all banks: score descending, ties by lower id."""
+def _loaded(
+    connection: Connection,
+    bank: Bank,
+    times: Mapping[int, int],
+    layers: Sequence[int],
+    unwritten: Unwritten,
+    size: HeaderSize,
+) -> dict[int, Chunk]:
+    """Chunks by id, cut to `layers`, of those that the header names so many times. Errors: HeaderTooLarge, as soon as
+    they are too large together."""
+    found: dict[int, Chunk] = {}
+    for chunk in chunk_rows.found(connection, bank, times, unwritten):
+        found[chunk.chunk_id] = cut = _only(chunk, layers)
+        size.add(cut, times[chunk.chunk_id])
+    return found
+
+
+def _merged(banks: Sequence[Bank], best: Sequence[Best], query: Query, size: HeaderSize) -> list[Hit]:
+    """The best over all banks: score descending, ties by lower id. Errors: HeaderTooLarge."""
     hits = [
         Hit(chunk_id, score, bank)
         for bank, some in zip(banks, best, strict=True)
@@ -317,7 +369,9 @@ def _merged(banks: Sequence[Bank], best: Sequence[Best], query: Query) -> list[H
     ]
     if len(banks) > 1:
         hits.sort(key=lambda hit: (-hit.score, hit.chunk_id))
-    return hits[: query.top_k]
+        del hits[query.top_k :]
+    size.add_hits(len(hits))
+    return hits
 
 
 def _only(chunk: Chunk, layers: Sequence[int]) -> Chunk:

@@ -2,12 +2,15 @@
 `chunk_rows` and `gone_rows`."""
 
 import secrets
+import sqlite3
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import sqlalchemy as sa
 from sqlalchemy import Connection
+from sqlalchemy.exc import DBAPIError
 
 from memory_service import schema
 from memory_service.chunk_ids import ChunkIds
@@ -16,6 +19,9 @@ from memory_service.ledger import Ledgers
 from memory_service.metrics import Metrics
 from memory_service.schema import ChunkRow, StoreRow, raw
 from memory_service.writer import Writer
+
+# After a failure, readers go by what is written for so long.
+_RETRY_S = 1.0
 
 
 class Records:
@@ -26,6 +32,8 @@ class Records:
         schema.prepare(path, data, migrate=migrate)
         self.counts = Counts()
         self.ledgers = Ledgers()
+        # When a transaction failed last (monotonic).
+        self._failed = -_RETRY_S
         level = "FULL" if durable else "NORMAL"
         self._readers = schema.engine(path, synchronous=level, writer=False)
         # Its connections that nobody uses now.
@@ -75,6 +83,13 @@ class Records:
         if self.counts or self.counts.under_way:
             self.writer.submit(lambda _connection: None).result()
 
+    def show_counts(self) -> None:
+        """As `flush_counts`, where it can be done: a disk that is full, or fails, keeps nobody from reading, and is not
+        tried by every reader."""
+        if time.monotonic() - self._failed > _RETRY_S:
+            with suppress(DBAPIError, sqlite3.Error):
+                self.flush_counts()
+
     def close(self) -> None:
         """Readers first: SQLite checkpoints when the last connection closes, and that must be the writer's."""
         while self._idle:
@@ -100,6 +115,7 @@ class Records:
 
     def failed(self) -> None:
         """Nothing of the transaction happened."""
+        self._failed = time.monotonic()
         self.counts.restore()
         self.ledgers.forget_all()
 

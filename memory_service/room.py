@@ -208,15 +208,12 @@ class Room:
         self._records.writer.submit(operation, applied).add_done_callback(failed)
 
     def _excess(self, connection: Connection, bank: Bank, ledger: Ledger) -> Victims:
-        """The plan for a bank whose capacity was lowered; nobody where it fits, or nothing may go."""
+        """The plan for a bank whose capacity was lowered: until it fits, or only pinned chunks are left."""
         usage = bank_rows.usage(connection, bank.bank_id)
         if bank.capacity is None or usage is None or not self._too_full(bank):
             return NOBODY
-        try:
-            used = int(getattr(usage, bank.capacity.unit))
-            return plan(ledger.candidates(), bank.capacity, bank.policy, used, 0)
-        except ServiceError:
-            return NOBODY  # pinned chunks alone are too much; the next write is told
+        used = int(getattr(usage, bank.capacity.unit))
+        return plan(ledger.candidates(), bank.capacity, bank.policy, used, 0, partly=True)
 
     def _resume(self, bank: Bank) -> None:
         """In the writer's thread."""
@@ -270,7 +267,8 @@ class Room:
     # Questions
 
     def explain(self, bank: Bank, need: int) -> tuple[list[Eviction], str]:
-        """What a write of `need` would evict, in order (at most MOST_EXPLAINED of it), and a sentence about it."""
+        """What a write of `need` would evict, in order, and a sentence about it: at most MOST_EXPLAINED of it, fewer
+        where their metadata would fill a message."""
         capacity = bank.capacity
         if capacity is None:
             return [], ""

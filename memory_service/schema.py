@@ -1,4 +1,5 @@
-"""Tables of metadata.db, and which schema a folder has. Owns the rule that only the present schema is served."""
+"""Tables of metadata.db, and which schema a folder has. Owns the rules that only the present schema is served, and that
+no folder is begun anew whose records are lost."""
 
 import sqlite3
 import time
@@ -6,9 +7,10 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, Index, MetaData, create_engine, event, text
+from sqlalchemy import URL, Connection, Engine, Index, MetaData, create_engine, event, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
+from memory_service import payloads
 from memory_service.errors import StartError
 
 NAMING = {
@@ -67,7 +69,8 @@ class GoneBankRow(Base):
 
 
 class ChunkRow(Base):
-    """A live chunk: what is scanned. Times in microseconds; `expires` is null for a chunk that never does."""
+    """A live chunk: what is scanned. Times in microseconds; `expires` is null for a chunk that never does; `digest`: of
+    its request, and checksums of the row (`row_checksum`)."""
 
     __tablename__ = "chunks"
     chunk_id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
@@ -168,7 +171,7 @@ def engine(path: Path, *, synchronous: str, writer: bool) -> Engine:
     """Connections to the database: the writer's one begins IMMEDIATE and checkpoints; readers cannot write, and begin
     by themselves."""
     made = create_engine(
-        f"sqlite:///{path}",
+        URL.create("sqlite", database=str(path)),
         connect_args={"check_same_thread": False, "timeout": 30.0},
         # As many as threads ask for; the writer's thread, which opens snapshots, must not wait for one.
         pool_size=16,
@@ -205,8 +208,16 @@ _VERSION_TABLE = """
 
 
 def prepare(path: Path, data: Path, *, migrate: bool) -> None:
-    """Create a fresh database or check its schema. Errors: StartError for an older (without `migrate`) or newer one."""
-    found, known = _current(path), revisions()
+    """Create a fresh database or check its schema.
+
+    Errors: StartError for an older (without `migrate`) or newer one, and for payloads without records.
+    """
+    found, known = _ask(path, "SELECT version_num FROM alembic_version"), revisions()
+    if _ask(path, "SELECT store_id FROM store") is None and payloads.any_in(data):
+        raise StartError(
+            f"{data} has payloads in {payloads.FOLDER}/, but no records of them: {path.name} is missing or empty; put a"
+            f" backup in place (kvbank restore BACKUP DATA), or move {payloads.FOLDER}/ away to begin anew"
+        )
     if found == known[-1]:
         return
     if found is not None and found not in known:
@@ -220,13 +231,13 @@ def prepare(path: Path, data: Path, *, migrate: bool) -> None:
         upgrade(path)
 
 
-def _current(path: Path) -> str | None:
-    """The schema version of a database; None when there is none yet."""
+def _ask(path: Path, statement: str) -> str | None:
+    """The one value of a database; None when there is no database, table or row yet."""
     if not path.exists():
         return None
     try:
         with closing(sqlite3.connect(path)) as connection:
-            row = connection.execute("SELECT version_num FROM alembic_version").fetchone()
+            row = connection.execute(statement).fetchone()
     except sqlite3.DatabaseError as error:
         if "no such table" in str(error):
             return None

@@ -16,7 +16,7 @@ from memory_service.budget import Budget
 from memory_service.errors import UNAVAILABLE, ServiceError
 from memory_service.metrics import Metrics
 from memory_service.payloads import DamagedError
-from memory_service.recall import Found, Recall, damaged_chunk
+from memory_service.recall import Opened, Recall, damaged_chunk
 
 # Frames that one visit to a storage thread makes ready; as many are being sent meanwhile.
 AHEAD = 2
@@ -32,13 +32,13 @@ class Sender:
         self._sent = metrics.sent_bytes.labels("stream")
         self._reading = metrics.stages["read"]
 
-    async def frames(self, found: Sequence[Found]) -> AsyncGenerator[bytes]:
+    async def frames(self, found: Sequence[Opened]) -> AsyncGenerator[bytes]:
         """Frames of about 1 MiB, as they go over the wire; the caller closes this, and then the files.
 
         Errors: CHECKSUM_MISMATCH; STORAGE_ERROR (to be asked again) for a file that was not held open and is gone.
         """
         loop = asyncio.get_running_loop()
-        total = sum(item.file.length for item in found if item.file is not None)
+        total = sum(item.file.length for item in found)
         if not total:
             return
         task = asyncio.current_task()
@@ -72,11 +72,9 @@ class Sender:
         with self._reading.time():
             return list(islice(frames, count))
 
-    def _read(self, found: Sequence[Found], frame_bytes: int) -> Iterator[bytes]:
+    def _read(self, found: Sequence[Opened], frame_bytes: int) -> Iterator[bytes]:
         buffer, filled = np.empty(frame_bytes, np.uint8).data, 0
         for item in found:
-            if item.file is None:
-                continue
             while count := self._fill(item, buffer[filled:]):
                 filled += count
                 if filled == frame_bytes:
@@ -85,15 +83,14 @@ class Sender:
         if filled:
             yield _frames.encode([buffer[:filled]])
 
-    def _fill(self, item: Found, room: memoryview) -> int:
-        assert item.file is not None
+    def _fill(self, item: Opened, room: memoryview) -> int:
         try:
             return item.file.fill(room)
         except DamagedError as error:
             # Or was quarantined already, by another caller who met it.
-            refusal = self._recall.damaged(item.bank, item.chunk.chunk_id)
-            raise refusal or damaged_chunk(item.chunk.chunk_id) from error
+            refusal = self._recall.damaged(item.bank, item.chunk_id)
+            raise refusal or damaged_chunk(item.chunk_id) from error
         except FileNotFoundError as error:
-            text = f"chunk {item.chunk.chunk_id} went while the answer was being sent; ask again"
+            text = f"chunk {item.chunk_id} went while the answer was being sent; ask again"
             gone = ServiceError(UNAVAILABLE, "STORAGE_ERROR", text, errno="ENOENT")
-            raise self._recall.damaged(item.bank, item.chunk.chunk_id) or gone from error
+            raise self._recall.damaged(item.bank, item.chunk_id) or gone from error

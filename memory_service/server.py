@@ -7,7 +7,9 @@ import os
 import signal
 import socket
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -17,15 +19,17 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from sqlalchemy.exc import DBAPIError
 
-from kvbank.v1 import service_pb2, service_pb2_grpc
+from kvbank.v1 import service_pb2
 from memory_service.bank import Banks
 from memory_service.care.folder import MANIFEST
+from memory_service.direct import DirectCalls
 from memory_service.errors import StartError
 from memory_service.interceptor import Interceptor
 from memory_service.memory import keep_memory, leave_imports_alone
 from memory_service.metrics import Endpoint, Metrics
+from memory_service.observation import Observer
 from memory_service.payloads import sync_folder
-from memory_service.service import MemoryService, streams
+from memory_service.service import MemoryService, handlers
 from memory_service.settings import Settings
 from memory_service.staging import FORGOTTEN_S, SameHost
 from memory_service.stats import Stats
@@ -90,23 +94,35 @@ class Server:
         self._folder = DataFolder(settings.data)
         self._metrics = Metrics()
         self._endpoint: Endpoint | None = None
-        try:
-            self._same_host = SameHost(settings.data) if settings.same_host else None
-            self._banks = Banks(settings, self._metrics)
-        except BaseException as error:
-            self._folder.release()
-            if isinstance(error, OSError | DBAPIError):
+        with ExitStack() as opened:
+            opened.callback(self._folder.release)
+            try:
+                self._same_host = SameHost(settings.data) if settings.same_host else None
+                if self._same_host is not None:
+                    opened.callback(self._same_host.close)
+                self._banks = Banks(settings, self._metrics)
+            except (OSError, DBAPIError) as error:
                 raise StartError(f"cannot open {settings.data}: {error}".splitlines()[0]) from error
-            raise
+            opened.pop_all()
         self._pool = ThreadPoolExecutor(settings.storage_threads, "kvbank-storage")
         stats = Stats(self._banks, settings, self._metrics)
         self._service = MemoryService(self._banks, settings, self._pool, stats, self._metrics, self._same_host)
+        self._observer = Observer(self._metrics)
+        self._direct: DirectCalls | None = None
+        self._server: Any = None
         self._sweeper: asyncio.Task[None] | None = None
         self._health = health.aio.HealthServicer()
         self.address = ""
 
     async def start(self) -> None:
-        """Bind and serve; `address` is then what clients connect to. Errors: StartError."""
+        """Bind and serve; `address` is then what clients connect to. Closes all where it fails. Errors: StartError."""
+        try:
+            await self._begin()
+        except BaseException:
+            await self._end(None)
+            raise
+
+    async def _begin(self) -> None:
         limit = self._settings.max_message_bytes
         options = [
             # A peer that is gone is noticed after some 80 s; clients may ask as often.
@@ -118,35 +134,35 @@ class Server:
             ("grpc.max_send_message_length", limit),
             ("grpc.so_reuseport", 0),
         ]
-        self._server = grpc.aio.server(options=options, interceptors=[Interceptor(self._metrics)])
-        service_pb2_grpc.add_MemoryServiceServicer_to_server(self._service, self._server)  # type: ignore[no-untyped-call]
-        # After the stubs' handlers, whose place they take.
-        self._server.add_registered_method_handlers(SERVICE, streams(self._service))
+        self._server = grpc.aio.server(options=options, interceptors=[Interceptor(self._observer)])
+        self._server.add_registered_method_handlers(SERVICE, handlers(self._service))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
-        self.address = self._bind()
+        # Before gRPC's port, which a server that is bound and was never started does not give back.
         if self._settings.metrics_listen:
-            self._endpoint = self._open_endpoint(self._settings.metrics_listen)
+            self._endpoint = Endpoint(self._settings.metrics_listen, self._metrics.registry)
+        self.address = self._bind()
         await self._server.start()
         if self._same_host is not None:
             self._sweeper = asyncio.create_task(_sweep(self._same_host))
+            if DirectCalls.possible(self._same_host.socket):
+                self._direct = self._take_direct_calls(self._same_host.socket)
         await self._set_health(health_pb2.HealthCheckResponse.SERVING)
+
+    def _take_direct_calls(self, socket: Path) -> DirectCalls:
+        calls: dict[str, Callable[[Any], bytes]] = {
+            "retrieve": self._service.retrieve_files,
+            "fetch": self._service.fetch_files,
+        }
+        return DirectCalls(socket, calls, self._observer, self._settings.max_message_bytes)
 
     def _bind(self) -> str:
         listen = self._settings.listen
         try:
             port = self._server.add_insecure_port(listen)
         except RuntimeError as error:
-            self._close()
             raise StartError(f"cannot listen on {listen}") from error
         return listen if listen.startswith("unix:") else f"{listen.rpartition(':')[0]}:{port}"
-
-    def _open_endpoint(self, listen: str) -> Endpoint:
-        try:
-            return Endpoint(listen, self._metrics.registry)
-        except StartError:
-            self._close()
-            raise
 
     @property
     def metrics_address(self) -> str:
@@ -157,9 +173,13 @@ class Server:
         """Health off, nothing new, finish what runs within the grace time, then close the storage."""
         self._service.drain()
         await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
+        await self._end(self._settings.grace)
+
+    async def _end(self, grace: float | None) -> None:
         if self._sweeper is not None:
             self._sweeper.cancel()
-        await self._server.stop(self._settings.grace)
+        if self._server is not None:
+            await self._server.stop(grace)
         await asyncio.to_thread(self._close)
 
     async def _set_health(self, status: Any) -> None:
@@ -167,6 +187,8 @@ class Server:
             await self._health.set(name, status)
 
     def _close(self) -> None:
+        if self._direct is not None:
+            self._direct.close()
         if self._endpoint is not None:
             self._endpoint.close()
         self._pool.shutdown()
@@ -260,6 +282,7 @@ class LocalServer:
             self._end_loop()
 
     def _end_loop(self) -> None:
+        asyncio.run_coroutine_threadsafe(self._loop.shutdown_default_executor(), self._loop).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()

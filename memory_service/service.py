@@ -1,4 +1,5 @@
-"""The RPCs: messages in, calls of the domain in storage threads, messages out."""
+"""The RPCs: messages in, calls of the domain, messages out. All of it in storage threads, the making of the answer's
+bytes too, so that the event loop, which everybody waits for, only passes bytes on."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -9,6 +10,8 @@ from functools import partial, wraps
 from typing import Any, TypeVar
 
 import grpc
+from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
 
 from kvbank import _frames
 from kvbank.v1 import service_pb2 as pb
@@ -19,13 +22,15 @@ from memory_service.budget import Budget
 from memory_service.decoding import checked
 from memory_service.errors import (
     FAILED_PRECONDITION,
-    RESOURCE_EXHAUSTED,
     ServiceError,
+    check_size,
     invalid,
+    serialized,
     to_service_error,
 )
+from memory_service.headers import Headers
 from memory_service.metrics import Metrics
-from memory_service.recall import Answer, Found, Query, Recall, close
+from memory_service.recall import Answer, Found, Opened, Query, Recall, close, opened
 from memory_service.receiving import Receiver
 from memory_service.sending import Sender
 from memory_service.settings import Settings
@@ -40,13 +45,27 @@ Context = Any
 _DETAILS = "grpc-status-details-bin"
 
 
-def unary(method: Callable[..., Awaitable[T]]) -> Callable[..., Awaitable[T]]:
+def unary(method: Callable[[Any, Any], Message]) -> Callable[..., Awaitable[bytes]]:
+    """A method that blocks as a call: in a storage thread, its answer as bytes."""
+
+    def answer(self: Any, request: Any) -> bytes:
+        return serialized(method(self, request), self._settings.max_message_bytes)
+
+    @wraps(method)
+    async def call(self: Any, request: Any) -> bytes:
+        answered: bytes = await self._run(answer, self, request)
+        return answered
+
+    return refusing(call)
+
+
+def refusing(method: Callable[[Any, Any], Awaitable[T]]) -> Callable[..., Awaitable[T]]:
     """End the call with a status that carries the reason, whatever is raised."""
 
     @wraps(method)
     async def call(self: Any, request: Any, context: Context) -> T:
         try:
-            return _sized(await method(self, checked(request)), self._settings.max_message_bytes)
+            return await method(self, checked(request))
         except Exception as error:
             await _abort(context, error)
             raise
@@ -55,7 +74,7 @@ def unary(method: Callable[..., Awaitable[T]]) -> Callable[..., Awaitable[T]]:
 
 
 def streaming(method: Callable[..., AsyncIterator[T]]) -> Callable[..., AsyncIterator[T]]:
-    """As `unary`, for a stream of answers."""
+    """As `refusing`, for a stream of answers."""
 
     @wraps(method)
     async def call(self: Any, request: Any, context: Context) -> AsyncIterator[T]:
@@ -98,6 +117,8 @@ class MemoryService(service_pb2_grpc.MemoryServiceServicer):
         self._pool = pool
         self._same_host = same_host
         self._receiver = Receiver(banks, pool, Budget(limit), settings.max_unacknowledged_bytes, same_host, metrics)
+        # A budget of their own: bytes of ordinary answers do not queue behind large headers.
+        self._headers = Headers(pool, Budget(limit), settings.max_message_bytes)
         self._sender = Sender(self._recall, pool, Budget(limit), metrics)
         self._sent_as_files = metrics.sent_bytes.labels("file")
 
@@ -112,10 +133,10 @@ class MemoryService(service_pb2_grpc.MemoryServiceServicer):
 
     # Server and banks
 
-    @unary
-    async def GetServerInfo(self, request: pb.GetServerInfoRequest) -> pb.GetServerInfoResponse:  # noqa: N802
-        """Version, identity, limits."""
-        return pb.GetServerInfoResponse(
+    @refusing
+    async def GetServerInfo(self, _: pb.GetServerInfoRequest) -> bytes:  # noqa: N802
+        """Version, identity, limits; also when all storage threads are busy."""
+        info = pb.GetServerInfoResponse(
             version=__version__,
             store_id=self._banks.records.store_id,
             durability=self._settings.durability,
@@ -124,40 +145,41 @@ class MemoryService(service_pb2_grpc.MemoryServiceServicer):
             max_unacknowledged_bytes=self._settings.max_unacknowledged_bytes,
             same_host=None if self._same_host is None else self._same_host.message(),
         )
+        return info.SerializeToString()
 
     @unary
-    async def CreateBank(self, request: pb.CreateBankRequest) -> pb.CreateBankResponse:  # noqa: N802
+    def CreateBank(self, request: pb.CreateBankRequest) -> pb.CreateBankResponse:  # noqa: N802
         """An existing bank of the same name and specs is returned as it is."""
-        bank, created = await self._run(self._banks.create, convert.bank(request.bank))
+        bank, created = self._banks.create(convert.bank(request.bank))
         return pb.CreateBankResponse(bank=convert.bank_message(bank), created=created)
 
     @unary
-    async def GetBank(self, request: pb.GetBankRequest) -> pb.GetBankResponse:  # noqa: N802
+    def GetBank(self, request: pb.GetBankRequest) -> pb.GetBankResponse:  # noqa: N802
         """One bank."""
-        return pb.GetBankResponse(bank=convert.bank_message(await self._run(self._banks.get, request.name)))
+        return pb.GetBankResponse(bank=convert.bank_message(self._banks.get(request.name)))
 
     @unary
-    async def ListBanks(self, request: pb.ListBanksRequest) -> pb.ListBanksResponse:  # noqa: N802
+    def ListBanks(self, request: pb.ListBanksRequest) -> pb.ListBanksResponse:  # noqa: N802
         """By name; the token is the last name of the page before."""
         size = _page_size(request.page_size)
-        banks = await self._run(self._banks.after, request.page_token, size + 1)
+        banks = self._banks.after(request.page_token, size + 1)
         token = banks[size - 1].name if len(banks) > size else ""
         return pb.ListBanksResponse(banks=map(convert.bank_message, banks[:size]), next_page_token=token)
 
     @unary
-    async def UpdateBank(self, request: pb.UpdateBankRequest) -> pb.UpdateBankResponse:  # noqa: N802
+    def UpdateBank(self, request: pb.UpdateBankRequest) -> pb.UpdateBankResponse:  # noqa: N802
         """Capacity, policy, metadata; those that the mask names."""
         new = convert.bank(request.bank)
         changes = {path: getattr(new, path) for path in request.update_mask.paths if path in _UPDATABLE}
         if not changes or len(changes) != len(request.update_mask.paths):
             raise invalid("update_mask", f"must name some of {', '.join(_UPDATABLE)}, each once")
-        bank = await self._run(self._banks.update, new.name, changes)
+        bank = self._banks.update(new.name, changes)
         return pb.UpdateBankResponse(bank=convert.bank_message(bank))
 
     @unary
-    async def DeleteBank(self, request: pb.DeleteBankRequest) -> pb.DeleteBankResponse:  # noqa: N802
+    def DeleteBank(self, request: pb.DeleteBankRequest) -> pb.DeleteBankResponse:  # noqa: N802
         """The bank with all its chunks."""
-        await self._run(self._banks.delete, request.name)
+        self._banks.delete(request.name)
         return pb.DeleteBankResponse()
 
     # Writing
@@ -171,23 +193,24 @@ class MemoryService(service_pb2_grpc.MemoryServiceServicer):
     # Reading
 
     @streaming
-    async def Retrieve(self, request: pb.RetrieveRequest) -> AsyncIterator[pb.RetrieveResponse | bytes]:  # noqa: N802
+    async def Retrieve(self, request: pb.RetrieveRequest) -> AsyncIterator[bytes]:  # noqa: N802
         """All hits and descriptors, then verified bytes."""
-        answer = await self._run(self._recall.retrieve, _query(request))
-        async for message in self._answer(pb.RetrieveResponse(header=self._hits(answer)), answer.found):
+        async for message in self._answer(partial(self._retrieved, request)):
             yield message
 
     @streaming
-    async def FetchChunks(self, request: pb.FetchChunksRequest) -> AsyncIterator[pb.FetchChunksResponse | bytes]:  # noqa: N802
+    async def FetchChunks(self, request: pb.FetchChunksRequest) -> AsyncIterator[bytes]:  # noqa: N802
         """Chunks by id, in the order asked for."""
-        found = await self._run(partial(self._fetch, request, opened=True))
-        async for message in self._answer(pb.FetchChunksResponse(header=self._chunks(found)), found):
+        async for message in self._answer(partial(self._fetched, request)):
             yield message
 
-    async def _answer(self, message: Any, found: Sequence[Found]) -> AsyncIterator[Any]:
+    async def _answer(self, make: Callable[[int], tuple[bytes, list[Opened]]]) -> AsyncIterator[bytes]:
         """The header, then the bytes. Closes the files."""
+        found: list[Opened] = []
         try:
-            yield _sized(message, self._settings.max_message_bytes)
+            async with self._headers.made(make) as (header, found):
+                yield header
+            del header  # what follows may take long
             # Closed first, also where the caller goes: a thread may still be reading the files.
             async with aclosing(self._sender.frames(found)) as frames:
                 async for frame in frames:
@@ -195,27 +218,59 @@ class MemoryService(service_pb2_grpc.MemoryServiceServicer):
         finally:
             close(found)
 
-    @unary
-    async def RetrieveFiles(self, request: pb.RetrieveFilesRequest) -> pb.RetrieveFilesResponse:  # noqa: N802
-        """As Retrieve, with the names of the files."""
+    def _retrieved(self, request: pb.RetrieveRequest, most_header: int) -> tuple[bytes, list[Opened]]:
+        query = _query(request)
+        answer = self._recall.retrieve(query, most_header)
+        try:
+            header = self._hits(answer)
+            self._recall.count(query, answer)
+            return header, opened(answer.found)
+        except BaseException:
+            close(answer.found)
+            raise
+
+    def _fetched(self, request: pb.FetchChunksRequest, most_header: int) -> tuple[bytes, list[Opened]]:
+        found = self._fetch(request, most_header)
+        try:
+            return self._chunks(found), opened(found)
+        except BaseException:
+            close(found)
+            raise
+
+    @refusing
+    async def RetrieveFiles(self, request: pb.RetrieveFilesRequest) -> bytes:  # noqa: N802
+        """As `retrieve_files`."""
+        return await self._answer_with_files(partial(self._retrieved_files, request))
+
+    @refusing
+    async def FetchFiles(self, request: pb.FetchFilesRequest) -> bytes:  # noqa: N802
+        """As `fetch_files`."""
+        return await self._answer_with_files(partial(self._fetched_files, request))
+
+    async def _answer_with_files(self, make: Callable[[int], bytes]) -> bytes:
+        async with self._headers.made(make) as answer:
+            return answer
+
+    def retrieve_files(self, request: pb.RetrieveFilesRequest) -> bytes:
+        """As Retrieve, with the names of the files: a RetrieveFilesResponse. Blocks."""
+        return self._headers.made_here(partial(self._retrieved_files, request))
+
+    def fetch_files(self, request: pb.FetchFilesRequest) -> bytes:
+        """As FetchChunks, with the names of the files: a FetchFilesResponse. Blocks."""
+        return self._headers.made_here(partial(self._fetched_files, request))
+
+    def _retrieved_files(self, request: pb.RetrieveFilesRequest, most_header: int) -> bytes:
         self._check_shares(request.nonce)
+        query = _query(request.retrieve)
+        answer = self._recall.retrieve(query, most_header, opened=False)
+        made = self._hits(answer, pb.RetrieveFilesResponse(files=self._files(answer.found)))
+        self._recall.count(query, answer)
+        return made
 
-        def find() -> pb.RetrieveFilesResponse:
-            answer = self._recall.retrieve(_query(request.retrieve), opened=False)
-            return pb.RetrieveFilesResponse(header=self._hits(answer), files=self._files(answer.found))
-
-        return await self._run(find)
-
-    @unary
-    async def FetchFiles(self, request: pb.FetchFilesRequest) -> pb.FetchFilesResponse:  # noqa: N802
-        """As FetchChunks, with the names of the files."""
+    def _fetched_files(self, request: pb.FetchFilesRequest, most_header: int) -> bytes:
         self._check_shares(request.nonce)
-
-        def find() -> pb.FetchFilesResponse:
-            found = self._fetch(request.fetch, opened=False)
-            return pb.FetchFilesResponse(header=self._chunks(found), files=self._files(found))
-
-        return await self._run(find)
+        found = self._fetch(request.fetch, most_header, opened=False)
+        return self._chunks(found, pb.FetchFilesResponse(files=self._files(found)))
 
     def _check_shares(self, nonce: bytes) -> None:
         """Errors: NOT_SAME_HOST unless the caller may read the files itself."""
@@ -223,24 +278,24 @@ class MemoryService(service_pb2_grpc.MemoryServiceServicer):
             text = "this server shares its files with nobody who comes without the nonce"
             raise ServiceError(FAILED_PRECONDITION, "NOT_SAME_HOST", text)
 
-    def _fetch(self, request: pb.FetchChunksRequest, *, opened: bool) -> list[Found]:
+    def _fetch(self, request: pb.FetchChunksRequest, most_header: int, *, opened: bool = True) -> list[Found]:
         ids, layers = list(request.chunk_ids), list(request.layers)
-        return self._recall.fetch(request.bank, request.reader_digest, ids, layers, opened=opened)
+        return self._recall.fetch(request.bank, request.reader_digest, ids, layers, most_header, opened=opened)
 
-    def _hits(self, answer: Answer) -> pb.RetrieveHeader:
-        return pb.RetrieveHeader(
+    def _hits(self, answer: Answer, files: Message | None = None) -> bytes:
+        head = pb.RetrieveHeader(
             store_id=self._banks.records.store_id,
             queries=[
                 pb.QueryHits(hits=[pb.Hit(chunk_id=hit.chunk_id, score=hit.score) for hit in row])
                 for row in answer.hits
             ],
-            chunks=[convert.chunk_message(item.chunk) for item in answer.found],
             sent=[item.sent for item in answer.found],
         )
+        return header_bytes(head, answer.found, files, self._settings.max_message_bytes)
 
-    def _chunks(self, found: Sequence[Found]) -> pb.FetchChunksHeader:
-        chunks = [convert.chunk_message(item.chunk) for item in found]
-        return pb.FetchChunksHeader(store_id=self._banks.records.store_id, chunks=chunks)
+    def _chunks(self, found: Sequence[Found], files: Message | None = None) -> bytes:
+        head = pb.FetchChunksHeader(store_id=self._banks.records.store_id)
+        return header_bytes(head, found, files, self._settings.max_message_bytes)
 
     def _files(self, found: Sequence[Found]) -> list[str]:
         self._sent_as_files.inc(sum(item.length for item in found))
@@ -249,59 +304,55 @@ class MemoryService(service_pb2_grpc.MemoryServiceServicer):
     # Chunks
 
     @unary
-    async def GetChunk(self, request: pb.GetChunkRequest) -> pb.GetChunkResponse:  # noqa: N802
+    def GetChunk(self, request: pb.GetChunkRequest) -> pb.GetChunkResponse:  # noqa: N802
         """Metadata of one chunk."""
-        chunk = await self._run(
-            lambda: self._banks.get_chunk(request.bank, request.chunk_id, embedding=request.with_embedding)
-        )
+        chunk = self._banks.get_chunk(request.bank, request.chunk_id, embedding=request.with_embedding)
         return pb.GetChunkResponse(chunk=convert.chunk_message(chunk))
 
     @unary
-    async def ListChunks(self, request: pb.ListChunksRequest) -> pb.ListChunksResponse:  # noqa: N802
+    def ListChunks(self, request: pb.ListChunksRequest) -> pb.ListChunksResponse:  # noqa: N802
         """By id; the token is the last id of the page before. A page of large chunks is shorter than asked for."""
         size, after, budget = _page_size(request.page_size), _token(request.page_token, 0), PAGE_BYTES
         where = convert.filter_(request.filter)
-        chunks, more = await self._run(
-            lambda: self._banks.list_chunks(
-                request.bank, after, size, where, embedding=request.with_embedding, budget=budget
-            )
+        chunks, more = self._banks.list_chunks(
+            request.bank, after, size, where, embedding=request.with_embedding, budget=budget
         )
         token = str(chunks[-1].chunk_id) if more else ""
         return pb.ListChunksResponse(chunks=map(convert.chunk_message, chunks), next_page_token=token)
 
     @unary
-    async def UpdateChunk(self, request: pb.UpdateChunkRequest) -> pb.UpdateChunkResponse:  # noqa: N802
+    def UpdateChunk(self, request: pb.UpdateChunkRequest) -> pb.UpdateChunkResponse:  # noqa: N802
         """Replace the metadata."""
-        chunk = await self._run(self._banks.update_chunk, request.bank, request.chunk_id, dict(request.metadata))
+        chunk = self._banks.update_chunk(request.bank, request.chunk_id, dict(request.metadata))
         return pb.UpdateChunkResponse(chunk=convert.chunk_message(chunk))
 
     @unary
-    async def DeleteChunks(self, request: pb.DeleteChunksRequest) -> pb.DeleteChunksResponse:  # noqa: N802
+    def DeleteChunks(self, request: pb.DeleteChunksRequest) -> pb.DeleteChunksResponse:  # noqa: N802
         """By id; unknown ids are fine."""
-        deleted = await self._run(self._banks.delete_chunks, request.bank, list(request.chunk_ids))
+        deleted = self._banks.delete_chunks(request.bank, list(request.chunk_ids))
         return pb.DeleteChunksResponse(deleted=deleted)
 
     @unary
-    async def PinChunks(self, request: pb.PinChunksRequest) -> pb.PinChunksResponse:  # noqa: N802
+    def PinChunks(self, request: pb.PinChunksRequest) -> pb.PinChunksResponse:  # noqa: N802
         """By id; unknown ids are fine."""
-        found = await self._run(self._banks.pin_chunks, request.bank, list(request.chunk_ids), request.pinned)
+        found = self._banks.pin_chunks(request.bank, list(request.chunk_ids), request.pinned)
         return pb.PinChunksResponse(found=found)
 
     # Evictions
 
     @unary
-    async def ExplainEviction(self, request: pb.ExplainEvictionRequest) -> pb.ExplainEvictionResponse:  # noqa: N802
+    def ExplainEviction(self, request: pb.ExplainEvictionRequest) -> pb.ExplainEvictionResponse:  # noqa: N802
         """What would go next, and why."""
         if request.need < 0:
             raise invalid("need", "must not be negative")
-        victims, text = await self._run(self._banks.explain_eviction, request.bank, request.need or 1)
+        victims, text = self._banks.explain_eviction(request.bank, request.need or 1)
         return pb.ExplainEvictionResponse(victims=map(convert.eviction_message, victims), explanation=text)
 
     @unary
-    async def ListEvictions(self, request: pb.ListEvictionsRequest) -> pb.ListEvictionsResponse:  # noqa: N802
+    def ListEvictions(self, request: pb.ListEvictionsRequest) -> pb.ListEvictionsResponse:  # noqa: N802
         """Newest first."""
         size, before = _page_size(request.page_size), _token(request.page_token, LARGEST_INT64)
-        log = await self._run(self._banks.list_evictions, request.bank, before, size + 1)
+        log = self._banks.list_evictions(request.bank, before, size + 1)
         token = str(log[size - 1][0]) if len(log) > size else ""
         evictions = [convert.eviction_message(eviction) for _, eviction in log[:size]]
         return pb.ListEvictionsResponse(evictions=evictions, next_page_token=token)
@@ -309,41 +360,46 @@ class MemoryService(service_pb2_grpc.MemoryServiceServicer):
     # The service itself
 
     @unary
-    async def GetStats(self, request: pb.GetStatsRequest) -> pb.GetStatsResponse:  # noqa: N802
+    def GetStats(self, request: pb.GetStatsRequest) -> pb.GetStatsResponse:  # noqa: N802
         """As of now, of some banks or all."""
-        return await self._run(self._stats.answer, list(request.banks), self._settings.max_message_bytes)
+        return self._stats.answer(list(request.banks), self._settings.max_message_bytes)
 
 
+def header_bytes(head: Message, found: Sequence[Found], files: Message | None, limit: int) -> bytes:
+    """An answer whose `header` is `head` with the chunks, and which has the `files` too. Made a chunk at a time: a
+    message of all of them is copied several times, and each time nobody else can run. Errors: TOO_LARGE."""
+    field = head.DESCRIPTOR.fields_by_name["chunks"].number
+    parts = [head.SerializeToString()]
+    for item in found:
+        chunk = convert.chunk_message(item.chunk).SerializeToString()
+        parts += (_frames.prefix(field, len(chunk)), chunk)
+    end = b"" if files is None else files.SerializeToString()
+    size = sum(map(len, parts))
+    check_size(size + len(end), limit)
+    return b"".join((_frames.prefix(_HEADER, size), *parts, end))
+
+
+# Of every answer that has one.
+_HEADER = pb.RetrieveResponse.HEADER_FIELD_NUMBER
 _UPDATABLE = ("capacity", "policy", "metadata", "quota", "expiry", "index")
 
 
-def streams(service: MemoryService) -> dict[str, Any]:
-    """gRPC's handlers of the streams, whose data frames pass protobuf by."""
-    return {
-        "WriteChunks": grpc.stream_stream_rpc_method_handler(
-            service.WriteChunks,
-            request_deserializer=_frames.deserializer(pb.WriteChunksRequest),
-            response_serializer=pb.WriteChunksResponse.SerializeToString,
-        ),
-        "Retrieve": grpc.unary_stream_rpc_method_handler(
-            service.Retrieve,
-            request_deserializer=pb.RetrieveRequest.FromString,
-            response_serializer=_frames.serializer,
-        ),
-        "FetchChunks": grpc.unary_stream_rpc_method_handler(
-            service.FetchChunks,
-            request_deserializer=pb.FetchChunksRequest.FromString,
-            response_serializer=_frames.serializer,
-        ),
-    }
+def handlers(service: MemoryService) -> dict[str, Any]:
+    """gRPC's handlers. Answers are bytes already, and data frames pass protobuf by in both directions."""
+    made = {}
+    for method in pb.DESCRIPTOR.services_by_name["MemoryService"].methods:
+        handler = _HANDLERS[method.client_streaming, method.server_streaming]
+        request = GetMessageClass(method.input_type)
+        reads = _frames.deserializer(request) if method.client_streaming else request.FromString
+        made[method.name] = handler(getattr(service, method.name), reads, _frames.serializer)
+    return made
 
 
-def _sized(message: T, limit: int) -> T:
-    """Errors: TOO_LARGE for an answer that gRPC would refuse to send, without a reason."""
-    if (size := message.ByteSize()) > limit:  # type: ignore[attr-defined]
-        text = f"the answer, or its header, would have {size} bytes; ask for less at once"
-        raise ServiceError(RESOURCE_EXHAUSTED, "TOO_LARGE", text, limit=limit, size=size)
-    return message
+_HANDLERS: dict[tuple[bool, bool], Callable[..., Any]] = {
+    (False, False): grpc.unary_unary_rpc_method_handler,
+    (False, True): grpc.unary_stream_rpc_method_handler,
+    (True, True): grpc.stream_stream_rpc_method_handler,
+}
 
 
 def _query(request: pb.RetrieveRequest) -> Query:
@@ -352,6 +408,7 @@ def _query(request: pb.RetrieveRequest) -> Query:
         reader_digest=request.reader_digest,
         embedder_digest=request.embedder_digest,
         vectors=request.queries,
+        dimension=request.dimension,
         top_k=request.top_k or 8,
         min_score=request.min_score if request.HasField("min_score") else None,
         layers=list(request.layers),

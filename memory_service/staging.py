@@ -13,6 +13,7 @@ from hmac import compare_digest
 from pathlib import Path
 
 from kvbank.v1 import service_pb2 as pb
+from memory_service.direct import SOCKET, DirectCalls
 from memory_service.errors import FAILED_PRECONDITION, ServiceError
 
 FOLDER, NONCE_FILE = "staging", "same-host.nonce"
@@ -70,12 +71,22 @@ class SameHost:
         self._nonce = secrets.token_bytes(32)
         path = self._root / NONCE_FILE
         path.unlink(missing_ok=True)
-        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600), "wb") as file:
-            file.write(self._nonce)
+        try:
+            with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600), "wb") as file:
+                file.write(self._nonce)
+        except OSError:
+            self.close()
+            raise
 
     def message(self) -> pb.SameHost:
         """For GetServerInfo."""
-        return pb.SameHost(root=str(self._root), nonce_file=NONCE_FILE, staging=FOLDER)
+        socket = SOCKET if DirectCalls.possible(self.socket) else ""
+        return pb.SameHost(root=str(self._root), nonce_file=NONCE_FILE, staging=FOLDER, socket=socket)
+
+    @property
+    def socket(self) -> Path:
+        """Where direct calls are taken."""
+        return self._root / SOCKET
 
     def proven(self, nonce: bytes) -> bool:
         """Whether a caller has read the nonce file."""

@@ -109,6 +109,13 @@ def _mismatch(reason: str, what: str, expected: str, digest: str) -> None:
     raise ServiceError(FAILED_PRECONDITION, reason, text, bank_digest=expected, request_digest=digest)
 
 
+def dimension(bank_: Bank, stated: int) -> None:
+    """Of queries; 0 states none. Errors: INVALID_FIELD."""
+    if stated not in (0, bank_.embedding.dimension):
+        text = f"have {stated} numbers each, and the embeddings of bank {bank_.name} {bank_.embedding.dimension}"
+        raise invalid("queries", text)
+
+
 def vectors(data: bytes, dimension: int, field: str) -> NDArray[np.float32]:
     """float32 LE bytes as [n, dimension]. Errors: INVALID_FIELD, NOT_FINITE."""
     if not data or len(data) % (4 * dimension):

@@ -15,7 +15,7 @@ import numpy as np
 import xxhash
 from sqlalchemy import Connection
 
-from memory_service import bank_rows, chunk_rows, validate
+from memory_service import bank_rows, chunk_rows, row_checksum, validate
 from memory_service.directory import Directory, bank_not_found
 from memory_service.domain import Bank, Chunk, Payload, Quota, Unit
 from memory_service.errors import ALREADY_EXISTS, INVALID_ARGUMENT, RESOURCE_EXHAUSTED, QuotaError, ServiceError
@@ -113,7 +113,8 @@ class _Write:
         Errors: KEY_REUSED, BANK_NOT_FOUND, BANK_FULL, TOO_LARGE, QUOTA_EXCEEDED.
         """
         chunk, bank_id = self.chunk, self.bank.bank_id
-        if found := chunk_rows.find_key(connection, bank_id, chunk.key):
+        unwritten = self.path.records.counts.unwritten()
+        if found := chunk_rows.find_key(connection, bank_id, chunk.key, unwritten):
             return self._replay(*found)
         bank = self.path.directory.current(bank_id)
         if bank is None:
@@ -130,7 +131,7 @@ class _Write:
 
     def _replay(self, chunk_id: int, digest: bytes, gone: bool) -> Written:
         key = self.chunk.key
-        if digest != self.row["digest"]:
+        if digest != row_checksum.digest_of(self.row["digest"]):
             text = f"idempotency key {key.hex()} was used for other content (chunk {chunk_id})"
             raise ServiceError(ALREADY_EXISTS, "KEY_REUSED", text, key=key.hex(), chunk_id=chunk_id)
         return Written(key, chunk_id, replayed=True, gone=gone)

@@ -19,12 +19,14 @@ from sqlalchemy import Connection, Engine
 
 from memory_service.errors import ServiceError
 from memory_service.metrics import Metrics
+from memory_service.repeating import Repeating
 
 T = TypeVar("T")
 _LARGEST_BATCH = 512
 # A transaction takes no more operations after this time, so that nobody waits long for the writer.
 _LONGEST_BATCH_S = 0.02
 _log = logging.getLogger(__name__)
+_failures = Repeating()
 
 
 class Companion(Protocol):
@@ -165,7 +167,7 @@ class Writer:
                 self._companion.begun(connection)
                 ended = self._fill(connection, batch, synced) or ended
         except Exception as error:
-            _log.exception("commit of %d operations failed", len(batch))
+            _failures.error(_log, error, "commit of %d operations failed", len(batch))
             if begun:
                 self._companion.failed()
             for job in batch:

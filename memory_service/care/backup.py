@@ -1,13 +1,14 @@
 """Copy a folder while it is served. Owns the order: the records of one moment, then the payloads that they name.
 
-A chunk that is evicted or deleted between the two is left out of the copied records; one that is damaged too, and said.
+A chunk that is evicted or deleted between the two is left out of the copied records; one that is damaged, or cannot be
+read, too, and said.
 """
 
 from collections import defaultdict
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from memory_service.care import manifest, record_check, writing
+from memory_service.care import manifest, payload_check, record_check, writing
 from memory_service.care.folder import MANIFEST, Folder
 from memory_service.care.making import Making
 from memory_service.care.report import CareError, Findings, Progress, quiet
@@ -38,6 +39,8 @@ def backup(data: Path, place: Path, *, base: Path | None = None, progress: Progr
             failures = transfer.bring_all(copy, progress)
             store_id = copy.store_id()
         alive = live.alive([failure.chunk_id for failure in failures])
+        lost = (failure for failure in failures if failure.chunk_id in alive and failure.kind == "payload_missing")
+        payload_check.check_mounted(data, {failure.bank for failure in lost})
         for failure in failures:
             if failure.chunk_id in alive:
                 failure.tell(findings)
@@ -59,10 +62,10 @@ def _check_records(copy: Folder, findings: Findings) -> None:
 
 
 def _leave_out(partial: Path, failures: Sequence[Failure], alive: Collection[int]) -> None:
-    """What went while it was copied counts as deleted, whatever took it; what is damaged as quarantined."""
+    """What went while it was copied counts as deleted, whatever took it; what is a problem by its kind."""
     left_out: dict[tuple[int, str], list[int]] = defaultdict(list)
     for failure in failures:
-        counter = "chunks_quarantined" if failure.chunk_id in alive else "chunks_deleted"
+        counter = failure.counter if failure.chunk_id in alive else "chunks_deleted"
         left_out[failure.bank.bank_id, counter].append(failure.chunk_id)
     with writing.transaction(partial) as connection:
         for (bank_id, counter), chunk_ids in left_out.items():

@@ -1,6 +1,7 @@
 """What the records say of every chunk, page by page, without trusting them: a row that cannot be used has a flaw."""
 
 import json
+import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, get_args
@@ -8,7 +9,7 @@ from typing import Any, get_args
 import numpy as np
 from sqlalchemy import Connection, Row
 
-from memory_service import bank_rows, chunk_rows
+from memory_service import bank_rows, chunk_rows, row_checksum
 from memory_service.care.folder import Folder
 from memory_service.domain import Payload, PayloadKind
 from memory_service.payloads import seed
@@ -17,11 +18,13 @@ _PAGE = 512
 _KINDS = get_args(PayloadKind)
 _BANKS = "SELECT bank_id, uid, name, chunks FROM banks ORDER BY bank_id"
 _CHUNKS = """
-    SELECT c.chunk_id, c.payload_bytes, c.meta, t.chunk_id AS content, t.payload,
-        {embedding} AS embedding, length(t.embedding) AS embedding_bytes
+    SELECT c.chunk_id, c.bank_id, c.key, c.digest, c.start, c.original_length, c.stored_length, c.payload_bytes,
+        c.created, CAST(c.meta AS BLOB) AS meta, t.chunk_id AS content, CAST(t.payload AS BLOB) AS payload,
+        length(t.embedding) AS embedding_bytes, {wide}
     FROM chunks c LEFT JOIN contents t USING (chunk_id)
     WHERE c.bank_id = ? AND c.chunk_id > ? AND c.chunk_id <= ? ORDER BY c.chunk_id LIMIT ?
 """
+_WIDE, _NARROW = "CAST(t.text AS BLOB) AS text, t.token_ids, t.embedding", "NULL AS embedding"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,23 +59,25 @@ def banks(folder: Folder) -> list[BankEntry]:
     ]
 
 
-def pages(folder: Folder, bank: BankEntry, *, embeddings: bool) -> Iterator[list[Entry]]:
+def pages(folder: Folder, bank: BankEntry, *, whole: bool) -> Iterator[list[Entry]]:
     """The chunks that the bank has now, ascending by id; what is written later is left out, so that this ends.
 
-    `embeddings`: look at their values too, not only at their length.
+    `whole`: look at their text, token ids and embedding too, and so at the checksums of their rows.
     """
-    statement = _CHUNKS.format(embedding="t.embedding" if embeddings else "NULL")
+    statement = _CHUNKS.format(wide=_WIDE if whole else _NARROW)
     with folder.read() as connection:
         last = connection.exec_driver_sql("SELECT max(chunk_id) FROM chunks WHERE bank_id = ?", (bank.bank_id,))
         end = last.scalar() or 0
     after = -(2**63)
     while True:
         with folder.read() as connection:
-            rows = connection.exec_driver_sql(statement, (bank.bank_id, after, end, _PAGE)).all()
-        if not rows:
+            # One after the other: a text may have megabytes.
+            rows = connection.exec_driver_sql(statement, (bank.bank_id, after, end, _PAGE))
+            page = [_entry(bank, row) for row in rows]
+        if not page:
             return
-        yield [_entry(bank, row) for row in rows]
-        after = rows[-1].chunk_id
+        yield page
+        after = page[-1].chunk_id
 
 
 def _dimension(connection: Connection, bank_id: int) -> int | None:
@@ -85,10 +90,10 @@ def _dimension(connection: Connection, bank_id: int) -> int | None:
 
 def _entry(bank: BankEntry, row: Row[Any]) -> Entry:
     try:
-        payload = chunk_rows.payload_of(row.payload)
-        flaw = _flaw(bank, row, payload)
-    except (ValueError, KeyError, TypeError):
-        payload, flaw = None, "its descriptor or its metadata cannot be read"
+        payload = chunk_rows.payload_of(row.payload and row.payload.decode())
+        flaw = _flaw(bank, row, payload) or (row_checksum.flaw(row._mapping) if row.embedding is not None else "")
+    except (ValueError, KeyError, TypeError, struct.error):
+        payload, flaw = None, "its descriptor, its metadata or a figure of it cannot be read"
     return Entry(bank, row.chunk_id, payload, flaw)
 
 

@@ -3,8 +3,8 @@
 The database is opened with `mode=ro` and `query_only`: such a connection takes read locks, but neither writes nor
 checkpoints, not even when it is the last one to close. So it cannot be the second writer that SQLite's WAL-reset bug
 needs. On a folder that nobody serves it may leave an empty metadata.db-wal and its -shm behind, which the next server
-takes over. An open read transaction keeps the log from starting anew, so they are short, a page of rows each; only the
-integrity check and a backup's copy of the database take longer.
+takes over; one that cannot be written to is opened as `immutable`. An open read transaction keeps the log from starting
+anew, so they are short, a page of rows each; only the integrity check and a backup's copy of the database take longer.
 
 No file of a database is opened by hand while SQLite has it open in this process: closing it would drop SQLite's locks.
 """
@@ -45,6 +45,7 @@ class Folder:
         if not (path / DATABASE).is_file():
             raise CareError(f"{path} is not a data folder of kvbank: it has no {DATABASE}")
         self.path = path
+        self._how = _how_to_open(path)
         self._engine = create_engine("sqlite://", creator=self._connect, poolclass=QueuePool)
         event.listen(self._engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN"))
         try:
@@ -54,7 +55,7 @@ class Folder:
             raise
 
     def _connect(self) -> sqlite3.Connection:
-        uri = f"file:{quote(str(self.path.absolute() / DATABASE))}?mode=ro"
+        uri = f"file:{quote(str(self.path.absolute() / DATABASE))}?{self._how}"
         connection = sqlite3.connect(uri, uri=True, timeout=30.0, isolation_level=None, check_same_thread=False)
         connection.execute("PRAGMA query_only=ON")
         return connection
@@ -107,6 +108,20 @@ class Folder:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _how_to_open(path: Path) -> str:
+    """A database. A reader too makes its log and the -shm where they are not there; where it may not, it can do without
+    if the log is empty and nobody else writes. Errors: CareError for a log that cannot be read."""
+    log, shared = (path / f"{DATABASE}{suffix}" for suffix in ("-wal", "-shm"))
+    if os.access(path, os.W_OK, effective_ids=True) or (log.exists() and shared.exists()):
+        return "mode=ro"
+    if log.exists() and log.stat().st_size:
+        raise CareError(
+            f"{path} cannot be written to, and was not stopped cleanly: {log.name} is not in the database yet; look at"
+            " a copy that can be written to"
+        )
+    return "immutable=1"
 
 
 @contextmanager

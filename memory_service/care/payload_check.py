@@ -5,22 +5,20 @@ problem only if its row is still there when asked again. A file without a row ma
 server runs; it is a problem when none does.
 """
 
-import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
 from memory_service import payloads, staging
 from memory_service.care import entries, payload_file
-from memory_service.care.entries import Entry
+from memory_service.care.entries import BankEntry, Entry
 from memory_service.care.folder import Folder, names, settled
-from memory_service.care.report import Findings, Kind, Progress
-from memory_service.payloads import DamagedError
+from memory_service.care.report import CareError, Findings, Kind, Progress
+from memory_service.payloads import SUFFIX, DamagedError
 
 THREADS = 4
 Suspect = tuple[Entry, Kind, str]
-_OURS = re.compile(r"(\d+)\.(safetensors|tmp)")
 _BANKS = "SELECT uid, 0 FROM banks UNION SELECT uid, 1 FROM gone_banks"
 _IDS = "SELECT chunk_id FROM chunks JOIN banks USING (bank_id) WHERE uid = ?"
 
@@ -31,7 +29,7 @@ def check(folder: Folder, findings: Findings, *, fast: bool, alone: bool, progre
     done, total = 0, sum(bank.chunks for bank in banks)
     with ThreadPoolExecutor(THREADS) as threads:
         for bank in banks:
-            for page in entries.pages(folder, bank, embeddings=not fast):
+            for page in entries.pages(folder, bank, whole=not fast):
                 files = [entry for entry in page if entry.payload is not None and not entry.flaw]
                 found = list(threads.map(partial(_problem, folder.path, fast=fast), files))
                 suspects: list[Suspect] = [(entry, "record", entry.flaw) for entry in page if entry.flaw]
@@ -58,11 +56,19 @@ def _problem(data: Path, entry: Entry, *, fast: bool) -> tuple[Kind, str] | None
     try:
         if not fast:
             payload_file.read(path, entry.bank.uid, entry.chunk_id, entry.payload)
-        elif (found := path.stat().st_size) != (expected := payload_file.size(entry.payload)):
-            return "payload_damaged", f"its file has {found} bytes instead of {expected}"
+        else:
+            payload_file.check_size(path, entry.payload)
     except (DamagedError, OSError) as error:
-        return payload_file.trouble(error)
+        return payload_file.trouble(path, error)
     return None
+
+
+def check_mounted(data: Path, missing: Iterable[BankEntry]) -> None:
+    """Of banks with missing payloads: where their folder is missing too, it is likely the disk. Errors: CareError."""
+    for bank in missing:
+        if not (data / payloads.FOLDER / bank.uid).is_dir():
+            text = f"the payloads of bank {bank.name} are not there; is a disk not mounted?"
+            raise CareError(f"{text} If they are lost, serve the folder and use: kvbank bank rm {bank.name}")
 
 
 def orphans(folder: Folder) -> Iterator[str]:
@@ -71,27 +77,24 @@ def orphans(folder: Folder) -> Iterator[str]:
     Rows are asked for after the files were listed: what is written meanwhile is no orphan. What has not a name of ours
     is left alone.
     """
-    root = folder.path / payloads.FOLDER
-    listed = [name for name in names(root) if (root / name).is_dir()]
+    listed = payloads.banks_in(folder.path)
     with folder.read() as connection:
         gone = {uid: bool(gone) for uid, gone in connection.exec_driver_sql(_BANKS)}
-    for uid in listed:
-        if uid not in gone:
-            yield f"{payloads.FOLDER}/{uid}"
-        elif not gone[uid]:  # the server goes on with a deletion when it starts
-            yield from _orphans_of_bank(folder, root / uid, uid)
+    for bank in listed:
+        unowned: Iterable[Path] = ()
+        if bank.name not in gone:
+            unowned = [bank] if payloads.only_ours(bank) else [path for _, path in payloads.files_in(bank)]
+        elif not gone[bank.name]:  # the server goes on with a deletion when it starts
+            unowned = _unowned(folder, bank)
+        yield from (str(path.relative_to(folder.path)) for path in unowned)
     yield from (f"{staging.FOLDER}/{name}" for name in names(folder.path / staging.FOLDER))
 
 
-def _orphans_of_bank(folder: Folder, root: Path, uid: str) -> Iterator[str]:
-    files = [
-        (int(match[1]), match[2], f"{payloads.FOLDER}/{uid}/{shard}/{name}")
-        for shard in names(root)
-        for name in names(root / shard)
-        if (match := _OURS.fullmatch(name))
-    ]
+def _unowned(folder: Folder, bank: Path) -> Iterator[Path]:
+    files = list(payloads.files_in(bank))
     with folder.read() as connection:
-        ids = set(connection.exec_driver_sql(_IDS, (uid,)).scalars())
-    for chunk_id, suffix, name in files:
-        if suffix == "tmp" or name != payloads.name(uid, chunk_id) or chunk_id not in ids:
-            yield name
+        ids = set(connection.exec_driver_sql(_IDS, (bank.name,)).scalars())
+    for chunk_id, path in files:
+        place = folder.path / payloads.name(bank.name, chunk_id)
+        if path.suffix != SUFFIX or path != place or chunk_id not in ids:
+            yield path

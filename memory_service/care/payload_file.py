@@ -3,6 +3,8 @@ the size fits, and every tensor has its seeded checksum."""
 
 import errno
 import json
+import os
+import stat
 import struct
 from pathlib import Path
 
@@ -13,9 +15,14 @@ from memory_service.domain import Payload, Tensor
 from memory_service.payloads import SAFETENSORS, DamagedError
 
 
-def size(payload: Payload) -> int:
-    """Bytes of the file, as the descriptor says; a payload has at least one tensor."""
-    return max(tensor.offset + tensor.length for tensor in payload.tensors)
+def check_size(path: Path, payload: Payload) -> None:
+    """Without reading it. Errors: DamagedError, OSError."""
+    found = path.lstat()
+    if not stat.S_ISREG(found.st_mode):
+        raise DamagedError("in the place of its file is something else")
+    # A payload has at least one tensor.
+    if found.st_size != (expected := max(tensor.offset + tensor.length for tensor in payload.tensors)):
+        raise DamagedError(f"its file has {found.st_size} bytes instead of {expected}")
 
 
 def read(path: Path, bank_uid: str, chunk_id: int, payload: Payload) -> bytes:
@@ -35,14 +42,20 @@ def read(path: Path, bank_uid: str, chunk_id: int, payload: Payload) -> bytes:
 def _bytes(path: Path) -> bytes:
     """A disk that fails once is asked again: a sound chunk must not be given up for that."""
     try:
-        return path.read_bytes()
+        return _read(path)
     except OSError as error:
         if error.errno != errno.EIO:
             raise
-    return path.read_bytes()
+    return _read(path)
 
 
-def trouble(error: DamagedError | OSError) -> tuple[Kind, str]:
+def _read(path: Path) -> bytes:
+    """As the service opens it, which follows no link and waits for no pipe."""
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK)) as file:
+        return file.read()
+
+
+def trouble(path: Path, error: DamagedError | OSError) -> tuple[Kind, str]:
     """What is wrong with a file that could not be read. A disk that fails proves nothing about what is on it."""
     match error:
         case DamagedError():
@@ -51,6 +64,8 @@ def trouble(error: DamagedError | OSError) -> tuple[Kind, str]:
             return "payload_missing", "its file is missing"
         case IsADirectoryError():
             return "payload_damaged", "in the place of its file is a folder"
+        case OSError(errno=errno.ELOOP) if path.is_symlink():
+            return "payload_damaged", "in the place of its file is a link"
         case _:
             return "payload_unreadable", f"its file cannot be read: {error.strerror}"
 

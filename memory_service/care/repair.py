@@ -10,8 +10,8 @@ from typing import Literal
 
 from sqlalchemy.exc import DatabaseError
 
-from memory_service import payloads, quarantine
-from memory_service.care import entries, record_check, writing
+from memory_service import quarantine
+from memory_service.care import entries, payload_check, record_check, writing
 from memory_service.care.check import check
 from memory_service.care.folder import MANIFEST, Folder
 from memory_service.care.report import CareError, Findings, Kind, Problem, Progress, quiet
@@ -87,14 +87,11 @@ class _Repair:
         return check(self._data, alone=True, progress=self._progress).problems
 
     def _check_disk(self, problems: list[Problem]) -> None:
-        """Where all files of a bank are missing, with their folder, it is more likely the disk. Errors: CareError."""
+        """Errors: CareError where it is not mounted."""
         missing = {problem.bank for problem in problems if problem.kind == "payload_missing"}
         with Folder(self._data) as folder:
-            banks = entries.banks(folder)
-        for bank in banks:
-            if bank.name in missing and not (self._data / payloads.FOLDER / bank.uid).is_dir():
-                text = f"the payloads of bank {bank.name} are not there; is a disk not mounted?"
-                raise CareError(f"{text} If they are lost, serve the folder and use: kvbank bank rm {bank.name}")
+            banks = [bank for bank in entries.banks(folder) if bank.name in missing]
+        payload_check.check_mounted(self._data, banks)
 
     def _do(
         self, deed: Deed, action: Callable[[Sequence[Problem]], None], problems: list[Problem], *kinds: Kind
@@ -118,11 +115,13 @@ class _Repair:
         try:
             self._execute("REINDEX")([])
             with Folder(self._data) as folder:
-                record_check.check_database(folder, findings, fast=False)
+                record_check.check(folder, findings, fast=False)
         except DatabaseError as error:
             findings.add("database", str(error.orig))
-        if findings.problems:
-            text = f"the database of {self._data} is damaged beyond repair ({findings.problems[0].detail})"
+        for problem in findings.problems:
+            if problem.kind != "database":
+                continue
+            text = f"the database of {self._data} is damaged beyond repair ({problem.detail})"
             raise CareError(f"{text}; put a backup in place: kvbank restore BACKUP DATA")
 
     def _execute(self, *statements: str) -> Callable[[Sequence[Problem]], None]:

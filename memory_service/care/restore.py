@@ -72,9 +72,9 @@ def _copy_database(backup: Path, partial: Path, expected: str) -> None:
 
 
 def _leave_out(partial: Path, failures: Sequence[Failure]) -> None:
-    damaged: dict[int, list[int]] = defaultdict(list)
+    left_out: dict[tuple[int, str], list[int]] = defaultdict(list)
     for failure in failures:
-        damaged[failure.bank.bank_id].append(failure.chunk_id)
+        left_out[failure.bank.bank_id, failure.counter].append(failure.chunk_id)
     with writing.transaction(partial) as connection:
-        for bank_id, chunk_ids in damaged.items():
-            writing.remove(connection, bank_id, chunk_ids, "chunks_quarantined")
+        for (bank_id, counter), chunk_ids in left_out.items():
+            writing.remove(connection, bank_id, chunk_ids, counter)

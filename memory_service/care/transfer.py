@@ -27,6 +27,11 @@ class Failure:
     kind: Kind
     detail: str
 
+    @property
+    def counter(self) -> str:
+        """As what it counts where it is left out: what could not be read may be sound, and is not called damaged."""
+        return "chunks_deleted" if self.kind == "payload_unreadable" else "chunks_quarantined"
+
     def tell(self, findings: Findings) -> None:
         """It is a problem."""
         findings.add(self.kind, self.detail, bank=self.bank.name, chunk_id=self.chunk_id)
@@ -46,7 +51,7 @@ class Transfer:
         self.totals.update(banks=len(banks))
         with ThreadPoolExecutor(THREADS) as threads:
             for bank in banks:
-                for page in entries.pages(named, bank, embeddings=True):
+                for page in entries.pages(named, bank, whole=True):
                     outcomes = list(threads.map(self._bring, page))
                     failures += [outcome for outcome in outcomes if isinstance(outcome, Failure)]
                     self.totals.update(outcome for outcome in outcomes if isinstance(outcome, str))
@@ -75,10 +80,11 @@ class Transfer:
         target.parent.mkdir(parents=True, exist_ok=True)
         if self._base is not None and _sound(self._base / name, entry) and _link(self._base / name, target):
             return "linked"
+        source = self._source / name
         try:
-            data = _read(self._source / name, entry)
+            data = _read(source, entry)
         except (DamagedError, OSError) as error:
-            return Failure(entry.bank, entry.chunk_id, *payload_file.trouble(error))
+            return Failure(entry.bank, entry.chunk_id, *payload_file.trouble(source, error))
         _put(target, data)
         return "copied"
 

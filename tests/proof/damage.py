@@ -1,4 +1,4 @@
-"""Stored payloads that somebody changed: flipped, swapped, cut."""
+"""Stored payloads that somebody changed: flipped, swapped, cut, made longer."""
 
 import os
 import random
@@ -32,18 +32,19 @@ class Damage:
 
 
 def damage(client: kvbank.Client, data: Path, flips: int, seed: int, *, healthy: int = 100) -> Damage:
-    """Flip a byte in each of `flips` payloads, swap two files, cut one; then read everything."""
+    """Flip a byte in each of `flips` files, anywhere; swap two, cut one, make one longer; then read everything."""
     choose = random.Random(seed)
     client.create_bank(BANK, kv=KV, embedding=EMBEDDING)
-    keys = [new_key(tokens=2) for _ in range(flips + 3 + healthy)]
+    keys = [new_key(tokens=2) for _ in range(flips + 4 + healthy)]
     ids = [result.chunk_id for result in client.write_many(BANK, map(chunk_of, keys), **DIGESTS)]
-    payload = sum(array.nbytes for array in (chunk_of(keys[0]).tensors or {}).values())
-    bad, good = ids[: flips + 3], ids[flips + 3 :]
+    bad, good = ids[: flips + 4], ids[flips + 4 :]
     paths = {int(path.stem): path for path in (data / "payloads").glob("*/*/*.safetensors")}
-    for chunk_id in bad[3:]:
-        _flip(paths[chunk_id], payload, choose)
+    for chunk_id in bad[4:]:
+        _flip(paths[chunk_id], choose)
     _swap(paths[bad[0]], paths[bad[1]])
-    os.truncate(paths[bad[2]], paths[bad[2]].stat().st_size - choose.randint(1, payload))
+    cut, longer = paths[bad[2]], paths[bad[3]]
+    os.truncate(cut, choose.randrange(cut.stat().st_size))
+    os.truncate(longer, longer.stat().st_size + choose.randint(1, 1000))
     report = Damage(len(bad))
     for chunk_id in bad:
         try:
@@ -61,9 +62,9 @@ def damage(client: kvbank.Client, data: Path, flips: int, seed: int, *, healthy:
     return report
 
 
-def _flip(path: Path, payload: int, choose: random.Random) -> None:
+def _flip(path: Path, choose: random.Random) -> None:
     with open(path, "r+b") as file:
-        place = path.stat().st_size - 1 - choose.randrange(payload)
+        place = choose.randrange(path.stat().st_size)
         file.seek(place)
         (byte,) = file.read(1)
         file.seek(place)

@@ -1,6 +1,7 @@
 """Malformed requests through the real socket: messages with any field changed, bytes changed, cut or made up."""
 
 import random
+import socket
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,8 +14,8 @@ import numpy as np
 from google.protobuf.descriptor import FieldDescriptor
 
 import kvbank
-from kvbank import _channel
-from kvbank.v1 import bank_pb2, error_pb2
+from kvbank import _channel, _direct, _status
+from kvbank.v1 import bank_pb2, direct_pb2, error_pb2
 from kvbank.v1 import service_pb2 as pb
 from tests.proof.content import (
     DIGESTS,
@@ -36,6 +37,8 @@ BANKS = ("fuzzed", "fuzzed-vectors")
 CANARY = "canary"
 # Far more than any of these calls may take.
 SECONDS = 60
+# Of the calls, those over the socket for direct calls.
+DIRECT_SHARE = 0.15
 # Chunks in the beginning, and calls until they are laid out anew: soon one deletes the bank, or makes it too small.
 LAID_OUT, ROUND = 30, 100
 # What a caller can be told. An error without one of these was not made by us, or says that we are at fault.
@@ -73,7 +76,7 @@ def fuzz(
         chunk_id = client.write(CANARY, chunk_of(key), **DIGESTS).chunk_id
         with ThreadPoolExecutor(threads) as pool:
             for begin in range(0, calls, ROUND):
-                known = Known(_shared_nonce(channel), _lay_out(client))
+                known = Known(*_shared(channel), _lay_out(client))
                 makers = [Maker(seed + begin + number, known) for number in range(min(ROUND, calls - begin))]
                 for outcome in pool.map(lambda maker: maker.call(channel), makers):
                     report.messages += outcome.messages
@@ -86,10 +89,11 @@ def fuzz(
     return report
 
 
-def _shared_nonce(channel: grpc.Channel) -> bytes:
-    """What shows that we may read the server's files; without it calls that name files end before they begin."""
+def _shared(channel: grpc.Channel) -> tuple[bytes, str]:
+    """What shows that we may read the server's files (without it calls that name files end before they begin), and the
+    socket for direct calls."""
     shared = _channel.stub(channel).GetServerInfo(pb.GetServerInfoRequest()).same_host
-    return Path(shared.root, shared.nonce_file).read_bytes()
+    return Path(shared.root, shared.nonce_file).read_bytes(), str(Path(shared.root, shared.socket))
 
 
 def _lay_out(client: kvbank.Client) -> list[int]:
@@ -103,9 +107,10 @@ def _lay_out(client: kvbank.Client) -> list[int]:
 
 @dataclass
 class Known:
-    """What a caller needs to know to come far: the server's nonce, and chunks that were there in the beginning."""
+    """What a caller needs to come far: the nonce, the socket for direct calls, and chunks that were there."""
 
     nonce: bytes
+    socket: str
     chunk_ids: list[int]
 
 
@@ -128,6 +133,8 @@ class Maker:
 
     def call(self, channel: grpc.Channel) -> Outcome:
         """Make it and judge the answer."""
+        if self._choose.random() < DIRECT_SHARE:
+            return self._call_directly()
         method = self._choose.choice(SERVICE.methods)
         frames = self._frames(list(TEMPLATES[method.name](self._choose, self._known)))
         kind = ("stream" if method.client_streaming else "unary") + ("_stream" if method.server_streaming else "_unary")
@@ -142,6 +149,27 @@ class Maker:
             bad = [] if reason_of(error) in REASONS else [f"{error.code().name} {error.details()} for {sent}"]
             return Outcome(method.name, len(frames), error.code().name, bad)
         return Outcome(method.name, len(frames), "OK", [])
+
+    def _call_directly(self) -> Outcome:
+        """The same over the socket; a message with a wrong length may be answered by the end of the connection."""
+        make = self._choose.choice(list(DIRECT.values()))
+        message = self._spoiled(make(self._choose, self._known))
+        length = len(message) if self._choose.random() < 0.9 else self._choose.choice((0, 3, 2**31, 2**32 - 1))
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.settimeout(SECONDS)
+            connection.connect(self._known.socket)
+            connection.sendall(length.to_bytes(4, "little") + message)
+            connection.shutdown(socket.SHUT_WR)
+            raw = _direct.receive(connection)
+        if raw is None:
+            bad = [f"no answer to {message[:200]!r} (seed {self._seed})"] if length == len(message) else []
+            return Outcome("direct", 1, "CLOSED", bad)
+        answer = direct_pb2.DirectResponse.FromString(raw)
+        if not answer.HasField("error"):
+            return Outcome("direct", 1, "OK", [])
+        error = _status.from_status(answer.error, "")
+        bad = [] if error.reason in REASONS else [f"{error.code} {error} for {message[:200]!r} (seed {self._seed})"]
+        return Outcome("direct", 1, error.code, bad)
 
     def _frames(self, messages: list[Any]) -> list[bytes]:
         """Of a stream mostly one is spoiled: where many are, none comes as far as the end."""
@@ -265,7 +293,20 @@ def _nonce(choose: random.Random, known: Known) -> bytes:
     return known.nonce if choose.random() < 0.9 else choose.randbytes(len(known.nonce))
 
 
+def _retrieve_files(choose: random.Random, known: Known) -> pb.RetrieveFilesRequest:
+    return pb.RetrieveFilesRequest(retrieve=_retrieve(choose, known), nonce=_nonce(choose, known))
+
+
+def _fetch_files(choose: random.Random, known: Known) -> pb.FetchFilesRequest:
+    return pb.FetchFilesRequest(fetch=_fetch(choose, known), nonce=_nonce(choose, known))
+
+
 Template = Callable[[random.Random, Known], Any]
+# The calls of direct.proto.
+DIRECT: dict[str, Template] = {
+    "retrieve": lambda choose, known: direct_pb2.DirectRequest(retrieve=_retrieve_files(choose, known)),
+    "fetch": lambda choose, known: direct_pb2.DirectRequest(fetch=_fetch_files(choose, known)),
+}
 
 
 def _one(make: Template) -> Template:
@@ -283,12 +324,8 @@ TEMPLATES: dict[str, Template] = {
     "WriteChunks": _frames,
     "Retrieve": _one(_retrieve),
     "FetchChunks": _one(_fetch),
-    "RetrieveFiles": _one(
-        lambda choose, known: pb.RetrieveFilesRequest(retrieve=_retrieve(choose, known), nonce=_nonce(choose, known))
-    ),
-    "FetchFiles": _one(
-        lambda choose, known: pb.FetchFilesRequest(fetch=_fetch(choose, known), nonce=_nonce(choose, known))
-    ),
+    "RetrieveFiles": _one(_retrieve_files),
+    "FetchFiles": _one(_fetch_files),
     "GetChunk": _one(
         lambda choose, known: pb.GetChunkRequest(bank=choose.choice(BANKS), chunk_id=_ids(choose, known)[0])
     ),

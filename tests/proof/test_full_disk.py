@@ -95,6 +95,63 @@ def test_a_full_disk(small_disk, min_free):
         _check(client, chunks, ids)
 
 
+class Brimful:
+    """A small disk on which others take all that is left, and give it back."""
+
+    def __init__(self, folder: Path, shim: Shim | None) -> None:
+        self._filler, self._shim, self._folder = folder / "filler", shim, folder
+
+    def fill(self) -> None:
+        if self._shim is not None:
+            self._shim.limit(0)
+            return
+        with self._filler.open("ab", buffering=0) as file, suppress(OSError):
+            for size in (MIB, 1):
+                with suppress(OSError):
+                    while True:
+                        file.write(bytes(size))
+
+    def empty(self) -> None:
+        if self._shim is not None:
+            self._shim.limit(None)
+        self._filler.unlink(missing_ok=True)
+
+
+@pytest.fixture(params=["mounted", "shim"])
+def brimful(request) -> tuple[Path, ServiceHost, Brimful]:
+    folder, host = request.getfixturevalue(request.param)
+    return folder, host, Brimful(folder, request.getfixturevalue("disk") if request.param == "shim" else None)
+
+
+def test_on_a_disk_that_others_fill_reads_go_on(brimful):
+    """Retrievals are counted when there is room again; what can be deleted is, and nothing is lost."""
+    folder, host, others = brimful
+    chunks, rounds = BigChunks(4096), 30
+    service = host.start(folder / "data")
+    with kvbank.connect(service.address) as client:
+        client.create_bank(BANK, kv=KV, embedding=EMBEDDING, capacity=kvbank.Capacity(chunks=50))
+        ids = [client.write(BANK, chunks.new(), **DIGESTS).chunk_id for _ in range(20)]
+        others.fill()
+        for _ in range(rounds):
+            client.retrieve(BANK, vector_of(bytes(16)), top_k=20, **DIGESTS)
+            assert client.get_chunk(BANK, ids[0]).retrieval_count <= rounds
+            assert [chunk.chunk_id for chunk in client.list_chunks(BANK)] == ids
+            assert len(client.explain_eviction(BANK, need=31)) > 0
+            assert all(map(chunks.same, client.fetch(BANK, ids, reader_digest=READER)))
+            assert client.get_bank(BANK).usage.chunks == client.stats([BANK]).banks[0].bank.usage.chunks == 20
+        with pytest.raises(kvbank.DiskFull):
+            client.write(BANK, chunks.new(), **DIGESTS)
+        with suppress(kvbank.DiskFull):
+            assert client.delete_chunks(BANK, ids[:5]) == 5
+            ids = ids[5:]
+        _check(client, chunks, ids)
+        assert len(service.log().splitlines()) < 300, service.log()
+        others.empty()
+        wait_until(lambda: client.get_chunk(BANK, ids[0]).retrieval_count >= rounds)
+        ids.append(client.write(BANK, chunks.new(), **DIGESTS).chunk_id)
+        _check(client, chunks, ids)
+
+
 def _wait_for_room(client: kvbank.Client, chunks: BigChunks, ids: list[int]) -> None:
     """Files are removed in the background."""
 

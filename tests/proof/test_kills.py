@@ -1,5 +1,7 @@
 """Small forms of what `make torture` does."""
 
+import pytest
+
 import kvbank
 from tests.proof.damage import damage
 from tests.proof.kills import kill_often
@@ -12,8 +14,9 @@ def test_nothing_acknowledged_is_lost_when_the_service_is_killed(host, tmp_path)
     assert (killed.lost, killed.wrong) == ([], [])
 
 
-def test_every_damaged_payload_is_noticed_and_none_is_served(host, tmp_path):
-    service = host.start(tmp_path / "data")
+@pytest.mark.parametrize("same_host", [False, True], ids=["stream", "files"])
+def test_every_damaged_payload_is_noticed_and_none_is_served(host, tmp_path, same_host):
+    service = host.start(tmp_path / "data", same_host=same_host)
     with kvbank.connect(service.address) as client:
         report = damage(client, tmp_path / "data", flips=100, seed=1)
     assert report.holds, report

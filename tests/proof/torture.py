@@ -42,12 +42,15 @@ def _kills(arguments: argparse.Namespace, place: Path) -> bool:
 
 def _damage(arguments: argparse.Namespace, place: Path) -> bool:
     with ServiceHost() as host:
-        service = host.start(place / "data", durability="os")
-        with kvbank.connect(service.address) as client:
-            report = damage(client, place / "data", arguments.flips, arguments.seed)
-        service.stop()
-    _say(f"{arguments.flips} payloads with a flipped byte, two swapped, one cut: {report}")
-    return report.holds
+        holds = True
+        for path, same_host in (("stream", False), ("files", True)):
+            service = host.start(place / path, durability="os", same_host=same_host)
+            with kvbank.connect(service.address) as client:
+                report = damage(client, place / path, arguments.flips, arguments.seed)
+            service.stop()
+            _say(f"{arguments.flips} flipped bytes, two swapped files, one cut, one longer; by {path}: {report}")
+            holds &= report.holds
+    return holds
 
 
 def _power_cuts(arguments: argparse.Namespace, place: Path) -> bool:

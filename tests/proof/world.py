@@ -1,18 +1,23 @@
 """A service and an oracle in memory that are told the same; every step is plain data, so that a trace can be replayed.
 
-Where time decides (a chunk whose ttl is about to end) and after a kill (counts of the last second, a write without an
-answer) the oracle allows all that the contract allows, and learns from the store which of it came true.
+Where time decides (a chunk whose ttl is about to end), after a write without an answer, and while a bank is brought
+down to a lowered capacity in the background, the oracle allows all that the contract allows, and learns from the store
+which of it came true.
 """
 
 import json
+import shutil
+import tempfile
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from pprint import pformat
+from typing import Any, NamedTuple
 
 import grpc
 import numpy as np
@@ -39,18 +44,23 @@ class Known:
     metadata: dict[str, str]
     earliest: float = NEVER
     latest: float = NEVER
-    # Retrievals counted: at least, at most.
-    least: int = 0
-    most: int = 0
+    retrievals: int = 0
 
     @property
     def vector(self) -> np.ndarray:
         return vector(self.number)
 
 
+class How(NamedTuple):
+    """How a chunk was written; `ttl`: its own, or its bank's, in seconds; 0 is never."""
+
+    pinned: bool
+    ttl: float
+
+
 @dataclass
 class BankModel:
-    """`live`: chunk id to what it must be; `gone`: chunk id to its number; `unsure`: numbers of chunks that came and
+    """`live`: chunk id to what it must be; `gone`: chunk id to its number; `unsure`: chunks, by number, that came and
     went, or did not come, while nobody was told."""
 
     capacity: int | None
@@ -59,9 +69,9 @@ class BankModel:
     quota: int = 0
     live: dict[int, Known] = field(default_factory=dict)
     gone: dict[int, int] = field(default_factory=dict)
-    # Those of the gone whose key may say otherwise until they are removed.
+    # Those of the gone that are not removed yet, perhaps.
     expired: set[int] = field(default_factory=set)
-    unsure: set[int] = field(default_factory=set)
+    unsure: dict[int, How] = field(default_factory=dict)
     # How chunks were written: number to (pinned, ttl).
     said: dict[int, tuple[bool, float]] = field(default_factory=dict)
     highest: int = 0
@@ -93,8 +103,7 @@ class World:
         self._host = host
         self._data = folder / "data"
         self.banks: dict[str, BankModel] = {}
-        self._service = host.start(self._data)
-        self._connect()
+        self._start()
 
     def do(self, op: str, **arguments: Any) -> None:
         """Take one step, which is a method's name and what it takes."""
@@ -109,6 +118,20 @@ class World:
         """The steps so far, for `python -m tests.proof.replay`."""
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("\n".join(map(json.dumps, self.trace)) + "\n")
+
+    def keep(self, folder: Path, error: Exception) -> Path:
+        """All that may explain why a step failed, in a folder of its own below `folder`; the steps' file in it.
+
+        Where time decided, the same steps may not fail again. Ends the service.
+        """
+        self._service.kill()
+        folder.mkdir(parents=True, exist_ok=True)
+        kept = Path(tempfile.mkdtemp(prefix="failed-", dir=folder))
+        self.save(kept / "trace.jsonl")
+        said = "".join(traceback.format_exception(error))
+        (kept / "error.txt").write_text(f"{said}\n{pformat(self.banks)}\n\n{self._service.log()}")
+        shutil.copytree(self._data, kept / "data")
+        return kept / "trace.jsonl"
 
     # Banks
 
@@ -147,15 +170,17 @@ class World:
         """Several in one stream. They may be refused by a quota or by a full bank, and by nothing else."""
         model, chunks = self.banks[bank], [new_chunk(number, pinned=pinned, ttl=ttl) for number in numbers]
         predicted = self._predicted(bank) if len(numbers) == 1 else None
-        begin = time.time()
+        how, begin = How(pinned, ttl or model.ttl), time.time()
+        model.pins_expire |= pinned and how.ttl > 0
         try:
             results = self._clients[client].write_many(bank, chunks, **DIGESTS)
         except FULL:
             may_be_full = model.quota or model.policy == "reject" or model.pins_expire or pinned
             assert may_be_full or any(known.pinned for known in model.live.values())
-            self._adopt(bank, numbers, pinned, ttl or model.ttl, begin)
+            assert any(self._find(bank, number) is None for number in numbers), "a replay was refused"
+            self._adopt(bank, numbers, how, begin)
         else:
-            self._written(bank, list(zip(numbers, results, strict=True)), pinned, ttl or model.ttl, begin)
+            self._written(bank, list(zip(numbers, results, strict=True)), how, begin)
             model.said |= dict.fromkeys(numbers, (pinned, ttl))
             if predicted and results[0].evicted:
                 # The first of them may have gone in the background.
@@ -175,13 +200,15 @@ class World:
 
     def _predicted(self, bank: str) -> list[int] | None:
         """What ExplainEviction says; None where the clock may change it."""
-        if any(known.latest < NEVER for known in self.banks[bank].live.values()):
+        live = self.banks[bank].live
+        if any(known.latest < NEVER for known in live.values()):
+            return None
+        # One that has expired and is not removed yet may be a victim, or leave its room, as it comes.
+        if self._client.get_bank(bank).usage.chunks > len(live):
             return None
         return [victim.chunk_id for victim in self._client.explain_eviction(bank)]
 
-    def _written(
-        self, bank: str, results: Sequence[tuple[int, kvbank.WriteResult]], pinned: bool, ttl: float, begin: float
-    ) -> None:
+    def _written(self, bank: str, results: Sequence[tuple[int, kvbank.WriteResult]], how: How, begin: float) -> None:
         model, end = self.banks[bank], time.time()
         for number, result in results:
             known = self._find(bank, number)
@@ -189,37 +216,65 @@ class World:
             if known is None:
                 assert result.chunk_id > model.highest
                 model.highest = result.chunk_id
-                self._add(model, result.chunk_id, number, pinned, ttl, (begin, end))
+                self._add(model, result.chunk_id, number, how, (begin, end))
             else:
                 assert result.chunk_id == known
-                gone = known in model.gone
-                assert result.gone == gone or known in model.expired or model.live[known].earliest <= end
+                self._replayed(bank, known, result.gone, (begin, end))
         # Chunks of one stream are committed side by side, so that one may evict a later one.
         for evicted in (chunk_id for _, result in results for chunk_id in result.evicted):
-            if evicted in model.gone and model.ttl:
-                continue  # it had expired, and was not removed yet
-            assert not model.live[evicted].pinned, f"chunk {evicted} is pinned and was evicted"
-            model.gone[evicted] = model.live.pop(evicted).number
+            self._went(bank, evicted)
+        if not all(result.replayed for _, result in results):
+            self._fits(bank)
+
+    def _replayed(self, bank: str, chunk_id: int, gone: bool, between: tuple[float, float]) -> None:
+        model, (begin, end) = self.banks[bank], between
+        if chunk_id in model.gone:
+            assert gone, f"chunk {chunk_id} is gone, and a replay says that it is there"
+        elif gone:
+            # Since the last look: by its time, or in the background, after the capacity was lowered.
+            assert model.live[chunk_id].earliest <= end or self._evicted(bank, chunk_id), f"{chunk_id} is lost"
+        else:
+            assert model.live[chunk_id].latest > begin, f"chunk {chunk_id} has expired, and a replay says it is there"
+
+    def _went(self, bank: str, chunk_id: int) -> None:
+        """Evicted, says a write."""
+        model = self.banks[bank]
+        if chunk_id in model.expired:
+            model.expired.remove(chunk_id)  # and was not removed yet
+        elif chunk_id in model.live:
+            known = model.live.pop(chunk_id)
+            assert not known.pinned, f"chunk {chunk_id} is pinned and was evicted"
+            model.gone[chunk_id] = known.number
+        else:
+            assert chunk_id not in model.gone, f"chunk {chunk_id} is gone, and was evicted"
+            # Written without an answer, it had expired when the chunks were listed, and was not removed yet.
+            expiring = [number for number, how in model.unsure.items() if how.ttl and not how.pinned]
+            (start,) = (row.start for row in self._client.list_evictions(bank) if row.chunk_id == chunk_id)
+            (number,) = (number for number in expiring if chunk_of(key_of(number)).start == start)
+            del model.unsure[number]
+            model.gone[chunk_id] = number
+
+    def _fits(self, bank: str) -> None:
+        """After a chunk was taken, whatever the capacity was before."""
+        usage, capacity = self._client.get_bank(bank).usage, self.banks[bank].capacity
+        assert capacity is None or usage.chunks <= capacity, f"{usage.chunks} chunks in a bank of {capacity}"
 
     @staticmethod
-    def _add(
-        model: BankModel, chunk_id: int, number: int, pinned: bool, ttl: float, between: tuple[float, float]
-    ) -> None:
-        earliest, latest = (between[0] + ttl, between[1] + ttl) if ttl else (NEVER, NEVER)
-        model.pins_expire |= pinned and ttl > 0
+    def _add(model: BankModel, chunk_id: int, number: int, how: How, between: tuple[float, float]) -> None:
+        earliest, latest = (between[0] + how.ttl, between[1] + how.ttl) if how.ttl else (NEVER, NEVER)
         metadata = dict(chunk_of(key_of(number)).metadata)
-        model.live[chunk_id] = Known(number, pinned, metadata, earliest, latest)
+        model.live[chunk_id] = Known(number, how.pinned, metadata, earliest, latest)
 
-    def _adopt(self, bank: str, numbers: list[int], pinned: bool, ttl: float, begin: float) -> None:
+    def _adopt(self, bank: str, numbers: list[int], how: How, begin: float) -> None:
         """After a write without an answer: those of the chunks that are there are there for good."""
         model, keys = self.banks[bank], {key_of(number): number for number in numbers}
-        model.unsure.update(number for number in numbers if self._find(bank, number) is None)
+        model.unsure |= {number: how for number in numbers if self._find(bank, number) is None}
         for chunk in self._client.list_chunks(bank):
             number = keys.get(chunk.idempotency_key)
             if number is not None and chunk.chunk_id not in model.live:
                 assert self._find(bank, number) is None
-                self._add(model, chunk.chunk_id, number, pinned, ttl, (begin, time.time()))
-                model.unsure.discard(number)
+                self._add(model, chunk.chunk_id, number, how, (begin, time.time()))
+                del model.unsure[number]
                 model.highest = max(model.highest, chunk.chunk_id)
         self._settle(bank)
 
@@ -251,20 +306,23 @@ class World:
         for thread in threads:
             thread.join()
         assert len(results) == 2
-        self._adopt(bank, first + second, False, self.banks[bank].ttl, begin)
+        self._adopt(bank, first + second, How(False, self.banks[bank].ttl), begin)
+        if not all(isinstance(result, Exception) for result in results.values()):
+            self._fits(bank)
 
     # Reading
 
     def retrieve(self, bank: str, query: int, top_k: int, count: bool, half: str, client: int) -> None:
         """half: a value of metadata to filter by; empty for no filter."""
         model, begin = self.banks[bank], time.time()
+        gone = set(model.gone)
         filter_ = kvbank.Filter(metadata={"half": half}) if half else None
         asked = {"top_k": top_k, "count": count, "filter": filter_}
         answer = self._clients[client].retrieve(bank, vector(query), **asked, **DIGESTS)
         hits, end = answer.queries[0], time.time()
+        assert gone.isdisjoint(hit.chunk_id for hit in hits), "a chunk was served that is gone"
         for known in (model.live[hit.chunk_id] for hit in hits if hit.chunk_id in model.live):
-            known.most += count
-            known.least += count
+            known.retrievals += count
         self._settle(bank)
         for hit in hits:
             known = model.live.get(hit.chunk_id)
@@ -366,14 +424,13 @@ class World:
     def restart(self) -> None:
         self._disconnect()
         assert self._service.stop() == 0, self._service.log()
-        self._service = self._host.start(self._data)
-        self._connect()
+        self._start()
         self.check()
 
     def kill(self) -> None:
         self._disconnect()
         self._service.kill()
-        self._revive()
+        self._start()
         self.check()
 
     def kill_in_write(self, bank: str, numbers: list[int], after: int) -> None:
@@ -383,18 +440,11 @@ class World:
             client.write(bank, *map(new_chunk, numbers), each=_at(after, service.kill))
         service.kill()
         self._disconnect()
-        self._revive()
-        self._adopt(bank, numbers, False, self.banks[bank].ttl, begin)
+        self._start()
+        self._adopt(bank, numbers, How(False, self.banks[bank].ttl), begin)
 
-    def _revive(self) -> None:
-        """After a kill, which may have cost counts."""
+    def _start(self) -> None:
         self._service = self._host.start(self._data)
-        self._connect()
-        for model in self.banks.values():
-            for known in model.live.values():
-                known.least = 0
-
-    def _connect(self) -> None:
         self._clients = [kvbank.connect(self._service.address) for _ in range(2)]
         self._client = self._clients[0]
 
@@ -412,16 +462,30 @@ class World:
     def check(self) -> None:
         """Everything that a bank says of itself, with all bytes."""
         assert {bank.name for bank in self._client.list_banks()} == set(self.banks)
-        for bank, model in self.banks.items():
-            self._settle(bank)
-            ids = [chunk_id for chunk_id, known in model.live.items() if known.earliest == NEVER]
-            for chunk in self._client.fetch(bank, ids, reader_digest=READER) if ids else ():
-                self._same(bank, chunk)
+        for bank in self.banks:
             usage = self._client.get_bank(bank).usage
             gone = usage.chunks_evicted + usage.chunks_deleted + usage.chunks_expired
             assert usage.chunks == usage.chunks_written - gone
-            assert len(ids) <= usage.chunks
             assert usage.chunks_quarantined == 0
+            self._settle(bank)
+            ids = self._read_all(bank)
+            assert len(ids) <= usage.chunks
+
+    def _read_all(self, bank: str) -> list[int]:
+        """Compare the bytes of all chunks that do not expire, whose ids these are."""
+        model = self.banks[bank]
+        while ids := [chunk_id for chunk_id, known in model.live.items() if known.earliest == NEVER]:
+            try:
+                chunks = self._client.fetch(bank, ids, reader_digest=READER)
+            except kvbank.ChunkNotFound:
+                # After the capacity was lowered chunks go in the background: fewer are left to ask for.
+                self._settle(bank)
+                assert not model.live.keys() >= set(ids), "a chunk is listed and not found"
+            else:
+                for chunk in chunks:
+                    self._same(bank, chunk)
+                break
+        return ids
 
     def _settle(self, bank: str) -> None:
         """Compare with what is listed; what is not there must have expired, or stand in the log of evictions."""
@@ -432,8 +496,8 @@ class World:
             assert chunk_id in model.live, f"chunk {chunk_id} is listed, and was never acknowledged or is gone"
             known = model.live[chunk_id]
             assert known.latest > begin, f"chunk {chunk_id} has expired and is listed"
-            assert known.least <= chunk.retrieval_count <= known.most, f"chunk {chunk_id} counts wrong"
-            known.least = known.most = chunk.retrieval_count
+            # Each retrieval was settled at once, and what a list has shown is not lost by a kill.
+            assert chunk.retrieval_count == known.retrievals, f"chunk {chunk_id} counts wrong"
             assert (chunk.pinned, dict(chunk.metadata)) == (known.pinned, known.metadata)
         for chunk_id in model.live.keys() - listed.keys():
             known = model.live.pop(chunk_id)

@@ -16,6 +16,7 @@ import pytest
 
 import kvbank
 from kvbank import cli
+from tests.sdk.host import Host
 
 READER = "ab" * 32
 EMBEDDER = "cd" * 32
@@ -174,3 +175,10 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
         return Ended(int(ended.value.code or 0), *capsys.readouterr())
 
     return call
+
+
+@pytest.fixture
+def host(tmp_path: Path, kv: kvbank.KVSpec, embedding: kvbank.EmbeddingSpec, digests: dict[str, str]) -> Iterator[Host]:
+    host = Host(tmp_path / "data", kv, embedding, digests)
+    yield host
+    host.close()

@@ -91,3 +91,28 @@ def test_evictions_are_explained_and_logged(
     assert {eviction.chunk_id for eviction in went} >= set(written.evicted)
     assert all(eviction.evict_time is not None for eviction in went)
     assert client.get_bank(bank).usage.chunks_evicted == len(went)
+
+
+def test_an_explanation_says_why_also_where_nothing_can_go(
+    address: str,
+    client: kvbank.Client,
+    make_bank: MakeBank,
+    make_chunk: Callable[..., kvbank.NewChunk],
+    digests: dict[str, str],
+) -> None:
+    bank = make_bank(capacity=kvbank.Capacity(chunks=2), policy=kvbank.Policy(target=50))
+    empty = client.explain_eviction(bank)
+    assert (empty, empty.explanation) == ([], "")
+    ids = [client.write(bank, make_chunk(i), **digests).chunk_id for i in range(2)]
+    explained = client.explain_eviction(bank)
+    assert [eviction.chunk_id for eviction in explained] == ids[:1]
+    assert "1 of 2 chunks would go" in explained.explanation
+    client.pin_chunks(bank, ids)
+
+    async def ask() -> kvbank.EvictionPlan:
+        async with kvbank.connect_async(address) as other:
+            return await other.explain_eviction(bank)
+
+    for answer in (client.explain_eviction(bank), asyncio.run(ask())):
+        assert answer == []
+        assert "pinned chunks, which stay, take 2" in answer.explanation

@@ -155,6 +155,25 @@ def test_evictions(
     assert str(ids[0]) in shown
 
 
+def test_evictions_that_cannot_be_are_explained(
+    run: Run,
+    address: str,
+    client: kvbank.Client,
+    make_bank: Callable[..., str],
+    make_chunk: Callable[..., kvbank.NewChunk],
+    digests: dict[str, str],
+) -> None:
+    name = make_bank(capacity=kvbank.Capacity(chunks=1), policy=kvbank.Policy("reject"))
+    explain = ("bank", "evictions", name, "--memory", address, "--explain")
+    client.write(name, make_chunk(0), **digests)
+    assert run(*explain).stdout == (
+        "nothing can go: the bank is full: 1 of 1 chunks used, 1 asked for; its policy evicts nothing\n"
+    )
+    assert json.loads(run(*explain, "--json").stdout) == []
+    client.update_bank(name, policy=kvbank.Policy("frequency"))
+    assert "1 of 1 chunks would go (1 room)" in run(*explain).stdout
+
+
 def test_a_name_is_no_markup(run: Run, address: str, client: kvbank.Client) -> None:
     name = f"[red]{uuid.uuid4().hex}[/red]"
     client.create_bank(name, kv=None, embedding=kvbank.EmbeddingSpec("e", 4), metadata={"[b]": "x"})

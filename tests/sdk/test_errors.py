@@ -16,6 +16,7 @@ from kvbank.v1 import service_pb2, service_pb2_grpc
 Make = Callable[..., kvbank.NewChunk]
 MakeBank = Callable[..., str]
 Unit = Callable[[int], np.ndarray]
+SPEC = kvbank.EmbeddingSpec("e", 4)
 
 
 def test_what_is_not_there(
@@ -201,6 +202,59 @@ def test_the_service_checks_what_the_client_would_not_send(
     error = _status.from_rpc_error(caught.value)
     assert isinstance(error, kvbank.InvalidArgument)
     assert error.reason == "NOT_FINITE"
+
+
+def test_numbers_that_the_wire_cannot_carry_are_refused_by_name(
+    client: kvbank.Client, make_bank: MakeBank, make_chunk: Make, digests: dict[str, str], unit: Unit
+) -> None:
+    bank, large = make_bank(), 2**63
+    for field, call in (
+        ("top_k", lambda: client.retrieve(bank, unit(0), top_k=2**31, **digests)),
+        ("layers", lambda: client.retrieve(bank, unit(0), layers=[1, 2**31], **digests)),
+        ("chunk_id", lambda: client.retrieve(bank, unit(0), held=kvbank.Held("s", {large: 1}), **digests)),
+        ("checksum", lambda: client.retrieve(bank, unit(0), held=kvbank.Held("s", {1: -1}), **digests)),
+        ("start_from", lambda: client.retrieve(bank, unit(0), filter=kvbank.Filter(start_from=large), **digests)),
+        ("start_before", lambda: list(client.list_chunks(bank, filter=kvbank.Filter(start_before=large)))),
+        ("chunk_ids", lambda: client.fetch(bank, [1, large], reader_digest=digests["reader_digest"])),
+        ("layers", lambda: client.fetch(bank, [1], layers=[2**40], reader_digest=digests["reader_digest"])),
+        ("chunk_id", lambda: client.get_chunk(bank, large)),
+        ("chunk_id", lambda: client.update_chunk(bank, large, {})),
+        ("chunk_ids", lambda: client.delete_chunks(bank, [large])),
+        ("chunk_ids", lambda: client.pin_chunks(bank, [-large - 1])),
+        ("need", lambda: client.explain_eviction(bank, need=large)),
+        ("start", lambda: client.write(bank, make_chunk(0, start=large), **digests)),
+        ("original_length", lambda: client.write(bank, make_chunk(0, original_length=2**31), **digests)),
+        ("token_ids", lambda: client.write(bank, make_chunk(0, token_ids=[2**31] * 4), **digests)),
+        ("token_ids", lambda: client.write(bank, make_chunk(0, token_ids=np.full(4, 2**31)), **digests)),
+        ("chunks", lambda: client.update_bank(bank, capacity=kvbank.Capacity(chunks=large))),
+        ("bytes", lambda: client.update_bank(bank, quota=kvbank.Quota(bytes=large))),
+        ("target", lambda: client.update_bank(bank, policy=kvbank.Policy(target=2**31))),
+        ("dimension", lambda: client.create_bank("n", kv=None, embedding=kvbank.EmbeddingSpec("e", 2**31))),
+        ("head_dim", lambda: client.create_bank("n", kv=kvbank.KVSpec("r", [1], 1, 2**31), embedding=SPEC)),
+    ):
+        with pytest.raises(kvbank.InvalidArgument, match=f"^{field}: ") as caught:
+            call()
+        assert isinstance(caught.value, ValueError)
+        assert (caught.value.reason, caught.value.metadata["field"]) == ("INVALID_FIELD", field)
+    client.get_bank(bank)
+
+
+def test_no_hits_are_never_asked_for(
+    client: kvbank.Client, make_bank: MakeBank, digests: dict[str, str], unit: Unit
+) -> None:
+    """On the wire 0 means that nothing is said."""
+    with pytest.raises(kvbank.InvalidArgument, match=r"^top_k: must be at least 1$"):
+        client.retrieve(make_bank(), unit(0), top_k=0, **digests)
+
+
+def test_a_query_of_another_dimension(
+    client: kvbank.Client, make_bank: MakeBank, digests: dict[str, str], unit: Unit
+) -> None:
+    bank = make_bank()
+    for query in (np.ones(32), np.ones((2, 8))):
+        with pytest.raises(kvbank.InvalidArgument, match=f"have {query.shape[-1]} numbers each, and .* 16$") as caught:
+            client.retrieve(bank, query, **digests)
+        assert caught.value.metadata["field"] == "queries"
 
 
 def test_every_failed_call_names_its_request(

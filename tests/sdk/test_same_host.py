@@ -25,65 +25,10 @@ from kvbank import _channel, _same_host, _status
 from kvbank.v1 import service_pb2 as pb
 from memory_service.errors import StartError
 from memory_service.server import LocalServer
+from tests.sdk.host import Host
+from tests.waiting import wait_until
 
 Make = Callable[..., kvbank.NewChunk]
-
-
-class Host:
-    """A server that shares its folder, a client, and the bank "b"."""
-
-    def __init__(self, data: Path, kv: kvbank.KVSpec, embedding: kvbank.EmbeddingSpec, digests: dict[str, str]) -> None:
-        self.data, self.digests = data, digests
-        # The path of a socket is short, that of pytest's folders is not.
-        self._sockets = tempfile.TemporaryDirectory()
-        self.address = f"unix:{self._sockets.name}/s"
-        self.start()
-        self.client = kvbank.connect(self.address)
-        self.client.create_bank("b", kv=kv, embedding=embedding)
-
-    def start(self) -> None:
-        self._server = LocalServer(self.data, self.address, same_host=True, durability="os")
-
-    def stop(self) -> None:
-        self._server.stop()
-
-    def close(self) -> None:
-        self.client.close()
-        self.stop()
-        self._sockets.cleanup()
-
-    def write(self, *chunks: kvbank.NewChunk) -> list[int]:
-        return [result.chunk_id for result in self.client.write_many("b", chunks, **self.digests)]
-
-    def fetch(self, *chunk_ids: int, **options: Any) -> list[kvbank.Chunk]:
-        return self.client.fetch("b", chunk_ids, reader_digest=self.digests["reader_digest"], **options)
-
-    def retrieve(self, vector: np.ndarray, **options: Any) -> kvbank.Retrieval:
-        return self.client.retrieve("b", vector, **self.digests, **options)
-
-    def file(self, chunk_id: int) -> Path:
-        return next((self.data / "payloads").glob(f"*/*/{chunk_id}.safetensors"))
-
-    def sent(self, path: str) -> float:
-        """Payload bytes that were answered so."""
-        return self._sample("kvbank_payload_sent_bytes_total", path)
-
-    def received(self, path: str) -> float:
-        return self._sample("kvbank_payload_received_bytes_total", path)
-
-    def _sample(self, name: str, path: str) -> float:
-        samples = self.client.stats().samples
-        return sum(each.value for each in samples if each.name == name and each.labels["path"] == path)
-
-    def staged(self) -> list[Path]:
-        return list((self.data / "staging").iterdir())
-
-
-@pytest.fixture
-def host(tmp_path: Path, kv: kvbank.KVSpec, embedding: kvbank.EmbeddingSpec, digests: dict[str, str]) -> Iterator[Host]:
-    host = Host(tmp_path / "data", kv, embedding, digests)
-    yield host
-    host.close()
 
 
 def test_files_are_staged_and_read_and_no_byte_goes_through_the_socket(
@@ -133,6 +78,26 @@ def test_both_paths_and_both_clients_give_the_same_bits(host: Host, make_chunk: 
         )
         _, *frames = stub.FetchChunks(request)
     assert b"".join(frames) == b"".join(t.tobytes() for chunk in by_file for t in (chunk.tensors or {}).values())
+
+
+def test_mapped_tensors_are_verified_views_that_outlive_their_chunk(
+    host: Host, make_chunk: Make, assert_equal: Callable[..., None]
+) -> None:
+    made = [make_chunk(i) for i in range(3)]
+    ids, reader = host.write(*made), host.digests["reader_digest"]
+    with kvbank.connect(host.address, mapped=True) as client:
+        found = client.fetch("b", ids, reader_digest=reader)
+        host.client.delete_chunks("b", ids[:1])
+        wait_until(lambda: not list(host.data.glob(f"payloads/*/*/{ids[0]}.safetensors")))
+        for chunk, new in zip(found, made, strict=True):
+            assert_equal(chunk, new)
+            assert not any(tensor.flags.writeable for tensor in (chunk.tensors or {}).values())
+        (cut,) = client.fetch("b", ids[1:2], layers=[1], reader_digest=reader)
+        assert {name.rpartition(".")[2] for name in cut.tensors or {}} == {"1"}
+        flipped(host.file(ids[2]))
+        with pytest.raises(kvbank.DataLoss):
+            client.fetch("b", ids[2:], reader_digest=reader)
+    assert_equal(found[1], made[1])
 
 
 def test_without_a_unix_socket_there_is_no_such_path(tmp_path: Path) -> None:
@@ -267,6 +232,7 @@ def test_a_damaged_file_is_data_loss_and_quarantined(
         host.retrieve(unit(1), top_k=2)
     assert host.client.get_bank("b").usage.chunks_quarantined == 1
     assert list(host.retrieve(unit(1), top_k=2).chunks) == [ids[1]]
+    assert host.client.get_chunk("b", ids[1]).retrieval_count == 2, "the first answer had named it"
 
 
 def test_a_row_that_cannot_be_read_hides_nothing_that_is_written_later(host: Host, make_chunk: Make) -> None:
@@ -378,11 +344,11 @@ def test_a_chunk_that_went_is_replaced_by_the_next_best_and_counted_once(
     host.fetch(near)
     read = _same_host.SameHost.read
 
-    def deleted_first(path: _same_host.SameHost, name: str, payload: Any) -> None:
-        if payload.chunk.chunk_id == near:
+    def deleted_first(path: _same_host.SameHost, name: str, chunk: Any) -> Any:
+        if chunk.chunk_id == near:
             host.client.delete_chunks("b", [near])
             (host.data / name).unlink(missing_ok=True)
-        read(path, name, payload)
+        return read(path, name, chunk)
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(_same_host.SameHost, "read", deleted_first)

@@ -14,7 +14,12 @@ import pytest
 
 import kvbank
 from kvbank import _channel
+from kvbank._same_host import SameHost
+from kvbank._write_stream import WriteStream
+from kvbank._writing import Upload, WriteSession
+from kvbank.v1 import service_pb2
 from memory_service.server import LocalServer
+from tests.waiting import wait_until
 
 Make = Callable[..., kvbank.NewChunk]
 MakeBank = Callable[..., str]
@@ -245,3 +250,48 @@ def test_a_killed_server_costs_the_async_client_no_chunk(
     results = asyncio.run(write())
     with kvbank.connect(killable.address) as client:
         assert_written_once(client, "other", made, results)
+
+
+class Abandoned:
+    """A call as gRPC makes it: a thread of its own takes the requests; no answer comes, and `cancel` ends it."""
+
+    def __init__(self) -> None:
+        self.cancelled = threading.Event()
+
+    def begin(self, requests: Iterator[Any]) -> "Abandoned":
+        self.thread = threading.Thread(target=lambda: list(requests))
+        self.thread.start()
+        return self
+
+    def __iter__(self) -> Iterator[Any]:
+        self.cancelled.wait()
+        return iter(())
+
+    def cancel(self) -> None:
+        self.cancelled.set()
+
+
+class Held(list[memoryview]):
+    """Buffers that are not to be had before the call is cancelled, and who reads its answers has ended."""
+
+    def __init__(self, call: Abandoned) -> None:
+        super().__init__([memoryview(b"bytes")])
+        self._call = call
+
+    def __iter__(self) -> Iterator[memoryview]:
+        self._call.cancelled.wait()
+        wait_until(lambda: all(thread.name != "kvbank-write-acks" for thread in threading.enumerate()))
+        return super().__iter__()
+
+
+def test_a_cancelled_stream_leaves_no_staged_file(tmp_path: Path) -> None:
+    """Neither the one that is being written meanwhile, nor one that comes after."""
+    call, staging = Abandoned(), tmp_path / "staging"
+    staging.mkdir()
+    session = WriteSession("b", (), "", "", 1 << 20, SameHost(str(tmp_path), "staging", b"nonce"))
+    session.pending += [Upload(bytes([i]), service_pb2.ChunkHeader(), Held(call), 5) for i in range(3)]
+    stream = WriteStream(call.begin, session, _channel.Attempts(1, 60.0), lambda: None)
+    wait_until(lambda: list(staging.iterdir()))
+    stream.cancel()
+    call.thread.join()
+    assert not list(staging.iterdir())

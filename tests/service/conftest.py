@@ -26,7 +26,8 @@ class Caller:
     """Short words for the RPCs; `bank` is "b" unless said otherwise."""
 
     def __init__(self, address: str, first_key: int = 1) -> None:
-        self.channel = grpc.insecure_channel(address)
+        # The server says what is too large.
+        self.channel = grpc.insecure_channel(address, options=[("grpc.max_receive_message_length", -1)])
         self.stub = service_pb2_grpc.MemoryServiceStub(self.channel)
         self._keys = itertools.count(first_key)
         self._random = np.random.default_rng(first_key)

@@ -7,6 +7,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import threading
 from pathlib import Path
 from typing import get_args
@@ -227,11 +228,42 @@ QUARANTINED = {
         "record",
         "metadata",
     ),
+    "a link": (lambda data: (_file(data).rename(data / "moved"), _file_link(data)), "payload_damaged", "is a link"),
+    **{
+        f"{column}: {value}": (lambda data, column=column, value=value: _set(data, column, value), "record", detail)
+        for column, value, detail in (
+            ("start", "101", "not as it was written"),
+            ("original_length", "6", "not as it was written"),
+            ("created", "created + 1", "not as it was written"),
+            ("meta", "replace(meta, 'speaker', 'speakes')", "metadata are not"),
+            ("meta", "CAST(x'7b22ff223a2261227d' AS TEXT)", "cannot be read"),
+            ("text", "'b text'", "not as it was written"),
+            ("text", "CAST(x'ff20746578740a' AS TEXT)", "not as it was written"),
+            ("token_ids", "x'0100000002000000030000000400000006000000'", "not as it was written"),
+            ("embedding", "x'00000040000000000000000000000000'", "not as it was written"),
+            ("payload", "replace(payload, '\"none\"', '\"nome\"')", "not as it was written"),
+            ("digest", "CAST(substr(digest, 1, 31) || 'x' AS BLOB)", "not as"),
+            ("digest", "zeroblob(20)", "not as it was written"),
+        )
+    },
 }
 
 
+def _set(data, column, value):
+    table = "contents" if column in ("text", "token_ids", "embedding", "payload") else "chunks"
+    with database(data) as connection:
+        before = connection.execute(f"SELECT hex({column}) FROM {table} WHERE chunk_id = 2").fetchone()
+        connection.execute(f"UPDATE {table} SET {column} = {value} WHERE chunk_id = 2")
+        assert connection.execute(f"SELECT hex({column}) FROM {table} WHERE chunk_id = 2").fetchone() != before
+
+
+def _file_link(data):
+    place = next((data / "payloads").glob("*/02"))
+    (place / "2.safetensors").symlink_to(data / "moved")
+
+
 def _state_kind(data, kind):
-    execute(data, f"UPDATE contents SET payload = json_insert(payload, '$[4]', '{kind}') WHERE chunk_id = 2")
+    execute(data, f"UPDATE contents SET payload = json_set(payload, '$[4]', '{kind}') WHERE chunk_id = 2")
 
 
 def _mkdir(data):
@@ -286,6 +318,36 @@ def test_soft_tokens_whose_kind_was_dropped_are_quarantined(serving, data):
     assert clean(data)["payloads"] == 1
 
 
+def test_metadata_that_were_replaced_are_as_they_were_written(filled, serving, data):
+    caller = serving()
+    for metadata in ({"speaker": "b"}, {}, {"x" * 50: "ü"}):
+        caller.stub.UpdateChunk(pb.UpdateChunkRequest(bank="b", chunk_id=2, metadata=metadata))
+        clean(data)
+    serving.stop()
+    _set(data, "meta", "'{}'")
+    assert [p["chunk_id"] for p in answer("check", data, code=1)["problems"]] == [2]
+    caller = serving()
+    # Damage of the rest is not covered up.
+    _set(data, "text", "'b text'")
+    caller.stub.UpdateChunk(pb.UpdateChunkRequest(bank="b", chunk_id=2, metadata={"speaker": "c"}))
+    assert "record" in kinds(answer("check", data, code=1))
+
+
+def test_rows_of_earlier_versions_have_no_checksum_and_are_no_damage(serving, data):
+    caller = serving()
+    caller.create()
+    chunk = caller.chunk()
+    caller.write(chunk)
+    serving.stop()
+    execute(data, "UPDATE chunks SET digest = substr(digest, 1, 16)")
+    clean(data)
+    caller = serving()
+    assert caller.write(chunk)[0].replayed
+    caller.stub.UpdateChunk(pb.UpdateChunkRequest(bank="b", chunk_id=1, metadata={"speaker": "b"}))
+    assert caller.write(chunk)[0].replayed
+    clean(data)
+
+
 def test_files_that_were_swapped_are_both_quarantined(filled, data):
     _swap(data)
     assert [p["chunk_id"] for p in answer("check", data, code=1)["problems"]] == [1, 2]
@@ -299,6 +361,14 @@ def test_fast_looks_at_existence_and_size(filled, data):
     _file(data, 3).unlink()
     found = answer("check", data, "--fast", code=1)
     assert [(p["kind"], p["chunk_id"]) for p in found["problems"]] == [("payload_damaged", 2), ("payload_missing", 3)]
+
+
+NO_BANK = "0123456789abcdef"
+
+
+def _beside_a_note(data, folder):
+    shutil.copytree(_file(data).parent, folder / "02")
+    (folder / "note.txt").write_text("mine")
 
 
 MENDED = {
@@ -338,7 +408,8 @@ MENDED = {
     "file": (lambda data: shutil.copy(_file(data), _file(data).with_name("77.safetensors")), "orphan_file", "removed"),
     "temporary": (lambda data: _file(data).with_name("77.tmp").touch(), "orphan_file", "removed"),
     "place": (lambda data: shutil.copy(_file(data), _file(data, 1).parent), "orphan_file", "removed"),
-    "folder": (lambda data: (data / "payloads" / "nobank" / "00").mkdir(parents=True), "orphan_file", "removed"),
+    "folder": (lambda data: (data / "payloads" / NO_BANK / "00").mkdir(parents=True), "orphan_file", "removed"),
+    "file in a folder": (lambda data: _beside_a_note(data, data / "payloads" / NO_BANK), "orphan_file", "removed"),
     "indexes": (lambda data: (data / "indexes" / "nobank").mkdir(parents=True), "orphan_index", "removed"),
     "database": (_exchange_indexes, "database", "rebuilt"),
 }
@@ -370,6 +441,7 @@ SNAPSHOTS = {
     "another vector": (
         lambda path: execute(
             path.parents[2],
+            "UPDATE chunks SET digest = substr(digest, 1, 16)",  # a row without a checksum of its own
             f"UPDATE contents SET embedding = x'{'0000803F' * 4}' WHERE chunk_id = (SELECT max(chunk_id) FROM chunks)",
         ),
         "index_damaged",
@@ -410,18 +482,31 @@ def test_a_disk_that_is_not_mounted_is_no_damage(filled, data):
     (data / "payloads").rename(data / "elsewhere")
     (data / "payloads").mkdir()
     assert kinds(answer("check", data, code=1)) == ["payload_missing"]
-    for options in ([], ["--dry-run"]):
-        assert "the payloads of bank b are not there; is a disk not mounted?" in refusal("repair", data, *options)
+    backup = data.with_name("backup")
+    for command in (["repair", data], ["repair", data, "--dry-run"], ["backup", data, backup]):
+        assert "the payloads of bank b are not there; is a disk not mounted?" in refusal(*command)
+    assert not backup.exists()
+    assert not backup.with_name("backup.partial").exists()
     (data / "payloads").rmdir()
+    assert "is a disk not mounted?" in refusal("backup", data, backup)
     (data / "elsewhere").rename(data / "payloads")
     clean(data)
+    run("backup", data, backup)
+
+
+def test_without_its_identity_a_folder_is_not_repaired(filled, data):
+    """Where the banks are gone too, every payload would be taken for an orphan."""
+    execute(data, "DELETE FROM store", "DELETE FROM banks", "DELETE FROM chunks")
+    before = tree(data / "payloads")
+    assert "put a backup in place" in refusal("repair", data)
+    assert tree(data / "payloads") == before
 
 
 def test_a_file_that_cannot_be_read_is_no_damage(filled, serving, data):
     """It is found and left, beside what is mended."""
     file, aside = _file(data, 2), data.with_name("aside")
-    file.rename(aside)
-    file.symlink_to(file)
+    shutil.copy(file, aside)
+    _make_unreadable(file)
     _file(data, 3).unlink()
     for options in ([], ["--fast"]):
         found = answer("check", data, *options, code=1)
@@ -435,17 +520,28 @@ def test_a_file_that_cannot_be_read_is_no_damage(filled, serving, data):
         assert [(p["kind"], p["chunk_id"]) for p in repaired["left"]] == [("payload_unreadable", 2)]
     (line,) = run("repair", data, code=1).stdout.splitlines()
     assert line.startswith("left: payload_unreadable: bank b, chunk 2, its file cannot be read: ")
-    assert file.is_symlink()
+    assert file.parent.is_symlink()
     assert [path.name for path in data.glob("quarantine/*/*")] == ["3.json"]
+    file.parent.unlink()
+    file.parent.mkdir()
     aside.replace(file)
     clean(data)
     del filled[3]
     assert serving().retrieve(top_k=10)[1] == filled
 
 
+def _make_unreadable(file):
+    """Alone in its folder, which the disk then does not give."""
+    shutil.rmtree(file.parent)
+    file.parent.symlink_to(file.parent)
+
+
 def test_files_of_a_person_are_left_alone(filled, data):
-    notes = [data / "payloads" / "note.txt", _file(data).with_name("note.txt")]
+    names = ("note.txt", "nested/00/5.safetensors", f"{NO_BANK}/note.txt", f"{NO_BANK}/zz/5.tmp")
+    notes = [data / "payloads" / name for name in names]
+    notes += [_file(data).with_name(name) for name in ("note.txt", "5.bak", "x5.tmp")]
     for note in notes:
+        note.parent.mkdir(parents=True, exist_ok=True)
         note.write_text("mine")
     clean(data)
     run("repair", data)
@@ -655,6 +751,31 @@ def test_a_damaged_backup_is_refused_or_restored_without_the_damage(filled, data
         assert "does not match its checksum" in refusal("restore", tmp_path / "backup", tmp_path / "other", *options)
 
 
+def test_what_cannot_be_read_counts_as_no_damage_in_a_copy(filled, data, tmp_path):
+    """In its usage, quarantined is what is damaged; what only could not be read is gone, like a deleted one."""
+
+    def gone(folder):
+        with database(folder) as connection:
+            counts = "SELECT chunks, chunks_quarantined, chunks_deleted FROM banks WHERE name = 'b'"
+            return connection.execute(counts).fetchone()
+
+    assert gone(data) == (4, 0, 1)
+    _flip(_file(data, 2))
+    _make_unreadable(_file(data, 3))
+    made = answer("backup", data, tmp_path / "backup", code=1)
+    assert [(p["kind"], p["chunk_id"]) for p in made["problems"]] == [
+        ("payload_damaged", 2),
+        ("payload_unreadable", 3),
+    ]
+    assert gone(tmp_path / "backup") == (2, 1, 2)
+    clean(tmp_path / "backup")
+    _make_unreadable(_file(tmp_path / "backup", 4))
+    assert kinds(answer("restore", tmp_path / "backup", tmp_path / "new", "--skip-damaged")) == ["payload_unreadable"]
+    assert gone(tmp_path / "new") == (1, 1, 3)
+    clean(tmp_path / "new")
+    assert gone(data) == (4, 0, 1)
+
+
 def test_an_older_backup_lends_its_files(filled, serving, data, tmp_path, connect):
     run("backup", data, tmp_path / "old")
     serving()
@@ -814,6 +935,63 @@ def test_without_permission(filled, data, tmp_path):
     finally:
         os.seteuid(0)
         tmp_path.chmod(0o700)
+
+
+@pytest.fixture
+def reachable():
+    """A folder that every user can reach, and nobody but root can write to what is in it."""
+    with tempfile.TemporaryDirectory() as place:
+        os.chmod(place, 0o755)
+        yield Path(place)
+
+
+@contextlib.contextmanager
+def without_writing(folder):
+    """A folder that cannot be written to; root can always write, and is somebody else in the block."""
+    for path in (folder, *folder.rglob("*")):
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    root = os.geteuid() == 0
+    try:
+        if root:
+            os.seteuid(65534)
+        yield
+    finally:
+        if root:
+            os.seteuid(0)
+        for path in (folder, *folder.rglob("*")):
+            path.chmod(0o755)
+
+
+def test_a_folder_that_cannot_be_written_to_is_checked_and_backed_up(filled, serving, data, reachable, connect):
+    run("backup", data, reachable / "backup")  # imports what another user may not be able to read
+    clean(reachable / "backup")
+    serving()
+    with connect(serving.server.address, first_key=1000) as caller:
+        caller.add()
+        # With a log that is not in the database yet, and the -shm that a kill leaves beside it; then without that.
+        subprocess.run(["cp", "-r", data, reachable / "killed"], check=True)
+        subprocess.run(["cp", "-r", data, reachable / "copied"], check=True)
+    serving.stop()
+    (reachable / "copied" / "metadata.db-shm").unlink()
+    shutil.copytree(data, reachable / "stopped")
+    shutil.copytree(data, reachable / "read")
+    clean(reachable / "read")
+    assert (reachable / "read" / "metadata.db-wal").exists()
+    (reachable / "places").mkdir(0o777)
+    (reachable / "places").chmod(0o777)
+    for name in ("stopped", "read", "killed"):
+        folder, place = reachable / name, reachable / "places" / name
+        before = tree(folder)
+        with without_writing(folder):
+            assert clean(folder)["chunks"] == 6
+            run("backup", folder, place)
+            assert clean(place)["chunks"] == 6
+        assert tree(folder) == before
+    with without_writing(reachable / "copied"):
+        for command in (["check", reachable / "copied"], ["backup", reachable / "copied", reachable / "places" / "x"]):
+            assert "was not stopped cleanly: metadata.db-wal is not in the database yet" in refusal(*command)
+    with without_writing(reachable / "backup"):
+        clean(reachable / "backup")
 
 
 def _downgrade(folder):

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import random
 import shutil
+import socket
 import sqlite3
 import threading
 import time
@@ -18,7 +19,9 @@ from sqlalchemy import create_engine, inspect
 
 from kvbank.v1 import service_pb2 as pb
 from memory_service import cli, schema
+from memory_service.care.backup import backup
 from memory_service.care.check import check
+from memory_service.care.restore import restore
 from memory_service.domain import Payload, Producer
 from memory_service.errors import StartError
 from memory_service.payloads import Payloads
@@ -119,22 +122,123 @@ def test_orphans_are_swept_at_start(serving, data):
     (file,) = (data / "payloads").glob("*/*/*.safetensors")
     shutil.copy(file, file.with_name("7.safetensors"))
     shutil.copy(file, file.with_name("8.tmp"))
-    shutil.copytree(file.parent, data / "payloads" / "nobank" / "00")
-    notes = [data / "payloads" / "note.txt", file.with_name("note.txt")]
-    for note in notes:
-        note.write_text("of a person")
-    caller = serving()
-    assert list(caller.retrieve()[1]) == [chunk_id]
+    gone = data / "payloads" / "0123456789abcdef"
+    shutil.copytree(file.parent, gone / "01")
+    assert list(serving().retrieve()[1]) == [chunk_id]
     serving.stop()
-    assert {path for path in (data / "payloads").rglob("*") if path.is_file()} == {file, *notes}
-    assert not (data / "payloads" / "nobank").exists()
+    assert [path for path in (data / "payloads").rglob("*") if path.is_file()] == [file]
+    assert not gone.exists()
+
+
+def test_what_the_service_has_not_made_is_left_alone(serving, data):
+    """Beside the payloads of a bank that is there, of one that is deleted, and of one that no record names."""
+    caller = serving()
+    caller.create()
+    caller.create("short")
+    caller.add()
+    caller.add(bank="short")
+    serving.stop()
+    kept, short = (data / "payloads").glob("*/*/*.safetensors")
+    gone = shutil.copytree(kept.parents[1], data / "payloads" / "0123456789abcdef")
+    notes = [
+        folder / name
+        for folder in (kept.parent, short.parent, next(gone.iterdir()))
+        for name in ("note.txt", "5.bak", "safetensors", "5.safetensors.old", "x5.safetensors", "-5.safetensors")
+    ]
+    notes += [data / "payloads" / name for name in ("note.txt", "nested/00/5.safetensors", "0123456789ABCDEF/00/5.tmp")]
+    notes += [gone / "zz" / "5.safetensors", kept.parents[1] / "old" / "5.safetensors"]
+    for note in notes:
+        note.parent.mkdir(parents=True, exist_ok=True)
+        note.write_text("of a person")
+    (data / "payloads" / "empty").mkdir()
+    caller = serving()
+    caller.stub.DeleteBank(pb.DeleteBankRequest(name="short"))
+    serving.stop()
+    left = {path for path in (data / "payloads").rglob("*") if path.is_file()}
+    assert left in ({*notes, kept}, {*notes, short})
+    assert (data / "payloads" / "empty").is_dir()
+
+
+def _forget_store(path):
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.execute("DELETE FROM store")
+        connection.commit()
+
+
+LOST_RECORDS = {
+    "no database": Path.unlink,
+    "an empty file": lambda path: os.truncate(path, 0),
+    "an empty database": lambda path: (path.unlink(), sqlite3.connect(path).execute("VACUUM").connection.close()),
+    "a fresh database": lambda path: (path.unlink(), schema.create(path)),
+    "no identity": _forget_store,
+}
+
+
+@pytest.mark.parametrize("name", LOST_RECORDS)
+def test_a_start_without_records_deletes_no_payload(serving, data, name):
+    caller = serving()
+    caller.create()
+    chunk_id = caller.add()
+    serving.stop()
+    kept = data.with_name("kept.db")
+    shutil.copy(data / "metadata.db", kept)
+    LOST_RECORDS[name](data / "metadata.db")
+    before = {path: path.stat().st_mtime_ns for path in data.rglob("*") if "payloads" in path.parts}
+    threads = set(threading.enumerate())
+    for migrate in (False, True):
+        with pytest.raises(StartError, match=f"{data} has payloads.* but no records.*restore.*move") as refusal:
+            LocalServer(data, migrate=migrate)
+        assert "\n" not in str(refusal.value)
+    assert set(threading.enumerate()) <= threads
+    assert {path: path.stat().st_mtime_ns for path in data.rglob("*") if "payloads" in path.parts} == before
+    os.replace(kept, data / "metadata.db")
+    assert list(serving().retrieve()[1]) == [chunk_id]
+    serving.stop()
+    # The other way out that the refusal names.
+    (data / "metadata.db").unlink()
+    (data / "payloads").rename(data.with_name("elsewhere"))
+    serving().create()
+
+
+def test_payloads_of_deleted_banks_go_although_no_bank_is_left(serving, data):
+    caller = serving()
+    caller.create()
+    caller.add()
+    serving.stop()
+    (folder,) = (data / "payloads").iterdir()
+    kept = shutil.copytree(folder, data.with_name("kept"))
+    caller = serving()
+    caller.stub.DeleteBank(pb.DeleteBankRequest(name="b"))
+    serving.stop()
+    shutil.copytree(kept, folder, dirs_exist_ok=True)
+    assert list(serving().stub.ListBanks(pb.ListBanksRequest()).banks) == []
+    serving.stop()
+    assert list((data / "payloads").iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["a?b", "a%20b", "ü #", "a&mode=memory", "a'b;c"])
+def test_any_name_of_a_folder_will_do(tmp_path, connect, name):
+    data = tmp_path / name
+    for chunks in (1, 2):
+        with LocalServer(data) as server, connect(server.address, first_key=chunks) as caller:
+            caller.create()
+            caller.add()
+            assert caller.usage().chunks == chunks
+    assert set(tmp_path.iterdir()) == {data}
+    assert check(data).problems == []
+    assert backup(data, tmp_path / "backup").problems == []
+    assert restore(tmp_path / "backup", tmp_path / f"{name} 2")[0]
+    assert check(tmp_path / f"{name} 2").totals["chunks"] == 2
+    schema.upgrade(data.with_name(f"{name} 3"), schema.revisions()[0])
+    schema.upgrade(data.with_name(f"{name} 3"))
 
 
 def test_the_sweep_spares_a_bank_that_is_made_meanwhile(tmp_path):
     """Its folder is on the disk when the sweep looks, and its row came after the sweep had asked for the rows."""
-    (tmp_path / "payloads" / "gone" / "00").mkdir(parents=True)
+    (gone := tmp_path / "payloads" / "0123456789abcdef" / "00").mkdir(parents=True)
+    (gone / "7.safetensors").touch()
     payloads = Payloads(tmp_path, durable=False)
-    new = tmp_path / "payloads" / "new" / "00" / "2048.safetensors"
+    new = tmp_path / "payloads" / "fedcba9876543210" / "00" / "2048.safetensors"
 
     def rows():
         new.parent.mkdir(parents=True)
@@ -143,7 +247,7 @@ def test_the_sweep_spares_a_bank_that_is_made_meanwhile(tmp_path):
 
     assert payloads.sweep(rows, below=1025) == 1
     assert new.exists()
-    assert not (tmp_path / "payloads" / "gone").exists()
+    assert not gone.parent.exists()
 
 
 def test_every_new_folder_is_durable_in_its_parent_before_the_row(tmp_path, monkeypatch):
@@ -256,6 +360,34 @@ def test_address_in_use_and_open_address(serving, tmp_path):
     with pytest.raises(StartError, match="--insecure"):
         LocalServer(tmp_path / "other", listen="0.0.0.0:0")
     LocalServer(tmp_path / "other", listen="0.0.0.0:0", insecure=True).stop()
+
+
+def test_a_start_that_fails_leaves_nothing_behind(tmp_path):
+    """No nonce, no socket, no thread, no port, no lock: the next start has all of them."""
+    data, listen = tmp_path / "data", f"unix:{tmp_path}/s"
+    LocalServer(data, listen, same_host=True).stop()
+    before = set(threading.enumerate())
+
+    def refused(match, listen=listen, **settings):
+        with pytest.raises(StartError, match=match):
+            LocalServer(data, listen, **settings)
+        assert set(threading.enumerate()) <= before
+        assert not (data / "same-host.nonce").exists()
+        assert not (tmp_path / "s").exists()
+
+    (data / "metadata.db").rename(data / "aside")
+    (data / "metadata.db").mkdir()
+    refused("cannot be read", same_host=True)
+    (data / "metadata.db").rmdir()
+    (data / "aside").rename(data / "metadata.db")
+    (data / "direct.sock").mkdir()
+    refused(r"cannot listen on .*direct\.sock", same_host=True)
+    (data / "direct.sock").rmdir()
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    refused(f"cannot listen on {address}", address, metrics_listen=address)
+    LocalServer(data, address).stop()
+    LocalServer(data, listen, same_host=True, metrics_listen=address).stop()
 
 
 def test_unix_socket(tmp_path):

@@ -132,6 +132,19 @@ def test_bad_requests(caller, refused):
         caller.fetch()
 
 
+def test_a_query_of_another_dimension_is_refused(caller, refused):
+    """8 numbers could be two queries of 4; a caller who says what they are is not misunderstood."""
+    caller.add()
+    eight = np.ones(8)
+    with refused("INVALID_FIELD", INVALID):
+        caller.retrieve(eight, dimension=8)
+    assert refused.info.metadata["field"] == "queries"
+    assert refused.message == "queries: have 8 numbers each, and the embeddings of bank b 4"
+    with refused("INVALID_FIELD", INVALID):
+        caller.retrieve(eight, dimension=-4)
+    assert len(caller.retrieve(eight, dimension=4)[0].queries) == len(caller.retrieve(eight)[0].queries) == 2
+
+
 def test_broken_streams(caller, refused, frames):
     chunk, data = caller.chunk()
     header, *rest = frames(chunk, data)

@@ -8,7 +8,7 @@ import pytest
 
 from kvbank.v1 import bank_pb2
 from kvbank.v1 import service_pb2 as pb
-from memory_service import room
+from memory_service import gone_rows, room
 from tests.waiting import wait_until
 
 AXES = [tuple(float(i == axis) for i in range(4)) for axis in range(4)]
@@ -127,6 +127,17 @@ def test_log_is_paged_newest_first(caller):
     assert [entry.chunk_id for entry in [*first.evictions, *second.evictions]] == ids[4::-1]
 
 
+def test_the_log_is_bounded_for_each_bank(caller, monkeypatch):
+    monkeypatch.setattr(gone_rows, "EVICTION_LOG", 4)
+    for name in ("c", "d"):
+        caller.create(name, layers=[], capacity={"chunks": 1})
+    ids = [caller.add(bank="c", layers=[]) for _ in range(3)]
+    others = [caller.add(bank="d", layers=[]) for _ in range(8)]
+    assert [entry.chunk_id for entry in evictions(caller, "d")] == others[-2:-6:-1]
+    assert [entry.chunk_id for entry in evictions(caller, "c")] == ids[1::-1]
+    assert caller.usage("d").chunks_evicted == 7
+
+
 def test_counts(caller):
     first, second = caller.add(AXES[0]), caller.add(AXES[1])
     caller.retrieve(AXES[0], top_k=1)
@@ -142,6 +153,25 @@ def test_counts(caller):
     assert caller.count(first) == 6
     chunk = caller.stub.GetChunk(pb.GetChunkRequest(bank="b", chunk_id=first)).chunk
     assert chunk.last_retrieve_time.ToMicroseconds() > chunk.create_time.ToMicroseconds()
+
+
+def test_what_a_header_has_named_is_counted_whatever_becomes_of_the_bytes(caller, refused, payload_path):
+    sound, damaged = caller.add(AXES[0]), caller.add(AXES[0])
+    path = payload_path(damaged)
+    path.write_bytes(path.read_bytes()[:-1] + b"\xff")
+    with refused("CHECKSUM_MISMATCH", grpc.StatusCode.DATA_LOSS):
+        caller.retrieve(AXES[0])
+    assert caller.count(sound) == 1
+    assert list(caller.retrieve(AXES[0])[1]) == [sound]
+    assert caller.count(sound) == 2
+
+
+def test_a_call_without_an_answer_counts_nothing(caller, refused, payload_path):
+    sound, missing = caller.add(AXES[0]), caller.add(AXES[0])
+    payload_path(missing).unlink()
+    with refused("CHECKSUM_MISMATCH", grpc.StatusCode.DATA_LOSS):
+        caller.retrieve(AXES[0])
+    assert caller.count(sound) == 0
 
 
 def test_counts_survive_a_restart(serving):
@@ -183,6 +213,41 @@ def test_a_bank_with_a_lower_capacity_that_may_lose_nothing_is_full(caller, refu
     with refused("BANK_FULL", grpc.StatusCode.RESOURCE_EXHAUSTED):
         caller.write(caller.chunk(layers=[]), bank="c")
     assert caller.ids("c") == ids
+
+
+@pytest.mark.parametrize("kind", ["FREQUENCY", "RECENCY_HALF", "LRU"])
+def test_a_capacity_below_what_is_pinned_leaves_what_is_pinned(serving, refused, kind):
+    caller = serving()
+    caller.create("c", layers=[], capacity={"chunks": 3000}, policy={"kind": f"POLICY_KIND_{kind}"})
+    ids = [ack.chunk_id for ack in caller.write(*(caller.chunk(layers=[]) for _ in range(700)), bank="c")]
+    pinned = ids[5:600:119]
+    caller.stub.PinChunks(pb.PinChunksRequest(bank="c", chunk_ids=pinned, pinned=True))
+    lower(caller, 2)
+    wait_until(lambda: caller.usage("c").chunks <= len(pinned))
+    assert caller.ids("c") == pinned
+    assert caller.usage("c").chunks_evicted == len(ids) - len(pinned) == len(evictions(caller))
+    answer = explain(caller)
+    assert not answer.victims
+    assert answer.explanation == (
+        f"the bank is full: {len(pinned)} of 2 chunks used, 1 asked for; pinned chunks, which stay, take {len(pinned)}"
+    )
+    with refused("BANK_FULL", grpc.StatusCode.RESOURCE_EXHAUSTED):
+        caller.write(caller.chunk(layers=[]), bank="c")
+    assert refused.message == answer.explanation
+    caller = serving()
+    assert caller.ids("c") == pinned
+    caller.stub.PinChunks(pb.PinChunksRequest(bank="c", chunk_ids=pinned, pinned=False))
+    ack = caller.write(caller.chunk(layers=[], idempotency_key=b"a key not used.."), bank="c")[0]
+    assert ack.chunk_id in caller.ids("c")
+    assert caller.usage("c").chunks <= 2
+
+
+def test_a_bank_that_evicts_nothing_says_so(caller):
+    caller.create("c", layers=[], capacity={"chunks": 1}, policy={"kind": bank_pb2.POLICY_KIND_REJECT})
+    caller.add(bank="c", layers=[])
+    explained = explain(caller)
+    assert not explained.victims
+    assert explained.explanation == "the bank is full: 1 of 1 chunks used, 1 asked for; its policy evicts nothing"
 
 
 def lower(caller, chunks):

@@ -5,6 +5,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from functools import partial
 from types import SimpleNamespace
 
 import grpc
@@ -16,6 +17,7 @@ from grpc_status import rpc_status
 from kvbank.v1 import bank_pb2
 from kvbank.v1 import service_pb2 as pb
 from memory_service import counts, expiry, recall, removal, room, schema
+from memory_service.payloads import Payloads
 from memory_service.search import index
 from tests.waiting import wait_until
 
@@ -107,6 +109,12 @@ def test_what_is_asked_for_stays_beyond_its_ttl(caller):
     assert caller.retrieve()[1] == {}
 
 
+def set_clock(monkeypatch, begin, microseconds):
+    """So long after `begin`, for the service."""
+    now = (begin + microseconds) * 1000
+    monkeypatch.setattr(schema, "time", SimpleNamespace(time_ns=lambda: now))
+
+
 @pytest.fixture
 def at_its_end(serving, monkeypatch):
     """A caller, a chunk that lives for an hour from each retrieval, when it expires, and a clock to be set relative
@@ -116,11 +124,7 @@ def at_its_end(serving, monkeypatch):
     caller.create()
     chunk_id = add(caller, expiry=lasting(HOUR, renew=True))
     expires = get(caller, chunk_id).expire_time.ToMicroseconds()
-
-    def at(microseconds):
-        now = (expires + microseconds) * 1000
-        monkeypatch.setattr(schema, "time", SimpleNamespace(time_ns=lambda: now))
-
+    at = partial(set_clock, monkeypatch, expires)
     at(-2)
     return caller, chunk_id, expires, at
 
@@ -163,6 +167,31 @@ def test_a_replay_of_an_expired_chunk_says_that_it_is_gone(caller):
     assert (again.chunk_id, again.replayed, again.gone) == (first.chunk_id, True, True)
 
 
+def test_a_replay_of_a_chunk_that_has_expired_and_is_not_removed_yet_says_that_it_is_gone(caller, monkeypatch):
+    monkeypatch.setattr(expiry.Expiry, "run", lambda _: None)
+    chunk, data = caller.chunk()
+    chunk.expiry.CopyFrom(lasting(1))
+    (first,) = caller.write((chunk, data))
+    (again,) = caller.write((chunk, data))
+    assert (again.chunk_id, again.replayed, again.gone) == (first.chunk_id, True, True)
+    assert caller.usage().chunks == 1
+
+
+def test_a_renewal_that_is_not_written_yet_holds_for_a_replay(caller, monkeypatch):
+    """The retrieval came when the transaction of the replay had begun."""
+    monkeypatch.setattr(expiry.Expiry, "run", lambda _: None)
+    chunk, data = caller.chunk()
+    chunk.expiry.CopyFrom(lasting(HOUR, renew=True))
+    (first,) = caller.write((chunk, data))
+    at = partial(set_clock, monkeypatch, get(caller, first.chunk_id).expire_time.ToMicroseconds())
+    monkeypatch.setattr(counts.Counts, "take", lambda _: {})
+    at(-1)
+    caller.retrieve()
+    for microseconds, gone in ((-1, False), (1, False), (HOUR - 2, False), (HOUR - 1, True)):
+        at(microseconds)
+        assert caller.write((chunk, data))[0].gone == gone
+
+
 def test_what_is_retrieved_while_the_expired_are_looked_for_stays(at_its_end, serving, monkeypatch):
     """After the counts were written, and before its time is up."""
     caller, chunk_id, _, at = at_its_end
@@ -179,6 +208,27 @@ def test_what_is_retrieved_while_the_expired_are_looked_for_stays(at_its_end, se
         patched.setattr(banks.records, "flush_counts", flushing)
         REMOVE_EXPIRED(expiry.Expiry(banks.records, banks._directory, banks._removal))
     assert list(caller.retrieve()[1]) == [chunk_id]
+
+
+def test_expiry_does_not_wait_for_other_work_in_the_background(caller, monkeypatch):
+    """The files of a deleted bank may be a million."""
+    begun, go_on = threading.Event(), threading.Event()
+    drop = Payloads.drop_bank
+
+    def slow(*arguments):
+        begun.set()
+        assert go_on.wait(60)
+        drop(*arguments)
+
+    monkeypatch.setattr(Payloads, "drop_bank", slow)
+    caller.create("c")
+    caller.stub.DeleteBank(pb.DeleteBankRequest(name="c"))
+    try:
+        assert begun.wait(60)
+        add(caller, expiry=lasting(1))
+        wait_until(lambda: caller.usage().chunks_expired == 1, seconds=20)
+    finally:
+        go_on.set()
 
 
 def test_expiry_goes_on_after_a_restart(serving):

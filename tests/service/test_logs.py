@@ -1,11 +1,14 @@
 """What `kvbank serve` logs: one line a record, with the request that it belongs to."""
 
+import errno
 import json
+import logging
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
@@ -13,6 +16,8 @@ import pytest
 
 import kvbank
 from kvbank.v1 import service_pb2 as pb
+from memory_service import repeating
+from memory_service.repeating import Repeating
 
 Serve = Callable[..., Any]
 
@@ -88,6 +93,24 @@ def test_an_error_of_the_storage_has_a_traceback(serve: Serve, tmp_path: Path) -
     (error,) = [record for record in map(json.loads, lines) if record["level"] == "ERROR"]
     assert (error["method"], error["bank"]) == ("WriteChunks", "b")
     assert "Traceback" in error["error"]
+
+
+def test_what_repeats_is_said_once_a_second(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    now, failures, log = [0.0], Repeating(), logging.getLogger("memory_service.test")
+    monkeypatch.setattr(repeating, "time", SimpleNamespace(monotonic=lambda: now[0]))
+
+    def said(error: OSError) -> list[tuple[str, bool]]:
+        caplog.clear()
+        failures.error(log, error, "it failed")
+        return [(record.getMessage(), bool(record.exc_info)) for record in caplog.records]
+
+    full, broken = OSError(errno.ENOSPC, "no room", "a"), OSError(errno.EIO, "bad", "b")
+    assert said(full) == said(broken) == [("it failed", True)]
+    assert said(OSError(errno.ENOSPC, "no room", "another file")) == said(full) == []
+    now[0] += 1
+    assert said(full) == [("it failed, again: OSError: no room (2 more were not logged)", False)]
+    now[0] += 60
+    assert said(full) == [("it failed", True)]
 
 
 def test_a_caller_cannot_forge_a_line(serve: Serve) -> None:

@@ -5,14 +5,17 @@ import multiprocessing
 import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import grpc
 import numpy as np
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from kvbank import _channel
 from kvbank.v1 import bank_pb2
 from kvbank.v1 import service_pb2 as pb
+from memory_service import recall
 from memory_service.search import index, indexes
 from memory_service.server import LocalServer
 from tests.waiting import wait_until
@@ -180,6 +183,23 @@ def test_a_retried_call_counts_once(caller):
     caller.retrieve(skip_count=True)
     caller.retrieve(np.array([[1, 0, 0, 0]] * 3))
     assert caller.count(chunk_id) == 5
+
+
+def test_a_request_is_remembered_as_long_as_it_is_repeated_and_so_many_at_most(monkeypatch):
+    """The SDK gives two minutes to each step of a retrieval, and every step may call again."""
+    now = [0.0]
+    monkeypatch.setattr(recall, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(recall, "MOST_REMEMBERED", 3)
+    requests = recall.RecentRequests()
+    assert recall.REMEMBERED_S > 2 * _channel.DEFAULT_STREAM_TIMEOUT
+    assert requests.first(b"a")
+    for _ in range(9):
+        now[0] += recall.REMEMBERED_S
+        assert not requests.first(b"a")
+    now[0] += recall.REMEMBERED_S + 1
+    assert requests.first(b"a")
+    assert [requests.first(key) for key in (b"b", b"c", b"a", b"d")] == [True, True, False, True]
+    assert [requests.first(key) for key in (b"a", b"c", b"d", b"b")] == [False, False, False, True]
 
 
 def test_a_bank_at_rest_leaves_memory_and_comes_back(serving):

@@ -156,6 +156,20 @@ def test_any_size_of_values(tmp_path, kind, query_kind):
         truth.check(vectors_of(query_kind, 3, 9), 5)
 
 
+def test_a_segment_of_which_faiss_lost_vectors_takes_no_place(tmp_path):
+    truth = Truth(tmp_path)
+    truth.add(vectors_of("unit", 40, 0))
+    old = truth.index.segments[:-1]
+    made = Half(D, np.sort(np.concatenate([segment.ids for segment in old])))
+    made._index.reset()  # nothing that the service does can bring this about
+    with pytest.raises(RuntimeError, match=f"FAISS has 0 vectors for {made.rows} ids"):
+        truth.index.replace(old, [made])
+    assert truth.index.segments[:-1] == old
+    truth.check(vectors_of("unit", 3, 1), 10)
+    truth.tend()
+    truth.check(vectors_of("unit", 3, 1), 10)
+
+
 def test_segments_are_merged_and_stay_few(tmp_path):
     truth = Truth(tmp_path)
     for seed in range(30):

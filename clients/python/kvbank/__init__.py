@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from kvbank._models import Chunk as Chunk
     from kvbank._models import EmbeddingSpec as EmbeddingSpec
     from kvbank._models import Eviction as Eviction
+    from kvbank._models import EvictionPlan as EvictionPlan
     from kvbank._models import Expiry as Expiry
     from kvbank._models import Filter as Filter
     from kvbank._models import Held as Held
@@ -102,6 +103,7 @@ _EXPORTS = {
         "Chunk",
         "EmbeddingSpec",
         "Eviction",
+        "EvictionPlan",
         "Expiry",
         "Filter",
         "Held",

@@ -38,9 +38,13 @@ class AsyncClient:
         timeout: float = _channel.DEFAULT_TIMEOUT,
         stream_timeout: float = _channel.DEFAULT_STREAM_TIMEOUT,
         options: Sequence[tuple[str, Any]] = (),
+        mapped: bool = False,
         on_close: Callable[[], None] | None = None,
     ) -> None:
-        """address: "host:port" or "unix:path". options: gRPC channel arguments, after (and over) our own."""
+        """address: "host:port" or "unix:path". options: gRPC channel arguments, after (and over) our own.
+
+        mapped: see `kvbank.connect`.
+        """
         self._address = address
         self._options = _channel.with_defaults(options)
         self._timeout = timeout
@@ -49,7 +53,7 @@ class AsyncClient:
         self._pid = os.getpid()
         self._closed = False
         self._bound = 0
-        self._sharing = Sharing(address)
+        self._sharing = Sharing(address, mapped)
         self._channel: Any = None
         self._stub: Any = None
         self._write_channel: Any = None
@@ -66,6 +70,7 @@ class AsyncClient:
         if self._pid != os.getpid() or self._closed:
             return
         self._closed = True
+        self._sharing.close()
         if self._channel is not None:
             await self._channel.close()
         if self._write_channel is not None:
@@ -247,8 +252,8 @@ class AsyncClient:
         reader_digest: str,
         timeout: float | None = None,
     ) -> list[m.Chunk]:
-        request = pb.FetchChunksRequest(
-            bank=bank, chunk_ids=chunk_ids, layers=layers or (), reader_digest=reader_digest
+        request = _codec.build(
+            pb.FetchChunksRequest, bank=bank, chunk_ids=chunk_ids, layers=layers or (), reader_digest=reader_digest
         )
         await self._shared(timeout)
         return await self._run(_reading.fetch(request, self._sharing), timeout, _channel.new_request_id())
@@ -258,7 +263,7 @@ class AsyncClient:
     async def get_chunk(
         self, bank: str, chunk_id: int, with_embedding: bool = False, *, timeout: float | None = None
     ) -> m.Chunk:
-        request = pb.GetChunkRequest(bank=bank, chunk_id=chunk_id, with_embedding=with_embedding)
+        request = _codec.build(pb.GetChunkRequest, bank=bank, chunk_id=chunk_id, with_embedding=with_embedding)
         return _codec.chunk((await self._call("GetChunk", request, timeout)).chunk)
 
     async def list_chunks(
@@ -277,25 +282,24 @@ class AsyncClient:
     async def update_chunk(
         self, bank: str, chunk_id: int, metadata: Mapping[str, str], *, timeout: float | None = None
     ) -> m.Chunk:
-        request = pb.UpdateChunkRequest(bank=bank, chunk_id=chunk_id, metadata=metadata)
+        request = _codec.build(pb.UpdateChunkRequest, bank=bank, chunk_id=chunk_id, metadata=metadata)
         return _codec.chunk((await self._call("UpdateChunk", request, timeout)).chunk)
 
     async def delete_chunks(self, bank: str, chunk_ids: Sequence[int], *, timeout: float | None = None) -> int:
-        request = pb.DeleteChunksRequest(bank=bank, chunk_ids=chunk_ids)
+        request = _codec.build(pb.DeleteChunksRequest, bank=bank, chunk_ids=chunk_ids)
         return int((await self._call("DeleteChunks", request, timeout)).deleted)
 
     async def pin_chunks(
         self, bank: str, chunk_ids: Sequence[int], pinned: bool = True, *, timeout: float | None = None
     ) -> int:
-        request = pb.PinChunksRequest(bank=bank, chunk_ids=chunk_ids, pinned=pinned)
+        request = _codec.build(pb.PinChunksRequest, bank=bank, chunk_ids=chunk_ids, pinned=pinned)
         return int((await self._call("PinChunks", request, timeout)).found)
 
     # Eviction
 
-    async def explain_eviction(self, bank: str, need: int = 1, *, timeout: float | None = None) -> list[m.Eviction]:
-        request = pb.ExplainEvictionRequest(bank=bank, need=need)
-        response = await self._call("ExplainEviction", request, timeout)
-        return [_codec.eviction(victim) for victim in response.victims]
+    async def explain_eviction(self, bank: str, need: int = 1, *, timeout: float | None = None) -> m.EvictionPlan:
+        request = _codec.build(pb.ExplainEvictionRequest, bank=bank, need=need)
+        return _codec.eviction_plan(await self._call("ExplainEviction", request, timeout))
 
     async def list_evictions(self, bank: str, *, timeout: float | None = None) -> AsyncIterator[m.Eviction]:
         async for page in self._pages("ListEvictions", pb.ListEvictionsRequest(bank=bank), timeout):
@@ -353,7 +357,8 @@ class AsyncClient:
         with self._translated(request_id):
             method = partial(getattr(self._stub, call.method), metadata=_channel.metadata(request_id))
             if call.single:
-                answer.feed(await method(call.request, timeout=timeout))
+                found = await self._asked(call, timeout, request_id)
+                answer.feed(await method(call.request, timeout=timeout) if found is None else found)
             else:
                 stream = method(call.request, timeout=timeout)
                 try:
@@ -363,6 +368,11 @@ class AsyncClient:
                     stream.cancel()
             answer.finish()
         return answer
+
+    async def _asked(self, call: _reading.Call, timeout: float, request_id: str) -> Any:
+        if not self._sharing.direct:
+            return None
+        return await asyncio.to_thread(self._sharing.ask, call.request, timeout, request_id)
 
     def _check(self) -> None:
         if self._pid != os.getpid():

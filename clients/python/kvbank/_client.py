@@ -40,16 +40,20 @@ class Client:
         timeout: float = _channel.DEFAULT_TIMEOUT,
         stream_timeout: float = _channel.DEFAULT_STREAM_TIMEOUT,
         options: Sequence[tuple[str, Any]] = (),
+        mapped: bool = False,
         on_close: Callable[[], None] | None = None,
     ) -> None:
-        """address: "host:port" or "unix:path". options: gRPC channel arguments, after (and over) our own."""
+        """address: "host:port" or "unix:path". options: gRPC channel arguments, after (and over) our own.
+
+        mapped: see `kvbank.connect`.
+        """
         self._timeout = timeout
         self._stream_timeout = stream_timeout
         self._on_close = on_close
         self._pid = os.getpid()
         self._closed = threading.Event()
         self._bound = 0
-        self._sharing = Sharing(address)
+        self._sharing = Sharing(address, mapped)
         # The calling thread reads an answer itself; by default two more would hand it each frame.
         own = ((ChannelOptions.SingleThreadedUnaryStream, 1),)
         self._channel = grpc.insecure_channel(address, options=[*_channel.with_defaults(options), *own])
@@ -66,6 +70,7 @@ class Client:
         if self._pid != os.getpid() or self._closed.is_set():
             return
         self._closed.set()
+        self._sharing.close()
         self._channel.close()
         if self._on_close is not None:
             self._on_close()
@@ -243,12 +248,14 @@ class Client:
 
         banks: one or several whose specs agree.
         queries: float32 [n, dimension], or [dimension] for one.
+        top_k: 1 to 1000.
         min_score: leave out hits below it.
         filter: only chunks that it selects.
         layers: tensors of these memory layers only; all when left out.
         held: payloads that the caller has and that are not sent again (`tensors` is None).
         payload: False for hits and metadata only; then `reader_digest` may be left out.
-        count: False to look around without raising retrieval counts. A retry counts once.
+        count: False to look around without raising retrieval counts. A retry counts once, unless the server was started
+            anew in between.
 
         DataLoss when a received tensor does not match its checksum.
         """
@@ -279,8 +286,8 @@ class Client:
         timeout: float | None = None,
     ) -> list[m.Chunk]:
         """Chunks by id, in the order asked for, with their tensors (of `layers`, or all); ChunkNotFound, DataLoss."""
-        request = pb.FetchChunksRequest(
-            bank=bank, chunk_ids=chunk_ids, layers=layers or (), reader_digest=reader_digest
+        request = _codec.build(
+            pb.FetchChunksRequest, bank=bank, chunk_ids=chunk_ids, layers=layers or (), reader_digest=reader_digest
         )
         self._shared(timeout)
         return self._run(_reading.fetch(request, self._sharing), timeout, _channel.new_request_id())
@@ -291,7 +298,7 @@ class Client:
         self, bank: str, chunk_id: int, with_embedding: bool = False, *, timeout: float | None = None
     ) -> m.Chunk:
         """One chunk without its tensors; ChunkNotFound."""
-        request = pb.GetChunkRequest(bank=bank, chunk_id=chunk_id, with_embedding=with_embedding)
+        request = _codec.build(pb.GetChunkRequest, bank=bank, chunk_id=chunk_id, with_embedding=with_embedding)
         return _codec.chunk(self._call("GetChunk", request, timeout).chunk)
 
     def list_chunks(
@@ -314,27 +321,28 @@ class Client:
         self, bank: str, chunk_id: int, metadata: Mapping[str, str], *, timeout: float | None = None
     ) -> m.Chunk:
         """Replace a chunk's metadata; ChunkNotFound."""
-        request = pb.UpdateChunkRequest(bank=bank, chunk_id=chunk_id, metadata=metadata)
+        request = _codec.build(pb.UpdateChunkRequest, bank=bank, chunk_id=chunk_id, metadata=metadata)
         return _codec.chunk(self._call("UpdateChunk", request, timeout).chunk)
 
     def delete_chunks(self, bank: str, chunk_ids: Sequence[int], *, timeout: float | None = None) -> int:
         """Delete chunks by id; how many of them existed."""
-        request = pb.DeleteChunksRequest(bank=bank, chunk_ids=chunk_ids)
+        request = _codec.build(pb.DeleteChunksRequest, bank=bank, chunk_ids=chunk_ids)
         return int(self._call("DeleteChunks", request, timeout).deleted)
 
     def pin_chunks(
         self, bank: str, chunk_ids: Sequence[int], pinned: bool = True, *, timeout: float | None = None
     ) -> int:
         """Protect chunks from eviction, or with `pinned=False` no longer; how many of them exist."""
-        request = pb.PinChunksRequest(bank=bank, chunk_ids=chunk_ids, pinned=pinned)
+        request = _codec.build(pb.PinChunksRequest, bank=bank, chunk_ids=chunk_ids, pinned=pinned)
         return int(self._call("PinChunks", request, timeout).found)
 
     # Eviction
 
-    def explain_eviction(self, bank: str, need: int = 1, *, timeout: float | None = None) -> list[m.Eviction]:
-        """What would go next, in order, to make room for `need` of the capacity's unit; empty when it fits."""
-        request = pb.ExplainEvictionRequest(bank=bank, need=need)
-        return [_codec.eviction(victim) for victim in self._call("ExplainEviction", request, timeout).victims]
+    def explain_eviction(self, bank: str, need: int = 1, *, timeout: float | None = None) -> m.EvictionPlan:
+        """What would go next, in order, to make room for `need` of the capacity's unit; empty when it fits, and when
+        nothing can go, which its `explanation` says."""
+        request = _codec.build(pb.ExplainEvictionRequest, bank=bank, need=need)
+        return _codec.eviction_plan(self._call("ExplainEviction", request, timeout))
 
     def list_evictions(self, bank: str, *, timeout: float | None = None) -> Iterator[m.Eviction]:
         """What went, newest first, from a bounded log; fetched a page at a time, with `timeout` for each."""
@@ -387,7 +395,8 @@ class Client:
         with self._translated(request_id):
             method = partial(getattr(self._stub, call.method), metadata=_channel.metadata(request_id))
             if call.single:
-                answer.feed(method(call.request, timeout=timeout))
+                found = self._sharing.ask(call.request, timeout, request_id)
+                answer.feed(method(call.request, timeout=timeout) if found is None else found)
             else:
                 stream = method(call.request, timeout=timeout)
                 try:

@@ -1,11 +1,11 @@
 """Requests from models and models from answers. Pure: both transports call these, and neither builds a message."""
 
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
 from types import EllipsisType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -143,7 +143,8 @@ def created_bank(answer: service_pb2.CreateBankResponse, exist_ok: bool) -> m.Ba
 
 
 def _kv_spec(kv: m.KVSpec) -> bank_pb2.KvSpec:
-    return bank_pb2.KvSpec(
+    return build(
+        bank_pb2.KvSpec,
         reader_digest=kv.reader_digest,
         reader_parts=kv.reader_parts,
         layers=kv.layers,
@@ -167,7 +168,8 @@ def _read_kv_spec(message: bank_pb2.KvSpec) -> m.KVSpec:
 
 
 def _embedding_spec(embedding: m.EmbeddingSpec) -> bank_pb2.EmbeddingSpec:
-    return bank_pb2.EmbeddingSpec(
+    return build(
+        bank_pb2.EmbeddingSpec,
         embedder_digest=embedding.embedder_digest,
         dimension=embedding.dimension,
         metric=_number(_METRICS, embedding.metric, "metric"),
@@ -175,7 +177,7 @@ def _embedding_spec(embedding: m.EmbeddingSpec) -> bank_pb2.EmbeddingSpec:
 
 
 def _capacity(capacity: m.Capacity) -> bank_pb2.Capacity:
-    return bank_pb2.Capacity(chunks=capacity.chunks, tokens=capacity.tokens, bytes=capacity.bytes)
+    return build(bank_pb2.Capacity, chunks=capacity.chunks, tokens=capacity.tokens, bytes=capacity.bytes)
 
 
 def _read_capacity(message: bank_pb2.Capacity) -> m.Capacity | None:
@@ -184,10 +186,8 @@ def _read_capacity(message: bank_pb2.Capacity) -> m.Capacity | None:
 
 
 def _policy(policy: m.Policy) -> bank_pb2.EvictionPolicy:
-    message = bank_pb2.EvictionPolicy(kind=_number(_POLICIES, policy.kind, "policy"))
-    for name in _FIGURES.get(policy.kind, ()):
-        setattr(message, name, getattr(policy, name))
-    return message
+    figures = {name: getattr(policy, name) for name in _FIGURES.get(policy.kind, ())}
+    return build(bank_pb2.EvictionPolicy, kind=_number(_POLICIES, policy.kind, "policy"), **figures)
 
 
 def _read_policy(message: bank_pb2.EvictionPolicy) -> m.Policy:
@@ -196,7 +196,7 @@ def _read_policy(message: bank_pb2.EvictionPolicy) -> m.Policy:
 
 
 def _quota(quota: m.Quota) -> bank_pb2.Quota:
-    return bank_pb2.Quota(chunks=quota.chunks, tokens=quota.tokens, bytes=quota.bytes)
+    return build(bank_pb2.Quota, chunks=quota.chunks, tokens=quota.tokens, bytes=quota.bytes)
 
 
 def _read_quota(message: bank_pb2.Quota) -> m.Quota | None:
@@ -228,12 +228,13 @@ def header(
     """The header frame of a chunk and the bytes that follow it."""
     described = [_tensors.describe(name, array) for name, array in (chunk.tensors or {}).items()]
     stored = _stored_length(chunk)
-    message = chunk_pb2.Chunk(
+    message = build(
+        chunk_pb2.Chunk,
         idempotency_key=chunk.idempotency_key,
         start=chunk.start,
         original_length=_original_length(chunk, stored),
         stored_length=stored,
-        token_ids=np.asarray(chunk.token_ids, dtype=np.int32).tolist(),
+        token_ids=np.asarray(chunk.token_ids).tolist(),
         text=chunk.text,
         metadata=chunk.metadata,
         embedding=_tensors.as_embedding(chunk.embedding, ndim=1).tobytes(),
@@ -326,7 +327,8 @@ def list_chunks(bank: str, with_embedding: bool, filter: m.Filter | None) -> ser
 
 
 def _filter(filter: m.Filter) -> service_pb2.Filter:
-    message = service_pb2.Filter(start_from=filter.start_from, start_before=filter.start_before, pinned=filter.pinned)
+    start = {"start_from": filter.start_from, "start_before": filter.start_before}
+    message = build(service_pb2.Filter, **start, pinned=filter.pinned)
     if filter.created_from is not None:
         message.created_from.FromDatetime(filter.created_from)
     if filter.created_before is not None:
@@ -353,11 +355,16 @@ def retrieve(
     filter: m.Filter | None,
 ) -> service_pb2.RetrieveRequest:
     """The request, with an id that a retry keeps, so that it counts once."""
-    request = service_pb2.RetrieveRequest(
+    if top_k == 0:
+        raise _invalid("top_k", "must be at least 1")
+    vectors = _tensors.as_embedding(queries, ndim=2)
+    message = build(
+        service_pb2.RetrieveRequest,
         banks=[banks] if isinstance(banks, str) else banks,
         reader_digest=reader_digest,
         embedder_digest=embedder_digest,
-        queries=_tensors.as_embedding(queries, ndim=2).tobytes(),
+        queries=vectors.tobytes(),
+        dimension=vectors.shape[1],
         top_k=top_k,
         min_score=min_score,
         layers=layers or (),
@@ -366,15 +373,29 @@ def retrieve(
         request_id=uuid.uuid4().bytes,
     )
     if filter is not None:
-        request.filter.CopyFrom(_filter(filter))
+        message.filter.CopyFrom(_filter(filter))
     if held is not None:
-        request.store_id = held.store_id
+        message.store_id = held.store_id
         for chunk_id, checksum in held.checksums.items():
-            request.held.add(chunk_id=chunk_id, checksum=checksum)
-    return request
+            build(message.held.add, chunk_id=chunk_id, checksum=checksum)
+    return message
 
 
 # The rest
+
+
+def build(make: Callable[..., T], **fields: Any) -> T:
+    """A message of these fields; InvalidArgument with the name of one that does not fit, such as a number beyond
+    int32."""
+    try:
+        return make(**fields)
+    except ValueError:
+        for name, value in fields.items():
+            try:
+                make(**{name: value})
+            except ValueError as error:
+                raise _invalid(name, str(error)) from None
+        raise
 
 
 def server_info(message: service_pb2.GetServerInfoResponse) -> m.ServerInfo:
@@ -392,6 +413,10 @@ def eviction(message: service_pb2.Eviction) -> m.Eviction:
         evict_time=_time(message.evict_time) if message.HasField("evict_time") else None,
         metadata=dict(message.metadata),
     )
+
+
+def eviction_plan(message: service_pb2.ExplainEvictionResponse) -> m.EvictionPlan:
+    return m.EvictionPlan(map(eviction, message.victims), message.explanation)
 
 
 def stats(message: service_pb2.GetStatsResponse) -> m.Stats:
@@ -425,8 +450,11 @@ def _number(numbers: Mapping[str, T], name: str, what: str) -> T:
     try:
         return numbers[name]
     except KeyError:
-        message = f"unknown {what} {name!r}; known: {', '.join(numbers)}"
-        raise InvalidArgument(message, reason="INVALID_FIELD", metadata={"field": what}) from None
+        raise _invalid(what, f"{name!r} is unknown; known: {', '.join(numbers)}") from None
+
+
+def _invalid(field: str, text: str) -> InvalidArgument:
+    return InvalidArgument(f"{field}: {text}", reason="INVALID_FIELD", metadata={"field": field})
 
 
 @lru_cache(256)

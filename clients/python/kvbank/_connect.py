@@ -29,7 +29,10 @@ def connect(target: str | os.PathLike[str], *, timeout: float = _channel.DEFAULT
         a string with a path separator, "." or "..", or the name of an existing folder: a folder, made if needed;
         "host:port": an address.
     timeout: default deadline of single calls, seconds.
-    options: `stream_timeout`, the deadline of calls that move tensors (120 s); `options`, gRPC channel arguments.
+    options: `stream_timeout`, the deadline of calls that move tensors (120 s); `options`, gRPC channel arguments;
+        `mapped=True`: tensors that come from files of a server on this machine are views of these files instead of
+        copies. Verified as they are handed out, read-only, faster for large ones; but whoever truncates such a file
+        while one is in use ends this process with SIGBUS.
 
     An address is not contacted before the first call. A folder is served by this process, on a socket that only this
     user can reach, until the client is closed; that needs `pip install 'kvbank[server]'` (MissingExtra). Unavailable

@@ -15,13 +15,17 @@ _LONGEST_PREFIX = 11
 
 def encode(parts: Sequence[memoryview | bytes]) -> bytes:
     """The data frame whose bytes are those of `parts`, as it goes over the wire."""
-    length = sum(map(len, parts))
-    prefix = bytearray((_DATA,))
+    return b"".join((prefix(_DATA >> 3, sum(map(len, parts))), *parts))
+
+
+def prefix(field: int, length: int) -> bytes:
+    """What stands before a field (its number at most 15) of so many bytes: of a message, of bytes, of a text."""
+    written = bytearray((field << 3 | 2,))
     while length > 0x7F:
-        prefix.append(length & 0x7F | 0x80)
+        written.append(length & 0x7F | 0x80)
         length >>= 7
-    prefix.append(length)
-    return b"".join((prefix, *parts))
+    written.append(length)
+    return bytes(written)
 
 
 def serializer(message: Any) -> bytes:

@@ -4,7 +4,7 @@ Sizes are in bytes, lengths in tokens, times are aware datetimes in UTC.
 """
 
 import uuid
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from types import EllipsisType
@@ -296,7 +296,7 @@ class WriteResult:
     """The acknowledgement of a chunk, which is durable from here on.
 
     replayed: the key had been acknowledged before; nothing was written now.
-    gone: the chunk of a replayed key has been evicted or deleted since.
+    gone: the chunk of a replayed key has been evicted or deleted since, or has expired.
     evicted: ids of the chunks that this write evicted.
     """
 
@@ -351,6 +351,15 @@ class Eviction:
     create_time: datetime
     evict_time: datetime | None
     metadata: Mapping[str, str]
+
+
+class EvictionPlan(list[Eviction]):
+    """What would go, in order. `explanation`: a sentence with the figures, also where nothing can go; empty where
+    nothing has to."""
+
+    def __init__(self, victims: Iterable[Eviction] = (), explanation: str = "") -> None:
+        super().__init__(victims)
+        self.explanation = explanation
 
 
 @dataclass(frozen=True, slots=True)

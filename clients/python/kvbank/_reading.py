@@ -140,9 +140,8 @@ def _complete(answer: Answer, request: Any, path: SameHost) -> Steps[None]:
     missing: dict[str, list[int]] = {}
     for chunk in answer.wanted():
         try:
-            payload = _tensors.Payload(chunk)
-            if chunk.HasField("payload"):
-                path.read(names[chunk.chunk_id], payload)
+            stored = chunk.HasField("payload")
+            payload = path.read(names[chunk.chunk_id], chunk) if stored else _tensors.Payload(chunk)
             answer.tensors[chunk.chunk_id] = payload.tensors()
         except (OSError, DataLoss):
             missing.setdefault(chunk.bank, []).append(chunk.chunk_id)

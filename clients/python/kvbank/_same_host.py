@@ -4,6 +4,7 @@ This file owns what is believed of such a server: that it can write a file which
 more. Names in its answers open nothing outside of its folder, and every tensor that is read is verified.
 """
 
+import mmap
 import os
 import stat
 import uuid
@@ -13,8 +14,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from kvbank import _tensors
-from kvbank.v1 import service_pb2
+import numpy as np
+import numpy.typing as npt
+
+from kvbank import _status, _tensors
+from kvbank._direct import Direct
+from kvbank._exceptions import DeadlineExceeded
+from kvbank.v1 import chunk_pb2, direct_pb2, service_pb2
 
 _NONCE_FILE, _LARGEST_NONCE = "same-host.nonce", 1024
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -29,18 +35,27 @@ class SameHost:
     root: str
     staging: str
     nonce: bytes
+    # For direct calls; empty where there is none.
+    socket: str = ""
+    # Whether tensors are views of the files, instead of copies.
+    mapped: bool = False
 
-    def read(self, name: str, payload: "_tensors.Payload") -> None:
-        """Fill `payload` from a file, its own tensors only. OSError when that cannot be, DataLoss for other bytes."""
+    def read(self, name: str, chunk: chunk_pb2.Chunk) -> "_tensors.Payload":
+        """The chunk's tensors out of a file, no others, verified. OSError when that cannot be, DataLoss."""
         with _opened(self.root, name) as descriptor:
-            found = os.fstat(descriptor)
-            end = max((tensor.offset + tensor.length for tensor in payload.descriptors), default=0)
-            if not stat.S_ISREG(found.st_mode) or found.st_size < end:
-                raise OSError(f"{name} is no file of {end} bytes")
-            for offset, views in _runs(payload):
-                _read(descriptor, views, offset)
+            found, length = os.fstat(descriptor), chunk.payload.file_length
+            if not stat.S_ISREG(found.st_mode) or found.st_size != length:
+                raise OSError(f"{name} is no file of {length} bytes")
+            _tensors.verify_header(chunk, os.pread(descriptor, chunk.payload.header_length, 0))
+            if self.mapped:
+                payload = _tensors.Payload(chunk, _mapping(descriptor, length))
+            else:
+                payload = _tensors.Payload(chunk)
+                for offset, views in _runs(payload):
+                    _read(descriptor, views, offset)
         for index in range(len(payload.views)):
             payload.verify(index)
+        return payload
 
     def stage(self, buffers: Sequence[memoryview]) -> service_pb2.StagedPayload | None:
         """Write the tensors of a chunk to a file for the server to take over; None where that cannot be."""
@@ -70,8 +85,10 @@ class SameHost:
 class Sharing:
     """What a client knows of the same-host path to its server."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, mapped: bool = False) -> None:
+        self._mapped = mapped
         self.path: SameHost | None = None
+        self._direct: Direct | None = None
         self._refused: SameHost | None = None
         # Only a unix socket says that the server is on this machine.
         self._unknown = address.startswith("unix:")
@@ -82,15 +99,44 @@ class Sharing:
 
     def learn(self, info: service_pb2.GetServerInfoResponse) -> None:
         """Take the path where the nonce can be read."""
-        path = _proven(info.same_host) if info.HasField("same_host") else None
-        self.path, self._unknown = None if path == self._refused else path, False
+        path = _proven(info.same_host, self._mapped) if info.HasField("same_host") else None
+        path = None if path == self._refused else path
+        if path != self.path:
+            self.close()
+            self._direct = Direct(os.path.join(path.root, path.socket)) if path and path.socket else None
+        self.path, self._unknown = path, False
 
     def ignored(self, path: SameHost) -> None:
         """The server did not take the nonce of `path`: it is another one since, or will not."""
         self._refused, self._unknown = path, True
 
+    @property
+    def direct(self) -> bool:
+        """Whether `ask` can be tried."""
+        return self._direct is not None
 
-def _proven(info: service_pb2.SameHost) -> SameHost | None:
+    def ask(self, request: Any, timeout: float, request_id: str) -> Any:
+        """The answer of a direct call; None where it cannot be had so, and gRPC is to be asked. ServiceError."""
+        if (direct := self._direct) is None:
+            return None
+        field = "retrieve" if isinstance(request, service_pb2.RetrieveFilesRequest) else "fetch"
+        try:
+            answer = direct.call(direct_pb2.DirectRequest(request_id=request_id, **{field: request}), timeout)
+        except TimeoutError:
+            raise DeadlineExceeded(f"no answer within {timeout:.3g} s", code="DEADLINE_EXCEEDED") from None
+        except OSError:
+            return None
+        if answer.HasField("error"):
+            raise _status.from_status(answer.error, request_id)
+        return getattr(answer, field)
+
+    def close(self) -> None:
+        """End the connections for direct calls."""
+        if self._direct is not None:
+            self._direct.close()
+
+
+def _proven(info: service_pb2.SameHost, mapped: bool) -> SameHost | None:
     """None unless the nonce file is this user's own, and no other file of his: what is in it goes to the server."""
     if info.nonce_file != _NONCE_FILE:
         return None
@@ -102,7 +148,9 @@ def _proven(info: service_pb2.SameHost) -> SameHost | None:
             nonce = os.read(descriptor, _LARGEST_NONCE)
     except OSError:
         return None
-    return SameHost(info.root, info.staging, nonce) if nonce and _plain(info.staging) else None
+    if not nonce or not _plain(info.staging):
+        return None
+    return SameHost(info.root, info.staging, nonce, info.socket if _plain(info.socket) else "", mapped)
 
 
 def _plain(name: str) -> bool:
@@ -124,6 +172,12 @@ def _opened(root: str, name: str) -> Any:
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+def _mapping(descriptor: int, length: int) -> npt.NDArray[np.uint8]:
+    """The beginning of a file, in its own memory; it stays there while something refers to it."""
+    flags = mmap.MAP_PRIVATE | getattr(mmap, "MAP_POPULATE", 0)
+    return np.frombuffer(mmap.mmap(descriptor, length, flags, mmap.PROT_READ), np.uint8)
 
 
 def _runs(payload: "_tensors.Payload") -> Iterator[tuple[int, list[memoryview]]]:

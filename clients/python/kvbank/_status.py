@@ -3,7 +3,7 @@
 import re
 from typing import Any
 
-from google.rpc import error_details_pb2
+from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
 from kvbank import _exceptions as errors
@@ -43,22 +43,34 @@ _OVER_LONG = re.compile(r"(Sent|Received) message larger than max \((\d+) vs\. (
 def from_rpc_error(error: Any, request_id: str = "") -> errors.ServiceError:
     """The error of this package for a `grpc.RpcError` of either transport."""
     code, message = error.code().name, error.details() or ""
-    info = _error_info(error)
+    try:
+        status = rpc_status.from_call(error)
+    except ValueError:  # details that contradict the status: some proxy's, not ours
+        status = None
+    info = _error_info(status) if status is not None else None
     if info is not None:
-        kind = BY_REASON.get(info.reason) or BY_CODE.get(code, errors.Internal)
-        return kind(message, code=code, reason=info.reason, metadata=dict(info.metadata), request_id=request_id)
+        return _with_reason(code, message, info, request_id)
     over_long = _OVER_LONG.search(message)
     if over_long is not None:
         return _too_large(over_long[1], over_long[2], over_long[3], request_id)
     return BY_CODE.get(code, errors.Internal)(f"{code}: {message}", code=code, request_id=request_id)
 
 
-def _error_info(error: Any) -> error_details_pb2.ErrorInfo | None:
-    try:
-        status = rpc_status.from_call(error)
-    except ValueError:  # details that contradict the status: some proxy's, not ours
-        return None
-    for detail in status.details if status is not None else ():
+def from_status(data: bytes, request_id: str) -> errors.ServiceError:
+    """The same for a serialized google.rpc.Status of a direct call."""
+    status = status_pb2.Status.FromString(data)
+    code = code_pb2.Code.Name(status.code)
+    info = _error_info(status) or error_details_pb2.ErrorInfo()
+    return _with_reason(code, status.message, info, request_id)
+
+
+def _with_reason(code: str, message: str, info: error_details_pb2.ErrorInfo, request_id: str) -> errors.ServiceError:
+    kind = BY_REASON.get(info.reason) or BY_CODE.get(code, errors.Internal)
+    return kind(message, code=code, reason=info.reason, metadata=dict(info.metadata), request_id=request_id)
+
+
+def _error_info(status: status_pb2.Status) -> error_details_pb2.ErrorInfo | None:
+    for detail in status.details:
         info = error_details_pb2.ErrorInfo()
         if detail.Unpack(info) and info.domain == DOMAIN:
             return info

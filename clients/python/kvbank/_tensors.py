@@ -82,8 +82,8 @@ def frames(buffers: Sequence[memoryview]) -> Iterator[bytes]:
 class Payload:
     """Room for the tensors of one chunk, filled by whoever has the bytes, and verified before it is handed out."""
 
-    def __init__(self, chunk: chunk_pb2.Chunk) -> None:
-        """DataLoss for a descriptor that contradicts itself."""
+    def __init__(self, chunk: chunk_pb2.Chunk, file: npt.NDArray[np.uint8] | None = None) -> None:
+        """file: the bytes of the whole payload file, filled already. DataLoss for a bad descriptor."""
         self.chunk = chunk
         self.descriptors = chunk.payload.tensors
         self._seed = chunk.payload.seed
@@ -96,8 +96,11 @@ class Payload:
                 raise _damaged(chunk, tensor, "has a descriptor that contradicts itself")
             begins.append(end)
             end += -(-tensor.length // _ALIGNMENT) * _ALIGNMENT
-        memory = np.empty(end + _ALIGNMENT, np.uint8)
-        first = -memory.ctypes.data % _ALIGNMENT
+        if file is not None:
+            memory, first, begins = file, 0, [tensor.offset for tensor in self.descriptors]
+        else:
+            memory = np.empty(end + _ALIGNMENT, np.uint8)
+            first = -memory.ctypes.data % _ALIGNMENT
         self._arrays = [
             memory[first + begin : first + begin + tensor.length]
             for begin, tensor in zip(begins, self.descriptors, strict=True)
@@ -162,6 +165,15 @@ class PayloadReader:
                 return
             self.tensors[payload.chunk.chunk_id] = payload.tensors()
             self._payload = None
+
+
+def verify_header(chunk: chunk_pb2.Chunk, header: bytes) -> None:
+    """DataLoss when the header of a payload file is another one than was written."""
+    payload = chunk.payload
+    checksum = xxhash.xxh3_64_intdigest(header, seed=payload.seed)
+    if payload.HasField("header_checksum") and checksum != payload.header_checksum:
+        text = f"the header of the file of chunk {chunk.chunk_id} does not match its checksum"
+        raise DataLoss(text, reason="CHECKSUM_MISMATCH", metadata={"chunk_id": str(chunk.chunk_id)})
 
 
 def _byte_view(array: Array) -> memoryview:

@@ -13,7 +13,7 @@ import grpc
 
 from kvbank._channel import Attempts
 from kvbank._exceptions import ServiceError, Unavailable
-from kvbank._writing import Upload, WriteSession, frames
+from kvbank._writing import Begun, Upload, WriteSession, frames
 
 _FAREWELL_S = 0.5
 
@@ -29,6 +29,8 @@ class WriteStream:
         self._attempts = attempts
         self._on_change = on_change
         self._lock = threading.Lock()
+        self._staging = threading.Lock()
+        self._cancelled = False
         self._failure: Exception | None = None
         self._outbox: queue.SimpleQueue[Upload | None] = queue.SimpleQueue()
         if not session.pending:
@@ -36,7 +38,7 @@ class WriteStream:
         for upload in session.pending:
             self._outbox.put(upload)
         # Without a deadline of gRPC's, which would end a stream that goes well.
-        self._call = method(frames(self._outbox, lambda: session.path))
+        self._call = method(frames(self._outbox, self._begin))
         self._reader = threading.Thread(target=self._read, name="kvbank-write-acks", daemon=True)
         self._reader.start()
 
@@ -76,7 +78,13 @@ class WriteStream:
             self._reader.join(_FAREWELL_S)
         self._call.cancel()
         self._reader.join()
+        with self._staging:  # a file that gRPC's thread is writing has a name after that, and there will be no other
+            self._cancelled = True
         self._session.unstage()
+
+    def _begin(self, upload: Upload) -> Begun:
+        with self._staging:
+            return upload.begin(None if self._cancelled else self._session.path)
 
     def _read(self) -> None:
         try:

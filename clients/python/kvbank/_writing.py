@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, TypeAlias
 
 from kvbank import _codec, _frames, _tensors
 from kvbank._exceptions import Internal, ServiceError
@@ -40,11 +40,14 @@ class Upload:
         return header, []
 
 
-def frames(uploads: "SimpleQueue[Upload | None]", path: Callable[[], SameHost | None]) -> Iterator[Any]:
+Begun: TypeAlias = tuple[service_pb2.ChunkHeader, list[memoryview]]
+
+
+def frames(uploads: "SimpleQueue[Upload | None]", begin: Callable[[Upload], Begun]) -> Iterator[Any]:
     """The requests of a stream, until None. Chunks that need no data frames and wait at the same time go together."""
     together, size = service_pb2.ChunkHeaders(), 0
     while (upload := uploads.get()) is not None:
-        header, buffers = upload.begin(path())
+        header, buffers = begin(upload)
         if not buffers:
             together.headers.append(header)
             size += header.ByteSize()

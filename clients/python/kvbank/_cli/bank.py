@@ -164,14 +164,22 @@ def evictions(
 ) -> None:
     """Show which chunks went, newest first, and why; or which would go next, in order."""
     with common.connect(memory) as client:
-        found = client.explain_eviction(name, need) if explain else client.list_evictions(name)
-        shown = list(islice(found, limit))
+        if explain:
+            plan = client.explain_eviction(name, need)
+            shown, why = plan[:limit], plan.explanation
+        else:
+            shown, why = list(islice(client.list_evictions(name), limit)), ""
     if as_json:
         common.print_json([asdict(eviction) for eviction in shown])
+        if why:
+            typer.echo(why, err=True)
         return
     if not shown:
-        print("nothing would go" if explain else "nothing went")
+        nothing = f"nothing can go: {why}" if why else "nothing would go"
+        print(nothing if explain else "nothing went")
         return
+    if why:
+        print(why)
     columns = ("chunk", "reason", "retrieved", "tokens", "written", "went")
     rows = (
         (

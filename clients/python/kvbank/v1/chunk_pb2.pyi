@@ -51,18 +51,24 @@ class Producer(_message.Message):
     def __init__(self, method: _Optional[str] = ..., version: _Optional[str] = ..., context: _Optional[str] = ..., adapter_digest: _Optional[str] = ..., measured_loss: _Optional[float] = ...) -> None: ...
 
 class PayloadDescriptor(_message.Message):
-    __slots__ = ("kind", "tensors", "producer", "seed", "checksum")
+    __slots__ = ("kind", "tensors", "producer", "seed", "checksum", "file_length", "header_length", "header_checksum")
     KIND_FIELD_NUMBER: _ClassVar[int]
     TENSORS_FIELD_NUMBER: _ClassVar[int]
     PRODUCER_FIELD_NUMBER: _ClassVar[int]
     SEED_FIELD_NUMBER: _ClassVar[int]
     CHECKSUM_FIELD_NUMBER: _ClassVar[int]
+    FILE_LENGTH_FIELD_NUMBER: _ClassVar[int]
+    HEADER_LENGTH_FIELD_NUMBER: _ClassVar[int]
+    HEADER_CHECKSUM_FIELD_NUMBER: _ClassVar[int]
     kind: PayloadKind
     tensors: _containers.RepeatedCompositeFieldContainer[TensorDescriptor]
     producer: Producer
     seed: int
     checksum: int
-    def __init__(self, kind: _Optional[_Union[PayloadKind, str]] = ..., tensors: _Optional[_Iterable[_Union[TensorDescriptor, _Mapping]]] = ..., producer: _Optional[_Union[Producer, _Mapping]] = ..., seed: _Optional[int] = ..., checksum: _Optional[int] = ...) -> None: ...
+    file_length: int
+    header_length: int
+    header_checksum: int
+    def __init__(self, kind: _Optional[_Union[PayloadKind, str]] = ..., tensors: _Optional[_Iterable[_Union[TensorDescriptor, _Mapping]]] = ..., producer: _Optional[_Union[Producer, _Mapping]] = ..., seed: _Optional[int] = ..., checksum: _Optional[int] = ..., file_length: _Optional[int] = ..., header_length: _Optional[int] = ..., header_checksum: _Optional[int] = ...) -> None: ...
 
 class Chunk(_message.Message):
     __slots__ = ("chunk_id", "bank", "idempotency_key", "start", "original_length", "stored_length", "token_ids", "text", "metadata", "payload", "embedding", "create_time", "retrieval_count", "last_retrieve_time", "pinned", "expiry", "expire_time")

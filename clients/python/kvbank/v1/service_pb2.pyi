@@ -51,14 +51,16 @@ class GetServerInfoResponse(_message.Message):
     def __init__(self, version: _Optional[str] = ..., store_id: _Optional[str] = ..., durability: _Optional[str] = ..., max_message_bytes: _Optional[int] = ..., max_chunk_bytes: _Optional[int] = ..., max_unacknowledged_bytes: _Optional[int] = ..., same_host: _Optional[_Union[SameHost, _Mapping]] = ...) -> None: ...
 
 class SameHost(_message.Message):
-    __slots__ = ("root", "nonce_file", "staging")
+    __slots__ = ("root", "nonce_file", "staging", "socket")
     ROOT_FIELD_NUMBER: _ClassVar[int]
     NONCE_FILE_FIELD_NUMBER: _ClassVar[int]
     STAGING_FIELD_NUMBER: _ClassVar[int]
+    SOCKET_FIELD_NUMBER: _ClassVar[int]
     root: str
     nonce_file: str
     staging: str
-    def __init__(self, root: _Optional[str] = ..., nonce_file: _Optional[str] = ..., staging: _Optional[str] = ...) -> None: ...
+    socket: str
+    def __init__(self, root: _Optional[str] = ..., nonce_file: _Optional[str] = ..., staging: _Optional[str] = ..., socket: _Optional[str] = ...) -> None: ...
 
 class CreateBankRequest(_message.Message):
     __slots__ = ("bank",)
@@ -217,11 +219,12 @@ class HeldChunk(_message.Message):
     def __init__(self, chunk_id: _Optional[int] = ..., checksum: _Optional[int] = ...) -> None: ...
 
 class RetrieveRequest(_message.Message):
-    __slots__ = ("banks", "reader_digest", "embedder_digest", "queries", "top_k", "min_score", "layers", "store_id", "held", "omit_payload", "skip_count", "request_id", "filter")
+    __slots__ = ("banks", "reader_digest", "embedder_digest", "queries", "dimension", "top_k", "min_score", "layers", "store_id", "held", "omit_payload", "skip_count", "request_id", "filter")
     BANKS_FIELD_NUMBER: _ClassVar[int]
     READER_DIGEST_FIELD_NUMBER: _ClassVar[int]
     EMBEDDER_DIGEST_FIELD_NUMBER: _ClassVar[int]
     QUERIES_FIELD_NUMBER: _ClassVar[int]
+    DIMENSION_FIELD_NUMBER: _ClassVar[int]
     TOP_K_FIELD_NUMBER: _ClassVar[int]
     MIN_SCORE_FIELD_NUMBER: _ClassVar[int]
     LAYERS_FIELD_NUMBER: _ClassVar[int]
@@ -235,6 +238,7 @@ class RetrieveRequest(_message.Message):
     reader_digest: str
     embedder_digest: str
     queries: bytes
+    dimension: int
     top_k: int
     min_score: float
     layers: _containers.RepeatedScalarFieldContainer[int]
@@ -244,7 +248,7 @@ class RetrieveRequest(_message.Message):
     skip_count: bool
     request_id: bytes
     filter: Filter
-    def __init__(self, banks: _Optional[_Iterable[str]] = ..., reader_digest: _Optional[str] = ..., embedder_digest: _Optional[str] = ..., queries: _Optional[bytes] = ..., top_k: _Optional[int] = ..., min_score: _Optional[float] = ..., layers: _Optional[_Iterable[int]] = ..., store_id: _Optional[str] = ..., held: _Optional[_Iterable[_Union[HeldChunk, _Mapping]]] = ..., omit_payload: _Optional[bool] = ..., skip_count: _Optional[bool] = ..., request_id: _Optional[bytes] = ..., filter: _Optional[_Union[Filter, _Mapping]] = ...) -> None: ...
+    def __init__(self, banks: _Optional[_Iterable[str]] = ..., reader_digest: _Optional[str] = ..., embedder_digest: _Optional[str] = ..., queries: _Optional[bytes] = ..., dimension: _Optional[int] = ..., top_k: _Optional[int] = ..., min_score: _Optional[float] = ..., layers: _Optional[_Iterable[int]] = ..., store_id: _Optional[str] = ..., held: _Optional[_Iterable[_Union[HeldChunk, _Mapping]]] = ..., omit_payload: _Optional[bool] = ..., skip_count: _Optional[bool] = ..., request_id: _Optional[bytes] = ..., filter: _Optional[_Union[Filter, _Mapping]] = ...) -> None: ...
 
 class Hit(_message.Message):
     __slots__ = ("chunk_id", "score")

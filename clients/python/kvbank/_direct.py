@@ -1,0 +1,129 @@
+"""Direct calls: the same-host calls over a plain unix socket, as direct.proto has them.
+
+This file owns the form of a message on that socket; the service uses it too.
+"""
+
+import os
+import socket
+import struct
+import threading
+import time
+from contextlib import suppress
+
+from kvbank.v1 import direct_pb2
+
+LARGEST_MESSAGE = 64 << 20
+_ROOM = 64 << 10  # most messages come whole in one piece
+_CREDENTIALS = struct.Struct("3i")
+
+
+def send(connection: socket.socket, message: bytes) -> None:
+    """Write one message; OSError."""
+    connection.sendall(len(message).to_bytes(4, "little") + message)
+
+
+def receive(connection: socket.socket, most: int = LARGEST_MESSAGE) -> bytes | None:
+    """The next message, None where the connection ended instead. OSError for one that is cut or too long."""
+    data = bytearray(connection.recv(_ROOM))
+    if not data:
+        return None
+    _fill(connection, data, 4)
+    length = int.from_bytes(data[:4], "little")
+    if length > most or len(data) > 4 + length:
+        raise ConnectionError(f"a message of {length} bytes is over {most}, or more than it came")
+    _fill(connection, data, 4 + length)
+    return bytes(memoryview(data)[4:])
+
+
+def _fill(connection: socket.socket, data: bytearray, length: int) -> None:
+    while len(data) < length:
+        more = connection.recv(min(length - len(data), 1 << 20))
+        if not more:
+            raise ConnectionError("the connection ended within a message")
+        data += more
+
+
+def same_user(connection: socket.socket) -> bool:
+    """Whether this user's process is at the other end."""
+    found = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    return bool(_CREDENTIALS.unpack(found)[1] == os.geteuid())
+
+
+class Direct:
+    """The client's end. Connections carry one call at a time and are kept for the next; threads may share it."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._lock = threading.Lock()
+        self._idle: list[socket.socket] = []
+        self._open: set[socket.socket] = set()
+        self._closed = False
+
+    def call(self, request: direct_pb2.DirectRequest, timeout: float) -> direct_pb2.DirectResponse:
+        """Ask once; a connection of a server that went since is made anew. TimeoutError, other OSErrors."""
+        message, until = request.SerializeToString(), time.monotonic() + timeout
+        while (connection := self._kept()) is not None:
+            with suppress(ConnectionError):
+                return self._ask(connection, message, until)
+        return self._ask(self._connected(), message, until)
+
+    def _ask(self, connection: socket.socket, message: bytes, until: float) -> direct_pb2.DirectResponse:
+        try:
+            connection.settimeout(max(until - time.monotonic(), 0.001))
+            send(connection, message)
+            answer = receive(connection)
+            if answer is None:
+                raise ConnectionError("the server has closed the connection")
+            response = direct_pb2.DirectResponse.FromString(answer)
+        except BaseException:  # what comes next on it would be the answer to this
+            self._drop(connection)
+            raise
+        with self._lock:
+            kept = not self._closed
+            if kept:
+                self._idle.append(connection)
+        if not kept:
+            self._drop(connection)
+        return response
+
+    def _kept(self) -> socket.socket | None:
+        with self._lock:
+            return self._idle.pop() if self._idle else None
+
+    def _connected(self) -> socket.socket:
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        with self._lock:
+            if self._closed:
+                connection.close()
+                raise ConnectionError("this end is closed")
+            self._open.add(connection)
+        try:
+            connection.connect(self._path)
+            if not same_user(connection):
+                raise ConnectionError("another user answers")
+        except BaseException:
+            self._drop(connection)
+            raise
+        return connection
+
+    def _drop(self, connection: socket.socket) -> None:
+        with self._lock:
+            self._open.discard(connection)
+            connection.close()
+
+    def close(self) -> None:
+        """End every connection; calls under way fail."""
+        with self._lock:
+            self._closed = True
+            # Whoever uses one closes it: its number could be another file's before he is woken.
+            for connection in self._open:
+                with suppress(OSError):
+                    connection.shutdown(socket.SHUT_RDWR)
+            idle, self._idle = self._idle, []
+        for connection in idle:
+            self._drop(connection)
+
+    def __del__(self) -> None:
+        """Nobody uses any. Without a shutdown, which would end a forked parent's connections too."""
+        for connection in self._open:
+            connection.close()

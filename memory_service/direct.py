@@ -1,0 +1,133 @@
+"""The service's end of direct calls (direct.proto): a thread a connection, one call at a time, without an event loop.
+
+Owns who is answered: this user's processes, as many as there is a thread for.
+"""
+
+import logging
+import os
+import socket
+import threading
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from google.protobuf.message import DecodeError
+
+from kvbank import _direct, _frames
+from kvbank.v1 import direct_pb2 as pb
+from memory_service.errors import ServiceError, StartError, invalid, to_service_error
+from memory_service.observation import Observer, request_id
+from memory_service.requests import Request
+
+SOCKET = "direct.sock"
+# Callers beyond it are sent away, and ask over gRPC.
+MOST_CONNECTIONS = 64
+_LONGEST_PATH = 107
+_ANSWERS = pb.DirectResponse.DESCRIPTOR.fields_by_name
+_METHODS = {"retrieve": "RetrieveFiles", "fetch": "FetchFiles"}
+_log = logging.getLogger(__name__)
+
+
+class DirectCalls:
+    """Listens from its making to `close`."""
+
+    def __init__(
+        self, path: Path, calls: Mapping[str, Callable[[Any], bytes]], observer: Observer, max_message_bytes: int
+    ) -> None:
+        """calls: by field, a message of DirectRequest to the bytes of one of DirectResponse. Errors: StartError."""
+        self._path, self._calls, self._observer, self._limit = path, calls, observer, max_message_bytes
+        self._lock = threading.Lock()
+        self._threads: dict[socket.socket, threading.Thread] = {}
+        self._closing = False
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            path.unlink(missing_ok=True)
+            self._socket.bind(str(path))
+            os.chmod(path, 0o600)
+            self._socket.listen()
+        except OSError as error:
+            self._socket.close()
+            raise StartError(f"cannot listen on {path}: {error.strerror}") from error
+        self._acceptor = threading.Thread(target=self._accept, name="kvbank-direct", daemon=True)
+        self._acceptor.start()
+
+    @staticmethod
+    def possible(path: Path) -> bool:
+        """Whether a socket can have this path."""
+        return len(os.fsencode(path)) <= _LONGEST_PATH
+
+    def close(self) -> None:
+        """Nothing new; what runs is answered."""
+        with self._lock:
+            self._closing = True
+            threads = list(self._threads.values())
+            # Not closed: its number could be another file's before its thread is woken.
+            for connection in self._threads:
+                with suppress(OSError):  # the other end is gone
+                    connection.shutdown(socket.SHUT_RD)
+        # Wakes the accept; a close alone would not.
+        self._socket.shutdown(socket.SHUT_RDWR)
+        for thread in (self._acceptor, *threads):
+            thread.join()
+        self._socket.close()
+        self._path.unlink(missing_ok=True)
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                connection, _ = self._socket.accept()
+            except OSError as error:
+                if self._closing:
+                    return
+                _log.error("cannot accept a direct connection", exc_info=error)
+                threading.Event().wait(0.1)  # out of descriptors, most likely
+                continue
+            with self._lock:
+                if self._closing or len(self._threads) >= MOST_CONNECTIONS or not _direct.same_user(connection):
+                    connection.close()
+                    continue
+                thread = threading.Thread(target=self._serve, args=(connection,), name="kvbank-direct", daemon=True)
+                self._threads[connection] = thread
+                thread.start()
+
+    def _serve(self, connection: socket.socket) -> None:
+        try:
+            while (message := _direct.receive(connection, self._limit)) is not None:
+                _direct.send(connection, self._answer(message))
+        except OSError as error:
+            _log.debug("a direct connection ended: %s", error)
+        finally:
+            with self._lock:
+                del self._threads[connection]
+                connection.close()
+
+    def _answer(self, message: bytes) -> bytes:
+        try:
+            asked = pb.DirectRequest.FromString(message)
+        except DecodeError:
+            asked = pb.DirectRequest()
+        field = asked.WhichOneof("call") or ""
+        request = Request(request_id(asked.request_id), _METHODS.get(field, "unknown"))
+        try:
+            with self._observer.of(request, _code):
+                return self._called(field, asked, request)
+        except ServiceError as refusal:
+            return pb.DirectResponse(error=refusal.status().SerializeToString()).SerializeToString()
+
+    def _called(self, field: str, asked: pb.DirectRequest, request: Request) -> bytes:
+        try:
+            if not field:
+                raise invalid("call", "the bytes are no direct call")
+            message = getattr(asked, field)
+            request.of(message)
+            answer = self._calls[field](message)
+            return _frames.prefix(_ANSWERS[field].number, len(answer)) + answer
+        except Exception as error:
+            refusal = to_service_error(error)
+            request.reason = refusal.reason
+            raise refusal from error
+
+
+def _code(error: BaseException | None) -> str:
+    return error.code.name if isinstance(error, ServiceError) else "OK"

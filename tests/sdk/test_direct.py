@@ -1,0 +1,186 @@
+"""Direct calls: who may make them, what goes wrong on the socket, and gRPC where they cannot be had."""
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import pytest
+from google.rpc import error_details_pb2, status_pb2
+
+import kvbank
+from kvbank import _direct
+from kvbank.v1 import direct_pb2 as pb
+from kvbank.v1 import service_pb2
+from memory_service.direct import MOST_CONNECTIONS
+from tests.sdk.host import Host
+from tests.waiting import wait_until
+
+Make = Callable[..., kvbank.NewChunk]
+
+
+def dialled(host: Host) -> socket.socket:
+    """A connection of a stranger to the socket."""
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    connection.settimeout(20)
+    connection.connect(str(host.data / "direct.sock"))
+    return connection
+
+
+def reason(answer: bytes | None) -> str:
+    assert answer is not None
+    status = status_pb2.Status.FromString(pb.DirectResponse.FromString(answer).error)
+    info = error_details_pb2.ErrorInfo()
+    assert status.details[0].Unpack(info)
+    return info.reason
+
+
+@pytest.fixture
+def stored(host: Host, make_chunk: Make) -> int:
+    return host.write(make_chunk(1))[0]
+
+
+def test_the_socket_is_this_users_and_goes_with_the_server(host: Host, stored: int) -> None:
+    path = host.data / "direct.sock"
+    assert path.stat().st_mode & 0o777 == 0o600
+    host.fetch(stored)
+    sharing, fetch = host.client._sharing, service_pb2.FetchChunksRequest(bank="b", chunk_ids=[stored])
+    fetch.reader_digest = host.digests["reader_digest"]
+    assert sharing.path is not None
+    asked = service_pb2.FetchFilesRequest(fetch=fetch, nonce=sharing.path.nonce)
+    assert sharing.ask(asked, 20, "here").files == [str(host.file(stored).relative_to(host.data))]
+    host.stop()
+    assert not path.exists()
+    host.start()
+    assert path.exists()
+
+
+def test_grpc_helps_out_where_there_is_no_socket(
+    host: Host, stored: int, make_chunk: Make, assert_equal: Callable[..., None]
+) -> None:
+    os.rename(host.data / "direct.sock", host.data / "hidden")
+    with kvbank.connect(host.address) as client:
+        (chunk,) = client.fetch("b", [stored], reader_digest=host.digests["reader_digest"])
+    assert_equal(chunk, make_chunk(1))
+    assert host.sent("file") > 0
+    assert host.sent("stream") == 0
+
+
+def test_a_kept_connection_of_a_server_that_went_is_made_anew(host: Host, stored: int) -> None:
+    for _ in range(3):
+        host.fetch(stored)
+        host.stop()
+        host.start()
+    host.fetch(stored)
+    host.fetch(stored)
+    assert host.sent("file") > 0
+
+
+def test_an_error_is_the_same_as_over_grpc(host: Host, stored: int, unit: Callable[[int], np.ndarray]) -> None:
+    with pytest.raises(kvbank.ChunkNotFound) as caught:
+        host.fetch(stored, 9999)
+    assert caught.value.reason == "CHUNK_NOT_FOUND"
+    assert len(caught.value.request_id) == 32
+    with pytest.raises(kvbank.ReaderMismatch) as caught:
+        host.client.fetch("b", [stored], reader_digest="00" * 32)
+    assert "00" * 32 in caught.value.metadata.values()
+    with pytest.raises(kvbank.BankNotFound):
+        host.client.retrieve("nowhere", unit(1), **host.digests)
+
+
+def test_nonsense_is_refused_and_everybody_else_is_answered(host: Host, stored: int) -> None:
+    with closing(dialled(host)) as connection:
+        for nonsense in (b"", b"\xff\xff\xff", b"hello"):
+            _direct.send(connection, nonsense)
+            assert reason(_direct.receive(connection)) == "INVALID_FIELD"
+        strange = pb.DirectRequest(fetch=service_pb2.FetchFilesRequest(nonce=b"guessed"))
+        _direct.send(connection, strange.SerializeToString())
+        assert reason(_direct.receive(connection)) == "NOT_SAME_HOST"
+    for begun in (b"\x07", b"\x07\0\0\0abc", b"\xff\xff\xff\xff", b"\x01\0\0\0ab"):
+        with closing(dialled(host)) as connection:
+            connection.sendall(begun)
+            connection.shutdown(socket.SHUT_WR)
+            assert connection.recv(1) == b""
+    host.fetch(stored)
+
+
+def test_more_callers_than_threads_ask_over_grpc(host: Host, stored: int) -> None:
+    taken = [dialled(host) for _ in range(MOST_CONNECTIONS)]
+    try:
+        with kvbank.connect(host.address) as client:
+            assert client.fetch("b", [stored], reader_digest=host.digests["reader_digest"])
+    finally:
+        for connection in taken:
+            connection.close()
+
+
+def test_many_threads_and_tasks_share_a_client(host: Host, make_chunk: Make, assert_equal: Callable[..., None]) -> None:
+    made = [make_chunk(i) for i in range(8)]
+    ids = host.write(*made)
+
+    def check(turn: int) -> None:
+        assert_equal(host.fetch(ids[turn % 8])[0], made[turn % 8])
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(check, range(160)))
+
+    async def fetch() -> None:
+        async with kvbank.connect_async(host.address) as client:
+            calls = [client.fetch("b", [ids[i % 8]], reader_digest=host.digests["reader_digest"]) for i in range(40)]
+            for turn, (chunk,) in enumerate(await asyncio.gather(*calls)):
+                assert_equal(chunk, made[turn % 8])
+
+    asyncio.run(fetch())
+    assert host.sent("stream") == 0
+
+
+def test_a_retrieval_counts_once(host: Host, stored: int, unit: Callable[[int], np.ndarray]) -> None:
+    for _ in range(3):
+        host.retrieve(unit(1), top_k=1)
+    assert host.client.get_chunk("b", stored).retrieval_count == 3
+
+
+def test_a_long_path_has_no_socket(tmp_path: Path, kv: kvbank.KVSpec, embedding: kvbank.EmbeddingSpec) -> None:
+    with kvbank.connect(tmp_path / ("x" * 100)) as client:
+        client.create_bank("b", kv=kv, embedding=embedding)
+    assert not list(tmp_path.rglob("direct.sock"))
+
+
+def test_a_server_that_does_not_answer_ends_with_the_deadline(
+    tmp_path: Path, kv: kvbank.KVSpec, embedding: kvbank.EmbeddingSpec, digests: dict[str, str], make_chunk: Make
+) -> None:
+    with tempfile.TemporaryDirectory() as short:
+        address = f"unix:{short}/s"
+        command = [sys.executable, "-m", "memory_service", "--data", str(tmp_path / "d"), "--listen", address]
+        service = subprocess.Popen([*command, "--same-host"], stderr=subprocess.DEVNULL, stdout=subprocess.PIPE)
+        try:
+            assert service.stdout is not None
+            service.stdout.readline()
+            with kvbank.connect(address) as client:
+                client.create_bank("b", kv=kv, embedding=embedding)
+                chunk_id = client.write("b", make_chunk(1), **digests).chunk_id
+                client.fetch("b", [chunk_id], reader_digest=digests["reader_digest"])
+                service.send_signal(signal.SIGSTOP)
+                stat = Path(f"/proc/{service.pid}/stat")
+                wait_until(lambda: ") T " in stat.read_text())  # it may answer until then
+                with pytest.raises(kvbank.DeadlineExceeded):
+                    client.fetch("b", [chunk_id], reader_digest=digests["reader_digest"], timeout=0.3)
+                closed = threading.Timer(0.3, client.close)
+                closed.start()
+                with pytest.raises(kvbank.ClientClosed):
+                    client.fetch("b", [chunk_id], reader_digest=digests["reader_digest"], timeout=60)
+                closed.join()
+        finally:
+            service.send_signal(signal.SIGCONT)
+            service.terminate()
+            service.wait(60)
+            service.stdout.close()  # type: ignore[union-attr]
