@@ -7,6 +7,7 @@ same statement as an expression costs ten times its execution.
 import json
 from collections import namedtuple
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict
 from functools import lru_cache
 from itertools import chain
@@ -71,7 +72,7 @@ def find_key(connection: Connection, bank_id: int, key: bytes, unwritten: Unwrit
     if row.gone is not None and row.gone <= now - SPENT_KEY_US:
         forget_keys(raw(connection), [(bank_id, key, row.chunk_id)])
         return None
-    digest = row_checksum.digest_of(row.digest)
+    digest = row_checksum.digest_of(row.digest or b"")
     return row.chunk_id, digest, row.gone is not None or _expired(row, now, unwritten)
 
 
@@ -122,11 +123,12 @@ def ledger_rows(connection: Connection, bank_id: int, unit: Unit) -> Iterator[tu
 def found(connection: Connection, bank: Bank, chunk_ids: Iterable[int], unwritten: Unwritten) -> Iterator[Chunk]:
     """Those of the ids that exist in this bank and have not expired, in no order, read one after the other; what is
     `unwritten` may have renewed them."""
-    rows = raw(connection).execute(_FIND_CHUNKS, (bank.bank_id, json.dumps(list(chunk_ids))))
     now = now_us()
-    for row in map(_found_row, rows):
-        if not _expired(row, now, unwritten):
-            yield _chunk(row, bank.name, False)
+    # Closed also where a row cannot be read: whoever keeps that error would keep the statement, and the end waiting.
+    with closing(raw(connection).execute(_FIND_CHUNKS, (bank.bank_id, json.dumps(list(chunk_ids))))) as rows:
+        for row in map(_found_row, rows):
+            if not _expired(row, now, unwritten):
+                yield _chunk(row, bank.name, False)
 
 
 def _expired(row: Any, now: int, unwritten: Unwritten) -> bool:

@@ -6,7 +6,9 @@ Owns who is answered: this user's processes, as many as there is a thread for.
 import logging
 import os
 import socket
+import struct
 import threading
+import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -17,6 +19,7 @@ from google.protobuf.message import DecodeError
 from kvbank import _direct, _frames
 from kvbank.v1 import direct_pb2 as pb
 from memory_service.errors import ServiceError, StartError, invalid, to_service_error
+from memory_service.headers import HeaderTooLarge
 from memory_service.observation import Observer, request_id
 from memory_service.requests import Request
 
@@ -24,6 +27,7 @@ SOCKET = "direct.sock"
 # Callers beyond it are sent away, and ask over gRPC.
 MOST_CONNECTIONS = 64
 _LONGEST_PATH = 107
+_PATIENCE_S = 20
 _ANSWERS = pb.DirectResponse.DESCRIPTOR.fields_by_name
 _METHODS = {"retrieve": "RetrieveFiles", "fetch": "FetchFiles"}
 _log = logging.getLogger(__name__)
@@ -41,6 +45,7 @@ class DirectCalls:
         self._threads: dict[socket.socket, threading.Thread] = {}
         self._closing = False
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._socket.settimeout(None)
         try:
             path.unlink(missing_ok=True)
             self._socket.bind(str(path))
@@ -54,24 +59,33 @@ class DirectCalls:
 
     @staticmethod
     def possible(path: Path) -> bool:
-        """Whether a socket can have this path."""
-        return len(os.fsencode(path)) <= _LONGEST_PATH
+        """Whether a socket can have this path, and this system says who calls."""
+        return hasattr(socket, "SO_PEERCRED") and len(os.fsencode(path)) <= _LONGEST_PATH
 
-    def close(self) -> None:
-        """Nothing new; what runs is answered."""
+    def close(self, grace: float = 0) -> None:
+        """Nothing new; what runs is answered within `grace` seconds."""
         with self._lock:
             self._closing = True
             threads = list(self._threads.values())
-            # Not closed: its number could be another file's before its thread is woken.
-            for connection in self._threads:
-                with suppress(OSError):  # the other end is gone
-                    connection.shutdown(socket.SHUT_RD)
+        self._shut(socket.SHUT_RD)
         # Wakes the accept; a close alone would not.
         self._socket.shutdown(socket.SHUT_RDWR)
-        for thread in (self._acceptor, *threads):
+        self._acceptor.join()
+        until = time.monotonic() + grace
+        for thread in threads:
+            thread.join(max(until - time.monotonic(), 0))
+        self._shut(socket.SHUT_RDWR)
+        for thread in threads:
             thread.join()
         self._socket.close()
         self._path.unlink(missing_ok=True)
+
+    def _shut(self, how: int) -> None:
+        """Wake the threads. Not closed: a number could be another file's before its thread is woken."""
+        with self._lock:
+            for connection in self._threads:
+                with suppress(OSError):  # the other end is gone
+                    connection.shutdown(how)
 
     def _accept(self) -> None:
         while True:
@@ -89,10 +103,18 @@ class DirectCalls:
                     continue
                 thread = threading.Thread(target=self._serve, args=(connection,), name="kvbank-direct", daemon=True)
                 self._threads[connection] = thread
-                thread.start()
+                try:
+                    thread.start()
+                except RuntimeError as error:  # no more threads; the caller asks over gRPC
+                    _log.error("cannot serve a direct connection", exc_info=error)
+                    del self._threads[connection]
+                    connection.close()
 
     def _serve(self, connection: socket.socket) -> None:
         try:
+            # Who does not take his answer is left; blocking otherwise, whatever default this process has.
+            connection.settimeout(None)
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", _PATIENCE_S, 0))
             while (message := _direct.receive(connection, self._limit)) is not None:
                 _direct.send(connection, self._answer(message))
         except OSError as error:
@@ -121,7 +143,10 @@ class DirectCalls:
                 raise invalid("call", "the bytes are no direct call")
             message = getattr(asked, field)
             request.of(message)
-            answer = self._calls[field](message)
+            try:
+                answer = self._calls[field](message)
+            except HeaderTooLarge:
+                return b""  # too much for this way, where callers have no turn and no budget: they ask over gRPC
             return _frames.prefix(_ANSWERS[field].number, len(answer)) + answer
         except Exception as error:
             refusal = to_service_error(error)

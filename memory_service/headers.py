@@ -90,19 +90,6 @@ class Headers:
             async with self._large(make) as made:
                 yield made
 
-    def made_here(self, make: Callable[[int], T]) -> T:
-        """The same for a thread that is none of the pool's; blocks."""
-        try:
-            return make(ORDINARY_BYTES)
-        except HeaderTooLarge:
-            with_context = copy_context().run
-
-            async def in_turn() -> T:
-                async with self._large(lambda limit: with_context(make, limit)) as made:
-                    return made
-
-            return asyncio.run_coroutine_threadsafe(in_turn(), self._loop).result()
-
     @asynccontextmanager
     async def _large(self, make: Callable[[int], T]) -> AsyncIterator[T]:
         task = asyncio.current_task()

@@ -178,8 +178,10 @@ class Server:
     async def _end(self, grace: float | None) -> None:
         if self._sweeper is not None:
             self._sweeper.cancel()
-        if self._server is not None:
-            await self._server.stop(grace)
+        stopped = [self._server.stop(grace)] if self._server is not None else []
+        if self._direct is not None:
+            stopped.append(asyncio.to_thread(self._direct.close, grace or 0))
+        await asyncio.gather(*stopped)
         await asyncio.to_thread(self._close)
 
     async def _set_health(self, status: Any) -> None:
@@ -187,8 +189,6 @@ class Server:
             await self._health.set(name, status)
 
     def _close(self) -> None:
-        if self._direct is not None:
-            self._direct.close()
         if self._endpoint is not None:
             self._endpoint.close()
         self._pool.shutdown()

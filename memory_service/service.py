@@ -28,7 +28,7 @@ from memory_service.errors import (
     serialized,
     to_service_error,
 )
-from memory_service.headers import Headers
+from memory_service.headers import ORDINARY_BYTES, Headers
 from memory_service.metrics import Metrics
 from memory_service.recall import Answer, Found, Opened, Query, Recall, close, opened
 from memory_service.receiving import Receiver
@@ -252,12 +252,15 @@ class MemoryService(service_pb2_grpc.MemoryServiceServicer):
             return answer
 
     def retrieve_files(self, request: pb.RetrieveFilesRequest) -> bytes:
-        """As Retrieve, with the names of the files: a RetrieveFilesResponse. Blocks."""
-        return self._headers.made_here(partial(self._retrieved_files, request))
+        """As Retrieve, with the names of the files: a RetrieveFilesResponse. Blocks.
+
+        Errors: HeaderTooLarge for an answer that is to wait for its turn, over gRPC.
+        """
+        return self._retrieved_files(request, ORDINARY_BYTES)
 
     def fetch_files(self, request: pb.FetchFilesRequest) -> bytes:
-        """As FetchChunks, with the names of the files: a FetchFilesResponse. Blocks."""
-        return self._headers.made_here(partial(self._fetched_files, request))
+        """As FetchChunks, with the names of the files: a FetchFilesResponse. Blocks. Errors: HeaderTooLarge too."""
+        return self._fetched_files(request, ORDINARY_BYTES)
 
     def _retrieved_files(self, request: pb.RetrieveFilesRequest, most_header: int) -> bytes:
         self._check_shares(request.nonce)

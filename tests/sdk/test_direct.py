@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -141,6 +142,28 @@ def test_many_threads_and_tasks_share_a_client(host: Host, make_chunk: Make, ass
 
     asyncio.run(fetch())
     assert host.sent("stream") == 0
+
+
+def test_a_long_answer_comes_over_grpc(host: Host, make_chunk: Make, assert_equal: Callable[..., None]) -> None:
+    made = [replace(make_chunk(i), text=f"{i}" * (1 << 20)) for i in range(3)]
+    ids = host.write(*made)
+    assert host.client._sharing.path is not None
+    for found, new in zip(host.fetch(*ids), made, strict=True):
+        assert_equal(found, new)
+    assert host.sent("stream") == 0
+
+
+def test_a_caller_who_takes_no_answer_does_not_keep_the_server_from_its_end(host: Host, make_chunk: Make) -> None:
+    (chunk_id,) = host.write(replace(make_chunk(1), text="x" * 1_500_000))
+    host.fetch(chunk_id)
+    assert host.client._sharing.path is not None
+    fetch = service_pb2.FetchChunksRequest(bank="b", chunk_ids=[chunk_id], reader_digest=host.digests["reader_digest"])
+    asked = service_pb2.FetchFilesRequest(fetch=fetch, nonce=host.client._sharing.path.nonce)
+    with closing(dialled(host)) as connection:
+        _direct.send(connection, pb.DirectRequest(fetch=asked).SerializeToString())
+        assert connection.recv(1)  # it is being sent, and is longer than what the socket holds
+        host.stop()
+        host.start()
 
 
 def test_a_retrieval_counts_once(host: Host, stored: int, unit: Callable[[int], np.ndarray]) -> None:

@@ -357,8 +357,7 @@ class AsyncClient:
         with self._translated(request_id):
             method = partial(getattr(self._stub, call.method), metadata=_channel.metadata(request_id))
             if call.single:
-                found = await self._asked(call, timeout, request_id)
-                answer.feed(await method(call.request, timeout=timeout) if found is None else found)
+                answer.feed(await method(call.request, timeout=timeout))
             else:
                 stream = method(call.request, timeout=timeout)
                 try:
@@ -368,11 +367,6 @@ class AsyncClient:
                     stream.cancel()
             answer.finish()
         return answer
-
-    async def _asked(self, call: _reading.Call, timeout: float, request_id: str) -> Any:
-        if not self._sharing.direct:
-            return None
-        return await asyncio.to_thread(self._sharing.ask, call.request, timeout, request_id)
 
     def _check(self) -> None:
         if self._pid != os.getpid():

@@ -45,6 +45,8 @@ def _fill(connection: socket.socket, data: bytearray, length: int) -> None:
 
 def same_user(connection: socket.socket) -> bool:
     """Whether this user's process is at the other end."""
+    if not hasattr(socket, "SO_PEERCRED"):  # not Linux
+        return False
     found = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
     return bool(_CREDENTIALS.unpack(found)[1] == os.geteuid())
 
@@ -65,7 +67,7 @@ class Direct:
         while (connection := self._kept()) is not None:
             with suppress(ConnectionError):
                 return self._ask(connection, message, until)
-        return self._ask(self._connected(), message, until)
+        return self._ask(self._connected(until), message, until)
 
     def _ask(self, connection: socket.socket, message: bytes, until: float) -> direct_pb2.DirectResponse:
         try:
@@ -90,7 +92,7 @@ class Direct:
         with self._lock:
             return self._idle.pop() if self._idle else None
 
-    def _connected(self) -> socket.socket:
+    def _connected(self, until: float) -> socket.socket:
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         with self._lock:
             if self._closed:
@@ -98,6 +100,7 @@ class Direct:
                 raise ConnectionError("this end is closed")
             self._open.add(connection)
         try:
+            connection.settimeout(max(until - time.monotonic(), 0.001))
             connection.connect(self._path)
             if not same_user(connection):
                 raise ConnectionError("another user answers")

@@ -7,7 +7,9 @@ more. Names in its answers open nothing outside of its folder, and every tensor 
 import mmap
 import os
 import stat
+import threading
 import uuid
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from google.protobuf.message import DecodeError
 
 from kvbank import _status, _tensors
 from kvbank._direct import Direct
@@ -26,6 +29,9 @@ _NONCE_FILE, _LARGEST_NONCE = "same-host.nonce", 1024
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _PAGE = 4096
 _MOST_BUFFERS = 512
+# Python keeps a descriptor open for each mapping.
+_MOST_MAPPED = 256
+_free = threading.BoundedSemaphore(_MOST_MAPPED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +53,9 @@ class SameHost:
             if not stat.S_ISREG(found.st_mode) or found.st_size != length:
                 raise OSError(f"{name} is no file of {length} bytes")
             _tensors.verify_header(chunk, os.pread(descriptor, chunk.payload.header_length, 0))
-            if self.mapped:
-                payload = _tensors.Payload(chunk, _mapping(descriptor, length))
+            mapping = _mapping(descriptor, length) if self.mapped else None
+            if mapping is not None:
+                payload = _tensors.Payload(chunk, mapping)
             else:
                 payload = _tensors.Payload(chunk)
                 for offset, views in _runs(payload):
@@ -110,11 +117,6 @@ class Sharing:
         """The server did not take the nonce of `path`: it is another one since, or will not."""
         self._refused, self._unknown = path, True
 
-    @property
-    def direct(self) -> bool:
-        """Whether `ask` can be tried."""
-        return self._direct is not None
-
     def ask(self, request: Any, timeout: float, request_id: str) -> Any:
         """The answer of a direct call; None where it cannot be had so, and gRPC is to be asked. ServiceError."""
         if (direct := self._direct) is None:
@@ -124,11 +126,11 @@ class Sharing:
             answer = direct.call(direct_pb2.DirectRequest(request_id=request_id, **{field: request}), timeout)
         except TimeoutError:
             raise DeadlineExceeded(f"no answer within {timeout:.3g} s", code="DEADLINE_EXCEEDED") from None
-        except OSError:
+        except (OSError, DecodeError):
             return None
         if answer.HasField("error"):
             raise _status.from_status(answer.error, request_id)
-        return getattr(answer, field)
+        return getattr(answer, field) if answer.HasField(field) else None
 
     def close(self) -> None:
         """End the connections for direct calls."""
@@ -174,10 +176,18 @@ def _opened(root: str, name: str) -> Any:
         os.close(descriptor)
 
 
-def _mapping(descriptor: int, length: int) -> npt.NDArray[np.uint8]:
-    """The beginning of a file, in its own memory; it stays there while something refers to it."""
-    flags = mmap.MAP_PRIVATE | getattr(mmap, "MAP_POPULATE", 0)
-    return np.frombuffer(mmap.mmap(descriptor, length, flags, mmap.PROT_READ), np.uint8)
+def _mapping(descriptor: int, length: int) -> npt.NDArray[np.uint8] | None:
+    """A file, in its own memory, as long as something refers to it; None where there are too many."""
+    if not _free.acquire(blocking=False):
+        return None
+    try:
+        flags = mmap.MAP_PRIVATE | getattr(mmap, "MAP_POPULATE", 0)
+        mapping = mmap.mmap(descriptor, length, flags, mmap.PROT_READ)
+    except BaseException:
+        _free.release()
+        raise
+    weakref.finalize(mapping, _free.release)
+    return np.frombuffer(mapping, np.uint8)
 
 
 def _runs(payload: "_tensors.Payload") -> Iterator[tuple[int, list[memoryview]]]:
