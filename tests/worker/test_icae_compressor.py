@@ -38,7 +38,7 @@ KEPT = 12
 @pytest.fixture(scope="module")
 def adapter(tmp_path_factory: pytest.TempPathFactory) -> Adapter:
     """The folder of an adapter for a model, with random weights that matter; made once for the same words."""
-    made: dict[object, str] = {}
+    made: dict[object, tuple[str, PreTrainedModel]] = {}  # with the model, whose id is another's once it is gone
 
     def get(model: PreTrainedModel, seed: int = 0, **config: object) -> str:
         words = (id(model), seed, *sorted(config.items()))
@@ -51,8 +51,8 @@ def adapter(tmp_path_factory: pytest.TempPathFactory) -> Adapter:
                         parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
             folder = tmp_path_factory.mktemp("adapter")
             icae.save_pretrained(folder)
-            made[words] = str(folder)
-        return made[words]
+            made[words] = str(folder), model
+        return made[words][0]
 
     return get
 
