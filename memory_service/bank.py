@@ -183,9 +183,10 @@ class Banks:
         """Protect chunks from eviction, or no longer; how many exist. Errors: BANK_NOT_FOUND, INVALID_FIELD."""
         bank_id = self.named(name).bank_id
         _check_ids(chunk_ids)
+        self.records.show_counts()
 
         def pin(connection: Connection) -> int:
-            found = chunk_rows.pin(connection, bank_id, chunk_ids, pinned)
+            found = chunk_rows.pin(connection, bank_id, chunk_ids, pinned, self.records.counts.unwritten())
             self.records.ledgers.change(bank_id, lambda ledger: ledger.pin(found, pinned))
             return len(found)
 
@@ -234,6 +235,7 @@ class Banks:
         """Replace the metadata. Errors: BANK_NOT_FOUND, CHUNK_NOT_FOUND, INVALID_FIELD."""
         bank_id = self.named(name).bank_id
         validate.metadata("metadata", metadata)
+        self.get_chunk(name, chunk_id, embedding=False)  # one that has expired stays as it is
         change = partial(chunk_rows.update, bank_id=bank_id, chunk_id=chunk_id, metadata=metadata)
         if not self.records.writer.submit(change).result():
             raise chunk_not_found(name, chunk_id)

@@ -210,9 +210,12 @@ def page(
             yield _chunk(row, bank.name, embedding)
 
 
-def pin(connection: Connection, bank_id: int, chunk_ids: Sequence[int], pinned: bool) -> list[int]:
-    """Set or clear `pinned`; the ids that exist."""
-    where = (ChunkRow.bank_id == bank_id, ChunkRow.chunk_id.in_(chunk_ids))
+def pin(
+    connection: Connection, bank_id: int, chunk_ids: Sequence[int], pinned: bool, unwritten: Unwritten
+) -> list[int]:
+    """Set or clear `pinned`; the ids that exist and have not expired."""
+    gone = expired_ids(connection, bank_id, now_us(), unwritten).tolist()
+    where = (ChunkRow.bank_id == bank_id, ChunkRow.chunk_id.in_(set(chunk_ids).difference(gone)))
     return list(
         connection.scalars(sa.update(ChunkRow).where(*where).values(pinned=pinned).returning(ChunkRow.chunk_id))
     )

@@ -266,14 +266,17 @@ class MemoryService(service_pb2_grpc.MemoryServiceServicer):
         self._check_shares(request.nonce)
         query = _query(request.retrieve)
         answer = self._recall.retrieve(query, most_header, opened=False)
-        made = self._hits(answer, pb.RetrieveFilesResponse(files=self._files(answer.found)))
+        made = self._hits(answer, pb.RetrieveFilesResponse(files=_files(answer.found)))
         self._recall.count(query, answer)
+        self._sent_as_files.inc(sum(item.length for item in answer.found))
         return made
 
     def _fetched_files(self, request: pb.FetchFilesRequest, most_header: int) -> bytes:
         self._check_shares(request.nonce)
         found = self._fetch(request.fetch, most_header, opened=False)
-        return self._chunks(found, pb.FetchFilesResponse(files=self._files(found)))
+        made = self._chunks(found, pb.FetchFilesResponse(files=_files(found)))
+        self._sent_as_files.inc(sum(item.length for item in found))
+        return made
 
     def _check_shares(self, nonce: bytes) -> None:
         """Errors: NOT_SAME_HOST unless the caller may read the files itself."""
@@ -299,10 +302,6 @@ class MemoryService(service_pb2_grpc.MemoryServiceServicer):
     def _chunks(self, found: Sequence[Found], files: Message | None = None) -> bytes:
         head = pb.FetchChunksHeader(store_id=self._banks.records.store_id)
         return header_bytes(head, found, files, self._settings.max_message_bytes)
-
-    def _files(self, found: Sequence[Found]) -> list[str]:
-        self._sent_as_files.inc(sum(item.length for item in found))
-        return [payloads.name(item.bank.uid, item.chunk.chunk_id) if item.sent else "" for item in found]
 
     # Chunks
 
@@ -403,6 +402,10 @@ _HANDLERS: dict[tuple[bool, bool], Callable[..., Any]] = {
     (False, True): grpc.unary_stream_rpc_method_handler,
     (True, True): grpc.stream_stream_rpc_method_handler,
 }
+
+
+def _files(found: Sequence[Found]) -> list[str]:
+    return [payloads.name(item.bank.uid, item.chunk.chunk_id) if item.sent else "" for item in found]
 
 
 def _query(request: pb.RetrieveRequest) -> Query:

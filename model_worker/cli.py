@@ -21,7 +21,7 @@ def register(app: typer.Typer) -> None:
     """Add the worker's commands to the `kvbank` command line."""
     from model_worker.eval_cli import evaluation
     from model_worker.homer_cli import homer
-    from model_worker.icae_cli import training
+    from model_worker.icae_cli import adapters, training
     from model_worker.icae_eval_cli import add_icae_commands
     from model_worker.session_cli import register_session_commands
 
@@ -29,6 +29,7 @@ def register(app: typer.Typer) -> None:
     app.command("layers")(layers)
     app.command("compressors")(compressors)
     app.add_typer(homer, name="homer")
+    app.add_typer(adapters, name="icae")
     add_icae_commands(evaluation)
     app.add_typer(evaluation, name="eval")
     app.add_typer(training, name="train")

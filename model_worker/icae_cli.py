@@ -1,10 +1,11 @@
-"""`kvbank train icae`: train an in-context autoencoder for any model."""
+"""`kvbank train icae` and `kvbank icae import`: an in-context autoencoder for any model, trained or brought along."""
 
 import json
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from enum import StrEnum
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from model_worker.icae.model import Icae
 
 training = typer.Typer(no_args_is_help=True, help="Train what compresses.")
+adapters = typer.Typer(no_args_is_help=True, help="In-context autoencoders: adapters that others trained.")
 
 
 class Task(StrEnum):
@@ -51,6 +53,7 @@ class Schedule(StrEnum):
 
 
 @training.callback()
+@adapters.callback()
 def _group() -> None:
     """With one command typer would drop the group's name."""
 
@@ -257,6 +260,60 @@ def icae(
         table.add_row(name, *("" if value is None else f"{value:.3f}" for value in values))
     table.caption = escape(f"adapter: {report.adapter}")
     Console().print(table)
+
+
+@adapters.command("import")
+def import_(
+    checkpoint: Annotated[Path, typer.Argument(help="The authors' v2 checkpoint: one safetensors file.")],
+    out: Annotated[Path, typer.Argument(help="Folder of the adapter; new, or empty.")],
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="The model it was trained for (mistralai/Mistral-7B-Instruct-v0.2 for the authors' own). The adapter "
+            "is tried on it and bound to it. Without: taken on trust, and any model as wide is accepted later."
+        ),
+    ] = None,
+    rate: Annotated[int, typer.Option(min=1, help="Tokens a slot, which the file does not say.")] = 4,
+    alpha: Annotated[float, typer.Option(help="Of LoRA, which the file does not say either.")] = 32.0,
+    prefix_ids: Annotated[
+        str,
+        typer.Option(help="Ids in front of the slots when a question is answered; the authors': 1,733,16289,28793."),
+    ] = "",
+    suffix_ids: Annotated[str, typer.Option(help="Ids behind the question; the authors': 733,28748,16289,28793.")] = "",
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Make an adapter of an official ICAE v2 checkpoint: the folder that `icae:adapter=DIR` and --adapter take.
+
+    LoRA and memory tokens are kept, copies of the base are left out. The names in the file were taken from the authors'
+    code; no released file was at hand.
+    """
+    from model_worker.durable import make_folder
+    from model_worker.icae.model import Icae
+    from model_worker.icae.official import import_official
+
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"{out} is there already: give a new folder")
+    ids = {"prefix_ids": _ids("prefix-ids", prefix_ids), "suffix_ids": _ids("suffix-ids", suffix_ids)}
+    base = None if model is None else _load(model, "cpu")[0]
+    name = "" if model is None or Path(model).exists() else model
+    make_folder(out.parent)
+    with TemporaryDirectory(prefix=".icae-", dir=out.parent) as staged:
+        made = Path(staged) / "adapter"
+        config = import_official(checkpoint, made, rate=rate, alpha=alpha, base=base, name=name, **ids)
+        digest = "" if base is None else Icae.from_pretrained(base, made).digest
+        made.replace(out)
+    if as_json:
+        print(json.dumps({"adapter": str(out), "digest": digest, **asdict(config)}, indent=2))
+        return
+    bound = f"tried on and bound to {model}, digest {digest}" if model else "bound to no model: give --model to try it"
+    print(f"{out}: {config.slots} slots of {config.rate} tokens, {bound}")
+
+
+def _ids(option: str, text: str) -> tuple[int, ...]:
+    words = [word.strip() for word in text.split(",") if word.strip()]
+    if not all(word.isdecimal() for word in words):
+        raise InputError(f"--{option} takes token ids between commas, not {text!r}")
+    return tuple(int(word) for word in words)
 
 
 def _start(out: Path, resume: bool) -> Path | None:

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -79,6 +79,12 @@ def read(folder: Path) -> tuple[IcaeConfig, Tensor]:
             f"{folder / MEMORY} holds rows {tuple(rows.shape)}; {config.slots} slots need {config.slots + 3}"
         )
     return config, rows.float()
+
+
+def lora_names(folder: Path) -> set[str]:
+    """Names of the tensors in peft's file."""
+    with safe_open(folder / ADAPTER, framework="pt") as file:
+        return set(file.keys())
 
 
 def write(folder: Path, config: IcaeConfig, rows: Tensor, adapter: Callable[[Path], None]) -> None:

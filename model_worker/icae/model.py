@@ -11,6 +11,7 @@ encoder's K-V instead of its last hidden states (`interface="kv"`) and spread po
 
 import json
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -99,7 +100,8 @@ class Icae(nn.Module):
         """The adapter in a folder or under a hub id, on `base`. trainable: for further training.
 
         Raises ModelNotFound without such a folder, InputError without peft, for a base other than its own (rounded to
-        another dtype it is another), and for spans beyond the base's positions.
+        another dtype it is another), for spans beyond the base's positions, and for a tensor of LoRA that is missing or
+        one too many: peft warns then, and leaves that part untrained.
         """
         with files.using_peft() as peft:
             found = files.find(name, revision)
@@ -117,10 +119,16 @@ class Icae(nn.Module):
                 raise InputError(f"the ICAE adapter {name} is {rows.shape[1]} wide, this model {width}")
             inner, decoder = _twins(base)
             try:
-                encoder = peft.PeftModel.from_pretrained(inner, str(found), is_trainable=trainable)
+                with warnings.catch_warnings():
+                    warnings.filterwarnings("ignore", "Found missing adapter keys", UserWarning)  # an error below
+                    encoder = peft.PeftModel.from_pretrained(inner, str(found), is_trainable=trainable)
             except (ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
                 reason = str(error).strip().splitlines()[0]
                 raise InputError(f"the adapter in {found} does not fit this model: {reason}") from None
+            wanted = set(peft.get_peft_model_state_dict(encoder, save_embedding_layers=False))
+            if other := sorted(wanted ^ files.lora_names(found)):
+                where = "lacks" if other[0] in wanted else "has, beyond what the model takes,"
+                raise InputError(f"the adapter in {found} does not fit this model: it {where} {other[0]}")
         icae = cls(base, encoder, decoder, config, rows.to(decoder.device))
         icae.memory.requires_grad_(trainable)
         return icae

@@ -158,6 +158,15 @@ def test_a_renewal_that_is_written_during_a_search_holds(at_its_end, serving, mo
     assert list(caller.retrieve()[1]) == [chunk_id]
 
 
+def test_an_expired_chunk_that_is_not_removed_yet_is_neither_pinned_nor_changed(caller, refused, monkeypatch):
+    monkeypatch.setattr(expiry.Expiry, "run", lambda _: None)
+    kept, gone = add(caller), add(caller, expiry=lasting(1))
+    assert pin(caller, kept, gone) == 1
+    with refused("CHUNK_NOT_FOUND", grpc.StatusCode.NOT_FOUND):
+        caller.stub.UpdateChunk(pb.UpdateChunkRequest(bank="b", chunk_id=gone, metadata={"a": "b"}))
+    assert caller.usage().chunks == 2
+
+
 def test_a_replay_of_an_expired_chunk_says_that_it_is_gone(caller):
     chunk, data = caller.chunk()
     chunk.expiry.CopyFrom(lasting(1))

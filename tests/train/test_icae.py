@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
@@ -704,6 +704,38 @@ def test_bad_input_to_the_command_is_one_line(kvbank: Any, tiny_folder: Path, tm
         assert "Traceback" not in error
         assert not out
         assert not run.exists()
+
+
+def test_an_official_checkpoint_is_imported_tried_and_bound(kvbank: Any, tiny_folder: Path, tmp_path: Path):
+    trained = adapter()
+    trained.save_pretrained(tmp_path / "ours")
+    lora = load_file(tmp_path / "ours" / "adapter_model.safetensors")
+    flat = {"icae." + name.replace(".weight", ".default.weight"): tensor for name, tensor in lora.items()}
+    flat |= load_file(tmp_path / "ours" / "icae_memory.safetensors") | {"decoder.model.norm.weight": torch.ones(32)}
+    official, out = tmp_path / "official.safetensors", tmp_path / "there" / "imported"
+    save_file(flat, official)
+    command = ["icae", "import", official, out, "--prefix-ids", "7,40", "--suffix-ids", "41", "--json"]
+
+    for more, said in (
+        (["--model", "kvbank-small"], "is 32 wide, this model 192"),
+        (["--rate", 99, "--model", tiny_folder], "fit"),
+        (["--suffix-ids", "4x"], "--suffix-ids takes token ids between commas, not '4x'"),
+    ):
+        code, _, error = kvbank(*command, *more)
+        assert code == 1
+        assert said in " ".join(error.split())
+        assert not out.exists()
+    code, printed, error = kvbank(*command, "--model", tiny_folder)
+    assert code == 0, error
+    report = json.loads(printed)
+    assert (report["slots"], report["prefix_ids"], report["suffix_ids"]) == (4, [7, 40], [41])
+    imported = Icae.from_pretrained(base_model(), out)
+    assert imported.digest == report["digest"]
+    [own], [theirs] = imported.encode([words(12)]), trained.encode([words(12)])
+    assert torch.equal(own.soft, theirs.soft)
+    code, _, error = kvbank(*command)
+    assert code == 1
+    assert "is there already" in " ".join(error.split())
 
 
 @pytest.mark.parametrize(("form", "slots"), [([], 25), (["--interface", "kv", "--positions", "spread"], 15)])

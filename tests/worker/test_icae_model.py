@@ -725,6 +725,23 @@ def test_folders_that_are_no_adapters(tmp_path: Path) -> None:
         Icae.from_pretrained(base, tmp_path)
 
 
+def test_an_adapter_with_a_tensor_too_few_or_too_many_is_refused(tmp_path: Path) -> None:
+    """peft warns, and leaves that part of LoRA at random or off: slots that nobody trained."""
+    base = build("llama_gqa")
+    made(base).save_pretrained(tmp_path)
+    whole = load_file(tmp_path / "adapter_model.safetensors")
+    some = next(name for name in whole if "lora_A" in name)
+    for wrong, match in (
+        ({name: t for name, t in whole.items() if name != some}, "lacks base_model"),
+        ({**whole, some.replace("layers.0", "layers.9"): whole[some].clone()}, "has, beyond what the model takes"),
+    ):
+        save_file(wrong, tmp_path / "adapter_model.safetensors")
+        with pytest.raises(InputError, match=match):
+            Icae.from_pretrained(base, tmp_path)
+    save_file(whole, tmp_path / "adapter_model.safetensors")
+    Icae.from_pretrained(base, tmp_path)
+
+
 def test_from_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By hub id, here from the hub's local cache; an id that is not there is one error."""
     base, commit = build("llama_gqa"), "0" * 40
