@@ -180,7 +180,7 @@ class Banks:
         return len(self._removal.remove(bank, chunk_ids, "chunks_deleted").result())
 
     def pin_chunks(self, name: str, chunk_ids: Sequence[int], pinned: bool) -> int:
-        """Protect chunks from eviction, or no longer; how many exist. Errors: BANK_NOT_FOUND, INVALID_FIELD."""
+        """Protect chunks from eviction, or no longer; how many there are. Errors: BANK_NOT_FOUND, INVALID_FIELD."""
         bank_id = self.named(name).bank_id
         _check_ids(chunk_ids)
         self.records.show_counts()
@@ -235,8 +235,11 @@ class Banks:
         """Replace the metadata. Errors: BANK_NOT_FOUND, CHUNK_NOT_FOUND, INVALID_FIELD."""
         bank_id = self.named(name).bank_id
         validate.metadata("metadata", metadata)
-        self.get_chunk(name, chunk_id, embedding=False)  # one that has expired stays as it is
-        change = partial(chunk_rows.update, bank_id=bank_id, chunk_id=chunk_id, metadata=metadata)
+        self.records.show_counts()
+
+        def change(connection: Connection) -> bool:
+            return chunk_rows.update(connection, bank_id, chunk_id, metadata, self.records.counts.unwritten())
+
         if not self.records.writer.submit(change).result():
             raise chunk_not_found(name, chunk_id)
         return self.get_chunk(name, chunk_id, embedding=False)

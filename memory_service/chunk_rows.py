@@ -221,8 +221,12 @@ def pin(
     )
 
 
-def update(connection: Connection, bank_id: int, chunk_id: int, metadata: Mapping[str, str]) -> bool:
-    """Replace the metadata; whether the chunk exists."""
+def update(
+    connection: Connection, bank_id: int, chunk_id: int, metadata: Mapping[str, str], unwritten: Unwritten
+) -> bool:
+    """Replace the metadata; whether the chunk exists and has not expired."""
+    if chunk_id in expired_ids(connection, bank_id, now_us(), unwritten):
+        return False
     where = (ChunkRow.bank_id == bank_id, ChunkRow.chunk_id == chunk_id)
     digest, meta = connection.scalar(sa.select(ChunkRow.digest).where(*where)), json.dumps(dict(metadata))
     if digest is None:

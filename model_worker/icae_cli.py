@@ -1,11 +1,11 @@
 """`kvbank train icae` and `kvbank icae import`: an in-context autoencoder for any model, trained or brought along."""
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from enum import StrEnum
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -270,7 +270,7 @@ def import_(
         str | None,
         typer.Option(
             help="The model it was trained for (mistralai/Mistral-7B-Instruct-v0.2 for the authors' own). The adapter "
-            "is tried on it and bound to it. Without: taken on trust, and any model as wide is accepted later."
+            "is loaded on it and bound to it. Without: taken on trust, and any model that it fits is accepted later."
         ),
     ] = None,
     rate: Annotated[int, typer.Option(min=1, help="Tokens a slot, which the file does not say.")] = 4,
@@ -287,8 +287,6 @@ def import_(
     LoRA and memory tokens are kept, copies of the base are left out. The names in the file were taken from the authors'
     code; no released file was at hand.
     """
-    from model_worker.durable import make_folder
-    from model_worker.icae.model import Icae
     from model_worker.icae.official import import_official
 
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -296,17 +294,29 @@ def import_(
     ids = {"prefix_ids": _ids("prefix-ids", prefix_ids), "suffix_ids": _ids("suffix-ids", suffix_ids)}
     base = None if model is None else _load(model, "cpu")[0]
     name = "" if model is None or Path(model).exists() else model
-    make_folder(out.parent)
-    with TemporaryDirectory(prefix=".icae-", dir=out.parent) as staged:
-        made = Path(staged) / "adapter"
-        config = import_official(checkpoint, made, rate=rate, alpha=alpha, base=base, name=name, **ids)
-        digest = "" if base is None else Icae.from_pretrained(base, made).digest
-        made.replace(out)
+    try:
+        config = import_official(checkpoint, out, rate=rate, alpha=alpha, base=base, name=name, **ids)
+    except OSError as error:
+        raise InputError(f"{out} cannot be written: {error.strerror}") from None
+    digest = "" if base is None else _tried(base, out)
     if as_json:
         print(json.dumps({"adapter": str(out), "digest": digest, **asdict(config)}, indent=2))
         return
-    bound = f"tried on and bound to {model}, digest {digest}" if model else "bound to no model: give --model to try it"
+    bound = f"bound to {model}, digest {digest}" if model else "bound to no model: --model would try and bind it"
     print(f"{out}: {config.slots} slots of {config.rate} tokens, {bound}")
+
+
+def _tried(base: Any, folder: Path) -> str:
+    """Load an adapter and write it again with its digest; one that does not fit is removed."""
+    from model_worker.icae.model import Icae
+
+    try:
+        icae = Icae.from_pretrained(base, folder)
+    except InputError:
+        shutil.rmtree(folder.resolve())
+        raise
+    icae.save_pretrained(folder)
+    return icae.digest
 
 
 def _ids(option: str, text: str) -> tuple[int, ...]:

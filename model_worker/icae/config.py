@@ -6,8 +6,8 @@ stored nowhere.
 
 import json
 from bisect import bisect_right
-from dataclasses import asdict, dataclass, fields
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import Any, get_type_hints
 
 from model_worker.errors import InputError
 
@@ -108,22 +108,32 @@ class IcaeConfig:
         if why := self.too_long(tokens, positions):
             raise InputError(why)
 
+    def check_ids(self, vocabulary: int) -> None:
+        """Raises InputError where ids around slots and prompt are none of the model's."""
+        if wrong := [token for token in (*self.prefix_ids, *self.suffix_ids) if not 0 <= token < vocabulary]:
+            raise InputError(f"prefix_ids and suffix_ids are ids of the model, which has {vocabulary}, not {wrong[0]}")
+
+    def to_dict(self) -> dict[str, Any]:
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+
     def to_json(self) -> str:
-        return json.dumps(asdict(self), indent=2, sort_keys=True) + "\n"
+        return json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n"
 
     @classmethod
-    def from_json(cls, text: str) -> "IcaeConfig":
-        """Raises InputError for what is not such a file."""
-        try:
-            found: dict[str, Any] = dict(json.loads(text))
-            own = {f.name for f in fields(cls)}
-            if found.get("format", FORMAT) == FORMAT and (unknown := sorted(set(found) - own)):
-                raise InputError(f"icae_config.json has entries that this kvbank does not know: {', '.join(unknown)}")
-            found = {name: value for name, value in found.items() if name in own}
-            for name in ("prefix_ids", "suffix_ids"):
-                found[name] = tuple(int(token) for token in found.get(name, ()))
-            return cls(**found)
-        except (TypeError, ValueError) as error:
-            if isinstance(error, InputError):
-                raise
-            raise InputError(f"icae_config.json cannot be read: {error}") from None
+    def from_dict(cls, said: dict[str, Any]) -> "IcaeConfig":
+        """Raises InputError for what is not such a configuration: each entry is there, of its type, and no other."""
+        if isinstance(said, dict) and said.get("format") != FORMAT:
+            raise InputError(f"this ICAE adapter has format {said.get('format')!r}; this kvbank reads format {FORMAT}")
+        wanted = get_type_hints(cls)
+        if not isinstance(said, dict) or set(said) != set(wanted):
+            odd = sorted(set(said) ^ set(wanted))
+            raise InputError(f"icae_config.json lacks, or has beyond what this kvbank knows: {', '.join(odd)}")
+        for name, value in said.items():
+            if not (_token_ids(value) if wanted[name] == tuple[int, ...] else type(value) is wanted[name]):
+                raise InputError(f"icae_config.json cannot be read: {name} is {value!r}")
+        values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in said.items()}
+        return cls(**values)
+
+
+def _token_ids(value: Any) -> bool:
+    return isinstance(value, list) and all(type(token) is int for token in value)

@@ -2,11 +2,12 @@
 
     adapter_config.json, adapter_model.safetensors    LoRA, loadable by peft alone
     icae_memory.safetensors                           `memory_token_embed.weight`, float32 [k + 3, d]
-    icae_config.json                                  config.py
+    icae_config.json                                  config.py, and a digest of the whole adapter
 
 This file owns that a folder is whole or refused: icae_config.json is put there last, and taken away first.
 """
 
+import json
 import os
 import shutil
 import tempfile
@@ -16,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -67,28 +68,29 @@ def find(name: str | Path, revision: str | None = None) -> Path:
         raise ModelNotFound(f"adapter {text!r} cannot be loaded: {reason}") from None
 
 
-def read(folder: Path) -> tuple[IcaeConfig, Tensor]:
-    """Configuration and rows `[k + 3, d]` of a folder that `find` found."""
-    config = IcaeConfig.from_json((folder / CONFIG).read_text())
+def read(folder: Path) -> tuple[IcaeConfig, Tensor, str]:
+    """Configuration, rows `[k + 3, d]` and digest of a folder that `find` found; no digest: of an import on trust."""
     try:
-        rows = load_file(folder / MEMORY)[ROWS]
-    except (SafetensorError, KeyError) as error:
-        raise InputError(f"{folder / MEMORY} is damaged: {error}") from None
-    if rows.ndim != 2 or rows.shape[0] != config.slots + 3:
+        said = json.loads((folder / CONFIG).read_text())
+        digest = said.pop("digest", "")
+        rows = load_file(folder / MEMORY)
+    except (OSError, ValueError, AttributeError, TypeError, SafetensorError) as error:
+        raise InputError(f"the adapter in {folder} is damaged: {error}") from None
+    config = IcaeConfig.from_dict(said)
+    if not isinstance(digest, str):
+        raise InputError(f"{folder / CONFIG}: the digest is {digest!r}")
+    if set(rows) != {ROWS} or rows[ROWS].ndim != 2 or not rows[ROWS].is_floating_point():
+        raise InputError(f"{folder / MEMORY} is damaged: it holds not {ROWS} alone, a matrix of numbers")
+    if len(rows[ROWS]) != config.slots + 3:
         raise InputError(
-            f"{folder / MEMORY} holds rows {tuple(rows.shape)}; {config.slots} slots need {config.slots + 3}"
+            f"{folder / MEMORY} holds rows {tuple(rows[ROWS].shape)}; {config.slots} slots need {config.slots + 3}"
         )
-    return config, rows.float()
+    return config, rows[ROWS].float(), digest
 
 
-def lora_names(folder: Path) -> set[str]:
-    """Names of the tensors in peft's file."""
-    with safe_open(folder / ADAPTER, framework="pt") as file:
-        return set(file.keys())
-
-
-def write(folder: Path, config: IcaeConfig, rows: Tensor, adapter: Callable[[Path], None]) -> None:
-    """Put an adapter into `folder`, made if need be. `adapter` writes peft's files into the folder it is given.
+def write(folder: Path, config: IcaeConfig, rows: Tensor, adapter: Callable[[Path], None], *, digest: str = "") -> None:
+    """Put an adapter into `folder`, made if need be. `adapter` writes peft's files into the folder it is given. digest:
+    of all of it, by which files that do not belong together are told.
 
     A kill leaves what was there before, the new adapter, or a folder without icae_config.json, which is refused.
     """
@@ -97,7 +99,8 @@ def write(folder: Path, config: IcaeConfig, rows: Tensor, adapter: Callable[[Pat
     try:
         adapter(staged)
         save_file({ROWS: rows.detach().float().cpu().contiguous()}, staged / MEMORY)
-        (staged / CONFIG).write_text(config.to_json())
+        said = config.to_dict() | ({"digest": digest} if digest else {})
+        (staged / CONFIG).write_text(json.dumps(said, indent=2, sort_keys=True) + "\n")
         files = sorted(staged.iterdir(), key=lambda path: path.name == CONFIG)
         for path in files:
             path.chmod(0o644)

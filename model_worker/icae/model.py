@@ -10,8 +10,6 @@ encoder's K-V instead of its last hidden states (`interface="kv"`) and spread po
 """
 
 import json
-import math
-import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -20,13 +18,13 @@ from typing import Any
 
 import torch
 import xxhash
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from model_worker.attachment import Attachment, attach, decoder_of
 from model_worker.digest import reader_of
 from model_worker.errors import InputError
 from model_worker.icae import folder as files
+from model_worker.icae import lora
 from model_worker.icae.capture import KVView
 from model_worker.icae.config import IcaeConfig
 from model_worker.icae.slots import Slots, spans, spread
@@ -71,11 +69,10 @@ class Icae(nn.Module):
         dropout that is none.
         """
         config.check_fits(_positions(base))
-        if not 0 < alpha < math.inf or not 0 <= dropout < 1:
-            raise InputError(f"alpha is a number above 0, dropout one from 0 to below 1, not {alpha} and {dropout}")
+        lora.check_scale(alpha, dropout)
         with files.using_peft() as peft:
             inner, decoder = _twins(base)
-            lora = peft.LoraConfig(
+            settings = peft.LoraConfig(
                 r=rank,
                 lora_alpha=alpha,
                 lora_dropout=dropout,
@@ -86,7 +83,7 @@ class Icae(nn.Module):
             with torch.random.fork_rng():
                 torch.manual_seed(seed)
                 try:
-                    encoder = peft.get_peft_model(inner, lora)
+                    encoder = peft.get_peft_model(inner, settings)
                 except ValueError as error:
                     raise InputError(f"LoRA cannot be put on this model: {error}") from None
         rows = _first_rows(decoder, config, seed)
@@ -100,12 +97,12 @@ class Icae(nn.Module):
         """The adapter in a folder or under a hub id, on `base`. trainable: for further training.
 
         Raises ModelNotFound without such a folder, InputError without peft, for a base other than its own (rounded to
-        another dtype it is another), for spans beyond the base's positions, and for a tensor of LoRA that is missing or
-        one too many: peft warns then, and leaves that part untrained.
+        another dtype it is another), for spans beyond the base's positions, and for files that are damaged or do not
+        belong together.
         """
         with files.using_peft() as peft:
             found = files.find(name, revision)
-            config, rows = files.read(found)
+            config, rows, digest = files.read(found)
             own = reader_of(base).digest
             if config.base_digest and config.base_digest != own:
                 raise InputError(
@@ -114,23 +111,19 @@ class Icae(nn.Module):
                     f"another dtype is another base: load it in the dtype of the training (now {_dtype(base)})"
                 )
             config.check_fits(_positions(base))
-            width = _width(base)
+            vocabulary, width = _table(base).shape
             if rows.shape[1] != width:
                 raise InputError(f"the ICAE adapter {name} is {rows.shape[1]} wide, this model {width}")
+            config.check_ids(vocabulary)
             inner, decoder = _twins(base)
-            try:
-                with warnings.catch_warnings():
-                    warnings.filterwarnings("ignore", "Found missing adapter keys", UserWarning)  # an error below
-                    encoder = peft.PeftModel.from_pretrained(inner, str(found), is_trainable=trainable)
-            except (ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
-                reason = str(error).strip().splitlines()[0]
-                raise InputError(f"the adapter in {found} does not fit this model: {reason}") from None
-            wanted = set(peft.get_peft_model_state_dict(encoder, save_embedding_layers=False))
-            if other := sorted(wanted ^ files.lora_names(found)):
-                where = "lacks" if other[0] in wanted else "has, beyond what the model takes,"
-                raise InputError(f"the adapter in {found} does not fit this model: it {where} {other[0]}")
+            encoder = lora.load(peft, inner, found, trainable=trainable)
         icae = cls(base, encoder, decoder, config, rows.to(decoder.device))
         icae.memory.requires_grad_(trainable)
+        if digest and digest != icae.digest:
+            raise InputError(
+                f"the files of the ICAE adapter {name} do not belong together, or one is damaged: its digest is "
+                f"{icae.digest}, icae_config.json says {digest}"
+            )
         return icae
 
     def save_pretrained(self, folder: str | Path) -> None:
@@ -146,7 +139,7 @@ class Icae(nn.Module):
             said["target_modules"] = _sorted(said["target_modules"])  # a set: in another order in each process
             (staged / files.ADAPTER_CONFIG).write_text(json.dumps(said, indent=2, sort_keys=True) + "\n")
 
-        files.write(Path(folder), self.config, self.memory, adapter)
+        files.write(Path(folder), self.config, self.memory, adapter, digest=self.digest)
 
     # -- what it is -----------------------------------------------------------------------------------------------
 
@@ -190,10 +183,14 @@ class Icae(nn.Module):
         """xxh3 of adapter, rows and configuration, by value: whose slots these are. The base's name does not count."""
         with files.using_peft() as peft:
             tensors = {**peft.get_peft_model_state_dict(self.encoder, save_embedding_layers=False), "rows": self.memory}
-        state = tuple((name, t.data_ptr(), t._version) for name, t in sorted(tensors.items()))
-        if self._digest is None or self._digest[0] != state:
-            scaling = [sorted(getattr(m, "scaling", {}).items()) for m in self.encoder.modules() if _is_lora(m)]
-            made = xxhash.xxh3_128(f"{replace(self.config, base='').to_json()}{scaling}".encode())
+        layers = [module for module in self.encoder.modules() if _is_lora(module)]
+        scaling = [sorted(getattr(layer, "scaling", {}).items()) for layer in layers]
+        off = any(getattr(layer, "disable_adapters", False) for layer in layers)
+        about = f"{replace(self.config, base='').to_json()}{scaling}{'off' * off}"
+        state = about, tuple((name, t.data_ptr(), t._version) for name, t in sorted(tensors.items()))
+        # Fused optimisers move weights without a new version: nothing is remembered of what may be trained.
+        if self._digest is None or self._digest[0] != state or self.memory.requires_grad:
+            made = xxhash.xxh3_128(about.encode())
             for name, tensor in sorted(tensors.items()):
                 made.update(f"{name}{tuple(tensor.shape)}".encode())
                 made.update(tensor.detach().to(device="cpu", dtype=torch.float32).contiguous().numpy().data)
@@ -362,8 +359,10 @@ def _in_order(spans_: Tensor) -> Tensor:
     return spans_.transpose(0, 1).flatten(1, 2)
 
 
-def _width(base: nn.Module) -> int:
-    return int(base.get_input_embeddings().weight.shape[1])  # type: ignore[operator]
+def _table(base: nn.Module) -> Tensor:
+    """Input embeddings, `[V, d]`."""
+    found: Tensor = base.get_input_embeddings().weight  # type: ignore[operator]
+    return found
 
 
 def _dtype(base: nn.Module) -> str:

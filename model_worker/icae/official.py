@@ -17,6 +17,7 @@ from model_worker.digest import reader_of
 from model_worker.errors import InputError, ModelNotFound
 from model_worker.icae import folder as files
 from model_worker.icae.config import IcaeConfig
+from model_worker.icae.lora import check_scale
 
 _LORA = re.compile(r"(?:icae\.)?(base_model\..+\.(?P<target>\w+)\.lora_(?P<side>[AB]))(?:\.default)?\.weight")
 
@@ -36,8 +37,9 @@ def import_official(
 
     base: the model it was trained for, so that any other is refused later; name: what that is called. The authors'
     delimiters for Mistral are prefix_ids (1, 733, 16289, 28793) and suffix_ids (733, 28748, 16289, 28793). Raises
-    ModelNotFound without the file, InputError for another kind of file.
+    ModelNotFound without the file, InputError for another kind of file and for LoRA that is not plain.
     """
+    check_scale(alpha, 0)
     lora, targets, rows = _read(Path(checkpoint))
     ranks = {tensor.shape[0] for key, tensor in lora.items() if ".lora_A." in key}
     if len(ranks) != 1:
@@ -81,8 +83,12 @@ def _read(checkpoint: Path) -> tuple[dict[str, Tensor], set[str], Tensor]:
         with safe_open(checkpoint, framework="pt") as file:
             for key in file.keys():  # noqa: SIM118 (no mapping)
                 if match := _LORA.fullmatch(key):
-                    lora[f"{match[1]}.weight"] = file.get_tensor(key).float()
+                    if (own := f"{match[1]}.weight") in lora:
+                        raise InputError(f"{checkpoint} has {own} twice")
+                    lora[own] = file.get_tensor(key).float()
                     targets.add(match["target"])
+                elif "lora_" in key:
+                    raise InputError(f"{checkpoint} is no plain LoRA: it has {key}")
                 elif key == files.ROWS:
                     rows = file.get_tensor(key).float()
     except SafetensorError as error:

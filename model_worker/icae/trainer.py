@@ -17,8 +17,6 @@ from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -29,6 +27,7 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from model_worker.errors import InputError, WorkerError
 from model_worker.icae import folder as files
+from model_worker.icae import lora
 from model_worker.icae.data import Sample
 from model_worker.icae.model import Icae
 from model_worker.icae.objectives import Objectives, Tally, collate
@@ -204,16 +203,15 @@ def _readable(checkpoint: str | None) -> Iterator[None]:
 def load_into(icae: Icae, folder: Path) -> None:
     """Put the weights of an adapter folder into an adapter of the same form. Raises InputError for another form."""
     found = files.find(folder)
-    config, rows = files.read(found)
-    if config != icae.config:
-        raise InputError(
-            f"{folder} is an adapter of another form than the one in training: its icae_config.json differs"
-        )
+    config, rows, _ = files.read(found)
     with files.using_peft() as peft, torch.no_grad():
-        try:
-            peft.set_peft_model_state_dict(icae.encoder, load_file(found / files.ADAPTER))
-        except (RuntimeError, SafetensorError) as error:
-            raise InputError(f"{folder} does not fit: {str(error).strip().splitlines()[0]}") from None
+        settings, tensors = lora.read(peft, found)
+        if config != icae.config or not all(lora.alike(settings, own) for own in icae.encoder.peft_config.values()):
+            raise InputError(
+                f"{folder} is an adapter of another form than the one in training: its icae_config.json or "
+                f"adapter_config.json differs"
+            )
+        lora.put(peft, icae.encoder, tensors, folder)
         icae.memory.copy_(rows)
 
 

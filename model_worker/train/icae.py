@@ -261,10 +261,10 @@ def _take_over_log(before: Path, log: Path) -> None:
         log.write_text(before.read_text() + json.dumps({"event": "second stage, steps and seconds from 0"}) + "\n")
 
 
-def ship(out: Path, target: Path, limit: int = 100_000) -> None:
+def ship(out: Path, target: Path, model: str = "kvbank-small", limit: int = 100_000) -> None:
     """Adapter in float16 and thinned log of a finished run; the card, written by hand, is left alone."""
     source = files.find(out / "adapter")
-    config, rows = files.read(source)
+    config, rows, _ = files.read(source)
 
     def adapter(staged: Path) -> None:
         (staged / files.ADAPTER_CONFIG).write_bytes((source / files.ADAPTER_CONFIG).read_bytes())
@@ -272,6 +272,8 @@ def ship(out: Path, target: Path, limit: int = 100_000) -> None:
         save_file(half, staged / files.ADAPTER, metadata={"format": "pt"})
 
     files.write(target, config, rows, adapter)
+    digest = Icae.from_pretrained(load_model(model)[0], target).digest  # another one, of rounded weights
+    files.write(target, config, rows, adapter, digest=digest)
     log = thinned((out / LOG).read_text().splitlines(), limit)
     temporary = target / ".log.partial"
     temporary.write_text("\n".join(log) + "\n")
@@ -315,7 +317,7 @@ if __name__ == "__main__":
     given = parser().parse_args()
     try:
         if given.ship:
-            ship(given.out, given.ship)
+            ship(given.out, given.ship, given.model)
         else:
             run(given)
     except WorkerError as error:

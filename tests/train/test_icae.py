@@ -455,12 +455,17 @@ def test_a_checkpoint_holds_lora_and_rows_and_resumes_bit_by_bit(tmp_path: Path)
 def test_a_checkpoint_of_another_form_or_half_written_is_refused(tmp_path: Path):
     train(adapter(), Samples(mixed()), settings(tmp_path, steps=1, save_every=1))
     (first,) = checkpoints(tmp_path)
+    scaled = json.loads((first / "adapter_config.json").read_text())
+    (first / "adapter_config.json").write_text(json.dumps(scaled | {"lora_alpha": 640}))
+    with pytest.raises(InputError, match="another form"):
+        train(adapter(), Samples(mixed()), settings(tmp_path / "a", steps=2), resume=first)
+    (first / "adapter_config.json").write_text(json.dumps(scaled))
     with pytest.raises(InputError, match="another form"):
         train(adapter(IcaeConfig(slots=2)), Samples(mixed()), settings(tmp_path / "b", steps=2), resume=first)
     for name in ("optimizer.pt", "rng_state.pth", "adapter_model.safetensors", "trainer_state.json"):
         whole = (first / name).read_bytes()
         (first / name).write_bytes(b"{ not at all")
-        with pytest.raises(InputError, match=r"checkpoint-1 (cannot be resumed from|does not fit): ") as caught:
+        with pytest.raises(InputError, match=r"checkpoint-1 (cannot be resumed from|is damaged): ") as caught:
             train(adapter(), Samples(mixed()), settings(tmp_path / "d", steps=2), resume=first)
         assert "\n" not in str(caught.value)
         (first / name).write_bytes(whole)
@@ -535,7 +540,7 @@ def test_nothing_trainable_and_a_broken_loss_are_said(tmp_path: Path):
             Icae.create(base_model(), IcaeConfig(4, 4), rank=2, **wrong)
     report = tmp_path / "adapter" / "adapter_model.safetensors"
     report.write_bytes(b"not at all")
-    with pytest.raises(InputError, match="does not fit this model"):
+    with pytest.raises(InputError, match="is damaged"):
         Icae.from_pretrained(base_model(), tmp_path / "adapter")
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot be the folder of a run"):
@@ -720,9 +725,11 @@ def test_an_official_checkpoint_is_imported_tried_and_bound(kvbank: Any, tiny_fo
         (["--model", "kvbank-small"], "is 32 wide, this model 192"),
         (["--rate", 99, "--model", tiny_folder], "fit"),
         (["--suffix-ids", "4x"], "--suffix-ids takes token ids between commas, not '4x'"),
+        (["--suffix-ids", "61", "--model", tiny_folder], "which has 61, not 61"),
+        (["--alpha", "nan"], "alpha is a number above 0"),
     ):
         code, _, error = kvbank(*command, *more)
-        assert code == 1
+        assert code == 1, more
         assert said in " ".join(error.split())
         assert not out.exists()
     code, printed, error = kvbank(*command, "--model", tiny_folder)
@@ -733,9 +740,16 @@ def test_an_official_checkpoint_is_imported_tried_and_bound(kvbank: Any, tiny_fo
     assert imported.digest == report["digest"]
     [own], [theirs] = imported.encode([words(12)]), trained.encode([words(12)])
     assert torch.equal(own.soft, theirs.soft)
-    code, _, error = kvbank(*command)
-    assert code == 1
-    assert "is there already" in " ".join(error.split())
+    assert json.loads((out / "icae_config.json").read_text())["digest"] == imported.digest
+    save_file(flat | {"icae.base_model.model.lora_magnitude_vector": torch.ones(2)}, tmp_path / "dora")
+    for wrong, said in (
+        (["icae", "import", official, out], "is there already"),
+        (["icae", "import", official, official / "under"], "cannot be written"),
+        (["icae", "import", tmp_path / "dora", tmp_path / "b"], "is no plain LoRA"),
+    ):
+        code, _, error = kvbank(*wrong)
+        assert code == 1
+        assert said in " ".join(error.split())
 
 
 @pytest.mark.parametrize(("form", "slots"), [([], 25), (["--interface", "kv", "--positions", "spread"], 15)])

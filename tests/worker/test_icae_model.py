@@ -8,6 +8,7 @@ import itertools
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -616,7 +617,7 @@ def test_another_base_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="trained for another base"):
         Icae.from_pretrained(build("llama_gqa", seed=1), tmp_path)
     said = json.loads((tmp_path / "icae_config.json").read_text())
-    (tmp_path / "icae_config.json").write_text(json.dumps(said | {"base_digest": ""}))
+    (tmp_path / "icae_config.json").write_text(json.dumps(said | {"base_digest": "", "digest": ""}))
     assert Icae.from_pretrained(build("llama_gqa", seed=1), tmp_path).config.base_digest == ""
     narrow = small(hidden_size=16)
     with pytest.raises(InputError, match="32 wide, this model 16"):
@@ -700,6 +701,23 @@ def test_a_context_is_as_long_as_can_be_restored() -> None:
     assert SOFT.longest(1) == 0
 
 
+ENTRIES = ("slots", "rate", "interface", "positions", "base_digest", "format")
+WRONG_ENTRIES = (
+    ({"format": 2}, "format 2"),
+    ({"colour": "red"}, "colour"),
+    ({"slots": 5}, "need 8"),
+    ({"interface": "lines"}, "interface"),
+    ({"rate": 4.0}, "rate is 4.0"),
+    ({"rate": True}, "rate is True"),
+    ({"lm_row": "false"}, "lm_row is 'false'"),
+    ({"prefix_ids": "123"}, "prefix_ids is '123'"),
+    ({"prefix_ids": [99999]}, "not 99999"),
+    ({"suffix_ids": [-1]}, "not -1"),
+    ({"positions": "spread"}, "do not belong together"),
+    ({"digest": 5}, "digest is 5"),
+)
+
+
 def test_folders_that_are_no_adapters(tmp_path: Path) -> None:
     base = build("llama_gqa")
     with pytest.raises(ModelNotFound, match="no adapter folder"):
@@ -707,11 +725,11 @@ def test_folders_that_are_no_adapters(tmp_path: Path) -> None:
     made(base).save_pretrained(tmp_path)
     config = (tmp_path / "icae_config.json").read_text()
     for wrong, match in (
-        ("{", "cannot be read"),
-        (json.dumps(json.loads(config) | {"format": 2}), "format 2"),
-        (json.dumps(json.loads(config) | {"colour": "red"}), "colour"),
-        (json.dumps(json.loads(config) | {"slots": 5}), "need 8"),
-        (json.dumps(json.loads(config) | {"interface": "lines"}), "interface"),
+        ("{", "damaged"),
+        ("[]", "damaged"),
+        ("\x80", "damaged"),
+        *((json.dumps(json.loads(config) | wrong), match) for wrong, match in WRONG_ENTRIES),
+        *((json.dumps({n: v for n, v in json.loads(config).items() if n != name}), name) for name in ENTRIES),
     ):
         (tmp_path / "icae_config.json").write_text(wrong)
         with pytest.raises(InputError, match=match):
@@ -725,21 +743,67 @@ def test_folders_that_are_no_adapters(tmp_path: Path) -> None:
         Icae.from_pretrained(base, tmp_path)
 
 
-def test_an_adapter_with_a_tensor_too_few_or_too_many_is_refused(tmp_path: Path) -> None:
-    """peft warns, and leaves that part of LoRA at random or off: slots that nobody trained."""
+def test_weights_that_are_not_those_of_the_adapter_are_refused_and_the_base_stays(tmp_path: Path) -> None:
+    """peft leaves a missing one untrained, and copies one with a name of the base into the base."""
     base = build("llama_gqa")
     made(base).save_pretrained(tmp_path)
-    whole = load_file(tmp_path / "adapter_model.safetensors")
+    file, digest = tmp_path / "adapter_model.safetensors", reader_of(base).digest
+    whole = load_file(file)
     some = next(name for name in whole if "lora_A" in name)
     for wrong, match in (
         ({name: t for name, t in whole.items() if name != some}, "lacks base_model"),
         ({**whole, some.replace("layers.0", "layers.9"): whole[some].clone()}, "has, beyond what the model takes"),
+        ({**whole, "base_model.model.model.norm.weight": torch.zeros(32)}, "has, beyond what the model takes"),
+        ({**whole, some: whole[some].to(torch.int8)}, "is of torch.int8"),
+        ({**whole, some: whole[some].flip(0).contiguous()}, "do not belong together"),
+        ({name: t.half() for name, t in whole.items()}, "do not belong together"),
     ):
-        save_file(wrong, tmp_path / "adapter_model.safetensors")
+        save_file(wrong, file)
         with pytest.raises(InputError, match=match):
             Icae.from_pretrained(base, tmp_path)
-    save_file(whole, tmp_path / "adapter_model.safetensors")
+        assert reader_of(base).digest == digest
+    save_file(whole, file)
     Icae.from_pretrained(base, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("init_lora_weights", "olora"),
+        ("init_lora_weights", "pissa"),
+        ("alora_invocation_tokens", [5, 6]),
+        ("layer_replication", [[0, 1], [0, 1]]),
+        ("bias", "all"),
+        ("modules_to_save", ["embed_tokens"]),
+        ("use_dora", True),
+        ("an_option_of_a_later_peft", 1),
+        ("peft_type", "IA3"),
+        ("lora_alpha", None),
+        ("lora_alpha", 640.0),
+        ("use_rslora", True),
+    ],
+)
+def test_settings_that_would_make_other_slots_of_the_same_weights_are_refused(
+    name: str, value: Any, tmp_path: Path
+) -> None:
+    base = build("llama_gqa")
+    made(base).save_pretrained(tmp_path)
+    file, digest = tmp_path / "adapter_config.json", reader_of(base).digest
+    file.write_text(json.dumps(json.loads(file.read_text()) | {name: value}))
+    with pytest.raises(InputError, match=f"{name}|no LoRA|alpha is a number|do not belong together"):
+        Icae.from_pretrained(base, tmp_path)
+    assert reader_of(base).digest == digest
+
+
+def test_the_digest_follows_what_is_set_afterwards() -> None:
+    icae = made(build("llama_gqa"))
+    own = icae.digest
+    icae.encoder.disable_adapter_layers()
+    assert icae.digest != own
+    icae.encoder.enable_adapter_layers()
+    assert icae.digest == own
+    icae.config = replace(icae.config, positions="spread")
+    assert icae.digest != own
 
 
 def test_from_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
