@@ -183,7 +183,6 @@ class Banks:
         """Protect chunks from eviction, or no longer; how many there are. Errors: BANK_NOT_FOUND, INVALID_FIELD."""
         bank_id = self.named(name).bank_id
         _check_ids(chunk_ids)
-        self.records.show_counts()
 
         def pin(connection: Connection) -> int:
             found = chunk_rows.pin(connection, bank_id, chunk_ids, pinned, self.records.counts.unwritten())
@@ -235,7 +234,6 @@ class Banks:
         """Replace the metadata. Errors: BANK_NOT_FOUND, CHUNK_NOT_FOUND, INVALID_FIELD."""
         bank_id = self.named(name).bank_id
         validate.metadata("metadata", metadata)
-        self.records.show_counts()
 
         def change(connection: Connection) -> bool:
             return chunk_rows.update(connection, bank_id, chunk_id, metadata, self.records.counts.unwritten())

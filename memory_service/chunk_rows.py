@@ -225,13 +225,13 @@ def update(
     connection: Connection, bank_id: int, chunk_id: int, metadata: Mapping[str, str], unwritten: Unwritten
 ) -> bool:
     """Replace the metadata; whether the chunk exists and has not expired."""
-    if chunk_id in expired_ids(connection, bank_id, now_us(), unwritten):
-        return False
     where = (ChunkRow.bank_id == bank_id, ChunkRow.chunk_id == chunk_id)
-    digest, meta = connection.scalar(sa.select(ChunkRow.digest).where(*where)), json.dumps(dict(metadata))
-    if digest is None:
+    columns = (ChunkRow.chunk_id, ChunkRow.digest, ChunkRow.ttl, ChunkRow.renew, ChunkRow.expires)
+    row = connection.execute(sa.select(*columns).where(*where)).one_or_none()
+    if row is None or _expired(row, now_us(), unwritten):
         return False
-    values = {"meta": meta, "digest": row_checksum.with_metadata(digest, meta)}
+    meta = json.dumps(dict(metadata))
+    values = {"meta": meta, "digest": row_checksum.with_metadata(row.digest, meta)}
     connection.execute(sa.update(ChunkRow).where(*where).values(values))
     return True
 

@@ -296,9 +296,9 @@ def import_(
     name = "" if model is None or Path(model).exists() else model
     try:
         config = import_official(checkpoint, out, rate=rate, alpha=alpha, base=base, name=name, **ids)
+        digest = "" if base is None else _bound(base, out)
     except OSError as error:
         raise InputError(f"{out} cannot be written: {error.strerror}") from None
-    digest = "" if base is None else _tried(base, out)
     if as_json:
         print(json.dumps({"adapter": str(out), "digest": digest, **asdict(config)}, indent=2))
         return
@@ -306,7 +306,7 @@ def import_(
     print(f"{out}: {config.slots} slots of {config.rate} tokens, {bound}")
 
 
-def _tried(base: Any, folder: Path) -> str:
+def _bound(base: Any, folder: Path) -> str:
     """Load an adapter and write it again with its digest; one that does not fit is removed."""
     from model_worker.icae.model import Icae
 

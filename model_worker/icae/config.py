@@ -122,12 +122,13 @@ class IcaeConfig:
     @classmethod
     def from_dict(cls, said: dict[str, Any]) -> "IcaeConfig":
         """Raises InputError for what is not such a configuration: each entry is there, of its type, and no other."""
-        if isinstance(said, dict) and said.get("format") != FORMAT:
+        if said.get("format") != FORMAT:
             raise InputError(f"this ICAE adapter has format {said.get('format')!r}; this kvbank reads format {FORMAT}")
         wanted = get_type_hints(cls)
-        if not isinstance(said, dict) or set(said) != set(wanted):
-            odd = sorted(set(said) ^ set(wanted))
-            raise InputError(f"icae_config.json lacks, or has beyond what this kvbank knows: {', '.join(odd)}")
+        if missing := sorted(set(wanted) - set(said)):
+            raise InputError(f"icae_config.json lacks {', '.join(missing)}")
+        if unknown := sorted(set(said) - set(wanted)):
+            raise InputError(f"icae_config.json has entries that this kvbank does not know: {', '.join(unknown)}")
         for name, value in said.items():
             if not (_token_ids(value) if wanted[name] == tuple[int, ...] else type(value) is wanted[name]):
                 raise InputError(f"icae_config.json cannot be read: {name} is {value!r}")

@@ -2,7 +2,7 @@
 
     adapter_config.json, adapter_model.safetensors    LoRA, loadable by peft alone
     icae_memory.safetensors                           `memory_token_embed.weight`, float32 [k + 3, d]
-    icae_config.json                                  config.py, and a digest of the whole adapter
+    icae_config.json                                  config.py, and the adapter's digest
 
 This file owns that a folder is whole or refused: icae_config.json is put there last, and taken away first.
 """
@@ -89,8 +89,9 @@ def read(folder: Path) -> tuple[IcaeConfig, Tensor, str]:
 
 
 def write(folder: Path, config: IcaeConfig, rows: Tensor, adapter: Callable[[Path], None], *, digest: str = "") -> None:
-    """Put an adapter into `folder`, made if need be. `adapter` writes peft's files into the folder it is given. digest:
-    of all of it, by which files that do not belong together are told.
+    """Put an adapter into `folder`, made if need be. `adapter` writes peft's files into the folder it is given.
+
+    digest: of all that makes slots; by it files that do not belong together are told.
 
     A kill leaves what was there before, the new adapter, or a folder without icae_config.json, which is refused.
     """

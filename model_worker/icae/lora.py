@@ -1,13 +1,14 @@
 """LoRA of an adapter's folder, peft's two files: taken whole and as it was trained, or refused.
 
 peft takes what it finds: it leaves a missing tensor untrained with a warning, copies one that has a name of the base
-into the base, and follows settings that alter the base while LoRA is put on it (`init_lora_weights="olora"`, a bias).
-The base shares its memory with the caller's model. So settings and names are looked at before peft is given them.
+into the base, whose memory the caller's model shares, and follows settings by which the same weights make other slots.
+So settings and tensors are looked at first, and only `_CHOSEN` settings ever reach it.
 """
 
 import json
-import math
-from dataclasses import asdict, fields
+import re
+import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,12 @@ _CHOSEN = frozenset(
         "fan_in_fan_out",
     }
 )
-_NAMES = frozenset({"task_type", "base_model_name_or_path", "revision", "peft_version", "inference_mode"})
+# What says nothing of the slots.
+_ABOUT = frozenset(
+    {"task_type", "base_model_name_or_path", "revision", "peft_version", "inference_mode", "auto_mapping"}
+    | {"megatron_core"}
+)
+_STARTS = (True, False, "gaussian")  # ways of LoRA to begin that leave the base as it is
 
 
 def read(peft: Any, folder: Path) -> tuple[Any, dict[str, Tensor]]:
@@ -43,40 +49,49 @@ def read(peft: Any, folder: Path) -> tuple[Any, dict[str, Tensor]]:
     try:
         said = json.loads((folder / files.ADAPTER_CONFIG).read_text())
         tensors = load_file(folder / files.ADAPTER)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise InputError(f"the adapter in {folder} is damaged: {error}") from None
+    except (OSError, ValueError, RecursionError, SafetensorError) as error:
+        raise InputError(f"the adapter in {folder} is damaged: {_line(error)}") from None
     if not isinstance(said, dict) or said.get("peft_type") != "LORA":
         raise InputError(f"the adapter in {folder} is no LoRA")
-    usual = asdict(peft.LoraConfig())
-    for name, value in sorted(said.items()):
-        if name not in _CHOSEN | _NAMES and value != usual.get(name) and (name in usual or value):
-            raise InputError(f"the adapter in {folder} is no plain LoRA: its {name} is {value!r}")
+    if odd := _odd(said, asdict(peft.LoraConfig())):
+        raise InputError(f"the adapter in {folder} is no plain LoRA: its {odd} is {said[odd]!r}")
     for name, tensor in sorted(tensors.items()):
         if not tensor.is_floating_point():
             raise InputError(f"the adapter in {folder} is damaged: {name} is of {tensor.dtype}")
-    check_scale(said.get("lora_alpha"), said.get("lora_dropout"))
-    known = {own.name for own in fields(peft.LoraConfig)}
-    return peft.LoraConfig(**{name: said[name] for name in said if name in _CHOSEN & known}), tensors
+    check_scale(said.get("lora_alpha"), said.get("lora_dropout", 0.0))
+    try:
+        return peft.LoraConfig(**{name: said[name] for name in said if name in _CHOSEN}), tensors
+    except (TypeError, ValueError) as error:
+        raise InputError(f"the adapter in {folder} is damaged: {_line(error)}") from None
+
+
+def _odd(said: dict[str, Any], usual: dict[str, Any]) -> str | None:
+    """The first setting that is neither as usual nor ours to choose; empty and none are alike."""
+    for name, value in sorted(said.items()):
+        fine = value in _STARTS if name == "init_lora_weights" else value == usual.get(name)
+        if not fine and name not in _CHOSEN | _ABOUT | {"peft_type"} and (value or usual.get(name)):
+            return name
+    return None
 
 
 def check_scale(alpha: Any, dropout: Any) -> None:
     """Raises InputError for an alpha or a dropout that is none."""
     numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in (alpha, dropout))
-    if not numbers or not 0 < alpha < math.inf or not 0 <= dropout < 1:
+    if not numbers or not 0 < alpha <= sys.float_info.max or not 0 <= dropout < 1:
         raise InputError(f"alpha is a number above 0, dropout one from 0 to below 1, not {alpha} and {dropout}")
 
 
 @torch.no_grad()
 def put(peft: Any, encoder: Any, tensors: dict[str, Tensor], folder: Path) -> None:
-    """Give the peft model `encoder` these weights. Raises InputError for other names or shapes than it has."""
-    wanted = set(peft.get_peft_model_state_dict(encoder, save_embedding_layers=False))
-    if other := sorted(wanted ^ set(tensors)):
-        where = "lacks" if other[0] in wanted else "has, beyond what the model takes,"
-        raise InputError(f"the adapter in {folder} does not fit this model: it {where} {other[0]}")
-    try:
-        peft.set_peft_model_state_dict(encoder, tensors)
-    except (RuntimeError, ValueError) as error:
-        raise InputError(f"the adapter in {folder} does not fit this model: {_line(error)}") from None
+    """Give the peft model `encoder` these weights. Raises InputError, before the first, for others than it has."""
+    wanted = peft.get_peft_model_state_dict(encoder, save_embedding_layers=False)
+    for name in sorted(wanted.keys() | tensors.keys()):
+        have, take = (tuple(own[name].shape) if name in own else "nothing" for own in (tensors, wanted))
+        if have != take:
+            raise InputError(
+                f"the adapter in {folder} does not fit this model: of {name} it has {have}, the model takes {take}"
+            )
+    peft.set_peft_model_state_dict(encoder, tensors)
 
 
 def load(peft: Any, model: Any, folder: Path, *, trainable: bool) -> Any:
@@ -85,7 +100,7 @@ def load(peft: Any, model: Any, folder: Path, *, trainable: bool) -> Any:
     config.task_type, config.inference_mode = "CAUSAL_LM", not trainable
     try:
         encoder = peft.get_peft_model(model, config)
-    except (ValueError, RuntimeError, TypeError) as error:
+    except (ValueError, RuntimeError, TypeError, AttributeError, re.error) as error:
         raise InputError(f"the adapter in {folder} does not fit this model: {_line(error)}") from None
     put(peft, encoder, tensors, folder)
     return encoder
@@ -93,7 +108,7 @@ def load(peft: Any, model: Any, folder: Path, *, trainable: bool) -> Any:
 
 def alike(one: Any, other: Any) -> bool:
     """Whether two configurations of peft make the same of the same weights."""
-    return all(_plain(getattr(one, name, None)) == _plain(getattr(other, name, None)) for name in _CHOSEN)
+    return all(_plain(getattr(one, name)) == _plain(getattr(other, name)) for name in _CHOSEN)
 
 
 def _plain(value: Any) -> Any:

@@ -10,6 +10,7 @@ encoder's K-V instead of its last hidden states (`interface="kv"`) and spread po
 """
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -69,6 +70,7 @@ class Icae(nn.Module):
         dropout that is none.
         """
         config.check_fits(_positions(base))
+        config.check_ids(len(_table(base)))
         lora.check_scale(alpha, dropout)
         with files.using_peft() as peft:
             inner, decoder = _twins(base)
@@ -84,7 +86,7 @@ class Icae(nn.Module):
                 torch.manual_seed(seed)
                 try:
                     encoder = peft.get_peft_model(inner, settings)
-                except ValueError as error:
+                except (ValueError, re.error) as error:
                     raise InputError(f"LoRA cannot be put on this model: {error}") from None
         rows = _first_rows(decoder, config, seed)
         config = replace(config, base=config.base or _name(base), base_digest=reader_of(base).digest)
@@ -183,19 +185,20 @@ class Icae(nn.Module):
         """xxh3 of adapter, rows and configuration, by value: whose slots these are. The base's name does not count."""
         with files.using_peft() as peft:
             tensors = {**peft.get_peft_model_state_dict(self.encoder, save_embedding_layers=False), "rows": self.memory}
+        about = self._about()
+        if any(parameter.requires_grad for parameter in self.parameters()):
+            return _digest(about, tensors)  # not remembered: fused optimisers move weights without a new version
+        state = about, tuple((name, t.data_ptr(), t._version) for name, t in sorted(tensors.items()))
+        if self._digest is None or self._digest[0] != state:
+            self._digest = state, _digest(about, tensors)
+        return self._digest[1]
+
+    def _about(self) -> str:
+        """What makes slots, beside the tensors."""
         layers = [module for module in self.encoder.modules() if _is_lora(module)]
         scaling = [sorted(getattr(layer, "scaling", {}).items()) for layer in layers]
         off = any(getattr(layer, "disable_adapters", False) for layer in layers)
-        about = f"{replace(self.config, base='').to_json()}{scaling}{'off' * off}"
-        state = about, tuple((name, t.data_ptr(), t._version) for name, t in sorted(tensors.items()))
-        # Fused optimisers move weights without a new version: nothing is remembered of what may be trained.
-        if self._digest is None or self._digest[0] != state or self.memory.requires_grad:
-            made = xxhash.xxh3_128(about.encode())
-            for name, tensor in sorted(tensors.items()):
-                made.update(f"{name}{tuple(tensor.shape)}".encode())
-                made.update(tensor.detach().to(device="cpu", dtype=torch.float32).contiguous().numpy().data)
-            self._digest = state, made.hexdigest()
-        return self._digest[1]
+        return f"{replace(self.config, base='').to_json()}{scaling}{'off' if off else ''}"
 
     @cached_property
     def reader(self) -> Attachment:
@@ -357,6 +360,14 @@ def _joined(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
 def _in_order(spans_: Tensor) -> Tensor:
     """`[S, Hkv, k, D]` as `[Hkv, S*k, D]`."""
     return spans_.transpose(0, 1).flatten(1, 2)
+
+
+def _digest(about: str, tensors: dict[str, Tensor]) -> str:
+    made = xxhash.xxh3_128(about.encode())
+    for name, tensor in sorted(tensors.items()):
+        made.update(f"{name}{tuple(tensor.shape)}".encode())
+        made.update(tensor.detach().to(device="cpu", dtype=torch.float32).contiguous().numpy().data)
+    return made.hexdigest()
 
 
 def _table(base: nn.Module) -> Tensor:

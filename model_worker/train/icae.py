@@ -15,6 +15,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -271,8 +272,9 @@ def ship(out: Path, target: Path, model: str = "kvbank-small", limit: int = 100_
         half = {name: tensor.half() for name, tensor in load_file(source / files.ADAPTER).items()}
         save_file(half, staged / files.ADAPTER, metadata={"format": "pt"})
 
-    files.write(target, config, rows, adapter)
-    digest = Icae.from_pretrained(load_model(model)[0], target).digest  # another one, of rounded weights
+    with TemporaryDirectory() as trial:  # rounded weights have another digest
+        files.write(Path(trial), config, rows, adapter)
+        digest = Icae.from_pretrained(load_model(model)[0], trial).digest
     files.write(target, config, rows, adapter, digest=digest)
     log = thinned((out / LOG).read_text().splitlines(), limit)
     temporary = target / ".log.partial"

@@ -751,9 +751,10 @@ def test_weights_that_are_not_those_of_the_adapter_are_refused_and_the_base_stay
     whole = load_file(file)
     some = next(name for name in whole if "lora_A" in name)
     for wrong, match in (
-        ({name: t for name, t in whole.items() if name != some}, "lacks base_model"),
-        ({**whole, some.replace("layers.0", "layers.9"): whole[some].clone()}, "has, beyond what the model takes"),
-        ({**whole, "base_model.model.model.norm.weight": torch.zeros(32)}, "has, beyond what the model takes"),
+        ({name: t for name, t in whole.items() if name != some}, "it has nothing, the model takes"),
+        ({**whole, some.replace("layers.0", "layers.9"): whole[some].clone()}, "the model takes nothing"),
+        ({**whole, "base_model.model.model.norm.weight": torch.zeros(32)}, "the model takes nothing"),
+        ({**whole, some: whole[some][:1].clone()}, r"it has \(1, 32\), the model takes \("),
         ({**whole, some: whole[some].to(torch.int8)}, "is of torch.int8"),
         ({**whole, some: whole[some].flip(0).contiguous()}, "do not belong together"),
         ({name: t.half() for name, t in whole.items()}, "do not belong together"),
@@ -781,6 +782,11 @@ def test_weights_that_are_not_those_of_the_adapter_are_refused_and_the_base_stay
         ("lora_alpha", None),
         ("lora_alpha", 640.0),
         ("use_rslora", True),
+        ("target_modules", "((("),
+        ("target_modules", [["q_proj"]]),
+        ("layers_pattern", "layers"),
+        ("rank_pattern", None),
+        ("lora_alpha", 10**400),
     ],
 )
 def test_settings_that_would_make_other_slots_of_the_same_weights_are_refused(
@@ -790,9 +796,22 @@ def test_settings_that_would_make_other_slots_of_the_same_weights_are_refused(
     made(base).save_pretrained(tmp_path)
     file, digest = tmp_path / "adapter_config.json", reader_of(base).digest
     file.write_text(json.dumps(json.loads(file.read_text()) | {name: value}))
-    with pytest.raises(InputError, match=f"{name}|no LoRA|alpha is a number|do not belong together"):
+    with pytest.raises(InputError, match=f"{name}|no LoRA|alpha is a number|do not belong|damaged|does not fit"):
         Icae.from_pretrained(base, tmp_path)
     assert reader_of(base).digest == digest
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("init_lora_weights", "gaussian"), ("auto_mapping", {"base_model_class": "L"}), ("use_dora", None)],
+)
+def test_settings_that_do_not_touch_slots_are_taken(name: str, value: Any, tmp_path: Path) -> None:
+    base = build("llama_gqa")
+    icae = made(base)
+    icae.save_pretrained(tmp_path)
+    file = tmp_path / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {name: value}))
+    assert Icae.from_pretrained(base, tmp_path).digest == icae.digest
 
 
 def test_the_digest_follows_what_is_set_afterwards() -> None:
@@ -802,6 +821,10 @@ def test_the_digest_follows_what_is_set_afterwards() -> None:
     assert icae.digest != own
     icae.encoder.enable_adapter_layers()
     assert icae.digest == own
+    icae.memory.data.add_(1)  # as a fused optimiser does, without a new version
+    icae.requires_grad_(False)
+    assert icae.digest != own
+    own = icae.digest
     icae.config = replace(icae.config, positions="spread")
     assert icae.digest != own
 
