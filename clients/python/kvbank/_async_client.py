@@ -12,10 +12,11 @@ import grpc
 import grpc.aio
 import numpy.typing as npt
 
-from kvbank import _channel, _codec, _reading, _status
+from kvbank import _arguments, _channel, _codec, _reading, _status
 from kvbank import _models as m
 from kvbank._client import Client
 from kvbank._exceptions import BankNotFound, ClientClosed, ClientForked, ServiceError
+from kvbank._messages import build
 from kvbank._same_host import SameHost, Sharing
 from kvbank._write_stream import WriteStream
 from kvbank._writing import WriteSession
@@ -45,15 +46,15 @@ class AsyncClient:
 
         mapped: see `kvbank.connect`.
         """
-        self._address = address
+        self._address = _arguments.text("address", address)
         self._options = _channel.with_defaults(options)
-        self._timeout = timeout
-        self._stream_timeout = stream_timeout
+        self._timeout = _arguments.seconds("timeout", timeout)
+        self._stream_timeout = _arguments.seconds("stream_timeout", stream_timeout)
         self._on_close = on_close
         self._pid = os.getpid()
         self._closed = False
         self._bound = 0
-        self._sharing = Sharing(address, mapped)
+        self._sharing = Sharing(address, _arguments.flag("mapped", mapped))
         self._channel: Any = None
         self._stub: Any = None
         self._write_channel: Any = None
@@ -82,7 +83,7 @@ class AsyncClient:
         return _codec.server_info(await self._call("GetServerInfo", pb.GetServerInfoRequest(), timeout))
 
     async def stats(self, banks: Sequence[str] = (), *, timeout: float | None = None) -> m.Stats:
-        return _codec.stats(await self._call("GetStats", pb.GetStatsRequest(banks=banks), timeout))
+        return _codec.stats(await self._call("GetStats", build(pb.GetStatsRequest, banks=banks), timeout))
 
     # Banks
 
@@ -101,11 +102,12 @@ class AsyncClient:
         exist_ok: bool = False,
         timeout: float | None = None,
     ) -> m.Bank:
+        _arguments.flag("exist_ok", exist_ok)
         request = _codec.create_bank(name, kv, embedding, capacity, policy, metadata, quota, expiry, index)
         return _codec.created_bank(await self._call("CreateBank", request, timeout), exist_ok)
 
     async def get_bank(self, name: str, *, timeout: float | None = None) -> m.Bank:
-        return _codec.bank((await self._call("GetBank", pb.GetBankRequest(name=name), timeout)).bank)
+        return _codec.bank((await self._call("GetBank", build(pb.GetBankRequest, name=name), timeout)).bank)
 
     async def list_banks(self, *, timeout: float | None = None) -> AsyncIterator[m.Bank]:
         async for page in self._pages("ListBanks", pb.ListBanksRequest(), timeout):
@@ -128,8 +130,9 @@ class AsyncClient:
         return _codec.bank((await self._call("UpdateBank", request, timeout)).bank)
 
     async def delete_bank(self, name: str, missing_ok: bool = False, *, timeout: float | None = None) -> None:
+        _arguments.flag("missing_ok", missing_ok)
         try:
-            await self._call("DeleteBank", pb.DeleteBankRequest(name=name), timeout)
+            await self._call("DeleteBank", build(pb.DeleteBankRequest, name=name), timeout)
         except BankNotFound:
             if not missing_ok:
                 raise
@@ -156,7 +159,7 @@ class AsyncClient:
         bound = await self._unacknowledged_bound(timeout)
         path = await self._shared(timeout)
         session = WriteSession(bank, chunks, reader_digest, embedder_digest, bound, path)
-        attempts = _channel.Attempts(_channel.WRITE_ATTEMPTS, self._stream_timeout if timeout is None else timeout)
+        attempts = _channel.Attempts(_channel.WRITE_ATTEMPTS, self._deadline(timeout, self._stream_timeout))
         request_id = _channel.new_request_id()
         while not session.finished():
             attempts.progressed(session.waiting_since())
@@ -252,9 +255,7 @@ class AsyncClient:
         reader_digest: str,
         timeout: float | None = None,
     ) -> list[m.Chunk]:
-        request = _codec.build(
-            pb.FetchChunksRequest, bank=bank, chunk_ids=chunk_ids, layers=layers or (), reader_digest=reader_digest
-        )
+        request = _codec.fetch(bank, chunk_ids, layers, reader_digest)
         await self._shared(timeout)
         return await self._run(_reading.fetch(request, self._sharing), timeout, _channel.new_request_id())
 
@@ -263,7 +264,7 @@ class AsyncClient:
     async def get_chunk(
         self, bank: str, chunk_id: int, with_embedding: bool = False, *, timeout: float | None = None
     ) -> m.Chunk:
-        request = _codec.build(pb.GetChunkRequest, bank=bank, chunk_id=chunk_id, with_embedding=with_embedding)
+        request = build(pb.GetChunkRequest, bank=bank, chunk_id=chunk_id, with_embedding=with_embedding)
         return _codec.chunk((await self._call("GetChunk", request, timeout)).chunk)
 
     async def list_chunks(
@@ -282,27 +283,27 @@ class AsyncClient:
     async def update_chunk(
         self, bank: str, chunk_id: int, metadata: Mapping[str, str], *, timeout: float | None = None
     ) -> m.Chunk:
-        request = _codec.build(pb.UpdateChunkRequest, bank=bank, chunk_id=chunk_id, metadata=metadata)
+        request = build(pb.UpdateChunkRequest, bank=bank, chunk_id=chunk_id, metadata=metadata)
         return _codec.chunk((await self._call("UpdateChunk", request, timeout)).chunk)
 
     async def delete_chunks(self, bank: str, chunk_ids: Sequence[int], *, timeout: float | None = None) -> int:
-        request = _codec.build(pb.DeleteChunksRequest, bank=bank, chunk_ids=chunk_ids)
+        request = build(pb.DeleteChunksRequest, bank=bank, chunk_ids=chunk_ids)
         return int((await self._call("DeleteChunks", request, timeout)).deleted)
 
     async def pin_chunks(
         self, bank: str, chunk_ids: Sequence[int], pinned: bool = True, *, timeout: float | None = None
     ) -> int:
-        request = _codec.build(pb.PinChunksRequest, bank=bank, chunk_ids=chunk_ids, pinned=pinned)
+        request = build(pb.PinChunksRequest, bank=bank, chunk_ids=chunk_ids, pinned=pinned)
         return int((await self._call("PinChunks", request, timeout)).found)
 
     # Eviction
 
     async def explain_eviction(self, bank: str, need: int = 1, *, timeout: float | None = None) -> m.EvictionPlan:
-        request = _codec.build(pb.ExplainEvictionRequest, bank=bank, need=need)
+        request = build(pb.ExplainEvictionRequest, bank=bank, need=need)
         return _codec.eviction_plan(await self._call("ExplainEviction", request, timeout))
 
     async def list_evictions(self, bank: str, *, timeout: float | None = None) -> AsyncIterator[m.Eviction]:
-        async for page in self._pages("ListEvictions", pb.ListEvictionsRequest(bank=bank), timeout):
+        async for page in self._pages("ListEvictions", build(pb.ListEvictionsRequest, bank=bank), timeout):
             for message in page.evictions:
                 yield _codec.eviction(message)
 
@@ -313,7 +314,7 @@ class AsyncClient:
         with self._translated(request_id):
             return await getattr(self._stub, method)(
                 request,
-                timeout=self._timeout if timeout is None else timeout,
+                timeout=self._deadline(timeout, self._timeout),
                 metadata=_channel.metadata(request_id),
             )
 
@@ -345,7 +346,7 @@ class AsyncClient:
 
     async def _read(self, call: _reading.Call, timeout: float | None, request_id: str) -> _reading.Answer:
         """Make a call and read its answer to the end; when it breaks, from its start again."""
-        attempts = _channel.Attempts(_channel.READ_ATTEMPTS, self._stream_timeout if timeout is None else timeout)
+        attempts = _channel.Attempts(_channel.READ_ATTEMPTS, self._deadline(timeout, self._stream_timeout))
         while True:
             try:
                 return await self._read_once(call, attempts.remaining(), request_id)
@@ -367,6 +368,10 @@ class AsyncClient:
                     stream.cancel()
             answer.finish()
         return answer
+
+    @staticmethod
+    def _deadline(timeout: float | None, default: float) -> float:
+        return default if timeout is None else _arguments.seconds("timeout", timeout)
 
     def _check(self) -> None:
         if self._pid != os.getpid():

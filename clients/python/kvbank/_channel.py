@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from kvbank import _frames
+from kvbank._arguments import each, expected, int32, text
 from kvbank._exceptions import DeadlineExceeded, InvalidArgument, ServiceError
 from kvbank.v1 import service_pb2, service_pb2_grpc
 
@@ -89,7 +90,17 @@ def stub(channel: Any) -> Any:
 
 def with_defaults(options: Sequence[tuple[str, Any]]) -> list[tuple[str, Any]]:
     """Our channel arguments, and over them the caller's; gRPC itself would take the first of two."""
-    return list(dict((*OPTIONS, *options)).items())
+    return list(dict((*OPTIONS, *each("options", options, _option))).items())
+
+
+def _option(field: str, option: Any) -> tuple[str, str | int | bytes]:
+    what = "pairs of a string and a string, bytes or a whole number of 32 bits"
+    if not isinstance(option, tuple | list) or len(option) != 2:
+        raise expected(field, what, option)
+    name, value = option
+    if isinstance(value, bytes):
+        return text(field, name), value
+    return text(field, name), text(field, value) if isinstance(value, str) else int32(field, value)
 
 
 REQUEST_ID = "x-request-id"
@@ -116,28 +127,48 @@ def parse_target(target: str | os.PathLike[str]) -> str | Path:
     with a path separator, "." or "..", or the name of an existing folder is a folder; "host:port" is an address.
     """
     if isinstance(target, os.PathLike):
-        return _folder(Path(target))
+        return _folder(Path(os.fsdecode(target)))
+    if not isinstance(target, str):
+        raise expected("target", "host:port, unix:PATH or a folder such as ./memory", target)
     if "://" in target and not target.startswith(_SCHEMES):
         raise _bad_target(target, "no URL: kvbank speaks gRPC")
     if target.startswith(_SCHEMES):
         if target in _SCHEMES:
             raise _bad_target(target, "nothing follows the scheme")
-        return target
-    if "/" in target or os.sep in target or target in (".", "..") or (target and Path(target).is_dir()):
+        return _address(target)
+    if "/" in target or os.sep in target or target in (".", "..") or (target and _is_folder(Path(target))):
         return _folder(Path(target))
     match = _HOST_PORT.fullmatch(target)
     if match is None:
         raise _bad_target(target, "it has no port" if re.fullmatch(r"[\w.-]+", target) else "it is none of these")
     if not 0 < int(match["port"]) < 65536:
         raise _bad_target(target, "ports are 1 to 65535")
+    return _address(target)
+
+
+def _address(target: str) -> str:
+    text("target", target)
+    if "\0" in target:
+        raise _bad_target(target, "it has a NUL character")
     return target
 
 
 def _folder(path: Path) -> Path:
-    path = path.expanduser()
-    if path.exists() and not path.is_dir():
+    try:
+        path = path.expanduser()
+        is_file = path.exists() and not path.is_dir()
+    except (OSError, RuntimeError, ValueError) as error:  # too long; no such user; with a NUL character
+        raise _bad_target(str(path), str(error)) from None
+    if is_file:
         raise _bad_target(str(path), "it is a file")
     return path
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:  # too long for a name
+        return False
 
 
 def _bad_target(target: str, why: str) -> InvalidArgument:

@@ -12,9 +12,10 @@ import grpc
 import numpy.typing as npt
 from grpc.experimental import ChannelOptions
 
-from kvbank import _channel, _codec, _reading, _status
+from kvbank import _arguments, _channel, _codec, _reading, _status
 from kvbank import _models as m
 from kvbank._exceptions import BankNotFound, ClientClosed, ClientForked, ServiceError
+from kvbank._messages import build
 from kvbank._same_host import SameHost, Sharing
 from kvbank._write_stream import WriteStream
 from kvbank._writing import WriteSession
@@ -47,13 +48,14 @@ class Client:
 
         mapped: see `kvbank.connect`.
         """
-        self._timeout = timeout
-        self._stream_timeout = stream_timeout
+        _arguments.text("address", address)
+        self._timeout = _arguments.seconds("timeout", timeout)
+        self._stream_timeout = _arguments.seconds("stream_timeout", stream_timeout)
         self._on_close = on_close
         self._pid = os.getpid()
         self._closed = threading.Event()
         self._bound = 0
-        self._sharing = Sharing(address, mapped)
+        self._sharing = Sharing(address, _arguments.flag("mapped", mapped))
         # The calling thread reads an answer itself; by default two more would hand it each frame.
         own = ((ChannelOptions.SingleThreadedUnaryStream, 1),)
         self._channel = grpc.insecure_channel(address, options=[*_channel.with_defaults(options), *own])
@@ -81,7 +83,7 @@ class Client:
 
     def stats(self, banks: Sequence[str] = (), *, timeout: float | None = None) -> m.Stats:
         """What the service has done since it started, and the state of its banks (of `banks`, or all)."""
-        return _codec.stats(self._call("GetStats", pb.GetStatsRequest(banks=banks), timeout))
+        return _codec.stats(self._call("GetStats", build(pb.GetStatsRequest, banks=banks), timeout))
 
     # Banks
 
@@ -107,12 +109,13 @@ class Client:
         exist_ok: return an existing bank of the same specs as it is, whatever its capacity, policy and metadata.
         AlreadyExists for a bank of this name otherwise.
         """
+        _arguments.flag("exist_ok", exist_ok)
         request = _codec.create_bank(name, kv, embedding, capacity, policy, metadata, quota, expiry, index)
         return _codec.created_bank(self._call("CreateBank", request, timeout), exist_ok)
 
     def get_bank(self, name: str, *, timeout: float | None = None) -> m.Bank:
         """The bank with its usage; BankNotFound."""
-        return _codec.bank(self._call("GetBank", pb.GetBankRequest(name=name), timeout).bank)
+        return _codec.bank(self._call("GetBank", build(pb.GetBankRequest, name=name), timeout).bank)
 
     def list_banks(self, *, timeout: float | None = None) -> Iterator[m.Bank]:
         """All banks, by name; fetched a page at a time, with `timeout` for each."""
@@ -140,8 +143,9 @@ class Client:
 
     def delete_bank(self, name: str, missing_ok: bool = False, *, timeout: float | None = None) -> None:
         """Delete a bank and all its chunks; BankNotFound unless `missing_ok`."""
+        _arguments.flag("missing_ok", missing_ok)
         try:
-            self._call("DeleteBank", pb.DeleteBankRequest(name=name), timeout)
+            self._call("DeleteBank", build(pb.DeleteBankRequest, name=name), timeout)
         except BankNotFound:
             if not missing_ok:
                 raise
@@ -177,7 +181,7 @@ class Client:
         bound = self._unacknowledged_bound(timeout)
         path = self._shared(timeout)
         session = WriteSession(bank, chunks, reader_digest, embedder_digest, bound, path)
-        attempts = _channel.Attempts(_channel.WRITE_ATTEMPTS, self._stream_timeout if timeout is None else timeout)
+        attempts = _channel.Attempts(_channel.WRITE_ATTEMPTS, self._deadline(timeout, self._stream_timeout))
         request_id = _channel.new_request_id()
         while not session.finished():
             attempts.progressed(session.waiting_since())
@@ -286,9 +290,7 @@ class Client:
         timeout: float | None = None,
     ) -> list[m.Chunk]:
         """Chunks by id, in the order asked for, with their tensors (of `layers`, or all); ChunkNotFound, DataLoss."""
-        request = _codec.build(
-            pb.FetchChunksRequest, bank=bank, chunk_ids=chunk_ids, layers=layers or (), reader_digest=reader_digest
-        )
+        request = _codec.fetch(bank, chunk_ids, layers, reader_digest)
         self._shared(timeout)
         return self._run(_reading.fetch(request, self._sharing), timeout, _channel.new_request_id())
 
@@ -298,7 +300,7 @@ class Client:
         self, bank: str, chunk_id: int, with_embedding: bool = False, *, timeout: float | None = None
     ) -> m.Chunk:
         """One chunk without its tensors; ChunkNotFound."""
-        request = _codec.build(pb.GetChunkRequest, bank=bank, chunk_id=chunk_id, with_embedding=with_embedding)
+        request = build(pb.GetChunkRequest, bank=bank, chunk_id=chunk_id, with_embedding=with_embedding)
         return _codec.chunk(self._call("GetChunk", request, timeout).chunk)
 
     def list_chunks(
@@ -321,19 +323,19 @@ class Client:
         self, bank: str, chunk_id: int, metadata: Mapping[str, str], *, timeout: float | None = None
     ) -> m.Chunk:
         """Replace a chunk's metadata; ChunkNotFound."""
-        request = _codec.build(pb.UpdateChunkRequest, bank=bank, chunk_id=chunk_id, metadata=metadata)
+        request = build(pb.UpdateChunkRequest, bank=bank, chunk_id=chunk_id, metadata=metadata)
         return _codec.chunk(self._call("UpdateChunk", request, timeout).chunk)
 
     def delete_chunks(self, bank: str, chunk_ids: Sequence[int], *, timeout: float | None = None) -> int:
         """Delete chunks by id; how many of them existed."""
-        request = _codec.build(pb.DeleteChunksRequest, bank=bank, chunk_ids=chunk_ids)
+        request = build(pb.DeleteChunksRequest, bank=bank, chunk_ids=chunk_ids)
         return int(self._call("DeleteChunks", request, timeout).deleted)
 
     def pin_chunks(
         self, bank: str, chunk_ids: Sequence[int], pinned: bool = True, *, timeout: float | None = None
     ) -> int:
         """Protect chunks from eviction, or with `pinned=False` no longer; how many of them exist."""
-        request = _codec.build(pb.PinChunksRequest, bank=bank, chunk_ids=chunk_ids, pinned=pinned)
+        request = build(pb.PinChunksRequest, bank=bank, chunk_ids=chunk_ids, pinned=pinned)
         return int(self._call("PinChunks", request, timeout).found)
 
     # Eviction
@@ -341,12 +343,12 @@ class Client:
     def explain_eviction(self, bank: str, need: int = 1, *, timeout: float | None = None) -> m.EvictionPlan:
         """What would go next, in order, to make room for `need` of the capacity's unit; empty when it fits, and when
         nothing can go, which its `explanation` says."""
-        request = _codec.build(pb.ExplainEvictionRequest, bank=bank, need=need)
+        request = build(pb.ExplainEvictionRequest, bank=bank, need=need)
         return _codec.eviction_plan(self._call("ExplainEviction", request, timeout))
 
     def list_evictions(self, bank: str, *, timeout: float | None = None) -> Iterator[m.Eviction]:
         """What went, newest first, from a bounded log; fetched a page at a time, with `timeout` for each."""
-        for page in self._pages("ListEvictions", pb.ListEvictionsRequest(bank=bank), timeout):
+        for page in self._pages("ListEvictions", build(pb.ListEvictionsRequest, bank=bank), timeout):
             yield from map(_codec.eviction, page.evictions)
 
     # How a request travels
@@ -356,7 +358,7 @@ class Client:
         with self._translated(request_id):
             return getattr(self._stub, method)(
                 request,
-                timeout=self._timeout if timeout is None else timeout,
+                timeout=self._deadline(timeout, self._timeout),
                 metadata=_channel.metadata(request_id),
             )
 
@@ -383,7 +385,7 @@ class Client:
 
     def _read(self, call: _reading.Call, timeout: float | None, request_id: str) -> _reading.Answer:
         """Make a call and read its answer to the end; when it breaks, from its start again."""
-        attempts = _channel.Attempts(_channel.READ_ATTEMPTS, self._stream_timeout if timeout is None else timeout)
+        attempts = _channel.Attempts(_channel.READ_ATTEMPTS, self._deadline(timeout, self._stream_timeout))
         while True:
             try:
                 return self._read_once(call, attempts.remaining(), request_id)
@@ -406,6 +408,10 @@ class Client:
                     stream.cancel()
             answer.finish()
         return answer
+
+    @staticmethod
+    def _deadline(timeout: float | None, default: float) -> float:
+        return default if timeout is None else _arguments.seconds("timeout", timeout)
 
     def _check(self) -> None:
         if self._pid != os.getpid():

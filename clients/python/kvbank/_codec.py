@@ -1,11 +1,10 @@
 """Requests from models and models from answers. Pure: both transports call these, and neither builds a message."""
 
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
 from types import EllipsisType
-from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -15,10 +14,11 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from kvbank import _models as m
 from kvbank import _tensors
-from kvbank._exceptions import AlreadyExists, InvalidArgument
+from kvbank._arguments import choice, each, expected, flag, instance, int32, invalid, mapping, text
+from kvbank._arrays import Array
+from kvbank._exceptions import AlreadyExists
+from kvbank._messages import build
 from kvbank.v1 import bank_pb2, chunk_pb2, service_pb2
-
-T = TypeVar("T")
 
 _DTYPES: dict[str, bank_pb2.DataType] = {
     "bf16": bank_pb2.DATA_TYPE_BF16,
@@ -61,11 +61,12 @@ def create_bank(
     expiry: m.Expiry | None,
     index: str,
 ) -> service_pb2.CreateBankRequest:
-    bank = bank_pb2.Bank(
+    bank = build(
+        bank_pb2.Bank,
         name=name,
         embedding=_embedding_spec(embedding),
         metadata=metadata,
-        index=_number(_INDEXES, index, "index"),
+        index=choice("index", index, _INDEXES),
     )
     if kv is not None:
         bank.kv.CopyFrom(_kv_spec(kv))
@@ -89,7 +90,7 @@ def update_bank(
     expiry: m.Expiry | EllipsisType | None,
     index: str | None,
 ) -> service_pb2.UpdateBankRequest:
-    request = service_pb2.UpdateBankRequest(bank=bank_pb2.Bank(name=name))
+    request = service_pb2.UpdateBankRequest(bank=build(bank_pb2.Bank, name=name))
     if not isinstance(capacity, EllipsisType):
         request.update_mask.paths.append("capacity")
         if capacity is not None:
@@ -99,7 +100,7 @@ def update_bank(
         request.bank.policy.CopyFrom(_policy(policy))
     if metadata is not None:
         request.update_mask.paths.append("metadata")
-        request.bank.metadata.update(metadata)
+        request.bank.MergeFrom(build(bank_pb2.Bank, metadata=metadata))
     if not isinstance(quota, EllipsisType):
         request.update_mask.paths.append("quota")
         if quota is not None:
@@ -110,7 +111,7 @@ def update_bank(
             request.bank.expiry.CopyFrom(_expiry(expiry))
     if index is not None:
         request.update_mask.paths.append("index")
-        request.bank.index = _number(_INDEXES, index, "index")
+        request.bank.index = choice("index", index, _INDEXES)
     return request
 
 
@@ -143,6 +144,7 @@ def created_bank(answer: service_pb2.CreateBankResponse, exist_ok: bool) -> m.Ba
 
 
 def _kv_spec(kv: m.KVSpec) -> bank_pb2.KvSpec:
+    instance("kv", kv, m.KVSpec)
     return build(
         bank_pb2.KvSpec,
         reader_digest=kv.reader_digest,
@@ -150,7 +152,7 @@ def _kv_spec(kv: m.KVSpec) -> bank_pb2.KvSpec:
         layers=kv.layers,
         kv_heads=kv.kv_heads,
         head_dim=kv.head_dim,
-        dtype=_number(_DTYPES, kv.dtype, "dtype"),
+        dtype=choice("dtype", kv.dtype, _DTYPES),
         hidden_size=kv.hidden_size,
     )
 
@@ -168,15 +170,17 @@ def _read_kv_spec(message: bank_pb2.KvSpec) -> m.KVSpec:
 
 
 def _embedding_spec(embedding: m.EmbeddingSpec) -> bank_pb2.EmbeddingSpec:
+    instance("embedding", embedding, m.EmbeddingSpec)
     return build(
         bank_pb2.EmbeddingSpec,
         embedder_digest=embedding.embedder_digest,
         dimension=embedding.dimension,
-        metric=_number(_METRICS, embedding.metric, "metric"),
+        metric=choice("metric", embedding.metric, _METRICS),
     )
 
 
 def _capacity(capacity: m.Capacity) -> bank_pb2.Capacity:
+    instance("capacity", capacity, m.Capacity)
     return build(bank_pb2.Capacity, chunks=capacity.chunks, tokens=capacity.tokens, bytes=capacity.bytes)
 
 
@@ -186,8 +190,11 @@ def _read_capacity(message: bank_pb2.Capacity) -> m.Capacity | None:
 
 
 def _policy(policy: m.Policy) -> bank_pb2.EvictionPolicy:
-    figures = {name: getattr(policy, name) for name in _FIGURES.get(policy.kind, ())}
-    return build(bank_pb2.EvictionPolicy, kind=_number(_POLICIES, policy.kind, "policy"), **figures)
+    instance("policy", policy, m.Policy)
+    kind = choice("policy", policy.kind, _POLICIES)
+    return build(
+        bank_pb2.EvictionPolicy, kind=kind, **{name: getattr(policy, name) for name in _FIGURES.get(policy.kind, ())}
+    )
 
 
 def _read_policy(message: bank_pb2.EvictionPolicy) -> m.Policy:
@@ -196,7 +203,9 @@ def _read_policy(message: bank_pb2.EvictionPolicy) -> m.Policy:
 
 
 def _quota(quota: m.Quota) -> bank_pb2.Quota:
-    return build(bank_pb2.Quota, chunks=quota.chunks, tokens=quota.tokens, bytes=quota.bytes)
+    instance("quota", quota, m.Quota)
+    bounds = {name: getattr(quota, name) for name in m.Quota.__slots__}
+    return build(bank_pb2.Quota, **{name: bound for name, bound in bounds.items() if bound is not None})
 
 
 def _read_quota(message: bank_pb2.Quota) -> m.Quota | None:
@@ -205,9 +214,13 @@ def _read_quota(message: bank_pb2.Quota) -> m.Quota | None:
 
 
 def _expiry(expiry: m.Expiry) -> bank_pb2.Expiry:
-    message = bank_pb2.Expiry(renew=expiry.renew)
+    instance("expiry", expiry, m.Expiry)
+    message = build(bank_pb2.Expiry, renew=expiry.renew)
     if expiry.ttl is not None:
-        message.ttl.FromTimedelta(expiry.ttl)
+        try:
+            message.ttl.FromTimedelta(expiry.ttl)
+        except (ValueError, OverflowError):
+            raise invalid("expiry", "expected a ttl of at most 1000 years") from None
     return message
 
 
@@ -226,29 +239,30 @@ def header(
     bank: str, chunk: m.NewChunk, reader_digest: str, embedder_digest: str
 ) -> tuple[service_pb2.ChunkHeader, list[memoryview]]:
     """The header frame of a chunk and the bytes that follow it."""
-    described = [_tensors.describe(name, array) for name, array in (chunk.tensors or {}).items()]
-    stored = _stored_length(chunk)
+    instance("chunk", chunk, m.NewChunk)
+    described = [_tensors.describe(text("tensors", name), array) for name, array in (chunk.tensors or {}).items()]
+    descriptors = [descriptor for descriptor, _ in described]
+    stored, token_ids = _stored_length(descriptors), each("token_ids", chunk.token_ids, int32)
     message = build(
         chunk_pb2.Chunk,
         idempotency_key=chunk.idempotency_key,
         start=chunk.start,
-        original_length=_original_length(chunk, stored),
+        original_length=(len(token_ids) or stored) if chunk.original_length is None else chunk.original_length,
         stored_length=stored,
-        token_ids=np.asarray(chunk.token_ids).tolist(),
+        token_ids=token_ids,
         text=chunk.text,
         metadata=chunk.metadata,
-        embedding=_tensors.as_embedding(chunk.embedding, ndim=1).tobytes(),
+        embedding=_tensors.as_embedding("embedding", chunk.embedding, ndim=1).tobytes(),
         pinned=chunk.pinned,
         expiry=None if chunk.expiry is None else _expiry(chunk.expiry),
     )
     if chunk.kind is not None:
         message.payload.kind = _KINDS[chunk.kind]
-        message.payload.tensors.extend(descriptor for descriptor, _ in described)
+        message.payload.tensors.extend(descriptors)
     if chunk.producer is not None:
         message.payload.producer.CopyFrom(_producer(chunk.producer))
-    head = service_pb2.ChunkHeader(
-        bank=bank, reader_digest=reader_digest, embedder_digest=embedder_digest, chunk=message
-    )
+    digests = {"reader_digest": reader_digest, "embedder_digest": embedder_digest}
+    head = build(service_pb2.ChunkHeader, bank=bank, chunk=message, **digests)
     return head, [view for _, view in described]
 
 
@@ -256,7 +270,7 @@ def write_result(message: service_pb2.WriteChunksResponse) -> m.WriteResult:
     return m.WriteResult(message.chunk_id, message.replayed, message.gone, tuple(message.evicted_chunk_ids))
 
 
-def chunk(message: chunk_pb2.Chunk, tensors: dict[str, m.Array] | None = None) -> m.Chunk:
+def chunk(message: chunk_pb2.Chunk, tensors: dict[str, Array] | None = None) -> m.Chunk:
     payload = message.payload
     return m.Chunk(
         chunk_id=message.chunk_id,
@@ -283,22 +297,19 @@ def chunk(message: chunk_pb2.Chunk, tensors: dict[str, m.Array] | None = None) -
     )
 
 
-def _stored_length(chunk: m.NewChunk) -> int:
+def _stored_length(tensors: Sequence[chunk_pb2.TensorDescriptor]) -> int:
     """Soft tokens, or the most tokens that a layer keeps: m of `k.<layer>` [Hkv, m, D]."""
-    if chunk.tensors and "soft" in chunk.tensors:
-        return len(chunk.tensors["soft"]) if chunk.tensors["soft"].ndim else 0
-    tensors = (chunk.tensors or {}).items()
-    return max((array.shape[1] for name, array in tensors if name.startswith("k.") and array.ndim == 3), default=0)
-
-
-def _original_length(chunk: m.NewChunk, stored: int) -> int:
-    if chunk.original_length is not None:
-        return chunk.original_length
-    return len(chunk.token_ids) or stored
+    for tensor in tensors:
+        if tensor.name == "soft":
+            return tensor.shape[0] if tensor.shape else 0
+    keys = (tensor.shape for tensor in tensors if tensor.name.startswith("k."))
+    return max((shape[1] for shape in keys if len(shape) == 3), default=0)
 
 
 def _producer(producer: m.Producer) -> chunk_pb2.Producer:
-    return chunk_pb2.Producer(
+    instance("producer", producer, m.Producer)
+    return build(
+        chunk_pb2.Producer,
         method=producer.method,
         version=producer.version,
         context=producer.context,
@@ -320,24 +331,47 @@ def _tensor_info(message: chunk_pb2.TensorDescriptor) -> m.TensorInfo:
 
 
 def list_chunks(bank: str, with_embedding: bool, filter: m.Filter | None) -> service_pb2.ListChunksRequest:
-    request = service_pb2.ListChunksRequest(bank=bank, with_embedding=with_embedding)
-    if filter is not None:
-        request.filter.CopyFrom(_filter(filter))
-    return request
+    made = None if filter is None else _filter(filter)
+    return build(service_pb2.ListChunksRequest, bank=bank, with_embedding=with_embedding, filter=made)
 
 
 def _filter(filter: m.Filter) -> service_pb2.Filter:
+    instance("filter", filter, m.Filter)
     start = {"start_from": filter.start_from, "start_before": filter.start_before}
     message = build(service_pb2.Filter, **start, pinned=filter.pinned)
-    if filter.created_from is not None:
-        message.created_from.FromDatetime(filter.created_from)
-    if filter.created_before is not None:
-        message.created_before.FromDatetime(filter.created_before)
+    for name in ("created_from", "created_before"):
+        if (time := getattr(filter, name)) is not None:
+            try:
+                getattr(message, name).FromDatetime(time)
+            except OverflowError:  # its time zone takes it out of the calendar
+                raise expected(name, "a time from year 1 to 9999 in UTC", time) from None
     for conditions, negate in ((filter.metadata, False), (filter.exclude, True)):
         for key, wanted in conditions.items():
             values = [wanted] if isinstance(wanted, str) else () if isinstance(wanted, EllipsisType) else wanted
-            message.metadata.add(key=key, values=values, negate=negate)
+            message.metadata.append(build(service_pb2.MetadataCondition, key=key, values=values, negate=negate))
     return message
+
+
+def fetch(
+    bank: str, chunk_ids: Sequence[int], layers: Sequence[int] | None, reader_digest: str
+) -> service_pb2.FetchChunksRequest:
+    return build(
+        service_pb2.FetchChunksRequest,
+        bank=bank,
+        chunk_ids=chunk_ids,
+        layers=_layers(layers),
+        reader_digest=reader_digest,
+    )
+
+
+def _layers(layers: Sequence[int] | None) -> Sequence[int]:
+    """On the wire none stands for all."""
+    if layers is None:
+        return ()
+    wanted = each("layers", layers, int32)
+    if not wanted:
+        raise invalid("layers", "expected some layers, got none; leave them out for all")
+    return wanted
 
 
 def retrieve(
@@ -355,9 +389,9 @@ def retrieve(
     filter: m.Filter | None,
 ) -> service_pb2.RetrieveRequest:
     """The request, with an id that a retry keeps, so that it counts once."""
-    if top_k == 0:
-        raise _invalid("top_k", "must be at least 1")
-    vectors = _tensors.as_embedding(queries, ndim=2)
+    if int32("top_k", top_k) == 0:
+        raise invalid("top_k", "must be at least 1")
+    vectors = _tensors.as_embedding("queries", queries, ndim=2)
     message = build(
         service_pb2.RetrieveRequest,
         banks=[banks] if isinstance(banks, str) else banks,
@@ -367,35 +401,20 @@ def retrieve(
         dimension=vectors.shape[1],
         top_k=top_k,
         min_score=min_score,
-        layers=layers or (),
-        omit_payload=not payload,
-        skip_count=not count,
+        layers=_layers(layers),
+        omit_payload=not flag("payload", payload),
+        skip_count=not flag("count", count),
         request_id=uuid.uuid4().bytes,
+        filter=None if filter is None else _filter(filter),
     )
-    if filter is not None:
-        message.filter.CopyFrom(_filter(filter))
     if held is not None:
-        message.store_id = held.store_id
-        for chunk_id, checksum in held.checksums.items():
-            build(message.held.add, chunk_id=chunk_id, checksum=checksum)
+        message.store_id = text("store_id", instance("held", held, m.Held).store_id)
+        checksums = mapping("checksums", held.checksums).items()
+        message.held.extend(build(service_pb2.HeldChunk, chunk_id=id, checksum=checksum) for id, checksum in checksums)
     return message
 
 
 # The rest
-
-
-def build(make: Callable[..., T], **fields: Any) -> T:
-    """A message of these fields; InvalidArgument with the name of one that does not fit, such as a number beyond
-    int32."""
-    try:
-        return make(**fields)
-    except ValueError:
-        for name, value in fields.items():
-            try:
-                make(**{name: value})
-            except ValueError as error:
-                raise _invalid(name, str(error)) from None
-        raise
 
 
 def server_info(message: service_pb2.GetServerInfoResponse) -> m.ServerInfo:
@@ -444,17 +463,6 @@ def _index_stats(message: service_pb2.IndexStats) -> m.IndexStats:
 
 def _time(message: Timestamp) -> datetime:
     return message.ToDatetime(tzinfo=UTC)
-
-
-def _number(numbers: Mapping[str, T], name: str, what: str) -> T:
-    try:
-        return numbers[name]
-    except KeyError:
-        raise _invalid(what, f"{name!r} is unknown; known: {', '.join(numbers)}") from None
-
-
-def _invalid(field: str, text: str) -> InvalidArgument:
-    return InvalidArgument(f"{field}: {text}", reason="INVALID_FIELD", metadata={"field": field})
 
 
 @lru_cache(256)

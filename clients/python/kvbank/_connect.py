@@ -9,12 +9,14 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from kvbank import _channel
 from kvbank._async_client import AsyncClient
 from kvbank._client import Client
 from kvbank._exceptions import InvalidArgument, MissingExtra, Unavailable
+
+T = TypeVar("T")
 
 # sockaddr_un of Linux has 108 bytes, that of others 104, with the NUL at the end.
 LONGEST_SOCKET_PATH = 103
@@ -38,16 +40,25 @@ def connect(target: str | os.PathLike[str], *, timeout: float = _channel.DEFAULT
     user can reach, until the client is closed; that needs `pip install 'kvbank[server]'` (MissingExtra). Unavailable
     when another process has the folder.
     """
-    address, stop = _open(target)
-    return Client(address, timeout=timeout, on_close=stop, **options)
+    return _opened(Client, target, timeout=timeout, **options)
 
 
 def connect_async(
     target: str | os.PathLike[str], *, timeout: float = _channel.DEFAULT_TIMEOUT, **options: Any
 ) -> AsyncClient:
     """As `connect`, for asyncio. Not a coroutine: opening a folder blocks until its service has started."""
+    return _opened(AsyncClient, target, timeout=timeout, **options)
+
+
+def _opened(kind: Callable[..., T], target: str | os.PathLike[str], **options: Any) -> T:
+    """A client; where its options are refused, what was started for it is stopped again."""
     address, stop = _open(target)
-    return AsyncClient(address, timeout=timeout, on_close=stop, **options)
+    try:
+        return kind(address, on_close=stop, **options)
+    except BaseException:
+        if stop is not None:
+            stop()
+        raise
 
 
 def _open(target: str | os.PathLike[str]) -> tuple[str, Callable[[], None] | None]:

@@ -13,9 +13,10 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from kvbank._arguments import each, flag, instance, int32, integer, items, mapping
+from kvbank._arrays import Array
 from kvbank._exceptions import InvalidArgument
 
-Array = npt.NDArray[Any]
 IndexKind = Literal["auto", "exact", "ivf"]
 PayloadKind = Literal["layer_kv", "soft_tokens"]
 
@@ -40,7 +41,7 @@ class KVSpec:
     hidden_size: int = 0
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "layers", tuple(self.layers))
+        object.__setattr__(self, "layers", tuple(each("layers", self.layers, int32)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +95,8 @@ class Quota:
     bytes: int | None = None
 
     def __post_init__(self) -> None:
-        bounds = [bound for bound in (self.chunks, self.tokens, self.bytes) if bound is not None]
+        given = {name: getattr(self, name) for name in Quota.__slots__}
+        bounds = [integer(name, bound) for name, bound in given.items() if bound is not None]
         if not bounds or min(bounds) < 1:
             raise _nonsense("quota", "bounds at least one of chunks, tokens, bytes, each by 1 or more")
 
@@ -110,9 +112,10 @@ class Expiry:
     renew: bool = False
 
     def __post_init__(self) -> None:
-        if self.ttl is None and self.renew:
+        renew = flag("renew", self.renew)
+        if self.ttl is None and renew:
             raise _nonsense("expiry", "has no ttl to renew")
-        if self.ttl is not None and self.ttl <= timedelta(0):
+        if self.ttl is not None and instance("ttl", self.ttl, timedelta) <= timedelta(0):
             raise _nonsense("expiry", "needs a ttl longer than nothing; Expiry(None) is never")
 
 
@@ -197,6 +200,11 @@ class NewChunk:
     expiry: Expiry | None = field(default=None, kw_only=True)
     idempotency_key: bytes = field(default_factory=lambda: uuid.uuid4().bytes, kw_only=True)
 
+    def __post_init__(self) -> None:
+        if self.tensors is not None:
+            mapping("tensors", self.tensors)
+        mapping("metadata", self.metadata)
+
     @property
     def kind(self) -> PayloadKind | None:
         """What the tensors are; None without any."""
@@ -270,13 +278,17 @@ class Filter:
     pinned: bool | None = None
 
     def __post_init__(self) -> None:
-        for conditions in (self.metadata, self.exclude):
-            for key, wanted in conditions.items():
+        for name, conditions in (("metadata", self.metadata), ("exclude", self.exclude)):
+            for key, wanted in mapping(name, conditions).items():
                 if not _is_condition(wanted):
                     raise _nonsense("filter", f"takes a string, some strings or ... for {key!r}, not {wanted!r}")
-        for bound in (self.created_from, self.created_before):
-            if bound is not None and bound.tzinfo is None:
+        for name in ("created_from", "created_before"):
+            time = getattr(self, name)
+            if time is not None and instance(name, time, datetime).utcoffset() is None:
                 raise _nonsense("filter", "needs times with a time zone, such as datetime.now(UTC)")
+        for name in ("start_from", "start_before"):
+            if (place := getattr(self, name)) is not None:
+                integer(name, place)
         if _is_empty(self.created_from, self.created_before) or _is_empty(self.start_from, self.start_before):
             raise _nonsense("filter", "has a range that ends before it begins")
 
@@ -284,7 +296,7 @@ class Filter:
 def _is_condition(wanted: Any) -> bool:
     if isinstance(wanted, str | EllipsisType):
         return True
-    return isinstance(wanted, Collection) and bool(wanted) and all(isinstance(value, str) for value in wanted)
+    return isinstance(wanted, Collection) and len(wanted) > 0 and all(isinstance(value, str) for value in wanted)
 
 
 def _is_empty(first: Any, before: Any) -> bool:
@@ -358,7 +370,7 @@ class EvictionPlan(list[Eviction]):
     nothing has to."""
 
     def __init__(self, victims: Iterable[Eviction] = (), explanation: str = "") -> None:
-        super().__init__(victims)
+        super().__init__(items("victims", victims))
         self.explanation = explanation
 
 

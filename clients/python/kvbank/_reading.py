@@ -11,6 +11,7 @@ from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar
 
 from kvbank import _codec, _tensors
 from kvbank import _models as m
+from kvbank._arrays import Array
 from kvbank._exceptions import ChunkNotFound, DataLoss, FailedPrecondition, Internal, ServiceError
 from kvbank._same_host import SameHost, Sharing
 from kvbank.v1 import chunk_pb2, service_pb2
@@ -29,7 +30,7 @@ class Answer:
         self.files: Sequence[str] = ()
         self._payloads = _tensors.PayloadReader(())
         # By chunk id, verified.
-        self.tensors: dict[int, dict[str, m.Array]] = {}
+        self.tensors: dict[int, dict[str, Array]] = {}
 
     def feed(self, frame: Any) -> None:
         """Take the next frame; DataLoss."""

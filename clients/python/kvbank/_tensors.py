@@ -12,9 +12,10 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from kvbank import _frames
+from kvbank import _arrays, _frames
+from kvbank._arguments import invalid, shown
+from kvbank._arrays import Array
 from kvbank._exceptions import DataLoss, InvalidArgument
-from kvbank._models import Array
 from kvbank.v1 import bank_pb2, chunk_pb2
 
 # Tensors of a chunk share one piece of memory, each of them aligned to a cache line.
@@ -32,33 +33,52 @@ np.empty(31 << 20, np.uint8)
 _BY_DTYPE = {dtype: number for number, dtype in DTYPES.items()}
 
 
-def as_embedding(values: npt.ArrayLike, ndim: int) -> npt.NDArray[np.float32]:
+def as_embedding(field: str, values: Any, ndim: int) -> npt.NDArray[np.float32]:
     """Finite little-endian float32, contiguous, of `ndim` dimensions; one query may stand for a list of one."""
     try:
-        array = np.ascontiguousarray(values, dtype="<f4")
-    except (TypeError, ValueError) as error:
-        raise InvalidArgument(f"not an array of numbers: {error}", reason="INVALID_FIELD") from None
+        given = _numbers(values)
+        if given.dtype.kind not in "iuf" and given.dtype != DTYPES[bank_pb2.DATA_TYPE_BF16]:
+            raise TypeError(f"the elements are {given.dtype}")
+        with np.errstate(over="ignore"):
+            array = np.ascontiguousarray(given, dtype="<f4")
+    except Exception as error:  # whatever the caller's object raises when it is asked for its numbers
+        raise invalid(field, f"expected an array of numbers, got {shown(values)}: {error}") from None
     if ndim == 2 and array.ndim == 1:
         array = array[np.newaxis]
     if array.ndim != ndim or array.size == 0:
-        raise InvalidArgument(f"expected {ndim} dimensions and not empty, got {array.shape}", reason="INVALID_FIELD")
+        raise invalid(field, f"expected {ndim} dimensions and not empty, got {array.shape}")
     if not np.isfinite(array).all():
-        raise InvalidArgument("NaN or Inf in an embedding", reason="NOT_FINITE")
+        text = f"{field}: NaN or Inf in an embedding"
+        raise InvalidArgument(text, reason="NOT_FINITE", metadata={"field": field})
     return array
 
 
-def describe(name: str, array: Array) -> tuple[chunk_pb2.TensorDescriptor, memoryview]:
-    """The descriptor of a tensor for a write, and its bytes; copies only what is not contiguous."""
+def _numbers(values: Any) -> Array:
+    if isinstance(values, list | tuple):
+        values = [_arrays.to_numpy(value) for value in values]
+    return np.asarray(_arrays.to_numpy(values))
+
+
+def describe(name: str, tensor: Any) -> tuple[chunk_pb2.TensorDescriptor, memoryview]:
+    """The descriptor of a tensor, of numpy or torch, for a write, and its bytes; copies only what is not contiguous."""
+    try:
+        array = _arrays.to_numpy(tensor)
+    except Exception as error:  # torch's, for a tensor without data or in a form of its own
+        raise _unusable(name, f"cannot be read: {error}") from None
     number = _BY_DTYPE.get(array.dtype) if isinstance(array, np.ndarray) else None
     if number is None:
-        found = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
-        message = f"tensor {name!r} is {found}; expected a numpy array of bfloat16, float16, float32 or int32"
-        raise InvalidArgument(message, reason="TENSOR_MISMATCH", metadata={"tensor": name})
+        found = array.dtype if isinstance(array, np.ndarray) else shown(tensor)
+        raise _unusable(name, f"is {found}; expected an array or a tensor of bfloat16, float16, float32 or int32")
     shape = array.shape
     view = _byte_view(np.ascontiguousarray(array))
     checksum = xxhash.xxh3_64_intdigest(view)
     descriptor = chunk_pb2.TensorDescriptor(name=name, dtype=number, shape=shape, length=len(view), checksum=checksum)  # type: ignore[arg-type]
     return descriptor, view
+
+
+def _unusable(name: str, what: str) -> InvalidArgument:
+    text = f"tensor {name!r} {what}"
+    return InvalidArgument(text, reason="TENSOR_MISMATCH", metadata={"tensor": name, "field": "tensors"})
 
 
 def frames(buffers: Sequence[memoryview]) -> Iterator[bytes]:

@@ -12,6 +12,7 @@ from queue import SimpleQueue
 from typing import Any, TypeAlias
 
 from kvbank import _codec, _frames, _tensors
+from kvbank._arguments import iterable
 from kvbank._exceptions import Internal, ServiceError
 from kvbank._models import NewChunk, WriteResult
 from kvbank._same_host import SameHost
@@ -83,7 +84,7 @@ class WriteSession:
         self.results: list[WriteResult] = []
         self.pending: deque[Upload] = deque()
         self.path = path
-        self._uploads = (_upload(bank, chunk, reader_digest, embedder_digest) for chunk in chunks)
+        self._uploads = (_upload(bank, chunk, reader_digest, embedder_digest) for chunk in iterable("chunks", chunks))
         self._next: Upload | None = None
         self._bound = bound
         self._in_flight = 0

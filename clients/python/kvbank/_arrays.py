@@ -1,0 +1,54 @@
+"""Tensors of torch as arrays of numpy, and back.
+
+A tensor is looked for without importing torch: whoever has one has imported it.
+"""
+
+import sys
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+_BF16 = np.dtype(ml_dtypes.bfloat16)
+
+
+def is_array(value: object) -> bool:
+    """Whether `value` is an array of numpy or a tensor of torch."""
+    return isinstance(value, np.ndarray) or _is_tensor(value)
+
+
+def to_numpy(value: Any) -> Any:
+    """A tensor of torch as an array of the same bytes, bf16 as `ml_dtypes.bfloat16`; any other value as it is.
+
+    The array shares the tensor's memory where that lies on the CPU. Errors: whatever torch raises for a tensor without
+    data or in a form that numpy has not, such as a sparse one.
+    """
+    if not _is_tensor(value):
+        return value
+    torch = sys.modules["torch"]
+    plain = value.detach().cpu().resolve_conj().resolve_neg()
+    if plain.dtype == torch.bfloat16:
+        return plain.contiguous().view(torch.int16).numpy().view(_BF16)
+    return plain.numpy()
+
+
+def to_torch(array: Array) -> Any:
+    """A numpy array as a tensor of torch that shares its memory, or has a copy of it where the array is read-only.
+
+    Errors: ModuleNotFoundError where torch is not installed.
+    """
+    import torch
+
+    writable = array if array.flags.writeable else array.copy()
+    if writable.dtype == _BF16:
+        return torch.from_numpy(writable.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(writable)
+
+
+def _is_tensor(value: object) -> bool:
+    torch = sys.modules.get("torch")
+    # Half imported, torch has no Tensor yet, and nobody has one.
+    kind = getattr(torch, "Tensor", None)
+    return kind is not None and isinstance(value, kind)
