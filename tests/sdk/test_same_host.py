@@ -22,6 +22,7 @@ from safetensors import safe_open
 
 import kvbank
 from kvbank import _channel, _same_host, _status
+from kvbank._retrying import Attempts
 from kvbank.v1 import service_pb2 as pb
 from memory_service.errors import StartError
 from memory_service.server import LocalServer
@@ -367,7 +368,7 @@ def staged_header(host: Host, make_chunk: Make, **change: Any) -> pb.WriteChunks
     from kvbank import _codec
 
     header, buffers = _codec.header("b", make_chunk(7), **host.digests)
-    host.client._shared(None)
+    host.client._shared(Attempts(60.0))
     path = host.client._sharing.path
     assert path is not None
     staged = path.stage(buffers)
@@ -465,7 +466,7 @@ def test_a_refused_file_goes_over_the_stream(host: Host, make_chunk: Make, asser
 
 
 def test_a_full_disk_while_staging_falls_to_the_stream(host: Host, make_chunk: Make) -> None:
-    host.client._shared(None)
+    host.client._shared(Attempts(60.0))
     os.chmod(host.data / "staging", 0o500)
     try:
         if os.access(host.data / "staging", os.W_OK):  # root may write anywhere: a folder that is no folder then

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import kvbank
-from kvbank import _channel
+from kvbank._retrying import Attempts
 from kvbank._same_host import SameHost
 from kvbank._write_stream import WriteStream
 from kvbank._writing import Upload, WriteSession
@@ -175,21 +175,6 @@ def test_a_silent_service_fails_a_write_within_its_timeout(silent: socket.socket
     assert time.monotonic() - began < 2
 
 
-def test_patience_begins_anew_with_progress() -> None:
-    """Attempts are counted from the last acknowledgement, and so is the deadline."""
-    attempts = _channel.Attempts(2, 10)
-    lost = kvbank.Unavailable("lost")
-    attempts.delay(lost)
-    attempts.progressed(time.monotonic())
-    attempts.delay(lost)
-    with pytest.raises(kvbank.Unavailable):
-        attempts.delay(lost)
-    late = _channel.Attempts(5, 0.05)
-    assert late.remaining() <= 0.05
-    with pytest.raises(kvbank.Unavailable):
-        late.delay(lost)
-
-
 def test_tasks_write_side_by_side(address: str, make_bank: MakeBank, make_chunk: Make, digests: dict[str, str]) -> None:
     bank = make_bank()
 
@@ -290,7 +275,7 @@ def test_a_cancelled_stream_leaves_no_staged_file(tmp_path: Path) -> None:
     staging.mkdir()
     session = WriteSession("b", (), "", "", 1 << 20, SameHost(str(tmp_path), "staging", b"nonce"))
     session.pending += [Upload(bytes([i]), service_pb2.ChunkHeader(), Held(call), 5) for i in range(3)]
-    stream = WriteStream(call.begin, session, _channel.Attempts(1, 60.0), lambda: None)
+    stream = WriteStream(call.begin, session, Attempts(60.0), lambda: None)
     wait_until(lambda: list(staging.iterdir()))
     stream.cancel()
     call.thread.join()

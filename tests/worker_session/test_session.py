@@ -248,7 +248,6 @@ def test_ended_between_log_bank_and_window(
 
 def test_the_service_is_started_again(model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Away during some turns, back on another port: what could not be written was kept, and comes once."""
-    monkeypatch.setattr("kvbank._channel.WRITE_ATTEMPTS", 2)  # the patience of the SDK is tested elsewhere
     for number in range(2):
         server = LocalServer(tmp_path / "data")
         with MemoryModel.from_pretrained(

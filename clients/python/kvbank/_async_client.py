@@ -17,6 +17,7 @@ from kvbank import _models as m
 from kvbank._client import Client
 from kvbank._exceptions import BankNotFound, ClientClosed, ClientForked, ServiceError
 from kvbank._messages import build
+from kvbank._retrying import FIRST_CONTACT_S, Attempts, Contact
 from kvbank._same_host import SameHost, Sharing
 from kvbank._write_stream import WriteStream
 from kvbank._writing import WriteSession
@@ -40,11 +41,12 @@ class AsyncClient:
         stream_timeout: float = _channel.DEFAULT_STREAM_TIMEOUT,
         options: Sequence[tuple[str, Any]] = (),
         mapped: bool = False,
+        first_contact: float = FIRST_CONTACT_S,
         on_close: Callable[[], None] | None = None,
     ) -> None:
         """address: "host:port" or "unix:path". options: gRPC channel arguments, after (and over) our own.
 
-        mapped: see `kvbank.connect`.
+        mapped, first_contact: see `kvbank.connect`.
         """
         self._address = _arguments.text("address", address)
         self._options = _channel.with_defaults(options)
@@ -55,6 +57,7 @@ class AsyncClient:
         self._closed = False
         self._bound = 0
         self._sharing = Sharing(address, _arguments.flag("mapped", mapped))
+        self._contact = Contact(_arguments.seconds("first_contact", first_contact))
         self._channel: Any = None
         self._stub: Any = None
         self._write_channel: Any = None
@@ -104,7 +107,9 @@ class AsyncClient:
     ) -> m.Bank:
         _arguments.flag("exist_ok", exist_ok)
         request = _codec.create_bank(name, kv, embedding, capacity, policy, metadata, quota, expiry, index)
-        return _codec.created_bank(await self._call("CreateBank", request, timeout), exist_ok)
+        attempts = self._attempts(timeout, self._timeout)
+        answer = await self._repeated("CreateBank", request, attempts)
+        return _codec.created_bank(answer, exist_ok or attempts.unsure)
 
     async def get_bank(self, name: str, *, timeout: float | None = None) -> m.Bank:
         return _codec.bank((await self._call("GetBank", build(pb.GetBankRequest, name=name), timeout)).bank)
@@ -131,10 +136,11 @@ class AsyncClient:
 
     async def delete_bank(self, name: str, missing_ok: bool = False, *, timeout: float | None = None) -> None:
         _arguments.flag("missing_ok", missing_ok)
+        attempts = self._attempts(timeout, self._timeout)
         try:
-            await self._call("DeleteBank", build(pb.DeleteBankRequest, name=name), timeout)
+            await self._repeated("DeleteBank", build(pb.DeleteBankRequest, name=name), attempts)
         except BankNotFound:
-            if not missing_ok:
+            if not missing_ok and not attempts.unsure:
                 raise
 
     # Writing
@@ -156,10 +162,10 @@ class AsyncClient:
         embedder_digest: str,
         timeout: float | None = None,
     ) -> list[m.WriteResult]:
-        bound = await self._unacknowledged_bound(timeout)
-        path = await self._shared(timeout)
+        attempts = self._attempts(timeout, self._stream_timeout)
+        bound = await self._unacknowledged_bound(attempts)
+        path = await self._shared(attempts)
         session = WriteSession(bank, chunks, reader_digest, embedder_digest, bound, path)
-        attempts = _channel.Attempts(_channel.WRITE_ATTEMPTS, self._deadline(timeout, self._stream_timeout))
         request_id = _channel.new_request_id()
         while not session.finished():
             attempts.progressed(session.waiting_since())
@@ -169,28 +175,28 @@ class AsyncClient:
                 if session.refused(error):
                     continue
                 attempts.progressed(session.waiting_since())
-                await asyncio.sleep(attempts.delay(error))
+                await asyncio.sleep(attempts.pause(error))
         return session.results
 
-    async def _unacknowledged_bound(self, timeout: float | None) -> int:
+    async def _unacknowledged_bound(self, attempts: Attempts) -> int:
         self._check()
         if not self._bound:
-            info = await self._call("GetServerInfo", pb.GetServerInfoRequest(), timeout)
+            info = await self._repeated("GetServerInfo", pb.GetServerInfoRequest(), attempts)
             self._bound = info.max_unacknowledged_bytes or _channel.DEFAULT_UNACKNOWLEDGED_BYTES
             if self._sharing.unknown():
                 self._sharing.learn(info)
         return self._bound
 
-    async def _shared(self, timeout: float | None) -> SameHost | None:
+    async def _shared(self, attempts: Attempts) -> SameHost | None:
         """How to reach the server's files, where they are on this machine and it allows that."""
         if self._sharing.unknown():
             try:
-                self._sharing.learn(await self._call("GetServerInfo", pb.GetServerInfoRequest(), timeout))
+                self._sharing.learn(await self._repeated("GetServerInfo", pb.GetServerInfoRequest(), attempts))
             except ServiceError:
                 return None  # the call that follows will say it
         return self._sharing.path
 
-    async def _write_stream(self, session: WriteSession, attempts: _channel.Attempts, request_id: str) -> None:
+    async def _write_stream(self, session: WriteSession, attempts: Attempts, request_id: str) -> None:
         changed, loop = asyncio.Event(), asyncio.get_running_loop()
 
         def wake() -> None:
@@ -242,9 +248,10 @@ class AsyncClient:
             embedder_digest=embedder_digest,
             filter=filter,
         )
+        attempts = self._attempts(timeout, self._stream_timeout)
         if payload:
-            await self._shared(timeout)
-        return await self._run(_reading.retrieval(request, self._sharing), timeout, request.request_id.hex())
+            await self._shared(attempts)
+        return await self._run(_reading.retrieval(request, self._sharing), attempts, request.request_id.hex())
 
     async def fetch(
         self,
@@ -256,8 +263,9 @@ class AsyncClient:
         timeout: float | None = None,
     ) -> list[m.Chunk]:
         request = _codec.fetch(bank, chunk_ids, layers, reader_digest)
-        await self._shared(timeout)
-        return await self._run(_reading.fetch(request, self._sharing), timeout, _channel.new_request_id())
+        attempts = self._attempts(timeout, self._stream_timeout)
+        await self._shared(attempts)
+        return await self._run(_reading.fetch(request, self._sharing), attempts, _channel.new_request_id())
 
     # Chunks
 
@@ -309,14 +317,25 @@ class AsyncClient:
 
     # How a request travels
 
+    def _attempts(self, timeout: float | None, default: float) -> Attempts:
+        """Of one call; who says how long it may take says so also for a server that was never reached."""
+        if timeout is None:
+            return Attempts(default, self._contact)
+        return Attempts(_arguments.seconds("timeout", timeout))
+
     async def _call(self, method: str, request: Any, timeout: float | None) -> Any:
+        return await self._repeated(method, request, self._attempts(timeout, self._timeout))
+
+    async def _repeated(self, method: str, request: Any, attempts: Attempts) -> Any:
         request_id = _channel.new_request_id()
-        with self._translated(request_id):
-            return await getattr(self._stub, method)(
-                request,
-                timeout=self._deadline(timeout, self._timeout),
-                metadata=_channel.metadata(request_id),
-            )
+        while True:
+            try:
+                with self._translated(request_id):
+                    return await getattr(self._stub, method)(
+                        request, timeout=attempts.remaining(), metadata=_channel.metadata(request_id)
+                    )
+            except ServiceError as error:
+                await asyncio.sleep(attempts.pause(error))
 
     async def _pages(self, method: str, request: Any, timeout: float | None) -> AsyncIterator[Any]:
         while True:
@@ -326,13 +345,13 @@ class AsyncClient:
                 return
             request.page_token = page.next_page_token
 
-    async def _run(self, steps: _reading.Steps[T], timeout: float | None, request_id: str) -> T:
+    async def _run(self, steps: _reading.Steps[T], attempts: Attempts, request_id: str) -> T:
         """Make the calls that `steps` ask for; what they return."""
         run = _reading.Run(steps)
         call = run.begin()
         while call is not None:
             try:
-                answer = await self._read(call, timeout, request_id)
+                answer = await self._read(call, attempts, request_id)
             except ServiceError as error:
                 call = run.failed(error)
             else:
@@ -344,14 +363,13 @@ class AsyncClient:
             return run.answered(answer)
         return await asyncio.to_thread(run.answered, answer)
 
-    async def _read(self, call: _reading.Call, timeout: float | None, request_id: str) -> _reading.Answer:
+    async def _read(self, call: _reading.Call, attempts: Attempts, request_id: str) -> _reading.Answer:
         """Make a call and read its answer to the end; when it breaks, from its start again."""
-        attempts = _channel.Attempts(_channel.READ_ATTEMPTS, self._deadline(timeout, self._stream_timeout))
         while True:
             try:
                 return await self._read_once(call, attempts.remaining(), request_id)
             except ServiceError as error:
-                await asyncio.sleep(attempts.delay(error))
+                await asyncio.sleep(attempts.pause(error))
 
     async def _read_once(self, call: _reading.Call, timeout: float, request_id: str) -> _reading.Answer:
         answer = _reading.Answer()
@@ -368,10 +386,6 @@ class AsyncClient:
                     stream.cancel()
             answer.finish()
         return answer
-
-    @staticmethod
-    def _deadline(timeout: float | None, default: float) -> float:
-        return default if timeout is None else _arguments.seconds("timeout", timeout)
 
     def _check(self) -> None:
         if self._pid != os.getpid():
@@ -393,6 +407,7 @@ class AsyncClient:
         self._check()
         try:
             yield
+            self._contact.made = True
         except (grpc.RpcError, ValueError, asyncio.CancelledError) as error:
             task = asyncio.current_task()
             if self._closed and not (task and task.cancelling()):

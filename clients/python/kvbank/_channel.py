@@ -1,18 +1,15 @@
-"""What both transports agree on: the forms of a target, channel options, deadlines and retries."""
+"""What both transports agree on: the forms of a target, channel options and default deadlines."""
 
-import json
 import os
-import random
 import re
-import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from kvbank import _frames
 from kvbank._arguments import each, expected, int32, text
-from kvbank._exceptions import DeadlineExceeded, InvalidArgument, ServiceError
+from kvbank._exceptions import InvalidArgument
 from kvbank.v1 import service_pb2, service_pb2_grpc
 
 DEFAULT_TIMEOUT = 30.0
@@ -21,47 +18,19 @@ MAX_MESSAGE_BYTES = 64 << 20
 # For a server that does not name its bound.
 DEFAULT_UNACKNOWLEDGED_BYTES = 32 << 20
 
-READ_ATTEMPTS = 4
-# A server that restarts is gone for seconds; progress starts the count anew.
-WRITE_ATTEMPTS = 10
-
 _SERVICE = "kvbank.v1.MemoryService"
-# Idempotent unary calls. Streams are retried by the client, which knows what it has received.
-_RETRIED = (
-    "GetServerInfo",
-    "GetBank",
-    "ListBanks",
-    "GetChunk",
-    "ListChunks",
-    "ExplainEviction",
-    "ListEvictions",
-    "GetStats",
-)
-_SERVICE_CONFIG = {
-    "methodConfig": [
-        {
-            "name": [{"service": _SERVICE, "method": method} for method in _RETRIED],
-            "retryPolicy": {
-                "maxAttempts": READ_ATTEMPTS,
-                "initialBackoff": "0.1s",
-                "maxBackoff": "2s",
-                "backoffMultiplier": 3,
-                "retryableStatusCodes": ["UNAVAILABLE"],
-            },
-        }
-    ]
-}
 
 OPTIONS: tuple[tuple[str, Any], ...] = (
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-    ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
     # A dead peer is noticed within some 80 s; more frequent pings would need the server's consent.
     ("grpc.keepalive_time_ms", 60_000),
     ("grpc.keepalive_timeout_ms", 20_000),
-    # Reconnect soon after a restart; gRPC's own values are 1 s and 120 s.
+    # Between attempts to connect, so that a restart is noticed soon; gRPC's own values are 1 s and 120 s.
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 2_000),
+    ("grpc.max_reconnect_backoff_ms", 1_000),
+    # What one attempt may take before the next one; gRPC's own value is 20 s.
+    ("grpc.min_reconnect_backoff_ms", 5_000),
     # A proxy of the environment is meant for the web, not for a memory server beside the model.
     ("grpc.enable_http_proxy", 0),
 )
@@ -177,50 +146,3 @@ def _bad_target(target: str, why: str) -> InvalidArgument:
         reason="INVALID_FIELD",
         metadata={"field": "target"},
     )
-
-
-class Attempts:
-    """How often, and after how long, a broken stream is started again, within one deadline."""
-
-    def __init__(self, attempts: int, deadline: float) -> None:
-        """deadline: seconds for the attempts together, from now or from the last progress."""
-        self._attempts = attempts
-        self._deadline = deadline
-        self._begin(time.monotonic())
-
-    def remaining(self) -> float:
-        """Seconds left, for the deadline of the next attempt."""
-        return max(self._since + self._deadline - time.monotonic(), 0.001)
-
-    def patience(self) -> float:
-        """Seconds that an acknowledgement may still take; DeadlineExceeded when there are none."""
-        left = self._since + self._deadline - time.monotonic()
-        if left <= 0:
-            raise DeadlineExceeded(f"no acknowledgement within {self._deadline} s")
-        return left
-
-    def progressed(self, at: float) -> None:
-        """Attempts and deadline count from `at` (time.monotonic()), unless they do so from a later time."""
-        if at > self._since:
-            self._begin(at)
-
-    def _begin(self, at: float) -> None:
-        self._since = at
-        self._delays = _delays()
-        self._left = self._attempts
-
-    def delay(self, error: ServiceError) -> float:
-        """Seconds to wait before the next attempt; raises `error` when there is to be none."""
-        self._left -= 1
-        # Some of it at random, so that many workers do not come back at one moment.
-        delay = next(self._delays) * random.uniform(0.7, 1.3)
-        if not error.retryable or self._left == 0 or delay >= self.remaining():
-            raise error
-        return delay
-
-
-def _delays() -> Iterator[float]:
-    delay = 0.1
-    while True:
-        yield delay
-        delay = min(delay * 2, 2.0)

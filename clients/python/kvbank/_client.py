@@ -16,6 +16,7 @@ from kvbank import _arguments, _channel, _codec, _reading, _status
 from kvbank import _models as m
 from kvbank._exceptions import BankNotFound, ClientClosed, ClientForked, ServiceError
 from kvbank._messages import build
+from kvbank._retrying import FIRST_CONTACT_S, Attempts, Contact
 from kvbank._same_host import SameHost, Sharing
 from kvbank._write_stream import WriteStream
 from kvbank._writing import WriteSession
@@ -28,7 +29,7 @@ class Client:
     """A connection to a memory service, made by `kvbank.connect`.
 
     Every method takes `timeout`, a deadline in seconds; left out it is the client's: `timeout` for single calls,
-    `stream_timeout` for those that move tensors. Reads are repeated when the connection breaks, within the deadline.
+    `stream_timeout` for those that move tensors. Calls are made again when the server is away, until the deadline.
     Every method raises a `ServiceError` (the tree is in `kvbank._exceptions`), `ClientClosed` or `ClientForked`.
 
     Threads may share a client. A fork may not: in the child every call raises `ClientForked`.
@@ -42,11 +43,12 @@ class Client:
         stream_timeout: float = _channel.DEFAULT_STREAM_TIMEOUT,
         options: Sequence[tuple[str, Any]] = (),
         mapped: bool = False,
+        first_contact: float = FIRST_CONTACT_S,
         on_close: Callable[[], None] | None = None,
     ) -> None:
         """address: "host:port" or "unix:path". options: gRPC channel arguments, after (and over) our own.
 
-        mapped: see `kvbank.connect`.
+        mapped, first_contact: see `kvbank.connect`.
         """
         _arguments.text("address", address)
         self._timeout = _arguments.seconds("timeout", timeout)
@@ -56,6 +58,7 @@ class Client:
         self._closed = threading.Event()
         self._bound = 0
         self._sharing = Sharing(address, _arguments.flag("mapped", mapped))
+        self._contact = Contact(_arguments.seconds("first_contact", first_contact))
         # The calling thread reads an answer itself; by default two more would hand it each frame.
         own = ((ChannelOptions.SingleThreadedUnaryStream, 1),)
         self._channel = grpc.insecure_channel(address, options=[*_channel.with_defaults(options), *own])
@@ -111,7 +114,9 @@ class Client:
         """
         _arguments.flag("exist_ok", exist_ok)
         request = _codec.create_bank(name, kv, embedding, capacity, policy, metadata, quota, expiry, index)
-        return _codec.created_bank(self._call("CreateBank", request, timeout), exist_ok)
+        attempts = self._attempts(timeout, self._timeout)
+        answer = self._repeated("CreateBank", request, attempts)
+        return _codec.created_bank(answer, exist_ok or attempts.unsure)
 
     def get_bank(self, name: str, *, timeout: float | None = None) -> m.Bank:
         """The bank with its usage; BankNotFound."""
@@ -144,10 +149,11 @@ class Client:
     def delete_bank(self, name: str, missing_ok: bool = False, *, timeout: float | None = None) -> None:
         """Delete a bank and all its chunks; BankNotFound unless `missing_ok`."""
         _arguments.flag("missing_ok", missing_ok)
+        attempts = self._attempts(timeout, self._timeout)
         try:
-            self._call("DeleteBank", build(pb.DeleteBankRequest, name=name), timeout)
+            self._repeated("DeleteBank", build(pb.DeleteBankRequest, name=name), attempts)
         except BankNotFound:
-            if not missing_ok:
+            if not missing_ok and not attempts.unsure:
                 raise
 
     # Writing
@@ -172,16 +178,16 @@ class Client:
         """Write chunks in order over one pipelined stream; results in order, each chunk durable.
 
         `chunks` is consumed in the calling thread, as the server acknowledges what went before. After a broken
-        connection the unacknowledged chunks are sent again under their keys, up to ten times within `timeout`.
+        connection the unacknowledged chunks are sent again under their keys.
         The first refused chunk raises; those before it are written, and writing the same `NewChunk` objects again
         repeats none of them.
 
         timeout: longest wait for an acknowledgement, broken connections included, not for the whole.
         """
-        bound = self._unacknowledged_bound(timeout)
-        path = self._shared(timeout)
+        attempts = self._attempts(timeout, self._stream_timeout)
+        bound = self._unacknowledged_bound(attempts)
+        path = self._shared(attempts)
         session = WriteSession(bank, chunks, reader_digest, embedder_digest, bound, path)
-        attempts = _channel.Attempts(_channel.WRITE_ATTEMPTS, self._deadline(timeout, self._stream_timeout))
         request_id = _channel.new_request_id()
         while not session.finished():
             attempts.progressed(session.waiting_since())
@@ -191,28 +197,28 @@ class Client:
                 if session.refused(error):
                     continue
                 attempts.progressed(session.waiting_since())
-                self._pause(attempts.delay(error))
+                self._pause(attempts.pause(error))
         return session.results
 
-    def _unacknowledged_bound(self, timeout: float | None) -> int:
+    def _unacknowledged_bound(self, attempts: Attempts) -> int:
         self._check()
         if not self._bound:
-            info = self._call("GetServerInfo", pb.GetServerInfoRequest(), timeout)
+            info = self._repeated("GetServerInfo", pb.GetServerInfoRequest(), attempts)
             self._bound = info.max_unacknowledged_bytes or _channel.DEFAULT_UNACKNOWLEDGED_BYTES
             if self._sharing.unknown():
                 self._sharing.learn(info)
         return self._bound
 
-    def _shared(self, timeout: float | None) -> SameHost | None:
+    def _shared(self, attempts: Attempts) -> SameHost | None:
         """How to reach the server's files, where they are on this machine and it allows that."""
         if self._sharing.unknown():
             try:
-                self._sharing.learn(self._call("GetServerInfo", pb.GetServerInfoRequest(), timeout))
+                self._sharing.learn(self._repeated("GetServerInfo", pb.GetServerInfoRequest(), attempts))
             except ServiceError:
                 return None  # the call that follows will say it
         return self._sharing.path
 
-    def _write_stream(self, session: WriteSession, attempts: _channel.Attempts, request_id: str) -> None:
+    def _write_stream(self, session: WriteSession, attempts: Attempts, request_id: str) -> None:
         """Write until the end of the chunks, or of the stream."""
         changed = threading.Condition()
         with self._translated(request_id):
@@ -276,9 +282,10 @@ class Client:
             embedder_digest=embedder_digest,
             filter=filter,
         )
+        attempts = self._attempts(timeout, self._stream_timeout)
         if payload:
-            self._shared(timeout)
-        return self._run(_reading.retrieval(request, self._sharing), timeout, request.request_id.hex())
+            self._shared(attempts)
+        return self._run(_reading.retrieval(request, self._sharing), attempts, request.request_id.hex())
 
     def fetch(
         self,
@@ -291,8 +298,9 @@ class Client:
     ) -> list[m.Chunk]:
         """Chunks by id, in the order asked for, with their tensors (of `layers`, or all); ChunkNotFound, DataLoss."""
         request = _codec.fetch(bank, chunk_ids, layers, reader_digest)
-        self._shared(timeout)
-        return self._run(_reading.fetch(request, self._sharing), timeout, _channel.new_request_id())
+        attempts = self._attempts(timeout, self._stream_timeout)
+        self._shared(attempts)
+        return self._run(_reading.fetch(request, self._sharing), attempts, _channel.new_request_id())
 
     # Chunks
 
@@ -353,14 +361,25 @@ class Client:
 
     # How a request travels
 
+    def _attempts(self, timeout: float | None, default: float) -> Attempts:
+        """Of one call; who says how long it may take says so also for a server that was never reached."""
+        if timeout is None:
+            return Attempts(default, self._contact)
+        return Attempts(_arguments.seconds("timeout", timeout))
+
     def _call(self, method: str, request: Any, timeout: float | None) -> Any:
+        return self._repeated(method, request, self._attempts(timeout, self._timeout))
+
+    def _repeated(self, method: str, request: Any, attempts: Attempts) -> Any:
         request_id = _channel.new_request_id()
-        with self._translated(request_id):
-            return getattr(self._stub, method)(
-                request,
-                timeout=self._deadline(timeout, self._timeout),
-                metadata=_channel.metadata(request_id),
-            )
+        while True:
+            try:
+                with self._translated(request_id):
+                    return getattr(self._stub, method)(
+                        request, timeout=attempts.remaining(), metadata=_channel.metadata(request_id)
+                    )
+            except ServiceError as error:
+                self._pause(attempts.pause(error))
 
     def _pages(self, method: str, request: Any, timeout: float | None) -> Iterator[Any]:
         while True:
@@ -370,27 +389,26 @@ class Client:
                 return
             request.page_token = page.next_page_token
 
-    def _run(self, steps: _reading.Steps[T], timeout: float | None, request_id: str) -> T:
+    def _run(self, steps: _reading.Steps[T], attempts: Attempts, request_id: str) -> T:
         """Make the calls that `steps` ask for; what they return."""
         run = _reading.Run(steps)
         call = run.begin()
         while call is not None:
             try:
-                answer = self._read(call, timeout, request_id)
+                answer = self._read(call, attempts, request_id)
             except ServiceError as error:
                 call = run.failed(error)
             else:
                 call = run.answered(answer)
         return run.result
 
-    def _read(self, call: _reading.Call, timeout: float | None, request_id: str) -> _reading.Answer:
+    def _read(self, call: _reading.Call, attempts: Attempts, request_id: str) -> _reading.Answer:
         """Make a call and read its answer to the end; when it breaks, from its start again."""
-        attempts = _channel.Attempts(_channel.READ_ATTEMPTS, self._deadline(timeout, self._stream_timeout))
         while True:
             try:
                 return self._read_once(call, attempts.remaining(), request_id)
             except ServiceError as error:
-                self._pause(attempts.delay(error))
+                self._pause(attempts.pause(error))
 
     def _read_once(self, call: _reading.Call, timeout: float, request_id: str) -> _reading.Answer:
         answer = _reading.Answer()
@@ -409,10 +427,6 @@ class Client:
             answer.finish()
         return answer
 
-    @staticmethod
-    def _deadline(timeout: float | None, default: float) -> float:
-        return default if timeout is None else _arguments.seconds("timeout", timeout)
-
     def _check(self) -> None:
         if self._pid != os.getpid():
             raise ClientForked("this client belongs to the parent process; call kvbank.connect() after the fork")
@@ -425,6 +439,7 @@ class Client:
         self._check()
         try:
             yield
+            self._contact.made = True
         except (grpc.RpcError, ValueError) as error:  # ValueError: the channel was closed before the call started
             if self._closed.is_set():
                 raise ClientClosed("the client was closed during the call") from None

@@ -34,7 +34,9 @@ def connect(target: str | os.PathLike[str], *, timeout: float = _channel.DEFAULT
     options: `stream_timeout`, the deadline of calls that move tensors (120 s); `options`, gRPC channel arguments;
         `mapped=True`: tensors that come from files of a server on this machine are views of these files instead of
         copies. Verified as they are handed out, read-only, faster for large ones; but whoever truncates such a file
-        while one is in use ends this process with SIGBUS.
+        while one is in use ends this process with SIGBUS;
+        `first_contact`: seconds (5) after which a call without a `timeout` of its own gives a server up that was never
+        reached. A server that was reached once is waited for until the deadline of the call, because it may restart.
 
     An address is not contacted before the first call. A folder is served by this process, on a socket that only this
     user can reach, until the client is closed; that needs `pip install 'kvbank[server]'` (MissingExtra). Unavailable

@@ -41,7 +41,7 @@ _OVER_LONG = re.compile(r"(Sent|Received) message larger than max \((\d+) vs\. (
 
 
 def from_rpc_error(error: Any, request_id: str = "") -> errors.ServiceError:
-    """The error of this package for a `grpc.RpcError` of either transport."""
+    """The error of this package for a `grpc.RpcError` of a call that this client did not cancel."""
     code, message = error.code().name, error.details() or ""
     try:
         status = rpc_status.from_call(error)
@@ -50,6 +50,8 @@ def from_rpc_error(error: Any, request_id: str = "") -> errors.ServiceError:
     info = _error_info(status) if status is not None else None
     if info is not None:
         return _with_reason(code, message, info, request_id)
+    if code == "CANCELLED":  # by a server that stops: what this client cancels, it does not ask about
+        return errors.Unavailable(f"the server ended the call ({message})", request_id=request_id)
     over_long = _OVER_LONG.search(message)
     if over_long is not None:
         return _too_large(over_long[1], over_long[2], over_long[3], request_id)

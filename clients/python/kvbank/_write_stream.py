@@ -11,8 +11,8 @@ from typing import Any
 
 import grpc
 
-from kvbank._channel import Attempts
 from kvbank._exceptions import ServiceError, Unavailable
+from kvbank._retrying import Attempts
 from kvbank._writing import Begun, Upload, WriteSession, frames
 
 _FAREWELL_S = 0.5

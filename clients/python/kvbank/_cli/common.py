@@ -29,8 +29,8 @@ _WIDTH_OF_A_PIPE = 160
 
 
 def connect(target: str) -> "Client":
-    """A client that does not wait long."""
-    return kvbank.connect(target, timeout=10)
+    """A client that does not wait long, least of all for a server that is not there."""
+    return kvbank.connect(target, timeout=10, first_contact=1)
 
 
 def print_json(value: Any) -> None:
