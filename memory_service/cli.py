@@ -1,15 +1,18 @@
 """`kvbank serve`; the commands of care stand in `care.commands`."""
 
 import asyncio
+import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 from pydantic import ValidationError
 
+from kvbank._cli.ending import USAGE, Failed
+from kvbank._cli.output import print_line
 from memory_service import __version__
 from memory_service.care import commands
-from memory_service.errors import StartError
+from memory_service.command_errors import told
 from memory_service.settings import Settings
 
 
@@ -73,10 +76,11 @@ def serve(
         settings = Settings(**{name: value for name, value in flags.items() if value is not None})
     except ValidationError as error:
         first = error.errors()[0]
-        _fail(f"--{str(first['loc'][0]).replace('_', '-')}: {first['msg']}", 2)
+        raise Failed(f"--{str(first['loc'][0]).replace('_', '-')}: {first['msg']}", USAGE) from error
 
     def ready(address: str) -> None:
-        print(f"kvbank {__version__} serving {settings.data} on {address}", flush=True)
+        print_line(f"kvbank {__version__} serving {settings.data} on {address}")
+        sys.stdout.flush()
         if ready_file is not None:
             temporary = ready_file.with_suffix(".tmp")
             temporary.write_text(address + "\n")
@@ -86,12 +90,5 @@ def serve(
     from memory_service import logs, server
 
     logs.configure(settings.log_format, settings.log_level)
-    try:
+    with told():
         asyncio.run(server.serve(settings, ready))
-    except (StartError, OSError) as error:
-        _fail(str(error), 1)
-
-
-def _fail(text: str, code: int) -> Any:
-    typer.echo(f"kvbank: {text}", err=True)
-    raise typer.Exit(code)

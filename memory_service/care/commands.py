@@ -1,17 +1,15 @@
 """`kvbank check`, `repair`, `backup`, `restore`."""
 
-import json
-import sqlite3
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from memory_service.errors import StartError
+from kvbank._cli.output import print_json, print_line
+from kvbank._cli.progress import progress
+from memory_service.command_errors import told
 
 Data = Annotated[Path, typer.Argument(metavar="DATA", help="Data folder.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -35,13 +33,16 @@ def check(
     """
     from memory_service.care.check import check as run
 
-    with _one_line(), _progress(as_json) as progress:
-        findings = run(data, fast=fast, progress=progress)
+    with told(), progress(not as_json) as show:
+        findings = run(data, fast=fast, progress=show)
     ok = not findings.problems
     if as_json:
-        _print_json(ok=ok, totals=findings.totals, problems=[asdict(problem) for problem in findings.problems])
+        problems = [asdict(problem) for problem in findings.problems]
+        print_json({"ok": ok, "totals": findings.totals, "problems": problems})
     else:
-        print(f"{_summary(findings.totals)}: {_number(len(findings.problems), 'problem') if not ok else 'no problem'}")
+        print_line(
+            f"{_summary(findings.totals)}: {_number(len(findings.problems), 'problem') if not ok else 'no problem'}"
+        )
         _print_problems(findings.problems)
     raise typer.Exit(0 if ok else 1)
 
@@ -58,19 +59,19 @@ def repair(
     """
     from memory_service.care.repair import repair as run
 
-    with _one_line(), _progress(as_json) as progress:
-        repaired = run(data, dry_run=dry_run, progress=progress)
+    with told(), progress(not as_json) as show:
+        repaired = run(data, dry_run=dry_run, progress=show)
     if as_json:
         done = [{"done": deed, **asdict(problem)} for deed, problem in repaired.done]
         left = [asdict(problem) for problem in repaired.left]
-        _print_json(ok=not repaired.left, dry_run=dry_run, done=done, left=left)
+        print_json({"ok": not repaired.left, "dry_run": dry_run, "done": done, "left": left})
     else:
         for deed, problem in repaired.done:
-            print(f"{'would be ' if dry_run else ''}{deed}: {_line(problem)}")
+            print_line(f"{'would be ' if dry_run else ''}{deed}: {_line(problem)}")
         for problem in repaired.left:
-            print(f"left: {_line(problem)}")
+            print_line(f"left: {_line(problem)}")
         if not repaired.done and not repaired.left:
-            print("nothing to mend")
+            print_line("nothing to mend")
     raise typer.Exit(1 if repaired.left else 0)
 
 
@@ -87,14 +88,14 @@ def backup(
     """
     from memory_service.care.backup import backup as run
 
-    with _one_line(), _progress(as_json) as progress:
-        findings = run(data, place, base=base, progress=progress)
+    with told(), progress(not as_json) as show:
+        findings = run(data, place, base=base, progress=show)
     ok = not findings.problems
     if as_json:
         problems = [asdict(problem) for problem in findings.problems]
-        _print_json(ok=ok, backup=str(place), totals=findings.totals, problems=problems)
+        print_json({"ok": ok, "backup": place, "totals": findings.totals, "problems": problems})
     else:
-        print(f"{place}: {_summary(findings.totals)}{_transferred(findings.totals)}")
+        print_line(f"{place}: {_summary(findings.totals)}{_transferred(findings.totals)}")
         _print_problems(findings.problems)
     raise typer.Exit(0 if ok else 1)
 
@@ -112,75 +113,26 @@ def restore(
     """
     from memory_service.care.restore import restore as run
 
-    with _one_line(), _progress(as_json) as progress:
-        store_id, findings = run(source, data, skip_damaged=skip_damaged, migrate=migrate, progress=progress)
+    with told(), progress(not as_json) as show:
+        store_id, findings = run(source, data, skip_damaged=skip_damaged, migrate=migrate, progress=show)
     ok = bool(store_id)
     if as_json:
         problems = [asdict(problem) for problem in findings.problems]
-        _print_json(ok=ok, data=str(data), store_id=store_id, totals=findings.totals, problems=problems)
+        report = {"ok": ok, "data": data, "store_id": store_id, "totals": findings.totals, "problems": problems}
+        print_json(report)
     elif ok:
         left_out = f"; left out: {len(findings.problems)}" if findings.problems else ""
-        print(f"{data}: {_summary(findings.totals)}{left_out}; store id {store_id}")
+        print_line(f"{data}: {_summary(findings.totals)}{left_out}; store id {store_id}")
         _print_problems(findings.problems)
     else:
-        print(f"{source} is damaged, nothing was restored; --skip-damaged restores the rest")
+        print_line(f"{source} is damaged, nothing was restored; --skip-damaged restores the rest")
         _print_problems(findings.problems)
     raise typer.Exit(0 if ok else 1)
 
 
-@contextmanager
-def _one_line() -> Iterator[None]:
-    """What stops the work is one line on stderr, and exit code 1."""
-    from sqlalchemy.exc import DBAPIError
-
-    from memory_service.care.report import CareError
-
-    try:
-        yield
-    except (CareError, StartError) as error:
-        text = str(error)
-    except OSError as error:
-        text = f"{error.filename or 'the storage'}: {error.strerror or error}"
-    except DBAPIError as error:
-        text = f"the database answered: {error.orig}"
-    except sqlite3.Error as error:
-        text = f"the database answered: {error}"
-    else:
-        return
-    typer.echo(f"kvbank: {' '.join(text.split())}", err=True)
-    raise typer.Exit(1)
-
-
-@contextmanager
-def _progress(as_json: bool) -> Iterator[Callable[[str, int, int], None]]:
-    """A bar on stderr, where that is a terminal."""
-    from memory_service.care.report import quiet
-
-    if as_json or not sys.stderr.isatty():
-        yield quiet
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        tasks: dict[str, Any] = {}
-
-        def show(stage: str, done: int, total: int) -> None:
-            if stage not in tasks:
-                tasks[stage] = bar.add_task(stage)
-            bar.update(tasks[stage], completed=done, total=total)
-
-        yield show
-
-
-def _print_json(**content: Any) -> None:
-    print(json.dumps(content, indent=2))
-
-
 def _print_problems(problems: Sequence[Any]) -> None:
     for problem in problems:
-        print(f"  {_line(problem)}")
+        print_line(f"  {_line(problem)}")
 
 
 def _line(problem: Any) -> str:

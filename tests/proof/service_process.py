@@ -162,6 +162,7 @@ def _child(log: Path, task: Callable[[], None] | list[str]) -> None:
     """A task, or the words of a command; does not return."""
     import typer
 
+    from kvbank._cli import ending
     from memory_service import cli
 
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT)
@@ -173,11 +174,12 @@ def _child(log: Path, task: Callable[[], None] | list[str]) -> None:
         if callable(task):
             task()
         else:
-            cli.register(commands := typer.Typer(pretty_exceptions_enable=False))
-            commands(task)
+            cli.register(commands := typer.Typer())
+            ending.run(commands, arguments=task)
         code = 0
-    except typer.Exit as end:
-        code = end.exit_code
+    except ending.Failed as end:
+        ending.say(str(end))
+        code = end.code
     except SystemExit as end:
         code = int(end.code or 0)
     except BaseException:

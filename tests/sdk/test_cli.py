@@ -17,7 +17,7 @@ import pytest
 import typer
 
 import kvbank
-from kvbank import cli
+from kvbank._cli import application
 
 READER, EMBEDDER = "ab" * 32, "cd" * 32
 
@@ -185,9 +185,9 @@ def test_a_name_is_no_markup(run: Run, address: str, client: kvbank.Client) -> N
 def test_every_command_and_option_says_what_it_does(monkeypatch: pytest.MonkeyPatch) -> None:
     """And docs/ name every command of the SDK and the server."""
     server = [entry_point for entry_point in entry_points(group="kvbank.commands") if entry_point.name == "server"]
-    monkeypatch.setattr(cli, "entry_points", lambda group: server)
+    monkeypatch.setattr(application, "entry_points", lambda group: server)
     documents = "".join(path.read_text() for path in (Path(__file__).parents[2] / "docs").glob("*.md"))
-    for words, command in _commands(typer.main.get_command(cli.application()), ("kvbank",)):
+    for words, command in _commands(typer.main.get_command(application.application()), ("kvbank",)):
         assert command.help, words
         assert " ".join(words) in documents, words
         options = [parameter for parameter in command.params if parameter.param_type_name == "option"]
@@ -243,7 +243,7 @@ def test_a_part_that_cannot_be_imported_still_shows_its_commands(run: Run, monke
     """Entry points of parts that are not there: each command names the extra."""
     group = "kvbank.commands"
     broken = [EntryPoint(name, f"kvbank_no_{name}.cli:register", group) for name in ("server", "worker")]
-    monkeypatch.setattr(cli, "entry_points", lambda group: broken)
+    monkeypatch.setattr(application, "entry_points", lambda group: broken)
     shown = run("--help").stdout
     for command, extra in (("serve", "server"), ("chat", "worker"), ("demo", "worker")):
         assert command in shown

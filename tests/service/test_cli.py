@@ -42,7 +42,11 @@ def test_serves_until_told_to_stop(tmp_path):
         (["--listen", "nonsense"], 1, "kvbank: cannot listen on 'nonsense': it is neither HOST:PORT nor unix:PATH\n"),
         (["--listen", "127.0.0.1:70000"], 1, "kvbank: cannot listen on '127.0.0.1:70000': it is neither"),
         (["--listen", "unix:/no/such/socket"], 1, "kvbank: cannot listen on unix:/no/such/socket: its folder"),
-        (["--listen", "127.0.0.1:0", "--ready-file", "/no/such/file"], 1, "kvbank: [Errno 2]"),
+        (
+            ["--listen", "127.0.0.1:0", "--ready-file", "/no/such/file"],
+            1,
+            "kvbank: /no/such/file.tmp: No such",
+        ),
         (["--data", __file__], 1, f"kvbank: cannot use {__file__} as data folder: it is a file\n"),
     ],
 )

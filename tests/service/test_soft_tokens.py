@@ -13,16 +13,16 @@ import numpy as np
 import pytest
 import safetensors
 import xxhash
-from typer.testing import CliRunner
 
 import kvbank
-from kvbank import cli
+from kvbank._cli.application import application
 from kvbank.v1 import bank_pb2, chunk_pb2
 from kvbank.v1 import service_pb2 as pb
 from memory_service.care.backup import backup
 from memory_service.care.check import check
 from memory_service.care.restore import restore
 from memory_service.server import LocalServer
+from tests import command
 
 INVALID, EXISTS = grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.ALREADY_EXISTS
 HIDDEN, READER, EMBEDDER = 6, "reader-a", "embedder-a"
@@ -272,7 +272,7 @@ def test_the_sdk_writes_and_reads_them(tmp_path: Path, same_host: bool) -> None:
 def test_a_bank_for_them_is_made_on_the_command_line(serving, soft):
     words = f"bank create new --embedder {EMBEDDER} --dimension 4 --memory {serving.server.address} --reader {READER}"
     words += f" --layers 1 --kv-heads 2 --head-dim 8 --hidden-size {HIDDEN}"
-    made = CliRunner().invoke(cli.application(), words.split())
-    assert made.exit_code == 0, made.output
-    assert f"soft tokens of {HIDDEN}" in made.output
+    made = command.run(application(), *words.split())
+    assert made.exit_code == 0, made.stderr
+    assert f"soft tokens of {HIDDEN}" in made.stdout
     assert soft.write(soft_chunk(soft), bank="new")

@@ -5,15 +5,14 @@ import json
 import shutil
 import sqlite3
 
-from typer.testing import CliRunner
-
-from kvbank import cli
+from kvbank._cli.application import application
+from tests import command
 
 
 def run(*arguments, code=0):
     """The command's answer; a refusal is one line on stderr."""
-    result = CliRunner().invoke(cli.application(), [str(argument) for argument in arguments])
-    assert result.exit_code == code, (result.stdout, result.stderr, result.exception)
+    result = command.run(application(), *arguments)
+    assert result.exit_code == code, (result.stdout, result.stderr)
     assert code != 1 or result.stderr.count("\n") <= 1
     return result
 

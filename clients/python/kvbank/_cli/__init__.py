@@ -1,1 +1,1 @@
-"""The commands of the SDK, one file a subject; `kvbank.cli` puts them together."""
+"""The commands of the SDK, one file a subject; `application` puts all together, `ending` is how each ends."""

@@ -9,9 +9,24 @@ import typer
 import kvbank
 from kvbank._cli import common, parse
 from kvbank._cli.common import DEFAULT_ADDRESS, AsJson, Memory, Name
+from kvbank._cli.ending import say
+from kvbank._cli.output import print_json, print_line, printable
+from kvbank._cli.table import Column, print_table
 
 # Of a figure of a spec.
 _LARGEST = 2**31 - 1
+
+_BANKS = (
+    Column("name", "name"),
+    *map(Column, ("chunks", "tokens", "bytes")),
+    *(Column(title, "word") for title in ("capacity", "policy", "expiry", "reader")),
+)
+_EVICTIONS = (
+    Column("chunk", "word"),
+    Column("reason", "word"),
+    *map(Column, ("retrieved", "tokens")),
+    *(Column(title, "word") for title in ("written", "went")),
+)
 
 app = typer.Typer(no_args_is_help=True, help="Look at banks, make, change and delete them.")
 
@@ -38,9 +53,8 @@ def list_banks(memory: Memory = DEFAULT_ADDRESS, as_json: AsJson = False) -> Non
     with common.connect(memory) as client:
         banks = list(client.list_banks())
     if as_json:
-        common.print_json([asdict(found) for found in banks])
+        print_json([asdict(found) for found in banks])
         return
-    columns = ("name", "chunks", "tokens", "bytes", "capacity", "policy", "expiry", "reader")
     rows = (
         (
             found.name,
@@ -54,7 +68,7 @@ def list_banks(memory: Memory = DEFAULT_ADDRESS, as_json: AsJson = False) -> Non
         )
         for found in banks
     )
-    common.console().print(common.table(columns, rows))
+    print_table(_BANKS, rows)
 
 
 @app.command("show")
@@ -63,7 +77,7 @@ def show_bank(name: Name, memory: Memory = DEFAULT_ADDRESS, as_json: AsJson = Fa
     with common.connect(memory) as client:
         (found,) = client.stats([name]).banks
     if as_json:
-        common.print_json({**asdict(found.bank), "index_state": asdict(found.index)})
+        print_json({**asdict(found.bank), "index_state": asdict(found.index)})
         return
     _print_bank(found.bank)
     index = found.index
@@ -143,12 +157,12 @@ def remove_bank(
     with common.connect(memory) as client:
         chunks = client.get_bank(name).usage.chunks
         if not yes:
-            typer.confirm(f"Delete bank {name!r} and its {chunks} chunks?", abort=True, err=True)
+            typer.confirm(f"Delete bank {printable(name)!r} and its {chunks} chunks?", abort=True, err=True)
         client.delete_bank(name)
     if as_json:
-        common.print_json({"deleted": name, "chunks": chunks})
+        print_json({"deleted": name, "chunks": chunks})
     else:
-        print(f"deleted {name}, {chunks} chunks")
+        print_line(f"deleted {name}, {chunks} chunks")
 
 
 @app.command("evictions")
@@ -170,17 +184,16 @@ def evictions(
         else:
             shown, why = list(islice(client.list_evictions(name), limit)), ""
     if as_json:
-        common.print_json([asdict(eviction) for eviction in shown])
+        print_json([asdict(eviction) for eviction in shown])
         if why:
-            typer.echo(why, err=True)
+            say(why)
         return
     if not shown:
         nothing = f"nothing can go: {why}" if why else "nothing would go"
-        print(nothing if explain else "nothing went")
+        print_line(nothing if explain else "nothing went")
         return
     if why:
-        print(why)
-    columns = ("chunk", "reason", "retrieved", "tokens", "written", "went")
+        print_line(why)
     rows = (
         (
             str(eviction.chunk_id),
@@ -192,7 +205,7 @@ def evictions(
         )
         for eviction in shown
     )
-    common.console().print(common.table(columns, rows))
+    print_table(_EVICTIONS, rows)
 
 
 def _options(
@@ -230,7 +243,7 @@ def _options(
 
 def _answer(bank: kvbank.Bank, as_json: bool) -> None:
     if as_json:
-        common.print_json(asdict(bank))
+        print_json(asdict(bank))
     else:
         _print_bank(bank)
 
@@ -265,4 +278,4 @@ def _print_bank(bank: kvbank.Bank) -> None:
 
 
 def _line(label: str, text: str) -> None:
-    print(f"{label:10} {text}".rstrip())
+    print_line(f"{label:10} {text}".rstrip())

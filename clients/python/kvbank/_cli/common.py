@@ -1,8 +1,6 @@
-"""What every command shares: options, the connection, tables and JSON. Owns how a figure is written."""
+"""What every command shares: options and the connection. Owns how a figure is written."""
 
-import json
-import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,9 +9,6 @@ import typer
 import kvbank
 
 if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.table import Table
-
     from kvbank import Bank, Client
 
 DEFAULT_ADDRESS = "127.0.0.1:7400"
@@ -25,49 +20,10 @@ Memory = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Name = Annotated[str, typer.Argument(help="Name of the bank.")]
 
-_WIDTH_OF_A_PIPE = 160
-
 
 def connect(target: str) -> "Client":
     """A client that does not wait long, least of all for a server that is not there."""
     return kvbank.connect(target, timeout=10, first_contact=1)
-
-
-def print_json(value: Any) -> None:
-    """Times in ISO 8601, durations in seconds."""
-    print(json.dumps(value, indent=2, default=_plain))
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, datetime):
-        return value.isoformat()
-    return value.total_seconds() if isinstance(value, timedelta) else dict(value)
-
-
-def console() -> "Console":
-    """On a terminal as wide as that; else wide enough for a table."""
-    from rich.console import Console
-
-    return Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else _WIDTH_OF_A_PIPE)
-
-
-def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> "Table":
-    """The first column to the left, figures to the right."""
-    from rich.table import Table
-    from rich.text import Text
-
-    made = Table(box=None, pad_edge=False)
-    for i, column in enumerate(columns):
-        made.add_column(column, justify="right" if i and column in _FIGURES else "left", no_wrap=i == 0)
-    for row in rows:
-        made.add_row(*map(Text, row))  # Text, because a name may look like markup
-    return made
-
-
-_FIGURES = {
-    *("chunks", "tokens", "bytes", "size", "retrieved", "vectors", "memory", "recall", "removed"),
-    *("/s", "errors/s", "p50 ms", "p99 ms", "written/s", "evicted/s", "expired/s"),
-}
 
 
 def size(count: float) -> str:

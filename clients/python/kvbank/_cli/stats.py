@@ -7,6 +7,8 @@ from datetime import UTC, datetime
 import kvbank
 from kvbank._cli import common
 from kvbank._cli.common import DEFAULT_ADDRESS, AsJson, Memory
+from kvbank._cli.output import print_json, print_line
+from kvbank._cli.table import Column, print_table
 
 
 def stats(memory: Memory = DEFAULT_ADDRESS, as_json: AsJson = False) -> None:
@@ -14,14 +16,14 @@ def stats(memory: Memory = DEFAULT_ADDRESS, as_json: AsJson = False) -> None:
     with common.connect(memory) as client:
         found = client.stats()
     if as_json:
-        common.print_json(asdict(found))
+        print_json(asdict(found))
         return
     totals: Counter[str] = Counter()
     for sample in found.samples:
         totals[sample.name] += sample.value  # type: ignore[assignment]
     up = datetime.now(UTC).replace(microsecond=0) - found.start_time.replace(microsecond=0)
-    print(f"kvbank {found.version}, store {found.store_id}, up {up}")
-    print(f"memory {common.size(found.resident_bytes)}, {common.size(found.free_bytes)} free on its disk")
+    print_line(f"kvbank {found.version}, store {found.store_id}, up {up}")
+    print_line(f"memory {common.size(found.resident_bytes)}, {common.size(found.free_bytes)} free on its disk")
     print(
         f"{totals['kvbank_request_seconds_count']:,.0f} requests, {totals['kvbank_errors_total']:,.0f} of them failed; "
         f"payloads {common.size(totals['kvbank_payload_received_bytes_total'])} in, "
@@ -29,10 +31,15 @@ def stats(memory: Memory = DEFAULT_ADDRESS, as_json: AsJson = False) -> None:
         f"{totals['kvbank_checksum_failures_total']:,.0f} checksum failures"
     )
     if found.banks:
-        common.console().print(common.table(_COLUMNS, map(_row, found.banks)))
+        print_table(_COLUMNS, map(_row, found.banks))
 
 
-_COLUMNS = ("bank", "chunks", "tokens", "bytes", "capacity", "index", "vectors", "memory")
+_COLUMNS = (
+    Column("bank", "name"),
+    *map(Column, ("chunks", "tokens", "bytes")),
+    *(Column(title, "word") for title in ("capacity", "index")),
+    *map(Column, ("vectors", "memory")),
+)
 
 
 def _row(found: kvbank.BankStats) -> tuple[str, ...]:

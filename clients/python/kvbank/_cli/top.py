@@ -14,7 +14,9 @@ import typer
 
 from kvbank._cli import common
 from kvbank._cli.common import DEFAULT_ADDRESS, AsJson, Memory
+from kvbank._cli.output import print_json
 from kvbank._cli.rates import BankRate, MethodRate, Rates, between
+from kvbank._cli.table import Column, console, print_table, table, terminal_width
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -33,9 +35,9 @@ def top(
         if as_json or once or not sys.stdout.isatty():
             rates = next(_samples(client, interval, time.sleep))
             if as_json:
-                common.print_json(asdict(rates))
+                print_json(asdict(rates))
             else:
-                common.console().print(_picture(rates))
+                _print(rates)
             return
         _live(client, interval)
 
@@ -43,7 +45,7 @@ def top(
 def _live(client: "Client", interval: float) -> None:
     from rich.live import Live
 
-    with _keyboard() as wait, Live(console=common.console(), screen=True, auto_refresh=False) as live:
+    with _keyboard() as wait, Live(console=console(), screen=True, auto_refresh=False) as live:
         try:
             for rates in _samples(client, interval, wait):
                 live.update(_picture(rates), refresh=True)
@@ -88,23 +90,38 @@ def _pressed(terminal: int, seconds: float) -> bool:
     return False
 
 
+def _print(rates: Rates) -> None:
+    print(_head(rates), end="\n\n")
+    print_table(_METHODS, map(_method, rates.methods))
+    print()
+    print_table(_BANKS, map(_bank, rates.banks))
+
+
 def _picture(rates: Rates) -> "RenderableType":
     from rich.console import Group
     from rich.text import Text
 
-    head = (
+    width = terminal_width()
+    methods = table(_METHODS, map(_method, rates.methods), width)
+    banks = table(_BANKS, map(_bank, rates.banks), width)
+    return Group(Text(_head(rates)), Text(), methods, Text(), banks)
+
+
+def _head(rates: Rates) -> str:
+    return (
         f"payloads {common.size(rates.received_bytes_per_second)}/s in, "
         f"{common.size(rates.sent_bytes_per_second)}/s out, {common.size(rates.in_flight_bytes)} in flight; "
         f"memory {common.size(rates.resident_bytes)}, "
         f"disk {common.size(rates.free_bytes)} free; over {rates.seconds:.1f} s"
     )
-    methods = common.table(_METHODS, map(_method, rates.methods))
-    banks = common.table(_BANKS, map(_bank, rates.banks))
-    return Group(Text(head), Text(), methods, Text(), banks)
 
 
-_METHODS = ("method", "/s", "errors/s", "p50 ms", "p99 ms")
-_BANKS = ("bank", "chunks", "bytes", "written/s", "evicted/s", "expired/s", "index")
+_METHODS = (Column("method", "name"), *map(Column, ("/s", "errors/s", "p50 ms", "p99 ms")))
+_BANKS = (
+    Column("bank", "name"),
+    *map(Column, ("chunks", "bytes", "written/s", "evicted/s", "expired/s")),
+    Column("index", "word"),
+)
 
 
 def _method(rate: MethodRate) -> tuple[str, ...]:

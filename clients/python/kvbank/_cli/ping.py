@@ -1,0 +1,27 @@
+"""`kvbank ping`: whether a memory service answers."""
+
+import time
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from kvbank._cli import common
+from kvbank._cli.common import DEFAULT_ADDRESS, AsJson
+from kvbank._cli.output import print_json, print_line
+
+
+def ping(
+    target: Annotated[str, typer.Argument(metavar="[HOST:PORT]", envvar="KVBANK_MEMORY")] = DEFAULT_ADDRESS,
+    as_json: AsJson = False,
+) -> None:
+    """Ask a memory service who it is, and how long it takes to answer."""
+    with common.connect(target) as client:
+        client.server_info()
+        start = time.perf_counter()
+        info = client.server_info()
+        milliseconds = (time.perf_counter() - start) * 1000
+    if as_json:
+        print_json({"address": target, "milliseconds": round(milliseconds, 3), **asdict(info)})
+    else:
+        print_line(f"{target}: kvbank {info.version}, store {info.store_id}, {info.durability}, {milliseconds:.2f} ms")
