@@ -14,6 +14,7 @@ from functools import partial
 from sqlalchemy import Connection
 
 from memory_service import bank_rows, chunk_rows, gone_rows, quarantine, validate
+from memory_service.clock import Clock
 from memory_service.directory import Directory, bank_not_found
 from memory_service.domain import Bank, Chunk, Eviction, Filter
 from memory_service.errors import ALREADY_EXISTS, NOT_FOUND, UNAVAILABLE, ServiceError, StartError, invalid
@@ -26,7 +27,6 @@ from memory_service.payloads import Buffer, Payloads
 from memory_service.records import Records
 from memory_service.removal import Removal
 from memory_service.room import Room
-from memory_service.schema import now_us
 from memory_service.search import SearchIndexes
 from memory_service.settings import Settings
 from memory_service.staging import StagedFile
@@ -39,15 +39,20 @@ _log = logging.getLogger(__name__)
 class Banks:
     """The banks of a data folder; see `memory_service.recall` for reading them."""
 
-    def __init__(self, settings: Settings, metrics: Metrics) -> None:
-        """Errors: StartError for a schema that is not the present one, or a bank that cannot be read."""
+    def __init__(self, settings: Settings, metrics: Metrics, clock: Clock | None = None) -> None:
+        """`clock`: where a test hands in its own.
+
+        Errors: StartError for a schema that is not the present one, or a bank that cannot be read.
+        """
         durable = settings.durability == "fsync"
         self._settings = settings
         self.metrics = metrics
         self.payloads = Payloads(settings.data, durable=durable)
         # Each of these has a thread, which ends where one of the others cannot be had.
         with ExitStack() as begun:
-            self.records = Records(settings.data, durable=durable, migrate=settings.migrate, metrics=metrics)
+            self.records = Records(
+                settings.data, durable=durable, migrate=settings.migrate, metrics=metrics, clock=clock
+            )
             begun.callback(self.records.close)
             self._directory, gone = self._read_banks()
             self.indexes = SearchIndexes(self.records, settings)
@@ -55,8 +60,8 @@ class Banks:
             self._janitor = Janitor("kvbank-janitor")
             begun.callback(self._janitor.close)
             # Apart, because the files of a deleted bank, or of a sweep, may take minutes.
-            self._clock = Janitor("kvbank-expiry")
-            begun.callback(self._clock.close)
+            self._timer = Janitor("kvbank-expiry")
+            begun.callback(self._timer.close)
             self._removal = Removal(self.records, self.payloads, self.indexes, self._janitor, metrics)
             self._room = Room(self.records, self._directory, self._removal)
             begun.callback(self._room.close)
@@ -68,7 +73,8 @@ class Banks:
         for bank_id in gone:
             self._removal.clear(bank_id)
         self._janitor.later(self._sweep)
-        self._clock.every(INTERVAL_S, Expiry(self.records, self._directory, self._removal).run)
+        self._timer.every(INTERVAL_S, self.records.follow_wall_clock)
+        self._timer.every(INTERVAL_S, Expiry(self.records, self._directory, self._removal).run)
 
     def _read_banks(self) -> tuple[Directory, list[int]]:
         """The banks, and the ids of those that are being deleted. Errors: StartError for one that cannot be read."""
@@ -82,7 +88,7 @@ class Banks:
     def close(self) -> None:
         """Commit what is pending, checkpoint, finish the clean-up."""
         self._room.close()
-        self._clock.close()
+        self._timer.close()
         self._janitor.rest()
         self.indexes.close()
         self.records.close()
@@ -96,7 +102,7 @@ class Banks:
         Errors: INVALID_FIELD, BANK_EXISTS.
         """
         validate.bank(new)
-        new = replace(new, uid=secrets.token_hex(8), created=now_us())
+        new = replace(new, uid=secrets.token_hex(8), created=self.records.clock.now_us())
         bank = self.records.writer.submit(partial(_create, new), self._changed).result()
         return bank, bank.uid == new.uid
 

@@ -22,7 +22,7 @@ from memory_service import row_checksum
 from memory_service.counts import Unwritten
 from memory_service.domain import Bank, Chunk, Condition, Expiry, Filter, Payload, Producer, Tensor, Unit
 from memory_service.gone_rows import SPENT_KEY_US, forget_keys
-from memory_service.schema import BankRow, ChunkRow, ContentRow, KeyRow, now_us, raw
+from memory_service.schema import BankRow, ChunkRow, ContentRow, KeyRow, raw
 
 _CHUNKS: Table = ChunkRow.__table__  # type: ignore[assignment]
 _CONTENTS: Table = ContentRow.__table__  # type: ignore[assignment]
@@ -68,12 +68,12 @@ def find_key(connection: Connection, bank_id: int, key: bytes, unwritten: Unwrit
     found = raw(connection).execute(_FIND_KEY, (bank_id, key)).fetchone()
     if found is None:
         return None
-    row, now = _Keyed._make(found), now_us()
-    if row.gone is not None and row.gone <= now - SPENT_KEY_US:
+    row = _Keyed._make(found)
+    if row.gone is not None and row.gone <= unwritten.now - SPENT_KEY_US:
         forget_keys(raw(connection), [(bank_id, key, row.chunk_id)])
         return None
     digest = row_checksum.digest_of(row.digest or b"")
-    return row.chunk_id, digest, row.gone is not None or _expired(row, now, unwritten)
+    return row.chunk_id, digest, row.gone is not None or _expired(row, unwritten)
 
 
 def row_of(bank_id: int, chunk: Chunk, digest: bytes) -> Mapping[str, Any]:
@@ -116,33 +116,32 @@ def insert(connection: Connection, row: Mapping[str, Any]) -> bool:
 def ledger_rows(connection: Connection, bank_id: int, unit: Unit) -> Iterator[tuple[int, int, int, int, int]]:
     """(id, size in `unit`, retrievals, last use, pinned) of every chunk, ascending by id."""
     size = {"chunks": "1", "tokens": "stored_length", "bytes": "payload_bytes"}[unit]
-    columns = f"chunk_id, {size}, retrieval_count, coalesce(last_retrieved, created), pinned"
+    columns = f"chunk_id, {size}, retrieval_count, max(created, coalesce(last_retrieved, 0)), pinned"
     return raw(connection).execute(f"SELECT {columns} FROM chunks WHERE bank_id = ? ORDER BY chunk_id", (bank_id,))
 
 
 def found(connection: Connection, bank: Bank, chunk_ids: Iterable[int], unwritten: Unwritten) -> Iterator[Chunk]:
     """Those of the ids that exist in this bank and have not expired, in no order, read one after the other; what is
     `unwritten` may have renewed them."""
-    now = now_us()
     # Closed also where a row cannot be read: whoever keeps that error would keep the statement, and the end waiting.
     with closing(raw(connection).execute(_FIND_CHUNKS, (bank.bank_id, json.dumps(list(chunk_ids))))) as rows:
         for row in map(_found_row, rows):
-            if not _expired(row, now, unwritten):
+            if not _expired(row, unwritten):
                 yield _chunk(row, bank.name, False)
 
 
-def _expired(row: Any, now: int, unwritten: Unwritten) -> bool:
-    if row.expires is None or row.expires > now:
+def _expired(row: Any, unwritten: Unwritten) -> bool:
+    if row.expires is None or row.expires > unwritten.now:
         return False
     found = unwritten.of(row.chunk_id) if row.renew else None
-    return found is None or found.first >= row.expires or found.last + int(row.ttl) <= now
+    return found is None or found.first >= row.expires or found.last + int(row.ttl) <= unwritten.now
 
 
-def expired_ids(connection: Connection, bank_id: int, now: int, unwritten: Unwritten) -> NDArray[np.int64]:
+def expired_ids(connection: Connection, bank_id: int, unwritten: Unwritten) -> NDArray[np.int64]:
     """Ids [n] ascending of the bank's chunks past their time and not removed yet. Cheap where there are none."""
     statement = f"SELECT chunk_id, ttl, renew, expires {_EXPIRED} AND bank_id = ?"
-    rows = map(_Expiring._make, raw(connection).execute(statement, (now, bank_id)).fetchall())
-    return np.sort(np.array([row.chunk_id for row in rows if _expired(row, now, unwritten)], np.int64))
+    rows = map(_Expiring._make, raw(connection).execute(statement, (unwritten.now, bank_id)).fetchall())
+    return np.sort(np.array([row.chunk_id for row in rows if _expired(row, unwritten)], np.int64))
 
 
 def expired(connection: Connection, now: int, most: int) -> dict[int, list[int]]:
@@ -193,9 +192,9 @@ def get(
     connection: Connection, bank: Bank, chunk_id: int, unwritten: Unwritten, *, embedding: bool = False
 ) -> Chunk | None:
     """One chunk of this bank, with the counts that are written; None for an expired one."""
-    where, now = (ChunkRow.bank_id == bank.bank_id, ChunkRow.chunk_id == chunk_id), now_us()
+    where = (ChunkRow.bank_id == bank.bank_id, ChunkRow.chunk_id == chunk_id)
     row = connection.execute(_whole(embedding=embedding).where(*where)).one_or_none()
-    return None if row is None or _expired(row, now, unwritten) else _chunk(row, bank.name, embedding)
+    return None if row is None or _expired(row, unwritten) else _chunk(row, bank.name, embedding)
 
 
 def page(
@@ -203,10 +202,10 @@ def page(
 ) -> Iterator[Chunk]:
     """Ascending by id, from the first one after `after`, read one after the other; without expired ones, and with the
     counts that are written."""
-    now = now_us()
-    where = (ChunkRow.bank_id == bank.bank_id, ChunkRow.chunk_id > after, _maybe_alive(now), *_conditions(filter_))
+    alive = _maybe_alive(unwritten.now)
+    where = (ChunkRow.bank_id == bank.bank_id, ChunkRow.chunk_id > after, alive, *_conditions(filter_))
     for row in connection.execute(_whole(embedding=embedding).where(*where).order_by(ChunkRow.chunk_id)):
-        if not _expired(row, now, unwritten):
+        if not _expired(row, unwritten):
             yield _chunk(row, bank.name, embedding)
 
 
@@ -214,7 +213,7 @@ def pin(
     connection: Connection, bank_id: int, chunk_ids: Sequence[int], pinned: bool, unwritten: Unwritten
 ) -> list[int]:
     """Set or clear `pinned`; the ids that exist and have not expired."""
-    gone = expired_ids(connection, bank_id, now_us(), unwritten).tolist()
+    gone = expired_ids(connection, bank_id, unwritten).tolist()
     where = (ChunkRow.bank_id == bank_id, ChunkRow.chunk_id.in_(set(chunk_ids).difference(gone)))
     return list(
         connection.scalars(sa.update(ChunkRow).where(*where).values(pinned=pinned).returning(ChunkRow.chunk_id))
@@ -228,7 +227,7 @@ def update(
     where = (ChunkRow.bank_id == bank_id, ChunkRow.chunk_id == chunk_id)
     columns = (ChunkRow.chunk_id, ChunkRow.digest, ChunkRow.ttl, ChunkRow.renew, ChunkRow.expires)
     row = connection.execute(sa.select(*columns).where(*where)).one_or_none()
-    if row is None or _expired(row, now_us(), unwritten):
+    if row is None or _expired(row, unwritten):
         return False
     meta = json.dumps(dict(metadata))
     values = {"meta": meta, "digest": row_checksum.with_metadata(row.digest, meta)}

@@ -5,6 +5,8 @@ import threading
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from memory_service.clock import Clock
+
 
 class Retrievals(NamedTuple):
     """Of one chunk: how many, and when the first and the last of them was, in microseconds."""
@@ -21,8 +23,10 @@ class Retrievals(NamedTuple):
 
 
 class Unwritten(NamedTuple):
-    """What may not be in the database yet. Asked for before the rows are read: whatever these do not tell is here."""
+    """What may not be in the database yet, and the time. Asked for before the rows are read: whatever these do not tell
+    is here, and a leap of the clock that they do not know is none for the time either."""
 
+    now: int
     pending: Mapping[int, Retrievals]
     taken: Mapping[int, Retrievals]
 
@@ -35,7 +39,8 @@ class Unwritten(NamedTuple):
 class Counts:
     """Retrievals by chunk id."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
         self._lock = threading.Lock()
         self._pending: dict[int, Retrievals] = {}
         # On their way into the database.
@@ -67,7 +72,7 @@ class Counts:
     def unwritten(self) -> Unwritten:
         """As of now."""
         with self._lock:
-            return Unwritten(self._pending, self._taken)
+            return Unwritten(self._clock.now_us(), self._pending, self._taken)
 
     @property
     def under_way(self) -> bool:

@@ -9,7 +9,6 @@ from memory_service import chunk_rows
 from memory_service.directory import Directory
 from memory_service.records import Records
 from memory_service.removal import STEP, Removal
-from memory_service.schema import now_us
 
 INTERVAL_S = 1.0
 # Of one run: hidden from searches at once, and then removed in steps. The rest is the next run's, so that the end of
@@ -27,7 +26,7 @@ class Expiry:
 
     def run(self) -> None:
         """Remove what has expired by now."""
-        now = now_us()
+        now = self._records.clock.now_us()
         self._records.flush_counts()
         with self._records.read() as connection:
             expired = chunk_rows.expired(connection, now, _MOST)

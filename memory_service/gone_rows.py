@@ -12,7 +12,7 @@ from sqlalchemy import Connection, Row
 
 from memory_service.domain import Eviction, EvictionReason, Unit
 from memory_service.eviction import NOBODY, Victims
-from memory_service.schema import ChunkRow, EvictionPlanRow, EvictionRow, GoneBankRow, now_us, raw
+from memory_service.schema import ChunkRow, EvictionPlanRow, EvictionRow, GoneBankRow, raw
 
 SPENT_KEY_US = 24 * 3600 * 1_000_000
 EVICTION_LOG = 10_000
@@ -60,20 +60,20 @@ class Removed(NamedTuple):
         return {"chunks": len(self.ids), "tokens": self.tokens, "bytes": self.bytes}[unit]
 
 
-def remove(connection: Connection, bank_id: int, chunk_ids: Sequence[int], counter: str) -> Removed:
+def remove(connection: Connection, bank_id: int, chunk_ids: Sequence[int], counter: str, now: int) -> Removed:
     """Delete rows, spend their keys, add to `counter` of the bank (chunks_deleted, ...); unknown ids are fine."""
-    return _remove(connection, bank_id, _found(connection, bank_id, chunk_ids, pinned=True), counter)
+    return _remove(connection, bank_id, _found(connection, bank_id, chunk_ids, pinned=True), counter, now)
 
 
-def evict(connection: Connection, bank_id: int, victims: Victims) -> Removed:
+def evict(connection: Connection, bank_id: int, victims: Victims, now: int) -> Removed:
     """Log and remove those that still exist and are not pinned."""
     found = _found(connection, bank_id, victims.ids.tolist(), pinned=False)
-    reason_of, now = dict(zip(victims.ids.tolist(), victims.reasons(), strict=True)), now_us()
+    reason_of = dict(zip(victims.ids.tolist(), victims.reasons(), strict=True))
     for reason, ids in groupby(found.ids, key=reason_of.__getitem__):
         raw(connection).execute(_LOG_EVICTIONS, (reason, now, json.dumps(list(ids))))
     raw(connection).execute(_CUT_LOG, {"bank": bank_id, "kept": EVICTION_LOG})
     reasons = Counter(reason_of[chunk_id] for chunk_id in found.ids)
-    return _remove(connection, bank_id, found, "chunks_evicted")._replace(reasons=reasons)
+    return _remove(connection, bank_id, found, "chunks_evicted", now)._replace(reasons=reasons)
 
 
 def _found(connection: Connection, bank_id: int, chunk_ids: Sequence[int], *, pinned: bool) -> Removed:
@@ -82,10 +82,10 @@ def _found(connection: Connection, bank_id: int, chunk_ids: Sequence[int], *, pi
     return Removed(list(ids), sum(tokens), sum(sizes))
 
 
-def _remove(connection: Connection, bank_id: int, going: Removed, counter: str) -> Removed:
+def _remove(connection: Connection, bank_id: int, going: Removed, counter: str, now: int) -> Removed:
     if not going.ids:
         return going
-    driver, now, count = raw(connection), now_us(), len(going.ids)
+    driver, count = raw(connection), len(going.ids)
     driver.execute(_SPEND_KEYS, (now, json.dumps(going.ids)))
     # Twice as many as were just spent: it keeps up, and a day with a million of them does not come back at once.
     forget_keys(driver, driver.execute(_OLD_KEYS, (now - SPENT_KEY_US, 2 * count)).fetchall())

@@ -76,7 +76,7 @@ class Ledger:
         """Retrievals [n] and the last time [n] of chunks; those of other banks are passed over."""
         places, found = self._places(chunk_ids)
         self._table[_RETRIEVALS, places] += retrievals[found]
-        self._table[_USED, places] = used[found]
+        self._table[_USED, places] = np.maximum(self._table[_USED, places], used[found])
 
     def pin(self, chunk_ids: Sequence[int], pinned: bool) -> None:
         """Chunks are pinned, or no longer."""

@@ -31,7 +31,6 @@ from memory_service.errors import (
 from memory_service.headers import HeaderSize
 from memory_service.open_payload import OpenFiles, OpenPayload
 from memory_service.payloads import DamagedError
-from memory_service.schema import now_us
 from memory_service.search import Best, Selection
 
 MOST_QUERIES = 1024
@@ -178,7 +177,7 @@ class Recall:
         self._banks.metrics.queried([hit.score for hit in row] for row in answer.hits)
         if query.skip_count or not self._counted.first(query.request_id):
             return
-        now = now_us()
+        now = self._records.clock.now_us()
         counts = Counter(hit.chunk_id for row in answer.hits for hit in row)
         self._records.counts.add({chunk_id: Retrievals(count, now, now) for chunk_id, count in counts.items()})
 
@@ -312,7 +311,7 @@ class RecentRequests:
 def _selection(
     connection: Connection, bank: Bank, query: Query, gone: Collection[int], unwritten: Unwritten
 ) -> Selection:
-    excluded = chunk_rows.expired_ids(connection, bank.bank_id, now_us(), unwritten)
+    excluded = chunk_rows.expired_ids(connection, bank.bank_id, unwritten)
     if gone:
         excluded = np.union1d(excluded, np.array(list(gone), np.int64))
     allowed = None if query.filter is None else chunk_rows.matching_ids(connection, bank.bank_id, query.filter)

@@ -1,6 +1,7 @@
 """The truth: the database of a data folder. Owns the commit point, chunk ids and counts; its rows are in `bank_rows`,
 `chunk_rows` and `gone_rows`."""
 
+import logging
 import secrets
 import sqlite3
 import time
@@ -12,14 +13,17 @@ import sqlalchemy as sa
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
-from memory_service import schema
+from memory_service import clock_rows, schema
 from memory_service.chunk_ids import ChunkIds
+from memory_service.clock import MARK_US, SECOND, Clock
 from memory_service.counts import Counts
 from memory_service.ledger import Ledgers
 from memory_service.metrics import Metrics
 from memory_service.schema import ChunkRow, StoreRow, raw
 from memory_service.writer import Writer
 
+_log = logging.getLogger(__name__)
+LARGEST_TIME = 2**63 - 1
 # After a failure, readers go by what is written for so long.
 _RETRY_S = 1.0
 
@@ -27,10 +31,16 @@ _RETRY_S = 1.0
 class Records:
     """The database of a data folder."""
 
-    def __init__(self, data: Path, *, durable: bool, metrics: Metrics, migrate: bool = False) -> None:
+    def __init__(
+        self, data: Path, *, durable: bool, metrics: Metrics, migrate: bool = False, clock: Clock | None = None
+    ) -> None:
+        """`clock`: where a test hands in its own. Errors: StartError."""
         path = data / "metadata.db"
         schema.prepare(path, data, migrate=migrate)
-        self.counts = Counts()
+        self.clock = clock or Clock()
+        # The time of the mark in the database (until it has been read, none is written) and of the next one.
+        self._marked = self._marking = LARGEST_TIME
+        self.counts = Counts(self.clock)
         self.ledgers = Ledgers()
         # When a transaction failed last (monotonic).
         self._failed = -_RETRY_S
@@ -40,11 +50,18 @@ class Records:
         self._idle: list[Connection] = []
         self.writer = Writer(schema.engine(path, synchronous=level, writer=True), self, metrics, durable=durable)
         try:
-            self.store_id = self.writer.submit(_identity, durable=True).result()
+            self.store_id = self.writer.submit(self._take_up, durable=True).result()
             self.ids = ChunkIds(self.writer)
         except BaseException:
             self.close()
             raise
+
+    def _take_up(self, connection: Connection) -> str:
+        """The store's identity; its time goes on."""
+        self.clock.resume(clock_rows.mark(connection), clock_rows.newest(connection))
+        clock_rows.save(connection, mark := self.clock.mark())
+        self._marking = mark.now
+        return _identity(connection)
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
@@ -90,6 +107,19 @@ class Records:
             with suppress(DBAPIError, sqlite3.Error):
                 self.flush_counts()
 
+    def follow_wall_clock(self) -> None:
+        """Let the time leap where a wall clock that was set stays ahead; what has time to live left keeps it."""
+        if by := self.clock.behind():
+
+            def move(connection: Connection) -> None:
+                now = self.clock.now_us()
+                clock_rows.move_ends(connection, now, by)
+                clock_rows.save(connection, self.clock.mark()._replace(now=now + by))
+
+            # The last of its transaction: those behind it go by the new time.
+            self.writer.submit(move, lambda _: self.clock.leap(by), last=True).result()
+            _log.warning("the wall clock has been ahead for an hour; the time goes forward by %.0f s", by / SECOND)
+
     def close(self) -> None:
         """Readers first: SQLite checkpoints when the last connection closes, and that must be the writer's."""
         while self._idle:
@@ -108,22 +138,31 @@ class Records:
         if taken := self.counts.take():
             connection.execute(_COUNT, [{"id": chunk_id, **some._asdict()} for chunk_id, some in taken.items()])
             self.ledgers.counted(taken)
+        mark = self.clock.mark()
+        if mark.now - self._marked >= MARK_US:
+            clock_rows.save(connection, mark)
+            self._marking = mark.now
 
     def committed(self) -> None:
         """The counts are written."""
         self.counts.settle()
+        self._marked = self._marking
 
     def failed(self) -> None:
         """Nothing of the transaction happened."""
         self._failed = time.monotonic()
         self.counts.restore()
+        self._marking = self._marked
         self.ledgers.forget_all()
 
 
 # A chunk that had expired when it was first retrieved stays expired: it may be gone from the index already. One that
-# had not lived on, so that the others found it.
+# had not lived on, so that the others found it. A renewal never shortens a life.
 _RENEWED = sa.case(
-    (ChunkRow.renew & (ChunkRow.expires > sa.bindparam("first")), sa.bindparam("last") + ChunkRow.ttl),
+    (
+        ChunkRow.renew & (ChunkRow.expires > sa.bindparam("first")),
+        sa.func.max(ChunkRow.expires, sa.bindparam("last") + ChunkRow.ttl),
+    ),
     else_=ChunkRow.expires,
 )
 _COUNT = (
@@ -131,7 +170,7 @@ _COUNT = (
     .where(ChunkRow.chunk_id == sa.bindparam("id"))
     .values(
         retrieval_count=ChunkRow.retrieval_count + sa.bindparam("times"),
-        last_retrieved=sa.bindparam("last"),
+        last_retrieved=sa.func.max(sa.func.coalesce(ChunkRow.last_retrieved, 0), sa.bindparam("last")),
         expires=_RENEWED,
     )
 )

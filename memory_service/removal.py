@@ -36,7 +36,7 @@ class Removal:
         """Those of the ids that existed, when they are gone; counted in `counter` of the bank (chunks_deleted, ...)."""
 
         def operation(connection: Connection) -> list[int]:
-            gone = gone_rows.remove(connection, bank.bank_id, chunk_ids, counter).ids
+            gone = gone_rows.remove(connection, bank.bank_id, chunk_ids, counter, self._records.clock.now_us()).ids
             self._records.ledgers.change(bank.bank_id, lambda ledger: ledger.remove(gone))
             return gone
 

@@ -130,7 +130,7 @@ class Room:
                 planned = True
                 candidates = _without(ledger.candidates(), evicted)
                 doomed = plan(candidates, bank.capacity, bank.policy, used, need)
-            removed = gone_rows.evict(connection, bank.bank_id, doomed.part(0, STEP))
+            removed = gone_rows.evict(connection, bank.bank_id, doomed.part(0, STEP), self._records.clock.now_us())
             if fresh and not removed.ids:
                 self._ledgers.drop(bank.bank_id)
                 raise RuntimeError(f"the ledger of bank {bank.name} has chunks that do not exist")
@@ -177,7 +177,7 @@ class Room:
                 return Removed([], 0, 0)
             planned = ledger.doomed
             doomed = planned or self._excess(connection, now, ledger)
-            removed = gone_rows.evict(connection, bank.bank_id, doomed.part(0, STEP))
+            removed = gone_rows.evict(connection, bank.bank_id, doomed.part(0, STEP), self._records.clock.now_us())
             rest = doomed.part(STEP)
             if not planned or not rest:
                 gone_rows.save_plan(connection, bank.bank_id, rest)

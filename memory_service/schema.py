@@ -2,7 +2,6 @@
 no folder is begun anew whose records are lost."""
 
 import sqlite3
-import time
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -32,6 +31,17 @@ class StoreRow(Base):
     id: Mapped[int] = mapped_column(primary_key=True)
     store_id: Mapped[str]
     next_chunk_id: Mapped[int]
+
+
+class ClockRow(Base):
+    """One row: the time of the service at some moment, and when that was by the machine's clock that cannot be set, in
+    microseconds; `boot` names the start of the machine."""
+
+    __tablename__ = "clock"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    now: Mapped[int]
+    running: Mapped[int]
+    boot: Mapped[str]
 
 
 class BankRow(Base):
@@ -279,8 +289,3 @@ def raw(connection: Connection) -> sqlite3.Connection:
     driver = connection.connection.driver_connection
     assert isinstance(driver, sqlite3.Connection)
     return driver
-
-
-def now_us() -> int:
-    """Microseconds since 1970, as all times of the rows."""
-    return time.time_ns() // 1000

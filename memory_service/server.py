@@ -22,6 +22,7 @@ from sqlalchemy.exc import DBAPIError
 from kvbank.v1 import service_pb2
 from memory_service.bank import Banks
 from memory_service.care.folder import MANIFEST
+from memory_service.clock import Clock
 from memory_service.direct import DirectCalls
 from memory_service.errors import StartError
 from memory_service.interceptor import Interceptor
@@ -81,8 +82,8 @@ def _make_durable(folder: Path) -> None:
 class Server:
     """A serving memory service; made by `start`, used in the event loop that made it."""
 
-    def __init__(self, settings: Settings) -> None:
-        """Open the data folder. Errors: StartError."""
+    def __init__(self, settings: Settings, clock: Clock | None = None) -> None:
+        """Open the data folder; `clock`: where a test hands in its own. Errors: StartError."""
         _check_listen(settings.listen, settings.insecure)
         if settings.same_host and not settings.listen.startswith("unix:"):
             raise StartError(f"same_host needs a unix socket; {settings.listen} is none")
@@ -100,7 +101,7 @@ class Server:
                 self._same_host = SameHost(settings.data) if settings.same_host else None
                 if self._same_host is not None:
                     opened.callback(self._same_host.close)
-                self._banks = Banks(settings, self._metrics)
+                self._banks = Banks(settings, self._metrics, clock)
             except (OSError, DBAPIError) as error:
                 raise StartError(f"cannot open {settings.data}: {error}".splitlines()[0]) from error
             opened.pop_all()
@@ -255,22 +256,24 @@ class LocalServer:
     `address`: what to connect to. `stop()` or leaving the context ends it. Errors of the constructor: StartError.
     """
 
-    def __init__(self, data: str | Path, listen: str = "127.0.0.1:0", **settings: Any) -> None:
-        """`settings`: fields of memory_service.settings.Settings."""
+    def __init__(
+        self, data: str | Path, listen: str = "127.0.0.1:0", *, clock: Clock | None = None, **settings: Any
+    ) -> None:
+        """`settings`: fields of memory_service.settings.Settings; `clock`: where a test hands in its own."""
         self._settings = Settings(data=Path(data), listen=listen, **settings)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="kvbank-server", daemon=True)
         self._thread.start()
         try:
-            self._server: Server | None = asyncio.run_coroutine_threadsafe(self._start(), self._loop).result()
+            self._server: Server | None = asyncio.run_coroutine_threadsafe(self._start(clock), self._loop).result()
         except BaseException:
             self._end_loop()
             raise
         self.address = self._server.address
         self.metrics_address = self._server.metrics_address
 
-    async def _start(self) -> Server:
-        server = Server(self._settings)
+    async def _start(self, clock: Clock | None) -> Server:
+        server = Server(self._settings, clock)
         await server.start()
         return server
 

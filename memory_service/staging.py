@@ -67,6 +67,8 @@ class SameHost:
         self._root = data.resolve()
         self._staging = self._root / FOLDER
         self._staging.mkdir(mode=0o700, exist_ok=True)
+        # When each file was seen first (monotonic).
+        self._seen: dict[str, float] = {}
         self.sweep(0)
         self._nonce = secrets.token_bytes(32)
         path = self._root / NONCE_FILE
@@ -101,14 +103,16 @@ class SameHost:
         return StagedFile(self._staging, message.name, message.offset)
 
     def sweep(self, age: float = FORGOTTEN_S) -> None:
-        """Remove what has lain for `age` seconds."""
-        for entry in os.scandir(self._staging):
-            if entry.is_file(follow_symlinks=False) or entry.is_symlink():
-                try:
-                    if entry.stat(follow_symlinks=False).st_mtime <= time.time() - age:
-                        os.unlink(entry)
-                except FileNotFoundError:
-                    continue  # taken over
+        """Remove what has been seen here for `age` seconds. The times of the files are not asked: they are of a clock
+        that can be set."""
+        now, names = (
+            time.monotonic(),
+            [entry.name for entry in os.scandir(self._staging) if not entry.is_dir(follow_symlinks=False)],
+        )
+        self._seen = {name: self._seen.get(name, now) for name in names}
+        for name, since in self._seen.items():
+            if since <= now - age:
+                (self._staging / name).unlink(missing_ok=True)  # missing: taken over
 
     def close(self) -> None:
         """The nonce proves nothing any more."""

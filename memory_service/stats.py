@@ -12,7 +12,6 @@ from memory_service import __version__, bank_rows, convert
 from memory_service.bank import Banks
 from memory_service.domain import Bank, IndexStats
 from memory_service.metrics import Metrics
-from memory_service.schema import now_us
 from memory_service.settings import Settings
 
 _PAGE = 1000
@@ -25,7 +24,7 @@ class Stats(Collector):
         self._banks = banks
         self._settings = settings
         self._registry = metrics.registry
-        self._started = now_us()
+        self._started = banks.records.clock.now_us()
         self._registry.register(self)
 
     def answer(self, names: Sequence[str], most_bytes: int) -> pb.GetStatsResponse:

@@ -24,7 +24,6 @@ from memory_service.metrics import Metrics
 from memory_service.payloads import Buffer, Payloads
 from memory_service.records import Records
 from memory_service.room import Made, Room, size_of
-from memory_service.schema import now_us
 from memory_service.search import SearchIndexes
 from memory_service.settings import Settings
 from memory_service.staging import StagedFile
@@ -68,7 +67,8 @@ class Writes:
         digest = _request_digest(chunk)
         expiry = bank.expiry if chunk.expiry is None else chunk.expiry
         payload = chunk.payload and self._store(bank, chunk_id, chunk, chunk.payload, data)
-        stored = replace(chunk, chunk_id=chunk_id, bank=bank.name, created=now_us(), expiry=expiry, payload=payload)
+        created = self.records.clock.now_us()
+        stored = replace(chunk, chunk_id=chunk_id, bank=bank.name, created=created, expiry=expiry, payload=payload)
         return self._submit(_Write(self, bank, stored, chunk_rows.row_of(bank.bank_id, stored, digest)))
 
     def _submit(self, write: "_Write") -> "Future[Written]":
@@ -119,6 +119,7 @@ class _Write:
         bank = self.path.directory.current(bank_id)
         if bank is None:
             raise bank_not_found(self.bank.name)
+        self._stamp()
         # A refusal takes the evictions back.
         with savepoint(connection) if bank.capacity else nullcontext():
             self.made = self.path.room.make(connection, bank, chunk)
@@ -128,6 +129,14 @@ class _Write:
                 raise bank_not_found(bank.name)
         self.path.room.enter(bank, chunk, self.made)
         return Written(chunk.key, chunk.chunk_id, evicted=tuple(self.made.evicted))
+
+    def _stamp(self) -> None:
+        """Where the clock has leapt since the row was made, its times would leave the chunk less time to live."""
+        clock = self.path.records.clock
+        if self.chunk.created < clock.leapt:
+            self.chunk = replace(self.chunk, created=clock.now_us())
+            digest = row_checksum.digest_of(self.row["digest"])
+            self.row = chunk_rows.row_of(self.bank.bank_id, self.chunk, digest)
 
     def _replay(self, chunk_id: int, digest: bytes, gone: bool) -> Written:
         key = self.chunk.key

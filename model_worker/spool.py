@@ -60,7 +60,7 @@ class Spool:
             raise SpoolFull(f"{len(self)} chunks wait in {self.folder}, its bound of {self.max_bytes} bytes is reached")
         make_folder(self.folder)
         self._serial += 1
-        path = self.folder / f"{time.time_ns():020d}-{os.getpid()}-{self._serial:06d}{_WAITING}"
+        path = self.folder / f"{self._next_time():020d}-{os.getpid()}-{self._serial:06d}{_WAITING}"
         temporary = path.with_suffix(".tmp")
         try:
             with temporary.open("wb") as file:
@@ -72,6 +72,11 @@ class Spool:
             temporary.unlink(missing_ok=True)
             raise
         sync_folder(self.folder)
+
+    def _next_time(self) -> int:
+        """Nanoseconds since 1970, and behind whatever waits here, also where the clock has been set back."""
+        waiting = (path.name.partition("-")[0] for path in self._files())
+        return max([time.time_ns(), *(int(number) + 1 for number in waiting if number.isdecimal())])
 
     def __iter__(self) -> Iterator[tuple[Path, Spooled]]:
         """Waiting chunks, oldest first."""

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from sqlalchemy import Connection
 
-from memory_service import gone_rows, schema
+from memory_service import clock_rows, gone_rows, schema
 from memory_service.care.folder import DATABASE
+from memory_service.clock import Clock
 
 _BATCH = 500
 
@@ -27,8 +28,10 @@ def transaction(folder: Path) -> Iterator[Connection]:
 
 def remove(connection: Connection, bank_id: int, chunk_ids: Sequence[int], counter: str) -> None:
     """Take chunks out of the records, as the server does it; `counter` of the bank says why."""
+    clock = Clock()
+    clock.resume(clock_rows.mark(connection), clock_rows.newest(connection))
     for begin in range(0, len(chunk_ids), _BATCH):
-        gone_rows.remove(connection, bank_id, chunk_ids[begin : begin + _BATCH], counter)
+        gone_rows.remove(connection, bank_id, chunk_ids[begin : begin + _BATCH], counter, clock.now_us())
 
 
 def renew_identity(folder: Path) -> str:

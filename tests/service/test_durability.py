@@ -401,7 +401,7 @@ def test_unix_socket(tmp_path):
 NEXT = '''"""One more column."""
 import sqlalchemy as sa
 from alembic import op
-revision, down_revision = "0003", "0002"
+revision, down_revision = "0004", "0003"
 
 
 def upgrade() -> None:
@@ -414,7 +414,7 @@ def upgrade() -> None:
 def next_schema(tmp_path):
     """The migrations with one more version."""
     folder = shutil.copytree(schema.migrations(), tmp_path / "migrations")
-    (folder / "versions" / "0003_next.py").write_text(NEXT)
+    (folder / "versions" / "0004_next.py").write_text(NEXT)
     return folder
 
 
@@ -425,7 +425,7 @@ def test_older_and_newer_schema(serving, data, next_schema, monkeypatch):
     serving.stop()
     with monkeypatch.context() as patched:
         patched.setattr(schema, "migrations", lambda: next_schema)
-        with pytest.raises(StartError, match=f"older schema 0002.*kvbank serve --data {data} --migrate"):
+        with pytest.raises(StartError, match=f"older schema 0003.*kvbank serve --data {data} --migrate"):
             serving()
         assert list(serving(migrate=True).retrieve()[1]) == [chunk_id]
         assert list(serving().retrieve()[1]) == [chunk_id]
@@ -459,7 +459,7 @@ def test_a_fresh_database_equals_a_migrated_one(tmp_path):
     schema.create(tmp_path / "fresh.db")
     fresh = shape(tmp_path / "fresh.db")
     assert fresh == shape(tmp_path / "migrated.db")
-    assert len(fresh[0]) == 10
+    assert len(fresh[0]) == 11
     assert len(fresh[2]) == 2
 
 

@@ -6,7 +6,6 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from functools import partial
-from types import SimpleNamespace
 
 import grpc
 import pytest
@@ -16,12 +15,12 @@ from grpc_status import rpc_status
 
 from kvbank.v1 import bank_pb2
 from kvbank.v1 import service_pb2 as pb
-from memory_service import counts, expiry, recall, removal, room, schema
+from memory_service import counts, expiry, recall, removal, room
 from memory_service.payloads import Payloads
 from memory_service.search import index
+from tests.clocks import HOUR, Hands
 from tests.waiting import wait_until
 
-HOUR = 3_600_000_000
 REMOVE_EXPIRED = expiry.Expiry.run
 AXES = [tuple(float(i == axis) for i in range(4)) for axis in range(4)]
 RESOURCE_EXHAUSTED = grpc.StatusCode.RESOURCE_EXHAUSTED
@@ -109,10 +108,9 @@ def test_what_is_asked_for_stays_beyond_its_ttl(caller):
     assert caller.retrieve()[1] == {}
 
 
-def set_clock(monkeypatch, begin, microseconds):
+def set_clock(hands, begin, microseconds):
     """So long after `begin`, for the service."""
-    now = (begin + microseconds) * 1000
-    monkeypatch.setattr(schema, "time", SimpleNamespace(time_ns=lambda: now))
+    hands.go_on(begin + microseconds - hands.wall)
 
 
 @pytest.fixture
@@ -120,11 +118,11 @@ def at_its_end(serving, monkeypatch):
     """A caller, a chunk that lives for an hour from each retrieval, when it expires, and a clock to be set relative
     to that. Nothing that has expired is removed."""
     monkeypatch.setattr(expiry.Expiry, "run", lambda _: None)
-    caller = serving()
+    caller = serving(clock=(hands := Hands()).clock())
     caller.create()
     chunk_id = add(caller, expiry=lasting(HOUR, renew=True))
     expires = get(caller, chunk_id).expire_time.ToMicroseconds()
-    at = partial(set_clock, monkeypatch, expires)
+    at = partial(set_clock, hands, expires)
     at(-2)
     return caller, chunk_id, expires, at
 
@@ -186,13 +184,15 @@ def test_a_replay_of_a_chunk_that_has_expired_and_is_not_removed_yet_says_that_i
     assert caller.usage().chunks == 1
 
 
-def test_a_renewal_that_is_not_written_yet_holds_for_a_replay(caller, monkeypatch):
+def test_a_renewal_that_is_not_written_yet_holds_for_a_replay(serving, monkeypatch):
     """The retrieval came when the transaction of the replay had begun."""
     monkeypatch.setattr(expiry.Expiry, "run", lambda _: None)
+    caller = serving(clock=(hands := Hands()).clock())
+    caller.create()
     chunk, data = caller.chunk()
     chunk.expiry.CopyFrom(lasting(HOUR, renew=True))
     (first,) = caller.write((chunk, data))
-    at = partial(set_clock, monkeypatch, get(caller, first.chunk_id).expire_time.ToMicroseconds())
+    at = partial(set_clock, hands, get(caller, first.chunk_id).expire_time.ToMicroseconds())
     monkeypatch.setattr(counts.Counts, "take", lambda _: {})
     at(-1)
     caller.retrieve()

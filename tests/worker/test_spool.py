@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from test_processes import worker
 from tiny import bank, build, tokenizer, tokens
@@ -17,7 +18,7 @@ from model_worker.attachment import Attachment, attach
 from model_worker.durable import make_folder
 from model_worker.memory import Memory, encode
 from model_worker.model import MemoryModel
-from model_worker.spool import Spool
+from model_worker.spool import Spool, Spooled
 
 Remember = Callable[[Memory, int], None]
 
@@ -332,3 +333,14 @@ def test_a_spool_folder_is_synced_with_its_parents(tmp_path: Path, monkeypatch: 
     make_folder(tmp_path / "a" / "b")
     make_folder(tmp_path / "a" / "b")
     assert synced == [tmp_path, tmp_path / "a"]
+
+
+def test_chunks_wait_in_their_order_where_the_clock_was_set_back(tmp_path: Path) -> None:
+    spool = Spool(tmp_path / "spool")
+    for start in (0, 4):
+        spool.put(Spooled("b", kvbank.NewChunk(np.ones(4, np.float32), start=start, original_length=4), "r", "e"))
+        if start == 0:
+            ((path, _),) = spool
+            ahead = time.time_ns() + 5 * 3600 * 10**9
+            path.rename(path.with_name(f"{ahead:020d}-{path.name.partition('-')[2]}"))
+    assert [spooled.chunk.start for _, spooled in spool] == [0, 4]

@@ -1,0 +1,98 @@
+"""The time of the service. Owns the rules that it never goes back, neither in a process nor over a restart, and that
+what has time to live left keeps it, wherever the machine's wall clock jumps.
+
+Within a process the time advances by a clock that counts from the start of the machine and cannot be set. A start goes
+on from the mark that the store keeps: on the same start of the machine by what that clock says has passed since, else
+by the wall clock, unless that is behind the mark. So a wall clock that is hours ahead for a moment changes nothing; one
+that stays ahead (it was set right after the service had started) is followed after an hour, by a leap, which moves the
+times of expiry with it (`clock_rows.move_ends`).
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+SECOND = 1_000_000
+# A mark in the store is at most so much older than the last time that a row has.
+MARK_US = SECOND
+# A wall clock that is ahead by more than the first, within the first, for as long as the second, is followed.
+TOLERANCE_US, STEADY_US = 5 * SECOND, 3600 * SECOND
+
+
+@dataclass(frozen=True, slots=True)
+class Timepieces:
+    """The clocks of a machine, in microseconds: `wall` since 1970, which can be set; `running` since the machine was
+    started, with the time that it slept; `boot` names that start, "" where the system does not say."""
+
+    wall: Callable[[], int]
+    running: Callable[[], int]
+    boot: str = ""
+
+
+class Mark(NamedTuple):
+    """A time of the service, and when that was by the clock that cannot be set."""
+
+    now: int
+    running: int
+    boot: str
+
+
+def machine() -> Timepieces:
+    """The clocks of this machine."""
+    # What is not there on every system: a clock that goes on while the machine sleeps, and a name of its start.
+    source = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        boot = ""
+    return Timepieces(lambda: time.time_ns() // 1000, lambda: time.clock_gettime_ns(source) // 1000, boot)
+
+
+class Clock:
+    """Microseconds since 1970. `resume` comes first and `leap` is the writer's; `now_us` is for every thread."""
+
+    def __init__(self, timepieces: Timepieces | None = None) -> None:
+        """`timepieces`: those of the machine, unless a test hands in its own."""
+        self._pieces = timepieces or machine()
+        self._origin = self._pieces.wall() - self._pieces.running()
+        # By how much the wall clock is ahead, and since when (running).
+        self._ahead, self._since = 0, self._pieces.running()
+        self.leapt = 0
+
+    def now_us(self) -> int:
+        """The time, never before one that was given earlier."""
+        return self._origin + self._pieces.running()
+
+    def mark(self) -> Mark:
+        """What the next start goes on from."""
+        running = self._pieces.running()
+        return Mark(self._origin + running, running, self._pieces.boot)
+
+    def resume(self, mark: Mark | None, newest: int) -> None:
+        """Go on from the mark of an earlier process; `newest`: the latest time in the records, for a store that has no
+        mark yet."""
+        wall, running = self._pieces.wall(), self._pieces.running()
+        if mark is None:
+            now = max(wall, newest)
+        elif mark.boot and mark.boot == self._pieces.boot and mark.running <= running:
+            now = mark.now + running - mark.running
+        else:
+            now = max(wall, mark.now + MARK_US)
+        self._origin = now - running
+
+    def behind(self) -> int:
+        """By how much the time is behind a wall clock that has been ahead of it, by as much, for an hour; 0 otherwise.
+        To be asked every few seconds."""
+        running = self._pieces.running()
+        ahead = self._pieces.wall() - self._origin - running
+        if abs(ahead - self._ahead) > TOLERANCE_US:
+            self._ahead, self._since = ahead, running
+        return ahead if self._ahead > TOLERANCE_US and running - self._since >= STEADY_US else 0
+
+    def leap(self, microseconds: int) -> None:
+        """Go forward at once. What was stamped before `leapt`, and is not in the store yet, is to be stamped anew."""
+        self._origin += microseconds
+        self._ahead, self._since = 0, self._pieces.running()
+        self.leapt = self.now_us()

@@ -1,0 +1,35 @@
+"""Clocks that a test sets by hand."""
+
+import time
+
+from memory_service.clock import Clock, Timepieces
+
+SECOND = 1_000_000
+HOUR = 3600 * SECOND
+
+
+class Hands:
+    """The clocks of a machine, in microseconds; they stand still unless a test moves them."""
+
+    def __init__(self) -> None:
+        self.wall = time.time_ns() // 1000
+        self.running = self.wall // 2
+        self.boot = "the first"
+
+    def clock(self) -> Clock:
+        """The clock of one more process on this machine."""
+        return Clock(Timepieces(lambda: self.wall, lambda: self.running, self.boot))
+
+    def go_on(self, microseconds: int) -> None:
+        """Time passes."""
+        self.wall += microseconds
+        self.running += microseconds
+
+    def set_wall(self, microseconds: int) -> None:
+        """The wall clock is set forward, or back."""
+        self.wall += microseconds
+
+    def start_again(self, microseconds: int) -> None:
+        """The machine is off for so long, by its wall clock, and starts anew."""
+        self.wall += microseconds
+        self.running, self.boot = SECOND, self.boot + ", and one more"
