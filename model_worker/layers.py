@@ -93,6 +93,6 @@ def _loss(
         only = [RecalledChunk(c.chunk_id, c.start, {x: c.layers[x] for x in layers}) for c in recalled]
         cache.set_memory([[chunk] for chunk in only])
     with torch.no_grad():
-        logits = attachment.model(input_ids=spans, past_key_values=cache, use_cache=True).logits
+        logits = attachment.model(input_ids=spans, past_key_values=cache, use_cache=True, return_dict=True).logits
     predicted, target = logits[:, _CUE:-1].flatten(0, 1).float(), spans[:, _CUE + 1 :].flatten()
     return float(nn.functional.cross_entropy(predicted, target))

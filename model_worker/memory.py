@@ -12,14 +12,16 @@ import time
 import warnings
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xxhash
+from torch import Tensor
 
 import kvbank
 from model_worker import stored
+from model_worker.arguments import finite, whole, words
 from model_worker.attachment import Attachment
 from model_worker.cache import RecalledChunk
 from model_worker.capture import Captured
@@ -30,7 +32,7 @@ from model_worker.encoding import encode
 from model_worker.errors import BankMismatch, InputError, SpoolFull
 from model_worker.payload_cache import PayloadCache
 from model_worker.spool import Spool, Spooled
-from model_worker.tensors import DTYPES, NAMES
+from model_worker.tensors import DTYPES, NAMES, to_numpy
 
 if TYPE_CHECKING:
     from model_worker.icae import Icae, Slots
@@ -43,10 +45,16 @@ _LONGEST_PAUSE_S = 60.0
 
 @dataclass(slots=True)
 class MemoryStats:
-    """What one worker did so far. evicted: by its own writes, not what the service evicts after them.
-    recall_seconds: latencies of the last recalls."""
+    """What one worker did so far.
+
+    written: chunks that were stored. again: those among them that had been stored before and were deleted, evicted or
+    had expired since. gone: chunks out of the spool that had been stored and were gone since, and stayed so. evicted:
+    by this worker's writes, not what the service evicts after them. recall_seconds: latencies of the last recalls.
+    """
 
     written: int = 0
+    again: int = 0
+    gone: int = 0
     evicted: int = 0
     spooled: int = 0
     dropped: int = 0
@@ -67,7 +75,8 @@ class Memory:
     tokens are the query (a chunk). query: `with_input` (they include the tokens about to be processed, as in MemLong)
     or `past` (only what came before them: use it to measure loss honestly). context: `isolated` (a chunk is encoded
     alone; default in mode memlong) or `window` (as it stood in the local window). count: whether recalls count for
-    eviction. source: names the text; a chunk of it that is written again, after a crash, is stored once.
+    eviction. source: names the text; a chunk of it that is written again, after a crash, is stored once, and one that
+    was deleted, evicted or had expired since is stored again (counted in `stats.again`).
     spool: where chunks wait while the service is away; without one they are dropped and counted. strict: raise when the
     service is away. patience: seconds that one call may take; by default 2, so that a conversation goes on, and 10 with
     strict. retry_after: seconds after which a lost service is asked again, at first; the pause doubles up to a minute.
@@ -103,23 +112,27 @@ class Memory:
         context = context or ("isolated" if attachment.plan.mode == "memlong" else "window")
         if context not in ("isolated", "window"):
             raise InputError(f"context {context!r} is not 'isolated' or 'window'")
-        cadence = chunk if cadence is None else cadence
-        query_tokens = chunk if query_tokens is None else query_tokens
-        if min(chunk, top_k, cadence, query_tokens) < 1:
-            raise InputError("chunk, top_k, cadence and query_tokens are at least 1")
-        self.attachment, self.client, self.bank, self.tokenizer = attachment, client, bank, tokenizer
-        self.embedder = embedder or LexicalEmbedder()
+        self.chunk, self.top_k = whole("chunk", chunk), whole("top_k", top_k)
+        self.cadence = whole("cadence", self.chunk if cadence is None else cadence)
+        self.query_tokens = whole("query_tokens", self.chunk if query_tokens is None else query_tokens)
+        if spool is not None and not isinstance(spool, Spool):
+            raise InputError(f"spool is a Spool, not a {type(spool).__name__}")
+        if source is not None and not isinstance(source, str):
+            raise InputError(f"source is a string, not a {type(source).__name__}")
+        self.attachment, self.client, self.tokenizer = attachment, client, tokenizer
+        self.bank = bank if isinstance(bank, str) else words("bank", bank)
+        self.embedder = LexicalEmbedder() if embedder is None else embedder
         self.compressor = compressor_named(compressor) if isinstance(compressor, str) else compressor
-        self.chunk, self.top_k, self.context, self.count, self.strict = chunk, top_k, context, count, strict
-        self.cadence, self.query_tokens, self.query = cadence, query_tokens, query
-        self.min_score, self.metadata, self.spool = min_score, dict(metadata or {}), spool
-        self.patience = (_STRICT_PATIENCE_S if strict else _PATIENCE_S) if patience is None else patience
-        self.retry_after, self.source = retry_after, source
+        self.context, self.query, self.count, self.strict = context, query, count, strict
+        self.min_score = None if min_score is None else finite("min_score", min_score)
+        self.metadata, self.spool, self.source = _metadata(metadata), spool, source
+        patience = (_STRICT_PATIENCE_S if strict else _PATIENCE_S) if patience is None else patience
+        self.patience, self.retry_after = finite("patience", patience, above=0.0), finite("retry_after", retry_after)
         self.stats = MemoryStats()
-        self._payloads = payload_cache or PayloadCache()
+        self._payloads = PayloadCache() if payload_cache is None else payload_cache
         self._store_id = ""
         self._retry_at = 0.0
-        self._pause = retry_after
+        self._pause = self.retry_after
         self._dtype = DTYPES["fp32"]
 
     @property
@@ -204,7 +217,7 @@ class Memory:
         self._account(len(captured), tensors)
         key: dict[str, Any] = {} if self.source is None else {"idempotency_key": self._key(captured)}
         return kvbank.NewChunk(
-            embedding=self.embedder.embed([text])[0],
+            embedding=embedded(self.embedder, [text])[0],
             tensors=tensors,
             start=captured.start,
             original_length=len(captured),
@@ -234,7 +247,8 @@ class Memory:
         self.stats.bytes_after += sum(array.nbytes for array in kept.values())
 
     def _write(self, bank: str, chunk: kvbank.NewChunk) -> None:
-        new = Spooled(bank, chunk, self.attachment.reader.digest, self.embedder.digest)
+        digests = self.attachment.reader.digest, self.embedder.digest
+        new = Spooled(bank, chunk, *digests, renewable=self.source is not None)
         if self.strict:
             self._deliver(new)
             return
@@ -250,20 +264,43 @@ class Memory:
         self._spool(new)
 
     def _deliver(self, new: Spooled) -> None:
+        """Write a chunk, once, whatever became of earlier writes under its key.
+
+        A key that follows from the source stays the same when the source is read again. Where its chunk is gone, the
+        chunk is stored again under the key that follows on it, so that a crash repeats that one.
+        """
+        chunk, written = new.chunk, self.stats.written
+        while (gone := self._attempt(new, chunk)) and new.renewable:
+            chunk = replace(chunk, idempotency_key=_next_key(chunk.idempotency_key))
+        self.stats.again += chunk is not new.chunk and self.stats.written > written
+        self.stats.gone += gone
+
+    def _attempt(self, new: Spooled, chunk: kvbank.NewChunk) -> bool:
+        """Write a chunk under its key; whether the key was used for one that is gone by now."""
         try:
             result = self.client.write(
                 new.bank,
-                new.chunk,
+                chunk,
                 reader_digest=new.reader_digest,
                 embedder_digest=new.embedder_digest,
                 timeout=self.patience,
             )
-        except kvbank.AlreadyExists:
-            if self.source is None:
+        except kvbank.AlreadyExists as error:
+            if not new.renewable:
                 raise
-            return  # these tokens of the source are there; encoded again, their K-V differ in the last bits
+            # These tokens of the source were written; encoded again, their K-V differ in the last bits.
+            return self._is_gone(new.bank, error)
         self.stats.written += not result.replayed
         self.stats.evicted += len(result.evicted)
+        return result.gone
+
+    def _is_gone(self, bank: str, error: kvbank.AlreadyExists) -> bool:
+        """Whether the chunk that an idempotency key was first used for is not in the bank any more."""
+        try:
+            self.client.get_chunk(bank, int(error.metadata.get("chunk_id", 0)), timeout=self.patience)
+        except kvbank.ChunkNotFound:
+            return True
+        return False
 
     def _spool(self, new: Spooled) -> None:
         if self.spool is None:
@@ -343,7 +380,7 @@ class Memory:
 
     def _retrieve(self, rows: Sequence[Sequence[int]]) -> list[list[RecalledChunk]]:
         texts = [str(self.tokenizer.decode(list(ids))) for ids in rows]  # type: ignore[attr-defined]
-        vectors = self.embedder.embed(texts)
+        vectors = embedded(self.embedder, texts)
         found: list[list[RecalledChunk]] = [[] for _ in rows]
         rows_of: dict[str, list[int]] = {}
         for row in np.flatnonzero(vectors.any(axis=1)).tolist():  # a query without a word finds nothing
@@ -389,6 +426,34 @@ class Memory:
         reader = self.attachment.reader.digest
         found = self.client.fetch(self._bank_of(row), chunk_ids, reader_digest=reader, timeout=self.patience)
         return [stored.slots_of(chunk, self.attachment, icae) for chunk in found]
+
+
+def embedded(embedder: Embedder, texts: list[str]) -> np.ndarray:
+    """The embedder's vectors of `texts`, `[n, dimension]` float32. Raises InputError where it returns others."""
+    found = embedder.embed(texts)
+    if isinstance(found, Tensor):
+        found = to_numpy(found.float())
+    try:
+        vectors = np.asarray(found, np.float32)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"the embedder returned what is no array of numbers: {error}") from None
+    if vectors.shape != (len(texts), embedder.dimension) or not np.isfinite(vectors).all():
+        raise InputError(
+            f"the embedder returned an array of shape {vectors.shape}; finite numbers of shape "
+            f"({len(texts)}, {embedder.dimension}) are expected"
+        )
+    return vectors
+
+
+def _metadata(given: Mapping[str, Any] | None) -> dict[str, Any]:
+    if given is not None and not isinstance(given, Mapping):
+        raise InputError(f"metadata is a mapping, not a {type(given).__name__}")
+    return dict(given or {})
+
+
+def _next_key(key: bytes) -> bytes:
+    """The key under which a chunk is stored again after the one that `key` was used for has gone."""
+    return xxhash.xxh3_128_digest(b"again " + key)
 
 
 def _check_fits(bank: kvbank.Bank, wanted: kvbank.KVSpec, embedding: kvbank.EmbeddingSpec, dtype: str | None) -> None:

@@ -1,6 +1,6 @@
 """MemoryModel: a language model with a memory that lasts. What users import."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 import kvbank
+from model_worker.arguments import text_or_ids, texts_or_ids, whole
 from model_worker.attachment import Attachment, attach, decoder_of
 from model_worker.cache import MemoryCache
 from model_worker.capture import Captured
@@ -16,11 +17,14 @@ from model_worker.chunking import chunks, sentence_ends
 from model_worker.compress import Compressor, local_rule
 from model_worker.embedding import Embedder, embedder
 from model_worker.errors import InputError
+from model_worker.generation import generated, generation_options
 from model_worker.loading import SHIPPED, load_model
 from model_worker.memory import Memory
 from model_worker.spool import user_spool
+from model_worker.user_text import encode_text, readable
 
-Text = str | Sequence[int]
+# Ids also as an array or tensor, or as a tokenizer gives them; see `arguments.text_or_ids`.
+Text = str | Sequence[int] | Mapping[str, Any]
 Progress = Callable[[int, int], None]
 
 
@@ -73,8 +77,8 @@ class MemoryModel:
     ):
         self.model, self.tokenizer = model, tokenizer
         made_for = getattr(model.config, "kvbank", None) or {}
-        self.chunk = int(made_for.get("chunk", 64)) if chunk is None else chunk
-        self.window = int(made_for.get("window", max(256, self.chunk))) if window is None else window
+        self.chunk = whole("chunk", made_for.get("chunk", 64) if chunk is None else chunk)
+        self.window = whole("window", made_for.get("window", max(256, self.chunk)) if window is None else window)
         self.local = local_rule(local)
         self._owned = not isinstance(memory, kvbank.Client)
         self._memory_options = {
@@ -113,15 +117,23 @@ class MemoryModel:
 
     # -- reading --------------------------------------------------------------------------------------------------
 
-    def read(self, text: Text, progress: Progress | None = None, *, memory: Memory | None = None) -> int:
+    def read(
+        self,
+        text: Text,
+        progress: Progress | None = None,
+        *,
+        memory: Memory | None = None,
+        special_tokens: bool = False,
+    ) -> int:
         """Read a long text into the bank: cut, recall, encode, compress, write. Returns the number of tokens.
 
         Each chunk sees itself and what it recalled, as in MemLong, and ends at the end of a sentence where it can. A
         compressor that runs the model itself sees the chunk alone.
         progress: called with (tokens done, tokens in all), between two chunks. memory: another than this model's own.
+        special_tokens: see `ids`.
         """
-        ids = self.ids(text)
-        memory = memory or self.memory
+        ids = self.ids(text, special_tokens=special_tokens)
+        memory = self.memory if memory is None else memory
         cache = MemoryCache(self.attachment, memory, window=self.chunk)
         done = 0
         for block in chunks(ids, self.chunk, sentence_ends(self.tokenizer)):
@@ -136,13 +148,15 @@ class MemoryModel:
                 progress(done, len(ids))
         return len(ids)
 
-    def losses(self, text: Text, *, memory: Memory | None, remember_rest: bool = True) -> Losses:
+    def losses(
+        self, text: Text, *, memory: Memory | None, remember_rest: bool = True, special_tokens: bool = False
+    ) -> Losses:
         """Next-token losses in a stream with the local window, with or without a memory.
 
         What leaves the window is remembered. Use a memory with `query="past"`: a query that includes the tokens to be
-        predicted would choose memory by the answer.
+        predicted would choose memory by the answer. special_tokens: see `ids`.
         """
-        ids = self.ids(text)
+        ids = self.ids(text, special_tokens=special_tokens)
         if len(ids) < 2:
             raise InputError("a loss needs a text of at least two tokens")
         cache = MemoryCache(self.attachment, memory, window=self.window, local=self.local)
@@ -157,7 +171,8 @@ class MemoryModel:
         for block in chunks(ids, self.chunk):
             seen = self._tensor([block])
             with torch.no_grad():
-                logits = self.model(input_ids=seen, past_key_values=cache, use_cache=True).logits[0].float()
+                logits = self.model(input_ids=seen, past_key_values=cache, use_cache=True, return_dict=True).logits
+            logits = logits[0].float()
             predicted = logits[:-1] if expected is None else torch.cat([expected, logits[:-1]])
             yield torch.nn.functional.cross_entropy(predicted, seen[0, -len(predicted) :], reduction="none").cpu()
             expected = logits[-1:]
@@ -166,25 +181,35 @@ class MemoryModel:
 
     def cache(self, memory: Memory | bool = True) -> MemoryCache:
         """A fresh local window for `generate`: with this model's memory, with another, or (False) with none."""
-        chosen = self.memory if memory is True else memory or None
+        chosen = {True: self.memory, False: None}[memory] if isinstance(memory, bool) else memory
         return MemoryCache(self.attachment, chosen, window=self.window, local=self.local)
 
     def generate(
-        self, prompt: Text | Sequence[str], *, cache: MemoryCache | None = None, **options: Any
+        self,
+        prompt: Text | Sequence[Text],
+        *,
+        cache: MemoryCache | None = None,
+        special_tokens: bool = False,
+        **options: Any,
     ) -> str | list[str]:
         """Continue `prompt` (or several, as a batch) with Hugging Face `generate` and its options.
 
-        Returns the new text. A prompt longer than a chunk is fed in chunks, so that the window holds.
+        Returns the new text, of a batch the list of them. A prompt longer than a chunk is fed in chunks, so that the
+        window holds. special_tokens: see `ids`. Raises InputError for options that a memory cannot keep, such as beam
+        search, by name.
         """
-        single = isinstance(prompt, str) or (len(prompt) > 0 and isinstance(prompt[0], int))
-        rows = [self.ids(prompt)] if single else [self.ids(p) for p in prompt]  # type: ignore[arg-type]
-        if not rows:
+        texts, single = texts_or_ids("prompt", prompt)
+        if not texts:
             raise InputError("there is no prompt")
-        ids, mask = self._left_padded(rows)
-        cache = cache or self.cache()
-        seen = cache.get_seq_length()
-        if seen:
+        ids, mask = self._left_padded([self._ids("prompt", text, special_tokens) for text in texts])
+        wanted = generation_options(self.model, self.tokenizer, options, prompt=ids.shape[1])
+        wanted.setdefault("pad_token_id", self._pad_id())
+        cache = self.cache() if cache is None else cache
+        if not isinstance(cache, MemoryCache):
+            raise InputError(f"cache is a MemoryCache, not a {type(cache).__name__}")
+        if cache.get_seq_length():
             raise InputError("this cache has tokens already; start a new one, or use a session")
+        seen = 0
         with torch.no_grad():
             while ids.shape[1] - seen > self.chunk:
                 seen += self.chunk
@@ -194,10 +219,9 @@ class MemoryModel:
                     past_key_values=cache,
                     use_cache=True,
                 )
-            options.setdefault("pad_token_id", self._pad_id())
-            out = self.model.generate(input_ids=ids, attention_mask=mask, past_key_values=cache, **options)
-        texts = [str(self.tokenizer.decode(row[ids.shape[1] :], skip_special_tokens=True)) for row in out]
-        return texts[0] if single else texts
+        out = generated(self.model, wanted, input_ids=ids, attention_mask=mask, past_key_values=cache)
+        new = [str(self.tokenizer.decode(row[ids.shape[1] :], skip_special_tokens=True)) for row in out]
+        return new[0] if single else new
 
     # -- the rest -------------------------------------------------------------------------------------------------
 
@@ -207,14 +231,27 @@ class MemoryModel:
         self._open(memory)
         return memory
 
-    def ids(self, text: Text) -> list[int]:
-        """Token ids of a text, without special tokens."""
-        if isinstance(text, str):
-            found = self.tokenizer.encode(text, add_special_tokens=False, verbose=False)
+    def ids(self, text: Text, *, special_tokens: bool = False) -> list[int]:
+        """Token ids of a text, without a beginning or end of the tokenizer's own.
+
+        special_tokens: read control tokens such as `<|im_end|>` in a string as what they are, as for a text that a chat
+        template has made; by default they are the characters that they are written with. Ids are taken as they are.
+        """
+        return self._ids("text", text, special_tokens)
+
+    def _ids(self, name: str, text: Any, special_tokens: bool) -> list[int]:
+        text = text_or_ids(name, text)
+        if not isinstance(text, str):
+            found = text
+        elif special_tokens:
+            found = self.tokenizer.encode(readable(text), add_special_tokens=False, verbose=False)
         else:
-            found = list(text)
+            found = encode_text(self.tokenizer, readable(text))
         if not found:
-            raise InputError("the text is empty")
+            raise InputError(f"the {name} is empty")
+        known = self.model.get_input_embeddings().weight.shape[0]
+        if max(found) >= known:
+            raise InputError(f"{name} has token {max(found)}, and the model knows those up to {known - 1}")
         return found
 
     def close(self) -> None:

@@ -27,11 +27,14 @@ class PromptFormat:
     stop: str = ""
     begin: bool = True
 
-    def prompt(self, text: str, written: str | None) -> str:
-        """What is fed for `text`; written: what the model wrote last, as it wrote it (None in the first turn)."""
+    def around(self, written: str | None) -> tuple[str, str]:
+        """What is fed before and behind a user's words.
+
+        written: what the model wrote last, as it wrote it (None in the first turn).
+        """
         if written is None:
-            return self.first[0] + text + self.first[1]
-        return self.later[0][overlap(written, self.stop) :] + text + self.later[1]
+            return self.first
+        return self.later[0][overlap(written, self.stop) :], self.later[1]
 
     def answer(self, written: str) -> str:
         """The answer in what the model wrote."""

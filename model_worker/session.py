@@ -20,18 +20,21 @@ from safetensors import SafetensorError
 
 import kvbank
 from model_worker.answer import AnswerEnd, decoded
+from model_worker.arguments import finite, whole
 from model_worker.attachment import decoder_of
 from model_worker.cache import MemoryCache, RecalledChunk
 from model_worker.capture import Captured
 from model_worker.chunking import chunks
 from model_worker.compress import local_rule
 from model_worker.errors import InputError, SessionError
+from model_worker.generation import generated, generation_options, plain_decoding
 from model_worker.local import TovaRule
 from model_worker.memory import START_S, Memory
 from model_worker.model import MemoryModel
 from model_worker.prompt import PromptFormat, prompt_format
 from model_worker.session_log import Header, SessionLog, Turn, now
 from model_worker.spool import Spool
+from model_worker.user_text import encode_between, readable
 from model_worker.window_file import read_window, window_stamp, write_window
 
 # Entries of a window's stamp; the local rule follows, where there is one.
@@ -125,21 +128,22 @@ class Session:
 
         on_text: called with pieces of the answer as they come. stopped: asked at every token; when it says so the
         answer ends there, and the turn is kept as far as it went. temperature 0 is greedy. generation: options of
-        Hugging Face `generate`. When this raises, the turn has not taken place, unless `log.turns` has it (a service
-        lost after that, with `strict`). A message longer than the window is recorded in pieces while it is read, since
-        its beginning is remembered before its end is read.
+        Hugging Face `generate`; those that a session decides itself, or that a memory cannot keep, raise InputError.
+        When this raises, the turn has not taken place, unless `log.turns` has it (a service lost after that, with
+        `strict`). A message longer than the window is recorded in pieces while it is read, since its beginning is
+        remembered before its end is read. Control tokens such as `<|im_end|>` in `text` are plain characters.
         """
-        text = text.strip().encode(errors="replace").decode()
+        if not isinstance(text, str):
+            raise InputError(f"what is said is a string, not a {type(text).__name__}")
+        text = readable(text).strip()
         if not text:
             raise InputError("say something")
-        if temperature > 0:
-            generation |= {"do_sample": True, "temperature": temperature}
-        else:
-            generation |= {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+        limit = whole("max_new_tokens", max_new_tokens)
+        options = self._options(limit, finite("temperature", temperature), generation)
         try:
             prompt = self._read_ahead(self._encode(text))
             end = AnswerEnd(self.model, self.style, on_text, stopped)
-            written = self._generate(prompt, end, max_new_tokens, generation)
+            written = self._generate(prompt, end, options)
             answer = self.style.answer(self._decode(written))
             turn = Turn(text, answer, prompt + written, len(prompt), self.memory.kept, now())
             self._commit(turn)
@@ -150,12 +154,34 @@ class Session:
         self._keep_window()
         return turn
 
+    def _options(self, limit: int, temperature: float, given: dict[str, Any]) -> dict[str, Any]:
+        """Options of `generate`. A turn's way of decoding and its length are the session's, not the checkpoint's."""
+        if temperature < 0:
+            raise InputError(f"temperature is 0 or more, not {temperature}")
+        least = given.get("min_new_tokens", self.model.model.generation_config.min_new_tokens)
+        own = {
+            "max_new_tokens": limit,
+            "min_new_tokens": None if least is None else min(whole("min_new_tokens", least, least=0), limit),
+            **dict.fromkeys(("max_length", "min_length")),  # they count what was said before, as far as the window goes
+            **{name: value for name, value in plain_decoding().items() if name not in given},
+        }
+        if temperature > 0:
+            own |= {"do_sample": True, "temperature": temperature}
+        else:
+            own |= {"do_sample": False, **dict.fromkeys(("temperature", "top_p", "top_k"))}
+        asked = {name: value for name, value in given.items() if name != "min_new_tokens"}
+        taken = [name for name in ("streamer", "eos_token_id", "pad_token_id") if name in asked]
+        if taken:
+            raise InputError(f"option {taken[0]} cannot be given here: a session ends and shows its answers itself")
+        return generation_options(self.model.model, self.model.tokenizer, asked, own=own)
+
     def _encode(self, text: str) -> list[int]:
         said = next((turn for turn in reversed(self.log.turns) if not turn.part), None)
         written = None if said is None else self._decode(said.ids[said.prompt :])
         if self.log.turns and self.log.turns[-1].part:
             written = ""  # a message was cut off by a crash, nothing was answered
-        ids = self.model.ids(self.style.prompt(text, written))
+        before, behind = self.style.around(written)
+        ids = encode_between(self.model.tokenizer, before, text, behind)
         if self.log.turns or not self.style.begin:
             return ids
         first = self.model.tokenizer.encode("a")[:1]
@@ -169,26 +195,21 @@ class Session:
             self._commit(Turn("", "", part, len(part), self.memory.kept, now(), part=True))
         return prompt
 
-    def _generate(self, prompt: list[int], end: AnswerEnd, limit: int, options: dict[str, Any]) -> list[int]:
+    def _generate(self, prompt: list[int], end: AnswerEnd, options: dict[str, Any]) -> list[int]:
         """Feed `prompt` and what the model writes; returns that, without an end token."""
-        if limit < 1:
-            raise InputError("max_new_tokens is at least 1")
         cache, last = self._cache_now, (len(prompt) - 1) % self._piece + 1
         del self._ids[: cache.count_from_window()]
         self._feed(prompt[:-last])
         ids = torch.tensor([self._ids + prompt[-last:]], device=next(self.model.model.parameters()).device)
-        with torch.no_grad():
-            out = self.model.model.generate(
-                input_ids=ids,
-                attention_mask=torch.ones_like(ids),
-                past_key_values=cache,
-                max_new_tokens=limit,
-                stopping_criteria=[end],
-                streamer=end.printer,
-                eos_token_id=end.end_tokens or None,
-                pad_token_id=end.pad,
-                **options,
-            )
+        ends = {"eos_token_id": end.end_tokens or None, "pad_token_id": end.pad, "streamer": end.printer}
+        criteria = [*(options.get("stopping_criteria") or ()), end]
+        out = generated(
+            self.model.model,
+            {**options, **ends, "stopping_criteria": criteria},
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            past_key_values=cache,
+        )
         written = end.cut(out[0, ids.shape[1] :].tolist())
         self._ids += prompt[-last:]
         fed = cache.get_seq_length() - len(self._ids)  # generate does not feed the token that it ends with

@@ -31,12 +31,16 @@ _WAITING, _ASIDE = ".chunk", ".aside"
 
 @dataclass(frozen=True, slots=True)
 class Spooled:
-    """A chunk on its way to `bank`, and the digests it has to be written under, whoever delivers it."""
+    """A chunk on its way to `bank`, and the digests it has to be written under, whoever delivers it.
+
+    renewable: its key follows from the text that it is of, so that it may be that of an earlier reading.
+    """
 
     bank: str
     chunk: kvbank.NewChunk
     reader_digest: str
     embedder_digest: str
+    renewable: bool = False
 
 
 def user_spool(bank_uids: Sequence[str]) -> "Spool":
@@ -50,7 +54,7 @@ class Spool:
     """A folder of waiting chunks, at most `max_bytes` in all."""
 
     def __init__(self, folder: Path | str, max_bytes: int = 1 << 30):
-        self.folder, self.max_bytes = Path(folder), max_bytes
+        self.folder, self.max_bytes = Path(folder).absolute(), max_bytes
         self._serial = 0
 
     def put(self, spooled: Spooled) -> None:
@@ -122,6 +126,7 @@ def _pack(spooled: Spooled) -> bytes:
         "reader_digest": spooled.reader_digest,
         "embedder_digest": spooled.embedder_digest,
         "key": base64.b64encode(chunk.idempotency_key).decode(),
+        "renewable": spooled.renewable,
         "start": chunk.start,
         "original_length": chunk.original_length,
         "token_ids": [int(i) for i in chunk.token_ids],
@@ -150,4 +155,6 @@ def _unpack(path: Path) -> Spooled:
         producer=kvbank.Producer(**record["producer"]),
         idempotency_key=base64.b64decode(record["key"]),
     )
-    return Spooled(record["bank"], chunk, record["reader_digest"], record["embedder_digest"])
+    return Spooled(
+        record["bank"], chunk, record["reader_digest"], record["embedder_digest"], record.get("renewable", False)
+    )

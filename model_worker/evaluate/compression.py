@@ -190,7 +190,7 @@ def _loss(attachment: Attachment, layers: _Layers, chunk: int, after: list[int])
         cache.set_memory([[RecalledChunk(0, 0, layers)]])
     ids = torch.tensor([after], device=next(attachment.model.parameters()).device)
     with torch.no_grad():
-        logits = attachment.model(input_ids=ids, past_key_values=cache, use_cache=True).logits
+        logits = attachment.model(input_ids=ids, past_key_values=cache, use_cache=True, return_dict=True).logits
     return float(nn.functional.cross_entropy(logits[0, :-1].float(), ids[0, 1:]))
 
 

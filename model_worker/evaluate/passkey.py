@@ -128,7 +128,7 @@ def _ways(attachment: Attachment, table: Bias, tuning: Tuning) -> dict[str, _Way
         cache, now = None, torch.tensor([ids], device=model.device)
         with torch.no_grad():  # not generate(): it warns of lengths, which is what is measured here
             for _ in range(_ANSWER):
-                out = model(input_ids=now, past_key_values=cache, use_cache=True, logits_to_keep=1)
+                out = model(input_ids=now, past_key_values=cache, use_cache=True, logits_to_keep=1, return_dict=True)
                 cache, now = out.past_key_values, out.logits[:, -1:].argmax(-1)
                 new.append(int(now))
         return new

@@ -12,10 +12,12 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from model_worker.arguments import whole
 from model_worker.attachment import Attachment
 from model_worker.capture import Captured
 from model_worker.chunking import chunks
 from model_worker.errors import InputError
+from model_worker.generation import generated, generation_options
 from model_worker.homer.bias import Bias, load_bias
 from model_worker.homer.schedule import Shape
 from model_worker.homer.tree import Result, Trees, trees_of
@@ -68,6 +70,7 @@ class CompressedPrompt:
             position_ids=self.positions[None, -len(suffix) :],
             past_key_values=cache,
             use_cache=True,
+            return_dict=True,
         ).logits
         self._asked = [tuple(x[:, :, -len(suffix) :] for x in (held.keys, held.values)) for held in cache.layers]
         return logits[0, -1]  # type: ignore[no-any-return]
@@ -76,25 +79,26 @@ class CompressedPrompt:
         """New token ids, by Hugging Face `generate` with its options, from the right position on.
 
         The first token is the most likely one unless `do_sample` is set, in which case it is drawn at temperature 1;
-        one that ends a text ends this one too. Raises InputError for no new tokens.
+        one that ends a text ends this one too. Raises InputError for no new tokens, and by name for options that
+        cannot be kept, such as beam search.
         """
-        if max_new_tokens < 1:
-            raise InputError(f"max_new_tokens is at least 1, not {max_new_tokens}")
+        max_new_tokens = whole("max_new_tokens", max_new_tokens)
+        model = self.attachment.model
+        wanted = generation_options(model, self.attachment.tokenizer, options)
         first = self.next_logits.float()
         token = torch.multinomial(torch.softmax(first, -1), 1) if options.get("do_sample") else first.argmax()[None]
         if max_new_tokens == 1 or int(token) in self._stops(options):
             return token.tolist()
         device = self.next_logits.device
-        with torch.no_grad():
-            out = self.attachment.model.generate(  # type: ignore[operator]
-                input_ids=token[None],
-                attention_mask=torch.ones(1, len(self) + 1, dtype=torch.long, device=device),
-                position_ids=torch.tensor([[self.last_position + 1]], device=device),
-                past_key_values=self.cache(),
-                max_new_tokens=max_new_tokens - 1,
-                **options,
-            )
-        return out[0].tolist()  # type: ignore[no-any-return]
+        out = generated(
+            model,
+            {**wanted, "max_new_tokens": max_new_tokens - 1},
+            input_ids=token[None],
+            attention_mask=torch.ones(1, len(self) + 1, dtype=torch.long, device=device),
+            position_ids=torch.tensor([[self.last_position + 1]], device=device),
+            past_key_values=self.cache(),
+        )
+        return out[0].tolist()
 
     def _stops(self, options: Mapping[str, Any]) -> set[int]:
         """Ids that end a text in `generate` with these options."""

@@ -398,7 +398,7 @@ def _self_test(trees: Trees) -> None:
     attachment.model.eval()
     try:
         with torch.no_grad():
-            plain = attachment.model(torch.tensor([ids], device=trees.device)).logits[0, 3:].float()
+            plain = attachment.model(torch.tensor([ids], device=trees.device), return_dict=True).logits[0, 3:].float()
             root = trees.build(Shape(12, 12, 0), ids[:3], ids[3:9], ids[9:])
             own = trees.logits(root.tokens.hidden).float()
     except Exception as error:

@@ -162,7 +162,12 @@ def _forward(icae: Icae, rows: Sequence[Row], keep: int, **more: Any) -> Tensor:
     mask, positions = _places(rows, embeds.device)
     given = {"use_cache": False, **more} if "kvbank" in more else {"use_cache": False, **_memory(icae, rows), **more}
     return icae.decoder(
-        inputs_embeds=embeds, attention_mask=mask, position_ids=positions, logits_to_keep=keep, **given
+        inputs_embeds=embeds,
+        attention_mask=mask,
+        position_ids=positions,
+        logits_to_keep=keep,
+        return_dict=True,
+        **given,
     ).logits
 
 
@@ -219,7 +224,7 @@ def _greedy(icae: Icae, rows: Sequence[Row], max_new_tokens: int) -> Iterator[li
             break
         at, mask = at + 1, torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1)
         out = icae.decoder(
-            inputs_embeds=icae.embed(best[:, None]), attention_mask=mask, position_ids=at, **given
+            inputs_embeds=icae.embed(best[:, None]), attention_mask=mask, position_ids=at, return_dict=True, **given
         ).logits[:, -1]
     yield from texts
 

@@ -1,0 +1,127 @@
+"""Checks of what callers hand over: an odd value ends in one InputError that names the argument.
+
+Whole numbers may come as any integer type (numpy's and 0-d tensors too), texts and token ids in any of the forms that
+tokenizers and models give them in.
+"""
+
+import math
+import operator
+from collections.abc import Iterable, Mapping
+from collections.abc import Set as AbstractSet
+from numbers import Real
+from typing import Any
+
+import numpy as np
+import torch
+
+from model_worker.errors import InputError
+
+
+def whole(name: str, value: Any, least: int = 1) -> int:
+    """`value` as an int of at least `least`. Raises InputError."""
+    try:
+        number = None if _is_flag(value) else operator.index(value)
+    except (TypeError, ValueError):  # ValueError: an array or tensor of several numbers
+        number = None
+    if number is None:
+        raise InputError(f"{name} is a whole number, not {_shown(value)}")
+    if number < least:
+        raise InputError(f"{name} is at least {least}, not {number}")
+    return number
+
+
+def finite(name: str, value: Any, *, above: float = -math.inf) -> float:
+    """`value` as a finite float that is greater than `above`. Raises InputError."""
+    if isinstance(value, np.ndarray | torch.Tensor) and value.ndim == 0:
+        value = value.item()
+    if not isinstance(value, Real) or _is_flag(value) or not math.isfinite(value):
+        raise InputError(f"{name} is a finite number, not {_shown(value)}")
+    if value <= above:
+        raise InputError(f"{name} is greater than {above:g}, not {value}")
+    return float(value)
+
+
+def words(name: str, value: Any) -> list[str]:
+    """`value` as a list of strings, from any ordered collection of them. Raises InputError."""
+    found = _listed(name, value)
+    for word in found:
+        if not isinstance(word, str):
+            raise InputError(f"{name} is a string or several, not {_shown(word)}")
+    return found
+
+
+def text_or_ids(name: str, value: Any) -> str | list[int]:
+    """One text, or its token ids.
+
+    Ids may come as a sequence, an array or tensor `[T]` or `[1, T]`, or as a tokenizer gives them: a mapping with
+    `input_ids`, and `attention_mask` for those that count. Raises InputError for anything else, and for several texts.
+    """
+    rows, _ = texts_or_ids(name, value)
+    if len(rows) != 1:
+        raise InputError(f"{name} is one text, not {len(rows)}")
+    return rows[0]
+
+
+def texts_or_ids(name: str, value: Any) -> tuple[list[str | list[int]], bool]:
+    """Several texts or rows of token ids, or one; and whether it was a single one, without a batch around it.
+
+    The forms are those of `text_or_ids`, and any sequence of them. Raises InputError.
+    """
+    if isinstance(value, str):
+        return [str(value)], True
+    if isinstance(value, Mapping):
+        return _encoded(name, value)
+    found = _listed(name, value)
+    if not any(isinstance(item, str | Mapping) or _is_sequence(item) for item in found):
+        return [[whole(f"a token id of {name}", item, least=0) for item in found]], True
+    return [text_or_ids(f"{name}[{index}]", item) for index, item in enumerate(found)], False
+
+
+def _encoded(name: str, value: Mapping[str, Any]) -> tuple[list[str | list[int]], bool]:
+    """What a tokenizer returned: ids by row, without those that its attention mask leaves out."""
+    if "input_ids" not in value:
+        raise InputError(f"{name} is a mapping without input_ids: {', '.join(map(repr, value)) or 'it is empty'}")
+    rows, single = texts_or_ids(f"{name}['input_ids']", value["input_ids"])
+    if value.get("attention_mask") is None:
+        return rows, single
+    masks, _ = texts_or_ids(f"{name}['attention_mask']", value["attention_mask"])
+    if [len(row) for row in rows] != [len(mask) for mask in masks]:
+        raise InputError(f"input_ids and attention_mask of {name} have different shapes")
+    kept: list[str | list[int]] = [
+        [token for token, seen in zip(row, mask, strict=True) if seen]  # type: ignore[misc]
+        for row, mask in zip(rows, masks, strict=True)
+    ]
+    return kept, single
+
+
+def _listed(name: str, value: Any) -> list[Any]:
+    """The items of an ordered collection; those of an array or tensor as Python's."""
+    if isinstance(value, np.ndarray | torch.Tensor):
+        if value.ndim == 0:
+            raise InputError(f"{name} is a single number, not a sequence: {_shown(value)}")
+        return list(value.tolist())
+    if isinstance(value, bytes | bytearray | memoryview):
+        raise InputError(f"{name} is bytes; decode them to a string first")
+    if isinstance(value, Mapping | AbstractSet) or not isinstance(value, Iterable):
+        raise InputError(f"{name} is a string or a sequence, not {_shown(value)}")
+    return list(value)
+
+
+def _is_sequence(value: Any) -> bool:
+    if isinstance(value, np.ndarray | torch.Tensor):
+        return value.ndim > 0
+    return isinstance(value, Iterable)
+
+
+def _is_flag(value: Any) -> bool:
+    return isinstance(value, bool | np.bool_) or (isinstance(value, torch.Tensor) and value.dtype == torch.bool)
+
+
+def _shown(value: Any) -> str:
+    """A value for a message: short, and its type where that says more."""
+    if value is None or isinstance(value, str | bool | int | float):
+        text = repr(value)
+        return text if len(text) <= 60 else f"{text[:57]}..."
+    if isinstance(value, np.ndarray | torch.Tensor):
+        return f"{type(value).__name__} of {value.dtype} and shape {tuple(value.shape)}"
+    return f"a {type(value).__name__}"

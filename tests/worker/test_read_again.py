@@ -1,0 +1,129 @@
+"""A source that is read again after its chunks have gone is stored again; nothing else comes back, or twice."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from test_spool import Service, wait_for
+from tiny import bank, build, tokenizer, tokens
+
+import kvbank
+from model_worker.attachment import Attachment, attach
+from model_worker.memory import Memory, encode
+from model_worker.model import MemoryModel
+from model_worker.spool import Spool, Spooled
+
+BOOK = tokens(40, seed=4)[0].tolist()
+
+
+@pytest.fixture(scope="module")
+def attachment() -> Iterator[Attachment]:
+    attachment = attach(build("llama_gqa"), tokenizer())
+    yield attachment
+    attachment.detach()
+
+
+def stored(client: kvbank.Client, memory: Memory) -> list[int]:
+    """The source as the bank has it."""
+    found = sorted(client.list_chunks(str(memory.bank)), key=lambda chunk: chunk.start)
+    return [token for chunk in found for token in chunk.token_ids]
+
+
+def forget(client: kvbank.Client, memory: Memory) -> None:
+    client.delete_chunks(str(memory.bank), [chunk.chunk_id for chunk in client.list_chunks(str(memory.bank))])
+
+
+@pytest.fixture(scope="module")
+def model(client: kvbank.Client) -> Iterator[MemoryModel]:
+    with MemoryModel(build("llama_gqa"), tokenizer(), memory=client, bank=(), chunk=8, window=16, top_k=2) as model:
+        yield model
+
+
+def test_reading_again_stores_what_was_deleted(model: MemoryModel, client: kvbank.Client) -> None:
+    """Each time; also when recall differs by then, and with it the K-V of the same tokens."""
+    memory = model.with_bank(bank(), source="book")
+    for time in range(3):
+        model.read(BOOK, memory=memory)
+        assert stored(client, memory) == BOOK
+        assert (memory.stats.written, memory.stats.again) == (5 * (time + 1), 5 * time)
+        model.read(BOOK, memory=memory)  # all there: nothing is stored
+        assert stored(client, memory) == BOOK
+        assert memory.stats.written == 5 * (time + 1)
+        model.read(tokens(24, seed=9)[0].tolist(), memory=model.with_bank(str(memory.bank)))  # other recalls next time
+        forget(client, memory)
+    assert memory.stats.gone == 0
+
+
+def test_reading_again_after_some_were_deleted(model: MemoryModel, client: kvbank.Client) -> None:
+    memory = model.with_bank(bank(), source="book")
+    model.read(BOOK, memory=memory)
+    client.delete_chunks(str(memory.bank), [min(chunk.chunk_id for chunk in client.list_chunks(str(memory.bank)))])
+    model.read(BOOK, memory=memory)
+    assert stored(client, memory) == BOOK
+    assert (memory.stats.written, memory.stats.again) == (6, 1)
+
+
+def test_reading_again_after_an_eviction(model: MemoryModel, client: kvbank.Client) -> None:
+    """A bank of three: of a second reading the same stays as of a first."""
+    memory = model._memory(bank(), source="book")
+    memory.open(capacity=kvbank.Capacity(chunks=3))
+    for _ in range(2):
+        model.read(BOOK, memory=memory)
+        assert memory.stats.evicted > 0
+        assert client.get_bank(str(memory.bank)).usage.chunks <= 3
+        assert BOOK[-8:] == stored(client, memory)[-8:]
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_a_crash_in_the_middle_of_reading_again(model: MemoryModel, client: kvbank.Client, strict: bool) -> None:
+    """Another process begins anew; what was stored again before the crash is not stored twice."""
+    memory = model.with_bank(bank(), source="book", strict=strict)
+    model.read(BOOK, memory=memory)
+    forget(client, memory)
+    model.read(BOOK[:16], memory=memory)
+    other = model.with_bank(str(memory.bank), source="book", strict=strict)
+    model.read(BOOK, memory=other)
+    assert stored(client, other) == BOOK
+    assert (other.stats.written, other.stats.again) == (3, 3)
+
+
+def test_read_again_while_the_service_is_away(tmp_path: Path, attachment: Attachment) -> None:
+    """The chunks wait under the keys of the first reading, and are stored when they are delivered."""
+    service = Service(tmp_path / "data")
+    spool = Spool(tmp_path / "spool")
+    with kvbank.connect(service.address) as client:
+        memory = Memory(attachment, client, "b", tokenizer(), chunk=8, source="book", spool=spool, retry_after=1e6)
+        memory.open()
+        seen = [encode(attachment, BOOK[at : at + 8], at) for at in range(0, 40, 8)]
+        memory.remember(seen)
+        forget(client, memory)
+        service.stop()
+        with pytest.warns(RuntimeWarning, match="away"):
+            memory.remember(seen)
+        assert len(spool) == 5
+        service.start()
+        wait_for(client)
+        assert memory.deliver_spooled()
+        assert stored(client, memory) == BOOK
+        assert (len(spool), memory.stats.written, memory.stats.again, memory.stats.gone) == (0, 10, 5, 0)
+    service.stop()
+
+
+def test_what_was_delivered_and_deleted_since_stays_deleted(
+    client: kvbank.Client, attachment: Attachment, tmp_path: Path
+) -> None:
+    """Without a source a key is a chunk's own: its worker died between the acknowledgement and the removal."""
+    memory = Memory(attachment, client, bank(), tokenizer(), chunk=8, spool=Spool(tmp_path))
+    memory.open()
+    assert memory.spool is not None
+    chunk = memory._new_chunk(encode(attachment, BOOK[:8]))
+    memory.spool.put(Spooled(str(memory.bank), chunk, attachment.reader.digest, memory.embedder.digest))
+    [waiting] = memory.spool.folder.iterdir()
+    copy = waiting.read_bytes()
+    assert memory.deliver_spooled()
+    assert stored(client, memory) == BOOK[:8]
+    forget(client, memory)
+    waiting.write_bytes(copy)
+    assert memory.deliver_spooled()
+    assert stored(client, memory) == []
+    assert (len(memory.spool), memory.stats.gone) == (0, 1)
