@@ -1,18 +1,23 @@
 """A conversation in the terminal: read a line, stream the answer, until the end of the input."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from kvbank._cli.ending import say
+from kvbank._cli.streams import typed
 from model_worker.model import MemoryModel
 from model_worker.session import Session
 from model_worker.session_log import Header, SessionLog
 from model_worker.terminal import printable, stop_on_interrupt, warnings_in_one_line
+from model_worker.unanswered import Unanswered
 
 HELP = "/help this text; /quit or Ctrl-D the end; Ctrl-C stops an answer, what was said until then is kept"
+# Turns that arrow up brings back, and letters that are shown of a message.
+_HISTORY, _SHOWN = 100, 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,10 +55,12 @@ def run_chat(settings: ChatSettings) -> None:
                 strict=settings.strict,
             )
             with session:
+                unanswered = Unanswered(log.folder)
                 if not settings.plain:
                     print(greeting(session), file=sys.stderr)
+                    _tell_of(unanswered)
                 torch.manual_seed(settings.seed)
-                converse(session, settings)
+                converse(session, settings, unanswered)
 
 
 def open_model(settings: ChatSettings, known: Header | None) -> MemoryModel:
@@ -82,9 +89,18 @@ def greeting(session: Session) -> str:
     return f"session {session.header.name!r} {began}, {known}; /help for help"
 
 
-def converse(session: Session, settings: ChatSettings) -> None:
+def _tell_of(unanswered: Unanswered) -> None:
+    messages = unanswered.messages()
+    if messages:
+        which = "a message was" if len(messages) == 1 else f"{len(messages)} messages were"
+        last = messages[-1] if len(messages[-1]) <= _SHOWN else messages[-1][:_SHOWN] + "..."
+        say(f"{which} not answered, the last: {last!r}; arrow up brings it back, all stand in {unanswered.path}")
+
+
+def converse(session: Session, settings: ChatSettings, unanswered: Unanswered) -> None:
     """One turn a line, until the lines end."""
-    for line in _lines(settings.plain):
+    said = [turn.text for turn in session.log.turns if not turn.part]
+    for line in _lines(settings.plain, [*said[-_HISTORY:], *unanswered.messages()]):
         if line == "/quit":
             return
         if line == "/help":
@@ -92,11 +108,11 @@ def converse(session: Session, settings: ChatSettings) -> None:
         elif line.startswith("/"):
             print(f"there is no command {line.split()[0]}; {HELP}", file=sys.stderr)
         elif line:
-            _turn(session, line, settings)
+            _turn(session, line, settings, unanswered)
 
 
-def _turn(session: Session, line: str, settings: ChatSettings) -> None:
-    with stop_on_interrupt() as stop:
+def _turn(session: Session, line: str, settings: ChatSettings, unanswered: Unanswered) -> None:
+    with unanswered.saying(line), stop_on_interrupt() as stop:
         session.say(
             line,
             on_text=_write,
@@ -113,20 +129,25 @@ def _write(text: str) -> None:
     sys.stdout.flush()
 
 
-def _lines(plain: bool) -> Iterator[str]:
+def _lines(plain: bool, history: Sequence[str]) -> Iterator[str]:
+    """What is typed, or comes through a pipe, by lines. history: what arrow up brings back."""
     if not sys.stdin.isatty():
-        for line in sys.stdin:
+        for line in map(typed, sys.stdin):
             if line.strip() and not plain:
                 _write(f"> {line.strip()}\n")
             yield line.strip()
         return
-    import readline  # noqa: F401 (gives `input` its line editing)
+    import readline  # gives `input` its line editing
 
+    for line in history:
+        readline.add_history(line)
     while True:
         try:
-            yield input("" if plain else "> ").strip()
+            yield typed(input("" if plain else "> ")).strip()
         except EOFError:
             print()
             return
-        except KeyboardInterrupt:  # an answer is stopped elsewhere; here it drops the line
+        except KeyboardInterrupt:  # an answer is stopped elsewhere; here it drops the line, and arrow up brings it back
+            if dropped := readline.get_line_buffer().strip():
+                readline.add_history(dropped)
             print()

@@ -60,9 +60,14 @@ def load_model(
         if rope is not None:
             scale_rope(config, rope)
         model = AutoModelForCausalLM.from_pretrained(source, config=config, dtype=wanted)
-    except InputError:
+    except (InputError, MemoryError):
         raise
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelNotFound(f"model {name!r} cannot be loaded: {reason}") from None
+    except Exception as error:  # the files of others, read by libraries that fail with whatever they run into
+        raise ModelNotFound(f"model {name!r} cannot be loaded: {_reason(error)}") from error
     return model.to(device).eval(), tokenizer
+
+
+def _reason(error: Exception) -> str:
+    """The first line of what a library says, with the kind of error where the words alone would be a riddle."""
+    first = (str(error).strip().splitlines() or [""])[0]
+    return first if isinstance(error, OSError | ValueError) and first else f"{type(error).__name__}: {first}"

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from model_worker.errors import InputError
+from model_worker.template import rendered
 
 FORMATS = ("auto", "template", "plain", "continue")
 _USER, _ANSWER, _AGAIN = "kvbankfirst", "kvbankanswer", "kvbanksecond"
@@ -73,9 +74,9 @@ def prompt_format(name: str, tokenizer: Any, config: Any) -> PromptFormat:
 def _from_template(tokenizer: Any) -> PromptFormat:
     """Cut the template's text at the words of an example; what stands between them is the same for all words."""
     turns = [{"role": "user", "content": _USER}]
-    first = _render(tokenizer, turns)
+    first = _rendered(tokenizer, turns)
     turns += [{"role": "assistant", "content": _ANSWER}, {"role": "user", "content": _AGAIN}]
-    later = _render(tokenizer, turns).partition(_ANSWER)[2]
+    later = _rendered(tokenizer, turns).partition(_ANSWER)[2]
     if first.count(_USER) != 1 or later.count(_AGAIN) != 1:
         raise InputError("this model's chat template does not show what is said as it is; use --format plain")
     before, _, after = first.partition(_USER)
@@ -83,5 +84,8 @@ def _from_template(tokenizer: Any) -> PromptFormat:
     return PromptFormat((before, after), (between, end), begin=False)
 
 
-def _render(tokenizer: Any, turns: list[dict[str, str]]) -> str:
-    return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+def _rendered(tokenizer: Any, turns: list[dict[str, str]]) -> str:
+    try:
+        return rendered(tokenizer, turns)
+    except InputError as error:
+        raise InputError(f"{error}; use --format plain") from error

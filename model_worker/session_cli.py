@@ -1,18 +1,16 @@
 """`kvbank chat` and `kvbank session`. Cheap to import: what is heavy comes inside the commands."""
 
-import functools
-import json
-import sys
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import typer
 
 import kvbank
 from kvbank._channel import parse_target
-from model_worker.errors import SessionError, WorkerError
+from kvbank._cli.output import print_json, print_line
+from kvbank._cli.table import Column, print_table
+from model_worker.errors import SessionError
 from model_worker.session_log import (
     Header,
     SessionLog,
@@ -38,32 +36,22 @@ Sessions = Annotated[Path | None, typer.Option("--sessions", help="Folder of the
 Name = Annotated[str, typer.Argument(help="Name of the session.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
-Command = TypeVar("Command", bound=Callable[..., None])
+_SESSIONS = (
+    Column("name", "name"),
+    *map(Column, ("turns", "tokens")),
+    Column("last said", "word"),
+    *(Column(title, "name") for title in ("model", "memory")),
+)
 
 
 def register_session_commands(app: typer.Typer) -> None:
     """Add `chat` and `session ls|show|rm` to the `kvbank` command line."""
     session = typer.Typer(no_args_is_help=True, help="Look at chat sessions and delete them.")
-    app.command("chat")(_in_one_line(chat))
-    session.command("ls")(_in_one_line(list_sessions))
-    session.command("show")(_in_one_line(show_session))
-    session.command("rm")(_in_one_line(remove_session))
+    app.command("chat")(chat)
+    session.command("ls")(list_sessions)
+    session.command("show")(show_session)
+    session.command("rm")(remove_session)
     app.add_typer(session, name="session")
-
-
-def _in_one_line(command: Command) -> Command:
-    """Errors that are meant for people end in one line on stderr and exit code 1."""
-
-    @functools.wraps(command)
-    def run(*args: Any, **kwargs: Any) -> None:
-        try:
-            command(*args, **kwargs)
-        except (WorkerError, kvbank.KVBankError) as error:
-            line = " ".join(str(error).split())
-            print(f"kvbank: {line}", file=sys.stderr)
-            raise typer.Exit(1) from None
-
-    return run  # type: ignore[return-value]
 
 
 def chat(
@@ -121,16 +109,14 @@ def list_sessions(sessions: Sessions = None, as_json: AsJson = False) -> None:
     with warnings_in_one_line():
         found = [_facts(*session) for session in read_sessions(sessions or sessions_folder())]
     if as_json:
-        print(json.dumps(found, indent=2))
+        print_json(found)
         return
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("name", "turns", "tokens", "last said", "model", "memory", box=None)
-    for facts in found:
-        figures = (f"{facts['turns']:,}", f"{facts['tokens']:,}")
-        table.add_row(facts["name"], *figures, facts["last"], Path(facts["model"]).name, facts["memory"])
-    Console().print(table)
+    figures = [(f"{facts['turns']:,}", f"{facts['tokens']:,}") for facts in found]
+    rows = [
+        (facts["name"], *pair, facts["last"], Path(facts["model"]).name, facts["memory"])
+        for facts, pair in zip(found, figures, strict=True)
+    ]
+    print_table(_SESSIONS, rows)
 
 
 def show_session(
@@ -145,14 +131,10 @@ def show_session(
     said = said[len(said) - min(last, len(said)) :]
     facts = _facts(header, turns)
     if as_json:
-        print(
-            json.dumps(
-                {**facts, "said": [{"time": t.time, "text": t.text, "answer": t.answer} for t in said]}, indent=2
-            )
-        )
+        print_json({**facts, "said": [{"time": t.time, "text": t.text, "answer": t.answer} for t in said]})
         return
     for key, value in facts.items():
-        print(f"{key:8} {value:,}" if isinstance(value, int) else f"{key:8} {value}")
+        print_line(f"{key:8} {value:,}" if isinstance(value, int) else f"{key:8} {value}")
     for turn in said:
         print(printable(f"\n{turn.time}\n> {turn.text}\n{turn.answer}"))
 
@@ -177,9 +159,9 @@ def remove_session(
             _remove_bank(bank, _target(memory, log.header), force)
         log.remove()
     if as_json:
-        print(json.dumps({"deleted": name, "turns": turns, "bank": bank}, indent=2))
+        print_json({"deleted": name, "turns": turns, "bank": bank})
     else:
-        print(f"deleted session {name}, {turns} turns, bank {bank}")
+        print_line(f"deleted session {name}, {turns} turns, bank {bank}")
 
 
 def _remove_bank(bank: str, target: str, force: bool) -> None:

@@ -1,7 +1,6 @@
 """What a conversation in a terminal needs: clean output, Ctrl-C that waits its turn, warnings in one line."""
 
 import signal
-import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -9,10 +8,13 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any, TextIO
 
+from kvbank._cli import output
+from kvbank._cli.ending import say
+
 
 def printable(text: str) -> str:
-    """The text with everything that a terminal might obey replaced."""
-    return "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text)
+    """Return the text with everything that a terminal might obey escaped; line ends and tabs stay."""
+    return output.printable(text, keep="\n\t")
 
 
 @contextmanager
@@ -45,7 +47,7 @@ def warnings_in_one_line() -> Iterator[None]:
     ) -> None:
         text = " ".join(str(message).split())
         if shown[-1:] != [text]:
-            print(f"kvbank: {text}", file=sys.stderr)
+            say(text)
         shown[:] = [text]
 
     with warnings.catch_warnings():

@@ -2,7 +2,7 @@
 
 import io
 import sys
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TextIO
 
 import pytest
 import typer
@@ -15,10 +15,15 @@ class Ended(NamedTuple):
     stdout: str
     stderr: str
 
+    @property
+    def output(self) -> str:
+        return self.stdout + self.stderr
 
-def run(app: typer.Typer, *arguments: Any, stdin: str = "") -> Ended:
+
+def run(app: typer.Typer, *arguments: Any, stdin: str | TextIO = "", stdout: io.StringIO | None = None) -> Ended:
     """Run a command of `app`, as the console script does, with `stdin` as its input."""
-    streams = {"stdin": io.StringIO(stdin), "stdout": io.StringIO(), "stderr": io.StringIO()}
+    input_ = io.StringIO(stdin) if isinstance(stdin, str) else stdin
+    streams: dict[str, Any] = {"stdin": input_, "stdout": stdout or io.StringIO(), "stderr": io.StringIO()}
     with pytest.MonkeyPatch.context() as patch:
         for name, stream in streams.items():
             patch.setattr(sys, name, stream)

@@ -20,6 +20,7 @@ from torch.utils.data import Dataset
 
 from model_worker.errors import InputError
 from model_worker.icae.layout import LEAVE
+from model_worker.template import rendered
 from model_worker.train.books import read_book
 
 PRETRAINING, INSTRUCTION = ("text",), ("input", "prompt", "answer")
@@ -150,7 +151,7 @@ def chat_delimiters(tokenizer: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
     if not getattr(tokenizer, "chat_template", None):
         return (), ()
     turn = [{"role": "user", "content": _MARK}]
-    parts = str(tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)).split(_MARK)
+    parts = rendered(tokenizer, turn).split(_MARK)
     if len(parts) != 2:
         raise InputError("the chat template does not leave the user's words in one piece; give the adapter no template")
     before, behind = (tuple(tokenizer.encode(part, add_special_tokens=False)) for part in parts)

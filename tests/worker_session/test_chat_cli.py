@@ -5,19 +5,19 @@ from pathlib import Path
 
 import pytest
 import typer
-from typer.testing import CliRunner, Result
 
 import kvbank
 from memory_service.server import LocalServer
 from model_worker.session_cli import register_session_commands
 from model_worker.session_log import SessionLog, read_session
 from model_worker.terminal import printable
+from tests import command
 
 
-def kvbank_command(*arguments: object, stdin: str = "") -> Result:
+def kvbank_command(*arguments: object, stdin: str = "") -> command.Ended:
     app = typer.Typer()
     register_session_commands(app)
-    return CliRunner().invoke(app, [str(argument) for argument in arguments], input=stdin, env={"COLUMNS": "200"})
+    return command.run(app, *arguments, stdin=stdin)
 
 
 @pytest.fixture

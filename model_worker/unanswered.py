@@ -1,0 +1,53 @@
+"""What was said in a session and not answered: kept beside its log, so that nothing that a person typed is lost.
+
+One line of JSON a message. A message stands there from before its turn begins until the turn is in the log, or until
+the same words are answered later.
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+_FILE = "unanswered.jsonl"
+
+
+class Unanswered:
+    """The messages of the session in `folder` that have no answer."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / _FILE
+
+    def messages(self) -> list[str]:
+        """Return them, the oldest first. A line that a crash left unfinished is left out."""
+        found = []
+        with suppress(FileNotFoundError):
+            for line in self.path.read_bytes().splitlines():
+                with suppress(ValueError):
+                    message = json.loads(line)
+                    found += [message] if isinstance(message, str) else []
+        return found
+
+    @contextmanager
+    def saying(self, text: str) -> Iterator[None]:
+        """Keep `text` while the block runs, and after it where that raises. A full disk does not stop the turn."""
+        before = self.messages()
+        with suppress(OSError):
+            self._write([*before, text])
+        yield
+        left = [message for message in before if message != text]
+        with suppress(OSError):
+            self._write(left)
+
+    def _write(self, messages: list[str]) -> None:
+        """Put the messages in place, durable: a write that fails leaves the former ones."""
+        if not messages:
+            self.path.unlink(missing_ok=True)
+            return
+        new = self.path.with_suffix(".tmp")
+        with new.open("w", encoding="utf-8") as file:
+            file.writelines(json.dumps(message) + "\n" for message in messages)
+            file.flush()
+            os.fsync(file.fileno())
+        new.replace(self.path)

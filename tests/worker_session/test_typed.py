@@ -1,0 +1,120 @@
+"""Nothing that a person types in a chat is lost, and nothing that a model says is obeyed by a terminal."""
+
+import io
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+from memory_service.server import LocalServer
+from model_worker.session_cli import register_session_commands
+from model_worker.session_log import read_session
+from model_worker.unanswered import Unanswered
+from tests import command
+
+
+class Typing(io.StringIO):
+    """What a person types; before a line is read, something may happen."""
+
+    def __init__(self, *lines: str, before: dict[str, Callable[[], object]] | None = None) -> None:
+        super().__init__("".join(f"{line}\n" for line in lines))
+        self._before = before or {}
+
+    def __next__(self) -> str:
+        line = super().__next__()
+        self._before.get(line.strip(), lambda: None)()
+        return line
+
+
+def kvbank_command(*arguments: object, **streams: Any) -> command.Ended:
+    app = typer.Typer()
+    register_session_commands(app)
+    return command.run(app, *arguments, **streams)
+
+
+@pytest.fixture
+def chat(model_folder: Path, address: str, tmp_path: Path) -> list[object]:
+    options = ["--memory", address, "--model", model_folder, "--max-new-tokens", 3]
+    return ["chat", "-s", "sea", "--sessions", tmp_path, *options]
+
+
+def said(sessions: Path) -> list[str]:
+    return [turn.text for turn in read_session(sessions, "sea")[1]]
+
+
+@pytest.mark.parametrize(
+    ("trouble", "code"), [(KeyboardInterrupt, 130), (OSError(28, "No space left on device"), 1), (RuntimeError, 70)]
+)
+def test_a_turn_that_fails_is_kept_and_told_at_the_next_start(
+    chat: list[object], tmp_path: Path, trouble: BaseException, code: int
+) -> None:
+    """Whatever it fails with, Ctrl-C too: here where the answer is printed."""
+
+    class Full(io.StringIO):
+        def write(self, text: str) -> int:
+            if "> who" in text:
+                self.breaks = True
+            elif getattr(self, "breaks", False):
+                raise trouble
+            return super().write(text)
+
+    ended = kvbank_command(*chat, stdin="ahoy\n")
+    assert ended.exit_code == 0, ended.output
+    ended = kvbank_command(*chat, stdin=Typing("who", "never read"), stdout=Full())
+    assert ended.exit_code == code
+    assert "Traceback" not in ended.stderr
+    assert said(tmp_path) == ["ahoy"]
+    again = kvbank_command(*chat, stdin="where\n")
+    assert again.exit_code == 0
+    assert "not answered, the last: 'who'" in again.stderr
+    assert Unanswered(tmp_path / "sea").messages() == ["who"]
+    assert kvbank_command(*chat, stdin="who\n").exit_code == 0
+    assert "not answered" not in kvbank_command(*chat).stderr
+    assert said(tmp_path) == ["ahoy", "where", "who"]
+
+
+def test_what_is_said_while_the_service_is_away_is_kept(chat: list[object], tmp_path: Path) -> None:
+    server = LocalServer(tmp_path / "data")
+    chat[chat.index("--memory") + 1] = server.address
+    typing = Typing("ahoy", "wörds " * 100, before={("wörds " * 100).strip(): server.stop})
+    ended = kvbank_command(*chat, "--strict", "--window", 64, stdin=typing)
+    assert ended.exit_code == 1
+    assert [*said(tmp_path), *Unanswered(tmp_path / "sea").messages()] == ["ahoy", ("wörds " * 100).strip()]
+
+
+def test_bytes_that_are_not_utf8_are_taken_as_latin1(chat: list[object], tmp_path: Path) -> None:
+    stream = io.TextIOWrapper(io.BytesIO(b"caf\xe9\nna\xc3\xafve\n"), "utf-8", errors="surrogateescape")
+    ended = kvbank_command(*chat, stdin=stream)
+    assert ended.exit_code == 0, ended.output
+    assert said(tmp_path) == ["café", "naïve"]
+
+
+@pytest.mark.parametrize(
+    "template", ["{{ raise_exception('no\nway') }}", "{{ 1 / 0 }}", "{% for", "{{ nobody.there.at_all }}", 7]
+)
+def test_a_template_that_fails_is_told_before_anything_is_said(
+    chat: list[object], model_folder: Path, tmp_path: Path, template: object
+) -> None:
+    broken = shutil.copytree(model_folder, tmp_path / "broken")
+    config = json.loads((broken / "tokenizer_config.json").read_text())
+    (broken / "tokenizer_config.json").write_text(json.dumps({**config, "chat_template": template}))
+    typing = Typing("ahoy")
+    ended = kvbank_command(*[broken if part == model_folder else part for part in chat], stdin=typing)
+    assert ended.exit_code == 1
+    assert ended.stderr.startswith("kvbank: ")
+    assert ended.stderr.count("\n") == 1
+    assert typing.read() == "ahoy\n"
+
+
+def test_what_was_said_and_answered_is_shown_without_being_obeyed(chat: list[object], tmp_path: Path) -> None:
+    typed = "red \x1b[31m title \x1b]0;x\x07 turned \u202e csi \x9b31m family 👨‍👩‍👧 wide\u3000space"
+    ended = kvbank_command(*chat, stdin=f"{typed}\n")
+    shown = kvbank_command("session", "show", "sea", "--sessions", tmp_path)
+    for text in (ended.stdout, shown.stdout):
+        assert not set(text) & set("\x1b\x07\x9b\u202e")
+        assert r"red \x1b[31m title \x1b]0;x\x07 turned \u202e csi \x9b31m family 👨‍👩‍👧 wide　space" in text
+    assert said(tmp_path) == [typed]
