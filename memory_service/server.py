@@ -1,11 +1,11 @@
-"""Build, start, stop. Owns the data folder's lock and the order of a clean shutdown."""
+"""Build, start, stop. Owns the order of a clean shutdown."""
 
 import asyncio
-import fcntl
 import logging
 import os
 import signal
 import socket
+import sqlite3
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -21,15 +21,14 @@ from sqlalchemy.exc import DBAPIError
 
 from kvbank.v1 import service_pb2
 from memory_service.bank import Banks
-from memory_service.care.folder import MANIFEST
 from memory_service.clock import Clock
+from memory_service.data_folder import DataFolder
 from memory_service.direct import DirectCalls
 from memory_service.errors import StartError
 from memory_service.interceptor import Interceptor
 from memory_service.memory import keep_memory, leave_imports_alone
 from memory_service.metrics import Endpoint, Metrics
 from memory_service.observation import Observer
-from memory_service.payloads import sync_folder
 from memory_service.service import MemoryService, handlers
 from memory_service.settings import Settings
 from memory_service.staging import FORGOTTEN_S, SameHost
@@ -39,44 +38,6 @@ SERVICE = service_pb2.DESCRIPTOR.services_by_name["MemoryService"].full_name
 LONGEST_SOCKET_PATH = 107
 _LOOPBACK = ("127.", "localhost:", "[::1]:", "unix:")
 _log = logging.getLogger(__name__)
-
-
-class DataFolder:
-    """The data folder, owned by one process at a time."""
-
-    def __init__(self, path: Path) -> None:
-        """Errors: StartError when another server owns it or it cannot be written."""
-        try:
-            if (path / MANIFEST).exists():
-                raise StartError(f"{path} is a backup; put it in place with: kvbank restore {path} DATA")
-            _make_durable(path)
-            self._lock = open(path / "kvbank.lock", "a+")  # noqa: SIM115
-        except OSError as error:
-            why = "it is a file" if isinstance(error, FileExistsError) else error.strerror
-            raise StartError(f"cannot use {path} as data folder: {why}") from error
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            self._lock.seek(0)
-            owner = self._lock.read().strip() or "another process"
-            self._lock.close()
-            raise StartError(f"{path} is in use by {owner}; one server owns a data folder") from error
-        self._lock.truncate(0)
-        self._lock.write(f"process {os.getpid()}\n")
-        self._lock.flush()
-
-    def release(self) -> None:
-        """Let another server have it, also where a forked child still has the file open."""
-        fcntl.flock(self._lock, fcntl.LOCK_UN)
-        self._lock.close()
-
-
-def _make_durable(folder: Path) -> None:
-    """Make a folder; each new level is an entry in its parent, and as durable as that."""
-    missing = [level for level in (folder, *folder.parents) if not level.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
-    for level in missing:
-        sync_folder(level.parent)
 
 
 class Server:
@@ -102,7 +63,7 @@ class Server:
                 if self._same_host is not None:
                     opened.callback(self._same_host.close)
                 self._banks = Banks(settings, self._metrics, clock)
-            except (OSError, DBAPIError) as error:
+            except (OSError, DBAPIError, sqlite3.Error, UnicodeError) as error:
                 raise StartError(f"cannot open {settings.data}: {error}".splitlines()[0]) from error
             opened.pop_all()
         self._pool = ThreadPoolExecutor(settings.storage_threads, "kvbank-storage")

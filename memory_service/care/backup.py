@@ -9,10 +9,11 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from memory_service.care import manifest, payload_check, record_check, writing
-from memory_service.care.folder import MANIFEST, Folder
+from memory_service.care.folder import Folder
 from memory_service.care.making import Making
 from memory_service.care.report import CareError, Findings, Progress, quiet
 from memory_service.care.transfer import Failure, Transfer
+from memory_service.data_folder import MANIFEST
 
 
 def backup(data: Path, place: Path, *, base: Path | None = None, progress: Progress = quiet) -> Findings:

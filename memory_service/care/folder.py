@@ -9,12 +9,11 @@ anew, so they are short, a page of rows each; only the integrity check and a bac
 No file of a database is opened by hand while SQLite has it open in this process: closing it would drop SQLite's locks.
 """
 
-import fcntl
 import json
 import os
 import sqlite3
-from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import AbstractContextManager, closing, contextmanager, suppress
+from collections.abc import Callable, Collection, Iterable
+from contextlib import AbstractContextManager, closing
 from pathlib import Path
 from types import TracebackType
 from urllib.parse import quote
@@ -24,9 +23,9 @@ from sqlalchemy.exc import DatabaseError, NoResultFound
 
 from memory_service import schema
 from memory_service.care.report import CareError
+from memory_service.data_folder import unserved
 
 DATABASE = "metadata.db"
-MANIFEST = "backup.json"
 
 _ALIVE = """
     SELECT chunk_id FROM chunks JOIN banks USING (bank_id) WHERE chunk_id IN (SELECT value FROM json_each(?))
@@ -122,24 +121,6 @@ def _how_to_open(path: Path) -> str:
             " a copy that can be written to"
         )
     return "immutable=1"
-
-
-@contextmanager
-def unserved(path: Path) -> Iterator[bool]:
-    """Whether no server owns the folder; inside the block none can start then, so stay briefly."""
-    try:
-        lock = os.open(path / "kvbank.lock", os.O_RDONLY)
-    except FileNotFoundError:
-        yield True
-        return
-    try:
-        free = False
-        with suppress(BlockingIOError):
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            free = True
-        yield free
-    finally:
-        os.close(lock)
 
 
 def settled(folder: Folder, find: Callable[[Folder], Iterable[str]], *, alone: bool) -> list[str]:

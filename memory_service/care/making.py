@@ -9,9 +9,10 @@ import shutil
 from pathlib import Path
 from types import TracebackType
 
-from memory_service.care.folder import DATABASE, MANIFEST
+from memory_service.care.folder import DATABASE
 from memory_service.care.report import CareError
 from memory_service.care.transfer import sync_file
+from memory_service.data_folder import MANIFEST
 from memory_service.payloads import FOLDER, sync_folder
 
 _OURS = {MANIFEST, f"{MANIFEST}.tmp", FOLDER, *(f"{DATABASE}{suffix}" for suffix in ("", "-wal", "-shm", "-journal"))}

@@ -9,8 +9,9 @@ from typing import Any
 import xxhash
 
 import memory_service
-from memory_service.care.folder import DATABASE, MANIFEST
+from memory_service.care.folder import DATABASE
 from memory_service.care.report import CareError, Findings
+from memory_service.data_folder import MANIFEST
 
 _VERSION = 1
 

@@ -13,10 +13,10 @@ from sqlalchemy.exc import DatabaseError
 from memory_service import quarantine
 from memory_service.care import entries, payload_check, record_check, writing
 from memory_service.care.check import check
-from memory_service.care.folder import MANIFEST, Folder
+from memory_service.care.folder import Folder
 from memory_service.care.report import CareError, Findings, Kind, Problem, Progress, quiet
 from memory_service.care.transfer import remove
-from memory_service.server import DataFolder
+from memory_service.data_folder import MANIFEST, DataFolder
 
 Deed = Literal["rebuilt", "corrected", "removed", "quarantined"]
 _LEFT: tuple[Kind, ...] = ("bank", "database", "payload_unreadable")
