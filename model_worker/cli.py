@@ -1,17 +1,19 @@
 """Commands of the worker: demo, layers, compressors, and those of sessions."""
 
-import json
+import io
 import os
 import re
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
+
+from kvbank._cli.output import print_json, printable
+from kvbank._cli.progress import progress
+from kvbank._cli.table import Column, print_table, table
+from model_worker.places import check_writable
 
 JSON = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of a table.")]
 Model = Annotated[str, typer.Option(help="kvbank-small (shipped), a model folder, or a hub id.")]
@@ -51,37 +53,45 @@ def demo(
     _quiet()
     from model_worker.demo import DemoSettings, run_demo
 
-    console = Console(stderr=True)
-    settings = DemoSettings(text, model, seed, data, capacity, compressor, limit)
-    with _bar(console) as bar:
-        tasks: dict[str, Any] = {}
-
-        def progress(stage: str, done: int, total: int) -> None:
-            if stage not in tasks:
-                tasks[stage] = bar.add_task(stage, total=total)
-            bar.update(tasks[stage], completed=done, total=total)
-
-        report = run_demo(settings, lambda line: bar.console.print(line, highlight=False), progress)
-    if as_json:
-        print(json.dumps(asdict(report), indent=2))
-        return
-    out = Console(record=svg is not None, width=100 if svg else None)
-    out.print(demo_table(report))
     if svg is not None:
-        picture = out.export_svg(title="kvbank demo")
-        svg.write_text(
-            re.sub(r"@font-face \{.*?\}\s*", "", picture, flags=re.DOTALL)
-        )  # rich's fonts are on the network
+        check_writable(svg)
+    settings = DemoSettings(text, model, seed, data, capacity, compressor, limit)
+    with progress() as show:
+        report = run_demo(settings, show.say, show)
+    if svg is not None:
+        svg.write_text(_picture(report), encoding="utf-8")
+    if as_json:
+        print_json(asdict(report))
+    else:
+        print_table(_MEASURED, _demo_rows(report), title=_demo_title(report), caption=_demo_caption(report))
 
 
-def demo_table(report: Any) -> Table:
-    """The demo's figures as one table."""
-    table = Table(title=f"{report.text}, model {report.model}, seed {report.seed}", title_justify="left")
-    table.add_column("what")
-    table.add_column("measured", justify="right")
+_MEASURED = (Column("what", "prose"), Column("measured"))
+
+
+def _demo_title(report: Any) -> str:
+    return f"{report.text}, model {report.model}, seed {report.seed}"
+
+
+def _demo_caption(report: Any) -> str:
+    return f"eviction: {report.policy} (bounds 10/90 would always drop the oldest tenth)"
+
+
+def _picture(report: Any) -> str:
+    """The figures as SVG, without rich's fonts, which are on the network."""
+    from rich.console import Console
+
+    out = Console(record=True, width=100, file=io.StringIO(), highlight=False, markup=False, emoji=False)
+    out.print(printable(_demo_title(report)))
+    out.print(table(_MEASURED, _demo_rows(report), 100))
+    out.print(_demo_caption(report))
+    return re.sub(r"@font-face \{.*?\}\s*", "", out.export_svg(title="kvbank demo"), flags=re.DOTALL)
+
+
+def _demo_rows(report: Any) -> list[tuple[str, str]]:
     low, high = report.loss_drop_interval
     reasons = ", ".join(f"{n} {reason}" for reason, n in report.evicted_by_reason.items()) or "none"
-    rows = [
+    return [
         ("tokens read", f"{report.tokens_read:,} in {report.read_seconds:.0f} s"),
         ("chunks written / evicted", f"{report.chunks_written:,} / {report.chunks_evicted:,} ({reasons})"),
         (
@@ -103,10 +113,6 @@ def demo_table(report: Any) -> Table:
             f"{report.loss_drop:.3f} [{low:.3f}, {high:.3f}]",
         ),
     ]
-    for row in rows:
-        table.add_row(*row)
-    table.caption = f"eviction: {report.policy} (bounds 10/90 would always drop the oldest tenth)"
-    return table
 
 
 def _of(pair: tuple[int, int]) -> str:
@@ -126,29 +132,42 @@ def layers(
     from model_worker.loading import load_model
 
     loaded, _ = load_model(model)
-    with _bar(Console(stderr=True)) as bar:
-        task = bar.add_task("layers", total=None)
+    with progress() as show:
         baseline, scores = measure_layers(
             loaded,
             span=span,
             trials=trials,
             seed=seed,
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
+            progress=partial(show, "layers"),
         )
     if as_json:
-        print(json.dumps({"loss_without_memory": baseline, "layers": [asdict(score) for score in scores]}, indent=2))
+        print_json({"loss_without_memory": baseline, "layers": [asdict(score) for score in scores]})
         return
-    table = Table(title=f"{model}: loss of a repeated span without memory {baseline:.2f} nats", title_justify="left")
-    for column in ("layer", "positions", "keys stored as", "drop, continual", "drop, zero"):
-        table.add_column(column, justify="left" if column in ("positions", "keys stored as") else "right")
     best = max((s for s in scores if s.layer is not None), key=lambda s: s.drop_zero)
-    for s in scores:
-        name = "all" if s.layer is None else str(s.layer)
-        style = "bold" if s is best else ""
-        table.add_row(name, s.kind, s.capture, f"{s.drop_continual:.2f}", f"{s.drop_zero:.2f}", style=style)
     advice = f"memory layer for mode memlong: {best.layer} (let it retrieve too)"
-    table.caption = advice if best.drop_zero > 0 else "no layer gains from memory at zero positions; try per_layer"
-    Console().print(table)
+    rows = [
+        (
+            "all" if s.layer is None else str(s.layer),
+            s.kind,
+            s.capture,
+            f"{s.drop_continual:.2f}",
+            f"{s.drop_zero:.2f}",
+        )
+        for s in scores
+    ]
+    print_table(
+        _LAYERS,
+        rows,
+        title=f"{model}: loss of a repeated span without memory {baseline:.2f} nats",
+        caption=advice if best.drop_zero > 0 else "no layer gains from memory at zero positions; try per_layer",
+    )
+
+
+_LAYERS = (
+    Column("layer"),
+    *(Column(title, "word") for title in ("positions", "keys stored as")),
+    *map(Column, ("drop, continual", "drop, zero")),
+)
 
 
 def compressors(as_json: JSON = False) -> None:
@@ -158,23 +177,12 @@ def compressors(as_json: JSON = False) -> None:
 
     rows = [{"write": usage(name), "keeps": m.about, "paper": m.paper, "cost": m.cost} for name, m in REGISTRY.items()]
     if as_json:
-        print(json.dumps(rows, indent=2))
+        print_json(rows)
         return
     # A space, so that lines end between parameters.
     shown = [{**row, "write": row["write"].replace("[,", " [,")} for row in rows]
-    table = Table()
-    table.add_column("write", width=max(len(word) for row in shown for word in row["write"].split()))
-    for column in ("keeps", "paper", "cost"):
-        table.add_column(column)
-    for row in shown:
-        table.add_row(*(escape(text) for text in row.values()))
-    Console().print(table)
-
-
-def _bar(console: Console) -> Progress:
-    return Progress(
-        TextColumn("{task.description:<12}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console
-    )
+    columns = [Column(title, "prose") for title in ("write", "keeps", "paper", "cost")]
+    print_table(columns, [list(row.values()) for row in shown])
 
 
 def _quiet() -> None:

@@ -1,20 +1,20 @@
 """`kvbank eval`: what compression costs in loss and in passkeys, and what HOMER needs of memory."""
 
-import json
 import math
 import os
 from collections.abc import Iterator
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.markup import escape
-from rich.progress import Progress
-from rich.table import Table
 
+from kvbank._cli.output import print_json
+from kvbank._cli.progress import progress
+from kvbank._cli.table import Column, print_table
 from model_worker.errors import InputError
+from model_worker.places import check_writable
 
 if TYPE_CHECKING:
     from model_worker.evaluate.compression import Row
@@ -51,13 +51,13 @@ def compression(
     from model_worker.evaluate.compression import METHODS, calibrates, measure
     from model_worker.loading import load_model
 
-    _check_plot(plot)
+    if plot is not None:
+        check_writable(plot)
     first, second = _halves()
     words, methods = _words(text) if text else [second], method or METHODS
     loaded, tokenizer = load_model(model, rope=rope)
     pieces = list(_pieces(tokenizer, words, chunk + follow, documents))
-    with Progress(console=Console(stderr=True)) as bar:
-        task = bar.add_task("documents", total=len(pieces))
+    with progress() as show:
         rows = measure(
             loaded,
             tokenizer,
@@ -67,14 +67,14 @@ def compression(
             budgets=budget or [16, 32, 64],
             methods=methods,
             calibration=_ids(tokenizer, first) if calibrates(methods) else (),
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
+            progress=partial(show, "documents"),
         )
     if plot is not None:
-        plot.write_text(_plot(f"{model}: {len(pieces)} chunks of {chunk} tokens", rows, methods))
+        plot.write_text(_plot(f"{model}: {len(pieces)} chunks of {chunk} tokens", rows, methods), encoding="utf-8")
     if as_json:
-        print(json.dumps([asdict(row) for row in rows], indent=2))
+        print_json([asdict(row) for row in rows])
         return
-    Console().print(_table(f"{model}: {len(pieces)} chunks of {chunk} tokens, loss of the next {follow}", rows))
+    _print_compression(f"{model}: {len(pieces)} chunks of {chunk} tokens, loss of the next {follow}", rows)
 
 
 @evaluation.command()
@@ -108,8 +108,7 @@ def passkey(
     loaded, tokenizer = load_model(model, rope=rope)
     trained = load_model(model)[0].config.max_position_embeddings if rope else loaded.config.max_position_embeddings
     lengths = length or [factor * trained for factor in times or (2, 4, 8)]
-    with Progress(console=Console(stderr=True)) as bar:
-        task = bar.add_task("prompts", total=samples * len(lengths))
+    with progress() as show:
         scores = measure_passkeys(
             loaded,
             tokenizer,
@@ -118,12 +117,12 @@ def passkey(
             samples=samples,
             seed=seed,
             tuning=tuning,
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
+            progress=partial(show, "prompts"),
         )
     if as_json:
-        print(json.dumps([asdict(score) for score in scores], indent=2))
+        print_json([asdict(score) for score in scores])
         return
-    Console().print(_passkey_table(f"{model}, rope {rope or 'as trained'}: numbers told, of {samples}", scores))
+    _print_passkeys(f"{model}, rope {rope or 'as trained'}: numbers told, of {samples}", scores)
 
 
 @evaluation.command("homer-memory")
@@ -144,38 +143,37 @@ def homer_memory(
     from model_worker.evaluate.memory import measure_peaks, random_model
     from model_worker.loading import load_model
 
-    _check_plot(plot)
+    if plot is not None:
+        check_writable(plot)
     lengths = sorted(length or [512 << step for step in range(6)])
     if len(set(lengths)) < 3:
         raise InputError("at least three lengths are needed to tell a line from a logarithm")
     loaded = random_model() if model is None else load_model(model)[0]
-    with Progress(console=Console(stderr=True)) as bar:
-        task = bar.add_task("lengths", total=len(lengths))
+    with progress() as show:
         peaks = measure_peaks(
             loaded,
             lengths,
             size=size,
             plain_up_to=plain_up_to,
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
+            progress=partial(show, "lengths"),
         )
     fits = _fits(peaks)
     if plot is not None:
-        plot.write_text(_memory_plot(peaks))
+        plot.write_text(_memory_plot(peaks), encoding="utf-8")
     if as_json:
-        print(json.dumps({"peaks": [asdict(peak) for peak in peaks], "fits": fits}, indent=2))
+        print_json({"peaks": [asdict(peak) for peak in peaks], "fits": fits})
         return
-    table = Table(title=f"{model or 'random weights'}: peak MiB of a prompt above the weights", title_justify="left")
-    for column in ("tokens", "HOMER", "plain prefill"):
-        table.add_column(column, justify="right")
-    for peak in peaks:
-        plain = "" if peak.plain is None else f"{peak.plain / _MIB:.1f}"
-        table.add_row(f"{peak.length:,}", f"{peak.homer / _MIB:.2f}", plain)
-    table.caption = "; ".join(
+    rows = [
+        (f"{p.length:,}", f"{p.homer / _MIB:.2f}", "" if p.plain is None else f"{p.plain / _MIB:.1f}") for p in peaks
+    ]
+    lines = (
         f"{who} {x}: {f['a'] / _MIB:.2f} + {f['b'] / _MIB:.3g} {x}, residual {f['residual'] / _MIB:.3f}"
         for who, both in fits.items()
         for x, f in both.items()
     )
-    Console().print(table)
+    title = f"{model or 'random weights'}: peak MiB of a prompt above the weights"
+    columns = [Column(name) for name in ("tokens", "HOMER", "plain prefill")]
+    print_table(columns, rows, title=title, caption="\n".join(lines))
 
 
 def _fits(peaks: "list[Peak]") -> dict[str, dict[str, dict[str, float]]]:
@@ -204,25 +202,16 @@ def _memory_plot(peaks: "list[Peak]") -> str:
     return lines("peak memory of a prompt above the weights", "log2 of its tokens", "MiB", named, {})
 
 
-def _passkey_table(title: str, scores: "list[Score]") -> Table:
+def _print_passkeys(title: str, scores: "list[Score]") -> None:
     lengths = list(dict.fromkeys(score.length for score in scores))
-    table = Table(title=title, title_justify="left")
-    table.add_column("read")
-    for tokens in lengths:
-        table.add_column(f"{tokens:,} tokens", justify="right", no_wrap=True)
-    refused = {}
+    columns = [Column("read", "word"), *(Column(f"{tokens:,} tokens") for tokens in lengths)]
+    rows, refused = [], {}
     for way in dict.fromkeys(score.way for score in scores):
         own = {score.length: score for score in scores if score.way == way}
-        table.add_row(way, *("refused" if own[n].refused else str(own[n].right) for n in lengths))
+        rows.append((way, *("refused" if own[n].refused else str(own[n].right) for n in lengths)))
         refused[way] = next((score.refused for score in own.values() if score.refused), None)
-    table.caption = "\n".join(f"{way}: {escape(why)}" for way, why in refused.items() if why) or None
-    return table
-
-
-def _check_plot(path: Path | None) -> None:
-    """Before the work, of which nothing is left if its picture cannot be written."""
-    if path is not None and (path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK)):
-        raise InputError(f"cannot write {path}: it is a folder, or its folder is not there or not writable")
+    caption = "\n".join(f"{way}: {why}" for way, why in refused.items() if why)
+    print_table(columns, rows, title=title, caption=caption or None)
 
 
 def _words(texts: list[Path]) -> list[str]:
@@ -253,22 +242,21 @@ def _pieces(tokenizer: Any, words: list[str], length: int, count: int) -> Iterat
         yield from cut(_ids(tokenizer, text), length, share)
 
 
-def _table(title: str, rows: "list[Row]") -> Table:
-    table = Table(title=title, title_justify="left")
-    table.add_column("method", no_wrap=True)
-    for column in ("loss, nats", "above full", "bytes/token", "ms/chunk", "x forward"):
-        table.add_column(column, justify="right", no_wrap=True)
-    for row in rows:
-        table.add_row(
-            escape(row.method),
+def _print_compression(title: str, rows: "list[Row]") -> None:
+    figures = ("loss, nats", "above full", "bytes/token", "ms/chunk", "x forward")
+    shown = [
+        (
+            row.method,
             f"{row.loss:.3f} ± {row.loss - row.low:.3f}",
             f"{row.above:+.3f} ± {row.above_width:.3f}",
             f"{row.bytes_per_token:,.0f}",
             f"{1000 * row.seconds:.1f}",
             f"{row.forward:.2f}",
         )
-    table.caption = "± 95 % over documents, differences paired; time without the chunk's forward, if it is used"
-    return table
+        for row in rows
+    ]
+    caption = "± 95 % over documents, differences paired; time without the chunk's forward, if it is used"
+    print_table([Column("method", "name"), *map(Column, figures)], shown, title=title, caption=caption)
 
 
 def _plot(title: str, rows: "list[Row]", methods: Any) -> str:

@@ -1,14 +1,14 @@
 """`kvbank homer`: calibration of HOMER for a model."""
 
-import json
 import os
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.progress import Progress
 
+from kvbank._cli.output import print_json, print_line
+from kvbank._cli.progress import progress
 from model_worker.errors import InputError
 
 homer = typer.Typer(no_args_is_help=True, help="Hierarchical context merging: calibrate it for a model.")
@@ -45,15 +45,14 @@ def calibrate(
     loaded, tokenizer = load_model(model, rope=rope)
     ids = tokenizer.encode(words, add_special_tokens=False, verbose=False)
     attachment = attach(loaded, tokenizer)
-    with Progress(console=Console(stderr=True)) as bar:
-        task = bar.add_task("segments", total=segments)
+    with progress() as show:
         found = measure(
             attachment,
             ids,
             distances=distances,
             segments=segments,
             enough=enough,
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
+            progress=partial(show, "segments"),
         )
     about = {
         "name": model,
@@ -65,12 +64,12 @@ def calibrate(
     }
     path = save_bias(attachment, found.table, about, out)
     if as_json:
-        print(json.dumps({**about, "model": bias_key(attachment), "path": str(path)}, indent=2))
+        print_json({**about, "model": bias_key(attachment), "path": path})
         return
-    print(
+    print_line(
         f"{about['segments']} segments, {about['distances']} distances, standard error {found.error:.3f} of the spread"
     )
-    print(f"written to {path}" + ("" if out else "; compressors with bias=auto use it for this model"))
+    print_line(f"written to {path}" + ("" if out else "; compressors with bias=auto use it for this model"))
 
 
 def _read(path: Path) -> str:

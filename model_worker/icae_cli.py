@@ -1,19 +1,18 @@
 """`kvbank train icae` and `kvbank icae import`: an in-context autoencoder for any model, trained or brought along."""
 
-import json
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
 
+from kvbank._cli.output import print_json, print_line
+from kvbank._cli.progress import Progress, progress
+from kvbank._cli.table import Column, print_table
 from model_worker.errors import InputError
 
 if TYPE_CHECKING:
@@ -236,30 +235,29 @@ def icae(
     if not finetunes:
         made.config.check_context(limit, made.limit)
     rules = SampleRules(lm_ratio, limit, leave, min(64, max(limit // 2, leave)) if min_lm is None else min_lm)
-    console = Console(stderr=True)
-    with _bar(console) as bar:
-        samples = _samples(data, tokenizer, made, rules, bar, finetunes=finetunes, seed=seed, passes=passes)
-        held = _samples(eval_data, tokenizer, made, rules, bar, finetunes=finetunes, seed=seed) if eval_data else None
-        bar_task = bar.add_task("training", total=None)
+    with progress() as show:
+        samples = _samples(data, tokenizer, made, rules, show, finetunes=finetunes, seed=seed, passes=passes)
+        held = _samples(eval_data, tokenizer, made, rules, show, finetunes=finetunes, seed=seed) if eval_data else None
         report = train(
             made,
             samples,
             settings,
             held_out=held,
             resume=start,
-            progress=lambda done, total, share: bar.update(bar_task, completed=done, total=total),
+            progress=lambda done, total, share: show("training", done, total),
         )
     if as_json:
-        print(json.dumps(asdict(report), indent=2))
+        print_json(asdict(report))
         return
-    table = Table(title=f"{report.steps} updates in {report.seconds:.0f} s", title_justify="left")
-    for column in ("nats a token", "training, last", "held back"):
-        table.add_column(column, justify="right" if column != "nats a token" else "left")
+    rows = []
     for name in sorted({*report.losses, *report.evaluation}):
         values = (part.get(name) for part in (report.losses, report.evaluation))
-        table.add_row(name, *("" if value is None else f"{value:.3f}" for value in values))
-    table.caption = escape(f"adapter: {report.adapter}")
-    Console().print(table)
+        rows.append((name, *("" if value is None else f"{value:.3f}" for value in values)))
+    title = f"{report.steps} updates in {report.seconds:.0f} s"
+    print_table(_LOSSES, rows, title=title, caption=f"adapter: {report.adapter}")
+
+
+_LOSSES = (Column("nats a token", "word"), *map(Column, ("training, last", "held back")))
 
 
 @adapters.command("import")
@@ -300,10 +298,10 @@ def import_(
     except OSError as error:
         raise InputError(f"{out} cannot be written: {error.strerror}") from None
     if as_json:
-        print(json.dumps({"adapter": str(out), "digest": digest, **asdict(config)}, indent=2))
+        print_json({"adapter": str(out), "digest": digest, **asdict(config)})
         return
     bound = f"bound to {model}, digest {digest}" if model else "bound to no model: --model would try and bind it"
-    print(f"{out}: {config.slots} slots of {config.rate} tokens, {bound}")
+    print_line(f"{out}: {config.slots} slots of {config.rate} tokens, {bound}")
 
 
 def _bound(base: Any, folder: Path) -> str:
@@ -375,7 +373,7 @@ def _samples(
     tokenizer: Any,
     icae: "Icae",
     rules: Any,
-    bar: Progress,
+    show: Progress,
     *,
     finetunes: bool,
     seed: int,
@@ -398,8 +396,7 @@ def _samples(
     encoder = TextEncoder(tokenizer, icae.bos)
 
     def shown(what: str) -> Callable[[int, int], None]:
-        row = bar.add_task(what, total=None)
-        return lambda done, total: bar.update(row, completed=done, total=total)
+        return partial(show, what)
 
     def lines(path: Path, fields: tuple[str, ...]) -> JsonLines:
         return JsonLines(path, fields, shown(f"checking {path.name}"))
@@ -420,8 +417,3 @@ def _samples(
         for path in paths
     ]
     return PretrainingSet(texts, rules, icae.eos, seed=seed, passes=passes)
-
-
-def _bar(console: Console) -> Progress:
-    columns = (TextColumn("{task.description:<12}"), BarColumn(), MofNCompleteColumn())
-    return Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console)

@@ -1,19 +1,18 @@
 """`kvbank eval icae` and `kvbank eval icae-latency`: what memory slots keep of a text, and what reading them saves."""
 
-import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
+from kvbank._cli.output import print_json, print_line
+from kvbank._cli.progress import progress
+from kvbank._cli.table import Column, print_table
 from model_worker.errors import InputError
+from model_worker.places import make_writable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -86,7 +85,7 @@ def icae(
 
     device = device_named(device)
     if plots is not None:
-        _make_folder(plots)
+        make_writable(plots)
     loaded, tokenizer = load_model(model, device=device)
     names = adapter or [SHIPPED_ADAPTER]
     adapters = [Icae.from_pretrained(loaded, name) for name in names]
@@ -94,9 +93,8 @@ def icae(
     plans = [evaluate.plan(own, follow=follow, leave=leave, span=span) for own in adapters]
     pieces = _documents(tokenizer, text or [], max(what.document for what in plans), documents)
     measured = []
-    with _bar() as bar:
+    with progress() as show:
         for name, own, what in zip(names, adapters, plans, strict=True):
-            task = bar.add_task(escape(name), total=None)
             found = evaluate.measure(
                 own,
                 pieces,
@@ -104,16 +102,16 @@ def icae(
                 lambda ids: tokenizer.decode(ids, skip_special_tokens=True),
                 special=tokenizer.all_special_ids,
                 seed=seed,
-                progress=lambda done, total, task=task: bar.update(task, completed=done, total=total),  # type: ignore[misc]
+                progress=partial(show, name),
             )
             measured.append(_Measured(name, own, found, facts(found), margins(found)))
     if plots is not None:
         _write_plots(plots, model, measured)
     if as_json:
-        print(json.dumps([_summary(own) for own in measured], indent=2))
+        print_json([_summary(own) for own in measured])
         return
     if len(measured) > 1:
-        Console().print(_comparison(f"{model}: {len(pieces)} texts, restored", measured))
+        _print_comparison(f"{model}: {len(pieces)} texts, restored", measured)
     for made in measured:
         _print(f"{model}, {made.name}: {len(pieces)} texts", made)
 
@@ -139,8 +137,7 @@ def icae_latency(
     from model_worker.evaluate.icae_latency import measure_latency
 
     net = _net(model, dtype, device)
-    with _bar() as bar:
-        task = bar.add_task("rounds", total=None)
+    with progress() as show:
         rows = measure_latency(
             net,
             chunk or [512, 1024],
@@ -149,12 +146,12 @@ def icae_latency(
             prompt=prompt,
             answer=answer,
             rounds=rounds,
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
+            progress=partial(show, "rounds"),
         )
     if as_json:
-        print(json.dumps([asdict(row) for row in rows], indent=2))
+        print_json([asdict(row) for row in rows])
         return
-    Console().print(_latency_table(f"{model}, {dtype}, {device}: prompt of {prompt} tokens", rows))
+    _print_latency(f"{model}, {dtype}, {device}: prompt of {prompt} tokens", rows)
 
 
 def _net(model: str, dtype: str, device: str) -> Any:
@@ -185,87 +182,77 @@ def _documents(tokenizer: Any, paths: list[Path], length: int, count: int) -> li
     return turns[:count]
 
 
-def _bar() -> Progress:
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
-    return Progress(*columns, console=Console(stderr=True))
-
-
 # -- tables -------------------------------------------------------------------------------------------------------
 
 
 def _print(title: str, own: _Measured) -> None:
-    console = Console()
-    console.print(_restorations(f"{title}, restored", own.found))
-    console.print(_continuations(f"{title}, continued", own.found))
+    _print_restorations(f"{title}, restored", own.found)
+    _print_continuations(f"{title}, continued", own.found)
     for heading, made in (("Findings of the paper", own.facts), ("Slots carry their text", own.margins)):
-        console.print(heading)
+        print_line(heading)
         for fact in made:
-            mark = "[green]shown[/green]" if fact.shown else "[red]fails[/red]"
-            console.print(f"  {mark}  {escape(fact.name)}: {escape(fact.figures)}", soft_wrap=True, highlight=False)
+            print_line(f"  {'shown' if fact.shown else 'fails'}  {fact.name}: {fact.figures}")
 
 
-def _restorations(title: str, found: "Evaluation") -> Table:
+def _print_restorations(title: str, found: "Evaluation") -> None:
     lines: list[tuple[str, Restoration]] = [("by length", own) for own in found.lengths]
     lines += [("in more pieces", own) for own in found.parts[1:]]
     lines += [(name, own) for name, own in found.contents.items() if name != "natural"]
-    return _restored(title, "text", lines)
+    _print_restored(title, "text", lines)
 
 
-def _comparison(title: str, measured: Sequence[_Measured]) -> Table:
+def _print_comparison(title: str, measured: Sequence[_Measured]) -> None:
     """Several adapters at the length that is common to them."""
-    return _restored(title, "adapter", [(own.name, own.found.contents["natural"]) for own in measured])
+    _print_restored(title, "adapter", [(own.name, own.found.contents["natural"]) for own in measured])
 
 
-def _restored(title: str, first: str, lines: "Sequence[tuple[str, Restoration]]") -> Table:
+def _print_restored(title: str, first: str, lines: "Sequence[tuple[str, Restoration]]") -> None:
     from model_worker.evaluate.interval import interval
 
-    table = _table(title, first, "tokens", "slots", "own", "other", "plain", "accuracy", "(plain)", "BLEU", "prefix")
+    figures = ("tokens", "slots", "own", "other", "plain", "accuracy", "(plain)", "BLEU", "prefix")
+    rows = []
     for name, own in lines:
         found = (own.own.nats, own.other.nats, own.plain.nats, own.own.right, own.plain.right)
         values = [_mean(values) for values in found]
         bleu = "-" if own.own.bleu is None else f"{own.own.bleu:.1f}"
-        table.add_row(escape(name), str(own.tokens), str(own.slots), *values, bleu, _mean(own.own.prefix))
+        rows.append((name, str(own.tokens), str(own.slots), *values, bleu, _mean(own.own.prefix)))
     nats = max(interval(reader.nats).width for _, own in lines for reader in (own.own, own.other, own.plain))
     right = max(interval(own.own.right).width for _, own in lines)
-    table.caption = (
+    caption = (
         f"nats per token with own slots, another text's, none; 95 %: ± {nats:.2f} nats, ± {right:.3f} accuracy at most"
     )
-    return table
+    print_table([Column(first, "name"), *map(Column, figures)], rows, title=title, caption=caption)
 
 
-def _continuations(title: str, found: "Evaluation") -> Table:
+def _print_continuations(title: str, found: "Evaluation") -> None:
     from model_worker.evaluate.interval import interval
 
-    table = _table(title, "context", "slots", "all of it", "its slots", "as many last tokens", "nothing")
+    columns = [
+        Column(name) for name in ("context", "slots", "all of it", "its slots", "as many last tokens", "nothing")
+    ]
     each = [(own, (own.full, own.slots, own.last, own.none)) for own in found.continuations]
-    for own, readers in each:
-        table.add_row(str(own.context), str(own.budget), *(_mean(values) for values in readers))
+    rows = [(str(own.context), str(own.budget), *map(_mean, readers)) for own, readers in each]
     width = max(interval(values).width for _, readers in each for values in readers)
-    table.caption = f"nats per token of the same following tokens; 95 %: ± {width:.2f} at most, differences less"
-    return table
+    caption = f"nats per token of the same following tokens; 95 %: ± {width:.2f} at most, differences less"
+    print_table(columns, rows, title=title, caption=caption)
 
 
-def _latency_table(title: str, rows: "Sequence[Latency]") -> Table:
+def _print_latency(title: str, rows: "Sequence[Latency]") -> None:
     from model_worker.evaluate.icae_latency import TARGET
 
-    table = _table(title, "chunk", "reads", "of", "first token, ms", "x", "whole, ms", "x")
+    columns = [Column(name) for name in ("chunk", "reads", "of", "first token, ms", "x", "whole, ms", "x")]
+    columns[1] = Column("reads", "word")
+    shown = []
     for row in rows:
         times = f"{1000 * row.first:,.0f}", f"{row.ratio:.1f}", f"{1000 * row.whole:,.0f}", f"{row.whole_ratio:.1f}"
-        table.add_row(str(row.tokens), row.contender, str(row.read), *times)
+        shown.append((str(row.tokens), row.contender, str(row.read), *times))
     last = rows[-1]
     loads = [row.load for row in rows]
-    table.caption = (
+    caption = (
         f"of: positions read; x: full over it (target: {TARGET:g} to the first, from 512 on); whole: {last.answer} "
         f"tokens; medians of {last.rounds} interleaved rounds, load average {min(loads):.1f} to {max(loads):.1f}"
     )
-    return table
-
-
-def _table(title: str, *columns: str) -> Table:
-    table = Table(title=escape(title), title_justify="left", caption_justify="left")
-    for index, column in enumerate(columns):
-        table.add_column(column, justify="right" if index else "left", no_wrap=True)
-    return table
+    print_table(columns, shown, title=title, caption=caption)
 
 
 def _mean(values: "Tensor | None") -> str:
@@ -288,16 +275,6 @@ def _summary(own: _Measured) -> dict[str, Any]:
 
 
 # -- plots --------------------------------------------------------------------------------------------------------
-
-
-def _make_folder(folder: Path) -> None:
-    """Before the work, of which no picture is left if there is no place for them."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{folder} cannot be the folder of the pictures: {error.strerror}") from None
-    if not os.access(folder, os.W_OK):
-        raise InputError(f"{folder} cannot be the folder of the pictures: it is not writable")
 
 
 def _write_plots(folder: Path, model: str, measured: Sequence[_Measured]) -> None:

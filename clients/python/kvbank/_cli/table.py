@@ -1,4 +1,4 @@
-"""Tables for people. In a terminal names are cut and prose is wrapped, so that figures stay whole; in a pipe all is."""
+"""Tables for people. In a terminal names are cut and prose is wrapped, so that figures stay whole; a pipe gets all."""
 
 import sys
 from collections.abc import Iterable, Sequence
@@ -12,8 +12,10 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 _GAP = 2
-# Cells that a column keeps however narrow the terminal is: enough of a name to know it by.
-_LEAST = {"name": 8, "prose": 16}
+# Cells of a name that stay however narrow the terminal is: enough to know it by.
+_LEAST_OF_A_NAME = 8
+# Where prose is wrapped in a pipe.
+_WIDTH_OF_PROSE = 80
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +23,7 @@ class Column:
     """A column and what its cells are.
 
     "figure": to the right, always whole. "word": to the left, always whole. "name": to the left, cut with an ellipsis
-    where the terminal is too narrow. "prose": to the left, wrapped there.
+    where the terminal is too narrow. "prose": to the left, wrapped between words, in a pipe too.
     """
 
     title: str
@@ -43,16 +45,14 @@ def print_table(
 
 def table(columns: Sequence[Column], rows: Iterable[Sequence[str]], width: int | None = None) -> "Table":
     """Return the rows as a table for at most `width` cells, where figures leave room for that; None: all is whole."""
-    from rich.cells import cell_len
     from rich.table import Table
     from rich.text import Text
 
     cells = [[printable(cell) for cell in row] for row in rows]
-    natural = [
-        max(map(cell_len, [column.title, *(row[index] for row in cells)])) for index, column in enumerate(columns)
-    ]
+    columns_of_cells = [[row[index] for row in cells] for index in range(len(columns))]
+    spans = [_span(column, own, width is None) for column, own in zip(columns, columns_of_cells, strict=True)]
     made = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0))
-    for column, own in zip(columns, _fitted(columns, natural, width), strict=True):
+    for column, own in zip(columns, _fitted(spans, width or _WIDTH_OF_PROSE), strict=True):
         made.add_column(
             Text(column.title),
             width=own,
@@ -65,18 +65,26 @@ def table(columns: Sequence[Column], rows: Iterable[Sequence[str]], width: int |
     return made
 
 
-def _fitted(columns: Sequence[Column], natural: Sequence[int], width: int | None) -> list[int]:
+def _span(column: Column, cells: Sequence[str], whole: bool) -> tuple[int, int]:
+    """The least and the natural width of a column; whole: names are not cut."""
+    from rich.cells import cell_len
+
+    texts = [column.title, *cells]
+    natural = max(map(cell_len, texts))
+    if column.kind == "prose":
+        return max(cell_len(word) for text in texts for word in text.split() or [""]), natural
+    return min(_LEAST_OF_A_NAME, natural) if column.kind == "name" and not whole else natural, natural
+
+
+def _fitted(spans: Sequence[tuple[int, int]], width: int) -> list[int]:
     """The width of each column: the widest that may shrink shrinks first, down to its least."""
-    widths = list(natural)
-    if width is None:
-        return widths
+    widths = [natural for _, natural in spans]
     excess = sum(widths) + _GAP * (len(widths) - 1) - width
     while excess > 0:
-        shrinking = [i for i, column in enumerate(columns) if widths[i] > _LEAST.get(column.kind, widths[i])]
+        shrinking = [index for index, (least, _) in enumerate(spans) if widths[index] > least]
         if not shrinking:
             break
-        widest = max(shrinking, key=lambda index: widths[index])
-        widths[widest] -= 1
+        widths[max(shrinking, key=lambda index: widths[index])] -= 1
         excess -= 1
     return widths
 
