@@ -61,6 +61,13 @@ _FIND_CHUNKS = f"""
     WHERE bank_id = ? AND chunk_id IN (SELECT value FROM json_each(?))
 """
 
+# Beside what is looked at: ids, times, the bank's name and the like.
+_MOST_REST = 1024
+_FIND_SIZES = """
+    SELECT chunk_id, length(CAST(text AS BLOB)), length(token_ids), length(meta) + coalesce(length(payload), 0)
+    FROM chunks JOIN contents USING (chunk_id) WHERE chunk_id IN (SELECT value FROM json_each(?))
+"""
+
 
 def find_key(connection: Connection, bank_id: int, key: bytes, unwritten: Unwritten) -> tuple[int, bytes, bool] | None:
     """(chunk id, request digest, gone) of the chunk first written under this key. One that has expired is gone,
@@ -128,6 +135,15 @@ def found(connection: Connection, bank: Bank, chunk_ids: Iterable[int], unwritte
         for row in map(_found_row, rows):
             if not _expired(row, unwritten):
                 yield _chunk(row, bank.name, False)
+
+
+def message_bytes(connection: Connection, times: Mapping[int, int]) -> tuple[int, int]:
+    """The least and the most bytes that chunks take in messages, each so many times; their rows are not loaded."""
+    least = most = 0
+    for chunk_id, text, token_ids, rest in raw(connection).execute(_FIND_SIZES, (json.dumps(list(times)),)):
+        least += times[chunk_id] * (text + token_ids // 4)
+        most += times[chunk_id] * (text + 2 * token_ids + rest + _MOST_REST)
+    return least, most
 
 
 def _expired(row: Any, unwritten: Unwritten) -> bool:

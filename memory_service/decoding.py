@@ -1,36 +1,160 @@
-"""Bytes that are no message of their method are refused by us, with a reason; grpc.aio itself would answer UNKNOWN."""
+"""Requests, from the bytes that came to the message that a method takes. Owns the bound on what these bytes may become.
 
-from collections.abc import AsyncIterator, Callable
-from typing import Any
+Protobuf makes an object of as little as two bytes of a message, which takes fifty times their memory. So a message is
+bounded by its size, and the parts of a large one are counted before any of them is made. What is no message of its
+method is refused with a reason; grpc.aio itself would answer UNKNOWN.
+"""
 
-from google.protobuf.message import DecodeError
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from functools import cache
+from typing import Any, NamedTuple
 
-from memory_service.errors import invalid
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from google.protobuf.message import DecodeError, Message
+from google.protobuf.message_factory import GetMessageClass
+
+from kvbank import _frames
+from memory_service.errors import RESOURCE_EXHAUSTED, ServiceError, invalid
+
+# Of a message that moves no vectors or tensors, in bytes.
+LARGEST_REQUEST = 4 * 1024 * 1024
+# Fields of a message and of those in it; about 100 bytes of memory each. Eight bytes of packed numbers count as one.
+MOST_PARTS = 400_000
+# Shorter messages are not counted, and cost less than a visit to another thread.
+SHORT = 16 * 1024
+_VARINT, _FIXED64, _DELIMITED, _FIXED32 = 0, 1, 2, 5
 
 
-class _Undecodable:
-    """In place of a message."""
+class TooManyParts(ServiceError):
+    """TOO_LARGE: a message of more parts than are taken; `field`: in which of its fields that was seen."""
+
+    def __init__(self, field: str) -> None:
+        text = f"{field}: the message has more than {MOST_PARTS} parts; send fewer at once"
+        super().__init__(RESOURCE_EXHAUSTED, "TOO_LARGE", text, limit=MOST_PARTS, field=field)
 
 
-def tolerant(deserialize: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
-    """A deserializer that leaves the refusal to `checked`, because nothing may be raised where gRPC calls it."""
+class Decoder:
+    """Makes the messages of one type."""
 
-    def call(data: bytes) -> Any:
+    def __init__(self, kind: type[Message], most_bytes: int = LARGEST_REQUEST) -> None:
+        self._kind = kind
+        self._most_bytes = most_bytes
+
+    def __call__(self, data: bytes) -> Any:
+        """The message. Blocks for as long as a tenth of a second. Errors: TOO_LARGE; INVALID_FIELD for bytes that are
+        no such message."""
+        if (size := len(data)) > self._most_bytes:
+            text = f"a request of {size} bytes; at most {self._most_bytes} are taken"
+            raise ServiceError(RESOURCE_EXHAUSTED, "TOO_LARGE", text, limit=self._most_bytes, size=size)
         try:
-            return deserialize(data)
-        except DecodeError:
-            return _Undecodable()
-
-    return call
-
-
-def checked(request: Any) -> Any:
-    """The request message, or the iterator of them. Errors: INVALID_FIELD for bytes that are none."""
-    if isinstance(request, _Undecodable):
-        raise invalid("request", "the bytes are not a message of this method")
-    return _checked_each(request) if hasattr(request, "__aiter__") else request
+            if size > SHORT:
+                _counted(data, 0, size, _schema(self._kind.DESCRIPTOR), MOST_PARTS)
+            return self._kind.FromString(data)
+        except (DecodeError, IndexError):
+            raise invalid("request", "the bytes are not a message of this method") from None
 
 
-async def _checked_each(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
-    async for request in requests:
-        yield checked(request)
+class Received(NamedTuple):
+    """A request as it came."""
+
+    data: bytes
+    decoder: Decoder
+
+    def message(self) -> Any:
+        """What it says. Errors: as `Decoder`."""
+        return self.decoder(self.data)
+
+
+async def frames(requests: AsyncIterator[Received], run: Callable[..., Awaitable[Any]]) -> AsyncIterator[Any]:
+    """The frames of a write stream: views of data, and messages; `run` calls in a storage thread. Errors: as
+    `Decoder`."""
+    async for received in requests:
+        frame: Any = _frames.data(received.data)
+        if frame is None:
+            message = received.message() if len(received.data) <= SHORT else await run(received.message)
+            frame = memoryview(message.data) if message.WhichOneof("frame") == "data" else message
+        del received  # what is done with the frame may take long
+        yield frame
+        del frame
+
+
+class _Field(NamedTuple):
+    """What the bytes of a length-delimited field are: a message with these fields, or packed numbers (None)."""
+
+    name: str
+    schema: "Mapping[int, _Field] | None"
+
+
+@cache
+def _schema(kind: Descriptor) -> Mapping[int, _Field]:
+    """The fields of a message that have parts, by number. Texts and bytes have none."""
+    made: dict[int, _Field] = {}
+    for field in kind.fields:
+        if field.message_type is not None:
+            made[field.number] = _Field(field.name, _schema(field.message_type))
+        elif field.is_repeated and field.cpp_type != FieldDescriptor.CPPTYPE_STRING:
+            made[field.number] = _Field(field.name, None)
+    return made
+
+
+def _counted(data: bytes, at: int, end: int, schema: Mapping[int, _Field], left: int) -> int:
+    """How many of `left` parts are left after those of a message. Errors: TooManyParts; IndexError for bytes that end
+    too early."""
+    while at < end:
+        left -= 1
+        tag = data[at]
+        at += 1
+        if tag > 0x7F:
+            tag, at = _varint(data, at - 1)
+        wire = tag & 7
+        field = schema.get(tag >> 3)
+        if left < 0:
+            raise TooManyParts(field.name if field else "request")
+        if wire == _DELIMITED:
+            length = data[at]
+            at += 1
+            if length > 0x7F:
+                length, at = _varint(data, at - 1)
+            if at + length > end:
+                raise IndexError
+            if field is not None:
+                left = _left_after(data, at, at + length, field, left)
+            at += length
+        elif wire == _VARINT:
+            while data[at] > 0x7F:
+                at += 1
+            at += 1
+        elif wire in (_FIXED64, _FIXED32):
+            at += 8 if wire == _FIXED64 else 4
+        else:  # a group, which no message of ours has
+            raise IndexError
+    return left
+
+
+def _left_after(data: bytes, begin: int, end: int, field: _Field, left: int) -> int:
+    if field.schema is not None:
+        return _counted(data, begin, end, field.schema, left)
+    left -= (end - begin) // 8
+    if left < 0:
+        raise TooManyParts(field.name)
+    return left
+
+
+def _varint(data: bytes, at: int) -> tuple[int, int]:
+    """A number and where it ends."""
+    value = shift = 0
+    while True:
+        byte = data[at]
+        at += 1
+        value |= (byte & 0x7F) << shift
+        shift += 7
+        if byte < 0x80:
+            return value, at
+        if shift > 63:
+            raise IndexError
+
+
+def receiver(kind: Descriptor, most_bytes: int) -> Callable[[bytes], Received]:
+    """What gRPC calls in the event loop with the bytes of a request; nothing may be raised there."""
+    decoder = Decoder(GetMessageClass(kind), most_bytes)
+    return lambda data: Received(data, decoder)

@@ -6,20 +6,18 @@ Owns who is answered: this user's processes, as many as there is a thread for.
 import logging
 import os
 import socket
-import struct
 import threading
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import AbstractContextManager, ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
-from google.protobuf.message import DecodeError
-
 from kvbank import _direct, _frames
 from kvbank.v1 import direct_pb2 as pb
-from memory_service.errors import ServiceError, StartError, invalid, to_service_error
-from memory_service.headers import HeaderTooLarge
+from memory_service.cancellation import Cancellation
+from memory_service.decoding import Decoder
+from memory_service.errors import ServiceError, StartError, invalid, to_service_error, without_frames
 from memory_service.observation import Observer, request_id
 from memory_service.requests import Request
 
@@ -28,6 +26,10 @@ SOCKET = "direct.sock"
 MOST_CONNECTIONS = 64
 _LONGEST_PATH = 107
 _PATIENCE_S = 20
+# Bytes a second.
+_LEAST_RATE = 1024 * 1024
+# A message of DirectRequest to the bytes of one of DirectResponse.
+Call = Callable[[Any], AbstractContextManager[bytes]]
 _ANSWERS = pb.DirectResponse.DESCRIPTOR.fields_by_name
 _METHODS = {"retrieve": "RetrieveFiles", "fetch": "FetchFiles"}
 _log = logging.getLogger(__name__)
@@ -36,11 +38,13 @@ _log = logging.getLogger(__name__)
 class DirectCalls:
     """Listens from its making to `close`."""
 
-    def __init__(
-        self, path: Path, calls: Mapping[str, Callable[[Any], bytes]], observer: Observer, max_message_bytes: int
-    ) -> None:
-        """calls: by field, a message of DirectRequest to the bytes of one of DirectResponse. Errors: StartError."""
+    def __init__(self, path: Path, calls: Mapping[str, Call], observer: Observer, max_message_bytes: int) -> None:
+        """calls: by field, from a message of DirectRequest to the bytes of one of DirectResponse, which are held while
+        they are sent. Errors: StartError."""
         self._path, self._calls, self._observer, self._limit = path, calls, observer, max_message_bytes
+        self._decoder = Decoder(pb.DirectRequest, max_message_bytes)
+        # Of all calls.
+        self._cancellation = Cancellation()
         self._lock = threading.Lock()
         self._threads: dict[socket.socket, threading.Thread] = {}
         self._closing = False
@@ -74,6 +78,7 @@ class DirectCalls:
         until = time.monotonic() + grace
         for thread in threads:
             thread.join(max(until - time.monotonic(), 0))
+        self._cancellation.cancel()
         self._shut(socket.SHUT_RDWR)
         for thread in threads:
             thread.join()
@@ -111,12 +116,12 @@ class DirectCalls:
                     connection.close()
 
     def _serve(self, connection: socket.socket) -> None:
+        self._cancellation.enter()
         try:
-            # Who does not take his answer is left; blocking otherwise, whatever default this process has.
-            connection.settimeout(None)
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", _PATIENCE_S, 0))
+            connection.settimeout(None)  # whatever default this process has
             while (message := _direct.receive(connection, self._limit)) is not None:
-                _direct.send(connection, self._answer(message))
+                self._answer(connection, message)
+                del message
         except OSError as error:
             _log.debug("a direct connection ended: %s", error)
         finally:
@@ -124,34 +129,48 @@ class DirectCalls:
                 del self._threads[connection]
                 connection.close()
 
-    def _answer(self, message: bytes) -> bytes:
+    def _answer(self, connection: socket.socket, message: bytes) -> None:
+        with ExitStack() as held:
+            _send(connection, self._answered(message, held))
+
+    def _answered(self, message: bytes, held: ExitStack) -> bytes:
+        """The answer, which takes what is `held` until it is sent."""
         try:
-            asked = pb.DirectRequest.FromString(message)
-        except DecodeError:
-            asked = pb.DirectRequest()
+            asked = self._decoder(message)
+        except ServiceError as refusal:
+            asked, refused = pb.DirectRequest(), refusal
+        else:
+            refused = invalid("call", "the bytes are no direct call")
         field = asked.WhichOneof("call") or ""
         request = Request(request_id(asked.request_id), _METHODS.get(field, "unknown"))
         try:
             with self._observer.of(request, _code):
-                return self._called(field, asked, request)
+                return self._called(field, asked, request, held, refused)
         except ServiceError as refusal:
+            without_frames(refusal)
             return pb.DirectResponse(error=refusal.status().SerializeToString()).SerializeToString()
 
-    def _called(self, field: str, asked: pb.DirectRequest, request: Request) -> bytes:
+    def _called(
+        self, field: str, asked: pb.DirectRequest, request: Request, held: ExitStack, refused: ServiceError
+    ) -> bytes:
         try:
             if not field:
-                raise invalid("call", "the bytes are no direct call")
+                raise refused
             message = getattr(asked, field)
             request.of(message)
-            try:
-                answer = self._calls[field](message)
-            except HeaderTooLarge:
-                return b""  # too much for this way, where callers have no turn and no budget: they ask over gRPC
+            answer = held.enter_context(self._calls[field](message))
             return _frames.prefix(_ANSWERS[field].number, len(answer)) + answer
         except Exception as error:
             refusal = to_service_error(error)
             request.reason = refusal.reason
             raise refusal from error
+
+
+def _send(connection: socket.socket, answer: bytes) -> None:
+    """Who does not take his answer is left: he has some seconds, and more for a large one. Errors: OSError."""
+    connection.settimeout(_PATIENCE_S + len(answer) / _LEAST_RATE)  # of all of it, not of each step
+    _direct.send(connection, answer)
+    connection.settimeout(None)
 
 
 def _code(error: BaseException | None) -> str:

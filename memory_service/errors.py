@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from sqlalchemy.exc import DBAPIError
 
 DOMAIN = "kvbank"
-_SQLITE_FULL = 13
+_SQLITE_INTERRUPT, _SQLITE_FULL = 9, 13
 # Bytes. A message goes twice, once with up to three for each.
 _LONGEST_MESSAGE, _LONGEST_VALUE = 1024, 512
 _log = logging.getLogger(__name__)
@@ -83,6 +83,19 @@ class StartError(Exception):
     """The service cannot start; the text is one line for the operator."""
 
 
+def without_frames(error: BaseException) -> None:
+    """Take the tracebacks from an error and from what led to it. Their frames hold what the call held, its message too,
+    for as long as anybody holds the error; and where a frame holds the error itself, that is for good, because objects
+    this large are too few to make Python look for cycles."""
+    led: list[BaseException | None] = [error]
+    seen: set[int] = set()
+    while led:
+        if (some := led.pop()) is not None and id(some) not in seen:
+            seen.add(id(some))
+            some.__traceback__ = None
+            led += (some.__cause__, some.__context__)
+
+
 def invalid(field: str, message: str) -> ServiceError:
     """INVALID_FIELD, naming the field."""
     return ServiceError(INVALID_ARGUMENT, "INVALID_FIELD", f"{field}: {message}", field=field)
@@ -128,9 +141,15 @@ def to_service_error(error: Exception) -> ServiceError:
 
     # Here, because it refuses with errors of this file.
     from memory_service import requests
+    from memory_service.cancellation import Cancelled
 
     if isinstance(error, ServiceError):
         return error
+    if (
+        isinstance(error, Cancelled)
+        or getattr(getattr(error, "orig", error), "sqlite_errorcode", 0) == _SQLITE_INTERRUPT
+    ):
+        return ServiceError(UNAVAILABLE, "NOT_SERVING", "the call was broken off")
     if isinstance(error, OSError | DBAPIError | sqlite3.Error):
         _failures.error(_log, error, "storage error")
         return from_os_error(error) if isinstance(error, OSError) else from_database_error(error)

@@ -3,41 +3,41 @@ bound on the memory that these take, of one answer and of all together, however 
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
-from contextvars import copy_context
-from typing import TypeVar
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager, nullcontext
+from typing import Any, TypeVar
 
-from memory_service.budget import Budget
+from memory_service.budget import Budget, Share
 from memory_service.domain import Chunk
 from memory_service.errors import RESOURCE_EXHAUSTED, ServiceError
+from memory_service.threads import StorageThreads
 
 T = TypeVar("T")
-# Nearly every header is shorter. A longer one waits for its turn.
-ORDINARY_BYTES = 2 * 1024 * 1024
-# The least that they take in a message.
+# Nearly every header is shorter. A longer one is made when the budget has room for it.
+ORDINARY_BYTES = 64 * 1024
+# A longer one is made when no other such is being made.
+LARGE_BYTES = 2 * 1024 * 1024
+# The least that they take in a message, and the most.
 _HIT, _TENSOR = 4, 24
+_MOST_HIT = 20
 
 
 class HeaderTooLarge(ServiceError):
-    """TOO_LARGE: no more than so much of a header was loaded."""
+    """TOO_LARGE: what a header has to say was not loaded. It takes `size` bytes, or more, and at most `most`."""
 
-    def __init__(self, limit: int, size: int) -> None:
-        text = f"what the answer says of its chunks would have more than {limit} bytes; ask for fewer at once"
+    def __init__(self, limit: int, size: int, most: int = 0) -> None:
+        text = f"what the answer says of its chunks would have {size} bytes or more; ask for fewer at once"
         super().__init__(RESOURCE_EXHAUSTED, "TOO_LARGE", text, limit=limit, size=size)
+        self.size, self.most = size, max(size, most)
 
 
 class HeaderSize:
     """How many bytes a header will have, at least, while what belongs to it is loaded."""
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, hits: int = 0) -> None:
         self._limit = limit
-        self._size = 0
-
-    def add_hits(self, count: int) -> None:
-        """Errors: HeaderTooLarge."""
-        self._add(_HIT * count)
+        self._hits = hits
+        self._size = _HIT * hits
 
     def add(self, chunk: Chunk, times: int = 1) -> None:
         """Errors: HeaderTooLarge."""
@@ -45,12 +45,13 @@ class HeaderSize:
         size = len(chunk.text) + len(chunk.token_ids) // 4 + _characters(chunk.metadata)
         if chunk.payload is not None:
             size += _TENSOR * len(chunk.payload.tensors)
-        self._add(size * times)
-
-    def _add(self, size: int) -> None:
-        self._size += size
+        self._size += size * times
         if self._size > self._limit:
             raise HeaderTooLarge(self._limit, self._size)
+
+    def too_large(self, least: int, most: int) -> HeaderTooLarge:
+        """The refusal of a header whose chunks take together so many bytes."""
+        return HeaderTooLarge(self._limit, _HIT * self._hits + least, _MOST_HIT * self._hits + most)
 
 
 def most_bytes(chunk: Chunk) -> int:
@@ -65,54 +66,83 @@ def _characters(pairs: Mapping[str, str]) -> int:
 
 
 class Headers:
-    """Has headers made in storage threads: ordinary ones at once, larger ones one at a time, and of these no more than
-    the budget has room for until they are sent."""
+    """Has headers made in storage threads: ordinary ones at once, larger ones when the budget has room for them until
+    they are sent, and of the largest one at a time."""
 
-    def __init__(self, pool: ThreadPoolExecutor, budget: Budget, limit: int) -> None:
+    def __init__(self, threads: StorageThreads, budget: Budget, limit: int) -> None:
         """limit: bytes of a message. In the event loop."""
         self._loop = asyncio.get_running_loop()
-        self._pool = pool
+        self._threads = threads
         self._budget = budget
         self._limit = limit
         self._building = asyncio.Lock()
 
     @asynccontextmanager
-    async def made(self, make: Callable[[int], T]) -> AsyncIterator[T]:
-        """What `make` makes; in the block it is sent. `make` is told how large it may become, blocks, and may be called
-        twice: when it raises HeaderTooLarge it has done nothing."""
+    async def made(self, kind: str, make: Callable[[int], T]) -> AsyncIterator[T]:
+        """What `make` makes; in the block it is sent. `make` blocks and is told how large it may become; where it
+        raises HeaderTooLarge it is called a second time, and told more. kind: of call, for its turn."""
+        most = 0
         try:
-            ordinary = [await self._run(make, ORDINARY_BYTES)]
-        except HeaderTooLarge:
-            ordinary = []
+            async with self._threads.turn(kind) as turn:
+                ordinary = [await turn.run(make, ORDINARY_BYTES)]
+        except HeaderTooLarge as refusal:
+            ordinary, most = [], self._most(refusal)
         if ordinary:
             yield ordinary.pop()
         else:
-            async with self._large(make) as made:
+            async with self._large(kind, make, most) as made:
                 yield made
 
     @asynccontextmanager
-    async def _large(self, make: Callable[[int], T]) -> AsyncIterator[T]:
-        task = asyncio.current_task()
-        assert task is not None
-        share = await self._budget.take(self._limit, task.cancel)
-        try:
+    async def _large(self, kind: str, make: Callable[[int], T], most: int) -> AsyncIterator[T]:
+        async with self.share(most) as share:
             share.ours()
-            async with self._building:
-                made = await self._to_its_end(make)
+            async with self._building if most > LARGE_BYTES else nullcontext(), self._threads.turn(kind) as turn:
+                made = await turn.run_to_its_end(make, self._limit)
             share.touch()
             yield made
+
+    @contextmanager
+    def made_here(self, make: Callable[[int], T]) -> Iterator[T]:
+        """As `made`, for a caller who has a thread of his own, which this blocks; up to LARGE_BYTES are ordinary."""
+        try:
+            ordinary = [make(LARGE_BYTES)]
+        except HeaderTooLarge as refusal:
+            ordinary, most = [], self._most(refusal)
+        if ordinary:
+            yield ordinary.pop()
+            return
+        share = self._in_loop(self._budget.take(most, _nothing))
+        try:
+            self._in_loop(self._building.acquire())
+            try:
+                made = make(self._limit)
+            finally:
+                self._loop.call_soon_threadsafe(self._building.release)
+            yield made
+        finally:
+            self._loop.call_soon_threadsafe(self._budget.give, share)
+
+    def _most(self, refusal: HeaderTooLarge) -> int:
+        """How much room the header needs. Errors: HeaderTooLarge for one that is no message any more."""
+        if refusal.size > self._limit:
+            raise HeaderTooLarge(self._limit, refusal.size) from None
+        return min(refusal.most, self._limit)
+
+    def _in_loop(self, awaited: Coroutine[Any, Any, T]) -> T:
+        return asyncio.run_coroutine_threadsafe(awaited, self._loop).result()
+
+    @asynccontextmanager
+    async def share(self, size: int) -> AsyncIterator[Share]:
+        """Wait for room, and hold it in the block."""
+        task = asyncio.current_task()
+        assert task is not None
+        share = await self._budget.take(size, task.cancel)
+        try:
+            yield share
         finally:
             self._budget.give(share)
 
-    async def _to_its_end(self, make: Callable[[int], T]) -> T:
-        """Also where the caller goes: nobody's turn comes before the memory of this one is free."""
-        running = self._run(make, self._limit)
-        try:
-            return await asyncio.shield(running)
-        finally:
-            await asyncio.wait([running])
-            running.cancelled() or running.exception()
 
-    def _run(self, make: Callable[[int], T], limit: int) -> "asyncio.Future[T]":
-        # With the context, so that what a storage thread logs carries the request.
-        return self._loop.run_in_executor(self._pool, copy_context().run, make, limit)
+def _nothing() -> None:
+    """To end a caller who is silent: his thread waits for him no longer than the direct call allows."""

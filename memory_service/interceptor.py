@@ -11,7 +11,6 @@ from typing import Any
 
 import grpc
 
-from memory_service.decoding import tolerant
 from memory_service.observation import Observer, request_id
 from memory_service.requests import Request
 
@@ -39,7 +38,7 @@ class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         return handler
 
     def _wrap(self, method: str, handler: Any) -> Any:
-        codecs = (tolerant(handler.request_deserializer), handler.response_serializer)
+        codecs = (handler.request_deserializer, handler.response_serializer)
         if handler.unary_unary:
             return grpc.unary_unary_rpc_method_handler(self._unary(method, handler.unary_unary), *codecs)
         if handler.unary_stream:
@@ -48,31 +47,28 @@ class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
 
     def _unary(self, method: str, inner: Any) -> Any:
         async def call(message: Any, context: Any) -> Any:
-            with self._observed(method, message, context):
+            with self._observed(method, context):
                 return await inner(message, context)
 
         return call
 
     def _stream(self, method: str, inner: Any) -> Any:
         async def call(messages: Any, context: Any) -> AsyncIterator[Any]:
-            with self._observed(method, messages, context):
+            with self._observed(method, context):
                 async for answer in inner(messages, context):
                     yield answer
 
         return call
 
-    def _observed(self, method: str, message: Any, context: Any) -> AbstractContextManager[None]:
+    def _observed(self, method: str, context: Any) -> AbstractContextManager[None]:
         found = next((value for key, value in context.invocation_metadata() or () if key == ID_KEY), None)
-        request = Request(request_id(found), method)
-        request.of(message)
-        return self._observer.of(request, partial(_code, context))
+        return self._observer.of(Request(request_id(found), method), partial(_code, context))
 
 
 def _code(context: Any, error: BaseException | None) -> str:
     if error is None:
-        return "OK"
-    if isinstance(error, grpc.aio.AbortError):
-        return str(context.code().name)
+        code = context.code()  # None where the call said nothing of it
+        return "OK" if code is None else str(code.name)
     if isinstance(error, asyncio.CancelledError | GeneratorExit):
         remaining = context.time_remaining()
         return "CANCELLED" if remaining is None or remaining > 0 else "DEADLINE_EXCEEDED"

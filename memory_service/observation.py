@@ -43,15 +43,15 @@ class Observer:
         requests.enter(request)
         running, start = self._running(request.method), time.perf_counter()
         running.inc()
-        error: BaseException | None = None
         try:
             yield
-        except BaseException as raised:
-            error = raised
+        except BaseException as error:
+            self._ended(request, code(error), time.perf_counter() - start)
             raise
+        else:
+            self._ended(request, code(None), time.perf_counter() - start)
         finally:
             running.dec()
-            self._ended(request, code(error), time.perf_counter() - start)
 
     def unknown(self, method: str) -> None:
         """Somebody asked for a method that does not exist."""

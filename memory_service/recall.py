@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sqlalchemy import Connection
 
-from memory_service import bank_rows, chunk_rows, validate
+from memory_service import bank_rows, cancellation, chunk_rows, validate
 from memory_service.bank import Banks, chunk_not_found
 from memory_service.counts import Retrievals, Unwritten
 from memory_service.directory import bank_not_found
@@ -28,7 +28,7 @@ from memory_service.errors import (
     ServiceError,
     invalid,
 )
-from memory_service.headers import HeaderSize
+from memory_service.headers import HeaderSize, HeaderTooLarge
 from memory_service.open_payload import OpenFiles, OpenPayload
 from memory_service.payloads import DamagedError
 from memory_service.search import Best, Selection
@@ -125,44 +125,43 @@ class Recall:
         self._open_files = OpenFiles()
         self._stages = banks.metrics.stages
 
-    def retrieve(self, query: Query, most_header: int, *, opened: bool = True) -> Answer:
-        """Search and open; `count` follows when the answer goes out. `most_header`: bytes of its header; `opened`:
-        False for a caller that opens the files itself.
+    def retrieval(self, query: Query) -> "Retrieval":
+        """Begin one: check it and search.
 
-        Errors: BANK_NOT_FOUND, BANKS_DIFFER, READER_MISMATCH, EMBEDDER_MISMATCH, INVALID_FIELD, NOT_FINITE, TOO_LARGE
-        (HeaderTooLarge among them), CHECKSUM_MISMATCH (the damaged chunk is quarantined; the next call answers without
-        it).
+        Errors: BANK_NOT_FOUND, BANKS_DIFFER, READER_MISMATCH, EMBEDDER_MISMATCH, INVALID_FIELD, NOT_FINITE, TOO_LARGE.
         """
-        gone: set[int] = set()
+        return Retrieval(self, query, *self._check(query))
+
+    def answer(self, retrieval: "Retrieval", most_header: int, *, opened: bool = True) -> Answer:
+        """Load and open what was found; `count` follows when the answer goes out. `most_header`: bytes of its header;
+        `opened`: False for a caller that opens the files itself.
+
+        Errors: TOO_LARGE (HeaderTooLarge among them, and then the next call may allow more), CHECKSUM_MISMATCH (the
+        damaged chunk is quarantined; the next retrieval answers without it).
+        """
         while True:
-            answer = self._find(query, most_header, gone)
+            answer = self._load(retrieval, most_header)
             found = self._open_all(answer.found) if opened else list[Found | None](answer.found)
             if None not in found:
                 return Answer(answer.hits, [item for item in found if item is not None])
             close(found)
             # Evicted between search and opening: the next best takes its place.
-            gone |= {item.chunk.chunk_id for item, opened in zip(answer.found, found, strict=True) if opened is None}
+            gone = {item.chunk.chunk_id for item, opened in zip(answer.found, found, strict=True) if opened is None}
+            retrieval.search_without(gone)
 
-    def _find(self, query: Query, most_header: int, gone: Collection[int]) -> Answer:
-        """Search, without what is `gone`; reads no bytes of K-V. Errors: as `retrieve`."""
-        banks, vectors = self._check(query)
-        indexes = [self._banks.indexes.get(bank) for bank in banks]
-        gone, missing = set(gone), True
-        while missing:
-            unwritten, size = self._records.counts.unwritten(), HeaderSize(most_header)
-            with self._records.read() as connection:
-                read = partial(chunk_rows.vectors, connection)
-                with self._stages["search"].time():
-                    best = [
-                        index.search(vectors, query.top_k, read, _selection(connection, bank, query, gone, unwritten))
-                        for bank, index in zip(banks, indexes, strict=True)
-                    ]
-                    hits = [_merged(banks, row, query, size) for row in zip(*best, strict=True)]
-                with self._stages["load"].time():
-                    chunks = _chunks(connection, hits, query.layers, unwritten, size)
+    def _load(self, retrieval: "Retrieval", most_header: int) -> Answer:
+        """The chunks of the hits; reads no bytes of K-V. Errors: as `answer`."""
+        query = retrieval.query
+        while True:
+            unwritten = self._records.counts.unwritten()
+            size = HeaderSize(most_header, sum(map(len, retrieval.hits)))
+            with self._stages["load"].time(), self._records.read() as connection:
+                chunks = _chunks(connection, retrieval.hits, query.layers, unwritten, size)
+            gone = {hit.chunk_id for row in retrieval.hits for hit in row} - chunks.keys()
+            if not gone:
+                break
             # Removed from the records and not yet from the index, or expired just now: the next best takes its place.
-            missing = any(hit.chunk_id not in chunks for row in hits for hit in row)
-            gone |= {hit.chunk_id for row in hits for hit in row} - chunks.keys()
+            retrieval.search_without(gone)
         held = query.held if query.store_id == self._records.store_id else {}
         found = []
         for chunk_id, (bank, chunk) in sorted(chunks.items()):
@@ -170,7 +169,27 @@ class Recall:
             sent = not query.omit_payload and payload is not None and payload.checksum != held.get(chunk_id)
             found.append(Found(chunk, bank, sent))
         self._check_size(found)
-        return Answer(hits, found)
+        return Answer(retrieval.hits, found)
+
+    def search(
+        self, query: Query, banks: Sequence[Bank], vectors: NDArray[np.float32], gone: Collection[int]
+    ) -> list[list[Hit]]:
+        """The best for each vector over the banks, without what is `gone`. Errors: TOO_LARGE."""
+        indexes = [self._banks.indexes.get(bank) for bank in banks]
+        unwritten = self._records.counts.unwritten()
+        with self._stages["search"].time(), self._records.read() as connection:
+            read = partial(chunk_rows.vectors, connection)
+            best = []
+            for bank, index in zip(banks, indexes, strict=True):
+                cancellation.check()
+                selection = _selection(connection, bank, query, gone, unwritten)
+                best.append(index.search(vectors, query.top_k, read, selection))
+        hits = [_merged(banks, row, query) for row in zip(*best, strict=True)]
+        total = len({hit.chunk_id for row in hits for hit in row})
+        if total > MOST_CHUNKS:
+            text = f"{total} different chunks were found; ask for at most {MOST_CHUNKS} at once"
+            raise ServiceError(RESOURCE_EXHAUSTED, "TOO_LARGE", text, limit=MOST_CHUNKS, size=total)
+        return hits
 
     def count(self, query: Query, answer: Answer) -> None:
         """Every hit once, unless the request was counted before."""
@@ -199,11 +218,11 @@ class Recall:
             raise invalid("chunk_ids", f"must have 1 to {validate.MOST_IDS} ids")
         unwritten = self._records.counts.unwritten()
         with self._stages["load"].time(), self._records.read() as connection:
-            chunks = _loaded(connection, bank, Counter(chunk_ids), layers, unwritten, HeaderSize(most_header))
+            chunks = _loaded(connection, [(bank, Counter(chunk_ids))], layers, unwritten, HeaderSize(most_header))
         for chunk_id in chunk_ids:
             if chunk_id not in chunks:
                 raise chunk_not_found(name, chunk_id)
-        wanted = [Found(chunks[i], bank, chunks[i].payload is not None) for i in chunk_ids]
+        wanted = [Found(chunks[i][1], bank, chunks[i][1].payload is not None) for i in chunk_ids]
         self._check_size(wanted)
         found = self._open_all(wanted) if opened else list[Found | None](wanted)
         for chunk_id, item in zip(chunk_ids, found, strict=True):
@@ -285,6 +304,23 @@ def damaged_chunk(chunk_id: int) -> ServiceError:
     return ServiceError(DATA_LOSS, "CHECKSUM_MISMATCH", text, chunk_id=chunk_id)
 
 
+class Retrieval:
+    """One retrieval: searched once, and then loaded, which may have to wait for its turn."""
+
+    def __init__(self, recall: Recall, query: Query, banks: Sequence[Bank], vectors: NDArray[np.float32]) -> None:
+        """Errors: TOO_LARGE."""
+        self.query = query
+        self._recall = recall
+        self._banks, self._vectors = banks, vectors
+        self._gone: set[int] = set()
+        self.search_without(())
+
+    def search_without(self, gone: Iterable[int]) -> None:
+        """Search, and find none of these chunks again. Errors: TOO_LARGE."""
+        self._gone.update(gone)
+        self.hits = self._recall.search(self.query, self._banks, self._vectors, self._gone)
+
+
 class RecentRequests:
     """Request ids of the last minutes, so that a repeated call counts once."""
 
@@ -325,41 +361,39 @@ def _chunks(
     unwritten: Unwritten,
     size: HeaderSize,
 ) -> dict[int, tuple[Bank, Chunk]]:
-    """Every chunk of the hits with its bank. Errors: TOO_LARGE."""
-    wanted: dict[str, tuple[Bank, set[int]]] = {}
+    """Every chunk of the hits with its bank. Errors: HeaderTooLarge."""
+    wanted: dict[str, tuple[Bank, dict[int, int]]] = {}
     for row in hits:
         for hit in row:
-            wanted.setdefault(hit.bank.name, (hit.bank, set()))[1].add(hit.chunk_id)
-    total = sum(len(ids) for _, ids in wanted.values())
-    if total > MOST_CHUNKS:
-        text = f"{total} different chunks were found; ask for at most {MOST_CHUNKS} at once"
-        raise ServiceError(RESOURCE_EXHAUSTED, "TOO_LARGE", text, limit=MOST_CHUNKS, size=total)
-    found: dict[int, tuple[Bank, Chunk]] = {}
-    for bank, ids in wanted.values():
-        chunks = _loaded(connection, bank, dict.fromkeys(ids, 1), layers, unwritten, size)
-        found |= {chunk_id: (bank, chunk) for chunk_id, chunk in chunks.items()}
-    return found
+            wanted.setdefault(hit.bank.name, (hit.bank, {}))[1][hit.chunk_id] = 1
+    return _loaded(connection, list(wanted.values()), layers, unwritten, size)
 
 
 def _loaded(
     connection: Connection,
-    bank: Bank,
-    times: Mapping[int, int],
+    wanted: Sequence[tuple[Bank, Mapping[int, int]]],
     layers: Sequence[int],
     unwritten: Unwritten,
     size: HeaderSize,
-) -> dict[int, Chunk]:
-    """Chunks by id, cut to `layers`, of those that the header names so many times. Errors: HeaderTooLarge, as soon as
-    they are too large together."""
-    found: dict[int, Chunk] = {}
-    for chunk in chunk_rows.found(connection, bank, times, unwritten):
-        found[chunk.chunk_id] = cut = _only(chunk, layers)
-        size.add(cut, times[chunk.chunk_id])
+) -> dict[int, tuple[Bank, Chunk]]:
+    """Chunks by id with their bank, cut to `layers`, of those that the header names so many times. Errors:
+    HeaderTooLarge, as soon as they are too large together; it says how large all of them are."""
+    found: dict[int, tuple[Bank, Chunk]] = {}
+    try:
+        for bank, times in wanted:
+            for chunk in chunk_rows.found(connection, bank, times, unwritten):
+                cut = _only(chunk, layers)
+                found[chunk.chunk_id] = (bank, cut)
+                size.add(cut, times[chunk.chunk_id])
+    except HeaderTooLarge:
+        found.clear()
+        all_times = {chunk_id: count for _, times in wanted for chunk_id, count in times.items()}
+        raise size.too_large(*chunk_rows.message_bytes(connection, all_times)) from None
     return found
 
 
-def _merged(banks: Sequence[Bank], best: Sequence[Best], query: Query, size: HeaderSize) -> list[Hit]:
-    """The best over all banks: score descending, ties by lower id. Errors: HeaderTooLarge."""
+def _merged(banks: Sequence[Bank], best: Sequence[Best], query: Query) -> list[Hit]:
+    """The best over all banks: score descending, ties by lower id."""
     hits = [
         Hit(chunk_id, score, bank)
         for bank, some in zip(banks, best, strict=True)
@@ -369,7 +403,6 @@ def _merged(banks: Sequence[Bank], best: Sequence[Best], query: Query, size: Hea
     if len(banks) > 1:
         hits.sort(key=lambda hit: (-hit.score, hit.chunk_id))
         del hits[query.top_k :]
-    size.add_hits(len(hits))
     return hits
 
 

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
-from memory_service import clock_rows, schema
+from memory_service import cancellation, clock_rows, schema
 from memory_service.chunk_ids import ChunkIds
 from memory_service.clock import MARK_US, SECOND, Clock
 from memory_service.counts import Counts
@@ -65,7 +65,7 @@ class Records:
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
-        """A short read transaction on a connection of its own.
+        """A short read transaction on a connection of its own. Errors: Cancelled, when the caller has gone.
 
         Connections are kept and begun by hand: SQLAlchemy's pool and its transaction cost as much as ten queries.
         """
@@ -74,9 +74,10 @@ class Records:
         except IndexError:
             connection = self._readers.connect()
         driver = raw(connection)
-        driver.execute("BEGIN")
         try:
-            yield connection
+            with cancellation.current().of(driver):
+                driver.execute("BEGIN")
+                yield connection
         except BaseException:
             # Not kept: a statement that the error's traceback holds open would show the rows of now to those after it.
             connection.invalidate()

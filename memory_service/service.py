@@ -1,17 +1,14 @@
 """The RPCs: messages in, calls of the domain, messages out. All of it in storage threads, the making of the answer's
 bytes too, so that the event loop, which everybody waits for, only passes bytes on."""
 
-import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing
-from contextvars import copy_context
-from functools import partial, wraps
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, aclosing, contextmanager
+from functools import cache, partial, wraps
+from inspect import isasyncgenfunction
 from typing import Any, TypeVar
 
 import grpc
 from google.protobuf.message import Message
-from google.protobuf.message_factory import GetMessageClass
 
 from kvbank import _frames
 from kvbank.v1 import service_pb2 as pb
@@ -19,7 +16,7 @@ from kvbank.v1 import service_pb2_grpc
 from memory_service import __version__, convert, payloads, requests
 from memory_service.bank import Banks
 from memory_service.budget import Budget
-from memory_service.decoding import checked
+from memory_service.decoding import LARGEST_REQUEST, Received, frames, receiver
 from memory_service.errors import (
     FAILED_PRECONDITION,
     ServiceError,
@@ -27,15 +24,17 @@ from memory_service.errors import (
     invalid,
     serialized,
     to_service_error,
+    without_frames,
 )
 from memory_service.headers import ORDINARY_BYTES, Headers
 from memory_service.metrics import Metrics
-from memory_service.recall import Answer, Found, Opened, Query, Recall, close, opened
+from memory_service.recall import Answer, Found, Opened, Query, Recall, Retrieval, close, opened
 from memory_service.receiving import Receiver
 from memory_service.sending import Sender
 from memory_service.settings import Settings
 from memory_service.staging import SameHost
 from memory_service.stats import Stats
+from memory_service.threads import StorageThreads
 from memory_service.validate import LARGEST_INT64
 
 # Of a page of chunks, about.
@@ -46,29 +45,48 @@ _DETAILS = "grpc-status-details-bin"
 
 
 def unary(method: Callable[[Any, Any], Message]) -> Callable[..., Awaitable[bytes]]:
-    """A method that blocks as a call: in a storage thread, its answer as bytes."""
+    """A short method that blocks as a call: in a storage thread, its answer as bytes."""
 
-    def answer(self: Any, request: Any) -> bytes:
-        return serialized(method(self, request), self._settings.max_message_bytes)
+    def answer(self: Any, received: Received) -> bytes:
+        return serialized(method(self, _message(received)), self._settings.max_message_bytes)
 
     @wraps(method)
-    async def call(self: Any, request: Any) -> bytes:
-        answered: bytes = await self._run(answer, self, request)
+    async def call(self: Any, received: Received) -> bytes:
+        answered: bytes = await self._threads.run(answer, self, received)
         return answered
 
     return refusing(call)
 
 
-def refusing(method: Callable[[Any, Any], Awaitable[T]]) -> Callable[..., Awaitable[T]]:
+def page(method: Callable[[Any, Any], Message]) -> Callable[..., AsyncIterator[bytes]]:
+    """A method that looks at many chunks or banks, as a call with one answer. A long answer takes a share of the budget
+    until it is sent; while it waits for that it has its turn, so that few of a kind wait."""
+
+    def answer(self: Any, received: Received) -> bytes:
+        return serialized(method(self, _message(received)), self._settings.max_message_bytes)
+
+    @wraps(method)
+    async def call(self: Any, received: Received) -> AsyncIterator[bytes]:
+        async with AsyncExitStack() as held:
+            async with self._threads.turn(method.__name__) as turn:
+                answered = await turn.run(answer, self, received)
+                if len(answered) > ORDINARY_BYTES:
+                    await held.enter_async_context(self._headers.share(len(answered)))
+            yield answered
+
+    return streaming(call)
+
+
+def refusing(method: Callable[[Any, Received], Awaitable[bytes]]) -> Callable[..., Awaitable[bytes]]:
     """End the call with a status that carries the reason, whatever is raised."""
 
     @wraps(method)
-    async def call(self: Any, request: Any, context: Context) -> T:
+    async def call(self: Any, received: Received, context: Context) -> bytes:
         try:
-            return await method(self, checked(request))
+            return await method(self, received)
         except Exception as error:
-            await _abort(context, error)
-            raise
+            _refuse(context, error)
+        return b""  # not sent
 
     return call
 
@@ -77,23 +95,34 @@ def streaming(method: Callable[..., AsyncIterator[T]]) -> Callable[..., AsyncIte
     """As `refusing`, for a stream of answers."""
 
     @wraps(method)
-    async def call(self: Any, request: Any, context: Context) -> AsyncIterator[T]:
+    async def call(self: Any, received: Any, context: Context) -> AsyncIterator[T]:
         try:
-            async for message in method(self, checked(request)):
+            async for message in method(self, received):
                 yield message
         except Exception as error:
-            await _abort(context, error)
+            _refuse(context, error)
 
     return call
 
 
-async def _abort(context: Context, error: Exception) -> None:
-    """Raises, as gRPC's abort does."""
+def _refuse(context: Context, error: Exception) -> None:
+    """Say how the call ends. Not by gRPC's abort: the error that it raises, and keeps with the call, has the frames of
+    the call, these have the call, and the message of the last call of all stays in memory with it."""
     refusal = to_service_error(error)
     if request := requests.current():
         request.reason = refusal.reason
-    details = ((_DETAILS, refusal.status().SerializeToString()),)
-    await context.abort(refusal.code, refusal.message, details)
+    context.set_code(refusal.code)
+    context.set_details(refusal.message)
+    context.set_trailing_metadata(((_DETAILS, refusal.status().SerializeToString()),))
+    without_frames(error)
+
+
+def _message(received: Received) -> Any:
+    """What a request says. Errors: TOO_LARGE, INVALID_FIELD."""
+    message = received.message()
+    if request := requests.current():
+        request.of(message)
+    return message
 
 
 class MemoryService(service_pb2_grpc.MemoryServiceServicer):
@@ -103,7 +132,7 @@ class MemoryService(service_pb2_grpc.MemoryServiceServicer):
         self,
         banks: Banks,
         settings: Settings,
-        pool: ThreadPoolExecutor,
+        threads: StorageThreads,
         stats: Stats,
         metrics: Metrics,
         same_host: SameHost | None,
@@ -114,28 +143,25 @@ class MemoryService(service_pb2_grpc.MemoryServiceServicer):
         self._stats = stats
         self._recall = Recall(banks, settings.max_answer_bytes)
         self._settings = settings
-        self._pool = pool
+        self._threads = threads
         self._same_host = same_host
-        self._receiver = Receiver(banks, pool, Budget(limit), settings.max_unacknowledged_bytes, same_host, metrics)
+        window = settings.max_unacknowledged_bytes
+        self._receiver = Receiver(banks, threads.pool, Budget(limit), window, same_host, metrics)
         # A budget of their own: bytes of ordinary answers do not queue behind large headers.
-        self._headers = Headers(pool, Budget(limit), settings.max_message_bytes)
-        self._sender = Sender(self._recall, pool, Budget(limit), metrics)
+        self._headers = Headers(threads, Budget(limit), settings.max_message_bytes)
+        self._sender = Sender(self._recall, threads.pool, Budget(limit), metrics)
         self._sent_as_files = metrics.sent_bytes.labels("file")
 
     def drain(self) -> None:
         """Open streams finish what they began, and begin nothing."""
         self._receiver.draining = True
 
-    async def _run(self, call: Callable[..., T], *arguments: Any) -> T:
-        # With the context, so that what a storage thread logs carries the request.
-        run = copy_context().run
-        return await asyncio.get_running_loop().run_in_executor(self._pool, run, call, *arguments)
-
     # Server and banks
 
     @refusing
-    async def GetServerInfo(self, _: pb.GetServerInfoRequest) -> bytes:  # noqa: N802
+    async def GetServerInfo(self, received: Received) -> bytes:  # noqa: N802
         """Version, identity, limits; also when all storage threads are busy."""
+        received.message()
         info = pb.GetServerInfoResponse(
             version=__version__,
             store_id=self._banks.records.store_id,
@@ -158,7 +184,7 @@ class MemoryService(service_pb2_grpc.MemoryServiceServicer):
         """One bank."""
         return pb.GetBankResponse(bank=convert.bank_message(self._banks.get(request.name)))
 
-    @unary
+    @page
     def ListBanks(self, request: pb.ListBanksRequest) -> pb.ListBanksResponse:  # noqa: N802
         """By name; the token is the last name of the page before."""
         size = _page_size(request.page_size)
@@ -185,30 +211,30 @@ class MemoryService(service_pb2_grpc.MemoryServiceServicer):
     # Writing
 
     @streaming
-    async def WriteChunks(self, requests: AsyncIterator[Any]) -> AsyncIterator[pb.WriteChunksResponse]:  # noqa: N802
+    async def WriteChunks(self, requests: AsyncIterator[Received]) -> AsyncIterator[pb.WriteChunksResponse]:  # noqa: N802
         """Chunks are written side by side; acks come in order."""
-        async for ack in self._receiver.acks(requests):
+        async for ack in self._receiver.acks(frames(requests, self._threads.run)):
             yield ack
 
     # Reading
 
     @streaming
-    async def Retrieve(self, request: pb.RetrieveRequest) -> AsyncIterator[bytes]:  # noqa: N802
+    async def Retrieve(self, received: Received) -> AsyncIterator[bytes]:  # noqa: N802
         """All hits and descriptors, then verified bytes."""
-        async for message in self._answer(partial(self._retrieved, request)):
+        async for message in self._answer("Retrieve", self._retrieved(received)):
             yield message
 
     @streaming
-    async def FetchChunks(self, request: pb.FetchChunksRequest) -> AsyncIterator[bytes]:  # noqa: N802
+    async def FetchChunks(self, received: Received) -> AsyncIterator[bytes]:  # noqa: N802
         """Chunks by id, in the order asked for."""
-        async for message in self._answer(partial(self._fetched, request)):
+        async for message in self._answer("FetchChunks", partial(self._fetched, received)):
             yield message
 
-    async def _answer(self, make: Callable[[int], tuple[bytes, list[Opened]]]) -> AsyncIterator[bytes]:
+    async def _answer(self, kind: str, make: Callable[[int], tuple[bytes, list[Opened]]]) -> AsyncIterator[bytes]:
         """The header, then the bytes. Closes the files."""
         found: list[Opened] = []
         try:
-            async with self._headers.made(make) as (header, found):
+            async with self._headers.made(kind, make) as (header, found):
                 yield header
             del header  # what follows may take long
             # Closed first, also where the caller goes: a thread may still be reading the files.
@@ -218,62 +244,75 @@ class MemoryService(service_pb2_grpc.MemoryServiceServicer):
         finally:
             close(found)
 
-    def _retrieved(self, request: pb.RetrieveRequest, most_header: int) -> tuple[bytes, list[Opened]]:
-        query = _query(request)
-        answer = self._recall.retrieve(query, most_header)
-        try:
-            header = self._hits(answer)
-            self._recall.count(query, answer)
-            return header, opened(answer.found)
-        except BaseException:
-            close(answer.found)
-            raise
+    def _retrieved(self, received: Received) -> Callable[[int], tuple[bytes, list[Opened]]]:
+        begun = cache(lambda: self._recall.retrieval(_query(_message(received))))
 
-    def _fetched(self, request: pb.FetchChunksRequest, most_header: int) -> tuple[bytes, list[Opened]]:
-        found = self._fetch(request, most_header)
+        def make(most_header: int) -> tuple[bytes, list[Opened]]:
+            answer = self._recall.answer(begun(), most_header)
+            try:
+                header = self._hits(answer)
+                self._recall.count(begun().query, answer)
+                return header, opened(answer.found)
+            except BaseException:
+                close(answer.found)
+                raise
+
+        return make
+
+    def _fetched(self, received: Received, most_header: int) -> tuple[bytes, list[Opened]]:
+        found = self._fetch(_message(received), most_header)
         try:
             return self._chunks(found), opened(found)
         except BaseException:
             close(found)
             raise
 
-    @refusing
-    async def RetrieveFiles(self, request: pb.RetrieveFilesRequest) -> bytes:  # noqa: N802
-        """As `retrieve_files`."""
-        return await self._answer_with_files(partial(self._retrieved_files, request))
+    @streaming
+    async def RetrieveFiles(self, received: Received) -> AsyncIterator[bytes]:  # noqa: N802
+        """As Retrieve, with the names of the files, in one message."""
+        async with self._headers.made("Retrieve", self._retrieved_files(partial(_message, received))) as answer:
+            yield answer
 
-    @refusing
-    async def FetchFiles(self, request: pb.FetchFilesRequest) -> bytes:  # noqa: N802
-        """As `fetch_files`."""
-        return await self._answer_with_files(partial(self._fetched_files, request))
+    @streaming
+    async def FetchFiles(self, received: Received) -> AsyncIterator[bytes]:  # noqa: N802
+        """As FetchChunks, with the names of the files, in one message."""
+        make = partial(self._fetched_files, partial(_message, received))
+        async with self._headers.made("FetchChunks", make) as answer:
+            yield answer
 
-    async def _answer_with_files(self, make: Callable[[int], bytes]) -> bytes:
-        async with self._headers.made(make) as answer:
-            return answer
+    @contextmanager
+    def retrieve_files(self, request: pb.RetrieveFilesRequest) -> Iterator[bytes]:
+        """As RetrieveFiles, for a caller who has a thread of his own; the answer is sent in the block."""
+        with self._headers.made_here(self._retrieved_files(lambda: request)) as answer:
+            yield answer
 
-    def retrieve_files(self, request: pb.RetrieveFilesRequest) -> bytes:
-        """As Retrieve, with the names of the files: a RetrieveFilesResponse. Blocks.
+    @contextmanager
+    def fetch_files(self, request: pb.FetchFilesRequest) -> Iterator[bytes]:
+        """As FetchFiles, for a caller who has a thread of his own; the answer is sent in the block."""
+        with self._headers.made_here(partial(self._fetched_files, lambda: request)) as answer:
+            yield answer
 
-        Errors: HeaderTooLarge for an answer that is to wait for its turn, over gRPC.
-        """
-        return self._retrieved_files(request, ORDINARY_BYTES)
+    def _retrieved_files(self, message: Callable[[], pb.RetrieveFilesRequest]) -> Callable[[int], bytes]:
+        def begin() -> Retrieval:
+            asked = message()
+            self._check_shares(asked.nonce)
+            return self._recall.retrieval(_query(asked.retrieve))
 
-    def fetch_files(self, request: pb.FetchFilesRequest) -> bytes:
-        """As FetchChunks, with the names of the files: a FetchFilesResponse. Blocks. Errors: HeaderTooLarge too."""
-        return self._fetched_files(request, ORDINARY_BYTES)
+        begun = cache(begin)
 
-    def _retrieved_files(self, request: pb.RetrieveFilesRequest, most_header: int) -> bytes:
-        self._check_shares(request.nonce)
-        query = _query(request.retrieve)
-        answer = self._recall.retrieve(query, most_header, opened=False)
-        made = self._hits(answer, pb.RetrieveFilesResponse(files=_files(answer.found)))
-        self._recall.count(query, answer)
-        self._sent_as_files.inc(sum(item.length for item in answer.found))
-        return made
+        def make(most_header: int) -> bytes:
+            answer = self._recall.answer(begun(), most_header, opened=False)
+            made = self._hits(answer, pb.RetrieveFilesResponse(files=_files(answer.found)))
+            self._recall.count(begun().query, answer)
+            self._sent_as_files.inc(sum(item.length for item in answer.found))
+            return made
 
-    def _fetched_files(self, request: pb.FetchFilesRequest, most_header: int) -> bytes:
-        self._check_shares(request.nonce)
-        found = self._fetch(request.fetch, most_header, opened=False)
+        return make
+
+    def _fetched_files(self, message: Callable[[], pb.FetchFilesRequest], most_header: int) -> bytes:
+        asked = message()
+        self._check_shares(asked.nonce)
+        found = self._fetch(asked.fetch, most_header, opened=False)
         made = self._chunks(found, pb.FetchFilesResponse(files=_files(found)))
         self._sent_as_files.inc(sum(item.length for item in found))
         return made
@@ -311,7 +350,7 @@ class MemoryService(service_pb2_grpc.MemoryServiceServicer):
         chunk = self._banks.get_chunk(request.bank, request.chunk_id, embedding=request.with_embedding)
         return pb.GetChunkResponse(chunk=convert.chunk_message(chunk))
 
-    @unary
+    @page
     def ListChunks(self, request: pb.ListChunksRequest) -> pb.ListChunksResponse:  # noqa: N802
         """By id; the token is the last id of the page before. A page of large chunks is shorter than asked for."""
         size, after, budget = _page_size(request.page_size), _token(request.page_token, 0), PAGE_BYTES
@@ -342,7 +381,7 @@ class MemoryService(service_pb2_grpc.MemoryServiceServicer):
 
     # Evictions
 
-    @unary
+    @page
     def ExplainEviction(self, request: pb.ExplainEvictionRequest) -> pb.ExplainEvictionResponse:  # noqa: N802
         """What would go next, and why."""
         if request.need < 0:
@@ -350,7 +389,7 @@ class MemoryService(service_pb2_grpc.MemoryServiceServicer):
         victims, text = self._banks.explain_eviction(request.bank, request.need or 1)
         return pb.ExplainEvictionResponse(victims=map(convert.eviction_message, victims), explanation=text)
 
-    @unary
+    @page
     def ListEvictions(self, request: pb.ListEvictionsRequest) -> pb.ListEvictionsResponse:  # noqa: N802
         """Newest first."""
         size, before = _page_size(request.page_size), _token(request.page_token, LARGEST_INT64)
@@ -361,7 +400,7 @@ class MemoryService(service_pb2_grpc.MemoryServiceServicer):
 
     # The service itself
 
-    @unary
+    @page
     def GetStats(self, request: pb.GetStatsRequest) -> pb.GetStatsResponse:  # noqa: N802
         """As of now, of some banks or all."""
         return self._stats.answer(list(request.banks), self._settings.max_message_bytes)
@@ -386,17 +425,22 @@ _HEADER = pb.RetrieveResponse.HEADER_FIELD_NUMBER
 _UPDATABLE = ("capacity", "policy", "metadata", "quota", "expiry", "index")
 
 
-def handlers(service: MemoryService) -> dict[str, Any]:
-    """gRPC's handlers. Answers are bytes already, and data frames pass protobuf by in both directions."""
+def handlers(service: MemoryService, most_bytes: int) -> dict[str, Any]:
+    """gRPC's handlers, which get requests and give answers as bytes. most_bytes: of a message with vectors or tensors.
+
+    A method whose one answer waits to be sent is a stream of one, which is the same on the wire.
+    """
     made = {}
     for method in pb.DESCRIPTOR.services_by_name["MemoryService"].methods:
-        handler = _HANDLERS[method.client_streaming, method.server_streaming]
-        request = GetMessageClass(method.input_type)
-        reads = _frames.deserializer(request) if method.client_streaming else request.FromString
-        made[method.name] = handler(getattr(service, method.name), reads, _frames.serializer)
+        call = getattr(service, method.name)
+        handler = _HANDLERS[method.client_streaming, isasyncgenfunction(call)]
+        largest = most_bytes if method.name in _WITH_VECTORS else LARGEST_REQUEST
+        made[method.name] = handler(call, receiver(method.input_type, largest), _frames.serializer)
     return made
 
 
+# A header of WriteChunks has one vector, and its tensors come as frames of data, which are not decoded.
+_WITH_VECTORS = ("Retrieve", "RetrieveFiles")
 _HANDLERS: dict[tuple[bool, bool], Callable[..., Any]] = {
     (False, False): grpc.unary_unary_rpc_method_handler,
     (False, True): grpc.unary_stream_rpc_method_handler,

@@ -37,17 +37,16 @@ def deserializer(kind: Any) -> Callable[[bytes], Any]:
     """For a stream of `kind`: the data of a data frame as a view of the received bytes, other messages as they are."""
 
     def read(received: bytes) -> Any:
-        data = _data(received)
-        if data is None:
-            message = kind.FromString(received)
-            return memoryview(message.data) if message.WhichOneof("frame") == "data" else message
-        return data
+        if (view := data(received)) is not None:
+            return view
+        message = kind.FromString(received)
+        return memoryview(message.data) if message.WhichOneof("frame") == "data" else message
 
     return read
 
 
-def _data(received: bytes) -> memoryview | None:
-    """The data, where the message is that field and nothing else."""
+def data(received: bytes) -> memoryview | None:
+    """The data as a view of a received message, where the message is that field and nothing else."""
     if not received or received[0] != _DATA:
         return None
     length = shift = 0

@@ -1,0 +1,139 @@
+"""Threads for calls that block. Owns three rules: what looks at many chunks or banks leaves threads for what does not,
+no one kind of such calls takes all of theirs, and none of them outlives its caller by more than a step.
+
+Used in the event loop; what is called runs with the caller's context, so that what it logs carries the request.
+"""
+
+import asyncio
+import logging
+import time
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import asynccontextmanager, suppress
+from contextvars import copy_context
+from functools import partial
+from typing import Any, TypeVar
+
+from memory_service.cancellation import Cancellation
+
+T = TypeVar("T")
+_log = logging.getLogger(__name__)
+
+
+class Pool(ThreadPoolExecutor):
+    """A pool that says what runs in it."""
+
+    def __init__(self, count: int, name: str) -> None:
+        super().__init__(count, name)
+        self.running: set[Future[Any]] = set()
+
+    def submit(self, call: Callable[..., T], /, *arguments: Any, **named: Any) -> "Future[T]":
+        """As the pool's."""
+        job = super().submit(call, *arguments, **named)
+        self.running.add(job)
+        job.add_done_callback(self.running.discard)
+        return job
+
+
+class StorageThreads:
+    """Two pools of `count` threads each: `pool` for short calls and for the bytes of chunks, another for those that
+    look at many chunks or banks."""
+
+    def __init__(self, count: int) -> None:
+        self.pool = Pool(count, "kvbank-storage")
+        self._wide = Pool(count, "kvbank-search")
+        most = max(1, count * 3 // 4)
+        self._turns: defaultdict[str, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(most))
+        self._cancellations: dict[Future[Any], Cancellation] = {}
+
+    async def run(self, call: Callable[..., T], *arguments: Any) -> T:
+        """A short call."""
+        return await self.waited(self._begun(self.pool, partial(call, *arguments)))
+
+    @asynccontextmanager
+    async def turn(self, kind: str) -> AsyncIterator["Turn"]:
+        """Wait until a call of this kind may look at many chunks or banks. The turn ends with the block, or with the
+        thread where that is later."""
+        turns = self._turns[kind]
+        await turns.acquire()
+        turn = Turn(self)
+        try:
+            yield turn
+        finally:
+            if turn.job is None:
+                turns.release()
+            else:
+                turn.job.add_done_callback(partial(_later, asyncio.get_running_loop(), turns.release))
+
+    def begun_wide(self, call: Callable[[], T]) -> "Future[T]":
+        """For `Turn`."""
+        return self._begun(self._wide, call)
+
+    def _begun(self, pool: Pool, call: Callable[[], T]) -> "Future[T]":
+        cancellation, context = Cancellation(), copy_context()
+        context.run(cancellation.enter)
+        job = pool.submit(context.run, call)
+        self._cancellations[job] = cancellation
+        job.add_done_callback(self._forget)
+        return job
+
+    def _forget(self, job: "Future[Any]") -> None:
+        self._cancellations.pop(job, None)
+
+    async def waited(self, job: "Future[T]") -> T:
+        """The result of a call that has begun. When the caller goes, the thread is told."""
+        try:
+            return await asyncio.wrap_future(job)
+        except asyncio.CancelledError:
+            self._cancel(job)
+            raise
+        finally:
+            # The job has the error, that has this frame: with the job in it, none of them would go by itself.
+            del job
+
+    def _cancel(self, job: "Future[Any]") -> None:
+        if not job.cancel() and (cancellation := self._cancellations.get(job)) is not None:
+            cancellation.cancel()
+
+    def close(self, patience: float) -> None:
+        """Begin nothing more, tell what runs that nobody waits, and give it so many seconds. Blocks."""
+        until = time.monotonic() + patience
+        for pool in (self.pool, self._wide):
+            pool.shutdown(wait=False, cancel_futures=True)
+        for cancellation in list(self._cancellations.values()):
+            cancellation.cancel()
+        for pool in (self.pool, self._wide):
+            left = wait(list(pool.running), max(until - time.monotonic(), 0)).not_done
+            if left:
+                _log.error("%d calls in storage threads did not end within %.1f s", len(left), patience)
+
+
+class Turn:
+    """What a call that has its turn does with it."""
+
+    def __init__(self, threads: StorageThreads) -> None:
+        self._threads = threads
+        self.job: Future[Any] | None = None
+
+    async def run(self, call: Callable[..., T], *arguments: Any) -> T:
+        """In a storage thread; one after the other."""
+        self.job = self._threads.begun_wide(partial(call, *arguments))
+        try:
+            return await self._threads.waited(self.job)
+        finally:
+            if self.job.done():
+                self.job = None  # with its error; see `waited`
+
+    async def run_to_its_end(self, call: Callable[..., T], *arguments: Any) -> T:
+        """As `run`; where the caller goes, this ends when the thread has, and what it had in memory is free."""
+        try:
+            return await self.run(call, *arguments)
+        finally:
+            if self.job is not None and not self.job.done():
+                await asyncio.gather(asyncio.wrap_future(self.job), return_exceptions=True)
+
+
+def _later(loop: asyncio.AbstractEventLoop, call: Callable[[], None], _job: "Future[Any]") -> None:
+    with suppress(RuntimeError):  # the loop is closed, and nobody waits in it
+        loop.call_soon_threadsafe(call)
