@@ -16,7 +16,7 @@ from kvbank.v1 import service_pb2_grpc
 from memory_service import __version__, convert, payloads, requests
 from memory_service.bank import Banks
 from memory_service.budget import Budget
-from memory_service.decoding import LARGEST_REQUEST, Received, frames, receiver
+from memory_service.decoding import LARGEST_REQUEST, SHORT, Received, frames, receiver
 from memory_service.errors import (
     FAILED_PRECONDITION,
     ServiceError,
@@ -431,16 +431,16 @@ def handlers(service: MemoryService, most_bytes: int) -> dict[str, Any]:
     A method whose one answer waits to be sent is a stream of one, which is the same on the wire.
     """
     made = {}
+    # A header of WriteChunks has one vector, and its tensors come as frames of data, which are not decoded.
+    largest = {"Retrieve": most_bytes, "RetrieveFiles": most_bytes, "GetServerInfo": SHORT}
     for method in pb.DESCRIPTOR.services_by_name["MemoryService"].methods:
         call = getattr(service, method.name)
         handler = _HANDLERS[method.client_streaming, isasyncgenfunction(call)]
-        largest = most_bytes if method.name in _WITH_VECTORS else LARGEST_REQUEST
-        made[method.name] = handler(call, receiver(method.input_type, largest), _frames.serializer)
+        reads = receiver(method.input_type, largest.get(method.name, LARGEST_REQUEST))
+        made[method.name] = handler(call, reads, _frames.serializer)
     return made
 
 
-# A header of WriteChunks has one vector, and its tensors come as frames of data, which are not decoded.
-_WITH_VECTORS = ("Retrieve", "RetrieveFiles")
 _HANDLERS: dict[tuple[bool, bool], Callable[..., Any]] = {
     (False, False): grpc.unary_unary_rpc_method_handler,
     (False, True): grpc.unary_stream_rpc_method_handler,

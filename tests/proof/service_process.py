@@ -134,6 +134,14 @@ class Service:
         fields = Path(f"/proc/{self.process_id}/statm").read_text().split()
         return int(fields[1]) * os.sysconf("SC_PAGE_SIZE")
 
+    def peak_bytes(self) -> int:
+        """The most memory that it has had since `forget_peak`."""
+        lines = Path(f"/proc/{self.process_id}/status").read_text().splitlines()
+        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
+
+    def forget_peak(self) -> None:
+        Path(f"/proc/{self.process_id}/clear_refs").write_text("5")
+
 
 def _host() -> None:
     """The host process: forks for each request on its input, and says the number of the child."""

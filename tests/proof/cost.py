@@ -1,0 +1,70 @@
+"""What calls cost others: the memory of the service, and how long another caller waits meanwhile."""
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import TracebackType
+
+import grpc
+
+from kvbank.v1 import service_pb2 as pb
+from kvbank.v1 import service_pb2_grpc
+from tests.proof.service_process import Service
+
+# Between two questions of the one who waits.
+PAUSE_S = 0.002
+
+
+@dataclass(frozen=True)
+class Cost:
+    """`peak`: bytes of memory on top of what there was; `stays`: of these, what is there afterwards; `waited`: seconds
+    of the longest call of another caller, over a connection of his own."""
+
+    peak: int
+    stays: int
+    waited: float
+
+
+class Another:
+    """A caller who asks for GetServerInfo again and again."""
+
+    def __init__(self, address: str) -> None:
+        self._channel = grpc.insecure_channel(address, options=[("grpc.use_local_subchannel_pool", 1)])
+        self._ask = service_pb2_grpc.MemoryServiceStub(self._channel).GetServerInfo
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+        self.longest, self.asked, self.failed = 0.0, 0, ""
+
+    def _run(self) -> None:
+        while not self._ended.wait(PAUSE_S):
+            begun = time.monotonic()
+            try:
+                self._ask(pb.GetServerInfoRequest(), timeout=120)
+            except grpc.RpcError as error:
+                self.failed = f"{error.code()} {error.details()}"
+            self.longest = max(self.longest, time.monotonic() - begun)
+            self.asked += 1
+
+    def __enter__(self) -> "Another":
+        self._ask(pb.GetServerInfoRequest(), timeout=120)  # connects
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._ended.set()
+        self._thread.join()
+        self._channel.close()
+
+
+def cost_of(service: Service, call: Callable[[], object], times: int = 1) -> Cost:
+    """Make a call some times, one after the other."""
+    before = service.resident_bytes()
+    service.forget_peak()
+    with Another(service.address) as another:
+        for _ in range(times):
+            call()
+    assert not another.failed, another.failed
+    return Cost(service.peak_bytes() - before, service.resident_bytes() - before, another.longest)

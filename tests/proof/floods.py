@@ -1,0 +1,86 @@
+"""Requests that are many times larger when they are decoded: for every field that a message can have, at any depth, as
+many of its smallest values as some bytes hold."""
+
+from collections.abc import Iterator
+from functools import reduce
+from typing import Any
+
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
+
+from kvbank.v1 import direct_pb2
+from kvbank.v1 import service_pb2 as pb
+
+METHODS = {method.name: method for method in pb.DESCRIPTOR.services_by_name["MemoryService"].methods}
+DIRECT = direct_pb2.DirectRequest.DESCRIPTOR
+_VARINT, _FIXED64, _DELIMITED, _FIXED32 = 0, 1, 2, 5
+_FIXED = {
+    FieldDescriptor.TYPE_DOUBLE: _FIXED64,
+    FieldDescriptor.TYPE_FIXED64: _FIXED64,
+    FieldDescriptor.TYPE_SFIXED64: _FIXED64,
+    FieldDescriptor.TYPE_FLOAT: _FIXED32,
+    FieldDescriptor.TYPE_FIXED32: _FIXED32,
+    FieldDescriptor.TYPE_SFIXED32: _FIXED32,
+}
+
+
+def floods(message: Descriptor, size: int) -> Iterator[tuple[str, bytes]]:
+    """(what it floods, the bytes of the message), about `size` bytes each."""
+    yield "numbers of no field", (_tag(1999, _VARINT) + b"\1") * (size // 3)
+    yield "texts of no field", (_tag(1998, _DELIMITED) + b"\0") * (size // 3)
+    yield from _of(message, size, "", ())
+
+
+def flood(message: Descriptor, path: str, size: int) -> bytes:
+    """The bytes that flood one field, named as in `floods`."""
+    return next(data for name, data in floods(message, size) if name == path)
+
+
+def _of(message: Descriptor, size: int, path: str, above: tuple[FieldDescriptor, ...]) -> Iterator[tuple[str, bytes]]:
+    for field in message.fields:
+        name = f"{path}{field.name}"
+        for kind, values in _values(field, size):
+            yield f"{name}{kind}", reduce(lambda data, parent: _within(parent, data), reversed(above), values)
+        if field.message_type is not None:
+            yield from _of(field.message_type, size, f"{name}.", (*above, field))
+
+
+def _values(field: FieldDescriptor, size: int) -> Iterator[tuple[str, bytes]]:
+    """A singular field that comes again and again is merged, or replaced."""
+    if field.message_type is not None or (field.cpp_type == FieldDescriptor.CPPTYPE_STRING and field.is_repeated):
+        one = _tag(field.number, _DELIMITED) + b"\0"
+        yield "", one * (size // len(one))
+    elif field.cpp_type == FieldDescriptor.CPPTYPE_STRING:
+        yield "", _within(field, b"x" * size)
+    else:
+        wire = _FIXED.get(field.type, _VARINT)
+        value = b"\1" + bytes({_VARINT: 0, _FIXED32: 3, _FIXED64: 7}[wire])
+        one = _tag(field.number, wire) + value
+        yield (" one by one" if field.is_repeated else ""), one * (size // len(one))
+        if field.is_repeated:
+            yield " packed", _within(field, value * (size // len(value)))
+
+
+def _within(field: FieldDescriptor, data: bytes) -> bytes:
+    return _tag(field.number, _DELIMITED) + _varint(len(data)) + data
+
+
+def _tag(number: int, wire: int) -> bytes:
+    return _varint(number << 3 | wire)
+
+
+def _varint(value: int) -> bytes:
+    written = bytearray()
+    while value > 0x7F:
+        written.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes((*written, value))
+
+
+def send(channel: Any, method: str, data: bytes, **options: Any) -> None:
+    """Call a method with these bytes, once. Errors: grpc.RpcError."""
+    found = METHODS[method]
+    kind = ("stream" if found.client_streaming else "unary") + ("_stream" if found.server_streaming else "_unary")
+    call = getattr(channel, kind)(f"/{found.containing_service.full_name}/{method}")
+    answer = call(iter([data]) if found.client_streaming else data, **options)
+    for _ in answer if found.server_streaming else ():
+        pass

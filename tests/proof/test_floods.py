@@ -1,0 +1,112 @@
+"""No request takes much more memory than it has bytes, keeps others waiting, or stays: any field of any method.
+
+Every field of the contract that could be sent in millions is, as tiny values in a message that gRPC takes. Times are
+bounded widely, because the machine may be busy: what they guard against took seconds for a message of this size.
+"""
+
+import gzip
+from collections.abc import Callable, Iterator
+
+import grpc
+import pytest
+
+from tests.proof.cost import Cost, cost_of
+from tests.proof.floods import METHODS, flood, floods, send
+from tests.proof.once import reason_of
+from tests.proof.service_process import Service, ServiceHost
+
+MIB = 1 << 20
+# As large as all methods take, as many parts as they take, and as large as gRPC takes.
+SIZES = {"large": 7 * MIB // 2, "many": 7 * MIB // 10, "largest": 60 * MIB}
+# What took gigabytes.
+SAMPLE = (
+    ("GetStats", "banks", "large"),
+    ("DeleteChunks", "chunk_ids packed", "large"),
+    ("UpdateBank", "update_mask.paths", "large"),
+    ("ListChunks", "filter.metadata", "large"),
+    ("CreateBank", "bank.kv.layers packed", "large"),
+    ("WriteChunks", "header.chunk.payload.tensors", "large"),
+    ("UpdateChunk", "metadata", "many"),
+    ("Retrieve", "banks", "largest"),
+    ("RetrieveFiles", "retrieve.held", "many"),
+)
+
+
+def holds(cost: Cost, size: int) -> bool:
+    """gRPC has the message up to three times: as it came, as one piece, and as Python's bytes."""
+    return cost.peak < 4 * size + 64 * MIB and cost.waited < 2
+
+
+@pytest.fixture(scope="module")
+def service(host: ServiceHost, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    made = host.start(tmp_path_factory.mktemp("floods") / "data", durability="os", same_host=True)
+    yield made
+    assert made.stop() == 0
+
+
+@pytest.fixture(scope="module")
+def sending(service: Service) -> Iterator[Callable[[str, bytes], None]]:
+    """Send bytes to a method, and let it end in one of our errors, or well."""
+    options = [("grpc.max_send_message_length", -1)]
+    with grpc.insecure_channel(service.address, options=options) as channel:
+
+        def once(method: str, data: bytes) -> None:
+            refusal = None
+            try:
+                send(channel, method, data, timeout=100)
+            except grpc.RpcError as error:
+                refusal = error
+            assert refusal is None or reason_of(refusal) not in ("", "INTERNAL"), refusal
+
+        yield once
+
+
+@pytest.mark.parametrize(("method", "path", "size"), SAMPLE)
+def test_a_request_is_bounded_before_it_is_decoded(service, sending, method, path, size):
+    data = flood(METHODS[method].input_type, path, SIZES[size])
+    cost = cost_of(service, lambda: sending(method, data))
+    assert holds(cost, len(data)), cost
+
+
+def test_what_was_refused_does_not_stay(service, sending):
+    """Five calls of ten million headers; each was kept by the error that refused it."""
+    data = flood(METHODS["WriteChunks"].input_type, "headers.headers", 20 * MIB)
+    cost = cost_of(service, lambda: sending("WriteChunks", data), times=5)
+    assert holds(cost, len(data)), cost
+    assert service.resident_bytes() < 300 * MIB
+
+
+def test_a_refused_call_keeps_nothing_that_it_held(service, sending):
+    """A bank's name of 3 MiB is looked up and not found: the message was decoded, and went through all layers."""
+    data = flood(METHODS["GetBank"].input_type, "name", 3 * MIB)
+    sending("GetBank", data)
+    before = service.resident_bytes()
+    for _ in range(40):
+        sending("GetBank", data)
+    assert service.resident_bytes() - before < 64 * MIB
+
+
+def test_a_compressed_request_is_refused(service):
+    """3 KiB would be 3 MiB. gRPC itself says so, before it looks what is in it."""
+    data = flood(METHODS["WriteChunks"].input_type, "headers.headers", 3 * MIB)
+    assert len(gzip.compress(data)) < MIB // 100
+
+    def compressed() -> None:
+        with grpc.insecure_channel(service.address) as channel, pytest.raises(grpc.RpcError) as refusal:
+            send(channel, "WriteChunks", data, compression=grpc.Compression.Gzip, timeout=60)
+        assert refusal.value.code() == grpc.StatusCode.UNIMPLEMENTED
+
+    assert cost_of(service, compressed).peak < 2 * MIB
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("method", METHODS)
+def test_every_field_of_every_method(service, sending, method, size):
+    costly = []
+    for path, data in floods(METHODS[method].input_type, SIZES[size]):
+        cost = cost_of(service, lambda data=data: sending(method, data))
+        if not holds(cost, len(data)):
+            costly.append((path, cost))
+    assert costly == []
+    assert service.resident_bytes() < 600 * MIB
