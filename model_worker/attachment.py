@@ -17,9 +17,9 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from model_worker.attention import Backend
 from model_worker.digest import Reader, reader_of, state_token
+from model_worker.equality import prove_equality
 from model_worker.errors import InputError, ReaderChanged, UnsupportedModel
-from model_worker.probe import LayerReport, probe
-from model_worker.rope import Rope
+from model_worker.probe import LayerReport, Layers, evaluating, probe
 from model_worker.view import ForwardState, enter_attention, leave_attention, note_projection
 
 if TYPE_CHECKING:
@@ -61,15 +61,14 @@ class Attachment:
         self,
         model: nn.Module,
         plan: MemoryPlan,
-        reports: list[LayerReport],
-        ropes: dict[int, Rope],
-        modules: dict[int, nn.Module],
+        layers: Layers,
         reader: Reader,
         gates: Mapping[int, Tensor],
         backend: str,
         tokenizer: object | None,
     ):
-        self.model, self.plan, self.reports, self.ropes, self.reader = model, plan, reports, ropes, reader
+        self.model, self.plan, self.reader = model, plan, reader
+        self.reports, self.ropes, self.attention_modules = layers.reports, layers.ropes, layers.modules
         self.gates = dict(gates)
         self._backend, self.tokenizer = backend, tokenizer
         # ICAE adapters that were loaded for this model, by name: read, and their base hashed, once.
@@ -77,7 +76,7 @@ class Attachment:
         self._state = state_token(model)
         self._handles = [decoder_of(model).register_forward_pre_hook(self._before_forward, with_kwargs=True)]
         for layer in plan.memory_layers:
-            self._watch(modules[layer], reports[layer])
+            self._watch(self.attention_modules[layer], self.reports[layer])
 
     def _watch(self, attention: nn.Module, report: LayerReport) -> None:
         self._handles.append(attention.register_forward_pre_hook(enter_attention, with_kwargs=True))
@@ -144,10 +143,14 @@ class Attachment:
         """Remove hooks and give the model its own attention back. Once is enough; caches of it refuse to go on."""
         if not self._handles:  # by now the model may be somebody else's
             return
+        self.unhook()
+        _set_attention(self.model, self._backend)
+
+    def unhook(self) -> None:
+        """Remove the hooks and leave the attention function, for an attachment that was only tried."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        _set_attention(self.model, self._backend)
 
 
 def attach(
@@ -175,16 +178,30 @@ def attach(
     _set_attention(causal, _register(backend))
     try:
         try:
-            reports, ropes, modules = probe(causal, decoder_of(causal))
+            layers = probe(causal, decoder_of(causal))
+            plan = _plan(causal, layers.reports, mode, positions, memory_layers, retrieval_layers)
+            with evaluating(model):
+                _prove(model, layers, backend)
+        except (UnsupportedModel, InputError):
+            raise
         except Exception as error:  # of foreign code: no keywords to its attention, a cache of its own kind, ...
             reason = f"{type(causal).__name__} does not run with a memory: {type(error).__name__}: {error}"
             raise UnsupportedModel(reason) from error
-        plan = _plan(causal, reports, mode, positions, memory_layers, retrieval_layers)
-        reader = reader_of(model, tokenizer)
-        return Attachment(model, plan, reports, ropes, modules, reader, gates or {}, backend, tokenizer)
+        return Attachment(model, plan, layers, reader_of(model, tokenizer), gates or {}, backend, tokenizer)
     except BaseException:
         _set_attention(causal, backend)
         raise
+
+
+def _prove(model: nn.Module, layers: Layers, backend: str) -> None:
+    """Raise UnsupportedModel unless a memory in every layer is exact on this very model (see equality.py)."""
+    every = tuple(report.layer for report in layers.reports)
+    plan = MemoryPlan("per_layer", "original", every, every)
+    trial = Attachment(model, plan, layers, Reader("", {}), {}, backend, None)
+    try:
+        prove_equality(trial)
+    finally:
+        trial.unhook()
 
 
 def decoder_of(model: nn.Module) -> nn.Module:

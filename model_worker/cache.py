@@ -9,14 +9,13 @@ positions that enter RoPE are shifted back from time to time, so that they stay 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from transformers import Cache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from model_worker.attachment import Attachment
 from model_worker.attention import Backend, RetrievedKV
 from model_worker.capture import Captured, LayerCapture
 from model_worker.errors import InputError
@@ -24,6 +23,9 @@ from model_worker.local import LocalLayer, TovaLayer, TovaRule
 from model_worker.probe import LAYOUTS
 from model_worker.selection import received, weighed
 from model_worker.view import ForwardState, ForwardView
+
+if TYPE_CHECKING:
+    from model_worker.attachment import Attachment
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +79,8 @@ class MemoryCache(Cache, ForwardState):
     memory: where to remember and recall; None for a plain bounded window (or for memory set by hand).
     window: local tokens kept, at least one chunk; None for no bound. The oldest chunk leaves when the next tokens would
     not fit. A prompt fed in one call attends to itself in full, whatever the window: feed it in chunks.
-    Sliding-window layers bound the window to theirs. start: offset of the first token in its source, when a
+    Sliding-window layers bound the window to theirs, since what leaves it is remembered for them too; without a memory
+    they do so only where all layers have one. start: offset of the first token in its source, when a
     conversation goes on whose earlier tokens are in the bank already.
     local: None to attend to the window, or the rule by which each layer keeps m tokens of whatever age (TOVA). Chunks
     still leave for the memory with the window, so that both are bounded; old tokens keep their distance, as in the
@@ -86,7 +89,7 @@ class MemoryCache(Cache, ForwardState):
 
     def __init__(
         self,
-        attachment: Attachment,
+        attachment: "Attachment",
         memory: MemoryPort | None = None,
         *,
         window: int | None = None,
@@ -96,7 +99,7 @@ class MemoryCache(Cache, ForwardState):
         sliding = [r.sliding_window for r in attachment.reports if r.sliding_window]
         if sliding and local is not None:
             raise InputError("a model with sliding-window layers keeps its window; it takes no local rule")
-        if sliding:
+        if sliding and (memory is not None or len(sliding) == len(attachment.reports)):
             window = min([*sliding, *([window] if window is not None else [])])
         smallest = 1 if memory is None else memory.chunk
         if window is not None and window < smallest:

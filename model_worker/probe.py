@@ -12,7 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
+from model_worker.errors import UnsupportedModel
 from model_worker.rope import Rope
 from model_worker.view import ForwardView
 
@@ -40,14 +42,25 @@ class LayerReport:
     sliding_window: int | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Layers:
+    """All layers of a model: reports, the rotation of each usable one, and the attention modules by layer."""
+
+    reports: list[LayerReport]
+    ropes: dict[int, Rope]
+    modules: dict[int, nn.Module]
+
+
 @dataclass(slots=True)
 class _Seen:
     """One layer during one forward."""
 
     module: nn.Module
     key: Tensor
+    value: Tensor
     kwargs: dict[str, Any]
-    updated: Tensor | None = None
+    calls: int = 1
+    updated: tuple[Tensor, Tensor] | None = None
     rotation: Any = None
     projections: dict[str, Tensor] = field(default_factory=dict)
 
@@ -58,25 +71,29 @@ class _Recorder(ForwardView):
         self.layers: dict[int, _Seen] = {}
 
     def observe(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, kwargs: Any) -> None:
-        self.layers[int(module.layer_idx)] = _Seen(module, key, dict(kwargs))  # type: ignore[arg-type]
+        layer = int(module.layer_idx)  # type: ignore[arg-type]
+        before = self.layers.get(layer)
+        self.layers[layer] = _Seen(module, key, value, dict(kwargs), 1 if before is None else before.calls + 1)
 
 
 class _SpyCache(DynamicCache):
     def __init__(self) -> None:
         super().__init__()
-        self.updated: dict[int, Tensor] = {}
+        self.updated: dict[int, tuple[Tensor, Tensor]] = {}
 
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
         keys, values = super().update(key_states, value_states, layer_idx, *args, **kwargs)
-        self.updated[layer_idx] = keys
+        self.updated[layer_idx] = keys, values
         return keys, values
 
 
-def probe(model: Any, decoder: nn.Module) -> tuple[list[LayerReport], dict[int, Rope], dict[int, nn.Module]]:
-    """Reports of all layers, the rotation of each usable one, and the attention modules by layer.
+def probe(model: Any, decoder: nn.Module) -> Layers:
+    """Run `model`, whose stack of layers is `decoder`, and report what each layer does.
 
-    The attention function of this package must be active on `model`.
+    The attention function of this package must be active on `model`. Raises UnsupportedModel for a model that is not
+    one stack of attention layers.
     """
+    _check_stack(model)
     first, second = _run(model, decoder, 0), _run(model, decoder, _SHIFT)
     count = int(getattr(model.config, "num_hidden_layers", 0))
     rotary = next((m for name, m in decoder.named_modules() if name.split(".")[-1] == "rotary_emb"), None)
@@ -92,7 +109,26 @@ def probe(model: Any, decoder: nn.Module) -> tuple[list[LayerReport], dict[int, 
         reports.append(report)
         if rope is not None:
             ropes[layer] = rope
-    return reports, ropes, modules
+    return Layers(reports, ropes, modules)
+
+
+def _check_stack(model: Any) -> None:
+    """Refuse what has other layers than attention, which remember something else than keys and values."""
+    config = model.config
+    missing = [name for name in ("num_hidden_layers", "vocab_size") if not hasattr(config, name)]
+    if missing:
+        raise UnsupportedModel(
+            f"{type(model).__name__} is made of several models: its configuration has no {missing[0]} of its own; "
+            "attach the language model inside it"
+        )
+    for index, layer in enumerate(DynamicCache(config=config).layers):
+        if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer):
+            types = getattr(config, "layer_types", None) or []
+            kind = types[index] if index < len(types) else "unknown"
+            raise UnsupportedModel(
+                f"{type(model).__name__}: layer {index} ({kind}) keeps a {type(layer).__name__}: what it remembers is "
+                "not keys and values alone"
+            )
 
 
 def _run(model: Any, decoder: nn.Module, offset: int) -> dict[int, _Seen]:
@@ -102,7 +138,7 @@ def _run(model: Any, decoder: nn.Module, offset: int) -> dict[int, _Seen]:
     device = next(model.parameters()).device
     ids = torch.arange(1, _TOKENS + 1, device=device)[None] % int(model.config.vocab_size)
     positions = torch.arange(offset, offset + _TOKENS, device=device)[None]
-    with _hooks(decoder, rotations, projections), _evaluating(model), torch.no_grad():
+    with _hooks(decoder, rotations, projections), evaluating(model), torch.no_grad():
         model(input_ids=ids, position_ids=positions, past_key_values=cache, use_cache=True, kvbank=recorder)
     for layer, seen in recorder.layers.items():
         seen.updated = cache.updated.get(layer)
@@ -112,7 +148,8 @@ def _run(model: Any, decoder: nn.Module, offset: int) -> dict[int, _Seen]:
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """The model without dropout, and as it was afterwards."""
     training = model.training
     model.eval()
     try:
@@ -151,8 +188,12 @@ def _classify(
     def refuse(reason: str, kind: str = "unsupported") -> tuple[LayerReport, None]:
         return LayerReport(layer, kind, reason), None
 
-    if first.updated is None or first.updated.shape != first.key.shape or not _close(first.updated, first.key):
-        return refuse("its cache does not hold the keys that attention sees (a latent, or K-V of another layer)")
+    if first.calls > 1:
+        return refuse(f"its attention runs {first.calls} times in one forward")
+    if first.updated is None or not all(map(_same, first.updated, (first.key, first.value))):
+        return refuse(
+            "its cache does not hold the keys and values that attention sees (a latent, or K-V of another layer)"
+        )
     same = _close(first.key, second.key)
     if first.rotation is None:
         return refuse("it has no rotary positions, so remembered keys cannot be moved", "no-rope")
@@ -210,6 +251,10 @@ def _is_cos_sin(rotation: Any) -> bool:
         and len(rotation) == 2
         and all(isinstance(x, Tensor) and not x.is_complex() for x in rotation)
     )
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and _close(a, b)
 
 
 def _close(a: Tensor, b: Tensor) -> bool:

@@ -122,7 +122,7 @@ def test_hybrid_models_are_refused() -> None:
         shared_expert_intermediate_size=16,
     )
     net = AutoModelForCausalLM.from_config(config).eval()
-    with pytest.raises(UnsupportedModel, match="does not run with a memory"):
+    with pytest.raises(UnsupportedModel, match="not keys and values alone"):
         attach(net)
 
 

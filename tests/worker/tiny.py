@@ -2,7 +2,7 @@
 
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -107,7 +107,8 @@ def attached(model: PreTrainedModel, backend: str = "sdpa", **options: Any) -> I
         yield attachment
     finally:
         attachment.detach()
-        model.set_attn_implementation("sdpa")
+        with suppress(ValueError):  # a model that has eager attention only
+            model.set_attn_implementation("sdpa")
 
 
 def bank() -> str:

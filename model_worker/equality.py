@@ -1,0 +1,125 @@
+"""The proof that ends the probe: what a model remembers is, at its original positions, what it would have seen.
+
+Six tokens go through the model at once, and again as three that are remembered and three that attend to them. Whatever
+a family does with keys, values, masks or positions, attention and logits of the last three are the same, or the model
+is refused. No table of architectures is needed, so that a family that does not exist yet is exact or refused too.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache
+
+from model_worker.cache import MemoryCache, RecalledChunk
+from model_worker.capture import Captured
+from model_worker.errors import UnsupportedModel
+
+if TYPE_CHECKING:
+    from model_worker.attachment import Attachment
+
+_TOKENS = 6
+# Of the largest value: a difference that is always rounding, and one that never is. In between it may be 8 times what
+# the model's own cache makes of the same cut, on a device that rounds more, or in a deep model.
+_BOUNDS = {torch.float64: (1e-6, 1e-4), torch.float32: (1e-4, 2e-2)}
+_HALF_BOUNDS, _TIMES_OWN = (5e-2, 0.25), 8.0
+
+
+@dataclass(slots=True)
+class _Seen:
+    """Attention outputs by layer `[1, T, Hq, D]` and logits `[1, T, V]` of one forward."""
+
+    attention: dict[int, Tensor]
+    logits: Tensor
+
+    def last(self, count: int) -> "_Seen":
+        return _Seen({layer: x[:, -count:] for layer, x in self.attention.items()}, self.logits[:, -count:])
+
+
+class _Everything:
+    """A memory of one row that recalls all that it was given."""
+
+    cadence, query_tokens, query, needs_queries = 1, 1, "with_input", False
+
+    def __init__(self, chunk: int):
+        self.chunk = chunk
+        self._chunks: list[Captured] = []
+
+    def remember(self, rows: Sequence[Captured | None]) -> None:
+        self._chunks += [row for row in rows if row is not None]
+
+    def recall(self, rows: Sequence[Sequence[int]]) -> list[list[RecalledChunk]]:
+        return [
+            [
+                RecalledChunk(i, c.start, {n: (x.keys, x.values, torch.arange(len(c))) for n, x in c.layers.items()})
+                for i, c in enumerate(self._chunks)
+            ]
+        ]
+
+
+def prove_equality(trial: "Attachment") -> None:
+    """Raise UnsupportedModel unless remembering three tokens in all layers of `trial` is the same as seeing them.
+
+    trial: attached with `per_layer` and `original`, all layers remembering.
+    """
+    windows = [r.sliding_window for r in trial.reports if r.sliding_window]
+    part = min(_TOKENS, *windows, _TOKENS) // 2
+    if part == 0:
+        raise UnsupportedModel("a sliding window of one token leaves nothing to remember")
+    model: Any = trial.model
+    device = next(model.parameters()).device
+    ids = torch.arange(1, 2 * part + 1, device=device)[None] % int(model.config.vocab_size)
+    whole = _forward(trial, ids, None).last(part)
+    own, cache = DynamicCache(config=model.config), MemoryCache(trial, _Everything(part), window=part)
+    for piece in ids.split(part, dim=1):
+        by_cache, remembered = _forward(trial, piece, own), _forward(trial, piece, cache)
+    worst = {"logits": (_far(remembered.logits, whole.logits), _far(by_cache.logits, whole.logits))}
+    for layer, seen in whole.attention.items():
+        worst[f"attention of layer {layer}"] = (
+            _far(remembered.attention[layer], seen),
+            _far(by_cache.attention[layer], seen),
+        )
+    always, never = _BOUNDS.get(whole.logits.dtype, _HALF_BOUNDS)
+    for what, (far, rounding) in worst.items():
+        if far > min(never, max(always, _TIMES_OWN * rounding)):
+            raise UnsupportedModel(
+                f"{type(model).__name__}: {part} tokens that are remembered are not the same as {part} tokens that are "
+                f"seen: the {what} differ by {far:.1e} of their size, where the model's own cache gives {rounding:.1e}"
+            )
+
+
+def _forward(trial: "Attachment", ids: Tensor, cache: Any) -> _Seen:
+    attention: dict[int, Tensor] = {}
+    with _watched(trial.attention_modules, attention), torch.no_grad():
+        logits = trial.model(input_ids=ids, past_key_values=cache, use_cache=cache is not None).logits
+    return _Seen(attention, logits)
+
+
+@contextmanager
+def _watched(modules: dict[int, nn.Module], outputs: dict[int, Tensor]) -> Iterator[None]:
+    """Keep what the attention modules return during a forward, projected or not."""
+
+    def keeper(layer: int) -> Any:
+        def keep(module: nn.Module, args: Any, output: Any) -> None:
+            outputs[layer] = output[0] if isinstance(output, tuple) else output
+
+        return keep
+
+    handles = [module.register_forward_hook(keeper(layer)) for layer, module in modules.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _far(a: Tensor, b: Tensor) -> float:
+    """Largest difference, of the largest value of `b`; infinity where shapes differ or something is not finite."""
+    if a.shape != b.shape:
+        return math.inf
+    far = float((a.float() - b.float()).abs().max() / b.float().abs().max().clamp(min=1e-12))
+    return far if math.isfinite(far) else math.inf
