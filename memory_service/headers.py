@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mappin
 from contextlib import asynccontextmanager, contextmanager, nullcontext
 from typing import Any, TypeVar
 
+from memory_service import calls
 from memory_service.budget import Budget, Share
 from memory_service.domain import Chunk
 from memory_service.errors import RESOURCE_EXHAUSTED, ServiceError
@@ -121,7 +122,7 @@ class Headers:
                 self._loop.call_soon_threadsafe(self._building.release)
             yield made
         finally:
-            self._loop.call_soon_threadsafe(self._budget.give, share)
+            self._loop.call_soon_threadsafe(share.give)
 
     def _most(self, refusal: HeaderTooLarge) -> int:
         """How much room the header needs. Errors: HeaderTooLarge for one that is no message any more."""
@@ -135,13 +136,12 @@ class Headers:
     @asynccontextmanager
     async def share(self, size: int) -> AsyncIterator[Share]:
         """Wait for room, and hold it in the block."""
-        task = asyncio.current_task()
-        assert task is not None
-        share = await self._budget.take(size, task.cancel)
+        call = calls.current()
+        share = await self._budget.take(size, call.end_stalled, owner=call.connection)
         try:
             yield share
         finally:
-            self._budget.give(share)
+            share.give()
 
 
 def _nothing() -> None:

@@ -4,13 +4,14 @@ What a caller can vary (a method that does not exist, names, ids) never becomes 
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AbstractContextManager
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import AbstractContextManager, aclosing
 from functools import partial
 from typing import Any
 
 import grpc
 
+from memory_service.calls import Calls
 from memory_service.observation import Observer, request_id
 from memory_service.requests import Request
 
@@ -19,10 +20,11 @@ _SERVICE = "/kvbank.v1.MemoryService/"
 
 
 class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
-    """Hands every request of the memory service to the observer."""
+    """Hands every request of the memory service to the observer, and has it run among the calls under way."""
 
-    def __init__(self, observer: Observer) -> None:
+    def __init__(self, observer: Observer, calls: Calls) -> None:
         self._observer = observer
+        self._calls = calls
         self._handlers: dict[str, Any] = {}
 
     async def intercept_service(self, continuation: Callable[[Any], Awaitable[Any]], details: Any) -> Any:
@@ -48,21 +50,28 @@ class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
     def _unary(self, method: str, inner: Any) -> Any:
         async def call(message: Any, context: Any) -> Any:
             with self._observed(method, context):
-                return await inner(message, context)
+                return await self._calls.run(context, inner(message, context))
 
         return call
 
     def _stream(self, method: str, inner: Any) -> Any:
-        async def call(messages: Any, context: Any) -> AsyncIterator[Any]:
+        # No generator: of that one gRPC would be the caller, so that nobody could say why a call ends that waits for
+        # its answers to be taken.
+        async def call(messages: Any, context: Any) -> None:
             with self._observed(method, context):
-                async for answer in inner(messages, context):
-                    yield answer
+                await self._calls.run(context, _written(inner(messages, context), context))
 
         return call
 
     def _observed(self, method: str, context: Any) -> AbstractContextManager[None]:
         found = next((value for key, value in context.invocation_metadata() or () if key == ID_KEY), None)
         return self._observer.of(Request(request_id(found), method), partial(_code, context))
+
+
+async def _written(answers: AsyncGenerator[Any], context: Any) -> None:
+    async with aclosing(answers):
+        async for answer in answers:
+            await context.write(answer)
 
 
 def _code(context: Any, error: BaseException | None) -> str:

@@ -64,7 +64,8 @@ class Observer:
             self._metrics.errors.labels(request.method, request.reason or code).inc()
         if at := _CHECKSUMS.get(request.reason):
             self._metrics.checksum_failures.labels(at).inc()
-        trouble = code in _TROUBLE or request.reason == "DISK_FULL"
+        # A stop, or a caller too slow, is no trouble of the service.
+        trouble = (code in _TROUBLE and request.reason != "NOT_SERVING") or request.reason == "DISK_FULL"
         level = (
             logging.WARNING
             if trouble and self._said.due(f"{request.method} {code} {request.reason}")

@@ -7,7 +7,7 @@ While either is full, nothing more is read from the caller.
 import asyncio
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import copy_context
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from kvbank.v1 import service_pb2 as pb
-from memory_service import convert, requests
+from memory_service import calls, convert, requests
 from memory_service.bank import Banks
 from memory_service.budget import Budget, Share
 from memory_service.domain import Bank, Chunk
@@ -26,6 +26,8 @@ from memory_service.write import Written
 
 # Of a chunk without its tensors, so that every answer about single chunks fits in a message.
 LARGEST_HEADER = 2 * 1024 * 1024
+# Of a chunk's buffer while no more has come.
+_FIRST_BYTES = 1024 * 1024
 # In one message; each may name some hundred evicted chunks.
 MOST_ACKS = 256
 
@@ -75,24 +77,32 @@ class Receiver:
 class _Incoming:
     """A chunk that is coming in, or on its way to the disk."""
 
-    def __init__(self, bank: Bank, chunk_id: int, chunk: Chunk, staged: StagedFile | None, share: Share) -> None:
+    def __init__(
+        self, bank: Bank, chunk_id: int, chunk: Chunk, staged: StagedFile | None, share: Share, size: int
+    ) -> None:
+        """size: what it takes of the stream's window."""
+        self.size = size
         self.bank = bank
         self.chunk_id = chunk_id
         self.chunk = chunk
         self.staged = staged
         self.length = chunk.payload.length if chunk.payload else 0
-        self.missing = 0 if staged else self.length
+        self._whole = self.missing = 0 if staged else self.length
         self.share = share
         self.written: Written | None = None
         self.error: BaseException | None = None
-        # One buffer: frames of a byte each, kept as they come, would take fifty times their size.
-        self._data = np.empty(self.missing, np.uint8).data
+        # One buffer: frames of a byte each, kept as they come, would take fifty times their size. A large one is made
+        # when as much as a small one has come, because its first bytes may cost a page of megabytes.
+        self._data = np.empty(min(self.missing, _FIRST_BYTES), np.uint8).data
 
     def add(self, data: memoryview) -> None:
         """Errors: INVALID_FIELD when it is more than the descriptor says."""
         if len(data) > self.missing:
             raise invalid("data", f"{len(data) - self.missing} bytes more than the tensors have")
-        begin = len(self._data) - self.missing
+        begin = self._whole - self.missing
+        if begin + len(data) > len(self._data):
+            first, self._data = self._data[:begin], np.empty(self._whole, np.uint8).data
+            self._data[:begin] = first
         self._data[begin : begin + len(data)] = data
         self.missing -= len(data)
 
@@ -115,9 +125,7 @@ class _Stream:
         self._ended = False
         # Whether the caller takes several acks in one message.
         self.together = False
-        task = asyncio.current_task()
-        assert task is not None
-        self._cancel: Callable[[], object] = task.cancel
+        self._call = calls.current()
         # Chunks without bytes, which one storage thread begins to write one after the other.
         self._small: list[_Incoming] = []
         self._writing_small = False
@@ -134,8 +142,10 @@ class _Stream:
                 if isinstance(request, memoryview):
                     if chunk is None:
                         raise invalid("data", "bytes without a header")
+                    # As they come: a header alone holds nothing of what it says will follow.
+                    await chunk.share.grow(min(len(request), chunk.missing))
                     chunk.add(request)
-                    chunk.share.touch()
+                    chunk.share.progress(len(request))
                 elif chunk is not None:
                     raise invalid("data", f"{chunk.missing} bytes of the chunk before are missing")
                 elif request.WhichOneof("frame") == "headers":
@@ -155,7 +165,7 @@ class _Stream:
                 raise invalid("data", f"the stream ended {chunk.missing} bytes early")
         finally:
             if chunk is not None:
-                self._receiver.budget.give(chunk.share)
+                chunk.share.give()
             self._ended = True
             self._moved.set()
 
@@ -175,14 +185,15 @@ class _Stream:
         while (chunk_id := ids.take()) is None:
             await asyncio.shield(asyncio.wrap_future(ids.refill()))
         # With the header, because chunks without K-V are all header.
-        size += new.payload.length if new.payload else 0
-        while self._taken and self._taken + size > receiver.window:
+        length = new.payload.length if new.payload else 0
+        while self._taken and self._taken + size + length > receiver.window:
             self._room.clear()
             await self._room.wait()
-        # Before its buffer is made.
-        share = await receiver.budget.take(size, self._cancel)
-        self._taken += size
-        return _Incoming(bank, chunk_id, new, staged, share)
+        whole = size if staged else size + length
+        call = self._call
+        share = await receiver.budget.take(size, call.end_stalled, whole=whole, owner=call.connection)
+        self._taken += size + length
+        return _Incoming(bank, chunk_id, new, staged, share, size + length)
 
     def _staged(self, message: pb.StagedPayload) -> StagedFile:
         if self._receiver.same_host is None:
@@ -243,7 +254,7 @@ class _Stream:
             settled, self._settled = self._settled, []
         # Their bytes are on the disk, whether or not the caller takes its acks.
         for chunk in settled:
-            self._receiver.budget.give(chunk.share)
+            chunk.share.give()
         self._moved.set()
 
     # Out
@@ -269,7 +280,7 @@ class _Stream:
         ready: list[Written] = []
         while self._pending and _settled(self._pending[0]) and len(ready) < MOST_ACKS:
             chunk = self._pending.popleft()
-            self._taken -= chunk.share.size
+            self._taken -= chunk.size
             self._room.set()
             if chunk.error is not None:
                 return ready, chunk.error

@@ -12,6 +12,7 @@ from itertools import islice
 import numpy as np
 
 from kvbank import _frames
+from memory_service import calls
 from memory_service.budget import Budget
 from memory_service.errors import UNAVAILABLE, ServiceError
 from memory_service.metrics import Metrics
@@ -41,9 +42,9 @@ class Sender:
         total = sum(item.file.length for item in found)
         if not total:
             return
-        task = asyncio.current_task()
-        assert task is not None
-        share = await self._budget.take(min(total, 2 * AHEAD * _frames.FRAME_BYTES), task.cancel)
+        call = calls.current()
+        size = min(total, 2 * AHEAD * _frames.FRAME_BYTES)
+        share = await self._budget.take(size, call.end_stalled, owner=call.connection)
         frames = self._read(found, min(total, _frames.FRAME_BYTES))
         # With the context, so that what a storage thread logs carries the request.
         run = copy_context().run
@@ -58,14 +59,14 @@ class Sender:
                 ahead = take(AHEAD)
                 for frame in batch:
                     yield frame
-                    share.touch()
+                    share.progress(len(frame))
             self._sent.inc(total)
         finally:
             # A thread may still be reading; not one of its files is closed before.
             try:
                 await asyncio.wait([ahead])
             finally:
-                self._budget.give(share)
+                share.give()
             ahead.cancelled() or ahead.exception()
 
     def _take(self, frames: Iterator[bytes], count: int) -> list[bytes]:

@@ -19,6 +19,7 @@ from sqlalchemy.exc import DBAPIError
 
 from kvbank.v1 import service_pb2
 from memory_service.bank import Banks
+from memory_service.calls import Calls
 from memory_service.clock import Clock
 from memory_service.data_folder import DataFolder
 from memory_service.direct import Call, DirectCalls
@@ -35,6 +36,9 @@ from memory_service.threads import StorageThreads
 
 SERVICE = service_pb2.DESCRIPTOR.services_by_name["MemoryService"].full_name
 LONGEST_SOCKET_PATH = 107
+MOST_STREAMS = 256
+# For what gRPC still has to send when no call is left; callers who watch the health are left then.
+_LAST_BYTES_S = 0.25
 # What a storage thread gets for a step that nobody waits for any more.
 _LAST_STEP_S = 10.0
 _LOOPBACK = ("127.", "localhost:", "[::1]:", "unix:")
@@ -71,6 +75,7 @@ class Server:
         stats = Stats(self._banks, settings, self._metrics)
         self._service = MemoryService(self._banks, settings, self._threads, stats, self._metrics, self._same_host)
         self._observer = Observer(self._metrics)
+        self._calls = Calls()
         self._direct: DirectCalls | None = None
         self._server: Any = None
         self._sweeper: asyncio.Task[None] | None = None
@@ -96,10 +101,12 @@ class Server:
             ("grpc.max_receive_message_length", limit),
             ("grpc.max_send_message_length", limit),
             ("grpc.so_reuseport", 0),
+            # Of a connection; a client keeps what is more to itself until others have ended.
+            ("grpc.max_concurrent_streams", MOST_STREAMS),
             # None but the identity: sixty bytes can be sixty thousand, which gRPC makes of them before we see any.
             ("grpc.compression_enabled_algorithms_bitset", 1),
         ]
-        self._server = grpc.aio.server(options=options, interceptors=[Interceptor(self._observer)])
+        self._server = grpc.aio.server(options=options, interceptors=[Interceptor(self._observer, self._calls)])
         self._server.add_registered_method_handlers(SERVICE, handlers(self._service, limit))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
@@ -140,10 +147,12 @@ class Server:
     async def _end(self, grace: float | None) -> None:
         if self._sweeper is not None:
             self._sweeper.cancel()
-        stopped = [self._server.stop(grace)] if self._server is not None else []
+        stopped = [self._calls.drain(grace)] if grace is not None else []
         if self._direct is not None:
             stopped.append(asyncio.to_thread(self._direct.close, grace or 0))
         await asyncio.gather(*stopped)
+        if self._server is not None:
+            await self._server.stop(_LAST_BYTES_S if grace is not None else None)
         await asyncio.to_thread(self._close)
 
     async def _set_health(self, status: Any) -> None:

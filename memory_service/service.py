@@ -13,7 +13,7 @@ from google.protobuf.message import Message
 from kvbank import _frames
 from kvbank.v1 import service_pb2 as pb
 from kvbank.v1 import service_pb2_grpc
-from memory_service import __version__, convert, payloads, requests
+from memory_service import __version__, calls, convert, payloads, requests
 from memory_service.bank import Banks
 from memory_service.budget import Budget
 from memory_service.decoding import LARGEST_REQUEST, SHORT, Received, frames, receiver
@@ -41,7 +41,6 @@ from memory_service.validate import LARGEST_INT64
 PAGE_BYTES = 2 * 1024 * 1024
 T = TypeVar("T")
 Context = Any
-_DETAILS = "grpc-status-details-bin"
 
 
 def unary(method: Callable[[Any, Any], Message]) -> Callable[..., Awaitable[bytes]]:
@@ -106,14 +105,8 @@ def streaming(method: Callable[..., AsyncIterator[T]]) -> Callable[..., AsyncIte
 
 
 def _refuse(context: Context, error: Exception) -> None:
-    """Say how the call ends. Not by gRPC's abort: the error that it raises, and keeps with the call, has the frames of
-    the call, these have the call, and the message of the last call of all stays in memory with it."""
-    refusal = to_service_error(error)
-    if request := requests.current():
-        request.reason = refusal.reason
-    context.set_code(refusal.code)
-    context.set_details(refusal.message)
-    context.set_trailing_metadata(((_DETAILS, refusal.status().SerializeToString()),))
+    """Say how the call ends."""
+    calls.refuse(context, to_service_error(error))
     without_frames(error)
 
 

@@ -1,7 +1,7 @@
 """A real server on a real socket, spoken to through the stubs alone."""
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,9 +25,9 @@ BF16, INT32 = bank_pb2.DATA_TYPE_BF16, bank_pb2.DATA_TYPE_INT32
 class Caller:
     """Short words for the RPCs; `bank` is "b" unless said otherwise."""
 
-    def __init__(self, address: str, first_key: int = 1) -> None:
+    def __init__(self, address: str, first_key: int = 1, options: Sequence[tuple[str, Any]] = ()) -> None:
         # The server says what is too large.
-        self.channel = grpc.insecure_channel(address, options=[("grpc.max_receive_message_length", -1)])
+        self.channel = grpc.insecure_channel(address, options=[("grpc.max_receive_message_length", -1), *options])
         self.stub = service_pb2_grpc.MemoryServiceStub(self.channel)
         self._keys = itertools.count(first_key)
         self._random = np.random.default_rng(first_key)
@@ -194,8 +194,8 @@ def connect() -> Callable[..., Any]:
     """Call a server of another process."""
 
     @contextmanager
-    def connected(address: str, first_key: int = 1) -> Iterator[Caller]:
-        caller = Caller(address, first_key)
+    def connected(address: str, first_key: int = 1, options: Sequence[tuple[str, Any]] = ()) -> Iterator[Caller]:
+        caller = Caller(address, first_key, options)
         yield caller
         caller.channel.close()
 
