@@ -335,6 +335,11 @@ class Memory:
                 self.spool.done(path)
         return True
 
+    @property
+    def away(self) -> bool:
+        """Whether the service did not answer when it was asked last."""
+        return self._retry_at > 0
+
     def _away(self, error: kvbank.ServiceError) -> None:
         warnings.warn(f"the memory service is away: {error}", RuntimeWarning, stacklevel=2)
         self._retry_at = time.monotonic() + self._pause

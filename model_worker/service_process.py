@@ -16,7 +16,7 @@ class ServiceProcess:
     """`python -m memory_service` on a folder: its store, its log, and where it listens. A context manager."""
 
     def __init__(self, folder: Path):
-        self.folder, self.address = folder, ""
+        self.folder, self.address = folder.absolute(), ""
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> str:

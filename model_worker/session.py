@@ -26,11 +26,12 @@ from model_worker.cache import MemoryCache, RecalledChunk
 from model_worker.capture import Captured
 from model_worker.chunking import chunks
 from model_worker.compress import local_rule
+from model_worker.epoch import BankEpoch
 from model_worker.errors import InputError, SessionError
 from model_worker.generation import generated, generation_options, plain_decoding
 from model_worker.local import TovaRule
 from model_worker.memory import START_S, Memory
-from model_worker.model import MemoryModel
+from model_worker.model import MemoryModel, Progress
 from model_worker.prompt import PromptFormat, prompt_format
 from model_worker.session_log import Header, SessionLog, Turn, now
 from model_worker.spool import Spool
@@ -59,6 +60,7 @@ class Session:
         assert log.header is not None
         self.model, self.log, self.header, self.style = model, log, log.header, style
         self.memory = _TurnMemory(memory)
+        self._epoch = BankEpoch(model.client, log.header.bank, log.epoch)
         self._window, self._local = window, local
         self._cache: MemoryCache | None = None
         self._ids: list[int] = []  # what the cache counts as seen
@@ -74,6 +76,7 @@ class Session:
         window: int | None = None,
         local: str | None = None,
         style: str = "auto",
+        progress: Progress | None = None,
         **memory_options: Any,
     ) -> Self:
         """Begin the session of `log` or go on with it; the session closes `log`, and so does a failure here.
@@ -81,8 +84,10 @@ class Session:
         name, target: how model and service are called, noted in a new log. window, local: local tokens, and the rule by
         which layers keep some of them, as in `MemoryModel`; the model's own by default. A session that was left under
         another rule goes on with a window made from the log, and warns (RuntimeWarning): what the rule had kept of what
-        left the window is not there. style: see `prompt_format`. memory_options: as in `Memory`. Raises SessionError
-        for another model than it was begun with, InputError for a rule that there is not.
+        left the window is not there. style: see `prompt_format`. progress: called with (tokens done, tokens in all)
+        while a window is made from the log, or the bank written again. memory_options: as in `Memory`. Raises
+        SessionError for another model than it was begun with, and where the bank belongs to another copy of the
+        session's folder; InputError for a rule that there is not.
         """
         with contextlib.ExitStack() as failed:
             failed.callback(log.close)
@@ -106,8 +111,9 @@ class Session:
                 **memory_options,
             )
             session = cls(model, log, memory, model.window if window is None else window, found, rule)
+            session._epoch.claim(max(START_S, memory.patience))
             memory.deliver_spooled()
-            session._rebuild(from_start)
+            session._rebuild(from_start, progress)
             log.rewriting.unlink(missing_ok=True)
             failed.pop_all()
             return session
@@ -120,6 +126,7 @@ class Session:
         *,
         on_text: Callable[[str], None] | None = None,
         stopped: Callable[[], bool] = lambda: False,
+        progress: Progress | None = None,
         max_new_tokens: int = 256,
         temperature: float = 0.0,
         **generation: Any,
@@ -127,7 +134,8 @@ class Session:
         """Say something and get the answer; both are durable when this returns.
 
         on_text: called with pieces of the answer as they come. stopped: asked at every token; when it says so the
-        answer ends there, and the turn is kept as far as it went. temperature 0 is greedy. generation: options of
+        answer ends there, and the turn is kept as far as it went. progress: called with (tokens done, tokens in all)
+        while a message longer than a chunk is read. temperature 0 is greedy. generation: options of
         Hugging Face `generate`; those that a session decides itself, or that a memory cannot keep, raise InputError.
         When this raises, the turn has not taken place, unless `log.turns` has it (a service lost after that, with
         `strict`). A message longer than the window is recorded in pieces while it is read, since its beginning is
@@ -140,8 +148,9 @@ class Session:
             raise InputError("say something")
         limit = whole("max_new_tokens", max_new_tokens)
         options = self._options(limit, finite("temperature", temperature), generation)
+        self._claim()
         try:
-            prompt = self._read_ahead(self._encode(text))
+            prompt = self._read_ahead(self._encode(text), progress)
             end = AnswerEnd(self.model, self.style, on_text, stopped)
             written = self._generate(prompt, end, options)
             answer = self.style.answer(self._decode(written))
@@ -187,11 +196,19 @@ class Session:
         first = self.model.tokenizer.encode("a")[:1]
         return (first if first == [self.model.tokenizer.bos_token_id] else []) + ids
 
-    def _read_ahead(self, prompt: list[int]) -> list[int]:
+    def _claim(self) -> None:
+        """Say nothing into a bank that another copy of this session has taken over; one that is away is not asked."""
+        if self.memory.memory.away:
+            return
+        with contextlib.suppress(kvbank.ServiceError):  # what is wrong shows, and is told, when a chunk is written
+            self._epoch.claim(self.memory.memory.patience)
+
+    def _read_ahead(self, prompt: list[int], progress: Progress | None) -> list[int]:
         """Read and record what a prompt has beyond one window; returns the rest."""
+        total = len(prompt)
         while len(prompt) > self._cache_now.window:  # type: ignore[operator]
             part, prompt = prompt[: self._cache_now.window], prompt[self._cache_now.window :]
-            self._feed(part)
+            self._feed(part, progress, total - len(prompt) - len(part), total)
             self._commit(Turn("", "", part, len(part), self.memory.kept, now(), part=True))
         return prompt
 
@@ -217,9 +234,12 @@ class Session:
         self._feed(written[fed:])
         return written
 
-    def _feed(self, ids: Sequence[int]) -> None:
+    def _feed(self, ids: Sequence[int], progress: Progress | None = None, done: int = 0, total: int = 0) -> None:
         """Let the model see tokens, in pieces that never make less than a whole chunk leave the window."""
         for piece in chunks(ids, self._piece):
+            if progress is not None:
+                progress(done, total)
+                done += len(piece)
             tensor = torch.tensor([piece], device=next(self.model.model.parameters()).device)
             with torch.no_grad():
                 decoder_of(self.model.model)(input_ids=tensor, past_key_values=self._cache_now, use_cache=True)
@@ -252,7 +272,7 @@ class Session:
         """Tokens that have left the window."""
         return sum(len(turn.ids) for turn in self.log.turns) - self._cache_now.physical
 
-    def _rebuild(self, from_start: bool = False) -> None:
+    def _rebuild(self, from_start: bool = False, progress: Progress | None = None) -> None:
         """Make the window as it was after the last turn: from its file, or from the tokens in the log."""
         ids = [token for turn in self.log.turns for token in turn.ids]
         self.memory.durable, self._ids = len(ids), []
@@ -262,7 +282,7 @@ class Session:
         self.memory.kept = start
         self._cache = self._fresh(start)
         try:
-            self._feed(ids[start:])
+            self._feed(ids[start:], progress, 0, len(ids) - start)
         except BaseException:
             self._cache = None
             raise

@@ -1,6 +1,6 @@
 """`kvbank chat` and `kvbank session`. Cheap to import: what is heavy comes inside the commands."""
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -8,14 +8,18 @@ import typer
 
 import kvbank
 from kvbank._channel import parse_target
+from kvbank._cli.ending import say
 from kvbank._cli.output import print_json, print_line
 from kvbank._cli.table import Column, print_table
 from model_worker.errors import SessionError
+from model_worker.left_banks import LeftBank, delete_noted, note, noted
 from model_worker.session_log import (
     Header,
     SessionLog,
     Turn,
     find_session,
+    fork,
+    now,
     read_session,
     read_sessions,
     sessions_folder,
@@ -44,13 +48,23 @@ _SESSIONS = (
 )
 
 
+@dataclass(frozen=True, slots=True)
+class _Left:
+    """A bank that was not deleted: where it is, as far as is known, and how that is said."""
+
+    memory: str
+    text: str
+
+
 def register_session_commands(app: typer.Typer) -> None:
-    """Add `chat` and `session ls|show|rm` to the `kvbank` command line."""
+    """Add `chat` and `session ls|show|fork|rm|clean` to the `kvbank` command line."""
     session = typer.Typer(no_args_is_help=True, help="Look at chat sessions and delete them.")
     app.command("chat")(chat)
     session.command("ls")(list_sessions)
     session.command("show")(show_session)
+    session.command("fork")(fork_session)
     session.command("rm")(remove_session)
+    session.command("clean")(clean_sessions)
     app.add_typer(session, name="session")
 
 
@@ -106,8 +120,11 @@ def chat(
 
 def list_sessions(sessions: Sessions = None, as_json: AsJson = False) -> None:
     """List the sessions on this machine."""
+    folder = sessions or sessions_folder()
     with warnings_in_one_line():
-        found = [_facts(*session) for session in read_sessions(sessions or sessions_folder())]
+        found = [_facts(*session) for session in read_sessions(folder)]
+    if left := len(noted(folder)):
+        say(f"banks of deleted sessions that are still there: {left}; kvbank session clean")
     if as_json:
         print_json(found)
         return
@@ -139,6 +156,20 @@ def show_session(
         print(printable(f"\n{turn.time}\n> {turn.text}\n{turn.answer}"))
 
 
+def fork_session(
+    name: Name,
+    new: Annotated[str, typer.Argument(help="Name of the new session.")],
+    sessions: Sessions = None,
+    as_json: AsJson = False,
+) -> None:
+    """Begin a session with what was said in another; its bank is written from the log at its first start."""
+    made = fork(sessions or sessions_folder(), name, new)
+    if as_json:
+        print_json(asdict(made))
+    else:
+        print_line(f"session {new} goes on from {name}; its bank is {made.bank}")
+
+
 def remove_session(
     name: Name,
     memory: Memory = None,
@@ -149,31 +180,54 @@ def remove_session(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Delete a session: its bank, then its log."""
-    with SessionLog.open(sessions or sessions_folder(), name, must_exist=True) as log:
+    """Delete a session: its bank, then its log. A bank that --force leaves is noted for `session clean`."""
+    folder = sessions or sessions_folder()
+    with SessionLog.open(folder, name, must_exist=True) as log:
         turns = sum(not turn.part for turn in log.turns)
         bank = log.header.bank if log.header else None
         if not yes:
             typer.confirm(f"Delete session {name!r}, its {turns} turns and bank {bank}?", abort=True, err=True)
-        if bank is not None:
-            _remove_bank(bank, _target(memory, log.header), force)
+        left = None if log.header is None else _remove_bank(log.header, _target(memory, log.header), force)
+        if left is not None:
+            note(folder, LeftBank(str(bank), left.memory, name, now()))
         log.remove()
     if as_json:
-        print_json({"deleted": name, "turns": turns, "bank": bank})
+        print_json({"deleted": name, "turns": turns, "bank": bank, "bank_deleted": left is None and bank is not None})
     else:
-        print_line(f"deleted session {name}, {turns} turns, bank {bank}")
+        print_line(f"deleted session {name}, {turns} turns" + (f", bank {bank}" if left is None else ""))
+    if left is not None:
+        say(left.text)
 
 
-def _remove_bank(bank: str, target: str, force: bool) -> None:
+def clean_sessions(sessions: Sessions = None) -> None:
+    """Delete the banks that deleted sessions have left, where their services are there again."""
+    remaining = 0
+    for left, trouble in delete_noted(sessions or sessions_folder()):
+        if trouble:
+            say(f"bank {left.bank} of session {left.session} is still there: {trouble}")
+        else:
+            print_line(f"deleted bank {left.bank} of session {left.session}")
+        remaining += bool(trouble)
+    if remaining:
+        raise typer.Exit(1)
+
+
+def _remove_bank(header: Header, target: str, force: bool) -> _Left | None:
+    """Delete a session's bank; with `force` what is left of it where it is not to be had."""
+    bank = header.bank
     try:
-        with kvbank.connect(target, timeout=3) as client:
+        with kvbank.connect(target, timeout=3, first_contact=1) as client:
             client.delete_bank(bank)
-    except (kvbank.BankNotFound, kvbank.Unavailable, kvbank.DeadlineExceeded) as error:
+    except kvbank.KVBankError as error:
         if not force:  # the bank may be elsewhere, and with the log nobody would know of it any more
             raise SessionError(
                 f"nothing was deleted, since bank {bank} was not found at {target}: {error}; name its service with "
                 "--memory, or delete the log alone with --force"
             ) from None
+        if isinstance(error, kvbank.BankNotFound):
+            return _Left(header.memory, f"bank {bank} is not at {target}; if it is elsewhere, it is still there")
+        return _Left(target, f"bank {bank} was not deleted: {error}; `kvbank session clean` deletes it later")
+    return None
 
 
 def _known(sessions: Path, name: str) -> Header | None:

@@ -13,7 +13,7 @@ import re
 import secrets
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -28,6 +28,7 @@ from model_worker.errors import InputError, SessionError
 
 FORMAT = 1
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_BANK = re.compile(r"session-(.+)-[0-9a-f]{8}")
 _FILE = "log.jsonl"
 _SECTOR = 512  # what a disk writes whole
 _START = len('{"xxh3":"0123456789abcdef",')
@@ -100,9 +101,8 @@ class SessionLog:
     def begin(self, *, model: str, reader: str, chunk: int, memory: str) -> Header:
         """Write the first line of a new session."""
         assert self.header is None
-        uid, name = secrets.token_hex(16), self.folder.name
-        header = Header(uid, name, model, reader, f"session-{name}-{uid[:8]}", chunk, memory, now())
-        self._write({"kind": "session", "format": FORMAT, **asdict(header)}, 0)
+        header = _header_of(self.folder.name, model=model, reader=reader, chunk=chunk, memory=memory)
+        self._write(_begun(header), 0)
         sync_folder(self.folder)
         self.header = header
         return header
@@ -110,7 +110,7 @@ class SessionLog:
     def append(self, turn: Turn) -> None:
         """Make a turn durable; it is when this returns."""
         assert self.header is not None
-        self._write({"kind": "turn", **asdict(turn)}, len(self.turns) + 1)
+        self._write(_said(turn), len(self.turns) + 1)
         self.turns.append(turn)
 
     def _write(self, record: dict[str, Any], number: int) -> None:
@@ -138,6 +138,11 @@ class SessionLog:
         return self.folder / "window.safetensors"
 
     @property
+    def epoch(self) -> Path:
+        """By which the session's bank knows this copy of it (see epoch.py)."""
+        return self.folder / "epoch"
+
+    @property
     def rewriting(self) -> Path:
         """There while the bank is being written again from the log, so that a killed rewriting starts over."""
         return self.folder / "rewriting"
@@ -157,6 +162,35 @@ class SessionLog:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+
+def fork(sessions: Path, name: str, new: str) -> Header:
+    """Begin the session `new` with what was said in `name`; its bank is written from the log when it is opened.
+
+    The log is there whole or not at all. Raises SessionError where there is no `name`, or a session `new` already.
+    """
+    header, turns = read_session(sessions, name)
+    folder = _folder(sessions, new)
+    made = _header_of(new, model=header.model, reader=header.reader, chunk=header.chunk, memory=header.memory)
+    lines = [_line(_begun(made), 0)]
+    lines += [_line(_said(turn), number) for number, turn in enumerate(turns, 1)]
+    unfinished = folder.parent / f".fork-{made.uid}"
+    make_folder(unfinished)
+    try:
+        with (unfinished / _FILE).open("wb") as file:
+            file.writelines(lines)
+            file.flush()
+            os.fsync(file.fileno())
+        sync_folder(unfinished)
+        if (folder / _FILE).exists():
+            raise SessionError(f"there is a session {new!r} already")
+        unfinished.rename(folder)
+    except OSError as error:
+        raise SessionError(f"session {new!r} could not be made: {error}") from None
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    sync_folder(folder.parent)
+    return made
 
 
 def sessions_folder() -> Path:
@@ -181,6 +215,24 @@ def read_sessions(sessions: Path) -> Iterator[tuple[Header, list[Turn]]]:
             continue
         if header is not None:
             yield header, turns
+
+
+def without_session(banks: Iterable[str], sessions: Path) -> list[str]:
+    """Those of `banks` that are named as a session's, and belong to none of the folder.
+
+    Sessions on other machines are not known here. A session whose log is damaged counts as the owner of all that bear
+    its name.
+    """
+    owned, unsure = set(), set()
+    for path in sessions.glob(f"*/{_FILE}"):
+        try:
+            header, _, _ = _parse(path, path.read_bytes())
+        except (OSError, SessionError):
+            unsure.add(path.parent.name)
+        else:
+            owned |= set() if header is None else {header.bank}
+    named = ((bank, _BANK.fullmatch(bank)) for bank in banks)
+    return [bank for bank, found in named if found and bank not in owned and found[1] not in unsure]
 
 
 def read_session(sessions: Path, name: str) -> tuple[Header, list[Turn]]:
@@ -209,7 +261,20 @@ def now() -> str:
 def _folder(sessions: Path, name: str) -> Path:
     if not _NAME.fullmatch(name):
         raise InputError(f"session name {name!r}: 1 to 64 letters, digits, '.', '_' or '-', first a letter or digit")
-    return sessions / name
+    return sessions.absolute() / name
+
+
+def _header_of(name: str, *, model: str, reader: str, chunk: int, memory: str) -> Header:
+    uid = secrets.token_hex(16)
+    return Header(uid, name, model, reader, f"session-{name}-{uid[:8]}", chunk, memory, now())
+
+
+def _begun(header: Header) -> dict[str, Any]:
+    return {"kind": "session", "format": FORMAT, **asdict(header)}
+
+
+def _said(turn: Turn) -> dict[str, Any]:
+    return {"kind": "turn", **asdict(turn)}
 
 
 def _locked(folder: Path, name: str) -> FileIO:

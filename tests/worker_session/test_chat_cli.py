@@ -7,6 +7,7 @@ import pytest
 import typer
 
 import kvbank
+from kvbank._cli import bank
 from memory_service.server import LocalServer
 from model_worker.session_cli import register_session_commands
 from model_worker.session_log import SessionLog, read_session
@@ -17,6 +18,7 @@ from tests import command
 def kvbank_command(*arguments: object, stdin: str = "") -> command.Ended:
     app = typer.Typer()
     register_session_commands(app)
+    app.add_typer(bank.app, name="bank")
     return command.run(app, *arguments, stdin=stdin)
 
 
@@ -102,6 +104,39 @@ def test_the_log_stays_when_the_bank_is_elsewhere(chat: list[object], tmp_path: 
     assert len(read_session(tmp_path, "sea")[1]) == 1
     assert kvbank_command(*remove, "--force").exit_code == 0
     assert not (tmp_path / "sea").exists()
+
+
+def test_what_force_leaves_is_said_and_kept_for_later(chat: list[object], tmp_path: Path) -> None:
+    """The bank of a session that was deleted while its service was away is noted, found, and deleted later."""
+    sessions = ["--sessions", tmp_path]
+    data = tmp_path / "data"
+    with LocalServer(data) as server:
+        chat[chat.index("--memory") + 1] = server.address
+        assert kvbank_command(*chat, "--max-new-tokens", 3, stdin="ahoy\n").exit_code == 0
+        kept = kvbank_command("chat", "-s", "kept", *chat[3:], "--max-new-tokens", 3, stdin="ahoy\n")
+        assert kept.exit_code == 0
+    banks = {name: read_session(tmp_path, name)[0].bank for name in ("sea", "kept")}
+    removed = kvbank_command("session", "rm", "sea", *sessions, "--yes", "--force", "--json")
+    assert removed.exit_code == 0
+    assert json.loads(removed.stdout) == {"deleted": "sea", "turns": 1, "bank": banks["sea"], "bank_deleted": False}
+    assert f"bank {banks['sea']} was not deleted" in removed.stderr
+    assert not (tmp_path / "sea").exists()
+    listed = kvbank_command("session", "ls", *sessions, "--json")
+    assert [facts["name"] for facts in json.loads(listed.stdout)] == ["kept"]
+    assert "still there: 1; kvbank session clean" in listed.stderr
+    away = kvbank_command("session", "clean", *sessions)
+    assert away.exit_code == 1
+    assert f"bank {banks['sea']} of session sea is still there" in away.stderr
+    with LocalServer(data, listen=server.address):
+        orphans = ["bank", "ls", "--orphans", "--memory", server.address, *sessions, "--json"]
+        assert [bank["name"] for bank in json.loads(kvbank_command(*orphans).stdout)] == [banks["sea"]]
+        (tmp_path / "kept" / "log.jsonl").write_text("{}\n{}\n")  # whose is its bank? not to be told: no orphan
+        assert [bank["name"] for bank in json.loads(kvbank_command(*orphans).stdout)] == [banks["sea"]]
+        cleaned = kvbank_command("session", "clean", *sessions)
+        assert (cleaned.exit_code, cleaned.stdout) == (0, f"deleted bank {banks['sea']} of session sea\n")
+        assert json.loads(kvbank_command(*orphans).stdout) == []
+    assert kvbank_command("session", "clean", *sessions).exit_code == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "kept"]
 
 
 def test_a_damaged_session_does_not_stop_the_others(chat: list[object], tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from dataclasses import asdict
 from itertools import islice
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
@@ -48,10 +49,27 @@ Index = Annotated[Literal["auto", "exact", "ivf"] | None, typer.Option("--index"
 
 
 @app.command("ls")
-def list_banks(memory: Memory = DEFAULT_ADDRESS, as_json: AsJson = False) -> None:
+def list_banks(
+    memory: Memory = DEFAULT_ADDRESS,
+    orphans: Annotated[
+        bool,
+        typer.Option(
+            "--orphans",
+            help="Only banks of chat sessions that are not on this machine; others' sessions are among them.",
+        ),
+    ] = False,
+    sessions: Annotated[Path | None, typer.Option(help="With --orphans: folder of the sessions' logs.")] = None,
+    as_json: AsJson = False,
+) -> None:
     """List the banks of a memory service."""
     with common.connect(memory) as client:
         banks = list(client.list_banks())
+    if orphans:
+        # Sessions are the worker's; without it this ends in the line that names what to install.
+        from model_worker.session_log import sessions_folder, without_session
+
+        names = without_session([found.name for found in banks], sessions or sessions_folder())
+        banks = [found for found in banks if found.name in names]
     if as_json:
         print_json([asdict(found) for found in banks])
         return

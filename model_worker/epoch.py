@@ -1,0 +1,67 @@
+"""Which copy of a session its bank belongs to.
+
+A session's folder can be copied, or come back from a backup, and both copies can be talked to; one bank would then hold
+two histories. So every opening and every turn write a fresh epoch into the folder, then into the bank's metadata, and a
+copy that does not know the bank's epoch is refused. The file names the bank's epoch before and the fresh one: where a
+crash came between the two writes, the bank still has one that its owner knows.
+"""
+
+import json
+import os
+import secrets
+from pathlib import Path
+
+import kvbank
+from model_worker.durable import sync_folder
+from model_worker.errors import SessionError
+
+KEY = "session_epoch"
+
+
+class BankEpoch:
+    """The claim of a session's folder on its bank. path: the file of that folder which has the epochs."""
+
+    def __init__(self, client: kvbank.Client, bank: str, path: Path):
+        self._client, self._bank, self._path = client, bank, path
+
+    def claim(self, timeout: float) -> None:
+        """Make this copy the bank's.
+
+        Raises SessionError, with nothing changed, where another copy was talked to since this one was, or the bank is
+        an older one; and what the service raises.
+        """
+        bank = self._client.get_bank(self._bank, timeout=timeout)
+        before = str(bank.metadata.get(KEY, ""))
+        if before and before not in self._known():
+            raise self._elsewhere()
+        fresh = secrets.token_hex(8)
+        self._write([before, fresh])
+        self._client.update_bank(self._bank, metadata={**bank.metadata, KEY: fresh}, timeout=timeout)
+
+    def _elsewhere(self) -> SessionError:
+        name = self._path.parent.name
+        return SessionError(
+            f"bank {self._bank} is no longer that of this copy of session {name!r}: another copy was talked to since, "
+            f"or the bank is an older one; `kvbank session fork {name} NEW_NAME` goes on from here with a bank of its "
+            "own"
+        )
+
+    def _known(self) -> list[str]:
+        """The last two epochs; a file that is missing or damaged knows none."""
+        try:
+            found = json.loads(self._path.read_bytes())
+        except (FileNotFoundError, ValueError):
+            return []
+        return [str(epoch) for epoch in found] if isinstance(found, list) else []
+
+    def _write(self, epochs: list[str]) -> None:
+        temporary = self._path.with_suffix(".tmp")
+        try:
+            with temporary.open("w") as file:
+                json.dump(epochs, file)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(self._path)
+            sync_folder(self._path.parent)
+        except OSError as error:
+            raise SessionError(f"{self._path} could not be written: {error}") from None
