@@ -4,7 +4,7 @@ import asyncio
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from kvbank._write_stream import WriteStream
 from kvbank._writing import Upload, WriteSession
 from kvbank.v1 import service_pb2
 from memory_service.server import LocalServer
+from tests.sdk.host import Host
 from tests.waiting import wait_until
 
 Make = Callable[..., kvbank.NewChunk]
@@ -280,3 +281,77 @@ def test_a_cancelled_stream_leaves_no_staged_file(tmp_path: Path) -> None:
     stream.cancel()
     call.thread.join()
     assert not list(staging.iterdir())
+
+
+# The event loop
+
+
+def test_a_generator_that_blocks_does_not_stop_the_event_loop(
+    address: str, make_bank: MakeBank, make_chunk: Make, digests: dict[str, str]
+) -> None:
+    bank, asked, go_on = make_bank(), threading.Event(), threading.Event()
+
+    def chunks() -> Iterator[kvbank.NewChunk]:
+        yield make_chunk(0)
+        asked.set()
+        assert go_on.wait(60), "only the event loop lets it go on"
+        yield make_chunk(1)
+
+    async def write() -> list[kvbank.WriteResult]:
+        async with kvbank.connect_async(address) as client:
+            writing = asyncio.create_task(client.write_many(bank, chunks(), **digests))
+            while not asked.is_set():
+                await client.server_info()
+            go_on.set()
+            return await writing
+
+    assert len(asyncio.run(write())) == 2
+
+
+def test_asynchronous_iterables_are_taken(
+    address: str, make_bank: MakeBank, make_chunk: Make, digests: dict[str, str]
+) -> None:
+    bank = make_bank()
+
+    async def chunks(client: kvbank.AsyncClient) -> AsyncIterator[kvbank.NewChunk]:
+        for i in range(5):
+            await client.server_info()
+            yield make_chunk(i)
+
+    async def write() -> list[kvbank.WriteResult]:
+        async with kvbank.connect_async(address) as client:
+            with pytest.raises(kvbank.InvalidArgument, match=r"^chunks: "):
+                await client.write_many(bank, 5, **digests)  # type: ignore[arg-type]
+            return await client.write_many(bank, chunks(client), **digests)
+
+    assert len({result.chunk_id for result in asyncio.run(write())}) == 5
+    with kvbank.connect(address) as client, pytest.raises(kvbank.InvalidArgument, match=r"^chunks: "):
+        client.write_many(bank, chunks(None), **digests)  # type: ignore[arg-type]
+
+
+def test_a_cancelled_write_waits_for_its_thread_and_not_the_event_loop(
+    host: Host, make_chunk: Make, digests: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its payload is being staged on a disk that does not answer."""
+    staging, go_on, stage = threading.Event(), threading.Event(), SameHost.stage
+
+    def slow(*arguments: Any) -> Any:
+        staging.set()
+        assert go_on.wait(60), "only the event loop lets it go on"
+        return stage(*arguments)
+
+    monkeypatch.setattr(SameHost, "stage", slow)
+
+    async def write() -> None:
+        async with kvbank.connect_async(host.address) as client:
+            writing = asyncio.create_task(client.write("b", make_chunk(0), **digests))
+            await asyncio.to_thread(staging.wait)
+            writing.cancel()
+            await client.server_info()
+            assert not writing.done()
+            go_on.set()
+            with pytest.raises(asyncio.CancelledError):
+                await writing
+
+    asyncio.run(write())
+    assert not host.staged()

@@ -25,7 +25,7 @@ def test_who_cleans_up_the_lock_file_lets_no_second_server_in(serving, data, nam
     chunk_id = caller.add()
     CLEANED[name](data / "kvbank.lock")
     for _ in range(2):
-        with pytest.raises(StartError, match="is in use by .*; one server owns a data folder$"):
+        with pytest.raises(StartError, match=r"is in use by .*; one server owns a data folder$"):
             LocalServer(data)
     with unserved(data) as free:
         assert not free

@@ -2,7 +2,7 @@
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from types import EllipsisType, TracebackType
@@ -156,7 +156,7 @@ class AsyncClient:
     async def write_many(
         self,
         bank: str,
-        chunks: Iterable[m.NewChunk],
+        chunks: Iterable[m.NewChunk] | AsyncIterable[m.NewChunk],
         *,
         reader_digest: str,
         embedder_digest: str,
@@ -165,12 +165,12 @@ class AsyncClient:
         attempts = self._attempts(timeout, self._stream_timeout)
         bound = await self._unacknowledged_bound(attempts)
         path = await self._shared(attempts)
-        session = WriteSession(bank, chunks, reader_digest, embedder_digest, bound, path)
-        request_id = _channel.new_request_id()
-        while not session.finished():
+        session = WriteSession(bank, (), reader_digest, embedder_digest, bound, path)
+        request_id, source = _channel.new_request_id(), _each(chunks)
+        while await _more(session, source) or session.pending:
             attempts.progressed(session.waiting_since())
             try:
-                await self._write_stream(session, attempts, request_id)
+                await self._write_stream(session, source, attempts, request_id)
             except ServiceError as error:
                 if session.refused(error):
                     continue
@@ -196,7 +196,9 @@ class AsyncClient:
                 return None  # the call that follows will say it
         return self._sharing.path
 
-    async def _write_stream(self, session: WriteSession, attempts: Attempts, request_id: str) -> None:
+    async def _write_stream(
+        self, session: WriteSession, source: AsyncIterator[m.NewChunk], attempts: Attempts, request_id: str
+    ) -> None:
         changed, loop = asyncio.Event(), asyncio.get_running_loop()
 
         def wake() -> None:
@@ -206,7 +208,7 @@ class AsyncClient:
             method = partial(self._write_stub().WriteChunks, metadata=_channel.metadata(request_id))
             stream = WriteStream(method, session, attempts, on_change=wake)
             try:
-                while session.peek() is not None:
+                while await _more(session, source):
                     await _wait(changed, stream.ready, stream.patience)
                     if stream.ended:
                         break
@@ -215,7 +217,7 @@ class AsyncClient:
                 await _wait(changed, stream.done, stream.patience)
                 stream.check()
             finally:
-                stream.cancel()
+                await _to_its_end(stream.cancel)
 
     # Reading
 
@@ -418,6 +420,40 @@ class AsyncClient:
         except ServiceError as error:
             error.request_id = error.request_id or request_id
             raise
+
+
+async def _each(chunks: Iterable[m.NewChunk] | AsyncIterable[m.NewChunk]) -> AsyncIterator[m.NewChunk]:
+    """The chunks of an iterable of either kind; what a generator does until its next one, it does in a thread."""
+    if isinstance(chunks, AsyncIterable):
+        async for chunk in chunks:
+            yield chunk
+    elif isinstance(chunks, list | tuple):
+        for chunk in chunks:
+            yield chunk
+    else:
+        iterator = iter(_arguments.iterable("chunks", chunks))
+        while (found := await asyncio.to_thread(lambda: next(iterator, None))) is not None:
+            yield found
+
+
+async def _more(session: WriteSession, source: AsyncIterator[m.NewChunk]) -> bool:
+    """Whether the session has a chunk that goes next; takes one from the source where it has none."""
+    if session.peek() is None and (chunk := await anext(source, None)) is not None:
+        if getattr(chunk, "tensors", None):  # what is large is checked and summed elsewhere
+            await asyncio.to_thread(session.put, chunk)
+        else:
+            session.put(chunk)
+    return session.peek() is not None
+
+
+async def _to_its_end(call: Callable[[], None]) -> None:
+    """Make a call that blocks in a thread, and wait for its end also where the task is cancelled meanwhile."""
+    running = asyncio.ensure_future(asyncio.to_thread(call))
+    try:
+        await asyncio.shield(running)
+    except asyncio.CancelledError:
+        await asyncio.wait([running])
+        raise
 
 
 async def _wait(changed: asyncio.Event, until: Callable[[], bool], patience: Callable[[], float]) -> None:

@@ -177,7 +177,8 @@ class Client:
     ) -> list[m.WriteResult]:
         """Write chunks in order over one pipelined stream; results in order, each chunk durable.
 
-        `chunks` is consumed in the calling thread, as the server acknowledges what went before. After a broken
+        `chunks` is consumed in the calling thread, as the server acknowledges what went before. (An `AsyncClient` takes
+        asynchronous iterables too, and consumes others than lists and tuples in another thread.) After a broken
         connection the unacknowledged chunks are sent again under their keys.
         The first refused chunk raises; those before it are written, and writing the same `NewChunk` objects again
         repeats none of them.

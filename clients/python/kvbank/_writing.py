@@ -80,11 +80,15 @@ class WriteSession:
         bound: int,
         path: SameHost | None = None,
     ) -> None:
-        """bound: most bytes that may be in flight; a single larger chunk goes alone. path: where to stage payloads."""
+        """chunks: consumed by `peek`; behind them come those of `put`.
+
+        bound: most bytes that may be in flight; a single larger chunk goes alone. path: where to stage payloads.
+        """
         self.results: list[WriteResult] = []
         self.pending: deque[Upload] = deque()
         self.path = path
-        self._uploads = (_upload(bank, chunk, reader_digest, embedder_digest) for chunk in iterable("chunks", chunks))
+        self._bank, self._reader_digest, self._embedder_digest = bank, reader_digest, embedder_digest
+        self._uploads = map(self._upload, iterable("chunks", chunks))
         self._next: Upload | None = None
         self._bound = bound
         self._in_flight = 0
@@ -98,6 +102,10 @@ class WriteSession:
         if self._next is None:
             self._next = next(self._uploads, None)
         return self._next
+
+    def put(self, chunk: NewChunk) -> None:
+        """Have `peek` answer this one, for which there is no other."""
+        self._next = self._upload(chunk)
 
     def waiting_since(self) -> float:
         """When (time.monotonic()) the wait for the next acknowledgement began; now, where none is due."""
@@ -141,7 +149,6 @@ class WriteSession:
         self._progressed = time.monotonic()
         self.results.append(_codec.write_result(response))
 
-
-def _upload(bank: str, chunk: NewChunk, reader_digest: str, embedder_digest: str) -> Upload:
-    header, buffers = _codec.header(bank, chunk, reader_digest, embedder_digest)
-    return Upload(chunk.idempotency_key, header, buffers, header.ByteSize() + sum(map(len, buffers)))
+    def _upload(self, chunk: NewChunk) -> Upload:
+        header, buffers = _codec.header(self._bank, chunk, self._reader_digest, self._embedder_digest)
+        return Upload(chunk.idempotency_key, header, buffers, header.ByteSize() + sum(map(len, buffers)))
