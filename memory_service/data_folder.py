@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from kvbank import _private
 from memory_service.errors import StartError
 from memory_service.payloads import sync_folder
 
@@ -121,6 +122,7 @@ def unserved(path: Path) -> Iterator[bool]:
 def _make_durable(folder: Path) -> None:
     """Make a folder; each new level is an entry in its parent, and as durable as that."""
     missing = [level for level in (folder, *folder.parents) if not level.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    _private.make_folder(folder)
     for level in missing:
         sync_folder(level.parent)

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import xxhash
 
+from kvbank import _private
 from memory_service.domain import Payload, Tensor
 from memory_service.staging import StagedFile, refusal
 
@@ -99,7 +100,7 @@ class Payloads:
         # Bank uid -> a bit for each of its folders that is known to be durable. One that merely exists may be another
         # thread's, and not synced yet.
         self._durable_folders: dict[str, int] = {}
-        self._root.mkdir(exist_ok=True)
+        _private.make_folder(self._root)
         self._sync_folder(data)
 
     def path(self, bank_uid: str, chunk_id: int) -> Path:
@@ -113,7 +114,10 @@ class Payloads:
     def write(self, bank_uid: str, chunk_id: int, payload: Payload, data: Buffer) -> Payload:
         """Store `data` (all tensors, in descriptor order); returns when it is durable, with offsets and checksums."""
         header = _header(bank_uid, chunk_id, payload.tensors)
-        with self._placing(bank_uid, chunk_id) as temporary, open(temporary, "xb", buffering=0) as file:
+        with (
+            self._placing(bank_uid, chunk_id) as temporary,
+            open(temporary, "xb", buffering=0, opener=_private.opener) as file,
+        ):
             _write_all(file.fileno(), header)
             _write_all(file.fileno(), data)
             self._sync(file.fileno())
@@ -199,7 +203,7 @@ class Payloads:
         if self._durable_folders.get(bank_uid, 0) & bit:
             return
         folder = self.path(bank_uid, chunk_id).parent
-        folder.mkdir(parents=True, exist_ok=True)
+        _private.make_folder(folder)
         self._sync_folder(folder.parent)
         self._sync_folder(self._root)
         # Two threads at once may lose one of their bits, which costs a sync and no more.

@@ -14,6 +14,7 @@ from typing import Any
 
 from sqlalchemy import Connection
 
+from kvbank import _private
 from memory_service.payloads import SUFFIX, name, sync_folder
 from memory_service.schema import raw
 
@@ -31,7 +32,7 @@ def set_aside(connection: Connection, data: Path, bank_uid: str, why: Mapping[in
     """
     with _one_at_a_time:
         folder = data / FOLDER / bank_uid
-        folder.mkdir(parents=True, exist_ok=True)
+        _private.make_folder(folder)
         ids = json.dumps(list(why))
         with _any_text(connection):
             contents = {row.chunk_id: _plain(row._mapping) for row in connection.exec_driver_sql(_CONTENTS, (ids,))}
@@ -74,7 +75,7 @@ def _save(path: Path, record: dict[str, Any]) -> None:
     if path.exists():
         return
     temporary = path.with_suffix(".tmp")
-    with open(temporary, "w") as file:
+    with open(temporary, "w", opener=_private.opener) as file:
         json.dump(record, file, indent=2)
         file.flush()
         os.fsync(file.fileno())

@@ -9,6 +9,7 @@ from typing import Any
 from sqlalchemy import URL, Connection, Engine, Index, MetaData, create_engine, event, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
+from kvbank import _private
 from memory_service import payloads
 from memory_service.errors import StartError
 
@@ -180,6 +181,8 @@ def revisions() -> list[str]:
 def engine(path: Path, *, synchronous: str, writer: bool) -> Engine:
     """Connections to the database: the writer's one begins IMMEDIATE and checkpoints; readers cannot write, and begin
     by themselves."""
+    if writer:
+        _private.make_file(path)
     made = create_engine(
         URL.create("sqlite", database=str(path)),
         connect_args={"check_same_thread": False, "timeout": 30.0},

@@ -18,6 +18,7 @@ from grpc_reflection.v1alpha import reflection
 from sqlalchemy.exc import DBAPIError
 
 from kvbank.v1 import service_pb2
+from memory_service import access
 from memory_service.bank import Banks
 from memory_service.calls import Calls
 from memory_service.clock import Clock
@@ -64,6 +65,7 @@ class Server:
         with ExitStack() as opened:
             opened.callback(self._folder.release)
             try:
+                access.tighten(settings.data)
                 self._same_host = SameHost(settings.data) if settings.same_host else None
                 if self._same_host is not None:
                     opened.callback(self._same_host.close)

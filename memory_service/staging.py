@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from hmac import compare_digest
 from pathlib import Path
 
+from kvbank import _private
 from kvbank.v1 import service_pb2 as pb
 from memory_service.direct import SOCKET, DirectCalls
 from memory_service.errors import FAILED_PRECONDITION, ServiceError
@@ -48,6 +49,7 @@ class StagedFile:
         try:
             # What was looked at before may have been another file.
             self._check(os.fstat(descriptor), length)
+            os.fchmod(descriptor, _private.FILE)
             yield descriptor
         finally:
             os.close(descriptor)
@@ -66,7 +68,7 @@ class SameHost:
         """Sweeps what was staged for the server before this one, and makes a new nonce."""
         self._root = data.resolve()
         self._staging = self._root / FOLDER
-        self._staging.mkdir(mode=0o700, exist_ok=True)
+        _private.make_folder(self._staging)
         # When each file was seen first (monotonic).
         self._seen: dict[str, float] = {}
         self.sweep(0)

@@ -23,6 +23,7 @@ from typing import Any, Self
 
 import xxhash
 
+from kvbank import _private
 from model_worker.durable import make_folder, sync_folder
 from model_worker.errors import InputError, SessionError
 
@@ -282,11 +283,12 @@ def _locked(folder: Path, name: str) -> FileIO:
         while True:
             make_folder(folder)
             # Unbuffered: what could not be written must not come along with the next line.
-            file = (folder / _FILE).open("a+b", buffering=0)
+            file = open(folder / _FILE, "a+b", buffering=0, opener=_private.opener)  # noqa: SIM115 (returned)
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             with suppress(FileNotFoundError):  # removed between open and lock: then this lock is on nothing
                 if os.fstat(file.fileno()).st_ino == (folder / _FILE).stat().st_ino:
                     file.seek(0)
+                    _private.close(_private.open_below(folder))  # as an earlier version may have left it
                     return file
             file.close()
     except BlockingIOError:

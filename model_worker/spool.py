@@ -22,6 +22,7 @@ import safetensors
 import safetensors.torch
 
 import kvbank
+from kvbank import _private
 from model_worker.durable import make_folder, sync_folder
 from model_worker.errors import SpoolFull
 from model_worker.tensors import to_numpy, to_torch
@@ -63,11 +64,13 @@ class Spool:
         if self.size() + len(data) > self.max_bytes:
             raise SpoolFull(f"{len(self)} chunks wait in {self.folder}, its bound of {self.max_bytes} bytes is reached")
         make_folder(self.folder)
+        if not self._serial:
+            _private.close(_private.open_below(self.folder))  # as an earlier version may have left it
         self._serial += 1
         path = self.folder / f"{self._next_time():020d}-{os.getpid()}-{self._serial:06d}{_WAITING}"
         temporary = path.with_suffix(".tmp")
         try:
-            with temporary.open("wb") as file:
+            with open(temporary, "wb", opener=_private.opener) as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())

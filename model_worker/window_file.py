@@ -13,10 +13,13 @@ import xxhash
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from kvbank import _private
+
 
 def write_window(path: Path, state: dict[str, Tensor], stamp: str) -> None:
     """Replace the file at `path`. Raises OSError."""
     temporary = path.with_suffix(".tmp")
+    _private.make_file(temporary)
     save_file(state, temporary, {"stamp": stamp, "xxh3": _checksum(state)})
     os.replace(temporary, path)
 

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from memory_service import access
 from memory_service.care import index_check, manifest, payload_check, record_check
 from memory_service.care.folder import DATABASE, Folder
 from memory_service.care.report import Findings, Progress, quiet
@@ -18,6 +19,7 @@ def check(path: Path, *, fast: bool = False, alone: bool = False, progress: Prog
     if (path / MANIFEST).exists():
         _check_manifest(path, findings)
     with Folder(path) as folder:
+        _check_access(path, findings)
         progress("records", 0, 1)
         record_check.check(folder, findings, fast=fast)
         progress("records", 1, 1)
@@ -25,6 +27,13 @@ def check(path: Path, *, fast: bool = False, alone: bool = False, progress: Prog
             payload_check.check(folder, findings, fast=fast, alone=alone, progress=progress)
             index_check.check(folder, findings, fast=fast, alone=alone, progress=progress)
     return findings
+
+
+def _check_access(path: Path, findings: Findings) -> None:
+    found = list(access.open_to_others(path))
+    if found:
+        text = f"other users of this machine may open {len(found)} of its files and folders, first of all {found[0]}"
+        findings.add("open_to_others", text)
 
 
 def _check_manifest(path: Path, findings: Findings) -> None:

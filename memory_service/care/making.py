@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 from types import TracebackType
 
+from kvbank import _private
 from memory_service.care.folder import DATABASE
 from memory_service.care.report import CareError
 from memory_service.care.transfer import sync_file
@@ -31,7 +32,8 @@ class Making:
         self.partial = place.with_name(place.name + ".partial")
         if self.partial.is_symlink() or (self.partial.exists() and not self.partial.is_dir()):
             raise CareError(f"{self.partial} is in the way")
-        self.partial.mkdir(exist_ok=True)
+        _private.make_folder(self.partial)
+        _private.close(_private.open_below(self.partial))  # as a run of an earlier version may have left it
         self._lock = os.open(self.partial, os.O_RDONLY | os.O_DIRECTORY)
         try:
             self._claim()

@@ -9,6 +9,7 @@ from typing import Any
 import xxhash
 
 import memory_service
+from kvbank import _private
 from memory_service.care.folder import DATABASE
 from memory_service.care.report import CareError, Findings
 from memory_service.data_folder import MANIFEST
@@ -29,7 +30,8 @@ def write(folder: Path, *, schema: str, store_id: str, findings: Findings) -> No
         "database": {"bytes": (folder / DATABASE).stat().st_size, "xxh3_64": digest(folder / DATABASE)},
     }
     temporary = folder / f"{MANIFEST}.tmp"
-    temporary.write_text(json.dumps(content, indent=2) + "\n")
+    with open(temporary, "w", opener=_private.opener) as file:
+        file.write(json.dumps(content, indent=2) + "\n")
     os.rename(temporary, folder / MANIFEST)
 
 

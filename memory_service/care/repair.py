@@ -10,7 +10,7 @@ from typing import Literal
 
 from sqlalchemy.exc import DatabaseError
 
-from memory_service import quarantine
+from memory_service import access, quarantine
 from memory_service.care import entries, payload_check, record_check, writing
 from memory_service.care.check import check
 from memory_service.care.folder import Folder
@@ -77,6 +77,7 @@ class _Repair:
         self._do("corrected", self._execute(_EXPIRY), problems, "expiry")
         self._do("corrected", self._execute(record_check.RESERVE), problems, "id")
         self._do("corrected", self._execute(_USAGE, _WRITTEN), problems, "usage")
+        self._do("corrected", self._close_to_others, problems, "open_to_others")
         self._do("removed", self._remove_files, problems, "orphan_file", "orphan_index", "index_damaged")
         self._repaired.left = [problem for problem in problems if problem.kind in _LEFT]
         if not self._dry_run:
@@ -151,6 +152,9 @@ class _Repair:
                 with writing.transaction(self._data) as connection:
                     quarantine.set_aside(connection, self._data, banks[name].uid, batch)
                     writing.remove(connection, banks[name].bank_id, list(batch), "chunks_quarantined")
+
+    def _close_to_others(self, _problems: Sequence[Problem]) -> None:
+        access.tighten(self._data)
 
     def _remove_files(self, problems: Sequence[Problem]) -> None:
         for problem in problems:

@@ -24,6 +24,8 @@ Kind = Literal[
     # the index
     "index_damaged",
     "orphan_index",
+    # the whole folder
+    "open_to_others",
     # a backup
     "manifest",
 ]

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from kvbank import _private
 from memory_service import payloads
 from memory_service.care import entries, payload_file
 from memory_service.care.entries import BankEntry, Entry
@@ -77,7 +78,7 @@ class Transfer:
         if _sound(target, entry):
             return "reused"
         target.unlink(missing_ok=True)
-        target.parent.mkdir(parents=True, exist_ok=True)
+        _private.make_folder(target.parent)
         if self._base is not None and _sound(self._base / name, entry) and _link(self._base / name, target):
             return "linked"
         source = self._source / name
@@ -123,6 +124,7 @@ def _link(source: Path, target: Path) -> bool:
         if error.errno in (errno.EXDEV, errno.EMLINK, errno.EPERM):
             return False
         raise
+    _private.close([target])  # as an earlier version may have made it
     # The older backup may be a copy that somebody has just made, and nobody has synced.
     sync_file(target)
     return True
@@ -140,7 +142,7 @@ def sync_file(path: Path) -> None:
 def _put(path: Path, data: bytes) -> None:
     """Durable but for its name; that becomes so with the whole folder."""
     temporary = path.with_suffix(".tmp")
-    with open(temporary, "wb") as file:
+    with open(temporary, "wb", opener=_private.opener) as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())

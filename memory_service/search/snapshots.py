@@ -18,6 +18,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import xxhash
 
+from kvbank import _private
 from memory_service.payloads import sync_folder
 from memory_service.search.index import tail_rows
 from memory_service.search.ivf import Ivf
@@ -90,7 +91,7 @@ class Snapshots:
 
     def _make_folder(self) -> None:
         if not self.folder.is_dir():
-            self.folder.mkdir(parents=True, exist_ok=True)
+            _private.make_folder(self.folder)
             for level in (self.folder.parent, self.folder.parent.parent):
                 self._sync(level)
 
@@ -103,7 +104,7 @@ class Snapshots:
         text = json.dumps(header).encode()
         temporary = path.with_suffix(".tmp")
         try:
-            with open(temporary, "wb") as file:
+            with open(temporary, "wb", opener=_private.opener) as file:
                 for part in (memoryview(_MAGIC), memoryview(struct.pack("<Q", len(text))), memoryview(text), *parts):
                     digest.update(part)
                     file.write(part)

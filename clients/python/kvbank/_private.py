@@ -1,0 +1,61 @@
+"""Files and folders that only their owner can open, whatever the umask: what is remembered is private."""
+
+import os
+import stat
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+FILE, FOLDER = 0o600, 0o700
+_OTHERS = 0o077
+
+
+def opener(path: str, flags: int) -> int:
+    """Open a file, which is private where it is new: the argument of this name of `open`."""
+    return os.open(path, flags, FILE)
+
+
+def make_file(path: Path) -> None:
+    """Make an empty file where there is none, before a library would make it as the umask says."""
+    with suppress(FileExistsError):
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, FILE))
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and its missing parents. Errors: OSError."""
+    try:
+        folder.mkdir(FOLDER)
+    except FileNotFoundError:
+        make_folder(folder.parent)
+        make_folder(folder)
+    except FileExistsError:
+        if not folder.is_dir():
+            raise
+
+
+def is_open(path: Path) -> bool:
+    """Whether others than its owner may open a file or folder; False for what is neither, or not there."""
+    try:
+        mode = os.lstat(path).st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return bool(mode & _OTHERS) and (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
+
+
+def open_below(path: Path) -> Iterator[Path]:
+    """A file or folder that is open to others, and what they reach through it; a folder before what is in it. No link
+    is followed."""
+    if is_open(path):
+        yield path
+        for inner in sorted(path.iterdir()) if path.is_dir() else ():
+            yield from open_below(inner)
+
+
+def close(paths: Iterable[Path]) -> tuple[int, int]:
+    """Close files and folders to others: how many these were, and how many could not be closed."""
+    found = left = 0
+    for path in paths:
+        with suppress(OSError):
+            os.chmod(path, stat.S_IMODE(os.lstat(path).st_mode) & ~_OTHERS)
+        found, left = found + 1, left + is_open(path)
+    return found, left

@@ -1,0 +1,34 @@
+"""Who may open a data folder: its owner. Owns the rule that what an earlier version, or a copy, has left open to other
+users of the machine is closed at the start, and said. Only what has a name of ours is touched."""
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+from kvbank import _private
+from memory_service import payloads, quarantine, staging
+
+_FOLDERS = (payloads.FOLDER, quarantine.FOLDER, staging.FOLDER, "indexes")
+_FILES = ("metadata.db", "metadata.db-wal", "metadata.db-shm", "metadata.db-journal", "kvbank.lock", "backup.json")
+_log = logging.getLogger(__name__)
+
+
+def open_to_others(data: Path) -> Iterator[Path]:
+    """What others reach of a data folder or a backup, a folder before what is in it: nothing where the folder itself is
+    closed to them, except what lies on another disk, behind a link."""
+    data = data.resolve()
+    ours = [data / name for name in (*_FILES, *_FOLDERS)]
+    if _private.is_open(data):
+        yield data
+    else:
+        ours = [path for path in ours if path.is_symlink()]
+    for path in ours:
+        yield from _private.open_below(path.resolve())
+
+
+def tighten(data: Path) -> None:
+    """Close to others what they reach."""
+    found, left = _private.close(open_to_others(data))
+    if found:
+        end = f"{left} of them cannot be closed" if left else "they are closed now"
+        _log.warning("%d files and folders of %s could be opened by other users of this machine; %s", found, data, end)

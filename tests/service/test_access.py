@@ -1,0 +1,120 @@
+"""What the service keeps is its owner's: nobody else on the machine may open it."""
+
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from memory_service.care.backup import backup
+from memory_service.care.check import check
+from memory_service.care.repair import repair
+from memory_service.care.restore import restore
+
+
+@pytest.fixture(autouse=True, params=[0o000, 0o022])
+def umask(request):
+    before = os.umask(request.param)
+    yield
+    os.umask(before)
+
+
+def modes(folder: Path) -> dict[str, str]:
+    """Of the folder and all in it, except sockets, as far as they are not those of private ones."""
+    found = {}
+    for path in (folder, *folder.rglob("*")):
+        mode = path.stat().st_mode
+        if not stat.S_ISSOCK(mode) and stat.S_IMODE(mode) != (0o700 if path.is_dir() else 0o600):
+            found[str(path.relative_to(folder))] = oct(mode)
+    return found
+
+
+@pytest.fixture
+def filled(serving, data, payload_path):
+    """A served folder with all that a service makes: chunks, a log, snapshots, something in quarantine."""
+    caller = serving(index_idle=0.001)
+    caller.create()
+    ids = [caller.add() for _ in range(3)]
+    payload_path(ids[0]).write_bytes(b"")
+    with pytest.raises(Exception, match="damaged"):
+        caller.fetch(ids[0])
+    caller.retrieve()
+    assert (data / "quarantine").is_dir()
+    return caller
+
+
+def test_nothing_that_the_service_makes_is_open_to_others(filled, serving, data, tmp_path):
+    assert {"metadata.db", "metadata.db-wal", "kvbank.lock", "payloads"} <= set(os.listdir(data))
+    assert modes(data) == {}
+    backup(data, tmp_path / "backup")
+    serving.stop()
+    assert modes(data) == modes(tmp_path / "backup") == {}
+    restore(tmp_path / "backup", tmp_path / "restored")
+    assert modes(tmp_path / "restored") == {}
+
+
+def opened_up(folder: Path) -> None:
+    """As an earlier version left it."""
+    for path in (folder, *folder.rglob("*")):
+        path.chmod(0o755 if path.is_dir() else 0o644)
+
+
+def test_a_folder_of_an_earlier_version_is_closed_at_the_start_and_that_is_said_once(filled, serving, data, caplog):
+    serving.stop()
+    opened_up(data)
+    (data / "of somebody else").write_text("")
+    (data / "of somebody else").chmod(0o644)
+    said = check(data).problems
+    assert [problem.kind for problem in said] == ["open_to_others"]
+    assert str(data) in said[0].detail
+    for times in (1, 1):
+        serving()
+        serving.stop()
+        assert sum("could be opened by other users" in record.message for record in caplog.records) == times
+    assert modes(data) == {"of somebody else": oct(stat.S_IFREG | 0o644)}
+    assert check(data).problems == []
+
+
+def test_repair_closes_a_folder(filled, serving, data):
+    serving.stop()
+    opened_up(data)
+    repaired = repair(data, dry_run=True)
+    assert [(deed, problem.kind) for deed, problem in repaired.done] == [("corrected", "open_to_others")]
+    assert modes(data)
+    assert repair(data).left == []
+    assert modes(data) == {}
+
+
+def test_payloads_behind_a_link_are_closed_too(filled, serving, data, tmp_path):
+    serving.stop()
+    (data / "payloads").rename(tmp_path / "disk")
+    (data / "payloads").symlink_to(tmp_path / "disk")
+    opened_up(tmp_path / "disk")
+    serving()
+    assert modes(tmp_path / "disk") == {}
+
+
+_TRY = """
+import fcntl, os, sys
+os.setgid(65534), os.setuid(65534)
+for path in sys.argv[1:]:
+    try:
+        fcntl.flock(os.open(path, os.O_RDONLY), fcntl.LOCK_EX | fcntl.LOCK_NB)
+        print("opened", path)
+    except PermissionError:
+        pass
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="takes root, to become another user")
+def test_another_user_opens_and_locks_nothing(filled, data, tmp_path):
+    for parent in (tmp_path, *tmp_path.parents):
+        if parent.owner() == "root" and len(parent.parts) > 2:
+            parent.chmod(0o755)
+    paths = [str(path) for path in (data, *data.rglob("*")) if not path.is_socket()]
+    ended = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", _TRY, *paths], capture_output=True, text=True, check=False
+    )
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", "")
