@@ -154,7 +154,7 @@ class MemoryService(service_pb2_grpc.MemoryServiceServicer):
     @refusing
     async def GetServerInfo(self, received: Received) -> bytes:  # noqa: N802
         """Version, identity, limits; also when all storage threads are busy."""
-        received.message()
+        asked: pb.GetServerInfoRequest = received.message()
         info = pb.GetServerInfoResponse(
             version=__version__,
             store_id=self._banks.records.store_id,
@@ -162,7 +162,7 @@ class MemoryService(service_pb2_grpc.MemoryServiceServicer):
             max_message_bytes=self._settings.max_message_bytes,
             max_chunk_bytes=self._settings.max_chunk_bytes,
             max_unacknowledged_bytes=self._settings.max_unacknowledged_bytes,
-            same_host=None if self._same_host is None else self._same_host.message(),
+            same_host=None if self._same_host is None else self._same_host.message(asked.challenge),
         )
         return info.SerializeToString()
 
@@ -288,7 +288,7 @@ class MemoryService(service_pb2_grpc.MemoryServiceServicer):
     def _retrieved_files(self, message: Callable[[], pb.RetrieveFilesRequest]) -> Callable[[int], bytes]:
         def begin() -> Retrieval:
             asked = message()
-            self._check_shares(asked.nonce)
+            self._check_shares(asked.proof)
             return self._recall.retrieval(_query(asked.retrieve))
 
         begun = cache(begin)
@@ -304,16 +304,16 @@ class MemoryService(service_pb2_grpc.MemoryServiceServicer):
 
     def _fetched_files(self, message: Callable[[], pb.FetchFilesRequest], most_header: int) -> bytes:
         asked = message()
-        self._check_shares(asked.nonce)
+        self._check_shares(asked.proof)
         found = self._fetch(asked.fetch, most_header, opened=False)
         made = self._chunks(found, pb.FetchFilesResponse(files=_files(found)))
         self._sent_as_files.inc(sum(item.length for item in found))
         return made
 
-    def _check_shares(self, nonce: bytes) -> None:
+    def _check_shares(self, proof: bytes) -> None:
         """Errors: NOT_SAME_HOST unless the caller may read the files itself."""
-        if self._same_host is None or not self._same_host.proven(nonce):
-            text = "this server shares its files with nobody who comes without the nonce"
+        if self._same_host is None or not self._same_host.proven(proof):
+            text = "this server shares its files with nobody who has not read its nonce"
             raise ServiceError(FAILED_PRECONDITION, "NOT_SAME_HOST", text)
 
     def _fetch(self, request: pb.FetchChunksRequest, most_header: int, *, opened: bool = True) -> list[Found]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from hmac import compare_digest
 from pathlib import Path
 
-from kvbank import _private
+from kvbank import _private, _proof
 from kvbank.v1 import service_pb2 as pb
 from memory_service.direct import SOCKET, DirectCalls
 from memory_service.errors import FAILED_PRECONDITION, ServiceError
@@ -82,24 +82,28 @@ class SameHost:
             self.close()
             raise
 
-    def message(self) -> pb.SameHost:
-        """For GetServerInfo."""
+    def message(self, challenge: bytes) -> pb.SameHost:
+        """For GetServerInfo, with the proof where a challenge asks for it."""
         socket = SOCKET if DirectCalls.possible(self.socket) else ""
-        return pb.SameHost(root=str(self._root), nonce_file=NONCE_FILE, staging=FOLDER, socket=socket)
+        root, path = _proof.path(self._root)
+        folder = pb.SameHost(root=root, path=path, nonce_file=NONCE_FILE, staging=FOLDER, socket=socket)
+        if _proof.SHORTEST_CHALLENGE <= len(challenge) <= _proof.LONGEST_CHALLENGE:
+            folder.proof = _proof.of_server(self._nonce, challenge, folder)
+        return folder
 
     @property
     def socket(self) -> Path:
         """Where direct calls are taken."""
         return self._root / SOCKET
 
-    def proven(self, nonce: bytes) -> bool:
+    def proven(self, proof: bytes) -> bool:
         """Whether a caller has read the nonce file."""
-        return compare_digest(nonce, self._nonce)
+        return compare_digest(proof, _proof.of_client(self._nonce))
 
     def staged(self, message: pb.StagedPayload) -> StagedFile:
         """What a header names, not looked at yet. Errors: STAGED_FILE."""
-        if not self.proven(message.nonce):
-            raise refusal(message.name, "comes without the nonce of this server")
+        if not self.proven(message.proof):
+            raise refusal(message.name, "comes without a proof that its maker has read the nonce of this server")
         if not _NAME.fullmatch(message.name) or not 8 <= message.offset <= 1 << 20 or message.offset % 8:
             raise refusal(message.name, "has a name of other than 32 hex digits, or no good offset")
         return StagedFile(self._staging, message.name, message.offset)

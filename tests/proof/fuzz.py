@@ -14,7 +14,7 @@ import numpy as np
 from google.protobuf.descriptor import FieldDescriptor
 
 import kvbank
-from kvbank import _channel, _direct, _status
+from kvbank import _channel, _direct, _proof, _status
 from kvbank.v1 import bank_pb2, direct_pb2, error_pb2
 from kvbank.v1 import service_pb2 as pb
 from tests.proof.content import (
@@ -93,7 +93,8 @@ def _shared(channel: grpc.Channel) -> tuple[bytes, str]:
     """What shows that we may read the server's files (without it calls that name files end before they begin), and the
     socket for direct calls."""
     shared = _channel.stub(channel).GetServerInfo(pb.GetServerInfoRequest()).same_host
-    return Path(shared.root, shared.nonce_file).read_bytes(), str(Path(shared.root, shared.socket))
+    nonce = Path(shared.root, shared.nonce_file).read_bytes()
+    return _proof.of_client(nonce), str(Path(shared.root, shared.socket))
 
 
 def _lay_out(client: kvbank.Client) -> list[int]:
@@ -107,9 +108,10 @@ def _lay_out(client: kvbank.Client) -> list[int]:
 
 @dataclass
 class Known:
-    """What a caller needs to come far: the nonce, the socket for direct calls, and chunks that were there."""
+    """What a caller needs to come far: the proof that it has read the nonce, the socket for direct calls, and chunks
+    that were there."""
 
-    nonce: bytes
+    proof: bytes
     socket: str
     chunk_ids: list[int]
 
@@ -289,16 +291,16 @@ def _ids(choose: random.Random, known: Known) -> list[int]:
     ]
 
 
-def _nonce(choose: random.Random, known: Known) -> bytes:
-    return known.nonce if choose.random() < 0.9 else choose.randbytes(len(known.nonce))
+def _proven(choose: random.Random, known: Known) -> bytes:
+    return known.proof if choose.random() < 0.9 else choose.randbytes(len(known.proof))
 
 
 def _retrieve_files(choose: random.Random, known: Known) -> pb.RetrieveFilesRequest:
-    return pb.RetrieveFilesRequest(retrieve=_retrieve(choose, known), nonce=_nonce(choose, known))
+    return pb.RetrieveFilesRequest(retrieve=_retrieve(choose, known), proof=_proven(choose, known))
 
 
 def _fetch_files(choose: random.Random, known: Known) -> pb.FetchFilesRequest:
-    return pb.FetchFilesRequest(fetch=_fetch(choose, known), nonce=_nonce(choose, known))
+    return pb.FetchFilesRequest(fetch=_fetch(choose, known), proof=_proven(choose, known))
 
 
 Template = Callable[[random.Random, Known], Any]

@@ -57,7 +57,7 @@ def test_the_socket_is_this_users_and_goes_with_the_server(host: Host, stored: i
     sharing, fetch = host.client._sharing, service_pb2.FetchChunksRequest(bank="b", chunk_ids=[stored])
     fetch.reader_digest = host.digests["reader_digest"]
     assert sharing.path is not None
-    asked = service_pb2.FetchFilesRequest(fetch=fetch, nonce=sharing.path.nonce)
+    asked = service_pb2.FetchFilesRequest(fetch=fetch, proof=sharing.path.proof)
     assert sharing.ask(asked, 20, "here").files == [str(host.file(stored).relative_to(host.data))]
     host.stop()
     assert not path.exists()
@@ -103,7 +103,7 @@ def test_nonsense_is_refused_and_everybody_else_is_answered(host: Host, stored: 
         for nonsense in (b"", b"\xff\xff\xff", b"hello"):
             _direct.send(connection, nonsense)
             assert reason(_direct.receive(connection)) == "INVALID_FIELD"
-        strange = pb.DirectRequest(fetch=service_pb2.FetchFilesRequest(nonce=b"guessed"))
+        strange = pb.DirectRequest(fetch=service_pb2.FetchFilesRequest(proof=b"guessed"))
         _direct.send(connection, strange.SerializeToString())
         assert reason(_direct.receive(connection)) == "NOT_SAME_HOST"
     for begun in (b"\x07", b"\x07\0\0\0abc", b"\xff\xff\xff\xff", b"\x01\0\0\0ab"):
@@ -158,7 +158,7 @@ def test_a_caller_who_takes_no_answer_does_not_keep_the_server_from_its_end(host
     host.fetch(chunk_id)
     assert host.client._sharing.path is not None
     fetch = service_pb2.FetchChunksRequest(bank="b", chunk_ids=[chunk_id], reader_digest=host.digests["reader_digest"])
-    asked = service_pb2.FetchFilesRequest(fetch=fetch, nonce=host.client._sharing.path.nonce)
+    asked = service_pb2.FetchFilesRequest(fetch=fetch, proof=host.client._sharing.path.proof)
     with closing(dialled(host)) as connection:
         _direct.send(connection, pb.DirectRequest(fetch=asked).SerializeToString())
         assert connection.recv(1)  # it is being sent, and is longer than what the socket holds

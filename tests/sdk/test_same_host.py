@@ -21,7 +21,8 @@ import pytest
 from safetensors import safe_open
 
 import kvbank
-from kvbank import _channel, _same_host, _status
+from kvbank import _channel, _proof, _same_host, _status
+from kvbank._folder import Folder
 from kvbank._retrying import Attempts
 from kvbank.v1 import service_pb2 as pb
 from memory_service.errors import StartError
@@ -125,16 +126,17 @@ def test_a_wrong_nonce_is_refused_and_a_new_server_is_noticed(
         fetch = pb.FetchChunksRequest(bank="b", reader_digest=host.digests["reader_digest"], chunk_ids=[chunk_id])
         retrieve = pb.RetrieveRequest(banks=["b"], queries=unit(1).tobytes(), top_k=1, **host.digests)
 
-        def ask(nonce: bytes) -> Iterator[Callable[[], Any]]:
-            yield lambda: stub.FetchFiles(pb.FetchFilesRequest(fetch=fetch, nonce=nonce))
-            yield lambda: stub.RetrieveFiles(pb.RetrieveFilesRequest(retrieve=retrieve, nonce=nonce))
+        def ask(proof: bytes) -> Iterator[Callable[[], Any]]:
+            yield lambda: stub.FetchFiles(pb.FetchFilesRequest(fetch=fetch, proof=proof))
+            yield lambda: stub.RetrieveFiles(pb.RetrieveFilesRequest(retrieve=retrieve, proof=proof))
 
-        for nonce in (b"", b"x" * 32):
-            for call in ask(nonce):
+        nonce = (host.data / "same-host.nonce").read_bytes()
+        for proof in (b"", b"x" * 32, nonce):
+            for call in ask(proof):
                 with pytest.raises(grpc.RpcError) as caught:
                     call()
                 assert _status.from_rpc_error(caught.value).reason == "NOT_SAME_HOST"
-        for call in ask((host.data / "same-host.nonce").read_bytes()):
+        for call in ask(_proof.of_client(nonce)):
             assert call().files
     host.stop()
     host.start()
@@ -166,18 +168,6 @@ def test_first_calls_at_the_same_time_find_the_path(host: Host, make_chunk: Make
 
     asyncio.run(fetch())
     assert host.sent("stream") == 0
-
-
-def test_no_file_but_a_nonce_is_sent_to_a_server(tmp_path: Path) -> None:
-    """A server of somebody else may name what it cannot read itself."""
-    (tmp_path / "staging").mkdir()
-    (tmp_path / "secret").write_bytes(b"s" * 32)
-    os.link(tmp_path / "secret", tmp_path / "same-host.nonce")
-    for name in ("secret", "same-host.nonce"):
-        sharing = _same_host.Sharing("unix:/x")
-        info = pb.SameHost(root=str(tmp_path), nonce_file=name, staging="staging")
-        sharing.learn(pb.GetServerInfoResponse(same_host=info))
-        assert sharing.path is None
 
 
 def test_the_deadline_of_a_call_holds_for_a_server_that_does_not_answer() -> None:
@@ -262,7 +252,7 @@ def test_swapped_files_are_data_loss(host: Host, make_chunk: Make) -> None:
 def test_names_outside_of_the_folder_are_not_opened(tmp_path: Path, name: str) -> None:
     (tmp_path / "x").write_bytes(b"secret")
     (tmp_path / "root" / "a").mkdir(parents=True)
-    with pytest.raises((OSError, ValueError)), _same_host._opened(str(tmp_path / "root"), name):
+    with pytest.raises((OSError, ValueError)), Folder(str(tmp_path / "root")).opened(name):
         pytest.fail("opened")
 
 
@@ -272,7 +262,7 @@ def test_links_on_the_way_are_not_followed(tmp_path: Path) -> None:
     (tmp_path / "root" / "out").symlink_to(tmp_path)
     (tmp_path / "root" / "x").symlink_to(tmp_path / "x")
     for name in ("out/x", "x"):
-        with pytest.raises(OSError, match=name.partition("/")[0]), _same_host._opened(str(tmp_path / "root"), name):
+        with pytest.raises(OSError, match=name.partition("/")[0]), Folder(str(tmp_path / "root")).opened(name):
             pytest.fail("opened")
 
 
@@ -389,7 +379,7 @@ def refusal(host: Host, header: pb.WriteChunksRequest) -> str:
 @pytest.mark.parametrize(
     "change",
     [
-        {"nonce": b"x" * 32},
+        {"proof": b"x" * 32},
         {"name": "../../etc/passwd"},
         {"name": "0" * 32},
         {"name": ""},

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import kvbank
+from kvbank._folder import Folder
 from kvbank._retrying import Attempts
 from kvbank._same_host import SameHost
 from kvbank._write_stream import WriteStream
@@ -274,7 +275,7 @@ def test_a_cancelled_stream_leaves_no_staged_file(tmp_path: Path) -> None:
     """Neither the one that is being written meanwhile, nor one that comes after."""
     call, staging = Abandoned(), tmp_path / "staging"
     staging.mkdir()
-    session = WriteSession("b", (), "", "", 1 << 20, SameHost(str(tmp_path), "staging", b"nonce"))
+    session = WriteSession("b", (), "", "", 1 << 20, SameHost(Folder(str(tmp_path)), "staging", b"nonce"))
     session.pending += [Upload(bytes([i]), service_pb2.ChunkHeader(), Held(call), 5) for i in range(3)]
     stream = WriteStream(call.begin, session, Attempts(60.0), lambda: None)
     wait_until(lambda: list(staging.iterdir()))

@@ -210,7 +210,7 @@ def test_writers_wait_for_the_budget_of_the_server(serving: Callable[..., Any]) 
 
 def test_a_server_that_shares_nothing_takes_no_staged_file(caller: Any, refused: Any) -> None:
     chunk, _ = caller.chunk()
-    staged = pb.StagedPayload(name="0" * 32, offset=4096, nonce=b"n")
+    staged = pb.StagedPayload(name="0" * 32, offset=4096, proof=b"n")
     header = pb.ChunkHeader(
         bank="b", reader_digest="reader-a", embedder_digest="embedder-a", chunk=chunk, staged=staged
     )
@@ -227,7 +227,7 @@ def test_a_server_that_shares_nothing_names_no_files(caller: Any, refused: Any) 
     with refused("NOT_SAME_HOST", grpc.StatusCode.FAILED_PRECONDITION):
         caller.stub.FetchFiles(pb.FetchFilesRequest(fetch=fetch))
     with refused("NOT_SAME_HOST", grpc.StatusCode.FAILED_PRECONDITION):
-        caller.stub.RetrieveFiles(pb.RetrieveFilesRequest(retrieve=retrieve, nonce=b"n"))
+        caller.stub.RetrieveFiles(pb.RetrieveFilesRequest(retrieve=retrieve, proof=b"n"))
 
 
 # Reading

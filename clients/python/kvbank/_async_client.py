@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from kvbank import _arguments, _channel, _codec, _reading, _status
 from kvbank import _models as m
+from kvbank._answers import odd
 from kvbank._client import Client
 from kvbank._exceptions import BankNotFound, ClientClosed, ClientForked, ServiceError
 from kvbank._messages import build
@@ -181,17 +182,19 @@ class AsyncClient:
     async def _unacknowledged_bound(self, attempts: Attempts) -> int:
         self._check()
         if not self._bound:
-            info = await self._repeated("GetServerInfo", pb.GetServerInfoRequest(), attempts)
+            asked = self._sharing.question()
+            info = await self._repeated("GetServerInfo", asked, attempts)
             self._bound = info.max_unacknowledged_bytes or _channel.DEFAULT_UNACKNOWLEDGED_BYTES
             if self._sharing.unknown():
-                self._sharing.learn(info)
+                self._sharing.learn(asked, info)
         return self._bound
 
     async def _shared(self, attempts: Attempts) -> SameHost | None:
         """How to reach the server's files, where they are on this machine and it allows that."""
         if self._sharing.unknown():
+            asked = self._sharing.question()
             try:
-                self._sharing.learn(await self._repeated("GetServerInfo", pb.GetServerInfoRequest(), attempts))
+                self._sharing.learn(asked, await self._repeated("GetServerInfo", asked, attempts))
             except ServiceError:
                 return None  # the call that follows will say it
         return self._sharing.path
@@ -345,6 +348,8 @@ class AsyncClient:
             yield page
             if not page.next_page_token:
                 return
+            if page.next_page_token == request.page_token:
+                raise odd("the page after this one is this one")
             request.page_token = page.next_page_token
 
     async def _run(self, steps: _reading.Steps[T], attempts: Attempts, request_id: str) -> T:

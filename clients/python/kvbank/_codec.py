@@ -14,6 +14,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from kvbank import _models as m
 from kvbank import _tensors
+from kvbank._answers import understood
 from kvbank._arguments import choice, each, expected, flag, instance, int32, invalid, mapping, text
 from kvbank._arrays import Array
 from kvbank._exceptions import AlreadyExists
@@ -115,6 +116,7 @@ def update_bank(
     return request
 
 
+@understood()
 def bank(message: bank_pb2.Bank) -> m.Bank:
     return m.Bank(
         name=message.name,
@@ -136,6 +138,7 @@ def bank(message: bank_pb2.Bank) -> m.Bank:
     )
 
 
+@understood()
 def created_bank(answer: service_pb2.CreateBankResponse, exist_ok: bool) -> m.Bank:
     if not (answer.created or exist_ok):
         name = answer.bank.name
@@ -266,10 +269,12 @@ def header(
     return head, [view for _, view in described]
 
 
+@understood()
 def write_result(message: service_pb2.WriteChunksResponse) -> m.WriteResult:
     return m.WriteResult(message.chunk_id, message.replayed, message.gone, tuple(message.evicted_chunk_ids))
 
 
+@understood()
 def chunk(message: chunk_pb2.Chunk, tensors: dict[str, Array] | None = None) -> m.Chunk:
     payload = message.payload
     return m.Chunk(
@@ -417,10 +422,12 @@ def retrieve(
 # The rest
 
 
+@understood()
 def server_info(message: service_pb2.GetServerInfoResponse) -> m.ServerInfo:
     return m.ServerInfo(**{name: getattr(message, name) for name in m.ServerInfo.__slots__})
 
 
+@understood()
 def eviction(message: service_pb2.Eviction) -> m.Eviction:
     return m.Eviction(
         chunk_id=message.chunk_id,
@@ -434,10 +441,12 @@ def eviction(message: service_pb2.Eviction) -> m.Eviction:
     )
 
 
+@understood()
 def eviction_plan(message: service_pb2.ExplainEvictionResponse) -> m.EvictionPlan:
     return m.EvictionPlan(map(eviction, message.victims), message.explanation)
 
 
+@understood()
 def stats(message: service_pb2.GetStatsResponse) -> m.Stats:
     return m.Stats(
         version=message.version,

@@ -54,8 +54,10 @@ def same_user(connection: socket.socket) -> bool:
 class Direct:
     """The client's end. Connections carry one call at a time and are kept for the next; threads may share it."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, kept: object = None) -> None:
+        """kept: what must live as long as the path is used."""
         self._path = path
+        self._kept_open = kept
         self._lock = threading.Lock()
         self._idle: list[socket.socket] = []
         self._open: set[socket.socket] = set()

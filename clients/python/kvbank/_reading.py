@@ -6,19 +6,17 @@ it may not be opened) is left to the server, which is asked for these bytes over
 """
 
 from collections.abc import Callable, Generator, Sequence
-from contextlib import suppress
 from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar
 
 from kvbank import _codec, _tensors
 from kvbank import _models as m
+from kvbank._answers import odd, understood
 from kvbank._arrays import Array
-from kvbank._exceptions import ChunkNotFound, DataLoss, FailedPrecondition, Internal, ServiceError
+from kvbank._exceptions import ChunkNotFound, DataLoss, FailedPrecondition, ServiceError
 from kvbank._same_host import SameHost, Sharing
 from kvbank.v1 import chunk_pb2, service_pb2
 
 T = TypeVar("T")
-# As many as one FetchChunks takes.
-_MOST_IDS = 1000
 
 
 class Answer:
@@ -32,19 +30,23 @@ class Answer:
         # By chunk id, verified.
         self.tensors: dict[int, dict[str, Array]] = {}
 
+    @understood()
     def feed(self, frame: Any) -> None:
-        """Take the next frame; DataLoss."""
+        """Take the next frame; DataLoss, Internal for one that makes no sense."""
         if isinstance(frame, memoryview):
             self._payloads.feed(frame)
+        elif self.header is not None or not frame.HasField("header"):
+            raise odd("its first frame, and no other, must be a header")
         else:
             self.header, self.files = frame.header, getattr(frame, "files", ())
             self._payloads = _tensors.PayloadReader(() if self.files else self.wanted())
             self.tensors = self._payloads.tensors
 
+    @understood()
     def finish(self) -> None:
         """After the last frame; DataLoss when bytes are missing, Internal when there was no header."""
         if self.header is None:
-            raise Internal("the answer of the server has no header")
+            raise odd("it has no header")
         self._payloads.finish()
 
     def wanted(self) -> Sequence[chunk_pb2.Chunk]:
@@ -93,70 +95,74 @@ class Run(Generic[T]):
 
 
 def retrieval(request: service_pb2.RetrieveRequest, sharing: Sharing) -> Steps[m.Retrieval]:
-    """Retrieve; once more over the stream where a chunk went before its file was read (it counts once)."""
-    answer = None
-    if sharing.path is not None and not request.omit_payload:
-        shared = service_pb2.RetrieveFilesRequest(retrieve=request, nonce=sharing.path.nonce)
-        with suppress(ChunkNotFound):  # one went meanwhile; asked again, the server answers without it
-            answer = yield from _by_files(Call("RetrieveFiles", shared, single=True), request, sharing.path, sharing)
-    if answer is None:
-        answer = yield Call("Retrieve", request)
-    head = answer.header
-    return m.Retrieval(
-        store_id=head.store_id,
-        queries=[[m.Hit(hit.chunk_id, hit.score) for hit in query.hits] for query in head.queries],
-        chunks={chunk.chunk_id: _codec.chunk(chunk, answer.tensors.get(chunk.chunk_id)) for chunk in head.chunks},
-    )
+    """Retrieve; once more over the stream where a file could not be read (it counts once)."""
+    if (path := sharing.path) is not None and not request.omit_payload:
+        shared = service_pb2.RetrieveFilesRequest(retrieve=request, proof=path.proof)
+        files = yield from _by_files(Call("RetrieveFiles", shared, single=True), path, sharing)
+        if files is not None and _complete(files, path):
+            return _retrieval(request, files)
+    return _retrieval(request, (yield Call("Retrieve", request)))
 
 
 def fetch(request: service_pb2.FetchChunksRequest, sharing: Sharing) -> Steps[list[m.Chunk]]:
     """FetchChunks; chunks in the order asked for."""
-    answer = None
-    if sharing.path is not None:
-        shared = service_pb2.FetchFilesRequest(fetch=request, nonce=sharing.path.nonce)
-        answer = yield from _by_files(Call("FetchFiles", shared, single=True), request, sharing.path, sharing)
-    if answer is None:
-        answer = yield Call("FetchChunks", request)
+    files = None
+    if (path := sharing.path) is not None:
+        shared = service_pb2.FetchFilesRequest(fetch=request, proof=path.proof)
+        files = yield from _by_files(Call("FetchFiles", shared, single=True), path, sharing)
+        if files is not None and _complete(files, path):
+            return _fetched(request, files)
+    answer = yield Call("FetchChunks", request)
+    if files is not None and files.header.store_id != answer.header.store_id:
+        raise ChunkNotFound(f"chunk {request.chunk_ids[0]} was of a store that is not served any more")
+    return _fetched(request, answer)
+
+
+@understood()
+def _retrieval(request: service_pb2.RetrieveRequest, answer: Answer) -> m.Retrieval:
+    head = answer.header
+    chunks = {chunk.chunk_id: _codec.chunk(chunk, answer.tensors.get(chunk.chunk_id)) for chunk in head.chunks}
+    queries = [[m.Hit(hit.chunk_id, hit.score) for hit in query.hits] for query in head.queries]
+    if len(queries) * 4 * request.dimension != len(request.queries):
+        raise odd(f"it has hits of {len(queries)} queries")
+    if any(hit.chunk_id not in chunks for hits in queries for hit in hits):
+        raise odd("it has a hit of a chunk that it does not have")
+    held = {held.chunk_id for held in request.held}
+    if not request.omit_payload and any(chunk.tensors is None and id not in held for id, chunk in chunks.items()):
+        raise odd("it has a chunk without its tensors")
+    return m.Retrieval(head.store_id, queries, chunks)
+
+
+@understood()
+def _fetched(request: service_pb2.FetchChunksRequest, answer: Answer) -> list[m.Chunk]:
+    if [chunk.chunk_id for chunk in answer.header.chunks] != list(request.chunk_ids):
+        raise odd("it has other chunks than were asked for")
     return [_codec.chunk(chunk, answer.tensors[chunk.chunk_id]) for chunk in answer.header.chunks]
 
 
-def _by_files(call: Call, request: Any, path: SameHost, sharing: Sharing) -> Steps[Answer | None]:
-    """The answer with its tensors; None where the server shares no files any more. ChunkNotFound, DataLoss."""
+def _by_files(call: Call, path: SameHost, sharing: Sharing) -> Steps[Answer | None]:
+    """The answer with the names of files; None where the server shares no files any more."""
     try:
-        answer = yield call
-        yield from _complete(answer, request, path)
+        return (yield call)
     except FailedPrecondition as refusal:
         if refusal.reason != "NOT_SAME_HOST":
             raise
         sharing.ignored(path)
         return None
-    return answer
 
 
-def _complete(answer: Answer, request: Any, path: SameHost) -> Steps[None]:
-    """Tensors from files, and over the stream those that cannot be had so. ChunkNotFound, DataLoss."""
+@understood()
+def _complete(answer: Answer, path: SameHost) -> bool:
+    """Read the tensors from the files; whether all could be read. Where one could not, all are asked for over the
+    stream: a server that learned which file it was could find out what is in one."""
     if len(answer.files) != len(answer.header.chunks):
-        raise Internal("the server names other files than chunks")
+        raise odd("it names other files than chunks")
     names = {chunk.chunk_id: name for chunk, name in zip(answer.header.chunks, answer.files, strict=True)}
-    missing: dict[str, list[int]] = {}
-    for chunk in answer.wanted():
-        try:
+    try:
+        for chunk in answer.wanted():
             stored = chunk.HasField("payload")
             payload = path.read(names[chunk.chunk_id], chunk) if stored else _tensors.Payload(chunk)
             answer.tensors[chunk.chunk_id] = payload.tensors()
-        except (OSError, DataLoss):
-            missing.setdefault(chunk.bank, []).append(chunk.chunk_id)
-    for bank, ids in missing.items():
-        for begin in range(0, len(ids), _MOST_IDS):
-            fetched = yield Call(
-                "FetchChunks",
-                service_pb2.FetchChunksRequest(
-                    bank=bank,
-                    reader_digest=request.reader_digest,
-                    chunk_ids=ids[begin : begin + _MOST_IDS],
-                    layers=request.layers,
-                ),
-            )
-            if fetched.header.store_id != answer.header.store_id:
-                raise ChunkNotFound(f"chunk {ids[begin]} was of a store that is not served any more")
-            answer.tensors |= fetched.tensors
+    except (OSError, DataLoss):
+        return False
+    return True

@@ -1,17 +1,19 @@
 """Payload files of a server on this machine: read, and staged for it.
 
-This file owns what is believed of such a server: that it can write a file which only this user can read, and nothing
-more. Names in its answers open nothing outside of its folder, and every tensor that is read is verified.
+This file owns what is believed of such a server: that it knows what is in a file which only this user can read, once
+it has proven that, and nothing more. Names in its answers open nothing but payload files of its folder, every tensor
+that is read is verified, and the server is not told which of them could not be read.
 """
 
+import hmac
 import mmap
 import os
+import re
 import stat
 import threading
 import uuid
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -20,13 +22,15 @@ import numpy as np
 import numpy.typing as npt
 from google.protobuf.message import DecodeError
 
-from kvbank import _status, _tensors
+from kvbank import _proof, _status, _tensors
 from kvbank._direct import Direct
 from kvbank._exceptions import DeadlineExceeded
+from kvbank._folder import Folder, plain
 from kvbank.v1 import chunk_pb2, direct_pb2, service_pb2
 
 _NONCE_FILE, _LARGEST_NONCE = "same-host.nonce", 1024
-_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+# The bank's uid, the low byte of the id, the id.
+_PAYLOAD = re.compile(r"payloads/[0-9a-f]{16}/(?P<shard>[0-9a-f]{2})/(?P<id>[1-9][0-9]{0,18})\.safetensors")
 _PAGE = 4096
 _MOST_BUFFERS = 512
 # Python keeps a descriptor open for each mapping.
@@ -34,11 +38,11 @@ _MOST_MAPPED = 256
 _free = threading.BoundedSemaphore(_MOST_MAPPED)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class SameHost:
     """A data folder that this process shares with its server."""
 
-    root: str
+    folder: Folder
     staging: str
     nonce: bytes
     # For direct calls; empty where there is none.
@@ -46,13 +50,25 @@ class SameHost:
     # Whether tensors are views of the files, instead of copies.
     mapped: bool = False
 
+    @property
+    def proof(self) -> bytes:
+        """What shows the server that this client has read the nonce."""
+        return _proof.of_client(self.nonce)
+
+    def same(self, other: "SameHost | None") -> bool:
+        """Whether both are one folder of one start of a server."""
+        return other is not None and self.nonce == other.nonce and self.folder.same(other.folder)
+
     def read(self, name: str, chunk: chunk_pb2.Chunk) -> "_tensors.Payload":
         """The chunk's tensors out of a file, no others, verified. OSError when that cannot be, DataLoss."""
-        with _opened(self.root, name) as descriptor:
+        match = _PAYLOAD.fullmatch(name)
+        if match is None or int(match["id"]) != chunk.chunk_id or int(match["shard"], 16) != chunk.chunk_id & 0xFF:
+            raise OSError(f"{name!r} is not the name of the payload of chunk {chunk.chunk_id}")
+        with self.folder.opened(name) as descriptor:
             found, length = os.fstat(descriptor), chunk.payload.file_length
             if not stat.S_ISREG(found.st_mode) or found.st_size != length:
                 raise OSError(f"{name} is no file of {length} bytes")
-            _tensors.verify_header(chunk, os.pread(descriptor, chunk.payload.header_length, 0))
+            _tensors.verify_header(chunk, _header(descriptor, chunk))
             mapping = _mapping(descriptor, length) if self.mapped else None
             if mapping is not None:
                 payload = _tensors.Payload(chunk, mapping)
@@ -68,7 +84,7 @@ class SameHost:
         """Write the tensors of a chunk to a file for the server to take over; None where that cannot be."""
         name, offset = uuid.uuid4().hex, _room(len(buffers))
         try:
-            descriptor = os.open(self._staged(name), os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            descriptor = self.folder.created(f"{self.staging}/{name}")
             try:
                 _write(descriptor, buffers, offset)
             finally:
@@ -76,17 +92,14 @@ class SameHost:
         except OSError:
             self.unstage(name)
             return None
-        return service_pb2.StagedPayload(name=name, offset=offset, nonce=self.nonce)
+        return service_pb2.StagedPayload(name=name, offset=offset, proof=self.proof)
 
     def unstage(self, name: str) -> None:
         """Remove a staged file, if the server has not taken it."""
         try:
-            os.unlink(self._staged(name))
+            self.folder.removed(f"{self.staging}/{name}")
         except OSError:
             return
-
-    def _staged(self, name: str) -> str:
-        return os.path.join(self.root, self.staging, name)
 
 
 class Sharing:
@@ -104,14 +117,20 @@ class Sharing:
         """Whether GetServerInfo should be asked."""
         return self._unknown
 
-    def learn(self, info: service_pb2.GetServerInfoResponse) -> None:
-        """Take the path where the nonce can be read."""
-        path = _proven(info.same_host, self._mapped) if info.HasField("same_host") else None
-        path = None if path == self._refused else path
-        if path != self.path:
+    @staticmethod
+    def question() -> service_pb2.GetServerInfoRequest:
+        """A GetServerInfo that lets the server prove that it knows the nonce."""
+        return service_pb2.GetServerInfoRequest(challenge=_proof.challenge())
+
+    def learn(self, asked: service_pb2.GetServerInfoRequest, info: service_pb2.GetServerInfoResponse) -> None:
+        """Take the path where the server has proven that it is the one of the folder that it names."""
+        path = _proven(info.same_host, asked.challenge, self._mapped) if info.HasField("same_host") else None
+        path = None if path is None or path.same(self._refused) else path
+        if path is None or not path.same(self.path):
             self.close()
-            self._direct = Direct(os.path.join(path.root, path.socket)) if path and path.socket else None
-        self.path, self._unknown = path, False
+            self._direct = Direct(path.folder.reached(path.socket), path.folder) if path and path.socket else None
+            self.path = path
+        self._unknown = False
 
     def ignored(self, path: SameHost) -> None:
         """The server did not take the nonce of `path`: it is another one since, or will not."""
@@ -138,42 +157,32 @@ class Sharing:
             self._direct.close()
 
 
-def _proven(info: service_pb2.SameHost, mapped: bool) -> SameHost | None:
-    """None unless the nonce file is this user's own, and no other file of his: what is in it goes to the server."""
-    if info.nonce_file != _NONCE_FILE:
+def _proven(info: service_pb2.SameHost, challenge: bytes, mapped: bool) -> SameHost | None:
+    """None unless the server knows what is in the nonce file, which is this user's own and no other file of his."""
+    if info.nonce_file != _NONCE_FILE or not info.path.startswith(b"/"):
         return None
     try:
-        with _opened(info.root, info.nonce_file) as descriptor:
+        folder = Folder(info.path)
+        with folder.opened(_NONCE_FILE) as descriptor:
             found = os.fstat(descriptor)
-            if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid() or found.st_nlink != 1:
+            own = stat.S_ISREG(found.st_mode) and found.st_uid == os.geteuid() and found.st_nlink == 1
+            if not own or stat.S_IMODE(found.st_mode) & 0o077:
                 return None
             nonce = os.read(descriptor, _LARGEST_NONCE)
-    except OSError:
+    except (OSError, ValueError):  # ValueError: a path with a NUL
         return None
-    if not nonce or not _plain(info.staging):
+    if not nonce or not hmac.compare_digest(info.proof, _proof.of_server(nonce, challenge, info)):
         return None
-    return SameHost(info.root, info.staging, nonce, info.socket if _plain(info.socket) else "", mapped)
+    if not plain(info.staging):
+        return None
+    return SameHost(folder, info.staging, nonce, info.socket if plain(info.socket) else "", mapped)
 
 
-def _plain(name: str) -> bool:
-    return name not in ("", ".", "..") and "/" not in name and "\0" not in name
-
-
-@contextmanager
-def _opened(root: str, name: str) -> Any:
-    """A file below `root`, opened without following a link anywhere below it."""
-    *folders, last = name.split("/")
-    if not all(map(_plain, (*folders, last))):
-        raise OSError(f"{name!r} is not a relative name")
-    descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        for part in (*folders, last):
-            flags = _FILE if part is last else _FILE | os.O_DIRECTORY
-            parent, descriptor = descriptor, os.open(part, flags, dir_fd=descriptor)
-            os.close(parent)
-        yield descriptor
-    finally:
-        os.close(descriptor)
+def _header(descriptor: int, chunk: chunk_pb2.Chunk) -> bytes:
+    """What stands before the tensors in a file of a good length."""
+    if not 0 <= chunk.payload.header_length <= chunk.payload.file_length:
+        raise OSError(f"a header of {chunk.payload.header_length} bytes is none")
+    return os.pread(descriptor, chunk.payload.header_length, 0)
 
 
 def _mapping(descriptor: int, length: int) -> npt.NDArray[np.uint8] | None:

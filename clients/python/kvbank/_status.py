@@ -3,6 +3,7 @@
 import re
 from typing import Any
 
+from google.protobuf.message import DecodeError
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
@@ -45,7 +46,7 @@ def from_rpc_error(error: Any, request_id: str = "") -> errors.ServiceError:
     code, message = error.code().name, error.details() or ""
     try:
         status = rpc_status.from_call(error)
-    except ValueError:  # details that contradict the status: some proxy's, not ours
+    except (ValueError, DecodeError):  # details that contradict the status, or are none: some proxy's, not ours
         status = None
     info = _error_info(status) if status is not None else None
     if info is not None:
@@ -60,8 +61,11 @@ def from_rpc_error(error: Any, request_id: str = "") -> errors.ServiceError:
 
 def from_status(data: bytes, request_id: str) -> errors.ServiceError:
     """The same for a serialized google.rpc.Status of a direct call."""
-    status = status_pb2.Status.FromString(data)
-    code = code_pb2.Code.Name(status.code)
+    try:
+        status = status_pb2.Status.FromString(data)
+        code = code_pb2.Code.Name(status.code)
+    except (ValueError, DecodeError):
+        return errors.Internal("the server answers with an error that is none", request_id=request_id)
     info = _error_info(status) or error_details_pb2.ErrorInfo()
     return _with_reason(code, status.message, info, request_id)
 
@@ -74,9 +78,16 @@ def _with_reason(code: str, message: str, info: error_details_pb2.ErrorInfo, req
 def _error_info(status: status_pb2.Status) -> error_details_pb2.ErrorInfo | None:
     for detail in status.details:
         info = error_details_pb2.ErrorInfo()
-        if detail.Unpack(info) and info.domain == DOMAIN:
+        if _unpacked(detail, info) and info.domain == DOMAIN:
             return info
     return None
+
+
+def _unpacked(detail: Any, info: error_details_pb2.ErrorInfo) -> bool:
+    try:
+        return bool(detail.Unpack(info))
+    except DecodeError:
+        return False
 
 
 def _too_large(verb: str, size: str, limit: str, request_id: str) -> errors.TooLarge:

@@ -20,6 +20,7 @@ from kvbank.v1 import bank_pb2, chunk_pb2
 
 # Tensors of a chunk share one piece of memory, each of them aligned to a cache line.
 _ALIGNMENT = 64
+_MOST_DIMENSIONS = 8
 
 DTYPES: dict[int, np.dtype[Any]] = {
     bank_pb2.DATA_TYPE_BF16: np.dtype(ml_dtypes.bfloat16),
@@ -112,14 +113,16 @@ class Payload:
         for tensor in self.descriptors:
             dtype = DTYPES.get(tensor.dtype)
             size = -1 if dtype is None else math.prod(tensor.shape) * dtype.itemsize
-            if size != tensor.length or min(tensor.shape, default=0) < 0:
+            if size != tensor.length or min(tensor.shape, default=0) < 0 or len(tensor.shape) > _MOST_DIMENSIONS:
                 raise _damaged(chunk, tensor, "has a descriptor that contradicts itself")
+            if file is not None and not 0 <= tensor.offset <= len(file) - tensor.length:
+                raise _damaged(chunk, tensor, "is not within its file")
             begins.append(end)
             end += -(-tensor.length // _ALIGNMENT) * _ALIGNMENT
         if file is not None:
             memory, first, begins = file, 0, [tensor.offset for tensor in self.descriptors]
         else:
-            memory = np.empty(end + _ALIGNMENT, np.uint8)
+            memory = _room(chunk, end + _ALIGNMENT)
             first = -memory.ctypes.data % _ALIGNMENT
         self._arrays = [
             memory[first + begin : first + begin + tensor.length]
@@ -140,6 +143,15 @@ class Payload:
         for tensor in self.descriptors[len(self._verified) :]:
             raise _damaged(self.chunk, tensor, "ended early")
         return self._verified
+
+
+def _room(chunk: chunk_pb2.Chunk, size: int) -> npt.NDArray[np.uint8]:
+    """Not touched before bytes come, so that a size that is only declared takes no memory."""
+    try:
+        return np.empty(size, np.uint8)
+    except (MemoryError, ValueError, OverflowError):
+        text = f"there is no memory for chunk {chunk.chunk_id}, which is said to have {size} bytes"
+        raise DataLoss(text, reason="ODD_ANSWER", metadata={"chunk_id": str(chunk.chunk_id)}) from None
 
 
 class PayloadReader:

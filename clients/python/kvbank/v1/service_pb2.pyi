@@ -29,8 +29,10 @@ EVICTION_REASON_ROOM: EvictionReason
 EVICTION_REASON_LEAST_RECENT: EvictionReason
 
 class GetServerInfoRequest(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
+    __slots__ = ("challenge",)
+    CHALLENGE_FIELD_NUMBER: _ClassVar[int]
+    challenge: bytes
+    def __init__(self, challenge: _Optional[bytes] = ...) -> None: ...
 
 class GetServerInfoResponse(_message.Message):
     __slots__ = ("version", "store_id", "durability", "max_message_bytes", "max_chunk_bytes", "max_unacknowledged_bytes", "same_host")
@@ -51,16 +53,20 @@ class GetServerInfoResponse(_message.Message):
     def __init__(self, version: _Optional[str] = ..., store_id: _Optional[str] = ..., durability: _Optional[str] = ..., max_message_bytes: _Optional[int] = ..., max_chunk_bytes: _Optional[int] = ..., max_unacknowledged_bytes: _Optional[int] = ..., same_host: _Optional[_Union[SameHost, _Mapping]] = ...) -> None: ...
 
 class SameHost(_message.Message):
-    __slots__ = ("root", "nonce_file", "staging", "socket")
+    __slots__ = ("root", "nonce_file", "staging", "socket", "path", "proof")
     ROOT_FIELD_NUMBER: _ClassVar[int]
     NONCE_FILE_FIELD_NUMBER: _ClassVar[int]
     STAGING_FIELD_NUMBER: _ClassVar[int]
     SOCKET_FIELD_NUMBER: _ClassVar[int]
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    PROOF_FIELD_NUMBER: _ClassVar[int]
     root: str
     nonce_file: str
     staging: str
     socket: str
-    def __init__(self, root: _Optional[str] = ..., nonce_file: _Optional[str] = ..., staging: _Optional[str] = ..., socket: _Optional[str] = ...) -> None: ...
+    path: bytes
+    proof: bytes
+    def __init__(self, root: _Optional[str] = ..., nonce_file: _Optional[str] = ..., staging: _Optional[str] = ..., socket: _Optional[str] = ..., path: _Optional[bytes] = ..., proof: _Optional[bytes] = ...) -> None: ...
 
 class CreateBankRequest(_message.Message):
     __slots__ = ("bank",)
@@ -143,14 +149,16 @@ class ChunkHeader(_message.Message):
     def __init__(self, bank: _Optional[str] = ..., reader_digest: _Optional[str] = ..., embedder_digest: _Optional[str] = ..., chunk: _Optional[_Union[_chunk_pb2.Chunk, _Mapping]] = ..., staged: _Optional[_Union[StagedPayload, _Mapping]] = ...) -> None: ...
 
 class StagedPayload(_message.Message):
-    __slots__ = ("name", "offset", "nonce")
+    __slots__ = ("name", "offset", "nonce", "proof")
     NAME_FIELD_NUMBER: _ClassVar[int]
     OFFSET_FIELD_NUMBER: _ClassVar[int]
     NONCE_FIELD_NUMBER: _ClassVar[int]
+    PROOF_FIELD_NUMBER: _ClassVar[int]
     name: str
     offset: int
     nonce: bytes
-    def __init__(self, name: _Optional[str] = ..., offset: _Optional[int] = ..., nonce: _Optional[bytes] = ...) -> None: ...
+    proof: bytes
+    def __init__(self, name: _Optional[str] = ..., offset: _Optional[int] = ..., nonce: _Optional[bytes] = ..., proof: _Optional[bytes] = ...) -> None: ...
 
 class WriteChunksRequest(_message.Message):
     __slots__ = ("header", "data", "headers")
@@ -313,12 +321,14 @@ class FetchChunksResponse(_message.Message):
     def __init__(self, header: _Optional[_Union[FetchChunksHeader, _Mapping]] = ..., data: _Optional[bytes] = ...) -> None: ...
 
 class RetrieveFilesRequest(_message.Message):
-    __slots__ = ("retrieve", "nonce")
+    __slots__ = ("retrieve", "nonce", "proof")
     RETRIEVE_FIELD_NUMBER: _ClassVar[int]
     NONCE_FIELD_NUMBER: _ClassVar[int]
+    PROOF_FIELD_NUMBER: _ClassVar[int]
     retrieve: RetrieveRequest
     nonce: bytes
-    def __init__(self, retrieve: _Optional[_Union[RetrieveRequest, _Mapping]] = ..., nonce: _Optional[bytes] = ...) -> None: ...
+    proof: bytes
+    def __init__(self, retrieve: _Optional[_Union[RetrieveRequest, _Mapping]] = ..., nonce: _Optional[bytes] = ..., proof: _Optional[bytes] = ...) -> None: ...
 
 class RetrieveFilesResponse(_message.Message):
     __slots__ = ("header", "files")
@@ -329,12 +339,14 @@ class RetrieveFilesResponse(_message.Message):
     def __init__(self, header: _Optional[_Union[RetrieveHeader, _Mapping]] = ..., files: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class FetchFilesRequest(_message.Message):
-    __slots__ = ("fetch", "nonce")
+    __slots__ = ("fetch", "nonce", "proof")
     FETCH_FIELD_NUMBER: _ClassVar[int]
     NONCE_FIELD_NUMBER: _ClassVar[int]
+    PROOF_FIELD_NUMBER: _ClassVar[int]
     fetch: FetchChunksRequest
     nonce: bytes
-    def __init__(self, fetch: _Optional[_Union[FetchChunksRequest, _Mapping]] = ..., nonce: _Optional[bytes] = ...) -> None: ...
+    proof: bytes
+    def __init__(self, fetch: _Optional[_Union[FetchChunksRequest, _Mapping]] = ..., nonce: _Optional[bytes] = ..., proof: _Optional[bytes] = ...) -> None: ...
 
 class FetchFilesResponse(_message.Message):
     __slots__ = ("header", "files")
