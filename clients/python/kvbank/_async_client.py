@@ -336,9 +336,12 @@ class AsyncClient:
         while True:
             try:
                 with self._translated(request_id):
-                    return await getattr(self._stub, method)(
+                    answer = await getattr(self._stub, method)(
                         request, timeout=attempts.remaining(), metadata=_channel.metadata(request_id)
                     )
+                    if answer is None:  # grpc.aio's word for bytes that are no message
+                        raise odd("its bytes are no message of this method")
+                    return answer
             except ServiceError as error:
                 await asyncio.sleep(attempts.pause(error))
 

@@ -22,25 +22,37 @@ def send(connection: socket.socket, message: bytes) -> None:
     connection.sendall(len(message).to_bytes(4, "little") + message)
 
 
-def receive(connection: socket.socket, most: int = LARGEST_MESSAGE) -> bytes | None:
-    """The next message, None where the connection ended instead. OSError for one that is cut or too long."""
+def receive(connection: socket.socket, most: int = LARGEST_MESSAGE, until: float | None = None) -> bytes | None:
+    """The next message, None where the connection ended instead. OSError for one that is cut or too long, TimeoutError
+    where it is not whole at the time `until` (monotonic)."""
+    _wait_until(connection, until)
     data = bytearray(connection.recv(_ROOM))
     if not data:
         return None
-    _fill(connection, data, 4)
+    _fill(connection, data, 4, until)
     length = int.from_bytes(data[:4], "little")
     if length > most or len(data) > 4 + length:
         raise ConnectionError(f"a message of {length} bytes is over {most}, or more than it came")
-    _fill(connection, data, 4 + length)
+    _fill(connection, data, 4 + length, until)
     return bytes(memoryview(data)[4:])
 
 
-def _fill(connection: socket.socket, data: bytearray, length: int) -> None:
+def _fill(connection: socket.socket, data: bytearray, length: int, until: float | None) -> None:
     while len(data) < length:
+        _wait_until(connection, until)
         more = connection.recv(min(length - len(data), 1 << 20))
         if not more:
             raise ConnectionError("the connection ended within a message")
         data += more
+
+
+def _wait_until(connection: socket.socket, until: float | None) -> None:
+    """The next piece must come before `until`, however many there are."""
+    if until is not None:
+        left = until - time.monotonic()
+        if left <= 0:
+            raise TimeoutError
+        connection.settimeout(left)
 
 
 def same_user(connection: socket.socket) -> bool:
@@ -75,7 +87,7 @@ class Direct:
         try:
             connection.settimeout(max(until - time.monotonic(), 0.001))
             send(connection, message)
-            answer = receive(connection)
+            answer = receive(connection, until=until)
             if answer is None:
                 raise ConnectionError("the server has closed the connection")
             response = direct_pb2.DirectResponse.FromString(answer)

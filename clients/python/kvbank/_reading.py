@@ -128,7 +128,8 @@ def _retrieval(request: service_pb2.RetrieveRequest, answer: Answer) -> m.Retrie
     if any(hit.chunk_id not in chunks for hits in queries for hit in hits):
         raise odd("it has a hit of a chunk that it does not have")
     held = {held.chunk_id for held in request.held}
-    if not request.omit_payload and any(chunk.tensors is None and id not in held for id, chunk in chunks.items()):
+    missing = (chunk.tensors is None and chunk.layout and id not in held for id, chunk in chunks.items())
+    if not request.omit_payload and any(missing):
         raise odd("it has a chunk without its tensors")
     return m.Retrieval(head.store_id, queries, chunks)
 

@@ -1,0 +1,259 @@
+"""Whatever a server answers, the call works or ends in a ServiceError."""
+
+import asyncio
+import socket
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, suppress
+from functools import partial
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+
+import kvbank
+from kvbank import _direct, _frames
+from kvbank.v1 import direct_pb2
+from tests.sdk.host import Host
+from tests.sdk.relay import SERVICE, Change, Relay, changes
+
+Make = Callable[..., kvbank.NewChunk]
+DIGESTS = {"reader_digest": "ab" * 32, "embedder_digest": "cd" * 32}
+READER = {"reader_digest": "ab" * 32}
+QUERY = np.eye(16, dtype=np.float32)[1]
+KV, EMBEDDING = kvbank.KVSpec("ab" * 32, (1, 3), 2, 8), kvbank.EmbeddingSpec("cd" * 32, 16)
+# How each method comes to be called, by a client of either kind; `new` is a chunk, `at` the id of one that is stored.
+CALLS: Mapping[str, Callable[[Any, kvbank.NewChunk, int], Any]] = {
+    "GetServerInfo": lambda client, new, at: client.server_info(),
+    "CreateBank": lambda client, new, at: client.create_bank("b", kv=KV, embedding=EMBEDDING, exist_ok=True),
+    "GetBank": lambda client, new, at: client.get_bank("b"),
+    "ListBanks": lambda client, new, at: client.list_banks(),
+    "UpdateBank": lambda client, new, at: client.update_bank("b", metadata={"a": "b"}),
+    "DeleteBank": lambda client, new, at: client.delete_bank("none", missing_ok=True),
+    "WriteChunks": lambda client, new, at: client.write("b", new, timeout=0.2, **DIGESTS),
+    "Retrieve": lambda client, new, at: client.retrieve("b", QUERY, top_k=2, **DIGESTS),
+    "FetchChunks": lambda client, new, at: client.fetch("b", [at], **READER),
+    "RetrieveFiles": lambda client, new, at: client.retrieve("b", QUERY, top_k=2, **DIGESTS),
+    "FetchFiles": lambda client, new, at: client.fetch("b", [at], **READER),
+    "GetChunk": lambda client, new, at: client.get_chunk("b", at, with_embedding=True),
+    "ListChunks": lambda client, new, at: client.list_chunks("b", with_embedding=True),
+    "UpdateChunk": lambda client, new, at: client.update_chunk("b", at, {"a": "b"}),
+    "DeleteChunks": lambda client, new, at: client.delete_chunks("b", [999]),
+    "PinChunks": lambda client, new, at: client.pin_chunks("b", [at]),
+    "ExplainEviction": lambda client, new, at: client.explain_eviction("b", 10**9),
+    "ListEvictions": lambda client, new, at: client.list_evictions("b"),
+    "GetStats": lambda client, new, at: client.stats(),
+}
+# Answered where server and client share a machine, and over a unix socket alone.
+FILES = ("RetrieveFiles", "FetchFiles")
+METHODS = list(SERVICE.methods)
+_EVERY = [pytest.param(1, marks=pytest.mark.slow, id="all"), pytest.param(17, id="some")]
+_PAGES_AT_MOST = 100
+# A google.rpc.Status whose detail says that it is an ErrorInfo, and is none.
+_BAD_DETAILS = b"\x08\x05\x1a\x30\x0a\x28type.googleapis.com/google.rpc.ErrorInfo\x12\x04\xff\xff\xff\xff"
+
+
+@pytest.fixture
+def stored(host: Host, make_chunk: Make) -> int:
+    """A chunk with all that an answer can have; over the socket of direct calls nobody answers."""
+    options: dict[str, Any] = {"metadata": {"a": "b"}, "producer": kvbank.Producer("none", measured_loss=0.5)}
+    chunk = make_chunk(1, expiry=kvbank.Expiry(None), text="some text", **options)
+    (chunk_id,) = host.write(chunk)
+    host.client.update_bank("b", capacity=kvbank.Capacity(chunks=100), quota=kvbank.Quota(chunks=10**6))
+    host.retrieve(QUERY)
+    (host.data / "direct.sock").rename(host.data / "real.sock")
+    return chunk_id
+
+
+@pytest.fixture
+def relay(host: Host) -> Iterator[Relay]:
+    with closing(Relay(host.address)) as relay:
+        yield relay
+
+
+def some(method: Any, every: int) -> Iterator[tuple[str, Change]]:
+    for at, case in enumerate(changes(method)):
+        if (at + method.index) % every == 0:
+            yield case
+
+
+def tried(call: Callable[[], Any], what: str) -> None:
+    try:
+        call()
+    except kvbank.InvalidArgument as error:
+        if error.metadata.get("field") != "page_token":  # the real server's, to a token that was changed
+            raise AssertionError(f"{what}: the caller is blamed: {error}") from error
+    except kvbank.ServiceError:
+        return
+    except Exception as error:
+        raise AssertionError(f"{what}: {type(error).__name__}: {error}") from error
+
+
+def used(chunks: Any) -> None:
+    """Some pages of a list; a server may say that there are more for ever."""
+    if isinstance(chunks, Iterator):
+        for _ in zip(range(_PAGES_AT_MOST), chunks, strict=False):
+            pass
+
+
+@pytest.mark.parametrize("every", _EVERY)
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
+def test_every_answer_of_every_method(relay: Relay, stored: int, make_chunk: Make, method: Any, every: int) -> None:
+    for name, change in some(method, every):
+        relay.calls.clear()
+        relay.change(method.name, change)
+        with kvbank.connect(relay.unix if method.name in FILES else relay.address, timeout=5) as client:
+            tried(lambda: used(CALLS[method.name](client, make_chunk(2), stored)), f"{method.name}: {name}")
+        assert method.name in relay.calls, f"{name}: {relay.calls}"
+
+
+@pytest.mark.parametrize("every", _EVERY)
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
+def test_every_answer_of_every_coroutine(relay: Relay, stored: int, make_chunk: Make, method: Any, every: int) -> None:
+    async def call() -> None:
+        address = relay.unix if method.name in FILES else relay.address
+        async with kvbank.connect_async(address, timeout=5) as client:
+            answer = CALLS[method.name](client, make_chunk(2), stored)
+            if not hasattr(answer, "__aiter__"):
+                await answer
+                return
+            pages = 0
+            async for _ in answer:
+                pages += 1
+                if pages == _PAGES_AT_MOST:
+                    break
+
+    for name, change in some(method, every):
+        relay.change(method.name, change)
+        tried(lambda: asyncio.run(call()), f"{method.name}: {name}")
+
+
+@pytest.mark.parametrize("every", _EVERY)
+def test_a_server_that_says_odd_things_of_itself(relay: Relay, stored: int, make_chunk: Make, every: int) -> None:
+    """What it says of its limits and its folder decides how chunks are written and read."""
+    for name, change in some(SERVICE.methods_by_name["GetServerInfo"], every):
+        relay.change("GetServerInfo", change)
+        with kvbank.connect(relay.unix, timeout=5) as client:
+            tried(lambda: client.fetch("b", [stored], **READER), f"fetch: {name}")
+            tried(lambda: client.write("b", make_chunk(2), timeout=5, **DIGESTS), f"write: {name}")
+
+
+class DirectRelay:
+    """Stands at the socket for direct calls, and changes the bytes of what the real one answers."""
+
+    def __init__(self, host: Host) -> None:
+        self._real = str(host.data / "real.sock")
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._listener.bind(str(host.data / "direct.sock"))
+        self._listener.listen()
+        self.change: Callable[[bytes], bytes] = lambda answer: answer
+        self.calls = 0
+        self._thread = threading.Thread(target=self._serve)
+        self._thread.start()
+
+    def close(self) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._thread.join()
+        self._listener.close()
+
+    def _serve(self) -> None:
+        with suppress(OSError):
+            while True:
+                connection, _ = self._listener.accept()
+                with connection, socket.socket(socket.AF_UNIX) as real, suppress(OSError):
+                    request = _direct.receive(connection)
+                    real.connect(self._real)
+                    _direct.send(real, request or b"")
+                    self.calls += 1
+                    connection.sendall(self.change(_direct.receive(real) or b""))
+
+
+def failing(error: bytes, _: bytes) -> bytes:
+    return whole(direct_pb2.DirectResponse(error=error).SerializeToString())
+
+
+def whole(message: bytes) -> bytes:
+    return len(message).to_bytes(4, "little") + message
+
+
+@pytest.mark.parametrize("every", _EVERY)
+@pytest.mark.parametrize("name", FILES)
+def test_every_answer_over_the_plain_socket(host: Host, stored: int, name: str, every: int) -> None:
+    field, other = ("retrieve", "fetch") if name == "RetrieveFiles" else ("fetch", "retrieve")
+    with closing(DirectRelay(host)) as relay:
+
+        def wrapped(change: Change) -> Callable[[bytes], bytes]:
+            def changed(answer: bytes) -> bytes:
+                response = direct_pb2.DirectResponse.FromString(answer)
+                inner = next(iter(change([getattr(response, field).SerializeToString()])), b"")
+                head = _frames.prefix(direct_pb2.DirectResponse.DESCRIPTOR.fields_by_name[field].number, len(inner))
+                return whole(head + inner)
+
+            return changed
+
+        cases = [(case, wrapped(change)) for case, change in some(SERVICE.methods_by_name[name], every)]
+        cases += [
+            ("nothing", lambda _: b""),
+            ("a cut length", lambda _: b"\x07"),
+            ("a cut message", lambda answer: whole(answer)[:-5]),
+            ("a huge length", lambda answer: b"\xff\xff\xff\xff" + answer),
+            ("two messages", lambda answer: whole(answer) * 2),
+            ("no answer", lambda _: whole(b"")),
+            ("no message", lambda _: whole(b"\xff\xff")),
+            *((f"the error {error!r}", partial(failing, error)) for error in (b"\xff", b"\x08\x63", b"", _BAD_DETAILS)),
+            (
+                "another answer",
+                lambda _: whole(direct_pb2.DirectResponse(error=b"", **{other: {}}).SerializeToString()),
+            ),
+        ]
+        for case, change in cases:
+            relay.change = change
+            with kvbank.connect(host.address, timeout=5) as client:
+                tried(lambda: CALLS[name](client, None, stored), f"{name}: {case}")  # type: ignore[arg-type]
+        assert relay.calls >= len(cases)
+
+
+@pytest.mark.parametrize("details", [b"\xff\xff", _BAD_DETAILS, b"\x08\x63", b""])
+def test_an_error_whose_details_are_none(details: bytes) -> None:
+    """As a proxy may send it."""
+
+    def refuse(request: bytes, context: grpc.ServicerContext) -> bytes:
+        context.set_trailing_metadata([("grpc-status-details-bin", details)])
+        context.abort(grpc.StatusCode.NOT_FOUND, "gone")
+        return b""
+
+    server = grpc.server(ThreadPoolExecutor(1))
+    handlers = {"GetBank": grpc.unary_unary_rpc_method_handler(refuse)}
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE.full_name, handlers),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        with kvbank.connect(f"127.0.0.1:{port}") as client, pytest.raises(kvbank.NotFound):
+            client.get_bank("b")
+    finally:
+        server.stop(None).wait()
+
+
+def test_a_deadline_holds_for_an_answer_that_comes_byte_by_byte(host: Host, stored: int) -> None:
+    """Over the plain socket, whose own time limit is one for each piece."""
+    stop = threading.Event()
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(host.data / "direct.sock"))
+        listener.listen()
+
+        def drip() -> None:
+            connection, _ = listener.accept()
+            with connection, suppress(OSError):
+                _direct.receive(connection)
+                connection.sendall(b"\0\0\1\0")
+                while not stop.wait(0.05):
+                    connection.sendall(b"\0")
+
+        thread = threading.Thread(target=drip)
+        thread.start()
+        with kvbank.connect(host.address) as client, pytest.raises(kvbank.DeadlineExceeded):
+            client.fetch("b", [stored], timeout=0.5, **READER)
+        stop.set()
+        thread.join()
