@@ -25,6 +25,8 @@ from kvbank._writing import WriteSession
 from kvbank.v1 import service_pb2 as pb
 
 T = TypeVar("T")
+# What comes after the last chunk; None could be one that a caller gives by mistake.
+_END = object()
 
 
 class AsyncClient:
@@ -440,14 +442,15 @@ async def _each(chunks: Iterable[m.NewChunk] | AsyncIterable[m.NewChunk]) -> Asy
             yield chunk
     else:
         iterator = iter(_arguments.iterable("chunks", chunks))
-        while (found := await asyncio.to_thread(lambda: next(iterator, None))) is not None:
-            yield found
+        while (found := await asyncio.to_thread(lambda: next(iterator, _END))) is not _END:
+            yield found  # type: ignore[misc]  # no _END
 
 
 async def _more(session: WriteSession, source: AsyncIterator[m.NewChunk]) -> bool:
     """Whether the session has a chunk that goes next; takes one from the source where it has none."""
-    if session.peek() is None and (chunk := await anext(source, None)) is not None:
-        if getattr(chunk, "tensors", None):  # what is large is checked and summed elsewhere
+    if session.peek() is None and (found := await anext(source, _END)) is not _END:
+        chunk = _arguments.instance("chunk", found, m.NewChunk)
+        if chunk.tensors:  # what is large is checked and summed elsewhere
             await asyncio.to_thread(session.put, chunk)
         else:
             session.put(chunk)
