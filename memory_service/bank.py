@@ -4,6 +4,7 @@ Methods block and are called from storage threads; those that change something c
 """
 
 import logging
+import os
 import secrets
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
@@ -23,7 +24,7 @@ from memory_service.expiry import INTERVAL_S, Expiry
 from memory_service.headers import most_bytes
 from memory_service.janitor import Janitor
 from memory_service.metrics import Metrics
-from memory_service.payloads import Buffer, Payloads
+from memory_service.payloads import FOLDER, Buffer, Payloads
 from memory_service.records import Records
 from memory_service.removal import Removal
 from memory_service.room import Room
@@ -57,10 +58,10 @@ class Banks:
             self._directory, gone = self._read_banks()
             self.indexes = SearchIndexes(self.records, settings)
             begun.callback(self.indexes.close)
-            self._janitor = Janitor("kvbank-janitor")
+            self._janitor = Janitor("kvbank-janitor", metrics.condition)
             begun.callback(self._janitor.close)
             # Apart, because the files of a deleted bank, or of a sweep, may take minutes.
-            self._timer = Janitor("kvbank-expiry")
+            self._timer = Janitor("kvbank-expiry", metrics.condition)
             begun.callback(self._timer.close)
             self._removal = Removal(self.records, self.payloads, self.indexes, self._janitor, metrics)
             self._room = Room(self.records, self._directory, self._removal)
@@ -84,6 +85,15 @@ class Banks:
             except (ValueError, KeyError, TypeError) as error:
                 data = self._settings.data
                 raise StartError(f"the records of {data} have a damaged bank; see: kvbank check {data}") from error
+
+    def probe(self) -> None:
+        """Look whether the storage answers: a row is read, and the folder of the payloads is there.
+
+        Errors: OSError, DBAPIError, sqlite3.Error.
+        """
+        with self.records.read() as connection:
+            bank_rows.totals(connection)
+        os.stat(self._settings.data / FOLDER)
 
     def close(self) -> None:
         """Commit what is pending, checkpoint, finish the clean-up."""

@@ -43,7 +43,10 @@ def serve(
     grace: Annotated[float | None, typer.Option(help="Seconds that running calls get at the end.")] = None,
     index_idle: Annotated[float | None, typer.Option(help="Seconds after which an unused index is unloaded.")] = None,
     ivf_from: Annotated[int | None, typer.Option(help="Chunks from which a bank is searched by lists.")] = None,
-    metrics_listen: Annotated[str | None, typer.Option(help="HOST:PORT of /metrics for Prometheus.")] = None,
+    reflection: Annotated[bool | None, typer.Option("--reflection", help="Tell tools which methods there are.")] = None,
+    metrics_listen: Annotated[
+        str | None, typer.Option(help="HOST:PORT of /metrics for Prometheus, /healthz and /readyz.")
+    ] = None,
     log_format: Annotated[Literal["text", "json"] | None, typer.Option(help="How log lines look.")] = None,
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"] | None, typer.Option(help="debug: every request too.")
@@ -68,6 +71,7 @@ def serve(
         "grace": grace,
         "index_idle": index_idle,
         "ivf_from": ivf_from,
+        "reflection": reflection,
         "metrics_listen": metrics_listen,
         "log_format": log_format,
         "log_level": log_level,

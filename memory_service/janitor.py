@@ -1,27 +1,42 @@
 """What is done in the background, in a thread. Owns the rule that no request waits for clean-up, and that what fails
-there is logged and left to the next start."""
+there is logged and left to the next start, or, where it comes again, tried again with a pause that grows."""
 
 import logging
 import queue
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
+from memory_service.condition import Condition
 from memory_service.repeating import Repeating
 
 _log = logging.getLogger(__name__)
 _failures = Repeating()
+# Between two runs of what fails, at most.
+_LONGEST_PAUSE_S = 60.0
+
+
+@dataclass(slots=True)
+class _Timer:
+    """`due`: monotonic. `seconds`: between two runs. `pause`: the same, longer after failures."""
+
+    task: Callable[[], Any]
+    seconds: float
+    due: float
+    pause: float
 
 
 class Janitor:
     """Tasks in the order given, and between them those that come again."""
 
-    def __init__(self, name: str) -> None:
-        """`name`: of the thread."""
+    def __init__(self, name: str, condition: Condition) -> None:
+        """name: of the thread. condition: where a task that comes again and fails is told."""
+        self._name = name
+        self._condition = condition
         self._tasks: queue.SimpleQueue[Callable[[], Any] | None] = queue.SimpleQueue()
-        # [when it is due (monotonic), seconds between two runs, task]
-        self._timers: list[tuple[float, float, Callable[[], Any]]] = []
+        self._timers: list[_Timer] = []
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
@@ -31,7 +46,7 @@ class Janitor:
 
     def every(self, seconds: float, task: Callable[[], Any]) -> None:
         """Again and again, until `close`."""
-        self.later(self._timers.append, (time.monotonic() + seconds, seconds, task))
+        self.later(self._timers.append, _Timer(task, seconds, time.monotonic() + seconds, seconds))
 
     def rest(self) -> None:
         """Finish what was given and do nothing again; what is given later is still done."""
@@ -59,17 +74,26 @@ class Janitor:
 
     def _pause(self) -> float | None:
         """Seconds until a timer is due; None without timers."""
-        return max(min(due for due, _, _ in self._timers) - time.monotonic(), 0.0) if self._timers else None
+        return max(min(timer.due for timer in self._timers) - time.monotonic(), 0.0) if self._timers else None
 
     def _do_due(self) -> None:
-        for place, (due, seconds, task) in enumerate(list(self._timers)):
-            if due <= time.monotonic():
-                self._do(task)
-                self._timers[place] = (time.monotonic() + seconds, seconds, task)
+        for timer in list(self._timers):
+            if timer.due > time.monotonic():
+                continue
+            error, name = self._do(timer.task), f"{self._name} {getattr(timer.task, '__name__', '')}"
+            if error is None:
+                self._condition.end(name)
+                timer.pause = timer.seconds
+            else:
+                self._condition.begin(name, f"{type(error).__name__}: {error}")
+                timer.pause = min(2 * timer.pause, max(_LONGEST_PAUSE_S, timer.seconds))
+            timer.due = time.monotonic() + timer.pause
 
     @staticmethod
-    def _do(task: Callable[[], Any]) -> None:
+    def _do(task: Callable[[], Any]) -> Exception | None:
         try:
             task()
         except Exception as error:
             _failures.error(_log, error, "a task in the background failed")
+            return error
+        return None

@@ -8,12 +8,12 @@ from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import get_args
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, start_http_server
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 from prometheus_client.metrics_core import Metric
 from prometheus_client.samples import Sample
 
+from memory_service.condition import Condition
 from memory_service.domain import EvictionReason
-from memory_service.errors import StartError
 
 # 250 us to 131 s: a percentile read from them is right within a factor of two.
 _SECONDS = tuple(0.00025 * 2**i for i in range(20))
@@ -48,6 +48,8 @@ class Metrics:
         gauge = partial(Gauge, registry=self.registry)
         histogram = partial(Histogram, registry=self.registry)
         ProcessCollector(namespace="kvbank", registry=self.registry)
+        self.condition = Condition()
+        gauge("kvbank_ready", "1 where the service can be asked.").set_function(lambda: float(self.condition.ready()))
 
         self.request_seconds = histogram(
             "kvbank_request_seconds", "Requests by method and status code.", ["method", "code"], buckets=_SECONDS
@@ -100,22 +102,3 @@ class Metrics:
             self.query_hits.observe(len(row))
             if row:
                 self.query_best_score.observe(row[0])
-
-
-class Endpoint:
-    """`/metrics` over HTTP, in a thread of its own, until `close`."""
-
-    def __init__(self, listen: str, registry: Registry) -> None:
-        """listen: HOST:PORT; `address` has the port that it got. Errors: StartError."""
-        host, _, port = listen.rpartition(":")
-        try:
-            self._server, self._thread = start_http_server(int(port), host.strip("[]"), registry=registry)
-        except OSError as error:
-            raise StartError(f"cannot listen on {listen}: {error.strerror}") from error
-        self.address = f"{host}:{self._server.server_port}"
-
-    def close(self) -> None:
-        """Answer nobody any more."""
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()

@@ -34,7 +34,9 @@ class Settings(BaseSettings):
     # From so many chunks on, a bank with the index kind "auto" is searched by lists.
     ivf_from: int = Field(200_000, ge=1)
     migrate: bool = False
-    # HOST:PORT of /metrics for Prometheus; empty: none.
+    # Say over gRPC which methods there are, to tools such as grpcurl.
+    reflection: bool = False
+    # HOST:PORT of /metrics for Prometheus, /healthz and /readyz; empty: none.
     metrics_listen: str = ""
     log_format: Literal["text", "json"] = "text"
     log_level: Literal["debug", "info", "warning", "error"] = "info"

@@ -1,5 +1,7 @@
 """Banks: made, found, changed, gone."""
 
+import grpc
+import pytest
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from kvbank.v1 import bank_pb2
@@ -59,11 +61,19 @@ def test_banks_survive_a_restart(serving):
     assert len(caller.retrieve()[1]) == 1
 
 
-def test_server_info_and_reflection(caller):
+def test_server_info(caller):
     info = caller.stub.GetServerInfo(pb.GetServerInfoRequest())
     assert (info.version, info.durability) == ("0.1.0", "os")
     assert info.max_message_bytes == 2 * info.max_unacknowledged_bytes == 64 << 20
-    stub = reflection_pb2_grpc.ServerReflectionStub(caller.channel)
-    (answer,) = stub.ServerReflectionInfo(iter([reflection_pb2.ServerReflectionRequest(list_services="")]))
-    names = {service.name for service in answer.list_services_response.service}
-    assert {"kvbank.v1.MemoryService", "grpc.health.v1.Health"} <= names
+
+
+def test_reflection_is_off_unless_asked_for(serving):
+    def services(caller):
+        stub = reflection_pb2_grpc.ServerReflectionStub(caller.channel)
+        (answer,) = stub.ServerReflectionInfo(iter([reflection_pb2.ServerReflectionRequest(list_services="")]))
+        return {service.name for service in answer.list_services_response.service}
+
+    with pytest.raises(grpc.RpcError) as caught:
+        services(serving())
+    assert caught.value.code() == grpc.StatusCode.UNIMPLEMENTED
+    assert {"kvbank.v1.MemoryService", "grpc.health.v1.Health"} <= services(serving(reflection=True))
