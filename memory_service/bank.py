@@ -75,6 +75,7 @@ class Banks:
             self._removal.clear(bank_id)
         self._janitor.later(self._sweep)
         self._timer.every(INTERVAL_S, self.records.follow_wall_clock)
+        self._timer.every(INTERVAL_S, self._room.try_again)
         self._timer.every(INTERVAL_S, Expiry(self.records, self._directory, self._removal).run)
 
     def _read_banks(self) -> tuple[Directory, list[int]]:
@@ -183,6 +184,10 @@ class Banks:
         validate.chunk(bank, chunk, self._settings.max_chunk_bytes)
         return bank
 
+    def waited_for(self, bank: Bank, chunk: Chunk) -> "Future[None] | None":
+        """What is to be waited for before the bytes of an admitted chunk are taken; see `Room.waited_for`."""
+        return self._room.waited_for(bank.bank_id, chunk)
+
     def write(self, bank: Bank, chunk_id: int, chunk: Chunk, data: Buffer | StagedFile) -> "Future[Written]":
         """Store an admitted chunk; see `memory_service.write`."""
         return self._writes.begin(bank, chunk_id, chunk, data)
@@ -259,6 +264,11 @@ class Banks:
         return self.get_chunk(name, chunk_id, embedding=False)
 
     # Evictions
+
+    @property
+    def stalled_evictions(self) -> int:
+        """Banks whose eviction could not be written, and is tried again."""
+        return self._room.stalled
 
     def explain_eviction(self, name: str, need: int) -> tuple[list[Eviction], str]:
         """What a write of `need` would evict, in order and a sentence about it. Errors: BANK_NOT_FOUND."""

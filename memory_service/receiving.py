@@ -181,6 +181,9 @@ class _Stream:
         new = convert.chunk(header.chunk)
         bank = receiver.banks.admit(header.bank, header.reader_digest, header.embedder_digest, new)
         staged = self._staged(header.staged) if header.HasField("staged") else None
+        if (waited := receiver.banks.waited_for(bank, new)) is not None:
+            # Here, where it holds neither a thread nor bytes that others wait for.
+            await asyncio.shield(asyncio.wrap_future(waited))
         ids = receiver.banks.records.ids
         while (chunk_id := ids.take()) is None:
             await asyncio.shield(asyncio.wrap_future(ids.refill()))

@@ -2,10 +2,15 @@
 evictions it needs are one transaction, and that what an eviction takes beyond that goes in the background, in steps.
 
 The plan of an eviction is made once, from the ledger. Its rest stands in the ledger (`doomed`) and in the database, so
-that a write that needs room takes the next of it, and a restart goes on with it.
+that a write that needs room takes the next of it, and a restart goes on with it. A step that cannot be written ends the
+eviction: the next write that needs room tries again, and so does the timer, after a pause that grows.
+
+Nothing here makes a thread wait, but for the one that reads ledgers: who has to wait for a bank gets a future.
 """
 
+import logging
 import threading
+import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,7 +22,7 @@ from sqlalchemy import Connection
 from memory_service import bank_rows, chunk_rows, gone_rows
 from memory_service.directory import Directory
 from memory_service.domain import Bank, Capacity, Chunk, Eviction, EvictionReason, Unit
-from memory_service.errors import ServiceError
+from memory_service.errors import RESOURCE_EXHAUSTED, UNAVAILABLE, ServiceError
 from memory_service.eviction import NOBODY, Candidates, Victims, overflows, plan
 from memory_service.gone_rows import Removed
 from memory_service.ledger import Ledger, Loading
@@ -27,6 +32,18 @@ from memory_service.removal import STEP, Removal
 MOST_EXPLAINED = 10_000
 # From this part of the capacity on, the ledger is loaded.
 _NEAR = 0.8
+# Readings of a ledger, each of which a transaction that failed has made useless.
+_MOST_READINGS = 3
+# Seconds between two tries to go on with an eviction that could not be written.
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 60.0
+_log = logging.getLogger(__name__)
+
+
+class CrowdedError(ServiceError):
+    """A bank whose capacity was lowered holds more than a write can evict; it is tried again when the bank is down."""
+
+    def __init__(self) -> None:
+        super().__init__(RESOURCE_EXHAUSTED, "BANK_FULL", "the bank is being brought down to its capacity")
 
 
 class Made(NamedTuple):
@@ -52,6 +69,11 @@ class Room:
         self._loader = ThreadPoolExecutor(1, "kvbank-ledger")
         # Banks with an eviction under way. Changed by the writer's thread.
         self._evicting: set[int] = set()
+        # What writes wait for, by bank: that it is down to its capacity, or that nothing more may go.
+        self._waited: dict[int, Future[None]] = {}
+        # Banks whose eviction could not be written: when it is tried again (monotonic), and the pause before that.
+        self._pauses: dict[int, tuple[float, float]] = {}
+        self._closed = False
 
     def open(self) -> None:
         """Load the ledgers that are needed soon; evictions that a stop interrupted go on."""
@@ -64,7 +86,22 @@ class Room:
 
     def close(self) -> None:
         """Before the records are closed."""
+        self._closed = True
+        for bank_id in list(self._waited):
+            self._settle(bank_id, _not_serving())
         self._loader.shutdown(cancel_futures=True)
+
+    def try_again(self) -> None:
+        """Go on with evictions that could not be written, after their pause. To be called every second."""
+        now = time.monotonic()
+        for bank_id, (due, _) in list(self._pauses.items()):
+            if due <= now and (bank := self._directory.current(bank_id)) is not None:
+                self._load(bank)
+
+    @property
+    def stalled(self) -> int:
+        """How many banks have an eviction that could not be written."""
+        return len(self._pauses)
 
     def measure(self, bank: Bank) -> None:
         """A bank is new, or has another capacity; one that holds more than that now is brought down to it."""
@@ -72,11 +109,15 @@ class Room:
             self._used[bank.bank_id] = int(getattr(bank.usage, bank.capacity.unit))
             if self._too_full(bank):
                 self._load(bank)
+        if not self._too_full(bank):
+            self._settle(bank.bank_id)
 
     def forget(self, bank: Bank) -> None:
         """A bank is gone."""
         self._ledgers.drop(bank.bank_id)
         self._used.pop(bank.bank_id, None)
+        self._pauses.pop(bank.bank_id, None)
+        self._settle(bank.bank_id)
         with self._lock:
             self._loads.pop(bank.bank_id, None)
 
@@ -91,31 +132,47 @@ class Room:
 
     # A write
 
-    def prepare(self, bank_id: int, chunk: Chunk) -> None:
-        """In a storage thread, before the write is submitted: have the ledger where it will be needed, and wait until a
-        bank whose capacity was lowered is down to it, which would be too much for one transaction."""
+    def waited_for(self, bank_id: int, chunk: Chunk) -> "Future[None] | None":
+        """What a write has to wait for before it is submitted: that a bank whose capacity was lowered is down to it,
+        which would be too much for one transaction, or that a ledger is read. None: nothing. Never blocks."""
         bank = self._directory.current(bank_id)
         if bank is None or bank.capacity is None:
-            return
+            return None
         if self._too_full(bank):
-            self._bring_down(bank)
-        if self._near(bank) and not self._ledgers.ready(bank_id):
+            return self._down(bank)
+        if self._near(bank) and not self._ledgers.ready(bank_id) and not self._closed:
             loading = self._load(bank)
             if self._used.get(bank_id, 0) + size_of(chunk, bank.capacity.unit) > bank.capacity.limit:
-                loading.result()
+                return loading
+        return None
 
-    def _bring_down(self, bank: Bank) -> None:
-        """Until the bank fits, or has nothing left that may go."""
-        before = None
-        while self._too_full(bank) and (used := self._used.get(bank.bank_id)) != before:
-            before = used
-            self._load(bank).result()
-            # The first sees to it that a step is on its way, the second comes after that.
-            self._records.writer.between(lambda: self._resume(bank)).result()
-            self._records.writer.between(lambda: None).result()
+    def _down(self, bank: Bank) -> "Future[None]":
+        """Done when the bank fits, or nothing more may go; with the error of a step that could not be written."""
+        with self._lock:
+            waited = self._waited.get(bank.bank_id)
+            if waited is not None:
+                return waited
+            waited = self._waited[bank.bank_id] = Future()
+        waited.set_running_or_notify_cancel()
+        if self._closed:
+            self._settle(bank.bank_id, _not_serving())
+        else:
+            self._load(bank)
+        return waited
+
+    def _settle(self, bank_id: int, error: BaseException | None = None) -> None:
+        """Nobody waits for the bank any more."""
+        with self._lock:
+            waited = self._waited.pop(bank_id, None)
+        if waited is None:
+            return
+        if error is None:
+            waited.set_result(None)
+        else:
+            waited.set_exception(error)
 
     def make(self, connection: Connection, bank: Bank, chunk: Chunk) -> Made:
-        """In the write's operation: evict what the chunk needs, at least. Errors: TOO_LARGE, BANK_FULL."""
+        """In the write's operation: evict what the chunk needs. Errors: TOO_LARGE, BANK_FULL, CrowdedError."""
         if bank.capacity is None or (usage := bank_rows.usage(connection, bank.bank_id)) is None:
             return Made()
         used, need = int(getattr(usage, bank.capacity.unit)), size_of(chunk, bank.capacity.unit)
@@ -124,12 +181,14 @@ class Room:
             return Made()
         ledger = self._ledger(connection, bank, bank.capacity)
         doomed, evicted, reasons = ledger.doomed, list[int](), Counter[EvictionReason]()
-        planned = False
+        planned, lowered = False, used > bank.capacity.limit
         while used + need > bank.capacity.limit:
             if fresh := not doomed:
                 planned = True
                 candidates = _without(ledger.candidates(), evicted)
                 doomed = plan(candidates, bank.capacity, bank.policy, used, need)
+            if lowered and len(doomed) > 2 * STEP:
+                raise CrowdedError
             removed = gone_rows.evict(connection, bank.bank_id, doomed.part(0, STEP), self._records.clock.now_us())
             if fresh and not removed.ids:
                 self._ledgers.drop(bank.bank_id)
@@ -160,6 +219,7 @@ class Room:
     def applied(self, bank: Bank, made: Made) -> None:
         """After the write's commit."""
         self._removal.evicted(bank, made.evicted, made.reasons)
+        self._pauses.pop(bank.bank_id, None)
         if made.doomed:
             self._go_on(bank)
 
@@ -167,7 +227,7 @@ class Room:
 
     def _go_on(self, bank: Bank) -> None:
         """The next step of the plan, unless one waits already. In the writer's thread."""
-        if bank.bank_id in self._evicting:
+        if bank.bank_id in self._evicting or self._closed:
             return
         self._evicting.add(bank.bank_id)
 
@@ -194,18 +254,30 @@ class Room:
 
         def applied(removed: Removed) -> None:
             self._evicting.discard(bank.bank_id)
+            self._pauses.pop(bank.bank_id, None)
             self._removal.evicted(bank, removed.ids, removed.reasons)
             ledger = self._ledgers.get(bank.bank_id)
             # Not where nothing may go: that would be asked again and again.
             if removed.ids or ledger is None or ledger.doomed:
                 self._resume(bank)
+            else:
+                self._settle(bank.bank_id)
 
         def failed(done: "Future[Removed]") -> None:
-            # In the writer's thread. The ledgers are dropped; the next write that needs room loads the plan too.
-            if done.exception() is not None:
+            # In the writer's thread. The ledgers are dropped; whoever tries again loads the plan too.
+            if (error := done.exception()) is not None:
                 self._evicting.discard(bank.bank_id)
+                self._pause(bank)
+                self._settle(bank.bank_id, error)
 
         self._records.writer.submit(operation, applied).add_done_callback(failed)
+
+    def _pause(self, bank: Bank) -> None:
+        last = self._pauses.get(bank.bank_id)
+        pause = _FIRST_PAUSE_S if last is None else min(2 * last[1], _LONGEST_PAUSE_S)
+        self._pauses[bank.bank_id] = (time.monotonic() + pause, pause)
+        text = "an eviction of bank %s cannot be written; the next write tries again, or the service in %.0f s"
+        _log.warning(text, bank.name, pause)
 
     def _excess(self, connection: Connection, bank: Bank, ledger: Ledger) -> Victims:
         """The plan for a bank whose capacity was lowered: until it fits, or only pinned chunks are left."""
@@ -217,13 +289,19 @@ class Room:
 
     def _resume(self, bank: Bank) -> None:
         """In the writer's thread."""
-        bank = self._directory.current(bank.bank_id) or bank
+        current = self._directory.current(bank.bank_id)
+        if current is None or current.capacity is None:
+            self._settle(bank.bank_id)
+            return
         ledger = self._ledgers.get(bank.bank_id)
         if ledger is None:
             # Dropped, by a transaction that failed; the plan comes back with it.
-            self._load(bank)
-        elif ledger.doomed or self._too_full(bank):
-            self._go_on(bank)
+            self._load(current)
+        elif ledger.doomed or self._too_full(current):
+            self._go_on(current)
+        else:
+            self._pauses.pop(bank.bank_id, None)
+            self._settle(bank.bank_id)
 
     # The ledger
 
@@ -235,34 +313,54 @@ class Room:
         return ledger
 
     def _load(self, bank: Bank) -> "Future[None]":
-        """Read the ledger beside the writer, once at a time."""
+        """Read the ledger beside the writer, once at a time, if it is not at hand; then go on with what is to go."""
         with self._lock:
             loading = self._loads.get(bank.bank_id)
-            if loading is None or loading.done():
+            # One that runs may be past all that.
+            if loading is None or loading.done() or loading.running():
                 loading = self._loads[bank.bank_id] = self._loader.submit(self._load_now, bank.bank_id)
             return loading
 
     def _load_now(self, bank_id: int) -> None:
         """A snapshot is opened between two transactions, and what is changed after it is entered when it is read."""
+        try:
+            self._read_beside(bank_id)
+        except BaseException as error:
+            self._settle(bank_id, error)
+            raise
+
+    def _read_beside(self, bank_id: int) -> None:
         writer = self._records.writer
 
         def begin() -> tuple[Bank, Connection, Loading] | None:
             bank = self._directory.current(bank_id)
-            if bank is None or bank.capacity is None or self._ledgers.ready(bank_id):
+            if self._closed or bank is None or bank.capacity is None:
+                self._settle(bank_id)
+                return None
+            if self._ledgers.ready(bank_id):
+                self._resume(bank)
                 return None
             return bank, self._records.snapshot(), self._ledgers.begin(bank_id)
 
-        while (begun := writer.between(begin).result()) is not None:
+        for _ in range(_MOST_READINGS):
+            if (begun := writer.between(begin).result()) is None:
+                return
             bank, connection, loading = begun
             assert bank.capacity is not None
             with connection:
                 ledger = _read(connection, bank, bank.capacity)
 
-            def finish(bank: Bank = bank, loading: Loading = loading, ledger: Ledger = ledger) -> None:
-                if self._ledgers.finish(loading, ledger):
+            def finish(bank: Bank = bank, loading: Loading = loading, ledger: Ledger = ledger) -> bool:
+                finished = self._ledgers.finish(loading, ledger)
+                if finished:
                     self._resume(bank)
+                return finished
 
-            writer.between(finish).result()
+            # Not again where the step that follows has failed, and the ledger is gone with it: that would not end.
+            if writer.between(finish).result():
+                return
+        text = f"the records of bank {bank.name} cannot be read in peace: transactions fail"
+        raise ServiceError(UNAVAILABLE, "STORAGE_ERROR", text)
 
     # Questions
 
@@ -309,6 +407,10 @@ class Room:
             if not self._ledgers.ready(bank.bank_id):
                 return Candidates(*[np.empty(0, np.int64)] * 4), NOBODY
         return found
+
+
+def _not_serving() -> ServiceError:
+    return ServiceError(UNAVAILABLE, "NOT_SERVING", "the service is shutting down")
 
 
 def size_of(chunk: Chunk, unit: Unit) -> int:

@@ -62,6 +62,7 @@ class Stats(Collector):
             ("kvbank_chunks", "Live chunks.", chunks),
             ("kvbank_stored_tokens", "Tokens of live chunks, after compression.", tokens),
             ("kvbank_stored_bytes", "Payload bytes of live chunks.", size),
+            ("kvbank_evictions_stalled", "Banks whose eviction cannot be written.", self._banks.stalled_evictions),
             ("kvbank_disk_free_bytes", "Free on the disk that holds the data folder.", self._free_bytes()),
             ("kvbank_index_banks", "Banks whose index is in memory.", len(loaded)),
             ("kvbank_index_segments", "Segments of indexes in memory.", sum(index.segments for index in loaded)),

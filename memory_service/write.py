@@ -23,7 +23,7 @@ from memory_service.janitor import Janitor
 from memory_service.metrics import Metrics
 from memory_service.payloads import Buffer, Payloads
 from memory_service.records import Records
-from memory_service.room import Made, Room, size_of
+from memory_service.room import CrowdedError, Made, Room, size_of
 from memory_service.search import SearchIndexes
 from memory_service.settings import Settings
 from memory_service.staging import StagedFile
@@ -72,13 +72,42 @@ class Writes:
         return self._submit(_Write(self, bank, stored, chunk_rows.row_of(bank.bank_id, stored, digest)))
 
     def _submit(self, write: "_Write") -> "Future[Written]":
-        self.room.prepare(write.bank.bank_id, write.chunk)
-        begun = time.perf_counter()
-        future = self.records.writer.submit(write.commit, write.applied)
-        future.add_done_callback(lambda _: self.metrics.stages["commit"].observe(time.perf_counter() - begun))
+        done: Future[Written] = Future()
+        done.set_running_or_notify_cancel()
         if write.chunk.payload is not None:
-            future.add_done_callback(write.settled)
-        return future
+            done.add_done_callback(write.settled)
+        self._wait(write, done)
+        return done
+
+    def _wait(self, write: "_Write", done: "Future[Written]") -> None:
+        """No thread waits: the write goes on in that which has brought the bank down, or read its ledger."""
+        waited = self.room.waited_for(write.bank.bank_id, write.chunk)
+        if waited is None:
+            self._commit(write, done)
+        else:
+            waited.add_done_callback(lambda waited: self._waited(write, done, waited))
+
+    def _waited(self, write: "_Write", done: "Future[Written]", waited: "Future[None]") -> None:
+        if not waited.cancelled() and (error := waited.exception()) is not None:
+            done.set_exception(error)
+        else:
+            self._commit(write, done)
+
+    def _commit(self, write: "_Write", done: "Future[Written]") -> None:
+        begun = time.perf_counter()
+
+        def committed(future: "Future[Written]") -> None:
+            self.metrics.stages["commit"].observe(time.perf_counter() - begun)
+            error = future.exception()
+            if isinstance(error, CrowdedError):
+                # The capacity was lowered since it was looked at.
+                self._wait(write, done)
+            elif error is not None:
+                done.set_exception(error)
+            else:
+                done.set_result(future.result())
+
+        self.records.writer.submit(write.commit, write.applied).add_done_callback(committed)
 
     def _store(self, bank: Bank, chunk_id: int, chunk: Chunk, payload: Payload, data: Buffer | StagedFile) -> Payload:
         if not isinstance(data, StagedFile):
@@ -179,6 +208,8 @@ def _check_bytes(chunk: Chunk, data: Buffer) -> None:
 def _check_quota(connection: Connection, bank: Bank, chunk: Chunk) -> None:
     """After the evictions, which may have made the room that it asks for."""
     usage = bank_rows.usage(connection, bank.bank_id)
+    if usage is None:
+        raise bank_not_found(bank.name)
     for unit in _UNITS:
         limit, used, size = getattr(bank.quota, unit), getattr(usage, unit), size_of(chunk, unit)
         if limit and used + size > limit:
