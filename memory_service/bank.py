@@ -64,7 +64,7 @@ class Banks:
             self._timer = Janitor("kvbank-expiry", metrics.condition)
             begun.callback(self._timer.close)
             self._removal = Removal(self.records, self.payloads, self.indexes, self._janitor, metrics)
-            self._room = Room(self.records, self._directory, self._removal)
+            self._room = Room(self.records, self._directory, self._removal, metrics.condition)
             begun.callback(self._room.close)
             self._writes = Writes(
                 settings, self._directory, self.records, self.payloads, self.indexes, self._room, self._janitor, metrics

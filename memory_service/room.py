@@ -8,7 +8,6 @@ eviction: the next write that needs room tries again, and so does the timer, aft
 Nothing here makes a thread wait, but for the one that reads ledgers: who has to wait for a bank gets a future.
 """
 
-import logging
 import threading
 import time
 from collections import Counter
@@ -20,6 +19,7 @@ import numpy as np
 from sqlalchemy import Connection
 
 from memory_service import bank_rows, chunk_rows, gone_rows
+from memory_service.condition import Condition
 from memory_service.directory import Directory
 from memory_service.domain import Bank, Capacity, Chunk, Eviction, EvictionReason, Unit
 from memory_service.errors import RESOURCE_EXHAUSTED, UNAVAILABLE, ServiceError
@@ -36,7 +36,6 @@ _NEAR = 0.8
 _MOST_READINGS = 3
 # Seconds between two tries to go on with an eviction that could not be written.
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 60.0
-_log = logging.getLogger(__name__)
 
 
 class CrowdedError(ServiceError):
@@ -57,11 +56,12 @@ class Made(NamedTuple):
 class Room:
     """The evictions of all banks."""
 
-    def __init__(self, store: Records, directory: Directory, removal: Removal) -> None:
+    def __init__(self, store: Records, directory: Directory, removal: Removal, condition: Condition) -> None:
         self._records = store
         self._ledgers = store.ledgers
         self._directory = directory
         self._removal = removal
+        self._condition = condition
         # Bank id -> usage in the unit of its capacity, as the last write saw it. Says when to load, and no more.
         self._used: dict[int, int] = {}
         self._lock = threading.Lock()
@@ -116,7 +116,7 @@ class Room:
         """A bank is gone."""
         self._ledgers.drop(bank.bank_id)
         self._used.pop(bank.bank_id, None)
-        self._pauses.pop(bank.bank_id, None)
+        self._well(bank)
         self._settle(bank.bank_id)
         with self._lock:
             self._loads.pop(bank.bank_id, None)
@@ -219,7 +219,7 @@ class Room:
     def applied(self, bank: Bank, made: Made) -> None:
         """After the write's commit."""
         self._removal.evicted(bank, made.evicted, made.reasons)
-        self._pauses.pop(bank.bank_id, None)
+        self._well(bank)
         if made.doomed:
             self._go_on(bank)
 
@@ -254,7 +254,7 @@ class Room:
 
         def applied(removed: Removed) -> None:
             self._evicting.discard(bank.bank_id)
-            self._pauses.pop(bank.bank_id, None)
+            self._well(bank)
             self._removal.evicted(bank, removed.ids, removed.reasons)
             ledger = self._ledgers.get(bank.bank_id)
             # Not where nothing may go: that would be asked again and again.
@@ -276,8 +276,14 @@ class Room:
         last = self._pauses.get(bank.bank_id)
         pause = _FIRST_PAUSE_S if last is None else min(2 * last[1], _LONGEST_PAUSE_S)
         self._pauses[bank.bank_id] = (time.monotonic() + pause, pause)
-        text = "an eviction of bank %s cannot be written; the next write tries again, or the service in %.0f s"
-        _log.warning(text, bank.name, pause)
+        self._condition.begin(
+            "evictions", "they cannot be written; the next write tries again, or the service in a while"
+        )
+
+    def _well(self, bank: Bank) -> None:
+        """An eviction of the bank was written, or is not needed any more."""
+        if self._pauses.pop(bank.bank_id, None) is not None and not self._pauses:
+            self._condition.end("evictions")
 
     def _excess(self, connection: Connection, bank: Bank, ledger: Ledger) -> Victims:
         """The plan for a bank whose capacity was lowered: until it fits, or only pinned chunks are left."""
@@ -300,7 +306,7 @@ class Room:
         elif ledger.doomed or self._too_full(current):
             self._go_on(current)
         else:
-            self._pauses.pop(bank.bank_id, None)
+            self._well(bank)
             self._settle(bank.bank_id)
 
     # The ledger
