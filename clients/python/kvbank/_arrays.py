@@ -35,7 +35,9 @@ def to_numpy(value: Any) -> Any:
 
 
 def to_torch(array: Array) -> Any:
-    """A numpy array as a tensor of torch that shares its memory, or has a copy of it where the array is read-only.
+    """A numpy array as a tensor of torch.
+
+    It shares the array's memory; of an array that is read-only, which no tensor can be, it has a copy.
 
     Errors: ModuleNotFoundError where torch is not installed.
     """

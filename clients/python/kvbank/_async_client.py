@@ -12,7 +12,7 @@ import grpc
 import grpc.aio
 import numpy.typing as npt
 
-from kvbank import _arguments, _channel, _codec, _reading, _status
+from kvbank import _arguments, _channel, _codec, _reading, _status, _tensors
 from kvbank import _models as m
 from kvbank._answers import odd
 from kvbank._client import Client
@@ -240,8 +240,10 @@ class AsyncClient:
         count: bool = True,
         reader_digest: str = "",
         embedder_digest: str = "",
+        tensors: m.TensorKind = "numpy",
         timeout: float | None = None,
     ) -> m.Retrieval:
+        form = _tensors.form(tensors)
         request = _codec.retrieve(
             banks,
             queries,
@@ -258,7 +260,7 @@ class AsyncClient:
         attempts = self._attempts(timeout, self._stream_timeout)
         if payload:
             await self._shared(attempts)
-        return await self._run(_reading.retrieval(request, self._sharing), attempts, request.request_id.hex())
+        return await self._run(_reading.retrieval(request, self._sharing, form), attempts, request.request_id.hex())
 
     async def fetch(
         self,
@@ -267,12 +269,14 @@ class AsyncClient:
         *,
         layers: Sequence[int] | None = None,
         reader_digest: str,
+        tensors: m.TensorKind = "numpy",
         timeout: float | None = None,
     ) -> list[m.Chunk]:
+        form = _tensors.form(tensors)
         request = _codec.fetch(bank, chunk_ids, layers, reader_digest)
         attempts = self._attempts(timeout, self._stream_timeout)
         await self._shared(attempts)
-        return await self._run(_reading.fetch(request, self._sharing), attempts, _channel.new_request_id())
+        return await self._run(_reading.fetch(request, self._sharing, form), attempts, _channel.new_request_id())
 
     # Chunks
 

@@ -12,7 +12,7 @@ import grpc
 import numpy.typing as npt
 from grpc.experimental import ChannelOptions
 
-from kvbank import _arguments, _channel, _codec, _reading, _status
+from kvbank import _arguments, _channel, _codec, _reading, _status, _tensors
 from kvbank import _models as m
 from kvbank._answers import odd
 from kvbank._exceptions import BankNotFound, ClientClosed, ClientForked, ServiceError
@@ -256,12 +256,13 @@ class Client:
         count: bool = True,
         reader_digest: str = "",
         embedder_digest: str = "",
+        tensors: m.TensorKind = "numpy",
         timeout: float | None = None,
     ) -> m.Retrieval:
         """The nearest chunks of each query, with their tensors.
 
         banks: one or several whose specs agree.
-        queries: float32 [n, dimension], or [dimension] for one.
+        queries: float32 [n, dimension], or [dimension] for one, of numpy or torch.
         top_k: 1 to 1000.
         min_score: leave out hits below it.
         filter: only chunks that it selects.
@@ -270,9 +271,12 @@ class Client:
         payload: False for hits and metadata only; then `reader_digest` may be left out.
         count: False to look around without raising retrieval counts. A retry counts once, unless the server was started
             anew in between.
+        tensors: "numpy" or "torch", which is what `Chunk.tensors` are of. With `mapped`, tensors of torch are copies.
+            MissingExtra where torch is not installed.
 
         DataLoss when a received tensor does not match its checksum.
         """
+        form = _tensors.form(tensors)
         request = _codec.retrieve(
             banks,
             queries,
@@ -289,7 +293,7 @@ class Client:
         attempts = self._attempts(timeout, self._stream_timeout)
         if payload:
             self._shared(attempts)
-        return self._run(_reading.retrieval(request, self._sharing), attempts, request.request_id.hex())
+        return self._run(_reading.retrieval(request, self._sharing, form), attempts, request.request_id.hex())
 
     def fetch(
         self,
@@ -298,13 +302,18 @@ class Client:
         *,
         layers: Sequence[int] | None = None,
         reader_digest: str,
+        tensors: m.TensorKind = "numpy",
         timeout: float | None = None,
     ) -> list[m.Chunk]:
-        """Chunks by id, in the order asked for, with their tensors (of `layers`, or all); ChunkNotFound, DataLoss."""
+        """Chunks by id, in the order asked for, with their tensors (of `layers`, or all); ChunkNotFound, DataLoss.
+
+        tensors: as in `retrieve`.
+        """
+        form = _tensors.form(tensors)
         request = _codec.fetch(bank, chunk_ids, layers, reader_digest)
         attempts = self._attempts(timeout, self._stream_timeout)
         self._shared(attempts)
-        return self._run(_reading.fetch(request, self._sharing), attempts, _channel.new_request_id())
+        return self._run(_reading.fetch(request, self._sharing, form), attempts, _channel.new_request_id())
 
     # Chunks
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
 from types import EllipsisType
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +17,6 @@ from kvbank import _models as m
 from kvbank import _tensors
 from kvbank._answers import understood
 from kvbank._arguments import choice, each, expected, flag, instance, int32, invalid, mapping, text
-from kvbank._arrays import Array
 from kvbank._exceptions import AlreadyExists
 from kvbank._messages import build
 from kvbank.v1 import bank_pb2, chunk_pb2, service_pb2
@@ -275,7 +275,7 @@ def write_result(message: service_pb2.WriteChunksResponse) -> m.WriteResult:
 
 
 @understood()
-def chunk(message: chunk_pb2.Chunk, tensors: dict[str, Array] | None = None) -> m.Chunk:
+def chunk(message: chunk_pb2.Chunk, tensors: dict[str, Any] | None = None) -> m.Chunk:
     payload = message.payload
     return m.Chunk(
         chunk_id=message.chunk_id,

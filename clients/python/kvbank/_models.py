@@ -17,6 +17,7 @@ from kvbank._arguments import each, flag, instance, int32, integer, items, mappi
 from kvbank._arrays import Array
 from kvbank._exceptions import InvalidArgument
 
+TensorKind = Literal["numpy", "torch"]
 IndexKind = Literal["auto", "exact", "ivf"]
 PayloadKind = Literal["layer_kv", "soft_tokens"]
 
@@ -176,10 +177,10 @@ class Producer:
 class NewChunk:
     """A chunk to write.
 
-    embedding: float32 [dimension].
-    tensors: in the bank's dtype, either K-V: `k.<layer>`, `v.<layer>` [Hkv, m, D], keys before RoPE, and `pos.<layer>`
-        int32 [m] or [Hkv, m], the original offset of each kept token; or soft tokens: `soft` [n, hidden_size] and
-        nothing else. None in a bank of vectors only.
+    embedding: float32 [dimension], of numpy or torch, or a list of numbers.
+    tensors: of numpy or torch, in the bank's dtype, either K-V: `k.<layer>`, `v.<layer>` [Hkv, m, D], keys before RoPE,
+        and `pos.<layer>` int32 [m] or [Hkv, m], the original offset of each kept token; or soft tokens: `soft`
+        [n, hidden_size] and nothing else. None in a bank of vectors only.
     start: offset of the first token in its source.
     original_length: tokens before compression; by default the number of token ids, else the tokens stored.
     pinned: never evicted by a policy; it still expires, and can be deleted.
@@ -189,7 +190,7 @@ class NewChunk:
     """
 
     embedding: npt.ArrayLike
-    tensors: Mapping[str, Array] | None = None
+    tensors: Mapping[str, Any] | None = None
     start: int = field(default=0, kw_only=True)
     original_length: int | None = field(default=None, kw_only=True)
     token_ids: Sequence[int] | Array = field(default=(), kw_only=True)
@@ -228,7 +229,8 @@ class Chunk:
     kind: "layer_kv" or "soft_tokens"; None in a bank of vectors only.
     layout: its tensors, without bytes; empty in a bank of vectors only.
     checksum: names the payload's content; for `Held`.
-    tensors: the bytes, verified; None where they were not asked for or are held. bf16 is `ml_dtypes.bfloat16`.
+    tensors: the bytes, verified, as arrays of numpy (bf16 is `ml_dtypes.bfloat16`) or tensors of torch; None where they
+        were not asked for or are held.
     embedding: float32 [dimension]; None where it was not asked for.
     last_retrieve_time: None when never retrieved.
     expiry, expire_time: what holds for this chunk; None is never.
@@ -247,7 +249,7 @@ class Chunk:
     kind: str | None
     layout: tuple[TensorInfo, ...]
     checksum: int
-    tensors: dict[str, Array] | None
+    tensors: dict[str, Any] | None
     embedding: npt.NDArray[np.float32] | None
     create_time: datetime
     retrieval_count: int

@@ -49,6 +49,11 @@ class Answer:
             raise odd("it has no header")
         self._payloads.finish()
 
+    def given(self, chunk_id: int, form: _tensors.Form) -> dict[str, Any] | None:
+        """The tensors of a chunk for the caller, None where the answer has none."""
+        tensors = self.tensors.get(chunk_id)
+        return None if tensors is None else {name: form(array) for name, array in tensors.items()}
+
     def wanted(self) -> Sequence[chunk_pb2.Chunk]:
         """The chunks whose tensors belong to the answer."""
         if isinstance(self.header, service_pb2.FetchChunksHeader):
@@ -94,34 +99,35 @@ class Run(Generic[T]):
             return None
 
 
-def retrieval(request: service_pb2.RetrieveRequest, sharing: Sharing) -> Steps[m.Retrieval]:
-    """Retrieve; once more over the stream where a file could not be read (it counts once)."""
+def retrieval(request: service_pb2.RetrieveRequest, sharing: Sharing, form: _tensors.Form) -> Steps[m.Retrieval]:
+    """Retrieve, with tensors in the form that is wanted; once more over the stream where a file could not be read (it
+    counts once)."""
     if (path := sharing.path) is not None and not request.omit_payload:
         shared = service_pb2.RetrieveFilesRequest(retrieve=request, proof=path.proof)
         files = yield from _by_files(Call("RetrieveFiles", shared, single=True), path, sharing)
         if files is not None and _complete(files, path):
-            return _retrieval(request, files)
-    return _retrieval(request, (yield Call("Retrieve", request)))
+            return _retrieval(request, files, form)
+    return _retrieval(request, (yield Call("Retrieve", request)), form)
 
 
-def fetch(request: service_pb2.FetchChunksRequest, sharing: Sharing) -> Steps[list[m.Chunk]]:
-    """FetchChunks; chunks in the order asked for."""
+def fetch(request: service_pb2.FetchChunksRequest, sharing: Sharing, form: _tensors.Form) -> Steps[list[m.Chunk]]:
+    """FetchChunks; chunks in the order asked for, tensors in the form that is wanted."""
     files = None
     if (path := sharing.path) is not None:
         shared = service_pb2.FetchFilesRequest(fetch=request, proof=path.proof)
         files = yield from _by_files(Call("FetchFiles", shared, single=True), path, sharing)
         if files is not None and _complete(files, path):
-            return _fetched(request, files)
+            return _fetched(request, files, form)
     answer = yield Call("FetchChunks", request)
     if files is not None and files.header.store_id != answer.header.store_id:
         raise ChunkNotFound(f"chunk {request.chunk_ids[0]} was of a store that is not served any more")
-    return _fetched(request, answer)
+    return _fetched(request, answer, form)
 
 
 @understood()
-def _retrieval(request: service_pb2.RetrieveRequest, answer: Answer) -> m.Retrieval:
+def _retrieval(request: service_pb2.RetrieveRequest, answer: Answer, form: _tensors.Form) -> m.Retrieval:
     head = answer.header
-    chunks = {chunk.chunk_id: _codec.chunk(chunk, answer.tensors.get(chunk.chunk_id)) for chunk in head.chunks}
+    chunks = {chunk.chunk_id: _codec.chunk(chunk, answer.given(chunk.chunk_id, form)) for chunk in head.chunks}
     queries = [[m.Hit(hit.chunk_id, hit.score) for hit in query.hits] for query in head.queries]
     if len(queries) * 4 * request.dimension != len(request.queries):
         raise odd(f"it has hits of {len(queries)} queries")
@@ -135,10 +141,10 @@ def _retrieval(request: service_pb2.RetrieveRequest, answer: Answer) -> m.Retrie
 
 
 @understood()
-def _fetched(request: service_pb2.FetchChunksRequest, answer: Answer) -> list[m.Chunk]:
+def _fetched(request: service_pb2.FetchChunksRequest, answer: Answer, form: _tensors.Form) -> list[m.Chunk]:
     if [chunk.chunk_id for chunk in answer.header.chunks] != list(request.chunk_ids):
         raise odd("it has other chunks than were asked for")
-    return [_codec.chunk(chunk, answer.tensors[chunk.chunk_id]) for chunk in answer.header.chunks]
+    return [_codec.chunk(chunk, answer.given(chunk.chunk_id, form)) for chunk in answer.header.chunks]
 
 
 def _by_files(call: Call, path: SameHost, sharing: Sharing) -> Steps[Answer | None]:

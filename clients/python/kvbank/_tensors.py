@@ -4,7 +4,8 @@ This file owns the rule that no byte of a tensor reaches a caller before its che
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib import import_module
 from typing import Any
 
 import ml_dtypes
@@ -13,10 +14,12 @@ import numpy.typing as npt
 import xxhash
 
 from kvbank import _arrays, _frames
-from kvbank._arguments import invalid, shown
+from kvbank._arguments import choice, invalid, shown
 from kvbank._arrays import Array
-from kvbank._exceptions import DataLoss, InvalidArgument
+from kvbank._exceptions import DataLoss, InvalidArgument, MissingExtra
 from kvbank.v1 import bank_pb2, chunk_pb2
+
+Form = Callable[[Array], Any]
 
 # Tensors of a chunk share one piece of memory, each of them aligned to a cache line.
 _ALIGNMENT = 64
@@ -98,6 +101,27 @@ def frames(buffers: Sequence[memoryview]) -> Iterator[bytes]:
                 pieces, room = [], _frames.FRAME_BYTES
     if pieces:
         yield _frames.encode(pieces)
+
+
+def form(name: Any) -> Form:
+    """What makes of the tensors of a chunk what the caller wants, by the name of a library.
+
+    Errors: InvalidArgument for a name that is not known, MissingExtra where there is no torch.
+    """
+    made = choice("tensors", name, _FORMS)
+    if made is _arrays.to_torch:
+        try:
+            import_module("torch")
+        except ModuleNotFoundError as error:
+            raise MissingExtra(f"tensors of torch need torch (no module {error.name!r})") from None
+    return made
+
+
+def _as_it_is(array: Array) -> Any:
+    return array
+
+
+_FORMS: Mapping[str, Form] = {"numpy": _as_it_is, "torch": _arrays.to_torch}
 
 
 class Payload:
