@@ -10,15 +10,22 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import replace
-from functools import partial
 
 from sqlalchemy import Connection
 
 from memory_service import bank_rows, chunk_rows, gone_rows, quarantine, validate
 from memory_service.clock import Clock
-from memory_service.directory import Directory, bank_not_found
+from memory_service.directory import Directory, bank_bytes, bank_not_found
 from memory_service.domain import Bank, Chunk, Eviction, Filter
-from memory_service.errors import ALREADY_EXISTS, NOT_FOUND, UNAVAILABLE, ServiceError, StartError, invalid
+from memory_service.errors import (
+    ALREADY_EXISTS,
+    NOT_FOUND,
+    RESOURCE_EXHAUSTED,
+    UNAVAILABLE,
+    ServiceError,
+    StartError,
+    invalid,
+)
 from memory_service.eviction import NOBODY
 from memory_service.expiry import INTERVAL_S, Expiry
 from memory_service.headers import most_bytes
@@ -110,12 +117,26 @@ class Banks:
     def create(self, new: Bank) -> tuple[Bank, bool]:
         """The bank, and whether it is new; an existing one when name and specs agree.
 
-        Errors: INVALID_FIELD, BANK_EXISTS.
+        Errors: INVALID_FIELD, BANK_EXISTS, TOO_LARGE.
         """
         validate.bank(new)
         new = replace(new, uid=secrets.token_hex(8), created=self.records.clock.now_us())
-        bank = self.records.writer.submit(partial(_create, new), self._changed).result()
+
+        def make(connection: Connection) -> Bank:
+            if (found := _found(connection, new)) is not None:
+                return found
+            _check_bound("banks", self._settings.max_banks, bank_rows.count(connection) + 1)
+            self._check_bytes(bank_bytes(new))
+            return replace(new, bank_id=bank_rows.insert(connection, new))
+
+        bank = self.records.writer.submit(make, self._changed).result()
         return bank, bank.uid == new.uid
+
+    def _check_bytes(self, more: int) -> None:
+        """Errors: TOO_LARGE, when the banks would take too much memory."""
+        if more > 0:
+            what = "bytes of specs and metadata of all banks"
+            _check_bound(what, self._settings.max_bank_bytes, self._directory.bytes + more)
 
     def named(self, name: str) -> Bank:
         """The bank, with the usage of some earlier time. Errors: BANK_NOT_FOUND."""
@@ -139,7 +160,10 @@ class Banks:
             return bank_rows.page(connection, name, limit)
 
     def update(self, name: str, changes: Mapping[str, object]) -> Bank:
-        """Replace some of capacity, policy, metadata, quota, expiry, index. Errors: INVALID_FIELD, BANK_NOT_FOUND."""
+        """Replace some of capacity, policy, metadata, quota, expiry, index.
+
+        Errors: INVALID_FIELD, BANK_NOT_FOUND, TOO_LARGE.
+        """
         bank_id = self.named(name).bank_id
 
         def change(connection: Connection) -> Bank:
@@ -148,6 +172,7 @@ class Banks:
                 raise bank_not_found(name)
             changed = replace(bank, **changes)  # type: ignore[arg-type]
             validate.bank(changed)
+            self._check_bytes(bank_bytes(changed) - bank_bytes(bank))
             bank_rows.update(connection, changed)
             if (changed.capacity, changed.policy) != (bank.capacity, bank.policy):
                 # A plan under way was made for the old ones.
@@ -301,10 +326,11 @@ def chunk_not_found(name: str, chunk_id: int) -> ServiceError:
     return ServiceError(NOT_FOUND, "CHUNK_NOT_FOUND", f"bank {name} has no chunk {chunk_id}", chunk_id=chunk_id)
 
 
-def _create(new: Bank, connection: Connection) -> Bank:
+def _found(connection: Connection, new: Bank) -> Bank | None:
+    """The bank of this name, if there is one. Errors: BANK_EXISTS, when its specs are others."""
     found = bank_rows.named(connection, new.name)
     if found is None:
-        return replace(new, bank_id=bank_rows.insert(connection, new))
+        return None
     # A hidden size that is not stated is whatever the bank's is.
     other_size = new.kv.hidden_size not in (0, found.kv.hidden_size)
     if other_size or (found.kv, found.embedding) != (new.kv, new.embedding):
@@ -317,6 +343,12 @@ def _create(new: Bank, connection: Connection) -> Bank:
             request_digest=new.kv.reader_digest,
         )
     return found
+
+
+def _check_bound(what: str, limit: int, size: int) -> None:
+    if size > limit:
+        text = f"there would be {size} {what}; this server takes {limit}"
+        raise ServiceError(RESOURCE_EXHAUSTED, "TOO_LARGE", text, limit=limit, size=size)
 
 
 def _check_ids(chunk_ids: Sequence[int]) -> None:

@@ -60,6 +60,11 @@ def named(connection: Connection, name: str) -> Bank | None:
     return None if row is None else _bank(row)
 
 
+def count(connection: Connection) -> int:
+    """How many there are."""
+    return int(raw(connection).execute("SELECT count(*) FROM banks").fetchone()[0])
+
+
 def totals(connection: Connection) -> tuple[int, int, int, int]:
     """Banks, and their live chunks, tokens and payload bytes."""
     row = raw(connection).execute("SELECT count(*), sum(chunks), sum(tokens), sum(bytes) FROM banks").fetchone()

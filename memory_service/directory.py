@@ -12,6 +12,8 @@ class Directory:
     def __init__(self, banks: Iterable[Bank]) -> None:
         self._by_name: dict[str, Bank] = {}
         self._by_id: dict[int, Bank] = {}
+        # Of what the banks say of themselves, about.
+        self.bytes = 0
         for bank in banks:
             self.put(bank)
 
@@ -28,15 +30,26 @@ class Directory:
 
     def put(self, bank: Bank) -> None:
         """A bank is new or changed."""
+        if (old := self._by_id.get(bank.bank_id)) is not None:
+            self.bytes -= bank_bytes(old)
+        self.bytes += bank_bytes(bank)
         self._by_name[bank.name] = self._by_id[bank.bank_id] = bank
 
     def remove(self, bank: Bank) -> None:
         """A bank is gone."""
+        self.bytes -= bank_bytes(self._by_id[bank.bank_id])
         del self._by_name[bank.name], self._by_id[bank.bank_id]
 
     def all(self) -> list[Bank]:
         """Every bank."""
         return list(self._by_id.values())
+
+
+def bank_bytes(bank: Bank) -> int:
+    """What a bank says of itself takes so much memory, about."""
+    pairs = (*bank.metadata.items(), *bank.kv.reader_parts.items())
+    words = sum(len(key) + len(value) if isinstance(value, str) else len(key) + 8 for key, value in pairs)
+    return len(bank.name) + words + 8 * len(bank.kv.layers)
 
 
 def bank_not_found(name: str) -> ServiceError:

@@ -232,8 +232,7 @@ class Recall:
         return [item for item in found if item is not None]
 
     def _check(self, query: Query) -> tuple[list[Bank], NDArray[np.float32]]:
-        if not query.banks or len(set(query.banks)) != len(query.banks):
-            raise invalid("banks", "must name at least one bank, each once")
+        validate.names("banks", query.banks)
         banks = [self._banks.named(name) for name in query.banks]
         for bank in banks[1:]:
             if (bank.kv, bank.embedding) != (banks[0].kv, banks[0].embedding):
@@ -242,8 +241,6 @@ class Recall:
         validate.reader(banks[0], query.reader_digest, required=bool(banks[0].kv.layers) and not query.omit_payload)
         validate.embedder(banks[0], query.embedder_digest)
         validate.layers(banks[0], query.layers)
-        if not 1 <= query.top_k <= validate.MOST_IDS:
-            raise invalid("top_k", f"must be from 1 to {validate.MOST_IDS}")
         if query.min_score is not None and np.isnan(query.min_score):
             raise invalid("min_score", "must be a number")
         if len(query.request_id) not in (0, 16):
@@ -252,6 +249,7 @@ class Recall:
         vectors = validate.vectors(query.vectors, banks[0].embedding.dimension, "queries")
         if len(vectors) > MOST_QUERIES:
             raise invalid("queries", f"must be at most {MOST_QUERIES}")
+        validate.hits(len(vectors), query.top_k)
         return banks, vectors
 
     def _check_size(self, found: Sequence[Found]) -> None:

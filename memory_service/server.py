@@ -23,6 +23,7 @@ from memory_service.bank import Banks
 from memory_service.calls import Calls
 from memory_service.clock import Clock
 from memory_service.data_folder import DataFolder
+from memory_service.descriptors import for_connections, raise_limit
 from memory_service.direct import Call, DirectCalls
 from memory_service.endpoint import Endpoint
 from memory_service.errors import StartError
@@ -114,8 +115,13 @@ class Server:
             ("grpc.max_concurrent_streams", MOST_STREAMS),
             # None but the identity: sixty bytes can be sixty thousand, which gRPC makes of them before we see any.
             ("grpc.compression_enabled_algorithms_bitset", 1),
+            ("grpc.max_allowed_incoming_connections", for_connections(self._settings.max_connections)),
         ]
-        self._server = grpc.aio.server(options=options, interceptors=[Interceptor(self._observer, self._calls)])
+        self._server = grpc.aio.server(
+            options=options,
+            interceptors=[Interceptor(self._observer, self._calls)],
+            maximum_concurrent_rpcs=self._settings.max_calls,
+        )
         self._server.add_registered_method_handlers(SERVICE, handlers(self._service, limit))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         if self._settings.reflection:
@@ -216,6 +222,7 @@ async def _sweep(same_host: SameHost) -> None:
 async def serve(settings: Settings, ready: Any) -> None:
     """Serve until SIGTERM or SIGINT; `ready` is called with the address. Errors: StartError."""
     keep_memory()
+    raise_limit()
     server = Server(settings)
     await server.start()
     try:

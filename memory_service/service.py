@@ -396,7 +396,9 @@ class MemoryService(service_pb2_grpc.MemoryServiceServicer):
     @page
     def GetStats(self, request: pb.GetStatsRequest) -> pb.GetStatsResponse:  # noqa: N802
         """As of now, of some banks or all."""
-        return self._stats.answer(list(request.banks), self._settings.max_message_bytes)
+        if request.banks:
+            return self._stats.of_banks(list(request.banks))
+        return self._stats.page(request.page_token, _page_size(request.page_size, 1000))
 
 
 def header_bytes(head: Message, found: Sequence[Found], files: Message | None, limit: int) -> bytes:
@@ -464,10 +466,10 @@ def _query(request: pb.RetrieveRequest) -> Query:
     )
 
 
-def _page_size(size: int) -> int:
+def _page_size(size: int, default: int = 100) -> int:
     if not 0 <= size <= 1000:
-        raise invalid("page_size", "must be from 1 to 1000, or 0 for 100")
-    return size or 100
+        raise invalid("page_size", f"must be from 1 to 1000, or 0 for {default}")
+    return size or default
 
 
 def _token(token: str, first: int) -> int:

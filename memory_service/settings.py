@@ -27,6 +27,13 @@ class Settings(BaseSettings):
     # In memory, of all streams together: what is being written, and as much of what is being read.
     max_inflight_bytes: int = Field(256 * MIB, ge=1)
     max_answer_bytes: int = Field(256 * MIB, ge=1)
+    # Of callers; fewer where the system allows the process fewer descriptors, of which some are kept for files.
+    max_connections: int = Field(1000, ge=1)
+    # Under way, of all callers together.
+    max_calls: int = Field(1000, ge=4)
+    max_banks: int = Field(10_000, ge=1)
+    # Of specs and metadata of all banks, which are in memory.
+    max_bank_bytes: int = Field(64 * MIB, ge=1)
     storage_threads: int = Field(8, ge=1, le=256)
     grace: float = Field(5.0, ge=0)
     # A bank that was not searched for so long leaves memory.

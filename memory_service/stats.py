@@ -1,20 +1,21 @@
 """What the service holds at this moment: for GetStats, and for a scrape beside what `metrics` has counted."""
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from kvbank.v1 import service_pb2 as pb
-from memory_service import __version__, bank_rows, convert
+from memory_service import __version__, bank_rows, convert, validate
 from memory_service.bank import Banks
 from memory_service.domain import Bank, IndexStats
 from memory_service.metrics import Metrics
 from memory_service.settings import Settings
 
-_PAGE = 1000
+# Of the banks of a page, about.
+_PAGE_BYTES = 2 * 1024 * 1024
 
 
 class Stats(Collector):
@@ -27,27 +28,40 @@ class Stats(Collector):
         self._started = banks.records.clock.now_us()
         self._registry.register(self)
 
-    def answer(self, names: Sequence[str], most_bytes: int) -> pb.GetStatsResponse:
-        """Of the banks of these names, or all; of as many as fit in `most_bytes`. Errors: BANK_NOT_FOUND."""
-        answer = pb.GetStatsResponse(
+    def of_banks(self, names: Sequence[str]) -> pb.GetStatsResponse:
+        """Of the banks of these names. Errors: BANK_NOT_FOUND, INVALID_FIELD."""
+        validate.names("banks", names)
+        return self._answer([self._stats_of(self._banks.get(name)) for name in names], samples=True)
+
+    def page(self, after: str, size: int) -> pb.GetStatsResponse:
+        """Of all banks: of so many behind a name, and of fewer where they are large."""
+        found, left, banks = list[pb.BankStats](), _PAGE_BYTES, self._banks.after(after, size + 1)
+        for bank in banks[:size]:
+            found.append(self._stats_of(bank))
+            left -= found[-1].ByteSize()
+            if left < 0:
+                break
+        answer = self._answer(found, samples=not after)
+        if len(found) < len(banks):
+            answer.next_page_token = found[-1].bank.name
+        return answer
+
+    def _answer(self, banks: Sequence[pb.BankStats], *, samples: bool) -> pb.GetStatsResponse:
+        return pb.GetStatsResponse(
             version=__version__,
             store_id=self._banks.records.store_id,
             start_time=convert.timestamp(self._started),
             resident_bytes=_resident_bytes(),
             free_bytes=self._free_bytes(),
+            banks=banks,
             samples=[
                 pb.MetricSample(name=sample.name, labels=sample.labels, value=sample.value)
-                for sample in self._registry.samples()
+                for sample in (self._registry.samples() if samples else ())
             ],
         )
-        left = most_bytes - answer.ByteSize()
-        for bank in map(self._banks.get, names) if names else self._all():
-            stats = pb.BankStats(bank=convert.bank_message(bank), index=_index_message(self._banks.indexes.stats(bank)))
-            left -= stats.ByteSize() + 8
-            if left < 0:
-                break
-            answer.banks.append(stats)
-        return answer
+
+    def _stats_of(self, bank: Bank) -> pb.BankStats:
+        return pb.BankStats(bank=convert.bank_message(bank), index=_index_message(self._banks.indexes.stats(bank)))
 
     def collect(self) -> Iterable[Metric]:
         """Gauges over all banks."""
@@ -71,12 +85,6 @@ class Stats(Collector):
             ("kvbank_index_bytes", "Memory of the indexes.", sum(index.memory_bytes for index in loaded)),
         ):
             yield GaugeMetricFamily(name, text, value=value)
-
-    def _all(self) -> Iterator[Bank]:
-        name = ""
-        while page := self._banks.after(name, _PAGE):
-            yield from page
-            name = page[-1].name
 
     def _free_bytes(self) -> int:
         stat = os.statvfs(self._settings.data)

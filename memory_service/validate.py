@@ -23,6 +23,10 @@ MOST_LAYERS = 1024
 LARGEST_INT32 = 2**31 - 1
 LARGEST_INT64 = 2**63 - 1
 MOST_IDS = 1000
+# Banks that one request names.
+MOST_NAMES = 100
+# Of all queries of a request together.
+MOST_HITS = 100_000
 # Bytes of a metadata map; a page of the longest fits in a message.
 LARGEST_METADATA = 32 * 1024
 # A thousand years, in microseconds: every time of expiry is one that a Timestamp can say.
@@ -88,6 +92,23 @@ def metadata(field: str, pairs: Mapping[str, str]) -> None:
         raise invalid(field, f"has {size} bytes; at most {LARGEST_METADATA} are taken")
     if any("\0" in key or "\0" in value for key, value in pairs.items()):
         raise invalid(field, "has a NUL character: what is behind it could not be filtered by")
+
+
+def names(field: str, found: Sequence[str]) -> None:
+    """Names of banks in a request. Errors: INVALID_FIELD."""
+    if not 1 <= len(found) <= MOST_NAMES:
+        raise invalid(field, f"must name 1 to {MOST_NAMES} banks, names {len(found)}")
+    if len(set(found)) != len(found):
+        raise invalid(field, "must name each bank once")
+
+
+def hits(queries: int, top_k: int) -> None:
+    """Errors: INVALID_FIELD."""
+    if not 1 <= top_k <= MOST_IDS:
+        raise invalid("top_k", f"must be from 1 to {MOST_IDS}")
+    if queries * top_k > MOST_HITS:
+        text = f"{queries} queries for {top_k} chunks each are {queries * top_k} hits; at most {MOST_HITS} are taken"
+        raise invalid("top_k", text)
 
 
 def reader(bank_: Bank, digest: str, *, required: bool = True) -> None:

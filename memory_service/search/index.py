@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from memory_service import cancellation
 from memory_service.search.engine import faiss
 from memory_service.search.segments import Bits, Flat, Ids, Segment, bits_of
 
@@ -23,6 +24,8 @@ _SPARE = 56
 _WIDER = 4
 # Candidates of one pass, all queries and segments together.
 _MOST_CANDIDATES = 1 << 20
+# Products of numbers in one pass; some tenths of a second.
+_MOST_PRODUCTS = 1 << 31
 # So few of the rows are read and scored without a search.
 _FEW = 1000
 _NO_IDS: Ids = np.empty(0, np.int64)
@@ -126,7 +129,7 @@ class BankIndex:
     # Search
 
     def search(self, queries: Vectors, top_k: int, read: Read, selection: Selection = ALL) -> list[Best]:
-        """The best `top_k` (or all, if fewer) for each of `queries` [n, d]."""
+        """The best `top_k` (or all, if fewer) for each of `queries` [n, d]. Errors: Cancelled, between two passes."""
         faiss.omp_set_num_threads(1)  # per thread; our own threads are the parallel ones
         while True:
             best, gone = self._search(queries, top_k, read, selection)
@@ -148,7 +151,8 @@ class BankIndex:
         views = _views(segments, selection)
         if not views:
             return [_NOTHING] * len(queries), _NO_IDS
-        step = max(1, _MOST_CANDIDATES // (len(views) * (top_k + _SPARE)))
+        step = _MOST_CANDIDATES // (len(views) * (top_k + _SPARE))
+        step = max(1, min(step, _MOST_PRODUCTS // (rows * self.dimension)))
         best: list[Best] = []
         for begin in range(0, len(queries), step):
             some = queries[begin : begin + step]
@@ -207,6 +211,7 @@ def _candidates(views: Sequence[_View], queries: Vectors, top_k: int) -> list[Id
     norms = np.sqrt(np.einsum("nd,nd->n", queries, queries, dtype=np.float64))[:, None]
     pending, width = np.arange(len(queries)), top_k + _SPARE
     while len(pending):
+        cancellation.check()
         rough = [_rough(view, queries[pending], norms[pending], width) for view in views]
         lower, upper, rows = (np.concatenate(parts, axis=1) for parts in zip(*rough, strict=True))
         border = _border(lower, top_k)
@@ -297,6 +302,7 @@ class _Pool:
 
 
 def _best(query: Vectors, ids: Ids, vectors: Vectors, members: Ids, top_k: int) -> Best:
+    cancellation.check()
     with np.errstate(over="ignore"):
         scores = np.multiply(vectors[members], query, dtype=np.float64).sum(axis=1).astype(np.float32)
     order = np.lexsort((ids[members], -scores))[:top_k]

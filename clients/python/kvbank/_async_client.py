@@ -89,7 +89,8 @@ class AsyncClient:
         return _codec.server_info(await self._call("GetServerInfo", pb.GetServerInfoRequest(), timeout))
 
     async def stats(self, banks: Sequence[str] = (), *, timeout: float | None = None) -> m.Stats:
-        return _codec.stats(await self._call("GetStats", build(pb.GetStatsRequest, banks=banks), timeout))
+        requests = _codec.stats_requests(banks)
+        return _codec.stats([page for request in requests async for page in self._pages("GetStats", request, timeout)])
 
     # Banks
 

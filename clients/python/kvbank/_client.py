@@ -87,7 +87,8 @@ class Client:
 
     def stats(self, banks: Sequence[str] = (), *, timeout: float | None = None) -> m.Stats:
         """What the service has done since it started, and the state of its banks (of `banks`, or all)."""
-        return _codec.stats(self._call("GetStats", build(pb.GetStatsRequest, banks=banks), timeout))
+        requests = _codec.stats_requests(banks)
+        return _codec.stats([page for request in requests for page in self._pages("GetStats", request, timeout)])
 
     # Banks
 

@@ -45,6 +45,8 @@ _INDEXES: dict[str, bank_pb2.IndexKind] = {
     "exact": bank_pb2.INDEX_KIND_EXACT,
     "ivf": bank_pb2.INDEX_KIND_IVF,
 }
+# Banks that one GetStats names.
+_MOST_NAMES = 100
 _INDEX_NAMES: dict[int, str] = {number: name for name, number in _INDEXES.items()}
 
 
@@ -446,15 +448,24 @@ def eviction_plan(message: service_pb2.ExplainEvictionResponse) -> m.EvictionPla
     return m.EvictionPlan(map(eviction, message.victims), message.explanation)
 
 
+def stats_requests(banks: Sequence[str]) -> list[service_pb2.GetStatsRequest]:
+    """One for each hundred banks; each of them is asked for once."""
+    names = list(dict.fromkeys(build(service_pb2.GetStatsRequest, banks=banks).banks))
+    parts = [names[begin : begin + _MOST_NAMES] for begin in range(0, len(names), _MOST_NAMES)]
+    return [service_pb2.GetStatsRequest(banks=part) for part in parts or [[]]]
+
+
 @understood()
-def stats(message: service_pb2.GetStatsResponse) -> m.Stats:
+def stats(pages: Sequence[service_pb2.GetStatsResponse]) -> m.Stats:
+    """Server and figures of the first page, banks of all."""
+    message = pages[0]
     return m.Stats(
         version=message.version,
         store_id=message.store_id,
         start_time=_time(message.start_time),
         resident_bytes=message.resident_bytes,
         free_bytes=message.free_bytes,
-        banks=tuple(m.BankStats(bank(each.bank), _index_stats(each.index)) for each in message.banks),
+        banks=tuple(m.BankStats(bank(each.bank), _index_stats(each.index)) for page in pages for each in page.banks),
         samples=tuple(m.MetricSample(each.name, dict(each.labels), each.value) for each in message.samples),
     )
 

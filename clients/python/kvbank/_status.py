@@ -39,6 +39,8 @@ BY_REASON: dict[str, type[errors.ServiceError]] = {
 
 # gRPC's core: "CLIENT: Sent message larger than max (70000000 vs. 67108864)", also "Received message ...".
 _OVER_LONG = re.compile(r"(Sent|Received) message larger than max \((\d+) vs\. (\d+)\)")
+# grpc.aio's own, with the code RESOURCE_EXHAUSTED and nothing else.
+_TOO_MANY_CALLS = "Concurrent RPC limit exceeded"
 
 
 def from_rpc_error(error: Any, request_id: str = "") -> errors.ServiceError:
@@ -53,6 +55,8 @@ def from_rpc_error(error: Any, request_id: str = "") -> errors.ServiceError:
         return _with_reason(code, message, info, request_id)
     if code == "CANCELLED":  # by a server that stops: what this client cancels, it does not ask about
         return errors.Unavailable(f"the server ended the call ({message})", request_id=request_id)
+    if message.startswith(_TOO_MANY_CALLS):
+        return errors.Unavailable(f"the server has too many calls under way ({message})", request_id=request_id)
     over_long = _OVER_LONG.search(message)
     if over_long is not None:
         return _too_large(over_long[1], over_long[2], over_long[3], request_id)

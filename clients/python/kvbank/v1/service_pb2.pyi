@@ -509,13 +509,17 @@ class ListEvictionsResponse(_message.Message):
     def __init__(self, evictions: _Optional[_Iterable[_Union[Eviction, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
 
 class GetStatsRequest(_message.Message):
-    __slots__ = ("banks",)
+    __slots__ = ("banks", "page_size", "page_token")
     BANKS_FIELD_NUMBER: _ClassVar[int]
+    PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
+    PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
     banks: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, banks: _Optional[_Iterable[str]] = ...) -> None: ...
+    page_size: int
+    page_token: str
+    def __init__(self, banks: _Optional[_Iterable[str]] = ..., page_size: _Optional[int] = ..., page_token: _Optional[str] = ...) -> None: ...
 
 class GetStatsResponse(_message.Message):
-    __slots__ = ("version", "store_id", "start_time", "resident_bytes", "free_bytes", "banks", "samples")
+    __slots__ = ("version", "store_id", "start_time", "resident_bytes", "free_bytes", "banks", "samples", "next_page_token")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     STORE_ID_FIELD_NUMBER: _ClassVar[int]
     START_TIME_FIELD_NUMBER: _ClassVar[int]
@@ -523,6 +527,7 @@ class GetStatsResponse(_message.Message):
     FREE_BYTES_FIELD_NUMBER: _ClassVar[int]
     BANKS_FIELD_NUMBER: _ClassVar[int]
     SAMPLES_FIELD_NUMBER: _ClassVar[int]
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
     version: str
     store_id: str
     start_time: _timestamp_pb2.Timestamp
@@ -530,7 +535,8 @@ class GetStatsResponse(_message.Message):
     free_bytes: int
     banks: _containers.RepeatedCompositeFieldContainer[BankStats]
     samples: _containers.RepeatedCompositeFieldContainer[MetricSample]
-    def __init__(self, version: _Optional[str] = ..., store_id: _Optional[str] = ..., start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., resident_bytes: _Optional[int] = ..., free_bytes: _Optional[int] = ..., banks: _Optional[_Iterable[_Union[BankStats, _Mapping]]] = ..., samples: _Optional[_Iterable[_Union[MetricSample, _Mapping]]] = ...) -> None: ...
+    next_page_token: str
+    def __init__(self, version: _Optional[str] = ..., store_id: _Optional[str] = ..., start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., resident_bytes: _Optional[int] = ..., free_bytes: _Optional[int] = ..., banks: _Optional[_Iterable[_Union[BankStats, _Mapping]]] = ..., samples: _Optional[_Iterable[_Union[MetricSample, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
 
 class BankStats(_message.Message):
     __slots__ = ("bank", "index")

@@ -1,0 +1,121 @@
+"""Connections, calls and banks have a bound, and what is beyond it is told so and served later."""
+
+import queue
+import resource
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import grpc
+import pytest
+
+import kvbank
+from kvbank.v1 import bank_pb2, service_pb2_grpc
+from kvbank.v1 import service_pb2 as pb
+from memory_service import descriptors
+
+EXHAUSTED, UNAVAILABLE = grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNAVAILABLE
+# So that each channel has a connection of its own.
+OWN = [("grpc.use_local_subchannel_pool", 1)]
+
+
+@pytest.fixture
+def connected() -> Iterator[Callable[[str], Any]]:
+    """Stubs, each over a connection of its own."""
+    with ExitStack() as channels:
+
+        def connect(address: str) -> Any:
+            channel = channels.enter_context(grpc.insecure_channel(address, options=OWN))
+            stub = service_pb2_grpc.MemoryServiceStub(channel)
+            stub.close = channel.close
+            return stub
+
+        yield connect
+
+
+def ask(stub: Any) -> pb.GetServerInfoResponse:
+    return stub.GetServerInfo(pb.GetServerInfoRequest(), timeout=30)
+
+
+def test_connections_are_bounded(serving: Any, connected: Callable[[str], Any]) -> None:
+    serving(max_connections=2)
+    address = serving.server.address
+    first, second, third = (connected(address) for _ in range(3))
+    ask(first)
+    ask(second)
+    with pytest.raises(grpc.RpcError) as refusal:
+        ask(third)
+    assert refusal.value.code() == UNAVAILABLE
+    second.close()
+    third.GetServerInfo(pb.GetServerInfoRequest(), timeout=30, wait_for_ready=True)
+
+
+def test_calls_are_bounded_and_the_sdk_asks_again(serving: Any, connected: Callable[[str], Any]) -> None:
+    serving(max_calls=4)
+    address = serving.server.address
+    requests: list[queue.SimpleQueue[Any]] = [queue.SimpleQueue() for _ in range(4)]
+    streams = []
+    for each in requests:
+        stub = connected(address)
+        ask(stub)
+        streams.append(stub.WriteChunks(iter(each.get, None)))
+    with kvbank.connect(address, timeout=0.5) as client:
+        with pytest.raises(kvbank.Unavailable, match="too many calls"):
+            client.server_info()
+        streams[0].cancel()
+        assert client.server_info(timeout=30).store_id
+    for each in requests:
+        each.put(None)
+
+
+def test_descriptors_are_kept_for_files() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (1000, hard))
+        assert descriptors.for_connections(10_000) == 232
+        assert descriptors.for_connections(100) == 100
+        descriptors.raise_limit()
+        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == hard
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_banks_are_bounded_in_number_and_in_memory(serving: Any, refused: Any) -> None:
+    caller = serving(max_banks=3)
+    for name in "abc":
+        caller.create(name)
+    with refused("TOO_LARGE", EXHAUSTED):
+        caller.create("d")
+    assert (refused.info.metadata["limit"], refused.info.metadata["size"]) == ("3", "4")
+    assert caller.create("a").name == "a", "there is one already"
+    caller.stub.DeleteBank(pb.DeleteBankRequest(name="b"))
+    caller.create("d")
+
+
+def test_what_banks_say_is_bounded_together(serving: Any, refused: Any) -> None:
+    caller = serving(max_bank_bytes=40_000)
+    caller.create("a", metadata={"note": "x" * 30_000})
+    with refused("TOO_LARGE", EXHAUSTED):
+        caller.create("b", metadata={"note": "x" * 10_000})
+    caller.create("b")
+    longer = bank_pb2.Bank(name="b", metadata={"note": "x" * 10_000})
+    with refused("TOO_LARGE", EXHAUSTED):
+        caller.stub.UpdateBank(pb.UpdateBankRequest(bank=longer, update_mask={"paths": ["metadata"]}))
+    shorter = bank_pb2.Bank(name="a")
+    caller.stub.UpdateBank(pb.UpdateBankRequest(bank=shorter, update_mask={"paths": ["metadata"]}))
+    caller.stub.UpdateBank(pb.UpdateBankRequest(bank=longer, update_mask={"paths": ["metadata"]}))
+
+
+def test_stats_of_all_banks_come_in_pages(serving: Any) -> None:
+    caller = serving()
+    names = [f"bank {number:03}" for number in range(120)]
+    for name in names:
+        caller.create(name, metadata={"note": "x" * 30_000})
+    with kvbank.connect(serving.server.address) as client:
+        for asked, expected in (((), names), ([*names, names[0]], names)):
+            found = client.stats(asked)
+            assert [each.bank.name for each in found.banks] == expected
+            assert len({(each.name, *each.labels.items()) for each in found.samples}) > 100
+    first = caller.stub.GetStats(pb.GetStatsRequest(page_size=1000))
+    assert 0 < len(first.banks) < len(names)
+    assert first.next_page_token == first.banks[-1].bank.name

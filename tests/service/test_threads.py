@@ -1,0 +1,88 @@
+"""The calls of one caller leave others their threads, end when he goes, and do not hold up the end of the service."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+
+from kvbank.v1 import service_pb2 as pb
+from tests.waiting import wait_until
+
+INVALID = grpc.StatusCode.INVALID_ARGUMENT
+# Conditions each of which looks through all of a chunk's metadata: some seconds over the bank below.
+SLOW = pb.Filter(metadata=[{"key": f"no {number}", "negate": number < 31} for number in range(32)])
+CHUNKS, KEYS = 200, 1000
+# More than there are threads.
+EAGER = 12
+GRACE = 0.2
+
+
+@pytest.fixture
+def full(serving: Callable[..., Any]) -> Any:
+    """A server with a bank "slow"; `alone`: seconds that a slow call takes when there is no other."""
+    caller = serving(grace=GRACE)
+    caller.create()
+    caller.add()
+    caller.create("slow", layers=[])
+    chunks = [caller.chunk(layers=[], text="") for _ in range(CHUNKS)]
+    for chunk, _ in chunks:
+        chunk.metadata.update({f"key {number}": "value" for number in range(KEYS)})
+    caller.write(*chunks, bank="slow")
+    begun = time.monotonic()
+    ask(caller).result()
+    caller.alone = time.monotonic() - begun
+    return caller
+
+
+def ask(caller: Any) -> Any:
+    return caller.stub.ListChunks.future(pb.ListChunksRequest(bank="slow", filter=SLOW))
+
+
+def all_running(caller: Any) -> list[Any]:
+    calls = [ask(caller) for _ in range(EAGER)]
+    wait_until(lambda: running(caller) == EAGER)
+    return calls
+
+
+def running(caller: Any) -> int:
+    """Calls of ListChunks."""
+    samples = caller.stub.GetStats(pb.GetStatsRequest()).samples
+    found = [some for some in samples if some.name == "kvbank_requests_running"]
+    return sum(int(some.value) for some in found if some.labels["method"] == "ListChunks")
+
+
+def test_slow_calls_leave_others_their_threads_and_end_with_their_caller(full: Any, serving: Any) -> None:
+    calls = all_running(full)
+    assert full.usage().chunks == 1
+    assert len(full.retrieve()[0].chunks) == 1
+    assert not any(call.done() for call in calls), "those were answered in spite of these"
+
+    for call in calls:
+        call.cancel()  # in the middle of a statement; those that wait never begin
+    begun = time.monotonic()
+    assert len(full.ids()) == 1
+    assert time.monotonic() - begun < full.alone
+
+    calls = all_running(full)
+    begun = time.monotonic()
+    serving.server.stop()
+    assert time.monotonic() - begun < GRACE + 2 * full.alone, "the end waits for none longer than its grace"
+    assert all(call.code() != grpc.StatusCode.OK for call in calls)
+
+
+def test_what_a_request_may_ask_for_is_bounded(caller: Any, refused: Any) -> None:
+    caller.add()
+    for count in (0, 101):
+        with refused("INVALID_FIELD", INVALID):
+            caller.retrieve(banks=[f"b{number}" for number in range(count)])
+    for names in (["b"] * 2, ["b"] * 50_000, [f"b{number}" for number in range(101)]):
+        with refused("INVALID_FIELD", INVALID):
+            caller.stub.GetStats(pb.GetStatsRequest(banks=names))
+        assert refused.info.metadata["field"] == "banks"
+    with refused("INVALID_FIELD", INVALID):
+        caller.retrieve(np.ones((101, 4)), top_k=1000)
+    assert refused.message == "top_k: 101 queries for 1000 chunks each are 101000 hits; at most 100000 are taken"
+    assert len(caller.retrieve(np.ones((100, 4)), top_k=1000)[0].queries) == 100
