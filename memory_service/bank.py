@@ -16,6 +16,7 @@ from sqlalchemy import Connection
 from memory_service import bank_rows, chunk_rows, gone_rows, quarantine, validate
 from memory_service.clock import Clock
 from memory_service.directory import Directory, bank_bytes, bank_not_found
+from memory_service.disk_space import DiskSpace
 from memory_service.domain import Bank, Chunk, Eviction, Filter
 from memory_service.errors import (
     ALREADY_EXISTS,
@@ -74,7 +75,14 @@ class Banks:
             self._room = Room(self.records, self._directory, self._removal, metrics.condition)
             begun.callback(self._room.close)
             self._writes = Writes(
-                settings, self._directory, self.records, self.payloads, self.indexes, self._room, self._janitor, metrics
+                DiskSpace(settings.data, settings.min_free),
+                self._directory,
+                self.records,
+                self.payloads,
+                self.indexes,
+                self._room,
+                self._janitor,
+                metrics,
             )
             self._room.open()
             begun.pop_all()
@@ -117,7 +125,7 @@ class Banks:
     def create(self, new: Bank) -> tuple[Bank, bool]:
         """The bank, and whether it is new; an existing one when name and specs agree.
 
-        Errors: INVALID_FIELD, BANK_EXISTS, TOO_LARGE.
+        Errors: INVALID_FIELD, BANK_EXISTS, TOO_LARGE, DISK_FULL.
         """
         validate.bank(new)
         new = replace(new, uid=secrets.token_hex(8), created=self.records.clock.now_us())
@@ -127,6 +135,7 @@ class Banks:
                 return found
             _check_bound("banks", self._settings.max_banks, bank_rows.count(connection) + 1)
             self._check_bytes(bank_bytes(new))
+            self._writes.space.for_records().give()
             return replace(new, bank_id=bank_rows.insert(connection, new))
 
         bank = self.records.writer.submit(make, self._changed).result()
@@ -162,7 +171,7 @@ class Banks:
     def update(self, name: str, changes: Mapping[str, object]) -> Bank:
         """Replace some of capacity, policy, metadata, quota, expiry, index.
 
-        Errors: INVALID_FIELD, BANK_NOT_FOUND, TOO_LARGE.
+        Errors: INVALID_FIELD, BANK_NOT_FOUND, TOO_LARGE, DISK_FULL (not for capacity and policy, by which room is made).
         """
         bank_id = self.named(name).bank_id
 
@@ -173,6 +182,8 @@ class Banks:
             changed = replace(bank, **changes)  # type: ignore[arg-type]
             validate.bank(changed)
             self._check_bytes(bank_bytes(changed) - bank_bytes(bank))
+            if not changes.keys() <= {"capacity", "policy"}:
+                self._writes.space.for_records().give()
             bank_rows.update(connection, changed)
             if (changed.capacity, changed.policy) != (bank.capacity, bank.policy):
                 # A plan under way was made for the old ones.
@@ -277,9 +288,10 @@ class Banks:
         return page, False
 
     def update_chunk(self, name: str, chunk_id: int, metadata: Mapping[str, str]) -> Chunk:
-        """Replace the metadata. Errors: BANK_NOT_FOUND, CHUNK_NOT_FOUND, INVALID_FIELD."""
+        """Replace the metadata. Errors: BANK_NOT_FOUND, CHUNK_NOT_FOUND, INVALID_FIELD, DISK_FULL."""
         bank_id = self.named(name).bank_id
         validate.metadata("metadata", metadata)
+        self._writes.space.for_records().give()
 
         def change(connection: Connection) -> bool:
             return chunk_rows.update(connection, bank_id, chunk_id, metadata, self.records.counts.unwritten())

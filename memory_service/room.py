@@ -276,9 +276,7 @@ class Room:
         last = self._pauses.get(bank.bank_id)
         pause = _FIRST_PAUSE_S if last is None else min(2 * last[1], _LONGEST_PAUSE_S)
         self._pauses[bank.bank_id] = (time.monotonic() + pause, pause)
-        self._condition.begin(
-            "evictions", "they cannot be written; the next write tries again, or the service in a while"
-        )
+        self._condition.begin("evictions", "not written; the next write tries again, and so does the service")
 
     def _well(self, bank: Bank) -> None:
         """An eviction of the bank was written, or is not needed any more."""

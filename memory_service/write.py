@@ -2,7 +2,6 @@
 idempotency: a key is written once, and answered the same way for as long as it is known."""
 
 import json
-import os
 import time
 from collections.abc import Mapping
 from concurrent.futures import Future
@@ -17,15 +16,15 @@ from sqlalchemy import Connection
 
 from memory_service import bank_rows, chunk_rows, row_checksum, validate
 from memory_service.directory import Directory, bank_not_found
+from memory_service.disk_space import DiskSpace
 from memory_service.domain import Bank, Chunk, Payload, Quota, Unit
-from memory_service.errors import ALREADY_EXISTS, INVALID_ARGUMENT, RESOURCE_EXHAUSTED, QuotaError, ServiceError
+from memory_service.errors import ALREADY_EXISTS, INVALID_ARGUMENT, QuotaError, ServiceError
 from memory_service.janitor import Janitor
 from memory_service.metrics import Metrics
 from memory_service.payloads import Buffer, Payloads
 from memory_service.records import Records
 from memory_service.room import CrowdedError, Made, Room, size_of
 from memory_service.search import SearchIndexes
-from memory_service.settings import Settings
 from memory_service.staging import StagedFile
 from memory_service.writer import savepoint
 
@@ -47,7 +46,7 @@ class Written:
 class Writes:
     """The write path of a data folder."""
 
-    settings: Settings
+    space: DiskSpace
     directory: Directory
     records: Records
     payloads: Payloads
@@ -62,14 +61,19 @@ class Writes:
         `data`: the payload's tensors in descriptor order, with the checksums (seed 0) that the descriptor states.
         Errors: CHECKSUM_IN_TRANSIT, TENSOR_MISMATCH, DISK_FULL, STAGED_FILE; by the future those of `_Write.commit`.
         """
-        # What is staged is on the disk already.
-        self._check_space(0 if isinstance(data, StagedFile) else len(data))
-        digest = _request_digest(chunk)
-        expiry = bank.expiry if chunk.expiry is None else chunk.expiry
-        payload = chunk.payload and self._store(bank, chunk_id, chunk, chunk.payload, data)
-        created = self.records.clock.now_us()
-        stored = replace(chunk, chunk_id=chunk_id, bank=bank.name, created=created, expiry=expiry, payload=payload)
-        return self._submit(_Write(self, bank, stored, chunk_rows.row_of(bank.bank_id, stored, digest)))
+        reserved = self.space.for_records(len(chunk.text) + len(chunk.token_ids) + len(chunk.embedding))
+        try:
+            digest = _request_digest(chunk)
+            expiry = bank.expiry if chunk.expiry is None else chunk.expiry
+            payload = chunk.payload and self._store(bank, chunk_id, chunk, chunk.payload, data)
+            created = self.records.clock.now_us()
+            stored = replace(chunk, chunk_id=chunk_id, bank=bank.name, created=created, expiry=expiry, payload=payload)
+            done = self._submit(_Write(self, bank, stored, chunk_rows.row_of(bank.bank_id, stored, digest)))
+        except BaseException:
+            reserved.give()
+            raise
+        done.add_done_callback(lambda _: reserved.give())
+        return done
 
     def _submit(self, write: "_Write") -> "Future[Written]":
         done: Future[Written] = Future()
@@ -112,18 +116,12 @@ class Writes:
     def _store(self, bank: Bank, chunk_id: int, chunk: Chunk, payload: Payload, data: Buffer | StagedFile) -> Payload:
         if not isinstance(data, StagedFile):
             _check_bytes(chunk, data)
-        with self.metrics.stages["store"].time():
+        # What is staged is on the disk already.
+        size = 0 if isinstance(data, StagedFile) else len(data)
+        with self.space.for_payload(size), self.metrics.stages["store"].time():
             if isinstance(data, StagedFile):
                 return self.payloads.adopt(bank.uid, chunk_id, payload, data, partial(_check_bytes, chunk))
             return self.payloads.write(bank.uid, chunk_id, payload, data)
-
-    def _check_space(self, size: int) -> None:
-        """Keep `min_free` back, so that deletes and checkpoints still work."""
-        stat = os.statvfs(self.settings.data)
-        free, kept = stat.f_bavail * stat.f_frsize, self.settings.min_free
-        if free - size < kept:
-            text = f"{free} bytes are free, {kept} are kept back"
-            raise ServiceError(RESOURCE_EXHAUSTED, "DISK_FULL", text, free=free, min_free=kept)
 
 
 @dataclass(slots=True)

@@ -5,10 +5,12 @@ import os
 import queue
 import re
 import sqlite3
+import tempfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import grpc
 import numpy as np
@@ -20,6 +22,7 @@ from sqlalchemy.exc import OperationalError
 from kvbank.v1 import bank_pb2, error_pb2
 from kvbank.v1 import service_pb2 as pb
 from memory_service import recall
+from memory_service.disk_space import DiskSpace
 from memory_service.errors import to_service_error
 from memory_service.payloads import Payloads
 from memory_service.receiving import LARGEST_HEADER
@@ -358,10 +361,81 @@ def test_disk_full_refuses_writes_only(serving, refused):
     caller.create()
     chunk_id = caller.add()
     caller = serving(min_free=1 << 60)
-    with refused("DISK_FULL", EXHAUSTED):
-        caller.add()
+    growing = {
+        "a chunk": caller.add,
+        "a bank": lambda: caller.create("c"),
+        "metadata of a bank": lambda: update_bank(caller, "metadata", metadata={"a": "b"}),
+        "metadata of a chunk": lambda: caller.stub.UpdateChunk(
+            pb.UpdateChunkRequest(bank="b", chunk_id=chunk_id, metadata={"a": "b"})
+        ),
+    }
+    for what, grow in growing.items():
+        with refused("DISK_FULL", EXHAUSTED):
+            print(what)
+            grow()
+    assert caller.create().name == "b"
+    update_bank(caller, "capacity", capacity={"chunks": 1})
     assert list(caller.retrieve()[1]) == [chunk_id]
     assert caller.stub.DeleteChunks(pb.DeleteChunksRequest(bank="b", chunk_ids=[chunk_id])).deleted == 1
+
+
+def update_bank(caller, path, **fields):
+    request = pb.UpdateBankRequest(bank=bank_pb2.Bank(name="b", **fields), update_mask={"paths": [path]})
+    return caller.stub.UpdateBank(request)
+
+
+def disks(monkeypatch, **free):
+    """So many bytes are free, in the folder `payloads` and in any other."""
+
+    def statvfs(folder):
+        return SimpleNamespace(f_frsize=1, f_bavail=free["payloads" if Path(folder).name == "payloads" else "records"])
+
+    monkeypatch.setattr(os, "statvfs", statvfs)
+
+
+@pytest.mark.parametrize("full", ["payloads", "records"])
+def test_each_disk_is_asked_for_what_goes_there(serving, refused, monkeypatch, data, full):
+    """The payloads lie on a disk of their own, behind a link."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as other:
+        data.mkdir()
+        (data / "payloads").symlink_to(other)
+        caller = serving(min_free=1000)
+        caller.create()
+        caller.create("v", layers=[])
+        disks(monkeypatch, **{"payloads": 10**9, "records": 10**9, full: 1100})
+        with refused("DISK_FULL", EXHAUSTED):
+            caller.add(text="a" * 200)
+        assert (refused.info.metadata["free"], refused.info.metadata["min_free"]) == ("1100", "1000")
+        if full == "payloads":
+            caller.add(bank="v", layers=[], text="a" * 200)
+        serving.stop()
+
+
+def test_writers_at_the_same_time_do_not_count_on_the_same_bytes(serving, monkeypatch):
+    """There is room for two chunks of eight."""
+    caller = serving(min_free=1000, storage_threads=8)
+    caller.create()
+    chunks = [caller.chunk(m=5) for _ in range(8)]
+    looked, all_looked, write, reserve = [], threading.Event(), Payloads.write, DiskSpace.for_payload
+
+    def reserving(*arguments):
+        try:
+            return reserve(*arguments)
+        finally:
+            looked.append(1)
+            if len(looked) == len(chunks):
+                all_looked.set()
+
+    def waiting(*arguments):
+        assert all_looked.wait(60)
+        return write(*arguments)
+
+    monkeypatch.setattr(DiskSpace, "for_payload", reserving)
+    monkeypatch.setattr(Payloads, "write", waiting)
+    monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(f_frsize=1, f_bavail=1400 + 2 * len(chunks[0][1])))
+    with ThreadPoolExecutor(8) as threads:
+        written = [threads.submit(caller.write, chunk) for chunk in chunks]
+    assert sum(write.exception() is None for write in written) == 2 == caller.usage().chunks
 
 
 @pytest.mark.parametrize(
