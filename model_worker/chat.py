@@ -1,18 +1,17 @@
 """A conversation in the terminal: read a line, stream the answer, until the end of the input."""
 
 import sys
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
+import kvbank
 from kvbank._cli.ending import say
-from kvbank._cli.streams import typed
+from model_worker.messages import messages
 from model_worker.model import MemoryModel
 from model_worker.session import Session
 from model_worker.session_log import Header, SessionLog
-from model_worker.terminal import printable, stop_on_interrupt, warnings_in_one_line
+from model_worker.terminal import Waiting, printable, stop_on_interrupt, while_loading
 from model_worker.unanswered import Unanswered
 
 HELP = "/help this text; /quit or Ctrl-D the end; Ctrl-C stops an answer, what was said until then is kept"
@@ -22,10 +21,8 @@ _HISTORY, _SHOWN = 100, 60
 
 @dataclass(frozen=True, slots=True)
 class ChatSettings:
-    """Of one conversation; see `kvbank chat --help`."""
+    """Of one conversation; see `kvbank chat --help`. memory: how the service is called, noted in a new log."""
 
-    session: str
-    sessions: Path
     memory: str
     model: str = "kvbank-small"
     window: int | None = None
@@ -40,11 +37,12 @@ class ChatSettings:
     plain: bool = False
 
 
-def run_chat(settings: ChatSettings) -> None:
-    """Open the session, talk, close it."""
-    with warnings_in_one_line(), SessionLog.open(settings.sessions, settings.session) as log:
-        known = log.header
-        with open_model(settings, known) as model:
+def run_chat(log: SessionLog, client: kvbank.Client, settings: ChatSettings) -> None:
+    """Load the model, open the session of `log` over the service of `client`, and talk."""
+    with while_loading(f"loading {settings.model}"):
+        model = open_model(client, settings, log.header)
+    with model:
+        with Waiting("reading the session again: {done} of {total} tokens") as progress:
             session = Session.open(
                 model,
                 log,
@@ -52,18 +50,19 @@ def run_chat(settings: ChatSettings) -> None:
                 target=settings.memory,
                 window=settings.window,
                 style=settings.style,
+                progress=progress,
                 strict=settings.strict,
             )
-            with session:
-                unanswered = Unanswered(log.folder)
-                if not settings.plain:
-                    print(greeting(session), file=sys.stderr)
-                    _tell_of(unanswered)
-                torch.manual_seed(settings.seed)
-                converse(session, settings, unanswered)
+        with session:
+            unanswered = Unanswered(log.folder)
+            if not settings.plain:
+                print(greeting(session), file=sys.stderr)
+                _tell_of(unanswered)
+            torch.manual_seed(settings.seed)
+            converse(session, settings, unanswered)
 
 
-def open_model(settings: ChatSettings, known: Header | None) -> MemoryModel:
+def open_model(client: kvbank.Client, settings: ChatSettings, known: Header | None) -> MemoryModel:
     """The model, attached and connected, without a bank of its own."""
     from transformers.utils import logging
 
@@ -71,7 +70,7 @@ def open_model(settings: ChatSettings, known: Header | None) -> MemoryModel:
     logging.disable_progress_bar()
     return MemoryModel.from_pretrained(
         settings.model,
-        memory=settings.memory,
+        memory=client,
         bank=(),
         window=settings.window,
         local=settings.local,
@@ -100,23 +99,28 @@ def _tell_of(unanswered: Unanswered) -> None:
 def converse(session: Session, settings: ChatSettings, unanswered: Unanswered) -> None:
     """One turn a line, until the lines end."""
     said = [turn.text for turn in session.log.turns if not turn.part]
-    for line in _lines(settings.plain, [*said[-_HISTORY:], *unanswered.messages()]):
+    for line in messages(settings.plain, [*said[-_HISTORY:], *unanswered.messages()]):
         if line == "/quit":
             return
         if line == "/help":
             print(HELP)
-        elif line.startswith("/"):
+        elif line.startswith("/") and "\n" not in line:
             print(f"there is no command {line.split()[0]}; {HELP}", file=sys.stderr)
         elif line:
             _turn(session, line, settings, unanswered)
 
 
 def _turn(session: Session, line: str, settings: ChatSettings, unanswered: Unanswered) -> None:
-    with unanswered.saying(line), stop_on_interrupt() as stop:
+    with (
+        unanswered.saying(line),
+        stop_on_interrupt() as stop,
+        Waiting("reading your message: {done} of {total} tokens") as progress,
+    ):
         session.say(
             line,
             on_text=_write,
             stopped=stop.is_set,
+            progress=progress,
             max_new_tokens=settings.max_new_tokens,
             temperature=settings.temperature,
         )
@@ -127,27 +131,3 @@ def _write(text: str) -> None:
     """Show what a model said; control characters in it must not reach the terminal."""
     sys.stdout.write(printable(text))
     sys.stdout.flush()
-
-
-def _lines(plain: bool, history: Sequence[str]) -> Iterator[str]:
-    """What is typed, or comes through a pipe, by lines. history: what arrow up brings back."""
-    if not sys.stdin.isatty():
-        for line in map(typed, sys.stdin):
-            if line.strip() and not plain:
-                _write(f"> {line.strip()}\n")
-            yield line.strip()
-        return
-    import readline  # gives `input` its line editing
-
-    for line in history:
-        readline.add_history(line)
-    while True:
-        try:
-            yield typed(input("" if plain else "> ")).strip()
-        except EOFError:
-            print()
-            return
-        except KeyboardInterrupt:  # an answer is stopped elsewhere; here it drops the line, and arrow up brings it back
-            if dropped := readline.get_line_buffer().strip():
-                readline.add_history(dropped)
-            print()

@@ -26,9 +26,9 @@ import torch
 import kvbank
 from model_worker.errors import InputError, WorkerError
 from model_worker.facts import Fact, make_facts
-from model_worker.loading import SHIPPED
 from model_worker.memory import Memory
 from model_worker.model import Losses, MemoryModel
+from model_worker.model_names import SHIPPED
 from model_worker.service_process import ServiceProcess
 
 BANK, OTHER_BANK = "demo", "another-text"

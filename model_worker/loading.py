@@ -1,18 +1,17 @@
 """Models by name: the shipped one, a local folder, or a hub id."""
 
+import os
 import re
-from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from model_worker.errors import InputError, ModelNotFound
+from model_worker.model_names import SHIPPED, model_folder
 from model_worker.rope_scaling import scale_rope
 
-SHIPPED = "kvbank-small"
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-_ASSETS = Path(__file__).parent / "assets"
 
 
 def device_named(name: str) -> str:
@@ -29,30 +28,34 @@ def device_named(name: str) -> str:
     return name
 
 
-def dtype_named(name: str) -> torch.dtype:
+def dtype_named(name: str | torch.dtype) -> torch.dtype:
     """The dtype of a model's weights by torch's name. Raises InputError."""
-    found = getattr(torch, name, None)
+    found = getattr(torch, name, None) if isinstance(name, str) else name
     if not isinstance(found, torch.dtype) or found not in _DTYPES:
         raise InputError(f"dtype {name!r} is not one that a model computes in, such as bfloat16")
     return found
 
 
 def load_model(
-    name: str = SHIPPED, *, device: str = "cpu", dtype: str | None = None, rope: str | None = None
+    name: str | os.PathLike[str] = SHIPPED,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: str | torch.dtype | None = None,
+    rope: str | None = None,
 ) -> tuple[Any, Any]:
     """`(model, tokenizer)`, in eval mode on `device`.
 
-    dtype: a torch dtype's name; by default float32 for the shipped model on a CPU and as stored otherwise. rope:
+    dtype: of the weights, or its name; by default float32 for the shipped model on a CPU and as stored otherwise. rope:
     `linear:F`, `ntk:F` or `yarn:F` for F times the trained length (see rope_scaling.py). Raises ModelNotFound in one
     line where transformers would print a page.
     """
-    folder = _ASSETS / name if name == SHIPPED else Path(name)
-    source = str(folder) if folder.is_dir() else name
-    if folder.is_dir() and not (folder / "config.json").is_file():
-        raise ModelNotFound(f"{folder} is not a model folder: it has no config.json")
-    if not folder.is_dir() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
-        raise ModelNotFound(f"there is no model folder {name}")
-    chosen = dtype or ("float32" if name == SHIPPED and device == "cpu" else "auto")
+    folder = model_folder(name)
+    source = str(name if folder is None else folder)
+    try:
+        place = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise InputError(f"device {device!r} is none of torch's: {_reason(error)}") from None
+    chosen = dtype or ("float32" if name == SHIPPED and place.type == "cpu" else "auto")
     wanted = chosen if chosen == "auto" else dtype_named(chosen)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
@@ -63,8 +66,11 @@ def load_model(
     except (InputError, MemoryError):
         raise
     except Exception as error:  # the files of others, read by libraries that fail with whatever they run into
-        raise ModelNotFound(f"model {name!r} cannot be loaded: {_reason(error)}") from error
-    return model.to(device).eval(), tokenizer
+        if folder is None:
+            where = f"there is no folder {source!r} here, and it cannot be had from the hub"
+            raise ModelNotFound(f"{where}: {_reason(error)}") from error
+        raise ModelNotFound(f"model {source!r} cannot be loaded: {_reason(error)}") from error
+    return model.to(place).eval(), tokenizer
 
 
 def _reason(error: Exception) -> str:

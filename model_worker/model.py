@@ -1,5 +1,6 @@
 """MemoryModel: a language model with a memory that lasts. What users import."""
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +19,9 @@ from model_worker.compress import Compressor, local_rule
 from model_worker.embedding import Embedder, embedder
 from model_worker.errors import InputError
 from model_worker.generation import generated, generation_options
-from model_worker.loading import SHIPPED, load_model
+from model_worker.loading import load_model
 from model_worker.memory import Memory
+from model_worker.model_names import SHIPPED
 from model_worker.spool import user_spool
 from model_worker.user_text import encode_text, readable
 
@@ -105,10 +107,10 @@ class MemoryModel:
     @classmethod
     def from_pretrained(
         cls,
-        name: str = SHIPPED,
+        name: str | os.PathLike[str] = SHIPPED,
         *,
-        device: str = "cpu",
-        dtype: str | None = None,
+        device: str | torch.device = "cpu",
+        dtype: str | torch.dtype | None = None,
         rope: str | None = None,
         **options: Any,
     ) -> Self:

@@ -1,5 +1,8 @@
 """`kvbank chat` and `kvbank session`. Cheap to import: what is heavy comes inside the commands."""
 
+import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,6 +16,7 @@ from kvbank._cli.output import print_json, print_line
 from kvbank._cli.table import Column, print_table
 from model_worker.errors import SessionError
 from model_worker.left_banks import LeftBank, delete_noted, note, noted
+from model_worker.model_names import SHIPPED, model_folder
 from model_worker.session_log import (
     Header,
     SessionLog,
@@ -39,6 +43,8 @@ Memory = Annotated[
 Sessions = Annotated[Path | None, typer.Option("--sessions", help="Folder of the sessions' logs.")]
 Name = Annotated[str, typer.Argument(help="Name of the session.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+_START_S = 3.0  # for a first answer, so that a service that is not there is noticed before a model is loaded
 
 _SESSIONS = (
     Column("name", "name"),
@@ -94,14 +100,13 @@ def chat(
     """Talk to a model that remembers, also after it was started again."""
     folder = sessions or sessions_folder()
     known = _known(folder, session)
-    name = model or (known.model if known else "kvbank-small")
+    name = model or (known.model if known else SHIPPED)
     target = _target(memory, known)
-    from model_worker.chat import ChatSettings, run_chat
+    model_folder(name)  # what can be said at once is said before a model is loaded
+    with warnings_in_one_line(), _connected(target) as client, SessionLog.open(folder, session) as log:
+        from model_worker.chat import ChatSettings, run_chat
 
-    run_chat(
-        ChatSettings(
-            session,
-            folder,
+        settings = ChatSettings(
             target,
             name,
             window,
@@ -115,7 +120,24 @@ def chat(
             strict,
             plain,
         )
-    )
+        run_chat(log, client, settings)
+
+
+@contextmanager
+def _connected(target: str) -> Iterator[kvbank.Client]:
+    """A client whose service has answered. Raises SessionError, with what to do, for a folder that another serves."""
+    try:
+        client = kvbank.connect(target)
+    except kvbank.Unavailable as error:
+        if not isinstance(parse_target(target), Path):
+            raise
+        raise SessionError(
+            f"{error}; to talk in several places, serve the folder to all: kvbank serve --data {shlex.quote(target)} "
+            "--listen 127.0.0.1:7400, then in each: kvbank chat --memory 127.0.0.1:7400"
+        ) from None
+    with client:
+        client.server_info(timeout=_START_S)
+        yield client
 
 
 def list_sessions(sessions: Sessions = None, as_json: AsJson = False) -> None:

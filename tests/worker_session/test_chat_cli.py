@@ -1,6 +1,7 @@
 """`kvbank chat` and `kvbank session` through their real commands."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from kvbank._cli import bank
 from memory_service.server import LocalServer
 from model_worker.session_cli import register_session_commands
 from model_worker.session_log import SessionLog, read_session
-from model_worker.terminal import printable
+from model_worker.terminal import Waiting, printable
 from tests import command
 
 
@@ -137,6 +138,53 @@ def test_what_force_leaves_is_said_and_kept_for_later(chat: list[object], tmp_pa
         assert json.loads(kvbank_command(*orphans).stdout) == []
     assert kvbank_command("session", "clean", *sessions).exit_code == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "kept"]
+
+
+def test_what_cannot_be_is_said_before_a_model_is_loaded(
+    chat: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder that another process serves, with what to do; a service that is away; a path that is not there."""
+
+    def load(*_: object, **__: object) -> None:
+        pytest.fail("a model was loaded")
+
+    monkeypatch.setattr("model_worker.model.load_model", load)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models").mkdir()
+    (tmp_path / "file").touch()
+    data = tmp_path / "da ta"
+    with LocalServer(data), SessionLog.open(tmp_path, "busy"):
+        for options, text in [
+            (
+                ["--memory", data],
+                f"serve the folder to all: kvbank serve --data '{data}' --listen 127.0.0.1:7400, then in",
+            ),
+            (["--memory", "127.0.0.1:9"], "127.0.0.1:9"),
+            (["--model", "models/nope"], "there is no model folder 'models/nope'"),
+            (["--model", "./nope"], "there is no model folder './nope'"),
+            (["--model", "no pe"], "there is no model folder 'no pe'"),
+            (["--model", "nope/"], "there is no model folder 'nope/'"),
+            (["--model", "file"], "file is a file"),
+            (["--model", "models"], "it has no config.json"),
+            (["-s", "busy"], "in use by another process"),
+        ]:
+            done = kvbank_command(*chat, *options, stdin="ahoy\n")
+            assert (done.exit_code, done.stderr.count("\n")) == (1, 1), done.output
+            assert text in done.stderr
+    assert not (tmp_path / "sea").exists()
+
+
+def test_a_long_message_is_read_with_a_word_now_and_then(chat: list[object], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here at once and at each chunk; else after seconds. A bank that is written again has one too."""
+    monkeypatch.setattr(Waiting, "FIRST_S", 0.0)
+    monkeypatch.setattr(Waiting, "EVERY_S", 0.0)
+    options = ["--plain", "--max-new-tokens", 3, "--format", "plain"]
+    done = kvbank_command(*chat, *options, stdin="word " * 200 + "\n")
+    assert done.exit_code == 0
+    told = re.findall(r"reading your message: ([0-9,]+) of 1,0\d\d tokens", done.stderr)
+    assert len(told) > 5
+    assert told == sorted(told, key=lambda figure: int(figure.replace(",", "")))
+    assert len(done.stdout.splitlines()) == 1
 
 
 def test_a_damaged_session_does_not_stop_the_others(chat: list[object], tmp_path: Path) -> None:

@@ -1,0 +1,37 @@
+"""Messages as they are typed, pasted or piped. Light to import: no torch."""
+
+import sys
+from collections.abc import Iterator, Sequence
+
+from kvbank._cli.streams import typed
+from model_worker.terminal import printable
+
+
+def messages(plain: bool, history: Sequence[str]) -> Iterator[str]:
+    """Messages from stdin until it ends, without the space around them.
+
+    On a terminal a message is what stands there when Enter is pressed; lines that are pasted together are one message.
+    From a pipe it is a line, which is shown unless `plain`. history: what arrow up brings back.
+    """
+    if not sys.stdin.isatty():
+        for line in map(typed, sys.stdin):
+            if line.strip() and not plain:
+                print(printable(f"> {line.strip()}"), flush=True)
+            yield line.strip()
+        return
+    import readline  # gives `input` its line editing
+
+    if "libedit" not in (readline.__doc__ or ""):
+        readline.parse_and_bind("set enable-bracketed-paste on")
+    for line in history:
+        readline.add_history(line)
+    while True:
+        try:
+            yield typed(input("" if plain else "> ")).strip()
+        except EOFError:
+            print()
+            return
+        except KeyboardInterrupt:  # an answer is stopped elsewhere; here it drops the line, and arrow up brings it back
+            if dropped := readline.get_line_buffer().strip():
+                readline.add_history(dropped)
+            print()
