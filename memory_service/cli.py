@@ -2,18 +2,26 @@
 
 import asyncio
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
-from pydantic import ValidationError
 
 from kvbank._cli.ending import USAGE, Failed
 from kvbank._cli.output import print_line
 from memory_service import __version__
 from memory_service.care import commands
 from memory_service.command_errors import told
-from memory_service.settings import Settings
+from memory_service.settings import SettingsError, load
+
+
+def _flag(metavar: str) -> Callable[[str], Any]:
+    """An option of a quantity, with its help."""
+    return lambda words: typer.Option(metavar=metavar, help=words)
+
+
+_size, _time, _count = map(_flag, ("SIZE", "TIME", "COUNT"))
 
 
 def register(app: typer.Typer) -> None:
@@ -33,20 +41,20 @@ def serve(
         Literal["fsync", "os"] | None, typer.Option(help="os: a power cut may lose what was acknowledged last.")
     ] = None,
     migrate: Annotated[bool | None, typer.Option("--migrate", help="Upgrade an older data folder.")] = None,
-    min_free: Annotated[int | None, typer.Option(help="Bytes of the disk that writes leave free.")] = None,
-    max_message_bytes: Annotated[int | None, typer.Option(help="Largest message.")] = None,
-    max_chunk_bytes: Annotated[int | None, typer.Option(help="Largest payload of a chunk.")] = None,
-    max_unacknowledged_bytes: Annotated[int | None, typer.Option(help="Of a write stream.")] = None,
-    max_inflight_bytes: Annotated[int | None, typer.Option(help="Held in memory, of all streams together.")] = None,
-    max_answer_bytes: Annotated[int | None, typer.Option(help="Largest K-V of an answer.")] = None,
-    max_connections: Annotated[int | None, typer.Option(help="Callers that are connected.")] = None,
-    max_calls: Annotated[int | None, typer.Option(help="Calls under way, of all callers together.")] = None,
-    max_banks: Annotated[int | None, typer.Option(help="Banks of the folder.")] = None,
-    max_bank_bytes: Annotated[int | None, typer.Option(help="Specs and metadata of all banks.")] = None,
+    min_free: Annotated[str | None, _size("Of the disk, that writes leave free, such as 1GiB.")] = None,
+    max_message_bytes: Annotated[str | None, _size("Largest message.")] = None,
+    max_chunk_bytes: Annotated[str | None, _size("Largest payload of a chunk.")] = None,
+    max_unacknowledged_bytes: Annotated[str | None, _size("Of a write stream.")] = None,
+    max_inflight_bytes: Annotated[str | None, _size("Held in memory, of all streams together.")] = None,
+    max_answer_bytes: Annotated[str | None, _size("Largest K-V of an answer.")] = None,
+    max_connections: Annotated[str | None, _count("Callers that are connected.")] = None,
+    max_calls: Annotated[str | None, _count("Calls under way, of all callers together.")] = None,
+    max_banks: Annotated[str | None, _count("Banks of the folder.")] = None,
+    max_bank_bytes: Annotated[str | None, _size("Specs and metadata of all banks.")] = None,
     storage_threads: Annotated[int | None, typer.Option(help="Threads that read and write.")] = None,
-    grace: Annotated[float | None, typer.Option(help="Seconds that running calls get at the end.")] = None,
-    index_idle: Annotated[float | None, typer.Option(help="Seconds after which an unused index is unloaded.")] = None,
-    ivf_from: Annotated[int | None, typer.Option(help="Chunks from which a bank is searched by lists.")] = None,
+    grace: Annotated[str | None, _time("That running calls get at the end, such as 30s.")] = None,
+    index_idle: Annotated[str | None, _time("After which an unused index is unloaded.")] = None,
+    ivf_from: Annotated[str | None, _count("Chunks from which a bank is searched by lists.")] = None,
     reflection: Annotated[bool | None, typer.Option("--reflection", help="Tell tools which methods there are.")] = None,
     metrics_listen: Annotated[
         str | None, typer.Option(help="HOST:PORT of /metrics for Prometheus, /healthz and /readyz.")
@@ -85,10 +93,12 @@ def serve(
         "log_level": log_level,
     }
     try:
-        settings = Settings(**{name: value for name, value in flags.items() if value is not None})
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise Failed(f"--{str(first['loc'][0]).replace('_', '-')}: {first['msg']}", USAGE) from error
+        settings = load(
+            {name: value for name, value in flags.items() if value is not None},
+            lambda name: f"--{name.replace('_', '-')}",
+        )
+    except SettingsError as error:
+        raise Failed(str(error), USAGE) from None
 
     def ready(address: str) -> None:
         print_line(f"kvbank {__version__} serving {settings.data} on {address}")

@@ -25,13 +25,13 @@ class Condition:
         self._lock = threading.Lock()
         self._troubles: dict[str, Trouble] = {}
 
-    def begin(self, name: str, text: str, *, stops: bool = False) -> None:
-        """It goes wrong, or still does."""
+    def begin(self, name: str, text: str, *, stops: bool = False, wanted: bool = False) -> None:
+        """It goes wrong, or still does. `wanted`: somebody asked for it, so that it is not said."""
         text = " ".join(text.split())[:_LONGEST]
         with self._lock:
             new = name not in self._troubles
             self._troubles[name] = Trouble(text, stops)
-        if new:
+        if new and not wanted:
             _log.warning("%s: %s", name, text)
 
     def end(self, name: str) -> None:

@@ -32,7 +32,7 @@ from memory_service.memory import keep_memory, leave_imports_alone
 from memory_service.metrics import Metrics
 from memory_service.observation import Observer
 from memory_service.service import MemoryService, handlers
-from memory_service.settings import Settings
+from memory_service.settings import Settings, load, unknown_variables
 from memory_service.staging import FORGOTTEN_S, SameHost
 from memory_service.stats import Stats
 from memory_service.threads import StorageThreads
@@ -55,6 +55,8 @@ class Server:
 
     def __init__(self, settings: Settings, clock: Clock | None = None) -> None:
         """Open the data folder; `clock`: where a test hands in its own. Errors: StartError."""
+        for line in unknown_variables():
+            _log.warning("%s", line)
         _check_listen(settings.listen, settings.insecure)
         if settings.same_host and not settings.listen.startswith("unix:"):
             raise StartError(f"same_host needs a unix socket; {settings.listen} is none")
@@ -159,7 +161,7 @@ class Server:
     async def stop(self) -> None:
         """Health off, nothing new, finish what runs within the grace time, then close the storage."""
         self._service.drain()
-        self._condition.begin("stopping", "running calls get the grace time, others are refused", stops=True)
+        self._condition.begin("stopping", "what runs gets the grace time", stops=True, wanted=True)
         await self._tell_health()
         await self._end(self._settings.grace)
 
@@ -268,14 +270,15 @@ def _check_address(listen: str) -> None:
 class LocalServer:
     """A server in this process, in a thread with a loop of its own.
 
-    `address`: what to connect to. `stop()` or leaving the context ends it. Errors of the constructor: StartError.
+    `address`: what to connect to. `stop()` or leaving the context ends it. Errors of the constructor: StartError,
+    SettingsError.
     """
 
     def __init__(
         self, data: str | Path, listen: str = "127.0.0.1:0", *, clock: Clock | None = None, **settings: Any
     ) -> None:
         """`settings`: fields of memory_service.settings.Settings; `clock`: where a test hands in its own."""
-        self._settings = Settings(data=Path(data), listen=listen, **settings)
+        self._settings = load({"data": Path(data), "listen": listen, **settings})
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="kvbank-server", daemon=True)
         self._thread.start()

@@ -1,8 +1,8 @@
 /* A fault layer under a process: LD_PRELOAD wraps libc's file calls for everything below one folder.
  *
- *   KVBANK_SHIM_ROOT  the folder; without it nothing is wrapped
- *   KVBANK_SHIM_PLAN  optional: a file with `struct plan`, shared with the test, which changes it while we run
- *   KVBANK_SHIM_LOG   optional: every change is appended here, in the order in which it took place
+ *   KVSHIM_ROOT  the folder; without it nothing is wrapped
+ *   KVSHIM_PLAN  optional: a file with `struct plan`, shared with the test, which changes it while we run
+ *   KVSHIM_LOG   optional: every change is appended here, in the order in which it took place
  *
  * shim.py is the other side. The order of the log is true across threads and processes: a change and its record are one
  * step under a lock. No sync reaches the disk: what a power cut would leave is worked out from the log (power_cut.py),
@@ -63,7 +63,7 @@ static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
 
 /* Also in a forked child: a lock on a file that parent and child share would be one lock for both. */
 static void open_log(void) {
-    const char *path = getenv("KVBANK_SHIM_LOG");
+    const char *path = getenv("KVSHIM_LOG");
     if (path == NULL) return;
     if (log_fd >= 0) close(log_fd);
     log_fd = syscall(SYS_openat, AT_FDCWD, path, O_RDWR | O_APPEND | O_CLOEXEC, 0);
@@ -71,8 +71,8 @@ static void open_log(void) {
 }
 
 __attribute__((constructor)) static void start(void) {
-    const char *plan_path = getenv("KVBANK_SHIM_PLAN");
-    root = getenv("KVBANK_SHIM_ROOT");
+    const char *plan_path = getenv("KVSHIM_PLAN");
+    root = getenv("KVSHIM_ROOT");
     if (root == NULL) return;
     root_length = strlen(root);
     if (plan_path != NULL) {

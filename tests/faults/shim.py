@@ -116,13 +116,13 @@ class Shim:
             self._plan = _Plan.from_buffer(mmap.mmap(file.fileno(), ctypes.sizeof(_Plan)))
         self.environment = {
             "LD_PRELOAD": str(library),
-            "KVBANK_SHIM_ROOT": str(self.root),
-            "KVBANK_SHIM_PLAN": str(plan),
+            "KVSHIM_ROOT": str(self.root),
+            "KVSHIM_PLAN": str(plan),
         }
         self.log = notes / "log"
         if record:
             self.log.touch()
-            self.environment["KVBANK_SHIM_LOG"] = str(self.log)
+            self.environment["KVSHIM_LOG"] = str(self.log)
 
     def rule(
         self,

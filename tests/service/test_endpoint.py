@@ -115,17 +115,16 @@ def test_a_storage_that_is_not_there_is_told_everywhere(caller: Any, ask: Callab
 
 
 def test_a_service_that_stops_is_not_ready(serving: Any, caller: Any, ask: Callable[..., Any], frames: Any) -> None:
-    over, begun = threading.Event(), threading.Event()
+    over, under_way = threading.Event(), b'kvbank_requests_running{method="WriteChunks"} 1.0'
 
     def half() -> Iterator[Any]:
         sent = iter(frames(*caller.chunk()))
         yield next(sent)
-        begun.set()
         over.wait()
         yield from sent
 
     writing = caller.stub.WriteChunks(half())
-    assert begun.wait(30)
+    wait_until(lambda: under_way in ask("/metrics")[1])
     stopping = threading.Thread(target=serving.server.stop)
     stopping.start()
     wait_until(lambda: ask("/readyz")[0] == 503)

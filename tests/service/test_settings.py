@@ -1,11 +1,18 @@
 """The settings: each has a flag, a variable and a row in docs/operations.md."""
 
 import inspect
+import os
 import re
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
+import kvbank
 from memory_service.cli import serve
-from memory_service.settings import Settings
+from memory_service.settings import Settings, SettingsError, load, unknown_variables
 
 TEXT = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()
 
@@ -17,6 +24,78 @@ def test_every_setting_is_documented_as_it_is() -> None:
         default = "required" if field.is_required() else f"`{field.default}`" if field.default != "" else "empty"
         expected.append((name, name.replace("_", "-"), f"KVBANK_{name.upper()}", default))
     assert rows == expected
+
+
+Start = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Start:
+    """`kvbank serve` to its end; on a folder that is a file, so that it ends where the settings are right."""
+    (tmp_path / "file").touch()
+
+    def run(*flags: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "memory_service", "--data", str(tmp_path / "file"), "--listen", "127.0.0.1:0"]
+        variables = os.environ | environment
+        return subprocess.run(
+            [*command, *flags], capture_output=True, text=True, env=variables, timeout=60, check=False
+        )
+
+    return run
+
+
+def test_sizes_and_times_are_written_one_way_in_flags_and_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable, text in {"MIN_FREE": "1GiB", "GRACE": "1.5m", "IVF_FROM": "10k", "INDEX_IDLE": "2h"}.items():
+        monkeypatch.setenv(f"KVBANK_{variable}", text)
+    settings = load({"data": Path(), "max_chunk_bytes": "2.5 MB", "max_answer_bytes": 7})
+    assert (settings.min_free, settings.grace, settings.ivf_from, settings.index_idle) == (2**30, 90, 10_000, 7200)
+    assert (settings.max_chunk_bytes, settings.max_answer_bytes) == (2_500_000, 7)
+
+
+@pytest.mark.parametrize("text", ["", "x", "-1", "1GiBB", "1 e9", "nan", "inf", "0.5", "1_000", "9" * 30, "1kib", "5s"])
+def test_what_is_no_size_is_refused(text: str) -> None:
+    with pytest.raises(SettingsError, match=r"^min_free: "):
+        load({"data": Path(), "min_free": text})
+
+
+@pytest.mark.parametrize("text", ["", "x", "-1", "nan", "inf", "1e9", "1 hour", "5MB", "1h30m"])
+def test_what_is_no_time_is_refused(text: str) -> None:
+    with pytest.raises(SettingsError, match=r"^grace: "):
+        load({"data": Path(), "grace": text})
+
+
+@pytest.mark.parametrize(
+    ("flags", "variables", "begin"),
+    [
+        (["--min-free", "lots"], {}, "--min-free: 'lots' is not a size"),
+        ([], {"KVBANK_GRACE": "x"}, "KVBANK_GRACE: 'x' is not a time"),
+        ([], {"kvbank_storage_threads": "many"}, "kvbank_storage_threads: "),
+        (["--grace", "5s"], {"KVBANK_GRACE": "x", "KVBANK_MIN_FREE": "y"}, "KVBANK_MIN_FREE: "),
+        (["--grace", "z"], {"KVBANK_GRACE": "5s"}, "--grace: "),
+    ],
+)
+def test_what_is_wrong_is_told_by_the_name_it_was_given_under(
+    start: Start, flags: list[str], variables: dict[str, str], begin: str
+) -> None:
+    ended = start(*flags, **variables)
+    assert ended.returncode == 2
+    assert ended.stderr.startswith(f"kvbank: {begin}")
+    assert ended.stderr.count("\n") == 1
+
+
+def test_an_opened_folder_names_the_variable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KVBANK_MIN_FREE", "lots")
+    with pytest.raises(kvbank.InvalidArgument, match=r": KVBANK_MIN_FREE: 'lots' is not a size"):
+        kvbank.connect(tmp_path)
+
+
+def test_a_variable_that_is_no_setting_is_warned_of(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    ended = start(KVBANK_MIN_FRE="1", KVBANK_MEMORY="x:1", KVBANK_DEBUG="")
+    assert "KVBANK_MIN_FRE is no setting; did you mean KVBANK_MIN_FREE?" in ended.stderr
+    assert "KVBANK_MEMORY" not in ended.stderr
+    assert "KVBANK_DEBUG" not in ended.stderr
+    monkeypatch.setenv("KVBANK_TEA", "1")
+    assert "KVBANK_TEA is no setting" in list(unknown_variables())
 
 
 def test_every_setting_has_a_flag() -> None:

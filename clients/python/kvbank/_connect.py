@@ -110,5 +110,5 @@ def _serve(folder: Path, address: str) -> Any:
         return LocalServer(folder, listen=address, same_host=address.startswith("unix:"))
     except StartError as error:
         raise Unavailable(str(error)) from None
-    except ValueError as error:  # pydantic's: a KVBANK_* variable that is no setting
+    except ValueError as error:  # SettingsError: of a KVBANK_* variable
         raise InvalidArgument(f"cannot serve {folder}: {error}", reason="INVALID_FIELD") from None

@@ -6,11 +6,9 @@ from datetime import timedelta
 import typer
 
 import kvbank
+from kvbank import _quantities
 
-_SCALES = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
-_SPANS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
-_BOUND = re.compile(r"(chunks|tokens|bytes)=(\d+)(k|M|G|KiB|MiB|GiB|TiB|)")
-_SPAN = re.compile(r"(\d+)([smhdw])")
+_BOUND = re.compile(r"(chunks|tokens|bytes)=(.+)")
 
 
 def capacity(text: str) -> kvbank.Capacity | None:
@@ -27,13 +25,15 @@ def expiry(text: str, renew: bool) -> kvbank.Expiry | None:
     """ "90s", "15m", "12h", "30d", "2w", or "never"."""
     if text == "never":
         return None
-    match = _SPAN.fullmatch(text)
-    if match is None:
-        raise typer.BadParameter(f"{text!r} is not a time such as 90s, 15m, 12h, 30d, 2w, or never")
     try:
-        return kvbank.Expiry(timedelta(seconds=int(match[1]) * _SPANS[match[2]]), renew)
+        if text[-1:].isdigit():
+            raise ValueError("days or seconds?")
+        span = timedelta(seconds=_quantities.seconds(text))
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is not a time such as 90s, 15m, 12h, 30d, 2w, or never") from None
     except OverflowError:
         raise typer.BadParameter(f"{text!r} is longer than a calendar") from None
+    return kvbank.Expiry(span, renew)
 
 
 def layers(text: str) -> list[int]:
@@ -47,7 +47,11 @@ def _bounds(text: str) -> dict[str, int]:
     bounds: dict[str, int] = {}
     for part in text.split(","):
         match = _BOUND.fullmatch(part)
-        if match is None or match[1] in bounds or len(match[2]) > 18:
-            raise typer.BadParameter(f"{text!r} is not a bound such as chunks=10k, tokens=1M, bytes=2GiB, or none")
-        bounds[match[1]] = int(match[2]) * _SCALES[match[3]]
+        try:
+            if match is None or match[1] in bounds:
+                raise ValueError("no bound, or the second one of a kind")
+            bounds[match[1]] = _quantities.amount(match[2])
+        except ValueError:
+            text = f"{text!r} is not a bound such as chunks=10k, tokens=1M, bytes=2GiB, or none"
+            raise typer.BadParameter(text) from None
     return bounds
