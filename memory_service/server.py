@@ -40,8 +40,9 @@ from memory_service.threads import StorageThreads
 SERVICE = service_pb2.DESCRIPTOR.services_by_name["MemoryService"].full_name
 LONGEST_SOCKET_PATH = 107
 MOST_STREAMS = 256
-# Seconds between two looks at the storage, and for one of them.
+# Seconds between two looks at the storage, and those that one may take.
 PROBE_S = 5.0
+_PROBE_PATIENCE_S = 5.0
 # For what gRPC still has to send when no call is left; callers who watch the health are left then.
 _LAST_BYTES_S = 0.25
 # What a storage thread gets for a step that nobody waits for any more.
@@ -170,7 +171,7 @@ class Server:
             if task is not None:
                 task.cancel()
         if self._asked is not None:  # what reads the database must not when it is closed
-            await asyncio.wait([self._asked], timeout=PROBE_S)
+            await asyncio.wait([self._asked], timeout=_PROBE_PATIENCE_S)
             self._asked.done() and self._asked.exception()
         stopped = [self._calls.drain(grace)] if grace is not None else []
         if self._direct is not None:
@@ -186,9 +187,9 @@ class Server:
         """See whether the storage answers, again and again."""
         while True:
             asked = self._asked = asyncio.ensure_future(asyncio.to_thread(self._banks.probe))
-            done, _ = await asyncio.wait([asked], timeout=PROBE_S)
+            done, _ = await asyncio.wait([asked], timeout=_PROBE_PATIENCE_S)
             if not done:
-                self._condition.begin("storage", f"it has not answered for {PROBE_S} s", stops=True)
+                self._condition.begin("storage", f"it has not answered for {_PROBE_PATIENCE_S} s", stops=True)
                 await self._tell_health()
                 await asyncio.wait([asked])
             if error := asked.exception():
