@@ -17,7 +17,7 @@ from memory_service import bank_rows, chunk_rows, gone_rows, quarantine, validat
 from memory_service.clock import Clock
 from memory_service.directory import Directory, bank_bytes, bank_not_found
 from memory_service.disk_space import DiskSpace
-from memory_service.domain import Bank, Chunk, Eviction, Filter
+from memory_service.domain import Bank, Chunk, Eviction, Filter, Metadata
 from memory_service.errors import (
     ALREADY_EXISTS,
     NOT_FOUND,
@@ -287,7 +287,7 @@ class Banks:
                 budget -= most_bytes(chunk)
         return page, False
 
-    def update_chunk(self, name: str, chunk_id: int, metadata: Mapping[str, str]) -> Chunk:
+    def update_chunk(self, name: str, chunk_id: int, metadata: Metadata) -> Chunk:
         """Replace the metadata. Errors: BANK_NOT_FOUND, CHUNK_NOT_FOUND, INVALID_FIELD, DISK_FULL."""
         bank_id = self.named(name).bank_id
         validate.metadata("metadata", metadata)

@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 from sqlalchemy import ColumnElement, Connection, Select, Table
 
 from memory_service import row_checksum
+from memory_service.conditions import holds
 from memory_service.counts import Unwritten
-from memory_service.domain import Bank, Chunk, Condition, Expiry, Filter, Payload, Producer, Tensor, Unit
+from memory_service.domain import Bank, Chunk, Expiry, Filter, Metadata, Payload, Producer, Tensor, Unit
 from memory_service.gone_rows import SPENT_KEY_US, forget_keys
 from memory_service.schema import BankRow, ChunkRow, ContentRow, KeyRow, raw
 
@@ -184,14 +185,7 @@ def _conditions(filter_: Filter) -> list[ColumnElement[bool]]:
         ChunkRow.start < filter_.start_before if filter_.start_before is not None else None,
         ChunkRow.pinned == filter_.pinned if filter_.pinned is not None else None,
     ]
-    return [bound for bound in bounds if bound is not None] + [_holds(condition) for condition in filter_.metadata]
-
-
-def _holds(condition: Condition) -> ColumnElement[bool]:
-    entry = sa.func.json_each(ChunkRow.meta).table_valued("key", "value")
-    of_key = sa.select(entry.c.key).where(entry.c.key == condition.key)
-    found = (of_key.where(entry.c.value.in_(condition.values)) if condition.values else of_key).exists()
-    return ~found if condition.negate else found
+    return [bound for bound in bounds if bound is not None] + [holds(ChunkRow.meta, each) for each in filter_.metadata]
 
 
 def _whole(*, embedding: bool) -> Select[Any]:
@@ -236,9 +230,7 @@ def pin(
     )
 
 
-def update(
-    connection: Connection, bank_id: int, chunk_id: int, metadata: Mapping[str, str], unwritten: Unwritten
-) -> bool:
+def update(connection: Connection, bank_id: int, chunk_id: int, metadata: Metadata, unwritten: Unwritten) -> bool:
     """Replace the metadata; whether the chunk exists and has not expired."""
     where = (ChunkRow.bank_id == bank_id, ChunkRow.chunk_id == chunk_id)
     columns = (ChunkRow.chunk_id, ChunkRow.digest, ChunkRow.ttl, ChunkRow.renew, ChunkRow.expires)

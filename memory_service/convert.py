@@ -8,12 +8,13 @@ import numpy as np
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from kvbank import _scalars
 from kvbank.v1 import bank_pb2, chunk_pb2, service_pb2
+from memory_service import scalars
 from memory_service.domain import (
     Bank,
     Capacity,
     Chunk,
-    Condition,
     DType,
     EmbeddingSpec,
     Eviction,
@@ -101,7 +102,7 @@ def bank(message: bank_pb2.Bank) -> Bank:
         embedding=EmbeddingSpec(message.embedding.embedder_digest, message.embedding.dimension),
         capacity=capacity(message.capacity),
         policy=policy(message.policy),
-        metadata=dict(message.metadata),
+        metadata=scalars.metadata("bank.metadata", message),
         quota=Quota(quota.chunks, quota.tokens, quota.bytes),
         expiry=expiry(message.expiry),
         index=_INDEXES[message.index],
@@ -155,7 +156,7 @@ def bank_message(bank: Bank) -> bank_pb2.Bank:
         policy=bank_pb2.EvictionPolicy(
             kind=_POLICY_NUMBERS[policy.kind], lower=policy.lower, upper=policy.upper, target=policy.target
         ),
-        metadata=bank.metadata,
+        **_scalars.fields(bank.metadata),
         create_time=timestamp(bank.created),
         usage=bank_pb2.BankUsage(**asdict(bank.usage)),
         quota=bank_pb2.Quota(**asdict(bank.quota)) if bank.quota != Quota() else None,
@@ -179,7 +180,7 @@ def chunk(message: chunk_pb2.Chunk) -> Chunk:
         stored_length=message.stored_length,
         token_ids=np.asarray(message.token_ids, "<i4").tobytes(),
         text=message.text,
-        metadata=dict(message.metadata),
+        metadata=scalars.metadata("chunk.metadata", message),
         embedding=message.embedding,
         payload=_payload(message.payload) if message.HasField("payload") else None,
         pinned=message.pinned,
@@ -220,7 +221,7 @@ def chunk_message(chunk: Chunk) -> chunk_pb2.Chunk:
         stored_length=chunk.stored_length,
         token_ids=np.frombuffer(chunk.token_ids, "<i4").tolist(),
         text=chunk.text,
-        metadata=chunk.metadata,
+        **_scalars.fields(chunk.metadata),
         embedding=chunk.embedding,
         create_time=timestamp(chunk.created),
         retrieval_count=chunk.retrieval_count,
@@ -271,12 +272,10 @@ def filter_(message: service_pb2.Filter) -> Filter:
     """Which chunks count. Errors: INVALID_FIELD."""
     if len(message.metadata) > MOST_CONDITIONS:
         raise invalid("filter.metadata", f"must have at most {MOST_CONDITIONS} conditions")
-    if sum(len(condition.values) for condition in message.metadata) > MOST_VALUES:
+    if sum(len(each.values) + len(each.typed.values) for each in message.metadata) > MOST_VALUES:
         raise invalid("filter.metadata.values", f"must be at most {MOST_VALUES}, all conditions together")
-    if not all(condition.key for condition in message.metadata):
-        raise invalid("filter.metadata.key", "must not be empty")
     made = Filter(
-        metadata=tuple(Condition(some.key, tuple(some.values), some.negate) for some in message.metadata),
+        metadata=tuple(map(scalars.condition, message.metadata)),
         created_from=_microseconds(message, "created_from"),
         created_before=_microseconds(message, "created_before"),
         start_from=message.start_from if message.HasField("start_from") else None,
@@ -312,5 +311,5 @@ def eviction_message(eviction: Eviction) -> service_pb2.Eviction:
         stored_length=eviction.stored_length,
         create_time=timestamp(eviction.created),
         evict_time=None if eviction.evicted is None else timestamp(eviction.evicted),
-        metadata=eviction.metadata,
+        **_scalars.fields(eviction.metadata),
     )

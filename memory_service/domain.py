@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from kvbank._scalars import Scalar
+
 DType = Literal["bf16", "fp16", "fp32", "int32"]
 Unit = Literal["chunks", "tokens", "bytes"]
 PolicyKind = Literal["frequency", "recency_half", "reject", "lru"]
@@ -11,8 +13,10 @@ IndexKind = Literal["auto", "exact", "ivf"]
 PayloadKind = Literal["layer_kv", "soft_tokens"]
 EvictionReason = Literal["oldest", "least_retrieved", "oldest_half", "room", "least_recent"]
 
+Metadata = Mapping[str, Scalar]
+
 ITEM_BYTES: Mapping[str, int] = {"bf16": 2, "fp16": 2, "fp32": 4, "int32": 4}
-NO_METADATA: Mapping[str, str] = {}
+NO_METADATA: Metadata = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +101,7 @@ class Bank:
     embedding: EmbeddingSpec
     capacity: Capacity | None
     policy: Policy
-    metadata: Mapping[str, str]
+    metadata: Metadata
     bank_id: int = 0
     uid: str = ""
     created: int = 0
@@ -162,7 +166,7 @@ class Chunk:
     stored_length: int
     token_ids: bytes
     text: str
-    metadata: Mapping[str, str]
+    metadata: Metadata
     embedding: bytes
     payload: Payload | None
     chunk_id: int = 0
@@ -177,12 +181,26 @@ class Chunk:
 
 
 @dataclass(frozen=True, slots=True)
+class Range:
+    """Numbers that are within all bounds that are stated."""
+
+    at_least: float | None = None
+    above: float | None = None
+    at_most: float | None = None
+    below: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Condition:
-    """On one metadata key: its value is one of `values`; without values, the key exists; `negate`: it must not hold."""
+    """On one metadata key: its value is one of `values` and a number within `range`; without both, the key exists.
+
+    `negate`: it must not hold.
+    """
 
     key: str
-    values: tuple[str, ...] = ()
+    values: tuple[Scalar, ...] = ()
     negate: bool = False
+    range: Range | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,5 +238,5 @@ class Eviction:
     start: int
     stored_length: int
     created: int
-    metadata: Mapping[str, str]
+    metadata: Metadata
     evicted: int | None = None

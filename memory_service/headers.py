@@ -3,15 +3,16 @@ bound on the memory that these take, of one answer and of all together, however 
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager, nullcontext
 from typing import Any, TypeVar
 
 from memory_service import calls
 from memory_service.budget import Budget, Share
-from memory_service.domain import Chunk
+from memory_service.domain import Chunk, Metadata
 from memory_service.errors import RESOURCE_EXHAUSTED, ServiceError
 from memory_service.threads import StorageThreads
+from memory_service.validate import NUMBER_BYTES
 
 T = TypeVar("T")
 # Nearly every header is shorter. A longer one is made when the budget has room for it.
@@ -62,8 +63,9 @@ def most_bytes(chunk: Chunk) -> int:
     return 4 * words + 2 * len(chunk.token_ids) + len(chunk.embedding) + 80 * tensors + 2000
 
 
-def _characters(pairs: Mapping[str, str]) -> int:
-    return sum(map(len, pairs)) + sum(map(len, pairs.values()))
+def _characters(pairs: Metadata) -> int:
+    values = sum(len(value) if isinstance(value, str) else NUMBER_BYTES for value in pairs.values())
+    return sum(map(len, pairs)) + values
 
 
 class Headers:

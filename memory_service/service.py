@@ -13,7 +13,7 @@ from google.protobuf.message import Message
 from kvbank import _frames
 from kvbank.v1 import service_pb2 as pb
 from kvbank.v1 import service_pb2_grpc
-from memory_service import __version__, calls, convert, payloads, requests
+from memory_service import __version__, calls, convert, payloads, requests, scalars
 from memory_service.bank import Banks
 from memory_service.budget import Budget
 from memory_service.decoding import LARGEST_REQUEST, SHORT, Received, frames, receiver
@@ -162,6 +162,7 @@ class MemoryService(service_pb2_grpc.MemoryServiceServicer):
             max_message_bytes=self._settings.max_message_bytes,
             max_chunk_bytes=self._settings.max_chunk_bytes,
             max_unacknowledged_bytes=self._settings.max_unacknowledged_bytes,
+            typed_metadata=True,
             same_host=None if self._same_host is None else self._same_host.message(asked.challenge),
         )
         return info.SerializeToString()
@@ -357,7 +358,7 @@ class MemoryService(service_pb2_grpc.MemoryServiceServicer):
     @unary
     def UpdateChunk(self, request: pb.UpdateChunkRequest) -> pb.UpdateChunkResponse:  # noqa: N802
         """Replace the metadata."""
-        chunk = self._banks.update_chunk(request.bank, request.chunk_id, dict(request.metadata))
+        chunk = self._banks.update_chunk(request.bank, request.chunk_id, scalars.metadata("metadata", request))
         return pb.UpdateChunkResponse(chunk=convert.chunk_message(chunk))
 
     @unary

@@ -1,12 +1,12 @@
 """What a request may say: pure checks of banks, chunks and tensors. Owns the shape rules of a payload."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from memory_service.domain import ITEM_BYTES, Bank, Chunk, Expiry, KvSpec, Tensor
+from memory_service.domain import ITEM_BYTES, Bank, Chunk, Expiry, KvSpec, Metadata, Tensor
 from memory_service.errors import (
     FAILED_PRECONDITION,
     INVALID_ARGUMENT,
@@ -29,6 +29,8 @@ MOST_NAMES = 100
 MOST_HITS = 100_000
 # Bytes of a metadata map; a page of the longest fits in a message.
 LARGEST_METADATA = 32 * 1024
+# What a value of metadata counts that is no string: a double has as many digits.
+NUMBER_BYTES = 24
 # A thousand years, in microseconds: every time of expiry is one that a Timestamp can say.
 LARGEST_TTL = 1000 * 365 * 24 * 3600 * 1_000_000
 
@@ -85,12 +87,14 @@ def _word(field: str, text: str) -> None:
         raise invalid(field, f"has {size} bytes; at most {LARGEST_WORD} are taken")
 
 
-def metadata(field: str, pairs: Mapping[str, str]) -> None:
+def metadata(field: str, pairs: Metadata) -> None:
     """Errors: INVALID_FIELD."""
-    size = sum(len(key.encode()) + len(value.encode()) for key, value in pairs.items())
+    texts = [*pairs, *(value for value in pairs.values() if isinstance(value, str))]
+    numbers = sum(not isinstance(value, str) for value in pairs.values())
+    size = sum(len(text.encode()) for text in texts) + NUMBER_BYTES * numbers
     if size > LARGEST_METADATA:
         raise invalid(field, f"has {size} bytes; at most {LARGEST_METADATA} are taken")
-    if any("\0" in key or "\0" in value for key, value in pairs.items()):
+    if any("\0" in text for text in texts):
         raise invalid(field, "has a NUL character: what is behind it could not be filtered by")
 
 

@@ -39,6 +39,7 @@ _GIVEN: Mapping[str, Good] = {
     "Policy": {},
     "Producer": {"method": "none"},
     "Quota": {"chunks": 5},
+    "Range": {"below": 5},
 }
 # One of so many cases is tried in the quick tests.
 _EVERY = [pytest.param(1, marks=pytest.mark.slow, id="all"), pytest.param(13, id="some")]
@@ -135,6 +136,7 @@ def test_every_field_of_every_model(
         "Policy": lambda value: client.update_bank(bank, policy=value),
         "Producer": lambda value: client.write(bank, kvbank.NewChunk(np.ones(16), producer=value), **digests),
         "Quota": lambda value: client.update_bank(bank, quota=value),
+        "Range": lambda value: list(client.list_chunks(bank, filter=kvbank.Filter(metadata={"a": value}))),
     }
     fields = [each for each in dataclasses.fields(model) if each.init]
     required = {each.name for each in fields if each.default is each.default_factory is dataclasses.MISSING}

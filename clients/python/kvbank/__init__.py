@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     from kvbank._models import Policy as Policy
     from kvbank._models import Producer as Producer
     from kvbank._models import Quota as Quota
+    from kvbank._models import Range as Range
     from kvbank._models import Retrieval as Retrieval
     from kvbank._models import ServerInfo as ServerInfo
     from kvbank._models import Stats as Stats
@@ -115,6 +116,7 @@ _EXPORTS = {
         "Policy",
         "Producer",
         "Quota",
+        "Range",
         "Retrieval",
         "ServerInfo",
         "Stats",

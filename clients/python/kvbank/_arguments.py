@@ -165,6 +165,29 @@ def texts_by_text(field: str, value: Any) -> dict[str, str]:
     return {text(field, key): text(field, found) for key, found in mapping(field, value).items()}
 
 
+def scalar(field: str, value: Any) -> str | int | float | bool:
+    """A value of metadata: a string, a whole number of 64 bits, a finite number, or True or False."""
+    if _arrays.is_array(value) and value.ndim == 0:
+        value = _arrays.to_numpy(value)[()]
+    if isinstance(value, str):
+        return text(field, value)
+    if isinstance(value, bool | np.bool_):
+        return bool(value)
+    if isinstance(value, int | np.integer):
+        return integer(field, value)
+    if isinstance(value, float | np.floating) and math.isfinite(value):
+        return float(value)
+    raise expected(field, "a string, a finite number of 64 bits, or True or False", value)
+
+
+def finite(field: str, value: Any) -> int | float:
+    """A whole number of 64 bits or a finite number."""
+    found = scalar(field, value)
+    if isinstance(found, str | bool):
+        raise expected(field, "a number", value)
+    return found
+
+
 def choice(field: str, value: Any, known: Mapping[str, T]) -> T:
     """What one of some words stands for."""
     if not isinstance(value, str) or value not in known:

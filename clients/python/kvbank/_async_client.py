@@ -20,6 +20,7 @@ from kvbank._exceptions import BankNotFound, ClientClosed, ClientForked, Service
 from kvbank._messages import build
 from kvbank._retrying import FIRST_CONTACT_S, Attempts, Contact
 from kvbank._same_host import SameHost, Sharing
+from kvbank._scalars import Scalar
 from kvbank._write_stream import WriteStream
 from kvbank._writing import WriteSession
 from kvbank.v1 import service_pb2 as pb
@@ -102,7 +103,7 @@ class AsyncClient:
         embedding: m.EmbeddingSpec,
         capacity: m.Capacity | None = None,
         policy: m.Policy | None = None,
-        metadata: Mapping[str, str] = {},
+        metadata: Mapping[str, Scalar] = {},
         quota: m.Quota | None = None,
         expiry: m.Expiry | None = None,
         index: m.IndexKind = "auto",
@@ -129,7 +130,7 @@ class AsyncClient:
         *,
         capacity: m.Capacity | EllipsisType | None = ...,
         policy: m.Policy | None = None,
-        metadata: Mapping[str, str] | None = None,
+        metadata: Mapping[str, Scalar] | None = None,
         quota: m.Quota | EllipsisType | None = ...,
         expiry: m.Expiry | EllipsisType | None = ...,
         index: m.IndexKind | None = None,
@@ -301,9 +302,9 @@ class AsyncClient:
                 yield _codec.chunk(message)
 
     async def update_chunk(
-        self, bank: str, chunk_id: int, metadata: Mapping[str, str], *, timeout: float | None = None
+        self, bank: str, chunk_id: int, metadata: Mapping[str, Scalar], *, timeout: float | None = None
     ) -> m.Chunk:
-        request = build(pb.UpdateChunkRequest, bank=bank, chunk_id=chunk_id, metadata=metadata)
+        request = _codec.update_chunk(bank, chunk_id, metadata)
         return _codec.chunk((await self._call("UpdateChunk", request, timeout)).chunk)
 
     async def delete_chunks(self, bank: str, chunk_ids: Sequence[int], *, timeout: float | None = None) -> int:

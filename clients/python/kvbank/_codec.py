@@ -13,12 +13,13 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.internal.enum_type_wrapper import EnumTypeWrapper
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from kvbank import _metadata, _scalars, _tensors
 from kvbank import _models as m
-from kvbank import _tensors
 from kvbank._answers import understood
 from kvbank._arguments import choice, each, expected, flag, instance, int32, invalid, mapping, text
 from kvbank._exceptions import AlreadyExists
 from kvbank._messages import build
+from kvbank._scalars import Scalar
 from kvbank.v1 import bank_pb2, chunk_pb2, service_pb2
 
 _DTYPES: dict[str, bank_pb2.DataType] = {
@@ -59,7 +60,7 @@ def create_bank(
     embedding: m.EmbeddingSpec,
     capacity: m.Capacity | None,
     policy: m.Policy | None,
-    metadata: Mapping[str, str],
+    metadata: Mapping[str, Scalar],
     quota: m.Quota | None,
     expiry: m.Expiry | None,
     index: str,
@@ -68,7 +69,7 @@ def create_bank(
         bank_pb2.Bank,
         name=name,
         embedding=_embedding_spec(embedding),
-        metadata=metadata,
+        **_metadata.fields(metadata),
         index=choice("index", index, _INDEXES),
     )
     if kv is not None:
@@ -88,7 +89,7 @@ def update_bank(
     name: str,
     capacity: m.Capacity | EllipsisType | None,
     policy: m.Policy | None,
-    metadata: Mapping[str, str] | None,
+    metadata: Mapping[str, Scalar] | None,
     quota: m.Quota | EllipsisType | None,
     expiry: m.Expiry | EllipsisType | None,
     index: str | None,
@@ -103,7 +104,7 @@ def update_bank(
         request.bank.policy.CopyFrom(_policy(policy))
     if metadata is not None:
         request.update_mask.paths.append("metadata")
-        request.bank.MergeFrom(build(bank_pb2.Bank, metadata=metadata))
+        request.bank.MergeFrom(build(bank_pb2.Bank, **_metadata.fields(metadata)))
     if not isinstance(quota, EllipsisType):
         request.update_mask.paths.append("quota")
         if quota is not None:
@@ -131,7 +132,7 @@ def bank(message: bank_pb2.Bank) -> m.Bank:
         ),
         capacity=_read_capacity(message.capacity),
         policy=_read_policy(message.policy),
-        metadata=dict(message.metadata),
+        metadata=_scalars.read(message),
         create_time=_time(message.create_time),
         usage=m.BankUsage(**{name: getattr(message.usage, name) for name in m.BankUsage.__slots__}),
         quota=_read_quota(message.quota),
@@ -256,7 +257,7 @@ def header(
         stored_length=stored,
         token_ids=token_ids,
         text=chunk.text,
-        metadata=chunk.metadata,
+        **_metadata.fields(chunk.metadata),
         embedding=_tensors.as_embedding("embedding", chunk.embedding, ndim=1).tobytes(),
         pinned=chunk.pinned,
         expiry=None if chunk.expiry is None else _expiry(chunk.expiry),
@@ -288,7 +289,7 @@ def chunk(message: chunk_pb2.Chunk, tensors: dict[str, Any] | None = None) -> m.
         stored_length=message.stored_length,
         token_ids=tuple(message.token_ids),
         text=message.text,
-        metadata=dict(message.metadata),
+        metadata=_scalars.read(message),
         producer=_read_producer(payload.producer) if payload.HasField("producer") else None,
         kind=_name(chunk_pb2.PayloadKind, payload.kind) if message.HasField("payload") else None,
         layout=tuple(_tensor_info(tensor) for tensor in payload.tensors),
@@ -354,9 +355,12 @@ def _filter(filter: m.Filter) -> service_pb2.Filter:
                 raise expected(name, "a time from year 1 to 9999 in UTC", time) from None
     for conditions, negate in ((filter.metadata, False), (filter.exclude, True)):
         for key, wanted in conditions.items():
-            values = [wanted] if isinstance(wanted, str) else () if isinstance(wanted, EllipsisType) else wanted
-            message.metadata.append(build(service_pb2.MetadataCondition, key=key, values=values, negate=negate))
+            message.metadata.append(_metadata.condition(key, wanted, negate))
     return message
+
+
+def update_chunk(bank: str, chunk_id: int, metadata: Mapping[str, Scalar]) -> service_pb2.UpdateChunkRequest:
+    return build(service_pb2.UpdateChunkRequest, bank=bank, chunk_id=chunk_id, **_metadata.fields(metadata))
 
 
 def fetch(
@@ -439,7 +443,7 @@ def eviction(message: service_pb2.Eviction) -> m.Eviction:
         stored_length=message.stored_length,
         create_time=_time(message.create_time),
         evict_time=_time(message.evict_time) if message.HasField("evict_time") else None,
-        metadata=dict(message.metadata),
+        metadata=_scalars.read(message),
     )
 
 

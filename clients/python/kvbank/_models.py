@@ -13,9 +13,22 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from kvbank._arguments import each, flag, instance, int32, integer, items, mapping
-from kvbank._arrays import Array
+from kvbank._arguments import (
+    each,
+    finite,
+    flag,
+    instance,
+    int32,
+    integer,
+    invalid,
+    items,
+    mapping,
+    scalar,
+    shown,
+)
+from kvbank._arrays import Array, is_array
 from kvbank._exceptions import InvalidArgument
+from kvbank._scalars import Scalar
 
 TensorKind = Literal["numpy", "torch"]
 IndexKind = Literal["auto", "exact", "ivf"]
@@ -148,7 +161,7 @@ class Bank:
     embedding: EmbeddingSpec
     capacity: Capacity | None
     policy: Policy
-    metadata: Mapping[str, str]
+    metadata: Mapping[str, Scalar]
     create_time: datetime
     usage: BankUsage
     quota: Quota | None
@@ -195,7 +208,7 @@ class NewChunk:
     original_length: int | None = field(default=None, kw_only=True)
     token_ids: Sequence[int] | Array = field(default=(), kw_only=True)
     text: str = field(default="", kw_only=True)
-    metadata: Mapping[str, str] = field(default_factory=dict, kw_only=True)
+    metadata: Mapping[str, Scalar] = field(default_factory=dict, kw_only=True)
     producer: Producer | None = field(default=None, kw_only=True)
     pinned: bool = field(default=False, kw_only=True)
     expiry: Expiry | None = field(default=None, kw_only=True)
@@ -244,7 +257,7 @@ class Chunk:
     stored_length: int
     token_ids: tuple[int, ...]
     text: str
-    metadata: Mapping[str, str]
+    metadata: Mapping[str, Scalar]
     producer: Producer | None
     kind: str | None
     layout: tuple[TensorInfo, ...]
@@ -260,19 +273,48 @@ class Chunk:
 
 
 @dataclass(frozen=True, slots=True)
+class Range:
+    """Numbers that are within every bound that is stated, for a `Filter`.
+
+    Whole numbers and others are compared as the numbers that they are; strings and bools are in no range.
+
+        Range(at_least=2000, below=2010)
+    """
+
+    at_least: float | None = None
+    below: float | None = None
+    above: float | None = None
+    at_most: float | None = None
+
+    def __post_init__(self) -> None:
+        given = {name: getattr(self, name) for name in Range.__slots__}
+        bounds = {name: finite(name, bound) for name, bound in given.items() if bound is not None}
+        if not bounds:
+            raise _nonsense("range", "has at least one bound")
+        for name, bound in bounds.items():
+            object.__setattr__(self, name, bound)
+
+
+# What a filter wants of one key.
+Wanted = Scalar | Collection[Scalar] | Range | EllipsisType
+
+
+@dataclass(frozen=True, slots=True)
 class Filter:
     """Which chunks a search or a list may return; all that is stated must hold. It selects before the top k.
 
-    metadata: key to what its value must be: a string, a collection of strings (any of them), or `...` (any value).
+    metadata: key to what its value must be: a value, a collection of values (any of them), a `Range` of numbers, or
+        `...` (any value). Numbers are equal where they are the same number (2 and 2.0); a bool is equal to no number.
     exclude: in the same form, what must not hold; a chunk without the key passes.
     created_from, created_before, start_from, start_before: half open ranges of `Chunk.create_time` and `Chunk.start`.
     pinned: only pinned chunks, or only others.
 
         Filter(metadata={"speaker": "ann", "room": ["a", "b"]}, exclude={"draft": ...}, start_from=1000)
+        Filter(metadata={"year": Range(at_least=2000), "final": True})
     """
 
-    metadata: Mapping[str, str | Collection[str] | EllipsisType] = field(default_factory=dict)
-    exclude: Mapping[str, str | Collection[str] | EllipsisType] = field(default_factory=dict)
+    metadata: Mapping[str, Wanted] = field(default_factory=dict)
+    exclude: Mapping[str, Wanted] = field(default_factory=dict)
     created_from: datetime | None = None
     created_before: datetime | None = None
     start_from: int | None = None
@@ -282,8 +324,9 @@ class Filter:
     def __post_init__(self) -> None:
         for name, conditions in (("metadata", self.metadata), ("exclude", self.exclude)):
             for key, wanted in mapping(name, conditions).items():
-                if not _is_condition(wanted):
-                    raise _nonsense("filter", f"takes a string, some strings or ... for {key!r}, not {wanted!r}")
+                if not isinstance(wanted, Range | EllipsisType):
+                    for value in alternatives(wanted, f"{name}[{shown(key)}]"):
+                        scalar(f"{name}[{shown(key)}]", value)
         for name in ("created_from", "created_before"):
             time = getattr(self, name)
             if time is not None and instance(name, time, datetime).utcoffset() is None:
@@ -295,10 +338,14 @@ class Filter:
             raise _nonsense("filter", "has a range that ends before it begins")
 
 
-def _is_condition(wanted: Any) -> bool:
-    if isinstance(wanted, str | EllipsisType):
-        return True
-    return isinstance(wanted, Collection) and len(wanted) > 0 and all(isinstance(value, str) for value in wanted)
+def alternatives(wanted: Any, field: str = "metadata") -> list[Any]:
+    """The values that a condition of a filter lets pass, one or several."""
+    several = isinstance(wanted, Collection) and not isinstance(wanted, str | bytes | bytearray | Mapping)
+    if not several or (is_array(wanted) and not wanted.ndim):
+        return [wanted]
+    if not (found := items(field, wanted)):
+        raise invalid(field, "expected a value, some values, a Range or ..., got an empty list")
+    return found
 
 
 def _is_empty(first: Any, before: Any) -> bool:
@@ -364,7 +411,7 @@ class Eviction:
     stored_length: int
     create_time: datetime
     evict_time: datetime | None
-    metadata: Mapping[str, str]
+    metadata: Mapping[str, Scalar]
 
 
 class EvictionPlan(list[Eviction]):

@@ -26,7 +26,7 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14kvbank/v1/bank.proto\x12\tkvbank.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xfa\x01\n\x06KvSpec\x12\x15\n\rreader_digest\x18\x01 \x01(\t\x12\x38\n\x0creader_parts\x18\x02 \x03(\x0b\x32\".kvbank.v1.KvSpec.ReaderPartsEntry\x12\x0e\n\x06layers\x18\x03 \x03(\x05\x12\x10\n\x08kv_heads\x18\x04 \x01(\x05\x12\x10\n\x08head_dim\x18\x05 \x01(\x05\x12\"\n\x05\x64type\x18\x06 \x01(\x0e\x32\x13.kvbank.v1.DataType\x12\x13\n\x0bhidden_size\x18\x07 \x01(\x05\x1a\x32\n\x10ReaderPartsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"^\n\rEmbeddingSpec\x12\x17\n\x0f\x65mbedder_digest\x18\x01 \x01(\t\x12\x11\n\tdimension\x18\x02 \x01(\x05\x12!\n\x06metric\x18\x03 \x01(\x0e\x32\x11.kvbank.v1.Metric\"H\n\x08\x43\x61pacity\x12\x10\n\x06\x63hunks\x18\x01 \x01(\x03H\x00\x12\x10\n\x06tokens\x18\x02 \x01(\x03H\x00\x12\x0f\n\x05\x62ytes\x18\x03 \x01(\x03H\x00\x42\x07\n\x05limit\"\x91\x01\n\x0e\x45victionPolicy\x12#\n\x04kind\x18\x01 \x01(\x0e\x32\x15.kvbank.v1.PolicyKind\x12\x12\n\x05lower\x18\x02 \x01(\x05H\x00\x88\x01\x01\x12\x12\n\x05upper\x18\x03 \x01(\x05H\x01\x88\x01\x01\x12\x13\n\x06target\x18\x04 \x01(\x05H\x02\x88\x01\x01\x42\x08\n\x06_lowerB\x08\n\x06_upperB\t\n\x07_target\"6\n\x05Quota\x12\x0e\n\x06\x63hunks\x18\x01 \x01(\x03\x12\x0e\n\x06tokens\x18\x02 \x01(\x03\x12\r\n\x05\x62ytes\x18\x03 \x01(\x03\"?\n\x06\x45xpiry\x12&\n\x03ttl\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\r\n\x05renew\x18\x02 \x01(\x08\"\xb6\x01\n\tBankUsage\x12\x0e\n\x06\x63hunks\x18\x01 \x01(\x03\x12\x0e\n\x06tokens\x18\x02 \x01(\x03\x12\r\n\x05\x62ytes\x18\x03 \x01(\x03\x12\x16\n\x0e\x63hunks_written\x18\x04 \x01(\x03\x12\x16\n\x0e\x63hunks_evicted\x18\x05 \x01(\x03\x12\x16\n\x0e\x63hunks_deleted\x18\x06 \x01(\x03\x12\x1a\n\x12\x63hunks_quarantined\x18\x07 \x01(\x03\x12\x16\n\x0e\x63hunks_expired\x18\x08 \x01(\x03\"\xe0\x03\n\x04\x42\x61nk\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0b\n\x03uid\x18\x02 \x01(\t\x12\x1d\n\x02kv\x18\x03 \x01(\x0b\x32\x11.kvbank.v1.KvSpec\x12+\n\tembedding\x18\x04 \x01(\x0b\x32\x18.kvbank.v1.EmbeddingSpec\x12%\n\x08\x63\x61pacity\x18\x05 \x01(\x0b\x32\x13.kvbank.v1.Capacity\x12)\n\x06policy\x18\x06 \x01(\x0b\x32\x19.kvbank.v1.EvictionPolicy\x12/\n\x08metadata\x18\x07 \x03(\x0b\x32\x1d.kvbank.v1.Bank.MetadataEntry\x12/\n\x0b\x63reate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12#\n\x05usage\x18\t \x01(\x0b\x32\x14.kvbank.v1.BankUsage\x12\x1f\n\x05quota\x18\n \x01(\x0b\x32\x10.kvbank.v1.Quota\x12!\n\x06\x65xpiry\x18\x0b \x01(\x0b\x32\x11.kvbank.v1.Expiry\x12#\n\x05index\x18\x0c \x01(\x0e\x32\x14.kvbank.v1.IndexKind\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01*v\n\x08\x44\x61taType\x12\x19\n\x15\x44\x41TA_TYPE_UNSPECIFIED\x10\x00\x12\x12\n\x0e\x44\x41TA_TYPE_BF16\x10\x01\x12\x12\n\x0e\x44\x41TA_TYPE_FP16\x10\x02\x12\x12\n\x0e\x44\x41TA_TYPE_FP32\x10\x03\x12\x13\n\x0f\x44\x41TA_TYPE_INT32\x10\x04*:\n\x06Metric\x12\x16\n\x12METRIC_UNSPECIFIED\x10\x00\x12\x18\n\x14METRIC_INNER_PRODUCT\x10\x01*\x8f\x01\n\nPolicyKind\x12\x1b\n\x17POLICY_KIND_UNSPECIFIED\x10\x00\x12\x19\n\x15POLICY_KIND_FREQUENCY\x10\x01\x12\x1c\n\x18POLICY_KIND_RECENCY_HALF\x10\x02\x12\x16\n\x12POLICY_KIND_REJECT\x10\x03\x12\x13\n\x0fPOLICY_KIND_LRU\x10\x04*Q\n\tIndexKind\x12\x1a\n\x16INDEX_KIND_UNSPECIFIED\x10\x00\x12\x14\n\x10INDEX_KIND_EXACT\x10\x01\x12\x12\n\x0eINDEX_KIND_IVF\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14kvbank/v1/bank.proto\x12\tkvbank.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"T\n\x06Scalar\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12\x11\n\x07integer\x18\x02 \x01(\x03H\x00\x12\x0e\n\x04real\x18\x03 \x01(\x01H\x00\x12\x0e\n\x04\x66lag\x18\x04 \x01(\x08H\x00\x42\x07\n\x05value\"\xfa\x01\n\x06KvSpec\x12\x15\n\rreader_digest\x18\x01 \x01(\t\x12\x38\n\x0creader_parts\x18\x02 \x03(\x0b\x32\".kvbank.v1.KvSpec.ReaderPartsEntry\x12\x0e\n\x06layers\x18\x03 \x03(\x05\x12\x10\n\x08kv_heads\x18\x04 \x01(\x05\x12\x10\n\x08head_dim\x18\x05 \x01(\x05\x12\"\n\x05\x64type\x18\x06 \x01(\x0e\x32\x13.kvbank.v1.DataType\x12\x13\n\x0bhidden_size\x18\x07 \x01(\x05\x1a\x32\n\x10ReaderPartsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"^\n\rEmbeddingSpec\x12\x17\n\x0f\x65mbedder_digest\x18\x01 \x01(\t\x12\x11\n\tdimension\x18\x02 \x01(\x05\x12!\n\x06metric\x18\x03 \x01(\x0e\x32\x11.kvbank.v1.Metric\"H\n\x08\x43\x61pacity\x12\x10\n\x06\x63hunks\x18\x01 \x01(\x03H\x00\x12\x10\n\x06tokens\x18\x02 \x01(\x03H\x00\x12\x0f\n\x05\x62ytes\x18\x03 \x01(\x03H\x00\x42\x07\n\x05limit\"\x91\x01\n\x0e\x45victionPolicy\x12#\n\x04kind\x18\x01 \x01(\x0e\x32\x15.kvbank.v1.PolicyKind\x12\x12\n\x05lower\x18\x02 \x01(\x05H\x00\x88\x01\x01\x12\x12\n\x05upper\x18\x03 \x01(\x05H\x01\x88\x01\x01\x12\x13\n\x06target\x18\x04 \x01(\x05H\x02\x88\x01\x01\x42\x08\n\x06_lowerB\x08\n\x06_upperB\t\n\x07_target\"6\n\x05Quota\x12\x0e\n\x06\x63hunks\x18\x01 \x01(\x03\x12\x0e\n\x06tokens\x18\x02 \x01(\x03\x12\r\n\x05\x62ytes\x18\x03 \x01(\x03\"?\n\x06\x45xpiry\x12&\n\x03ttl\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\r\n\x05renew\x18\x02 \x01(\x08\"\xb6\x01\n\tBankUsage\x12\x0e\n\x06\x63hunks\x18\x01 \x01(\x03\x12\x0e\n\x06tokens\x18\x02 \x01(\x03\x12\r\n\x05\x62ytes\x18\x03 \x01(\x03\x12\x16\n\x0e\x63hunks_written\x18\x04 \x01(\x03\x12\x16\n\x0e\x63hunks_evicted\x18\x05 \x01(\x03\x12\x16\n\x0e\x63hunks_deleted\x18\x06 \x01(\x03\x12\x1a\n\x12\x63hunks_quarantined\x18\x07 \x01(\x03\x12\x16\n\x0e\x63hunks_expired\x18\x08 \x01(\x03\"\xe5\x04\n\x04\x42\x61nk\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0b\n\x03uid\x18\x02 \x01(\t\x12\x1d\n\x02kv\x18\x03 \x01(\x0b\x32\x11.kvbank.v1.KvSpec\x12+\n\tembedding\x18\x04 \x01(\x0b\x32\x18.kvbank.v1.EmbeddingSpec\x12%\n\x08\x63\x61pacity\x18\x05 \x01(\x0b\x32\x13.kvbank.v1.Capacity\x12)\n\x06policy\x18\x06 \x01(\x0b\x32\x19.kvbank.v1.EvictionPolicy\x12/\n\x08metadata\x18\x07 \x03(\x0b\x32\x1d.kvbank.v1.Bank.MetadataEntry\x12/\n\x0b\x63reate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12#\n\x05usage\x18\t \x01(\x0b\x32\x14.kvbank.v1.BankUsage\x12\x1f\n\x05quota\x18\n \x01(\x0b\x32\x10.kvbank.v1.Quota\x12!\n\x06\x65xpiry\x18\x0b \x01(\x0b\x32\x11.kvbank.v1.Expiry\x12#\n\x05index\x18\x0c \x01(\x0e\x32\x14.kvbank.v1.IndexKind\x12:\n\x0etyped_metadata\x18\r \x03(\x0b\x32\".kvbank.v1.Bank.TypedMetadataEntry\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1aG\n\x12TypedMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12 \n\x05value\x18\x02 \x01(\x0b\x32\x11.kvbank.v1.Scalar:\x02\x38\x01*v\n\x08\x44\x61taType\x12\x19\n\x15\x44\x41TA_TYPE_UNSPECIFIED\x10\x00\x12\x12\n\x0e\x44\x41TA_TYPE_BF16\x10\x01\x12\x12\n\x0e\x44\x41TA_TYPE_FP16\x10\x02\x12\x12\n\x0e\x44\x41TA_TYPE_FP32\x10\x03\x12\x13\n\x0f\x44\x41TA_TYPE_INT32\x10\x04*:\n\x06Metric\x12\x16\n\x12METRIC_UNSPECIFIED\x10\x00\x12\x18\n\x14METRIC_INNER_PRODUCT\x10\x01*\x8f\x01\n\nPolicyKind\x12\x1b\n\x17POLICY_KIND_UNSPECIFIED\x10\x00\x12\x19\n\x15POLICY_KIND_FREQUENCY\x10\x01\x12\x1c\n\x18POLICY_KIND_RECENCY_HALF\x10\x02\x12\x16\n\x12POLICY_KIND_REJECT\x10\x03\x12\x13\n\x0fPOLICY_KIND_LRU\x10\x04*Q\n\tIndexKind\x12\x1a\n\x16INDEX_KIND_UNSPECIFIED\x10\x00\x12\x14\n\x10INDEX_KIND_EXACT\x10\x01\x12\x12\n\x0eINDEX_KIND_IVF\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,32 +37,38 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_KVSPEC_READERPARTSENTRY']._serialized_options = b'8\001'
   _globals['_BANK_METADATAENTRY']._loaded_options = None
   _globals['_BANK_METADATAENTRY']._serialized_options = b'8\001'
-  _globals['_DATATYPE']._serialized_start=1460
-  _globals['_DATATYPE']._serialized_end=1578
-  _globals['_METRIC']._serialized_start=1580
-  _globals['_METRIC']._serialized_end=1638
-  _globals['_POLICYKIND']._serialized_start=1641
-  _globals['_POLICYKIND']._serialized_end=1784
-  _globals['_INDEXKIND']._serialized_start=1786
-  _globals['_INDEXKIND']._serialized_end=1867
-  _globals['_KVSPEC']._serialized_start=101
-  _globals['_KVSPEC']._serialized_end=351
-  _globals['_KVSPEC_READERPARTSENTRY']._serialized_start=301
-  _globals['_KVSPEC_READERPARTSENTRY']._serialized_end=351
-  _globals['_EMBEDDINGSPEC']._serialized_start=353
-  _globals['_EMBEDDINGSPEC']._serialized_end=447
-  _globals['_CAPACITY']._serialized_start=449
-  _globals['_CAPACITY']._serialized_end=521
-  _globals['_EVICTIONPOLICY']._serialized_start=524
-  _globals['_EVICTIONPOLICY']._serialized_end=669
-  _globals['_QUOTA']._serialized_start=671
-  _globals['_QUOTA']._serialized_end=725
-  _globals['_EXPIRY']._serialized_start=727
-  _globals['_EXPIRY']._serialized_end=790
-  _globals['_BANKUSAGE']._serialized_start=793
-  _globals['_BANKUSAGE']._serialized_end=975
-  _globals['_BANK']._serialized_start=978
-  _globals['_BANK']._serialized_end=1458
-  _globals['_BANK_METADATAENTRY']._serialized_start=1411
-  _globals['_BANK_METADATAENTRY']._serialized_end=1458
+  _globals['_BANK_TYPEDMETADATAENTRY']._loaded_options = None
+  _globals['_BANK_TYPEDMETADATAENTRY']._serialized_options = b'8\001'
+  _globals['_DATATYPE']._serialized_start=1679
+  _globals['_DATATYPE']._serialized_end=1797
+  _globals['_METRIC']._serialized_start=1799
+  _globals['_METRIC']._serialized_end=1857
+  _globals['_POLICYKIND']._serialized_start=1860
+  _globals['_POLICYKIND']._serialized_end=2003
+  _globals['_INDEXKIND']._serialized_start=2005
+  _globals['_INDEXKIND']._serialized_end=2086
+  _globals['_SCALAR']._serialized_start=100
+  _globals['_SCALAR']._serialized_end=184
+  _globals['_KVSPEC']._serialized_start=187
+  _globals['_KVSPEC']._serialized_end=437
+  _globals['_KVSPEC_READERPARTSENTRY']._serialized_start=387
+  _globals['_KVSPEC_READERPARTSENTRY']._serialized_end=437
+  _globals['_EMBEDDINGSPEC']._serialized_start=439
+  _globals['_EMBEDDINGSPEC']._serialized_end=533
+  _globals['_CAPACITY']._serialized_start=535
+  _globals['_CAPACITY']._serialized_end=607
+  _globals['_EVICTIONPOLICY']._serialized_start=610
+  _globals['_EVICTIONPOLICY']._serialized_end=755
+  _globals['_QUOTA']._serialized_start=757
+  _globals['_QUOTA']._serialized_end=811
+  _globals['_EXPIRY']._serialized_start=813
+  _globals['_EXPIRY']._serialized_end=876
+  _globals['_BANKUSAGE']._serialized_start=879
+  _globals['_BANKUSAGE']._serialized_end=1061
+  _globals['_BANK']._serialized_start=1064
+  _globals['_BANK']._serialized_end=1677
+  _globals['_BANK_METADATAENTRY']._serialized_start=1557
+  _globals['_BANK_METADATAENTRY']._serialized_end=1604
+  _globals['_BANK_TYPEDMETADATAENTRY']._serialized_start=1606
+  _globals['_BANK_TYPEDMETADATAENTRY']._serialized_end=1677
 # @@protoc_insertion_point(module_scope)

@@ -53,6 +53,18 @@ INDEX_KIND_UNSPECIFIED: IndexKind
 INDEX_KIND_EXACT: IndexKind
 INDEX_KIND_IVF: IndexKind
 
+class Scalar(_message.Message):
+    __slots__ = ("text", "integer", "real", "flag")
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    INTEGER_FIELD_NUMBER: _ClassVar[int]
+    REAL_FIELD_NUMBER: _ClassVar[int]
+    FLAG_FIELD_NUMBER: _ClassVar[int]
+    text: str
+    integer: int
+    real: float
+    flag: bool
+    def __init__(self, text: _Optional[str] = ..., integer: _Optional[int] = ..., real: _Optional[float] = ..., flag: _Optional[bool] = ...) -> None: ...
+
 class KvSpec(_message.Message):
     __slots__ = ("reader_digest", "reader_parts", "layers", "kv_heads", "head_dim", "dtype", "hidden_size")
     class ReaderPartsEntry(_message.Message):
@@ -149,7 +161,7 @@ class BankUsage(_message.Message):
     def __init__(self, chunks: _Optional[int] = ..., tokens: _Optional[int] = ..., bytes: _Optional[int] = ..., chunks_written: _Optional[int] = ..., chunks_evicted: _Optional[int] = ..., chunks_deleted: _Optional[int] = ..., chunks_quarantined: _Optional[int] = ..., chunks_expired: _Optional[int] = ...) -> None: ...
 
 class Bank(_message.Message):
-    __slots__ = ("name", "uid", "kv", "embedding", "capacity", "policy", "metadata", "create_time", "usage", "quota", "expiry", "index")
+    __slots__ = ("name", "uid", "kv", "embedding", "capacity", "policy", "metadata", "create_time", "usage", "quota", "expiry", "index", "typed_metadata")
     class MetadataEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -157,6 +169,13 @@ class Bank(_message.Message):
         key: str
         value: str
         def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    class TypedMetadataEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: Scalar
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[_Union[Scalar, _Mapping]] = ...) -> None: ...
     NAME_FIELD_NUMBER: _ClassVar[int]
     UID_FIELD_NUMBER: _ClassVar[int]
     KV_FIELD_NUMBER: _ClassVar[int]
@@ -169,6 +188,7 @@ class Bank(_message.Message):
     QUOTA_FIELD_NUMBER: _ClassVar[int]
     EXPIRY_FIELD_NUMBER: _ClassVar[int]
     INDEX_FIELD_NUMBER: _ClassVar[int]
+    TYPED_METADATA_FIELD_NUMBER: _ClassVar[int]
     name: str
     uid: str
     kv: KvSpec
@@ -181,4 +201,5 @@ class Bank(_message.Message):
     quota: Quota
     expiry: Expiry
     index: IndexKind
-    def __init__(self, name: _Optional[str] = ..., uid: _Optional[str] = ..., kv: _Optional[_Union[KvSpec, _Mapping]] = ..., embedding: _Optional[_Union[EmbeddingSpec, _Mapping]] = ..., capacity: _Optional[_Union[Capacity, _Mapping]] = ..., policy: _Optional[_Union[EvictionPolicy, _Mapping]] = ..., metadata: _Optional[_Mapping[str, str]] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., usage: _Optional[_Union[BankUsage, _Mapping]] = ..., quota: _Optional[_Union[Quota, _Mapping]] = ..., expiry: _Optional[_Union[Expiry, _Mapping]] = ..., index: _Optional[_Union[IndexKind, str]] = ...) -> None: ...
+    typed_metadata: _containers.MessageMap[str, Scalar]
+    def __init__(self, name: _Optional[str] = ..., uid: _Optional[str] = ..., kv: _Optional[_Union[KvSpec, _Mapping]] = ..., embedding: _Optional[_Union[EmbeddingSpec, _Mapping]] = ..., capacity: _Optional[_Union[Capacity, _Mapping]] = ..., policy: _Optional[_Union[EvictionPolicy, _Mapping]] = ..., metadata: _Optional[_Mapping[str, str]] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., usage: _Optional[_Union[BankUsage, _Mapping]] = ..., quota: _Optional[_Union[Quota, _Mapping]] = ..., expiry: _Optional[_Union[Expiry, _Mapping]] = ..., index: _Optional[_Union[IndexKind, str]] = ..., typed_metadata: _Optional[_Mapping[str, Scalar]] = ...) -> None: ...

@@ -71,7 +71,7 @@ class PayloadDescriptor(_message.Message):
     def __init__(self, kind: _Optional[_Union[PayloadKind, str]] = ..., tensors: _Optional[_Iterable[_Union[TensorDescriptor, _Mapping]]] = ..., producer: _Optional[_Union[Producer, _Mapping]] = ..., seed: _Optional[int] = ..., checksum: _Optional[int] = ..., file_length: _Optional[int] = ..., header_length: _Optional[int] = ..., header_checksum: _Optional[int] = ...) -> None: ...
 
 class Chunk(_message.Message):
-    __slots__ = ("chunk_id", "bank", "idempotency_key", "start", "original_length", "stored_length", "token_ids", "text", "metadata", "payload", "embedding", "create_time", "retrieval_count", "last_retrieve_time", "pinned", "expiry", "expire_time")
+    __slots__ = ("chunk_id", "bank", "idempotency_key", "start", "original_length", "stored_length", "token_ids", "text", "metadata", "payload", "embedding", "create_time", "retrieval_count", "last_retrieve_time", "pinned", "expiry", "expire_time", "typed_metadata")
     class MetadataEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -79,6 +79,13 @@ class Chunk(_message.Message):
         key: str
         value: str
         def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    class TypedMetadataEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: _bank_pb2.Scalar
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[_Union[_bank_pb2.Scalar, _Mapping]] = ...) -> None: ...
     CHUNK_ID_FIELD_NUMBER: _ClassVar[int]
     BANK_FIELD_NUMBER: _ClassVar[int]
     IDEMPOTENCY_KEY_FIELD_NUMBER: _ClassVar[int]
@@ -96,6 +103,7 @@ class Chunk(_message.Message):
     PINNED_FIELD_NUMBER: _ClassVar[int]
     EXPIRY_FIELD_NUMBER: _ClassVar[int]
     EXPIRE_TIME_FIELD_NUMBER: _ClassVar[int]
+    TYPED_METADATA_FIELD_NUMBER: _ClassVar[int]
     chunk_id: int
     bank: str
     idempotency_key: bytes
@@ -113,4 +121,5 @@ class Chunk(_message.Message):
     pinned: bool
     expiry: _bank_pb2.Expiry
     expire_time: _timestamp_pb2.Timestamp
-    def __init__(self, chunk_id: _Optional[int] = ..., bank: _Optional[str] = ..., idempotency_key: _Optional[bytes] = ..., start: _Optional[int] = ..., original_length: _Optional[int] = ..., stored_length: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., text: _Optional[str] = ..., metadata: _Optional[_Mapping[str, str]] = ..., payload: _Optional[_Union[PayloadDescriptor, _Mapping]] = ..., embedding: _Optional[bytes] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., retrieval_count: _Optional[int] = ..., last_retrieve_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., pinned: _Optional[bool] = ..., expiry: _Optional[_Union[_bank_pb2.Expiry, _Mapping]] = ..., expire_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+    typed_metadata: _containers.MessageMap[str, _bank_pb2.Scalar]
+    def __init__(self, chunk_id: _Optional[int] = ..., bank: _Optional[str] = ..., idempotency_key: _Optional[bytes] = ..., start: _Optional[int] = ..., original_length: _Optional[int] = ..., stored_length: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., text: _Optional[str] = ..., metadata: _Optional[_Mapping[str, str]] = ..., payload: _Optional[_Union[PayloadDescriptor, _Mapping]] = ..., embedding: _Optional[bytes] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., retrieval_count: _Optional[int] = ..., last_retrieve_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., pinned: _Optional[bool] = ..., expiry: _Optional[_Union[_bank_pb2.Expiry, _Mapping]] = ..., expire_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., typed_metadata: _Optional[_Mapping[str, _bank_pb2.Scalar]] = ...) -> None: ...

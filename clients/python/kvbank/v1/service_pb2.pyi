@@ -35,7 +35,7 @@ class GetServerInfoRequest(_message.Message):
     def __init__(self, challenge: _Optional[bytes] = ...) -> None: ...
 
 class GetServerInfoResponse(_message.Message):
-    __slots__ = ("version", "store_id", "durability", "max_message_bytes", "max_chunk_bytes", "max_unacknowledged_bytes", "same_host")
+    __slots__ = ("version", "store_id", "durability", "max_message_bytes", "max_chunk_bytes", "max_unacknowledged_bytes", "same_host", "typed_metadata")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     STORE_ID_FIELD_NUMBER: _ClassVar[int]
     DURABILITY_FIELD_NUMBER: _ClassVar[int]
@@ -43,6 +43,7 @@ class GetServerInfoResponse(_message.Message):
     MAX_CHUNK_BYTES_FIELD_NUMBER: _ClassVar[int]
     MAX_UNACKNOWLEDGED_BYTES_FIELD_NUMBER: _ClassVar[int]
     SAME_HOST_FIELD_NUMBER: _ClassVar[int]
+    TYPED_METADATA_FIELD_NUMBER: _ClassVar[int]
     version: str
     store_id: str
     durability: str
@@ -50,7 +51,8 @@ class GetServerInfoResponse(_message.Message):
     max_chunk_bytes: int
     max_unacknowledged_bytes: int
     same_host: SameHost
-    def __init__(self, version: _Optional[str] = ..., store_id: _Optional[str] = ..., durability: _Optional[str] = ..., max_message_bytes: _Optional[int] = ..., max_chunk_bytes: _Optional[int] = ..., max_unacknowledged_bytes: _Optional[int] = ..., same_host: _Optional[_Union[SameHost, _Mapping]] = ...) -> None: ...
+    typed_metadata: bool
+    def __init__(self, version: _Optional[str] = ..., store_id: _Optional[str] = ..., durability: _Optional[str] = ..., max_message_bytes: _Optional[int] = ..., max_chunk_bytes: _Optional[int] = ..., max_unacknowledged_bytes: _Optional[int] = ..., same_host: _Optional[_Union[SameHost, _Mapping]] = ..., typed_metadata: _Optional[bool] = ...) -> None: ...
 
 class SameHost(_message.Message):
     __slots__ = ("root", "nonce_file", "staging", "socket", "path", "proof")
@@ -209,14 +211,32 @@ class Filter(_message.Message):
     def __init__(self, metadata: _Optional[_Iterable[_Union[MetadataCondition, _Mapping]]] = ..., created_from: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., created_before: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., start_from: _Optional[int] = ..., start_before: _Optional[int] = ..., pinned: _Optional[bool] = ...) -> None: ...
 
 class MetadataCondition(_message.Message):
-    __slots__ = ("key", "values", "negate")
+    __slots__ = ("key", "values", "negate", "typed")
     KEY_FIELD_NUMBER: _ClassVar[int]
     VALUES_FIELD_NUMBER: _ClassVar[int]
     NEGATE_FIELD_NUMBER: _ClassVar[int]
+    TYPED_FIELD_NUMBER: _ClassVar[int]
     key: str
     values: _containers.RepeatedScalarFieldContainer[str]
     negate: bool
-    def __init__(self, key: _Optional[str] = ..., values: _Optional[_Iterable[str]] = ..., negate: _Optional[bool] = ...) -> None: ...
+    typed: TypedCondition
+    def __init__(self, key: _Optional[str] = ..., values: _Optional[_Iterable[str]] = ..., negate: _Optional[bool] = ..., typed: _Optional[_Union[TypedCondition, _Mapping]] = ...) -> None: ...
+
+class TypedCondition(_message.Message):
+    __slots__ = ("key", "values", "at_least", "above", "at_most", "below")
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    VALUES_FIELD_NUMBER: _ClassVar[int]
+    AT_LEAST_FIELD_NUMBER: _ClassVar[int]
+    ABOVE_FIELD_NUMBER: _ClassVar[int]
+    AT_MOST_FIELD_NUMBER: _ClassVar[int]
+    BELOW_FIELD_NUMBER: _ClassVar[int]
+    key: str
+    values: _containers.RepeatedCompositeFieldContainer[_bank_pb2.Scalar]
+    at_least: _bank_pb2.Scalar
+    above: _bank_pb2.Scalar
+    at_most: _bank_pb2.Scalar
+    below: _bank_pb2.Scalar
+    def __init__(self, key: _Optional[str] = ..., values: _Optional[_Iterable[_Union[_bank_pb2.Scalar, _Mapping]]] = ..., at_least: _Optional[_Union[_bank_pb2.Scalar, _Mapping]] = ..., above: _Optional[_Union[_bank_pb2.Scalar, _Mapping]] = ..., at_most: _Optional[_Union[_bank_pb2.Scalar, _Mapping]] = ..., below: _Optional[_Union[_bank_pb2.Scalar, _Mapping]] = ...) -> None: ...
 
 class HeldChunk(_message.Message):
     __slots__ = ("chunk_id", "checksum")
@@ -395,7 +415,7 @@ class ListChunksResponse(_message.Message):
     def __init__(self, chunks: _Optional[_Iterable[_Union[_chunk_pb2.Chunk, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
 
 class UpdateChunkRequest(_message.Message):
-    __slots__ = ("bank", "chunk_id", "metadata")
+    __slots__ = ("bank", "chunk_id", "metadata", "typed_metadata")
     class MetadataEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -403,13 +423,22 @@ class UpdateChunkRequest(_message.Message):
         key: str
         value: str
         def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    class TypedMetadataEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: _bank_pb2.Scalar
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[_Union[_bank_pb2.Scalar, _Mapping]] = ...) -> None: ...
     BANK_FIELD_NUMBER: _ClassVar[int]
     CHUNK_ID_FIELD_NUMBER: _ClassVar[int]
     METADATA_FIELD_NUMBER: _ClassVar[int]
+    TYPED_METADATA_FIELD_NUMBER: _ClassVar[int]
     bank: str
     chunk_id: int
     metadata: _containers.ScalarMap[str, str]
-    def __init__(self, bank: _Optional[str] = ..., chunk_id: _Optional[int] = ..., metadata: _Optional[_Mapping[str, str]] = ...) -> None: ...
+    typed_metadata: _containers.MessageMap[str, _bank_pb2.Scalar]
+    def __init__(self, bank: _Optional[str] = ..., chunk_id: _Optional[int] = ..., metadata: _Optional[_Mapping[str, str]] = ..., typed_metadata: _Optional[_Mapping[str, _bank_pb2.Scalar]] = ...) -> None: ...
 
 class UpdateChunkResponse(_message.Message):
     __slots__ = ("chunk",)
@@ -448,7 +477,7 @@ class PinChunksResponse(_message.Message):
     def __init__(self, found: _Optional[int] = ...) -> None: ...
 
 class Eviction(_message.Message):
-    __slots__ = ("chunk_id", "reason", "retrieval_count", "start", "stored_length", "create_time", "evict_time", "metadata")
+    __slots__ = ("chunk_id", "reason", "retrieval_count", "start", "stored_length", "create_time", "evict_time", "metadata", "typed_metadata")
     class MetadataEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -456,6 +485,13 @@ class Eviction(_message.Message):
         key: str
         value: str
         def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    class TypedMetadataEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: _bank_pb2.Scalar
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[_Union[_bank_pb2.Scalar, _Mapping]] = ...) -> None: ...
     CHUNK_ID_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     RETRIEVAL_COUNT_FIELD_NUMBER: _ClassVar[int]
@@ -464,6 +500,7 @@ class Eviction(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _ClassVar[int]
     EVICT_TIME_FIELD_NUMBER: _ClassVar[int]
     METADATA_FIELD_NUMBER: _ClassVar[int]
+    TYPED_METADATA_FIELD_NUMBER: _ClassVar[int]
     chunk_id: int
     reason: EvictionReason
     retrieval_count: int
@@ -472,7 +509,8 @@ class Eviction(_message.Message):
     create_time: _timestamp_pb2.Timestamp
     evict_time: _timestamp_pb2.Timestamp
     metadata: _containers.ScalarMap[str, str]
-    def __init__(self, chunk_id: _Optional[int] = ..., reason: _Optional[_Union[EvictionReason, str]] = ..., retrieval_count: _Optional[int] = ..., start: _Optional[int] = ..., stored_length: _Optional[int] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., evict_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., metadata: _Optional[_Mapping[str, str]] = ...) -> None: ...
+    typed_metadata: _containers.MessageMap[str, _bank_pb2.Scalar]
+    def __init__(self, chunk_id: _Optional[int] = ..., reason: _Optional[_Union[EvictionReason, str]] = ..., retrieval_count: _Optional[int] = ..., start: _Optional[int] = ..., stored_length: _Optional[int] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., evict_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., metadata: _Optional[_Mapping[str, str]] = ..., typed_metadata: _Optional[_Mapping[str, _bank_pb2.Scalar]] = ...) -> None: ...
 
 class ExplainEvictionRequest(_message.Message):
     __slots__ = ("bank", "need")

@@ -1,0 +1,36 @@
+"""Metadata and conditions on them, out of what a caller gives."""
+
+from collections.abc import Mapping
+from types import EllipsisType
+from typing import Any
+
+from kvbank import _models as m
+from kvbank import _scalars
+from kvbank._arguments import mapping, scalar, text
+from kvbank._scalars import Scalar
+from kvbank.v1 import service_pb2
+
+
+def fields(metadata: Mapping[str, Scalar]) -> dict[str, dict[str, Any]]:
+    """Both fields of a message. InvalidArgument for a key or a value of another type."""
+    given = mapping("metadata", metadata).items()
+    return _scalars.fields({text("metadata", key): scalar("metadata", value) for key, value in given})
+
+
+def condition(key: str, wanted: Any, negate: bool) -> service_pb2.MetadataCondition:
+    """What a `Filter` says of one key, in the form that earlier versions know where that can say it."""
+    key = text("metadata", key)
+    if isinstance(wanted, EllipsisType):
+        return service_pb2.MetadataCondition(key=key, negate=negate)
+    typed = service_pb2.TypedCondition(key=key)
+    if isinstance(wanted, m.Range):
+        for name in m.Range.__slots__:
+            if (bound := getattr(wanted, name)) is not None:
+                getattr(typed, name).CopyFrom(_scalars.message(bound))
+    else:
+        values = [scalar("metadata", value) for value in m.alternatives(wanted)]
+        strings = [value for value in values if isinstance(value, str)]
+        if len(strings) == len(values):
+            return service_pb2.MetadataCondition(key=key, values=strings, negate=negate)
+        typed.values.extend(map(_scalars.message, values))
+    return service_pb2.MetadataCondition(typed=typed, negate=negate)

@@ -1,0 +1,39 @@
+"""Values of metadata in messages: strings have a map of their own, and all others are in a second one, which is
+`typed_metadata`, and which earlier versions do not know. The service uses this file too."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from kvbank.v1 import bank_pb2
+
+# A number is an int of 64 bits or a finite float; a bool is none.
+Scalar = str | int | float | bool
+_FIELDS: Mapping[type, str] = {str: "text", bool: "flag", int: "integer", float: "real"}
+
+
+def fields(metadata: Mapping[str, Scalar]) -> dict[str, dict[str, Any]]:
+    """Both fields of a message."""
+    strings = {key: value for key, value in metadata.items() if isinstance(value, str)}
+    others = {key: message(value) for key, value in metadata.items() if not isinstance(value, str)}
+    return {"metadata": strings, "typed_metadata": others}
+
+
+def read(message: Any) -> dict[str, Scalar]:
+    """The metadata of a message with both fields. Errors: ValueError for a value that is none."""
+    return {**message.metadata, **{key: value(scalar) for key, scalar in message.typed_metadata.items()}}
+
+
+def message(value: Scalar) -> bank_pb2.Scalar:
+    """The message of a value."""
+    made = bank_pb2.Scalar()
+    setattr(made, _FIELDS[type(value)], value)
+    return made
+
+
+def value(message: bank_pb2.Scalar) -> Scalar:
+    """The value of a message. Errors: ValueError for none."""
+    kind = message.WhichOneof("value")
+    if kind is None:
+        raise ValueError("a value of metadata is none")
+    found: Scalar = getattr(message, kind)
+    return found
