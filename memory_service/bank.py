@@ -171,7 +171,7 @@ class Banks:
     def update(self, name: str, changes: Mapping[str, object]) -> Bank:
         """Replace some of capacity, policy, metadata, quota, expiry, index.
 
-        Errors: INVALID_FIELD, BANK_NOT_FOUND, TOO_LARGE, DISK_FULL (not for capacity and policy, by which room is made).
+        Errors: INVALID_FIELD, BANK_NOT_FOUND, TOO_LARGE, DISK_FULL (not for capacity and policy, which make room).
         """
         bank_id = self.named(name).bank_id
 

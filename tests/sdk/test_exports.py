@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 import typing
+from collections.abc import AsyncIterable
 
 import kvbank
 from kvbank import _exceptions, _models
@@ -39,7 +40,10 @@ def test_both_clients_have_the_same_methods() -> None:
     for name, method in sync.items():
         mirrored = inspect.signature(asynchronous[name])
         expected = inspect.signature(method)
-        assert mirrored.parameters == expected.parameters, name
+        for parameter, other in zip(mirrored.parameters.values(), expected.parameters.values(), strict=True):
+            # What a method takes one after the other, a coroutine takes from an asynchronous source, too.
+            more = other.replace(annotation=other.annotation | AsyncIterable[kvbank.NewChunk])
+            assert parameter in (other, more), name
         _assert_mirrors(name, expected.return_annotation, mirrored.return_annotation, asynchronous[name])
         assert (method.__doc__ or "").strip(), name
         assert asynchronous[name].__doc__ == method.__doc__

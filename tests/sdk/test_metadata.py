@@ -1,10 +1,12 @@
 """Metadata keep the types of their values, and filters compare numbers with numbers."""
 
+import asyncio
 import math
 import random
 import struct
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
 from typing import Any
 
 import grpc
@@ -13,8 +15,9 @@ import pytest
 import torch
 
 import kvbank
-from kvbank import Range
+from kvbank import Range, _codec
 from kvbank.v1 import bank_pb2, service_pb2, service_pb2_grpc
+from tests.sdk.relay import Relay
 
 Make = Callable[..., kvbank.NewChunk]
 VECTORS = {"reader_digest": "", "embedder_digest": "cd" * 32}
@@ -26,6 +29,12 @@ TYPED: Mapping[str, Any] = {
 
 def typed(metadata: Mapping[str, Any]) -> dict[str, tuple[type, Any]]:
     return {key: (type(value), value) for key, value in metadata.items()}
+
+
+@pytest.fixture
+def relay(address: str) -> Iterator[Relay]:
+    with closing(Relay(address)) as relay:
+        yield relay
 
 
 @pytest.fixture
@@ -213,3 +222,45 @@ def test_messages_that_say_more_than_metadata_can(address: str, bank: str, strin
         with pytest.raises(grpc.RpcError) as caught:
             stub.UpdateBank(request)
         assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+
+
+def test_a_server_of_an_earlier_version_drops_nothing(relay: Relay, bank: str, embedding: kvbank.EmbeddingSpec) -> None:
+    """It does not say that it keeps other metadata than strings, and is sent no others."""
+
+    def older(frames: list[bytes]) -> list[bytes]:
+        info = service_pb2.GetServerInfoResponse.FromString(frames[0])
+        info.ClearField("typed_metadata")
+        return [info.SerializeToString()]
+
+    relay.change("GetServerInfo", older)
+    mixed = {"name": "x", "year": 2024}
+
+    async def asynchronous(call: Callable[[kvbank.AsyncClient], Any]) -> None:
+        async with kvbank.connect_async(relay.address) as client:
+            await call(client)
+
+    calls: list[Callable[[Any], Any]] = [
+        lambda client: client.write(bank, kvbank.NewChunk(np.ones(16), metadata=mixed), **VECTORS),
+        lambda client: client.create_bank(uuid.uuid4().hex, kv=None, embedding=embedding, metadata=mixed),
+        lambda client: client.update_bank(bank, metadata=mixed),
+        lambda client: client.update_chunk(bank, 1, mixed),
+    ]
+    with kvbank.connect(relay.address) as client:
+        for call in calls:
+            with pytest.raises(kvbank.FailedPrecondition, match="earlier version") as caught:
+                call(client)
+            assert caught.value.reason == "TYPED_METADATA"
+            with pytest.raises(kvbank.FailedPrecondition, match="earlier version"):
+                asyncio.run(asynchronous(call))
+        client.write(bank, kvbank.NewChunk(np.ones(16), metadata={"name": "x"}), **VECTORS)
+    assert set(relay.calls) == {"GetServerInfo", "WriteChunks"}
+
+
+def test_a_condition_that_an_earlier_version_does_not_know_is_one_that_it_refuses() -> None:
+    """A field that it does not know it drops; a condition without a key it refuses."""
+    filters = [kvbank.Filter(metadata={"a": wanted}) for wanted in (1, True, [1, "a"], Range(below=2))]
+    for known in (_codec.list_chunks("b", False, filter_).filter.metadata[0] for filter_ in filters):
+        known.ClearField("typed")
+        assert not known.key
+    (condition,) = _codec.list_chunks("b", False, kvbank.Filter(metadata={"a": ["x", "y"]})).filter.metadata
+    assert (condition.key, list(condition.values), condition.HasField("typed")) == ("a", ["x", "y"], False)

@@ -12,7 +12,7 @@ import grpc
 import grpc.aio
 import numpy.typing as npt
 
-from kvbank import _arguments, _channel, _codec, _reading, _status, _tensors
+from kvbank import _arguments, _channel, _codec, _metadata, _reading, _status, _tensors
 from kvbank import _models as m
 from kvbank._answers import odd
 from kvbank._client import Client
@@ -60,6 +60,7 @@ class AsyncClient:
         self._pid = os.getpid()
         self._closed = False
         self._bound = 0
+        self._typed = False
         self._sharing = Sharing(address, _arguments.flag("mapped", mapped))
         self._contact = Contact(_arguments.seconds("first_contact", first_contact))
         self._channel: Any = None
@@ -113,6 +114,7 @@ class AsyncClient:
         _arguments.flag("exist_ok", exist_ok)
         request = _codec.create_bank(name, kv, embedding, capacity, policy, metadata, quota, expiry, index)
         attempts = self._attempts(timeout, self._timeout)
+        await self._check_kept(request.bank, attempts)
         answer = await self._repeated("CreateBank", request, attempts)
         return _codec.created_bank(answer, exist_ok or attempts.unsure)
 
@@ -137,6 +139,7 @@ class AsyncClient:
         timeout: float | None = None,
     ) -> m.Bank:
         request = _codec.update_bank(name, capacity, policy, metadata, quota, expiry, index)
+        await self._check_kept(request.bank, self._attempts(timeout, self._timeout))
         return _codec.bank((await self._call("UpdateBank", request, timeout)).bank)
 
     async def delete_bank(self, name: str, missing_ok: bool = False, *, timeout: float | None = None) -> None:
@@ -170,7 +173,7 @@ class AsyncClient:
         attempts = self._attempts(timeout, self._stream_timeout)
         bound = await self._unacknowledged_bound(attempts)
         path = await self._shared(attempts)
-        session = WriteSession(bank, (), reader_digest, embedder_digest, bound, path)
+        session = WriteSession(bank, (), reader_digest, embedder_digest, bound, path, self._typed)
         request_id, source = _channel.new_request_id(), _each(chunks)
         while await _more(session, source) or session.pending:
             attempts.progressed(session.waiting_since())
@@ -189,9 +192,16 @@ class AsyncClient:
             asked = self._sharing.question()
             info = await self._repeated("GetServerInfo", asked, attempts)
             self._bound = info.max_unacknowledged_bytes or _channel.DEFAULT_UNACKNOWLEDGED_BYTES
+            self._typed = info.typed_metadata
             if self._sharing.unknown():
                 self._sharing.learn(asked, info)
         return self._bound
+
+    async def _check_kept(self, message: Any, attempts: Attempts) -> None:
+        """FailedPrecondition where the server would drop some of the metadata in a message."""
+        if message.typed_metadata:
+            await self._unacknowledged_bound(attempts)
+            _metadata.check_kept(message, self._typed)
 
     async def _shared(self, attempts: Attempts) -> SameHost | None:
         """How to reach the server's files, where they are on this machine and it allows that."""
@@ -305,6 +315,7 @@ class AsyncClient:
         self, bank: str, chunk_id: int, metadata: Mapping[str, Scalar], *, timeout: float | None = None
     ) -> m.Chunk:
         request = _codec.update_chunk(bank, chunk_id, metadata)
+        await self._check_kept(request, self._attempts(timeout, self._timeout))
         return _codec.chunk((await self._call("UpdateChunk", request, timeout)).chunk)
 
     async def delete_chunks(self, bank: str, chunk_ids: Sequence[int], *, timeout: float | None = None) -> int:

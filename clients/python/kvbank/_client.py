@@ -12,7 +12,7 @@ import grpc
 import numpy.typing as npt
 from grpc.experimental import ChannelOptions
 
-from kvbank import _arguments, _channel, _codec, _reading, _status, _tensors
+from kvbank import _arguments, _channel, _codec, _metadata, _reading, _status, _tensors
 from kvbank import _models as m
 from kvbank._answers import odd
 from kvbank._exceptions import BankNotFound, ClientClosed, ClientForked, ServiceError
@@ -59,6 +59,7 @@ class Client:
         self._pid = os.getpid()
         self._closed = threading.Event()
         self._bound = 0
+        self._typed = False
         self._sharing = Sharing(address, _arguments.flag("mapped", mapped))
         self._contact = Contact(_arguments.seconds("first_contact", first_contact))
         # The calling thread reads an answer itself; by default two more would hand it each frame.
@@ -118,6 +119,7 @@ class Client:
         _arguments.flag("exist_ok", exist_ok)
         request = _codec.create_bank(name, kv, embedding, capacity, policy, metadata, quota, expiry, index)
         attempts = self._attempts(timeout, self._timeout)
+        self._check_kept(request.bank, attempts)
         answer = self._repeated("CreateBank", request, attempts)
         return _codec.created_bank(answer, exist_ok or attempts.unsure)
 
@@ -147,6 +149,7 @@ class Client:
         None removes the bound of `capacity` and `quota`, and with `expiry` lets new chunks live for ever.
         """
         request = _codec.update_bank(name, capacity, policy, metadata, quota, expiry, index)
+        self._check_kept(request.bank, self._attempts(timeout, self._timeout))
         return _codec.bank(self._call("UpdateBank", request, timeout).bank)
 
     def delete_bank(self, name: str, missing_ok: bool = False, *, timeout: float | None = None) -> None:
@@ -191,7 +194,7 @@ class Client:
         attempts = self._attempts(timeout, self._stream_timeout)
         bound = self._unacknowledged_bound(attempts)
         path = self._shared(attempts)
-        session = WriteSession(bank, chunks, reader_digest, embedder_digest, bound, path)
+        session = WriteSession(bank, chunks, reader_digest, embedder_digest, bound, path, self._typed)
         request_id = _channel.new_request_id()
         while not session.finished():
             attempts.progressed(session.waiting_since())
@@ -210,9 +213,16 @@ class Client:
             asked = self._sharing.question()
             info = self._repeated("GetServerInfo", asked, attempts)
             self._bound = info.max_unacknowledged_bytes or _channel.DEFAULT_UNACKNOWLEDGED_BYTES
+            self._typed = info.typed_metadata
             if self._sharing.unknown():
                 self._sharing.learn(asked, info)
         return self._bound
+
+    def _check_kept(self, message: Any, attempts: Attempts) -> None:
+        """FailedPrecondition where the server would drop some of the metadata in a message."""
+        if message.typed_metadata:
+            self._unacknowledged_bound(attempts)
+            _metadata.check_kept(message, self._typed)
 
     def _shared(self, attempts: Attempts) -> SameHost | None:
         """How to reach the server's files, where they are on this machine and it allows that."""
@@ -347,6 +357,7 @@ class Client:
     ) -> m.Chunk:
         """Replace a chunk's metadata; ChunkNotFound."""
         request = _codec.update_chunk(bank, chunk_id, metadata)
+        self._check_kept(request, self._attempts(timeout, self._timeout))
         return _codec.chunk(self._call("UpdateChunk", request, timeout).chunk)
 
     def delete_chunks(self, bank: str, chunk_ids: Sequence[int], *, timeout: float | None = None) -> int:

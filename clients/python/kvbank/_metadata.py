@@ -7,6 +7,7 @@ from typing import Any
 from kvbank import _models as m
 from kvbank import _scalars
 from kvbank._arguments import mapping, scalar, text
+from kvbank._exceptions import FailedPrecondition
 from kvbank._scalars import Scalar
 from kvbank.v1 import service_pb2
 
@@ -15,6 +16,13 @@ def fields(metadata: Mapping[str, Scalar]) -> dict[str, dict[str, Any]]:
     """Both fields of a message. InvalidArgument for a key or a value of another type."""
     given = mapping("metadata", metadata).items()
     return _scalars.fields({text("metadata", key): scalar("metadata", value) for key, value in given})
+
+
+def check_kept(message: Any, typed: bool) -> None:
+    """FailedPrecondition where a message has metadata that the server would drop. typed: what it says that it keeps."""
+    if message.typed_metadata and not typed:
+        text = "this server is of an earlier version, and keeps metadata that are strings alone"
+        raise FailedPrecondition(text, reason="TYPED_METADATA")
 
 
 def condition(key: str, wanted: Any, negate: bool) -> service_pb2.MetadataCondition:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Any, TypeAlias
 
-from kvbank import _codec, _frames, _tensors
+from kvbank import _codec, _frames, _metadata, _tensors
 from kvbank._arguments import iterable
 from kvbank._exceptions import Internal, ServiceError
 from kvbank._models import NewChunk, WriteResult
@@ -79,16 +79,19 @@ class WriteSession:
         embedder_digest: str,
         bound: int,
         path: SameHost | None = None,
+        typed: bool = True,
     ) -> None:
         """chunks: consumed by `peek`; behind them come those of `put`.
 
         bound: most bytes that may be in flight; a single larger chunk goes alone. path: where to stage payloads.
+        typed: whether the server keeps metadata of every type.
         """
         self.results: list[WriteResult] = []
         self.pending: deque[Upload] = deque()
         self.path = path
         self._bank, self._reader_digest, self._embedder_digest = bank, reader_digest, embedder_digest
         self._uploads = map(self._upload, iterable("chunks", chunks))
+        self._typed = typed
         self._next: Upload | None = None
         self._bound = bound
         self._in_flight = 0
@@ -151,4 +154,5 @@ class WriteSession:
 
     def _upload(self, chunk: NewChunk) -> Upload:
         header, buffers = _codec.header(self._bank, chunk, self._reader_digest, self._embedder_digest)
+        _metadata.check_kept(header.chunk, self._typed)
         return Upload(chunk.idempotency_key, header, buffers, header.ByteSize() + sum(map(len, buffers)))
