@@ -2,10 +2,11 @@
 
 import typer
 
-from kvbank._cli import ending, streams
+from kvbank._cli import aside, ending, streams
 from memory_service.cli import serve
 
 streams.prepare()
+aside.listen()
 app = typer.Typer(add_completion=False)
 app.command()(serve)
 ending.run(app)

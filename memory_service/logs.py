@@ -6,6 +6,7 @@ import sys
 from datetime import UTC, datetime
 from typing import Literal
 
+from kvbank._cli.output import printable
 from memory_service import requests
 
 
@@ -39,13 +40,12 @@ class TextFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """The line, and the lines of a traceback."""
-        # A line break in a message could pass for a record of its own.
-        message = record.getMessage().replace("\n", "\\n").replace("\r", "\\r")
-        line = f"{_time(record)} {record.levelname} {record.name}: {message}"
+        # A line break in a message could pass for a record of its own, and a terminal would obey what a caller sent.
+        line = f"{_time(record)} {record.levelname} {record.name}: {printable(record.getMessage())}"
         if request := _request():
             line += " [" + " ".join(f"{key}={value!r}" for key, value in request.items()) + "]"
         if record.exc_info:
-            line += "\n" + self.formatException(record.exc_info)
+            line += "\n" + printable(self.formatException(record.exc_info), keep="\n")
         return line
 
 

@@ -9,6 +9,7 @@ import kvbank
 from kvbank._cli.ending import say
 from model_worker.messages import messages
 from model_worker.model import MemoryModel
+from model_worker.quiet import quiet_libraries
 from model_worker.session import Session
 from model_worker.session_log import Header, SessionLog
 from model_worker.terminal import Waiting, printable, stop_on_interrupt, while_loading
@@ -64,10 +65,7 @@ def run_chat(log: SessionLog, client: kvbank.Client, settings: ChatSettings) -> 
 
 def open_model(client: kvbank.Client, settings: ChatSettings, known: Header | None) -> MemoryModel:
     """The model, attached and connected, without a bank of its own."""
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    quiet_libraries()
     return MemoryModel.from_pretrained(
         settings.model,
         memory=client,

@@ -1,7 +1,6 @@
 """Commands of the worker: demo, layers, compressors, and those of sessions."""
 
 import io
-import os
 import re
 from dataclasses import asdict
 from functools import partial
@@ -14,6 +13,7 @@ from kvbank._cli.output import print_json, printable
 from kvbank._cli.progress import progress
 from kvbank._cli.table import Column, print_table, table
 from model_worker.places import check_writable
+from model_worker.quiet import load_quietly, quiet_libraries
 
 JSON = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of a table.")]
 Model = Annotated[str, typer.Option(help="kvbank-small (shipped), a model folder, or a hub id.")]
@@ -50,7 +50,7 @@ def demo(
     svg: Annotated[Path | None, typer.Option(help="Also save the table as a picture.")] = None,
 ) -> None:
     """Read a long text into a memory service, kill it, and see who still knows what stood in it."""
-    _quiet()
+    quiet_libraries()
     from model_worker.demo import DemoSettings, run_demo
 
     if svg is not None:
@@ -127,11 +127,9 @@ def layers(
     as_json: JSON = False,
 ) -> None:
     """Find the layers of a model that can use a memory: loss drop per injected layer, no training."""
-    _quiet()
     from model_worker.layers import measure_layers
-    from model_worker.loading import load_model
 
-    loaded, _ = load_model(model)
+    loaded, _ = load_quietly(model)
     with progress() as show:
         baseline, scores = measure_layers(
             loaded,
@@ -172,7 +170,6 @@ _LAYERS = (
 
 def compressors(as_json: JSON = False) -> None:
     """List the compressors: how to ask for each, what it keeps, its paper and its cost."""
-    _quiet()
     from model_worker.compress import REGISTRY, usage
 
     rows = [{"write": usage(name), "keeps": m.about, "paper": m.paper, "cost": m.cost} for name, m in REGISTRY.items()]
@@ -183,9 +180,3 @@ def compressors(as_json: JSON = False) -> None:
     shown = [{**row, "write": row["write"].replace("[,", " [,")} for row in rows]
     columns = [Column(title, "prose") for title in ("write", "keeps", "paper", "cost")]
     print_table(columns, [list(row.values()) for row in shown])
-
-
-def _quiet() -> None:
-    """transformers speaks up at load time about things that are meant to be so."""
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

@@ -15,6 +15,7 @@ from kvbank._cli.progress import progress
 from kvbank._cli.table import Column, print_table
 from model_worker.errors import InputError
 from model_worker.places import check_writable
+from model_worker.quiet import load_quietly
 
 if TYPE_CHECKING:
     from model_worker.evaluate.compression import Row
@@ -49,13 +50,12 @@ def compression(
     `bias=measured` in a method stands for a table that is calibrated on the first half of the Python reference.
     """
     from model_worker.evaluate.compression import METHODS, calibrates, measure
-    from model_worker.loading import load_model
 
     if plot is not None:
         check_writable(plot)
     first, second = _halves()
     words, methods = _words(text) if text else [second], method or METHODS
-    loaded, tokenizer = load_model(model, rope=rope)
+    loaded, tokenizer = load_quietly(model, rope=rope)
     pieces = list(_pieces(tokenizer, words, chunk + follow, documents))
     with progress() as show:
         rows = measure(
@@ -102,11 +102,10 @@ def passkey(
     that way is run besides the published ones.
     """
     from model_worker.evaluate.passkey import Tuning, measure_passkeys
-    from model_worker.loading import load_model
 
     tuning, filler = Tuning(size, leaf, warmup, merges, pool, again), "\n\n".join(_words(text or []))
-    loaded, tokenizer = load_model(model, rope=rope)
-    trained = load_model(model)[0].config.max_position_embeddings if rope else loaded.config.max_position_embeddings
+    loaded, tokenizer = load_quietly(model, rope=rope)
+    trained = load_quietly(model)[0].config.max_position_embeddings if rope else loaded.config.max_position_embeddings
     lengths = length or [factor * trained for factor in times or (2, 4, 8)]
     with progress() as show:
         scores = measure_passkeys(
@@ -141,14 +140,13 @@ def homer_memory(
     """Peak tensor memory of a whole prompt by length: HOMER against a plain prefill, fitted to log2(n) and to n."""
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     from model_worker.evaluate.memory import measure_peaks, random_model
-    from model_worker.loading import load_model
 
     if plot is not None:
         check_writable(plot)
     lengths = sorted(length or [512 << step for step in range(6)])
     if len(set(lengths)) < 3:
         raise InputError("at least three lengths are needed to tell a line from a logarithm")
-    loaded = random_model() if model is None else load_model(model)[0]
+    loaded = random_model() if model is None else load_quietly(model)[0]
     with progress() as show:
         peaks = measure_peaks(
             loaded,

@@ -10,6 +10,7 @@ import typer
 from kvbank._cli.output import print_json, print_line
 from kvbank._cli.progress import progress
 from model_worker.errors import InputError
+from model_worker.quiet import load_quietly
 
 homer = typer.Typer(no_args_is_help=True, help="Hierarchical context merging: calibrate it for a model.")
 
@@ -37,12 +38,11 @@ def calibrate(
     from model_worker.demo import reference_text
     from model_worker.homer.bias import bias_key, save_bias
     from model_worker.homer.calibrate import calibrate as measure
-    from model_worker.loading import load_model
 
     words = _read(text) if text else reference_text()
     if out is not None:
         _check_out(out)
-    loaded, tokenizer = load_model(model, rope=rope)
+    loaded, tokenizer = load_quietly(model, rope=rope)
     ids = tokenizer.encode(words, add_special_tokens=False, verbose=False)
     attachment = attach(loaded, tokenizer)
     with progress() as show:

@@ -14,6 +14,7 @@ from kvbank._cli.output import print_json, print_line
 from kvbank._cli.progress import Progress, progress
 from kvbank._cli.table import Column, print_table
 from model_worker.errors import InputError
+from model_worker.quiet import load_quietly
 
 if TYPE_CHECKING:
     from model_worker.icae.config import IcaeConfig
@@ -338,9 +339,9 @@ def _start(out: Path, resume: bool) -> Path | None:
 
 
 def _load(model: str, device: str) -> tuple[Any, Any]:
-    from model_worker.loading import device_named, load_model
+    from model_worker.loading import device_named
 
-    return load_model(model, device=device_named(device))
+    return load_quietly(model, device=device_named(device))
 
 
 def _fitted(config: "IcaeConfig", base: Any) -> "IcaeConfig":

@@ -13,6 +13,7 @@ from kvbank._cli.progress import progress
 from kvbank._cli.table import Column, print_table
 from model_worker.errors import InputError
 from model_worker.places import make_writable
+from model_worker.quiet import load_quietly
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -81,12 +82,12 @@ def icae(
     from model_worker.evaluate import icae as evaluate
     from model_worker.evaluate.icae_facts import facts, margins
     from model_worker.icae.model import Icae
-    from model_worker.loading import device_named, load_model
+    from model_worker.loading import device_named
 
     device = device_named(device)
     if plots is not None:
         make_writable(plots)
-    loaded, tokenizer = load_model(model, device=device)
+    loaded, tokenizer = load_quietly(model, device=device)
     names = adapter or [SHIPPED_ADAPTER]
     adapters = [Icae.from_pretrained(loaded, name) for name in names]
     span = span or adapters[0].config.capacity
@@ -156,11 +157,11 @@ def icae_latency(
 
 def _net(model: str, dtype: str, device: str) -> Any:
     from model_worker.evaluate.icae_latency import random_model
-    from model_worker.loading import device_named, dtype_named, load_model
+    from model_worker.loading import device_named, dtype_named
 
     kind, place = dtype_named(dtype), device_named(device)
     if not model.startswith("random:"):
-        return load_model(model, device=place)[0]
+        return load_quietly(model, device=place)[0]
     return random_model(model.removeprefix("random:"), kind).to(place)
 
 

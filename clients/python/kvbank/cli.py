@@ -7,12 +7,12 @@ def main() -> NoReturn:
     """Run the command line and end the process."""
     try:
         # Here, so that Ctrl-C during the imports ends like any other.
-        from kvbank._cli import ending, streams
+        from kvbank._cli import aside, ending, streams
 
         streams.prepare()
+        aside.listen()
         from kvbank._cli.application import application
 
-        app = application()
-    except KeyboardInterrupt:
+        ending.run(application())
+    except KeyboardInterrupt:  # before the command began, or while its end was being told
         raise SystemExit(130) from None
-    ending.run(app)

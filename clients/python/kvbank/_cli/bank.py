@@ -190,7 +190,7 @@ def evictions(
     need: Annotated[
         int, typer.Option(min=1, max=2**63 - 1, help="With --explain: room wanted, in the capacity's unit.")
     ] = 1,
-    limit: Annotated[int, typer.Option(min=1, help="Show at most so many.")] = 100,
+    limit: Annotated[int, typer.Option(min=1, max=_LARGEST, help="Show at most so many.")] = 100,
     memory: Memory = DEFAULT_ADDRESS,
     as_json: AsJson = False,
 ) -> None:

@@ -85,7 +85,7 @@ def _tell(error: BaseException, debugging: bool) -> int:
     if debugging and not isinstance(error, typer.Exit | SystemExit):
         traceback.print_exception(error)
     elif code == DEFECT:
-        text += f"; this is a defect of kvbank, the traceback is {_kept(error)}"
+        text = defect(error)
     if text:
         say(text)
     return code
@@ -122,9 +122,22 @@ def _explained(error: BaseException) -> tuple[int, str]:
             return FAILED, f"{error.object[error.start : error.end]!r} cannot be said in {error.encoding}"
         case UnicodeDecodeError():
             return FAILED, f"what was read is not {error.encoding}: byte {error.object[error.start]:#x}"
+        case UnicodeError():
+            return FAILED, f"what was read is no text: {error}"
+        case RuntimeError() if str(error).startswith("Symlink loop"):  # before Python 3.13 of Path.resolve
+            return FAILED, str(error)
     if isinstance(error, MemoryError) or any(words in str(error).lower() for words in _OUT_OF_MEMORY):
         return FAILED, f"there is not enough memory: {error}"
-    return DEFECT, f"{type(error).__name__}: {one_line(str(error), 400)}"
+    return DEFECT, _named(error)
+
+
+def defect(error: BaseException) -> str:
+    """Return the line for an error that nobody foresaw, and write its traceback to a file."""
+    return f"{_named(error)}; this is a defect of kvbank, the traceback is {_kept(error)}"
+
+
+def _named(error: BaseException) -> str:
+    return f"{type(error).__name__}: {one_line(str(error), 400)}"
 
 
 def storage_error(error: OSError) -> str:

@@ -1,0 +1,228 @@
+"""Whatever a command is given, it ends in an exit code that is documented and at most a few lines, and loses nothing.
+
+Commands are found by walking the tree, so that a new one is covered by itself. Every command is given odd folders,
+names, values for each of its options by their type, encodings and streams; models and adapters that are broken; and a
+service that is away. A command that works on is interrupted, as with Ctrl-C.
+"""
+
+import json
+import random
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import typer
+
+import kvbank
+from kvbank._cli.application import application
+from kvbank._cli.ending import FAILED, INTERRUPTED, READER_LEFT, USAGE
+from kvbank._cli.output import printable
+from memory_service.care.backup import backup
+from memory_service.server import LocalServer
+from model_worker.session_log import find_session
+from model_worker.unanswered import Unanswered
+from tests.cli import odd
+from tests.cli.zygote import Call, Ended, Zygote
+from tests.worker_session.conftest import save_model
+
+ASSETS = Path(__file__).parents[2] / "model_worker" / "assets"
+TYPED = (
+    b"ahoy\nsecond [red]line[/red]\n",
+    b"",
+    b"caf\xe9 \xff\n\n/help\n/sing\n",
+    b"\x1b[31m\x00\n",
+    "closed",
+    "/dev/zero",
+)
+STREAMS = ("kept", "kept", "kept", "full", "closed", "left")
+ENCODINGS = ("utf-8", "utf-8", "ascii", "latin-1", "utf-16")
+
+
+class World:
+    """What commands are run in: things that are whole, by the names of the options that take them, and odd ones."""
+
+    def __init__(self, place: Path, address: str) -> None:
+        self.place, self.address = place, address
+        self.model = save_model(place / "model", 1)
+        self.text = place / "text.txt"
+        self.text.write_text("The sea is wide. It was never crossed by anyone in winter.\n" * 900)
+        self.paths = odd.folders(place)
+        self.models = odd.models(self.model, place)
+        self.adapters = odd.adapters(ASSETS / "kvbank-small-icae", place)
+        self._store, self._backup = place / "store", place / "backup"
+        _fill(self._store)
+        backup(self._store, self._backup)
+        self._made = 0
+
+    def whole(self, words: tuple[str, ...], name: str, type_: str) -> str | None:
+        """A value for an option or argument with which its command works; None: leave it out where that may be."""
+        if name == "data" and type_ == "Path":
+            return str(self.text) if words[0] == "train" else str(shutil.copytree(self._store, self.new()))
+        values: dict[str, Any] = {
+            "model": self.model,
+            "memory": self.address,
+            "target": self.address if type_ == "str" else None,
+            "sessions": self.place / "sessions",
+            "listen": "127.0.0.1:0",
+            "text": self.text,
+            "name": "sea" if words[0] == "session" else "bank",
+            "embedder": "e",
+            "dimension": 4,
+            "source": self._backup,
+            **dict.fromkeys(("place", "out"), self.new()),
+        }
+        found = values.get(name)
+        return None if found is None else str(found)
+
+    def new(self) -> Path:
+        """A path that is not there."""
+        self._made += 1
+        return self.place / f"made-{self._made}"
+
+    def odd(self, name: str, type_: str) -> list[str]:
+        """Values for an option or argument that nobody would give on purpose."""
+        if type_ == "int":
+            return list(odd.INTEGERS)
+        if type_ == "float":
+            return list(odd.FLOATS)
+        if type_ == "Path":
+            return self.paths
+        special = {"model": self.models, "adapter": self.adapters, "memory": self.paths}.get(name, [])
+        return [*special, *special, *odd.TEXTS]
+
+
+def _fill(folder: Path) -> None:
+    with kvbank.connect(folder) as client:
+        client.create_bank("bank", kv=None, embedding=kvbank.EmbeddingSpec("e", 4), metadata={"\x1b[31m": "\u202e"})
+        client.write(
+            "bank",
+            kvbank.NewChunk(np.eye(4, dtype=np.float32)[0], text="a\x1b]0;b"),
+            embedder_digest="e",
+            reader_digest="",
+        )
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    place = tmp_path_factory.mktemp("world")
+    _fill(place / "served")
+    with LocalServer(place / "served") as server:
+        yield World(place, server.address)
+
+
+@pytest.fixture(scope="module")
+def zygote() -> Iterator[Zygote]:
+    with Zygote() as process:
+        yield process
+
+
+COMMANDS = typer.main.get_command(application())
+
+
+def commands(command: Any = COMMANDS, words: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Every command with its words."""
+    if not hasattr(command, "commands"):
+        yield words, command
+        return
+    for name, each in command.commands.items():
+        yield from commands(each, (*words, name))
+
+
+def type_of(parameter: Any) -> str:
+    """ "int", "Path" and so on, of one value."""
+    return str(parameter.bare_type()).removeprefix("list[").removesuffix("]")
+
+
+def made_of(world: World, words: tuple[str, ...], command: Any, choose: random.Random, odd_one: Any) -> list[str]:
+    """The arguments of a call in which `odd_one` of its parameters has an odd value, and all others work."""
+    options, arguments = [], []
+    for parameter in command.params:
+        is_option, type_ = parameter.param_type_name == "option", type_of(parameter)
+        if type_ == "bool":
+            likely = 0.5 if parameter.name in ("as_json", "yes", "once") else 0.15
+            options += [parameter.opts[0]] if choose.random() < likely else []
+            continue
+        value = world.whole(words, parameter.name, type_)
+        if parameter is odd_one or (value is None and parameter.required):
+            value = choose.choice(world.odd(parameter.name, type_))
+        if value is None:
+            continue
+        if is_option:
+            options.append(f"{parameter.opts[0]}={value}")
+        else:
+            arguments.append(value)
+    # Behind "--" no argument is taken for an option; sometimes it may be.
+    return [*words, *options, *(["--"] if choose.random() < 0.8 else []), *arguments]
+
+
+def calls(world: World, choose: random.Random, each: int) -> Iterator[Call]:
+    """Calls of every command: `each` with an odd value, half of them with odd streams."""
+    for words, command in commands():
+        values = [parameter for parameter in command.params if type_of(parameter) != "bool"]
+        for number in range(each):
+            arguments = made_of(world, words, command, choose, choose.choice([*values, None]))
+            call = Call(arguments, stdin=choose.choice(TYPED[:3]))
+            if number % 2:
+                call = replace(
+                    call,
+                    stdin=choose.choice(TYPED),
+                    stdout=choose.choice(STREAMS),
+                    stderr=choose.choice(STREAMS),
+                    encoding=choose.choice(ENCODINGS),
+                    environment={"COLUMNS": choose.choice(["20", "80", "x"]), "LANG": choose.choice(["C", "C.UTF-8"])},
+                )
+            yield call
+
+
+def check(call: Call, ended: Ended, sessions: Path) -> None:
+    """Fails where a person would be left with a traceback, a riddle, or less than was typed."""
+    encoding = call.encoding
+    out, err = (data.decode(encoding, errors="replace") for data in (ended.stdout, ended.stderr))
+    assert ended.code in (0, FAILED, USAGE, INTERRUPTED, READER_LEFT), ended
+    assert ended.code != INTERRUPTED or ended.interrupted
+    assert "Traceback" not in out + err
+    lines = err.splitlines()
+    assert len(lines) <= 4 or call.arguments[0] == "serve", err  # a server logs
+    for text in (out, *lines):
+        assert printable(text, keep="\n\t") == text
+    if ended.code and not ended.interrupted and call.stderr == "kept" and ended.code != READER_LEFT:
+        assert (lines and lines[-1].startswith("kvbank: ")) or out, "it does not say why"
+    if "--json" in call.arguments and ended.code == 0 and call.stdout == "kept" and out:
+        json.loads(out, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    if call.arguments[0] == "chat" and f"--sessions={sessions}" in call.arguments and "> ahoy" in out:
+        assert "ahoy" in _kept(call, sessions), "what was typed is lost"
+
+
+def _kept(call: Call, sessions: Path) -> list[str]:
+    """Everything that was ever said in the session of a call, answered or not."""
+    name = next((word.partition("=")[2] for word in call.arguments if word.startswith("--session=")), "default")
+    found = find_session(sessions, name)
+    return [*(turn.text for turn in (found[1] if found else [])), *Unanswered(sessions / name).messages()]
+
+
+@pytest.mark.parametrize("seed", [0])
+def test_every_command_ends_as_it_should(world: World, zygote: Zygote, seed: int) -> None:
+    """A sample; the slow test below tries much more."""
+    _try(world, zygote, random.Random(seed), each=1, seconds=0.5)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("seed", range(1, 4))
+def test_every_command_ends_as_it_should_whatever_it_is_given(world: World, zygote: Zygote, seed: int) -> None:
+    _try(world, zygote, random.Random(seed), each=12, seconds=2.0)
+
+
+def _try(world: World, zygote: Zygote, choose: random.Random, each: int, seconds: float) -> None:
+    wrong = []
+    for call in calls(world, choose, each):
+        ended = zygote.run(replace(call, seconds=seconds))
+        try:
+            check(call, ended, world.place / "sessions")
+        except (Exception, pytest.fail.Exception) as error:
+            wrong.append(f"{error!r}\n  {call}\n  {ended}")
+    assert not wrong, f"{len(wrong)}:\n" + "\n".join(wrong)
