@@ -100,10 +100,40 @@ def test_banks_are_made_and_changed(run: Run, address: str, client: kvbank.Clien
     assert run("bank", "create", name, *memory, "--embedder", EMBEDDER, "--dimension", "4").returncode == 1
 
 
+def test_metadata_have_the_types_that_were_typed(run: Run, address: str, client: kvbank.Client) -> None:
+    name, memory = uuid.uuid4().hex, ("--memory", address)
+    typed = ("who=ann", "year=2024", "score=-0.5", "final=true", 'id="7"', "zip=007", "empty=", "eq=a=b")
+    options = [word for pair in typed for word in ("--metadata", pair)]
+    made = run("bank", "create", name, *memory, "--embedder", EMBEDDER, "--dimension", "4", *options)
+    expected = {
+        "who": "ann",
+        "year": 2024,
+        "score": -0.5,
+        "final": True,
+        "id": "7",
+        "zip": "007",
+        "empty": "",
+        "eq": "a=b",
+    }
+    found = client.get_bank(name).metadata
+    assert {key: (type(value), value) for key, value in found.items()} == {
+        key: (type(value), value) for key, value in expected.items()
+    }
+    for pair in typed:
+        assert f"metadata   {pair.replace('=', ' = ', 1)}".rstrip() in made.stdout.splitlines()
+    assert json.loads(run("bank", "update", name, *memory, "--metadata", "n=1e3", "--json").stdout)["metadata"] == {
+        "n": 1000.0
+    }
+    assert run("bank", "update", name, *memory, "--metadata", f"n={2**63}").returncode == 1
+
+
 @pytest.mark.parametrize(
     "options",
     [
         (),
+        ("--metadata", "year"),
+        ("--metadata", "=2024"),
+        ("--metadata", "a=1", "--metadata", "a=2"),
         ("--capacity", "12"),
         ("--capacity", "chunks=1,chunks=2"),
         ("--quota", "apples=3"),

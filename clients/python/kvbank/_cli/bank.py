@@ -47,6 +47,15 @@ TtlText = Annotated[
 Renew = Annotated[bool, typer.Option("--renew", help="Every retrieval starts the ttl anew.")]
 Index = Annotated[Literal["auto", "exact", "ivf"] | None, typer.Option("--index", help="How the bank is searched.")]
 
+MetadataText = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--metadata",
+        metavar="KEY=VALUE",
+        help="Once for each key: a string, a number, true or false; quotes make a string of any of them.",
+    ),
+]
+
 
 @app.command("ls")
 def list_banks(
@@ -127,6 +136,7 @@ def create_bank(
     ttl: TtlText = None,
     renew: Renew = False,
     index: Index = None,
+    metadata: MetadataText = None,
     memory: Memory = DEFAULT_ADDRESS,
     as_json: AsJson = False,
 ) -> None:
@@ -134,7 +144,7 @@ def create_bank(
     kv = None
     if reader:
         kv = kvbank.KVSpec(reader, parse.layers(layers), kv_heads, head_dim, dtype, hidden_size=hidden_size)
-    options = _options(capacity, quota, policy, (lower, upper, target), ttl, renew, index)
+    options = _options(capacity, quota, policy, (lower, upper, target), ttl, renew, index, metadata)
     with common.connect(memory) as client:
         made = client.create_bank(name, kv=kv, embedding=kvbank.EmbeddingSpec(embedder, dimension), **options)
     _answer(made, as_json)
@@ -152,11 +162,12 @@ def update_bank(
     ttl: TtlText = None,
     renew: Renew = False,
     index: Index = None,
+    metadata: MetadataText = None,
     memory: Memory = DEFAULT_ADDRESS,
     as_json: AsJson = False,
 ) -> None:
-    """Change the bounds, policy, expiry or index of a bank; what is not given stays."""
-    options = _options(capacity, quota, policy, (lower, upper, target), ttl, renew, index)
+    """Change the bounds, policy, expiry, index or metadata (all of them) of a bank; what is not given stays."""
+    options = _options(capacity, quota, policy, (lower, upper, target), ttl, renew, index, metadata)
     if not options:
         raise typer.BadParameter("nothing to change")
     with common.connect(memory) as client:
@@ -234,6 +245,7 @@ def _options(
     ttl: str | None,
     renew: bool,
     index: str | None,
+    metadata: list[str] | None,
 ) -> dict[str, Any]:
     """What was given, as the SDK takes it."""
     given = {
@@ -256,6 +268,8 @@ def _options(
         options["expiry"] = parse.expiry(ttl, renew)
     if index is not None:
         options["index"] = index
+    if metadata:
+        options["metadata"] = parse.metadata(metadata)
     return options
 
 
@@ -292,7 +306,7 @@ def _print_bank(bank: kvbank.Bank) -> None:
     gone = ("evicted", "expired", "deleted", "quarantined")
     _line("gone", ", ".join(f"{getattr(usage, f'chunks_{how}'):,} {how}" for how in gone))
     for key, value in bank.metadata.items():
-        _line("metadata", f"{key} = {value}")
+        _line("metadata", f"{key} = {parse.written(value)}")
 
 
 def _line(label: str, text: str) -> None:

@@ -1,13 +1,21 @@
 """Option values for people: "chunks=10k", "bytes=2GiB", "30d". Errors are usage errors (exit code 2)."""
 
+import json
 import re
+from collections.abc import Sequence
 from datetime import timedelta
+from typing import TYPE_CHECKING
 
 import typer
 
 import kvbank
 from kvbank import _quantities
 
+if TYPE_CHECKING:
+    from kvbank._scalars import Scalar
+
+_WHOLE = re.compile(r"-?(0|[1-9][0-9]{0,400})")
+_NUMBER = re.compile(r"-?(0|[1-9][0-9]{0,400})(\.[0-9]{1,400})?([eE][+-]?[0-9]{1,4})?")
 _BOUND = re.compile(r"(chunks|tokens|bytes)=(.+)")
 
 
@@ -34,6 +42,38 @@ def expiry(text: str, renew: bool) -> kvbank.Expiry | None:
     except OverflowError:
         raise typer.BadParameter(f"{text!r} is longer than a calendar") from None
     return kvbank.Expiry(span, renew)
+
+
+def metadata(pairs: Sequence[str]) -> "dict[str, Scalar]":
+    """ "year=2024", "score=0.5", "final=true", "who=ann"; a string that looks like another value is quoted: 'id="7"'."""
+    found: dict[str, Scalar] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key or key in found:
+            raise typer.BadParameter(f"{pair!r} is not a KEY=VALUE, or the second one of its key")
+        found[key] = _value(value)
+    return found
+
+
+def _value(text: str) -> "Scalar":
+    if _WHOLE.fullmatch(text):
+        return int(text)
+    if _NUMBER.fullmatch(text):
+        return float(text)
+    if text in ("true", "false"):
+        return text == "true"
+    if len(text) > 1 and text[0] == text[-1] == '"':
+        try:
+            return str(json.loads(text))
+        except ValueError:
+            return text
+    return text
+
+
+def written(value: "Scalar") -> str:
+    """A value of metadata as `metadata` reads it."""
+    plain = isinstance(value, str) and _value(value) == value and isinstance(_value(value), str)
+    return str(value) if plain else json.dumps(value, ensure_ascii=False)
 
 
 def layers(text: str) -> list[int]:
