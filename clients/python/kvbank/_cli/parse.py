@@ -45,7 +45,7 @@ def expiry(text: str, renew: bool) -> kvbank.Expiry | None:
 
 
 def metadata(pairs: Sequence[str]) -> "dict[str, Scalar]":
-    """ "year=2024", "score=0.5", "final=true", "who=ann"; a string that looks like another value is quoted: 'id="7"'."""
+    """ "year=2024", "score=0.5", "final=true", "who=ann"; a string that looks like another is quoted: 'id="7"'."""
     found: dict[str, Scalar] = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
