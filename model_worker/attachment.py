@@ -16,10 +16,11 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from model_worker.attention import Backend
-from model_worker.digest import Reader, reader_of, state_token
+from model_worker.digest import Reader, plain
 from model_worker.equality import prove_equality
-from model_worker.errors import InputError, ReaderChanged, UnsupportedModel
+from model_worker.errors import InputError, UnsupportedModel
 from model_worker.probe import LayerReport, Layers, evaluating, probe
+from model_worker.reader_watch import ReaderWatch
 from model_worker.view import ForwardState, enter_attention, leave_attention, note_projection
 
 if TYPE_CHECKING:
@@ -53,8 +54,8 @@ class MemoryPlan:
 class Attachment:
     """A model with memory. Made by `attach`; `detach` leaves the model as it was.
 
-    The reader digest is computed once; `check_unchanged` notices replaced weights and switched, merged or disabled
-    adapters.
+    watch: the reader whose digest K-V carry; None for an attachment that is only tried. `check_unchanged` and
+    `check_forward` notice replaced and changed weights, and switched, merged or disabled adapters.
     """
 
     def __init__(
@@ -62,23 +63,21 @@ class Attachment:
         model: nn.Module,
         plan: MemoryPlan,
         layers: Layers,
-        reader: Reader,
         gates: Mapping[int, Tensor],
         backend: str,
-        tokenizer: object | None,
+        watch: ReaderWatch | None,
     ):
-        self.model, self.plan, self.reader = model, plan, reader
+        self.model, self.plan, self._watch = model, plan, watch
         self.reports, self.ropes, self.attention_modules = layers.reports, layers.ropes, layers.modules
         self.gates = dict(gates)
-        self._backend, self.tokenizer = backend, tokenizer
+        self._backend = backend
         # ICAE adapters that were loaded for this model, by name: read, and their base hashed, once.
         self.adapters: dict[str, Icae] = {}
-        self._state = state_token(model)
         self._handles = [decoder_of(model).register_forward_pre_hook(self._before_forward, with_kwargs=True)]
         for layer in plan.memory_layers:
-            self._watch(self.attention_modules[layer], self.reports[layer])
+            self._hook(self.attention_modules[layer], self.reports[layer])
 
-    def _watch(self, attention: nn.Module, report: LayerReport) -> None:
+    def _hook(self, attention: nn.Module, report: LayerReport) -> None:
         self._handles.append(attention.register_forward_pre_hook(enter_attention, with_kwargs=True))
         self._handles.append(attention.register_forward_hook(leave_attention, always_call=True))
         if report.capture == "projection":
@@ -111,19 +110,40 @@ class Attachment:
             ~seen, torch.finfo(query.dtype).min
         )
 
-    def check_unchanged(self) -> None:
-        """Raise ReaderChanged when the model is no longer the one whose digest its K-V carry."""
-        state = state_token(self.model)
-        if state == self._state:
+    @property
+    def reader(self) -> Reader:
+        """Digest of the model as it was attached, and its parts."""
+        return self._watched.reader
+
+    def check_forward(self, tokens: int) -> None:
+        """Raise ReaderChanged when the model is no longer the one whose digest its K-V carry.
+
+        Cheap, for each forward with a memory: where tensors are and how often they were written, and when more than
+        one of `tokens` comes in, some of their values too.
+        """
+        if self._watch is None:  # it is only tried, and nothing is kept
             return
-        now = reader_of(self.model, self.tokenizer)
-        if now.digest != self.reader.digest:
-            changed = [part for part, value in now.parts.items() if value != self.reader.parts[part]]
-            raise ReaderChanged(
-                f"the model changed after attach ({', '.join(changed)}); detach and attach again to use it with a bank "
-                "of its own"
-            )
-        self._state = state
+        if tokens > 1:
+            self._watch.check_sampled()
+        else:
+            self._watch.check_placed()
+
+    def check_unchanged(self, *, whole: bool = False) -> None:
+        """Raise ReaderChanged as `check_forward` does. whole: look at every byte of the weights, as before a write."""
+        if whole:
+            self._watched.check_whole()
+        else:
+            self._watched.check_sampled()
+
+    @property
+    def tokenizer(self) -> object | None:
+        """The tokenizer that the reader was attached with."""
+        return self._watched.tokenizer
+
+    @property
+    def _watched(self) -> ReaderWatch:
+        assert self._watch is not None
+        return self._watch
 
     def _before_forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         cache = kwargs.get("past_key_values")
@@ -131,7 +151,7 @@ class Attachment:
             return None
         if cache.attachment is not self:
             raise InputError("this cache belongs to another attachment; make one for this model")
-        active = _plain(self.model).config._attn_implementation  # type: ignore[union-attr]
+        active = plain(self.model).config._attn_implementation  # type: ignore[union-attr]
         if active != _PREFIX + self._backend:
             raise InputError(f"attention was set to {active!r} after attach, which knows no memory; detach first")
         if args:
@@ -169,7 +189,7 @@ def attach(
     models made for it); any other gets `per_layer` and `continual` in all its layers. gates: MemLong's `[Hq]` gate by
     layer, in (0, 1). Raises UnsupportedModel with the reason, InputError for options that make no sense.
     """
-    causal = _plain(model)
+    causal = plain(model)
     backend = getattr(causal.config, "_attn_implementation", None)
     if str(backend).startswith(_PREFIX):
         raise InputError("this model is attached already; detach it first")
@@ -187,7 +207,7 @@ def attach(
         except Exception as error:  # of foreign code: no keywords to its attention, a cache of its own kind, ...
             reason = f"{type(causal).__name__} does not run with a memory: {type(error).__name__}: {error}"
             raise UnsupportedModel(reason) from error
-        return Attachment(model, plan, layers, reader_of(model, tokenizer), gates or {}, backend, tokenizer)
+        return Attachment(model, plan, layers, gates or {}, backend, ReaderWatch(model, tokenizer))
     except BaseException:
         _set_attention(causal, backend)
         raise
@@ -197,7 +217,7 @@ def _prove(model: nn.Module, layers: Layers, backend: str) -> None:
     """Raise UnsupportedModel unless a memory in every layer is exact on this very model (see equality.py)."""
     every = tuple(report.layer for report in layers.reports)
     plan = MemoryPlan("per_layer", "original", every, every)
-    trial = Attachment(model, plan, layers, Reader("", {}), {}, backend, None)
+    trial = Attachment(model, plan, layers, {}, backend, None)
     try:
         prove_equality(trial)
     finally:
@@ -206,12 +226,7 @@ def _prove(model: nn.Module, layers: Layers, backend: str) -> None:
 
 def decoder_of(model: nn.Module) -> nn.Module:
     """The stack of layers below the language-model head."""
-    return _plain(model).base_model  # type: ignore[return-value]
-
-
-def _plain(model: nn.Module) -> nn.Module:
-    """The transformers model inside a peft wrapper."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+    return plain(model).base_model  # type: ignore[return-value]
 
 
 def _plan(
@@ -295,7 +310,7 @@ def _own_attention(backend: str, module: nn.Module) -> Backend:
 
 
 def _set_attention(model: nn.Module, name: str) -> None:
-    causal = _plain(model)
+    causal = plain(model)
     with suppress(ValueError):
         causal.set_attn_implementation(name)  # type: ignore[operator]
     if causal.config._attn_implementation != name:  # type: ignore[union-attr]

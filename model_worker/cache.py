@@ -123,6 +123,8 @@ class MemoryCache(Cache, ForwardState):
         if ids is None:
             raise InputError("a model with memory needs input_ids: embeddings cannot be remembered")
         self._check_whole()
+        if self.memory is not None:
+            self.attachment.check_forward(ids.shape[1])
         valid, logical = self._columns(ids, kwargs.get("attention_mask"), kwargs.get("position_ids"))
         self._make_room(ids.shape[1])
         self._recall(ids, valid)

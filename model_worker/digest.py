@@ -1,4 +1,4 @@
-"""Who reads: the digest that binds K-V pairs to one model.
+"""Who reads: the digest that binds K-V pairs to one model, and two fingerprints that notice when it no longer holds.
 
 This file owns the rule that K-V of another model never match: everything that changes what a key means goes into the
 digest. Weights are hashed as they are in memory, by value (a bf16 file loaded as float32 agrees with itself), never
@@ -7,12 +7,20 @@ taken from the file's name or time, since weights may have been changed after lo
 
 import json
 import re
+from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import xxhash
 from torch import Tensor, nn
+
+from model_worker.errors import UnsupportedModel
+from model_worker.weights import is_tuner, live_tensors, weights_of
+
+_SAMPLED = 16  # elements of a tensor
+_COLUMNS = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,16 +32,21 @@ class Reader:
 
 
 def reader_of(model: nn.Module, tokenizer: object | None = None) -> Reader:
-    """Hash architecture, weights, rope, tokenizer and active adapter of `model` (bf16: about 1.5 GB/s)."""
+    """Hash architecture, weights, rope, tokenizer and active adapter of `model` (bf16: about 1.5 GB/s).
+
+    Raises UnsupportedModel for a model with weights that cannot be read (see weights.py).
+    """
     config = model.config.to_dict()  # type: ignore[operator,union-attr]
-    base, adapter = _split_parameters(model)
+    weights = weights_of(model, plain(model))
     parts = {
         "architecture": _hash_json([config.get("model_type"), _architecture(config)]),
-        "weights": _hash_tensors(base),
+        "weights": _hash_tensors(weights.base),
         "rope": _hash_json([config.get("rope_parameters"), config.get("rope_theta"), config.get("rope_scaling")]),
         "tokenizer": tokenizer_digest(tokenizer),
-        "adapter": _adapter_digest(model, adapter),
+        "adapter": _adapter_digest(model, weights.adapters),
     }
+    if weights.others:  # most models have none, and keep the digest that they had before these counted
+        parts["buffers and modules"] = _hash_tensors(weights.others)
     return Reader(_hash_json(parts), parts)
 
 
@@ -48,20 +61,69 @@ def tokenizer_digest(tokenizer: object | None) -> str:
     return _hash_json({**content, "padding": None, "truncation": None})  # those are left there by the last call
 
 
-def state_token(model: nn.Module) -> int:
-    """Cheap fingerprint that moves whenever parameters are replaced or written, or an adapter is switched.
+def plain(model: nn.Module) -> nn.Module:
+    """The transformers model inside a peft wrapper."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
 
-    It hashes no weights (microseconds a parameter), so it may move without the digest changing.
+
+def state_token(model: nn.Module, *, sample: bool = True) -> int:
+    """Cheap fingerprint that moves when weights are replaced or written, or an adapter is switched.
+
+    It looks at where tensors are, at torch's count of their writes, and with `sample` at 16 values of each, which shows
+    writes through `.data` that torch does not count. It hashes no weights (microseconds a tensor), so it may move
+    without the digest changing, and misses what changes a few values in place: that is for `content_token`.
     """
     state: list[object] = []
+    values: dict[Any, list[Tensor]] = defaultdict(list)
     pending = [model]
-    while pending:  # a walk without names: `named_parameters` is ten times slower, and this runs at every chunk
+    while pending:  # a walk without names: `named_parameters` is ten times slower, and this runs at every forward
         module = pending.pop()
-        state += [(id(p), p.data_ptr(), p._version) for p in module._parameters.values() if p is not None]
-        if hasattr(module, "base_layer"):
+        for tensor in live_tensors(module):
+            ordinary = type(tensor) in (nn.Parameter, Tensor) and not tensor.is_quantized
+            version = -1 if tensor.is_inference() else tensor._version
+            state.append((id(tensor), tensor.data_ptr() if ordinary else 0, version))
+            if sample and ordinary and tensor.is_contiguous():
+                values[tensor.dtype, tensor.device].append(_strided(tensor.detach()))
+        if is_tuner(module) or hasattr(module, "active_adapters"):
             state.append(_tuner_state(module))
+        state.append(type(module))
         pending.extend(m for m in module._modules.values() if m is not None)
+    state += [bytes(_bytes_of(torch.cat(tensors))) for tensors in values.values()]
     return hash(tuple(state))
+
+
+def content_token(model: nn.Module) -> str:
+    """Fingerprint of every byte of the weights as they are stored, at the speed of the memory.
+
+    On a CPU the bytes are hashed; elsewhere sums of rows and columns are, so that the weights stay where they are.
+    """
+    digest = xxhash.xxh3_128()
+    for module in model.modules():
+        for tensor in live_tensors(module):
+            if type(tensor) not in (nn.Parameter, Tensor) or tensor.is_quantized:
+                for piece in _pieces(tensor):
+                    digest.update(piece)
+                continue
+            flat = tensor.detach().reshape(-1).view(torch.uint8)
+            digest.update(_bytes_of(flat) if flat.device.type == "cpu" else _sums(flat))
+    return digest.hexdigest()
+
+
+def _strided(tensor: Tensor) -> Tensor:
+    count = min(tensor.numel(), _SAMPLED)
+    return tensor.as_strided((count,), (max(1, tensor.numel() // max(1, count)),))
+
+
+def _sums(flat: Tensor) -> bytes | memoryview:
+    """Of bytes `[N]`, as 32-bit numbers in rows and columns: any change of one value, and of the order, shows."""
+    rest = flat.numel() % (4 * _COLUMNS)
+    table = flat[: flat.numel() - rest].view(torch.int32).view(-1, _COLUMNS)
+    sums = [table.sum(dim, dtype=torch.int64) for dim in (0, 1)]
+    return _bytes_of(torch.cat([x.view(torch.uint8) for x in sums] + [flat[flat.numel() - rest :]]))
+
+
+def _bytes_of(tensor: Tensor) -> bytes | memoryview:
+    return tensor.contiguous().cpu().view(torch.uint8).numpy().data  # type: ignore[no-any-return]
 
 
 # Fields of a config that do not change what a key means; all others count, also those that a future model brings.
@@ -74,20 +136,6 @@ _NOT_ARCHITECTURE = re.compile(
 
 def _architecture(config: dict[str, object]) -> dict[str, object]:
     return {name: value for name, value in config.items() if not _NOT_ARCHITECTURE.fullmatch(name)}
-
-
-def _split_parameters(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Parameters of the base model under their plain names, and those that adapters added."""
-    tuners = [name for name, module in model.named_modules() if hasattr(module, "base_layer")]
-    base: dict[str, Tensor] = {}
-    added: dict[str, Tensor] = {}
-    for name, parameter in model.named_parameters():
-        owner = next((t for t in tuners if name.startswith(f"{t}.")), None)
-        if owner is not None and not name.startswith(f"{owner}.base_layer."):
-            added[name] = parameter
-        else:
-            base[name.replace(".base_layer.", ".").removeprefix("base_model.model.")] = parameter
-    return base, added
 
 
 def _tuner_state(module: nn.Module) -> tuple[str, ...]:
@@ -107,18 +155,56 @@ def _adapter_digest(model: nn.Module, added: dict[str, Tensor]) -> str:
     return _hash_json([active, scaling, merged, _hash_tensors(used)])
 
 
-def _hash_tensors(tensors: dict[str, Tensor]) -> str:
+def _hash_tensors(named: dict[str, Any]) -> str:
     digest = xxhash.xxh3_128()
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name}{tuple(tensor.shape)}".encode())
-        for piece in _pieces(tensor):
-            digest.update(piece.to(device="cpu", dtype=torch.float32).contiguous().numpy().data)
+    for name, value in sorted(named.items()):
+        digest.update(f"{name}{tuple(value.shape)}".encode() if isinstance(value, Tensor) else name.encode())
+        _update(digest, name, value)
     return digest.hexdigest()
 
 
-def _pieces(tensor: Tensor, rows: int = 1 << 22) -> Iterable[Tensor]:
-    """A float32 copy of a whole embedding may not fit beside a large model."""
-    return tensor.detach().reshape(-1).split(rows)
+def _update(digest: Any, name: str, value: Any) -> None:
+    """Hash a tensor, or what else a state dict may hold. Raises UnsupportedModel for what has no value to hash."""
+    if isinstance(value, Tensor):
+        try:
+            for piece in _pieces(value):
+                digest.update(piece)
+        except (RuntimeError, NotImplementedError, TypeError) as error:
+            raise UnsupportedModel(f"the weight {name} cannot be read: {error}") from error
+    elif isinstance(value, dict | list | tuple):
+        parts = sorted(value.items(), key=str) if isinstance(value, dict) else enumerate(value)
+        for key, part in parts:
+            digest.update(f"[{key}]".encode())
+            _update(digest, name, part)
+    elif value is None or isinstance(value, bool | int | float | str | bytes | torch.dtype | torch.Size):
+        digest.update(f"{type(value).__name__} {value!r}".encode())
+    else:
+        raise UnsupportedModel(f"the weight {name} is a {type(value).__name__}, whose value cannot be known")
+
+
+def _pieces(tensor: Tensor, rows: int = 1 << 22) -> Iterable[bytes | memoryview]:
+    """Bytes of a tensor by value: floating-point numbers as float32 (float64 as it is), all others as they are.
+
+    In pieces, since a float32 copy of a whole embedding may not fit beside a large model.
+    """
+    if hasattr(tensor, "__tensor_flatten__"):  # a quantised parameter, made of tensors
+        names, context = tensor.__tensor_flatten__()
+        yield repr(context).encode()
+        for name in names:
+            yield from _pieces(getattr(tensor, name))
+        return
+    if tensor.is_quantized:
+        yield repr((tensor.qscheme(), tensor.dtype)).encode()
+        per_channel = tensor.qscheme() in (torch.per_channel_affine, torch.per_channel_affine_float_qparams)
+        scales = (tensor.q_per_channel_scales(), tensor.q_per_channel_zero_points()) if per_channel else None
+        yield from (x for s in scales or () for x in _pieces(s))
+        yield repr(None if per_channel else (tensor.q_scale(), tensor.q_zero_point())).encode()
+        tensor = tensor.int_repr()
+    by_value = tensor.is_floating_point() and tensor.dtype != torch.float64
+    if not by_value:
+        yield str(tensor.dtype).encode()
+    for piece in tensor.detach().reshape(-1).split(rows):
+        yield _bytes_of(piece.to(device="cpu", dtype=torch.float32) if by_value else piece)
 
 
 def _hash_json(value: object) -> str:

@@ -201,7 +201,7 @@ class Memory:
 
     def remember(self, rows: Sequence[Captured | None]) -> None:
         """Compress, embed and write what left the local window; one entry a batch row."""
-        self.attachment.check_unchanged()
+        self.attachment.check_unchanged(whole=True)
         for row, captured in enumerate(rows):
             if captured is None:
                 continue

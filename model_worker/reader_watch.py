@@ -1,0 +1,47 @@
+"""Whether a model still is the reader whose digest its K-V carry: cheap at every use, complete at every write."""
+
+from torch import nn
+
+from model_worker.digest import content_token, reader_of, state_token
+from model_worker.errors import ReaderChanged
+
+
+class ReaderWatch:
+    """A model, its reader as it was first, and fingerprints that tell without hashing that it may have changed."""
+
+    def __init__(self, model: nn.Module, tokenizer: object | None):
+        self._model, self.tokenizer = model, tokenizer
+        self.reader = reader_of(model, tokenizer)
+        self._note()
+
+    def _note(self) -> None:
+        self._placed = state_token(self._model, sample=False)
+        self._sampled = state_token(self._model)
+        self._content = content_token(self._model)
+
+    def check_placed(self) -> None:
+        """Raise ReaderChanged when tensors were replaced or counted as written, or an adapter was switched."""
+        if state_token(self._model, sample=False) != self._placed:
+            self._check_digest()
+
+    def check_sampled(self) -> None:
+        """The same, and some values of each tensor: what is written through `.data` shows here."""
+        if state_token(self._model) != self._sampled:
+            self._check_digest()
+
+    def check_whole(self) -> None:
+        """The same, and every byte of the weights."""
+        if state_token(self._model) != self._sampled or content_token(self._model) != self._content:
+            self._check_digest()
+
+    def _check_digest(self) -> None:
+        """What moved may be the same reader: the digest decides."""
+        now = reader_of(self._model, self.tokenizer)
+        if now.digest != self.reader.digest:
+            names = dict.fromkeys([*now.parts, *self.reader.parts])
+            changed = [name for name in names if now.parts.get(name) != self.reader.parts.get(name)]
+            raise ReaderChanged(
+                f"the model changed after attach ({', '.join(changed)}); detach and attach again to use it with a bank "
+                "of its own"
+            )
+        self._note()

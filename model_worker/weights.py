@@ -1,0 +1,206 @@
+"""All that a forward reads besides its input: what a reader is, tensor by tensor.
+
+Parameters and persistent buffers count, and what a module adds to the state dict on its own (packed weights). Buffers
+that the model's own initialisation derives from its configuration do not, since the configuration counts; one that was
+changed by hand does. So do modules that are not those which the configuration builds. A tensor that stands in none of
+these places could change unseen: a model that has one is refused, by name.
+"""
+
+import copy
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from model_worker.errors import UnsupportedModel
+
+# A rotation that follows the length of the input (longrope, dynamic) keeps its frequencies of the moment in a buffer
+# beside the original ones, and in plain attributes what it computed them from. All follows from the configuration.
+_FREQUENCIES, _ORIGINAL = "inv_freq", "original_inv_freq"
+_FOLLOWS_LENGTH = ("longrope", "dynamic")
+
+
+@dataclass(slots=True)
+class Weights:
+    """Named tensors of a model.
+
+    base: parameters of the model itself, under their plain names. adapters: those that peft layers added. others: all
+    else that counts, tensors and plain values; empty for most models.
+    """
+
+    base: dict[str, Tensor] = field(default_factory=dict)
+    adapters: dict[str, Tensor] = field(default_factory=dict)
+    others: dict[str, Any] = field(default_factory=dict)
+
+
+def weights_of(model: nn.Module, causal: nn.Module) -> Weights:
+    """Collect what counts in `model`; `causal` is the transformers model inside a peft wrapper, or `model` itself.
+
+    Raises UnsupportedModel for tensors that cannot be read (offloaded) or that stand where nobody looks for weights.
+    """
+    found = Weights()
+    tuners = [name for name, module in model.named_modules() if is_tuner(module)]
+    for name, parameter in model.named_parameters():
+        owner = next((t for t in tuners if name.startswith(f"{t}.")), None)
+        if owner is not None and not name.startswith(f"{owner}.base_layer."):
+            found.adapters[name] = parameter
+        else:
+            found.base[_plain_name(name)] = parameter
+    known = {id(parameter) for parameter in model.parameters()}
+    for prefix, module in model.named_modules():
+        for name, buffer in _counting_buffers(module, causal):
+            found.others[_plain_name(f"{prefix}.{name}")] = buffer
+        known |= {id(buffer) for buffer in module._buffers.values()}
+        found.others |= _added_to_the_state_dict(prefix, module, known)
+        _refuse_hidden_tensors(prefix, module, model)
+    found.others |= {f"module {name}": kind for name, kind in _other_modules(model, causal).items()}
+    for name, tensor in {**found.base, **found.adapters, **found.others}.items():
+        if isinstance(tensor, Tensor) and tensor.device.type == "meta":
+            raise UnsupportedModel(f"the weight {name} is not in memory (offloaded): its value cannot be known")
+    return found
+
+
+def is_tuner(module: nn.Module) -> bool:
+    """Whether `module` is a peft layer around one of the model's own."""
+    return hasattr(module, "base_layer")
+
+
+def live_tensors(module: nn.Module) -> Iterator[Tensor]:
+    """Parameters and buffers of `module` alone that no forward changes."""
+    for parameter in module._parameters.values():
+        if parameter is not None:
+            yield parameter
+    if module._buffers:
+        skipped = _of_the_moment(module)
+        for name, buffer in module._buffers.items():
+            if buffer is not None and name not in skipped:
+                yield buffer
+
+
+def _plain_name(name: str) -> str:
+    """The name in the model itself, whatever wraps it (peft, torch.compile)."""
+    return name.replace(".base_layer.", ".").replace("_orig_mod.", "").removeprefix("base_model.model.")
+
+
+def _of_the_moment(module: nn.Module) -> set[str]:
+    """Names of buffers that the last input chose."""
+    if not _follows_length(module):
+        return set()
+    return {name for name in module._buffers if name.endswith(_FREQUENCIES) and not name.endswith(_ORIGINAL)}
+
+
+def _follows_length(module: nn.Module) -> bool:
+    types = getattr(module, "rope_type", None)
+    kinds = types.values() if isinstance(types, dict) else [types]
+    return any(kind in _FOLLOWS_LENGTH for kind in kinds)
+
+
+def _counting_buffers(module: nn.Module, causal: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    derived = module._non_persistent_buffers_set - _of_the_moment(module)
+    initial = _initialised_again(module, causal) if derived else {}
+    for name, buffer in module._buffers.items():
+        if buffer is None or name in _of_the_moment(module):
+            continue
+        again = initial.get(name) if name in derived else None
+        if again is None or not _equal(buffer, again):
+            yield name, buffer
+
+
+def _initialised_again(module: nn.Module, causal: nn.Module) -> Mapping[str, Tensor | None]:
+    """The buffers of `module` as transformers fills them after a model was loaded, from the configuration alone."""
+    twin = copy.copy(module)
+    twin.__dict__ = dict(module.__dict__)
+    meta = {name: None if p is None else nn.Parameter(p.to("meta"), False) for name, p in module._parameters.items()}
+    # In float32, as they are made: a model that was cast afterwards computes with rounded ones, and is another reader.
+    fresh = {
+        name: None if b is None else torch.full_like(b, 0, dtype=torch.float32 if b.is_floating_point() else b.dtype)
+        for name, b in module._buffers.items()
+    }
+    twin.__dict__ |= {"_parameters": meta, "_buffers": fresh}
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            causal._init_weights(twin)  # type: ignore[operator]
+    except Exception:  # of foreign code: then its buffers count
+        return {}
+    return fresh
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and torch.equal(a.to(b.dtype), b)
+
+
+def _added_to_the_state_dict(prefix: str, module: nn.Module, known: set[int]) -> dict[str, Any]:
+    """What `module` writes there by code of its own, as quantised modules do."""
+    if not _writes_its_own_state(module):
+        return {}
+    written: dict[str, Any] = {}
+    module._save_to_state_dict(written, f"{prefix}.", keep_vars=True)
+    return {_plain_name(name): value for name, value in written.items() if id(value) not in known}
+
+
+def _writes_its_own_state(module: nn.Module) -> bool:
+    own = type(module)
+    return any(
+        getattr(own, name) is not getattr(nn.Module, name) for name in ("_save_to_state_dict", "get_extra_state")
+    )
+
+
+def _refuse_hidden_tensors(prefix: str, module: nn.Module, model: nn.Module) -> None:
+    """Raise UnsupportedModel for a tensor that is neither parameter nor buffer nor a part of either."""
+    if _writes_its_own_state(module) or _follows_length(module):
+        return
+    for name, value in vars(module).items():
+        if name in ("_parameters", "_buffers", "_modules"):
+            continue
+        for tensor in _tensors_in(value):
+            if not _is_part_of_known(tensor, model):
+                raise UnsupportedModel(
+                    f"{prefix or type(model).__name__}.{name} is a tensor that is neither a parameter nor a buffer: it "
+                    "could change unseen; register it as a buffer"
+                )
+
+
+def _tensors_in(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
+        yield torch.from_numpy(value)
+    elif isinstance(value, Mapping):
+        for part in value.values():
+            yield from _tensors_in(part)
+    elif isinstance(value, list | tuple | set | frozenset):
+        for part in value:
+            yield from _tensors_in(part)
+
+
+def _is_part_of_known(tensor: Tensor, model: nn.Module) -> bool:
+    if tensor.numel() == 0:
+        return True
+    place = tensor.untyped_storage().data_ptr()
+    return any(place == t.untyped_storage().data_ptr() for m in model.modules() for t in live_tensors(m))
+
+
+def _other_modules(model: nn.Module, causal: nn.Module) -> dict[str, str]:
+    """Modules of `causal` that are not of the class which its configuration builds, by name."""
+    tuners = [name for name, module in causal.named_modules() if is_tuner(module)]
+    present = {}
+    for name, module in causal.named_modules():
+        owner = next((t for t in tuners if name == t or name.startswith(f"{t}.")), None)
+        if owner is None or name.startswith(f"{owner}.base_layer"):
+            present[_plain_name(f"{name}.").rstrip(".")] = type(module).__qualname__
+    built = _built_again(causal)
+    missing = {name: "missing" for name in built if name not in present}
+    return {name: kind for name, kind in present.items() if built.get(name) != kind} | missing
+
+
+def _built_again(causal: nn.Module) -> dict[str, str]:
+    """Classes of the modules that the configuration builds, by name; without memory for their weights."""
+    try:
+        with torch.device("meta"), torch.random.fork_rng(devices=[]):
+            fresh = type(causal)(copy.deepcopy(causal.config))
+    except Exception:  # of foreign code: then all classes count
+        return {}
+    return {name: type(module).__qualname__ for name, module in fresh.named_modules()}
