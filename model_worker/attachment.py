@@ -118,15 +118,15 @@ class Attachment:
     def check_forward(self, tokens: int) -> None:
         """Raise ReaderChanged when the model is no longer the one whose digest its K-V carry.
 
-        Cheap, for each forward with a memory: where tensors are and how often they were written, and when more than
-        one of `tokens` comes in, some of their values too.
+        Cheap, for each forward with a memory: how often tensors were written, and when more than one of `tokens` comes
+        in, where they are and some of their values too.
         """
         if self._watch is None:  # it is only tried, and nothing is kept
             return
         if tokens > 1:
             self._watch.check_sampled()
         else:
-            self._watch.check_placed()
+            self._watch.check_counted()
 
     def check_unchanged(self, *, whole: bool = False) -> None:
         """Raise ReaderChanged as `check_forward` does. whole: look at every byte of the weights, as before a write."""
@@ -190,6 +190,8 @@ def attach(
     layer, in (0, 1). Raises UnsupportedModel with the reason, InputError for options that make no sense.
     """
     causal = plain(model)
+    if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
+        raise UnsupportedModel("its adapter puts a prompt of its own before every input, which a memory does not know")
     backend = getattr(causal.config, "_attn_implementation", None)
     if str(backend).startswith(_PREFIX):
         raise InputError("this model is attached already; detach it first")

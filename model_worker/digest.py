@@ -21,6 +21,7 @@ from model_worker.weights import is_tuner, live_tensors, weights_of
 
 _SAMPLED = 16  # elements of a tensor
 _COLUMNS = 4096
+_ORDINARY = (nn.Parameter, Tensor)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,30 +67,36 @@ def plain(model: nn.Module) -> nn.Module:
     return model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
 
 
-def state_token(model: nn.Module, *, sample: bool = True) -> int:
+def state_token(model: nn.Module) -> int:
     """Cheap fingerprint that moves when weights are replaced or written, or an adapter is switched.
 
-    It looks at where tensors are, at torch's count of their writes, and with `sample` at 16 values of each, which shows
-    writes through `.data` that torch does not count. It hashes no weights (microseconds a tensor), so it may move
-    without the digest changing, and misses what changes a few values in place: that is for `content_token`.
+    It looks at where tensors are, at torch's count of their writes, and at 16 values of each, which shows writes
+    through `.data` that torch does not count. It hashes no weights (microseconds a tensor), so it may move without the
+    digest changing, and misses what changes a few values in place: that is for `content_token`.
     """
     state: list[object] = []
     values: dict[Any, list[Tensor]] = defaultdict(list)
     pending = [model]
-    while pending:  # a walk without names: `named_parameters` is ten times slower, and this runs at every forward
+    while pending:  # a walk without names: `named_parameters` is ten times slower
         module = pending.pop()
-        for tensor in live_tensors(module):
-            ordinary = type(tensor) in (nn.Parameter, Tensor) and not tensor.is_quantized
-            version = -1 if tensor.is_inference() else tensor._version
-            state.append((id(tensor), tensor.data_ptr() if ordinary else 0, version))
-            if sample and ordinary and tensor.is_contiguous():
-                values[tensor.dtype, tensor.device].append(_strided(tensor.detach()))
-        if is_tuner(module) or hasattr(module, "active_adapters"):
-            state.append(_tuner_state(module))
         state.append(type(module))
+        for tensor in live_tensors(module):
+            if type(tensor) in _ORDINARY and not tensor.is_quantized:
+                state.append((id(tensor), tensor.data_ptr(), version_of(tensor)))
+                if tensor.is_contiguous():
+                    values[tensor.dtype, tensor.device].append(_strided(tensor.detach()))
+            else:
+                state.append((id(tensor), version_of(tensor)))
+        if is_tuner(module):
+            state.append(tuner_state(module))
         pending.extend(m for m in module._modules.values() if m is not None)
     state += [bytes(_bytes_of(torch.cat(tensors))) for tensors in values.values()]
     return hash(tuple(state))
+
+
+def version_of(tensor: Tensor) -> int:
+    """How often torch counted a write to `tensor`; it does not count those to inference tensors."""
+    return -1 if tensor.is_inference() else tensor._version
 
 
 def content_token(model: nn.Module) -> str:
@@ -100,7 +107,7 @@ def content_token(model: nn.Module) -> str:
     digest = xxhash.xxh3_128()
     for module in model.modules():
         for tensor in live_tensors(module):
-            if type(tensor) not in (nn.Parameter, Tensor) or tensor.is_quantized:
+            if type(tensor) not in _ORDINARY or tensor.is_quantized:
                 for piece in _pieces(tensor):
                     digest.update(piece)
                 continue
@@ -138,14 +145,14 @@ def _architecture(config: dict[str, object]) -> dict[str, object]:
     return {name: value for name, value in config.items() if not _NOT_ARCHITECTURE.fullmatch(name)}
 
 
-def _tuner_state(module: nn.Module) -> tuple[str, ...]:
+def tuner_state(module: nn.Module) -> tuple[str, ...]:
     """What a peft layer says of itself; a switch shows here before any weight moves."""
     said = ("active_adapters", "disable_adapters", "merged_adapters", "scaling")
     return tuple(str(getattr(module, name, "")) for name in said)
 
 
 def _adapter_digest(model: nn.Module, added: dict[str, Tensor]) -> str:
-    tuners = [module for module in model.modules() if hasattr(module, "base_layer")]
+    tuners = [module for module in model.modules() if is_tuner(module)]
     active = sorted({str(a) for t in tuners for a in getattr(t, "active_adapters", ())})
     if not active or all(getattr(t, "disable_adapters", False) for t in tuners):
         return "none"

@@ -2,8 +2,9 @@
 
 from torch import nn
 
-from model_worker.digest import content_token, reader_of, state_token
+from model_worker.digest import content_token, reader_of, state_token, tuner_state, version_of
 from model_worker.errors import ReaderChanged
+from model_worker.weights import is_tuner, live_tensors
 
 
 class ReaderWatch:
@@ -15,17 +16,22 @@ class ReaderWatch:
         self._note()
 
     def _note(self) -> None:
-        self._placed = state_token(self._model, sample=False)
         self._sampled = state_token(self._model)
         self._content = content_token(self._model)
+        self._tensors = [tensor for module in self._model.modules() for tensor in live_tensors(module)]
+        self._tuners = [module for module in self._model.modules() if is_tuner(module)]
+        self._counted = self._count()
 
-    def check_placed(self) -> None:
-        """Raise ReaderChanged when tensors were replaced or counted as written, or an adapter was switched."""
-        if state_token(self._model, sample=False) != self._placed:
+    def _count(self) -> tuple[object, ...]:
+        return *map(version_of, self._tensors), *map(tuner_state, self._tuners)
+
+    def check_counted(self) -> None:
+        """Raise ReaderChanged when torch counted a write to a tensor that was there, or an adapter was switched."""
+        if self._count() != self._counted:
             self._check_digest()
 
     def check_sampled(self) -> None:
-        """The same, and some values of each tensor: what is written through `.data` shows here."""
+        """The same, and when tensors were replaced or some of their values differ, as after a write through `.data`."""
         if state_token(self._model) != self._sampled:
             self._check_digest()
 

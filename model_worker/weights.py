@@ -44,8 +44,7 @@ def weights_of(model: nn.Module, causal: nn.Module) -> Weights:
     found = Weights()
     tuners = [name for name, module in model.named_modules() if is_tuner(module)]
     for name, parameter in model.named_parameters():
-        owner = next((t for t in tuners if name.startswith(f"{t}.")), None)
-        if owner is not None and not name.startswith(f"{owner}.base_layer."):
+        if _is_added(name, tuners):
             found.adapters[name] = parameter
         else:
             found.base[_plain_name(name)] = parameter
@@ -64,25 +63,32 @@ def weights_of(model: nn.Module, causal: nn.Module) -> Weights:
 
 
 def is_tuner(module: nn.Module) -> bool:
-    """Whether `module` is a peft layer around one of the model's own."""
-    return hasattr(module, "base_layer")
+    """Whether `module` is a peft layer around one of the model's own, or a choice between it and a trained copy."""
+    return any(name in module._modules for name in _WRAPPED[:2])
 
 
-def live_tensors(module: nn.Module) -> Iterator[Tensor]:
+def live_tensors(module: nn.Module) -> list[Tensor]:
     """Parameters and buffers of `module` alone that no forward changes."""
-    for parameter in module._parameters.values():
-        if parameter is not None:
-            yield parameter
+    found: list[Tensor] = [parameter for parameter in module._parameters.values() if parameter is not None]
     if module._buffers:
         skipped = _of_the_moment(module)
-        for name, buffer in module._buffers.items():
-            if buffer is not None and name not in skipped:
-                yield buffer
+        found += [b for name, b in module._buffers.items() if b is not None and name not in skipped]
+    return found
+
+
+# Where the model's own part stands in what wraps it: peft's layers and choices, and torch.compile.
+_WRAPPED = ("base_layer", "original_module", "_orig_mod")
+
+
+def _is_added(name: str, tuners: list[str]) -> bool:
+    """Whether what is called `name` came with an adapter."""
+    owner = next((tuner for tuner in tuners if name.startswith(f"{tuner}.")), None)
+    return owner is not None and not any(name.startswith(f"{owner}.{part}.") for part in _WRAPPED)
 
 
 def _plain_name(name: str) -> str:
-    """The name in the model itself, whatever wraps it (peft, torch.compile)."""
-    return name.replace(".base_layer.", ".").replace("_orig_mod.", "").removeprefix("base_model.model.")
+    """The name in the model itself, whatever wraps it."""
+    return ".".join(part for part in name.split(".") if part not in _WRAPPED).removeprefix("base_model.model.")
 
 
 def _of_the_moment(module: nn.Module) -> set[str]:
@@ -188,8 +194,7 @@ def _other_modules(model: nn.Module, causal: nn.Module) -> dict[str, str]:
     tuners = [name for name, module in causal.named_modules() if is_tuner(module)]
     present = {}
     for name, module in causal.named_modules():
-        owner = next((t for t in tuners if name == t or name.startswith(f"{t}.")), None)
-        if owner is None or name.startswith(f"{owner}.base_layer"):
+        if name not in tuners and not _is_added(f"{name}.", tuners):
             present[_plain_name(f"{name}.").rstrip(".")] = type(module).__qualname__
     built = _built_again(causal)
     missing = {name: "missing" for name in built if name not in present}

@@ -204,6 +204,19 @@ def test_offloaded_weights_are_refused_by_name() -> None:
         reader_of(net)
 
 
+def test_a_trained_copy_of_a_module_is_the_adapters() -> None:
+    """peft keeps the model's own module beside the copy that it trains, and chooses."""
+    plain = reader_of(build("llama_gqa"))
+    net = get_peft_model(build("llama_gqa"), LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["norm"]))
+    with torch.no_grad():
+        net.get_base_model().base_model.norm.modules_to_save["default"].weight += 0.5
+    own, token = reader_of(net), state_token(net)
+    assert {part for part in plain.parts if plain.parts[part] != own.parts[part]} == {"adapter"}
+    with net.disable_adapter():
+        assert state_token(net) != token
+        assert reader_of(net).digest == plain.digest
+
+
 def switch(net: Any) -> None:
     net.set_adapter("second")
 

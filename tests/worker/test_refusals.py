@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from peft import PrefixTuningConfig, PromptTuningConfig, get_peft_model
 from tiny import VOCABULARY, ListMemory, attached, build, sharpen, tokens
 from transformers import (
     AutoModelForCausalLM,
@@ -79,6 +80,14 @@ def test_options_that_make_no_sense(model: Models, options: dict[str, object], r
     with pytest.raises(InputError, match=reason):
         attach(net, **options)
     assert net.config._attn_implementation == "sdpa"
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft 0.21 asks so
+@pytest.mark.parametrize("kind", [PromptTuningConfig, PrefixTuningConfig])
+def test_adapters_with_a_prompt_are_refused(kind: type) -> None:
+    net = get_peft_model(build("llama_gqa"), kind(num_virtual_tokens=3, task_type="CAUSAL_LM"))
+    with pytest.raises(UnsupportedModel, match="a prompt of its own"):
+        attach(net)
 
 
 def test_attached_twice(model: Models) -> None:
