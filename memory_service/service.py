@@ -58,8 +58,9 @@ def unary(method: Callable[[Any, Any], Message]) -> Callable[..., Awaitable[byte
 
 
 def page(method: Callable[[Any, Any], Message]) -> Callable[..., AsyncIterator[bytes]]:
-    """A method that looks at many chunks or banks, as a call with one answer. A long answer takes a share of the budget
-    until it is sent; while it waits for that it has its turn, so that few of a kind wait."""
+    """A method that looks at many chunks or banks, or whose answer may be long, as a call with one answer. A long one
+    takes a share of the budget until it is sent; while it waits for that it has its turn, so that few of a kind wait.
+    """
 
     def answer(self: Any, received: Received) -> bytes:
         return serialized(method(self, _message(received)), self._settings.max_message_bytes)
@@ -338,7 +339,7 @@ class MemoryService(service_pb2_grpc.MemoryServiceServicer):
 
     # Chunks
 
-    @unary
+    @page
     def GetChunk(self, request: pb.GetChunkRequest) -> pb.GetChunkResponse:  # noqa: N802
         """Metadata of one chunk."""
         chunk = self._banks.get_chunk(request.bank, request.chunk_id, embedding=request.with_embedding)
@@ -355,7 +356,7 @@ class MemoryService(service_pb2_grpc.MemoryServiceServicer):
         token = str(chunks[-1].chunk_id) if more else ""
         return pb.ListChunksResponse(chunks=map(convert.chunk_message, chunks), next_page_token=token)
 
-    @unary
+    @page
     def UpdateChunk(self, request: pb.UpdateChunkRequest) -> pb.UpdateChunkResponse:  # noqa: N802
         """Replace the metadata."""
         chunk = self._banks.update_chunk(request.bank, request.chunk_id, scalars.metadata("metadata", request))

@@ -16,6 +16,10 @@ from tests.proof.service_process import Service
 PAUSE_S = 0.002
 
 
+# What a message may cost, on a machine that may be busy: what the bounds guard against took seconds.
+ROOM_BYTES, WAIT_S = 64 << 20, 2.0
+
+
 @dataclass(frozen=True)
 class Cost:
     """`peak`: bytes of memory on top of what there was; `stays`: of these, what is there afterwards; `waited`: seconds
@@ -24,6 +28,11 @@ class Cost:
     peak: int
     stays: int
     waited: float
+
+    def within(self, size: int) -> bool:
+        """Whether it is what a message of so many bytes may cost. gRPC has the message up to three times: as it came,
+        as one piece, and as Python's bytes."""
+        return self.peak < 4 * size + ROOM_BYTES and self.waited < WAIT_S
 
 
 class Another:

@@ -1,15 +1,20 @@
 """Requests that are many times larger when they are decoded: for every field that a message can have, at any depth, as
 many of its smallest values as some bytes hold."""
 
+import socket
 from collections.abc import Iterator
 from functools import reduce
 from typing import Any
 
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 
+from kvbank import _direct
 from kvbank.v1 import direct_pb2
 from kvbank.v1 import service_pb2 as pb
 
+MIB = 1 << 20
+# In bytes: about as large as all methods take, of as many parts as they take, and as large as gRPC takes.
+SIZES = {"large": 7 * MIB // 2, "many": 7 * MIB // 10, "largest": 60 * MIB}
 METHODS = {method.name: method for method in pb.DESCRIPTOR.services_by_name["MemoryService"].methods}
 DIRECT = direct_pb2.DirectRequest.DESCRIPTOR
 _VARINT, _FIXED64, _DELIMITED, _FIXED32 = 0, 1, 2, 5
@@ -74,6 +79,22 @@ def _varint(value: int) -> bytes:
         written.append(value & 0x7F | 0x80)
         value >>= 7
     return bytes((*written, value))
+
+
+def all_floods(size: int) -> Iterator[tuple[str, str, bytes]]:
+    """(method, what it floods, the bytes) of all methods and of direct calls ("direct")."""
+    for method in METHODS.values():
+        yield from ((method.name, path, data) for path, data in floods(method.input_type, size))
+    yield from (("direct", path, data) for path, data in floods(DIRECT, size))
+
+
+def send_directly(path: str, data: bytes) -> bytes:
+    """Call over the socket for direct calls, once; the bytes of the answer. Errors: OSError."""
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(100)
+        connection.connect(path)
+        _direct.send(connection, data)
+        return _direct.receive(connection) or b""
 
 
 def send(channel: Any, method: str, data: bytes, **options: Any) -> None:

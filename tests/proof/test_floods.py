@@ -6,18 +6,19 @@ bounded widely, because the machine may be busy: what they guard against took se
 
 import gzip
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import grpc
 import pytest
 
-from tests.proof.cost import Cost, cost_of
-from tests.proof.floods import METHODS, flood, floods, send
+from kvbank import _channel, _status
+from kvbank.v1 import direct_pb2
+from kvbank.v1 import service_pb2 as pb
+from tests.proof.cost import cost_of
+from tests.proof.floods import DIRECT, METHODS, MIB, SIZES, flood, floods, send, send_directly
 from tests.proof.once import reason_of
 from tests.proof.service_process import Service, ServiceHost
 
-MIB = 1 << 20
-# As large as all methods take, as many parts as they take, and as large as gRPC takes.
-SIZES = {"large": 7 * MIB // 2, "many": 7 * MIB // 10, "largest": 60 * MIB}
 # What took gigabytes.
 SAMPLE = (
     ("GetStats", "banks", "large"),
@@ -32,16 +33,18 @@ SAMPLE = (
 )
 
 
-def holds(cost: Cost, size: int) -> bool:
-    """gRPC has the message up to three times: as it came, as one piece, and as Python's bytes."""
-    return cost.peak < 4 * size + 64 * MIB and cost.waited < 2
-
-
 @pytest.fixture(scope="module")
 def service(host: ServiceHost, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     made = host.start(tmp_path_factory.mktemp("floods") / "data", durability="os", same_host=True)
     yield made
     assert made.stop() == 0
+
+
+@pytest.fixture(scope="module")
+def socket_path(service: Service) -> str:
+    with grpc.insecure_channel(service.address) as channel:
+        shared = _channel.stub(channel).GetServerInfo(pb.GetServerInfoRequest()).same_host
+    return str(Path(shared.root, shared.socket))
 
 
 @pytest.fixture(scope="module")
@@ -65,14 +68,14 @@ def sending(service: Service) -> Iterator[Callable[[str, bytes], None]]:
 def test_a_request_is_bounded_before_it_is_decoded(service, sending, method, path, size):
     data = flood(METHODS[method].input_type, path, SIZES[size])
     cost = cost_of(service, lambda: sending(method, data))
-    assert holds(cost, len(data)), cost
+    assert cost.within(len(data)), cost
 
 
 def test_what_was_refused_does_not_stay(service, sending):
     """Five calls of ten million headers; each was kept by the error that refused it."""
     data = flood(METHODS["WriteChunks"].input_type, "headers.headers", 20 * MIB)
     cost = cost_of(service, lambda: sending("WriteChunks", data), times=5)
-    assert holds(cost, len(data)), cost
+    assert cost.within(len(data)), cost
     assert service.resident_bytes() < 300 * MIB
 
 
@@ -99,6 +102,26 @@ def test_a_compressed_request_is_refused(service):
     assert cost_of(service, compressed).peak < 2 * MIB
 
 
+def test_a_direct_call_is_bounded_before_it_is_decoded(service, socket_path):
+    data = flood(DIRECT, "retrieve.retrieve.banks", SIZES["largest"])
+    answers = []
+    cost = cost_of(service, lambda: answers.append(send_directly(socket_path, data)), times=3)
+    assert cost.within(len(data)), cost
+    reasons = [_status.from_status(direct_pb2.DirectResponse.FromString(answer).error, "").reason for answer in answers]
+    assert reasons == ["TOO_LARGE"] * 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", SIZES)
+def test_every_field_of_direct_calls(service, socket_path, size):
+    costly = []
+    for path, data in floods(DIRECT, SIZES[size]):
+        cost = cost_of(service, lambda data=data: send_directly(socket_path, data))
+        if not cost.within(len(data)):
+            costly.append((path, cost))
+    assert costly == []
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("method", METHODS)
@@ -106,7 +129,7 @@ def test_every_field_of_every_method(service, sending, method, size):
     costly = []
     for path, data in floods(METHODS[method].input_type, SIZES[size]):
         cost = cost_of(service, lambda data=data: sending(method, data))
-        if not holds(cost, len(data)):
+        if not cost.within(len(data)):
             costly.append((path, cost))
     assert costly == []
     assert service.resident_bytes() < 600 * MIB

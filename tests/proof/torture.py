@@ -10,17 +10,25 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import astuple
+from functools import partial
 from pathlib import Path
 
+import grpc
+
 import kvbank
+from kvbank import _channel
+from kvbank.v1 import service_pb2 as pb
 from tests.faults import shim
 from tests.proof import power_cuts
+from tests.proof.cost import Cost, cost_of
 from tests.proof.damage import damage
+from tests.proof.floods import SIZES, all_floods, send, send_directly
 from tests.proof.fuzz import fuzz
 from tests.proof.kills import Killed, kill_often
 from tests.proof.pass_through import GIB, pass_through
-from tests.proof.service_process import ServiceHost
+from tests.proof.service_process import Service, ServiceHost
 from tests.proof.workers import paced
 
 # The answers of a paced service spread by no more than this.
@@ -78,12 +86,36 @@ def _fuzz(arguments: argparse.Namespace, place: Path) -> bool:
             if messages >= arguments.messages or report.bad:
                 break
         grown = (service.resident_bytes() - before) >> 20
+        costly = _floods(service)
         ended = service.stop()
     assert report is not None
     _say(f"malformed messages: {messages}, against the rules {len(report.bad)}; memory grew by {grown} MiB")
-    for text in report.bad[:20]:
+    for text in (*report.bad[:20], *costly):
         _say(f"  {text}")
-    return not report.bad and ended == 0
+    return not report.bad and not costly and ended == 0
+
+
+def _floods(service: Service) -> list[str]:
+    """Every field of every method and of direct calls, in millions; those that cost more than a message may."""
+    worst, costly, sent = Cost(0, 0, 0.0), list[str](), 0
+    with grpc.insecure_channel(service.address, options=[("grpc.max_send_message_length", -1)]) as channel:
+        shared = _channel.stub(channel).GetServerInfo(pb.GetServerInfoRequest()).same_host
+        calls = {"direct": partial(send_directly, str(Path(shared.root, shared.socket)))}
+        for kind, size in SIZES.items():
+            for method, path, data in all_floods(size):
+                call = calls.get(method) or partial(send, channel, method, timeout=100)
+                cost = cost_of(service, partial(_refused, call, data))
+                worst, sent = Cost(*map(max, zip(astuple(worst), astuple(cost), strict=True))), sent + 1
+                if not cost.within(len(data)):
+                    costly.append(f"{method} {path} ({kind}): {cost}")
+            _say(f"  floods of {size >> 10} KiB: at most {worst.peak >> 20} MiB, others waited {worst.waited:.3f} s")
+    _say(f"floods: {sent} messages, {len(costly)} too costly; {service.resident_bytes() >> 20} MiB afterwards")
+    return costly
+
+
+def _refused(call: Callable[..., object], data: bytes) -> None:
+    with suppress(grpc.RpcError):
+        call(data=data)
 
 
 def _workers(arguments: argparse.Namespace, place: Path) -> bool:
@@ -108,7 +140,7 @@ PARTS: tuple[tuple[str, float, str, Callable[[argparse.Namespace, Path], bool]],
     ("kills", 200, "SIGKILLs under load", _kills),
     ("flips", 10_000, "payloads to damage", _damage),
     ("cuts", 400, "power cuts", _power_cuts),
-    ("messages", 100_000, "malformed messages", _fuzz),
+    ("messages", 100_000, "malformed messages, and messages of millions of parts", _fuzz),
     ("minutes", 0.0, "minutes of eight paced workers", _workers),
     ("gigabytes", 0.0, "GiB to pass through", _pass_through),
 )

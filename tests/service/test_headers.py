@@ -5,26 +5,31 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import grpc
+import numpy as np
 import pytest
 
+import kvbank
 from kvbank.v1 import service_pb2 as pb
 from memory_service import convert
+from tests.proof.deaf import Deaf
+from tests.waiting import wait_until
 
 MIB = 1024 * 1024
 EXHAUSTED = grpc.StatusCode.RESOURCE_EXHAUSTED
 TEXT = "x" * 1_900_000
+OWN_CONNECTION = [("grpc.use_local_subchannel_pool", 1)]
 
 
 class Service:
     """A server in a process of its own."""
 
-    def __init__(self, caller: Any, process: "subprocess.Popen[str]") -> None:
-        self.caller, self.process = caller, process
+    def __init__(self, caller: Any, process: "subprocess.Popen[str]", address: str) -> None:
+        self.caller, self.process, self.address = caller, process, address
 
     def fill(self, count: int) -> list[int]:
         """Chunks with the longest text that is taken, and nothing else."""
@@ -36,26 +41,32 @@ class Service:
 
     def peak(self) -> int:
         """The most memory that the process has ever had, in bytes."""
-        for line in Path(f"/proc/{self.process.pid}/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-        raise AssertionError("no VmHWM")
+        return self._memory("VmHWM:")
+
+    def resident(self) -> int:
+        """The memory that it has now."""
+        return self._memory("VmRSS:")
+
+    def _memory(self, kind: str) -> int:
+        lines = Path(f"/proc/{self.process.pid}/status").read_text().splitlines()
+        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(kind))
 
 
 @pytest.fixture
 def serve(tmp_path: Path, connect: Callable[..., Any]) -> Callable[..., Any]:
     @contextmanager
-    def serving(**flags: int) -> Iterator[Service]:
+    def serving(*words: str, listen: str = "127.0.0.1:0", **flags: int) -> Iterator[Service]:
         ready = tmp_path / "ready"
-        command = [sys.executable, "-m", "memory_service", "--data", str(tmp_path / "data"), "--listen", "127.0.0.1:0"]
-        command += ["--ready-file", str(ready), "--durability", "os"]
+        command = [sys.executable, "-m", "memory_service", "--data", str(tmp_path / "data"), "--listen", listen]
+        command += ["--ready-file", str(ready), "--durability", "os", *words]
         command += [f"--{name.replace('_', '-')}={value}" for name, value in flags.items()]
         with subprocess.Popen(command, stdout=subprocess.DEVNULL, text=True) as process:
             try:
                 while not ready.exists():
                     assert process.poll() is None
-                with connect(ready.read_text().strip()) as caller:
-                    yield Service(caller, process)
+                address = ready.read_text().strip()
+                with connect(address) as caller:
+                    yield Service(caller, process, address)
             finally:
                 process.terminate()
 
@@ -88,6 +99,67 @@ def test_large_answers_at_once_are_bounded_together(serve: Any) -> None:
         before = service.peak()
         assert list(threads.map(service.retrieve, [16] * 12)) == [16] * 12
         assert service.peak() - before < 300 * MIB
+
+
+def running(caller: Any) -> int:
+    """Calls under way, without the one that asks."""
+    samples = caller.stub.GetStats(pb.GetStatsRequest()).samples
+    return sum(int(some.value) for some in samples if some.name == "kvbank_requests_running") - 1
+
+
+QUERY = np.ones(4, "<f4").tobytes()
+LONG_ANSWERS: dict[str, Callable[[int], Any]] = {
+    "Retrieve": lambda _: pb.RetrieveRequest(banks=["b"], embedder_digest="embedder-a", queries=QUERY),
+    "GetChunk": lambda chunk_id: pb.GetChunkRequest(bank="b", chunk_id=chunk_id),
+}
+
+
+@needs_proc
+def test_answers_that_nobody_takes_are_bounded_together(serve: Any) -> None:
+    """Two callers ask for 760 MB and take nothing of it; others are answered meanwhile."""
+    with serve(max_inflight_bytes=32 * MIB) as service:
+        (chunk_id,) = service.fill(1)
+        assert service.caller.usage().chunks == 1
+        for method, request in LONG_ANSWERS.items():
+            before = service.resident()
+            with ExitStack() as callers:
+                for _ in range(2):
+                    address = callers.enter_context(Deaf(service.address)).address
+                    channel = callers.enter_context(grpc.insecure_channel(address, options=OWN_CONNECTION))
+                    # As a stream: an answer that is not a stream is taken before anybody asks for it.
+                    ask = channel.unary_stream(f"/kvbank.v1.MemoryService/{method}")
+                    callers.enter_context(cancelled([ask(request(chunk_id).SerializeToString()) for _ in range(200)]))
+                wait_until(lambda: running(service.caller) >= 390)
+                assert service.peak() - before < 160 * MIB, method
+            wait_until(lambda: not running(service.caller))
+            assert service.resident() - before < 100 * MIB, method
+
+
+@contextmanager
+def cancelled(calls: list[Any]) -> Iterator[None]:
+    yield
+    for call in calls:
+        call.cancel()
+
+
+def test_a_large_answer_is_searched_once(serve: Any, tmp_path: Path) -> None:
+    with serve("--same-host", listen=f"unix:{tmp_path / 'socket'}") as service:
+        service.fill(4)
+        with kvbank.connect(service.address) as client:
+            for one in ("over the stream", "directly"):
+                before = searches(service.caller)
+                if one == "directly":
+                    found = client.retrieve("b", [1, 0, 0, 0], top_k=4, embedder_digest="embedder-a")
+                    assert [len(chunk.text) for chunk in found.chunks.values()] == [len(TEXT)] * 4
+                else:
+                    assert service.retrieve(4) == 4
+                assert searches(service.caller) - before == 1, one
+
+
+def searches(caller: Any) -> int:
+    samples = caller.stub.GetStats(pb.GetStatsRequest()).samples
+    found = [some for some in samples if some.name == "kvbank_stage_seconds_count" and some.labels["stage"] == "search"]
+    return int(found[0].value)
 
 
 def test_a_stop_does_not_wait_for_large_answers(serve: Any) -> None:
