@@ -32,6 +32,7 @@ from memory_service.domain import (
     Tensor,
 )
 from memory_service.errors import INVALID_ARGUMENT, ServiceError, invalid
+from memory_service.validate import MOST_LAYERS
 
 _DTYPES: Mapping[int, DType] = {bank_pb2.DataType.Value(f"DATA_TYPE_{name.upper()}"): name for name in get_args(DType)}
 _POLICIES: Mapping[int, PolicyKind] = {
@@ -54,6 +55,8 @@ _REASON_NUMBERS: Mapping[str, Any] = {
 }
 
 
+# Three a layer of the largest bank.
+MOST_TENSORS = 3 * MOST_LAYERS
 MOST_CONDITIONS = 32
 MOST_VALUES = 1000
 # What a Timestamp may say, about: ten thousand years.
@@ -193,6 +196,8 @@ def _payload(message: chunk_pb2.PayloadDescriptor) -> Payload:
         raise invalid("chunk.payload.kind", "must be LAYER_KV or SOFT_TOKENS")
     if not message.tensors:
         raise invalid("chunk.payload.tensors", "must not be empty")
+    if len(message.tensors) > MOST_TENSORS:
+        raise invalid("chunk.payload.tensors", f"are {len(message.tensors)}; at most {MOST_TENSORS} are taken")
     producer = message.producer
     loss = producer.measured_loss if producer.HasField("measured_loss") else None
     return Payload(

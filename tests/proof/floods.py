@@ -13,8 +13,8 @@ from kvbank.v1 import direct_pb2
 from kvbank.v1 import service_pb2 as pb
 
 MIB = 1 << 20
-# In bytes: about as large as all methods take, of as many parts as they take, and as large as gRPC takes.
-SIZES = {"large": 7 * MIB // 2, "many": 7 * MIB // 10, "largest": 60 * MIB}
+# In bytes: about as large as all methods take, of about as many parts as they take, and beyond both.
+SIZES = {"large": 7 * MIB // 2, "many": 7 * MIB // 10, "larger": 20 * MIB}
 METHODS = {method.name: method for method in pb.DESCRIPTOR.services_by_name["MemoryService"].methods}
 DIRECT = direct_pb2.DirectRequest.DESCRIPTOR
 _VARINT, _FIXED64, _DELIMITED, _FIXED32 = 0, 1, 2, 5

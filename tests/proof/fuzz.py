@@ -76,7 +76,7 @@ def fuzz(
         chunk_id = client.write(CANARY, chunk_of(key), **DIGESTS).chunk_id
         with ThreadPoolExecutor(threads) as pool:
             for begin in range(0, calls, ROUND):
-                known = Known(*_shared(channel), _lay_out(client))
+                known = know(client, channel)
                 makers = [Maker(seed + begin + number, known) for number in range(min(ROUND, calls - begin))]
                 for outcome in pool.map(lambda maker: maker.call(channel), makers):
                     report.messages += outcome.messages
@@ -114,6 +114,11 @@ class Known:
     proof: bytes
     socket: str
     chunk_ids: list[int]
+
+
+def know(client: kvbank.Client, channel: grpc.Channel) -> Known:
+    """With the banks laid out anew."""
+    return Known(*_shared(channel), _lay_out(client))
 
 
 @dataclass
