@@ -5,7 +5,8 @@ bounded by its size, and the parts of a large one are counted before any of them
 method is refused with a reason; grpc.aio itself would answer UNKNOWN.
 """
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -14,12 +15,12 @@ from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
 
 from kvbank import _frames
-from memory_service.errors import RESOURCE_EXHAUSTED, ServiceError, invalid
+from memory_service.errors import RESOURCE_EXHAUSTED, UNAVAILABLE, ServiceError, invalid
 
 # Of a message that moves no vectors or tensors, in bytes.
 LARGEST_REQUEST = 4 * 1024 * 1024
 # Fields of a message and of those in it; about 100 bytes of memory each. Eight bytes of packed numbers count as one.
-MOST_PARTS = 400_000
+MOST_PARTS = 500_000
 # Shorter messages are not counted, and cost less than a visit to another thread.
 SHORT = 16 * 1024
 _VARINT, _FIXED64, _DELIMITED, _FIXED32 = 0, 1, 2, 5
@@ -63,6 +64,29 @@ class Received(NamedTuple):
     def message(self) -> Any:
         """What it says. Errors: as `Decoder`."""
         return self.decoder(self.data)
+
+
+class Held:
+    """The requests that are held in memory, from their coming to the end of their calls. Owns the bound on them, which
+    is not waited for: who waited would hold what there is no room for. In the event loop."""
+
+    def __init__(self, limit: int) -> None:
+        """limit: bytes; one request may be larger than that."""
+        self._limit = limit
+        self._taken = 0
+
+    @contextmanager
+    def of(self, received: Received) -> Iterator[None]:
+        """While there is a request. Errors: NOT_SERVING (it can be made again) when there are too many."""
+        size = len(received.data)
+        if size > SHORT and self._taken and self._taken + size > self._limit:
+            text = f"requests of {self._taken} bytes are under way, and this one has {size}; it can be made again"
+            raise ServiceError(UNAVAILABLE, "NOT_SERVING", text)
+        self._taken += size
+        try:
+            yield
+        finally:
+            self._taken -= size
 
 
 async def frames(requests: AsyncIterator[Received], run: Callable[..., Awaitable[Any]]) -> AsyncIterator[Any]:

@@ -2,7 +2,7 @@
 bytes too, so that the event loop, which everybody waits for, only passes bytes on."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import AsyncExitStack, aclosing, contextmanager
+from contextlib import AsyncExitStack, aclosing, contextmanager, nullcontext
 from functools import cache, partial, wraps
 from inspect import isasyncgenfunction
 from typing import Any, TypeVar
@@ -16,7 +16,7 @@ from kvbank.v1 import service_pb2_grpc
 from memory_service import __version__, calls, convert, payloads, requests, scalars
 from memory_service.bank import Banks
 from memory_service.budget import Budget
-from memory_service.decoding import LARGEST_REQUEST, SHORT, Received, frames, receiver
+from memory_service.decoding import LARGEST_REQUEST, SHORT, Held, Received, frames, receiver
 from memory_service.errors import (
     FAILED_PRECONDITION,
     ServiceError,
@@ -83,7 +83,8 @@ def refusing(method: Callable[[Any, Received], Awaitable[bytes]]) -> Callable[..
     @wraps(method)
     async def call(self: Any, received: Received, context: Context) -> bytes:
         try:
-            return await method(self, received)
+            with self._held.of(received):
+                return await method(self, received)
         except Exception as error:
             _refuse(context, error)
         return b""  # not sent
@@ -92,13 +93,14 @@ def refusing(method: Callable[[Any, Received], Awaitable[bytes]]) -> Callable[..
 
 
 def streaming(method: Callable[..., AsyncIterator[T]]) -> Callable[..., AsyncIterator[T]]:
-    """As `refusing`, for a stream of answers."""
+    """As `refusing`, for a stream of answers; to a request, or to a stream of them."""
 
     @wraps(method)
     async def call(self: Any, received: Any, context: Context) -> AsyncIterator[T]:
         try:
-            async for message in method(self, received):
-                yield message
+            with self._held.of(received) if isinstance(received, Received) else nullcontext():
+                async for message in method(self, received):
+                    yield message
         except Exception as error:
             _refuse(context, error)
 
@@ -144,6 +146,7 @@ class MemoryService(service_pb2_grpc.MemoryServiceServicer):
         # A budget of their own: bytes of ordinary answers do not queue behind large headers.
         self._headers = Headers(threads, Budget(limit), settings.max_message_bytes)
         self._sender = Sender(self._recall, threads.pool, Budget(limit), metrics)
+        self._held = Held(limit)
         self._sent_as_files = metrics.sent_bytes.labels("file")
 
     def drain(self) -> None:

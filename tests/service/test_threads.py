@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from kvbank.v1 import service_pb2 as pb
+from tests.proof.floods import flood
+from tests.proof.once import reason_of
 from tests.waiting import wait_until
 
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
@@ -18,12 +20,13 @@ CHUNKS, KEYS = 200, 1000
 # More than there are threads.
 EAGER = 12
 GRACE = 0.2
+MIB = 1 << 20
 
 
 @pytest.fixture
 def full(serving: Callable[..., Any]) -> Any:
     """A server with a bank "slow"; `alone`: seconds that a slow call takes when there is no other."""
-    caller = serving(grace=GRACE)
+    caller = serving(grace=GRACE, max_inflight_bytes=8 * MIB)
     caller.create()
     caller.add()
     caller.create("slow", layers=[])
@@ -65,6 +68,16 @@ def test_slow_calls_leave_others_their_threads_and_end_with_their_caller(full: A
     begun = time.monotonic()
     assert len(full.ids()) == 1
     assert time.monotonic() - begun < full.alone
+
+    # Of a field that comes twice, the last one counts.
+    asked = pb.ListChunksRequest(bank="slow", filter=SLOW).SerializeToString()
+    long = flood(pb.ListChunksRequest.DESCRIPTOR, "bank", 3 * MIB) + asked
+    list_chunks = full.channel.unary_unary("/kvbank.v1.MemoryService/ListChunks")
+    calls = [list_chunks.future(long) for _ in range(EAGER)]
+    wait_until(lambda: sum(call.done() for call in calls) >= EAGER - 2)
+    assert {reason_of(call.exception()) for call in calls if call.done()} == {"NOT_SERVING"}, "no more are held"
+    for call in calls:
+        call.cancel()
 
     calls = all_running(full)
     begun = time.monotonic()
