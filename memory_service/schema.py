@@ -189,6 +189,8 @@ def engine(path: Path, *, synchronous: str, writer: bool) -> Engine:
         # As many as threads ask for; the writer's thread, which opens snapshots, must not wait for one.
         pool_size=16,
         max_overflow=-1,
+        # Else an error that is logged repeats the values of its statement: texts and metadata of callers.
+        hide_parameters=True,
     )
 
     @event.listens_for(made, "connect")
