@@ -65,7 +65,10 @@ def serve(
     ] = None,
     ready_file: Annotated[Path | None, typer.Option(help="Write the address here when serving.")] = None,
 ) -> None:
-    """Serve the banks of a data folder. Settings come from flags, then KVBANK_* variables, then defaults."""
+    """Serve the banks of a data folder. Settings come from flags, then KVBANK_* variables, then defaults.
+
+    Example: kvbank serve --data /var/lib/kvbank --listen 127.0.0.1:7400
+    """
     flags: dict[str, Any] = {
         "data": data,
         "listen": listen,

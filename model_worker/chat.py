@@ -114,6 +114,8 @@ def _turn(session: Session, line: str, settings: ChatSettings, unanswered: Unans
         stop_on_interrupt() as stop,
         Waiting("reading your message: {done} of {total} tokens") as progress,
     ):
+        if not settings.plain and not sys.stdin.isatty():
+            _write(f"> {line}\n")
         session.say(
             line,
             on_text=_write,

@@ -49,7 +49,10 @@ def demo(
     as_json: JSON = False,
     svg: Annotated[Path | None, typer.Option(help="Also save the table as a picture.")] = None,
 ) -> None:
-    """Read a long text into a memory service, kill it, and see who still knows what stood in it."""
+    """Read a long text into a memory service, kill it, and see who still knows what stood in it.
+
+    Example: kvbank demo --limit 40000 --json
+    """
     quiet_libraries()
     from model_worker.demo import DemoSettings, run_demo
 
@@ -126,7 +129,10 @@ def layers(
     seed: Annotated[int, typer.Option(help="Other seeds draw other spans.")] = 0,
     as_json: JSON = False,
 ) -> None:
-    """Find the layers of a model that can use a memory: loss drop per injected layer, no training."""
+    """Find the layers of a model that can use a memory: loss drop per injected layer, no training.
+
+    Example: kvbank layers --model ./my-model
+    """
     from model_worker.layers import measure_layers
 
     loaded, _ = load_quietly(model)
@@ -169,7 +175,10 @@ _LAYERS = (
 
 
 def compressors(as_json: JSON = False) -> None:
-    """List the compressors: how to ask for each, what it keeps, its paper and its cost."""
+    """List the compressors: how to ask for each, what it keeps, its paper and its cost.
+
+    Example: kvbank compressors --json
+    """
     from model_worker.compress import REGISTRY, usage
 
     rows = [{"write": usage(name), "keeps": m.about, "paper": m.paper, "cost": m.cost} for name, m in REGISTRY.items()]

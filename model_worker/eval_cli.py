@@ -48,6 +48,8 @@ def compression(
     """Loss of the text that follows a chunk, given the compressed chunk; with bytes and time, for every method.
 
     `bias=measured` in a method stands for a table that is calibrated on the first half of the Python reference.
+
+    Example: kvbank eval compression --text book.txt --method tova:m=N --budget 32
     """
     from model_worker.evaluate.compression import METHODS, calibrates, measure
 
@@ -100,6 +102,8 @@ def passkey(
 
     The facts are those that kvbank-small was trained to copy, and any copying model can. With options of "HOMER, tuned"
     that way is run besides the published ones.
+
+    Example: kvbank eval passkey --times 2 --times 4 --samples 5
     """
     from model_worker.evaluate.passkey import Tuning, measure_passkeys
 
@@ -137,7 +141,10 @@ def homer_memory(
     plot: Annotated[Path | None, typer.Option(help="Also write an SVG: peak against length.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of a table.")] = False,
 ) -> None:
-    """Peak tensor memory of a whole prompt by length: HOMER against a plain prefill, fitted to log2(n) and to n."""
+    """Peak tensor memory of a whole prompt by length: HOMER against a plain prefill, fitted to log2(n) and to n.
+
+    Example: kvbank eval homer-memory --length 512 --length 1024 --length 2048
+    """
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     from model_worker.evaluate.memory import measure_peaks, random_model
 

@@ -33,7 +33,10 @@ def calibrate(
     out: Annotated[Path | None, typer.Option(help="File to write; default: where bias=auto looks.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
-    """Measure the bias table of a model (and rope scaling), so that near and far tokens compete fairly."""
+    """Measure the bias table of a model (and rope scaling), so that near and far tokens compete fairly.
+
+    Example: kvbank homer calibrate --model ./my-model --rope yarn:4
+    """
     from model_worker.attachment import attach
     from model_worker.demo import reference_text
     from model_worker.homer.bias import bias_key, save_bias

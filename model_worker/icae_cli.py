@@ -182,7 +182,7 @@ def icae(
         typer.Option("--gradient-checkpointing", help="Less memory, a third more time.", rich_help_panel=_RUN),
     ] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda.", rich_help_panel=_RUN)] = "auto",
-    seed: Annotated[int, typer.Option(rich_help_panel=_RUN)] = 0,
+    seed: Annotated[int, typer.Option(help="Of weights, order and draws.", rich_help_panel=_RUN)] = 0,
     log_every: Annotated[int, typer.Option(min=1, help="Updates.", rich_help_panel=_RUN)] = 10,
     eval_every: Annotated[int, typer.Option(min=0, help="Updates; 0: only at the end.", rich_help_panel=_RUN)] = 0,
     save_every: Annotated[int, typer.Option(min=0, help="Updates; 0: only at the end.", rich_help_panel=_RUN)] = 500,
@@ -285,6 +285,8 @@ def import_(
 
     LoRA and memory tokens are kept, copies of the base are left out. The names in the file were taken from the authors'
     code; no released file was at hand.
+
+    Example: kvbank icae import icae_v2.safetensors adapter --model mistralai/Mistral-7B-Instruct-v0.2
     """
     from model_worker.icae.official import import_official
 

@@ -78,6 +78,8 @@ def icae(
     Losses are in nats per token; accuracy is teacher-forced; exact prefix is the share of a text that a free-running
     restoration gets right before its first error; BLEU is sacrebleu's. `other` reads another text's slots, `plain` has
     none.
+
+    Example: kvbank eval icae --adapter run/adapter --text book.txt --documents 16
     """
     from model_worker.evaluate import icae as evaluate
     from model_worker.evaluate.icae_facts import facts, margins
@@ -134,6 +136,8 @@ def icae_latency(
     """Time to an answer's first token, and to its last, from slots at hand against reading the whole chunk.
 
     Time depends on shapes alone: adapters are random, and so are the weights of `random:` models.
+
+    Example: kvbank eval icae-latency --model random:tiny --rounds 3
     """
     from model_worker.evaluate.icae_latency import measure_latency
 

@@ -4,20 +4,16 @@ import sys
 from collections.abc import Iterator, Sequence
 
 from kvbank._cli.streams import typed
-from model_worker.terminal import printable
 
 
 def messages(plain: bool, history: Sequence[str]) -> Iterator[str]:
     """Messages from stdin until it ends, without the space around them.
 
     On a terminal a message is what stands there when Enter is pressed; lines that are pasted together are one message.
-    From a pipe it is a line, which is shown unless `plain`. history: what arrow up brings back.
+    From a pipe it is a line. plain: no prompt is shown. history: what arrow up brings back.
     """
     if not sys.stdin.isatty():
-        for line in map(typed, sys.stdin):
-            if line.strip() and not plain:
-                print(printable(f"> {line.strip()}"), flush=True)
-            yield line.strip()
+        yield from (typed(line).strip() for line in sys.stdin)
         return
     import readline  # gives `input` its line editing
 

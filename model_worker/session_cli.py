@@ -97,7 +97,10 @@ def chat(
     plain: Annotated[bool, typer.Option("--plain", help="Print answers only.")] = False,
     sessions: Sessions = None,
 ) -> None:
-    """Talk to a model that remembers, also after it was started again."""
+    """Talk to a model that remembers, also after it was started again.
+
+    Example: kvbank chat --session diary --memory localhost:7400
+    """
     folder = sessions or sessions_folder()
     known = _known(folder, session)
     name = model or (known.model if known else SHIPPED)
@@ -141,7 +144,10 @@ def _connected(target: str) -> Iterator[kvbank.Client]:
 
 
 def list_sessions(sessions: Sessions = None, as_json: AsJson = False) -> None:
-    """List the sessions on this machine."""
+    """List the sessions on this machine.
+
+    Example: kvbank session ls --json
+    """
     folder = sessions or sessions_folder()
     with warnings_in_one_line():
         found = [_facts(*session) for session in read_sessions(folder)]
@@ -164,7 +170,10 @@ def show_session(
     sessions: Sessions = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show a session: where it stands, and what was said last."""
+    """Show a session: where it stands, and what was said last.
+
+    Example: kvbank session show diary --last 20
+    """
     header, turns = read_session(sessions or sessions_folder(), name)
     said = [turn for turn in turns if not turn.part]
     said = said[len(said) - min(last, len(said)) :]
@@ -184,7 +193,10 @@ def fork_session(
     sessions: Sessions = None,
     as_json: AsJson = False,
 ) -> None:
-    """Begin a session with what was said in another; its bank is written from the log at its first start."""
+    """Begin a session with what was said in another; its bank is written from the log at its first start.
+
+    Example: kvbank session fork diary draft
+    """
     made = fork(sessions or sessions_folder(), name, new)
     if as_json:
         print_json(asdict(made))
@@ -202,7 +214,10 @@ def remove_session(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Delete a session: its bank, then its log. A bank that --force leaves is noted for `session clean`."""
+    """Delete a session: its bank, then its log. A bank that --force leaves is noted for `session clean`.
+
+    Example: kvbank session rm diary
+    """
     folder = sessions or sessions_folder()
     with SessionLog.open(folder, name, must_exist=True) as log:
         turns = sum(not turn.part for turn in log.turns)
@@ -221,16 +236,22 @@ def remove_session(
         say(left.text)
 
 
-def clean_sessions(sessions: Sessions = None) -> None:
-    """Delete the banks that deleted sessions have left, where their services are there again."""
-    remaining = 0
-    for left, trouble in delete_noted(sessions or sessions_folder()):
+def clean_sessions(sessions: Sessions = None, as_json: AsJson = False) -> None:
+    """Delete the banks that deleted sessions have left, where their services are there again.
+
+    Ends with 1 where one is still there.
+
+    Example: kvbank session clean
+    """
+    found = list(delete_noted(sessions or sessions_folder()))
+    for left, trouble in found:
         if trouble:
             say(f"bank {left.bank} of session {left.session} is still there: {trouble}")
-        else:
+        elif not as_json:
             print_line(f"deleted bank {left.bank} of session {left.session}")
-        remaining += bool(trouble)
-    if remaining:
+    if as_json:
+        print_json([{"session": left.session, "bank": left.bank, "deleted": not trouble} for left, trouble in found])
+    if any(trouble for _, trouble in found):
         raise typer.Exit(1)
 
 

@@ -30,6 +30,8 @@ def check(
     """Compare records, payloads and index. Changes nothing; works while a server serves the folder.
 
     Ends with 0 when nothing is wrong, with 1 when something is.
+
+    Example: kvbank check /var/lib/kvbank --fast
     """
     from memory_service.care.check import check as run
 
@@ -56,6 +58,8 @@ def repair(
 
     Damaged chunks go to quarantine/ (record and file), files that no chunk owns and bad snapshots of the index are
     removed, usage is counted anew. Ends with 0 when all is mended.
+
+    Example: kvbank repair /var/lib/kvbank --dry-run
     """
     from memory_service.care.repair import repair as run
 
@@ -85,6 +89,8 @@ def backup(
 
     DEST appears when all of it is durable; until then it is DEST.partial, which the next run takes up. Ends with 1 when
     chunks are damaged: they are left out and listed, the rest is kept.
+
+    Example: kvbank backup /var/lib/kvbank /backups/today --base /backups/yesterday
     """
     from memory_service.care.backup import backup as run
 
@@ -110,6 +116,8 @@ def restore(
     """Put a backup in place, after all of it was verified.
 
     Chunks keep their ids; the folder gets a new store id, so that nobody trusts what he has cached of the old one.
+
+    Example: kvbank restore /backups/today /var/lib/kvbank
     """
     from memory_service.care.restore import restore as run
 

@@ -15,10 +15,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-import typer
 
 import kvbank
-from kvbank._cli.application import application
 from kvbank._cli.ending import FAILED, INTERRUPTED, READER_LEFT, USAGE
 from kvbank._cli.output import printable
 from memory_service.care.backup import backup
@@ -26,6 +24,7 @@ from memory_service.server import LocalServer
 from model_worker.session_log import find_session
 from model_worker.unanswered import Unanswered
 from tests.cli import odd
+from tests.cli.tree import Words, commands
 from tests.cli.zygote import Call, Ended, Zygote
 from tests.worker_session.conftest import save_model
 
@@ -58,7 +57,7 @@ class World:
         backup(self._store, self._backup)
         self._made = 0
 
-    def whole(self, words: tuple[str, ...], name: str, type_: str) -> str | None:
+    def whole(self, words: Words, name: str, type_: str) -> str | None:
         """A value for an option or argument with which its command works; None: leave it out where that may be."""
         if name == "data" and type_ == "Path":
             return str(self.text) if words[0] == "train" else str(shutil.copytree(self._store, self.new()))
@@ -120,24 +119,12 @@ def zygote() -> Iterator[Zygote]:
         yield process
 
 
-COMMANDS = typer.main.get_command(application())
-
-
-def commands(command: Any = COMMANDS, words: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """Every command with its words."""
-    if not hasattr(command, "commands"):
-        yield words, command
-        return
-    for name, each in command.commands.items():
-        yield from commands(each, (*words, name))
-
-
 def type_of(parameter: Any) -> str:
     """ "int", "Path" and so on, of one value."""
     return str(parameter.bare_type()).removeprefix("list[").removesuffix("]")
 
 
-def made_of(world: World, words: tuple[str, ...], command: Any, choose: random.Random, odd_one: Any) -> list[str]:
+def made_of(world: World, words: Words, command: Any, choose: random.Random, odd_one: Any) -> list[str]:
     """The arguments of a call in which `odd_one` of its parameters has an odd value, and all others work."""
     options, arguments = [], []
     for parameter in command.params:

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import kvbank
-from kvbank import cli
+from kvbank._cli import application, ending
 from tests.sdk.host import Host
 
 READER = "ab" * 32
@@ -171,7 +171,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
     def call(*arguments: str) -> Ended:
         monkeypatch.setattr(sys, "argv", ["kvbank", *arguments])
         with pytest.raises(SystemExit) as ended:
-            cli.main()
+            ending.run(application.application())
         return Ended(int(ended.value.code or 0), *capsys.readouterr())
 
     return call

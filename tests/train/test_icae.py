@@ -23,7 +23,8 @@ from torch.utils.data import Dataset
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, TrainerCallback, TrainingArguments
 
 import model_worker
-from kvbank.cli import main
+from kvbank._cli import ending
+from kvbank._cli.application import application
 from model_worker.errors import InputError
 from model_worker.icae import Icae, IcaeConfig
 from model_worker.icae.data import (
@@ -609,7 +610,7 @@ def kvbank(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) 
     def run(*arguments: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["kvbank", *map(str, arguments)])
         with pytest.raises(SystemExit) as ended:
-            main()
+            ending.run(application())
         code = ended.value.code
         return code if isinstance(code, int) else 0, *capsys.readouterr()
 

@@ -14,7 +14,8 @@ from tiny import VOCABULARY, sharpen, tokenizer, tokens
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from kvbank.cli import main
+from kvbank._cli import ending
+from kvbank._cli.application import application
 from model_worker.errors import InputError
 from model_worker.evaluate.continuation import Continuation, continuation
 from model_worker.evaluate.icae import Evaluation, measure, plan
@@ -271,7 +272,7 @@ def kvbank(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) 
     def run(*arguments: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["kvbank", *(str(argument) for argument in arguments)])
         with pytest.raises(SystemExit) as ended:
-            main()
+            ending.run(application())
         return int(ended.value.code or 0), *capsys.readouterr()
 
     return run

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from kvbank.cli import main
+from kvbank._cli import ending
+from kvbank._cli.application import application
 from model_worker.demo import plant
 from model_worker.errors import InputError
 from model_worker.facts import TRAINING_SEEDS, make_facts
@@ -34,7 +35,7 @@ def kvbank(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) 
     def run(*arguments: str) -> Done:
         monkeypatch.setattr(sys, "argv", ["kvbank", *arguments])
         with pytest.raises(SystemExit) as ended:
-            main()
+            ending.run(application())
         code = ended.value.code
         return subprocess.CompletedProcess(arguments, code if isinstance(code, int) else 0, *capsys.readouterr())
 

@@ -1,10 +1,11 @@
 """The console script `kvbank`. What it runs stands in `kvbank._cli`, how it ends in `kvbank._cli.ending`."""
 
+import signal
 from typing import NoReturn
 
 
 def main() -> NoReturn:
-    """Run the command line and end the process."""
+    """Run the command line and end the process, which is all its own."""
     try:
         # Here, so that Ctrl-C during the imports ends like any other.
         from kvbank._cli import aside, ending, streams
@@ -16,3 +17,6 @@ def main() -> NoReturn:
         ending.run(application())
     except KeyboardInterrupt:  # before the command began, or while its end was being told
         raise SystemExit(130) from None
+    finally:
+        # The interpreter's own end takes up to a second with torch; Ctrl-C then ends it without a word.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -70,7 +70,10 @@ def list_banks(
     sessions: Annotated[Path | None, typer.Option(help="With --orphans: folder of the sessions' logs.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """List the banks of a memory service."""
+    """List the banks of a memory service.
+
+    Example: kvbank bank ls --memory ./memory
+    """
     with common.connect(memory) as client:
         banks = list(client.list_banks())
     if orphans:
@@ -100,7 +103,10 @@ def list_banks(
 
 @app.command("show")
 def show_bank(name: Name, memory: Memory = DEFAULT_ADDRESS, as_json: AsJson = False) -> None:
-    """Show a bank: its specs, bounds, policy, usage and index."""
+    """Show a bank: its specs, bounds, policy, usage and index.
+
+    Example: kvbank bank show notes --json
+    """
     with common.connect(memory) as client:
         (found,) = client.stats([name]).banks
     if as_json:
@@ -140,7 +146,10 @@ def create_bank(
     memory: Memory = DEFAULT_ADDRESS,
     as_json: AsJson = False,
 ) -> None:
-    """Make a bank. Workers make their own; this is for other producers."""
+    """Make a bank. Workers make their own; this is for other producers.
+
+    Example: kvbank bank create notes --embedder my-embedder --dimension 384 --capacity chunks=10k --ttl 30d
+    """
     kv = None
     if reader:
         kv = kvbank.KVSpec(reader, parse.layers(layers), kv_heads, head_dim, dtype, hidden_size=hidden_size)
@@ -166,7 +175,10 @@ def update_bank(
     memory: Memory = DEFAULT_ADDRESS,
     as_json: AsJson = False,
 ) -> None:
-    """Change the bounds, policy, expiry, index or metadata (all of them) of a bank; what is not given stays."""
+    """Change the bounds, policy, expiry, index or metadata (all of them) of a bank; what is not given stays.
+
+    Example: kvbank bank update notes --quota bytes=2GiB --policy lru
+    """
     options = _options(capacity, quota, policy, (lower, upper, target), ttl, renew, index, metadata)
     if not options:
         raise typer.BadParameter("nothing to change")
@@ -182,7 +194,10 @@ def remove_bank(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Delete a bank and all its chunks."""
+    """Delete a bank and all its chunks.
+
+    Example: kvbank bank rm notes --yes
+    """
     with common.connect(memory) as client:
         chunks = client.get_bank(name).usage.chunks
         if not yes:
@@ -205,7 +220,10 @@ def evictions(
     memory: Memory = DEFAULT_ADDRESS,
     as_json: AsJson = False,
 ) -> None:
-    """Show which chunks went, newest first, and why; or which would go next, in order."""
+    """Show which chunks went, newest first, and why; or which would go next, in order.
+
+    Example: kvbank bank evictions notes --explain --need 100
+    """
     with common.connect(memory) as client:
         if explain:
             plan = client.explain_eviction(name, need)

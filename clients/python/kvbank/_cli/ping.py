@@ -15,7 +15,10 @@ def ping(
     target: Annotated[str, typer.Argument(metavar="[HOST:PORT]", envvar="KVBANK_MEMORY")] = DEFAULT_ADDRESS,
     as_json: AsJson = False,
 ) -> None:
-    """Ask a memory service who it is, and how long it takes to answer."""
+    """Ask a memory service who it is, and how long it takes to answer.
+
+    Example: kvbank ping localhost:7400
+    """
     with common.connect(target) as client:
         client.server_info()
         start = time.perf_counter()

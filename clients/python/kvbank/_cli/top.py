@@ -30,7 +30,10 @@ Once = Annotated[bool, typer.Option("--once", help="Print one sample and end; so
 def top(
     memory: Memory = DEFAULT_ADDRESS, interval: Interval = 2.0, once: Once = False, as_json: AsJson = False
 ) -> None:
-    """Watch a memory service: requests, latencies, bytes and banks, by the second. Ends with q or Ctrl-C."""
+    """Watch a memory service: requests, latencies, bytes and banks, by the second. Ends with q or Ctrl-C.
+
+    Example: kvbank top --memory localhost:7400 --interval 5
+    """
     with common.connect(memory) as client:
         if as_json or once or not sys.stdout.isatty():
             rates = next(_samples(client, interval, time.sleep))

@@ -1,0 +1,55 @@
+"""Every command says what it does and shows an example; what prints data prints it as JSON, too."""
+
+import shlex
+from importlib.metadata import EntryPoint
+from typing import Any
+
+import pytest
+
+import kvbank
+from kvbank._cli import application
+from tests import command
+from tests.cli.tree import Words, commands
+
+# They talk, or serve, and print no data.
+WITHOUT_JSON = {("chat",), ("serve",)}
+
+
+@pytest.mark.parametrize(("words", "found"), [pytest.param(*each, id=" ".join(each[0])) for each in commands()])
+def test_help(words: Words, found: Any) -> None:
+    assert found.help
+    options = [parameter for parameter in found.params if parameter.param_type_name == "option"]
+    assert [option.name for option in options if not option.help] == []
+    assert words in WITHOUT_JSON or "as_json" in [option.name for option in options]
+    example = " ".join(found.help.partition("Example: ")[2].split())
+    called = shlex.split(example)
+    assert called[: len(words) + 1] == ["kvbank", *words]
+    with found.make_context("kvbank", called[len(words) + 1 :]):
+        pass  # it can be read
+
+
+def test_version() -> None:
+    assert command.run(application.application(), "--version").stdout == f"{kvbank.__version__}\n"
+
+
+@pytest.fixture
+def client_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    group = "kvbank.commands"
+    parts = [EntryPoint(name, f"kvbank_no_{name}.cli:register", group) for name in ("server", "worker")]
+    monkeypatch.setattr(application, "entry_points", lambda group: parts)
+
+
+def test_the_client_alone_names_what_its_commands_need(client_alone: None) -> None:
+    shown = command.run(application.application(), "--help").stdout
+    for part in ("server", "worker"):
+        assert f"Needs kvbank[{part}]." in shown
+    for words in (["check", "x"], ["check", "--help"], ["serve", "--data", "x", "--insecure"], ["session", "rm", "x"]):
+        ended = command.run(application.application(), *words)
+        part = "worker" if words[0] == "session" else "server"
+        assert ended == (1, "", f"kvbank: module 'kvbank_no_{part}' is not installed: pip install 'kvbank[{part}]'\n")
+
+
+def test_all_commands_are_known_to_the_client_alone(client_alone: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    alone = {words[0] for words, _ in commands()}
+    monkeypatch.undo()
+    assert alone == {words[0] for words, _ in commands()}
