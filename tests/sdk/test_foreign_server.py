@@ -20,11 +20,20 @@ READER = {"reader_digest": "ab" * 32}
 Says = Callable[[pb.SameHost, bytes], None]
 
 
+@pytest.fixture(scope="module")
+def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
+    """One for all tests, without direct calls, which would pass a relay by."""
+    kv, embedding = kvbank.KVSpec(READER["reader_digest"], (1, 3), 2, 8), kvbank.EmbeddingSpec("cd" * 32, 16)
+    digests = {**READER, "embedder_digest": "cd" * 32}
+    host = Host(tmp_path_factory.mktemp("host") / "data", kv, embedding, digests)
+    (host.data / "direct.sock").unlink()
+    yield host
+    host.close()
+
+
 @pytest.fixture
 def relay(host: Host) -> Iterator[Relay]:
-    """Between the client and the host; there are no direct calls, which would pass it by."""
     with closing(Relay(host.address)) as relay:
-        (host.data / "direct.sock").unlink()
         yield relay
 
 
@@ -75,7 +84,7 @@ def test_without_a_proof_no_file_is_read_and_no_nonce_is_sent(
     host: Host, relay: Relay, make_chunk: Make, assert_equal: Callable[..., None], change: Says
 ) -> None:
     (chunk_id,) = host.write(make_chunk(1))
-    staged = host.received("staged")
+    before = host.received("staged"), host.sent("file")
     says(relay, change)
     with kvbank.connect(relay.unix) as client:
         assert_equal(client.fetch("b", [chunk_id], **READER)[0], make_chunk(1))
@@ -83,7 +92,7 @@ def test_without_a_proof_no_file_is_read_and_no_nonce_is_sent(
     assert "FetchFiles" not in relay.calls
     nonce = (host.data / "same-host.nonce").read_bytes()
     assert not any(nonce in request or _proof.of_client(nonce) in request for request in relay.requests)
-    assert (host.received("staged"), host.sent("file")) == (staged, 0)
+    assert (host.received("staged"), host.sent("file")) == before
 
 
 def test_a_proof_is_for_one_challenge(host: Host, relay: Relay, make_chunk: Make) -> None:
@@ -103,11 +112,12 @@ def test_a_proof_is_for_one_challenge(host: Host, relay: Relay, make_chunk: Make
 
 
 def test_the_nonce_itself_is_sent_to_nobody(host: Host, relay: Relay, make_chunk: Make) -> None:
+    before = host.received("stream"), host.sent("stream")
     with kvbank.connect(relay.unix) as client:
         chunk_id = client.write("b", make_chunk(1), **host.digests).chunk_id
         client.fetch("b", [chunk_id], **READER)
     assert {"WriteChunks", "FetchFiles"} <= set(relay.calls)
-    assert host.received("stream") == host.sent("stream") == 0
+    assert (host.received("stream"), host.sent("stream")) == before
     nonce = (host.data / "same-host.nonce").read_bytes()
     assert not any(nonce in request for request in relay.requests)
 
@@ -115,9 +125,11 @@ def test_the_nonce_itself_is_sent_to_nobody(host: Host, relay: Relay, make_chunk
 @pytest.mark.parametrize("readable", [0o640, 0o604])
 def test_a_nonce_that_others_can_read_proves_nothing(host: Host, relay: Relay, make_chunk: Make, readable: int) -> None:
     (chunk_id,) = host.write(make_chunk(1))
-    (host.data / "same-host.nonce").chmod(readable)
+    nonce = host.data / "same-host.nonce"
+    nonce.chmod(readable)
     with kvbank.connect(relay.unix) as client:
         client.fetch("b", [chunk_id], **READER)
+    nonce.chmod(0o600)
     assert "FetchFiles" not in relay.calls
 
 

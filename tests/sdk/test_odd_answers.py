@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
+from datetime import timedelta
 from functools import partial
 from typing import Any
 
@@ -49,21 +50,28 @@ CALLS: Mapping[str, Callable[[Any, kvbank.NewChunk, int], Any]] = {
 # Answered where server and client share a machine, and over a unix socket alone.
 FILES = ("RetrieveFiles", "FetchFiles")
 METHODS = list(SERVICE.methods)
-_EVERY = [pytest.param(1, marks=pytest.mark.slow, id="all"), pytest.param(17, id="some")]
+_EVERY = [pytest.param(1, marks=pytest.mark.slow, id="all"), pytest.param(23, id="some")]
 _PAGES_AT_MOST = 100
 # A google.rpc.Status whose detail says that it is an ErrorInfo, and is none.
 _BAD_DETAILS = b"\x08\x05\x1a\x30\x0a\x28type.googleapis.com/google.rpc.ErrorInfo\x12\x04\xff\xff\xff\xff"
 
 
+@pytest.fixture(scope="module")
+def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
+    """One for all tests; over the socket of direct calls nobody answers."""
+    host = Host(tmp_path_factory.mktemp("host") / "data", KV, EMBEDDING, DIGESTS)
+    host.client.update_bank("b", capacity=kvbank.Capacity(chunks=10**5), quota=kvbank.Quota(chunks=10**6))
+    (host.data / "direct.sock").rename(host.data / "real.sock")
+    yield host
+    host.close()
+
+
 @pytest.fixture
 def stored(host: Host, make_chunk: Make) -> int:
-    """A chunk with all that an answer can have; over the socket of direct calls nobody answers."""
-    options: dict[str, Any] = {"metadata": {"a": "b"}, "producer": kvbank.Producer("none", measured_loss=0.5)}
-    chunk = make_chunk(1, expiry=kvbank.Expiry(None), text="some text", **options)
-    (chunk_id,) = host.write(chunk)
-    host.client.update_bank("b", capacity=kvbank.Capacity(chunks=100), quota=kvbank.Quota(chunks=10**6))
+    """A chunk with all that an answer can have."""
+    options: dict[str, Any] = {"metadata": {"a": "b", "n": 1}, "producer": kvbank.Producer("none", measured_loss=0.5)}
+    (chunk_id,) = host.write(make_chunk(1, expiry=kvbank.Expiry(timedelta(days=1)), text="some text", **options))
     host.retrieve(QUERY)
-    (host.data / "direct.sock").rename(host.data / "real.sock")
     return chunk_id
 
 
@@ -144,9 +152,9 @@ class DirectRelay:
     """Stands at the socket for direct calls, and changes the bytes of what the real one answers."""
 
     def __init__(self, host: Host) -> None:
-        self._real = str(host.data / "real.sock")
+        self._real, self._path = str(host.data / "real.sock"), host.data / "direct.sock"
         self._listener = socket.socket(socket.AF_UNIX)
-        self._listener.bind(str(host.data / "direct.sock"))
+        self._listener.bind(str(self._path))
         self._listener.listen()
         self.change: Callable[[bytes], bytes] = lambda answer: answer
         self.calls = 0
@@ -157,6 +165,7 @@ class DirectRelay:
         self._listener.shutdown(socket.SHUT_RDWR)
         self._thread.join()
         self._listener.close()
+        self._path.unlink()
 
     def _serve(self) -> None:
         with suppress(OSError):
@@ -257,3 +266,4 @@ def test_a_deadline_holds_for_an_answer_that_comes_byte_by_byte(host: Host, stor
             client.fetch("b", [stored], timeout=0.5, **READER)
         stop.set()
         thread.join()
+        (host.data / "direct.sock").unlink()
