@@ -1,12 +1,15 @@
 """Metadata keep the types of their values, and filters compare numbers with numbers."""
 
 import asyncio
+import json
 import math
 import random
+import sqlite3
 import struct
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -264,3 +267,18 @@ def test_a_condition_that_an_earlier_version_does_not_know_is_one_that_it_refuse
         assert not known.key
     (condition,) = _codec.list_chunks("b", False, kvbank.Filter(metadata={"a": ["x", "y"]})).filter.metadata
     assert (condition.key, list(condition.values), condition.HasField("typed")) == ("a", ["x", "y"], False)
+
+
+def test_rows_of_earlier_versions_stay_what_they_were(tmp_path: Path, run: Callable[..., Any]) -> None:
+    """The digest of a request with strings is the one that version 0.1.0 wrote, and a folder with all types is sound."""
+    folder, key = tmp_path / "memory", bytes(range(16))
+    options: dict[str, Any] = {"start": 3, "token_ids": [1, 2], "text": "text", "idempotency_key": key}
+    with kvbank.connect(folder) as client:
+        client.create_bank("b", kv=None, embedding=kvbank.EmbeddingSpec("e", 2))
+        plain = kvbank.NewChunk([1.0, 0.5], metadata={"z": "1", "a": "b"}, **options)
+        typed = kvbank.NewChunk([0.5, 1.0], metadata=TYPED)
+        client.write_many("b", [plain, typed], reader_digest="", embedder_digest="e")
+    with closing(sqlite3.connect(folder / "metadata.db")) as database:
+        digest, meta = database.execute("SELECT hex(substr(digest, 1, 16)), meta FROM chunks").fetchone()
+    assert (digest, json.loads(meta)) == ("E6950574174BA42BD37F71CC27D63597", {"a": "b", "z": "1"})
+    assert run("check", str(folder)).returncode == 0
