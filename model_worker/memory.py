@@ -20,6 +20,7 @@ import xxhash
 from torch import Tensor
 
 import kvbank
+from kvbank._arguments import metadata
 from model_worker import stored
 from model_worker.arguments import finite, whole, words
 from model_worker.attachment import Attachment
@@ -453,7 +454,10 @@ def embedded(embedder: Embedder, texts: list[str]) -> np.ndarray:
 def _metadata(given: Mapping[str, Any] | None) -> dict[str, Any]:
     if given is not None and not isinstance(given, Mapping):
         raise InputError(f"metadata is a mapping, not a {type(given).__name__}")
-    return dict(given or {})
+    try:
+        return metadata({} if given is None else given)
+    except kvbank.InvalidArgument as error:
+        raise InputError(str(error)) from None
 
 
 def _next_key(key: bytes) -> bytes:

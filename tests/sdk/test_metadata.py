@@ -270,7 +270,7 @@ def test_a_condition_that_an_earlier_version_does_not_know_is_one_that_it_refuse
 
 
 def test_rows_of_earlier_versions_stay_what_they_were(tmp_path: Path, run: Callable[..., Any]) -> None:
-    """The digest of a request with strings is the one that version 0.1.0 wrote, and a folder with all types is sound."""
+    """The digest of a request with strings is the one that was written before, and a folder with all types is sound."""
     folder, key = tmp_path / "memory", bytes(range(16))
     options: dict[str, Any] = {"start": 3, "token_ids": [1, 2], "text": "text", "idempotency_key": key}
     with kvbank.connect(folder) as client:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tiny import attached, bank, build, tokenizer, tokens, worst
@@ -26,7 +27,8 @@ Models = Callable[[str], PreTrainedModel]
 def test_read_back_bit_by_bit(client: kvbank.Client, family: str, dtype: torch.dtype) -> None:
     ids = tokens(6)[0].tolist()
     with attached(build(family).to(dtype)) as attachment:
-        memory = Memory(attachment, client, bank(), tokenizer(), chunk=6, metadata={"who": "test"})
+        about = {"who": "test", "year": np.int64(2024), "final": True}
+        memory = Memory(attachment, client, bank(), tokenizer(), chunk=6, metadata=about)
         memory.open()
         seen = encode(attachment, ids, start=30)
         memory.remember([seen])
@@ -41,7 +43,7 @@ def test_read_back_bit_by_bit(client: kvbank.Client, family: str, dtype: torch.d
         stored = client.get_chunk(memory.bank, got.chunk_id)
     assert stored.token_ids == tuple(ids)
     assert stored.text == " ".join(f"w{i}" for i in ids)
-    assert stored.metadata == {"who": "test"}
+    assert stored.metadata == {"who": "test", "year": 2024, "final": True}
     assert stored.producer is not None
     assert (stored.producer.method, stored.producer.context) == ("none", "isolated")
     assert (stored.start, stored.original_length, stored.stored_length) == (30, 6, 6)

@@ -123,6 +123,7 @@ def test_what_is_no_text_ends_in_one_error(model: MemoryModel, method: str, give
         ("patience", float("inf"), "patience is a finite number"),
         ("retry_after", "2 s", "retry_after"),
         ("metadata", ["a"], "metadata is a mapping, not a list"),
+        ("metadata", {"year": None}, "metadata: expected a string, a finite number"),
         ("source", 7, "source is a string, not a int"),
         ("spool", "/tmp", "spool is a Spool, not a str"),
         ("bank", b"name", "bank is bytes"),

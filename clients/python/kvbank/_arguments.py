@@ -10,6 +10,7 @@ import numpy as np
 
 from kvbank import _arrays
 from kvbank._exceptions import InvalidArgument
+from kvbank._scalars import Scalar
 
 T = TypeVar("T")
 
@@ -165,7 +166,7 @@ def texts_by_text(field: str, value: Any) -> dict[str, str]:
     return {text(field, key): text(field, found) for key, found in mapping(field, value).items()}
 
 
-def scalar(field: str, value: Any) -> str | int | float | bool:
+def scalar(field: str, value: Any) -> Scalar:
     """A value of metadata: a string, a whole number of 64 bits, a finite number, or True or False."""
     if _arrays.is_array(value) and value.ndim == 0:
         value = _arrays.to_numpy(value)[()]
@@ -178,6 +179,11 @@ def scalar(field: str, value: Any) -> str | int | float | bool:
     if isinstance(value, float | np.floating) and math.isfinite(value):
         return float(value)
     raise expected(field, "a string, a finite number of 64 bits, or True or False", value)
+
+
+def metadata(value: Any, field: str = "metadata") -> dict[str, Scalar]:
+    """A mapping of strings to values of metadata, which are plain then."""
+    return {text(field, key): scalar(field, found) for key, found in mapping(field, value).items()}
 
 
 def finite(field: str, value: Any) -> int | float:

@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from types import EllipsisType
 from typing import Any
 
+from kvbank import _arguments, _scalars
 from kvbank import _models as m
-from kvbank import _scalars
-from kvbank._arguments import mapping, scalar, text
+from kvbank._arguments import scalar, text
 from kvbank._exceptions import FailedPrecondition
 from kvbank._scalars import Scalar
 from kvbank.v1 import service_pb2
@@ -14,8 +14,7 @@ from kvbank.v1 import service_pb2
 
 def fields(metadata: Mapping[str, Scalar]) -> dict[str, dict[str, Any]]:
     """Both fields of a message. InvalidArgument for a key or a value of another type."""
-    given = mapping("metadata", metadata).items()
-    return _scalars.fields({text("metadata", key): scalar("metadata", value) for key, value in given})
+    return _scalars.fields(_arguments.metadata(metadata))
 
 
 def check_kept(message: Any, typed: bool) -> None:

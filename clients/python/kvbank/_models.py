@@ -23,6 +23,7 @@ from kvbank._arguments import (
     invalid,
     items,
     mapping,
+    metadata,
     scalar,
     shown,
 )
@@ -217,7 +218,7 @@ class NewChunk:
     def __post_init__(self) -> None:
         if self.tensors is not None:
             mapping("tensors", self.tensors)
-        mapping("metadata", self.metadata)
+        object.__setattr__(self, "metadata", metadata(self.metadata))
 
     @property
     def kind(self) -> PayloadKind | None:
