@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from sqlalchemy import Connection
 
-from memory_service import bank_rows, chunk_rows, gone_rows, quarantine, validate
+from memory_service import bank_rows, chunk_rows, gone_rows, quarantine, vacuum, validate
 from memory_service.clock import Clock
 from memory_service.directory import Directory, bank_bytes, bank_not_found
 from memory_service.disk_space import DiskSpace
@@ -39,7 +39,9 @@ from memory_service.room import Room
 from memory_service.search import SearchIndexes
 from memory_service.settings import Settings
 from memory_service.staging import StagedFile
-from memory_service.write import Writes, Written
+from memory_service.vacuum import Vacuum
+from memory_service.write import Writes, Written, check_quota
+from memory_service.writer import savepoint
 
 __all__ = ["Banks", "Written", "chunk_not_found"]
 _log = logging.getLogger(__name__)
@@ -85,12 +87,14 @@ class Banks:
                 metrics,
             )
             self._room.open()
+            self.vacuum = Vacuum(self.records, settings.data)
             begun.pop_all()
         for bank_id in gone:
             self._removal.clear(bank_id)
         self._janitor.later(self._sweep)
         self._timer.every(INTERVAL_S, self.records.follow_wall_clock)
         self._timer.every(INTERVAL_S, self._room.try_again)
+        self._timer.every(vacuum.INTERVAL_S, self.vacuum.run)
         self._timer.every(INTERVAL_S, Expiry(self.records, self._directory, self._removal).run)
 
     def _read_banks(self) -> tuple[Directory, list[int]]:
@@ -288,15 +292,27 @@ class Banks:
         return page, False
 
     def update_chunk(self, name: str, chunk_id: int, metadata: Metadata) -> Chunk:
-        """Replace the metadata. Errors: BANK_NOT_FOUND, CHUNK_NOT_FOUND, INVALID_FIELD, DISK_FULL."""
+        """Replace the metadata.
+
+        Errors: BANK_NOT_FOUND, CHUNK_NOT_FOUND, INVALID_FIELD, DISK_FULL, QUOTA_EXCEEDED, BANK_FULL.
+        """
         bank_id = self.named(name).bank_id
         validate.metadata("metadata", metadata)
         self._writes.space.for_records().give()
 
         def change(connection: Connection) -> bool:
-            return chunk_rows.update(connection, bank_id, chunk_id, metadata, self.records.counts.unwritten())
+            bank = self._directory.current(bank_id)
+            with savepoint(connection):  # a refusal takes the metadata back
+                grown = chunk_rows.update(connection, bank_id, chunk_id, metadata, self.records.counts.unwritten())
+                usage = bank_rows.usage(connection, bank_id)
+                if grown is None or usage is None or bank is None:
+                    return False
+                if grown > 0:
+                    check_quota(bank, "bytes", usage.bytes - grown, grown)
+                self._room.grown(bank, usage, chunk_id, grown)
+            return True
 
-        if not self.records.writer.submit(change).result():
+        if not self.records.writer.submit(change, lambda _: self._room.settle_down(bank_id)).result():
             raise chunk_not_found(name, chunk_id)
         return self.get_chunk(name, chunk_id, embedding=False)
 

@@ -46,7 +46,7 @@ _FIND_KEY = """
 _INSERT_CHUNK, _INSERT_CONTENT, _INSERT_KEY = _insertion(_CHUNKS), _insertion(_CONTENTS), _insertion(_KEYS)
 _ADD_USAGE = """
     UPDATE banks SET chunks = chunks + 1, chunks_written = chunks_written + 1,
-    tokens = tokens + :stored_length, bytes = bytes + :payload_bytes WHERE bank_id = :bank_id
+    tokens = tokens + :stored_length, bytes = bytes + :size WHERE bank_id = :bank_id
 """
 _FIND_VECTORS = """
     SELECT chunk_id, embedding FROM contents WHERE chunk_id IN (SELECT value FROM json_each(?)) ORDER BY chunk_id
@@ -103,6 +103,7 @@ def row_of(bank_id: int, chunk: Chunk, digest: bytes) -> Mapping[str, Any]:
         "ttl": expiry.ttl,
         "renew": expiry.renew,
         "expires": chunk.created + expiry.ttl if expiry.ttl else None,
+        "size": chunk.stored_bytes,
         "token_ids": chunk.token_ids,
         "text": chunk.text,
         "payload": _payload_json(chunk.payload),
@@ -123,7 +124,7 @@ def insert(connection: Connection, row: Mapping[str, Any]) -> bool:
 
 def ledger_rows(connection: Connection, bank_id: int, unit: Unit) -> Iterator[tuple[int, int, int, int, int]]:
     """(id, size in `unit`, retrievals, last use, pinned) of every chunk, ascending by id."""
-    size = {"chunks": "1", "tokens": "stored_length", "bytes": "payload_bytes"}[unit]
+    size = {"chunks": "1", "tokens": "stored_length", "bytes": "size"}[unit]
     columns = f"chunk_id, {size}, retrieval_count, max(created, coalesce(last_retrieved, 0)), pinned"
     return raw(connection).execute(f"SELECT {columns} FROM chunks WHERE bank_id = ? ORDER BY chunk_id", (bank_id,))
 
@@ -230,17 +231,23 @@ def pin(
     )
 
 
-def update(connection: Connection, bank_id: int, chunk_id: int, metadata: Metadata, unwritten: Unwritten) -> bool:
-    """Replace the metadata; whether the chunk exists and has not expired."""
+def update(connection: Connection, bank_id: int, chunk_id: int, metadata: Metadata, unwritten: Unwritten) -> int | None:
+    """Replace the metadata; by how many bytes the chunk has grown. None where it does not exist, or has expired."""
     where = (ChunkRow.bank_id == bank_id, ChunkRow.chunk_id == chunk_id)
-    columns = (ChunkRow.chunk_id, ChunkRow.digest, ChunkRow.ttl, ChunkRow.renew, ChunkRow.expires)
+    columns = (ChunkRow.chunk_id, ChunkRow.digest, ChunkRow.ttl, ChunkRow.renew, ChunkRow.expires, ChunkRow.meta)
     row = connection.execute(sa.select(*columns).where(*where)).one_or_none()
     if row is None or _expired(row, unwritten):
-        return False
+        return None
     meta = json.dumps(dict(metadata))
-    values = {"meta": meta, "digest": row_checksum.with_metadata(row.digest, meta)}
+    grown = len(meta.encode()) - len(row.meta.encode())
+    values = {
+        "meta": meta,
+        "digest": row_checksum.with_metadata(row.digest, meta),
+        "size": ChunkRow.size + grown,
+    }
     connection.execute(sa.update(ChunkRow).where(*where).values(values))
-    return True
+    raw(connection).execute("UPDATE banks SET bytes = bytes + ? WHERE bank_id = ?", (grown, bank_id))
+    return grown
 
 
 def ids(connection: Connection, bank_id: int) -> NDArray[np.int64]:
@@ -284,6 +291,7 @@ def _chunk(row: Any, name: str, embedding: bool) -> Chunk:
         pinned=bool(row.pinned),
         expiry=Expiry(row.ttl, bool(row.renew)) if row.ttl else None,
         expires=row.expires,
+        stored_bytes=row.size,
     )
 
 

@@ -175,6 +175,8 @@ class Chunk:
     retrieval_count: int = 0
     last_retrieved: int | None = None
     pinned: bool = False
+    # On the disk, all that it takes; 0 where that is not known yet.
+    stored_bytes: int = 0
     # In a write None stands for the bank's.
     expiry: Expiry | None = None
     expires: int | None = None

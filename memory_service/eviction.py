@@ -89,20 +89,20 @@ def plan(
     if not overflows(capacity, usage, need):
         return NOBODY
     if policy.kind == "reject":
-        raise _full(capacity, usage, need, "its policy evicts nothing")
+        raise full(capacity, usage, need, "its policy evicts nothing")
     chosen = _chosen(candidates, policy, usage, _keep(usage, capacity, policy, need))
     rows = np.concatenate([part for _, part in chosen])
     excess = usage + need - capacity.limit - int(candidates.sizes[rows].sum())
     room = _room(candidates, rows, excess)
     if excess > int(candidates.sizes[room].sum()) and not partly:
         pinned = usage - int(candidates.sizes.sum())
-        raise _full(capacity, usage, need, f"pinned chunks, which stay, take {pinned}")
+        raise full(capacity, usage, need, f"pinned chunks, which stay, take {pinned}")
     parts = [*chosen, ("room", room)]
     codes = [np.full(len(part), _REASONS.index(reason), np.uint8) for reason, part in parts]
     return Victims(candidates.ids[np.concatenate([rows, room])], np.concatenate(codes))
 
 
-def _full(capacity: Capacity, usage: int, need: int, why: str) -> ServiceError:
+def full(capacity: Capacity, usage: int, need: int, why: str) -> ServiceError:
     """BANK_FULL."""
     text = f"the bank is full: {usage} of {capacity.limit} {capacity.unit} used, {need} asked for; {why}"
     return ServiceError(

@@ -22,7 +22,7 @@ _VICTIMS = 100
 
 
 _SIZES = """
-    SELECT chunk_id, stored_length, payload_bytes FROM json_each(?) JOIN chunks ON chunk_id = value
+    SELECT chunk_id, stored_length, size FROM json_each(?) JOIN chunks ON chunk_id = value
     WHERE bank_id = ? AND (NOT pinned OR ?) ORDER BY json_each.key
 """
 _SPEND_KEYS = """

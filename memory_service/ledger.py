@@ -78,6 +78,10 @@ class Ledger:
         self._table[_RETRIEVALS, places] += retrievals[found]
         self._table[_USED, places] = np.maximum(self._table[_USED, places], used[found])
 
+    def resize(self, chunk_id: int, by: int) -> None:
+        """A chunk takes so much more."""
+        self._table[_SIZE, self._places(np.array([chunk_id]))[0]] += by
+
     def pin(self, chunk_ids: Sequence[int], pinned: bool) -> None:
         """Chunks are pinned, or no longer."""
         self._table[_PINNED, self._places(np.asarray(chunk_ids, np.int64))[0]] = pinned

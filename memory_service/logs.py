@@ -6,8 +6,13 @@ import sys
 from datetime import UTC, datetime
 from typing import Literal
 
+from grpc._cython.cygrpc import ExecuteBatchError
+
 from kvbank._cli.output import printable
 from memory_service import requests
+
+# Characters.
+_LONGEST_MESSAGE, _LONGEST_ERROR = 2_000, 20_000
 
 
 def configure(form: Literal["text", "json"], level: str) -> None:
@@ -27,11 +32,11 @@ class JsonFormatter(logging.Formatter):
             "time": _time(record),
             "level": record.levelname,
             "logger": record.name,
-            "message": record.getMessage(),
+            "message": _message(record),
             **_request(),
         }
         if record.exc_info:
-            fields["error"] = self.formatException(record.exc_info)
+            fields["error"] = _error(self, record)
         return json.dumps(fields)
 
 
@@ -40,13 +45,39 @@ class TextFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """The line, and the lines of a traceback."""
-        # A line break in a message could pass for a record of its own, and a terminal would obey what a caller sent.
-        line = f"{_time(record)} {record.levelname} {record.name}: {printable(record.getMessage())}"
+        # A line break in a message could pass for a record of its own, and a terminal may obey what a caller wrote.
+        line = f"{_time(record)} {record.levelname} {record.name}: {printable(_message(record))}"
         if request := _request():
             line += " [" + " ".join(f"{key}={value!r}" for key, value in request.items()) + "]"
         if record.exc_info:
-            line += "\n" + printable(self.formatException(record.exc_info), keep="\n")
+            line += "\n" + printable(_error(self, record), keep="\n\t")
         return line
+
+
+def leave_out_callers_who_left() -> None:
+    """Have gRPC not log, as an error with its traceback, that an answer could not be sent because its caller had gone.
+    A second call does nothing."""
+    logging.getLogger("grpc._cython.cygrpc").addFilter(_is_not_of_a_caller_who_left)
+
+
+def _is_not_of_a_caller_who_left(record: logging.LogRecord) -> bool:
+    return not (record.exc_info and isinstance(record.exc_info[1], ExecuteBatchError))
+
+
+def _message(record: logging.LogRecord) -> str:
+    """Bounded, because it may have a caller's words in it."""
+    return _cut(record.getMessage(), _LONGEST_MESSAGE)
+
+
+def _error(formatter: logging.Formatter, record: logging.LogRecord) -> str:
+    assert record.exc_info
+    return _cut(formatter.formatException(record.exc_info), _LONGEST_ERROR)
+
+
+def _cut(text: str, most: int) -> str:
+    """Of a long text the begin and the end, and how much is left out."""
+    half = most // 2
+    return text if len(text) <= most else f"{text[:half]}... ({len(text) - most} characters) ...{text[-half:]}"
 
 
 def _time(record: logging.LogRecord) -> str:

@@ -1,10 +1,13 @@
 """One request as the server sees it: id, method and bank, which its log records carry, and the reason of its error."""
 
+from collections.abc import Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
 LONGEST_LOGGED = 200
+# Of the banks of one request.
+_MOST_NAMES = 3
 
 
 @dataclass(slots=True)
@@ -23,9 +26,15 @@ class Request:
         for field in ("bank", "name", "banks"):
             value = getattr(message, field, "")
             value = getattr(value, "name", value)  # CreateBank and UpdateBank have a whole bank
-            if text := value if isinstance(value, str) else ",".join(value):
+            if text := value if isinstance(value, str) else _few(value):
                 self.bank = text[:LONGEST_LOGGED]
                 return
+
+
+def _few(names: Sequence[str]) -> str:
+    """The first names, and how many there are besides."""
+    more = len(names) - _MOST_NAMES
+    return ",".join(name[:LONGEST_LOGGED] for name in names[:_MOST_NAMES]) + (f" and {more} more" if more > 0 else "")
 
 
 _current: ContextVar[Request | None] = ContextVar("kvbank_request", default=None)

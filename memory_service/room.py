@@ -19,11 +19,12 @@ import numpy as np
 from sqlalchemy import Connection
 
 from memory_service import bank_rows, chunk_rows, gone_rows
+from memory_service.chunk_size import size_of
 from memory_service.condition import Condition
 from memory_service.directory import Directory
-from memory_service.domain import Bank, Capacity, Chunk, Eviction, EvictionReason, Unit
+from memory_service.domain import Bank, Capacity, Chunk, Eviction, EvictionReason, Usage
 from memory_service.errors import RESOURCE_EXHAUSTED, UNAVAILABLE, ServiceError
-from memory_service.eviction import NOBODY, Candidates, Victims, overflows, plan
+from memory_service.eviction import NOBODY, Candidates, Victims, full, overflows, plan
 from memory_service.gone_rows import Removed
 from memory_service.ledger import Ledger, Loading
 from memory_service.records import Records
@@ -223,6 +224,22 @@ class Room:
         if made.doomed:
             self._go_on(bank)
 
+    def grown(self, bank: Bank, usage: Usage, chunk_id: int, by: int) -> None:
+        """The last step of the operation that has replaced a chunk's metadata. Errors: BANK_FULL, where the policy
+        evicts nothing; else what is too much then goes in the background."""
+        if bank.capacity is None or bank.capacity.unit != "bytes":
+            return
+        if by > 0 and usage.bytes > bank.capacity.limit and bank.policy.kind == "reject":
+            raise full(bank.capacity, usage.bytes - by, by, "its policy evicts nothing")
+        self._used[bank.bank_id] = usage.bytes
+        self._ledgers.change(bank.bank_id, lambda ledger: ledger.resize(chunk_id, by))
+
+    def settle_down(self, bank_id: int) -> None:
+        """After the commit of what has grown: a bank that is too full then is brought down."""
+        bank = self._directory.current(bank_id)
+        if bank is not None and self._too_full(bank):
+            self._load(bank)
+
     # In the background
 
     def _go_on(self, bank: Bank) -> None:
@@ -415,15 +432,6 @@ class Room:
 
 def _not_serving() -> ServiceError:
     return ServiceError(UNAVAILABLE, "NOT_SERVING", "the service is shutting down")
-
-
-def size_of(chunk: Chunk, unit: Unit) -> int:
-    """What a chunk takes of a capacity or quota."""
-    if unit == "chunks":
-        return 1
-    if unit == "tokens":
-        return chunk.stored_length
-    return chunk.payload.length if chunk.payload else 0
 
 
 def _read(connection: Connection, bank: Bank, capacity: Capacity) -> Ledger:

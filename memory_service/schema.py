@@ -2,7 +2,7 @@
 no folder is begun anew whose records are lost."""
 
 import sqlite3
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +81,7 @@ class GoneBankRow(Base):
 
 class ChunkRow(Base):
     """A live chunk: what is scanned. Times in microseconds; `expires` is null for a chunk that never does; `digest`: of
-    its request, and checksums of the row (`row_checksum`)."""
+    its request, and checksums of the row (`row_checksum`); `size`: all that it takes on the disk (`chunk_size`)."""
 
     __tablename__ = "chunks"
     chunk_id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
@@ -100,6 +100,7 @@ class ChunkRow(Base):
     ttl: Mapped[int]
     renew: Mapped[bool]
     expires: Mapped[int | None]
+    size: Mapped[int] = mapped_column(server_default=text("0"))
     __table_args__ = (
         Index(None, "bank_id", "chunk_id"),
         Index(None, "expires", sqlite_where=text("expires IS NOT NULL")),
@@ -189,11 +190,16 @@ def engine(path: Path, *, synchronous: str, writer: bool) -> Engine:
         # As many as threads ask for; the writer's thread, which opens snapshots, must not wait for one.
         pool_size=16,
         max_overflow=-1,
+        # Else an error that is logged repeats the values of its statement: texts and metadata of callers.
+        hide_parameters=True,
     )
 
     @event.listens_for(made, "connect")
     def configure(connection: Any, _record: Any) -> None:
         connection.isolation_level = None  # SQLAlchemy's driver would begin transactions by itself
+        if writer:
+            # First, because an empty database has no choice any more once it has a page.
+            connection.execute("PRAGMA auto_vacuum=INCREMENTAL")
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute(f"PRAGMA synchronous={synchronous}")
         if writer:
@@ -283,6 +289,9 @@ def upgrade(path: Path, revision: str = "head") -> None:
         with database.connect() as connection:
             config.attributes["connection"] = connection
             command.upgrade(config, revision)
+        with database.connect() as connection, suppress(sqlite3.Error):  # as where the disk has no room for it
+            # The database of an earlier version keeps what it once had; one that was written anew can give it back.
+            raw(connection).execute("VACUUM")
     finally:
         database.dispose()
 

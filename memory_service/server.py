@@ -18,7 +18,7 @@ from grpc_reflection.v1alpha import reflection
 from sqlalchemy.exc import DBAPIError
 
 from kvbank.v1 import service_pb2
-from memory_service import access
+from memory_service import access, logs
 from memory_service.bank import Banks
 from memory_service.calls import Calls
 from memory_service.clock import Clock
@@ -56,6 +56,7 @@ class Server:
 
     def __init__(self, settings: Settings, clock: Clock | None = None) -> None:
         """Open the data folder; `clock`: where a test hands in its own. Errors: StartError."""
+        logs.leave_out_callers_who_left()
         for line in unknown_variables():
             _log.warning("%s", line)
         _check_listen(settings.listen, settings.insecure)

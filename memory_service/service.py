@@ -405,6 +405,13 @@ class MemoryService(service_pb2_grpc.MemoryServiceServicer):
             return self._stats.of_banks(list(request.banks))
         return self._stats.page(request.page_token, _page_size(request.page_size, 1000))
 
+    @page
+    def Compact(self, _: pb.CompactRequest) -> pb.CompactResponse:  # noqa: N802
+        """Give back what is free in the database."""
+        before = self._banks.vacuum.sizes().taken
+        self._banks.vacuum.give_back()
+        return pb.CompactResponse(database_bytes_before=before, database_bytes=self._banks.vacuum.sizes().taken)
+
 
 def header_bytes(head: Message, found: Sequence[Found], files: Message | None, limit: int) -> bytes:
     """An answer whose `header` is `head` with the chunks, and which has the `files` too. Made a chunk at a time: a

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from prometheus_client.metrics_core import GaugeMetricFamily, Metric
@@ -47,12 +48,17 @@ class Stats(Collector):
         return answer
 
     def _answer(self, banks: Sequence[pb.BankStats], *, samples: bool) -> pb.GetStatsResponse:
+        database, now = self._banks.vacuum.sizes(), self._banks.records.clock.now_us()
         return pb.GetStatsResponse(
             version=__version__,
             store_id=self._banks.records.store_id,
             start_time=convert.timestamp(self._started),
             resident_bytes=_resident_bytes(),
             free_bytes=self._free_bytes(),
+            database_bytes=database.taken,
+            database_free_bytes=database.free,
+            index_bytes=_bytes_below(self._settings.data / "indexes"),
+            uptime=convert.duration(now - self._started),
             banks=banks,
             samples=[
                 pb.MetricSample(name=sample.name, labels=sample.labels, value=sample.value)
@@ -75,7 +81,8 @@ class Stats(Collector):
             ("kvbank_banks", "Banks.", banks),
             ("kvbank_chunks", "Live chunks.", chunks),
             ("kvbank_stored_tokens", "Tokens of live chunks, after compression.", tokens),
-            ("kvbank_stored_bytes", "Payload bytes of live chunks.", size),
+            ("kvbank_stored_bytes", "Bytes of live chunks: K-V, vectors, texts, metadata.", size),
+            ("kvbank_database_bytes", "Bytes of the database with its log.", self._banks.vacuum.sizes().taken),
             ("kvbank_evictions_stalled", "Banks whose eviction cannot be written.", self._banks.stalled_evictions),
             ("kvbank_disk_free_bytes", "Free on the disk that holds the data folder.", self._free_bytes()),
             ("kvbank_index_banks", "Banks whose index is in memory.", len(loaded)),
@@ -100,6 +107,15 @@ def _index_message(stats: IndexStats) -> pb.IndexStats:
         memory_bytes=stats.memory_bytes,
         recall=stats.recall,
     )
+
+
+def _bytes_below(folder: Path) -> int:
+    """Of the files in a folder's folders, as far as they are still there."""
+    total = 0
+    for path in folder.glob("*/*"):
+        with suppress(FileNotFoundError):
+            total += path.stat().st_size
+    return total
 
 
 def _resident_bytes() -> int:

@@ -15,6 +15,7 @@ import xxhash
 from sqlalchemy import Connection
 
 from memory_service import bank_rows, chunk_rows, row_checksum, validate
+from memory_service.chunk_size import size_of, stored_bytes
 from memory_service.directory import Directory, bank_not_found
 from memory_service.disk_space import DiskSpace
 from memory_service.domain import Bank, Chunk, Payload, Quota, Unit
@@ -23,7 +24,7 @@ from memory_service.janitor import Janitor
 from memory_service.metrics import Metrics
 from memory_service.payloads import Buffer, Payloads
 from memory_service.records import Records
-from memory_service.room import CrowdedError, Made, Room, size_of
+from memory_service.room import CrowdedError, Made, Room
 from memory_service.search import SearchIndexes
 from memory_service.staging import StagedFile
 from memory_service.writer import savepoint
@@ -67,7 +68,16 @@ class Writes:
             expiry = bank.expiry if chunk.expiry is None else chunk.expiry
             payload = chunk.payload and self._store(bank, chunk_id, chunk, chunk.payload, data)
             created = self.records.clock.now_us()
-            stored = replace(chunk, chunk_id=chunk_id, bank=bank.name, created=created, expiry=expiry, payload=payload)
+            size = stored_bytes(chunk, json.dumps(dict(chunk.metadata)))
+            stored = replace(
+                chunk,
+                chunk_id=chunk_id,
+                bank=bank.name,
+                created=created,
+                expiry=expiry,
+                payload=payload,
+                stored_bytes=size,
+            )
             done = self._submit(_Write(self, bank, stored, chunk_rows.row_of(bank.bank_id, stored, digest)))
         except BaseException:
             reserved.give()
@@ -209,9 +219,14 @@ def _check_quota(connection: Connection, bank: Bank, chunk: Chunk) -> None:
     if usage is None:
         raise bank_not_found(bank.name)
     for unit in _UNITS:
-        limit, used, size = getattr(bank.quota, unit), getattr(usage, unit), size_of(chunk, unit)
-        if limit and used + size > limit:
-            raise QuotaError(bank.name, unit, used, limit, size)
+        check_quota(bank, unit, getattr(usage, unit), size_of(chunk, unit))
+
+
+def check_quota(bank: Bank, unit: Unit, used: int, more: int) -> None:
+    """Errors: QUOTA_EXCEEDED."""
+    limit = getattr(bank.quota, unit)
+    if limit and used + more > limit:
+        raise QuotaError(bank.name, unit, used, limit, more)
 
 
 def _request_digest(chunk: Chunk) -> bytes:

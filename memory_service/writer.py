@@ -23,6 +23,8 @@ from memory_service.repeating import Repeating
 
 T = TypeVar("T")
 _LARGEST_BATCH = 512
+# For which SQLite waits for a lock, as `schema.engine` says it.
+BUSY_MS = 30_000
 # A transaction takes no more operations after this time, so that nobody waits long for the writer.
 _LONGEST_BATCH_S = 0.02
 _log = logging.getLogger(__name__)
@@ -125,6 +127,20 @@ class Writer:
         job = _Job(action=action)
         self._jobs.put(job)
         return job.future
+
+    def checkpoint(self) -> "Future[None]":
+        """Bring the log into the database, and both files to their sizes, as far as no reader keeps that."""
+
+        def run() -> None:
+            # Through the driver: SQLAlchemy would begin a transaction first. Nobody waits for a reader.
+            cursor = self._connection.connection.cursor()
+            cursor.execute("PRAGMA busy_timeout=0")
+            try:
+                cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+            finally:
+                cursor.execute(f"PRAGMA busy_timeout={BUSY_MS}")
+
+        return self.between(run)
 
     def close(self) -> None:
         """Commit what waits and what is pending, checkpoint, close the connection."""

@@ -4,7 +4,10 @@ The default hashes words and character n-grams: no weights, no download, the sam
 encoder folder of transformers is the other choice.
 """
 
+import os
 import re
+import unicodedata
+from collections.abc import Callable, Iterable
 from itertools import pairwise
 from pathlib import Path
 from typing import Protocol
@@ -13,7 +16,8 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from model_worker.errors import InputError, ModelNotFound
+from model_worker.encoder import EncoderEmbedder
+from model_worker.errors import InputError
 
 _WORDS = re.compile(r"\w+", re.UNICODE)
 
@@ -32,17 +36,25 @@ class LexicalEmbedder:
     """Signed feature hashing of words, word pairs and character n-grams, square-root term frequency.
 
     n-grams: 4 characters; for words that are not ASCII 2 and 3 (Korean, Chinese). Finds shared wording, not paraphrase.
-    A text without a word gives the zero vector, which matches nothing.
+    Texts are compared in Unicode's form NFKC, in which an accent is the same however it was typed. A text without a
+    word gives the zero vector, which matches nothing.
+    version: 1 took texts as they were; banks that were written with it are still searched by it.
     """
 
-    def __init__(self, dimension: int = 1024):
-        self.dimension = dimension
-        self.digest = xxhash.xxh3_128_hexdigest(f"lexical-1 words pairs grams d={dimension}".encode())
+    def __init__(self, dimension: int = 1024, version: int = 2):
+        self.dimension, self._version = dimension, version
+        parts = "words pairs grams" + (" nfkc" if version > 1 else "")
+        self.digest = xxhash.xxh3_128_hexdigest(f"lexical-{version} {parts} d={dimension}".encode())
+
+    def earlier(self) -> list["LexicalEmbedder"]:
+        """Earlier forms of this embedder, that banks may have been written with."""
+        return [LexicalEmbedder(self.dimension, version) for version in range(1, self._version)]
 
     def embed(self, texts: list[str]) -> NDArray[np.float32]:
         return np.stack([self._embed(text) for text in texts]) if texts else np.zeros((0, self.dimension), np.float32)
 
     def _embed(self, text: str) -> NDArray[np.float32]:
+        text = unicodedata.normalize("NFKC", text) if self._version > 1 else text
         hashes = np.array([xxhash.xxh3_64_intdigest(f.encode()) for f in _features(text)], dtype=np.uint64)
         features, counts = np.unique(hashes, return_counts=True)
         signs = np.where(features >> np.uint64(63), 1.0, -1.0)
@@ -61,34 +73,23 @@ def _features(text: str) -> list[str]:
     return features
 
 
-class EncoderEmbedder:
-    """Mean-pooled last hidden state of a local encoder, normalised."""
-
-    def __init__(self, folder: str | Path):
-        import torch
-        from transformers import AutoModel, AutoTokenizer
-
-        from model_worker.digest import reader_of
-
-        if not (Path(folder) / "config.json").is_file():
-            raise ModelNotFound(f"{folder} is not the folder of an encoder: it has no config.json")
-        self._torch = torch
-        self._tokenizer = AutoTokenizer.from_pretrained(folder)
-        self._model = AutoModel.from_pretrained(folder).eval()
-        self.dimension = int(self._model.config.hidden_size)
-        self.digest = xxhash.xxh3_128_hexdigest(f"mean {reader_of(self._model, self._tokenizer).digest}".encode())
-
-    def embed(self, texts: list[str]) -> NDArray[np.float32]:
-        with self._torch.no_grad():
-            batch = self._tokenizer(texts, padding=True, truncation=True, return_tensors="pt")
-            hidden = self._model(**batch).last_hidden_state
-            mask = batch["attention_mask"][..., None]
-            mean = (hidden * mask).sum(1) / mask.sum(1).clamp(min=1)
-            return self._torch.nn.functional.normalize(mean, dim=-1).float().numpy()  # type: ignore[no-any-return]
+def of_bank(embedder: Embedder, digest: str) -> Embedder:
+    """The embedder that a bank of this embedder digest is searched by: an earlier form of `embedder`, or it itself."""
+    if embedder.digest == digest:
+        return embedder
+    earlier: Callable[[], Iterable[Embedder]] = getattr(embedder, "earlier", tuple)
+    return next((form for form in earlier() if form.digest == digest), embedder)
 
 
-def embedder(spec: str) -> Embedder:
-    """`lexical`, `lexical:d=4096`, or the folder of an encoder."""
+def embedder(spec: str | os.PathLike[str] | Embedder) -> Embedder:
+    """`lexical`, `lexical:d=4096`, the folder of an encoder, or an embedder as it is."""
+    if isinstance(spec, os.PathLike):
+        return EncoderEmbedder(Path(spec))
+    if not isinstance(spec, str):
+        missing = [name for name in ("embed", "dimension", "digest") if not hasattr(spec, name)]
+        if missing:
+            raise InputError(f"embed is a string, a path or an embedder; a {type(spec).__name__} has no {missing[0]}")
+        return spec
     if spec == "lexical":
         return LexicalEmbedder()
     if spec.startswith("lexical:"):

@@ -28,7 +28,7 @@ from model_worker.cache import RecalledChunk
 from model_worker.capture import Captured
 from model_worker.compress import Compressor
 from model_worker.compress import compressor as compressor_named
-from model_worker.embedding import Embedder, LexicalEmbedder
+from model_worker.embedding import Embedder, LexicalEmbedder, of_bank
 from model_worker.encoding import encode
 from model_worker.errors import BankMismatch, InputError, SpoolFull
 from model_worker.payload_cache import PayloadCache
@@ -166,11 +166,12 @@ class Memory:
             reader_parts=self.attachment.reader.parts,
             hidden_size=embeddings.weight.shape[1],
         )
-        embedding = kvbank.EmbeddingSpec(self.embedder.digest, self.embedder.dimension)
         banks = []
         for name in self._banks():
+            embedding = kvbank.EmbeddingSpec(self.embedder.digest, self.embedder.dimension)
             try:
                 bank = self.client.get_bank(name, timeout=START_S)
+                self.embedder = of_bank(self.embedder, bank.embedding.embedder_digest)
             except kvbank.BankNotFound:
                 bank = self.client.create_bank(
                     name,
@@ -181,7 +182,7 @@ class Memory:
                     exist_ok=True,
                     timeout=max(START_S, self.patience),
                 )
-            _check_fits(bank, wanted, embedding, dtype)
+            _check_fits(bank, wanted, self.embedder.digest, dtype)
             assert bank.kv is not None
             self._dtype = DTYPES[bank.kv.dtype]
             self.compressor = self.compressor.for_bank(self.attachment, bank, self.chunk)
@@ -465,7 +466,7 @@ def _next_key(key: bytes) -> bytes:
     return xxhash.xxh3_128_digest(b"again " + key)
 
 
-def _check_fits(bank: kvbank.Bank, wanted: kvbank.KVSpec, embedding: kvbank.EmbeddingSpec, dtype: str | None) -> None:
+def _check_fits(bank: kvbank.Bank, wanted: kvbank.KVSpec, embedder: str, dtype: str | None) -> None:
     have = bank.kv
     if have is None:
         raise BankMismatch(f"bank {bank.name!r} holds vectors only")
@@ -483,8 +484,8 @@ def _check_fits(bank: kvbank.Bank, wanted: kvbank.KVSpec, embedding: kvbank.Embe
         )
     if dtype is not None and have.dtype != dtype:
         raise BankMismatch(f"bank {bank.name!r} stores {have.dtype}, not {dtype}")
-    if bank.embedding.embedder_digest != embedding.embedder_digest:
+    if bank.embedding.embedder_digest != embedder:
         raise BankMismatch(
             f"bank {bank.name!r} is searched by another embedder (digest {bank.embedding.embedder_digest}, this one is "
-            f"{embedding.embedder_digest})"
+            f"{embedder})"
         )

@@ -68,7 +68,7 @@ class MemoryModel:
         window: int | None = None,
         chunk: int | None = None,
         top_k: int | None = None,
-        embed: str | Embedder = "lexical",
+        embed: str | os.PathLike[str] | Embedder = "lexical",
         compressor: str | Compressor = "none",
         local: str | None = None,
         capacity: kvbank.Capacity | None = None,
@@ -84,7 +84,7 @@ class MemoryModel:
         self.local = local_rule(local)
         self._owned = not isinstance(memory, kvbank.Client)
         self._memory_options = {
-            "embedder": embedder(embed) if isinstance(embed, str) else embed,
+            "embedder": embedder(embed),
             "compressor": compressor,
             "chunk": self.chunk,
             "top_k": made_for.get("top_k", 4) if top_k is None else top_k,

@@ -12,7 +12,7 @@ from memory_service.care.report import Findings
 
 _USAGE = """
     SELECT name, b.chunks, b.tokens, b.bytes, count(chunk_id) AS chunks_found,
-        coalesce(sum(stored_length), 0) AS tokens_found, coalesce(sum(payload_bytes), 0) AS bytes_found,
+        coalesce(sum(stored_length), 0) AS tokens_found, coalesce(sum(size), 0) AS bytes_found,
         chunks_written - chunks_evicted - chunks_deleted - chunks_quarantined - chunks_expired AS chunks_counted
     FROM banks b LEFT JOIN chunks c USING (bank_id) GROUP BY bank_id
 """

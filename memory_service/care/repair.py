@@ -28,7 +28,7 @@ _EXPIRY = f"""
 """
 _USAGE = """
     UPDATE banks SET (chunks, tokens, bytes) = (
-        SELECT count(*), coalesce(sum(stored_length), 0), coalesce(sum(payload_bytes), 0)
+        SELECT count(*), coalesce(sum(stored_length), 0), coalesce(sum(size), 0)
         FROM chunks WHERE chunks.bank_id = banks.bank_id)
 """
 _WRITTEN = """

@@ -351,4 +351,5 @@ TEMPLATES: dict[str, Template] = {
     "ExplainEviction": _one(lambda choose, _: pb.ExplainEvictionRequest(bank=choose.choice(BANKS), need=3)),
     "ListEvictions": _one(lambda choose, _: pb.ListEvictionsRequest(bank=choose.choice(BANKS), page_size=5)),
     "GetStats": _one(lambda choose, _: pb.GetStatsRequest(banks=[choose.choice(BANKS)])),
+    "Compact": _one(lambda choose, _: pb.CompactRequest()),
 }

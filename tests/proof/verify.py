@@ -1,10 +1,11 @@
 """Hold a store to what its clients were promised."""
 
 import itertools
+import json
 from dataclasses import dataclass, field
 
 import kvbank
-from tests.proof.content import DIGESTS, chunk_of, differences, new_key, vector_of
+from tests.proof.content import DIGESTS, EMBEDDING, chunk_of, differences, new_key, vector_of
 from tests.proof.journal import Promises
 
 FETCHED_AT_ONCE = 200
@@ -81,10 +82,17 @@ def _check_usage(usage: kvbank.BankUsage, chunks: list[kvbank.Chunk], verdict: V
         ("chunks", usage.chunks, len(chunks)),
         ("written", usage.chunks_written - gone, len(chunks)),
         ("tokens", usage.tokens, sum(chunk.stored_length for chunk in chunks)),
-        ("bytes", usage.bytes, sum(tensor.nbytes for chunk in chunks for tensor in chunk.layout)),
+        ("bytes", usage.bytes, sum(map(_stored_bytes, chunks))),
     ):
         if counted != is_:
             verdict.wrong.append(f"usage says {counted} {name}, there are {is_}")
+
+
+def _stored_bytes(chunk: kvbank.Chunk) -> int:
+    """What a chunk takes of its bank's bytes, as docs/eviction.md says."""
+    vectors = 4 * EMBEDDING.dimension + 4 * len(chunk.token_ids)
+    words = len(chunk.text.encode()) + len(json.dumps(dict(chunk.metadata)))
+    return sum(tensor.nbytes for tensor in chunk.layout) + vectors + words + 256 + 160 * len(chunk.layout)
 
 
 def _check_search(client: kvbank.Client, bank: str, present: set[int], verdict: Verdict) -> None:

@@ -46,6 +46,7 @@ CALLS: Mapping[str, Callable[[Any, kvbank.NewChunk, int], Any]] = {
     "ExplainEviction": lambda client, new, at: client.explain_eviction("b", 10**9),
     "ListEvictions": lambda client, new, at: client.list_evictions("b"),
     "GetStats": lambda client, new, at: client.stats(),
+    "Compact": lambda client, new, at: client.compact(),
 }
 # Answered where server and client share a machine, and over a unix socket alone.
 FILES = ("RetrieveFiles", "FetchFiles")

@@ -1,6 +1,7 @@
 """A real server on a real socket, spoken to through the stubs alone."""
 
 import itertools
+import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -127,6 +128,13 @@ class Caller:
 def tensor(name: str, dtype: Any, shape: Iterable[int], data: bytes) -> chunk_pb2.TensorDescriptor:
     checksum = xxhash.xxh3_64_intdigest(data)
     return chunk_pb2.TensorDescriptor(name=name, dtype=dtype, shape=shape, length=len(data), checksum=checksum)
+
+
+def stored_bytes(chunk: chunk_pb2.Chunk, data: bytes) -> int:
+    """What a chunk takes of its bank's bytes, as docs/eviction.md says."""
+    vectors = len(chunk.embedding) + 4 * len(chunk.token_ids)
+    words = len(chunk.text.encode()) + len(json.dumps(dict(chunk.metadata)))
+    return len(data) + vectors + words + 256 + 160 * len(chunk.payload.tensors)
 
 
 def frames_of(chunk: chunk_pb2.Chunk, data: bytes, bank: str = "b", step: int = 50) -> Iterator[pb.WriteChunksRequest]:

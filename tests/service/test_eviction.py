@@ -13,6 +13,7 @@ import pytest
 from kvbank.v1 import bank_pb2
 from kvbank.v1 import service_pb2 as pb
 from memory_service import gone_rows, removal, room
+from tests.service.conftest import stored_bytes
 from tests.waiting import wait_until
 
 AXES = [tuple(float(i == axis) for i in range(4)) for axis in range(4)]
@@ -56,18 +57,20 @@ def test_explain_is_empty_where_nothing_would_go(caller):
     assert "do not fit" in explain(caller, need=3).explanation
 
 
-@pytest.mark.parametrize("capacity", [{"tokens": 12}, {"bytes": 900}])
+@pytest.mark.parametrize("capacity", [{"tokens": 12}, {"bytes": 4000}])
 def test_capacity_in_tokens_and_bytes_holds(caller, capacity):
     caller.create("c", capacity=capacity)
     unit, limit = next(iter(capacity.items()))
+    sizes = {}
     for m in (3, 5, 1, 2, 4, 5, 3, 1, 5):
-        size = m if unit == "tokens" else m * 136
-        if size > limit:
-            continue
-        caller.add(bank="c", m=m)
+        written = caller.chunk(m=m)
+        sizes[written[0].idempotency_key] = stored_bytes(*written)
+        caller.write(written, bank="c")
         assert getattr(caller.usage("c"), unit) <= limit
     stored = caller.stub.ListChunks(pb.ListChunksRequest(bank="c")).chunks
     assert caller.usage("c").tokens == sum(chunk.stored_length for chunk in stored)
+    assert caller.usage("c").bytes == sum(sizes[chunk.idempotency_key] for chunk in stored)
+    assert caller.usage("c").chunks_evicted > 0
 
 
 def test_recency_half(caller):

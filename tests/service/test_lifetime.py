@@ -320,7 +320,7 @@ def test_least_recently_used_goes_first(caller):
 # Quotas
 
 
-@pytest.mark.parametrize(("unit", "limit", "size"), [("chunks", 2, 1), ("tokens", 8, 3), ("bytes", 900, 408)])
+@pytest.mark.parametrize(("unit", "limit", "size"), [("chunks", 2, 1), ("tokens", 8, 3), ("bytes", 3500, 1682)])
 def test_a_write_over_the_quota_is_refused(caller, refused, unit, limit, size):
     caller.create("q", quota={unit: limit})
     ids = [caller.add(bank="q") for _ in range(2)]

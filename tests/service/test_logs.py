@@ -6,17 +6,20 @@ import logging
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import grpc
 import pytest
+import sqlalchemy
+from grpc._cython.cygrpc import ExecuteBatchError
+from sqlalchemy.exc import DBAPIError
 
 import kvbank
 from kvbank.v1 import service_pb2 as pb
-from memory_service import repeating
+from memory_service import logs, repeating, schema
 from memory_service.repeating import Repeating
 
 Serve = Callable[..., Any]
@@ -133,4 +136,73 @@ def test_what_callers_do_wrong_is_no_warning(serve: Serve) -> None:
         caller.retrieve()
         with pytest.raises(grpc.RpcError):
             caller.stub.GetBank(pb.GetBankRequest(name="nobody"))
+    assert lines == []
+
+
+def test_many_banks_are_counted_and_not_repeated(serve: Serve) -> None:
+    with serve("--log-format", "json", "--log-level", "debug") as (caller, _, lines), pytest.raises(grpc.RpcError):
+        caller.retrieve(banks=[f"bank-{i}" for i in range(50)])
+    (record,) = [record for record in map(json.loads, lines) if record.get("method") == "Retrieve"]
+    assert record["bank"] == "bank-0,bank-1,bank-2 and 47 more"
+
+
+@pytest.mark.parametrize("form", [logs.TextFormatter, logs.JsonFormatter])
+def test_a_record_is_bounded_and_no_terminal_obeys_it(form: Callable[[], logging.Formatter]) -> None:
+    try:
+        raise ValueError("\x1b[31m" + "words of a caller " * 100_000)
+    except ValueError:
+        found = sys.exc_info()
+    record = logging.LogRecord("n", logging.ERROR, "p", 1, "\x1b[2J\u2028 %s the end", ("x" * 10**6,), found)
+    line = form().format(record)
+    assert len(line) < 30_000
+    assert line.isascii()
+    assert "\x1b" not in line
+    assert "the end" in line
+    assert "Traceback" in line
+
+
+def test_a_statement_that_fails_does_not_repeat_its_values(tmp_path: Path) -> None:
+    engine = schema.engine(tmp_path / "metadata.db", synchronous="NORMAL", writer=True)
+    with engine.connect() as connection, pytest.raises(DBAPIError) as caught:
+        connection.execute(sqlalchemy.text("select * from nothing where text = :text"), {"text": "a secret"})
+    engine.dispose()
+    assert "nothing" in str(caught.value)
+    assert "a secret" not in str(caught.value)
+
+
+def test_a_caller_who_left_is_no_error_of_grpc(caplog: pytest.LogCaptureFixture) -> None:
+    """What gRPC logs where it could not send the end of an answer; other errors of its are still said."""
+    logs.leave_out_callers_who_left()
+    log = logging.getLogger("grpc._cython.cygrpc")
+    for error in (ExecuteBatchError("Failed grpc_call_start_batch"), RuntimeError("a defect")):
+        try:
+            raise error
+        except Exception:
+            log.exception("raised by servicer method")
+    assert [record.exc_info[0] for record in caplog.records if record.exc_info] == [RuntimeError]
+
+
+_ENDS = """
+import os, sys, grpc
+channel = grpc.insecure_channel(sys.argv[1])
+next(channel.unary_stream("/kvbank.v1.MemoryService/FetchChunks")(bytes.fromhex(sys.argv[2])))
+os._exit(0)
+"""
+
+
+def test_callers_who_leave_are_not_worth_a_line(serve: Serve) -> None:
+    with serve("--log-level", "warning") as (caller, address, lines):
+        caller.create()
+        chunk, data = caller.chunk(m=65_536, original_length=65_536, token_ids=())
+        (ack,) = caller.stub.WriteChunks(caller.frames(chunk, data))
+        request = pb.FetchChunksRequest(bank="b", reader_digest="reader-a", chunk_ids=[ack.chunk_id])
+        for i in range(20):
+            answers = caller.stub.FetchChunks(request, timeout=None if i % 2 else 0.002 * i + 0.001)
+            with suppress(grpc.RpcError):
+                next(answers)
+            answers.cancel()
+        # And a process that ends in the middle of one.
+        words = [sys.executable, "-c", _ENDS, address, request.SerializeToString().hex()]
+        subprocess.run(words, check=True, timeout=60)
+        caller.ids()
     assert lines == []

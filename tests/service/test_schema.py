@@ -10,7 +10,9 @@ import pytest
 from kvbank.v1 import bank_pb2
 from kvbank.v1 import service_pb2 as pb
 from memory_service import schema
+from memory_service.care.check import check
 from memory_service.errors import StartError
+from tests.service.conftest import stored_bytes
 
 AXES = [tuple(float(i == axis) for i in range(4)) for axis in range(4)]
 # A caller that is made anew begins with the same keys.
@@ -36,6 +38,22 @@ def to_0001(data):
             database.execute(f"INSERT INTO main.{table} ({names}) SELECT {names} FROM {source}")
         database.commit()
     os.replace(old, data / "metadata.db")
+
+
+def to_0002(data, **bounds):
+    """Make the folder's database one of the second schema, with the same content: bytes of tensors alone, and for the
+    bank "b" the bounds as JSON."""
+    with closing(sqlite3.connect(data / "metadata.db")) as database:
+        database.execute("DROP TABLE clock")
+        database.execute("ALTER TABLE chunks DROP COLUMN size")
+        bytes_ = "(SELECT coalesce(sum(payload_bytes), 0) FROM chunks WHERE chunks.bank_id = banks.bank_id)"
+        database.execute(f"UPDATE banks SET bytes = {bytes_}")
+        for column, bound in bounds.items():
+            database.execute(f"UPDATE banks SET {column} = ? WHERE name = 'b'", (bound,))
+        database.execute("UPDATE alembic_version SET version_num = '0002'")
+        database.commit()
+        database.execute("PRAGMA auto_vacuum=NONE")
+        database.execute("VACUUM")
 
 
 def everything(caller):
@@ -91,3 +109,29 @@ def test_what_an_upgraded_bank_can_do(serving, data, refused):
         caller.add(idempotency_key=NEW_KEY)
     caller.stub.DeleteChunks(pb.DeleteChunksRequest(bank="b", chunk_ids=[chunk_id]))
     caller.add(idempotency_key=NEW_KEY)
+
+
+def test_upgrade_from_0002_counts_anew_and_no_chunk_goes_for_that(serving, data, refused):
+    """Bounds in bytes were of tensors alone; they rise by the rest of what there is."""
+    caller = serving()
+    caller.create(metadata={"a": "b"})
+    written = [caller.chunk(axis) for axis in AXES]
+    caller.write(*written)
+    serving.stop()
+    tensors, whole = sum(len(data) for _, data in written), sum(stored_bytes(*each) for each in written)
+    bound = tensors + 100
+    to_0002(data, capacity=f'{{"unit": "bytes", "limit": {bound}}}', quota=f'{{"bytes": {bound}}}')
+    with pytest.raises(StartError, match="older schema 0002"):
+        serving()
+    caller = serving(migrate=True)
+    bank = caller.stub.GetBank(pb.GetBankRequest(name="b")).bank
+    assert (bank.usage.bytes, bank.capacity.bytes, bank.quota.bytes) == (whole, whole + 100, whole + 100)
+    assert len(caller.ids()) == len(written)
+    assert [ack.replayed for ack in caller.write(*written)] == [True] * len(written)
+    stats = caller.stub.GetStats(pb.GetStatsRequest())
+    caller.stub.DeleteChunks(pb.DeleteChunksRequest(bank="b", chunk_ids=caller.ids()))
+    assert caller.usage().bytes == 0
+    assert caller.stub.Compact(pb.CompactRequest()).database_bytes <= stats.database_bytes
+    assert caller.stub.GetStats(pb.GetStatsRequest()).database_free_bytes == 0
+    serving.stop()
+    assert check(data).problems == []

@@ -23,6 +23,7 @@ from memory_service.care.check import check
 from memory_service.care.restore import restore
 from memory_service.server import LocalServer
 from tests import command
+from tests.service.conftest import stored_bytes
 
 INVALID, EXISTS = grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.ALREADY_EXISTS
 HIDDEN, READER, EMBEDDER = 6, "reader-a", "embedder-a"
@@ -72,7 +73,7 @@ def test_a_bank_mixes_soft_tokens_and_keys_and_values(soft, payload_path):
     assert [(t.name, list(t.shape)) for t in header.chunks[2].payload.tensors] == [("soft", [5, HIDDEN])]
     assert [chunk.payload.kind for chunk in soft.stub.ListChunks(pb.ListChunksRequest(bank="b")).chunks] == kinds
     usage = soft.usage()
-    assert (usage.chunks, usage.tokens, usage.bytes) == (3, 2 + 3 + 5, sum(len(data) for _, data in new))
+    assert (usage.chunks, usage.tokens, usage.bytes) == (3, 2 + 3 + 5, sum(stored_bytes(*each) for each in new))
     ((name, stored),) = safetensors.deserialize(payload_path(ids[2]).read_bytes())
     assert (name, stored["dtype"], stored["shape"], bytes(stored["data"])) == ("soft", "BF16", [5, HIDDEN], new[2][1])
 

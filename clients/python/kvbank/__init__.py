@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from kvbank._models import BankUsage as BankUsage
     from kvbank._models import Capacity as Capacity
     from kvbank._models import Chunk as Chunk
+    from kvbank._models import Compacted as Compacted
     from kvbank._models import EmbeddingSpec as EmbeddingSpec
     from kvbank._models import Eviction as Eviction
     from kvbank._models import EvictionPlan as EvictionPlan
@@ -99,6 +100,7 @@ _EXPORTS = {
     "_models": [
         "Bank",
         "BankStats",
+        "Compacted",
         "BankUsage",
         "Capacity",
         "Chunk",

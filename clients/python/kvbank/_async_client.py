@@ -94,6 +94,9 @@ class AsyncClient:
         requests = _codec.stats_requests(banks)
         return _codec.stats([page for request in requests async for page in self._pages("GetStats", request, timeout)])
 
+    async def compact(self, *, timeout: float | None = None) -> m.Compacted:
+        return _codec.compacted(await self._call("Compact", pb.CompactRequest(), timeout))
+
     # Banks
 
     async def create_bank(

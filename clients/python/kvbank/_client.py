@@ -92,6 +92,10 @@ class Client:
         requests = _codec.stats_requests(banks)
         return _codec.stats([page for request in requests for page in self._pages("GetStats", request, timeout)])
 
+    def compact(self, *, timeout: float | None = None) -> m.Compacted:
+        """Give back to the disk what deleted chunks have left free in the database; others read and write meanwhile."""
+        return _codec.compacted(self._call("Compact", pb.CompactRequest(), timeout))
+
     # Banks
 
     def create_bank(

@@ -469,9 +469,19 @@ def stats(pages: Sequence[service_pb2.GetStatsResponse]) -> m.Stats:
         start_time=_time(message.start_time),
         resident_bytes=message.resident_bytes,
         free_bytes=message.free_bytes,
+        database_bytes=message.database_bytes,
+        database_free_bytes=message.database_free_bytes,
+        index_bytes=message.index_bytes,
+        uptime=message.uptime.ToTimedelta(),
         banks=tuple(m.BankStats(bank(each.bank), _index_stats(each.index)) for page in pages for each in page.banks),
         samples=tuple(m.MetricSample(each.name, dict(each.labels), each.value) for each in message.samples),
     )
+
+
+@understood()
+def compacted(message: service_pb2.CompactResponse) -> m.Compacted:
+    """What was given back."""
+    return m.Compacted(message.database_bytes_before, message.database_bytes)
 
 
 def _index_stats(message: service_pb2.IndexStats) -> m.IndexStats:

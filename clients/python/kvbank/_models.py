@@ -70,7 +70,7 @@ class EmbeddingSpec:
 
 @dataclass(frozen=True, slots=True)
 class Capacity:
-    """A bound on one of: chunks, stored tokens, payload bytes."""
+    """A bound on one of: chunks, stored tokens, bytes of all that chunks take on the disk."""
 
     chunks: int | None = None
     tokens: int | None = None
@@ -473,7 +473,8 @@ class MetricSample:
 
 @dataclass(frozen=True, slots=True)
 class Stats:
-    """What the service has done since `start_time`, its memory, and the free bytes of the disk that holds its data."""
+    """What the service has done since `start_time`, its memory, and its disk: the free bytes of the disk that holds its
+    data, those of its database and what is free in that (see `compact`), those of its snapshots of indexes."""
 
     version: str
     store_id: str
@@ -482,6 +483,18 @@ class Stats:
     free_bytes: int
     banks: tuple[BankStats, ...]
     samples: tuple[MetricSample, ...]
+    database_bytes: int = 0
+    database_free_bytes: int = 0
+    index_bytes: int = 0
+    uptime: timedelta = timedelta()
+
+
+@dataclass(frozen=True, slots=True)
+class Compacted:
+    """Bytes of the service's database with its log, before it was compacted and after."""
+
+    database_bytes_before: int
+    database_bytes: int
 
 
 def _nonsense(what: str, why: str) -> InvalidArgument:

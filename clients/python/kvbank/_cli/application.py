@@ -14,7 +14,7 @@ import kvbank
 from kvbank._cli import bank
 from kvbank._cli.ending import Failed, missing
 from kvbank._cli.ping import ping
-from kvbank._cli.stats import stats
+from kvbank._cli.stats import compact, stats
 from kvbank._cli.top import top
 
 # Commands that show up, and name what they need, when their part is not installed.
@@ -38,6 +38,7 @@ def application() -> typer.Typer:
     app.command()(ping)
     app.add_typer(bank.app, name="bank")
     app.command()(stats)
+    app.command()(compact)
     app.command()(top)
     for entry_point in entry_points(group="kvbank.commands"):
         _register(app, entry_point)

@@ -2,7 +2,10 @@
 
 from collections import Counter
 from dataclasses import asdict
-from datetime import UTC, datetime
+from datetime import timedelta
+from typing import Annotated
+
+import typer
 
 import kvbank
 from kvbank._cli import common
@@ -24,9 +27,12 @@ def stats(memory: Memory = DEFAULT_ADDRESS, as_json: AsJson = False) -> None:
     totals: Counter[str] = Counter()
     for sample in found.samples:
         totals[sample.name] += sample.value  # type: ignore[assignment]
-    up = datetime.now(UTC).replace(microsecond=0) - found.start_time.replace(microsecond=0)
+    up = timedelta(seconds=found.uptime // timedelta(seconds=1))
     print_line(f"kvbank {found.version}, store {found.store_id}, up {up}")
     print_line(f"memory {common.size(found.resident_bytes)}, {common.size(found.free_bytes)} free on its disk")
+    free = f" ({common.size(found.database_free_bytes)} of it free)" if found.database_free_bytes else ""
+    indexes = common.size(found.index_bytes)
+    print_line(f"on the disk: database {common.size(found.database_bytes)}{free}, indexes {indexes}")
     print(
         f"{totals['kvbank_request_seconds_count']:,.0f} requests, {totals['kvbank_errors_total']:,.0f} of them failed; "
         f"payloads {common.size(totals['kvbank_payload_received_bytes_total'])} in, "
@@ -35,6 +41,19 @@ def stats(memory: Memory = DEFAULT_ADDRESS, as_json: AsJson = False) -> None:
     )
     if found.banks:
         print_table(_COLUMNS, map(_row, found.banks))
+
+
+_Place = Annotated[str | None, typer.Argument(metavar="[DATA]", help="A data folder, instead of --memory.")]
+
+
+def compact(data: _Place = None, memory: Memory = DEFAULT_ADDRESS, as_json: AsJson = False) -> None:
+    """Give back to the disk what deleted chunks have left free in the database; a served one goes on meanwhile."""
+    with common.connect(memory if data is None else data) as client:
+        done = client.compact()
+    if as_json:
+        print_json(asdict(done))
+        return
+    print_line(f"database {common.size(done.database_bytes_before)} before, {common.size(done.database_bytes)} now")
 
 
 _COLUMNS = (

@@ -1,5 +1,6 @@
 import datetime
 
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import field_mask_pb2 as _field_mask_pb2
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from kvbank.v1 import bank_pb2 as _bank_pb2
@@ -557,7 +558,7 @@ class GetStatsRequest(_message.Message):
     def __init__(self, banks: _Optional[_Iterable[str]] = ..., page_size: _Optional[int] = ..., page_token: _Optional[str] = ...) -> None: ...
 
 class GetStatsResponse(_message.Message):
-    __slots__ = ("version", "store_id", "start_time", "resident_bytes", "free_bytes", "banks", "samples", "next_page_token")
+    __slots__ = ("version", "store_id", "start_time", "resident_bytes", "free_bytes", "banks", "samples", "next_page_token", "database_bytes", "database_free_bytes", "index_bytes", "uptime")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     STORE_ID_FIELD_NUMBER: _ClassVar[int]
     START_TIME_FIELD_NUMBER: _ClassVar[int]
@@ -566,6 +567,10 @@ class GetStatsResponse(_message.Message):
     BANKS_FIELD_NUMBER: _ClassVar[int]
     SAMPLES_FIELD_NUMBER: _ClassVar[int]
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    DATABASE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    DATABASE_FREE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    INDEX_BYTES_FIELD_NUMBER: _ClassVar[int]
+    UPTIME_FIELD_NUMBER: _ClassVar[int]
     version: str
     store_id: str
     start_time: _timestamp_pb2.Timestamp
@@ -574,7 +579,23 @@ class GetStatsResponse(_message.Message):
     banks: _containers.RepeatedCompositeFieldContainer[BankStats]
     samples: _containers.RepeatedCompositeFieldContainer[MetricSample]
     next_page_token: str
-    def __init__(self, version: _Optional[str] = ..., store_id: _Optional[str] = ..., start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., resident_bytes: _Optional[int] = ..., free_bytes: _Optional[int] = ..., banks: _Optional[_Iterable[_Union[BankStats, _Mapping]]] = ..., samples: _Optional[_Iterable[_Union[MetricSample, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
+    database_bytes: int
+    database_free_bytes: int
+    index_bytes: int
+    uptime: _duration_pb2.Duration
+    def __init__(self, version: _Optional[str] = ..., store_id: _Optional[str] = ..., start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., resident_bytes: _Optional[int] = ..., free_bytes: _Optional[int] = ..., banks: _Optional[_Iterable[_Union[BankStats, _Mapping]]] = ..., samples: _Optional[_Iterable[_Union[MetricSample, _Mapping]]] = ..., next_page_token: _Optional[str] = ..., database_bytes: _Optional[int] = ..., database_free_bytes: _Optional[int] = ..., index_bytes: _Optional[int] = ..., uptime: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
+
+class CompactRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class CompactResponse(_message.Message):
+    __slots__ = ("database_bytes_before", "database_bytes")
+    DATABASE_BYTES_BEFORE_FIELD_NUMBER: _ClassVar[int]
+    DATABASE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    database_bytes_before: int
+    database_bytes: int
+    def __init__(self, database_bytes_before: _Optional[int] = ..., database_bytes: _Optional[int] = ...) -> None: ...
 
 class BankStats(_message.Message):
     __slots__ = ("bank", "index")

@@ -129,6 +129,11 @@ class MemoryServiceStub:
                 request_serializer=kvbank_dot_v1_dot_service__pb2.GetStatsRequest.SerializeToString,
                 response_deserializer=kvbank_dot_v1_dot_service__pb2.GetStatsResponse.FromString,
                 _registered_method=True)
+        self.Compact = channel.unary_unary(
+                '/kvbank.v1.MemoryService/Compact',
+                request_serializer=kvbank_dot_v1_dot_service__pb2.CompactRequest.SerializeToString,
+                response_deserializer=kvbank_dot_v1_dot_service__pb2.CompactResponse.FromString,
+                _registered_method=True)
 
 
 class MemoryServiceServicer:
@@ -261,6 +266,13 @@ class MemoryServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Compact(self, request, context):
+        """Give back to the disk what deleted chunks have left free in the database. Others read and write meanwhile.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_MemoryServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -358,6 +370,11 @@ def add_MemoryServiceServicer_to_server(servicer, server):
                     servicer.GetStats,
                     request_deserializer=kvbank_dot_v1_dot_service__pb2.GetStatsRequest.FromString,
                     response_serializer=kvbank_dot_v1_dot_service__pb2.GetStatsResponse.SerializeToString,
+            ),
+            'Compact': grpc.unary_unary_rpc_method_handler(
+                    servicer.Compact,
+                    request_deserializer=kvbank_dot_v1_dot_service__pb2.CompactRequest.FromString,
+                    response_serializer=kvbank_dot_v1_dot_service__pb2.CompactResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -873,6 +890,33 @@ class MemoryService:
             '/kvbank.v1.MemoryService/GetStats',
             kvbank_dot_v1_dot_service__pb2.GetStatsRequest.SerializeToString,
             kvbank_dot_v1_dot_service__pb2.GetStatsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Compact(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kvbank.v1.MemoryService/Compact',
+            kvbank_dot_v1_dot_service__pb2.CompactRequest.SerializeToString,
+            kvbank_dot_v1_dot_service__pb2.CompactResponse.FromString,
             options,
             channel_credentials,
             insecure,

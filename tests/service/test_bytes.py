@@ -1,0 +1,79 @@
+"""What chunks take on the disk is counted, shown, bounded, and given back when they go."""
+
+import grpc
+import pytest
+
+from kvbank.v1 import service_pb2 as pb
+from memory_service import vacuum
+from tests.service.conftest import stored_bytes
+from tests.waiting import wait_until
+
+
+def test_what_chunks_take_is_shown_and_given_back(caller, data):
+    """Texts and vectors, no K-V: C15's case."""
+    caller.create("v", layers=[], quota={"bytes": 3_000_000})
+    before = caller.stub.GetStats(pb.GetStatsRequest())
+    chunks = [caller.chunk(layers=[], text="a text of some length " * 40) for _ in range(2000)]
+    caller.write(*chunks, bank="v")
+    full = caller.stub.GetStats(pb.GetStatsRequest())
+    assert caller.usage("v").bytes == sum(stored_bytes(*each) for each in chunks)
+    grown = full.database_bytes - before.database_bytes
+    assert caller.usage("v").bytes / 2 < grown < 3 * caller.usage("v").bytes  # with the log
+    ids = caller.ids_of_all("v")
+    for begin in range(0, len(ids), 1000):
+        caller.stub.DeleteChunks(pb.DeleteChunksRequest(bank="v", chunk_ids=ids[begin : begin + 1000]))
+    freed = caller.stub.GetStats(pb.GetStatsRequest())
+    assert freed.database_free_bytes > grown / 4
+    done = caller.stub.Compact(pb.CompactRequest())
+    assert done.database_bytes_before - done.database_bytes > grown / 2
+    assert (data / "metadata.db").stat().st_size <= done.database_bytes
+    assert caller.stub.GetStats(pb.GetStatsRequest()).database_free_bytes == 0
+    assert caller.add() in caller.ids()
+
+
+def test_much_that_is_free_is_given_back_without_being_asked(caller, serving, data, monkeypatch):
+    monkeypatch.setattr(vacuum, "_KEPT_PAGES", 20)
+    caller.create("v", layers=[])
+    caller.write(*(caller.chunk(layers=[], text="a" * 2000) for _ in range(500)), bank="v")
+    caller.stub.DeleteBank(pb.DeleteBankRequest(name="v"))
+    pages = serving.server._server._banks.vacuum
+    wait_until(lambda: pages.sizes().free > 20 * 4096)
+    pages.run()
+    wait_until(lambda: pages.run() or pages.sizes().free < 20 * 4096)
+    assert (data / "metadata.db").stat().st_size < 500 * 2000 / 2
+
+
+def test_metadata_that_grow_count(caller, refused):
+    caller.create("q", layers=[], quota={"bytes": 800})
+    chunk, data = caller.chunk(layers=[])
+    (ack,) = caller.write((chunk, data), bank="q")
+
+    def change(metadata):
+        caller.stub.UpdateChunk(pb.UpdateChunkRequest(bank="q", chunk_id=ack.chunk_id, metadata=metadata))
+        chunk.metadata.clear()
+        chunk.metadata.update(metadata)
+        assert caller.usage("q").bytes == stored_bytes(chunk, data)
+
+    change({"speaker": "a" * 100})
+    change({})
+    with refused("QUOTA_EXCEEDED", grpc.StatusCode.RESOURCE_EXHAUSTED):
+        change({"speaker": "a" * 500})
+    assert caller.usage("q").bytes == stored_bytes(chunk, data)
+    caller.stub.DeleteChunks(pb.DeleteChunksRequest(bank="q", chunk_ids=[ack.chunk_id]))
+    assert caller.usage("q").bytes == 0
+
+
+@pytest.mark.parametrize("kind", ["FREQUENCY", "REJECT"])
+def test_metadata_that_grow_beyond_a_capacity_bring_the_bank_down_or_are_refused(caller, refused, kind):
+    caller.create("c", layers=[], capacity={"bytes": 2000}, policy={"kind": f"POLICY_KIND_{kind}"})
+    ids = [caller.add(bank="c", layers=[]) for _ in range(6)]
+    request = pb.UpdateChunkRequest(bank="c", chunk_id=ids[-1], metadata={"speaker": "a" * 500})
+    if kind == "REJECT":
+        with refused("BANK_FULL", grpc.StatusCode.RESOURCE_EXHAUSTED):
+            caller.stub.UpdateChunk(request)
+        assert caller.ids("c") == ids
+        return
+    caller.stub.UpdateChunk(request)
+    wait_until(lambda: caller.usage("c").bytes <= 2000)
+    assert ids[-1] in caller.ids("c")
+    assert caller.ids("c") != ids
