@@ -50,7 +50,8 @@ class ServiceError(KVBankError):
 
     Attributes:
         code: name of the gRPC status code, such as "NOT_FOUND".
-        reason: name from docs/errors.md, such as "BANK_NOT_FOUND"; empty when the error was made inside gRPC.
+        reason: name from docs/errors.md, such as "BANK_NOT_FOUND", or one of the client's own (docs/sdk.md); empty when
+            the error was made inside gRPC.
         metadata: what varies in the message, by name.
         request_id: id under which the server logged the call; empty when nothing was sent.
         retryable: whether the same request may succeed later, unchanged.
