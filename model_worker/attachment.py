@@ -3,7 +3,9 @@
 Public extension points only: the attention interface, the mask interface, the cache, and forward hooks.
 """
 
+import functools
 import sys
+import types
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -21,6 +23,7 @@ from model_worker.equality import prove_equality
 from model_worker.errors import InputError, UnsupportedModel
 from model_worker.probe import LayerReport, Layers, evaluating, probe
 from model_worker.reader_watch import ReaderWatch
+from model_worker.rope import rotation_limit
 from model_worker.view import ForwardState, enter_attention, leave_attention, note_projection
 
 if TYPE_CHECKING:
@@ -71,9 +74,12 @@ class Attachment:
         self.reports, self.ropes, self.attention_modules = layers.reports, layers.ropes, layers.modules
         self.gates = dict(gates)
         self._backend = backend
+        self._handles: list[Any] = []
+        if watch is not None:
+            self._handles.append(_CacheGuard(plain(model)))
         # ICAE adapters that were loaded for this model, by name: read, and their base hashed, once.
         self.adapters: dict[str, Icae] = {}
-        self._handles = [decoder_of(model).register_forward_pre_hook(self._before_forward, with_kwargs=True)]
+        self._handles.append(decoder_of(model).register_forward_pre_hook(self._before_forward, with_kwargs=True))
         for layer in plan.memory_layers:
             self._hook(self.attention_modules[layer], self.reports[layer])
 
@@ -97,8 +103,15 @@ class Attachment:
 
     @property
     def trained_length(self) -> int | None:
-        """Positions the model was trained for, where its configuration says."""
-        return getattr(self.model.config, "max_position_embeddings", None)  # type: ignore[union-attr]
+        """Positions that may be used: those the model was trained for, where its configuration says, and below the one
+        at which its rotation changes."""
+        trained = getattr(self.model.config, "max_position_embeddings", None)  # type: ignore[union-attr]
+        return min((n for n in (trained, self.rotation_limit) if n is not None), default=None)
+
+    @property
+    def rotation_limit(self) -> int | None:
+        """The position at which the rotation of all positions changes (see rope.py)."""
+        return rotation_limit(self.model.config)
 
     def as_mask(self, seen: Tensor, query: Tensor) -> Tensor:
         """Who sees whom, bool `[B, 1 or Hkv, Q, L]`, in the form that the model's backend takes."""
@@ -171,6 +184,35 @@ class Attachment:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+
+
+class _CacheGuard:
+    """Notices a model whose own code for generation puts the cache aside, and the memory with it.
+
+    Phi-3 does so when its rotation changes: without a word the text would go on without a memory.
+    """
+
+    def __init__(self, model: Any):
+        self._model = model
+        own = type(model).prepare_inputs_for_generation
+
+        @functools.wraps(own)
+        def prepare(model: Any, *args: Any, **kwargs: Any) -> Any:
+            prepared = own(model, *args, **kwargs)
+            cache = kwargs.get("past_key_values")
+            if isinstance(cache, ForwardState) and prepared.get("past_key_values") is not cache:
+                raise InputError(
+                    f"{type(model).__name__} puts its cache aside at this length, and the memory would be lost; end "
+                    "the generation before, or start a new cache"
+                )
+            return prepared
+
+        # A method, so that a copy of the model gets one of its own.
+        model.prepare_inputs_for_generation = types.MethodType(prepare, model)
+
+    def remove(self) -> None:
+        """Give the model its own method back."""
+        vars(self._model).pop("prepare_inputs_for_generation", None)
 
 
 def attach(

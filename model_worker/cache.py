@@ -21,6 +21,7 @@ from model_worker.capture import Captured, LayerCapture
 from model_worker.errors import InputError
 from model_worker.local import LocalLayer, TovaLayer, TovaRule
 from model_worker.probe import LAYOUTS
+from model_worker.rope import check_below
 from model_worker.selection import received, weighed
 from model_worker.view import ForwardState, ForwardView
 
@@ -108,6 +109,7 @@ class MemoryCache(Cache, ForwardState):
         self.attachment, self.memory, self.window, self.local = attachment, memory, window, local
         self._start = start
         self._ids = self._valid = self._positions = torch.empty(0, 0)
+        self._next: Tensor | None = None  # logical position of each row's next token `[B]`, negative before its first
         self._recent: list[list[int]] = []
         self._since_recall: int | None = None
         self._shift = 0
@@ -126,11 +128,16 @@ class MemoryCache(Cache, ForwardState):
         if self.memory is not None:
             self.attachment.check_forward(ids.shape[1])
         valid, logical = self._columns(ids, kwargs.get("attention_mask"), kwargs.get("position_ids"))
+        following = self._following(valid, logical)
         self._make_room(ids.shape[1])
         self._recall(ids, valid)
         self._rebase(logical, valid)
         positions = logical - self._shift
+        limit = self.attachment.rotation_limit
+        if limit is not None:
+            check_below(limit, positions[valid])
         self._record(ids, valid, positions)
+        self._next = following
         view = _CacheView(self, self._retrieved(), positions, valid)
         return {**kwargs, "position_ids": positions, "kvbank": view}
 
@@ -162,6 +169,22 @@ class MemoryCache(Cache, ForwardState):
             else:
                 positions = (mask.long().cumsum(-1) - 1).clamp(min=0)[:, -new:]
         return valid, positions.expand(rows, -1)
+
+    def _following(self, valid: Tensor, logical: Tensor) -> Tensor:
+        """The logical position of each row's next token, `[B]`; InputError unless these go on from the last one."""
+        count = valid.long().cumsum(-1)
+        first = logical.gather(1, valid.int().argmax(dim=1, keepdim=True))[:, 0]
+        start = first if self._next is None else torch.where(self._next < 0, first, self._next)
+        expected = start[:, None] + count - 1
+        if bool(((logical != expected) & valid).any()):
+            row, column = ((logical != expected) & valid).nonzero()[0].tolist()
+            raise InputError(
+                f"position {int(logical[row, column])} in row {row} does not go on from the last one: "
+                f"{int(expected[row, column])} follows. A cache is fed each token once, in order; generation with "
+                "use_cache=False feeds all of them again"
+            )
+        before = torch.full_like(start, -1) if self._next is None else self._next
+        return torch.where(count[:, -1] > 0, start + count[:, -1], before)
 
     def _make_room(self, new: int) -> None:
         if self.window is None:
@@ -278,6 +301,8 @@ class MemoryCache(Cache, ForwardState):
         for layer in self.layers:
             layer.dropped = 0
         self._start, self._shift = self._start + gone, self._shift - gone
+        if self._next is not None:
+            self._next = torch.where(self._next < 0, self._next, self._next - gone)
         return gone
 
     # -- what was recalled ----------------------------------------------------------------------------------------
@@ -358,6 +383,7 @@ class MemoryCache(Cache, ForwardState):
         self._ids, self._valid, self._positions = state["ids"], state["valid"], state["positions"]
         self._recent, self._since_recall = [state["recent"].tolist()], int(state["since_recall"])
         self._shift = -int(self._positions[0, 0])
+        self._next = self._positions[:, -1] + self._shift + 1
         for index, layer in enumerate(self.layers):
             own = {name: state[f"layer.{index}.{name}"] for name in layer.parts if f"layer.{index}.{name}" in state}
             layer.restore(own, self._ids.shape[1])
@@ -370,7 +396,7 @@ class MemoryCache(Cache, ForwardState):
         """Forget the conversation (not the bank)."""
         super().reset()
         self._ids = self._valid = self._positions = torch.empty(0, 0)
-        self._recent, self._since_recall, self._shift = [], None, 0
+        self._recent, self._since_recall, self._shift, self._next = [], None, 0, None
         self._blocks, self._rotated = {}, None
 
     def reorder_cache(self, beam_idx: Tensor) -> None:

@@ -15,7 +15,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from model_worker.errors import UnsupportedModel
-from model_worker.rope import Rope
+from model_worker.rope import Rope, rotation_limit
 from model_worker.view import ForwardView
 
 _SHIFT = 37
@@ -94,7 +94,11 @@ def probe(model: Any, decoder: nn.Module) -> Layers:
     one stack of attention layers.
     """
     _check_stack(model)
-    first, second = _run(model, decoder, 0), _run(model, decoder, _SHIFT)
+    limit = rotation_limit(model.config)
+    shift = _SHIFT if limit is None else min(_SHIFT, limit - _TOKENS)
+    if shift < 1:
+        raise UnsupportedModel(f"its rotation changes at position {limit}: that leaves no room for a memory")
+    first, second = _run(model, decoder, 0), _run(model, decoder, shift)
     count = int(getattr(model.config, "num_hidden_layers", 0))
     rotary = next((m for name, m in decoder.named_modules() if name.split(".")[-1] == "rotary_emb"), None)
     types = getattr(model.config, "layer_types", None) or [None] * count
@@ -105,7 +109,7 @@ def probe(model: Any, decoder: nn.Module) -> Layers:
             continue
         seen = first[layer]
         modules[layer] = seen.module
-        report, rope = _classify(layer, seen, second[layer], rotary, types[layer])
+        report, rope = _classify(layer, seen, second[layer], shift, rotary, types[layer], limit)
         reports.append(report)
         if rope is not None:
             ropes[layer] = rope
@@ -183,7 +187,13 @@ def _hooks(decoder: nn.Module, rotations: dict[int, Any], projections: dict[int,
 
 
 def _classify(
-    layer: int, first: _Seen, second: _Seen, rotary: nn.Module | None, layer_type: str | None
+    layer: int,
+    first: _Seen,
+    second: _Seen,
+    shift: int,
+    rotary: nn.Module | None,
+    layer_type: str | None,
+    limit: int | None,
 ) -> tuple[LayerReport, Rope | None]:
     def refuse(reason: str, kind: str = "unsupported") -> tuple[LayerReport, None]:
         return LayerReport(layer, kind, reason), None
@@ -202,10 +212,10 @@ def _classify(
     if same:
         rope = Rope(first.module, None)
         return _report(layer, "nope", first, rope, first.key), rope
-    rope = Rope(first.module, rotary, layer_type)
+    rope = Rope(first.module, rotary, layer_type, limit)
     try:
         unrotated = rope.unrotate(first.key, *first.rotation)
-        positions = torch.arange(_SHIFT, _SHIFT + _TOKENS, device=first.key.device)[None]
+        positions = torch.arange(shift, shift + _TOKENS, device=first.key.device)[None]
         fits = _close(unrotated, rope.unrotate(second.key, *second.rotation))
         fits = fits and _close(rope.rotate(unrotated, positions), second.key)
     except (RuntimeError, TypeError, KeyError, ValueError) as error:

@@ -8,17 +8,47 @@ Keys are stored before RoPE, so that a chunk can be attended to at any position.
 import inspect
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from model_worker.errors import InputError
+
+
+def rotation_limit(config: Any) -> int | None:
+    """The first position at which a model rotates all positions otherwise than before; None when it never does.
+
+    With longrope and dynamic scaling the angles follow the length of the input too: keys that were rotated below the
+    limit do not belong to queries beyond it.
+    """
+    rope = getattr(config, "rope_parameters", None) or {}
+    kinds = [rope, *(part for part in rope.values() if isinstance(part, dict))]
+    limits = []
+    for part in kinds:
+        if part.get("rope_type") == "longrope":
+            limits.append(part.get("original_max_position_embeddings") or config.original_max_position_embeddings)
+        elif part.get("rope_type") == "dynamic":
+            limits.append(config.max_position_embeddings - 1)  # the last one may find what a longer input left
+    return min(limits, default=None)
+
 
 class Rope:
-    """Rotation as one attention module applies it. A layer without rotation (NoPE) has `rotary=None`."""
+    """Rotation as one attention module applies it. A layer without rotation (NoPE) has `rotary=None`.
 
-    def __init__(self, attention: nn.Module, rotary: nn.Module | None, layer_type: str | None = None):
+    limit: positions from there on are refused (see `rotation_limit`).
+    """
+
+    def __init__(
+        self,
+        attention: nn.Module,
+        rotary: nn.Module | None,
+        layer_type: str | None = None,
+        limit: int | None = None,
+    ):
         self._apply: Callable[..., tuple[Tensor, Tensor]] | None = None
         self._rotary = rotary
+        self._limit = limit
         self._layer_type = None
         self._slice = False
         if rotary is not None:
@@ -39,6 +69,8 @@ class Rope:
     def cos_sin(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Angles in float32 for `positions` `[B, T]`, in the layout of the model."""
         assert self._rotary is not None
+        if self._limit is not None:
+            check_below(self._limit, positions)
         probe = torch.empty(0, dtype=torch.float32, device=positions.device)
         extra = () if self._layer_type is None else (self._layer_type,)
         cos, sin = self._rotary(probe, positions, *extra)
@@ -87,6 +119,15 @@ class Rope:
         width = cos.shape[-1]
         turned = self._apply(x[..., :width], x[..., :width], cos, sin)[1]
         return torch.cat([turned, x[..., width:]], dim=-1)
+
+
+def check_below(limit: int, positions: Tensor) -> None:
+    """Raise InputError where the rotation of these positions would not be that of the keys in a cache."""
+    if positions.numel() and int(positions.max()) >= limit:
+        raise InputError(
+            f"position {int(positions.max())} is not below {limit}, from where on this model rotates all positions "
+            "otherwise (longrope, dynamic scaling): keys and queries would not fit; use a window that keeps below it"
+        )
 
 
 def _by_head(turn: Callable[..., Tensor], keys: Tensor, *positions: Tensor) -> Tensor:

@@ -233,3 +233,47 @@ def test_prompts_that_make_no_sense(chat: MemoryModel) -> None:
     chat.generate([5], cache=used, max_new_tokens=2)
     with pytest.raises(InputError, match="tokens already"):
         chat.generate([5], cache=used)
+
+
+@pytest.mark.parametrize("masked", [True, False])
+def test_positions_that_do_not_go_on_are_an_error(model: Models, masked: bool) -> None:
+    """Fed again from the start, or with a gap, a cache would hold tokens twice, or at distances that nobody meant."""
+    net, ids = model("llama_gqa"), tokens(12, rows=2)
+    with attached(net) as attachment, torch.no_grad():
+
+        def feed(cache: MemoryCache, columns: slice, seen: int, positions: torch.Tensor | None) -> None:
+            mask = torch.ones(2, seen + len(range(*columns.indices(12)))).long() if masked else None
+            net(ids[:, columns], attention_mask=mask, position_ids=positions, past_key_values=cache)
+
+        for first, later in [(0, 0), (0, 5), (0, 3), (7, 12)]:
+            cache = MemoryCache(attachment, ListMemory(4), window=8)
+            feed(cache, slice(0, 4), 0, torch.arange(first, first + 4)[None])
+            with pytest.raises(InputError, match=f"position {later} in row 0 does not go on .*: {first + 4} follows"):
+                feed(cache, slice(4, 8), 4, torch.arange(later, later + 4)[None])
+            feed(cache, slice(4, 8), 4, torch.arange(first + 4, first + 8)[None])  # nothing was kept of it
+        cache = MemoryCache(attachment, ListMemory(4), window=8)
+        with pytest.raises(InputError, match="position 9 in row 1"):
+            feed(cache, slice(0, 4), 0, torch.tensor([[0, 1, 2, 3], [0, 1, 9, 10]]))
+
+
+def test_a_window_that_was_emptied_goes_on(model: Models) -> None:
+    net, ids = model("llama_gqa"), tokens(12)
+    with attached(net) as attachment, torch.no_grad():
+        cache = MemoryCache(attachment, ListMemory(4), window=8)
+        net(ids[:, :6], past_key_values=cache)
+        cache.flush()
+        with pytest.raises(InputError, match="position 0 in row 0"):
+            net(ids[:, 6:], position_ids=torch.arange(6)[None], past_key_values=cache)
+        net(ids[:, 6:], past_key_values=cache)
+        cache.count_from_window()
+        net(ids[:, :1], past_key_values=cache)
+
+
+def test_generation_that_feeds_all_again_is_an_error() -> None:
+    """What gradient checkpointing leaves in a configuration."""
+    net, ids = build("llama_gqa"), tokens(8)
+    net.generation_config.use_cache = net.config.use_cache = False
+    with attached(net) as attachment:
+        for mask in ({}, {"attention_mask": torch.ones_like(ids)}):
+            with pytest.raises(InputError, match=r"use_cache=False|all 17 tokens"):
+                net.generate(ids, past_key_values=MemoryCache(attachment), max_new_tokens=4, do_sample=False, **mask)
