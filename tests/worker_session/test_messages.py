@@ -54,10 +54,8 @@ def test_lines_that_are_pasted_are_one_message() -> None:
     assert os.waitpid(child, 0)[1] == 0
 
 
-@pytest.mark.parametrize("plain", [False, True])
-def test_a_pipe_has_a_message_a_line(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], plain: bool
-) -> None:
+def test_a_pipe_has_a_message_a_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """The chat shows them, as part of their turns."""
     monkeypatch.setattr(sys, "stdin", io.StringIO(" one\n\ntwo \x1b[2J\nthree"))
-    assert list(messages(plain, [])) == ["one", "", "two \x1b[2J", "three"]
-    assert capsys.readouterr().out == ("" if plain else "> one\n> two \\x1b[2J\n> three\n")
+    assert list(messages(False, [])) == ["one", "", "two \x1b[2J", "three"]
+    assert capsys.readouterr().out == ""

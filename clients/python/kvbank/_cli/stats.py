@@ -47,7 +47,10 @@ _Place = Annotated[str | None, typer.Argument(metavar="[DATA]", help="A data fol
 
 
 def compact(data: _Place = None, memory: Memory = DEFAULT_ADDRESS, as_json: AsJson = False) -> None:
-    """Give back to the disk what deleted chunks have left free in the database; a served one goes on meanwhile."""
+    """Give back to the disk what deleted chunks have left free in the database; a served one goes on meanwhile.
+
+    Example: kvbank compact /var/lib/kvbank
+    """
     with common.connect(memory if data is None else data) as client:
         done = client.compact()
     if as_json:
