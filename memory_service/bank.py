@@ -17,7 +17,7 @@ from memory_service import bank_rows, chunk_rows, gone_rows, quarantine, vacuum,
 from memory_service.clock import Clock
 from memory_service.directory import Directory, bank_bytes, bank_not_found
 from memory_service.disk_space import DiskSpace
-from memory_service.domain import Bank, Chunk, Eviction, Filter, Metadata
+from memory_service.domain import Bank, Chunk, Eviction, Filter, Metadata, metadata_bytes
 from memory_service.errors import (
     ALREADY_EXISTS,
     NOT_FOUND,
@@ -32,6 +32,7 @@ from memory_service.expiry import INTERVAL_S, Expiry
 from memory_service.headers import most_bytes
 from memory_service.janitor import Janitor
 from memory_service.metrics import Metrics
+from memory_service.paging import page
 from memory_service.payloads import FOLDER, Buffer, Payloads
 from memory_service.records import Records
 from memory_service.removal import Removal
@@ -101,7 +102,7 @@ class Banks:
         """The banks, and the ids of those that are being deleted. Errors: StartError for one that cannot be read."""
         with self.records.read() as connection:
             try:
-                return Directory(bank_rows.page(connection)), bank_rows.gone(connection)
+                return Directory(bank_rows.after(connection)), bank_rows.gone(connection)
             except (ValueError, KeyError, TypeError) as error:
                 data = self._settings.data
                 raise StartError(f"the records of {data} have a damaged bank; see: kvbank check {data}") from error
@@ -167,10 +168,10 @@ class Banks:
         """Every bank, with the usage of some earlier time."""
         return self._directory.all()
 
-    def after(self, name: str, limit: int) -> list[Bank]:
-        """By name, from the first one after `name`."""
+    def after(self, name: str, limit: int) -> tuple[list[Bank], bool]:
+        """A page by name, from the first one after `name`; whether there are more."""
         with self.records.read() as connection:
-            return bank_rows.page(connection, name, limit)
+            return page(bank_rows.after(connection, name), limit, bank_bytes)
 
     def update(self, name: str, changes: Mapping[str, object]) -> Bank:
         """Replace some of capacity, policy, metadata, quota, expiry, index.
@@ -277,19 +278,15 @@ class Banks:
         return chunk
 
     def list_chunks(
-        self, name: str, after: int, limit: int, filter_: Filter, *, embedding: bool, budget: int
+        self, name: str, after: int, limit: int, filter_: Filter, *, embedding: bool
     ) -> tuple[list[Chunk], bool]:
-        """Ascending by id, from the first one after `after`, of about `budget` bytes; whether there are more."""
+        """A page ascending by id, from the first one after `after`; whether there are more."""
         bank = self.named(name)
         self.records.show_counts()
-        unwritten, page = self.records.counts.unwritten(), list[Chunk]()
+        unwritten = self.records.counts.unwritten()
         with self.records.read() as connection:
-            for chunk in chunk_rows.page(connection, bank, after, filter_, unwritten, embedding=embedding):
-                if len(page) == limit or budget < 0:
-                    return page, True
-                page.append(chunk)
-                budget -= most_bytes(chunk)
-        return page, False
+            found = chunk_rows.page(connection, bank, after, filter_, unwritten, embedding=embedding)
+            return page(found, limit, most_bytes)
 
     def update_chunk(self, name: str, chunk_id: int, metadata: Metadata) -> Chunk:
         """Replace the metadata.
@@ -328,10 +325,12 @@ class Banks:
         self.records.show_counts()
         return self._room.explain(self.get(name), need)
 
-    def list_evictions(self, name: str, before: int, limit: int) -> list[tuple[int, Eviction]]:
-        """(sequence, eviction), newest first. Errors: BANK_NOT_FOUND."""
+    def list_evictions(self, name: str, before: int, limit: int) -> tuple[list[tuple[int, Eviction]], bool]:
+        """A page of (sequence, eviction), newest first; whether there are more. Errors: BANK_NOT_FOUND."""
+        bank_id = self.named(name).bank_id
         with self.records.read() as connection:
-            return gone_rows.evictions(connection, self.named(name).bank_id, before, limit)
+            found = gone_rows.evictions(connection, bank_id, before)
+            return page(found, limit, lambda eviction: metadata_bytes(eviction[1].metadata))
 
     # The index and the folder
 

@@ -2,6 +2,7 @@
 (questions)."""
 
 import json
+from collections.abc import Iterator
 from dataclasses import asdict, fields
 from typing import Any
 
@@ -40,12 +41,10 @@ def gone(connection: Connection) -> list[int]:
     return list(connection.scalars(sa.select(GoneBankRow.bank_id)))
 
 
-def page(connection: Connection, after: str = "", limit: int = -1) -> list[Bank]:
-    """By name, from the first one after `after`."""
-    rows = connection.execute(
-        sa.select(BankRow.__table__).where(BankRow.name > after).order_by(BankRow.name).limit(limit)
-    )
-    return [_bank(row) for row in rows]
+def after(connection: Connection, name: str = "") -> Iterator[Bank]:
+    """By name, from the first one after `name`, read one after the other."""
+    rows = connection.execute(sa.select(BankRow.__table__).where(BankRow.name > name).order_by(BankRow.name))
+    yield from map(_bank, rows)
 
 
 def get(connection: Connection, bank_id: int) -> Bank | None:

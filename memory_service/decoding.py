@@ -19,10 +19,12 @@ from memory_service.errors import RESOURCE_EXHAUSTED, UNAVAILABLE, ServiceError,
 
 # Of a message that moves no vectors or tensors, in bytes.
 LARGEST_REQUEST = 4 * 1024 * 1024
-# Fields of a message and of those in it; about 100 bytes of memory each. Eight bytes of packed numbers count as one.
+# Fields of a message and of those in it; about 100 bytes of memory each. Of packed numbers eight bytes count as one, and
+# four where they are of 64 bits.
 MOST_PARTS = 500_000
 # Shorter messages are not counted, and cost less than a visit to another thread.
 SHORT = 16 * 1024
+_LONG = (FieldDescriptor.CPPTYPE_INT64, FieldDescriptor.CPPTYPE_UINT64, FieldDescriptor.CPPTYPE_DOUBLE)
 _VARINT, _FIXED64, _DELIMITED, _FIXED32 = 0, 1, 2, 5
 
 
@@ -103,10 +105,12 @@ async def frames(requests: AsyncIterator[Received], run: Callable[..., Awaitable
 
 
 class _Field(NamedTuple):
-    """What the bytes of a length-delimited field are: a message with these fields, or packed numbers (None)."""
+    """What the bytes of a length-delimited field are: a message with these fields, or (None) packed numbers, of which
+    so many bytes count as a part."""
 
     name: str
     schema: "Mapping[int, _Field] | None"
+    packed: int = 0
 
 
 @cache
@@ -117,7 +121,7 @@ def _schema(kind: Descriptor) -> Mapping[int, _Field]:
         if field.message_type is not None:
             made[field.number] = _Field(field.name, _schema(field.message_type))
         elif field.is_repeated and field.cpp_type != FieldDescriptor.CPPTYPE_STRING:
-            made[field.number] = _Field(field.name, None)
+            made[field.number] = _Field(field.name, None, 4 if field.cpp_type in _LONG else 8)
     return made
 
 
@@ -158,7 +162,7 @@ def _counted(data: bytes, at: int, end: int, schema: Mapping[int, _Field], left:
 def _left_after(data: bytes, begin: int, end: int, field: _Field, left: int) -> int:
     if field.schema is not None:
         return _counted(data, begin, end, field.schema, left)
-    left -= (end - begin) // 8
+    left -= (end - begin) // field.packed
     if left < 0:
         raise TooManyParts(field.name)
     return left

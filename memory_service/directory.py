@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from memory_service.domain import Bank
+from memory_service.domain import Bank, metadata_bytes
 from memory_service.errors import NOT_FOUND, ServiceError
 
 
@@ -47,8 +47,7 @@ class Directory:
 
 def bank_bytes(bank: Bank) -> int:
     """What a bank says of itself takes so much memory, about."""
-    pairs = (*bank.metadata.items(), *bank.kv.reader_parts.items())
-    words = sum(len(key) + len(value) if isinstance(value, str) else len(key) + 8 for key, value in pairs)
+    words = metadata_bytes(bank.metadata) + metadata_bytes(bank.kv.reader_parts)
     return len(bank.name) + words + 8 * len(bank.kv.layers)
 
 

@@ -17,6 +17,14 @@ Metadata = Mapping[str, Scalar]
 
 ITEM_BYTES: Mapping[str, int] = {"bf16": 2, "fp16": 2, "fp32": 4, "int32": 4}
 NO_METADATA: Metadata = {}
+# What a value of metadata counts that is no string: a double has as many digits.
+NUMBER_BYTES = 24
+
+
+def metadata_bytes(pairs: Metadata) -> int:
+    """What metadata take, about: characters, because to count bytes takes as long as to send them."""
+    values = sum(len(value) if isinstance(value, str) else NUMBER_BYTES for value in pairs.values())
+    return sum(map(len, pairs)) + values
 
 
 @dataclass(frozen=True, slots=True)

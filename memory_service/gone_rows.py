@@ -3,7 +3,7 @@
 import json
 import sqlite3
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Any, NamedTuple
 
@@ -155,12 +155,13 @@ def victims(connection: Connection, bank_id: int, chunk_ids: Sequence[int]) -> S
     return found
 
 
-def evictions(connection: Connection, bank_id: int, before: int, limit: int) -> list[tuple[int, Eviction]]:
-    """(sequence, eviction), newest first, from the first one before the sequence `before`."""
+def evictions(connection: Connection, bank_id: int, before: int) -> Iterator[tuple[int, Eviction]]:
+    """(sequence, eviction), newest first, from the first one before the sequence `before`, read one after the other."""
     where = (EvictionRow.bank_id == bank_id, EvictionRow.sequence < before)
     newest = EvictionRow.sequence.desc()
-    rows = connection.execute(sa.select(EvictionRow.__table__).where(*where).order_by(newest).limit(limit))
-    return [(row.sequence, eviction(row, row.reason, row.evicted)) for row in rows]
+    rows = connection.execute(sa.select(EvictionRow.__table__).where(*where).order_by(newest))
+    for row in rows:
+        yield row.sequence, eviction(row, row.reason, row.evicted)
 
 
 def eviction(row: Row[Any], reason: EvictionReason, evicted: int | None) -> Eviction:

@@ -9,10 +9,9 @@ from typing import Any, TypeVar
 
 from memory_service import calls
 from memory_service.budget import Budget, Share
-from memory_service.domain import Chunk, Metadata
+from memory_service.domain import Chunk, metadata_bytes
 from memory_service.errors import RESOURCE_EXHAUSTED, ServiceError
 from memory_service.threads import StorageThreads
-from memory_service.validate import NUMBER_BYTES
 
 T = TypeVar("T")
 # Nearly every header is shorter. A longer one is made when the budget has room for it.
@@ -44,7 +43,7 @@ class HeaderSize:
     def add(self, chunk: Chunk, times: int = 1) -> None:
         """Errors: HeaderTooLarge."""
         # Characters and not bytes: to count the latter takes as long as to send them.
-        size = len(chunk.text) + len(chunk.token_ids) // 4 + _characters(chunk.metadata)
+        size = len(chunk.text) + len(chunk.token_ids) // 4 + metadata_bytes(chunk.metadata)
         if chunk.payload is not None:
             size += _TENSOR * len(chunk.payload.tensors)
         self._size += size * times
@@ -58,14 +57,9 @@ class HeaderSize:
 
 def most_bytes(chunk: Chunk) -> int:
     """What a chunk takes in a message, about, and rather too much."""
-    words = len(chunk.text) + _characters(chunk.metadata)
+    words = len(chunk.text) + metadata_bytes(chunk.metadata)
     tensors = len(chunk.payload.tensors) if chunk.payload else 0
     return 4 * words + 2 * len(chunk.token_ids) + len(chunk.embedding) + 80 * tensors + 2000
-
-
-def _characters(pairs: Metadata) -> int:
-    values = sum(len(value) if isinstance(value, str) else NUMBER_BYTES for value in pairs.values())
-    return sum(map(len, pairs)) + values
 
 
 class Headers:

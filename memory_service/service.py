@@ -37,8 +37,6 @@ from memory_service.stats import Stats
 from memory_service.threads import StorageThreads
 from memory_service.validate import LARGEST_INT64
 
-# Of a page of chunks, about.
-PAGE_BYTES = 2 * 1024 * 1024
 T = TypeVar("T")
 Context = Any
 
@@ -184,11 +182,10 @@ class MemoryService(service_pb2_grpc.MemoryServiceServicer):
 
     @page
     def ListBanks(self, request: pb.ListBanksRequest) -> pb.ListBanksResponse:  # noqa: N802
-        """By name; the token is the last name of the page before."""
-        size = _page_size(request.page_size)
-        banks = self._banks.after(request.page_token, size + 1)
-        token = banks[size - 1].name if len(banks) > size else ""
-        return pb.ListBanksResponse(banks=map(convert.bank_message, banks[:size]), next_page_token=token)
+        """By name; the token is the last name of the page before. A page of large banks is shorter than asked for."""
+        banks, more = self._banks.after(request.page_token, _page_size(request.page_size))
+        token = banks[-1].name if more else ""
+        return pb.ListBanksResponse(banks=map(convert.bank_message, banks), next_page_token=token)
 
     @unary
     def UpdateBank(self, request: pb.UpdateBankRequest) -> pb.UpdateBankResponse:  # noqa: N802
@@ -351,11 +348,9 @@ class MemoryService(service_pb2_grpc.MemoryServiceServicer):
     @page
     def ListChunks(self, request: pb.ListChunksRequest) -> pb.ListChunksResponse:  # noqa: N802
         """By id; the token is the last id of the page before. A page of large chunks is shorter than asked for."""
-        size, after, budget = _page_size(request.page_size), _token(request.page_token, 0), PAGE_BYTES
+        size, after = _page_size(request.page_size), _token(request.page_token, 0)
         where = convert.filter_(request.filter)
-        chunks, more = self._banks.list_chunks(
-            request.bank, after, size, where, embedding=request.with_embedding, budget=budget
-        )
+        chunks, more = self._banks.list_chunks(request.bank, after, size, where, embedding=request.with_embedding)
         token = str(chunks[-1].chunk_id) if more else ""
         return pb.ListChunksResponse(chunks=map(convert.chunk_message, chunks), next_page_token=token)
 
@@ -389,11 +384,11 @@ class MemoryService(service_pb2_grpc.MemoryServiceServicer):
 
     @page
     def ListEvictions(self, request: pb.ListEvictionsRequest) -> pb.ListEvictionsResponse:  # noqa: N802
-        """Newest first."""
+        """Newest first; a page is as those of ListChunks."""
         size, before = _page_size(request.page_size), _token(request.page_token, LARGEST_INT64)
-        log = self._banks.list_evictions(request.bank, before, size + 1)
-        token = str(log[size - 1][0]) if len(log) > size else ""
-        evictions = [convert.eviction_message(eviction) for _, eviction in log[:size]]
+        log, more = self._banks.list_evictions(request.bank, before, size)
+        token = str(log[-1][0]) if more else ""
+        evictions = [convert.eviction_message(eviction) for _, eviction in log]
         return pb.ListEvictionsResponse(evictions=evictions, next_page_token=token)
 
     # The service itself

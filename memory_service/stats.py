@@ -15,9 +15,6 @@ from memory_service.domain import Bank, IndexStats
 from memory_service.metrics import Metrics
 from memory_service.settings import Settings
 
-# Of the banks of a page, about.
-_PAGE_BYTES = 2 * 1024 * 1024
-
 
 class Stats(Collector):
     """Reads; blocks; for storage threads and the thread of `/metrics`."""
@@ -35,16 +32,10 @@ class Stats(Collector):
         return self._answer([self._stats_of(self._banks.get(name)) for name in names], samples=True)
 
     def page(self, after: str, size: int) -> pb.GetStatsResponse:
-        """Of all banks: of so many behind a name, and of fewer where they are large."""
-        found, left, banks = list[pb.BankStats](), _PAGE_BYTES, self._banks.after(after, size + 1)
-        for bank in banks[:size]:
-            found.append(self._stats_of(bank))
-            left -= found[-1].ByteSize()
-            if left < 0:
-                break
-        answer = self._answer(found, samples=not after)
-        if len(found) < len(banks):
-            answer.next_page_token = found[-1].bank.name
+        """Of a page of all banks, which begins behind a name."""
+        banks, more = self._banks.after(after, size)
+        answer = self._answer(list(map(self._stats_of, banks)), samples=not after)
+        answer.next_page_token = banks[-1].name if more else ""
         return answer
 
     def _answer(self, banks: Sequence[pb.BankStats], *, samples: bool) -> pb.GetStatsResponse:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from memory_service.domain import ITEM_BYTES, Bank, Chunk, Expiry, KvSpec, Metadata, Tensor
+from memory_service.domain import ITEM_BYTES, NUMBER_BYTES, Bank, Chunk, Expiry, KvSpec, Metadata, Tensor
 from memory_service.errors import (
     FAILED_PRECONDITION,
     INVALID_ARGUMENT,
@@ -29,8 +29,6 @@ MOST_NAMES = 100
 MOST_HITS = 100_000
 # Bytes of a metadata map; a page of the longest fits in a message.
 LARGEST_METADATA = 32 * 1024
-# What a value of metadata counts that is no string: a double has as many digits.
-NUMBER_BYTES = 24
 # A thousand years, in microseconds: every time of expiry is one that a Timestamp can say.
 LARGEST_TTL = 1000 * 365 * 24 * 3600 * 1_000_000
 

@@ -205,7 +205,7 @@ class SearchIndexes:
     def _drop_unknown(self) -> None:
         def known() -> set[str]:
             with self._records.read() as connection:
-                return {bank.uid for bank in bank_rows.page(connection)}
+                return {bank.uid for bank in bank_rows.after(connection)}
 
         drop_unknown(self._settings.data / "indexes", known)
 

@@ -318,13 +318,33 @@ def test_metadata_has_no_nul(caller, refused):
             caller.stub.UpdateChunk(pb.UpdateChunkRequest(bank="b", chunk_id=chunk_id, metadata=metadata))
 
 
-def test_an_answer_beyond_the_limit_says_so(serving, refused):
+def test_a_page_of_what_is_large_is_shorter(serving):
+    """However many were asked for."""
     caller = serving(max_message_bytes=4 * 1024 * 1024)
-    for number in range(150):
-        caller.create(f"bank {number}", metadata={"note": "x" * 30_000})
-    with refused("TOO_LARGE", EXHAUSTED):
-        caller.stub.ListBanks(pb.ListBanksRequest(page_size=1000))
-    assert len(caller.stub.ListBanks(pb.ListBanksRequest()).banks) == 100
+    note = {"note": "x" * 30_000}
+    names = [f"bank {number:03}" for number in range(150)]
+    for name in names:
+        caller.create(name, metadata=note)
+    assert pages(caller.stub.ListBanks, pb.ListBanksRequest(page_size=1000), lambda bank: bank.name) == names
+    caller.create("full", layers=[], capacity={"chunks": 1})
+    chunks = [caller.chunk(layers=[]) for _ in range(151)]
+    for chunk, _ in chunks:
+        chunk.metadata.update(note)
+    ids = [ack.chunk_id for ack in caller.write(*chunks, bank="full")]
+    request = pb.ListEvictionsRequest(bank="full", page_size=1000)
+    assert sorted(pages(caller.stub.ListEvictions, request, lambda eviction: eviction.chunk_id)) == ids[:-1]
+
+
+def pages(ask, request, of):
+    """Of all pages, of which there are several, and none is much larger than 2 MiB."""
+    found, count = [], 0
+    while not count or request.page_token:
+        page = ask(request)
+        assert page.ByteSize() < 3 << 20
+        found += map(of, getattr(page, "banks", None) or page.evictions)
+        request.page_token, count = page.next_page_token, count + 1
+    assert count > 1
+    return found
 
 
 def test_chunks_without_tensors_are_held_back_too(serving, frames):
