@@ -19,8 +19,8 @@ from memory_service.errors import RESOURCE_EXHAUSTED, UNAVAILABLE, ServiceError,
 
 # Of a message that moves no vectors or tensors, in bytes.
 LARGEST_REQUEST = 4 * 1024 * 1024
-# Fields of a message and of those in it; about 100 bytes of memory each. Of packed numbers eight bytes count as one, and
-# four where they are of 64 bits.
+# Fields of a message and of those in it; about 100 bytes of memory each. Of packed numbers eight bytes count as one,
+# or four where they are of 64 bits.
 MOST_PARTS = 500_000
 # Shorter messages are not counted, and cost less than a visit to another thread.
 SHORT = 16 * 1024

@@ -1,5 +1,6 @@
 """Threads for calls that block. Owns three rules: what looks at many chunks or banks leaves threads for what does not,
-no one kind of such calls takes all of theirs, and none of them outlives its caller by more than a step.
+no kind of such calls takes all of theirs nor a caller all of a kind's, and none outlives its caller by more than a
+step.
 
 Used in the event loop; what is called runs with the caller's context, so that what it logs carries the request.
 """
@@ -15,7 +16,9 @@ from contextvars import copy_context
 from functools import partial
 from typing import Any, TypeVar
 
+from memory_service import calls
 from memory_service.cancellation import Cancellation
+from memory_service.turns import Turns
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
@@ -44,7 +47,7 @@ class StorageThreads:
         self.pool = Pool(count, "kvbank-storage")
         self._wide = Pool(count, "kvbank-search")
         most = max(1, count * 3 // 4)
-        self._turns: defaultdict[str, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(most))
+        self._turns: defaultdict[str, Turns] = defaultdict(lambda: Turns(most))
         self._cancellations: dict[Future[Any], Cancellation] = {}
 
     async def run(self, call: Callable[..., T], *arguments: Any) -> T:
@@ -55,16 +58,16 @@ class StorageThreads:
     async def turn(self, kind: str) -> AsyncIterator["Turn"]:
         """Wait until a call of this kind may look at many chunks or banks. The turn ends with the block, or with the
         thread where that is later."""
-        turns = self._turns[kind]
-        await turns.acquire()
-        turn = Turn(self)
+        owner, turn = calls.current().connection, Turn(self)
+        give = partial(self._turns[kind].give, owner)
+        await self._turns[kind].take(owner)
         try:
             yield turn
         finally:
             if turn.job is None:
-                turns.release()
+                give()
             else:
-                turn.job.add_done_callback(partial(_later, asyncio.get_running_loop(), turns.release))
+                turn.job.add_done_callback(partial(_later, asyncio.get_running_loop(), give))
 
     def begun_wide(self, call: Callable[[], T]) -> "Future[T]":
         """For `Turn`."""

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from kvbank.v1 import service_pb2 as pb
+from kvbank.v1 import service_pb2_grpc
 from tests.proof.floods import flood
 from tests.proof.once import reason_of
 from tests.waiting import wait_until
@@ -21,6 +22,7 @@ CHUNKS, KEYS = 200, 1000
 EAGER = 12
 GRACE = 0.2
 MIB = 1 << 20
+OWN_CONNECTION = [("grpc.use_local_subchannel_pool", 1)]
 
 
 @pytest.fixture
@@ -62,6 +64,11 @@ def test_slow_calls_leave_others_their_threads_and_end_with_their_caller(full: A
     assert full.usage().chunks == 1
     assert len(full.retrieve()[0].chunks) == 1
     assert not any(call.done() for call in calls), "those were answered in spite of these"
+
+    with grpc.insecure_channel(serving.server.address, options=OWN_CONNECTION) as channel:
+        other = service_pb2_grpc.MemoryServiceStub(channel)
+        assert len(other.ListChunks(pb.ListChunksRequest(bank="b")).chunks) == 1
+    assert not any(call.done() for call in calls), "another caller has a thread for the same kind of call"
 
     for call in calls:
         call.cancel()  # in the middle of a statement; those that wait never begin
