@@ -94,7 +94,7 @@ def test_a_folder_has_one_owner(tmp_path: Path) -> None:
 
 def test_a_bad_setting_of_the_environment_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KVBANK_MIN_FREE", "much")
-    with pytest.raises(kvbank.InvalidArgument, match="min_free"):
+    with pytest.raises(kvbank.InvalidArgument, match="KVBANK_MIN_FREE"):
         kvbank.connect(tmp_path)
 
 
