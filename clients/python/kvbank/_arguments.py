@@ -166,24 +166,25 @@ def texts_by_text(field: str, value: Any) -> dict[str, str]:
     return {text(field, key): text(field, found) for key, found in mapping(field, value).items()}
 
 
-def scalar(field: str, value: Any) -> Scalar:
-    """A value of metadata: a string, a whole number of 64 bits, a finite number, or True or False."""
+def scalar(field: str, value: Any, key: str | None = None) -> Scalar:
+    """A value of metadata, of this key: a string, a whole number of 64 bits, a finite number, or True or False."""
     if _arrays.is_array(value) and value.ndim == 0:
         value = _arrays.to_numpy(value)[()]
     if isinstance(value, str):
         return text(field, value)
     if isinstance(value, bool | np.bool_):
         return bool(value)
-    if isinstance(value, int | np.integer):
-        return integer(field, value)
+    if isinstance(value, int | np.integer) and _INT64[0] <= value <= _INT64[1]:
+        return int(value)
     if isinstance(value, float | np.floating) and math.isfinite(value):
         return float(value)
-    raise expected(field, "a string, a finite number of 64 bits, or True or False", value)
+    of_key = "" if key is None else f" for {shown(key)}"
+    raise expected(field, f"a string, a finite number of 64 bits, or True or False{of_key}", value)
 
 
 def metadata(value: Any, field: str = "metadata") -> dict[str, Scalar]:
     """A mapping of strings to values of metadata, which are plain then."""
-    return {text(field, key): scalar(field, found) for key, found in mapping(field, value).items()}
+    return {text(field, key): scalar(field, found, key) for key, found in mapping(field, value).items()}
 
 
 def finite(field: str, value: Any) -> int | float:

@@ -194,7 +194,7 @@ class AsyncClient:
         if not self._bound:
             asked = self._sharing.question()
             info = await self._repeated("GetServerInfo", asked, attempts)
-            self._bound = info.max_unacknowledged_bytes or _channel.DEFAULT_UNACKNOWLEDGED_BYTES
+            self._bound = _channel.unacknowledged_bytes(info.max_unacknowledged_bytes)
             self._typed = info.typed_metadata
             if self._sharing.unknown():
                 self._sharing.learn(asked, info)

@@ -17,6 +17,8 @@ DEFAULT_STREAM_TIMEOUT = 120.0
 MAX_MESSAGE_BYTES = 64 << 20
 # For a server that does not name its bound.
 DEFAULT_UNACKNOWLEDGED_BYTES = 32 << 20
+# What a client keeps of a write, whatever a server allows.
+MOST_UNACKNOWLEDGED_BYTES = 1 << 30
 
 _SERVICE = "kvbank.v1.MemoryService"
 
@@ -55,6 +57,11 @@ def stub(channel: Any) -> Any:
         response_deserializer=_frames.deserializer(service_pb2.FetchChunksResponse),
     )
     return methods
+
+
+def unacknowledged_bytes(named: int) -> int:
+    """How much of a write may be on its way to a server that names this bound."""
+    return min(named, MOST_UNACKNOWLEDGED_BYTES) if named > 0 else DEFAULT_UNACKNOWLEDGED_BYTES
 
 
 def with_defaults(options: Sequence[tuple[str, Any]]) -> list[tuple[str, Any]]:
