@@ -98,8 +98,10 @@ def test_evictions_tell_them(client: kvbank.Client, make_bank: Callable[..., str
 
 def test_numbers_of_numpy_and_torch_are_numbers(client: kvbank.Client, bank: str) -> None:
     given = {"i": np.int32(3), "f": np.float32(0.5), "b": np.bool_(True), "t": torch.tensor(4), "z": np.array(2.5)}
+    given |= {"h": torch.tensor(0.5, dtype=torch.bfloat16), "g": torch.tensor(1.5, requires_grad=True)}
     chunk_id = client.write(bank, kvbank.NewChunk(np.ones(16), metadata=given), **VECTORS).chunk_id
     plain = {"i": (int, 3), "f": (float, 0.5), "b": (bool, True), "t": (int, 4), "z": (float, 2.5)}
+    plain |= {"h": (float, 0.5), "g": (float, 1.5)}
     assert typed(client.get_chunk(bank, chunk_id).metadata) == plain
 
 

@@ -4,6 +4,7 @@ InvalidArgument with the name of the argument, what was expected and what was gi
 import math
 import operator
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import numpy as np
@@ -169,7 +170,8 @@ def texts_by_text(field: str, value: Any) -> dict[str, str]:
 def scalar(field: str, value: Any, key: str | None = None) -> Scalar:
     """A value of metadata, of this key: a string, a whole number of 64 bits, a finite number, or True or False."""
     if _arrays.is_array(value) and value.ndim == 0:
-        value = _arrays.to_numpy(value)[()]
+        with suppress(RuntimeError):  # a tensor without data stays what it is, and is refused
+            value = value.item()
     if isinstance(value, str):
         return text(field, value)
     if isinstance(value, bool | np.bool_):
