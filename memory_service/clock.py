@@ -70,12 +70,12 @@ class Clock:
         running = self._pieces.running()
         return Mark(self._origin + running, running, self._pieces.boot)
 
-    def resume(self, mark: Mark | None, newest: int) -> None:
-        """Go on from the mark of an earlier process; `newest`: the latest time in the records, for a store that has no
-        mark yet."""
+    def resume(self, mark: Mark | None) -> None:
+        """Go on from the mark of an earlier process. A store that has none yet begins by the wall clock: times in its
+        records that lie ahead of that are of a clock that was wrong, and to go on from them would shorten lives."""
         wall, running = self._pieces.wall(), self._pieces.running()
         if mark is None:
-            now = max(wall, newest)
+            now = wall
         elif mark.boot and mark.boot == self._pieces.boot and mark.running <= running:
             now = mark.now + running - mark.running
         else:

@@ -58,7 +58,7 @@ class Records:
 
     def _take_up(self, connection: Connection) -> str:
         """The store's identity; its time goes on."""
-        self.clock.resume(clock_rows.mark(connection), clock_rows.newest(connection))
+        self.clock.resume(clock_rows.mark(connection))
         clock_rows.save(connection, mark := self.clock.mark())
         self._marking = mark.now
         return _identity(connection)

@@ -29,7 +29,7 @@ def transaction(folder: Path) -> Iterator[Connection]:
 def remove(connection: Connection, bank_id: int, chunk_ids: Sequence[int], counter: str) -> None:
     """Take chunks out of the records, as the server does it; `counter` of the bank says why."""
     clock = Clock()
-    clock.resume(clock_rows.mark(connection), clock_rows.newest(connection))
+    clock.resume(clock_rows.mark(connection))
     for begin in range(0, len(chunk_ids), _BATCH):
         gone_rows.remove(connection, bank_id, chunk_ids[begin : begin + _BATCH], counter, clock.now_us())
 

@@ -27,8 +27,7 @@ _QUOTA = f"""
 
 
 def upgrade() -> None:
-    """Count what there is. No mark of the time yet: the next start takes the wall clock, or the newest time in the
-    records where that is later."""
+    """Count what there is. No mark of the time yet: the next start begins by the wall clock."""
     op.create_table(
         "clock",
         *[sa.Column(name, sa.Integer(), nullable=False) for name in ("id", "now", "running")],

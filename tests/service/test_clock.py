@@ -217,16 +217,21 @@ def test_no_renewal_shortens_a_life_that_an_earlier_version_left_longer(start, s
     assert after.last_retrieve_time == before.last_retrieve_time
 
 
-def test_a_folder_of_an_earlier_version_goes_on_after_its_newest_chunk(start, serving, hands, data):
+def test_a_time_that_an_earlier_version_wrote_by_a_clock_that_was_ahead_shortens_no_life(start, serving, hands, data):
     caller = start()
-    caller.create()
-    chunk_id = caller.add()
+    caller.create(expiry=lasting(HOUR))
+    ids = [caller.add(), caller.add()]
     serving.stop()
     with closing(sqlite3.connect(data / "metadata.db")) as database:
         database.execute("DELETE FROM clock")
+        times = "created = created + :by, expires = expires + :by"
+        database.execute(f"UPDATE chunks SET {times} WHERE chunk_id = :id", {"by": 5 * HOUR, "id": ids[1]})
         database.commit()
-    caller = start(off=-5 * HOUR)
-    assert created(caller, caller.add()) >= created(caller, chunk_id)
+    caller = start()
+    hands.go_on(HOUR - 1)
+    assert caller.ids() == ids
+    hands.go_on(1)
+    assert caller.ids() == ids[1:]
 
 
 @pytest.mark.skipif(FAKETIME is None, reason="libfaketime is not installed: apt-get install faketime")

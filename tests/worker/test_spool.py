@@ -1,5 +1,6 @@
 """The service goes away and comes back: chunks wait on disk, and nobody's generation stops."""
 
+import os
 import shutil
 import socket
 import time
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from test_processes import worker
 from tiny import bank, build, tokenizer, tokens
 
@@ -18,7 +20,9 @@ from model_worker.attachment import Attachment, attach
 from model_worker.durable import make_folder
 from model_worker.memory import Memory, encode
 from model_worker.model import MemoryModel
+from model_worker.session_log import SessionLog
 from model_worker.spool import Spool, Spooled
+from model_worker.window_file import write_window
 
 Remember = Callable[[Memory, int], None]
 
@@ -344,3 +348,24 @@ def test_chunks_wait_in_their_order_where_the_clock_was_set_back(tmp_path: Path)
             ahead = time.time_ns() + 5 * 3600 * 10**9
             path.rename(path.with_name(f"{ahead:020d}-{path.name.partition('-')[2]}"))
     assert [spooled.chunk.start for _, spooled in spool] == [0, 4]
+
+
+def test_what_a_worker_keeps_of_texts_is_its_owners_alone(tmp_path: Path) -> None:
+    """The spool, a session's log and its window; where an earlier version left them open, they are closed."""
+    spool, sessions = tmp_path / "spool", tmp_path / "sessions"
+    for folder in (spool, sessions / "s"):
+        folder.mkdir(parents=True)
+        (folder / "left").touch()
+        (folder / "left").chmod(0o644)
+        folder.chmod(0o755)
+    umask = os.umask(0)
+    try:
+        Spool(spool).put(Spooled("b", kvbank.NewChunk(np.ones(4, np.float32)), "r", "e"))
+        with SessionLog.open(sessions, "s"):
+            write_window(sessions / "s" / "window", {"ids": torch.ones(3)}, "stamp")
+    finally:
+        os.umask(umask)
+    for folder in (spool, sessions / "s"):
+        assert folder.stat().st_mode & 0o777 == 0o700
+        assert len(list(folder.iterdir())) > 1
+        assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {0o600}
