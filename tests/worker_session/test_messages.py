@@ -33,7 +33,7 @@ def test_lines_that_are_pasted_are_one_message() -> None:
     def wait_for(text: bytes) -> None:
         nonlocal shown
         while text not in shown:
-            assert select.select([terminal], [], [], 60)[0], shown
+            assert select.select([terminal], [], [], 30)[0], shown
             shown += os.read(terminal, 65536)
         shown = shown.partition(text)[2]
 
@@ -45,6 +45,13 @@ def test_lines_that_are_pasted_are_one_message() -> None:
         wait_for(READY)
         os.write(terminal, keys)
         wait_for(json.dumps(message).encode())
+    wait_for(READY)
+    os.write(terminal, b"left by Ctrl-C")
+    wait_for(b"left by Ctrl-C")
+    os.write(terminal, b"\x03")
+    wait_for(READY)
+    os.write(terminal, b"\x1b[A\r")
+    wait_for(b'"left by Ctrl-C"')
     wait_for(READY)
     os.write(terminal, b"\x04")
     with suppress(OSError):  # EIO: the other end has closed

@@ -77,6 +77,7 @@ def test_a_turn_that_fails_is_kept_and_told_at_the_next_start(
     assert said(tmp_path) == ["ahoy", "where", "who"]
 
 
+@pytest.mark.slow  # a chat rides through a restart of its service for some 20 s
 def test_what_is_said_while_the_service_is_away_is_kept(chat: list[object], tmp_path: Path) -> None:
     server = LocalServer(tmp_path / "data")
     chat[chat.index("--memory") + 1] = server.address
