@@ -74,6 +74,8 @@ def load_model(
 
 
 def _reason(error: Exception) -> str:
-    """The first line of what a library says, with the kind of error where the words alone would be a riddle."""
-    first = (str(error).strip().splitlines() or [""])[0]
-    return first if isinstance(error, OSError | ValueError) and first else f"{type(error).__name__}: {first}"
+    """The first two lines of what a library says, with the kind of error where the words alone would be a riddle."""
+    if isinstance(error, UnicodeEncodeError):
+        return "its path is not UTF-8, which the libraries that read it need"
+    said = " ".join(line.strip() for line in str(error).strip().splitlines()[:2])
+    return said if isinstance(error, OSError | ValueError) and said else f"{type(error).__name__}: {said}"

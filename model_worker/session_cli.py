@@ -101,7 +101,7 @@ def chat(
 
     Example: kvbank chat --session diary --memory localhost:7400
     """
-    folder = sessions or sessions_folder()
+    folder = _place(sessions, may_be_missing=True)
     known = _known(folder, session)
     name = model or (known.model if known else SHIPPED)
     target = _target(memory, known)
@@ -126,6 +126,17 @@ def chat(
         run_chat(log, client, settings)
 
 
+def _place(sessions: Path | None, *, may_be_missing: bool = False) -> Path:
+    """The folder of the sessions. Raises SessionError for one that was named and is not there, or is a file."""
+    if sessions is None:
+        return sessions_folder()
+    if not sessions.is_dir() and (sessions.exists() or not may_be_missing):
+        raise SessionError(
+            f"{sessions} is a file: --sessions is a folder" if sessions.exists() else f"there is no folder {sessions}"
+        )
+    return sessions
+
+
 @contextmanager
 def _connected(target: str) -> Iterator[kvbank.Client]:
     """A client whose service has answered. Raises SessionError, with what to do, for a folder that another serves."""
@@ -148,7 +159,7 @@ def list_sessions(sessions: Sessions = None, as_json: AsJson = False) -> None:
 
     Example: kvbank session ls --json
     """
-    folder = sessions or sessions_folder()
+    folder = _place(sessions)
     with warnings_in_one_line():
         found = [_facts(*session) for session in read_sessions(folder)]
     if left := len(noted(folder)):
@@ -174,7 +185,7 @@ def show_session(
 
     Example: kvbank session show diary --last 20
     """
-    header, turns = read_session(sessions or sessions_folder(), name)
+    header, turns = read_session(_place(sessions), name)
     said = [turn for turn in turns if not turn.part]
     said = said[len(said) - min(last, len(said)) :]
     facts = _facts(header, turns)
@@ -197,7 +208,7 @@ def fork_session(
 
     Example: kvbank session fork diary draft
     """
-    made = fork(sessions or sessions_folder(), name, new)
+    made = fork(_place(sessions), name, new)
     if as_json:
         print_json(asdict(made))
     else:
@@ -218,7 +229,7 @@ def remove_session(
 
     Example: kvbank session rm diary
     """
-    folder = sessions or sessions_folder()
+    folder = _place(sessions)
     with SessionLog.open(folder, name, must_exist=True) as log:
         turns = sum(not turn.part for turn in log.turns)
         bank = log.header.bank if log.header else None
@@ -243,7 +254,7 @@ def clean_sessions(sessions: Sessions = None, as_json: AsJson = False) -> None:
 
     Example: kvbank session clean
     """
-    found = list(delete_noted(sessions or sessions_folder()))
+    found = list(delete_noted(_place(sessions)))
     for left, trouble in found:
         if trouble:
             say(f"bank {left.bank} of session {left.session} is still there: {trouble}")

@@ -211,6 +211,9 @@ def test_errors_are_one_line(chat: list[object], other_model_folder: Path, tmp_p
             (["chat", "-s", "busy", *chat[3:]], "in use by another process"),
             (["session", "show", "nobody", *folder], "no session 'nobody'"),
             (["session", "rm", "nobody", *folder, "--yes"], "no session 'nobody'"),
+            (["session", "ls", "--sessions", tmp_path / "none"], "there is no folder"),
+            (["session", "ls", "--sessions", __file__], "is a file: --sessions is a folder"),
+            (["chat", "-s", "sea", "--sessions", __file__], "is a file: --sessions is a folder"),
         ]:
             done = kvbank_command(*arguments)
             assert done.exit_code == 1, done.output
