@@ -9,7 +9,8 @@ from kvbank import _private
 from memory_service import payloads, quarantine, staging
 
 _FOLDERS = (payloads.FOLDER, quarantine.FOLDER, staging.FOLDER, "indexes")
-_FILES = ("metadata.db", "metadata.db-wal", "metadata.db-shm", "metadata.db-journal", "kvbank.lock", "backup.json")
+_DATABASE = tuple(f"metadata.db{suffix}" for suffix in ("", "-wal", "-shm", "-journal"))
+_FILES = (*_DATABASE, "chunk-ids", "kvbank.lock", "backup.json")
 _log = logging.getLogger(__name__)
 
 

@@ -3,26 +3,28 @@
 Methods block and are called from storage threads; those that change something commit through the writer.
 """
 
+import errno
 import logging
-import os
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
+from itertools import starmap
 
 from sqlalchemy import Connection
 
-from memory_service import bank_rows, chunk_rows, gone_rows, quarantine, vacuum, validate
+from memory_service import bank_rows, chunk_rows, gone_rows, leftovers, mounts, quarantine, vacuum, validate
 from memory_service.clock import Clock
-from memory_service.directory import Directory, bank_bytes, bank_not_found
+from memory_service.directory import Directory, bank_bytes, bank_not_found, not_mounted
 from memory_service.disk_space import DiskSpace
 from memory_service.domain import Bank, Chunk, Eviction, Filter, Metadata, metadata_bytes
 from memory_service.errors import (
     ALREADY_EXISTS,
+    DATA_LOSS,
     NOT_FOUND,
     RESOURCE_EXHAUSTED,
-    UNAVAILABLE,
     ServiceError,
     StartError,
     invalid,
@@ -31,12 +33,14 @@ from memory_service.eviction import NOBODY
 from memory_service.expiry import INTERVAL_S, Expiry
 from memory_service.headers import most_bytes
 from memory_service.janitor import Janitor
+from memory_service.leftovers import Unowned
 from memory_service.metrics import Metrics
 from memory_service.paging import page
-from memory_service.payloads import FOLDER, Buffer, Payloads
+from memory_service.payloads import FOLDER, Buffer, NotThereError, Payloads
 from memory_service.records import Records
 from memory_service.removal import Removal
 from memory_service.room import Room
+from memory_service.row_flaws import FlawedError
 from memory_service.search import SearchIndexes
 from memory_service.settings import Settings
 from memory_service.staging import StagedFile
@@ -44,7 +48,7 @@ from memory_service.vacuum import Vacuum
 from memory_service.write import Writes, Written, check_quota
 from memory_service.writer import savepoint
 
-__all__ = ["Banks", "Written", "chunk_not_found"]
+__all__ = ["Banks", "Written", "chunk_not_found", "damaged_chunk"]
 _log = logging.getLogger(__name__)
 
 
@@ -89,17 +93,18 @@ class Banks:
             )
             self._room.open()
             self.vacuum = Vacuum(self.records, settings.data)
+            self._mark_folders()
             begun.pop_all()
-        for bank_id in gone:
-            self._removal.clear(bank_id)
+        for bank_id, uid in gone:
+            self._removal.clear(bank_id, uid)
         self._janitor.later(self._sweep)
         self._timer.every(INTERVAL_S, self.records.follow_wall_clock)
         self._timer.every(INTERVAL_S, self._room.try_again)
         self._timer.every(vacuum.INTERVAL_S, self.vacuum.run)
         self._timer.every(INTERVAL_S, Expiry(self.records, self._directory, self._removal).run)
 
-    def _read_banks(self) -> tuple[Directory, list[int]]:
-        """The banks, and the ids of those that are being deleted. Errors: StartError for one that cannot be read."""
+    def _read_banks(self) -> tuple[Directory, list[tuple[int, str]]]:
+        """The banks, and ids and uids of those that are being deleted. Errors: StartError for one that is damaged."""
         with self.records.read() as connection:
             try:
                 return Directory(bank_rows.after(connection)), bank_rows.gone(connection)
@@ -114,7 +119,8 @@ class Banks:
         """
         with self.records.read() as connection:
             bank_rows.totals(connection)
-        os.stat(self._settings.data / FOLDER)
+        if not self.payloads.mounted():
+            raise FileNotFoundError(errno.ENOENT, "no disk of payloads is mounted", str(self._settings.data / FOLDER))
 
     def close(self) -> None:
         """Commit what is pending, checkpoint, finish the clean-up."""
@@ -135,16 +141,34 @@ class Banks:
         validate.bank(new)
         new = replace(new, uid=secrets.token_hex(8), created=self.records.clock.now_us())
 
-        def make(connection: Connection) -> Bank:
+        def make(connection: Connection, *, ready: bool) -> Bank | None:
+            """None for a bank that would be new, and is not `ready`: it has no folder yet."""
             if (found := _found(connection, new)) is not None:
                 return found
             _check_bound("banks", self._settings.max_banks, bank_rows.count(connection) + 1)
             self._check_bytes(bank_bytes(new))
             self._writes.space.for_records().give()
-            return replace(new, bank_id=bank_rows.insert(connection, new))
+            return replace(new, bank_id=bank_rows.insert(connection, new)) if ready else None
 
-        bank = self.records.writer.submit(make, self._changed).result()
+        bank = self.records.writer.submit(partial(make, ready=not new.kv.layers), self._changed).result()
+        if bank is None:
+            bank = self._with_folder(new, partial(make, ready=True))
         return bank, bank.uid == new.uid
+
+    def _with_folder(self, new: Bank, make: Callable[[Connection], Bank | None]) -> Bank:
+        """The folder of its payloads first: a bank that has none is one whose disk is missing."""
+        try:
+            self.payloads.begin_bank(new.uid)
+        except NotThereError as error:
+            raise not_mounted(new.name) from error
+        bank: Bank | None = None
+        try:
+            bank = self.records.writer.submit(make, self._changed).result()
+        finally:
+            if bank is None or bank.uid != new.uid:
+                self._janitor.later(self.payloads.drop_bank, new.uid)
+        assert bank is not None
+        return bank
 
     def _check_bytes(self, more: int) -> None:
         """Errors: TOO_LARGE, when the banks would take too much memory."""
@@ -253,25 +277,35 @@ class Banks:
 
         return self.records.writer.submit(pin).result()
 
-    def quarantine(self, bank: Bank, chunk_id: int) -> None:
+    def quarantine(self, bank: Bank, chunk_id: int, why: str = "stored bytes are damaged") -> None:
         """Take a damaged chunk out of service; its file and what its records said are kept aside.
 
         Errors: STORAGE_ERROR when no file of the bank is there: then it is the disk that is missing, not the chunk.
         """
-        if not self.payloads.present(bank.uid):
-            text = f"the payloads of bank {bank.name} are not there; is a disk not mounted?"
-            raise ServiceError(UNAVAILABLE, "STORAGE_ERROR", text, errno="ENOENT")
+        if bank.kv.layers and not self.payloads.present(bank.uid):
+            raise not_mounted(bank.name)
         with self.records.read() as connection:
-            quarantine.set_aside(connection, self._settings.data, bank.uid, {chunk_id: "stored bytes are damaged"})
+            quarantine.set_aside(connection, self._settings.data, bank.uid, {chunk_id: why})
         if self._removal.remove(bank, [chunk_id], "chunks_quarantined", keep_files=True).result():
             _log.error("chunk %d of bank %s is damaged and quarantined", chunk_id, bank.name)
+
+    @contextmanager
+    def without_flawed(self) -> Iterator[None]:
+        """For a block that reads rows: those that cannot be used are taken out of service, so that the next call does
+        without them. Errors: CHECKSUM_MISMATCH for this one."""
+        try:
+            yield
+        except FlawedError as error:
+            for chunk_id, why in error.flaws.items():
+                self.quarantine(error.bank, chunk_id, why)
+            raise damaged_chunk(min(error.flaws)) from error
 
     def get_chunk(self, name: str, chunk_id: int, *, embedding: bool) -> Chunk:
         """Metadata of a chunk. Errors: BANK_NOT_FOUND, CHUNK_NOT_FOUND."""
         bank = self.named(name)
         self.records.show_counts()
         unwritten = self.records.counts.unwritten()
-        with self.records.read() as connection:
+        with self.without_flawed(), self.records.read() as connection:
             chunk = chunk_rows.get(connection, bank, chunk_id, unwritten, embedding=embedding)
         if chunk is None:
             raise chunk_not_found(name, chunk_id)
@@ -284,7 +318,7 @@ class Banks:
         bank = self.named(name)
         self.records.show_counts()
         unwritten = self.records.counts.unwritten()
-        with self.records.read() as connection:
+        with self.without_flawed(), self.records.read() as connection:
             found = chunk_rows.page(connection, bank, after, filter_, unwritten, embedding=embedding)
             return page(found, limit, most_bytes)
 
@@ -334,18 +368,36 @@ class Banks:
 
     # The index and the folder
 
-    def _changed(self, bank: Bank) -> None:
+    def _changed(self, bank: Bank | None) -> None:
+        if bank is None:
+            return
         self._directory.put(bank)
         self.indexes.changed(bank)
         self._room.measure(bank)
 
+    def _mark_folders(self) -> None:
+        with self.records.read() as connection:
+            mounts.mark(self.payloads, connection, self._directory.all(), new_here=self.records.new_here)
+
     def _sweep(self) -> None:
-        def known() -> dict[str, set[int]]:
+        def known() -> dict[str, set[int] | None]:
             with self.records.read() as connection:
                 return chunk_rows.payload_ids(connection)
 
-        if removed := self.payloads.sweep(known, self.records.ids.first):
-            _log.warning("removed %d files that no chunk owns", removed)
+        found = starmap(Unowned, self.payloads.unowned(known, self.records.ids.first))
+        removed, aside = leftovers.tidy(self._settings.data, found, self.records.read)
+        self.payloads.remove_empty(known)
+        if removed:
+            _log.warning("removed %d files of chunks that are gone, or whose write was repeated", removed)
+        if aside:
+            text = "%d files that no record names are in %s/; what is whole is given back by: kvbank repair %s"
+            _log.warning(text, aside, quarantine.FOLDER, self._settings.data)
+
+
+def damaged_chunk(chunk_id: int) -> ServiceError:
+    """CHECKSUM_MISMATCH."""
+    text = f"stored bytes of chunk {chunk_id} are damaged; it is quarantined"
+    return ServiceError(DATA_LOSS, "CHECKSUM_MISMATCH", text, chunk_id=chunk_id)
 
 
 def chunk_not_found(name: str, chunk_id: int) -> ServiceError:

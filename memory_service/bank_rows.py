@@ -36,9 +36,9 @@ def delete(connection: Connection, bank_id: int) -> bool:
     return True
 
 
-def gone(connection: Connection) -> list[int]:
-    """Deleted banks of which something is left."""
-    return list(connection.scalars(sa.select(GoneBankRow.bank_id)))
+def gone(connection: Connection) -> list[tuple[int, str]]:
+    """Id and uid of the deleted banks of which something is left."""
+    return [(row.bank_id, row.uid) for row in connection.execute(sa.select(GoneBankRow.bank_id, GoneBankRow.uid))]
 
 
 def after(connection: Connection, name: str = "") -> Iterator[Bank]:

@@ -1,22 +1,64 @@
-"""Ids of chunks. Owns the rule that none is used twice, not even after a power cut: they come from blocks that are
-reserved durably before an id is used, also where commits are not durable otherwise."""
+"""Ids of chunks. Owns the rule that none is used twice, whatever happens to the database: they come from blocks that
+are reserved durably before an id is used, in a small file of their own and in the database, also where commits are not
+durable otherwise."""
 
+import os
 import threading
 from concurrent.futures import Future
+from pathlib import Path
 
-from sqlalchemy import Connection, update
+import xxhash
+from sqlalchemy import Connection, select, update
 
+from memory_service.payloads import sync_folder
 from memory_service.schema import StoreRow
 from memory_service.writer import Writer
 
 BLOCK = 1024
 
 
+class Reservations:
+    """The file: the first id that is not reserved, and a checksum. Errors: OSError."""
+
+    NAME = "chunk-ids"
+
+    def __init__(self, data: Path) -> None:
+        self._path = data / self.NAME
+
+    def read(self) -> int | None:
+        """None where there is no file, as in a folder of an earlier version. Errors: ValueError for a damaged one."""
+        try:
+            data = self._path.read_bytes()
+        except FileNotFoundError:
+            return None
+        number, _, checksum = data.partition(b" ")
+        if checksum != _checksum(number):
+            raise ValueError(f"{self._path} is damaged")
+        return int(number)
+
+    def write(self, end: int) -> None:
+        """Durably."""
+        number, temporary = str(end).encode(), self._path.with_suffix(".tmp")
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            os.write(descriptor, number + b" " + _checksum(number))
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        os.rename(temporary, self._path)
+        sync_folder(self._path.parent)
+
+
+def _checksum(number: bytes) -> bytes:
+    return xxhash.xxh3_64_hexdigest(number).encode() + b"\n"
+
+
 class ChunkIds:
     """Monotonic, never reused, below 2^63. `first`: every id below it was given by an earlier process."""
 
-    def __init__(self, writer: Writer) -> None:
+    def __init__(self, writer: Writer, reservations: Reservations) -> None:
         self._writer = writer
+        self._reservations = reservations
         self._lock = threading.Lock()
         self._blocks: list[range] = []
         self._refill: Future[range] | None = None
@@ -40,11 +82,12 @@ class ChunkIds:
                 self._refill = self._writer.submit(self._reserve, self._extend, durable=True)
             return self._refill
 
-    @staticmethod
-    def _reserve(connection: Connection) -> range:
-        statement = update(StoreRow).values(next_chunk_id=StoreRow.next_chunk_id + BLOCK)
-        end = connection.execute(statement.returning(StoreRow.next_chunk_id)).scalar_one()
-        return range(end - BLOCK, end)
+    def _reserve(self, connection: Connection) -> range:
+        begin = connection.execute(select(StoreRow.next_chunk_id)).scalar_one()
+        # The file first: it may say more than the database, which a log that is cut takes back, and never less.
+        self._reservations.write(begin + BLOCK)
+        connection.execute(update(StoreRow).values(next_chunk_id=begin + BLOCK))
+        return range(begin, begin + BLOCK)
 
     def _extend(self, block: range) -> None:
         with self._lock:

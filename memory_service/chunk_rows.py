@@ -8,9 +8,9 @@ import json
 from collections import namedtuple
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict
 from functools import lru_cache
 from itertools import chain
+from operator import attrgetter
 from typing import Any, cast
 
 import numpy as np
@@ -18,12 +18,13 @@ import sqlalchemy as sa
 from numpy.typing import NDArray
 from sqlalchemy import ColumnElement, Connection, Select, Table
 
-from memory_service import row_checksum
+from memory_service import row_checksum, row_flaws
 from memory_service.conditions import holds
 from memory_service.counts import Unwritten
-from memory_service.domain import Bank, Chunk, Expiry, Filter, Metadata, Payload, Producer, Tensor, Unit
+from memory_service.domain import Bank, Chunk, Expiry, Filter, Metadata, Unit
 from memory_service.gone_rows import SPENT_KEY_US, forget_keys
-from memory_service.schema import BankRow, ChunkRow, ContentRow, KeyRow, raw
+from memory_service.payload_rows import payload_json, payload_of
+from memory_service.schema import BankRow, ChunkRow, ContentRow, GoneBankRow, KeyRow, raw
 
 _CHUNKS: Table = ChunkRow.__table__  # type: ignore[assignment]
 _CONTENTS: Table = ContentRow.__table__  # type: ignore[assignment]
@@ -106,7 +107,7 @@ def row_of(bank_id: int, chunk: Chunk, digest: bytes) -> Mapping[str, Any]:
         "size": chunk.stored_bytes,
         "token_ids": chunk.token_ids,
         "text": chunk.text,
-        "payload": _payload_json(chunk.payload),
+        "payload": payload_json(chunk.payload),
         "embedding": chunk.embedding,
     }
     return row | {"digest": row_checksum.with_checksums(digest, row)}
@@ -131,12 +132,16 @@ def ledger_rows(connection: Connection, bank_id: int, unit: Unit) -> Iterator[tu
 
 def found(connection: Connection, bank: Bank, chunk_ids: Iterable[int], unwritten: Unwritten) -> Iterator[Chunk]:
     """Those of the ids that exist in this bank and have not expired, in no order, read one after the other; what is
-    `unwritten` may have renewed them."""
+    `unwritten` may have renewed them. Errors: FlawedError."""
+    wanted = list(chunk_ids)
     # Closed also where a row cannot be read: whoever keeps that error would keep the statement, and the end waiting.
-    with closing(raw(connection).execute(_FIND_CHUNKS, (bank.bank_id, json.dumps(list(chunk_ids))))) as rows:
+    with (
+        row_flaws.naming(connection, bank, wanted),
+        closing(raw(connection).execute(_FIND_CHUNKS, (bank.bank_id, json.dumps(wanted)))) as rows,
+    ):
         for row in map(_found_row, rows):
             if not _expired(row, unwritten):
-                yield _chunk(row, bank.name, False)
+                yield _chunk(row, bank, False)
 
 
 def message_bytes(connection: Connection, times: Mapping[int, int]) -> tuple[int, int]:
@@ -171,11 +176,12 @@ def expired(connection: Connection, now: int, most: int) -> dict[int, list[int]]
     return found
 
 
-def matching_ids(connection: Connection, bank_id: int, filter_: Filter) -> NDArray[np.int64]:
-    """Ids [n] ascending of the bank's chunks that a filter lets pass, expired ones included."""
-    where = (ChunkRow.bank_id == bank_id, *_conditions(filter_))
-    rows = connection.execute(sa.select(ChunkRow.chunk_id).where(*where).order_by(ChunkRow.chunk_id))
-    return np.fromiter((chunk_id for (chunk_id,) in rows), np.int64)
+def matching_ids(connection: Connection, bank: Bank, filter_: Filter) -> NDArray[np.int64]:
+    """Ids [n] ascending of the bank's chunks that a filter lets pass, expired ones included. Errors: FlawedError."""
+    where = (ChunkRow.bank_id == bank.bank_id, *_conditions(filter_))
+    with row_flaws.naming(connection, bank):
+        rows = connection.execute(sa.select(ChunkRow.chunk_id).where(*where).order_by(ChunkRow.chunk_id))
+        return np.fromiter((chunk_id for (chunk_id,) in rows), np.int64)
 
 
 def _conditions(filter_: Filter) -> list[ColumnElement[bool]]:
@@ -202,22 +208,24 @@ def _maybe_alive(now: int) -> ColumnElement[bool]:
 def get(
     connection: Connection, bank: Bank, chunk_id: int, unwritten: Unwritten, *, embedding: bool = False
 ) -> Chunk | None:
-    """One chunk of this bank, with the counts that are written; None for an expired one."""
+    """One chunk of this bank, with the counts that are written; None for an expired one. Errors: FlawedError."""
     where = (ChunkRow.bank_id == bank.bank_id, ChunkRow.chunk_id == chunk_id)
-    row = connection.execute(_whole(embedding=embedding).where(*where)).one_or_none()
-    return None if row is None or _expired(row, unwritten) else _chunk(row, bank.name, embedding)
+    with row_flaws.naming(connection, bank, [chunk_id]):
+        row = connection.execute(_whole(embedding=embedding).where(*where)).one_or_none()
+        return None if row is None or _expired(row, unwritten) else _chunk(row, bank, embedding)
 
 
 def page(
     connection: Connection, bank: Bank, after: int, filter_: Filter, unwritten: Unwritten, *, embedding: bool
 ) -> Iterator[Chunk]:
     """Ascending by id, from the first one after `after`, read one after the other; without expired ones, and with the
-    counts that are written."""
+    counts that are written. Errors: FlawedError."""
     alive = _maybe_alive(unwritten.now)
     where = (ChunkRow.bank_id == bank.bank_id, ChunkRow.chunk_id > after, alive, *_conditions(filter_))
-    for row in connection.execute(_whole(embedding=embedding).where(*where).order_by(ChunkRow.chunk_id)):
-        if not _expired(row, unwritten):
-            yield _chunk(row, bank.name, embedding)
+    with row_flaws.naming(connection, bank):
+        for row in connection.execute(_whole(embedding=embedding).where(*where).order_by(ChunkRow.chunk_id)):
+            if not _expired(row, unwritten):
+                yield _chunk(row, bank, embedding)
 
 
 def pin(
@@ -256,23 +264,64 @@ def ids(connection: Connection, bank_id: int) -> NDArray[np.int64]:
     return np.fromiter(chain.from_iterable(rows), np.int64)
 
 
-def vectors(connection: Connection, ids: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Embeddings [m, d] of those of the ids that exist, and these [m], ascending; all of one bank."""
+def vectors(
+    connection: Connection, bank: Bank, ids: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Embeddings [m, d] of those of the ids that exist, and these [m], ascending; all of the bank. Errors:
+    FlawedError."""
+    with row_flaws.naming(connection, bank, ids.tolist()):
+        found, embeddings = _vectors(connection, bank.embedding.dimension, ids)
+        # Of an embedding that is not finite no search is right.
+        if not np.isfinite(embeddings).all():
+            raise ValueError("an embedding is not finite")
+        return found, embeddings
+
+
+def _vectors(
+    connection: Connection, dimension: int, ids: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     rows = raw(connection).execute(_FIND_VECTORS, (json.dumps(ids.tolist()),)).fetchall()
     found = np.array([chunk_id for chunk_id, _ in rows], np.int64)
-    return found, np.frombuffer(b"".join([vector for _, vector in rows]), "<f4").reshape(len(rows), -1 if rows else 0)
+    embeddings = [vector for _, vector in rows]
+    if any(len(vector) != 4 * dimension for vector in embeddings):
+        raise ValueError("an embedding is cut")
+    return found, np.frombuffer(b"".join(embeddings), "<f4").reshape(len(rows), dimension)
 
 
-def payload_ids(connection: Connection) -> dict[str, set[int]]:
-    """Bank uid -> ids of its chunks that have a payload file."""
+def payload_ids(connection: Connection) -> dict[str, set[int] | None]:
+    """Bank uid -> ids of its chunks that have a payload file; None for a bank that is being deleted."""
     known: dict[str, set[int]] = {uid: set() for uid in connection.scalars(sa.select(BankRow.uid))}
     statement = sa.select(BankRow.uid, ChunkRow.chunk_id).join(ChunkRow, ChunkRow.bank_id == BankRow.bank_id)
     for uid, chunk_id in connection.execute(statement.where(ChunkRow.payload_bytes > 0)):
         known[uid].add(chunk_id)
-    return known
+    return {**known, **dict.fromkeys(connection.scalars(sa.select(GoneBankRow.uid)))}
 
 
-def _chunk(row: Any, name: str, embedding: bool) -> Chunk:
+def some_payload_ids(connection: Connection, bank_id: int, most: int) -> list[int]:
+    """At most `most` ids of the bank's chunks that have a payload file, from the first to the last of them."""
+    statement = "SELECT chunk_id FROM chunks WHERE bank_id = ? AND payload_bytes > 0 ORDER BY chunk_id"
+    found = [chunk_id for (chunk_id,) in raw(connection).execute(statement, (bank_id,))]
+    return found[:: -(-len(found) // most) or 1]
+
+
+_figures = attrgetter("start", "original_length", "stored_length", "created", "retrieval_count", "ttl")
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int)
+
+
+def _chunk(row: Any, bank: Bank, embedding: bool) -> Chunk:
+    """Errors: some of `row_flaws` for a row that cannot be used."""
+    metadata, payload = json.loads(row.meta), _cached_payload_of(row.payload)
+    if type(metadata) is not dict or len(row.token_ids) % 4 or type(row.token_ids) is not bytes:
+        raise ValueError("metadata or token ids are damaged")
+    if embedding and (type(row.embedding) is not bytes or len(row.embedding) != 4 * bank.embedding.dimension):
+        raise ValueError("the embedding is cut")
+    if type(row.text) is not str or type(row.key) is not bytes or not all(map(_is_int, _figures(row))):
+        raise TypeError("a column has another type")
+    if row.payload_bytes != (payload.length if payload else 0):
+        raise ValueError("the descriptor is of another chunk")
     return Chunk(
         key=row.key,
         start=row.start,
@@ -280,11 +329,11 @@ def _chunk(row: Any, name: str, embedding: bool) -> Chunk:
         stored_length=row.stored_length,
         token_ids=row.token_ids,
         text=row.text,
-        metadata=json.loads(row.meta),
+        metadata=metadata,
         embedding=row.embedding if embedding else b"",
-        payload=_cached_payload_of(row.payload),
+        payload=payload,
         chunk_id=row.chunk_id,
-        bank=name,
+        bank=bank.name,
         created=row.created,
         retrieval_count=row.retrieval_count,
         last_retrieved=row.last_retrieved,
@@ -293,29 +342,6 @@ def _chunk(row: Any, name: str, embedding: bool) -> Chunk:
         expires=row.expires,
         stored_bytes=row.size,
     )
-
-
-def _payload_json(payload: Payload | None) -> str | None:
-    if payload is None:
-        return None
-    # Not dataclasses.astuple, which copies deeply.
-    tensors = [(t.name, t.dtype, t.shape, t.offset, t.length, t.checksum) for t in payload.tensors]
-    more = (payload.seed, payload.checksum, payload.kind, payload.header_checksum)
-    return json.dumps([tensors, asdict(payload.producer), *more])
-
-
-def payload_of(text: str | None) -> Payload | None:
-    """A descriptor as `contents` holds it. Errors: ValueError, TypeError for one that is damaged."""
-    if text is None:
-        return None
-    # Earlier versions wrote no checksum of the header, and at first no kind.
-    rows, producer, seed, checksum, *more = json.loads(text)
-    kind, header_checksum = (more + ["layer_kv", None][len(more) :])[:2]
-    tensors = tuple(
-        Tensor(name, dtype, tuple(shape), offset, length, check) for name, dtype, shape, offset, length, check in rows
-    )
-    end, begin = max(t.offset + t.length for t in tensors), min(t.offset for t in tensors)
-    return Payload(tensors, Producer(**producer), seed, checksum, kind, end, begin, header_checksum)
 
 
 # What is retrieved often is parsed once: it never changes.

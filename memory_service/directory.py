@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 from memory_service.domain import Bank, metadata_bytes
-from memory_service.errors import NOT_FOUND, ServiceError
+from memory_service.errors import NOT_FOUND, UNAVAILABLE, ServiceError
 
 
 class Directory:
@@ -23,6 +23,10 @@ class Directory:
         if bank is None:
             raise bank_not_found(name)
         return bank
+
+    def has(self, name: str) -> bool:
+        """Whether there is a bank of this name."""
+        return name in self._by_name
 
     def current(self, bank_id: int) -> Bank | None:
         """The bank as it was last changed; None when it is gone."""
@@ -54,3 +58,9 @@ def bank_bytes(bank: Bank) -> int:
 def bank_not_found(name: str) -> ServiceError:
     """BANK_NOT_FOUND."""
     return ServiceError(NOT_FOUND, "BANK_NOT_FOUND", f"there is no bank {name!r}", bank=name)
+
+
+def not_mounted(name: str) -> ServiceError:
+    """STORAGE_ERROR: the folder of a bank's payloads is not the one that was made for them."""
+    text = f"the payloads of bank {name} are not there; is a disk not mounted?"
+    return ServiceError(UNAVAILABLE, "STORAGE_ERROR", text, errno="ENOENT")

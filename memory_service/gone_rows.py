@@ -116,10 +116,12 @@ def clear_bank(connection: Connection, bank_id: int, most: int) -> bool:
     spent = driver.execute("SELECT bank_id, key, chunk_id FROM keys WHERE bank_id = :bank LIMIT :most", some).fetchall()
     forget_keys(driver, spent)
     logged = driver.execute(_SOME_EVICTIONS, some).rowcount
-    left = most in (len(ids), len(spent), logged)
-    if not left:
-        connection.execute(sa.delete(GoneBankRow).where(GoneBankRow.bank_id == bank_id))
-    return not left
+    return most not in (len(ids), len(spent), logged)
+
+
+def forget_bank(connection: Connection, bank_id: int) -> None:
+    """Nothing is left of a deleted bank, neither rows nor files."""
+    connection.execute(sa.delete(GoneBankRow).where(GoneBankRow.bank_id == bank_id))
 
 
 def save_plan(connection: Connection, bank_id: int, victims: Victims) -> None:

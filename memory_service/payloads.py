@@ -5,12 +5,13 @@ payloads/<bank uid>/<low byte of the id>/<chunk id>.safetensors; tensors lie in 
 a whole chunk, and any run of neighbouring tensors, is one read.
 """
 
-import json
 import os
 import re
 import stat
 import struct
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -19,17 +20,30 @@ import numpy as np
 import xxhash
 
 from kvbank import _private
+from memory_service import payload_header
 from memory_service.domain import Payload, Tensor
+from memory_service.payload_header import Copy
 from memory_service.staging import StagedFile, refusal
 
 FOLDER = "payloads"
 SUFFIX = ".safetensors"
-SAFETENSORS = {"bf16": "BF16", "fp16": "F16", "fp32": "F32", "int32": "I32"}
+# In the folder of all payloads and in that of each bank. Without it a folder is another than the one that was made:
+# that of an empty place where a disk is not mounted.
+MARK = "kvbank.payloads"
+_MARK_TEXT = b"kvbank keeps payloads here; without this file it takes the folder for a disk that is not mounted\n"
 
 Buffer = bytes | bytearray | memoryview
+# What a file says of its chunk, given the checksums of its tensors.
+Copying = Callable[[Sequence[int]], Copy]
+# Bank uid -> ids with a payload; None for a bank that is being deleted.
+Known = Mapping[str, Set[int] | None]
 # Names that are ours: of the folder of a bank, its folders, their files. What has another is left alone.
 _BANK, _SHARD = re.compile(r"[0-9a-f]{16}"), re.compile(r"[0-9a-f]{2}")
 _FILE = re.compile(r"([1-9][0-9]*)\.(safetensors|tmp)")
+
+
+class NotThereError(Exception):
+    """The folder of a bank is not the one that was made for it: its disk is not mounted, or the bank is deleted."""
 
 
 class DamagedError(Exception):
@@ -44,6 +58,30 @@ def seed(bank_uid: str, chunk_id: int) -> int:
 def name(bank_uid: str, chunk_id: int) -> str:
     """Of the file of a chunk, relative to its data folder."""
     return f"{FOLDER}/{bank_uid}/{chunk_id & 0xFF:02x}/{chunk_id}{SUFFIX}"
+
+
+def _no_copy(_checksums: Sequence[int]) -> Copy:
+    return {}
+
+
+def marked(folder: Path) -> bool:
+    """Whether a folder of payloads is the one that was made for them."""
+    return os.path.exists(folder / MARK)
+
+
+def mark(folder: Path, *, durable: bool) -> None:
+    """Say of a folder that it is. Once more does nothing."""
+    if marked(folder):
+        return
+    descriptor = os.open(folder / MARK, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        os.write(descriptor, _MARK_TEXT)
+        if durable:
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    if durable:
+        sync_folder(folder)
 
 
 def any_in(data: Path) -> bool:
@@ -64,9 +102,18 @@ def files_in(bank: Path) -> Iterator[tuple[int, Path]]:
                 yield int(match[1]), path
 
 
+def unowned_file(path: Path) -> tuple[str, int, Path] | None:
+    """(Bank uid, chunk id, file) of a payload in a folder of a bank; None for anything else."""
+    match = _FILE.fullmatch(path.name)
+    if match is None or path.suffix != SUFFIX or not _BANK.fullmatch(path.parents[1].name) or path.is_dir():
+        return None
+    return path.parents[1].name, int(match[1]), path
+
+
 def only_ours(bank: Path) -> bool:
     """Whether a bank's folder has nothing but what the service makes."""
-    return all(_is_shard(shard) and all(map(_FILE.fullmatch, os.listdir(shard))) for shard in _entries(bank))
+    entries = (entry for entry in _entries(bank) if entry.name != MARK)
+    return all(_is_shard(entry) and all(map(_FILE.fullmatch, os.listdir(entry))) for entry in entries)
 
 
 def _is_shard(path: Path) -> bool:
@@ -101,6 +148,11 @@ class Payloads:
         # thread's, and not synced yet.
         self._durable_folders: dict[str, int] = {}
         _private.make_folder(self._root)
+        # Bank uids: whose folder this process has made; which are deleted; into which so many files are being put.
+        self._begun: set[str] = set()
+        self._changes = threading.Condition()
+        self._dropped: set[str] = set()
+        self._busy: Counter[str] = Counter()
         self._sync_folder(data)
 
     def path(self, bank_uid: str, chunk_id: int) -> Path:
@@ -111,9 +163,13 @@ class Payloads:
         """As `path`; making a Path takes longer than opening the file."""
         return f"{self._data}/{name(bank_uid, chunk_id)}"
 
-    def write(self, bank_uid: str, chunk_id: int, payload: Payload, data: Buffer) -> Payload:
-        """Store `data` (all tensors, in descriptor order); returns when it is durable, with offsets and checksums."""
-        header = _header(bank_uid, chunk_id, payload.tensors)
+    def write(self, bank_uid: str, chunk_id: int, payload: Payload, data: Buffer, copy: Copying = _no_copy) -> Payload:
+        """Store `data` (all tensors, in descriptor order); returns when it is durable, with offsets and checksums.
+
+        `copy`: what the file says of its chunk, given the checksums of its tensors. Errors: NotThereError.
+        """
+        checksums = checksums_of(payload.tensors, seed(bank_uid, chunk_id), data)
+        header = payload_header.header((bank_uid, chunk_id), payload.tensors, copy(checksums))
         with (
             self._placing(bank_uid, chunk_id) as temporary,
             open(temporary, "xb", buffering=0, opener=_private.opener) as file,
@@ -121,15 +177,21 @@ class Payloads:
             _write_all(file.fileno(), header)
             _write_all(file.fileno(), data)
             self._sync(file.fileno())
-        return _described(payload, seed(bank_uid, chunk_id), header, data)
+        return described(payload, seed(bank_uid, chunk_id), header, checksums)
 
     def adopt(
-        self, bank_uid: str, chunk_id: int, payload: Payload, staged: StagedFile, check: Callable[[Buffer], None]
+        self,
+        bank_uid: str,
+        chunk_id: int,
+        payload: Payload,
+        staged: StagedFile,
+        check: Callable[[Buffer], None],
+        copy: Copying = _no_copy,
     ) -> Payload:
         """As `write`, with a file that the client has made; `check` looks at its tensors. Errors: STAGED_FILE too."""
-        header = _header(bank_uid, chunk_id, payload.tensors, staged.offset)
-        if len(header) != staged.offset:
-            raise refusal(staged.name, f"has {staged.offset} bytes for a header of {len(header)}")
+        owner = (bank_uid, chunk_id)
+        if (least := len(payload_header.header(owner, payload.tensors, {}))) > staged.offset:
+            raise refusal(staged.name, f"has {staged.offset} bytes for a header of {least}")
         with (
             self._placing(bank_uid, chunk_id) as temporary,
             staged.taken(temporary, payload.length) as descriptor,
@@ -138,18 +200,26 @@ class Payloads:
             if read_all(descriptor, data, staged.offset) < payload.length:
                 raise refusal(staged.name, "became shorter")
             check(data)
+            checksums = checksums_of(payload.tensors, seed(bank_uid, chunk_id), data)
+            header = payload_header.header(owner, payload.tensors, copy(checksums), staged.offset)
             os.pwrite(descriptor, header, 0)
             self._sync(descriptor)
-        return _described(payload, seed(bank_uid, chunk_id), header, data)
+        return described(payload, seed(bank_uid, chunk_id), header, checksums)
 
     @contextmanager
     def _placing(self, bank_uid: str, chunk_id: int) -> Iterator[Path]:
         """A temporary name; what has it in the end gets the right one, durably, or is removed after an error."""
         path = self.path(bank_uid, chunk_id)
         temporary = path.with_suffix(".tmp")
-        self._make_folder(bank_uid, chunk_id)
+        with self._using(bank_uid):
+            self._make_folder(bank_uid, chunk_id)
+            with self._placed(temporary, path):
+                yield temporary
+
+    @contextmanager
+    def _placed(self, temporary: Path, path: Path) -> Iterator[None]:
         try:
-            yield temporary
+            yield
             os.rename(temporary, path)
             self._sync_folder(path.parent)
         except BaseException:
@@ -163,39 +233,108 @@ class Payloads:
         for chunk_id in chunk_ids:
             self.path(bank_uid, chunk_id).unlink(missing_ok=True)
 
-    def present(self, bank_uid: str) -> bool:
-        """Whether the bank's folder is there at all."""
-        return (self._root / bank_uid).is_dir()
+    # The folders of banks
 
-    def drop_bank(self, bank_uid: str) -> int:
-        """Remove all files of a bank, and its folders where nothing else is in them; how many files."""
+    def begin_bank(self, bank_uid: str) -> None:
+        """Make the folder of a new bank, durably. Errors: NotThereError where the disk of the payloads is missing."""
+        if not self.mounted():
+            raise NotThereError("the folder of all payloads has no mark")
+        self._begun.add(bank_uid)
+        self.mark_bank(bank_uid)
+
+    def mark_bank(self, bank_uid: str) -> None:
+        """Put the mark into the folder of a bank, which is made where it is missing."""
+        folder = self._root / bank_uid
+        _private.make_folder(folder)
+        mark(folder, durable=self._durable)
+        self._sync_folder(self._root)
+
+    def mark_root(self) -> None:
+        """Put the mark into the folder of all payloads."""
+        mark(self._root, durable=self._durable)
+
+    def mounted(self) -> bool:
+        """Whether the folder of all payloads is the one that was marked."""
+        return marked(self._root)
+
+    def present(self, bank_uid: str) -> bool:
+        """Whether the bank's folder is the one that was marked."""
+        return os.path.exists(f"{self._root}/{bank_uid}/{MARK}")
+
+    @contextmanager
+    def _using(self, bank_uid: str) -> Iterator[None]:
+        """While something is put into a bank's folder, which is not removed then. Errors: NotThereError."""
+        with self._changes:
+            if bank_uid in self._dropped or not self.present(bank_uid):
+                raise NotThereError(f"the folder {bank_uid} is deleted, or has no mark")
+            self._busy[bank_uid] += 1
+        try:
+            yield
+        finally:
+            with self._changes:
+                self._busy[bank_uid] -= 1
+                if not self._busy[bank_uid]:
+                    del self._busy[bank_uid]
+                    self._changes.notify_all()
+
+    def drop_bank(self, bank_uid: str) -> bool:
+        """Remove all files of a bank, and its folders where nothing else is in them, once nobody puts something into
+        them. Whether none of its files is left: on a disk that is missing, nobody knows."""
+        with self._changes:
+            self._dropped.add(bank_uid)
+            self._changes.wait_for(lambda: bank_uid not in self._busy)
         self._durable_folders.pop(bank_uid, None)
-        folder, removed = self._root / bank_uid, 0
+        folder = self._root / bank_uid
+        if not self.mounted() and not self.present(bank_uid):
+            return False
         for _, path in files_in(folder):
             with suppress(OSError):
                 path.unlink()
-                removed += 1
+        if any(True for _ in files_in(folder)):
+            return False
+        self._remove_folder(folder)
+        return True
+
+    @staticmethod
+    def _remove_folder(folder: Path) -> None:
+        """One without payloads; what a person has put there stays."""
+        with suppress(OSError):
+            (folder / MARK).unlink(missing_ok=True)
         for emptied in (*filter(_is_shard, _entries(folder)), folder):
             with suppress(OSError):
                 emptied.rmdir()
-        return removed
 
-    def sweep(self, known: Callable[[], Mapping[str, set[int]]], below: int) -> int:
-        """Remove what a crash left: temporary files, files and banks' folders without a row, of ids less than `below`.
+    def unowned(self, known: Callable[[], Known], below: int) -> Iterator[tuple[str, int, Path]]:
+        """(Bank uid, chunk id, file) of every payload of an id less than `below` that no row names; temporary files,
+        which were never whole payloads, are removed on the way.
 
         `known` is asked after the folders were listed: one that a new bank makes meanwhile is not taken for a leftover.
         """
         folders = banks_in(self._data)
-        rows, removed = known(), 0
+        rows = known()
         for folder in folders:
-            if folder.name not in rows:
-                removed += self.drop_bank(folder.name)
+            if folder.name in self._begun or folder.name in self._dropped:
+                continue
+            ids = rows.get(folder.name, frozenset())
+            if ids is None:
                 continue
             for chunk_id, path in files_in(folder):
-                if chunk_id < below and (path.suffix != SUFFIX or chunk_id not in rows[folder.name]):
-                    path.unlink(missing_ok=True)
-                    removed += 1
-        return removed
+                if chunk_id >= below:
+                    continue
+                if path.suffix != SUFFIX:
+                    with suppress(OSError):
+                        path.unlink()
+                elif chunk_id not in ids:
+                    yield folder.name, chunk_id, path
+
+    def remove_empty(self, known: Callable[[], Known]) -> None:
+        """Folders without payloads of banks that are not known."""
+        folders = banks_in(self._data)
+        rows = known()
+        for folder in folders:
+            ours = folder.name in rows or folder.name in self._begun
+            if not ours and not any(True for _ in files_in(folder)):
+                self._remove_folder(folder)
 
     def _make_folder(self, bank_uid: str, chunk_id: int) -> None:
         """Each new level is an entry in its parent, and as durable as that."""
@@ -203,7 +342,8 @@ class Payloads:
         if self._durable_folders.get(bank_uid, 0) & bit:
             return
         folder = self.path(bank_uid, chunk_id).parent
-        _private.make_folder(folder)
+        # Not its parent, which has its mark, or is gone.
+        folder.mkdir(_private.FOLDER, exist_ok=True)
         self._sync_folder(folder.parent)
         self._sync_folder(self._root)
         # Two threads at once may lose one of their bits, which costs a sync and no more.
@@ -218,38 +358,32 @@ class Payloads:
             sync_folder(folder)
 
 
-def _header(bank_uid: str, chunk_id: int, tensors: Sequence[Tensor], size: int = 0) -> bytes:
-    """Length (u64 LE) and JSON, padded to `size`, and so that the data start on 8 bytes."""
-    entries: dict[str, object] = {"__metadata__": {"format": "kvbank.1", "bank": bank_uid, "chunk": str(chunk_id)}}
-    offset = 0
-    for tensor in tensors:
-        place = [offset, offset + tensor.length]
-        entries[tensor.name] = {"dtype": SAFETENSORS[tensor.dtype], "shape": tensor.shape, "data_offsets": place}
-        offset += tensor.length
-    text = json.dumps(entries, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    text = text.ljust(size - 8)
-    return struct.pack("<Q", len(text)) + text
-
-
-def _described(payload: Payload, seed_: int, header: bytes, data: Buffer) -> Payload:
+def described(payload: Payload, seed_: int, header: bytes, checksums: Sequence[int]) -> Payload:
     """The descriptor as stored: absolute offsets, seeded checksums."""
-    view, begin, offset = memoryview(data), 0, len(header)
+    offset = len(header)
     tensors = []
-    for tensor in payload.tensors:
-        checksum = xxhash.xxh3_64_intdigest(view[begin : begin + tensor.length], seed_)
-        tensors.append(replace(tensor, offset=offset + begin, checksum=checksum))
-        begin += tensor.length
-    digests = b"".join(struct.pack("<Q", tensor.checksum) for tensor in tensors)
+    for tensor, checksum in zip(payload.tensors, checksums, strict=True):
+        tensors.append(replace(tensor, offset=offset, checksum=checksum))
+        offset += tensor.length
+    digests = b"".join(struct.pack("<Q", checksum) for checksum in checksums)
     return replace(
         payload,
         tensors=tuple(tensors),
         seed=seed_,
         checksum=xxhash.xxh3_64_intdigest(digests),
-        file_length=offset + begin,
-        header_length=offset,
+        file_length=offset,
+        header_length=len(header),
         header_checksum=xxhash.xxh3_64_intdigest(header, seed_),
     )
+
+
+def checksums_of(tensors: Sequence[Tensor], seed_: int, data: Buffer) -> list[int]:
+    """Seeded checksums of tensors that lie in `data` without gaps."""
+    view, begin, checksums = memoryview(data), 0, []
+    for tensor in tensors:
+        checksums.append(xxhash.xxh3_64_intdigest(view[begin : begin + tensor.length], seed_))
+        begin += tensor.length
+    return checksums
 
 
 def check_file(descriptor: int, payload: Payload) -> None:

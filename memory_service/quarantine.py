@@ -2,15 +2,19 @@
 record, bytes as base64, and <chunk id>.safetensors beside it the file, if there was one."""
 
 import base64
+import errno
 import json
 import os
+import re
+import shutil
+import stat
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import Connection
 
@@ -19,6 +23,9 @@ from memory_service.payloads import SUFFIX, name, sync_folder
 from memory_service.schema import raw
 
 FOLDER = "quarantine"
+# Of a record: that `repair` has not looked at it yet.
+PENDING = "pending"
+_ID = re.compile(r"[1-9][0-9]{0,18}")
 _CHUNKS = "SELECT * FROM chunks WHERE chunk_id IN (SELECT value FROM json_each(?))"
 _CONTENTS = "SELECT * FROM contents WHERE chunk_id IN (SELECT value FROM json_each(?))"
 # Several callers may meet one damaged chunk at once; whoever comes second finds all of it done.
@@ -40,16 +47,132 @@ def set_aside(connection: Connection, data: Path, bank_uid: str, why: Mapping[in
         for row in chunks:
             record = {
                 "why": why[row.chunk_id],
-                "quarantined": datetime.now(UTC).isoformat(timespec="seconds"),
+                "quarantined": _now(),
                 "chunk": _plain(row._mapping),
                 "content": contents.get(row.chunk_id),
             }
             _save(folder / f"{row.chunk_id}.json", record)
             # Missing, or removed this moment, because the chunk was deleted or evicted.
             with suppress(FileNotFoundError, NotADirectoryError):
-                os.rename(data / name(bank_uid, row.chunk_id), folder / f"{row.chunk_id}{SUFFIX}")
+                path = data / name(bank_uid, row.chunk_id)
+                move(path, folder / f"{row.chunk_id}{SUFFIX}")
+                # Else it would have both names after a power cut.
+                sync_folder(path.parent)
         for changed in (folder, folder.parent, data):
             sync_folder(changed)
+
+
+def set_file_aside(data: Path, bank_uid: str, chunk_id: int, path: Path, why: str) -> "Note":
+    """A payload that no row names, durably, for `repair` to give back. Where the chunk has a record here already, whose
+    file was missing, the two come together again."""
+    folder = data / FOLDER / bank_uid
+    with _one_at_a_time:
+        _private.make_folder(folder)
+        record = {"why": why, "quarantined": _now(), "bank": bank_uid, "chunk_id": chunk_id}
+        record |= note_of(data, bank_uid, chunk_id, path).record | {PENDING: True}
+        _write(folder / f"{chunk_id}.json", record)
+        file = move(path, folder / f"{chunk_id}{SUFFIX}")
+        for changed in (folder, folder.parent, data, path.parent):
+            sync_folder(changed)
+    return Note(bank_uid, chunk_id, record, file)
+
+
+def has_record(data: Path, bank_uid: str, chunk_id: int) -> bool:
+    """Whether something lies here under this id."""
+    return (data / FOLDER / bank_uid / f"{chunk_id}.json").exists()
+
+
+class Note(NamedTuple):
+    """What lies in quarantine under one id, and is still to be looked at by `repair`: its record, and where its file
+    is."""
+
+    bank_uid: str
+    chunk_id: int
+    record: dict[str, Any]
+    file: Path
+
+    @property
+    def place(self) -> Path:
+        """Of the record, once the file is in quarantine."""
+        return self.file.with_name(f"{self.chunk_id}.json")
+
+
+def note_of(data: Path, bank_uid: str, chunk_id: int, file: Path) -> Note:
+    """A file that lies elsewhere, with the record that quarantine may have of its chunk."""
+    record: dict[str, Any] = {}
+    with suppress(OSError, ValueError):
+        record = json.loads((data / FOLDER / bank_uid / f"{chunk_id}.json").read_bytes())
+    return Note(bank_uid, chunk_id, record, file)
+
+
+def pending(data: Path) -> Iterator[Note]:
+    """What was set aside and not judged yet."""
+    for path in sorted((data / FOLDER).glob("*/*.json")):
+        if _ID.fullmatch(path.stem) is None:
+            continue
+        try:
+            record = json.loads(path.read_bytes())
+        except (OSError, ValueError):
+            continue
+        if isinstance(record, dict) and record.get(PENDING):
+            yield Note(path.parent.name, int(path.stem), record, path.with_suffix(SUFFIX))
+
+
+def judged(note: Note, why: str) -> None:
+    """It stays, for a person to look at."""
+    record = {name: value for name, value in note.record.items() if name != PENDING}
+    _write(note.place, record | {"why": f"{record.get('why', '')}; {why}".lstrip("; ")})
+    sync_folder(note.place.parent)
+
+
+def discard(note: Note) -> None:
+    """Record and file are of no more use."""
+    note.file.unlink(missing_ok=True)
+    note.place.unlink(missing_ok=True)
+
+
+def ids(data: Path) -> Iterator[int]:
+    """Of all that lies in quarantine."""
+    for path in (data / FOLDER).glob("*/*"):
+        if _ID.fullmatch(path.stem):
+            yield int(path.stem)
+
+
+def move(source: Path, target: Path) -> Path:
+    """A file, durably but for its names, also to another file system; where there is a file, beside it. The new path.
+    Errors: OSError, and both places are as they were."""
+    number = 1
+    while os.path.lexists(target):
+        number += 1
+        target = target.with_name(f"{target.name.partition('.')[0]}.{number}{SUFFIX}")
+    try:
+        os.rename(source, target)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        _copy(source, target)
+        source.unlink()
+    return target
+
+
+def _copy(source: Path, target: Path) -> None:
+    """A whole file under the name or none; what is no regular file, and cannot be copied, has its name alone."""
+    temporary = target.with_suffix(".tmp")
+    found = source.lstat()
+    try:
+        if stat.S_ISREG(found.st_mode):
+            with open(source, "rb") as old, open(temporary, "wb", opener=_private.opener) as new:
+                shutil.copyfileobj(old, new)
+                new.flush()
+                os.fsync(new.fileno())
+        elif stat.S_ISLNK(found.st_mode):
+            os.symlink(os.readlink(source), temporary)
+        else:
+            temporary.touch()
+        os.rename(temporary, target)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 @contextmanager
@@ -72,11 +195,22 @@ def _plain(row: Mapping[Any, Any]) -> dict[str, Any]:
 
 def _save(path: Path, record: dict[str, Any]) -> None:
     """Keep one that is there: a run that was killed after it had moved the file would say that it is missing."""
-    if path.exists():
-        return
+    try:
+        kept = "chunk" in json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        kept = False
+    if not kept:
+        _write(path, record)
+
+
+def _write(path: Path, record: dict[str, Any]) -> None:
     temporary = path.with_suffix(".tmp")
     with open(temporary, "w", opener=_private.opener) as file:
         json.dump(record, file, indent=2)
         file.flush()
         os.fsync(file.fileno())
     os.rename(temporary, path)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

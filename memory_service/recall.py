@@ -17,12 +17,11 @@ from numpy.typing import NDArray
 from sqlalchemy import Connection
 
 from memory_service import bank_rows, cancellation, chunk_rows, validate
-from memory_service.bank import Banks, chunk_not_found
+from memory_service.bank import Banks, chunk_not_found, damaged_chunk
 from memory_service.counts import Retrievals, Unwritten
 from memory_service.directory import bank_not_found
 from memory_service.domain import Bank, Chunk, Filter
 from memory_service.errors import (
-    DATA_LOSS,
     FAILED_PRECONDITION,
     RESOURCE_EXHAUSTED,
     ServiceError,
@@ -155,7 +154,7 @@ class Recall:
         while True:
             unwritten = self._records.counts.unwritten()
             size = HeaderSize(most_header, sum(map(len, retrieval.hits)))
-            with self._stages["load"].time(), self._records.read() as connection:
+            with self._banks.without_flawed(), self._stages["load"].time(), self._records.read() as connection:
                 chunks = _chunks(connection, retrieval.hits, query.layers, unwritten, size)
             gone = {hit.chunk_id for row in retrieval.hits for hit in row} - chunks.keys()
             if not gone:
@@ -175,14 +174,15 @@ class Recall:
         self, query: Query, banks: Sequence[Bank], vectors: NDArray[np.float32], gone: Collection[int]
     ) -> list[list[Hit]]:
         """The best for each vector over the banks, without what is `gone`. Errors: TOO_LARGE."""
-        indexes = [self._banks.indexes.get(bank) for bank in banks]
+        with self._banks.without_flawed():
+            indexes = [self._banks.indexes.get(bank) for bank in banks]
         unwritten = self._records.counts.unwritten()
-        with self._stages["search"].time(), self._records.read() as connection:
-            read = partial(chunk_rows.vectors, connection)
+        with self._banks.without_flawed(), self._stages["search"].time(), self._records.read() as connection:
             best = []
             for bank, index in zip(banks, indexes, strict=True):
                 cancellation.check()
                 selection = _selection(connection, bank, query, gone, unwritten)
+                read = partial(chunk_rows.vectors, connection, bank)
                 best.append(index.search(vectors, query.top_k, read, selection))
         hits = [_merged(banks, row, query) for row in zip(*best, strict=True)]
         total = len({hit.chunk_id for row in hits for hit in row})
@@ -217,7 +217,7 @@ class Recall:
         if not 1 <= len(chunk_ids) <= validate.MOST_IDS:
             raise invalid("chunk_ids", f"must have 1 to {validate.MOST_IDS} ids")
         unwritten = self._records.counts.unwritten()
-        with self._stages["load"].time(), self._records.read() as connection:
+        with self._banks.without_flawed(), self._stages["load"].time(), self._records.read() as connection:
             chunks = _loaded(connection, [(bank, Counter(chunk_ids))], layers, unwritten, HeaderSize(most_header))
         for chunk_id in chunk_ids:
             if chunk_id not in chunks:
@@ -287,19 +287,13 @@ class Recall:
         BANK_NOT_FOUND when its bank is, whose files go before its last rows.
         """
         unwritten = self._records.counts.unwritten()
-        with self._records.read() as connection:
+        with self._banks.without_flawed(), self._records.read() as connection:
             if bank_rows.usage(connection, bank.bank_id) is None:
                 return bank_not_found(bank.name)
             if chunk_rows.get(connection, bank, chunk_id, unwritten) is None:
                 return None
         self._banks.quarantine(bank, chunk_id)
         return damaged_chunk(chunk_id)
-
-
-def damaged_chunk(chunk_id: int) -> ServiceError:
-    """CHECKSUM_MISMATCH."""
-    text = f"stored bytes of chunk {chunk_id} are damaged; it is quarantined"
-    return ServiceError(DATA_LOSS, "CHECKSUM_MISMATCH", text, chunk_id=chunk_id)
 
 
 class Retrieval:
@@ -348,7 +342,7 @@ def _selection(
     excluded = chunk_rows.expired_ids(connection, bank.bank_id, unwritten)
     if gone:
         excluded = np.union1d(excluded, np.array(list(gone), np.int64))
-    allowed = None if query.filter is None else chunk_rows.matching_ids(connection, bank.bank_id, query.filter)
+    allowed = None if query.filter is None else chunk_rows.matching_ids(connection, bank, query.filter)
     return Selection(allowed, excluded)
 
 

@@ -7,14 +7,15 @@ import sqlite3
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 import sqlalchemy as sa
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
-from memory_service import cancellation, clock_rows, schema
-from memory_service.chunk_ids import ChunkIds
+from memory_service import cancellation, clock_rows, given_ids, schema
+from memory_service.chunk_ids import ChunkIds, Reservations
 from memory_service.clock import MARK_US, SECOND, Clock
 from memory_service.counts import Counts
 from memory_service.ledger import Ledgers
@@ -50,18 +51,21 @@ class Records:
         self._idle: list[Connection] = []
         self.writer = Writer(schema.engine(path, synchronous=level, writer=True), self, metrics, durable=durable)
         try:
-            self.store_id = self.writer.submit(self._take_up, durable=True).result()
-            self.ids = ChunkIds(self.writer)
+            # `new_here`: no version that reserves ids in a file, and marks the folders of payloads, was here before.
+            self.store_id, self.new_here = self.writer.submit(partial(self._take_up, data), durable=True).result()
+            self.ids = ChunkIds(self.writer, Reservations(data))
         except BaseException:
             self.close()
             raise
 
-    def _take_up(self, connection: Connection) -> str:
-        """The store's identity; its time goes on."""
+    def _take_up(self, data: Path, connection: Connection) -> tuple[str, bool]:
+        """The store's identity, and whether the folder is new to this version; its time and its ids go on."""
         self.clock.resume(clock_rows.mark(connection))
         clock_rows.save(connection, mark := self.clock.mark())
         self._marking = mark.now
-        return _identity(connection)
+        _identity(connection)
+        new_here = given_ids.settle(connection, data)
+        return _identity(connection), new_here
 
     @contextmanager
     def read(self) -> Iterator[Connection]:

@@ -68,14 +68,21 @@ class Removal:
         """After the commit that took the bank's row; what it held goes bit by bit, also after a restart."""
         self._indexes.dropped(bank)
         self._janitor.later(self._payloads.drop_bank, bank.uid)
-        self.clear(bank.bank_id)
+        self.clear(bank.bank_id, bank.uid)
 
-    def clear(self, bank_id: int) -> None:
-        """Remove the rows of a deleted bank, in transactions of their own between those of others."""
+    def clear(self, bank_id: int, uid: str) -> None:
+        """Remove the rows of a deleted bank, in transactions of their own between those of others; then what is left of
+        its files, and last the row that says that it is being deleted, by which its files are known as such."""
 
         def applied(done: bool) -> None:
-            if not done:
-                self.clear(bank_id)
+            if done:
+                self._janitor.later(self._finish, bank_id, uid)
+            else:
+                self.clear(bank_id, uid)
 
         step = partial(gone_rows.clear_bank, bank_id=bank_id, most=STEP)
         self._records.writer.submit(step, applied)
+
+    def _finish(self, bank_id: int, uid: str) -> None:
+        if self._payloads.drop_bank(uid):
+            self._records.writer.submit(partial(gone_rows.forget_bank, bank_id=bank_id))

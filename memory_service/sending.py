@@ -13,11 +13,12 @@ import numpy as np
 
 from kvbank import _frames
 from memory_service import calls
+from memory_service.bank import damaged_chunk
 from memory_service.budget import Budget
 from memory_service.errors import UNAVAILABLE, ServiceError
 from memory_service.metrics import Metrics
 from memory_service.payloads import DamagedError
-from memory_service.recall import Opened, Recall, damaged_chunk
+from memory_service.recall import Opened, Recall
 
 # Frames that one visit to a storage thread makes ready; as many are being sent meanwhile.
 AHEAD = 2

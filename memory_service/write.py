@@ -16,13 +16,14 @@ from sqlalchemy import Connection
 
 from memory_service import bank_rows, chunk_rows, row_checksum, validate
 from memory_service.chunk_size import size_of, stored_bytes
-from memory_service.directory import Directory, bank_not_found
+from memory_service.directory import Directory, bank_not_found, not_mounted
 from memory_service.disk_space import DiskSpace
 from memory_service.domain import Bank, Chunk, Payload, Quota, Unit
 from memory_service.errors import ALREADY_EXISTS, INVALID_ARGUMENT, QuotaError, ServiceError
 from memory_service.janitor import Janitor
 from memory_service.metrics import Metrics
-from memory_service.payloads import Buffer, Payloads
+from memory_service.payload_header import copy_of
+from memory_service.payloads import Buffer, NotThereError, Payloads
 from memory_service.records import Records
 from memory_service.room import CrowdedError, Made, Room
 from memory_service.search import SearchIndexes
@@ -66,18 +67,13 @@ class Writes:
         try:
             digest = _request_digest(chunk)
             expiry = bank.expiry if chunk.expiry is None else chunk.expiry
-            payload = chunk.payload and self._store(bank, chunk_id, chunk, chunk.payload, data)
             created = self.records.clock.now_us()
             size = stored_bytes(chunk, json.dumps(dict(chunk.metadata)))
             stored = replace(
-                chunk,
-                chunk_id=chunk_id,
-                bank=bank.name,
-                created=created,
-                expiry=expiry,
-                payload=payload,
-                stored_bytes=size,
+                chunk, chunk_id=chunk_id, bank=bank.name, created=created, expiry=expiry, stored_bytes=size
             )
+            if chunk.payload is not None:
+                stored = replace(stored, payload=self._store(bank, stored, chunk.payload, digest, data))
             done = self._submit(_Write(self, bank, stored, chunk_rows.row_of(bank.bank_id, stored, digest)))
         except BaseException:
             reserved.give()
@@ -123,15 +119,22 @@ class Writes:
 
         self.records.writer.submit(write.commit, write.applied).add_done_callback(committed)
 
-    def _store(self, bank: Bank, chunk_id: int, chunk: Chunk, payload: Payload, data: Buffer | StagedFile) -> Payload:
+    def _store(self, bank: Bank, chunk: Chunk, payload: Payload, digest: bytes, data: Buffer | StagedFile) -> Payload:
         if not isinstance(data, StagedFile):
             _check_bytes(chunk, data)
         # What is staged is on the disk already.
         size = 0 if isinstance(data, StagedFile) else len(data)
-        with self.space.for_payload(size), self.metrics.stages["store"].time():
-            if isinstance(data, StagedFile):
-                return self.payloads.adopt(bank.uid, chunk_id, payload, data, partial(_check_bytes, chunk))
-            return self.payloads.write(bank.uid, chunk_id, payload, data)
+        copy = partial(copy_of, chunk, digest)
+        try:
+            with self.space.for_payload(size), self.metrics.stages["store"].time():
+                if isinstance(data, StagedFile):
+                    check = partial(_check_bytes, chunk)
+                    return self.payloads.adopt(bank.uid, chunk.chunk_id, payload, data, check, copy)
+                return self.payloads.write(bank.uid, chunk.chunk_id, payload, data, copy)
+        except (NotThereError, FileNotFoundError, NotADirectoryError) as error:
+            if self.directory.current(bank.bank_id) is None:
+                raise bank_not_found(bank.name) from None
+            raise not_mounted(bank.name) from error
 
 
 @dataclass(slots=True)

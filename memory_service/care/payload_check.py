@@ -10,11 +10,13 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
-from memory_service import payloads, staging
+from memory_service import bank_rows, leftovers, payloads, quarantine, staging
 from memory_service.care import entries, payload_file
 from memory_service.care.entries import BankEntry, Entry
 from memory_service.care.folder import Folder, names, settled
 from memory_service.care.report import CareError, Findings, Kind, Progress
+from memory_service.chunk_ids import Reservations
+from memory_service.data_folder import MANIFEST
 from memory_service.payloads import SUFFIX, DamagedError
 
 THREADS = 4
@@ -41,6 +43,35 @@ def check(folder: Folder, findings: Findings, *, fast: bool, alone: bool, progre
                 progress("payloads", done, max(done, total))
     for name in settled(folder, orphans, alone=alone):
         findings.add("orphan_file", "no chunk owns it", path=name)
+    for name in without_mark(folder):
+        findings.add("payload_mark", "the folder of its payloads has no mark; is a disk not mounted?", bank=name)
+    _check_aside(folder, findings)
+
+
+def without_mark(folder: Folder) -> list[str]:
+    """Names of the banks whose folder has none, where a server has marked all of them."""
+    if not (folder.path / Reservations.NAME).exists() or (folder.path / MANIFEST).exists():
+        return []
+    try:
+        with folder.read() as connection:
+            banks = [bank for bank in bank_rows.after(connection) if bank.kv.layers]
+    except (ValueError, KeyError, TypeError):
+        return []  # a damaged bank, which is a problem of its own
+    place = folder.path / payloads.FOLDER
+    missing = [bank for bank in banks if not payloads.marked(place / bank.uid)]
+    # One that is being made has its folder before its row; one that was deleted is no problem.
+    with folder.read() as connection:
+        return [bank.name for bank in missing if bank_rows.usage(connection, bank.bank_id) is not None]
+
+
+def _check_aside(folder: Folder, findings: Findings) -> None:
+    """What is in quarantine and still to be judged by `repair`."""
+    for note in quarantine.pending(folder.path):
+        with folder.read() as connection:
+            repeated = leftovers.repeated_as(connection, note.bank_uid, note.chunk_id, note.file) is not None
+        if not repeated:
+            path = str(note.file.relative_to(folder.path))
+            findings.add("set_aside", str(note.record.get("why", "")), chunk_id=note.chunk_id, path=path)
 
 
 def _judge(folder: Folder, findings: Findings, suspects: list[Suspect]) -> None:
@@ -66,7 +97,8 @@ def _problem(data: Path, entry: Entry, *, fast: bool) -> tuple[Kind, str] | None
 def check_mounted(data: Path, missing: Iterable[BankEntry]) -> None:
     """Of banks with missing payloads: where their folder is missing too, it is likely the disk. Errors: CareError."""
     for bank in missing:
-        if not (data / payloads.FOLDER / bank.uid).is_dir():
+        place = data / payloads.FOLDER / bank.uid
+        if not (payloads.marked(place) or (place.is_dir() and not (data / Reservations.NAME).exists())):
             text = f"the payloads of bank {bank.name} are not there; is a disk not mounted?"
             raise CareError(f"{text} If they are lost, serve the folder and use: kvbank bank rm {bank.name}")
 
@@ -83,7 +115,9 @@ def orphans(folder: Folder) -> Iterator[str]:
     for bank in listed:
         unowned: Iterable[Path] = ()
         if bank.name not in gone:
-            unowned = [bank] if payloads.only_ours(bank) else [path for _, path in payloads.files_in(bank)]
+            unowned = [path for _, path in payloads.files_in(bank)]
+            if not unowned and payloads.only_ours(bank):
+                unowned = [bank]
         elif not gone[bank.name]:  # the server goes on with a deletion when it starts
             unowned = _unowned(folder, bank)
         yield from (str(path.relative_to(folder.path)) for path in unowned)

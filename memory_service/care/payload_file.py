@@ -12,7 +12,8 @@ import xxhash
 
 from memory_service.care.report import Kind
 from memory_service.domain import Payload, Tensor
-from memory_service.payloads import SAFETENSORS, DamagedError
+from memory_service.payload_header import SAFETENSORS
+from memory_service.payloads import DamagedError
 
 
 def check_size(path: Path, payload: Payload) -> None:
@@ -72,12 +73,15 @@ def trouble(path: Path, error: DamagedError | OSError) -> tuple[Kind, str]:
 
 def _check_header(data: bytes, bank_uid: str, chunk_id: int, payload: Payload) -> int:
     """Where the tensors begin."""
+    length = 0
     try:
         (length,) = struct.unpack_from("<Q", data)
         entries = json.loads(data[8 : 8 + length])
         owner = entries.pop("__metadata__")
         owner = (owner["bank"], owner["chunk"])
     except (struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
+        if 8 <= len(data) < 8 + length <= payload.file_length:
+            raise DamagedError(f"its file has {len(data)} bytes instead of {payload.file_length}") from error
         raise DamagedError("its file has no readable header") from error
     if owner != (bank_uid, str(chunk_id)):
         raise DamagedError("its file belongs to another chunk")

@@ -2,23 +2,28 @@
 quarantine before the row is removed), and that nothing is given up which may be sound (a file that cannot be read is
 left). Every step can be repeated, so a kill between two of them is no matter."""
 
+import filecmp
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 from sqlalchemy.exc import DatabaseError
 
-from memory_service import access, quarantine
-from memory_service.care import entries, payload_check, record_check, writing
+from memory_service import access, bank_rows, chunk_rows, leftovers, mounts, payloads, quarantine
+from memory_service.care import entries, give_back, payload_check, record_check, writing
 from memory_service.care.check import check
 from memory_service.care.folder import Folder
+from memory_service.care.give_back import Whole
 from memory_service.care.report import CareError, Findings, Kind, Problem, Progress, quiet
 from memory_service.care.transfer import remove
 from memory_service.data_folder import MANIFEST, DataFolder
+from memory_service.leftovers import Unowned
+from memory_service.payloads import Payloads
+from memory_service.quarantine import Note
 
-Deed = Literal["rebuilt", "corrected", "removed", "quarantined"]
+Deed = Literal["rebuilt", "corrected", "removed", "quarantined", "set aside", "given back"]
 _LEFT: tuple[Kind, ...] = ("bank", "database", "payload_unreadable")
 _BATCH = 500
 _EXPIRY = f"""
@@ -78,7 +83,10 @@ class _Repair:
         self._do("corrected", self._execute(record_check.RESERVE), problems, "id")
         self._do("corrected", self._execute(_USAGE, _WRITTEN), problems, "usage")
         self._do("corrected", self._close_to_others, problems, "open_to_others")
-        self._do("removed", self._remove_files, problems, "orphan_file", "orphan_index", "index_damaged")
+        self._do("corrected", self._mark, problems, "payload_mark")
+        self._do("removed", self._remove_files, problems, "orphan_index", "index_damaged")
+        self._give_back()
+        self._tidy([problem for problem in problems if problem.kind == "orphan_file"])
         self._repaired.left = [problem for problem in problems if problem.kind in _LEFT]
         if not self._dry_run:
             self._look_again()
@@ -159,3 +167,74 @@ class _Repair:
     def _remove_files(self, problems: Sequence[Problem]) -> None:
         for problem in problems:
             remove(self._data / problem.path)
+
+    def _mark(self, _problems: Sequence[Problem]) -> None:
+        """Of banks whose files are there, or that never had any."""
+        files = Payloads(self._data, durable=True)
+        with Folder(self._data) as folder, folder.read() as connection:
+            missing = mounts.mark(files, connection, bank_rows.after(connection), new_here=True)
+            for bank in missing if files.mounted() else ():
+                if not chunk_rows.some_payload_ids(connection, bank.bank_id, 1):
+                    files.mark_bank(bank.uid)
+
+    def _tidy(self, problems: Sequence[Problem]) -> None:
+        """Files that no chunk owns: removed where that is explained, else given back or set aside."""
+        with Folder(self._data) as folder:
+            for problem in problems:
+                file = payloads.unowned_file(self._data / problem.path)
+                if file is None or self._is_copy(*file) or self._is_explained(folder, Unowned(*file)):
+                    self._repaired.done.append(("removed", problem))
+                    if not self._dry_run:
+                        remove(self._data / problem.path)
+                else:
+                    self._judge(folder, quarantine.note_of(self._data, *file), problem)
+            if problems and not self._dry_run:
+                self._remove_empty(folder)
+
+    def _is_explained(self, folder: Folder, file: Unowned) -> bool:
+        with folder.read() as connection:
+            return bool(leftovers.explanations(connection, self._data, [file]))
+
+    def _is_copy(self, bank_uid: str, chunk_id: int, path: Path) -> bool:
+        """Whether it lies in a wrong folder, and the same bytes in the right one."""
+        right = self._data / payloads.name(bank_uid, chunk_id)
+        return right != path and right.is_file() and filecmp.cmp(right, path, shallow=False)
+
+    def _remove_empty(self, folder: Folder) -> None:
+        def known() -> payloads.Known:
+            with folder.read() as connection:
+                return chunk_rows.payload_ids(connection)
+
+        Payloads(self._data, durable=True).remove_empty(known)
+
+    def _give_back(self) -> None:
+        """What a start has set aside."""
+        with Folder(self._data) as folder:
+            for note in list(quarantine.pending(self._data)):
+                path = str(note.file.relative_to(self._data))
+                problem = Problem("set_aside", str(note.record.get("why", "")), chunk_id=note.chunk_id, path=path)
+                self._judge(folder, note, problem)
+
+    def _judge(self, folder: Folder, note: Note, problem: Problem) -> None:
+        with folder.read() as connection:
+            verdict = give_back.judge(connection, note)
+        if verdict is None:
+            deed: Deed = "removed"
+        elif isinstance(verdict, str):
+            deed, problem = "set aside", replace(problem, detail=f"it stays in quarantine: {verdict}")
+        else:
+            deed = "given back"
+        self._repaired.done.append((deed, problem))
+        if not self._dry_run:
+            if problem.kind == "orphan_file":
+                note = quarantine.set_file_aside(self._data, *note[:2], note.file, leftovers.UNNAMED)
+            self._carry_out(note, verdict)
+
+    def _carry_out(self, note: Note, verdict: Whole | str | None) -> None:
+        if isinstance(verdict, str):
+            quarantine.judged(note, verdict)
+            return
+        if verdict is not None:
+            with writing.transaction(self._data) as connection:
+                give_back.give_back(connection, self._data, note, verdict)
+        quarantine.discard(note)

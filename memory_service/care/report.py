@@ -20,7 +20,9 @@ Kind = Literal[
     "payload_missing",
     "payload_damaged",
     "payload_unreadable",
+    "payload_mark",
     "orphan_file",
+    "set_aside",
     # the index
     "index_damaged",
     "orphan_index",

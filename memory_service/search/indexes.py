@@ -171,7 +171,7 @@ class SearchIndexes:
                     self._loading.pop(bank.bank_id, None)
                     raise bank_not_found(bank.name)
                 ids = chunk_rows.ids(connection, bank.bank_id)
-                index = load(ids, partial(chunk_rows.vectors, connection), snapshots)
+                index = load(ids, partial(chunk_rows.vectors, connection, bank), snapshots)
             upkeep = writer.between(partial(publish, index)).result()
         except BaseException:
             self._forget(entry)

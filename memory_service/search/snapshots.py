@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import shutil
+import stat
 import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from kvbank import _private
 from memory_service.payloads import sync_folder
 from memory_service.search.index import tail_rows
 from memory_service.search.ivf import Ivf
-from memory_service.search.segments import Flat, Half, Segment
+from memory_service.search.segments import Flat, Half, Ids, Segment
 
 SUFFIX = ".segment"
 _MAGIC = b"KVBIDX1\n"
@@ -49,8 +50,8 @@ class Snapshots:
         old = segment.file
         try:
             self._make_folder()
-            stat = os.statvfs(self.folder)
-            if stat.f_bavail * stat.f_frsize - segment.memory < self.min_free:
+            disk = os.statvfs(self.folder)
+            if disk.f_bavail * disk.f_frsize - segment.memory < self.min_free:
                 raise OSError("less than min_free would be left")
             path = self.folder / f"{max([0, *(number for number, _ in self._numbered())]) + 1:08d}{SUFFIX}"
             rows = self._write(path, segment)
@@ -59,24 +60,24 @@ class Snapshots:
             return False
         segment.file, segment.saved = path, rows
         if old is not None:
-            old.unlink(missing_ok=True)
+            _remove(old)
         return True
 
     def forget(self, segment: Segment) -> None:
         """Its rows are in another file."""
         if segment.file is not None:
-            segment.file.unlink(missing_ok=True)
+            _remove(segment.file)
 
     def load(self) -> Iterator[Segment]:
         """All segments, the newest file first; what cannot be used is logged and removed."""
         for temporary in self.folder.glob("*.tmp"):
-            temporary.unlink(missing_ok=True)
+            _remove(temporary)
         for _, path in sorted(self._numbered(), reverse=True):
             try:
                 segment = self.read(path)
             except (OSError, UnusableError) as error:
                 _log.warning("snapshot %s is not used: %s", path, error)
-                path.unlink(missing_ok=True)
+                _remove(path)
                 continue
             segment.file, segment.saved = path, segment.rows
             yield segment
@@ -121,7 +122,9 @@ class Snapshots:
 
     def read(self, path: Path) -> Segment:
         """One file. Errors: UnusableError, OSError."""
-        with open(path, "rb", buffering=0) as file:
+        with open(path, "rb", buffering=0, opener=_open) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise UnusableError("it is no file")
             digest = xxhash.xxh3_64()
             begin = _take(file, len(_MAGIC) + 8, digest)
             size = struct.unpack("<Q", begin[len(_MAGIC) :])[0]
@@ -174,6 +177,32 @@ def _segment(header: dict[str, Any], dimension: int) -> Segment:
     ivf = Ivf(dimension, ids, np.zeros((len(sizes), dimension), np.float32), sizes)
     ivf.trained, ivf.probes, ivf.recall = int(header["trained"]), int(header["probes"]), float(header["recall"])
     return ivf
+
+
+def _remove(path: Path) -> None:
+    """What cannot be removed, as a folder that somebody has put there, costs its place and nothing else."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        _log.warning("%s cannot be removed: %s", path, error)
+
+
+def ids_in(path: Path, store_id: str) -> Ids:
+    """The ids in a file, if it is a whole snapshot of this store."""
+    try:
+        with open(path, "rb", opener=_open) as file:
+            file.seek(len(_MAGIC))
+            (size,) = struct.unpack("<Q", file.read(8))
+            dimension = int(json.loads(file.read(min(size, _LARGEST_HEADER)))["dimension"])
+        segment = Snapshots(path.parent, store_id, dimension, min_free=0, durable=False).read(path)
+    except (OSError, UnusableError, struct.error, ValueError, KeyError, TypeError):
+        return np.empty(0, np.int64)
+    return segment.ids[: segment.rows]
+
+
+def _open(name: str, flags: int) -> int:
+    """A file that is ours is no link, and no pipe, for whose other end one would wait."""
+    return os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
 
 
 def _take(file: BinaryIO, size: int, digest: xxhash.xxh3_64) -> bytes:

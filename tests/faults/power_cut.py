@@ -130,7 +130,7 @@ class Disk:
             return left is Left.JOURNAL and at <= moment
 
         def make(folder: _Folder, path: Path) -> None:
-            path.mkdir()
+            path.mkdir(0o700)
             for name, node in folder.names(kept).items():
                 if isinstance(node, _Folder):
                     make(node, path / name)

@@ -34,6 +34,11 @@ SYNCS = {
     "parent of the data folder": (r"folder ", ""),
     "log of SQLite": (r"file /data/metadata\.db-wal", ""),
     "database at a checkpoint": (r"file /data/metadata\.db", ""),
+    "reserved ids": (
+        r"file /data/chunk-ids\.tmp",
+        "where the file is damaged, ids go on behind all that were given, and far behind what the records say",
+    ),
+    "mark of a folder": (r"file /data/payloads/(\w+/)?kvbank\.payloads", "an empty mark is one too"),
     "snapshot of an index": (
         r"file /data/indexes/\w+/[\w.-]+\.tmp",
         "it is derived, and its checksum says whether it is whole",

@@ -177,10 +177,10 @@ def serving(data: Path) -> Iterator[Callable[..., Caller]]:
             caller.channel.close()
             server.stop()
 
-    def start(**settings: Any) -> Caller:
+    def start(first_key: int = 1, **settings: Any) -> Caller:
         stop()
         server = LocalServer(data, **({"durability": "os"} | settings))
-        running.append((server, Caller(server.address)))
+        running.append((server, Caller(server.address, first_key)))
         start.server = server  # type: ignore[attr-defined]
         return running[-1][1]
 

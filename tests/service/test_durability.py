@@ -24,7 +24,7 @@ from memory_service.care.check import check
 from memory_service.care.restore import restore
 from memory_service.domain import Payload, Producer
 from memory_service.errors import StartError
-from memory_service.payloads import Payloads
+from memory_service.payloads import MARK, Payloads
 from memory_service.search.index import BankIndex
 from memory_service.server import LocalServer
 
@@ -70,7 +70,7 @@ def test_what_was_known_of_a_damaged_chunk_is_kept_beside_its_file(caller, refus
     assert "none" in said["content"]["payload"]
 
 
-@pytest.mark.parametrize("missing", ["payloads", "payloads/*"])
+@pytest.mark.parametrize("missing", ["payloads", "payloads/????????????????"])
 def test_a_disk_that_is_not_there_is_no_damage(caller, refused, data, missing):
     chunk_id = caller.add()
     (folder,) = data.glob(missing)
@@ -114,7 +114,7 @@ def test_only_the_asked_layers_are_judged(caller, refused, payload_path):
         caller.fetch(chunk_id)
 
 
-def test_orphans_are_swept_at_start(serving, data):
+def test_orphans_are_set_aside_at_start(serving, data):
     caller = serving()
     caller.create()
     chunk_id = caller.add()
@@ -123,11 +123,16 @@ def test_orphans_are_swept_at_start(serving, data):
     shutil.copy(file, file.with_name("7.safetensors"))
     shutil.copy(file, file.with_name("8.tmp"))
     gone = data / "payloads" / "0123456789abcdef"
-    shutil.copytree(file.parent, gone / "01")
+    shutil.copytree(file.parent, gone / "01", ignore=shutil.ignore_patterns("7.*"))
     assert list(serving().retrieve()[1]) == [chunk_id]
     serving.stop()
-    assert [path for path in (data / "payloads").rglob("*") if path.is_file()] == [file]
+    assert [path for path in (data / "payloads").glob("*/*/*") if path.is_file()] == [file]
     assert not gone.exists()
+    aside = {str(path.relative_to(data / "quarantine")) for path in data.glob("quarantine/*/*.safetensors")}
+    assert aside == {f"{file.parts[-3]}/7.safetensors", f"{gone.name}/{chunk_id}.safetensors"}
+    notes = [json.loads(path.read_text()) for path in data.glob("quarantine/*/*.json")]
+    assert {(note["bank"], note["chunk_id"]) for note in notes} == {(file.parts[-3], 7), (gone.name, chunk_id)}
+    assert all("no record names it" in note["why"] for note in notes)
 
 
 def test_what_the_service_has_not_made_is_left_alone(serving, data):
@@ -142,7 +147,7 @@ def test_what_the_service_has_not_made_is_left_alone(serving, data):
     gone = shutil.copytree(kept.parents[1], data / "payloads" / "0123456789abcdef")
     notes = [
         folder / name
-        for folder in (kept.parent, short.parent, next(gone.iterdir()))
+        for folder in (kept.parent, short.parent, next(path for path in gone.iterdir() if path.is_dir()))
         for name in ("note.txt", "5.bak", "safetensors", "5.safetensors.old", "x5.safetensors", "-5.safetensors")
     ]
     notes += [data / "payloads" / name for name in ("note.txt", "nested/00/5.safetensors", "0123456789ABCDEF/00/5.tmp")]
@@ -154,7 +159,7 @@ def test_what_the_service_has_not_made_is_left_alone(serving, data):
     caller = serving()
     caller.stub.DeleteBank(pb.DeleteBankRequest(name="short"))
     serving.stop()
-    left = {path for path in (data / "payloads").rglob("*") if path.is_file()}
+    left = {path for path in (data / "payloads").rglob("*") if path.is_file() and path.name != MARK}
     assert left in ({*notes, kept}, {*notes, short})
     assert (data / "payloads" / "empty").is_dir()
 
@@ -201,19 +206,26 @@ def test_a_start_without_records_deletes_no_payload(serving, data, name):
 
 
 def test_payloads_of_deleted_banks_go_although_no_bank_is_left(serving, data):
+    """Where the deletion was cut off, as its row says; without that nobody knows whose they were."""
     caller = serving()
     caller.create()
     caller.add()
     serving.stop()
-    (folder,) = (data / "payloads").iterdir()
+    (folder,) = (data / "payloads").glob("????????????????")
     kept = shutil.copytree(folder, data.with_name("kept"))
     caller = serving()
     caller.stub.DeleteBank(pb.DeleteBankRequest(name="b"))
     serving.stop()
-    shutil.copytree(kept, folder, dirs_exist_ok=True)
-    assert list(serving().stub.ListBanks(pb.ListBanksRequest()).banks) == []
-    serving.stop()
-    assert list((data / "payloads").iterdir()) == []
+    for known in (True, False):
+        with contextlib.closing(sqlite3.connect(data / "metadata.db")) as connection:
+            assert connection.execute("SELECT count(*) FROM gone_banks").fetchone() == (0,)
+            connection.execute("INSERT INTO gone_banks SELECT 7, ? WHERE ?", (folder.name, known))
+            connection.commit()
+        shutil.copytree(kept, folder, dirs_exist_ok=True)
+        assert list(serving().stub.ListBanks(pb.ListBanksRequest()).banks) == []
+        serving.stop()
+        assert [path.name for path in (data / "payloads").iterdir()] == [MARK]
+        assert len(list(data.glob("quarantine/*/*.safetensors"))) == (not known)
 
 
 @pytest.mark.parametrize("name", ["a?b", "a%20b", "ü #", "a&mode=memory", "a'b;c"])
@@ -238,16 +250,18 @@ def test_the_sweep_spares_a_bank_that_is_made_meanwhile(tmp_path):
     (gone := tmp_path / "payloads" / "0123456789abcdef" / "00").mkdir(parents=True)
     (gone / "7.safetensors").touch()
     payloads = Payloads(tmp_path, durable=False)
+    payloads.mark_root()
     new = tmp_path / "payloads" / "fedcba9876543210" / "00" / "2048.safetensors"
+    payloads.begin_bank("aaaabbbbccccdddd")
 
     def rows():
         new.parent.mkdir(parents=True)
         new.touch()
         return {}
 
-    assert payloads.sweep(rows, below=1025) == 1
+    assert list(payloads.unowned(rows, below=1025)) == [("0123456789abcdef", 7, gone / "7.safetensors")]
     assert new.exists()
-    assert not gone.parent.exists()
+    assert payloads.present("aaaabbbbccccdddd")
 
 
 def test_every_new_folder_is_durable_in_its_parent_before_the_row(tmp_path, monkeypatch):
@@ -260,9 +274,12 @@ def test_every_new_folder_is_durable_in_its_parent_before_the_row(tmp_path, monk
     assert {tmp_path, tmp_path / "new", data} <= set(synced)
     server.stop()
     shard = data / "payloads" / "uid" / "01"
-    shard.mkdir(parents=True)
+    payloads = Payloads(data, durable=True)
+    payloads.begin_bank("uid")
+    assert {data / "payloads" / "uid" / MARK, data / "payloads" / "uid", data / "payloads"} <= set(synced)
+    shard.mkdir()
     synced.clear()
-    Payloads(data, durable=True).write("uid", 1, Payload((), Producer()), b"")
+    payloads.write("uid", 1, Payload((), Producer()), b"")
     assert synced[-1] == shard
     assert {shard.parent, data / "payloads", shard / "1.tmp"} <= set(synced)
 

@@ -4,11 +4,13 @@ import contextlib
 import json
 import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from kvbank.v1 import service_pb2 as pb
+from memory_service.care.repair import repair
 from tests.service.care.folders import (
     answer,
     clean,
@@ -81,12 +83,12 @@ MENDED = {
     "file": (
         lambda data: shutil.copy(file_of(data), file_of(data).with_name("77.safetensors")),
         "orphan_file",
-        "removed",
+        "set aside",
     ),
     "temporary": (lambda data: file_of(data).with_name("77.tmp").touch(), "orphan_file", "removed"),
     "place": (lambda data: shutil.copy(file_of(data), file_of(data, 1).parent), "orphan_file", "removed"),
     "folder": (lambda data: (data / "payloads" / NO_BANK / "00").mkdir(parents=True), "orphan_file", "removed"),
-    "file in a folder": (lambda data: _beside_a_note(data, data / "payloads" / NO_BANK), "orphan_file", "removed"),
+    "file in a folder": (lambda data: _beside_a_note(data, data / "payloads" / NO_BANK), "orphan_file", "set aside"),
     "indexes": (lambda data: (data / "indexes" / "nobank").mkdir(parents=True), "orphan_index", "removed"),
     "database": (_exchange_indexes, "database", "rebuilt"),
 }
@@ -158,7 +160,7 @@ def test_snapshots_of_an_index_are_compared_and_bad_ones_removed(filled, serving
 def test_a_disk_that_is_not_mounted_is_no_damage(filled, data):
     (data / "payloads").rename(data / "elsewhere")
     (data / "payloads").mkdir()
-    assert kinds(answer("check", data, code=1)) == ["payload_missing"]
+    assert kinds(answer("check", data, code=1)) == ["payload_mark", "payload_missing"]
     backup = data.with_name("backup")
     for command in (["repair", data], ["repair", data, "--dry-run"], ["backup", data, backup]):
         assert "the payloads of bank b are not there; is a disk not mounted?" in refusal(*command)
@@ -261,7 +263,7 @@ def test_a_repair_that_is_killed_anywhere_is_taken_up(filled, data, tmp_path, mo
             for name in ("fsync", "rename", "unlink", "mkdir"):
                 patched.setattr(os, name, counted(getattr(os, name)))
             with contextlib.suppress(Killed):
-                run("repair", data)
+                repair(data)
         if left[0] >= 0:
             break
         steps += 1
@@ -282,3 +284,44 @@ def test_repair_waits_for_no_server_and_disturbs_none(serving, data):
         f"kvbank: {data} is in use by process {os.getpid()}; one server owns a data folder\n"
     )
     assert chunk_id in caller.retrieve()[1]
+
+
+def test_repair_gives_back_whole_what_was_set_aside(serving, data, tmp_path):
+    """Also what it finds itself; a chunk comes back with all that was said of it, and one that is damaged stays."""
+    caller = serving()
+    caller.create()
+    chunks = [caller.chunk(vector, text=f"text {vector}") for vector in np.eye(4)]
+    ids = [ack.chunk_id for ack in caller.write(*chunks)]
+    before = [caller.stub.GetChunk(pb.GetChunkRequest(bank="b", chunk_id=i, with_embedding=True)).chunk for i in ids]
+    stored = caller.retrieve(top_k=9)[1]
+    serving.stop()
+    execute(data, *(f"DELETE FROM {table} WHERE chunk_id != 3" for table in ("contents", "keys", "chunks")))
+    execute(data, "UPDATE banks SET chunks = 1, tokens = 3, bytes = bytes / 4, chunks_written = 1")
+    flip(file_of(data, 4))
+    assert kinds(answer("check", data, code=1)) == ["orphan_file"]
+    by_start = shutil.copytree(data, tmp_path / "by_start")
+    for served in (False, True):
+        if served:
+            shutil.rmtree(data)
+            by_start.rename(data)
+            assert serving().ids() == [3]
+            serving.stop()
+            assert kinds(answer("check", data, code=1)) == ["set_aside"]
+        expected = {1: "given back", 2: "given back", 4: "set aside"}
+        for options in (["--dry-run"], []):
+            done = answer("repair", data, *options)["done"]
+            assert {int(Path(d["path"]).stem): d["done"] for d in done} == expected
+        clean(data)
+        assert run("repair", data).stdout == "nothing to mend\n"
+        assert [path.name for path in data.glob("quarantine/*/*.safetensors")] == ["4.safetensors"]
+        caller = serving(first_key=100)
+        assert caller.retrieve(top_k=9)[1] == {i: stored[i] for i in (1, 2, 3)}
+        for chunk in before[:3]:
+            request = pb.GetChunkRequest(bank="b", chunk_id=chunk.chunk_id, with_embedding=True)
+            found = caller.stub.GetChunk(request).chunk
+            found.ClearField("retrieval_count")
+            found.ClearField("last_retrieve_time")
+            assert found == chunk
+        assert caller.write(chunks[0])[0].replayed
+        assert caller.add() > 4
+        serving.stop()

@@ -1,0 +1,104 @@
+"""What was set aside, given back to its bank where it is whole. Owns what "whole" means here: the record, from
+quarantine or from the copy in the payload file, is as it was written; every tensor has its checksum; the bank is there;
+and neither the id nor the key has been used for another chunk since."""
+
+import base64
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from sqlalchemy import Connection
+
+from kvbank import _private
+from memory_service import bank_rows, chunk_rows, leftovers, payload_header, payloads, quarantine, row_checksum
+from memory_service.care import payload_file
+from memory_service.chunk_size import stored_bytes
+from memory_service.domain import Bank
+from memory_service.payload_rows import payload_of
+from memory_service.payloads import DamagedError, sync_folder
+from memory_service.quarantine import Note
+from memory_service.schema import raw
+
+_BYTES = ("key", "digest", "token_ids", "embedding")
+# A chunk that was quarantined was counted before; one that is found without a record is new.
+_COUNTED_BEFORE = """
+    UPDATE banks SET chunks_written = chunks_written - 1, chunks_quarantined = chunks_quarantined - 1
+    WHERE bank_id = ? AND chunks_quarantined > 0
+"""
+_FREE_IDS = "UPDATE store SET next_chunk_id = max(next_chunk_id, ? + 1)"
+
+
+class Whole(NamedTuple):
+    """A chunk that can be given back: its row, and whether the bank has counted it before."""
+
+    row: Mapping[str, Any]
+    counted: bool
+
+
+def judge(connection: Connection, note: Note) -> Whole | str | None:
+    """The chunk; why it cannot be given back; None where nothing needs to be, because its write was repeated."""
+    bank = _bank(connection, note.bank_uid)
+    if bank is None:
+        return "its bank has no record"
+    if raw(connection).execute("SELECT 1 FROM chunks WHERE chunk_id = ?", (note.chunk_id,)).fetchone():
+        return "there is a chunk with its id"
+    if leftovers.repeated_as(connection, note.bank_uid, note.chunk_id, note.file) is not None:
+        return None
+    try:
+        counted = "chunk" in note.record
+        row = _recorded(note) if counted else _copied(bank, note)
+    except (OSError, DamagedError) as error:
+        return payload_file.trouble(note.file, error)[1]
+    except (ValueError, KeyError, TypeError) as error:
+        return str(error) or "its record cannot be read"
+    if len(row["embedding"]) != 4 * bank.embedding.dimension:
+        return "its embedding does not fit its bank"
+    return Whole(row, counted)
+
+
+def give_back(connection: Connection, data: Path, note: Note, whole: Whole) -> None:
+    """Put the file in its place, durably, then the row, in the caller's transaction. `discard` the note after it."""
+    place = data / payloads.name(note.bank_uid, note.chunk_id)
+    _private.make_folder(place.parent)
+    quarantine.move(note.file, place)
+    for folder in (place.parent, place.parent.parent):
+        sync_folder(folder)
+    driver, row = raw(connection), whole.row
+    driver.execute("DELETE FROM spent_keys WHERE chunk_id = ?", (note.chunk_id,))
+    driver.execute("DELETE FROM keys WHERE bank_id = ? AND key = ?", (row["bank_id"], row["key"]))
+    chunk_rows.insert(connection, row)
+    if whole.counted:
+        driver.execute(_COUNTED_BEFORE, (row["bank_id"],))
+    driver.execute(_FREE_IDS, (note.chunk_id,))
+
+
+def _bank(connection: Connection, uid: str) -> Bank | None:
+    found = raw(connection).execute("SELECT bank_id FROM banks WHERE uid = ?", (uid,)).fetchone()
+    return bank_rows.get(connection, found[0]) if found else None
+
+
+def _recorded(note: Note) -> dict[str, Any]:
+    """The row that quarantine has kept. Errors: as `judge` takes them."""
+    row: dict[str, Any] = note.record["chunk"] | (note.record["content"] or {})
+    row |= {name: base64.b64decode(row[name]) for name in _BYTES}
+    if flaw := row_checksum.flaw(row):
+        raise ValueError(flaw)
+    payload = payload_of(row["payload"])
+    if payload is None:
+        raise ValueError("it has no payload")
+    payload_file.read(note.file, note.bank_uid, note.chunk_id, payload)
+    # A record of an earlier version does not say what the chunk takes.
+    return {"size": row["payload_bytes"]} | row
+
+
+def _copied(bank: Bank, note: Note) -> Mapping[str, Any]:
+    """The row that the file has a copy of. Errors: as `judge` takes them."""
+    owner, head = (note.bank_uid, note.chunk_id), payload_header.read(note.file)
+    chunk, digest, checksums = payload_header.copied(head, owner)
+    assert chunk.payload is not None
+    payload = payloads.described(chunk.payload, payloads.seed(*owner), head, checksums)
+    payload_file.read(note.file, *owner, payload)
+    size = stored_bytes(chunk, json.dumps(dict(chunk.metadata)))
+    return chunk_rows.row_of(bank.bank_id, replace(chunk, payload=payload, stored_bytes=size), digest)

@@ -1,0 +1,91 @@
+"""Payload files that no row names. Owns the rule that none is deleted unless a record explains why it is there: its
+chunk was removed, or its write had no answer and was repeated under another id. The others, of writes that a kill cut
+off and of rows that are lost, look alike; they are set aside in quarantine/, and `kvbank repair` gives back what is
+whole.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, suppress
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
+
+from sqlalchemy import Connection
+
+from memory_service import payload_header, quarantine
+from memory_service.schema import raw
+
+UNNAMED = "no record names it: its write had no answer, or its record is lost"
+_BATCH = 500
+_REMOVED = """
+    SELECT chunk_id FROM spent_keys WHERE chunk_id IN (SELECT value FROM json_each(:ids))
+    UNION SELECT chunk_id FROM evictions WHERE chunk_id IN (SELECT value FROM json_each(:ids))
+"""
+_OF_KEY = "SELECT chunk_id FROM keys JOIN banks USING (bank_id) WHERE uid = ? AND key = ?"
+
+
+class Unowned(NamedTuple):
+    """A payload file and the chunk whose it was."""
+
+    bank_uid: str
+    chunk_id: int
+    path: Path
+
+
+class Tidied(NamedTuple):
+    """How many files were removed, and set aside."""
+
+    removed: int
+    aside: int
+
+
+def tidy(data: Path, found: Iterable[Unowned], read: Callable[[], AbstractContextManager[Connection]]) -> Tidied:
+    """Remove what is explained, set the rest aside, and look again at what was set aside earlier. `read`: a read
+    transaction. Errors: OSError where something cannot be set aside; it stays where it is."""
+    removed, aside, found = 0, 0, iter(found)
+    while batch := list(islice(found, _BATCH)):
+        with read() as connection:
+            explained = explanations(connection, data, batch)
+        for file in batch:
+            if file in explained:
+                file.path.unlink(missing_ok=True)
+                removed += 1
+            else:
+                with suppress(FileNotFoundError):
+                    quarantine.set_file_aside(data, *file, UNNAMED)
+                    aside += 1
+    for note in quarantine.pending(data):
+        with read() as connection:
+            repeated = repeated_as(connection, note.bank_uid, note.chunk_id, note.file) is not None
+        if repeated:
+            quarantine.discard(note)
+            removed += 1
+    return Tidied(removed, aside)
+
+
+def explanations(connection: Connection, data: Path, files: Sequence[Unowned]) -> set[Unowned]:
+    """Those whose removal the records explain. What quarantine has a record of is not one of them, though its key is
+    spent as that of a deleted chunk is: its file was missing, and has come back."""
+    removed = {chunk_id for (chunk_id,) in raw(connection).execute(_REMOVED, {"ids": _json(files)})}
+    return {
+        file
+        for file in files
+        if not quarantine.has_record(data, file.bank_uid, file.chunk_id)
+        and (file.chunk_id in removed or repeated_as(connection, *file) is not None)
+    }
+
+
+def repeated_as(connection: Connection, bank_uid: str, chunk_id: int, path: Path) -> int | None:
+    """The other chunk that was written under the key of this one: a key is written once, so its own write was never
+    acknowledged. None where there is no such chunk, or the file does not say its key."""
+    try:
+        chunk, *_ = payload_header.copied(payload_header.read(path), (bank_uid, chunk_id))
+    except (OSError, ValueError):
+        return None
+    row = raw(connection).execute(_OF_KEY, (bank_uid, chunk.key)).fetchone()
+    return None if row is None or row[0] == chunk_id else int(row[0])
+
+
+def _json(files: Sequence[Unowned]) -> str:
+    return json.dumps([file.chunk_id for file in files])
