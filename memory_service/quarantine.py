@@ -44,6 +44,7 @@ def set_aside(connection: Connection, data: Path, bank_uid: str, why: Mapping[in
         with _any_text(connection):
             contents = {row.chunk_id: _plain(row._mapping) for row in connection.exec_driver_sql(_CONTENTS, (ids,))}
             chunks = connection.exec_driver_sql(_CHUNKS, (ids,)).all()
+        left = []
         for row in chunks:
             record = {
                 "why": why[row.chunk_id],
@@ -56,9 +57,9 @@ def set_aside(connection: Connection, data: Path, bank_uid: str, why: Mapping[in
             with suppress(FileNotFoundError, NotADirectoryError):
                 path = data / name(bank_uid, row.chunk_id)
                 move(path, folder / f"{row.chunk_id}{SUFFIX}")
-                # Else it would have both names after a power cut.
-                sync_folder(path.parent)
-        for changed in (folder, folder.parent, data):
+                left.append(path.parent)
+        # The folders that files have left come last: a file may have both names after a power cut, and must have one.
+        for changed in (folder, folder.parent, data, *left):
             sync_folder(changed)
 
 

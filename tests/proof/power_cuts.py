@@ -39,6 +39,8 @@ SYNCS = {
         "where the file is damaged, ids go on behind all that were given, and far behind what the records say",
     ),
     "mark of a folder": (r"file /data/payloads/(\w+/)?kvbank\.payloads", "an empty mark is one too"),
+    "records of quarantine": (r"file /data/quarantine/\w+/\d+\.tmp", "see quarantine_cuts"),
+    "folders of quarantine": (r"folder /data/quarantine(/\w+)?", "see quarantine_cuts"),
     "snapshot of an index": (
         r"file /data/indexes/\w+/[\w.-]+\.tmp",
         "it is derived, and its checksum says whether it is whole",
