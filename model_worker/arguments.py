@@ -6,15 +6,17 @@ tokenizers and models give them in.
 
 import math
 import operator
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from numbers import Real
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
 from model_worker.errors import InputError
+
+Value = TypeVar("Value")
 
 
 def whole(name: str, value: Any, least: int = 1) -> int:
@@ -39,6 +41,27 @@ def finite(name: str, value: Any, *, above: float = -math.inf) -> float:
     if value <= above:
         raise InputError(f"{name} is greater than {above:g}, not {value}")
     return float(value)
+
+
+def choice(name: str, value: Any, options: Collection[str]) -> str:
+    """`value`, which is one of `options`. Raises InputError."""
+    if not isinstance(value, str) or value not in options:
+        raise InputError(f"{name} is one of {', '.join(options)}, not {_shown(value)}")
+    return value
+
+
+def flag(name: str, value: Any) -> bool:
+    """`value` as True or False. Raises InputError for what merely counts as one of them."""
+    if not _is_flag(value) or np.ndim(value):
+        raise InputError(f"{name} is True or False, not {_shown(value)}")
+    return bool(value)
+
+
+def of_kind(name: str, value: Value, kind: type) -> Value:
+    """`value`, which is a `kind`. Raises InputError."""
+    if not isinstance(value, kind):
+        raise InputError(f"{name} is a {kind.__name__}, not {_shown(value)}")
+    return value
 
 
 def words(name: str, value: Any) -> list[str]:
@@ -77,6 +100,14 @@ def texts_or_ids(name: str, value: Any) -> tuple[list[str | list[int]], bool]:
     return [text_or_ids(f"{name}[{index}]", item) for index, item in enumerate(found)], False
 
 
+def token_rows(name: str, value: Any) -> list[list[int]]:
+    """Rows of token ids, of which each may be empty. Raises InputError."""
+    return [
+        [whole(f"a token id of {name}", token, least=0) for token in _listed(f"{name}[{index}]", row)]
+        for index, row in enumerate(_listed(name, value))
+    ]
+
+
 def _encoded(name: str, value: Mapping[str, Any]) -> tuple[list[str | list[int]], bool]:
     """What a tokenizer returned: ids by row, without those that its attention mask leaves out."""
     if "input_ids" not in value:
@@ -102,7 +133,7 @@ def _listed(name: str, value: Any) -> list[Any]:
         return list(value.tolist())
     if isinstance(value, bytes | bytearray | memoryview):
         raise InputError(f"{name} is bytes; decode them to a string first")
-    if isinstance(value, Mapping | AbstractSet) or not isinstance(value, Iterable):
+    if isinstance(value, str | Mapping | AbstractSet) or not isinstance(value, Iterable):
         raise InputError(f"{name} is a string or a sequence, not {_shown(value)}")
     return list(value)
 

@@ -16,6 +16,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from model_worker.arguments import whole
 from model_worker.encoder import EncoderEmbedder
 from model_worker.errors import InputError
 
@@ -42,7 +43,7 @@ class LexicalEmbedder:
     """
 
     def __init__(self, dimension: int = 1024, version: int = 2):
-        self.dimension, self._version = dimension, version
+        self.dimension, self._version = whole("dimension", dimension), version
         parts = "words pairs grams" + (" nfkc" if version > 1 else "")
         self.digest = xxhash.xxh3_128_hexdigest(f"lexical-{version} {parts} d={dimension}".encode())
 

@@ -16,6 +16,7 @@ from kvbank._cli.table import Column, print_table
 from model_worker.errors import InputError
 from model_worker.places import check_writable
 from model_worker.quiet import load_quietly
+from model_worker.user_text import encode_text, readable
 
 if TYPE_CHECKING:
     from model_worker.evaluate.compression import Row
@@ -235,8 +236,7 @@ def _halves() -> tuple[str, str]:
 
 
 def _ids(tokenizer: Any, text: str) -> list[int]:
-    ids: list[int] = tokenizer.encode(text, add_special_tokens=False, verbose=False)
-    return ids
+    return encode_text(tokenizer, readable(text))
 
 
 def _pieces(tokenizer: Any, words: list[str], length: int, count: int) -> Iterator[list[int]]:

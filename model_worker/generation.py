@@ -39,6 +39,7 @@ _PLAIN: dict[str, tuple[Any, str]] = {
     **dict.fromkeys(("penalty_alpha", "dola_layers", "low_memory"), (None, _STRATEGY)),
     "token_healing": (None, "the end of the prompt has been read already"),
 }
+_DEFAULT_LENGTH = 20  # new tokens where nobody says how many: that of transformers, which warns of it
 # Arguments of `generate` that are no part of its configuration.
 _NEVER: dict[str, str] = {
     **dict.fromkeys(("inputs", "input_ids", "inputs_embeds"), "the prompt is the first argument"),
@@ -83,6 +84,8 @@ def generation_options(
     plain = {name: asked[name] for name in _PLAIN if name in asked}
     _check_values(model, asked, prompt)
     result = {**asked, **stated, **plain, **own}
+    if all(_effective(model, result, name) is None for name in ("max_new_tokens", "max_length")):
+        result["max_new_tokens"] = _DEFAULT_LENGTH
     if result.get("stop_strings") or model.generation_config.stop_strings:
         result.setdefault("tokenizer", tokenizer)
     return result
@@ -102,6 +105,11 @@ def generated(model: Any, options: Mapping[str, Any], **inputs: Any) -> torch.Te
 def plain_decoding() -> dict[str, Any]:
     """Options of one branch and one forward a token, for a caller who decides the way of decoding himself."""
     return {name: value for name, (value, _) in _PLAIN.items()}
+
+
+def _effective(model: Any, options: Mapping[str, Any], name: str) -> Any:
+    """An option as `generate` takes it: the checkpoint's where nobody states it."""
+    return options[name] if options.get(name) is not None else getattr(model.generation_config, name, None)
 
 
 def _asked(options: Mapping[str, Any]) -> dict[str, Any]:

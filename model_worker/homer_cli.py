@@ -41,12 +41,13 @@ def calibrate(
     from model_worker.demo import reference_text
     from model_worker.homer.bias import bias_key, save_bias
     from model_worker.homer.calibrate import calibrate as measure
+    from model_worker.user_text import encode_text, readable
 
     words = _read(text) if text else reference_text()
     if out is not None:
         _check_out(out)
     loaded, tokenizer = load_quietly(model, rope=rope)
-    ids = tokenizer.encode(words, add_special_tokens=False, verbose=False)
+    ids = encode_text(tokenizer, readable(words))
     attachment = attach(loaded, tokenizer)
     with progress() as show:
         found = measure(

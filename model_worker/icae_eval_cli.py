@@ -14,6 +14,7 @@ from kvbank._cli.table import Column, print_table
 from model_worker.errors import InputError
 from model_worker.places import make_writable
 from model_worker.quiet import load_quietly
+from model_worker.user_text import encode_text, readable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -180,7 +181,7 @@ def _documents(tokenizer: Any, paths: list[Path], length: int, count: int) -> li
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read the text: {error}") from None
     each = -(-count // len(texts))
-    cuts = [list(cut(tokenizer.encode(t, add_special_tokens=False, verbose=False), length, each)) for t in texts]
+    cuts = [list(cut(encode_text(tokenizer, readable(t)), length, each)) for t in texts]
     turns = [own[index] for index in range(each) for own in cuts if index < len(own)]
     if len(turns) < 2:
         raise InputError(f"the text is too short for two pieces of {length} tokens")

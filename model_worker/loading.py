@@ -70,6 +70,8 @@ def load_model(
             where = f"there is no folder {source!r} here, and it cannot be had from the hub"
             raise ModelNotFound(f"{where}: {_reason(error)}") from error
         raise ModelNotFound(f"model {source!r} cannot be loaded: {_reason(error)}") from error
+    if not isinstance(getattr(config, "kvbank", None) or {}, dict):
+        raise ModelNotFound(f"model {source!r} cannot be used: the kvbank entry of its config.json is no mapping")
     return model.to(place).eval(), tokenizer
 
 

@@ -22,13 +22,14 @@ from torch import Tensor
 import kvbank
 from kvbank._arguments import metadata
 from model_worker import stored
-from model_worker.arguments import finite, whole, words
+from model_worker.arguments import choice, finite, flag, of_kind, token_rows, whole, words
 from model_worker.attachment import Attachment
 from model_worker.cache import RecalledChunk
 from model_worker.capture import Captured
 from model_worker.compress import Compressor
 from model_worker.compress import compressor as compressor_named
 from model_worker.embedding import Embedder, LexicalEmbedder, of_bank
+from model_worker.embedding import embedder as embedder_named
 from model_worker.encoding import encode
 from model_worker.errors import BankMismatch, InputError, SpoolFull
 from model_worker.payload_cache import PayloadCache
@@ -108,29 +109,29 @@ class Memory:
         retry_after: float = 2.0,
         payload_cache: PayloadCache | None = None,
     ):
-        if query not in ("with_input", "past"):
-            raise InputError(f"query {query!r} is not 'with_input' or 'past'")
-        context = context or ("isolated" if attachment.plan.mode == "memlong" else "window")
-        if context not in ("isolated", "window"):
-            raise InputError(f"context {context!r} is not 'isolated' or 'window'")
+        if context is None:
+            context = "isolated" if attachment.plan.mode == "memlong" else "window"
         self.chunk, self.top_k = whole("chunk", chunk), whole("top_k", top_k)
         self.cadence = whole("cadence", self.chunk if cadence is None else cadence)
         self.query_tokens = whole("query_tokens", self.chunk if query_tokens is None else query_tokens)
-        if spool is not None and not isinstance(spool, Spool):
-            raise InputError(f"spool is a Spool, not a {type(spool).__name__}")
-        if source is not None and not isinstance(source, str):
-            raise InputError(f"source is a string, not a {type(source).__name__}")
         self.attachment, self.client, self.tokenizer = attachment, client, tokenizer
         self.bank = bank if isinstance(bank, str) else words("bank", bank)
-        self.embedder = LexicalEmbedder() if embedder is None else embedder
-        self.compressor = compressor_named(compressor) if isinstance(compressor, str) else compressor
-        self.context, self.query, self.count, self.strict = context, query, count, strict
+        self.embedder = LexicalEmbedder() if embedder is None else embedder_named(embedder)
+        named = compressor_named(compressor) if isinstance(compressor, str) else compressor
+        self.compressor = of_kind("compressor", named, Compressor)
+        self.context = choice("context", context, ("isolated", "window"))
+        self.query = choice("query", query, ("with_input", "past"))
+        self.count, self.strict = flag("count", count), flag("strict", strict)
         self.min_score = None if min_score is None else finite("min_score", min_score)
-        self.metadata, self.spool, self.source = _metadata(metadata), spool, source
+        self.metadata = _metadata(metadata)
+        self.spool = None if spool is None else of_kind("spool", spool, Spool)
+        self.source = None if source is None else of_kind("source", source, str)
         patience = (_STRICT_PATIENCE_S if strict else _PATIENCE_S) if patience is None else patience
         self.patience, self.retry_after = finite("patience", patience, above=0.0), finite("retry_after", retry_after)
         self.stats = MemoryStats()
-        self._payloads = PayloadCache() if payload_cache is None else payload_cache
+        self._payloads = (
+            PayloadCache() if payload_cache is None else of_kind("payload_cache", payload_cache, PayloadCache)
+        )
         self._store_id = ""
         self._retry_at = 0.0
         self._pause = self.retry_after
@@ -155,6 +156,8 @@ class Memory:
         dtype: of stored K-V, by default the model's. Returns the bank, or those of the rows. Raises BankMismatch with
         both digests named.
         """
+        if dtype is not None:
+            choice("dtype", dtype, DTYPES)
         model_dtype = next(self.attachment.model.parameters()).dtype
         embeddings: Any = self.attachment.model.get_input_embeddings()  # type: ignore[operator]
         wanted = kvbank.KVSpec(
@@ -204,7 +207,9 @@ class Memory:
     def remember(self, rows: Sequence[Captured | None]) -> None:
         """Compress, embed and write what left the local window; one entry a batch row."""
         self.attachment.check_unchanged(whole=True)
-        for row, captured in enumerate(rows):
+        for row, captured in enumerate(of_kind("rows", rows, Sequence)):
+            if captured is not None:
+                of_kind(f"rows[{row}]", captured, Captured)
             if captured is None:
                 continue
             alone = self.context == "isolated" and not self.compressor.encodes  # else it runs the model itself
@@ -366,6 +371,7 @@ class Memory:
     def recall(self, rows: Sequence[Sequence[int]]) -> list[list[RecalledChunk]] | None:
         """The `top_k` chunks for each row's query tokens, ascending by id; None when the service could not say."""
         self.attachment.check_unchanged()
+        rows = token_rows("rows", rows)
         if not self.strict and not self._worth_trying():
             self.stats.failed_recalls += 1
             return None
@@ -430,6 +436,9 @@ class Memory:
         isolated chunks is not. row: of the batch, whose bank it is. Raises BankMismatch for a chunk of another adapter
         than `icae`, InputError for one that holds something else.
         """
+        from model_worker.icae import Icae
+
+        of_kind("icae", icae, Icae)
         reader = self.attachment.reader.digest
         found = self.client.fetch(self._bank_of(row), chunk_ids, reader_digest=reader, timeout=self.patience)
         return [stored.slots_of(chunk, self.attachment, icae) for chunk in found]
@@ -453,10 +462,8 @@ def embedded(embedder: Embedder, texts: list[str]) -> np.ndarray:
 
 
 def _metadata(given: Mapping[str, Any] | None) -> dict[str, Any]:
-    if given is not None and not isinstance(given, Mapping):
-        raise InputError(f"metadata is a mapping, not a {type(given).__name__}")
     try:
-        return metadata({} if given is None else given)
+        return metadata({} if given is None else of_kind("metadata", given, Mapping))
     except kvbank.InvalidArgument as error:
         raise InputError(str(error)) from None
 

@@ -1,5 +1,6 @@
 """MemoryModel: a language model with a memory that lasts. What users import."""
 
+import inspect
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 import kvbank
-from model_worker.arguments import text_or_ids, texts_or_ids, whole
+from model_worker.arguments import of_kind, text_or_ids, texts_or_ids, whole
 from model_worker.attachment import Attachment, attach, decoder_of
 from model_worker.cache import MemoryCache
 from model_worker.capture import Captured
@@ -81,7 +82,10 @@ class MemoryModel:
         made_for = getattr(model.config, "kvbank", None) or {}
         self.chunk = whole("chunk", made_for.get("chunk", 64) if chunk is None else chunk)
         self.window = whole("window", made_for.get("window", max(256, self.chunk)) if window is None else window)
-        self.local = local_rule(local)
+        self.local = local_rule(None if local is None else of_kind("local", local, str))
+        options = {} if attach_options is None else of_kind("attach_options", attach_options, dict)
+        if unknown := options.keys() - inspect.signature(attach).parameters.keys():
+            raise InputError(f"attach has no option {', '.join(map(str, unknown))}")
         self._owned = not isinstance(memory, kvbank.Client)
         self._memory_options = {
             "embedder": embedder(embed),
@@ -90,7 +94,7 @@ class MemoryModel:
             "top_k": made_for.get("top_k", 4) if top_k is None else top_k,
             **memory_options,
         }
-        self.attachment: Attachment = attach(model, tokenizer, **(attach_options or {}))
+        self.attachment: Attachment = attach(model, tokenizer, **options)
         try:
             self.client = memory if isinstance(memory, kvbank.Client) else kvbank.connect(memory)
         except BaseException:
@@ -135,7 +139,9 @@ class MemoryModel:
         special_tokens: see `ids`.
         """
         ids = self.ids(text, special_tokens=special_tokens)
-        memory = self.memory if memory is None else memory
+        memory = self.memory if memory is None else of_kind("memory", memory, Memory)
+        if progress is not None and not callable(progress):
+            raise InputError(f"progress is called with two numbers, and a {type(progress).__name__} cannot be")
         cache = MemoryCache(self.attachment, memory, window=self.chunk)
         done = 0
         for block in chunks(ids, self.chunk, sentence_ends(self.tokenizer)):
@@ -161,7 +167,7 @@ class MemoryModel:
         ids = self.ids(text, special_tokens=special_tokens)
         if len(ids) < 2:
             raise InputError("a loss needs a text of at least two tokens")
-        cache = MemoryCache(self.attachment, memory, window=self.window, local=self.local)
+        cache = MemoryCache(self.attachment, _port(memory), window=self.window, local=self.local)
         nll = torch.cat(list(self._nll(ids, cache)))
         if memory is not None and remember_rest:
             cache.flush()
@@ -184,7 +190,7 @@ class MemoryModel:
     def cache(self, memory: Memory | bool = True) -> MemoryCache:
         """A fresh local window for `generate`: with this model's memory, with another, or (False) with none."""
         chosen = {True: self.memory, False: None}[memory] if isinstance(memory, bool) else memory
-        return MemoryCache(self.attachment, chosen, window=self.window, local=self.local)
+        return MemoryCache(self.attachment, _port(chosen), window=self.window, local=self.local)
 
     def generate(
         self,
@@ -307,3 +313,10 @@ class MemoryModel:
 
     def _tensor(self, rows: list[list[int]]) -> Tensor:
         return torch.tensor(rows, device=next(self.model.parameters()).device)
+
+
+def _port(memory: Any) -> Any:
+    """A memory that a cache can work with, or None. Raises InputError."""
+    if memory is not None and not (hasattr(memory, "remember") and hasattr(memory, "recall")):
+        raise InputError(f"memory is a Memory or None, not a {type(memory).__name__}")
+    return memory

@@ -23,8 +23,9 @@ import safetensors.torch
 
 import kvbank
 from kvbank import _private
+from model_worker.arguments import whole
 from model_worker.durable import make_folder, sync_folder
-from model_worker.errors import SpoolFull
+from model_worker.errors import InputError, SpoolFull
 from model_worker.tensors import to_numpy, to_torch
 
 _WAITING, _ASIDE = ".chunk", ".aside"
@@ -55,7 +56,11 @@ class Spool:
     """A folder of waiting chunks, at most `max_bytes` in all."""
 
     def __init__(self, folder: Path | str, max_bytes: int = 1 << 30):
-        self.folder, self.max_bytes = Path(folder).absolute(), max_bytes
+        try:
+            self.folder = Path(folder).absolute()
+        except TypeError:
+            raise InputError(f"a spool is in a folder, not in a {type(folder).__name__}") from None
+        self.max_bytes = whole("max_bytes", max_bytes)
         self._serial = 0
 
     def put(self, spooled: Spooled) -> None:

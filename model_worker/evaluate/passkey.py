@@ -23,6 +23,7 @@ from model_worker.facts import Fact, make_facts
 from model_worker.homer.bias import NONE, Bias
 from model_worker.homer.calibrate import calibrate
 from model_worker.homer.prompt import compress_prompt
+from model_worker.user_text import encode_text, readable
 
 _ANSWER = 8  # new tokens
 
@@ -85,7 +86,7 @@ def measure_passkeys(
     """
     attachment = attach(model, tokenizer, mode="per_layer")
     try:
-        ids = tokenizer.encode(filler, add_special_tokens=False, verbose=False)
+        ids = encode_text(tokenizer, readable(filler))
         first = len(ids) // 4  # for calibration; the prompts take the rest
         if len(ids) - first < max(lengths) + samples:
             raise InputError(f"{len(ids)} tokens of filler are too few for prompts of {max(lengths)}")

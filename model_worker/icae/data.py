@@ -22,6 +22,7 @@ from model_worker.errors import InputError
 from model_worker.icae.layout import LEAVE
 from model_worker.template import rendered
 from model_worker.train.books import read_book
+from model_worker.user_text import encode_text, readable
 
 PRETRAINING, INSTRUCTION = ("text",), ("input", "prompt", "answer")
 _MARK = "\u2063kvbank\u2063"  # stands for the user's turn in a chat template
@@ -128,7 +129,7 @@ class Tokens:
 
 
 class TextEncoder:
-    """Text to ids, the same way in training and when used: BOS is the model's, and no other special token is added."""
+    """Text to ids, the same way in training and when used: BOS is the model's, and there is no other special token."""
 
     def __init__(self, tokenizer: Any, bos: int | None):
         self._tokenizer, self._bos = tokenizer, bos
@@ -139,8 +140,7 @@ class TextEncoder:
 
     def piece(self, text: str) -> list[int]:
         """Ids of text inside something else."""
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False, verbose=False)
-        return ids
+        return encode_text(self._tokenizer, readable(text))
 
 
 def chat_delimiters(tokenizer: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:

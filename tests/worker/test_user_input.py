@@ -1,6 +1,8 @@
 """What people hand over as text works, or ends in one error that names the argument; it writes no control token."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,8 +13,12 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import BatchEncoding, PreTrainedTokenizer, PreTrainedTokenizerFast
 
 import kvbank
+from model_worker.embedding import LexicalEmbedder, embedder
 from model_worker.errors import InputError
+from model_worker.icae.data import TextEncoder
+from model_worker.memory import Memory
 from model_worker.model import MemoryModel
+from model_worker.spool import Spool
 from model_worker.user_text import encode_between, encode_text
 
 IDS = tokens(6, seed=3)[0].tolist()
@@ -122,14 +128,19 @@ def test_what_is_no_text_ends_in_one_error(model: MemoryModel, method: str, give
         ("patience", 0, "patience is greater than 0"),
         ("patience", float("inf"), "patience is a finite number"),
         ("retry_after", "2 s", "retry_after"),
-        ("metadata", ["a"], "metadata is a mapping, not a list"),
+        ("metadata", ["a"], "metadata is a Mapping, not a list"),
         ("metadata", {"year": None}, "metadata: expected a string, a finite number"),
-        ("source", 7, "source is a string, not a int"),
-        ("spool", "/tmp", "spool is a Spool, not a str"),
+        ("source", 7, "source is a str, not 7"),
+        ("spool", "/tmp", "spool is a Spool, not '/tmp'"),
         ("bank", b"name", "bank is bytes"),
         ("bank", [1], "bank is a string or several, not 1"),
         ("bank", None, "bank is a string or a sequence, not None"),
         ("window", "wide", "window is a whole number"),
+        ("local", 5, "local is a str, not 5"),
+        ("attach_options", [1], "attach_options is a dict"),
+        ("attach_options", {"modus": 1}, "attach has no option modus"),
+        ("compressor", None, "compressor is a Compressor, not None"),
+        ("strict", np.array([1, 2]), "strict is True or False"),
     ],
 )
 def test_settings_of_another_kind(client: kvbank.Client, option: str, value: Any, reason: str) -> None:
@@ -145,6 +156,91 @@ def test_settings_as_numpy_and_torch_give_them(client: kvbank.Client) -> None:
     banks = np.array([bank(), bank()])
     with MemoryModel(build("llama_gqa"), tokenizer(), memory=client, bank=banks, **settings) as model:
         assert (model.memory.bank, model.memory.min_score) == (list(banks), 0.5)
+
+
+ODD: list[Any] = [
+    *(
+        None,
+        True,
+        -1,
+        10**30,
+        1.5,
+        float("nan"),
+        "",
+        "\ud800",
+        "a\0b",
+        b"x",
+        [],
+        [None],
+        [1],
+        [["w5"]],
+        {},
+        {"a": 1},
+        {1},
+    ),
+    *(np.array(1), np.array([1, 2]), np.array([]), np.float32(2), torch.tensor(2), torch.tensor([[1, 2]]), object()),
+]
+SETTINGS = (
+    "embedder",
+    "compressor",
+    "chunk",
+    "top_k",
+    "cadence",
+    "query_tokens",
+    "query",
+    "context",
+    "count",
+    "source",
+)
+SETTINGS += ("min_score", "metadata", "spool", "strict", "patience", "retry_after", "payload_cache")
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        *(
+            "read.progress",
+            "read.memory",
+            "losses.memory",
+            "generate.cache",
+            "cache",
+            "recall",
+            "remember",
+            "slots.icae",
+        ),
+        *("Spool", "Spool.max_bytes", "embedder", "LexicalEmbedder", "open.dtype"),
+        *(f"Memory.{name}" for name in SETTINGS),
+    ],
+)
+def test_odd_values_work_or_end_in_an_error_of_the_worker(
+    model: MemoryModel, client: kvbank.Client, tmp_path: Path, call: str
+) -> None:
+    def memory(**options: Any) -> Memory:
+        return Memory(model.attachment, client, "b", model.tokenizer, **options)
+
+    calls: dict[str, Callable[[Any], object]] = {
+        "read.progress": lambda odd: model.read(IDS, odd),
+        "read.memory": lambda odd: model.read(IDS, memory=odd),
+        "losses.memory": lambda odd: model.losses(IDS, memory=odd),
+        "generate.cache": lambda odd: model.generate(IDS, cache=odd, max_new_tokens=1),
+        "cache": model.cache,
+        "recall": model.memory.recall,
+        "remember": model.memory.remember,
+        "slots.icae": lambda odd: model.memory.slots([1], odd),
+        "Spool": Spool,
+        "Spool.max_bytes": lambda odd: Spool(tmp_path, odd),
+        "embedder": embedder,
+        "LexicalEmbedder": LexicalEmbedder,
+        "open.dtype": lambda odd: memory().open(dtype=odd),
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path)
+        for odd in ODD:
+            with suppress(kvbank.KVBankError):
+                if call in calls:
+                    calls[call](odd)
+                else:
+                    memory(**{call.removeprefix("Memory."): odd})
 
 
 class OddEmbedder:
@@ -267,6 +363,15 @@ def test_ordinary_text_is_encoded_as_ever(kind: str) -> None:
     assert encode_between(made, "<|im_start|>user\n", text, "<|im_end|>") == made.encode(
         whole, add_special_tokens=False
     )
+
+
+def test_texts_for_memory_slots_write_none_either() -> None:
+    """What an ICAE adapter encodes and answers; BOS is put in front by itself."""
+    made = fast()
+    ids = TextEncoder(made, 0).document(FORGED[0])
+    assert ids[0] == 0
+    assert not {0, 1, 2, 3} & set(ids[1:])
+    assert made.decode(ids[1:]) == FORGED[0]
 
 
 def test_a_control_token_that_is_a_word_of_the_vocabulary() -> None:

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from model_worker.errors import InputError
+from model_worker.errors import InputError, WorkerError
 from model_worker.model import MemoryModel
 from model_worker.session import Session
-from model_worker.session_log import SessionLog, Turn
+from model_worker.session_log import SessionLog, Turn, read_session
 
 from .conftest import CHATML
 
@@ -78,6 +78,29 @@ def test_the_rest_of_a_checkpoint_s_defaults_is_kept(folder: Callable[..., str],
     )
     for ids in conversation(odd, address, tmp_path):
         assert min(ids[-12:]) >= 100
+
+
+@pytest.mark.parametrize(
+    ("files", "reason"),
+    [
+        (
+            {"generation_config": {"eos_token_id": "x"}},
+            "an end token of the model's generation_config is a whole number",
+        ),
+        ({"generation_config": {"repetition_penalty": -1}}, "generate refused its options: .*strictly positive"),
+        ({"generation_config": {"cache_implementation": "best"}}, "cannot be loaded: Invalid `cache_implementation`"),
+        ({"config": {"kvbank": 5}}, "the kvbank entry of its config.json is no mapping"),
+    ],
+)
+def test_a_checkpoint_that_is_wrong_ends_in_one_error_each_time(
+    folder: Callable[..., str], address: str, tmp_path: Path, files: dict[str, Any], reason: str
+) -> None:
+    path = folder(**files)
+    for _ in range(2):
+        with pytest.raises(WorkerError, match=reason):
+            conversation(path, address, tmp_path / "sessions")
+        if "cannot be" not in reason and "kvbank" not in reason:
+            assert read_session(tmp_path / "sessions", "one")[1] == []
 
 
 @pytest.mark.parametrize(
