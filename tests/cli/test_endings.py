@@ -138,3 +138,52 @@ def test_a_question_without_an_answer_does_nothing() -> None:
         assert ended.stderr.endswith("nothing was done: the question was not answered with yes\n")
     latin = io.TextIOWrapper(io.BytesIO(b"\xe9\nn\n"), "utf-8", errors="surrogateescape")
     assert command.run(app, stdin=latin).exit_code == 1
+
+
+_BESIDE = r"""
+import logging, threading
+from kvbank._cli import aside
+
+class Fails:
+    def __del__(self):
+        raise ValueError("in a finalizer")
+
+aside.listen()
+logging.getLogger("of.others").warning("said \x1b[31m\nby a library")
+Fails()
+thread = threading.Thread(target=lambda: 1 / 0)
+thread.start()
+thread.join()
+"""
+
+
+def test_what_happens_beside_a_command_is_a_line_or_nothing() -> None:
+    """Records of libraries, threads that fail, finalizers that fail."""
+    ended = subprocess.run([sys.executable, "-c", _BESIDE], capture_output=True, text=True, check=False, timeout=120)
+    said, failed = ended.stderr.splitlines()
+    assert said == r"kvbank: said \x1b[31m by a library"
+    assert failed.startswith("kvbank: ZeroDivisionError: division by zero; this is a defect of kvbank, the traceback ")
+    Path(failed.rpartition(" ")[2]).unlink()
+
+
+_INTERRUPTED_IN_A_FINALIZER = r"""
+import signal, time
+from kvbank._cli import aside
+
+class Slow:
+    def __del__(self):
+        signal.raise_signal(signal.SIGINT)
+
+aside.listen()
+try:
+    Slow()
+    time.sleep(60)
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+def test_ctrl_c_is_not_swallowed_by_a_finalizer() -> None:
+    command = [sys.executable, "-c", _INTERRUPTED_IN_A_FINALIZER]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=50)
+    assert (ended.stdout, ended.stderr) == ("interrupted\n", "")

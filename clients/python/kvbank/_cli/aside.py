@@ -1,7 +1,8 @@
 """What happens beside a command, in threads, finalizers and other libraries: a line on stderr, or nothing."""
 
-import _thread
 import logging
+import os
+import signal
 import sys
 import threading
 from typing import Any
@@ -25,8 +26,8 @@ def listen() -> None:
 
 def _in_a_finalizer(found: Any) -> None:
     if issubclass(found.exc_type, KeyboardInterrupt):
-        # Not here, where it would be swallowed again.
-        threading.Timer(_AFTER_A_FINALIZER_S, _thread.interrupt_main).start()
+        # Not here, where it would be swallowed again; and as a signal, which wakes what waits.
+        threading.Timer(_AFTER_A_FINALIZER_S, os.kill, (os.getpid(), signal.SIGINT)).start()
     elif wants_debugging():
         sys.__unraisablehook__(found)
 
