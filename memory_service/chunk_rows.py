@@ -65,8 +65,9 @@ _FIND_CHUNKS = f"""
 
 # Beside what is looked at: ids, times, the bank's name and the like.
 _MOST_REST = 1024
+# Twice the metadata, since a short number takes more bytes in a message than digits in JSON.
 _FIND_SIZES = """
-    SELECT chunk_id, length(CAST(text AS BLOB)), length(token_ids), length(meta) + coalesce(length(payload), 0)
+    SELECT chunk_id, length(CAST(text AS BLOB)), length(token_ids), 2 * length(meta) + coalesce(length(payload), 0)
     FROM chunks JOIN contents USING (chunk_id) WHERE chunk_id IN (SELECT value FROM json_each(?))
 """
 

@@ -5,7 +5,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from datetime import timedelta
 from functools import partial
 from typing import Any
@@ -16,7 +16,7 @@ import pytest
 
 import kvbank
 from kvbank import _direct, _frames
-from kvbank.v1 import direct_pb2
+from kvbank.v1 import direct_pb2, service_pb2
 from tests.sdk.host import Host
 from tests.sdk.relay import SERVICE, Change, Relay, changes
 
@@ -225,6 +225,20 @@ def test_every_answer_over_the_plain_socket(host: Host, stored: int, name: str, 
         assert relay.calls >= len(cases)
 
 
+@contextmanager
+def answering(method: str, answer: Callable[[bytes, grpc.ServicerContext], bytes]) -> Iterator[str]:
+    """The address of a server that has one method."""
+    server = grpc.server(ThreadPoolExecutor(1))
+    handlers = {method: grpc.unary_unary_rpc_method_handler(answer)}
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE.full_name, handlers),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        yield f"127.0.0.1:{port}"
+    finally:
+        server.stop(None).wait()
+
+
 @pytest.mark.parametrize("details", [b"\xff\xff", _BAD_DETAILS, b"\x08\x63", b""])
 def test_an_error_whose_details_are_none(details: bytes) -> None:
     """As a proxy may send it."""
@@ -234,16 +248,8 @@ def test_an_error_whose_details_are_none(details: bytes) -> None:
         context.abort(grpc.StatusCode.NOT_FOUND, "gone")
         return b""
 
-    server = grpc.server(ThreadPoolExecutor(1))
-    handlers = {"GetBank": grpc.unary_unary_rpc_method_handler(refuse)}
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE.full_name, handlers),))
-    port = server.add_insecure_port("127.0.0.1:0")
-    server.start()
-    try:
-        with kvbank.connect(f"127.0.0.1:{port}") as client, pytest.raises(kvbank.NotFound):
-            client.get_bank("b")
-    finally:
-        server.stop(None).wait()
+    with answering("GetBank", refuse) as address, kvbank.connect(address) as client, pytest.raises(kvbank.NotFound):
+        client.get_bank("b")
 
 
 def test_a_deadline_holds_for_an_answer_that_comes_byte_by_byte(host: Host, stored: int) -> None:
@@ -268,3 +274,17 @@ def test_a_deadline_holds_for_an_answer_that_comes_byte_by_byte(host: Host, stor
         stop.set()
         thread.join()
         (host.data / "direct.sock").unlink()
+
+
+@pytest.mark.slow
+def test_pages_without_end_have_one() -> None:
+    """Statistics are kept until the last page; a server that always has another one must not fill the memory."""
+
+    def more(request: bytes, _: grpc.ServicerContext) -> bytes:
+        at = int(service_pb2.GetStatsRequest.FromString(request).page_token or 0)
+        return service_pb2.GetStatsResponse(next_page_token=str(at + 1)).SerializeToString()
+
+    with answering("GetStats", more) as address:
+        with kvbank.connect(address) as client, pytest.raises(kvbank.Internal, match="pages") as caught:
+            client.stats()
+        assert caught.value.reason == "ODD_ANSWER"

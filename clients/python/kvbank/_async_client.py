@@ -368,7 +368,7 @@ class AsyncClient:
                 await asyncio.sleep(attempts.pause(error))
 
     async def _pages(self, method: str, request: Any, timeout: float | None) -> AsyncIterator[Any]:
-        while True:
+        for _ in range(_channel.MOST_PAGES[method]):
             page = await self._call(method, request, timeout)
             yield page
             if not page.next_page_token:
@@ -376,6 +376,7 @@ class AsyncClient:
             if page.next_page_token == request.page_token:
                 raise odd("the page after this one is this one")
             request.page_token = page.next_page_token
+        raise odd(f"it has more than {_channel.MOST_PAGES[method]} pages")
 
     async def _run(self, steps: _reading.Steps[T], attempts: Attempts, request_id: str) -> T:
         """Make the calls that `steps` ask for; what they return."""

@@ -64,6 +64,11 @@ def unacknowledged_bytes(named: int) -> int:
     return min(named, MOST_UNACKNOWLEDGED_BYTES) if named > 0 else DEFAULT_UNACKNOWLEDGED_BYTES
 
 
+# Of an answer in pages. Those of a list are handed out one by one, and may be many; banks of statistics are kept until
+# the last page is there.
+MOST_PAGES = {"ListBanks": 10**9, "ListChunks": 10**9, "ListEvictions": 10**9, "GetStats": 10**4}
+
+
 def with_defaults(options: Sequence[tuple[str, Any]]) -> list[tuple[str, Any]]:
     """Our channel arguments, and over them the caller's; gRPC itself would take the first of two."""
     return list(dict((*OPTIONS, *each("options", options, _option))).items())

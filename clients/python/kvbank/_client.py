@@ -412,7 +412,7 @@ class Client:
                 self._pause(attempts.pause(error))
 
     def _pages(self, method: str, request: Any, timeout: float | None) -> Iterator[Any]:
-        while True:
+        for _ in range(_channel.MOST_PAGES[method]):
             page = self._call(method, request, timeout)
             yield page
             if not page.next_page_token:
@@ -420,6 +420,7 @@ class Client:
             if page.next_page_token == request.page_token:
                 raise odd("the page after this one is this one")
             request.page_token = page.next_page_token
+        raise odd(f"it has more than {_channel.MOST_PAGES[method]} pages")
 
     def _run(self, steps: _reading.Steps[T], attempts: Attempts, request_id: str) -> T:
         """Make the calls that `steps` ask for; what they return."""
