@@ -171,7 +171,7 @@ def test_spool_is_bounded(service: Service, attachment: Attachment, tmp_path: Pa
 
 def test_strict_raises(service: Service, attachment: Attachment) -> None:
     with kvbank.connect(service.address) as client:
-        memory = Memory(attachment, client, bank(), tokenizer(), chunk=4, strict=True)
+        memory = Memory(attachment, client, bank(), tokenizer(), chunk=4, strict=True, patience=0.5)
         memory.open()
         service.stop()
         with pytest.raises(kvbank.Unavailable):
@@ -201,7 +201,7 @@ def test_lost_service_is_asked_in_short(service: Service, attachment: Attachment
 @pytest.mark.slow
 def test_strict_write_raises(service: Service, attachment: Attachment) -> None:
     with kvbank.connect(service.address) as client:
-        memory = Memory(attachment, client, bank(), tokenizer(), chunk=4, strict=True)
+        memory = Memory(attachment, client, bank(), tokenizer(), chunk=4, strict=True, patience=0.5)
         memory.open()
         service.stop()
         with pytest.raises(kvbank.Unavailable):
