@@ -24,7 +24,7 @@ from model_worker.errors import InputError, UnsupportedModel
 from model_worker.probe import LayerReport, Layers, evaluating, probe
 from model_worker.reader_watch import ReaderWatch
 from model_worker.rope import rotation_limit
-from model_worker.view import ForwardState, enter_attention, leave_attention, note_projection
+from model_worker.view import ForwardState, ForwardView, enter_attention, leave_attention, not_compiled, note_projection
 
 if TYPE_CHECKING:
     from model_worker.icae import Icae
@@ -158,6 +158,7 @@ class Attachment:
         assert self._watch is not None
         return self._watch
 
+    @not_compiled
     def _before_forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         cache = kwargs.get("past_key_values")
         if not isinstance(cache, ForwardState):
@@ -338,11 +339,16 @@ def _register(backend: str) -> str:
             own, kwargs = _own_attention(backend, module), {"dropout": dropout, **kwargs}
             if kvbank is None:
                 return own(module, query, key, value, attention_mask, **kwargs)
-            return kvbank.attend(own, module, query, key, value, attention_mask, **kwargs)  # type: ignore[no-any-return]
+            return _attend(kvbank, own, module, query, key, value, attention_mask, **kwargs)
 
         AttentionInterface.register(name, attention)
         AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[backend])
     return name
+
+
+@not_compiled
+def _attend(view: ForwardView, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
+    return view.attend(*args, **kwargs)
 
 
 def _own_attention(backend: str, module: nn.Module) -> Backend:

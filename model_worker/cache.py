@@ -23,7 +23,7 @@ from model_worker.local import LocalLayer, TovaLayer, TovaRule
 from model_worker.probe import LAYOUTS
 from model_worker.rope import check_below
 from model_worker.selection import received, weighed
-from model_worker.view import ForwardState, ForwardView
+from model_worker.view import ForwardState, ForwardView, not_compiled
 
 if TYPE_CHECKING:
     from model_worker.attachment import Attachment
@@ -141,6 +141,7 @@ class MemoryCache(Cache, ForwardState):
         view = _CacheView(self, self._retrieved(), positions, valid)
         return {**kwargs, "position_ids": positions, "kvbank": view}
 
+    @not_compiled
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
         if self.layers[layer_idx].physical + key_states.shape[2] != self._ids.shape[1]:
             raise InputError("this cache is used without its memory: the model was detached, or it is another one")

@@ -7,9 +7,10 @@ threads do not meet.
 
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from model_worker.attention import Backend, RetrievedKV, retrieval_causal_attention
@@ -18,6 +19,16 @@ if TYPE_CHECKING:
     from model_worker.attachment import Attachment
 
 _current = threading.local()
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+def not_compiled(function: _F) -> _F:
+    """Leave `function` out of the graphs of torch.compile, with all that it calls.
+
+    A memory asks a service, waits and keeps state: a graph that was traced through it would keep what it found first.
+    """
+    disabled: _F = torch.compiler.disable(function, reason="a memory is no part of a graph")
+    return disabled
 
 
 class ForwardView:
@@ -61,6 +72,7 @@ class ForwardState(ABC):
         """The decoder's keywords, with positions made explicit and the view added as `kvbank`."""
 
 
+@not_compiled
 def enter_attention(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Pre-hook of a memory layer's attention: note the rotation, and whose forward the projections below belong to."""
     view = kwargs.get("kvbank")
@@ -71,11 +83,13 @@ def enter_attention(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, 
             view.rotations[module.layer_idx] = kwargs["position_embeddings"]
 
 
+@not_compiled
 def leave_attention(module: nn.Module, args: tuple[Any, ...], output: object) -> None:
     """Hook after a memory layer's attention, also when it failed."""
     _current.view = None
 
 
+@not_compiled
 def note_projection(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
     """Hook of `k_proj` or `k_norm`: its output is the unrotated key up to layout."""
     view = getattr(_current, "view", None)
