@@ -17,6 +17,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from sqlalchemy.exc import DBAPIError
 
+from kvbank import _sockets
 from kvbank.v1 import service_pb2
 from memory_service import access, logs
 from memory_service.bank import Banks
@@ -32,13 +33,12 @@ from memory_service.memory import keep_memory, leave_imports_alone
 from memory_service.metrics import Metrics
 from memory_service.observation import Observer
 from memory_service.service import MemoryService, handlers
-from memory_service.settings import Settings, load, unknown_variables
+from memory_service.settings import LONGEST_SOCKET_PATH, Settings, load, unknown_variables
 from memory_service.staging import FORGOTTEN_S, SameHost
 from memory_service.stats import Stats
 from memory_service.threads import StorageThreads
 
 SERVICE = service_pb2.DESCRIPTOR.services_by_name["MemoryService"].full_name
-LONGEST_SOCKET_PATH = 107
 MOST_STREAMS = 256
 # Seconds between two looks at the storage, and those that one may take.
 PROBE_S = 5.0
@@ -150,7 +150,7 @@ class Server:
     def _bind(self) -> str:
         listen = self._settings.listen
         try:
-            port = self._server.add_insecure_port(listen)
+            port = self._server.add_insecure_port(_sockets.for_grpc(listen))
         except RuntimeError as error:
             raise StartError(f"cannot listen on {listen}") from error
         return listen if listen.startswith("unix:") else f"{listen.rpartition(':')[0]}:{port}"

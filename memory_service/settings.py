@@ -6,12 +6,13 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from kvbank import _quantities
 
 MIB = 1024 * 1024
+LONGEST_SOCKET_PATH = 107
 PREFIX = "KVBANK_"
 # Variables of the command line and of its other parts.
 _OTHERS = ("KVBANK_MEMORY", "KVBANK_DEBUG")
@@ -19,6 +20,14 @@ _OTHERS = ("KVBANK_MEMORY", "KVBANK_DEBUG")
 
 def _written(read: Callable[[str], Any]) -> BeforeValidator:
     return BeforeValidator(lambda value: read(value) if isinstance(value, str) else value)
+
+
+def _absolute(listen: str) -> str:
+    """The path of a unix socket, for clients that go to another folder; as it is where it would be too long for one."""
+    if not listen.startswith("unix:"):
+        return listen
+    path = os.path.abspath(listen.removeprefix("unix:"))
+    return f"unix:{path}" if len(os.fsencode(path)) <= LONGEST_SOCKET_PATH else listen
 
 
 Amount = Annotated[int, _written(_quantities.amount)]
@@ -30,8 +39,9 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid")
 
-    data: Path
-    listen: str = "127.0.0.1:7400"
+    # Resolved once: a process that goes to another folder afterwards still has this one.
+    data: Annotated[Path, AfterValidator(lambda path: Path(os.path.realpath(path)))]
+    listen: Annotated[str, AfterValidator(_absolute)] = "127.0.0.1:7400"
     insecure: bool = False
     # Clients of this machine may read payload files and stage their own; on a unix socket only.
     same_host: bool = False

@@ -55,7 +55,7 @@ class Folder:
             raise
 
     def _connect(self) -> sqlite3.Connection:
-        uri = f"file:{quote(str(self.path.absolute() / DATABASE))}?{self._how}"
+        uri = f"file:{quote(os.fsencode(self.path.absolute() / DATABASE))}?{self._how}"
         connection = sqlite3.connect(uri, uri=True, timeout=30.0, isolation_level=None, check_same_thread=False)
         connection.execute("PRAGMA query_only=ON")
         return connection

@@ -12,7 +12,7 @@ import grpc
 import grpc.aio
 import numpy.typing as npt
 
-from kvbank import _arguments, _channel, _codec, _metadata, _reading, _status, _tensors
+from kvbank import _arguments, _channel, _codec, _metadata, _reading, _sockets, _status, _tensors
 from kvbank import _models as m
 from kvbank._answers import odd
 from kvbank._client import Client
@@ -52,7 +52,7 @@ class AsyncClient:
 
         mapped, first_contact: see `kvbank.connect`.
         """
-        self._address = _arguments.text("address", address)
+        self._address = _sockets.checked("address", address)
         self._options = _channel.with_defaults(options)
         self._timeout = _arguments.seconds("timeout", timeout)
         self._stream_timeout = _arguments.seconds("stream_timeout", stream_timeout)
@@ -426,12 +426,12 @@ class AsyncClient:
         if self._closed:
             raise ClientClosed("the client is closed")
         if self._channel is None:  # here and not in __init__, because a channel belongs to the running loop
-            self._channel = grpc.aio.insecure_channel(self._address, options=self._options)
+            self._channel = grpc.aio.insecure_channel(_sockets.for_grpc(self._address), options=self._options)
             self._stub = _channel.stub(self._channel)
 
     def _write_stub(self) -> Any:
         if self._write_channel is None:
-            self._write_channel = grpc.insecure_channel(self._address, options=self._options)
+            self._write_channel = grpc.insecure_channel(_sockets.for_grpc(self._address), options=self._options)
         return _channel.stub(self._write_channel)
 
     @contextmanager

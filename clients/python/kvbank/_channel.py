@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from kvbank import _frames
+from kvbank import _frames, _sockets
 from kvbank._arguments import each, expected, int32, text
 from kvbank._exceptions import InvalidArgument
 from kvbank.v1 import service_pb2, service_pb2_grpc
@@ -128,7 +128,7 @@ def parse_target(target: str | os.PathLike[str]) -> str | Path:
 
 
 def _address(target: str) -> str:
-    text("target", target)
+    _sockets.checked("target", target)
     if "\0" in target:
         raise _bad_target(target, "it has a NUL character")
     return target

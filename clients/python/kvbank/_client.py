@@ -12,7 +12,7 @@ import grpc
 import numpy.typing as npt
 from grpc.experimental import ChannelOptions
 
-from kvbank import _arguments, _channel, _codec, _metadata, _reading, _status, _tensors
+from kvbank import _arguments, _channel, _codec, _metadata, _reading, _sockets, _status, _tensors
 from kvbank import _models as m
 from kvbank._answers import odd
 from kvbank._exceptions import BankNotFound, ClientClosed, ClientForked, ServiceError
@@ -64,7 +64,9 @@ class Client:
         self._contact = Contact(_arguments.seconds("first_contact", first_contact))
         # The calling thread reads an answer itself; by default two more would hand it each frame.
         own = ((ChannelOptions.SingleThreadedUnaryStream, 1),)
-        self._channel = grpc.insecure_channel(address, options=[*_channel.with_defaults(options), *own])
+        self._channel = grpc.insecure_channel(
+            _sockets.for_grpc(address), options=[*_channel.with_defaults(options), *own]
+        )
         self._stub: Any = _channel.stub(self._channel)
 
     def __enter__(self) -> Self:

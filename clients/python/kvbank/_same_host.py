@@ -32,6 +32,8 @@ _NONCE_FILE, _LARGEST_NONCE = "same-host.nonce", 1024
 # The bank's uid, the low byte of the id, the id.
 _PAYLOAD = re.compile(r"payloads/[0-9a-f]{16}/(?P<shard>[0-9a-f]{2})/(?P<id>[1-9][0-9]{0,18})\.safetensors")
 _PAGE = 4096
+# Of what the server takes.
+_LARGEST_ROOM = (1 << 20) - _PAGE
 _MOST_BUFFERS = 512
 # Python keeps a descriptor open for each mapping.
 _MOST_MAPPED = 256
@@ -80,9 +82,10 @@ class SameHost:
             payload.verify(index)
         return payload
 
-    def stage(self, buffers: Sequence[memoryview]) -> service_pb2.StagedPayload | None:
-        """Write the tensors of a chunk to a file for the server to take over; None where that cannot be."""
-        name, offset = uuid.uuid4().hex, _room(len(buffers))
+    def stage(self, buffers: Sequence[memoryview], about: int = 0) -> service_pb2.StagedPayload | None:
+        """Write the tensors of a chunk to a file for the server to take over; None where that cannot be. `about`: bytes
+        of what else is said of the chunk, of which the server writes a copy into the file's header."""
+        name, offset = uuid.uuid4().hex, _room(len(buffers), about)
         try:
             descriptor = self.folder.created(f"{self.staging}/{name}")
             try:
@@ -237,6 +240,8 @@ def _each(buffers: Sequence[memoryview], offset: int, move: Callable[[Sequence[m
             left[0] = left[0][count:]
 
 
-def _room(tensors: int) -> int:
-    """For the header of a safetensors file: more than it takes, in whole pages."""
-    return -(-(256 + 192 * tensors) // _PAGE) * _PAGE
+def _room(tensors: int, about: int) -> int:
+    """For the header of a safetensors file: more than it takes, in whole pages. Without the copy of what is said of a
+    chunk, where that would take too much."""
+    least, copy = 256 + 192 * tensors, 1024 + 2 * about
+    return -(-(least + copy if least + copy <= _LARGEST_ROOM else least) // _PAGE) * _PAGE

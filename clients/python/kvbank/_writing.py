@@ -31,7 +31,7 @@ class Upload:
 
     def begin(self, path: SameHost | None) -> tuple[service_pb2.ChunkHeader, list[memoryview]]:
         """Header and bytes; with `path`, if that is possible, a header that names a file with the bytes."""
-        staged = path.stage(self.buffers) if path is not None and self.buffers else None
+        staged = path.stage(self.buffers, self.header.ByteSize()) if path is not None and self.buffers else None
         if staged is None:
             return self.header, self.buffers
         self.staged = staged.name
