@@ -194,7 +194,7 @@ def _kept(call: Call, sessions: Path) -> list[str]:
 @pytest.mark.parametrize("seed", [0])
 def test_every_command_ends_as_it_should(world: World, zygote: Zygote, seed: int) -> None:
     """A sample; the slow test below tries much more."""
-    _try(world, zygote, random.Random(seed), each=1, seconds=0.5)
+    _try(world, zygote, random.Random(seed), each=1, seconds=0.3)
 
 
 @pytest.mark.slow

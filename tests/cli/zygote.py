@@ -94,11 +94,14 @@ class Zygote:
         return self
 
     def __exit__(self, *exc: object) -> None:
+        self._process.kill()  # its own end would take a second
         self._process.communicate()
 
 
 def _main() -> None:
     _import_all(worker=sys.argv[1:] == ["worker"])
+    # A command that is late gets its Ctrl-C when it has begun.
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     for line in sys.stdin:
         request = json.loads(line)
         child = os.fork()
@@ -134,7 +137,9 @@ def _wait(child: int, seconds: float) -> tuple[int, bool]:
     _, status = os.waitpid(child, 0)
     with contextlib.suppress(ProcessLookupError):
         os.killpg(child, signal.SIGKILL)
-    return os.waitstatus_to_exitcode(status), interrupted
+    code = os.waitstatus_to_exitcode(status)
+    # A command that has just ended lets Ctrl-C end it, which a shell calls 130.
+    return (130 if code == -signal.SIGINT and interrupted else code), interrupted
 
 
 def _become(request: dict[str, Any]) -> None:
@@ -170,7 +175,10 @@ def _run() -> None:
 
     code: Any = 1
     try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
         main()
+    except KeyboardInterrupt:  # before it began
+        code = 130
     except SystemExit as end:
         code = end.code or 0
     except BaseException:
