@@ -52,7 +52,7 @@ class Client:
 
         mapped, first_contact: see `kvbank.connect`.
         """
-        _arguments.text("address", address)
+        _sockets.checked("address", address)
         self._timeout = _arguments.seconds("timeout", timeout)
         self._stream_timeout = _arguments.seconds("stream_timeout", stream_timeout)
         self._on_close = on_close
