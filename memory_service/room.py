@@ -177,8 +177,8 @@ class Room:
         if bank.capacity is None or (usage := bank_rows.usage(connection, bank.bank_id)) is None:
             return Made()
         used, need = int(getattr(usage, bank.capacity.unit)), size_of(chunk, bank.capacity.unit)
-        self._used[bank.bank_id] = used + need
         if not overflows(bank.capacity, used, need):
+            self._used[bank.bank_id] = used + need
             return Made()
         ledger = self._ledger(connection, bank, bank.capacity)
         doomed, evicted, reasons = ledger.doomed, list[int](), Counter[EvictionReason]()
@@ -189,6 +189,8 @@ class Room:
                 candidates = _without(ledger.candidates(), evicted)
                 doomed = plan(candidates, bank.capacity, bank.policy, used, need)
             if lowered and len(doomed) > 2 * STEP:
+                # As it is, whatever a transaction that failed has left here: this is what is waited for.
+                self._used[bank.bank_id] = used
                 raise CrowdedError
             removed = gone_rows.evict(connection, bank.bank_id, doomed.part(0, STEP), self._records.clock.now_us())
             if fresh and not removed.ids:
@@ -247,8 +249,10 @@ class Room:
         if bank.bank_id in self._evicting or self._closed:
             return
         self._evicting.add(bank.bank_id)
+        taken = 0
 
         def operation(connection: Connection) -> Removed:
+            nonlocal taken
             ledger, now = self._ledgers.get(bank.bank_id), self._directory.current(bank.bank_id)
             if ledger is None or now is None or now.capacity is None:
                 return Removed([], 0, 0)
@@ -258,7 +262,8 @@ class Room:
             rest = doomed.part(STEP)
             if not planned or not rest:
                 gone_rows.save_plan(connection, bank.bank_id, rest)
-            self._used[bank.bank_id] = self._used.get(bank.bank_id, 0) - removed.size(now.capacity.unit)
+            taken = removed.size(now.capacity.unit)
+            self._used[bank.bank_id] = self._used.get(bank.bank_id, 0) - taken
 
             def change(ledger: Ledger) -> None:
                 ledger.remove(removed.ids)
@@ -284,6 +289,7 @@ class Room:
             # In the writer's thread. The ledgers are dropped; whoever tries again loads the plan too.
             if (error := done.exception()) is not None:
                 self._evicting.discard(bank.bank_id)
+                self._used[bank.bank_id] = self._used.get(bank.bank_id, 0) + taken
                 self._pause(bank)
                 self._settle(bank.bank_id, error)
 
@@ -305,7 +311,7 @@ class Room:
         usage = bank_rows.usage(connection, bank.bank_id)
         if bank.capacity is None or usage is None or not self._too_full(bank):
             return NOBODY
-        used = int(getattr(usage, bank.capacity.unit))
+        used = self._used[bank.bank_id] = int(getattr(usage, bank.capacity.unit))
         return plan(ledger.candidates(), bank.capacity, bank.policy, used, 0, partly=True)
 
     def _resume(self, bank: Bank) -> None:

@@ -385,3 +385,24 @@ def test_a_write_that_was_under_way_when_the_capacity_was_lowered_evicts_little_
         (ack,) = written.result()
     assert len(ack.evicted_chunk_ids) <= 2 * removal.STEP
     assert caller.usage("c").chunks <= 10
+
+
+def test_a_write_behind_a_step_that_failed_brings_the_bank_down(caller, monkeypatch):
+    """The service itself tries again after ten minutes only."""
+    caller.create("c", layers=[], capacity={"chunks": 3000})
+    caller.write(*(caller.chunk(layers=[]) for _ in range(1500)), bank="c")
+    save, failures = gone_rows.save_plan, iter(range(1))
+
+    def failing(connection, bank_id, victims):
+        save(connection, bank_id, victims)
+        # After the step's rows are gone, and counted.
+        if victims and next(failures, None) is not None:
+            raise sqlite3.OperationalError("database or disk is full")
+
+    monkeypatch.setattr(room, "_FIRST_PAUSE_S", 600.0)
+    monkeypatch.setattr(gone_rows, "save_plan", failing)
+    lower(caller, 1400)
+    wait_until(lambda: next(failures, None) is None)
+    (ack,) = caller.write(caller.chunk(layers=[]), bank="c")
+    assert len(ack.evicted_chunk_ids) <= 2 * removal.STEP
+    wait_until(lambda: caller.usage("c").chunks <= 1400)
