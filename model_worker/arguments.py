@@ -12,7 +12,6 @@ from numbers import Real
 from typing import Any, TypeVar
 
 import numpy as np
-import torch
 
 from model_worker.errors import InputError
 
@@ -34,7 +33,7 @@ def whole(name: str, value: Any, least: int = 1) -> int:
 
 def finite(name: str, value: Any, *, above: float = -math.inf) -> float:
     """`value` as a finite float that is greater than `above`. Raises InputError."""
-    if isinstance(value, np.ndarray | torch.Tensor) and value.ndim == 0:
+    if _is_array(value) and value.ndim == 0:
         value = value.item()
     if not isinstance(value, Real) or _is_flag(value) or not math.isfinite(value):
         raise InputError(f"{name} is a finite number, not {_shown(value)}")
@@ -127,7 +126,7 @@ def _encoded(name: str, value: Mapping[str, Any]) -> tuple[list[str | list[int]]
 
 def _listed(name: str, value: Any) -> list[Any]:
     """The items of an ordered collection; those of an array or tensor as Python's."""
-    if isinstance(value, np.ndarray | torch.Tensor):
+    if _is_array(value):
         if value.ndim == 0:
             raise InputError(f"{name} is a single number, not a sequence: {_shown(value)}")
         return list(value.tolist())
@@ -139,20 +138,27 @@ def _listed(name: str, value: Any) -> list[Any]:
 
 
 def _is_sequence(value: Any) -> bool:
-    if isinstance(value, np.ndarray | torch.Tensor):
-        return value.ndim > 0
+    if _is_array(value):
+        return bool(value.ndim > 0)
     return isinstance(value, Iterable)
 
 
 def _is_flag(value: Any) -> bool:
-    return isinstance(value, bool | np.bool_) or (isinstance(value, torch.Tensor) and value.dtype == torch.bool)
+    return isinstance(value, bool) or (_is_array(value) and str(value.dtype) in ("bool", "torch.bool"))
+
+
+def _is_array(value: Any) -> bool:
+    """Whether `value` is an array, a scalar or a tensor of numpy's or torch's, which is not imported for it."""
+    return all(hasattr(value, name) for name in ("ndim", "dtype", "tolist"))
 
 
 def _shown(value: Any) -> str:
     """A value for a message: short, and its type where that says more."""
+    if _is_array(value) and value.ndim == 0:
+        value = value.item()
     if value is None or isinstance(value, str | bool | int | float):
         text = repr(value)
         return text if len(text) <= 60 else f"{text[:57]}..."
-    if isinstance(value, np.ndarray | torch.Tensor):
+    if _is_array(value):
         return f"{type(value).__name__} of {value.dtype} and shape {tuple(value.shape)}"
     return f"a {type(value).__name__}"

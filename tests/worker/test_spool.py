@@ -369,3 +369,22 @@ def test_what_a_worker_keeps_of_texts_is_its_owners_alone(tmp_path: Path) -> Non
         assert folder.stat().st_mode & 0o777 == 0o700
         assert len(list(folder.iterdir())) > 1
         assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {0o600}
+
+
+def test_a_spool_stays_where_it_was_made(
+    client: kvbank.Client, attachment: Attachment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A relative folder is that of the moment, whatever folder the process goes to later."""
+    for name in ("here", "there"):
+        (tmp_path / name / "spool").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here")
+    memory = Memory(attachment, client, bank(), tokenizer(), chunk=4, spool=Spool("spool"))
+    memory.open()
+    memory._retry_at = float("inf")
+    remember(memory, 0)
+    monkeypatch.chdir(tmp_path / "there")
+    remember(memory, 1)
+    assert [len(list((tmp_path / name / "spool").iterdir())) for name in ("here", "there")] == [2, 0]
+    memory._retry_at = 0.0
+    assert memory.deliver_spooled()
+    assert starts(client, str(memory.bank)) == [0, 1]
