@@ -49,7 +49,8 @@ def unary(method: Callable[[Any, Any], Message]) -> Callable[..., Awaitable[byte
 
     @wraps(method)
     async def call(self: Any, received: Received) -> bytes:
-        answered: bytes = await self._threads.run(answer, self, received)
+        async with self._threads.turn(method.__name__, short=True) as turn:
+            answered: bytes = await turn.run(answer, self, received)
         return answered
 
     return refusing(call)

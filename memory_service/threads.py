@@ -51,14 +51,14 @@ class StorageThreads:
         self._cancellations: dict[Future[Any], Cancellation] = {}
 
     async def run(self, call: Callable[..., T], *arguments: Any) -> T:
-        """A short call."""
-        return await self.waited(self._begun(self.pool, partial(call, *arguments)))
+        """A short call that waits for no turn."""
+        return await self.waited(self.begun(self.pool, partial(call, *arguments)))
 
     @asynccontextmanager
-    async def turn(self, kind: str) -> AsyncIterator["Turn"]:
-        """Wait until a call of this kind may look at many chunks or banks. The turn ends with the block, or with the
-        thread where that is later."""
-        owner, turn = calls.current().connection, Turn(self)
+    async def turn(self, kind: str, *, short: bool = False) -> AsyncIterator["Turn"]:
+        """Wait until a call of this kind may have a thread. The turn ends with the block, or with the thread where that
+        is later. short: whether it looks at few chunks and banks."""
+        owner, turn = calls.current().connection, Turn(self, self.pool if short else self._wide)
         give = partial(self._turns[kind].give, owner)
         await self._turns[kind].take(owner)
         try:
@@ -69,11 +69,8 @@ class StorageThreads:
             else:
                 turn.job.add_done_callback(partial(_later, asyncio.get_running_loop(), give))
 
-    def begun_wide(self, call: Callable[[], T]) -> "Future[T]":
-        """For `Turn`."""
-        return self._begun(self._wide, call)
-
-    def _begun(self, pool: Pool, call: Callable[[], T]) -> "Future[T]":
+    def begun(self, pool: Pool, call: Callable[[], T]) -> "Future[T]":
+        """For `Turn`: a call that `waited` is for."""
         cancellation, context = Cancellation(), copy_context()
         context.run(cancellation.enter)
         job = pool.submit(context.run, call)
@@ -115,13 +112,13 @@ class StorageThreads:
 class Turn:
     """What a call that has its turn does with it."""
 
-    def __init__(self, threads: StorageThreads) -> None:
-        self._threads = threads
+    def __init__(self, threads: StorageThreads, pool: Pool) -> None:
+        self._threads, self._pool = threads, pool
         self.job: Future[Any] | None = None
 
     async def run(self, call: Callable[..., T], *arguments: Any) -> T:
         """In a storage thread; one after the other."""
-        self.job = self._threads.begun_wide(partial(call, *arguments))
+        self.job = self._threads.begun(self._pool, partial(call, *arguments))
         try:
             return await self._threads.waited(self.job)
         finally:

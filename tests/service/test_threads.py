@@ -1,5 +1,6 @@
 """The calls of one caller leave others their threads, end when he goes, and do not hold up the end of the service."""
 
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -52,11 +53,11 @@ def all_running(caller: Any) -> list[Any]:
     return calls
 
 
-def running(caller: Any) -> int:
-    """Calls of ListChunks."""
+def running(caller: Any, method: str = "ListChunks") -> int:
+    """Calls under way."""
     samples = caller.stub.GetStats(pb.GetStatsRequest()).samples
     found = [some for some in samples if some.name == "kvbank_requests_running"]
-    return sum(int(some.value) for some in found if some.labels["method"] == "ListChunks")
+    return sum(int(some.value) for some in found if some.labels["method"] == method)
 
 
 def test_slow_calls_leave_others_their_threads_and_end_with_their_caller(full: Any, serving: Any) -> None:
@@ -91,6 +92,23 @@ def test_slow_calls_leave_others_their_threads_and_end_with_their_caller(full: A
     serving.server.stop()
     assert time.monotonic() - begun < GRACE + 2 * full.alone, "the end waits for none longer than its grace"
     assert all(call.code() != grpc.StatusCode.OK for call in calls)
+
+
+def test_calls_that_wait_for_the_disk_leave_others_a_thread(caller: Any, serving: Any) -> None:
+    """They are short, and may be many."""
+    hold = threading.Event()
+    serving.server._server._banks.records.writer.between(hold.wait)
+    calls = [
+        caller.stub.DeleteChunks.future(pb.DeleteChunksRequest(bank="b", chunk_ids=[number + 1]))
+        for number in range(EAGER)
+    ]
+    try:
+        wait_until(lambda: running(caller, "DeleteChunks") == EAGER)
+        assert caller.stub.GetBank(pb.GetBankRequest(name="b"), timeout=60).bank.name == "b"
+        assert not any(call.done() for call in calls)
+    finally:
+        hold.set()
+    assert [call.result().deleted for call in calls] == [0] * EAGER
 
 
 def test_what_a_request_may_ask_for_is_bounded(caller: Any, refused: Any) -> None:
