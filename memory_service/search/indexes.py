@@ -12,7 +12,7 @@ from functools import partial
 import numpy as np
 from sqlalchemy import Connection
 
-from memory_service import bank_rows, chunk_rows
+from memory_service import bank_rows, cancellation, chunk_rows
 from memory_service.directory import bank_not_found
 from memory_service.domain import Bank, IndexStats
 from memory_service.records import Records
@@ -25,6 +25,8 @@ from memory_service.settings import Settings
 
 # Rows of a tail that are read from the records as fast as from a file.
 _FEW = 512
+# Who waits for another to load an index looks so often whether his caller is still there, in seconds.
+_LOOK_S = 0.1
 _log = logging.getLogger(__name__)
 
 
@@ -57,7 +59,7 @@ class SearchIndexes:
 
     def get(self, bank: Bank) -> BankIndex:
         """The bank's index, loaded if it is not in memory. Not for a caller that holds a read connection: there are
-        only so many. Errors: BANK_NOT_FOUND."""
+        only so many. Errors: BANK_NOT_FOUND, Cancelled."""
         entry = self._entries.get(bank.bank_id)
         upkeep = entry.upkeep if entry else None
         if entry is None or upkeep is None:
@@ -141,11 +143,16 @@ class SearchIndexes:
     # Loading
 
     def _loaded(self, bank: Bank) -> tuple[_Entry, Upkeep]:
-        with self._loading.setdefault(bank.bank_id, threading.Lock()):
+        loading = self._loading.setdefault(bank.bank_id, threading.Lock())
+        while not loading.acquire(timeout=_LOOK_S):
+            cancellation.check()
+        try:
             entry = self._entries.get(bank.bank_id)
             if entry is not None and entry.upkeep is not None:
                 return entry, entry.upkeep
             return self._load(bank)
+        finally:
+            loading.release()
 
     def _load(self, bank: Bank) -> tuple[_Entry, Upkeep]:
         """On the caller's thread; the writer's one only begins and ends it."""
