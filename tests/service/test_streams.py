@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -289,8 +290,11 @@ def test_more_files_than_may_be_open_at_once(serving: Callable[..., Any], monkey
 
 def open_payloads(data: Path) -> int:
     """Files of chunks that this process, and so the server in it, holds open."""
-    links = [Path("/proc/self/fd") / name for name in os.listdir("/proc/self/fd")]
-    return sum(link.is_symlink() and os.readlink(link).startswith(f"{data}/payloads/") for link in links)
+    found = 0
+    for name in os.listdir("/proc/self/fd"):
+        with suppress(FileNotFoundError):  # closed meanwhile
+            found += os.readlink(f"/proc/self/fd/{name}").startswith(f"{data}/payloads/")
+    return found
 
 
 def until(condition: Callable[[], bool]) -> None:
