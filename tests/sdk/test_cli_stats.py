@@ -43,7 +43,7 @@ def test_stats(
 
 def test_top_without_a_terminal_is_one_sample(run: Run, address: str, make_bank: Callable[..., str]) -> None:
     name = make_bank()
-    answer = json.loads(run("top", "--memory", address, "--json", "--interval", "0.1").stdout)
+    answer = json.loads(run("top", "--memory", address, "--json", "--interval", "100ms").stdout)
     assert answer["seconds"] >= 0.1
     assert "GetStats" in {method["method"] for method in answer["methods"]}
     assert name in {bank["name"] for bank in answer["banks"]}
@@ -150,3 +150,10 @@ def test_nothing_happened() -> None:
 def test_slower_than_the_largest_bucket() -> None:
     found = rates.between(_stats(0), _stats(0, **{"le_+Inf": 4}), 1.0)
     assert found.methods[0].p99_ms == 2.0
+
+
+@pytest.mark.parametrize("interval", ["0", "0.05s", "2h", "soon", "-1"])
+def test_an_interval_that_is_none_is_wrong_use(address: str, run: Callable[..., Any], interval: str) -> None:
+    ended = run("top", "--memory", address, "--once", f"--interval={interval}")
+    assert ended.returncode == 2
+    assert "--interval" in ended.stderr

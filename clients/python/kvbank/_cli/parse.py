@@ -76,6 +76,17 @@ def written(value: "Scalar") -> str:
     return str(value) if plain else json.dumps(value, ensure_ascii=False)
 
 
+def interval(text: str | float) -> float:
+    """ "2s", "500ms", or seconds: 0.1 to 3600."""
+    try:
+        span = _quantities.seconds(text) if isinstance(text, str) else text
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    if not 0.1 <= span <= 3600:
+        raise typer.BadParameter(f"{text} is not in the range of 0.1 to 3600 seconds")
+    return span
+
+
 def layers(text: str) -> list[int]:
     """ "1,3"."""
     if not re.fullmatch(r"\d{1,6}(,\d{1,6})*", text):

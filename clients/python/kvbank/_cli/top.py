@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kvbank._cli import common
+from kvbank._cli import common, parse
 from kvbank._cli.common import DEFAULT_ADDRESS, AsJson, Memory
 from kvbank._cli.output import print_json
 from kvbank._cli.rates import BankRate, MethodRate, Rates, between
@@ -23,7 +23,10 @@ if TYPE_CHECKING:
 
     from kvbank import Client
 
-Interval = Annotated[float, typer.Option("--interval", "-i", min=0.1, max=3600, help="Seconds between two samples.")]
+Interval = Annotated[
+    float,
+    typer.Option("--interval", "-i", parser=parse.interval, metavar="TIME", help="Between two samples: 2s, 500ms, 5."),
+]
 Once = Annotated[bool, typer.Option("--once", help="Print one sample and end; so it does without a terminal.")]
 
 
