@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -39,6 +40,30 @@ def test_stats(
     shown = run("stats", "--memory", address).stdout
     for words in (answer["store_id"], name, "321 chunks", "free", "0 checksum failures"):
         assert words in shown
+
+
+def test_compact_of_a_service_and_of_a_folder(
+    run: Run,
+    address: str,
+    tmp_path: Path,
+    kv: kvbank.KVSpec,
+    embedding: kvbank.EmbeddingSpec,
+    make_chunk: Make,
+    digests: dict[str, str],
+) -> None:
+    answer = json.loads(run("compact", "--memory", address, "--json").stdout)
+    assert answer["database_bytes"] > 0
+    with kvbank.connect(tmp_path / "data") as client:
+        client.create_bank("b", kv=kv, embedding=embedding)
+        written = list(client.write_many("b", (make_chunk(i) for i in range(300)), **digests))
+        client.delete_chunks("b", [each.chunk_id for each in written])
+        free = client.stats().database_free_bytes
+    answer = json.loads(run("compact", str(tmp_path / "data"), "--json").stdout)
+    assert answer["database_bytes_before"] - answer["database_bytes"] >= free / 2 > 0
+    assert "before" in run("compact", str(tmp_path / "data")).stdout
+    refused = run("compact", str(tmp_path / "none"))
+    assert (refused.returncode, "is no data folder" in refused.stderr) == (1, True)
+    assert not (tmp_path / "none").exists()
 
 
 def test_top_without_a_terminal_is_one_sample(run: Run, address: str, make_bank: Callable[..., str]) -> None:

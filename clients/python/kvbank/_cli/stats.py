@@ -3,6 +3,7 @@
 from collections import Counter
 from dataclasses import asdict
 from datetime import timedelta
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -10,6 +11,7 @@ import typer
 import kvbank
 from kvbank._cli import common
 from kvbank._cli.common import DEFAULT_ADDRESS, AsJson, Memory
+from kvbank._cli.ending import Failed
 from kvbank._cli.output import print_json, print_line
 from kvbank._cli.table import Column, print_table
 
@@ -43,14 +45,19 @@ def stats(memory: Memory = DEFAULT_ADDRESS, as_json: AsJson = False) -> None:
         print_table(_COLUMNS, map(_row, found.banks))
 
 
-_Place = Annotated[str | None, typer.Argument(metavar="[DATA]", help="A data folder, instead of --memory.")]
+_PLACE = typer.Argument(metavar="DATA", help="A data folder that nobody serves, instead of --memory.")
 
 
-def compact(data: _Place = None, memory: Memory = DEFAULT_ADDRESS, as_json: AsJson = False) -> None:
+def compact(
+    data: Annotated[str | None, _PLACE] = None, memory: Memory = DEFAULT_ADDRESS, as_json: AsJson = False
+) -> None:
     """Give back to the disk what deleted chunks have left free in the database; a served one goes on meanwhile.
 
     Example: kvbank compact /var/lib/kvbank
     """
+    # A folder that is not there would be made.
+    if data is not None and not (Path(data) / "metadata.db").is_file():
+        raise Failed(f"{data} is no data folder of kvbank: it has no metadata.db")
     with common.connect(memory if data is None else data) as client:
         done = client.compact()
     if as_json:
