@@ -55,7 +55,7 @@ def folders(place: Path) -> list[str]:
     (place / "broken.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0{}      ")
     (place / "broken.gz").write_bytes(b"\x1f\x8b\x08\0nonsense")
     names = ("circle", "empty.txt", "empty", "fifo", "odd.jsonl", "broken.safetensors", "broken.gz", "missing/deep/x")
-    return [*made, *(str(place / name) for name in names), "/dev/full", "/dev/null", "/proc/self/mem", "/proc/version"]
+    return [*made, *(str(place / name) for name in names), "/dev/full", "/dev/null", "/proc/self/mem", "/proc/x"]
 
 
 def models(whole: Path, place: Path) -> list[str]:

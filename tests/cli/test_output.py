@@ -148,6 +148,14 @@ def test_errors_repeat_nothing_that_is_obeyed(address: str) -> None:
         assert printable(ended.stderr, keep="\n") == ended.stderr
 
 
+@pytest.mark.parametrize("place", ["/proc/x", "/proc/x/y", "/dev/null/x"])
+def test_a_place_where_no_folder_can_be_made(place: str) -> None:
+    ended = run("bank", "ls", "--memory", place)
+    assert ended.exit_code == 1
+    assert ended.stderr.startswith(f"kvbank: cannot use {place} as data folder: ")
+    assert ended.stderr.count("\n") == 1
+
+
 def test_lists_in_a_pipe_are_whole(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     assert "b" * 200 in run("bank", "ls", "--memory", address).stdout

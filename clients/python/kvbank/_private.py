@@ -26,6 +26,8 @@ def make_folder(folder: Path) -> None:
     try:
         folder.mkdir(FOLDER)
     except FileNotFoundError:
+        if folder.parent.is_dir():  # where no folder can be made, such as in /proc or in a folder that was removed
+            raise
         make_folder(folder.parent)
         make_folder(folder)
     except FileExistsError:

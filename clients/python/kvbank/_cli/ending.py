@@ -10,6 +10,7 @@
 With `--debug` or KVBANK_DEBUG=1 the traceback of every error is shown besides.
 """
 
+import errno
 import os
 import sys
 import tempfile
@@ -143,6 +144,8 @@ def _named(error: BaseException) -> str:
 def storage_error(error: OSError) -> str:
     """Return which file an error is about, where it says so, and what is wrong."""
     names = [os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)]
+    if not names and error.errno == errno.ENOENT:  # of os.getcwd, which names none
+        names = ["the working folder"]
     return ": ".join([*([" to ".join(names)] if names else []), error.strerror or str(error)])
 
 
