@@ -24,6 +24,7 @@ from tests.faults import shim
 from tests.proof import power_cuts
 from tests.proof.cost import Cost, cost_of
 from tests.proof.damage import damage
+from tests.proof.flips import PLACES, Flipped, flip_often, prepare
 from tests.proof.floods import SIZES, all_floods, send, send_directly
 from tests.proof.fuzz import fuzz
 from tests.proof.kills import Killed, kill_often
@@ -33,6 +34,7 @@ from tests.proof.workers import paced
 
 # The answers of a paced service spread by no more than this.
 SPREAD = 3.0
+_FLIPS_A_START = 10
 
 
 def _kills(arguments: argparse.Namespace, place: Path) -> bool:
@@ -59,6 +61,29 @@ def _damage(arguments: argparse.Namespace, place: Path) -> bool:
             _say(f"{arguments.flips} flipped bytes, two swapped files, one cut, one longer; by {path}: {report}")
             holds &= report.holds
     return holds
+
+
+def _flips(arguments: argparse.Namespace, place: Path) -> bool:
+    """A bit anywhere in the folder; each flip takes a start, so there are fewer of them."""
+    flips = max(arguments.flips // _FLIPS_A_START, 1)
+    with ServiceHost() as host:
+        folders = prepare(host, place)
+
+        def tell(flipped: Flipped) -> None:
+            if sum(flipped.seen[name] for name in PLACES) % 100 == 0:
+                _say(f"  {flipped}")
+
+        flipped = flip_often(host, folders, flips, arguments.seed, tell)
+    _say(f"{flips} flipped bits in payloads, snapshots, pages and logs: {flipped}")
+    for text in flipped.bad[:20]:
+        _say(f"  {text}")
+    return not flipped.bad
+
+
+def _payloads_and_flips(arguments: argparse.Namespace, place: Path) -> bool:
+    (place / "payloads").mkdir()
+    (place / "folders").mkdir()
+    return _damage(arguments, place / "payloads") & _flips(arguments, place / "folders")
 
 
 def _power_cuts(arguments: argparse.Namespace, place: Path) -> bool:
@@ -138,7 +163,7 @@ def _pass_through(arguments: argparse.Namespace, place: Path) -> bool:
 # Option, default, help, part.
 PARTS: tuple[tuple[str, float, str, Callable[[argparse.Namespace, Path], bool]], ...] = (
     ("kills", 200, "SIGKILLs under load", _kills),
-    ("flips", 10_000, "payloads to damage", _damage),
+    ("flips", 10_000, "payloads to damage, and a tenth as many bits of a folder", _payloads_and_flips),
     ("cuts", 400, "power cuts", _power_cuts),
     ("messages", 100_000, "malformed messages, and messages of millions of parts", _fuzz),
     ("minutes", 0.0, "minutes of eight paced workers", _workers),
