@@ -322,12 +322,12 @@ def test_a_page_of_what_is_large_is_shorter(serving):
     """However many were asked for."""
     caller = serving(max_message_bytes=4 * 1024 * 1024)
     note = {"note": "x" * 30_000}
-    names = [f"bank {number:03}" for number in range(150)]
+    names = [f"bank {number:03}" for number in range(90)]
     for name in names:
         caller.create(name, metadata=note)
     assert pages(caller.stub.ListBanks, pb.ListBanksRequest(page_size=1000), lambda bank: bank.name) == names
     caller.create("full", layers=[], capacity={"chunks": 1})
-    chunks = [caller.chunk(layers=[]) for _ in range(151)]
+    chunks = [caller.chunk(layers=[]) for _ in range(91)]
     for chunk, _ in chunks:
         chunk.metadata.update(note)
     ids = [ack.chunk_id for ack in caller.write(*chunks, bank="full")]
