@@ -7,6 +7,7 @@ import torch
 
 import kvbank
 from kvbank._cli.ending import say
+from kvbank._cli.output import one_line
 from model_worker.messages import messages
 from model_worker.model import MemoryModel
 from model_worker.quiet import quiet_libraries
@@ -57,7 +58,7 @@ def run_chat(log: SessionLog, client: kvbank.Client, settings: ChatSettings) -> 
         with session:
             unanswered = Unanswered(log.folder)
             if not settings.plain:
-                print(greeting(session), file=sys.stderr)
+                print(one_line(greeting(session)), file=sys.stderr)
                 _tell_of(unanswered)
             torch.manual_seed(settings.seed)
             converse(session, settings, unanswered)
@@ -103,7 +104,7 @@ def converse(session: Session, settings: ChatSettings, unanswered: Unanswered) -
         if line == "/help":
             print(HELP)
         elif line.startswith("/") and "\n" not in line:
-            print(f"there is no command {line.split()[0]}; {HELP}", file=sys.stderr)
+            say(f"there is no command {line.split()[0]}; {HELP}")
         elif line:
             _turn(session, line, settings, unanswered)
 

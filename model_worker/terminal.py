@@ -54,7 +54,7 @@ def while_loading(what: str) -> Iterator[None]:
     """Say on a terminal, and only there, what is being waited for."""
     shown = sys.stderr.isatty()
     if shown:
-        print(f"{what} ...", end="", file=sys.stderr, flush=True)
+        print(f"{output.one_line(what)} ...", end="", file=sys.stderr, flush=True)
     try:
         yield
     finally:
