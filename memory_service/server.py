@@ -13,13 +13,12 @@ from types import TracebackType
 from typing import Any
 
 import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from sqlalchemy.exc import DBAPIError
 
 from kvbank import _sockets
 from kvbank.v1 import service_pb2
-from memory_service import access, logs
+from memory_service import access, health, logs
 from memory_service.bank import Banks
 from memory_service.calls import Calls
 from memory_service.clock import Clock
@@ -28,6 +27,7 @@ from memory_service.descriptors import for_connections, raise_limit
 from memory_service.direct import Call, DirectCalls
 from memory_service.endpoint import Endpoint
 from memory_service.errors import StartError
+from memory_service.health import Health
 from memory_service.interceptor import Interceptor
 from memory_service.memory import keep_memory, leave_imports_alone
 from memory_service.metrics import Metrics
@@ -40,9 +40,6 @@ from memory_service.threads import StorageThreads
 
 SERVICE = service_pb2.DESCRIPTOR.services_by_name["MemoryService"].full_name
 MOST_STREAMS = 256
-# Seconds between two looks at the storage, and those that one may take.
-PROBE_S = 5.0
-_PROBE_PATIENCE_S = 5.0
 # For what gRPC still has to send when no call is left; callers who watch the health are left then.
 _LAST_BYTES_S = 0.25
 # What a storage thread gets for a step that nobody waits for any more.
@@ -89,11 +86,8 @@ class Server:
         self._direct: DirectCalls | None = None
         self._server: Any = None
         self._sweeper: asyncio.Task[None] | None = None
-        self._prober: asyncio.Task[None] | None = None
-        self._asked: asyncio.Future[None] | None = None
         self._condition = self._metrics.condition
-        self._health = health.aio.HealthServicer()
-        self._told_serving: bool | None = None
+        self._health = Health(self._condition, [SERVICE], self._banks.probe)
         self.address = ""
 
     async def start(self) -> None:
@@ -127,9 +121,9 @@ class Server:
             maximum_concurrent_rpcs=self._settings.max_calls,
         )
         self._server.add_registered_method_handlers(SERVICE, handlers(self._service, limit))
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        self._health.add_to(self._server)
         if self._settings.reflection:
-            reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
+            reflection.enable_server_reflection((SERVICE, health.NAME, reflection.SERVICE_NAME), self._server)
         # Before gRPC's port, which a server that is bound and was never started does not give back.
         if self._settings.metrics_listen:
             self._endpoint = Endpoint(self._metrics.registry, self._condition)
@@ -140,8 +134,7 @@ class Server:
             self._sweeper = asyncio.create_task(_sweep(self._same_host))
             if DirectCalls.possible(self._same_host.socket):
                 self._direct = self._take_direct_calls(self._same_host.socket)
-        await self._tell_health()
-        self._prober = asyncio.create_task(self._probe())
+        await self._health.begin()
 
     def _take_direct_calls(self, socket: Path) -> DirectCalls:
         calls: dict[str, Call] = {"retrieve": self._service.retrieve_files, "fetch": self._service.fetch_files}
@@ -164,16 +157,12 @@ class Server:
         """Health off, nothing new, finish what runs within the grace time, then close the storage."""
         self._service.drain()
         self._condition.begin("stopping", "what runs gets the grace time", stops=True, wanted=True)
-        await self._tell_health()
+        await self._health.tell()
         await self._end(self._settings.grace)
 
     async def _end(self, grace: float | None) -> None:
-        for task in (self._sweeper, self._prober):
-            if task is not None:
-                task.cancel()
-        if self._asked is not None:  # what reads the database must not when it is closed
-            await asyncio.wait([self._asked], timeout=_PROBE_PATIENCE_S)
-            self._asked.done() and self._asked.exception()
+        if self._sweeper is not None:
+            self._sweeper.cancel()
         stopped = [self._calls.drain(grace)] if grace is not None else []
         if self._direct is not None:
             stopped.append(asyncio.to_thread(self._direct.close, grace or 0))
@@ -182,32 +171,8 @@ class Server:
             await self._server.stop(_LAST_BYTES_S if grace is not None else None)
         if self._endpoint is not None:
             await self._endpoint.close()
+        await self._health.end()
         await asyncio.to_thread(self._close)
-
-    async def _probe(self) -> None:
-        """See whether the storage answers, again and again."""
-        while True:
-            asked = self._asked = asyncio.ensure_future(asyncio.to_thread(self._banks.probe))
-            done, _ = await asyncio.wait([asked], timeout=_PROBE_PATIENCE_S)
-            if not done:
-                self._condition.begin("storage", f"it has not answered for {_PROBE_PATIENCE_S} s", stops=True)
-                await self._tell_health()
-                await asyncio.wait([asked])
-            if error := asked.exception():
-                self._condition.begin("storage", f"{type(error).__name__}: {error}", stops=True)
-            else:
-                self._condition.end("storage")
-            await self._tell_health()
-            await asyncio.sleep(PROBE_S)
-
-    async def _tell_health(self) -> None:
-        serving = self._condition.ready()
-        if serving == self._told_serving:
-            return
-        self._told_serving = serving
-        status = health_pb2.HealthCheckResponse
-        for name in ("", SERVICE):
-            await self._health.set(name, status.SERVING if serving else status.NOT_SERVING)
 
     def _close(self) -> None:
         self._threads.close(_LAST_STEP_S)

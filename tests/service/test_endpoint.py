@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from memory_service import endpoint, server
+from memory_service import endpoint, health
 from memory_service.condition import Condition
 from memory_service.janitor import Janitor
 from tests.waiting import wait_until
@@ -21,7 +21,7 @@ Status = health_pb2.HealthCheckResponse
 
 @pytest.fixture
 def caller(serving: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.setattr(server, "PROBE_S", 0.02)
+    monkeypatch.setattr(health, "PROBE_S", 0.02)
     caller = serving(metrics_listen="127.0.0.1:0", grace=60)
     caller.create()
     return caller
