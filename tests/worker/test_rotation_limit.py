@@ -40,7 +40,7 @@ def feed(net: PreTrainedModel, ids: torch.Tensor, size: int, cache: MemoryCache)
 
 
 @pytest.mark.parametrize("make", FAMILIES)
-@pytest.mark.parametrize("positions", ["original", "continual"])
+@pytest.mark.parametrize("positions", ["original", pytest.param("continual", marks=pytest.mark.slow)])
 def test_a_window_keeps_to_the_first_rotation(make: Any, positions: str) -> None:
     """Beyond the switch the window is moved back; the yardstick is a model that switches far beyond."""
     ids, logits = tokens(100), []
