@@ -9,6 +9,7 @@ crash came between the two writes, the bank still has one that its owner knows.
 import json
 import os
 import secrets
+from collections.abc import Collection
 from pathlib import Path
 
 import kvbank
@@ -16,6 +17,20 @@ from model_worker.durable import sync_folder
 from model_worker.errors import SessionError
 
 KEY = "session_epoch"
+
+
+def known_epochs(path: Path) -> list[str]:
+    """The last two epochs of the file; one that is missing or damaged knows none."""
+    try:
+        found = json.loads(path.read_bytes())
+    except (FileNotFoundError, ValueError):
+        return []
+    return [str(epoch) for epoch in found] if isinstance(found, list) else []
+
+
+def is_known(bank: kvbank.Bank, epochs: Collection[str]) -> bool:
+    """Whether a bank is that of a copy which knows these epochs; one without an epoch is anybody's."""
+    return bank.metadata.get(KEY, "") in {"", *epochs}
 
 
 class BankEpoch:
@@ -32,7 +47,7 @@ class BankEpoch:
         """
         bank = self._client.get_bank(self._bank, timeout=timeout)
         before = str(bank.metadata.get(KEY, ""))
-        if before and before not in self._known():
+        if not is_known(bank, known_epochs(self._path)):
             raise self._elsewhere()
         fresh = secrets.token_hex(8)
         self._write([before, fresh])
@@ -45,14 +60,6 @@ class BankEpoch:
             f"or the bank is an older one; `kvbank session fork {name} NEW_NAME` goes on from here with a bank of its "
             "own"
         )
-
-    def _known(self) -> list[str]:
-        """The last two epochs; a file that is missing or damaged knows none."""
-        try:
-            found = json.loads(self._path.read_bytes())
-        except (FileNotFoundError, ValueError):
-            return []
-        return [str(epoch) for epoch in found] if isinstance(found, list) else []
 
     def _write(self, epochs: list[str]) -> None:
         temporary = self._path.with_suffix(".tmp")

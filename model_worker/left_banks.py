@@ -5,25 +5,31 @@ A note a bank, in a folder beside the sessions whose name is no session's. Light
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import kvbank
 from model_worker.durable import make_folder, sync_folder
+from model_worker.epoch import is_known
+from model_worker.errors import SessionError
 
 _FOLDER = ".left-banks"
 
 
 @dataclass(frozen=True, slots=True)
 class LeftBank:
-    """A bank that is still to be deleted: its name, its service, whose it was, and when that session was deleted."""
+    """A bank that is still to be deleted: its name, its service, whose it was, and when that session was deleted.
+
+    epochs: by which it is told from a bank that another copy of the session goes on with.
+    """
 
     bank: str
     memory: str
     session: str
     time: str
+    epochs: Sequence[str] = ()
 
 
 def note(sessions: Path, left: LeftBank) -> None:
@@ -47,16 +53,25 @@ def noted(sessions: Path) -> list[LeftBank]:
     return found
 
 
+def delete_own(client: kvbank.Client, bank: str, epochs: Sequence[str]) -> None:
+    """Delete a session's bank. Raises SessionError where another copy of the session goes on with it."""
+    if not is_known(client.get_bank(bank), epochs):
+        raise SessionError(f"bank {bank} is that of another copy of the session, which was talked to since")
+    client.delete_bank(bank)
+
+
 def delete_noted(sessions: Path) -> Iterator[tuple[LeftBank, str]]:
     """Delete the banks that are noted; yields each with why it is still there, which is empty for those that went."""
     for left in noted(sessions):
         try:
-            with kvbank.connect(left.memory, timeout=3, first_contact=1) as client:
-                client.delete_bank(left.bank, missing_ok=True)
+            with kvbank.connect(left.memory, timeout=3, first_contact=1) as client, suppress(kvbank.BankNotFound):
+                delete_own(client, left.bank, left.epochs)
         except kvbank.KVBankError as error:
             yield left, str(error)
-            continue
+            if not isinstance(error, SessionError):  # another copy's bank is nothing to be deleted later
+                continue
+        else:
+            yield left, ""
         (sessions / _FOLDER / f"{left.bank}.json").unlink(missing_ok=True)
-        yield left, ""
     with suppress(OSError):  # there is a note in it still, or it never was
         (sessions / _FOLDER).rmdir()

@@ -14,8 +14,9 @@ from kvbank._channel import parse_target
 from kvbank._cli.ending import say
 from kvbank._cli.output import print_json, print_line
 from kvbank._cli.table import Column, print_table
+from model_worker.epoch import known_epochs
 from model_worker.errors import SessionError
-from model_worker.left_banks import LeftBank, delete_noted, note, noted
+from model_worker.left_banks import LeftBank, delete_noted, delete_own, note, noted
 from model_worker.model_names import SHIPPED, model_folder
 from model_worker.session_log import (
     Header,
@@ -56,7 +57,7 @@ _SESSIONS = (
 
 @dataclass(frozen=True, slots=True)
 class _Left:
-    """A bank that was not deleted: where it is, as far as is known, and how that is said."""
+    """A bank that was not deleted: where it is to be deleted later (empty: nowhere), and how that is said."""
 
     memory: str
     text: str
@@ -235,9 +236,10 @@ def remove_session(
         bank = log.header.bank if log.header else None
         if not yes:
             typer.confirm(f"Delete session {name!r}, its {turns} turns and bank {bank}?", abort=True, err=True)
-        left = None if log.header is None else _remove_bank(log.header, _target(memory, log.header), force)
-        if left is not None:
-            note(folder, LeftBank(str(bank), left.memory, name, now()))
+        epochs = known_epochs(log.epoch)
+        left = None if log.header is None else _remove_bank(log.header, epochs, _target(memory, log.header), force)
+        if left is not None and left.memory:
+            note(folder, LeftBank(str(bank), left.memory, name, now(), epochs))
         log.remove()
     if as_json:
         print_json({"deleted": name, "turns": turns, "bank": bank, "bank_deleted": left is None and bank is not None})
@@ -266,12 +268,16 @@ def clean_sessions(sessions: Sessions = None, as_json: AsJson = False) -> None:
         raise typer.Exit(1)
 
 
-def _remove_bank(header: Header, target: str, force: bool) -> _Left | None:
-    """Delete a session's bank; with `force` what is left of it where it is not to be had."""
+def _remove_bank(header: Header, epochs: list[str], target: str, force: bool) -> _Left | None:
+    """Delete a session's bank; with `force` what is left of it where it is not to be had, or is another copy's."""
     bank = header.bank
     try:
         with kvbank.connect(target, timeout=3, first_contact=1) as client:
-            client.delete_bank(bank)
+            delete_own(client, bank, epochs)
+    except SessionError as error:
+        if not force:
+            raise SessionError(f"nothing was deleted: {error}; delete the log alone with --force") from None
+        return _Left("", f"{error}: it stays")
     except kvbank.KVBankError as error:
         if not force:  # the bank may be elsewhere, and with the log nobody would know of it any more
             raise SessionError(

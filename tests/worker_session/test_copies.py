@@ -159,6 +159,22 @@ def test_a_session_of_an_older_version_goes_on(model: MemoryModel, copies: tuple
         assert KEY in model.client.get_bank(session.header.bank).metadata
 
 
+def test_the_bank_of_another_copy_is_not_deleted(model: MemoryModel, copies: tuple[Path, Path], address: str) -> None:
+    here, there = copies
+    with opened(model, there) as session:
+        say(session, *WORDS)
+    remove = ["session", "rm", "one", "--sessions", here, "--yes", "--memory", address]
+    refused = kvbank_command(*remove)
+    assert refused.exit_code == 1
+    assert "nothing was deleted" in refused.stderr
+    assert "another copy of the session" in refused.stderr
+    assert kvbank_command(*remove, "--force").exit_code == 0
+    assert list(here.iterdir()) == []
+    with opened(model, there) as session:
+        check_bank(session)
+    assert kvbank_command("session", "rm", "one", "--sessions", there, "--yes", "--memory", address).exit_code == 0
+
+
 def test_the_command_forks(copies: tuple[Path, Path]) -> None:
     here, _ = copies
     done = kvbank_command("session", "fork", "one", "two", "--sessions", here)
