@@ -14,6 +14,7 @@ from kvbank._cli.progress import progress
 from kvbank._cli.table import Column, print_table, table
 from model_worker.places import check_writable
 from model_worker.quiet import load_quietly, quiet_libraries
+from model_worker.seeds import LARGEST_SEED
 
 JSON = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of a table.")]
 Model = Annotated[str, typer.Option(help="kvbank-small (shipped), a model folder, or a hub id.")]
@@ -41,7 +42,7 @@ def register(app: typer.Typer) -> None:
 def demo(
     text: Annotated[Path | None, typer.Option(help="A UTF-8 text to read; default: the Python reference.")] = None,
     model: Model = "kvbank-small",
-    seed: Annotated[int, typer.Option(help="Other seeds plant other facts.")] = 0,
+    seed: Annotated[int, typer.Option(min=-LARGEST_SEED, max=LARGEST_SEED, help="Other seeds plant other facts.")] = 0,
     data: Annotated[Path | None, typer.Option(help="Folder to keep; default: a temporary one.")] = None,
     capacity: Annotated[int | None, typer.Option(min=40, help="Chunks that the bank holds.")] = None,
     compressor: Annotated[str, typer.Option(help="How chunks are compressed, e.g. tova:m=48.")] = "none",
@@ -126,7 +127,7 @@ def layers(
     model: Model = "kvbank-small",
     span: Annotated[int, typer.Option(min=16, help="Tokens of the repeated span.")] = 48,
     trials: Annotated[int, typer.Option(min=1, help="Spans to average over.")] = 8,
-    seed: Annotated[int, typer.Option(help="Other seeds draw other spans.")] = 0,
+    seed: Annotated[int, typer.Option(min=-LARGEST_SEED, max=LARGEST_SEED, help="Other seeds draw other spans.")] = 0,
     as_json: JSON = False,
 ) -> None:
     """Find the layers of a model that can use a memory: loss drop per injected layer, no training.

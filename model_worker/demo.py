@@ -30,6 +30,7 @@ from model_worker.memory import Memory
 from model_worker.model import Losses, MemoryModel
 from model_worker.model_names import SHIPPED
 from model_worker.service_process import ServiceProcess
+from model_worker.texts import read_text
 
 BANK, OTHER_BANK = "demo", "another-text"
 FACTS, ASKED = 20, 10
@@ -130,13 +131,7 @@ def reference_text() -> str:
 
 
 def _text(settings: DemoSettings) -> str:
-    if settings.text is None:
-        text = reference_text()
-    else:
-        try:
-            text = settings.text.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"cannot read {settings.text}: {error}") from None
+    text = reference_text() if settings.text is None else read_text(settings.text)
     text = text[: settings.limit]
     if not text.strip():
         raise InputError("the text is empty")

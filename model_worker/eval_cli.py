@@ -16,6 +16,7 @@ from kvbank._cli.table import Column, print_table
 from model_worker.errors import InputError
 from model_worker.places import check_writable
 from model_worker.quiet import load_quietly
+from model_worker.seeds import LARGEST_SEED
 from model_worker.user_text import encode_text, readable
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ def passkey(
     times: Annotated[list[int] | None, typer.Option(help="Lengths in trained lengths. Default: 2 4 8.")] = None,
     length: Annotated[list[int] | None, typer.Option(help="Lengths in tokens instead, several times.")] = None,
     samples: Annotated[int, typer.Option(min=1, help="Prompts of each length.")] = 20,
-    seed: Annotated[int, typer.Option(help="Other seeds plant other facts.")] = 0,
+    seed: Annotated[int, typer.Option(min=-LARGEST_SEED, max=LARGEST_SEED, help="Other seeds plant other facts.")] = 0,
     size: Annotated[int | None, typer.Option(min=1, help="HOMER: tokens of a node; default: half as trained.")] = None,
     leaf: Annotated[int | None, typer.Option(min=1, help="HOMER, tuned: tokens of a leaf; default: size.")] = None,
     warmup: Annotated[int | None, typer.Option(min=0, help="HOMER, tuned: layers before the first merge.")] = None,

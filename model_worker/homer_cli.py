@@ -11,6 +11,7 @@ from kvbank._cli.output import print_json, print_line
 from kvbank._cli.progress import progress
 from model_worker.errors import InputError
 from model_worker.quiet import load_quietly
+from model_worker.texts import read_text
 
 homer = typer.Typer(no_args_is_help=True, help="Hierarchical context merging: calibrate it for a model.")
 
@@ -43,7 +44,7 @@ def calibrate(
     from model_worker.homer.calibrate import calibrate as measure
     from model_worker.user_text import encode_text, readable
 
-    words = _read(text) if text else reference_text()
+    words = read_text(text) if text else reference_text()
     if out is not None:
         _check_out(out)
     loaded, tokenizer = load_quietly(model, rope=rope)
@@ -74,13 +75,6 @@ def calibrate(
         f"{about['segments']} segments, {about['distances']} distances, standard error {found.error:.3f} of the spread"
     )
     print_line(f"written to {path}" + ("" if out else "; compressors with bias=auto use it for this model"))
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
 
 
 def _check_out(path: Path) -> None:

@@ -15,6 +15,7 @@ from kvbank._cli.progress import Progress, progress
 from kvbank._cli.table import Column, print_table
 from model_worker.errors import InputError
 from model_worker.quiet import load_quietly
+from model_worker.seeds import LARGEST_SEED
 
 if TYPE_CHECKING:
     from model_worker.icae.config import IcaeConfig
@@ -182,7 +183,10 @@ def icae(
         typer.Option("--gradient-checkpointing", help="Less memory, a third more time.", rich_help_panel=_RUN),
     ] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda.", rich_help_panel=_RUN)] = "auto",
-    seed: Annotated[int, typer.Option(help="Of weights, order and draws.", rich_help_panel=_RUN)] = 0,
+    seed: Annotated[
+        int,
+        typer.Option(min=-LARGEST_SEED, max=LARGEST_SEED, help="Of weights, order and draws.", rich_help_panel=_RUN),
+    ] = 0,
     log_every: Annotated[int, typer.Option(min=1, help="Updates.", rich_help_panel=_RUN)] = 10,
     eval_every: Annotated[int, typer.Option(min=0, help="Updates; 0: only at the end.", rich_help_panel=_RUN)] = 0,
     save_every: Annotated[int, typer.Option(min=0, help="Updates; 0: only at the end.", rich_help_panel=_RUN)] = 500,

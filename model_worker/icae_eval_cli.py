@@ -14,6 +14,7 @@ from kvbank._cli.table import Column, print_table
 from model_worker.errors import InputError
 from model_worker.places import make_writable
 from model_worker.quiet import load_quietly
+from model_worker.seeds import LARGEST_SEED
 from model_worker.user_text import encode_text, readable
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ def icae(
     ] = None,
     follow: Annotated[int, typer.Option(min=2, help="Tokens whose loss behind a context is measured.")] = 64,
     leave: Annotated[int, typer.Option(min=0, help="First of them that carry no loss, for any reader.")] = 8,
-    seed: Annotated[int, typer.Option(help="Of shuffled and random text.")] = 0,
+    seed: Annotated[int, typer.Option(min=-LARGEST_SEED, max=LARGEST_SEED, help="Of shuffled and random text.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda.")] = "cpu",
     plots: Annotated[
         Path | None,

@@ -18,6 +18,7 @@ from model_worker.epoch import known_epochs
 from model_worker.errors import SessionError
 from model_worker.left_banks import LeftBank, delete_noted, delete_own, note, noted
 from model_worker.model_names import SHIPPED, model_folder
+from model_worker.seeds import LARGEST_SEED
 from model_worker.session_log import (
     Header,
     SessionLog,
@@ -90,7 +91,7 @@ def chat(
     compressor: Annotated[str, typer.Option(help="How chunks are compressed, e.g. tova:m=48.")] = "none",
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 256,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 always takes the likeliest token.")] = 0.0,
-    seed: Annotated[int, typer.Option(help="Of sampling.")] = 0,
+    seed: Annotated[int, typer.Option(min=-LARGEST_SEED, max=LARGEST_SEED, help="Of sampling.")] = 0,
     style: Annotated[
         str, typer.Option("--format", help="Prompt: auto, template (the model's), plain (User: ...) or continue.")
     ] = "auto",

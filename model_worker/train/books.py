@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import gzip
 import re
-import zlib
 from pathlib import Path
 
-from model_worker.errors import InputError
+from model_worker.texts import read_text
 
 HELD_BACK = (
     "alice-s-adventures-in-wonderland",
@@ -26,11 +24,6 @@ def book_paths(folder: Path, held_back: bool = False) -> list[Path]:
 def read_book(path: Path) -> str:
     """The text with hard line ends inside paragraphs joined: a model of prose has no use for a printer's line width.
 
-    Raises InputError for a file that is missing, a damaged or truncated .gz, and text that is not UTF-8.
+    Raises InputError as `read_text`.
     """
-    try:
-        raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-        text = raw.decode("utf-8").replace("\r\n", "\n")
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
-    return re.sub(r"(?<=\S)\n(?=\S)", " ", text)
+    return re.sub(r"(?<=\S)\n(?=\S)", " ", read_text(path).replace("\r\n", "\n"))
