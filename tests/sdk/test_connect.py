@@ -194,7 +194,10 @@ client.close()
 
 
 def test_nobody_listens(unused_port: int) -> None:
-    with kvbank.connect(f"127.0.0.1:{unused_port}", timeout=5) as client, pytest.raises(kvbank.Unavailable) as caught:
+    with (
+        kvbank.connect(f"127.0.0.1:{unused_port}", first_contact=0.3) as client,
+        pytest.raises(kvbank.Unavailable) as caught,
+    ):
         client.server_info()
     assert caught.value.retryable
     assert caught.value.reason == ""
