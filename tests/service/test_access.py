@@ -25,8 +25,11 @@ def modes(folder: Path) -> dict[str, str]:
     """Of the folder and all in it, except sockets, as far as they are not those of private ones."""
     found = {}
     for path in (folder, *folder.rglob("*")):
-        mode = path.stat().st_mode
-        if not stat.S_ISSOCK(mode) and stat.S_IMODE(mode) != (0o700 if path.is_dir() else 0o600):
+        try:
+            mode = path.stat().st_mode
+        except FileNotFoundError:
+            continue  # renamed by the server, which has just written it
+        if not stat.S_ISSOCK(mode) and stat.S_IMODE(mode) != (0o700 if stat.S_ISDIR(mode) else 0o600):
             found[str(path.relative_to(folder))] = oct(mode)
     return found
 
