@@ -14,7 +14,10 @@ import numpy as np
 import pytest
 
 from kvbank.v1 import service_pb2 as pb
+from memory_service import schema
+from memory_service.errors import StartError
 from memory_service.payloads import MARK
+from memory_service.server import LocalServer
 from tests.waiting import wait_until
 
 UNAVAILABLE = grpc.StatusCode.UNAVAILABLE
@@ -275,3 +278,20 @@ def test_what_the_records_explain_is_removed(serving, data, payload_path):
     serving.stop()
     assert list(data.glob("quarantine/*/*")) == []
     assert files(data) == {new.chunk_id}
+
+
+@pytest.mark.parametrize("where", ["sqlite_master", "banks", "alembic_version"])
+def test_a_start_over_text_that_is_not_utf_8_ends_in_one_line(serving, data, where):
+    serving().create()
+    serving.stop()
+    raw = bytearray((data / "metadata.db").read_bytes())
+    words = {"sqlite_master": b"CREATE TABLE chunks", "banks": b'"reader_digest"', "alembic_version": b"0001"}
+    word = words[where] if where != "alembic_version" else schema.revisions()[-1].encode()
+    place = raw.index(word)
+    while place >= 0:
+        raw[place + 2] ^= 0x80
+        place = raw.find(word)
+    (data / "metadata.db").write_bytes(raw)
+    with pytest.raises(StartError) as refusal:
+        LocalServer(data)
+    assert "\n" not in str(refusal.value)

@@ -1,5 +1,6 @@
 """The index against brute force: whatever was added, removed, merged, saved and loaded, answers are exact."""
 
+import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -398,3 +399,21 @@ def test_a_tail_that_grows_during_a_search(tmp_path, monkeypatch):
     (found,) = truth.index.search(vectors[:1], 8, truth.read)
     assert {1, 2} <= set(found.ids.tolist())
     assert found.ids[0] == 1
+
+
+def test_what_lies_in_the_place_of_a_snapshot_keeps_nobody_from_searching(serving, data):
+    """A pipe, whose other end nobody writes to, a link, and a folder, which cannot be removed as a file can."""
+    caller = serving()
+    caller.create()
+    chunk_id = caller.add()
+    (bank,) = (data / "payloads").glob("????????????????")
+    serving.stop()
+    folder = data / "indexes" / bank.name
+    folder.mkdir(parents=True)
+    os.mkfifo(folder / "3.segment")
+    (folder / "4.segment").symlink_to("/dev/zero")
+    (folder / "5.segment").mkdir()
+    (folder / "6.tmp").mkdir()
+    assert list(serving().retrieve()[1]) == [chunk_id]
+    serving.stop()
+    assert {path.name for path in folder.iterdir()} == {"5.segment", "6.tmp"}
