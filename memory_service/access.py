@@ -10,7 +10,7 @@ from memory_service import payloads, quarantine, staging
 
 _FOLDERS = (payloads.FOLDER, quarantine.FOLDER, staging.FOLDER, "indexes")
 _DATABASE = tuple(f"metadata.db{suffix}" for suffix in ("", "-wal", "-shm", "-journal"))
-_FILES = (*_DATABASE, "chunk-ids", "kvbank.lock", "backup.json")
+_FILES = (*_DATABASE, "chunk-ids", "kvbank.ballast", "kvbank.lock", "backup.json")
 _log = logging.getLogger(__name__)
 
 

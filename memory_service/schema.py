@@ -10,7 +10,7 @@ from sqlalchemy import URL, Connection, Engine, Index, MetaData, create_engine, 
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from kvbank import _private
-from memory_service import payloads
+from memory_service import ballast, payloads
 from memory_service.errors import StartError
 
 NAMING = {
@@ -260,6 +260,8 @@ def _ask(path: Path, statement: str) -> str | None:
     except sqlite3.DatabaseError as error:
         if "no such table" in str(error):
             return None
+        if ballast.free(path.parent) < ballast.SIZE:
+            raise StartError(f"cannot open {path.parent}: {ballast.explained(path.parent, error)}") from error
         raise StartError(f"{path} cannot be read, or is not a database of kvbank ({error})") from error
     return str(row[0]) if row else None
 

@@ -18,7 +18,7 @@ from sqlalchemy.exc import DBAPIError
 
 from kvbank import _sockets
 from kvbank.v1 import service_pb2
-from memory_service import access, health, logs
+from memory_service import access, ballast, health, logs
 from memory_service.bank import Banks
 from memory_service.calls import Calls
 from memory_service.clock import Clock
@@ -70,13 +70,15 @@ class Server:
         with ExitStack() as opened:
             opened.callback(self._folder.release)
             try:
+                ballast.drop_if_needed(settings.data)
                 access.tighten(settings.data)
                 self._same_host = SameHost(settings.data) if settings.same_host else None
                 if self._same_host is not None:
                     opened.callback(self._same_host.close)
                 self._banks = Banks(settings, self._metrics, clock)
+                ballast.take(settings.data, settings.min_free)
             except (OSError, DBAPIError, sqlite3.Error, UnicodeError) as error:
-                raise StartError(f"cannot open {settings.data}: {error}".splitlines()[0]) from error
+                raise StartError(f"cannot open {settings.data}: {ballast.explained(settings.data, error)}") from error
             opened.pop_all()
         self._threads = StorageThreads(settings.storage_threads)
         stats = Stats(self._banks, settings, self._metrics)

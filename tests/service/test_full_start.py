@@ -1,0 +1,69 @@
+"""A start on a disk without a free byte: what is there can be read and deleted."""
+
+import os
+import shutil
+import subprocess
+from contextlib import suppress
+
+import pytest
+
+from kvbank.v1 import service_pb2 as pb
+from memory_service import ballast
+from memory_service.errors import StartError
+from memory_service.server import LocalServer
+
+
+@pytest.fixture
+def small(data):
+    data.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(data)]
+    try:
+        mounted = subprocess.run(command, capture_output=True, check=False).returncode == 0
+    except OSError:
+        mounted = False
+    if not mounted:
+        pytest.skip("a small disk cannot be mounted")
+    yield data
+    subprocess.run(["umount", "-l", str(data)], check=True)
+
+
+def _fill(data):
+    with suppress(OSError), open(data / "of somebody else", "ab", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
+    assert ballast.free(data) == 0
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_start_on_a_full_disk_reads_and_deletes(serving, small, killed, tmp_path, refused):
+    caller = serving(min_free=0)
+    caller.create()
+    ids = [caller.add() for _ in range(3)]
+    if killed:
+        subprocess.run(["cp", "-r", small, tmp_path / "killed"], check=True)
+    serving.stop()
+    if killed:
+        for path in small.iterdir():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        subprocess.run(["cp", "-r", f"{tmp_path}/killed/.", small], check=True)
+    for _ in range(2):
+        _fill(small)
+        caller = serving(min_free=0)
+        assert list(caller.retrieve(top_k=9)[1]) == ids
+        assert caller.stub.DeleteChunks(pb.DeleteChunksRequest(bank="b", chunk_ids=ids[:1])).deleted == 1
+        del ids[0]
+        assert caller.ids() == ids
+        serving.stop()
+        os.unlink(small / "of somebody else")
+        serving(min_free=0)
+        serving.stop()
+        assert (small / ballast.NAME).exists()
+
+
+def test_a_start_that_has_no_byte_says_so(serving, small):
+    serving(min_free=0).create()
+    serving.stop()
+    (small / ballast.NAME).unlink()
+    _fill(small)
+    with pytest.raises(StartError, match=f"^cannot open {small}: its disk is full \\(0 bytes are free\\); make room"):
+        LocalServer(small)
