@@ -1,13 +1,10 @@
 """From a target to a client; a folder becomes a service inside this process."""
 
-import atexit
 import os
-import shutil
 import socket
 import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -78,25 +75,20 @@ def _open(target: str | os.PathLike[str]) -> tuple[str, Callable[[], None] | Non
 
 def _private_address(stack: ExitStack) -> str:
     """A socket in a folder that nobody else may enter; a port of the loopback where there can be none."""
-    for parent in (tempfile.gettempdir(), "/tmp") if hasattr(socket, "AF_UNIX") else ():
+    if not hasattr(socket, "AF_UNIX"):
+        return "127.0.0.1:0"
+    # Not where there are no such sockets, and no locks of this kind.
+    from kvbank import _socket_folders
+
+    for parent in (tempfile.gettempdir(), "/tmp"):
         try:
-            folder = tempfile.mkdtemp(prefix="kvbank-", dir=parent)
+            folder = _socket_folders.made(parent, stack)
         except OSError:
             continue
-        # Not tempfile.TemporaryDirectory, which a forked child removes at its end.
-        remove = partial(_remove, folder, os.getpid())
-        atexit.register(remove)
-        stack.callback(atexit.unregister, remove)
-        stack.callback(remove)
-        path = os.path.join(folder, "socket")
+        path = os.path.join(folder, _socket_folders.SOCKET)
         if len(os.fsencode(path)) <= LONGEST_SOCKET_PATH:
             return f"unix:{path}"
     return "127.0.0.1:0"
-
-
-def _remove(folder: str, owner: int) -> None:
-    if os.getpid() == owner:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _serve(folder: Path, address: str) -> Any:
