@@ -4,10 +4,12 @@ import os
 import stat
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from kvbank import _private
 from memory_service.care.backup import backup
 from memory_service.care.check import check
 from memory_service.care.repair import repair
@@ -56,6 +58,17 @@ def test_nothing_that_the_service_makes_is_open_to_others(filled, serving, data,
     assert modes(data) == modes(tmp_path / "backup") == {}
     restore(tmp_path / "backup", tmp_path / "restored")
     assert modes(tmp_path / "restored") == {}
+
+
+def test_folders_are_made_beside_others_who_make_them(tmp_path):
+    """As storage threads do it for the first chunks of a bank."""
+    with ThreadPoolExecutor(8) as threads:
+        for bank in range(200):
+            shards = [tmp_path / str(bank) / "payloads" / str(shard) for shard in range(8)]
+            list(threads.map(_private.make_folder, shards))
+            assert all(shard.is_dir() for shard in shards)
+    with pytest.raises(FileNotFoundError):
+        _private.make_folder(Path("/proc/kvbank/none"))
 
 
 def opened_up(folder: Path) -> None:

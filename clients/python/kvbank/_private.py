@@ -22,14 +22,19 @@ def make_file(path: Path) -> None:
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder and its missing parents. Errors: OSError."""
+    """Make a folder and its missing parents, also beside others who make the same. Errors: OSError."""
+    try:
+        _make(folder)
+    except FileNotFoundError:
+        if not folder.parent.is_dir():
+            make_folder(folder.parent)
+        # Once more: the parent may be there by now. Where no folder can be made, as in /proc, this is the error.
+        _make(folder)
+
+
+def _make(folder: Path) -> None:
     try:
         folder.mkdir(FOLDER)
-    except FileNotFoundError:
-        if folder.parent.is_dir():  # where no folder can be made, such as in /proc or in a folder that was removed
-            raise
-        make_folder(folder.parent)
-        make_folder(folder)
     except FileExistsError:
         if not folder.is_dir():
             raise
