@@ -92,12 +92,12 @@ def test_a_checkpoint_that_wants_another_text_is_refused_by_name(
     "defaults",
     [
         {"repetition_penalty": 5.0},
-        {"no_repeat_ngram_size": 1},
-        {"suppress_tokens": list(range(3, 60))},
+        pytest.param({"no_repeat_ngram_size": 1}, marks=pytest.mark.slow),
+        pytest.param({"suppress_tokens": list(range(3, 60))}, marks=pytest.mark.slow),
         {"min_new_tokens": 4, "eos_token_id": list(range(1, 97)), "max_new_tokens": 30},
         {"max_new_tokens": 5},
         {"eos_token_id": list(range(1, 97))},
-        {"guidance_scale": 2.0},
+        pytest.param({"guidance_scale": 2.0}, marks=pytest.mark.slow),
     ],
 )
 def test_a_checkpoint_s_other_defaults_are_kept(

@@ -74,7 +74,7 @@ def test_reading_again_after_an_eviction(model: MemoryModel, client: kvbank.Clie
         assert BOOK[-8:] == stored(client, memory)[-8:]
 
 
-@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("strict", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_crash_in_the_middle_of_reading_again(model: MemoryModel, client: kvbank.Client, strict: bool) -> None:
     """Another process begins anew; what was stored again before the crash is not stored twice."""
     memory = model.with_bank(bank(), source="book", strict=strict)
