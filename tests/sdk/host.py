@@ -1,6 +1,7 @@
 """A server on this machine that shares its folder, with a client and a bank."""
 
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,9 @@ class Host:
         self._sockets.cleanup()
 
     def write(self, *chunks: kvbank.NewChunk) -> list[int]:
+        return self.write_all(chunks)
+
+    def write_all(self, chunks: Iterable[kvbank.NewChunk]) -> list[int]:
         return [result.chunk_id for result in self.client.write_many("b", chunks, **self.digests)]
 
     def fetch(self, *chunk_ids: int, **options: Any) -> list[kvbank.Chunk]:

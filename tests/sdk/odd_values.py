@@ -11,6 +11,21 @@ import torch
 
 import kvbank
 
+
+class Pathless:
+    """It says that it is a path."""
+
+    def __fspath__(self) -> int:
+        return 3
+
+
+def released() -> memoryview:
+    """A view without bytes."""
+    view = memoryview(b"abcd")
+    view.release()
+    return view
+
+
 # By label; made anew for each call, since some can be gone through once.
 ODD: Mapping[str, Callable[[], Any]] = {
     "None": lambda: None,
@@ -38,6 +53,8 @@ ODD: Mapping[str, Callable[[], Any]] = {
     "bytes": lambda: b"\xff\0",
     "bytearray": lambda: bytearray(3),
     "memoryview": lambda: memoryview(b"abcd"),
+    "released": released,
+    "path": Pathless,
     "list": list,
     "tuple of None": lambda: (None,),
     "list of texts": lambda: ["a", "\ud800"],
@@ -74,6 +91,7 @@ ODD: Mapping[str, Callable[[], Any]] = {
     "array of no dimension": lambda: np.array(3),
     "array of two dimensions": lambda: np.ones((2, 3)),
     "array of objects": lambda: np.array([None, "a"], object),
+    "array of times": lambda: np.array([1], "M8[ns]"),
     "array of texts": lambda: np.array(["a"]),
     "array of bools": lambda: np.array([True, False]),
     "array of bf16": lambda: np.ones(3, ml_dtypes.bfloat16),

@@ -171,6 +171,27 @@ def test_a_closed_async_client_says_so(address: str) -> None:
     asyncio.run(use())
 
 
+def test_an_async_client_belongs_to_one_event_loop(tmp_path: Path) -> None:
+    """In another one every call says so; `close` works there, and gives the folder back."""
+    client = kvbank.connect_async(tmp_path / "memory")
+    asyncio.run(client.server_info())
+    chunk = kvbank.NewChunk([1.0])
+    for call in (
+        client.server_info,
+        lambda: anext(client.list_banks()),
+        lambda: client.fetch("b", [1], reader_digest=""),
+        lambda: client.write("b", chunk, reader_digest="", embedder_digest=""),
+    ):
+
+        async def use(call: Callable[[], Any] = call) -> None:
+            await call()
+
+        with pytest.raises(kvbank.LoopMismatch):
+            asyncio.run(use())
+    asyncio.run(client.close())
+    kvbank.connect(tmp_path / "memory").close()
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_client_does_not_cross_a_fork(address: str) -> None:
     script = f"""

@@ -9,6 +9,7 @@ import inspect
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from datetime import timedelta
+from enum import Enum
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -183,6 +184,48 @@ def test_layers_may_be_any_list_of_whole_numbers(
     assert sorted(chunk.tensors or {}) == ["k.0", "pos.0", "v.0"]
     found = client.retrieve(name, np.ones(16), layers=layers, top_k=np.int64(1), **digests)
     assert sorted(found.chunks[written.chunk_id].tensors or {}) == ["k.0", "pos.0", "v.0"]
+
+
+def enumerated(text: str) -> Any:
+    """A string that prints as something else."""
+    return Enum("Kind", {"ONE": text}, type=str)["ONE"]
+
+
+def test_a_string_is_its_characters(client: kvbank.Client, embedding: kvbank.EmbeddingSpec) -> None:
+    name = enumerated("of-an-enum")
+    made = client.create_bank(name, kv=None, embedding=embedding, metadata={name: name}, exist_ok=True)
+    assert (made.name, made.metadata) == ("of-an-enum", {"of-an-enum": "of-an-enum"})
+    assert client.stats([name]).banks[0].bank.name == "of-an-enum"
+
+
+@pytest.mark.parametrize("connect", [kvbank.connect, kvbank.Client])
+def test_an_address_is_its_characters(address: str, connect: Callable[..., kvbank.Client]) -> None:
+    with connect(enumerated(address)) as client:
+        assert client.server_info().version
+
+
+def test_a_folder_is_its_characters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    kvbank.connect(enumerated("./memory")).close()
+    assert [path.name for path in tmp_path.iterdir()] == ["memory"]
+
+
+@pytest.mark.parametrize("times", [np.array([1], "m8[s]"), np.array([1], "M8[ns]"), [np.timedelta64(1, "ns")]])
+def test_times_are_no_numbers(client: kvbank.Client, good: Good, times: Any) -> None:
+    """numpy makes whole numbers of them where nobody asks for their unit."""
+    with pytest.raises(kvbank.InvalidArgument, match=r"^chunk_ids: expected") as caught:
+        client.delete_chunks(good["bank"], times)
+    assert "64" in str(caught.value)
+    with pytest.raises(kvbank.InvalidArgument, match=r"^metadata: expected"):
+        kvbank.NewChunk(np.ones(16), metadata={"a": np.asarray(times)[0], "b": np.asarray(times).reshape(())})
+
+
+@pytest.mark.parametrize("address", ["", "a\0b:1", "unix:a\0b", "\ud800:1", b"a:1", None])
+def test_what_is_no_address_is_refused_by_a_client_itself(address: Any) -> None:
+    """One with a NUL would be that before it."""
+    for kind in (kvbank.Client, kvbank.AsyncClient):
+        with pytest.raises(kvbank.InvalidArgument, match=r"^address: expected"):
+            kind(address)
 
 
 def test_no_layers_are_not_all_layers(client: kvbank.Client, good: Good) -> None:

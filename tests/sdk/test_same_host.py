@@ -146,6 +146,27 @@ def test_a_wrong_nonce_is_refused_and_a_new_server_is_noticed(
     host.write(make_chunk(2))
 
 
+def test_a_new_server_is_noticed_by_who_only_writes(host: Host, make_chunk: Make) -> None:
+    """One chunk goes over the stream, because its file is not taken; the next ones are staged again."""
+
+    async def write() -> None:
+        async with kvbank.connect_async(host.address) as client:
+            await client.write("b", make_chunk(1), **host.digests)
+            host.stop()
+            host.start()
+            await client.write("b", make_chunk(2), **host.digests)
+            await client.write("b", make_chunk(3), **host.digests)
+
+    host.write(make_chunk(1))
+    host.stop()
+    host.start()
+    host.write(make_chunk(2))
+    host.write(make_chunk(3))
+    assert host.received("staged") == host.received("stream") > 0
+    asyncio.run(write())
+    assert host.received("staged") == host.received("stream") > 0
+
+
 def test_a_nonce_that_cannot_be_read_leaves_the_stream(
     host: Host, make_chunk: Make, assert_equal: Callable[..., None]
 ) -> None:

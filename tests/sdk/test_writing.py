@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import grpc
 import numpy as np
 import pytest
 
@@ -49,23 +50,66 @@ def test_more_than_the_bound_goes_through(
     assert np.array_equal(found.tensors["v.3"], (big.tensors or {})["v.3"])
 
 
-def test_an_exception_of_the_caller_comes_through(
-    client: kvbank.Client, address: str, make_bank: MakeBank, make_chunk: Make, digests: dict[str, str]
+def raising(chunks: list[kvbank.NewChunk], error: Exception) -> Iterator[kvbank.NewChunk]:
+    yield from chunks
+    raise error
+
+
+async def raising_later(chunks: list[kvbank.NewChunk], error: Exception) -> AsyncIterator[kvbank.NewChunk]:
+    for chunk in chunks:
+        yield chunk
+    raise error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("out of ideas"),
+        ValueError("out of ideas"),
+        # Of another server that the chunks come from: no word of this one's that the stream is to be sent again.
+        kvbank.Unavailable("out of ideas"),
+        kvbank.FailedPrecondition("out of ideas", reason="STAGED_FILE"),
+        grpc.RpcError("out of ideas"),
+    ],
+    ids=repr,
+)
+def test_an_exception_of_the_caller_comes_through_behind_the_chunks_before_it(
+    host: Host, make_chunk: Make, error: Exception
 ) -> None:
-    def chunks() -> Iterator[kvbank.NewChunk]:
-        yield make_chunk(0)
-        raise RuntimeError("out of ideas")
+    async def write(chunks: Any) -> None:
+        async with kvbank.connect_async(host.address) as client:
+            await client.write_many("b", chunks, **host.digests)
 
-    bank = make_bank()
-    with pytest.raises(RuntimeError, match="out of ideas"):
-        client.write_many(bank, chunks(), **digests)
+    def new() -> list[kvbank.NewChunk]:
+        return [make_chunk(i) for i in range(40)]
 
-    async def write() -> None:
-        async with kvbank.connect_async(address) as other:
-            await other.write_many(bank, chunks(), **digests)
+    for times, call in enumerate(
+        (
+            lambda: host.write_all(raising(new(), error)),
+            lambda: asyncio.run(write(raising(new(), error))),
+            lambda: asyncio.run(write(raising_later(new(), error))),
+        ),
+        1,
+    ):
+        with pytest.raises(type(error), match="out of ideas") as caught:
+            call()
+        assert caught.value is error
+        assert host.client.get_bank("b").usage.chunks == 40 * times
 
-    with pytest.raises(RuntimeError, match="out of ideas"):
-        asyncio.run(write())
+
+@pytest.mark.parametrize("wrong", [None, kvbank.NewChunk([float("nan")] * 16)], ids=["no chunk", "NaN"])
+def test_what_is_before_a_chunk_that_the_client_refuses_is_written(host: Host, make_chunk: Make, wrong: Any) -> None:
+    async def write(chunks: list[kvbank.NewChunk]) -> None:
+        async with kvbank.connect_async(host.address) as client:
+            await client.write_many("b", chunks, **host.digests)
+
+    good = [make_chunk(i) for i in range(40)]
+    with pytest.raises(kvbank.InvalidArgument):
+        host.write(*good[:20], wrong, *good[20:])
+    assert host.client.get_bank("b").usage.chunks == 20
+    with pytest.raises(kvbank.InvalidArgument):
+        asyncio.run(write([*good, wrong]))
+    assert host.client.get_bank("b").usage.chunks == 40
 
 
 def test_the_first_refused_chunk_raises_and_writing_again_repeats_none(
@@ -175,6 +219,18 @@ def test_a_silent_service_fails_a_write_within_its_timeout(silent: socket.socket
         with pytest.raises((kvbank.Unavailable, kvbank.DeadlineExceeded)):
             client.write("bank", make_chunk(0, None), timeout=0.5, reader_digest="", embedder_digest="")
     assert time.monotonic() - began < 2
+
+
+def test_a_deadline_leaves_no_coroutine_behind(silent: socket.socket, make_chunk: Make) -> None:
+    """One that is never awaited is a warning, and warnings are errors here."""
+
+    async def write() -> None:
+        async with kvbank.connect_async(f"127.0.0.1:{silent.getsockname()[1]}") as client:
+            client._bound = 1 << 20
+            with pytest.raises(kvbank.DeadlineExceeded):
+                await client.write("bank", make_chunk(0, None), timeout=0.2, reader_digest="", embedder_digest="")
+
+    asyncio.run(write())
 
 
 def test_tasks_write_side_by_side(address: str, make_bank: MakeBank, make_chunk: Make, digests: dict[str, str]) -> None:

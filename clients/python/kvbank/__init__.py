@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from kvbank._exceptions import Internal as Internal
     from kvbank._exceptions import InvalidArgument as InvalidArgument
     from kvbank._exceptions import KVBankError as KVBankError
+    from kvbank._exceptions import LoopMismatch as LoopMismatch
     from kvbank._exceptions import MissingExtra as MissingExtra
     from kvbank._exceptions import NotFound as NotFound
     from kvbank._exceptions import PermissionDenied as PermissionDenied
@@ -86,6 +87,7 @@ _EXPORTS = {
         "Internal",
         "InvalidArgument",
         "KVBankError",
+        "LoopMismatch",
         "MissingExtra",
         "NotFound",
         "PermissionDenied",

@@ -34,7 +34,7 @@ def expected(field: str, what: str, value: object) -> InvalidArgument:
 def shown(value: object) -> str:
     """A value in a message: in full where it is short, else its type."""
     if _arrays.is_array(value):
-        return f"an array of shape {tuple(value.shape)}"  # type: ignore[attr-defined]
+        return f"an array of {value.dtype}, of shape {tuple(value.shape)}"  # type: ignore[attr-defined]
     if isinstance(value, float | bool | type(None)) or (isinstance(value, int) and value.bit_length() < 200):
         return repr(value)
     if isinstance(value, str | bytes) and len(value) <= _LONGEST_SHOWN:
@@ -58,14 +58,22 @@ def text(field: str, value: object) -> str:
     except UnicodeEncodeError as error:
         found = ascii(value[error.start])
         raise invalid(field, f"expected text, got the lone surrogate {found} at character {error.start}") from None
-    return str(value)
+    return plain(value)
+
+
+def plain(value: str) -> str:
+    """The characters of a string, also of a subclass that prints as something else, such as an enum of strings."""
+    return str.__str__(value)
 
 
 def raw_bytes(field: str, value: object) -> bytes:
     """Bytes."""
     if not isinstance(value, bytes | bytearray | memoryview):
         raise expected(field, "bytes", value)
-    return bytes(value)
+    try:
+        return bytes(value)
+    except ValueError:  # a view that was released
+        raise expected(field, "bytes", value) from None
 
 
 def flag(field: str, value: object) -> bool:
@@ -118,6 +126,11 @@ def _is_bool(value: Any) -> bool:
     return _arrays.is_array(value) and "bool" in str(value.dtype)
 
 
+def _is_time(array: Any) -> bool:
+    """Whether an array has points or spans of time, which become bare numbers where nobody asks for their unit."""
+    return isinstance(array, np.ndarray) and array.dtype.kind in "mM"
+
+
 def seconds(field: str, value: Any) -> float:
     """A deadline: above 0; one of more than some 23 days, such as infinity, is one of 23 days."""
     wanted = number(field, value)
@@ -145,7 +158,7 @@ def items(field: str, value: Any) -> list[Any]:
         numbers = _arrays.to_numpy(value)
     except Exception as error:  # torch's, for a tensor without data or in a form of its own
         raise invalid(field, f"expected a list, got {shown(value)}: {error}") from None
-    if numbers.ndim != 1:
+    if numbers.ndim != 1 or _is_time(numbers):
         raise expected(field, "a list", value)
     return list(numbers.tolist())
 
@@ -169,7 +182,7 @@ def texts_by_text(field: str, value: Any) -> dict[str, str]:
 
 def scalar(field: str, value: Any, key: str | None = None) -> Scalar:
     """A value of metadata, of this key: a string, a whole number of 64 bits, a finite number, or True or False."""
-    if _arrays.is_array(value) and value.ndim == 0:
+    if _arrays.is_array(value) and value.ndim == 0 and not _is_time(value):
         with suppress(RuntimeError):  # a tensor without data stays what it is, and is refused
             value = value.item()
     if isinstance(value, str):

@@ -16,7 +16,7 @@ from kvbank import _arguments, _channel, _codec, _metadata, _reading, _sockets, 
 from kvbank import _models as m
 from kvbank._answers import odd
 from kvbank._client import Client
-from kvbank._exceptions import BankNotFound, ClientClosed, ClientForked, ServiceError
+from kvbank._exceptions import BankNotFound, ClientClosed, ClientForked, LoopMismatch, ServiceError
 from kvbank._messages import build
 from kvbank._retrying import FIRST_CONTACT_S, Attempts, Contact
 from kvbank._same_host import SameHost, Sharing
@@ -34,7 +34,8 @@ class AsyncClient:
     """A connection to a memory service for asyncio, made by `kvbank.connect_async`.
 
     As `Client`, with coroutines, and asynchronous iterators for the lists. It belongs to the event loop of its first
-    call; tasks of that loop may share it. A fork may not: in the child every call raises `ClientForked`.
+    call; tasks of that loop may share it, and in another one every call raises `LoopMismatch`. A fork may not: in the
+    child every call raises `ClientForked`.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class AsyncClient:
         self._typed = False
         self._sharing = Sharing(address, _arguments.flag("mapped", mapped))
         self._contact = Contact(_arguments.seconds("first_contact", first_contact))
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._channel: Any = None
         self._stub: Any = None
         self._write_channel: Any = None
@@ -80,12 +82,14 @@ class AsyncClient:
             return
         self._closed = True
         self._sharing.close()
-        if self._channel is not None:
-            await self._channel.close()
-        if self._write_channel is not None:
-            self._write_channel.close()
-        if self._on_close is not None:
-            await asyncio.to_thread(self._on_close)
+        try:
+            if self._channel is not None:
+                await self._channel.close()
+        finally:
+            if self._write_channel is not None:
+                self._write_channel.close()
+            if self._on_close is not None:
+                await _to_its_end(self._on_close)
 
     async def server_info(self, *, timeout: float | None = None) -> m.ServerInfo:
         return _codec.server_info(await self._call("GetServerInfo", pb.GetServerInfoRequest(), timeout))
@@ -184,10 +188,11 @@ class AsyncClient:
                 await self._write_stream(session, source, attempts, request_id)
             except ServiceError as error:
                 if session.refused(error):
+                    self._sharing.doubted()
                     continue
                 attempts.progressed(session.waiting_since())
                 await asyncio.sleep(attempts.pause(error))
-        return session.results
+        return session.written()
 
     async def _unacknowledged_bound(self, attempts: Attempts) -> int:
         self._check()
@@ -425,9 +430,12 @@ class AsyncClient:
             raise ClientForked("this client belongs to the parent process; call kvbank.connect_async() after the fork")
         if self._closed:
             raise ClientClosed("the client is closed")
-        if self._channel is None:  # here and not in __init__, because a channel belongs to the running loop
+        if self._loop is None:  # here and not in __init__, because a channel belongs to the running loop
+            self._loop = asyncio.get_running_loop()
             self._channel = grpc.aio.insecure_channel(_sockets.for_grpc(self._address), options=self._options)
             self._stub = _channel.stub(self._channel)
+        if self._loop is not asyncio.get_running_loop():
+            raise LoopMismatch("this client belongs to another event loop; call kvbank.connect_async() in this one")
 
     def _write_stub(self) -> Any:
         if self._write_channel is None:
@@ -469,13 +477,20 @@ async def _each(chunks: Iterable[m.NewChunk] | AsyncIterable[m.NewChunk]) -> Asy
 
 async def _more(session: WriteSession, source: AsyncIterator[m.NewChunk]) -> bool:
     """Whether the session has a chunk that goes next; takes one from the source where it has none."""
-    if session.peek() is None and (found := await anext(source, _END)) is not _END:
-        chunk = _arguments.instance("chunk", found, m.NewChunk)
-        if chunk.tensors:  # what is large is checked and summed elsewhere
-            await asyncio.to_thread(session.put, chunk)
-        else:
-            session.put(chunk)
+    if session.peek() is None and session.failure is None:
+        try:
+            if (found := await anext(source, _END)) is not _END:
+                await _put(session, _arguments.instance("chunk", found, m.NewChunk))
+        except Exception as error:
+            session.failure = error
     return session.peek() is not None
+
+
+async def _put(session: WriteSession, chunk: m.NewChunk) -> None:
+    if chunk.tensors:  # what is large is checked and summed elsewhere
+        await asyncio.to_thread(session.put, chunk)
+    else:
+        session.put(chunk)
 
 
 async def _to_its_end(call: Callable[[], None]) -> None:
@@ -492,8 +507,9 @@ async def _wait(changed: asyncio.Event, until: Callable[[], bool], patience: Cal
     while not until():
         changed.clear()
         if not until():  # it may have come true before the clearing
+            left = patience()  # which may raise, and a coroutine that was made before would never be awaited
             with suppress(TimeoutError):
-                await asyncio.wait_for(changed.wait(), patience())
+                await asyncio.wait_for(changed.wait(), left)
 
 
 for _name, _method in vars(AsyncClient).items():

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from kvbank import _frames, _sockets
-from kvbank._arguments import each, expected, int32, text
+from kvbank._arguments import each, expected, int32, plain, text
 from kvbank._exceptions import InvalidArgument
 from kvbank.v1 import service_pb2, service_pb2_grpc
 
@@ -97,6 +97,7 @@ def metadata(request_id: str) -> tuple[tuple[str, str], ...]:
     return ((REQUEST_ID, request_id),)
 
 
+_TARGETS = "host:port, unix:PATH or a folder such as ./memory"
 _SCHEMES = ("unix:", "dns:", "ipv4:", "ipv6:")
 _HOST_PORT = re.compile(r"(?P<host>\[[0-9A-Fa-f:.%\w]+\]|[^\s:\[\]]+):(?P<port>\d{1,5})")
 
@@ -108,15 +109,16 @@ def parse_target(target: str | os.PathLike[str]) -> str | Path:
     with a path separator, "." or "..", or the name of an existing folder is a folder; "host:port" is an address.
     """
     if isinstance(target, os.PathLike):
-        return _folder(Path(os.fsdecode(target)))
+        return _folder(_path(target))
     if not isinstance(target, str):
-        raise expected("target", "host:port, unix:PATH or a folder such as ./memory", target)
+        raise expected("target", _TARGETS, target)
+    target = plain(target)
     if "://" in target and not target.startswith(_SCHEMES):
         raise _bad_target(target, "no URL: kvbank speaks gRPC")
     if target.startswith(_SCHEMES):
         if target in _SCHEMES:
             raise _bad_target(target, "nothing follows the scheme")
-        return _address(target)
+        return _sockets.checked("target", target)
     if "/" in target or os.sep in target or target in (".", "..") or (target and _is_folder(Path(target))):
         return _folder(Path(target))
     match = _HOST_PORT.fullmatch(target)
@@ -124,14 +126,14 @@ def parse_target(target: str | os.PathLike[str]) -> str | Path:
         raise _bad_target(target, "it has no port" if re.fullmatch(r"[\w.-]+", target) else "it is none of these")
     if not 0 < int(match["port"]) < 65536:
         raise _bad_target(target, "ports are 1 to 65535")
-    return _address(target)
+    return _sockets.checked("target", target)
 
 
-def _address(target: str) -> str:
-    _sockets.checked("target", target)
-    if "\0" in target:
-        raise _bad_target(target, "it has a NUL character")
-    return target
+def _path(target: os.PathLike[str]) -> Path:
+    try:
+        return Path(os.fsdecode(target))
+    except TypeError:  # it says that it is a path, and has none
+        raise expected("target", _TARGETS, target) from None
 
 
 def _folder(path: Path) -> Path:
@@ -154,7 +156,7 @@ def _is_folder(path: Path) -> bool:
 
 def _bad_target(target: str, why: str) -> InvalidArgument:
     return InvalidArgument(
-        f"cannot connect to {target!r}: {why}; expected host:port, unix:PATH or a folder such as ./memory",
+        f"cannot connect to {target!r}: {why}; expected {_TARGETS}",
         reason="INVALID_FIELD",
         metadata={"field": "target"},
     )

@@ -192,8 +192,8 @@ class Client:
         `chunks` is consumed in the calling thread, as the server acknowledges what went before. (An `AsyncClient` takes
         asynchronous iterables too, and consumes others than lists and tuples in another thread.) After a broken
         connection the unacknowledged chunks are sent again under their keys.
-        The first refused chunk raises; those before it are written, and writing the same `NewChunk` objects again
-        repeats none of them.
+        The first refused chunk raises, and so does what `chunks` raises; those before it are written, and writing the
+        same `NewChunk` objects again repeats none of them.
 
         timeout: longest wait for an acknowledgement, broken connections included, not for the whole.
         """
@@ -208,10 +208,11 @@ class Client:
                 self._write_stream(session, attempts, request_id)
             except ServiceError as error:
                 if session.refused(error):
+                    self._sharing.doubted()
                     continue
                 attempts.progressed(session.waiting_since())
                 self._pause(attempts.pause(error))
-        return session.results
+        return session.written()
 
     def _unacknowledged_bound(self, attempts: Attempts) -> int:
         self._check()

@@ -3,6 +3,7 @@
 KVBankError
 ├── ClientClosed                 the client was closed
 ├── ClientForked                 the client belongs to the parent of this process
+├── LoopMismatch                 the client belongs to another event loop
 ├── MissingExtra                 an optional part of kvbank is not installed
 └── ServiceError                 a request was refused or failed
     ├── InvalidArgument          (a ValueError too) malformed request, tensor, embedding or target
@@ -39,6 +40,10 @@ class ClientClosed(KVBankError):
 
 class ClientForked(KVBankError):
     """The client was made before a fork, in the parent process; make one in the child."""
+
+
+class LoopMismatch(KVBankError):
+    """An `AsyncClient` belongs to the event loop of its first call; make one in this loop."""
 
 
 class MissingExtra(KVBankError):

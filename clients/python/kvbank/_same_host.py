@@ -139,6 +139,10 @@ class Sharing:
         """The server did not take the nonce of `path`: it is another one since, or will not."""
         self._refused, self._unknown = path, True
 
+    def doubted(self) -> None:
+        """The server did not take a staged file: it may be another one since, and is asked again."""
+        self._unknown = self.path is not None
+
     def ask(self, request: Any, timeout: float, request_id: str) -> Any:
         """The answer of a direct call; None where it cannot be had so, and gRPC is to be asked. ServiceError."""
         if (direct := self._direct) is None:

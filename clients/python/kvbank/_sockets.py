@@ -11,8 +11,12 @@ SCHEME = "unix:"
 def checked(field: str, address: object) -> str:
     """An address; that of a socket may have bytes that are no UTF-8. Errors: InvalidArgument."""
     if isinstance(address, str) and address.startswith(SCHEME):
-        return address
-    return _arguments.text(field, address)
+        checked = _arguments.plain(address)
+    else:
+        checked = _arguments.text(field, address)
+    if not checked or "\0" in checked:
+        raise _arguments.expected(field, "an address", checked)
+    return checked
 
 
 def for_grpc(address: str) -> str:

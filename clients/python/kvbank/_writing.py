@@ -93,6 +93,8 @@ class WriteSession:
         self._uploads = map(self._upload, iterable("chunks", chunks))
         self._typed = typed
         self._next: Upload | None = None
+        # What the caller's iterable raised, or a chunk that is refused here; nothing comes after it.
+        self.failure: Exception | None = None
         self._bound = bound
         self._in_flight = 0
         self._progressed = 0.0
@@ -101,10 +103,19 @@ class WriteSession:
         return not self.pending and self.peek() is None
 
     def peek(self) -> Upload | None:
-        """The upload that goes next; None after the last one."""
-        if self._next is None:
-            self._next = next(self._uploads, None)
+        """The upload that goes next; None after the last one, and after the last one before a failure."""
+        if self._next is None and self.failure is None:
+            try:
+                self._next = next(self._uploads, None)
+            except Exception as error:  # kept apart from the errors of the stream, some of which mean "send again"
+                self.failure = error
         return self._next
+
+    def written(self) -> list[WriteResult]:
+        """The results, once all is acknowledged; raises the failure that ended the chunks."""
+        if self.failure is not None:
+            raise self.failure
+        return self.results
 
     def put(self, chunk: NewChunk) -> None:
         """Have `peek` answer this one, for which there is no other."""
@@ -138,8 +149,10 @@ class WriteSession:
 
     def refused(self, error: ServiceError) -> bool:
         """Whether the rest goes over the stream from here on, because the server takes no file of ours."""
-        staged, self.path = self.path is not None, None if error.reason == "STAGED_FILE" else self.path
-        return staged and self.path is None
+        if self.path is None or error.reason != "STAGED_FILE":
+            return False
+        self.path = None
+        return True
 
     def acknowledge(self, response: service_pb2.WriteChunksResponse) -> None:
         for ack in (response, *response.more):
