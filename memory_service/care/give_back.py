@@ -38,7 +38,8 @@ class Whole(NamedTuple):
 
 
 def judge(connection: Connection, note: Note) -> Whole | str | None:
-    """The chunk; why it cannot be given back; None where nothing needs to be, because its write was repeated."""
+    """The chunk; why it cannot be given back; None where nothing needs to be, because its write was repeated. Errors:
+    OSError for a file that cannot be read, of which nobody knows whether it is whole."""
     bank = _bank(connection, note.bank_uid)
     if bank is None:
         return "its bank has no record"
@@ -50,7 +51,10 @@ def judge(connection: Connection, note: Note) -> Whole | str | None:
         counted = "chunk" in note.record
         row = _recorded(note) if counted else _copied(bank, note)
     except (OSError, DamagedError) as error:
-        return payload_file.trouble(note.file, error)[1]
+        kind, why = payload_file.trouble(note.file, error)
+        if kind == "payload_unreadable":
+            raise
+        return why
     except (ValueError, KeyError, TypeError) as error:
         return str(error) or "its record cannot be read"
     if len(row["embedding"]) != 4 * bank.embedding.dimension:

@@ -87,7 +87,7 @@ class _Repair:
         self._do("removed", self._remove_files, problems, "orphan_index", "index_damaged")
         self._give_back()
         self._tidy([problem for problem in problems if problem.kind == "orphan_file"])
-        self._repaired.left = [problem for problem in problems if problem.kind in _LEFT]
+        self._repaired.left += [problem for problem in problems if problem.kind in _LEFT]
         if not self._dry_run:
             self._look_again()
         return self._repaired
@@ -216,8 +216,13 @@ class _Repair:
                 self._judge(folder, note, problem)
 
     def _judge(self, folder: Folder, note: Note, problem: Problem) -> None:
-        with folder.read() as connection:
-            verdict = give_back.judge(connection, note)
+        try:
+            with folder.read() as connection:
+                verdict = give_back.judge(connection, note)
+        except OSError as error:
+            text = f"its file cannot be read: {error.strerror}"
+            self._repaired.left.append(Problem("payload_unreadable", text, path=problem.path))
+            return
         if verdict is None:
             deed: Deed = "removed"
         elif isinstance(verdict, str):
