@@ -1,5 +1,5 @@
-"""A condition on metadata as SQL over `chunks.meta`, a JSON object. Owns which values are compared with which: numbers
-with numbers of either kind, by what they are; strings with strings; a bool with nothing else."""
+"""A condition on metadata becomes SQL over `chunks.meta`, a JSON object. This file owns which values are compared with
+which: numbers with numbers of either type, exactly; strings with strings; bools with bools."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping
@@ -18,7 +18,7 @@ _BOUNDS: Mapping[str, Callable[[Any, Any], Any]] = {"at_least": ge, "above": gt,
 
 
 def holds(meta: InstrumentedAttribute[str], condition: Condition) -> ColumnElement[bool]:
-    """Whether a row meets a condition."""
+    """Build the expression that tells whether a row meets a condition."""
     entry = sa.func.json_each(meta).table_valued("key", "value", "type")
     where = [entry.c.key == condition.key]
     if condition.values:
@@ -45,5 +45,6 @@ def _within(value: Any, wanted: Range) -> Iterator[ColumnElement[bool]]:
 
 
 def _number(number: float) -> Any:
-    """A real takes the way of those in the rows, through JSON, so that equal ones are equal in their last bit, too."""
+    """Bind a number. A float goes through JSON, as those in the rows did, so that equal floats are equal to the last
+    bit."""
     return number if isinstance(number, int) else sa.func.json_extract(json.dumps(number), "$")

@@ -1,4 +1,5 @@
-"""Metadata of requests, and conditions on them: refuses what messages can say and the domain cannot."""
+"""Metadata of requests, and conditions on them, are read here; what a message can say and the domain cannot is
+refused."""
 
 import math
 from dataclasses import fields
@@ -14,7 +15,7 @@ _BOUNDS = tuple(field.name for field in fields(Range))
 
 
 def metadata(field: str, message: Any) -> Metadata:
-    """Of a message with both maps. Errors: INVALID_FIELD."""
+    """Read the metadata of a message with both maps. Errors: INVALID_FIELD."""
     typed = {key: _value(field, scalar) for key, scalar in message.typed_metadata.items()}
     if wrong := next((key for key, value in typed.items() if isinstance(value, str) or key in message.metadata), None):
         raise invalid(field, f"has {wrong!r} with a string in typed_metadata, or in both maps")
@@ -22,7 +23,7 @@ def metadata(field: str, message: Any) -> Metadata:
 
 
 def condition(message: service_pb2.MetadataCondition) -> Condition:
-    """Errors: INVALID_FIELD."""
+    """Read a condition. Errors: INVALID_FIELD."""
     if not message.HasField("typed"):
         made = Condition(message.key, tuple(message.values), message.negate)
     else:

@@ -1,5 +1,5 @@
-"""Payload files that clients on this host make themselves. Owns what may be taken over, and that a file is ours, under
-a name that its maker does not know, before one byte of it is believed."""
+"""Clients on this host make payload files themselves. This file owns what the service takes over, and that such a file
+belongs to the service, under a name that its maker does not know, before one byte of it is believed."""
 
 import os
 import re
@@ -24,13 +24,13 @@ _NAME = re.compile(r"[0-9a-f]{32}")
 
 
 def refusal(name: str, why: str) -> ServiceError:
-    """STAGED_FILE; the client writes the chunk over the stream then."""
+    """Make the error STAGED_FILE, upon which the client writes the chunk over the stream."""
     return ServiceError(FAILED_PRECONDITION, "STAGED_FILE", f"staged file {name[:64]!r} {why}", name=name[:64])
 
 
 @dataclass(frozen=True, slots=True)
 class StagedFile:
-    """`offset` bytes of room for our header, then the tensors."""
+    """A file that a client names: `offset` bytes of room for a header, then the tensors."""
 
     folder: Path
     name: str
@@ -38,7 +38,8 @@ class StagedFile:
 
     @contextmanager
     def taken(self, new: Path, length: int) -> Iterator[int]:
-        """Its descriptor, once the file is `new` and has `length` bytes of tensors. Errors: STAGED_FILE."""
+        """Move the file to `new` and yield its descriptor, once it has `length` bytes of tensors. Errors:
+        STAGED_FILE."""
         old = self.folder / self.name
         try:
             self._check(os.lstat(old), length)
@@ -62,10 +63,10 @@ class StagedFile:
 
 
 class SameHost:
-    """What clients of this host need: the folder, and a nonce, by which they prove that they can read it."""
+    """The folder and the nonce by which clients of this host and the service prove themselves to each other."""
 
     def __init__(self, data: Path) -> None:
-        """Sweeps what was staged for the server before this one, and makes a new nonce."""
+        """Remove what was staged for the server before this one, and make a new nonce."""
         self._root = data.resolve()
         self._staging = self._root / FOLDER
         _private.make_folder(self._staging)
@@ -83,7 +84,7 @@ class SameHost:
             raise
 
     def message(self, challenge: bytes) -> pb.SameHost:
-        """For GetServerInfo, with the proof where a challenge asks for it."""
+        """Build what GetServerInfo says, with the proof where a challenge asks for it."""
         socket = SOCKET if DirectCalls.possible(self.socket) else ""
         root, path = _proof.path(self._root)
         folder = pb.SameHost(root=root, path=path, nonce_file=NONCE_FILE, staging=FOLDER, socket=socket)
@@ -93,15 +94,15 @@ class SameHost:
 
     @property
     def socket(self) -> Path:
-        """Where direct calls are taken."""
+        """The path of the socket for direct calls."""
         return self._root / SOCKET
 
     def proven(self, proof: bytes) -> bool:
-        """Whether a caller has read the nonce file."""
+        """Tell whether a caller has read the nonce file."""
         return compare_digest(proof, _proof.of_client(self._nonce))
 
     def staged(self, message: pb.StagedPayload) -> StagedFile:
-        """What a header names, not looked at yet. Errors: STAGED_FILE."""
+        """Return the file that a header names; it is not looked at yet. Errors: STAGED_FILE."""
         if not self.proven(message.proof):
             raise refusal(message.name, "comes without a proof that its maker has read the nonce of this server")
         if not _NAME.fullmatch(message.name) or not 8 <= message.offset <= 1 << 20 or message.offset % 8:
@@ -111,15 +112,13 @@ class SameHost:
     def sweep(self, age: float = FORGOTTEN_S) -> None:
         """Remove what has been seen here for `age` seconds. The times of the files are not asked: they are of a clock
         that can be set."""
-        now, names = (
-            time.monotonic(),
-            [entry.name for entry in os.scandir(self._staging) if not entry.is_dir(follow_symlinks=False)],
-        )
+        now = time.monotonic()
+        names = [entry.name for entry in os.scandir(self._staging) if not entry.is_dir(follow_symlinks=False)]
         self._seen = {name: self._seen.get(name, now) for name in names}
         for name, since in self._seen.items():
             if since <= now - age:
                 (self._staging / name).unlink(missing_ok=True)  # missing: taken over
 
     def close(self) -> None:
-        """The nonce proves nothing any more."""
+        """Remove the nonce, so that it proves nothing any more."""
         (self._root / NONCE_FILE).unlink(missing_ok=True)

@@ -166,7 +166,7 @@ def test_large_numbers_are_compared_exactly(write: Callable[..., list[int]], fou
 
 def test_every_float_is_equal_to_itself(write: Callable[..., list[int]], found: Callable[..., list[int]]) -> None:
     choose = random.Random(7)
-    drawn = (struct.unpack("<d", choose.randbytes(8))[0] for _ in range(20))
+    drawn = (struct.unpack("<d", choose.randbytes(8))[0] for _ in range(8))
     values = [0.1, -0.0, 5e-324, 1.7976931348623157e308, *filter(math.isfinite, drawn)]
     for chunk_id, value in zip(write(*values), values, strict=True):
         assert chunk_id in found(metadata={"a": value})

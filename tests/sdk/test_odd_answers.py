@@ -272,7 +272,7 @@ def test_a_deadline_holds_for_an_answer_that_comes_byte_by_byte(host: Host, stor
         thread = threading.Thread(target=drip)
         thread.start()
         with kvbank.connect(host.address) as client, pytest.raises(kvbank.DeadlineExceeded):
-            client.fetch("b", [stored], timeout=2, **READER)
+            client.fetch("b", [stored], timeout=0.5, **READER)
         stop.set()
         thread.join()
         (host.data / "direct.sock").unlink()

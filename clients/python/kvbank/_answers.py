@@ -1,4 +1,5 @@
-"""Answers of a server that may be broken or hostile: what cannot be understood is an error of this package."""
+"""Answers come from a server that may be broken or hostile: what cannot be understood becomes an error of this
+package."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,8 +9,11 @@ from kvbank._exceptions import Internal, InvalidArgument, ServiceError
 
 @contextmanager
 def understood() -> Iterator[None]:
-    """Around what reads an answer, also as a decorator: Internal for whatever is raised, but for errors that are
-    ServiceErrors already. An InvalidArgument is that of a model, and here no fault of the caller's."""
+    """Turn whatever is raised inside into Internal, but for ServiceErrors, which pass; a decorator too.
+
+    An InvalidArgument becomes Internal as well: a model raises it for a value of the answer, which is no fault of the
+    caller.
+    """
     try:
         yield
     except InvalidArgument as error:
@@ -21,5 +25,5 @@ def understood() -> Iterator[None]:
 
 
 def odd(what: str) -> Internal:
-    """The error for an answer that makes no sense, to be raised."""
+    """Make the error for an answer that makes no sense; the caller raises it."""
     return Internal(f"the answer of the server makes no sense: {what}", reason="ODD_ANSWER")

@@ -1,5 +1,5 @@
-"""What a caller may give: checks of single arguments. Every one returns the value in its plain form, or raises
-InvalidArgument with the name of the argument, what was expected and what was given."""
+"""Checks of single arguments. Every check takes the name of an argument and its value, and returns the value in its
+plain form, or raises InvalidArgument with the name, what was expected and what was given."""
 
 import math
 import operator
@@ -22,17 +22,17 @@ _INT32, _INT64 = (-(2**31), 2**31 - 1), (-(2**63), 2**63 - 1)
 
 
 def invalid(field: str, text: str) -> InvalidArgument:
-    """The error for an argument, to be raised."""
+    """Make the error for an argument; the caller raises it."""
     return InvalidArgument(f"{field}: {text}", reason="INVALID_FIELD", metadata={"field": field})
 
 
 def expected(field: str, what: str, value: object) -> InvalidArgument:
-    """The error for an argument of another type or out of range, to be raised."""
+    """Make the error for an argument of another type or out of range; the caller raises it."""
     return invalid(field, f"expected {what}, got {shown(value)}")
 
 
 def shown(value: object) -> str:
-    """A value in a message: in full where it is short, else its type."""
+    """Write a value for a message: in full where it is short, else its type."""
     if _arrays.is_array(value):
         return f"an array of {value.dtype}, of shape {tuple(value.shape)}"  # type: ignore[attr-defined]
     if isinstance(value, float | bool | type(None)) or (isinstance(value, int) and value.bit_length() < 200):
@@ -43,14 +43,14 @@ def shown(value: object) -> str:
 
 
 def instance(field: str, value: object, kind: type[T]) -> T:
-    """A value of a type, such as one of the models."""
+    """Check that a value is of a type, such as one of the models."""
     if not isinstance(value, kind):
         raise expected(field, f"a {kind.__name__}", value)
     return value
 
 
 def text(field: str, value: object) -> str:
-    """A string that UTF-8 can say."""
+    """Check a string, which UTF-8 must be able to encode."""
     if not isinstance(value, str):
         raise expected(field, "a string", value)
     try:
@@ -62,12 +62,13 @@ def text(field: str, value: object) -> str:
 
 
 def plain(value: str) -> str:
-    """The characters of a string, also of a subclass that prints as something else, such as an enum of strings."""
+    """Return the characters of a string, also of a subclass that prints as something else, such as an enum of
+    strings."""
     return str.__str__(value)
 
 
 def raw_bytes(field: str, value: object) -> bytes:
-    """Bytes."""
+    """Check bytes, a bytearray or a memoryview."""
     if not isinstance(value, bytes | bytearray | memoryview):
         raise expected(field, "bytes", value)
     try:
@@ -77,14 +78,14 @@ def raw_bytes(field: str, value: object) -> bytes:
 
 
 def flag(field: str, value: object) -> bool:
-    """True or False, of Python or numpy."""
+    """Check True or False, of Python or numpy."""
     if not isinstance(value, bool | np.bool_):
         raise expected(field, "True or False", value)
     return bool(value)
 
 
 def integer(field: str, value: Any, bounds: tuple[int, int] = _INT64) -> int:
-    """A whole number of Python, numpy or torch within `bounds`; a bool is none."""
+    """Check a whole number of Python, numpy or torch within `bounds`, which are inclusive; a bool is refused."""
     if type(value) is not int:
         try:
             if isinstance(value, bool | np.bool_) or _is_bool(value):
@@ -98,12 +99,12 @@ def integer(field: str, value: Any, bounds: tuple[int, int] = _INT64) -> int:
 
 
 def int32(field: str, value: Any) -> int:
-    """A whole number of 32 bits."""
+    """Check a whole number of 32 bits."""
     return integer(field, value, _INT32)
 
 
 def number(field: str, value: Any) -> float:
-    """A number of Python, numpy or torch; NaN and a bool are none."""
+    """Check a number of Python, numpy or torch; NaN and bools are refused."""
     if type(value) is not float:
         try:
             value = _float(value)
@@ -122,17 +123,17 @@ def _float(value: Any) -> float:
 
 
 def _is_bool(value: Any) -> bool:
-    """Whether an array, of numpy or torch, has truth values."""
+    """Tell whether a value is an array, of numpy or torch, of truth values."""
     return _arrays.is_array(value) and "bool" in str(value.dtype)
 
 
 def _is_time(array: Any) -> bool:
-    """Whether an array has points or spans of time, which become bare numbers where nobody asks for their unit."""
+    """Tell whether an array has points or spans of time, of which numpy makes bare numbers without their unit."""
     return isinstance(array, np.ndarray) and array.dtype.kind in "mM"
 
 
 def seconds(field: str, value: Any) -> float:
-    """A deadline: above 0; one of more than some 23 days, such as infinity, is one of 23 days."""
+    """Check a deadline, which is above 0; one of more than some 23 days, such as infinity, becomes one of 23 days."""
     wanted = number(field, value)
     if wanted <= 0:
         raise expected(field, "a number of seconds above 0", value)
@@ -140,7 +141,7 @@ def seconds(field: str, value: Any) -> float:
 
 
 def iterable(field: str, value: Any) -> Iterable[Any]:
-    """What can be gone through; text, bytes and mappings are taken for a mistake."""
+    """Check that a value is iterable; text, bytes and mappings are taken for a mistake."""
     try:
         if isinstance(value, str | bytes | bytearray | memoryview | Mapping):
             raise TypeError
@@ -151,7 +152,7 @@ def iterable(field: str, value: Any) -> Iterable[Any]:
 
 
 def items(field: str, value: Any) -> list[Any]:
-    """The items of an iterable; of an array, which must have one dimension, as numbers of Python."""
+    """Return the items of an iterable; those of an array, which must have one dimension, as numbers of Python."""
     if not _arrays.is_array(value):
         return list(iterable(field, value))
     try:
@@ -164,24 +165,27 @@ def items(field: str, value: Any) -> list[Any]:
 
 
 def each(field: str, value: Any, check: Callable[[str, Any], T]) -> list[T]:
-    """A list whose items all pass `check`."""
+    """Check all items of a list by `check`."""
     return [check(field, item) for item in items(field, value)]
 
 
 def mapping(field: str, value: Any) -> Mapping[Any, Any]:
-    """A mapping."""
+    """Check that a value is a mapping."""
     if not isinstance(value, Mapping):
         raise expected(field, "a mapping", value)
     return value
 
 
 def texts_by_text(field: str, value: Any) -> dict[str, str]:
-    """A mapping of strings to strings."""
+    """Check a mapping of strings to strings."""
     return {text(field, key): text(field, found) for key, found in mapping(field, value).items()}
 
 
 def scalar(field: str, value: Any, key: str | None = None) -> Scalar:
-    """A value of metadata, of this key: a string, a whole number of 64 bits, a finite number, or True or False."""
+    """Check a value of metadata: a string, a whole number of 64 bits, a finite number, or True or False.
+
+    key: of the value, for the message of the error.
+    """
     if _arrays.is_array(value) and value.ndim == 0 and not _is_time(value):
         with suppress(RuntimeError):  # a tensor without data stays what it is, and is refused
             value = value.item()
@@ -198,12 +202,12 @@ def scalar(field: str, value: Any, key: str | None = None) -> Scalar:
 
 
 def metadata(value: Any, field: str = "metadata") -> dict[str, Scalar]:
-    """A mapping of strings to values of metadata, which are plain then."""
+    """Check a mapping of strings to values of metadata."""
     return {text(field, key): scalar(field, found, key) for key, found in mapping(field, value).items()}
 
 
 def finite(field: str, value: Any) -> int | float:
-    """A whole number of 64 bits or a finite number."""
+    """Check a bound of a range: a whole number of 64 bits or a finite number."""
     found = scalar(field, value)
     if isinstance(found, str | bool):
         raise expected(field, "a number", value)
@@ -211,7 +215,7 @@ def finite(field: str, value: Any) -> int | float:
 
 
 def choice(field: str, value: Any, known: Mapping[str, T]) -> T:
-    """What one of some words stands for."""
+    """Return what a word stands for, which must be one of `known`."""
     if not isinstance(value, str) or value not in known:
         raise invalid(field, f"{shown(value)} is unknown; known: {', '.join(known)}")
     return known[value]

@@ -1,7 +1,5 @@
-"""Tensors of torch as arrays of numpy, and back.
-
-A tensor is looked for without importing torch: whoever has one has imported it.
-"""
+"""Tensors of torch become arrays of numpy here, and back. This file does not import torch to recognise a tensor: a
+process that has one has imported torch."""
 
 import sys
 from typing import Any
@@ -15,12 +13,13 @@ _BF16 = np.dtype(ml_dtypes.bfloat16)
 
 
 def is_array(value: object) -> bool:
-    """Whether `value` is an array of numpy or a tensor of torch."""
+    """Tell whether `value` is an array of numpy or a tensor of torch."""
     return isinstance(value, np.ndarray) or _is_tensor(value)
 
 
 def to_numpy(value: Any) -> Any:
-    """A tensor of torch as an array of the same bytes, bf16 as `ml_dtypes.bfloat16`; any other value as it is.
+    """Turn a tensor of torch into an array of the same bytes, bf16 into `ml_dtypes.bfloat16`; return other values as
+    they are.
 
     The array shares the tensor's memory where that lies on the CPU. Errors: whatever torch raises for a tensor without
     data or in a form that numpy has not, such as a sparse one.
@@ -35,9 +34,9 @@ def to_numpy(value: Any) -> Any:
 
 
 def to_torch(array: Array) -> Any:
-    """A numpy array as a tensor of torch.
+    """Turn an array of numpy into a tensor of torch.
 
-    It shares the array's memory; of an array that is read-only, which no tensor can be, it has a copy.
+    The tensor shares the array's memory; where the array is read-only, which no tensor can be, it has a copy.
 
     Errors: ModuleNotFoundError where torch is not installed.
     """

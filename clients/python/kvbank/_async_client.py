@@ -94,7 +94,7 @@ class AsyncClient:
     async def server_info(self, *, timeout: float | None = None) -> m.ServerInfo:
         return _codec.server_info(await self._call("GetServerInfo", pb.GetServerInfoRequest(), timeout))
 
-    async def stats(self, banks: Sequence[str] = (), *, timeout: float | None = None) -> m.Stats:
+    async def stats(self, banks: Iterable[str] = (), *, timeout: float | None = None) -> m.Stats:
         requests = _codec.stats_requests(banks)
         return _codec.stats([page for request in requests async for page in self._pages("GetStats", request, timeout)])
 
@@ -178,9 +178,9 @@ class AsyncClient:
         timeout: float | None = None,
     ) -> list[m.WriteResult]:
         attempts = self._attempts(timeout, self._stream_timeout)
-        bound = await self._unacknowledged_bound(attempts)
+        await self._learn(attempts)
         path = await self._shared(attempts)
-        session = WriteSession(bank, (), reader_digest, embedder_digest, bound, path, self._typed)
+        session = WriteSession(bank, (), reader_digest, embedder_digest, self._bound, path, self._typed)
         request_id, source = _channel.new_request_id(), _each(chunks)
         while await _more(session, source) or session.pending:
             attempts.progressed(session.waiting_since())
@@ -194,7 +194,8 @@ class AsyncClient:
                 await asyncio.sleep(attempts.pause(error))
         return session.written()
 
-    async def _unacknowledged_bound(self, attempts: Attempts) -> int:
+    async def _learn(self, attempts: Attempts) -> None:
+        """Ask the server, once, how much of a write may be unacknowledged, and which metadata it keeps."""
         self._check()
         if not self._bound:
             asked = self._sharing.question()
@@ -203,12 +204,11 @@ class AsyncClient:
             self._typed = info.typed_metadata
             if self._sharing.unknown():
                 self._sharing.learn(asked, info)
-        return self._bound
 
     async def _check_kept(self, message: Any, attempts: Attempts) -> None:
-        """FailedPrecondition where the server would drop some of the metadata in a message."""
+        """Check that the server keeps all metadata of a message. Errors: FailedPrecondition."""
         if message.typed_metadata:
-            await self._unacknowledged_bound(attempts)
+            await self._learn(attempts)
             _metadata.check_kept(message, self._typed)
 
     async def _shared(self, attempts: Attempts) -> SameHost | None:
@@ -248,13 +248,13 @@ class AsyncClient:
 
     async def retrieve(
         self,
-        banks: str | Sequence[str],
+        banks: str | Iterable[str],
         queries: npt.ArrayLike,
         *,
         top_k: int = 8,
         min_score: float | None = None,
         filter: m.Filter | None = None,
-        layers: Sequence[int] | None = None,
+        layers: Iterable[int] | None = None,
         held: m.Held | None = None,
         payload: bool = True,
         count: bool = True,
@@ -285,9 +285,9 @@ class AsyncClient:
     async def fetch(
         self,
         bank: str,
-        chunk_ids: Sequence[int],
+        chunk_ids: Iterable[int],
         *,
-        layers: Sequence[int] | None = None,
+        layers: Iterable[int] | None = None,
         reader_digest: str,
         tensors: m.TensorKind = "numpy",
         timeout: float | None = None,
@@ -326,12 +326,12 @@ class AsyncClient:
         await self._check_kept(request, self._attempts(timeout, self._timeout))
         return _codec.chunk((await self._call("UpdateChunk", request, timeout)).chunk)
 
-    async def delete_chunks(self, bank: str, chunk_ids: Sequence[int], *, timeout: float | None = None) -> int:
+    async def delete_chunks(self, bank: str, chunk_ids: Iterable[int], *, timeout: float | None = None) -> int:
         request = build(pb.DeleteChunksRequest, bank=bank, chunk_ids=chunk_ids)
         return int((await self._call("DeleteChunks", request, timeout)).deleted)
 
     async def pin_chunks(
-        self, bank: str, chunk_ids: Sequence[int], pinned: bool = True, *, timeout: float | None = None
+        self, bank: str, chunk_ids: Iterable[int], pinned: bool = True, *, timeout: float | None = None
     ) -> int:
         request = build(pb.PinChunksRequest, bank=bank, chunk_ids=chunk_ids, pinned=pinned)
         return int((await self._call("PinChunks", request, timeout)).found)

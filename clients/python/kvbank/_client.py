@@ -89,7 +89,7 @@ class Client:
         """Version, store id, durability and limits of the server."""
         return _codec.server_info(self._call("GetServerInfo", pb.GetServerInfoRequest(), timeout))
 
-    def stats(self, banks: Sequence[str] = (), *, timeout: float | None = None) -> m.Stats:
+    def stats(self, banks: Iterable[str] = (), *, timeout: float | None = None) -> m.Stats:
         """What the service has done since it started, and the state of its banks (of `banks`, or all)."""
         requests = _codec.stats_requests(banks)
         return _codec.stats([page for request in requests for page in self._pages("GetStats", request, timeout)])
@@ -198,9 +198,9 @@ class Client:
         timeout: longest wait for an acknowledgement, broken connections included, not for the whole.
         """
         attempts = self._attempts(timeout, self._stream_timeout)
-        bound = self._unacknowledged_bound(attempts)
+        self._learn(attempts)
         path = self._shared(attempts)
-        session = WriteSession(bank, chunks, reader_digest, embedder_digest, bound, path, self._typed)
+        session = WriteSession(bank, chunks, reader_digest, embedder_digest, self._bound, path, self._typed)
         request_id = _channel.new_request_id()
         while not session.finished():
             attempts.progressed(session.waiting_since())
@@ -214,7 +214,8 @@ class Client:
                 self._pause(attempts.pause(error))
         return session.written()
 
-    def _unacknowledged_bound(self, attempts: Attempts) -> int:
+    def _learn(self, attempts: Attempts) -> None:
+        """Ask the server, once, how much of a write may be unacknowledged, and which metadata it keeps."""
         self._check()
         if not self._bound:
             asked = self._sharing.question()
@@ -223,12 +224,11 @@ class Client:
             self._typed = info.typed_metadata
             if self._sharing.unknown():
                 self._sharing.learn(asked, info)
-        return self._bound
 
     def _check_kept(self, message: Any, attempts: Attempts) -> None:
-        """FailedPrecondition where the server would drop some of the metadata in a message."""
+        """Check that the server keeps all metadata of a message. Errors: FailedPrecondition."""
         if message.typed_metadata:
-            self._unacknowledged_bound(attempts)
+            self._learn(attempts)
             _metadata.check_kept(message, self._typed)
 
     def _shared(self, attempts: Attempts) -> SameHost | None:
@@ -263,13 +263,13 @@ class Client:
 
     def retrieve(
         self,
-        banks: str | Sequence[str],
+        banks: str | Iterable[str],
         queries: npt.ArrayLike,
         *,
         top_k: int = 8,
         min_score: float | None = None,
         filter: m.Filter | None = None,
-        layers: Sequence[int] | None = None,
+        layers: Iterable[int] | None = None,
         held: m.Held | None = None,
         payload: bool = True,
         count: bool = True,
@@ -317,9 +317,9 @@ class Client:
     def fetch(
         self,
         bank: str,
-        chunk_ids: Sequence[int],
+        chunk_ids: Iterable[int],
         *,
-        layers: Sequence[int] | None = None,
+        layers: Iterable[int] | None = None,
         reader_digest: str,
         tensors: m.TensorKind = "numpy",
         timeout: float | None = None,
@@ -367,13 +367,13 @@ class Client:
         self._check_kept(request, self._attempts(timeout, self._timeout))
         return _codec.chunk(self._call("UpdateChunk", request, timeout).chunk)
 
-    def delete_chunks(self, bank: str, chunk_ids: Sequence[int], *, timeout: float | None = None) -> int:
+    def delete_chunks(self, bank: str, chunk_ids: Iterable[int], *, timeout: float | None = None) -> int:
         """Delete chunks by id; how many of them existed."""
         request = build(pb.DeleteChunksRequest, bank=bank, chunk_ids=chunk_ids)
         return int(self._call("DeleteChunks", request, timeout).deleted)
 
     def pin_chunks(
-        self, bank: str, chunk_ids: Sequence[int], pinned: bool = True, *, timeout: float | None = None
+        self, bank: str, chunk_ids: Iterable[int], pinned: bool = True, *, timeout: float | None = None
     ) -> int:
         """Protect chunks from eviction, or with `pinned=False` no longer; how many of them exist."""
         request = build(pb.PinChunksRequest, bank=bank, chunk_ids=chunk_ids, pinned=pinned)

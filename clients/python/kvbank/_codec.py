@@ -1,7 +1,7 @@
 """Requests from models and models from answers. Pure: both transports call these, and neither builds a message."""
 
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
 from types import EllipsisType
@@ -364,7 +364,7 @@ def update_chunk(bank: str, chunk_id: int, metadata: Mapping[str, Scalar]) -> se
 
 
 def fetch(
-    bank: str, chunk_ids: Sequence[int], layers: Sequence[int] | None, reader_digest: str
+    bank: str, chunk_ids: Iterable[int], layers: Iterable[int] | None, reader_digest: str
 ) -> service_pb2.FetchChunksRequest:
     return build(
         service_pb2.FetchChunksRequest,
@@ -375,7 +375,7 @@ def fetch(
     )
 
 
-def _layers(layers: Sequence[int] | None) -> Sequence[int]:
+def _layers(layers: Iterable[int] | None) -> Sequence[int]:
     """On the wire none stands for all."""
     if layers is None:
         return ()
@@ -386,12 +386,12 @@ def _layers(layers: Sequence[int] | None) -> Sequence[int]:
 
 
 def retrieve(
-    banks: str | Sequence[str],
+    banks: str | Iterable[str],
     queries: npt.ArrayLike,
     *,
     top_k: int,
     min_score: float | None,
-    layers: Sequence[int] | None,
+    layers: Iterable[int] | None,
     held: m.Held | None,
     payload: bool,
     count: bool,
@@ -452,7 +452,7 @@ def eviction_plan(message: service_pb2.ExplainEvictionResponse) -> m.EvictionPla
     return m.EvictionPlan(map(eviction, message.victims), message.explanation)
 
 
-def stats_requests(banks: Sequence[str]) -> list[service_pb2.GetStatsRequest]:
+def stats_requests(banks: Iterable[str]) -> list[service_pb2.GetStatsRequest]:
     """One for each hundred banks; each of them is asked for once."""
     names = list(dict.fromkeys(build(service_pb2.GetStatsRequest, banks=banks).banks))
     parts = [names[begin : begin + _MOST_NAMES] for begin in range(0, len(names), _MOST_NAMES)]

@@ -1,5 +1,5 @@
-"""A folder as a descriptor: what is opened, made and removed below it stays below it, whatever its path leads to by
-then and whatever links lie in it."""
+"""A folder is kept open as a descriptor, so that what is opened, made and removed below it stays below it, whatever its
+path leads to by then and whatever links lie in it."""
 
 import os
 from collections.abc import Iterator
@@ -10,7 +10,8 @@ _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class Folder:
-    """Open until nobody refers to it. Names are relative, with "/" between their parts. Errors: OSError."""
+    """A folder that is open until nobody refers to this object. Names are relative, with "/" between their parts.
+    Errors: OSError."""
 
     def __init__(self, path: bytes | str) -> None:
         self._descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -21,12 +22,12 @@ class Folder:
             os.close(descriptor)
 
     def same(self, other: "Folder") -> bool:
-        """Whether both are one folder."""
+        """Tell whether both are one folder."""
         return os.path.samestat(os.fstat(self._descriptor), os.fstat(other._descriptor))
 
     @contextmanager
     def opened(self, name: str) -> Iterator[int]:
-        """A file, to read."""
+        """Open a file to read; the descriptor is closed at the end of the block."""
         with self._parent(name) as (parent, last):
             descriptor = os.open(last, _READ, dir_fd=parent)
         try:
@@ -35,7 +36,7 @@ class Folder:
             os.close(descriptor)
 
     def created(self, name: str) -> int:
-        """The descriptor of a new file, of this user alone, to write; the caller closes it."""
+        """Make a file that this user alone can open; the caller writes to its descriptor and closes it."""
         with self._parent(name) as (parent, last):
             return os.open(last, _CREATE, 0o600, dir_fd=parent)
 
@@ -45,9 +46,10 @@ class Folder:
             os.unlink(last, dir_fd=parent)
 
     def reached(self, name: str) -> str:
-        """A path of a file in the folder itself that leads there by the descriptor, for calls that take nothing else.
+        """Return a path of a file in the folder itself, for calls that take no descriptor.
 
-        It is one on Linux, as long as the folder is open."""
+        The path leads there by the descriptor: on Linux alone, and as long as the folder is open.
+        """
         return f"/proc/self/fd/{self._descriptor}/{name}"
 
     @contextmanager
@@ -66,5 +68,5 @@ class Folder:
 
 
 def plain(name: str) -> bool:
-    """Whether a name is that of an entry of a folder."""
+    """Tell whether a name can be that of an entry of a folder."""
     return name not in ("", ".", "..") and "/" not in name and "\0" not in name

@@ -1,5 +1,6 @@
-"""Messages out of arguments. The descriptor of a message says what each of its fields takes, and every argument is
-checked against that before protobuf sees it, which would take some for others and name none."""
+"""Messages are built here out of arguments. The descriptor of a message says what each of its fields takes, and every
+argument is checked against that before protobuf sees it: protobuf would take some values for others, and its errors do
+not name the field."""
 
 from collections.abc import Callable, Mapping
 from functools import lru_cache, partial
@@ -25,8 +26,10 @@ _CHECKS: Mapping[int, Check] = {
 
 
 def build(kind: Callable[..., T], /, **fields: Any) -> T:
-    """A message of type `kind` with these fields; None leaves out a field that may be absent. InvalidArgument with
-    the name of a field whose value does not fit."""
+    """Build a message of type `kind` with these fields; None leaves out a field that may be absent.
+
+    Errors: InvalidArgument with the name of a field whose value does not fit.
+    """
     checks = _checks(kind)
     return kind(**{name: checks[name](name, value) for name, value in fields.items()})
 

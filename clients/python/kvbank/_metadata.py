@@ -1,4 +1,4 @@
-"""Metadata and conditions on them, out of what a caller gives."""
+"""Messages of metadata, and of conditions on metadata, are built here out of what a caller gives."""
 
 from collections.abc import Mapping
 from types import EllipsisType
@@ -13,19 +13,24 @@ from kvbank.v1 import service_pb2
 
 
 def fields(metadata: Mapping[str, Scalar]) -> dict[str, dict[str, Any]]:
-    """Both fields of a message. InvalidArgument for a key or a value of another type."""
+    """Return both fields of a message that has metadata. Errors: InvalidArgument for a key or a value of another
+    type."""
     return _scalars.fields(_arguments.metadata(metadata))
 
 
 def check_kept(message: Any, typed: bool) -> None:
-    """FailedPrecondition where a message has metadata that the server would drop. typed: what it says that it keeps."""
+    """Check that the server keeps all metadata of a message.
+
+    typed: whether the server says that it keeps other metadata than strings.
+    Errors: FailedPrecondition (TYPED_METADATA).
+    """
     if message.typed_metadata and not typed:
-        text = "this server is of an earlier version, and keeps metadata that are strings alone"
-        raise FailedPrecondition(text, reason="TYPED_METADATA")
+        what = "this server is of an earlier version, and keeps metadata that are strings alone"
+        raise FailedPrecondition(what, reason="TYPED_METADATA")
 
 
 def condition(key: str, wanted: Any, negate: bool) -> service_pb2.MetadataCondition:
-    """What a `Filter` says of one key, in the form that earlier versions know where that can say it."""
+    """Build what a `Filter` says of one key; where all values are strings, in the form that earlier versions know."""
     key = text("metadata", key)
     if isinstance(wanted, EllipsisType):
         return service_pb2.MetadataCondition(key=key, negate=negate)

@@ -1,4 +1,5 @@
-"""Proofs that somebody knows the nonce of a data folder, without the nonce. The service uses this file too."""
+"""Server and client prove here that they know the nonce of a data folder, without sending it. The service uses this
+file too."""
 
 import hashlib
 import hmac
@@ -11,23 +12,23 @@ SHORTEST_CHALLENGE, LONGEST_CHALLENGE = 16, 64
 
 
 def challenge() -> bytes:
-    """What a server is to make its proof of; never the same twice."""
+    """Make a random number of which a server is to make its proof; it never comes twice."""
     return secrets.token_bytes(32)
 
 
 def of_server(nonce: bytes, challenge: bytes, folder: service_pb2.SameHost) -> bytes:
-    """The server's answer to a challenge. It covers what the server says of its folder, so that nobody can hand it on
-    with another folder."""
+    """Make the server's answer to a challenge. It covers what the server says of its folder, so that nobody can hand it
+    on with another folder."""
     return _proof(nonce, b"server", challenge, folder.path, folder.staging.encode(), folder.socket.encode())
 
 
 def of_client(nonce: bytes) -> bytes:
-    """What a client says of itself to a server that has proven the same."""
+    """Make the proof of a client, for a server that has proven itself before."""
     return _proof(nonce, b"client")
 
 
 def path(folder: os.PathLike[str]) -> tuple[str, bytes]:
-    """The path of a folder as SameHost has it: for people, and as the system has it."""
+    """Return the path of a folder as the message SameHost has it: as text, empty where it is no UTF-8, and as bytes."""
     raw = os.fsencode(folder)
     try:
         return raw.decode(), raw

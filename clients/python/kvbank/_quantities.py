@@ -1,4 +1,5 @@
-"""How sizes, counts and spans of time are written, in every flag and variable: "256MiB", "10k", "1.5h". ValueError."""
+"""Sizes, counts and spans of time are read here, as every flag and variable writes them: "256MiB", "10k", "1.5h".
+Errors: ValueError with what was expected."""
 
 import re
 
@@ -12,7 +13,7 @@ _QUANTITY = re.compile(r"(\d{1,19}(?:\.\d{1,9})?) ?([A-Za-z]*)")
 
 
 def amount(text: str) -> int:
-    """A size in bytes, or a count: "1GiB" (1024), "1GB" and "1G" (1000), "10k", "4096"."""
+    """Read a size in bytes, or a count: "1GiB" (1024), "1GB" and "1G" (1000), "10k", "4096"."""
     number, unit = _parts(text, "a size or count such as 256MiB, 2GB, 10k or 4096")
     scale = _SCALES.get(unit)
     if scale is None:
@@ -25,7 +26,7 @@ def amount(text: str) -> int:
 
 
 def seconds(text: str) -> float:
-    """A span of time: "90s", "1.5h", "500ms", "30d"; a number alone is seconds."""
+    """Read a span of time in seconds: "90s", "1.5h", "500ms", "30d"; a number alone is seconds."""
     number, unit = _parts(text, "a time such as 90s, 15m, 12h, 30d or 500ms")
     if unit not in _SPANS:
         raise ValueError(f"{text!r} has no unit of time; they are ms, s, m, h, d, w")

@@ -1,4 +1,4 @@
-"""When a call that failed is made again. Both clients ask this file; it does no I/O.
+"""This file decides when a call that failed is made again. Both clients ask it; it does no I/O.
 
 A service that restarts is away for seconds. Its callers are to notice nothing but the time, so that a call is repeated
 until its deadline, with pauses that grow; a server that was never reached is given up sooner, because its address is

@@ -1,4 +1,4 @@
-"""Payload files of a server on this machine: read, and staged for it.
+"""Payload files of a server on this machine are read here, and staged for it.
 
 This file owns what is believed of such a server: that it knows what is in a file which only this user can read, once
 it has proven that, and nothing more. Names in its answers open nothing but payload files of its folder, every tensor
@@ -54,7 +54,7 @@ class SameHost:
 
     @property
     def proof(self) -> bytes:
-        """What shows the server that this client has read the nonce."""
+        """The bytes that show the server that this client has read the nonce."""
         return _proof.of_client(self.nonce)
 
     def same(self, other: "SameHost | None") -> bool:
@@ -117,12 +117,12 @@ class Sharing:
         self._unknown = address.startswith("unix:")
 
     def unknown(self) -> bool:
-        """Whether GetServerInfo should be asked."""
+        """Tell whether the server is to be asked by GetServerInfo."""
         return self._unknown
 
     @staticmethod
     def question() -> service_pb2.GetServerInfoRequest:
-        """A GetServerInfo that lets the server prove that it knows the nonce."""
+        """Make the request that lets the server prove that it knows the nonce."""
         return service_pb2.GetServerInfoRequest(challenge=_proof.challenge())
 
     def learn(self, asked: service_pb2.GetServerInfoRequest, info: service_pb2.GetServerInfoResponse) -> None:
@@ -136,11 +136,12 @@ class Sharing:
         self._unknown = False
 
     def ignored(self, path: SameHost) -> None:
-        """The server did not take the nonce of `path`: it is another one since, or will not."""
+        """Note that the server did not take the proof of `path`: it is another server since, or shares nothing any
+        more."""
         self._refused, self._unknown = path, True
 
     def doubted(self) -> None:
-        """The server did not take a staged file: it may be another one since, and is asked again."""
+        """Note that the server did not take a staged file: it may be another server since, and is to be asked again."""
         self._unknown = self.path is not None
 
     def ask(self, request: Any, timeout: float, request_id: str) -> Any:
@@ -165,7 +166,8 @@ class Sharing:
 
 
 def _proven(info: service_pb2.SameHost, challenge: bytes, mapped: bool) -> SameHost | None:
-    """None unless the server knows what is in the nonce file, which is this user's own and no other file of his."""
+    """Return the folder that a server names, None where it has not proven that it knows what is in the nonce file,
+    which must belong to this user and be open to nobody else."""
     if info.nonce_file != _NONCE_FILE or not info.path.startswith(b"/"):
         return None
     try:
@@ -186,14 +188,14 @@ def _proven(info: service_pb2.SameHost, challenge: bytes, mapped: bool) -> SameH
 
 
 def _header(descriptor: int, chunk: chunk_pb2.Chunk) -> bytes:
-    """What stands before the tensors in a file of a good length."""
+    """Read what stands before the tensors in a file of a good length."""
     if not 0 <= chunk.payload.header_length <= chunk.payload.file_length:
         raise OSError(f"a header of {chunk.payload.header_length} bytes is none")
     return os.pread(descriptor, chunk.payload.header_length, 0)
 
 
 def _mapping(descriptor: int, length: int) -> npt.NDArray[np.uint8] | None:
-    """A file, in its own memory, as long as something refers to it; None where there are too many."""
+    """Map a file into memory as long as something refers to it; None where too many are mapped."""
     if not _free.acquire(blocking=False):
         return None
     try:
@@ -207,7 +209,7 @@ def _mapping(descriptor: int, length: int) -> npt.NDArray[np.uint8] | None:
 
 
 def _runs(payload: "_tensors.Payload") -> Iterator[tuple[int, list[memoryview]]]:
-    """Neighbouring tensors: where they begin in the file, and the places for their bytes."""
+    """Yield runs of neighbouring tensors: where a run begins in the file, and the places for its bytes."""
     run: list[memoryview] = []
     begin = end = 0
     for tensor, view in zip(payload.descriptors, payload.views, strict=True):
@@ -245,7 +247,7 @@ def _each(buffers: Sequence[memoryview], offset: int, move: Callable[[Sequence[m
 
 
 def _room(tensors: int, about: int) -> int:
-    """For the header of a safetensors file: more than it takes, in whole pages. Without the copy of what is said of a
-    chunk, where that would take too much."""
+    """Return how many bytes to leave for the header of a safetensors file: more than it takes, in whole pages; without
+    room for the copy of what is said of a chunk, where that would take too much."""
     least, copy = 256 + 192 * tensors, 1024 + 2 * about
     return -(-(least + copy if least + copy <= _LARGEST_ROOM else least) // _PAGE) * _PAGE

@@ -1,5 +1,5 @@
-"""Values of metadata in messages: strings have a map of their own, and all others are in a second one, which is
-`typed_metadata`, and which earlier versions do not know. The service uses this file too."""
+"""This file owns the form of metadata in messages: strings are in the map `metadata`, values of other types in the map
+`typed_metadata`, which earlier versions do not know. The service uses this file too."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,28 +12,28 @@ _FIELDS: Mapping[type, str] = {str: "text", bool: "flag", int: "integer", float:
 
 
 def fields(metadata: Mapping[str, Scalar]) -> dict[str, dict[str, Any]]:
-    """Both fields of a message."""
+    """Return both fields of a message."""
     strings = {key: value for key, value in metadata.items() if isinstance(value, str)}
     others = {key: message(value) for key, value in metadata.items() if not isinstance(value, str)}
     return {"metadata": strings, "typed_metadata": others}
 
 
 def read(message: Any) -> dict[str, Scalar]:
-    """The metadata of a message with both fields. Errors: ValueError for a value that is none."""
+    """Return the metadata of a message with both fields. Errors: ValueError for a scalar without a value."""
     return {**message.metadata, **{key: value(scalar) for key, scalar in message.typed_metadata.items()}}
 
 
 def message(value: Scalar) -> bank_pb2.Scalar:
-    """The message of a value."""
+    """Build the message of a value."""
     made = bank_pb2.Scalar()
     setattr(made, _FIELDS[type(value)], value)
     return made
 
 
 def value(message: bank_pb2.Scalar) -> Scalar:
-    """The value of a message. Errors: ValueError for none."""
+    """Return the value of a message. Errors: ValueError where it has none."""
     kind = message.WhichOneof("value")
     if kind is None:
-        raise ValueError("a value of metadata is none")
+        raise ValueError("a scalar of metadata has no value")
     found: Scalar = getattr(message, kind)
     return found

@@ -1,4 +1,4 @@
-"""Addresses of unix sockets, as gRPC takes them. The service uses this file too."""
+"""Addresses are checked here and written as gRPC takes them. The service uses this file too."""
 
 import os
 from urllib.parse import quote
@@ -9,7 +9,7 @@ SCHEME = "unix:"
 
 
 def checked(field: str, address: object) -> str:
-    """An address; that of a socket may have bytes that are no UTF-8. Errors: InvalidArgument."""
+    """Check an address; that of a unix socket may have bytes that are no UTF-8. Errors: InvalidArgument."""
     if isinstance(address, str) and address.startswith(SCHEME):
         checked = _arguments.plain(address)
     else:
@@ -20,8 +20,8 @@ def checked(field: str, address: object) -> str:
 
 
 def for_grpc(address: str) -> str:
-    """An address with its path as a URI has it, since gRPC reads it as one; a path may be bytes that are no UTF-8, and
-    has a percent sign where its name has one."""
+    """Quote the path of a unix socket, since gRPC reads an address as a URI: the path may have bytes that are no UTF-8,
+    and percent signs of its own."""
     if not address.startswith(SCHEME):
         return address
     return SCHEME + quote(os.fsencode(address.removeprefix(SCHEME)), safe="/:")
