@@ -1,5 +1,6 @@
 """Values that nobody means, and some that somebody may, for every argument of the SDK."""
 
+import warnings
 from collections.abc import Callable, Mapping
 from datetime import UTC, date, datetime, timedelta, timezone
 from decimal import Decimal
@@ -26,6 +27,13 @@ def released() -> memoryview:
     return view
 
 
+def nested() -> torch.Tensor:
+    """A tensor without a shape."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a prototype, says torch
+        return torch.nested.nested_tensor([torch.ones(2), torch.ones(3)])
+
+
 # By label; made anew for each call, since some can be gone through once.
 ODD: Mapping[str, Callable[[], Any]] = {
     "None": lambda: None,
@@ -45,6 +53,7 @@ ODD: Mapping[str, Callable[[], Any]] = {
     "True": lambda: True,
     "Decimal": lambda: Decimal("NaN"),
     "complex": lambda: 1j,
+    "np.complex": lambda: np.complex128(5),
     "text": lambda: "word",
     "empty text": lambda: "",
     "surrogate": lambda: "a\ud800b",
@@ -104,6 +113,7 @@ ODD: Mapping[str, Callable[[], Any]] = {
     "number of bf16": lambda: torch.tensor(0.5, dtype=torch.bfloat16),
     "dict of numbers without data": lambda: {"a": torch.empty((), device="meta")},
     "sparse tensor": lambda: torch.eye(3).to_sparse(),
+    "nested tensor": nested,
     "conjugate": lambda: torch.ones(2, dtype=torch.complex64).conj(),
     "model": lambda: kvbank.Hit(1, 2.0),
     "chunks": lambda: [None],

@@ -241,7 +241,7 @@ def test_a_long_deadline_is_waited_for(address: str, good: Good, timeout: Any) -
             assert client.get_chunk(good["bank"], chunk.chunk_id, **arguments).chunk_id == chunk.chunk_id
 
 
-@pytest.mark.parametrize("timeout", [float("nan"), -1, 0, "5", True, np.array([1.0, 2.0]), [3]])
+@pytest.mark.parametrize("timeout", [float("nan"), -1, 0, "5", True, np.array([1.0, 2.0]), [3], np.complex128(5)])
 def test_what_is_no_deadline_is_refused_before_anything_is_sent(unused_port: int, timeout: Any) -> None:
     with pytest.raises(kvbank.InvalidArgument, match=r"^timeout: expected a number"):
         kvbank.connect(f"127.0.0.1:{unused_port}", timeout=timeout)

@@ -34,7 +34,8 @@ def expected(field: str, what: str, value: object) -> InvalidArgument:
 def shown(value: object) -> str:
     """Write a value for a message: in full where it is short, else its type."""
     if _arrays.is_array(value):
-        return f"an array of {value.dtype}, of shape {tuple(value.shape)}"  # type: ignore[attr-defined]
+        with suppress(RuntimeError):  # a nested tensor has no shape
+            return f"an array of {value.dtype}, of shape {tuple(value.shape)}"  # type: ignore[attr-defined]
     if isinstance(value, float | bool | type(None)) or (isinstance(value, int) and value.bit_length() < 200):
         return repr(value)
     if isinstance(value, str | bytes) and len(value) <= _LONGEST_SHOWN:
@@ -118,6 +119,8 @@ def number(field: str, value: Any) -> float:
 def _float(value: Any) -> float:
     value = _arrays.to_numpy(value)
     if isinstance(value, str | bytes | bytearray | bool | np.bool_) or np.ndim(value) or _is_bool(value):
+        raise TypeError
+    if np.iscomplexobj(value):  # float() would take its real part
         raise TypeError
     return float(value)
 
