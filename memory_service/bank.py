@@ -386,7 +386,8 @@ class Banks:
 
         found = starmap(Unowned, self.payloads.unowned(known, self.records.ids.first))
         removed, aside = leftovers.tidy(self._settings.data, found, self.records.read)
-        self.payloads.remove_empty(known)
+        for folder in self.payloads.remove_empty(known):
+            _log.error("%s has payloads of a bank that the records do not know; it is left alone", folder)
         if removed:
             _log.warning("removed %d files of chunks that are gone, or whose write was repeated", removed)
         if aside:

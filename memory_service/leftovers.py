@@ -13,16 +13,23 @@ from typing import NamedTuple
 
 from sqlalchemy import Connection
 
-from memory_service import payload_header, quarantine
+from memory_service import payload_header, quarantine, row_checksum
 from memory_service.schema import raw
 
 UNNAMED = "no record names it: its write had no answer, or its record is lost"
 _BATCH = 500
+# Of the bank, too: a disk that is mounted here may be that of another data folder, with other chunks of the same ids.
 _REMOVED = """
-    SELECT chunk_id FROM spent_keys WHERE chunk_id IN (SELECT value FROM json_each(:ids))
-    UNION SELECT chunk_id FROM evictions WHERE chunk_id IN (SELECT value FROM json_each(:ids))
+    SELECT uid, chunk_id FROM spent_keys JOIN banks USING (bank_id)
+    WHERE chunk_id IN (SELECT value FROM json_each(:ids))
+    UNION SELECT uid, chunk_id FROM evictions JOIN banks USING (bank_id)
+    WHERE chunk_id IN (SELECT value FROM json_each(:ids))
 """
-_OF_KEY = "SELECT chunk_id FROM keys JOIN banks USING (bank_id) WHERE uid = ? AND key = ?"
+_OF_KEY = """
+    SELECT keys.chunk_id, coalesce(chunks.digest, spent_keys.digest) FROM keys JOIN banks USING (bank_id)
+    LEFT JOIN chunks ON chunks.chunk_id = keys.chunk_id LEFT JOIN spent_keys ON spent_keys.chunk_id = keys.chunk_id
+    WHERE uid = ? AND keys.key = ?
+"""
 
 
 class Unowned(NamedTuple):
@@ -67,24 +74,26 @@ def tidy(data: Path, found: Iterable[Unowned], read: Callable[[], AbstractContex
 def explanations(connection: Connection, data: Path, files: Sequence[Unowned]) -> set[Unowned]:
     """Those whose removal the records explain. What quarantine has a record of is not one of them, though its key is
     spent as that of a deleted chunk is: its file was missing, and has come back."""
-    removed = {chunk_id for (chunk_id,) in raw(connection).execute(_REMOVED, {"ids": _json(files)})}
+    removed = set(raw(connection).execute(_REMOVED, {"ids": _json(files)}))
     return {
         file
         for file in files
         if not quarantine.has_record(data, file.bank_uid, file.chunk_id)
-        and (file.chunk_id in removed or repeated_as(connection, *file) is not None)
+        and (file[:2] in removed or repeated_as(connection, *file) is not None)
     }
 
 
 def repeated_as(connection: Connection, bank_uid: str, chunk_id: int, path: Path) -> int | None:
-    """The other chunk that was written under the key of this one: a key is written once, so its own write was never
-    acknowledged. None where there is no such chunk, or the file does not say its key."""
+    """The other chunk that was written under the key of this one, with the same content: a key is written once, so its
+    own write was never acknowledged, or its record is lost and the other stands for it. None where there is no such
+    chunk, or the file does not say its key."""
     try:
-        chunk, *_ = payload_header.copied(payload_header.read(path), (bank_uid, chunk_id))
+        chunk, digest, _ = payload_header.copied(payload_header.read(path), (bank_uid, chunk_id))
     except (OSError, ValueError):
         return None
-    row = raw(connection).execute(_OF_KEY, (bank_uid, chunk.key)).fetchone()
-    return None if row is None or row[0] == chunk_id else int(row[0])
+    other, said = raw(connection).execute(_OF_KEY, (bank_uid, chunk.key)).fetchone() or (chunk_id, None)
+    same = isinstance(said, bytes) and row_checksum.digest_of(said) == digest
+    return int(other) if same and other != chunk_id else None
 
 
 def _json(files: Sequence[Unowned]) -> str:

@@ -30,7 +30,8 @@ SUFFIX = ".safetensors"
 # In the folder of all payloads and in that of each bank. Without it a folder is another than the one that was made:
 # that of an empty place where a disk is not mounted.
 MARK = "kvbank.payloads"
-_MARK_TEXT = b"kvbank keeps payloads here; without this file it takes the folder for a disk that is not mounted\n"
+_MARK_TEXT = "kvbank keeps payloads here{}; without this file it takes the folder for a disk that is not mounted\n"
+_OWNER, _OWNER_OF = ", those of bank {}", re.compile(rb", those of bank ([0-9a-f]{16});")
 
 Buffer = bytes | bytearray | memoryview
 # What a file says of its chunk, given the checksums of its tensors.
@@ -66,16 +67,32 @@ def _no_copy(_checksums: Sequence[int]) -> Copy:
 
 def marked(folder: Path) -> bool:
     """Whether a folder of payloads is the one that was made for them."""
-    return os.path.exists(folder / MARK)
+    return _owner(folder) in ("", folder.name)
+
+
+def displaced(folder: Path) -> bool:
+    """Whether a folder is that of another bank, by its mark, and stands in a wrong place: no copy of it, the only one."""
+    owner = _owner(folder)
+    return owner not in (None, "", folder.name) and not marked(folder.parent / str(owner))
+
+
+def _owner(folder: Path) -> str | None:
+    """The bank that the mark of a folder names, or "" where it names none; None where there is no mark."""
+    try:
+        named = _OWNER_OF.search((folder / MARK).read_bytes())
+    except OSError:
+        return None
+    return named[1].decode() if named else ""
 
 
 def mark(folder: Path, *, durable: bool) -> None:
-    """Say of a folder that it is. Once more does nothing."""
-    if marked(folder):
+    """Say of a folder that it is. A mark that is there stays, also one that names another bank."""
+    if _owner(folder) is not None:
         return
+    text = _MARK_TEXT.format(_OWNER.format(folder.name) if _BANK.fullmatch(folder.name) else "")
     descriptor = os.open(folder / MARK, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
-        os.write(descriptor, _MARK_TEXT)
+        os.write(descriptor, text.encode())
         if durable:
             os.fsync(descriptor)
     finally:
@@ -259,7 +276,7 @@ class Payloads:
 
     def present(self, bank_uid: str) -> bool:
         """Whether the bank's folder is the one that was marked."""
-        return os.path.exists(f"{self._root}/{bank_uid}/{MARK}")
+        return marked(self._root / bank_uid)
 
     @contextmanager
     def _using(self, bank_uid: str) -> Iterator[None]:
@@ -279,13 +296,14 @@ class Payloads:
 
     def drop_bank(self, bank_uid: str) -> bool:
         """Remove all files of a bank, and its folders where nothing else is in them, once nobody puts something into
-        them. Whether none of its files is left: on a disk that is missing, nobody knows."""
+        them. Whether none of its files is left: nobody knows where its disk is missing, or another bank's folder is in
+        its place."""
         with self._changes:
             self._dropped.add(bank_uid)
             self._changes.wait_for(lambda: bank_uid not in self._busy)
         self._durable_folders.pop(bank_uid, None)
         folder = self._root / bank_uid
-        if not self.mounted() and not self.present(bank_uid):
+        if displaced(folder) or not (self.mounted() or self.present(bank_uid)):
             return False
         for _, path in files_in(folder):
             with suppress(OSError):
@@ -306,17 +324,18 @@ class Payloads:
 
     def unowned(self, known: Callable[[], Known], below: int) -> Iterator[tuple[str, int, Path]]:
         """(Bank uid, chunk id, file) of every payload of an id less than `below` that no row names; temporary files,
-        which were never whole payloads, are removed on the way.
+        which were never whole payloads, are removed on the way. Where the folder of no known bank is there, the disk of
+        another data folder may be mounted, and nothing is a leftover.
 
         `known` is asked after the folders were listed: one that a new bank makes meanwhile is not taken for a leftover.
         """
         folders = banks_in(self._data)
         rows = known()
+        if rows and not any(map(self.present, rows)):
+            return
         for folder in folders:
-            if folder.name in self._begun or folder.name in self._dropped:
-                continue
             ids = rows.get(folder.name, frozenset())
-            if ids is None:
+            if ids is None or folder.name in self._begun or folder.name in self._dropped or displaced(folder):
                 continue
             for chunk_id, path in files_in(folder):
                 if chunk_id >= below:
@@ -327,14 +346,19 @@ class Payloads:
                 elif chunk_id not in ids:
                     yield folder.name, chunk_id, path
 
-    def remove_empty(self, known: Callable[[], Known]) -> None:
-        """Folders without payloads of banks that are not known."""
+    def remove_empty(self, known: Callable[[], Known]) -> list[Path]:
+        """Remove folders without payloads of banks that are not known; those that have some."""
         folders = banks_in(self._data)
         rows = known()
+        left = []
         for folder in folders:
-            ours = folder.name in rows or folder.name in self._begun
-            if not ours and not any(True for _ in files_in(folder)):
+            if folder.name in rows or folder.name in self._begun:
+                continue
+            if any(True for _ in files_in(folder)):
+                left.append(folder)
+            else:
                 self._remove_folder(folder)
+        return left
 
     def _make_folder(self, bank_uid: str, chunk_id: int) -> None:
         """Each new level is an entry in its parent, and as durable as that."""

@@ -111,6 +111,7 @@ class Room:
             if self._too_full(bank):
                 self._load(bank)
         if not self._too_full(bank):
+            self._well(bank)
             self._settle(bank.bank_id)
 
     def forget(self, bank: Bank) -> None:

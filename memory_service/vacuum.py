@@ -1,7 +1,10 @@
 """Giving the disk back what deleted chunks have left free in the database. Owns the rule that nobody waits long for it:
 the pages are given back in transactions of their own, between those of others."""
 
+import math
 import threading
+from collections.abc import Iterable
+from itertools import count
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,6 +18,8 @@ INTERVAL_S = 10.0
 _PAGES = 1000
 # By itself the service gives back what is more than a quarter of the database, and than sixteen megabytes.
 _KEPT_PAGES, _KEPT_PART = 4096, 4
+# In one run: neither what else is done every second nor the end of the service waits for all of a large database.
+_STEPS = 25
 
 
 class Sizes(NamedTuple):
@@ -40,20 +45,25 @@ class Vacuum:
         return Sizes(max(taken, (pages - free) * size), free * size)
 
     def run(self) -> None:
-        """Give back what is much; what is little will be used again. To be called every INTERVAL_S."""
+        """Give back some of what is much; what is little will be used again. To be called every INTERVAL_S."""
         with self._records.read() as connection:
             free, pages, _ = _pages(connection)
         if free > max(_KEPT_PAGES, pages // _KEPT_PART):
-            self.give_back()
+            self._give_back(range(_STEPS))
 
     def give_back(self) -> None:
         """Give back all that is free now. Blocks; once at a time."""
+        self._give_back(count())
+
+    def _give_back(self, steps: Iterable[int]) -> None:
+        """Take these steps, while each leaves less than the one before."""
         with self._one_at_a_time:
-            left = self._step()
-            while left:
-                before, left = left, self._step()
-                if left >= before:
-                    break  # more is freed than is given back; the rest is for the next time
+            before: float = math.inf
+            for _ in steps:
+                left = self._step()
+                if not 0 < left < before:
+                    break  # done, or more is freed than is given back; the rest is for the next time
+                before = left
             self._records.writer.checkpoint().result()
 
     def _step(self) -> int:

@@ -27,6 +27,7 @@ _COUNTED_BEFORE = """
     UPDATE banks SET chunks_written = chunks_written - 1, chunks_quarantined = chunks_quarantined - 1
     WHERE bank_id = ? AND chunks_quarantined > 0
 """
+_OTHER_OF_KEY = "SELECT 1 FROM keys WHERE bank_id = ? AND key = ? AND chunk_id != ?"
 _FREE_IDS = "UPDATE store SET next_chunk_id = max(next_chunk_id, ? + 1)"
 
 
@@ -59,6 +60,8 @@ def judge(connection: Connection, note: Note) -> Whole | str | None:
         return str(error) or "its record cannot be read"
     if len(row["embedding"]) != 4 * bank.embedding.dimension:
         return "its embedding does not fit its bank"
+    if raw(connection).execute(_OTHER_OF_KEY, (bank.bank_id, row["key"], note.chunk_id)).fetchone():
+        return "its key was used for another chunk since"
     return Whole(row, counted)
 
 

@@ -109,7 +109,7 @@ def orphans(folder: Folder) -> Iterator[str]:
     Rows are asked for after the files were listed: what is written meanwhile is no orphan. What has not a name of ours
     is left alone.
     """
-    listed = payloads.banks_in(folder.path)
+    listed = [bank for bank in payloads.banks_in(folder.path) if not payloads.displaced(bank)]
     with folder.read() as connection:
         gone = {uid: bool(gone) for uid, gone in connection.exec_driver_sql(_BANKS)}
     for bank in listed:

@@ -300,6 +300,8 @@ def test_an_eviction_that_cannot_be_written_is_said_to_the_write_and_ends(servin
     wait_until(lambda: stalled.stalled == 1)
     # By three writes, and tries after a second, two, four: not by a loop.
     assert len(readings) < 30
+    caller.stub.UpdateBank(pb.UpdateBankRequest(bank=bank_pb2.Bank(name="c"), update_mask={"paths": ["capacity"]}))
+    wait_until(lambda: stalled.stalled == 0, "what nobody asks for any more is still tried")
     serving.stop()
 
 

@@ -15,6 +15,7 @@ import pytest
 
 from kvbank.v1 import service_pb2 as pb
 from memory_service import schema
+from memory_service.care.repair import repair
 from memory_service.errors import StartError
 from memory_service.payloads import MARK
 from memory_service.server import LocalServer
@@ -110,6 +111,61 @@ def test_folders_of_earlier_versions_are_marked_where_they_show_that_they_are_th
     assert caller.add() > ids[-1]
     assert caller.add(bank="empty") > ids[-1]
     assert len(list(data.rglob(MARK))) == 3
+
+
+def test_folders_of_two_banks_that_have_changed_places_cost_no_chunk(serving, refused, data):
+    """Neither by reads, nor by writes, nor by a start, nor by the deletion of one of the banks."""
+    caller = serving()
+    uids = {name: caller.create(name).uid for name in ("b", "c")}
+    ids = {name: [caller.add(bank=name) for _ in range(5)] for name in uids}
+    serving.stop()
+
+    def swap():
+        first, second = (data / "payloads" / uid for uid in uids.values())
+        first.rename(data / "aside")
+        second.rename(first)
+        (data / "aside").rename(second)
+
+    swap()
+    for _ in range(2):
+        caller = serving(first_key=100)
+        for call in (caller.retrieve, caller.add):
+            with refused("STORAGE_ERROR", UNAVAILABLE):
+                call()
+        serving.stop()
+    caller = serving()
+    caller.stub.DeleteBank(pb.DeleteBankRequest(name="c"))
+    serving.stop()
+    assert files(data) == {*ids["b"], *ids["c"]}
+    swap()
+    caller = serving()
+    assert sorted(caller.retrieve(top_k=100)[1]) == ids["b"]
+    serving.stop()
+    assert files(data) == set(ids["b"])
+
+
+def test_the_disk_of_another_data_folder_is_left_as_it_is(serving, refused, data, tmp_path):
+    """Also where its chunks have ids of chunks that were deleted here."""
+    caller = serving()
+    caller.create()
+    there = [caller.add() for _ in range(3)]
+    serving.stop()
+    data.rename(tmp_path / "other")
+    caller = serving()
+    caller.create()
+    ids = [caller.add() for _ in range(3)]
+    caller.stub.DeleteChunks(pb.DeleteChunksRequest(bank="b", chunk_ids=ids[:1]))
+    serving.stop()
+    (data / "payloads").rename(tmp_path / "own")
+    (tmp_path / "other" / "payloads").rename(data / "payloads")
+    caller = serving()
+    with refused("STORAGE_ERROR", UNAVAILABLE):
+        caller.fetch(ids[1])
+    serving.stop()
+    assert files(data) == set(there)
+    (data / "payloads").rename(tmp_path / "other" / "payloads")
+    (tmp_path / "own").rename(data / "payloads")
+    assert list(serving().retrieve(top_k=9)[1]) == ids[1:]
 
 
 def test_what_is_quarantined_because_it_was_away_is_not_deleted_when_it_is_back(serving, refused, data, payload_path):
@@ -295,3 +351,27 @@ def test_a_start_over_text_that_is_not_utf_8_ends_in_one_line(serving, data, whe
     with pytest.raises(StartError) as refusal:
         LocalServer(data)
     assert "\n" not in str(refusal.value)
+
+
+def test_a_key_that_was_used_for_something_else_since_explains_nothing(serving, data, payload_path, tmp_path):
+    """A chunk was acknowledged and its record is lost; the caller uses its key for another text."""
+    caller = serving()
+    caller.create()
+    serving.stop()
+    old = shutil.copy(data / "metadata.db", tmp_path / "old.db")
+    caller = serving()
+    chunk, tensors = caller.chunk()
+    lost = caller.write((chunk, tensors))[0].chunk_id
+    serving.stop()
+    shutil.copy(old, data / "metadata.db")
+    caller = serving()
+    wait_until(lambda: list(data.glob(f"quarantine/*/{lost}.safetensors")), "the file is not set aside")
+    chunk.text = "another text"
+    new = caller.write((chunk, tensors))[0].chunk_id
+    for _ in range(2):
+        caller = serving()
+        serving.stop()
+        assert len(list(data.glob(f"quarantine/*/{lost}.safetensors"))) == 1
+    repair(data)
+    assert len(list(data.glob(f"quarantine/*/{lost}.safetensors"))) == 1
+    assert list(serving().retrieve(top_k=9)[1]) == [new]
