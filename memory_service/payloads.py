@@ -71,7 +71,7 @@ def marked(folder: Path) -> bool:
 
 
 def displaced(folder: Path) -> bool:
-    """Whether a folder is that of another bank, by its mark, and stands in a wrong place: no copy of it, the only one."""
+    """Whether a folder is by its mark that of another bank, of which there is none in the right place."""
     owner = _owner(folder)
     return owner not in (None, "", folder.name) and not marked(folder.parent / str(owner))
 
