@@ -1,7 +1,7 @@
 """Values that nobody means, and some that somebody may, for every argument of the SDK."""
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, date, datetime, timedelta, timezone
 from decimal import Decimal
 from typing import Any
@@ -18,6 +18,15 @@ class Pathless:
 
     def __fspath__(self) -> int:
         return 3
+
+
+class Later:
+    """It has no items before it is awaited, like a future of asyncio."""
+
+    def __iter__(self) -> Iterator[object]:
+        raise RuntimeError("await wasn't used with future")
+
+    __await__ = __iter__
 
 
 def released() -> memoryview:
@@ -64,6 +73,7 @@ ODD: Mapping[str, Callable[[], Any]] = {
     "memoryview": lambda: memoryview(b"abcd"),
     "released": released,
     "path": Pathless,
+    "future": Later,
     "list": list,
     "tuple of None": lambda: (None,),
     "list of texts": lambda: ["a", "\ud800"],

@@ -3,7 +3,7 @@ plain form, or raises InvalidArgument with the name, what was expected and what 
 
 import math
 import operator
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import suppress
 from typing import Any, TypeVar
 
@@ -144,9 +144,9 @@ def seconds(field: str, value: Any) -> float:
 
 
 def iterable(field: str, value: Any) -> Iterable[Any]:
-    """Check that a value is iterable; text, bytes and mappings are taken for a mistake."""
+    """Check that a value is iterable; text, bytes, mappings and what is not awaited yet are taken for a mistake."""
     try:
-        if isinstance(value, str | bytes | bytearray | memoryview | Mapping):
+        if isinstance(value, str | bytes | bytearray | memoryview | Mapping | Awaitable):
             raise TypeError
         iter(value)  # an array without dimensions has the method, too
     except TypeError:
