@@ -114,7 +114,10 @@ def _encoded(name: str, value: Mapping[str, Any]) -> tuple[list[str | list[int]]
     rows, single = texts_or_ids(f"{name}['input_ids']", value["input_ids"])
     if value.get("attention_mask") is None:
         return rows, single
-    masks, _ = texts_or_ids(f"{name}['attention_mask']", value["attention_mask"])
+    mask = value["attention_mask"]
+    if _is_array(mask) and _is_flag(mask):
+        mask = mask * 1  # True and False as numbers, of numpy and torch alike
+    masks, _ = texts_or_ids(f"{name}['attention_mask']", mask)
     if [len(row) for row in rows] != [len(mask) for mask in masks]:
         raise InputError(f"input_ids and attention_mask of {name} have different shapes")
     kept: list[str | list[int]] = [

@@ -33,6 +33,7 @@ MODES = ("memlong", "per_layer")
 POSITIONS = ("zero", "continual", "original")
 _BACKENDS = ("sdpa", "eager")
 _PREFIX = "kvbank_"
+_PREPARE = "prepare_inputs_for_generation"
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,11 +196,12 @@ class _CacheGuard:
 
     def __init__(self, model: Any):
         self._model = model
-        own = type(model).prepare_inputs_for_generation
+        self._patch = vars(model).get(_PREPARE)  # somebody else's, who has put it on this one model
+        own = type(model).prepare_inputs_for_generation if self._patch is None else self._patch
 
         @functools.wraps(own)
         def prepare(model: Any, *args: Any, **kwargs: Any) -> Any:
-            prepared = own(model, *args, **kwargs)
+            prepared = own(*args, **kwargs) if own is self._patch else own(model, *args, **kwargs)
             cache = kwargs.get("past_key_values")
             if isinstance(cache, ForwardState) and prepared.get("past_key_values") is not cache:
                 raise InputError(
@@ -213,7 +215,9 @@ class _CacheGuard:
 
     def remove(self) -> None:
         """Give the model its own method back."""
-        vars(self._model).pop("prepare_inputs_for_generation", None)
+        vars(self._model).pop(_PREPARE, None)
+        if self._patch is not None:
+            vars(self._model)[_PREPARE] = self._patch
 
 
 def attach(

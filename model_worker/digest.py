@@ -1,4 +1,4 @@
-"""Who reads: the digest that binds K-V pairs to one model, and two fingerprints that notice when it no longer holds.
+"""Who reads: the digest that binds K-V pairs to one model, and fingerprints that notice when it no longer holds.
 
 This file owns the rule that K-V of another model never match: everything that changes what a key means goes into the
 digest. Weights are hashed as they are in memory, by value (a bf16 file loaded as float32 agrees with itself), never
@@ -70,27 +70,19 @@ def plain(model: nn.Module) -> nn.Module:
 def state_token(model: nn.Module) -> int:
     """Cheap fingerprint that moves when weights are replaced or written, or an adapter is switched.
 
-    It looks at where tensors are, at torch's count of their writes, and at 16 values of each, which shows writes
-    through `.data` that torch does not count. It hashes no weights (microseconds a tensor), so it may move without the
-    digest changing, and misses what changes a few values in place: that is for `content_token`.
+    It looks at where tensors are and at torch's count of their writes. It reads no weights (microseconds a tensor), so
+    it may move without the digest changing, and misses writes through `.data`: those are for `WeightViews`.
     """
     state: list[object] = []
-    values: dict[Any, list[Tensor]] = defaultdict(list)
     pending = [model]
     while pending:  # a walk without names: `named_parameters` is ten times slower
         module = pending.pop()
         state.append(type(module))
         for tensor in live_tensors(module):
-            if type(tensor) in _ORDINARY and not tensor.is_quantized:
-                state.append((id(tensor), tensor.data_ptr(), version_of(tensor)))
-                if tensor.is_contiguous():
-                    values[tensor.dtype, tensor.device].append(_strided(tensor.detach()))
-            else:
-                state.append((id(tensor), version_of(tensor)))
+            state.append((id(tensor), tensor.data_ptr() if _is_ordinary(tensor) else 0, version_of(tensor)))
         if is_tuner(module):
             state.append(tuner_state(module))
         pending.extend(m for m in module._modules.values() if m is not None)
-    state += [bytes(_bytes_of(torch.cat(tensors))) for tensors in values.values()]
     return hash(tuple(state))
 
 
@@ -99,21 +91,51 @@ def version_of(tensor: Tensor) -> int:
     return -1 if tensor.is_inference() else tensor._version
 
 
-def content_token(model: nn.Module) -> str:
-    """Fingerprint of every byte of the weights as they are stored, at the speed of the memory.
+class WeightViews:
+    """The values of a model's weights, as they are at each look.
 
-    On a CPU the bytes are hashed; elsewhere sums of rows and columns are, so that the weights stay where they are.
+    The views are made once, since making them costs more than reading through them. They are of the tensors that are
+    there now: whether these were replaced is for `state_token`.
     """
-    digest = xxhash.xxh3_128()
-    for module in model.modules():
-        for tensor in live_tensors(module):
-            if type(tensor) not in _ORDINARY or tensor.is_quantized:
-                for piece in _pieces(tensor):
+
+    def __init__(self, model: nn.Module):
+        self._samples: dict[Any, list[Tensor]] = defaultdict(list)
+        self._all: list[Tensor | memoryview] = []
+        for module in model.modules():
+            for tensor in live_tensors(module):
+                flat = tensor.detach()
+                if not _is_ordinary(tensor) or not tensor.is_contiguous():
+                    self._all.append(flat)
+                    continue
+                self._samples[tensor.dtype, tensor.device].append(_strided(flat))
+                flat = flat.reshape(-1).view(torch.uint8)
+                self._all.append(flat.numpy().data if flat.device.type == "cpu" else flat)
+
+    def sampled(self) -> bytes:
+        """16 values of each tensor that is a plain one."""
+        return b"".join(_bytes_of(torch.cat(views)) for views in self._samples.values())
+
+    def fingerprint(self) -> str:
+        """A hash of every byte, as it is stored, at the speed of the memory.
+
+        On a CPU the bytes are hashed; elsewhere sums of rows and columns are, so that the weights stay where they are.
+        """
+        digest = xxhash.xxh3_128()
+        for view in self._all:
+            if isinstance(view, memoryview):
+                digest.update(view)
+            elif not _is_ordinary(view):
+                for piece in _pieces(view):
                     digest.update(piece)
-                continue
-            flat = tensor.detach().reshape(-1).view(torch.uint8)
-            digest.update(_bytes_of(flat) if flat.device.type == "cpu" else _sums(flat))
-    return digest.hexdigest()
+            else:
+                flat = view.reshape(-1).view(torch.uint8)
+                digest.update(_bytes_of(flat) if flat.device.type == "cpu" else _sums(flat))
+        return digest.hexdigest()
+
+
+def _is_ordinary(tensor: Tensor) -> bool:
+    """Whether the bytes of `tensor` are its values, which those of packed and quantised ones are not alone."""
+    return type(tensor) in _ORDINARY and not tensor.is_quantized
 
 
 def _strided(tensor: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from model_worker.digest import content_token, reader_of, state_token, tuner_state, version_of
+from model_worker.digest import WeightViews, reader_of, state_token, tuner_state, version_of
 from model_worker.errors import ReaderChanged
 from model_worker.weights import is_tuner, live_tensors
 
@@ -16,8 +16,8 @@ class ReaderWatch:
         self._note()
 
     def _note(self) -> None:
-        self._sampled = state_token(self._model)
-        self._content = content_token(self._model)
+        self._state, self._views = state_token(self._model), WeightViews(self._model)
+        self._sampled, self._content = self._views.sampled(), self._views.fingerprint()
         self._tensors = [tensor for module in self._model.modules() for tensor in live_tensors(module)]
         self._tuners = [module for module in self._model.modules() if is_tuner(module)]
         self._counted = self._count()
@@ -32,13 +32,16 @@ class ReaderWatch:
 
     def check_sampled(self) -> None:
         """The same, and when tensors were replaced or some of their values differ, as after a write through `.data`."""
-        if state_token(self._model) != self._sampled:
+        if self._is_other():
             self._check_digest()
 
     def check_whole(self) -> None:
         """The same, and every byte of the weights."""
-        if state_token(self._model) != self._sampled or content_token(self._model) != self._content:
+        if self._is_other() or self._views.fingerprint() != self._content:
             self._check_digest()
+
+    def _is_other(self) -> bool:
+        return state_token(self._model) != self._state or self._views.sampled() != self._sampled
 
     def _check_digest(self) -> None:
         """What moved may be the same reader: the digest decides."""

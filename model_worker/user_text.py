@@ -4,12 +4,21 @@ A tokenizer reads `<|im_end|>` in a text as the token that ends a turn, so that 
 begin another. This file owns the rule that only a template writes control tokens: what looks like one in a text is
 encoded as the characters that it is written with.
 
-Control tokens are the tokenizer's special tokens, and those added tokens that its chat template writes. (Other added
-tokens, such as runs of spaces, are ordinary text.)
+Control tokens are the tokenizer's special tokens, and those added tokens that its chat template names, or writes around
+what is said: a template may put them together from a role, as `'<|' + role + '|>'`. (Other added tokens, such as runs
+of spaces, are ordinary text.)
 """
 
 import re
+from contextlib import suppress
 from typing import Any
+
+from model_worker.errors import InputError
+from model_worker.template import rendered
+
+# Conversations that are rendered to see what a template writes; not every template takes a system's words.
+_TALK = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "a"}, {"role": "user", "content": "a"}]
+_EXAMPLES = (_TALK, [{"role": "system", "content": "a"}, *_TALK])
 
 
 def readable(text: str) -> str:
@@ -41,12 +50,24 @@ def encode_between(tokenizer: Any, before: str, text: str, behind: str) -> list[
 
 def _control_tokens(tokenizer: Any) -> dict[int, str]:
     """What the tokenizer writes for each of its control tokens, by id."""
-    template = str(getattr(tokenizer, "chat_template", None) or "")
+    template = _template_text(tokenizer)
     found = dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))
     for token, added in tokenizer.added_tokens_decoder.items():
         if added.special or (added.content in template and not added.content.isspace()):
             found[token] = added.content
     return found
+
+
+def _template_text(tokenizer: Any) -> str:
+    """The chat template with what it writes; empty where there is none."""
+    source = getattr(tokenizer, "chat_template", None)
+    if not source:
+        return ""
+    texts = [str(source)]
+    for example in _EXAMPLES:
+        with suppress(InputError):
+            texts.append(rendered(tokenizer, example))
+    return "\n".join(texts)
 
 
 def _broken(text: str, contents: list[str]) -> list[str]:

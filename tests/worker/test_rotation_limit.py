@@ -89,6 +89,22 @@ def test_a_memory_is_not_put_aside_while_generating(client: kvbank.Client) -> No
     assert "prepare_inputs_for_generation" not in vars(net)
 
 
+def test_a_method_that_somebody_has_put_on_the_model_is_used_and_stays() -> None:
+    net, prompt, calls = phi3(), tokens(8), []
+    own = net.prepare_inputs_for_generation
+
+    def patch(*args: Any, **kwargs: Any) -> Any:
+        calls.append(len(args))
+        return own(*args, **kwargs)
+
+    net.prepare_inputs_for_generation = patch
+    with attached(net) as attachment:
+        options: dict[str, Any] = {"max_new_tokens": 4, "do_sample": False, "eos_token_id": None}
+        net.generate(prompt, past_key_values=MemoryCache(attachment), **options)
+    assert len(calls) == 4
+    assert net.prepare_inputs_for_generation is patch
+
+
 def test_a_switch_that_leaves_no_room_is_refused() -> None:
     from model_worker.attachment import attach
     from model_worker.errors import UnsupportedModel
