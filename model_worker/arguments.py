@@ -33,9 +33,9 @@ def whole(name: str, value: Any, least: int = 1) -> int:
 
 def finite(name: str, value: Any, *, above: float = -math.inf) -> float:
     """`value` as a finite float that is greater than `above`. Raises InputError."""
-    if _is_array(value) and value.ndim == 0:
+    if _is_array(value) and value.ndim == 0 and not _is_time(value):
         value = value.item()
-    if not isinstance(value, Real) or _is_flag(value) or not math.isfinite(value):
+    if not isinstance(value, Real) or _is_flag(value) or _is_time(value) or not math.isfinite(value):
         raise InputError(f"{name} is a finite number, not {_shown(value)}")
     if value <= above:
         raise InputError(f"{name} is greater than {above:g}, not {value}")
@@ -90,7 +90,7 @@ def texts_or_ids(name: str, value: Any) -> tuple[list[str | list[int]], bool]:
     The forms are those of `text_or_ids`, and any sequence of them. Raises InputError.
     """
     if isinstance(value, str):
-        return [str(value)], True
+        return [str.__str__(value)], True  # the characters, also where str() prints something else, as for an enum
     if isinstance(value, Mapping):
         return _encoded(name, value)
     found = _listed(name, value)
@@ -132,6 +132,8 @@ def _listed(name: str, value: Any) -> list[Any]:
     if _is_array(value):
         if value.ndim == 0:
             raise InputError(f"{name} is a single number, not a sequence: {_shown(value)}")
+        if _is_time(value):
+            raise InputError(f"{name} is a string or a sequence of strings or numbers, not {_shown(value)}")
         return list(value.tolist())
     if isinstance(value, bytes | bytearray | memoryview):
         raise InputError(f"{name} is bytes; decode them to a string first")
@@ -150,6 +152,11 @@ def _is_flag(value: Any) -> bool:
     return isinstance(value, bool) or (_is_array(value) and str(value.dtype) in ("bool", "torch.bool"))
 
 
+def _is_time(value: Any) -> bool:
+    """Tell whether numpy's points or spans of time are in `value`, of which it makes numbers without their unit."""
+    return getattr(getattr(value, "dtype", None), "kind", None) in ("m", "M")
+
+
 def _is_array(value: Any) -> bool:
     """Whether `value` is an array, a scalar or a tensor of numpy's or torch's, which is not imported for it."""
     return all(hasattr(value, name) for name in ("ndim", "dtype", "tolist"))
@@ -157,7 +164,7 @@ def _is_array(value: Any) -> bool:
 
 def _shown(value: Any) -> str:
     """A value for a message: short, and its type where that says more."""
-    if _is_array(value) and value.ndim == 0:
+    if _is_array(value) and value.ndim == 0 and not _is_time(value):
         value = value.item()
     if value is None or isinstance(value, str | bool | int | float):
         text = repr(value)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ PADDED = BatchEncoding({"input_ids": [[0, 0, *IDS]], "attention_mask": [[0, 0] +
 ONE_TEXT: dict[str, Any] = {
     "string": TEXT,
     "numpy string": np.str_(TEXT),
+    "string of an enum": Enum("Text", {"ONE": TEXT}, type=str)["ONE"],
     "list": IDS,
     "generator": lambda: iter(IDS),
     "numpy": np.array(IDS, np.int32),
@@ -92,6 +94,8 @@ def test_several_prompts_in_any_form(model: MemoryModel) -> None:
         (memoryview(b"w5"), "is bytes"),
         (np.array(5), "single number"),
         (torch.tensor(5), "single number"),
+        (np.array([5], "m8[ns]"), "ndarray of timedelta64"),
+        (np.array([5], "M8[ns]"), "ndarray of datetime64"),
         (np.array([1.0, 2.0]), r"token id of \w+ is a whole number, not 1.0"),
         (torch.tensor([float("nan")]), "whole number, not nan"),
         ([1, None], "whole number, not None"),
@@ -131,6 +135,7 @@ def test_what_is_no_text_ends_in_one_error(model: MemoryModel, method: str, give
         ("min_score", float("nan"), "min_score is a finite number, not nan"),
         ("min_score", "high", "min_score"),
         ("patience", 0, "patience is greater than 0"),
+        ("patience", np.timedelta64(5, "ns"), "patience is a finite number"),
         ("patience", float("inf"), "patience is a finite number"),
         ("retry_after", "2 s", "retry_after"),
         ("metadata", ["a"], "metadata is a Mapping, not a list"),
