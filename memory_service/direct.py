@@ -1,6 +1,6 @@
 """The service's end of direct calls (direct.proto): a thread a connection, one call at a time, without an event loop.
 
-Owns who is answered: this user's processes, as many as there is a thread for.
+This file owns who is answered: this user's processes, as many as there is a thread for.
 """
 
 import logging
@@ -36,7 +36,7 @@ _log = logging.getLogger(__name__)
 
 
 class DirectCalls:
-    """Listens from its making to `close`."""
+    """The socket for direct calls, which listens from its making to `close`."""
 
     def __init__(self, path: Path, calls: Mapping[str, Call], observer: Observer, max_message_bytes: int) -> None:
         """calls: by field, from a message of DirectRequest to the bytes of one of DirectResponse, which are held while
@@ -63,11 +63,11 @@ class DirectCalls:
 
     @staticmethod
     def possible(path: Path) -> bool:
-        """Whether a socket can have this path, and this system says who calls."""
+        """Tell whether a socket can have this path, and this system says who calls."""
         return hasattr(socket, "SO_PEERCRED") and len(os.fsencode(path)) <= _LONGEST_PATH
 
     def close(self, grace: float = 0) -> None:
-        """Nothing new; what runs is answered within `grace` seconds."""
+        """Take no new call; what runs is answered within `grace` seconds, and ended then."""
         with self._lock:
             self._closing = True
             threads = list(self._threads.values())
@@ -86,7 +86,8 @@ class DirectCalls:
         self._path.unlink(missing_ok=True)
 
     def _shut(self, how: int) -> None:
-        """Wake the threads. Not closed: a number could be another file's before its thread is woken."""
+        """Wake the threads by a shutdown; a close could give the number of a connection to another file before its
+        thread wakes."""
         with self._lock:
             for connection in self._threads:
                 with suppress(OSError):  # the other end is gone
@@ -134,7 +135,7 @@ class DirectCalls:
             _send(connection, self._answered(message, held))
 
     def _answered(self, message: bytes, held: ExitStack) -> bytes:
-        """The answer, which takes what is `held` until it is sent."""
+        """Return the answer; what it needs until it is sent is entered in `held`."""
         try:
             asked = self._decoder(message)
         except ServiceError as refusal:
@@ -167,7 +168,8 @@ class DirectCalls:
 
 
 def _send(connection: socket.socket, answer: bytes) -> None:
-    """Who does not take his answer is left: he has some seconds, and more for a large one. Errors: OSError."""
+    """Send an answer; a caller who does not take it within some seconds, and more for a large one, is left. Errors:
+    OSError."""
     connection.settimeout(_PATIENCE_S + len(answer) / _LEAST_RATE)  # of all of it, not of each step
     _direct.send(connection, answer)
     connection.settimeout(None)

@@ -1,4 +1,4 @@
-"""Direct calls: the same-host calls over a plain unix socket, as direct.proto has them.
+"""Direct calls are the same-host calls over a plain unix socket, as direct.proto has them.
 
 This file owns the form of a message on that socket; the service uses it too.
 """
@@ -18,13 +18,16 @@ _CREDENTIALS = struct.Struct("3i")
 
 
 def send(connection: socket.socket, message: bytes) -> None:
-    """Write one message; OSError."""
+    """Write one message. Errors: OSError."""
     connection.sendall(len(message).to_bytes(4, "little") + message)
 
 
 def receive(connection: socket.socket, most: int = LARGEST_MESSAGE, until: float | None = None) -> bytes | None:
-    """The next message, None where the connection ended instead. OSError for one that is cut or too long, TimeoutError
-    where it is not whole at the time `until` (monotonic)."""
+    """Read the next message; None where the connection ended instead.
+
+    Errors: OSError for a message that is cut or too long, TimeoutError where it is not whole at the time `until`
+    (monotonic).
+    """
     _wait_until(connection, until)
     data = bytearray(connection.recv(_ROOM))
     if not data:
@@ -47,7 +50,8 @@ def _fill(connection: socket.socket, data: bytearray, length: int, until: float 
 
 
 def _wait_until(connection: socket.socket, until: float | None) -> None:
-    """The next piece must come before `until`, however many there are."""
+    """Set the time that the next piece may take, so that all pieces together end before `until`. Errors:
+    TimeoutError."""
     if until is not None:
         left = until - time.monotonic()
         if left <= 0:
@@ -56,7 +60,7 @@ def _wait_until(connection: socket.socket, until: float | None) -> None:
 
 
 def same_user(connection: socket.socket) -> bool:
-    """Whether this user's process is at the other end."""
+    """Tell whether a process of this user is at the other end."""
     if not hasattr(socket, "SO_PEERCRED"):  # not Linux
         return False
     found = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
@@ -76,7 +80,8 @@ class Direct:
         self._closed = False
 
     def call(self, request: direct_pb2.DirectRequest, timeout: float) -> direct_pb2.DirectResponse:
-        """Ask once; a connection of a server that went since is made anew. TimeoutError, other OSErrors."""
+        """Ask once; where the server of a kept connection has gone since, over a new one. Errors: TimeoutError, other
+        OSErrors."""
         message, until = request.SerializeToString(), time.monotonic() + timeout
         while (connection := self._kept()) is not None:
             with suppress(ConnectionError):
@@ -141,6 +146,6 @@ class Direct:
             self._drop(connection)
 
     def __del__(self) -> None:
-        """Nobody uses any. Without a shutdown, which would end a forked parent's connections too."""
+        """Close the connections, which nobody uses any more; a shutdown would end those of a forked parent too."""
         for connection in self._open:
             connection.close()
