@@ -7,6 +7,7 @@ Anything else that fails takes the whole transaction with it.
 
 import logging
 import queue
+import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -157,8 +158,11 @@ class Writer:
                 else:
                     self._act(job)
                     job = None
-            # Through the driver: SQLAlchemy would begin a transaction first.
-            connection.connection.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            try:
+                # Through the driver: SQLAlchemy would begin a transaction first.
+                connection.connection.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            except sqlite3.Error as error:  # a full disk; the next start reads the log
+                _log.warning("the log of the database stays beside it: %s", error)
         self._engine.dispose()
 
     def _wait(self) -> _Job | None:

@@ -67,3 +67,15 @@ def test_a_start_that_has_no_byte_says_so(serving, small):
     _fill(small)
     with pytest.raises(StartError, match=f"^cannot open {small}: its disk is full \\(0 bytes are free\\); make room"):
         LocalServer(small)
+
+
+def test_a_stop_on_a_full_disk_leaves_the_log_beside_the_database(serving, small, caplog):
+    """And ends as any other, though the database has no room for what the log says."""
+    caller = serving(min_free=0)
+    caller.create()
+    ids = [caller.add() for _ in range(30)]
+    _fill(small)
+    serving.stop()
+    assert "the log of the database stays beside it: database or disk is full" in caplog.text
+    os.unlink(small / "of somebody else")
+    assert serving(min_free=0).ids() == ids
