@@ -17,6 +17,7 @@ from transformers import DynamicCache
 from model_worker.cache import MemoryCache, RecalledChunk
 from model_worker.capture import Captured
 from model_worker.errors import UnsupportedModel
+from model_worker.probe import tokens_of
 
 if TYPE_CHECKING:
     from model_worker.attachment import Attachment
@@ -50,10 +51,10 @@ class _Everything:
         ]
 
 
-def prove_equality(trial: "Attachment") -> None:
+def prove_equality(trial: "Attachment", text: int = 0) -> None:
     """Raise UnsupportedModel unless remembering three tokens in all layers of `trial` is the same as seeing them.
 
-    trial: attached with `per_layer` and `original`, all layers remembering.
+    trial: attached with `per_layer` and `original`, all layers remembering. text: see `tokens_of`.
     """
     windows = [r.sliding_window for r in trial.reports if r.sliding_window]
     part = min(_TOKENS, *windows, _TOKENS) // 2
@@ -61,7 +62,7 @@ def prove_equality(trial: "Attachment") -> None:
         raise UnsupportedModel("a sliding window of one token leaves nothing to remember")
     model: Any = trial.model
     device = next(model.parameters()).device
-    ids = torch.arange(1, 2 * part + 1, device=device)[None] % int(model.config.vocab_size)
+    ids = tokens_of(text, 2 * part, model.config.vocab_size).to(device)
     away = _SHIFT if trial.rotation_limit is None else min(_SHIFT, trial.rotation_limit - 2 * part)
     whole, elsewhere = (_last(part, _forward(trial, ids, None, start)) for start in (0, away))
     own, cache = DynamicCache(config=model.config), MemoryCache(trial, _Everything(part), window=part)

@@ -87,8 +87,8 @@ class _SpyCache(DynamicCache):
         return keys, values
 
 
-def probe(model: Any, decoder: nn.Module) -> Layers:
-    """Run `model`, whose stack of layers is `decoder`, and report what each layer does.
+def probe(model: Any, decoder: nn.Module, text: int = 0) -> Layers:
+    """Run `model`, whose stack of layers is `decoder`, on the text of that number, and report what each layer does.
 
     The attention function of this package must be active on `model`. Raises UnsupportedModel for a model that is not
     one stack of attention layers.
@@ -98,7 +98,7 @@ def probe(model: Any, decoder: nn.Module) -> Layers:
     shift = _SHIFT if limit is None else min(_SHIFT, limit - _TOKENS)
     if shift < 1:
         raise UnsupportedModel(f"its rotation changes at position {limit}: that leaves no room for a memory")
-    first, second = _run(model, decoder, 0), _run(model, decoder, shift)
+    first, second = _run(model, decoder, 0, text), _run(model, decoder, shift, text)
     count = int(getattr(model.config, "num_hidden_layers", 0))
     rotary = next((m for name, m in decoder.named_modules() if name.split(".")[-1] == "rotary_emb"), None)
     types = getattr(model.config, "layer_types", None) or [None] * count
@@ -114,6 +114,12 @@ def probe(model: Any, decoder: nn.Module) -> Layers:
         if rope is not None:
             ropes[layer] = rope
     return Layers(reports, ropes, modules)
+
+
+def tokens_of(text: int, count: int, vocabulary: int) -> Tensor:
+    """The first `count` token ids of a text that a model is tried on, `[1, count]`; texts are told by their number."""
+    first = 1 + text * _TOKENS
+    return torch.arange(first, first + count)[None] % int(vocabulary)
 
 
 def _check_stack(model: Any) -> None:
@@ -135,12 +141,12 @@ def _check_stack(model: Any) -> None:
             )
 
 
-def _run(model: Any, decoder: nn.Module, offset: int) -> dict[int, _Seen]:
+def _run(model: Any, decoder: nn.Module, offset: int, text: int) -> dict[int, _Seen]:
     recorder, cache = _Recorder(), _SpyCache()
     rotations: dict[int, Any] = {}
     projections: dict[int, dict[str, Tensor]] = {}
     device = next(model.parameters()).device
-    ids = torch.arange(1, _TOKENS + 1, device=device)[None] % int(model.config.vocab_size)
+    ids = tokens_of(text, _TOKENS, model.config.vocab_size).to(device)
     positions = torch.arange(offset, offset + _TOKENS, device=device)[None]
     with _hooks(decoder, rotations, projections), evaluating(model), torch.no_grad():
         model(input_ids=ids, position_ids=positions, past_key_values=cache, use_cache=True, kvbank=recorder)

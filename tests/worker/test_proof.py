@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+import zoo
 from tiny import VOCABULARY, build, tokens
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -141,6 +142,15 @@ def test_a_family_that_differs_is_refused(attention: type[Future], reason: str, 
         attach(net)
     assert net.config._attn_implementation == "sdpa"
     assert not any(m._forward_pre_hooks or m._forward_hooks for m in net.modules())
+
+
+@pytest.mark.parametrize(
+    ("family", "dtype"),
+    [("dbrx", torch.bfloat16), ("dbrx", torch.float16), ("granitemoe_swa", torch.bfloat16)],
+)
+def test_experts_that_rounding_chooses_are_no_other_attention(family: str, dtype: torch.dtype) -> None:
+    """On the first text a router of these models chooses other experts with a memory, or at other positions."""
+    attach(zoo.build(family, seed=1).to(dtype)).detach()
 
 
 def test_a_state_beside_the_cache_is_refused() -> None:
