@@ -23,7 +23,7 @@ def known_epochs(path: Path) -> list[str]:
     """The last two epochs of the file; one that is missing or damaged knows none."""
     try:
         found = json.loads(path.read_bytes())
-    except (FileNotFoundError, ValueError):
+    except (OSError, ValueError):
         return []
     return [str(epoch) for epoch in found] if isinstance(found, list) else []
 

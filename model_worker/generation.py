@@ -40,6 +40,9 @@ _PLAIN: dict[str, tuple[Any, str]] = {
     "token_healing": (None, "the end of the prompt has been read already"),
 }
 _DEFAULT_LENGTH = 20  # new tokens where nobody says how many: that of transformers, which warns of it
+# Options whose values are looked at here, so that most calls need not be tried.
+_ORDINARY = {"max_new_tokens", "min_new_tokens", "max_length", "min_length", "do_sample", "pad_token_id", "streamer"}
+_FUNCTIONS = ("logits_processor", "stopping_criteria")  # lists of them; they may keep a state, so they are not tried
 # Arguments of `generate` that are no part of its configuration.
 _NEVER: dict[str, str] = {
     **dict.fromkeys(("inputs", "input_ids", "inputs_embeds"), "the prompt is the first argument"),
@@ -71,7 +74,7 @@ def generation_options(
             raise InputError(f"option {name} cannot be given here: {_NEVER.get(name, 'it is set by the session')}")
     _check_known(model, asked)
     for name, (value, reason) in (_STATED | _PLAIN).items():
-        if name in asked and asked[name] not in (None, value):
+        if _differs(asked.get(name), value):
             raise InputError(f"{name}={asked[name]!r} cannot be kept with a memory: {reason}")
     for name, (value, reason) in _PLAIN.items():
         default = getattr(model.generation_config, name, None)
@@ -88,6 +91,8 @@ def generation_options(
         result["max_new_tokens"] = _DEFAULT_LENGTH
     if result.get("stop_strings") or model.generation_config.stop_strings:
         result.setdefault("tokenizer", tokenizer)
+    if asked.keys() - _ORDINARY:
+        _check_accepted(model, result)
     return result
 
 
@@ -136,6 +141,7 @@ def _check_known(model: Any, asked: Mapping[str, Any]) -> None:
 
 def _check_values(model: Any, asked: Mapping[str, Any], prompt: int | None) -> None:
     """Before a token of the prompt is fed, so that a refused call remembers nothing."""
+    _check_functions(asked)
     for name in ("max_new_tokens", "min_new_tokens", "max_length", "min_length"):
         value = asked.get(name)
         if value is not None and (not isinstance(value, Integral) or isinstance(value, bool)):
@@ -153,6 +159,39 @@ def _check_values(model: Any, asked: Mapping[str, Any], prompt: int | None) -> N
         raise InputError(
             f"max_length={longest}{whose} leaves no room behind a prompt of {prompt} tokens; pass max_new_tokens"
         )
+
+
+def _check_functions(asked: Mapping[str, Any]) -> None:
+    for name in _FUNCTIONS:
+        value = asked.get(name)
+        if value is not None and not (isinstance(value, list | tuple) and all(map(callable, value))):
+            raise InputError(f"{name} is a list of functions, not {value!r}")
+    allowed, streamer = asked.get("prefix_allowed_tokens_fn"), asked.get("streamer")
+    if allowed is not None and not callable(allowed):
+        raise InputError(f"prefix_allowed_tokens_fn is a function, not {allowed!r}")
+    if streamer is not None and not (hasattr(streamer, "put") and hasattr(streamer, "end")):
+        raise InputError(f"streamer has methods put and end, and a {type(streamer).__name__} has not")
+
+
+def _check_accepted(model: Any, options: Mapping[str, Any]) -> None:
+    """Raise InputError for what `generate` refuses only while it runs, on one token and without a memory."""
+    left_out = {*_FUNCTIONS, "prefix_allowed_tokens_fn", "streamer"}
+    tried = {name: value for name, value in options.items() if name not in left_out}
+    tried |= {"max_new_tokens": 1, "min_new_tokens": 0, "min_length": 0}
+    token = torch.ones((1, 1), dtype=torch.long, device=next(model.parameters()).device)
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[token.device] if token.is_cuda else []):
+            model.generate(input_ids=token, attention_mask=token, **tried)
+    except Exception as error:  # of foreign code, and about the options: there is nothing else in this call
+        raise InputError(f"generate refused its options: {type(error).__name__}: {_first_line(error)}") from error
+
+
+def _differs(given: Any, value: Any) -> bool:
+    """Whether an option is given and is not `value`."""
+    try:
+        return given is not None and not bool(given == value)
+    except (TypeError, ValueError):  # an array
+        return True
 
 
 def _first_line(error: Exception) -> str:

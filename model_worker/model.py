@@ -212,6 +212,8 @@ class MemoryModel:
         ids, mask = self._left_padded([self._ids("prompt", text, special_tokens) for text in texts])
         wanted = generation_options(self.model, self.tokenizer, options, prompt=ids.shape[1])
         wanted.setdefault("pad_token_id", self._pad_id())
+        if len(ids) > 1 and wanted.get("streamer") is not None:
+            raise InputError("streamer cannot be kept with several prompts: it follows one text")
         cache = self.cache() if cache is None else cache
         if not isinstance(cache, MemoryCache):
             raise InputError(f"cache is a MemoryCache, not a {type(cache).__name__}")

@@ -4,9 +4,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from tiny import bank, build, tokenizer, tokens
-from transformers import GenerationConfig
+from transformers import GenerationConfig, TextStreamer
 
 import kvbank
 from model_worker.attachment import attach
@@ -142,6 +144,54 @@ def test_what_a_caller_cannot_have_is_refused_by_name(model: MemoryModel, asked:
     with pytest.raises(InputError, match=reason):
         model.generate(PROMPT, **asked)
     assert model.memory.stats.written == before or "temperature" in asked
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"streamer": 3},
+        {"logits_processor": 3},
+        {"logits_processor": [3]},
+        {"stopping_criteria": "x"},
+        {"stopping_criteria": 3},
+        {"prefix_allowed_tokens_fn": 3},
+        {"eos_token_id": "x"},
+        {"eos_token_id": [1, [2]]},
+        {"temperature": 0, "do_sample": True},
+        {"repetition_penalty": 0.0},
+        {"bad_words_ids": [[10**6]]},
+        {"forced_eos_token_id": 10**6},
+        {"sequence_bias": {(3,): "x"}},
+        {"exponential_decay_length_penalty": 3},
+        {"max_time": "x"},
+        {"stop_strings": [3]},
+        {"num_beams": np.array([1, 1])},
+    ],
+    ids=str,
+)
+def test_what_generate_refuses_is_refused_before_anything_is_remembered(
+    model: MemoryModel, asked: dict[str, Any]
+) -> None:
+    memory = model.with_bank(bank())
+    with pytest.raises(InputError):
+        model.generate(PROMPT, cache=model.cache(memory), max_new_tokens=3, **asked)
+    assert memory.stats.written == 0
+
+
+def test_one_streamer_is_for_one_prompt(model: MemoryModel) -> None:
+    memory = model.with_bank(bank())
+    with pytest.raises(InputError, match="streamer"):
+        model.generate([PROMPT, PROMPT], cache=model.cache(memory), streamer=TextStreamer(model.tokenizer))
+    assert memory.stats.written == 0
+
+
+def test_trying_options_draws_no_random_numbers(model: MemoryModel) -> None:
+    """The same seed, the same text: options that are tried first cost nothing of it."""
+    texts = []
+    for more in ({}, {"repetition_penalty": 1.0}):
+        torch.manual_seed(5)
+        texts.append(answer(model, {"do_sample": True, "max_new_tokens": 8, **more})[0])
+    assert texts[0] == texts[1]
 
 
 def test_a_checkpoint_s_short_max_length_is_told(model: MemoryModel) -> None:
