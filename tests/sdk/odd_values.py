@@ -110,6 +110,8 @@ ODD: Mapping[str, Callable[[], Any]] = {
     "array of no dimension": lambda: np.array(3),
     "array of two dimensions": lambda: np.ones((2, 3)),
     "array of objects": lambda: np.array([None, "a"], object),
+    "masked array": lambda: np.ma.array([1.0, 2.0], mask=[True, False]),
+    "masked": lambda: np.ma.masked,
     "array of times": lambda: np.array([1], "M8[ns]"),
     "array of texts": lambda: np.array(["a"]),
     "array of bools": lambda: np.array([True, False]),

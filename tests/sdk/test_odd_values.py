@@ -220,6 +220,23 @@ def test_times_are_no_numbers(client: kvbank.Client, good: Good, times: Any) -> 
         kvbank.NewChunk(np.ones(16), metadata={"a": np.asarray(times)[0], "b": np.asarray(times).reshape(())})
 
 
+def test_what_is_masked_is_no_number(client: kvbank.Client, good: Good, digests: dict[str, str]) -> None:
+    vector = np.ma.array(np.ones(16, np.float32))
+    client.retrieve(good["bank"], vector, **digests)
+    vector[3] = np.ma.masked
+    for name, call in (
+        ("queries", lambda: client.retrieve(good["bank"], vector, **digests)),
+        ("embedding", lambda: client.write(good["bank"], kvbank.NewChunk(vector), **digests)),
+        ("tensors", lambda: client.write(good["bank"], kvbank.NewChunk(np.ones(16), {"k.1": vector}), **digests)),
+        ("metadata", lambda: kvbank.NewChunk(np.ones(16), metadata={"a": vector[3]})),
+        ("timeout", lambda: client.server_info(timeout=np.ma.masked)),
+        ("chunk_ids", lambda: client.delete_chunks(good["bank"], np.ma.array([1, 2], mask=[True, False]))),
+    ):
+        with pytest.raises(kvbank.InvalidArgument) as caught:
+            call()
+        assert caught.value.metadata["field"] == name
+
+
 @pytest.mark.parametrize("address", ["", "a\0b:1", "unix:a\0b", "\ud800:1", b"a:1", None])
 def test_what_is_no_address_is_refused_by_a_client_itself(address: Any) -> None:
     """One with a NUL would be that before it."""

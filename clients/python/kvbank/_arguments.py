@@ -190,8 +190,8 @@ def scalar(field: str, value: Any, key: str | None = None) -> Scalar:
     key: of the value, for the message of the error.
     """
     if _arrays.is_array(value) and value.ndim == 0 and not _is_time(value):
-        with suppress(RuntimeError):  # a tensor without data stays what it is, and is refused
-            value = value.item()
+        with suppress(RuntimeError, TypeError):  # what has no data stays what it is, and is refused
+            value = _arrays.to_numpy(value).item()
     if isinstance(value, str):
         return text(field, value)
     if isinstance(value, bool | np.bool_):

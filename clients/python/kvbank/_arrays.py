@@ -22,8 +22,11 @@ def to_numpy(value: Any) -> Any:
     they are.
 
     The array shares the tensor's memory where that lies on the CPU. Errors: whatever torch raises for a tensor without
-    data or in a form that numpy has not, such as a sparse one.
+    data or in a form that numpy has not, such as a sparse one; TypeError for an array with masked elements,
+    whose values nobody means.
     """
+    if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
+        raise TypeError("some of its elements are masked")
     if not _is_tensor(value):
         return value
     torch = sys.modules["torch"]
