@@ -1,5 +1,6 @@
-"""Who may open a data folder: its owner. Owns the rule that what an earlier version, or a copy, has left open to other
-users of the machine is closed at the start, and said. Only what has a name of ours is touched."""
+"""Who may open a data folder: its owner. What an earlier version, or a copy, has left open to others on the machine is
+closed at the start, and said. Only what has a name of ours is touched, and a data folder is begun only in a folder that
+has nothing else, since closing a folder of others would take it from them."""
 
 import logging
 from collections.abc import Iterator
@@ -7,11 +8,23 @@ from pathlib import Path
 
 from kvbank import _private
 from memory_service import payloads, quarantine, staging
+from memory_service.errors import StartError
 
 _FOLDERS = (payloads.FOLDER, quarantine.FOLDER, staging.FOLDER, "indexes")
 _DATABASE = tuple(f"metadata.db{suffix}" for suffix in ("", "-wal", "-shm", "-journal"))
 _FILES = (*_DATABASE, "chunk-ids", "kvbank.ballast", "kvbank.lock", "backup.json")
+# What a file system makes by itself in the root of a disk.
+_NOBODYS = {"lost+found"}
 _log = logging.getLogger(__name__)
+
+
+def check_own(data: Path) -> None:
+    """Refuse to begin a data folder among files of others. Errors: StartError, OSError."""
+    if not data.is_dir():
+        return
+    there = {path.name for path in data.iterdir()} - _NOBODYS
+    if there and there.isdisjoint((*_FILES, *_FOLDERS)):
+        raise StartError(f"{data} has other files and no memory; name a folder of its own, such as {data / 'kvbank'}")
 
 
 def open_to_others(data: Path) -> Iterator[Path]:

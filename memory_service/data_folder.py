@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from kvbank import _private
+from memory_service import access
 from memory_service.errors import StartError
 from memory_service.payloads import sync_folder
 
@@ -24,10 +25,11 @@ class DataFolder:
     """The data folder, owned by one process at a time."""
 
     def __init__(self, path: Path) -> None:
-        """Errors: StartError when another server owns it or it cannot be written."""
+        """Errors: StartError when another server owns it, it is full of other files, or it cannot be written."""
         try:
             if (path / MANIFEST).exists():
                 raise StartError(f"{path} is a backup; put it in place with: kvbank restore {path} DATA")
+            access.check_own(path)
             _make_durable(path)
             self._descriptors = _lock(path)
         except OSError as error:

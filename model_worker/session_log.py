@@ -31,6 +31,9 @@ FORMAT = 1
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _BANK = re.compile(r"session-(.+)-[0-9a-f]{8}")
 _FILE = "log.jsonl"
+# What a session keeps in its folder, finished or in the making.
+_FILES = ("window.safetensors", "window.tmp", "epoch", "epoch.tmp", "unanswered.jsonl", "unanswered.tmp")
+_OURS = {_FILE, *_FILES, "spool", "rewriting"}
 _SECTOR = 512  # what a disk writes whole
 _START = len('{"xxh3":"0123456789abcdef",')
 
@@ -288,7 +291,7 @@ def _locked(folder: Path, name: str) -> FileIO:
             with suppress(FileNotFoundError):  # removed between open and lock: then this lock is on nothing
                 if os.fstat(file.fileno()).st_ino == (folder / _FILE).stat().st_ino:
                     file.seek(0)
-                    _private.close(_private.open_below(folder))  # as an earlier version may have left it
+                    _private.close_ours(folder, _OURS.__contains__)  # as an earlier version may have left them
                     return file
             file.close()
     except BlockingIOError:

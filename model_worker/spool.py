@@ -45,6 +45,10 @@ class Spooled:
     renewable: bool = False
 
 
+def _is_ours(name: str) -> bool:
+    return name.endswith((_WAITING, _ASIDE, ".tmp"))
+
+
 def user_spool(bank_uids: Sequence[str]) -> "Spool":
     """The user's own spool for these banks: named by uid, so that a bank made anew never gets the old one's chunks."""
     import platformdirs
@@ -70,7 +74,7 @@ class Spool:
             raise SpoolFull(f"{len(self)} chunks wait in {self.folder}, its bound of {self.max_bytes} bytes is reached")
         make_folder(self.folder)
         if not self._serial:
-            _private.close(_private.open_below(self.folder))  # as an earlier version may have left it
+            _private.close_ours(self.folder, _is_ours)  # as an earlier version may have left them
         self._serial += 1
         path = self.folder / f"{self._next_time():020d}-{os.getpid()}-{self._serial:06d}{_WAITING}"
         temporary = path.with_suffix(".tmp")

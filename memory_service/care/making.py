@@ -33,10 +33,10 @@ class Making:
         if self.partial.is_symlink() or (self.partial.exists() and not self.partial.is_dir()):
             raise CareError(f"{self.partial} is in the way")
         _private.make_folder(self.partial)
-        _private.close(_private.open_below(self.partial))  # as a run of an earlier version may have left it
         self._lock = os.open(self.partial, os.O_RDONLY | os.O_DIRECTORY)
         try:
             self._claim()
+            _private.close(_private.open_below(self.partial))  # as a run of an earlier version may have left it
         except BaseException:
             os.close(self._lock)
             raise

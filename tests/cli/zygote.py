@@ -67,7 +67,9 @@ class Zygote:
 
     def run(self, call: Call) -> Ended:
         """Run a command to its end."""
-        with tempfile.TemporaryDirectory() as place:
+        with tempfile.TemporaryDirectory() as outer:
+            place = str(Path(outer) / "outer" / "place")
+            Path(place).mkdir(parents=True)
             request = {
                 **call.__dict__,
                 "stdin": call.stdin if isinstance(call.stdin, str) else None,

@@ -14,6 +14,8 @@ from memory_service.care.backup import backup
 from memory_service.care.check import check
 from memory_service.care.repair import repair
 from memory_service.care.restore import restore
+from memory_service.data_folder import DataFolder
+from memory_service.errors import StartError
 
 
 @pytest.fixture(autouse=True, params=[0o000, 0o022])
@@ -91,6 +93,27 @@ def test_a_folder_of_an_earlier_version_is_closed_at_the_start_and_that_is_said_
         assert sum("could be opened by other users" in record.message for record in caplog.records) == times
     assert modes(data) == {"of somebody else": oct(stat.S_IFREG | 0o644)}
     assert check(data).problems == []
+
+
+def test_no_data_folder_is_begun_among_files_of_others(tmp_path):
+    disk, theirs = tmp_path / "disk", tmp_path / "theirs"
+    (disk / "lost+found").mkdir(parents=True)
+    DataFolder(disk).release()  # the root of an empty disk
+    theirs.mkdir()
+    (theirs / "letter").touch()
+    theirs.chmod(0o755)
+    with pytest.raises(StartError, match="has other files and no memory; name a folder of its own"):
+        DataFolder(theirs)
+    assert os.listdir(theirs) == ["letter"]
+    assert stat.S_IMODE(theirs.stat().st_mode) == 0o755
+
+
+def test_what_everybody_shares_is_never_closed(tmp_path):
+    shared = tmp_path / "tmp"
+    shared.mkdir()
+    shared.chmod(0o1777)
+    assert _private.close([shared, Path("/")]) == (0, 0)
+    assert stat.S_IMODE(shared.stat().st_mode) == 0o1777
 
 
 def test_repair_closes_a_folder(filled, serving, data):

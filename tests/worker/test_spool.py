@@ -353,11 +353,11 @@ def test_chunks_wait_in_their_order_where_the_clock_was_set_back(tmp_path: Path)
 def test_what_a_worker_keeps_of_texts_is_its_owners_alone(tmp_path: Path) -> None:
     """The spool, a session's log and its window; where an earlier version left them open, they are closed."""
     spool, sessions = tmp_path / "spool", tmp_path / "sessions"
-    for folder in (spool, sessions / "s"):
-        folder.mkdir(parents=True)
-        (folder / "left").touch()
-        (folder / "left").chmod(0o644)
-        folder.chmod(0o755)
+    for path in (spool / "left.aside", sessions / "s" / "unanswered.jsonl"):
+        path.parent.mkdir(parents=True)
+        path.touch()
+        path.chmod(0o644)
+        path.parent.chmod(0o755)
     umask = os.umask(0)
     try:
         Spool(spool).put(Spooled("b", kvbank.NewChunk(np.ones(4, np.float32)), "r", "e"))
@@ -369,6 +369,21 @@ def test_what_a_worker_keeps_of_texts_is_its_owners_alone(tmp_path: Path) -> Non
         assert folder.stat().st_mode & 0o777 == 0o700
         assert len(list(folder.iterdir())) > 1
         assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {0o600}
+
+
+def test_a_folder_with_files_of_others_stays_open_to_them(tmp_path: Path) -> None:
+    for folder in (tmp_path / "spool", tmp_path / "sessions" / "s"):
+        (folder / "theirs").mkdir(parents=True)
+        (folder / "theirs" / "letter").touch()
+        for path in (folder, folder / "theirs", folder / "theirs" / "letter"):
+            path.chmod(0o755)
+    Spool(tmp_path / "spool").put(Spooled("b", kvbank.NewChunk(np.ones(4, np.float32)), "r", "e"))
+    with SessionLog.open(tmp_path / "sessions", "s"):
+        pass
+    for folder in (tmp_path / "spool", tmp_path / "sessions" / "s"):
+        theirs = {folder, folder / "theirs", folder / "theirs" / "letter"}
+        assert {path.stat().st_mode & 0o777 for path in theirs} == {0o755}
+        assert {path.stat().st_mode & 0o777 for path in folder.iterdir() if path not in theirs} == {0o600}
 
 
 def test_a_spool_stays_where_it_was_made(

@@ -2,7 +2,7 @@
 
 import os
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -58,11 +58,28 @@ def open_below(path: Path) -> Iterator[Path]:
             yield from open_below(inner)
 
 
+def close_ours(folder: Path, is_ours: Callable[[str], bool]) -> None:
+    """Close to others what a folder has of ours, by its names, and the folder too where it has nothing else."""
+    entries = list(folder.iterdir())
+    ours = [entry for entry in entries if is_ours(entry.name)]
+    close(path for entry in ours for path in open_below(entry))
+    if len(ours) == len(entries) and is_open(folder):
+        close([folder])
+
+
 def close(paths: Iterable[Path]) -> tuple[int, int]:
-    """Close files and folders to others: how many these were, and how many could not be closed."""
+    """Close files and folders to others: how many these were, and how many could not be closed. What everybody shares,
+    such as / and /tmp, stays as it is."""
     found = left = 0
     for path in paths:
+        if _is_shared(path):
+            continue
         with suppress(OSError):
             os.chmod(path, stat.S_IMODE(os.lstat(path).st_mode) & ~_OTHERS)
         found, left = found + 1, left + is_open(path)
     return found, left
+
+
+def _is_shared(path: Path) -> bool:
+    """Whether a folder is the root of the file system, or has the sticky bit, by which users share it."""
+    return path == Path(path.anchor) or bool(os.lstat(path).st_mode & stat.S_ISVTX)
