@@ -12,9 +12,9 @@ import typer
 from kvbank._cli.output import print_json, printable
 from kvbank._cli.progress import progress
 from kvbank._cli.table import Column, print_table, table
+from model_worker.option_bounds import LARGEST_COUNT, LARGEST_SEED
 from model_worker.places import check_writable
 from model_worker.quiet import load_quietly, quiet_libraries
-from model_worker.seeds import LARGEST_SEED
 
 JSON = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of a table.")]
 Model = Annotated[str, typer.Option(help="kvbank-small (shipped), a model folder, or a hub id.")]
@@ -44,9 +44,11 @@ def demo(
     model: Model = "kvbank-small",
     seed: Annotated[int, typer.Option(min=-LARGEST_SEED, max=LARGEST_SEED, help="Other seeds plant other facts.")] = 0,
     data: Annotated[Path | None, typer.Option(help="Folder to keep; default: a temporary one.")] = None,
-    capacity: Annotated[int | None, typer.Option(min=40, help="Chunks that the bank holds.")] = None,
+    capacity: Annotated[int | None, typer.Option(min=40, max=LARGEST_COUNT, help="Chunks that the bank holds.")] = None,
     compressor: Annotated[str, typer.Option(help="How chunks are compressed, e.g. tova:m=48.")] = "none",
-    limit: Annotated[int | None, typer.Option(min=40_000, help="Read only so many characters.")] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=40_000, max=LARGEST_COUNT, help="Read only so many characters.")
+    ] = None,
     as_json: JSON = False,
     svg: Annotated[Path | None, typer.Option(help="Also save the table as a picture.")] = None,
 ) -> None:
@@ -125,8 +127,8 @@ def _of(pair: tuple[int, int]) -> str:
 
 def layers(
     model: Model = "kvbank-small",
-    span: Annotated[int, typer.Option(min=16, help="Tokens of the repeated span.")] = 48,
-    trials: Annotated[int, typer.Option(min=1, help="Spans to average over.")] = 8,
+    span: Annotated[int, typer.Option(min=16, max=LARGEST_COUNT, help="Tokens of the repeated span.")] = 48,
+    trials: Annotated[int, typer.Option(min=1, max=LARGEST_COUNT, help="Spans to average over.")] = 8,
     seed: Annotated[int, typer.Option(min=-LARGEST_SEED, max=LARGEST_SEED, help="Other seeds draw other spans.")] = 0,
     as_json: JSON = False,
 ) -> None:

@@ -14,9 +14,9 @@ from kvbank._cli.output import print_json
 from kvbank._cli.progress import progress
 from kvbank._cli.table import Column, print_table
 from model_worker.errors import InputError
+from model_worker.option_bounds import LARGEST_COUNT, LARGEST_SEED
 from model_worker.places import check_writable
 from model_worker.quiet import load_quietly
-from model_worker.seeds import LARGEST_SEED
 from model_worker.user_text import encode_text, readable
 
 if TYPE_CHECKING:
@@ -37,10 +37,14 @@ def compression(
     ] = None,
     model: Annotated[str, typer.Option(help="kvbank-small (shipped), a model folder, or a hub id.")] = "kvbank-small",
     rope: Annotated[str | None, typer.Option(help="Rope scaling: linear:F, ntk:F or yarn:F.")] = None,
-    chunk: Annotated[int, typer.Option(min=8, help="Tokens that are compressed.")] = 256,
-    follow: Annotated[int, typer.Option(min=2, help="Tokens behind them whose loss is measured.")] = 64,
-    documents: Annotated[int, typer.Option(min=2, help="Places in the texts, spread evenly.")] = 50,
-    budget: Annotated[list[int] | None, typer.Option(help="Tokens kept, several times. Default: 16 32 64.")] = None,
+    chunk: Annotated[int, typer.Option(min=8, max=LARGEST_COUNT, help="Tokens that are compressed.")] = 256,
+    follow: Annotated[
+        int, typer.Option(min=2, max=LARGEST_COUNT, help="Tokens behind them whose loss is measured.")
+    ] = 64,
+    documents: Annotated[int, typer.Option(min=2, max=LARGEST_COUNT, help="Places in the texts, spread evenly.")] = 50,
+    budget: Annotated[
+        list[int] | None, typer.Option(min=1, max=LARGEST_COUNT, help="Tokens kept, several times. Default: 16 32 64.")
+    ] = None,
     method: Annotated[
         list[str] | None, typer.Option(help="A compressor with N for the budget, such as tova:m=N; several times.")
     ] = None,
@@ -88,15 +92,29 @@ def passkey(
     ] = None,
     model: Annotated[str, typer.Option(help="kvbank-small (shipped), a model folder, or a hub id.")] = "kvbank-small",
     rope: Annotated[str | None, typer.Option(help="Rope scaling: linear:F, ntk:F or yarn:F.")] = None,
-    times: Annotated[list[int] | None, typer.Option(help="Lengths in trained lengths. Default: 2 4 8.")] = None,
-    length: Annotated[list[int] | None, typer.Option(help="Lengths in tokens instead, several times.")] = None,
-    samples: Annotated[int, typer.Option(min=1, help="Prompts of each length.")] = 20,
+    times: Annotated[
+        list[int] | None, typer.Option(min=1, max=LARGEST_COUNT, help="Lengths in trained lengths. Default: 2 4 8.")
+    ] = None,
+    length: Annotated[
+        list[int] | None, typer.Option(min=1, max=LARGEST_COUNT, help="Lengths in tokens instead, several times.")
+    ] = None,
+    samples: Annotated[int, typer.Option(min=1, max=LARGEST_COUNT, help="Prompts of each length.")] = 20,
     seed: Annotated[int, typer.Option(min=-LARGEST_SEED, max=LARGEST_SEED, help="Other seeds plant other facts.")] = 0,
-    size: Annotated[int | None, typer.Option(min=1, help="HOMER: tokens of a node; default: half as trained.")] = None,
-    leaf: Annotated[int | None, typer.Option(min=1, help="HOMER, tuned: tokens of a leaf; default: size.")] = None,
-    warmup: Annotated[int | None, typer.Option(min=0, help="HOMER, tuned: layers before the first merge.")] = None,
-    merges: Annotated[int | None, typer.Option(min=1, help="HOMER, tuned: heights that run layers.")] = None,
-    pool: Annotated[int, typer.Option(min=1, help="HOMER, tuned: neighbours of a significance, odd.")] = 1,
+    size: Annotated[
+        int | None, typer.Option(min=1, max=LARGEST_COUNT, help="HOMER: tokens of a node; default: half as trained.")
+    ] = None,
+    leaf: Annotated[
+        int | None, typer.Option(min=1, max=LARGEST_COUNT, help="HOMER, tuned: tokens of a leaf; default: size.")
+    ] = None,
+    warmup: Annotated[
+        int | None, typer.Option(min=0, max=LARGEST_COUNT, help="HOMER, tuned: layers before the first merge.")
+    ] = None,
+    merges: Annotated[
+        int | None, typer.Option(min=1, max=LARGEST_COUNT, help="HOMER, tuned: heights that run layers.")
+    ] = None,
+    pool: Annotated[
+        int, typer.Option(min=1, max=LARGEST_COUNT, help="HOMER, tuned: neighbours of a significance, odd.")
+    ] = 1,
     again: Annotated[bool, typer.Option("--again", help="HOMER, tuned: run the question over the result.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of a table.")] = False,
 ) -> None:
@@ -136,10 +154,13 @@ def homer_memory(
         str | None, typer.Option(help="kvbank-small, a folder, or a hub id. Default: 16 layers of random weights.")
     ] = None,
     length: Annotated[
-        list[int] | None, typer.Option(help="Tokens, several times. Default: 512 to 16384, doubling.")
+        list[int] | None,
+        typer.Option(min=1, max=LARGEST_COUNT, help="Tokens, several times. Default: 512 to 16384, doubling."),
     ] = None,
-    size: Annotated[int, typer.Option(min=21, help="Tokens of a node.")] = 256,
-    plain_up_to: Annotated[int, typer.Option(min=0, help="Longest prompt of the plain prefill.")] = 8192,
+    size: Annotated[int, typer.Option(min=21, max=LARGEST_COUNT, help="Tokens of a node.")] = 256,
+    plain_up_to: Annotated[
+        int, typer.Option(min=0, max=LARGEST_COUNT, help="Longest prompt of the plain prefill.")
+    ] = 8192,
     plot: Annotated[Path | None, typer.Option(help="Also write an SVG: peak against length.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of a table.")] = False,
 ) -> None:

@@ -10,6 +10,7 @@ import typer
 from kvbank._cli.output import print_json, print_line
 from kvbank._cli.progress import progress
 from model_worker.errors import InputError
+from model_worker.option_bounds import LARGEST_COUNT
 from model_worker.quiet import load_quietly
 from model_worker.texts import read_text
 
@@ -26,9 +27,10 @@ def calibrate(
     model: Annotated[str, typer.Option(help="kvbank-small (shipped), a model folder, or a hub id.")] = "kvbank-small",
     rope: Annotated[str | None, typer.Option(help="Rope scaling: linear:F, ntk:F or yarn:F.")] = None,
     text: Annotated[Path | None, typer.Option(help="A UTF-8 text to measure; default: the Python reference.")] = None,
-    segments: Annotated[int, typer.Option(min=2, help="At most so many pieces of the text.")] = 100,
+    segments: Annotated[int, typer.Option(min=2, max=LARGEST_COUNT, help="At most so many pieces of the text.")] = 100,
     distances: Annotated[
-        int | None, typer.Option(min=16, help="Distances measured; default: half of the trained length.")
+        int | None,
+        typer.Option(min=16, max=LARGEST_COUNT, help="Distances measured; default: half of the trained length."),
     ] = None,
     enough: Annotated[float, typer.Option(min=0.0, help="Stop at this share of error to spread.")] = 0.05,
     out: Annotated[Path | None, typer.Option(help="File to write; default: where bias=auto looks.")] = None,

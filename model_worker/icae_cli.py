@@ -14,8 +14,8 @@ from kvbank._cli.output import print_json, print_line
 from kvbank._cli.progress import Progress, progress
 from kvbank._cli.table import Column, print_table
 from model_worker.errors import InputError
+from model_worker.option_bounds import LARGEST_COUNT, LARGEST_SEED
 from model_worker.quiet import load_quietly
-from model_worker.seeds import LARGEST_SEED
 
 if TYPE_CHECKING:
     from model_worker.icae.config import IcaeConfig
@@ -86,11 +86,14 @@ def icae(
         int | None,
         typer.Option(
             min=1,
+            max=LARGEST_COUNT,
             help="Memory tokens a span. Default: 128, or as many as the model's positions hold.",
             rich_help_panel=_ADAPTER,
         ),
     ] = None,
-    rate: Annotated[int, typer.Option(min=1, help="Tokens a slot: compression.", rich_help_panel=_ADAPTER)] = 4,
+    rate: Annotated[
+        int, typer.Option(min=1, max=LARGEST_COUNT, help="Tokens a slot: compression.", rich_help_panel=_ADAPTER)
+    ] = 4,
     interface: Annotated[
         Interface,
         typer.Option(
@@ -105,7 +108,7 @@ def icae(
             rich_help_panel=_ADAPTER,
         ),
     ] = Positions.CONTIGUOUS,
-    rank: Annotated[int, typer.Option(min=1, help="Of LoRA.", rich_help_panel=_ADAPTER)] = 128,
+    rank: Annotated[int, typer.Option(min=1, max=LARGEST_COUNT, help="Of LoRA.", rich_help_panel=_ADAPTER)] = 128,
     alpha: Annotated[float, typer.Option(help="Of LoRA; its scale is alpha / rank.", rich_help_panel=_ADAPTER)] = 32.0,
     dropout: Annotated[float, typer.Option(min=0.0, max=0.9, help="Of LoRA.", rich_help_panel=_ADAPTER)] = 0.05,
     targets: Annotated[
@@ -128,17 +131,22 @@ def icae(
         int | None,
         typer.Option(
             min=1,
+            max=LARGEST_COUNT,
             help="Tokens of a context at most. Default: one span; finetune: ten spans.",
             rich_help_panel=_DATA,
         ),
     ] = None,
     leave: Annotated[
-        int, typer.Option(min=0, help="First tokens of a continuation without loss.", rich_help_panel=_DATA)
+        int,
+        typer.Option(
+            min=0, max=LARGEST_COUNT, help="First tokens of a continuation without loss.", rich_help_panel=_DATA
+        ),
     ] = 8,
     min_lm: Annotated[
         int | None,
         typer.Option(
             min=0,
+            max=LARGEST_COUNT,
             help="Tokens that a continuation must exceed, else its text is restored. Default: 64, or half a context.",
             rich_help_panel=_DATA,
         ),
@@ -154,22 +162,28 @@ def icae(
         list[Path] | None, typer.Option(help="Held-back data of the same form.", rich_help_panel=_DATA)
     ] = None,
     passes: Annotated[
-        int, typer.Option(min=1, help="Draws from each text, each anew (pretrain).", rich_help_panel=_DATA)
+        int,
+        typer.Option(
+            min=1, max=LARGEST_COUNT, help="Draws from each text, each anew (pretrain).", rich_help_panel=_DATA
+        ),
     ] = 1,
     steps: Annotated[
-        int | None, typer.Option(min=1, help="Updates. Default: once through the data.", rich_help_panel=_RUN)
+        int | None,
+        typer.Option(min=1, max=LARGEST_COUNT, help="Updates. Default: once through the data.", rich_help_panel=_RUN),
     ] = None,
     minutes: Annotated[
         float | None,
         typer.Option(min=0.001, help="End by the clock; the rate falls accordingly.", rich_help_panel=_RUN),
     ] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Contexts at a time.", rich_help_panel=_RUN)] = 8,
-    accumulate: Annotated[int, typer.Option(min=1, help="Batches an update.", rich_help_panel=_RUN)] = 1,
+    batch: Annotated[int, typer.Option(min=1, max=LARGEST_COUNT, help="Contexts at a time.", rich_help_panel=_RUN)] = 8,
+    accumulate: Annotated[
+        int, typer.Option(min=1, max=LARGEST_COUNT, help="Batches an update.", rich_help_panel=_RUN)
+    ] = 1,
     lr: Annotated[
         float | None,
         typer.Option(help="Above 0. Default: 1e-4; finetune: 5e-5. Small models want 1e-3.", rich_help_panel=_RUN),
     ] = None,
-    warm_up: Annotated[int, typer.Option(min=0, help="Updates.", rich_help_panel=_RUN)] = 300,
+    warm_up: Annotated[int, typer.Option(min=0, max=LARGEST_COUNT, help="Updates.", rich_help_panel=_RUN)] = 300,
     schedule: Annotated[Schedule, typer.Option(help="Of the rate.", rich_help_panel=_RUN)] = Schedule.COSINE,
     clip: Annotated[float, typer.Option(min=0.0, help="Norm of the gradient at most.", rich_help_panel=_RUN)] = 2.0,
     bf16: Annotated[
@@ -187,9 +201,13 @@ def icae(
         int,
         typer.Option(min=-LARGEST_SEED, max=LARGEST_SEED, help="Of weights, order and draws.", rich_help_panel=_RUN),
     ] = 0,
-    log_every: Annotated[int, typer.Option(min=1, help="Updates.", rich_help_panel=_RUN)] = 10,
-    eval_every: Annotated[int, typer.Option(min=0, help="Updates; 0: only at the end.", rich_help_panel=_RUN)] = 0,
-    save_every: Annotated[int, typer.Option(min=0, help="Updates; 0: only at the end.", rich_help_panel=_RUN)] = 500,
+    log_every: Annotated[int, typer.Option(min=1, max=LARGEST_COUNT, help="Updates.", rich_help_panel=_RUN)] = 10,
+    eval_every: Annotated[
+        int, typer.Option(min=0, max=LARGEST_COUNT, help="Updates; 0: only at the end.", rich_help_panel=_RUN)
+    ] = 0,
+    save_every: Annotated[
+        int, typer.Option(min=0, max=LARGEST_COUNT, help="Updates; 0: only at the end.", rich_help_panel=_RUN)
+    ] = 500,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the last checkpoint in --out, exactly.", rich_help_panel=_RUN)
     ] = False,
@@ -276,7 +294,9 @@ def import_(
             "is loaded on it and bound to it. Without: taken on trust, and any model that it fits is accepted later."
         ),
     ] = None,
-    rate: Annotated[int, typer.Option(min=1, help="Tokens a slot, which the file does not say.")] = 4,
+    rate: Annotated[
+        int, typer.Option(min=1, max=LARGEST_COUNT, help="Tokens a slot, which the file does not say.")
+    ] = 4,
     alpha: Annotated[float, typer.Option(help="Of LoRA, which the file does not say either.")] = 32.0,
     prefix_ids: Annotated[
         str,

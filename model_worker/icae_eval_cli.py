@@ -12,9 +12,9 @@ from kvbank._cli.output import print_json, print_line
 from kvbank._cli.progress import progress
 from kvbank._cli.table import Column, print_table
 from model_worker.errors import InputError
+from model_worker.option_bounds import LARGEST_COUNT, LARGEST_SEED
 from model_worker.places import make_writable
 from model_worker.quiet import load_quietly
-from model_worker.seeds import LARGEST_SEED
 from model_worker.user_text import encode_text, readable
 
 if TYPE_CHECKING:
@@ -61,12 +61,19 @@ def icae(
             "compares them, other seeds or other numbers of slots, on the same text."
         ),
     ] = None,
-    documents: Annotated[int, typer.Option(min=2, help="Places in the texts, spread evenly.")] = 128,
+    documents: Annotated[int, typer.Option(min=2, max=LARGEST_COUNT, help="Places in the texts, spread evenly.")] = 128,
     span: Annotated[
-        int | None, typer.Option(min=4, help="Tokens at which all is compared. Default: a full span of the first.")
+        int | None,
+        typer.Option(
+            min=4, max=LARGEST_COUNT, help="Tokens at which all is compared. Default: a full span of the first."
+        ),
     ] = None,
-    follow: Annotated[int, typer.Option(min=2, help="Tokens whose loss behind a context is measured.")] = 64,
-    leave: Annotated[int, typer.Option(min=0, help="First of them that carry no loss, for any reader.")] = 8,
+    follow: Annotated[
+        int, typer.Option(min=2, max=LARGEST_COUNT, help="Tokens whose loss behind a context is measured.")
+    ] = 64,
+    leave: Annotated[
+        int, typer.Option(min=0, max=LARGEST_COUNT, help="First of them that carry no loss, for any reader.")
+    ] = 8,
     seed: Annotated[int, typer.Option(min=-LARGEST_SEED, max=LARGEST_SEED, help="Of shuffled and random text.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda.")] = "cpu",
     plots: Annotated[
@@ -125,12 +132,14 @@ def icae_latency(
     model: Annotated[
         str, typer.Option(help="random:0.5b, random:1b or random:tiny (random weights), or a model by name.")
     ] = "random:0.5b",
-    chunk: Annotated[list[int] | None, typer.Option(help="Tokens, several times. Default: 512 1024.")] = None,
-    slots: Annotated[int, typer.Option(min=1, help="Of a span.")] = 128,
-    rate: Annotated[int, typer.Option(min=1, help="Tokens a slot.")] = 4,
-    prompt: Annotated[int, typer.Option(min=1, help="Tokens asked.")] = 16,
-    answer: Annotated[int, typer.Option(min=2, help="Tokens answered.")] = 32,
-    rounds: Annotated[int, typer.Option(min=1, help="Medians are over so many.")] = 5,
+    chunk: Annotated[
+        list[int] | None, typer.Option(min=1, max=LARGEST_COUNT, help="Tokens, several times. Default: 512 1024.")
+    ] = None,
+    slots: Annotated[int, typer.Option(min=1, max=LARGEST_COUNT, help="Of a span.")] = 128,
+    rate: Annotated[int, typer.Option(min=1, max=LARGEST_COUNT, help="Tokens a slot.")] = 4,
+    prompt: Annotated[int, typer.Option(min=1, max=LARGEST_COUNT, help="Tokens asked.")] = 16,
+    answer: Annotated[int, typer.Option(min=2, max=LARGEST_COUNT, help="Tokens answered.")] = 32,
+    rounds: Annotated[int, typer.Option(min=1, max=LARGEST_COUNT, help="Medians are over so many.")] = 5,
     dtype: Annotated[str, typer.Option(help="Of random weights.")] = "float32",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda.")] = "cpu",
     as_json: JSON = False,

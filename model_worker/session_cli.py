@@ -18,7 +18,7 @@ from model_worker.epoch import known_epochs
 from model_worker.errors import SessionError
 from model_worker.left_banks import LeftBank, delete_noted, delete_own, note, noted
 from model_worker.model_names import SHIPPED, model_folder
-from model_worker.seeds import LARGEST_SEED
+from model_worker.option_bounds import LARGEST_COUNT, LARGEST_SEED
 from model_worker.session_log import (
     Header,
     SessionLog,
@@ -83,13 +83,15 @@ def chat(
         str | None,
         typer.Option(help="kvbank-small (shipped), a model folder, or a hub id; by default the session's own."),
     ] = None,
-    window: Annotated[int | None, typer.Option(min=1, help="Local tokens; the rest is in the bank.")] = None,
+    window: Annotated[
+        int | None, typer.Option(min=1, max=LARGEST_COUNT, help="Local tokens; the rest is in the bank.")
+    ] = None,
     local: Annotated[
         str | None, typer.Option(help="What each layer keeps of the local tokens: tova:m=N; by default the window.")
     ] = None,
-    top_k: Annotated[int | None, typer.Option(min=1, help="Chunks a recall.")] = None,
+    top_k: Annotated[int | None, typer.Option(min=1, max=LARGEST_COUNT, help="Chunks a recall.")] = None,
     compressor: Annotated[str, typer.Option(help="How chunks are compressed, e.g. tova:m=48.")] = "none",
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 256,
+    max_new_tokens: Annotated[int, typer.Option(min=1, max=LARGEST_COUNT, help="Longest answer.")] = 256,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 always takes the likeliest token.")] = 0.0,
     seed: Annotated[int, typer.Option(min=-LARGEST_SEED, max=LARGEST_SEED, help="Of sampling.")] = 0,
     style: Annotated[
@@ -179,7 +181,7 @@ def list_sessions(sessions: Sessions = None, as_json: AsJson = False) -> None:
 
 def show_session(
     name: Name,
-    last: Annotated[int, typer.Option(min=0, help="How many turns to show.")] = 5,
+    last: Annotated[int, typer.Option(min=0, max=LARGEST_COUNT, help="How many turns to show.")] = 5,
     sessions: Sessions = None,
     as_json: AsJson = False,
 ) -> None:

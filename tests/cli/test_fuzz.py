@@ -24,7 +24,7 @@ from memory_service.server import LocalServer
 from model_worker.session_log import find_session
 from model_worker.unanswered import Unanswered
 from tests.cli import odd
-from tests.cli.tree import Words, commands
+from tests.cli.tree import Words, commands, type_of
 from tests.cli.zygote import Call, Ended, Zygote
 from tests.worker_session.conftest import save_model
 
@@ -117,11 +117,6 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
 def zygote() -> Iterator[Zygote]:
     with Zygote() as process:
         yield process
-
-
-def type_of(parameter: Any) -> str:
-    """ "int", "Path" and so on, of one value."""
-    return str(parameter.bare_type()).removeprefix("list[").removesuffix("]")
 
 
 def made_of(world: World, words: Words, command: Any, choose: random.Random, odd_one: Any) -> list[str]:

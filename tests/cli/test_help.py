@@ -9,7 +9,7 @@ import pytest
 import kvbank
 from kvbank._cli import application
 from tests import command
-from tests.cli.tree import Words, commands
+from tests.cli.tree import Words, commands, type_of
 
 # They talk, or serve, and print no data.
 WITHOUT_JSON = {("chat",), ("serve",)}
@@ -20,6 +20,9 @@ def test_help(words: Words, found: Any) -> None:
     assert found.help
     options = [parameter for parameter in found.params if parameter.param_type_name == "option"]
     assert [option.name for option in options if not option.help] == []
+    # Larger ones end in errors of torch, of C and of itertools; the settings of the service check theirs.
+    counts = [option for option in options if type_of(option) == "int" and words != ("serve",)]
+    assert [option.name for option in counts if option.max is None] == []
     assert words in WITHOUT_JSON or "as_json" in [option.name for option in options]
     example = " ".join(found.help.partition("Example: ")[2].split())
     called = shlex.split(example)

@@ -21,3 +21,8 @@ def _below(command: Any, words: Words) -> Iterator[tuple[Words, Any]]:
         return
     for name, each in command.commands.items():
         yield from _below(each, (*words, name))
+
+
+def type_of(parameter: Any) -> str:
+    """ "int", "Path" and so on, of one value."""
+    return str(parameter.bare_type()).removeprefix("list[").removesuffix("]")
