@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from sqlalchemy import Connection
 
+from memory_service import cancellation
 from memory_service.records import Records
 from memory_service.schema import raw
 
@@ -52,7 +53,7 @@ class Vacuum:
             self._give_back(range(_STEPS))
 
     def give_back(self) -> None:
-        """Give back all that is free now. Blocks; once at a time."""
+        """Give back all that is free now. Blocks; once at a time. Errors: Cancelled, when the caller has gone."""
         self._give_back(count())
 
     def _give_back(self, steps: Iterable[int]) -> None:
@@ -60,6 +61,7 @@ class Vacuum:
         with self._one_at_a_time:
             before: float = math.inf
             for _ in steps:
+                cancellation.check()
                 left = self._step()
                 if not 0 < left < before:
                     break  # done, or more is freed than is given back; the rest is for the next time

@@ -18,7 +18,7 @@ from typing import Any, Protocol, TypeVar
 
 from sqlalchemy import Connection, Engine
 
-from memory_service.errors import ServiceError
+from memory_service.errors import UNAVAILABLE, ServiceError
 from memory_service.metrics import Metrics
 from memory_service.repeating import Repeating
 
@@ -102,6 +102,8 @@ class Writer:
         self._durable = durable
         self._interval = interval
         self._jobs: queue.SimpleQueue[_Job] = queue.SimpleQueue()
+        # Nothing comes behind the job that ends the thread, where nobody would ever do it.
+        self._closing, self._closed = threading.Lock(), False
         self._thread = threading.Thread(target=self._run, name="kvbank-writer", daemon=True)
         self._thread.start()
 
@@ -117,16 +119,23 @@ class Writer:
 
         `last`: of its transaction, so that the operations behind it know what `applied` did.
 
-        The future tells whether it was committed: an exception of `applied` is a defect, which is logged.
+        The future tells whether it was committed: an exception of `applied` is a defect, which is logged. Errors by the
+        future: those of the operation and of the database; NOT_SERVING after `close`.
         """
         job = _Job(operation=operation, applied=applied, durable=durable and not self._durable, last=last)
-        self._jobs.put(job)
-        return job.future
+        return self._given(job)
 
     def between(self, action: Callable[[], T]) -> "Future[T]":
         """Run `action` when everything submitted before is committed and applied, and nothing after it is."""
         job = _Job(action=action)
-        self._jobs.put(job)
+        return self._given(job)
+
+    def _given(self, job: _Job) -> "Future[Any]":
+        with self._closing:
+            if not self._closed:
+                self._jobs.put(job)
+                return job.future
+        job.future.set_exception(ServiceError(UNAVAILABLE, "NOT_SERVING", "the service is shutting down"))
         return job.future
 
     def checkpoint(self) -> "Future[None]":
@@ -144,8 +153,10 @@ class Writer:
         return self.between(run)
 
     def close(self) -> None:
-        """Commit what waits and what is pending, checkpoint, close the connection."""
-        self._jobs.put(_STOP)
+        """Commit what waits and what is pending, checkpoint, close the connection. What is given later is refused."""
+        with self._closing:
+            self._closed = True
+            self._jobs.put(_STOP)
         self._thread.join()
 
     def _run(self) -> None:

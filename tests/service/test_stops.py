@@ -11,6 +11,7 @@ import grpc
 import pytest
 
 from kvbank.v1 import service_pb2 as pb
+from memory_service.errors import ServiceError
 from tests.waiting import wait_until
 
 CALLERS = 24
@@ -103,3 +104,21 @@ def test_what_runs_is_finished(serving: Any, payload_path: Callable[[int], Path]
     received = b"".join(frame.data for frame in answers)
     stopping.join()
     assert received == data
+
+
+def test_who_still_works_when_the_storage_is_closed_is_told(serving: Any) -> None:
+    """Else his thread, and the process with it, would never end."""
+    serving().create()
+    banks = serving.server._server._banks
+    serving.stop()
+    told = []
+
+    def give_back() -> None:
+        with pytest.raises(ServiceError) as refusal:
+            banks.vacuum.give_back()
+        told.append(refusal.value.reason)
+
+    worker = threading.Thread(target=give_back, daemon=True)
+    worker.start()
+    worker.join(30)
+    assert told == ["NOT_SERVING"]
