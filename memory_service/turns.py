@@ -29,7 +29,7 @@ class Turns:
         except BaseException:
             if waiting in self._waiting:
                 self._waiting.remove(waiting)
-            else:
+            elif not waiting.come.cancelled():  # it came, and the caller went before he knew
                 self.give(owner)
             raise
 

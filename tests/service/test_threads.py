@@ -1,5 +1,6 @@
 """The calls of one caller leave others their threads, end when he goes, and do not hold up the end of the service."""
 
+import asyncio
 import threading
 import time
 from collections.abc import Callable
@@ -11,6 +12,7 @@ import pytest
 
 from kvbank.v1 import service_pb2 as pb
 from kvbank.v1 import service_pb2_grpc
+from memory_service.turns import Turns
 from tests.proof.floods import flood
 from tests.proof.once import reason_of
 from tests.waiting import wait_until
@@ -124,3 +126,22 @@ def test_what_a_request_may_ask_for_is_bounded(caller: Any, refused: Any) -> Non
         caller.retrieve(np.ones((101, 4)), top_k=1000)
     assert refused.message == "top_k: 101 queries for 1000 chunks each are 101000 hits; at most 100000 are taken"
     assert len(caller.retrieve(np.ones((100, 4)), top_k=1000)[0].queries) == 100
+
+
+def test_a_caller_who_goes_as_his_turn_comes_leaves_room_for_one() -> None:
+    async def turns_are_counted() -> None:
+        turns = Turns(1)
+        await turns.take("a")
+        gone = asyncio.create_task(turns.take("b"))
+        await asyncio.sleep(0)
+        gone.cancel()
+        turns.give("a")  # the task of b has not run since
+        await asyncio.gather(gone, return_exceptions=True)
+        await turns.take("a")
+        waiting = asyncio.create_task(turns.take("c"))
+        await asyncio.sleep(0)
+        assert not waiting.done()
+        turns.give("a")
+        await waiting
+
+    asyncio.run(turns_are_counted())
