@@ -26,8 +26,8 @@ class AnswerEnd(StoppingCriteria):
         self._tokenizer, self._style, self._stopped = model.tokenizer, style, stopped
         config = model.model.generation_config
         named = (config.eos_token_id, self._tokenizer.eos_token_id)
-        ends = {x for ids in named for x in (ids if isinstance(ids, list) else [ids]) if x is not None}
-        self.end_tokens = sorted(whole("an end token of the model's generation_config", x, least=0) for x in ends)
+        ends = [x for ids in named for x in (ids if isinstance(ids, list) else [ids]) if x is not None]
+        self.end_tokens = sorted({whole("an end token of the model's generation_config", x, least=0) for x in ends})
         self.pad = next((x for x in (self._tokenizer.pad_token_id, *self.end_tokens) if x is not None), 0)
         self.printer = _Printer(self, on_text)
         self._length = len(self._style.stop.encode()) + 1

@@ -20,7 +20,7 @@ def read_text(path: Path) -> str:
     """
     try:
         with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
-            return b"".join(_pieces(path, file)).decode("utf-8")
+            return b"".join(_pieces(path, file)).decode("utf-8-sig")  # some programs put a mark in front
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise InputError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
 

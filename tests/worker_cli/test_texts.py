@@ -17,6 +17,11 @@ def test_texts_are_read_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert read_text(tmp_path / "a.txt") == read_text(tmp_path / "a.gz") == "naïve\r\n" * 9
 
 
+def test_a_mark_of_the_encoding_is_no_text(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes("\ufeffnaïve".encode())
+    assert read_text(tmp_path / "a.txt") == "naïve"
+
+
 def test_what_never_ends_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(texts, "LARGEST", 1 << 20)
     (tmp_path / "bomb.gz").write_bytes(gzip.compress(bytes(2 << 20)))

@@ -49,6 +49,8 @@ def test_lines_that_are_pasted_are_one_message() -> None:
     os.write(terminal, b"left by Ctrl-C")
     wait_for(b"left by Ctrl-C")
     os.write(terminal, b"\x03")
+    while not select.select([terminal], [], [], 1)[0]:  # Python hears a signal only while it waits for a key
+        os.write(terminal, b"\x03")
     wait_for(READY)
     os.write(terminal, b"\x1b[A\r")
     wait_for(b'"left by Ctrl-C"')
@@ -63,6 +65,6 @@ def test_lines_that_are_pasted_are_one_message() -> None:
 
 def test_a_pipe_has_a_message_a_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """The chat shows them, as part of their turns."""
-    monkeypatch.setattr(sys, "stdin", io.StringIO(" one\n\ntwo \x1b[2J\nthree"))
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\ufeff one\n\ntwo \x1b[2J\nthree"))
     assert list(messages(False, [])) == ["one", "", "two \x1b[2J", "three"]
     assert capsys.readouterr().out == ""

@@ -56,11 +56,11 @@ def lost_output() -> OSError | None:
 def typed(line: str) -> str:
     """Return a line that was read from stdin as its writer meant it: UTF-8, or else Latin-1.
 
-    Nothing is lost: every byte is a character of Latin-1.
+    Nothing is lost: every byte is a character of Latin-1. The mark that some programs put in front of UTF-8 is no text.
     """
     data = line.encode("utf-8", errors="surrogateescape")
     try:
-        return data.decode("utf-8")
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError:
         return data.decode("latin-1")
 
