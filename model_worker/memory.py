@@ -43,6 +43,9 @@ _AWAY = (kvbank.Unavailable, kvbank.DeadlineExceeded, kvbank.DiskFull)
 _PATIENCE_S, _STRICT_PATIENCE_S = 2.0, 10.0
 START_S = 3.0  # for a first answer, so that a service that is not there is noticed soon
 _LONGEST_PAUSE_S = 60.0
+# How often the same chunk of a source can be deleted and stored again while the service knows its keys (a day): a
+# service that says for ever that it has gone does not hold up its worker for ever.
+_TIMES_AGAIN = 1000
 
 
 @dataclass(slots=True)
@@ -276,10 +279,10 @@ class Memory:
         A key that follows from the source stays the same when the source is read again. Where its chunk is gone, the
         chunk is stored again under the key that follows on it, so that a crash repeats that one.
         """
-        chunk, written = new.chunk, self.stats.written
-        while (gone := self._attempt(new, chunk)) and new.renewable:
-            chunk = replace(chunk, idempotency_key=_next_key(chunk.idempotency_key))
-        self.stats.again += chunk is not new.chunk and self.stats.written > written
+        chunk, written, times = new.chunk, self.stats.written, 0
+        while (gone := self._attempt(new, chunk)) and new.renewable and times < _TIMES_AGAIN:
+            chunk, times = replace(chunk, idempotency_key=_next_key(chunk.idempotency_key)), times + 1
+        self.stats.again += times > 0 and self.stats.written > written
         self.stats.gone += gone
 
     def _attempt(self, new: Spooled, chunk: kvbank.NewChunk) -> bool:

@@ -54,6 +54,18 @@ def test_reading_again_stores_what_was_deleted(model: MemoryModel, client: kvban
     assert memory.stats.gone == 0
 
 
+def test_a_chunk_that_is_always_gone_is_counted_at_last(
+    model: MemoryModel, client: kvbank.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("model_worker.memory._TIMES_AGAIN", 1)
+    memory = model.with_bank(bank(), source="book")
+    for _ in range(2):
+        model.read(BOOK[:8], memory=memory)
+        forget(client, memory)
+    model.read(BOOK[:8], memory=memory)
+    assert (memory.stats.written, memory.stats.again, memory.stats.gone) == (2, 1, 1)
+
+
 def test_reading_again_after_some_were_deleted(model: MemoryModel, client: kvbank.Client) -> None:
     memory = model.with_bank(bank(), source="book")
     model.read(BOOK, memory=memory)
