@@ -1,10 +1,15 @@
 """Whether a model still is the reader whose digest its K-V carry: cheap at every use, complete at every write."""
 
+import functools
+
 from torch import nn
 
 from model_worker.digest import WeightViews, reader_of, state_token, tuner_state, version_of
 from model_worker.errors import ReaderChanged
 from model_worker.weights import is_tuner, live_tensors
+
+# How peft hands each row of one forward an adapter of its own, or the place from which an adapter holds.
+_BY_ROW = {"adapter_names", "alora_offsets"}
 
 
 class ReaderWatch:
@@ -27,11 +32,13 @@ class ReaderWatch:
 
     def check_counted(self) -> None:
         """Raise ReaderChanged when torch counted a write to a tensor that was there, or an adapter was switched."""
+        self._check_rows()
         if self._count() != self._counted:
             self._check_digest()
 
     def check_sampled(self) -> None:
         """The same, and when tensors were replaced or some of their values differ, as after a write through `.data`."""
+        self._check_rows()
         if self._is_other():
             self._check_digest()
 
@@ -39,6 +46,16 @@ class ReaderWatch:
         """The same, and every byte of the weights."""
         if self._is_other() or self._views.fingerprint() != self._content:
             self._check_digest()
+
+    def _check_rows(self) -> None:
+        """Raise ReaderChanged when peft gives the rows of this forward adapters of their own, by temporary hooks."""
+        hooks = (hook for tuner in self._tuners for hook in tuner._forward_pre_hooks.values())
+        named = (hook.keywords for hook in hooks if isinstance(hook, functools.partial))
+        if found := next((_BY_ROW & keywords.keys() for keywords in named if _BY_ROW & keywords.keys()), None):
+            raise ReaderChanged(
+                f"{found.pop()} gives the rows of a batch adapters of their own, and a memory holds the K-V of one "
+                "reader; choose one with set_adapter, detach and attach again"
+            )
 
     def _is_other(self) -> bool:
         return state_token(self._model) != self._state or self._views.sampled() != self._sampled

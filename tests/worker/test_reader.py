@@ -306,6 +306,17 @@ def test_change_after_attach_is_noticed(memory: Memory, change: Callable[[Any], 
     assert memory.stats.written == 1
 
 
+def test_rows_with_adapters_of_their_own_are_refused(memory: Memory) -> None:
+    net, ids = memory.attachment.model, tokens(8)
+    for length in (4, 1):
+        cache = MemoryCache(memory.attachment, memory, window=4)
+        with torch.no_grad(), pytest.raises(ReaderChanged, match="adapter_names"):
+            net(input_ids=ids[:, :length], past_key_values=cache, adapter_names=["second"])
+    with torch.no_grad():
+        net(input_ids=ids, adapter_names=["second"])  # without a memory it is nobody's business
+    assert memory.stats.written == 0
+
+
 def test_change_and_back_is_no_change(memory: Memory) -> None:
     net = memory.attachment.model
     switch(net)
