@@ -1,7 +1,7 @@
-"""Bytes that the streams of all callers hold in memory. Owns the bound on them, whose turn it is, and that a caller who
-is too slow does not keep others waiting.
+"""The bytes that the streams of all callers hold in memory. This file owns the bound on them, the order in which
+callers who wait for room get it, and the rule that a caller who is too slow does not keep others waiting.
 
-Used in the event loop alone.
+Everything here is used in the event loop alone.
 """
 
 import asyncio
@@ -13,14 +13,14 @@ from dataclasses import dataclass
 
 # Seconds that a caller may be behind LEAST_RATE while others wait.
 STALLED_S = 20.0
-# Bytes per second.
+# Bytes per second that a caller must send or take while others wait.
 LEAST_RATE = 256 * 1024
-# What is not larger has a part of the budget to itself, an eighth, so that it does not wait for what is.
+# Shares up to this size have an eighth of the budget to themselves, so that they do not wait for larger ones.
 SMALL = 1024 * 1024
 
 
 class Share:
-    """What one chunk or answer holds of a budget."""
+    """The bytes that one chunk or answer holds of a budget."""
 
     def __init__(self, lane: "_Lane", end: Callable[[], object], owner: str) -> None:
         self._lane = lane
@@ -31,7 +31,7 @@ class Share:
         self.moved = time.monotonic()
 
     async def grow(self, size: int) -> None:
-        """Wait until so many more bytes fit."""
+        """Wait until `size` more bytes fit, and hold them."""
         await self._lane.take(self, size)
 
     def give(self) -> None:
@@ -39,40 +39,40 @@ class Share:
         self._lane.give(self)
 
     def progress(self, count: int) -> None:
-        """The caller has sent or taken so many bytes."""
+        """Note that the caller has sent or taken `count` bytes."""
         self.moved = min(time.monotonic(), self.moved + count / LEAST_RATE)
 
     def touch(self) -> None:
-        """From here on it is the caller who delays."""
+        """Note that from here on the service waits for the caller."""
         self.moved = time.monotonic()
 
     def ours(self) -> None:
-        """From here on the caller delays nothing."""
+        """Note that from here on the service works, and the caller delays nothing."""
         self.moved = math.inf
 
 
 class Budget:
-    """A bound that is waited for. One share at a time may go beyond it, so that what is larger than all of it passes,
-    and shares that grow do not wait for each other."""
+    """A bound on bytes; who asks for more waits until they fit. One share at a time may go beyond the bound, so that a
+    share that is larger than the whole bound passes, and shares that grow do not wait for each other."""
 
     def __init__(self, limit: int, stalled: float | None = None) -> None:
-        """limit: bytes. stalled: see STALLED_S."""
+        """limit: the bound, in bytes. stalled: seconds, in the place of STALLED_S."""
         stalled = STALLED_S if stalled is None else stalled
         self._small = _Lane(limit // 8, stalled)
         self._large = _Lane(limit - limit // 8, stalled)
 
     @property
     def taken(self) -> int:
-        """Bytes that are held now."""
+        """The bytes that are held now."""
         return self._small.taken + self._large.taken
 
     async def take(self, size: int, end: Callable[[], object], *, whole: int = 0, owner: str = "") -> Share:
-        """Wait until `size` fits.
+        """Wait until `size` bytes fit, and return the share that holds them.
 
-        whole: what the share may grow to, where that is more.
-        owner: the connection, which holds no more than half while others wait, and comes after those that hold less; ""
-            where it is not known.
-        end: called, once, when the caller delays others: while somebody waits, and is behind by STALLED_S.
+        whole: the bytes that the share may grow to, where these are more.
+        owner: the connection of the caller, whose shares hold at most half of the bound, but for the one that may go
+            beyond it, and come after those of connections that hold less; "" where it is not known.
+        end: what is called, once, when the caller is behind LEAST_RATE by STALLED_S while somebody waits for room.
         """
         lane = self._small if max(size, whole) <= SMALL else self._large
         share = Share(lane, end, owner)
@@ -81,8 +81,8 @@ class Budget:
 
 
 @dataclass(slots=True, eq=False)
-class _Turn:
-    """Of a share that waits for `size` more bytes."""
+class _Waiting:
+    """A share that waits for `size` more bytes, and the future that ends its wait."""
 
     share: Share
     size: int
@@ -90,14 +90,14 @@ class _Turn:
 
 
 class _Lane:
-    """A bound, and those who wait for it."""
+    """A bound on bytes, the shares that hold some of them, and those that wait for room."""
 
     def __init__(self, limit: int, stalled: float) -> None:
         self._limit = limit
         self._stalled = stalled
         self._shares: set[Share] = set()
         self._held: Counter[str] = Counter()
-        self._waiting: list[_Turn] = []
+        self._waiting: list[_Waiting] = []
         # The one share that may go beyond the limit, to its end.
         self._beyond: Share | None = None
         self.taken = 0
@@ -106,15 +106,15 @@ class _Lane:
         if (share is self._beyond or not self._waiting) and self._fits(share, size):
             self._enter(share, size)
             return
-        turn = _Turn(share, size, asyncio.get_running_loop().create_future())
-        self._waiting.append(turn)
+        waiting = _Waiting(share, size, asyncio.get_running_loop().create_future())
+        self._waiting.append(waiting)
         moved, since = share.moved, time.monotonic()
         share.ours()
         try:
-            await self._come(turn)
+            await self._come(waiting)
         except BaseException:
-            if turn in self._waiting:
-                self._waiting.remove(turn)
+            if waiting in self._waiting:
+                self._waiting.remove(waiting)
             self.give(share)
             raise
         share.moved = moved + time.monotonic() - since
@@ -131,34 +131,38 @@ class _Lane:
             self._beyond = None
         self._admit()
 
-    async def _come(self, turn: _Turn) -> None:
-        while not turn.come.done():
-            await asyncio.wait([turn.come], timeout=self._stalled / 4)
-            if not turn.come.done() and turn is self._waiting[0]:
+    async def _come(self, waiting: _Waiting) -> None:
+        """Wait until the share has its bytes; who waits longest ends the callers that have stalled."""
+        while not waiting.come.done():
+            await asyncio.wait([waiting.come], timeout=self._stalled / 4)
+            if not waiting.come.done() and waiting is self._waiting[0]:
                 self._end_stalled()
 
     def _end_stalled(self) -> None:
         since = time.monotonic() - self._stalled
         for share in [share for share in self._shares if share.moved < since]:
-            share.ours()  # once
+            share.ours()  # so that it is ended once
             share.end()
 
     def _admit(self) -> None:
         while self._waiting:
-            # Of equals the first that came.
-            turn = min(self._waiting, key=lambda turn: self._held[turn.share.owner] if turn.share.owner else 0)
-            if not self._fits(turn.share, turn.size):
+            # Of those whose owners hold equally much the first that came.
+            first = min(self._waiting, key=lambda waiting: self._held_by(waiting.share.owner))
+            if not self._fits(first.share, first.size):
                 return
-            self._waiting.remove(turn)
-            if not turn.come.done():
-                self._enter(turn.share, turn.size)
-                turn.come.set_result(None)
+            self._waiting.remove(first)
+            if not first.come.done():
+                self._enter(first.share, first.size)
+                first.come.set_result(None)
+
+    def _held_by(self, owner: str) -> int:
+        return self._held[owner] if owner else 0
 
     def _fits(self, share: Share, size: int) -> bool:
         return self._beyond in (None, share) or self._within(share, size)
 
     def _within(self, share: Share, size: int) -> bool:
-        held = self._held[share.owner] if share.owner else 0
+        held = self._held_by(share.owner)
         return self.taken + size <= self._limit and (not held or held + size <= self._limit // 2)
 
     def _enter(self, share: Share, size: int) -> None:

@@ -38,7 +38,8 @@ def refuse(context: Any, refusal: ServiceError) -> None:
 
 
 class Call:
-    """A call under way, made in its task. `connection`: its caller's, "" where that cannot be told (a unix socket)."""
+    """A call under way; it is made in the task that handles the call. `connection` names the connection of the caller;
+    it is "" where that cannot be told (a unix socket)."""
 
     def __init__(self, peer: str) -> None:
         self.connection = "" if peer.startswith("unix:") else peer
@@ -48,17 +49,17 @@ class Call:
         self._task = task
 
     def end(self, error: ServiceError) -> None:
-        """End it with this error, wherever it is. A second call does nothing."""
+        """End this call with an error, whatever its task waits for. Ending a call again does nothing."""
         if self.ended is None and not self._task.done():
             self.ended = error
             self._task.cancel()
 
     def resume(self) -> None:
-        """After `end`: let its task tell the caller."""
+        """Let the task of a call that `end` has cancelled go on, so that it can tell the caller."""
         self._task.uncancel()
 
     def end_stalled(self) -> None:
-        """End it because its caller is slow and others wait."""
+        """End this call because its caller is slow and others wait."""
         text = "others waited for the memory that this call held while its caller sent or took next to nothing"
         self.end(ServiceError(UNAVAILABLE, "NOT_SERVING", f"{text}; it was ended and can be made again"))
 
@@ -67,12 +68,12 @@ _current: ContextVar[Call] = ContextVar("kvbank_call")
 
 
 def current() -> Call:
-    """The call that this task works on."""
+    """Return the call that this task works on."""
     return _current.get()
 
 
 class Calls:
-    """All calls that are under way, in one event loop."""
+    """Holds all calls of one event loop that are under way."""
 
     def __init__(self) -> None:
         self._running: set[Any] = set()
@@ -81,7 +82,8 @@ class Calls:
         self._gone = asyncio.Event()
 
     async def run(self, context: Any, handling: Coroutine[Any, Any, Any]) -> Any:
-        """Handle a call; what that returns, or nothing that is sent, where the call was refused or ended."""
+        """Handle a call. Returns what `handling` does; where the call was refused or ended, an answer that is not
+        sent."""
         if self._draining:
             handling.close()
             self._refused += 1
@@ -108,7 +110,7 @@ class Calls:
         self._gone.set()
 
     async def drain(self, grace: float) -> None:
-        """Let none begin; those that run have `grace` seconds, and are told when they are over."""
+        """Let no call begin; give those that run `grace` seconds, and end the rest with an error that says so."""
         busy = bool(self._running)
         self._draining = True
         await self._emptied(grace)

@@ -1,4 +1,4 @@
-"""A caller who has gone: what still works on his call is told, and ends at its next step.
+"""The cancellation of a call whose caller has gone: the work on the call is told, and ends at its next step.
 
 Work in a storage thread asks `check` between its steps; a statement of SQLite that runs meanwhile is interrupted.
 """
@@ -11,11 +11,11 @@ from contextvars import ContextVar
 
 
 class Cancelled(Exception):
-    """Nobody waits for the answer any more."""
+    """The error that ends the work on a call for whose answer nobody waits any more."""
 
 
 class Cancellation:
-    """Of one call; threads may share it."""
+    """Tells all work on one call that its caller has gone. Threads may share a cancellation."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -23,20 +23,20 @@ class Cancellation:
         self._connections: list[sqlite3.Connection] = []
 
     def cancel(self) -> None:
-        """End what works on the call."""
+        """End the work on the call: interrupt its statements of SQLite, and let each `check` raise."""
         with self._lock:
             self._cancelled = True
             for connection in self._connections:
                 connection.interrupt()
 
     def check(self) -> None:
-        """Errors: Cancelled."""
+        """Go on while the caller is there. Errors: Cancelled."""
         if self._cancelled:
             raise Cancelled
 
     @contextmanager
     def of(self, connection: sqlite3.Connection) -> Iterator[None]:
-        """While a connection is used for the call. Errors: Cancelled."""
+        """Let `cancel` interrupt a connection while the block uses it for the call. Errors: Cancelled."""
         with self._lock:
             self.check()
             self._connections.append(connection)
@@ -47,7 +47,7 @@ class Cancellation:
                 self._connections.remove(connection)
 
     def enter(self) -> None:
-        """The running task or thread works on the call from here on."""
+        """Make this the cancellation that `check` asks in the running task or thread from here on."""
         _current.set(self)
 
 
@@ -56,11 +56,12 @@ _NEVER = Cancellation()
 
 
 def current() -> Cancellation:
-    """Of the call that this task or thread works on; one that is never cancelled where it works on none."""
+    """Return the cancellation of the call that this task or thread works on; where it works on none, one that is never
+    cancelled."""
     return _current.get() or _NEVER
 
 
 def check() -> None:
-    """Errors: Cancelled, when the caller has gone."""
+    """Go on while the caller, if there is one, waits for the answer. Errors: Cancelled."""
     if (cancellation := _current.get()) is not None:
         cancellation.check()

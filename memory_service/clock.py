@@ -1,5 +1,5 @@
-"""The time of the service. Owns the rules that it never goes back, neither in a process nor over a restart, and that
-what has time to live left keeps it, wherever the machine's wall clock jumps.
+"""The time of the service. This file owns the rules that this time never goes back, neither in a process nor over a
+restart, and that a chunk keeps the time that it has left to live, wherever the machine's wall clock jumps.
 
 Within a process the time advances by a clock that counts from the start of the machine and cannot be set. A start goes
 on from the mark that the store keeps: on the same start of the machine by what that clock says has passed since, else
@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 SECOND = 1_000_000
-# A mark in the store is at most so much older than the last time that a row has.
+# How much older, at most, the mark in the store is than the latest time in a row.
 MARK_US = SECOND
-# A wall clock that is ahead by more than the first, within the first, for as long as the second, is followed.
+# A wall clock is followed that is ahead by more than TOLERANCE_US, and by the same (within it), for STEADY_US.
 TOLERANCE_US, STEADY_US = 5 * SECOND, 3600 * SECOND
 
 
@@ -32,7 +32,7 @@ class Timepieces:
 
 
 class Mark(NamedTuple):
-    """A time of the service, and when that was by the clock that cannot be set."""
+    """A time of the service, with what the clock that cannot be set showed then, and on which start of the machine."""
 
     now: int
     running: int
@@ -40,8 +40,8 @@ class Mark(NamedTuple):
 
 
 def machine() -> Timepieces:
-    """The clocks of this machine."""
-    # What is not there on every system: a clock that goes on while the machine sleeps, and a name of its start.
+    """Return the clocks of this machine."""
+    # Not every system has a clock that goes on while the machine sleeps, or a name of its start.
     source = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
@@ -51,10 +51,11 @@ def machine() -> Timepieces:
 
 
 class Clock:
-    """Microseconds since 1970. `resume` comes first and `leap` is the writer's; `now_us` is for every thread."""
+    """Tells the time of the service, in microseconds since 1970. `resume` is called first, `leap` only by the writer's
+    thread, and `now_us` by any thread."""
 
     def __init__(self, timepieces: Timepieces | None = None) -> None:
-        """`timepieces`: those of the machine, unless a test hands in its own."""
+        """timepieces: the clocks to read, those of the machine unless others are given."""
         self._pieces = timepieces or machine()
         self._origin = self._pieces.wall() - self._pieces.running()
         # By how much the wall clock is ahead, and since when (running).
@@ -62,11 +63,11 @@ class Clock:
         self.leapt = 0
 
     def now_us(self) -> int:
-        """The time, never before one that was given earlier."""
+        """Return the time; it is never before one that was returned earlier."""
         return self._origin + self._pieces.running()
 
     def mark(self) -> Mark:
-        """What the next start goes on from."""
+        """Return the mark from which the next start goes on."""
         running = self._pieces.running()
         return Mark(self._origin + running, running, self._pieces.boot)
 
@@ -83,8 +84,8 @@ class Clock:
         self._origin = now - running
 
     def behind(self) -> int:
-        """By how much the time is behind a wall clock that has been ahead of it, by as much, for an hour; 0 otherwise.
-        To be asked every few seconds."""
+        """Return by how many microseconds the time is behind a wall clock that has been ahead of it, by as much, for an
+        hour; 0 otherwise. It notices that only where it is called every few seconds."""
         running = self._pieces.running()
         ahead = self._pieces.wall() - self._origin - running
         if abs(ahead - self._ahead) > TOLERANCE_US:
@@ -92,7 +93,8 @@ class Clock:
         return ahead if self._ahead > TOLERANCE_US and running - self._since >= STEADY_US else 0
 
     def leap(self, microseconds: int) -> None:
-        """Go forward at once. What was stamped before `leapt`, and is not in the store yet, is to be stamped anew."""
+        """Move the time forward at once. Rows that were stamped before `leapt`, and are not in the store yet, must be
+        stamped anew."""
         self._origin += microseconds
         self._ahead, self._since = 0, self._pieces.running()
         self.leapt = self.now_us()

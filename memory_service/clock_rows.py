@@ -1,4 +1,5 @@
-"""What the store keeps of the time: the mark from which the next start goes on, and the ends that a leap moves."""
+"""The rows of the store that concern the clock: the mark from which the next start goes on, and the times of expiry
+that a leap of the clock moves."""
 
 import sqlalchemy as sa
 from sqlalchemy import Connection
@@ -13,7 +14,7 @@ _SAVE = "INSERT OR REPLACE INTO clock (id, now, running, boot) VALUES (1, ?, ?, 
 
 
 def mark(connection: Connection) -> Mark | None:
-    """The mark; None in a store of an earlier version."""
+    """Read the mark; None in a store of an earlier version."""
     row = connection.execute(sa.select(ClockRow.now, ClockRow.running, ClockRow.boot)).one_or_none()
     return None if row is None else Mark(*row)
 
@@ -24,8 +25,8 @@ def save(connection: Connection, mark: Mark) -> None:
 
 
 def move_ends(connection: Connection, now: int, by: int) -> None:
-    """Move what lies ahead at the time `now`, the expiry of chunks and the end of spent keys, by so many microseconds,
-    so that as much time is left when the clock has leapt as far."""
+    """Move the expiry of chunks and the end of spent keys, where they lie ahead of `now`, by `by` microseconds, so that
+    as much time is left to them when the clock has leapt as far."""
     times = {"now": now, "by": by, "kept": SPENT_KEY_US}
     raw(connection).execute(_MOVE_EXPIRY, times)
     raw(connection).execute(_MOVE_SPENT, times)

@@ -1,6 +1,7 @@
-"""What goes wrong for as long as it does. Owns the answer to whether the service can be asked at all.
+"""The troubles of the service: what goes wrong, for as long as it does. This file owns the answer to whether the
+service can be asked at all.
 
-Each trouble has a name of ours, and is said when it begins and when it is over. Threads may share this.
+Each trouble has a fixed name, and is logged when it begins and when it is over.
 """
 
 import logging
@@ -12,21 +13,23 @@ _log = logging.getLogger(__name__)
 
 
 class Trouble(NamedTuple):
-    """`stops`: nothing can be served meanwhile; else something does not work, such as writing, and the rest does."""
+    """Something that goes wrong. `stops` tells whether nothing can be served meanwhile; otherwise one thing, such as
+    writing, does not work, and the rest does."""
 
     text: str
     stops: bool
 
 
 class Condition:
-    """The troubles of a service at this moment."""
+    """Holds the troubles of a service at this moment. Threads may share a condition."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._troubles: dict[str, Trouble] = {}
 
     def begin(self, name: str, text: str, *, stops: bool = False, wanted: bool = False) -> None:
-        """It goes wrong, or still does. `wanted`: somebody asked for it, so that it is not said."""
+        """Note that the trouble of this name is there, or still is. `wanted`: somebody asked for it, so it is not
+        logged."""
         text = " ".join(text.split())[:_LONGEST]
         with self._lock:
             new = name not in self._troubles
@@ -35,7 +38,7 @@ class Condition:
             _log.warning("%s: %s", name, text)
 
     def end(self, name: str) -> None:
-        """It goes well; costs next to nothing where it did before."""
+        """Note that the trouble of this name is over. Costs next to nothing where there was none."""
         if name in self._troubles:
             with self._lock:
                 ended = self._troubles.pop(name, None)
@@ -43,10 +46,10 @@ class Condition:
                 _log.info("%s: well again", name)
 
     def troubles(self) -> dict[str, Trouble]:
-        """By name."""
+        """Return the troubles by name."""
         with self._lock:
             return dict(self._troubles)
 
     def ready(self) -> bool:
-        """Whether the service can be asked."""
+        """Tell whether the service can be asked."""
         return not any(trouble.stops for trouble in self.troubles().values())

@@ -18,14 +18,14 @@ from memory_service.errors import StartError
 from memory_service.metrics import Registry
 
 MOST_CONNECTIONS = 64
-# Seconds, from its first byte to its last.
+# Seconds that a connection may take, from its first byte to its last.
 PATIENCE_S = 10.0
 _LONGEST_HEAD = 8 * 1024
 _TEXT = "text/plain; charset=utf-8"
 
 
 class Answer(NamedTuple):
-    """What a path answers."""
+    """The answer of a path; `kind` is its content type."""
 
     status: HTTPStatus
     body: bytes
@@ -33,12 +33,12 @@ class Answer(NamedTuple):
 
 
 class Endpoint:
-    """Answers from `listen` to `close`."""
+    """Answers HTTP requests from `listen` to `close`."""
 
     def __init__(self, registry: Registry, condition: Condition) -> None:
         self._registry = registry
         self._condition = condition
-        # One at a time: the figures of all banks are read for it.
+        # One scrape at a time, because each reads the figures of all banks.
         self._scraping = ThreadPoolExecutor(1, "kvbank-metrics")
         self._paths: dict[str, Callable[[str], Awaitable[Answer]]] = {
             "/metrics": self._metrics,
@@ -50,7 +50,8 @@ class Endpoint:
         self.address = ""
 
     async def listen(self, listen: str) -> None:
-        """At HOST:PORT; `address` has the port that it got. Errors: StartError."""
+        """Listen at HOST:PORT; `address` then has the port that the system gave, where PORT is 0. Errors:
+        StartError."""
         host, _, port = listen.rpartition(":")
         try:
             self._server = await asyncio.start_server(
@@ -80,13 +81,13 @@ class Endpoint:
             async with asyncio.timeout(PATIENCE_S):
                 await self._serve(reader, writer)
         except (TimeoutError, OSError, EOFError):
-            pass  # it has gone, or is left
+            pass  # the caller has gone, or was too slow
         finally:
             self._connections.discard(task)
             writer.transport.abort()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """One request; the connection is closed after it."""
+        """Answer one request, and say that no other is taken over this connection."""
         try:
             head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
         except asyncio.LimitOverrunError:
@@ -102,7 +103,7 @@ class Endpoint:
         writer.write_eof()
         with suppress(OSError):
             await writer.drain()
-            # Until the caller has closed its end too: what is aborted before that, may be lost on its way.
+            # Wait until the caller has closed its end too: an abort before that could lose the answer on its way.
             while await reader.read(_LONGEST_HEAD):
                 pass
 

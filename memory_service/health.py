@@ -15,10 +15,12 @@ _PATIENCE_S = 5.0
 
 
 class Health:
-    """SERVING while the condition is ready, NOT_SERVING else; from `begin` on the storage is asked again and again."""
+    """Tells SERVING while the condition is ready, and NOT_SERVING otherwise. Between `begin` and `end` it also asks the
+    storage again and again, and notes in the condition whether that answers."""
 
     def __init__(self, condition: Condition, services: Sequence[str], probe: Callable[[], None]) -> None:
-        """services: whose health is told, besides that of the whole. probe: blocks; raises what the storage answers."""
+        """services: the names of the services whose health is told, besides that of the whole. probe: a call that reads
+        the storage; it blocks, and raises the error of a storage that fails."""
         self._condition = condition
         self._services = ("", *services)
         self._probe = probe
@@ -28,16 +30,16 @@ class Health:
         self._asked: asyncio.Future[None] | None = None
 
     def add_to(self, server: Any) -> None:
-        """Let a server of grpc.aio answer for it."""
+        """Let a server of grpc.aio answer those who ask for the health."""
         health_pb2_grpc.add_HealthServicer_to_server(self._servicer, server)
 
     async def begin(self) -> None:
-        """Tell it for the first time."""
+        """Tell the health for the first time, and begin to ask the storage."""
         await self.tell()
         self._looking = asyncio.create_task(self._look())
 
     async def end(self) -> None:
-        """Ask the storage no more; what reads it has ended, unless it takes too long."""
+        """Stop asking the storage, and wait some seconds for a probe that still runs."""
         if self._looking is not None:
             self._looking.cancel()
         if self._asked is not None:
@@ -46,7 +48,7 @@ class Health:
                 asked.exception()
 
     async def tell(self) -> None:
-        """Tell callers, where it is not what they were told last."""
+        """Tell callers the health, where they were told another one last."""
         serving = self._condition.ready()
         if serving != self._told:
             self._told = serving

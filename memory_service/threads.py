@@ -1,8 +1,9 @@
-"""Threads for calls that block. Owns three rules: what looks at many chunks or banks leaves threads for what does not,
-no kind of such calls takes all of theirs nor a caller all of a kind's, and none outlives its caller by more than a
-step.
+"""Threads for calls that block. This file owns three rules: calls that look at many chunks or banks leave threads for
+calls that do not; no kind of call takes all threads of the former, and no caller all threads of a kind; and no call
+outlives its caller by more than a step.
 
-Used in the event loop; what is called runs with the caller's context, so that what it logs carries the request.
+Everything here is used in the event loop. A call runs with the context of its caller, so that its lines in the log
+carry the request.
 """
 
 import asyncio
@@ -25,14 +26,14 @@ _log = logging.getLogger(__name__)
 
 
 class Pool(ThreadPoolExecutor):
-    """A pool that says what runs in it."""
+    """A pool of threads that keeps the set of calls that run or wait in it."""
 
     def __init__(self, count: int, name: str) -> None:
         super().__init__(count, name)
         self.running: set[Future[Any]] = set()
 
     def submit(self, call: Callable[..., T], /, *arguments: Any, **named: Any) -> "Future[T]":
-        """As the pool's."""
+        """Submit a call, as `ThreadPoolExecutor` does."""
         job = super().submit(call, *arguments, **named)
         self.running.add(job)
         job.add_done_callback(self.running.discard)
@@ -51,7 +52,7 @@ class StorageThreads:
         self._cancellations: dict[Future[Any], Cancellation] = {}
 
     async def run(self, call: Callable[..., T], *arguments: Any) -> T:
-        """A short call that waits for no turn."""
+        """Run a short call, which waits for no turn, and return its result."""
         return await self.waited(self.begun(self.pool, partial(call, *arguments)))
 
     @asynccontextmanager
@@ -70,7 +71,7 @@ class StorageThreads:
                 turn.job.add_done_callback(partial(_later, asyncio.get_running_loop(), give))
 
     def begun(self, pool: Pool, call: Callable[[], T]) -> "Future[T]":
-        """For `Turn`: a call that `waited` is for."""
+        """Begin a call in a pool, for `waited` to wait for. `Turn` uses this."""
         cancellation, context = Cancellation(), copy_context()
         context.run(cancellation.enter)
         job = pool.submit(context.run, call)
@@ -82,14 +83,15 @@ class StorageThreads:
         self._cancellations.pop(job, None)
 
     async def waited(self, job: "Future[T]") -> T:
-        """The result of a call that has begun. When the caller goes, the thread is told."""
+        """Wait for a call that has begun, and return its result. When the caller goes, the thread is told."""
         try:
             return await asyncio.wrap_future(job)
         except asyncio.CancelledError:
             self._cancel(job)
             raise
         finally:
-            # The job has the error, that has this frame: with the job in it, none of them would go by itself.
+            # The job refers to its error, and the error to this frame: if the frame kept the job, the cycle would keep
+            # all three in memory.
             del job
 
     def _cancel(self, job: "Future[Any]") -> None:
@@ -97,7 +99,7 @@ class StorageThreads:
             cancellation.cancel()
 
     def close(self, patience: float) -> None:
-        """Begin nothing more, tell what runs that nobody waits, and give it so many seconds. Blocks."""
+        """Begin no call any more, cancel those that run, and wait for them, at most `patience` seconds. Blocks."""
         until = time.monotonic() + patience
         for pool in (self.pool, self._wide):
             pool.shutdown(wait=False, cancel_futures=True)
@@ -110,14 +112,14 @@ class StorageThreads:
 
 
 class Turn:
-    """What a call that has its turn does with it."""
+    """The turn of a call: with it, the call may use one thread at a time."""
 
     def __init__(self, threads: StorageThreads, pool: Pool) -> None:
         self._threads, self._pool = threads, pool
         self.job: Future[Any] | None = None
 
     async def run(self, call: Callable[..., T], *arguments: Any) -> T:
-        """In a storage thread; one after the other."""
+        """Run a call in a storage thread, and return its result. The calls of a turn come one after the other."""
         self.job = self._threads.begun(self._pool, partial(call, *arguments))
         try:
             return await self._threads.waited(self.job)
@@ -126,7 +128,8 @@ class Turn:
                 self.job = None  # with its error; see `waited`
 
     async def run_to_its_end(self, call: Callable[..., T], *arguments: Any) -> T:
-        """As `run`; where the caller goes, this ends when the thread has, and what it had in memory is free."""
+        """Run a call as `run` does. Where the caller goes, this returns only when the thread has ended, so that what
+        the call held in memory is free then."""
         try:
             return await self.run(call, *arguments)
         finally:
@@ -135,5 +138,6 @@ class Turn:
 
 
 def _later(loop: asyncio.AbstractEventLoop, call: Callable[[], None], _job: "Future[Any]") -> None:
-    with suppress(RuntimeError):  # the loop is closed, and nobody waits in it
+    """Make a call in the event loop, where that is still open."""
+    with suppress(RuntimeError):
         loop.call_soon_threadsafe(call)

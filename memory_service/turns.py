@@ -1,4 +1,5 @@
-"""Whose turn it is among callers who wait for the same: of those who hold the fewest turns the first that came.
+"""Turns among callers who wait for the same. The next one goes to the caller who holds the fewest, and of equals to the
+one who came first.
 
 Used in the event loop alone.
 """
@@ -9,7 +10,7 @@ from typing import NamedTuple
 
 
 class Turns:
-    """So many at a time, and one less for each owner, so that another one finds room."""
+    """Gives at most `most` turns at a time, and one less to a single owner, so that another owner finds room."""
 
     def __init__(self, most: int) -> None:
         self._most = most
@@ -17,7 +18,7 @@ class Turns:
         self._waiting: list[_Waiting] = []
 
     async def take(self, owner: str) -> None:
-        """Wait for one. owner: a connection; "" where it is not known, and then not bounded."""
+        """Wait for a turn. owner: the connection of the caller; "" where it is not known, and then it may hold all."""
         if not self._waiting and self._fits(owner):
             self._held[owner] += 1
             return
@@ -34,7 +35,7 @@ class Turns:
             raise
 
     def give(self, owner: str) -> None:
-        """One less."""
+        """Give back a turn that the owner holds."""
         self._held[owner] -= 1
         if not self._held[owner]:
             del self._held[owner]

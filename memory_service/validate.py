@@ -20,7 +20,6 @@ LARGEST_NAME = 200
 # Bytes of a digest or of a word about a producer, and layers of a bank: a page of either fits in a message.
 LARGEST_WORD = 1024
 MOST_LAYERS = 1024
-LARGEST_INT32 = 2**31 - 1
 LARGEST_INT64 = 2**63 - 1
 MOST_IDS = 1000
 # Banks that one request names.
