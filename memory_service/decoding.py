@@ -1,4 +1,5 @@
-"""Requests, from the bytes that came to the message that a method takes. Owns the bound on what these bytes may become.
+"""Requests, from the bytes that came to the message that a method takes. This file owns the bound on the memory that
+these bytes may become.
 
 Protobuf makes an object of as little as two bytes of a message, which takes fifty times their memory. So a message is
 bounded by its size, and the parts of a large one are counted before any of them is made. What is no message of its
@@ -17,10 +18,10 @@ from google.protobuf.message_factory import GetMessageClass
 from kvbank import _frames
 from memory_service.errors import RESOURCE_EXHAUSTED, UNAVAILABLE, ServiceError, invalid
 
-# Of a message that moves no vectors or tensors, in bytes.
+# The bytes of a message that moves no vectors or tensors.
 LARGEST_REQUEST = 4 * 1024 * 1024
-# Fields of a message and of those in it; about 100 bytes of memory each. Of packed numbers eight bytes count as one,
-# or four where they are of 64 bits.
+# The parts of a message are its fields and those of the messages in it; each takes about 100 bytes of memory. Eight
+# bytes of packed numbers count as a part, or four where the numbers have 64 bits.
 MOST_PARTS = 500_000
 # Shorter messages are not counted, and cost less than a visit to another thread.
 SHORT = 16 * 1024
@@ -29,7 +30,7 @@ _VARINT, _FIXED64, _DELIMITED, _FIXED32 = 0, 1, 2, 5
 
 
 class TooManyParts(ServiceError):
-    """TOO_LARGE: a message of more parts than are taken; `field`: in which of its fields that was seen."""
+    """TOO_LARGE: a message has more parts than are taken; `field` names the field in which that was seen."""
 
     def __init__(self, field: str) -> None:
         text = f"{field}: the message has more than {MOST_PARTS} parts; send fewer at once"
@@ -44,8 +45,8 @@ class Decoder:
         self._most_bytes = most_bytes
 
     def __call__(self, data: bytes) -> Any:
-        """The message. Blocks for as long as a tenth of a second. Errors: TOO_LARGE; INVALID_FIELD for bytes that are
-        no such message."""
+        """Make the message of these bytes. Blocks for as long as a tenth of a second. Errors: TOO_LARGE; INVALID_FIELD
+        for bytes that are no such message."""
         if (size := len(data)) > self._most_bytes:
             text = f"a request of {size} bytes; at most {self._most_bytes} are taken"
             raise ServiceError(RESOURCE_EXHAUSTED, "TOO_LARGE", text, limit=self._most_bytes, size=size)
@@ -58,28 +59,29 @@ class Decoder:
 
 
 class Received(NamedTuple):
-    """A request as it came."""
+    """The bytes of a request, with what makes its message."""
 
     data: bytes
     decoder: Decoder
 
     def message(self) -> Any:
-        """What it says. Errors: as `Decoder`."""
+        """Make the message. Errors: those of `Decoder`."""
         return self.decoder(self.data)
 
 
-class Held:
-    """The requests that are held in memory, from their coming to the end of their calls. Owns the bound on them, which
-    is not waited for: who waited would hold what there is no room for. In the event loop."""
+class HeldRequests:
+    """Counts the bytes of the requests in memory, from their coming to the end of their calls, and bounds them. A
+    request that does not fit is refused: if it waited, it would hold the very memory that there is no room for. Used in
+    the event loop alone."""
 
     def __init__(self, limit: int) -> None:
-        """limit: bytes; one request may be larger than that."""
+        """limit: the bytes of all requests together; a single one may be larger than that."""
         self._limit = limit
         self._taken = 0
 
     @contextmanager
     def of(self, received: Received) -> Iterator[None]:
-        """While there is a request. Errors: NOT_SERVING (it can be made again) when there are too many."""
+        """Count a request in the block. Errors: NOT_SERVING (the request can be made again) when there are too many."""
         size = len(received.data)
         if size > SHORT and self._taken and self._taken + size > self._limit:
             text = f"requests of {self._taken} bytes are under way, and this one has {size}; it can be made again"
@@ -92,8 +94,10 @@ class Held:
 
 
 async def frames(requests: AsyncIterator[Received], run: Callable[..., Awaitable[Any]]) -> AsyncIterator[Any]:
-    """The frames of a write stream: views of data, and messages; `run` calls in a storage thread. Errors: as
-    `Decoder`."""
+    """Yield the frames of a write stream: views of data, and messages.
+
+    run: makes a call in a storage thread. Errors: those of `Decoder`.
+    """
     async for received in requests:
         frame: Any = _frames.data(received.data)
         if frame is None:
@@ -105,8 +109,8 @@ async def frames(requests: AsyncIterator[Received], run: Callable[..., Awaitable
 
 
 class _Field(NamedTuple):
-    """What the bytes of a length-delimited field are: a message with these fields, or (None) packed numbers, of which
-    so many bytes count as a part."""
+    """The content of a length-delimited field: a message whose fields are `schema`, or, where that is None, packed
+    numbers, of which `packed` bytes count as a part."""
 
     name: str
     schema: "Mapping[int, _Field] | None"
@@ -115,7 +119,7 @@ class _Field(NamedTuple):
 
 @cache
 def _schema(kind: Descriptor) -> Mapping[int, _Field]:
-    """The fields of a message that have parts, by number. Texts and bytes have none."""
+    """Return the fields of a message that have parts, by number. Texts and bytes have none."""
     made: dict[int, _Field] = {}
     for field in kind.fields:
         if field.message_type is not None:
@@ -126,8 +130,11 @@ def _schema(kind: Descriptor) -> Mapping[int, _Field]:
 
 
 def _counted(data: bytes, at: int, end: int, schema: Mapping[int, _Field], left: int) -> int:
-    """How many of `left` parts are left after those of a message. Errors: TooManyParts; IndexError for bytes that end
-    too early."""
+    """Count the parts of the message at `at` to `end`, and return how many of `left` are left. Errors: TooManyParts;
+    IndexError for bytes that are no message.
+
+    It is one loop without calls for the common cases, because it looks at every field of a large message.
+    """
     while at < end:
         left -= 1
         tag = data[at]
@@ -169,7 +176,7 @@ def _left_after(data: bytes, begin: int, end: int, field: _Field, left: int) -> 
 
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:
-    """A number and where it ends."""
+    """Read a number of variable length, and return it with the place where it ends."""
     value = shift = 0
     while True:
         byte = data[at]
@@ -183,6 +190,6 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
 
 
 def receiver(kind: Descriptor, most_bytes: int) -> Callable[[bytes], Received]:
-    """What gRPC calls in the event loop with the bytes of a request; nothing may be raised there."""
+    """Make what gRPC calls in the event loop with the bytes of a request. It raises nothing, as gRPC demands of it."""
     decoder = Decoder(GetMessageClass(kind), most_bytes)
     return lambda data: Received(data, decoder)

@@ -25,10 +25,10 @@ SOCKET = "direct.sock"
 # Callers beyond it are sent away, and ask over gRPC.
 MOST_CONNECTIONS = 64
 _LONGEST_PATH = 107
+# A caller has so many seconds to take an answer, and the time that the answer takes at so many bytes a second.
 _PATIENCE_S = 20
-# Bytes a second.
 _LEAST_RATE = 1024 * 1024
-# A message of DirectRequest to the bytes of one of DirectResponse.
+# From a message in DirectRequest to the bytes of one in DirectResponse.
 Call = Callable[[Any], AbstractContextManager[bytes]]
 _ANSWERS = pb.DirectResponse.DESCRIPTOR.fields_by_name
 _METHODS = {"retrieve": "RetrieveFiles", "fetch": "FetchFiles"}
@@ -39,11 +39,11 @@ class DirectCalls:
     """The socket for direct calls, which listens from its making to `close`."""
 
     def __init__(self, path: Path, calls: Mapping[str, Call], observer: Observer, max_message_bytes: int) -> None:
-        """calls: by field, from a message of DirectRequest to the bytes of one of DirectResponse, which are held while
-        they are sent. Errors: StartError."""
+        """calls: for each field of DirectRequest, a call that takes its message and yields the bytes of the message in
+        DirectResponse, which it holds while they are sent. Errors: StartError."""
         self._path, self._calls, self._observer, self._limit = path, calls, observer, max_message_bytes
         self._decoder = Decoder(pb.DirectRequest, max_message_bytes)
-        # Of all calls.
+        # All calls share it: only `close` ends them, and all at once.
         self._cancellation = Cancellation()
         self._lock = threading.Lock()
         self._threads: dict[socket.socket, threading.Thread] = {}

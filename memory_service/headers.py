@@ -1,5 +1,5 @@
-"""What an answer says before its bytes: hits, texts, token ids, metadata and descriptors, all in one message. Owns the
-bound on the memory that these take, of one answer and of all together, however slowly callers read.
+"""The header of an answer: hits, texts, token ids, metadata and descriptors, in one message before the bytes of K-V.
+This file owns the bound on the memory of headers, of one and of all together, however slowly callers read.
 """
 
 import asyncio
@@ -16,15 +16,16 @@ from memory_service.threads import StorageThreads
 T = TypeVar("T")
 # Nearly every header is shorter. A longer one is made when the budget has room for it.
 ORDINARY_BYTES = 64 * 1024
-# A longer one is made when no other such is being made.
+# Headers that are longer than this are made one at a time.
 LARGE_BYTES = 2 * 1024 * 1024
-# The least that they take in a message, and the most.
+# The least bytes that a hit and a tensor take in a message, and the most of a hit.
 _HIT, _TENSOR = 4, 24
 _MOST_HIT = 20
 
 
 class HeaderTooLarge(ServiceError):
-    """TOO_LARGE: what a header has to say was not loaded. It takes `size` bytes, or more, and at most `most`."""
+    """TOO_LARGE: the chunks of a header were not loaded, because it would take `size` bytes or more, and at most
+    `most`."""
 
     def __init__(self, limit: int, size: int, most: int = 0) -> None:
         text = f"what the answer says of its chunks would have {size} bytes or more; ask for fewer at once"
@@ -33,7 +34,7 @@ class HeaderTooLarge(ServiceError):
 
 
 class HeaderSize:
-    """How many bytes a header will have, at least, while what belongs to it is loaded."""
+    """Counts the bytes that a header will have, at least, while its chunks are loaded."""
 
     def __init__(self, limit: int, hits: int = 0) -> None:
         self._limit = limit
@@ -41,8 +42,8 @@ class HeaderSize:
         self._size = _HIT * hits
 
     def add(self, chunk: Chunk, times: int = 1) -> None:
-        """Errors: HeaderTooLarge."""
-        # Characters and not bytes: to count the latter takes as long as to send them.
+        """Count a chunk that the header names so many times. Errors: HeaderTooLarge."""
+        # Characters are counted and not bytes, because it takes as long to count the latter as to send them.
         size = len(chunk.text) + len(chunk.token_ids) // 4 + metadata_bytes(chunk.metadata)
         if chunk.payload is not None:
             size += _TENSOR * len(chunk.payload.tensors)
@@ -51,23 +52,23 @@ class HeaderSize:
             raise HeaderTooLarge(self._limit, self._size)
 
     def too_large(self, least: int, most: int) -> HeaderTooLarge:
-        """The refusal of a header whose chunks take together so many bytes."""
+        """Make the refusal of a header whose chunks take at least `least` bytes together, and at most `most`."""
         return HeaderTooLarge(self._limit, _HIT * self._hits + least, _MOST_HIT * self._hits + most)
 
 
 def most_bytes(chunk: Chunk) -> int:
-    """What a chunk takes in a message, about, and rather too much."""
+    """Estimate the bytes that a chunk takes in a message, rather too high."""
     words = len(chunk.text) + metadata_bytes(chunk.metadata)
     tensors = len(chunk.payload.tensors) if chunk.payload else 0
     return 4 * words + 2 * len(chunk.token_ids) + len(chunk.embedding) + 80 * tensors + 2000
 
 
 class Headers:
-    """Has headers made in storage threads: ordinary ones at once, larger ones when the budget has room for them until
-    they are sent, and of the largest one at a time."""
+    """Makes headers in storage threads: ordinary ones at once, larger ones when the budget has room to hold them until
+    they are sent, and the largest one at a time."""
 
     def __init__(self, threads: StorageThreads, budget: Budget, limit: int) -> None:
-        """limit: bytes of a message. In the event loop."""
+        """limit: the bytes that a message may have. This must be called in the event loop."""
         self._loop = asyncio.get_running_loop()
         self._threads = threads
         self._budget = budget
@@ -76,8 +77,12 @@ class Headers:
 
     @asynccontextmanager
     async def made(self, kind: str, make: Callable[[int], T]) -> AsyncIterator[T]:
-        """What `make` makes; in the block it is sent. `make` blocks and is told how large it may become; where it
-        raises HeaderTooLarge it is called a second time, and told more. kind: of call, for its turn."""
+        """Make a header, which is sent in the block.
+
+        kind: the kind of call, which says whose turn is waited for.
+        make: makes the header and blocks; it is told how many bytes the header may have. Where it raises HeaderTooLarge
+            it is called again when there is room, and told a higher bound.
+        """
         most = 0
         try:
             async with self._threads.turn(kind) as turn:
@@ -101,7 +106,8 @@ class Headers:
 
     @contextmanager
     def made_here(self, make: Callable[[int], T]) -> Iterator[T]:
-        """As `made`, for a caller who has a thread of his own, which this blocks; up to LARGE_BYTES are ordinary."""
+        """Make a header as `made` does, for a caller who has a thread of his own, which this blocks. Headers of up to
+        LARGE_BYTES are ordinary here."""
         try:
             ordinary = [make(LARGE_BYTES)]
         except HeaderTooLarge as refusal:
@@ -121,7 +127,7 @@ class Headers:
             self._loop.call_soon_threadsafe(share.give)
 
     def _most(self, refusal: HeaderTooLarge) -> int:
-        """How much room the header needs. Errors: HeaderTooLarge for one that is no message any more."""
+        """Return the bytes of room that a header needs. Errors: HeaderTooLarge where they fit in no message."""
         if refusal.size > self._limit:
             raise HeaderTooLarge(self._limit, refusal.size) from None
         return min(refusal.most, self._limit)
@@ -131,7 +137,7 @@ class Headers:
 
     @asynccontextmanager
     async def share(self, size: int) -> AsyncIterator[Share]:
-        """Wait for room, and hold it in the block."""
+        """Wait for room for `size` bytes, and hold it in the block."""
         call = calls.current()
         share = await self._budget.take(size, call.end_stalled, owner=call.connection)
         try:
@@ -141,4 +147,4 @@ class Headers:
 
 
 def _nothing() -> None:
-    """To end a caller who is silent: his thread waits for him no longer than the direct call allows."""
+    """End nobody: the thread of a direct call waits for a silent caller only so long anyway."""

@@ -1,5 +1,6 @@
-"""Reading banks: search, records and open payload files in one answer. Owns counting: +1 a chunk per query, when the
-header that names it goes out, whatever becomes of the bytes behind it.
+"""Reading banks: an answer joins what the search finds, the records of these chunks and their open payload files. This
+file owns the counting of retrievals: one for each chunk and query, when the header that names the chunk goes out,
+whatever becomes of the bytes behind it.
 
 Whoever gets an answer closes its files.
 """
@@ -33,10 +34,10 @@ from memory_service.payloads import DamagedError
 from memory_service.search import Best, Selection
 
 MOST_QUERIES = 1024
-# Different ones of one answer, whose metadata must fit in one message.
+# Different chunks of one answer, whose metadata must fit in one message.
 MOST_CHUNKS = 10_000
-# Since it was last seen, and longer than the SDK lets pass between two calls of one retrieval: its attempts have two
-# minutes, and as long has what may lie between (fetching what could not be read of files), before it asks anew.
+# Seconds since a request id was last seen. They are more than the SDK lets pass between two calls of one retrieval: its
+# attempts have two minutes, and as long has what may lie between (fetching what could not be read of files).
 REMEMBERED_S = 300.0
 # 34 MiB. At more than 660 retrievals a second the oldest are forgotten sooner.
 MOST_REMEMBERED = 200_000
@@ -52,13 +53,14 @@ class Hit(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """One retrieval; `vectors` float32 LE [n, d]; `held`: chunk id -> payload checksum, valid for `store_id`."""
+    """What a caller asks to retrieve. `vectors` are float32 LE [n, d]; `held` maps the ids of chunks that the caller
+    has to their payload checksums, and is valid for `store_id`."""
 
     banks: Sequence[str]
     reader_digest: str
     embedder_digest: str
     vectors: bytes
-    # Of each vector, as the caller says; 0 where he does not.
+    # The dimension of each vector, as the caller states it; 0 where he does not.
     dimension: int
     top_k: int
     min_score: float | None = None
@@ -72,7 +74,7 @@ class Query:
 
 
 class Found(NamedTuple):
-    """A chunk, its descriptor cut to the layers asked for; whether its bytes are to be sent, and their open file."""
+    """A chunk whose descriptor is cut to the layers asked for; `sent` tells whether its bytes are to be sent."""
 
     chunk: Chunk
     bank: Bank
@@ -81,7 +83,7 @@ class Found(NamedTuple):
 
     @property
     def length(self) -> int:
-        """Bytes to be sent."""
+        """The bytes of K-V to be sent."""
         return self.chunk.payload.length if self.sent and self.chunk.payload else 0
 
 
@@ -94,12 +96,12 @@ class Opened(NamedTuple):
 
 
 def opened(found: Iterable[Found]) -> list[Opened]:
-    """Those whose bytes are to be sent."""
+    """Return those whose bytes are to be sent."""
     return [Opened(item.chunk.chunk_id, item.bank, item.file) for item in found if item.file is not None]
 
 
 def close(found: Iterable[Found | Opened | None]) -> None:
-    """Let the files go."""
+    """Close the files."""
     for item in found:
         if item is not None and item.file is not None:
             item.file.close()
@@ -107,14 +109,14 @@ def close(found: Iterable[Found | Opened | None]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """Hits a query, and every chunk once, ascending by id."""
+    """An answer: the hits of each query, and every chunk of them once, ascending by id."""
 
     hits: list[list[Hit]]
     found: list[Found]
 
 
 class Recall:
-    """Retrieve and fetch."""
+    """Answers retrievals and fetches."""
 
     def __init__(self, banks: Banks, max_answer_bytes: int) -> None:
         self._banks = banks
@@ -125,15 +127,17 @@ class Recall:
         self._stages = banks.metrics.stages
 
     def retrieval(self, query: Query) -> "Retrieval":
-        """Begin one: check it and search.
+        """Begin a retrieval: check the query and search.
 
         Errors: BANK_NOT_FOUND, BANKS_DIFFER, READER_MISMATCH, EMBEDDER_MISMATCH, INVALID_FIELD, NOT_FINITE, TOO_LARGE.
         """
         return Retrieval(self, query, *self._check(query))
 
     def answer(self, retrieval: "Retrieval", most_header: int, *, opened: bool = True) -> Answer:
-        """Load and open what was found; `count` follows when the answer goes out. `most_header`: bytes of its header;
-        `opened`: False for a caller that opens the files itself.
+        """Load and open what a retrieval has found; call `count` when the answer goes out.
+
+        most_header: the bytes that the header of the answer may have. opened: False for a caller that opens the files
+        itself.
 
         Errors: TOO_LARGE (HeaderTooLarge among them, and then the next call may allow more), CHECKSUM_MISMATCH (the
         damaged chunk is quarantined; the next retrieval answers without it).
@@ -149,7 +153,7 @@ class Recall:
             retrieval.search_without(gone)
 
     def _load(self, retrieval: "Retrieval", most_header: int) -> Answer:
-        """The chunks of the hits; reads no bytes of K-V. Errors: as `answer`."""
+        """Load the chunks of the hits, without bytes of K-V. Errors: those of `answer`."""
         query = retrieval.query
         while True:
             unwritten = self._records.counts.unwritten()
@@ -173,7 +177,7 @@ class Recall:
     def search(
         self, query: Query, banks: Sequence[Bank], vectors: NDArray[np.float32], gone: Collection[int]
     ) -> list[list[Hit]]:
-        """The best for each vector over the banks, without what is `gone`. Errors: TOO_LARGE."""
+        """Find the best chunks for each vector over all banks, without those that are `gone`. Errors: TOO_LARGE."""
         with self._banks.without_flawed():
             indexes = [self._banks.indexes.get(bank) for bank in banks]
         unwritten = self._records.counts.unwritten()
@@ -192,7 +196,7 @@ class Recall:
         return hits
 
     def count(self, query: Query, answer: Answer) -> None:
-        """Every hit once, unless the request was counted before."""
+        """Count every hit of an answer, unless its request was counted before."""
         self._banks.metrics.queried([hit.score for hit in row] for row in answer.hits)
         if query.skip_count or not self._counted.first(query.request_id):
             return
@@ -210,7 +214,8 @@ class Recall:
         *,
         opened: bool = True,
     ) -> list[Found]:
-        """Chunks by id, in the order asked for; the rest is as in `retrieve`. Errors: CHUNK_NOT_FOUND too."""
+        """Load and open chunks by id, in the order asked for. Errors: CHUNK_NOT_FOUND, and those of `retrieval` and
+        `answer`."""
         bank = self._banks.named(name)
         validate.reader(bank, reader_digest, required=bool(bank.kv.layers))
         validate.layers(bank, layers)
@@ -259,7 +264,7 @@ class Recall:
             raise ServiceError(RESOURCE_EXHAUSTED, "TOO_LARGE", text, limit=self._max_answer_bytes, size=size)
 
     def _open_all(self, found: Sequence[Found]) -> list[Found | None]:
-        """None for a chunk that went meanwhile. Errors: CHECKSUM_MISMATCH."""
+        """Open the files of chunks; None stands for a chunk that is gone by now. Errors: CHECKSUM_MISMATCH."""
         opened: list[Found | None] = []
         try:
             with self._stages["open"].time():
@@ -282,9 +287,10 @@ class Recall:
             raise refusal from error
 
     def damaged(self, bank: Bank, chunk_id: int) -> ServiceError | None:
-        """Quarantine a chunk whose file is damaged or missing: CHECKSUM_MISMATCH. None when the chunk is gone too.
+        """Quarantine a chunk whose file is damaged or missing, and return the error CHECKSUM_MISMATCH.
 
-        BANK_NOT_FOUND when its bank is, whose files go before its last rows.
+        Where the chunk itself is gone, nothing is wrong, and None is returned; where its bank is gone, whose files go
+        before its last rows, BANK_NOT_FOUND is.
         """
         unwritten = self._records.counts.unwritten()
         with self._banks.without_flawed(), self._records.read() as connection:
@@ -297,10 +303,10 @@ class Recall:
 
 
 class Retrieval:
-    """One retrieval: searched once, and then loaded, which may have to wait for its turn."""
+    """A retrieval that has been searched for. It is loaded later, because that may have to wait for a turn."""
 
     def __init__(self, recall: Recall, query: Query, banks: Sequence[Bank], vectors: NDArray[np.float32]) -> None:
-        """Errors: TOO_LARGE."""
+        """Search for the vectors of the query. Errors: TOO_LARGE."""
         self.query = query
         self._recall = recall
         self._banks, self._vectors = banks, vectors
@@ -308,20 +314,20 @@ class Retrieval:
         self.search_without(())
 
     def search_without(self, gone: Iterable[int]) -> None:
-        """Search, and find none of these chunks again. Errors: TOO_LARGE."""
+        """Search again, without these chunks and those of earlier calls. Errors: TOO_LARGE."""
         self._gone.update(gone)
         self.hits = self._recall.search(self.query, self._banks, self._vectors, self._gone)
 
 
 class RecentRequests:
-    """Request ids of the last minutes, so that a repeated call counts once."""
+    """Remembers the request ids of the last minutes, so that a repeated call counts once."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._seen: OrderedDict[bytes, float] = OrderedDict()  # when it was last seen, ascending
 
     def first(self, request_id: bytes) -> bool:
-        """Whether this id was not seen within REMEMBERED_S; remembers it. An empty id is always new."""
+        """Tell whether this id was not seen within REMEMBERED_S, and remember it. An empty id is always new."""
         if not request_id:
             return True
         now = time.monotonic()
@@ -353,7 +359,7 @@ def _chunks(
     unwritten: Unwritten,
     size: HeaderSize,
 ) -> dict[int, tuple[Bank, Chunk]]:
-    """Every chunk of the hits with its bank. Errors: HeaderTooLarge."""
+    """Load every chunk of the hits, with its bank. Errors: HeaderTooLarge."""
     wanted: dict[str, tuple[Bank, dict[int, int]]] = {}
     for row in hits:
         for hit in row:
@@ -368,8 +374,11 @@ def _loaded(
     unwritten: Unwritten,
     size: HeaderSize,
 ) -> dict[int, tuple[Bank, Chunk]]:
-    """Chunks by id with their bank, cut to `layers`, of those that the header names so many times. Errors:
-    HeaderTooLarge, as soon as they are too large together; it says how large all of them are."""
+    """Load chunks by id with their bank, their descriptors cut to `layers`.
+
+    wanted: for each bank, the ids and how many times the header names each. Errors: HeaderTooLarge, as soon as the
+    chunks are too large together; it says how large all of them are.
+    """
     found: dict[int, tuple[Bank, Chunk]] = {}
     try:
         for bank, times in wanted:
@@ -385,7 +394,7 @@ def _loaded(
 
 
 def _merged(banks: Sequence[Bank], best: Sequence[Best], query: Query) -> list[Hit]:
-    """The best over all banks: score descending, ties by lower id."""
+    """Return the best hits over all banks, by descending score, and by id where scores are equal."""
     hits = [
         Hit(chunk_id, score, bank)
         for bank, some in zip(banks, best, strict=True)
@@ -399,9 +408,9 @@ def _merged(banks: Sequence[Bank], best: Sequence[Best], query: Query) -> list[H
 
 
 def _only(chunk: Chunk, layers: Sequence[int]) -> Chunk:
-    """The chunk with its descriptor cut to some layers; the payload's checksum still names the whole.
+    """Return the chunk with its descriptor cut to some layers; the payload's checksum is still that of the whole.
 
-    Soft tokens belong to no layer, and are not cut.
+    The descriptor of soft tokens is not cut, because they belong to no layer.
     """
     if not layers or chunk.payload is None or chunk.payload.kind == "soft_tokens":
         return chunk

@@ -1,7 +1,7 @@
 """One WriteChunks stream: chunks come in one after the other, are written side by side, and acknowledged in order.
 
-Owns the bounds on what is taken and not acknowledged: a window for the stream, and a budget for all streams together.
-While either is full, nothing more is read from the caller.
+This file owns the bounds on what is taken and not acknowledged: a window for the stream, and a budget for all streams
+together. While either is full, nothing more is read from the caller.
 """
 
 import asyncio
@@ -24,11 +24,11 @@ from memory_service.metrics import Metrics
 from memory_service.staging import SameHost, StagedFile, refusal
 from memory_service.write import Written
 
-# Of a chunk without its tensors, so that every answer about single chunks fits in a message.
+# Bytes of a chunk without its tensors, so that every answer about single chunks fits in a message.
 LARGEST_HEADER = 2 * 1024 * 1024
-# Of a chunk's buffer while no more has come.
+# How large a chunk's buffer is while no more has come.
 _FIRST_BYTES = 1024 * 1024
-# In one message; each may name some hundred evicted chunks.
+# Acknowledgements in one message; each may name some hundred evicted chunks.
 MOST_ACKS = 256
 
 
@@ -44,7 +44,7 @@ class Receiver:
         same_host: SameHost | None,
         metrics: Metrics,
     ) -> None:
-        """window: bytes of one stream that may be unacknowledged."""
+        """window: the bytes of one stream that may be unacknowledged."""
         self.banks = banks
         self.pool = pool
         self.budget = budget
@@ -56,7 +56,7 @@ class Receiver:
         self.draining = False
 
     async def acks(self, requests: AsyncIterator[Any]) -> AsyncIterator[pb.WriteChunksResponse]:
-        """Serve one stream; the first refused chunk ends it with its error."""
+        """Serve one stream, and yield its acknowledgements. The first chunk that is refused ends it with its error."""
         stream = _Stream(self)
         reader = asyncio.create_task(stream.read(requests))
         try:
@@ -80,7 +80,7 @@ class _Incoming:
     def __init__(
         self, bank: Bank, chunk_id: int, chunk: Chunk, staged: StagedFile | None, share: Share, size: int
     ) -> None:
-        """size: what it takes of the stream's window."""
+        """size: the bytes that the chunk takes of the stream's window."""
         self.size = size
         self.bank = bank
         self.chunk_id = chunk_id
@@ -96,7 +96,7 @@ class _Incoming:
         self._data = np.empty(min(self.missing, _FIRST_BYTES), np.uint8).data
 
     def add(self, data: memoryview) -> None:
-        """Errors: INVALID_FIELD when it is more than the descriptor says."""
+        """Add bytes that have come. Errors: INVALID_FIELD where they are more than the descriptor says."""
         if len(data) > self.missing:
             raise invalid("data", f"{len(data) - self.missing} bytes more than the tensors have")
         begin = self._whole - self.missing
@@ -107,13 +107,14 @@ class _Incoming:
         self.missing -= len(data)
 
     def body(self) -> "memoryview | StagedFile":
-        """Its bytes, once."""
+        """Give away the bytes of the chunk, or the file that has them; a second call gives none."""
         data, self._data = self._data, memoryview(b"")
         return self.staged or data
 
 
 class _Stream:
-    """What `_lock` guards is shared with storage threads and the writer's; the rest is the event loop's."""
+    """One stream while it is served. `_small`, `_writing_small` and `_settled` are shared with other threads, under
+    `_lock`; the event loop alone uses the rest."""
 
     def __init__(self, receiver: Receiver) -> None:
         self._receiver = receiver
@@ -135,14 +136,14 @@ class _Stream:
     # In
 
     async def read(self, requests: AsyncIterator[Any]) -> None:
-        """Start a write a chunk as soon as its bytes are complete."""
+        """Read the stream, and start to write each chunk as soon as its bytes are complete."""
         chunk: _Incoming | None = None
         try:
             async for request in requests:
                 if isinstance(request, memoryview):
                     if chunk is None:
                         raise invalid("data", "bytes without a header")
-                    # As they come: a header alone holds nothing of what it says will follow.
+                    # Room is taken as the bytes come: a header alone holds none for those that it announces.
                     await chunk.share.grow(min(len(request), chunk.missing))
                     chunk.add(request)
                     chunk.share.progress(len(request))
@@ -182,12 +183,12 @@ class _Stream:
         bank = receiver.banks.admit(header.bank, header.reader_digest, header.embedder_digest, new)
         staged = self._staged(header.staged) if header.HasField("staged") else None
         if (waited := receiver.banks.waited_for(bank, new)) is not None:
-            # Here, where it holds neither a thread nor bytes that others wait for.
+            # This is waited for here, where the chunk holds neither a thread nor bytes that others wait for.
             await asyncio.shield(asyncio.wrap_future(waited))
         ids = receiver.banks.records.ids
         while (chunk_id := ids.take()) is None:
             await asyncio.shield(asyncio.wrap_future(ids.refill()))
-        # With the header, because chunks without K-V are all header.
+        # The header counts too, because chunks without K-V are all header.
         length = new.payload.length if new.payload else 0
         while self._taken and self._taken + size + length > receiver.window:
             self._room.clear()
@@ -228,7 +229,7 @@ class _Stream:
                 self._write(chunk)
 
     def _write(self, chunk: _Incoming) -> None:
-        """In a storage thread."""
+        """Begin to write a chunk; this runs in a storage thread."""
         try:
             future = self._receiver.banks.write(chunk.bank, chunk.chunk_id, chunk.chunk, chunk.body())
         except BaseException as error:
@@ -238,14 +239,14 @@ class _Stream:
             future.add_done_callback(lambda done: self._committed(chunk, done))
 
     def _committed(self, chunk: _Incoming, done: "Future[Written]") -> None:
-        """In the writer's thread."""
+        """Take the result of a write; this runs in the writer's thread."""
         chunk.error = done.exception()
         if chunk.error is None:
             chunk.written = done.result()
         self._wake(chunk)
 
     def _wake(self, chunk: _Incoming) -> None:
-        """Once for all that are settled before the event loop looks."""
+        """Have the event loop look at a settled chunk; it is woken once for all that settle before it looks."""
         with self._lock:
             self._settled.append(chunk)
             waking = len(self._settled) > 1
@@ -263,7 +264,8 @@ class _Stream:
     # Out
 
     async def written(self) -> AsyncIterator[list[Written]]:
-        """In order, each once it is durable, as many as are; raises the error of the first that is refused."""
+        """Yield the writes in order, each once it is durable, together with those that are durable by then. Errors:
+        that of the first chunk that is refused."""
         while True:
             ready, error = self._ready()
             if ready:
@@ -274,12 +276,13 @@ class _Stream:
                 continue
             if self._ended and not self._pending:
                 return
+            # A chunk that settles from here on wakes the loop after this, and so after the clearing.
             self._moved.clear()
-            if not (self._pending and _settled(self._pending[0])) and not (self._ended and not self._pending):
-                await self._moved.wait()
+            await self._moved.wait()
 
     def _ready(self) -> tuple[list[Written], BaseException | None]:
-        """What can be acknowledged now; the error of the chunk behind it, if that was refused."""
+        """Return the writes that can be acknowledged now, and the error of the chunk behind them, if that was
+        refused."""
         ready: list[Written] = []
         while self._pending and _settled(self._pending[0]) and len(ready) < MOST_ACKS:
             chunk = self._pending.popleft()
@@ -293,7 +296,7 @@ class _Stream:
         return ready, None
 
     async def rest(self) -> None:
-        """Wait for what is under way."""
+        """Wait for the writes that are under way, whether or not they succeed."""
         while self._pending:
             self._moved.clear()
             if not _settled(self._pending[0]):

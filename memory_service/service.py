@@ -16,7 +16,7 @@ from kvbank.v1 import service_pb2_grpc
 from memory_service import __version__, calls, convert, payloads, requests, scalars
 from memory_service.bank import Banks
 from memory_service.budget import Budget
-from memory_service.decoding import LARGEST_REQUEST, SHORT, Held, Received, frames, receiver
+from memory_service.decoding import LARGEST_REQUEST, SHORT, HeldRequests, Received, frames, receiver
 from memory_service.errors import (
     FAILED_PRECONDITION,
     ServiceError,
@@ -145,7 +145,7 @@ class MemoryService(service_pb2_grpc.MemoryServiceServicer):
         # A budget of their own: bytes of ordinary answers do not queue behind large headers.
         self._headers = Headers(threads, Budget(limit), settings.max_message_bytes)
         self._sender = Sender(self._recall, threads.pool, Budget(limit), metrics)
-        self._held = Held(limit)
+        self._held = HeldRequests(limit)
         self._sent_as_files = metrics.sent_bytes.labels("file")
 
     def drain(self) -> None:
