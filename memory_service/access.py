@@ -1,6 +1,6 @@
-"""Who may open a data folder: its owner. What an earlier version, or a copy, has left open to others on the machine is
-closed at the start, and said. Only what has a name of ours is touched, and a data folder is begun only in a folder that
-has nothing else, since closing a folder of others would take it from them."""
+"""A data folder is open to its owner alone. Where an earlier version, or whoever copied it, has left files open to
+others on the machine, a start closes them, and says so in the log. It touches only what has a name that the service
+gives, and a data folder is begun only where no files of others are: to close their folder would take it from them."""
 
 import logging
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from memory_service.errors import StartError
 _FOLDERS = (payloads.FOLDER, quarantine.FOLDER, staging.FOLDER, "indexes")
 _DATABASE = tuple(f"metadata.db{suffix}" for suffix in ("", "-wal", "-shm", "-journal"))
 _FILES = (*_DATABASE, "chunk-ids", "kvbank.ballast", "kvbank.lock", "backup.json")
-# What a file system makes by itself in the root of a disk.
+# Names that a file system makes by itself in the root of a disk.
 _NOBODYS = {"lost+found"}
 _log = logging.getLogger(__name__)
 
@@ -28,8 +28,8 @@ def check_own(data: Path) -> None:
 
 
 def open_to_others(data: Path) -> Iterator[Path]:
-    """What others reach of a data folder or a backup, a folder before what is in it: nothing where the folder itself is
-    closed to them, except what lies on another disk, behind a link."""
+    """Yield the files and folders of a data folder, or a backup, that others can open, a folder before its content.
+    Where the data folder itself is closed to them, these are only those that lie on another disk, behind a link."""
     data = data.resolve()
     ours = [data / name for name in (*_FILES, *_FOLDERS)]
     if _private.is_open(data):
@@ -41,7 +41,7 @@ def open_to_others(data: Path) -> Iterator[Path]:
 
 
 def tighten(data: Path) -> None:
-    """Close to others what they reach."""
+    """Close to others the files and folders of a data folder that they can open, and log how many there were."""
     found, left = _private.close(open_to_others(data))
     if found:
         end = f"{left} of them cannot be closed" if left else "they are closed now"

@@ -1,5 +1,5 @@
-"""Bytes that a data folder keeps for the day when its disk is full. Owns that a start then has what it needs to read,
-to delete and to end: SQLite makes files of its own for that."""
+"""The ballast: bytes that a data folder keeps for the day when its disk is full. They give a start the room that it
+then needs to read, to delete and to end, because SQLite makes files of its own for that."""
 
 import errno
 import logging
@@ -14,7 +14,7 @@ _log = logging.getLogger(__name__)
 
 
 def drop_if_needed(data: Path) -> None:
-    """Give the bytes back to a disk that has less than that many left."""
+    """Give the ballast back to a disk that has fewer free bytes than it has."""
     if free(data) < SIZE:
         with suppress(FileNotFoundError):
             (data / NAME).unlink()
@@ -22,7 +22,7 @@ def drop_if_needed(data: Path) -> None:
 
 
 def take(data: Path, min_free: int) -> None:
-    """Keep the bytes, where there is room for them beside `min_free`."""
+    """Make the ballast, where there is room for it beside `min_free` bytes."""
     if (data / NAME).exists() or free(data) < min_free + 2 * SIZE:
         return
     try:
@@ -32,20 +32,21 @@ def take(data: Path, min_free: int) -> None:
         finally:
             os.close(descriptor)
     except OSError as error:
-        # A file system that cannot do it, or is full by now.
+        # The file system cannot reserve bytes, or is full by now.
         _log.debug("no ballast in %s: %s", data, error)
         with suppress(OSError):
             (data / NAME).unlink()
 
 
 def free(data: Path) -> int:
-    """Bytes that this user may still write."""
+    """Return the bytes that this user may still write to the disk of a folder."""
     stat = os.statvfs(data)
     return stat.f_bavail * stat.f_frsize
 
 
 def explained(data: Path, error: Exception) -> str:
-    """Why a folder cannot be opened, in one line: SQLite says of a full disk that it has an error."""
+    """Say in one line why a folder cannot be opened. An error of a full disk is named as such, which SQLite does not
+    do."""
     left = free(data)
     if left < SIZE or (isinstance(error, OSError) and error.errno == errno.ENOSPC):
         return f"its disk is full ({left} bytes are free); make room for {SIZE} bytes and start again"

@@ -7,7 +7,7 @@ RECORD_BYTES, TENSOR_BYTES = 256, 160
 
 
 def stored_bytes(chunk: Chunk, meta: str) -> int:
-    """Of a chunk that is to be written, with its metadata as JSON."""
+    """Return the bytes that a chunk will take. meta: its metadata as JSON."""
     size = RECORD_BYTES + len(meta.encode()) + len(chunk.embedding) + len(chunk.token_ids) + len(chunk.text.encode())
     if chunk.payload is not None:
         size += chunk.payload.length + TENSOR_BYTES * len(chunk.payload.tensors)
@@ -15,5 +15,5 @@ def stored_bytes(chunk: Chunk, meta: str) -> int:
 
 
 def size_of(chunk: Chunk, unit: Unit) -> int:
-    """What a chunk takes of a capacity or quota; its `stored_bytes` are known."""
+    """Return what a chunk takes of a capacity or quota in this unit. The chunk already has its `stored_bytes`."""
     return {"chunks": 1, "tokens": chunk.stored_length, "bytes": chunk.stored_bytes}[unit]

@@ -1,7 +1,7 @@
-"""The data folder of a process: made, and owned by one process at a time. Owns the lock.
+"""The data folder of a process is made here, and is owned by one process at a time. This file owns the lock.
 
-What is locked is the folder itself, because it cannot be removed while anything is in it. The file kvbank.lock says who
-has it, for people and for messages, and is locked too, because earlier servers lock nothing else.
+The folder itself is locked, because it cannot be removed while anything is in it. The file kvbank.lock says which
+process owns the folder, for people and for messages; it is locked too, because earlier servers lock nothing else.
 """
 
 import fcntl
@@ -16,13 +16,13 @@ from memory_service import access
 from memory_service.errors import StartError
 from memory_service.payloads import sync_folder
 
-# In a folder that is a backup.
+# A folder with a file of this name is a backup.
 MANIFEST = "backup.json"
 _NOTE = "kvbank.lock"
 
 
 class DataFolder:
-    """The data folder, owned by one process at a time."""
+    """Owns a data folder for this process, until `release`."""
 
     def __init__(self, path: Path) -> None:
         """Errors: StartError when another server owns it, it is full of other files, or it cannot be written."""
@@ -38,13 +38,13 @@ class DataFolder:
         _held.add(self)
 
     def release(self) -> None:
-        """Let another server have it, also where a child that was not forked by Python still has it open."""
+        """Let another server own the folder, also where a child that was not forked by Python still has it open."""
         for descriptor in self._descriptors:
             fcntl.flock(descriptor, fcntl.LOCK_UN)
         self.forget()
 
     def forget(self) -> None:
-        """Close it, without a word to those who share it: in a forked child, whose parent goes on."""
+        """Close the folder without unlocking it: this is for a forked child, whose parent goes on to own it."""
         descriptors, self._descriptors = self._descriptors, []
         for descriptor in descriptors:
             os.close(descriptor)
@@ -58,12 +58,13 @@ def _forget_all() -> None:
         folder.forget()
 
 
-# A child that outlives the server would keep the folder for nobody.
+# A child that outlived the server would keep the folder locked for nobody.
 os.register_at_fork(after_in_child=_forget_all)
 
 
 def _lock(path: Path) -> list[int]:
-    """Descriptors of the folder and of its note, locked. Errors: StartError when another process has it, OSError."""
+    """Lock a folder and its note, and return their descriptors. Errors: StartError when another process owns the
+    folder, OSError."""
     descriptors: list[int] = []
     try:
         descriptors.append(_open_folder(path))
@@ -99,7 +100,7 @@ def _take(descriptor: int, path: Path) -> None:
 
 
 def _owner(path: Path) -> str:
-    """As far as the note says it."""
+    """Name the process that owns a folder, as far as the note says it."""
     with suppress(OSError):
         said = (path / _NOTE).read_bytes()[:100].decode(errors="replace").strip()
         if said:
@@ -109,7 +110,7 @@ def _owner(path: Path) -> str:
 
 @contextmanager
 def unserved(path: Path) -> Iterator[bool]:
-    """Whether no process owns the folder; inside the block none can begin to, so stay briefly."""
+    """Tell whether no process owns the folder. Inside the block none can begin to, so the block must be short."""
     descriptor = _open_folder(path)
     try:
         free = False
@@ -122,7 +123,7 @@ def unserved(path: Path) -> Iterator[bool]:
 
 
 def _make_durable(folder: Path) -> None:
-    """Make a folder; each new level is an entry in its parent, and as durable as that."""
+    """Make a folder and its parents, and sync the parent of each new one, which holds its name."""
     missing = [level for level in (folder, *folder.parents) if not level.exists()]
     folder.parent.mkdir(parents=True, exist_ok=True)
     _private.make_folder(folder)

@@ -1,6 +1,6 @@
-"""Room on the disks. Owns the rule that what only grows leaves `min_free` bytes, on the disk of the records and on that
-of the payloads, which may be another: so that deletes, evictions and checkpoints still work. Writers who look at the
-same time do not count on the same bytes: each reserves what it is about to write."""
+"""Room on the disks. This file owns the rule that writes of new data leave `min_free` bytes, on the disk of the records
+and on that of the payloads, which may be another, so that deletes, evictions and checkpoints still work. Writers that
+look at the same time do not count on the same bytes: each reserves what it is about to write."""
 
 import os
 import threading
@@ -13,13 +13,13 @@ from memory_service.errors import RESOURCE_EXHAUSTED, ServiceError
 
 
 class Reservation:
-    """Bytes of a disk that somebody is about to write; given back by `give`, or at the end of the block."""
+    """Bytes of a disk that a writer is about to write. It ends with `give`, or with the block."""
 
     def __init__(self, space: "DiskSpace", disk: int, size: int) -> None:
         self._space, self._disk, self._size = space, disk, size
 
     def give(self) -> None:
-        """They are written, or will not be. A second call does nothing."""
+        """End the reservation, because the bytes are written, or will not be. A second call does nothing."""
         self._space.give(self._disk, self._size)
         self._size = 0
 
@@ -33,24 +33,25 @@ class Reservation:
 
 
 class DiskSpace:
-    """The disks of a data folder. Errors: OSError where one cannot be asked. Threads may share this."""
+    """Reserves bytes on the disks of a data folder. Threads may share this. Errors: OSError where a disk cannot be
+    asked."""
 
     def __init__(self, data: Path, min_free: int) -> None:
         self._data, self._payloads, self._min_free = data, data / payloads.FOLDER, min_free
         self._lock = threading.Lock()
-        # By the number of the device.
+        # The bytes that are reserved, by the number of the device.
         self._reserved: Counter[int] = Counter()
 
     def for_records(self, size: int = 0) -> Reservation:
-        """Of the disk that has the database. Errors: DISK_FULL."""
+        """Reserve bytes on the disk that has the database. Errors: DISK_FULL."""
         return self._reserve(self._data, size)
 
     def for_payload(self, size: int) -> Reservation:
-        """Of the disk that has the payloads. Errors: DISK_FULL."""
+        """Reserve bytes on the disk that has the payloads. Errors: DISK_FULL."""
         return self._reserve(self._payloads, size)
 
     def give(self, disk: int, size: int) -> None:
-        """For `Reservation`."""
+        """Take back bytes that were reserved on a disk. `Reservation` calls this."""
         with self._lock:
             self._reserved[disk] -= size
 

@@ -1,8 +1,9 @@
-"""Which ids of chunks were given, by all that a data folder has. Owns what a start does where its records do not know
-of some of them: SQLite ends a damaged log at the first bad frame without a word, and so takes back what was committed.
+"""The ids of chunks that were given, as far as anything in a data folder shows it. This file owns what a start does
+where the records do not know some of these ids: SQLite ends a damaged log silently at the first bad frame, and so takes
+back what was committed.
 
-Ids then go on behind all that were given, and the store gets another identity: whatever was derived from the lost
-records, snapshots of an index and what clients hold, belongs to another store.
+New ids then begin behind all that were given, and the store gets another identity: whatever was derived from the lost
+records, such as snapshots of an index and what clients hold, belongs to another store.
 """
 
 import logging
@@ -17,9 +18,9 @@ from memory_service import payloads, quarantine
 from memory_service.chunk_ids import Reservations
 from memory_service.schema import raw
 
-# Where neither records nor file can be relied on: more than anybody has written since either was right.
+# How many ids are skipped where neither records nor file can be relied on: more than anybody can have written since.
 _FAR = 1 << 32
-# A file with a larger number for a name is none of ours.
+# The service has made no file whose name is a larger number.
 _LARGEST = 1 << 62
 _STORE = "SELECT store_id, next_chunk_id FROM store"
 _IN_RECORDS = """
@@ -31,8 +32,9 @@ _log = logging.getLogger(__name__)
 
 
 def settle(connection: Connection, data: Path) -> bool:
-    """See to it that the ids that the records know as free are free. Whether the folder was never served by a version
-    that reserves ids in a file. Cheap where file and records agree, as after every clean stop and nearly every kill."""
+    """Make sure that the ids that the records say are free were never given. Returns whether no version that reserves
+    ids in a file has served the folder. This is cheap where file and records agree, as after every clean stop and
+    nearly every kill."""
     store_id, free = raw(connection).execute(_STORE).fetchone()
     try:
         reserved, damaged = Reservations(data).read(), False
@@ -52,7 +54,7 @@ def settle(connection: Connection, data: Path) -> bool:
 
 
 def _largest(connection: Connection, data: Path, store_id: str) -> int:
-    """The largest id that anything in the folder has; 0 for none."""
+    """Return the largest id that anything in the folder has; 0 where nothing has one."""
     (found,) = raw(connection).execute(_IN_RECORDS).fetchone()
     files = (chunk_id for bank in payloads.banks_in(data) for chunk_id, _ in payloads.files_in(bank))
     named = (chunk_id for chunk_id in chain(files, quarantine.ids(data)) if chunk_id < _LARGEST)
@@ -60,10 +62,11 @@ def _largest(connection: Connection, data: Path, store_id: str) -> int:
 
 
 def _in_snapshots(data: Path, store_id: str) -> int:
-    """A snapshot that is damaged, or of another store, is not used, and says nothing."""
-    # Half a second of FAISS, for a folder that has snapshots; the server has it anyway.
+    """Return the largest id in a snapshot of an index; 0 for none. Snapshots that are damaged, or of another store, are
+    left out."""
     found = 0
     for path in (data / "indexes").glob("*/*.segment"):
+        # FAISS takes half a second to import, so that only folders with snapshots pay for it.
         from memory_service.search.snapshots import ids_in
 
         ids = ids_in(path, store_id)

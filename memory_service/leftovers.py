@@ -1,7 +1,7 @@
-"""Payload files that no row names. Owns the rule that none is deleted unless a record explains why it is there: its
-chunk was removed, or its write had no answer and was repeated under another id. The others, of writes that a kill cut
-off and of rows that are lost, look alike; they are set aside in quarantine/, and `kvbank repair` gives back what is
-whole.
+"""Payload files that no row names. This file owns the rule that none is deleted unless a record explains why it is
+there: its chunk was removed, or its write had no answer and was repeated under another id. Other such files come from
+writes that a kill cut off and from rows that are lost, which look alike; they are set aside in quarantine/, and
+`kvbank repair` gives back those that are whole.
 """
 
 import json
@@ -18,7 +18,8 @@ from memory_service.schema import raw
 
 UNNAMED = "no record names it: its write had no answer, or its record is lost"
 _BATCH = 500
-# Of the bank, too: a disk that is mounted here may be that of another data folder, with other chunks of the same ids.
+# The bank is compared too: a disk that is mounted here may be that of another data folder, whose chunks have the same
+# ids.
 _REMOVED = """
     SELECT uid, chunk_id FROM spent_keys JOIN banks USING (bank_id)
     WHERE chunk_id IN (SELECT value FROM json_each(:ids))
@@ -33,7 +34,7 @@ _OF_KEY = """
 
 
 class Unowned(NamedTuple):
-    """A payload file and the chunk whose it was."""
+    """A payload file that no row names, and the chunk whose payload it was."""
 
     bank_uid: str
     chunk_id: int
@@ -41,15 +42,17 @@ class Unowned(NamedTuple):
 
 
 class Tidied(NamedTuple):
-    """How many files were removed, and set aside."""
+    """How many files were removed, and how many were set aside."""
 
     removed: int
     aside: int
 
 
 def tidy(data: Path, found: Iterable[Unowned], read: Callable[[], AbstractContextManager[Connection]]) -> Tidied:
-    """Remove what is explained, set the rest aside, and look again at what was set aside earlier. `read`: a read
-    transaction. Errors: OSError where something cannot be set aside; it stays where it is."""
+    """Remove the files that are explained, set the others aside, and look again at those that were set aside earlier.
+
+    read: begins a read transaction. Errors: OSError where a file cannot be set aside; it stays where it is.
+    """
     removed, aside, found = 0, 0, iter(found)
     while batch := list(islice(found, _BATCH)):
         with read() as connection:
@@ -72,8 +75,9 @@ def tidy(data: Path, found: Iterable[Unowned], read: Callable[[], AbstractContex
 
 
 def explanations(connection: Connection, data: Path, files: Sequence[Unowned]) -> set[Unowned]:
-    """Those whose removal the records explain. What quarantine has a record of is not one of them, though its key is
-    spent as that of a deleted chunk is: its file was missing, and has come back."""
+    """Return the files that the records explain, and that so may be removed. The file of a chunk that quarantine has a
+    record of is not one of them, though the key of the chunk is spent as that of a deleted one is: the file was missing
+    when the chunk was quarantined, and has come back."""
     removed = set(raw(connection).execute(_REMOVED, {"ids": _json(files)}))
     return {
         file
@@ -84,9 +88,9 @@ def explanations(connection: Connection, data: Path, files: Sequence[Unowned]) -
 
 
 def repeated_as(connection: Connection, bank_uid: str, chunk_id: int, path: Path) -> int | None:
-    """The other chunk that was written under the key of this one, with the same content: a key is written once, so its
-    own write was never acknowledged, or its record is lost and the other stands for it. None where there is no such
-    chunk, or the file does not say its key."""
+    """Return the id of another chunk that was written under the key of this one, with the same content. A key is
+    written once: so the write of this chunk was never acknowledged, or its record is lost and the other stands for it.
+    None is returned where there is no such chunk, or the file does not say its key."""
     try:
         chunk, digest, _ = payload_header.copied(payload_header.read(path), (bank_uid, chunk_id))
     except (OSError, ValueError):

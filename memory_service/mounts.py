@@ -1,5 +1,6 @@
-"""The marks of payload folders, without which nothing is put into them or taken for damaged. Owns which folder a start
-may mark: one that shows by its files that it is the bank's, and all of a folder that no version with marks has served.
+"""The marks of payload folders. In a folder without its mark, which may be the mount point of a disk that is missing,
+no payload is written, and none is taken for damaged. This file owns which folders a start may mark: one that shows by
+its files that it is the bank's, and all folders where no version with marks has served before.
 """
 
 import logging
@@ -11,15 +12,18 @@ from memory_service import chunk_rows
 from memory_service.domain import Bank
 from memory_service.payloads import Payloads
 
-# Files of a bank that are looked for; half of them are enough.
+# How many files of a bank are looked for; it is enough to find half of them.
 _SAMPLE = 32
 _log = logging.getLogger(__name__)
 
 
 def mark(payloads: Payloads, connection: Connection, banks: Iterable[Bank], *, new_here: bool) -> list[Bank]:
-    """Mark what can be marked; the banks whose payloads are not there. `new_here`: no version with marks was here."""
+    """Mark the folders that may be marked, and return the banks whose payloads are not there.
+
+    new_here: whether no version with marks has served this data folder before.
+    """
     banks = [bank for bank in banks if bank.kv.layers]
-    # Of a bank without any: None.
+    # By the uid of a bank; see `_shown`.
     shown = {bank.uid: _shown(payloads, connection, bank) for bank in banks if not payloads.present(bank.uid)}
     for uid in (uid for uid, holds in shown.items() if holds):
         payloads.mark_bank(uid)
@@ -36,6 +40,6 @@ def mark(payloads: Payloads, connection: Connection, banks: Iterable[Bank], *, n
 
 
 def _shown(payloads: Payloads, connection: Connection, bank: Bank) -> bool | None:
-    """Whether files that the rows name are in the bank's folder; None where the rows name none."""
+    """Tell whether the bank's folder has files that the rows name; None where the rows name none."""
     ids = chunk_rows.some_payload_ids(connection, bank.bank_id, _SAMPLE)
     return 2 * sum(payloads.path(bank.uid, chunk_id).exists() for chunk_id in ids) >= len(ids) if ids else None

@@ -1,5 +1,5 @@
-"""The header of a payload file: what safetensors wants, whose it is, and a copy of what the records say of its chunk,
-so that a chunk whose row is lost can be made again from its file.
+"""The header of a payload file has what safetensors wants, the chunk that it belongs to, and a copy of what the records
+say of that chunk, so that a chunk whose row is lost can be made again from its file.
 
 The copy is left out where it does not fit: in a file that an earlier client staged, and beyond MOST_COPY bytes.
 """
@@ -26,7 +26,8 @@ Copy = Mapping[str, str]
 
 
 def copy_of(chunk: Chunk, digest: bytes, checksums: Sequence[int]) -> Copy:
-    """What a file says of its chunk. `digest`: of the request; `checksums`: of its tensors, as in the records."""
+    """Make the copy of a chunk's record. digest: that of the request; checksums: those of the tensors, as in the
+    records."""
     expiry, payload = chunk.expiry or Expiry(), chunk.payload
     assert payload is not None
     said: dict[str, Any] = {name: getattr(chunk, name) for name in _FIGURES}
@@ -48,7 +49,7 @@ def _check(copy: Copy) -> str:
 
 
 def header(owner: tuple[str, int], tensors: Sequence[Tensor], copy: Copy, size: int = 0) -> bytes:
-    """Length (u64 LE) and JSON, padded to `size` and to whole 8 bytes. `owner`: bank uid, chunk id."""
+    """Make a header: its length (u64 LE) and JSON, padded to `size` and to whole 8 bytes. owner: bank uid, chunk id."""
     made = _header(owner, tensors, copy, size)
     return made if len(made) <= (size or MOST_COPY) else _header(owner, tensors, {}, size)
 
@@ -68,8 +69,11 @@ def _header(owner: tuple[str, int], tensors: Sequence[Tensor], copy: Copy, size:
 
 
 def copied(data: bytes, owner: tuple[str, int]) -> tuple[Chunk, bytes, list[int]]:
-    """The chunk that a file of `owner` has a copy of, its payload described as far as the header says it, the digest of
-    its request, and the checksums of its tensors. Errors: ValueError where there is no such copy, or it is damaged."""
+    """Read the copy of a record in the header of a file of `owner` (bank uid, chunk id).
+
+    Returns the chunk, whose payload is described as far as the header says it, the digest of its request, and the
+    checksums of its tensors. Errors: ValueError where there is no such copy, or it is damaged.
+    """
     try:
         (length,) = struct.unpack_from("<Q", data)
         entries = json.loads(data[8 : 8 + length])
@@ -102,7 +106,7 @@ def _tensor(name: str, entry: Mapping[str, Any], begin: int) -> Tensor:
 
 
 def read(path: Path) -> bytes:
-    """The header of a file, as far as there is one. Errors: OSError."""
+    """Read the header of a file, as far as it has one. Errors: OSError."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         begin = os.pread(descriptor, 8, 0)

@@ -8,7 +8,7 @@ from memory_service.payload_header import SAFETENSORS
 
 
 def payload_json(payload: Payload | None) -> str | None:
-    """As JSON."""
+    """Return the descriptor as JSON; None where there is no payload."""
     if payload is None:
         return None
     # Not dataclasses.astuple, which copies deeply.
@@ -18,7 +18,7 @@ def payload_json(payload: Payload | None) -> str | None:
 
 
 def payload_of(text: str | None) -> Payload | None:
-    """A descriptor as `contents` holds it. Errors: ValueError, TypeError for one that is damaged."""
+    """Read a descriptor that `contents` holds. Errors: ValueError, TypeError for one that is damaged."""
     if text is None:
         return None
     # Earlier versions wrote no checksum of the header, and at first no kind.
@@ -28,6 +28,6 @@ def payload_of(text: str | None) -> Payload | None:
         Tensor(name, dtype, tuple(shape), offset, length, check) for name, dtype, shape, offset, length, check in rows
     )
     if any(tensor.dtype not in SAFETENSORS for tensor in tensors):
-        raise ValueError("a tensor has a type that there is not")
+        raise ValueError("a tensor has an unknown type")
     end, begin = max(t.offset + t.length for t in tensors), min(t.offset for t in tensors)
     return Payload(tensors, Producer(**producer), seed, checksum, kind, end, begin, header_checksum)

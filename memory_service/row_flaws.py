@@ -1,5 +1,5 @@
-"""Rows of chunks that cannot be used. Owns how a read finds out which row it was that it stumbled over: rows are read
-as bytes then, one after the other, and trusted in nothing."""
+"""Rows of chunks that are damaged, and cannot be used. This file owns how a read that has failed finds out which rows
+are to blame: it reads them again one after the other, as bytes, and trusts nothing in them."""
 
 import json
 import sqlite3
@@ -18,7 +18,7 @@ from memory_service.payload_rows import payload_of
 from memory_service.payloads import seed
 from memory_service.schema import raw
 
-# What reading a damaged row ends in: a value of another type or form than it can have.
+# The errors of a read that meets a value of a type or form that it cannot have.
 _STUMBLES = (ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError, struct.error)
 _KINDS = get_args(PayloadKind)
 _COLUMNS = """
@@ -49,7 +49,7 @@ _ALL = f"{WHOLE} WHERE c.bank_id = ? ORDER BY c.chunk_id"
 
 
 class FlawedError(Exception):
-    """Rows of a bank that cannot be used: chunk id -> what is wrong, as a sentence."""
+    """The error for rows of a bank that cannot be used. `flaws` says in a sentence, by chunk id, what is wrong."""
 
     def __init__(self, bank: Bank, flaws: Mapping[int, str]) -> None:
         super().__init__(f"{len(flaws)} rows of bank {bank.name} are damaged")
@@ -59,8 +59,8 @@ class FlawedError(Exception):
 
 @contextmanager
 def naming(connection: Connection, bank: Bank, ids: Sequence[int] | None = None) -> Iterator[None]:
-    """For a block that reads rows of these ids, or any of the bank's. Errors: FlawedError, where a row is to blame for
-    that of the block."""
+    """Name the rows that are to blame for an error of the block, which reads rows of these ids, or any of the bank.
+    Errors: FlawedError; that of the block where no row is to blame."""
     try:
         yield
     except (*_STUMBLES, DBAPIError, sqlite3.Error) as error:
@@ -72,8 +72,8 @@ def naming(connection: Connection, bank: Bank, ids: Sequence[int] | None = None)
 
 
 def _of_a_row(error: Exception) -> bool:
-    """Text that is not UTF-8 and malformed JSON are errors of SQLite; so is a disk that fails, where no row is to
-    blame."""
+    """Tell whether a row can be to blame for an error. SQLite has errors for text that is not UTF-8 and for malformed
+    JSON, where one can, and others, such as for a disk that fails, where none can."""
     if not isinstance(error, DBAPIError | sqlite3.Error):
         return True
     said = str(getattr(error, "orig", error))
@@ -81,7 +81,7 @@ def _of_a_row(error: Exception) -> bool:
 
 
 def find(connection: Connection, bank: Bank, ids: Sequence[int] | None) -> dict[int, str]:
-    """Those of the ids, or of the whole bank, whose row cannot be used."""
+    """Return the ids, of those given or of the whole bank, whose rows cannot be used, each with what is wrong."""
     cursor = raw(connection).cursor()
     cursor.row_factory = sqlite3.Row
     if ids is None:
@@ -93,7 +93,7 @@ def find(connection: Connection, bank: Bank, ids: Sequence[int] | None) -> dict[
 
 
 def checked(row: Any, uid: str, dimension: int | None) -> tuple[Payload | None, str]:
-    """The descriptor of a row of NARROW or WHOLE, and what is wrong with the row, as a sentence, or ""."""
+    """Return the descriptor of a row of NARROW or WHOLE, and what is wrong with the row, as a sentence, or ""."""
     try:
         payload = payload_of(row["payload"] and row["payload"].decode())
         flaw = _flaw(row, uid, dimension, payload) or (row_checksum.flaw(row) if row["embedding"] is not None else "")
