@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from kvbank import _private
+from memory_service.disk_space import free_bytes
 
 NAME, SIZE = "kvbank.ballast", 1024 * 1024
 _log = logging.getLogger(__name__)
@@ -15,7 +16,7 @@ _log = logging.getLogger(__name__)
 
 def drop_if_needed(data: Path) -> None:
     """Give the ballast back to a disk that has fewer free bytes than it has."""
-    if free(data) < SIZE:
+    if free_bytes(data) < SIZE:
         with suppress(FileNotFoundError):
             (data / NAME).unlink()
             _log.warning("the disk of %s is full; what was kept for that is used now", data)
@@ -23,7 +24,7 @@ def drop_if_needed(data: Path) -> None:
 
 def take(data: Path, min_free: int) -> None:
     """Make the ballast, where there is room for it beside `min_free` bytes."""
-    if (data / NAME).exists() or free(data) < min_free + 2 * SIZE:
+    if (data / NAME).exists() or free_bytes(data) < min_free + 2 * SIZE:
         return
     try:
         descriptor = os.open(data / NAME, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, _private.FILE)
@@ -38,16 +39,10 @@ def take(data: Path, min_free: int) -> None:
             (data / NAME).unlink()
 
 
-def free(data: Path) -> int:
-    """Return the bytes that this user may still write to the disk of a folder."""
-    stat = os.statvfs(data)
-    return stat.f_bavail * stat.f_frsize
-
-
 def explained(data: Path, error: Exception) -> str:
     """Say in one line why a folder cannot be opened. An error of a full disk is named as such, which SQLite does not
     do."""
-    left = free(data)
+    left = free_bytes(data)
     if left < SIZE or (isinstance(error, OSError) and error.errno == errno.ENOSPC):
         return f"its disk is full ({left} bytes are free); make room for {SIZE} bytes and start again"
     return str(error).splitlines()[0] if str(error) else type(error).__name__

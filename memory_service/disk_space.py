@@ -12,6 +12,12 @@ from memory_service import payloads
 from memory_service.errors import RESOURCE_EXHAUSTED, ServiceError
 
 
+def free_bytes(folder: Path) -> int:
+    """Return the bytes that this user may still write to the disk of a folder. Errors: OSError."""
+    stat = os.statvfs(folder)
+    return stat.f_bavail * stat.f_frsize
+
+
 class Reservation:
     """Bytes of a disk that a writer is about to write. It ends with `give`, or with the block."""
 
@@ -57,8 +63,8 @@ class DiskSpace:
 
     def _reserve(self, folder: Path, size: int) -> Reservation:
         with self._lock:
-            disk, stat = os.stat(folder).st_dev, os.statvfs(folder)
-            free = stat.f_bavail * stat.f_frsize - self._reserved[disk]
+            disk = os.stat(folder).st_dev
+            free = free_bytes(folder) - self._reserved[disk]
             if free - size < self._min_free:
                 text = f"{free} bytes are free in {folder.name}, {self._min_free} are kept back"
                 raise ServiceError(RESOURCE_EXHAUSTED, "DISK_FULL", text, free=max(free, 0), min_free=self._min_free)

@@ -9,11 +9,11 @@ from collections.abc import Sequence
 import xxhash
 
 from memory_service.domain import Payload, Tensor
+from memory_service.opening import opener
 from memory_service.payloads import DamagedError, check_file, read_all
 
 # By all answers together; the files beyond it are opened when their turn comes.
 MOST_OPEN = 512
-_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 class OpenFiles:
@@ -65,7 +65,7 @@ class OpenPayload:
 
     def _open(self) -> int:
         try:
-            return os.open(self._path, _FLAGS)
+            return opener(os.fspath(self._path), os.O_RDONLY)
         except OSError as error:
             # A link is none of ours.
             raise DamagedError("it is a link") if error.errno == errno.ELOOP else error from None

@@ -16,6 +16,7 @@ from typing import Any
 import xxhash
 
 from memory_service.domain import Chunk, Expiry, Payload, Producer, Tensor
+from memory_service.opening import opener
 
 SAFETENSORS = {"bf16": "BF16", "fp16": "F16", "fp32": "F32", "int32": "I32"}
 _DTYPES = {there: here for here, there in SAFETENSORS.items()}
@@ -107,7 +108,7 @@ def _tensor(name: str, entry: Mapping[str, Any], begin: int) -> Tensor:
 
 def read(path: Path) -> bytes:
     """Read the header of a file, as far as it has one. Errors: OSError."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    descriptor = opener(os.fspath(path), os.O_RDONLY)
     try:
         begin = os.pread(descriptor, 8, 0)
         length = int.from_bytes(begin, "little")

@@ -11,6 +11,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from kvbank import _private
 from memory_service import ballast, payloads
+from memory_service.disk_space import free_bytes
 from memory_service.errors import StartError
 
 NAMING = {
@@ -260,7 +261,7 @@ def _ask(path: Path, statement: str) -> str | None:
     except sqlite3.DatabaseError as error:
         if "no such table" in str(error):
             return None
-        if ballast.free(path.parent) < ballast.SIZE:
+        if free_bytes(path.parent) < ballast.SIZE:
             raise StartError(f"cannot open {path.parent}: {ballast.explained(path.parent, error)}") from error
         raise StartError(f"{path} cannot be read, or is not a database of kvbank ({error})") from error
     return str(row[0]) if row else None

@@ -16,6 +16,7 @@ from kvbank import _private, _proof
 from kvbank.v1 import service_pb2 as pb
 from memory_service.direct import SOCKET, DirectCalls
 from memory_service.errors import FAILED_PRECONDITION, ServiceError
+from memory_service.opening import opener
 
 FOLDER, NONCE_FILE = "staging", "same-host.nonce"
 # What no write has taken over for so long, its maker has forgotten.
@@ -44,7 +45,7 @@ class StagedFile:
         try:
             self._check(os.lstat(old), length)
             os.rename(old, new)
-            descriptor = os.open(new, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
+            descriptor = opener(os.fspath(new), os.O_RDWR)
         except OSError as error:
             raise refusal(self.name, f"cannot be opened ({error.strerror})") from error
         try:

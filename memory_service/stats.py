@@ -11,6 +11,7 @@ from prometheus_client.registry import Collector
 from kvbank.v1 import service_pb2 as pb
 from memory_service import __version__, bank_rows, convert, validate
 from memory_service.bank import Banks
+from memory_service.disk_space import free_bytes
 from memory_service.domain import Bank, IndexStats
 from memory_service.metrics import Metrics
 from memory_service.settings import Settings
@@ -45,7 +46,7 @@ class Stats(Collector):
             store_id=self._banks.records.store_id,
             start_time=convert.timestamp(self._started),
             resident_bytes=_resident_bytes(),
-            free_bytes=self._free_bytes(),
+            free_bytes=free_bytes(self._settings.data),
             database_bytes=database.taken,
             database_free_bytes=database.free,
             index_bytes=_bytes_below(self._settings.data / "indexes"),
@@ -75,7 +76,7 @@ class Stats(Collector):
             ("kvbank_stored_bytes", "Bytes of live chunks: K-V, vectors, texts, metadata.", size),
             ("kvbank_database_bytes", "Bytes of the database with its log.", self._banks.vacuum.sizes().taken),
             ("kvbank_evictions_stalled", "Banks whose eviction cannot be written.", self._banks.stalled_evictions),
-            ("kvbank_disk_free_bytes", "Free on the disk that holds the data folder.", self._free_bytes()),
+            ("kvbank_disk_free_bytes", "Free on the disk that holds the data folder.", free_bytes(self._settings.data)),
             ("kvbank_index_banks", "Banks whose index is in memory.", len(loaded)),
             ("kvbank_index_segments", "Segments of indexes in memory.", sum(index.segments for index in loaded)),
             ("kvbank_index_vectors", "Vectors in memory, removed ones too.", sum(index.vectors for index in loaded)),
@@ -83,10 +84,6 @@ class Stats(Collector):
             ("kvbank_index_bytes", "Memory of the indexes.", sum(index.memory_bytes for index in loaded)),
         ):
             yield GaugeMetricFamily(name, text, value=value)
-
-    def _free_bytes(self) -> int:
-        stat = os.statvfs(self._settings.data)
-        return stat.f_bavail * stat.f_frsize
 
 
 def _index_message(stats: IndexStats) -> pb.IndexStats:

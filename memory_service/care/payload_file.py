@@ -3,7 +3,6 @@ the size fits, and every tensor has its seeded checksum."""
 
 import errno
 import json
-import os
 import stat
 import struct
 from pathlib import Path
@@ -12,6 +11,7 @@ import xxhash
 
 from memory_service.care.report import Kind
 from memory_service.domain import Payload, Tensor
+from memory_service.opening import opener
 from memory_service.payload_header import SAFETENSORS
 from memory_service.payloads import DamagedError
 
@@ -52,7 +52,7 @@ def _bytes(path: Path) -> bytes:
 
 def _read(path: Path) -> bytes:
     """As the service opens it, which follows no link and waits for no pipe."""
-    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK)) as file:
+    with open(path, "rb", opener=opener) as file:
         return file.read()
 
 

@@ -20,6 +20,8 @@ import numpy as np
 import xxhash
 
 from kvbank import _private
+from memory_service.disk_space import free_bytes
+from memory_service.opening import opener
 from memory_service.payloads import sync_folder
 from memory_service.search.index import tail_rows
 from memory_service.search.ivf import Ivf
@@ -50,8 +52,7 @@ class Snapshots:
         old = segment.file
         try:
             self._make_folder()
-            disk = os.statvfs(self.folder)
-            if disk.f_bavail * disk.f_frsize - segment.memory < self.min_free:
+            if free_bytes(self.folder) - segment.memory < self.min_free:
                 raise OSError("less than min_free would be left")
             path = self.folder / f"{max([0, *(number for number, _ in self._numbered())]) + 1:08d}{SUFFIX}"
             rows = self._write(path, segment)
@@ -122,7 +123,7 @@ class Snapshots:
 
     def read(self, path: Path) -> Segment:
         """One file. Errors: UnusableError, OSError."""
-        with open(path, "rb", buffering=0, opener=_open) as file:
+        with open(path, "rb", buffering=0, opener=opener) as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise UnusableError("it is no file")
             digest = xxhash.xxh3_64()
@@ -190,7 +191,7 @@ def _remove(path: Path) -> None:
 def ids_in(path: Path, store_id: str) -> Ids:
     """The ids in a file, if it is a whole snapshot of this store."""
     try:
-        with open(path, "rb", opener=_open) as file:
+        with open(path, "rb", opener=opener) as file:
             file.seek(len(_MAGIC))
             (size,) = struct.unpack("<Q", file.read(8))
             dimension = int(json.loads(file.read(min(size, _LARGEST_HEADER)))["dimension"])
@@ -198,11 +199,6 @@ def ids_in(path: Path, store_id: str) -> Ids:
     except (OSError, UnusableError, struct.error, ValueError, KeyError, TypeError):
         return np.empty(0, np.int64)
     return segment.ids[: segment.rows]
-
-
-def _open(name: str, flags: int) -> int:
-    """A file that is ours is no link, and no pipe, for whose other end one would wait."""
-    return os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
 
 
 def _take(file: BinaryIO, size: int, digest: xxhash.xxh3_64) -> bytes:

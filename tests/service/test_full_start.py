@@ -9,6 +9,7 @@ import pytest
 
 from kvbank.v1 import service_pb2 as pb
 from memory_service import ballast
+from memory_service.disk_space import free_bytes
 from memory_service.errors import StartError
 from memory_service.server import LocalServer
 
@@ -31,7 +32,7 @@ def _fill(data):
     with suppress(OSError), open(data / "of somebody else", "ab", buffering=0) as file:
         while True:
             file.write(bytes(4096))
-    assert ballast.free(data) == 0
+    assert free_bytes(data) == 0
 
 
 @pytest.mark.parametrize("killed", [False, True])
