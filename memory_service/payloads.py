@@ -80,8 +80,10 @@ def _owner(folder: Path) -> str | None:
     """The bank that the mark of a folder names, or "" where it names none; None where there is no mark."""
     try:
         named = _OWNER_OF.search((folder / MARK).read_bytes())
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
+    except OSError:  # a mark is there, and what else is wrong with the disk shows at the files
+        return ""
     return named[1].decode() if named else ""
 
 
