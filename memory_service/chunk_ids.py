@@ -1,6 +1,6 @@
-"""Ids of chunks. Owns the rule that none is used twice, whatever happens to the database: they come from blocks that
-are reserved durably before an id is used, in a small file of their own and in the database, also where commits are not
-durable otherwise."""
+"""The ids of chunks. This file owns the rule that no id is used twice, whatever happens to the database: ids come from
+blocks that are reserved durably before one of them is used, in a small file of their own and in the database, also
+where commits are not durable otherwise."""
 
 import os
 import threading
@@ -18,7 +18,7 @@ BLOCK = 1024
 
 
 class Reservations:
-    """The file: the first id that is not reserved, and a checksum. Errors: OSError."""
+    """The file of reserved ids; it has the first id that is not reserved, and a checksum. Errors: OSError."""
 
     NAME = "chunk-ids"
 
@@ -26,7 +26,8 @@ class Reservations:
         self._path = data / self.NAME
 
     def read(self) -> int | None:
-        """None where there is no file, as in a folder of an earlier version. Errors: ValueError for a damaged one."""
+        """Read the first id that is not reserved; None where there is no file, as in a folder of an earlier version.
+        Errors: ValueError for a damaged file."""
         try:
             data = self._path.read_bytes()
         except FileNotFoundError:
@@ -37,7 +38,7 @@ class Reservations:
         return int(number)
 
     def write(self, end: int) -> None:
-        """Durably."""
+        """Reserve all ids below `end`, durably."""
         number, temporary = str(end).encode(), self._path.with_suffix(".tmp")
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
@@ -54,7 +55,8 @@ def _checksum(number: bytes) -> bytes:
 
 
 class ChunkIds:
-    """Monotonic, never reused, below 2^63. `first`: every id below it was given by an earlier process."""
+    """Gives ids, which ascend, are never given twice and are below 2^63. All ids below `first` may have been given by
+    earlier processes; those from it on are given by this one."""
 
     def __init__(self, writer: Writer, reservations: Reservations) -> None:
         self._writer = writer
@@ -65,7 +67,7 @@ class ChunkIds:
         self.first = self.refill().result().start
 
     def take(self) -> int | None:
-        """The next id; None when a `refill` must be awaited first. Never blocks."""
+        """Return the next id; None when a `refill` must be awaited first. Never blocks."""
         with self._lock:
             if not self._blocks:
                 return None

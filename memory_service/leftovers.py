@@ -67,7 +67,7 @@ def tidy(data: Path, found: Iterable[Unowned], read: Callable[[], AbstractContex
                     aside += 1
     for note in quarantine.pending(data):
         with read() as connection:
-            repeated = repeated_as(connection, note.bank_uid, note.chunk_id, note.file) is not None
+            repeated = is_repeated(connection, note.bank_uid, note.chunk_id, note.file)
         if repeated:
             quarantine.discard(note)
             removed += 1
@@ -83,21 +83,21 @@ def explanations(connection: Connection, data: Path, files: Sequence[Unowned]) -
         file
         for file in files
         if not quarantine.has_record(data, file.bank_uid, file.chunk_id)
-        and (file[:2] in removed or repeated_as(connection, *file) is not None)
+        and (file[:2] in removed or is_repeated(connection, *file))
     }
 
 
-def repeated_as(connection: Connection, bank_uid: str, chunk_id: int, path: Path) -> int | None:
-    """Return the id of another chunk that was written under the key of this one, with the same content. A key is
-    written once: so the write of this chunk was never acknowledged, or its record is lost and the other stands for it.
-    None is returned where there is no such chunk, or the file does not say its key."""
+def is_repeated(connection: Connection, bank_uid: str, chunk_id: int, path: Path) -> bool:
+    """Tell whether another chunk was written under the key of this one, with the same content. A key is written once:
+    so the write of this chunk was never acknowledged, or its record is lost and the other stands for it. A file that
+    does not say its key counts as not repeated."""
     try:
         chunk, digest, _ = payload_header.copied(payload_header.read(path), (bank_uid, chunk_id))
     except (OSError, ValueError):
-        return None
+        return False
     other, said = raw(connection).execute(_OF_KEY, (bank_uid, chunk.key)).fetchone() or (chunk_id, None)
     same = isinstance(said, bytes) and row_checksum.digest_of(said) == digest
-    return int(other) if same and other != chunk_id else None
+    return same and other != chunk_id
 
 
 def _json(files: Sequence[Unowned]) -> str:

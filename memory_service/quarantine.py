@@ -1,5 +1,5 @@
-"""quarantine/: what was taken out of service, for a person to look at. quarantine/<bank uid>/<chunk id>.json is the
-record, bytes as base64, and <chunk id>.safetensors beside it the file, if there was one."""
+"""The folder quarantine/ has what was taken out of service, for a person to look at. quarantine/<bank uid>/<chunk
+id>.json is the record, with bytes as base64, and <chunk id>.safetensors beside it the file, if there was one."""
 
 import base64
 import errno
@@ -23,7 +23,7 @@ from memory_service.payloads import SUFFIX, name, sync_folder
 from memory_service.schema import raw
 
 FOLDER = "quarantine"
-# Of a record: that `repair` has not looked at it yet.
+# A record has this entry while `repair` has not looked at it yet.
 PENDING = "pending"
 _ID = re.compile(r"[1-9][0-9]{0,18}")
 _CHUNKS = "SELECT * FROM chunks WHERE chunk_id IN (SELECT value FROM json_each(?))"
@@ -33,9 +33,10 @@ _one_at_a_time = threading.Lock()
 
 
 def set_aside(connection: Connection, data: Path, bank_uid: str, why: Mapping[int, str]) -> None:
-    """Records and files of chunks (id -> reason), durably; the rows stay, so that a kill before they go loses nothing.
+    """Put records and files of chunks into quarantine, durably. The rows stay, so that a kill before the caller removes
+    them loses nothing. A second call for a chunk does nothing.
 
-    Once more does nothing.
+    why: chunk id -> the reason, as a sentence.
     """
     with _one_at_a_time:
         folder = data / FOLDER / bank_uid
@@ -53,8 +54,7 @@ def set_aside(connection: Connection, data: Path, bank_uid: str, why: Mapping[in
                 "content": contents.get(row.chunk_id),
             }
             _save(folder / f"{row.chunk_id}.json", record)
-            # Missing, or removed this moment, because the chunk was deleted or evicted.
-            with suppress(FileNotFoundError, NotADirectoryError):
+            with suppress(FileNotFoundError, NotADirectoryError):  # missing, or the chunk is being removed
                 path = data / name(bank_uid, row.chunk_id)
                 move(path, folder / f"{row.chunk_id}{SUFFIX}")
                 left.append(path.parent)
@@ -64,8 +64,8 @@ def set_aside(connection: Connection, data: Path, bank_uid: str, why: Mapping[in
 
 
 def set_file_aside(data: Path, bank_uid: str, chunk_id: int, path: Path, why: str) -> "Note":
-    """A payload that no row names, durably, for `repair` to give back. Where the chunk has a record here already, whose
-    file was missing, the two come together again."""
+    """Put a payload that no row names into quarantine, durably, where `repair` looks at it. Where the chunk already has
+    a record there, whose file was missing, the record and the file come together again."""
     folder = data / FOLDER / bank_uid
     with _one_at_a_time:
         _private.make_folder(folder)
@@ -79,13 +79,12 @@ def set_file_aside(data: Path, bank_uid: str, chunk_id: int, path: Path, why: st
 
 
 def has_record(data: Path, bank_uid: str, chunk_id: int) -> bool:
-    """Whether something lies here under this id."""
+    """Tell whether quarantine has a record of this chunk."""
     return (data / FOLDER / bank_uid / f"{chunk_id}.json").exists()
 
 
 class Note(NamedTuple):
-    """What lies in quarantine under one id, and is still to be looked at by `repair`: its record, and where its file
-    is."""
+    """A chunk that `repair` has still to look at: its record in quarantine, and where its file is."""
 
     bank_uid: str
     chunk_id: int
@@ -94,12 +93,12 @@ class Note(NamedTuple):
 
     @property
     def place(self) -> Path:
-        """Of the record, once the file is in quarantine."""
+        """The path of the record, once the file is in quarantine."""
         return self.file.with_name(f"{self.chunk_id}.json")
 
 
 def note_of(data: Path, bank_uid: str, chunk_id: int, file: Path) -> Note:
-    """A file that lies elsewhere, with the record that quarantine may have of its chunk."""
+    """Make the note of a file that lies elsewhere, with the record that quarantine may have of its chunk."""
     record: dict[str, Any] = {}
     with suppress(OSError, ValueError):
         record = json.loads((data / FOLDER / bank_uid / f"{chunk_id}.json").read_bytes())
@@ -107,7 +106,7 @@ def note_of(data: Path, bank_uid: str, chunk_id: int, file: Path) -> Note:
 
 
 def pending(data: Path) -> Iterator[Note]:
-    """What was set aside and not judged yet."""
+    """Yield the notes of what was set aside and not judged yet."""
     for path in sorted((data / FOLDER).glob("*/*.json")):
         if _ID.fullmatch(path.stem) is None:
             continue
@@ -120,28 +119,29 @@ def pending(data: Path) -> Iterator[Note]:
 
 
 def judged(note: Note, why: str) -> None:
-    """It stays, for a person to look at."""
+    """Note in the record that `repair` has looked at the chunk, and why it stays in quarantine."""
     record = {name: value for name, value in note.record.items() if name != PENDING}
     _write(note.place, record | {"why": f"{record.get('why', '')}; {why}".lstrip("; ")})
     sync_folder(note.place.parent)
 
 
 def discard(note: Note) -> None:
-    """Record and file are of no more use."""
+    """Remove record and file, which are of no more use."""
     note.file.unlink(missing_ok=True)
     note.place.unlink(missing_ok=True)
 
 
 def ids(data: Path) -> Iterator[int]:
-    """Of all that lies in quarantine."""
+    """Yield the ids of all chunks in quarantine; one may come twice."""
     for path in (data / FOLDER).glob("*/*"):
         if _ID.fullmatch(path.stem):
             yield int(path.stem)
 
 
 def move(source: Path, target: Path) -> Path:
-    """A file, durably but for its names, also to another file system; where there is a file, beside it. The new path.
-    Errors: OSError, and both places are as they were."""
+    """Move a file, also to another file system, and return its new path, which is beside `target` where that is taken.
+    The bytes are durable after that; its names are when the caller has synced both folders. Errors: OSError, and both
+    places are as they were."""
     number = 1
     while os.path.lexists(target):
         number += 1
@@ -157,7 +157,8 @@ def move(source: Path, target: Path) -> Path:
 
 
 def _copy(source: Path, target: Path) -> None:
-    """A whole file under the name or none; what is no regular file, and cannot be copied, has its name alone."""
+    """Copy a file, so that `target` is whole or not there. A link is copied as a link; of anything else that is no
+    regular file only the name is kept, as an empty file."""
     temporary = target.with_suffix(".tmp")
     found = source.lstat()
     try:
@@ -178,7 +179,7 @@ def _copy(source: Path, target: Path) -> None:
 
 @contextmanager
 def _any_text(connection: Connection) -> Iterator[None]:
-    """Text that is damaged need not be UTF-8; its other bytes are kept as lone surrogates."""
+    """Let the block read text that is damaged and no UTF-8; the bytes that are none become lone surrogates."""
     driver = raw(connection)
     driver.text_factory = partial(str, encoding="utf-8", errors="surrogateescape")
     try:
@@ -195,7 +196,8 @@ def _plain(row: Mapping[Any, Any]) -> dict[str, Any]:
 
 
 def _save(path: Path, record: dict[str, Any]) -> None:
-    """Keep one that is there: a run that was killed after it had moved the file would say that it is missing."""
+    """Write the record of a chunk, unless there is one: after a kill between record and row, that one says what was
+    found when the file was still in its place."""
     try:
         kept = "chunk" in json.loads(path.read_bytes())
     except (OSError, ValueError):

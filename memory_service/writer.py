@@ -33,24 +33,26 @@ _failures = Repeating()
 
 
 class Companion(Protocol):
-    """What goes along with every transaction: changes that wait in memory, and memory that follows the rows."""
+    """Goes along with every transaction: it writes changes that wait in memory, and keeps memory in step with the
+    rows."""
 
     def pending(self) -> bool:
-        """Whether a transaction is worth it with nothing else waiting."""
+        """Tell whether changes wait for which a transaction is worth it on its own."""
 
     def begun(self, connection: Connection) -> None:
-        """First in every transaction: write what is pending."""
+        """Write the changes that wait. This is called first in every transaction."""
 
     def committed(self) -> None:
-        """A transaction that had begun was committed."""
+        """Learn that the transaction that `begun` took part in was committed."""
 
     def failed(self) -> None:
-        """A transaction that had begun was not committed."""
+        """Learn that the transaction that `begun` took part in was not committed."""
 
 
 @dataclass
 class _Job:
-    """With `operation` part of a transaction; else `action` runs between two transactions."""
+    """A job of the writer: `operation` is part of a transaction; where it is None, `action` runs between two of
+    them."""
 
     operation: Callable[[Connection], Any] | None = None
     applied: Callable[[Any], None] | None = None

@@ -1,6 +1,6 @@
-"""What was set aside, given back to its bank where it is whole. Owns what "whole" means here: the record, from
-quarantine or from the copy in the payload file, is as it was written; every tensor has its checksum; the bank is there;
-and neither the id nor the key has been used for another chunk since."""
+"""A chunk that was set aside is given back to its bank where it is whole. This file owns what "whole" means: the
+record, from quarantine or from the copy in the payload file, is as it was written; every tensor has its checksum; the
+bank is there; and neither the id nor the key has been used for another chunk since."""
 
 import base64
 import json
@@ -39,14 +39,15 @@ class Whole(NamedTuple):
 
 
 def judge(connection: Connection, note: Note) -> Whole | str | None:
-    """The chunk; why it cannot be given back; None where nothing needs to be, because its write was repeated. Errors:
-    OSError for a file that cannot be read, of which nobody knows whether it is whole."""
+    """Judge whether a chunk that was set aside can be given back. Returns the chunk if so; the reason, as a sentence,
+    if not; None where it need not be, because its write was repeated. Errors: OSError for a file that cannot be read,
+    so that nobody knows whether it is whole."""
     bank = _bank(connection, note.bank_uid)
     if bank is None:
         return "its bank has no record"
     if raw(connection).execute("SELECT 1 FROM chunks WHERE chunk_id = ?", (note.chunk_id,)).fetchone():
         return "there is a chunk with its id"
-    if leftovers.repeated_as(connection, note.bank_uid, note.chunk_id, note.file) is not None:
+    if leftovers.is_repeated(connection, note.bank_uid, note.chunk_id, note.file):
         return None
     try:
         counted = "chunk" in note.record
@@ -66,7 +67,8 @@ def judge(connection: Connection, note: Note) -> Whole | str | None:
 
 
 def give_back(connection: Connection, data: Path, note: Note, whole: Whole) -> None:
-    """Put the file in its place, durably, then the row, in the caller's transaction. `discard` the note after it."""
+    """Put the file in its place, durably, and then insert the row, in the caller's transaction. The caller discards the
+    note after the commit."""
     place = data / payloads.name(note.bank_uid, note.chunk_id)
     _private.make_folder(place.parent)
     quarantine.move(note.file, place)
@@ -87,7 +89,7 @@ def _bank(connection: Connection, uid: str) -> Bank | None:
 
 
 def _recorded(note: Note) -> dict[str, Any]:
-    """The row that quarantine has kept. Errors: as `judge` takes them."""
+    """Return the row that quarantine has kept. Errors: those that `judge` catches."""
     row: dict[str, Any] = note.record["chunk"] | (note.record["content"] or {})
     row |= {name: base64.b64decode(row[name]) for name in _BYTES}
     if flaw := row_checksum.flaw(row):
@@ -101,7 +103,7 @@ def _recorded(note: Note) -> dict[str, Any]:
 
 
 def _copied(bank: Bank, note: Note) -> Mapping[str, Any]:
-    """The row that the file has a copy of. Errors: as `judge` takes them."""
+    """Make the row from the copy in the file. Errors: those that `judge` catches."""
     owner, head = (note.bank_uid, note.chunk_id), payload_header.read(note.file)
     chunk, digest, checksums = payload_header.copied(head, owner)
     assert chunk.payload is not None

@@ -1,4 +1,4 @@
-"""The payloads against the records, both ways, also while a server changes both.
+"""The check of the payloads against the records, both ways, also while a server changes both.
 
 A row never comes back, and its file is there before it and until after it: so a file that was missed or damaged is a
 problem only if its row is still there when asked again. A file without a row may be on its way in or out as long as a
@@ -26,7 +26,8 @@ _IDS = "SELECT chunk_id FROM chunks JOIN banks USING (bank_id) WHERE uid = ?"
 
 
 def check(folder: Folder, findings: Findings, *, fast: bool, alone: bool, progress: Progress) -> None:
-    """Add what is wrong. `fast`: a file's existence and size only. `alone`: the caller holds the folder's lock."""
+    """Add the problems of the payloads to the findings. fast: whether to look only at the existence and size of files.
+    alone: whether the caller holds the folder's lock."""
     banks = entries.banks(folder)
     done, total = 0, sum(bank.chunks for bank in banks)
     with ThreadPoolExecutor(THREADS) as threads:
@@ -49,7 +50,7 @@ def check(folder: Folder, findings: Findings, *, fast: bool, alone: bool, progre
 
 
 def without_mark(folder: Folder) -> list[str]:
-    """Names of the banks whose folder has none, where a server has marked all of them."""
+    """Return the names of the banks whose folders have no mark, where a server has marked all of them."""
     if not (folder.path / Reservations.NAME).exists() or (folder.path / MANIFEST).exists():
         return []
     try:
@@ -65,10 +66,10 @@ def without_mark(folder: Folder) -> list[str]:
 
 
 def _check_aside(folder: Folder, findings: Findings) -> None:
-    """What is in quarantine and still to be judged by `repair`."""
+    """Add what is in quarantine, and `repair` has not judged yet."""
     for note in quarantine.pending(folder.path):
         with folder.read() as connection:
-            repeated = leftovers.repeated_as(connection, note.bank_uid, note.chunk_id, note.file) is not None
+            repeated = leftovers.is_repeated(connection, note.bank_uid, note.chunk_id, note.file)
         if not repeated:
             path = str(note.file.relative_to(folder.path))
             findings.add("set_aside", str(note.record.get("why", "")), chunk_id=note.chunk_id, path=path)
@@ -95,7 +96,8 @@ def _problem(data: Path, entry: Entry, *, fast: bool) -> tuple[Kind, str] | None
 
 
 def check_mounted(data: Path, missing: Iterable[BankEntry]) -> None:
-    """Of banks with missing payloads: where their folder is missing too, it is likely the disk. Errors: CareError."""
+    """Refuse to go on where not only payloads of a bank are missing but its folder too: then it is likely the disk.
+    Errors: CareError."""
     for bank in missing:
         place = data / payloads.FOLDER / bank.uid
         if not (payloads.marked(place) or (place.is_dir() and not (data / Reservations.NAME).exists())):
@@ -104,10 +106,11 @@ def check_mounted(data: Path, missing: Iterable[BankEntry]) -> None:
 
 
 def orphans(folder: Folder) -> Iterator[str]:
-    """Names, relative to the folder, of payload files, temporary and staged files and folders that no row names.
+    """Yield the names, relative to the folder, of payload files, temporary and staged files and folders that no row
+    names.
 
-    Rows are asked for after the files were listed: what is written meanwhile is no orphan. What has not a name of ours
-    is left alone.
+    Rows are read after the files were listed, so that what is written meanwhile is no orphan. Files whose names are not
+    of the service's making are left alone.
     """
     listed = [bank for bank in payloads.banks_in(folder.path) if not payloads.displaced(bank)]
     with folder.read() as connection:

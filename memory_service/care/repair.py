@@ -1,6 +1,6 @@
-"""Mend a folder that no server owns. Owns the rules that nothing damaged is thrown away (record and file go to
-quarantine before the row is removed), and that nothing is given up which may be sound (a file that cannot be read is
-left). Every step can be repeated, so a kill between two of them is no matter."""
+"""The repair of a folder that no server owns. This file owns the rules that nothing damaged is thrown away (record and
+file go to quarantine before the row is removed), and that nothing is given up which may be sound (a file that cannot be
+read is left). Every step can be repeated, so that a kill between two of them does no harm."""
 
 import filecmp
 from collections import defaultdict
@@ -96,7 +96,7 @@ class _Repair:
         return check(self._data, alone=True, progress=self._progress).problems
 
     def _check_disk(self, problems: list[Problem]) -> None:
-        """Errors: CareError where it is not mounted."""
+        """Refuse to go on where the disk of the payloads is not mounted. Errors: CareError."""
         missing = {problem.bank for problem in problems if problem.kind == "payload_missing"}
         with Folder(self._data) as folder:
             banks = [bank for bank in entries.banks(folder) if bank.name in missing]
@@ -111,7 +111,7 @@ class _Repair:
         self._repaired.done += [(deed, problem) for problem in chosen]
 
     def _look_again(self) -> None:
-        """At the records; the payloads were not changed."""
+        """Find what is left, by another check of the records; that of the payloads would find nothing new."""
         findings = Findings()
         with Folder(self._data) as folder:
             record_check.check(folder, findings, fast=True)
@@ -119,7 +119,8 @@ class _Repair:
         self._repaired.left = [*findings.problems, *unreadable]
 
     def _rebuild(self, problems: Sequence[Problem]) -> None:
-        """Indexes of the database can be made anew; nothing else of it can."""
+        """Rebuild the indexes of the database. Errors: CareError where it is damaged otherwise, which cannot be
+        mended."""
         findings = Findings()
         try:
             self._execute("REINDEX")([])
@@ -169,7 +170,7 @@ class _Repair:
             remove(self._data / problem.path)
 
     def _mark(self, _problems: Sequence[Problem]) -> None:
-        """Of banks whose files are there, or that never had any."""
+        """Mark the folders of banks whose files are there, or that never had any."""
         files = Payloads(self._data, durable=True)
         with Folder(self._data) as folder, folder.read() as connection:
             missing = mounts.mark(files, connection, bank_rows.after(connection), new_here=True)
@@ -178,7 +179,7 @@ class _Repair:
                     files.mark_bank(bank.uid)
 
     def _tidy(self, problems: Sequence[Problem]) -> None:
-        """Files that no chunk owns: removed where that is explained, else given back or set aside."""
+        """Remove files that no chunk owns where the records explain them, and give back or set aside the others."""
         with Folder(self._data) as folder:
             for problem in problems:
                 file = payloads.unowned_file(self._data / problem.path)
@@ -196,7 +197,7 @@ class _Repair:
             return bool(leftovers.explanations(connection, self._data, [file]))
 
     def _is_copy(self, bank_uid: str, chunk_id: int, path: Path) -> bool:
-        """Whether it lies in a wrong folder, and the same bytes in the right one."""
+        """Tell whether a file lies in a wrong folder, and the same bytes in the right one."""
         right = self._data / payloads.name(bank_uid, chunk_id)
         return right != path and right.is_file() and filecmp.cmp(right, path, shallow=False)
 
@@ -208,7 +209,7 @@ class _Repair:
         Payloads(self._data, durable=True).remove_empty(known)
 
     def _give_back(self) -> None:
-        """What a start has set aside."""
+        """Give back what a start has set aside, as far as it is whole."""
         with Folder(self._data) as folder:
             for note in list(quarantine.pending(self._data)):
                 path = str(note.file.relative_to(self._data))
