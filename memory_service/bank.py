@@ -104,7 +104,7 @@ class Banks:
         self._timer.every(INTERVAL_S, Expiry(self.records, self._directory, self._removal).run)
 
     def _read_banks(self) -> tuple[Directory, list[tuple[int, str]]]:
-        """The banks, and ids and uids of those that are being deleted. Errors: StartError for one that is damaged."""
+        """Read the banks, and ids and uids of those that are being deleted. Errors: StartError for a damaged one."""
         with self.records.read() as connection:
             try:
                 return Directory(bank_rows.after(connection)), bank_rows.gone(connection)
@@ -113,7 +113,7 @@ class Banks:
                 raise StartError(f"the records of {data} have a damaged bank; see: kvbank check {data}") from error
 
     def probe(self) -> None:
-        """Look whether the storage answers: a row is read, and the folder of the payloads is there.
+        """Check that the storage answers: a row can be read, and the folder of the payloads is there.
 
         Errors: OSError, DBAPIError, sqlite3.Error.
         """
@@ -171,7 +171,7 @@ class Banks:
         return bank
 
     def _check_bytes(self, more: int) -> None:
-        """Errors: TOO_LARGE, when the banks would take too much memory."""
+        """Refuse a bank with which all banks would take too much memory. Errors: TOO_LARGE."""
         if more > 0:
             what = "bytes of specs and metadata of all banks"
             _check_bound(what, self._settings.max_bank_bytes, self._directory.bytes + more)
@@ -193,7 +193,7 @@ class Banks:
         return self._directory.all()
 
     def after(self, name: str, limit: int) -> tuple[list[Bank], bool]:
-        """A page by name, from the first one after `name`; whether there are more."""
+        """Return a page of banks by name, from the first one after `name`, and whether there are more."""
         with self.records.read() as connection:
             return page(bank_rows.after(connection, name), limit, bank_bytes)
 
@@ -260,13 +260,14 @@ class Banks:
     # Chunks
 
     def delete_chunks(self, name: str, chunk_ids: Sequence[int]) -> int:
-        """How many existed. Errors: BANK_NOT_FOUND, INVALID_FIELD."""
+        """Delete chunks, and return how many existed. Errors: BANK_NOT_FOUND, INVALID_FIELD."""
         bank = self.named(name)
         _check_ids(chunk_ids)
         return len(self._removal.remove(bank, chunk_ids, "chunks_deleted").result())
 
     def pin_chunks(self, name: str, chunk_ids: Sequence[int], pinned: bool) -> int:
-        """Protect chunks from eviction, or no longer; how many there are. Errors: BANK_NOT_FOUND, INVALID_FIELD."""
+        """Protect chunks from eviction, or no longer, and return how many exist. Errors: BANK_NOT_FOUND,
+        INVALID_FIELD."""
         bank_id = self.named(name).bank_id
         _check_ids(chunk_ids)
 
@@ -291,8 +292,8 @@ class Banks:
 
     @contextmanager
     def without_flawed(self) -> Iterator[None]:
-        """For a block that reads rows: those that cannot be used are taken out of service, so that the next call does
-        without them. Errors: CHECKSUM_MISMATCH for this one."""
+        """Take rows that the block meets and that cannot be used out of service, so that the next call does without
+        them. Errors: CHECKSUM_MISMATCH for this call."""
         try:
             yield
         except FlawedError as error:
@@ -314,7 +315,7 @@ class Banks:
     def list_chunks(
         self, name: str, after: int, limit: int, filter_: Filter, *, embedding: bool
     ) -> tuple[list[Chunk], bool]:
-        """A page ascending by id, from the first one after `after`; whether there are more."""
+        """Return a page of chunks ascending by id, from the first one after `after`, and whether there are more."""
         bank = self.named(name)
         self.records.show_counts()
         unwritten = self.records.counts.unwritten()
@@ -351,7 +352,7 @@ class Banks:
 
     @property
     def stalled_evictions(self) -> int:
-        """Banks whose eviction could not be written, and is tried again."""
+        """Return the banks whose eviction could not be written, and is tried again."""
         return self._room.stalled
 
     def explain_eviction(self, name: str, need: int) -> tuple[list[Eviction], str]:
@@ -396,13 +397,13 @@ class Banks:
 
 
 def damaged_chunk(chunk_id: int) -> ServiceError:
-    """CHECKSUM_MISMATCH."""
+    """Make the error CHECKSUM_MISMATCH for a chunk that was quarantined."""
     text = f"stored bytes of chunk {chunk_id} are damaged; it is quarantined"
     return ServiceError(DATA_LOSS, "CHECKSUM_MISMATCH", text, chunk_id=chunk_id)
 
 
 def chunk_not_found(name: str, chunk_id: int) -> ServiceError:
-    """CHUNK_NOT_FOUND."""
+    """Make the error CHUNK_NOT_FOUND."""
     return ServiceError(NOT_FOUND, "CHUNK_NOT_FOUND", f"bank {name} has no chunk {chunk_id}", chunk_id=chunk_id)
 
 

@@ -73,8 +73,9 @@ _FIND_SIZES = """
 
 
 def find_key(connection: Connection, bank_id: int, key: bytes, unwritten: Unwritten) -> tuple[int, bytes, bool] | None:
-    """(chunk id, request digest, gone) of the chunk first written under this key. One that has expired is gone,
-    removed or not; what is `unwritten` may have renewed it. One that has been gone for long enough is forgotten."""
+    """Find the chunk that was first written under a key; returns (chunk id, request digest, gone). A chunk that has
+    expired is gone, removed or not, unless what is `unwritten` has renewed it. One that has been gone for long enough
+    is not found."""
     found = raw(connection).execute(_FIND_KEY, (bank_id, key)).fetchone()
     if found is None:
         return None
@@ -87,7 +88,7 @@ def find_key(connection: Connection, bank_id: int, key: bytes, unwritten: Unwrit
 
 
 def row_of(bank_id: int, chunk: Chunk, digest: bytes) -> Mapping[str, Any]:
-    """What `insert` takes; made beforehand, because the writer's time is everybody's."""
+    """Make the row that `insert` takes. It is made beforehand, because everybody waits for the writer's thread."""
     expiry = chunk.expiry or Expiry()
     row = {
         "chunk_id": chunk.chunk_id,
@@ -115,7 +116,7 @@ def row_of(bank_id: int, chunk: Chunk, digest: bytes) -> Mapping[str, Any]:
 
 
 def insert(connection: Connection, row: Mapping[str, Any]) -> bool:
-    """The bank's usage, and the row; False when there is no such bank (any more)."""
+    """Insert a row and count it in the usage of its bank. Returns False when there is no such bank (any more)."""
     driver = raw(connection)
     if driver.execute(_ADD_USAGE, row).rowcount == 0:
         return False
@@ -125,15 +126,15 @@ def insert(connection: Connection, row: Mapping[str, Any]) -> bool:
 
 
 def ledger_rows(connection: Connection, bank_id: int, unit: Unit) -> Iterator[tuple[int, int, int, int, int]]:
-    """(id, size in `unit`, retrievals, last use, pinned) of every chunk, ascending by id."""
+    """Read (id, size in `unit`, retrievals, last use, pinned) of every chunk, ascending by id."""
     size = {"chunks": "1", "tokens": "stored_length", "bytes": "size"}[unit]
     columns = f"chunk_id, {size}, retrieval_count, max(created, coalesce(last_retrieved, 0)), pinned"
     return raw(connection).execute(f"SELECT {columns} FROM chunks WHERE bank_id = ? ORDER BY chunk_id", (bank_id,))
 
 
 def found(connection: Connection, bank: Bank, chunk_ids: Iterable[int], unwritten: Unwritten) -> Iterator[Chunk]:
-    """Those of the ids that exist in this bank and have not expired, in no order, read one after the other; what is
-    `unwritten` may have renewed them. Errors: FlawedError."""
+    """Read the chunks of these ids, as far as they exist in this bank and have not expired, one after the other and in
+    no order. What is `unwritten` may have renewed them. Errors: FlawedError."""
     wanted = list(chunk_ids)
     # Closed also where a row cannot be read: whoever keeps that error would keep the statement, and the end waiting.
     with (
@@ -146,7 +147,8 @@ def found(connection: Connection, bank: Bank, chunk_ids: Iterable[int], unwritte
 
 
 def message_bytes(connection: Connection, times: Mapping[int, int]) -> tuple[int, int]:
-    """The least and the most bytes that chunks take in messages, each so many times; their rows are not loaded."""
+    """Return the least and the most bytes that chunks take in messages, each so many times, without loading their
+    rows."""
     least = most = 0
     for chunk_id, text, token_ids, rest in raw(connection).execute(_FIND_SIZES, (json.dumps(list(times)),)):
         least += times[chunk_id] * (text + token_ids // 4)
@@ -162,14 +164,16 @@ def _expired(row: Any, unwritten: Unwritten) -> bool:
 
 
 def expired_ids(connection: Connection, bank_id: int, unwritten: Unwritten) -> NDArray[np.int64]:
-    """Ids [n] ascending of the bank's chunks past their time and not removed yet. Cheap where there are none."""
+    """Return the ids [n], ascending, of the bank's chunks that have expired and are not removed yet. This is cheap
+    where there are none."""
     statement = f"SELECT chunk_id, ttl, renew, expires {_EXPIRED} AND bank_id = ?"
     rows = map(_Expiring._make, raw(connection).execute(statement, (unwritten.now, bank_id)).fetchall())
     return np.sort(np.array([row.chunk_id for row in rows if _expired(row, unwritten)], np.int64))
 
 
 def expired(connection: Connection, now: int, most: int) -> dict[int, list[int]]:
-    """Bank id -> ids of chunks that are past their time, as far as the counts are written; `most` in all."""
+    """Return, by bank id, the ids of chunks that have expired as far as the counts are written, at most `most` in
+    all."""
     found: dict[int, list[int]] = {}
     statement = f"SELECT bank_id, chunk_id {_EXPIRED} AND bank_id IN (SELECT bank_id FROM banks) LIMIT ?"
     for bank_id, chunk_id in raw(connection).execute(statement, (now, most)):
@@ -178,7 +182,8 @@ def expired(connection: Connection, now: int, most: int) -> dict[int, list[int]]
 
 
 def matching_ids(connection: Connection, bank: Bank, filter_: Filter) -> NDArray[np.int64]:
-    """Ids [n] ascending of the bank's chunks that a filter lets pass, expired ones included. Errors: FlawedError."""
+    """Return the ids [n], ascending, of the bank's chunks that a filter lets pass, expired ones included. Errors:
+    FlawedError."""
     where = (ChunkRow.bank_id == bank.bank_id, *_conditions(filter_))
     with row_flaws.naming(connection, bank):
         rows = connection.execute(sa.select(ChunkRow.chunk_id).where(*where).order_by(ChunkRow.chunk_id))
@@ -202,14 +207,16 @@ def _whole(*, embedding: bool) -> Select[Any]:
 
 
 def _maybe_alive(now: int) -> ColumnElement[bool]:
-    """Whether a chunk has not expired, or may have been renewed by what is not written."""
+    """Build the expression that tells whether a chunk has not expired, or may have been renewed by what is not
+    written."""
     return sa.or_(ChunkRow.expires.is_(None), ChunkRow.expires > now, ChunkRow.renew)
 
 
 def get(
     connection: Connection, bank: Bank, chunk_id: int, unwritten: Unwritten, *, embedding: bool = False
 ) -> Chunk | None:
-    """One chunk of this bank, with the counts that are written; None for an expired one. Errors: FlawedError."""
+    """Read a chunk of this bank, with the counts that are written; None where it does not exist or has expired. Errors:
+    FlawedError."""
     where = (ChunkRow.bank_id == bank.bank_id, ChunkRow.chunk_id == chunk_id)
     with row_flaws.naming(connection, bank, [chunk_id]):
         row = connection.execute(_whole(embedding=embedding).where(*where)).one_or_none()
@@ -219,8 +226,8 @@ def get(
 def page(
     connection: Connection, bank: Bank, after: int, filter_: Filter, unwritten: Unwritten, *, embedding: bool
 ) -> Iterator[Chunk]:
-    """Ascending by id, from the first one after `after`, read one after the other; without expired ones, and with the
-    counts that are written. Errors: FlawedError."""
+    """Read the chunks of a bank one after the other, ascending by id, from the first one after `after`, without expired
+    ones and with the counts that are written. Errors: FlawedError."""
     alive = _maybe_alive(unwritten.now)
     where = (ChunkRow.bank_id == bank.bank_id, ChunkRow.chunk_id > after, alive, *_conditions(filter_))
     with row_flaws.naming(connection, bank):
@@ -232,7 +239,7 @@ def page(
 def pin(
     connection: Connection, bank_id: int, chunk_ids: Sequence[int], pinned: bool, unwritten: Unwritten
 ) -> list[int]:
-    """Set or clear `pinned`; the ids that exist and have not expired."""
+    """Set or clear `pinned`, and return the ids that exist and have not expired."""
     gone = expired_ids(connection, bank_id, unwritten).tolist()
     where = (ChunkRow.bank_id == bank_id, ChunkRow.chunk_id.in_(set(chunk_ids).difference(gone)))
     return list(
@@ -241,7 +248,8 @@ def pin(
 
 
 def update(connection: Connection, bank_id: int, chunk_id: int, metadata: Metadata, unwritten: Unwritten) -> int | None:
-    """Replace the metadata; by how many bytes the chunk has grown. None where it does not exist, or has expired."""
+    """Replace the metadata, and return by how many bytes the chunk has grown; None where it does not exist or has
+    expired."""
     where = (ChunkRow.bank_id == bank_id, ChunkRow.chunk_id == chunk_id)
     columns = (ChunkRow.chunk_id, ChunkRow.digest, ChunkRow.ttl, ChunkRow.renew, ChunkRow.expires, ChunkRow.meta)
     row = connection.execute(sa.select(*columns).where(*where)).one_or_none()
@@ -260,7 +268,7 @@ def update(connection: Connection, bank_id: int, chunk_id: int, metadata: Metada
 
 
 def ids(connection: Connection, bank_id: int) -> NDArray[np.int64]:
-    """Ids [n] ascending of the bank's chunks, expired ones included."""
+    """Return the ids [n], ascending, of the bank's chunks, expired ones included."""
     rows = raw(connection).execute("SELECT chunk_id FROM chunks WHERE bank_id = ? ORDER BY chunk_id", (bank_id,))
     return np.fromiter(chain.from_iterable(rows), np.int64)
 
@@ -268,8 +276,8 @@ def ids(connection: Connection, bank_id: int) -> NDArray[np.int64]:
 def vectors(
     connection: Connection, bank: Bank, ids: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Embeddings [m, d] of those of the ids that exist, and these [m], ascending; all of the bank. Errors:
-    FlawedError."""
+    """Read the embeddings [m, d] of those of the ids that exist in the bank, and return these ids [m], ascending, with
+    them. Errors: FlawedError."""
     with row_flaws.naming(connection, bank, ids.tolist()):
         found, embeddings = _vectors(connection, bank.embedding.dimension, ids)
         # Of an embedding that is not finite no search is right.
@@ -290,7 +298,7 @@ def _vectors(
 
 
 def payload_ids(connection: Connection) -> dict[str, set[int] | None]:
-    """Bank uid -> ids of its chunks that have a payload file; None for a bank that is being deleted."""
+    """Return, by bank uid, the ids of chunks that have a payload file; None stands for a bank that is being deleted."""
     known: dict[str, set[int]] = {uid: set() for uid in connection.scalars(sa.select(BankRow.uid))}
     statement = sa.select(BankRow.uid, ChunkRow.chunk_id).join(ChunkRow, ChunkRow.bank_id == BankRow.bank_id)
     for uid, chunk_id in connection.execute(statement.where(ChunkRow.payload_bytes > 0)):
@@ -299,7 +307,8 @@ def payload_ids(connection: Connection) -> dict[str, set[int] | None]:
 
 
 def some_payload_ids(connection: Connection, bank_id: int, most: int) -> list[int]:
-    """At most `most` ids of the bank's chunks that have a payload file, from the first to the last of them."""
+    """Return at most `most` ids of the bank's chunks that have a payload file, spread from the first to the last of
+    them."""
     statement = "SELECT chunk_id FROM chunks WHERE bank_id = ? AND payload_bytes > 0 ORDER BY chunk_id"
     found = [chunk_id for (chunk_id,) in raw(connection).execute(statement, (bank_id,))]
     return found[:: -(-len(found) // most) or 1]

@@ -11,13 +11,14 @@ _FEWEST = 16
 
 
 def raise_limit() -> None:
-    """Have as many as the system lets this process have; for a process that is a server and nothing else."""
+    """Let this process have as many descriptors as the system allows; for a process that is a server and nothing
+    else."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with suppress(OSError, ValueError):  # macOS says that there is no bound, and has one
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def for_connections(wanted: int) -> int:
-    """How many connections to accept, at most `wanted`."""
+    """Return how many connections to accept, at most `wanted`."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return wanted if soft == resource.RLIM_INFINITY else min(wanted, max(_FEWEST, soft - _FOR_FILES))

@@ -22,7 +22,7 @@ NUMBER_BYTES = 24
 
 
 def metadata_bytes(pairs: Metadata) -> int:
-    """What metadata take, about: characters, because to count bytes takes as long as to send them."""
+    """Estimate the bytes of metadata by their characters, because it takes as long to count bytes as to send them."""
     values = sum(len(value) if isinstance(value, str) else NUMBER_BYTES for value in pairs.values())
     return sum(map(len, pairs)) + values
 
@@ -192,7 +192,7 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """Numbers that are within all bounds that are stated."""
+    """A range of numbers: those within all bounds that are stated."""
 
     at_least: float | None = None
     above: float | None = None

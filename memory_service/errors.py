@@ -74,7 +74,7 @@ class QuotaError(ServiceError):
 
 
 def _cut(text: str, most: int) -> str:
-    """At most so many bytes of UTF-8, and whether there were more."""
+    """Cut a text to so many bytes of UTF-8, and tell whether it had more."""
     data = text.encode(errors="replace")
     return text if len(data) <= most else data[:most].decode(errors="ignore") + "..."
 
@@ -97,7 +97,7 @@ def without_frames(error: BaseException) -> None:
 
 
 def invalid(field: str, message: str) -> ServiceError:
-    """INVALID_FIELD, naming the field."""
+    """Make the error INVALID_FIELD, which names the field."""
     return ServiceError(INVALID_ARGUMENT, "INVALID_FIELD", f"{field}: {message}", field=field)
 
 
@@ -109,7 +109,7 @@ def serialized(message: Message, limit: int) -> bytes:
 
 
 def check_size(size: int, limit: int) -> None:
-    """Errors: TOO_LARGE for an answer of so many bytes."""
+    """Refuse an answer of too many bytes. Errors: TOO_LARGE."""
     if size > limit:
         text = f"the answer, or its header, would have {size} bytes; ask for less at once"
         raise ServiceError(RESOURCE_EXHAUSTED, "TOO_LARGE", text, limit=limit, size=size)

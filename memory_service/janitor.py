@@ -1,5 +1,5 @@
-"""What is done in the background, in a thread. Owns the rule that no request waits for clean-up, and that what fails
-there is logged and left to the next start, or, where it comes again, tried again with a pause that grows."""
+"""Work in the background, in a thread. This file owns the rules that no request waits for clean-up, and that a task
+that fails is logged and left to the next start, or, where it recurs, is tried again with a pause that grows."""
 
 import logging
 import queue
@@ -14,13 +14,14 @@ from memory_service.repeating import Repeating
 
 _log = logging.getLogger(__name__)
 _failures = Repeating()
-# Between two runs of what fails, at most.
+# Seconds between two runs of a task that fails, at most.
 _LONGEST_PAUSE_S = 60.0
 
 
 @dataclass(slots=True)
 class _Timer:
-    """`due`: monotonic. `seconds`: between two runs. `pause`: the same, longer after failures."""
+    """A task that recurs. `due` is the time (monotonic) of its next run; `seconds` are between two runs, and `pause` is
+    the same, but longer after failures."""
 
     task: Callable[[], Any]
     seconds: float
@@ -29,10 +30,10 @@ class _Timer:
 
 
 class Janitor:
-    """Tasks in the order given, and between them those that come again."""
+    """Runs tasks in the order in which they were given, and between them those that recur."""
 
     def __init__(self, name: str, condition: Condition) -> None:
-        """name: of the thread. condition: where a task that comes again and fails is told."""
+        """name: the name of the thread. condition: where the failure of a task that recurs is noted."""
         self._name = name
         self._condition = condition
         self._tasks: queue.SimpleQueue[Callable[[], Any] | None] = queue.SimpleQueue()
@@ -41,22 +42,22 @@ class Janitor:
         self._thread.start()
 
     def later(self, task: Callable[..., Any], *arguments: object) -> None:
-        """Once, soon."""
+        """Run a task once, after those that were given before it."""
         self._tasks.put(lambda: task(*arguments))
 
     def every(self, seconds: float, task: Callable[[], Any]) -> None:
-        """Again and again, until `close`."""
+        """Run a task every so many seconds, until `rest` or `close`."""
         self.later(self._timers.append, _Timer(task, seconds, time.monotonic() + seconds, seconds))
 
     def rest(self) -> None:
-        """Finish what was given and do nothing again; what is given later is still done."""
+        """Finish the tasks that were given, and end those that recur. Tasks that are given later still run."""
         rested = threading.Event()
         self.later(self._timers.clear)
         self.later(rested.set)
         rested.wait()
 
     def close(self) -> None:
-        """Finish what was given, for good."""
+        """Finish the tasks that were given, and end the thread."""
         self._tasks.put(None)
         self._thread.join()
 
@@ -73,7 +74,7 @@ class Janitor:
             self._do_due()
 
     def _pause(self) -> float | None:
-        """Seconds until a timer is due; None without timers."""
+        """Return the seconds until a timer is due; None without timers."""
         return max(min(timer.due for timer in self._timers) - time.monotonic(), 0.0) if self._timers else None
 
     def _do_due(self) -> None:

@@ -57,7 +57,7 @@ def seed(bank_uid: str, chunk_id: int) -> int:
 
 
 def name(bank_uid: str, chunk_id: int) -> str:
-    """Of the file of a chunk, relative to its data folder."""
+    """Return the name of the file of a chunk, relative to its data folder."""
     return f"{FOLDER}/{bank_uid}/{chunk_id & 0xFF:02x}/{chunk_id}{SUFFIX}"
 
 
@@ -66,18 +66,18 @@ def _no_copy(_checksums: Sequence[int]) -> Copy:
 
 
 def marked(folder: Path) -> bool:
-    """Whether a folder of payloads is the one that was made for them."""
+    """Tell whether a folder of payloads has its mark, and so is the one that was made for them."""
     return _owner(folder) in ("", folder.name)
 
 
 def displaced(folder: Path) -> bool:
-    """Whether a folder is by its mark that of another bank, of which there is none in the right place."""
+    """Tell whether a folder is by its mark that of another bank, which has no folder in the right place."""
     owner = _owner(folder)
     return owner not in (None, "", folder.name) and not marked(folder.parent / str(owner))
 
 
 def _owner(folder: Path) -> str | None:
-    """The bank that the mark of a folder names, or "" where it names none; None where there is no mark."""
+    """Return the bank that the mark of a folder names, or "" where it names none; None where there is no mark."""
     try:
         named = _OWNER_OF.search((folder / MARK).read_bytes())
     except (FileNotFoundError, NotADirectoryError):
@@ -88,7 +88,7 @@ def _owner(folder: Path) -> str | None:
 
 
 def mark(folder: Path, *, durable: bool) -> None:
-    """Say of a folder that it is. A mark that is there stays, also one that names another bank."""
+    """Put a mark into a folder. A mark that is there stays, also one that names another bank."""
     if _owner(folder) is not None:
         return
     text = _MARK_TEXT.format(_OWNER.format(folder.name) if _BANK.fullmatch(folder.name) else "")
@@ -104,12 +104,12 @@ def mark(folder: Path, *, durable: bool) -> None:
 
 
 def any_in(data: Path) -> bool:
-    """Whether a data folder has the payload of any chunk."""
+    """Tell whether a data folder has the payload of any chunk."""
     return any(path.suffix == SUFFIX for bank in banks_in(data) for _, path in files_in(bank))
 
 
 def banks_in(data: Path) -> list[Path]:
-    """The folders of banks in a data folder."""
+    """Return the folders of banks in a data folder."""
     return [path for path in _entries(data / FOLDER) if _BANK.fullmatch(path.name) and path.is_dir()]
 
 
@@ -130,7 +130,7 @@ def unowned_file(path: Path) -> tuple[str, int, Path] | None:
 
 
 def only_ours(bank: Path) -> bool:
-    """Whether a bank's folder has nothing but what the service makes."""
+    """Tell whether a bank's folder has nothing but what the service makes."""
     entries = (entry for entry in _entries(bank) if entry.name != MARK)
     return all(_is_shard(entry) and all(map(_FILE.fullmatch, os.listdir(entry))) for entry in entries)
 
@@ -148,7 +148,7 @@ def _entries(folder: Path) -> list[Path]:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make its entries durable: new, renamed and removed names."""
+    """Make the entries of a folder durable: new, renamed and removed names."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
@@ -227,7 +227,8 @@ class Payloads:
 
     @contextmanager
     def _placing(self, bank_uid: str, chunk_id: int) -> Iterator[Path]:
-        """A temporary name; what has it in the end gets the right one, durably, or is removed after an error."""
+        """Yield a temporary name; the file that the block makes there gets its right name, durably, or is removed after
+        an error."""
         path = self.path(bank_uid, chunk_id)
         temporary = path.with_suffix(".tmp")
         with self._using(bank_uid):
@@ -273,16 +274,16 @@ class Payloads:
         mark(self._root, durable=self._durable)
 
     def mounted(self) -> bool:
-        """Whether the folder of all payloads is the one that was marked."""
+        """Tell whether the folder of all payloads is the one that was marked."""
         return marked(self._root)
 
     def present(self, bank_uid: str) -> bool:
-        """Whether the bank's folder is the one that was marked."""
+        """Tell whether the bank's folder is the one that was marked."""
         return marked(self._root / bank_uid)
 
     @contextmanager
     def _using(self, bank_uid: str) -> Iterator[None]:
-        """While something is put into a bank's folder, which is not removed then. Errors: NotThereError."""
+        """Keep a bank's folder from being removed while the block puts something into it. Errors: NotThereError."""
         with self._changes:
             if bank_uid in self._dropped or not self.present(bank_uid):
                 raise NotThereError(f"the folder {bank_uid} is deleted, or has no mark")
@@ -298,8 +299,8 @@ class Payloads:
 
     def drop_bank(self, bank_uid: str) -> bool:
         """Remove all files of a bank, and its folders where nothing else is in them, once nobody puts something into
-        them. Whether none of its files is left: nobody knows where its disk is missing, or another bank's folder is in
-        its place."""
+        them. Returns whether none of its files is left, which nobody knows where its disk is missing, or another bank's
+        folder is in its place."""
         with self._changes:
             self._dropped.add(bank_uid)
             self._changes.wait_for(lambda: bank_uid not in self._busy)
@@ -317,7 +318,7 @@ class Payloads:
 
     @staticmethod
     def _remove_folder(folder: Path) -> None:
-        """One without payloads; what a person has put there stays."""
+        """Remove a bank's folder that has no payloads; what a person has put there stays."""
         with suppress(OSError):
             (folder / MARK).unlink(missing_ok=True)
         for emptied in (*filter(_is_shard, _entries(folder)), folder):
@@ -325,11 +326,12 @@ class Payloads:
                 emptied.rmdir()
 
     def unowned(self, known: Callable[[], Known], below: int) -> Iterator[tuple[str, int, Path]]:
-        """(Bank uid, chunk id, file) of every payload of an id less than `below` that no row names; temporary files,
-        which were never whole payloads, are removed on the way. Where the folder of no known bank is there, the disk of
-        another data folder may be mounted, and nothing is a leftover.
+        """Yield (bank uid, chunk id, file) of every payload that no row names and whose id is less than `below`.
+        Temporary files, which were never whole payloads, are removed on the way. Where the folder of no known bank is
+        there, the disk of another data folder may be mounted, and nothing is yielded.
 
-        `known` is asked after the folders were listed: one that a new bank makes meanwhile is not taken for a leftover.
+        known: returns the ids that rows name; it is called after the folders were listed, so that the folder that a new
+        bank makes meanwhile is not taken for a leftover.
         """
         folders = banks_in(self._data)
         rows = known()
@@ -349,7 +351,7 @@ class Payloads:
                     yield folder.name, chunk_id, path
 
     def remove_empty(self, known: Callable[[], Known]) -> list[Path]:
-        """Remove folders without payloads of banks that are not known; those that have some."""
+        """Remove the folders of unknown banks that have no payloads, and return those that have some."""
         folders = banks_in(self._data)
         rows = known()
         left = []
@@ -363,12 +365,12 @@ class Payloads:
         return left
 
     def _make_folder(self, bank_uid: str, chunk_id: int) -> None:
-        """Each new level is an entry in its parent, and as durable as that."""
+        """Make the folder of a chunk's file below that of its bank, durably."""
         bit = 1 << (chunk_id & 0xFF)
         if self._durable_folders.get(bank_uid, 0) & bit:
             return
         folder = self.path(bank_uid, chunk_id).parent
-        # Not its parent, which has its mark, or is gone.
+        # The folder of the bank is not made: it has its mark, or is gone.
         folder.mkdir(_private.FOLDER, exist_ok=True)
         self._sync_folder(folder.parent)
         self._sync_folder(self._root)
@@ -385,7 +387,7 @@ class Payloads:
 
 
 def described(payload: Payload, seed_: int, header: bytes, checksums: Sequence[int]) -> Payload:
-    """The descriptor as stored: absolute offsets, seeded checksums."""
+    """Return the descriptor as it is stored, with absolute offsets and seeded checksums."""
     offset = len(header)
     tensors = []
     for tensor, checksum in zip(payload.tensors, checksums, strict=True):
@@ -404,7 +406,7 @@ def described(payload: Payload, seed_: int, header: bytes, checksums: Sequence[i
 
 
 def checksums_of(tensors: Sequence[Tensor], seed_: int, data: Buffer) -> list[int]:
-    """Seeded checksums of tensors that lie in `data` without gaps."""
+    """Compute the seeded checksums of tensors that lie in `data` without gaps."""
     view, begin, checksums = memoryview(data), 0, []
     for tensor in tensors:
         checksums.append(xxhash.xxh3_64_intdigest(view[begin : begin + tensor.length], seed_))
@@ -413,7 +415,7 @@ def checksums_of(tensors: Sequence[Tensor], seed_: int, data: Buffer) -> list[in
 
 
 def check_file(descriptor: int, payload: Payload) -> None:
-    """All of the file but its tensors: its length and its header. Errors: DamagedError."""
+    """Check all of a file but its tensors: its length and its header. Errors: DamagedError."""
     found = os.fstat(descriptor)
     if not stat.S_ISREG(found.st_mode) or found.st_size != payload.file_length:
         raise DamagedError(f"it is no file of {payload.file_length} bytes, but of {found.st_size}")
@@ -423,7 +425,7 @@ def check_file(descriptor: int, payload: Payload) -> None:
 
 
 def read_all(descriptor: int, room: memoryview, offset: int) -> int:
-    """Fill `room` from the place `offset`; how many bytes there were."""
+    """Fill `room` from the place `offset` on, and return how many bytes there were."""
     done = 0
     while done < len(room) and (count := os.preadv(descriptor, [room[done:]], offset + done)):
         done += count

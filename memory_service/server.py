@@ -102,23 +102,8 @@ class Server:
 
     async def _begin(self) -> None:
         limit = self._settings.max_message_bytes
-        options = [
-            # A peer that is gone is noticed after some 80 s; clients may ask as often.
-            ("grpc.keepalive_time_ms", 60_000),
-            ("grpc.keepalive_timeout_ms", 20_000),
-            ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
-            # Without SO_REUSEPORT a second server on the port is an error, not a lottery.
-            ("grpc.max_receive_message_length", limit),
-            ("grpc.max_send_message_length", limit),
-            ("grpc.so_reuseport", 0),
-            # Of a connection; a client keeps what is more to itself until others have ended.
-            ("grpc.max_concurrent_streams", MOST_STREAMS),
-            # None but the identity: sixty bytes can be sixty thousand, which gRPC makes of them before we see any.
-            ("grpc.compression_enabled_algorithms_bitset", 1),
-            ("grpc.max_allowed_incoming_connections", for_connections(self._settings.max_connections)),
-        ]
         self._server = grpc.aio.server(
-            options=options,
+            options=_options(self._settings),
             interceptors=[Interceptor(self._observer, self._calls)],
             maximum_concurrent_rpcs=self._settings.max_calls,
         )
@@ -152,11 +137,12 @@ class Server:
 
     @property
     def metrics_address(self) -> str:
-        """HOST:PORT of /metrics; empty when it is off."""
+        """The HOST:PORT of /metrics; empty when it is off."""
         return self._endpoint.address if self._endpoint else ""
 
     async def stop(self) -> None:
-        """Health off, nothing new, finish what runs within the grace time, then close the storage."""
+        """Stop: tell NOT_SERVING, begin no call, let those that run finish within the grace time, then close the
+        storage."""
         self._service.drain()
         self._condition.begin("stopping", "what runs gets the grace time", stops=True, wanted=True)
         await self._health.tell()
@@ -184,6 +170,25 @@ class Server:
         self._folder.release()
 
 
+def _options(settings: Settings) -> list[tuple[str, int]]:
+    """Return the options of gRPC's server."""
+    return [
+        # A peer that is gone is noticed after some 80 s; clients may ask as often.
+        ("grpc.keepalive_time_ms", 60_000),
+        ("grpc.keepalive_timeout_ms", 20_000),
+        ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+        ("grpc.max_receive_message_length", settings.max_message_bytes),
+        ("grpc.max_send_message_length", settings.max_message_bytes),
+        # Without SO_REUSEPORT a second server on the port is an error, not a lottery.
+        ("grpc.so_reuseport", 0),
+        # These are of one connection; a client keeps further calls to itself until others have ended.
+        ("grpc.max_concurrent_streams", MOST_STREAMS),
+        # No compression: gRPC would make sixty thousand bytes of sixty before the service could refuse them.
+        ("grpc.compression_enabled_algorithms_bitset", 1),
+        ("grpc.max_allowed_incoming_connections", for_connections(settings.max_connections)),
+    ]
+
+
 async def _sweep(same_host: SameHost) -> None:
     while True:
         await asyncio.sleep(FORGOTTEN_S / 4)
@@ -208,7 +213,7 @@ async def serve(settings: Settings, ready: Any) -> None:
 
 
 def _check_listen(listen: str, insecure: bool) -> None:
-    """Errors: StartError for an address that cannot be had, or that others can reach."""
+    """Refuse an address that cannot be had, or that others can reach. Errors: StartError."""
     _check_address(listen)
     if not insecure and not listen.startswith(_LOOPBACK):
         text = f"{listen} can be reached by others and there is no authentication yet; allow it with"
@@ -216,7 +221,8 @@ def _check_listen(listen: str, insecure: bool) -> None:
 
 
 def _check_address(listen: str) -> None:
-    """Errors: StartError with the reason; gRPC only prints it, and takes a port modulo 65536."""
+    """Refuse an address that cannot be had, with the reason, which gRPC only prints; it also takes a port modulo 65536.
+    Errors: StartError."""
     if listen.startswith("unix:"):
         path = Path(listen.removeprefix("unix:"))
         if not path.parent.is_dir() or len(os.fsencode(path)) > LONGEST_SOCKET_PATH:

@@ -42,7 +42,7 @@ Context = Any
 
 
 def unary(method: Callable[[Any, Any], Message]) -> Callable[..., Awaitable[bytes]]:
-    """A short method that blocks as a call: in a storage thread, its answer as bytes."""
+    """Make a method that is short and blocks a call that runs it in a storage thread, and answers in bytes."""
 
     def answer(self: Any, received: Received) -> bytes:
         return serialized(method(self, _message(received)), self._settings.max_message_bytes)
@@ -56,9 +56,10 @@ def unary(method: Callable[[Any, Any], Message]) -> Callable[..., Awaitable[byte
     return refusing(call)
 
 
-def page(method: Callable[[Any, Any], Message]) -> Callable[..., AsyncIterator[bytes]]:
-    """A method that looks at many chunks or banks, or whose answer may be long, as a call with one answer. A long one
-    takes a share of the budget until it is sent; while it waits for that it has its turn, so that few of a kind wait.
+def wide(method: Callable[[Any, Any], Message]) -> Callable[..., AsyncIterator[bytes]]:
+    """Make a method that looks at many chunks or banks, or whose answer may be long, a call with one answer. A long
+    answer holds a share of the budget until it is sent; while it waits for that it keeps its turn, so that few of a
+    kind wait.
     """
 
     def answer(self: Any, received: Received) -> bytes:
@@ -92,7 +93,7 @@ def refusing(method: Callable[[Any, Received], Awaitable[bytes]]) -> Callable[..
 
 
 def streaming(method: Callable[..., AsyncIterator[T]]) -> Callable[..., AsyncIterator[T]]:
-    """As `refusing`, for a stream of answers; to a request, or to a stream of them."""
+    """Do as `refusing` for a method that answers a request, or a stream of them, with a stream."""
 
     @wraps(method)
     async def call(self: Any, received: Any, context: Context) -> AsyncIterator[T]:
@@ -107,13 +108,13 @@ def streaming(method: Callable[..., AsyncIterator[T]]) -> Callable[..., AsyncIte
 
 
 def _refuse(context: Context, error: Exception) -> None:
-    """Say how the call ends."""
+    """Say how a call ends that has raised an error."""
     calls.refuse(context, to_service_error(error))
     without_frames(error)
 
 
 def _message(received: Received) -> Any:
-    """What a request says. Errors: TOO_LARGE, INVALID_FIELD."""
+    """Make the message of a request. Errors: TOO_LARGE, INVALID_FIELD."""
     message = received.message()
     if request := requests.current():
         request.of(message)
@@ -149,7 +150,7 @@ class MemoryService(service_pb2_grpc.MemoryServiceServicer):
         self._sent_as_files = metrics.sent_bytes.labels("file")
 
     def drain(self) -> None:
-        """Open streams finish what they began, and begin nothing."""
+        """Let open streams finish the chunks that they began, and begin no other."""
         self._receiver.draining = True
 
     # Server and banks
@@ -181,7 +182,7 @@ class MemoryService(service_pb2_grpc.MemoryServiceServicer):
         """One bank."""
         return pb.GetBankResponse(bank=convert.bank_message(self._banks.get(request.name)))
 
-    @page
+    @wide
     def ListBanks(self, request: pb.ListBanksRequest) -> pb.ListBanksResponse:  # noqa: N802
         """By name; the token is the last name of the page before. A page of large banks is shorter than asked for."""
         banks, more = self._banks.after(request.page_token, _page_size(request.page_size))
@@ -227,7 +228,10 @@ class MemoryService(service_pb2_grpc.MemoryServiceServicer):
             yield message
 
     async def _answer(self, kind: str, make: Callable[[int], tuple[bytes, list[Opened]]]) -> AsyncIterator[bytes]:
-        """The header, then the bytes. Closes the files."""
+        """Yield the header, then the bytes of K-V, and close their files.
+
+        kind, make: see `Headers.made`; `make` also returns the files.
+        """
         found: list[Opened] = []
         try:
             async with self._headers.made(kind, make) as (header, found):
@@ -314,7 +318,7 @@ class MemoryService(service_pb2_grpc.MemoryServiceServicer):
         return made
 
     def _check_shares(self, proof: bytes) -> None:
-        """Errors: NOT_SAME_HOST unless the caller may read the files itself."""
+        """Refuse a caller who may not read the files himself. Errors: NOT_SAME_HOST."""
         if self._same_host is None or not self._same_host.proven(proof):
             text = "this server shares its files with nobody who has not read its nonce"
             raise ServiceError(FAILED_PRECONDITION, "NOT_SAME_HOST", text)
@@ -340,13 +344,13 @@ class MemoryService(service_pb2_grpc.MemoryServiceServicer):
 
     # Chunks
 
-    @page
+    @wide
     def GetChunk(self, request: pb.GetChunkRequest) -> pb.GetChunkResponse:  # noqa: N802
         """Metadata of one chunk."""
         chunk = self._banks.get_chunk(request.bank, request.chunk_id, embedding=request.with_embedding)
         return pb.GetChunkResponse(chunk=convert.chunk_message(chunk))
 
-    @page
+    @wide
     def ListChunks(self, request: pb.ListChunksRequest) -> pb.ListChunksResponse:  # noqa: N802
         """By id; the token is the last id of the page before. A page of large chunks is shorter than asked for."""
         size, after = _page_size(request.page_size), _token(request.page_token, 0)
@@ -355,7 +359,7 @@ class MemoryService(service_pb2_grpc.MemoryServiceServicer):
         token = str(chunks[-1].chunk_id) if more else ""
         return pb.ListChunksResponse(chunks=map(convert.chunk_message, chunks), next_page_token=token)
 
-    @page
+    @wide
     def UpdateChunk(self, request: pb.UpdateChunkRequest) -> pb.UpdateChunkResponse:  # noqa: N802
         """Replace the metadata."""
         chunk = self._banks.update_chunk(request.bank, request.chunk_id, scalars.metadata("metadata", request))
@@ -375,7 +379,7 @@ class MemoryService(service_pb2_grpc.MemoryServiceServicer):
 
     # Evictions
 
-    @page
+    @wide
     def ExplainEviction(self, request: pb.ExplainEvictionRequest) -> pb.ExplainEvictionResponse:  # noqa: N802
         """What would go next, and why."""
         if request.need < 0:
@@ -383,7 +387,7 @@ class MemoryService(service_pb2_grpc.MemoryServiceServicer):
         victims, text = self._banks.explain_eviction(request.bank, request.need or 1)
         return pb.ExplainEvictionResponse(victims=map(convert.eviction_message, victims), explanation=text)
 
-    @page
+    @wide
     def ListEvictions(self, request: pb.ListEvictionsRequest) -> pb.ListEvictionsResponse:  # noqa: N802
         """Newest first; a page is as those of ListChunks."""
         size, before = _page_size(request.page_size), _token(request.page_token, LARGEST_INT64)
@@ -394,14 +398,14 @@ class MemoryService(service_pb2_grpc.MemoryServiceServicer):
 
     # The service itself
 
-    @page
+    @wide
     def GetStats(self, request: pb.GetStatsRequest) -> pb.GetStatsResponse:  # noqa: N802
         """As of now, of some banks or all."""
         if request.banks:
             return self._stats.of_banks(list(request.banks))
         return self._stats.page(request.page_token, _page_size(request.page_size, 1000))
 
-    @page
+    @wide
     def Compact(self, _: pb.CompactRequest) -> pb.CompactResponse:  # noqa: N802
         """Give back what is free in the database."""
         before = self._banks.vacuum.sizes().taken
@@ -410,8 +414,9 @@ class MemoryService(service_pb2_grpc.MemoryServiceServicer):
 
 
 def header_bytes(head: Message, found: Sequence[Found], files: Message | None, limit: int) -> bytes:
-    """An answer whose `header` is `head` with the chunks, and which has the `files` too. Made a chunk at a time: a
-    message of all of them is copied several times, and each time nobody else can run. Errors: TOO_LARGE."""
+    """Serialize an answer whose `header` is `head` with the chunks, and which has the `files` too. It is made a chunk
+    at a time: a message of all chunks would be copied several times, and each time nobody else could run. Errors:
+    TOO_LARGE."""
     field = head.DESCRIPTOR.fields_by_name["chunks"].number
     parts = [head.SerializeToString()]
     for item in found:
@@ -423,13 +428,15 @@ def header_bytes(head: Message, found: Sequence[Found], files: Message | None, l
     return b"".join((_frames.prefix(_HEADER, size), *parts, end))
 
 
-# Of every answer that has one.
+# The number of this field in every answer that has a header.
 _HEADER = pb.RetrieveResponse.HEADER_FIELD_NUMBER
 _UPDATABLE = ("capacity", "policy", "metadata", "quota", "expiry", "index")
 
 
 def handlers(service: MemoryService, most_bytes: int) -> dict[str, Any]:
-    """gRPC's handlers, which get requests and give answers as bytes. most_bytes: of a message with vectors or tensors.
+    """Make gRPC's handlers, which get requests and give answers as bytes.
+
+    most_bytes: the bytes of a message with vectors or tensors.
 
     A method whose one answer waits to be sent is a stream of one, which is the same on the wire.
     """

@@ -28,12 +28,12 @@ class Stats(Collector):
         self._registry.register(self)
 
     def of_banks(self, names: Sequence[str]) -> pb.GetStatsResponse:
-        """Of the banks of these names. Errors: BANK_NOT_FOUND, INVALID_FIELD."""
+        """Make the statistics of the banks of these names. Errors: BANK_NOT_FOUND, INVALID_FIELD."""
         validate.names("banks", names)
         return self._answer([self._stats_of(self._banks.get(name)) for name in names], samples=True)
 
     def page(self, after: str, size: int) -> pb.GetStatsResponse:
-        """Of a page of all banks, which begins behind a name."""
+        """Make the statistics of a page of all banks, which begins behind a name."""
         banks, more = self._banks.after(after, size)
         answer = self._answer(list(map(self._stats_of, banks)), samples=not after)
         answer.next_page_token = banks[-1].name if more else ""
@@ -62,7 +62,7 @@ class Stats(Collector):
         return pb.BankStats(bank=convert.bank_message(bank), index=_index_message(self._banks.indexes.stats(bank)))
 
     def collect(self) -> Iterable[Metric]:
-        """Gauges over all banks."""
+        """Yield the gauges over all banks."""
         with self._banks.records.read() as connection:
             banks, chunks, tokens, size = bank_rows.totals(connection)
         loaded = [index for index in map(self._banks.indexes.stats, self._banks.known()) if index.loaded]

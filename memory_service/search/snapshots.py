@@ -181,7 +181,7 @@ def _segment(header: dict[str, Any], dimension: int) -> Segment:
 
 
 def _remove(path: Path) -> None:
-    """What cannot be removed, as a folder that somebody has put there, costs its place and nothing else."""
+    """Remove a file. One that cannot be removed, such as a folder that somebody has put there, is logged and left."""
     try:
         path.unlink(missing_ok=True)
     except OSError as error:
@@ -189,7 +189,7 @@ def _remove(path: Path) -> None:
 
 
 def ids_in(path: Path, store_id: str) -> Ids:
-    """The ids in a file, if it is a whole snapshot of this store."""
+    """Return the ids in a file; none where it is not a whole snapshot of this store."""
     try:
         with open(path, "rb", opener=opener) as file:
             file.seek(len(_MAGIC))
