@@ -16,7 +16,7 @@ _USAGE = [BankRow.__table__.c[name.name] for name in fields(Usage)]
 
 
 def insert(connection: Connection, bank: Bank) -> int:
-    """Its bank_id. The caller has checked that the name is free."""
+    """Insert a bank, and return its bank_id. The caller has checked that the name is free."""
     values = _bank_values(bank) | {"uid": bank.uid, "name": bank.name, "created": bank.created} | asdict(Usage())
     return int(connection.execute(sa.insert(BankRow).values(values).returning(BankRow.bank_id)).scalar_one())
 
@@ -27,7 +27,7 @@ def update(connection: Connection, bank: Bank) -> None:
 
 
 def delete(connection: Connection, bank_id: int) -> bool:
-    """The bank itself; `gone_rows.clear_bank` removes what it holds. Whether it existed."""
+    """Delete a bank, and return whether it existed; `gone_rows.clear_bank` removes what it holds."""
     uid = connection.scalar(sa.delete(BankRow).where(BankRow.bank_id == bank_id).returning(BankRow.uid))
     if uid is None:
         return False
@@ -37,41 +37,41 @@ def delete(connection: Connection, bank_id: int) -> bool:
 
 
 def gone(connection: Connection) -> list[tuple[int, str]]:
-    """Id and uid of the deleted banks of which something is left."""
+    """Return id and uid of the deleted banks of which something is left."""
     return [(row.bank_id, row.uid) for row in connection.execute(sa.select(GoneBankRow.bank_id, GoneBankRow.uid))]
 
 
 def after(connection: Connection, name: str = "") -> Iterator[Bank]:
-    """By name, from the first one after `name`, read one after the other."""
+    """Read banks one after the other, by name, from the first one after `name`."""
     rows = connection.execute(sa.select(BankRow.__table__).where(BankRow.name > name).order_by(BankRow.name))
     yield from map(_bank, rows)
 
 
 def get(connection: Connection, bank_id: int) -> Bank | None:
-    """The bank with its usage now."""
+    """Read a bank by its id, with its usage now."""
     row = connection.execute(sa.select(BankRow.__table__).where(BankRow.bank_id == bank_id)).one_or_none()
     return None if row is None else _bank(row)
 
 
 def named(connection: Connection, name: str) -> Bank | None:
-    """As `get`, by name."""
+    """Read a bank by its name, with its usage now."""
     row = connection.execute(sa.select(BankRow.__table__).where(BankRow.name == name)).one_or_none()
     return None if row is None else _bank(row)
 
 
 def count(connection: Connection) -> int:
-    """How many there are."""
+    """Count the banks."""
     return int(raw(connection).execute("SELECT count(*) FROM banks").fetchone()[0])
 
 
 def totals(connection: Connection) -> tuple[int, int, int, int]:
-    """Banks, and their live chunks, tokens and payload bytes."""
+    """Count the banks, and their live chunks, tokens and payload bytes."""
     row = raw(connection).execute("SELECT count(*), sum(chunks), sum(tokens), sum(bytes) FROM banks").fetchone()
     return row[0], row[1] or 0, row[2] or 0, row[3] or 0
 
 
 def usage(connection: Connection, bank_id: int) -> Usage | None:
-    """The bank's usage now; None when there is no such bank."""
+    """Read the usage of a bank now; None when there is no such bank."""
     row = raw(connection).execute(_FIND_USAGE, (bank_id,)).fetchone()
     return None if row is None else Usage(*row)
 

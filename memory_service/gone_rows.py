@@ -56,7 +56,7 @@ class Removed(NamedTuple):
     reasons: Mapping[EvictionReason, int] = {}
 
     def size(self, unit: Unit) -> int:
-        """In the unit of a capacity."""
+        """Return what the chunks had taken, in the unit of a capacity."""
         return {"chunks": len(self.ids), "tokens": self.tokens, "bytes": self.bytes}[unit]
 
 
@@ -96,7 +96,7 @@ def _remove(connection: Connection, bank_id: int, going: Removed, counter: str, 
 
 
 def forget_keys(driver: sqlite3.Connection, spent: Sequence[tuple[int, bytes, int]]) -> None:
-    """Spent keys, as (bank id, key, chunk id), are free again."""
+    """Free spent keys, given as (bank id, key, chunk id), to be used again."""
     driver.executemany("DELETE FROM keys WHERE bank_id = ? AND key = ?", [(bank_id, key) for bank_id, key, _ in spent])
     driver.executemany("DELETE FROM spent_keys WHERE chunk_id = ?", [(chunk_id,) for _, _, chunk_id in spent])
 
@@ -108,7 +108,7 @@ def _delete_chunks(connection: Connection, chunk_ids: Sequence[int]) -> None:
 
 
 def clear_bank(connection: Connection, bank_id: int, most: int) -> bool:
-    """Remove some of what a deleted bank holds, `most` rows of a table; whether nothing is left."""
+    """Remove some of what a deleted bank holds, `most` rows of a table, and return whether nothing is left."""
     driver = raw(connection)
     some = {"bank": bank_id, "most": most}
     ids = [chunk_id for (chunk_id,) in driver.execute(_SOME_CHUNKS, some)]
@@ -120,30 +120,30 @@ def clear_bank(connection: Connection, bank_id: int, most: int) -> bool:
 
 
 def forget_bank(connection: Connection, bank_id: int) -> None:
-    """Nothing is left of a deleted bank, neither rows nor files."""
+    """Forget a deleted bank of which nothing is left, neither rows nor files."""
     connection.execute(sa.delete(GoneBankRow).where(GoneBankRow.bank_id == bank_id))
 
 
 def save_plan(connection: Connection, bank_id: int, victims: Victims) -> None:
-    """Keep what is left of an eviction, so that a restart can go on with it; nothing is left: forget it."""
+    """Keep what is left of an eviction, so that a restart can go on with it, or forget it where nothing is left."""
     connection.execute(sa.delete(EvictionPlanRow).where(EvictionPlanRow.bank_id == bank_id))
     if victims:
         connection.execute(sa.insert(EvictionPlanRow).values(bank_id=bank_id, plan=victims.to_bytes()))
 
 
 def saved_plan(connection: Connection, bank_id: int) -> Victims:
-    """What was kept; some of them may be gone already."""
+    """Return the plan that was kept; some of its chunks may be gone already."""
     plan = connection.scalar(sa.select(EvictionPlanRow.plan).where(EvictionPlanRow.bank_id == bank_id))
     return NOBODY if plan is None else Victims.from_bytes(plan)
 
 
 def saved_plans(connection: Connection) -> set[int]:
-    """Ids of the banks that have one."""
+    """Return the ids of the banks that have a plan."""
     return set(connection.scalars(sa.select(EvictionPlanRow.bank_id)))
 
 
 def victims(connection: Connection, bank_id: int, chunk_ids: Sequence[int]) -> Sequence[Row[Any]]:
-    """What the log says of chunks; not of all of them, the first ones, where their metadata are long."""
+    """Return what the log would say of chunks; only of the first ones where their metadata are long."""
     names = ("chunk_id", "retrieval_count", "start", "stored_length", "created", "meta")
     statement = sa.select(*[getattr(ChunkRow, name) for name in names]).where(ChunkRow.bank_id == bank_id)
     found: list[Row[Any]] = []
@@ -158,7 +158,7 @@ def victims(connection: Connection, bank_id: int, chunk_ids: Sequence[int]) -> S
 
 
 def evictions(connection: Connection, bank_id: int, before: int) -> Iterator[tuple[int, Eviction]]:
-    """(sequence, eviction), newest first, from the first one before the sequence `before`, read one after the other."""
+    """Read (sequence, eviction) one after the other, newest first, from the first one before the sequence `before`."""
     where = (EvictionRow.bank_id == bank_id, EvictionRow.sequence < before)
     newest = EvictionRow.sequence.desc()
     rows = connection.execute(sa.select(EvictionRow.__table__).where(*where).order_by(newest))
@@ -167,7 +167,7 @@ def evictions(connection: Connection, bank_id: int, before: int) -> Iterator[tup
 
 
 def eviction(row: Row[Any], reason: EvictionReason, evicted: int | None) -> Eviction:
-    """A row of `victims` or of the log as a value."""
+    """Make the value of a row of `victims` or of the log."""
     return Eviction(
         chunk_id=row.chunk_id,
         reason=reason,

@@ -28,7 +28,7 @@ class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         self._handlers: dict[str, Any] = {}
 
     async def intercept_service(self, continuation: Callable[[Any], Awaitable[Any]], details: Any) -> Any:
-        """The handler, wrapped once a method."""
+        """Return the handler of a method, which is wrapped once."""
         method = details.method
         if (wrapped := self._handlers.get(method)) is not None:
             return wrapped

@@ -55,7 +55,7 @@ class Made(NamedTuple):
 
 
 class Room:
-    """The evictions of all banks."""
+    """Plans and makes the evictions of all banks."""
 
     def __init__(self, store: Records, directory: Directory, removal: Removal, condition: Condition) -> None:
         self._records = store
@@ -77,7 +77,7 @@ class Room:
         self._closed = False
 
     def open(self) -> None:
-        """Load the ledgers that are needed soon; evictions that a stop interrupted go on."""
+        """Load the ledgers that are needed soon, and go on with evictions that a stop interrupted."""
         with self._records.read() as connection:
             interrupted = gone_rows.saved_plans(connection)
         for bank in self._directory.all():
@@ -86,14 +86,14 @@ class Room:
                 self._load(bank)
 
     def close(self) -> None:
-        """Before the records are closed."""
+        """Begin no step any more. This is called before the records are closed."""
         self._closed = True
         for bank_id in list(self._waited):
             self._settle(bank_id, _not_serving())
         self._loader.shutdown(cancel_futures=True)
 
     def try_again(self) -> None:
-        """Go on with evictions that could not be written, after their pause. To be called every second."""
+        """Go on with evictions that could not be written, after their pause. Call this every second."""
         now = time.monotonic()
         for bank_id, (due, _) in list(self._pauses.items()):
             if due <= now and (bank := self._directory.current(bank_id)) is not None:
@@ -101,11 +101,12 @@ class Room:
 
     @property
     def stalled(self) -> int:
-        """How many banks have an eviction that could not be written."""
+        """Return how many banks have an eviction that could not be written."""
         return len(self._pauses)
 
     def measure(self, bank: Bank) -> None:
-        """A bank is new, or has another capacity; one that holds more than that now is brought down to it."""
+        """Learn that a bank is new, or has another capacity; where it holds more than that, it is brought down to
+        it."""
         if bank.capacity is not None:
             self._used[bank.bank_id] = int(getattr(bank.usage, bank.capacity.unit))
             if self._too_full(bank):
@@ -115,7 +116,7 @@ class Room:
             self._settle(bank.bank_id)
 
     def forget(self, bank: Bank) -> None:
-        """A bank is gone."""
+        """Learn that a bank is gone."""
         self._ledgers.drop(bank.bank_id)
         self._used.pop(bank.bank_id, None)
         self._well(bank)
@@ -127,7 +128,7 @@ class Room:
         return bank.capacity is not None and self._used.get(bank.bank_id, 0) > _NEAR * bank.capacity.limit
 
     def _too_full(self, bank: Bank) -> bool:
-        """Whether the capacity was lowered below what is there, and the policy may evict."""
+        """Tell whether a bank holds more than its capacity, which was lowered, and the policy may evict."""
         if bank.capacity is None or bank.policy.kind == "reject":
             return False
         return self._used.get(bank.bank_id, 0) > bank.capacity.limit
@@ -135,8 +136,9 @@ class Room:
     # A write
 
     def waited_for(self, bank_id: int, chunk: Chunk) -> "Future[None] | None":
-        """What a write has to wait for before it is submitted: that a bank whose capacity was lowered is down to it,
-        which would be too much for one transaction, or that a ledger is read. None: nothing. Never blocks."""
+        """Return what a write has to wait for before it is submitted: a bank whose capacity was lowered is brought down
+        to it, which would be too much for one transaction, or its ledger is read. None is returned where nothing is
+        waited for. Never blocks."""
         bank = self._directory.current(bank_id)
         if bank is None or bank.capacity is None:
             return None
@@ -149,7 +151,8 @@ class Room:
         return None
 
     def _down(self, bank: Bank) -> "Future[None]":
-        """Done when the bank fits, or nothing more may go; with the error of a step that could not be written."""
+        """Bring a bank down. The future is done when the bank fits its capacity, or nothing more may go; it has the
+        error of a step that could not be written."""
         with self._lock:
             waited = self._waited.get(bank.bank_id)
             if waited is not None:
@@ -163,7 +166,7 @@ class Room:
         return waited
 
     def _settle(self, bank_id: int, error: BaseException | None = None) -> None:
-        """Nobody waits for the bank any more."""
+        """End the wait of those who wait for a bank, with an error where there is one."""
         with self._lock:
             waited = self._waited.pop(bank_id, None)
         if waited is None:
@@ -174,7 +177,7 @@ class Room:
             waited.set_exception(error)
 
     def make(self, connection: Connection, bank: Bank, chunk: Chunk) -> Made:
-        """In the write's operation: evict what the chunk needs. Errors: TOO_LARGE, BANK_FULL, CrowdedError."""
+        """Evict what the chunk needs, in the operation of its write. Errors: TOO_LARGE, BANK_FULL, CrowdedError."""
         if bank.capacity is None or (usage := bank_rows.usage(connection, bank.bank_id)) is None:
             return Made()
         used, need = int(getattr(usage, bank.capacity.unit)), size_of(chunk, bank.capacity.unit)
@@ -207,7 +210,7 @@ class Room:
         return Made(evicted, doomed, reasons)
 
     def enter(self, bank: Bank, chunk: Chunk, made: Made) -> None:
-        """The last step of the write's operation."""
+        """Enter a write in the ledger; this is the last step of its operation."""
         if bank.capacity is None:
             return
         size = size_of(chunk, bank.capacity.unit)
@@ -221,15 +224,15 @@ class Room:
         self._ledgers.change(bank.bank_id, change)
 
     def applied(self, bank: Bank, made: Made) -> None:
-        """After the write's commit."""
+        """Learn that a write was committed, and go on with what is left of its plan."""
         self._removal.evicted(bank, made.evicted, made.reasons)
         self._well(bank)
         if made.doomed:
             self._go_on(bank)
 
     def grown(self, bank: Bank, usage: Usage, chunk_id: int, by: int) -> None:
-        """The last step of the operation that has replaced a chunk's metadata. Errors: BANK_FULL, where the policy
-        evicts nothing; else what is too much then goes in the background."""
+        """Count what a chunk has grown by new metadata; this is the last step of that operation. Errors: BANK_FULL,
+        where the policy evicts nothing; otherwise what is too much goes in the background."""
         if bank.capacity is None or bank.capacity.unit != "bytes":
             return
         if by > 0 and usage.bytes > bank.capacity.limit and bank.policy.kind == "reject":
@@ -238,7 +241,7 @@ class Room:
         self._ledgers.change(bank.bank_id, lambda ledger: ledger.resize(chunk_id, by))
 
     def settle_down(self, bank_id: int) -> None:
-        """After the commit of what has grown: a bank that is too full then is brought down."""
+        """Bring a bank down that is too full after a chunk has grown. This is called after the commit."""
         bank = self._directory.current(bank_id)
         if bank is not None and self._too_full(bank):
             self._load(bank)
@@ -246,7 +249,7 @@ class Room:
     # In the background
 
     def _go_on(self, bank: Bank) -> None:
-        """The next step of the plan, unless one waits already. In the writer's thread."""
+        """Submit the next step of the plan, unless one waits already. This runs in the writer's thread."""
         if bank.bank_id in self._evicting or self._closed:
             return
         self._evicting.add(bank.bank_id)
@@ -303,12 +306,12 @@ class Room:
         self._condition.begin("evictions", "not written; the next write tries again, and so does the service")
 
     def _well(self, bank: Bank) -> None:
-        """An eviction of the bank was written, or is not needed any more."""
+        """Note that an eviction of the bank was written, or is not needed any more."""
         if self._pauses.pop(bank.bank_id, None) is not None and not self._pauses:
             self._condition.end("evictions")
 
     def _excess(self, connection: Connection, bank: Bank, ledger: Ledger) -> Victims:
-        """The plan for a bank whose capacity was lowered: until it fits, or only pinned chunks are left."""
+        """Plan the evictions of a bank whose capacity was lowered, until it fits, or only pinned chunks are left."""
         usage = bank_rows.usage(connection, bank.bank_id)
         if bank.capacity is None or usage is None or not self._too_full(bank):
             return NOBODY
@@ -316,7 +319,7 @@ class Room:
         return plan(ledger.candidates(), bank.capacity, bank.policy, used, 0, partly=True)
 
     def _resume(self, bank: Bank) -> None:
-        """In the writer's thread."""
+        """Go on with the evictions of a bank, where some are left. This runs in the writer's thread."""
         current = self._directory.current(bank.bank_id)
         if current is None or current.capacity is None:
             self._settle(bank.bank_id)
@@ -334,7 +337,8 @@ class Room:
     # The ledger
 
     def _ledger(self, connection: Connection, bank: Bank, capacity: Capacity) -> Ledger:
-        """In the writer's thread; reads it there only if `prepare` was overtaken."""
+        """Return the ledger of a bank, in the writer's thread; it is read there only where `_load` has not done it
+        yet."""
         if (ledger := self._ledgers.get(bank.bank_id)) is None:
             ledger = _read(connection, bank, capacity)
             self._ledgers.put(bank.bank_id, ledger)
@@ -344,13 +348,14 @@ class Room:
         """Read the ledger beside the writer, once at a time, if it is not at hand; then go on with what is to go."""
         with self._lock:
             loading = self._loads.get(bank.bank_id)
-            # One that runs may be past all that.
+            # One that runs may have looked before the change for which this is called.
             if loading is None or loading.done() or loading.running():
                 loading = self._loads[bank.bank_id] = self._loader.submit(self._load_now, bank.bank_id)
             return loading
 
     def _load_now(self, bank_id: int) -> None:
-        """A snapshot is opened between two transactions, and what is changed after it is entered when it is read."""
+        """Read a ledger from a snapshot that is opened between two transactions; changes that are made after it are
+        entered when it has been read."""
         try:
             self._read_beside(bank_id)
         except BaseException as error:
@@ -393,8 +398,8 @@ class Room:
     # Questions
 
     def explain(self, bank: Bank, need: int) -> tuple[list[Eviction], str]:
-        """What a write of `need` would evict, in order, and a sentence about it: at most MOST_EXPLAINED of it, fewer
-        where their metadata would fill a message."""
+        """Return what a write of `need` would evict, in order, and a sentence about it: at most MOST_EXPLAINED chunks,
+        and fewer where their metadata would fill a message."""
         capacity = bank.capacity
         if capacity is None:
             return [], ""
@@ -423,7 +428,7 @@ class Room:
         ], text
 
     def _looked_at(self, bank: Bank) -> tuple[Candidates, Victims]:
-        """What the next plan would look at, and what is left of the present one."""
+        """Return what the next plan would look at, and what is left of the present one."""
 
         def look() -> tuple[Candidates, Victims] | None:
             ledger = self._ledgers.get(bank.bank_id)

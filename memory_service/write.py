@@ -35,7 +35,7 @@ _UNITS: tuple[Unit, ...] = ("chunks", "tokens", "bytes")
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """Answer to a write: `evicted` went with it; `replayed`: nothing was written now."""
+    """The answer to a write. `evicted` are the chunks that went for it; `replayed` tells that it was written before."""
 
     key: bytes
     chunk_id: int
@@ -46,7 +46,7 @@ class Written:
 
 @dataclass(frozen=True, slots=True)
 class Writes:
-    """The write path of a data folder."""
+    """Writes the chunks of a data folder."""
 
     space: DiskSpace
     directory: Directory
@@ -90,7 +90,8 @@ class Writes:
         return done
 
     def _wait(self, write: "_Write", done: "Future[Written]") -> None:
-        """No thread waits: the write goes on in that which has brought the bank down, or read its ledger."""
+        """Commit a write when it has nothing more to wait for. No thread waits: the one that has brought the bank down,
+        or read its ledger, goes on with the write."""
         waited = self.room.waited_for(write.bank.bank_id, write.chunk)
         if waited is None:
             self._commit(write, done)
@@ -139,7 +140,7 @@ class Writes:
 
 @dataclass(slots=True)
 class _Write:
-    """A chunk whose file is in place; what follows is the writer's."""
+    """A write whose file is in place; the writer's thread does the rest."""
 
     path: Writes
     bank: Bank
@@ -148,7 +149,7 @@ class _Write:
     made: Made = field(default_factory=Made)
 
     def commit(self, connection: Connection) -> Written:
-        """Row, evictions and usage in one transaction.
+        """Write row, evictions and usage in one transaction.
 
         Errors: KEY_REUSED, BANK_NOT_FOUND, BANK_FULL, TOO_LARGE, QUOTA_EXCEEDED.
         """
@@ -171,7 +172,8 @@ class _Write:
         return Written(chunk.key, chunk.chunk_id, evicted=tuple(self.made.evicted))
 
     def _stamp(self) -> None:
-        """Where the clock has leapt since the row was made, its times would leave the chunk less time to live."""
+        """Stamp the row anew where the clock has leapt since it was made: its times would leave the chunk less time to
+        live."""
         clock = self.path.records.clock
         if self.chunk.created < clock.leapt:
             self.chunk = replace(self.chunk, created=clock.now_us())
@@ -186,7 +188,7 @@ class _Write:
         return Written(key, chunk_id, replayed=True, gone=gone)
 
     def applied(self, written: Written) -> None:
-        """After the commit, in the writer's thread."""
+        """Let the index, the figures and the evictions follow the commit; this runs in the writer's thread."""
         if not written.replayed:
             self.path.metrics.chunks_written.inc()
             vector = np.frombuffer(self.chunk.embedding, "<f4")
@@ -195,9 +197,9 @@ class _Write:
                 self.path.room.applied(self.bank, self.made)
 
     def settled(self, done: "Future[Written]") -> None:
-        """The file of a chunk that was refused, or is there already, is nobody's.
+        """Remove the file of a chunk that was refused, or is there already.
 
-        After a commit that failed nobody can say: the next start's sweep looks at the records.
+        After a commit that failed nobody knows whether a row names the file; the next start looks at the records.
         """
         error = done.exception()
         if isinstance(error, ServiceError) or (error is None and done.result().replayed):
@@ -217,7 +219,8 @@ def _check_bytes(chunk: Chunk, data: Buffer) -> None:
 
 
 def _check_quota(connection: Connection, bank: Bank, chunk: Chunk) -> None:
-    """After the evictions, which may have made the room that it asks for."""
+    """Refuse a chunk beyond the quota; call this after the evictions, which may have made room. Errors: BANK_NOT_FOUND,
+    QUOTA_EXCEEDED."""
     usage = bank_rows.usage(connection, bank.bank_id)
     if usage is None:
         raise bank_not_found(bank.name)
@@ -226,14 +229,15 @@ def _check_quota(connection: Connection, bank: Bank, chunk: Chunk) -> None:
 
 
 def check_quota(bank: Bank, unit: Unit, used: int, more: int) -> None:
-    """Errors: QUOTA_EXCEEDED."""
+    """Refuse what would take more than the quota. Errors: QUOTA_EXCEEDED."""
     limit = getattr(bank.quota, unit)
     if limit and used + more > limit:
         raise QuotaError(bank.name, unit, used, limit, more)
 
 
 def _request_digest(chunk: Chunk) -> bytes:
-    """Of all that the caller said, tensors by their checksums: equal exactly for a repeated request."""
+    """Return a digest of all that the caller said, tensors by their checksums. It is the same only for a repeated
+    request."""
     payload = chunk.payload
     said: list[Any] = [
         (chunk.start, chunk.original_length, chunk.stored_length, chunk.text, sorted(chunk.metadata.items())),
