@@ -64,19 +64,19 @@ _MOST_SECONDS = 10_000 * 366 * 24 * 3600
 
 
 def timestamp(microseconds: int) -> Timestamp:
-    """Microseconds since 1970 as a Timestamp."""
+    """Return microseconds since 1970 as a Timestamp."""
     seconds, rest = divmod(microseconds, 1_000_000)
     return Timestamp(seconds=seconds, nanos=rest * 1000)
 
 
 def duration(microseconds: int) -> Duration:
-    """Microseconds as a Duration."""
+    """Return microseconds as a Duration."""
     seconds, rest = divmod(microseconds, 1_000_000)
     return Duration(seconds=seconds, nanos=rest * 1000)
 
 
 def index_number(kind: IndexKind) -> bank_pb2.IndexKind:
-    """As the contract numbers it."""
+    """Return the number of a kind of index in the contract."""
     return _INDEX_NUMBERS[kind]  # type: ignore[no-any-return]
 
 
@@ -84,7 +84,7 @@ def index_number(kind: IndexKind) -> bank_pb2.IndexKind:
 
 
 def bank(message: bank_pb2.Bank) -> Bank:
-    """What a request says of a bank. Errors: INVALID_FIELD."""
+    """Read what a request says of a bank. Errors: INVALID_FIELD."""
     kv = message.kv
     if message.embedding.metric not in (bank_pb2.METRIC_UNSPECIFIED, bank_pb2.METRIC_INNER_PRODUCT):
         raise invalid("bank.embedding.metric", "must be INNER_PRODUCT")
@@ -113,13 +113,13 @@ def bank(message: bank_pb2.Bank) -> Bank:
 
 
 def capacity(message: bank_pb2.Capacity) -> Capacity | None:
-    """None means unbounded."""
+    """Read a capacity; None means unbounded."""
     unit = message.WhichOneof("limit")
     return None if unit is None else Capacity(unit, getattr(message, unit))
 
 
 def policy(message: bank_pb2.EvictionPolicy) -> Policy:
-    """Absent figures are MemLong's. Errors: INVALID_FIELD."""
+    """Read a policy; figures that are absent are those of MemLong. Errors: INVALID_FIELD."""
     kind = _POLICIES.get(message.kind, "frequency")
     if message.kind and message.kind not in _POLICIES:
         raise invalid("bank.policy.kind", "is not known")
@@ -128,7 +128,7 @@ def policy(message: bank_pb2.EvictionPolicy) -> Policy:
 
 
 def expiry(message: bank_pb2.Expiry) -> Expiry:
-    """A part of a microsecond counts as a whole one: 0 would mean never."""
+    """Read an expiry. A part of a microsecond counts as a whole one, because 0 would mean never."""
     return Expiry(message.ttl.seconds * 1_000_000 - -message.ttl.nanos // 1000, message.renew)
 
 
@@ -137,7 +137,7 @@ def _expiry_message(expiry: Expiry | None) -> bank_pb2.Expiry | None:
 
 
 def bank_message(bank: Bank) -> bank_pb2.Bank:
-    """With everything that the store knows."""
+    """Make the message of a bank, with everything that the store knows."""
     kv, policy = bank.kv, bank.policy
     message = bank_pb2.Bank(
         name=bank.name,
@@ -175,7 +175,7 @@ def bank_message(bank: Bank) -> bank_pb2.Bank:
 
 
 def chunk(message: chunk_pb2.Chunk) -> Chunk:
-    """What a write says of a chunk. Errors: INVALID_FIELD, TENSOR_MISMATCH."""
+    """Read what a write says of a chunk. Errors: INVALID_FIELD, TENSOR_MISMATCH."""
     return Chunk(
         key=message.idempotency_key,
         start=message.start,
@@ -216,7 +216,7 @@ def _tensor(message: chunk_pb2.TensorDescriptor) -> Tensor:
 
 
 def chunk_message(chunk: Chunk) -> chunk_pb2.Chunk:
-    """With everything that the store knows; the embedding where it was read."""
+    """Make the message of a chunk, with everything that the store knows, and the embedding where it was read."""
     message = chunk_pb2.Chunk(
         chunk_id=chunk.chunk_id,
         bank=chunk.bank,
@@ -274,7 +274,7 @@ def _payload_message(payload: Payload) -> chunk_pb2.PayloadDescriptor:
 
 
 def filter_(message: service_pb2.Filter) -> Filter:
-    """Which chunks count. Errors: INVALID_FIELD."""
+    """Read a filter. Errors: INVALID_FIELD."""
     if len(message.metadata) > MOST_CONDITIONS:
         raise invalid("filter.metadata", f"must have at most {MOST_CONDITIONS} conditions")
     if sum(len(each.values) + len(each.typed.values) for each in message.metadata) > MOST_VALUES:
@@ -297,7 +297,7 @@ def filter_(message: service_pb2.Filter) -> Filter:
 
 
 def _microseconds(message: service_pb2.Filter, name: str) -> int | None:
-    """A bound of times in whole microseconds: the first one that is not before it."""
+    """Return a bound of times in whole microseconds: the first one that is not before it."""
     if not message.HasField(name):
         return None
     time: Timestamp = getattr(message, name)
@@ -307,7 +307,7 @@ def _microseconds(message: service_pb2.Filter, name: str) -> int | None:
 
 
 def eviction_message(eviction: Eviction) -> service_pb2.Eviction:
-    """A chunk that went, or would go."""
+    """Make the message of a chunk that went, or would go."""
     return service_pb2.Eviction(
         chunk_id=eviction.chunk_id,
         reason=_REASON_NUMBERS[eviction.reason],

@@ -17,7 +17,7 @@ _MOST = 50_000
 
 
 class Expiry:
-    """What a janitor of its own does every INTERVAL_S."""
+    """Removes expired chunks; a janitor of its own runs it every INTERVAL_S."""
 
     def __init__(self, store: Records, directory: Directory, removal: Removal) -> None:
         self._records = store

@@ -22,7 +22,7 @@ _BLOCK = 8192
 
 
 class Ledger:
-    """Of one bank; sizes in the unit of its capacity. Used by the writer's thread only."""
+    """The ledger of one bank, with sizes in the unit of its capacity. Only the writer's thread uses it."""
 
     def __init__(self, rows: Iterable[Iterable[int]], doomed: Victims = NOBODY) -> None:
         """`rows`: (id, size, retrievals, last use, pinned), ascending by id.
@@ -40,7 +40,7 @@ class Ledger:
         self.doomed = doomed
 
     def add(self, chunk_id: int, size: int, created: int, pinned: bool) -> None:
-        """A new chunk."""
+        """Enter a new chunk."""
         if self._count == self._table.shape[1]:
             self._table = np.concatenate([self._table, np.empty((6, self._count), np.int64)], axis=1)
         # Writers overtake each other, so an id is near the end, and not always the last.
@@ -52,7 +52,7 @@ class Ledger:
         self._count += 1
 
     def remove(self, chunk_ids: Sequence[int]) -> None:
-        """Chunks are gone; unknown ids are fine."""
+        """Take out chunks that are gone; unknown ids are fine."""
         places = self._places(np.asarray(chunk_ids, np.int64))[0]
         self._dead += int(self._table[_LIVE, places].sum())
         self._table[_LIVE, places] = False
@@ -60,7 +60,7 @@ class Ledger:
             self.compact()
 
     def compact(self) -> None:
-        """Give up the places of chunks that are gone; costs as much as half a plan."""
+        """Give up the places of chunks that are gone. This takes half as long as a plan."""
         if not self._dead:
             return
         end = 0
@@ -73,28 +73,28 @@ class Ledger:
         self._count, self._dead = end, 0
 
     def count(self, chunk_ids: NDArray[np.int64], retrievals: NDArray[np.int64], used: NDArray[np.int64]) -> None:
-        """Retrievals [n] and the last time [n] of chunks; those of other banks are passed over."""
+        """Add retrievals [n] of chunks, with the last time [n] of each; chunks of other banks are passed over."""
         places, found = self._places(chunk_ids)
         self._table[_RETRIEVALS, places] += retrievals[found]
         self._table[_USED, places] = np.maximum(self._table[_USED, places], used[found])
 
     def resize(self, chunk_id: int, by: int) -> None:
-        """A chunk takes so much more."""
+        """Add to the size of a chunk."""
         self._table[_SIZE, self._places(np.array([chunk_id]))[0]] += by
 
     def pin(self, chunk_ids: Sequence[int], pinned: bool) -> None:
-        """Chunks are pinned, or no longer."""
+        """Note that chunks are pinned, or no longer."""
         self._table[_PINNED, self._places(np.asarray(chunk_ids, np.int64))[0]] = pinned
 
     def candidates(self) -> Candidates:
-        """What an eviction may choose from; valid until the next change."""
+        """Return what an eviction may choose from; it is valid until the next change."""
         self.compact()
         lines = [self._table[line, : self._count] for line in (_ID, _SIZE, _RETRIEVALS, _USED)]
         pinned = self._table[_PINNED, : self._count] == 1
         return Candidates(*(line[~pinned] if pinned.any() else line for line in lines))
 
     def _places(self, chunk_ids: NDArray[np.int64]) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
-        """Places of those ids that are there, and which of the ids those are."""
+        """Return the places of those ids that are there, and which of the ids those are."""
         ids = self._table[_ID, : self._count]
         places = np.searchsorted(ids, chunk_ids)
         found = places < self._count
@@ -120,19 +120,19 @@ class Ledgers:
         self._loading: dict[int, Loading] = {}
 
     def ready(self, bank_id: int) -> bool:
-        """Whether the bank's ledger is at hand."""
+        """Tell whether the bank's ledger is at hand."""
         return bank_id in self._ready
 
     def get(self, bank_id: int) -> Ledger | None:
-        """The ledger, if it is at hand."""
+        """Return the ledger of a bank, if it is at hand."""
         return self._ready.get(bank_id)
 
     def put(self, bank_id: int, ledger: Ledger) -> None:
-        """A ledger that equals the rows."""
+        """Keep a ledger that equals the rows."""
         self._ready[bank_id] = ledger
 
     def begin(self, bank_id: int) -> Loading:
-        """A snapshot of the rows is being opened, and will be read."""
+        """Begin to keep the changes that a ledger lacks, which is read from a snapshot that is being opened."""
         loading = self._loading[bank_id] = Loading(bank_id)
         return loading
 
@@ -149,14 +149,14 @@ class Ledgers:
         return True
 
     def change(self, bank_id: int, change: Callable[[Ledger], None]) -> None:
-        """Enter a change; the last step of the operation that made it."""
+        """Enter a change in the ledger of a bank; this is the last step of the operation that made it."""
         if (ledger := self._ready.get(bank_id)) is not None:
             change(ledger)
         if (loading := self._loading.get(bank_id)) is not None:
             loading.changes.append(change)
 
     def counted(self, counts: Mapping[int, Retrievals]) -> None:
-        """By chunk id, of any banks."""
+        """Enter retrievals by chunk id, of any banks."""
         if not self._ready and not self._loading:
             return
         ids = np.fromiter(counts, np.int64, len(counts))
@@ -165,11 +165,11 @@ class Ledgers:
             self.change(bank_id, lambda ledger: ledger.count(ids, retrievals, used))
 
     def drop(self, bank_id: int) -> None:
-        """The bank is gone, or measured in another unit."""
+        """Drop the ledger of a bank that is gone, or is measured in another unit."""
         self._forget([bank_id])
 
     def forget_all(self) -> None:
-        """A transaction failed."""
+        """Drop all ledgers, because a transaction failed whose changes they may have."""
         self._forget(list({*self._ready, *self._loading}))
 
     def _forget(self, bank_ids: Iterable[int]) -> None:

@@ -27,7 +27,7 @@ class JsonFormatter(logging.Formatter):
     """One JSON object a line: time, level, logger, message, and request_id, method, bank, error where there are."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The line."""
+        """Make the line of a record."""
         fields = {
             "time": _time(record),
             "level": record.levelname,
@@ -44,7 +44,7 @@ class TextFormatter(logging.Formatter):
     """For people: what JsonFormatter says, and a traceback on lines of its own."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The line, and the lines of a traceback."""
+        """Make the line of a record, and the lines of its traceback."""
         # A line break in a message could pass for a record of its own, and a terminal may obey what a caller wrote.
         line = f"{_time(record)} {record.levelname} {record.name}: {printable(_message(record))}"
         if request := _request():
@@ -65,7 +65,7 @@ def _is_not_of_a_caller_who_left(record: logging.LogRecord) -> bool:
 
 
 def _message(record: logging.LogRecord) -> str:
-    """Bounded, because it may have a caller's words in it."""
+    """Return the text of a record, bounded, because it may have a caller's words in it."""
     return _cut(record.getMessage(), _LONGEST_MESSAGE)
 
 
@@ -75,7 +75,7 @@ def _error(formatter: logging.Formatter, record: logging.LogRecord) -> str:
 
 
 def _cut(text: str, most: int) -> str:
-    """Of a long text the begin and the end, and how much is left out."""
+    """Cut a long text to its begin and its end, and say how much is left out."""
     half = most // 2
     return text if len(text) <= most else f"{text[:half]}... ({len(text) - most} characters) ...{text[-half:]}"
 

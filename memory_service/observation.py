@@ -22,7 +22,7 @@ _log = logging.getLogger(__name__)
 
 
 def request_id(wanted: object) -> str:
-    """The caller's where it is one, else a new one."""
+    """Return the caller's request id where it is one, else a new one."""
     return wanted if isinstance(wanted, str) and _ID.fullmatch(wanted) else secrets.token_hex(8)
 
 
@@ -39,7 +39,8 @@ class Observer:
 
     @contextmanager
     def of(self, request: Request, code: Callable[[BaseException | None], str]) -> Iterator[None]:
-        """From the first to the last moment of a request; `code` is told what it raised, if anything."""
+        """Observe a request, from its first to its last moment, in the block. code: tells the code of what the block
+        raised, if anything."""
         requests.enter(request)
         running, start = self._running(request.method), time.perf_counter()
         running.inc()
@@ -54,7 +55,7 @@ class Observer:
             running.dec()
 
     def unknown(self, method: str) -> None:
-        """Somebody asked for a method that does not exist."""
+        """Count a call of a method that does not exist."""
         self._metrics.errors.labels("unknown", "UNIMPLEMENTED").inc()
         _log.debug("there is no method %s", method[: requests.LONGEST_LOGGED])
 

@@ -30,12 +30,12 @@ _RETRY_S = 1.0
 
 
 class Records:
-    """The database of a data folder."""
+    """Opens the database of a data folder, and reads and writes it."""
 
     def __init__(
         self, data: Path, *, durable: bool, metrics: Metrics, migrate: bool = False, clock: Clock | None = None
     ) -> None:
-        """`clock`: where a test hands in its own. Errors: StartError."""
+        """clock: the clock to go by, where it is not that of the machine. Errors: StartError."""
         path = data / "metadata.db"
         schema.prepare(path, data, migrate=migrate)
         self.clock = clock or Clock()
@@ -135,7 +135,7 @@ class Records:
     # What goes along with the writer's transactions
 
     def pending(self) -> bool:
-        """Whether counts wait."""
+        """Tell whether counts wait to be written."""
         return bool(self.counts)
 
     def begun(self, connection: Connection) -> None:
@@ -149,12 +149,12 @@ class Records:
             self._marking = mark.now
 
     def committed(self) -> None:
-        """The counts are written."""
+        """Forget the counts that were written."""
         self.counts.settle()
         self._marked = self._marking
 
     def failed(self) -> None:
-        """Nothing of the transaction happened."""
+        """Keep the counts for the next transaction, because nothing of this one happened."""
         self._failed = time.monotonic()
         self.counts.restore()
         self._marking = self._marked

@@ -19,7 +19,7 @@ STEP = 250
 
 
 class Removal:
-    """Shared by deletion, eviction and expiry."""
+    """Removes chunks and banks; deletion, eviction and expiry share it."""
 
     def __init__(
         self, store: Records, payloads: Payloads, indexes: SearchIndexes, janitor: Janitor, metrics: Metrics
@@ -33,7 +33,7 @@ class Removal:
     def remove(
         self, bank: Bank, chunk_ids: Sequence[int], counter: str, *, keep_files: bool = False
     ) -> "Future[list[int]]":
-        """Those of the ids that existed, when they are gone; counted in `counter` of the bank (chunks_deleted, ...)."""
+        """Remove chunks, count them in `counter` of the bank (chunks_deleted, ...), and return the ids that existed."""
 
         def operation(connection: Connection) -> list[int]:
             gone = gone_rows.remove(connection, bank.bank_id, chunk_ids, counter, self._records.clock.now_us()).ids
@@ -49,7 +49,7 @@ class Removal:
         return self._records.writer.submit(operation, applied)
 
     def evicted(self, bank: Bank, chunk_ids: Sequence[int], reasons: Mapping[EvictionReason, int]) -> None:
-        """After the commit that removed the rows."""
+        """Remove index entries and files of evicted chunks; this is called after the commit that removed their rows."""
         if chunk_ids:
             for reason, count in reasons.items():
                 self._metrics.chunks_evicted.labels(reason).inc(count)
@@ -61,11 +61,12 @@ class Removal:
             self._janitor.later(self._payloads.unlink, bank.uid, chunk_ids)
 
     def hide(self, bank: Bank, chunk_ids: Sequence[int]) -> None:
-        """Out of the index, before the rows go."""
+        """Take chunks out of the index, before their rows go."""
         self._records.writer.between(lambda: self._indexes.removed(bank, chunk_ids)).result()
 
     def bank_deleted(self, bank: Bank) -> None:
-        """After the commit that took the bank's row; what it held goes bit by bit, also after a restart."""
+        """Remove what a deleted bank held, bit by bit, also after a restart. This is called after the commit that took
+        the bank's row."""
         self._indexes.dropped(bank)
         self._janitor.later(self._payloads.drop_bank, bank.uid)
         self.clear(bank.bank_id, bank.uid)

@@ -12,7 +12,7 @@ _MOST_NAMES = 3
 
 @dataclass(slots=True)
 class Request:
-    """Shared by the tasks and threads that work on it. `reason`: of the error that ends it."""
+    """A request, shared by the tasks and threads that work on it. `reason` is that of the error that ends it."""
 
     id: str
     method: str
@@ -32,7 +32,7 @@ class Request:
 
 
 def _few(names: Sequence[str]) -> str:
-    """The first names, and how many there are besides."""
+    """Join the first names, and say how many there are besides."""
     more = len(names) - _MOST_NAMES
     return ",".join(name[:LONGEST_LOGGED] for name in names[:_MOST_NAMES]) + (f" and {more} more" if more > 0 else "")
 
@@ -41,10 +41,10 @@ _current: ContextVar[Request | None] = ContextVar("kvbank_request", default=None
 
 
 def current() -> Request | None:
-    """The request that this task or thread works on."""
+    """Return the request that this task or thread works on."""
     return _current.get()
 
 
 def enter(request: Request) -> None:
-    """The running task works on it from here to its end; so do the tasks that it makes."""
+    """Make this the request that the running task works on from here to its end, and the tasks that it makes."""
     _current.set(request)
