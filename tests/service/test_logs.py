@@ -37,10 +37,12 @@ def serve(tmp_path: Path, connect: Any) -> Serve:
             process = subprocess.Popen([*command, *options], stdout=subprocess.PIPE, stderr=log, text=True)
             assert process.stdout is not None
             with process:
-                address = process.stdout.readline().rpartition(" on ")[2].strip()
-                with connect(address) as caller:
-                    yield caller, address, lines
-                process.terminate()
+                try:
+                    address = process.stdout.readline().rpartition(" on ")[2].strip()
+                    with connect(address) as caller:
+                        yield caller, address, lines
+                finally:
+                    process.terminate()
             log.seek(0)
             lines += log.read().splitlines()
 
@@ -89,7 +91,8 @@ def test_trouble_is_logged_with_its_request(serve: Serve, tmp_path: Path, form: 
 def test_an_error_of_the_storage_has_a_traceback(serve: Serve, tmp_path: Path) -> None:
     with serve("--log-format", "json") as (caller, _, lines):
         uid = caller.create().uid
-        (tmp_path / "data" / "payloads" / uid).write_text("a file where a folder should be")
+        for shard in range(256):
+            (tmp_path / "data" / "payloads" / uid / f"{shard:02x}").write_text("a file where a folder should be")
         with pytest.raises(grpc.RpcError) as caught:
             caller.write(caller.chunk())
         assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
