@@ -29,9 +29,8 @@ from memory_service.schema import BankRow, ChunkRow, ContentRow, GoneBankRow, Ke
 _CHUNKS: Table = ChunkRow.__table__  # type: ignore[assignment]
 _CONTENTS: Table = ContentRow.__table__  # type: ignore[assignment]
 _KEYS: Table = KeyRow.__table__  # type: ignore[assignment]
-# A chunk is a row of each; the embedding only where it is asked for.
-_WITH_EMBEDDING = [*_CHUNKS.columns, *list(_CONTENTS.columns)[1:]]
-_WITHOUT_EMBEDDING = _WITH_EMBEDDING[:-1]
+# A chunk is a row of each. The embedding comes along where nobody asks for it, because the row's checksum covers it.
+_COLUMNS = [*_CHUNKS.columns, *list(_CONTENTS.columns)[1:]]
 
 
 def _insertion(table: Table) -> str:
@@ -53,13 +52,13 @@ _FIND_VECTORS = """
     SELECT chunk_id, embedding FROM contents WHERE chunk_id IN (SELECT value FROM json_each(?)) ORDER BY chunk_id
 """
 # Rows of `_FIND_CHUNKS`, `_FIND_KEY` and of `expired_ids`, without the price of SQLAlchemy's.
-_found_row = cast(Any, namedtuple("_Found", [column.name for column in _WITHOUT_EMBEDDING]))._make
+_found_row = cast(Any, namedtuple("_Found", [column.name for column in _COLUMNS]))._make
 _Keyed = namedtuple("_Keyed", ["chunk_id", "digest", "gone", "ttl", "renew", "expires"])
 _Expiring = namedtuple("_Expiring", ["chunk_id", "ttl", "renew", "expires"])
 # By name: SQLite would choose the index of the whole bank, and find out row by row.
 _EXPIRED = "FROM chunks INDEXED BY ix_chunks_expires WHERE expires <= ?"
 _FIND_CHUNKS = f"""
-    SELECT {", ".join(map(str, _WITHOUT_EMBEDDING))} FROM chunks JOIN contents USING (chunk_id)
+    SELECT {", ".join(map(str, _COLUMNS))} FROM chunks JOIN contents USING (chunk_id)
     WHERE bank_id = ? AND chunk_id IN (SELECT value FROM json_each(?))
 """
 
@@ -201,9 +200,8 @@ def _conditions(filter_: Filter) -> list[ColumnElement[bool]]:
     return [bound for bound in bounds if bound is not None] + [holds(ChunkRow.meta, each) for each in filter_.metadata]
 
 
-def _whole(*, embedding: bool) -> Select[Any]:
-    columns = _WITH_EMBEDDING if embedding else _WITHOUT_EMBEDDING
-    return sa.select(*columns).join_from(_CHUNKS, _CONTENTS, _CHUNKS.c.chunk_id == _CONTENTS.c.chunk_id)
+def _whole() -> Select[Any]:
+    return sa.select(*_COLUMNS).join_from(_CHUNKS, _CONTENTS, _CHUNKS.c.chunk_id == _CONTENTS.c.chunk_id)
 
 
 def _maybe_alive(now: int) -> ColumnElement[bool]:
@@ -219,7 +217,7 @@ def get(
     FlawedError."""
     where = (ChunkRow.bank_id == bank.bank_id, ChunkRow.chunk_id == chunk_id)
     with row_flaws.naming(connection, bank, [chunk_id]):
-        row = connection.execute(_whole(embedding=embedding).where(*where)).one_or_none()
+        row = connection.execute(_whole().where(*where)).one_or_none()
         return None if row is None or _expired(row, unwritten) else _chunk(row, bank, embedding)
 
 
@@ -231,7 +229,7 @@ def page(
     alive = _maybe_alive(unwritten.now)
     where = (ChunkRow.bank_id == bank.bank_id, ChunkRow.chunk_id > after, alive, *_conditions(filter_))
     with row_flaws.naming(connection, bank):
-        for row in connection.execute(_whole(embedding=embedding).where(*where).order_by(ChunkRow.chunk_id)):
+        for row in connection.execute(_whole().where(*where).order_by(ChunkRow.chunk_id)):
             if not _expired(row, unwritten):
                 yield _chunk(row, bank, embedding)
 
@@ -326,12 +324,14 @@ def _chunk(row: Any, bank: Bank, embedding: bool) -> Chunk:
     metadata, payload = json.loads(row.meta), _cached_payload_of(row.payload)
     if type(metadata) is not dict or len(row.token_ids) % 4 or type(row.token_ids) is not bytes:
         raise ValueError("metadata or token ids are damaged")
-    if embedding and (type(row.embedding) is not bytes or len(row.embedding) != 4 * bank.embedding.dimension):
+    if type(row.embedding) is not bytes or len(row.embedding) != 4 * bank.embedding.dimension:
         raise ValueError("the embedding is cut")
     if type(row.text) is not str or type(row.key) is not bytes or not all(map(_is_int, _figures(row))):
         raise TypeError("a column has another type")
     if row.payload_bytes != (payload.length if payload else 0):
         raise ValueError("the descriptor is of another chunk")
+    if flaw := row_checksum.flaw(row._asdict()):
+        raise ValueError(flaw)
     return Chunk(
         key=row.key,
         start=row.start,

@@ -1,6 +1,7 @@
 """Checksums of a chunk's row, behind the digest of its request in `chunks.digest`: the digest's 16 bytes, 8 of what
 never changes, 8 of the metadata, which `UpdateChunk` replaces. The digest itself cannot be computed from a row: it
-covers the metadata, and the checksums of the tensors, as they were sent.
+covers the metadata, and the checksums of the tensors, as they were sent. Every row that an answer is made of is
+compared with its checksums, since a bit in a descriptor makes one tensor another's.
 
 Not covered: counts, pins and the time of expiry. Rows of earlier versions have the digest alone.
 """

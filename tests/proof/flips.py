@@ -149,8 +149,7 @@ def _read(client: kvbank.Client, known: dict[int, bytes], seen: Counter[str]) ->
         except kvbank.ServiceError as error:
             seen[type(error).__name__] += 1
             continue
-        expected = chunk_of(key).tensors or {}
-        if any(array.tobytes() != expected[name].tobytes() for name, array in (found.tensors or {}).items()):
+        if found.idempotency_key != key or differences(found):
             bad.append(f"chunk {chunk_id} is served wrong: {differences(found)}")
     return bad
 

@@ -29,6 +29,14 @@ DAMAGE = {
     "metadata, a list": "UPDATE chunks SET meta = '[]' WHERE chunk_id = 5",
     "metadata, not UTF-8": "UPDATE chunks SET meta = CAST(x'7b22ff223a2261227d' AS TEXT) WHERE chunk_id = 5",
     "a figure, text": "UPDATE chunks SET start = 'x' WHERE chunk_id = 5",
+    # Well formed, and not what was written.
+    "descriptor, another name": "UPDATE contents SET payload = replace(payload, 'pos.1', 'pns.1') WHERE chunk_id = 5",
+    "descriptor, another layer": "UPDATE contents SET payload = replace(payload, '.1\"', '.2\"') WHERE chunk_id = 5",
+    "text, another": "UPDATE contents SET text = 'a test' WHERE chunk_id = 5",
+    "token ids, others": "UPDATE contents SET token_ids = zeroblob(20) WHERE chunk_id = 5",
+    "metadata, others": """UPDATE chunks SET meta = '{"speaker": "b"}' WHERE chunk_id = 5""",
+    "a figure, another": "UPDATE chunks SET start = start + 1 WHERE chunk_id = 5",
+    "vector, another": "UPDATE contents SET embedding = zeroblob(16) WHERE chunk_id = 5",
 }
 
 
