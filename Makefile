@@ -5,8 +5,8 @@ TORCH_INDEX ?=
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-# Processes that share the quick tests; one core is mostly idle with a single one.
-JOBS ?= 2
+# Processes that share the quick tests: three, because many tests wait for a disk, a clock or a process.
+JOBS ?= 3
 
 .PHONY: demo test test-slow torture torture-workers check proto bench bench-quick bench-peers help
 

@@ -224,7 +224,8 @@ def test_a_time_that_an_earlier_version_wrote_by_a_clock_that_was_ahead_shortens
     serving.stop()
     with closing(sqlite3.connect(data / "metadata.db")) as database:
         database.execute("DELETE FROM clock")
-        times = "created = created + :by, expires = expires + :by"
+        # Its checksum was of that time, so the row has none here.
+        times = "created = created + :by, expires = expires + :by, digest = substr(digest, 1, 16)"
         database.execute(f"UPDATE chunks SET {times} WHERE chunk_id = :id", {"by": 5 * HOUR, "id": ids[1]})
         database.commit()
     caller = start()

@@ -27,6 +27,7 @@ from memory_service.errors import StartError
 from memory_service.payloads import MARK, Payloads
 from memory_service.search.index import BankIndex
 from memory_service.server import LocalServer
+from tests.waiting import wait_until
 
 DATA_LOSS = grpc.StatusCode.DATA_LOSS
 
@@ -215,14 +216,21 @@ def test_payloads_of_deleted_banks_go_although_no_bank_is_left(serving, data):
     kept = shutil.copytree(folder, data.with_name("kept"))
     caller = serving()
     caller.stub.DeleteBank(pb.DeleteBankRequest(name="b"))
+
+    def left():
+        """How many banks are still being deleted; that goes on behind the answer."""
+        with contextlib.closing(sqlite3.connect(data / "metadata.db")) as connection:
+            return connection.execute("SELECT count(*) FROM gone_banks").fetchone()[0]
+
+    wait_until(lambda: left() == 0)
     serving.stop()
     for known in (True, False):
         with contextlib.closing(sqlite3.connect(data / "metadata.db")) as connection:
-            assert connection.execute("SELECT count(*) FROM gone_banks").fetchone() == (0,)
             connection.execute("INSERT INTO gone_banks SELECT 7, ? WHERE ?", (folder.name, known))
             connection.commit()
         shutil.copytree(kept, folder, dirs_exist_ok=True)
         assert list(serving().stub.ListBanks(pb.ListBanksRequest()).banks) == []
+        wait_until(lambda: left() == 0)
         serving.stop()
         assert [path.name for path in (data / "payloads").iterdir()] == [MARK]
         assert len(list(data.glob("quarantine/*/*.safetensors"))) == (not known)
