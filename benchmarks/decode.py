@@ -7,9 +7,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.bench import Bench
 from benchmarks.pair import Contender, Result, Target, compare, timed
-from model_worker.attachment import attach
-from model_worker.cache import MemoryCache, RecalledChunk
-from model_worker.memory import encode
+from model_worker.attach.attachment import attach
+from model_worker.remember.memory import encode
+from model_worker.window.cache import MemoryCache, RecalledChunk
 
 ROW = "decode"
 _STEPS = 64

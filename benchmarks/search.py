@@ -26,13 +26,13 @@ from benchmarks.bench import Bench
 from benchmarks.filling import multiply
 from benchmarks.pair import Contender, Result, compare, timed
 from benchmarks.service import EMBEDDER, EMBEDDING, connected, writer
-from memory_service import chunk_rows
 from memory_service.care import entries
 from memory_service.care.folder import Folder
 from memory_service.search.index import BankIndex
 from memory_service.search.ivf import Ivf
 from memory_service.search.loading import load
 from memory_service.search.snapshots import Snapshots
+from memory_service.storage.local.records import chunk_rows
 
 ROW = "search"
 faiss: Any = _faiss  # its stubs describe it in part

@@ -2,8 +2,8 @@
 
 import typer
 
-from kvbank._cli import aside, ending, streams
-from memory_service.cli import serve
+from kvbank.console import aside, ending, streams
+from memory_service.cli.serve import serve
 
 streams.prepare()
 aside.listen()

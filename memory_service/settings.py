@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from kvbank import _quantities
+from kvbank.console import quantities
 
 MIB = 1024 * 1024
 LONGEST_SOCKET_PATH = 107
@@ -30,8 +30,8 @@ def _absolute(listen: str) -> str:
     return f"unix:{path}" if len(os.fsencode(path)) <= LONGEST_SOCKET_PATH else listen
 
 
-Amount = Annotated[int, _written(_quantities.amount)]
-Seconds = Annotated[float, _written(_quantities.seconds), Field(allow_inf_nan=False)]
+Amount = Annotated[int, _written(quantities.amount)]
+Seconds = Annotated[float, _written(quantities.seconds), Field(allow_inf_nan=False)]
 
 
 class Settings(BaseSettings):

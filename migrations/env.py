@@ -1,8 +1,8 @@
-"""Runs the migrations on the connection that memory_service.schema hands over."""
+"""Runs the migrations on the connection that memory_service.storage.local.records.schema hands over."""
 
 from alembic import context
 
-from memory_service.schema import Base
+from memory_service.storage.local.records.schema import Base
 
 context.configure(
     connection=context.config.attributes["connection"], target_metadata=Base.metadata, render_as_batch=True

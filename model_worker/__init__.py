@@ -11,22 +11,22 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from model_worker.attachment import Attachment, attach
-    from model_worker.cache import MemoryCache
-    from model_worker.local import TovaRule
-    from model_worker.memory import Memory
+    from model_worker.attach.attachment import Attachment, attach
     from model_worker.model import Losses, MemoryModel
+    from model_worker.remember.memory import Memory
+    from model_worker.window.cache import MemoryCache
+    from model_worker.window.local import TovaRule
 
 __all__ = ["Attachment", "Losses", "Memory", "MemoryCache", "MemoryModel", "TovaRule", "attach"]
 
 _HOME = {
-    "Attachment": "attachment",
-    "attach": "attachment",
+    "Attachment": "attach.attachment",
+    "attach": "attach.attachment",
     "Losses": "model",
-    "Memory": "memory",
-    "MemoryCache": "cache",
+    "Memory": "remember.memory",
+    "MemoryCache": "window.cache",
     "MemoryModel": "model",
-    "TovaRule": "local",
+    "TovaRule": "window.local",
 }
 
 

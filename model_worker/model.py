@@ -12,19 +12,19 @@ from torch import Tensor
 
 import kvbank
 from model_worker.arguments import of_kind, text_or_ids, texts_or_ids, whole
-from model_worker.attachment import Attachment, attach, decoder_of
-from model_worker.cache import MemoryCache
-from model_worker.capture import Captured
-from model_worker.chunking import chunks, sentence_ends
+from model_worker.attach.attachment import Attachment, attach, decoder_of
+from model_worker.attach.loading import load_model
+from model_worker.attach.model_names import SHIPPED
 from model_worker.compress import Compressor, local_rule
-from model_worker.embedding import Embedder, embedder
 from model_worker.errors import InputError
-from model_worker.generation import generated, generation_options
-from model_worker.loading import load_model
-from model_worker.memory import Memory
-from model_worker.model_names import SHIPPED
-from model_worker.spool import user_spool
+from model_worker.remember.chunking import chunks, sentence_ends
+from model_worker.remember.embedding import Embedder, embedder
+from model_worker.remember.memory import Memory
+from model_worker.remember.spool import user_spool
 from model_worker.user_text import encode_text, readable
+from model_worker.window.cache import MemoryCache
+from model_worker.window.capture import Captured
+from model_worker.window.generation import generated, generation_options
 
 # Ids also as an array or tensor, or as a tokenizer gives them; see `arguments.text_or_ids`.
 Text = str | Sequence[int] | Mapping[str, Any]

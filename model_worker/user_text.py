@@ -14,7 +14,7 @@ from contextlib import suppress
 from typing import Any
 
 from model_worker.errors import InputError
-from model_worker.template import rendered
+from model_worker.session.template import rendered
 
 # Conversations that are rendered to see what a template writes; not every template takes a system's words.
 _TALK = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "a"}, {"role": "user", "content": "a"}]

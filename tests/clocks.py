@@ -2,7 +2,7 @@
 
 import time
 
-from memory_service.clock import Clock, Timepieces
+from memory_service.domain.clock import Clock, Timepieces
 
 SECOND = 1_000_000
 HOUR = 3600 * SECOND

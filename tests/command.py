@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, TextIO
 import pytest
 import typer
 
-from kvbank._cli import ending
+from kvbank.console import ending
 
 
 class Ended(NamedTuple):

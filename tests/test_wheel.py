@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import kvbank
-from memory_service import schema
+from memory_service.storage.local.records import schema
 
 ROOT = Path(__file__).parent.parent
 SOURCES = ("pyproject.toml", "README.md", "LICENSE", "clients", "memory_service", "migrations", "model_worker")
@@ -23,8 +23,8 @@ EXPECTED = {
     "kvbank/v1/service_pb2_grpc.py",
     "memory_service/__main__.py",
     "memory_service/py.typed",
-    "memory_service/migrations/env.py",
-    "memory_service/migrations/script.py.mako",
+    "memory_service/storage/local/records/migrations/env.py",
+    "memory_service/storage/local/records/migrations/script.py.mako",
     "model_worker/__init__.py",
 }
 
@@ -54,7 +54,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_it_has_everything_once(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     assert len(names) == len(set(names))
-    migrations = {f"memory_service/migrations/versions/{path.name}" for path in versions()}
+    migrations = {f"memory_service/storage/local/records/migrations/versions/{path.name}" for path in versions()}
     assets = {str(path.relative_to(ROOT)) for path in (ROOT / "model_worker/assets").rglob("*") if path.is_file()}
     assert migrations
     assert any(name.endswith(".safetensors") for name in assets)
@@ -69,7 +69,7 @@ def versions() -> list[Path]:
 
 UPGRADE = """
 import pathlib, sys
-from memory_service import schema
+from memory_service.storage.local.records import schema
 schema.upgrade(pathlib.Path(sys.argv[1]))
 print(schema.__file__)
 """

@@ -13,7 +13,7 @@ from memory_service.care.folder import Folder
 from memory_service.care.making import Making
 from memory_service.care.report import CareError, Findings, Progress, quiet
 from memory_service.care.transfer import Failure, Transfer
-from memory_service.data_folder import MANIFEST
+from memory_service.storage.local.files.folder import MANIFEST
 
 
 def backup(data: Path, place: Path, *, base: Path | None = None, progress: Progress = quiet) -> Findings:

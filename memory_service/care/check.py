@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from memory_service import access
 from memory_service.care import index_check, manifest, payload_check, record_check
 from memory_service.care.folder import DATABASE, Folder
 from memory_service.care.report import Findings, Progress, quiet
-from memory_service.data_folder import MANIFEST
+from memory_service.storage.local.files import access
+from memory_service.storage.local.files.folder import MANIFEST
 
 
 def check(path: Path, *, fast: bool = False, alone: bool = False, progress: Progress = quiet) -> Findings:

@@ -6,9 +6,9 @@ from typing import Any
 
 from sqlalchemy import Connection, Row
 
-from memory_service import bank_rows, row_flaws
 from memory_service.care.folder import Folder
-from memory_service.domain import Payload
+from memory_service.domain.model import Payload
+from memory_service.storage.local.records import bank_rows, row_flaws
 
 _PAGE = 512
 _BANKS = "SELECT bank_id, uid, name, chunks FROM banks ORDER BY bank_id"

@@ -21,10 +21,10 @@ from urllib.parse import quote
 from sqlalchemy import Connection, QueuePool, create_engine, event
 from sqlalchemy.exc import DatabaseError, NoResultFound
 
-from kvbank import _private
-from memory_service import schema
+from kvbank.files import private
 from memory_service.care.report import CareError
-from memory_service.data_folder import unserved
+from memory_service.storage.local.files.folder import unserved
+from memory_service.storage.local.records import schema
 
 DATABASE = "metadata.db"
 
@@ -94,7 +94,7 @@ class Folder:
 
     def copy_database(self, target: Path) -> None:
         """The database as it is now into the folder `target`, in one read transaction. Errors: sqlite3.Error."""
-        _private.make_file(target / DATABASE)
+        private.make_file(target / DATABASE)
         with closing(self._connect()) as source, closing(sqlite3.connect(target / DATABASE)) as copy:
             source.backup(copy)
 

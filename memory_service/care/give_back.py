@@ -11,15 +11,17 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import Connection
 
-from kvbank import _private
-from memory_service import bank_rows, chunk_rows, leftovers, payload_header, payloads, quarantine, row_checksum
+from kvbank.files import private
 from memory_service.care import payload_file
-from memory_service.chunk_size import stored_bytes
-from memory_service.domain import Bank
-from memory_service.payload_rows import payload_of
-from memory_service.payloads import DamagedError, sync_folder
-from memory_service.quarantine import Note
-from memory_service.schema import raw
+from memory_service.domain.chunk_size import stored_bytes
+from memory_service.domain.model import Bank
+from memory_service.storage.local import leftovers, quarantine
+from memory_service.storage.local.files import objects, payload_header
+from memory_service.storage.local.files.objects import DamagedError, sync_folder
+from memory_service.storage.local.quarantine import Note
+from memory_service.storage.local.records import bank_rows, chunk_rows, row_checksum
+from memory_service.storage.local.records.payload_rows import payload_of
+from memory_service.storage.local.records.schema import raw
 
 _BYTES = ("key", "digest", "token_ids", "embedding")
 # A chunk that was quarantined was counted before; one that is found without a record is new.
@@ -69,8 +71,8 @@ def judge(connection: Connection, note: Note) -> Whole | str | None:
 def give_back(connection: Connection, data: Path, note: Note, whole: Whole) -> None:
     """Put the file in its place, durably, and then insert the row, in the caller's transaction. The caller discards the
     note after the commit."""
-    place = data / payloads.name(note.bank_uid, note.chunk_id)
-    _private.make_folder(place.parent)
+    place = data / objects.name(note.bank_uid, note.chunk_id)
+    private.make_folder(place.parent)
     quarantine.move(note.file, place)
     for folder in (place.parent, place.parent.parent):
         sync_folder(folder)
@@ -107,7 +109,7 @@ def _copied(bank: Bank, note: Note) -> Mapping[str, Any]:
     owner, head = (note.bank_uid, note.chunk_id), payload_header.read(note.file)
     chunk, digest, checksums = payload_header.copied(head, owner)
     assert chunk.payload is not None
-    payload = payloads.described(chunk.payload, payloads.seed(*owner), head, checksums)
+    payload = objects.described(chunk.payload, objects.seed(*owner), head, checksums)
     payload_file.read(note.file, *owner, payload)
     size = stored_bytes(chunk, json.dumps(dict(chunk.metadata)))
     return chunk_rows.row_of(bank.bank_id, replace(chunk, payload=payload, stored_bytes=size), digest)

@@ -9,12 +9,12 @@ import shutil
 from pathlib import Path
 from types import TracebackType
 
-from kvbank import _private
+from kvbank.files import private
 from memory_service.care.folder import DATABASE
 from memory_service.care.report import CareError
 from memory_service.care.transfer import sync_file
-from memory_service.data_folder import MANIFEST
-from memory_service.payloads import FOLDER, sync_folder
+from memory_service.storage.local.files.folder import MANIFEST
+from memory_service.storage.local.files.objects import FOLDER, sync_folder
 
 _OURS = {MANIFEST, f"{MANIFEST}.tmp", FOLDER, *(f"{DATABASE}{suffix}" for suffix in ("", "-wal", "-shm", "-journal"))}
 
@@ -32,11 +32,11 @@ class Making:
         self.partial = place.with_name(place.name + ".partial")
         if self.partial.is_symlink() or (self.partial.exists() and not self.partial.is_dir()):
             raise CareError(f"{self.partial} is in the way")
-        _private.make_folder(self.partial)
+        private.make_folder(self.partial)
         self._lock = os.open(self.partial, os.O_RDONLY | os.O_DIRECTORY)
         try:
             self._claim()
-            _private.close(_private.open_below(self.partial))  # as a run of an earlier version may have left it
+            private.close(private.open_below(self.partial))  # as a run of an earlier version may have left it
         except BaseException:
             os.close(self._lock)
             raise

@@ -9,10 +9,10 @@ from typing import Any
 import xxhash
 
 import memory_service
-from kvbank import _private
+from kvbank.files import private
 from memory_service.care.folder import DATABASE
 from memory_service.care.report import CareError, Findings
-from memory_service.data_folder import MANIFEST
+from memory_service.storage.local.files.folder import MANIFEST
 
 _VERSION = 1
 
@@ -30,7 +30,7 @@ def write(folder: Path, *, schema: str, store_id: str, findings: Findings) -> No
         "database": {"bytes": (folder / DATABASE).stat().st_size, "xxh3_64": digest(folder / DATABASE)},
     }
     temporary = folder / f"{MANIFEST}.tmp"
-    with open(temporary, "w", opener=_private.opener) as file:
+    with open(temporary, "w", opener=private.opener) as file:
         file.write(json.dumps(content, indent=2) + "\n")
     os.rename(temporary, folder / MANIFEST)
 

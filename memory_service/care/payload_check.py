@@ -10,14 +10,16 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
-from memory_service import bank_rows, leftovers, payloads, quarantine, staging
 from memory_service.care import entries, payload_file
 from memory_service.care.entries import BankEntry, Entry
 from memory_service.care.folder import Folder, names, settled
 from memory_service.care.report import CareError, Findings, Kind, Progress
-from memory_service.chunk_ids import Reservations
-from memory_service.data_folder import MANIFEST
-from memory_service.payloads import SUFFIX, DamagedError
+from memory_service.storage.local import leftovers, quarantine
+from memory_service.storage.local.files import objects, staging
+from memory_service.storage.local.files.folder import MANIFEST
+from memory_service.storage.local.files.objects import SUFFIX, DamagedError
+from memory_service.storage.local.records import bank_rows
+from memory_service.storage.local.records.chunk_ids import Reservations
 
 THREADS = 4
 Suspect = tuple[Entry, Kind, str]
@@ -58,8 +60,8 @@ def without_mark(folder: Folder) -> list[str]:
             banks = [bank for bank in bank_rows.after(connection) if bank.kv.layers]
     except (ValueError, KeyError, TypeError):
         return []  # a damaged bank, which is a problem of its own
-    place = folder.path / payloads.FOLDER
-    missing = [bank for bank in banks if not payloads.marked(place / bank.uid)]
+    place = folder.path / objects.FOLDER
+    missing = [bank for bank in banks if not objects.marked(place / bank.uid)]
     # One that is being made has its folder before its row; one that was deleted is no problem.
     with folder.read() as connection:
         return [bank.name for bank in missing if bank_rows.usage(connection, bank.bank_id) is not None]
@@ -84,7 +86,7 @@ def _judge(folder: Folder, findings: Findings, suspects: list[Suspect]) -> None:
 
 def _problem(data: Path, entry: Entry, *, fast: bool) -> tuple[Kind, str] | None:
     assert entry.payload is not None
-    path = data / payloads.name(entry.bank.uid, entry.chunk_id)
+    path = data / objects.name(entry.bank.uid, entry.chunk_id)
     try:
         if not fast:
             payload_file.read(path, entry.bank.uid, entry.chunk_id, entry.payload)
@@ -99,8 +101,8 @@ def check_mounted(data: Path, missing: Iterable[BankEntry]) -> None:
     """Refuse to go on where not only payloads of a bank are missing but its folder too: then it is likely the disk.
     Errors: CareError."""
     for bank in missing:
-        place = data / payloads.FOLDER / bank.uid
-        if not (payloads.marked(place) or (place.is_dir() and not (data / Reservations.NAME).exists())):
+        place = data / objects.FOLDER / bank.uid
+        if not (objects.marked(place) or (place.is_dir() and not (data / Reservations.NAME).exists())):
             text = f"the payloads of bank {bank.name} are not there; is a disk not mounted?"
             raise CareError(f"{text} If they are lost, serve the folder and use: kvbank bank rm {bank.name}")
 
@@ -112,14 +114,14 @@ def orphans(folder: Folder) -> Iterator[str]:
     Rows are read after the files were listed, so that what is written meanwhile is no orphan. Files whose names are not
     of the service's making are left alone.
     """
-    listed = [bank for bank in payloads.banks_in(folder.path) if not payloads.displaced(bank)]
+    listed = [bank for bank in objects.banks_in(folder.path) if not objects.displaced(bank)]
     with folder.read() as connection:
         gone = {uid: bool(gone) for uid, gone in connection.exec_driver_sql(_BANKS)}
     for bank in listed:
         unowned: Iterable[Path] = ()
         if bank.name not in gone:
-            unowned = [path for _, path in payloads.files_in(bank)]
-            if not unowned and payloads.only_ours(bank):
+            unowned = [path for _, path in objects.files_in(bank)]
+            if not unowned and objects.only_ours(bank):
                 unowned = [bank]
         elif not gone[bank.name]:  # the server goes on with a deletion when it starts
             unowned = _unowned(folder, bank)
@@ -128,10 +130,10 @@ def orphans(folder: Folder) -> Iterator[str]:
 
 
 def _unowned(folder: Folder, bank: Path) -> Iterator[Path]:
-    files = list(payloads.files_in(bank))
+    files = list(objects.files_in(bank))
     with folder.read() as connection:
         ids = set(connection.exec_driver_sql(_IDS, (bank.name,)).scalars())
     for chunk_id, path in files:
-        place = folder.path / payloads.name(bank.name, chunk_id)
+        place = folder.path / objects.name(bank.name, chunk_id)
         if path.suffix != SUFFIX or path != place or chunk_id not in ids:
             yield path

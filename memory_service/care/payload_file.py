@@ -10,10 +10,10 @@ from pathlib import Path
 import xxhash
 
 from memory_service.care.report import Kind
-from memory_service.domain import Payload, Tensor
-from memory_service.opening import opener
-from memory_service.payload_header import SAFETENSORS
-from memory_service.payloads import DamagedError
+from memory_service.domain.model import Payload, Tensor
+from memory_service.storage.local.files.objects import DamagedError
+from memory_service.storage.local.files.opening import opener
+from memory_service.storage.local.files.payload_header import SAFETENSORS
 
 
 def check_size(path: Path, payload: Payload) -> None:

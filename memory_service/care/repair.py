@@ -11,17 +11,19 @@ from typing import Literal
 
 from sqlalchemy.exc import DatabaseError
 
-from memory_service import access, bank_rows, chunk_rows, leftovers, mounts, payloads, quarantine
 from memory_service.care import entries, give_back, payload_check, record_check, writing
 from memory_service.care.check import check
 from memory_service.care.folder import Folder
 from memory_service.care.give_back import Whole
 from memory_service.care.report import CareError, Findings, Kind, Problem, Progress, quiet
 from memory_service.care.transfer import remove
-from memory_service.data_folder import MANIFEST, DataFolder
-from memory_service.leftovers import Unowned
-from memory_service.payloads import Payloads
-from memory_service.quarantine import Note
+from memory_service.storage.local import leftovers, mounts, quarantine
+from memory_service.storage.local.files import access, objects
+from memory_service.storage.local.files.folder import MANIFEST, DataFolder
+from memory_service.storage.local.files.objects import Payloads
+from memory_service.storage.local.leftovers import Unowned
+from memory_service.storage.local.quarantine import Note
+from memory_service.storage.local.records import bank_rows, chunk_rows
 
 Deed = Literal["rebuilt", "corrected", "removed", "quarantined", "set aside", "given back"]
 _LEFT: tuple[Kind, ...] = ("bank", "database", "payload_unreadable")
@@ -182,7 +184,7 @@ class _Repair:
         """Remove files that no chunk owns where the records explain them, and give back or set aside the others."""
         with Folder(self._data) as folder:
             for problem in problems:
-                file = payloads.unowned_file(self._data / problem.path)
+                file = objects.unowned_file(self._data / problem.path)
                 if file is None or self._is_copy(*file) or self._is_explained(folder, Unowned(*file)):
                     self._repaired.done.append(("removed", problem))
                     if not self._dry_run:
@@ -198,11 +200,11 @@ class _Repair:
 
     def _is_copy(self, bank_uid: str, chunk_id: int, path: Path) -> bool:
         """Tell whether a file lies in a wrong folder, and the same bytes in the right one."""
-        right = self._data / payloads.name(bank_uid, chunk_id)
+        right = self._data / objects.name(bank_uid, chunk_id)
         return right != path and right.is_file() and filecmp.cmp(right, path, shallow=False)
 
     def _remove_empty(self, folder: Folder) -> None:
-        def known() -> payloads.Known:
+        def known() -> objects.Known:
             with folder.read() as connection:
                 return chunk_rows.payload_ids(connection)
 

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import xxhash
 
-from kvbank import _private
-from memory_service import schema
+from kvbank.files import private
 from memory_service.care import manifest, record_check, writing
 from memory_service.care.folder import DATABASE, Folder
 from memory_service.care.making import Making
 from memory_service.care.report import CareError, Findings, Progress, quiet
 from memory_service.care.transfer import Failure, Transfer
+from memory_service.storage.local.records import schema
 
 
 def restore(
@@ -64,7 +64,7 @@ def _check_schema(backup: Path, data: Path, found: str, *, migrate: bool) -> Non
 
 def _copy_database(backup: Path, partial: Path, expected: str) -> None:
     hasher = xxhash.xxh3_64()
-    with open(backup / DATABASE, "rb") as source, open(partial / DATABASE, "wb", opener=_private.opener) as target:
+    with open(backup / DATABASE, "rb") as source, open(partial / DATABASE, "wb", opener=private.opener) as target:
         while part := source.read(1 << 20):
             hasher.update(part)
             target.write(part)

@@ -9,14 +9,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from kvbank import _private
-from memory_service import payloads
+from kvbank.files import private
 from memory_service.care import entries, payload_file
 from memory_service.care.entries import BankEntry, Entry
 from memory_service.care.folder import Folder
 from memory_service.care.payload_check import THREADS, orphans
 from memory_service.care.report import Findings, Kind, Progress
-from memory_service.payloads import DamagedError
+from memory_service.storage.local.files import objects
+from memory_service.storage.local.files.objects import DamagedError
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,12 +73,12 @@ class Transfer:
             return Failure(entry.bank, entry.chunk_id, "record", entry.flaw)
         if entry.payload is None:
             return None
-        name = payloads.name(entry.bank.uid, entry.chunk_id)
+        name = objects.name(entry.bank.uid, entry.chunk_id)
         target = self._target / name
         if _sound(target, entry):
             return "reused"
         target.unlink(missing_ok=True)
-        _private.make_folder(target.parent)
+        private.make_folder(target.parent)
         if self._base is not None and _sound(self._base / name, entry) and _link(self._base / name, target):
             return "linked"
         source = self._source / name
@@ -124,7 +124,7 @@ def _link(source: Path, target: Path) -> bool:
         if error.errno in (errno.EXDEV, errno.EMLINK, errno.EPERM):
             return False
         raise
-    _private.close([target])  # as an earlier version may have made it
+    private.close([target])  # as an earlier version may have made it
     # The older backup may be a copy that somebody has just made, and nobody has synced.
     sync_file(target)
     return True
@@ -142,7 +142,7 @@ def sync_file(path: Path) -> None:
 def _put(path: Path, data: bytes) -> None:
     """Durable but for its name; that becomes so with the whole folder."""
     temporary = path.with_suffix(".tmp")
-    with open(temporary, "wb", opener=_private.opener) as file:
+    with open(temporary, "wb", opener=private.opener) as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from sqlalchemy import Connection
 
-from memory_service import clock_rows, gone_rows, schema
 from memory_service.care.folder import DATABASE
-from memory_service.clock import Clock
+from memory_service.domain.clock import Clock
+from memory_service.storage.local.records import clock_rows, gone_rows, schema
 
 _BATCH = 500
 

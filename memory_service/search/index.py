@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from memory_service import cancellation
+from memory_service.domain import cancellation
 from memory_service.search.engine import faiss
 from memory_service.search.segments import Bits, Flat, Ids, Segment, bits_of
 

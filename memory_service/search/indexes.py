@@ -12,16 +12,17 @@ from functools import partial
 import numpy as np
 from sqlalchemy import Connection
 
-from memory_service import bank_rows, cancellation, chunk_rows
-from memory_service.directory import bank_not_found
-from memory_service.domain import Bank, IndexStats
-from memory_service.records import Records
+from memory_service.domain import cancellation
+from memory_service.domain.model import Bank, IndexStats
 from memory_service.search.index import BankIndex, Vectors
 from memory_service.search.ivf import Ivf, Stopped
 from memory_service.search.loading import load
 from memory_service.search.snapshots import Snapshots, drop_unknown
 from memory_service.search.upkeep import Upkeep
 from memory_service.settings import Settings
+from memory_service.storage.local.known_banks import bank_not_found
+from memory_service.storage.local.records import bank_rows, chunk_rows
+from memory_service.storage.local.records.records import Records
 
 # Rows of a tail that are read from the records as fast as from a file.
 _FEW = 512

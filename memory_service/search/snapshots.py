@@ -19,13 +19,13 @@ from typing import Any, BinaryIO
 import numpy as np
 import xxhash
 
-from kvbank import _private
-from memory_service.disk_space import free_bytes
-from memory_service.opening import opener
-from memory_service.payloads import sync_folder
+from kvbank.files import private
 from memory_service.search.index import tail_rows
 from memory_service.search.ivf import Ivf
 from memory_service.search.segments import Flat, Half, Ids, Segment
+from memory_service.storage.local.files.disk_space import free_bytes
+from memory_service.storage.local.files.objects import sync_folder
+from memory_service.storage.local.files.opening import opener
 
 SUFFIX = ".segment"
 _MAGIC = b"KVBIDX1\n"
@@ -93,7 +93,7 @@ class Snapshots:
 
     def _make_folder(self) -> None:
         if not self.folder.is_dir():
-            _private.make_folder(self.folder)
+            private.make_folder(self.folder)
             for level in (self.folder.parent, self.folder.parent.parent):
                 self._sync(level)
 
@@ -106,7 +106,7 @@ class Snapshots:
         text = json.dumps(header).encode()
         temporary = path.with_suffix(".tmp")
         try:
-            with open(temporary, "wb", opener=_private.opener) as file:
+            with open(temporary, "wb", opener=private.opener) as file:
                 for part in (memoryview(_MAGIC), memoryview(struct.pack("<Q", len(text))), memoryview(text), *parts):
                     digest.update(part)
                     file.write(part)

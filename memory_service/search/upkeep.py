@@ -5,7 +5,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from memory_service.domain import IndexKind
+from memory_service.domain.model import IndexKind
 from memory_service.search import gathering, ivf
 from memory_service.search.index import BankIndex
 from memory_service.search.ivf import Ivf

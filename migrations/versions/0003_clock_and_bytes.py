@@ -6,8 +6,8 @@ from alembic import op
 revision = "0003"
 down_revision = "0002"
 
-# As memory_service.chunk_size counts: tensors, embedding, token ids, text, metadata, 256 for the record and 160 for the
-# description of each tensor.
+# As memory_service.domain.chunk_size counts: tensors, embedding, token ids, text, metadata, 256 for the record and 160
+# for the description of each tensor.
 _SIZE = """
     UPDATE chunks SET size = payload_bytes + 256 + length(CAST(meta AS BLOB)) + coalesce((
         SELECT length(embedding) + length(token_ids) + length(CAST(text AS BLOB))

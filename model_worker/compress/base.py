@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
-from model_worker.capture import Captured, LayerCapture
 from model_worker.errors import InputError
-from model_worker.selection import gather
+from model_worker.window.capture import Captured, LayerCapture
+from model_worker.window.selection import gather
 
 if TYPE_CHECKING:
     import kvbank
-    from model_worker.attachment import Attachment
+    from model_worker.attach.attachment import Attachment
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +118,7 @@ def alone(captured: Captured, attachment: "Attachment") -> Captured:
     """The chunk encoded on its own: as it was captured, where it was captured so, or by one plain forward."""
     if captured.layers and captured.context == "isolated":
         return captured
-    from model_worker.encoding import encode
+    from model_worker.window.encoding import encode
 
     return encode(attachment, captured.token_ids, captured.start)
 

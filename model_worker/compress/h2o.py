@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
-from model_worker.capture import LayerCapture
 from model_worker.compress.base import Selection
 from model_worker.compress.observe import observed
-from model_worker.selection import kept_positions
+from model_worker.window.capture import LayerCapture
+from model_worker.window.selection import kept_positions
 
 if TYPE_CHECKING:
-    from model_worker.attachment import Attachment
+    from model_worker.attach.attachment import Attachment
 
 
 @dataclass(frozen=True)

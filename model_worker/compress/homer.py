@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
-from model_worker.capture import Captured
 from model_worker.compress.base import Compressor, Payload, alone, take
 from model_worker.errors import InputError
+from model_worker.window.capture import Captured
 
 if TYPE_CHECKING:
-    from model_worker.attachment import Attachment
+    from model_worker.attach.attachment import Attachment
 
 PROBE = " In short, the passage says that"
 _SINKS, _TAIL = 4, 16

@@ -17,16 +17,16 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
-from model_worker.capture import Captured
 from model_worker.compress.base import Compressor, Payload, alone
 from model_worker.compress.none import Keep
 from model_worker.errors import BankMismatch, InputError
+from model_worker.window.capture import Captured
 
 if TYPE_CHECKING:
     import kvbank
-    from model_worker.attachment import Attachment
+    from model_worker.attach.attachment import Attachment
     from model_worker.icae import Icae, Slots
-    from model_worker.stored import Layers
+    from model_worker.remember.stored import Layers
 
 PAYLOADS = ("auto", "soft", "kv")
 
@@ -132,7 +132,7 @@ def _uncompressed(captured: Captured, attachment: "Attachment", measured: float 
 
 def _layers(slots: "Slots", attachment: "Attachment") -> tuple["Layers", str]:
     """K-V of the memory layers, and whose: not the same thing, though of one shape."""
-    from model_worker.stored import expanded
+    from model_worker.remember.stored import expanded
 
     if slots.layers is None:
         assert slots.soft is not None

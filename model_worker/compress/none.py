@@ -5,11 +5,11 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
-from model_worker.capture import Captured
 from model_worker.compress.base import Compressor, Payload, take
+from model_worker.window.capture import Captured
 
 if TYPE_CHECKING:
-    from model_worker.attachment import Attachment
+    from model_worker.attach.attachment import Attachment
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from model_worker.capture import LayerCapture
-from model_worker.selection import over_heads, received
+from model_worker.window.capture import LayerCapture
+from model_worker.window.selection import over_heads, received
 
 if TYPE_CHECKING:
-    from model_worker.attachment import Attachment
+    from model_worker.attach.attachment import Attachment
 
 
 def observed(layer: LayerCapture, index: int, attachment: "Attachment", last: int, heads: str) -> Tensor:

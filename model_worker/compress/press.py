@@ -18,15 +18,15 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from model_worker.capture import Captured
 from model_worker.compress.base import Compressor, Payload, alone, take
 from model_worker.compress.none import Keep
 from model_worker.errors import InputError
-from model_worker.selection import kept_positions
+from model_worker.window.capture import Captured
+from model_worker.window.selection import kept_positions
 
 if TYPE_CHECKING:
     import kvbank
-    from model_worker.attachment import Attachment
+    from model_worker.attach.attachment import Attachment
 
 SCORERS = (
     "CURPress",
@@ -138,7 +138,7 @@ class Press(Compressor):
         self, captured: Captured, attachment: "Attachment", budget: int
     ) -> tuple[Captured, dict[int, Tensor], dict[int, int]]:
         """The chunk, its scores `[1, Hkv, S]` by layer, and how many tokens stay in layers that differ in that."""
-        from model_worker.encoding import encode
+        from model_worker.window.encoding import encode
 
         tokens = len(captured)
         self._check(attachment)
@@ -199,7 +199,7 @@ def _scoring(press: Any, attachment: "Attachment") -> Iterator[tuple[dict[int, T
 
     Raises _CannotScore out of the forward.
     """
-    from model_worker.attachment import decoder_of
+    from model_worker.attach.attachment import decoder_of
 
     decoder: Any = decoder_of(attachment.model)
     scores: dict[int, Tensor] = {}

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
-from model_worker.capture import LayerCapture
 from model_worker.compress.base import Selection
+from model_worker.window.capture import LayerCapture
 
 if TYPE_CHECKING:
-    from model_worker.attachment import Attachment
+    from model_worker.attach.attachment import Attachment
 
 
 @dataclass(frozen=True)

@@ -17,15 +17,15 @@ from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor
 
-from model_worker.capture import Captured, LayerCapture
 from model_worker.compress.base import Payload, Selection, alone, take
 from model_worker.compress.observe import observed
 from model_worker.errors import InputError
-from model_worker.local import TovaRule
-from model_worker.selection import kept_positions
+from model_worker.window.capture import Captured, LayerCapture
+from model_worker.window.local import TovaRule
+from model_worker.window.selection import kept_positions
 
 if TYPE_CHECKING:
-    from model_worker.attachment import Attachment
+    from model_worker.attach.attachment import Attachment
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Tova(Selection):
             return super().compress(captured, attachment)
         if len(captured) <= self.m:
             return super().compress(alone(captured, attachment), attachment)
-        from model_worker.encoding import encode_online
+        from model_worker.window.encoding import encode_online
 
         online, kept = encode_online(attachment, captured.token_ids, self.rule, self.block)
         shared = {i: k[0] if k.shape[0] == 1 else k for i, k in kept.items()}

@@ -19,15 +19,15 @@ from tempfile import TemporaryDirectory
 import torch
 from torch import Tensor, nn
 
-from model_worker.attachment import Attachment, attach
-from model_worker.cache import MemoryCache, RecalledChunk
-from model_worker.capture import Captured
+from model_worker.attach.attachment import Attachment, attach
 from model_worker.compress import Compressor, compressor
-from model_worker.encoding import encode
 from model_worker.errors import InputError
 from model_worker.homer.bias import save_bias
 from model_worker.homer.calibrate import calibrate
-from model_worker.stored import expanded
+from model_worker.remember.stored import expanded
+from model_worker.window.cache import MemoryCache, RecalledChunk
+from model_worker.window.capture import Captured
+from model_worker.window.encoding import encode
 
 METHODS = (
     "window:m=N",

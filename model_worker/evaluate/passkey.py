@@ -1,6 +1,7 @@
 """Passkeys: a fact in the middle of a long text, asked for at its end, at multiples of the trained length.
 
-The text is filler with one statement of model_worker.facts in it, at evenly spread depths; the question is the suffix.
+The text is filler with one statement of model_worker.demo.facts in it, at evenly spread depths, and the question at
+the end.
 An answer counts when greedy decoding says the number to the last digit and no digit more. Ways to read the same prompt:
 
 * `plain, all tokens`: one forward at positions the model was not trained for.
@@ -17,9 +18,9 @@ from typing import Any
 
 import torch
 
-from model_worker.attachment import Attachment, attach
+from model_worker.attach.attachment import Attachment, attach
+from model_worker.demo.facts import Fact, make_facts
 from model_worker.errors import InputError
-from model_worker.facts import Fact, make_facts
 from model_worker.homer.bias import NONE, Bias
 from model_worker.homer.calibrate import calibrate
 from model_worker.homer.prompt import compress_prompt

@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from model_worker.attachment import Attachment
-from model_worker.attention import Backend
+from model_worker.attach.attachment import Attachment
+from model_worker.attach.attention import Backend
+from model_worker.attach.view import ForwardView
 from model_worker.errors import InputError
 from model_worker.homer.tree import Trees, logits, trees_of
-from model_worker.view import ForwardView
 
 _SINKS = 4
 _SMOOTH = 9

@@ -13,15 +13,15 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from model_worker.arguments import whole
-from model_worker.attachment import Attachment
-from model_worker.capture import Captured
-from model_worker.chunking import chunks
+from model_worker.attach.attachment import Attachment
 from model_worker.errors import InputError
-from model_worker.generation import generated, generation_options
 from model_worker.homer.bias import Bias, load_bias
 from model_worker.homer.schedule import Shape
 from model_worker.homer.tree import Result, Trees, trees_of
-from model_worker.memory import Memory
+from model_worker.remember.chunking import chunks
+from model_worker.remember.memory import Memory
+from model_worker.window.capture import Captured
+from model_worker.window.generation import generated, generation_options
 
 
 class CompressedPrompt:

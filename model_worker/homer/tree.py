@@ -20,11 +20,11 @@ from weakref import WeakKeyDictionary, ref
 import torch
 from torch import Tensor, nn
 
-from model_worker.attachment import Attachment, decoder_of
-from model_worker.attention import Backend
+from model_worker.attach.attachment import Attachment, decoder_of
+from model_worker.attach.attention import Backend
+from model_worker.attach.view import ForwardView
 from model_worker.errors import InputError, UnsupportedModel
 from model_worker.homer.schedule import Node, Plan, Shape, plan
-from model_worker.view import ForwardView
 
 _CHANGING = ("dynamic", "longrope")  # frequencies that depend on the longest position of a call
 

@@ -5,10 +5,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from model_worker.attachment import Attachment
-from model_worker.attention import RetrievedKV
-from model_worker.probe import LAYOUTS
-from model_worker.view import ForwardView
+from model_worker.attach.attachment import Attachment
+from model_worker.attach.attention import RetrievedKV
+from model_worker.attach.probe import LAYOUTS
+from model_worker.attach.view import ForwardView
 
 
 class KVView(ForwardView):

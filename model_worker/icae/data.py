@@ -20,7 +20,7 @@ from torch.utils.data import Dataset
 
 from model_worker.errors import InputError
 from model_worker.icae.layout import LEAVE
-from model_worker.template import rendered
+from model_worker.session.template import rendered
 from model_worker.train.books import read_book
 from model_worker.user_text import encode_text, readable
 

@@ -12,14 +12,14 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from model_worker.attachment import Attachment, attach, decoder_of
-from model_worker.attention import RetrievedKV
+from model_worker.attach.attachment import Attachment, attach, decoder_of
+from model_worker.attach.attention import RetrievedKV
+from model_worker.attach.view import ForwardView
 from model_worker.errors import InputError
 from model_worker.icae.capture import KVView
 from model_worker.icae.layout import LEAVE, Row, answer_row, continue_row, restore_row
 from model_worker.icae.model import Icae
 from model_worker.icae.slots import Slots, combine
-from model_worker.view import ForwardView
 
 NEW_TOKENS = 512  # as in the authors' code
 

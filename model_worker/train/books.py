@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from model_worker.texts import read_text
+from model_worker.evaluate.texts import read_text
 
 HELD_BACK = (
     "alice-s-adventures-in-wonderland",

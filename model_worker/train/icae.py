@@ -26,6 +26,7 @@ from torch.optim import Optimizer
 from torch.utils.data import Dataset
 from transformers import TrainerCallback
 
+from model_worker.attach.loading import load_model
 from model_worker.errors import WorkerError
 from model_worker.icae import folder as files
 from model_worker.icae.config import IcaeConfig
@@ -34,7 +35,6 @@ from model_worker.icae.decode import scores
 from model_worker.icae.model import Icae
 from model_worker.icae.objectives import decoder_row
 from model_worker.icae.trainer import LOG, Pace, TrainSettings, last_checkpoint, train
-from model_worker.loading import load_model
 from model_worker.train.books import book_paths, read_book
 from model_worker.train.optimiser import Muon
 from model_worker.train.ship import thinned

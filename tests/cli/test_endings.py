@@ -12,7 +12,7 @@ import pytest
 import typer
 
 import kvbank
-from kvbank._cli import ending
+from kvbank.console import ending
 from tests import command
 
 KVBANK = [sys.executable, "-c", "from kvbank.cli import main; main()"]

@@ -17,12 +17,12 @@ import numpy as np
 import pytest
 
 import kvbank
-from kvbank._cli.ending import FAILED, INTERRUPTED, READER_LEFT, USAGE
-from kvbank._cli.output import printable
+from kvbank.console.ending import FAILED, INTERRUPTED, READER_LEFT, USAGE
+from kvbank.console.output import printable
+from memory_service.api.server import LocalServer
 from memory_service.care.backup import backup
-from memory_service.server import LocalServer
-from model_worker.session_log import find_session
-from model_worker.unanswered import Unanswered
+from model_worker.session.log import find_session
+from model_worker.session.unanswered import Unanswered
 from tests.cli import odd
 from tests.cli.tree import Words, commands, type_of
 from tests.cli.zygote import Call, Ended, Zygote

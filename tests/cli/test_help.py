@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 import kvbank
-from kvbank._cli import application
+from kvbank.console import application
 from tests import command
 from tests.cli.tree import Words, commands, type_of
 

@@ -13,12 +13,12 @@ import typer
 from rich.cells import cell_len
 
 import kvbank
-from kvbank._cli.application import application
-from kvbank._cli.output import one_line, print_json, printable
-from kvbank._cli.progress import progress
-from kvbank._cli.table import Column, print_table
-from memory_service.server import LocalServer
-from model_worker.session_log import SessionLog
+from kvbank.console.application import application
+from kvbank.console.output import one_line, print_json, printable
+from kvbank.console.progress import progress
+from kvbank.console.table import Column, print_table
+from memory_service.api.server import LocalServer
+from model_worker.session.log import SessionLog
 from tests import command
 
 EMBEDDING = kvbank.EmbeddingSpec("e", 4)

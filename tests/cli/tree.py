@@ -5,7 +5,7 @@ from typing import Any
 
 import typer
 
-from kvbank._cli.application import application
+from kvbank.console.application import application
 
 Words = tuple[str, ...]
 

@@ -115,11 +115,11 @@ def _main() -> None:
 
 def _import_all(worker: bool) -> None:
 
-    from kvbank._cli.application import application
+    from kvbank.console.application import application
 
     application()
     if worker:
-        from model_worker.loading import load_model
+        from model_worker.attach.loading import load_model
 
         load_model()
 

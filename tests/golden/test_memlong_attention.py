@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from vectors import Case, memlong_case, memlong_folders, memlong_model, worst
 
-from model_worker.attachment import Attachment, attach
-from model_worker.cache import MemoryCache, RecalledChunk
-from model_worker.capture import Captured
+from model_worker.attach.attachment import Attachment, attach
+from model_worker.window.cache import MemoryCache, RecalledChunk
+from model_worker.window.capture import Captured
 
 TOLERANCE = 1e-5
 SAME = 5e-6  # K-V, up to the rounding of another torch and transformers

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from vectors import GOLDEN
 
-from memory_service.domain import Capacity, Policy
-from memory_service.eviction import Candidates, plan
+from memory_service.domain.eviction import Candidates, plan
+from memory_service.domain.model import Capacity, Policy
 
 FOLDER = GOLDEN / "memlong" / "a_eviction"
 

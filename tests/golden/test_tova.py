@@ -12,14 +12,14 @@ from torch import Tensor
 from transformers import LlamaForCausalLM
 from vectors import Case, tova_case, tova_cases, worst
 
-from model_worker.attachment import Attachment, attach
-from model_worker.cache import MemoryCache
-from model_worker.capture import Captured
+from model_worker.attach.attachment import Attachment, attach
 from model_worker.compress import Payload, compressor
 from model_worker.compress.tova import Tova
-from model_worker.encoding import encode
-from model_worker.local import TovaRule
-from model_worker.selection import kept_positions
+from model_worker.window.cache import MemoryCache
+from model_worker.window.capture import Captured
+from model_worker.window.encoding import encode
+from model_worker.window.local import TovaRule
+from model_worker.window.selection import kept_positions
 
 SCORES, TENSORS = 2e-6, 5e-5
 CASES = {path: tova_case(path).about for path in tova_cases()}

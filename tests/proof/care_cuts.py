@@ -13,12 +13,12 @@ from itertools import chain
 from pathlib import Path
 
 import kvbank
+from memory_service.api.server import LocalServer
 from memory_service.care.check import check
 from memory_service.care.folder import Folder
 from memory_service.care.report import CareError
 from memory_service.care.restore import restore
-from memory_service.errors import StartError
-from memory_service.server import LocalServer
+from memory_service.domain.errors import StartError
 from tests.faults.power_cut import Disk, Left
 from tests.faults.shim import Action, Op, Record, Shim, records
 from tests.proof.content import EMBEDDING, KV

@@ -8,9 +8,9 @@ from typing import Any
 
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 
-from kvbank import _direct
 from kvbank.v1 import direct_pb2
 from kvbank.v1 import service_pb2 as pb
+from kvbank.wire import local_socket
 
 MIB = 1 << 20
 # In bytes: about as large as all methods take, of about as many parts as they take, and beyond both.
@@ -93,8 +93,8 @@ def send_directly(path: str, data: bytes) -> bytes:
     with socket.socket(socket.AF_UNIX) as connection:
         connection.settimeout(100)
         connection.connect(path)
-        _direct.send(connection, data)
-        return _direct.receive(connection) or b""
+        local_socket.send(connection, data)
+        return local_socket.receive(connection) or b""
 
 
 def send(channel: Any, method: str, data: bytes, **options: Any) -> None:

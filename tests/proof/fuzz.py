@@ -14,9 +14,12 @@ import numpy as np
 from google.protobuf.descriptor import FieldDescriptor
 
 import kvbank
-from kvbank import _channel, _direct, _proof, _status
+from kvbank._transport import channel as _channel
+from kvbank._transport import status
 from kvbank.v1 import bank_pb2, direct_pb2, error_pb2
 from kvbank.v1 import service_pb2 as pb
+from kvbank.wire import local_socket
+from kvbank.wire import proof as _proof
 from tests.proof.content import (
     DIGESTS,
     DIMENSION,
@@ -167,14 +170,14 @@ class Maker:
             connection.connect(self._known.socket)
             connection.sendall(length.to_bytes(4, "little") + message)
             connection.shutdown(socket.SHUT_WR)
-            raw = _direct.receive(connection)
+            raw = local_socket.receive(connection)
         if raw is None:
             bad = [f"no answer to {message[:200]!r} (seed {self._seed})"] if length == len(message) else []
             return Outcome("direct", 1, "CLOSED", bad)
         answer = direct_pb2.DirectResponse.FromString(raw)
         if not answer.HasField("error"):
             return Outcome("direct", 1, "OK", [])
-        error = _status.from_status(answer.error, "")
+        error = status.from_status(answer.error, "")
         bad = [] if error.reason in REASONS else [f"{error.code} {error} for {message[:200]!r} (seed {self._seed})"]
         return Outcome("direct", 1, error.code, bad)
 

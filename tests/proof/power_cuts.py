@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import kvbank
-from memory_service.errors import StartError
-from memory_service.server import LocalServer
+from memory_service.api.server import LocalServer
+from memory_service.domain.errors import StartError
 from tests.faults.power_cut import Disk, Left
 from tests.faults.shim import Action, Op, Record, Shim, records
 from tests.proof.content import EMBEDDING, KV, chunk_of, new_key

@@ -18,10 +18,10 @@ from itertools import chain
 from pathlib import Path
 
 import kvbank
+from memory_service.api.server import LocalServer
 from memory_service.care.repair import repair
 from memory_service.care.report import CareError
-from memory_service.errors import StartError
-from memory_service.server import LocalServer
+from memory_service.domain.errors import StartError
 from tests.faults.power_cut import Disk, Left
 from tests.faults.shim import Op, Record, Shim, records
 from tests.proof.content import DIGESTS, EMBEDDING, KV, chunk_of, new_key

@@ -145,7 +145,6 @@ class Service:
 
 def _host() -> None:
     """The host process: forks for each request on its input, and says the number of the child."""
-    from memory_service import cli, server  # noqa: F401
     from memory_service.care import backup, repair, restore  # noqa: F401
 
     children: set[int] = set()
@@ -170,8 +169,8 @@ def _child(log: Path, task: Callable[[], None] | list[str]) -> None:
     """A task, or the words of a command; does not return."""
     import typer
 
-    from kvbank._cli import ending
-    from memory_service import cli
+    from kvbank.console import ending
+    from memory_service.cli import serve
 
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT)
     for standard in (1, 2):
@@ -182,7 +181,7 @@ def _child(log: Path, task: Callable[[], None] | list[str]) -> None:
         if callable(task):
             task()
         else:
-            cli.register(commands := typer.Typer())
+            serve.register(commands := typer.Typer())
             ending.run(commands, arguments=task)
         code = 0
     except ending.Failed as end:
@@ -201,11 +200,11 @@ def _child(log: Path, task: Callable[[], None] | list[str]) -> None:
 
 
 def _serve(flags: dict[str, Any]) -> None:
-    from memory_service import cli
+    from memory_service.cli import serve
 
     for name in ("data", "ready_file"):
         flags[name] = Path(flags[name])
-    cli.serve(**flags)
+    serve.serve(**flags)
 
 
 if __name__ == "__main__":

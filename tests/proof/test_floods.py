@@ -13,7 +13,8 @@ import grpc
 import pytest
 
 import kvbank
-from kvbank import _channel, _status
+from kvbank._transport import channel as _channel
+from kvbank._transport import status
 from kvbank.v1 import direct_pb2
 from kvbank.v1 import service_pb2 as pb
 from tests.proof.cost import cost_of
@@ -107,7 +108,7 @@ def test_a_direct_call_is_bounded_before_it_is_decoded(service, socket_path):
     answers = []
     cost = cost_of(service, lambda: answers.append(send_directly(socket_path, data)), times=2)
     assert cost.within(len(data)), cost
-    reasons = [_status.from_status(direct_pb2.DirectResponse.FromString(answer).error, "").reason for answer in answers]
+    reasons = [status.from_status(direct_pb2.DirectResponse.FromString(answer).error, "").reason for answer in answers]
     assert reasons == ["TOO_LARGE"] * 2
 
 

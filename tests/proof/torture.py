@@ -18,7 +18,7 @@ from pathlib import Path
 import grpc
 
 import kvbank
-from kvbank import _channel
+from kvbank._transport import channel as _channel
 from kvbank.v1 import service_pb2 as pb
 from tests.faults import shim
 from tests.proof import power_cuts

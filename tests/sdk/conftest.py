@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import kvbank
-from kvbank._cli import application, ending
+from kvbank.console import application, ending
 from tests.sdk.host import Host
 
 READER = "ab" * 32
@@ -29,7 +29,7 @@ MakeChunk = Callable[..., kvbank.NewChunk]
 
 @pytest.fixture(scope="session")
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    from memory_service.server import LocalServer
+    from memory_service.api.server import LocalServer
 
     server = LocalServer(tmp_path_factory.mktemp("data"))
     yield server.address

@@ -17,7 +17,7 @@ import pytest
 import typer
 
 import kvbank
-from kvbank._cli import application
+from kvbank.console import application
 
 READER, EMBEDDER = "ab" * 32, "cd" * 32
 
@@ -263,7 +263,7 @@ def test_ctrl_c(silent: socket.socket) -> None:
 
 def test_a_missing_extra_is_one_line(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The part is there, and what it needs is not: found out when the command runs."""
-    for name in ("sqlalchemy", "memory_service.server"):
+    for name in ("sqlalchemy", "memory_service.api.server"):
         monkeypatch.setitem(sys.modules, name, None)
     ended = run("ping", str(tmp_path / "folder"))
     assert_fails_in_one_line(ended, "pip install 'kvbank[server]'")

@@ -9,9 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import kvbank
-from kvbank import _codec, _frames, _reading, _tensors
-from kvbank._writing import WriteSession
+from kvbank._calls import codec, reading
+from kvbank._calls import tensors as _tensors
+from kvbank._calls.writing import WriteSession
 from kvbank.v1 import chunk_pb2, service_pb2
+from kvbank.wire import frames
 
 SEED = 77
 
@@ -68,24 +70,24 @@ def test_a_descriptor_that_contradicts_itself_is_data_loss() -> None:
         _tensors.PayloadReader([message]).feed(sent)
 
 
-@given(st.lists(st.integers(0, 3 * _frames.FRAME_BYTES // 2), max_size=4))
+@given(st.lists(st.integers(0, 3 * frames.FRAME_BYTES // 2), max_size=4))
 def test_frames_hold_all_bytes_in_order(lengths: list[int]) -> None:
     buffers = [memoryview(bytes([number]) * length) for number, length in enumerate(lengths)]
     pieces = [service_pb2.WriteChunksRequest.FromString(frame).data for frame in _tensors.frames(buffers)]
     assert b"".join(pieces) == b"".join(buffers)
-    assert all(len(piece) == _frames.FRAME_BYTES for piece in pieces[:-1])
+    assert all(len(piece) == frames.FRAME_BYTES for piece in pieces[:-1])
     assert all(pieces)
 
 
 @given(st.lists(st.binary(max_size=300), max_size=3))
 def test_data_frames_are_those_of_protobuf(parts: list[bytes]) -> None:
     message = service_pb2.RetrieveResponse(data=b"".join(parts))
-    assert _frames.encode(parts) == message.SerializeToString()
-    assert bytes(_frames.deserializer(service_pb2.RetrieveResponse)(_frames.encode(parts))) == message.data
+    assert frames.encode(parts) == message.SerializeToString()
+    assert bytes(frames.deserializer(service_pb2.RetrieveResponse)(frames.encode(parts))) == message.data
 
 
 def test_other_encodings_of_a_message_are_read_too() -> None:
-    read = _frames.deserializer(service_pb2.RetrieveResponse)
+    read = frames.deserializer(service_pb2.RetrieveResponse)
     assert bytes(read(b"\x12\x01a\x12\x02bc")) == b"bc"  # the last of a repeated field counts
     assert bytes(read(b"\x12\x82\x00bc")) == b"bc"  # a length with a byte too many
     assert bytes(read(b"\x12\x02bc\x98\x06\x01")) == b"bc"  # a field that we do not know
@@ -109,17 +111,17 @@ def test_other_encodings_of_a_message_are_read_too() -> None:
 )
 def test_misuse_is_told_before_anything_is_sent(chunk: kvbank.NewChunk, reason: str) -> None:
     with pytest.raises(kvbank.InvalidArgument) as caught:
-        _codec.header("bank", chunk, "", "")
+        codec.header("bank", chunk, "", "")
     assert caught.value.reason == reason
     assert isinstance(caught.value, ValueError)
 
 
 def test_lengths_come_from_the_tensors() -> None:
     tensors = {"k.1": np.ones((2, 5, 4), np.float32), "k.3": np.ones((2, 7, 4), np.float32)}
-    header, _ = _codec.header("bank", kvbank.NewChunk([1.0], tensors), "", "")
+    header, _ = codec.header("bank", kvbank.NewChunk([1.0], tensors), "", "")
     assert header.chunk.stored_length == 7
     assert header.chunk.original_length == 7
-    header, _ = _codec.header("bank", kvbank.NewChunk([1.0], tensors, token_ids=range(20)), "", "")
+    header, _ = codec.header("bank", kvbank.NewChunk([1.0], tensors, token_ids=range(20)), "", "")
     assert header.chunk.original_length == 20
 
 
@@ -131,7 +133,7 @@ def test_a_capacity_bounds_one_thing() -> None:
 
 def test_unknown_words_are_told_with_the_known_ones() -> None:
     with pytest.raises(kvbank.InvalidArgument, match="frequency, recency_half, reject, lru"):
-        _codec.update_bank("bank", ..., kvbank.Policy("newest"), None, ..., ..., None)
+        codec.update_bank("bank", ..., kvbank.Policy("newest"), None, ..., ..., None)
 
 
 def test_a_session_keeps_to_the_bound_and_sends_again_what_was_not_acknowledged() -> None:
@@ -151,7 +153,7 @@ def test_a_session_keeps_to_the_bound_and_sends_again_what_was_not_acknowledged(
 
 def test_an_answer_without_its_header_is_not_an_empty_one() -> None:
     with pytest.raises(kvbank.Internal, match="no header"):
-        _reading.Answer().finish()
+        reading.Answer().finish()
 
 
 def test_a_chunk_over_the_bound_goes_alone() -> None:

@@ -19,10 +19,10 @@ import pytest
 from google.rpc import error_details_pb2, status_pb2
 
 import kvbank
-from kvbank import _direct
 from kvbank.v1 import direct_pb2 as pb
 from kvbank.v1 import service_pb2
-from memory_service.direct import MOST_CONNECTIONS
+from kvbank.wire import local_socket
+from memory_service.api.local_socket import MOST_CONNECTIONS
 from tests.sdk.host import Host
 from tests.waiting import wait_until
 
@@ -101,11 +101,11 @@ def test_an_error_is_the_same_as_over_grpc(host: Host, stored: int, unit: Callab
 def test_nonsense_is_refused_and_everybody_else_is_answered(host: Host, stored: int) -> None:
     with closing(dialled(host)) as connection:
         for nonsense in (b"", b"\xff\xff\xff", b"hello"):
-            _direct.send(connection, nonsense)
-            assert reason(_direct.receive(connection)) == "INVALID_FIELD"
+            local_socket.send(connection, nonsense)
+            assert reason(local_socket.receive(connection)) == "INVALID_FIELD"
         strange = pb.DirectRequest(fetch=service_pb2.FetchFilesRequest(proof=b"guessed"))
-        _direct.send(connection, strange.SerializeToString())
-        assert reason(_direct.receive(connection)) == "NOT_SAME_HOST"
+        local_socket.send(connection, strange.SerializeToString())
+        assert reason(local_socket.receive(connection)) == "NOT_SAME_HOST"
     for begun in (b"\x07", b"\x07\0\0\0abc", b"\xff\xff\xff\xff", b"\x01\0\0\0ab"):
         with closing(dialled(host)) as connection:
             connection.sendall(begun)
@@ -160,7 +160,7 @@ def test_a_caller_who_takes_no_answer_does_not_keep_the_server_from_its_end(host
     fetch = service_pb2.FetchChunksRequest(bank="b", chunk_ids=[chunk_id], reader_digest=host.digests["reader_digest"])
     asked = service_pb2.FetchFilesRequest(fetch=fetch, proof=host.client._sharing.path.proof)
     with closing(dialled(host)) as connection:
-        _direct.send(connection, pb.DirectRequest(fetch=asked).SerializeToString())
+        local_socket.send(connection, pb.DirectRequest(fetch=asked).SerializeToString())
         assert connection.recv(1)  # it is being sent, and is longer than what the socket holds
         host.stop()
         host.start()

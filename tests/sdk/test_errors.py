@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import kvbank
-from kvbank import _status
+from kvbank._transport import status
 from kvbank.v1 import service_pb2, service_pb2_grpc
 
 Make = Callable[..., kvbank.NewChunk]
@@ -175,7 +175,7 @@ def test_errors_that_have_no_reason(address: str) -> None:
         unknown = channel.unary_unary("/kvbank.v1.MemoryService/MakeTea")
         with pytest.raises(grpc.RpcError) as caught:
             unknown(b"")
-    error = _status.from_rpc_error(caught.value)
+    error = status.from_rpc_error(caught.value)
     assert isinstance(error, kvbank.Internal)
     assert (error.code, error.reason) == ("UNIMPLEMENTED", "")
 
@@ -185,7 +185,7 @@ def test_bytes_that_are_no_message(address: str) -> None:
         call = channel.unary_unary("/kvbank.v1.MemoryService/GetBank")
         with pytest.raises(grpc.RpcError) as caught:
             call(b"\xff\xff")
-    error = _status.from_rpc_error(caught.value)
+    error = status.from_rpc_error(caught.value)
     assert isinstance(error, kvbank.InvalidArgument)
     assert error.reason == "INVALID_FIELD"
 
@@ -199,7 +199,7 @@ def test_the_service_checks_what_the_client_would_not_send(
         stub = service_pb2_grpc.MemoryServiceStub(channel)
         with pytest.raises(grpc.RpcError) as caught:
             list(stub.Retrieve(request))
-    error = _status.from_rpc_error(caught.value)
+    error = status.from_rpc_error(caught.value)
     assert isinstance(error, kvbank.InvalidArgument)
     assert error.reason == "NOT_FINITE"
 

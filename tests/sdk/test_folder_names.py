@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 import kvbank
+from memory_service.api.server import LocalServer
 from memory_service.care.backup import backup
 from memory_service.care.check import check
 from memory_service.care.restore import restore
-from memory_service.server import LocalServer
 
 KV = kvbank.KVSpec("r", layers=(1,), kv_heads=2, head_dim=8, dtype="fp32")
 EMBEDDING = kvbank.EmbeddingSpec("e", dimension=4)

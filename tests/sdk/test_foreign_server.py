@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 import kvbank
-from kvbank import _proof
 from kvbank.v1 import service_pb2 as pb
+from kvbank.wire import proof
 from tests.sdk.host import Host
 from tests.sdk.relay import Relay
 
@@ -76,7 +76,7 @@ def staged_elsewhere(folder: pb.SameHost, _: bytes) -> None:
 
 
 def of_a_known_key(folder: pb.SameHost, challenge: bytes) -> None:
-    folder.proof = _proof.of_server(b"", challenge, folder)
+    folder.proof = proof.of_server(b"", challenge, folder)
 
 
 @pytest.mark.parametrize("change", [forget, guess, by_another_way, staged_elsewhere, of_a_known_key])
@@ -91,7 +91,7 @@ def test_without_a_proof_no_file_is_read_and_no_nonce_is_sent(
         client.write("b", make_chunk(2), **host.digests)
     assert "FetchFiles" not in relay.calls
     nonce = (host.data / "same-host.nonce").read_bytes()
-    assert not any(nonce in request or _proof.of_client(nonce) in request for request in relay.requests)
+    assert not any(nonce in request or proof.of_client(nonce) in request for request in relay.requests)
     assert (host.received("staged"), host.sent("file")) == before
 
 
@@ -146,7 +146,7 @@ def test_a_folder_stays_the_one_that_was_proven(
 
     def named(folder: pb.SameHost, challenge: bytes) -> None:
         folder.path = os.fsencode(link)
-        folder.proof = _proof.of_server(nonce, challenge, folder)
+        folder.proof = proof.of_server(nonce, challenge, folder)
 
     says(relay, named)
     with kvbank.connect(relay.unix) as client:

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 import kvbank
-from kvbank import _direct, _frames
 from kvbank.v1 import direct_pb2, service_pb2
+from kvbank.wire import frames, local_socket
 from tests.sdk.host import Host
 from tests.sdk.relay import SERVICE, Change, Relay, changes
 
@@ -174,11 +174,11 @@ class DirectRelay:
             while True:
                 connection, _ = self._listener.accept()
                 with connection, socket.socket(socket.AF_UNIX) as real, suppress(OSError):
-                    request = _direct.receive(connection)
+                    request = local_socket.receive(connection)
                     real.connect(self._real)
-                    _direct.send(real, request or b"")
+                    local_socket.send(real, request or b"")
                     self.calls += 1
-                    connection.sendall(self.change(_direct.receive(real) or b""))
+                    connection.sendall(self.change(local_socket.receive(real) or b""))
 
 
 def failing(error: bytes, _: bytes) -> bytes:
@@ -199,7 +199,7 @@ def test_every_answer_over_the_plain_socket(host: Host, stored: int, name: str, 
             def changed(answer: bytes) -> bytes:
                 response = direct_pb2.DirectResponse.FromString(answer)
                 inner = next(iter(change([getattr(response, field).SerializeToString()])), b"")
-                head = _frames.prefix(direct_pb2.DirectResponse.DESCRIPTOR.fields_by_name[field].number, len(inner))
+                head = frames.prefix(direct_pb2.DirectResponse.DESCRIPTOR.fields_by_name[field].number, len(inner))
                 return whole(head + inner)
 
             return changed
@@ -264,7 +264,7 @@ def test_a_deadline_holds_for_an_answer_that_comes_byte_by_byte(host: Host, stor
         def drip() -> None:
             connection, _ = listener.accept()
             with connection, suppress(OSError):
-                _direct.receive(connection)
+                local_socket.receive(connection)
                 connection.sendall(b"\0\0\1\0")
                 while not stop.wait(0.05):
                     connection.sendall(b"\0")

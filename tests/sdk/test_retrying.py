@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import kvbank
-from kvbank._retrying import STORAGE_ATTEMPTS, Attempts, Contact
+from kvbank._transport.retrying import STORAGE_ATTEMPTS, Attempts, Contact
 from kvbank.v1 import service_pb2
 
 Make = Callable[..., kvbank.NewChunk]

@@ -21,12 +21,15 @@ import pytest
 from safetensors import safe_open
 
 import kvbank
-from kvbank import _channel, _proof, _same_host, _status
-from kvbank._folder import Folder
-from kvbank._retrying import Attempts
+from kvbank._transport import channel as _channel
+from kvbank._transport import same_host as _same_host
+from kvbank._transport import status
+from kvbank._transport.folder import Folder
+from kvbank._transport.retrying import Attempts
 from kvbank.v1 import service_pb2 as pb
-from memory_service.errors import StartError
-from memory_service.server import LocalServer
+from kvbank.wire import proof as _proof
+from memory_service.api.server import LocalServer
+from memory_service.domain.errors import StartError
 from tests.sdk.host import Host
 from tests.waiting import wait_until
 
@@ -135,7 +138,7 @@ def test_a_wrong_nonce_is_refused_and_a_new_server_is_noticed(
             for call in ask(proof):
                 with pytest.raises(grpc.RpcError) as caught:
                     call()
-                assert _status.from_rpc_error(caught.value).reason == "NOT_SAME_HOST"
+                assert status.from_rpc_error(caught.value).reason == "NOT_SAME_HOST"
         for call in ask(_proof.of_client(nonce)):
             assert call().files
     host.stop()
@@ -377,9 +380,9 @@ def test_a_chunk_that_went_is_replaced_by_the_next_best_and_counted_once(
 
 def staged_header(host: Host, make_chunk: Make, **change: Any) -> pb.WriteChunksRequest:
     """A header whose file is staged well, and then changed."""
-    from kvbank import _codec
+    from kvbank._calls import codec
 
-    header, buffers = _codec.header("b", make_chunk(7), **host.digests)
+    header, buffers = codec.header("b", make_chunk(7), **host.digests)
     host.client._shared(Attempts(60.0))
     path = host.client._sharing.path
     assert path is not None

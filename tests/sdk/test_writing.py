@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 
 import kvbank
-from kvbank._folder import Folder
-from kvbank._retrying import Attempts
-from kvbank._same_host import SameHost
-from kvbank._write_stream import WriteStream
-from kvbank._writing import Upload, WriteSession
+from kvbank._calls.writing import Upload, WriteSession
+from kvbank._transport.folder import Folder
+from kvbank._transport.retrying import Attempts
+from kvbank._transport.same_host import SameHost
+from kvbank._transport.write_stream import WriteStream
 from kvbank.v1 import service_pb2
-from memory_service.server import LocalServer
+from memory_service.api.server import LocalServer
 from tests.sdk.host import Host
 from tests.waiting import wait_until
 

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from kvbank import _private
+from kvbank.files import private
 from memory_service.care.backup import backup
 from memory_service.care.check import check
 from memory_service.care.repair import repair
 from memory_service.care.restore import restore
-from memory_service.data_folder import DataFolder
-from memory_service.errors import StartError
+from memory_service.domain.errors import StartError
+from memory_service.storage.local.files.folder import DataFolder
 
 
 @pytest.fixture(autouse=True, params=[0o000, 0o022])
@@ -67,10 +67,10 @@ def test_folders_are_made_beside_others_who_make_them(tmp_path):
     with ThreadPoolExecutor(8) as threads:
         for bank in range(200):
             shards = [tmp_path / str(bank) / "payloads" / str(shard) for shard in range(8)]
-            list(threads.map(_private.make_folder, shards))
+            list(threads.map(private.make_folder, shards))
             assert all(shard.is_dir() for shard in shards)
     with pytest.raises(FileNotFoundError):
-        _private.make_folder(Path("/proc/kvbank/none"))
+        private.make_folder(Path("/proc/kvbank/none"))
 
 
 def opened_up(folder: Path) -> None:
@@ -112,7 +112,7 @@ def test_what_everybody_shares_is_never_closed(tmp_path):
     shared = tmp_path / "tmp"
     shared.mkdir()
     shared.chmod(0o1777)
-    assert _private.close([shared, Path("/")]) == (0, 0)
+    assert private.close([shared, Path("/")]) == (0, 0)
     assert stat.S_IMODE(shared.stat().st_mode) == 0o1777
 
 

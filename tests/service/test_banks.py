@@ -6,7 +6,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from kvbank.v1 import bank_pb2
 from kvbank.v1 import service_pb2 as pb
-from memory_service.payloads import MARK
+from memory_service.storage.local.files.objects import MARK
 
 
 def test_create_fills_in_defaults_and_is_repeatable(caller):

@@ -4,7 +4,7 @@ import grpc
 import pytest
 
 from kvbank.v1 import service_pb2 as pb
-from memory_service import vacuum
+from memory_service.storage.local.records import vacuum
 from tests.service.conftest import stored_bytes
 from tests.waiting import wait_until
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from memory_service.data_folder import DataFolder, unserved
-from memory_service.errors import StartError
-from memory_service.server import LocalServer
+from memory_service.api.server import LocalServer
+from memory_service.domain.errors import StartError
+from memory_service.storage.local.files.folder import DataFolder, unserved
 
 CLEANED = {
     "removed": Path.unlink,
@@ -58,7 +58,7 @@ def test_a_folder_that_is_put_in_the_place_of_another_is_another(tmp_path):
 FORKS = """
 import os, sys
 from pathlib import Path
-from memory_service.data_folder import DataFolder
+from memory_service.storage.local.files.folder import DataFolder
 folder = DataFolder(Path(sys.argv[1]))
 if os.fork() == 0:
     print("forked", flush=True)

@@ -18,15 +18,16 @@ import pytest
 from sqlalchemy import create_engine, inspect
 
 from kvbank.v1 import service_pb2 as pb
-from memory_service import cli, schema
+from memory_service.api.server import LocalServer
 from memory_service.care.backup import backup
 from memory_service.care.check import check
 from memory_service.care.restore import restore
-from memory_service.domain import Payload, Producer
-from memory_service.errors import StartError
-from memory_service.payloads import MARK, Payloads
+from memory_service.cli import serve
+from memory_service.domain.errors import StartError
+from memory_service.domain.model import Payload, Producer
 from memory_service.search.index import BankIndex
-from memory_service.server import LocalServer
+from memory_service.storage.local.files.objects import MARK, Payloads
+from memory_service.storage.local.records import schema
 from tests.waiting import wait_until
 
 DATA_LOSS = grpc.StatusCode.DATA_LOSS
@@ -503,14 +504,14 @@ def test_clean_stop_leaves_one_database_file(serving, data):
 def processes():
     """A process that has imported the server forks each new one: 20 starts at the price of one."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["memory_service.server", "memory_service.cli"])
+    context.set_forkserver_preload(["memory_service.api.server", "memory_service.cli.serve"])
     return context
 
 
 def _start(processes, data: Path, ready: Path):
     ready.unlink(missing_ok=True)
     settings = {"data": data, "listen": "127.0.0.1:0", "min_free": 0, "ready_file": ready}
-    process = processes.Process(target=cli.serve, kwargs=settings)
+    process = processes.Process(target=serve.serve, kwargs=settings)
     process.start()
     while not ready.exists():
         process.join(0.005)

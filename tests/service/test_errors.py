@@ -21,13 +21,13 @@ from sqlalchemy.exc import OperationalError
 
 from kvbank.v1 import bank_pb2, error_pb2
 from kvbank.v1 import service_pb2 as pb
-from memory_service import recall
-from memory_service.disk_space import DiskSpace
-from memory_service.errors import to_service_error
-from memory_service.payloads import Payloads
-from memory_service.receiving import LARGEST_HEADER
-from memory_service.server import SERVICE
-from memory_service.validate import LARGEST_METADATA
+from memory_service.api.receiving import LARGEST_HEADER
+from memory_service.api.server import SERVICE
+from memory_service.domain.errors import to_service_error
+from memory_service.domain.validate import LARGEST_METADATA
+from memory_service.operations import reading
+from memory_service.storage.local.files.disk_space import DiskSpace
+from memory_service.storage.local.files.objects import Payloads
 
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
 NOT_FOUND = grpc.StatusCode.NOT_FOUND
@@ -130,7 +130,7 @@ def test_bad_requests(caller, refused):
     with refused("INVALID_FIELD", INVALID):
         caller.retrieve(vector=(1, 2, 3))
     with refused("INVALID_FIELD", INVALID):
-        caller.retrieve(vector=np.zeros((recall.MOST_QUERIES + 1, 4)))
+        caller.retrieve(vector=np.zeros((reading.MOST_QUERIES + 1, 4)))
     with refused("INVALID_FIELD", INVALID):
         caller.fetch()
 

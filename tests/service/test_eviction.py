@@ -12,7 +12,9 @@ import pytest
 
 from kvbank.v1 import bank_pb2
 from kvbank.v1 import service_pb2 as pb
-from memory_service import gone_rows, removal, room
+from memory_service.storage.local.evicting import capacity as room
+from memory_service.storage.local.evicting import removal
+from memory_service.storage.local.records import gone_rows
 from tests.service.conftest import stored_bytes
 from tests.waiting import wait_until
 

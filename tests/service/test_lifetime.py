@@ -15,9 +15,11 @@ from grpc_status import rpc_status
 
 from kvbank.v1 import bank_pb2
 from kvbank.v1 import service_pb2 as pb
-from memory_service import counts, expiry, recall, removal, room
-from memory_service.payloads import Payloads
+from memory_service.operations import reading
 from memory_service.search import index
+from memory_service.storage.local.evicting import capacity, expiry, removal
+from memory_service.storage.local.files.objects import Payloads
+from memory_service.storage.local.records import counts
 from tests.clocks import HOUR, Hands
 from tests.waiting import wait_until
 
@@ -287,13 +289,13 @@ def test_pinned_chunks_expire_and_can_be_deleted(caller):
 
 def test_a_pin_saves_from_an_eviction_under_way(caller, monkeypatch):
     """The plan named it, the pin came before its turn."""
-    monkeypatch.setattr(room, "STEP", 1)
+    monkeypatch.setattr(capacity, "STEP", 1)
     caller.create("c", layers=[], capacity={"chunks": 40})
     acks = caller.write(*(caller.chunk(layers=[]) for _ in range(40)), bank="c")
     ids = [ack.chunk_id for ack in acks]
     pin(caller, ids[0], bank="c")
     with monkeypatch.context() as waiting:
-        waiting.setattr(room.Room, "_go_on", lambda *_: None)
+        waiting.setattr(capacity.Room, "_go_on", lambda *_: None)
         caller.add(bank="c", layers=[])
         assert pin(caller, *ids[15:20], bank="c") == 5
     caller.add(bank="c", layers=[])
@@ -378,9 +380,9 @@ def test_an_eviction_goes_on_after_a_restart(serving, data, monkeypatch):
     caller.create("c", layers=[], capacity={"chunks": 40})
     caller.write(*(caller.chunk(layers=[]) for _ in range(40)), bank="c")
     with monkeypatch.context() as slow:
-        slow.setattr(room, "STEP", 1)
+        slow.setattr(capacity, "STEP", 1)
         # One step goes with the write; the next do not get a turn.
-        slow.setattr(room.Room, "_go_on", lambda *_: None)
+        slow.setattr(capacity.Room, "_go_on", lambda *_: None)
         (ack,) = caller.write(caller.chunk(layers=[]), bank="c")
         assert len(ack.evicted_chunk_ids) == 1
         assert caller.usage("c").chunks == 40
@@ -396,7 +398,7 @@ def test_an_eviction_goes_on_after_a_restart(serving, data, monkeypatch):
 
 def test_an_eviction_goes_on_and_its_files_go_when_an_index_fails(caller, monkeypatch, data):
     """The index of the bank misses a change and is loaded anew; all else that follows a commit is done."""
-    monkeypatch.setattr(room, "STEP", 4)
+    monkeypatch.setattr(capacity, "STEP", 4)
     caller.create("c", capacity={"chunks": 20})
     caller.write(*(caller.chunk() for _ in range(20)), bank="c")
     caller.retrieve(banks=["c"], omit_payload=True)
@@ -412,8 +414,8 @@ def test_an_eviction_goes_on_and_its_files_go_when_an_index_fails(caller, monkey
 
 
 def test_an_eviction_under_way_is_explained_though_there_is_room(caller, monkeypatch):
-    monkeypatch.setattr(room, "STEP", 4)
-    monkeypatch.setattr(room.Room, "_go_on", lambda self, bank: self._evicting.add(bank.bank_id))
+    monkeypatch.setattr(capacity, "STEP", 4)
+    monkeypatch.setattr(capacity.Room, "_go_on", lambda self, bank: self._evicting.add(bank.bank_id))
     caller.create("c", layers=[], capacity={"chunks": 20})
     caller.write(*(caller.chunk(layers=[]) for _ in range(20)), bank="c")
     planned = caller.stub.ExplainEviction(pb.ExplainEvictionRequest(bank="c")).victims
@@ -429,8 +431,8 @@ def test_a_second_plan_goes_on_after_a_restart_too(serving, monkeypatch):
     caller.create("c", layers=[], capacity={"tokens": 40})
     caller.write(*(caller.chunk(layers=[], m=1) for _ in range(40)), bank="c")
     with monkeypatch.context() as slow:
-        slow.setattr(room, "STEP", 1)
-        slow.setattr(room.Room, "_go_on", lambda *_: None)
+        slow.setattr(capacity, "STEP", 1)
+        slow.setattr(capacity.Room, "_go_on", lambda *_: None)
         caller.add(bank="c", layers=[], m=1)
         first = caller.stub.ExplainEviction(pb.ExplainEvictionRequest(bank="c")).victims
         pin(caller, *(victim.chunk_id for victim in first[1:]), bank="c")
@@ -444,8 +446,8 @@ def test_a_second_plan_goes_on_after_a_restart_too(serving, monkeypatch):
 
 
 def test_a_new_capacity_ends_an_eviction_under_way(serving, monkeypatch):
-    monkeypatch.setattr(room.Room, "_go_on", lambda *_: None)
-    monkeypatch.setattr(room, "STEP", 1)
+    monkeypatch.setattr(capacity.Room, "_go_on", lambda *_: None)
+    monkeypatch.setattr(capacity, "STEP", 1)
     caller = serving()
     caller.create("c", layers=[], capacity={"chunks": 40})
     caller.write(*(caller.chunk(layers=[]) for _ in range(41)), bank="c")
@@ -484,14 +486,14 @@ def test_reading_a_bank_that_is_deleted_is_no_damage(serving, data, refused, mon
     monkeypatch.setattr(removal.Removal, "clear", lambda *_: None)
     caller = serving()
     caller.create()
-    banks, found = serving.server._server._banks, recall.Recall._open_all
+    banks, found = serving.server._server._banks, reading.Recall._open_all
 
     def opening(*arguments):
         banks.delete("b")
         banks._janitor.rest()
         return found(*arguments)
 
-    monkeypatch.setattr(recall.Recall, "_open_all", opening)
+    monkeypatch.setattr(reading.Recall, "_open_all", opening)
     caller.add()
     with refused("BANK_NOT_FOUND", grpc.StatusCode.NOT_FOUND):
         caller.retrieve()
@@ -550,14 +552,14 @@ def test_an_index_asked_for_too_late_is_not_kept(serving, refused, monkeypatch, 
     caller = serving()
     caller.create()
     caller.add()
-    banks, check = serving.server._server._banks, recall.Recall._check
+    banks, check = serving.server._server._banks, reading.Recall._check
 
     def checking(*arguments):
         checked = check(*arguments)
         banks.delete("b")
         return checked
 
-    monkeypatch.setattr(recall.Recall, "_check", checking)
+    monkeypatch.setattr(reading.Recall, "_check", checking)
     with refused("BANK_NOT_FOUND", grpc.StatusCode.NOT_FOUND):
         caller.retrieve()
     assert (banks.indexes._entries, banks.indexes._loading) == ({}, {})

@@ -12,7 +12,7 @@ import pytest
 import kvbank
 from kvbank.v1 import bank_pb2, service_pb2_grpc
 from kvbank.v1 import service_pb2 as pb
-from memory_service import descriptors
+from memory_service.api import descriptors
 
 EXHAUSTED, UNAVAILABLE = grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNAVAILABLE
 # So that each channel has a connection of its own.

@@ -19,8 +19,9 @@ from sqlalchemy.exc import DBAPIError
 
 import kvbank
 from kvbank.v1 import service_pb2 as pb
-from memory_service import logs, repeating, schema
-from memory_service.repeating import Repeating
+from memory_service.observe import logs, seldom
+from memory_service.observe.seldom import Repeating
+from memory_service.storage.local.records import schema
 
 Serve = Callable[..., Any]
 
@@ -103,7 +104,7 @@ def test_an_error_of_the_storage_has_a_traceback(serve: Serve, tmp_path: Path) -
 
 def test_what_repeats_is_said_once_a_second(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     now, failures, log = [0.0], Repeating(), logging.getLogger("memory_service.test")
-    monkeypatch.setattr(repeating, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(seldom, "time", SimpleNamespace(monotonic=lambda: now[0]))
 
     def said(error: OSError) -> list[tuple[str, bool]]:
         caplog.clear()

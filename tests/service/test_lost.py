@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 
 from kvbank.v1 import service_pb2 as pb
-from memory_service import schema
+from memory_service.api.server import LocalServer
 from memory_service.care.repair import repair
-from memory_service.errors import StartError
-from memory_service.payloads import MARK
-from memory_service.server import LocalServer
+from memory_service.domain.errors import StartError
+from memory_service.storage.local.files.objects import MARK
+from memory_service.storage.local.records import schema
 from tests.waiting import wait_until
 
 UNAVAILABLE = grpc.StatusCode.UNAVAILABLE

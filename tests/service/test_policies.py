@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memory_service.domain import Capacity, Policy
-from memory_service.errors import ServiceError
-from memory_service.eviction import Candidates, Victims, plan
+from memory_service.domain.errors import ServiceError
+from memory_service.domain.eviction import Candidates, Victims, plan
+from memory_service.domain.model import Capacity, Policy
 
 
 class Live(NamedTuple):

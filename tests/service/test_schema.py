@@ -9,9 +9,9 @@ import pytest
 
 from kvbank.v1 import bank_pb2
 from kvbank.v1 import service_pb2 as pb
-from memory_service import schema
 from memory_service.care.check import check
-from memory_service.errors import StartError
+from memory_service.domain.errors import StartError
+from memory_service.storage.local.records import schema
 from tests.service.conftest import stored_bytes
 
 AXES = [tuple(float(i == axis) for i in range(4)) for axis in range(4)]

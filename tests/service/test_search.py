@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from kvbank import _channel
+from kvbank._transport import channel
 from kvbank.v1 import bank_pb2
 from kvbank.v1 import service_pb2 as pb
-from memory_service import recall
+from memory_service.api.server import LocalServer
+from memory_service.operations import reading
 from memory_service.search import index, indexes
-from memory_service.server import LocalServer
 from tests.waiting import wait_until
 
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
@@ -188,15 +188,15 @@ def test_a_retried_call_counts_once(caller):
 def test_a_request_is_remembered_as_long_as_it_is_repeated_and_so_many_at_most(monkeypatch):
     """The SDK gives two minutes to each step of a retrieval, and every step may call again."""
     now = [0.0]
-    monkeypatch.setattr(recall, "time", SimpleNamespace(monotonic=lambda: now[0]))
-    monkeypatch.setattr(recall, "MOST_REMEMBERED", 3)
-    requests = recall.RecentRequests()
-    assert recall.REMEMBERED_S > 2 * _channel.DEFAULT_STREAM_TIMEOUT
+    monkeypatch.setattr(reading, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(reading, "MOST_REMEMBERED", 3)
+    requests = reading.RecentRequests()
+    assert reading.REMEMBERED_S > 2 * channel.DEFAULT_STREAM_TIMEOUT
     assert requests.first(b"a")
     for _ in range(9):
-        now[0] += recall.REMEMBERED_S
+        now[0] += reading.REMEMBERED_S
         assert not requests.first(b"a")
-    now[0] += recall.REMEMBERED_S + 1
+    now[0] += reading.REMEMBERED_S + 1
     assert requests.first(b"a")
     assert [requests.first(key) for key in (b"b", b"c", b"a", b"d")] == [True, True, False, True]
     assert [requests.first(key) for key in (b"a", b"c", b"d", b"b")] == [False, False, False, True]

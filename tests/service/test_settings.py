@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 import kvbank
-from kvbank._cli.ending import Failed
-from memory_service.cli import serve
+from kvbank.console.ending import Failed
+from memory_service.cli.serve import serve
 from memory_service.settings import Settings, SettingsError, load, unknown_variables
 
 TEXT = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()

@@ -15,13 +15,13 @@ import safetensors
 import xxhash
 
 import kvbank
-from kvbank._cli.application import application
+from kvbank.console.application import application
 from kvbank.v1 import bank_pb2, chunk_pb2
 from kvbank.v1 import service_pb2 as pb
+from memory_service.api.server import LocalServer
 from memory_service.care.backup import backup
 from memory_service.care.check import check
 from memory_service.care.restore import restore
-from memory_service.server import LocalServer
 from tests import command
 from tests.service.conftest import stored_bytes
 

@@ -11,7 +11,7 @@ import grpc
 import pytest
 
 from kvbank.v1 import service_pb2 as pb
-from memory_service.errors import ServiceError
+from memory_service.domain.errors import ServiceError
 from tests.waiting import wait_until
 
 CALLERS = 24

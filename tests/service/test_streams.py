@@ -15,10 +15,11 @@ import grpc
 import pytest
 
 from kvbank.v1 import service_pb2 as pb
-from memory_service import budget, open_payload
-from memory_service.budget import SMALL, Budget
-from memory_service.open_payload import OpenFiles
-from memory_service.recall import Recall
+from memory_service.api import budget
+from memory_service.api.budget import SMALL, Budget
+from memory_service.operations.reading import Recall
+from memory_service.storage import verify
+from memory_service.storage.verify import OpenFiles
 
 MIB = 1024 * 1024
 BIG = {"m": 65_536, "original_length": 65_536, "token_ids": ()}  # 8.5 MiB
@@ -339,7 +340,7 @@ def test_a_file_that_is_being_read_is_not_closed_when_its_caller_goes(
     chunk_id = written(caller, *caller.chunk(**BIG))
     reads: list[int] = []
     reading, gone = threading.Event(), threading.Event()
-    read_all = open_payload.read_all
+    read_all = verify.read_all
 
     def slow(descriptor: int, room: memoryview, offset: int) -> int:
         reads.append(offset)
@@ -348,7 +349,7 @@ def test_a_file_that_is_being_read_is_not_closed_when_its_caller_goes(
             gone.wait(10)
         return read_all(descriptor, room, offset)
 
-    monkeypatch.setattr(open_payload, "read_all", slow)
+    monkeypatch.setattr(verify, "read_all", slow)
     request = pb.FetchChunksRequest(bank="b", reader_digest="reader-a", chunk_ids=[chunk_id])
     call = caller.stub.FetchChunks(request)
     assert next(iter(call)).HasField("header")

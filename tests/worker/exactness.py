@@ -9,9 +9,9 @@ from tiny import BACKENDS, ListMemory, attached, tokens, worst
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from model_worker.attachment import Attachment
-from model_worker.cache import MemoryCache
+from model_worker.attach.attachment import Attachment
 from model_worker.errors import UnsupportedModel
+from model_worker.window.cache import MemoryCache
 
 CHUNK, LENGTH, NEW = 4, 24, 12
 # In float32, of the largest logit where that is above 1.

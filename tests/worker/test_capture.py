@@ -9,8 +9,8 @@ from tiny import FAMILIES, ListMemory, attached, build, tokens, worst
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from model_worker.cache import MemoryCache
-from model_worker.memory import encode
+from model_worker.remember.memory import encode
+from model_worker.window.cache import MemoryCache
 
 Models = Callable[[str], PreTrainedModel]
 

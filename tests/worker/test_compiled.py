@@ -9,9 +9,9 @@ from tiny import bank, build, tokenizer, tokens, worst
 from transformers import PreTrainedModel
 
 import kvbank
-from model_worker.attachment import Attachment, attach
-from model_worker.cache import MemoryCache
-from model_worker.memory import Memory
+from model_worker.attach.attachment import Attachment, attach
+from model_worker.remember.memory import Memory
+from model_worker.window.cache import MemoryCache
 
 pytestmark = pytest.mark.slow  # a minute of tracing
 

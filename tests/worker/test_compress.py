@@ -12,18 +12,18 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 import kvbank
-from model_worker import stored
-from model_worker.attachment import Attachment
-from model_worker.cache import MemoryCache, RecalledChunk
-from model_worker.capture import Captured
+from model_worker.attach.attachment import Attachment
 from model_worker.compress import REGISTRY, Payload, compressor, usage
 from model_worker.compress.press import SCORERS
-from model_worker.encoding import encode
 from model_worker.errors import InputError
 from model_worker.icae import Icae, IcaeConfig
-from model_worker.memory import Memory
-from model_worker.selection import kept_positions, lowest
+from model_worker.remember import stored
+from model_worker.remember.memory import Memory
 from model_worker.tensors import to_torch
+from model_worker.window.cache import MemoryCache, RecalledChunk
+from model_worker.window.capture import Captured
+from model_worker.window.encoding import encode
+from model_worker.window.selection import kept_positions, lowest
 
 Models = Callable[..., PreTrainedModel]
 FAMILIES = ["llama_mha", "llama_gqa", "mistral", "qwen2", "qwen3", "gemma"]
@@ -158,7 +158,7 @@ def attention_where_it_stood(attachment: Attachment, ids: Tensor, layers: stored
     """Logits of tokens behind a chunk of which each head sees only what was kept, by a plain softmax over a mask."""
     from torch.nn.functional import scaled_dot_product_attention
 
-    from model_worker.view import ForwardView
+    from model_worker.attach.view import ForwardView
 
     whole = {}
     for layer, (keys, values, offsets) in layers.items():

@@ -27,10 +27,10 @@ from transformers import (
 )
 
 import kvbank
-from model_worker.embedding import LexicalEmbedder, embedder, of_bank
-from model_worker.encoder import EncoderEmbedder
 from model_worker.errors import BankMismatch, InputError, ModelNotFound
 from model_worker.model import MemoryModel
+from model_worker.remember.embedding import LexicalEmbedder, embedder, of_bank
+from model_worker.remember.encoder import EncoderEmbedder
 
 TEXTS = [
     "The number of Torvel Makin is 4711.",
@@ -42,7 +42,7 @@ TEXTS = [
 ]
 PRINT_HASH = """
 import sys, hashlib
-from model_worker.embedding import LexicalEmbedder
+from model_worker.remember.embedding import LexicalEmbedder
 sys.stdout.write(hashlib.sha256(LexicalEmbedder(256).embed(sys.argv[1:]).tobytes()).hexdigest())
 """
 

@@ -7,7 +7,7 @@ import torch
 from tiny import BACKENDS, FAMILIES, SLIDING, ListMemory, attached, build, recalled, tokens, worst
 from transformers import PreTrainedModel
 
-from model_worker.cache import MemoryCache
+from model_worker.window.cache import MemoryCache
 
 Models = Callable[[str], PreTrainedModel]
 
@@ -101,7 +101,7 @@ def test_bfloat16_runs(family: str) -> None:
 
 def test_trained_model(stories: object) -> None:
     """The whole loop over a trained model."""
-    from model_worker.loading import load_model
+    from model_worker.attach.loading import load_model
 
     net, tokenizer = load_model(str(stories))
     ids = torch.tensor([tokenizer.encode("Once upon a time there was a little girl who liked to play outside.")])

@@ -14,8 +14,8 @@ from tiny import VOCABULARY, sharpen, tokenizer, tokens
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from kvbank._cli import ending
-from kvbank._cli.application import application
+from kvbank.console import ending
+from kvbank.console.application import application
 from model_worker.errors import InputError
 from model_worker.evaluate.continuation import Continuation, continuation
 from model_worker.evaluate.icae import Evaluation, measure, plan

@@ -13,14 +13,14 @@ from torch import nn
 from transformers import PreTrainedModel
 from typer.testing import CliRunner, Result
 
-from model_worker.demo import reference_text
+from model_worker.attach.loading import load_model
+from model_worker.cli.evaluate import evaluation
+from model_worker.demo.story import reference_text
 from model_worker.errors import InputError
-from model_worker.eval_cli import evaluation
 from model_worker.evaluate.compression import cut, measure
 from model_worker.evaluate.memory import fit, measure_peaks, peak_bytes
 from model_worker.evaluate.passkey import Tuning, measure_passkeys, tells
 from model_worker.evaluate.plot import lines
-from model_worker.loading import load_model
 
 Models = Callable[[str], PreTrainedModel]
 CHUNK, FOLLOW = 24, 10

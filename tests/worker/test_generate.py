@@ -10,11 +10,11 @@ from tiny import ListMemory, attached, bank, build, recalled, tokenizer, tokens,
 from transformers import PreTrainedModel, TextIteratorStreamer, TextStreamer
 
 import kvbank
-from model_worker.attention import _SPARE, RetrievedKV, retrieval_causal_attention
-from model_worker.cache import MemoryCache
+from model_worker.attach.attention import _SPARE, RetrievedKV, retrieval_causal_attention
 from model_worker.errors import InputError
-from model_worker.memory import encode
 from model_worker.model import MemoryModel
+from model_worker.remember.memory import encode
+from model_worker.window.cache import MemoryCache
 
 Models = Callable[[str], PreTrainedModel]
 CHUNK, WINDOW = 8, 24

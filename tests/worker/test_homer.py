@@ -13,20 +13,20 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTra
 from typer.testing import CliRunner
 
 import kvbank
-from model_worker.attachment import Attachment, attach
-from model_worker.capture import Captured
+from model_worker.attach.attachment import Attachment, attach
+from model_worker.attach.loading import load_model
+from model_worker.cli.homer import homer
 from model_worker.compress import compressor
-from model_worker.encoding import encode
 from model_worker.errors import InputError, UnsupportedModel
 from model_worker.homer.bias import NONE, bias_key, load_bias, save_bias, user_folder
 from model_worker.homer.calibrate import calibrate
 from model_worker.homer.prompt import compress_prompt, remember_forest
 from model_worker.homer.schedule import Node, Shape, plan
 from model_worker.homer.tree import Step, Tokens, trees_of
-from model_worker.homer_cli import homer
-from model_worker.loading import load_model
-from model_worker.memory import Memory
 from model_worker.model import MemoryModel
+from model_worker.remember.memory import Memory
+from model_worker.window.capture import Captured
+from model_worker.window.encoding import encode
 
 Models = Callable[[str], PreTrainedModel]
 FAMILIES = ["llama_mha", "llama_gqa", "llama_yarn", "mistral", "qwen2", "qwen3", "gemma"]

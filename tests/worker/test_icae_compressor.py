@@ -13,20 +13,20 @@ from tiny import attached, bank, build, tokenizer, tokens, worst
 from transformers import PreTrainedModel
 
 import kvbank
-from memory_service.server import LocalServer
-from model_worker import stored
-from model_worker.attachment import Attachment
-from model_worker.cache import MemoryCache, RecalledChunk
-from model_worker.capture import Captured
+from memory_service.api.server import LocalServer
+from model_worker.attach.attachment import Attachment
+from model_worker.attach.digest import reader_of, state_token
 from model_worker.compress import Payload, compressor
 from model_worker.compress.icae import adapter_of
-from model_worker.digest import reader_of, state_token
-from model_worker.encoding import encode
 from model_worker.errors import BankMismatch, InputError, ModelNotFound
 from model_worker.evaluate.compression import measure
 from model_worker.icae import Icae, IcaeConfig, Slots, answer, loss, restore
-from model_worker.memory import Memory
-from model_worker.spool import Spool, Spooled
+from model_worker.remember import stored
+from model_worker.remember.memory import Memory
+from model_worker.remember.spool import Spool, Spooled
+from model_worker.window.cache import MemoryCache, RecalledChunk
+from model_worker.window.capture import Captured
+from model_worker.window.encoding import encode
 
 Models = Callable[[str], PreTrainedModel]
 Adapter = Callable[..., str]

@@ -22,14 +22,14 @@ from tiny import worst as worst_of
 from torch import Tensor, nn
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
-from model_worker.attachment import attach
-from model_worker.cache import MemoryCache
-from model_worker.digest import reader_of
+from model_worker.attach.attachment import attach
+from model_worker.attach.digest import reader_of
 from model_worker.errors import InputError, ModelNotFound
 from model_worker.icae import Icae, IcaeConfig, Slots, answer, combine, continue_, loss, restore, to_kv
 from model_worker.icae.decode import generate, logits, losses
 from model_worker.icae.layout import answer_row, continue_row, restore_row
 from model_worker.icae.official import import_official
+from model_worker.window.cache import MemoryCache
 
 # peft 0.21 asks transformers 5.23 under an old name.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")

@@ -14,10 +14,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 import kvbank
-from model_worker.cache import MemoryCache
 from model_worker.errors import InputError
-from model_worker.local import TovaRule
 from model_worker.model import MemoryModel
+from model_worker.window.cache import MemoryCache
+from model_worker.window.local import TovaRule
 
 Models = Callable[[str], PreTrainedModel]
 FAMILIES = ["llama_mha", "llama_gqa", "llama_yarn", "mistral", "qwen2", "qwen3", "gemma", "gpt_neox"]

@@ -11,13 +11,13 @@ from tiny import attached, bank, build, tokenizer, tokens, worst
 from transformers import PreTrainedModel
 
 import kvbank
-from model_worker.attachment import attach
-from model_worker.cache import MemoryCache
-from model_worker.embedding import LexicalEmbedder
+from model_worker.attach.attachment import attach
+from model_worker.attach.loading import load_model
 from model_worker.errors import BankMismatch, InputError, ModelNotFound
-from model_worker.loading import load_model
-from model_worker.memory import Memory, encode
 from model_worker.model import MemoryModel
+from model_worker.remember.embedding import LexicalEmbedder
+from model_worker.remember.memory import Memory, encode
+from model_worker.window.cache import MemoryCache
 
 Models = Callable[[str], PreTrainedModel]
 

@@ -7,9 +7,9 @@ import torch
 from tiny import attached, bank, build, tokenizer, tokens, worst
 
 import kvbank
-from model_worker.cache import RecalledChunk
-from model_worker.memory import Memory, encode
-from model_worker.payload_cache import PayloadCache
+from model_worker.remember.memory import Memory, encode
+from model_worker.remember.payload_cache import PayloadCache
+from model_worker.window.cache import RecalledChunk
 
 BYTES = 2 * 4 * 8 * 4 + 4 * 4  # keys and values [1, 4, 8] float32, offsets int32
 
@@ -63,7 +63,7 @@ def test_recreated_folder_is_another_store(tmp_path: Path) -> None:
     """The same chunk ids under the same address and bank, other contents: nothing old is served."""
     import shutil
 
-    from memory_service.server import LocalServer
+    from memory_service.api.server import LocalServer
 
     payloads, net = PayloadCache(), build("llama_gqa")
     server = LocalServer(tmp_path / "data")

@@ -19,14 +19,14 @@ from transformers import PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import kvbank
-from model_worker.attachment import Attachment
-from model_worker.cache import MemoryCache
-from model_worker.capture import Captured
+from model_worker.attach.attachment import Attachment
 from model_worker.compress import compressor
 from model_worker.compress.press import SCORERS
-from model_worker.encoding import encode
 from model_worker.errors import InputError
-from model_worker.memory import Memory
+from model_worker.remember.memory import Memory
+from model_worker.window.cache import MemoryCache
+from model_worker.window.capture import Captured
+from model_worker.window.encoding import encode
 
 Models = Callable[..., PreTrainedModel]
 HAVE = importlib.util.find_spec("kvpress") is not None
@@ -94,7 +94,7 @@ import warnings
 import torch
 
 from model_worker import MemoryModel
-from model_worker.loading import load_model
+from model_worker.attach.loading import load_model
 
 warnings.simplefilter("ignore")
 base, tokenizer = load_model()

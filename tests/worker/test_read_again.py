@@ -8,10 +8,10 @@ from test_spool import Service, wait_for
 from tiny import bank, build, tokenizer, tokens
 
 import kvbank
-from model_worker.attachment import Attachment, attach
-from model_worker.memory import Memory, encode
+from model_worker.attach.attachment import Attachment, attach
 from model_worker.model import MemoryModel
-from model_worker.spool import Spool, Spooled
+from model_worker.remember.memory import Memory, encode
+from model_worker.remember.spool import Spool, Spooled
 
 BOOK = tokens(40, seed=4)[0].tolist()
 
@@ -57,7 +57,7 @@ def test_reading_again_stores_what_was_deleted(model: MemoryModel, client: kvban
 def test_a_chunk_that_is_always_gone_is_counted_at_last(
     model: MemoryModel, client: kvbank.Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("model_worker.memory._TIMES_AGAIN", 1)
+    monkeypatch.setattr("model_worker.remember.memory._TIMES_AGAIN", 1)
     memory = model.with_bank(bank(), source="book")
     for _ in range(2):
         model.read(BOOK[:8], memory=memory)

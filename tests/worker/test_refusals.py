@@ -17,9 +17,9 @@ from transformers import (
     Qwen3NextConfig,
 )
 
-from model_worker.attachment import attach
-from model_worker.cache import MemoryCache
+from model_worker.attach.attachment import attach
 from model_worker.errors import InputError, UnsupportedModel
+from model_worker.window.cache import MemoryCache
 
 Models = Callable[[str], PreTrainedModel]
 

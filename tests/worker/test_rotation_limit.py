@@ -9,10 +9,10 @@ from tiny import ListMemory, attached, recalled, tokenizer, tokens, worst
 from transformers import PreTrainedModel
 
 import kvbank
-from model_worker.cache import MemoryCache
 from model_worker.errors import InputError
-from model_worker.memory import encode
 from model_worker.model import MemoryModel
+from model_worker.remember.memory import encode
+from model_worker.window.cache import MemoryCache
 
 SWITCH = 64
 
@@ -106,7 +106,7 @@ def test_a_method_that_somebody_has_put_on_the_model_is_used_and_stays() -> None
 
 
 def test_a_switch_that_leaves_no_room_is_refused() -> None:
-    from model_worker.attachment import attach
+    from model_worker.attach.attachment import attach
     from model_worker.errors import UnsupportedModel
 
     with pytest.raises(UnsupportedModel, match="leaves no room"):

@@ -15,14 +15,14 @@ from test_processes import worker
 from tiny import bank, build, tokenizer, tokens
 
 import kvbank
-from memory_service.server import LocalServer
-from model_worker.attachment import Attachment, attach
+from memory_service.api.server import LocalServer
+from model_worker.attach.attachment import Attachment, attach
 from model_worker.durable import make_folder
-from model_worker.memory import Memory, encode
 from model_worker.model import MemoryModel
-from model_worker.session_log import SessionLog
-from model_worker.spool import Spool, Spooled
-from model_worker.window_file import write_window
+from model_worker.remember.memory import Memory, encode
+from model_worker.remember.spool import Spool, Spooled
+from model_worker.session.log import SessionLog
+from model_worker.session.window_file import write_window
 
 Remember = Callable[[Memory, int], None]
 

@@ -22,9 +22,9 @@ from transformers import (
     Qwen3Config,
 )
 
-from model_worker.attachment import Attachment, attach
-from model_worker.cache import RecalledChunk
-from model_worker.capture import Captured
+from model_worker.attach.attachment import Attachment, attach
+from model_worker.window.cache import RecalledChunk
+from model_worker.window.capture import Captured
 
 VOCABULARY, SLIDING = 97, 16
 _SIZES = {

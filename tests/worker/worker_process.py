@@ -11,10 +11,10 @@ import torch
 from tiny import build, tokenizer, tokens
 
 import kvbank
-from model_worker.attachment import attach
+from model_worker.attach.attachment import attach
 from model_worker.errors import BankMismatch
-from model_worker.memory import Memory, encode
-from model_worker.spool import Spool
+from model_worker.remember.memory import Memory, encode
+from model_worker.remember.spool import Spool
 
 CHUNK = 8
 MINE = 1_000_000

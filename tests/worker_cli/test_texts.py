@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from model_worker import texts
 from model_worker.errors import InputError
-from model_worker.texts import read_text
+from model_worker.evaluate import texts
+from model_worker.evaluate.texts import read_text
 
 
 def test_texts_are_read_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

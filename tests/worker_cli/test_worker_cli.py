@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from kvbank._cli import ending
-from kvbank._cli.application import application
-from model_worker.demo import plant
+from kvbank.console import ending
+from kvbank.console.application import application
+from model_worker.demo.facts import TRAINING_SEEDS, make_facts
+from model_worker.demo.story import plant
 from model_worker.errors import InputError
-from model_worker.facts import TRAINING_SEEDS, make_facts
 
 
 def installed(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -9,10 +9,10 @@ import typer
 
 import kvbank
 from kvbank._cli import bank
-from memory_service.server import LocalServer
-from model_worker.session_cli import register_session_commands
-from model_worker.session_log import SessionLog, read_session
-from model_worker.terminal import Waiting, printable
+from memory_service.api.server import LocalServer
+from model_worker.cli.session import register_session_commands
+from model_worker.cli.terminal import Waiting, printable
+from model_worker.session.log import SessionLog, read_session
 from tests import command
 
 

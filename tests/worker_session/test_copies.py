@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from model_worker.epoch import KEY
 from model_worker.errors import SessionError
 from model_worker.model import MemoryModel
-from model_worker.session import Session
-from model_worker.session_log import SessionLog, fork, read_session
+from model_worker.session.epoch import KEY
+from model_worker.session.log import SessionLog, fork, read_session
+from model_worker.session.session import Session
 
 from .test_chat_cli import kvbank_command
 from .test_session import WORDS, check_bank, ids

@@ -10,12 +10,12 @@ from contextlib import suppress
 
 import pytest
 
-from model_worker.messages import messages
+from model_worker.cli.messages import messages
 
 READER = """
 import json
-from kvbank._cli.streams import prepare
-from model_worker.messages import messages
+from kvbank.console.streams import prepare
+from model_worker.cli.messages import messages
 
 prepare()
 for message in messages(True, ["before"]):

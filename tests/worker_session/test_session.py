@@ -17,11 +17,11 @@ import pytest
 import torch
 from transformers import LogitsProcessor
 
-from memory_service.server import LocalServer
+from memory_service.api.server import LocalServer
 from model_worker.errors import InputError, SessionError
 from model_worker.model import MemoryModel
-from model_worker.session import Session
-from model_worker.session_log import SessionLog, Turn, read_session
+from model_worker.session.log import SessionLog, Turn, read_session
+from model_worker.session.session import Session
 
 CHUNK, WINDOW, ANSWER = 16, 48, 12
 WORDS = ["the sea is wide", "ships come and go", "what did I say of the sea?", "and who sails the ships?"]
@@ -195,8 +195,8 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from model_worker.model import MemoryModel
-from model_worker.session import Session
-from model_worker.session_log import SessionLog
+from model_worker.session.session import Session
+from model_worker.session.log import SessionLog
 
 folder, address, sessions, *words = sys.argv[1:]
 with MemoryModel.from_pretrained(folder, memory=address, bank=(), chunk=16, window=48) as model:

@@ -11,8 +11,8 @@ import pytest
 
 from model_worker.errors import InputError, WorkerError
 from model_worker.model import MemoryModel
-from model_worker.session import Session
-from model_worker.session_log import SessionLog, Turn, read_session
+from model_worker.session.log import SessionLog, Turn, read_session
+from model_worker.session.session import Session
 
 from .conftest import CHATML
 

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import typer
 
-from memory_service.server import LocalServer
-from model_worker.session_cli import register_session_commands
-from model_worker.session_log import read_session
-from model_worker.unanswered import Unanswered
+from memory_service.api.server import LocalServer
+from model_worker.cli.session import register_session_commands
+from model_worker.session.log import read_session
+from model_worker.session.unanswered import Unanswered
 from tests import command
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from kvbank import _arrays
 from kvbank._exceptions import InvalidArgument
-from kvbank._scalars import Scalar
+from kvbank.wire.scalars import Scalar
 
 T = TypeVar("T")
 

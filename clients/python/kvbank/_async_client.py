@@ -12,18 +12,24 @@ import grpc
 import grpc.aio
 import numpy.typing as npt
 
-from kvbank import _arguments, _channel, _codec, _metadata, _reading, _sockets, _status, _tensors
+from kvbank import _arguments
 from kvbank import _models as m
-from kvbank._answers import odd
+from kvbank._calls import codec, reading
+from kvbank._calls import metadata as _metadata
+from kvbank._calls import tensors as _tensors
+from kvbank._calls.answers import odd
+from kvbank._calls.messages import build
+from kvbank._calls.writing import WriteSession
 from kvbank._client import Client
 from kvbank._exceptions import BankNotFound, ClientClosed, ClientForked, LoopMismatch, ServiceError
-from kvbank._messages import build
-from kvbank._retrying import FIRST_CONTACT_S, Attempts, Contact
-from kvbank._same_host import SameHost, Sharing
-from kvbank._scalars import Scalar
-from kvbank._write_stream import WriteStream
-from kvbank._writing import WriteSession
+from kvbank._transport import channel as _channel
+from kvbank._transport import status
+from kvbank._transport.retrying import FIRST_CONTACT_S, Attempts, Contact
+from kvbank._transport.same_host import SameHost, Sharing
+from kvbank._transport.write_stream import WriteStream
 from kvbank.v1 import service_pb2 as pb
+from kvbank.wire import addresses
+from kvbank.wire.scalars import Scalar
 
 T = TypeVar("T")
 # What comes after the last chunk; None could be one that a caller gives by mistake.
@@ -53,7 +59,7 @@ class AsyncClient:
 
         mapped, first_contact: see `kvbank.connect`.
         """
-        self._address = _sockets.checked("address", address)
+        self._address = addresses.checked("address", address)
         self._options = _channel.with_defaults(options)
         self._timeout = _arguments.seconds("timeout", timeout)
         self._stream_timeout = _arguments.seconds("stream_timeout", stream_timeout)
@@ -92,14 +98,14 @@ class AsyncClient:
                 await _to_its_end(self._on_close)
 
     async def server_info(self, *, timeout: float | None = None) -> m.ServerInfo:
-        return _codec.server_info(await self._call("GetServerInfo", pb.GetServerInfoRequest(), timeout))
+        return codec.server_info(await self._call("GetServerInfo", pb.GetServerInfoRequest(), timeout))
 
     async def stats(self, banks: Iterable[str] = (), *, timeout: float | None = None) -> m.Stats:
-        requests = _codec.stats_requests(banks)
-        return _codec.stats([page for request in requests async for page in self._pages("GetStats", request, timeout)])
+        requests = codec.stats_requests(banks)
+        return codec.stats([page for request in requests async for page in self._pages("GetStats", request, timeout)])
 
     async def compact(self, *, timeout: float | None = None) -> m.Compacted:
-        return _codec.compacted(await self._call("Compact", pb.CompactRequest(), timeout))
+        return codec.compacted(await self._call("Compact", pb.CompactRequest(), timeout))
 
     # Banks
 
@@ -119,19 +125,19 @@ class AsyncClient:
         timeout: float | None = None,
     ) -> m.Bank:
         _arguments.flag("exist_ok", exist_ok)
-        request = _codec.create_bank(name, kv, embedding, capacity, policy, metadata, quota, expiry, index)
+        request = codec.create_bank(name, kv, embedding, capacity, policy, metadata, quota, expiry, index)
         attempts = self._attempts(timeout, self._timeout)
         await self._check_kept(request.bank, attempts)
         answer = await self._repeated("CreateBank", request, attempts)
-        return _codec.created_bank(answer, exist_ok or attempts.unsure)
+        return codec.created_bank(answer, exist_ok or attempts.unsure)
 
     async def get_bank(self, name: str, *, timeout: float | None = None) -> m.Bank:
-        return _codec.bank((await self._call("GetBank", build(pb.GetBankRequest, name=name), timeout)).bank)
+        return codec.bank((await self._call("GetBank", build(pb.GetBankRequest, name=name), timeout)).bank)
 
     async def list_banks(self, *, timeout: float | None = None) -> AsyncIterator[m.Bank]:
         async for page in self._pages("ListBanks", pb.ListBanksRequest(), timeout):
             for message in page.banks:
-                yield _codec.bank(message)
+                yield codec.bank(message)
 
     async def update_bank(
         self,
@@ -145,9 +151,9 @@ class AsyncClient:
         index: m.IndexKind | None = None,
         timeout: float | None = None,
     ) -> m.Bank:
-        request = _codec.update_bank(name, capacity, policy, metadata, quota, expiry, index)
+        request = codec.update_bank(name, capacity, policy, metadata, quota, expiry, index)
         await self._check_kept(request.bank, self._attempts(timeout, self._timeout))
-        return _codec.bank((await self._call("UpdateBank", request, timeout)).bank)
+        return codec.bank((await self._call("UpdateBank", request, timeout)).bank)
 
     async def delete_bank(self, name: str, missing_ok: bool = False, *, timeout: float | None = None) -> None:
         _arguments.flag("missing_ok", missing_ok)
@@ -264,7 +270,7 @@ class AsyncClient:
         timeout: float | None = None,
     ) -> m.Retrieval:
         form = _tensors.form(tensors)
-        request = _codec.retrieve(
+        request = codec.retrieve(
             banks,
             queries,
             top_k=top_k,
@@ -280,7 +286,7 @@ class AsyncClient:
         attempts = self._attempts(timeout, self._stream_timeout)
         if payload:
             await self._shared(attempts)
-        return await self._run(_reading.retrieval(request, self._sharing, form), attempts, request.request_id.hex())
+        return await self._run(reading.retrieval(request, self._sharing, form), attempts, request.request_id.hex())
 
     async def fetch(
         self,
@@ -293,10 +299,10 @@ class AsyncClient:
         timeout: float | None = None,
     ) -> list[m.Chunk]:
         form = _tensors.form(tensors)
-        request = _codec.fetch(bank, chunk_ids, layers, reader_digest)
+        request = codec.fetch(bank, chunk_ids, layers, reader_digest)
         attempts = self._attempts(timeout, self._stream_timeout)
         await self._shared(attempts)
-        return await self._run(_reading.fetch(request, self._sharing, form), attempts, _channel.new_request_id())
+        return await self._run(reading.fetch(request, self._sharing, form), attempts, _channel.new_request_id())
 
     # Chunks
 
@@ -304,7 +310,7 @@ class AsyncClient:
         self, bank: str, chunk_id: int, with_embedding: bool = False, *, timeout: float | None = None
     ) -> m.Chunk:
         request = build(pb.GetChunkRequest, bank=bank, chunk_id=chunk_id, with_embedding=with_embedding)
-        return _codec.chunk((await self._call("GetChunk", request, timeout)).chunk)
+        return codec.chunk((await self._call("GetChunk", request, timeout)).chunk)
 
     async def list_chunks(
         self,
@@ -314,17 +320,17 @@ class AsyncClient:
         filter: m.Filter | None = None,
         timeout: float | None = None,
     ) -> AsyncIterator[m.Chunk]:
-        request = _codec.list_chunks(bank, with_embedding, filter)
+        request = codec.list_chunks(bank, with_embedding, filter)
         async for page in self._pages("ListChunks", request, timeout):
             for message in page.chunks:
-                yield _codec.chunk(message)
+                yield codec.chunk(message)
 
     async def update_chunk(
         self, bank: str, chunk_id: int, metadata: Mapping[str, Scalar], *, timeout: float | None = None
     ) -> m.Chunk:
-        request = _codec.update_chunk(bank, chunk_id, metadata)
+        request = codec.update_chunk(bank, chunk_id, metadata)
         await self._check_kept(request, self._attempts(timeout, self._timeout))
-        return _codec.chunk((await self._call("UpdateChunk", request, timeout)).chunk)
+        return codec.chunk((await self._call("UpdateChunk", request, timeout)).chunk)
 
     async def delete_chunks(self, bank: str, chunk_ids: Iterable[int], *, timeout: float | None = None) -> int:
         request = build(pb.DeleteChunksRequest, bank=bank, chunk_ids=chunk_ids)
@@ -340,12 +346,12 @@ class AsyncClient:
 
     async def explain_eviction(self, bank: str, need: int = 1, *, timeout: float | None = None) -> m.EvictionPlan:
         request = build(pb.ExplainEvictionRequest, bank=bank, need=need)
-        return _codec.eviction_plan(await self._call("ExplainEviction", request, timeout))
+        return codec.eviction_plan(await self._call("ExplainEviction", request, timeout))
 
     async def list_evictions(self, bank: str, *, timeout: float | None = None) -> AsyncIterator[m.Eviction]:
         async for page in self._pages("ListEvictions", build(pb.ListEvictionsRequest, bank=bank), timeout):
             for message in page.evictions:
-                yield _codec.eviction(message)
+                yield codec.eviction(message)
 
     # How a request travels
 
@@ -383,9 +389,9 @@ class AsyncClient:
             request.page_token = page.next_page_token
         raise odd(f"it has more than {_channel.MOST_PAGES[method]} pages")
 
-    async def _run(self, steps: _reading.Steps[T], attempts: Attempts, request_id: str) -> T:
+    async def _run(self, steps: reading.Steps[T], attempts: Attempts, request_id: str) -> T:
         """Make the calls that `steps` ask for; what they return."""
-        run = _reading.Run(steps)
+        run = reading.Run(steps)
         call = run.begin()
         while call is not None:
             try:
@@ -396,12 +402,12 @@ class AsyncClient:
                 call = await self._answered(run, answer)
         return run.result
 
-    async def _answered(self, run: _reading.Run[Any], answer: _reading.Answer) -> _reading.Call | None:
+    async def _answered(self, run: reading.Run[Any], answer: reading.Answer) -> reading.Call | None:
         if self._sharing.path is None:
             return run.answered(answer)
         return await asyncio.to_thread(run.answered, answer)
 
-    async def _read(self, call: _reading.Call, attempts: Attempts, request_id: str) -> _reading.Answer:
+    async def _read(self, call: reading.Call, attempts: Attempts, request_id: str) -> reading.Answer:
         """Make a call and read its answer to the end; when it breaks, from its start again."""
         while True:
             try:
@@ -409,8 +415,8 @@ class AsyncClient:
             except ServiceError as error:
                 await asyncio.sleep(attempts.pause(error))
 
-    async def _read_once(self, call: _reading.Call, timeout: float, request_id: str) -> _reading.Answer:
-        answer = _reading.Answer()
+    async def _read_once(self, call: reading.Call, timeout: float, request_id: str) -> reading.Answer:
+        answer = reading.Answer()
         with self._translated(request_id):
             method = partial(getattr(self._stub, call.method), metadata=_channel.metadata(request_id))
             if call.single:
@@ -432,14 +438,14 @@ class AsyncClient:
             raise ClientClosed("the client is closed")
         if self._loop is None:  # here and not in __init__, because a channel belongs to the running loop
             self._loop = asyncio.get_running_loop()
-            self._channel = grpc.aio.insecure_channel(_sockets.for_grpc(self._address), options=self._options)
+            self._channel = grpc.aio.insecure_channel(addresses.for_grpc(self._address), options=self._options)
             self._stub = _channel.stub(self._channel)
         if self._loop is not asyncio.get_running_loop():
             raise LoopMismatch("this client belongs to another event loop; call kvbank.connect_async() in this one")
 
     def _write_stub(self) -> Any:
         if self._write_channel is None:
-            self._write_channel = grpc.insecure_channel(_sockets.for_grpc(self._address), options=self._options)
+            self._write_channel = grpc.insecure_channel(addresses.for_grpc(self._address), options=self._options)
         return _channel.stub(self._write_channel)
 
     @contextmanager
@@ -454,7 +460,7 @@ class AsyncClient:
             if self._closed and not (task and task.cancelling()):
                 raise ClientClosed("the client was closed during the call") from None
             if isinstance(error, grpc.RpcError):
-                raise _status.from_rpc_error(error, request_id) from None
+                raise status.from_rpc_error(error, request_id) from None
             raise
         except ServiceError as error:
             error.request_id = error.request_id or request_id

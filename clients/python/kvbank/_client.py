@@ -12,17 +12,23 @@ import grpc
 import numpy.typing as npt
 from grpc.experimental import ChannelOptions
 
-from kvbank import _arguments, _channel, _codec, _metadata, _reading, _sockets, _status, _tensors
+from kvbank import _arguments
 from kvbank import _models as m
-from kvbank._answers import odd
+from kvbank._calls import codec, reading
+from kvbank._calls import metadata as _metadata
+from kvbank._calls import tensors as _tensors
+from kvbank._calls.answers import odd
+from kvbank._calls.messages import build
+from kvbank._calls.writing import WriteSession
 from kvbank._exceptions import BankNotFound, ClientClosed, ClientForked, ServiceError
-from kvbank._messages import build
-from kvbank._retrying import FIRST_CONTACT_S, Attempts, Contact
-from kvbank._same_host import SameHost, Sharing
-from kvbank._scalars import Scalar
-from kvbank._write_stream import WriteStream
-from kvbank._writing import WriteSession
+from kvbank._transport import channel as _channel
+from kvbank._transport import status
+from kvbank._transport.retrying import FIRST_CONTACT_S, Attempts, Contact
+from kvbank._transport.same_host import SameHost, Sharing
+from kvbank._transport.write_stream import WriteStream
 from kvbank.v1 import service_pb2 as pb
+from kvbank.wire import addresses
+from kvbank.wire.scalars import Scalar
 
 T = TypeVar("T")
 
@@ -52,7 +58,7 @@ class Client:
 
         mapped, first_contact: see `kvbank.connect`.
         """
-        _sockets.checked("address", address)
+        addresses.checked("address", address)
         self._timeout = _arguments.seconds("timeout", timeout)
         self._stream_timeout = _arguments.seconds("stream_timeout", stream_timeout)
         self._on_close = on_close
@@ -65,7 +71,7 @@ class Client:
         # The calling thread reads an answer itself; by default two more would hand it each frame.
         own = ((ChannelOptions.SingleThreadedUnaryStream, 1),)
         self._channel = grpc.insecure_channel(
-            _sockets.for_grpc(address), options=[*_channel.with_defaults(options), *own]
+            addresses.for_grpc(address), options=[*_channel.with_defaults(options), *own]
         )
         self._stub: Any = _channel.stub(self._channel)
 
@@ -87,16 +93,16 @@ class Client:
 
     def server_info(self, *, timeout: float | None = None) -> m.ServerInfo:
         """Version, store id, durability and limits of the server."""
-        return _codec.server_info(self._call("GetServerInfo", pb.GetServerInfoRequest(), timeout))
+        return codec.server_info(self._call("GetServerInfo", pb.GetServerInfoRequest(), timeout))
 
     def stats(self, banks: Iterable[str] = (), *, timeout: float | None = None) -> m.Stats:
         """What the service has done since it started, and the state of its banks (of `banks`, or all)."""
-        requests = _codec.stats_requests(banks)
-        return _codec.stats([page for request in requests for page in self._pages("GetStats", request, timeout)])
+        requests = codec.stats_requests(banks)
+        return codec.stats([page for request in requests for page in self._pages("GetStats", request, timeout)])
 
     def compact(self, *, timeout: float | None = None) -> m.Compacted:
         """Give back to the disk what deleted chunks have left free in the database; others read and write meanwhile."""
-        return _codec.compacted(self._call("Compact", pb.CompactRequest(), timeout))
+        return codec.compacted(self._call("Compact", pb.CompactRequest(), timeout))
 
     # Banks
 
@@ -123,20 +129,20 @@ class Client:
         AlreadyExists for a bank of this name otherwise.
         """
         _arguments.flag("exist_ok", exist_ok)
-        request = _codec.create_bank(name, kv, embedding, capacity, policy, metadata, quota, expiry, index)
+        request = codec.create_bank(name, kv, embedding, capacity, policy, metadata, quota, expiry, index)
         attempts = self._attempts(timeout, self._timeout)
         self._check_kept(request.bank, attempts)
         answer = self._repeated("CreateBank", request, attempts)
-        return _codec.created_bank(answer, exist_ok or attempts.unsure)
+        return codec.created_bank(answer, exist_ok or attempts.unsure)
 
     def get_bank(self, name: str, *, timeout: float | None = None) -> m.Bank:
         """The bank with its usage; BankNotFound."""
-        return _codec.bank(self._call("GetBank", build(pb.GetBankRequest, name=name), timeout).bank)
+        return codec.bank(self._call("GetBank", build(pb.GetBankRequest, name=name), timeout).bank)
 
     def list_banks(self, *, timeout: float | None = None) -> Iterator[m.Bank]:
         """All banks, by name; fetched a page at a time, with `timeout` for each."""
         for page in self._pages("ListBanks", pb.ListBanksRequest(), timeout):
-            yield from map(_codec.bank, page.banks)
+            yield from map(codec.bank, page.banks)
 
     def update_bank(
         self,
@@ -154,9 +160,9 @@ class Client:
 
         None removes the bound of `capacity` and `quota`, and with `expiry` lets new chunks live for ever.
         """
-        request = _codec.update_bank(name, capacity, policy, metadata, quota, expiry, index)
+        request = codec.update_bank(name, capacity, policy, metadata, quota, expiry, index)
         self._check_kept(request.bank, self._attempts(timeout, self._timeout))
-        return _codec.bank(self._call("UpdateBank", request, timeout).bank)
+        return codec.bank(self._call("UpdateBank", request, timeout).bank)
 
     def delete_bank(self, name: str, missing_ok: bool = False, *, timeout: float | None = None) -> None:
         """Delete a bank and all its chunks; BankNotFound unless `missing_ok`."""
@@ -296,7 +302,7 @@ class Client:
         DataLoss when a received tensor does not match its checksum.
         """
         form = _tensors.form(tensors)
-        request = _codec.retrieve(
+        request = codec.retrieve(
             banks,
             queries,
             top_k=top_k,
@@ -312,7 +318,7 @@ class Client:
         attempts = self._attempts(timeout, self._stream_timeout)
         if payload:
             self._shared(attempts)
-        return self._run(_reading.retrieval(request, self._sharing, form), attempts, request.request_id.hex())
+        return self._run(reading.retrieval(request, self._sharing, form), attempts, request.request_id.hex())
 
     def fetch(
         self,
@@ -329,10 +335,10 @@ class Client:
         tensors: as in `retrieve`.
         """
         form = _tensors.form(tensors)
-        request = _codec.fetch(bank, chunk_ids, layers, reader_digest)
+        request = codec.fetch(bank, chunk_ids, layers, reader_digest)
         attempts = self._attempts(timeout, self._stream_timeout)
         self._shared(attempts)
-        return self._run(_reading.fetch(request, self._sharing, form), attempts, _channel.new_request_id())
+        return self._run(reading.fetch(request, self._sharing, form), attempts, _channel.new_request_id())
 
     # Chunks
 
@@ -341,7 +347,7 @@ class Client:
     ) -> m.Chunk:
         """One chunk without its tensors; ChunkNotFound."""
         request = build(pb.GetChunkRequest, bank=bank, chunk_id=chunk_id, with_embedding=with_embedding)
-        return _codec.chunk(self._call("GetChunk", request, timeout).chunk)
+        return codec.chunk(self._call("GetChunk", request, timeout).chunk)
 
     def list_chunks(
         self,
@@ -355,17 +361,17 @@ class Client:
 
         They are fetched a page at a time, with `timeout` for each.
         """
-        request = _codec.list_chunks(bank, with_embedding, filter)
+        request = codec.list_chunks(bank, with_embedding, filter)
         for page in self._pages("ListChunks", request, timeout):
-            yield from map(_codec.chunk, page.chunks)
+            yield from map(codec.chunk, page.chunks)
 
     def update_chunk(
         self, bank: str, chunk_id: int, metadata: Mapping[str, Scalar], *, timeout: float | None = None
     ) -> m.Chunk:
         """Replace a chunk's metadata; ChunkNotFound."""
-        request = _codec.update_chunk(bank, chunk_id, metadata)
+        request = codec.update_chunk(bank, chunk_id, metadata)
         self._check_kept(request, self._attempts(timeout, self._timeout))
-        return _codec.chunk(self._call("UpdateChunk", request, timeout).chunk)
+        return codec.chunk(self._call("UpdateChunk", request, timeout).chunk)
 
     def delete_chunks(self, bank: str, chunk_ids: Iterable[int], *, timeout: float | None = None) -> int:
         """Delete chunks by id; how many of them existed."""
@@ -385,12 +391,12 @@ class Client:
         """What would go next, in order, to make room for `need` of the capacity's unit; empty when it fits, and when
         nothing can go, which its `explanation` says."""
         request = build(pb.ExplainEvictionRequest, bank=bank, need=need)
-        return _codec.eviction_plan(self._call("ExplainEviction", request, timeout))
+        return codec.eviction_plan(self._call("ExplainEviction", request, timeout))
 
     def list_evictions(self, bank: str, *, timeout: float | None = None) -> Iterator[m.Eviction]:
         """What went, newest first, from a bounded log; fetched a page at a time, with `timeout` for each."""
         for page in self._pages("ListEvictions", build(pb.ListEvictionsRequest, bank=bank), timeout):
-            yield from map(_codec.eviction, page.evictions)
+            yield from map(codec.eviction, page.evictions)
 
     # How a request travels
 
@@ -425,9 +431,9 @@ class Client:
             request.page_token = page.next_page_token
         raise odd(f"it has more than {_channel.MOST_PAGES[method]} pages")
 
-    def _run(self, steps: _reading.Steps[T], attempts: Attempts, request_id: str) -> T:
+    def _run(self, steps: reading.Steps[T], attempts: Attempts, request_id: str) -> T:
         """Make the calls that `steps` ask for; what they return."""
-        run = _reading.Run(steps)
+        run = reading.Run(steps)
         call = run.begin()
         while call is not None:
             try:
@@ -438,7 +444,7 @@ class Client:
                 call = run.answered(answer)
         return run.result
 
-    def _read(self, call: _reading.Call, attempts: Attempts, request_id: str) -> _reading.Answer:
+    def _read(self, call: reading.Call, attempts: Attempts, request_id: str) -> reading.Answer:
         """Make a call and read its answer to the end; when it breaks, from its start again."""
         while True:
             try:
@@ -446,8 +452,8 @@ class Client:
             except ServiceError as error:
                 self._pause(attempts.pause(error))
 
-    def _read_once(self, call: _reading.Call, timeout: float, request_id: str) -> _reading.Answer:
-        answer = _reading.Answer()
+    def _read_once(self, call: reading.Call, timeout: float, request_id: str) -> reading.Answer:
+        answer = reading.Answer()
         with self._translated(request_id):
             method = partial(getattr(self._stub, call.method), metadata=_channel.metadata(request_id))
             if call.single:
@@ -480,7 +486,7 @@ class Client:
             if self._closed.is_set():
                 raise ClientClosed("the client was closed during the call") from None
             if isinstance(error, grpc.RpcError):
-                raise _status.from_rpc_error(error, request_id) from None
+                raise status.from_rpc_error(error, request_id) from None
             raise
         except ServiceError as error:  # the reader's, such as a checksum that does not match
             error.request_id = error.request_id or request_id

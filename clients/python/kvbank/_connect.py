@@ -8,10 +8,10 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, TypeVar
 
-from kvbank import _channel
 from kvbank._async_client import AsyncClient
 from kvbank._client import Client
 from kvbank._exceptions import InvalidArgument, MissingExtra, Unavailable
+from kvbank._transport import channel
 
 T = TypeVar("T")
 
@@ -19,7 +19,7 @@ T = TypeVar("T")
 LONGEST_SOCKET_PATH = 103
 
 
-def connect(target: str | os.PathLike[str], *, timeout: float = _channel.DEFAULT_TIMEOUT, **options: Any) -> Client:
+def connect(target: str | os.PathLike[str], *, timeout: float = channel.DEFAULT_TIMEOUT, **options: Any) -> Client:
     """Connect to a memory service, or open a folder.
 
     target: in this order,
@@ -43,7 +43,7 @@ def connect(target: str | os.PathLike[str], *, timeout: float = _channel.DEFAULT
 
 
 def connect_async(
-    target: str | os.PathLike[str], *, timeout: float = _channel.DEFAULT_TIMEOUT, **options: Any
+    target: str | os.PathLike[str], *, timeout: float = channel.DEFAULT_TIMEOUT, **options: Any
 ) -> AsyncClient:
     """As `connect`, for asyncio. Not a coroutine: opening a folder blocks until its service has started."""
     return _opened(AsyncClient, target, timeout=timeout, **options)
@@ -61,7 +61,7 @@ def _opened(kind: Callable[..., T], target: str | os.PathLike[str], **options: A
 
 
 def _open(target: str | os.PathLike[str]) -> tuple[str, Callable[[], None] | None]:
-    parsed = _channel.parse_target(target)
+    parsed = channel.parse_target(target)
     if isinstance(parsed, str):
         return parsed, None
     stack = ExitStack()
@@ -78,14 +78,14 @@ def _private_address(stack: ExitStack) -> str:
     if not hasattr(socket, "AF_UNIX"):
         return "127.0.0.1:0"
     # Not where there are no such sockets, and no locks of this kind.
-    from kvbank import _socket_folders
+    from kvbank._transport import socket_folders
 
     for parent in (tempfile.gettempdir(), "/tmp"):
         try:
-            folder = _socket_folders.made(parent, stack)
+            folder = socket_folders.made(parent, stack)
         except OSError:
             continue
-        path = os.path.join(folder, _socket_folders.SOCKET)
+        path = os.path.join(folder, socket_folders.SOCKET)
         if len(os.fsencode(path)) <= LONGEST_SOCKET_PATH:
             return f"unix:{path}"
     return "127.0.0.1:0"
@@ -93,8 +93,8 @@ def _private_address(stack: ExitStack) -> str:
 
 def _serve(folder: Path, address: str) -> Any:
     try:
-        from memory_service.errors import StartError
-        from memory_service.server import LocalServer
+        from memory_service.api.server import LocalServer
+        from memory_service.domain.errors import StartError
     except ModuleNotFoundError as error:
         needs = f"opening a folder needs the server (no module {error.name!r})"
         raise MissingExtra(f"{needs}: pip install 'kvbank[server]'") from None

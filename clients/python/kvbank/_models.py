@@ -29,7 +29,7 @@ from kvbank._arguments import (
 )
 from kvbank._arrays import Array, is_array
 from kvbank._exceptions import InvalidArgument
-from kvbank._scalars import Scalar
+from kvbank.wire.scalars import Scalar
 
 TensorKind = Literal["numpy", "torch"]
 IndexKind = Literal["auto", "exact", "ivf"]

@@ -1,4 +1,4 @@
-"""The console script `kvbank`. What it runs stands in `kvbank._cli`, how it ends in `kvbank._cli.ending`."""
+"""The console script `kvbank`. What it runs stands in `kvbank._cli`, how it ends in `kvbank.console.ending`."""
 
 import signal
 from typing import NoReturn
@@ -8,11 +8,11 @@ def main() -> NoReturn:
     """Run the command line and end the process, which is all its own."""
     try:
         # Here, so that Ctrl-C during the imports ends like any other.
-        from kvbank._cli import aside, ending, streams
+        from kvbank.console import aside, ending, streams
 
         streams.prepare()
         aside.listen()
-        from kvbank._cli.application import application
+        from kvbank.console.application import application
 
         ending.run(application())
     except KeyboardInterrupt:  # before the command began, or while its end was being told

@@ -5,7 +5,7 @@ import json
 import shutil
 import sqlite3
 
-from kvbank._cli.application import application
+from kvbank.console.application import application
 from tests import command
 
 

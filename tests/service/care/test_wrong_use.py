@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from memory_service.errors import StartError
-from memory_service.server import LocalServer
+from memory_service.api.server import LocalServer
+from memory_service.domain.errors import StartError
 from tests.service.care.folders import answer, clean, kinds, refusal, run, tree
 
 

@@ -10,9 +10,9 @@ import typer
 import kvbank
 from kvbank._cli import common, parse
 from kvbank._cli.common import DEFAULT_ADDRESS, AsJson, Memory, Name
-from kvbank._cli.ending import say
-from kvbank._cli.output import print_json, print_line, printable
-from kvbank._cli.table import Column, print_table
+from kvbank.console.ending import say
+from kvbank.console.output import print_json, print_line, printable
+from kvbank.console.table import Column, print_table
 
 # Of a figure of a spec.
 _LARGEST = 2**31 - 1
@@ -78,7 +78,7 @@ def list_banks(
         banks = list(client.list_banks())
     if orphans:
         # Sessions are the worker's; without it this ends in the line that names what to install.
-        from model_worker.session_log import sessions_folder, without_session
+        from model_worker.session.log import sessions_folder, without_session
 
         names = without_session([found.name for found in banks], sessions or sessions_folder())
         banks = [found for found in banks if found.name in names]

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 import typer
 
 import kvbank
-from kvbank import _quantities
+from kvbank.console import quantities
 
 if TYPE_CHECKING:
-    from kvbank._scalars import Scalar
+    from kvbank.wire.scalars import Scalar
 
 _WHOLE = re.compile(r"-?(0|[1-9][0-9]{0,400})")
 _NUMBER = re.compile(r"-?(0|[1-9][0-9]{0,400})(\.[0-9]{1,400})?([eE][+-]?[0-9]{1,4})?")
@@ -36,7 +36,7 @@ def expiry(text: str, renew: bool) -> kvbank.Expiry | None:
     try:
         if text[-1:].isdigit():
             raise ValueError("days or seconds?")
-        span = timedelta(seconds=_quantities.seconds(text))
+        span = timedelta(seconds=quantities.seconds(text))
     except ValueError:
         raise typer.BadParameter(f"{text!r} is not a time such as 90s, 15m, 12h, 30d, 2w, or never") from None
     except OverflowError:
@@ -79,7 +79,7 @@ def written(value: "Scalar") -> str:
 def interval(text: str | float) -> float:
     """ "2s", "500ms", or seconds: 0.1 to 3600."""
     try:
-        span = _quantities.seconds(text) if isinstance(text, str) else text
+        span = quantities.seconds(text) if isinstance(text, str) else text
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
     if not 0.1 <= span <= 3600:
@@ -101,7 +101,7 @@ def _bounds(text: str) -> dict[str, int]:
         try:
             if match is None or match[1] in bounds:
                 raise ValueError("no bound, or the second one of a kind")
-            bounds[match[1]] = _quantities.amount(match[2])
+            bounds[match[1]] = quantities.amount(match[2])
         except ValueError:
             text = f"{text!r} is not a bound such as chunks=10k, tokens=1M, bytes=2GiB, or none"
             raise typer.BadParameter(text) from None

@@ -8,7 +8,7 @@ import typer
 
 from kvbank._cli import common
 from kvbank._cli.common import DEFAULT_ADDRESS, AsJson
-from kvbank._cli.output import print_json, print_line
+from kvbank.console.output import print_json, print_line
 
 
 def ping(

@@ -11,9 +11,9 @@ import typer
 import kvbank
 from kvbank._cli import common
 from kvbank._cli.common import DEFAULT_ADDRESS, AsJson, Memory
-from kvbank._cli.ending import Failed
-from kvbank._cli.output import print_json, print_line
-from kvbank._cli.table import Column, print_table
+from kvbank.console.ending import Failed
+from kvbank.console.output import print_json, print_line
+from kvbank.console.table import Column, print_table
 
 
 def stats(memory: Memory = DEFAULT_ADDRESS, as_json: AsJson = False) -> None:

@@ -14,9 +14,9 @@ import typer
 
 from kvbank._cli import common, parse
 from kvbank._cli.common import DEFAULT_ADDRESS, AsJson, Memory
-from kvbank._cli.output import print_json
 from kvbank._cli.rates import BankRate, MethodRate, Rates, between
-from kvbank._cli.table import Column, console, print_table, table, terminal_width
+from kvbank.console.output import print_json
+from kvbank.console.table import Column, console, print_table, table, terminal_width
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

@@ -1,0 +1,99 @@
+"""One WriteChunks call. The sender's thread hands over chunks, a thread of the stream reads the acknowledgements.
+
+Both clients write over this, on a blocking channel: in grpc.aio 1.85 a write that fails overwrites the status that the
+server sent ("Internal error from Core"), so that a refusal could not be told from a broken connection.
+"""
+
+import queue
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import grpc
+
+from kvbank._calls.writing import Begun, Upload, WriteSession, frames
+from kvbank._exceptions import ServiceError, Unavailable
+from kvbank._transport.retrying import Attempts
+
+_FAREWELL_S = 0.5
+
+
+class WriteStream:
+    """Begins by sending again what the session has pending, or else its next upload."""
+
+    def __init__(self, method: Any, session: WriteSession, attempts: Attempts, on_change: Callable[[], None]) -> None:
+        """attempts: has the deadline, which counts from the last acknowledgement.
+        on_change: called from another thread after each acknowledgement, and when the stream has ended."""
+        self.ended = False
+        self._session = session
+        self._attempts = attempts
+        self._on_change = on_change
+        self._lock = threading.Lock()
+        self._staging = threading.Lock()
+        self._cancelled = False
+        self._failure: Exception | None = None
+        self._outbox: queue.SimpleQueue[Upload | None] = queue.SimpleQueue()
+        if not session.pending:
+            session.advance()  # a stream that fails at once must have something to fail for
+        for upload in session.pending:
+            self._outbox.put(upload)
+        # Without a deadline of gRPC's, which would end a stream that goes well.
+        self._call = method(frames(self._outbox, self._begin))
+        self._reader = threading.Thread(target=self._read, name="kvbank-write-acks", daemon=True)
+        self._reader.start()
+
+    def ready(self) -> bool:
+        """Whether there is nothing to wait for: room for the session's next upload, or the end of the stream."""
+        return self.ended or self._session.has_room()
+
+    def done(self) -> bool:
+        """Whether every chunk that was sent is acknowledged, or will not be."""
+        return self.ended or not self._session.pending
+
+    def patience(self) -> float:
+        """Seconds in which something must change; DeadlineExceeded when an acknowledgement is overdue."""
+        self._attempts.progressed(self._session.waiting_since())
+        return self._attempts.patience()
+
+    def send(self) -> None:
+        """Send the session's next upload; returns at once."""
+        with self._lock:
+            self._outbox.put(self._session.advance())
+
+    def half_close(self) -> None:
+        """Nothing follows; the stream ends after the outstanding acknowledgements."""
+        self._outbox.put(None)
+
+    def check(self) -> None:
+        """After the end: raise what prevented an acknowledgement."""
+        # An error with nothing outstanding harmed nothing, such as a deadline while the caller made the next chunk.
+        if self._session.pending:
+            raise self._failure or Unavailable("the server ended the stream before it acknowledged every chunk")
+
+    def cancel(self) -> None:
+        """End the call and its threads; does nothing after the end."""
+        self._outbox.put(None)
+        if not self._session.pending:
+            # The server ends a stream that is through at once, and then it was not cancelled.
+            self._reader.join(_FAREWELL_S)
+        self._call.cancel()
+        self._reader.join()
+        with self._staging:  # a file that gRPC's thread is writing has a name after that, and there will be no other
+            self._cancelled = True
+        self._session.unstage()
+
+    def _begin(self, upload: Upload) -> Begun:
+        with self._staging:
+            return upload.begin(None if self._cancelled else self._session.path)
+
+    def _read(self) -> None:
+        try:
+            for response in self._call:
+                with self._lock:
+                    self._session.acknowledge(response)
+                self._on_change()
+        except (grpc.RpcError, ServiceError) as error:
+            self._failure = error
+        finally:
+            self.ended = True
+            self._on_change()

@@ -1,0 +1,82 @@
+"""All commands of the installed parts, put together from entry points.
+
+An entry point of the group "kvbank.commands" names `register(app: typer.Typer) -> None`. Its module must be cheap to
+import, because every command imports it; what is heavy it imports inside its commands.
+"""
+
+from collections.abc import Callable
+from importlib.metadata import EntryPoint, entry_points
+from typing import Annotated
+
+import typer
+
+import kvbank
+from kvbank._cli import bank
+from kvbank._cli.ping import ping
+from kvbank._cli.stats import compact, stats
+from kvbank._cli.top import top
+from kvbank.console.ending import Failed, missing
+
+# Commands that show up, and name what they need, when their part is not installed.
+_COMMANDS = {
+    "server": ("serve", "check", "repair", "backup", "restore"),
+    "worker": ("demo", "chat", "session", "layers", "compressors", "homer", "icae", "eval", "train"),
+}
+_TAKES_ANYTHING = {"allow_extra_args": True, "ignore_unknown_options": True}
+
+
+def application() -> typer.Typer:
+    """Return the application with all commands of the installed parts."""
+    app = typer.Typer(
+        name="kvbank",
+        help="A memory that language models attend to.",
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        add_completion=False,
+    )
+    app.callback()(_root)
+    app.command()(ping)
+    app.add_typer(bank.app, name="bank")
+    app.command()(stats)
+    app.command()(compact)
+    app.command()(top)
+    for entry_point in entry_points(group="kvbank.commands"):
+        _register(app, entry_point)
+    return app
+
+
+def _register(app: typer.Typer, entry_point: EntryPoint) -> None:
+    part = typer.Typer()
+    try:
+        entry_point.load()(part)
+    except ModuleNotFoundError as error:
+        part = typer.Typer()
+        for name in _COMMANDS.get(entry_point.name, ()):
+            unavailable = _unavailable(missing(error.name, entry_point.name))
+            text = f"Needs kvbank[{entry_point.name}]."
+            part.command(name, help=text, context_settings=_TAKES_ANYTHING, add_help_option=False)(unavailable)
+    app.add_typer(part)
+
+
+def _unavailable(reason: str) -> Callable[[], None]:
+    def command() -> None:
+        raise Failed(reason)
+
+    return command
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(kvbank.__version__)
+        raise typer.Exit
+
+
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_print_version)
+    ] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show the traceback of an error, as KVBANK_DEBUG=1 does.")
+    ] = False,
+) -> None:
+    pass

@@ -1,0 +1,178 @@
+"""How a command ends. Whatever it raises becomes at most one line on stderr, and one of these exit codes.
+
+0    done.
+1    refused or failed; the line says what, and where it can, what to do.
+2    wrong usage; the line names the option or argument, and the command's help.
+70   a defect of kvbank (EX_SOFTWARE of sysexits.h); the line names the file that has the traceback.
+130  interrupted with Ctrl-C (128 + SIGINT).
+141  the reader of the output has left (128 + SIGPIPE); nothing is said.
+
+With `--debug` or KVBANK_DEBUG=1 the traceback of every error is shown besides.
+"""
+
+import errno
+import os
+import sys
+import tempfile
+import traceback
+import warnings
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import typer
+
+from kvbank.console.help import make_literal
+from kvbank.console.output import one_line
+from kvbank.console.streams import lost_output
+
+FAILED, USAGE, DEFECT, INTERRUPTED, READER_LEFT = 1, 2, 70, 130, 141
+
+# What an optional part of the package imports, and the extra that installs it.
+_EXTRA_OF_MODULE = {
+    **dict.fromkeys(("alembic", "faiss", "grpc_health", "grpc_reflection", "sqlalchemy"), "server"),
+    **dict.fromkeys(("prometheus_client", "pydantic_settings", "memory_service"), "server"),
+    **dict.fromkeys(("torch", "transformers", "tokenizers", "safetensors", "platformdirs", "model_worker"), "worker"),
+    **dict.fromkeys(("peft", "sacrebleu"), "icae"),
+}
+_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")  # torch says so in a RuntimeError
+
+
+class Failed(Exception):
+    """A command cannot go on; the text is one line for people."""
+
+    def __init__(self, text: str, code: int = FAILED) -> None:
+        super().__init__(text)
+        self.code = code
+
+
+def run(app: typer.Typer, name: str = "kvbank", arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run a command of `app` and end the process. arguments: those of the process, unless others are given."""
+    command = typer.main.get_command(app)
+    make_literal(command)
+    context: Any = None
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            context = command.make_context(name, list(sys.argv[1:] if arguments is None else arguments))
+            with context:
+                command.invoke(context)
+            sys.stdout.flush()
+    except BaseException as error:
+        debugging = bool(context is not None and context.params.get("debug")) or wants_debugging()
+        raise SystemExit(_tell(error, debugging)) from None
+    raise SystemExit(0)
+
+
+def wants_debugging() -> bool:
+    """Return whether the environment asks for tracebacks."""
+    return os.environ.get("KVBANK_DEBUG", "").lower() not in ("", "0", "false", "no")
+
+
+def say(text: str) -> None:
+    """Say something beside the output: one line on stderr."""
+    print(f"kvbank: {one_line(text)}", file=sys.stderr)
+
+
+def _show_warning(message: Any, category: Any, filename: str, lineno: int, file: Any = None, line: Any = None) -> None:
+    say(str(message))
+
+
+def _tell(error: BaseException, debugging: bool) -> int:
+    lost = lost_output()
+    # rich ends a command whose reader has left by SystemExit(1).
+    if lost is not None and isinstance(error, typer.Exit | SystemExit | OSError):
+        error = lost
+    code, text = _explained(error)
+    if debugging and not isinstance(error, typer.Exit | SystemExit):
+        traceback.print_exception(error)
+    elif code == DEFECT:
+        text = defect(error)
+    if text:
+        say(text)
+    return code
+
+
+def _explained(error: BaseException) -> tuple[int, str]:
+    """Exit code and line."""
+    import kvbank
+
+    match error:
+        case typer.Exit():
+            return error.exit_code, ""
+        case SystemExit():
+            return (error.code, "") if isinstance(error.code, int) else (int(bool(error.code)), str(error.code or ""))
+        case KeyboardInterrupt():
+            return INTERRUPTED, "interrupted"
+        case typer.Abort() if isinstance(error.__context__, KeyboardInterrupt):
+            return INTERRUPTED, "interrupted"
+        case typer.Abort() | EOFError():
+            return FAILED, "nothing was done: the question was not answered with yes"
+        case typer.TyperException():
+            return error.exit_code, _usage(error)
+        case Failed():
+            return error.code, str(error)
+        case ModuleNotFoundError() if extra_of(error.name):
+            return FAILED, missing(error.name, extra_of(error.name))
+        case kvbank.KVBankError():
+            return FAILED, str(error)
+        case BrokenPipeError():
+            return READER_LEFT, ""
+        case OSError() if error.errno is not None:
+            return FAILED, storage_error(error)
+        case UnicodeEncodeError():
+            return FAILED, f"{error.object[error.start : error.end]!r} cannot be said in {error.encoding}"
+        case UnicodeDecodeError():
+            return FAILED, f"what was read is not {error.encoding}: byte {error.object[error.start]:#x}"
+        case UnicodeError():
+            return FAILED, f"what was read is no text: {error}"
+        case RuntimeError() if str(error).startswith("Symlink loop"):  # before Python 3.13 of Path.resolve
+            return FAILED, str(error)
+    if isinstance(error, MemoryError) or any(words in str(error).lower() for words in _OUT_OF_MEMORY):
+        return FAILED, f"there is not enough memory: {error}"
+    return DEFECT, _named(error)
+
+
+def defect(error: BaseException) -> str:
+    """Return the line for an error that nobody foresaw, and write its traceback to a file."""
+    return f"{_named(error)}; this is a defect of kvbank, the traceback is {_kept(error)}"
+
+
+def _named(error: BaseException) -> str:
+    return f"{type(error).__name__}: {one_line(str(error), 400)}"
+
+
+def storage_error(error: OSError) -> str:
+    """Return which file an error is about, where it says so, and what is wrong."""
+    names = [os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)]
+    if not names and error.errno == errno.ENOENT:  # of os.getcwd, which names none
+        names = ["the working folder"]
+    return ": ".join([*([" to ".join(names)] if names else []), error.strerror or str(error)])
+
+
+def _usage(error: typer.TyperException) -> str:
+    text = error.format_message()
+    context = getattr(error, "ctx", None)
+    if not text or context is None:
+        return text
+    return f"{text.rstrip('.')}; see {context.command_path} --help"
+
+
+def extra_of(module: str | None) -> str | None:
+    """Return the extra that installs a module; None for one that no extra does."""
+    return _EXTRA_OF_MODULE.get((module or "").partition(".")[0])
+
+
+def missing(module: str | None, extra: str | None) -> str:
+    """Return the line for a module that is not installed."""
+    return f"module {module!r} is not installed: pip install 'kvbank[{extra}]'"
+
+
+def _kept(error: BaseException) -> str:
+    """Write the traceback to a file of its own; say where."""
+    try:
+        descriptor, path = tempfile.mkstemp(prefix="kvbank-", suffix=".log")
+        with open(descriptor, "w", encoding="utf-8", errors="backslashreplace") as file:
+            traceback.print_exception(error, file=file)
+    except OSError as trouble:
+        return f"nowhere, since no file could be written ({trouble.strerror}): KVBANK_DEBUG=1 shows it"
+    return f"in {path}"

@@ -1,0 +1,134 @@
+"""The calls over gRPC that are under way: each can be ended with an error that its caller is told, and none begins once
+the service stops.
+
+A server of grpc.aio tells a caller nothing when the task of a call is cancelled, and when it is stopped it cancels the
+calls that its core has and that were not handed over yet. So a call is ended by an error of its own, and gRPC's server
+is stopped when no call is left.
+"""
+
+import asyncio
+import time
+from collections.abc import Coroutine
+from contextvars import ContextVar
+from typing import Any
+
+from grpc._cython.cygrpc import ExecuteBatchError
+
+from memory_service.domain.errors import UNAVAILABLE, ServiceError
+from memory_service.observe import request as requests
+
+# Seconds in which calls that were ended must be gone.
+_FAREWELL_S = 1.0
+# While calls come faster than that, gRPC's core has some that it has not handed over; but for so long at most.
+_QUIET_S, _LONGEST_UNQUIET_S = 0.05, 0.5
+_DETAILS = "grpc-status-details-bin"
+
+
+def refuse(context: Any, refusal: ServiceError) -> None:
+    """Say how a call ends, with the reason; it is sent when its handling returns.
+
+    Not by gRPC's abort: the error that it raises, and keeps with the call, has the frames of the call, these have the
+    call, and the message of the last call of all stays in memory with it.
+    """
+    if request := requests.current():
+        request.reason = refusal.reason
+    context.set_code(refusal.code)
+    context.set_details(refusal.message)
+    context.set_trailing_metadata(((_DETAILS, refusal.status().SerializeToString()),))
+
+
+class Call:
+    """A call under way; it is made in the task that handles the call. `connection` names the connection of the caller;
+    it is "" where that cannot be told (a unix socket)."""
+
+    def __init__(self, peer: str) -> None:
+        self.connection = "" if peer.startswith("unix:") else peer
+        self.ended: ServiceError | None = None
+        task = asyncio.current_task()
+        assert task is not None
+        self._task = task
+
+    def end(self, error: ServiceError) -> None:
+        """End this call with an error, whatever its task waits for. Ending a call again does nothing."""
+        if self.ended is None and not self._task.done():
+            self.ended = error
+            self._task.cancel()
+
+    def resume(self) -> None:
+        """Let the task of a call that `end` has cancelled go on, so that it can tell the caller."""
+        self._task.uncancel()
+
+    def end_stalled(self) -> None:
+        """End this call because its caller is slow and others wait."""
+        text = "others waited for the memory that this call held while its caller sent or took next to nothing"
+        self.end(ServiceError(UNAVAILABLE, "NOT_SERVING", f"{text}; it was ended and can be made again"))
+
+
+_current: ContextVar[Call] = ContextVar("kvbank_call")
+
+
+def current() -> Call:
+    """Return the call that this task works on."""
+    return _current.get()
+
+
+class Calls:
+    """Holds all calls of one event loop that are under way."""
+
+    def __init__(self) -> None:
+        self._running: set[Any] = set()
+        self._draining = False
+        self._refused = 0
+        self._gone = asyncio.Event()
+
+    async def run(self, context: Any, handling: Coroutine[Any, Any, Any]) -> Any:
+        """Handle a call. Returns what `handling` does; where the call was refused or ended, an answer that is not
+        sent."""
+        if self._draining:
+            handling.close()
+            self._refused += 1
+            refuse(context, ServiceError(UNAVAILABLE, "NOT_SERVING", "the service is shutting down"))
+            return b""
+        call = Call(context.peer())
+        _current.set(call)
+        self._running.add(call)
+        # Not before gRPC has sent the answer.
+        context.add_done_callback(lambda _: self._left(call))
+        try:
+            return await handling
+        except asyncio.CancelledError:
+            if call.ended is None:
+                raise
+            call.resume()
+            refuse(context, call.ended)
+            return b""
+        except ExecuteBatchError:
+            raise asyncio.CancelledError from None  # its caller has gone
+
+    def _left(self, call: Call) -> None:
+        self._running.discard(call)
+        self._gone.set()
+
+    async def drain(self, grace: float) -> None:
+        """Let no call begin; give those that run `grace` seconds, and end the rest with an error that says so."""
+        busy = bool(self._running)
+        self._draining = True
+        await self._emptied(grace)
+        for call in list(self._running):
+            call.end(ServiceError(UNAVAILABLE, "NOT_SERVING", "the service stopped before this call was done"))
+        await self._emptied(_FAREWELL_S)
+        until = time.monotonic() + _LONGEST_UNQUIET_S
+        while (busy or self._refused) and time.monotonic() < until:
+            refused = self._refused
+            await asyncio.sleep(_QUIET_S)
+            if refused == self._refused:
+                break
+
+    async def _emptied(self, seconds: float) -> None:
+        until = time.monotonic() + seconds
+        while self._running and (left := until - time.monotonic()) > 0:
+            self._gone.clear()
+            try:
+                await asyncio.wait_for(self._gone.wait(), left)
+            except TimeoutError:
+                return

@@ -1,0 +1,320 @@
+"""Messages of kvbank.v1 to values of the domain and back. Refuses what the messages can say and the domain cannot."""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any, get_args
+
+import numpy as np
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from kvbank.v1 import bank_pb2, chunk_pb2, service_pb2
+from kvbank.wire import scalars as _scalars
+from memory_service.api import scalars
+from memory_service.domain.errors import INVALID_ARGUMENT, ServiceError, invalid
+from memory_service.domain.model import (
+    Bank,
+    Capacity,
+    Chunk,
+    DType,
+    EmbeddingSpec,
+    Eviction,
+    EvictionReason,
+    Expiry,
+    Filter,
+    IndexKind,
+    KvSpec,
+    Payload,
+    PayloadKind,
+    Policy,
+    PolicyKind,
+    Producer,
+    Quota,
+    Tensor,
+)
+from memory_service.domain.validate import MOST_LAYERS
+
+_DTYPES: Mapping[int, DType] = {bank_pb2.DataType.Value(f"DATA_TYPE_{name.upper()}"): name for name in get_args(DType)}
+_POLICIES: Mapping[int, PolicyKind] = {
+    bank_pb2.PolicyKind.Value(f"POLICY_KIND_{name.upper()}"): name for name in get_args(PolicyKind)
+}
+_INDEXES: Mapping[int, IndexKind] = {
+    bank_pb2.INDEX_KIND_UNSPECIFIED: "auto",
+    bank_pb2.INDEX_KIND_EXACT: "exact",
+    bank_pb2.INDEX_KIND_IVF: "ivf",
+}
+_KINDS: Mapping[int, PayloadKind] = {
+    chunk_pb2.PayloadKind.Value(f"PAYLOAD_KIND_{name.upper()}"): name for name in get_args(PayloadKind)
+}
+_DTYPE_NUMBERS: Mapping[str, Any] = {name: number for number, name in _DTYPES.items()}
+_KIND_NUMBERS: Mapping[str, Any] = {name: number for number, name in _KINDS.items()}
+_POLICY_NUMBERS: Mapping[str, Any] = {name: number for number, name in _POLICIES.items()}
+_INDEX_NUMBERS: Mapping[str, Any] = {name: number for number, name in _INDEXES.items()}
+_REASON_NUMBERS: Mapping[str, Any] = {
+    name: service_pb2.EvictionReason.Value(f"EVICTION_REASON_{name.upper()}") for name in get_args(EvictionReason)
+}
+
+
+# Three a layer of the largest bank.
+MOST_TENSORS = 3 * MOST_LAYERS
+MOST_CONDITIONS = 32
+MOST_VALUES = 1000
+# What a Timestamp may say, about: ten thousand years.
+_MOST_SECONDS = 10_000 * 366 * 24 * 3600
+
+
+def timestamp(microseconds: int) -> Timestamp:
+    """Return microseconds since 1970 as a Timestamp."""
+    seconds, rest = divmod(microseconds, 1_000_000)
+    return Timestamp(seconds=seconds, nanos=rest * 1000)
+
+
+def duration(microseconds: int) -> Duration:
+    """Return microseconds as a Duration."""
+    seconds, rest = divmod(microseconds, 1_000_000)
+    return Duration(seconds=seconds, nanos=rest * 1000)
+
+
+def index_number(kind: IndexKind) -> bank_pb2.IndexKind:
+    """Return the number of a kind of index in the contract."""
+    return _INDEX_NUMBERS[kind]  # type: ignore[no-any-return]
+
+
+# Banks
+
+
+def bank(message: bank_pb2.Bank) -> Bank:
+    """Read what a request says of a bank. Errors: INVALID_FIELD."""
+    kv = message.kv
+    if message.embedding.metric not in (bank_pb2.METRIC_UNSPECIFIED, bank_pb2.METRIC_INNER_PRODUCT):
+        raise invalid("bank.embedding.metric", "must be INNER_PRODUCT")
+    if message.index not in _INDEXES:
+        raise invalid("bank.index", "is not known")
+    quota = message.quota
+    return Bank(
+        name=message.name,
+        kv=KvSpec(
+            reader_digest=kv.reader_digest,
+            layers=tuple(kv.layers),
+            kv_heads=kv.kv_heads,
+            head_dim=kv.head_dim,
+            dtype=_DTYPES.get(kv.dtype),
+            reader_parts=dict(kv.reader_parts),
+            hidden_size=kv.hidden_size,
+        ),
+        embedding=EmbeddingSpec(message.embedding.embedder_digest, message.embedding.dimension),
+        capacity=capacity(message.capacity),
+        policy=policy(message.policy),
+        metadata=scalars.metadata("bank.metadata", message),
+        quota=Quota(quota.chunks, quota.tokens, quota.bytes),
+        expiry=expiry(message.expiry),
+        index=_INDEXES[message.index],
+    )
+
+
+def capacity(message: bank_pb2.Capacity) -> Capacity | None:
+    """Read a capacity; None means unbounded."""
+    unit = message.WhichOneof("limit")
+    return None if unit is None else Capacity(unit, getattr(message, unit))
+
+
+def policy(message: bank_pb2.EvictionPolicy) -> Policy:
+    """Read a policy; figures that are absent are those of MemLong. Errors: INVALID_FIELD."""
+    kind = _POLICIES.get(message.kind, "frequency")
+    if message.kind and message.kind not in _POLICIES:
+        raise invalid("bank.policy.kind", "is not known")
+    given = {name: getattr(message, name) for name in ("lower", "upper", "target") if message.HasField(name)}
+    return Policy(kind, **given)
+
+
+def expiry(message: bank_pb2.Expiry) -> Expiry:
+    """Read an expiry. A part of a microsecond counts as a whole one, because 0 would mean never."""
+    return Expiry(message.ttl.seconds * 1_000_000 - -message.ttl.nanos // 1000, message.renew)
+
+
+def _expiry_message(expiry: Expiry | None) -> bank_pb2.Expiry | None:
+    return bank_pb2.Expiry(ttl=duration(expiry.ttl), renew=expiry.renew) if expiry and expiry.ttl else None
+
+
+def bank_message(bank: Bank) -> bank_pb2.Bank:
+    """Make the message of a bank, with everything that the store knows."""
+    kv, policy = bank.kv, bank.policy
+    message = bank_pb2.Bank(
+        name=bank.name,
+        uid=bank.uid,
+        kv=bank_pb2.KvSpec(
+            reader_digest=kv.reader_digest,
+            reader_parts=kv.reader_parts,
+            layers=kv.layers,
+            kv_heads=kv.kv_heads,
+            head_dim=kv.head_dim,
+            dtype=_DTYPE_NUMBERS[kv.dtype] if kv.dtype else bank_pb2.DATA_TYPE_UNSPECIFIED,
+            hidden_size=kv.hidden_size,
+        ),
+        embedding=bank_pb2.EmbeddingSpec(
+            embedder_digest=bank.embedding.embedder_digest,
+            dimension=bank.embedding.dimension,
+            metric=bank_pb2.METRIC_INNER_PRODUCT,
+        ),
+        policy=bank_pb2.EvictionPolicy(
+            kind=_POLICY_NUMBERS[policy.kind], lower=policy.lower, upper=policy.upper, target=policy.target
+        ),
+        **_scalars.fields(bank.metadata),
+        create_time=timestamp(bank.created),
+        usage=bank_pb2.BankUsage(**asdict(bank.usage)),
+        quota=bank_pb2.Quota(**asdict(bank.quota)) if bank.quota != Quota() else None,
+        expiry=_expiry_message(bank.expiry),
+        index=_INDEX_NUMBERS[bank.index],
+    )
+    if bank.capacity is not None:
+        setattr(message.capacity, bank.capacity.unit, bank.capacity.limit)
+    return message
+
+
+# Chunks
+
+
+def chunk(message: chunk_pb2.Chunk) -> Chunk:
+    """Read what a write says of a chunk. Errors: INVALID_FIELD, TENSOR_MISMATCH."""
+    return Chunk(
+        key=message.idempotency_key,
+        start=message.start,
+        original_length=message.original_length,
+        stored_length=message.stored_length,
+        token_ids=np.asarray(message.token_ids, "<i4").tobytes(),
+        text=message.text,
+        metadata=scalars.metadata("chunk.metadata", message),
+        embedding=message.embedding,
+        payload=_payload(message.payload) if message.HasField("payload") else None,
+        pinned=message.pinned,
+        expiry=expiry(message.expiry) if message.HasField("expiry") else None,
+    )
+
+
+def _payload(message: chunk_pb2.PayloadDescriptor) -> Payload:
+    if message.kind not in _KINDS:
+        raise invalid("chunk.payload.kind", "must be LAYER_KV or SOFT_TOKENS")
+    if not message.tensors:
+        raise invalid("chunk.payload.tensors", "must not be empty")
+    if len(message.tensors) > MOST_TENSORS:
+        raise invalid("chunk.payload.tensors", f"are {len(message.tensors)}; at most {MOST_TENSORS} are taken")
+    producer = message.producer
+    loss = producer.measured_loss if producer.HasField("measured_loss") else None
+    return Payload(
+        tensors=tuple(_tensor(tensor) for tensor in message.tensors),
+        producer=Producer(producer.method, producer.version, producer.context, producer.adapter_digest, loss),
+        kind=_KINDS[message.kind],
+    )
+
+
+def _tensor(message: chunk_pb2.TensorDescriptor) -> Tensor:
+    dtype = _DTYPES.get(message.dtype)
+    if dtype is None:
+        text = f"tensor {message.name}: unknown dtype"
+        raise ServiceError(INVALID_ARGUMENT, "TENSOR_MISMATCH", text, tensor=message.name)
+    return Tensor(message.name, dtype, tuple(message.shape), 0, message.length, message.checksum)
+
+
+def chunk_message(chunk: Chunk) -> chunk_pb2.Chunk:
+    """Make the message of a chunk, with everything that the store knows, and the embedding where it was read."""
+    message = chunk_pb2.Chunk(
+        chunk_id=chunk.chunk_id,
+        bank=chunk.bank,
+        idempotency_key=chunk.key,
+        start=chunk.start,
+        original_length=chunk.original_length,
+        stored_length=chunk.stored_length,
+        token_ids=np.frombuffer(chunk.token_ids, "<i4").tolist(),
+        text=chunk.text,
+        **_scalars.fields(chunk.metadata),
+        embedding=chunk.embedding,
+        create_time=timestamp(chunk.created),
+        retrieval_count=chunk.retrieval_count,
+        last_retrieve_time=None if chunk.last_retrieved is None else timestamp(chunk.last_retrieved),
+        pinned=chunk.pinned,
+        expiry=_expiry_message(chunk.expiry),
+        expire_time=None if chunk.expires is None else timestamp(chunk.expires),
+    )
+    if chunk.payload is not None:
+        message.payload.CopyFrom(_payload_message(chunk.payload))
+    return message
+
+
+def _payload_message(payload: Payload) -> chunk_pb2.PayloadDescriptor:
+    producer = payload.producer
+    return chunk_pb2.PayloadDescriptor(
+        kind=_KIND_NUMBERS[payload.kind],
+        tensors=[
+            chunk_pb2.TensorDescriptor(
+                name=tensor.name,
+                dtype=_DTYPE_NUMBERS[tensor.dtype],
+                shape=tensor.shape,
+                offset=tensor.offset,
+                length=tensor.length,
+                checksum=tensor.checksum,
+            )
+            for tensor in payload.tensors
+        ],
+        producer=chunk_pb2.Producer(
+            method=producer.method,
+            version=producer.version,
+            context=producer.context,
+            adapter_digest=producer.adapter_digest,
+            measured_loss=producer.measured_loss,
+        ),
+        seed=payload.seed,
+        checksum=payload.checksum,
+        file_length=payload.file_length,
+        header_length=payload.header_length,
+        header_checksum=payload.header_checksum,
+    )
+
+
+# Filters
+
+
+def filter_(message: service_pb2.Filter) -> Filter:
+    """Read a filter. Errors: INVALID_FIELD."""
+    if len(message.metadata) > MOST_CONDITIONS:
+        raise invalid("filter.metadata", f"must have at most {MOST_CONDITIONS} conditions")
+    if sum(len(each.values) + len(each.typed.values) for each in message.metadata) > MOST_VALUES:
+        raise invalid("filter.metadata.values", f"must be at most {MOST_VALUES}, all conditions together")
+    made = Filter(
+        metadata=tuple(map(scalars.condition, message.metadata)),
+        created_from=_microseconds(message, "created_from"),
+        created_before=_microseconds(message, "created_before"),
+        start_from=message.start_from if message.HasField("start_from") else None,
+        start_before=message.start_before if message.HasField("start_before") else None,
+        pinned=message.pinned if message.HasField("pinned") else None,
+    )
+    for begin, end, name in (
+        (made.created_from, made.created_before, "created_before"),
+        (made.start_from, made.start_before, "start_before"),
+    ):
+        if begin is not None and end is not None and begin >= end:
+            raise invalid(f"filter.{name}", "must be after the beginning of the range")
+    return made
+
+
+def _microseconds(message: service_pb2.Filter, name: str) -> int | None:
+    """Return a bound of times in whole microseconds: the first one that is not before it."""
+    if not message.HasField(name):
+        return None
+    time: Timestamp = getattr(message, name)
+    if not (-_MOST_SECONDS <= time.seconds <= _MOST_SECONDS and 0 <= time.nanos < 10**9):
+        raise invalid(f"filter.{name}", "is not a time")
+    return time.seconds * 1_000_000 - (-time.nanos // 1000)
+
+
+def eviction_message(eviction: Eviction) -> service_pb2.Eviction:
+    """Make the message of a chunk that went, or would go."""
+    return service_pb2.Eviction(
+        chunk_id=eviction.chunk_id,
+        reason=_REASON_NUMBERS[eviction.reason],
+        retrieval_count=eviction.retrieval_count,
+        start=eviction.start,
+        stored_length=eviction.stored_length,
+        create_time=timestamp(eviction.created),
+        evict_time=None if eviction.evicted is None else timestamp(eviction.evicted),
+        **_scalars.fields(eviction.metadata),
+    )

@@ -1,0 +1,195 @@
+"""Requests, from the bytes that came to the message that a method takes. This file owns the bound on the memory that
+these bytes may become.
+
+Protobuf makes an object of as little as two bytes of a message, which takes fifty times their memory. So a message is
+bounded by its size, and the parts of a large one are counted before any of them is made. What is no message of its
+method is refused with a reason; grpc.aio itself would answer UNKNOWN.
+"""
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
+from typing import Any, NamedTuple
+
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from google.protobuf.message import DecodeError, Message
+from google.protobuf.message_factory import GetMessageClass
+
+from kvbank.wire import frames as _frames
+from memory_service.domain.errors import RESOURCE_EXHAUSTED, UNAVAILABLE, ServiceError, invalid
+
+# The bytes of a message that moves no vectors or tensors.
+LARGEST_REQUEST = 4 * 1024 * 1024
+# The parts of a message are its fields and those of the messages in it; each takes about 100 bytes of memory. Eight
+# bytes of packed numbers count as a part, or four where the numbers have 64 bits.
+MOST_PARTS = 500_000
+# Shorter messages are not counted, and cost less than a visit to another thread.
+SHORT = 16 * 1024
+_LONG = (FieldDescriptor.CPPTYPE_INT64, FieldDescriptor.CPPTYPE_UINT64, FieldDescriptor.CPPTYPE_DOUBLE)
+_VARINT, _FIXED64, _DELIMITED, _FIXED32 = 0, 1, 2, 5
+
+
+class TooManyParts(ServiceError):
+    """TOO_LARGE: a message has more parts than are taken; `field` names the field in which that was seen."""
+
+    def __init__(self, field: str) -> None:
+        text = f"{field}: the message has more than {MOST_PARTS} parts; send fewer at once"
+        super().__init__(RESOURCE_EXHAUSTED, "TOO_LARGE", text, limit=MOST_PARTS, field=field)
+
+
+class Decoder:
+    """Makes the messages of one type."""
+
+    def __init__(self, kind: type[Message], most_bytes: int = LARGEST_REQUEST) -> None:
+        self._kind = kind
+        self._most_bytes = most_bytes
+
+    def __call__(self, data: bytes) -> Any:
+        """Make the message of these bytes. Blocks for as long as a tenth of a second. Errors: TOO_LARGE; INVALID_FIELD
+        for bytes that are no such message."""
+        if (size := len(data)) > self._most_bytes:
+            text = f"a request of {size} bytes; at most {self._most_bytes} are taken"
+            raise ServiceError(RESOURCE_EXHAUSTED, "TOO_LARGE", text, limit=self._most_bytes, size=size)
+        try:
+            if size > SHORT:
+                _counted(data, 0, size, _schema(self._kind.DESCRIPTOR), MOST_PARTS)
+            return self._kind.FromString(data)
+        except (DecodeError, IndexError):
+            raise invalid("request", "the bytes are not a message of this method") from None
+
+
+class Received(NamedTuple):
+    """The bytes of a request, with what makes its message."""
+
+    data: bytes
+    decoder: Decoder
+
+    def message(self) -> Any:
+        """Make the message. Errors: those of `Decoder`."""
+        return self.decoder(self.data)
+
+
+class HeldRequests:
+    """Counts the bytes of the requests in memory, from their coming to the end of their calls, and bounds them. A
+    request that does not fit is refused: if it waited, it would hold the very memory that there is no room for. Used in
+    the event loop alone."""
+
+    def __init__(self, limit: int) -> None:
+        """limit: the bytes of all requests together; a single one may be larger than that."""
+        self._limit = limit
+        self._taken = 0
+
+    @contextmanager
+    def of(self, received: Received) -> Iterator[None]:
+        """Count a request in the block. Errors: NOT_SERVING (the request can be made again) when there are too many."""
+        size = len(received.data)
+        if size > SHORT and self._taken and self._taken + size > self._limit:
+            text = f"requests of {self._taken} bytes are under way, and this one has {size}; it can be made again"
+            raise ServiceError(UNAVAILABLE, "NOT_SERVING", text)
+        self._taken += size
+        try:
+            yield
+        finally:
+            self._taken -= size
+
+
+async def frames(requests: AsyncIterator[Received], run: Callable[..., Awaitable[Any]]) -> AsyncIterator[Any]:
+    """Yield the frames of a write stream: views of data, and messages.
+
+    run: makes a call in a storage thread. Errors: those of `Decoder`.
+    """
+    async for received in requests:
+        frame: Any = _frames.data(received.data)
+        if frame is None:
+            message = received.message() if len(received.data) <= SHORT else await run(received.message)
+            frame = memoryview(message.data) if message.WhichOneof("frame") == "data" else message
+        del received  # what is done with the frame may take long
+        yield frame
+        del frame
+
+
+class _Field(NamedTuple):
+    """The content of a length-delimited field: a message whose fields are `schema`, or, where that is None, packed
+    numbers, of which `packed` bytes count as a part."""
+
+    name: str
+    schema: "Mapping[int, _Field] | None"
+    packed: int = 0
+
+
+@cache
+def _schema(kind: Descriptor) -> Mapping[int, _Field]:
+    """Return the fields of a message that have parts, by number. Texts and bytes have none."""
+    made: dict[int, _Field] = {}
+    for field in kind.fields:
+        if field.message_type is not None:
+            made[field.number] = _Field(field.name, _schema(field.message_type))
+        elif field.is_repeated and field.cpp_type != FieldDescriptor.CPPTYPE_STRING:
+            made[field.number] = _Field(field.name, None, 4 if field.cpp_type in _LONG else 8)
+    return made
+
+
+def _counted(data: bytes, at: int, end: int, schema: Mapping[int, _Field], left: int) -> int:
+    """Count the parts of the message at `at` to `end`, and return how many of `left` are left. Errors: TooManyParts;
+    IndexError for bytes that are no message.
+
+    It is one loop without calls for the common cases, because it looks at every field of a large message.
+    """
+    while at < end:
+        left -= 1
+        tag = data[at]
+        at += 1
+        if tag > 0x7F:
+            tag, at = _varint(data, at - 1)
+        wire = tag & 7
+        field = schema.get(tag >> 3)
+        if left < 0:
+            raise TooManyParts(field.name if field else "request")
+        if wire == _DELIMITED:
+            length = data[at]
+            at += 1
+            if length > 0x7F:
+                length, at = _varint(data, at - 1)
+            if at + length > end:
+                raise IndexError
+            if field is not None:
+                left = _left_after(data, at, at + length, field, left)
+            at += length
+        elif wire == _VARINT:
+            while data[at] > 0x7F:
+                at += 1
+            at += 1
+        elif wire in (_FIXED64, _FIXED32):
+            at += 8 if wire == _FIXED64 else 4
+        else:  # a group, which no message of ours has
+            raise IndexError
+    return left
+
+
+def _left_after(data: bytes, begin: int, end: int, field: _Field, left: int) -> int:
+    if field.schema is not None:
+        return _counted(data, begin, end, field.schema, left)
+    left -= (end - begin) // field.packed
+    if left < 0:
+        raise TooManyParts(field.name)
+    return left
+
+
+def _varint(data: bytes, at: int) -> tuple[int, int]:
+    """Read a number of variable length, and return it with the place where it ends."""
+    value = shift = 0
+    while True:
+        byte = data[at]
+        at += 1
+        value |= (byte & 0x7F) << shift
+        shift += 7
+        if byte < 0x80:
+            return value, at
+        if shift > 63:
+            raise IndexError
+
+
+def receiver(kind: Descriptor, most_bytes: int) -> Callable[[bytes], Received]:
+    """Make what gRPC calls in the event loop with the bytes of a request. It raises nothing, as gRPC demands of it."""
+    decoder = Decoder(GetMessageClass(kind), most_bytes)
+    return lambda data: Received(data, decoder)

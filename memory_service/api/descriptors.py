@@ -1,0 +1,24 @@
+"""File descriptors: how many this process may have, and that connections leave enough for files."""
+
+import resource
+from contextlib import suppress
+
+from memory_service.storage.verify import MOST_OPEN
+
+# Payloads that are being sent; and the database for each thread, indexes, logs, sockets that listen, direct calls.
+_FOR_FILES = MOST_OPEN + 256
+_FEWEST = 16
+
+
+def raise_limit() -> None:
+    """Let this process have as many descriptors as the system allows; for a process that is a server and nothing
+    else."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(OSError, ValueError):  # macOS says that there is no bound, and has one
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def for_connections(wanted: int) -> int:
+    """Return how many connections to accept, at most `wanted`."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return wanted if soft == resource.RLIM_INFINITY else min(wanted, max(_FEWEST, soft - _FOR_FILES))

@@ -1,0 +1,72 @@
+"""gRPC's health service (grpc.health.v1). Owns the look at the storage, without which nothing can be served."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+
+from memory_service.observe.troubles import Condition
+
+NAME = health.SERVICE_NAME
+# Seconds between two looks at the storage, and those that one may take.
+PROBE_S = 5.0
+_PATIENCE_S = 5.0
+
+
+class Health:
+    """Tells SERVING while the condition is ready, and NOT_SERVING otherwise. Between `begin` and `end` it also asks the
+    storage again and again, and notes in the condition whether that answers."""
+
+    def __init__(self, condition: Condition, services: Sequence[str], probe: Callable[[], None]) -> None:
+        """services: the names of the services whose health is told, besides that of the whole. probe: a call that reads
+        the storage; it blocks, and raises the error of a storage that fails."""
+        self._condition = condition
+        self._services = ("", *services)
+        self._probe = probe
+        self._servicer = health.aio.HealthServicer()
+        self._told: bool | None = None
+        self._looking: asyncio.Task[None] | None = None
+        self._asked: asyncio.Future[None] | None = None
+
+    def add_to(self, server: Any) -> None:
+        """Let a server of grpc.aio answer those who ask for the health."""
+        health_pb2_grpc.add_HealthServicer_to_server(self._servicer, server)
+
+    async def begin(self) -> None:
+        """Tell the health for the first time, and begin to ask the storage."""
+        await self.tell()
+        self._looking = asyncio.create_task(self._look())
+
+    async def end(self) -> None:
+        """Stop asking the storage, and wait some seconds for a probe that still runs."""
+        if self._looking is not None:
+            self._looking.cancel()
+        if self._asked is not None:
+            done, _ = await asyncio.wait([self._asked], timeout=_PATIENCE_S)
+            for asked in done:
+                asked.exception()
+
+    async def tell(self) -> None:
+        """Tell callers the health, where they were told another one last."""
+        serving = self._condition.ready()
+        if serving != self._told:
+            self._told = serving
+            status = health_pb2.HealthCheckResponse
+            for name in self._services:
+                await self._servicer.set(name, status.SERVING if serving else status.NOT_SERVING)
+
+    async def _look(self) -> None:
+        while True:
+            asked = self._asked = asyncio.ensure_future(asyncio.to_thread(self._probe))
+            done, _ = await asyncio.wait([asked], timeout=_PATIENCE_S)
+            if not done:
+                self._condition.begin("storage", f"it has not answered for {_PATIENCE_S} s", stops=True)
+                await self.tell()
+                await asyncio.wait([asked])
+            if error := asked.exception():
+                self._condition.begin("storage", f"{type(error).__name__}: {error}", stops=True)
+            else:
+                self._condition.end("storage")
+            await self.tell()
+            await asyncio.sleep(PROBE_S)

@@ -1,0 +1,98 @@
+"""The bytes of an answer on their way out: read and verified in a storage thread while those before them are sent.
+
+Owns the bounds on what an answer holds in memory, whatever its size and however slowly its caller reads.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
+from itertools import islice
+
+import numpy as np
+
+from kvbank.wire import frames as _frames
+from memory_service.api import calls
+from memory_service.api.budget import Budget
+from memory_service.domain.errors import UNAVAILABLE, ServiceError
+from memory_service.observe.metrics import Metrics
+from memory_service.operations.banks import damaged_chunk
+from memory_service.operations.reading import Opened, Recall
+from memory_service.storage.local.files.objects import DamagedError
+
+# Frames that one visit to a storage thread makes ready; as many are being sent meanwhile.
+AHEAD = 2
+
+
+class Sender:
+    """Turns the files of answers into data frames."""
+
+    def __init__(self, recall: Recall, pool: ThreadPoolExecutor, budget: Budget, metrics: Metrics) -> None:
+        self._recall = recall
+        self._pool = pool
+        self._budget = budget
+        self._sent = metrics.sent_bytes.labels("stream")
+        self._reading = metrics.stages["read"]
+
+    async def frames(self, found: Sequence[Opened]) -> AsyncGenerator[bytes]:
+        """Frames of about 1 MiB, as they go over the wire; the caller closes this, and then the files.
+
+        Errors: CHECKSUM_MISMATCH; STORAGE_ERROR (to be asked again) for a file that was not held open and is gone.
+        """
+        loop = asyncio.get_running_loop()
+        total = sum(item.file.length for item in found)
+        if not total:
+            return
+        call = calls.current()
+        size = min(total, 2 * AHEAD * _frames.FRAME_BYTES)
+        share = await self._budget.take(size, call.end_stalled, owner=call.connection)
+        frames = self._read(found, min(total, _frames.FRAME_BYTES))
+        # With the context, so that what a storage thread logs carries the request.
+        run = copy_context().run
+
+        def take(count: int) -> asyncio.Future[list[bytes]]:
+            return loop.run_in_executor(self._pool, run, self._take, frames, count)
+
+        ahead = take(1)  # alone, because nothing is being sent meanwhile
+        try:
+            # Shielded, so that it ends with its thread and not with the call.
+            while batch := await asyncio.shield(ahead):
+                ahead = take(AHEAD)
+                for frame in batch:
+                    yield frame
+                    share.progress(len(frame))
+            self._sent.inc(total)
+        finally:
+            # A thread may still be reading; not one of its files is closed before.
+            try:
+                await asyncio.wait([ahead])
+            finally:
+                share.give()
+            ahead.cancelled() or ahead.exception()
+
+    def _take(self, frames: Iterator[bytes], count: int) -> list[bytes]:
+        with self._reading.time():
+            return list(islice(frames, count))
+
+    def _read(self, found: Sequence[Opened], frame_bytes: int) -> Iterator[bytes]:
+        buffer, filled = np.empty(frame_bytes, np.uint8).data, 0
+        for item in found:
+            while count := self._fill(item, buffer[filled:]):
+                filled += count
+                if filled == frame_bytes:
+                    yield _frames.encode([buffer])
+                    filled = 0
+        if filled:
+            yield _frames.encode([buffer[:filled]])
+
+    def _fill(self, item: Opened, room: memoryview) -> int:
+        try:
+            return item.file.fill(room)
+        except DamagedError as error:
+            # Or was quarantined already, by another caller who met it.
+            refusal = self._recall.damaged(item.bank, item.chunk_id)
+            raise refusal or damaged_chunk(item.chunk_id) from error
+        except FileNotFoundError as error:
+            text = f"chunk {item.chunk_id} went while the answer was being sent; ask again"
+            gone = ServiceError(UNAVAILABLE, "STORAGE_ERROR", text, errno="ENOENT")
+            raise self._recall.damaged(item.bank, item.chunk_id) or gone from error

@@ -1,0 +1,294 @@
+"""Build, start, stop. Owns the order of a clean shutdown."""
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import sqlite3
+import threading
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import grpc
+from grpc_reflection.v1alpha import reflection
+from sqlalchemy.exc import DBAPIError
+
+from kvbank.v1 import service_pb2
+from kvbank.wire import addresses
+from memory_service.api import health
+from memory_service.api.calls import Calls
+from memory_service.api.descriptors import for_connections, raise_limit
+from memory_service.api.endpoint import Endpoint
+from memory_service.api.health import Health
+from memory_service.api.interceptor import Interceptor
+from memory_service.api.local_socket import Call, DirectCalls
+from memory_service.api.service import MemoryService, handlers
+from memory_service.api.stats import Stats
+from memory_service.api.threads import StorageThreads
+from memory_service.domain.clock import Clock
+from memory_service.domain.errors import StartError
+from memory_service.observe import logs
+from memory_service.observe.metrics import Metrics
+from memory_service.observe.observation import Observer
+from memory_service.observe.process_memory import keep_memory, leave_imports_alone
+from memory_service.operations.banks import Banks
+from memory_service.settings import LONGEST_SOCKET_PATH, Settings, load, unknown_variables
+from memory_service.storage.local.files import access, ballast
+from memory_service.storage.local.files.folder import DataFolder
+from memory_service.storage.local.files.staging import FORGOTTEN_S, SameHost
+
+SERVICE = service_pb2.DESCRIPTOR.services_by_name["MemoryService"].full_name
+MOST_STREAMS = 256
+# For what gRPC still has to send when no call is left; callers who watch the health are left then.
+_LAST_BYTES_S = 0.25
+# What a storage thread gets for a step that nobody waits for any more.
+_LAST_STEP_S = 10.0
+_LOOPBACK = ("127.", "localhost:", "[::1]:", "unix:")
+_log = logging.getLogger(__name__)
+
+
+class Server:
+    """A serving memory service; made by `start`, used in the event loop that made it."""
+
+    def __init__(self, settings: Settings, clock: Clock | None = None) -> None:
+        """Open the data folder; `clock`: where a test hands in its own. Errors: StartError."""
+        logs.leave_out_callers_who_left()
+        for line in unknown_variables():
+            _log.warning("%s", line)
+        _check_listen(settings.listen, settings.insecure)
+        if settings.same_host and not settings.listen.startswith("unix:"):
+            raise StartError(f"same_host needs a unix socket; {settings.listen} is none")
+        if settings.metrics_listen:
+            if settings.metrics_listen.startswith("unix:"):
+                raise StartError("metrics are served at HOST:PORT, not on a unix socket")
+            _check_listen(settings.metrics_listen, settings.insecure)
+        self._settings = settings
+        self._folder = DataFolder(settings.data)
+        self._metrics = Metrics()
+        self._endpoint: Endpoint | None = None
+        with ExitStack() as opened:
+            opened.callback(self._folder.release)
+            try:
+                ballast.drop_if_needed(settings.data)
+                access.tighten(settings.data)
+                self._same_host = SameHost(settings.data) if settings.same_host else None
+                if self._same_host is not None:
+                    opened.callback(self._same_host.close)
+                self._banks = Banks(settings, self._metrics, clock)
+                ballast.take(settings.data, settings.min_free)
+            except (OSError, DBAPIError, sqlite3.Error, UnicodeError) as error:
+                raise StartError(f"cannot open {settings.data}: {ballast.explained(settings.data, error)}") from error
+            opened.pop_all()
+        self._threads = StorageThreads(settings.storage_threads)
+        stats = Stats(self._banks, settings, self._metrics)
+        self._service = MemoryService(self._banks, settings, self._threads, stats, self._metrics, self._same_host)
+        self._observer = Observer(self._metrics)
+        self._calls = Calls()
+        self._direct: DirectCalls | None = None
+        self._server: Any = None
+        self._sweeper: asyncio.Task[None] | None = None
+        self._condition = self._metrics.condition
+        self._health = Health(self._condition, [SERVICE], self._banks.probe)
+        self.address = ""
+
+    async def start(self) -> None:
+        """Bind and serve; `address` is then what clients connect to. Closes all where it fails. Errors: StartError."""
+        try:
+            await self._begin()
+        except BaseException:
+            await self._end(None)
+            raise
+
+    async def _begin(self) -> None:
+        limit = self._settings.max_message_bytes
+        self._server = grpc.aio.server(
+            options=_options(self._settings),
+            interceptors=[Interceptor(self._observer, self._calls)],
+            maximum_concurrent_rpcs=self._settings.max_calls,
+        )
+        self._server.add_registered_method_handlers(SERVICE, handlers(self._service, limit))
+        self._health.add_to(self._server)
+        if self._settings.reflection:
+            reflection.enable_server_reflection((SERVICE, health.NAME, reflection.SERVICE_NAME), self._server)
+        # Before gRPC's port, which a server that is bound and was never started does not give back.
+        if self._settings.metrics_listen:
+            self._endpoint = Endpoint(self._metrics.registry, self._condition)
+            await self._endpoint.listen(self._settings.metrics_listen)
+        self.address = self._bind()
+        await self._server.start()
+        if self._same_host is not None:
+            self._sweeper = asyncio.create_task(_sweep(self._same_host))
+            if DirectCalls.possible(self._same_host.socket):
+                self._direct = self._take_direct_calls(self._same_host.socket)
+        await self._health.begin()
+
+    def _take_direct_calls(self, socket: Path) -> DirectCalls:
+        calls: dict[str, Call] = {"retrieve": self._service.retrieve_files, "fetch": self._service.fetch_files}
+        return DirectCalls(socket, calls, self._observer, self._settings.max_message_bytes)
+
+    def _bind(self) -> str:
+        listen = self._settings.listen
+        try:
+            port = self._server.add_insecure_port(addresses.for_grpc(listen))
+        except RuntimeError as error:
+            raise StartError(f"cannot listen on {listen}") from error
+        return listen if listen.startswith("unix:") else f"{listen.rpartition(':')[0]}:{port}"
+
+    @property
+    def metrics_address(self) -> str:
+        """The HOST:PORT of /metrics; empty when it is off."""
+        return self._endpoint.address if self._endpoint else ""
+
+    async def stop(self) -> None:
+        """Stop: tell NOT_SERVING, begin no call, let those that run finish within the grace time, then close the
+        storage."""
+        self._service.drain()
+        self._condition.begin("stopping", "what runs gets the grace time", stops=True, wanted=True)
+        await self._health.tell()
+        await self._end(self._settings.grace)
+
+    async def _end(self, grace: float | None) -> None:
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+        stopped = [self._calls.drain(grace)] if grace is not None else []
+        if self._direct is not None:
+            stopped.append(asyncio.to_thread(self._direct.close, grace or 0))
+        await asyncio.gather(*stopped)
+        if self._server is not None:
+            await self._server.stop(_LAST_BYTES_S if grace is not None else None)
+        if self._endpoint is not None:
+            await self._endpoint.close()
+        await self._health.end()
+        await asyncio.to_thread(self._close)
+
+    def _close(self) -> None:
+        self._threads.close(_LAST_STEP_S)
+        self._banks.close()
+        if self._same_host is not None:
+            self._same_host.close()
+        self._folder.release()
+
+
+def _options(settings: Settings) -> list[tuple[str, int]]:
+    """Return the options of gRPC's server."""
+    return [
+        # A peer that is gone is noticed after some 80 s; clients may ask as often.
+        ("grpc.keepalive_time_ms", 60_000),
+        ("grpc.keepalive_timeout_ms", 20_000),
+        ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+        ("grpc.max_receive_message_length", settings.max_message_bytes),
+        ("grpc.max_send_message_length", settings.max_message_bytes),
+        # Without SO_REUSEPORT a second server on the port is an error, not a lottery.
+        ("grpc.so_reuseport", 0),
+        # These are of one connection; a client keeps further calls to itself until others have ended.
+        ("grpc.max_concurrent_streams", MOST_STREAMS),
+        # No compression: gRPC would make sixty thousand bytes of sixty before the service could refuse them.
+        ("grpc.compression_enabled_algorithms_bitset", 1),
+        ("grpc.max_allowed_incoming_connections", for_connections(settings.max_connections)),
+    ]
+
+
+async def _sweep(same_host: SameHost) -> None:
+    while True:
+        await asyncio.sleep(FORGOTTEN_S / 4)
+        await asyncio.to_thread(same_host.sweep)
+
+
+async def serve(settings: Settings, ready: Any) -> None:
+    """Serve until SIGTERM or SIGINT; `ready` is called with the address. Errors: StartError."""
+    keep_memory()
+    raise_limit()
+    server = Server(settings)
+    await server.start()
+    try:
+        stopping = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+        leave_imports_alone()
+        ready(server.address)
+        await stopping.wait()
+    finally:
+        await server.stop()
+
+
+def _check_listen(listen: str, insecure: bool) -> None:
+    """Refuse an address that cannot be had, or that others can reach. Errors: StartError."""
+    _check_address(listen)
+    if not insecure and not listen.startswith(_LOOPBACK):
+        text = f"{listen} can be reached by others and there is no authentication yet; allow it with"
+        raise StartError(f"{text} --insecure, or listen on 127.0.0.1 or a unix socket")
+
+
+def _check_address(listen: str) -> None:
+    """Refuse an address that cannot be had, with the reason, which gRPC only prints; it also takes a port modulo 65536.
+    Errors: StartError."""
+    if listen.startswith("unix:"):
+        path = Path(listen.removeprefix("unix:"))
+        if not path.parent.is_dir() or len(os.fsencode(path)) > LONGEST_SOCKET_PATH:
+            why = f"its folder must exist, and its path have at most {LONGEST_SOCKET_PATH} bytes"
+            raise StartError(f"cannot listen on {listen}: {why}")
+        return
+    host, _, port = listen.rpartition(":")
+    if not host or not port.isdecimal() or int(port) > 65535:
+        raise StartError(f"cannot listen on {listen!r}: it is neither HOST:PORT nor unix:PATH")
+    try:
+        found = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, kind, protocol, _, address = found[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        raise StartError(f"cannot listen on {listen}: {error.strerror}") from error
+
+
+class LocalServer:
+    """A server in this process, in a thread with a loop of its own.
+
+    `address`: what to connect to. `stop()` or leaving the context ends it. Errors of the constructor: StartError,
+    SettingsError.
+    """
+
+    def __init__(
+        self, data: str | Path, listen: str = "127.0.0.1:0", *, clock: Clock | None = None, **settings: Any
+    ) -> None:
+        """`settings`: fields of memory_service.settings.Settings; `clock`: where a test hands in its own."""
+        self._settings = load({"data": Path(data), "listen": listen, **settings})
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="kvbank-server", daemon=True)
+        self._thread.start()
+        try:
+            self._server: Server | None = asyncio.run_coroutine_threadsafe(self._start(clock), self._loop).result()
+        except BaseException:
+            self._end_loop()
+            raise
+        self.address = self._server.address
+        self.metrics_address = self._server.metrics_address
+
+    async def _start(self, clock: Clock | None) -> Server:
+        server = Server(self._settings, clock)
+        await server.start()
+        return server
+
+    def stop(self) -> None:
+        """Finish what runs, close the folder. A second call does nothing."""
+        server, self._server = self._server, None
+        if server is not None:
+            asyncio.run_coroutine_threadsafe(server.stop(), self._loop).result()
+            self._end_loop()
+
+    def _end_loop(self) -> None:
+        asyncio.run_coroutine_threadsafe(self._loop.shutdown_default_executor(), self._loop).result()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    def __enter__(self) -> "LocalServer":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()

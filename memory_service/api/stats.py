@@ -1,0 +1,117 @@
+"""What the service holds at this moment: for GetStats, and for a scrape beside what `metrics` has counted."""
+
+import os
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from prometheus_client.metrics_core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from kvbank.v1 import service_pb2 as pb
+from memory_service import __version__
+from memory_service.api import convert
+from memory_service.domain import validate
+from memory_service.domain.model import Bank, IndexStats
+from memory_service.observe.metrics import Metrics
+from memory_service.operations.banks import Banks
+from memory_service.settings import Settings
+from memory_service.storage.local.files.disk_space import free_bytes
+from memory_service.storage.local.records import bank_rows
+
+
+class Stats(Collector):
+    """Reads; blocks; for storage threads and the thread of `/metrics`."""
+
+    def __init__(self, banks: Banks, settings: Settings, metrics: Metrics) -> None:
+        self._banks = banks
+        self._settings = settings
+        self._registry = metrics.registry
+        self._started = banks.records.clock.now_us()
+        self._registry.register(self)
+
+    def of_banks(self, names: Sequence[str]) -> pb.GetStatsResponse:
+        """Make the statistics of the banks of these names. Errors: BANK_NOT_FOUND, INVALID_FIELD."""
+        validate.names("banks", names)
+        return self._answer([self._stats_of(self._banks.get(name)) for name in names], samples=True)
+
+    def page(self, after: str, size: int) -> pb.GetStatsResponse:
+        """Make the statistics of a page of all banks, which begins behind a name."""
+        banks, more = self._banks.after(after, size)
+        answer = self._answer(list(map(self._stats_of, banks)), samples=not after)
+        answer.next_page_token = banks[-1].name if more else ""
+        return answer
+
+    def _answer(self, banks: Sequence[pb.BankStats], *, samples: bool) -> pb.GetStatsResponse:
+        database, now = self._banks.vacuum.sizes(), self._banks.records.clock.now_us()
+        return pb.GetStatsResponse(
+            version=__version__,
+            store_id=self._banks.records.store_id,
+            start_time=convert.timestamp(self._started),
+            resident_bytes=_resident_bytes(),
+            free_bytes=free_bytes(self._settings.data),
+            database_bytes=database.taken,
+            database_free_bytes=database.free,
+            index_bytes=_bytes_below(self._settings.data / "indexes"),
+            uptime=convert.duration(now - self._started),
+            banks=banks,
+            samples=[
+                pb.MetricSample(name=sample.name, labels=sample.labels, value=sample.value)
+                for sample in (self._registry.samples() if samples else ())
+            ],
+        )
+
+    def _stats_of(self, bank: Bank) -> pb.BankStats:
+        return pb.BankStats(bank=convert.bank_message(bank), index=_index_message(self._banks.indexes.stats(bank)))
+
+    def collect(self) -> Iterable[Metric]:
+        """Yield the gauges over all banks."""
+        with self._banks.records.read() as connection:
+            banks, chunks, tokens, size = bank_rows.totals(connection)
+        loaded = [index for index in map(self._banks.indexes.stats, self._banks.known()) if index.loaded]
+        info = GaugeMetricFamily("kvbank_info", "1, with what this server is.", labels=["version", "durability"])
+        info.add_metric([__version__, self._settings.durability], 1)
+        yield info
+        for name, text, value in (
+            ("kvbank_banks", "Banks.", banks),
+            ("kvbank_chunks", "Live chunks.", chunks),
+            ("kvbank_stored_tokens", "Tokens of live chunks, after compression.", tokens),
+            ("kvbank_stored_bytes", "Bytes of live chunks: K-V, vectors, texts, metadata.", size),
+            ("kvbank_database_bytes", "Bytes of the database with its log.", self._banks.vacuum.sizes().taken),
+            ("kvbank_evictions_stalled", "Banks whose eviction cannot be written.", self._banks.stalled_evictions),
+            ("kvbank_disk_free_bytes", "Free on the disk that holds the data folder.", free_bytes(self._settings.data)),
+            ("kvbank_index_banks", "Banks whose index is in memory.", len(loaded)),
+            ("kvbank_index_segments", "Segments of indexes in memory.", sum(index.segments for index in loaded)),
+            ("kvbank_index_vectors", "Vectors in memory, removed ones too.", sum(index.vectors for index in loaded)),
+            ("kvbank_index_tombstones", "Removed, and not yet compacted away.", sum(i.tombstones for i in loaded)),
+            ("kvbank_index_bytes", "Memory of the indexes.", sum(index.memory_bytes for index in loaded)),
+        ):
+            yield GaugeMetricFamily(name, text, value=value)
+
+
+def _index_message(stats: IndexStats) -> pb.IndexStats:
+    return pb.IndexStats(
+        kind=convert.index_number(stats.kind),
+        loaded=stats.loaded,
+        vectors=stats.vectors,
+        tombstones=stats.tombstones,
+        memory_bytes=stats.memory_bytes,
+        recall=stats.recall,
+    )
+
+
+def _bytes_below(folder: Path) -> int:
+    """Of the files in a folder's folders, as far as they are still there."""
+    total = 0
+    for path in folder.glob("*/*"):
+        with suppress(FileNotFoundError):
+            total += path.stat().st_size
+    return total
+
+
+def _resident_bytes() -> int:
+    """Of this process; 0 where the system does not say."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
+    except OSError:
+        return 0

@@ -1,0 +1,172 @@
+"""`kvbank check`, `repair`, `backup`, `restore`."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from kvbank.console.output import print_json, print_line
+from kvbank.console.progress import progress
+from memory_service.cli.errors import told
+
+Data = Annotated[Path, typer.Argument(metavar="DATA", help="Data folder.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+_UNITS = ("B", "kB", "MB", "GB", "TB")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    for command in (check, repair, backup, restore):
+        app.command()(command)
+
+
+def check(
+    data: Annotated[Path, typer.Argument(metavar="DATA", help="Data folder, served or not, or a backup.")],
+    fast: Annotated[bool, typer.Option("--fast", help="Files by existence and size; read no payload.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Compare records, payloads and index. Changes nothing; works while a server serves the folder.
+
+    Ends with 0 when nothing is wrong, with 1 when something is.
+
+    Example: kvbank check /var/lib/kvbank --fast
+    """
+    from memory_service.care.check import check as run
+
+    with told(), progress(not as_json) as show:
+        findings = run(data, fast=fast, progress=show)
+    ok = not findings.problems
+    if as_json:
+        problems = [asdict(problem) for problem in findings.problems]
+        print_json({"ok": ok, "totals": findings.totals, "problems": problems})
+    else:
+        print_line(
+            f"{_summary(findings.totals)}: {_number(len(findings.problems), 'problem') if not ok else 'no problem'}"
+        )
+        _print_problems(findings.problems)
+    raise typer.Exit(0 if ok else 1)
+
+
+def repair(
+    data: Data,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Mend what `check` finds; the server must be stopped.
+
+    Damaged chunks go to quarantine/ (record and file), files that no chunk owns and bad snapshots of the index are
+    removed, usage is counted anew. Ends with 0 when all is mended.
+
+    Example: kvbank repair /var/lib/kvbank --dry-run
+    """
+    from memory_service.care.repair import repair as run
+
+    with told(), progress(not as_json) as show:
+        repaired = run(data, dry_run=dry_run, progress=show)
+    if as_json:
+        done = [{"done": deed, **asdict(problem)} for deed, problem in repaired.done]
+        left = [asdict(problem) for problem in repaired.left]
+        print_json({"ok": not repaired.left, "dry_run": dry_run, "done": done, "left": left})
+    else:
+        for deed, problem in repaired.done:
+            print_line(f"{'would be ' if dry_run else ''}{deed}: {_line(problem)}")
+        for problem in repaired.left:
+            print_line(f"left: {_line(problem)}")
+        if not repaired.done and not repaired.left:
+            print_line("nothing to mend")
+    raise typer.Exit(1 if repaired.left else 0)
+
+
+def backup(
+    data: Data,
+    place: Annotated[Path, typer.Argument(metavar="DEST", help="Folder to make.")],
+    base: Annotated[Path | None, typer.Option(help="Older backup: link its files where they are the same.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Copy a folder, also while a server serves it; every payload is verified as it is copied.
+
+    DEST appears when all of it is durable; until then it is DEST.partial, which the next run takes up. Ends with 1 when
+    chunks are damaged: they are left out and listed, the rest is kept.
+
+    Example: kvbank backup /var/lib/kvbank /backups/today --base /backups/yesterday
+    """
+    from memory_service.care.backup import backup as run
+
+    with told(), progress(not as_json) as show:
+        findings = run(data, place, base=base, progress=show)
+    ok = not findings.problems
+    if as_json:
+        problems = [asdict(problem) for problem in findings.problems]
+        print_json({"ok": ok, "backup": place, "totals": findings.totals, "problems": problems})
+    else:
+        print_line(f"{place}: {_summary(findings.totals)}{_transferred(findings.totals)}")
+        _print_problems(findings.problems)
+    raise typer.Exit(0 if ok else 1)
+
+
+def restore(
+    source: Annotated[Path, typer.Argument(metavar="BACKUP", help="What `backup` made.")],
+    data: Annotated[Path, typer.Argument(metavar="DATA", help="Data folder to make; missing or empty.")],
+    skip_damaged: Annotated[bool, typer.Option("--skip-damaged", help="Restore the rest of a damaged backup.")] = False,
+    migrate: Annotated[bool, typer.Option("--migrate", help="Upgrade a backup of an older schema.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Put a backup in place, after all of it was verified.
+
+    Chunks keep their ids; the folder gets a new store id, so that nobody trusts what he has cached of the old one.
+
+    Example: kvbank restore /backups/today /var/lib/kvbank
+    """
+    from memory_service.care.restore import restore as run
+
+    with told(), progress(not as_json) as show:
+        store_id, findings = run(source, data, skip_damaged=skip_damaged, migrate=migrate, progress=show)
+    ok = bool(store_id)
+    if as_json:
+        problems = [asdict(problem) for problem in findings.problems]
+        report = {"ok": ok, "data": data, "store_id": store_id, "totals": findings.totals, "problems": problems}
+        print_json(report)
+    elif ok:
+        left_out = f"; left out: {len(findings.problems)}" if findings.problems else ""
+        print_line(f"{data}: {_summary(findings.totals)}{left_out}; store id {store_id}")
+        _print_problems(findings.problems)
+    else:
+        print_line(f"{source} is damaged, nothing was restored; --skip-damaged restores the rest")
+        _print_problems(findings.problems)
+    raise typer.Exit(0 if ok else 1)
+
+
+def _print_problems(problems: Sequence[Any]) -> None:
+    for problem in problems:
+        print_line(f"  {_line(problem)}")
+
+
+def _line(problem: Any) -> str:
+    where = [
+        f"bank {problem.bank}" if problem.bank else "",
+        f"chunk {problem.chunk_id}" if problem.chunk_id is not None else "",
+        problem.path,
+    ]
+    return f"{problem.kind}: {', '.join([*filter(None, where), problem.detail])}"
+
+
+def _summary(totals: dict[str, int]) -> str:
+    size, unit = float(totals.get("payload_bytes", 0)), 0
+    while size >= 1000 and unit < len(_UNITS) - 1:
+        size, unit = size / 1000, unit + 1
+    counted = [_number(totals.get(f"{what}s", 0), what) for what in ("bank", "chunk", "payload")]
+    snapshots = [_number(totals["snapshots"], "snapshot")] if "snapshots" in totals else []
+    return ", ".join([*counted[:2], f"{counted[2]} ({size:.3g} {_UNITS[unit]})", *snapshots])
+
+
+def _transferred(totals: dict[str, int]) -> str:
+    parts = [f"{totals[how]} {how}" for how in ("copied", "linked", "reused") if totals.get(how)]
+    if totals.get("gone_meanwhile"):
+        parts.append(f"{totals['gone_meanwhile']} chunks were deleted or evicted meanwhile")
+    return "".join(f"; {part}" for part in parts)
+
+
+def _number(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"

@@ -1,0 +1,252 @@
+"""The words of the service as plain values; they cross every layer and know none of them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from kvbank.wire.scalars import Scalar
+
+DType = Literal["bf16", "fp16", "fp32", "int32"]
+Unit = Literal["chunks", "tokens", "bytes"]
+PolicyKind = Literal["frequency", "recency_half", "reject", "lru"]
+IndexKind = Literal["auto", "exact", "ivf"]
+PayloadKind = Literal["layer_kv", "soft_tokens"]
+EvictionReason = Literal["oldest", "least_retrieved", "oldest_half", "room", "least_recent"]
+
+Metadata = Mapping[str, Scalar]
+
+ITEM_BYTES: Mapping[str, int] = {"bf16": 2, "fp16": 2, "fp32": 4, "int32": 4}
+NO_METADATA: Metadata = {}
+# What a value of metadata counts that is no string: a double has as many digits.
+NUMBER_BYTES = 24
+
+
+def metadata_bytes(pairs: Metadata) -> int:
+    """Estimate the bytes of metadata by their characters, because it takes as long to count bytes as to send them."""
+    values = sum(len(value) if isinstance(value, str) else NUMBER_BYTES for value in pairs.values())
+    return sum(map(len, pairs)) + values
+
+
+@dataclass(frozen=True, slots=True)
+class KvSpec:
+    """Which K-V a bank holds; without layers the bank holds vectors only."""
+
+    reader_digest: str
+    layers: tuple[int, ...]
+    kv_heads: int
+    head_dim: int
+    dtype: DType | None
+    # Says what differs when a digest does; not part of the identity.
+    reader_parts: Mapping[str, str] = field(default_factory=dict, compare=False)
+    # Of the reader's input embeddings; 0 where the bank takes no soft tokens. The digest implies it, and a bank made
+    # before there was such a thing is searched together with a newer one: not part of the identity either.
+    hidden_size: int = field(default=0, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingSpec:
+    """Which embeddings a bank is searched by; the metric is the inner product."""
+
+    embedder_digest: str
+    dimension: int
+
+
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    """The bound of a bank, in its own unit."""
+
+    unit: Unit
+    limit: int
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """Bounds in percent of the live chunks, target in percent of the capacity."""
+
+    kind: PolicyKind = "frequency"
+    lower: int = 10
+    upper: int = 90
+    target: int = 50
+
+
+@dataclass(frozen=True, slots=True)
+class Quota:
+    """Hard bounds; 0 means unbounded. A write that would pass one is refused, never dropped."""
+
+    chunks: int = 0
+    tokens: int = 0
+    bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Expiry:
+    """`ttl` in microseconds from the writing, 0 for never; `renew`: every counted retrieval starts it anew."""
+
+    ttl: int = 0
+    renew: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Figures of a bank now, and since it was created."""
+
+    chunks: int = 0
+    tokens: int = 0
+    bytes: int = 0
+    chunks_written: int = 0
+    chunks_evicted: int = 0
+    chunks_deleted: int = 0
+    chunks_quarantined: int = 0
+    chunks_expired: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Bank:
+    """A bank; times are microseconds since 1970."""
+
+    name: str
+    kv: KvSpec
+    embedding: EmbeddingSpec
+    capacity: Capacity | None
+    policy: Policy
+    metadata: Metadata
+    bank_id: int = 0
+    uid: str = ""
+    created: int = 0
+    usage: Usage = Usage()
+    quota: Quota = Quota()
+    # Of chunks that state none.
+    expiry: Expiry = Expiry()
+    index: IndexKind = "auto"
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """One tensor of a payload: absolute byte offset in the file, byte length, xxh3-64."""
+
+    name: str
+    dtype: DType
+    shape: tuple[int, ...]
+    offset: int
+    length: int
+    checksum: int
+
+
+@dataclass(frozen=True, slots=True)
+class Producer:
+    """What made a payload."""
+
+    method: str = ""
+    version: str = ""
+    context: str = ""
+    adapter_digest: str = ""
+    measured_loss: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Payload:
+    """Descriptor of a payload; seed and checksum are the store's. Its kind goes with the names of its tensors."""
+
+    tensors: tuple[Tensor, ...]
+    producer: Producer
+    seed: int = 0
+    checksum: int = 0
+    kind: PayloadKind = "layer_kv"
+    # Of the file: its length, that of the header before the tensors, and the header's seeded xxh3-64 (None where an
+    # earlier version has written it). A descriptor that is cut to some tensors keeps them.
+    file_length: int = 0
+    header_length: int = 0
+    header_checksum: int | None = None
+
+    @property
+    def length(self) -> int:
+        """Bytes of all tensors."""
+        return sum(tensor.length for tensor in self.tensors)
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """The unit written, retrieved, counted, evicted. Embedding float32 LE [d], token ids int32 LE [n], times in us."""
+
+    key: bytes
+    start: int
+    original_length: int
+    stored_length: int
+    token_ids: bytes
+    text: str
+    metadata: Metadata
+    embedding: bytes
+    payload: Payload | None
+    chunk_id: int = 0
+    bank: str = ""
+    created: int = 0
+    retrieval_count: int = 0
+    last_retrieved: int | None = None
+    pinned: bool = False
+    # On the disk, all that it takes; 0 where that is not known yet.
+    stored_bytes: int = 0
+    # In a write None stands for the bank's.
+    expiry: Expiry | None = None
+    expires: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """A range of numbers: those within all bounds that are stated."""
+
+    at_least: float | None = None
+    above: float | None = None
+    at_most: float | None = None
+    below: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """On one metadata key: its value is one of `values` and a number within `range`; without both, the key exists.
+
+    `negate`: it must not hold.
+    """
+
+    key: str
+    values: tuple[Scalar, ...] = ()
+    negate: bool = False
+    range: Range | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """Which chunks count; all that is stated must hold. Ranges are half open; times in microseconds since 1970."""
+
+    metadata: tuple[Condition, ...] = ()
+    created_from: int | None = None
+    created_before: int | None = None
+    start_from: int | None = None
+    start_before: int | None = None
+    pinned: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class IndexStats:
+    """A bank's index now. `vectors`: removed ones (`tombstones`) too; `recall`: of the exact top 10, None for exact."""
+
+    kind: IndexKind = "exact"
+    loaded: bool = False
+    vectors: int = 0
+    tombstones: int = 0
+    segments: int = 0
+    memory_bytes: int = 0
+    recall: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Eviction:
+    """A chunk that went, or would go next; `evicted` is None in the second case."""
+
+    chunk_id: int
+    reason: EvictionReason
+    retrieval_count: int
+    start: int
+    stored_length: int
+    created: int
+    metadata: Metadata
+    evicted: int | None = None

@@ -1,0 +1,254 @@
+"""What a request may say: pure checks of banks, chunks and tensors. Owns the shape rules of a payload."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from memory_service.domain.errors import (
+    FAILED_PRECONDITION,
+    INVALID_ARGUMENT,
+    RESOURCE_EXHAUSTED,
+    ServiceError,
+    invalid,
+)
+from memory_service.domain.model import ITEM_BYTES, NUMBER_BYTES, Bank, Chunk, Expiry, KvSpec, Metadata, Tensor
+
+LARGEST_DIMENSION = 65_536
+LARGEST_NAME = 200
+# Bytes of a digest or of a word about a producer, and layers of a bank: a page of either fits in a message.
+LARGEST_WORD = 1024
+MOST_LAYERS = 1024
+LARGEST_INT64 = 2**63 - 1
+MOST_IDS = 1000
+# Banks that one request names.
+MOST_NAMES = 100
+# Of all queries of a request together.
+MOST_HITS = 100_000
+# Bytes of a metadata map; a page of the longest fits in a message.
+LARGEST_METADATA = 32 * 1024
+# A thousand years, in microseconds: every time of expiry is one that a Timestamp can say.
+LARGEST_TTL = 1000 * 365 * 24 * 3600 * 1_000_000
+
+
+def bank(new: Bank) -> None:
+    """A bank to create or update. Errors: INVALID_FIELD."""
+    if not (1 <= len(new.name) <= LARGEST_NAME) or not new.name.isprintable() or new.name.strip() != new.name:
+        raise invalid("bank.name", f"must have 1 to {LARGEST_NAME} printable characters, without blanks at the ends")
+    _kv(new.kv)
+    _word("bank.embedding.embedder_digest", new.embedding.embedder_digest)
+    metadata("bank.metadata", new.metadata)
+    if not 1 <= new.embedding.dimension <= LARGEST_DIMENSION:
+        raise invalid("bank.embedding.dimension", f"must be from 1 to {LARGEST_DIMENSION}")
+    if new.capacity is not None and new.capacity.limit < 1:
+        raise invalid("bank.capacity", "must be at least 1; leave it out for no bound")
+    policy = new.policy
+    if not 0 <= policy.lower <= policy.upper <= 100:
+        raise invalid("bank.policy", "0 <= lower <= upper <= 100 does not hold")
+    if not 0 <= policy.target <= 100:
+        raise invalid("bank.policy.target", "must be from 0 to 100")
+    if min(new.quota.chunks, new.quota.tokens, new.quota.bytes) < 0:
+        raise invalid("bank.quota", "must not be negative; 0 means unbounded")
+    _expiry("bank.expiry", new.expiry)
+
+
+def _expiry(field: str, expiry: Expiry) -> None:
+    if not 0 <= expiry.ttl <= LARGEST_TTL:
+        raise invalid(f"{field}.ttl", "must be from 0 (never) to 1000 years")
+
+
+def _kv(kv: KvSpec) -> None:
+    metadata("bank.kv.reader_parts", kv.reader_parts)
+    if kv.hidden_size < 0:
+        raise invalid("bank.kv.hidden_size", "must not be negative; 0 means that the bank takes no soft tokens")
+    _word("bank.kv.reader_digest", kv.reader_digest)
+    if len(kv.layers) > MOST_LAYERS:
+        raise invalid("bank.kv.layers", f"are {len(kv.layers)}; at most {MOST_LAYERS} are taken")
+    if not kv.layers:
+        if kv.hidden_size:
+            raise invalid("bank.kv.hidden_size", "is for a bank with layers")
+        return
+    if not kv.reader_digest:
+        raise invalid("bank.kv.reader_digest", "is required for a bank with layers")
+    if kv.layers[0] < 0 or any(a >= b for a, b in zip(kv.layers, kv.layers[1:], strict=False)):
+        raise invalid("bank.kv.layers", "must be ascending and not negative")
+    if kv.kv_heads < 1 or kv.head_dim < 1:
+        raise invalid("bank.kv", "kv_heads and head_dim must be at least 1")
+    if kv.dtype not in ("bf16", "fp16", "fp32"):
+        raise invalid("bank.kv.dtype", "must be BF16, FP16 or FP32")
+
+
+def _word(field: str, text: str) -> None:
+    if (size := len(text.encode())) > LARGEST_WORD:
+        raise invalid(field, f"has {size} bytes; at most {LARGEST_WORD} are taken")
+
+
+def metadata(field: str, pairs: Metadata) -> None:
+    """Errors: INVALID_FIELD."""
+    texts = [*pairs, *(value for value in pairs.values() if isinstance(value, str))]
+    numbers = sum(not isinstance(value, str) for value in pairs.values())
+    size = sum(len(text.encode()) for text in texts) + NUMBER_BYTES * numbers
+    if size > LARGEST_METADATA:
+        raise invalid(field, f"has {size} bytes; at most {LARGEST_METADATA} are taken")
+    if any("\0" in text for text in texts):
+        raise invalid(field, "has a NUL character: what is behind it could not be filtered by")
+
+
+def names(field: str, found: Sequence[str]) -> None:
+    """Names of banks in a request. Errors: INVALID_FIELD."""
+    if not 1 <= len(found) <= MOST_NAMES:
+        raise invalid(field, f"must name 1 to {MOST_NAMES} banks, names {len(found)}")
+    if len(set(found)) != len(found):
+        raise invalid(field, "must name each bank once")
+
+
+def hits(queries: int, top_k: int) -> None:
+    """Errors: INVALID_FIELD."""
+    if not 1 <= top_k <= MOST_IDS:
+        raise invalid("top_k", f"must be from 1 to {MOST_IDS}")
+    if queries * top_k > MOST_HITS:
+        text = f"{queries} queries for {top_k} chunks each are {queries * top_k} hits; at most {MOST_HITS} are taken"
+        raise invalid("top_k", text)
+
+
+def reader(bank_: Bank, digest: str, *, required: bool = True) -> None:
+    """The K-V must be of the model that reads them. Errors: READER_MISMATCH."""
+    if digest == bank_.kv.reader_digest or (not digest and not required):
+        return
+    _mismatch("READER_MISMATCH", f"bank {bank_.name} holds K-V of reader", bank_.kv.reader_digest, digest)
+
+
+def embedder(bank_: Bank, digest: str) -> None:
+    """Vectors of two embedders cannot be compared. Errors: EMBEDDER_MISMATCH."""
+    if digest != bank_.embedding.embedder_digest:
+        expected = bank_.embedding.embedder_digest
+        _mismatch("EMBEDDER_MISMATCH", f"bank {bank_.name} holds embeddings of embedder", expected, digest)
+
+
+def _mismatch(reason: str, what: str, expected: str, digest: str) -> None:
+    text = f"{what} {expected!r}, the request is of {digest!r}"
+    raise ServiceError(FAILED_PRECONDITION, reason, text, bank_digest=expected, request_digest=digest)
+
+
+def dimension(bank_: Bank, stated: int) -> None:
+    """Of queries; 0 states none. Errors: INVALID_FIELD."""
+    if stated not in (0, bank_.embedding.dimension):
+        text = f"have {stated} numbers each, and the embeddings of bank {bank_.name} {bank_.embedding.dimension}"
+        raise invalid("queries", text)
+
+
+def vectors(data: bytes, dimension: int, field: str) -> NDArray[np.float32]:
+    """float32 LE bytes as [n, dimension]. Errors: INVALID_FIELD, NOT_FINITE."""
+    if not data or len(data) % (4 * dimension):
+        raise invalid(field, f"{len(data)} bytes are not vectors of {dimension} float32")
+    matrix = np.frombuffer(data, "<f4").reshape(-1, dimension)
+    # Also refuses vectors so long that a product of two of them could leave float32.
+    squares = np.einsum("nd,nd->n", matrix, matrix, dtype=np.float64)
+    if not (squares < np.finfo(np.float32).max).all():
+        raise ServiceError(
+            INVALID_ARGUMENT, "NOT_FINITE", f"{field} has NaN, Inf or a norm beyond float32", field=field
+        )
+    return matrix
+
+
+def layers(bank_: Bank, wanted: Sequence[int]) -> None:
+    """Errors: INVALID_FIELD for a layer that the bank does not hold."""
+    if unknown := sorted(set(wanted) - set(bank_.kv.layers)):
+        raise invalid("layers", f"bank {bank_.name} has no layer {unknown[0]}")
+
+
+def chunk(bank_: Bank, new: Chunk, largest: int) -> None:
+    """A chunk to write, without its bytes; `largest`: bytes that its payload may have.
+
+    Errors: INVALID_FIELD, NOT_FINITE, TENSOR_MISMATCH, TOO_LARGE.
+    """
+    if len(new.key) != 16:
+        raise invalid("chunk.idempotency_key", f"must have 16 bytes, has {len(new.key)}")
+    metadata("chunk.metadata", new.metadata)
+    if new.expiry is not None:
+        _expiry("chunk.expiry", new.expiry)
+    if new.start < 0:
+        raise invalid("chunk.start", "must not be negative")
+    if not 0 <= new.stored_length <= new.original_length:
+        raise invalid("chunk.stored_length", "0 <= stored_length <= original_length does not hold")
+    if new.token_ids and len(new.token_ids) != 4 * new.original_length:
+        raise invalid("chunk.token_ids", f"{len(new.token_ids) // 4} ids for original_length {new.original_length}")
+    if vectors(new.embedding, bank_.embedding.dimension, "chunk.embedding").shape[0] != 1:
+        raise invalid("chunk.embedding", f"must be one vector of {bank_.embedding.dimension} float32")
+    if (new.payload is not None) != bool(bank_.kv.layers):
+        text = "needs a payload" if bank_.kv.layers else "holds vectors only, without a payload"
+        raise _tensor_mismatch("", f"a chunk of bank {bank_.name} {text}")
+    if new.payload is not None:
+        producer = new.payload.producer
+        for name in ("method", "version", "context", "adapter_digest"):
+            _word(f"chunk.payload.producer.{name}", getattr(producer, name))
+        check = _soft_tokens if new.payload.kind == "soft_tokens" else _layer_kv
+        check(bank_, new, new.payload.tensors)
+        size = new.payload.length
+        if size > largest:
+            text = f"a chunk of {size} bytes; at most {largest} are taken"
+            raise ServiceError(RESOURCE_EXHAUSTED, "TOO_LARGE", text, limit=largest, size=size)
+
+
+def _soft_tokens(bank_: Bank, new: Chunk, tensors: Sequence[Tensor]) -> None:
+    """Exactly `soft`, as wide as the model's input embeddings, of one row for each stored token."""
+    kv = bank_.kv
+    if not kv.hidden_size:
+        text = f"bank {bank_.name} takes no soft tokens: it was made without a hidden size"
+        raise _tensor_mismatch("soft", text)
+    soft, *others = tensors
+    if soft.name != "soft" or others:
+        name = next((tensor.name for tensor in tensors if tensor.name != "soft"), "soft")
+        raise _tensor_mismatch(name, "repeated or not soft, the one tensor of soft tokens")
+    n = soft.shape[0] if soft.shape else 0
+    if not 1 <= n <= new.original_length:
+        raise _tensor_mismatch("soft", f"shape {soft.shape} is not [n <= original_length, hidden_size]")
+    _expect(soft, [kv.dtype], [(n, kv.hidden_size)])
+    if n != new.stored_length:
+        raise invalid("chunk.stored_length", f"is {new.stored_length}, but there are {n} soft tokens")
+
+
+def _layer_kv(bank_: Bank, new: Chunk, tensors: Sequence[Tensor]) -> None:
+    """Exactly k, v and pos of every layer, of one m in a layer; the largest m is the stored length."""
+    kv = bank_.kv
+    by_name = {tensor.name: tensor for tensor in tensors}
+    expected = {f"{kind}.{layer}" for layer in kv.layers for kind in ("k", "v", "pos")}
+    if len(by_name) != len(tensors) or by_name.keys() != expected:
+        name = next(iter(sorted(by_name.keys() ^ expected)), tensors[0].name)
+        raise _tensor_mismatch(name, "missing, repeated or not of this bank")
+    longest = 0
+    for layer in kv.layers:
+        key = by_name[f"k.{layer}"]
+        m = key.shape[1] if len(key.shape) == 3 else 0
+        if not 1 <= m <= new.original_length:
+            raise _tensor_mismatch(key.name, f"shape {key.shape} is not [kv_heads, m <= original_length, head_dim]")
+        for tensor in (key, by_name[f"v.{layer}"]):
+            _expect(tensor, [kv.dtype], [(kv.kv_heads, m, kv.head_dim)])
+        _expect(by_name[f"pos.{layer}"], ["int32"], [(m,), (kv.kv_heads, m)])
+        longest = max(longest, m)
+    if longest != new.stored_length:
+        raise invalid("chunk.stored_length", f"is {new.stored_length}, but the longest layer has {longest} tokens")
+
+
+def _expect(tensor: Tensor, dtypes: Sequence[str | None], shapes: Sequence[tuple[int, ...]]) -> None:
+    if tensor.dtype not in dtypes or tensor.shape not in shapes:
+        text = f"is {tensor.dtype} {list(tensor.shape)}, must be {dtypes[0]} {list(shapes[0])}"
+        raise _tensor_mismatch(tensor.name, text)
+    if tensor.length != math.prod(tensor.shape) * ITEM_BYTES[tensor.dtype]:
+        raise _tensor_mismatch(tensor.name, f"length {tensor.length} does not fit its shape")
+
+
+def positions(tensor: Tensor, data: memoryview, original_length: int) -> None:
+    """Offsets of kept tokens: ascending, within the chunk. Errors: TENSOR_MISMATCH."""
+    values = np.frombuffer(data, "<i4").reshape(tensor.shape)
+    if values.min() < 0 or values.max() >= original_length:
+        raise _tensor_mismatch(tensor.name, f"has positions outside 0 to {original_length - 1}")
+    if (np.diff(values, axis=-1) <= 0).any():
+        raise _tensor_mismatch(tensor.name, "positions are not ascending")
+
+
+def _tensor_mismatch(name: str, text: str) -> ServiceError:
+    return ServiceError(
+        INVALID_ARGUMENT, "TENSOR_MISMATCH", f"tensor {name}: {text}".removeprefix("tensor : "), tensor=name
+    )

@@ -1,0 +1,1 @@
+"""What operators see: metrics, logs, requests under way, and troubles that last."""

@@ -1,0 +1,92 @@
+"""How log records look: one line each, as text or JSON, with the request that they belong to."""
+
+import json
+import logging
+import sys
+from datetime import UTC, datetime
+from typing import Literal
+
+from grpc._cython.cygrpc import ExecuteBatchError
+
+from kvbank.console.output import printable
+from memory_service.observe import request as requests
+
+# Characters.
+_LONGEST_MESSAGE, _LONGEST_ERROR = 2_000, 20_000
+
+
+def configure(form: Literal["text", "json"], level: str) -> None:
+    """Send our records from `level` on, and warnings of others, to stderr; for a process that is all ours."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonFormatter() if form == "json" else TextFormatter())
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+    logging.getLogger("memory_service").setLevel(level.upper())
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line: time, level, logger, message, and request_id, method, bank, error where there are."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Make the line of a record."""
+        fields = {
+            "time": _time(record),
+            "level": record.levelname,
+            "logger": record.name,
+            "message": _message(record),
+            **_request(),
+        }
+        if record.exc_info:
+            fields["error"] = _error(self, record)
+        return json.dumps(fields)
+
+
+class TextFormatter(logging.Formatter):
+    """For people: what JsonFormatter says, and a traceback on lines of its own."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Make the line of a record, and the lines of its traceback."""
+        # A line break in a message could pass for a record of its own, and a terminal may obey what a caller wrote.
+        line = f"{_time(record)} {record.levelname} {record.name}: {printable(_message(record))}"
+        if request := _request():
+            line += " [" + " ".join(f"{key}={value!r}" for key, value in request.items()) + "]"
+        if record.exc_info:
+            line += "\n" + printable(_error(self, record), keep="\n\t")
+        return line
+
+
+def leave_out_callers_who_left() -> None:
+    """Have gRPC not log, as an error with its traceback, that an answer could not be sent because its caller had gone.
+    A second call does nothing."""
+    logging.getLogger("grpc._cython.cygrpc").addFilter(_is_not_of_a_caller_who_left)
+
+
+def _is_not_of_a_caller_who_left(record: logging.LogRecord) -> bool:
+    return not (record.exc_info and isinstance(record.exc_info[1], ExecuteBatchError))
+
+
+def _message(record: logging.LogRecord) -> str:
+    """Return the text of a record, bounded, because it may have a caller's words in it."""
+    return _cut(record.getMessage(), _LONGEST_MESSAGE)
+
+
+def _error(formatter: logging.Formatter, record: logging.LogRecord) -> str:
+    assert record.exc_info
+    return _cut(formatter.formatException(record.exc_info), _LONGEST_ERROR)
+
+
+def _cut(text: str, most: int) -> str:
+    """Cut a long text to its begin and its end, and say how much is left out."""
+    half = most // 2
+    return text if len(text) <= most else f"{text[:half]}... ({len(text) - most} characters) ...{text[-half:]}"
+
+
+def _time(record: logging.LogRecord) -> str:
+    return datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
+
+
+def _request() -> dict[str, str]:
+    request = requests.current()
+    if request is None:
+        return {}
+    fields = {"request_id": request.id, "method": request.method, "bank": request.bank}
+    return {name: value for name, value in fields.items() if value}

@@ -1,0 +1,1 @@
+"""The local engine: records in SQLite and payload files, in one data folder that one process owns."""

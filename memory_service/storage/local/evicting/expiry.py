@@ -1,0 +1,42 @@
+"""Chunks that go by themselves. Owns the promise that they go soon after their time; that none is answered past it is
+kept by the reads (`chunk_rows.found`, `get`, `page`).
+
+An expired chunk stays so: a retrieval counts as its renewal only if it came before. So what is read here as expired
+at a moment, with the counts until then written, can be removed without looking again.
+"""
+
+from memory_service.storage.local.evicting.removal import STEP, Removal
+from memory_service.storage.local.known_banks import Directory
+from memory_service.storage.local.records import chunk_rows
+from memory_service.storage.local.records.records import Records
+
+INTERVAL_S = 1.0
+# Of one run: hidden from searches at once, and then removed in steps. The rest is the next run's, so that the end of
+# the service does not wait for all.
+_MOST = 50_000
+
+
+class Expiry:
+    """Removes expired chunks; a janitor of its own runs it every INTERVAL_S."""
+
+    def __init__(self, store: Records, directory: Directory, removal: Removal) -> None:
+        self._records = store
+        self._directory = directory
+        self._removal = removal
+
+    def run(self) -> None:
+        """Remove what has expired by now."""
+        now = self._records.clock.now_us()
+        self._records.flush_counts()
+        with self._records.read() as connection:
+            expired = chunk_rows.expired(connection, now, _MOST)
+        for bank_id, chunk_ids in expired.items():
+            self._remove(bank_id, chunk_ids)
+
+    def _remove(self, bank_id: int, chunk_ids: list[int]) -> None:
+        bank = self._directory.current(bank_id)
+        if bank is None:
+            return
+        self._removal.hide(bank, chunk_ids)
+        for begin in range(0, len(chunk_ids), STEP):
+            self._removal.remove(bank, chunk_ids[begin : begin + STEP], "chunks_expired").result()

@@ -1,0 +1,131 @@
+"""The data folder of a process is made here, and is owned by one process at a time. This file owns the lock.
+
+The folder itself is locked, because it cannot be removed while anything is in it. The file kvbank.lock says which
+process owns the folder, for people and for messages; it is locked too, because earlier servers lock nothing else.
+"""
+
+import fcntl
+import os
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from kvbank.files import private
+from memory_service.domain.errors import StartError
+from memory_service.storage.local.files import access
+from memory_service.storage.local.files.objects import sync_folder
+
+# A folder with a file of this name is a backup.
+MANIFEST = "backup.json"
+_NOTE = "kvbank.lock"
+
+
+class DataFolder:
+    """Owns a data folder for this process, until `release`."""
+
+    def __init__(self, path: Path) -> None:
+        """Errors: StartError when another server owns it, it is full of other files, or it cannot be written."""
+        try:
+            if (path / MANIFEST).exists():
+                raise StartError(f"{path} is a backup; put it in place with: kvbank restore {path} DATA")
+            access.check_own(path)
+            _make_durable(path)
+            self._descriptors = _lock(path)
+        except OSError as error:
+            why = "it is a file" if isinstance(error, FileExistsError) else error.strerror
+            raise StartError(f"cannot use {path} as data folder: {why}") from error
+        _held.add(self)
+
+    def release(self) -> None:
+        """Let another server own the folder, also where a child that was not forked by Python still has it open."""
+        for descriptor in self._descriptors:
+            fcntl.flock(descriptor, fcntl.LOCK_UN)
+        self.forget()
+
+    def forget(self) -> None:
+        """Close the folder without unlocking it: this is for a forked child, whose parent goes on to own it."""
+        descriptors, self._descriptors = self._descriptors, []
+        for descriptor in descriptors:
+            os.close(descriptor)
+
+
+_held: "weakref.WeakSet[DataFolder]" = weakref.WeakSet()
+
+
+def _forget_all() -> None:
+    for folder in list(_held):
+        folder.forget()
+
+
+# A child that outlived the server would keep the folder locked for nobody.
+os.register_at_fork(after_in_child=_forget_all)
+
+
+def _lock(path: Path) -> list[int]:
+    """Lock a folder and its note, and return their descriptors. Errors: StartError when another process owns the
+    folder, OSError."""
+    descriptors: list[int] = []
+    try:
+        descriptors.append(_open_folder(path))
+        _take(descriptors[0], path)
+        while not os.path.samestat(os.fstat(descriptors[0]), os.stat(path)):
+            # Another folder was put in its place since it was opened.
+            os.close(descriptors.pop())
+            descriptors.append(_open_folder(path))
+            _take(descriptors[0], path)
+        descriptors.append(os.open(path / _NOTE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
+        # Whoever can open it could lock it.
+        os.fchmod(descriptors[1], 0o600)
+        _take(descriptors[1], path)
+        with suppress(OSError):  # a full disk; the note is for people
+            os.ftruncate(descriptors[1], 0)
+            os.pwrite(descriptors[1], f"process {os.getpid()}\n".encode(), 0)
+    except BaseException:
+        for descriptor in descriptors:
+            os.close(descriptor)
+        raise
+    return descriptors
+
+
+def _open_folder(path: Path) -> int:
+    return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
+
+def _take(descriptor: int, path: Path) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise StartError(f"{path} is in use by {_owner(path)}; one server owns a data folder") from error
+
+
+def _owner(path: Path) -> str:
+    """Name the process that owns a folder, as far as the note says it."""
+    with suppress(OSError):
+        said = (path / _NOTE).read_bytes()[:100].decode(errors="replace").strip()
+        if said:
+            return said
+    return "another process"
+
+
+@contextmanager
+def unserved(path: Path) -> Iterator[bool]:
+    """Tell whether no process owns the folder. Inside the block none can begin to, so the block must be short."""
+    descriptor = _open_folder(path)
+    try:
+        free = False
+        with suppress(BlockingIOError):
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            free = True
+        yield free
+    finally:
+        os.close(descriptor)
+
+
+def _make_durable(folder: Path) -> None:
+    """Make a folder and its parents, and sync the parent of each new one, which holds its name."""
+    missing = [level for level in (folder, *folder.parents) if not level.exists()]
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    private.make_folder(folder)
+    for level in missing:
+        sync_folder(level.parent)

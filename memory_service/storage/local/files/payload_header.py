@@ -1,0 +1,117 @@
+"""The header of a payload file has what safetensors wants, the chunk that it belongs to, and a copy of what the records
+say of that chunk, so that a chunk whose row is lost can be made again from its file.
+
+The copy is left out where it does not fit: in a file that an earlier client staged, and beyond MOST_COPY bytes.
+"""
+
+import base64
+import json
+import os
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from memory_service.domain.model import Chunk, Expiry, Payload, Producer, Tensor
+from memory_service.storage.local.files.opening import opener
+
+SAFETENSORS = {"bf16": "BF16", "fp16": "F16", "fp32": "F32", "int32": "I32"}
+_DTYPES = {there: here for here, there in SAFETENSORS.items()}
+MOST_COPY = 1024 * 1024
+_FIGURES = ("start", "original_length", "stored_length", "created", "pinned")
+
+Copy = Mapping[str, str]
+
+
+def copy_of(chunk: Chunk, digest: bytes, checksums: Sequence[int]) -> Copy:
+    """Make the copy of a chunk's record. digest: that of the request; checksums: those of the tensors, as in the
+    records."""
+    expiry, payload = chunk.expiry or Expiry(), chunk.payload
+    assert payload is not None
+    said: dict[str, Any] = {name: getattr(chunk, name) for name in _FIGURES}
+    said |= {"ttl": expiry.ttl, "renew": expiry.renew, "kind": payload.kind, "producer": asdict(payload.producer)}
+    said |= {"metadata": dict(chunk.metadata), "key": chunk.key.hex(), "digest": digest.hex()}
+    said["checksums"] = [f"{checksum:016x}" for checksum in checksums]
+    copy = {
+        "said": json.dumps(said, separators=(",", ":")),
+        "text": chunk.text,
+        "token_ids": base64.b64encode(chunk.token_ids).decode(),
+        "embedding": base64.b64encode(chunk.embedding).decode(),
+    }
+    return copy | {"check": _check(copy)}
+
+
+def _check(copy: Copy) -> str:
+    parts = [copy[name].encode() for name in ("said", "text", "token_ids", "embedding")]
+    return xxhash.xxh3_64_hexdigest(b"".join((struct.pack("<4Q", *map(len, parts)), *parts)))
+
+
+def header(owner: tuple[str, int], tensors: Sequence[Tensor], copy: Copy, size: int = 0) -> bytes:
+    """Make a header: its length (u64 LE) and JSON, padded to `size` and to whole 8 bytes. owner: bank uid, chunk id."""
+    made = _header(owner, tensors, copy, size)
+    return made if len(made) <= (size or MOST_COPY) else _header(owner, tensors, {}, size)
+
+
+def _header(owner: tuple[str, int], tensors: Sequence[Tensor], copy: Copy, size: int) -> bytes:
+    about = {"format": "kvbank.1", "bank": owner[0], "chunk": str(owner[1]), **copy}
+    entries: dict[str, object] = {"__metadata__": about}
+    offset = 0
+    for tensor in tensors:
+        place = [offset, offset + tensor.length]
+        entries[tensor.name] = {"dtype": SAFETENSORS[tensor.dtype], "shape": tensor.shape, "data_offsets": place}
+        offset += tensor.length
+    text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    text = text.ljust(size - 8)
+    return struct.pack("<Q", len(text)) + text
+
+
+def copied(data: bytes, owner: tuple[str, int]) -> tuple[Chunk, bytes, list[int]]:
+    """Read the copy of a record in the header of a file of `owner` (bank uid, chunk id).
+
+    Returns the chunk, whose payload is described as far as the header says it, the digest of its request, and the
+    checksums of its tensors. Errors: ValueError where there is no such copy, or it is damaged.
+    """
+    try:
+        (length,) = struct.unpack_from("<Q", data)
+        entries = json.loads(data[8 : 8 + length])
+        copy = entries.pop("__metadata__")
+        if (copy["bank"], copy["chunk"]) != (owner[0], str(owner[1])):
+            raise ValueError("it is the file of another chunk")
+        if copy["check"] != _check(copy):
+            raise ValueError("the copy of its record is damaged")
+        said = json.loads(copy["said"])
+        tensors = tuple(_tensor(name, entry, 8 + length) for name, entry in entries.items())
+        chunk = Chunk(
+            **{name: said[name] for name in _FIGURES},
+            key=bytes.fromhex(said["key"]),
+            token_ids=base64.b64decode(copy["token_ids"]),
+            text=copy["text"],
+            metadata=said["metadata"],
+            embedding=base64.b64decode(copy["embedding"]),
+            payload=Payload(tensors, Producer(**said["producer"]), kind=said["kind"]),
+            chunk_id=owner[1],
+            expiry=Expiry(said["ttl"], said["renew"]) if said["ttl"] else None,
+        )
+        return chunk, bytes.fromhex(said["digest"]), [int(checksum, 16) for checksum in said["checksums"]]
+    except (struct.error, KeyError, TypeError, AttributeError) as error:
+        raise ValueError("it has no copy of its record") from error
+
+
+def _tensor(name: str, entry: Mapping[str, Any], begin: int) -> Tensor:
+    first, end = entry["data_offsets"]
+    return Tensor(name, _DTYPES[entry["dtype"]], tuple(entry["shape"]), begin + first, end - first, 0)  # type: ignore[arg-type]
+
+
+def read(path: Path) -> bytes:
+    """Read the header of a file, as far as it has one. Errors: OSError."""
+    descriptor = opener(os.fspath(path), os.O_RDONLY)
+    try:
+        begin = os.pread(descriptor, 8, 0)
+        length = int.from_bytes(begin, "little")
+        return begin + os.pread(descriptor, min(length, 2 * MOST_COPY), 8)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,219 @@
+"""The folder quarantine/ has what was taken out of service, for a person to look at. quarantine/<bank uid>/<chunk
+id>.json is the record, with bytes as base64, and <chunk id>.safetensors beside it the file, if there was one."""
+
+import base64
+import errno
+import json
+import os
+import re
+import shutil
+import stat
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from sqlalchemy import Connection
+
+from kvbank.files import private
+from memory_service.storage.local.files.objects import SUFFIX, name, sync_folder
+from memory_service.storage.local.records.schema import raw
+
+FOLDER = "quarantine"
+# A record has this entry while `repair` has not looked at it yet.
+PENDING = "pending"
+_ID = re.compile(r"[1-9][0-9]{0,18}")
+_CHUNKS = "SELECT * FROM chunks WHERE chunk_id IN (SELECT value FROM json_each(?))"
+_CONTENTS = "SELECT * FROM contents WHERE chunk_id IN (SELECT value FROM json_each(?))"
+# Several callers may meet one damaged chunk at once; whoever comes second finds all of it done.
+_one_at_a_time = threading.Lock()
+
+
+def set_aside(connection: Connection, data: Path, bank_uid: str, why: Mapping[int, str]) -> None:
+    """Put records and files of chunks into quarantine, durably. The rows stay, so that a kill before the caller removes
+    them loses nothing. A second call for a chunk does nothing.
+
+    why: chunk id -> the reason, as a sentence.
+    """
+    with _one_at_a_time:
+        folder = data / FOLDER / bank_uid
+        private.make_folder(folder)
+        ids = json.dumps(list(why))
+        with _any_text(connection):
+            contents = {row.chunk_id: _plain(row._mapping) for row in connection.exec_driver_sql(_CONTENTS, (ids,))}
+            chunks = connection.exec_driver_sql(_CHUNKS, (ids,)).all()
+        left = []
+        for row in chunks:
+            record = {
+                "why": why[row.chunk_id],
+                "quarantined": _now(),
+                "chunk": _plain(row._mapping),
+                "content": contents.get(row.chunk_id),
+            }
+            _save(folder / f"{row.chunk_id}.json", record)
+            with suppress(FileNotFoundError, NotADirectoryError):  # missing, or the chunk is being removed
+                path = data / name(bank_uid, row.chunk_id)
+                move(path, folder / f"{row.chunk_id}{SUFFIX}")
+                left.append(path.parent)
+        # The folders that files have left come last: a file may have both names after a power cut, and must have one.
+        for changed in (folder, folder.parent, data, *left):
+            sync_folder(changed)
+
+
+def set_file_aside(data: Path, bank_uid: str, chunk_id: int, path: Path, why: str) -> "Note":
+    """Put a payload that no row names into quarantine, durably, where `repair` looks at it. Where the chunk already has
+    a record there, whose file was missing, the record and the file come together again."""
+    folder = data / FOLDER / bank_uid
+    with _one_at_a_time:
+        private.make_folder(folder)
+        record = {"why": why, "quarantined": _now(), "bank": bank_uid, "chunk_id": chunk_id}
+        record |= note_of(data, bank_uid, chunk_id, path).record | {PENDING: True}
+        _write(folder / f"{chunk_id}.json", record)
+        file = move(path, folder / f"{chunk_id}{SUFFIX}")
+        for changed in (folder, folder.parent, data, path.parent):
+            sync_folder(changed)
+    return Note(bank_uid, chunk_id, record, file)
+
+
+def has_record(data: Path, bank_uid: str, chunk_id: int) -> bool:
+    """Tell whether quarantine has a record of this chunk."""
+    return (data / FOLDER / bank_uid / f"{chunk_id}.json").exists()
+
+
+class Note(NamedTuple):
+    """A chunk that `repair` has still to look at: its record in quarantine, and where its file is."""
+
+    bank_uid: str
+    chunk_id: int
+    record: dict[str, Any]
+    file: Path
+
+    @property
+    def place(self) -> Path:
+        """The path of the record, once the file is in quarantine."""
+        return self.file.with_name(f"{self.chunk_id}.json")
+
+
+def note_of(data: Path, bank_uid: str, chunk_id: int, file: Path) -> Note:
+    """Make the note of a file that lies elsewhere, with the record that quarantine may have of its chunk."""
+    record: dict[str, Any] = {}
+    with suppress(OSError, ValueError):
+        record = json.loads((data / FOLDER / bank_uid / f"{chunk_id}.json").read_bytes())
+    return Note(bank_uid, chunk_id, record, file)
+
+
+def pending(data: Path) -> Iterator[Note]:
+    """Yield the notes of what was set aside and not judged yet."""
+    for path in sorted((data / FOLDER).glob("*/*.json")):
+        if _ID.fullmatch(path.stem) is None:
+            continue
+        try:
+            record = json.loads(path.read_bytes())
+        except (OSError, ValueError):
+            continue
+        if isinstance(record, dict) and record.get(PENDING):
+            yield Note(path.parent.name, int(path.stem), record, path.with_suffix(SUFFIX))
+
+
+def judged(note: Note, why: str) -> None:
+    """Note in the record that `repair` has looked at the chunk, and why it stays in quarantine."""
+    record = {name: value for name, value in note.record.items() if name != PENDING}
+    _write(note.place, record | {"why": f"{record.get('why', '')}; {why}".lstrip("; ")})
+    sync_folder(note.place.parent)
+
+
+def discard(note: Note) -> None:
+    """Remove record and file, which are of no more use."""
+    note.file.unlink(missing_ok=True)
+    note.place.unlink(missing_ok=True)
+
+
+def ids(data: Path) -> Iterator[int]:
+    """Yield the ids of all chunks in quarantine; one may come twice."""
+    for path in (data / FOLDER).glob("*/*"):
+        if _ID.fullmatch(path.stem):
+            yield int(path.stem)
+
+
+def move(source: Path, target: Path) -> Path:
+    """Move a file, also to another file system, and return its new path, which is beside `target` where that is taken.
+    The bytes are durable after that; its names are when the caller has synced both folders. Errors: OSError, and both
+    places are as they were."""
+    number = 1
+    while os.path.lexists(target):
+        number += 1
+        target = target.with_name(f"{target.name.partition('.')[0]}.{number}{SUFFIX}")
+    try:
+        os.rename(source, target)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        _copy(source, target)
+        source.unlink()
+    return target
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copy a file, so that `target` is whole or not there. A link is copied as a link; of anything else that is no
+    regular file only the name is kept, as an empty file."""
+    temporary = target.with_suffix(".tmp")
+    found = source.lstat()
+    try:
+        if stat.S_ISREG(found.st_mode):
+            with open(source, "rb") as old, open(temporary, "wb", opener=private.opener) as new:
+                shutil.copyfileobj(old, new)
+                new.flush()
+                os.fsync(new.fileno())
+        elif stat.S_ISLNK(found.st_mode):
+            os.symlink(os.readlink(source), temporary)
+        else:
+            temporary.touch()
+        os.rename(temporary, target)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def _any_text(connection: Connection) -> Iterator[None]:
+    """Let the block read text that is damaged and no UTF-8; the bytes that are none become lone surrogates."""
+    driver = raw(connection)
+    driver.text_factory = partial(str, encoding="utf-8", errors="surrogateescape")
+    try:
+        yield
+    finally:
+        driver.text_factory = str
+
+
+def _plain(row: Mapping[Any, Any]) -> dict[str, Any]:
+    return {
+        str(name): base64.b64encode(value).decode() if isinstance(value, bytes) else value
+        for name, value in row.items()
+    }
+
+
+def _save(path: Path, record: dict[str, Any]) -> None:
+    """Write the record of a chunk, unless there is one: after a kill between record and row, that one says what was
+    found when the file was still in its place."""
+    try:
+        kept = "chunk" in json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        kept = False
+    if not kept:
+        _write(path, record)
+
+
+def _write(path: Path, record: dict[str, Any]) -> None:
+    temporary = path.with_suffix(".tmp")
+    with open(temporary, "w", opener=private.opener) as file:
+        json.dump(record, file, indent=2)
+        file.flush()
+        os.fsync(file.fileno())
+    os.rename(temporary, path)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

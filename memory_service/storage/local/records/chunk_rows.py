@@ -1,0 +1,358 @@
+"""Chunks as rows: narrow ones that searches and evictions go through, wide ones that answers are made of, and keys.
+
+Statements that run for every chunk that is written or retrieved are text, for the driver: building and looking up the
+same statement as an expression costs ten times its execution.
+"""
+
+import json
+from collections import namedtuple
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
+from functools import lru_cache
+from itertools import chain
+from operator import attrgetter
+from typing import Any, cast
+
+import numpy as np
+import sqlalchemy as sa
+from numpy.typing import NDArray
+from sqlalchemy import ColumnElement, Connection, Select, Table
+
+from memory_service.domain.model import Bank, Chunk, Expiry, Filter, Metadata, Unit
+from memory_service.storage.local.records import row_checksum, row_flaws
+from memory_service.storage.local.records.conditions import holds
+from memory_service.storage.local.records.counts import Unwritten
+from memory_service.storage.local.records.gone_rows import SPENT_KEY_US, forget_keys
+from memory_service.storage.local.records.payload_rows import payload_json, payload_of
+from memory_service.storage.local.records.schema import BankRow, ChunkRow, ContentRow, GoneBankRow, KeyRow, raw
+
+_CHUNKS: Table = ChunkRow.__table__  # type: ignore[assignment]
+_CONTENTS: Table = ContentRow.__table__  # type: ignore[assignment]
+_KEYS: Table = KeyRow.__table__  # type: ignore[assignment]
+# A chunk is a row of each. The embedding comes along where nobody asks for it, because the row's checksum covers it.
+_COLUMNS = [*_CHUNKS.columns, *list(_CONTENTS.columns)[1:]]
+
+
+def _insertion(table: Table) -> str:
+    names = [column.name for column in table.columns]
+    return f"INSERT INTO {table.name} ({', '.join(names)}) VALUES ({', '.join(f':{name}' for name in names)})"
+
+
+_FIND_KEY = """
+    SELECT chunk_id, coalesce(chunks.digest, spent_keys.digest), gone, ttl, renew, expires
+    FROM keys LEFT JOIN chunks USING (chunk_id) LEFT JOIN spent_keys USING (chunk_id)
+    WHERE keys.bank_id = ? AND keys.key = ?
+"""
+_INSERT_CHUNK, _INSERT_CONTENT, _INSERT_KEY = _insertion(_CHUNKS), _insertion(_CONTENTS), _insertion(_KEYS)
+_ADD_USAGE = """
+    UPDATE banks SET chunks = chunks + 1, chunks_written = chunks_written + 1,
+    tokens = tokens + :stored_length, bytes = bytes + :size WHERE bank_id = :bank_id
+"""
+_FIND_VECTORS = """
+    SELECT chunk_id, embedding FROM contents WHERE chunk_id IN (SELECT value FROM json_each(?)) ORDER BY chunk_id
+"""
+# Rows of `_FIND_CHUNKS`, `_FIND_KEY` and of `expired_ids`, without the price of SQLAlchemy's.
+_found_row = cast(Any, namedtuple("_Found", [column.name for column in _COLUMNS]))._make
+_Keyed = namedtuple("_Keyed", ["chunk_id", "digest", "gone", "ttl", "renew", "expires"])
+_Expiring = namedtuple("_Expiring", ["chunk_id", "ttl", "renew", "expires"])
+# By name: SQLite would choose the index of the whole bank, and find out row by row.
+_EXPIRED = "FROM chunks INDEXED BY ix_chunks_expires WHERE expires <= ?"
+_FIND_CHUNKS = f"""
+    SELECT {", ".join(map(str, _COLUMNS))} FROM chunks JOIN contents USING (chunk_id)
+    WHERE bank_id = ? AND chunk_id IN (SELECT value FROM json_each(?))
+"""
+
+# Beside what is looked at: ids, times, the bank's name and the like.
+_MOST_REST = 1024
+# Twice the metadata, since a short number takes more bytes in a message than digits in JSON.
+_FIND_SIZES = """
+    SELECT chunk_id, length(CAST(text AS BLOB)), length(token_ids), 2 * length(meta) + coalesce(length(payload), 0)
+    FROM chunks JOIN contents USING (chunk_id) WHERE chunk_id IN (SELECT value FROM json_each(?))
+"""
+
+
+def find_key(connection: Connection, bank_id: int, key: bytes, unwritten: Unwritten) -> tuple[int, bytes, bool] | None:
+    """Find the chunk that was first written under a key; returns (chunk id, request digest, gone). A chunk that has
+    expired is gone, removed or not, unless what is `unwritten` has renewed it. One that has been gone for long enough
+    is not found."""
+    found = raw(connection).execute(_FIND_KEY, (bank_id, key)).fetchone()
+    if found is None:
+        return None
+    row = _Keyed._make(found)
+    if row.gone is not None and row.gone <= unwritten.now - SPENT_KEY_US:
+        forget_keys(raw(connection), [(bank_id, key, row.chunk_id)])
+        return None
+    digest = row_checksum.digest_of(row.digest or b"")
+    return row.chunk_id, digest, row.gone is not None or _expired(row, unwritten)
+
+
+def row_of(bank_id: int, chunk: Chunk, digest: bytes) -> Mapping[str, Any]:
+    """Make the row that `insert` takes. It is made beforehand, because everybody waits for the writer's thread."""
+    expiry = chunk.expiry or Expiry()
+    row = {
+        "chunk_id": chunk.chunk_id,
+        "bank_id": bank_id,
+        "key": chunk.key,
+        "start": chunk.start,
+        "original_length": chunk.original_length,
+        "stored_length": chunk.stored_length,
+        "payload_bytes": chunk.payload.length if chunk.payload else 0,
+        "meta": json.dumps(dict(chunk.metadata)),
+        "created": chunk.created,
+        "retrieval_count": 0,
+        "last_retrieved": None,
+        "pinned": chunk.pinned,
+        "ttl": expiry.ttl,
+        "renew": expiry.renew,
+        "expires": chunk.created + expiry.ttl if expiry.ttl else None,
+        "size": chunk.stored_bytes,
+        "token_ids": chunk.token_ids,
+        "text": chunk.text,
+        "payload": payload_json(chunk.payload),
+        "embedding": chunk.embedding,
+    }
+    return row | {"digest": row_checksum.with_checksums(digest, row)}
+
+
+def insert(connection: Connection, row: Mapping[str, Any]) -> bool:
+    """Insert a row and count it in the usage of its bank. Returns False when there is no such bank (any more)."""
+    driver = raw(connection)
+    if driver.execute(_ADD_USAGE, row).rowcount == 0:
+        return False
+    for statement in (_INSERT_CHUNK, _INSERT_CONTENT, _INSERT_KEY):
+        driver.execute(statement, row)
+    return True
+
+
+def ledger_rows(connection: Connection, bank_id: int, unit: Unit) -> Iterator[tuple[int, int, int, int, int]]:
+    """Read (id, size in `unit`, retrievals, last use, pinned) of every chunk, ascending by id."""
+    size = {"chunks": "1", "tokens": "stored_length", "bytes": "size"}[unit]
+    columns = f"chunk_id, {size}, retrieval_count, max(created, coalesce(last_retrieved, 0)), pinned"
+    return raw(connection).execute(f"SELECT {columns} FROM chunks WHERE bank_id = ? ORDER BY chunk_id", (bank_id,))
+
+
+def found(connection: Connection, bank: Bank, chunk_ids: Iterable[int], unwritten: Unwritten) -> Iterator[Chunk]:
+    """Read the chunks of these ids, as far as they exist in this bank and have not expired, one after the other and in
+    no order. What is `unwritten` may have renewed them. Errors: FlawedError."""
+    wanted = list(chunk_ids)
+    # Closed also where a row cannot be read: whoever keeps that error would keep the statement, and the end waiting.
+    with (
+        row_flaws.naming(connection, bank, wanted),
+        closing(raw(connection).execute(_FIND_CHUNKS, (bank.bank_id, json.dumps(wanted)))) as rows,
+    ):
+        for row in map(_found_row, rows):
+            if not _expired(row, unwritten):
+                yield _chunk(row, bank, False)
+
+
+def message_bytes(connection: Connection, times: Mapping[int, int]) -> tuple[int, int]:
+    """Return the least and the most bytes that chunks take in messages, each so many times, without loading their
+    rows."""
+    least = most = 0
+    for chunk_id, text, token_ids, rest in raw(connection).execute(_FIND_SIZES, (json.dumps(list(times)),)):
+        least += times[chunk_id] * (text + token_ids // 4)
+        most += times[chunk_id] * (text + 2 * token_ids + rest + _MOST_REST)
+    return least, most
+
+
+def _expired(row: Any, unwritten: Unwritten) -> bool:
+    if row.expires is None or row.expires > unwritten.now:
+        return False
+    found = unwritten.of(row.chunk_id) if row.renew else None
+    return found is None or found.first >= row.expires or found.last + int(row.ttl) <= unwritten.now
+
+
+def expired_ids(connection: Connection, bank_id: int, unwritten: Unwritten) -> NDArray[np.int64]:
+    """Return the ids [n], ascending, of the bank's chunks that have expired and are not removed yet. This is cheap
+    where there are none."""
+    statement = f"SELECT chunk_id, ttl, renew, expires {_EXPIRED} AND bank_id = ?"
+    rows = map(_Expiring._make, raw(connection).execute(statement, (unwritten.now, bank_id)).fetchall())
+    return np.sort(np.array([row.chunk_id for row in rows if _expired(row, unwritten)], np.int64))
+
+
+def expired(connection: Connection, now: int, most: int) -> dict[int, list[int]]:
+    """Return, by bank id, the ids of chunks that have expired as far as the counts are written, at most `most` in
+    all."""
+    found: dict[int, list[int]] = {}
+    statement = f"SELECT bank_id, chunk_id {_EXPIRED} AND bank_id IN (SELECT bank_id FROM banks) LIMIT ?"
+    for bank_id, chunk_id in raw(connection).execute(statement, (now, most)):
+        found.setdefault(bank_id, []).append(chunk_id)
+    return found
+
+
+def matching_ids(connection: Connection, bank: Bank, filter_: Filter) -> NDArray[np.int64]:
+    """Return the ids [n], ascending, of the bank's chunks that a filter lets pass, expired ones included. Errors:
+    FlawedError."""
+    where = (ChunkRow.bank_id == bank.bank_id, *_conditions(filter_))
+    with row_flaws.naming(connection, bank):
+        rows = connection.execute(sa.select(ChunkRow.chunk_id).where(*where).order_by(ChunkRow.chunk_id))
+        return np.fromiter((chunk_id for (chunk_id,) in rows), np.int64)
+
+
+def _conditions(filter_: Filter) -> list[ColumnElement[bool]]:
+    bounds = [
+        ChunkRow.created >= filter_.created_from if filter_.created_from is not None else None,
+        ChunkRow.created < filter_.created_before if filter_.created_before is not None else None,
+        ChunkRow.start >= filter_.start_from if filter_.start_from is not None else None,
+        ChunkRow.start < filter_.start_before if filter_.start_before is not None else None,
+        ChunkRow.pinned == filter_.pinned if filter_.pinned is not None else None,
+    ]
+    return [bound for bound in bounds if bound is not None] + [holds(ChunkRow.meta, each) for each in filter_.metadata]
+
+
+def _whole() -> Select[Any]:
+    return sa.select(*_COLUMNS).join_from(_CHUNKS, _CONTENTS, _CHUNKS.c.chunk_id == _CONTENTS.c.chunk_id)
+
+
+def _maybe_alive(now: int) -> ColumnElement[bool]:
+    """Build the expression that tells whether a chunk has not expired, or may have been renewed by what is not
+    written."""
+    return sa.or_(ChunkRow.expires.is_(None), ChunkRow.expires > now, ChunkRow.renew)
+
+
+def get(
+    connection: Connection, bank: Bank, chunk_id: int, unwritten: Unwritten, *, embedding: bool = False
+) -> Chunk | None:
+    """Read a chunk of this bank, with the counts that are written; None where it does not exist or has expired. Errors:
+    FlawedError."""
+    where = (ChunkRow.bank_id == bank.bank_id, ChunkRow.chunk_id == chunk_id)
+    with row_flaws.naming(connection, bank, [chunk_id]):
+        row = connection.execute(_whole().where(*where)).one_or_none()
+        return None if row is None or _expired(row, unwritten) else _chunk(row, bank, embedding)
+
+
+def page(
+    connection: Connection, bank: Bank, after: int, filter_: Filter, unwritten: Unwritten, *, embedding: bool
+) -> Iterator[Chunk]:
+    """Read the chunks of a bank one after the other, ascending by id, from the first one after `after`, without expired
+    ones and with the counts that are written. Errors: FlawedError."""
+    alive = _maybe_alive(unwritten.now)
+    where = (ChunkRow.bank_id == bank.bank_id, ChunkRow.chunk_id > after, alive, *_conditions(filter_))
+    with row_flaws.naming(connection, bank):
+        for row in connection.execute(_whole().where(*where).order_by(ChunkRow.chunk_id)):
+            if not _expired(row, unwritten):
+                yield _chunk(row, bank, embedding)
+
+
+def pin(
+    connection: Connection, bank_id: int, chunk_ids: Sequence[int], pinned: bool, unwritten: Unwritten
+) -> list[int]:
+    """Set or clear `pinned`, and return the ids that exist and have not expired."""
+    gone = expired_ids(connection, bank_id, unwritten).tolist()
+    where = (ChunkRow.bank_id == bank_id, ChunkRow.chunk_id.in_(set(chunk_ids).difference(gone)))
+    return list(
+        connection.scalars(sa.update(ChunkRow).where(*where).values(pinned=pinned).returning(ChunkRow.chunk_id))
+    )
+
+
+def update(connection: Connection, bank_id: int, chunk_id: int, metadata: Metadata, unwritten: Unwritten) -> int | None:
+    """Replace the metadata, and return by how many bytes the chunk has grown; None where it does not exist or has
+    expired."""
+    where = (ChunkRow.bank_id == bank_id, ChunkRow.chunk_id == chunk_id)
+    columns = (ChunkRow.chunk_id, ChunkRow.digest, ChunkRow.ttl, ChunkRow.renew, ChunkRow.expires, ChunkRow.meta)
+    row = connection.execute(sa.select(*columns).where(*where)).one_or_none()
+    if row is None or _expired(row, unwritten):
+        return None
+    meta = json.dumps(dict(metadata))
+    grown = len(meta.encode()) - len(row.meta.encode())
+    values = {
+        "meta": meta,
+        "digest": row_checksum.with_metadata(row.digest, meta),
+        "size": ChunkRow.size + grown,
+    }
+    connection.execute(sa.update(ChunkRow).where(*where).values(values))
+    raw(connection).execute("UPDATE banks SET bytes = bytes + ? WHERE bank_id = ?", (grown, bank_id))
+    return grown
+
+
+def ids(connection: Connection, bank_id: int) -> NDArray[np.int64]:
+    """Return the ids [n], ascending, of the bank's chunks, expired ones included."""
+    rows = raw(connection).execute("SELECT chunk_id FROM chunks WHERE bank_id = ? ORDER BY chunk_id", (bank_id,))
+    return np.fromiter(chain.from_iterable(rows), np.int64)
+
+
+def vectors(
+    connection: Connection, bank: Bank, ids: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Read the embeddings [m, d] of those of the ids that exist in the bank, and return these ids [m], ascending, with
+    them. Errors: FlawedError."""
+    with row_flaws.naming(connection, bank, ids.tolist()):
+        found, embeddings = _vectors(connection, bank.embedding.dimension, ids)
+        # Of an embedding that is not finite no search is right.
+        if not np.isfinite(embeddings).all():
+            raise ValueError("an embedding is not finite")
+        return found, embeddings
+
+
+def _vectors(
+    connection: Connection, dimension: int, ids: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    rows = raw(connection).execute(_FIND_VECTORS, (json.dumps(ids.tolist()),)).fetchall()
+    found = np.array([chunk_id for chunk_id, _ in rows], np.int64)
+    embeddings = [vector for _, vector in rows]
+    if any(len(vector) != 4 * dimension for vector in embeddings):
+        raise ValueError("an embedding is cut")
+    return found, np.frombuffer(b"".join(embeddings), "<f4").reshape(len(rows), dimension)
+
+
+def payload_ids(connection: Connection) -> dict[str, set[int] | None]:
+    """Return, by bank uid, the ids of chunks that have a payload file; None stands for a bank that is being deleted."""
+    known: dict[str, set[int]] = {uid: set() for uid in connection.scalars(sa.select(BankRow.uid))}
+    statement = sa.select(BankRow.uid, ChunkRow.chunk_id).join(ChunkRow, ChunkRow.bank_id == BankRow.bank_id)
+    for uid, chunk_id in connection.execute(statement.where(ChunkRow.payload_bytes > 0)):
+        known[uid].add(chunk_id)
+    return {**known, **dict.fromkeys(connection.scalars(sa.select(GoneBankRow.uid)))}
+
+
+def some_payload_ids(connection: Connection, bank_id: int, most: int) -> list[int]:
+    """Return at most `most` ids of the bank's chunks that have a payload file, spread from the first to the last of
+    them."""
+    statement = "SELECT chunk_id FROM chunks WHERE bank_id = ? AND payload_bytes > 0 ORDER BY chunk_id"
+    found = [chunk_id for (chunk_id,) in raw(connection).execute(statement, (bank_id,))]
+    return found[:: -(-len(found) // most) or 1]
+
+
+_figures = attrgetter("start", "original_length", "stored_length", "created", "retrieval_count", "ttl")
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int)
+
+
+def _chunk(row: Any, bank: Bank, embedding: bool) -> Chunk:
+    """Errors: some of `row_flaws` for a row that cannot be used."""
+    metadata, payload = json.loads(row.meta), _cached_payload_of(row.payload)
+    if type(metadata) is not dict or len(row.token_ids) % 4 or type(row.token_ids) is not bytes:
+        raise ValueError("metadata or token ids are damaged")
+    if type(row.embedding) is not bytes or len(row.embedding) != 4 * bank.embedding.dimension:
+        raise ValueError("the embedding is cut")
+    if type(row.text) is not str or type(row.key) is not bytes or not all(map(_is_int, _figures(row))):
+        raise TypeError("a column has another type")
+    if row.payload_bytes != (payload.length if payload else 0):
+        raise ValueError("the descriptor is of another chunk")
+    if flaw := row_checksum.flaw(row._asdict()):
+        raise ValueError(flaw)
+    return Chunk(
+        key=row.key,
+        start=row.start,
+        original_length=row.original_length,
+        stored_length=row.stored_length,
+        token_ids=row.token_ids,
+        text=row.text,
+        metadata=metadata,
+        embedding=row.embedding if embedding else b"",
+        payload=payload,
+        chunk_id=row.chunk_id,
+        bank=bank.name,
+        created=row.created,
+        retrieval_count=row.retrieval_count,
+        last_retrieved=row.last_retrieved,
+        pinned=bool(row.pinned),
+        expiry=Expiry(row.ttl, bool(row.renew)) if row.ttl else None,
+        expires=row.expires,
+        stored_bytes=row.size,
+    )
+
+
+# What is retrieved often is parsed once: it never changes.
+_cached_payload_of = lru_cache(512)(payload_of)

@@ -1,0 +1,180 @@
+"""Rows of what goes and has gone: removals and evictions with their log and plans, spent keys, deleted banks."""
+
+import json
+import sqlite3
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
+from typing import Any, NamedTuple
+
+import sqlalchemy as sa
+from sqlalchemy import Connection, Row
+
+from memory_service.domain.eviction import NOBODY, Victims
+from memory_service.domain.model import Eviction, EvictionReason, Unit
+from memory_service.storage.local.records.schema import ChunkRow, EvictionPlanRow, EvictionRow, GoneBankRow, raw
+
+SPENT_KEY_US = 24 * 3600 * 1_000_000
+EVICTION_LOG = 10_000
+# Of an explanation: metadata, about, and victims that are looked up at once.
+_MOST_METADATA = 4 * 1024 * 1024
+_VICTIMS = 100
+
+
+_SIZES = """
+    SELECT chunk_id, stored_length, size FROM json_each(?) JOIN chunks ON chunk_id = value
+    WHERE bank_id = ? AND (NOT pinned OR ?) ORDER BY json_each.key
+"""
+_SPEND_KEYS = """
+    INSERT INTO spent_keys (bank_id, key, digest, chunk_id, gone)
+    SELECT bank_id, key, digest, chunk_id, ? FROM chunks WHERE chunk_id IN (SELECT value FROM json_each(?))
+"""
+_OLD_KEYS = "SELECT bank_id, key, chunk_id FROM spent_keys WHERE gone <= ? LIMIT ?"
+_LOG_EVICTIONS = """
+    INSERT INTO evictions (bank_id, chunk_id, reason, retrieval_count, start, stored_length, created, evicted, meta)
+    SELECT bank_id, chunk_id, ?, retrieval_count, start, stored_length, created, ?, meta
+    FROM json_each(?) JOIN chunks ON chunk_id = value ORDER BY json_each.key
+"""
+_CUT_LOG = """
+    DELETE FROM evictions WHERE bank_id = :bank AND sequence <= (
+        SELECT sequence FROM evictions WHERE bank_id = :bank ORDER BY sequence DESC LIMIT 1 OFFSET :kept
+    )
+"""
+_SOME_CHUNKS = "SELECT chunk_id FROM chunks WHERE bank_id = :bank ORDER BY chunk_id LIMIT :most"
+_SOME_EVICTIONS = """
+    DELETE FROM evictions WHERE sequence IN (SELECT sequence FROM evictions WHERE bank_id = :bank LIMIT :most)
+"""
+
+
+class Removed(NamedTuple):
+    """Chunks that are gone now, and what they had taken."""
+
+    ids: list[int]
+    tokens: int
+    bytes: int
+    # Of an eviction: how many for each.
+    reasons: Mapping[EvictionReason, int] = {}
+
+    def size(self, unit: Unit) -> int:
+        """Return what the chunks had taken, in the unit of a capacity."""
+        return {"chunks": len(self.ids), "tokens": self.tokens, "bytes": self.bytes}[unit]
+
+
+def remove(connection: Connection, bank_id: int, chunk_ids: Sequence[int], counter: str, now: int) -> Removed:
+    """Delete rows, spend their keys, add to `counter` of the bank (chunks_deleted, ...); unknown ids are fine."""
+    return _remove(connection, bank_id, _found(connection, bank_id, chunk_ids, pinned=True), counter, now)
+
+
+def evict(connection: Connection, bank_id: int, victims: Victims, now: int) -> Removed:
+    """Log and remove those that still exist and are not pinned."""
+    found = _found(connection, bank_id, victims.ids.tolist(), pinned=False)
+    reason_of = dict(zip(victims.ids.tolist(), victims.reasons(), strict=True))
+    for reason, ids in groupby(found.ids, key=reason_of.__getitem__):
+        raw(connection).execute(_LOG_EVICTIONS, (reason, now, json.dumps(list(ids))))
+    raw(connection).execute(_CUT_LOG, {"bank": bank_id, "kept": EVICTION_LOG})
+    reasons = Counter(reason_of[chunk_id] for chunk_id in found.ids)
+    return _remove(connection, bank_id, found, "chunks_evicted", now)._replace(reasons=reasons)
+
+
+def _found(connection: Connection, bank_id: int, chunk_ids: Sequence[int], *, pinned: bool) -> Removed:
+    rows = raw(connection).execute(_SIZES, (json.dumps(list(dict.fromkeys(chunk_ids))), bank_id, pinned)).fetchall()
+    ids, tokens, sizes = zip(*rows, strict=True) if rows else ((), (), ())
+    return Removed(list(ids), sum(tokens), sum(sizes))
+
+
+def _remove(connection: Connection, bank_id: int, going: Removed, counter: str, now: int) -> Removed:
+    if not going.ids:
+        return going
+    driver, count = raw(connection), len(going.ids)
+    driver.execute(_SPEND_KEYS, (now, json.dumps(going.ids)))
+    # Twice as many as were just spent: it keeps up, and a day with a million of them does not come back at once.
+    forget_keys(driver, driver.execute(_OLD_KEYS, (now - SPENT_KEY_US, 2 * count)).fetchall())
+    _delete_chunks(connection, going.ids)
+    usage = f"chunks = chunks - ?, tokens = tokens - ?, bytes = bytes - ?, {counter} = {counter} + ?"
+    driver.execute(f"UPDATE banks SET {usage} WHERE bank_id = ?", (count, going.tokens, going.bytes, count, bank_id))
+    return going
+
+
+def forget_keys(driver: sqlite3.Connection, spent: Sequence[tuple[int, bytes, int]]) -> None:
+    """Free spent keys, given as (bank id, key, chunk id), to be used again."""
+    driver.executemany("DELETE FROM keys WHERE bank_id = ? AND key = ?", [(bank_id, key) for bank_id, key, _ in spent])
+    driver.executemany("DELETE FROM spent_keys WHERE chunk_id = ?", [(chunk_id,) for _, _, chunk_id in spent])
+
+
+def _delete_chunks(connection: Connection, chunk_ids: Sequence[int]) -> None:
+    for table in ("chunks", "contents"):
+        statement = f"DELETE FROM {table} WHERE chunk_id IN (SELECT value FROM json_each(?))"
+        raw(connection).execute(statement, (json.dumps(list(chunk_ids)),))
+
+
+def clear_bank(connection: Connection, bank_id: int, most: int) -> bool:
+    """Remove some of what a deleted bank holds, `most` rows of a table, and return whether nothing is left."""
+    driver = raw(connection)
+    some = {"bank": bank_id, "most": most}
+    ids = [chunk_id for (chunk_id,) in driver.execute(_SOME_CHUNKS, some)]
+    _delete_chunks(connection, ids)
+    spent = driver.execute("SELECT bank_id, key, chunk_id FROM keys WHERE bank_id = :bank LIMIT :most", some).fetchall()
+    forget_keys(driver, spent)
+    logged = driver.execute(_SOME_EVICTIONS, some).rowcount
+    return most not in (len(ids), len(spent), logged)
+
+
+def forget_bank(connection: Connection, bank_id: int) -> None:
+    """Forget a deleted bank of which nothing is left, neither rows nor files."""
+    connection.execute(sa.delete(GoneBankRow).where(GoneBankRow.bank_id == bank_id))
+
+
+def save_plan(connection: Connection, bank_id: int, victims: Victims) -> None:
+    """Keep what is left of an eviction, so that a restart can go on with it, or forget it where nothing is left."""
+    connection.execute(sa.delete(EvictionPlanRow).where(EvictionPlanRow.bank_id == bank_id))
+    if victims:
+        connection.execute(sa.insert(EvictionPlanRow).values(bank_id=bank_id, plan=victims.to_bytes()))
+
+
+def saved_plan(connection: Connection, bank_id: int) -> Victims:
+    """Return the plan that was kept; some of its chunks may be gone already."""
+    plan = connection.scalar(sa.select(EvictionPlanRow.plan).where(EvictionPlanRow.bank_id == bank_id))
+    return NOBODY if plan is None else Victims.from_bytes(plan)
+
+
+def saved_plans(connection: Connection) -> set[int]:
+    """Return the ids of the banks that have a plan."""
+    return set(connection.scalars(sa.select(EvictionPlanRow.bank_id)))
+
+
+def victims(connection: Connection, bank_id: int, chunk_ids: Sequence[int]) -> Sequence[Row[Any]]:
+    """Return what the log would say of chunks; only of the first ones where their metadata are long."""
+    names = ("chunk_id", "retrieval_count", "start", "stored_length", "created", "meta")
+    statement = sa.select(*[getattr(ChunkRow, name) for name in names]).where(ChunkRow.bank_id == bank_id)
+    found: list[Row[Any]] = []
+    room = _MOST_METADATA
+    for begin in range(0, len(chunk_ids), _VICTIMS):
+        some = connection.execute(statement.where(ChunkRow.chunk_id.in_(chunk_ids[begin : begin + _VICTIMS]))).all()
+        found += some
+        room -= sum(len(row.meta) for row in some)
+        if room < 0:
+            break
+    return found
+
+
+def evictions(connection: Connection, bank_id: int, before: int) -> Iterator[tuple[int, Eviction]]:
+    """Read (sequence, eviction) one after the other, newest first, from the first one before the sequence `before`."""
+    where = (EvictionRow.bank_id == bank_id, EvictionRow.sequence < before)
+    newest = EvictionRow.sequence.desc()
+    rows = connection.execute(sa.select(EvictionRow.__table__).where(*where).order_by(newest))
+    for row in rows:
+        yield row.sequence, eviction(row, row.reason, row.evicted)
+
+
+def eviction(row: Row[Any], reason: EvictionReason, evicted: int | None) -> Eviction:
+    """Make the value of a row of `victims` or of the log."""
+    return Eviction(
+        chunk_id=row.chunk_id,
+        reason=reason,
+        retrieval_count=row.retrieval_count,
+        start=row.start,
+        stored_length=row.stored_length,
+        created=row.created,
+        metadata=json.loads(row.meta),
+        evicted=evicted,
+    )

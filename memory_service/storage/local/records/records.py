@@ -1,0 +1,191 @@
+"""The truth: the database of a data folder. Owns the commit point, chunk ids and counts; its rows are in `bank_rows`,
+`chunk_rows` and `gone_rows`."""
+
+import logging
+import secrets
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
+from pathlib import Path
+
+import sqlalchemy as sa
+from sqlalchemy import Connection
+from sqlalchemy.exc import DBAPIError
+
+from memory_service.domain import cancellation
+from memory_service.domain.clock import MARK_US, SECOND, Clock
+from memory_service.observe.metrics import Metrics
+from memory_service.storage.local import given_ids
+from memory_service.storage.local.evicting.ledger import Ledgers
+from memory_service.storage.local.records import clock_rows, schema
+from memory_service.storage.local.records.chunk_ids import ChunkIds, Reservations
+from memory_service.storage.local.records.counts import Counts
+from memory_service.storage.local.records.schema import ChunkRow, StoreRow, raw
+from memory_service.storage.local.records.writer import Writer
+
+_log = logging.getLogger(__name__)
+LARGEST_TIME = 2**63 - 1
+# After a failure, readers go by what is written for so long.
+_RETRY_S = 1.0
+
+
+class Records:
+    """Opens the database of a data folder, and reads and writes it."""
+
+    def __init__(
+        self, data: Path, *, durable: bool, metrics: Metrics, migrate: bool = False, clock: Clock | None = None
+    ) -> None:
+        """clock: the clock to go by, where it is not that of the machine. Errors: StartError."""
+        path = data / "metadata.db"
+        schema.prepare(path, data, migrate=migrate)
+        self.clock = clock or Clock()
+        # The time of the mark in the database (until it has been read, none is written) and of the next one.
+        self._marked = self._marking = LARGEST_TIME
+        self.counts = Counts(self.clock)
+        self.ledgers = Ledgers()
+        # When a transaction failed last (monotonic).
+        self._failed = -_RETRY_S
+        level = "FULL" if durable else "NORMAL"
+        self._readers = schema.engine(path, synchronous=level, writer=False)
+        # Its connections that nobody uses now.
+        self._idle: list[Connection] = []
+        self.writer = Writer(schema.engine(path, synchronous=level, writer=True), self, metrics, durable=durable)
+        try:
+            # `new_here`: no version that reserves ids in a file, and marks the folders of payloads, was here before.
+            self.store_id, self.new_here = self.writer.submit(partial(self._take_up, data), durable=True).result()
+            self.ids = ChunkIds(self.writer, Reservations(data))
+        except BaseException:
+            self.close()
+            raise
+
+    def _take_up(self, data: Path, connection: Connection) -> tuple[str, bool]:
+        """The store's identity, and whether the folder is new to this version; its time and its ids go on."""
+        self.clock.resume(clock_rows.mark(connection))
+        clock_rows.save(connection, mark := self.clock.mark())
+        self._marking = mark.now
+        _identity(connection)
+        new_here = given_ids.settle(connection, data)
+        return _identity(connection), new_here
+
+    @contextmanager
+    def read(self) -> Iterator[Connection]:
+        """A short read transaction on a connection of its own. Errors: Cancelled, when the caller has gone.
+
+        Connections are kept and begun by hand: SQLAlchemy's pool and its transaction cost as much as ten queries.
+        """
+        try:
+            connection = self._idle.pop()
+        except IndexError:
+            connection = self._readers.connect()
+        driver = raw(connection)
+        try:
+            with cancellation.current().of(driver):
+                driver.execute("BEGIN")
+                yield connection
+        except BaseException:
+            # Not kept: a statement that the error's traceback holds open would show the rows of now to those after it.
+            connection.invalidate()
+            connection.close()
+            raise
+        if connection.in_transaction():  # SQLAlchemy's, which an expression has begun
+            connection.rollback()
+        if driver.in_transaction:
+            driver.execute("COMMIT")
+        self._idle.append(connection)
+
+    def snapshot(self) -> Connection:
+        """A read transaction that sees the rows as they are now, for another thread to use and close."""
+        connection = self._readers.connect()
+        connection.exec_driver_sql("BEGIN")
+        connection.exec_driver_sql("SELECT 1 FROM store")
+        return connection
+
+    def flush_counts(self) -> None:
+        """Make every pending count visible."""
+        if self.counts or self.counts.under_way:
+            self.writer.submit(lambda _connection: None).result()
+
+    def show_counts(self) -> None:
+        """As `flush_counts`, where it can be done: a disk that is full, or fails, keeps nobody from reading, and is not
+        tried by every reader."""
+        if time.monotonic() - self._failed > _RETRY_S:
+            with suppress(DBAPIError, sqlite3.Error):
+                self.flush_counts()
+
+    def follow_wall_clock(self) -> None:
+        """Let the time leap where a wall clock that was set stays ahead; what has time to live left keeps it."""
+        if by := self.clock.behind():
+
+            def move(connection: Connection) -> None:
+                now = self.clock.now_us()
+                clock_rows.move_ends(connection, now, by)
+                clock_rows.save(connection, self.clock.mark()._replace(now=now + by))
+
+            # The last of its transaction: those behind it go by the new time.
+            self.writer.submit(move, lambda _: self.clock.leap(by), last=True).result()
+            _log.warning("the wall clock has been ahead for an hour; the time goes forward by %.0f s", by / SECOND)
+
+    def close(self) -> None:
+        """Readers first: SQLite checkpoints when the last connection closes, and that must be the writer's."""
+        while self._idle:
+            self._idle.pop().close()
+        self._readers.dispose()
+        self.writer.close()
+
+    # What goes along with the writer's transactions
+
+    def pending(self) -> bool:
+        """Tell whether counts wait to be written."""
+        return bool(self.counts)
+
+    def begun(self, connection: Connection) -> None:
+        """Write the counts, so that what follows in the transaction sees them."""
+        if taken := self.counts.take():
+            connection.execute(_COUNT, [{"id": chunk_id, **some._asdict()} for chunk_id, some in taken.items()])
+            self.ledgers.counted(taken)
+        mark = self.clock.mark()
+        if mark.now - self._marked >= MARK_US:
+            clock_rows.save(connection, mark)
+            self._marking = mark.now
+
+    def committed(self) -> None:
+        """Forget the counts that were written."""
+        self.counts.settle()
+        self._marked = self._marking
+
+    def failed(self) -> None:
+        """Keep the counts for the next transaction, because nothing of this one happened."""
+        self._failed = time.monotonic()
+        self.counts.restore()
+        self._marking = self._marked
+        self.ledgers.forget_all()
+
+
+# A chunk that had expired when it was first retrieved stays expired: it may be gone from the index already. One that
+# had not lived on, so that the others found it. A renewal never shortens a life.
+_RENEWED = sa.case(
+    (
+        ChunkRow.renew & (ChunkRow.expires > sa.bindparam("first")),
+        sa.func.max(ChunkRow.expires, sa.bindparam("last") + ChunkRow.ttl),
+    ),
+    else_=ChunkRow.expires,
+)
+_COUNT = (
+    sa.update(ChunkRow)
+    .where(ChunkRow.chunk_id == sa.bindparam("id"))
+    .values(
+        retrieval_count=ChunkRow.retrieval_count + sa.bindparam("times"),
+        last_retrieved=sa.func.max(sa.func.coalesce(ChunkRow.last_retrieved, 0), sa.bindparam("last")),
+        expires=_RENEWED,
+    )
+)
+
+
+def _identity(connection: Connection) -> str:
+    store_id = connection.scalar(sa.select(StoreRow.store_id))
+    if store_id is None:
+        store_id = secrets.token_hex(16)
+        connection.execute(sa.insert(StoreRow).values(id=1, store_id=store_id, next_chunk_id=1))
+    return store_id

@@ -1,0 +1,307 @@
+"""Tables of metadata.db, and which schema a folder has. Owns the rules that only the present schema is served, and that
+no folder is begun anew whose records are lost."""
+
+import sqlite3
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import URL, Connection, Engine, Index, MetaData, create_engine, event, text
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from kvbank.files import private
+from memory_service.domain.errors import StartError
+from memory_service.storage.local.files import ballast
+from memory_service.storage.local.files import objects as payloads
+from memory_service.storage.local.files.disk_space import free_bytes
+
+NAMING = {
+    "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+    "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+    "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+    "pk": "pk_%(table_name)s",
+}
+
+
+class Base(DeclarativeBase):
+    metadata = MetaData(naming_convention=NAMING)
+
+
+class StoreRow(Base):
+    """One row: the identity of the folder and the first chunk id that is not reserved."""
+
+    __tablename__ = "store"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    store_id: Mapped[str]
+    next_chunk_id: Mapped[int]
+
+
+class ClockRow(Base):
+    """One row: the time of the service at some moment, and when that was by the machine's clock that cannot be set, in
+    microseconds; `boot` names the start of the machine."""
+
+    __tablename__ = "clock"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    now: Mapped[int]
+    running: Mapped[int]
+    boot: Mapped[str]
+
+
+class BankRow(Base):
+    """A bank; specs as JSON, usage kept in step by every commit."""
+
+    __tablename__ = "banks"
+    bank_id: Mapped[int] = mapped_column(primary_key=True)
+    uid: Mapped[str] = mapped_column(unique=True)
+    name: Mapped[str] = mapped_column(unique=True)
+    spec: Mapped[str]
+    capacity: Mapped[str | None]
+    policy: Mapped[str]
+    meta: Mapped[str]
+    created: Mapped[int]
+    chunks: Mapped[int]
+    tokens: Mapped[int]
+    bytes: Mapped[int]
+    chunks_written: Mapped[int]
+    chunks_evicted: Mapped[int]
+    chunks_deleted: Mapped[int]
+    chunks_quarantined: Mapped[int]
+    chunks_expired: Mapped[int] = mapped_column(server_default=text("0"))
+    quota: Mapped[str] = mapped_column(server_default=text("'{}'"))
+    expiry: Mapped[str] = mapped_column(server_default=text("'{}'"))
+    index_kind: Mapped[str] = mapped_column(server_default=text("'auto'"))
+    __table_args__ = ({"sqlite_autoincrement": True},)
+
+
+class GoneBankRow(Base):
+    """A deleted bank whose chunks are still being removed; the row goes last."""
+
+    __tablename__ = "gone_banks"
+    bank_id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    uid: Mapped[str]
+
+
+class ChunkRow(Base):
+    """A live chunk: what is scanned. Times in microseconds; `expires` is null for a chunk that never does; `digest`: of
+    its request, and checksums of the row (`row_checksum`); `size`: all that it takes on the disk (`chunk_size`)."""
+
+    __tablename__ = "chunks"
+    chunk_id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    bank_id: Mapped[int]
+    key: Mapped[bytes]
+    digest: Mapped[bytes]
+    start: Mapped[int]
+    original_length: Mapped[int]
+    stored_length: Mapped[int]
+    payload_bytes: Mapped[int]
+    meta: Mapped[str]
+    created: Mapped[int]
+    retrieval_count: Mapped[int]
+    last_retrieved: Mapped[int | None]
+    pinned: Mapped[bool]
+    ttl: Mapped[int]
+    renew: Mapped[bool]
+    expires: Mapped[int | None]
+    size: Mapped[int] = mapped_column(server_default=text("0"))
+    __table_args__ = (
+        Index(None, "bank_id", "chunk_id"),
+        Index(None, "expires", sqlite_where=text("expires IS NOT NULL")),
+    )
+
+
+class ContentRow(Base):
+    """The wide part of a chunk, so that scans of `chunks` stay cheap: embedding float32 LE, descriptor as JSON."""
+
+    __tablename__ = "contents"
+    chunk_id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    token_ids: Mapped[bytes]
+    text: Mapped[str]
+    payload: Mapped[str | None]
+    # Last, so that the other columns are read without it.
+    embedding: Mapped[bytes]
+
+
+class KeyRow(Base):
+    """Which chunk was written under a key, whether it lives or is gone.
+
+    The only index of keys. They are random, so each entry lies on a page of its own: eviction leaves them alone, and
+    what it writes lies close together.
+    """
+
+    __tablename__ = "keys"
+    bank_id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    key: Mapped[bytes] = mapped_column(primary_key=True)
+    chunk_id: Mapped[int]
+    __table_args__ = ({"sqlite_with_rowid": False},)
+
+
+class SpentKeyRow(Base):
+    """A chunk that is gone, kept for 24 h with its key so that a replay is recognised."""
+
+    __tablename__ = "spent_keys"
+    bank_id: Mapped[int]
+    key: Mapped[bytes]
+    digest: Mapped[bytes]
+    chunk_id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    gone: Mapped[int] = mapped_column(index=True)
+
+
+class EvictionRow(Base):
+    """The log of evictions, bounded per bank."""
+
+    __tablename__ = "evictions"
+    sequence: Mapped[int] = mapped_column(primary_key=True)
+    bank_id: Mapped[int]
+    chunk_id: Mapped[int]
+    reason: Mapped[str]
+    retrieval_count: Mapped[int]
+    start: Mapped[int]
+    stored_length: Mapped[int]
+    created: Mapped[int]
+    evicted: Mapped[int]
+    meta: Mapped[str]
+    __table_args__ = (Index(None, "bank_id", "sequence"), {"sqlite_autoincrement": True})
+
+
+class EvictionPlanRow(Base):
+    """What is left of an eviction that goes on in the background, so that a restart goes on with it too."""
+
+    __tablename__ = "eviction_plans"
+    bank_id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    plan: Mapped[bytes]
+
+
+def migrations() -> Path:
+    """The Alembic folder, in the wheel and (by a link) in the checkout."""
+    return Path(__file__).parent / "migrations"
+
+
+def revisions() -> list[str]:
+    """All schema versions, oldest first; a version's file name starts with it."""
+    return sorted(path.name.split("_")[0] for path in (migrations() / "versions").glob("[0-9]*_*.py"))
+
+
+def engine(path: Path, *, synchronous: str, writer: bool) -> Engine:
+    """Connections to the database: the writer's one begins IMMEDIATE and checkpoints; readers cannot write, and begin
+    by themselves."""
+    if writer:
+        private.make_file(path)
+    made = create_engine(
+        URL.create("sqlite", database=str(path)),
+        connect_args={"check_same_thread": False, "timeout": 30.0},
+        # As many as threads ask for; the writer's thread, which opens snapshots, must not wait for one.
+        pool_size=16,
+        max_overflow=-1,
+        # Else an error that is logged repeats the values of its statement: texts and metadata of callers.
+        hide_parameters=True,
+    )
+
+    @event.listens_for(made, "connect")
+    def configure(connection: Any, _record: Any) -> None:
+        connection.isolation_level = None  # SQLAlchemy's driver would begin transactions by itself
+        if writer:
+            # First, because an empty database has no choice any more once it has a page.
+            connection.execute("PRAGMA auto_vacuum=INCREMENTAL")
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute(f"PRAGMA synchronous={synchronous}")
+        if writer:
+            # Often and little: a commit that checkpoints makes the others wait.
+            connection.execute("PRAGMA wal_autocheckpoint=1000")
+            connection.execute("PRAGMA cache_size=-16384")
+        else:
+            connection.execute("PRAGMA wal_autocheckpoint=0")
+            connection.execute("PRAGMA query_only=ON")
+
+    if writer:
+
+        @event.listens_for(made, "begin")
+        def begin(connection: Any) -> None:
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+    return made
+
+
+_VERSION_TABLE = """
+    CREATE TABLE IF NOT EXISTS alembic_version (
+        version_num VARCHAR(32) NOT NULL, CONSTRAINT alembic_version_pkc PRIMARY KEY (version_num)
+    )
+"""
+
+
+def prepare(path: Path, data: Path, *, migrate: bool) -> None:
+    """Create a fresh database or check its schema.
+
+    Errors: StartError for an older (without `migrate`) or newer one, and for payloads without records.
+    """
+    found, known = _ask(path, "SELECT version_num FROM alembic_version"), revisions()
+    if _ask(path, "SELECT store_id FROM store") is None and payloads.any_in(data):
+        raise StartError(
+            f"{data} has payloads in {payloads.FOLDER}/, but no records of them: {path.name} is missing or empty; put a"
+            f" backup in place (kvbank restore BACKUP DATA), or move {payloads.FOLDER}/ away to begin anew"
+        )
+    if found == known[-1]:
+        return
+    if found is not None and found not in known:
+        raise StartError(f"{data} was written by a newer kvbank (schema {found}, this one knows {known[-1]})")
+    if found is not None and not migrate:
+        text = f"{data} has the older schema {found}; upgrade it with: kvbank serve --data {data} --migrate"
+        raise StartError(text)
+    if found is None:
+        create(path)
+    else:
+        upgrade(path)
+
+
+def _ask(path: Path, statement: str) -> str | None:
+    """The one value of a database; None when there is no database, table or row yet."""
+    if not path.exists():
+        return None
+    try:
+        with closing(sqlite3.connect(path)) as connection:
+            row = connection.execute(statement).fetchone()
+    except sqlite3.DatabaseError as error:
+        if "no such table" in str(error):
+            return None
+        if free_bytes(path.parent) < ballast.SIZE:
+            raise StartError(f"cannot open {path.parent}: {ballast.explained(path.parent, error)}") from error
+        raise StartError(f"{path} cannot be read, or is not a database of kvbank ({error})") from error
+    return str(row[0]) if row else None
+
+
+def create(path: Path) -> None:
+    """A fresh database, in one transaction. Equal to one that went through the migrations, without Alembic's start."""
+    database = engine(path, synchronous="FULL", writer=True)
+    try:
+        with database.begin() as connection:
+            Base.metadata.create_all(connection)
+            connection.exec_driver_sql(_VERSION_TABLE)
+            connection.exec_driver_sql("INSERT INTO alembic_version VALUES (?)", (revisions()[-1],))
+    finally:
+        database.dispose()
+
+
+def upgrade(path: Path, revision: str = "head") -> None:
+    """Run the migrations up to `revision`."""
+    # A third of a second to import, and needed on an old folder only.
+    from alembic import command
+    from alembic.config import Config
+
+    config = Config()
+    config.set_main_option("script_location", str(migrations()).replace("%", "%%"))
+    database = engine(path, synchronous="FULL", writer=True)
+    try:
+        with database.connect() as connection:
+            config.attributes["connection"] = connection
+            command.upgrade(config, revision)
+        with database.connect() as connection, suppress(sqlite3.Error):  # as where the disk has no room for it
+            # The database of an earlier version keeps what it once had; one that was written anew can give it back.
+            raw(connection).execute("VACUUM")
+    finally:
+        database.dispose()
+
+
+def raw(connection: Connection) -> sqlite3.Connection:
+    """The driver's connection, in the same transaction."""
+    driver = connection.connection.driver_connection
+    assert isinstance(driver, sqlite3.Connection)
+    return driver

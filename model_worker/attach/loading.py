@@ -1,0 +1,83 @@
+"""Models by name: the shipped one, a local folder, or a hub id."""
+
+import os
+import re
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from model_worker.attach.model_names import SHIPPED, model_folder
+from model_worker.attach.rope_scaling import scale_rope
+from model_worker.errors import InputError, ModelNotFound
+
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def device_named(name: str) -> str:
+    """The device that a command was asked for, `auto` being a GPU where there is one.
+
+    Raises InputError for what is not auto, cpu or cuda, and for CUDA devices that are not there.
+    """
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
+        raise InputError(f"device {name!r} is not auto, cpu or cuda")
+    if name != "cpu" and int(name.partition(":")[2] or 0) >= torch.cuda.device_count():
+        raise InputError(f"there is no CUDA device {name!r} here; use --device cpu")
+    return name
+
+
+def dtype_named(name: str | torch.dtype) -> torch.dtype:
+    """The dtype of a model's weights by torch's name. Raises InputError."""
+    found = getattr(torch, name, None) if isinstance(name, str) else name
+    if not isinstance(found, torch.dtype) or found not in _DTYPES:
+        raise InputError(f"dtype {name!r} is not one that a model computes in, such as bfloat16")
+    return found
+
+
+def load_model(
+    name: str | os.PathLike[str] = SHIPPED,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: str | torch.dtype | None = None,
+    rope: str | None = None,
+) -> tuple[Any, Any]:
+    """`(model, tokenizer)`, in eval mode on `device`.
+
+    dtype: of the weights, or its name; by default float32 for the shipped model on a CPU and as stored otherwise. rope:
+    `linear:F`, `ntk:F` or `yarn:F` for F times the trained length (see rope_scaling.py). Raises ModelNotFound in one
+    line where transformers would print a page.
+    """
+    folder = model_folder(name)
+    source = str(name if folder is None else folder)
+    try:
+        place = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise InputError(f"device {device!r} is none of torch's: {_reason(error)}") from None
+    chosen = dtype or ("float32" if name == SHIPPED and place.type == "cpu" else "auto")
+    wanted = chosen if chosen == "auto" else dtype_named(chosen)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source)
+        config = AutoConfig.from_pretrained(source)
+        if rope is not None:
+            scale_rope(config, rope)
+        model = AutoModelForCausalLM.from_pretrained(source, config=config, dtype=wanted)
+    except (InputError, MemoryError):
+        raise
+    except Exception as error:  # the files of others, read by libraries that fail with whatever they run into
+        if folder is None:
+            where = f"there is no folder {source!r} here, and it cannot be had from the hub"
+            raise ModelNotFound(f"{where}: {_reason(error)}") from error
+        raise ModelNotFound(f"model {source!r} cannot be loaded: {_reason(error)}") from error
+    if not isinstance(getattr(config, "kvbank", None) or {}, dict):
+        raise ModelNotFound(f"model {source!r} cannot be used: the kvbank entry of its config.json is no mapping")
+    return model.to(place).eval(), tokenizer
+
+
+def _reason(error: Exception) -> str:
+    """The first two lines of what a library says, with the kind of error where the words alone would be a riddle."""
+    if isinstance(error, UnicodeEncodeError):
+        return "its path is not UTF-8, which the libraries that read it need"
+    said = " ".join(line.strip() for line in str(error).strip().splitlines()[:2])
+    return said if isinstance(error, OSError | ValueError) and said else f"{type(error).__name__}: {said}"

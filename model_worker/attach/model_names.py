@@ -1,0 +1,38 @@
+"""What the name of a model means: the shipped one, a folder, or a hub id. Light to import: no torch.
+
+A path that is not there is told from a hub id before anything is loaded, and is never asked of a hub.
+"""
+
+import os
+import re
+from pathlib import Path
+
+from model_worker.errors import InputError, ModelNotFound
+
+SHIPPED = "kvbank-small"
+_ASSETS = Path(__file__).parents[1] / "assets"
+# NAME or OWNER/NAME; letters, digits, "-", "_" and ".", of which none is first.
+_HUB_ID = re.compile(r"(?:[A-Za-z0-9_][\w.-]*/)?[A-Za-z0-9_][\w.-]*", re.ASCII)
+
+
+def model_folder(name: str | os.PathLike[str]) -> Path | None:
+    """The folder that `name` means; None for what may be a hub id.
+
+    Raises ModelNotFound for a path that is not there, or is no model's folder.
+    """
+    try:
+        text = os.fspath(name)
+    except TypeError:
+        text = None
+    if not isinstance(text, str):
+        raise InputError(f"a model is named by a string or a path, not a {type(name).__name__}")
+    path = _ASSETS / text if text == SHIPPED else Path(text).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ModelNotFound(f"{path} is not a model folder: it has no config.json")
+        return path
+    if path.is_file():
+        raise ModelNotFound(f"{path} is a file; a model is named by its folder")
+    if isinstance(name, Path) or not _HUB_ID.fullmatch(text) or (Path(text).parts[:-1] and path.parent.is_dir()):
+        raise ModelNotFound(f"there is no model folder {text!r}")
+    return None

@@ -1,0 +1,278 @@
+"""What each layer of a model does with positions, found by running it twice on a few tokens.
+
+The probe runs when a model is attached. It tells rotary layers from others by behaviour, not by a table of
+architectures, so that a model can be refused with a reason instead of being corrupted silently.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+from model_worker.attach.rope import Rope, rotation_limit
+from model_worker.attach.view import ForwardView
+from model_worker.errors import UnsupportedModel
+
+_SHIFT = 37
+_TOKENS = 6
+
+
+@dataclass(frozen=True, slots=True)
+class LayerReport:
+    """One layer as the probe saw it.
+
+    kind: `rope`, `nope` (no rotation at all), `no-rope` (position inside the key) or `unsupported`.
+    capture: `projection` (stored bit by bit as projected, found in `layout`) or `unrotated` (the exact inverse, in
+    float32, rounded once).
+    """
+
+    layer: int
+    kind: str
+    reason: str = ""
+    capture: str = ""
+    layout: str | None = None
+    kv_heads: int = 0
+    head_dim: int = 0
+    scaling: float = 1.0
+    sliding_window: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Layers:
+    """All layers of a model: reports, the rotation of each usable one, and the attention modules by layer."""
+
+    reports: list[LayerReport]
+    ropes: dict[int, Rope]
+    modules: dict[int, nn.Module]
+
+
+@dataclass(slots=True)
+class _Seen:
+    """One layer during one forward."""
+
+    module: nn.Module
+    key: Tensor
+    value: Tensor
+    kwargs: dict[str, Any]
+    calls: int = 1
+    updated: tuple[Tensor, Tensor] | None = None
+    rotation: Any = None
+    projections: dict[str, Tensor] = field(default_factory=dict)
+
+
+class _Recorder(ForwardView):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers: dict[int, _Seen] = {}
+
+    def observe(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, kwargs: Any) -> None:
+        layer = int(module.layer_idx)  # type: ignore[arg-type]
+        before = self.layers.get(layer)
+        self.layers[layer] = _Seen(module, key, value, dict(kwargs), 1 if before is None else before.calls + 1)
+
+
+class _SpyCache(DynamicCache):
+    def __init__(self) -> None:
+        super().__init__()
+        self.updated: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
+        keys, values = super().update(key_states, value_states, layer_idx, *args, **kwargs)
+        self.updated[layer_idx] = keys, values
+        return keys, values
+
+
+def probe(model: Any, decoder: nn.Module, text: int = 0) -> Layers:
+    """Run `model`, whose stack of layers is `decoder`, on the text of that number, and report what each layer does.
+
+    The attention function of this package must be active on `model`. Raises UnsupportedModel for a model that is not
+    one stack of attention layers.
+    """
+    _check_stack(model)
+    limit = rotation_limit(model.config)
+    shift = _SHIFT if limit is None else min(_SHIFT, limit - _TOKENS)
+    if shift < 1:
+        raise UnsupportedModel(f"its rotation changes at position {limit}: that leaves no room for a memory")
+    first, second = _run(model, decoder, 0, text), _run(model, decoder, shift, text)
+    count = int(getattr(model.config, "num_hidden_layers", 0))
+    rotary = next((m for name, m in decoder.named_modules() if name.split(".")[-1] == "rotary_emb"), None)
+    types = getattr(model.config, "layer_types", None) or [None] * count
+    reports, ropes, modules = [], {}, {}
+    for layer in range(count):
+        if layer not in first:
+            reports.append(LayerReport(layer, "unsupported", "its attention does not receive the memory"))
+            continue
+        seen = first[layer]
+        modules[layer] = seen.module
+        report, rope = _classify(layer, seen, second[layer], shift, rotary, types[layer], limit)
+        reports.append(report)
+        if rope is not None:
+            ropes[layer] = rope
+    return Layers(reports, ropes, modules)
+
+
+def tokens_of(text: int, count: int, vocabulary: int) -> Tensor:
+    """The first `count` token ids of a text that a model is tried on, `[1, count]`; texts are told by their number."""
+    first = 1 + text * _TOKENS
+    return torch.arange(first, first + count)[None] % int(vocabulary)
+
+
+def _check_stack(model: Any) -> None:
+    """Refuse what has other layers than attention, which remember something else than keys and values."""
+    config = model.config
+    missing = [name for name in ("num_hidden_layers", "vocab_size") if not hasattr(config, name)]
+    if missing:
+        raise UnsupportedModel(
+            f"{type(model).__name__} is made of several models: its configuration has no {missing[0]} of its own; "
+            "attach the language model inside it"
+        )
+    for index, layer in enumerate(DynamicCache(config=config).layers):
+        if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer):
+            types = getattr(config, "layer_types", None) or []
+            kind = types[index] if index < len(types) else "unknown"
+            raise UnsupportedModel(
+                f"{type(model).__name__}: layer {index} ({kind}) keeps a {type(layer).__name__}: what it remembers is "
+                "not keys and values alone"
+            )
+
+
+def _run(model: Any, decoder: nn.Module, offset: int, text: int) -> dict[int, _Seen]:
+    recorder, cache = _Recorder(), _SpyCache()
+    rotations: dict[int, Any] = {}
+    projections: dict[int, dict[str, Tensor]] = {}
+    device = next(model.parameters()).device
+    ids = tokens_of(text, _TOKENS, model.config.vocab_size).to(device)
+    positions = torch.arange(offset, offset + _TOKENS, device=device)[None]
+    with _hooks(decoder, rotations, projections), evaluating(model), torch.no_grad():
+        model(input_ids=ids, position_ids=positions, past_key_values=cache, use_cache=True, kvbank=recorder)
+    for layer, seen in recorder.layers.items():
+        seen.updated = cache.updated.get(layer)
+        seen.rotation = rotations.get(id(seen.module))
+        seen.projections = projections.get(id(seen.module), {})
+    return recorder.layers
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """The model without dropout, and as it was afterwards."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
+
+
+@contextmanager
+def _hooks(decoder: nn.Module, rotations: dict[int, Any], projections: dict[int, dict[str, Tensor]]) -> Iterator[None]:
+    def note_rotation(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        rotations[id(module)] = kwargs.get("position_embeddings")
+
+    def noter(owner: nn.Module, name: str) -> Any:
+        def note(module: nn.Module, args: Any, output: Any) -> None:
+            projections.setdefault(id(owner), {})[name] = output
+
+        return note
+
+    with ExitStack() as stack:
+        for module in decoder.modules():
+            if not hasattr(module, "layer_idx"):
+                continue
+            handle = module.register_forward_pre_hook(note_rotation, with_kwargs=True)
+            stack.callback(handle.remove)
+            for name in ("k_norm", "k_proj"):
+                child = getattr(module, name, None)
+                if isinstance(child, nn.Module):
+                    stack.callback(child.register_forward_hook(noter(module, name)).remove)
+        yield
+
+
+def _classify(
+    layer: int,
+    first: _Seen,
+    second: _Seen,
+    shift: int,
+    rotary: nn.Module | None,
+    layer_type: str | None,
+    limit: int | None,
+) -> tuple[LayerReport, Rope | None]:
+    def refuse(reason: str, kind: str = "unsupported") -> tuple[LayerReport, None]:
+        return LayerReport(layer, kind, reason), None
+
+    if first.calls > 1:
+        return refuse(f"its attention runs {first.calls} times in one forward")
+    if first.updated is None or not all(map(_same, first.updated, (first.key, first.value))):
+        return refuse(
+            "its cache does not hold the keys and values that attention sees (a latent, or K-V of another layer)"
+        )
+    same = _close(first.key, second.key)
+    if first.rotation is None:
+        return refuse("it has no rotary positions, so remembered keys cannot be moved", "no-rope")
+    if not _is_cos_sin(first.rotation) or (rotary is None and not same):
+        return refuse("its rotary embedding is not a pair of cosines and sines")
+    if same:
+        rope = Rope(first.module, None)
+        return _report(layer, "nope", first, rope, first.key), rope
+    rope = Rope(first.module, rotary, layer_type, limit)
+    try:
+        unrotated = rope.unrotate(first.key, *first.rotation)
+        positions = torch.arange(shift, shift + _TOKENS, device=first.key.device)[None]
+        fits = _close(unrotated, rope.unrotate(second.key, *second.rotation))
+        fits = fits and _close(rope.rotate(unrotated, positions), second.key)
+    except (RuntimeError, TypeError, KeyError, ValueError) as error:
+        return refuse(f"its rotation cannot be called: {error}")
+    if not fits:
+        return refuse("taking its rotation back does not give a key that is free of position")
+    return _report(layer, "rope", first, rope, unrotated), rope
+
+
+def _report(layer: int, kind: str, seen: _Seen, rope: Rope, unrotated: Tensor) -> LayerReport:
+    projected = list(seen.projections.values())[-1:]  # k_norm, where there is one, comes after k_proj
+    layout = next((name for p in projected for name in LAYOUTS if _is_key(p, name, unrotated)), None)
+    return LayerReport(
+        layer,
+        kind,
+        capture="unrotated" if layout is None else "projection",
+        layout=layout,
+        kv_heads=unrotated.shape[1],
+        head_dim=unrotated.shape[3],
+        scaling=float(seen.kwargs.get("scaling") or unrotated.shape[3] ** -0.5),
+        sliding_window=seen.kwargs.get("sliding_window"),
+    )
+
+
+# How a projection's output lies in memory, as the key [B, Hkv, T, D] that it is.
+LAYOUTS: dict[str, Callable[[Tensor, int, int], Tensor]] = {
+    "flat": lambda x, heads, dim: x.view(x.shape[0], x.shape[1], heads, dim).transpose(1, 2),
+    "tokens_first": lambda x, heads, dim: x.transpose(1, 2),
+    "heads_first": lambda x, heads, dim: x,
+}
+
+
+def _is_key(projected: Tensor, layout: str, unrotated: Tensor) -> bool:
+    if (layout == "flat") != (projected.ndim == 3) or projected.numel() != unrotated.numel():
+        return False
+    key = LAYOUTS[layout](projected, unrotated.shape[1], unrotated.shape[3])
+    return key.shape == unrotated.shape and _close(key, unrotated)
+
+
+def _is_cos_sin(rotation: Any) -> bool:
+    return (
+        isinstance(rotation, tuple)
+        and len(rotation) == 2
+        and all(isinstance(x, Tensor) and not x.is_complex() for x in rotation)
+    )
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and _close(a, b)
+
+
+def _close(a: Tensor, b: Tensor) -> bool:
+    bound = 1e-3 if a.dtype == torch.float32 else 8e-2
+    return bool((a.float() - b.float()).abs().max() <= bound * b.float().abs().max().clamp(min=1e-6))

@@ -1,0 +1,86 @@
+"""`kvbank homer`: calibration of HOMER for a model."""
+
+import os
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from kvbank.console.output import print_json, print_line
+from kvbank.console.progress import progress
+from model_worker.cli.option_bounds import LARGEST_COUNT
+from model_worker.cli.quiet import load_quietly
+from model_worker.errors import InputError
+from model_worker.evaluate.texts import read_text
+
+homer = typer.Typer(no_args_is_help=True, help="Hierarchical context merging: calibrate it for a model.")
+
+
+@homer.callback()
+def _group() -> None:
+    """With one command typer would drop the group's name."""
+
+
+@homer.command()
+def calibrate(
+    model: Annotated[str, typer.Option(help="kvbank-small (shipped), a model folder, or a hub id.")] = "kvbank-small",
+    rope: Annotated[str | None, typer.Option(help="Rope scaling: linear:F, ntk:F or yarn:F.")] = None,
+    text: Annotated[Path | None, typer.Option(help="A UTF-8 text to measure; default: the Python reference.")] = None,
+    segments: Annotated[int, typer.Option(min=2, max=LARGEST_COUNT, help="At most so many pieces of the text.")] = 100,
+    distances: Annotated[
+        int | None,
+        typer.Option(min=16, max=LARGEST_COUNT, help="Distances measured; default: half of the trained length."),
+    ] = None,
+    enough: Annotated[float, typer.Option(min=0.0, help="Stop at this share of error to spread.")] = 0.05,
+    out: Annotated[Path | None, typer.Option(help="File to write; default: where bias=auto looks.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Measure the bias table of a model (and rope scaling), so that near and far tokens compete fairly.
+
+    Example: kvbank homer calibrate --model ./my-model --rope yarn:4
+    """
+    from model_worker.attach.attachment import attach
+    from model_worker.demo.story import reference_text
+    from model_worker.homer.bias import bias_key, save_bias
+    from model_worker.homer.calibrate import calibrate as measure
+    from model_worker.user_text import encode_text, readable
+
+    words = read_text(text) if text else reference_text()
+    if out is not None:
+        _check_out(out)
+    loaded, tokenizer = load_quietly(model, rope=rope)
+    ids = encode_text(tokenizer, readable(words))
+    attachment = attach(loaded, tokenizer)
+    with progress() as show:
+        found = measure(
+            attachment,
+            ids,
+            distances=distances,
+            segments=segments,
+            enough=enough,
+            progress=partial(show, "segments"),
+        )
+    about = {
+        "name": model,
+        "rope": rope or "as trained",
+        "segments": str(found.segments),
+        "distances": str(found.table.shape[1]),
+        "standard_error": f"{found.error:.4f}",
+        "text": text.name if text else "the Python reference",
+    }
+    path = save_bias(attachment, found.table, about, out)
+    if as_json:
+        print_json({**about, "model": bias_key(attachment), "path": path})
+        return
+    print_line(
+        f"{about['segments']} segments, {about['distances']} distances, standard error {found.error:.3f} of the spread"
+    )
+    print_line(f"written to {path}" + ("" if out else "; compressors with bias=auto use it for this model"))
+
+
+def _check_out(path: Path) -> None:
+    """Before the measuring, of which nothing is left if its table cannot be written."""
+    there = next(folder for folder in path.absolute().parents if folder.exists())  # the rest is made
+    if path.is_dir() or not there.is_dir() or not os.access(there, os.W_OK):
+        raise InputError(f"cannot write {path}: it is a folder, or its folder is not one, or not writable")

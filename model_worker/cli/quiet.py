@@ -1,0 +1,31 @@
+"""Models for commands, loaded without the bars and remarks of other libraries: what a command prints is its own."""
+
+import logging
+import os
+from typing import Any
+
+
+def quiet_libraries() -> None:
+    """Turn off what transformers and the hub's client say while they load, here and in processes that this one starts.
+
+    TRANSFORMERS_VERBOSITY and HF_HUB_VERBOSITY, where they are set, decide instead.
+    """
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    if "HF_HUB_VERBOSITY" not in os.environ:
+        # Else the client tells each of its attempts, before the one line that says what cannot be had.
+        os.environ["HF_HUB_VERBOSITY"] = "error"
+        logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    from transformers.utils import logging as transformers_logging
+
+    if "TRANSFORMERS_VERBOSITY" not in os.environ:
+        os.environ["TRANSFORMERS_VERBOSITY"] = "error"
+        transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+
+
+def load_quietly(name: str, **options: Any) -> tuple[Any, Any]:
+    """Return what `model_worker.attach.loading.load_model` does."""
+    from model_worker.attach.loading import load_model
+
+    quiet_libraries()
+    return load_model(name, **options)

@@ -1,0 +1,367 @@
+"""The whole way through: a long text, a running service, a kill, a second worker.
+
+One story in six steps, each a function: read with facts planted, ask while reading, kill and restart the service, ask
+again from both workers, measure loss on the rest of the text, report. Every figure of the report is measured here.
+"""
+
+import argparse
+import inspect
+import json
+import os
+import random
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from statistics import median
+
+import torch
+
+import kvbank
+from model_worker.attach.model_names import SHIPPED
+from model_worker.demo.facts import Fact, make_facts
+from model_worker.demo.service_process import ServiceProcess
+from model_worker.errors import InputError, WorkerError
+from model_worker.evaluate.texts import read_text
+from model_worker.model import Losses, MemoryModel
+from model_worker.remember.memory import Memory
+
+BANK, OTHER_BANK = "demo", "another-text"
+FACTS, ASKED = 20, 10
+# Bounds 10/90 would drop the oldest tenth however often it was asked for; see docs/eviction.md.
+POLICY = kvbank.Policy("frequency", lower=0, upper=90, target=50)
+_REST = 0.08  # share of the text that is kept for measuring loss
+_EARLY = 0.12  # share of the text among whose sentences the facts are planted
+_ROUNDS = 8  # how often each asked fact is asked for between two evictions
+_OTHER_SEED_OFFSET = 1_000_003
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class DemoSettings:
+    """What the command line sets. text: a file, or None for the Python language reference that ships with CPython."""
+
+    text: Path | None = None
+    model: str = SHIPPED
+    seed: int = 0
+    data: Path | None = None
+    capacity: int | None = None
+    compressor: str = "none"
+    limit: int | None = None
+
+
+@dataclass(slots=True)
+class DemoReport:
+    """Every figure that the demo prints. Recall is (right, asked); losses are nats per token."""
+
+    model: str = ""
+    text: str = ""
+    seed: int = 0
+    compressor: str = ""
+    tokens_read: int = 0
+    chunks_written: int = 0
+    chunks_evicted: int = 0
+    evicted_by_reason: dict[str, int] = field(default_factory=dict)
+    bytes_per_token_before: float = 0.0
+    bytes_per_token_after: float = 0.0
+    read_seconds: float = 0.0
+    retrieval_ms_p50: float = 0.0
+    policy: str = ""
+    asked: int = ASKED
+    never_asked: int = FACTS - ASKED
+    asked_survived: int = 0
+    never_asked_survived: int = 0
+    with_memory: tuple[int, int] = (0, 0)
+    without_memory: tuple[int, int] = (0, 0)
+    other_memory: tuple[int, int] = (0, 0)
+    after_kill: tuple[int, int] = (0, 0)
+    second_worker: tuple[int, int] = (0, 0)
+    rest_tokens: int = 0
+    loss_with: float = 0.0
+    loss_without: float = 0.0
+    loss_drop: float = 0.0
+    loss_drop_interval: tuple[float, float] = (0.0, 0.0)
+    loss_blocks: int = 0
+
+
+def run_demo(settings: DemoSettings, say: Say, progress: Callable[[str, int, int], None]) -> DemoReport:
+    """Run the whole story. say: one line for the reader; progress: (stage, done, total)."""
+    text = _text(settings)
+    report = DemoReport(model=settings.model, text=_title(settings), seed=settings.seed, compressor=settings.compressor)
+    report.policy = f"{POLICY.kind}, bounds {POLICY.lower}/{POLICY.upper}, target {POLICY.target} %"
+    facts = make_facts(settings.seed, FACTS)
+    with _folder(settings) as data, ServiceProcess(data) as service:
+        say(f"memory service {service.address}, data in {data}")
+        with _worker(settings, service.address, len(text)) as model:
+            read_part, rest = _split(text)
+            rng = random.Random(settings.seed)
+            planted = plant(read_part, facts, rng)
+            asked, never = facts[:ASKED], facts[ASKED:]
+            holders = _read(model, planted, facts, asked, report, progress)
+            survivors = _survey(model, holders, asked, never, report, say)
+            _fill_other(model, settings, progress)
+            report.with_memory = recall(model, survivors)
+            report.without_memory = recall(model, asked, bank=None)
+            report.other_memory = recall(model, asked, bank=OTHER_BANK)
+            service.kill()
+            say("the service was killed (SIGKILL)")
+            service.start()
+            say(f"it is back at {service.address}, from the same folder; a second worker starts")
+            report.after_kill = recall(model, survivors)
+            report.second_worker = _second_worker(settings, service.address, len(text), survivors)
+            _measure_loss(model, rest, report, progress)
+    return report
+
+
+# -- the text ---------------------------------------------------------------------------------------------------------
+
+
+def reference_text() -> str:
+    """The Python language reference as CPython ships it for `help()`, in a fixed order."""
+    from pydoc_data.topics import topics
+
+    return "\n\n".join(topics[name] for name in sorted(topics))
+
+
+def _text(settings: DemoSettings) -> str:
+    text = reference_text() if settings.text is None else read_text(settings.text)
+    text = text[: settings.limit]
+    if not text.strip():
+        raise InputError("the text is empty")
+    if len(text) < 40_000:
+        raise InputError(f"the demo needs a text of at least 40,000 characters, this one has {len(text):,}")
+    return text
+
+
+def _title(settings: DemoSettings) -> str:
+    return "Python language reference (pydoc_data.topics)" if settings.text is None else settings.text.name
+
+
+def _split(text: str) -> tuple[str, str]:
+    cut = text.find("\n", int(len(text) * (1 - _REST)))
+    cut = cut if cut > 0 else int(len(text) * (1 - _REST))
+    return text[:cut], text[cut:]
+
+
+def plant(text: str, facts: Sequence[Fact], rng: random.Random) -> str:
+    """`text` with the statements of `facts` as lines of their own, at random line ends of its early part.
+
+    No two stand within 800 characters of each other, where the text has room for that.
+    """
+    ends = [m.end() for m in re.finditer(r"[.\n]\s", text[: int(len(text) * _EARLY)])]
+    slot = max(len(ends) // len(facts), 1)
+    if len(ends) < len(facts):
+        raise InputError("the early part of the text has too few sentences to plant facts in")
+    places = [ends[i * slot + rng.randrange(max(slot // 2, 1))] for i in range(len(facts))]
+    shuffled = rng.sample(list(facts), len(facts))
+    pieces, last = [], 0
+    for place, fact in zip(places, shuffled, strict=True):
+        pieces += [text[last:place], f"\n{fact.statement}\n"]
+        last = place
+    return "".join(pieces) + text[last:]
+
+
+# -- reading and asking -----------------------------------------------------------------------------------------------
+
+
+def _worker(settings: DemoSettings, address: str, characters: int) -> MemoryModel:
+    """A worker on a bank that holds about a quarter of the text."""
+    if settings.model == SHIPPED:
+        torch.set_num_threads(1)  # threads only wait for each other in a model this small
+    capacity = settings.capacity or max(characters // 600, 60)
+    return MemoryModel.from_pretrained(
+        settings.model,
+        memory=address,
+        bank=BANK,
+        compressor=settings.compressor,
+        capacity=kvbank.Capacity(chunks=capacity),
+        policy=POLICY,
+        store_dtype="bf16",
+        strict=True,
+        patience=60.0,
+    )
+
+
+def _read(
+    model: MemoryModel,
+    text: str,
+    facts: Sequence[Fact],
+    asked: Sequence[Fact],
+    report: DemoReport,
+    progress: Callable[[str, int, int], None],
+) -> dict[str, int]:
+    """Read `text`, asking for `asked` again and again once all facts stand in the bank. Returns fact -> chunk id."""
+    holders: dict[str, int] = {}
+    ids = model.ids(text)
+    last = max(text.index(fact.statement) + len(fact.statement) for fact in facts)
+    next_round = len(model.ids(text[:last])) + model.chunk  # the chunk with the last fact is in the bank then
+    bound = model.client.get_bank(BANK).capacity
+    assert bound is not None
+    assert bound.chunks is not None
+    round_tokens = bound.chunks // 2 * model.chunk // _ROUNDS
+
+    def between(done: int, total: int) -> None:
+        nonlocal next_round
+        progress("reading", done, total)
+        if done < next_round or done >= total:
+            return
+        if not holders:
+            holders.update(_holders(model, facts))
+        for fact in asked:
+            answer(model, fact)
+        next_round = done + round_tokens
+
+    begin = time.perf_counter()
+    model.read(ids, between)
+    report.read_seconds = time.perf_counter() - begin
+    stats = model.memory.stats
+    report.tokens_read, report.chunks_written = stats.tokens, stats.written
+    report.bytes_per_token_before = stats.bytes_before / stats.tokens
+    report.bytes_per_token_after = stats.bytes_after / stats.tokens
+    report.retrieval_ms_p50 = 1000 * median(stats.recall_seconds)
+    return holders or _holders(model, facts)
+
+
+def _holders(model: MemoryModel, facts: Sequence[Fact]) -> dict[str, int]:
+    """Which chunk holds the whole statement of each fact."""
+    found = {}
+    for chunk in model.client.list_chunks(BANK):
+        for fact in facts:
+            if fact.statement in chunk.text:
+                found[fact.name] = chunk.chunk_id
+    return found
+
+
+def answer(model: MemoryModel, fact: Fact, memory: Memory | bool = True) -> bool:
+    """Ask for a fact in a fresh context, greedily; true when the answer is right to the last digit."""
+    out = model.generate(
+        fact.question,
+        cache=model.cache(memory),
+        max_new_tokens=len(model.ids(fact.answer)) + 1,
+        do_sample=False,
+        eos_token_id=None,
+    )
+    assert isinstance(out, str)
+    return re.match(rf"{re.escape(fact.answer)}(?!\d)", out) is not None
+
+
+def recall(model: MemoryModel, facts: Sequence[Fact], bank: str | None = BANK) -> tuple[int, int]:
+    """(right, asked), with the memory in `bank` or with none. These questions do not count for eviction."""
+    memory = model.with_bank(bank, count=False) if bank else False
+    return sum(answer(model, fact, memory) for fact in facts), len(facts)
+
+
+def _survey(
+    model: MemoryModel,
+    holders: dict[str, int],
+    asked: Sequence[Fact],
+    never: Sequence[Fact],
+    report: DemoReport,
+    say: Say,
+) -> list[Fact]:
+    """Which chunks went, and why; returns the asked facts that survived."""
+    log = {e.chunk_id: e for e in model.client.list_evictions(BANK)}
+    # Not the acknowledgements' count: most of an eviction goes on behind the write that began it.
+    report.chunks_evicted, report.evicted_by_reason = len(log), dict(Counter(e.reason for e in log.values()))
+    live = {chunk.chunk_id for chunk in model.client.list_chunks(BANK)}
+    for fact in (*asked, *never):
+        chunk_id = holders.get(fact.name)
+        eviction = log.get(chunk_id) if chunk_id is not None else None
+        if eviction is not None:
+            which = "asked for" if fact in asked else "never asked for"
+            say(
+                f"went: chunk {chunk_id} with the number of {fact.name} ({which}), {eviction.reason}, retrieved "
+                f"{eviction.retrieval_count} times"
+            )
+    survivors = [fact for fact in asked if holders.get(fact.name) in live]
+    report.asked_survived = len(survivors)
+    report.never_asked_survived = sum(holders.get(fact.name) in live for fact in never)
+    return survivors
+
+
+def _fill_other(model: MemoryModel, settings: DemoSettings, progress: Callable[[str, int, int], None]) -> None:
+    """A bank with another text and other facts of the same form: a memory that does not know the answers."""
+    facts = make_facts(settings.seed + _OTHER_SEED_OFFSET, FACTS)
+    source = inspect.getsource(argparse)
+    text = plant(source, facts, random.Random(settings.seed))
+    beginning = text[: int(len(text) * _EARLY) + 4000]
+    other = model.with_bank(OTHER_BANK)
+    model.read(beginning, lambda done, total: progress("another text", done, total), memory=other)
+
+
+def _second_worker(settings: DemoSettings, address: str, characters: int, survivors: Sequence[Fact]) -> tuple[int, int]:
+    """A worker in a process of its own asks for the facts."""
+    request = {
+        "settings": {**asdict(settings), "text": None, "data": None},
+        "address": address,
+        "characters": characters,
+        "facts": [asdict(fact) for fact in survivors],
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "model_worker.demo.story"],
+        input=json.dumps(request),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode != 0:
+        reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+        raise WorkerError(f"the second worker failed: {reason}")
+    right, of = json.loads(done.stdout)
+    return right, of
+
+
+def _serve_second_worker() -> None:
+    request = json.load(sys.stdin)
+    settings = DemoSettings(**request["settings"])
+    with _worker(settings, request["address"], request["characters"]) as model:
+        print(json.dumps(recall(model, [Fact(**fact) for fact in request["facts"]])))
+
+
+# -- loss -------------------------------------------------------------------------------------------------------------
+
+
+def _measure_loss(model: MemoryModel, rest: str, report: DemoReport, progress: Callable[[str, int, int], None]) -> None:
+    """Loss on the rest of the text, with and without memory, same local window; memory is chosen by the past only."""
+    ids = model.ids(rest)
+    progress("loss", 0, 2)
+    without = model.losses(ids, memory=None)
+    progress("loss", 1, 2)
+    past = model.with_bank(BANK, query="past")
+    with_memory = model.losses(ids, memory=past)
+    progress("loss", 2, 2)
+    report.rest_tokens = len(ids)
+    report.loss_with, report.loss_without = float(with_memory.nll.mean()), float(without.nll.mean())
+    report.loss_drop, report.loss_drop_interval, report.loss_blocks = drop_with_interval(without, with_memory)
+
+
+def drop_with_interval(without: Losses, with_memory: Losses) -> tuple[float, tuple[float, float], int]:
+    """Mean loss drop over blocks, paired, with its 95 % interval (normal approximation), and the number of blocks."""
+    drops = without.by_block() - with_memory.by_block()
+    mean = float(drops.mean())
+    half = 1.96 * float(drops.std()) / max(len(drops), 1) ** 0.5
+    return mean, (mean - half, mean + half), len(drops)
+
+
+@contextmanager
+def _folder(settings: DemoSettings) -> Iterator[Path]:
+    if settings.data is None:
+        with tempfile.TemporaryDirectory(prefix="kvbank-demo-") as folder:
+            yield Path(folder)
+        return
+    if (settings.data / "store").exists():
+        raise InputError(f"{settings.data} holds a store already; the demo wants a folder of its own")
+    settings.data.mkdir(parents=True, exist_ok=True)
+    yield settings.data
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    _serve_second_worker()

@@ -1,0 +1,81 @@
+"""When an answer ends, and what of it may be shown while it comes."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import StoppingCriteria
+from transformers.generation.streamers import BaseStreamer
+
+from model_worker.arguments import whole
+from model_worker.model import MemoryModel
+from model_worker.session.prompt import PromptFormat
+
+
+class AnswerEnd(StoppingCriteria):
+    """The format's stop text, the model's end tokens, or whoever listens; one object an answer."""
+
+    def __init__(
+        self,
+        model: MemoryModel,
+        style: PromptFormat,
+        on_text: Callable[[str], None] | None,
+        stopped: Callable[[], bool],
+    ):
+        self._tokenizer, self._style, self._stopped = model.tokenizer, style, stopped
+        config = model.model.generation_config
+        named = (config.eos_token_id, self._tokenizer.eos_token_id)
+        ends = [x for ids in named for x in (ids if isinstance(ids, list) else [ids]) if x is not None]
+        self.end_tokens = sorted({whole("an end token of the model's generation_config", x, least=0) for x in ends})
+        self.pad = next((x for x in (self._tokenizer.pad_token_id, *self.end_tokens) if x is not None), 0)
+        self.printer = _Printer(self, on_text)
+        self._length = len(self._style.stop.encode()) + 1
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+        done = self._stopped() or (
+            bool(self._style.stop) and self._style.stop in self._tail(self.printer.ids, input_ids)
+        )
+        return torch.full((1,), done, device=input_ids.device)
+
+    def _tail(self, before: list[int], input_ids: Tensor) -> str:
+        """The end of the answer; the streamer has not seen the newest token yet."""
+        return decoded(self._tokenizer, [*before, int(input_ids[0, -1])][-self._length :])
+
+    def cut(self, written: list[int]) -> list[int]:
+        """Without an end token, and without a last token that goes on behind the stop text. Neither was fed."""
+        stop, text = self._style.stop, decoded(self._tokenizer, written)
+        over = bool(stop) and stop in text and not text.endswith(stop)
+        return written[:-1] if written and (written[-1] in self.end_tokens or over) else written
+
+    def visible(self, ids: list[int], last: bool) -> str:
+        """What may be shown of an answer so far: nothing that may turn out to be the stop text, no half character."""
+        text = self._style.answer(decoded(self._tokenizer, [x for x in ids if x not in self.end_tokens]))
+        return text if last else text.rstrip("\ufffd").rstrip()
+
+
+class _Printer(BaseStreamer):
+    def __init__(self, end: AnswerEnd, on_text: Callable[[str], None] | None):
+        self.ids: list[int] = []
+        self._end, self._on_text, self._shown, self._prompt = end, on_text, 0, True
+
+    def put(self, value: Tensor) -> None:
+        if self._prompt:  # generate hands over the prompt first
+            self._prompt = False
+            return
+        self.ids += value.reshape(-1).tolist()
+        self._show(last=False)
+
+    def end(self) -> None:
+        self._show(last=True)
+
+    def _show(self, last: bool) -> None:
+        text = self._end.visible(self.ids, last)
+        if self._on_text is not None and len(text) > self._shown:
+            self._on_text(text[self._shown :])
+            self._shown = len(text)
+
+
+def decoded(tokenizer: Any, ids: Sequence[int]) -> str:
+    """The text of `ids`, exactly: special tokens and spaces as they are."""
+    return str(tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))

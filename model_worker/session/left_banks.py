@@ -1,0 +1,77 @@
+"""Banks of deleted sessions that could not be deleted with them, because their service was away.
+
+A note a bank, in a folder beside the sessions whose name is no session's. Light to import: no torch.
+"""
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import kvbank
+from model_worker.durable import make_folder, sync_folder
+from model_worker.errors import SessionError
+from model_worker.session.epoch import is_known
+
+_FOLDER = ".left-banks"
+
+
+@dataclass(frozen=True, slots=True)
+class LeftBank:
+    """A bank that is still to be deleted: its name, its service, whose it was, and when that session was deleted.
+
+    epochs: by which it is told from a bank that another copy of the session goes on with.
+    """
+
+    bank: str
+    memory: str
+    session: str
+    time: str
+    epochs: Sequence[str] = ()
+
+
+def note(sessions: Path, left: LeftBank) -> None:
+    """Note a bank, durably, before the log goes that names it."""
+    folder = sessions / _FOLDER
+    make_folder(folder)
+    path = folder / f"{left.bank}.json"
+    with path.open("w") as file:
+        json.dump(asdict(left), file)
+        file.flush()
+        os.fsync(file.fileno())
+    sync_folder(folder)
+
+
+def noted(sessions: Path) -> list[LeftBank]:
+    """The banks that are noted, by name; a note that is damaged counts as none."""
+    found = []
+    for path in sorted((sessions / _FOLDER).glob("*.json")):
+        with suppress(OSError, ValueError, TypeError):
+            found.append(LeftBank(**json.loads(path.read_bytes())))
+    return found
+
+
+def delete_own(client: kvbank.Client, bank: str, epochs: Sequence[str]) -> None:
+    """Delete a session's bank. Raises SessionError where another copy of the session goes on with it."""
+    if not is_known(client.get_bank(bank), epochs):
+        raise SessionError(f"bank {bank} is that of another copy of the session, which was talked to since")
+    client.delete_bank(bank)
+
+
+def delete_noted(sessions: Path) -> Iterator[tuple[LeftBank, str]]:
+    """Delete the banks that are noted; yields each with why it is still there, which is empty for those that went."""
+    for left in noted(sessions):
+        try:
+            with kvbank.connect(left.memory, timeout=3, first_contact=1) as client, suppress(kvbank.BankNotFound):
+                delete_own(client, left.bank, left.epochs)
+        except kvbank.KVBankError as error:
+            yield left, str(error)
+            if not isinstance(error, SessionError):  # another copy's bank is nothing to be deleted later
+                continue
+        else:
+            yield left, ""
+        (sessions / _FOLDER / f"{left.bank}.json").unlink(missing_ok=True)
+    with suppress(OSError):  # there is a note in it still, or it never was
+        (sessions / _FOLDER).rmdir()

@@ -1,0 +1,91 @@
+"""How a conversation becomes text for a model, one turn at a time (pure).
+
+A turn adds text around what the user said and never changes what was fed before, so its cost does not grow with the
+conversation. What ends an answer (a chat template's end marker, the next "User:") is not part of it; the next turn
+begins with as much of it as the model did not write itself.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from model_worker.errors import InputError
+from model_worker.session.template import rendered
+
+FORMATS = ("auto", "template", "plain", "continue")
+_USER, _ANSWER, _AGAIN = "kvbankfirst", "kvbankanswer", "kvbanksecond"
+
+
+@dataclass(frozen=True, slots=True)
+class PromptFormat:
+    """first, later: text before and after a user's words, in the first turn and in those behind an answer.
+
+    stop: text that ends an answer, besides the model's end tokens. begin: whether the tokenizer's beginning (`<s>`)
+    goes in front of it all; a template has its own.
+    """
+
+    first: tuple[str, str]
+    later: tuple[str, str]
+    stop: str = ""
+    begin: bool = True
+
+    def around(self, written: str | None) -> tuple[str, str]:
+        """What is fed before and behind a user's words.
+
+        written: what the model wrote last, as it wrote it (None in the first turn).
+        """
+        if written is None:
+            return self.first
+        return self.later[0][overlap(written, self.stop) :], self.later[1]
+
+    def answer(self, written: str) -> str:
+        """The answer in what the model wrote."""
+        end = written.find(self.stop) if self.stop else -1
+        if end < 0:
+            end = len(written) - overlap(written, self.stop)
+        return written[:end].strip()
+
+
+def overlap(written: str, stop: str) -> int:
+    """Length of the longest beginning of `stop` with which `written` ends."""
+    return next((n for n in range(len(stop), 0, -1) if written.endswith(stop[:n])), 0)
+
+
+PLAIN = PromptFormat(("User: ", "\nAssistant:"), ("\nUser: ", "\nAssistant:"), stop="\nUser:")
+CONTINUE = PromptFormat(("", ""), ("\n", ""), stop="\n")
+
+
+def prompt_format(name: str, tokenizer: Any, config: Any) -> PromptFormat:
+    """`template` (the tokenizer's), `plain` ("User: ..."), `continue` (the model goes on in the user's line) or `auto`.
+
+    auto: the template where there is one; else `continue` for a model made for a memory, which the shipped one is, and
+    `plain` for any other.
+    """
+    if name not in FORMATS:
+        raise InputError(f"format {name!r} is not one of {', '.join(FORMATS)}")
+    template = getattr(tokenizer, "chat_template", None)
+    if name == "template" and not template:
+        raise InputError("this model's tokenizer has no chat template; use --format plain")
+    if template and name in ("auto", "template"):
+        return _from_template(tokenizer)
+    made_for = getattr(config, "kvbank", None)
+    return CONTINUE if name == "continue" or (name == "auto" and made_for) else PLAIN
+
+
+def _from_template(tokenizer: Any) -> PromptFormat:
+    """Cut the template's text at the words of an example; what stands between them is the same for all words."""
+    turns = [{"role": "user", "content": _USER}]
+    first = _rendered(tokenizer, turns)
+    turns += [{"role": "assistant", "content": _ANSWER}, {"role": "user", "content": _AGAIN}]
+    later = _rendered(tokenizer, turns).partition(_ANSWER)[2]
+    if first.count(_USER) != 1 or later.count(_AGAIN) != 1:
+        raise InputError("this model's chat template does not show what is said as it is; use --format plain")
+    before, _, after = first.partition(_USER)
+    between, _, end = later.partition(_AGAIN)
+    return PromptFormat((before, after), (between, end), begin=False)
+
+
+def _rendered(tokenizer: Any, turns: list[dict[str, str]]) -> str:
+    try:
+        return rendered(tokenizer, turns)
+    except InputError as error:
+        raise InputError(f"{error}; use --format plain") from error

@@ -1,0 +1,52 @@
+"""The local window of a session on disk, between processes.
+
+Never synced: the log can make the window again. So a file is used only when its stamp is the one asked for and its
+checksum holds; any other one counts as none.
+"""
+
+import os
+from pathlib import Path
+
+import safetensors
+import torch
+import xxhash
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from kvbank.files import private
+
+
+def write_window(path: Path, state: dict[str, Tensor], stamp: str) -> None:
+    """Replace the file at `path`. Raises OSError."""
+    temporary = path.with_suffix(".tmp")
+    private.make_file(temporary)
+    save_file(state, temporary, {"stamp": stamp, "xxh3": _checksum(state)})
+    os.replace(temporary, path)
+
+
+def read_window(path: Path, stamp: str) -> dict[str, Tensor] | None:
+    """The state that was written under `stamp`."""
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            found = file.metadata() or {}
+        state = load_file(path) if found.get("stamp") == stamp else {}
+    except (OSError, safetensors.SafetensorError):
+        return None
+    return state if state and found.get("xxh3") == _checksum(state) else None
+
+
+def window_stamp(path: Path) -> str | None:
+    """The stamp of the file at `path`, if it has one."""
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            return (file.metadata() or {}).get("stamp")
+    except (OSError, safetensors.SafetensorError):
+        return None
+
+
+def _checksum(state: dict[str, Tensor]) -> str:
+    digest = xxhash.xxh3_64()
+    for name in sorted(state):
+        digest.update(name.encode())
+        digest.update(state[name].cpu().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -1,0 +1,71 @@
+"""A chunk encoded on its own: what one forward, or a chain of small ones, makes of it without a memory."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from model_worker.attach.attachment import Attachment, decoder_of
+from model_worker.window.cache import MemoryCache
+from model_worker.window.capture import Captured
+from model_worker.window.local import TovaLayer, TovaRule
+
+
+@dataclass
+class _Keeper:
+    """The memory of a forward whose only purpose is what it captures."""
+
+    chunk: int
+    needs_queries: bool
+    captured: Captured | None = None
+    cadence, query_tokens, query = 1, 0, "past"
+
+    def remember(self, rows: Sequence[Captured | None]) -> None:
+        self.captured = rows[0]
+
+    def recall(self, rows: Sequence[Sequence[int]]) -> None:
+        return None
+
+
+def encode(attachment: Attachment, token_ids: list[int], start: int = 0, needs_queries: bool = False) -> Captured:
+    """What the model makes of a chunk: one forward without memory."""
+    keeper, cache = _forward(attachment, token_ids, needs_queries, None, len(token_ids))
+    return Captured(token_ids, start, _left_by(cache, keeper).layers, "isolated")
+
+
+def encode_online(
+    attachment: Attachment, token_ids: list[int], rule: TovaRule, block: int
+) -> tuple[Captured, dict[int, Tensor]]:
+    """The same in forwards of `block` tokens, each attending to what `rule` kept of those before it.
+
+    Returns the chunk (keys and values as these forwards computed them) and the positions that are kept at the end,
+    `[1 or Hkv, m]` by layer.
+    """
+    keeper, cache = _forward(attachment, token_ids, False, rule, block)
+    kept = {}
+    for index in attachment.plan.memory_layers:
+        layer = cache.layers[index]
+        assert isinstance(layer, TovaLayer)
+        assert layer.positions is not None
+        kept[index] = layer.positions[0].sort().values
+    return _left_by(cache, keeper), kept
+
+
+def _forward(
+    attachment: Attachment, token_ids: list[int], needs_queries: bool, rule: TovaRule | None, block: int
+) -> tuple[_Keeper, MemoryCache]:
+    keeper = _Keeper(len(token_ids), needs_queries)
+    cache = MemoryCache(attachment, keeper, window=len(token_ids), local=rule)
+    ids = torch.tensor([token_ids], device=next(attachment.model.parameters()).device)
+    decoder = decoder_of(attachment.model)
+    with torch.no_grad():
+        for part in ids.split(block, dim=1):
+            decoder(input_ids=part, past_key_values=cache, use_cache=True)
+    return keeper, cache
+
+
+def _left_by(cache: MemoryCache, keeper: _Keeper) -> Captured:
+    cache.flush()
+    assert keeper.captured is not None
+    return keeper.captured
