@@ -11,7 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from model_worker.attach.attachment import Attachment, attach
+    from model_worker.attachment.attachment import Attachment, attach
     from model_worker.model import Losses, MemoryModel
     from model_worker.remember.memory import Memory
     from model_worker.window.cache import MemoryCache
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 __all__ = ["Attachment", "Losses", "Memory", "MemoryCache", "MemoryModel", "TovaRule", "attach"]
 
 _HOME = {
-    "Attachment": "attach.attachment",
-    "attach": "attach.attachment",
+    "Attachment": "attachment.attachment",
+    "attach": "attachment.attachment",
     "Losses": "model",
     "Memory": "remember.memory",
     "MemoryCache": "window.cache",

@@ -90,7 +90,7 @@ def icae(
 
     Example: kvbank eval icae --adapter run/adapter --text book.txt --documents 16
     """
-    from model_worker.attach.loading import device_named
+    from model_worker.attachment.loading import device_named
     from model_worker.evaluate import icae as evaluate
     from model_worker.evaluate.icae_facts import facts, margins
     from model_worker.icae.model import Icae
@@ -171,7 +171,7 @@ def icae_latency(
 
 
 def _net(model: str, dtype: str, device: str) -> Any:
-    from model_worker.attach.loading import device_named, dtype_named
+    from model_worker.attachment.loading import device_named, dtype_named
     from model_worker.evaluate.icae_latency import random_model
 
     kind, place = dtype_named(dtype), device_named(device)

@@ -365,7 +365,7 @@ def _start(out: Path, resume: bool) -> Path | None:
 
 
 def _load(model: str, device: str) -> tuple[Any, Any]:
-    from model_worker.attach.loading import device_named
+    from model_worker.attachment.loading import device_named
 
     return load_quietly(model, device=device_named(device))
 

@@ -24,8 +24,8 @@ def quiet_libraries() -> None:
 
 
 def load_quietly(name: str, **options: Any) -> tuple[Any, Any]:
-    """Return what `model_worker.attach.loading.load_model` does."""
-    from model_worker.attach.loading import load_model
+    """Return what `model_worker.attachment.loading.load_model` does."""
+    from model_worker.attachment.loading import load_model
 
     quiet_libraries()
     return load_model(name, **options)

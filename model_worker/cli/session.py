@@ -14,7 +14,7 @@ from kvbank._transport.channel import parse_target
 from kvbank.console.ending import say
 from kvbank.console.output import print_json, print_line
 from kvbank.console.table import Column, print_table
-from model_worker.attach.model_names import SHIPPED, model_folder
+from model_worker.attachment.model_names import SHIPPED, model_folder
 from model_worker.cli.option_bounds import LARGEST_COUNT, LARGEST_SEED
 from model_worker.cli.terminal import printable, warnings_in_one_line
 from model_worker.errors import SessionError

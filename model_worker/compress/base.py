@@ -19,7 +19,7 @@ from model_worker.window.selection import gather
 
 if TYPE_CHECKING:
     import kvbank
-    from model_worker.attach.attachment import Attachment
+    from model_worker.attachment.attachment import Attachment
 
 
 @dataclass(frozen=True, slots=True)

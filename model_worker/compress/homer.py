@@ -24,7 +24,7 @@ from model_worker.errors import InputError
 from model_worker.window.capture import Captured
 
 if TYPE_CHECKING:
-    from model_worker.attach.attachment import Attachment
+    from model_worker.attachment.attachment import Attachment
 
 PROBE = " In short, the passage says that"
 _SINKS, _TAIL = 4, 16

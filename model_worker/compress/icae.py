@@ -24,7 +24,7 @@ from model_worker.window.capture import Captured
 
 if TYPE_CHECKING:
     import kvbank
-    from model_worker.attach.attachment import Attachment
+    from model_worker.attachment.attachment import Attachment
     from model_worker.icae import Icae, Slots
     from model_worker.remember.stored import Layers
 

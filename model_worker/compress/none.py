@@ -9,7 +9,7 @@ from model_worker.compress.base import Compressor, Payload, take
 from model_worker.window.capture import Captured
 
 if TYPE_CHECKING:
-    from model_worker.attach.attachment import Attachment
+    from model_worker.attachment.attachment import Attachment
 
 
 @dataclass(frozen=True)

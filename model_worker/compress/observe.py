@@ -9,7 +9,7 @@ from model_worker.window.capture import LayerCapture
 from model_worker.window.selection import over_heads, received
 
 if TYPE_CHECKING:
-    from model_worker.attach.attachment import Attachment
+    from model_worker.attachment.attachment import Attachment
 
 
 def observed(layer: LayerCapture, index: int, attachment: "Attachment", last: int, heads: str) -> Tensor:

@@ -26,7 +26,7 @@ from model_worker.window.selection import kept_positions
 
 if TYPE_CHECKING:
     import kvbank
-    from model_worker.attach.attachment import Attachment
+    from model_worker.attachment.attachment import Attachment
 
 SCORERS = (
     "CURPress",
@@ -199,7 +199,7 @@ def _scoring(press: Any, attachment: "Attachment") -> Iterator[tuple[dict[int, T
 
     Raises _CannotScore out of the forward.
     """
-    from model_worker.attach.attachment import decoder_of
+    from model_worker.attachment.attachment import decoder_of
 
     decoder: Any = decoder_of(attachment.model)
     scores: dict[int, Tensor] = {}

@@ -25,7 +25,7 @@ from model_worker.window.local import TovaRule
 from model_worker.window.selection import kept_positions
 
 if TYPE_CHECKING:
-    from model_worker.attach.attachment import Attachment
+    from model_worker.attachment.attachment import Attachment
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from model_worker.compress.base import Selection
 from model_worker.window.capture import LayerCapture
 
 if TYPE_CHECKING:
-    from model_worker.attach.attachment import Attachment
+    from model_worker.attachment.attachment import Attachment
 
 
 @dataclass(frozen=True)

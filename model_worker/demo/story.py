@@ -24,7 +24,7 @@ from statistics import median
 import torch
 
 import kvbank
-from model_worker.attach.model_names import SHIPPED
+from model_worker.attachment.model_names import SHIPPED
 from model_worker.demo.facts import Fact, make_facts
 from model_worker.demo.service_process import ServiceProcess
 from model_worker.errors import InputError, WorkerError

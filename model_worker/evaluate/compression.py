@@ -19,7 +19,7 @@ from tempfile import TemporaryDirectory
 import torch
 from torch import Tensor, nn
 
-from model_worker.attach.attachment import Attachment, attach
+from model_worker.attachment.attachment import Attachment, attach
 from model_worker.compress import Compressor, compressor
 from model_worker.errors import InputError
 from model_worker.homer.bias import save_bias

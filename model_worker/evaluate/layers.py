@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from model_worker.attach.attachment import Attachment, attach
-from model_worker.attach.probe import LayerReport
+from model_worker.attachment.attachment import Attachment, attach
+from model_worker.attachment.probe import LayerReport
 from model_worker.window.cache import MemoryCache, RecalledChunk
 from model_worker.window.encoding import encode
 

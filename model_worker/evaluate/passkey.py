@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from model_worker.attach.attachment import Attachment, attach
+from model_worker.attachment.attachment import Attachment, attach
 from model_worker.demo.facts import Fact, make_facts
 from model_worker.errors import InputError
 from model_worker.homer.bias import NONE, Bias

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from model_worker.attach.attachment import Attachment
+from model_worker.attachment.attachment import Attachment
 from model_worker.durable import make_folder
 from model_worker.errors import InputError
 

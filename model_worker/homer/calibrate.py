@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from model_worker.attach.attachment import Attachment
-from model_worker.attach.attention import Backend
-from model_worker.attach.view import ForwardView
+from model_worker.attachment.attachment import Attachment
+from model_worker.attachment.attention import Backend
+from model_worker.attachment.view import ForwardView
 from model_worker.errors import InputError
 from model_worker.homer.tree import Trees, logits, trees_of
 

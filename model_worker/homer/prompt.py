@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from model_worker.arguments import whole
-from model_worker.attach.attachment import Attachment
+from model_worker.attachment.attachment import Attachment
 from model_worker.errors import InputError
 from model_worker.homer.bias import Bias, load_bias
 from model_worker.homer.schedule import Shape

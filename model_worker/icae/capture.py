@@ -5,10 +5,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from model_worker.attach.attachment import Attachment
-from model_worker.attach.attention import RetrievedKV
-from model_worker.attach.probe import LAYOUTS
-from model_worker.attach.view import ForwardView
+from model_worker.attachment.attachment import Attachment
+from model_worker.attachment.attention import RetrievedKV
+from model_worker.attachment.probe import LAYOUTS
+from model_worker.attachment.view import ForwardView
 
 
 class KVView(ForwardView):

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from model_worker.attach.attachment import Attachment, attach, decoder_of
-from model_worker.attach.attention import RetrievedKV
-from model_worker.attach.view import ForwardView
+from model_worker.attachment.attachment import Attachment, attach, decoder_of
+from model_worker.attachment.attention import RetrievedKV
+from model_worker.attachment.view import ForwardView
 from model_worker.errors import InputError
 from model_worker.icae.capture import KVView
 from model_worker.icae.layout import LEAVE, Row, answer_row, continue_row, restore_row

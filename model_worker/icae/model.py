@@ -21,8 +21,8 @@ import torch
 import xxhash
 from torch import Tensor, nn
 
-from model_worker.attach.attachment import Attachment, attach, decoder_of
-from model_worker.attach.digest import reader_of
+from model_worker.attachment.attachment import Attachment, attach, decoder_of
+from model_worker.attachment.digest import reader_of
 from model_worker.errors import InputError
 from model_worker.icae import folder as files
 from model_worker.icae import lora

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from model_worker.attach.digest import reader_of
+from model_worker.attachment.digest import reader_of
 from model_worker.errors import InputError, ModelNotFound
 from model_worker.icae import folder as files
 from model_worker.icae.config import IcaeConfig

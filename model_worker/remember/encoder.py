@@ -31,7 +31,7 @@ class EncoderEmbedder:
     """
 
     def __init__(self, folder: str | Path, pooling: str | None = None):
-        from model_worker.attach.digest import reader_of
+        from model_worker.attachment.digest import reader_of
 
         self._folder = Path(folder).expanduser().absolute()
         self.pooling = pooling or _pooling(self._folder)

@@ -22,7 +22,7 @@ from torch import Tensor
 import kvbank
 from kvbank._arguments import metadata
 from model_worker.arguments import choice, finite, flag, of_kind, token_rows, whole, words
-from model_worker.attach.attachment import Attachment
+from model_worker.attachment.attachment import Attachment
 from model_worker.compress import Compressor
 from model_worker.compress import compressor as compressor_named
 from model_worker.errors import BankMismatch, InputError, SpoolFull

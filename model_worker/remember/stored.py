@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import kvbank
-from model_worker.attach.attachment import Attachment
+from model_worker.attachment.attachment import Attachment
 from model_worker.compress.base import Payload
 from model_worker.errors import BankMismatch, InputError
 from model_worker.tensors import to_numpy, to_torch

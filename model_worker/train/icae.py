@@ -26,7 +26,7 @@ from torch.optim import Optimizer
 from torch.utils.data import Dataset
 from transformers import TrainerCallback
 
-from model_worker.attach.loading import load_model
+from model_worker.attachment.loading import load_model
 from model_worker.errors import WorkerError
 from model_worker.icae import folder as files
 from model_worker.icae.config import IcaeConfig

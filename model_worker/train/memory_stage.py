@@ -1,7 +1,7 @@
 """Forward of a Llama with memory: the keys and values of one layer, of chunks encoded alone, read by chosen layers.
 
 Written out layer by layer, as training needs gradients through the kept keys and values and runs the chunks through the
-lower layers only; the attention itself is the worker's own (`model_worker.attach.attention`), so both compute the same.
+lower layers only. The attention is that of the worker (`model_worker.attachment.attention`), so both compute the same.
 
 Shapes: B rows, L local tokens, C chunks a row of S tokens each, M = C * S memory tokens, Hkv grouped heads of size D.
 """
@@ -18,7 +18,7 @@ from transformers import LlamaForCausalLM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
-from model_worker.attach.attention import RetrievedKV, retrieval_causal_attention
+from model_worker.attachment.attention import RetrievedKV, retrieval_causal_attention
 
 KeyValue = tuple[Tensor, Tensor]
 

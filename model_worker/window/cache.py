@@ -16,17 +16,17 @@ from torch import Tensor, nn
 from transformers import Cache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from model_worker.attach.attention import Backend, RetrievedKV
-from model_worker.attach.probe import LAYOUTS
-from model_worker.attach.rope import check_below
-from model_worker.attach.view import ForwardState, ForwardView, not_compiled
+from model_worker.attachment.attention import Backend, RetrievedKV
+from model_worker.attachment.probe import LAYOUTS
+from model_worker.attachment.rope import check_below
+from model_worker.attachment.view import ForwardState, ForwardView, not_compiled
 from model_worker.errors import InputError
 from model_worker.window.capture import Captured, LayerCapture
 from model_worker.window.local import LocalLayer, TovaLayer, TovaRule
 from model_worker.window.selection import received, weighed
 
 if TYPE_CHECKING:
-    from model_worker.attach.attachment import Attachment
+    from model_worker.attachment.attachment import Attachment
 
 
 @dataclass(frozen=True, slots=True)

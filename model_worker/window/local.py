@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicLayer
 
-from model_worker.attach.rope import Rope
+from model_worker.attachment.rope import Rope
 from model_worker.window.selection import gather, kept_positions, lowest, over_heads
 
 

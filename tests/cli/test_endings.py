@@ -142,7 +142,7 @@ def test_a_question_without_an_answer_does_nothing() -> None:
 
 _BESIDE = r"""
 import logging, threading
-from kvbank._cli import aside
+from kvbank.console import aside
 
 class Fails:
     def __del__(self):
@@ -168,7 +168,7 @@ def test_what_happens_beside_a_command_is_a_line_or_nothing() -> None:
 
 _INTERRUPTED_IN_A_FINALIZER = r"""
 import signal, time
-from kvbank._cli import aside
+from kvbank.console import aside
 
 class Slow:
     def __del__(self):

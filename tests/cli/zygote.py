@@ -119,7 +119,7 @@ def _import_all(worker: bool) -> None:
 
     application()
     if worker:
-        from model_worker.attach.loading import load_model
+        from model_worker.attachment.loading import load_model
 
         load_model()
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from vectors import Case, homer_case, homer_folders, homer_model, worst
 
-from model_worker.attach.attachment import attach
+from model_worker.attachment.attachment import attach
 from model_worker.homer.prompt import CompressedPrompt
 from model_worker.homer.schedule import Node, Shape, plan
 from model_worker.homer.tree import Step, Trees

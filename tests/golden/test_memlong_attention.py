@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from vectors import Case, memlong_case, memlong_folders, memlong_model, worst
 
-from model_worker.attach.attachment import Attachment, attach
+from model_worker.attachment.attachment import Attachment, attach
 from model_worker.window.cache import MemoryCache, RecalledChunk
 from model_worker.window.capture import Captured
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import LlamaForCausalLM
 from vectors import Case, tova_case, tova_cases, worst
 
-from model_worker.attach.attachment import Attachment, attach
+from model_worker.attachment.attachment import Attachment, attach
 from model_worker.compress import Payload, compressor
 from model_worker.compress.tova import Tova
 from model_worker.window.cache import MemoryCache

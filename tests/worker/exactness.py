@@ -9,7 +9,7 @@ from tiny import BACKENDS, ListMemory, attached, tokens, worst
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from model_worker.attach.attachment import Attachment
+from model_worker.attachment.attachment import Attachment
 from model_worker.errors import UnsupportedModel
 from model_worker.window.cache import MemoryCache
 

@@ -9,7 +9,7 @@ from tiny import bank, build, tokenizer, tokens, worst
 from transformers import PreTrainedModel
 
 import kvbank
-from model_worker.attach.attachment import Attachment, attach
+from model_worker.attachment.attachment import Attachment, attach
 from model_worker.remember.memory import Memory
 from model_worker.window.cache import MemoryCache
 

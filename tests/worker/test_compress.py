@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 import kvbank
-from model_worker.attach.attachment import Attachment
+from model_worker.attachment.attachment import Attachment
 from model_worker.compress import REGISTRY, Payload, compressor, usage
 from model_worker.compress.press import SCORERS
 from model_worker.errors import InputError
@@ -158,7 +158,7 @@ def attention_where_it_stood(attachment: Attachment, ids: Tensor, layers: stored
     """Logits of tokens behind a chunk of which each head sees only what was kept, by a plain softmax over a mask."""
     from torch.nn.functional import scaled_dot_product_attention
 
-    from model_worker.attach.view import ForwardView
+    from model_worker.attachment.view import ForwardView
 
     whole = {}
     for layer, (keys, values, offsets) in layers.items():

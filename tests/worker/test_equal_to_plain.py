@@ -101,7 +101,7 @@ def test_bfloat16_runs(family: str) -> None:
 
 def test_trained_model(stories: object) -> None:
     """The whole loop over a trained model."""
-    from model_worker.attach.loading import load_model
+    from model_worker.attachment.loading import load_model
 
     net, tokenizer = load_model(str(stories))
     ids = torch.tensor([tokenizer.encode("Once upon a time there was a little girl who liked to play outside.")])

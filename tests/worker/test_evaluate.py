@@ -13,7 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from typer.testing import CliRunner, Result
 
-from model_worker.attach.loading import load_model
+from model_worker.attachment.loading import load_model
 from model_worker.cli.evaluate import evaluation
 from model_worker.demo.story import reference_text
 from model_worker.errors import InputError

@@ -10,7 +10,7 @@ from tiny import ListMemory, attached, bank, build, recalled, tokenizer, tokens,
 from transformers import PreTrainedModel, TextIteratorStreamer, TextStreamer
 
 import kvbank
-from model_worker.attach.attention import _SPARE, RetrievedKV, retrieval_causal_attention
+from model_worker.attachment.attention import _SPARE, RetrievedKV, retrieval_causal_attention
 from model_worker.errors import InputError
 from model_worker.model import MemoryModel
 from model_worker.remember.memory import encode

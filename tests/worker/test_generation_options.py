@@ -11,7 +11,7 @@ from tiny import bank, build, tokenizer, tokens
 from transformers import GenerationConfig, TextStreamer
 
 import kvbank
-from model_worker.attach.attachment import attach
+from model_worker.attachment.attachment import attach
 from model_worker.errors import InputError
 from model_worker.homer.prompt import compress_prompt
 from model_worker.model import MemoryModel

@@ -13,8 +13,8 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTra
 from typer.testing import CliRunner
 
 import kvbank
-from model_worker.attach.attachment import Attachment, attach
-from model_worker.attach.loading import load_model
+from model_worker.attachment.attachment import Attachment, attach
+from model_worker.attachment.loading import load_model
 from model_worker.cli.homer import homer
 from model_worker.compress import compressor
 from model_worker.errors import InputError, UnsupportedModel

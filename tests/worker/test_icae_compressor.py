@@ -14,8 +14,8 @@ from transformers import PreTrainedModel
 
 import kvbank
 from memory_service.api.server import LocalServer
-from model_worker.attach.attachment import Attachment
-from model_worker.attach.digest import reader_of, state_token
+from model_worker.attachment.attachment import Attachment
+from model_worker.attachment.digest import reader_of, state_token
 from model_worker.compress import Payload, compressor
 from model_worker.compress.icae import adapter_of
 from model_worker.errors import BankMismatch, InputError, ModelNotFound

@@ -22,8 +22,8 @@ from tiny import worst as worst_of
 from torch import Tensor, nn
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
-from model_worker.attach.attachment import attach
-from model_worker.attach.digest import reader_of
+from model_worker.attachment.attachment import attach
+from model_worker.attachment.digest import reader_of
 from model_worker.errors import InputError, ModelNotFound
 from model_worker.icae import Icae, IcaeConfig, Slots, answer, combine, continue_, loss, restore, to_kv
 from model_worker.icae.decode import generate, logits, losses

@@ -11,8 +11,8 @@ from tiny import attached, bank, build, tokenizer, tokens, worst
 from transformers import PreTrainedModel
 
 import kvbank
-from model_worker.attach.attachment import attach
-from model_worker.attach.loading import load_model
+from model_worker.attachment.attachment import attach
+from model_worker.attachment.loading import load_model
 from model_worker.errors import BankMismatch, InputError, ModelNotFound
 from model_worker.model import MemoryModel
 from model_worker.remember.embedding import LexicalEmbedder

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import kvbank
-from model_worker.attach.attachment import Attachment
+from model_worker.attachment.attachment import Attachment
 from model_worker.compress import compressor
 from model_worker.compress.press import SCORERS
 from model_worker.errors import InputError
@@ -94,7 +94,7 @@ import warnings
 import torch
 
 from model_worker import MemoryModel
-from model_worker.attach.loading import load_model
+from model_worker.attachment.loading import load_model
 
 warnings.simplefilter("ignore")
 base, tokenizer = load_model()

@@ -16,7 +16,7 @@ from transformers.models.llama.modeling_llama import (
     eager_attention_forward,
 )
 
-from model_worker.attach.attachment import attach
+from model_worker.attachment.attachment import attach
 from model_worker.errors import UnsupportedModel
 
 

@@ -8,7 +8,7 @@ from test_spool import Service, wait_for
 from tiny import bank, build, tokenizer, tokens
 
 import kvbank
-from model_worker.attach.attachment import Attachment, attach
+from model_worker.attachment.attachment import Attachment, attach
 from model_worker.model import MemoryModel
 from model_worker.remember.memory import Memory, encode
 from model_worker.remember.spool import Spool, Spooled

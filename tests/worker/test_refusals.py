@@ -17,7 +17,7 @@ from transformers import (
     Qwen3NextConfig,
 )
 
-from model_worker.attach.attachment import attach
+from model_worker.attachment.attachment import attach
 from model_worker.errors import InputError, UnsupportedModel
 from model_worker.window.cache import MemoryCache
 

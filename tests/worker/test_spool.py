@@ -16,7 +16,7 @@ from tiny import bank, build, tokenizer, tokens
 
 import kvbank
 from memory_service.api.server import LocalServer
-from model_worker.attach.attachment import Attachment, attach
+from model_worker.attachment.attachment import Attachment, attach
 from model_worker.durable import make_folder
 from model_worker.model import MemoryModel
 from model_worker.remember.memory import Memory, encode

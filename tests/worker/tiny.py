@@ -22,7 +22,7 @@ from transformers import (
     Qwen3Config,
 )
 
-from model_worker.attach.attachment import Attachment, attach
+from model_worker.attachment.attachment import Attachment, attach
 from model_worker.window.cache import RecalledChunk
 from model_worker.window.capture import Captured
 

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from model_worker.attach.model_names import SHIPPED, model_folder
-from model_worker.attach.rope_scaling import scale_rope
+from model_worker.attachment.model_names import SHIPPED, model_folder
+from model_worker.attachment.rope_scaling import scale_rope
 from model_worker.errors import InputError, ModelNotFound
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from model_worker.attach.probe import tokens_of
+from model_worker.attachment.probe import tokens_of
 from model_worker.errors import UnsupportedModel
 from model_worker.window.cache import MemoryCache, RecalledChunk
 from model_worker.window.capture import Captured
 
 if TYPE_CHECKING:
-    from model_worker.attach.attachment import Attachment
+    from model_worker.attachment.attachment import Attachment
 
 _TOKENS, _SHIFT = 6, 37
 # Of the largest value: a difference that is always rounding, and one that never is. In between it may be 8 times what

@@ -16,7 +16,7 @@ import torch
 import xxhash
 from torch import Tensor, nn
 
-from model_worker.attach.weights import is_tuner, live_tensors, weights_of
+from model_worker.attachment.weights import is_tuner, live_tensors, weights_of
 from model_worker.errors import UnsupportedModel
 
 _SAMPLED = 16  # elements of a tensor

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from model_worker.attach.rope import Rope, rotation_limit
-from model_worker.attach.view import ForwardView
+from model_worker.attachment.rope import Rope, rotation_limit
+from model_worker.attachment.view import ForwardView
 from model_worker.errors import UnsupportedModel
 
 _SHIFT = 37

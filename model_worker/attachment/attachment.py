@@ -17,13 +17,13 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from model_worker.attach.attention import Backend
-from model_worker.attach.digest import Reader, plain
-from model_worker.attach.equality import prove_equality
-from model_worker.attach.probe import LayerReport, Layers, evaluating, probe
-from model_worker.attach.reader_watch import ReaderWatch
-from model_worker.attach.rope import rotation_limit
-from model_worker.attach.view import (
+from model_worker.attachment.attention import Backend
+from model_worker.attachment.digest import Reader, plain
+from model_worker.attachment.equality import prove_equality
+from model_worker.attachment.probe import LayerReport, Layers, evaluating, probe
+from model_worker.attachment.reader_watch import ReaderWatch
+from model_worker.attachment.rope import rotation_limit
+from model_worker.attachment.view import (
     ForwardState,
     ForwardView,
     enter_attention,

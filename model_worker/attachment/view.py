@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from model_worker.attach.attention import Backend, RetrievedKV, retrieval_causal_attention
+from model_worker.attachment.attention import Backend, RetrievedKV, retrieval_causal_attention
 
 if TYPE_CHECKING:
-    from model_worker.attach.attachment import Attachment
+    from model_worker.attachment.attachment import Attachment
 
 _current = threading.local()
 _F = TypeVar("_F", bound=Callable[..., Any])

@@ -4,8 +4,8 @@ import functools
 
 from torch import nn
 
-from model_worker.attach.digest import WeightViews, reader_of, state_token, tuner_state, version_of
-from model_worker.attach.weights import is_tuner, live_tensors
+from model_worker.attachment.digest import WeightViews, reader_of, state_token, tuner_state, version_of
+from model_worker.attachment.weights import is_tuner, live_tensors
 from model_worker.errors import ReaderChanged
 
 # How peft hands each row of one forward an adapter of its own, or the place from which an adapter holds.
