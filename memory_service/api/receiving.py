@@ -17,13 +17,14 @@ import numpy as np
 from kvbank.v1 import service_pb2 as pb
 from memory_service.api import calls, convert
 from memory_service.api.budget import Budget, Share
+from memory_service.api.same_host import SameHost
 from memory_service.domain.errors import RESOURCE_EXHAUSTED, UNAVAILABLE, ServiceError, invalid
 from memory_service.domain.model import Bank, Chunk
 from memory_service.observe import request as requests
 from memory_service.observe.metrics import Metrics
 from memory_service.operations.banks import Banks
 from memory_service.operations.writing import Written
-from memory_service.storage.local.files.staging import SameHost, StagedFile, refusal
+from memory_service.storage.local.files.staging import StagedFile, refusal
 
 # Bytes of a chunk without its tensors, so that every answer about single chunks fits in a message.
 LARGEST_HEADER = 2 * 1024 * 1024

@@ -2,14 +2,10 @@
 
 import asyncio
 import logging
-import os
 import signal
-import socket
 import sqlite3
-import threading
 from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import grpc
@@ -18,13 +14,14 @@ from sqlalchemy.exc import DBAPIError
 
 from kvbank.v1 import service_pb2
 from kvbank.wire import addresses
-from memory_service.api import health
+from memory_service.api import health, listen
 from memory_service.api.calls import Calls
 from memory_service.api.descriptors import for_connections, raise_limit
 from memory_service.api.endpoint import Endpoint
 from memory_service.api.health import Health
 from memory_service.api.interceptor import Interceptor
 from memory_service.api.local_socket import Call, DirectCalls
+from memory_service.api.same_host import FORGOTTEN_S, SameHost
 from memory_service.api.service import MemoryService, handlers
 from memory_service.api.stats import Stats
 from memory_service.api.threads import StorageThreads
@@ -35,10 +32,9 @@ from memory_service.observe.metrics import Metrics
 from memory_service.observe.observation import Observer
 from memory_service.observe.process_memory import keep_memory, leave_imports_alone
 from memory_service.operations.banks import Banks
-from memory_service.settings import LONGEST_SOCKET_PATH, Settings, load, unknown_variables
+from memory_service.settings import Settings, unknown_variables
 from memory_service.storage.local.files import access, ballast
 from memory_service.storage.local.files.folder import DataFolder
-from memory_service.storage.local.files.staging import FORGOTTEN_S, SameHost
 
 SERVICE = service_pb2.DESCRIPTOR.services_by_name["MemoryService"].full_name
 MOST_STREAMS = 256
@@ -46,7 +42,6 @@ MOST_STREAMS = 256
 _LAST_BYTES_S = 0.25
 # What a storage thread gets for a step that nobody waits for any more.
 _LAST_STEP_S = 10.0
-_LOOPBACK = ("127.", "localhost:", "[::1]:", "unix:")
 _log = logging.getLogger(__name__)
 
 
@@ -58,13 +53,7 @@ class Server:
         logs.leave_out_callers_who_left()
         for line in unknown_variables():
             _log.warning("%s", line)
-        _check_listen(settings.listen, settings.insecure)
-        if settings.same_host and not settings.listen.startswith("unix:"):
-            raise StartError(f"same_host needs a unix socket; {settings.listen} is none")
-        if settings.metrics_listen:
-            if settings.metrics_listen.startswith("unix:"):
-                raise StartError("metrics are served at HOST:PORT, not on a unix socket")
-            _check_listen(settings.metrics_listen, settings.insecure)
+        listen.check(settings)
         self._settings = settings
         self._folder = DataFolder(settings.data)
         self._metrics = Metrics()
@@ -130,12 +119,12 @@ class Server:
         return DirectCalls(socket, calls, self._observer, self._settings.max_message_bytes)
 
     def _bind(self) -> str:
-        listen = self._settings.listen
+        wanted = self._settings.listen
         try:
-            port = self._server.add_insecure_port(addresses.for_grpc(listen))
+            port = self._server.add_insecure_port(addresses.for_grpc(wanted))
         except RuntimeError as error:
-            raise StartError(f"cannot listen on {listen}") from error
-        return listen if listen.startswith("unix:") else f"{listen.rpartition(':')[0]}:{port}"
+            raise StartError(f"cannot listen on {wanted}") from error
+        return wanted if wanted.startswith("unix:") else f"{wanted.rpartition(':')[0]}:{port}"
 
     @property
     def metrics_address(self) -> str:
@@ -181,7 +170,7 @@ def _options(settings: Settings) -> list[tuple[str, int]]:
         ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
         ("grpc.max_receive_message_length", settings.max_message_bytes),
         ("grpc.max_send_message_length", settings.max_message_bytes),
-        # Without SO_REUSEPORT a second server on the port is an error, not a lottery.
+        # Without SO_REUSEPORT a second server on the port is an error; with it, each would get some of the connections.
         ("grpc.so_reuseport", 0),
         # These are of one connection; a client keeps further calls to itself until others have ended.
         ("grpc.max_concurrent_streams", MOST_STREAMS),
@@ -212,83 +201,3 @@ async def serve(settings: Settings, ready: Any) -> None:
         await stopping.wait()
     finally:
         await server.stop()
-
-
-def _check_listen(listen: str, insecure: bool) -> None:
-    """Refuse an address that cannot be had, or that others can reach. Errors: StartError."""
-    _check_address(listen)
-    if not insecure and not listen.startswith(_LOOPBACK):
-        text = f"{listen} can be reached by others and there is no authentication yet; allow it with"
-        raise StartError(f"{text} --insecure, or listen on 127.0.0.1 or a unix socket")
-
-
-def _check_address(listen: str) -> None:
-    """Refuse an address that cannot be had, with the reason, which gRPC only prints; it also takes a port modulo 65536.
-    Errors: StartError."""
-    if listen.startswith("unix:"):
-        path = Path(listen.removeprefix("unix:"))
-        if not path.parent.is_dir() or len(os.fsencode(path)) > LONGEST_SOCKET_PATH:
-            why = f"its folder must exist, and its path have at most {LONGEST_SOCKET_PATH} bytes"
-            raise StartError(f"cannot listen on {listen}: {why}")
-        return
-    host, _, port = listen.rpartition(":")
-    if not host or not port.isdecimal() or int(port) > 65535:
-        raise StartError(f"cannot listen on {listen!r}: it is neither HOST:PORT nor unix:PATH")
-    try:
-        found = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        family, kind, protocol, _, address = found[0]
-        with socket.socket(family, kind, protocol) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(address)
-    except OSError as error:
-        raise StartError(f"cannot listen on {listen}: {error.strerror}") from error
-
-
-class LocalServer:
-    """A server in this process, in a thread with a loop of its own.
-
-    `address`: what to connect to. `stop()` or leaving the context ends it. Errors of the constructor: StartError,
-    SettingsError.
-    """
-
-    def __init__(
-        self, data: str | Path, listen: str = "127.0.0.1:0", *, clock: Clock | None = None, **settings: Any
-    ) -> None:
-        """`settings`: fields of memory_service.settings.Settings; `clock`: where a test hands in its own."""
-        self._settings = load({"data": Path(data), "listen": listen, **settings})
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="kvbank-server", daemon=True)
-        self._thread.start()
-        try:
-            self._server: Server | None = asyncio.run_coroutine_threadsafe(self._start(clock), self._loop).result()
-        except BaseException:
-            self._end_loop()
-            raise
-        self.address = self._server.address
-        self.metrics_address = self._server.metrics_address
-
-    async def _start(self, clock: Clock | None) -> Server:
-        server = Server(self._settings, clock)
-        await server.start()
-        return server
-
-    def stop(self) -> None:
-        """Finish what runs, close the folder. A second call does nothing."""
-        server, self._server = self._server, None
-        if server is not None:
-            asyncio.run_coroutine_threadsafe(server.stop(), self._loop).result()
-            self._end_loop()
-
-    def _end_loop(self) -> None:
-        asyncio.run_coroutine_threadsafe(self._loop.shutdown_default_executor(), self._loop).result()
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
-
-    def __enter__(self) -> "LocalServer":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()

@@ -19,6 +19,7 @@ from memory_service.api.answer_header import ORDINARY_BYTES, Headers
 from memory_service.api.budget import Budget
 from memory_service.api.decoding import LARGEST_REQUEST, SHORT, HeldRequests, Received, frames, receiver
 from memory_service.api.receiving import Receiver
+from memory_service.api.same_host import SameHost
 from memory_service.api.sending import Sender
 from memory_service.api.stats import Stats
 from memory_service.api.threads import StorageThreads
@@ -38,7 +39,6 @@ from memory_service.operations.banks import Banks
 from memory_service.operations.reading import Answer, Found, Opened, Query, Recall, Retrieval, close, opened
 from memory_service.settings import Settings
 from memory_service.storage.local.files import objects
-from memory_service.storage.local.files.staging import SameHost
 
 T = TypeVar("T")
 Context = Any

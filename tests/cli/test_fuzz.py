@@ -19,7 +19,7 @@ import pytest
 import kvbank
 from kvbank.console.ending import FAILED, INTERRUPTED, READER_LEFT, USAGE
 from kvbank.console.output import printable
-from memory_service.api.server import LocalServer
+from memory_service.api.embedded import LocalServer
 from memory_service.care.backup import backup
 from model_worker.session.log import find_session
 from model_worker.session.unanswered import Unanswered

@@ -17,7 +17,7 @@ from kvbank.console.application import application
 from kvbank.console.output import one_line, print_json, printable
 from kvbank.console.progress import progress
 from kvbank.console.table import Column, print_table
-from memory_service.api.server import LocalServer
+from memory_service.api.embedded import LocalServer
 from model_worker.session.log import SessionLog
 from tests import command
 

@@ -13,7 +13,7 @@ from itertools import chain
 from pathlib import Path
 
 import kvbank
-from memory_service.api.server import LocalServer
+from memory_service.api.embedded import LocalServer
 from memory_service.care.check import check
 from memory_service.care.folder import Folder
 from memory_service.care.report import CareError

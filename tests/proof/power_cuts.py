@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import kvbank
-from memory_service.api.server import LocalServer
+from memory_service.api.embedded import LocalServer
 from memory_service.domain.errors import StartError
 from tests.faults.power_cut import Disk, Left
 from tests.faults.shim import Action, Op, Record, Shim, records

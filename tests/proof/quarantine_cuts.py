@@ -18,7 +18,7 @@ from itertools import chain
 from pathlib import Path
 
 import kvbank
-from memory_service.api.server import LocalServer
+from memory_service.api.embedded import LocalServer
 from memory_service.care.repair import repair
 from memory_service.care.report import CareError
 from memory_service.domain.errors import StartError

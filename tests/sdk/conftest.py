@@ -29,7 +29,7 @@ MakeChunk = Callable[..., kvbank.NewChunk]
 
 @pytest.fixture(scope="session")
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    from memory_service.api.server import LocalServer
+    from memory_service.api.embedded import LocalServer
 
     server = LocalServer(tmp_path_factory.mktemp("data"))
     yield server.address

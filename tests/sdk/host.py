@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 import kvbank
-from memory_service.api.server import LocalServer
+from memory_service.api.embedded import LocalServer
 
 
 class Host:

@@ -28,7 +28,7 @@ from kvbank._transport.folder import Folder
 from kvbank._transport.retrying import Attempts
 from kvbank.v1 import service_pb2 as pb
 from kvbank.wire import proof as _proof
-from memory_service.api.server import LocalServer
+from memory_service.api.embedded import LocalServer
 from memory_service.domain.errors import StartError
 from tests.sdk.host import Host
 from tests.waiting import wait_until

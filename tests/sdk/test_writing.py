@@ -20,7 +20,7 @@ from kvbank._transport.retrying import Attempts
 from kvbank._transport.same_host import SameHost
 from kvbank._transport.write_stream import WriteStream
 from kvbank.v1 import service_pb2
-from memory_service.api.server import LocalServer
+from memory_service.api.embedded import LocalServer
 from tests.sdk.host import Host
 from tests.waiting import wait_until
 

@@ -16,7 +16,7 @@ from grpc_status import rpc_status
 
 from kvbank.v1 import bank_pb2, chunk_pb2, service_pb2_grpc
 from kvbank.v1 import service_pb2 as pb
-from memory_service.api.server import LocalServer
+from memory_service.api.embedded import LocalServer
 
 DIMENSION, LAYERS, HEADS, HEAD_DIM = 4, (1, 3), 2, 8
 READER, EMBEDDER = "reader-a", "embedder-a"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from memory_service.api.server import LocalServer
+from memory_service.api.embedded import LocalServer
 from memory_service.domain.errors import StartError
 from memory_service.storage.local.files.folder import DataFolder, unserved
 

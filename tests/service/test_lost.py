@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from kvbank.v1 import service_pb2 as pb
-from memory_service.api.server import LocalServer
+from memory_service.api.embedded import LocalServer
 from memory_service.care.repair import repair
 from memory_service.domain.errors import StartError
 from memory_service.storage.local.files.objects import MARK

@@ -17,7 +17,7 @@ from prometheus_client import parser
 import kvbank
 from kvbank.v1 import bank_pb2
 from kvbank.v1 import service_pb2 as pb
-from memory_service.api.server import LocalServer
+from memory_service.api.embedded import LocalServer
 from memory_service.domain.errors import StartError
 
 ROOT = Path(__file__).resolve().parents[2]

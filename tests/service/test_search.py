@@ -15,7 +15,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from kvbank._transport import channel
 from kvbank.v1 import bank_pb2
 from kvbank.v1 import service_pb2 as pb
-from memory_service.api.server import LocalServer
+from memory_service.api.embedded import LocalServer
 from memory_service.operations import reading
 from memory_service.search import index, indexes
 from tests.waiting import wait_until

@@ -18,7 +18,7 @@ import kvbank
 from kvbank.console.application import application
 from kvbank.v1 import bank_pb2, chunk_pb2
 from kvbank.v1 import service_pb2 as pb
-from memory_service.api.server import LocalServer
+from memory_service.api.embedded import LocalServer
 from memory_service.care.backup import backup
 from memory_service.care.check import check
 from memory_service.care.restore import restore

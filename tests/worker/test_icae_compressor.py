@@ -13,7 +13,7 @@ from tiny import attached, bank, build, tokenizer, tokens, worst
 from transformers import PreTrainedModel
 
 import kvbank
-from memory_service.api.server import LocalServer
+from memory_service.api.embedded import LocalServer
 from model_worker.attachment.attachment import Attachment
 from model_worker.attachment.digest import reader_of, state_token
 from model_worker.compress import Payload, compressor

@@ -63,7 +63,7 @@ def test_recreated_folder_is_another_store(tmp_path: Path) -> None:
     """The same chunk ids under the same address and bank, other contents: nothing old is served."""
     import shutil
 
-    from memory_service.api.server import LocalServer
+    from memory_service.api.embedded import LocalServer
 
     payloads, net = PayloadCache(), build("llama_gqa")
     server = LocalServer(tmp_path / "data")

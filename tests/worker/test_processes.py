@@ -11,7 +11,7 @@ import pytest
 from tiny import bank
 
 import kvbank
-from memory_service.api.server import LocalServer
+from memory_service.api.embedded import LocalServer
 
 SCRIPT = str(Path(__file__).parent / "worker_process.py")
 

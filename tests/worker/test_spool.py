@@ -15,7 +15,7 @@ from test_processes import worker
 from tiny import bank, build, tokenizer, tokens
 
 import kvbank
-from memory_service.api.server import LocalServer
+from memory_service.api.embedded import LocalServer
 from model_worker.attachment.attachment import Attachment, attach
 from model_worker.durable import make_folder
 from model_worker.model import MemoryModel

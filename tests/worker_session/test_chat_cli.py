@@ -9,7 +9,7 @@ import typer
 
 import kvbank
 from kvbank._cli import bank
-from memory_service.api.server import LocalServer
+from memory_service.api.embedded import LocalServer
 from model_worker.cli.session import register_session_commands
 from model_worker.cli.terminal import Waiting, printable
 from model_worker.session.log import SessionLog, read_session

@@ -17,7 +17,7 @@ import pytest
 import torch
 from transformers import LogitsProcessor
 
-from memory_service.api.server import LocalServer
+from memory_service.api.embedded import LocalServer
 from model_worker.errors import InputError, SessionError
 from model_worker.model import MemoryModel
 from model_worker.session.log import SessionLog, Turn, read_session

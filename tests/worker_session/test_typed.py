@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import typer
 
-from memory_service.api.server import LocalServer
+from memory_service.api.embedded import LocalServer
 from model_worker.cli.session import register_session_commands
 from model_worker.session.log import read_session
 from model_worker.session.unanswered import Unanswered

@@ -93,7 +93,7 @@ def _private_address(stack: ExitStack) -> str:
 
 def _serve(folder: Path, address: str) -> Any:
     try:
-        from memory_service.api.server import LocalServer
+        from memory_service.api.embedded import LocalServer
         from memory_service.domain.errors import StartError
     except ModuleNotFoundError as error:
         needs = f"opening a folder needs the server (no module {error.name!r})"

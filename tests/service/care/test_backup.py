@@ -12,7 +12,7 @@ from typing import get_args
 import xxhash
 
 from kvbank.v1 import service_pb2 as pb
-from memory_service.api.server import LocalServer
+from memory_service.api.embedded import LocalServer
 from memory_service.care.report import Kind
 from memory_service.storage.local.records import schema
 from tests.service.care.folders import (

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from memory_service.api.server import LocalServer
+from memory_service.api.embedded import LocalServer
 from memory_service.domain.errors import StartError
 from tests.service.care.folders import answer, clean, kinds, refusal, run, tree
 

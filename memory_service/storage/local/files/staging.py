@@ -1,28 +1,18 @@
-"""Clients on this host make payload files themselves. This file owns what the service takes over, and that such a file
+"""Payload files that clients on this host have made themselves. This file owns how the service takes one over: the file
 belongs to the service, under a name that its maker does not know, before one byte of it is believed."""
 
 import os
-import re
-import secrets
 import stat
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from hmac import compare_digest
 from pathlib import Path
 
 from kvbank.files import private
-from kvbank.v1 import service_pb2 as pb
-from kvbank.wire import proof as _proof
-from memory_service.api.local_socket import SOCKET, DirectCalls
 from memory_service.domain.errors import FAILED_PRECONDITION, ServiceError
 from memory_service.storage.local.files.opening import opener
 
-FOLDER, NONCE_FILE = "staging", "same-host.nonce"
-# What no write has taken over for so long, its maker has forgotten.
-FORGOTTEN_S = 3600.0
-_NAME = re.compile(r"[0-9a-f]{32}")
+FOLDER = "staging"
 
 
 def refusal(name: str, why: str) -> ServiceError:
@@ -62,65 +52,3 @@ class StagedFile:
             raise refusal(self.name, "is not a regular file of this user with one name")
         if found.st_size != self.offset + length:
             raise refusal(self.name, f"has {found.st_size} bytes, must have {self.offset} + {length}")
-
-
-class SameHost:
-    """The folder and the nonce by which clients of this host and the service prove themselves to each other."""
-
-    def __init__(self, data: Path) -> None:
-        """Remove what was staged for the server before this one, and make a new nonce."""
-        self._root = data.resolve()
-        self._staging = self._root / FOLDER
-        private.make_folder(self._staging)
-        # When each file was seen first (monotonic).
-        self._seen: dict[str, float] = {}
-        self.sweep(0)
-        self._nonce = secrets.token_bytes(32)
-        path = self._root / NONCE_FILE
-        path.unlink(missing_ok=True)
-        try:
-            with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600), "wb") as file:
-                file.write(self._nonce)
-        except OSError:
-            self.close()
-            raise
-
-    def message(self, challenge: bytes) -> pb.SameHost:
-        """Build what GetServerInfo says, with the proof where a challenge asks for it."""
-        socket = SOCKET if DirectCalls.possible(self.socket) else ""
-        root, path = _proof.path(self._root)
-        folder = pb.SameHost(root=root, path=path, nonce_file=NONCE_FILE, staging=FOLDER, socket=socket)
-        if _proof.SHORTEST_CHALLENGE <= len(challenge) <= _proof.LONGEST_CHALLENGE:
-            folder.proof = _proof.of_server(self._nonce, challenge, folder)
-        return folder
-
-    @property
-    def socket(self) -> Path:
-        """The path of the socket for direct calls."""
-        return self._root / SOCKET
-
-    def proven(self, proof: bytes) -> bool:
-        """Tell whether a caller has read the nonce file."""
-        return compare_digest(proof, _proof.of_client(self._nonce))
-
-    def staged(self, message: pb.StagedPayload) -> StagedFile:
-        """Return the file that a header names; it is not looked at yet. Errors: STAGED_FILE."""
-        if not self.proven(message.proof):
-            raise refusal(message.name, "comes without a proof that its maker has read the nonce of this server")
-        if not _NAME.fullmatch(message.name) or not 8 <= message.offset <= 1 << 20 or message.offset % 8:
-            raise refusal(message.name, "has a name of other than 32 hex digits, or no good offset")
-        return StagedFile(self._staging, message.name, message.offset)
-
-    def sweep(self, age: float = FORGOTTEN_S) -> None:
-        """Remove what has been seen here for `age` seconds. The times of the files are not asked: they are of a clock
-        that can be set."""
-        now = time.monotonic()
-        names = [entry.name for entry in os.scandir(self._staging) if not entry.is_dir(follow_symlinks=False)]
-        self._seen = {name: self._seen.get(name, now) for name in names}
-        for name, since in self._seen.items():
-            if since <= now - age:
-                (self._staging / name).unlink(missing_ok=True)  # missing: taken over
-
-    def close(self) -> None:
-        """Remove the nonce, so that it proves nothing any more."""
-        (self._root / NONCE_FILE).unlink(missing_ok=True)
