@@ -1,6 +1,7 @@
-"""Checks of what callers hand over: an odd value ends in one InputError that names the argument.
+"""Checks of arguments: every check takes an argument's name and its value, and returns the value in its plain form.
 
-Whole numbers may come as any integer type (numpy's and 0-d tensors too), texts and token ids in any of the forms that
+This file owns the rule that a value of a wrong kind or size ends in one InputError that names the argument. Whole
+numbers may come as any integer type (numpy's and 0-d tensors too), texts and token ids in any of the forms that
 tokenizers and models give them in.
 """
 
@@ -19,7 +20,7 @@ Value = TypeVar("Value")
 
 
 def whole(name: str, value: Any, least: int = 1) -> int:
-    """`value` as an int of at least `least`. Raises InputError."""
+    """Return `value` as an int of at least `least`. Raises InputError."""
     try:
         number = None if _is_flag(value) else operator.index(value)
     except (TypeError, ValueError):  # ValueError: an array or tensor of several numbers
@@ -32,7 +33,7 @@ def whole(name: str, value: Any, least: int = 1) -> int:
 
 
 def finite(name: str, value: Any, *, above: float = -math.inf) -> float:
-    """`value` as a finite float that is greater than `above`. Raises InputError."""
+    """Return `value` as a finite float that is greater than `above`. Raises InputError."""
     if _is_array(value) and value.ndim == 0 and not _is_time(value):
         value = value.item()
     if not isinstance(value, Real) or _is_flag(value) or _is_time(value) or not math.isfinite(value):
@@ -43,28 +44,28 @@ def finite(name: str, value: Any, *, above: float = -math.inf) -> float:
 
 
 def choice(name: str, value: Any, options: Collection[str]) -> str:
-    """`value`, which is one of `options`. Raises InputError."""
+    """Return `value` if it is one of the strings `options`. Raises InputError."""
     if not isinstance(value, str) or value not in options:
         raise InputError(f"{name} is one of {', '.join(options)}, not {_shown(value)}")
     return value
 
 
 def flag(name: str, value: Any) -> bool:
-    """`value` as True or False. Raises InputError for what merely counts as one of them."""
+    """Return `value` as True or False. Raises InputError for a value that only counts as true or false, such as 1."""
     if not _is_flag(value) or np.ndim(value):
         raise InputError(f"{name} is True or False, not {_shown(value)}")
     return bool(value)
 
 
 def of_kind(name: str, value: Value, kind: type) -> Value:
-    """`value`, which is a `kind`. Raises InputError."""
+    """Return `value` if it is an instance of `kind`. Raises InputError."""
     if not isinstance(value, kind):
         raise InputError(f"{name} is a {kind.__name__}, not {_shown(value)}")
     return value
 
 
 def words(name: str, value: Any) -> list[str]:
-    """`value` as a list of strings, from any ordered collection of them. Raises InputError."""
+    """Return the strings of any ordered collection as a list. Raises InputError."""
     found = _listed(name, value)
     for word in found:
         if not isinstance(word, str):
@@ -73,7 +74,7 @@ def words(name: str, value: Any) -> list[str]:
 
 
 def text_or_ids(name: str, value: Any) -> str | list[int]:
-    """One text, or its token ids.
+    """Return one text, or the list of its token ids.
 
     Ids may come as a sequence, an array or tensor `[T]` or `[1, T]`, or as a tokenizer gives them: a mapping with
     `input_ids`, and `attention_mask` for those that count. Raises InputError for anything else, and for several texts.
@@ -85,9 +86,9 @@ def text_or_ids(name: str, value: Any) -> str | list[int]:
 
 
 def texts_or_ids(name: str, value: Any) -> tuple[list[str | list[int]], bool]:
-    """Several texts or rows of token ids, or one; and whether it was a single one, without a batch around it.
+    """Return texts or rows of token ids, and whether `value` was a single one without a batch around it.
 
-    The forms are those of `text_or_ids`, and any sequence of them. Raises InputError.
+    `value` has one of the forms of `text_or_ids`, or is a sequence of them. Raises InputError.
     """
     if isinstance(value, str):
         return [str.__str__(value)], True  # the characters, also where str() prints something else, as for an enum
@@ -100,7 +101,7 @@ def texts_or_ids(name: str, value: Any) -> tuple[list[str | list[int]], bool]:
 
 
 def token_rows(name: str, value: Any) -> list[list[int]]:
-    """Rows of token ids, of which each may be empty. Raises InputError."""
+    """Return rows of token ids, of which each may be empty. Raises InputError."""
     return [
         [whole(f"a token id of {name}", token, least=0) for token in _listed(f"{name}[{index}]", row)]
         for index, row in enumerate(_listed(name, value))
@@ -108,7 +109,10 @@ def token_rows(name: str, value: Any) -> list[list[int]]:
 
 
 def _encoded(name: str, value: Mapping[str, Any]) -> tuple[list[str | list[int]], bool]:
-    """What a tokenizer returned: ids by row, without those that its attention mask leaves out."""
+    """Return the ids that a tokenizer gave, by row, without those that its attention mask leaves out.
+
+    The second value is as in `texts_or_ids`.
+    """
     if "input_ids" not in value:
         raise InputError(f"{name} is a mapping without input_ids: {', '.join(map(repr, value)) or 'it is empty'}")
     rows, single = texts_or_ids(f"{name}['input_ids']", value["input_ids"])
@@ -128,7 +132,7 @@ def _encoded(name: str, value: Mapping[str, Any]) -> tuple[list[str | list[int]]
 
 
 def _listed(name: str, value: Any) -> list[Any]:
-    """The items of an ordered collection; those of an array or tensor as Python's."""
+    """Return the items of an ordered collection; those of an array or tensor as Python's numbers and strings."""
     if _is_array(value):
         if value.ndim == 0:
             raise InputError(f"{name} is a single number, not a sequence: {_shown(value)}")
@@ -153,17 +157,17 @@ def _is_flag(value: Any) -> bool:
 
 
 def _is_time(value: Any) -> bool:
-    """Tell whether numpy's points or spans of time are in `value`, of which it makes numbers without their unit."""
+    """Tell whether `value` holds numpy's points or spans of time, which would become numbers without their unit."""
     return getattr(getattr(value, "dtype", None), "kind", None) in ("m", "M")
 
 
 def _is_array(value: Any) -> bool:
-    """Whether `value` is an array, a scalar or a tensor of numpy's or torch's, which is not imported for it."""
+    """Tell whether `value` is an array, a scalar or a tensor of numpy or torch, without importing torch."""
     return all(hasattr(value, name) for name in ("ndim", "dtype", "tolist"))
 
 
 def _shown(value: Any) -> str:
-    """A value for a message: short, and its type where that says more."""
+    """Write a value for an error message: in full where it is short, else its type."""
     if _is_array(value) and value.ndim == 0 and not _is_time(value):
         value = value.item()
     if value is None or isinstance(value, str | bool | int | float):

@@ -1,4 +1,4 @@
-"""Errors of the worker, a branch of the SDK's tree, so that one `except kvbank.KVBankError` catches both.
+"""Errors of the worker, a branch of the SDK's tree: one `except kvbank.KVBankError` catches those of both.
 
 kvbank.KVBankError
 └── WorkerError
@@ -15,7 +15,7 @@ import kvbank
 
 
 class WorkerError(kvbank.KVBankError):
-    """Base of what the worker raises; the command line prints its message as one line."""
+    """Base class of the worker's errors; the command line prints the message of one as a single line."""
 
 
 class UnsupportedModel(WorkerError):
@@ -31,7 +31,7 @@ class BankMismatch(WorkerError):
 
 
 class ModelNotFound(WorkerError):
-    """No model under this name."""
+    """There is no model under this name: neither a shipped one, nor a folder, nor one of the hub."""
 
 
 class SpoolFull(WorkerError):

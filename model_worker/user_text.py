@@ -1,33 +1,36 @@
-"""Text that people hand over, as token ids: nothing in it is a control token.
+"""User text as token ids: a text that somebody hands over never becomes a control token.
 
-A tokenizer reads `<|im_end|>` in a text as the token that ends a turn, so that whoever writes it could end his turn and
-begin another. This file owns the rule that only a template writes control tokens: what looks like one in a text is
-encoded as the characters that it is written with.
+A tokenizer reads `<|im_end|>` in a text as the token that ends a turn, so that the author of the text could end the
+turn and begin another. This file owns the rule that only a chat template writes control tokens: characters of a text
+that look like a control token are encoded as the characters that they are.
 
-Control tokens are the tokenizer's special tokens, and those added tokens that its chat template names, or writes around
-what is said: a template may put them together from a role, as `'<|' + role + '|>'`. (Other added tokens, such as runs
-of spaces, are ordinary text.)
+Control tokens are the tokenizer's special tokens, and those added tokens that its chat template names or writes around
+a message: a template may put them together from a role, as `'<|' + role + '|>'`. Other added tokens, such as runs of
+spaces, are ordinary text.
 """
 
 import re
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
 from model_worker.errors import InputError
-from model_worker.session.template import rendered
 
-# Conversations that are rendered to see what a template writes; not every template takes a system's words.
+# Conversations that are rendered to see which tokens a template writes; not every template takes a system message.
 _TALK = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "a"}, {"role": "user", "content": "a"}]
 _EXAMPLES = (_TALK, [{"role": "system", "content": "a"}, *_TALK])
 
 
 def readable(text: str) -> str:
-    """The text with halves of surrogate pairs joined, and lone ones replaced by U+FFFD: no tokenizer takes these."""
+    """Join the halves of surrogate pairs in a text, and replace lone ones by U+FFFD, since no tokenizer takes them."""
     return str(text).encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
 def encode_text(tokenizer: Any, text: str) -> list[int]:
-    """Token ids of a text, none of which is a control token; as the tokenizer has them where that is so anyway."""
+    """Return the token ids of a text, none of which is a control token.
+
+    The ids are the tokenizer's own where these have no control token.
+    """
     ids, control = _encode(tokenizer, text), _control_tokens(tokenizer)
     if control.keys().isdisjoint(ids):
         return ids
@@ -37,9 +40,9 @@ def encode_text(tokenizer: Any, text: str) -> list[int]:
 
 
 def encode_between(tokenizer: Any, before: str, text: str, behind: str) -> list[int]:
-    """Token ids of a text between two parts of a template, whose control tokens count.
+    """Return the token ids of a text between two parts of a template, in which control tokens are control tokens.
 
-    All three are encoded in one, as a model is used to, unless a control token would come of the text.
+    The three are encoded as one string, as a model is used to, unless the text would give a control token that way.
     """
     control = _control_tokens(tokenizer)
     whole, first, last = (_encode(tokenizer, part) for part in (before + text + behind, before, behind))
@@ -48,8 +51,19 @@ def encode_between(tokenizer: Any, before: str, text: str, behind: str) -> list[
     return first + encode_text(tokenizer, text) + last
 
 
+def rendered(tokenizer: Any, turns: Sequence[dict[str, str]]) -> str:
+    """Render a conversation by the tokenizer's chat template, up to where an answer begins.
+
+    Raises InputError for a template that fails with any error: it may be no template, or refuse the conversation.
+    """
+    try:
+        return str(tokenizer.apply_chat_template(list(turns), tokenize=False, add_generation_prompt=True))
+    except Exception as error:  # a template is a program of others, which may raise anything
+        raise InputError(f"the chat template of this model fails: {type(error).__name__}: {error}") from error
+
+
 def _control_tokens(tokenizer: Any) -> dict[int, str]:
-    """What the tokenizer writes for each of its control tokens, by id."""
+    """Return the text of each control token of the tokenizer, by its id."""
     template = _template_text(tokenizer)
     found = dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))
     for token, added in tokenizer.added_tokens_decoder.items():
@@ -59,7 +73,7 @@ def _control_tokens(tokenizer: Any) -> dict[int, str]:
 
 
 def _template_text(tokenizer: Any) -> str:
-    """The chat template with what it writes; empty where there is none."""
+    """Return the source of the chat template and the texts that it renders, or an empty string without a template."""
     source = getattr(tokenizer, "chat_template", None)
     if not source:
         return ""
@@ -71,7 +85,7 @@ def _template_text(tokenizer: Any) -> str:
 
 
 def _broken(text: str, contents: list[str]) -> list[str]:
-    """The text cut behind the first character of each of `contents` in it."""
+    """Cut the text behind the first character of each occurrence of one of `contents`."""
     anywhere = re.compile("(?=" + "|".join(re.escape(content) for content in contents if content) + ")")
     cuts = [found.start() + 1 for found in anywhere.finditer(text)]
     return [text[begin:end] for begin, end in zip([0, *cuts], [*cuts, len(text)], strict=True) if begin < end]

@@ -1,11 +1,10 @@
-"""An input many times the context: one tree that goes on as a prompt, or a forest that goes into the memory.
+"""A prompt many times the context, compressed by one tree and then continued.
 
 `compress_prompt` keeps the whole input as one tree, depth first, so that at most one finished left half per height
-waits; peak memory grows with the logarithm of the length. `remember_forest` cuts the input into groups, each a tree of
-its own whose root is written to the memory as soon as it is there: a crash loses one group, and reading order stays.
+waits; peak memory grows with the logarithm of the length. (`remember/forest.py` writes such an input into a memory.)
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,9 +17,6 @@ from model_worker.errors import InputError
 from model_worker.homer.bias import Bias, load_bias
 from model_worker.homer.schedule import Shape
 from model_worker.homer.tree import Result, Trees, trees_of
-from model_worker.remember.chunking import chunks
-from model_worker.remember.memory import Memory
-from model_worker.window.capture import Captured
 from model_worker.window.generation import generated, generation_options
 
 
@@ -145,21 +141,6 @@ def compress_prompt(
     table = load_bias(attachment, bias) if isinstance(bias, str) else bias
     result = trees.build(shape, prefix, context, suffix, bias=table.table, pool=pool)
     return CompressedPrompt(attachment, trees, result, suffix if again else ())
-
-
-def remember_forest(memory: Memory, ids: Sequence[int], group: int, start: int = 0) -> Iterator[int]:
-    """Write `ids` as trees of `group` tokens each, in reading order; yields the tokens done after each root is written.
-
-    memory: its compressor is `homer:...`, which says how many tokens a group leaves. start: offset of the first id in
-    its source.
-    """
-    if memory.compressor.name != "homer":
-        raise InputError(f"a forest is written by the compressor homer, not by {memory.compressor.spec}")
-    done = 0
-    for block in chunks(ids, group):
-        memory.remember([Captured(block, start + done, {}, "isolated")])
-        done += len(block)
-        yield done
 
 
 def default_warmup(layers: int) -> int:

@@ -20,9 +20,8 @@ from torch.utils.data import Dataset
 
 from model_worker.errors import InputError
 from model_worker.icae.layout import LEAVE
-from model_worker.session.template import rendered
 from model_worker.train.books import read_book
-from model_worker.user_text import encode_text, readable
+from model_worker.user_text import encode_text, readable, rendered
 
 PRETRAINING, INSTRUCTION = ("text",), ("input", "prompt", "answer")
 _MARK = "\u2063kvbank\u2063"  # stands for the user's turn in a chat template

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from model_worker.errors import InputError
-from model_worker.session.template import rendered
+from model_worker.user_text import rendered
 
 FORMATS = ("auto", "template", "plain", "continue")
 _USER, _ANSWER, _AGAIN = "kvbankfirst", "kvbankanswer", "kvbanksecond"

@@ -20,10 +20,11 @@ from model_worker.compress import compressor
 from model_worker.errors import InputError, UnsupportedModel
 from model_worker.homer.bias import NONE, bias_key, load_bias, save_bias, user_folder
 from model_worker.homer.calibrate import calibrate
-from model_worker.homer.prompt import compress_prompt, remember_forest
+from model_worker.homer.prompt import compress_prompt
 from model_worker.homer.schedule import Node, Shape, plan
 from model_worker.homer.tree import Step, Tokens, trees_of
 from model_worker.model import MemoryModel
+from model_worker.remember.forest import remember_forest
 from model_worker.remember.memory import Memory
 from model_worker.window.capture import Captured
 from model_worker.window.encoding import encode
