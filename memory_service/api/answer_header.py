@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from memory_service.api import calls
 from memory_service.api.budget import Budget, Share
 from memory_service.api.threads import StorageThreads
-from memory_service.domain.errors import RESOURCE_EXHAUSTED, ServiceError
+from memory_service.domain.errors import ServiceError
 from memory_service.domain.model import Chunk, metadata_bytes
 
 T = TypeVar("T")
@@ -29,7 +29,7 @@ class HeaderTooLarge(ServiceError):
 
     def __init__(self, limit: int, size: int, most: int = 0) -> None:
         text = f"what the answer says of its chunks would have {size} bytes or more; ask for fewer at once"
-        super().__init__(RESOURCE_EXHAUSTED, "TOO_LARGE", text, limit=limit, size=size)
+        super().__init__("TOO_LARGE", text, limit=limit, size=size)
         self.size, self.most = size, max(size, most)
 
 

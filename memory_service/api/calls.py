@@ -14,7 +14,8 @@ from typing import Any
 
 from grpc._cython.cygrpc import ExecuteBatchError
 
-from memory_service.domain.errors import UNAVAILABLE, ServiceError
+from memory_service.api.status import CODE_OF, status
+from memory_service.domain.errors import ServiceError
 from memory_service.observe import request as requests
 
 # Seconds in which calls that were ended must be gone.
@@ -32,9 +33,9 @@ def refuse(context: Any, refusal: ServiceError) -> None:
     """
     if request := requests.current():
         request.reason = refusal.reason
-    context.set_code(refusal.code)
+    context.set_code(CODE_OF[refusal.reason])
     context.set_details(refusal.message)
-    context.set_trailing_metadata(((_DETAILS, refusal.status().SerializeToString()),))
+    context.set_trailing_metadata(((_DETAILS, status(refusal).SerializeToString()),))
 
 
 class Call:
@@ -61,7 +62,7 @@ class Call:
     def end_stalled(self) -> None:
         """End this call because its caller is slow and others wait."""
         text = "others waited for the memory that this call held while its caller sent or took next to nothing"
-        self.end(ServiceError(UNAVAILABLE, "NOT_SERVING", f"{text}; it was ended and can be made again"))
+        self.end(ServiceError("NOT_SERVING", f"{text}; it was ended and can be made again"))
 
 
 _current: ContextVar[Call] = ContextVar("kvbank_call")
@@ -87,7 +88,7 @@ class Calls:
         if self._draining:
             handling.close()
             self._refused += 1
-            refuse(context, ServiceError(UNAVAILABLE, "NOT_SERVING", "the service is shutting down"))
+            refuse(context, ServiceError("NOT_SERVING", "the service is shutting down"))
             return b""
         call = Call(context.peer())
         _current.set(call)
@@ -115,7 +116,7 @@ class Calls:
         self._draining = True
         await self._emptied(grace)
         for call in list(self._running):
-            call.end(ServiceError(UNAVAILABLE, "NOT_SERVING", "the service stopped before this call was done"))
+            call.end(ServiceError("NOT_SERVING", "the service stopped before this call was done"))
         await self._emptied(_FAREWELL_S)
         until = time.monotonic() + _LONGEST_UNQUIET_S
         while (busy or self._refused) and time.monotonic() < until:

@@ -11,7 +11,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from kvbank.v1 import bank_pb2, chunk_pb2, service_pb2
 from kvbank.wire import scalars as _scalars
 from memory_service.api import scalars
-from memory_service.domain.errors import INVALID_ARGUMENT, ServiceError, invalid
+from memory_service.domain.errors import ServiceError, invalid
 from memory_service.domain.model import (
     Bank,
     Capacity,
@@ -211,7 +211,7 @@ def _tensor(message: chunk_pb2.TensorDescriptor) -> Tensor:
     dtype = _DTYPES.get(message.dtype)
     if dtype is None:
         text = f"tensor {message.name}: unknown dtype"
-        raise ServiceError(INVALID_ARGUMENT, "TENSOR_MISMATCH", text, tensor=message.name)
+        raise ServiceError("TENSOR_MISMATCH", text, tensor=message.name)
     return Tensor(message.name, dtype, tuple(message.shape), 0, message.length, message.checksum)
 
 

@@ -16,7 +16,7 @@ from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
 
 from kvbank.wire import frames as _frames
-from memory_service.domain.errors import RESOURCE_EXHAUSTED, UNAVAILABLE, ServiceError, invalid
+from memory_service.domain.errors import ServiceError, invalid
 
 # The bytes of a message that moves no vectors or tensors.
 LARGEST_REQUEST = 4 * 1024 * 1024
@@ -34,7 +34,7 @@ class TooManyParts(ServiceError):
 
     def __init__(self, field: str) -> None:
         text = f"{field}: the message has more than {MOST_PARTS} parts; send fewer at once"
-        super().__init__(RESOURCE_EXHAUSTED, "TOO_LARGE", text, limit=MOST_PARTS, field=field)
+        super().__init__("TOO_LARGE", text, limit=MOST_PARTS, field=field)
 
 
 class Decoder:
@@ -49,7 +49,7 @@ class Decoder:
         for bytes that are no such message."""
         if (size := len(data)) > self._most_bytes:
             text = f"a request of {size} bytes; at most {self._most_bytes} are taken"
-            raise ServiceError(RESOURCE_EXHAUSTED, "TOO_LARGE", text, limit=self._most_bytes, size=size)
+            raise ServiceError("TOO_LARGE", text, limit=self._most_bytes, size=size)
         try:
             if size > SHORT:
                 _counted(data, 0, size, _schema(self._kind.DESCRIPTOR), MOST_PARTS)
@@ -85,7 +85,7 @@ class HeldRequests:
         size = len(received.data)
         if size > SHORT and self._taken and self._taken + size > self._limit:
             text = f"requests of {self._taken} bytes are under way, and this one has {size}; it can be made again"
-            raise ServiceError(UNAVAILABLE, "NOT_SERVING", text)
+            raise ServiceError("NOT_SERVING", text)
         self._taken += size
         try:
             yield

@@ -16,8 +16,9 @@ from typing import Any
 from kvbank.v1 import direct_pb2 as pb
 from kvbank.wire import frames, local_socket
 from memory_service.api.decoding import Decoder
+from memory_service.api.status import CODE_OF, status, to_service_error, without_frames
 from memory_service.domain.cancellation import Cancellation
-from memory_service.domain.errors import ServiceError, StartError, invalid, to_service_error, without_frames
+from memory_service.domain.errors import ServiceError, StartError, invalid
 from memory_service.observe.observation import Observer, request_id
 from memory_service.observe.request import Request
 
@@ -149,7 +150,7 @@ class DirectCalls:
                 return self._called(field, asked, request, held, refused)
         except ServiceError as refusal:
             without_frames(refusal)
-            return pb.DirectResponse(error=refusal.status().SerializeToString()).SerializeToString()
+            return pb.DirectResponse(error=status(refusal).SerializeToString()).SerializeToString()
 
     def _called(
         self, field: str, asked: pb.DirectRequest, request: Request, held: ExitStack, refused: ServiceError
@@ -176,4 +177,4 @@ def _send(connection: socket.socket, answer: bytes) -> None:
 
 
 def _code(error: BaseException | None) -> str:
-    return error.code.name if isinstance(error, ServiceError) else "OK"
+    return CODE_OF[error.reason].name if isinstance(error, ServiceError) else "OK"

@@ -18,7 +18,7 @@ from kvbank.v1 import service_pb2 as pb
 from memory_service.api import calls, convert
 from memory_service.api.budget import Budget, Share
 from memory_service.api.same_host import SameHost
-from memory_service.domain.errors import RESOURCE_EXHAUSTED, UNAVAILABLE, ServiceError, invalid
+from memory_service.domain.errors import ServiceError, invalid
 from memory_service.domain.model import Bank, Chunk
 from memory_service.observe import request as requests
 from memory_service.observe.metrics import Metrics
@@ -175,10 +175,10 @@ class _Stream:
     async def _begin(self, header: pb.ChunkHeader) -> _Incoming:
         receiver = self._receiver
         if receiver.draining:
-            raise ServiceError(UNAVAILABLE, "NOT_SERVING", "the service is shutting down")
+            raise ServiceError("NOT_SERVING", "the service is shutting down")
         if (size := header.ByteSize()) > LARGEST_HEADER:
             text = f"a chunk with {size} bytes of text, token ids and the like; at most {LARGEST_HEADER} are taken"
-            raise ServiceError(RESOURCE_EXHAUSTED, "TOO_LARGE", text, limit=LARGEST_HEADER, size=size)
+            raise ServiceError("TOO_LARGE", text, limit=LARGEST_HEADER, size=size)
         if request := requests.current():
             request.of(header)
         new = convert.chunk(header.chunk)

@@ -14,7 +14,7 @@ import numpy as np
 from kvbank.wire import frames as _frames
 from memory_service.api import calls
 from memory_service.api.budget import Budget
-from memory_service.domain.errors import UNAVAILABLE, ServiceError
+from memory_service.domain.errors import ServiceError
 from memory_service.observe.metrics import Metrics
 from memory_service.operations.banks import damaged_chunk
 from memory_service.operations.reading import Opened, Recall
@@ -94,5 +94,5 @@ class Sender:
             raise refusal or damaged_chunk(item.chunk_id) from error
         except FileNotFoundError as error:
             text = f"chunk {item.chunk_id} went while the answer was being sent; ask again"
-            gone = ServiceError(UNAVAILABLE, "STORAGE_ERROR", text, errno="ENOENT")
+            gone = ServiceError("STORAGE_ERROR", text, errno="ENOENT")
             raise self._recall.damaged(item.bank, item.chunk_id) or gone from error

@@ -22,16 +22,9 @@ from memory_service.api.receiving import Receiver
 from memory_service.api.same_host import SameHost
 from memory_service.api.sending import Sender
 from memory_service.api.stats import Stats
+from memory_service.api.status import check_size, serialized, to_service_error, without_frames
 from memory_service.api.threads import StorageThreads
-from memory_service.domain.errors import (
-    FAILED_PRECONDITION,
-    ServiceError,
-    check_size,
-    invalid,
-    serialized,
-    to_service_error,
-    without_frames,
-)
+from memory_service.domain.errors import ServiceError, invalid
 from memory_service.domain.validate import LARGEST_INT64
 from memory_service.observe import request as requests
 from memory_service.observe.metrics import Metrics
@@ -324,7 +317,7 @@ class MemoryService(service_pb2_grpc.MemoryServiceServicer):
         """Refuse a caller who may not read the files himself. Errors: NOT_SAME_HOST."""
         if self._same_host is None or not self._same_host.proven(proof):
             text = "this server shares its files with nobody who has not read its nonce"
-            raise ServiceError(FAILED_PRECONDITION, "NOT_SAME_HOST", text)
+            raise ServiceError("NOT_SAME_HOST", text)
 
     def _fetch(self, request: pb.FetchChunksRequest, most_header: int, *, opened: bool = True) -> list[Found]:
         ids, layers = list(request.chunk_ids), list(request.layers)

@@ -1,17 +1,24 @@
 """The cancellation of a call whose caller has gone: the work on the call is told, and ends at its next step.
 
-Work in a storage thread asks `check` between its steps; a statement of SQLite that runs meanwhile is interrupted.
+Work in a storage thread asks `check` between its steps; a statement of a database that runs meanwhile is interrupted.
 """
 
-import sqlite3
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import Protocol
 
 
 class Cancelled(Exception):
     """The error that ends the work on a call for whose answer nobody waits any more."""
+
+
+class Interruptible(Protocol):
+    """A connection to a database that another thread may be using for the call."""
+
+    def interrupt(self) -> None:
+        """Let the statement that runs on the connection raise an error."""
 
 
 class Cancellation:
@@ -20,10 +27,10 @@ class Cancellation:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._cancelled = False
-        self._connections: list[sqlite3.Connection] = []
+        self._connections: list[Interruptible] = []
 
     def cancel(self) -> None:
-        """End the work on the call: interrupt its statements of SQLite, and let each `check` raise."""
+        """End the work on the call: interrupt its statements, and let each `check` raise."""
         with self._lock:
             self._cancelled = True
             for connection in self._connections:
@@ -35,7 +42,7 @@ class Cancellation:
             raise Cancelled
 
     @contextmanager
-    def of(self, connection: sqlite3.Connection) -> Iterator[None]:
+    def of(self, connection: Interruptible) -> Iterator[None]:
         """Let `cancel` interrupt a connection while the block uses it for the call. Errors: Cancelled."""
         with self._lock:
             self.check()

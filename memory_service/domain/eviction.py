@@ -8,7 +8,7 @@ from typing import NamedTuple, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from memory_service.domain.errors import RESOURCE_EXHAUSTED, ServiceError
+from memory_service.domain.errors import ServiceError
 from memory_service.domain.model import Capacity, EvictionReason, Policy
 
 _REASONS: tuple[EvictionReason, ...] = get_args(EvictionReason)
@@ -74,7 +74,7 @@ def overflows(capacity: Capacity | None, usage: int, need: int) -> bool:
         return False
     if need > capacity.limit:
         text = f"{need} {capacity.unit} do not fit in a bank of {capacity.limit}"
-        raise ServiceError(RESOURCE_EXHAUSTED, "TOO_LARGE", text, limit=capacity.limit, size=need)
+        raise ServiceError("TOO_LARGE", text, limit=capacity.limit, size=need)
     return usage + need > capacity.limit
 
 
@@ -105,9 +105,7 @@ def plan(
 def full(capacity: Capacity, usage: int, need: int, why: str) -> ServiceError:
     """BANK_FULL."""
     text = f"the bank is full: {usage} of {capacity.limit} {capacity.unit} used, {need} asked for; {why}"
-    return ServiceError(
-        RESOURCE_EXHAUSTED, "BANK_FULL", text, usage=usage, limit=capacity.limit, unit=capacity.unit, size=need
-    )
+    return ServiceError("BANK_FULL", text, usage=usage, limit=capacity.limit, unit=capacity.unit, size=need)
 
 
 def _keep(usage: int, capacity: Capacity, policy: Policy, need: int) -> int:

@@ -4,8 +4,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from kvbank.wire.scalars import Scalar
-
 DType = Literal["bf16", "fp16", "fp32", "int32"]
 Unit = Literal["chunks", "tokens", "bytes"]
 PolicyKind = Literal["frequency", "recency_half", "reject", "lru"]
@@ -13,6 +11,8 @@ IndexKind = Literal["auto", "exact", "ivf"]
 PayloadKind = Literal["layer_kv", "soft_tokens"]
 EvictionReason = Literal["oldest", "least_retrieved", "oldest_half", "room", "least_recent"]
 
+# A value of metadata: a number is an int of 64 bits or a finite float; a bool is no number.
+Scalar = str | int | float | bool
 Metadata = Mapping[str, Scalar]
 
 ITEM_BYTES: Mapping[str, int] = {"bf16": 2, "fp16": 2, "fp32": 4, "int32": 4}

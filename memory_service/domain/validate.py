@@ -6,13 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from memory_service.domain.errors import (
-    FAILED_PRECONDITION,
-    INVALID_ARGUMENT,
-    RESOURCE_EXHAUSTED,
-    ServiceError,
-    invalid,
-)
+from memory_service.domain.errors import Reason, ServiceError, invalid
 from memory_service.domain.model import ITEM_BYTES, NUMBER_BYTES, Bank, Chunk, Expiry, KvSpec, Metadata, Tensor
 
 LARGEST_DIMENSION = 65_536
@@ -126,9 +120,9 @@ def embedder(bank_: Bank, digest: str) -> None:
         _mismatch("EMBEDDER_MISMATCH", f"bank {bank_.name} holds embeddings of embedder", expected, digest)
 
 
-def _mismatch(reason: str, what: str, expected: str, digest: str) -> None:
+def _mismatch(reason: Reason, what: str, expected: str, digest: str) -> None:
     text = f"{what} {expected!r}, the request is of {digest!r}"
-    raise ServiceError(FAILED_PRECONDITION, reason, text, bank_digest=expected, request_digest=digest)
+    raise ServiceError(reason, text, bank_digest=expected, request_digest=digest)
 
 
 def dimension(bank_: Bank, stated: int) -> None:
@@ -146,9 +140,7 @@ def vectors(data: bytes, dimension: int, field: str) -> NDArray[np.float32]:
     # Also refuses vectors so long that a product of two of them could leave float32.
     squares = np.einsum("nd,nd->n", matrix, matrix, dtype=np.float64)
     if not (squares < np.finfo(np.float32).max).all():
-        raise ServiceError(
-            INVALID_ARGUMENT, "NOT_FINITE", f"{field} has NaN, Inf or a norm beyond float32", field=field
-        )
+        raise ServiceError("NOT_FINITE", f"{field} has NaN, Inf or a norm beyond float32", field=field)
     return matrix
 
 
@@ -188,7 +180,7 @@ def chunk(bank_: Bank, new: Chunk, largest: int) -> None:
         size = new.payload.length
         if size > largest:
             text = f"a chunk of {size} bytes; at most {largest} are taken"
-            raise ServiceError(RESOURCE_EXHAUSTED, "TOO_LARGE", text, limit=largest, size=size)
+            raise ServiceError("TOO_LARGE", text, limit=largest, size=size)
 
 
 def _soft_tokens(bank_: Bank, new: Chunk, tensors: Sequence[Tensor]) -> None:
@@ -249,6 +241,4 @@ def positions(tensor: Tensor, data: memoryview, original_length: int) -> None:
 
 
 def _tensor_mismatch(name: str, text: str) -> ServiceError:
-    return ServiceError(
-        INVALID_ARGUMENT, "TENSOR_MISMATCH", f"tensor {name}: {text}".removeprefix("tensor : "), tensor=name
-    )
+    return ServiceError("TENSOR_MISMATCH", f"tensor {name}: {text}".removeprefix("tensor : "), tensor=name)

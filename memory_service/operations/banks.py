@@ -18,15 +18,7 @@ from sqlalchemy import Connection
 from memory_service.api.answer_header import most_bytes
 from memory_service.domain import validate
 from memory_service.domain.clock import Clock
-from memory_service.domain.errors import (
-    ALREADY_EXISTS,
-    DATA_LOSS,
-    NOT_FOUND,
-    RESOURCE_EXHAUSTED,
-    ServiceError,
-    StartError,
-    invalid,
-)
+from memory_service.domain.errors import ServiceError, StartError, invalid
 from memory_service.domain.eviction import NOBODY
 from memory_service.domain.model import Bank, Chunk, Eviction, Filter, Metadata, metadata_bytes
 from memory_service.observe.metrics import Metrics
@@ -401,12 +393,12 @@ class Banks:
 def damaged_chunk(chunk_id: int) -> ServiceError:
     """Make the error CHECKSUM_MISMATCH for a chunk that was quarantined."""
     text = f"stored bytes of chunk {chunk_id} are damaged; it is quarantined"
-    return ServiceError(DATA_LOSS, "CHECKSUM_MISMATCH", text, chunk_id=chunk_id)
+    return ServiceError("CHECKSUM_MISMATCH", text, chunk_id=chunk_id)
 
 
 def chunk_not_found(name: str, chunk_id: int) -> ServiceError:
     """Make the error CHUNK_NOT_FOUND."""
-    return ServiceError(NOT_FOUND, "CHUNK_NOT_FOUND", f"bank {name} has no chunk {chunk_id}", chunk_id=chunk_id)
+    return ServiceError("CHUNK_NOT_FOUND", f"bank {name} has no chunk {chunk_id}", chunk_id=chunk_id)
 
 
 def _found(connection: Connection, new: Bank) -> Bank | None:
@@ -419,7 +411,6 @@ def _found(connection: Connection, new: Bank) -> Bank | None:
     if other_size or (found.kv, found.embedding) != (new.kv, new.embedding):
         text = f"there is a bank {new.name!r} with another spec"
         raise ServiceError(
-            ALREADY_EXISTS,
             "BANK_EXISTS",
             text,
             bank_digest=found.kv.reader_digest,
@@ -431,7 +422,7 @@ def _found(connection: Connection, new: Bank) -> Bank | None:
 def _check_bound(what: str, limit: int, size: int) -> None:
     if size > limit:
         text = f"there would be {size} {what}; this server takes {limit}"
-        raise ServiceError(RESOURCE_EXHAUSTED, "TOO_LARGE", text, limit=limit, size=size)
+        raise ServiceError("TOO_LARGE", text, limit=limit, size=size)
 
 
 def _check_ids(chunk_ids: Sequence[int]) -> None:

@@ -19,12 +19,7 @@ from sqlalchemy import Connection
 
 from memory_service.api.answer_header import HeaderSize, HeaderTooLarge
 from memory_service.domain import cancellation, validate
-from memory_service.domain.errors import (
-    FAILED_PRECONDITION,
-    RESOURCE_EXHAUSTED,
-    ServiceError,
-    invalid,
-)
+from memory_service.domain.errors import ServiceError, invalid
 from memory_service.domain.model import Bank, Chunk, Filter
 from memory_service.operations.banks import Banks, chunk_not_found, damaged_chunk
 from memory_service.search import Best, Selection
@@ -193,7 +188,7 @@ class Recall:
         total = len({hit.chunk_id for row in hits for hit in row})
         if total > MOST_CHUNKS:
             text = f"{total} different chunks were found; ask for at most {MOST_CHUNKS} at once"
-            raise ServiceError(RESOURCE_EXHAUSTED, "TOO_LARGE", text, limit=MOST_CHUNKS, size=total)
+            raise ServiceError("TOO_LARGE", text, limit=MOST_CHUNKS, size=total)
         return hits
 
     def count(self, query: Query, answer: Answer) -> None:
@@ -243,7 +238,7 @@ class Recall:
         for bank in banks[1:]:
             if (bank.kv, bank.embedding) != (banks[0].kv, banks[0].embedding):
                 text = f"banks {banks[0].name} and {bank.name} have different specs"
-                raise ServiceError(FAILED_PRECONDITION, "BANKS_DIFFER", text, first=banks[0].name, second=bank.name)
+                raise ServiceError("BANKS_DIFFER", text, first=banks[0].name, second=bank.name)
         validate.reader(banks[0], query.reader_digest, required=bool(banks[0].kv.layers) and not query.omit_payload)
         validate.embedder(banks[0], query.embedder_digest)
         validate.layers(banks[0], query.layers)
@@ -262,7 +257,7 @@ class Recall:
         size = sum(item.length for item in found)
         if size > self._max_answer_bytes:
             text = f"the answer would have {size} bytes of K-V; ask for fewer chunks or layers"
-            raise ServiceError(RESOURCE_EXHAUSTED, "TOO_LARGE", text, limit=self._max_answer_bytes, size=size)
+            raise ServiceError("TOO_LARGE", text, limit=self._max_answer_bytes, size=size)
 
     def _open_all(self, found: Sequence[Found]) -> list[Found | None]:
         """Open the files of chunks; None stands for a chunk that is gone by now. Errors: CHECKSUM_MISMATCH."""

@@ -16,7 +16,7 @@ from sqlalchemy import Connection
 
 from memory_service.domain import validate
 from memory_service.domain.chunk_size import size_of, stored_bytes
-from memory_service.domain.errors import ALREADY_EXISTS, INVALID_ARGUMENT, QuotaError, ServiceError
+from memory_service.domain.errors import QuotaError, ServiceError
 from memory_service.domain.model import Bank, Chunk, Payload, Quota, Unit
 from memory_service.observe.metrics import Metrics
 from memory_service.search import SearchIndexes
@@ -185,7 +185,7 @@ class _Write:
         key = self.chunk.key
         if digest != row_checksum.digest_of(self.row["digest"]):
             text = f"idempotency key {key.hex()} was used for other content (chunk {chunk_id})"
-            raise ServiceError(ALREADY_EXISTS, "KEY_REUSED", text, key=key.hex(), chunk_id=chunk_id)
+            raise ServiceError("KEY_REUSED", text, key=key.hex(), chunk_id=chunk_id)
         return Written(key, chunk_id, replayed=True, gone=gone)
 
     def applied(self, written: Written) -> None:
@@ -213,7 +213,7 @@ def _check_bytes(chunk: Chunk, data: Buffer) -> None:
         part = view[begin : begin + tensor.length]
         if xxhash.xxh3_64_intdigest(part) != tensor.checksum:
             text = f"the bytes of tensor {tensor.name} do not match the checksum that was sent with them"
-            raise ServiceError(INVALID_ARGUMENT, "CHECKSUM_IN_TRANSIT", text, tensor=tensor.name)
+            raise ServiceError("CHECKSUM_IN_TRANSIT", text, tensor=tensor.name)
         if tensor.name.startswith("pos."):
             validate.positions(tensor, part, chunk.original_length)
         begin += tensor.length

@@ -11,6 +11,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
+from typing import get_args
 
 import grpc
 import numpy as np
@@ -23,11 +24,13 @@ from kvbank.v1 import bank_pb2, error_pb2
 from kvbank.v1 import service_pb2 as pb
 from memory_service.api.receiving import LARGEST_HEADER
 from memory_service.api.server import SERVICE
-from memory_service.domain.errors import to_service_error
+from memory_service.api.status import CODE_OF, to_service_error
+from memory_service.domain.errors import Reason
 from memory_service.domain.validate import LARGEST_METADATA
 from memory_service.operations import reading
 from memory_service.storage.local.files.disk_space import DiskSpace
 from memory_service.storage.local.files.objects import Payloads
+from memory_service.storage.local.records import failures
 
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
 NOT_FOUND = grpc.StatusCode.NOT_FOUND
@@ -529,7 +532,8 @@ def test_every_reason_is_documented():
     rows = re.findall(r"^\| `([A-Z_]+)` \| `([A-Z_]+)` \|", text, re.MULTILINE)
     assert {reason for reason, _ in rows} == names
     assert len(rows) == len(names)
-    assert {code for _, code in rows} <= set(grpc.StatusCode.__members__)
+    assert dict(rows) == {reason: code.name for reason, code in CODE_OF.items()}
+    assert set(get_args(Reason)) == names
 
 
 def test_every_reason_is_tested():
@@ -539,6 +543,7 @@ def test_every_reason_is_tested():
 
 
 def test_database_errors_are_storage_errors():
+    failures.register()
     full = sqlite3.OperationalError("full")
     full.sqlite_errorcode, full.sqlite_errorname = 13, "SQLITE_FULL"
     assert to_service_error(OperationalError("", {}, full)).reason == "DISK_FULL"

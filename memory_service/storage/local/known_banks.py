@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from memory_service.domain.errors import NOT_FOUND, UNAVAILABLE, ServiceError
+from memory_service.domain.errors import ServiceError
 from memory_service.domain.model import Bank, metadata_bytes
 
 
@@ -57,10 +57,10 @@ def bank_bytes(bank: Bank) -> int:
 
 def bank_not_found(name: str) -> ServiceError:
     """BANK_NOT_FOUND."""
-    return ServiceError(NOT_FOUND, "BANK_NOT_FOUND", f"there is no bank {name!r}", bank=name)
+    return ServiceError("BANK_NOT_FOUND", f"there is no bank {name!r}", bank=name)
 
 
 def not_mounted(name: str) -> ServiceError:
     """STORAGE_ERROR: the folder of a bank's payloads is not the one that was made for them."""
     text = f"the payloads of bank {name} are not there; is a disk not mounted?"
-    return ServiceError(UNAVAILABLE, "STORAGE_ERROR", text, errno="ENOENT")
+    return ServiceError("STORAGE_ERROR", text, errno="ENOENT")

@@ -19,7 +19,7 @@ import numpy as np
 from sqlalchemy import Connection
 
 from memory_service.domain.chunk_size import size_of
-from memory_service.domain.errors import RESOURCE_EXHAUSTED, UNAVAILABLE, ServiceError
+from memory_service.domain.errors import ServiceError
 from memory_service.domain.eviction import NOBODY, Candidates, Victims, full, overflows, plan
 from memory_service.domain.model import Bank, Capacity, Chunk, Eviction, EvictionReason, Usage
 from memory_service.observe.troubles import Condition
@@ -43,7 +43,7 @@ class CrowdedError(ServiceError):
     """A bank whose capacity was lowered holds more than a write can evict; it is tried again when the bank is down."""
 
     def __init__(self) -> None:
-        super().__init__(RESOURCE_EXHAUSTED, "BANK_FULL", "the bank is being brought down to its capacity")
+        super().__init__("BANK_FULL", "the bank is being brought down to its capacity")
 
 
 class Made(NamedTuple):
@@ -393,7 +393,7 @@ class Room:
             if writer.between(finish).result():
                 return
         text = f"the records of bank {bank.name} cannot be read in peace: transactions fail"
-        raise ServiceError(UNAVAILABLE, "STORAGE_ERROR", text)
+        raise ServiceError("STORAGE_ERROR", text)
 
     # Questions
 
@@ -443,7 +443,7 @@ class Room:
 
 
 def _not_serving() -> ServiceError:
-    return ServiceError(UNAVAILABLE, "NOT_SERVING", "the service is shutting down")
+    return ServiceError("NOT_SERVING", "the service is shutting down")
 
 
 def _read(connection: Connection, bank: Bank, capacity: Capacity) -> Ledger:

@@ -8,7 +8,7 @@ from collections import Counter
 from pathlib import Path
 from types import TracebackType
 
-from memory_service.domain.errors import RESOURCE_EXHAUSTED, ServiceError
+from memory_service.domain.errors import ServiceError
 from memory_service.storage.local.files import objects
 
 
@@ -67,6 +67,6 @@ class DiskSpace:
             free = free_bytes(folder) - self._reserved[disk]
             if free - size < self._min_free:
                 text = f"{free} bytes are free in {folder.name}, {self._min_free} are kept back"
-                raise ServiceError(RESOURCE_EXHAUSTED, "DISK_FULL", text, free=max(free, 0), min_free=self._min_free)
+                raise ServiceError("DISK_FULL", text, free=max(free, 0), min_free=self._min_free)
             self._reserved[disk] += size
         return Reservation(self, disk, size)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kvbank.files import private
-from memory_service.domain.errors import FAILED_PRECONDITION, ServiceError
+from memory_service.domain.errors import ServiceError
 from memory_service.storage.local.files.opening import opener
 
 FOLDER = "staging"
@@ -17,7 +17,7 @@ FOLDER = "staging"
 
 def refusal(name: str, why: str) -> ServiceError:
     """Make the error STAGED_FILE, upon which the client writes the chunk over the stream."""
-    return ServiceError(FAILED_PRECONDITION, "STAGED_FILE", f"staged file {name[:64]!r} {why}", name=name[:64])
+    return ServiceError("STAGED_FILE", f"staged file {name[:64]!r} {why}", name=name[:64])
 
 
 @dataclass(frozen=True, slots=True)

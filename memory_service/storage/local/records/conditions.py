@@ -10,8 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy import ColumnElement
 from sqlalchemy.orm import InstrumentedAttribute
 
-from kvbank.wire.scalars import Scalar
-from memory_service.domain.model import Condition, Range
+from memory_service.domain.model import Condition, Range, Scalar
 
 _NUMBERS = ("integer", "real")
 _BOUNDS: Mapping[str, Callable[[Any, Any], Any]] = {"at_least": ge, "above": gt, "at_most": le, "below": lt}

@@ -19,7 +19,7 @@ from memory_service.domain.clock import MARK_US, SECOND, Clock
 from memory_service.observe.metrics import Metrics
 from memory_service.storage.local import given_ids
 from memory_service.storage.local.evicting.ledger import Ledgers
-from memory_service.storage.local.records import clock_rows, schema
+from memory_service.storage.local.records import clock_rows, failures, schema
 from memory_service.storage.local.records.chunk_ids import ChunkIds, Reservations
 from memory_service.storage.local.records.counts import Counts
 from memory_service.storage.local.records.schema import ChunkRow, StoreRow, raw
@@ -38,6 +38,7 @@ class Records:
         self, data: Path, *, durable: bool, metrics: Metrics, migrate: bool = False, clock: Clock | None = None
     ) -> None:
         """clock: the clock to go by, where it is not that of the machine. Errors: StartError."""
+        failures.register()
         path = data / "metadata.db"
         schema.prepare(path, data, migrate=migrate)
         self.clock = clock or Clock()

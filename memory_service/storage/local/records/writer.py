@@ -18,7 +18,7 @@ from typing import Any, Protocol, TypeVar
 
 from sqlalchemy import Connection, Engine
 
-from memory_service.domain.errors import UNAVAILABLE, ServiceError
+from memory_service.domain.errors import ServiceError
 from memory_service.observe.metrics import Metrics
 from memory_service.observe.seldom import Repeating
 
@@ -137,7 +137,7 @@ class Writer:
             if not self._closed:
                 self._jobs.put(job)
                 return job.future
-        job.future.set_exception(ServiceError(UNAVAILABLE, "NOT_SERVING", "the service is shutting down"))
+        job.future.set_exception(ServiceError("NOT_SERVING", "the service is shutting down"))
         return job.future
 
     def checkpoint(self) -> "Future[None]":
