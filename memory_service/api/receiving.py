@@ -23,7 +23,7 @@ from memory_service.domain.model import Bank, Chunk
 from memory_service.observe import request as requests
 from memory_service.observe.metrics import Metrics
 from memory_service.operations.banks import Banks
-from memory_service.operations.writing import Written
+from memory_service.storage.base import Written
 from memory_service.storage.local.files.staging import StagedFile, refusal
 
 # Bytes of a chunk without its tensors, so that every answer about single chunks fits in a message.

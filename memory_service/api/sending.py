@@ -18,7 +18,7 @@ from memory_service.domain.errors import ServiceError
 from memory_service.observe.metrics import Metrics
 from memory_service.operations.banks import damaged_chunk
 from memory_service.operations.reading import Opened, Recall
-from memory_service.storage.local.files.objects import DamagedError
+from memory_service.storage.base import DamagedError
 
 # Frames that one visit to a storage thread makes ready; as many are being sent meanwhile.
 AHEAD = 2

@@ -15,9 +15,10 @@ from kvbank.files import private
 from memory_service.care import payload_file
 from memory_service.domain.chunk_size import stored_bytes
 from memory_service.domain.model import Bank
+from memory_service.storage.base import DamagedError
 from memory_service.storage.local import leftovers, quarantine
 from memory_service.storage.local.files import objects, payload_header
-from memory_service.storage.local.files.objects import DamagedError, sync_folder
+from memory_service.storage.local.files.objects import sync_folder
 from memory_service.storage.local.quarantine import Note
 from memory_service.storage.local.records import bank_rows, chunk_rows, row_checksum
 from memory_service.storage.local.records.payload_rows import payload_of

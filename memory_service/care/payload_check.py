@@ -14,10 +14,11 @@ from memory_service.care import entries, payload_file
 from memory_service.care.entries import BankEntry, Entry
 from memory_service.care.folder import Folder, names, settled
 from memory_service.care.report import CareError, Findings, Kind, Progress
+from memory_service.storage.base import DamagedError
 from memory_service.storage.local import leftovers, quarantine
 from memory_service.storage.local.files import objects, staging
 from memory_service.storage.local.files.folder import MANIFEST
-from memory_service.storage.local.files.objects import SUFFIX, DamagedError
+from memory_service.storage.local.files.objects import SUFFIX
 from memory_service.storage.local.records import bank_rows
 from memory_service.storage.local.records.chunk_ids import Reservations
 

@@ -15,8 +15,8 @@ from memory_service.care.entries import BankEntry, Entry
 from memory_service.care.folder import Folder
 from memory_service.care.payload_check import THREADS, orphans
 from memory_service.care.report import Findings, Kind, Progress
+from memory_service.storage.base import DamagedError
 from memory_service.storage.local.files import objects
-from memory_service.storage.local.files.objects import DamagedError
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,26 +23,25 @@ from memory_service.domain.eviction import NOBODY
 from memory_service.domain.model import Bank, Chunk, Eviction, Filter, Metadata, metadata_bytes
 from memory_service.observe.metrics import Metrics
 from memory_service.operations.paging import page
-from memory_service.operations.writing import Writes, Written, check_quota
+from memory_service.operations.writing import Writes, check_quota
 from memory_service.search import SearchIndexes
 from memory_service.settings import Settings
 from memory_service.storage.background import Janitor
+from memory_service.storage.base import Buffer, FlawedError, NotThereError, Written
 from memory_service.storage.local import leftovers, mounts, quarantine
 from memory_service.storage.local.evicting.capacity import Room
 from memory_service.storage.local.evicting.expiry import INTERVAL_S, Expiry
 from memory_service.storage.local.evicting.removal import Removal
 from memory_service.storage.local.files.disk_space import DiskSpace
-from memory_service.storage.local.files.objects import FOLDER, Buffer, NotThereError, Payloads
+from memory_service.storage.local.files.objects import FOLDER, Payloads
 from memory_service.storage.local.files.staging import StagedFile
 from memory_service.storage.local.known_banks import Directory, bank_bytes, bank_not_found, not_mounted
 from memory_service.storage.local.leftovers import Unowned
 from memory_service.storage.local.records import bank_rows, chunk_rows, gone_rows, vacuum
 from memory_service.storage.local.records.records import Records
-from memory_service.storage.local.records.row_flaws import FlawedError
 from memory_service.storage.local.records.vacuum import Vacuum
 from memory_service.storage.local.records.writer import savepoint
 
-__all__ = ["Banks", "Written", "chunk_not_found", "damaged_chunk"]
 _log = logging.getLogger(__name__)
 
 

@@ -23,10 +23,10 @@ from memory_service.domain.errors import ServiceError, invalid
 from memory_service.domain.model import Bank, Chunk, Filter
 from memory_service.operations.banks import Banks, chunk_not_found, damaged_chunk
 from memory_service.search import Best, Selection
-from memory_service.storage.local.files.objects import DamagedError
+from memory_service.storage.base import DamagedError, Retrievals
 from memory_service.storage.local.known_banks import bank_not_found
 from memory_service.storage.local.records import bank_rows, chunk_rows
-from memory_service.storage.local.records.counts import Retrievals, Unwritten
+from memory_service.storage.local.records.counts import Unwritten
 from memory_service.storage.verify import OpenFiles, OpenPayload
 
 MOST_QUERIES = 1024

@@ -21,9 +21,10 @@ from memory_service.domain.model import Bank, Chunk, Payload, Quota, Unit
 from memory_service.observe.metrics import Metrics
 from memory_service.search import SearchIndexes
 from memory_service.storage.background import Janitor
+from memory_service.storage.base import Buffer, NotThereError, Written
 from memory_service.storage.local.evicting.capacity import CrowdedError, Made, Room
 from memory_service.storage.local.files.disk_space import DiskSpace
-from memory_service.storage.local.files.objects import Buffer, NotThereError, Payloads
+from memory_service.storage.local.files.objects import Payloads
 from memory_service.storage.local.files.payload_header import copy_of
 from memory_service.storage.local.files.staging import StagedFile
 from memory_service.storage.local.known_banks import Directory, bank_not_found, not_mounted
@@ -32,17 +33,6 @@ from memory_service.storage.local.records.records import Records
 from memory_service.storage.local.records.writer import savepoint
 
 _UNITS: tuple[Unit, ...] = ("chunks", "tokens", "bytes")
-
-
-@dataclass(frozen=True, slots=True)
-class Written:
-    """The answer to a write. `evicted` are the chunks that went for it; `replayed` tells that it was written before."""
-
-    key: bytes
-    chunk_id: int
-    replayed: bool = False
-    gone: bool = False
-    evicted: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 import xxhash
 
 from memory_service.domain.model import Payload, Tensor
-from memory_service.storage.local.files.objects import DamagedError, check_file, read_all
+from memory_service.storage.base import DamagedError
+from memory_service.storage.local.files.objects import check_file, read_all
 from memory_service.storage.local.files.opening import opener
 
 # By all answers together; the files beyond it are opened when their turn comes.

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memory_service.domain.eviction import NOBODY, Candidates, Victims
-from memory_service.storage.local.records.counts import Retrievals
+from memory_service.storage.base import Retrievals
 
 # Lines of a ledger's table.
 _ID, _SIZE, _RETRIEVALS, _USED, _PINNED, _LIVE = range(6)

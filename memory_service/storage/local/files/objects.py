@@ -21,6 +21,7 @@ import xxhash
 
 from kvbank.files import private
 from memory_service.domain.model import Payload, Tensor
+from memory_service.storage.base import Buffer, DamagedError, NotThereError
 from memory_service.storage.local.files import payload_header
 from memory_service.storage.local.files.payload_header import Copy
 from memory_service.storage.local.files.staging import StagedFile, refusal
@@ -33,7 +34,6 @@ MARK = "kvbank.payloads"
 _MARK_TEXT = "kvbank keeps payloads here{}; without this file it takes the folder for a disk that is not mounted\n"
 _OWNER, _OWNER_OF = ", those of bank {}", re.compile(rb", those of bank ([0-9a-f]{16});")
 
-Buffer = bytes | bytearray | memoryview
 # What a file says of its chunk, given the checksums of its tensors.
 Copying = Callable[[Sequence[int]], Copy]
 # Bank uid -> ids with a payload; None for a bank that is being deleted.
@@ -41,14 +41,6 @@ Known = Mapping[str, Set[int] | None]
 # Names that are ours: of the folder of a bank, its folders, their files. What has another is left alone.
 _BANK, _SHARD = re.compile(r"[0-9a-f]{16}"), re.compile(r"[0-9a-f]{2}")
 _FILE = re.compile(r"([1-9][0-9]*)\.(safetensors|tmp)")
-
-
-class NotThereError(Exception):
-    """The folder of a bank is not the one that was made for it: its disk is not mounted, or the bank is deleted."""
-
-
-class DamagedError(Exception):
-    """The bytes of a payload are not those that were written."""
 
 
 def seed(bank_uid: str, chunk_id: int) -> int:

@@ -6,20 +6,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from memory_service.domain.clock import Clock
-
-
-class Retrievals(NamedTuple):
-    """How many retrievals a chunk has had, and when the first and the last of them was, in microseconds since 1970."""
-
-    times: int
-    first: int
-    last: int
-
-    def joined(self, other: "Retrievals | None") -> "Retrievals":
-        """Return these retrievals and some others of the same chunk together."""
-        if other is None:
-            return self
-        return Retrievals(self.times + other.times, min(self.first, other.first), max(self.last, other.last))
+from memory_service.storage.base import Retrievals
 
 
 class Unwritten(NamedTuple):

@@ -4,7 +4,7 @@ are to blame: it reads them again one after the other, as bytes, and trusts noth
 import json
 import sqlite3
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, get_args
 
@@ -13,6 +13,7 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
 from memory_service.domain.model import Bank, Payload, PayloadKind
+from memory_service.storage.base import FlawedError
 from memory_service.storage.local.files.objects import seed
 from memory_service.storage.local.records import row_checksum
 from memory_service.storage.local.records.payload_rows import payload_of
@@ -46,15 +47,6 @@ NARROW = f"SELECT {_COLUMNS}, NULL AS embedding FROM chunks c LEFT JOIN contents
 WHOLE = f"SELECT {_COLUMNS}, {_WIDE} FROM chunks c LEFT JOIN contents t USING (chunk_id)"
 _SOME = f"{WHOLE} WHERE c.bank_id = ? AND c.chunk_id IN (SELECT value FROM json_each(?)) ORDER BY c.chunk_id"
 _ALL = f"{WHOLE} WHERE c.bank_id = ? ORDER BY c.chunk_id"
-
-
-class FlawedError(Exception):
-    """The error for rows of a bank that cannot be used. `flaws` says in a sentence, by chunk id, what is wrong."""
-
-    def __init__(self, bank: Bank, flaws: Mapping[int, str]) -> None:
-        super().__init__(f"{len(flaws)} rows of bank {bank.name} are damaged")
-        self.bank = bank
-        self.flaws = flaws
 
 
 @contextmanager

@@ -6,11 +6,11 @@ import threading
 from collections.abc import Iterable
 from itertools import count
 from pathlib import Path
-from typing import NamedTuple
 
 from sqlalchemy import Connection
 
 from memory_service.domain import cancellation
+from memory_service.storage.base import Sizes
 from memory_service.storage.local.records.records import Records
 from memory_service.storage.local.records.schema import raw
 
@@ -21,13 +21,6 @@ _PAGES = 1000
 _KEPT_PAGES, _KEPT_PART = 4096, 4
 # Transactions of one run: the janitor and the end of the service do not wait for all of a large database.
 _STEPS = 25
-
-
-class Sizes(NamedTuple):
-    """The bytes of a database with its log, and those that are free in it."""
-
-    taken: int
-    free: int
 
 
 class Vacuum:

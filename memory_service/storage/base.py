@@ -1,0 +1,392 @@
+"""The seam between what the service does and where it keeps things. This file owns the protocols that an engine
+implements (`Store`, `Objects`, and `Engine`, which joins them); nothing above it knows SQL, a database or a disk.
+
+A store holds banks, chunks, vectors and idempotency keys; every method that changes something is one atomic step.
+Objects hold the K-V of chunks, one immutable object each. The order of a write is not an engine's: it stands in
+`memory_service.operations.writing` (object durable, then row, then acknowledged). Neither is the search: an index is
+derived from the store, which tells it what is committed (`Store.follow`, `Store.catch_up`) and lets it read what was
+committed before (`Store.snapshot`). So a second engine brings no search of its own.
+
+Errors that callers see are `ServiceError`s with the reason that each method names. Errors of the storage itself are
+OSError and those of the engine's driver; the transport tells callers STORAGE_ERROR or DISK_FULL for them.
+"""
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from memory_service.domain.clock import Clock
+from memory_service.domain.model import Bank, Chunk, Eviction, Filter, Metadata, Payload
+
+Buffer = bytes | bytearray | memoryview
+# Ids of chunks [n], ascending.
+Ids = NDArray[np.int64]
+# Embeddings [n, d].
+Vectors = NDArray[np.float32]
+# What an object says of its chunk beside the tensors, made from their checksums; see `domain.payload`.
+Copying = Callable[[Sequence[int]], Mapping[str, str]]
+T = TypeVar("T")
+
+
+class DamagedError(Exception):
+    """The error for an object whose bytes are not those that were written."""
+
+
+class NotThereError(Exception):
+    """The error for a place of objects that is not the one that was made for a bank: its disk is not mounted, or the
+    bank is deleted."""
+
+
+class FlawedError(Exception):
+    """The error for rows of a bank that cannot be used. `flaws` says in a sentence, by chunk id, what is wrong."""
+
+    def __init__(self, bank: Bank, flaws: Mapping[int, str]) -> None:
+        super().__init__(f"{len(flaws)} rows of bank {bank.name} are damaged")
+        self.bank = bank
+        self.flaws = flaws
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """The answer to a write. `replayed` tells that its key was written before, under `chunk_id`; `gone`, that this
+    chunk is removed or has expired since; `evicted` are the chunks that went for the write."""
+
+    key: bytes
+    chunk_id: int
+    replayed: bool = False
+    gone: bool = False
+    evicted: tuple[int, ...] = ()
+
+
+class Retrievals(NamedTuple):
+    """How many retrievals a chunk has had, and when the first and the last of them was, in microseconds since 1970."""
+
+    times: int
+    first: int
+    last: int
+
+    def joined(self, other: "Retrievals | None") -> "Retrievals":
+        """Return these retrievals and some others of the same chunk together."""
+        if other is None:
+            return self
+        return Retrievals(self.times + other.times, min(self.first, other.first), max(self.last, other.last))
+
+
+class Totals(NamedTuple):
+    """What all banks hold together. `stalled` are the banks with an eviction that could not be written and is tried
+    again."""
+
+    banks: int
+    chunks: int
+    tokens: int
+    bytes: int
+    stalled: int
+
+
+class Sizes(NamedTuple):
+    """The bytes that the records take on the disk, and those of them that are free and could be given back."""
+
+    taken: int
+    free: int
+
+
+class View(Protocol):
+    """What a store holds at one moment: its reads all see the same rows. One thread at a time uses a view.
+
+    A chunk that has expired at that moment is not there, whether or not it has been removed, except where a method says
+    otherwise; a retrieval that was counted and is not written yet has renewed it where it would. Iterators are used up
+    before the view ends. Errors: Cancelled, when the caller of the thread has gone.
+    """
+
+    def exists(self, bank: Bank) -> bool:
+        """Tell whether a bank is there, and not deleted."""
+
+    def bank(self, bank_id: int) -> Bank | None:
+        """Read a bank by its id, with its usage; None where it is not there."""
+
+    def banks(self, after: str = "") -> Iterator[Bank]:
+        """Read banks with their usage, by name, from the first one after the name `after`."""
+
+    def chunk(self, bank: Bank, chunk_id: int, *, embedding: bool = False) -> Chunk | None:
+        """Read a chunk of a bank; None where it is not there. Errors: FlawedError."""
+
+    def chunks(self, bank: Bank, chunk_ids: Iterable[int]) -> Iterator[Chunk]:
+        """Read those of the chunks that are there, in no order and without embeddings. Errors: FlawedError."""
+
+    def page(self, bank: Bank, after: int, where: Filter, *, embedding: bool) -> Iterator[Chunk]:
+        """Read the chunks that a filter lets pass, ascending by id, from the first one after `after`. Errors:
+        FlawedError."""
+
+    def message_bytes(self, times: Mapping[int, int]) -> tuple[int, int]:
+        """Return the least and the most bytes that chunks take in messages, each id so many times, without reading
+        their texts."""
+
+    def ids(self, bank: Bank) -> Ids:
+        """Return the ids of all chunks of a bank, expired ones included."""
+
+    def vectors(self, bank: Bank, ids: Ids) -> tuple[Ids, Vectors]:
+        """Return those of the ids that are there (expired ones included), ascending, and their embeddings [m, d].
+        Errors: FlawedError."""
+
+    def expired(self, bank: Bank) -> Ids:
+        """Return the ids of chunks that have expired and are not removed yet."""
+
+    def matching(self, bank: Bank, where: Filter) -> Ids:
+        """Return the ids of chunks that a filter lets pass, expired ones included. Errors: FlawedError."""
+
+    def evictions(self, bank: Bank, before: int) -> Iterator[tuple[int, Eviction]]:
+        """Read (sequence, eviction) from the log of a bank, newest first, from the first one before `before`."""
+
+
+class Follower(Protocol):
+    """What is derived from a store, such as an index, and follows its commits.
+
+    The store calls it from one thread at a time, in the order of the commits and before a write is acknowledged, so a
+    method must be short. What it raises is logged and undoes nothing.
+    """
+
+    def added(self, bank: Bank, ids: Sequence[int], vectors: Vectors) -> None:
+        """Learn that chunks were added, with their embeddings [n, d]."""
+
+    def removed(self, bank: Bank, ids: Sequence[int]) -> None:
+        """Learn that chunks are gone; some of them may have been gone before, or never there."""
+
+    def changed(self, bank: Bank) -> None:
+        """Learn that a bank is new, or what it says of itself has changed."""
+
+    def dropped(self, bank: Bank) -> None:
+        """Learn that a bank is deleted."""
+
+
+class Store(Protocol):
+    """Banks, chunks and their vectors. Threads share a store, and its methods block.
+
+    A method that changes something returns, or resolves its Future, when the change is durable (as far as the settings
+    ask for that), is seen by every later read, and its followers know of it. A method that refuses has changed nothing.
+    """
+
+    # The identity of what is stored; it is another one after data were lost or put back.
+    store_id: str
+    # The time by which chunks are stamped and expire.
+    clock: Clock
+
+    # Banks
+
+    def create_bank(self, new: Bank) -> tuple[Bank, bool]:
+        """Make a bank, whose `uid` and `created` are set here; return it and whether it is new. A bank of this name
+        whose specs agree is returned as it is. Errors: BANK_EXISTS, TOO_LARGE, DISK_FULL, STORAGE_ERROR."""
+
+    def bank(self, name: str) -> Bank:
+        """Return a bank, with the usage of some earlier time; this reads no disk. Errors: BANK_NOT_FOUND."""
+
+    def known_banks(self) -> list[Bank]:
+        """Return every bank, with the usage of some earlier time; this reads no disk."""
+
+    def update_bank(self, name: str, changes: Mapping[str, object]) -> Bank:
+        """Replace fields of a bank (capacity, policy, metadata, quota, expiry, index), and return it as it is then.
+        Chunks beyond a lowered capacity go soon. Errors: INVALID_FIELD, BANK_NOT_FOUND, TOO_LARGE, DISK_FULL (not for
+        capacity and policy, which make room)."""
+
+    def delete_bank(self, name: str) -> None:
+        """Delete a bank with all its chunks. It is gone at once; what it takes on the disk goes in the background.
+        Errors: BANK_NOT_FOUND."""
+
+    # Writing
+
+    def new_id(self) -> int:
+        """Return an id for a chunk; no id is given twice, whatever is lost. It blocks only where ids must be reserved
+        durably first."""
+
+    def room_for(self, bank: Bank, chunk: Chunk) -> "Future[None] | None":
+        """Return what a write should wait for before its bytes are taken, such as a bank that is brought down to a
+        capacity that was lowered; None where there is nothing. Never blocks. Errors, by the future: those of the
+        storage, NOT_SERVING."""
+
+    def replay_of(self, bank: Bank, key: bytes, digest: bytes) -> Written | None:
+        """Look whether a key was written already, so that nothing is stored for a repeated write; None where it was
+        not, as far as is committed. `add` looks again. digest: that of the whole request. Errors: KEY_REUSED, where the
+        key was written with another request."""
+
+    def add(self, bank: Bank, chunk: Chunk, digest: bytes) -> "Future[Written]":
+        """Add a chunk, whose object is durable already: its row, its key, the evictions that it needs, the quota and
+        the usage of the bank are one step. Where the time has leapt since `chunk.created`, the chunk is stamped anew.
+        Does not block.
+
+        Errors, by the future: KEY_REUSED, BANK_NOT_FOUND, BANK_FULL, TOO_LARGE, QUOTA_EXCEEDED; after any other error
+        it is not known whether the chunk is there.
+        """
+
+    def set_metadata(self, bank: Bank, chunk_id: int, metadata: Metadata) -> bool:
+        """Replace the metadata of a chunk, and return whether it exists. Errors: DISK_FULL, QUOTA_EXCEEDED,
+        BANK_FULL."""
+
+    def pin(self, bank: Bank, chunk_ids: Collection[int], pinned: bool) -> int:
+        """Protect chunks from eviction, or no longer, and return how many of them exist."""
+
+    def remove(self, bank: Bank, chunk_ids: Sequence[int]) -> "Future[list[int]]":
+        """Delete chunks, and return those that existed. Their keys stay known for a day; their objects go in the
+        background."""
+
+    def set_aside(self, bank: Bank, why: Mapping[int, str]) -> list[int]:
+        """Take damaged chunks out of service, and return those that existed: their rows and objects are kept aside,
+        durably, before the rows go. why: a sentence for each chunk id."""
+
+    def count(self, counted: Mapping[int, Retrievals]) -> None:
+        """Count retrievals by chunk id, of any banks. They are seen by reads at once, as far as expiry goes by them,
+        and are durable within a second. Does not block."""
+
+    # Reading
+
+    def read(self) -> AbstractContextManager[View]:
+        """Look at the store as it is now, with everything that was acknowledged. Views are short: the engine has only
+        so many. Errors: Cancelled."""
+
+    def show_counts(self) -> None:
+        """Write the retrievals that were counted, so that views that begin later show them; where they cannot be
+        written, views show those that are."""
+
+    def explain_eviction(self, bank: Bank, need: int) -> tuple[list[Eviction], str]:
+        """Return what a write of `need`, in the unit of the bank's capacity, would evict, in order, and a sentence
+        about it. bank: as it is now, with its usage. Fewer are returned where they would fill a message."""
+
+    def totals(self) -> Totals:
+        """Add up what all banks hold."""
+
+    # What is derived from the store
+
+    def follow(self, follower: Follower) -> None:
+        """Tell a follower of every commit from here on. It is called before the engine begins."""
+
+    def catch_up(self, banks: Sequence[Bank]) -> None:
+        """Return when the followers know all that was acknowledged of these banks, also by other processes on the same
+        store. An engine of one process has nothing to do here: it tells them with the commit."""
+
+    def snapshot(self, begun: Callable[[], None]) -> AbstractContextManager[View]:
+        """Open a view that other threads' commits do not wait for, however long it is read. `begun` is called at its
+        moment: what followers are told before is in the view, what they are told after is not."""
+
+    def in_order(self, action: Callable[[], T]) -> "Future[T]":
+        """Call an action between two commits, when followers know all earlier ones and no later one."""
+
+
+class Source(Protocol):
+    """An object that is open for reading. It can be read to the end also after the object was deleted."""
+
+    def read_at(self, room: memoryview, offset: int) -> int:
+        """Fill `room` with the bytes from `offset` on, and return how many there were. Errors: OSError."""
+
+    def close(self) -> None:
+        """Let the object go; a second call does nothing."""
+
+
+class Staged(Protocol):
+    """A payload that a client of this machine has put beside the objects itself; only the engine looks into it."""
+
+    name: str
+    # The bytes of room before the tensors.
+    offset: int
+
+
+class Adopted(Protocol):
+    """A staged payload that is the service's now, under a name that its maker does not know."""
+
+    # The tensors, in descriptor order.
+    data: memoryview
+
+    def store(self, copy: Copying) -> Payload:
+        """Make the object of it, durably; return the descriptor as `Objects.put` does."""
+
+
+class Objects(Protocol):
+    """The K-V of chunks: one immutable object each, by bank uid and chunk id. Threads share objects; methods block.
+    Errors: OSError where the storage fails."""
+
+    def put(self, bank_uid: str, chunk_id: int, payload: Payload, data: Buffer, copy: Copying) -> Payload:
+        """Store `data` (all tensors, in descriptor order); return, when it is durable, the descriptor with offsets in
+        the object and checksums that are seeded with its owner. Errors: NotThereError."""
+
+    def adopt(self, bank_uid: str, chunk_id: int, payload: Payload, staged: Staged) -> AbstractContextManager[Adopted]:
+        """Take over a staged payload. Where the block stores nothing, or raises, the payload is removed. Errors:
+        STAGED_FILE, NotThereError."""
+
+    def open(self, bank_uid: str, chunk_id: int, payload: Payload) -> Source:
+        """Open an object whose length and header are those of the descriptor. Errors: DamagedError,
+        FileNotFoundError."""
+
+    def delete(self, bank_uid: str, chunk_ids: Iterable[int]) -> None:
+        """Delete objects of a bank; those that are not there are passed over."""
+
+    def there(self, bank_uid: str) -> bool:
+        """Tell whether the place of a bank's objects is the one that was made for them: otherwise a disk is missing,
+        and no object of the bank is damaged."""
+
+    def path(self, bank_uid: str, chunk_id: int) -> str | None:
+        """Return the path of an object, for a client of this machine; None where objects have none."""
+
+
+class Reservation(Protocol):
+    """Bytes that somebody is about to write. It ends with `give`, or with the block."""
+
+    def give(self) -> None:
+        """End the reservation of these bytes; a second call does nothing."""
+
+    def __enter__(self) -> object: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+
+class Space(Protocol):
+    """Room for new data, as far as the engine is bounded. Threads share it."""
+
+    def for_records(self, size: int = 0) -> Reservation:
+        """Reserve bytes for rows. Errors: DISK_FULL, OSError."""
+
+    def for_payload(self, size: int) -> Reservation:
+        """Reserve bytes for an object. Errors: DISK_FULL, OSError."""
+
+    def free(self) -> int | None:
+        """Return the bytes that are left to the records; None where the engine cannot tell."""
+
+
+class Engine(Protocol):
+    """A store and the objects that belong to it, with what they do by themselves: expiry, evictions, clean-up.
+
+    `memory_service.storage.opening.open_engine` makes one. Followers are told to the store first, then `begin` is
+    called, at the end `rest` and `close`.
+    """
+
+    store: Store
+    objects: Objects
+    space: Space
+    # Where what is derived from the store may keep files of its own; they may be removed at any time.
+    cache: Path
+
+    def begin(self) -> None:
+        """Begin what the engine does by itself, and go on with what a stop has interrupted. Errors: those of the
+        storage."""
+
+    def later(self, task: Callable[[], object]) -> None:
+        """Run a task in the background, once, before the engine is closed; what it raises is logged."""
+
+    def probe(self) -> None:
+        """Ask the storage for something. Errors: those of a storage that does not answer."""
+
+    def sizes(self) -> Sizes:
+        """Measure the records on the disk."""
+
+    def give_back(self) -> None:
+        """Give the free bytes of the records back to the disk. This blocks, also while another caller does the same.
+        Errors: Cancelled."""
+
+    def rest(self) -> None:
+        """End what the engine does by itself, and finish what it was given. Writes that wait are refused with
+        NOT_SERVING."""
+
+    def close(self) -> None:
+        """Commit what is pending, and let go of everything."""
