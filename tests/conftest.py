@@ -1,7 +1,10 @@
-"""Tests may import helpers as `tests.NAME`."""
+"""Tests may import helpers as `tests.NAME`; what helpers assert is told as what tests assert."""
 
 import sys
 from pathlib import Path
 
+import pytest
+
 # `python -m pytest` has done so; a bare `pytest` has not.
 sys.path[:0] = [root] if (root := str(Path(__file__).parents[1])) not in sys.path else []
+pytest.register_assert_rewrite("tests.support")

@@ -13,7 +13,7 @@ import typer
 
 import kvbank
 from kvbank.console import ending
-from tests import command
+from tests.support import command
 
 KVBANK = [sys.executable, "-c", "from kvbank.cli import main; main()"]
 

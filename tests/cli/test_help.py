@@ -8,8 +8,8 @@ import pytest
 
 import kvbank
 from kvbank.console import application
-from tests import command
 from tests.cli.tree import Words, commands, type_of
+from tests.support import command
 
 # They talk, or serve, and print no data.
 WITHOUT_JSON = {("chat",), ("serve",)}

@@ -19,7 +19,7 @@ from kvbank.console.progress import progress
 from kvbank.console.table import Column, print_table
 from memory_service.api.embedded import LocalServer
 from model_worker.session.log import SessionLog
-from tests import command
+from tests.support import command
 
 EMBEDDING = kvbank.EmbeddingSpec("e", 4)
 COLUMNS = (Column("name", "name"), Column("chunks"), Column("bytes"), Column("capacity", "word"))

@@ -1,9 +1,5 @@
-"""Helpers of the golden tests are imported as `vectors`."""
-
-import sys
-from pathlib import Path
+"""One thread for the models of the golden tests."""
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent))
 torch.set_num_threads(1)

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
-from vectors import Case, homer_case, homer_folders, homer_model, worst
 
 from model_worker.attachment.attachment import attach
 from model_worker.homer.prompt import CompressedPrompt
 from model_worker.homer.schedule import Node, Shape, plan
 from model_worker.homer.tree import Step, Trees
+from tests.golden.vectors import Case, homer_case, homer_folders, homer_model, worst
 
 TOLERANCE = 1e-4
 INFINITE = 1e30

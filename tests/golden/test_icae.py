@@ -12,12 +12,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
-from vectors import Case, icae_case, icae_cases, worst
 
 from model_worker.icae import Icae, IcaeConfig, Slots, answer, continue_, loss, restore, to_kv
 from model_worker.icae.decode import generate, logits
 from model_worker.icae.layout import Row, answer_row, continue_row, restore_row
 from model_worker.icae.official import import_official
+from tests.golden.vectors import Case, icae_case, icae_cases, worst
 
 SLOTS, LOGITS, LOSS, KV = 5e-5, 3e-4, 3e-5, 2e-4
 CASES = {path: icae_case(path).about for path in icae_cases()}

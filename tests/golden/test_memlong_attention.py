@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from vectors import Case, memlong_case, memlong_folders, memlong_model, worst
 
 from model_worker.attachment.attachment import Attachment, attach
 from model_worker.window.cache import MemoryCache, RecalledChunk
 from model_worker.window.capture import Captured
+from tests.golden.vectors import Case, memlong_case, memlong_folders, memlong_model, worst
 
 TOLERANCE = 1e-5
 SAME = 5e-6  # K-V, up to the rounding of another torch and transformers

@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from vectors import GOLDEN
 
 from memory_service.domain.eviction import Candidates, plan
 from memory_service.domain.model import Capacity, Policy
+from tests.golden.vectors import GOLDEN
 
 FOLDER = GOLDEN / "memlong" / "a_eviction"
 

@@ -14,10 +14,10 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import PreTrainedTokenizerFast
-from vectors import memlong_case, memlong_folders, memlong_model, worst
 
 import kvbank
 from model_worker.model import MemoryModel
+from tests.golden.vectors import memlong_case, memlong_folders, memlong_model, worst
 
 
 class TableEmbedder:

@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import Tensor
 from transformers import LlamaForCausalLM
-from vectors import Case, tova_case, tova_cases, worst
 
 from model_worker.attachment.attachment import Attachment, attach
 from model_worker.compress import Payload, compressor
@@ -20,6 +19,7 @@ from model_worker.window.capture import Captured
 from model_worker.window.encoding import encode
 from model_worker.window.local import TovaRule
 from model_worker.window.selection import kept_positions
+from tests.golden.vectors import Case, tova_case, tova_cases, worst
 
 SCORES, TENSORS = 2e-6, 5e-5
 CASES = {path: tova_case(path).about for path in tova_cases()}

@@ -3,7 +3,8 @@
 from pathlib import Path
 
 import pytest
-from vectors import KINDS, OWN, golden
+
+from tests.golden.vectors import KINDS, OWN, golden
 
 
 def test_a_folder_without_vectors_is_an_error(tmp_path: Path) -> None:

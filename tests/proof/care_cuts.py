@@ -24,8 +24,8 @@ from tests.faults.shim import Action, Op, Record, Shim, records
 from tests.proof.content import EMBEDDING, KV
 from tests.proof.journal import Journal, Promises, event_of
 from tests.proof.load import LoadProcess
-from tests.proof.service_process import ServiceHost
 from tests.proof.verify import verify
+from tests.support.service_process import ServiceHost
 
 BANK = "b"
 # In the order in which they are made: one of a folder at work, one with the files of a copy of that (which nobody has

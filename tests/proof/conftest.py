@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults import shim
-from tests.proof.service_process import ServiceHost
+from tests.support.service_process import ServiceHost
 
 
 @pytest.fixture(scope="session")

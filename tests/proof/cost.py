@@ -10,7 +10,7 @@ import grpc
 
 from kvbank.v1 import service_pb2 as pb
 from kvbank.v1 import service_pb2_grpc
-from tests.proof.service_process import Service
+from tests.support.service_process import Service
 
 # Between two questions of the one who waits.
 PAUSE_S = 0.002

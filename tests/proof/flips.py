@@ -13,7 +13,7 @@ from pathlib import Path
 
 import kvbank
 from tests.proof.content import DIGESTS, EMBEDDER, EMBEDDING, KV, READER, chunk_of, differences, new_key, vector_of
-from tests.proof.service_process import Service, ServiceHost, StartFailed
+from tests.support.service_process import Service, ServiceHost, StartFailed
 
 BANK, VECTORS = "payloads", "vectors"
 CHUNKS, ROWS = 20, 600

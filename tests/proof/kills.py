@@ -10,9 +10,9 @@ import kvbank
 from tests.proof.content import EMBEDDING, KV
 from tests.proof.journal import Journal, Promises
 from tests.proof.load import LoadProcess
-from tests.proof.service_process import ServiceHost
 from tests.proof.verify import Verdict, verify
-from tests.waiting import wait_until
+from tests.support.service_process import ServiceHost
+from tests.support.waiting import wait_until
 
 BANK = "b"
 CAPACITY = kvbank.Capacity(chunks=400)

@@ -9,7 +9,7 @@ from pathlib import Path
 import kvbank
 from tests.proof.big import DIGESTS, EMBEDDING, KV, MIB, BigChunks
 from tests.proof.content import READER, vector_of
-from tests.proof.service_process import Service, ServiceHost
+from tests.support.service_process import Service, ServiceHost
 
 BANK = "passing"
 GIB = 1 << 30

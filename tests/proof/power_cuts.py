@@ -18,8 +18,8 @@ from tests.proof.content import EMBEDDING, KV, chunk_of, new_key
 from tests.proof.journal import Journal, Promises, event_of
 from tests.proof.load import LoadProcess
 from tests.proof.once import Once
-from tests.proof.service_process import ServiceHost
 from tests.proof.verify import Verdict, verify
+from tests.support.service_process import ServiceHost
 
 BANK, GONE = "kept", "gone"
 

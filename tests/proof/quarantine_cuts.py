@@ -26,8 +26,8 @@ from tests.faults.power_cut import Disk, Left
 from tests.faults.shim import Op, Record, Shim, records
 from tests.proof.content import DIGESTS, EMBEDDING, KV, chunk_of, new_key
 from tests.proof.journal import Journal, Promises, event_of
-from tests.proof.service_process import ServiceHost
 from tests.proof.verify import verify
+from tests.support.service_process import ServiceHost
 
 BANK = "b"
 # As in power_cuts: every kind of sync that a quarantine makes.

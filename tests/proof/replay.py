@@ -5,8 +5,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.proof.service_process import ServiceHost
 from tests.proof.world import World
+from tests.support.service_process import ServiceHost
 
 
 def replay(host: ServiceHost, trace: Path) -> int:

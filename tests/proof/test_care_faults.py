@@ -14,8 +14,8 @@ from memory_service.care.check import check
 from tests.faults.shim import CHANGES, Action, Op, Rule
 from tests.proof.content import DIGESTS, EMBEDDING, KV, chunk_of, new_key
 from tests.proof.journal import Promises
-from tests.proof.service_process import Service, ServiceHost
 from tests.proof.verify import verify
+from tests.support.service_process import Service, ServiceHost
 
 BANK = "b"
 FAULTS = [

@@ -7,8 +7,8 @@ from functools import partial
 
 import kvbank
 from tests.proof.content import DIGESTS, EMBEDDING, KV, READER, chunk_of, new_key, vector_of
-from tests.proof.service_process import Service
-from tests.waiting import wait_until
+from tests.support.service_process import Service
+from tests.support.waiting import wait_until
 
 BANK, CHUNKS = "b", 5
 

@@ -14,12 +14,12 @@ import pytest
 
 import kvbank
 from tests.faults.shim import CHANGES, Action, Op, Rule
+from tests.local.test_schema import to_0001
 from tests.proof.content import DIGESTS, EMBEDDING, KV, READER, chunk_of, differences, new_key, vector_of
 from tests.proof.journal import Promises
 from tests.proof.once import Once, reason_of
-from tests.proof.service_process import Service, StartFailed
 from tests.proof.verify import verify
-from tests.service.test_schema import to_0001
+from tests.support.service_process import Service, StartFailed
 
 BANK = "b"
 CLEAR = {"STORAGE_ERROR", "DISK_FULL"}

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from tests.proof.flips import PLACES, flip_often, prepare
-from tests.proof.service_process import ServiceHost
+from tests.support.service_process import ServiceHost
 
 FLIPS = len(PLACES)
 

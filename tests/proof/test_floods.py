@@ -21,7 +21,7 @@ from tests.proof.cost import cost_of
 from tests.proof.floods import DIRECT, METHODS, MIB, SIZES, flood, floods, send, send_directly
 from tests.proof.fuzz import TEMPLATES, know
 from tests.proof.once import reason_of
-from tests.proof.service_process import Service, ServiceHost
+from tests.support.service_process import Service, ServiceHost
 
 # What took gigabytes.
 SAMPLE = (

@@ -14,8 +14,8 @@ import kvbank
 from tests.faults.shim import Shim
 from tests.proof.big import DIGESTS, EMBEDDING, KV, MIB, BigChunks
 from tests.proof.content import READER, vector_of
-from tests.proof.service_process import ServiceHost
-from tests.waiting import wait_until
+from tests.support.service_process import ServiceHost
+from tests.support.waiting import wait_until
 
 SIZE = 200 * MIB
 BANK = "b"

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 import kvbank
-from tests.proof.service_process import Service, ServiceHost
-from tests.waiting import wait_until
+from tests.support.service_process import Service, ServiceHost
+from tests.support.waiting import wait_until
 
 DIGESTS = {"reader_digest": "reader", "embedder_digest": "embedder"}
 DIMENSION = 16

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
 from tests.proof.replay import replay
-from tests.proof.service_process import ROOT, ServiceHost
 from tests.proof.world import World
+from tests.support.service_process import ROOT, ServiceHost
 
 EXAMPLES = int(os.environ.get("KVBANK_PROOF_EXAMPLES", "15"))
 # Where the failures of long runs are kept, which may be rare, and may not come again.

@@ -29,8 +29,8 @@ from tests.proof.floods import SIZES, all_floods, send, send_directly
 from tests.proof.fuzz import fuzz
 from tests.proof.kills import Killed, kill_often
 from tests.proof.pass_through import GIB, pass_through
-from tests.proof.service_process import Service, ServiceHost
 from tests.proof.workers import paced
+from tests.support.service_process import Service, ServiceHost
 
 # The answers of a paced service spread by no more than this.
 SPREAD = 3.0

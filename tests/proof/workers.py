@@ -19,7 +19,7 @@ import numpy as np
 
 import kvbank
 from tests.proof.content import DIGESTS, EMBEDDING, KV, chunk_of, new_key, vector_of
-from tests.proof.service_process import ROOT, ServiceHost
+from tests.support.service_process import ROOT, ServiceHost
 
 BANK = "shared"
 WORKERS = 8

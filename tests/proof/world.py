@@ -25,8 +25,8 @@ import numpy as np
 import kvbank
 from tests.proof.content import DIGESTS, DIMENSION, EMBEDDING, KV, READER, chunk_of, differences
 from tests.proof.once import Once
-from tests.proof.service_process import ServiceHost
-from tests.waiting import wait_until
+from tests.support.service_process import ServiceHost
+from tests.support.waiting import wait_until
 
 Step = dict[str, Any]
 # More than float32 rounds in a product of unit vectors.

@@ -24,7 +24,7 @@ from kvbank.v1 import service_pb2
 from kvbank.wire import local_socket
 from memory_service.api.local_socket import MOST_CONNECTIONS
 from tests.sdk.host import Host
-from tests.waiting import wait_until
+from tests.support.waiting import wait_until
 
 Make = Callable[..., kvbank.NewChunk]
 

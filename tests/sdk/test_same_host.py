@@ -31,7 +31,7 @@ from kvbank.wire import proof as _proof
 from memory_service.api.embedded import LocalServer
 from memory_service.domain.errors import StartError
 from tests.sdk.host import Host
-from tests.waiting import wait_until
+from tests.support.waiting import wait_until
 
 Make = Callable[..., kvbank.NewChunk]
 

@@ -22,7 +22,7 @@ from kvbank._transport.write_stream import WriteStream
 from kvbank.v1 import service_pb2
 from memory_service.api.embedded import LocalServer
 from tests.sdk.host import Host
-from tests.waiting import wait_until
+from tests.support.waiting import wait_until
 
 Make = Callable[..., kvbank.NewChunk]
 MakeBank = Callable[..., str]

@@ -1,7 +1,6 @@
 """Tiny models, made once; tests attach and detach them. `tiny.py` has the helpers, imported by name."""
 
 import os
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -10,11 +9,9 @@ import torch
 from transformers import PreTrainedModel
 
 import kvbank
+from tests.worker.tiny import build
 
-sys.path.insert(0, str(Path(__file__).parent))
 torch.set_num_threads(1)
-
-from tiny import build  # noqa: E402
 
 STORIES = (
     Path(os.environ.get("KVBANK_MODELS") or Path(__file__).parents[2].parent / "shared" / "models") / "stories260K"

@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from tiny import BACKENDS, ListMemory, attached, tokens, worst
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from model_worker.attachment.attachment import Attachment
 from model_worker.errors import UnsupportedModel
 from model_worker.window.cache import MemoryCache
+from tests.worker.tiny import BACKENDS, ListMemory, attached, tokens, worst
 
 CHUNK, LENGTH, NEW = 4, 24, 12
 # In float32, of the largest logit where that is above 1.

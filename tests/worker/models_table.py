@@ -1,13 +1,12 @@
-"""The table of models in docs/worker.md: `python tests/worker/models_table.py` judges all of them and writes it."""
+"""The table of models in docs/worker.md: `python -m tests.worker.models_table` judges all of them and writes it."""
 
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))
 import transformers
-import zoo
-from exactness import Verdict, judge
+
+from tests.worker import zoo
+from tests.worker.exactness import Verdict, judge
 
 MARKS = ("<!-- models: begin -->", "<!-- models: end -->")
 

@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import FAMILIES, ListMemory, attached, build, tokens, worst
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from model_worker.remember.memory import encode
 from model_worker.window.cache import MemoryCache
+from tests.worker.tiny import FAMILIES, ListMemory, attached, build, tokens, worst
 
 Models = Callable[[str], PreTrainedModel]
 

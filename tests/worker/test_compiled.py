@@ -5,13 +5,13 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import bank, build, tokenizer, tokens, worst
 from transformers import PreTrainedModel
 
 import kvbank
 from model_worker.attachment.attachment import Attachment, attach
 from model_worker.remember.memory import Memory
 from model_worker.window.cache import MemoryCache
+from tests.worker.tiny import bank, build, tokenizer, tokens, worst
 
 pytestmark = pytest.mark.slow  # a minute of tracing
 

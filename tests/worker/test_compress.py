@@ -7,7 +7,6 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from tiny import ListMemory, attached, bank, tokenizer, tokens, worst
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -24,6 +23,7 @@ from model_worker.window.cache import MemoryCache, RecalledChunk
 from model_worker.window.capture import Captured
 from model_worker.window.encoding import encode
 from model_worker.window.selection import kept_positions, lowest
+from tests.worker.tiny import ListMemory, attached, bank, tokenizer, tokens, worst
 
 Models = Callable[..., PreTrainedModel]
 FAMILIES = ["llama_mha", "llama_gqa", "mistral", "qwen2", "qwen3", "gemma"]

@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny import bank, build, sharpen, tokenizer
 from transformers import (
     BertConfig,
     BertModel,
@@ -31,6 +30,7 @@ from model_worker.errors import BankMismatch, InputError, ModelNotFound
 from model_worker.model import MemoryModel
 from model_worker.remember.embedding import LexicalEmbedder, embedder, of_bank
 from model_worker.remember.encoder import EncoderEmbedder
+from tests.worker.tiny import bank, build, sharpen, tokenizer
 
 TEXTS = [
     "The number of Torvel Makin is 4711.",

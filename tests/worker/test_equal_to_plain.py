@@ -4,10 +4,10 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from tiny import BACKENDS, FAMILIES, SLIDING, ListMemory, attached, build, recalled, tokens, worst
 from transformers import PreTrainedModel
 
 from model_worker.window.cache import MemoryCache
+from tests.worker.tiny import BACKENDS, FAMILIES, SLIDING, ListMemory, attached, build, recalled, tokens, worst
 
 Models = Callable[[str], PreTrainedModel]
 

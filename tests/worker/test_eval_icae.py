@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 from sacrebleu import corpus_bleu
-from tiny import VOCABULARY, sharpen, tokenizer, tokens
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -25,6 +24,7 @@ from model_worker.evaluate.restoration import Reader, Restoration, restoration
 from model_worker.icae import Icae, IcaeConfig, combine, loss, restore
 from model_worker.icae.decode import losses
 from model_worker.icae.layout import restore_row
+from tests.worker.tiny import VOCABULARY, sharpen, tokenizer, tokens
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 BOS, EOS, CLOSE = 3, 1, 1e-4

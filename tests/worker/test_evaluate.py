@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import tokens
 from torch import nn
 from transformers import PreTrainedModel
 from typer.testing import CliRunner, Result
@@ -21,6 +20,7 @@ from model_worker.evaluate.compression import cut, measure
 from model_worker.evaluate.memory import fit, measure_peaks, peak_bytes
 from model_worker.evaluate.passkey import Tuning, measure_passkeys, tells
 from model_worker.evaluate.plot import lines
+from tests.worker.tiny import tokens
 
 Models = Callable[[str], PreTrainedModel]
 CHUNK, FOLLOW = 24, 10

@@ -4,9 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import zoo
-from exactness import Verdict, judge
-from models_table import MARKS, table
+
+from tests.worker import zoo
+from tests.worker.exactness import Verdict, judge
+from tests.worker.models_table import MARKS, table
 
 FAMILIES = sorted(zoo.CLASSES.keys() - zoo.UNBUILT.keys())
 # Dynamic masks; sinks; norms and two rotations; sliding and full layers; partial rotary; experts; a state beside

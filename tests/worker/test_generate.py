@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import ListMemory, attached, bank, build, recalled, tokenizer, tokens, worst
 from transformers import PreTrainedModel, TextIteratorStreamer, TextStreamer
 
 import kvbank
@@ -15,6 +14,7 @@ from model_worker.errors import InputError
 from model_worker.model import MemoryModel
 from model_worker.remember.memory import encode
 from model_worker.window.cache import MemoryCache
+from tests.worker.tiny import ListMemory, attached, bank, build, recalled, tokenizer, tokens, worst
 
 Models = Callable[[str], PreTrainedModel]
 CHUNK, WINDOW = 8, 24

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny import bank, build, tokenizer, tokens
 from transformers import GenerationConfig, TextStreamer
 
 import kvbank
@@ -15,6 +14,7 @@ from model_worker.attachment.attachment import attach
 from model_worker.errors import InputError
 from model_worker.homer.prompt import compress_prompt
 from model_worker.model import MemoryModel
+from tests.worker.tiny import bank, build, tokenizer, tokens
 
 PROMPT = tokens(20, seed=3)[0].tolist()
 GREEDY = {"do_sample": False, "max_new_tokens": 20}

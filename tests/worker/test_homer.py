@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import BACKENDS, attached, bank, build, tokenizer, tokens, worst
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 from typer.testing import CliRunner
 
@@ -28,6 +27,7 @@ from model_worker.remember.forest import remember_forest
 from model_worker.remember.memory import Memory
 from model_worker.window.capture import Captured
 from model_worker.window.encoding import encode
+from tests.worker.tiny import BACKENDS, attached, bank, build, tokenizer, tokens, worst
 
 Models = Callable[[str], PreTrainedModel]
 FAMILIES = ["llama_mha", "llama_gqa", "llama_yarn", "mistral", "qwen2", "qwen3", "gemma"]

@@ -8,8 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_processes import worker
-from tiny import attached, bank, build, tokenizer, tokens, worst
 from transformers import PreTrainedModel
 
 import kvbank
@@ -27,6 +25,8 @@ from model_worker.remember.spool import Spool, Spooled
 from model_worker.window.cache import MemoryCache, RecalledChunk
 from model_worker.window.capture import Captured
 from model_worker.window.encoding import encode
+from tests.worker.tiny import attached, bank, build, tokenizer, tokens, worst
+from tests.worker.worker_process import worker
 
 Models = Callable[[str], PreTrainedModel]
 Adapter = Callable[..., str]

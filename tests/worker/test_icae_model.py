@@ -17,8 +17,6 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
-from tiny import FAMILIES, VOCABULARY, ListMemory, build, tokens
-from tiny import worst as worst_of
 from torch import Tensor, nn
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
@@ -30,6 +28,8 @@ from model_worker.icae.decode import generate, logits, losses
 from model_worker.icae.layout import answer_row, continue_row, restore_row
 from model_worker.icae.official import import_official
 from model_worker.window.cache import MemoryCache
+from tests.worker.tiny import FAMILIES, VOCABULARY, ListMemory, build, tokens
+from tests.worker.tiny import worst as worst_of
 
 # peft 0.21 asks transformers 5.23 under an old name.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")

@@ -9,7 +9,6 @@ from contextlib import AbstractContextManager
 
 import pytest
 import torch
-from tiny import BACKENDS, ListMemory, attached, bank, build, tokenizer, tokens, worst
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -18,6 +17,7 @@ from model_worker.errors import InputError
 from model_worker.model import MemoryModel
 from model_worker.window.cache import MemoryCache
 from model_worker.window.local import TovaRule
+from tests.worker.tiny import BACKENDS, ListMemory, attached, bank, build, tokenizer, tokens, worst
 
 Models = Callable[[str], PreTrainedModel]
 FAMILIES = ["llama_mha", "llama_gqa", "llama_yarn", "mistral", "qwen2", "qwen3", "gemma", "gpt_neox"]

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny import attached, bank, build, tokenizer, tokens, worst
 from transformers import PreTrainedModel
 
 import kvbank
@@ -18,6 +17,7 @@ from model_worker.model import MemoryModel
 from model_worker.remember.embedding import LexicalEmbedder
 from model_worker.remember.memory import Memory, encode
 from model_worker.window.cache import MemoryCache
+from tests.worker.tiny import attached, bank, build, tokenizer, tokens, worst
 
 Models = Callable[[str], PreTrainedModel]
 

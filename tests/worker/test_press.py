@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import BACKENDS, VOCABULARY, ListMemory, attached, bank, tokenizer, tokens
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -27,6 +26,7 @@ from model_worker.remember.memory import Memory
 from model_worker.window.cache import MemoryCache
 from model_worker.window.capture import Captured
 from model_worker.window.encoding import encode
+from tests.worker.tiny import BACKENDS, VOCABULARY, ListMemory, attached, bank, tokenizer, tokens
 
 Models = Callable[..., PreTrainedModel]
 HAVE = importlib.util.find_spec("kvpress") is not None

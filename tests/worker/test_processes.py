@@ -1,29 +1,16 @@
 """Two worker processes over one bank at the same time."""
 
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny import bank
 
 import kvbank
 from memory_service.api.embedded import LocalServer
-
-SCRIPT = str(Path(__file__).parent / "worker_process.py")
-
-
-def worker(*arguments: object) -> "subprocess.Popen[str]":
-    return subprocess.Popen(
-        [sys.executable, SCRIPT, *map(str, arguments)],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
+from tests.worker.tiny import bank
+from tests.worker.worker_process import worker
 
 
 def say(process: "subprocess.Popen[str]", line: str) -> None:

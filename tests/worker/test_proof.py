@@ -5,8 +5,6 @@ from typing import Any
 
 import pytest
 import torch
-import zoo
-from tiny import VOCABULARY, build, tokens
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -18,6 +16,8 @@ from transformers.models.llama.modeling_llama import (
 
 from model_worker.attachment.attachment import attach
 from model_worker.errors import UnsupportedModel
+from tests.worker import zoo
+from tests.worker.tiny import VOCABULARY, build, tokens
 
 
 class Future(LlamaAttention):

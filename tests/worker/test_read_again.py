@@ -4,14 +4,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from test_spool import Service, wait_for
-from tiny import bank, build, tokenizer, tokens
 
 import kvbank
 from model_worker.attachment.attachment import Attachment, attach
 from model_worker.model import MemoryModel
 from model_worker.remember.memory import Memory, encode
 from model_worker.remember.spool import Spool, Spooled
+from tests.support.restartable import Service, wait_for
+from tests.worker.tiny import bank, build, tokenizer, tokens
 
 BOOK = tokens(40, seed=4)[0].tolist()
 

@@ -7,9 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-import zoo
 from peft import LoraConfig, get_peft_model
-from tiny import bank, build, tokenizer, tokens
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
@@ -19,6 +17,8 @@ from model_worker.attachment.digest import _sums, reader_of, state_token
 from model_worker.errors import ReaderChanged, UnsupportedModel
 from model_worker.remember.memory import Memory
 from model_worker.window.cache import MemoryCache
+from tests.worker import zoo
+from tests.worker.tiny import bank, build, tokenizer, tokens
 
 Models = Callable[[str], PreTrainedModel]
 

@@ -5,7 +5,6 @@ from collections.abc import Callable
 import pytest
 import torch
 from peft import PrefixTuningConfig, PromptTuningConfig, get_peft_model
-from tiny import VOCABULARY, ListMemory, attached, build, sharpen, tokens
 from transformers import (
     AutoModelForCausalLM,
     BloomConfig,
@@ -20,6 +19,7 @@ from transformers import (
 from model_worker.attachment.attachment import attach
 from model_worker.errors import InputError, UnsupportedModel
 from model_worker.window.cache import MemoryCache
+from tests.worker.tiny import VOCABULARY, ListMemory, attached, build, sharpen, tokens
 
 Models = Callable[[str], PreTrainedModel]
 

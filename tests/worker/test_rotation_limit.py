@@ -4,8 +4,6 @@ from typing import Any
 
 import pytest
 import torch
-import zoo
-from tiny import ListMemory, attached, recalled, tokenizer, tokens, worst
 from transformers import PreTrainedModel
 
 import kvbank
@@ -13,6 +11,8 @@ from model_worker.errors import InputError
 from model_worker.model import MemoryModel
 from model_worker.remember.memory import encode
 from model_worker.window.cache import MemoryCache
+from tests.worker import zoo
+from tests.worker.tiny import ListMemory, attached, recalled, tokenizer, tokens, worst
 
 SWITCH = 64
 

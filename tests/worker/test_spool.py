@@ -11,11 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_processes import worker
-from tiny import bank, build, tokenizer, tokens
 
 import kvbank
-from memory_service.api.embedded import LocalServer
 from model_worker.attachment.attachment import Attachment, attach
 from model_worker.durable import make_folder
 from model_worker.model import MemoryModel
@@ -23,22 +20,11 @@ from model_worker.remember.memory import Memory, encode
 from model_worker.remember.spool import Spool, Spooled
 from model_worker.session.log import SessionLog
 from model_worker.session.window_file import write_window
+from tests.support.restartable import Service, wait_for
+from tests.worker.tiny import bank, build, tokenizer, tokens
+from tests.worker.worker_process import worker
 
 Remember = Callable[[Memory, int], None]
-
-
-class Service:
-    """A service that can be stopped and started again on the same folder and port."""
-
-    def __init__(self, folder: Path):
-        self.folder, self.server = folder, LocalServer(folder)
-        self.address = self.server.address
-
-    def stop(self) -> None:
-        self.server.stop()
-
-    def start(self) -> None:
-        self.server = LocalServer(self.folder, listen=self.address)
 
 
 @pytest.fixture
@@ -62,17 +48,6 @@ def remember(memory: Memory, start: int) -> None:
 def notice_loss(memory: Memory) -> None:
     with pytest.warns(RuntimeWarning, match="the memory service is away"):
         assert memory.recall([[5, 6]]) is None
-
-
-def wait_for(client: kvbank.Client) -> None:
-    """A restarted service is reached again within gRPC's pause between connections, 2 s."""
-    for _ in range(20):
-        try:
-            client.server_info()
-            return
-        except kvbank.Unavailable:
-            continue
-    pytest.fail("the service was not reached again")
 
 
 def starts(client: kvbank.Client, name: str) -> list[int]:

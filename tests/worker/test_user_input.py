@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny import bank, build, tokenizer, tokens
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import BatchEncoding, PreTrainedTokenizer, PreTrainedTokenizerFast
 
@@ -21,6 +20,7 @@ from model_worker.remember.embedding import LexicalEmbedder, embedder
 from model_worker.remember.memory import Memory
 from model_worker.remember.spool import Spool
 from model_worker.user_text import encode_between, encode_text
+from tests.worker.tiny import bank, build, tokenizer, tokens
 
 IDS = tokens(6, seed=3)[0].tolist()
 TEXT = " ".join(f"w{i}" for i in IDS)

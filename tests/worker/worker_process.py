@@ -1,23 +1,35 @@
-"""A worker in a process of its own, for test_processes.py, test_spool.py and test_icae_compressor.py."""
+"""A worker in a process of its own: what it does there, and `worker`, which starts it."""
 
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
 import warnings
 
 import torch
-from tiny import build, tokenizer, tokens
 
 import kvbank
 from model_worker.attachment.attachment import attach
 from model_worker.errors import BankMismatch
 from model_worker.remember.memory import Memory, encode
 from model_worker.remember.spool import Spool
+from tests.worker.tiny import build, tokenizer, tokens
 
 CHUNK = 8
 MINE = 1_000_000
+
+
+def worker(*arguments: object) -> "subprocess.Popen[str]":
+    """Start a process that does what the first argument says."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "tests.worker.worker_process", *map(str, arguments)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
 
 
 def open_memory(address: str, name: str, **options: object) -> Memory:
@@ -88,4 +100,5 @@ def slots(address: str, name: str, folder: str, other: str) -> None:
     print(json.dumps({"sums": sums, "restored": restored, "answer": answered, "refused": refused}))
 
 
-{"share": share, "die": die, "slots": slots}[sys.argv[1]](*sys.argv[2:])
+if __name__ == "__main__":
+    {"share": share, "die": die, "slots": slots}[sys.argv[1]](*sys.argv[2:])

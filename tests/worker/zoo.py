@@ -7,8 +7,9 @@ besides, with the reason. The weights are random and seeded, so that a family ru
 from typing import Any
 
 import torch
-from tiny import VOCABULARY, sharpen
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+
+from tests.worker.tiny import VOCABULARY, sharpen
 
 SLIDING, LAYERS, TRAINED = 16, 4, 256
 _NAMES = (

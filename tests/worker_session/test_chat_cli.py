@@ -13,7 +13,7 @@ from memory_service.api.embedded import LocalServer
 from model_worker.cli.session import register_session_commands
 from model_worker.cli.terminal import Waiting, printable
 from model_worker.session.log import SessionLog, read_session
-from tests import command
+from tests.support import command
 
 
 def kvbank_command(*arguments: object, stdin: str = "") -> command.Ended:

@@ -14,7 +14,7 @@ from memory_service.api.embedded import LocalServer
 from model_worker.cli.session import register_session_commands
 from model_worker.session.log import read_session
 from model_worker.session.unanswered import Unanswered
-from tests import command
+from tests.support import command
 
 
 class Typing(io.StringIO):

@@ -17,7 +17,7 @@ import kvbank
 from kvbank.v1 import service_pb2 as pb
 from memory_service.api import convert
 from tests.proof.deaf import Deaf
-from tests.waiting import wait_until
+from tests.support.waiting import wait_until
 
 MIB = 1024 * 1024
 EXHAUSTED = grpc.StatusCode.RESOURCE_EXHAUSTED

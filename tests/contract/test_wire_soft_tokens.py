@@ -22,8 +22,8 @@ from memory_service.api.embedded import LocalServer
 from memory_service.care.backup import backup
 from memory_service.care.check import check
 from memory_service.care.restore import restore
-from tests import command
-from tests.service.conftest import stored_bytes
+from tests.support import command
+from tests.support.caller import stored_bytes
 
 INVALID, EXISTS = grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.ALREADY_EXISTS
 HIDDEN, READER, EMBEDDER = 6, "reader-a", "embedder-a"

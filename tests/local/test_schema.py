@@ -12,7 +12,7 @@ from kvbank.v1 import service_pb2 as pb
 from memory_service.care.check import check
 from memory_service.domain.errors import StartError
 from memory_service.storage.local.records import schema
-from tests.service.conftest import stored_bytes
+from tests.support.caller import stored_bytes
 
 AXES = [tuple(float(i == axis) for i in range(4)) for axis in range(4)]
 # A caller that is made anew begins with the same keys.

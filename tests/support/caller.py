@@ -1,22 +1,16 @@
-"""A real server on a real socket, spoken to through the stubs alone."""
+"""The RPCs of the service in short words, spoken through the stubs alone."""
 
 import itertools
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import grpc
 import numpy as np
-import pytest
 import xxhash
-from google.rpc import error_details_pb2
-from grpc_status import rpc_status
 
 from kvbank.v1 import bank_pb2, chunk_pb2, service_pb2_grpc
 from kvbank.v1 import service_pb2 as pb
-from memory_service.api.embedded import LocalServer
 
 DIMENSION, LAYERS, HEADS, HEAD_DIM = 4, (1, 3), 2, 8
 READER, EMBEDDER = "reader-a", "embedder-a"
@@ -159,90 +153,3 @@ def split(chunks: Iterable[chunk_pb2.Chunk], frames: Iterable[Any]) -> dict[int,
             begin += tensor.length
     assert stream == b""
     return parts
-
-
-@pytest.fixture
-def data(tmp_path: Path) -> Path:
-    return tmp_path / "data"
-
-
-@pytest.fixture
-def serving(data: Path) -> Iterator[Callable[..., Caller]]:
-    """Start a server on the folder (stopping the one before) and call it."""
-    running: list[tuple[LocalServer, Caller]] = []
-
-    def stop() -> None:
-        while running:
-            server, caller = running.pop()
-            caller.channel.close()
-            server.stop()
-
-    def start(first_key: int = 1, **settings: Any) -> Caller:
-        stop()
-        server = LocalServer(data, **({"durability": "os"} | settings))
-        running.append((server, Caller(server.address, first_key)))
-        start.server = server  # type: ignore[attr-defined]
-        return running[-1][1]
-
-    start.stop = stop  # type: ignore[attr-defined]
-    yield start
-    stop()
-
-
-@pytest.fixture
-def caller(serving: Callable[..., Caller]) -> Caller:
-    """A server with the bank "b"."""
-    made = serving()
-    made.create()
-    return made
-
-
-@pytest.fixture
-def connect() -> Callable[..., Any]:
-    """Call a server of another process."""
-
-    @contextmanager
-    def connected(address: str, first_key: int = 1, options: Sequence[tuple[str, Any]] = ()) -> Iterator[Caller]:
-        caller = Caller(address, first_key, options)
-        yield caller
-        caller.channel.close()
-
-    return connected
-
-
-@pytest.fixture
-def frames() -> Callable[..., Iterator[pb.WriteChunksRequest]]:
-    return frames_of
-
-
-class Refusals:
-    """Context manager factory: the block ends with this reason and code."""
-
-    def __call__(self, reason: str, code: grpc.StatusCode) -> "Refusals":
-        self._expected = (reason, code)
-        return self
-
-    def __enter__(self) -> "Refusals":
-        return self
-
-    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> bool:
-        assert isinstance(error, grpc.RpcError), f"not refused ({error!r})"
-        self.info = error_details_pb2.ErrorInfo()
-        status = rpc_status.from_call(error)
-        assert status is not None, error
-        assert status.details[0].Unpack(self.info)
-        assert self.info.domain == "kvbank"
-        assert (self.info.reason, error.code()) == self._expected, error.details()
-        self.message = error.details()
-        return True
-
-
-@pytest.fixture
-def refused() -> Refusals:
-    return Refusals()
-
-
-@pytest.fixture
-def payload_path(data: Path) -> Callable[[int], Path]:
-    """The one file of a chunk."""
-    return lambda chunk_id: next((data / "payloads").glob(f"*/*/{chunk_id}.safetensors"))

@@ -15,8 +15,8 @@ from kvbank.v1 import service_pb2 as pb
 from memory_service.storage.local.evicting import capacity as room
 from memory_service.storage.local.evicting import removal
 from memory_service.storage.local.records import gone_rows
-from tests.service.conftest import stored_bytes
-from tests.waiting import wait_until
+from tests.support.caller import stored_bytes
+from tests.support.waiting import wait_until
 
 AXES = [tuple(float(i == axis) for i in range(4)) for axis in range(4)]
 

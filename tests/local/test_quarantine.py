@@ -12,7 +12,7 @@ from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
 from kvbank.v1 import service_pb2 as pb
-from tests.waiting import wait_until
+from tests.support.waiting import wait_until
 
 CALLERS, ROUNDS = 4, 30
 

@@ -5,8 +5,8 @@ import pytest
 
 from kvbank.v1 import service_pb2 as pb
 from memory_service.storage.local.records import vacuum
-from tests.service.conftest import stored_bytes
-from tests.waiting import wait_until
+from tests.support.caller import stored_bytes
+from tests.support.waiting import wait_until
 
 
 def test_what_chunks_take_is_shown_and_given_back(caller, data):

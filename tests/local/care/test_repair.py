@@ -11,7 +11,7 @@ import pytest
 
 from kvbank.v1 import service_pb2 as pb
 from memory_service.care.repair import repair
-from tests.service.care.folders import (
+from tests.local.care.folders import (
     answer,
     clean,
     database,

@@ -5,7 +5,7 @@ import shutil
 import pytest
 
 from kvbank.v1 import service_pb2 as pb
-from tests.service.care.folders import run
+from tests.local.care.folders import run
 
 
 @pytest.fixture(scope="module")

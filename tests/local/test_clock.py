@@ -11,9 +11,9 @@ from google.protobuf.duration_pb2 import Duration
 
 from kvbank.v1 import bank_pb2
 from kvbank.v1 import service_pb2 as pb
-from tests.clocks import HOUR, SECOND, Hands
-from tests.proof.service_process import ServiceHost
-from tests.waiting import wait_until
+from tests.support.clocks import HOUR, SECOND, Hands
+from tests.support.service_process import ServiceHost
+from tests.support.waiting import wait_until
 
 AXES = [tuple(float(i == axis) for i in range(4)) for axis in range(4)]
 # As Debian installs it, for any architecture; with threads.

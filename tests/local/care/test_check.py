@@ -10,7 +10,7 @@ import pytest
 
 import kvbank
 from kvbank.v1 import service_pb2 as pb
-from tests.service.care.folders import answer, clean, execute, file_of, flip, kinds, run, set_column, tree
+from tests.local.care.folders import answer, clean, execute, file_of, flip, kinds, run, set_column, tree
 
 
 def test_a_sound_folder_is_clean_served_or_not_and_stays_as_it_is(filled, serving, data, connect):

@@ -38,7 +38,7 @@ class ServiceHost:
     def __init__(self, environment: Mapping[str, str] | None = None) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="kvbank-proof-")
         self._starts = 0
-        command = [sys.executable, "-m", "tests.proof.service_process"]
+        command = [sys.executable, "-m", "tests.support.service_process"]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
         environment = os.environ | (environment or {})
         self._process = subprocess.Popen(command, **pipes, text=True, env=environment, cwd=ROOT)

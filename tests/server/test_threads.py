@@ -15,7 +15,7 @@ from kvbank.v1 import service_pb2_grpc
 from memory_service.api.turns import Turns
 from tests.proof.floods import flood
 from tests.proof.once import reason_of
-from tests.waiting import wait_until
+from tests.support.waiting import wait_until
 
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
 # Conditions each of which looks through all of a chunk's metadata: some seconds over the bank below.

@@ -20,8 +20,8 @@ from memory_service.search import index
 from memory_service.storage.local.evicting import capacity, expiry, removal
 from memory_service.storage.local.files.objects import Payloads
 from memory_service.storage.local.records import counts
-from tests.clocks import HOUR, Hands
-from tests.waiting import wait_until
+from tests.support.clocks import HOUR, Hands
+from tests.support.waiting import wait_until
 
 REMOVE_EXPIRED = expiry.Expiry.run
 AXES = [tuple(float(i == axis) for i in range(4)) for axis in range(4)]

@@ -28,7 +28,7 @@ from memory_service.domain.model import Payload, Producer
 from memory_service.search.index import BankIndex
 from memory_service.storage.local.files.objects import MARK, Payloads
 from memory_service.storage.local.records import schema
-from tests.waiting import wait_until
+from tests.support.waiting import wait_until
 
 DATA_LOSS = grpc.StatusCode.DATA_LOSS
 

@@ -14,7 +14,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from memory_service.api import endpoint, health
 from memory_service.observe.troubles import Condition
 from memory_service.storage.background import Janitor
-from tests.waiting import wait_until
+from tests.support.waiting import wait_until
 
 Status = health_pb2.HealthCheckResponse
 

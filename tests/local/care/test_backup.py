@@ -15,7 +15,7 @@ from kvbank.v1 import service_pb2 as pb
 from memory_service.api.embedded import LocalServer
 from memory_service.care.report import Kind
 from memory_service.storage.local.records import schema
-from tests.service.care.folders import (
+from tests.local.care.folders import (
     answer,
     clean,
     database,

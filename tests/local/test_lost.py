@@ -19,7 +19,7 @@ from memory_service.care.repair import repair
 from memory_service.domain.errors import StartError
 from memory_service.storage.local.files.objects import MARK
 from memory_service.storage.local.records import schema
-from tests.waiting import wait_until
+from tests.support.waiting import wait_until
 
 UNAVAILABLE = grpc.StatusCode.UNAVAILABLE
 

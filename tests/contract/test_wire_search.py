@@ -18,7 +18,7 @@ from kvbank.v1 import service_pb2 as pb
 from memory_service.api.embedded import LocalServer
 from memory_service.operations import reading
 from memory_service.search import index, indexes
-from tests.waiting import wait_until
+from tests.support.waiting import wait_until
 
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
 

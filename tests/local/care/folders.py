@@ -6,7 +6,7 @@ import shutil
 import sqlite3
 
 from kvbank.console.application import application
-from tests import command
+from tests.support import command
 
 
 def run(*arguments, code=0):

@@ -11,7 +11,7 @@ import pytest
 
 from memory_service.api.embedded import LocalServer
 from memory_service.domain.errors import StartError
-from tests.service.care.folders import answer, clean, kinds, refusal, run, tree
+from tests.local.care.folders import answer, clean, kinds, refusal, run, tree
 
 
 @pytest.mark.parametrize(

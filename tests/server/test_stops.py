@@ -12,7 +12,7 @@ import pytest
 
 from kvbank.v1 import service_pb2 as pb
 from memory_service.domain.errors import ServiceError
-from tests.waiting import wait_until
+from tests.support.waiting import wait_until
 
 CALLERS = 24
 

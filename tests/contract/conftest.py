@@ -1,0 +1,5 @@
+"""What holds for every storage engine, asked at the wire."""
+
+from tests.support.serving import caller, connect, data, frames, payload_path, refused, serving
+
+__all__ = ["caller", "connect", "data", "frames", "payload_path", "refused", "serving"]

@@ -1,0 +1,27 @@
+"""What a refused call carries: a reason of the public list, with its gRPC code."""
+
+import grpc
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
+
+
+class Refusals:
+    """Context manager factory: the block ends with this reason and code."""
+
+    def __call__(self, reason: str, code: grpc.StatusCode) -> "Refusals":
+        self._expected = (reason, code)
+        return self
+
+    def __enter__(self) -> "Refusals":
+        return self
+
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> bool:
+        assert isinstance(error, grpc.RpcError), f"not refused ({error!r})"
+        self.info = error_details_pb2.ErrorInfo()
+        status = rpc_status.from_call(error)
+        assert status is not None, error
+        assert status.details[0].Unpack(self.info)
+        assert self.info.domain == "kvbank"
+        assert (self.info.reason, error.code()) == self._expected, error.details()
+        self.message = error.details()
+        return True
