@@ -19,6 +19,7 @@ ROOT = Path(__file__).parent.parent
 SOURCES = ("pyproject.toml", "README.md", "LICENSE", "clients", "memory_service", "migrations", "model_worker")
 EXPECTED = {
     "kvbank/__init__.py",
+    "kvbank/__init__.pyi",
     "kvbank/py.typed",
     "kvbank/v1/service_pb2_grpc.py",
     "memory_service/__main__.py",

@@ -10,7 +10,6 @@ from typing import Annotated, Any
 import typer
 
 import kvbank
-from kvbank._transport.channel import parse_target
 from kvbank.console.ending import say
 from kvbank.console.output import print_json, print_line
 from kvbank.console.table import Column, print_table
@@ -147,7 +146,7 @@ def _connected(target: str) -> Iterator[kvbank.Client]:
     try:
         client = kvbank.connect(target)
     except kvbank.Unavailable as error:
-        if not isinstance(parse_target(target), Path):
+        if not isinstance(kvbank.parse_target(target), Path):
             raise
         raise SessionError(
             f"{error}; to talk in several places, serve the folder to all: kvbank serve --data {shlex.quote(target)} "
@@ -308,7 +307,7 @@ def _target(memory: str | None, known: Header | None) -> str:
         folder = Path(platformdirs.user_data_dir("kvbank")) / "memory"
         folder.parent.mkdir(parents=True, exist_ok=True)
         return str(folder)
-    parsed = parse_target(memory)
+    parsed = kvbank.parse_target(memory)
     return str(parsed.resolve()) if isinstance(parsed, Path) else parsed
 
 

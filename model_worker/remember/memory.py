@@ -20,7 +20,6 @@ import xxhash
 from torch import Tensor
 
 import kvbank
-from kvbank._arguments import metadata
 from model_worker.arguments import choice, finite, flag, of_kind, token_rows, whole, words
 from model_worker.attachment.attachment import Attachment
 from model_worker.compress import Compressor
@@ -466,7 +465,7 @@ def embedded(embedder: Embedder, texts: list[str]) -> np.ndarray:
 
 def _metadata(given: Mapping[str, Any] | None) -> dict[str, Any]:
     try:
-        return metadata({} if given is None else of_kind("metadata", given, Mapping))
+        return kvbank.checked_metadata({} if given is None else of_kind("metadata", given, Mapping))
     except kvbank.InvalidArgument as error:
         raise InputError(str(error)) from None
 

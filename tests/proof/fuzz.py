@@ -14,12 +14,12 @@ import numpy as np
 from google.protobuf.descriptor import FieldDescriptor
 
 import kvbank
-from kvbank._transport import channel as _channel
 from kvbank._transport import status
 from kvbank.v1 import bank_pb2, direct_pb2, error_pb2
 from kvbank.v1 import service_pb2 as pb
 from kvbank.wire import local_socket
 from kvbank.wire import proof as _proof
+from kvbank.wire.stub import make_stub
 from tests.proof.content import (
     DIGESTS,
     DIMENSION,
@@ -95,7 +95,7 @@ def fuzz(
 def _shared(channel: grpc.Channel) -> tuple[bytes, str]:
     """What shows that we may read the server's files (without it calls that name files end before they begin), and the
     socket for direct calls."""
-    shared = _channel.stub(channel).GetServerInfo(pb.GetServerInfoRequest()).same_host
+    shared = make_stub(channel).GetServerInfo(pb.GetServerInfoRequest()).same_host
     nonce = Path(shared.root, shared.nonce_file).read_bytes()
     return _proof.of_client(nonce), str(Path(shared.root, shared.socket))
 

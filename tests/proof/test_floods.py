@@ -13,10 +13,10 @@ import grpc
 import pytest
 
 import kvbank
-from kvbank._transport import channel as _channel
 from kvbank._transport import status
 from kvbank.v1 import direct_pb2
 from kvbank.v1 import service_pb2 as pb
+from kvbank.wire.stub import make_stub
 from tests.proof.cost import cost_of
 from tests.proof.floods import DIRECT, METHODS, MIB, SIZES, flood, floods, send, send_directly
 from tests.proof.fuzz import TEMPLATES, know
@@ -44,7 +44,7 @@ def service(host: ServiceHost, tmp_path_factory: pytest.TempPathFactory) -> Iter
 @pytest.fixture(scope="module")
 def socket_path(service: Service) -> str:
     with grpc.insecure_channel(service.address) as channel:
-        shared = _channel.stub(channel).GetServerInfo(pb.GetServerInfoRequest()).same_host
+        shared = make_stub(channel).GetServerInfo(pb.GetServerInfoRequest()).same_host
     return str(Path(shared.root, shared.socket))
 
 

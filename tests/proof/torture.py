@@ -18,8 +18,8 @@ from pathlib import Path
 import grpc
 
 import kvbank
-from kvbank._transport import channel as _channel
 from kvbank.v1 import service_pb2 as pb
+from kvbank.wire.stub import make_stub
 from tests.faults import shim
 from tests.proof import power_cuts
 from tests.proof.cost import Cost, cost_of
@@ -124,7 +124,7 @@ def _floods(service: Service) -> list[str]:
     """Every field of every method and of direct calls, in millions; those that cost more than a message may."""
     worst, costly, sent = Cost(0, 0, 0.0), list[str](), 0
     with grpc.insecure_channel(service.address, options=[("grpc.max_send_message_length", -1)]) as channel:
-        shared = _channel.stub(channel).GetServerInfo(pb.GetServerInfoRequest()).same_host
+        shared = make_stub(channel).GetServerInfo(pb.GetServerInfoRequest()).same_host
         calls = {"direct": partial(send_directly, str(Path(shared.root, shared.socket)))}
         for kind, size in SIZES.items():
             for method, path, data in all_floods(size):

@@ -13,20 +13,19 @@ import pytest
 
 import kvbank
 from kvbank import _connect
-from kvbank._transport import channel
 
 
 @pytest.mark.parametrize("target", ["host:7400", "127.0.0.1:1", "[::1]:7400", "unix:/run/kvbank.sock", "dns:///m:1"])
 def test_addresses(target: str) -> None:
-    assert channel.parse_target(target) == target
+    assert kvbank.parse_target(target) == target
 
 
 def test_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("existing").mkdir()
     for target in ("./memory", "a/b", "existing", ".", Path("memory")):
-        assert isinstance(channel.parse_target(target), Path)
-    assert channel.parse_target("~/memory") == Path.home() / "memory"
+        assert isinstance(kvbank.parse_target(target), Path)
+    assert kvbank.parse_target("~/memory") == Path.home() / "memory"
 
 
 @pytest.mark.parametrize(

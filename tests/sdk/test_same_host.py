@@ -21,13 +21,13 @@ import pytest
 from safetensors import safe_open
 
 import kvbank
-from kvbank._transport import channel as _channel
 from kvbank._transport import same_host as _same_host
 from kvbank._transport import status
 from kvbank._transport.folder import Folder
 from kvbank._transport.retrying import Attempts
 from kvbank.v1 import service_pb2 as pb
 from kvbank.wire import proof as _proof
+from kvbank.wire.stub import make_stub
 from memory_service.api.embedded import LocalServer
 from memory_service.domain.errors import StartError
 from tests.sdk.host import Host
@@ -77,7 +77,7 @@ def test_both_paths_and_both_clients_give_the_same_bits(host: Host, make_chunk: 
     assert host.sent("stream") == 0
     assert host.received("stream") == 0
     with grpc.insecure_channel(host.address) as channel:
-        stub = _channel.stub(channel)
+        stub = make_stub(channel)
         request = pb.FetchChunksRequest(
             bank="b", reader_digest=host.digests["reader_digest"], chunk_ids=[c.chunk_id for c in by_file]
         )
@@ -125,7 +125,7 @@ def test_a_wrong_nonce_is_refused_and_a_new_server_is_noticed(
     new = make_chunk(1)
     (chunk_id,) = host.write(new)
     with grpc.insecure_channel(host.address) as channel:
-        stub = _channel.stub(channel)
+        stub = make_stub(channel)
         fetch = pb.FetchChunksRequest(bank="b", reader_digest=host.digests["reader_digest"], chunk_ids=[chunk_id])
         retrieve = pb.RetrieveRequest(banks=["b"], queries=unit(1).tobytes(), top_k=1, **host.digests)
 
@@ -396,7 +396,7 @@ def staged_header(host: Host, make_chunk: Make, **change: Any) -> pb.WriteChunks
 
 def refusal(host: Host, header: pb.WriteChunksRequest) -> str:
     with grpc.insecure_channel(host.address) as channel, pytest.raises(grpc.RpcError) as caught:
-        list(_channel.stub(channel).WriteChunks(iter([header])))
+        list(make_stub(channel).WriteChunks(iter([header])))
     assert caught.value.code() == grpc.StatusCode.FAILED_PRECONDITION
     return str(caught.value.details())
 
@@ -453,7 +453,7 @@ def test_a_server_that_shares_nothing_refuses_staged_files(
     with LocalServer(tmp_path / "other") as server, kvbank.connect(server.address) as client:
         client.create_bank("b", kv=kv, embedding=embedding)
         with grpc.insecure_channel(server.address) as channel, pytest.raises(grpc.RpcError) as caught:
-            list(_channel.stub(channel).WriteChunks(iter([header])))
+            list(make_stub(channel).WriteChunks(iter([header])))
     assert caught.value.code() == grpc.StatusCode.FAILED_PRECONDITION
 
 
@@ -461,7 +461,7 @@ def test_other_bytes_than_stated_are_refused(host: Host, make_chunk: Make) -> No
     header = staged_header(host, make_chunk)
     flipped(host.data / "staging" / header.header.staged.name)
     with grpc.insecure_channel(host.address) as channel, pytest.raises(grpc.RpcError) as caught:
-        list(_channel.stub(channel).WriteChunks(iter([header])))
+        list(make_stub(channel).WriteChunks(iter([header])))
     assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
     assert not list(host.data.glob("payloads/*/*/*"))
     assert host.staged() == []

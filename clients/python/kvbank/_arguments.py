@@ -204,7 +204,7 @@ def scalar(field: str, value: Any, key: str | None = None) -> Scalar:
     raise expected(field, f"a string, a finite number of 64 bits, or True or False{of_key}", value)
 
 
-def metadata(value: Any, field: str = "metadata") -> dict[str, Scalar]:
+def checked_metadata(value: Any, field: str = "metadata") -> dict[str, Scalar]:
     """Check a mapping of strings to values of metadata."""
     return {text(field, key): scalar(field, found, key) for key, found in mapping(field, value).items()}
 

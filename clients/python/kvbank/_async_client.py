@@ -22,6 +22,7 @@ from kvbank._calls.messages import build
 from kvbank._calls.writing import WriteSession
 from kvbank._client import Client
 from kvbank._exceptions import BankNotFound, ClientClosed, ClientForked, LoopMismatch, ServiceError
+from kvbank._targets import checked_address
 from kvbank._transport import channel as _channel
 from kvbank._transport import status
 from kvbank._transport.retrying import FIRST_CONTACT_S, Attempts, Contact
@@ -30,6 +31,7 @@ from kvbank._transport.write_stream import WriteStream
 from kvbank.v1 import service_pb2 as pb
 from kvbank.wire import addresses
 from kvbank.wire.scalars import Scalar
+from kvbank.wire.stub import make_stub
 
 T = TypeVar("T")
 # What comes after the last chunk; None could be one that a caller gives by mistake.
@@ -59,7 +61,7 @@ class AsyncClient:
 
         mapped, first_contact: see `kvbank.connect`.
         """
-        self._address = addresses.checked("address", address)
+        self._address = checked_address("address", address)
         self._options = _channel.with_defaults(options)
         self._timeout = _arguments.seconds("timeout", timeout)
         self._stream_timeout = _arguments.seconds("stream_timeout", stream_timeout)
@@ -439,14 +441,14 @@ class AsyncClient:
         if self._loop is None:  # here and not in __init__, because a channel belongs to the running loop
             self._loop = asyncio.get_running_loop()
             self._channel = grpc.aio.insecure_channel(addresses.for_grpc(self._address), options=self._options)
-            self._stub = _channel.stub(self._channel)
+            self._stub = make_stub(self._channel)
         if self._loop is not asyncio.get_running_loop():
             raise LoopMismatch("this client belongs to another event loop; call kvbank.connect_async() in this one")
 
     def _write_stub(self) -> Any:
         if self._write_channel is None:
             self._write_channel = grpc.insecure_channel(addresses.for_grpc(self._address), options=self._options)
-        return _channel.stub(self._write_channel)
+        return make_stub(self._write_channel)
 
     @contextmanager
     def _translated(self, request_id: str) -> Iterator[None]:

@@ -21,6 +21,7 @@ from kvbank._calls.answers import odd
 from kvbank._calls.messages import build
 from kvbank._calls.writing import WriteSession
 from kvbank._exceptions import BankNotFound, ClientClosed, ClientForked, ServiceError
+from kvbank._targets import checked_address
 from kvbank._transport import channel as _channel
 from kvbank._transport import status
 from kvbank._transport.retrying import FIRST_CONTACT_S, Attempts, Contact
@@ -29,6 +30,7 @@ from kvbank._transport.write_stream import WriteStream
 from kvbank.v1 import service_pb2 as pb
 from kvbank.wire import addresses
 from kvbank.wire.scalars import Scalar
+from kvbank.wire.stub import make_stub
 
 T = TypeVar("T")
 
@@ -58,7 +60,7 @@ class Client:
 
         mapped, first_contact: see `kvbank.connect`.
         """
-        addresses.checked("address", address)
+        checked_address("address", address)
         self._timeout = _arguments.seconds("timeout", timeout)
         self._stream_timeout = _arguments.seconds("stream_timeout", stream_timeout)
         self._on_close = on_close
@@ -73,7 +75,7 @@ class Client:
         self._channel = grpc.insecure_channel(
             addresses.for_grpc(address), options=[*_channel.with_defaults(options), *own]
         )
-        self._stub: Any = _channel.stub(self._channel)
+        self._stub: Any = make_stub(self._channel)
 
     def __enter__(self) -> Self:
         return self

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from kvbank._async_client import AsyncClient
 from kvbank._client import Client
 from kvbank._exceptions import InvalidArgument, MissingExtra, Unavailable
+from kvbank._targets import parse_target
 from kvbank._transport import channel
 
 T = TypeVar("T")
@@ -61,7 +62,7 @@ def _opened(kind: Callable[..., T], target: str | os.PathLike[str], **options: A
 
 
 def _open(target: str | os.PathLike[str]) -> tuple[str, Callable[[], None] | None]:
-    parsed = channel.parse_target(target)
+    parsed = parse_target(target)
     if isinstance(parsed, str):
         return parsed, None
     stack = ExitStack()

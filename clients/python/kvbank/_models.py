@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kvbank._arguments import (
+    checked_metadata,
     each,
     finite,
     flag,
@@ -23,7 +24,6 @@ from kvbank._arguments import (
     invalid,
     items,
     mapping,
-    metadata,
     scalar,
     shown,
 )
@@ -218,7 +218,7 @@ class NewChunk:
     def __post_init__(self) -> None:
         if self.tensors is not None:
             mapping("tensors", self.tensors)
-        object.__setattr__(self, "metadata", metadata(self.metadata))
+        object.__setattr__(self, "metadata", checked_metadata(self.metadata))
 
     @property
     def kind(self) -> PayloadKind | None:

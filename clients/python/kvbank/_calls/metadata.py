@@ -16,7 +16,7 @@ from kvbank.wire.scalars import Scalar
 def fields(metadata: Mapping[str, Scalar]) -> dict[str, dict[str, Any]]:
     """Return both fields of a message that has metadata. Errors: InvalidArgument for a key or a value of another
     type."""
-    return scalars.fields(_arguments.metadata(metadata))
+    return scalars.fields(_arguments.checked_metadata(metadata))
 
 
 def check_kept(message: Any, typed: bool) -> None:

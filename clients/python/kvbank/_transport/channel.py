@@ -1,16 +1,10 @@
-"""What both transports agree on: the forms of a target, channel options and default deadlines."""
+"""This file has the options of gRPC channels, the default deadlines and the bounds that both clients keep to."""
 
-import os
-import re
 import uuid
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from kvbank._arguments import each, expected, int32, plain, text
-from kvbank._exceptions import InvalidArgument
-from kvbank.v1 import service_pb2, service_pb2_grpc
-from kvbank.wire import addresses, frames
+from kvbank._arguments import each, expected, int32, text
 
 DEFAULT_TIMEOUT = 30.0
 DEFAULT_STREAM_TIMEOUT = 120.0
@@ -19,8 +13,6 @@ MAX_MESSAGE_BYTES = 64 << 20
 DEFAULT_UNACKNOWLEDGED_BYTES = 32 << 20
 # What a client keeps of a write, whatever a server allows.
 MOST_UNACKNOWLEDGED_BYTES = 1 << 30
-
-_SERVICE = "kvbank.v1.MemoryService"
 
 OPTIONS: tuple[tuple[str, Any], ...] = (
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
@@ -36,27 +28,6 @@ OPTIONS: tuple[tuple[str, Any], ...] = (
     # A proxy of the environment is meant for the web, not for a memory server beside the model.
     ("grpc.enable_http_proxy", 0),
 )
-
-
-def stub(channel: Any) -> Any:
-    """The methods of the service; the data frames of the streams pass protobuf by."""
-    methods: Any = service_pb2_grpc.MemoryServiceStub(channel)  # type: ignore[no-untyped-call]
-    methods.WriteChunks = channel.stream_stream(
-        f"/{_SERVICE}/WriteChunks",
-        request_serializer=frames.serializer,
-        response_deserializer=service_pb2.WriteChunksResponse.FromString,
-    )
-    methods.Retrieve = channel.unary_stream(
-        f"/{_SERVICE}/Retrieve",
-        request_serializer=service_pb2.RetrieveRequest.SerializeToString,
-        response_deserializer=frames.deserializer(service_pb2.RetrieveResponse),
-    )
-    methods.FetchChunks = channel.unary_stream(
-        f"/{_SERVICE}/FetchChunks",
-        request_serializer=service_pb2.FetchChunksRequest.SerializeToString,
-        response_deserializer=frames.deserializer(service_pb2.FetchChunksResponse),
-    )
-    return methods
 
 
 def unacknowledged_bytes(named: int) -> int:
@@ -95,68 +66,3 @@ def new_request_id() -> str:
 def metadata(request_id: str) -> tuple[tuple[str, str], ...]:
     """What travels with a call."""
     return ((REQUEST_ID, request_id),)
-
-
-_TARGETS = "host:port, unix:PATH or a folder such as ./memory"
-_SCHEMES = ("unix:", "dns:", "ipv4:", "ipv6:")
-_HOST_PORT = re.compile(r"(?P<host>\[[0-9A-Fa-f:.%\w]+\]|[^\s:\[\]]+):(?P<port>\d{1,5})")
-
-
-def parse_target(target: str | os.PathLike[str]) -> str | Path:
-    """A folder as `Path`, an address as `str`; InvalidArgument for anything else.
-
-    In this order: a path object is a folder; "unix:PATH", "dns:...", "ipv4:..." and "ipv6:..." are addresses; a string
-    with a path separator, "." or "..", or the name of an existing folder is a folder; "host:port" is an address.
-    """
-    if isinstance(target, os.PathLike):
-        return _folder(_path(target))
-    if not isinstance(target, str):
-        raise expected("target", _TARGETS, target)
-    target = plain(target)
-    if "://" in target and not target.startswith(_SCHEMES):
-        raise _bad_target(target, "no URL: kvbank speaks gRPC")
-    if target.startswith(_SCHEMES):
-        if target in _SCHEMES:
-            raise _bad_target(target, "nothing follows the scheme")
-        return addresses.checked("target", target)
-    if "/" in target or os.sep in target or target in (".", "..") or (target and _is_folder(Path(target))):
-        return _folder(Path(target))
-    match = _HOST_PORT.fullmatch(target)
-    if match is None:
-        raise _bad_target(target, "it has no port" if re.fullmatch(r"[\w.-]+", target) else "it is none of these")
-    if not 0 < int(match["port"]) < 65536:
-        raise _bad_target(target, "ports are 1 to 65535")
-    return addresses.checked("target", target)
-
-
-def _path(target: os.PathLike[str]) -> Path:
-    try:
-        return Path(os.fsdecode(target))
-    except TypeError:  # it says that it is a path, and has none
-        raise expected("target", _TARGETS, target) from None
-
-
-def _folder(path: Path) -> Path:
-    try:
-        path = path.expanduser()
-        is_file = path.exists() and not path.is_dir()
-    except (OSError, RuntimeError, ValueError) as error:  # too long; no such user; with a NUL character
-        raise _bad_target(str(path), str(error)) from None
-    if is_file:
-        raise _bad_target(str(path), "it is a file")
-    return path
-
-
-def _is_folder(path: Path) -> bool:
-    try:
-        return path.is_dir()
-    except OSError:  # too long for a name
-        return False
-
-
-def _bad_target(target: str, why: str) -> InvalidArgument:
-    return InvalidArgument(
-        f"cannot connect to {target!r}: {why}; expected {_TARGETS}",
-        reason="INVALID_FIELD",
-        metadata={"field": "target"},
-    )
