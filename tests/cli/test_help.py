@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 import kvbank
-from kvbank.console import application
+from kvbank.commands import application
 from tests.cli.tree import Words, commands, type_of
 from tests.support import command
 
@@ -32,27 +32,23 @@ def test_help(words: Words, found: Any) -> None:
 
 
 def test_version() -> None:
-    assert command.run(application.application(), "--version").stdout == f"{kvbank.__version__}\n"
+    assert command.run(application(), "--version").stdout == f"{kvbank.__version__}\n"
 
 
-@pytest.fixture
-def client_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    group = "kvbank.commands"
-    parts = [EntryPoint(name, f"kvbank_no_{name}.cli:register", group) for name in ("server", "worker")]
-    monkeypatch.setattr(application, "entry_points", lambda group: parts)
+# Parts that are named and not there.
+CLIENT_ALONE = [EntryPoint(name, f"kvbank_no_{name}.cli:register", "kvbank.commands") for name in ("server", "worker")]
 
 
-def test_the_client_alone_names_what_its_commands_need(client_alone: None) -> None:
-    shown = command.run(application.application(), "--help").stdout
+def test_the_client_alone_names_what_its_commands_need() -> None:
+    shown = command.run(application(CLIENT_ALONE), "--help").stdout
     for part in ("server", "worker"):
         assert f"Needs kvbank[{part}]." in shown
     for words in (["check", "x"], ["check", "--help"], ["serve", "--data", "x", "--insecure"], ["session", "rm", "x"]):
-        ended = command.run(application.application(), *words)
+        ended = command.run(application(CLIENT_ALONE), *words)
         part = "worker" if words[0] == "session" else "server"
         assert ended == (1, "", f"kvbank: module 'kvbank_no_{part}' is not installed: pip install 'kvbank[{part}]'\n")
 
 
-def test_all_commands_are_known_to_the_client_alone(client_alone: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    alone = {words[0] for words, _ in commands()}
-    monkeypatch.undo()
+def test_all_commands_are_known_to_the_client_alone() -> None:
+    alone = {words[0] for words, _ in commands(CLIENT_ALONE)}
     assert alone == {words[0] for words, _ in commands()}

@@ -13,7 +13,7 @@ import typer
 from rich.cells import cell_len
 
 import kvbank
-from kvbank.console.application import application
+from kvbank.commands import application
 from kvbank.console.output import one_line, print_json, printable
 from kvbank.console.progress import progress
 from kvbank.console.table import Column, print_table

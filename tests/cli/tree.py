@@ -1,18 +1,19 @@
 """All commands, found by walking the tree."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from importlib.metadata import EntryPoint
 from typing import Any
 
 import typer
 
-from kvbank.console.application import application
+from kvbank.commands import application
 
 Words = tuple[str, ...]
 
 
-def commands() -> Iterator[tuple[Words, Any]]:
-    """Every command of the installed parts with its words."""
-    yield from _below(typer.main.get_command(application()), ())
+def commands(parts: Iterable[EntryPoint] | None = None) -> Iterator[tuple[Words, Any]]:
+    """Yield every command of the SDK and of `parts`, by default the installed ones, with its words."""
+    yield from _below(typer.main.get_command(application(parts)), ())
 
 
 def _below(command: Any, words: Words) -> Iterator[tuple[Words, Any]]:

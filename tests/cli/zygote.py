@@ -115,7 +115,7 @@ def _main() -> None:
 
 def _import_all(worker: bool) -> None:
 
-    from kvbank.console.application import application
+    from kvbank.commands import application
 
     application()
     if worker:

@@ -15,7 +15,7 @@ import safetensors
 import xxhash
 
 import kvbank
-from kvbank.console.application import application
+from kvbank.commands import application
 from kvbank.v1 import bank_pb2, chunk_pb2
 from kvbank.v1 import service_pb2 as pb
 from memory_service.api.embedded import LocalServer

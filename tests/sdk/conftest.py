@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 import kvbank
-from kvbank.console import application, ending
+from kvbank.commands import application
+from kvbank.console import ending
 from tests.sdk.host import Host
 
 READER = "ab" * 32
@@ -171,7 +172,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
     def call(*arguments: str) -> Ended:
         monkeypatch.setattr(sys, "argv", ["kvbank", *arguments])
         with pytest.raises(SystemExit) as ended:
-            ending.run(application.application())
+            ending.run(application())
         return Ended(int(ended.value.code or 0), *capsys.readouterr())
 
     return call

@@ -7,17 +7,18 @@ import socket
 import subprocess
 import sys
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import timedelta
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
 
 import pytest
-import typer
 
 import kvbank
-from kvbank.console import application
+from kvbank.commands import application
+from tests.cli.tree import commands
+from tests.support import command
 
 READER, EMBEDDER = "ab" * 32, "cd" * 32
 
@@ -26,20 +27,20 @@ Run = Callable[..., Any]
 
 
 def assert_fails_in_one_line(ended: Any, *words: str) -> None:
-    assert ended.returncode == 1
-    assert ended.stdout == ""
-    assert ended.stderr.startswith("kvbank: ")
-    assert ended.stderr.count("\n") == 1
+    code, stdout, stderr = ended
+    assert (code, stdout) == (1, "")
+    assert stderr.startswith("kvbank: ")
+    assert stderr.count("\n") == 1
     for word in words:
-        assert word in ended.stderr
+        assert word in stderr
 
 
 def test_version_and_help(run: Run) -> None:
     assert run("--version").stdout == f"{kvbank.__version__}\n"
     shown = run("--help")
     assert shown.returncode == 0
-    for command in ("ping", "bank"):
-        assert command in shown.stdout
+    for name in ("ping", "bank"):
+        assert name in shown.stdout
 
 
 def test_ping(run: Run, address: str, client: kvbank.Client) -> None:
@@ -212,26 +213,17 @@ def test_a_name_is_no_markup(run: Run, address: str, client: kvbank.Client) -> N
     client.delete_bank(name)
 
 
-def test_every_command_and_option_says_what_it_does(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_command_and_option_says_what_it_does() -> None:
     """And docs/ name every command of the SDK and the server."""
     server = [entry_point for entry_point in entry_points(group="kvbank.commands") if entry_point.name == "server"]
-    monkeypatch.setattr(application, "entry_points", lambda group: server)
     documents = "".join(path.read_text() for path in (Path(__file__).parents[2] / "docs").glob("*.md"))
-    for words, command in _commands(typer.main.get_command(application.application()), ("kvbank",)):
-        assert command.help, words
-        assert " ".join(words) in documents, words
-        options = [parameter for parameter in command.params if parameter.param_type_name == "option"]
+    for words, found in commands(server):
+        assert found.help, words
+        assert " ".join(("kvbank", *words)) in documents, words
+        options = [parameter for parameter in found.params if parameter.param_type_name == "option"]
         assert [option.name for option in options if not option.help] == [], words
-        if words[1] in ("ping", "bank", "stats", "top"):
+        if words[0] in ("ping", "bank", "stats", "top"):
             assert "as_json" in [option.name for option in options], words
-
-
-def _commands(command: Any, words: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any]]:
-    if not hasattr(command, "commands"):
-        yield words, command
-        return
-    for name, each in command.commands.items():
-        yield from _commands(each, (*words, name))
 
 
 def test_an_error_is_one_line(run: Run, address: str, unused_port: int) -> None:
@@ -263,19 +255,18 @@ def test_ctrl_c(silent: socket.socket) -> None:
 
 def test_a_missing_extra_is_one_line(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The part is there, and what it needs is not: found out when the command runs."""
-    for name in ("sqlalchemy", "memory_service.api.server"):
+    for name in ("sqlalchemy", "memory_service.api.embedded"):
         monkeypatch.setitem(sys.modules, name, None)
     ended = run("ping", str(tmp_path / "folder"))
     assert_fails_in_one_line(ended, "pip install 'kvbank[server]'")
 
 
-def test_a_part_that_cannot_be_imported_still_shows_its_commands(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_part_that_cannot_be_imported_still_shows_its_commands() -> None:
     """Entry points of parts that are not there: each command names the extra."""
     group = "kvbank.commands"
     broken = [EntryPoint(name, f"kvbank_no_{name}.cli:register", group) for name in ("server", "worker")]
-    monkeypatch.setattr(application, "entry_points", lambda group: broken)
-    shown = run("--help").stdout
-    for command, extra in (("serve", "server"), ("chat", "worker"), ("demo", "worker")):
-        assert command in shown
-        ended = run(command)
+    shown = command.run(application(broken), "--help").stdout
+    for name, extra in (("serve", "server"), ("chat", "worker"), ("demo", "worker")):
+        assert name in shown
+        ended = command.run(application(broken), name)
         assert_fails_in_one_line(ended, f"kvbank_no_{extra}", f"pip install 'kvbank[{extra}]'")

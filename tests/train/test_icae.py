@@ -23,8 +23,8 @@ from torch.utils.data import Dataset
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, TrainerCallback, TrainingArguments
 
 import model_worker
+from kvbank.commands import application
 from kvbank.console import ending
-from kvbank.console.application import application
 from model_worker.errors import InputError
 from model_worker.icae import Icae, IcaeConfig
 from model_worker.icae.data import (

@@ -13,8 +13,8 @@ from sacrebleu import corpus_bleu
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from kvbank.commands import application
 from kvbank.console import ending
-from kvbank.console.application import application
 from model_worker.errors import InputError
 from model_worker.evaluate.continuation import Continuation, continuation
 from model_worker.evaluate.icae import Evaluation, measure, plan

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from kvbank.commands import application
 from kvbank.console import ending
-from kvbank.console.application import application
 from model_worker.demo.facts import TRAINING_SEEDS, make_facts
 from model_worker.demo.story import plant
 from model_worker.errors import InputError

@@ -12,7 +12,7 @@ def main() -> NoReturn:
 
         streams.prepare()
         aside.listen()
-        from kvbank.console.application import application
+        from kvbank.commands import application
 
         ending.run(application())
     except KeyboardInterrupt:  # before the command began, or while its end was being told

@@ -5,7 +5,7 @@ import json
 import shutil
 import sqlite3
 
-from kvbank.console.application import application
+from kvbank.commands import application
 from tests.support import command
 
 

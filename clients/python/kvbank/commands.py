@@ -1,10 +1,10 @@
 """All commands of the installed parts, put together from entry points.
 
-An entry point of the group "kvbank.commands" names `register(app: typer.Typer) -> None`. Its module must be cheap to
+An entry point of the `GROUP` names `register(app: typer.Typer) -> None`. Its module must be cheap to
 import, because every command imports it; what is heavy it imports inside its commands.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from importlib.metadata import EntryPoint, entry_points
 from typing import Annotated
 
@@ -17,6 +17,7 @@ from kvbank._cli.stats import compact, stats
 from kvbank._cli.top import top
 from kvbank.console.ending import Failed, missing
 
+GROUP = "kvbank.commands"
 # Commands that show up, and name what they need, when their part is not installed.
 _COMMANDS = {
     "server": ("serve", "check", "repair", "backup", "restore"),
@@ -25,8 +26,11 @@ _COMMANDS = {
 _TAKES_ANYTHING = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 
-def application() -> typer.Typer:
-    """Return the application with all commands of the installed parts."""
+def application(parts: Iterable[EntryPoint] | None = None) -> typer.Typer:
+    """Return the application with the commands of the SDK and of all parts.
+
+    parts: entry points of the group "kvbank.commands"; by default those of the installed packages.
+    """
     app = typer.Typer(
         name="kvbank",
         help="A memory that language models attend to.",
@@ -40,8 +44,8 @@ def application() -> typer.Typer:
     app.command()(stats)
     app.command()(compact)
     app.command()(top)
-    for entry_point in entry_points(group="kvbank.commands"):
-        _register(app, entry_point)
+    for part in entry_points(group=GROUP) if parts is None else parts:
+        _register(app, part)
     return app
 
 
