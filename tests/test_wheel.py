@@ -27,6 +27,7 @@ EXPECTED = {
     "memory_service/storage/local/records/migrations/env.py",
     "memory_service/storage/local/records/migrations/script.py.mako",
     "model_worker/__init__.py",
+    "model_worker/__init__.pyi",
 }
 
 
