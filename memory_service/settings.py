@@ -1,15 +1,19 @@
-"""All settings of the service in one typed object; precedence: argument (flag), environment KVBANK_*, default."""
+"""All settings of the service in one typed object. This file owns their names, bounds and descriptions, of which the
+options of `kvbank serve` and the table in docs/operations.md are made, and their precedence: argument (flag),
+environment KVBANK_*, file, default.
+"""
 
 import difflib
 import os
-from collections.abc import Callable, Iterator, Mapping
+import tomllib
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from kvbank.console import quantities
+from kvbank.console.quantities import COUNT, SIZE, TIME, Quantity
 
 MIB = 1024 * 1024
 LONGEST_SOCKET_PATH = 107
@@ -18,94 +22,158 @@ PREFIX = "KVBANK_"
 _OTHERS = ("KVBANK_MEMORY", "KVBANK_DEBUG")
 
 
-def _written(read: Callable[[str], Any]) -> BeforeValidator:
-    return BeforeValidator(lambda value: read(value) if isinstance(value, str) else value)
+def _read(quantity: Quantity) -> BeforeValidator:
+    return BeforeValidator(lambda value: quantity.read(value) if isinstance(value, str) else value)
 
 
 def _absolute(listen: str) -> str:
-    """The path of a unix socket, for clients that go to another folder; as it is where it would be too long for one."""
+    """Return the path of a unix socket for clients that go to another folder; unchanged where it would be too long for
+    a socket."""
     if not listen.startswith("unix:"):
         return listen
     path = os.path.abspath(listen.removeprefix("unix:"))
     return f"unix:{path}" if len(os.fsencode(path)) <= LONGEST_SOCKET_PATH else listen
 
 
-Amount = Annotated[int, _written(quantities.amount)]
-Seconds = Annotated[float, _written(quantities.seconds), Field(allow_inf_nan=False)]
+Size = Annotated[int, _read(SIZE), SIZE]
+Count = Annotated[int, _read(COUNT), COUNT]
+Seconds = Annotated[float, _read(TIME), TIME, Field(allow_inf_nan=False)]
 
 
 class Settings(BaseSettings):
-    """Sizes in bytes, times in seconds."""
+    """The settings of a server. Sizes are in bytes, times in seconds; each description is a sentence of the help."""
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid")
 
     # Resolved once: a process that goes to another folder afterwards still has this one.
-    data: Annotated[Path, AfterValidator(lambda path: Path(os.path.realpath(path)))]
-    listen: Annotated[str, AfterValidator(_absolute)] = "127.0.0.1:7400"
-    insecure: bool = False
-    # Clients of this machine may read payload files and stage their own; on a unix socket only.
-    same_host: bool = False
-    durability: Literal["fsync", "os"] = "fsync"
-    min_free: Amount = Field(256 * MIB, ge=0)
-    max_message_bytes: Amount = Field(64 * MIB, ge=4 * MIB, lt=2 * 1024 * MIB)
-    max_chunk_bytes: Amount = Field(64 * MIB, ge=1)
-    max_unacknowledged_bytes: Amount = Field(32 * MIB, ge=1)
-    # In memory, of all streams together: what is being written, and as much of what is being read.
-    max_inflight_bytes: Amount = Field(256 * MIB, ge=1)
-    max_answer_bytes: Amount = Field(256 * MIB, ge=1)
-    # Of callers; fewer where the system allows the process fewer descriptors, of which some are kept for files.
-    max_connections: Amount = Field(1000, ge=1)
-    # Under way, of all callers together.
-    max_calls: Amount = Field(1000, ge=4)
-    max_banks: Amount = Field(10_000, ge=1)
-    # Of specs and metadata of all banks, which are in memory.
-    max_bank_bytes: Amount = Field(64 * MIB, ge=1)
-    storage_threads: int = Field(8, ge=1, le=256)
-    grace: Seconds = Field(5.0, ge=0)
-    # A bank that was not searched for so long leaves memory.
-    index_idle: Seconds = Field(900.0, gt=0)
-    # From so many chunks on, a bank with the index kind "auto" is searched by lists.
-    ivf_from: Amount = Field(200_000, ge=1)
-    migrate: bool = False
-    # Say over gRPC which methods there are, to tools such as grpcurl.
-    reflection: bool = False
-    # HOST:PORT of /metrics for Prometheus, /healthz and /readyz; empty: none.
-    metrics_listen: str = ""
-    log_format: Literal["text", "json"] = "text"
-    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    data: Annotated[Path, AfterValidator(lambda path: Path(os.path.realpath(path)))] = Field(
+        description="Data folder; made when missing."
+    )
+    listen: Annotated[str, AfterValidator(_absolute)] = Field(
+        "127.0.0.1:7400", description="HOST:PORT (port 0: any free one) or unix:PATH."
+    )
+    insecure: bool = Field(False, description="Allow addresses that others can reach; there is no authentication.")
+    same_host: bool = Field(
+        False,
+        description="Let clients of this user read payload files and stage their own; on a unix socket only.",
+    )
+    durability: Literal["fsync", "os"] = Field(
+        "fsync",
+        description="What a write waits for: the disk (fsync), or the system alone (os), so that a power cut may lose "
+        "what was acknowledged last.",
+    )
+    min_free: Size = Field(
+        256 * MIB, ge=0, description="Bytes of the disk that writes leave free; deletes may use them."
+    )
+    max_message_bytes: Size = Field(
+        64 * MIB, ge=4 * MIB, lt=2 * 1024 * MIB, description="Largest gRPC message; from 4 MiB to below 2 GiB."
+    )
+    max_chunk_bytes: Size = Field(64 * MIB, ge=1, description="Largest payload (all tensors) of a chunk.")
+    max_unacknowledged_bytes: Size = Field(
+        32 * MIB, ge=1, description="Bytes of one write stream that may be taken and not acknowledged yet."
+    )
+    max_inflight_bytes: Size = Field(
+        256 * MIB,
+        ge=1,
+        description="Bytes in memory, of all callers together: of writes, as many of K-V that is read, as many of "
+        "headers beyond 64 KiB, and as many of requests.",
+    )
+    max_answer_bytes: Size = Field(256 * MIB, ge=1, description="Most K-V of one answer.")
+    max_connections: Count = Field(
+        1000,
+        ge=1,
+        description="Connections of callers; fewer where the system allows the process fewer file descriptors, of "
+        "which 768 are kept for files.",
+    )
+    max_calls: Count = Field(
+        1000, ge=4, description="Calls under way, of all callers together; one connection has at most 256."
+    )
+    max_banks: Count = Field(
+        10_000, ge=1, description="Most banks of the folder; of a folder with more, all are served and none is made."
+    )
+    max_bank_bytes: Size = Field(
+        64 * MIB, ge=1, description="Most specs and metadata of all banks together, which are in memory."
+    )
+    storage_threads: int = Field(
+        8,
+        ge=1,
+        le=256,
+        description="Threads that read and write, and as many that search; one kind of call has at most three quarters "
+        "of the latter.",
+    )
+    grace: Seconds = Field(5.0, ge=0, description="Time that running calls get when the server stops, such as 30s.")
+    index_idle: Seconds = Field(
+        900.0, gt=0, description="Time after which the index of a bank that is not searched leaves memory."
+    )
+    ivf_from: Count = Field(
+        200_000, ge=1, description="Chunks from which a bank with the index 'auto' is searched by lists, approximately."
+    )
+    migrate: bool = Field(False, description="Upgrade an older data folder at the start.")
+    reflection: bool = Field(False, description="Tell tools such as grpcurl over gRPC which methods there are.")
+    metrics_listen: str = Field(
+        "", description="HOST:PORT of /metrics for Prometheus, /healthz and /readyz; none where empty."
+    )
+    log_format: Literal["text", "json"] = Field("text", description="How log lines look; json: one object a line.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="Least level that is logged; debug: every request too."
+    )
 
 
 class SettingsError(ValueError):
-    """A setting is not what it can be; the text is one line that begins with its name, as the caller wrote it."""
+    """The error for a setting that is not what it can be; its text is one line that begins with the name of the
+    setting, as the caller wrote it."""
 
 
-def load(given: Mapping[str, Any], name: Callable[[str], str] = str) -> Settings:
-    """The settings that are given, and the rest from the environment.
+def load(given: Mapping[str, Any], name: Callable[[str], str] = str, file: Path | None = None) -> Settings:
+    """Return the settings that are given, and the rest from the environment and from a file.
 
-    name: how the caller names a setting, such as a flag. Errors: SettingsError.
+    name: how the caller names a setting, such as a flag. file: a TOML file with settings by name. Errors:
+    SettingsError; OSError for a file that cannot be read.
     """
+    filed = {} if file is None else _filed(file)
+    # The environment goes before the file, and pydantic takes what it is called with before the environment.
+    filed = {setting: value for setting, value in filed.items() if setting not in given and not _variable(setting)}
     try:
-        return Settings(**given)
+        return Settings(**filed, **given)
     except ValidationError as error:
         first = error.errors()[0]
     setting = str(first["loc"][0]) if first["loc"] else ""
     text = first["msg"].removeprefix("Value error, ")
+    if setting in filed:
+        raise SettingsError(f"{file}: {setting}: {text}")
     variable = _variable(setting)
     if setting in given or variable is None:
         raise SettingsError(f"{name(setting)}: {text}")
     raise SettingsError(f"{variable}: {text}")
 
 
+def _filed(file: Path) -> Mapping[str, Any]:
+    """Read the settings of a TOML file. Errors: SettingsError for a file that is no TOML, or has other names."""
+    with open(file, "rb") as stream:
+        try:
+            found = tomllib.load(stream)
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise SettingsError(f"{file}: it is no TOML: {error}") from None
+    if unknown := [setting for setting in found if setting not in Settings.model_fields]:
+        raise SettingsError(f"{file}: {_unknown(unknown[0], Settings.model_fields)}")
+    return found
+
+
 def unknown_variables() -> Iterator[str]:
-    """What to say about each variable of the environment that looks like a setting and is none."""
+    """Yield a sentence about each variable of the environment that looks like a setting and is none."""
     known = [*(PREFIX + field.upper() for field in Settings.model_fields), *_OTHERS]
     for variable in sorted(os.environ):
         if variable.upper().startswith(PREFIX) and variable.upper() not in known:
-            rest = variable.upper().removeprefix(PREFIX)
-            near = difflib.get_close_matches(rest, [each.removeprefix(PREFIX) for each in known], 1)
-            yield f"{variable} is no setting" + (f"; did you mean {PREFIX}{near[0]}?" if near else "")
+            yield _unknown(variable, known)
+
+
+def _unknown(name: str, known: Iterable[str]) -> str:
+    """Say that a name is no setting, and which of the known names may have been meant."""
+    bare = {each.upper().removeprefix(PREFIX): each for each in known}
+    near = difflib.get_close_matches(name.upper().removeprefix(PREFIX), bare, 1)
+    return f"{name} is no setting" + (f"; did you mean {bare[near[0]]}?" if near else "")
 
 
 def _variable(setting: str) -> str | None:
-    """The environment's, as it is written there."""
+    """Return the name of the variable of a setting, as it is written in the environment."""
     return next((variable for variable in os.environ if variable.upper() == PREFIX + setting.upper()), None)

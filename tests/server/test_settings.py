@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import typer
 
 import kvbank
 from kvbank.console.ending import Failed
@@ -19,11 +20,11 @@ TEXT = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()
 
 
 def test_every_setting_is_documented_as_it_is() -> None:
-    rows = re.findall(r"^\| `(\w+)` \| `--([\w-]+)` \| `(\w+)` \| (\S*) \| .+ \|$", TEXT, re.MULTILINE)
+    rows = re.findall(r"^\| `(\w+)` \| `--([\w-]+)` \| `(\w+)` \| (\S*) \| (.+) \|$", TEXT, re.MULTILINE)
     expected = []
     for name, field in Settings.model_fields.items():
         default = "required" if field.is_required() else f"`{field.default}`" if field.default != "" else "empty"
-        expected.append((name, name.replace("_", "-"), f"KVBANK_{name.upper()}", default))
+        expected.append((name, name.replace("_", "-"), f"KVBANK_{name.upper()}", default, field.description))
     assert rows == expected
 
 
@@ -101,4 +102,56 @@ def test_a_variable_that_is_no_setting_is_warned_of(start: Start, monkeypatch: p
 
 
 def test_every_setting_has_a_flag() -> None:
-    assert inspect.signature(serve).parameters.keys() - {"ready_file"} == Settings.model_fields.keys()
+    assert inspect.signature(serve).parameters.keys() - {"ready_file", "config"} == Settings.model_fields.keys()
+
+
+def test_the_help_of_a_flag_is_the_description_of_its_setting() -> None:
+    app = typer.Typer()
+    app.command()(serve)
+    options = {option.name: option for option in typer.main.get_command(app).params}
+    for name, field in Settings.model_fields.items():
+        assert str(options[name].help).startswith(str(field.description))
+    assert str(options["min_free"].help).endswith(" Default: 256MiB.")
+    assert str(options["grace"].help).endswith(" Default: 5s.")
+
+
+def test_a_flag_goes_before_a_variable_and_that_before_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "kvbank.toml"
+    file.write_text("data = 'memory'\nmin_free = '1GiB'\nstorage_threads = 3\ngrace = 1.5\nmigrate = true\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("kvbank_storage_threads", "4")
+    monkeypatch.setenv("KVBANK_GRACE", "20s")
+    settings = load({"grace": "7s"}, file=file)
+    assert settings.data == tmp_path.resolve() / "memory"
+    assert (settings.min_free, settings.storage_threads, settings.grace) == (2**30, 4, 7)
+    assert (settings.migrate, settings.max_banks) == (True, 10_000)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("data = 'x'\nmin_free = 'lots'", "min_free: 'lots' is not a size"),
+        ("data = 'x'\ngrace = -1", "grace: Input should be greater than or equal to 0"),
+        ("data = 'x'\nmin_fre = 1", "min_fre is no setting; did you mean min_free?"),
+        ("[data]\nx = 1", "data: "),
+        ("data", "it is no TOML: "),
+        (b"data = '\xff'", "it is no TOML: "),
+    ],
+)
+def test_what_is_wrong_in_a_file_is_told_by_its_name(tmp_path: Path, text: str | bytes, told: str) -> None:
+    file = tmp_path / "kvbank.toml"
+    file.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(Failed, match=f"^{re.escape(f'{file}: {told}')}") as caught:
+        serve(config=file)
+    assert caught.value.code == 2
+
+
+def test_a_server_takes_its_settings_from_a_file(start: Start, tmp_path: Path) -> None:
+    file = tmp_path / "kvbank.toml"
+    file.write_text("metrics_listen = 'unix:/nowhere'\n")
+    ended = start("--config", str(file))
+    assert (ended.returncode, ended.stderr) == (1, "kvbank: metrics are served at HOST:PORT, not on a unix socket\n")
+    ended = start("--config", str(tmp_path / "other"))
+    assert (ended.returncode, ended.stderr) == (1, f"kvbank: {tmp_path / 'other'}: No such file or directory\n")

@@ -2,6 +2,9 @@
 Errors: ValueError with what was expected."""
 
 import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 _SCALES: dict[str, int] = {"": 1, "B": 1}
 for _power, _letter in enumerate("kMGT", 1):
@@ -38,3 +41,24 @@ def _parts(text: str, expected: str) -> tuple[str, str]:
     if match is None:
         raise ValueError(f"{text!r} is not {expected}")
     return match[1], match[2]
+
+
+@dataclass(frozen=True, slots=True)
+class Quantity:
+    """A kind of quantity: what the help of an option calls a value, how a text is read, and how a value is written."""
+
+    metavar: str
+    read: Callable[[str], float]
+    write: Callable[[Any], str]
+
+
+def _written(value: float, units: dict[str, int]) -> str:
+    """Write a quantity in the largest of the units, which are ascending, of which it is a whole multiple."""
+    fitting = [(unit, scale) for unit, scale in units.items() if value and value % scale == 0]
+    unit, scale = fitting[-1] if fitting else ("", 1)
+    return f"{value / scale:g}{unit}"
+
+
+SIZE = Quantity("SIZE", amount, lambda size: _written(size, {"": 1, "KiB": 1024, "MiB": 1024**2, "GiB": 1024**3}))
+COUNT = Quantity("COUNT", amount, lambda count: _written(count, {"": 1, "k": 1000, "M": 1000**2}))
+TIME = Quantity("TIME", seconds, lambda time: _written(time, {"s": 1, "m": 60, "h": 3600}))
