@@ -8,7 +8,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.bench import Bench
 from benchmarks.pair import Contender, Result, Skipped, compare, timed
-from model_worker.attachment.attachment import attach
+from model_worker.attaching import attach
 from model_worker.compress import REGISTRY, compressor
 from model_worker.errors import WorkerError
 from model_worker.window.encoding import encode

@@ -10,7 +10,7 @@ from transformers.cache_utils import DynamicLayer
 
 from benchmarks.bench import Bench
 from benchmarks.pair import Contender, Result, Target, compare, timed
-from model_worker.attachment.attachment import attach
+from model_worker.attaching import attach
 from model_worker.window.cache import MemoryCache
 from model_worker.window.local import TovaRule
 

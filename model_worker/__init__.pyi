@@ -1,6 +1,6 @@
 # The names that `import model_worker` offers, listed once: type checkers read this file, and so does `lazy_loader`.
+from .attaching import attach as attach
 from .attachment.attachment import Attachment as Attachment
-from .attachment.attachment import attach as attach
 from .model import Losses as Losses
 from .model import MemoryModel as MemoryModel
 from .remember.memory import Memory as Memory

@@ -12,9 +12,11 @@ from torch import Tensor
 
 import kvbank
 from model_worker.arguments import of_kind, text_or_ids, texts_or_ids, whole
-from model_worker.attachment.attachment import Attachment, attach, decoder_of
+from model_worker.attaching import attach
+from model_worker.attachment.attachment import Attachment
 from model_worker.attachment.loading import load_model
 from model_worker.attachment.model_names import SHIPPED
+from model_worker.attachment.model_parts import decoder_of
 from model_worker.compress import Compressor, local_rule
 from model_worker.errors import InputError
 from model_worker.remember.chunking import chunks, sentence_ends

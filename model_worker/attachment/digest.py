@@ -16,6 +16,7 @@ import torch
 import xxhash
 from torch import Tensor, nn
 
+from model_worker.attachment.model_parts import config_of, plain
 from model_worker.attachment.weights import is_tuner, live_tensors, weights_of
 from model_worker.errors import UnsupportedModel
 
@@ -37,7 +38,7 @@ def reader_of(model: nn.Module, tokenizer: object | None = None) -> Reader:
 
     Raises UnsupportedModel for a model with weights that cannot be read (see weights.py).
     """
-    config = model.config.to_dict()  # type: ignore[operator,union-attr]
+    config = config_of(model).to_dict()
     weights = weights_of(model, plain(model))
     parts = {
         "architecture": _hash_json([config.get("model_type"), _architecture(config)]),
@@ -60,11 +61,6 @@ def tokenizer_digest(tokenizer: object | None) -> str:
         return _hash_json(tokenizer.get_vocab())  # type: ignore[attr-defined]
     content = json.loads(backend.to_str())
     return _hash_json({**content, "padding": None, "truncation": None})  # those are left there by the last call
-
-
-def plain(model: nn.Module) -> nn.Module:
-    """The transformers model inside a peft wrapper."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
 
 
 def state_token(model: nn.Module) -> int:
@@ -152,7 +148,7 @@ def _sums(flat: Tensor) -> bytes | memoryview:
 
 
 def _bytes_of(tensor: Tensor) -> bytes | memoryview:
-    return tensor.contiguous().cpu().view(torch.uint8).numpy().data  # type: ignore[no-any-return]
+    return tensor.contiguous().cpu().view(torch.uint8).numpy().data
 
 
 # Fields of a config that do not change what a key means; all others count, also those that a future model brings.
@@ -232,7 +228,7 @@ def _pieces(tensor: Tensor, rows: int = 1 << 22) -> Iterable[bytes | memoryview]
     by_value = tensor.is_floating_point() and tensor.dtype != torch.float64
     if not by_value:
         yield str(tensor.dtype).encode()
-    for piece in tensor.detach().reshape(-1).split(rows):
+    for piece in torch.split(tensor.detach().reshape(-1), rows):
         yield _bytes_of(piece.to(device="cpu", dtype=torch.float32) if by_value else piece)
 
 

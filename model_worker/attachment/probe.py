@@ -1,59 +1,40 @@
-"""What each layer of a model does with positions, found by running it twice on a few tokens.
+"""What each layer of a model does with positions, found by running the model twice on a few tokens.
 
 The probe runs when a model is attached. It tells rotary layers from others by behaviour, not by a table of
 architectures, so that a model can be refused with a reason instead of being corrupted silently.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
+from model_worker.attachment.hf_caches import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+from model_worker.attachment.model_parts import device_of, evaluating, layer_of
+from model_worker.attachment.raw_keys import LAYOUTS
+from model_worker.attachment.reports import LayerReport, Layers
 from model_worker.attachment.rope import Rope, rotation_limit
 from model_worker.attachment.view import ForwardView
 from model_worker.errors import UnsupportedModel
 
-_SHIFT = 37
+_SHIFT = 37  # positions between the two runs
 _TOKENS = 6
 
 
-@dataclass(frozen=True, slots=True)
-class LayerReport:
-    """One layer as the probe saw it.
+class _Unusable(Exception):
+    """Why a layer cannot hold a memory, and the kind of `LayerReport` that it is."""
 
-    kind: `rope`, `nope` (no rotation at all), `no-rope` (position inside the key) or `unsupported`.
-    capture: `projection` (stored bit by bit as projected, found in `layout`) or `unrotated` (the exact inverse, in
-    float32, rounded once).
-    """
-
-    layer: int
-    kind: str
-    reason: str = ""
-    capture: str = ""
-    layout: str | None = None
-    kv_heads: int = 0
-    head_dim: int = 0
-    scaling: float = 1.0
-    sliding_window: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Layers:
-    """All layers of a model: reports, the rotation of each usable one, and the attention modules by layer."""
-
-    reports: list[LayerReport]
-    ropes: dict[int, Rope]
-    modules: dict[int, nn.Module]
+    def __init__(self, reason: str, kind: str = "unsupported"):
+        super().__init__(reason)
+        self.kind = kind
 
 
 @dataclass(slots=True)
 class _Seen:
-    """One layer during one forward."""
+    """One layer during one forward: what its attention was given, and what its cache returned (`updated`)."""
 
     module: nn.Module
     key: Tensor
@@ -66,17 +47,21 @@ class _Seen:
 
 
 class _Recorder(ForwardView):
+    """A forward of which everything is kept that the attention layers see."""
+
     def __init__(self) -> None:
         super().__init__()
         self.layers: dict[int, _Seen] = {}
 
     def observe(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, kwargs: Any) -> None:
-        layer = int(module.layer_idx)  # type: ignore[arg-type]
+        layer = layer_of(module)
         before = self.layers.get(layer)
         self.layers[layer] = _Seen(module, key, value, dict(kwargs), 1 if before is None else before.calls + 1)
 
 
 class _SpyCache(DynamicCache):
+    """A cache that keeps what it returned to each layer."""
+
     def __init__(self) -> None:
         super().__init__()
         self.updated: dict[int, tuple[Tensor, Tensor]] = {}
@@ -109,21 +94,25 @@ def probe(model: Any, decoder: nn.Module, text: int = 0) -> Layers:
             continue
         seen = first[layer]
         modules[layer] = seen.module
-        report, rope = _classify(layer, seen, second[layer], shift, rotary, types[layer], limit)
-        reports.append(report)
-        if rope is not None:
-            ropes[layer] = rope
+        try:
+            _check_keys(seen)
+            rope, unrotated = _rotation(seen, second[layer], shift, rotary, types[layer], limit)
+        except _Unusable as refusal:
+            reports.append(LayerReport(layer, refusal.kind, str(refusal)))
+            continue
+        reports.append(_report(layer, seen, rope, unrotated))
+        ropes[layer] = rope
     return Layers(reports, ropes, modules)
 
 
 def tokens_of(text: int, count: int, vocabulary: int) -> Tensor:
-    """The first `count` token ids of a text that a model is tried on, `[1, count]`; texts are told by their number."""
+    """Return the first `count` token ids, `[1, count]`, of a text that a model is tried on; texts have numbers."""
     first = 1 + text * _TOKENS
     return torch.arange(first, first + count)[None] % int(vocabulary)
 
 
 def _check_stack(model: Any) -> None:
-    """Refuse what has other layers than attention, which remember something else than keys and values."""
+    """Raise UnsupportedModel for other layers than attention, which remember something else than keys and values."""
     config = model.config
     missing = [name for name in ("num_hidden_layers", "vocab_size") if not hasattr(config, name)]
     if missing:
@@ -142,10 +131,11 @@ def _check_stack(model: Any) -> None:
 
 
 def _run(model: Any, decoder: nn.Module, offset: int, text: int) -> dict[int, _Seen]:
+    """Run `model` on a text whose first token stands at position `offset`, and return what each layer saw."""
     recorder, cache = _Recorder(), _SpyCache()
     rotations: dict[int, Any] = {}
     projections: dict[int, dict[str, Tensor]] = {}
-    device = next(model.parameters()).device
+    device = device_of(model)
     ids = tokens_of(text, _TOKENS, model.config.vocab_size).to(device)
     positions = torch.arange(offset, offset + _TOKENS, device=device)[None]
     with _hooks(decoder, rotations, projections), evaluating(model), torch.no_grad():
@@ -158,18 +148,9 @@ def _run(model: Any, decoder: nn.Module, offset: int, text: int) -> dict[int, _S
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """The model without dropout, and as it was afterwards."""
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)
-
-
-@contextmanager
 def _hooks(decoder: nn.Module, rotations: dict[int, Any], projections: dict[int, dict[str, Tensor]]) -> Iterator[None]:
+    """Note, while it lasts, rotation and key projections of each attention module, by the module's `id`."""
+
     def note_rotation(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         rotations[id(module)] = kwargs.get("position_embeddings")
 
@@ -192,32 +173,31 @@ def _hooks(decoder: nn.Module, rotations: dict[int, Any], projections: dict[int,
         yield
 
 
-def _classify(
-    layer: int,
-    first: _Seen,
-    second: _Seen,
-    shift: int,
-    rotary: nn.Module | None,
-    layer_type: str | None,
-    limit: int | None,
-) -> tuple[LayerReport, Rope | None]:
-    def refuse(reason: str, kind: str = "unsupported") -> tuple[LayerReport, None]:
-        return LayerReport(layer, kind, reason), None
-
-    if first.calls > 1:
-        return refuse(f"its attention runs {first.calls} times in one forward")
-    if first.updated is None or not all(map(_same, first.updated, (first.key, first.value))):
-        return refuse(
+def _check_keys(seen: _Seen) -> None:
+    """Raise _Unusable unless the layer's attention runs once, on the very keys and values that its cache holds."""
+    if seen.calls > 1:
+        raise _Unusable(f"its attention runs {seen.calls} times in one forward")
+    if seen.updated is None or not all(map(_same, seen.updated, (seen.key, seen.value))):
+        raise _Unusable(
             "its cache does not hold the keys and values that attention sees (a latent, or K-V of another layer)"
         )
+
+
+def _rotation(
+    first: _Seen, second: _Seen, shift: int, rotary: nn.Module | None, layer_type: str | None, limit: int | None
+) -> tuple[Rope, Tensor]:
+    """Return the rotation of a layer that ran at two places, and its keys without it, `[1, Hkv, T, D]`.
+
+    rotary, layer_type, limit: see `Rope`. A layer whose keys are the same at both places has no rotation (NoPE).
+    Raises _Unusable where taking the rotation back does not give the same key at both places.
+    """
     same = _close(first.key, second.key)
     if first.rotation is None:
-        return refuse("it has no rotary positions, so remembered keys cannot be moved", "no-rope")
+        raise _Unusable("it has no rotary positions, so remembered keys cannot be moved", "no-rope")
     if not _is_cos_sin(first.rotation) or (rotary is None and not same):
-        return refuse("its rotary embedding is not a pair of cosines and sines")
+        raise _Unusable("its rotary embedding is not a pair of cosines and sines")
     if same:
-        rope = Rope(first.module, None)
-        return _report(layer, "nope", first, rope, first.key), rope
+        return Rope(first.module, None), first.key
     rope = Rope(first.module, rotary, layer_type, limit)
     try:
         unrotated = rope.unrotate(first.key, *first.rotation)
@@ -225,18 +205,19 @@ def _classify(
         fits = _close(unrotated, rope.unrotate(second.key, *second.rotation))
         fits = fits and _close(rope.rotate(unrotated, positions), second.key)
     except (RuntimeError, TypeError, KeyError, ValueError) as error:
-        return refuse(f"its rotation cannot be called: {error}")
+        raise _Unusable(f"its rotation cannot be called: {error}") from error
     if not fits:
-        return refuse("taking its rotation back does not give a key that is free of position")
-    return _report(layer, "rope", first, rope, unrotated), rope
+        raise _Unusable("taking its rotation back does not give a key that is free of position")
+    return rope, unrotated
 
 
-def _report(layer: int, kind: str, seen: _Seen, rope: Rope, unrotated: Tensor) -> LayerReport:
+def _report(layer: int, seen: _Seen, rope: Rope, unrotated: Tensor) -> LayerReport:
+    """Report a layer that can hold a memory; its key is captured as projected, if a projection equals it."""
     projected = list(seen.projections.values())[-1:]  # k_norm, where there is one, comes after k_proj
     layout = next((name for p in projected for name in LAYOUTS if _is_key(p, name, unrotated)), None)
     return LayerReport(
         layer,
-        kind,
+        "rope" if rope.rotates else "nope",
         capture="unrotated" if layout is None else "projection",
         layout=layout,
         kv_heads=unrotated.shape[1],
@@ -246,15 +227,8 @@ def _report(layer: int, kind: str, seen: _Seen, rope: Rope, unrotated: Tensor) -
     )
 
 
-# How a projection's output lies in memory, as the key [B, Hkv, T, D] that it is.
-LAYOUTS: dict[str, Callable[[Tensor, int, int], Tensor]] = {
-    "flat": lambda x, heads, dim: x.view(x.shape[0], x.shape[1], heads, dim).transpose(1, 2),
-    "tokens_first": lambda x, heads, dim: x.transpose(1, 2),
-    "heads_first": lambda x, heads, dim: x,
-}
-
-
 def _is_key(projected: Tensor, layout: str, unrotated: Tensor) -> bool:
+    """Tell whether a projection's output, read in that layout, is the key before RoPE."""
     if (layout == "flat") != (projected.ndim == 3) or projected.numel() != unrotated.numel():
         return False
     key = LAYOUTS[layout](projected, unrotated.shape[1], unrotated.shape[3])
@@ -262,6 +236,7 @@ def _is_key(projected: Tensor, layout: str, unrotated: Tensor) -> bool:
 
 
 def _is_cos_sin(rotation: Any) -> bool:
+    """Tell whether a rotation is a pair of real tensors."""
     return (
         isinstance(rotation, tuple)
         and len(rotation) == 2
@@ -270,9 +245,11 @@ def _is_cos_sin(rotation: Any) -> bool:
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
+    """Tell whether two tensors have one shape and, up to rounding, the same values."""
     return a.shape == b.shape and _close(a, b)
 
 
 def _close(a: Tensor, b: Tensor) -> bool:
+    """Tell whether two tensors of one shape differ by rounding only, measured by the largest value of `b`."""
     bound = 1e-3 if a.dtype == torch.float32 else 8e-2
     return bool((a.float() - b.float()).abs().max() <= bound * b.float().abs().max().clamp(min=1e-6))

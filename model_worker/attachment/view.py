@@ -8,15 +8,13 @@ threads do not meet.
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from model_worker.attachment.attention import Backend, RetrievedKV, retrieval_causal_attention
-
-if TYPE_CHECKING:
-    from model_worker.attachment.attachment import Attachment
+from model_worker.attachment.model_parts import layer_of
 
 _current = threading.local()
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -27,12 +25,16 @@ def not_compiled(function: _F) -> _F:
 
     A memory asks a service, waits and keeps state: a graph that was traced through it would keep what it found first.
     """
-    disabled: _F = torch.compiler.disable(function, reason="a memory is no part of a graph")
-    return disabled
+    disable: Callable[..., _F] = torch.compiler.disable  # torch states no types for it
+    return disable(function, reason="a memory is no part of a graph")
 
 
 class ForwardView:
-    """Read side: retrieved K-V by layer. Write side: unrotated keys and queries of memory layers."""
+    """One forward as its attention layers see it: what was retrieved for them, and what they leave for the memory.
+
+    retrieved: K-V by layer. rotations, projections: cosines and sines, and the output of `k_proj` or `k_norm`, by
+    memory layer, as the hooks noted them.
+    """
 
     def __init__(self, retrieved: Mapping[int, RetrievedKV] | None = None):
         self._retrieved = retrieved or {}
@@ -40,7 +42,7 @@ class ForwardView:
         self.projections: dict[int, Tensor] = {}
 
     def retrieved(self, layer: int) -> RetrievedKV | None:
-        """What `layer` attends to besides its local context."""
+        """Return what `layer` attends to besides its local context; None for nothing."""
         return self._retrieved.get(layer)
 
     def attend(
@@ -53,45 +55,48 @@ class ForwardView:
         mask: Tensor | None,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
-        """The attention of one layer, as `backend` would be called; query and key are rotated."""
+        """Compute the attention of one layer, called as `backend` would be; query and key are rotated."""
         self.observe(module, query, key, value, kwargs)
-        retrieved = self.retrieved(int(module.layer_idx))  # type: ignore[arg-type]
+        retrieved = self.retrieved(layer_of(module))
         return retrieval_causal_attention(backend, module, query, key, value, mask, retrieved, **kwargs)
 
     def observe(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, kwargs: Mapping[str, Any]) -> None:
-        """Called by the attention function with post-RoPE tensors, before attention."""
+        """Look at one layer's tensors, rotated, before they are attended to; this class does nothing with them."""
 
 
 class ForwardState(ABC):
-    """A cache that takes part in a forward of the model behind its `attachment`. The decoder's pre-hook calls it."""
+    """A cache that takes part in a forward of one attached model, whose decoder's pre-hook calls it.
 
-    attachment: "Attachment"
+    attachment: the attachment that the cache was made for; the hook compares identities and asks nothing of it.
+    """
+
+    attachment: object
 
     @abstractmethod
     def before_forward(self, kwargs: dict[str, Any]) -> dict[str, Any]:
-        """The decoder's keywords, with positions made explicit and the view added as `kvbank`."""
+        """Return the decoder's keywords, with positions made explicit and the view added as `kvbank`."""
 
 
 @not_compiled
 def enter_attention(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Pre-hook of a memory layer's attention: note the rotation, and whose forward the projections below belong to."""
+    """Note the rotation of a memory layer, and to which forward its projections belong: a pre-hook of its attention."""
     view = kwargs.get("kvbank")
     _current.view = view
     if view is not None:
-        _current.layer = module.layer_idx
+        _current.layer = layer_of(module)
         if kwargs.get("position_embeddings") is not None:
-            view.rotations[module.layer_idx] = kwargs["position_embeddings"]
+            view.rotations[_current.layer] = kwargs["position_embeddings"]
 
 
 @not_compiled
 def leave_attention(module: nn.Module, args: tuple[Any, ...], output: object) -> None:
-    """Hook after a memory layer's attention, also when it failed."""
+    """End what `enter_attention` began: a hook after a memory layer's attention, also when that failed."""
     _current.view = None
 
 
 @not_compiled
 def note_projection(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-    """Hook of `k_proj` or `k_norm`: its output is the unrotated key up to layout."""
+    """Keep the output of `k_proj` or `k_norm`, which is the unrotated key up to its layout: a hook after either."""
     view = getattr(_current, "view", None)
     if view is not None:
         view.projections[_current.layer] = output

@@ -40,7 +40,7 @@ def calibrate(
 
     Example: kvbank homer calibrate --model ./my-model --rope yarn:4
     """
-    from model_worker.attachment.attachment import attach
+    from model_worker.attaching import attach
     from model_worker.demo.story import reference_text
     from model_worker.homer.bias import bias_key, save_bias
     from model_worker.homer.calibrate import calibrate as measure

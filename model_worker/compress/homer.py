@@ -76,8 +76,7 @@ class Homer(Compressor):
 
     def compress(self, captured: Captured, attachment: "Attachment") -> Payload:
         from model_worker.homer.bias import load_bias
-        from model_worker.homer.prompt import default_warmup
-        from model_worker.homer.schedule import Shape
+        from model_worker.homer.schedule import Shape, default_warmup
         from model_worker.homer.tree import trees_of
 
         trees, ids = trees_of(attachment), captured.token_ids

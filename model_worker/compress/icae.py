@@ -14,21 +14,24 @@ depends on the model, its vocabulary and the adapter, and no number is right for
 import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
+from weakref import WeakKeyDictionary
 
 import torch
 
 from model_worker.compress.base import Compressor, Payload, alone
 from model_worker.compress.none import Keep
 from model_worker.errors import BankMismatch, InputError
-from model_worker.window.capture import Captured
+from model_worker.window.capture import Captured, Layers
 
 if TYPE_CHECKING:
     import kvbank
     from model_worker.attachment.attachment import Attachment
     from model_worker.icae import Icae, Slots
-    from model_worker.remember.stored import Layers
 
 PAYLOADS = ("auto", "soft", "kv")
+# Adapters that were loaded for an attached model, by name: read, and their base hashed, once. Weak, since a model that
+# goes takes its adapters with it.
+ADAPTERS: "WeakKeyDictionary[Attachment, dict[str, Icae]]" = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -106,9 +109,10 @@ def adapter_of(attachment: "Attachment", name: str) -> "Icae":
     """
     from model_worker.icae import Icae
 
-    if name not in attachment.adapters:
-        attachment.adapters[name] = Icae.from_pretrained(attachment.model, name)
-    return attachment.adapters[name]
+    known = ADAPTERS.setdefault(attachment, {})
+    if name not in known:
+        known[name] = Icae.from_pretrained(attachment.model, name)
+    return known[name]
 
 
 def _why_not(icae: "Icae", tokens: int) -> str:
@@ -130,9 +134,9 @@ def _uncompressed(captured: Captured, attachment: "Attachment", measured: float 
     return replace(Keep().compress(alone(captured, attachment), attachment), measured_loss=measured)
 
 
-def _layers(slots: "Slots", attachment: "Attachment") -> tuple["Layers", str]:
+def _layers(slots: "Slots", attachment: "Attachment") -> tuple[Layers, str]:
     """K-V of the memory layers, and whose: not the same thing, though of one shape."""
-    from model_worker.remember.stored import expanded
+    from model_worker.icae.expanded import expanded
 
     if slots.layers is None:
         assert slots.soft is not None

@@ -199,7 +199,7 @@ def _scoring(press: Any, attachment: "Attachment") -> Iterator[tuple[dict[int, T
 
     Raises _CannotScore out of the forward.
     """
-    from model_worker.attachment.attachment import decoder_of
+    from model_worker.attachment.model_parts import decoder_of
 
     decoder: Any = decoder_of(attachment.model)
     scores: dict[int, Tensor] = {}

@@ -19,12 +19,13 @@ from tempfile import TemporaryDirectory
 import torch
 from torch import Tensor, nn
 
-from model_worker.attachment.attachment import Attachment, attach
+from model_worker.attaching import attach
+from model_worker.attachment.attachment import Attachment
 from model_worker.compress import Compressor, compressor
 from model_worker.errors import InputError
 from model_worker.homer.bias import save_bias
 from model_worker.homer.calibrate import calibrate
-from model_worker.remember.stored import expanded
+from model_worker.icae.expanded import expanded
 from model_worker.window.cache import MemoryCache, RecalledChunk
 from model_worker.window.capture import Captured
 from model_worker.window.encoding import encode

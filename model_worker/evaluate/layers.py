@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from model_worker.attachment.attachment import Attachment, attach
-from model_worker.attachment.probe import LayerReport
+from model_worker.attaching import attach
+from model_worker.attachment.attachment import Attachment
+from model_worker.attachment.reports import LayerReport
 from model_worker.window.cache import MemoryCache, RecalledChunk
 from model_worker.window.encoding import encode
 

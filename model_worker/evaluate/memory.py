@@ -13,7 +13,7 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
-from model_worker.attachment.attachment import attach
+from model_worker.attaching import attach
 from model_worker.errors import InputError
 from model_worker.homer.bias import NONE
 from model_worker.homer.prompt import compress_prompt

@@ -18,7 +18,8 @@ from typing import Any
 
 import torch
 
-from model_worker.attachment.attachment import Attachment, attach
+from model_worker.attaching import attach
+from model_worker.attachment.attachment import Attachment
 from model_worker.demo.facts import Fact, make_facts
 from model_worker.errors import InputError
 from model_worker.homer.bias import NONE, Bias

@@ -15,7 +15,7 @@ from model_worker.arguments import whole
 from model_worker.attachment.attachment import Attachment
 from model_worker.errors import InputError
 from model_worker.homer.bias import Bias, load_bias
-from model_worker.homer.schedule import Shape
+from model_worker.homer.schedule import Shape, default_warmup
 from model_worker.homer.tree import Result, Trees, trees_of
 from model_worker.window.generation import generated, generation_options
 
@@ -141,8 +141,3 @@ def compress_prompt(
     table = load_bias(attachment, bias) if isinstance(bias, str) else bias
     result = trees.build(shape, prefix, context, suffix, bias=table.table, pool=pool)
     return CompressedPrompt(attachment, trees, result, suffix if again else ())
-
-
-def default_warmup(layers: int) -> int:
-    """The paper's share: 12 of 32."""
-    return 3 * layers // 8

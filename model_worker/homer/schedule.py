@@ -19,6 +19,11 @@ from model_worker.errors import InputError
 MODES = ("paper", "balanced")
 
 
+def default_warmup(layers: int) -> int:
+    """Return how many of a model's layers run before the first merge: the paper's share, 12 of 32."""
+    return 3 * layers // 8
+
+
 @dataclass(frozen=True, slots=True)
 class Shape:
     """The parameters of a tree. All lengths count tokens, affixes included.

@@ -20,8 +20,9 @@ from weakref import WeakKeyDictionary, ref
 import torch
 from torch import Tensor, nn
 
-from model_worker.attachment.attachment import Attachment, decoder_of
+from model_worker.attachment.attachment import Attachment
 from model_worker.attachment.attention import Backend
+from model_worker.attachment.model_parts import decoder_of
 from model_worker.attachment.view import ForwardView
 from model_worker.errors import InputError, UnsupportedModel
 from model_worker.homer.schedule import Node, Plan, Shape, plan

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from model_worker.attachment.attachment import Attachment
 from model_worker.attachment.attention import RetrievedKV
-from model_worker.attachment.probe import LAYOUTS
+from model_worker.attachment.raw_keys import raw_keys
 from model_worker.attachment.view import ForwardView
 
 
@@ -32,11 +32,9 @@ class KVView(ForwardView):
         found = {}
         for layer in layers:
             key, value = self._seen[layer]
-            report, projected = attachment.reports[layer], self.projections.get(layer)
-            if report.layout is not None and projected is not None:
-                key = LAYOUTS[report.layout](projected, report.kv_heads, report.head_dim)
-            elif attachment.ropes[layer].rotates:
-                rotation = self.rotations.get(layer) or attachment.ropes[layer].cos_sin(positions)
-                key = attachment.ropes[layer].unrotate(key, *rotation)
+            rope, rotation = attachment.ropes[layer], self.rotations.get(layer)
+            if rotation is None and rope.rotates:
+                rotation = rope.cos_sin(positions)
+            key = raw_keys(attachment.reports[layer], rope, key, self.projections.get(layer), rotation)
             found[layer] = key[:, :, -last:], value[:, :, -last:]
         return found

@@ -12,8 +12,10 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from model_worker.attachment.attachment import Attachment, attach, decoder_of
+from model_worker.attaching import attach
+from model_worker.attachment.attachment import Attachment
 from model_worker.attachment.attention import RetrievedKV
+from model_worker.attachment.model_parts import decoder_of
 from model_worker.attachment.view import ForwardView
 from model_worker.errors import InputError
 from model_worker.icae.capture import KVView

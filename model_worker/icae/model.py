@@ -21,8 +21,10 @@ import torch
 import xxhash
 from torch import Tensor, nn
 
-from model_worker.attachment.attachment import Attachment, attach, decoder_of
+from model_worker.attaching import attach
+from model_worker.attachment.attachment import Attachment
 from model_worker.attachment.digest import reader_of
+from model_worker.attachment.model_parts import decoder_of
 from model_worker.errors import InputError
 from model_worker.icae import folder as files
 from model_worker.icae import lora

@@ -8,18 +8,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import Tensor
 
 import kvbank
 from model_worker.attachment.attachment import Attachment
 from model_worker.compress.base import Payload
 from model_worker.errors import BankMismatch, InputError
+from model_worker.icae.expanded import expanded
 from model_worker.tensors import to_numpy, to_torch
+from model_worker.window.capture import Layers
 
 if TYPE_CHECKING:
     from model_worker.icae import Icae, Slots
-
-Layers = dict[int, tuple[Tensor, Tensor, Tensor]]
 
 
 def tensors_of(payload: Payload, dtype: torch.dtype) -> dict[str, np.ndarray]:
@@ -41,19 +40,6 @@ def layers_of(tensors: Mapping[str, np.ndarray], attachment: Attachment) -> Laye
     parts = ("k", "v", "pos")
     layers = attachment.plan.memory_layers
     return {x: tuple(to_torch(tensors[f"{part}.{x}"]) for part in parts) for x in layers}  # type: ignore[misc]
-
-
-def expanded(soft: Tensor, attachment: Attachment) -> Layers:
-    """K-V of the memory layers from one forward of the frozen model over the soft tokens `[n, d]` of a chunk.
-
-    They stand at the first places of the chunk. Several chunks so expanded are an approximation: each is alone in its
-    forward, so that in deeper layers none has seen those before it, as it would have if the model read one behind the
-    other (`slots_of` is for that).
-    """
-    from model_worker.icae.decode import to_kv
-
-    offsets = torch.arange(len(soft), dtype=torch.int32)
-    return {layer: (*pair, offsets) for layer, pair in to_kv(attachment, soft, attachment.plan.memory_layers).items()}
 
 
 def slots_of(chunk: kvbank.Chunk, attachment: Attachment, icae: "Icae") -> "Slots":

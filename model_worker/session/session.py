@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 
 import kvbank
 from model_worker.arguments import finite, whole
-from model_worker.attachment.attachment import decoder_of
+from model_worker.attachment.model_parts import decoder_of
 from model_worker.compress import local_rule
 from model_worker.errors import InputError, SessionError
 from model_worker.model import MemoryModel, Progress

@@ -9,24 +9,22 @@ positions that enter RoPE are shifted back from time to time, so that they stay 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from transformers import Cache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from model_worker.attachment.attachment import Attachment
 from model_worker.attachment.attention import Backend, RetrievedKV
-from model_worker.attachment.probe import LAYOUTS
+from model_worker.attachment.raw_keys import raw_keys
 from model_worker.attachment.rope import check_below
 from model_worker.attachment.view import ForwardState, ForwardView, not_compiled
 from model_worker.errors import InputError
 from model_worker.window.capture import Captured, LayerCapture
 from model_worker.window.local import LocalLayer, TovaLayer, TovaRule
 from model_worker.window.selection import received, weighed
-
-if TYPE_CHECKING:
-    from model_worker.attachment.attachment import Attachment
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,9 +86,11 @@ class MemoryCache(Cache, ForwardState):
     paper, also beyond the trained length.
     """
 
+    attachment: Attachment
+
     def __init__(
         self,
-        attachment: "Attachment",
+        attachment: Attachment,
         memory: MemoryPort | None = None,
         *,
         window: int | None = None,
@@ -450,10 +450,7 @@ class _CacheView(ForwardView):
             return
         report, rope, new = attachment.reports[layer], attachment.ropes[layer], query.shape[2]
         rotation = self.rotations[layer]
-        if report.layout is not None:
-            keys = LAYOUTS[report.layout](self.projections.pop(layer), report.kv_heads, report.head_dim)
-        else:
-            keys = rope.unrotate(key[:, :, -new:], *rotation)
+        keys = raw_keys(report, rope, key[:, :, -new:], self.projections.pop(layer, None), rotation)
         queries = rope.unrotate(query, *rotation).detach() if self._cache.memory.needs_queries else None
         self._cache.layers[layer].keep_raw(keys.detach(), value[:, :, -new:].detach(), queries)
 

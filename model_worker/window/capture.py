@@ -4,6 +4,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+# Memory layer -> (keys `[Hkv, m, D]` before RoPE, values `[Hkv, m, D]`, offsets `[m]` or `[Hkv, m]` of the kept tokens
+# inside their chunk): the K-V of a chunk as they are stored and recalled.
+Layers = dict[int, tuple[Tensor, Tensor, Tensor]]
+
 
 @dataclass(frozen=True, slots=True)
 class LayerCapture:

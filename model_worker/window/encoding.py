@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from model_worker.attachment.attachment import Attachment, decoder_of
+from model_worker.attachment.attachment import Attachment
+from model_worker.attachment.model_parts import decoder_of
 from model_worker.window.cache import MemoryCache
 from model_worker.window.capture import Captured
 from model_worker.window.local import TovaLayer, TovaRule

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from model_worker.attachment.attachment import attach
+from model_worker.attaching import attach
 from model_worker.homer.prompt import CompressedPrompt
 from model_worker.homer.schedule import Node, Shape, plan
 from model_worker.homer.tree import Step, Trees

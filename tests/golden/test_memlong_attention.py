@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from model_worker.attachment.attachment import Attachment, attach
+from model_worker.attaching import attach
+from model_worker.attachment.attachment import Attachment
 from model_worker.window.cache import MemoryCache, RecalledChunk
 from model_worker.window.capture import Captured
 from tests.golden.vectors import Case, memlong_case, memlong_folders, memlong_model, worst

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
-from model_worker.attachment.attachment import Attachment, attach
+from model_worker.attaching import attach
+from model_worker.attachment.attachment import Attachment
 from model_worker.compress import Payload, compressor
 from model_worker.compress.tova import Tova
 from model_worker.window.cache import MemoryCache

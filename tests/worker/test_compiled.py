@@ -8,7 +8,8 @@ import torch
 from transformers import PreTrainedModel
 
 import kvbank
-from model_worker.attachment.attachment import Attachment, attach
+from model_worker.attaching import attach
+from model_worker.attachment.attachment import Attachment
 from model_worker.remember.memory import Memory
 from model_worker.window.cache import MemoryCache
 from tests.worker.tiny import bank, build, tokenizer, tokens, worst

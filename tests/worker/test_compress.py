@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 import kvbank
 from model_worker.attachment.attachment import Attachment
 from model_worker.compress import REGISTRY, Payload, compressor, usage
+from model_worker.compress.icae import ADAPTERS
 from model_worker.compress.press import SCORERS
 from model_worker.errors import InputError
 from model_worker.icae import Icae, IcaeConfig
@@ -20,7 +21,7 @@ from model_worker.remember import stored
 from model_worker.remember.memory import Memory
 from model_worker.tensors import to_torch
 from model_worker.window.cache import MemoryCache, RecalledChunk
-from model_worker.window.capture import Captured
+from model_worker.window.capture import Captured, Layers
 from model_worker.window.encoding import encode
 from model_worker.window.selection import kept_positions, lowest
 from tests.worker.tiny import ListMemory, attached, bank, tokenizer, tokens, worst
@@ -101,7 +102,8 @@ def make_adapters(attachment: Attachment) -> None:
     """ICAE adapters that make as many slots of the chunk as each budget says, all in one span."""
     for slots, interface in itertools.product(BUDGETS, ("soft", "kv")):
         config = IcaeConfig(slots, -(-SIZE // slots), interface=interface, positions="spread")
-        attachment.adapters[f"{interface}-{slots}"] = Icae.create(attachment.model, config, rank=2)
+        adapters = ADAPTERS.setdefault(attachment, {})
+        adapters[f"{interface}-{slots}"] = Icae.create(attachment.model, config, rank=2)
 
 
 def check_promises(form: str, budget: int, payload: Payload, chunk: Captured) -> None:
@@ -129,7 +131,7 @@ def at(tensor: Tensor, offsets: Tensor) -> Tensor:
     return torch.stack([tensor[head, row] for head, row in enumerate(rows)])
 
 
-def check_stored(attachment: Attachment, payload: Payload, found: kvbank.Chunk) -> stored.Layers:
+def check_stored(attachment: Attachment, payload: Payload, found: kvbank.Chunk) -> Layers:
     """What the service has is the payload, bit by bit; gives back the K-V that a reader attends to."""
     assert found.tensors is not None
     if payload.soft is not None:
@@ -145,7 +147,7 @@ def check_stored(attachment: Attachment, payload: Payload, found: kvbank.Chunk) 
     return layers
 
 
-def check_moved(attachment: Attachment, plain: Tensor, ids: Tensor, layers: stored.Layers) -> None:
+def check_moved(attachment: Attachment, plain: Tensor, ids: Tensor, layers: Layers) -> None:
     """Recalled elsewhere it gives the logits of the model that sees it, head by head, where it stood."""
     expected = plain if len(layers[0][2]) == SIZE else attention_where_it_stood(attachment, ids, layers)
     cache = MemoryCache(attachment, start=SIZE + PLACE)
@@ -154,7 +156,7 @@ def check_moved(attachment: Attachment, plain: Tensor, ids: Tensor, layers: stor
     assert worst(logits, expected) <= (2e-4 if plain.dtype == torch.float32 else 0.15)
 
 
-def attention_where_it_stood(attachment: Attachment, ids: Tensor, layers: stored.Layers) -> Tensor:
+def attention_where_it_stood(attachment: Attachment, ids: Tensor, layers: Layers) -> Tensor:
     """Logits of tokens behind a chunk of which each head sees only what was kept, by a plain softmax over a mask."""
     from torch.nn.functional import scaled_dot_product_attention
 

@@ -10,7 +10,7 @@ import torch
 from transformers import GenerationConfig, TextStreamer
 
 import kvbank
-from model_worker.attachment.attachment import attach
+from model_worker.attaching import attach
 from model_worker.errors import InputError
 from model_worker.homer.prompt import compress_prompt
 from model_worker.model import MemoryModel

@@ -12,7 +12,8 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTra
 from typer.testing import CliRunner
 
 import kvbank
-from model_worker.attachment.attachment import Attachment, attach
+from model_worker.attaching import attach
+from model_worker.attachment.attachment import Attachment
 from model_worker.attachment.loading import load_model
 from model_worker.cli.homer import homer
 from model_worker.compress import compressor

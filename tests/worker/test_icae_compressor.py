@@ -19,6 +19,7 @@ from model_worker.compress.icae import adapter_of
 from model_worker.errors import BankMismatch, InputError, ModelNotFound
 from model_worker.evaluate.compression import measure
 from model_worker.icae import Icae, IcaeConfig, Slots, answer, loss, restore
+from model_worker.icae.expanded import expanded
 from model_worker.remember import stored
 from model_worker.remember.memory import Memory
 from model_worker.remember.spool import Spool, Spooled
@@ -331,7 +332,7 @@ def test_attention_to_one_chunk_is_what_the_model_reads(model: Models, adapter: 
         payload = compressed(attachment, f"icae:adapter={folder},payload=soft", ids_of(1))
         assert payload.soft is not None
         cache = MemoryCache(attachment, start=KEPT)
-        cache.set_memory([[RecalledChunk(0, 0, stored.expanded(payload.soft, attachment))]])
+        cache.set_memory([[RecalledChunk(0, 0, expanded(payload.soft, attachment))]])
         found = net(ids, past_key_values=cache).logits
         embeds = torch.cat([payload.soft[None], net.get_input_embeddings()(ids)], dim=1)
         expected = net(inputs_embeds=embeds).logits[:, KEPT:]
@@ -461,7 +462,7 @@ def test_another_worker_restores_what_was_stored(tmp_path: Path, adapter: Adapte
         assert found["restored"] == [restore(icae, slots) for slots in own]
         assert found["answer"] == answer(icae, own, [7, 8], max_new_tokens=9)
         assert adapter_of(attachment, folder).digest in found["refused"]
-        sums = [stored.expanded(slots.soft, attachment) for slots in own if slots.soft is not None]
+        sums = [expanded(slots.soft, attachment) for slots in own if slots.soft is not None]
         assert found["sums"] == [float(sum(k.double().sum() for k, _, _ in layers.values())) for layers in sums]
 
 

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
-from model_worker.attachment.attachment import attach
+from model_worker.attaching import attach
 from model_worker.attachment.digest import reader_of
 from model_worker.errors import InputError, ModelNotFound
 from model_worker.icae import Icae, IcaeConfig, Slots, answer, combine, continue_, loss, restore, to_kv

@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 import kvbank
-from model_worker.attachment.attachment import attach
+from model_worker.attaching import attach
 from model_worker.attachment.loading import load_model
 from model_worker.errors import BankMismatch, InputError, ModelNotFound
 from model_worker.model import MemoryModel

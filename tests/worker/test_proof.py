@@ -14,7 +14,7 @@ from transformers.models.llama.modeling_llama import (
     eager_attention_forward,
 )
 
-from model_worker.attachment.attachment import attach
+from model_worker.attaching import attach
 from model_worker.errors import UnsupportedModel
 from tests.worker import zoo
 from tests.worker.tiny import VOCABULARY, build, tokens

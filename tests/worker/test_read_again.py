@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 import kvbank
-from model_worker.attachment.attachment import Attachment, attach
+from model_worker.attaching import attach
+from model_worker.attachment.attachment import Attachment
 from model_worker.model import MemoryModel
 from model_worker.remember.memory import Memory, encode
 from model_worker.remember.spool import Spool, Spooled

@@ -12,7 +12,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import kvbank
-from model_worker.attachment.attachment import attach
+from model_worker.attaching import attach
 from model_worker.attachment.digest import _sums, reader_of, state_token
 from model_worker.errors import ReaderChanged, UnsupportedModel
 from model_worker.remember.memory import Memory

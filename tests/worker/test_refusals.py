@@ -16,7 +16,7 @@ from transformers import (
     Qwen3NextConfig,
 )
 
-from model_worker.attachment.attachment import attach
+from model_worker.attaching import attach
 from model_worker.errors import InputError, UnsupportedModel
 from model_worker.window.cache import MemoryCache
 from tests.worker.tiny import VOCABULARY, ListMemory, attached, build, sharpen, tokens

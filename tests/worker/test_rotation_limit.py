@@ -106,7 +106,7 @@ def test_a_method_that_somebody_has_put_on_the_model_is_used_and_stays() -> None
 
 
 def test_a_switch_that_leaves_no_room_is_refused() -> None:
-    from model_worker.attachment.attachment import attach
+    from model_worker.attaching import attach
     from model_worker.errors import UnsupportedModel
 
     with pytest.raises(UnsupportedModel, match="leaves no room"):

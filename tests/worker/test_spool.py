@@ -13,7 +13,8 @@ import pytest
 import torch
 
 import kvbank
-from model_worker.attachment.attachment import Attachment, attach
+from model_worker.attaching import attach
+from model_worker.attachment.attachment import Attachment
 from model_worker.durable import make_folder
 from model_worker.model import MemoryModel
 from model_worker.remember.memory import Memory, encode

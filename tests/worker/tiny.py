@@ -22,7 +22,8 @@ from transformers import (
     Qwen3Config,
 )
 
-from model_worker.attachment.attachment import Attachment, attach
+from model_worker.attaching import attach
+from model_worker.attachment.attachment import Attachment
 from model_worker.window.cache import RecalledChunk
 from model_worker.window.capture import Captured
 

@@ -11,7 +11,7 @@ import warnings
 import torch
 
 import kvbank
-from model_worker.attachment.attachment import attach
+from model_worker.attaching import attach
 from model_worker.errors import BankMismatch
 from model_worker.remember.memory import Memory, encode
 from model_worker.remember.spool import Spool

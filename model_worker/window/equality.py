@@ -1,4 +1,4 @@
-"""The proof that ends the probe: what a model remembers is, at its original positions, what it would have seen.
+"""The proof that accepts a model: what it remembers is, at its original positions, what it would have seen.
 
 Six tokens go through the model at once, and again as three that are remembered and three that attend to them. Whatever
 a family does with keys, values, masks or positions, attention and logits of the last three are the same, or the model
@@ -8,24 +8,23 @@ is refused. No table of architectures is needed, so that a family that does not 
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache
 
+from model_worker.attachment.attachment import Attachment
+from model_worker.attachment.hf_caches import DynamicCache
+from model_worker.attachment.model_parts import device_of
 from model_worker.attachment.probe import tokens_of
 from model_worker.errors import UnsupportedModel
 from model_worker.window.cache import MemoryCache, RecalledChunk
 from model_worker.window.capture import Captured
 
-if TYPE_CHECKING:
-    from model_worker.attachment.attachment import Attachment
-
 _TOKENS, _SHIFT = 6, 37
-# Of the largest value: a difference that is always rounding, and one that never is. In between it may be 8 times what
-# the model itself makes of the same tokens when its own cache cuts them or when they stand elsewhere, as a deep model
-# in half precision does.
+# Shares of the largest value: a difference up to the first is always rounding, one beyond the second never is. Between
+# them a difference may be 8 times the one that the model itself makes when its own cache cuts the same tokens or when
+# they stand elsewhere, which is large for a deep model in half precision.
 _BOUNDS = {torch.float64: (1e-6, 1e-4), torch.float32: (1e-4, 2e-2)}
 _HALF_BOUNDS, _TIMES_OWN = (5e-2, 0.25), 8.0
 
@@ -51,7 +50,7 @@ class _Everything:
         ]
 
 
-def prove_equality(trial: "Attachment", text: int = 0) -> None:
+def prove_equality(trial: Attachment, text: int = 0) -> None:
     """Raise UnsupportedModel unless remembering three tokens in all layers of `trial` is the same as seeing them.
 
     trial: attached with `per_layer` and `original`, all layers remembering. text: see `tokens_of`.
@@ -61,12 +60,12 @@ def prove_equality(trial: "Attachment", text: int = 0) -> None:
     if part == 0:
         raise UnsupportedModel("a sliding window of one token leaves nothing to remember")
     model: Any = trial.model
-    device = next(model.parameters()).device
+    device = device_of(model)
     ids = tokens_of(text, 2 * part, model.config.vocab_size).to(device)
     away = _SHIFT if trial.rotation_limit is None else min(_SHIFT, trial.rotation_limit - 2 * part)
     whole, elsewhere = (_last(part, _forward(trial, ids, None, start)) for start in (0, away))
     own, cache = DynamicCache(config=model.config), MemoryCache(trial, _Everything(part), window=part)
-    for piece in ids.split(part, dim=1):
+    for piece in torch.split(ids, part, dim=1):
         by_cache, remembered = _forward(trial, piece, own), _forward(trial, piece, cache)
     always, never = _BOUNDS.get(whole["logits"].dtype, _HALF_BOUNDS)
     for what, seen in whole.items():
@@ -79,8 +78,8 @@ def prove_equality(trial: "Attachment", text: int = 0) -> None:
             )
 
 
-def _forward(trial: "Attachment", ids: Tensor, cache: Any, start: int | None = None) -> dict[str, Tensor]:
-    """Outputs of all attention modules and logits, `[1, T, ...]`, by name; start: another first position."""
+def _forward(trial: Attachment, ids: Tensor, cache: Any, start: int | None = None) -> dict[str, Tensor]:
+    """Return outputs of all attention modules and logits, `[1, T, ...]`, by name. start: another first position."""
     outputs: dict[str, Tensor] = {}
     positions = None if start is None else torch.arange(start, start + ids.shape[1], device=ids.device)[None]
     with _watched(trial.attention_modules, outputs), torch.no_grad():
@@ -89,12 +88,13 @@ def _forward(trial: "Attachment", ids: Tensor, cache: Any, start: int | None = N
 
 
 def _last(count: int, outputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the outputs of the last `count` tokens."""
     return {name: tensor[:, -count:] for name, tensor in outputs.items()}
 
 
 @contextmanager
 def _watched(modules: dict[int, nn.Module], outputs: dict[str, Tensor]) -> Iterator[None]:
-    """Keep what the attention modules return during a forward, projected or not."""
+    """Keep in `outputs`, while it lasts, what the attention modules return, projected or not."""
 
     def keeper(layer: int) -> Any:
         def keep(module: nn.Module, args: Any, output: Any) -> None:
@@ -111,7 +111,10 @@ def _watched(modules: dict[int, nn.Module], outputs: dict[str, Tensor]) -> Itera
 
 
 def _far(a: Tensor, b: Tensor) -> float:
-    """Largest difference, of the largest value of `b`; infinity where shapes differ or something is not finite."""
+    """Return the largest difference as a share of the largest value of `b`.
+
+    It is infinity where shapes differ or something is not finite.
+    """
     if a.shape != b.shape:
         return math.inf
     far = float((a.float() - b.float()).abs().max() / b.float().abs().max().clamp(min=1e-12))
