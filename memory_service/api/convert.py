@@ -9,6 +9,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from kvbank.v1 import bank_pb2, chunk_pb2, service_pb2
+from kvbank.wire import enums
 from kvbank.wire import scalars as _scalars
 from memory_service.api import scalars
 from memory_service.domain.errors import ServiceError, invalid
@@ -34,26 +35,20 @@ from memory_service.domain.model import (
 )
 from memory_service.domain.validate import MOST_LAYERS
 
-_DTYPES: Mapping[int, DType] = {bank_pb2.DataType.Value(f"DATA_TYPE_{name.upper()}"): name for name in get_args(DType)}
-_POLICIES: Mapping[int, PolicyKind] = {
-    bank_pb2.PolicyKind.Value(f"POLICY_KIND_{name.upper()}"): name for name in get_args(PolicyKind)
+# The enums of the contract by the words of the domain. The last one is the word of ..._UNSPECIFIED.
+_ENUMS: Mapping[Any, tuple[Any, str]] = {
+    DType: (bank_pb2.DataType, ""),
+    PolicyKind: (bank_pb2.PolicyKind, ""),
+    IndexKind: (bank_pb2.IndexKind, "auto"),
+    PayloadKind: (chunk_pb2.PayloadKind, ""),
+    EvictionReason: (service_pb2.EvictionReason, ""),
 }
-_INDEXES: Mapping[int, IndexKind] = {
-    bank_pb2.INDEX_KIND_UNSPECIFIED: "auto",
-    bank_pb2.INDEX_KIND_EXACT: "exact",
-    bank_pb2.INDEX_KIND_IVF: "ivf",
+NUMBERS: Mapping[Any, Mapping[str, Any]] = {
+    words: enums.numbers(enum, get_args(words), unspecified) for words, (enum, unspecified) in _ENUMS.items()
 }
-_KINDS: Mapping[int, PayloadKind] = {
-    chunk_pb2.PayloadKind.Value(f"PAYLOAD_KIND_{name.upper()}"): name for name in get_args(PayloadKind)
+_WORDS: Mapping[Any, Mapping[int, Any]] = {
+    words: {number: word for word, number in found.items()} for words, found in NUMBERS.items()
 }
-_DTYPE_NUMBERS: Mapping[str, Any] = {name: number for number, name in _DTYPES.items()}
-_KIND_NUMBERS: Mapping[str, Any] = {name: number for number, name in _KINDS.items()}
-_POLICY_NUMBERS: Mapping[str, Any] = {name: number for number, name in _POLICIES.items()}
-_INDEX_NUMBERS: Mapping[str, Any] = {name: number for number, name in _INDEXES.items()}
-_REASON_NUMBERS: Mapping[str, Any] = {
-    name: service_pb2.EvictionReason.Value(f"EVICTION_REASON_{name.upper()}") for name in get_args(EvictionReason)
-}
-
 
 # Three a layer of the largest bank.
 MOST_TENSORS = 3 * MOST_LAYERS
@@ -75,11 +70,6 @@ def duration(microseconds: int) -> Duration:
     return Duration(seconds=seconds, nanos=rest * 1000)
 
 
-def index_number(kind: IndexKind) -> bank_pb2.IndexKind:
-    """Return the number of a kind of index in the contract."""
-    return _INDEX_NUMBERS[kind]  # type: ignore[no-any-return]
-
-
 # Banks
 
 
@@ -88,7 +78,7 @@ def bank(message: bank_pb2.Bank) -> Bank:
     kv = message.kv
     if message.embedding.metric not in (bank_pb2.METRIC_UNSPECIFIED, bank_pb2.METRIC_INNER_PRODUCT):
         raise invalid("bank.embedding.metric", "must be INNER_PRODUCT")
-    if message.index not in _INDEXES:
+    if message.index not in _WORDS[IndexKind]:
         raise invalid("bank.index", "is not known")
     quota = message.quota
     return Bank(
@@ -98,7 +88,7 @@ def bank(message: bank_pb2.Bank) -> Bank:
             layers=tuple(kv.layers),
             kv_heads=kv.kv_heads,
             head_dim=kv.head_dim,
-            dtype=_DTYPES.get(kv.dtype),
+            dtype=_WORDS[DType].get(kv.dtype),
             reader_parts=dict(kv.reader_parts),
             hidden_size=kv.hidden_size,
         ),
@@ -108,7 +98,7 @@ def bank(message: bank_pb2.Bank) -> Bank:
         metadata=scalars.metadata("bank.metadata", message),
         quota=Quota(quota.chunks, quota.tokens, quota.bytes),
         expiry=expiry(message.expiry),
-        index=_INDEXES[message.index],
+        index=_WORDS[IndexKind][message.index],
     )
 
 
@@ -120,8 +110,8 @@ def capacity(message: bank_pb2.Capacity) -> Capacity | None:
 
 def policy(message: bank_pb2.EvictionPolicy) -> Policy:
     """Read a policy; figures that are absent are those of MemLong. Errors: INVALID_FIELD."""
-    kind = _POLICIES.get(message.kind, "frequency")
-    if message.kind and message.kind not in _POLICIES:
+    kind = _WORDS[PolicyKind].get(message.kind, "frequency")
+    if message.kind and message.kind not in _WORDS[PolicyKind]:
         raise invalid("bank.policy.kind", "is not known")
     given = {name: getattr(message, name) for name in ("lower", "upper", "target") if message.HasField(name)}
     return Policy(kind, **given)
@@ -148,7 +138,7 @@ def bank_message(bank: Bank) -> bank_pb2.Bank:
             layers=kv.layers,
             kv_heads=kv.kv_heads,
             head_dim=kv.head_dim,
-            dtype=_DTYPE_NUMBERS[kv.dtype] if kv.dtype else bank_pb2.DATA_TYPE_UNSPECIFIED,
+            dtype=NUMBERS[DType][kv.dtype] if kv.dtype else bank_pb2.DATA_TYPE_UNSPECIFIED,
             hidden_size=kv.hidden_size,
         ),
         embedding=bank_pb2.EmbeddingSpec(
@@ -157,14 +147,14 @@ def bank_message(bank: Bank) -> bank_pb2.Bank:
             metric=bank_pb2.METRIC_INNER_PRODUCT,
         ),
         policy=bank_pb2.EvictionPolicy(
-            kind=_POLICY_NUMBERS[policy.kind], lower=policy.lower, upper=policy.upper, target=policy.target
+            kind=NUMBERS[PolicyKind][policy.kind], lower=policy.lower, upper=policy.upper, target=policy.target
         ),
         **_scalars.fields(bank.metadata),
         create_time=timestamp(bank.created),
         usage=bank_pb2.BankUsage(**asdict(bank.usage)),
         quota=bank_pb2.Quota(**asdict(bank.quota)) if bank.quota != Quota() else None,
         expiry=_expiry_message(bank.expiry),
-        index=_INDEX_NUMBERS[bank.index],
+        index=NUMBERS[IndexKind][bank.index],
     )
     if bank.capacity is not None:
         setattr(message.capacity, bank.capacity.unit, bank.capacity.limit)
@@ -192,7 +182,7 @@ def chunk(message: chunk_pb2.Chunk) -> Chunk:
 
 
 def _payload(message: chunk_pb2.PayloadDescriptor) -> Payload:
-    if message.kind not in _KINDS:
+    if message.kind not in _WORDS[PayloadKind]:
         raise invalid("chunk.payload.kind", "must be LAYER_KV or SOFT_TOKENS")
     if not message.tensors:
         raise invalid("chunk.payload.tensors", "must not be empty")
@@ -203,12 +193,12 @@ def _payload(message: chunk_pb2.PayloadDescriptor) -> Payload:
     return Payload(
         tensors=tuple(_tensor(tensor) for tensor in message.tensors),
         producer=Producer(producer.method, producer.version, producer.context, producer.adapter_digest, loss),
-        kind=_KINDS[message.kind],
+        kind=_WORDS[PayloadKind][message.kind],
     )
 
 
 def _tensor(message: chunk_pb2.TensorDescriptor) -> Tensor:
-    dtype = _DTYPES.get(message.dtype)
+    dtype = _WORDS[DType].get(message.dtype)
     if dtype is None:
         text = f"tensor {message.name}: unknown dtype"
         raise ServiceError("TENSOR_MISMATCH", text, tensor=message.name)
@@ -243,11 +233,11 @@ def chunk_message(chunk: Chunk) -> chunk_pb2.Chunk:
 def _payload_message(payload: Payload) -> chunk_pb2.PayloadDescriptor:
     producer = payload.producer
     return chunk_pb2.PayloadDescriptor(
-        kind=_KIND_NUMBERS[payload.kind],
+        kind=NUMBERS[PayloadKind][payload.kind],
         tensors=[
             chunk_pb2.TensorDescriptor(
                 name=tensor.name,
-                dtype=_DTYPE_NUMBERS[tensor.dtype],
+                dtype=NUMBERS[DType][tensor.dtype],
                 shape=tensor.shape,
                 offset=tensor.offset,
                 length=tensor.length,
@@ -310,7 +300,7 @@ def eviction_message(eviction: Eviction) -> service_pb2.Eviction:
     """Make the message of a chunk that went, or would go."""
     return service_pb2.Eviction(
         chunk_id=eviction.chunk_id,
-        reason=_REASON_NUMBERS[eviction.reason],
+        reason=NUMBERS[EvictionReason][eviction.reason],
         retrieval_count=eviction.retrieval_count,
         start=eviction.start,
         stored_length=eviction.stored_length,

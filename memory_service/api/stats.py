@@ -12,7 +12,7 @@ from kvbank.v1 import service_pb2 as pb
 from memory_service import __version__
 from memory_service.api import convert
 from memory_service.domain import validate
-from memory_service.domain.model import Bank, IndexStats
+from memory_service.domain.model import Bank, IndexKind, IndexStats
 from memory_service.observe.metrics import Metrics
 from memory_service.operations.banks import Banks
 from memory_service.settings import Settings
@@ -91,7 +91,7 @@ class Stats(Collector):
 
 def _index_message(stats: IndexStats) -> pb.IndexStats:
     return pb.IndexStats(
-        kind=convert.index_number(stats.kind),
+        kind=convert.NUMBERS[IndexKind][stats.kind],
         loaded=stats.loaded,
         vectors=stats.vectors,
         tombstones=stats.tombstones,
