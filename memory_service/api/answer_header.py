@@ -10,57 +10,13 @@ from typing import Any, TypeVar
 from memory_service.api import calls
 from memory_service.api.budget import Budget, Share
 from memory_service.api.threads import StorageThreads
-from memory_service.domain.errors import ServiceError
-from memory_service.domain.model import Chunk, metadata_bytes
+from memory_service.domain.answer_size import HeaderTooLarge
 
 T = TypeVar("T")
 # Nearly every header is shorter. A longer one is made when the budget has room for it.
 ORDINARY_BYTES = 64 * 1024
 # Headers that are longer than this are made one at a time.
 LARGE_BYTES = 2 * 1024 * 1024
-# The least bytes that a hit and a tensor take in a message, and the most of a hit.
-_HIT, _TENSOR = 4, 24
-_MOST_HIT = 20
-
-
-class HeaderTooLarge(ServiceError):
-    """TOO_LARGE: the chunks of a header were not loaded, because it would take `size` bytes or more, and at most
-    `most`."""
-
-    def __init__(self, limit: int, size: int, most: int = 0) -> None:
-        text = f"what the answer says of its chunks would have {size} bytes or more; ask for fewer at once"
-        super().__init__("TOO_LARGE", text, limit=limit, size=size)
-        self.size, self.most = size, max(size, most)
-
-
-class HeaderSize:
-    """Counts the bytes that a header will have, at least, while its chunks are loaded."""
-
-    def __init__(self, limit: int, hits: int = 0) -> None:
-        self._limit = limit
-        self._hits = hits
-        self._size = _HIT * hits
-
-    def add(self, chunk: Chunk, times: int = 1) -> None:
-        """Count a chunk that the header names so many times. Errors: HeaderTooLarge."""
-        # Characters are counted and not bytes, because it takes as long to count the latter as to send them.
-        size = len(chunk.text) + len(chunk.token_ids) // 4 + metadata_bytes(chunk.metadata)
-        if chunk.payload is not None:
-            size += _TENSOR * len(chunk.payload.tensors)
-        self._size += size * times
-        if self._size > self._limit:
-            raise HeaderTooLarge(self._limit, self._size)
-
-    def too_large(self, least: int, most: int) -> HeaderTooLarge:
-        """Make the refusal of a header whose chunks take at least `least` bytes together, and at most `most`."""
-        return HeaderTooLarge(self._limit, _HIT * self._hits + least, _MOST_HIT * self._hits + most)
-
-
-def most_bytes(chunk: Chunk) -> int:
-    """Estimate the bytes that a chunk takes in a message, rather too high."""
-    words = len(chunk.text) + metadata_bytes(chunk.metadata)
-    tensors = len(chunk.payload.tensors) if chunk.payload else 0
-    return 4 * words + 2 * len(chunk.token_ids) + len(chunk.embedding) + 80 * tensors + 2000
 
 
 class Headers:

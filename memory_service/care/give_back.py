@@ -13,11 +13,12 @@ from sqlalchemy import Connection
 
 from kvbank.files import private
 from memory_service.care import payload_file
+from memory_service.domain import payload as payloads
 from memory_service.domain.chunk_size import stored_bytes
 from memory_service.domain.model import Bank
 from memory_service.storage.base import DamagedError
 from memory_service.storage.local import leftovers, quarantine
-from memory_service.storage.local.files import objects, payload_header
+from memory_service.storage.local.files import objects
 from memory_service.storage.local.files.objects import sync_folder
 from memory_service.storage.local.quarantine import Note
 from memory_service.storage.local.records import bank_rows, chunk_rows, row_checksum
@@ -107,10 +108,10 @@ def _recorded(note: Note) -> dict[str, Any]:
 
 def _copied(bank: Bank, note: Note) -> Mapping[str, Any]:
     """Make the row from the copy in the file. Errors: those that `judge` catches."""
-    owner, head = (note.bank_uid, note.chunk_id), payload_header.read(note.file)
-    chunk, digest, checksums = payload_header.copied(head, owner)
+    owner, head = (note.bank_uid, note.chunk_id), objects.read_header(note.file)
+    chunk, digest, checksums = payloads.copied(head, owner)
     assert chunk.payload is not None
-    payload = objects.described(chunk.payload, objects.seed(*owner), head, checksums)
+    payload = payloads.described(chunk.payload, payloads.seed(*owner), head, checksums)
     payload_file.read(note.file, *owner, payload)
     size = stored_bytes(chunk, json.dumps(dict(chunk.metadata)))
     return chunk_rows.row_of(bank.bank_id, replace(chunk, payload=payload, stored_bytes=size), digest)

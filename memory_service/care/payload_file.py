@@ -11,9 +11,9 @@ import xxhash
 
 from memory_service.care.report import Kind
 from memory_service.domain.model import Payload, Tensor
+from memory_service.domain.payload import SAFETENSORS
 from memory_service.storage.base import DamagedError
 from memory_service.storage.local.files.opening import opener
-from memory_service.storage.local.files.payload_header import SAFETENSORS
 
 
 def check_size(path: Path, payload: Payload) -> None:

@@ -15,19 +15,20 @@ from itertools import starmap
 
 from sqlalchemy import Connection
 
-from memory_service.api.answer_header import most_bytes
 from memory_service.domain import validate
+from memory_service.domain.answer_size import most_bytes
 from memory_service.domain.clock import Clock
 from memory_service.domain.errors import ServiceError, StartError, invalid
 from memory_service.domain.eviction import NOBODY
 from memory_service.domain.model import Bank, Chunk, Eviction, Filter, Metadata, metadata_bytes
+from memory_service.domain.payload import Buffer
 from memory_service.observe.metrics import Metrics
 from memory_service.operations.paging import page
 from memory_service.operations.writing import Writes, check_quota
 from memory_service.search import SearchIndexes
 from memory_service.settings import Settings
 from memory_service.storage.background import Janitor
-from memory_service.storage.base import Buffer, FlawedError, NotThereError, Written
+from memory_service.storage.base import FlawedError, NotThereError, Written
 from memory_service.storage.local import leftovers, mounts, quarantine
 from memory_service.storage.local.evicting.capacity import Room
 from memory_service.storage.local.evicting.expiry import INTERVAL_S, Expiry

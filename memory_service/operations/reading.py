@@ -17,12 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 from sqlalchemy import Connection
 
-from memory_service.api.answer_header import HeaderSize, HeaderTooLarge
 from memory_service.domain import cancellation, validate
+from memory_service.domain.answer_size import HeaderSize, HeaderTooLarge
 from memory_service.domain.errors import ServiceError, invalid
 from memory_service.domain.model import Bank, Chunk, Filter
+from memory_service.domain.scoring import Best
 from memory_service.operations.banks import Banks, chunk_not_found, damaged_chunk
-from memory_service.search import Best, Selection
+from memory_service.search import Selection
 from memory_service.storage.base import DamagedError, Retrievals
 from memory_service.storage.local.known_banks import bank_not_found
 from memory_service.storage.local.records import bank_rows, chunk_rows

@@ -6,26 +6,25 @@ import time
 from collections.abc import Mapping
 from concurrent.futures import Future
 from contextlib import nullcontext
-from dataclasses import astuple, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 import numpy as np
-import xxhash
 from sqlalchemy import Connection
 
-from memory_service.domain import validate
+from memory_service.domain import digest as digests
 from memory_service.domain.chunk_size import size_of, stored_bytes
 from memory_service.domain.errors import QuotaError, ServiceError
 from memory_service.domain.model import Bank, Chunk, Payload, Quota, Unit
+from memory_service.domain.payload import Buffer, check_bytes, copy_of
 from memory_service.observe.metrics import Metrics
 from memory_service.search import SearchIndexes
 from memory_service.storage.background import Janitor
-from memory_service.storage.base import Buffer, NotThereError, Written
+from memory_service.storage.base import NotThereError, Written
 from memory_service.storage.local.evicting.capacity import CrowdedError, Made, Room
 from memory_service.storage.local.files.disk_space import DiskSpace
 from memory_service.storage.local.files.objects import Payloads
-from memory_service.storage.local.files.payload_header import copy_of
 from memory_service.storage.local.files.staging import StagedFile
 from memory_service.storage.local.known_banks import Directory, bank_not_found, not_mounted
 from memory_service.storage.local.records import bank_rows, chunk_rows, row_checksum
@@ -56,7 +55,7 @@ class Writes:
         """
         reserved = self.space.for_records(len(chunk.text) + len(chunk.token_ids) + len(chunk.embedding))
         try:
-            digest = _request_digest(chunk)
+            digest = digests.of_request(chunk)
             expiry = bank.expiry if chunk.expiry is None else chunk.expiry
             created = self.records.clock.now_us()
             size = stored_bytes(chunk, json.dumps(dict(chunk.metadata)))
@@ -113,14 +112,14 @@ class Writes:
 
     def _store(self, bank: Bank, chunk: Chunk, payload: Payload, digest: bytes, data: Buffer | StagedFile) -> Payload:
         if not isinstance(data, StagedFile):
-            _check_bytes(chunk, data)
+            check_bytes(chunk, data)
         # What is staged is on the disk already.
         size = 0 if isinstance(data, StagedFile) else len(data)
         copy = partial(copy_of, chunk, digest)
         try:
             with self.space.for_payload(size), self.metrics.stages["store"].time():
                 if isinstance(data, StagedFile):
-                    check = partial(_check_bytes, chunk)
+                    check = partial(check_bytes, chunk)
                     return self.payloads.adopt(bank.uid, chunk.chunk_id, payload, data, check, copy)
                 return self.payloads.write(bank.uid, chunk.chunk_id, payload, data, copy)
         except (NotThereError, FileNotFoundError, NotADirectoryError) as error:
@@ -197,18 +196,6 @@ class _Write:
             self.path.janitor.later(self.path.payloads.unlink, self.bank.uid, [self.chunk.chunk_id])
 
 
-def _check_bytes(chunk: Chunk, data: Buffer) -> None:
-    view, begin = memoryview(data), 0
-    for tensor in chunk.payload.tensors if chunk.payload else ():
-        part = view[begin : begin + tensor.length]
-        if xxhash.xxh3_64_intdigest(part) != tensor.checksum:
-            text = f"the bytes of tensor {tensor.name} do not match the checksum that was sent with them"
-            raise ServiceError("CHECKSUM_IN_TRANSIT", text, tensor=tensor.name)
-        if tensor.name.startswith("pos."):
-            validate.positions(tensor, part, chunk.original_length)
-        begin += tensor.length
-
-
 def _check_quota(connection: Connection, bank: Bank, chunk: Chunk) -> None:
     """Refuse a chunk beyond the quota; call this after the evictions, which may have made room. Errors: BANK_NOT_FOUND,
     QUOTA_EXCEEDED."""
@@ -224,22 +211,3 @@ def check_quota(bank: Bank, unit: Unit, used: int, more: int) -> None:
     limit = getattr(bank.quota, unit)
     if limit and used + more > limit:
         raise QuotaError(bank.name, unit, used, limit, more)
-
-
-def _request_digest(chunk: Chunk) -> bytes:
-    """Return a digest of all that the caller said, tensors by their checksums. It is the same only for a repeated
-    request."""
-    payload = chunk.payload
-    said: list[Any] = [
-        (chunk.start, chunk.original_length, chunk.stored_length, chunk.text, sorted(chunk.metadata.items())),
-        [(t.name, t.dtype, t.shape, 0, t.length, t.checksum) for t in payload.tensors] if payload else None,
-        astuple(payload.producer) if payload else None,
-        (len(chunk.token_ids), len(chunk.embedding)),
-    ]
-    # Only where it is said, so that what was written before there was such a thing keeps its digest.
-    if chunk.pinned or chunk.expiry is not None:
-        said.append((chunk.pinned, chunk.expiry and astuple(chunk.expiry)))
-    digest = xxhash.xxh3_128(json.dumps(said).encode())
-    digest.update(chunk.token_ids)
-    digest.update(chunk.embedding)
-    return digest.digest()

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memory_service.domain import cancellation
+from memory_service.domain.scoring import NOTHING, Best, best_of
 from memory_service.search.engine import faiss
 from memory_service.search.segments import Bits, Flat, Ids, Segment, bits_of
 
@@ -40,16 +41,6 @@ class Selection(NamedTuple):
 
 
 ALL = Selection()
-
-
-class Best(NamedTuple):
-    """Answer to a query: ids and scores, the best first."""
-
-    ids: Ids
-    scores: NDArray[np.float32]
-
-
-_NOTHING = Best(_NO_IDS, np.empty(0, np.float32))
 
 
 def tail_rows(dimension: int) -> int:
@@ -145,12 +136,11 @@ class BankIndex:
         if selection.allowed is not None and _FEW * len(selection.allowed) <= rows:
             ids, vectors = read(np.setdiff1d(selection.allowed, selection.excluded))
             if not len(ids):
-                return [_NOTHING] * len(queries), _NO_IDS
-            everything = np.arange(len(ids))
-            return [_best(query, ids, vectors, everything, top_k) for query in queries], _NO_IDS
+                return [NOTHING] * len(queries), _NO_IDS
+            return [best_of(query, ids, vectors, top_k) for query in queries], _NO_IDS
         views = _views(segments, selection)
         if not views:
-            return [_NOTHING] * len(queries), _NO_IDS
+            return [NOTHING] * len(queries), _NO_IDS
         step = _MOST_CANDIDATES // (len(views) * (top_k + _SPARE))
         step = max(1, min(step, _MOST_PRODUCTS // (rows * self.dimension)))
         best: list[Best] = []
@@ -159,7 +149,7 @@ class BankIndex:
             pool = _Pool(views, _candidates(views, some, top_k), read)
             if len(pool.gone):
                 return [], pool.gone
-            best += [_best(q, pool.ids, pool.vectors, pool.members(i), top_k) for i, q in enumerate(some)]
+            best += [best_of(query, *pool.members(i), top_k) for i, query in enumerate(some)]
         return best, _NO_IDS
 
 
@@ -296,14 +286,7 @@ class _Pool:
         self.vectors[places] = vectors
         return _NO_IDS
 
-    def members(self, query: int) -> Ids:
-        """Where the candidates of a query are."""
-        return np.searchsorted(self._numbers, self._chosen[query])
-
-
-def _best(query: Vectors, ids: Ids, vectors: Vectors, members: Ids, top_k: int) -> Best:
-    cancellation.check()
-    with np.errstate(over="ignore"):
-        scores = np.multiply(vectors[members], query, dtype=np.float64).sum(axis=1).astype(np.float32)
-    order = np.lexsort((ids[members], -scores))[:top_k]
-    return Best(ids[members][order], scores[order])
+    def members(self, query: int) -> tuple[Ids, Vectors]:
+        """Return ids [m] and true vectors [m, d] of the candidates of a query."""
+        places = np.searchsorted(self._numbers, self._chosen[query])
+        return self.ids[places], self.vectors[places]

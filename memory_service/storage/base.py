@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 
 from memory_service.domain.clock import Clock
 from memory_service.domain.model import Bank, Chunk, Eviction, Filter, Metadata, Payload
+from memory_service.domain.payload import Buffer
 
-Buffer = bytes | bytearray | memoryview
 # Ids of chunks [n], ascending.
 Ids = NDArray[np.int64]
 # Embeddings [n, d].

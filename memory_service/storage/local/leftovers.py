@@ -13,8 +13,9 @@ from typing import NamedTuple
 
 from sqlalchemy import Connection
 
+from memory_service.domain import payload
 from memory_service.storage.local import quarantine
-from memory_service.storage.local.files import payload_header
+from memory_service.storage.local.files import objects
 from memory_service.storage.local.records import row_checksum
 from memory_service.storage.local.records.schema import raw
 
@@ -94,7 +95,7 @@ def is_repeated(connection: Connection, bank_uid: str, chunk_id: int, path: Path
     so the write of this chunk was never acknowledged, or its record is lost and the other stands for it. A file that
     does not say its key counts as not repeated."""
     try:
-        chunk, digest, _ = payload_header.copied(payload_header.read(path), (bank_uid, chunk_id))
+        chunk, digest, _ = payload.copied(objects.read_header(path), (bank_uid, chunk_id))
     except (OSError, ValueError):
         return False
     other, said = raw(connection).execute(_OF_KEY, (bank_uid, chunk.key)).fetchone() or (chunk_id, None)

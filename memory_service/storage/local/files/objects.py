@@ -8,22 +8,20 @@ a whole chunk, and any run of neighbouring tensors, is one read.
 import os
 import re
 import stat
-import struct
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import xxhash
 
 from kvbank.files import private
-from memory_service.domain.model import Payload, Tensor
-from memory_service.storage.base import Buffer, DamagedError, NotThereError
-from memory_service.storage.local.files import payload_header
-from memory_service.storage.local.files.payload_header import Copy
+from memory_service.domain.model import Payload
+from memory_service.domain.payload import MOST_COPY, Buffer, Copy, checksums_of, described, header_of, seed
+from memory_service.storage.base import DamagedError, NotThereError
+from memory_service.storage.local.files.opening import opener
 from memory_service.storage.local.files.staging import StagedFile, refusal
 
 FOLDER = "payloads"
@@ -41,11 +39,6 @@ Known = Mapping[str, Set[int] | None]
 # Names that are ours: of the folder of a bank, its folders, their files. What has another is left alone.
 _BANK, _SHARD = re.compile(r"[0-9a-f]{16}"), re.compile(r"[0-9a-f]{2}")
 _FILE = re.compile(r"([1-9][0-9]*)\.(safetensors|tmp)")
-
-
-def seed(bank_uid: str, chunk_id: int) -> int:
-    """Checksum seed of a chunk: with it the bytes of another chunk fail too."""
-    return xxhash.xxh3_64_intdigest(f"{bank_uid}/{chunk_id}".encode())
 
 
 def name(bank_uid: str, chunk_id: int) -> str:
@@ -180,7 +173,7 @@ class Payloads:
         `copy`: what the file says of its chunk, given the checksums of its tensors. Errors: NotThereError.
         """
         checksums = checksums_of(payload.tensors, seed(bank_uid, chunk_id), data)
-        header = payload_header.header((bank_uid, chunk_id), payload.tensors, copy(checksums))
+        header = header_of((bank_uid, chunk_id), payload.tensors, copy(checksums))
         with (
             self._placing(bank_uid, chunk_id) as temporary,
             open(temporary, "xb", buffering=0, opener=private.opener) as file,
@@ -201,7 +194,7 @@ class Payloads:
     ) -> Payload:
         """As `write`, with a file that the client has made; `check` looks at its tensors. Errors: STAGED_FILE too."""
         owner = (bank_uid, chunk_id)
-        if (least := len(payload_header.header(owner, payload.tensors, {}))) > staged.offset:
+        if (least := len(header_of(owner, payload.tensors, {}))) > staged.offset:
             raise refusal(staged.name, f"has {staged.offset} bytes for a header of {least}")
         with (
             self._placing(bank_uid, chunk_id) as temporary,
@@ -212,7 +205,7 @@ class Payloads:
                 raise refusal(staged.name, "became shorter")
             check(data)
             checksums = checksums_of(payload.tensors, seed(bank_uid, chunk_id), data)
-            header = payload_header.header(owner, payload.tensors, copy(checksums), staged.offset)
+            header = header_of(owner, payload.tensors, copy(checksums), staged.offset)
             os.pwrite(descriptor, header, 0)
             self._sync(descriptor)
         return described(payload, seed(bank_uid, chunk_id), header, checksums)
@@ -378,34 +371,6 @@ class Payloads:
             sync_folder(folder)
 
 
-def described(payload: Payload, seed_: int, header: bytes, checksums: Sequence[int]) -> Payload:
-    """Return the descriptor as it is stored, with absolute offsets and seeded checksums."""
-    offset = len(header)
-    tensors = []
-    for tensor, checksum in zip(payload.tensors, checksums, strict=True):
-        tensors.append(replace(tensor, offset=offset, checksum=checksum))
-        offset += tensor.length
-    digests = b"".join(struct.pack("<Q", checksum) for checksum in checksums)
-    return replace(
-        payload,
-        tensors=tuple(tensors),
-        seed=seed_,
-        checksum=xxhash.xxh3_64_intdigest(digests),
-        file_length=offset,
-        header_length=len(header),
-        header_checksum=xxhash.xxh3_64_intdigest(header, seed_),
-    )
-
-
-def checksums_of(tensors: Sequence[Tensor], seed_: int, data: Buffer) -> list[int]:
-    """Compute the seeded checksums of tensors that lie in `data` without gaps."""
-    view, begin, checksums = memoryview(data), 0, []
-    for tensor in tensors:
-        checksums.append(xxhash.xxh3_64_intdigest(view[begin : begin + tensor.length], seed_))
-        begin += tensor.length
-    return checksums
-
-
 def check_file(descriptor: int, payload: Payload) -> None:
     """Check all of a file but its tensors: its length and its header. Errors: DamagedError."""
     found = os.fstat(descriptor)
@@ -422,6 +387,17 @@ def read_all(descriptor: int, room: memoryview, offset: int) -> int:
     while done < len(room) and (count := os.preadv(descriptor, [room[done:]], offset + done)):
         done += count
     return done
+
+
+def read_header(path: Path) -> bytes:
+    """Read the header of a file, as far as it has one. Errors: OSError."""
+    descriptor = opener(os.fspath(path), os.O_RDONLY)
+    try:
+        begin = os.pread(descriptor, 8, 0)
+        length = int.from_bytes(begin, "little")
+        return begin + os.pread(descriptor, min(length, 2 * MOST_COPY), 8)
+    finally:
+        os.close(descriptor)
 
 
 def _write_all(descriptor: int, data: Buffer) -> None:

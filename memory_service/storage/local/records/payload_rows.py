@@ -4,7 +4,7 @@ import json
 from dataclasses import asdict
 
 from memory_service.domain.model import Payload, Producer, Tensor
-from memory_service.storage.local.files.payload_header import SAFETENSORS
+from memory_service.domain.payload import SAFETENSORS
 
 
 def payload_json(payload: Payload | None) -> str | None:

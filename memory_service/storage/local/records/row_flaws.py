@@ -13,8 +13,8 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
 from memory_service.domain.model import Bank, Payload, PayloadKind
+from memory_service.domain.payload import seed
 from memory_service.storage.base import FlawedError
-from memory_service.storage.local.files.objects import seed
 from memory_service.storage.local.records import row_checksum
 from memory_service.storage.local.records.payload_rows import payload_of
 from memory_service.storage.local.records.schema import raw

@@ -1,29 +1,84 @@
-"""The header of a payload file has what safetensors wants, the chunk that it belongs to, and a copy of what the records
-say of that chunk, so that a chunk whose row is lost can be made again from its file.
+"""The bytes of a payload, wherever an engine keeps them: one safetensors object a chunk, which is a header and then the
+tensors in descriptor order without gaps. This file owns the checks of the bytes that a caller sends, the checksums that
+are stored (seeded with the chunk, so that the bytes of another chunk fail too), and the header.
 
-The copy is left out where it does not fit: in a file that an earlier client staged, and beyond MOST_COPY bytes.
+The header has what safetensors wants, the chunk that the object belongs to, and a copy of what the records say of that
+chunk, so that a chunk whose row is lost can be made again from its object. The copy is left out where it does not fit:
+in a file that an earlier client staged, and beyond MOST_COPY bytes.
 """
 
 import base64
 import json
-import os
 import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
-from pathlib import Path
+from dataclasses import asdict, replace
 from typing import Any
 
 import xxhash
 
+from memory_service.domain import validate
+from memory_service.domain.errors import ServiceError
 from memory_service.domain.model import Chunk, Expiry, Payload, Producer, Tensor
-from memory_service.storage.local.files.opening import opener
+
+Buffer = bytes | bytearray | memoryview
 
 SAFETENSORS = {"bf16": "BF16", "fp16": "F16", "fp32": "F32", "int32": "I32"}
 _DTYPES = {there: here for here, there in SAFETENSORS.items()}
 MOST_COPY = 1024 * 1024
 _FIGURES = ("start", "original_length", "stored_length", "created", "pinned")
 
+# The names of a copy's parts, and their texts.
 Copy = Mapping[str, str]
+
+
+def seed(bank_uid: str, chunk_id: int) -> int:
+    """Return the seed of the checksums of a chunk's payload."""
+    return xxhash.xxh3_64_intdigest(f"{bank_uid}/{chunk_id}".encode())
+
+
+def check_bytes(chunk: Chunk, data: Buffer) -> None:
+    """Check the bytes that were sent for a chunk.
+
+    data: the tensors of its payload, in descriptor order and without gaps; the descriptor states their checksums, with
+    seed 0. Errors: CHECKSUM_IN_TRANSIT, TENSOR_MISMATCH for positions that are not within the chunk, or not ascending.
+    """
+    view, begin = memoryview(data), 0
+    for tensor in chunk.payload.tensors if chunk.payload else ():
+        part = view[begin : begin + tensor.length]
+        if xxhash.xxh3_64_intdigest(part) != tensor.checksum:
+            text = f"the bytes of tensor {tensor.name} do not match the checksum that was sent with them"
+            raise ServiceError("CHECKSUM_IN_TRANSIT", text, tensor=tensor.name)
+        if tensor.name.startswith("pos."):
+            validate.positions(tensor, part, chunk.original_length)
+        begin += tensor.length
+
+
+def checksums_of(tensors: Sequence[Tensor], seed_: int, data: Buffer) -> list[int]:
+    """Compute the seeded checksums of tensors that lie in `data` in this order and without gaps."""
+    view, begin, checksums = memoryview(data), 0, []
+    for tensor in tensors:
+        checksums.append(xxhash.xxh3_64_intdigest(view[begin : begin + tensor.length], seed_))
+        begin += tensor.length
+    return checksums
+
+
+def described(payload: Payload, seed_: int, header: bytes, checksums: Sequence[int]) -> Payload:
+    """Return the descriptor as it is stored: with offsets in the object whose header this is, and seeded checksums."""
+    offset = len(header)
+    tensors = []
+    for tensor, checksum in zip(payload.tensors, checksums, strict=True):
+        tensors.append(replace(tensor, offset=offset, checksum=checksum))
+        offset += tensor.length
+    digests = b"".join(struct.pack("<Q", checksum) for checksum in checksums)
+    return replace(
+        payload,
+        tensors=tuple(tensors),
+        seed=seed_,
+        checksum=xxhash.xxh3_64_intdigest(digests),
+        file_length=offset,
+        header_length=len(header),
+        header_checksum=xxhash.xxh3_64_intdigest(header, seed_),
+    )
 
 
 def copy_of(chunk: Chunk, digest: bytes, checksums: Sequence[int]) -> Copy:
@@ -49,8 +104,11 @@ def _check(copy: Copy) -> str:
     return xxhash.xxh3_64_hexdigest(b"".join((struct.pack("<4Q", *map(len, parts)), *parts)))
 
 
-def header(owner: tuple[str, int], tensors: Sequence[Tensor], copy: Copy, size: int = 0) -> bytes:
-    """Make a header: its length (u64 LE) and JSON, padded to `size` and to whole 8 bytes. owner: bank uid, chunk id."""
+def header_of(owner: tuple[str, int], tensors: Sequence[Tensor], copy: Copy, size: int = 0) -> bytes:
+    """Make the header of an object: the length of the rest (u64 LE) and JSON, padded to whole 8 bytes and to `size`.
+
+    owner: bank uid and chunk id. copy: the copy of the record, which is left out where it does not fit.
+    """
     made = _header(owner, tensors, copy, size)
     return made if len(made) <= (size or MOST_COPY) else _header(owner, tensors, {}, size)
 
@@ -104,14 +162,3 @@ def copied(data: bytes, owner: tuple[str, int]) -> tuple[Chunk, bytes, list[int]
 def _tensor(name: str, entry: Mapping[str, Any], begin: int) -> Tensor:
     first, end = entry["data_offsets"]
     return Tensor(name, _DTYPES[entry["dtype"]], tuple(entry["shape"]), begin + first, end - first, 0)  # type: ignore[arg-type]
-
-
-def read(path: Path) -> bytes:
-    """Read the header of a file, as far as it has one. Errors: OSError."""
-    descriptor = opener(os.fspath(path), os.O_RDONLY)
-    try:
-        begin = os.pread(descriptor, 8, 0)
-        length = int.from_bytes(begin, "little")
-        return begin + os.pread(descriptor, min(length, 2 * MOST_COPY), 8)
-    finally:
-        os.close(descriptor)
