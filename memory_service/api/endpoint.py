@@ -15,7 +15,7 @@ from prometheus_client.exposition import choose_encoder
 
 from memory_service.domain.errors import StartError
 from memory_service.observe.metrics import Registry
-from memory_service.observe.troubles import Condition
+from memory_service.observe.troubles import Troubles
 
 MOST_CONNECTIONS = 64
 # Seconds that a connection may take, from its first byte to its last.
@@ -35,9 +35,9 @@ class Answer(NamedTuple):
 class Endpoint:
     """Answers HTTP requests from `listen` to `close`."""
 
-    def __init__(self, registry: Registry, condition: Condition) -> None:
+    def __init__(self, registry: Registry, troubles: Troubles) -> None:
         self._registry = registry
-        self._condition = condition
+        self._troubles = troubles
         # One scrape at a time, because each reads the figures of all banks.
         self._scraping = ThreadPoolExecutor(1, "kvbank-metrics")
         self._paths: dict[str, Callable[[str], Awaitable[Answer]]] = {
@@ -129,7 +129,7 @@ class Endpoint:
         return _plain(HTTPStatus.OK, "alive")
 
     async def _ready(self, _: str) -> Answer:
-        ready, troubles = self._condition.ready(), self._condition.troubles()
+        ready, troubles = self._troubles.ready(), self._troubles.all()
         lines = ["ready" if ready else "not ready", *(f"{name}: {each.text}" for name, each in troubles.items())]
         return _plain(HTTPStatus.OK if ready else HTTPStatus.SERVICE_UNAVAILABLE, "\n".join(lines))
 

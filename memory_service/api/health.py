@@ -6,7 +6,7 @@ from typing import Any
 
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from memory_service.observe.troubles import Condition
+from memory_service.observe.troubles import Troubles
 
 NAME = health.SERVICE_NAME
 # Seconds between two looks at the storage, and those that one may take.
@@ -18,10 +18,10 @@ class Health:
     """Tells SERVING while the condition is ready, and NOT_SERVING otherwise. Between `begin` and `end` it also asks the
     storage again and again, and notes in the condition whether that answers."""
 
-    def __init__(self, condition: Condition, services: Sequence[str], probe: Callable[[], None]) -> None:
+    def __init__(self, troubles: Troubles, services: Sequence[str], probe: Callable[[], None]) -> None:
         """services: the names of the services whose health is told, besides that of the whole. probe: a call that reads
         the storage; it blocks, and raises the error of a storage that fails."""
-        self._condition = condition
+        self._troubles = troubles
         self._services = ("", *services)
         self._probe = probe
         self._servicer = health.aio.HealthServicer()
@@ -49,7 +49,7 @@ class Health:
 
     async def tell(self) -> None:
         """Tell callers the health, where they were told another one last."""
-        serving = self._condition.ready()
+        serving = self._troubles.ready()
         if serving != self._told:
             self._told = serving
             status = health_pb2.HealthCheckResponse
@@ -61,12 +61,12 @@ class Health:
             asked = self._asked = asyncio.ensure_future(asyncio.to_thread(self._probe))
             done, _ = await asyncio.wait([asked], timeout=_PATIENCE_S)
             if not done:
-                self._condition.begin("storage", f"it has not answered for {_PATIENCE_S} s", stops=True)
+                self._troubles.begin("storage", f"it has not answered for {_PATIENCE_S} s", stops=True)
                 await self.tell()
                 await asyncio.wait([asked])
             if error := asked.exception():
-                self._condition.begin("storage", f"{type(error).__name__}: {error}", stops=True)
+                self._troubles.begin("storage", f"{type(error).__name__}: {error}", stops=True)
             else:
-                self._condition.end("storage")
+                self._troubles.end("storage")
             await self.tell()
             await asyncio.sleep(PROBE_S)

@@ -79,8 +79,8 @@ class Server:
         self._direct: DirectCalls | None = None
         self._server: Any = None
         self._sweeper: asyncio.Task[None] | None = None
-        self._condition = self._metrics.condition
-        self._health = Health(self._condition, [SERVICE], self._banks.probe)
+        self._troubles = self._metrics.troubles
+        self._health = Health(self._troubles, [SERVICE], self._banks.probe)
         self.address = ""
 
     async def start(self) -> None:
@@ -104,7 +104,7 @@ class Server:
             reflection.enable_server_reflection((SERVICE, health.NAME, reflection.SERVICE_NAME), self._server)
         # Before gRPC's port, which a server that is bound and was never started does not give back.
         if self._settings.metrics_listen:
-            self._endpoint = Endpoint(self._metrics.registry, self._condition)
+            self._endpoint = Endpoint(self._metrics.registry, self._troubles)
             await self._endpoint.listen(self._settings.metrics_listen)
         self.address = self._bind()
         await self._server.start()
@@ -135,7 +135,7 @@ class Server:
         """Stop: tell NOT_SERVING, begin no call, let those that run finish within the grace time, then close the
         storage."""
         self._service.drain()
-        self._condition.begin("stopping", "what runs gets the grace time", stops=True, wanted=True)
+        self._troubles.begin("stopping", "what runs gets the grace time", stops=True, wanted=True)
         await self._health.tell()
         await self._end(self._settings.grace)
 

@@ -1,1 +1,1 @@
-"""What operators see: metrics, logs, requests under way, and troubles that last."""
+"""This folder has what operators see of the service: metrics, logs, and the troubles of the moment."""

@@ -1,4 +1,5 @@
-"""How log records look: one line each, as text or JSON, with the request that they belong to."""
+"""Log records as lines, of text or of JSON. This file owns that each record is one line, bounded, and names the request
+that it belongs to."""
 
 import json
 import logging
@@ -11,12 +12,13 @@ from grpc._cython.cygrpc import ExecuteBatchError
 from kvbank.console.output import printable
 from memory_service.observe import request as requests
 
-# Characters.
+# The most characters of a message, and of an error with its traceback.
 _LONGEST_MESSAGE, _LONGEST_ERROR = 2_000, 20_000
 
 
 def configure(form: Literal["text", "json"], level: str) -> None:
-    """Send our records from `level` on, and warnings of others, to stderr; for a process that is all ours."""
+    """Send the records of this package from `level` on, and the warnings of other packages, to stderr. This is for a
+    process that is a server and nothing else, because it takes away other handlers."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if form == "json" else TextFormatter())
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
@@ -24,7 +26,8 @@ def configure(form: Literal["text", "json"], level: str) -> None:
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line: time, level, logger, message, and request_id, method, bank, error where there are."""
+    """Makes one JSON object of each record: time, level, logger, message, and request_id, method, bank and error where
+    there are such."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Make the line of a record."""
@@ -41,7 +44,7 @@ class JsonFormatter(logging.Formatter):
 
 
 class TextFormatter(logging.Formatter):
-    """For people: what JsonFormatter says, and a traceback on lines of its own."""
+    """Makes a line for people of each record, with all that `JsonFormatter` says, and a traceback on further lines."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Make the line of a record, and the lines of its traceback."""

@@ -1,11 +1,11 @@
-"""What the service counts. Owns the names, units and labels of all metrics (docs/operations.md lists them).
+"""The metrics of the service. This file owns the names, units and labels of all metrics, which docs/operations.md
+lists.
 
-Every server has a registry of its own, because several may live in one process. A label has few values, all of them
-ours: never a bank's name, never what a caller wrote.
+Every server has a registry of its own, because several may live in one process. A label has few values, which are known
+beforehand: it is never the name of a bank, or anything else that a caller wrote.
 """
 
 from collections.abc import Iterable, Sequence
-from functools import partial
 from typing import get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
@@ -13,73 +13,71 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.samples import Sample
 
 from memory_service.domain.model import EvictionReason
-from memory_service.observe.troubles import Condition
+from memory_service.observe.troubles import Troubles
 
-# 250 us to 131 s: a percentile read from them is right within a factor of two.
+# The bounds of buckets. Seconds from 250 us to 131 s: a percentile read from them is right within a factor of two.
 _SECONDS = tuple(0.00025 * 2**i for i in range(20))
 _COUNTS = (0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
-# search: the indexes, with filter and re-scoring; load: rows of the hits; open, read: files, with checksums;
-# store: file and its sync; commit: from submitted to durable.
+# Parts of a request. search: the indexes, with filter and re-scoring; load: rows of the hits; open, read: files, with
+# checksums; store: file and its sync; commit: from submitted to durable.
 STAGES = ("search", "load", "open", "read", "store", "commit")
 _SCORES = tuple(i / 10 for i in range(-10, 11))
 
 
 class Registry(CollectorRegistry):
-    """Without the time of creation that the library adds to each counter, which doubles the answer."""
+    """A registry without the time of creation that the library adds to each counter, which doubles the answer."""
 
     def collect(self) -> Iterable[Metric]:
-        """All families, as a scrape gets them."""
+        """Yield all families of figures, as a scrape gets them."""
         for family in super().collect():
             family.samples = [sample for sample in family.samples if not sample.name.endswith("_created")]
             yield family
 
     def samples(self) -> Iterable[Sample]:
-        """Every figure on its own."""
+        """Yield each figure of each family."""
         for family in self.collect():
             yield from family.samples
 
 
 class Metrics:
-    """One object a server; the attributes are the instruments. Threads may share it."""
+    """The instruments of one server, by attribute. Threads may share them."""
 
     def __init__(self) -> None:
         self.registry = Registry()
-        counter = partial(Counter, registry=self.registry)
-        gauge = partial(Gauge, registry=self.registry)
-        histogram = partial(Histogram, registry=self.registry)
+        self.troubles = Troubles()
         ProcessCollector(namespace="kvbank", registry=self.registry)
-        self.condition = Condition()
-        gauge("kvbank_ready", "1 where the service can be asked.").set_function(lambda: float(self.condition.ready()))
-
-        self.request_seconds = histogram(
-            "kvbank_request_seconds", "Requests by method and status code.", ["method", "code"], buckets=_SECONDS
+        self._gauge("kvbank_ready", "1 where the service can be asked.").set_function(
+            lambda: float(self.troubles.ready())
         )
-        self.requests_running = gauge("kvbank_requests_running", "Requests under way.", ["method"])
-        self.errors = counter(
+        self._make_requests()
+        self._make_chunks()
+        self._make_bytes()
+        self._make_commits()
+
+    def _make_requests(self) -> None:
+        self.request_seconds = self._histogram(
+            "kvbank_request_seconds", "Requests by method and status code.", _SECONDS, ["method", "code"]
+        )
+        self.requests_running = self._gauge("kvbank_requests_running", "Requests under way.", ["method"])
+        self.errors = self._counter(
             "kvbank_errors", "Failed requests by reason, or code where there is none.", ["method", "reason"]
         )
-        stage_seconds = histogram("kvbank_stage_seconds", "Parts of a request.", ["stage"], buckets=_SECONDS)
+        stage_seconds = self._histogram("kvbank_stage_seconds", "Parts of a request.", _SECONDS, ["stage"])
         self.stages = {stage: stage_seconds.labels(stage) for stage in STAGES}
-
-        self.query_hits = histogram("kvbank_query_hits", "Chunks found for a query.", buckets=_COUNTS)
-        self.query_best_score = histogram(
-            "kvbank_query_best_score", "Score of the best chunk found for a query.", buckets=_SCORES
+        self.query_hits = self._histogram("kvbank_query_hits", "Chunks found for a query.", _COUNTS)
+        self.query_best_score = self._histogram(
+            "kvbank_query_best_score", "Score of the best chunk found for a query.", _SCORES
         )
 
-        self.chunks_written = counter("kvbank_chunks_written", "Chunks written; a repeated key is none.")
-        self.chunks_evicted = counter("kvbank_chunks_evicted", "Chunks evicted by a policy.", ["reason"])
-        self.chunks_expired = counter("kvbank_chunks_expired", "Chunks whose time was up.")
-        self.chunks_deleted = counter("kvbank_chunks_deleted", "Chunks deleted by a caller, without deleted banks.")
-        self.chunks_quarantined = counter("kvbank_chunks_quarantined", "Damaged chunks taken out of service.")
-        self.checksum_failures = counter(
-            "kvbank_checksum_failures", "Bytes that did not match, as they came (write) or as stored (read).", ["at"]
+    def _make_chunks(self) -> None:
+        self.chunks_written = self._counter("kvbank_chunks_written", "Chunks written; a repeated key is none.")
+        self.chunks_evicted = self._counter("kvbank_chunks_evicted", "Chunks evicted by a policy.", ["reason"])
+        self.chunks_expired = self._counter("kvbank_chunks_expired", "Chunks whose time was up.")
+        self.chunks_deleted = self._counter(
+            "kvbank_chunks_deleted", "Chunks deleted by a caller, without deleted banks."
         )
-
-        self.received_bytes = counter("kvbank_payload_received_bytes", "Payload bytes written.", ["path"])
-        self.sent_bytes = counter("kvbank_payload_sent_bytes", "Payload bytes answered.", ["path"])
-        self.in_flight_bytes = gauge("kvbank_in_flight_bytes", "Bytes of writes taken and not acknowledged.")
-
-        # As the banks' own counters are called.
+        self.chunks_quarantined = self._counter("kvbank_chunks_quarantined", "Damaged chunks taken out of service.")
+        # Chunks that are gone without an eviction, by the name of the bank's own counter.
         self.gone = {
             "chunks_expired": self.chunks_expired,
             "chunks_deleted": self.chunks_deleted,
@@ -88,16 +86,34 @@ class Metrics:
         # From zero on, so that the first one of a kind shows up as a rate.
         for reason in get_args(EvictionReason):
             self.chunks_evicted.labels(reason)
+
+    def _make_bytes(self) -> None:
+        self.checksum_failures = self._counter(
+            "kvbank_checksum_failures", "Bytes that did not match, as they came (write) or as stored (read).", ["at"]
+        )
         for at in ("write", "read"):
             self.checksum_failures.labels(at)
+        self.received_bytes = self._counter("kvbank_payload_received_bytes", "Payload bytes written.", ["path"])
+        self.sent_bytes = self._counter("kvbank_payload_sent_bytes", "Payload bytes answered.", ["path"])
+        self.in_flight_bytes = self._gauge("kvbank_in_flight_bytes", "Bytes of writes taken and not acknowledged.")
 
-        self.commit_operations = histogram(
-            "kvbank_commit_operations", "Operations that shared a transaction.", buckets=_COUNTS
+    def _make_commits(self) -> None:
+        self.commit_operations = self._histogram(
+            "kvbank_commit_operations", "Operations that shared a transaction.", _COUNTS
         )
-        self.commit_seconds = histogram("kvbank_commit_seconds", "Transactions, until durable.", buckets=_SECONDS)
+        self.commit_seconds = self._histogram("kvbank_commit_seconds", "Transactions, until durable.", _SECONDS)
+
+    def _counter(self, name: str, text: str, labels: Sequence[str] = ()) -> Counter:
+        return Counter(name, text, labels, registry=self.registry)
+
+    def _gauge(self, name: str, text: str, labels: Sequence[str] = ()) -> Gauge:
+        return Gauge(name, text, labels, registry=self.registry)
+
+    def _histogram(self, name: str, text: str, buckets: Sequence[float], labels: Sequence[str] = ()) -> Histogram:
+        return Histogram(name, text, labels, buckets=buckets, registry=self.registry)
 
     def queried(self, scores: Iterable[Sequence[float]]) -> None:
-        """The scores that were found for each query, best first."""
+        """Count the hits of each query, and note the best score of each. scores: those of each query, best first."""
         for row in scores:
             self.query_hits.observe(len(row))
             if row:

@@ -1,4 +1,5 @@
-"""Every request, from its first to its last moment: counted, timed and logged, however it came."""
+"""The observation of requests. This file owns that each request, over whichever transport it came, is counted, timed
+and logged from its first to its last moment."""
 
 import logging
 import re
@@ -14,7 +15,7 @@ from memory_service.observe.request import Request
 from memory_service.observe.seldom import Repeating
 
 _ID = re.compile(r"[\w.-]{1,64}", re.ASCII)
-# Codes that are the service's trouble and not the caller's.
+# Codes of failures that are the service's and not the caller's.
 _TROUBLE = ("INTERNAL", "UNKNOWN", "DATA_LOSS", "UNAVAILABLE")
 # Reasons that mean bytes which are not what they should be, and where that was seen.
 _CHECKSUMS = {"CHECKSUM_IN_TRANSIT": "write", "CHECKSUM_MISMATCH": "read"}
@@ -22,7 +23,7 @@ _log = logging.getLogger(__name__)
 
 
 def request_id(wanted: object) -> str:
-    """Return the caller's request id where it is one, else a new one."""
+    """Return the request id that the caller sent where that is one, else a new one."""
     return wanted if isinstance(wanted, str) and _ID.fullmatch(wanted) else secrets.token_hex(8)
 
 
@@ -31,7 +32,7 @@ class Observer:
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
-        # Of trouble, which may come with every call.
+        # The failures that were logged, which may come with every call.
         self._said = Repeating()
         # Finding the instrument of some labels costs more than using it.
         self._seconds = cache(metrics.request_seconds.labels)
@@ -39,8 +40,10 @@ class Observer:
 
     @contextmanager
     def of(self, request: Request, code: Callable[[BaseException | None], str]) -> Iterator[None]:
-        """Observe a request, from its first to its last moment, in the block. code: tells the code of what the block
-        raised, if anything."""
+        """Observe a request, which begins and ends with the block.
+
+        code: returns the name of the gRPC status code for the error that the block raised, or for None.
+        """
         requests.enter(request)
         running, start = self._running(request.method), time.perf_counter()
         running.inc()
@@ -65,7 +68,7 @@ class Observer:
             self._metrics.errors.labels(request.method, request.reason or code).inc()
         if at := _CHECKSUMS.get(request.reason):
             self._metrics.checksum_failures.labels(at).inc()
-        # A stop, or a caller too slow, is no trouble of the service.
+        # A stop, or a caller that is too slow, is no failure of the service.
         trouble = (code in _TROUBLE and request.reason != "NOT_SERVING") or request.reason == "DISK_FULL"
         level = (
             logging.WARNING

@@ -8,15 +8,16 @@ ever imported, again and again: measured, two thirds of what a search took.
 import ctypes
 import gc
 
-# Kept at most by each of the arenas, which all threads share.
+# The bytes that each arena keeps at most, and the arenas, which all threads share.
 _KEPT, _ARENAS = 32 * 1024 * 1024, 2
-# What is larger is a mapping of its own, as before.
+# An allocation of more bytes is a mapping of its own, as before.
 _LARGEST = 16 * 1024 * 1024
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 
 
 def keep_memory() -> None:
-    """For a process that is a server and nothing else; does nothing where the allocator is another one."""
+    """Have glibc keep freed memory for later use; this does nothing where the allocator is another one. It is for a
+    process that is a server and nothing else."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(_M_ARENA_MAX, _ARENAS)
@@ -25,6 +26,7 @@ def keep_memory() -> None:
 
 
 def leave_imports_alone() -> None:
-    """Once everything is loaded: what is there now stays, and is not looked at again."""
+    """Have Python's collector never look again at the objects that are there now. This is called once everything is
+    loaded."""
     gc.collect()
     gc.freeze()

@@ -1,4 +1,5 @@
-"""One request as the server sees it: id, method and bank, which its log records carry, and the reason of its error."""
+"""The request that a task or thread works on: its id, method and bank, which log records carry, and the reason of the
+error that ends it."""
 
 from collections.abc import Sequence
 from contextvars import ContextVar
@@ -6,13 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 LONGEST_LOGGED = 200
-# Of the banks of one request.
+# The names of banks of one request that are logged.
 _MOST_NAMES = 3
 
 
 @dataclass(slots=True)
 class Request:
-    """A request, shared by the tasks and threads that work on it. `reason` is that of the error that ends it."""
+    """One request, shared by the tasks and threads that work on it. `bank` has the names of its banks, and `reason` is
+    that of the error that ends the request; both are empty where there is none."""
 
     id: str
     method: str

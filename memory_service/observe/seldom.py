@@ -1,4 +1,5 @@
-"""What comes again and again, as from a disk that is full or broken: said once a second, and not with every call."""
+"""Log lines that would come again and again, as when a disk is full or broken. This file owns the rule that such a line
+is logged once a second, and not with every call."""
 
 import logging
 import math
@@ -6,15 +7,16 @@ import threading
 import time
 from typing import NamedTuple
 
-# Between two lines about one kind; after the second time a kind is new again.
+# Seconds between two lines about one kind, and seconds without it after which a kind is new again.
 _PAUSE_S, _NEW_AFTER_S = 1.0, 60.0
-# Of which something is remembered.
+# Kinds of lines that are remembered.
 _MOST_KINDS = 100
 _LONGEST = 200
 
 
 class Seen(NamedTuple):
-    """Of one kind: when it came last and was said last (monotonic), and how often it was left out since."""
+    """Remembers of one kind of line when it came last and was logged last (monotonic, in seconds), and how often it was
+    left out since."""
 
     came: float
     said: float
@@ -22,18 +24,18 @@ class Seen(NamedTuple):
 
 
 class Repeating:
-    """Remembers what was said; threads may share it."""
+    """Remembers which kinds of lines were logged, and decides which are due; threads may share it."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._kinds: dict[str, Seen] = {}
 
     def due(self, kind: str) -> bool:
-        """Whether to say it now."""
+        """Tell whether a line of this kind is to be logged now, and count it."""
         return self._come(kind)[0]
 
     def error(self, log: logging.Logger, error: BaseException, text: str, *arguments: object) -> None:
-        """Log `text` with the error, if it is due: with its traceback where it is new, else in one line."""
+        """Log `text` with the error where that is due: with the traceback of an error that is new, else in one line."""
         kind, now = _kind(error), time.monotonic()
         due, before = self._come(kind)
         if due and now - before.came >= _NEW_AFTER_S:
@@ -42,7 +44,7 @@ class Repeating:
             log.error(f"{text}, again: %s (%d more were not logged)", *arguments, kind, before.left_out)
 
     def _come(self, kind: str) -> tuple[bool, Seen]:
-        """Whether to say it now, and what was before."""
+        """Tell whether a line of this kind is due now, and what was remembered of the kind before."""
         now = time.monotonic()
         with self._lock:
             before = self._kinds.pop(kind, Seen(-math.inf, -math.inf, 0))
@@ -54,7 +56,7 @@ class Repeating:
 
 
 def _kind(error: BaseException) -> str:
-    """Without what differs from call to call: the file, or the statement."""
+    """Name the kind of an error, without what differs from call to call: the file, or the statement."""
     if isinstance(error, OSError) and error.strerror:
         return f"{type(error).__name__}: {error.strerror}"
     error = getattr(error, "orig", error)

@@ -1,5 +1,5 @@
 """The troubles of the service: what goes wrong, for as long as it does. This file owns the answer to whether the
-service can be asked at all.
+service can serve at all.
 
 Each trouble has a fixed name, and is logged when it begins and when it is over.
 """
@@ -13,23 +13,26 @@ _log = logging.getLogger(__name__)
 
 
 class Trouble(NamedTuple):
-    """Something that goes wrong. `stops` tells whether nothing can be served meanwhile; otherwise one thing, such as
-    writing, does not work, and the rest does."""
+    """One thing that goes wrong, as a text for operators. `stops` tells whether nothing can be served meanwhile;
+    otherwise one thing, such as writing, does not work, and the rest does."""
 
     text: str
     stops: bool
 
 
-class Condition:
-    """Holds the troubles of a service at this moment. Threads may share a condition."""
+class Troubles:
+    """Holds the troubles of a service at this moment. Threads may share the object."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._troubles: dict[str, Trouble] = {}
 
     def begin(self, name: str, text: str, *, stops: bool = False, wanted: bool = False) -> None:
-        """Note that the trouble of this name is there, or still is. `wanted`: somebody asked for it, so it is not
-        logged."""
+        """Note that the trouble of this name is there, or still is.
+
+        text: what goes wrong. stops: whether nothing can be served meanwhile. wanted: whether an operator has asked for
+        the trouble, such as a stop, so that it is not logged.
+        """
         text = " ".join(text.split())[:_LONGEST]
         with self._lock:
             new = name not in self._troubles
@@ -45,11 +48,11 @@ class Condition:
             if ended is not None:
                 _log.info("%s: well again", name)
 
-    def troubles(self) -> dict[str, Trouble]:
-        """Return the troubles by name."""
+    def all(self) -> dict[str, Trouble]:
+        """Return the troubles of this moment by name."""
         with self._lock:
             return dict(self._troubles)
 
     def ready(self) -> bool:
-        """Tell whether the service can be asked."""
-        return not any(trouble.stops for trouble in self.troubles().values())
+        """Tell whether the service can serve, though perhaps not everything."""
+        return not any(trouble.stops for trouble in self.all().values())

@@ -67,13 +67,13 @@ class Banks:
             self._directory, gone = self._read_banks()
             self.indexes = SearchIndexes(self.records, settings)
             begun.callback(self.indexes.close)
-            self._janitor = Janitor("kvbank-janitor", metrics.condition)
+            self._janitor = Janitor("kvbank-janitor", metrics.troubles)
             begun.callback(self._janitor.close)
             # Apart, because the files of a deleted bank, or of a sweep, may take minutes.
-            self._timer = Janitor("kvbank-expiry", metrics.condition)
+            self._timer = Janitor("kvbank-expiry", metrics.troubles)
             begun.callback(self._timer.close)
             self._removal = Removal(self.records, self.payloads, self.indexes, self._janitor, metrics)
-            self._room = Room(self.records, self._directory, self._removal, metrics.condition)
+            self._room = Room(self.records, self._directory, self._removal, metrics.troubles)
             begun.callback(self._room.close)
             self._writes = Writes(
                 DiskSpace(settings.data, settings.min_free),

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from memory_service.observe.seldom import Repeating
-from memory_service.observe.troubles import Condition
+from memory_service.observe.troubles import Troubles
 
 _log = logging.getLogger(__name__)
 _failures = Repeating()
@@ -32,10 +32,10 @@ class _Timer:
 class Janitor:
     """Runs tasks in the order in which they were given, and between them those that recur."""
 
-    def __init__(self, name: str, condition: Condition) -> None:
-        """name: the name of the thread. condition: where the failure of a task that recurs is noted."""
+    def __init__(self, name: str, troubles: Troubles) -> None:
+        """name: the name of the thread. troubles: where the failure of a task that recurs is noted."""
         self._name = name
-        self._condition = condition
+        self._troubles = troubles
         self._tasks: queue.SimpleQueue[Callable[[], Any] | None] = queue.SimpleQueue()
         self._timers: list[_Timer] = []
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
@@ -83,10 +83,10 @@ class Janitor:
                 continue
             error, name = self._do(timer.task), f"{self._name} {getattr(timer.task, '__name__', '')}"
             if error is None:
-                self._condition.end(name)
+                self._troubles.end(name)
                 timer.pause = timer.seconds
             else:
-                self._condition.begin(name, f"{type(error).__name__}: {error}")
+                self._troubles.begin(name, f"{type(error).__name__}: {error}")
                 timer.pause = min(2 * timer.pause, max(_LONGEST_PAUSE_S, timer.seconds))
             timer.due = time.monotonic() + timer.pause
 

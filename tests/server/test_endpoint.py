@@ -12,7 +12,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from memory_service.api import endpoint, health
-from memory_service.observe.troubles import Condition
+from memory_service.observe.troubles import Troubles
 from memory_service.storage.background import Janitor
 from tests.support.waiting import wait_until
 
@@ -136,7 +136,7 @@ def test_a_service_that_stops_is_not_ready(serving: Any, caller: Any, ask: Calla
 
 
 def test_what_fails_again_and_again_in_the_background_is_told_and_not_hurried() -> None:
-    condition, fails, ran = Condition(), threading.Event(), []
+    troubles, fails, ran = Troubles(), threading.Event(), []
     fails.set()
 
     def tidy() -> None:
@@ -144,13 +144,13 @@ def test_what_fails_again_and_again_in_the_background_is_told_and_not_hurried() 
         if fails.is_set():
             raise OSError("no")
 
-    janitor = Janitor("tidy", condition)
+    janitor = Janitor("tidy", troubles)
     try:
         janitor.every(0.001, tidy)
         wait_until(lambda: len(ran) >= 5)
-        assert {name: trouble.text for name, trouble in condition.troubles().items()} == {"tidy tidy": "OSError: no"}
-        assert condition.ready(), "the rest goes on"
+        assert {name: trouble.text for name, trouble in troubles.all().items()} == {"tidy tidy": "OSError: no"}
+        assert troubles.ready(), "the rest goes on"
         fails.clear()
-        wait_until(lambda: not condition.troubles())
+        wait_until(lambda: not troubles.all())
     finally:
         janitor.close()

@@ -22,7 +22,7 @@ from memory_service.domain.chunk_size import size_of
 from memory_service.domain.errors import ServiceError
 from memory_service.domain.eviction import NOBODY, Candidates, Victims, full, overflows, plan
 from memory_service.domain.model import Bank, Capacity, Chunk, Eviction, EvictionReason, Usage
-from memory_service.observe.troubles import Condition
+from memory_service.observe.troubles import Troubles
 from memory_service.storage.local.evicting.ledger import Ledger, Loading
 from memory_service.storage.local.evicting.removal import STEP, Removal
 from memory_service.storage.local.known_banks import Directory
@@ -57,12 +57,12 @@ class Made(NamedTuple):
 class Room:
     """Plans and makes the evictions of all banks."""
 
-    def __init__(self, store: Records, directory: Directory, removal: Removal, condition: Condition) -> None:
+    def __init__(self, store: Records, directory: Directory, removal: Removal, troubles: Troubles) -> None:
         self._records = store
         self._ledgers = store.ledgers
         self._directory = directory
         self._removal = removal
-        self._condition = condition
+        self._troubles = troubles
         # Bank id -> usage in the unit of its capacity, as the last write saw it. Says when to load, and no more.
         self._used: dict[int, int] = {}
         self._lock = threading.Lock()
@@ -303,12 +303,12 @@ class Room:
         last = self._pauses.get(bank.bank_id)
         pause = _FIRST_PAUSE_S if last is None else min(2 * last[1], _LONGEST_PAUSE_S)
         self._pauses[bank.bank_id] = (time.monotonic() + pause, pause)
-        self._condition.begin("evictions", "not written; the next write tries again, and so does the service")
+        self._troubles.begin("evictions", "not written; the next write tries again, and so does the service")
 
     def _well(self, bank: Bank) -> None:
         """Note that an eviction of the bank was written, or is not needed any more."""
         if self._pauses.pop(bank.bank_id, None) is not None and not self._pauses:
-            self._condition.end("evictions")
+            self._troubles.end("evictions")
 
     def _excess(self, connection: Connection, bank: Bank, ledger: Ledger) -> Victims:
         """Plan the evictions of a bank whose capacity was lowered, until it fits, or only pinned chunks are left."""

@@ -201,14 +201,14 @@ class Writer:
                 ended = self._fill(connection, batch, synced) or ended
         except Exception as error:
             _failures.error(_log, error, "commit of %d operations failed", len(batch))
-            self._metrics.condition.begin("writing", f"{type(error).__name__}: {getattr(error, 'orig', error)}")
+            self._metrics.troubles.begin("writing", f"{type(error).__name__}: {getattr(error, 'orig', error)}")
             if begun:
                 self._companion.failed()
             for job in batch:
                 job.future.set_exception(error)
         else:
             self._companion.committed()
-            self._metrics.condition.end("writing")
+            self._metrics.troubles.end("writing")
             self._metrics.commit_operations.observe(len(batch))
             self._metrics.commit_seconds.observe(time.monotonic() - start)
             for job in batch:
