@@ -6,7 +6,6 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from kvbank.v1 import bank_pb2
 from kvbank.v1 import service_pb2 as pb
-from memory_service.storage.local.files.objects import MARK
 
 
 def test_create_fills_in_defaults_and_is_repeatable(caller):
@@ -34,20 +33,6 @@ def test_update_changes_what_the_mask_names(caller):
     changed = caller.stub.UpdateBank(request).bank
     assert (changed.policy.kind, changed.metadata) == (bank_pb2.POLICY_KIND_REJECT, {"a": "b"})
     assert changed.capacity.WhichOneof("limit") is None
-
-
-def test_delete_takes_everything_along(serving, data):
-    caller = serving()
-    first = caller.create()
-    chunk_id = caller.add()
-    caller.retrieve()
-    caller.stub.DeleteBank(pb.DeleteBankRequest(name="b"))
-    again = caller.create()
-    assert again.uid != first.uid
-    assert (caller.ids(), caller.retrieve()[1]) == ([], {})
-    assert caller.add() > chunk_id
-    serving.stop()
-    assert {path.name for path in (data / "payloads").iterdir()} == {MARK, again.uid}
 
 
 def test_banks_survive_a_restart(serving):

@@ -1,18 +1,14 @@
 """Writing and reading chunks: what comes back is what went in."""
 
-import sqlite3
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
 
 import grpc
 import numpy as np
 import pytest
-import safetensors
 import xxhash
 
 from kvbank.v1 import service_pb2 as pb
-from memory_service.care.check import check
 
 
 def test_round_trip_is_bit_equal(caller):
@@ -32,17 +28,6 @@ def test_round_trip_is_bit_equal(caller):
     assert [tensor.name for tensor in got.payload.tensors] == [tensor.name for tensor in sent.payload.tensors]
     digests = b"".join(tensor.checksum.to_bytes(8, "little") for tensor in got.payload.tensors)
     assert got.payload.checksum == xxhash.xxh3_64_intdigest(digests)
-
-
-def test_files_are_safetensors(caller, payload_path):
-    chunk, data = caller.chunk()
-    chunk_id = caller.write((chunk, data))[0].chunk_id
-    raw = payload_path(chunk_id).read_bytes()
-    tensors = dict(safetensors.deserialize(raw))
-    assert b"".join(bytes(tensors[tensor.name]["data"]) for tensor in chunk.payload.tensors) == data
-    stored = caller.retrieve()[0].chunks[0].payload
-    first = stored.tensors[0]
-    assert raw[first.offset : first.offset + first.length] == data[: first.length]
 
 
 def test_large_chunk_in_large_frames(caller, frames):
@@ -161,47 +146,6 @@ def test_replay_returns_the_first_result(caller):
     caller.stub.DeleteChunks(pb.DeleteChunksRequest(bank="b", chunk_ids=[first.chunk_id]))
     gone = caller.write(chunk)[0]
     assert (gone.chunk_id, gone.replayed, gone.gone) == (first.chunk_id, True, True)
-
-
-@pytest.mark.parametrize("again", ["the same", "other"])
-def test_a_key_is_free_24_hours_after_its_chunk_went(serving, data, again):
-    """The time comes by moving what the database of the stopped service says of it."""
-    caller = serving()
-    caller.create()
-    chunk, content = caller.chunk()
-    first = caller.write((chunk, content))[0].chunk_id
-    caller.stub.DeleteChunks(pb.DeleteChunksRequest(bank="b", chunk_ids=[first]))
-    serving.stop()
-    for hours, known in ((23.9, True), (0.2, False)):
-        with closing(sqlite3.connect(data / "metadata.db")) as database:
-            moved = database.execute("UPDATE spent_keys SET gone = gone - ?", (int(hours * 3600e6),)).rowcount
-            database.commit()
-        assert moved == 1
-        caller = serving()
-        if known:
-            assert caller.write((chunk, content))[0].gone
-            serving.stop()
-    chunk.text = {"the same": chunk.text, "other": "other"}[again]
-    ack = caller.write((chunk, content))[0]
-    assert (ack.replayed, ack.gone) == (False, False)
-    assert ack.chunk_id > first
-    assert (caller.ids(), caller.retrieve()[1]) == ([ack.chunk_id], {ack.chunk_id: content})
-    assert caller.write((chunk, content))[0].replayed
-    assert check(data).problems == []
-    caller.stub.DeleteChunks(pb.DeleteChunksRequest(bank="b", chunk_ids=[ack.chunk_id]))
-    assert caller.write((chunk, content))[0].gone
-    assert check(data).problems == []
-
-
-def test_replay_survives_a_restart_and_leaves_no_file(serving, data):
-    caller = serving()
-    caller.create()
-    chunk = caller.chunk()
-    first = caller.write(chunk)[0].chunk_id
-    caller = serving()
-    assert caller.write(chunk)[0].chunk_id == first
-    serving.stop()
-    assert [path.stem for path in (data / "payloads").glob("*/*/*")] == [str(first)]
 
 
 def test_one_key_many_writers(caller):

@@ -1,16 +1,9 @@
 """Every reason of the public list, with its code; and that the service goes on afterwards."""
 
-import errno
-import os
 import queue
 import re
-import sqlite3
-import tempfile
-import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import SimpleNamespace
 from typing import get_args
 
 import grpc
@@ -18,19 +11,15 @@ import numpy as np
 import pytest
 import xxhash
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from sqlalchemy.exc import OperationalError
 
 from kvbank.v1 import bank_pb2, error_pb2
 from kvbank.v1 import service_pb2 as pb
 from memory_service.api.receiving import LARGEST_HEADER
 from memory_service.api.server import SERVICE
-from memory_service.api.status import CODE_OF, to_service_error
+from memory_service.api.status import CODE_OF
 from memory_service.domain.errors import Reason
 from memory_service.domain.validate import LARGEST_METADATA
 from memory_service.operations import reading
-from memory_service.storage.local.files.disk_space import DiskSpace
-from memory_service.storage.local.files.objects import Payloads
-from memory_service.storage.local.records import failures
 
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
 NOT_FOUND = grpc.StatusCode.NOT_FOUND
@@ -350,155 +339,12 @@ def pages(ask, request, of):
     return found
 
 
-def test_chunks_without_tensors_are_held_back_too(serving, frames):
-    """A stream of headers alone fills the window like any other; the caller's next ones wait in the caller."""
-    caller = serving(max_unacknowledged_bytes=1024 * 1024)
-    caller.create(layers=())
-    hold, sent = threading.Event(), []
-
-    def chunks():
-        for number in range(300):
-            sent.append(number)
-            yield from frames(*caller.chunk(layers=(), text="x" * 200_000))
-
-    serving.server._server._banks.records.writer.between(hold.wait)
-    stream = caller.stub.WriteChunks(chunks())
-    time.sleep(2)
-    held_back = len(sent)
-    hold.set()
-    assert len(list(stream)) == 300
-    assert held_back < 100
-
-
 def test_message_beyond_the_limit_has_no_details(serving):
     caller = serving(max_message_bytes=4 << 20)
     caller.create()
     with pytest.raises(grpc.RpcError) as caught:
         list(caller.stub.WriteChunks(iter([pb.WriteChunksRequest(data=bytes(5 << 20))])))
     assert caught.value.code() == EXHAUSTED
-    caller.add()
-
-
-def test_disk_full_refuses_writes_only(serving, refused):
-    caller = serving()
-    caller.create()
-    chunk_id = caller.add()
-    caller = serving(min_free=1 << 60)
-    growing = {
-        "a chunk": caller.add,
-        "a bank": lambda: caller.create("c"),
-        "metadata of a bank": lambda: update_bank(caller, "metadata", metadata={"a": "b"}),
-        "metadata of a chunk": lambda: caller.stub.UpdateChunk(
-            pb.UpdateChunkRequest(bank="b", chunk_id=chunk_id, metadata={"a": "b"})
-        ),
-    }
-    for what, grow in growing.items():
-        with refused("DISK_FULL", EXHAUSTED):
-            print(what)
-            grow()
-    assert caller.create().name == "b"
-    update_bank(caller, "capacity", capacity={"chunks": 1})
-    assert list(caller.retrieve()[1]) == [chunk_id]
-    assert caller.stub.DeleteChunks(pb.DeleteChunksRequest(bank="b", chunk_ids=[chunk_id])).deleted == 1
-
-
-def update_bank(caller, path, **fields):
-    request = pb.UpdateBankRequest(bank=bank_pb2.Bank(name="b", **fields), update_mask={"paths": [path]})
-    return caller.stub.UpdateBank(request)
-
-
-def disks(monkeypatch, **free):
-    """So many bytes are free, in the folder `payloads` and in any other."""
-
-    def statvfs(folder):
-        return SimpleNamespace(f_frsize=1, f_bavail=free["payloads" if Path(folder).name == "payloads" else "records"])
-
-    monkeypatch.setattr(os, "statvfs", statvfs)
-
-
-@pytest.mark.parametrize("full", ["payloads", "records"])
-def test_each_disk_is_asked_for_what_goes_there(serving, refused, monkeypatch, data, full):
-    """The payloads lie on a disk of their own, behind a link."""
-    with tempfile.TemporaryDirectory(dir="/dev/shm") as other:
-        data.mkdir()
-        (data / "payloads").symlink_to(other)
-        caller = serving(min_free=1000)
-        caller.create()
-        caller.create("v", layers=[])
-        disks(monkeypatch, **{"payloads": 10**9, "records": 10**9, full: 1100})
-        with refused("DISK_FULL", EXHAUSTED):
-            caller.add(text="a" * 200)
-        assert (refused.info.metadata["free"], refused.info.metadata["min_free"]) == ("1100", "1000")
-        if full == "payloads":
-            caller.add(bank="v", layers=[], text="a" * 200)
-        serving.stop()
-
-
-def test_writers_at_the_same_time_do_not_count_on_the_same_bytes(serving, monkeypatch):
-    """There is room for two chunks of eight."""
-    caller = serving(min_free=1000, storage_threads=8)
-    caller.create()
-    chunks = [caller.chunk(m=5) for _ in range(8)]
-    looked, all_looked, write, reserve = [], threading.Event(), Payloads.write, DiskSpace.for_payload
-
-    def reserving(*arguments):
-        try:
-            return reserve(*arguments)
-        finally:
-            looked.append(1)
-            if len(looked) == len(chunks):
-                all_looked.set()
-
-    def waiting(*arguments):
-        assert all_looked.wait(60)
-        return write(*arguments)
-
-    monkeypatch.setattr(DiskSpace, "for_payload", reserving)
-    monkeypatch.setattr(Payloads, "write", waiting)
-    monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(f_frsize=1, f_bavail=1400 + 2 * len(chunks[0][1])))
-    with ThreadPoolExecutor(8) as threads:
-        written = [threads.submit(caller.write, chunk) for chunk in chunks]
-    assert sum(write.exception() is None for write in written) == 2 == caller.usage().chunks
-
-
-@pytest.mark.parametrize(
-    ("number", "reason", "code"), [(errno.ENOSPC, "DISK_FULL", EXHAUSTED), (errno.EIO, "STORAGE_ERROR", UNAVAILABLE)]
-)
-def test_storage_fails(caller, refused, monkeypatch, number, reason, code):
-    def fail(*_arguments: object) -> None:
-        raise OSError(number, "injected")
-
-    with monkeypatch.context() as patched:
-        patched.setattr(Payloads, "write", fail)
-        with refused(reason, code):
-            caller.add()
-    caller.add()
-
-
-def test_full_disk_leaves_no_half_chunk(caller, refused, data, monkeypatch):
-    def fail(*_arguments: object) -> None:
-        raise OSError(errno.ENOSPC, "injected")
-
-    caller.add()
-    before = sorted((data / "payloads").rglob("*.*"))
-    with monkeypatch.context() as patched:
-        patched.setattr(os, "rename", fail)
-        with refused("DISK_FULL", EXHAUSTED):
-            caller.add()
-    assert sorted((data / "payloads").rglob("*.*")) == before
-
-
-def test_defects_do_not_leak(caller, refused, monkeypatch, caplog):
-    def fail(*_arguments: object) -> None:
-        raise RuntimeError("secret")
-
-    with monkeypatch.context() as patched:
-        patched.setattr(Payloads, "write", fail)
-        with refused("INTERNAL", grpc.StatusCode.INTERNAL):
-            caller.add()
-    assert "secret" not in refused.message
-    assert refused.info.metadata["request_id"] in caplog.text
-    assert "secret" in caplog.text
     caller.add()
 
 
@@ -538,15 +384,6 @@ def test_every_reason_is_documented():
 
 def test_every_reason_is_tested():
     names = {name.removeprefix("ERROR_REASON_") for name in error_pb2.ErrorReason.keys()} - {"UNSPECIFIED"}  # noqa: SIM118
-    tests = "".join(path.read_text() for path in Path(__file__).parent.glob("test_*.py"))
+    folders = (Path(__file__).parent, Path(__file__).parents[1] / "local")
+    tests = "".join(path.read_text() for folder in folders for path in folder.glob("test_*.py"))
     assert {name for name in names if f'"{name}"' not in tests} == set()
-
-
-def test_database_errors_are_storage_errors():
-    failures.register()
-    full = sqlite3.OperationalError("full")
-    full.sqlite_errorcode, full.sqlite_errorname = 13, "SQLITE_FULL"
-    assert to_service_error(OperationalError("", {}, full)).reason == "DISK_FULL"
-    broken = sqlite3.OperationalError("io")
-    broken.sqlite_errorcode, broken.sqlite_errorname = 10, "SQLITE_IOERR"
-    assert to_service_error(OperationalError("", {}, broken)).reason == "STORAGE_ERROR"

@@ -1,11 +1,6 @@
 """How chunks stay and go: expiry and its renewal, pins, quotas, least recently used, deleted banks."""
 
-import sqlite3
-import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
-from functools import partial
 
 import grpc
 import pytest
@@ -15,58 +10,30 @@ from grpc_status import rpc_status
 
 from kvbank.v1 import bank_pb2
 from kvbank.v1 import service_pb2 as pb
-from memory_service.operations import reading
-from memory_service.search import index
-from memory_service.storage.local.evicting import capacity, expiry, removal
-from memory_service.storage.local.files.objects import Payloads
-from memory_service.storage.local.records import counts
-from tests.support.clocks import HOUR, Hands
+from memory_service.storage.local.evicting import capacity, expiry
+from tests.support.caller import AXES, lasting
 from tests.support.waiting import wait_until
 
-REMOVE_EXPIRED = expiry.Expiry.run
-AXES = [tuple(float(i == axis) for i in range(4)) for axis in range(4)]
 RESOURCE_EXHAUSTED = grpc.StatusCode.RESOURCE_EXHAUSTED
-
-
-def lasting(microseconds, *, renew=False):
-    ttl = Duration()
-    ttl.FromMicroseconds(microseconds)
-    return bank_pb2.Expiry(ttl=ttl, renew=renew)
-
-
-def add(caller, vector=AXES[0], bank="b", *, expiry=None, **fields):
-    chunk, data = caller.chunk(vector, **fields)
-    if expiry is not None:
-        chunk.expiry.CopyFrom(expiry)
-    return caller.write((chunk, data), bank=bank)[0].chunk_id
-
-
-def get(caller, chunk_id, bank="b"):
-    return caller.stub.GetChunk(pb.GetChunkRequest(bank=bank, chunk_id=chunk_id)).chunk
-
-
-def pin(caller, *chunk_ids, pinned=True, bank="b"):
-    return caller.stub.PinChunks(pb.PinChunksRequest(bank=bank, chunk_ids=chunk_ids, pinned=pinned)).found
 
 
 # Expiry
 
 
-def test_an_expired_chunk_is_not_answered_and_goes(caller, refused, data):
-    kept, gone = add(caller), add(caller, expiry=lasting(1))
+def test_an_expired_chunk_is_not_answered_and_goes(caller, refused):
+    kept, gone = caller.add(), caller.add(expiry=lasting(1))
     assert caller.ids() == [kept]
     assert list(caller.retrieve()[1]) == [kept]
-    for call in (lambda: get(caller, gone), lambda: caller.fetch(gone)):
+    for call in (lambda: caller.get(gone), lambda: caller.fetch(gone)):
         with refused("CHUNK_NOT_FOUND", grpc.StatusCode.NOT_FOUND):
             call()
     wait_until(lambda: caller.usage().chunks_expired == 1)
     assert (caller.usage().chunks, caller.usage().chunks_deleted) == (1, 0)
-    wait_until(lambda: not list((data / "payloads").glob(f"*/*/{gone}.*")))
 
 
 def test_the_best_chunks_that_live_fill_the_answer(caller):
     """Expiry selects before the top k."""
-    chunks = [add(caller, (1 + i, 0, 0, 0), expiry=lasting(1) if i % 2 else None) for i in range(8)]
+    chunks = [caller.add((1 + i, 0, 0, 0), expiry=lasting(1) if i % 2 else None) for i in range(8)]
     header, _ = caller.retrieve(top_k=3)
     assert [hit.chunk_id for hit in header.queries[0].hits] == chunks[6::-2][:3]
 
@@ -74,7 +41,7 @@ def test_the_best_chunks_that_live_fill_the_answer(caller):
 def test_a_chunk_takes_the_expiry_of_its_bank_unless_it_states_one(caller):
     caller.create("e", expiry=lasting(3_600_000_000, renew=True))
     own, forever, of_bank = (
-        get(caller, add(caller, bank="e", expiry=expiry), "e")
+        caller.get(caller.add(bank="e", expiry=expiry), "e")
         for expiry in (lasting(7_200_000_000), bank_pb2.Expiry(), None)
     )
     assert own.expiry == lasting(7_200_000_000)
@@ -83,85 +50,37 @@ def test_a_chunk_takes_the_expiry_of_its_bank_unless_it_states_one(caller):
     assert of_bank.expiry == lasting(3_600_000_000, renew=True)
     bank = bank_pb2.Bank(name="e", expiry=bank_pb2.Expiry())
     caller.stub.UpdateBank(pb.UpdateBankRequest(bank=bank, update_mask={"paths": ["expiry"]}))
-    assert not get(caller, add(caller, bank="e"), "e").HasField("expire_time")
+    assert not caller.get(caller.add(bank="e"), "e").HasField("expire_time")
 
 
 def test_a_counted_retrieval_renews(caller):
-    renewed = add(caller, AXES[0], expiry=lasting(3_600_000_000, renew=True))
-    fixed = add(caller, AXES[1], expiry=lasting(3_600_000_000))
-    before = {chunk_id: get(caller, chunk_id).expire_time.ToMicroseconds() for chunk_id in (renewed, fixed)}
+    renewed = caller.add(AXES[0], expiry=lasting(3_600_000_000, renew=True))
+    fixed = caller.add(AXES[1], expiry=lasting(3_600_000_000))
+    before = {chunk_id: caller.get(chunk_id).expire_time.ToMicroseconds() for chunk_id in (renewed, fixed)}
     caller.retrieve(skip_count=True)
-    assert get(caller, renewed).expire_time.ToMicroseconds() == before[renewed]
+    assert caller.get(renewed).expire_time.ToMicroseconds() == before[renewed]
     caller.retrieve()
-    chunk = get(caller, renewed)
+    chunk = caller.get(renewed)
     assert chunk.expire_time.ToMicroseconds() == chunk.last_retrieve_time.ToMicroseconds() + 3_600_000_000
     assert chunk.expire_time.ToMicroseconds() > before[renewed]
-    assert get(caller, fixed).expire_time.ToMicroseconds() == before[fixed]
+    assert caller.get(fixed).expire_time.ToMicroseconds() == before[fixed]
 
 
 def test_what_is_asked_for_stays_beyond_its_ttl(caller):
     """Renewals that are not written yet hold too."""
     ttl = 1_500_000
-    chunk_id = add(caller, expiry=lasting(ttl, renew=True))
-    first = get(caller, chunk_id).expire_time.ToMicroseconds()
+    chunk_id = caller.add(expiry=lasting(ttl, renew=True))
+    first = caller.get(chunk_id).expire_time.ToMicroseconds()
     while time.time_ns() // 1000 < first + ttl // 2:
         assert list(caller.retrieve()[1]) == [chunk_id]
     wait_until(lambda: caller.usage().chunks_expired == 1)
     assert caller.retrieve()[1] == {}
 
 
-def set_clock(hands, begin, microseconds):
-    """So long after `begin`, for the service."""
-    hands.go_on(begin + microseconds - hands.wall)
-
-
-@pytest.fixture
-def at_its_end(serving, monkeypatch):
-    """A caller, a chunk that lives for an hour from each retrieval, when it expires, and a clock to be set relative
-    to that. Nothing that has expired is removed."""
-    monkeypatch.setattr(expiry.Expiry, "run", lambda _: None)
-    caller = serving(clock=(hands := Hands()).clock())
-    caller.create()
-    chunk_id = add(caller, expiry=lasting(HOUR, renew=True))
-    expires = get(caller, chunk_id).expire_time.ToMicroseconds()
-    at = partial(set_clock, hands, expires)
-    at(-2)
-    return caller, chunk_id, expires, at
-
-
-def test_a_retrieval_in_time_holds_for_one_after_it(at_its_end, monkeypatch):
-    """Both are written at once; the second found the chunk because of the first."""
-    caller, chunk_id, expires, at = at_its_end
-    with monkeypatch.context() as unwritten:
-        unwritten.setattr(counts.Counts, "__bool__", lambda _: False)
-        for microseconds in (-1, 1, 2):
-            at(microseconds)
-            assert list(caller.retrieve()[1]) == [chunk_id]
-    chunk = get(caller, chunk_id)
-    assert (chunk.retrieval_count, chunk.expire_time.ToMicroseconds()) == (3, expires + 2 + HOUR)
-
-
-def test_a_renewal_that_is_written_during_a_search_holds(at_its_end, serving, monkeypatch):
-    caller, chunk_id, _, at = at_its_end
-    search, flush = index.BankIndex.search, serving.server._server._banks.records.flush_counts
-
-    def searching(*arguments):
-        flush()
-        return search(*arguments)
-
-    with monkeypatch.context() as unwritten:
-        unwritten.setattr(counts.Counts, "__bool__", lambda _: False)
-        at(-1)
-        caller.retrieve()
-    at(1)
-    monkeypatch.setattr(index.BankIndex, "search", searching)
-    assert list(caller.retrieve()[1]) == [chunk_id]
-
-
 def test_an_expired_chunk_that_is_not_removed_yet_is_neither_pinned_nor_changed(caller, refused, monkeypatch):
     monkeypatch.setattr(expiry.Expiry, "run", lambda _: None)
-    kept, gone = add(caller), add(caller, expiry=lasting(1))
-    assert pin(caller, kept, gone) == 1
+    kept, gone = caller.add(), caller.add(expiry=lasting(1))
+    assert caller.pin(kept, gone) == 1
     with refused("CHUNK_NOT_FOUND", grpc.StatusCode.NOT_FOUND):
         caller.stub.UpdateChunk(pb.UpdateChunkRequest(bank="b", chunk_id=gone, metadata={"a": "b"}))
     assert caller.usage().chunks == 2
@@ -186,67 +105,11 @@ def test_a_replay_of_a_chunk_that_has_expired_and_is_not_removed_yet_says_that_i
     assert caller.usage().chunks == 1
 
 
-def test_a_renewal_that_is_not_written_yet_holds_for_a_replay(serving, monkeypatch):
-    """The retrieval came when the transaction of the replay had begun."""
-    monkeypatch.setattr(expiry.Expiry, "run", lambda _: None)
-    caller = serving(clock=(hands := Hands()).clock())
-    caller.create()
-    chunk, data = caller.chunk()
-    chunk.expiry.CopyFrom(lasting(HOUR, renew=True))
-    (first,) = caller.write((chunk, data))
-    at = partial(set_clock, hands, get(caller, first.chunk_id).expire_time.ToMicroseconds())
-    monkeypatch.setattr(counts.Counts, "take", lambda _: {})
-    at(-1)
-    caller.retrieve()
-    for microseconds, gone in ((-1, False), (1, False), (HOUR - 2, False), (HOUR - 1, True)):
-        at(microseconds)
-        assert caller.write((chunk, data))[0].gone == gone
-
-
-def test_what_is_retrieved_while_the_expired_are_looked_for_stays(at_its_end, serving, monkeypatch):
-    """After the counts were written, and before its time is up."""
-    caller, chunk_id, _, at = at_its_end
-    banks = serving.server._server._banks
-    flush = banks.records.flush_counts
-
-    def flushing():
-        flush()
-        at(-1)
-        caller.retrieve()
-        at(1)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(banks.records, "flush_counts", flushing)
-        REMOVE_EXPIRED(expiry.Expiry(banks.records, banks._directory, banks._removal))
-    assert list(caller.retrieve()[1]) == [chunk_id]
-
-
-def test_expiry_does_not_wait_for_other_work_in_the_background(caller, monkeypatch):
-    """The files of a deleted bank may be a million."""
-    begun, go_on = threading.Event(), threading.Event()
-    drop = Payloads.drop_bank
-
-    def slow(*arguments):
-        begun.set()
-        assert go_on.wait(60)
-        drop(*arguments)
-
-    monkeypatch.setattr(Payloads, "drop_bank", slow)
-    caller.create("c")
-    caller.stub.DeleteBank(pb.DeleteBankRequest(name="c"))
-    try:
-        assert begun.wait(60)
-        add(caller, expiry=lasting(1))
-        wait_until(lambda: caller.usage().chunks_expired == 1, seconds=20)
-    finally:
-        go_on.set()
-
-
 def test_expiry_goes_on_after_a_restart(serving):
     caller = serving()
     caller.create()
     for _ in range(3):
-        add(caller, expiry=lasting(1))
+        caller.add(expiry=lasting(1))
     caller = serving()
     assert (caller.ids(), caller.retrieve()[1]) == ([], {})
     wait_until(lambda: caller.usage().chunks_expired == 3)
@@ -257,7 +120,7 @@ def test_ttl_out_of_range(caller, refused, ttl):
     with refused("INVALID_FIELD", grpc.StatusCode.INVALID_ARGUMENT):
         caller.create("e", expiry=bank_pb2.Expiry(ttl=ttl))
     with refused("INVALID_FIELD", grpc.StatusCode.INVALID_ARGUMENT):
-        add(caller, expiry=bank_pb2.Expiry(ttl=ttl))
+        caller.add(expiry=bank_pb2.Expiry(ttl=ttl))
 
 
 # Pins
@@ -266,21 +129,21 @@ def test_ttl_out_of_range(caller, refused, ttl):
 def test_pinned_chunks_are_never_evicted(caller, refused):
     caller.create("c", capacity={"chunks": 3})
     ids = [caller.add(axis, bank="c", pinned=axis is AXES[0]) for axis in AXES[:3]]
-    assert pin(caller, ids[1], 999, bank="c") == 1
-    assert [get(caller, chunk_id, "c").pinned for chunk_id in ids] == [True, True, False]
+    assert caller.pin(ids[1], 999, bank="c") == 1
+    assert [caller.get(chunk_id, "c").pinned for chunk_id in ids] == [True, True, False]
     (ack,) = caller.write(caller.chunk(), bank="c")
     assert list(ack.evicted_chunk_ids) == [ids[2]]
-    pin(caller, ack.chunk_id, bank="c")
+    caller.pin(ack.chunk_id, bank="c")
     with refused("BANK_FULL", RESOURCE_EXHAUSTED):
         caller.add(bank="c")
-    assert pin(caller, ids[0], pinned=False, bank="c") == 1
+    assert caller.pin(ids[0], pinned=False, bank="c") == 1
     (ack,) = caller.write(caller.chunk(), bank="c")
     assert list(ack.evicted_chunk_ids) == [ids[0]]
     assert caller.usage("c").chunks == 3
 
 
 def test_pinned_chunks_expire_and_can_be_deleted(caller):
-    add(caller, pinned=True, expiry=lasting(1))
+    caller.add(pinned=True, expiry=lasting(1))
     wait_until(lambda: caller.usage().chunks_expired == 1)
     chunk_id = caller.add(pinned=True)
     request = pb.DeleteChunksRequest(bank="b", chunk_ids=[chunk_id])
@@ -293,11 +156,11 @@ def test_a_pin_saves_from_an_eviction_under_way(caller, monkeypatch):
     caller.create("c", layers=[], capacity={"chunks": 40})
     acks = caller.write(*(caller.chunk(layers=[]) for _ in range(40)), bank="c")
     ids = [ack.chunk_id for ack in acks]
-    pin(caller, ids[0], bank="c")
+    caller.pin(ids[0], bank="c")
     with monkeypatch.context() as waiting:
         waiting.setattr(capacity.Room, "_go_on", lambda *_: None)
         caller.add(bank="c", layers=[])
-        assert pin(caller, *ids[15:20], bank="c") == 5
+        assert caller.pin(*ids[15:20], bank="c") == 5
     caller.add(bank="c", layers=[])
     wait_until(lambda: caller.usage("c").chunks == 27)
     assert {ids[0], *ids[15:20]} <= set(caller.ids("c"))
@@ -375,44 +238,6 @@ def test_update_of_quota_and_index(caller, refused):
 # In the background
 
 
-def test_an_eviction_goes_on_after_a_restart(serving, data, monkeypatch):
-    caller = serving()
-    caller.create("c", layers=[], capacity={"chunks": 40})
-    caller.write(*(caller.chunk(layers=[]) for _ in range(40)), bank="c")
-    with monkeypatch.context() as slow:
-        slow.setattr(capacity, "STEP", 1)
-        # One step goes with the write; the next do not get a turn.
-        slow.setattr(capacity.Room, "_go_on", lambda *_: None)
-        (ack,) = caller.write(caller.chunk(layers=[]), bank="c")
-        assert len(ack.evicted_chunk_ids) == 1
-        assert caller.usage("c").chunks == 40
-        serving.stop()
-    caller = serving()
-    wait_until(lambda: caller.usage("c").chunks == 21)
-    log = caller.stub.ListEvictions(pb.ListEvictionsRequest(bank="c", page_size=100)).evictions
-    assert len(log) == caller.usage("c").chunks_evicted == 20
-    serving.stop()
-    with closing(sqlite3.connect(data / "metadata.db")) as database:
-        assert database.execute("SELECT count(*) FROM eviction_plans").fetchone() == (0,)
-
-
-def test_an_eviction_goes_on_and_its_files_go_when_an_index_fails(caller, monkeypatch, data):
-    """The index of the bank misses a change and is loaded anew; all else that follows a commit is done."""
-    monkeypatch.setattr(capacity, "STEP", 4)
-    caller.create("c", capacity={"chunks": 20})
-    caller.write(*(caller.chunk() for _ in range(20)), bank="c")
-    caller.retrieve(banks=["c"], omit_payload=True)
-    with monkeypatch.context() as broken:
-        broken.setattr(index.BankIndex, "remove", lambda *_: 1 / 0)
-        broken.setattr(index.BankIndex, "add", lambda *_: 1 / 0)
-        caller.add(bank="c")
-        wait_until(lambda: caller.usage("c").chunks == 11)
-    uid = caller.stub.GetBank(pb.GetBankRequest(name="c")).bank.uid
-    wait_until(lambda: len(list((data / "payloads" / uid).glob("*/*"))) == 11)
-    hits = caller.retrieve(banks=["c"], top_k=100)[0].queries[0].hits
-    assert [hit.chunk_id for hit in hits] == caller.ids("c")
-
-
 def test_an_eviction_under_way_is_explained_though_there_is_room(caller, monkeypatch):
     monkeypatch.setattr(capacity, "STEP", 4)
     monkeypatch.setattr(capacity.Room, "_go_on", lambda self, bank: self._evicting.add(bank.bank_id))
@@ -435,7 +260,7 @@ def test_a_second_plan_goes_on_after_a_restart_too(serving, monkeypatch):
         slow.setattr(capacity.Room, "_go_on", lambda *_: None)
         caller.add(bank="c", layers=[], m=1)
         first = caller.stub.ExplainEviction(pb.ExplainEvictionRequest(bank="c")).victims
-        pin(caller, *(victim.chunk_id for victim in first[1:]), bank="c")
+        caller.pin(*(victim.chunk_id for victim in first[1:]), bank="c")
         (ack,) = caller.write(caller.chunk(layers=[], m=2, original_length=2, token_ids=[1, 2]), bank="c")
         second = caller.stub.ExplainEviction(pb.ExplainEvictionRequest(bank="c")).victims
         assert len(second) > 1
@@ -457,109 +282,3 @@ def test_a_new_capacity_ends_an_eviction_under_way(serving, monkeypatch):
     assert caller.stub.ExplainEviction(pb.ExplainEvictionRequest(bank="c", need=1)) == pb.ExplainEvictionResponse()
     caller.write(*(caller.chunk(layers=[]) for _ in range(10)), bank="c")
     assert (caller.usage("c").chunks, caller.usage("c").chunks_evicted) == (50, 1)
-
-
-def test_a_deleted_bank_goes_bit_by_bit_also_after_a_restart(serving, data, monkeypatch):
-    caller = serving()
-    caller.create(layers=[])
-    caller.write(*(caller.chunk(layers=[]) for _ in range(30)))
-    with monkeypatch.context() as stuck:
-        stuck.setattr(removal.Removal, "clear", lambda *_: None)
-        caller.stub.DeleteBank(pb.DeleteBankRequest(name="b"))
-        serving.stop()
-    monkeypatch.setattr(removal, "STEP", 4)
-
-    def rows(table):
-        with closing(sqlite3.connect(data / "metadata.db")) as database:
-            return database.execute(f"SELECT count(*) FROM {table}").fetchone()[0]
-
-    assert (rows("gone_banks"), rows("chunks"), rows("contents")) == (1, 30, 30)
-    caller = serving()
-    caller.create(layers=[])
-    assert caller.ids() == []
-    wait_until(lambda: rows("gone_banks") == 0)
-    assert (rows("chunks"), rows("contents")) == (0, 0)
-
-
-def test_reading_a_bank_that_is_deleted_is_no_damage(serving, data, refused, monkeypatch):
-    """Its files go before its last rows."""
-    monkeypatch.setattr(removal.Removal, "clear", lambda *_: None)
-    caller = serving()
-    caller.create()
-    banks, found = serving.server._server._banks, reading.Recall._open_all
-
-    def opening(*arguments):
-        banks.delete("b")
-        banks._janitor.rest()
-        return found(*arguments)
-
-    monkeypatch.setattr(reading.Recall, "_open_all", opening)
-    caller.add()
-    with refused("BANK_NOT_FOUND", grpc.StatusCode.NOT_FOUND):
-        caller.retrieve()
-    caller.create()
-    chunk_id = caller.add()
-    with refused("BANK_NOT_FOUND", grpc.StatusCode.NOT_FOUND):
-        caller.fetch(chunk_id)
-    assert not (data / "quarantine").exists()
-
-
-def test_what_is_kept_of_a_bank_goes_with_it(serving):
-    caller = serving()
-    caller.create("c", layers=[], capacity={"chunks": 4})
-    for _ in range(9):
-        caller.add(bank="c", layers=[])
-    caller.retrieve(banks=["c"], reader_digest="")
-    caller.stub.DeleteBank(pb.DeleteBankRequest(name="c"))
-    banks = serving.server._server._banks
-    assert (banks._room._used, banks._room._loads, banks.records.ledgers._ready) == ({}, {}, {})
-
-
-def test_a_write_right_behind_a_new_capacity_knows_it(serving):
-    """Both wait for the same transaction."""
-    caller = serving()
-    caller.create("c", layers=[], capacity={"chunks": 4})
-    for _ in range(6):
-        caller.add(bank="c", layers=[])
-    assert (caller.usage("c").chunks, caller.usage("c").chunks_evicted) == (4, 2)
-    banks, hold = serving.server._server._banks, threading.Event()
-    submitted = threading.Semaphore(0)
-    submit = banks.records.writer.submit
-
-    def submitting(*arguments, **options):
-        future = submit(*arguments, **options)
-        submitted.release()
-        return future
-
-    banks.records.writer.submit = submitting
-    banks.records.writer.between(hold.wait)
-    with ThreadPoolExecutor(2) as threads:
-        change = pb.UpdateBankRequest(
-            bank=bank_pb2.Bank(name="c", capacity={"chunks": 50}), update_mask={"paths": ["capacity"]}
-        )
-        updated = threads.submit(caller.stub.UpdateBank, change)
-        assert submitted.acquire(timeout=10)
-        written = threads.submit(caller.add, bank="c", layers=[])
-        assert submitted.acquire(timeout=10)
-        hold.set()
-    assert updated.result().bank.capacity.chunks == 50
-    assert written.result() in caller.ids("c")
-    assert (caller.usage("c").chunks, caller.usage("c").chunks_evicted) == (5, 2)
-
-
-def test_an_index_asked_for_too_late_is_not_kept(serving, refused, monkeypatch, data):
-    """The bank was deleted after a search had looked it up."""
-    caller = serving()
-    caller.create()
-    caller.add()
-    banks, check = serving.server._server._banks, reading.Recall._check
-
-    def checking(*arguments):
-        checked = check(*arguments)
-        banks.delete("b")
-        return checked
-
-    monkeypatch.setattr(reading.Recall, "_check", checking)
-    with refused("BANK_NOT_FOUND", grpc.StatusCode.NOT_FOUND):
-        caller.retrieve()
-    assert (banks.indexes._entries, banks.indexes._loading) == ({}, {})

@@ -1,58 +1,20 @@
 """Searching through the service: what may be found, in which order, and where the index is between two searches."""
 
-import logging
-import multiprocessing
-import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from types import SimpleNamespace
 
 import grpc
 import numpy as np
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from kvbank._transport import channel
 from kvbank.v1 import bank_pb2
 from kvbank.v1 import service_pb2 as pb
-from memory_service.api.embedded import LocalServer
-from memory_service.operations import reading
-from memory_service.search import index, indexes
+from memory_service.search import index
+from tests.support.searching import best, fill, ids_of, normal, stats
 from tests.support.waiting import wait_until
 
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
-
-
-def ids_of(caller, vector=(1, 0, 0, 0), **fields):
-    header, _ = caller.retrieve(vector, **({"reader_digest": ""} | fields))
-    return [[hit.chunk_id for hit in query.hits] for query in header.queries]
-
-
-def stats(caller, bank="v"):
-    return caller.stub.GetStats(pb.GetStatsRequest(banks=[bank])).banks[0].index
-
-
-def fill(caller, vectors, bank="v", **fields):
-    """Chunks without K-V; their ids."""
-    made = (caller.chunk(vector, layers=[], **fields) for vector in vectors)
-    return [ack.chunk_id for ack in caller.write(*made, bank=bank)]
-
-
-@pytest.fixture
-def vectors(caller):
-    """A bank "v" without K-V."""
-    caller.create("v", layers=[])
-    return caller
-
-
-def normal(count, seed=0):
-    return np.random.default_rng(seed).standard_normal((count, 4)).astype("<f4")
-
-
-def best(found, ids, query, top_k=8):
-    """By brute force."""
-    scores = np.multiply(found, query, dtype=np.float64).sum(axis=1).astype(np.float32)
-    return [ids[i] for i in np.lexsort((ids, -scores))[:top_k]]
 
 
 class TestFilter:
@@ -185,23 +147,6 @@ def test_a_retried_call_counts_once(caller):
     assert caller.count(chunk_id) == 5
 
 
-def test_a_request_is_remembered_as_long_as_it_is_repeated_and_so_many_at_most(monkeypatch):
-    """The SDK gives two minutes to each step of a retrieval, and every step may call again."""
-    now = [0.0]
-    monkeypatch.setattr(reading, "time", SimpleNamespace(monotonic=lambda: now[0]))
-    monkeypatch.setattr(reading, "MOST_REMEMBERED", 3)
-    requests = reading.RecentRequests()
-    assert reading.REMEMBERED_S > 2 * channel.DEFAULT_STREAM_TIMEOUT
-    assert requests.first(b"a")
-    for _ in range(9):
-        now[0] += reading.REMEMBERED_S
-        assert not requests.first(b"a")
-    now[0] += reading.REMEMBERED_S + 1
-    assert requests.first(b"a")
-    assert [requests.first(key) for key in (b"b", b"c", b"a", b"d")] == [True, True, False, True]
-    assert [requests.first(key) for key in (b"a", b"c", b"d", b"b")] == [False, False, False, True]
-
-
 def test_a_bank_at_rest_leaves_memory_and_comes_back(serving):
     caller = serving(index_idle=0.3)
     caller.create("v", layers=[])
@@ -260,98 +205,6 @@ def test_tombstones_are_compacted(serving, monkeypatch):
 # Snapshots
 
 
-def loads(caplog):
-    """(from snapshots, from records) of each time that an index was loaded."""
-    pattern = re.compile(r"(\d+) vectors from snapshots, (\d+) from records")
-    return [tuple(map(int, found.groups())) for text in caplog.messages if (found := pattern.search(text))]
-
-
-FEW = 200
-
-
-def serve(data, address):
-    index.TAIL_ROWS = FEW
-    server = LocalServer(data, durability="os")
-    address.put(server.address)
-    threading.Event().wait()
-
-
-def test_a_killed_server_comes_back_with_its_snapshots(data, connect, serving, caplog, monkeypatch):
-    monkeypatch.setattr(index, "TAIL_ROWS", FEW)
-    context = multiprocessing.get_context("spawn")
-    address = context.SimpleQueue()
-    process = context.Process(target=serve, args=(data, address), daemon=True)
-    process.start()
-    vectors = normal(FEW + 100)
-    with connect(address.get()) as caller:
-        caller.create("v", layers=[])
-        ids = fill(caller, vectors[:10])
-        ids_of(caller, banks=["v"])  # loads the index, which then follows the writes
-        ids += fill(caller, vectors[10:])
-        wait_until(lambda: list((data / "indexes").glob("*/*.segment")))
-        process.kill()
-        process.join()
-    caplog.set_level(logging.INFO)
-    caller = serving()
-    query = normal(1, 9)[0]
-    assert ids_of(caller, query, banks=["v"]) == [best(vectors, ids, query)]
-    assert loads(caplog) == [(FEW, 100)]
-
-
-@pytest.fixture
-def stopped(serving, monkeypatch):
-    """Vectors and ids of a bank "v" whose server stopped: some in sealed segments, the rest in the tail's file."""
-    monkeypatch.setattr(index, "TAIL_ROWS", 1000)
-    caller = serving()
-    caller.create("v", layers=[])
-    vectors = normal(2600)
-    ids = fill(caller, vectors[:100])
-    ids_of(caller, banks=["v"])
-    ids += fill(caller, vectors[100:])
-    serving.stop()
-    return vectors, ids
-
-
-def test_a_stopped_server_reads_no_embedding_again(serving, stopped, caplog):
-    vectors, ids = stopped
-    caplog.set_level(logging.INFO)
-    query = normal(1, 9)[0]
-    assert ids_of(serving(), query, banks=["v"]) == [best(vectors, ids, query)]
-    assert loads(caplog) == [(2600, 0)]
-
-
-@pytest.mark.parametrize("harm", ["flip", "remove"])
-def test_a_damaged_snapshot_is_rebuilt_and_said(serving, stopped, data, caplog, harm):
-    vectors, ids = stopped
-    paths = list((data / "indexes").glob("*/*.segment"))
-    assert len(paths) == 3
-    for path in paths[:2]:
-        if harm == "remove":
-            path.unlink()
-            continue
-        raw = bytearray(path.read_bytes())
-        raw[-100] ^= 1
-        path.write_bytes(raw)
-    caplog.set_level(logging.INFO)
-    query = normal(1, 9)[0]
-    assert ids_of(serving(), query, banks=["v"]) == [best(vectors, ids, query)]
-    ((kept, read),) = loads(caplog)
-    assert kept + read == 2600
-    assert 0 < kept < 2600
-    assert sum("is not used: its checksum is wrong" in text for text in caplog.messages) == (2 if harm == "flip" else 0)
-
-
-def test_a_deleted_bank_leaves_no_snapshot(serving, stopped, data):
-    caller = serving()
-    ids_of(caller, banks=["v"])
-    caller.stub.DeleteBank(pb.DeleteBankRequest(name="v"))
-    wait_until(lambda: not list((data / "indexes").glob("*")))
-    serving.stop()
-    (data / "indexes" / "of_a_bank_that_is_gone").mkdir(parents=True)
-    serving()
-    wait_until(lambda: not list((data / "indexes").glob("*")))
-
-
 # Side by side
 
 
@@ -383,41 +236,3 @@ def test_searches_beside_writes_and_deletes(serving, monkeypatch):
     with ThreadPoolExecutor(3) as threads:
         for task in [threads.submit(change), threads.submit(search), threads.submit(search)]:
             task.result()
-
-
-def test_what_changes_while_an_index_is_loaded_is_not_missed(vectors, monkeypatch):
-    """And nobody waits for the loading but the search that wants it."""
-    data = normal(40)
-    ids = fill(vectors, data[:30])
-    loading, go_on = threading.Event(), threading.Event()
-    load = indexes.load
-
-    def slow(*arguments):
-        made = load(*arguments)
-        loading.set()
-        assert go_on.wait(60)
-        return made
-
-    monkeypatch.setattr(indexes, "load", slow)
-    query = normal(1, 9)[0]
-    with ThreadPoolExecutor(1) as thread:
-        searching = thread.submit(ids_of, vectors, query, banks=["v"])
-        try:
-            assert loading.wait(60)
-            ids += fill(vectors, data[30:])
-            vectors.stub.DeleteChunks(pb.DeleteChunksRequest(bank="v", chunk_ids=ids[:10]))
-        finally:
-            go_on.set()
-        expected = [best(data[10:], ids[10:], query)]
-        assert searching.result() == expected
-    assert ids_of(vectors, query, banks=["v"]) == expected
-
-
-def test_an_index_that_missed_a_change_is_loaded_anew(vectors, monkeypatch):
-    ids = fill(vectors, normal(20))
-    ids_of(vectors, banks=["v"])
-    with monkeypatch.context() as patched:
-        patched.setattr(index.BankIndex, "remove", lambda *_: 1 / 0)
-        vectors.stub.DeleteChunks(pb.DeleteChunksRequest(bank="v", chunk_ids=ids[:5]))
-    assert not stats(vectors).loaded
-    assert sorted(ids_of(vectors, banks=["v"], top_k=100)[0]) == ids[5:]

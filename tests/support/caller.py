@@ -8,6 +8,8 @@ from typing import Any
 import grpc
 import numpy as np
 import xxhash
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import Message
 
 from kvbank.v1 import bank_pb2, chunk_pb2, service_pb2_grpc
 from kvbank.v1 import service_pb2 as pb
@@ -15,6 +17,11 @@ from kvbank.v1 import service_pb2 as pb
 DIMENSION, LAYERS, HEADS, HEAD_DIM = 4, (1, 3), 2, 8
 READER, EMBEDDER = "reader-a", "embedder-a"
 BF16, INT32 = bank_pb2.DATA_TYPE_BF16, bank_pb2.DATA_TYPE_INT32
+# One vector for each axis.
+AXES = [tuple(float(i == axis) for i in range(DIMENSION)) for axis in range(DIMENSION)]
+# Fields of a chunk with 8.5 MiB of K-V.
+BIG = {"m": 65_536, "original_length": 65_536, "token_ids": ()}
+MIB = 1024 * 1024
 
 
 class Caller:
@@ -65,13 +72,20 @@ class Caller:
         for name, value in fields.items():
             if name == "token_ids":
                 chunk.token_ids[:] = value
-            else:
+            elif isinstance(value, Message):
+                getattr(chunk, name).CopyFrom(value)
+            elif value is not None:
                 setattr(chunk, name, value)
         return chunk, data
 
     def write(self, *chunks: tuple[chunk_pb2.Chunk, bytes], bank: str = "b") -> list[pb.WriteChunksResponse]:
         frames = [frame for chunk, data in chunks for frame in frames_of(chunk, data, bank)]
         return list(self.stub.WriteChunks(iter(frames)))
+
+    def write_at_once(self, chunk: chunk_pb2.Chunk, data: bytes) -> int:
+        """Write a chunk whose bytes are in one data frame; return its id."""
+        (ack,) = self.stub.WriteChunks(self.frames(chunk, data))
+        return ack.chunk_id
 
     def add(self, vector: Iterable[float] = (1, 0, 0, 0), bank: str = "b", **fields: Any) -> int:
         return self.write(self.chunk(vector, **fields), bank=bank)[0].chunk_id
@@ -112,11 +126,29 @@ class Caller:
     def frames(self, chunk: chunk_pb2.Chunk, data: bytes) -> Iterator[pb.WriteChunksRequest]:
         return frames_of(chunk, data, step=len(data))
 
+    def get(self, chunk_id: int, bank: str = "b") -> chunk_pb2.Chunk:
+        return self.stub.GetChunk(pb.GetChunkRequest(bank=bank, chunk_id=chunk_id)).chunk
+
+    def pin(self, *chunk_ids: int, pinned: bool = True, bank: str = "b") -> int:
+        return self.stub.PinChunks(pb.PinChunksRequest(bank=bank, chunk_ids=chunk_ids, pinned=pinned)).found
+
+    def update(self, bank: str = "b", **fields: Any) -> bank_pb2.Bank:
+        """Change the fields of a bank that are given."""
+        request = pb.UpdateBankRequest(bank=bank_pb2.Bank(name=bank, **fields), update_mask={"paths": list(fields)})
+        return self.stub.UpdateBank(request).bank
+
     def count(self, chunk_id: int) -> int:
         return self.stub.GetChunk(pb.GetChunkRequest(bank="b", chunk_id=chunk_id)).chunk.retrieval_count
 
     def usage(self, bank: str = "b") -> bank_pb2.BankUsage:
         return self.stub.GetBank(pb.GetBankRequest(name=bank)).bank.usage
+
+
+def lasting(microseconds: int, *, renew: bool = False) -> bank_pb2.Expiry:
+    """The life of a chunk: how long, and whether each retrieval begins it anew."""
+    ttl = Duration()
+    ttl.FromMicroseconds(microseconds)
+    return bank_pb2.Expiry(ttl=ttl, renew=renew)
 
 
 def tensor(name: str, dtype: Any, shape: Iterable[int], data: bytes) -> chunk_pb2.TensorDescriptor:

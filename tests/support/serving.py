@@ -11,8 +11,9 @@ from kvbank.v1 import service_pb2 as pb
 from memory_service.api.embedded import LocalServer
 from tests.support.caller import Caller, frames_of
 from tests.support.refusals import Refusals
+from tests.support.soft_tokens import spec
 
-__all__ = ["caller", "connect", "data", "frames", "payload_path", "refused", "serving"]
+__all__ = ["caller", "connect", "data", "frames", "payload_path", "refused", "serving", "soft", "vectors"]
 
 
 @pytest.fixture
@@ -78,3 +79,18 @@ def refused() -> Refusals:
 def payload_path(data: Path) -> Callable[[int], Path]:
     """The one file of a chunk."""
     return lambda chunk_id: next((data / "payloads").glob(f"*/*/{chunk_id}.safetensors"))
+
+
+@pytest.fixture
+def vectors(caller):
+    """A bank "v" without K-V."""
+    caller.create("v", layers=[])
+    return caller
+
+
+@pytest.fixture
+def soft(serving):
+    """A server whose bank "b" takes soft tokens."""
+    made = serving()
+    made.create(kv=spec())
+    return made

@@ -1,0 +1,182 @@
+"""Evictions that the disk refuses, and writes that wait for the steps of an eviction."""
+
+import itertools
+import sqlite3
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+
+import grpc
+import pytest
+
+from kvbank.v1 import bank_pb2
+from kvbank.v1 import service_pb2 as pb
+from memory_service.storage.local.evicting import capacity as room
+from memory_service.storage.local.evicting import removal
+from memory_service.storage.local.records import gone_rows
+from tests.support.caller import AXES
+from tests.support.waiting import wait_until
+
+
+def test_what_a_header_has_named_is_counted_whatever_becomes_of_the_bytes(caller, refused, payload_path):
+    sound, damaged = caller.add(AXES[0]), caller.add(AXES[0])
+    path = payload_path(damaged)
+    path.write_bytes(path.read_bytes()[:-1] + b"\xff")
+    with refused("CHECKSUM_MISMATCH", grpc.StatusCode.DATA_LOSS):
+        caller.retrieve(AXES[0])
+    assert caller.count(sound) == 1
+    assert list(caller.retrieve(AXES[0])[1]) == [sound]
+    assert caller.count(sound) == 2
+
+
+def test_a_call_without_an_answer_counts_nothing(caller, refused, payload_path):
+    sound, missing = caller.add(AXES[0]), caller.add(AXES[0])
+    payload_path(missing).unlink()
+    with refused("CHECKSUM_MISMATCH", grpc.StatusCode.DATA_LOSS):
+        caller.retrieve(AXES[0])
+    assert caller.count(sound) == 0
+
+
+def damaged_log(data):
+    """The index of the log of evictions can be read no more, so that no eviction can be written."""
+    with closing(sqlite3.connect(data / "metadata.db")) as database:
+        place = "SELECT rootpage FROM sqlite_master WHERE name = 'ix_evictions_bank_id_sequence'"
+        (page,), (size,) = database.execute(place).fetchone(), database.execute("PRAGMA page_size").fetchone()
+    with open(data / "metadata.db", "r+b") as file:
+        file.seek((page - 1) * size)
+        file.write(bytes(size))
+
+
+def test_an_eviction_that_cannot_be_written_is_said_to_the_write_and_ends(serving, data, refused, monkeypatch):
+    caller = serving()
+    caller.create("c", layers=[], capacity={"chunks": 40})
+    for _ in range(60):
+        caller.add(bank="c", layers=[])
+    ids = caller.ids("c")
+    serving.stop()
+    damaged_log(data)
+    caller = serving(grace=0.5)
+    caller._keys = itertools.count(1000)
+    while len(ids) < 40:
+        ids.append(caller.add(bank="c", layers=[]))
+    readings, read = [], room._read
+    monkeypatch.setattr(room, "_read", lambda *arguments: (readings.append(1), read(*arguments))[1])
+    for _ in range(2):
+        with refused("STORAGE_ERROR", grpc.StatusCode.UNAVAILABLE):
+            caller.add(bank="c", layers=[])
+    caller.update("c", capacity={"chunks": 20})
+    with refused("STORAGE_ERROR", grpc.StatusCode.UNAVAILABLE):
+        caller.add(bank="c", layers=[])
+    assert caller.ids("c") == ids
+    stalled = serving.server._server._banks._room
+    wait_until(lambda: stalled.stalled == 1)
+    # By three writes, and tries after a second, two, four: not by a loop.
+    assert len(readings) < 30
+    caller.stub.UpdateBank(pb.UpdateBankRequest(bank=bank_pb2.Bank(name="c"), update_mask={"paths": ["capacity"]}))
+    wait_until(lambda: stalled.stalled == 0, "what nobody asks for any more is still tried")
+    serving.stop()
+
+
+def test_an_eviction_that_could_not_be_written_goes_on_by_itself(caller, monkeypatch):
+    caller.create("c", layers=[], capacity={"chunks": 3000})
+    caller.write(*(caller.chunk(layers=[]) for _ in range(700)), bank="c")
+    evict, failures = gone_rows.evict, iter(range(3))
+
+    def failing(*arguments):
+        if next(failures, None) is not None:
+            raise sqlite3.OperationalError("database or disk is full")
+        return evict(*arguments)
+
+    monkeypatch.setattr(room, "_FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr(gone_rows, "evict", failing)
+    caller.update("c", capacity={"chunks": 10})
+    wait_until(lambda: caller.usage("c").chunks <= 10)
+    assert next(failures, None) is None
+
+
+def test_lowering_a_capacity_stops_nobody_else(serving):
+    """More writers than there are threads wait for the bank; they hold neither a thread nor what others need."""
+    caller = serving(storage_threads=2, max_inflight_bytes=1 << 20, max_unacknowledged_bytes=1 << 20)
+    caller.create()
+    caller.create("c", layers=[], capacity={"chunks": 3000})
+    caller.write(*(caller.chunk(layers=[]) for _ in range(1500)), bank="c")
+    banks, hold, held = serving.server._server._banks, threading.Event(), threading.Event()
+    evict = gone_rows.evict
+    steps = []
+
+    def stepping(*arguments):
+        steps.append(len(arguments[2]))
+        return evict(*arguments)
+
+    with ThreadPoolExecutor(12) as threads, pytest.MonkeyPatch.context() as patched:
+        go_on = room.Room._go_on
+
+        def held_up(self, bank):
+            held.set()
+            if hold.is_set():
+                go_on(self, bank)
+
+        patched.setattr(room.Room, "_go_on", held_up)
+        patched.setattr(gone_rows, "evict", stepping)
+        caller.update("c", capacity={"chunks": 10})
+        assert held.wait(60)
+        written = [threads.submit(caller.write, caller.chunk(layers=[]), bank="c") for _ in range(12)]
+        wait_until(lambda: banks._room._waited)
+        assert caller.add() in caller.ids()
+        assert not any(write.done() for write in written)
+        assert caller.usage("c").chunks == 1500
+        hold.set()
+        banks._room.try_again()
+        banks._room._load(banks.named("c"))
+        acks = [write.result(60)[0] for write in written]
+    assert caller.usage("c").chunks <= 10
+    assert max(steps) <= removal.STEP
+    assert {ack.chunk_id for ack in acks} & set(caller.ids("c"))
+
+
+def test_a_write_that_was_under_way_when_the_capacity_was_lowered_evicts_little_itself(serving):
+    """It had found the bank in order, and waited for the writer behind the change."""
+    caller = serving()
+    caller.create("c", layers=[], capacity={"chunks": 3000})
+    caller.write(*(caller.chunk(layers=[]) for _ in range(1500)), bank="c")
+    banks, hold, submitted = serving.server._server._banks, threading.Event(), threading.Semaphore(0)
+    writer, submit = banks.records.writer, banks.records.writer.submit
+
+    def submitting(*arguments, **options):
+        future = submit(*arguments, **options)
+        submitted.release()
+        return future
+
+    writer.between(hold.wait)
+    writer.submit = submitting
+    with ThreadPoolExecutor(2) as threads:
+        lowered = threads.submit(caller.update, "c", capacity={"chunks": 10})
+        assert submitted.acquire(timeout=60)
+        written = threads.submit(caller.write, caller.chunk(layers=[]), bank="c")
+        assert submitted.acquire(timeout=60)
+        hold.set()
+        lowered.result()
+        (ack,) = written.result()
+    assert len(ack.evicted_chunk_ids) <= 2 * removal.STEP
+    assert caller.usage("c").chunks <= 10
+
+
+def test_a_write_behind_a_step_that_failed_brings_the_bank_down(caller, monkeypatch):
+    """The service itself tries again after ten minutes only."""
+    caller.create("c", layers=[], capacity={"chunks": 3000})
+    caller.write(*(caller.chunk(layers=[]) for _ in range(1500)), bank="c")
+    save, failures = gone_rows.save_plan, iter(range(1))
+
+    def failing(connection, bank_id, victims):
+        save(connection, bank_id, victims)
+        # After the step's rows are gone, and counted.
+        if victims and next(failures, None) is not None:
+            raise sqlite3.OperationalError("database or disk is full")
+
+    monkeypatch.setattr(room, "_FIRST_PAUSE_S", 600.0)
+    monkeypatch.setattr(gone_rows, "save_plan", failing)
+    caller.update("c", capacity={"chunks": 1400})
+    wait_until(lambda: next(failures, None) is None)
+    (ack,) = caller.write(caller.chunk(layers=[]), bank="c")
+    assert len(ack.evicted_chunk_ids) <= 2 * removal.STEP
+    wait_until(lambda: caller.usage("c").chunks <= 1400)

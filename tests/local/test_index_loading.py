@@ -1,0 +1,145 @@
+"""Where the index of a bank comes from: snapshots, the records, and what changes meanwhile."""
+
+import logging
+import multiprocessing
+import re
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from kvbank.v1 import service_pb2 as pb
+from memory_service.api.embedded import LocalServer
+from memory_service.search import index, indexes
+from tests.support.searching import best, fill, ids_of, normal, stats
+from tests.support.waiting import wait_until
+
+
+def loads(caplog):
+    """(from snapshots, from records) of each time that an index was loaded."""
+    pattern = re.compile(r"(\d+) vectors from snapshots, (\d+) from records")
+    return [tuple(map(int, found.groups())) for text in caplog.messages if (found := pattern.search(text))]
+
+
+FEW = 200
+
+
+def serve(data, address):
+    index.TAIL_ROWS = FEW
+    server = LocalServer(data, durability="os")
+    address.put(server.address)
+    threading.Event().wait()
+
+
+def test_a_killed_server_comes_back_with_its_snapshots(data, connect, serving, caplog, monkeypatch):
+    monkeypatch.setattr(index, "TAIL_ROWS", FEW)
+    context = multiprocessing.get_context("spawn")
+    address = context.SimpleQueue()
+    process = context.Process(target=serve, args=(data, address), daemon=True)
+    process.start()
+    vectors = normal(FEW + 100)
+    with connect(address.get()) as caller:
+        caller.create("v", layers=[])
+        ids = fill(caller, vectors[:10])
+        ids_of(caller, banks=["v"])  # loads the index, which then follows the writes
+        ids += fill(caller, vectors[10:])
+        wait_until(lambda: list((data / "indexes").glob("*/*.segment")))
+        process.kill()
+        process.join()
+    caplog.set_level(logging.INFO)
+    caller = serving()
+    query = normal(1, 9)[0]
+    assert ids_of(caller, query, banks=["v"]) == [best(vectors, ids, query)]
+    assert loads(caplog) == [(FEW, 100)]
+
+
+@pytest.fixture
+def stopped(serving, monkeypatch):
+    """Vectors and ids of a bank "v" whose server stopped: some in sealed segments, the rest in the tail's file."""
+    monkeypatch.setattr(index, "TAIL_ROWS", 1000)
+    caller = serving()
+    caller.create("v", layers=[])
+    vectors = normal(2600)
+    ids = fill(caller, vectors[:100])
+    ids_of(caller, banks=["v"])
+    ids += fill(caller, vectors[100:])
+    serving.stop()
+    return vectors, ids
+
+
+def test_a_stopped_server_reads_no_embedding_again(serving, stopped, caplog):
+    vectors, ids = stopped
+    caplog.set_level(logging.INFO)
+    query = normal(1, 9)[0]
+    assert ids_of(serving(), query, banks=["v"]) == [best(vectors, ids, query)]
+    assert loads(caplog) == [(2600, 0)]
+
+
+@pytest.mark.parametrize("harm", ["flip", "remove"])
+def test_a_damaged_snapshot_is_rebuilt_and_said(serving, stopped, data, caplog, harm):
+    vectors, ids = stopped
+    paths = list((data / "indexes").glob("*/*.segment"))
+    assert len(paths) == 3
+    for path in paths[:2]:
+        if harm == "remove":
+            path.unlink()
+            continue
+        raw = bytearray(path.read_bytes())
+        raw[-100] ^= 1
+        path.write_bytes(raw)
+    caplog.set_level(logging.INFO)
+    query = normal(1, 9)[0]
+    assert ids_of(serving(), query, banks=["v"]) == [best(vectors, ids, query)]
+    ((kept, read),) = loads(caplog)
+    assert kept + read == 2600
+    assert 0 < kept < 2600
+    assert sum("is not used: its checksum is wrong" in text for text in caplog.messages) == (2 if harm == "flip" else 0)
+
+
+def test_a_deleted_bank_leaves_no_snapshot(serving, stopped, data):
+    caller = serving()
+    ids_of(caller, banks=["v"])
+    caller.stub.DeleteBank(pb.DeleteBankRequest(name="v"))
+    wait_until(lambda: not list((data / "indexes").glob("*")))
+    serving.stop()
+    (data / "indexes" / "of_a_bank_that_is_gone").mkdir(parents=True)
+    serving()
+    wait_until(lambda: not list((data / "indexes").glob("*")))
+
+
+def test_what_changes_while_an_index_is_loaded_is_not_missed(vectors, monkeypatch):
+    """And nobody waits for the loading but the search that wants it."""
+    data = normal(40)
+    ids = fill(vectors, data[:30])
+    loading, go_on = threading.Event(), threading.Event()
+    load = indexes.load
+
+    def slow(*arguments):
+        made = load(*arguments)
+        loading.set()
+        assert go_on.wait(60)
+        return made
+
+    monkeypatch.setattr(indexes, "load", slow)
+    query = normal(1, 9)[0]
+    with ThreadPoolExecutor(1) as thread:
+        searching = thread.submit(ids_of, vectors, query, banks=["v"])
+        try:
+            assert loading.wait(60)
+            ids += fill(vectors, data[30:])
+            vectors.stub.DeleteChunks(pb.DeleteChunksRequest(bank="v", chunk_ids=ids[:10]))
+        finally:
+            go_on.set()
+        expected = [best(data[10:], ids[10:], query)]
+        assert searching.result() == expected
+    assert ids_of(vectors, query, banks=["v"]) == expected
+
+
+def test_an_index_that_missed_a_change_is_loaded_anew(vectors, monkeypatch):
+    ids = fill(vectors, normal(20))
+    ids_of(vectors, banks=["v"])
+    with monkeypatch.context() as patched:
+        patched.setattr(index.BankIndex, "remove", lambda *_: 1 / 0)
+        vectors.stub.DeleteChunks(pb.DeleteChunksRequest(bank="v", chunk_ids=ids[:5]))
+    assert not stats(vectors).loaded
+    assert sorted(ids_of(vectors, banks=["v"], top_k=100)[0]) == ids[5:]

@@ -1,0 +1,271 @@
+"""The moments between two transactions of a chunk's life: expiry, eviction, and the deletion of its bank."""
+
+import sqlite3
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from functools import partial
+
+import grpc
+import pytest
+
+from kvbank.v1 import bank_pb2
+from kvbank.v1 import service_pb2 as pb
+from memory_service.operations import reading
+from memory_service.search import index
+from memory_service.storage.local.evicting import capacity, expiry, removal
+from memory_service.storage.local.files.objects import Payloads
+from memory_service.storage.local.records import counts
+from tests.support.caller import lasting
+from tests.support.clocks import HOUR, Hands
+from tests.support.waiting import wait_until
+
+REMOVE_EXPIRED = expiry.Expiry.run
+
+
+def set_clock(hands, begin, microseconds):
+    """So long after `begin`, for the service."""
+    hands.go_on(begin + microseconds - hands.wall)
+
+
+@pytest.fixture
+def at_its_end(serving, monkeypatch):
+    """A caller, a chunk that lives for an hour from each retrieval, when it expires, and a clock to be set relative
+    to that. Nothing that has expired is removed."""
+    monkeypatch.setattr(expiry.Expiry, "run", lambda _: None)
+    caller = serving(clock=(hands := Hands()).clock())
+    caller.create()
+    chunk_id = caller.add(expiry=lasting(HOUR, renew=True))
+    expires = caller.get(chunk_id).expire_time.ToMicroseconds()
+    at = partial(set_clock, hands, expires)
+    at(-2)
+    return caller, chunk_id, expires, at
+
+
+def test_a_retrieval_in_time_holds_for_one_after_it(at_its_end, monkeypatch):
+    """Both are written at once; the second found the chunk because of the first."""
+    caller, chunk_id, expires, at = at_its_end
+    with monkeypatch.context() as unwritten:
+        unwritten.setattr(counts.Counts, "__bool__", lambda _: False)
+        for microseconds in (-1, 1, 2):
+            at(microseconds)
+            assert list(caller.retrieve()[1]) == [chunk_id]
+    chunk = caller.get(chunk_id)
+    assert (chunk.retrieval_count, chunk.expire_time.ToMicroseconds()) == (3, expires + 2 + HOUR)
+
+
+def test_a_renewal_that_is_written_during_a_search_holds(at_its_end, serving, monkeypatch):
+    caller, chunk_id, _, at = at_its_end
+    search, flush = index.BankIndex.search, serving.server._server._banks.records.flush_counts
+
+    def searching(*arguments):
+        flush()
+        return search(*arguments)
+
+    with monkeypatch.context() as unwritten:
+        unwritten.setattr(counts.Counts, "__bool__", lambda _: False)
+        at(-1)
+        caller.retrieve()
+    at(1)
+    monkeypatch.setattr(index.BankIndex, "search", searching)
+    assert list(caller.retrieve()[1]) == [chunk_id]
+
+
+def test_a_renewal_that_is_not_written_yet_holds_for_a_replay(serving, monkeypatch):
+    """The retrieval came when the transaction of the replay had begun."""
+    monkeypatch.setattr(expiry.Expiry, "run", lambda _: None)
+    caller = serving(clock=(hands := Hands()).clock())
+    caller.create()
+    chunk, data = caller.chunk()
+    chunk.expiry.CopyFrom(lasting(HOUR, renew=True))
+    (first,) = caller.write((chunk, data))
+    at = partial(set_clock, hands, caller.get(first.chunk_id).expire_time.ToMicroseconds())
+    monkeypatch.setattr(counts.Counts, "take", lambda _: {})
+    at(-1)
+    caller.retrieve()
+    for microseconds, gone in ((-1, False), (1, False), (HOUR - 2, False), (HOUR - 1, True)):
+        at(microseconds)
+        assert caller.write((chunk, data))[0].gone == gone
+
+
+def test_what_is_retrieved_while_the_expired_are_looked_for_stays(at_its_end, serving, monkeypatch):
+    """After the counts were written, and before its time is up."""
+    caller, chunk_id, _, at = at_its_end
+    banks = serving.server._server._banks
+    flush = banks.records.flush_counts
+
+    def flushing():
+        flush()
+        at(-1)
+        caller.retrieve()
+        at(1)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(banks.records, "flush_counts", flushing)
+        REMOVE_EXPIRED(expiry.Expiry(banks.records, banks._directory, banks._removal))
+    assert list(caller.retrieve()[1]) == [chunk_id]
+
+
+def test_expiry_does_not_wait_for_other_work_in_the_background(caller, monkeypatch):
+    """The files of a deleted bank may be a million."""
+    begun, go_on = threading.Event(), threading.Event()
+    drop = Payloads.drop_bank
+
+    def slow(*arguments):
+        begun.set()
+        assert go_on.wait(60)
+        drop(*arguments)
+
+    monkeypatch.setattr(Payloads, "drop_bank", slow)
+    caller.create("c")
+    caller.stub.DeleteBank(pb.DeleteBankRequest(name="c"))
+    try:
+        assert begun.wait(60)
+        caller.add(expiry=lasting(1))
+        wait_until(lambda: caller.usage().chunks_expired == 1, seconds=20)
+    finally:
+        go_on.set()
+
+
+def test_an_eviction_goes_on_after_a_restart(serving, data, monkeypatch):
+    caller = serving()
+    caller.create("c", layers=[], capacity={"chunks": 40})
+    caller.write(*(caller.chunk(layers=[]) for _ in range(40)), bank="c")
+    with monkeypatch.context() as slow:
+        slow.setattr(capacity, "STEP", 1)
+        # One step goes with the write; the next do not get a turn.
+        slow.setattr(capacity.Room, "_go_on", lambda *_: None)
+        (ack,) = caller.write(caller.chunk(layers=[]), bank="c")
+        assert len(ack.evicted_chunk_ids) == 1
+        assert caller.usage("c").chunks == 40
+        serving.stop()
+    caller = serving()
+    wait_until(lambda: caller.usage("c").chunks == 21)
+    log = caller.stub.ListEvictions(pb.ListEvictionsRequest(bank="c", page_size=100)).evictions
+    assert len(log) == caller.usage("c").chunks_evicted == 20
+    serving.stop()
+    with closing(sqlite3.connect(data / "metadata.db")) as database:
+        assert database.execute("SELECT count(*) FROM eviction_plans").fetchone() == (0,)
+
+
+def test_an_eviction_goes_on_and_its_files_go_when_an_index_fails(caller, monkeypatch, data):
+    """The index of the bank misses a change and is loaded anew; all else that follows a commit is done."""
+    monkeypatch.setattr(capacity, "STEP", 4)
+    caller.create("c", capacity={"chunks": 20})
+    caller.write(*(caller.chunk() for _ in range(20)), bank="c")
+    caller.retrieve(banks=["c"], omit_payload=True)
+    with monkeypatch.context() as broken:
+        broken.setattr(index.BankIndex, "remove", lambda *_: 1 / 0)
+        broken.setattr(index.BankIndex, "add", lambda *_: 1 / 0)
+        caller.add(bank="c")
+        wait_until(lambda: caller.usage("c").chunks == 11)
+    uid = caller.stub.GetBank(pb.GetBankRequest(name="c")).bank.uid
+    wait_until(lambda: len(list((data / "payloads" / uid).glob("*/*"))) == 11)
+    hits = caller.retrieve(banks=["c"], top_k=100)[0].queries[0].hits
+    assert [hit.chunk_id for hit in hits] == caller.ids("c")
+
+
+def test_a_deleted_bank_goes_bit_by_bit_also_after_a_restart(serving, data, monkeypatch):
+    caller = serving()
+    caller.create(layers=[])
+    caller.write(*(caller.chunk(layers=[]) for _ in range(30)))
+    with monkeypatch.context() as stuck:
+        stuck.setattr(removal.Removal, "clear", lambda *_: None)
+        caller.stub.DeleteBank(pb.DeleteBankRequest(name="b"))
+        serving.stop()
+    monkeypatch.setattr(removal, "STEP", 4)
+
+    def rows(table):
+        with closing(sqlite3.connect(data / "metadata.db")) as database:
+            return database.execute(f"SELECT count(*) FROM {table}").fetchone()[0]
+
+    assert (rows("gone_banks"), rows("chunks"), rows("contents")) == (1, 30, 30)
+    caller = serving()
+    caller.create(layers=[])
+    assert caller.ids() == []
+    wait_until(lambda: rows("gone_banks") == 0)
+    assert (rows("chunks"), rows("contents")) == (0, 0)
+
+
+def test_reading_a_bank_that_is_deleted_is_no_damage(serving, data, refused, monkeypatch):
+    """Its files go before its last rows."""
+    monkeypatch.setattr(removal.Removal, "clear", lambda *_: None)
+    caller = serving()
+    caller.create()
+    banks, found = serving.server._server._banks, reading.Recall._open_all
+
+    def opening(*arguments):
+        banks.delete("b")
+        banks._janitor.rest()
+        return found(*arguments)
+
+    monkeypatch.setattr(reading.Recall, "_open_all", opening)
+    caller.add()
+    with refused("BANK_NOT_FOUND", grpc.StatusCode.NOT_FOUND):
+        caller.retrieve()
+    caller.create()
+    chunk_id = caller.add()
+    with refused("BANK_NOT_FOUND", grpc.StatusCode.NOT_FOUND):
+        caller.fetch(chunk_id)
+    assert not (data / "quarantine").exists()
+
+
+def test_what_is_kept_of_a_bank_goes_with_it(serving):
+    caller = serving()
+    caller.create("c", layers=[], capacity={"chunks": 4})
+    for _ in range(9):
+        caller.add(bank="c", layers=[])
+    caller.retrieve(banks=["c"], reader_digest="")
+    caller.stub.DeleteBank(pb.DeleteBankRequest(name="c"))
+    banks = serving.server._server._banks
+    assert (banks._room._used, banks._room._loads, banks.records.ledgers._ready) == ({}, {}, {})
+
+
+def test_a_write_right_behind_a_new_capacity_knows_it(serving):
+    """Both wait for the same transaction."""
+    caller = serving()
+    caller.create("c", layers=[], capacity={"chunks": 4})
+    for _ in range(6):
+        caller.add(bank="c", layers=[])
+    assert (caller.usage("c").chunks, caller.usage("c").chunks_evicted) == (4, 2)
+    banks, hold = serving.server._server._banks, threading.Event()
+    submitted = threading.Semaphore(0)
+    submit = banks.records.writer.submit
+
+    def submitting(*arguments, **options):
+        future = submit(*arguments, **options)
+        submitted.release()
+        return future
+
+    banks.records.writer.submit = submitting
+    banks.records.writer.between(hold.wait)
+    with ThreadPoolExecutor(2) as threads:
+        change = pb.UpdateBankRequest(
+            bank=bank_pb2.Bank(name="c", capacity={"chunks": 50}), update_mask={"paths": ["capacity"]}
+        )
+        updated = threads.submit(caller.stub.UpdateBank, change)
+        assert submitted.acquire(timeout=10)
+        written = threads.submit(caller.add, bank="c", layers=[])
+        assert submitted.acquire(timeout=10)
+        hold.set()
+    assert updated.result().bank.capacity.chunks == 50
+    assert written.result() in caller.ids("c")
+    assert (caller.usage("c").chunks, caller.usage("c").chunks_evicted) == (5, 2)
+
+
+def test_an_index_asked_for_too_late_is_not_kept(serving, refused, monkeypatch, data):
+    """The bank was deleted after a search had looked it up."""
+    caller = serving()
+    caller.create()
+    caller.add()
+    banks, check = serving.server._server._banks, reading.Recall._check
+
+    def checking(*arguments):
+        checked = check(*arguments)
+        banks.delete("b")
+        return checked
+
+    monkeypatch.setattr(reading.Recall, "_check", checking)
+    with refused("BANK_NOT_FOUND", grpc.StatusCode.NOT_FOUND):
+        caller.retrieve()
+    assert (banks.indexes._entries, banks.indexes._loading) == ({}, {})
