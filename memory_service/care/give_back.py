@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import Connection
 
-from kvbank.files import private
+from kvbank.files import durable, private
 from memory_service.care import payload_file
 from memory_service.domain import payload as payloads
 from memory_service.domain.chunk_size import stored_bytes
@@ -19,7 +19,6 @@ from memory_service.domain.model import Bank
 from memory_service.storage.base import DamagedError
 from memory_service.storage.local import leftovers, quarantine
 from memory_service.storage.local.files import objects
-from memory_service.storage.local.files.objects import sync_folder
 from memory_service.storage.local.quarantine import Note
 from memory_service.storage.local.records import bank_rows, chunk_rows, row_checksum
 from memory_service.storage.local.records.payload_rows import payload_of
@@ -77,7 +76,7 @@ def give_back(connection: Connection, data: Path, note: Note, whole: Whole) -> N
     private.make_folder(place.parent)
     quarantine.move(note.file, place)
     for folder in (place.parent, place.parent.parent):
-        sync_folder(folder)
+        durable.sync_folder(folder)
     driver, row = raw(connection), whole.row
     driver.execute("DELETE FROM spent_keys WHERE chunk_id = ?", (note.chunk_id,))
     driver.execute("DELETE FROM keys WHERE bank_id = ? AND key = ?", (row["bank_id"], row["key"]))

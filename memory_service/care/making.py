@@ -3,20 +3,20 @@
 What an interrupted run left in NAME.partial is there for the next one, which holds its lock.
 """
 
-import fcntl
 import os
 import shutil
 from pathlib import Path
 from types import TracebackType
 
-from kvbank.files import private
+from kvbank.files import durable, locks, private
 from memory_service.care.folder import DATABASE
 from memory_service.care.report import CareError
-from memory_service.care.transfer import sync_file
 from memory_service.storage.local.files.folder import MANIFEST
-from memory_service.storage.local.files.objects import FOLDER, sync_folder
+from memory_service.storage.local.files.objects import FOLDER
 
-_OURS = {MANIFEST, f"{MANIFEST}.tmp", FOLDER, *(f"{DATABASE}{suffix}" for suffix in ("", "-wal", "-shm", "-journal"))}
+# A manifest has two temporary names, the second of which earlier versions gave it.
+_MANIFESTS = (MANIFEST, str(Path(MANIFEST).with_suffix(".tmp")), f"{MANIFEST}.tmp")
+_OURS = {*_MANIFESTS, FOLDER, *(f"{DATABASE}{suffix}" for suffix in ("", "-wal", "-shm", "-journal"))}
 
 
 class Making:
@@ -49,10 +49,8 @@ class Making:
             raise CareError(f"{place} exists" + (" and is not an empty folder" if self._empty_is_free else ""))
 
     def _claim(self) -> None:
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise CareError(f"{self.partial} is being written by another process") from error
+        if not locks.take(self._lock):
+            raise CareError(f"{self.partial} is being written by another process")
         if strange := {entry.name for entry in os.scandir(self.partial)} - _OURS:
             raise CareError(f"{self.partial} is in the way: {min(strange)} is not of an interrupted run")
 
@@ -61,11 +59,11 @@ class Making:
         for folder, _, files in os.walk(self.partial, topdown=False):
             if Path(folder) == self.partial:
                 for name in files:
-                    sync_file(self.partial / name)
-            sync_folder(Path(folder))
+                    durable.sync_file(self.partial / name)
+            durable.sync_folder(Path(folder))
         self._check_free()
         os.rename(self.partial, self._place)
-        sync_folder(self._place.parent)
+        durable.sync_folder(self._place.parent)
 
     def discard(self) -> None:
         """Remove what was built."""

@@ -1,7 +1,6 @@
 """backup.json: what a backup is. Written last, so that a folder with it is whole."""
 
 import json
-import os
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ from typing import Any
 import xxhash
 
 import memory_service
-from kvbank.files import private
+from kvbank.files import durable
 from memory_service.care.folder import DATABASE
 from memory_service.care.report import CareError, Findings
 from memory_service.storage.local.files.folder import MANIFEST
@@ -29,10 +28,7 @@ def write(folder: Path, *, schema: str, store_id: str, findings: Findings) -> No
         "left_out": [{"bank": p.bank, "chunk_id": p.chunk_id, "detail": p.detail} for p in findings.problems],
         "database": {"bytes": (folder / DATABASE).stat().st_size, "xxh3_64": digest(folder / DATABASE)},
     }
-    temporary = folder / f"{MANIFEST}.tmp"
-    with open(temporary, "w", opener=private.opener) as file:
-        file.write(json.dumps(content, indent=2) + "\n")
-    os.rename(temporary, folder / MANIFEST)
+    durable.replace(folder / MANIFEST, [(json.dumps(content, indent=2) + "\n").encode()], sync="nothing")
 
 
 def read(folder: Path) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from kvbank.files import private
+from kvbank.files import durable, private
 from memory_service.care import entries, payload_file
 from memory_service.care.entries import BankEntry, Entry
 from memory_service.care.folder import Folder
@@ -86,7 +86,8 @@ class Transfer:
             data = _read(source, entry)
         except (DamagedError, OSError) as error:
             return Failure(entry.bank, entry.chunk_id, *payload_file.trouble(source, error))
-        _put(target, data)
+        # Its name becomes durable with the whole folder.
+        durable.replace(target, [data], sync="bytes")
         return "copied"
 
     def tidy(self, named: Folder) -> None:
@@ -126,24 +127,5 @@ def _link(source: Path, target: Path) -> bool:
         raise
     private.close([target])  # as an earlier version may have made it
     # The older backup may be a copy that somebody has just made, and nobody has synced.
-    sync_file(target)
+    durable.sync_file(target)
     return True
-
-
-def sync_file(path: Path) -> None:
-    """Make the bytes of a file durable, whoever wrote them."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _put(path: Path, data: bytes) -> None:
-    """Durable but for its name; that becomes so with the whole folder."""
-    temporary = path.with_suffix(".tmp")
-    with open(temporary, "wb", opener=private.opener) as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.rename(temporary, path)

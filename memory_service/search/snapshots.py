@@ -11,7 +11,7 @@ import os
 import shutil
 import stat
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -19,12 +19,11 @@ from typing import Any, BinaryIO
 import numpy as np
 import xxhash
 
-from kvbank.files import private
+from kvbank.files import durable, private
 from memory_service.search.index import tail_rows
 from memory_service.search.ivf import Ivf
 from memory_service.search.segments import Flat, Half, Ids, Segment
 from memory_service.storage.local.files.disk_space import free_bytes
-from memory_service.storage.local.files.objects import sync_folder
 from memory_service.storage.local.files.opening import opener
 
 SUFFIX = ".segment"
@@ -92,33 +91,20 @@ class Snapshots:
         return [(int(path.stem), path) for path in paths if path.stem.isdecimal()]
 
     def _make_folder(self) -> None:
-        if not self.folder.is_dir():
+        if self.durable:
+            durable.make_folder(self.folder)
+        else:
             private.make_folder(self.folder)
-            for level in (self.folder.parent, self.folder.parent.parent):
-                self._sync(level)
 
     def _write(self, path: Path, segment: Segment) -> int:
         """How many rows are in it."""
-        parts, digest = list(segment.parts()), xxhash.xxh3_64()
+        parts = list(segment.parts())
         header = segment.header() | {"store": self.store_id, "bank": self.folder.name, "dimension": self.dimension}
         # Of a segment that grows: as many as its parts have.
         header["rows"] = parts[0].nbytes // 8
         text = json.dumps(header).encode()
-        temporary = path.with_suffix(".tmp")
-        try:
-            with open(temporary, "wb", opener=private.opener) as file:
-                for part in (memoryview(_MAGIC), memoryview(struct.pack("<Q", len(text))), memoryview(text), *parts):
-                    digest.update(part)
-                    file.write(part)
-                file.write(struct.pack("<Q", digest.intdigest()))
-                file.flush()
-                if self.durable:
-                    os.fsync(file.fileno())
-            os.rename(temporary, path)
-            self._sync(self.folder)
-        except OSError:
-            temporary.unlink(missing_ok=True)
-            raise
+        begin = (_MAGIC, struct.pack("<Q", len(text)), text)
+        durable.replace(path, _digested([*begin, *parts]), sync="name" if self.durable else "nothing")
         return int(header["rows"])
 
     def read(self, path: Path) -> Segment:
@@ -158,9 +144,14 @@ class Snapshots:
             raise UnusableError("its header is damaged") from error
         return segment
 
-    def _sync(self, folder: Path) -> None:
-        if self.durable:
-            sync_folder(folder)
+
+def _digested(parts: Iterable[bytes | memoryview]) -> Iterator[bytes | memoryview]:
+    """Yield the parts of a snapshot, and behind them their checksum."""
+    digest = xxhash.xxh3_64()
+    for part in parts:
+        digest.update(part)
+        yield part
+    yield struct.pack("<Q", digest.intdigest())
 
 
 def _segment(header: dict[str, Any], dimension: int) -> Segment:

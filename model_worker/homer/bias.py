@@ -14,8 +14,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from kvbank.files.durable import make_folder
 from model_worker.attachment.attachment import Attachment
-from model_worker.durable import make_folder
 from model_worker.errors import InputError
 
 _SHIPPED = Path(__file__).parents[1] / "assets" / "homer"

@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from model_worker.durable import make_folder, sync_folder
+from kvbank.files.durable import make_folder, sync_folder
 from model_worker.errors import InputError, ModelNotFound
 from model_worker.icae.config import IcaeConfig
 

@@ -23,8 +23,8 @@ import safetensors.torch
 
 import kvbank
 from kvbank.files import private
+from kvbank.files.durable import make_folder, replace
 from model_worker.arguments import whole
-from model_worker.durable import make_folder, sync_folder
 from model_worker.errors import InputError, SpoolFull
 from model_worker.tensors import to_numpy, to_torch
 
@@ -77,17 +77,7 @@ class Spool:
             private.close_ours(self.folder, _is_ours)  # as an earlier version may have left them
         self._serial += 1
         path = self.folder / f"{self._next_time():020d}-{os.getpid()}-{self._serial:06d}{_WAITING}"
-        temporary = path.with_suffix(".tmp")
-        try:
-            with open(temporary, "wb", opener=private.opener) as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.rename(path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-        sync_folder(self.folder)
+        replace(path, [data])
 
     def _next_time(self) -> int:
         """Nanoseconds since 1970, and behind whatever waits here, also where the clock has been set back."""

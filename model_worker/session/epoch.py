@@ -7,13 +7,12 @@ crash came between the two writes, the bank still has one that its owner knows.
 """
 
 import json
-import os
 import secrets
 from collections.abc import Collection
 from pathlib import Path
 
 import kvbank
-from model_worker.durable import sync_folder
+from kvbank.files.durable import replace
 from model_worker.errors import SessionError
 
 KEY = "session_epoch"
@@ -62,13 +61,7 @@ class BankEpoch:
         )
 
     def _write(self, epochs: list[str]) -> None:
-        temporary = self._path.with_suffix(".tmp")
         try:
-            with temporary.open("w") as file:
-                json.dump(epochs, file)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(self._path)
-            sync_folder(self._path.parent)
+            replace(self._path, [json.dumps(epochs).encode()])
         except OSError as error:
             raise SessionError(f"{self._path} could not be written: {error}") from None

@@ -4,14 +4,13 @@ A note a bank, in a folder beside the sessions whose name is no session's. Light
 """
 
 import json
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import kvbank
-from model_worker.durable import make_folder, sync_folder
+from kvbank.files.durable import make_folder, replace
 from model_worker.errors import SessionError
 from model_worker.session.epoch import is_known
 
@@ -36,12 +35,7 @@ def note(sessions: Path, left: LeftBank) -> None:
     """Note a bank, durably, before the log goes that names it."""
     folder = sessions / _FOLDER
     make_folder(folder)
-    path = folder / f"{left.bank}.json"
-    with path.open("w") as file:
-        json.dump(asdict(left), file)
-        file.flush()
-        os.fsync(file.fileno())
-    sync_folder(folder)
+    replace(folder / f"{left.bank}.json", [json.dumps(asdict(left)).encode()])
 
 
 def noted(sessions: Path) -> list[LeftBank]:

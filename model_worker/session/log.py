@@ -6,7 +6,6 @@ returns, so only the last line can be torn, and that one was never acknowledged.
 acknowledged and is damaged, like any other. Light to import: no torch.
 """
 
-import fcntl
 import json
 import os
 import re
@@ -23,8 +22,8 @@ from typing import Any, Self
 
 import xxhash
 
-from kvbank.files import private
-from model_worker.durable import make_folder, sync_folder
+from kvbank.files import locks, private
+from kvbank.files.durable import make_folder, sync_folder
 from model_worker.errors import InputError, SessionError
 
 FORMAT = 1
@@ -287,16 +286,15 @@ def _locked(folder: Path, name: str) -> FileIO:
             make_folder(folder)
             # Unbuffered: what could not be written must not come along with the next line.
             file = open(folder / _FILE, "a+b", buffering=0, opener=private.opener)  # noqa: SIM115 (returned)
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not locks.take(file.fileno()):
+                file.close()
+                raise SessionError(f"session {name!r} is in use by another process")
             with suppress(FileNotFoundError):  # removed between open and lock: then this lock is on nothing
                 if os.fstat(file.fileno()).st_ino == (folder / _FILE).stat().st_ino:
                     file.seek(0)
                     private.close_ours(folder, _OURS.__contains__)  # as an earlier version may have left them
                     return file
             file.close()
-    except BlockingIOError:
-        file.close()
-        raise SessionError(f"session {name!r} is in use by another process") from None
     except OSError as error:
         raise SessionError(f"session {name!r} cannot be opened: {error}") from None
 

@@ -5,10 +5,11 @@ the same words are answered later.
 """
 
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from kvbank.files.durable import replace
 
 _FILE = "unanswered.jsonl"
 
@@ -45,9 +46,5 @@ class Unanswered:
         if not messages:
             self.path.unlink(missing_ok=True)
             return
-        new = self.path.with_suffix(".tmp")
-        with new.open("w", encoding="utf-8") as file:
-            file.writelines(json.dumps(message) + "\n" for message in messages)
-            file.flush()
-            os.fsync(file.fileno())
-        new.replace(self.path)
+        lines = [json.dumps(message).encode() + b"\n" for message in messages]
+        replace(self.path, lines, sync="bytes")

@@ -4,7 +4,6 @@ Never synced: the log can make the window again. So a file is used only when its
 checksum holds; any other one counts as none.
 """
 
-import os
 from pathlib import Path
 
 import safetensors
@@ -14,14 +13,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from kvbank.files import private
+from kvbank.files.durable import renamed
 
 
 def write_window(path: Path, state: dict[str, Tensor], stamp: str) -> None:
     """Replace the file at `path`. Raises OSError."""
-    temporary = path.with_suffix(".tmp")
-    private.make_file(temporary)
-    save_file(state, temporary, {"stamp": stamp, "xxh3": _checksum(state)})
-    os.replace(temporary, path)
+    with renamed(path.with_suffix(".tmp"), path) as temporary:
+        private.make_file(temporary)
+        save_file(state, temporary, {"stamp": stamp, "xxh3": _checksum(state)})
 
 
 def read_window(path: Path, stamp: str) -> dict[str, Tensor] | None:

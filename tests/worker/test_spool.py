@@ -13,9 +13,9 @@ import pytest
 import torch
 
 import kvbank
+from kvbank.files.durable import make_folder
 from model_worker.attaching import attach
 from model_worker.attachment.attachment import Attachment
-from model_worker.durable import make_folder
 from model_worker.model import MemoryModel
 from model_worker.remember.memory import Memory, encode
 from model_worker.remember.spool import Spool, Spooled
@@ -309,7 +309,7 @@ def test_patience_with_a_service_that_is_silent(attachment: Attachment, tmp_path
 
 def test_a_spool_folder_is_synced_with_its_parents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     synced: list[Path] = []
-    monkeypatch.setattr("model_worker.durable.sync_folder", synced.append)
+    monkeypatch.setattr("kvbank.files.durable.sync_folder", synced.append)
     make_folder(tmp_path / "a" / "b")
     make_folder(tmp_path / "a" / "b")
     assert synced == [tmp_path, tmp_path / "a"]

@@ -6,7 +6,6 @@ import errno
 import json
 import os
 import re
-import shutil
 import stat
 import threading
 from collections.abc import Iterator, Mapping
@@ -18,13 +17,15 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import Connection
 
-from kvbank.files import private
-from memory_service.storage.local.files.objects import SUFFIX, name, sync_folder
+from kvbank.files import durable, private
+from memory_service.storage.local.files.objects import SUFFIX, name
 from memory_service.storage.local.records.schema import raw
 
 FOLDER = "quarantine"
 # A record has this entry while `repair` has not looked at it yet.
 PENDING = "pending"
+# Bytes of a file that are copied at a time.
+_PART = 1 << 20
 _ID = re.compile(r"[1-9][0-9]{0,18}")
 _CHUNKS = "SELECT * FROM chunks WHERE chunk_id IN (SELECT value FROM json_each(?))"
 _CONTENTS = "SELECT * FROM contents WHERE chunk_id IN (SELECT value FROM json_each(?))"
@@ -60,7 +61,7 @@ def set_aside(connection: Connection, data: Path, bank_uid: str, why: Mapping[in
                 left.append(path.parent)
         # The folders that files have left come last: a file may have both names after a power cut, and must have one.
         for changed in (folder, folder.parent, data, *left):
-            sync_folder(changed)
+            durable.sync_folder(changed)
 
 
 def set_file_aside(data: Path, bank_uid: str, chunk_id: int, path: Path, why: str) -> "Note":
@@ -74,7 +75,7 @@ def set_file_aside(data: Path, bank_uid: str, chunk_id: int, path: Path, why: st
         _write(folder / f"{chunk_id}.json", record)
         file = move(path, folder / f"{chunk_id}{SUFFIX}")
         for changed in (folder, folder.parent, data, path.parent):
-            sync_folder(changed)
+            durable.sync_folder(changed)
     return Note(bank_uid, chunk_id, record, file)
 
 
@@ -122,7 +123,7 @@ def judged(note: Note, why: str) -> None:
     """Note in the record that `repair` has looked at the chunk, and why it stays in quarantine."""
     record = {name: value for name, value in note.record.items() if name != PENDING}
     _write(note.place, record | {"why": f"{record.get('why', '')}; {why}".lstrip("; ")})
-    sync_folder(note.place.parent)
+    durable.sync_folder(note.place.parent)
 
 
 def discard(note: Note) -> None:
@@ -159,22 +160,16 @@ def move(source: Path, target: Path) -> Path:
 def _copy(source: Path, target: Path) -> None:
     """Copy a file, so that `target` is whole or not there. A link is copied as a link; of anything else that is no
     regular file only the name is kept, as an empty file."""
-    temporary = target.with_suffix(".tmp")
     found = source.lstat()
-    try:
-        if stat.S_ISREG(found.st_mode):
-            with open(source, "rb") as old, open(temporary, "wb", opener=private.opener) as new:
-                shutil.copyfileobj(old, new)
-                new.flush()
-                os.fsync(new.fileno())
-        elif stat.S_ISLNK(found.st_mode):
+    if stat.S_ISREG(found.st_mode):
+        with open(source, "rb") as old:
+            durable.replace(target, iter(partial(old.read, _PART), b""), sync="bytes")
+        return
+    with durable.renamed(target.with_suffix(".tmp"), target) as temporary:
+        if stat.S_ISLNK(found.st_mode):
             os.symlink(os.readlink(source), temporary)
         else:
             temporary.touch()
-        os.rename(temporary, target)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 @contextmanager
@@ -207,12 +202,7 @@ def _save(path: Path, record: dict[str, Any]) -> None:
 
 
 def _write(path: Path, record: dict[str, Any]) -> None:
-    temporary = path.with_suffix(".tmp")
-    with open(temporary, "w", opener=private.opener) as file:
-        json.dump(record, file, indent=2)
-        file.flush()
-        os.fsync(file.fileno())
-    os.rename(temporary, path)
+    durable.replace(path, [json.dumps(record, indent=2).encode()], sync="bytes")
 
 
 def _now() -> str:

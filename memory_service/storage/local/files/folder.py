@@ -11,10 +11,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from kvbank.files import private
+from kvbank.files import durable, locks
 from memory_service.domain.errors import StartError
 from memory_service.storage.local.files import access
-from memory_service.storage.local.files.objects import sync_folder
 
 # A folder with a file of this name is a backup.
 MANIFEST = "backup.json"
@@ -30,7 +29,7 @@ class DataFolder:
             if (path / MANIFEST).exists():
                 raise StartError(f"{path} is a backup; put it in place with: kvbank restore {path} DATA")
             access.check_own(path)
-            _make_durable(path)
+            durable.make_folder(path, open_parents=True)
             self._descriptors = _lock(path)
         except OSError as error:
             why = "it is a file" if isinstance(error, FileExistsError) else error.strerror
@@ -93,10 +92,8 @@ def _open_folder(path: Path) -> int:
 
 
 def _take(descriptor: int, path: Path) -> None:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise StartError(f"{path} is in use by {_owner(path)}; one server owns a data folder") from error
+    if not locks.take(descriptor):
+        raise StartError(f"{path} is in use by {_owner(path)}; one server owns a data folder")
 
 
 def _owner(path: Path) -> str:
@@ -113,19 +110,6 @@ def unserved(path: Path) -> Iterator[bool]:
     """Tell whether no process owns the folder. Inside the block none can begin to, so the block must be short."""
     descriptor = _open_folder(path)
     try:
-        free = False
-        with suppress(BlockingIOError):
-            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            free = True
-        yield free
+        yield locks.take(descriptor, shared=True)
     finally:
         os.close(descriptor)
-
-
-def _make_durable(folder: Path) -> None:
-    """Make a folder and its parents, and sync the parent of each new one, which holds its name."""
-    missing = [level for level in (folder, *folder.parents) if not level.exists()]
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    private.make_folder(folder)
-    for level in missing:
-        sync_folder(level.parent)

@@ -18,6 +18,7 @@ import numpy as np
 import xxhash
 
 from kvbank.files import private
+from kvbank.files.durable import sync_folder
 from memory_service.domain.model import Payload
 from memory_service.domain.payload import MOST_COPY, Buffer, Copy, checksums_of, described, header_of, seed
 from memory_service.storage.base import DamagedError, NotThereError
@@ -130,15 +131,6 @@ def _entries(folder: Path) -> list[Path]:
         return sorted(folder.iterdir())
     except (FileNotFoundError, NotADirectoryError):
         return []
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the entries of a folder durable: new, renamed and removed names."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 class Payloads:

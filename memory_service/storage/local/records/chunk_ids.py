@@ -2,7 +2,6 @@
 blocks that are reserved durably before one of them is used, in a small file of their own and in the database, also
 where commits are not durable otherwise."""
 
-import os
 import threading
 from concurrent.futures import Future
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 import xxhash
 from sqlalchemy import Connection, select, update
 
-from memory_service.storage.local.files.objects import sync_folder
+from kvbank.files import durable
 from memory_service.storage.local.records.schema import StoreRow
 from memory_service.storage.local.records.writer import Writer
 
@@ -39,15 +38,8 @@ class Reservations:
 
     def write(self, end: int) -> None:
         """Reserve all ids below `end`, durably."""
-        number, temporary = str(end).encode(), self._path.with_suffix(".tmp")
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        try:
-            os.write(descriptor, number + b" " + _checksum(number))
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        os.rename(temporary, self._path)
-        sync_folder(self._path.parent)
+        number = str(end).encode()
+        durable.replace(self._path, [number + b" " + _checksum(number)])
 
 
 def _checksum(number: bytes) -> bytes:
