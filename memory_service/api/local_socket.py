@@ -15,8 +15,8 @@ from typing import Any
 
 from kvbank.v1 import direct_pb2 as pb
 from kvbank.wire import frames, local_socket
-from memory_service.api.decoding import Decoder
-from memory_service.api.status import CODE_OF, status, to_service_error, without_frames
+from memory_service.api.messages.parsing import Decoder
+from memory_service.api.messages.status import CODE_OF, status, to_service_error, without_frames
 from memory_service.domain.cancellation import Cancellation
 from memory_service.domain.errors import ServiceError, StartError, invalid
 from memory_service.observe.observation import Observer, request_id

@@ -15,16 +15,17 @@ from sqlalchemy.exc import DBAPIError
 from kvbank.v1 import service_pb2
 from kvbank.wire import addresses
 from memory_service.api import health, listen
-from memory_service.api.calls import Calls
+from memory_service.api.calls.handlers import handlers
+from memory_service.api.calls.interceptor import Interceptor
+from memory_service.api.calls.running import Calls
+from memory_service.api.calls.storage_threads import StorageThreads
 from memory_service.api.descriptors import for_connections, raise_limit
 from memory_service.api.endpoint import Endpoint
 from memory_service.api.health import Health
-from memory_service.api.interceptor import Interceptor
 from memory_service.api.local_socket import Call, DirectCalls
 from memory_service.api.same_host import FORGOTTEN_S, SameHost
-from memory_service.api.service import MemoryService, handlers
+from memory_service.api.service import MemoryService
 from memory_service.api.stats import Stats
-from memory_service.api.threads import StorageThreads
 from memory_service.domain.clock import Clock
 from memory_service.domain.errors import StartError
 from memory_service.observe import logs
@@ -92,13 +93,12 @@ class Server:
             raise
 
     async def _begin(self) -> None:
-        limit = self._settings.max_message_bytes
         self._server = grpc.aio.server(
             options=_options(self._settings),
             interceptors=[Interceptor(self._observer, self._calls)],
             maximum_concurrent_rpcs=self._settings.max_calls,
         )
-        self._server.add_registered_method_handlers(SERVICE, handlers(self._service, limit))
+        self._server.add_registered_method_handlers(SERVICE, handlers(self._service))
         self._health.add_to(self._server)
         if self._settings.reflection:
             reflection.enable_server_reflection((SERVICE, health.NAME, reflection.SERVICE_NAME), self._server)

@@ -1,124 +1,53 @@
-"""The RPCs: messages in, calls of the domain, messages out. All of it in storage threads, the making of the answer's
-bytes too, so that the event loop, which everybody waits for, only passes bytes on."""
+"""The service of kvbank.v1: for each RPC a message comes in, an operation runs, a message goes out.
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import AsyncExitStack, aclosing, contextmanager, nullcontext
-from functools import cache, partial, wraps
-from inspect import isasyncgenfunction
+This file owns which operation an RPC is. How a method becomes a call, in a storage thread when it is its turn, stands
+in `calls.handlers`; the streams in `streams`.
+"""
+
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import aclosing, contextmanager
+from functools import partial
 from typing import Any, TypeVar
-
-import grpc
-from google.protobuf.message import Message
 
 from kvbank.v1 import service_pb2 as pb
 from kvbank.v1 import service_pb2_grpc
-from kvbank.wire import frames as _frames
 from memory_service import __version__
-from memory_service.api import calls, convert, scalars
-from memory_service.api.answer_header import ORDINARY_BYTES, Headers
-from memory_service.api.budget import Budget
-from memory_service.api.decoding import LARGEST_REQUEST, SHORT, HeldRequests, Received, frames, receiver
-from memory_service.api.receiving import Receiver
+from memory_service.api.answers import Answers, Streamed
+from memory_service.api.calls.budget import Budget
+from memory_service.api.calls.handlers import (
+    HandledService,
+    Handling,
+    HeldRequests,
+    message,
+    refusing,
+    streaming,
+    unary,
+    wide,
+)
+from memory_service.api.calls.storage_threads import StorageThreads
+from memory_service.api.calls.turns import AnswerTurns, Load
+from memory_service.api.messages import convert, metadata
+from memory_service.api.messages.paging import number_of, page_size
+from memory_service.api.messages.parsing import Received
 from memory_service.api.same_host import SameHost
-from memory_service.api.sending import Sender
 from memory_service.api.stats import Stats
-from memory_service.api.status import check_size, serialized, to_service_error, without_frames
-from memory_service.api.threads import StorageThreads
-from memory_service.domain.errors import ServiceError, invalid
+from memory_service.api.streams.chunk_frames import frames
+from memory_service.api.streams.receiving import Receiver
+from memory_service.api.streams.sending import Sender
+from memory_service.domain.errors import invalid
 from memory_service.domain.validate import LARGEST_INT64
-from memory_service.observe import request as requests
 from memory_service.observe.metrics import Metrics
 from memory_service.operations.banks import Banks
-from memory_service.operations.reading import Answer, Found, Opened, Query, Recall, Retrieval, close, opened
+from memory_service.operations.reading import Opened, Recall, close
 from memory_service.settings import Settings
-from memory_service.storage.local.files import objects
 
 T = TypeVar("T")
-Context = Any
+# The fields of a bank that UpdateBank changes.
+_UPDATABLE = ("capacity", "policy", "metadata", "quota", "expiry", "index")
 
 
-def unary(method: Callable[[Any, Any], Message]) -> Callable[..., Awaitable[bytes]]:
-    """Make a method that is short and blocks a call that runs it in a storage thread, and answers in bytes."""
-
-    def answer(self: Any, received: Received) -> bytes:
-        return serialized(method(self, _message(received)), self._settings.max_message_bytes)
-
-    @wraps(method)
-    async def call(self: Any, received: Received) -> bytes:
-        async with self._threads.turn(method.__name__, short=True) as turn:
-            answered: bytes = await turn.run(answer, self, received)
-        return answered
-
-    return refusing(call)
-
-
-def wide(method: Callable[[Any, Any], Message]) -> Callable[..., AsyncIterator[bytes]]:
-    """Make a method that looks at many chunks or banks, or whose answer may be long, a call with one answer. A long
-    answer holds a share of the budget until it is sent; while it waits for that it keeps its turn, so that few of a
-    kind wait.
-    """
-
-    def answer(self: Any, received: Received) -> bytes:
-        return serialized(method(self, _message(received)), self._settings.max_message_bytes)
-
-    @wraps(method)
-    async def call(self: Any, received: Received) -> AsyncIterator[bytes]:
-        async with AsyncExitStack() as held:
-            async with self._threads.turn(method.__name__) as turn:
-                answered = await turn.run(answer, self, received)
-                if len(answered) > ORDINARY_BYTES:
-                    await held.enter_async_context(self._headers.share(len(answered)))
-            yield answered
-
-    return streaming(call)
-
-
-def refusing(method: Callable[[Any, Received], Awaitable[bytes]]) -> Callable[..., Awaitable[bytes]]:
-    """End the call with a status that carries the reason, whatever is raised."""
-
-    @wraps(method)
-    async def call(self: Any, received: Received, context: Context) -> bytes:
-        try:
-            with self._held.of(received):
-                return await method(self, received)
-        except Exception as error:
-            _refuse(context, error)
-        return b""  # not sent
-
-    return call
-
-
-def streaming(method: Callable[..., AsyncIterator[T]]) -> Callable[..., AsyncIterator[T]]:
-    """Do as `refusing` for a method that answers a request, or a stream of them, with a stream."""
-
-    @wraps(method)
-    async def call(self: Any, received: Any, context: Context) -> AsyncIterator[T]:
-        try:
-            with self._held.of(received) if isinstance(received, Received) else nullcontext():
-                async for message in method(self, received):
-                    yield message
-        except Exception as error:
-            _refuse(context, error)
-
-    return call
-
-
-def _refuse(context: Context, error: Exception) -> None:
-    """Say how a call ends that has raised an error."""
-    calls.refuse(context, to_service_error(error))
-    without_frames(error)
-
-
-def _message(received: Received) -> Any:
-    """Make the message of a request. Errors: TOO_LARGE, INVALID_FIELD."""
-    message = received.message()
-    if request := requests.current():
-        request.of(message)
-    return message
-
-
-class MemoryService(service_pb2_grpc.MemoryServiceServicer):
-    """kvbank.v1.MemoryService."""
+class MemoryService(HandledService, service_pb2_grpc.MemoryServiceServicer):
+    """The RPCs of kvbank.v1.MemoryService; the proto says what each of them promises."""
 
     def __init__(
         self,
@@ -129,21 +58,21 @@ class MemoryService(service_pb2_grpc.MemoryServiceServicer):
         metrics: Metrics,
         same_host: SameHost | None,
     ) -> None:
-        """same_host: where clients may read payload files and stage their own; None where they may not."""
-        limit = settings.max_inflight_bytes
+        """Serve `banks`. same_host: where clients may read payload files and stage their own; None where they may
+        not."""
+        limit, most_bytes = settings.max_inflight_bytes, settings.max_message_bytes
+        # A budget of its own: bytes of ordinary answers do not queue behind large headers.
+        turns = AnswerTurns(threads, Budget(limit), most_bytes)
+        super().__init__(Handling(threads, turns, HeldRequests(limit), most_bytes))
         self._banks = banks
-        self._stats = stats
-        self._recall = Recall(banks, settings.max_answer_bytes)
         self._settings = settings
-        self._threads = threads
+        self._stats = stats
         self._same_host = same_host
+        recall = Recall(banks, settings.max_answer_bytes)
+        self._answers = Answers(banks, recall, same_host, most_bytes, metrics)
+        self._sender = Sender(recall, threads.pool, Budget(limit), metrics)
         window = settings.max_unacknowledged_bytes
         self._receiver = Receiver(banks, threads.pool, Budget(limit), window, same_host, metrics)
-        # A budget of their own: bytes of ordinary answers do not queue behind large headers.
-        self._headers = Headers(threads, Budget(limit), settings.max_message_bytes)
-        self._sender = Sender(self._recall, threads.pool, Budget(limit), metrics)
-        self._held = HeldRequests(limit)
-        self._sent_as_files = metrics.sent_bytes.labels("file")
 
     def drain(self) -> None:
         """Let open streams finish the chunks that they began, and begin no other."""
@@ -153,7 +82,7 @@ class MemoryService(service_pb2_grpc.MemoryServiceServicer):
 
     @refusing
     async def GetServerInfo(self, received: Received) -> bytes:  # noqa: N802
-        """Version, identity, limits; also when all storage threads are busy."""
+        """Answer with version, identity and limits, also when all storage threads are busy."""
         asked: pb.GetServerInfoRequest = received.message()
         info = pb.GetServerInfoResponse(
             version=__version__,
@@ -169,25 +98,26 @@ class MemoryService(service_pb2_grpc.MemoryServiceServicer):
 
     @unary
     def CreateBank(self, request: pb.CreateBankRequest) -> pb.CreateBankResponse:  # noqa: N802
-        """An existing bank of the same name and specs is returned as it is."""
+        """Make a bank; one of the same name and specs that exists is returned as it is."""
         bank, created = self._banks.create(convert.bank(request.bank))
         return pb.CreateBankResponse(bank=convert.bank_message(bank), created=created)
 
     @unary
     def GetBank(self, request: pb.GetBankRequest) -> pb.GetBankResponse:  # noqa: N802
-        """One bank."""
+        """Answer with one bank and its usage."""
         return pb.GetBankResponse(bank=convert.bank_message(self._banks.get(request.name)))
 
     @wide
     def ListBanks(self, request: pb.ListBanksRequest) -> pb.ListBanksResponse:  # noqa: N802
-        """By name; the token is the last name of the page before. A page of large banks is shorter than asked for."""
-        banks, more = self._banks.after(request.page_token, _page_size(request.page_size))
+        """Answer with a page of banks by name. The token is the last name of the page before; a page of large banks is
+        shorter than asked for."""
+        banks, more = self._banks.after(request.page_token, page_size(request.page_size))
         token = banks[-1].name if more else ""
         return pb.ListBanksResponse(banks=map(convert.bank_message, banks), next_page_token=token)
 
     @unary
     def UpdateBank(self, request: pb.UpdateBankRequest) -> pb.UpdateBankResponse:  # noqa: N802
-        """Capacity, policy, metadata; those that the mask names."""
+        """Replace those fields of a bank that the mask names."""
         new = convert.bank(request.bank)
         changes = {path: getattr(new, path) for path in request.update_mask.paths if path in _UPDATABLE}
         if not changes or len(changes) != len(request.update_mask.paths):
@@ -197,7 +127,7 @@ class MemoryService(service_pb2_grpc.MemoryServiceServicer):
 
     @unary
     def DeleteBank(self, request: pb.DeleteBankRequest) -> pb.DeleteBankResponse:  # noqa: N802
-        """The bank with all its chunks."""
+        """Delete a bank with all its chunks."""
         self._banks.delete(request.name)
         return pb.DeleteBankResponse()
 
@@ -205,151 +135,78 @@ class MemoryService(service_pb2_grpc.MemoryServiceServicer):
 
     @streaming
     async def WriteChunks(self, requests: AsyncIterator[Received]) -> AsyncIterator[pb.WriteChunksResponse]:  # noqa: N802
-        """Chunks are written side by side; acks come in order."""
-        async for ack in self._receiver.acks(frames(requests, self._threads.run)):
+        """Write chunks side by side; their acknowledgements come in order."""
+        async for ack in self._receiver.acks(frames(requests, self.handling.threads.run)):
             yield ack
 
     # Reading
 
     @streaming
     async def Retrieve(self, received: Received) -> AsyncIterator[bytes]:  # noqa: N802
-        """All hits and descriptors, then verified bytes."""
-        async for message in self._answer("Retrieve", self._retrieved(received)):
-            yield message
+        """Answer with all hits and descriptors, then with verified bytes of K-V."""
+        async for part in self._streamed("Retrieve", partial(_found, self._answers.retrieved, received)):
+            yield part
 
     @streaming
     async def FetchChunks(self, received: Received) -> AsyncIterator[bytes]:  # noqa: N802
-        """Chunks by id, in the order asked for."""
-        async for message in self._answer("FetchChunks", partial(self._fetched, received)):
-            yield message
+        """Answer with chunks by id, in the order asked for, then with verified bytes of K-V."""
+        async for part in self._streamed("FetchChunks", partial(_found, self._answers.fetched, received)):
+            yield part
 
-    async def _answer(self, kind: str, make: Callable[[int], tuple[bytes, list[Opened]]]) -> AsyncIterator[bytes]:
-        """Yield the header, then the bytes of K-V, and close their files.
-
-        kind, make: see `Headers.made`; `make` also returns the files.
-        """
-        found: list[Opened] = []
+    async def _streamed(self, kind: str, find: Callable[[], Load[Streamed]]) -> AsyncIterator[bytes]:
+        """Yield the header of an answer, then the bytes of K-V, and close their files. kind, find: see
+        `AnswerTurns.made`."""
+        files: list[Opened] = []
         try:
-            async with self._headers.made(kind, make) as (header, found):
+            async with self.handling.turns.made(kind, find) as (header, files):
                 yield header
             del header  # what follows may take long
             # Closed first, also where the caller goes: a thread may still be reading the files.
-            async with aclosing(self._sender.frames(found)) as frames:
+            async with aclosing(self._sender.frames(files)) as frames:
                 async for frame in frames:
                     yield frame
         finally:
-            close(found)
-
-    def _retrieved(self, received: Received) -> Callable[[int], tuple[bytes, list[Opened]]]:
-        begun = cache(lambda: self._recall.retrieval(_query(_message(received))))
-
-        def make(most_header: int) -> tuple[bytes, list[Opened]]:
-            answer = self._recall.answer(begun(), most_header)
-            try:
-                header = self._hits(answer)
-                self._recall.count(begun().query, answer)
-                return header, opened(answer.found)
-            except BaseException:
-                close(answer.found)
-                raise
-
-        return make
-
-    def _fetched(self, received: Received, most_header: int) -> tuple[bytes, list[Opened]]:
-        found = self._fetch(_message(received), most_header)
-        try:
-            return self._chunks(found), opened(found)
-        except BaseException:
-            close(found)
-            raise
+            close(files)
 
     @streaming
     async def RetrieveFiles(self, received: Received) -> AsyncIterator[bytes]:  # noqa: N802
-        """As Retrieve, with the names of the files, in one message."""
-        async with self._headers.made("Retrieve", self._retrieved_files(partial(_message, received))) as answer:
+        """Answer as Retrieve does, with the names of the files instead of their bytes, in one message."""
+        find = partial(_found, self._answers.retrieved_files, received)
+        async with self.handling.turns.made("Retrieve", find) as answer:
             yield answer
 
     @streaming
     async def FetchFiles(self, received: Received) -> AsyncIterator[bytes]:  # noqa: N802
-        """As FetchChunks, with the names of the files, in one message."""
-        make = partial(self._fetched_files, partial(_message, received))
-        async with self._headers.made("FetchChunks", make) as answer:
+        """Answer as FetchChunks does, with the names of the files instead of their bytes, in one message."""
+        find = partial(_found, self._answers.fetched_files, received)
+        async with self.handling.turns.made("FetchChunks", find) as answer:
             yield answer
 
     @contextmanager
     def retrieve_files(self, request: pb.RetrieveFilesRequest) -> Iterator[bytes]:
-        """As RetrieveFiles, for a caller who has a thread of his own; the answer is sent in the block."""
-        with self._headers.made_here(self._retrieved_files(lambda: request)) as answer:
+        """Answer as RetrieveFiles does, in a thread of the caller, which sends the answer in the block."""
+        with self.handling.turns.made_here(partial(self._answers.retrieved_files, request)) as answer:
             yield answer
 
     @contextmanager
     def fetch_files(self, request: pb.FetchFilesRequest) -> Iterator[bytes]:
-        """As FetchFiles, for a caller who has a thread of his own; the answer is sent in the block."""
-        with self._headers.made_here(partial(self._fetched_files, lambda: request)) as answer:
+        """Answer as FetchFiles does, in a thread of the caller, which sends the answer in the block."""
+        with self.handling.turns.made_here(partial(self._answers.fetched_files, request)) as answer:
             yield answer
-
-    def _retrieved_files(self, message: Callable[[], pb.RetrieveFilesRequest]) -> Callable[[int], bytes]:
-        def begin() -> Retrieval:
-            asked = message()
-            self._check_shares(asked.proof)
-            return self._recall.retrieval(_query(asked.retrieve))
-
-        begun = cache(begin)
-
-        def make(most_header: int) -> bytes:
-            answer = self._recall.answer(begun(), most_header, opened=False)
-            made = self._hits(answer, pb.RetrieveFilesResponse(files=_files(answer.found)))
-            self._recall.count(begun().query, answer)
-            self._sent_as_files.inc(sum(item.length for item in answer.found))
-            return made
-
-        return make
-
-    def _fetched_files(self, message: Callable[[], pb.FetchFilesRequest], most_header: int) -> bytes:
-        asked = message()
-        self._check_shares(asked.proof)
-        found = self._fetch(asked.fetch, most_header, opened=False)
-        made = self._chunks(found, pb.FetchFilesResponse(files=_files(found)))
-        self._sent_as_files.inc(sum(item.length for item in found))
-        return made
-
-    def _check_shares(self, proof: bytes) -> None:
-        """Refuse a caller who may not read the files himself. Errors: NOT_SAME_HOST."""
-        if self._same_host is None or not self._same_host.proven(proof):
-            text = "this server shares its files with nobody who has not read its nonce"
-            raise ServiceError("NOT_SAME_HOST", text)
-
-    def _fetch(self, request: pb.FetchChunksRequest, most_header: int, *, opened: bool = True) -> list[Found]:
-        ids, layers = list(request.chunk_ids), list(request.layers)
-        return self._recall.fetch(request.bank, request.reader_digest, ids, layers, most_header, opened=opened)
-
-    def _hits(self, answer: Answer, files: Message | None = None) -> bytes:
-        head = pb.RetrieveHeader(
-            store_id=self._banks.records.store_id,
-            queries=[
-                pb.QueryHits(hits=[pb.Hit(chunk_id=hit.chunk_id, score=hit.score) for hit in row])
-                for row in answer.hits
-            ],
-            sent=[item.sent for item in answer.found],
-        )
-        return header_bytes(head, answer.found, files, self._settings.max_message_bytes)
-
-    def _chunks(self, found: Sequence[Found], files: Message | None = None) -> bytes:
-        head = pb.FetchChunksHeader(store_id=self._banks.records.store_id)
-        return header_bytes(head, found, files, self._settings.max_message_bytes)
 
     # Chunks
 
     @wide
     def GetChunk(self, request: pb.GetChunkRequest) -> pb.GetChunkResponse:  # noqa: N802
-        """Metadata of one chunk."""
+        """Answer with what is known of one chunk, without its bytes of K-V."""
         chunk = self._banks.get_chunk(request.bank, request.chunk_id, embedding=request.with_embedding)
         return pb.GetChunkResponse(chunk=convert.chunk_message(chunk))
 
     @wide
     def ListChunks(self, request: pb.ListChunksRequest) -> pb.ListChunksResponse:  # noqa: N802
-        """By id; the token is the last id of the page before. A page of large chunks is shorter than asked for."""
-        size, after = _page_size(request.page_size), _token(request.page_token, 0)
+        """Answer with a page of chunks by id. The token is the last id of the page before; a page of large chunks is
+        shorter than asked for."""
+        size, after = page_size(request.page_size), number_of(request.page_token, 0)
         where = convert.filter_(request.filter)
         chunks, more = self._banks.list_chunks(request.bank, after, size, where, embedding=request.with_embedding)
         token = str(chunks[-1].chunk_id) if more else ""
@@ -357,19 +214,19 @@ class MemoryService(service_pb2_grpc.MemoryServiceServicer):
 
     @wide
     def UpdateChunk(self, request: pb.UpdateChunkRequest) -> pb.UpdateChunkResponse:  # noqa: N802
-        """Replace the metadata."""
-        chunk = self._banks.update_chunk(request.bank, request.chunk_id, scalars.metadata("metadata", request))
+        """Replace the metadata of a chunk."""
+        chunk = self._banks.update_chunk(request.bank, request.chunk_id, metadata.metadata("metadata", request))
         return pb.UpdateChunkResponse(chunk=convert.chunk_message(chunk))
 
     @unary
     def DeleteChunks(self, request: pb.DeleteChunksRequest) -> pb.DeleteChunksResponse:  # noqa: N802
-        """By id; unknown ids are fine."""
+        """Delete chunks by id; unknown ids are fine."""
         deleted = self._banks.delete_chunks(request.bank, list(request.chunk_ids))
         return pb.DeleteChunksResponse(deleted=deleted)
 
     @unary
     def PinChunks(self, request: pb.PinChunksRequest) -> pb.PinChunksResponse:  # noqa: N802
-        """By id; unknown ids are fine."""
+        """Protect chunks by id from eviction, or no longer; unknown ids are fine."""
         found = self._banks.pin_chunks(request.bank, list(request.chunk_ids), request.pinned)
         return pb.PinChunksResponse(found=found)
 
@@ -377,7 +234,7 @@ class MemoryService(service_pb2_grpc.MemoryServiceServicer):
 
     @wide
     def ExplainEviction(self, request: pb.ExplainEvictionRequest) -> pb.ExplainEvictionResponse:  # noqa: N802
-        """What would go next, and why."""
+        """Answer with the chunks that would go next, and with a sentence that says why."""
         if request.need < 0:
             raise invalid("need", "must not be negative")
         victims, text = self._banks.explain_eviction(request.bank, request.need or 1)
@@ -385,8 +242,8 @@ class MemoryService(service_pb2_grpc.MemoryServiceServicer):
 
     @wide
     def ListEvictions(self, request: pb.ListEvictionsRequest) -> pb.ListEvictionsResponse:  # noqa: N802
-        """Newest first; a page is as those of ListChunks."""
-        size, before = _page_size(request.page_size), _token(request.page_token, LARGEST_INT64)
+        """Answer with a page of the log of evictions, newest first; a page is as those of ListChunks."""
+        size, before = page_size(request.page_size), number_of(request.page_token, LARGEST_INT64)
         log, more = self._banks.list_evictions(request.bank, before, size)
         token = str(log[-1][0]) if more else ""
         evictions = [convert.eviction_message(eviction) for _, eviction in log]
@@ -396,97 +253,19 @@ class MemoryService(service_pb2_grpc.MemoryServiceServicer):
 
     @wide
     def GetStats(self, request: pb.GetStatsRequest) -> pb.GetStatsResponse:  # noqa: N802
-        """As of now, of some banks or all."""
+        """Answer with the figures of this moment, of some banks or of all."""
         if request.banks:
             return self._stats.of_banks(list(request.banks))
-        return self._stats.page(request.page_token, _page_size(request.page_size, 1000))
+        return self._stats.page(request.page_token, page_size(request.page_size, 1000))
 
     @wide
     def Compact(self, _: pb.CompactRequest) -> pb.CompactResponse:  # noqa: N802
-        """Give back what is free in the database."""
+        """Give the free bytes of the database back to the disk."""
         before = self._banks.vacuum.sizes().taken
         self._banks.vacuum.give_back()
         return pb.CompactResponse(database_bytes_before=before, database_bytes=self._banks.vacuum.sizes().taken)
 
 
-def header_bytes(head: Message, found: Sequence[Found], files: Message | None, limit: int) -> bytes:
-    """Serialize an answer whose `header` is `head` with the chunks, and which has the `files` too. It is made a chunk
-    at a time: a message of all chunks would be copied several times, and each time nobody else could run. Errors:
-    TOO_LARGE."""
-    field = head.DESCRIPTOR.fields_by_name["chunks"].number
-    parts = [head.SerializeToString()]
-    for item in found:
-        chunk = convert.chunk_message(item.chunk).SerializeToString()
-        parts += (_frames.prefix(field, len(chunk)), chunk)
-    end = b"" if files is None else files.SerializeToString()
-    size = sum(map(len, parts))
-    check_size(size + len(end), limit)
-    return b"".join((_frames.prefix(_HEADER, size), *parts, end))
-
-
-# The number of this field in every answer that has a header.
-_HEADER = pb.RetrieveResponse.HEADER_FIELD_NUMBER
-_UPDATABLE = ("capacity", "policy", "metadata", "quota", "expiry", "index")
-
-
-def handlers(service: MemoryService, most_bytes: int) -> dict[str, Any]:
-    """Make gRPC's handlers, which get requests and give answers as bytes.
-
-    most_bytes: the bytes of a message with vectors or tensors.
-
-    A method whose one answer waits to be sent is a stream of one, which is the same on the wire.
-    """
-    made = {}
-    # A header of WriteChunks has one vector, and its tensors come as frames of data, which are not decoded.
-    largest = {"Retrieve": most_bytes, "RetrieveFiles": most_bytes, "GetServerInfo": SHORT}
-    for method in pb.DESCRIPTOR.services_by_name["MemoryService"].methods:
-        call = getattr(service, method.name)
-        handler = _HANDLERS[method.client_streaming, isasyncgenfunction(call)]
-        reads = receiver(method.input_type, largest.get(method.name, LARGEST_REQUEST))
-        made[method.name] = handler(call, reads, _frames.serializer)
-    return made
-
-
-_HANDLERS: dict[tuple[bool, bool], Callable[..., Any]] = {
-    (False, False): grpc.unary_unary_rpc_method_handler,
-    (False, True): grpc.unary_stream_rpc_method_handler,
-    (True, True): grpc.stream_stream_rpc_method_handler,
-}
-
-
-def _files(found: Sequence[Found]) -> list[str]:
-    return [objects.name(item.bank.uid, item.chunk.chunk_id) if item.sent else "" for item in found]
-
-
-def _query(request: pb.RetrieveRequest) -> Query:
-    return Query(
-        banks=list(request.banks),
-        reader_digest=request.reader_digest,
-        embedder_digest=request.embedder_digest,
-        vectors=request.queries,
-        dimension=request.dimension,
-        top_k=request.top_k or 8,
-        min_score=request.min_score if request.HasField("min_score") else None,
-        layers=list(request.layers),
-        store_id=request.store_id,
-        held={held.chunk_id: held.checksum for held in request.held},
-        omit_payload=request.omit_payload,
-        skip_count=request.skip_count,
-        request_id=request.request_id,
-        filter=convert.filter_(request.filter) if request.HasField("filter") else None,
-    )
-
-
-def _page_size(size: int, default: int = 100) -> int:
-    if not 0 <= size <= 1000:
-        raise invalid("page_size", f"must be from 1 to 1000, or 0 for {default}")
-    return size or default
-
-
-def _token(token: str, first: int) -> int:
-    if not token:
-        return first
-    # The length first: Python refuses to read a number of thousands of digits.
-    if not (len(token) < 20 and token.isascii() and token.isdecimal() and int(token) <= LARGEST_INT64):
-        raise invalid("page_token", "is not one that this service gave")
-    return int(token)
+def _found(find: Callable[[Any], Load[T]], received: Received) -> Load[T]:
+    """Find what an answer to a request is made of. Errors: those of `message` and of `find`."""
+    return find(message(received))

@@ -10,7 +10,7 @@ from prometheus_client.registry import Collector
 
 from kvbank.v1 import service_pb2 as pb
 from memory_service import __version__
-from memory_service.api import convert
+from memory_service.api.messages import convert
 from memory_service.domain import validate
 from memory_service.domain.model import Bank, IndexKind, IndexStats
 from memory_service.observe.metrics import Metrics

@@ -1,5 +1,5 @@
 """The errors of the service. This file owns the list of reasons (docs/errors.md has the same), and that every failure
-that this code makes carries one of them. What a reason is on the wire is said in `memory_service.api.status`.
+that this code makes carries one of them. What a reason is on the wire is said in `memory_service.api.messages.status`.
 """
 
 import errno

@@ -14,9 +14,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from kvbank.v1 import bank_pb2, error_pb2
 from kvbank.v1 import service_pb2 as pb
-from memory_service.api.receiving import LARGEST_HEADER
+from memory_service.api.messages.status import CODE_OF
 from memory_service.api.server import SERVICE
-from memory_service.api.status import CODE_OF
+from memory_service.api.streams.receiving import LARGEST_HEADER
 from memory_service.domain.errors import Reason
 from memory_service.domain.validate import LARGEST_METADATA
 from memory_service.operations import reading

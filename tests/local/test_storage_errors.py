@@ -15,7 +15,7 @@ import pytest
 from sqlalchemy.exc import OperationalError
 
 from kvbank.v1 import service_pb2 as pb
-from memory_service.api.status import to_service_error
+from memory_service.api.messages.status import to_service_error
 from memory_service.storage.local.files.disk_space import DiskSpace
 from memory_service.storage.local.files.objects import Payloads
 from memory_service.storage.local.records import failures

@@ -9,8 +9,8 @@ import grpc
 import pytest
 
 from kvbank.v1 import service_pb2 as pb
-from memory_service.api import budget
-from memory_service.api.budget import SMALL, Budget
+from memory_service.api.calls import budget
+from memory_service.api.calls.budget import SMALL, Budget
 from tests.support.caller import BIG, MIB
 
 

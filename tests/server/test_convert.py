@@ -5,7 +5,7 @@ from typing import Any, get_args
 import pytest
 
 from kvbank.v1 import bank_pb2, chunk_pb2, service_pb2
-from memory_service.api.convert import NUMBERS
+from memory_service.api.messages.convert import NUMBERS
 from memory_service.domain.model import DType, EvictionReason, IndexKind, PayloadKind, PolicyKind
 
 ENUMS = {

@@ -15,7 +15,7 @@ import pytest
 
 import kvbank
 from kvbank.v1 import service_pb2 as pb
-from memory_service.api import convert
+from memory_service.api.messages import convert
 from tests.proof.deaf import Deaf
 from tests.support.waiting import wait_until
 

@@ -12,7 +12,7 @@ import pytest
 
 from kvbank.v1 import service_pb2 as pb
 from kvbank.v1 import service_pb2_grpc
-from memory_service.api.turns import Turns
+from memory_service.api.calls.fairness import Turns
 from tests.proof.floods import flood
 from tests.proof.once import reason_of
 from tests.support.waiting import wait_until

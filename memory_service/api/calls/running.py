@@ -14,7 +14,7 @@ from typing import Any
 
 from grpc._cython.cygrpc import ExecuteBatchError
 
-from memory_service.api.status import CODE_OF, status
+from memory_service.api.messages.status import CODE_OF, status
 from memory_service.domain.errors import ServiceError
 from memory_service.observe import request as requests
 

@@ -12,8 +12,8 @@ from itertools import islice
 import numpy as np
 
 from kvbank.wire import frames as _frames
-from memory_service.api import calls
-from memory_service.api.budget import Budget
+from memory_service.api.calls import running
+from memory_service.api.calls.budget import Budget
 from memory_service.domain.errors import ServiceError
 from memory_service.observe.metrics import Metrics
 from memory_service.operations.banks import damaged_chunk
@@ -43,7 +43,7 @@ class Sender:
         total = sum(item.file.length for item in found)
         if not total:
             return
-        call = calls.current()
+        call = running.current()
         size = min(total, 2 * AHEAD * _frames.FRAME_BYTES)
         share = await self._budget.take(size, call.end_stalled, owner=call.connection)
         frames = self._read(found, min(total, _frames.FRAME_BYTES))

@@ -11,7 +11,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from kvbank.v1 import bank_pb2, chunk_pb2, service_pb2
 from kvbank.wire import enums
 from kvbank.wire import scalars as _scalars
-from memory_service.api import scalars
+from memory_service.api.messages import metadata
 from memory_service.domain.errors import ServiceError, invalid
 from memory_service.domain.model import (
     Bank,
@@ -95,7 +95,7 @@ def bank(message: bank_pb2.Bank) -> Bank:
         embedding=EmbeddingSpec(message.embedding.embedder_digest, message.embedding.dimension),
         capacity=capacity(message.capacity),
         policy=policy(message.policy),
-        metadata=scalars.metadata("bank.metadata", message),
+        metadata=metadata.metadata("bank.metadata", message),
         quota=Quota(quota.chunks, quota.tokens, quota.bytes),
         expiry=expiry(message.expiry),
         index=_WORDS[IndexKind][message.index],
@@ -173,7 +173,7 @@ def chunk(message: chunk_pb2.Chunk) -> Chunk:
         stored_length=message.stored_length,
         token_ids=np.asarray(message.token_ids, "<i4").tobytes(),
         text=message.text,
-        metadata=scalars.metadata("chunk.metadata", message),
+        metadata=metadata.metadata("chunk.metadata", message),
         embedding=message.embedding,
         payload=_payload(message.payload) if message.HasField("payload") else None,
         pinned=message.pinned,
@@ -270,7 +270,7 @@ def filter_(message: service_pb2.Filter) -> Filter:
     if sum(len(each.values) + len(each.typed.values) for each in message.metadata) > MOST_VALUES:
         raise invalid("filter.metadata.values", f"must be at most {MOST_VALUES}, all conditions together")
     made = Filter(
-        metadata=tuple(map(scalars.condition, message.metadata)),
+        metadata=tuple(map(metadata.condition, message.metadata)),
         created_from=_microseconds(message, "created_from"),
         created_before=_microseconds(message, "created_before"),
         start_from=message.start_from if message.HasField("start_from") else None,

@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 
 from kvbank.v1 import service_pb2 as pb
-from memory_service.api import calls, convert
-from memory_service.api.budget import Budget, Share
+from memory_service.api.calls import running
+from memory_service.api.calls.budget import Budget, Share
+from memory_service.api.messages import convert
 from memory_service.api.same_host import SameHost
 from memory_service.domain.errors import ServiceError, invalid
 from memory_service.domain.model import Bank, Chunk
@@ -128,7 +129,7 @@ class _Stream:
         self._ended = False
         # Whether the caller takes several acks in one message.
         self.together = False
-        self._call = calls.current()
+        self._call = running.current()
         # Chunks without bytes, which one storage thread begins to write one after the other.
         self._small: list[_Incoming] = []
         self._writing_small = False

@@ -6,8 +6,7 @@ bounded by its size, and the parts of a large one are counted before any of them
 method is refused with a reason; grpc.aio itself would answer UNKNOWN.
 """
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -15,7 +14,6 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
 
-from kvbank.wire import frames as _frames
 from memory_service.domain.errors import ServiceError, invalid
 
 # The bytes of a message that moves no vectors or tensors.
@@ -67,45 +65,6 @@ class Received(NamedTuple):
     def message(self) -> Any:
         """Make the message. Errors: those of `Decoder`."""
         return self.decoder(self.data)
-
-
-class HeldRequests:
-    """Counts the bytes of the requests in memory, from their coming to the end of their calls, and bounds them. A
-    request that does not fit is refused: if it waited, it would hold the very memory that there is no room for. Used in
-    the event loop alone."""
-
-    def __init__(self, limit: int) -> None:
-        """limit: the bytes of all requests together; a single one may be larger than that."""
-        self._limit = limit
-        self._taken = 0
-
-    @contextmanager
-    def of(self, received: Received) -> Iterator[None]:
-        """Count a request in the block. Errors: NOT_SERVING (the request can be made again) when there are too many."""
-        size = len(received.data)
-        if size > SHORT and self._taken and self._taken + size > self._limit:
-            text = f"requests of {self._taken} bytes are under way, and this one has {size}; it can be made again"
-            raise ServiceError("NOT_SERVING", text)
-        self._taken += size
-        try:
-            yield
-        finally:
-            self._taken -= size
-
-
-async def frames(requests: AsyncIterator[Received], run: Callable[..., Awaitable[Any]]) -> AsyncIterator[Any]:
-    """Yield the frames of a write stream: views of data, and messages.
-
-    run: makes a call in a storage thread. Errors: those of `Decoder`.
-    """
-    async for received in requests:
-        frame: Any = _frames.data(received.data)
-        if frame is None:
-            message = received.message() if len(received.data) <= SHORT else await run(received.message)
-            frame = memoryview(message.data) if message.WhichOneof("frame") == "data" else message
-        del received  # what is done with the frame may take long
-        yield frame
-        del frame
 
 
 class _Field(NamedTuple):

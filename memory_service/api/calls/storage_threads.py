@@ -17,8 +17,8 @@ from contextvars import copy_context
 from functools import partial
 from typing import Any, TypeVar
 
-from memory_service.api import calls
-from memory_service.api.turns import Turns
+from memory_service.api.calls import running
+from memory_service.api.calls.fairness import Turns
 from memory_service.domain.cancellation import Cancellation
 
 T = TypeVar("T")
@@ -59,7 +59,7 @@ class StorageThreads:
     async def turn(self, kind: str, *, short: bool = False) -> AsyncIterator["Turn"]:
         """Wait until a call of this kind may have a thread. The turn ends with the block, or with the thread where that
         is later. short: whether it looks at few chunks and banks."""
-        owner, turn = calls.current().connection, Turn(self, self.pool if short else self._wide)
+        owner, turn = running.current().connection, Turn(self, self.pool if short else self._wide)
         give = partial(self._turns[kind].give, owner)
         await self._turns[kind].take(owner)
         try:

@@ -11,7 +11,7 @@ from typing import Any
 
 import grpc
 
-from memory_service.api.calls import Calls
+from memory_service.api.calls.running import Calls
 from memory_service.observe.observation import Observer, request_id
 from memory_service.observe.request import Request
 

@@ -1,0 +1,1 @@
+"""This folder has the streams: chunks that come in (WriteChunks), and the bytes of answers that go out."""
