@@ -26,9 +26,10 @@ from model_worker.errors import InputError
 from model_worker.homer.bias import save_bias
 from model_worker.homer.calibrate import calibrate
 from model_worker.icae.expanded import expanded
-from model_worker.window.cache import MemoryCache, RecalledChunk
+from model_worker.window.cache import MemoryCache
 from model_worker.window.capture import Captured
 from model_worker.window.encoding import encode
+from model_worker.window.recalled import RecalledChunk
 
 METHODS = (
     "window:m=N",

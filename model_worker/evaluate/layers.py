@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from model_worker.attaching import attach
 from model_worker.attachment.attachment import Attachment
 from model_worker.attachment.reports import LayerReport
-from model_worker.window.cache import MemoryCache, RecalledChunk
+from model_worker.window.cache import MemoryCache
 from model_worker.window.encoding import encode
+from model_worker.window.recalled import RecalledChunk
 
 _CUE = 8
 

@@ -31,9 +31,9 @@ from model_worker.remember.embedding import embedder as embedder_named
 from model_worker.remember.payload_cache import PayloadCache
 from model_worker.remember.spool import Spool, Spooled
 from model_worker.tensors import DTYPES, NAMES, to_numpy
-from model_worker.window.cache import RecalledChunk
 from model_worker.window.capture import Captured
 from model_worker.window.encoding import encode
+from model_worker.window.recalled import RecalledChunk
 
 if TYPE_CHECKING:
     from model_worker.icae import Icae, Slots

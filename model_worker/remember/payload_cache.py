@@ -8,7 +8,7 @@ from collections import OrderedDict
 
 from torch import Tensor
 
-from model_worker.window.cache import RecalledChunk
+from model_worker.window.recalled import RecalledChunk
 
 _Key = tuple[str, int, int]
 

@@ -33,10 +33,11 @@ from model_worker.session.log import Header, SessionLog, Turn, now
 from model_worker.session.prompt import PromptFormat, prompt_format
 from model_worker.session.window_file import read_window, window_stamp, write_window
 from model_worker.user_text import encode_between, readable
-from model_worker.window.cache import MemoryCache, RecalledChunk
+from model_worker.window.cache import MemoryCache
 from model_worker.window.capture import Captured
 from model_worker.window.generation import generated, generation_options, plain_decoding
 from model_worker.window.local import TovaRule
+from model_worker.window.recalled import RecalledChunk
 
 # Entries of a window's stamp; the local rule follows, where there is one.
 _STAMP_WITHOUT_RULE = 8

@@ -61,7 +61,7 @@ def _forward(
     ids = torch.tensor([token_ids], device=next(attachment.model.parameters()).device)
     decoder = decoder_of(attachment.model)
     with torch.no_grad():
-        for part in ids.split(block, dim=1):
+        for part in torch.split(ids, block, dim=1):
             decoder(input_ids=part, past_key_values=cache, use_cache=True)
     return keeper, cache
 

@@ -18,8 +18,9 @@ from model_worker.attachment.hf_caches import DynamicCache
 from model_worker.attachment.model_parts import device_of
 from model_worker.attachment.probe import tokens_of
 from model_worker.errors import UnsupportedModel
-from model_worker.window.cache import MemoryCache, RecalledChunk
+from model_worker.window.cache import MemoryCache
 from model_worker.window.capture import Captured
+from model_worker.window.recalled import RecalledChunk
 
 _TOKENS, _SHIFT = 6, 37
 # Shares of the largest value: a difference up to the first is always rounding, one beyond the second never is. Between

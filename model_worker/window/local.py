@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import DynamicLayer
 
+from model_worker.attachment.hf_caches import DynamicLayer
 from model_worker.attachment.rope import Rope
 from model_worker.window.selection import gather, kept_positions, lowest, over_heads
 

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from model_worker.attaching import attach
 from model_worker.attachment.attachment import Attachment
-from model_worker.window.cache import MemoryCache, RecalledChunk
+from model_worker.window.cache import MemoryCache
 from model_worker.window.capture import Captured
+from model_worker.window.recalled import RecalledChunk
 from tests.golden.vectors import Case, memlong_case, memlong_folders, memlong_model, worst
 
 TOLERANCE = 1e-5

@@ -20,9 +20,10 @@ from model_worker.icae import Icae, IcaeConfig
 from model_worker.remember import stored
 from model_worker.remember.memory import Memory
 from model_worker.tensors import to_torch
-from model_worker.window.cache import MemoryCache, RecalledChunk
+from model_worker.window.cache import MemoryCache
 from model_worker.window.capture import Captured, Layers
 from model_worker.window.encoding import encode
+from model_worker.window.recalled import RecalledChunk
 from model_worker.window.selection import kept_positions, lowest
 from tests.worker.tiny import ListMemory, attached, bank, tokenizer, tokens, worst
 

@@ -177,7 +177,7 @@ def test_rebase_keeps_the_output(family: str, positions: str) -> None:
             parts, highest = [], 0
             for part in ids.split(1, 1):
                 parts.append(net(part, past_key_values=cache).logits)
-                highest = max(highest, int(cache._positions.max()))
+                highest = max(highest, int(cache.columns.positions.max()))
             assert (highest < 32) == (trained == 32)
             logits.append(torch.cat(parts, 1))
     assert worst(*logits) <= 1e-4

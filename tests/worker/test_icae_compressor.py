@@ -23,9 +23,10 @@ from model_worker.icae.expanded import expanded
 from model_worker.remember import stored
 from model_worker.remember.memory import Memory
 from model_worker.remember.spool import Spool, Spooled
-from model_worker.window.cache import MemoryCache, RecalledChunk
+from model_worker.window.cache import MemoryCache
 from model_worker.window.capture import Captured
 from model_worker.window.encoding import encode
+from model_worker.window.recalled import RecalledChunk
 from tests.worker.tiny import attached, bank, build, tokenizer, tokens, worst
 from tests.worker.worker_process import worker
 

@@ -87,7 +87,7 @@ def test_the_order_in_which_tokens_are_held_does_not_show(positions: int, pads: 
                 other.settle()
                 assert torch.equal(one.positions.sort(dim=2).values, other.positions)
                 disordered += not torch.equal(one.positions, other.positions)
-        assert (loose._shift > 0) == (positions == 28)
+        assert (loose.columns.shift > 0) == (positions == 28)
         assert disordered > 20
         for one, other in zip(loose.layers, tidy.layers, strict=True):
             one.settle()
@@ -224,7 +224,7 @@ def test_beyond_the_trained_length(model: Models, piece: int) -> None:
         with torch.no_grad(), attached(net) as attachment:
             cache = MemoryCache(attachment, window=8, local=TovaRule(6))
             logits.append(torch.cat([net(p, past_key_values=cache).logits for p in ids.split(piece, dim=1)], 1))
-            assert (cache._shift > 0) == (positions == 40)
+            assert (cache.columns.shift > 0) == (positions == 40)
             assert cache.get_seq_length() == 96
     assert worst(*logits) <= 2e-5
 

@@ -92,7 +92,7 @@ def test_recall_by_what_came_before_only(client: kvbank.Client) -> None:
         assert cache.retrieved_tokens == 0
         attachment.model(torch.tensor([[3, 4, 5, 6]]), past_key_values=cache)
         [[by_the_past]] = memory.recall([[60, 61, 62, 63]])  # type: ignore[misc]
-        assert torch.equal(cache._blocks[0].keys[0], by_the_past.layers[0][0])
+        assert torch.equal(cache.recalled.blocks[0].keys[0], by_the_past.layers[0][0])
         assert memory.recall([[]]) == [[]]
 
 

@@ -8,7 +8,7 @@ import torch
 import kvbank
 from model_worker.remember.memory import Memory, encode
 from model_worker.remember.payload_cache import PayloadCache
-from model_worker.window.cache import RecalledChunk
+from model_worker.window.recalled import RecalledChunk
 from tests.worker.tiny import attached, bank, build, tokenizer, tokens, worst
 
 BYTES = 2 * 4 * 8 * 4 + 4 * 4  # keys and values [1, 4, 8] float32, offsets int32

@@ -24,8 +24,8 @@ from transformers import (
 
 from model_worker.attaching import attach
 from model_worker.attachment.attachment import Attachment
-from model_worker.window.cache import RecalledChunk
 from model_worker.window.capture import Captured
+from model_worker.window.recalled import RecalledChunk
 
 VOCABULARY, SLIDING = 97, 16
 _SIZES = {

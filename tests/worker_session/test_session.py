@@ -70,7 +70,7 @@ def check_bank(session: Session, *, ahead: bool = False) -> None:
     assert in_bank == session.left or (ahead and session.left < in_bank <= len(said))
     assert [chunk.start for chunk in chunks] == list(range(0, in_bank, CHUNK))
     assert [token for chunk in chunks for token in chunk.token_ids] == said[:in_bank]
-    assert session._cache_now._ids[0].tolist() == said[session.left :]
+    assert session._cache_now.columns.ids[0].tolist() == said[session.left :]
 
 
 def test_goes_on_where_it_ended(model: MemoryModel, tmp_path: Path) -> None:

@@ -1,0 +1,146 @@
+"""The columns of a window: which tokens stand in it, and where.
+
+Tokens are counted twice. Logical positions grow for ever and are what transformers sees; the positions that enter RoPE
+are shifted back from time to time, so that they stay within the trained length. This file owns both, and that a row's
+tokens follow each other without a gap.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from model_worker.errors import InputError
+
+
+class Columns:
+    """Tokens, pads and positions of a window, `[B, L]` each, from the oldest column to the newest.
+
+    ids: token ids. valid: false for pads. positions: where RoPE puts the tokens. start: offset of the first token ever
+    counted in its source. shift: logical position minus RoPE position. next: the logical position of each row's next
+    token, `[B]`, negative before a row's first; None before the first forward.
+    """
+
+    def __init__(self, start: int = 0):
+        self.start = start
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all columns; the source goes on at the same offset."""
+        self.ids = self.valid = self.positions = torch.empty(0, 0)
+        self.shift = 0
+        self.next: Tensor | None = None
+
+    @property
+    def count(self) -> int:
+        """The number of columns now."""
+        return self.ids.shape[1]
+
+    @property
+    def rows(self) -> int:
+        """The number of rows that are followed; 0 before the first forward."""
+        return 0 if self.next is None else self.next.shape[0]
+
+    @property
+    def origin(self) -> int:
+        """What RoPE positions lack to offsets in the source."""
+        return self.start + self.shift
+
+    # -- what comes in --------------------------------------------------------------------------------------------
+
+    def new(self, ids: Tensor, mask: Tensor | None, positions: Tensor | None, seen: int) -> tuple[Tensor, Tensor]:
+        """Return which columns of `ids` `[B, Q]` are tokens and not pads, and their logical positions; both `[B, Q]`.
+
+        mask: attention mask over all `seen` tokens so far and the new ones, or None. positions: as the caller gives
+        them, or None. Raises InputError where rows or mask do not fit what was seen.
+        """
+        rows, count = ids.shape
+        if self.rows and self.rows != rows:
+            raise InputError(
+                f"this cache follows {self.rows} rows, the input has {rows}: no beam search, and not several "
+                "sequences for a prompt that was fed before"
+            )
+        if mask is not None and (mask.ndim != 2 or mask.shape[1] != seen + count):
+            raise InputError(f"attention_mask must cover all {seen + count} tokens so far, got {tuple(mask.shape)}")
+        valid = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask[:, -count:].bool()
+        if positions is None:
+            if mask is None:
+                positions = torch.arange(seen, seen + count, device=ids.device)[None]
+            else:
+                positions = (mask.long().cumsum(-1) - 1).clamp(min=0)[:, -count:]
+        return valid, positions.expand(rows, -1)
+
+    def following(self, valid: Tensor, logical: Tensor) -> Tensor:
+        """Return the logical position of each row's next token, `[B]`, after columns at the positions `logical`.
+
+        Raises InputError unless these go on from the last ones.
+        """
+        if self.next is not None and logical.shape[1] == 1 and bool((valid & (logical == self.next[:, None])).all()):
+            return self.next + 1  # as while text is written, in fewer steps
+        count = valid.long().cumsum(-1)
+        first = logical.gather(1, valid.int().argmax(dim=1, keepdim=True))[:, 0]
+        start = first if self.next is None else torch.where(self.next < 0, first, self.next)
+        expected = start[:, None] + count - 1
+        if bool(((logical != expected) & valid).any()):
+            row, column = ((logical != expected) & valid).nonzero()[0].tolist()
+            raise InputError(
+                f"position {int(logical[row, column])} in row {row} does not go on from the last one: "
+                f"{int(expected[row, column])} follows. A cache is fed each token once, in order; generation with "
+                "use_cache=False feeds all of them again"
+            )
+        before = torch.full_like(start, -1) if self.next is None else self.next
+        return torch.where(count[:, -1] > 0, start + count[:, -1], before)
+
+    def append(self, ids: Tensor, valid: Tensor, positions: Tensor, following: Tensor) -> None:
+        """Put new columns behind the others. following: what the method of that name returned for them."""
+        if self.count:
+            ids = torch.cat([self.ids, ids], dim=1)
+            valid = torch.cat([self.valid, valid], dim=1)
+            positions = torch.cat([self.positions, positions], dim=1)
+        self.ids, self.valid, self.positions, self.next = ids, valid, positions, following
+
+    # -- what moves and leaves ------------------------------------------------------------------------------------
+
+    def first(self) -> Tensor:
+        """Return the RoPE position of the first token (not pad) of each row, `[B]`."""
+        return self.positions.gather(1, self.valid.int().argmax(dim=1)[:, None])[:, 0]
+
+    def lowest(self, logical: Tensor, valid: Tensor) -> int | None:
+        """Return the smallest RoPE position in the window, in an empty one of the new columns; None without tokens."""
+        live = self.positions[self.valid] if self.count else logical[valid] - self.shift
+        return int(live.min()) if live.numel() else None
+
+    def move_back(self, delta: int) -> None:
+        """Lower all RoPE positions by `delta`; distances stay as they are."""
+        self.positions = self.positions - delta
+        self.shift += delta
+
+    def drop(self, count: int) -> None:
+        """Forget the oldest `count` columns."""
+        self.ids, self.valid, self.positions = (x[:, count:] for x in (self.ids, self.valid, self.positions))
+
+    def oldest(self, row: int, count: int) -> tuple[list[int], int]:
+        """Return ids of a row's oldest `count` columns without pads, and the offset of the first in its source.
+
+        At least one of the columns must be a token.
+        """
+        valid = self.valid[row, :count]
+        return self.ids[row, :count][valid].tolist(), int(self.positions[row, :count][valid][0]) + self.origin
+
+    def count_from(self, gone: int) -> None:
+        """Let logical positions begin `gone` tokens later; RoPE positions and offsets in the source stay."""
+        self.start, self.shift = self.start + gone, self.shift - gone
+        if self.next is not None:
+            self.next = torch.where(self.next < 0, self.next, self.next - gone)
+
+    # -- from one process to the next -----------------------------------------------------------------------------
+
+    def state(self) -> dict[str, Tensor]:
+        """Return the columns by name."""
+        return {"ids": self.ids, "valid": self.valid, "positions": self.positions}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Take the columns of a `state`; logical positions begin with the first of them."""
+        self.ids, self.valid, self.positions = state["ids"], state["valid"], state["positions"]
+        self.shift = -int(self.positions[0, 0])
+        self.next = self.positions[:, -1] + self.shift + 1

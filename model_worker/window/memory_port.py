@@ -1,0 +1,30 @@
+"""What a window asks of a memory; `remember.Memory` is one, and whatever else has these members."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from model_worker.window.capture import Captured
+from model_worker.window.recalled import RecalledChunk
+
+
+class MemoryPort(Protocol):
+    """A memory as a cache sees it.
+
+    chunk: tokens that leave the window at once. cadence: tokens of text between two recalls. query_tokens: the last
+    tokens that a recall is made for. query: `with_input` where these may be the ones that just come in, else `past`.
+    """
+
+    chunk: int
+    cadence: int
+    query_tokens: int
+    query: str
+
+    @property
+    def needs_queries(self) -> bool:
+        """Whether queries of memory layers are to be captured too."""
+
+    def remember(self, rows: Sequence[Captured | None]) -> None:
+        """Keep what left the local window; one entry a batch row."""
+
+    def recall(self, rows: Sequence[Sequence[int]]) -> list[list[RecalledChunk]] | None:
+        """Return chunks for each row's query tokens, ascending by id; None to go on with what was recalled before."""

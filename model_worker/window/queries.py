@@ -1,0 +1,60 @@
+"""When a window recalls, and for which tokens."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from model_worker.window.memory_port import MemoryPort
+
+
+class Queries:
+    """The last tokens of each row, and how many came in since the last recall.
+
+    memory: says how many tokens a query has, and how often to recall; None for no recall at all.
+    """
+
+    def __init__(self, memory: MemoryPort | None):
+        self._memory = memory
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the tokens; the next ones are recalled for."""
+        self._recent: list[list[int]] = []
+        self._since: int | None = None
+
+    def due(self, ids: Tensor, valid: Tensor) -> list[list[int]]:
+        """Return the query tokens of each row where a recall is due before `ids` `[B, Q]` come in, else an empty list.
+
+        A recall is due at a chunk boundary, and whenever a prompt comes in (more than one token). A prompt speaks for
+        itself, as a segment does in MemLong; a few tokens do not, and are asked for with those before them.
+        """
+        memory = self._memory
+        if memory is None or not (ids.shape[1] > 1 or self._since is None or self._since >= memory.cadence):
+            return []
+        queries = []
+        for index, past in enumerate(self._recent or [[] for _ in ids]):
+            new = ids[index][valid[index]].tolist() if memory.query == "with_input" else []
+            enough = len(new) > 1 and 8 * len(new) >= memory.query_tokens
+            queries.append((new if enough else past + new)[-memory.query_tokens :])
+        return queries if any(queries) else []
+
+    def recalled(self) -> None:
+        """Count from here to the next recall."""
+        self._since = 0
+
+    def append(self, ids: Tensor, valid: Tensor) -> None:
+        """Note tokens that came in; `valid` is false for pads. Both `[B, Q]`."""
+        self._since = (self._since or 0) + ids.shape[1]
+        keep = self._memory.query_tokens if self._memory else 0
+        recent = self._recent or [[] for _ in ids]
+        self._recent = [(row + ids[i][valid[i]].tolist())[-keep:] if keep else [] for i, row in enumerate(recent)]
+
+    def state(self) -> dict[str, Tensor]:
+        """Return what is noted of the first row, by name."""
+        recent = torch.tensor(self._recent[0], dtype=torch.long)
+        return {"recent": recent, "since_recall": torch.tensor(self._since or 0)}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Take what a `state` noted, for one row."""
+        self._recent, self._since = [state["recent"].tolist()], int(state["since_recall"])
