@@ -8,8 +8,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from benchmarks.bench import Bench
 from benchmarks.pair import Contender, Result, Target, compare, timed
 from model_worker.attaching import attach
-from model_worker.remember.memory import encode
 from model_worker.window.cache import MemoryCache
+from model_worker.window.encoding import encode
 from model_worker.window.recalled import RecalledChunk
 
 ROW = "decode"

@@ -3,6 +3,8 @@ from .attaching import attach as attach
 from .attachment.attachment import Attachment as Attachment
 from .model import Losses as Losses
 from .model import MemoryModel as MemoryModel
+from .model_settings import ModelSettings as ModelSettings
 from .remember.memory import Memory as Memory
+from .remember.settings import MemorySettings as MemorySettings
 from .window.cache import MemoryCache as MemoryCache
 from .window.local import TovaRule as TovaRule

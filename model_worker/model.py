@@ -1,27 +1,27 @@
-"""MemoryModel: a language model with a memory that lasts. What users import."""
+"""A language model with a memory that lasts, as users import it: read texts, generate, measure losses."""
 
-import inspect
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, Unpack
 
 import torch
 from torch import Tensor
 
 import kvbank
-from model_worker.arguments import of_kind, text_or_ids, texts_or_ids, whole
+from model_worker.arguments import of_kind, text_or_ids, texts_or_ids
 from model_worker.attaching import attach
 from model_worker.attachment.attachment import Attachment
 from model_worker.attachment.loading import load_model
 from model_worker.attachment.model_names import SHIPPED
 from model_worker.attachment.model_parts import decoder_of
-from model_worker.compress import Compressor, local_rule
+from model_worker.compress import local_rule
 from model_worker.errors import InputError
+from model_worker.model_settings import ModelOptions, ModelSettings
 from model_worker.remember.chunking import chunks, sentence_ends
-from model_worker.remember.embedding import Embedder, embedder
 from model_worker.remember.memory import Memory
+from model_worker.remember.settings import MemoryOptions, MemorySettings
 from model_worker.remember.spool import user_spool
 from model_worker.user_text import encode_text, readable
 from model_worker.window.cache import MemoryCache
@@ -35,30 +35,28 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class Losses:
-    """Next-token losses over a text.
+    """The next-token losses over a text of T tokens.
 
-    nll: `[T - 1]` nats, of tokens 1 to T-1. blocks: `[T - 1]` the block each predicted token stands in.
+    nll: `[T - 1]`, nats of tokens 1 to T-1. blocks: `[T - 1]`, the number of the block in which each of them stands.
     """
 
     nll: Tensor
     blocks: Tensor
 
     def by_block(self) -> Tensor:
-        """Mean loss of each block, for intervals over blocks."""
+        """Average the losses of each block, for intervals over blocks."""
         count = torch.bincount(self.blocks)
         sums = torch.bincount(self.blocks, weights=self.nll.double())
         return (sums / count.clamp(min=1))[count > 0]
 
 
 class MemoryModel:
-    """A transformers model attached to one bank of a memory service.
+    """A transformers model attached to one bank of a memory service, or to one bank for each row of a batch.
 
-    memory: `host:port`, a folder, or a client (which is then not closed). Unless `strict`, chunks wait in a spool while
-    the service is away: a folder of the user's for this bank, or `spool`. window: local tokens; at least a chunk.
-    local: `tova:m=N` lets each layer attend to N local tokens of whatever age instead of the window, when generating
-    and measuring losses (what stays is the local rule's choice; what is remembered still leaves with the window).
-    attach_options go to `attach`. See `Memory` for the other settings; those left out come from the model's `kvbank`
-    configuration entry, where it has one.
+    memory: `host:port`, a folder, or a client (which is then not closed). bank: a name, or one for each row; it is made
+    if it is not there. settings, and options in their place: see `ModelSettings`, which describes each field; what is
+    left out comes from the model's `kvbank` configuration entry, where it has one. Raises InputError for settings that
+    make no sense, UnsupportedModel for a model that cannot be attached, BankMismatch for a bank of another one.
     """
 
     def __init__(
@@ -68,44 +66,26 @@ class MemoryModel:
         *,
         memory: str | Path | kvbank.Client,
         bank: str | Sequence[str] = "default",
-        window: int | None = None,
-        chunk: int | None = None,
-        top_k: int | None = None,
-        embed: str | os.PathLike[str] | Embedder = "lexical",
-        compressor: str | Compressor = "none",
-        local: str | None = None,
-        capacity: kvbank.Capacity | None = None,
-        policy: kvbank.Policy | None = None,
-        store_dtype: str | None = None,
-        attach_options: dict[str, Any] | None = None,
-        **memory_options: Any,
+        settings: MemorySettings | None = None,
+        **options: Unpack[ModelOptions],
     ):
         self.model, self.tokenizer = model, tokenizer
-        made_for = getattr(model.config, "kvbank", None) or {}
-        self.chunk = whole("chunk", made_for.get("chunk", 64) if chunk is None else chunk)
-        self.window = whole("window", made_for.get("window", max(256, self.chunk)) if window is None else window)
-        self.local = local_rule(None if local is None else of_kind("local", local, str))
-        options = {} if attach_options is None else of_kind("attach_options", attach_options, dict)
-        if unknown := options.keys() - inspect.signature(attach).parameters.keys():
-            raise InputError(f"attach has no option {', '.join(map(str, unknown))}")
+        self.settings = ModelSettings.of(settings, options, getattr(model.config, "kvbank", None) or {})
+        assert self.settings.chunk is not None
+        assert self.settings.window is not None
+        self.chunk, self.window, self.local = self.settings.chunk, self.settings.window, local_rule(self.settings.local)
         self._owned = not isinstance(memory, kvbank.Client)
-        self._memory_options = {
-            "embedder": embedder(embed),
-            "compressor": compressor,
-            "chunk": self.chunk,
-            "top_k": made_for.get("top_k", 4) if top_k is None else top_k,
-            **memory_options,
-        }
-        self.attachment: Attachment = attach(model, tokenizer, **options)
+        self.attachment: Attachment = attach(model, tokenizer, **self.settings.attach_options or {})
         try:
             self.client = memory if isinstance(memory, kvbank.Client) else kvbank.connect(memory)
         except BaseException:
             self.attachment.detach()
             raise
         try:
-            self.memory = self._memory(bank)
+            self.memory = Memory(self.attachment, self.client, bank, tokenizer, self.settings)
             self._check_lengths()
-            self._open(self.memory, capacity=capacity, policy=policy, dtype=store_dtype)
+            made = self.settings
+            _open(self.memory, capacity=made.capacity, policy=made.policy, dtype=made.store_dtype)
         except BaseException:
             self._let_go()
             raise
@@ -115,13 +95,21 @@ class MemoryModel:
         cls,
         name: str | os.PathLike[str] = SHIPPED,
         *,
+        memory: str | Path | kvbank.Client,
+        bank: str | Sequence[str] = "default",
         device: str | torch.device = "cpu",
         dtype: str | torch.dtype | None = None,
         rope: str | None = None,
-        **options: Any,
+        settings: MemorySettings | None = None,
+        **options: Unpack[ModelOptions],
     ) -> Self:
-        """Load the shipped model, a folder or a hub id, and attach it. rope as in `load_model`; options: see above."""
-        return cls(*load_model(name, device=device, dtype=dtype, rope=rope), **options)
+        """Load the shipped model, a folder or a hub id, and attach it.
+
+        device, dtype, rope: as in `load_model`. memory, bank, settings and options: as in `MemoryModel`; the fields of
+        `ModelSettings` describe each option.
+        """
+        loaded = load_model(name, device=device, dtype=dtype, rope=rope)
+        return cls(*loaded, memory=memory, bank=bank, settings=settings, **options)
 
     # -- reading --------------------------------------------------------------------------------------------------
 
@@ -133,12 +121,12 @@ class MemoryModel:
         memory: Memory | None = None,
         special_tokens: bool = False,
     ) -> int:
-        """Read a long text into the bank: cut, recall, encode, compress, write. Returns the number of tokens.
+        """Read a long text into the bank, and return its number of tokens.
 
-        Each chunk sees itself and what it recalled, as in MemLong, and ends at the end of a sentence where it can. A
-        compressor that runs the model itself sees the chunk alone.
-        progress: called with (tokens done, tokens in all), between two chunks. memory: another than this model's own.
-        special_tokens: see `ids`.
+        The text is cut into chunks, at the ends of sentences where possible. The model sees each chunk with what the
+        chunk recalled, as in MemLong; a compressor that runs the model itself sees the chunk alone. progress: called
+        with (tokens done, tokens in all), between two chunks. memory: another than this model's own. special_tokens: as
+        in `ids`.
         """
         ids = self.ids(text, special_tokens=special_tokens)
         memory = self.memory if memory is None else of_kind("memory", memory, Memory)
@@ -161,10 +149,11 @@ class MemoryModel:
     def losses(
         self, text: Text, *, memory: Memory | None, remember_rest: bool = True, special_tokens: bool = False
     ) -> Losses:
-        """Next-token losses in a stream with the local window, with or without a memory.
+        """Measure next-token losses in a stream with the local window, with or without a memory.
 
-        What leaves the window is remembered. Use a memory with `query="past"`: a query that includes the tokens to be
-        predicted would choose memory by the answer. special_tokens: see `ids`.
+        What leaves the window is remembered; remember_rest: so is what is left in it at the end. Use a memory with
+        `query="past"`: a query that includes the tokens to be predicted would choose memory by the answer.
+        special_tokens: see `ids`. Raises InputError for a text of less than two tokens.
         """
         ids = self.ids(text, special_tokens=special_tokens)
         if len(ids) < 2:
@@ -176,7 +165,7 @@ class MemoryModel:
         return Losses(nll, torch.arange(1, len(ids)) // self.chunk)
 
     def _nll(self, ids: list[int], cache: MemoryCache) -> Iterator[Tensor]:
-        """Losses block by block, so that the logits of a long text are never all there."""
+        """Yield the losses block by block, so that the logits of a long text are never all there."""
         expected = None  # what the last token of a block says of the first one of the next
         for block in chunks(ids, self.chunk):
             seen = self._tensor([block])
@@ -190,7 +179,7 @@ class MemoryModel:
     # -- generating -----------------------------------------------------------------------------------------------
 
     def cache(self, memory: Memory | bool = True) -> MemoryCache:
-        """A fresh local window for `generate`: with this model's memory, with another, or (False) with none."""
+        """Make a fresh local window for `generate`: with this model's memory, with another, or (False) with none."""
         chosen = {True: self.memory, False: None}[memory] if isinstance(memory, bool) else memory
         return MemoryCache(self.attachment, _port(chosen), window=self.window, local=self.local)
 
@@ -237,26 +226,30 @@ class MemoryModel:
 
     # -- the rest -------------------------------------------------------------------------------------------------
 
-    def with_bank(self, bank: str | Sequence[str], **changes: Any) -> Memory:
-        """Another memory over the same model and service, e.g. one that measures without counting."""
-        memory = self._memory(bank, **changes)
-        self._open(memory)
+    def with_bank(self, bank: str | Sequence[str], **changes: Unpack[MemoryOptions]) -> Memory:
+        """Open another memory over the same model and service, e.g. one that measures without counting.
+
+        changes: fields of `MemorySettings` in which it differs from this model's own memory.
+        """
+        memory = Memory(self.attachment, self.client, bank, self.tokenizer, self.settings, **changes)
+        _open(memory)
         return memory
 
     def ids(self, text: Text, *, special_tokens: bool = False) -> list[int]:
-        """Token ids of a text, without a beginning or end of the tokenizer's own.
+        """Return the token ids of a text, without the beginning or end that a tokenizer adds.
 
-        special_tokens: read control tokens such as `<|im_end|>` in a string as what they are, as for a text that a chat
-        template has made; by default they are the characters that they are written with. Ids are taken as they are.
+        special_tokens: read control tokens such as `<|im_end|>` in a string as control tokens, as in a text that a chat
+        template has made; by default they are plain characters. Ids are taken as they are.
         """
         return self._ids("text", text, special_tokens)
 
     def _ids(self, name: str, text: Any, special_tokens: bool) -> list[int]:
         text = text_or_ids(name, text)
+        found: list[int]
         if not isinstance(text, str):
             found = text
         elif special_tokens:
-            found = self.tokenizer.encode(readable(text), add_special_tokens=False, verbose=False)
+            found = list(self.tokenizer.encode(readable(text), add_special_tokens=False, verbose=False))
         else:
             found = encode_text(self.tokenizer, readable(text))
         if not found:
@@ -283,14 +276,6 @@ class MemoryModel:
         self.attachment.detach()
         if self._owned:
             self.client.close()
-
-    def _memory(self, bank: str | Sequence[str], **changes: Any) -> Memory:
-        return Memory(self.attachment, self.client, bank, self.tokenizer, **{**self._memory_options, **changes})
-
-    def _open(self, memory: Memory, **settings: Any) -> None:
-        banks = memory.open(**settings)
-        if memory.spool is None and not memory.strict and banks:
-            memory.spool = user_spool([bank.uid for bank in banks])
 
     def _check_lengths(self) -> None:
         if self.window < self.chunk:
@@ -319,8 +304,18 @@ class MemoryModel:
         return torch.tensor(rows, device=next(self.model.parameters()).device)
 
 
+def _open(memory: Memory, **made: Any) -> None:
+    """Open a memory's banks; unless it has a spool or is strict, it gets the user's own spool for them.
+
+    made: settings of a bank that is made.
+    """
+    banks = memory.open(**made)
+    if memory.spool is None and not memory.settings.strict and banks:
+        memory.spool = user_spool([bank.uid for bank in banks])
+
+
 def _port(memory: Any) -> Any:
-    """A memory that a cache can work with, or None. Raises InputError."""
+    """Return a memory that a cache can work with, or None. Raises InputError for anything else."""
     if memory is not None and not (hasattr(memory, "remember") and hasattr(memory, "recall")):
         raise InputError(f"memory is a Memory or None, not a {type(memory).__name__}")
     return memory

@@ -1,4 +1,4 @@
-"""Cutting token ids into chunks: the unit that is written, retrieved, counted and evicted."""
+"""A text is cut into chunks here: a chunk is the unit that is written, retrieved, counted and evicted."""
 
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
@@ -10,10 +10,10 @@ _ENDS = (".", "!", "?", "。", "\n")
 
 
 def chunks(token_ids: Sequence[int], size: int, ends: frozenset[int] = frozenset()) -> Iterator[list[int]]:
-    """Consecutive pieces of at most `size` tokens.
+    """Cut token ids into consecutive pieces of at most `size` tokens.
 
-    A piece ends after the last token of `ends` in its second half, where there is one, so that a sentence is rarely
-    cut; without one (or without `ends`) it has `size` tokens.
+    A piece ends behind the last token of `ends` in its second half, so that a sentence is rarely cut; where no such
+    token is there, the piece has `size` tokens. Raises InputError for a size below 1.
     """
     if size < 1:
         raise InputError(f"a chunk has at least 1 token, not {size}")
@@ -29,7 +29,7 @@ def chunks(token_ids: Sequence[int], size: int, ends: frozenset[int] = frozenset
 
 @lru_cache(maxsize=8)
 def sentence_ends(tokenizer: Any) -> frozenset[int]:
-    """Ids of the tokens that end a sentence or a line, from the tokenizer's own vocabulary."""
+    """Find the ids of the tokens that end a sentence or a line, in the tokenizer's vocabulary."""
     ids = list(tokenizer.get_vocab().values())
     texts = tokenizer.batch_decode([[i] for i in ids])
     return frozenset(i for i, text in zip(ids, texts, strict=True) if text.rstrip(" ").endswith(_ENDS))

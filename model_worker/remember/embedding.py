@@ -1,7 +1,7 @@
-"""Embedders: text to unit vectors by which chunks are found.
+"""Embedders turn texts into the unit vectors by which chunks are found.
 
-The default hashes words and character n-grams: no weights, no download, the same numbers on every worker. Any local
-encoder folder of transformers is the other choice.
+The default one hashes words and character n-grams: no weights, no download, the same numbers on every worker. A local
+encoder of transformers (`encoder.py`) is the other choice.
 """
 
 import os
@@ -15,10 +15,12 @@ from typing import Protocol
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
+from torch import Tensor
 
 from model_worker.arguments import whole
 from model_worker.errors import InputError
 from model_worker.remember.encoder import EncoderEmbedder
+from model_worker.tensors import to_numpy
 
 _WORDS = re.compile(r"\w+", re.UNICODE)
 
@@ -30,16 +32,16 @@ class Embedder(Protocol):
     digest: str
 
     def embed(self, texts: list[str]) -> NDArray[np.float32]:
-        """Rows in the order of `texts`."""
+        """Return a row for each of `texts`, in their order."""
 
 
 class LexicalEmbedder:
-    """Signed feature hashing of words, word pairs and character n-grams, square-root term frequency.
+    """Embeds a text by signed feature hashing of its words, word pairs and character n-grams.
 
-    n-grams: 4 characters; for words that are not ASCII 2 and 3 (Korean, Chinese). Finds shared wording, not paraphrase.
-    Texts are compared in Unicode's form NFKC, in which an accent is the same however it was typed. A text without a
-    word gives the zero vector, which matches nothing.
-    version: 1 took texts as they were; banks that were written with it are still searched by it.
+    Each feature counts by the square root of its frequency. n-grams have 4 characters, in words that are not ASCII 2
+    and 3 (Korean, Chinese). Shared wording is found, a paraphrase is not. Texts are compared in Unicode's form NFKC, in
+    which an accent is the same however it was typed. A text without a word gives the zero vector, which matches
+    nothing. version: 1 took texts as they were; banks that were written with version 1 are still searched by it.
     """
 
     def __init__(self, dimension: int = 1024, version: int = 2):
@@ -48,7 +50,7 @@ class LexicalEmbedder:
         self.digest = xxhash.xxh3_128_hexdigest(f"lexical-{version} {parts} d={dimension}".encode())
 
     def earlier(self) -> list["LexicalEmbedder"]:
-        """Earlier forms of this embedder, that banks may have been written with."""
+        """Return the earlier forms of this embedder, which older banks were written with."""
         return [LexicalEmbedder(self.dimension, version) for version in range(1, self._version)]
 
     def embed(self, texts: list[str]) -> NDArray[np.float32]:
@@ -75,7 +77,7 @@ def _features(text: str) -> list[str]:
 
 
 def of_bank(embedder: Embedder, digest: str) -> Embedder:
-    """The embedder that a bank of this embedder digest is searched by: an earlier form of `embedder`, or it itself."""
+    """Return the form of `embedder` that has `digest`, the embedder digest of a bank; `embedder` where none has it."""
     if embedder.digest == digest:
         return embedder
     earlier: Callable[[], Iterable[Embedder]] = getattr(embedder, "earlier", tuple)
@@ -83,7 +85,11 @@ def of_bank(embedder: Embedder, digest: str) -> Embedder:
 
 
 def embedder(spec: str | os.PathLike[str] | Embedder) -> Embedder:
-    """`lexical`, `lexical:d=4096`, the folder of an encoder, or an embedder as it is."""
+    """Make the embedder of a name, or of an encoder's folder; an embedder comes back as it is.
+
+    spec: `lexical`, `lexical:d=4096` (the dimension), or a folder. Raises InputError for a name or an object that is
+    none, ModelNotFound for a folder without an encoder.
+    """
     if isinstance(spec, os.PathLike):
         return EncoderEmbedder(Path(spec))
     if not isinstance(spec, str):
@@ -99,3 +105,23 @@ def embedder(spec: str | os.PathLike[str] | Embedder) -> Embedder:
             raise InputError(f"embedder {spec!r}: write lexical:d=DIMENSION")
         return LexicalEmbedder(int(match[1]))
     return EncoderEmbedder(spec)
+
+
+def embedded(embedder: Embedder, texts: list[str]) -> NDArray[np.float32]:
+    """Return the vectors of `texts`, `[n, dimension]` float32.
+
+    Raises InputError for an embedder that gives anything else than finite numbers of that shape.
+    """
+    found: object = embedder.embed(texts)
+    if isinstance(found, Tensor):
+        found = to_numpy(found.float())
+    try:
+        vectors = np.asarray(found, np.float32)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"the embedder returned what is no array of numbers: {error}") from None
+    if vectors.shape != (len(texts), embedder.dimension) or not np.isfinite(vectors).all():
+        raise InputError(
+            f"the embedder returned an array of shape {vectors.shape}; finite numbers of shape "
+            f"({len(texts)}, {embedder.dimension}) are expected"
+        )
+    return vectors

@@ -1,7 +1,7 @@
-"""Embeddings by a local encoder of transformers, a plain one or one of Sentence Transformers.
+"""A local encoder of transformers as an embedder, a plain one or one of Sentence Transformers.
 
-All that may be wrong with an encoder's folder shows when it is opened: it is run there on a short and on its longest
-text.
+This file owns the rule that whatever is wrong with an encoder's folder shows when the folder is opened: the encoder is
+run then, on a short text and on the longest that it takes.
 """
 
 import json
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from model_worker.errors import InputError, ModelNotFound
 from model_worker.user_text import readable
 
-# How one vector is made of the last hidden states, by the name that Sentence Transformers has for it.
+# How one vector is made of the last hidden states, by the names that Sentence Transformers has for that.
 _POOLINGS = {"mean": "mean", "mean_tokens": "mean", "mean_sqrt_len_tokens": "mean"}
 _POOLINGS |= {"cls": "cls", "cls_token": "cls", "max": "max", "max_tokens": "max", "lasttoken": "last"}
 # Tokens of the longest text that is tried; chunks are not longer than that as a rule.
@@ -23,11 +23,11 @@ _LONGEST_TRIED = 1024
 
 
 class EncoderEmbedder:
-    """The pooled last hidden state of a local encoder, normalised. What a text has beyond its length is left out.
+    """Embeds a text by the pooled and normalised last hidden state of a local encoder.
 
-    The pooling is the mean over tokens, or what the folder says (`1_Pooling/config.json`, as Sentence Transformers
-    writes it). pooling: another one. Raises ModelNotFound for a folder that cannot be loaded, InputError for a model
-    that gives no embeddings.
+    Tokens beyond the encoder's longest text are left out. pooling: `mean`, `cls`, `max` or `last` token; by default
+    what the folder says (`1_Pooling/config.json`, as Sentence Transformers writes it), else the mean. Raises
+    ModelNotFound for a folder that cannot be loaded, InputError for a model that gives no embeddings.
     """
 
     def __init__(self, folder: str | Path, pooling: str | None = None):
@@ -42,7 +42,7 @@ class EncoderEmbedder:
         self.digest = xxhash.xxh3_128_hexdigest(f"{self.pooling} {reader}".encode())
 
     def earlier(self) -> list["EncoderEmbedder"]:
-        """Earlier forms of this embedder, that banks may have been written with: once all pooling was the mean."""
+        """Return the earlier forms of this embedder, which older banks were written with: all pooling was the mean."""
         return [] if self.pooling == "mean" else [EncoderEmbedder(self._folder, "mean")]
 
     def embed(self, texts: list[str]) -> NDArray[np.float32]:
@@ -56,7 +56,8 @@ class EncoderEmbedder:
         with torch.no_grad():
             hidden = self._model(**batch, return_dict=True).last_hidden_state
             pooled = _pooled(hidden, batch["attention_mask"], self.pooling)
-            return torch.nn.functional.normalize(pooled, dim=-1).float().numpy()  # type: ignore[no-any-return]
+            vectors: NDArray[np.float32] = torch.nn.functional.normalize(pooled, dim=-1).float().numpy()
+            return vectors
 
     def _batch(self, texts: list[str]) -> Any:
         return self._tokenizer(
@@ -71,7 +72,7 @@ class EncoderEmbedder:
         )
 
     def _tried(self) -> int:
-        """The dimension, as the model gives it for texts of different lengths. Raises InputError."""
+        """Return the dimension that the model gives to texts of different lengths. Raises InputError."""
         long = " ".join(["probe"] * min(self._longest or _LONGEST_TRIED, _LONGEST_TRIED))
         self.dimension = 0
         try:
@@ -84,7 +85,7 @@ class EncoderEmbedder:
 
 
 def _loaded(folder: Path) -> tuple[Any, Any]:
-    """Model and tokenizer, able to encode several texts at once."""
+    """Load model and tokenizer, ready to encode several texts at once."""
     from transformers import AutoModel, AutoTokenizer
 
     if not (folder / "config.json").is_file():
@@ -106,7 +107,7 @@ def _loaded(folder: Path) -> tuple[Any, Any]:
 
 
 def _longest(model: Any, tokenizer: Any) -> int | None:
-    """Tokens of the longest text that the model has positions for; None where it has no bound."""
+    """Count the tokens of the longest text that the model has positions for; None where there is no bound."""
     table = getattr(getattr(model, "embeddings", None), "position_embeddings", None)
     positions = getattr(model.config, "max_position_embeddings", None)
     if table is not None and getattr(table, "padding_idx", None) is not None:  # RoBERTa counts from behind the pad
@@ -116,7 +117,7 @@ def _longest(model: Any, tokenizer: Any) -> int | None:
 
 
 def _pooling(folder: Path) -> str:
-    """What the folder says of its pooling; the mean where it says nothing. Raises InputError."""
+    """Read the pooling that the folder asks for; the mean where it asks for none. Raises InputError."""
     try:
         said = json.loads((folder / "1_Pooling" / "config.json").read_bytes())
     except FileNotFoundError:
@@ -132,7 +133,7 @@ def _pooling(folder: Path) -> str:
 
 
 def _pooled(hidden: Any, mask: Any, pooling: str) -> Any:
-    """`[n, d]` of hidden states `[n, T, d]` and a mask `[n, T]` whose pads are on the right."""
+    """Pool hidden states `[n, T, d]` under a mask `[n, T]` whose pads are on the right, to `[n, d]`."""
     if pooling == "cls":
         return hidden[:, 0]
     if pooling == "last":

@@ -1,49 +1,46 @@
 """A worker's recently used payloads, so that a chunk retrieved again is not sent again.
 
-Entries are named by store, chunk and checksum. A restored or recreated data folder has another store id, so an old
-id's bytes are never served for a new one.
+This file owns the rule that bytes of one store are never taken for those of another: entries are named by store, chunk
+and checksum, and a data folder that was restored or made anew has another store id.
 """
 
-from collections import OrderedDict
+from contextlib import suppress
 
-from torch import Tensor
+from cachetools import LRUCache
 
 from model_worker.window.recalled import RecalledChunk
 
-_Key = tuple[str, int, int]
+# Names of payloads that a query tells of at most.
+_MOST_NAMED = 4096
 
 
 class PayloadCache:
-    """Least recently used, bounded in bytes. Not thread-safe."""
+    """Holds payloads of at most `max_bytes` bytes in all; the least recently used go first. Not for two threads."""
 
     def __init__(self, max_bytes: int = 256 << 20):
-        self.max_bytes = max_bytes
-        self._chunks: OrderedDict[_Key, RecalledChunk] = OrderedDict()
-        self._bytes = 0
+        self._chunks: LRUCache[tuple[str, int, int], RecalledChunk] = LRUCache(max_bytes, getsizeof=_size)
 
     def get(self, store_id: str, chunk_id: int, checksum: int) -> RecalledChunk | None:
-        """The payload under exactly this name."""
-        chunk = self._chunks.get((store_id, chunk_id, checksum))
+        """Return the payload under exactly this name, which counts as a use; None where it is not held."""
+        key = (store_id, chunk_id, checksum)
+        chunk = self._chunks.pop(key, None)
         if chunk is not None:
-            self._chunks.move_to_end((store_id, chunk_id, checksum))
+            self._chunks[key] = chunk  # put in again: iteration is by the time of putting in, and `held` by use
         return chunk
 
     def put(self, store_id: str, checksum: int, chunk: RecalledChunk) -> None:
-        """Keep `chunk`, and let the least recently used ones go."""
+        """Keep a payload, and let the least recently used ones go; one that exceeds the whole room is not kept."""
         key = (store_id, chunk.chunk_id, checksum)
-        if key in self._chunks:
-            return
-        self._chunks[key] = chunk
-        self._bytes += _size(chunk)
-        while self._bytes > self.max_bytes:
-            self._bytes -= _size(self._chunks.popitem(last=False)[1])
+        if key not in self._chunks:
+            with suppress(ValueError):  # it is larger than the room
+                self._chunks[key] = chunk
 
-    def held(self, store_id: str, limit: int = 4096) -> dict[int, int]:
-        """Checksums by chunk id of at most `limit` payloads of this store, most recently used first."""
-        names = [key for key in reversed(self._chunks) if key[0] == store_id]
+    def held(self, store_id: str, limit: int = _MOST_NAMED) -> dict[int, int]:
+        """Return checksums by chunk id of at most `limit` payloads of a store, the most recently used first."""
+        names = [key for key in reversed(list(self._chunks)) if key[0] == store_id]
         return {chunk_id: checksum for _, chunk_id, checksum in names[:limit]}
 
 
 def _size(chunk: RecalledChunk) -> int:
-    tensors: list[Tensor] = [tensor for layer in chunk.layers.values() for tensor in layer]
-    return sum(t.numel() * t.element_size() for t in tensors)
+    """Return the bytes of a chunk's tensors."""
+    return sum(tensor.numel() * tensor.element_size() for layer in chunk.layers.values() for tensor in layer)

@@ -1,11 +1,11 @@
-"""Chunks that wait on disk while the memory service is away.
+"""A spool: chunks wait in a folder while the memory service is away.
 
-One safetensors file a chunk, written, synced and renamed before `put` returns, with the idempotency key it will be
-delivered under and the digests of the model and embedder that made it. Delivery may happen twice, after a crash or by
-two workers over one folder; the key makes the service store it once.
+There is one safetensors file for each chunk, written, synced and renamed before `put` returns; it has the idempotency
+key under which the chunk will be delivered, and the digests of the model and embedder that made the chunk. Delivery may
+happen twice, after a crash or by two workers over one folder; the key makes the service store the chunk once.
 
-This file owns the rule that one bad chunk does not hold up those behind it: what is damaged or refused is set aside,
-under another suffix in the same folder, and never tried again.
+This file owns the rule that one bad chunk does not hold up those behind it: a chunk that is damaged or refused is set
+aside, under another suffix in the same folder, and never tried again.
 """
 
 import base64
@@ -33,9 +33,10 @@ _WAITING, _ASIDE = ".chunk", ".aside"
 
 @dataclass(frozen=True, slots=True)
 class Spooled:
-    """A chunk on its way to `bank`, and the digests it has to be written under, whoever delivers it.
+    """A chunk on its way to `bank`, with the digests of the model and embedder that made it.
 
-    renewable: its key follows from the text that it is of, so that it may be that of an earlier reading.
+    renewable: the chunk's key follows from the text that the chunk is of, so that an earlier reading of that text may
+    have used the same key.
     """
 
     bank: str
@@ -50,14 +51,17 @@ def _is_ours(name: str) -> bool:
 
 
 def user_spool(bank_uids: Sequence[str]) -> "Spool":
-    """The user's own spool for these banks: named by uid, so that a bank made anew never gets the old one's chunks."""
+    """Return the user's own spool for some banks.
+
+    Its folder is named by the banks' uids, so that a bank that was made anew never gets chunks of the former one.
+    """
     import platformdirs
 
     return Spool(Path(platformdirs.user_state_dir("kvbank")) / "spool" / "-".join(bank_uids)[:200])
 
 
 class Spool:
-    """A folder of waiting chunks, at most `max_bytes` in all."""
+    """A folder in which chunks wait, at most `max_bytes` bytes in all. Iteration gives them with their paths."""
 
     def __init__(self, folder: Path | str, max_bytes: int = 1 << 30):
         try:
@@ -68,7 +72,7 @@ class Spool:
         self._serial = 0
 
     def put(self, spooled: Spooled) -> None:
-        """Make a chunk durable here. Raises SpoolFull, with nothing written, when it would not fit."""
+        """Make a chunk durable in the folder. Raises SpoolFull, with nothing written, when the chunk would not fit."""
         data = _pack(spooled)
         if self.size() + len(data) > self.max_bytes:
             raise SpoolFull(f"{len(self)} chunks wait in {self.folder}, its bound of {self.max_bytes} bytes is reached")
@@ -80,12 +84,12 @@ class Spool:
         replace(path, [data])
 
     def _next_time(self) -> int:
-        """Nanoseconds since 1970, and behind whatever waits here, also where the clock has been set back."""
+        """Return nanoseconds since 1970, or a later number than any in the folder where the clock was set back."""
         waiting = (path.name.partition("-")[0] for path in self._files())
         return max([time.time_ns(), *(int(number) + 1 for number in waiting if number.isdecimal())])
 
     def __iter__(self) -> Iterator[tuple[Path, Spooled]]:
-        """Waiting chunks, oldest first."""
+        """Yield the paths and chunks that wait, the oldest first; one that is damaged is set aside."""
         for path in self._files():
             try:
                 yield path, _unpack(path)
@@ -95,11 +99,11 @@ class Spool:
                 self.set_aside(path, f"it is damaged: {error}")
 
     def done(self, path: Path) -> None:
-        """The chunk at `path` was acknowledged by the service."""
+        """Remove the chunk at `path`, which the service has acknowledged."""
         path.unlink(missing_ok=True)
 
     def set_aside(self, path: Path, reason: str) -> None:
-        """The chunk at `path` cannot be delivered; it stays on disk for whoever looks into it."""
+        """Rename the chunk at `path`, which cannot be delivered, and warn; it stays on disk for a person to look at."""
         with suppress(FileNotFoundError):
             path.rename(path.with_suffix(_ASIDE))
         warnings.warn(
@@ -110,7 +114,7 @@ class Spool:
         return len(self._files())
 
     def size(self) -> int:
-        """Bytes waiting."""
+        """Add up the bytes of the chunks that wait."""
         total = 0
         for path in self._files():
             with suppress(FileNotFoundError):
@@ -139,7 +143,8 @@ def _pack(spooled: Spooled) -> bytes:
     # Copies, because safetensors refuses tensors that share memory, as the offsets of all layers may.
     tensors = {name: to_torch(array).clone() for name, array in (chunk.tensors or {}).items()}
     tensors["embedding"] = to_torch(chunk.embedding)  # type: ignore[arg-type]
-    return safetensors.torch.save(tensors, {"record": json.dumps(record)})
+    data: bytes = safetensors.torch.save(tensors, {"record": json.dumps(record)})
+    return data
 
 
 def _unpack(path: Path) -> Spooled:

@@ -1,6 +1,6 @@
-"""What the tensors of a stored chunk are: a payload on its way to the service, and K-V or memory slots on the way back.
+"""The tensors of a stored chunk: a payload on its way to the service, K-V or memory slots on the way back.
 
-This file owns their names (`k.<layer>`, `v.<layer>`, `pos.<layer>`, or `soft`) and what a model makes of soft tokens.
+This file owns their names: `k.<layer>`, `v.<layer>` and `pos.<layer>` of each memory layer, or `soft`.
 """
 
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def tensors_of(payload: Payload, dtype: torch.dtype) -> dict[str, np.ndarray]:
-    """As the service takes them, in the bank's `dtype`."""
+    """Return a payload's tensors by name, as the service takes them, in the bank's `dtype`."""
     if payload.soft is not None:
         return {"soft": to_numpy(payload.soft.to(dtype))}
     tensors = {}
@@ -34,7 +34,7 @@ def tensors_of(payload: Payload, dtype: torch.dtype) -> dict[str, np.ndarray]:
 
 
 def layers_of(tensors: Mapping[str, np.ndarray], attachment: Attachment) -> Layers:
-    """K-V of the memory layers: as stored, or as the frozen model makes them of soft tokens."""
+    """Return the K-V of the memory layers: as they are stored, or as the frozen model makes them of soft tokens."""
     if "soft" in tensors:
         return expanded(to_torch(tensors["soft"]), attachment)
     parts = ("k", "v", "pos")
@@ -43,33 +43,63 @@ def layers_of(tensors: Mapping[str, np.ndarray], attachment: Attachment) -> Laye
 
 
 def slots_of(chunk: kvbank.Chunk, attachment: Attachment, icae: "Icae") -> "Slots":
-    """What the frozen model reads of a chunk beside the rows of `icae`. Errors: see `Memory.slots`."""
-    from model_worker.icae.slots import Slots
+    """Return what the frozen model reads of a chunk beside the rows of `icae`.
 
-    assert chunk.tensors is not None
+    A chunk that was not compressed is read whole. Errors: see `Memory.slots`.
+    """
+    _check(chunk, icae)
+    return _soft_slots(chunk, icae) if icae.config.interface == "soft" else _pair_slots(chunk, attachment, icae)
+
+
+def _is_whole(chunk: kvbank.Chunk) -> bool:
     producer = chunk.producer or kvbank.Producer("")
-    whole = producer.method == "none" and not producer.adapter_digest
-    if not whole and not producer.adapter_digest:
+    return producer.method == "none" and not producer.adapter_digest
+
+
+def _check(chunk: kvbank.Chunk, icae: "Icae") -> None:
+    """Refuse a chunk that holds something else than the slots of `icae`, or its tokens whole."""
+    producer = chunk.producer or kvbank.Producer("")
+    if _is_whole(chunk):
+        return
+    if not producer.adapter_digest:
         raise InputError(f"chunk {chunk.chunk_id} holds no memory slots: it was stored by {producer.method!r}")
-    if not whole and producer.adapter_digest != icae.digest:
+    if producer.adapter_digest != icae.digest:
         raise BankMismatch(
             f"chunk {chunk.chunk_id} was made by another ICAE adapter (digest {producer.adapter_digest}, this one is "
             f"{icae.digest})"
         )
-    source, device = (chunk.original_length,), icae.device
-    if icae.config.interface == "soft":
-        if not whole and "soft" not in chunk.tensors:
-            raise InputError(f"chunk {chunk.chunk_id} holds K-V of its slots, not the slots; write with payload=soft")
-        if whole and not chunk.token_ids:
+
+
+def _soft_slots(chunk: kvbank.Chunk, icae: "Icae") -> "Slots":
+    """Read a chunk for an adapter whose slots are soft tokens: as stored, or embedded from the chunk's own tokens."""
+    from model_worker.icae.slots import Slots
+
+    assert chunk.tensors is not None
+    if _is_whole(chunk):
+        if not chunk.token_ids:
             raise InputError(f"chunk {chunk.chunk_id} was not compressed, and its tokens are not stored")
-        soft = icae.embed(chunk.token_ids) if whole else to_torch(chunk.tensors["soft"]).to(device, icae.dtype)
-        return Slots(soft, None, source, torch.arange(len(soft), device=device))
+        soft = icae.embed(chunk.token_ids)
+    elif "soft" not in chunk.tensors:
+        raise InputError(f"chunk {chunk.chunk_id} holds K-V of its slots, not the slots; write with payload=soft")
+    else:
+        soft = to_torch(chunk.tensors["soft"]).to(icae.device, icae.dtype)
+    return Slots(soft, None, (chunk.original_length,), torch.arange(len(soft), device=icae.device))
+
+
+def _pair_slots(chunk: kvbank.Chunk, attachment: Attachment, icae: "Icae") -> "Slots":
+    """Read a chunk for an adapter whose slots are K-V, which the model needs of all its layers."""
+    from model_worker.icae.slots import Slots
+
+    assert chunk.tensors is not None
     if len(attachment.plan.memory_layers) < len(attachment.reports):
         raise InputError(
             f"chunk {chunk.chunk_id} holds K-V of layers {attachment.plan.memory_layers} alone; to read slots the "
             "model needs those of all its layers"
         )
     layers = layers_of(chunk.tensors, attachment)
-    positions = next(iter(layers.values()))[2].to(device).long()
-    pairs = {x: (keys.to(device, icae.dtype), values.to(device, icae.dtype)) for x, (keys, values, _) in layers.items()}
-    return Slots(None, pairs, source, positions)
+    positions = next(iter(layers.values()))[2].to(icae.device).long()
+    pairs = {
+        layer: (keys.to(icae.device, icae.dtype), values.to(icae.device, icae.dtype))
+        for layer, (keys, values, _) in layers.items()
+    }
+    return Slots(None, pairs, (chunk.original_length,), positions)

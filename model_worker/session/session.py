@@ -25,7 +25,8 @@ from model_worker.compress import local_rule
 from model_worker.errors import InputError, SessionError
 from model_worker.model import MemoryModel, Progress
 from model_worker.remember.chunking import chunks
-from model_worker.remember.memory import START_S, Memory
+from model_worker.remember.memory import Memory
+from model_worker.remember.service_link import START_S
 from model_worker.remember.spool import Spool
 from model_worker.session.answer import AnswerEnd, decoded
 from model_worker.session.epoch import BankEpoch
@@ -112,7 +113,7 @@ class Session:
                 **memory_options,
             )
             session = cls(model, log, memory, model.window if window is None else window, found, rule)
-            session._epoch.claim(max(START_S, memory.patience))
+            session._epoch.claim(max(START_S, memory.link.patience))
             memory.deliver_spooled()
             session._rebuild(from_start, progress)
             log.rewriting.unlink(missing_ok=True)
@@ -199,10 +200,10 @@ class Session:
 
     def _claim(self) -> None:
         """Say nothing into a bank that another copy of this session has taken over; one that is away is not asked."""
-        if self.memory.memory.away:
+        if self.memory.memory.link.away:
             return
         with contextlib.suppress(kvbank.ServiceError):  # what is wrong shows, and is told, when a chunk is written
-            self._epoch.claim(self.memory.memory.patience)
+            self._epoch.claim(self.memory.memory.link.patience)
 
     def _read_ahead(self, prompt: list[int], progress: Progress | None) -> list[int]:
         """Read and record what a prompt has beyond one window; returns the rest."""

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from model_worker.remember.memory import encode
 from model_worker.window.cache import MemoryCache
+from model_worker.window.encoding import encode
 from tests.worker.tiny import FAMILIES, ListMemory, attached, build, tokens, worst
 
 Models = Callable[[str], PreTrainedModel]

@@ -12,8 +12,8 @@ import kvbank
 from model_worker.attachment.attention import _SPARE, RetrievedKV, retrieval_causal_attention
 from model_worker.errors import InputError
 from model_worker.model import MemoryModel
-from model_worker.remember.memory import encode
 from model_worker.window.cache import MemoryCache
+from model_worker.window.encoding import encode
 from tests.worker.tiny import ListMemory, attached, bank, build, recalled, tokenizer, tokens, worst
 
 Models = Callable[[str], PreTrainedModel]

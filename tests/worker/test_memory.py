@@ -15,8 +15,9 @@ from model_worker.attachment.loading import load_model
 from model_worker.errors import BankMismatch, InputError, ModelNotFound
 from model_worker.model import MemoryModel
 from model_worker.remember.embedding import LexicalEmbedder
-from model_worker.remember.memory import Memory, encode
+from model_worker.remember.memory import Memory
 from model_worker.window.cache import MemoryCache
+from model_worker.window.encoding import encode
 from tests.worker.tiny import attached, bank, build, tokenizer, tokens, worst
 
 Models = Callable[[str], PreTrainedModel]

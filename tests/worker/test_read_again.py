@@ -9,8 +9,9 @@ import kvbank
 from model_worker.attaching import attach
 from model_worker.attachment.attachment import Attachment
 from model_worker.model import MemoryModel
-from model_worker.remember.memory import Memory, encode
-from model_worker.remember.spool import Spool, Spooled
+from model_worker.remember.memory import Memory
+from model_worker.remember.spool import Spool
+from model_worker.window.encoding import encode
 from tests.support.restartable import Service, wait_for
 from tests.worker.tiny import bank, build, tokenizer, tokens
 
@@ -55,11 +56,9 @@ def test_reading_again_stores_what_was_deleted(model: MemoryModel, client: kvban
     assert memory.stats.gone == 0
 
 
-def test_a_chunk_that_is_always_gone_is_counted_at_last(
-    model: MemoryModel, client: kvbank.Client, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("model_worker.remember.memory._TIMES_AGAIN", 1)
+def test_a_chunk_that_is_always_gone_is_counted_at_last(model: MemoryModel, client: kvbank.Client) -> None:
     memory = model.with_bank(bank(), source="book")
+    memory.delivery.times_again = 1
     for _ in range(2):
         model.read(BOOK[:8], memory=memory)
         forget(client, memory)
@@ -78,7 +77,7 @@ def test_reading_again_after_some_were_deleted(model: MemoryModel, client: kvban
 
 def test_reading_again_after_an_eviction(model: MemoryModel, client: kvbank.Client) -> None:
     """A bank of three: of a second reading the same stays as of a first."""
-    memory = model._memory(bank(), source="book")
+    memory = Memory(model.attachment, client, bank(), model.tokenizer, model.settings, source="book")
     memory.open(capacity=kvbank.Capacity(chunks=3))
     for _ in range(2):
         model.read(BOOK, memory=memory)
@@ -129,8 +128,8 @@ def test_what_was_delivered_and_deleted_since_stays_deleted(
     memory = Memory(attachment, client, bank(), tokenizer(), chunk=8, spool=Spool(tmp_path))
     memory.open()
     assert memory.spool is not None
-    chunk = memory._new_chunk(encode(attachment, BOOK[:8]))
-    memory.spool.put(Spooled(str(memory.bank), chunk, attachment.reader.digest, memory.embedder.digest))
+    chunk = memory.new_chunk(encode(attachment, BOOK[:8]))
+    memory.spool.put(memory.addressed(str(memory.bank), chunk))
     [waiting] = memory.spool.folder.iterdir()
     copy = waiting.read_bytes()
     assert memory.deliver_spooled()

@@ -9,8 +9,8 @@ from transformers import PreTrainedModel
 import kvbank
 from model_worker.errors import InputError
 from model_worker.model import MemoryModel
-from model_worker.remember.memory import encode
 from model_worker.window.cache import MemoryCache
+from model_worker.window.encoding import encode
 from tests.worker import zoo
 from tests.worker.tiny import ListMemory, attached, recalled, tokenizer, tokens, worst
 

@@ -17,10 +17,11 @@ from kvbank.files.durable import make_folder
 from model_worker.attaching import attach
 from model_worker.attachment.attachment import Attachment
 from model_worker.model import MemoryModel
-from model_worker.remember.memory import Memory, encode
+from model_worker.remember.memory import Memory
 from model_worker.remember.spool import Spool, Spooled
 from model_worker.session.log import SessionLog
 from model_worker.session.window_file import write_window
+from model_worker.window.encoding import encode
 from tests.support.restartable import Service, wait_for
 from tests.worker.tiny import bank, build, tokenizer, tokens
 from tests.worker.worker_process import worker
@@ -371,11 +372,11 @@ def test_a_spool_stays_where_it_was_made(
     monkeypatch.chdir(tmp_path / "here")
     memory = Memory(attachment, client, bank(), tokenizer(), chunk=4, spool=Spool("spool"))
     memory.open()
-    memory._retry_at = float("inf")
+    memory.link.pause_for(float("inf"))
     remember(memory, 0)
     monkeypatch.chdir(tmp_path / "there")
     remember(memory, 1)
     assert [len(list((tmp_path / name / "spool").iterdir())) for name in ("here", "there")] == [2, 0]
-    memory._retry_at = 0.0
+    memory.link.pause_for(0)
     assert memory.deliver_spooled()
     assert starts(client, str(memory.bank)) == [0, 1]

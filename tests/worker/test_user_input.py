@@ -165,7 +165,7 @@ def test_settings_as_numpy_and_torch_give_them(client: kvbank.Client) -> None:
     settings = {"chunk": np.int64(8), "window": torch.tensor(16), "top_k": np.uint8(2), "min_score": np.float32(0.5)}
     banks = np.array([bank(), bank()])
     with MemoryModel(build("llama_gqa"), tokenizer(), memory=client, bank=banks, **settings) as model:
-        assert (model.memory.bank, model.memory.min_score) == (list(banks), 0.5)
+        assert (model.memory.bank, model.settings.min_score) == (list(banks), 0.5)
 
 
 ODD: list[Any] = [

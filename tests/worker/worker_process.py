@@ -13,8 +13,9 @@ import torch
 import kvbank
 from model_worker.attaching import attach
 from model_worker.errors import BankMismatch
-from model_worker.remember.memory import Memory, encode
+from model_worker.remember.memory import Memory
 from model_worker.remember.spool import Spool
+from model_worker.window.encoding import encode
 from tests.worker.tiny import build, tokenizer, tokens
 
 CHUNK = 8
@@ -35,7 +36,7 @@ def worker(*arguments: object) -> "subprocess.Popen[str]":
 def open_memory(address: str, name: str, **options: object) -> Memory:
     torch.set_num_threads(1)
     attachment = attach(build("llama_gqa"), tokenizer())
-    return Memory(attachment, kvbank.connect(address), name, tokenizer(), chunk=CHUNK, top_k=1, **options)  # type: ignore[arg-type]
+    return Memory(attachment, kvbank.connect(address), name, tokenizer(), **{"chunk": CHUNK, "top_k": 1, **options})  # type: ignore[arg-type]
 
 
 def share(address: str, name: str, number: str, seconds: str) -> None:
@@ -79,8 +80,7 @@ def die(address: str, name: str, folder: str) -> None:
 def slots(address: str, name: str, folder: str, other: str) -> None:
     """Attend to the memory slots in a bank, without peft; then restore them and answer from them with an adapter."""
     sys.modules["peft"] = None  # type: ignore[assignment]
-    memory = open_memory(address, name, strict=True)
-    memory.top_k = 9
+    memory = open_memory(address, name, strict=True, top_k=9)
     memory.open()
     [found] = memory.recall([tokens(97, seed=1)[0].tolist()]) or [[]]
     sums = [float(sum(k.double().sum() for k, _, _ in chunk.layers.values())) for chunk in found]

@@ -199,7 +199,7 @@ def test_a_session_stays_where_it_was_opened(
         say(session, *WORDS)
         monkeypatch.chdir(tmp_path / "there")
         say(session, *WORDS)
-        session.memory.memory._retry_at, session.memory.memory._pause = float("inf"), 1000.0
+        session.memory.memory.link.pause_for(float("inf"))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             say(session, *WORDS)

@@ -1,0 +1,101 @@
+"""The settings of a `MemoryModel`: those of its memory, and those of its window, its attachment and its bank."""
+
+import inspect
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
+from functools import partial
+from typing import Any, Self
+
+import kvbank
+from model_worker.arguments import choice, of_kind, whole
+from model_worker.attaching import attach
+from model_worker.compress import local_rule
+from model_worker.errors import InputError
+from model_worker.remember.embedding import Embedder, embedder
+from model_worker.remember.settings import CHUNK, TOP_K, MemoryOptions, MemorySettings, check_names, unless_none
+from model_worker.tensors import DTYPES
+
+_LEAST_WINDOW = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSettings(MemorySettings):
+    """How a `MemoryModel` reads and writes; its memory has the same settings, as far as they are `MemorySettings`."""
+
+    window: int | None = None
+    """Tokens of the local window, at least a chunk. None: what the model was made for, else 256, or a longer chunk."""
+    local: str | None = None
+    """`tova:m=N`: when generating and measuring losses, each layer attends to N local tokens of whatever age, and not
+    to the window. What leaves the window is remembered as ever. None: to the window."""
+    capacity: kvbank.Capacity | None = None
+    """Bounds of a bank that is made. None: it has none."""
+    policy: kvbank.Policy | None = None
+    """Which chunks go first from a bank that is made. None: those that were recalled least (`frequency`)."""
+    store_dtype: str | None = None
+    """`fp32`, `fp16` or `bf16`: how a bank that is made stores K-V. None: as the model computes."""
+    attach_options: dict[str, Any] | None = None
+    """Options of `attach`, such as `mode` and `positions`. None: as the model's `kvbank` configuration entry says."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, check in _CHECKS.items():
+            check(name, getattr(self, name))
+
+    @classmethod
+    def of(cls, settings: MemorySettings | None, options: Mapping[str, Any], made_for: Mapping[str, Any]) -> Self:
+        """Make the settings of a model, without a None for chunk, window and top_k.
+
+        Options replace fields of `settings`; what neither says comes from `made_for`, the `kvbank` entry of the model's
+        configuration. Raises InputError for values that make no sense, and for a name that is no setting, with the
+        nearest one that is.
+        """
+        given = {} if settings is None else _fields_of(of_kind("settings", settings, MemorySettings))
+        asked = dict(options)
+        if "embed" in asked:
+            asked = {"embedder": embedder(asked.pop("embed")), **asked}
+        check_names(cls, asked)
+        found = cls(**{**given, **asked})
+        chunk = found.chunk or whole("chunk", made_for.get("chunk", CHUNK))
+        return replace(
+            found,
+            chunk=chunk,
+            top_k=found.top_k or whole("top_k", made_for.get("top_k", TOP_K)),
+            window=found.window or whole("window", made_for.get("window", max(_LEAST_WINDOW, chunk))),
+        )
+
+
+class ModelOptions(MemoryOptions, total=False):
+    """The fields of `ModelSettings` as keywords, with the same names and types: `ModelSettings` describes each.
+
+    embed: another name of `embedder`, without its None.
+    """
+
+    embed: str | os.PathLike[str] | Embedder
+    window: int | None
+    local: str | None
+    capacity: kvbank.Capacity | None
+    policy: kvbank.Policy | None
+    store_dtype: str | None
+    attach_options: dict[str, Any] | None
+
+
+def _fields_of(settings: MemorySettings) -> dict[str, Any]:
+    return {field.name: getattr(settings, field.name) for field in fields(settings)}
+
+
+def _local(name: str, value: Any) -> None:
+    local_rule(of_kind(name, value, str))
+
+
+def _attach_options(name: str, value: Any) -> None:
+    if unknown := of_kind(name, value, dict).keys() - inspect.signature(attach).parameters.keys():
+        raise InputError(f"attach has no option {', '.join(map(str, unknown))}")
+
+
+_CHECKS: dict[str, Callable[[str, Any], Any]] = {
+    "window": unless_none(whole),
+    "local": unless_none(_local),
+    "store_dtype": unless_none(partial(choice, options=DTYPES)),
+    "attach_options": unless_none(_attach_options),
+}

@@ -1,0 +1,92 @@
+"""A bank is opened for a model: made where there is none, and refused where its chunks are not this model's.
+
+This file owns the rule that K-V are only ever read by the model that made them, and embeddings only compared with those
+of one embedder.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import kvbank
+from model_worker.attachment.attachment import Attachment
+from model_worker.errors import BankMismatch
+from model_worker.remember.embedding import Embedder, of_bank
+from model_worker.remember.service_link import START_S, ServiceLink
+from model_worker.tensors import NAMES
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What a memory wants of a bank.
+
+    kv: the form of its K-V. dtype: of the stored K-V, where the user asked for one. capacity, policy: of a bank that is
+    made.
+    """
+
+    kv: kvbank.KVSpec
+    dtype: str | None = None
+    capacity: kvbank.Capacity | None = None
+    policy: kvbank.Policy | None = None
+
+
+def kv_spec(attachment: Attachment, dtype: str | None) -> kvbank.KVSpec:
+    """Describe the K-V that the attached model writes. dtype: of what is stored; None: the model's own."""
+    own = next(attachment.model.parameters()).dtype
+    table: Any = attachment.model.get_input_embeddings()  # type: ignore[operator]
+    return kvbank.KVSpec(
+        reader_digest=attachment.reader.digest,
+        layers=attachment.plan.memory_layers,
+        kv_heads=attachment.kv_heads,
+        head_dim=attachment.head_dim,
+        dtype=dtype or NAMES[own],
+        reader_parts=attachment.reader.parts,
+        hidden_size=table.weight.shape[1],
+    )
+
+
+def open_bank(link: ServiceLink, name: str, wanted: Wanted, embedder: Embedder) -> tuple[kvbank.Bank, Embedder]:
+    """Return the bank `name`, which is made if it is not there, and the form of `embedder` by which it is searched.
+
+    Raises BankMismatch, which names both digests, for a bank of another model or embedder.
+    """
+    try:
+        bank = link.client.get_bank(name, timeout=START_S)
+        embedder = of_bank(embedder, bank.embedding.embedder_digest)
+    except kvbank.BankNotFound:
+        bank = link.client.create_bank(
+            name,
+            kv=wanted.kv,
+            embedding=kvbank.EmbeddingSpec(embedder.digest, embedder.dimension),
+            capacity=wanted.capacity,
+            policy=wanted.policy,
+            exist_ok=True,
+            timeout=max(START_S, link.patience),
+        )
+    _check_fits(bank, wanted, embedder.digest)
+    return bank, embedder
+
+
+def _check_fits(bank: kvbank.Bank, wanted: Wanted, embedder: str) -> None:
+    """Refuse a bank of another model or embedder digest. Raises BankMismatch."""
+    have, kv = bank.kv, wanted.kv
+    if have is None:
+        raise BankMismatch(f"bank {bank.name!r} holds vectors only")
+    if have.reader_digest != kv.reader_digest:
+        parts = [part for part, value in kv.reader_parts.items() if have.reader_parts.get(part) != value]
+        raise BankMismatch(
+            f"bank {bank.name!r} was written by another model (digest {have.reader_digest}, this one is "
+            f"{kv.reader_digest}; {', '.join(parts)} differ)"
+        )
+    if tuple(have.layers) != tuple(kv.layers):
+        raise BankMismatch(f"bank {bank.name!r} holds layers {have.layers}, this worker remembers {kv.layers}")
+    if have.hidden_size not in (0, kv.hidden_size):
+        raise BankMismatch(
+            f"bank {bank.name!r} holds soft tokens of {have.hidden_size} numbers, this model reads {kv.hidden_size}"
+        )
+    if wanted.dtype is not None and have.dtype != wanted.dtype:
+        raise BankMismatch(f"bank {bank.name!r} stores {have.dtype}, not {wanted.dtype}")
+    if bank.embedding.embedder_digest != embedder:
+        raise BankMismatch(
+            f"bank {bank.name!r} is searched by another embedder (digest {bank.embedding.embedder_digest}, this one is "
+            f"{embedder})"
+        )

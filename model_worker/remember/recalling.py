@@ -1,0 +1,67 @@
+"""The way of a query to a bank, and of the chunks that it finds back to the worker.
+
+This file owns the rule that a payload which the worker holds is not sent again: a query names what is held, and the
+service leaves those bytes out.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+import kvbank
+from model_worker.attachment.attachment import Attachment
+from model_worker.remember import stored
+from model_worker.remember.payload_cache import PayloadCache
+from model_worker.window.recalled import RecalledChunk
+
+
+class Recaller:
+    """Asks banks for the chunks of an attached model, and keeps their payloads.
+
+    top_k: chunks for each query. min_score: the least score of a chunk. count: whether a recall counts for eviction.
+    """
+
+    def __init__(
+        self,
+        client: kvbank.Client,
+        attachment: Attachment,
+        payloads: PayloadCache,
+        *,
+        top_k: int,
+        min_score: float | None,
+        count: bool,
+    ):
+        self._client, self._attachment, self._payloads = client, attachment, payloads
+        self._top_k, self._min_score, self._count = top_k, min_score, count
+        self._store_id = ""
+
+    def retrieve(
+        self, bank: str, vectors: NDArray[np.float32], embedder_digest: str, timeout: float
+    ) -> list[list[RecalledChunk]]:
+        """Return the chunks for each of the vectors `[n, dimension]`, ascending by id.
+
+        timeout: seconds. Raises ServiceError.
+        """
+        answer = self._client.retrieve(
+            bank,
+            vectors,
+            top_k=self._top_k,
+            min_score=self._min_score,
+            count=self._count,
+            held=kvbank.Held(self._store_id, self._payloads.held(self._store_id)),
+            reader_digest=self._attachment.reader.digest,
+            embedder_digest=embedder_digest,
+            timeout=timeout,
+        )
+        self._store_id = answer.store_id
+        held_first = sorted(answer.chunks.values(), key=lambda chunk: chunk.tensors is not None)
+        chunks = {chunk.chunk_id: self._recalled(chunk) for chunk in held_first}  # new payloads may push held ones out
+        return [sorted((chunks[hit.chunk_id] for hit in hits), key=lambda c: c.chunk_id) for hits in answer.queries]
+
+    def _recalled(self, chunk: kvbank.Chunk) -> RecalledChunk:
+        if chunk.tensors is None:
+            held = self._payloads.get(self._store_id, chunk.chunk_id, chunk.checksum)
+            assert held is not None, "the service left out bytes that were not held"
+            return held
+        recalled = RecalledChunk(chunk.chunk_id, chunk.start, stored.layers_of(chunk.tensors, self._attachment))
+        self._payloads.put(self._store_id, chunk.checksum, recalled)
+        return recalled

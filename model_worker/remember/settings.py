@@ -1,0 +1,163 @@
+"""The settings of a memory, each with its meaning, its default and its bounds.
+
+This file owns the rule that a setting is checked once, when `MemorySettings` is made: whatever reads the settings
+afterwards relies on them.
+"""
+
+import difflib
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
+from functools import partial
+from typing import Any, Literal, TypedDict, TypeVar
+
+import kvbank
+from kvbank.wire.scalars import Scalar
+from model_worker.arguments import choice, finite, flag, of_kind, whole
+from model_worker.compress import Compressor
+from model_worker.compress import compressor as compressor_named
+from model_worker.errors import InputError
+from model_worker.remember.embedding import Embedder
+from model_worker.remember.embedding import embedder as embedder_named
+from model_worker.remember.payload_cache import PayloadCache
+from model_worker.remember.spool import Spool
+
+CHUNK, TOP_K = 64, 4
+_PATIENCE_S, _STRICT_PATIENCE_S = 2.0, 10.0
+
+Settings = TypeVar("Settings", bound="MemorySettings")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemorySettings:
+    """What a `Memory` stores of a text, what it recalls, and how long it waits for its service.
+
+    Names (of an embedder, a compressor) become the objects that they name when the settings are made. Raises InputError
+    for a value of another kind or out of its bounds.
+    """
+
+    embedder: str | os.PathLike[str] | Embedder | None = None
+    """Turns a text into the vector by which it is found: `lexical`, `lexical:d=N`, an encoder's folder, or an object
+    with `embed`, `dimension` and `digest`. None: `lexical`."""
+    compressor: str | Compressor = "none"
+    """What is kept of a chunk, as `kvbank compressors` lists it."""
+    chunk: int | None = None
+    """Tokens of a chunk. None: what the model was made for, else 64."""
+    top_k: int | None = None
+    """Chunks that a recall brings. None: what the model was made for, else 4."""
+    cadence: int | None = None
+    """Decode steps between two recalls. None: a chunk."""
+    query_tokens: int | None = None
+    """At most so many of the last tokens are the query of a recall. None: a chunk."""
+    query: Literal["with_input", "past"] = "with_input"
+    """Whether the query includes the tokens about to be processed, as in MemLong, or only the `past` ones; a loss that
+    is to be honest needs `past`, since otherwise the answer chooses its memory."""
+    context: Literal["isolated", "window"] | None = None
+    """Whether a chunk is encoded alone (`isolated`) or stored as it stood in the local window. None: `isolated` in mode
+    memlong, `window` in mode per_layer."""
+    count: bool = True
+    """Whether recalls count for eviction."""
+    min_score: float | None = None
+    """A chunk with a lower score than this is not recalled. None: every chunk may be."""
+    metadata: Mapping[str, Scalar] | None = None
+    """What is stored beside every chunk, by key. None: nothing."""
+    source: str | None = None
+    """Names the text that is read: a chunk of it that is written again, after a crash, is stored once, and a chunk that
+    was deleted, evicted or had expired since is stored again. None: every chunk that is read is stored."""
+    spool: Spool | None = None
+    """Where chunks wait while the service is away. None: a `MemoryModel` has a folder of the user's for each bank, a
+    `Memory` drops and counts them."""
+    strict: bool = False
+    """Whether a service that is away raises, instead of a warning with which generation goes on."""
+    patience: float | None = None
+    """Seconds that one call to the service may take. None: 2, so that a conversation goes on; with `strict` 10."""
+    retry_after: float = 2.0
+    """Seconds after which a service that was away is asked again, at first; the pause doubles up to a minute."""
+    payload_cache: PayloadCache | None = None
+    """Payloads that were recalled and are not sent again. None: a cache of the memory's own of 256 MiB."""
+
+    def __post_init__(self) -> None:
+        for name, check in _CHECKS.items():
+            object.__setattr__(self, name, check(name, getattr(self, name)))
+
+    @property
+    def call_seconds(self) -> float:
+        """Return the seconds that one call to the service may take: `patience`, or its default."""
+        return self.patience or (_STRICT_PATIENCE_S if self.strict else _PATIENCE_S)
+
+
+class MemoryOptions(TypedDict, total=False):
+    """The fields of `MemorySettings` as keywords, with the same names and types: `MemorySettings` describes each."""
+
+    embedder: str | os.PathLike[str] | Embedder | None
+    compressor: str | Compressor
+    chunk: int | None
+    top_k: int | None
+    cadence: int | None
+    query_tokens: int | None
+    query: Literal["with_input", "past"]
+    context: Literal["isolated", "window"] | None
+    count: bool
+    min_score: float | None
+    metadata: Mapping[str, Scalar] | None
+    source: str | None
+    spool: Spool | None
+    strict: bool
+    patience: float | None
+    retry_after: float
+    payload_cache: PayloadCache | None
+
+
+def changed(settings: Settings, options: Mapping[str, Any]) -> Settings:
+    """Return the settings with the fields of `options` in the place of their own.
+
+    Raises InputError for a value out of its bounds, and for a name that is no setting, with the nearest one that is.
+    """
+    check_names(type(settings), options)
+    return replace(settings, **options)
+
+
+def check_names(kind: type[MemorySettings], options: Mapping[str, Any]) -> None:
+    """Refuse names that are no fields of the settings `kind`. Raises InputError, which names the nearest field."""
+    known = [field.name for field in fields(kind)]
+    for name in options:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
+            raise InputError(f"there is no setting {name!r}; the nearest is {near!r}")
+
+
+def unless_none(check: Callable[[str, Any], Any]) -> Callable[[str, Any], Any]:
+    """Make a check that lets None pass."""
+    return lambda name, value: None if value is None else check(name, value)
+
+
+def _metadata(name: str, value: Any) -> dict[str, Any]:
+    try:
+        return kvbank.checked_metadata(of_kind(name, value, Mapping))
+    except kvbank.InvalidArgument as error:
+        raise InputError(str(error)) from None
+
+
+def _compressor(name: str, value: Any) -> Compressor:
+    return of_kind(name, compressor_named(value) if isinstance(value, str) else value, Compressor)
+
+
+_CHECKS: dict[str, Callable[[str, Any], Any]] = {
+    "chunk": unless_none(whole),
+    "top_k": unless_none(whole),
+    "cadence": unless_none(whole),
+    "query_tokens": unless_none(whole),
+    "embedder": lambda _, value: embedder_named("lexical" if value is None else value),
+    "compressor": _compressor,
+    "query": partial(choice, options=("with_input", "past")),
+    "context": unless_none(partial(choice, options=("isolated", "window"))),
+    "count": flag,
+    "strict": flag,
+    "min_score": unless_none(finite),
+    "metadata": unless_none(_metadata),
+    "source": unless_none(partial(of_kind, kind=str)),
+    "spool": unless_none(partial(of_kind, kind=Spool)),
+    "patience": unless_none(partial(finite, above=0.0)),
+    "retry_after": finite,
+    "payload_cache": unless_none(partial(of_kind, kind=PayloadCache)),
+}
