@@ -1,5 +1,7 @@
 """Requests, answers and frames, without a service."""
 
+from typing import Any, get_args
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -9,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import kvbank
-from kvbank._calls import codec, reading
+from kvbank._calls import bank_messages, chunk_messages, enums, reading
 from kvbank._calls import tensors as _tensors
 from kvbank._calls.writing import WriteSession
-from kvbank.v1 import chunk_pb2, service_pb2
+from kvbank.v1 import bank_pb2, chunk_pb2, service_pb2
 from kvbank.wire import frames
 
 SEED = 77
@@ -111,17 +113,17 @@ def test_other_encodings_of_a_message_are_read_too() -> None:
 )
 def test_misuse_is_told_before_anything_is_sent(chunk: kvbank.NewChunk, reason: str) -> None:
     with pytest.raises(kvbank.InvalidArgument) as caught:
-        codec.header("bank", chunk, "", "")
+        chunk_messages.header("bank", chunk, "", "")
     assert caught.value.reason == reason
     assert isinstance(caught.value, ValueError)
 
 
 def test_lengths_come_from_the_tensors() -> None:
     tensors = {"k.1": np.ones((2, 5, 4), np.float32), "k.3": np.ones((2, 7, 4), np.float32)}
-    header, _ = codec.header("bank", kvbank.NewChunk([1.0], tensors), "", "")
+    header, _ = chunk_messages.header("bank", kvbank.NewChunk([1.0], tensors), "", "")
     assert header.chunk.stored_length == 7
     assert header.chunk.original_length == 7
-    header, _ = codec.header("bank", kvbank.NewChunk([1.0], tensors, token_ids=range(20)), "", "")
+    header, _ = chunk_messages.header("bank", kvbank.NewChunk([1.0], tensors, token_ids=range(20)), "", "")
     assert header.chunk.original_length == 20
 
 
@@ -133,7 +135,24 @@ def test_a_capacity_bounds_one_thing() -> None:
 
 def test_unknown_words_are_told_with_the_known_ones() -> None:
     with pytest.raises(kvbank.InvalidArgument, match="frequency, recency_half, reject, lru"):
-        codec.update_bank("bank", ..., kvbank.Policy("newest"), None, ..., ..., None)
+        bank_messages.update("bank", policy=kvbank.Policy("newest"))
+
+
+@pytest.mark.parametrize("enum", enums.WORDS, ids=lambda enum: enum.DESCRIPTOR.name)
+def test_every_word_has_its_number_and_every_number_its_word(enum: Any) -> None:
+    numbers, words = enums.numbers(enum), get_args(enums.WORDS[enum])
+    assert tuple(numbers) == words
+    assert [enums.word(enum, number) for number in numbers.values()] == list(words)
+    assert len(set(numbers.values())) == len(words)
+    assert set(enum.values()) - set(numbers.values()) <= {0}, "only a value that is not stated has no word"
+    assert enums.word(enum, 99) == "99", "a newer server's"
+
+
+def test_every_enum_that_a_message_of_a_caller_has_is_in_the_table() -> None:
+    """Reasons are told by a server, and stated by nobody."""
+    files = (bank_pb2, chunk_pb2, service_pb2)
+    declared = {descriptor for file in files for descriptor in file.DESCRIPTOR.enum_types_by_name.values()}
+    assert {enum.DESCRIPTOR for enum in enums.WORDS} == declared - {service_pb2.EvictionReason.DESCRIPTOR}
 
 
 def test_a_session_keeps_to_the_bound_and_sends_again_what_was_not_acknowledged() -> None:

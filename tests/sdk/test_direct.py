@@ -58,7 +58,7 @@ def test_the_socket_is_this_users_and_goes_with_the_server(host: Host, stored: i
     fetch.reader_digest = host.digests["reader_digest"]
     assert sharing.path is not None
     asked = service_pb2.FetchFilesRequest(fetch=fetch, proof=sharing.path.proof)
-    assert sharing.ask(asked, 20, "here").files == [str(host.file(stored).relative_to(host.data))]
+    assert sharing.ask("FetchFiles", asked, 20, "here").files == [str(host.file(stored).relative_to(host.data))]
     host.stop()
     assert not path.exists()
     host.start()

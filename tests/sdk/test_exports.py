@@ -7,6 +7,8 @@ import sys
 import typing
 from collections.abc import AsyncIterable
 
+import pytest
+
 import kvbank
 from kvbank import _exceptions, _models
 
@@ -42,11 +44,23 @@ def test_both_clients_have_the_same_methods() -> None:
         expected = inspect.signature(method)
         for parameter, other in zip(mirrored.parameters.values(), expected.parameters.values(), strict=True):
             # What a method takes one after the other, a coroutine takes from an asynchronous source, too.
-            more = other.replace(annotation=other.annotation | AsyncIterable[kvbank.NewChunk])
-            assert parameter in (other, more), name
+            more = parameter == other or other.annotation | AsyncIterable[kvbank.NewChunk] == parameter.annotation
+            assert more, name
         _assert_mirrors(name, expected.return_annotation, mirrored.return_annotation, asynchronous[name])
         assert (method.__doc__ or "").strip(), name
         assert asynchronous[name].__doc__ == method.__doc__
+
+
+def test_an_option_that_there_is_not_is_a_type_error() -> None:
+    """As of any function; nothing is sent."""
+    spec: typing.Any = {"kv": None, "embedding": kvbank.EmbeddingSpec("e", 4), "capacaty": None}
+    with kvbank.connect("127.0.0.1:1") as client:
+        with pytest.raises(TypeError, match=r"create_bank\(\) got an unexpected keyword argument 'capacaty'"):
+            client.create_bank("b", **spec)
+        with pytest.raises(TypeError, match=r"retrieve\(\) got an unexpected keyword argument 'layer'"):
+            client.retrieve("b", [1.0], layer=[1])  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match="unexpected keyword argument 'time'"):
+        kvbank.connect("127.0.0.1:1", time=1)  # type: ignore[call-arg]
 
 
 def _assert_mirrors(name: str, sync: typing.Any, asynchronous: typing.Any, method: typing.Any) -> None:

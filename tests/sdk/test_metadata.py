@@ -19,7 +19,7 @@ import torch
 
 import kvbank
 from kvbank import Range
-from kvbank._calls import codec
+from kvbank._calls import search_messages
 from kvbank.v1 import bank_pb2, service_pb2, service_pb2_grpc
 from tests.sdk.relay import Relay
 
@@ -265,10 +265,10 @@ def test_a_server_of_an_earlier_version_drops_nothing(relay: Relay, bank: str, e
 def test_a_condition_that_an_earlier_version_does_not_know_is_one_that_it_refuses() -> None:
     """A field that it does not know it drops; a condition without a key it refuses."""
     filters = [kvbank.Filter(metadata={"a": wanted}) for wanted in (1, True, [1, "a"], Range(below=2))]
-    for known in (codec.list_chunks("b", False, filter_).filter.metadata[0] for filter_ in filters):
+    for known in (search_messages.list_chunks("b", False, filter_).filter.metadata[0] for filter_ in filters):
         known.ClearField("typed")
         assert not known.key
-    (condition,) = codec.list_chunks("b", False, kvbank.Filter(metadata={"a": ["x", "y"]})).filter.metadata
+    (condition,) = search_messages.list_chunks("b", False, kvbank.Filter(metadata={"a": ["x", "y"]})).filter.metadata
     assert (condition.key, list(condition.values), condition.HasField("typed")) == ("a", ["x", "y"], False)
 
 

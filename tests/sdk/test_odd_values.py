@@ -6,6 +6,7 @@ The cases come from the signatures, so that a new method, parameter or model is 
 import asyncio
 import dataclasses
 import inspect
+import typing
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from datetime import timedelta
@@ -66,14 +67,18 @@ def cases(names: list[str], every: int, first: int) -> Iterator[tuple[str, str]]
 
 
 def names_of(call: Callable[..., Any]) -> list[str]:
-    found = inspect.signature(call).parameters.values()
-    return [each.name for each in found if each.name != "self" and each.kind is not each.VAR_KEYWORD]
+    """Names of all arguments, those of a TypedDict of options too."""
+    found = [each for each in inspect.signature(call).parameters.values() if each.name != "self"]
+    options = [typing.get_args(each.annotation)[0] for each in found if each.kind is each.VAR_KEYWORD]
+    plain = [each.name for each in found if each.kind is not each.VAR_KEYWORD]
+    return plain + [name for each in options for name in typing.get_type_hints(each)]
 
 
 def needed(call: Callable[..., Any], good: Good) -> dict[str, Any]:
     """A good value for every parameter that has no default."""
     found = inspect.signature(call).parameters.values()
-    return {each.name: good[each.name] for each in found if each.default is each.empty and each.name != "self"}
+    missing = [each for each in found if each.default is each.empty and each.kind is not each.VAR_KEYWORD]
+    return {each.name: good[each.name] for each in missing if each.name != "self"}
 
 
 @pytest.fixture
@@ -155,8 +160,7 @@ def test_every_way_to_connect(
     connect: Callable[..., Any], address: str, every: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    options = [name for name in names_of(kvbank.Client.__init__) if name not in ("address", "on_close")]
-    for name, label in cases(["target", *options], every, 0):
+    for name, label in cases(names_of(connect), every, 0):
 
         def opened(name: str = name, label: str = label) -> None:
             made = connect(**{"target": address, name: ODD[label]()})

@@ -380,9 +380,9 @@ def test_a_chunk_that_went_is_replaced_by_the_next_best_and_counted_once(
 
 def staged_header(host: Host, make_chunk: Make, **change: Any) -> pb.WriteChunksRequest:
     """A header whose file is staged well, and then changed."""
-    from kvbank._calls import codec
+    from kvbank._calls import chunk_messages
 
-    header, buffers = codec.header("b", make_chunk(7), **host.digests)
+    header, buffers = chunk_messages.header("b", make_chunk(7), **host.digests)
     host.client._shared(Attempts(60.0))
     path = host.client._sharing.path
     assert path is not None

@@ -331,9 +331,9 @@ def test_a_cancelled_stream_leaves_no_staged_file(tmp_path: Path) -> None:
     """Neither the one that is being written meanwhile, nor one that comes after."""
     call, staging = Abandoned(), tmp_path / "staging"
     staging.mkdir()
-    session = WriteSession("b", (), "", "", 1 << 20, SameHost(Folder(str(tmp_path)), "staging", b"nonce"))
+    session, folder = WriteSession("b", (), "", "", 1 << 20), SameHost(Folder(str(tmp_path)), "staging", b"nonce")
     session.pending += [Upload(bytes([i]), service_pb2.ChunkHeader(), Held(call), 5) for i in range(3)]
-    stream = WriteStream(call.begin, session, Attempts(60.0), lambda: None)
+    stream = WriteStream(call.begin, session, Attempts(60.0), lambda: None, folder)
     wait_until(lambda: list(staging.iterdir()))
     stream.cancel()
     call.thread.join()

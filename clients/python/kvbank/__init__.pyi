@@ -55,5 +55,8 @@ from ._models import ServerInfo as ServerInfo
 from ._models import Stats as Stats
 from ._models import TensorInfo as TensorInfo
 from ._models import WriteResult as WriteResult
+from ._options import BankSettings as BankSettings
+from ._options import ConnectOptions as ConnectOptions
+from ._options import RetrieveOptions as RetrieveOptions
 from ._targets import parse_target as parse_target
 from ._version import __version__ as __version__

@@ -1,4 +1,4 @@
-"""From a target to a client; a folder becomes a service inside this process."""
+"""Clients are made here for what `connect` takes; a folder is served by a service inside this process."""
 
 import os
 import socket
@@ -6,11 +6,12 @@ import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, Unpack
 
 from kvbank._async_client import AsyncClient
 from kvbank._client import Client
 from kvbank._exceptions import InvalidArgument, MissingExtra, Unavailable
+from kvbank._options import ConnectOptions
 from kvbank._targets import parse_target
 from kvbank._transport import channel
 
@@ -20,8 +21,10 @@ T = TypeVar("T")
 LONGEST_SOCKET_PATH = 103
 
 
-def connect(target: str | os.PathLike[str], *, timeout: float = channel.DEFAULT_TIMEOUT, **options: Any) -> Client:
-    """Connect to a memory service, or open a folder.
+def connect(
+    target: str | os.PathLike[str], *, timeout: float = channel.DEFAULT_TIMEOUT, **options: Unpack[ConnectOptions]
+) -> Client:
+    """Return a client of a memory service, or of a folder.
 
     target: in this order,
         a path object: a folder;
@@ -29,29 +32,26 @@ def connect(target: str | os.PathLike[str], *, timeout: float = channel.DEFAULT_
         a string with a path separator, "." or "..", or the name of an existing folder: a folder, made if needed;
         "host:port": an address.
     timeout: default deadline of single calls, seconds.
-    options: `stream_timeout`, the deadline of calls that move tensors (120 s); `options`, gRPC channel arguments;
-        `mapped=True`: tensors that come from files of a server on this machine are views of these files instead of
-        copies. Verified as they are handed out, read-only, faster for large ones; but whoever truncates such a file
-        while one is in use ends this process with SIGBUS;
-        `first_contact`: seconds (5) after which a call without a `timeout` of its own gives a server up that was never
-        reached. A server that was reached once is waited for until the deadline of the call, because it may restart.
+    options: stream_timeout, options, mapped, first_contact; see `ConnectOptions`.
 
     An address is not contacted before the first call. A folder is served by this process, on a socket that only this
-    user can reach, until the client is closed; that needs `pip install 'kvbank[server]'` (MissingExtra). Unavailable
-    when another process has the folder.
+    user can reach, until the client is closed.
+    Errors: InvalidArgument; MissingExtra for a folder without `pip install 'kvbank[server]'`; Unavailable when another
+    process has the folder.
     """
     return _opened(Client, target, timeout=timeout, **options)
 
 
 def connect_async(
-    target: str | os.PathLike[str], *, timeout: float = channel.DEFAULT_TIMEOUT, **options: Any
+    target: str | os.PathLike[str], *, timeout: float = channel.DEFAULT_TIMEOUT, **options: Unpack[ConnectOptions]
 ) -> AsyncClient:
-    """As `connect`, for asyncio. Not a coroutine: opening a folder blocks until its service has started."""
+    """Return a client for asyncio, as `connect` does. It is no coroutine: opening a folder blocks until its service
+    has started."""
     return _opened(AsyncClient, target, timeout=timeout, **options)
 
 
 def _opened(kind: Callable[..., T], target: str | os.PathLike[str], **options: Any) -> T:
-    """A client; where its options are refused, what was started for it is stopped again."""
+    """Return a client; where its options are refused, stop again what was started for it."""
     address, stop = _open(target)
     try:
         return kind(address, on_close=stop, **options)
@@ -75,7 +75,8 @@ def _open(target: str | os.PathLike[str]) -> tuple[str, Callable[[], None] | Non
 
 
 def _private_address(stack: ExitStack) -> str:
-    """A socket in a folder that nobody else may enter; a port of the loopback where there can be none."""
+    """Return an address: a socket in a folder that only this user may enter, or a port of the loopback where there can
+    be none."""
     if not hasattr(socket, "AF_UNIX"):
         return "127.0.0.1:0"
     # Not where there are no such sockets, and no locks of this kind.

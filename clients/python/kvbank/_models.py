@@ -32,6 +32,10 @@ from kvbank._exceptions import InvalidArgument
 from kvbank.wire.scalars import Scalar
 
 TensorKind = Literal["numpy", "torch"]
+# The words of the enums of the protocol, which `kvbank._calls.enums` looks up by these.
+DataType = Literal["bf16", "fp16", "fp32", "int32"]
+Metric = Literal["inner_product"]
+PolicyKind = Literal["frequency", "recency_half", "reject", "lru"]
 IndexKind = Literal["auto", "exact", "ivf"]
 PayloadKind = Literal["layer_kv", "soft_tokens"]
 

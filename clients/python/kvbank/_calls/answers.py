@@ -3,6 +3,9 @@ package."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
+
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from kvbank._exceptions import Internal, InvalidArgument, ServiceError
 
@@ -22,6 +25,11 @@ def understood() -> Iterator[None]:
         raise
     except Exception as error:
         raise odd(f"{type(error).__name__}: {error}") from error
+
+
+def read_time(message: Timestamp) -> datetime:
+    """Return the time of a message, in UTC. Errors: ValueError, OverflowError for one outside of the calendar."""
+    return message.ToDatetime(tzinfo=UTC)
 
 
 def odd(what: str) -> Internal:

@@ -1,39 +1,42 @@
 """What a retrieval and a fetch are made of: which calls, in which order, and what comes of their answers.
 
-Both clients run the same generators, which ask for calls and get answers, and do no I/O over the network themselves.
-Payload files of a server on this machine are read here; whatever is wrong with one of them (it is gone, it is damaged,
-it may not be opened) is left to the server, which is asked for these bytes over the stream.
+Both clients run the same generators, which ask for calls and get answers, and do no I/O themselves. Where the server
+shares its data folder with this process, the first call asks for the names of payload files. Whoever makes that call
+reads the tensors out of the files; where one file cannot be read (it is gone, it is damaged, it may not be opened) the
+second call asks for all tensors over the stream.
 """
 
 from collections.abc import Callable, Generator, Sequence
-from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeAlias, TypeVar
 
 from kvbank import _models as m
 from kvbank._arrays import Array
-from kvbank._calls import codec
+from kvbank._calls import chunk_messages
 from kvbank._calls import tensors as _tensors
 from kvbank._calls.answers import odd, understood
-from kvbank._exceptions import ChunkNotFound, DataLoss, FailedPrecondition, ServiceError
-from kvbank._transport.same_host import SameHost, Sharing
+from kvbank._exceptions import ChunkNotFound, FailedPrecondition, ServiceError
 from kvbank.v1 import chunk_pb2, service_pb2
 
 T = TypeVar("T")
 
 
 class Answer:
-    """What a call of this file answered: the frames of a stream, or one message with the names of files."""
+    """The answer to a call of this file: the frames of a stream, or one message with the names of files."""
 
     def __init__(self) -> None:
         self.header: Any = None
-        # Of each chunk, where the call was one for files.
+        # The name of each chunk's payload file, where the call was one for files.
         self.files: Sequence[str] = ()
+        # Whether `tensors` has all that the answer says; False where a file could not be read.
+        self.complete = True
         self._payloads = _tensors.PayloadReader(())
-        # By chunk id, verified.
+        # The verified tensors by chunk id and name.
         self.tensors: dict[int, dict[str, Array]] = {}
 
     @understood()
     def feed(self, frame: Any) -> None:
-        """Take the next frame; DataLoss, Internal for one that makes no sense."""
+        """Take the next frame: a message, or a view of bytes of tensors. Errors: DataLoss; Internal for a frame that
+        makes no sense."""
         if isinstance(frame, memoryview):
             self._payloads.feed(frame)
         elif self.header is not None or not frame.HasField("header"):
@@ -45,36 +48,54 @@ class Answer:
 
     @understood()
     def finish(self) -> None:
-        """After the last frame; DataLoss when bytes are missing, Internal when there was no header."""
+        """Check, after the last frame, that nothing is missing. Errors: DataLoss for bytes, Internal for the header."""
         if self.header is None:
             raise odd("it has no header")
         self._payloads.finish()
 
+    def named(self) -> dict[int, str]:
+        """Return the name of the payload file of each chunk id. Errors: Internal where there are more or fewer."""
+        if len(self.files) != len(self.header.chunks):
+            raise odd("it names other files than chunks")
+        return {chunk.chunk_id: name for chunk, name in zip(self.header.chunks, self.files, strict=True)}
+
     def given(self, chunk_id: int, form: _tensors.Form) -> dict[str, Any] | None:
-        """The tensors of a chunk for the caller, None where the answer has none."""
+        """Return the tensors of a chunk in the form that the caller wants; None where the answer has none."""
         tensors = self.tensors.get(chunk_id)
         return None if tensors is None else {name: form(array) for name, array in tensors.items()}
 
     def wanted(self) -> Sequence[chunk_pb2.Chunk]:
-        """The chunks whose tensors belong to the answer."""
+        """Return the chunks whose tensors belong to the answer."""
         if isinstance(self.header, service_pb2.FetchChunksHeader):
             return self.header.chunks
         return [chunk for chunk, sent in zip(self.header.chunks, self.header.sent, strict=True) if sent]
 
 
+class SharedFolder(Protocol):
+    """A data folder that this process shares with its server, as the calls of this file see it."""
+
+    @property
+    def proof(self) -> bytes:
+        """The bytes that show the server that this client may read the folder."""
+
+    def fill(self, answer: Answer) -> None:
+        """Read the tensors of `answer` from the files that it names; it is not `complete` where one cannot be read."""
+
+
 class Call(NamedTuple):
-    """A stream that is to be read to its end, or (`single`) a call with one answer."""
+    """A call to make. folder: that of the files which the one message of the answer names, out of which the tensors
+    are to be filled in; None for a stream, which is to be read to its end."""
 
     method: str
     request: Any
-    single: bool = False
+    folder: SharedFolder | None = None
 
 
 Steps: TypeAlias = Generator[Call, Answer, T]
 
 
 class Run(Generic[T]):
-    """Steps under way. Each method answers the call to make next, or None at the end: then there is a `result`."""
+    """Steps under way. Each method returns the call to make next, or None at the end, when there is a `result`."""
 
     result: T
 
@@ -82,14 +103,15 @@ class Run(Generic[T]):
         self._steps = steps
 
     def begin(self) -> Call | None:
+        """Return the first call."""
         return self._resumed(lambda: next(self._steps))
 
     def answered(self, answer: Answer) -> Call | None:
-        """The call went well. May block, because files are read now."""
+        """Take the answer to the call, and return what to do next."""
         return self._resumed(lambda: self._steps.send(answer))
 
     def failed(self, error: ServiceError) -> Call | None:
-        """It did not; raises what the steps can do nothing about."""
+        """Take the error in which the call ended, and return what to do next; raise it where the steps cannot go on."""
         return self._resumed(lambda: self._steps.throw(error))
 
     def _resumed(self, resume: Callable[[], Call]) -> Call | None:
@@ -100,24 +122,33 @@ class Run(Generic[T]):
             return None
 
 
-def retrieval(request: service_pb2.RetrieveRequest, sharing: Sharing, form: _tensors.Form) -> Steps[m.Retrieval]:
-    """Retrieve, with tensors in the form that is wanted; once more over the stream where a file could not be read (it
-    counts once)."""
-    if (path := sharing.path) is not None and not request.omit_payload:
-        shared = service_pb2.RetrieveFilesRequest(retrieve=request, proof=path.proof)
-        files = yield from _by_files(Call("RetrieveFiles", shared, single=True), path, sharing)
-        if files is not None and _complete(files, path):
+def retrieval(
+    request: service_pb2.RetrieveRequest, folder: SharedFolder | None, form: _tensors.Form
+) -> Steps[m.Retrieval]:
+    """Retrieve from the files of `folder`, where it is given and its files can be read, else over the stream.
+
+    form: makes of each tensor what the caller wants. The server counts both calls once.
+    """
+    if folder is not None and not request.omit_payload:
+        shared = service_pb2.RetrieveFilesRequest(retrieve=request, proof=folder.proof)
+        files = yield from _by_files(Call("RetrieveFiles", shared, folder))
+        if files is not None and files.complete:
             return _retrieval(request, files, form)
     return _retrieval(request, (yield Call("Retrieve", request)), form)
 
 
-def fetch(request: service_pb2.FetchChunksRequest, sharing: Sharing, form: _tensors.Form) -> Steps[list[m.Chunk]]:
-    """FetchChunks; chunks in the order asked for, tensors in the form that is wanted."""
+def fetch(
+    request: service_pb2.FetchChunksRequest, folder: SharedFolder | None, form: _tensors.Form
+) -> Steps[list[m.Chunk]]:
+    """Fetch chunks in the order asked for, from the files of `folder` or over the stream, as `retrieval` does.
+
+    Errors: ChunkNotFound where another store is served than the one that named the files.
+    """
     files = None
-    if (path := sharing.path) is not None:
-        shared = service_pb2.FetchFilesRequest(fetch=request, proof=path.proof)
-        files = yield from _by_files(Call("FetchFiles", shared, single=True), path, sharing)
-        if files is not None and _complete(files, path):
+    if folder is not None:
+        shared = service_pb2.FetchFilesRequest(fetch=request, proof=folder.proof)
+        files = yield from _by_files(Call("FetchFiles", shared, folder))
+        if files is not None and files.complete:
             return _fetched(request, files, form)
     answer = yield Call("FetchChunks", request)
     if files is not None and files.header.store_id != answer.header.store_id:
@@ -128,7 +159,7 @@ def fetch(request: service_pb2.FetchChunksRequest, sharing: Sharing, form: _tens
 @understood()
 def _retrieval(request: service_pb2.RetrieveRequest, answer: Answer, form: _tensors.Form) -> m.Retrieval:
     head = answer.header
-    chunks = {chunk.chunk_id: codec.chunk(chunk, answer.given(chunk.chunk_id, form)) for chunk in head.chunks}
+    chunks = {chunk.chunk_id: chunk_messages.read(chunk, answer.given(chunk.chunk_id, form)) for chunk in head.chunks}
     queries = [[m.Hit(hit.chunk_id, hit.score) for hit in query.hits] for query in head.queries]
     if len(queries) * 4 * request.dimension != len(request.queries):
         raise odd(f"it has hits of {len(queries)} queries")
@@ -145,32 +176,19 @@ def _retrieval(request: service_pb2.RetrieveRequest, answer: Answer, form: _tens
 def _fetched(request: service_pb2.FetchChunksRequest, answer: Answer, form: _tensors.Form) -> list[m.Chunk]:
     if [chunk.chunk_id for chunk in answer.header.chunks] != list(request.chunk_ids):
         raise odd("it has other chunks than were asked for")
-    return [codec.chunk(chunk, answer.given(chunk.chunk_id, form)) for chunk in answer.header.chunks]
+    return [chunk_messages.read(chunk, answer.given(chunk.chunk_id, form)) for chunk in answer.header.chunks]
 
 
-def _by_files(call: Call, path: SameHost, sharing: Sharing) -> Steps[Answer | None]:
-    """The answer with the names of files; None where the server shares no files any more."""
+def _by_files(call: Call) -> Steps[Answer | None]:
+    """Make a call for files; return its answer, or None where the server shares no files any more."""
     try:
         return (yield call)
     except FailedPrecondition as refusal:
-        if refusal.reason != "NOT_SAME_HOST":
+        if not shares_nothing(refusal):
             raise
-        sharing.ignored(path)
         return None
 
 
-@understood()
-def _complete(answer: Answer, path: SameHost) -> bool:
-    """Read the tensors from the files; whether all could be read. Where one could not, all are asked for over the
-    stream: a server that learned which file it was could find out what is in one."""
-    if len(answer.files) != len(answer.header.chunks):
-        raise odd("it names other files than chunks")
-    names = {chunk.chunk_id: name for chunk, name in zip(answer.header.chunks, answer.files, strict=True)}
-    try:
-        for chunk in answer.wanted():
-            stored = chunk.HasField("payload")
-            payload = path.read(names[chunk.chunk_id], chunk) if stored else _tensors.Payload(chunk)
-            answer.tensors[chunk.chunk_id] = payload.tensors()
-    except (OSError, DataLoss):
-        return False
-    return True
+def shares_nothing(error: ServiceError) -> bool:
+    """Tell whether a server refused a call for files because it shares no files with this client."""
+    return error.reason == "NOT_SAME_HOST"

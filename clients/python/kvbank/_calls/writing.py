@@ -12,17 +12,20 @@ from queue import SimpleQueue
 from typing import Any, TypeAlias
 
 from kvbank._arguments import iterable
-from kvbank._calls import codec, metadata, tensors
+from kvbank._calls import chunk_messages, metadata, tensors
 from kvbank._exceptions import Internal, ServiceError
 from kvbank._models import NewChunk, WriteResult
-from kvbank._transport.same_host import SameHost
 from kvbank.v1 import service_pb2
 from kvbank.wire import frames as _frames
 
 
 @dataclass(slots=True)
 class Upload:
-    """A chunk in its wire form; `size` is what it takes of the server's unacknowledged bytes."""
+    """A chunk in its wire form.
+
+    key: its idempotency key. buffers: the bytes of its tensors. size: bytes that it takes of those which the server
+    allows to be unacknowledged. staged: name of the file that has the bytes for the server; empty where none has.
+    """
 
     key: bytes
     header: service_pb2.ChunkHeader
@@ -30,23 +33,29 @@ class Upload:
     size: int
     staged: str = ""
 
-    def begin(self, path: SameHost | None) -> tuple[service_pb2.ChunkHeader, list[memoryview]]:
-        """Header and bytes; with `path`, if that is possible, a header that names a file with the bytes."""
-        staged = path.stage(self.buffers, self.header.ByteSize()) if path is not None and self.buffers else None
-        if staged is None:
-            return self.header, self.buffers
+    def naming(self, staged: service_pb2.StagedPayload) -> service_pb2.ChunkHeader:
+        """Return a header that names a file with the bytes, and keep the name."""
         self.staged = staged.name
         header = service_pb2.ChunkHeader()
         header.CopyFrom(self.header)
         header.staged.CopyFrom(staged)
-        return header, []
+        return header
 
 
 Begun: TypeAlias = tuple[service_pb2.ChunkHeader, list[memoryview]]
 
 
+def takes_no_file(error: ServiceError) -> bool:
+    """Tell whether a write failed because the server does not take a staged file of this client."""
+    return error.reason == "STAGED_FILE"
+
+
 def frames(uploads: "SimpleQueue[Upload | None]", begin: Callable[[Upload], Begun]) -> Iterator[Any]:
-    """The requests of a stream, until None. Chunks that need no data frames and wait at the same time go together."""
+    """Yield the requests of a stream, until the queue has None.
+
+    begin: gives header and bytes of an upload, with no bytes where its header names a file. Chunks that need no data
+    frames and wait at the same time go together.
+    """
     together, size = service_pb2.ChunkHeaders(), 0
     while (upload := uploads.get()) is not None:
         header, buffers = begin(upload)
@@ -70,7 +79,10 @@ def _request(together: service_pb2.ChunkHeaders) -> service_pb2.WriteChunksReque
 
 
 class WriteSession:
-    """One `write_many`, over as many streams as it takes."""
+    """The state of one `write_many`, over as many streams as it takes.
+
+    An upload goes from `peek` or `put` by `advance` to `pending`, and by `acknowledge` to `results`.
+    """
 
     def __init__(
         self,
@@ -79,17 +91,15 @@ class WriteSession:
         reader_digest: str,
         embedder_digest: str,
         bound: int,
-        path: SameHost | None = None,
         typed: bool = True,
     ) -> None:
         """chunks: consumed by `peek`; behind them come those of `put`.
 
-        bound: most bytes that may be in flight; a single larger chunk goes alone. path: where to stage payloads.
+        bound: most bytes that may be in flight; a single larger chunk goes alone.
         typed: whether the server keeps metadata of every type.
         """
         self.results: list[WriteResult] = []
         self.pending: deque[Upload] = deque()
-        self.path = path
         self._bank, self._reader_digest, self._embedder_digest = bank, reader_digest, embedder_digest
         self._uploads = map(self._upload, iterable("chunks", chunks))
         self._typed = typed
@@ -101,10 +111,11 @@ class WriteSession:
         self._progressed = 0.0
 
     def finished(self) -> bool:
+        """Tell whether every chunk is acknowledged and none follows."""
         return not self.pending and self.peek() is None
 
     def peek(self) -> Upload | None:
-        """The upload that goes next; None after the last one, and after the last one before a failure."""
+        """Return the upload that goes next; None after the last one, and after the last one before a failure."""
         if self._next is None and self.failure is None:
             try:
                 self._next = next(self._uploads, None)
@@ -113,25 +124,26 @@ class WriteSession:
         return self._next
 
     def written(self) -> list[WriteResult]:
-        """The results, once all is acknowledged; raises the failure that ended the chunks."""
+        """Return the results, once all is acknowledged, or raise the failure that ended the chunks."""
         if self.failure is not None:
             raise self.failure
         return self.results
 
     def put(self, chunk: NewChunk) -> None:
-        """Have `peek` answer this one, for which there is no other."""
+        """Have `peek` return the upload of `chunk`; only where it returned None before. Errors: InvalidArgument;
+        FailedPrecondition for metadata that the server does not keep."""
         self._next = self._upload(chunk)
 
     def waiting_since(self) -> float:
-        """When (time.monotonic()) the wait for the next acknowledgement began; now, where none is due."""
+        """Return when (time.monotonic()) the wait for the next acknowledgement began; now, where none is due."""
         return self._progressed if self.pending else time.monotonic()
 
     def has_room(self) -> bool:
-        """Whether the upload of `peek` may be sent now."""
+        """Tell whether the upload of `peek` may be sent now."""
         return self._next is None or not self.pending or self._in_flight + self._next.size <= self._bound
 
     def advance(self) -> Upload:
-        """Move the upload of `peek` to `pending`; send it then."""
+        """Move the upload of `peek` to `pending` and return it, for the caller to send."""
         upload = self._next
         assert upload is not None
         self._next = None
@@ -141,21 +153,9 @@ class WriteSession:
         self.pending.append(upload)
         return upload
 
-    def unstage(self) -> None:
-        """A stream has ended: files that the server did not take are removed."""
-        for upload in self.pending:
-            if upload.staged and self.path is not None:
-                self.path.unstage(upload.staged)
-                upload.staged = ""
-
-    def refused(self, error: ServiceError) -> bool:
-        """Whether the rest goes over the stream from here on, because the server takes no file of ours."""
-        if self.path is None or error.reason != "STAGED_FILE":
-            return False
-        self.path = None
-        return True
-
     def acknowledge(self, response: service_pb2.WriteChunksResponse) -> None:
+        """Take a response, which acknowledges one chunk or several in order. Errors: Internal for another chunk than
+        the first that is pending."""
         for ack in (response, *response.more):
             self._acknowledge(ack)
 
@@ -164,9 +164,9 @@ class WriteSession:
             raise Internal("the server acknowledged a chunk out of order")
         self._in_flight -= self.pending.popleft().size
         self._progressed = time.monotonic()
-        self.results.append(codec.write_result(response))
+        self.results.append(chunk_messages.read_written(response))
 
     def _upload(self, chunk: NewChunk) -> Upload:
-        header, buffers = codec.header(self._bank, chunk, self._reader_digest, self._embedder_digest)
+        header, buffers = chunk_messages.header(self._bank, chunk, self._reader_digest, self._embedder_digest)
         metadata.check_kept(header.chunk, self._typed)
         return Upload(chunk.idempotency_key, header, buffers, header.ByteSize() + sum(map(len, buffers)))

@@ -1,11 +1,9 @@
 """Payload files of a server on this machine are read here, and staged for it.
 
-This file owns what is believed of such a server: that it knows what is in a file which only this user can read, once
-it has proven that, and nothing more. Names in its answers open nothing but payload files of its folder, every tensor
-that is read is verified, and the server is not told which of them could not be read.
+This file owns what is believed of the names in answers of such a server: they open nothing but payload files of its
+folder, every tensor that is read is verified, and the server is not told which of the files could not be read.
 """
 
-import hmac
 import mmap
 import os
 import re
@@ -16,21 +14,18 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from google.protobuf.message import DecodeError
 
 from kvbank._calls import tensors as _tensors
-from kvbank._exceptions import DeadlineExceeded
-from kvbank._transport import status
-from kvbank._transport.folder import Folder, plain
-from kvbank.v1 import chunk_pb2, direct_pb2, service_pb2
+from kvbank._calls.answers import understood
+from kvbank._calls.reading import Answer
+from kvbank._exceptions import DataLoss
+from kvbank._transport.folder import Folder
+from kvbank.v1 import chunk_pb2, service_pb2
 from kvbank.wire import proof as _proof
-from kvbank.wire.local_socket import Direct
 
-_NONCE_FILE, _LARGEST_NONCE = "same-host.nonce", 1024
 # The bank's uid, the low byte of the id, the id.
 _PAYLOAD = re.compile(r"payloads/[0-9a-f]{16}/(?P<shard>[0-9a-f]{2})/(?P<id>[1-9][0-9]{0,18})\.safetensors")
 _PAGE = 4096
@@ -60,11 +55,14 @@ class SameHost:
         return _proof.of_client(self.nonce)
 
     def same(self, other: "SameHost | None") -> bool:
-        """Whether both are one folder of one start of a server."""
+        """Tell whether both are one folder of one start of a server."""
         return other is not None and self.nonce == other.nonce and self.folder.same(other.folder)
 
-    def read(self, name: str, chunk: chunk_pb2.Chunk) -> "_tensors.Payload":
-        """The chunk's tensors out of a file, no others, verified. OSError when that cannot be, DataLoss."""
+    def read(self, name: str, chunk: chunk_pb2.Chunk) -> _tensors.Payload:
+        """Return the verified tensors of a chunk out of the file of this name.
+
+        Errors: OSError where the file cannot be read or is none of this chunk's; DataLoss where its bytes are damaged.
+        """
         match = _PAYLOAD.fullmatch(name)
         if match is None or int(match["id"]) != chunk.chunk_id or int(match["shard"], 16) != chunk.chunk_id & 0xFF:
             raise OSError(f"{name!r} is not the name of the payload of chunk {chunk.chunk_id}")
@@ -84,9 +82,27 @@ class SameHost:
             payload.verify(index)
         return payload
 
+    @understood()
+    def fill(self, answer: Answer) -> None:
+        """Read the tensors of an answer from the files that it names; it is not `complete` where one cannot be read.
+
+        All tensors are then asked for over the stream: a server that learned which file it was could find out in this
+        way what is in a file. Errors: Internal for an answer that makes no sense.
+        """
+        names = answer.named()
+        try:
+            for chunk in answer.wanted():
+                stored = chunk.HasField("payload")
+                payload = self.read(names[chunk.chunk_id], chunk) if stored else _tensors.Payload(chunk)
+                answer.tensors[chunk.chunk_id] = payload.tensors()
+        except (OSError, DataLoss):
+            answer.complete = False
+
     def stage(self, buffers: Sequence[memoryview], about: int = 0) -> service_pb2.StagedPayload | None:
-        """Write the tensors of a chunk to a file for the server to take over; None where that cannot be. `about`: bytes
-        of what else is said of the chunk, of which the server writes a copy into the file's header."""
+        """Write the tensors of a chunk to a file for the server to take over; return None where that cannot be.
+
+        about: bytes of the chunk's other fields, of which the server writes a copy into the file's header.
+        """
         name, offset = uuid.uuid4().hex, _room(len(buffers), about)
         try:
             descriptor = self.folder.created(f"{self.staging}/{name}")
@@ -105,88 +121,6 @@ class SameHost:
             self.folder.removed(f"{self.staging}/{name}")
         except OSError:
             return
-
-
-class Sharing:
-    """What a client knows of the same-host path to its server."""
-
-    def __init__(self, address: str, mapped: bool = False) -> None:
-        self._mapped = mapped
-        self.path: SameHost | None = None
-        self._direct: Direct | None = None
-        self._refused: SameHost | None = None
-        # Only a unix socket says that the server is on this machine.
-        self._unknown = address.startswith("unix:")
-
-    def unknown(self) -> bool:
-        """Tell whether the server is to be asked by GetServerInfo."""
-        return self._unknown
-
-    @staticmethod
-    def question() -> service_pb2.GetServerInfoRequest:
-        """Make the request that lets the server prove that it knows the nonce."""
-        return service_pb2.GetServerInfoRequest(challenge=_proof.challenge())
-
-    def learn(self, asked: service_pb2.GetServerInfoRequest, info: service_pb2.GetServerInfoResponse) -> None:
-        """Take the path where the server has proven that it is the one of the folder that it names."""
-        path = _proven(info.same_host, asked.challenge, self._mapped) if info.HasField("same_host") else None
-        path = None if path is None or path.same(self._refused) else path
-        if path is None or not path.same(self.path):
-            self.close()
-            self._direct = Direct(path.folder.reached(path.socket), path.folder) if path and path.socket else None
-            self.path = path
-        self._unknown = False
-
-    def ignored(self, path: SameHost) -> None:
-        """Note that the server did not take the proof of `path`: it is another server since, or shares nothing any
-        more."""
-        self._refused, self._unknown = path, True
-
-    def doubted(self) -> None:
-        """Note that the server did not take a staged file: it may be another server since, and is to be asked again."""
-        self._unknown = self.path is not None
-
-    def ask(self, request: Any, timeout: float, request_id: str) -> Any:
-        """The answer of a direct call; None where it cannot be had so, and gRPC is to be asked. ServiceError."""
-        if (direct := self._direct) is None:
-            return None
-        field = "retrieve" if isinstance(request, service_pb2.RetrieveFilesRequest) else "fetch"
-        try:
-            answer = direct.call(direct_pb2.DirectRequest(request_id=request_id, **{field: request}), timeout)
-        except TimeoutError:
-            raise DeadlineExceeded(f"no answer within {timeout:.3g} s", code="DEADLINE_EXCEEDED") from None
-        except (OSError, DecodeError):
-            return None
-        if answer.HasField("error"):
-            raise status.from_status(answer.error, request_id)
-        return getattr(answer, field) if answer.HasField(field) else None
-
-    def close(self) -> None:
-        """End the connections for direct calls."""
-        if self._direct is not None:
-            self._direct.close()
-
-
-def _proven(info: service_pb2.SameHost, challenge: bytes, mapped: bool) -> SameHost | None:
-    """Return the folder that a server names, None where it has not proven that it knows what is in the nonce file,
-    which must belong to this user and be open to nobody else."""
-    if info.nonce_file != _NONCE_FILE or not info.path.startswith(b"/"):
-        return None
-    try:
-        folder = Folder(info.path)
-        with folder.opened(_NONCE_FILE) as descriptor:
-            found = os.fstat(descriptor)
-            own = stat.S_ISREG(found.st_mode) and found.st_uid == os.geteuid() and found.st_nlink == 1
-            if not own or stat.S_IMODE(found.st_mode) & 0o077:
-                return None
-            nonce = os.read(descriptor, _LARGEST_NONCE)
-    except (OSError, ValueError):  # ValueError: a path with a NUL
-        return None
-    if not nonce or not hmac.compare_digest(info.proof, _proof.of_server(nonce, challenge, info)):
-        return None
-    if not plain(info.staging):
-        return None
-    return SameHost(folder, info.staging, nonce, info.socket if plain(info.socket) else "", mapped)
 
 
 def _header(descriptor: int, chunk: chunk_pb2.Chunk) -> bytes:
@@ -210,7 +144,7 @@ def _mapping(descriptor: int, length: int) -> npt.NDArray[np.uint8] | None:
     return np.frombuffer(mapping, np.uint8)
 
 
-def _runs(payload: "_tensors.Payload") -> Iterator[tuple[int, list[memoryview]]]:
+def _runs(payload: _tensors.Payload) -> Iterator[tuple[int, list[memoryview]]]:
     """Yield runs of neighbouring tensors: where a run begins in the file, and the places for its bytes."""
     run: list[memoryview] = []
     begin = end = 0

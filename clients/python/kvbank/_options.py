@@ -1,0 +1,69 @@
+"""Options of the methods that have many. Each key is a keyword argument of its method, and may be left out."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypedDict
+
+from kvbank import _models as m
+from kvbank.wire.scalars import Scalar
+
+
+class ConnectOptions(TypedDict, total=False):
+    """What `connect` and `connect_async` take besides the target and `timeout`.
+
+    stream_timeout: default deadline of calls that move tensors, seconds (120).
+    options: gRPC channel arguments, pairs of a name and a value; they replace those of this package.
+    mapped: True gives tensors that are views of the payload files of a server on this machine, instead of copies
+        (False). Views are verified when they are handed out, read-only, and faster for large tensors. A program that
+        truncates such a file while a view of it is in use ends this process with SIGBUS; the server does not.
+    first_contact: seconds (5) after which a call without a `timeout` of its own gives a server up that was never
+        reached. A server that was reached once is waited for until the deadline of the call, because it may restart.
+    """
+
+    stream_timeout: float
+    options: Sequence[tuple[str, Any]]
+    mapped: bool
+    first_contact: float
+
+
+class BankSettings(TypedDict, total=False):
+    """What `create_bank` takes besides the specs of a bank. `update_bank` can change all of it later.
+
+    capacity: when the bank evicts; None, the default, is never.
+    policy: which chunks an eviction takes; the default is `Policy()`.
+    metadata: values of the caller's, by key.
+    quota: when the bank refuses a write; None, the default, is never.
+    expiry: when chunks go that state no expiry; None, the default, is never.
+    index: how the bank is searched, see `Bank`; the default is "auto".
+    """
+
+    capacity: m.Capacity | None
+    policy: m.Policy | None
+    metadata: Mapping[str, Scalar]
+    quota: m.Quota | None
+    expiry: m.Expiry | None
+    index: m.IndexKind
+
+
+class RetrieveOptions(TypedDict, total=False):
+    """What `retrieve` takes besides the query, the filter and the digests.
+
+    min_score: hits below it are left out.
+    layers: memory layers whose tensors are sent; None, the default, is all.
+    held: payloads that the caller has and that are not sent again; the `tensors` of these chunks are None.
+    payload: False sends hits and metadata only, and then `reader_digest` may be left out. The default is True.
+    count: False leaves the retrieval counts of the hits as they are. The default is True. A call that is made again
+        counts once, unless the server was started anew in between.
+    """
+
+    min_score: float | None
+    layers: Iterable[int] | None
+    held: m.Held | None
+    payload: bool
+    count: bool
+
+
+def check_names(method: str, options: Mapping[str, object], kind: Any) -> None:
+    """Check that every option of a method is a key of `kind`, one of the classes above. Errors: TypeError."""
+    for name in options:
+        if name not in kind.__annotations__:
+            raise TypeError(f"{method}() got an unexpected keyword argument {name!r}")
