@@ -1,4 +1,4 @@
-"""`python -m memory_service`: `kvbank serve` without the other commands."""
+"""The program that `python -m memory_service` runs: `kvbank serve` without the other commands."""
 
 import typer
 

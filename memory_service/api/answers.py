@@ -37,7 +37,7 @@ class Streamed(NamedTuple):
 
 
 class Answers:
-    """Makes answers. Threads share it."""
+    """Makes the answers of retrievals and fetches. Threads share the object."""
 
     def __init__(
         self, banks: Banks, recall: Recall, same_host: SameHost | None, most_bytes: int, metrics: Metrics

@@ -1,11 +1,11 @@
-"""File descriptors: how many this process may have, and that connections leave enough for files."""
+"""File descriptors of this process. This file owns that connections leave enough of them for files."""
 
 import resource
 from contextlib import suppress
 
 from memory_service.storage.verify import MOST_OPEN
 
-# Payloads that are being sent; and the database for each thread, indexes, logs, sockets that listen, direct calls.
+# For payloads that are being sent; for the database in each thread, indexes, logs, sockets that listen, direct calls.
 _FOR_FILES = MOST_OPEN + 256
 _FEWEST = 16
 

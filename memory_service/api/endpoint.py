@@ -1,4 +1,5 @@
-"""The HTTP door beside gRPC: `/metrics` for Prometheus, `/healthz` and `/readyz` for whoever keeps the service running.
+"""The HTTP door beside gRPC: `/metrics` for Prometheus, `/healthz` and `/readyz` for what keeps the service running,
+such as systemd or Kubernetes.
 
 It is served in the event loop, so that slow callers cost no thread. This file owns the bounds on how many connections
 there are and how long each may take.
@@ -62,7 +63,7 @@ class Endpoint:
         self.address = f"{host}:{self._server.sockets[0].getsockname()[1]}"
 
     async def close(self) -> None:
-        """Answer nobody any more."""
+        """End all connections, and listen no more."""
         if self._server is not None:
             self._server.close()
         for connection in self._connections:

@@ -1,4 +1,5 @@
-"""gRPC's health service (grpc.health.v1). Owns the look at the storage, without which nothing can be served."""
+"""gRPC's health service (grpc.health.v1). This file owns the look at the storage, without which nothing can be
+served."""
 
 import asyncio
 from collections.abc import Callable, Sequence
@@ -9,18 +10,18 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from memory_service.observe.troubles import Troubles
 
 NAME = health.SERVICE_NAME
-# Seconds between two looks at the storage, and those that one may take.
+# Seconds between two looks at the storage, and seconds that one look may take.
 PROBE_S = 5.0
 _PATIENCE_S = 5.0
 
 
 class Health:
-    """Tells SERVING while the condition is ready, and NOT_SERVING otherwise. Between `begin` and `end` it also asks the
-    storage again and again, and notes in the condition whether that answers."""
+    """Tells SERVING while no trouble stops the service, and NOT_SERVING otherwise. Between `begin` and `end` it also
+    asks the storage again and again, and notes among the troubles whether the storage fails to answer."""
 
     def __init__(self, troubles: Troubles, services: Sequence[str], probe: Callable[[], None]) -> None:
-        """services: the names of the services whose health is told, besides that of the whole. probe: a call that reads
-        the storage; it blocks, and raises the error of a storage that fails."""
+        """Tell the health of `services` by these names, besides that of the whole. probe: a call that reads the
+        storage; it blocks, and raises the error of a storage that fails."""
         self._troubles = troubles
         self._services = ("", *services)
         self._probe = probe
@@ -48,7 +49,7 @@ class Health:
                 asked.exception()
 
     async def tell(self) -> None:
-        """Tell callers the health, where they were told another one last."""
+        """Tell callers the health, where it is another one than they were told last."""
         serving = self._troubles.ready()
         if serving != self._told:
             self._told = serving

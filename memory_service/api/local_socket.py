@@ -1,6 +1,7 @@
-"""The service's end of direct calls (direct.proto): a thread a connection, one call at a time, without an event loop.
+"""The service's end of direct calls (direct.proto): each connection has a thread, which answers one call at a time
+without an event loop.
 
-This file owns who is answered: this user's processes, as many as there is a thread for.
+This file owns which callers are answered: processes of the service's user, as many as there is a thread for.
 """
 
 import logging
@@ -15,7 +16,7 @@ from typing import Any
 
 from kvbank.v1 import direct_pb2 as pb
 from kvbank.wire import frames, local_socket
-from memory_service.api.messages.parsing import Decoder
+from memory_service.api.messages.parsing import Parser
 from memory_service.api.messages.status import CODE_OF, status, to_service_error, without_frames
 from memory_service.domain.cancellation import Cancellation
 from memory_service.domain.errors import ServiceError, StartError, invalid
@@ -23,13 +24,13 @@ from memory_service.observe.observation import Observer, request_id
 from memory_service.observe.request import Request
 
 SOCKET = "direct.sock"
-# Callers beyond it are sent away, and ask over gRPC.
+# Callers beyond this number are sent away, and ask over gRPC.
 MOST_CONNECTIONS = 64
 _LONGEST_PATH = 107
-# A caller has so many seconds to take an answer, and the time that the answer takes at so many bytes a second.
+# A caller has this many seconds to take an answer, and the time that the answer takes at this many bytes a second.
 _PATIENCE_S = 20
 _LEAST_RATE = 1024 * 1024
-# From a message in DirectRequest to the bytes of one in DirectResponse.
+# Takes a message of DirectRequest, and holds the bytes of one of DirectResponse while they are sent.
 Call = Callable[[Any], AbstractContextManager[bytes]]
 _ANSWERS = pb.DirectResponse.DESCRIPTOR.fields_by_name
 _METHODS = {"retrieve": "RetrieveFiles", "fetch": "FetchFiles"}
@@ -37,14 +38,14 @@ _log = logging.getLogger(__name__)
 
 
 class DirectCalls:
-    """The socket for direct calls, which listens from its making to `close`."""
+    """Listens on the socket for direct calls from the making of this object to `close`, and answers them."""
 
     def __init__(self, path: Path, calls: Mapping[str, Call], observer: Observer, max_message_bytes: int) -> None:
-        """calls: for each field of DirectRequest, a call that takes its message and yields the bytes of the message in
-        DirectResponse, which it holds while they are sent. Errors: StartError."""
+        """Listen at `path`, and answer calls. calls: one for each field of DirectRequest. max_message_bytes: of a
+        request. Errors: StartError."""
         self._path, self._calls, self._observer, self._limit = path, calls, observer, max_message_bytes
-        self._decoder = Decoder(pb.DirectRequest, max_message_bytes)
-        # All calls share it: only `close` ends them, and all at once.
+        self._parser = Parser(pb.DirectRequest, max_message_bytes)
+        # All calls share this one, because only `close` ends them, and all at once.
         self._cancellation = Cancellation()
         self._lock = threading.Lock()
         self._threads: dict[socket.socket, threading.Thread] = {}
@@ -68,7 +69,7 @@ class DirectCalls:
         return hasattr(socket, "SO_PEERCRED") and len(os.fsencode(path)) <= _LONGEST_PATH
 
     def close(self, grace: float = 0) -> None:
-        """Take no new call; what runs is answered within `grace` seconds, and ended then."""
+        """Take no new call; answer those that run within `grace` seconds, and end the others then. This blocks."""
         with self._lock:
             self._closing = True
             threads = list(self._threads.values())
@@ -120,7 +121,7 @@ class DirectCalls:
     def _serve(self, connection: socket.socket) -> None:
         self._cancellation.enter()
         try:
-            connection.settimeout(None)  # whatever default this process has
+            connection.settimeout(None)  # in the place of the process's default
             while (message := local_socket.receive(connection, self._limit)) is not None:
                 self._answer(connection, message)
                 del message
@@ -136,9 +137,9 @@ class DirectCalls:
             _send(connection, self._answered(message, held))
 
     def _answered(self, message: bytes, held: ExitStack) -> bytes:
-        """Return the answer; what it needs until it is sent is entered in `held`."""
+        """Return the bytes of the answer to a message; what they need until they are sent is entered in `held`."""
         try:
-            asked = self._decoder(message)
+            asked = self._parser(message)
         except ServiceError as refusal:
             asked, refused = pb.DirectRequest(), refusal
         else:
@@ -169,8 +170,8 @@ class DirectCalls:
 
 
 def _send(connection: socket.socket, answer: bytes) -> None:
-    """Send an answer; a caller who does not take it within some seconds, and more for a large one, is left. Errors:
-    OSError."""
+    """Send the bytes of an answer, and leave a caller that does not take them within some seconds, or more for a large
+    answer. Errors: OSError."""
     connection.settimeout(_PATIENCE_S + len(answer) / _LEAST_RATE)  # of all of it, not of each step
     local_socket.send(connection, answer)
     connection.settimeout(None)

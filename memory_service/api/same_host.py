@@ -17,16 +17,18 @@ from memory_service.api.local_socket import SOCKET, DirectCalls
 from memory_service.storage.local.files.staging import FOLDER, StagedFile, refusal
 
 NONCE_FILE = "same-host.nonce"
-# What no write has taken over for so long, its maker has forgotten.
+# Seconds after which a staged file that no write has taken over counts as forgotten by its maker.
 FORGOTTEN_S = 3600.0
 _NAME = re.compile(r"[0-9a-f]{32}")
 
 
 class SameHost:
-    """The folder and the nonce by which clients of this host and the service prove themselves to each other."""
+    """Keeps the nonce by which clients of this host and the service prove themselves to each other, and the folder in
+    which such clients stage payloads."""
 
     def __init__(self, data: Path) -> None:
-        """Remove what was staged for the server before this one, and make a new nonce."""
+        """Remove what was staged for the server before this one, and make a new nonce. data: the data folder. Errors:
+        OSError."""
         self._root = data.resolve()
         self._staging = self._root / FOLDER
         private.make_folder(self._staging)
@@ -44,7 +46,7 @@ class SameHost:
             raise
 
     def message(self, challenge: bytes) -> pb.SameHost:
-        """Build what GetServerInfo says, with the proof where a challenge asks for it."""
+        """Make what GetServerInfo says of the shared folder, with a proof where a challenge asks for one."""
         socket = SOCKET if DirectCalls.possible(self.socket) else ""
         root, path = _proof.path(self._root)
         folder = pb.SameHost(root=root, path=path, nonce_file=NONCE_FILE, staging=FOLDER, socket=socket)
@@ -54,7 +56,7 @@ class SameHost:
 
     @property
     def socket(self) -> Path:
-        """The path of the socket for direct calls."""
+        """Return the path of the socket for direct calls."""
         return self._root / SOCKET
 
     def proven(self, proof: bytes) -> bool:
@@ -62,7 +64,7 @@ class SameHost:
         return compare_digest(proof, _proof.of_client(self._nonce))
 
     def staged(self, message: pb.StagedPayload) -> StagedFile:
-        """Return the file that a header names; it is not looked at yet. Errors: STAGED_FILE."""
+        """Return the staged file that a header names, which is not looked at yet. Errors: STAGED_FILE."""
         if not self.proven(message.proof):
             raise refusal(message.name, "comes without a proof that its maker has read the nonce of this server")
         if not _NAME.fullmatch(message.name) or not 8 <= message.offset <= 1 << 20 or message.offset % 8:
@@ -70,8 +72,8 @@ class SameHost:
         return StagedFile(self._staging, message.name, message.offset)
 
     def sweep(self, age: float = FORGOTTEN_S) -> None:
-        """Remove what has been seen here for `age` seconds. The times of the files are not asked: they are of a clock
-        that can be set."""
+        """Remove staged files that were seen here for `age` seconds. The times of the files are not asked, because they
+        are of a clock that can be set."""
         now = time.monotonic()
         names = [entry.name for entry in os.scandir(self._staging) if not entry.is_dir(follow_symlinks=False)]
         self._seen = {name: self._seen.get(name, now) for name in names}
@@ -80,5 +82,5 @@ class SameHost:
                 (self._staging / name).unlink(missing_ok=True)  # missing: taken over
 
     def close(self) -> None:
-        """Remove the nonce, so that it proves nothing any more."""
+        """Remove the nonce, so that nothing can be proven with it any more."""
         (self._root / NONCE_FILE).unlink(missing_ok=True)

@@ -58,8 +58,8 @@ class MemoryService(HandledService, service_pb2_grpc.MemoryServiceServicer):
         metrics: Metrics,
         same_host: SameHost | None,
     ) -> None:
-        """Serve `banks`. same_host: where clients may read payload files and stage their own; None where they may
-        not."""
+        """Serve the RPCs over `banks`. same_host: where clients may read payload files and stage their own; None where
+        they may not."""
         limit, most_bytes = settings.max_inflight_bytes, settings.max_message_bytes
         # A budget of its own: bytes of ordinary answers do not queue behind large headers.
         turns = AnswerTurns(threads, Budget(limit), most_bytes)
@@ -98,7 +98,7 @@ class MemoryService(HandledService, service_pb2_grpc.MemoryServiceServicer):
 
     @unary
     def CreateBank(self, request: pb.CreateBankRequest) -> pb.CreateBankResponse:  # noqa: N802
-        """Make a bank; one of the same name and specs that exists is returned as it is."""
+        """Make a new bank; one of the same name and specs that exists is returned as it is."""
         bank, created = self._banks.create(convert.bank(request.bank))
         return pb.CreateBankResponse(bank=convert.bank_message(bank), created=created)
 

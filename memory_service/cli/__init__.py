@@ -1,1 +1,1 @@
-"""The server's commands: `kvbank serve`, and those that care for a data folder while no server runs."""
+"""This folder has the server's commands: `kvbank serve`, and those that care for a data folder."""

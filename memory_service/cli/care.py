@@ -1,4 +1,5 @@
-"""`kvbank check`, `repair`, `backup`, `restore`."""
+"""The commands that care for a data folder: `kvbank check`, `repair`, `backup` and `restore`. This file owns what they
+print, and their exit codes; the work is done in `memory_service.care`."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -17,7 +18,7 @@ _UNITS = ("B", "kB", "MB", "GB", "TB")
 
 
 def register(app: typer.Typer) -> None:
-    """Add the commands."""
+    """Add the commands of this file to an application."""
     for command in (check, repair, backup, restore):
         app.command()(command)
 
@@ -115,7 +116,8 @@ def restore(
 ) -> None:
     """Put a backup in place, after all of it was verified.
 
-    Chunks keep their ids; the folder gets a new store id, so that nobody trusts what he has cached of the old one.
+    Chunks keep their ids; the folder gets a new store id, so that what clients
+    have cached of the old one is not used.
 
     Example: kvbank restore /backups/today /var/lib/kvbank
     """

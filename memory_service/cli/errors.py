@@ -1,4 +1,5 @@
-"""What the server's commands say of errors that are theirs; every other error is `kvbank.console.ending`'s."""
+"""What the server's commands say of errors of the server's parts; `kvbank.console.ending` says what is wrong in every
+other case."""
 
 import sqlite3
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ from memory_service.domain.errors import StartError
 
 @contextmanager
 def told() -> Iterator[None]:
-    """Let an error of a start, of the care of a folder or of the database end the command in one line."""
+    """Let an error of a start, of the care of a folder, or of the database, end the command in one line."""
     from sqlalchemy.exc import DBAPIError
 
     from memory_service.care.report import CareError

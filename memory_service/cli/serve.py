@@ -1,5 +1,5 @@
-"""`kvbank serve`. Its options are made of the fields of `Settings`, so that each setting is written once, with its
-bounds and its description.
+"""The command `kvbank serve`. Its options are made of the fields of `Settings`, so that each setting is written once,
+with its bounds and its description.
 
 They are options of typer, and not of pydantic-settings' own command line (`CliApp`): that one's help and errors are
 argparse's, unlike those of every other command, and what walks the commands (the help, completions, the tests that try

@@ -1,5 +1,5 @@
-"""The bytes that the streams of all callers hold in memory. This file owns the bound on them, the order in which
-callers who wait for room get it, and the rule that a caller who is too slow does not keep others waiting.
+"""The bytes that the streams of all callers hold in memory. This file owns the bound on these bytes, the order in which
+callers that wait for room get it, and the rule that a caller that is too slow does not keep others waiting.
 
 Everything here is used in the event loop alone.
 """
@@ -31,11 +31,11 @@ class Share:
         self.moved = time.monotonic()
 
     async def grow(self, size: int) -> None:
-        """Wait until `size` more bytes fit, and hold them."""
+        """Wait until `size` more bytes fit, and hold them too."""
         await self._lane.take(self, size)
 
     def give(self) -> None:
-        """Hold nothing any more; a second call does nothing."""
+        """Hold no bytes any more; a second call does nothing."""
         self._lane.give(self)
 
     def progress(self, count: int) -> None:
@@ -43,27 +43,30 @@ class Share:
         self.moved = min(time.monotonic(), self.moved + count / LEAST_RATE)
 
     def touch(self) -> None:
-        """Note that from here on the service waits for the caller."""
+        """Note that the service waits for the caller from now on, so that the caller must keep pace."""
         self.moved = time.monotonic()
 
     def ours(self) -> None:
-        """Note that from here on the service works, and the caller delays nothing."""
+        """Note that the service itself is at work from now on, so that the caller is not counted as slow."""
         self.moved = math.inf
 
 
 class Budget:
-    """A bound on bytes; who asks for more waits until they fit. One share at a time may go beyond the bound, so that a
-    share that is larger than the whole bound passes, and shares that grow do not wait for each other."""
+    """Bounds the bytes that shares hold together; a share that needs more waits until they fit.
+
+    One share at a time may go beyond the bound, so that a share that is larger than the whole bound passes, and shares
+    that grow do not wait for each other.
+    """
 
     def __init__(self, limit: int, stalled: float | None = None) -> None:
-        """limit: the bound, in bytes. stalled: seconds, in the place of STALLED_S."""
+        """Bound the shares to `limit` bytes together. stalled: seconds, in the place of STALLED_S."""
         stalled = STALLED_S if stalled is None else stalled
         self._small = _Lane(limit // 8, stalled)
         self._large = _Lane(limit - limit // 8, stalled)
 
     @property
     def taken(self) -> int:
-        """The bytes that are held now."""
+        """Count the bytes that are held now."""
         return self._small.taken + self._large.taken
 
     async def take(self, size: int, end: Callable[[], object], *, whole: int = 0, owner: str = "") -> Share:
@@ -72,7 +75,7 @@ class Budget:
         whole: the bytes that the share may grow to, where these are more.
         owner: the connection of the caller, whose shares hold at most half of the bound, but for the one that may go
             beyond it, and come after those of connections that hold less; "" where it is not known.
-        end: what is called, once, when the caller is behind LEAST_RATE by STALLED_S while somebody waits for room.
+        end: what is called, once, when the caller is behind LEAST_RATE by STALLED_S while others wait for room.
         """
         lane = self._small if max(size, whole) <= SMALL else self._large
         share = Share(lane, end, owner)
@@ -90,7 +93,7 @@ class _Waiting:
 
 
 class _Lane:
-    """A bound on bytes, the shares that hold some of them, and those that wait for room."""
+    """Bounds the bytes of shares of one kind, and keeps the shares that hold some and those that wait for room."""
 
     def __init__(self, limit: int, stalled: float) -> None:
         self._limit = limit
@@ -103,6 +106,7 @@ class _Lane:
         self.taken = 0
 
     async def take(self, share: Share, size: int) -> None:
+        """Wait until a share may hold `size` more bytes; a share whose wait is broken off holds nothing."""
         if (share is self._beyond or not self._waiting) and self._fits(share, size):
             self._enter(share, size)
             return
@@ -120,6 +124,7 @@ class _Lane:
         share.moved = moved + time.monotonic() - since
 
     def give(self, share: Share) -> None:
+        """Take all bytes from a share, and let others have them."""
         if share in self._shares:
             self._shares.remove(share)
             self._held[share.owner] -= share.size
@@ -132,7 +137,7 @@ class _Lane:
         self._admit()
 
     async def _come(self, waiting: _Waiting) -> None:
-        """Wait until the share has its bytes; who waits longest ends the callers that have stalled."""
+        """Wait until the share has its bytes; the share that waits longest ends the callers that have stalled."""
         while not waiting.come.done():
             await asyncio.wait([waiting.come], timeout=self._stalled / 4)
             if not waiting.come.done() and waiting is self._waiting[0]:
@@ -145,8 +150,9 @@ class _Lane:
             share.end()
 
     def _admit(self) -> None:
+        """Let shares that wait have their bytes, as long as the next one fits."""
         while self._waiting:
-            # Of those whose owners hold equally much the first that came.
+            # Of those whose owners hold equally much, the first that came.
             first = min(self._waiting, key=lambda waiting: self._held_by(waiting.share.owner))
             if not self._fits(first.share, first.size):
                 return

@@ -1,7 +1,7 @@
-"""Turns among callers who wait for the same. The next one goes to the caller who holds the fewest, and of equals to the
-one who came first.
+"""Turns among callers that wait for the same thing. This file owns their order: the next turn goes to the caller that
+holds the fewest, and of equals to the one that came first.
 
-Used in the event loop alone.
+Everything here is used in the event loop alone.
 """
 
 import asyncio
@@ -18,7 +18,8 @@ class Turns:
         self._waiting: list[_Waiting] = []
 
     async def take(self, owner: str) -> None:
-        """Wait for a turn. owner: the connection of the caller; "" where it is not known, and then it may hold all."""
+        """Wait for a turn. owner: the connection of the caller; "" where that is not
+        known, and then such callers may hold all turns."""
         if not self._waiting and self._fits(owner):
             self._held[owner] += 1
             return
@@ -30,7 +31,7 @@ class Turns:
         except BaseException:
             if waiting in self._waiting:
                 self._waiting.remove(waiting)
-            elif not waiting.come.cancelled():  # it came, and the caller went before he knew
+            elif not waiting.come.cancelled():  # the turn came, and the caller has gone before it was used
                 self.give(owner)
             raise
 

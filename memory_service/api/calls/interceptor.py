@@ -1,6 +1,7 @@
-"""gRPC's calls of the memory service, each observed from its first to its last moment.
+"""The interceptor of gRPC's server: every call of the memory service passes it, is observed there from its first to its
+last moment, and runs among the calls under way.
 
-What a caller can vary (a method that does not exist, names, ids) never becomes a label, and is cut before it is logged.
+This file owns that what a caller can vary (a method that does not exist, names, ids) never becomes a label of a metric.
 """
 
 import asyncio
@@ -55,8 +56,8 @@ class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         return call
 
     def _stream(self, method: str, inner: Any) -> Any:
-        # No generator: of that one gRPC would be the caller, so that nobody could say why a call ends that waits for
-        # its answers to be taken.
+        # This is no generator, because gRPC would be the one that runs it, so that a call that waits for its answers to
+        # be taken could not be ended with a reason.
         async def call(messages: Any, context: Any) -> None:
             with self._observed(method, context):
                 await self._calls.run(context, _written(inner(messages, context), context))

@@ -1,5 +1,5 @@
-"""The calls over gRPC that are under way: each can be ended with an error that its caller is told, and none begins once
-the service stops.
+"""The calls over gRPC that are under way. This file owns that each of them can be ended with an error that its caller
+is told, and that none begins once the service stops.
 
 A server of grpc.aio tells a caller nothing when the task of a call is cancelled, and when it is stopped it cancels the
 calls that its core has and that were not handed over yet. So a call is ended by an error of its own, and gRPC's server
@@ -18,7 +18,7 @@ from memory_service.api.messages.status import CODE_OF, status
 from memory_service.domain.errors import ServiceError
 from memory_service.observe import request as requests
 
-# Seconds in which calls that were ended must be gone.
+# Seconds within which calls that were ended must be gone.
 _FAREWELL_S = 1.0
 # While calls come faster than that, gRPC's core has some that it has not handed over; but for so long at most.
 _QUIET_S, _LONGEST_UNQUIET_S = 0.05, 0.5
@@ -26,10 +26,10 @@ _DETAILS = "grpc-status-details-bin"
 
 
 def refuse(context: Any, refusal: ServiceError) -> None:
-    """Say how a call ends, with the reason; it is sent when its handling returns.
+    """Set the status with which a call ends, with its reason; the status is sent when the handling of the call returns.
 
-    Not by gRPC's abort: the error that it raises, and keeps with the call, has the frames of the call, these have the
-    call, and the message of the last call of all stays in memory with it.
+    gRPC's own abort is not used: the error that it raises, and keeps with the call, refers to the frames of the call,
+    and these to the call, so that the message of the last call of all would stay in memory.
     """
     if request := requests.current():
         request.reason = refusal.reason
@@ -39,8 +39,11 @@ def refuse(context: Any, refusal: ServiceError) -> None:
 
 
 class Call:
-    """A call under way; it is made in the task that handles the call. `connection` names the connection of the caller;
-    it is "" where that cannot be told (a unix socket)."""
+    """A call under way, made in the task that handles it.
+
+    `connection` names the connection of the caller, or is "" where that cannot be told (a unix socket). `ended` is the
+    error with which the call was ended from outside, if it was.
+    """
 
     def __init__(self, peer: str) -> None:
         self.connection = "" if peer.startswith("unix:") else peer
@@ -50,13 +53,13 @@ class Call:
         self._task = task
 
     def end(self, error: ServiceError) -> None:
-        """End this call with an error, whatever its task waits for. Ending a call again does nothing."""
+        """End this call with an error, whatever its task waits for; a second call does nothing."""
         if self.ended is None and not self._task.done():
             self.ended = error
             self._task.cancel()
 
     def resume(self) -> None:
-        """Let the task of a call that `end` has cancelled go on, so that it can tell the caller."""
+        """Let the task of this call, which `end` has cancelled, go on, so that it can tell the caller the error."""
         self._task.uncancel()
 
     def end_stalled(self) -> None:
@@ -74,7 +77,7 @@ def current() -> Call:
 
 
 class Calls:
-    """Holds all calls of one event loop that are under way."""
+    """Keeps all calls of one event loop that are under way, and runs new ones until they are drained."""
 
     def __init__(self) -> None:
         self._running: set[Any] = set()
@@ -83,8 +86,8 @@ class Calls:
         self._gone = asyncio.Event()
 
     async def run(self, context: Any, handling: Coroutine[Any, Any, Any]) -> Any:
-        """Handle a call. Returns what `handling` does; where the call was refused or ended, an answer that is not
-        sent."""
+        """Run the handling of a call, and return what that returns; where the call is refused or ended, return an
+        answer that is not sent."""
         if self._draining:
             handling.close()
             self._refused += 1
@@ -104,7 +107,7 @@ class Calls:
             refuse(context, call.ended)
             return b""
         except ExecuteBatchError:
-            raise asyncio.CancelledError from None  # its caller has gone
+            raise asyncio.CancelledError from None  # the caller has gone
 
     def _left(self, call: Call) -> None:
         self._running.discard(call)

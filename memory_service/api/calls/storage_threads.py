@@ -57,8 +57,8 @@ class StorageThreads:
 
     @asynccontextmanager
     async def turn(self, kind: str, *, short: bool = False) -> AsyncIterator["Turn"]:
-        """Wait until a call of this kind may have a thread. The turn ends with the block, or with the thread where that
-        is later. short: whether it looks at few chunks and banks."""
+        """Wait until a call may have a thread, and yield its turn, which ends with the block, or with the thread where
+        that is later. kind: the name of the method. short: whether the call looks at few chunks and banks."""
         owner, turn = running.current().connection, Turn(self, self.pool if short else self._wide)
         give = partial(self._turns[kind].give, owner)
         await self._turns[kind].take(owner)
@@ -71,7 +71,7 @@ class StorageThreads:
                 turn.job.add_done_callback(partial(_later, asyncio.get_running_loop(), give))
 
     def begun(self, pool: Pool, call: Callable[[], T]) -> "Future[T]":
-        """Begin a call in a pool, for `waited` to wait for. `Turn` uses this."""
+        """Begin a call in a pool, with what `waited` needs to cancel it."""
         cancellation, context = Cancellation(), copy_context()
         context.run(cancellation.enter)
         job = pool.submit(context.run, call)
@@ -83,7 +83,7 @@ class StorageThreads:
         self._cancellations.pop(job, None)
 
     async def waited(self, job: "Future[T]") -> T:
-        """Wait for a call that has begun, and return its result. When the caller goes, the thread is told."""
+        """Wait for a call that has begun, and return its result. When the caller goes, the thread is told to stop."""
         try:
             return await asyncio.wrap_future(job)
         except asyncio.CancelledError:
@@ -99,7 +99,7 @@ class StorageThreads:
             cancellation.cancel()
 
     def close(self, patience: float) -> None:
-        """Begin no call any more, cancel those that run, and wait for them, at most `patience` seconds. Blocks."""
+        """Begin no call any more, cancel those that run, and wait for them, at most `patience` seconds. This blocks."""
         until = time.monotonic() + patience
         for pool in (self.pool, self._wide):
             pool.shutdown(wait=False, cancel_futures=True)

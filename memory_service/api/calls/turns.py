@@ -1,6 +1,6 @@
-"""Turns of answers. An answer has a header (hits, texts, token ids, metadata and descriptors, in one message) before
-the bytes of K-V; this file owns the bound on the memory of headers, of one and of all together, however slowly callers
-read.
+"""Turns in which answers are made. An answer has a header (hits, texts, token ids, metadata and descriptors, in one
+message) before the bytes of K-V; this file owns the bound on the memory of headers, of one and of all together, however
+slowly callers read.
 
 What an answer is made of is found first, which takes little memory. An ordinary header is loaded at once. A larger one
 is loaded when it has its turn: there is room for it until its caller has taken it, and, where it is very large, no

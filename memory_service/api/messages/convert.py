@@ -1,4 +1,5 @@
-"""Messages of kvbank.v1 to values of the domain and back. Refuses what the messages can say and the domain cannot."""
+"""Messages of kvbank.v1 become values of the domain here, and values messages. This file owns the refusal of what a
+message can say and the domain cannot."""
 
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -50,11 +51,11 @@ _WORDS: Mapping[Any, Mapping[int, Any]] = {
     words: {number: word for word, number in found.items()} for words, found in NUMBERS.items()
 }
 
-# Three a layer of the largest bank.
+# Three for each layer of the largest bank.
 MOST_TENSORS = 3 * MOST_LAYERS
 MOST_CONDITIONS = 32
 MOST_VALUES = 1000
-# What a Timestamp may say, about: ten thousand years.
+# Roughly the most that a Timestamp may say: ten thousand years.
 _MOST_SECONDS = 10_000 * 366 * 24 * 3600
 
 
@@ -103,13 +104,13 @@ def bank(message: bank_pb2.Bank) -> Bank:
 
 
 def capacity(message: bank_pb2.Capacity) -> Capacity | None:
-    """Read a capacity; None means unbounded."""
+    """Read the capacity of a bank; None means unbounded."""
     unit = message.WhichOneof("limit")
     return None if unit is None else Capacity(unit, getattr(message, unit))
 
 
 def policy(message: bank_pb2.EvictionPolicy) -> Policy:
-    """Read a policy; figures that are absent are those of MemLong. Errors: INVALID_FIELD."""
+    """Read the policy of a bank; figures that are absent are those of MemLong. Errors: INVALID_FIELD."""
     kind = _WORDS[PolicyKind].get(message.kind, "frequency")
     if message.kind and message.kind not in _WORDS[PolicyKind]:
         raise invalid("bank.policy.kind", "is not known")
@@ -118,7 +119,7 @@ def policy(message: bank_pb2.EvictionPolicy) -> Policy:
 
 
 def expiry(message: bank_pb2.Expiry) -> Expiry:
-    """Read an expiry. A part of a microsecond counts as a whole one, because 0 would mean never."""
+    """Read the expiry of a bank or chunk. A part of a microsecond counts as a whole one, because 0 would mean never."""
     return Expiry(message.ttl.seconds * 1_000_000 - -message.ttl.nanos // 1000, message.renew)
 
 
@@ -264,7 +265,7 @@ def _payload_message(payload: Payload) -> chunk_pb2.PayloadDescriptor:
 
 
 def filter_(message: service_pb2.Filter) -> Filter:
-    """Read a filter. Errors: INVALID_FIELD."""
+    """Read the filter of a request. Errors: INVALID_FIELD."""
     if len(message.metadata) > MOST_CONDITIONS:
         raise invalid("filter.metadata", f"must have at most {MOST_CONDITIONS} conditions")
     if sum(len(each.values) + len(each.typed.values) for each in message.metadata) > MOST_VALUES:
@@ -297,7 +298,7 @@ def _microseconds(message: service_pb2.Filter, name: str) -> int | None:
 
 
 def eviction_message(eviction: Eviction) -> service_pb2.Eviction:
-    """Make the message of a chunk that went, or would go."""
+    """Make the message of an eviction that was, or would be."""
     return service_pb2.Eviction(
         chunk_id=eviction.chunk_id,
         reason=NUMBERS[EvictionReason][eviction.reason],

@@ -1,5 +1,5 @@
-"""Metadata of requests, and conditions on them, are read here; what a message can say and the domain cannot is
-refused."""
+"""Metadata of requests, and conditions on metadata, are read here. This file owns the refusal of metadata that a
+message can say and the domain cannot."""
 
 import math
 from dataclasses import fields
@@ -23,7 +23,7 @@ def metadata(field: str, message: Any) -> Metadata:
 
 
 def condition(message: service_pb2.MetadataCondition) -> Condition:
-    """Read a condition. Errors: INVALID_FIELD."""
+    """Read a condition of a filter. Errors: INVALID_FIELD."""
     if not message.HasField("typed"):
         made = Condition(message.key, tuple(message.values), message.negate)
     else:

@@ -1,4 +1,4 @@
-"""Pages of lists: how many entries a request asks for, and where its page begins."""
+"""Reading what a request says of pages: how many entries it asks for, and where its page begins."""
 
 from memory_service.domain.errors import invalid
 from memory_service.domain.validate import LARGEST_INT64

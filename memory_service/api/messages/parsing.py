@@ -1,9 +1,9 @@
 """Requests, from the bytes that came to the message that a method takes. This file owns the bound on the memory that
-these bytes may become.
+the bytes of one request may become.
 
 Protobuf makes an object of as little as two bytes of a message, which takes fifty times their memory. So a message is
-bounded by its size, and the parts of a large one are counted before any of them is made. What is no message of its
-method is refused with a reason; grpc.aio itself would answer UNKNOWN.
+bounded by its size, and the parts of a large one are counted before any of them is made. Bytes that are no message of
+the method are refused with a reason, because grpc.aio itself would answer UNKNOWN.
 """
 
 from collections.abc import Callable, Mapping
@@ -28,23 +28,25 @@ _VARINT, _FIXED64, _DELIMITED, _FIXED32 = 0, 1, 2, 5
 
 
 class TooManyParts(ServiceError):
-    """TOO_LARGE: a message has more parts than are taken; `field` names the field in which that was seen."""
+    """The error TOO_LARGE for a message that has more parts than are taken."""
 
     def __init__(self, field: str) -> None:
+        """Name the field in which that was seen."""
         text = f"{field}: the message has more than {MOST_PARTS} parts; send fewer at once"
         super().__init__("TOO_LARGE", text, limit=MOST_PARTS, field=field)
 
 
-class Decoder:
+class Parser:
     """Makes the messages of one type."""
 
     def __init__(self, kind: type[Message], most_bytes: int = LARGEST_REQUEST) -> None:
+        """Take messages of at most `most_bytes`."""
         self._kind = kind
         self._most_bytes = most_bytes
 
     def __call__(self, data: bytes) -> Any:
-        """Make the message of these bytes. Blocks for as long as a tenth of a second. Errors: TOO_LARGE; INVALID_FIELD
-        for bytes that are no such message."""
+        """Make the message of some bytes; this blocks for as long as a tenth of a second. Errors: TOO_LARGE;
+        INVALID_FIELD for bytes that are no such message."""
         if (size := len(data)) > self._most_bytes:
             text = f"a request of {size} bytes; at most {self._most_bytes} are taken"
             raise ServiceError("TOO_LARGE", text, limit=self._most_bytes, size=size)
@@ -57,18 +59,18 @@ class Decoder:
 
 
 class Received(NamedTuple):
-    """The bytes of a request, with what makes its message."""
+    """The bytes of a request, with the parser that makes its message."""
 
     data: bytes
-    decoder: Decoder
+    parser: Parser
 
     def message(self) -> Any:
-        """Make the message. Errors: those of `Decoder`."""
-        return self.decoder(self.data)
+        """Make the message of the bytes. Errors: those of `Parser`."""
+        return self.parser(self.data)
 
 
 class _Field(NamedTuple):
-    """The content of a length-delimited field: a message whose fields are `schema`, or, where that is None, packed
+    """What a length-delimited field has in it: a message whose fields are `schema`, or, where that is None, packed
     numbers, of which `packed` bytes count as a part."""
 
     name: str
@@ -92,7 +94,7 @@ def _counted(data: bytes, at: int, end: int, schema: Mapping[int, _Field], left:
     """Count the parts of the message at `at` to `end`, and return how many of `left` are left. Errors: TooManyParts;
     IndexError for bytes that are no message.
 
-    It is one loop without calls for the common cases, because it looks at every field of a large message.
+    This is one loop without calls for the common cases, because it looks at every field of a large message.
     """
     while at < end:
         left -= 1
@@ -126,6 +128,7 @@ def _counted(data: bytes, at: int, end: int, schema: Mapping[int, _Field], left:
 
 
 def _left_after(data: bytes, begin: int, end: int, field: _Field, left: int) -> int:
+    """Count the parts of a field's content, and return how many of `left` are left. Errors: those of `_counted`."""
     if field.schema is not None:
         return _counted(data, begin, end, field.schema, left)
     left -= (end - begin) // field.packed
@@ -149,6 +152,7 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
 
 
 def receiver(kind: Descriptor, most_bytes: int) -> Callable[[bytes], Received]:
-    """Make what gRPC calls in the event loop with the bytes of a request. It raises nothing, as gRPC demands of it."""
-    decoder = Decoder(GetMessageClass(kind), most_bytes)
-    return lambda data: Received(data, decoder)
+    """Make the function that gRPC calls in the event loop with the bytes of a request; it raises nothing, as gRPC
+    demands. kind: the messages of the method. most_bytes: of one message."""
+    parser = Parser(GetMessageClass(kind), most_bytes)
+    return lambda data: Received(data, parser)
