@@ -8,11 +8,12 @@ all they say is which.
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Self, get_type_hints
 
 import torch
 from torch import Tensor
 
+from model_worker.compress.spec import FIRST, value
 from model_worker.errors import InputError
 from model_worker.window.capture import Captured, LayerCapture
 from model_worker.window.selection import gather
@@ -27,10 +28,10 @@ class Payload:
     """What is stored of a chunk: K-V of the memory layers, or soft tokens.
 
     layers: memory layer -> (keys `[Hkv, m, D]` before RoPE, values `[Hkv, m, D]`, offsets of the kept tokens in the
-    chunk, int32, ascending: `[m]`, or `[Hkv, m]` where heads keep different ones); empty beside soft tokens. soft:
-    `[n, d]`, which the model reads in the place of input embeddings. method: the compressor as it can be asked for
-    again. measured_loss: nats per token, where the method knows it. adapter_digest: whose work it is, where an adapter
-    made it.
+    chunk, int32, ascending: `[m]`, or `[Hkv, m]` where heads keep different ones); empty beside soft tokens. method:
+    the compressor as it can be asked for again. measured_loss: nats per token, where the method knows it. soft:
+    `[n, d]`, which the model reads in the place of input embeddings. adapter_digest: of the adapter that made the
+    payload, where one did.
     """
 
     layers: Mapping[int, tuple[Tensor, Tensor, Tensor]]
@@ -41,11 +42,12 @@ class Payload:
     adapter_digest: str = ""
 
 
+@dataclass(frozen=True)
 class Compressor(ABC):
-    """One method.
+    """One method of compression, with its parameters.
 
-    about: one line for `kvbank compressors`. needs_queries: it reads `LayerCapture.queries`, which cost memory to
-    keep. encodes: it runs the model itself and reads nothing but `Captured.token_ids`.
+    about: one line for `kvbank compressors`. paper, cost: where the method comes from, and what it costs beside the
+    forward that captured the chunk. version: changes when the same parameters make other payloads.
     """
 
     name: ClassVar[str]
@@ -53,15 +55,15 @@ class Compressor(ABC):
     paper: ClassVar[str]
     cost: ClassVar[str]
     version: ClassVar[str] = "1"
-    # Whether parameters that are no fields are taken too: as a field `more`, pairs of name and text.
-    takes_more: ClassVar[bool] = False
 
     @property
     def needs_queries(self) -> bool:
+        """Tell whether the method reads `LayerCapture.queries`, which cost memory to keep."""
         return False
 
     @property
     def encodes(self) -> bool:
+        """Tell whether the method runs the model itself and reads nothing but `Captured.token_ids`."""
         return False
 
     @abstractmethod
@@ -69,23 +71,47 @@ class Compressor(ABC):
         """Pick or make at most its budget of tokens; a chunk within the budget comes back unchanged."""
 
     def for_bank(self, attachment: "Attachment", bank: "kvbank.Bank", chunk: int) -> "Compressor":
-        """This, ready for `bank`: what it needs is loaded, so that what is wrong shows before the first chunk.
+        """Return this method ready for `bank`: what it needs is loaded, so that what is wrong shows before any chunk.
 
-        chunk: tokens of a full chunk. Raises BankMismatch where the bank does not take what it makes, InputError where
-        no such chunk could be compressed.
+        chunk: tokens of a full chunk. Raises BankMismatch where the bank does not take what the method makes,
+        InputError where no such chunk could be compressed.
         """
         return self
 
+    @classmethod
+    def from_words(cls, words: Mapping[str, str]) -> Self:
+        """Return the method with the parameters that `words` name (see spec.py).
+
+        Raises ValueError for a parameter that is unknown, missing or of another form, InputError (which is one) for
+        values that the method does not take.
+        """
+        own, hints = fields(cls), get_type_hints(cls)
+        given = dict(words)
+        if FIRST in given and own:
+            text = given.pop(FIRST)
+            if own[0].name in given:
+                raise ValueError(f"{own[0].name} stands twice")
+            given = {own[0].name: text, **given}
+        if unknown := given.keys() - {f.name for f in own}:
+            raise ValueError(f"{cls.name} has no parameter {min(unknown)!r}")
+        if missing := [f.name for f in own if f.default is MISSING and f.name not in given]:
+            raise ValueError(f"{cls.name} lacks {missing[0]}")
+        return cls(**{name: value(text, hints[name]) for name, text in given.items()})
+
     @property
     def spec(self) -> str:
-        """How to ask for exactly this: parameters that have their default are left out."""
-        said = [f"{f.name}={getattr(self, f.name)}" for f in fields(self) if getattr(self, f.name) != f.default]  # type: ignore[arg-type]
+        """Say how to ask for exactly this method: parameters that have their default are left out."""
+        said = self._said()
         return f"{self.name}:{','.join(said)}" if said else self.name
+
+    def _said(self) -> list[str]:
+        """Return the words of `spec`, in the order of the fields."""
+        return [f"{f.name}={getattr(self, f.name)}" for f in fields(self) if getattr(self, f.name) != f.default]
 
     @classmethod
     def usage(cls) -> str:
-        """How to ask for the method, e.g. `tova:m=N[,observer=last]`."""
-        own = fields(cls)  # type: ignore[arg-type]
+        """Say how to ask for the method, e.g. `tova:m=N[,observer=last]`."""
+        own = fields(cls)
         said = [f"{f.name}={'N' if f.type is int else f.name.upper()}" for f in own if f.default is MISSING]
         said += [f"[,{f.name}={'...' if f.default is None else f.default}]" for f in own if f.default is not MISSING]
         return f"{cls.name}:{','.join(said).replace(',[', '[')}" if said else cls.name
@@ -103,7 +129,7 @@ class Selection(Compressor):
 
     @abstractmethod
     def keep(self, layer: LayerCapture, index: int, attachment: "Attachment") -> Tensor:
-        """Offsets that stay in layer `index`, whose chunk is longer than m: `[m]` or `[Hkv, m]`, ascending."""
+        """Return the offsets that stay in layer `index` of a chunk longer than m: `[m]` or `[Hkv, m]`, ascending."""
 
     def compress(self, captured: Captured, attachment: "Attachment") -> Payload:
         whole = torch.arange(len(captured))
@@ -115,7 +141,7 @@ class Selection(Compressor):
 
 
 def alone(captured: Captured, attachment: "Attachment") -> Captured:
-    """The chunk encoded on its own: as it was captured, where it was captured so, or by one plain forward."""
+    """Return the chunk encoded on its own: as it was captured, where it was captured so, or by one plain forward."""
     if captured.layers and captured.context == "isolated":
         return captured
     from model_worker.window.encoding import encode
@@ -124,7 +150,7 @@ def alone(captured: Captured, attachment: "Attachment") -> Captured:
 
 
 def take(layer: LayerCapture, kept: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """One layer's part of a payload: the tokens `kept`, `[m]` or `[Hkv, m]`."""
+    """Return one layer's part of a payload: the tokens `kept`, `[m]` or `[Hkv, m]`."""
     kept = kept.to(layer.keys.device)
     by_head = kept if kept.ndim == 2 else kept[None]
     keys, values = (gather(x[None], by_head[None])[0] for x in (layer.keys, layer.values))

@@ -1,4 +1,4 @@
-"""H2O: half of the budget for the most recent tokens, half for the heavy hitters (arXiv 2306.14048, section 4).
+"""Half of the budget for the most recent tokens, half for the heavy hitters: H2O (arXiv 2306.14048, section 4).
 
 Heavy hitters are the tokens with the largest sum of attention weights over all queries, one set a K-V head.
 Deviations: the sums are taken from one forward over the whole chunk (the paper evicts token by token, so that an
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class HeavyHitters(Selection):
-    """m: tokens kept per head, the larger half recent."""
+    """The method keeps m tokens per head, the larger half of them the most recent ones."""
 
     name: ClassVar[str] = "h2o"
     about: ClassVar[str] = "half the last tokens, half those with most attention from all, per head"

@@ -1,4 +1,4 @@
-"""HOMER as a chunk compressor: the root of a tree over the chunk is what is stored (arXiv 2404.10308).
+"""HOMER as a chunk compressor: what is stored is the root of a tree over the chunk (arXiv 2404.10308).
 
 The tree needs a suffix, whose last token is the query of every significance, and may have a prefix. At write time no
 question is known, so (`affix`):
@@ -14,10 +14,12 @@ the paper. `width` > 1 lets merged nodes hold so many times m and cuts to m in t
 are extensions (see homer/tree.py and homer/schedule.py).
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
+from torch import Tensor
 
 from model_worker.compress.base import Compressor, Payload, alone, take
 from model_worker.errors import InputError
@@ -25,6 +27,7 @@ from model_worker.window.capture import Captured
 
 if TYPE_CHECKING:
     from model_worker.attachment.attachment import Attachment
+    from model_worker.homer.tree import Result
 
 PROBE = " In short, the passage says that"
 _SINKS, _TAIL = 4, 16
@@ -32,11 +35,14 @@ _SINKS, _TAIL = 4, 16
 
 @dataclass(frozen=True)
 class Homer(Compressor):
-    """m: tokens kept, the same in all layers (mode `paper`: at most). leaf: tokens of a leaf, affixes not counted.
+    """The method keeps m tokens, the same in all layers (mode `paper`: at most m).
+
+    leaf: tokens of a leaf, affixes not counted. affix: `tail` or `probe`, see above. mode: `balanced` or `paper`.
     warmup: layers before the first merge (3/8 of them). prefix, suffix: lengths of the affixes (4 and 16, less where m
-    is small; with `probe` the suffix is the instruction). bias: `auto`, `none` or a table's file (see `kvbank homer
-    calibrate`). pool: neighbours over which significance is the maximum. merges: heights that run layers (all that
-    can)."""
+    is small; with `probe` the suffix is the instruction). width: how many times m a merged node may hold. bias: `auto`,
+    `none` or a table's file (see `kvbank homer calibrate`). pool: neighbours over which significance is the maximum.
+    merges: heights that run layers (all that can).
+    """
 
     m: int
     leaf: int = 256
@@ -102,7 +108,7 @@ class Homer(Compressor):
         return Payload(dict(_stored(root, len(probe), attachment)), self.spec, version)
 
     def _affixes(self) -> tuple[int, int]:
-        """Lengths of prefix and suffix that are stored. By default at most a sixteenth and a quarter of m."""
+        """Return the stored lengths of prefix and suffix, by default at most a sixteenth and a quarter of m."""
         first = min(_SINKS, self.m // 16, self.m - (self.suffix or 0)) if self.prefix is None else self.prefix
         if self.affix == "probe":
             return first, 0
@@ -110,8 +116,13 @@ class Homer(Compressor):
         return first, min(_TAIL, room) if self.suffix is None else self.suffix
 
 
-def _stored(root: Any, unstored: int, attachment: "Attachment") -> Any:
-    """By memory layer: prefix, then what the tree left of context and suffix, without a suffix that is no text."""
+def _stored(
+    root: "Result", unstored: int, attachment: "Attachment"
+) -> Iterator[tuple[int, tuple[Tensor, Tensor, Tensor]]]:
+    """Yield each memory layer with its K-V: prefix, then what the tree left of context and suffix.
+
+    unstored: tokens of a suffix that is no part of the chunk, and is left out.
+    """
     first, end = len(root.prefix), len(root.tokens) - unstored
     offsets = torch.cat([torch.arange(first, device=root.tokens.origins.device), root.tokens.origins[:end]])
     for layer in attachment.plan.memory_layers:
@@ -122,6 +133,7 @@ def _stored(root: Any, unstored: int, attachment: "Attachment") -> Any:
 
 
 def _probe(attachment: "Attachment") -> list[int]:
+    """Return the token ids of the instruction behind a chunk. Raises InputError without a tokenizer."""
     tokenizer: Any = attachment.tokenizer
     if tokenizer is None:
         raise InputError("affix=probe needs a tokenizer: attach(model, tokenizer)")

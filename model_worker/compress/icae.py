@@ -1,4 +1,4 @@
-"""ICAE as a chunk compressor: what is stored are the memory slots that an adapter makes of a chunk (see icae/).
+"""ICAE as a chunk compressor: what is stored is the memory slots that an adapter makes of a chunk (see icae/).
 
 Two payloads. Soft tokens are the canonical one: the frozen model reads them in the place of input embeddings, several
 of them in one forward, exactly. K-V of the memory layers are derived from them by one forward of the frozen decoder,
@@ -36,11 +36,12 @@ ADAPTERS: "WeakKeyDictionary[Attachment, dict[str, Icae]]" = WeakKeyDictionary()
 
 @dataclass(frozen=True)
 class Autoencoder(Compressor):
-    """adapter: folder or hub id of an ICAE adapter, made for the attached model. payload: `soft`, `kv`, or `auto`, the
-    smaller of them. guard: above so many nats per token in restoring it, a chunk is stored uncompressed.
+    """The method stores a chunk as the slots of an ICAE adapter.
 
-    Also uncompressed: a chunk shorter than twice its slots, one that could not be restored within the model's
-    positions, and one whose loss is no number. A bank whose chunks would all be is not opened.
+    adapter: folder or hub id of the adapter, which is made for the attached model. payload: `soft`, `kv`, or `auto`,
+    the smaller of them. guard: above so many nats per token in restoring it, a chunk is stored uncompressed.
+    Stored uncompressed too are a chunk shorter than twice its slots, one that could not be restored within the model's
+    positions, and one whose loss is no number. A bank whose chunks would all be stored so is not opened.
     """
 
     adapter: str
@@ -92,7 +93,7 @@ class Autoencoder(Compressor):
         return Payload(layers, self.spec, f"{self.version}+{made_by}", measured, adapter_digest=icae.digest)
 
     def _takes_soft(self, icae: "Icae", attachment: "Attachment") -> bool:
-        """Whether soft tokens are what is stored. Raises InputError where there are none."""
+        """Tell whether soft tokens are what is stored. Raises InputError where the adapter makes none."""
         if icae.config.interface == "kv":
             if self.payload == "soft":
                 raise InputError(f"the ICAE adapter {self.adapter} makes K-V, no soft tokens; write payload=kv or auto")
@@ -103,7 +104,7 @@ class Autoencoder(Compressor):
 
 
 def adapter_of(attachment: "Attachment", name: str) -> "Icae":
-    """The ICAE adapter `name` on the attached model, as it was at the first call. The model itself is not changed.
+    """Return the ICAE adapter `name` on the attached model, as it was at the first call; the model is not changed.
 
     Raises ModelNotFound, and InputError for an adapter of another base or without peft.
     """
@@ -116,10 +117,10 @@ def adapter_of(attachment: "Attachment", name: str) -> "Icae":
 
 
 def _why_not(icae: "Icae", tokens: int) -> str:
-    """Why a chunk of so many tokens is not compressed; empty where it is.
+    """Say why a chunk of so many tokens is not compressed; return an empty text where it is.
 
-    Slots would save too little, or a span has fewer tokens than slots, which no adapter was trained for, or it is
-    longer than the model's positions.
+    Slots would save too little, or a span has fewer tokens than slots, which no adapter was trained for, or the chunk
+    is longer than the model's positions.
     """
     spans, slots = icae.spans(tokens), icae.config.slots
     if tokens < 2 * slots * len(spans):
@@ -131,11 +132,12 @@ def _why_not(icae: "Icae", tokens: int) -> str:
 
 
 def _uncompressed(captured: Captured, attachment: "Attachment", measured: float | None) -> Payload:
+    """Return the payload of all tokens, with the loss that was measured, if any."""
     return replace(Keep().compress(alone(captured, attachment), attachment), measured_loss=measured)
 
 
 def _layers(slots: "Slots", attachment: "Attachment") -> tuple[Layers, str]:
-    """K-V of the memory layers, and whose: not the same thing, though of one shape."""
+    """Return the K-V of the memory layers, and which of decoder and encoder made them: theirs differ."""
     from model_worker.icae.expanded import expanded
 
     if slots.layers is None:

@@ -1,4 +1,4 @@
-"""No compression: every token's K-V."""
+"""The K-V of every token are stored: no compression."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Keep(Compressor):
-    """All tokens, as MemLong stores them."""
+    """The method keeps all tokens, as MemLong stores them."""
 
     name: ClassVar[str] = "none"
     about: ClassVar[str] = "all tokens"

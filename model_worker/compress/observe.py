@@ -1,4 +1,4 @@
-"""Attention inside a captured chunk, for the methods that choose by it."""
+"""The attention inside a captured chunk, for the methods that choose by it."""
 
 from typing import TYPE_CHECKING
 
@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 
 
 def observed(layer: LayerCapture, index: int, attachment: "Attachment", last: int, heads: str) -> Tensor:
-    """Weight that each token gets from the chunk's `last` queries, mean over them and over `heads`.
+    """Return the weight that each token gets from the chunk's `last` queries, mean over them and over `heads`.
 
-    float32, `[1, S]` for heads `shared`, `[Hkv, S]` for `own`. The chunk stands at positions 0 to S-1.
+    The weights are float32, `[1, S]` for heads `shared`, `[Hkv, S]` for `own`. The chunk stands at positions 0 to S-1.
     """
     assert layer.queries is not None
     rope, tokens = attachment.ropes[index], layer.keys.shape[1]

@@ -1,4 +1,4 @@
-"""Scorers of NVIDIA's kvpress as chunk compressors (github.com/NVIDIA/kvpress; checked with 0.5.5).
+"""The scorers of NVIDIA's kvpress as chunk compressors (github.com/NVIDIA/kvpress; checked with 0.5.5).
 
 An optional extra, imported when it is first asked for. A press scores each key of each K-V head; which tokens stay is
 then decided here, so that the budget is exact, offsets ascend, and keys are stored before RoPE. Its own `compress`
@@ -12,14 +12,16 @@ the later token; presses that draw random numbers draw the same ones for every c
 import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
+from model_worker.attachment.model_parts import config_of, embeddings_of, layer_of
 from model_worker.compress.base import Compressor, Payload, alone, take
 from model_worker.compress.none import Keep
+from model_worker.compress.spec import FIRST
 from model_worker.errors import InputError
 from model_worker.window.capture import Captured
 from model_worker.window.selection import kept_positions
@@ -55,14 +57,15 @@ _INSTALL = (
 
 
 class _CannotScore(Exception):
-    """What a press says of a chunk, mostly that it is too short."""
+    """A press refuses a chunk, mostly because it is too short; the text is what the press said."""
 
 
 @dataclass(frozen=True)
 class Press(Compressor):
-    """press: class name in kvpress. ratio: share of tokens dropped, as kvpress counts; or m: tokens kept. base: the
-    scorer that CriticalKVPress refines. more: the press's own parameters by name, such as window_size=32.
+    """The method keeps the tokens that a press scores highest.
 
+    press: class name in kvpress. ratio: share of tokens dropped, as kvpress counts; or m: tokens kept. base: the
+    scorer that CriticalKVPress refines. more: the press's own parameters by name, such as window_size=32.
     A chunk that the press cannot score, most often because it is too short, is stored uncompressed.
     """
 
@@ -76,7 +79,6 @@ class Press(Compressor):
     about: ClassVar[str] = "what a scorer of NVIDIA's kvpress keeps (optional extra)"
     paper: ClassVar[str] = "NVIDIA/kvpress on GitHub"
     cost: ClassVar[str] = "a forward of its own and the press's scores"
-    takes_more: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if (self.ratio is None) == (self.m is None):
@@ -97,22 +99,31 @@ class Press(Compressor):
     def encodes(self) -> bool:
         return True
 
-    @property
-    def spec(self) -> str:
-        own = Compressor.spec.fget(replace(self, more=()))  # type: ignore[attr-defined]
-        return ",".join([own, *(f"{name}={text}" for name, text in self.more)])
+    @classmethod
+    def from_words(cls, words: Mapping[str, str]) -> Self:
+        """Return the method with the parameters that `words` name; others than its own are the press's."""
+        own = {FIRST, *(f.name for f in fields(cls))} - {"more"}
+        more = {key: text for key, text in words.items() if key not in own}
+        if wrong := [key for key, text in more.items() if not key.isidentifier() or not text]:
+            raise ValueError(f"{wrong[0]!r} is no parameter with a value")
+        made = super().from_words({key: text for key, text in words.items() if key in own})
+        return replace(made, more=tuple(more.items()))
+
+    def _said(self) -> list[str]:
+        own = [word for word in super()._said() if not word.startswith("more=")]
+        return [*own, *(f"{name}={text}" for name, text in self.more)]
 
     @classmethod
     def usage(cls) -> str:
         return super().usage().replace("[,more=()]", "[,PARAMETER=VALUE]")
 
     def for_bank(self, attachment: "Attachment", bank: "kvbank.Bank", chunk: int) -> "Compressor":
-        """Raises InputError where the press can score no chunk of this model, of whatever length."""
+        """Return this method as it is. Raises InputError where the press can score no chunk of this model at all."""
         numbers = [int(text) for _, text in self.more if text.isdecimal()]  # one may be the length that it needs
         tokens = _TRIAL + max(numbers, default=0)
         tokens = min(tokens, attachment.trained_length or tokens)
-        embeddings: Any = attachment.model.get_input_embeddings()  # type: ignore[operator]
-        ids = [token % embeddings.weight.shape[0] for token in range(tokens)]
+        vocabulary = embeddings_of(attachment.model).weight.shape[0]
+        ids = [token % vocabulary for token in range(tokens)]
         try:
             self._scored(Captured(ids, 0, {}, "isolated"), attachment, max(1, tokens // 2))
         except _CannotScore as error:
@@ -137,7 +148,10 @@ class Press(Compressor):
     def _scored(
         self, captured: Captured, attachment: "Attachment", budget: int
     ) -> tuple[Captured, dict[int, Tensor], dict[int, int]]:
-        """The chunk, its scores `[1, Hkv, S]` by layer, and how many tokens stay in layers that differ in that."""
+        """Return the chunk, its scores `[1, Hkv, S]` by layer, and the budgets of layers that differ in that.
+
+        Raises _CannotScore.
+        """
         from model_worker.window.encoding import encode
 
         tokens = len(captured)
@@ -148,11 +162,13 @@ class Press(Compressor):
         return chunk, scores, budgets
 
     def _check(self, attachment: "Attachment") -> None:
-        backend = str(attachment.model.config._attn_implementation)  # type: ignore[union-attr]
+        """Raise InputError for a press that reads attention weights where the model's attention computes none."""
+        backend = str(config_of(attachment.model)._attn_implementation)
         if _WEIGHTS in (self.press, self.base) and not backend.endswith("eager"):
             raise InputError(f"{_WEIGHTS} reads attention weights: load the model with attn_implementation='eager'")
 
     def _made(self, ratio: float) -> Any:
+        """Return the press itself, which drops `ratio` of the tokens. Raises InputError without kvpress."""
         try:
             import kvpress  # type: ignore[import-not-found]
         except ImportError as error:
@@ -166,7 +182,7 @@ class Press(Compressor):
 
 
 def _called(kind: Any, texts: Mapping[str, str], **given: Any) -> Any:
-    """A press of these parameters, of which some are still texts."""
+    """Return a press of class `kind` with what is `given` and what `texts` say. Raises InputError for what is wrong."""
     known = {name: default for name, default in _parameters(kind).items() if name not in given}
     try:
         return kind(**given, **{name: _parsed(text, known[name]) for name, text in texts.items()})
@@ -178,12 +194,12 @@ def _called(kind: Any, texts: Mapping[str, str], **given: Any) -> Any:
 
 
 def _parameters(kind: Any) -> dict[str, Any]:
-    """Names and defaults of a press's parameters."""
+    """Return the names and defaults of a press's parameters."""
     return {name: p.default for name, p in inspect.signature(kind).parameters.items() if name[0] != "_"}
 
 
 def _parsed(text: str, default: Any) -> Any:
-    """As the default's type. ValueError."""
+    """Return what `text` says, of the type that the default has. Raises ValueError."""
     if isinstance(default, bool):
         if text.lower() not in ("true", "false"):
             raise ValueError(f"{text!r} is neither true nor false")
@@ -195,18 +211,16 @@ def _parsed(text: str, default: Any) -> Any:
 
 @contextmanager
 def _scoring(press: Any, attachment: "Attachment") -> Iterator[tuple[dict[int, Tensor], dict[int, int]]]:
-    """Within it, every forward leaves the press's scores `[1, Hkv, S]` by memory layer, and its own budgets of layers.
+    """Note, while it lasts, the press's scores `[1, Hkv, S]` by memory layer in every forward, and its own budgets.
 
-    Raises _CannotScore out of the forward.
+    The forward raises _CannotScore where the press refuses the chunk.
     """
-    from model_worker.attachment.model_parts import decoder_of
-
-    decoder: Any = decoder_of(attachment.model)
+    decoder = attachment.decoder
     scores: dict[int, Tensor] = {}
     budgets: dict[int, int] = {}
 
     def score(module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
-        index = int(module.layer_idx)  # type: ignore[arg-type]
+        index = layer_of(module)
         held = kwargs["past_key_values"].layers[index]
         length = held.keys.shape[2]
         kwargs = {**kwargs, "cache_position": torch.arange(length, device=held.keys.device)}

@@ -1,4 +1,7 @@
-"""Random tokens: the floor that every method has to beat. The same chunk and seed give the same tokens."""
+"""Tokens drawn at random: the floor that every method has to beat.
+
+The same length, seed and layer give the same tokens.
+"""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
@@ -15,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Random(Selection):
-    """m: tokens kept, drawn anew for every layer."""
+    """The method keeps m tokens, drawn anew for every layer from `seed`."""
 
     seed: int = 0
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Sinks(Selection):
-    """m: tokens kept, of which the first `sinks` (at most m - 1, so that the last token always stays)."""
+    """The method keeps m tokens: the first `sinks` (at most m - 1, so that the last one stays) and the last."""
 
     sinks: int = 4
 

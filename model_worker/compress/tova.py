@@ -1,4 +1,4 @@
-"""TOVA: keep the tokens that the last token attends to most (arXiv 2401.06104, section 3.2).
+"""The tokens that the last token attends to most stay: TOVA (arXiv 2401.06104, section 3.2).
 
 One-shot (default): one forward over the chunk, then one reduction a layer, which the paper does for prompts. With
 `block=b` the chunk is fed b tokens at a time and every block is followed by a reduction; block=1 is the paper's online
@@ -30,8 +30,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Tova(Selection):
-    """m: tokens kept per layer. observer: whose attention counts, `last`, `window:w` or `all`. heads: `shared` or
-    `own`. block: tokens a forward of the online rule; None for one-shot. The online rule observes within a block."""
+    """The method keeps m tokens per layer.
+
+    observer: the tokens whose attention counts, `last`, `window:w` or `all`. heads: one set for all (`shared`) or one a
+    K-V head (`own`). block: tokens a forward of the online rule, which observes within a block; None for one-shot.
+    """
 
     observer: str = "last"
     heads: str = "shared"
@@ -61,7 +64,7 @@ class Tova(Selection):
 
     @property
     def rule(self) -> TovaRule:
-        """The same choice for a cache at decode time."""
+        """Return the rule by which a cache makes the same choice at decode time."""
         _, _, window = self.observer.partition(":")
         return TovaRule(self.m, {"last": 1, "all": 1 << 30}.get(self.observer) or int(window), self.heads)
 
@@ -80,6 +83,6 @@ class Tova(Selection):
         return kept_positions(self.scores(layer, index, attachment), self.m)
 
     def scores(self, layer: LayerCapture, index: int, attachment: "Attachment") -> Tensor:
-        """Attention that each token receives from the observer, float32: `[S]`, or `[Hkv, S]` with heads=own."""
+        """Return the attention that each token gets from the observer, float32: `[S]`, or `[Hkv, S]` with heads=own."""
         scores = observed(layer, index, attachment, self.rule.last, self.heads)
         return scores[0] if self.heads == "shared" else scores

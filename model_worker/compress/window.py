@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Window(Selection):
-    """m: tokens kept."""
+    """The method keeps the last m tokens."""
 
     name: ClassVar[str] = "window"
     about: ClassVar[str] = "the last tokens"
