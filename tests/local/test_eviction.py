@@ -165,18 +165,20 @@ def test_a_write_behind_a_step_that_failed_brings_the_bank_down(caller, monkeypa
     """The service itself tries again after ten minutes only."""
     caller.create("c", layers=[], capacity={"chunks": 3000})
     caller.write(*(caller.chunk(layers=[]) for _ in range(1500)), bank="c")
-    save, failures = gone_rows.save_plan, iter(range(1))
+    save, failed = gone_rows.save_plan, threading.Event()
 
     def failing(connection, bank_id, victims):
         save(connection, bank_id, victims)
         # After the step's rows are gone, and counted.
-        if victims and next(failures, None) is not None:
+        if victims and not failed.is_set():
+            failed.set()
             raise sqlite3.OperationalError("database or disk is full")
 
     monkeypatch.setattr(room, "_FIRST_PAUSE_S", 600.0)
     monkeypatch.setattr(gone_rows, "save_plan", failing)
     caller.update("c", capacity={"chunks": 1400})
-    wait_until(lambda: next(failures, None) is None)
+    wait_until(lambda: caller.sample("kvbank_evictions_stalled") == 1)
+    assert failed.is_set()
     (ack,) = caller.write(caller.chunk(layers=[]), bank="c")
     assert len(ack.evicted_chunk_ids) <= 2 * removal.STEP
     wait_until(lambda: caller.usage("c").chunks <= 1400)

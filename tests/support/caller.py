@@ -140,6 +140,11 @@ class Caller:
     def count(self, chunk_id: int) -> int:
         return self.stub.GetChunk(pb.GetChunkRequest(bank="b", chunk_id=chunk_id)).chunk.retrieval_count
 
+    def sample(self, name: str, **labels: str) -> float:
+        """A figure of the service, added up over the labels that are not given."""
+        samples = self.stub.GetStats(pb.GetStatsRequest()).samples
+        return sum(each.value for each in samples if each.name == name and labels.items() <= each.labels.items())
+
     def usage(self, bank: str = "b") -> bank_pb2.BankUsage:
         return self.stub.GetBank(pb.GetBankRequest(name=bank)).bank.usage
 
