@@ -3,11 +3,11 @@
 import secrets
 from dataclasses import replace
 
-import ml_dtypes
 import numpy as np
 
 import kvbank
 from tests.proof.content import DIMENSION, EMBEDDER, READER
+from tests.support.chunks import tensors_of
 
 MIB = 1 << 20
 DIGESTS = {"reader_digest": READER, "embedder_digest": EMBEDDER}
@@ -21,9 +21,7 @@ class BigChunks:
     def __init__(self, size: int, seed: int = 0) -> None:
         self._random = np.random.default_rng(seed)
         tokens = max(1, size // (2 * 2 * KV.kv_heads * KV.head_dim))
-        raw = self._random.bytes(2 * KV.kv_heads * tokens * KV.head_dim)
-        key = np.frombuffer(raw, ml_dtypes.bfloat16).reshape(KV.kv_heads, tokens, KV.head_dim)
-        tensors = {"k.0": key, "v.0": key[:, ::-1].copy(), "pos.0": np.arange(tokens, dtype=np.int32)}
+        tensors = tensors_of(KV, tokens, self._random)
         self._first = kvbank.NewChunk(np.zeros(DIMENSION, np.float32), tensors)
         self.payload = sum(array.nbytes for array in tensors.values())
 

@@ -3,12 +3,12 @@
 import secrets
 from collections.abc import Iterator
 
-import ml_dtypes
 import numpy as np
-import xxhash
 
 import kvbank
-from kvbank.v1 import bank_pb2, chunk_pb2, service_pb2
+from kvbank.v1 import chunk_pb2, service_pb2
+from tests.support import chunks
+from tests.support.chunks import described, tensors_of
 
 READER, EMBEDDER, DIMENSION = "reader-of-the-proof", "embedder-of-the-proof", 16
 KV = kvbank.KVSpec(READER, layers=(1, 3), kv_heads=2, head_dim=8)
@@ -28,12 +28,7 @@ def tokens_of(key: bytes) -> int:
 def chunk_of(key: bytes) -> kvbank.NewChunk:
     """The chunk of a key: 136 bytes of K-V a token."""
     random, m = np.random.default_rng(int.from_bytes(key, "big")), tokens_of(key)
-    tensors: dict[str, np.ndarray] = {}
-    for layer in KV.layers:
-        for part in "kv":
-            raw = random.bytes(KV.kv_heads * m * KV.head_dim * 2)
-            tensors[f"{part}.{layer}"] = np.frombuffer(raw, ml_dtypes.bfloat16).reshape(KV.kv_heads, m, KV.head_dim)
-        tensors[f"pos.{layer}"] = np.arange(m, dtype=np.int32)
+    tensors = tensors_of(KV, m, random)
     return kvbank.NewChunk(
         vector_of(key),
         tensors,
@@ -62,14 +57,7 @@ def differences(found: kvbank.Chunk) -> list[str]:
 
 def frames_of(bank: str, chunk: kvbank.NewChunk, step: int = 1 << 20) -> Iterator[service_pb2.WriteChunksRequest]:
     """What `write` of the chunk sends: a header, then frames of `step` bytes. Without the SDK's repetitions."""
-    data, tensors = b"", []
-    for name, array in (chunk.tensors or {}).items():
-        part = array.tobytes()
-        dtype = bank_pb2.DATA_TYPE_INT32 if name.startswith("pos.") else bank_pb2.DATA_TYPE_BF16
-        checksum = xxhash.xxh3_64_intdigest(part)
-        described = {"name": name, "dtype": dtype, "shape": array.shape, "length": len(part), "checksum": checksum}
-        tensors.append(chunk_pb2.TensorDescriptor(**described))
-        data += part
+    tensors, data = described(chunk.tensors or {})
     message = chunk_pb2.Chunk(
         idempotency_key=chunk.idempotency_key,
         start=chunk.start,
@@ -80,6 +68,4 @@ def frames_of(bank: str, chunk: kvbank.NewChunk, step: int = 1 << 20) -> Iterato
         embedding=np.asarray(chunk.embedding).tobytes(),
         payload=chunk_pb2.PayloadDescriptor(kind=chunk_pb2.PAYLOAD_KIND_LAYER_KV, tensors=tensors),
     )
-    yield service_pb2.WriteChunksRequest(header=service_pb2.ChunkHeader(bank=bank, chunk=message, **DIGESTS))
-    for begin in range(0, len(data), step):
-        yield service_pb2.WriteChunksRequest(data=data[begin : begin + step])
+    return chunks.frames_of(message, data, bank, reader=READER, embedder=EMBEDDER, step=step)

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import grpc
-import ml_dtypes
 import numpy as np
 import pytest
 
@@ -18,12 +17,12 @@ import kvbank
 from kvbank.commands import application
 from kvbank.console import ending
 from tests.sdk.host import Host
+from tests.support.chunks import tensors_of
 
 READER = "ab" * 32
 EMBEDDER = "cd" * 32
 DIMENSION = 16
 KV_HEADS, HEAD_DIM, LAYERS = 2, 8, (1, 3)
-DTYPES = {"bf16": ml_dtypes.bfloat16, "fp16": np.float16, "fp32": np.float32}
 
 MakeChunk = Callable[..., kvbank.NewChunk]
 
@@ -76,15 +75,10 @@ def make_chunk() -> MakeChunk:
     """Chunk `i`, whose embedding is the unit vector `i`; payload of `tokens` tokens, or none with dtype=None."""
 
     def make(i: int, dtype: str | None = "bf16", tokens: int = 4, **options: object) -> kvbank.NewChunk:
-        random = np.random.default_rng(i)
-        tensors: dict[str, np.ndarray] = {}
-        for layer in LAYERS if dtype else ():
-            for part in ("k", "v"):
-                values = random.standard_normal((KV_HEADS, tokens, HEAD_DIM))
-                tensors[f"{part}.{layer}"] = values.astype(DTYPES[str(dtype)])
-            tensors[f"pos.{layer}"] = np.arange(tokens, dtype=np.int32)
+        spec = kvbank.KVSpec(READER, LAYERS, KV_HEADS, HEAD_DIM, dtype) if dtype else None
+        tensors = tensors_of(spec, tokens, np.random.default_rng(i), finite=True) if spec else None
         options.setdefault("token_ids", range(tokens))
-        return kvbank.NewChunk(unit(i), tensors or None, **options)  # type: ignore[arg-type]
+        return kvbank.NewChunk(unit(i), tensors, **options)  # type: ignore[arg-type]
 
     return make
 

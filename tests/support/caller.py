@@ -11,8 +11,11 @@ import xxhash
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 
+import kvbank
 from kvbank.v1 import bank_pb2, chunk_pb2, service_pb2_grpc
 from kvbank.v1 import service_pb2 as pb
+from tests.support import chunks
+from tests.support.chunks import described, tensors_of
 
 DIMENSION, LAYERS, HEADS, HEAD_DIM = 4, (1, 3), 2, 8
 READER, EMBEDDER = "reader-a", "embedder-a"
@@ -46,15 +49,8 @@ class Caller:
         self, vector: Iterable[float] = (1, 0, 0, 0), *, m: int = 3, layers: Iterable[int] = LAYERS, **fields: Any
     ) -> tuple[chunk_pb2.Chunk, bytes]:
         """A chunk with random bytes; a fresh key unless one is given."""
-        tensors, data = [], b""
-        for layer in layers:
-            for kind in ("k", "v"):
-                part = self._random.bytes(HEADS * m * HEAD_DIM * 2)
-                tensors.append(tensor(f"{kind}.{layer}", BF16, (HEADS, m, HEAD_DIM), part))
-                data += part
-            part = np.arange(m, dtype="<i4").tobytes()
-            tensors.append(tensor(f"pos.{layer}", INT32, (m,), part))
-            data += part
+        spec = kvbank.KVSpec(READER, tuple(layers), HEADS, HEAD_DIM, "bf16") if layers else None
+        tensors, data = described(tensors_of(spec, m, self._random) if spec else {})
         chunk = chunk_pb2.Chunk(
             idempotency_key=next(self._keys).to_bytes(16, "big"),
             start=100,
@@ -156,11 +152,6 @@ def lasting(microseconds: int, *, renew: bool = False) -> bank_pb2.Expiry:
     return bank_pb2.Expiry(ttl=ttl, renew=renew)
 
 
-def tensor(name: str, dtype: Any, shape: Iterable[int], data: bytes) -> chunk_pb2.TensorDescriptor:
-    checksum = xxhash.xxh3_64_intdigest(data)
-    return chunk_pb2.TensorDescriptor(name=name, dtype=dtype, shape=shape, length=len(data), checksum=checksum)
-
-
 def stored_bytes(chunk: chunk_pb2.Chunk, data: bytes) -> int:
     """What a chunk takes of its bank's bytes, as docs/eviction.md says."""
     vectors = len(chunk.embedding) + 4 * len(chunk.token_ids)
@@ -169,12 +160,8 @@ def stored_bytes(chunk: chunk_pb2.Chunk, data: bytes) -> int:
 
 
 def frames_of(chunk: chunk_pb2.Chunk, data: bytes, bank: str = "b", step: int = 50) -> Iterator[pb.WriteChunksRequest]:
-    header = pb.ChunkHeader(bank=bank, reader_digest=READER, embedder_digest=EMBEDDER, chunk=chunk)
-    if not chunk.HasField("payload"):
-        header.reader_digest = ""
-    yield pb.WriteChunksRequest(header=header)
-    for begin in range(0, len(data), step):
-        yield pb.WriteChunksRequest(data=data[begin : begin + step])
+    """Yield the frames of a chunk for the reader and the embedder of these tests; many small ones."""
+    return chunks.frames_of(chunk, data, bank, reader=READER, embedder=EMBEDDER, step=step)
 
 
 def split(chunks: Iterable[chunk_pb2.Chunk], frames: Iterable[Any]) -> dict[int, bytes]:

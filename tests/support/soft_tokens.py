@@ -1,14 +1,12 @@
 """Chunks of soft tokens, and the spec of a bank that takes them."""
 
 import numpy as np
-import xxhash
 
 from kvbank.v1 import bank_pb2, chunk_pb2
 from tests.support.caller import BF16, READER
+from tests.support.chunks import DTYPES, described
 
 HIDDEN = 6
-
-
 SPEC = {"reader_digest": READER, "layers": (1, 3), "kv_heads": 2, "head_dim": 8}
 
 
@@ -16,17 +14,13 @@ def spec(hidden_size: int = HIDDEN) -> bank_pb2.KvSpec:
     return bank_pb2.KvSpec(**SPEC, dtype=BF16, hidden_size=hidden_size)
 
 
-def described(name: str, dtype: int, shape: tuple[int, ...], data: bytes) -> chunk_pb2.TensorDescriptor:
-    checksum = xxhash.xxh3_64_intdigest(data)
-    return chunk_pb2.TensorDescriptor(name=name, dtype=dtype, shape=shape, length=len(data), checksum=checksum)
-
-
 def soft_chunk(caller, n=2, *, hidden=HIDDEN, vector=(1, 0, 0, 0), seed=0, **fields):
     """A chunk of `n` soft tokens, for the caller's helpers."""
     chunk, _ = caller.chunk(vector, layers=[], stored_length=n)
-    data = np.random.default_rng(seed).bytes(2 * n * hidden)
+    soft = np.frombuffer(np.random.default_rng(seed).bytes(2 * n * hidden), DTYPES["bf16"]).reshape(n, hidden)
+    tensors, data = described({"soft": soft})
     chunk.payload.kind = chunk_pb2.PAYLOAD_KIND_SOFT_TOKENS
-    chunk.payload.tensors.append(described("soft", BF16, (n, hidden), data))
+    chunk.payload.tensors.extend(tensors)
     chunk.payload.producer.CopyFrom(
         chunk_pb2.Producer(method="icae:adapter=a", version="1", adapter_digest="ad", measured_loss=0.25)
     )
