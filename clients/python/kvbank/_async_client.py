@@ -191,18 +191,19 @@ class AsyncClient:
         await self._learn(attempts)
         folder = await self._shared(attempts)
         session = WriteSession(bank, (), reader_digest, embedder_digest, self._bound, self._typed)
-        request_id, feed = _channel.new_request_id(), Feed(session, chunks)
-        while await feed.more() or session.pending:
-            attempts.progressed(session.waiting_since())
-            try:
-                await self._write_stream(session, feed, folder, attempts, request_id)
-            except ServiceError as error:
-                if folder is not None and takes_no_file(error):
-                    self._sharing.doubted()
-                    folder = None  # the rest goes over the stream
-                    continue
+        request_id = _channel.new_request_id()
+        async with aclosing(Feed(session, chunks)) as feed:
+            while await feed.more() or session.pending:
                 attempts.progressed(session.waiting_since())
-                await asyncio.sleep(attempts.pause(error))
+                try:
+                    await self._write_stream(session, feed, folder, attempts, request_id)
+                except ServiceError as error:
+                    if folder is not None and takes_no_file(error):
+                        self._sharing.doubted()
+                        folder = None  # the rest goes over the stream
+                        continue
+                    attempts.progressed(session.waiting_since())
+                    await asyncio.sleep(attempts.pause(error))
         return session.written()
 
     async def _learn(self, attempts: Attempts) -> None:

@@ -5,7 +5,7 @@ This file owns the rule that the asyncio client never blocks its loop: what may 
 """
 
 import asyncio
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable
 from contextlib import suppress
 from typing import TypeVar
 
@@ -58,6 +58,10 @@ class Feed:
         self._session = session
         self._source = _each(chunks)
 
+    async def aclose(self) -> None:
+        """Take no more chunks. An iterator of the caller is left as it is, for the caller to go on with or to close."""
+        await self._source.aclose()
+
     async def more(self) -> bool:
         """Tell whether the session has an upload that goes next; take a chunk into it where it has none.
 
@@ -74,7 +78,7 @@ class Feed:
         return session.peek() is not None
 
 
-async def _each(chunks: Iterable[NewChunk] | AsyncIterable[NewChunk]) -> AsyncIterator[object]:
+async def _each(chunks: Iterable[NewChunk] | AsyncIterable[NewChunk]) -> AsyncGenerator[object]:
     """Yield the chunks of an iterable of either kind; a generator's work between two chunks is done in a thread."""
     if isinstance(chunks, AsyncIterable):
         async for chunk in chunks:
