@@ -1,15 +1,12 @@
 """One service for the whole folder; every test makes a bank of its own."""
 
-import signal
 import socket
-import subprocess
 import sys
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-import grpc
 import numpy as np
 import pytest
 
@@ -18,6 +15,7 @@ from kvbank.commands import application
 from kvbank.console import ending
 from tests.sdk.host import Host
 from tests.support.chunks import tensors_of
+from tests.support.service_process import ServiceHost
 
 READER = "ab" * 32
 EMBEDDER = "cd" * 32
@@ -124,11 +122,11 @@ def silent() -> Iterator[socket.socket]:
         yield listener
 
 
-class Server:
+class Killable:
     """A service in a process of its own, on a port that it keeps over restarts."""
 
-    def __init__(self, data: Path) -> None:
-        self._data = data
+    def __init__(self, host: ServiceHost, data: Path) -> None:
+        self._host, self._data = host, data
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.address = f"127.0.0.1:{probe.getsockname()[1]}"
@@ -136,21 +134,16 @@ class Server:
 
     def start(self) -> None:
         """Start and wait until it answers."""
-        command = [sys.executable, "-m", "memory_service", "--data", str(self._data), "--listen", self.address]
-        self._process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-        with grpc.insecure_channel(self.address) as channel:
-            grpc.channel_ready_future(channel).result(timeout=60)
+        self._service = self._host.start(self._data, listen=self.address)
 
     def kill(self) -> None:
-        self._process.send_signal(signal.SIGKILL)
-        self._process.wait()
+        self._service.kill()
 
 
 @pytest.fixture(scope="module")
-def killable(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    server = Server(tmp_path_factory.mktemp("killable"))
-    yield server
-    server.kill()
+def killable(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Killable]:
+    with ServiceHost() as host:
+        yield Killable(host, tmp_path_factory.mktemp("killable"))
 
 
 class Ended(NamedTuple):

@@ -4,9 +4,6 @@ import asyncio
 import os
 import signal
 import socket
-import subprocess
-import sys
-import tempfile
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +21,7 @@ from kvbank.v1 import service_pb2
 from kvbank.wire import local_socket
 from memory_service.api.local_socket import MOST_CONNECTIONS
 from tests.sdk.host import Host
+from tests.support.service_process import ServiceHost
 from tests.support.waiting import wait_until
 
 Make = Callable[..., kvbank.NewChunk]
@@ -181,29 +179,19 @@ def test_a_long_path_has_no_socket(tmp_path: Path, kv: kvbank.KVSpec, embedding:
 def test_a_server_that_does_not_answer_ends_with_the_deadline(
     tmp_path: Path, kv: kvbank.KVSpec, embedding: kvbank.EmbeddingSpec, digests: dict[str, str], make_chunk: Make
 ) -> None:
-    with tempfile.TemporaryDirectory() as short:
-        address = f"unix:{short}/s"
-        command = [sys.executable, "-m", "memory_service", "--data", str(tmp_path / "d"), "--listen", address]
-        service = subprocess.Popen([*command, "--same-host"], stderr=subprocess.DEVNULL, stdout=subprocess.PIPE)
-        try:
-            assert service.stdout is not None
-            service.stdout.readline()
-            with kvbank.connect(address) as client:
-                client.create_bank("b", kv=kv, embedding=embedding)
-                chunk_id = client.write("b", make_chunk(1), **digests).chunk_id
-                client.fetch("b", [chunk_id], reader_digest=digests["reader_digest"])
-                service.send_signal(signal.SIGSTOP)
-                stat = Path(f"/proc/{service.pid}/stat")
-                wait_until(lambda: ") T " in stat.read_text())  # it may answer until then
-                with pytest.raises(kvbank.DeadlineExceeded):
-                    client.fetch("b", [chunk_id], reader_digest=digests["reader_digest"], timeout=0.3)
-                closed = threading.Timer(0.3, client.close)
-                closed.start()
-                with pytest.raises(kvbank.ClientClosed):
-                    client.fetch("b", [chunk_id], reader_digest=digests["reader_digest"], timeout=60)
-                closed.join()
-        finally:
-            service.send_signal(signal.SIGCONT)
-            service.terminate()
-            service.wait(60)
-            service.stdout.close()  # type: ignore[union-attr]
+    with ServiceHost() as services:
+        service = services.start(tmp_path / "d", same_host=True)
+        with kvbank.connect(service.address) as client:
+            client.create_bank("b", kv=kv, embedding=embedding)
+            chunk_id = client.write("b", make_chunk(1), **digests).chunk_id
+            client.fetch("b", [chunk_id], reader_digest=digests["reader_digest"])
+            os.kill(service.process_id, signal.SIGSTOP)
+            stat = Path(f"/proc/{service.process_id}/stat")
+            wait_until(lambda: ") T " in stat.read_text())  # it may answer until then
+            with pytest.raises(kvbank.DeadlineExceeded):
+                client.fetch("b", [chunk_id], reader_digest=digests["reader_digest"], timeout=0.3)
+            closed = threading.Timer(0.3, client.close)
+            closed.start()
+            with pytest.raises(kvbank.ClientClosed):
+                client.fetch("b", [chunk_id], reader_digest=digests["reader_digest"], timeout=60)
+            closed.join()

@@ -3,11 +3,8 @@ out."""
 
 import asyncio
 import os
-import signal
 import socket
 import sqlite3
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -31,6 +28,7 @@ from kvbank.wire.stub import make_stub
 from memory_service.api.embedded import LocalServer
 from memory_service.domain.errors import StartError
 from tests.sdk.host import Host
+from tests.support.service_process import ServiceHost
 from tests.support.waiting import wait_until
 
 Make = Callable[..., kvbank.NewChunk]
@@ -521,28 +519,19 @@ def test_a_server_killed_with_files_staged_shows_none_of_them(
 ) -> None:
     """Staged, taken over or not: what was not acknowledged is not there, or is there whole."""
     data = tmp_path / "data"
-    with tempfile.TemporaryDirectory() as sockets:
-        address = f"unix:{sockets}/s"
-        command = [sys.executable, "-m", "memory_service", "--data", str(data), "--listen", address, "--same-host"]
-
-        def start() -> subprocess.Popen[bytes]:
-            process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-            with grpc.insecure_channel(address) as channel:
-                grpc.channel_ready_future(channel).result(timeout=60)
-            return process
-
-        process = start()
+    with ServiceHost() as services:
+        service = services.start(data, same_host=True)
+        address = service.address
         with kvbank.connect(address) as client:
             client.create_bank("b", kv=kv, embedding=embedding)
             made: list[kvbank.NewChunk] = []
 
             def chunks() -> Iterator[kvbank.NewChunk]:
-                nonlocal process
+                nonlocal service
                 for i in range(30):
                     if i == 20:
-                        process.send_signal(signal.SIGKILL)
-                        process.wait()
-                        process = start()
+                        service.kill()
+                        service = services.start(data, listen=address, same_host=True)
                     made.append(make_chunk(i, tokens=64))
                     yield made[-1]
 
@@ -553,6 +542,5 @@ def test_a_server_killed_with_files_staged_shows_none_of_them(
                     assert (chunk.tensors or {})[name].tobytes() == array.tobytes()
             assert client.get_bank("b").usage.chunks == 30
         assert list((data / "staging").iterdir()) == []
-        process.terminate()
-        process.wait()
+        service.stop()
         assert len(list(data.glob("payloads/*/*/*"))) == 30

@@ -1,7 +1,5 @@
 """What an answer says before its bytes is bounded before it is loaded, and made where nobody waits for it."""
 
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +15,7 @@ import kvbank
 from kvbank.v1 import service_pb2 as pb
 from memory_service.api.messages import convert
 from tests.proof.deaf import Deaf
+from tests.support.service_process import Service, ServiceHost
 from tests.support.waiting import wait_until
 
 MIB = 1024 * 1024
@@ -25,11 +24,11 @@ TEXT = "x" * 1_900_000
 OWN_CONNECTION = [("grpc.use_local_subchannel_pool", 1)]
 
 
-class Service:
-    """A server in a process of its own."""
+class Filled:
+    """A service in a process of its own, and who calls it."""
 
-    def __init__(self, caller: Any, process: "subprocess.Popen[str]", address: str) -> None:
-        self.caller, self.process, self.address = caller, process, address
+    def __init__(self, caller: Any, service: Service) -> None:
+        self.caller, self.service, self.address = caller, service, service.address
 
     def fill(self, count: int) -> list[int]:
         """Chunks with the longest text that is taken, and nothing else."""
@@ -41,34 +40,29 @@ class Service:
 
     def peak(self) -> int:
         """The most memory that the process has ever had, in bytes."""
-        return self._memory("VmHWM:")
+        return self.service.peak_bytes()
 
     def resident(self) -> int:
         """The memory that it has now."""
-        return self._memory("VmRSS:")
+        return self.service.resident_bytes()
 
-    def _memory(self, kind: str) -> int:
-        lines = Path(f"/proc/{self.process.pid}/status").read_text().splitlines()
-        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(kind))
+
+@pytest.fixture(scope="module")
+def services() -> Iterator[ServiceHost]:
+    with ServiceHost() as made:
+        yield made
 
 
 @pytest.fixture
-def serve(tmp_path: Path, connect: Callable[..., Any]) -> Callable[..., Any]:
+def serve(tmp_path: Path, connect: Callable[..., Any], services: ServiceHost) -> Callable[..., Any]:
     @contextmanager
-    def serving(*words: str, listen: str = "127.0.0.1:0", **flags: int) -> Iterator[Service]:
-        ready = tmp_path / "ready"
-        command = [sys.executable, "-m", "memory_service", "--data", str(tmp_path / "data"), "--listen", listen]
-        command += ["--ready-file", str(ready), "--durability", "os", *words]
-        command += [f"--{name.replace('_', '-')}={value}" for name, value in flags.items()]
-        with subprocess.Popen(command, stdout=subprocess.DEVNULL, text=True) as process:
-            try:
-                while not ready.exists():
-                    assert process.poll() is None
-                address = ready.read_text().strip()
-                with connect(address) as caller:
-                    yield Service(caller, process, address)
-            finally:
-                process.terminate()
+    def serving(**flags: Any) -> Iterator[Filled]:
+        service = services.start(tmp_path / "data", durability="os", **flags)
+        try:
+            with connect(service.address) as caller:
+                yield Filled(caller, service)
+        finally:
+            service.kill()
 
     return serving
 
@@ -117,7 +111,7 @@ LONG_ANSWERS: dict[str, Callable[[int], Any]] = {
 @needs_proc
 def test_answers_that_nobody_takes_are_bounded_together(serve: Any) -> None:
     """Two callers ask for 760 MB and take nothing of it; others are answered meanwhile."""
-    with serve(max_inflight_bytes=32 * MIB) as service:
+    with serve(max_inflight_bytes=32 * MIB, listen="127.0.0.1:0") as service:
         (chunk_id,) = service.fill(1)
         assert service.caller.usage().chunks == 1
         for method, request in LONG_ANSWERS.items():
@@ -142,8 +136,8 @@ def cancelled(calls: list[Any]) -> Iterator[None]:
         call.cancel()
 
 
-def test_a_large_answer_is_searched_once(serve: Any, tmp_path: Path) -> None:
-    with serve("--same-host", listen=f"unix:{tmp_path / 'socket'}") as service:
+def test_a_large_answer_is_searched_once(serve: Any) -> None:
+    with serve(same_host=True) as service:
         service.fill(4)
         with kvbank.connect(service.address) as client:
             for one in ("over the stream", "directly"):
@@ -175,8 +169,7 @@ def test_a_stop_does_not_wait_for_large_answers(serve: Any) -> None:
 
         asking = [threads.submit(ask_until_it_ends, number) for number in range(12)]
         service.retrieve(24)
-        service.process.terminate()
-        assert service.process.wait(60) == 0
+        assert service.service.stop() == 0
         assert all(ended.result() != grpc.StatusCode.OK for ended in asking)
 
 

@@ -22,36 +22,39 @@ from kvbank.v1 import service_pb2 as pb
 from memory_service.observe import logs, seldom
 from memory_service.observe.seldom import Repeating
 from memory_service.storage.local.records import schema
+from tests.support.service_process import ServiceHost
 
 Serve = Callable[..., Any]
 
 
+@pytest.fixture(scope="module")
+def services() -> Iterator[ServiceHost]:
+    with ServiceHost() as made:
+        yield made
+
+
 @pytest.fixture
-def serve(tmp_path: Path, connect: Any) -> Serve:
+def serve(tmp_path: Path, connect: Any, services: ServiceHost) -> Serve:
     """Serve in a process of its own; yields a caller and, once it has ended, the lines that it wrote to stderr."""
 
     @contextmanager
-    def serving(*options: str) -> Iterator[tuple[Any, str, list[str]]]:
+    def serving(**flags: str) -> Iterator[tuple[Any, str, list[str]]]:
         lines: list[str] = []
-        command = [sys.executable, "-m", "memory_service", "--data", tmp_path / "data", "--listen", "127.0.0.1:0"]
-        with (tmp_path / "log").open("w+") as log:
-            process = subprocess.Popen([*command, *options], stdout=subprocess.PIPE, stderr=log, text=True)
-            assert process.stdout is not None
-            with process:
-                try:
-                    address = process.stdout.readline().rpartition(" on ")[2].strip()
-                    with connect(address) as caller:
-                        yield caller, address, lines
-                finally:
-                    process.terminate()
-            log.seek(0)
-            lines += log.read().splitlines()
+        service = services.start(tmp_path / "data", listen="127.0.0.1:0", **flags)
+        try:
+            with connect(service.address) as caller:
+                yield caller, service.address, lines
+        finally:
+            service.stop()
+        serves, *rest = service.log().splitlines()
+        assert serves.startswith("kvbank ")
+        lines += rest
 
     return serving
 
 
 def test_json_names_the_request(serve: Serve) -> None:
-    with serve("--log-format", "json", "--log-level", "debug") as (caller, address, lines):
+    with serve(log_format="json", log_level="debug") as (caller, address, lines):
         caller.create()
         caller.add()
         with pytest.raises(grpc.RpcError):
@@ -72,7 +75,7 @@ def test_json_names_the_request(serve: Serve) -> None:
 
 @pytest.mark.parametrize("form", ["json", "text"])
 def test_trouble_is_logged_with_its_request(serve: Serve, tmp_path: Path, form: str) -> None:
-    with serve("--log-format", form) as (caller, address, lines):
+    with serve(log_format=form) as (caller, address, lines):
         caller.create()
         chunk_id = caller.add()
         (path,) = (tmp_path / "data" / "payloads").glob(f"*/*/{chunk_id}.safetensors")
@@ -90,7 +93,7 @@ def test_trouble_is_logged_with_its_request(serve: Serve, tmp_path: Path, form: 
 
 
 def test_an_error_of_the_storage_has_a_traceback(serve: Serve, tmp_path: Path) -> None:
-    with serve("--log-format", "json") as (caller, _, lines):
+    with serve(log_format="json") as (caller, _, lines):
         uid = caller.create().uid
         for shard in range(256):
             (tmp_path / "data" / "payloads" / uid / f"{shard:02x}").write_text("a file where a folder should be")
@@ -122,7 +125,7 @@ def test_what_repeats_is_said_once_a_second(monkeypatch: pytest.MonkeyPatch, cap
 
 def test_a_caller_cannot_forge_a_line(serve: Serve) -> None:
     forged = "x\n2026-01-01T00:00:00.000+00:00 ERROR forged: all is lost"
-    with serve("--log-level", "debug") as (caller, _, lines):
+    with serve(log_level="debug") as (caller, _, lines):
         for request_id in ("two words", "x" * 65, ""):
             with pytest.raises(grpc.RpcError):
                 caller.stub.GetBank(pb.GetBankRequest(name=forged), metadata=(("x-request-id", request_id),))
@@ -134,7 +137,7 @@ def test_a_caller_cannot_forge_a_line(serve: Serve) -> None:
 
 
 def test_what_callers_do_wrong_is_no_warning(serve: Serve) -> None:
-    with serve("--log-level", "warning") as (caller, _, lines):
+    with serve(log_level="warning") as (caller, _, lines):
         caller.create()
         caller.add()
         caller.retrieve()
@@ -144,7 +147,7 @@ def test_what_callers_do_wrong_is_no_warning(serve: Serve) -> None:
 
 
 def test_many_banks_are_counted_and_not_repeated(serve: Serve) -> None:
-    with serve("--log-format", "json", "--log-level", "debug") as (caller, _, lines), pytest.raises(grpc.RpcError):
+    with serve(log_format="json", log_level="debug") as (caller, _, lines), pytest.raises(grpc.RpcError):
         caller.retrieve(banks=[f"bank-{i}" for i in range(50)])
     (record,) = [record for record in map(json.loads, lines) if record.get("method") == "Retrieve"]
     assert record["bank"] == "bank-0,bank-1,bank-2 and 47 more"
@@ -195,7 +198,7 @@ os._exit(0)
 
 
 def test_callers_who_leave_are_not_worth_a_line(serve: Serve) -> None:
-    with serve("--log-level", "warning") as (caller, address, lines):
+    with serve(log_level="warning") as (caller, address, lines):
         caller.create()
         chunk, data = caller.chunk(m=65_536, original_length=65_536, token_ids=())
         (ack,) = caller.stub.WriteChunks(caller.frames(chunk, data))

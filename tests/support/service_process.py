@@ -44,12 +44,13 @@ class ServiceHost:
         self._process = subprocess.Popen(command, **pipes, text=True, env=environment, cwd=ROOT)
 
     def start(self, data: Path, **flags: Any) -> "Service":
-        """Serve `data` on a unix socket of its own; `flags` are those of `kvbank serve`. Errors: StartFailed."""
+        """Serve `data`; `flags` are those of `kvbank serve`, and `listen` a unix socket of its own unless it is given.
+        Errors: StartFailed."""
         self._starts += 1
         place = Path(self._folder.name, str(self._starts))
         flags = {"data": str(data), "listen": f"unix:{place}", "min_free": 0} | flags
         number = self.ask({"start": flags | {"ready_file": f"{place}.ready"}, "log": f"{place}.log"})
-        return Service(self, number, f"unix:{place}", place)
+        return Service(self, number, place)
 
     def run(self, *words: object) -> tuple[int, str]:
         """`kvbank WORDS` to its end; exit status, negative for a signal, and what it printed."""
@@ -90,8 +91,7 @@ class ServiceHost:
 class Service:
     """One start of the service, made by `ServiceHost.start`; `address` is what clients connect to."""
 
-    def __init__(self, host: ServiceHost, number: int, address: str, place: Path) -> None:
-        self.address = address
+    def __init__(self, host: ServiceHost, number: int, place: Path) -> None:
         self.process_id = number
         self._host = host
         self._log = place.with_suffix(".log")
@@ -103,6 +103,7 @@ class Service:
                 raise StartFailed(self.wait(), self.log())
             assert time.monotonic() < deadline, self.log()
             time.sleep(0.003)
+        self.address = ready.read_text().strip()
 
     def log(self) -> str:
         """What it printed."""
