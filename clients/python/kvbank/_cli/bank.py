@@ -3,19 +3,18 @@
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated
 
 import typer
 
 import kvbank
 from kvbank._cli import common, parse
+from kvbank._cli.bank_options import LARGEST, Settings, Specs
 from kvbank._cli.common import DEFAULT_ADDRESS, AsJson, Memory, Name
 from kvbank.console.ending import say
+from kvbank.console.options import spread
 from kvbank.console.output import print_json, print_line, printable
 from kvbank.console.table import Column, print_table
-
-# Of a figure of a spec.
-_LARGEST = 2**31 - 1
 
 _BANKS = (
     Column("name", "name"),
@@ -30,31 +29,6 @@ _EVICTIONS = (
 )
 
 app = typer.Typer(no_args_is_help=True, help="Look at banks, make, change and delete them.")
-
-CapacityText = Annotated[
-    str | None, typer.Option("--capacity", help="When to evict: chunks=N, tokens=N, bytes=N (10k, 2GiB), or none.")
-]
-QuotaText = Annotated[
-    str | None, typer.Option("--quota", help="When to refuse: some of chunks=N,tokens=N,bytes=N, or none.")
-]
-PolicyName = Annotated[
-    Literal["frequency", "lru", "recency_half", "reject"] | None, typer.Option("--policy", help="What goes first.")
-]
-Percent = Annotated[int | None, typer.Option(min=0, max=100, help="Of the policy, in percent (docs/eviction.md).")]
-TtlText = Annotated[
-    str | None, typer.Option("--ttl", help="Life of chunks that state none: 90s, 15m, 12h, 30d, 2w, or never.")
-]
-Renew = Annotated[bool, typer.Option("--renew", help="Every retrieval starts the ttl anew.")]
-Index = Annotated[Literal["auto", "exact", "ivf"] | None, typer.Option("--index", help="How the bank is searched.")]
-
-MetadataText = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--metadata",
-        metavar="KEY=VALUE",
-        help="Once for each key: a string, a number, true or false; quotes make a string of any of them.",
-    ),
-]
 
 
 @app.command("ls")
@@ -121,65 +95,28 @@ def show_bank(name: Name, memory: Memory = DEFAULT_ADDRESS, as_json: AsJson = Fa
 
 
 @app.command("create")
+@spread
 def create_bank(
-    name: Name,
-    embedder: Annotated[str, typer.Option(help="Digest of the embedder.")],
-    dimension: Annotated[int, typer.Option(min=1, max=_LARGEST, help="Of the embeddings.")],
-    reader: Annotated[str | None, typer.Option(help="Digest of the reading model; without it: vectors only.")] = None,
-    layers: Annotated[str, typer.Option(help="Memory layers, such as 1,3.")] = "",
-    kv_heads: Annotated[int, typer.Option(min=0, max=_LARGEST, help="Heads of a key.")] = 0,
-    head_dim: Annotated[int, typer.Option(min=0, max=_LARGEST, help="Numbers a head.")] = 0,
-    dtype: Annotated[Literal["bf16", "fp16", "fp32"], typer.Option(help="Of keys and values.")] = "bf16",
-    hidden_size: Annotated[
-        int, typer.Option(min=0, max=_LARGEST, help="Of the model's input embeddings; with it, soft tokens too.")
-    ] = 0,
-    capacity: CapacityText = None,
-    quota: QuotaText = None,
-    policy: PolicyName = None,
-    lower: Percent = None,
-    upper: Percent = None,
-    target: Percent = None,
-    ttl: TtlText = None,
-    renew: Renew = False,
-    index: Index = None,
-    metadata: MetadataText = None,
-    memory: Memory = DEFAULT_ADDRESS,
-    as_json: AsJson = False,
+    name: Name, specs: Specs, settings: Settings, memory: Memory = DEFAULT_ADDRESS, as_json: AsJson = False
 ) -> None:
     """Make a bank. Workers make their own; this is for other producers.
 
     Example: kvbank bank create notes --embedder my-embedder --dimension 384 --capacity chunks=10k --ttl 30d
     """
-    kv = None
-    if reader:
-        kv = kvbank.KVSpec(reader, parse.layers(layers), kv_heads, head_dim, dtype, hidden_size=hidden_size)
-    options = _options(capacity, quota, policy, (lower, upper, target), ttl, renew, index, metadata)
+    kv, options = specs.kv(), settings.given()
     with common.connect(memory) as client:
-        made = client.create_bank(name, kv=kv, embedding=kvbank.EmbeddingSpec(embedder, dimension), **options)
+        made = client.create_bank(name, kv=kv, embedding=specs.embedding(), **options)
     _answer(made, as_json)
 
 
 @app.command("update")
-def update_bank(
-    name: Name,
-    capacity: CapacityText = None,
-    quota: QuotaText = None,
-    policy: PolicyName = None,
-    lower: Percent = None,
-    upper: Percent = None,
-    target: Percent = None,
-    ttl: TtlText = None,
-    renew: Renew = False,
-    index: Index = None,
-    metadata: MetadataText = None,
-    memory: Memory = DEFAULT_ADDRESS,
-    as_json: AsJson = False,
-) -> None:
+@spread
+def update_bank(name: Name, settings: Settings, memory: Memory = DEFAULT_ADDRESS, as_json: AsJson = False) -> None:
     """Change the bounds, policy, expiry, index or metadata (all of them) of a bank; what is not given stays.
 
     Example: kvbank bank update notes --quota bytes=2GiB --policy lru
     """
-    options = _options(capacity, quota, policy, (lower, upper, target), ttl, renew, index, metadata)
+    options = settings.given()
     if not options:
         raise typer.BadParameter("nothing to change")
     with common.connect(memory) as client:
@@ -216,7 +153,7 @@ def evictions(
     need: Annotated[
         int, typer.Option(min=1, max=2**63 - 1, help="With --explain: room wanted, in the capacity's unit.")
     ] = 1,
-    limit: Annotated[int, typer.Option(min=1, max=_LARGEST, help="Show at most so many.")] = 100,
+    limit: Annotated[int, typer.Option(min=1, max=LARGEST, help="Show at most so many.")] = 100,
     memory: Memory = DEFAULT_ADDRESS,
     as_json: AsJson = False,
 ) -> None:
@@ -253,42 +190,6 @@ def evictions(
         for eviction in shown
     )
     print_table(_EVICTIONS, rows)
-
-
-def _options(
-    capacity: str | None,
-    quota: str | None,
-    policy: str | None,
-    percents: tuple[int | None, int | None, int | None],
-    ttl: str | None,
-    renew: bool,
-    index: str | None,
-    metadata: list[str] | None,
-) -> dict[str, Any]:
-    """What was given, as the SDK takes it."""
-    given = {
-        name: percent
-        for name, percent in zip(("lower", "upper", "target"), percents, strict=True)
-        if percent is not None
-    }
-    if given and policy is None:
-        raise typer.BadParameter("--lower, --upper and --target belong to a --policy")
-    if renew and ttl is None:
-        raise typer.BadParameter("--renew belongs to a --ttl")
-    options: dict[str, Any] = {}
-    if capacity is not None:
-        options["capacity"] = parse.capacity(capacity)
-    if quota is not None:
-        options["quota"] = parse.quota(quota)
-    if policy is not None:
-        options["policy"] = kvbank.Policy(policy, **given)
-    if ttl is not None:
-        options["expiry"] = parse.expiry(ttl, renew)
-    if index is not None:
-        options["index"] = index
-    if metadata:
-        options["metadata"] = parse.metadata(metadata)
-    return options
 
 
 def _answer(bank: kvbank.Bank, as_json: bool) -> None:

@@ -5,7 +5,7 @@ This file owns the rule that the asyncio client never blocks its loop: what may 
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Sized
 from contextlib import suppress
 from typing import TypeVar
 
@@ -100,6 +100,6 @@ def _is_large(chunk: NewChunk) -> bool:
 def is_longer(value: object, most: int = SMALL_COUNT) -> bool:
     """Tell whether a value that a caller gave has more than `most` items; False for one that has no length."""
     try:
-        return len(value) > most  # type: ignore[arg-type]
-    except Exception:  # an argument of another type, which is refused where it is checked
+        return isinstance(value, Sized) and len(value) > most
+    except Exception:  # an array without dimensions, or something stranger, which is refused where it is checked
         return False

@@ -16,16 +16,20 @@ import sys
 import tempfile
 import traceback
 import warnings
-from collections.abc import Sequence
-from typing import Any, NoReturn
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn, TypeAlias
 
 import typer
 
+from kvbank._exceptions import KVBankError
 from kvbank.console.help import make_literal
 from kvbank.console.output import one_line
 from kvbank.console.streams import lost_output
 
 FAILED, USAGE, DEFECT, INTERRUPTED, READER_LEFT = 1, 2, 70, 130, 141
+
+# An exit code, and the line that is said with it; empty for none.
+End: TypeAlias = tuple[int, str]
 
 # What an optional part of the package imports, and the extra that installs it.
 _EXTRA_OF_MODULE = {
@@ -92,44 +96,68 @@ def _tell(error: BaseException, debugging: bool) -> int:
     return code
 
 
-def _explained(error: BaseException) -> tuple[int, str]:
-    """Exit code and line."""
-    import kvbank
-
-    match error:
-        case typer.Exit():
-            return error.exit_code, ""
-        case SystemExit():
-            return (error.code, "") if isinstance(error.code, int) else (int(bool(error.code)), str(error.code or ""))
-        case KeyboardInterrupt():
-            return INTERRUPTED, "interrupted"
-        case typer.Abort() if isinstance(error.__context__, KeyboardInterrupt):
-            return INTERRUPTED, "interrupted"
-        case typer.Abort() | EOFError():
-            return FAILED, "nothing was done: the question was not answered with yes"
-        case typer.TyperException():
-            return error.exit_code, _usage(error)
-        case Failed():
-            return error.code, str(error)
-        case ModuleNotFoundError() if extra_of(error.name):
-            return FAILED, missing(error.name, extra_of(error.name))
-        case kvbank.KVBankError():
-            return FAILED, str(error)
-        case BrokenPipeError():
-            return READER_LEFT, ""
-        case OSError() if error.errno is not None:
-            return FAILED, storage_error(error)
-        case UnicodeEncodeError():
-            return FAILED, f"{error.object[error.start : error.end]!r} cannot be said in {error.encoding}"
-        case UnicodeDecodeError():
-            return FAILED, f"what was read is not {error.encoding}: byte {error.object[error.start]:#x}"
-        case UnicodeError():
-            return FAILED, f"what was read is no text: {error}"
-        case RuntimeError() if str(error).startswith("Symlink loop"):  # before Python 3.13 of Path.resolve
-            return FAILED, str(error)
+def _explained(error: BaseException) -> End:
+    """Return exit code and line for what a command raised."""
+    for kind, end in _ENDS:
+        if isinstance(error, kind) and (found := end(error)) is not None:
+            return found
     if isinstance(error, MemoryError) or any(words in str(error).lower() for words in _OUT_OF_MEMORY):
         return FAILED, f"there is not enough memory: {error}"
     return DEFECT, _named(error)
+
+
+def _exited(error: SystemExit) -> End:
+    if isinstance(error.code, int):
+        return error.code, ""
+    return int(bool(error.code)), str(error.code or "")
+
+
+def _not_confirmed(error: BaseException) -> End:
+    if isinstance(error.__context__, KeyboardInterrupt):
+        return INTERRUPTED, "interrupted"
+    return FAILED, "nothing was done: the question was not answered with yes"
+
+
+def _not_installed(error: ModuleNotFoundError) -> End | None:
+    extra = extra_of(error.name)
+    return (FAILED, missing(error.name, extra)) if extra else None
+
+
+def _not_stored(error: OSError) -> End | None:
+    return None if error.errno is None else (FAILED, storage_error(error))
+
+
+def _not_encoded(error: UnicodeEncodeError) -> End:
+    return FAILED, f"{error.object[error.start : error.end]!r} cannot be said in {error.encoding}"
+
+
+def _not_decoded(error: UnicodeDecodeError) -> End:
+    return FAILED, f"what was read is not {error.encoding}: byte {error.object[error.start]:#x}"
+
+
+def _in_a_loop(error: RuntimeError) -> End | None:
+    """Explain what Path.resolve raises before Python 3.13 for links that lead to each other."""
+    return (FAILED, str(error)) if str(error).startswith("Symlink loop") else None
+
+
+# How a command ends that raised one of these. The first that fits and gives an end counts.
+_ENDS: tuple[tuple[type[BaseException], Callable[[Any], End | None]], ...] = (
+    (typer.Exit, lambda error: (error.exit_code, "")),
+    (SystemExit, _exited),
+    (KeyboardInterrupt, lambda error: (INTERRUPTED, "interrupted")),
+    (typer.Abort, _not_confirmed),
+    (EOFError, lambda error: (FAILED, "nothing was done: the question was not answered with yes")),
+    (typer.TyperException, lambda error: (error.exit_code, _usage(error))),
+    (Failed, lambda error: (error.code, str(error))),
+    (ModuleNotFoundError, _not_installed),
+    (KVBankError, lambda error: (FAILED, str(error))),
+    (BrokenPipeError, lambda error: (READER_LEFT, "")),
+    (OSError, _not_stored),
+    (UnicodeEncodeError, _not_encoded),
+    (UnicodeDecodeError, _not_decoded),
+    (UnicodeError, lambda error: (FAILED, f"what was read is no text: {error}")),
+    (RuntimeError, _in_a_loop),
+)
 
 
 def defect(error: BaseException) -> str:

@@ -1,12 +1,16 @@
-"""Options of a command that are the fields of a pydantic model, so that each is written once: name, type, choices,
-description and default are the field's, and typer shows and reads them as those of every other command.
+"""Options of commands that are fields of a class, so that each is written once.
 
-The model itself is not imported here. It checks the values, which come to it as they were given.
+`spread` is for dataclasses whose fields are annotated for typer. `from_fields` is for a pydantic model: name, type,
+choices, description and default are the field's, and typer shows and reads them as those of every other command. The
+model itself is not imported here; it checks the values, which come to it as they were given.
 """
 
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from dataclasses import fields, is_dataclass
+from functools import wraps
+from itertools import chain
+from typing import Any, TypeVar, cast, get_type_hints
 
 import typer
 
@@ -33,6 +37,32 @@ def from_fields(fields: Mapping[str, Any]) -> Callable[[Command], Command]:
         return command
 
     return give
+
+
+def spread(command: Command) -> Command:
+    """Give a command the options that are fields of its parameters of dataclasses, in the place of these parameters.
+
+    The fields are annotated as parameters of a command are; the command is called with objects of the dataclasses.
+    """
+    signature = inspect.signature(command, eval_str=True)
+    parameters = signature.parameters.values()
+    groups: dict[str, Any] = {each.name: each.annotation for each in parameters if is_dataclass(each.annotation)}
+
+    @wraps(command)
+    def spreading(**given: Any) -> None:
+        for name, kind in groups.items():
+            given[name] = kind(**{field.name: given.pop(field.name) for field in fields(kind)})
+        command(**given)
+
+    spread_out = [_of_fields(groups[each.name]) if each.name in groups else [each] for each in parameters]
+    spreading.__dict__["__signature__"] = signature.replace(parameters=list(chain.from_iterable(spread_out)))
+    return cast(Command, spreading)
+
+
+def _of_fields(kind: Any) -> list[inspect.Parameter]:
+    """Return a parameter for each field of a dataclass."""
+    hints = get_type_hints(kind, include_extras=True)
+    return [each.replace(annotation=hints[each.name]) for each in inspect.signature(kind).parameters.values()]
 
 
 def _option(name: str, field: Any) -> inspect.Parameter:

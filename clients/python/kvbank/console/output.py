@@ -3,8 +3,8 @@
 import json
 import math
 import unicodedata
-from collections.abc import Mapping, Sequence
-from datetime import date, datetime, timedelta
+from collections.abc import Callable, Mapping, Sequence
+from datetime import date, timedelta
 from pathlib import PurePath
 from typing import Any
 
@@ -53,19 +53,20 @@ def print_json(value: Any) -> None:
 
 
 def _plain(value: Any) -> Any:
-    match value:
-        case float():
-            return float(value) if math.isfinite(value) else None
-        case datetime() | date():
-            return value.isoformat()
-        case timedelta():
-            return value.total_seconds()
-        case PurePath():
-            return str(value)
-        case Mapping():
-            return {str(key): _plain(each) for key, each in value.items()}
-        case str() | bytes():
-            return value
-        case Sequence() | set() | frozenset():
-            return [_plain(each) for each in value]
+    """Return a value as JSON has it; what JSON does not know is returned as it is."""
+    for kind, made in _PLAIN:
+        if isinstance(value, kind):
+            return made(value)
     return value
+
+
+# What becomes of values of these types; the first that fits counts.
+_PLAIN: tuple[tuple[type | tuple[type, ...], Callable[[Any], Any]], ...] = (
+    (float, lambda number: float(number) if math.isfinite(number) else None),
+    (date, lambda time: time.isoformat()),
+    (timedelta, lambda span: span.total_seconds()),
+    (PurePath, str),
+    (Mapping, lambda mapping: {str(key): _plain(each) for key, each in mapping.items()}),
+    ((str, bytes), lambda text: text),
+    ((Sequence, set, frozenset), lambda items: [_plain(each) for each in items]),
+)
