@@ -105,7 +105,7 @@ class Answers:
 
     def _hits(self, answer: Answer, files: Message | None = None) -> bytes:
         head = pb.RetrieveHeader(
-            store_id=self._banks.records.store_id,
+            store_id=self._banks.store_id,
             queries=[
                 pb.QueryHits(hits=[pb.Hit(chunk_id=hit.chunk_id, score=hit.score) for hit in row])
                 for row in answer.hits
@@ -115,7 +115,7 @@ class Answers:
         return answer_bytes(head, answer.found, files, self._most_bytes)
 
     def _chunks(self, found: Sequence[Found], files: Message | None = None) -> bytes:
-        head = pb.FetchChunksHeader(store_id=self._banks.records.store_id)
+        head = pb.FetchChunksHeader(store_id=self._banks.store_id)
         return answer_bytes(head, found, files, self._most_bytes)
 
 

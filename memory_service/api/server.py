@@ -3,14 +3,12 @@
 import asyncio
 import logging
 import signal
-import sqlite3
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import grpc
 from grpc_reflection.v1alpha import reflection
-from sqlalchemy.exc import DBAPIError
 
 from kvbank.v1 import service_pb2
 from kvbank.wire import addresses
@@ -34,8 +32,7 @@ from memory_service.observe.observation import Observer
 from memory_service.observe.process_memory import keep_memory, leave_imports_alone
 from memory_service.operations.banks import Banks
 from memory_service.settings import Settings, unknown_variables
-from memory_service.storage.local.files import access, ballast
-from memory_service.storage.local.files.folder import DataFolder
+from memory_service.storage.opening import explaining, open_engine
 
 SERVICE = service_pb2.DESCRIPTOR.services_by_name["MemoryService"].full_name
 MOST_STREAMS = 256
@@ -56,21 +53,16 @@ class Server:
             _log.warning("%s", line)
         listen.check(settings)
         self._settings = settings
-        self._folder = DataFolder(settings.data)
         self._metrics = Metrics()
         self._endpoint: Endpoint | None = None
+        self._engine = open_engine(settings, self._metrics, clock)
         with ExitStack() as opened:
-            opened.callback(self._folder.release)
-            try:
-                ballast.drop_if_needed(settings.data)
-                access.tighten(settings.data)
+            opened.callback(self._engine.close)
+            with explaining(settings.data):
                 self._same_host = SameHost(settings.data) if settings.same_host else None
-                if self._same_host is not None:
-                    opened.callback(self._same_host.close)
-                self._banks = Banks(settings, self._metrics, clock)
-                ballast.take(settings.data, settings.min_free)
-            except (OSError, DBAPIError, sqlite3.Error, UnicodeError) as error:
-                raise StartError(f"cannot open {settings.data}: {ballast.explained(settings.data, error)}") from error
+            if self._same_host is not None:
+                opened.callback(self._same_host.close)
+            self._banks = Banks(self._engine, settings, self._metrics)
             opened.pop_all()
         self._threads = StorageThreads(settings.storage_threads)
         stats = Stats(self._banks, settings, self._metrics)
@@ -158,7 +150,7 @@ class Server:
         self._banks.close()
         if self._same_host is not None:
             self._same_host.close()
-        self._folder.release()
+        self._engine.close()
 
 
 def _options(settings: Settings) -> list[tuple[str, int]]:

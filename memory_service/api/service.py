@@ -86,7 +86,7 @@ class MemoryService(HandledService, service_pb2_grpc.MemoryServiceServicer):
         asked: pb.GetServerInfoRequest = received.message()
         info = pb.GetServerInfoResponse(
             version=__version__,
-            store_id=self._banks.records.store_id,
+            store_id=self._banks.store_id,
             durability=self._settings.durability,
             max_message_bytes=self._settings.max_message_bytes,
             max_chunk_bytes=self._settings.max_chunk_bytes,
@@ -261,9 +261,8 @@ class MemoryService(HandledService, service_pb2_grpc.MemoryServiceServicer):
     @wide
     def Compact(self, _: pb.CompactRequest) -> pb.CompactResponse:  # noqa: N802
         """Give the free bytes of the database back to the disk."""
-        before = self._banks.vacuum.sizes().taken
-        self._banks.vacuum.give_back()
-        return pb.CompactResponse(database_bytes_before=before, database_bytes=self._banks.vacuum.sizes().taken)
+        before, after = self._banks.compact()
+        return pb.CompactResponse(database_bytes_before=before.taken, database_bytes=after.taken)
 
 
 def _found(find: Callable[[Any], Load[T]], received: Received) -> Load[T]:

@@ -16,8 +16,6 @@ from memory_service.domain.model import Bank, IndexKind, IndexStats
 from memory_service.observe.metrics import Metrics
 from memory_service.operations.banks import Banks
 from memory_service.settings import Settings
-from memory_service.storage.local.files.disk_space import free_bytes
-from memory_service.storage.local.records import bank_rows
 
 
 class Stats(Collector):
@@ -27,7 +25,7 @@ class Stats(Collector):
         self._banks = banks
         self._settings = settings
         self._registry = metrics.registry
-        self._started = banks.records.clock.now_us()
+        self._started = banks.now_us()
         self._registry.register(self)
 
     def of_banks(self, names: Sequence[str]) -> pb.GetStatsResponse:
@@ -43,13 +41,13 @@ class Stats(Collector):
         return answer
 
     def _answer(self, banks: Sequence[pb.BankStats], *, samples: bool) -> pb.GetStatsResponse:
-        database, now = self._banks.vacuum.sizes(), self._banks.records.clock.now_us()
+        database, now = self._banks.sizes(), self._banks.now_us()
         return pb.GetStatsResponse(
             version=__version__,
-            store_id=self._banks.records.store_id,
+            store_id=self._banks.store_id,
             start_time=convert.timestamp(self._started),
             resident_bytes=_resident_bytes(),
-            free_bytes=free_bytes(self._settings.data),
+            free_bytes=self._banks.free_bytes(),
             database_bytes=database.taken,
             database_free_bytes=database.free,
             index_bytes=_bytes_below(self._settings.data / "indexes"),
@@ -62,24 +60,23 @@ class Stats(Collector):
         )
 
     def _stats_of(self, bank: Bank) -> pb.BankStats:
-        return pb.BankStats(bank=convert.bank_message(bank), index=_index_message(self._banks.indexes.stats(bank)))
+        return pb.BankStats(bank=convert.bank_message(bank), index=_index_message(self._banks.index_stats(bank)))
 
     def collect(self) -> Iterable[Metric]:
         """Yield the gauges over all banks."""
-        with self._banks.records.read() as connection:
-            banks, chunks, tokens, size = bank_rows.totals(connection)
-        loaded = [index for index in map(self._banks.indexes.stats, self._banks.known()) if index.loaded]
+        totals = self._banks.totals()
+        loaded = [index for index in map(self._banks.index_stats, self._banks.known()) if index.loaded]
         info = GaugeMetricFamily("kvbank_info", "1, with what this server is.", labels=["version", "durability"])
         info.add_metric([__version__, self._settings.durability], 1)
         yield info
         for name, text, value in (
-            ("kvbank_banks", "Banks.", banks),
-            ("kvbank_chunks", "Live chunks.", chunks),
-            ("kvbank_stored_tokens", "Tokens of live chunks, after compression.", tokens),
-            ("kvbank_stored_bytes", "Bytes of live chunks: K-V, vectors, texts, metadata.", size),
-            ("kvbank_database_bytes", "Bytes of the database with its log.", self._banks.vacuum.sizes().taken),
-            ("kvbank_evictions_stalled", "Banks whose eviction cannot be written.", self._banks.stalled_evictions),
-            ("kvbank_disk_free_bytes", "Free on the disk that holds the data folder.", free_bytes(self._settings.data)),
+            ("kvbank_banks", "Banks.", totals.banks),
+            ("kvbank_chunks", "Live chunks.", totals.chunks),
+            ("kvbank_stored_tokens", "Tokens of live chunks, after compression.", totals.tokens),
+            ("kvbank_stored_bytes", "Bytes of live chunks: K-V, vectors, texts, metadata.", totals.bytes),
+            ("kvbank_database_bytes", "Bytes of the database with its log.", self._banks.sizes().taken),
+            ("kvbank_evictions_stalled", "Banks whose eviction cannot be written.", totals.stalled),
+            ("kvbank_disk_free_bytes", "Free on the disk that holds the data folder.", self._banks.free_bytes()),
             ("kvbank_index_banks", "Banks whose index is in memory.", len(loaded)),
             ("kvbank_index_segments", "Segments of indexes in memory.", sum(index.segments for index in loaded)),
             ("kvbank_index_vectors", "Vectors in memory, removed ones too.", sum(index.vectors for index in loaded)),

@@ -99,6 +99,28 @@ def _(error: OSError) -> ServiceError:
     return ServiceError("STORAGE_ERROR", f"the storage answered with an error ({name})", errno=name)
 
 
+def bank_not_found(name: str) -> ServiceError:
+    """Make the error BANK_NOT_FOUND."""
+    return ServiceError("BANK_NOT_FOUND", f"there is no bank {name!r}", bank=name)
+
+
+def chunk_not_found(name: str, chunk_id: int) -> ServiceError:
+    """Make the error CHUNK_NOT_FOUND for a chunk of the bank of this name."""
+    return ServiceError("CHUNK_NOT_FOUND", f"bank {name} has no chunk {chunk_id}", chunk_id=chunk_id)
+
+
+def damaged_chunk(chunk_id: int) -> ServiceError:
+    """Make the error CHECKSUM_MISMATCH for a chunk that was quarantined."""
+    text = f"stored bytes of chunk {chunk_id} are damaged; it is quarantined"
+    return ServiceError("CHECKSUM_MISMATCH", text, chunk_id=chunk_id)
+
+
+def not_mounted(name: str) -> ServiceError:
+    """Make the error STORAGE_ERROR for a bank whose payloads are not in the place that was made for them."""
+    text = f"the payloads of bank {name} are not there; is a disk not mounted?"
+    return ServiceError("STORAGE_ERROR", text, errno="ENOENT")
+
+
 def broken_off() -> ServiceError:
     """Make the error NOT_SERVING of a call whose caller has gone."""
     return ServiceError("NOT_SERVING", "the call was broken off")

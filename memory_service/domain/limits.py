@@ -30,6 +30,9 @@ class Limits:
     kept_pages: int = 4096
 
 
+STANDARD = Limits()
+
+
 @dataclass(frozen=True, slots=True)
 class Pauses:
     """Points that the service passes, by name. By default none of them does anything.

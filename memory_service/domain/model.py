@@ -120,6 +120,12 @@ class Bank:
     index: IndexKind = "auto"
 
 
+def bank_bytes(bank: Bank) -> int:
+    """Estimate the bytes of memory that the specs and metadata of a bank take."""
+    words = metadata_bytes(bank.metadata) + metadata_bytes(bank.kv.reader_parts)
+    return len(bank.name) + words + 8 * len(bank.kv.layers)
+
+
 @dataclass(frozen=True, slots=True)
 class Tensor:
     """One tensor of a payload: absolute byte offset in the file, byte length, xxh3-64."""

@@ -19,13 +19,12 @@ from sqlalchemy import Connection
 
 from memory_service.domain import cancellation, validate
 from memory_service.domain.answer_size import HeaderSize, HeaderTooLarge
-from memory_service.domain.errors import ServiceError, invalid
+from memory_service.domain.errors import ServiceError, bank_not_found, chunk_not_found, damaged_chunk, invalid
 from memory_service.domain.model import Bank, Chunk, Filter
 from memory_service.domain.scoring import Best
-from memory_service.operations.banks import Banks, chunk_not_found, damaged_chunk
+from memory_service.operations.banks import Banks
 from memory_service.search import Selection
 from memory_service.storage.base import DamagedError, Retrievals
-from memory_service.storage.local.known_banks import bank_not_found
 from memory_service.storage.local.records import bank_rows, chunk_rows
 from memory_service.storage.local.records.counts import Unwritten
 from memory_service.storage.verify import OpenFiles, OpenPayload
@@ -117,7 +116,7 @@ class Recall:
 
     def __init__(self, banks: Banks, max_answer_bytes: int) -> None:
         self._banks = banks
-        self._records = banks.records
+        self._records = banks.engine.records
         self._max_answer_bytes = max_answer_bytes
         self._counted = RecentRequests()
         self._open_files = OpenFiles()
@@ -276,7 +275,7 @@ class Recall:
         if not found.sent or chunk.payload is None:
             return found
         try:
-            path = self._banks.payloads.file(bank.uid, chunk.chunk_id)
+            path = self._banks.engine.objects.file(bank.uid, chunk.chunk_id)
             return found._replace(file=OpenPayload(path, chunk.payload, self._open_files))
         except (FileNotFoundError, DamagedError) as error:
             if (refusal := self.damaged(bank, chunk.chunk_id)) is None:

@@ -1,213 +1,143 @@
-"""One chunk's way into a bank: checked, stored, committed, applied. Owns that order (file, row, index, answer) and
-idempotency: a key is written once, and answered the same way for as long as it is known."""
+"""One chunk's way into a bank, over any engine. This file owns its order: the chunk is checked (`admit`), it gets its
+id, a repeated write is found, its object is stored durably, its row is added, the write is acknowledged.
+
+An object whose row is refused, or was written before, is deleted. After an addition that failed it is not known whether
+a row names the object; the next start looks at that.
+"""
 
 import json
-import time
-from collections.abc import Mapping
+from collections.abc import Iterator
 from concurrent.futures import Future
-from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-import numpy as np
-from sqlalchemy import Connection
-
 from memory_service.domain import digest as digests
-from memory_service.domain.chunk_size import size_of, stored_bytes
-from memory_service.domain.errors import QuotaError, ServiceError
-from memory_service.domain.model import Bank, Chunk, Payload, Quota, Unit
+from memory_service.domain import validate
+from memory_service.domain.chunk_size import stored_bytes
+from memory_service.domain.errors import ServiceError, bank_not_found, not_mounted
+from memory_service.domain.model import Bank, Chunk, Payload
 from memory_service.domain.payload import Buffer, check_bytes, copy_of
 from memory_service.observe.metrics import Metrics
-from memory_service.search import SearchIndexes
-from memory_service.storage.background import Janitor
-from memory_service.storage.base import NotThereError, Written
-from memory_service.storage.local.evicting.capacity import CrowdedError, Made, Room
-from memory_service.storage.local.files.disk_space import DiskSpace
-from memory_service.storage.local.files.objects import Payloads
+from memory_service.storage.base import NotThereError, Store, Written
+from memory_service.storage.local.engine import LocalEngine
 from memory_service.storage.local.files.staging import StagedFile
-from memory_service.storage.local.known_banks import Directory, bank_not_found, not_mounted
-from memory_service.storage.local.records import bank_rows, chunk_rows, row_checksum
-from memory_service.storage.local.records.records import Records
-from memory_service.storage.local.records.writer import savepoint
-
-_UNITS: tuple[Unit, ...] = ("chunks", "tokens", "bytes")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
+class Admitted:
+    """A chunk that was checked, before its bytes are taken. `waits` gives it its id."""
+
+    bank: Bank
+    chunk: Chunk
+    store: Store
+
+    def waits(self) -> Iterator["Future[Any]"]:
+        """Yield what is to be waited for before the bytes of the chunk are taken, one after the other: room in a bank
+        whose capacity was lowered, ids that are reserved. The id is taken last, so that the ids of a stream ascend in
+        its order. Never blocks."""
+        if (waited := self.store.room_for(self.bank, self.chunk)) is not None:
+            yield waited
+        while not isinstance(chunk_id := self.store.new_id(), int):
+            yield chunk_id
+        self.chunk = replace(self.chunk, chunk_id=chunk_id)
+
+
 class Writes:
-    """Writes the chunks of a data folder."""
+    """Writes chunks into the banks of an engine."""
 
-    space: DiskSpace
-    directory: Directory
-    records: Records
-    payloads: Payloads
-    indexes: SearchIndexes
-    room: Room
-    janitor: Janitor
-    metrics: Metrics
+    def __init__(self, engine: LocalEngine, metrics: Metrics, max_chunk_bytes: int) -> None:
+        self._engine = engine
+        self._store = engine.store
+        self._metrics = metrics
+        self._max_chunk_bytes = max_chunk_bytes
 
-    def begin(self, bank: Bank, chunk_id: int, chunk: Chunk, data: Buffer | StagedFile) -> "Future[Written]":
-        """Store an admitted chunk; the future resolves when it is durable and can be found.
+    def admit(self, name: str, reader_digest: str, embedder_digest: str, chunk: Chunk) -> Admitted:
+        """Check a chunk before its bytes are taken; this touches no disk. Errors: those of a write that need no
+        bytes."""
+        bank = self._store.bank(name)
+        validate.reader(bank, reader_digest)
+        validate.embedder(bank, embedder_digest)
+        validate.chunk(bank, chunk, self._max_chunk_bytes)
+        return Admitted(bank, chunk, self._store)
+
+    def begin(self, admitted: Admitted, data: Buffer | StagedFile) -> "Future[Written]":
+        """Store an admitted chunk that has its id; the future resolves when it is durable and can be found.
 
         `data`: the payload's tensors in descriptor order, with the checksums (seed 0) that the descriptor states.
-        Errors: CHECKSUM_IN_TRANSIT, TENSOR_MISMATCH, DISK_FULL, STAGED_FILE; by the future those of `_Write.commit`.
+        Errors: CHECKSUM_IN_TRANSIT, TENSOR_MISMATCH, DISK_FULL, STAGED_FILE, KEY_REUSED; by the future those of
+        `Store.add`.
         """
-        reserved = self.space.for_records(len(chunk.text) + len(chunk.token_ids) + len(chunk.embedding))
+        bank, chunk = admitted.bank, admitted.chunk
+        reserved = self._engine.space.for_records(len(chunk.text) + len(chunk.token_ids) + len(chunk.embedding))
         try:
-            digest = digests.of_request(chunk)
-            expiry = bank.expiry if chunk.expiry is None else chunk.expiry
-            created = self.records.clock.now_us()
-            size = stored_bytes(chunk, json.dumps(dict(chunk.metadata)))
-            stored = replace(
-                chunk, chunk_id=chunk_id, bank=bank.name, created=created, expiry=expiry, stored_bytes=size
-            )
-            if chunk.payload is not None:
-                stored = replace(stored, payload=self._store(bank, stored, chunk.payload, digest, data))
-            done = self._submit(_Write(self, bank, stored, chunk_rows.row_of(bank.bank_id, stored, digest)))
+            done = self._begin(bank, chunk, data)
         except BaseException:
             reserved.give()
             raise
         done.add_done_callback(lambda _: reserved.give())
         return done
 
-    def _submit(self, write: "_Write") -> "Future[Written]":
-        done: Future[Written] = Future()
-        done.set_running_or_notify_cancel()
-        if write.chunk.payload is not None:
-            done.add_done_callback(write.settled)
-        self._wait(write, done)
-        return done
-
-    def _wait(self, write: "_Write", done: "Future[Written]") -> None:
-        """Commit a write when it has nothing more to wait for. No thread waits: the one that has brought the bank down,
-        or read its ledger, goes on with the write."""
-        waited = self.room.waited_for(write.bank.bank_id, write.chunk)
-        if waited is None:
-            self._commit(write, done)
-        else:
-            waited.add_done_callback(lambda waited: self._waited(write, done, waited))
-
-    def _waited(self, write: "_Write", done: "Future[Written]", waited: "Future[None]") -> None:
-        if not waited.cancelled() and (error := waited.exception()) is not None:
-            done.set_exception(error)
-        else:
-            self._commit(write, done)
-
-    def _commit(self, write: "_Write", done: "Future[Written]") -> None:
-        begun = time.perf_counter()
-
-        def committed(future: "Future[Written]") -> None:
-            self.metrics.stages["commit"].observe(time.perf_counter() - begun)
-            error = future.exception()
-            if isinstance(error, CrowdedError):
-                # The capacity was lowered since it was looked at.
-                self._wait(write, done)
-            elif error is not None:
-                done.set_exception(error)
-            else:
-                done.set_result(future.result())
-
-        self.records.writer.submit(write.commit, write.applied).add_done_callback(committed)
-
-    def _store(self, bank: Bank, chunk: Chunk, payload: Payload, digest: bytes, data: Buffer | StagedFile) -> Payload:
+    def _begin(self, bank: Bank, chunk: Chunk, data: Buffer | StagedFile) -> "Future[Written]":
+        digest = digests.of_request(chunk)
+        expiry = bank.expiry if chunk.expiry is None else chunk.expiry
+        size = stored_bytes(chunk, json.dumps(dict(chunk.metadata)))
+        created = self._store.clock.now_us()
+        stored = replace(chunk, bank=bank.name, created=created, expiry=expiry, stored_bytes=size)
+        if chunk.payload is None:
+            return self._store.add(bank, stored, digest)
         if not isinstance(data, StagedFile):
             check_bytes(chunk, data)
+        if (written := self._replay_of(bank, chunk, digest, data)) is not None:
+            return _done(written)
+        stored = replace(stored, payload=self._stored(bank, stored, chunk.payload, digest, data))
+        done = self._store.add(bank, stored, digest)
+        done.add_done_callback(partial(self._settled, bank, chunk.chunk_id))
+        return done
+
+    def _replay_of(self, bank: Bank, chunk: Chunk, digest: bytes, data: Buffer | StagedFile) -> Written | None:
+        """Find an earlier write of the same key, before anything is stored. What was staged for this one is removed.
+        Errors: KEY_REUSED; STORAGE_ERROR where the disk is missing on which that write was stored."""
+        objects = self._engine.objects
+        try:
+            written = self._store.replay_of(bank, chunk.key, digest)
+            if written is None:
+                return None
+            refusal = None
+        except ServiceError as error:
+            written, refusal = None, error
+        if isinstance(data, StagedFile):
+            objects.discard(data)
+        if not objects.present(bank.uid):
+            raise not_mounted(bank.name)
+        if refusal is not None:
+            raise refusal
+        return written
+
+    def _stored(self, bank: Bank, chunk: Chunk, payload: Payload, digest: bytes, data: Buffer | StagedFile) -> Payload:
+        """Make the object of a chunk, durably, and return its descriptor."""
         # What is staged is on the disk already.
         size = 0 if isinstance(data, StagedFile) else len(data)
-        copy = partial(copy_of, chunk, digest)
+        copy, objects = partial(copy_of, chunk, digest), self._engine.objects
         try:
-            with self.space.for_payload(size), self.metrics.stages["store"].time():
+            with self._engine.space.for_payload(size), self._metrics.stages["store"].time():
                 if isinstance(data, StagedFile):
                     check = partial(check_bytes, chunk)
-                    return self.payloads.adopt(bank.uid, chunk.chunk_id, payload, data, check, copy)
-                return self.payloads.write(bank.uid, chunk.chunk_id, payload, data, copy)
+                    return objects.adopt(bank.uid, chunk.chunk_id, payload, data, check, copy)
+                return objects.write(bank.uid, chunk.chunk_id, payload, data, copy)
         except (NotThereError, FileNotFoundError, NotADirectoryError) as error:
-            if self.directory.current(bank.bank_id) is None:
+            if all(known.bank_id != bank.bank_id for known in self._store.known_banks()):
                 raise bank_not_found(bank.name) from None
             raise not_mounted(bank.name) from error
 
-
-@dataclass(slots=True)
-class _Write:
-    """A write whose file is in place; the writer's thread does the rest."""
-
-    path: Writes
-    bank: Bank
-    chunk: Chunk
-    row: Mapping[str, Any]
-    made: Made = field(default_factory=Made)
-
-    def commit(self, connection: Connection) -> Written:
-        """Write row, evictions and usage in one transaction.
-
-        Errors: KEY_REUSED, BANK_NOT_FOUND, BANK_FULL, TOO_LARGE, QUOTA_EXCEEDED.
-        """
-        chunk, bank_id = self.chunk, self.bank.bank_id
-        unwritten = self.path.records.counts.unwritten()
-        if found := chunk_rows.find_key(connection, bank_id, chunk.key, unwritten):
-            return self._replay(*found)
-        bank = self.path.directory.current(bank_id)
-        if bank is None:
-            raise bank_not_found(self.bank.name)
-        self._stamp()
-        # A refusal takes the evictions back.
-        with savepoint(connection) if bank.capacity else nullcontext():
-            self.made = self.path.room.make(connection, bank, chunk)
-            if bank.quota != Quota():
-                _check_quota(connection, bank, chunk)
-            if not chunk_rows.insert(connection, self.row):
-                raise bank_not_found(bank.name)
-        self.path.room.enter(bank, chunk, self.made)
-        return Written(chunk.key, chunk.chunk_id, evicted=tuple(self.made.evicted))
-
-    def _stamp(self) -> None:
-        """Stamp the row anew where the clock has leapt since it was made: its times would leave the chunk less time to
-        live."""
-        clock = self.path.records.clock
-        if self.chunk.created < clock.leapt:
-            self.chunk = replace(self.chunk, created=clock.now_us())
-            digest = row_checksum.digest_of(self.row["digest"])
-            self.row = chunk_rows.row_of(self.bank.bank_id, self.chunk, digest)
-
-    def _replay(self, chunk_id: int, digest: bytes, gone: bool) -> Written:
-        key = self.chunk.key
-        if digest != row_checksum.digest_of(self.row["digest"]):
-            text = f"idempotency key {key.hex()} was used for other content (chunk {chunk_id})"
-            raise ServiceError("KEY_REUSED", text, key=key.hex(), chunk_id=chunk_id)
-        return Written(key, chunk_id, replayed=True, gone=gone)
-
-    def applied(self, written: Written) -> None:
-        """Let the index, the figures and the evictions follow the commit; this runs in the writer's thread."""
-        if not written.replayed:
-            self.path.metrics.chunks_written.inc()
-            vector = np.frombuffer(self.chunk.embedding, "<f4")
-            self.path.indexes.added(self.bank, [self.chunk.chunk_id], vector[None])
-            if self.made.evicted:
-                self.path.room.applied(self.bank, self.made)
-
-    def settled(self, done: "Future[Written]") -> None:
-        """Remove the file of a chunk that was refused, or is there already.
-
-        After a commit that failed nobody knows whether a row names the file; the next start looks at the records.
-        """
+    def _settled(self, bank: Bank, chunk_id: int, done: "Future[Written]") -> None:
+        """Delete the object of a chunk that was refused, or is there already."""
         error = done.exception()
         if isinstance(error, ServiceError) or (error is None and done.result().replayed):
-            self.path.janitor.later(self.path.payloads.unlink, self.bank.uid, [self.chunk.chunk_id])
+            self._engine.later(partial(self._engine.objects.unlink, bank.uid, [chunk_id]))
 
 
-def _check_quota(connection: Connection, bank: Bank, chunk: Chunk) -> None:
-    """Refuse a chunk beyond the quota; call this after the evictions, which may have made room. Errors: BANK_NOT_FOUND,
-    QUOTA_EXCEEDED."""
-    usage = bank_rows.usage(connection, bank.bank_id)
-    if usage is None:
-        raise bank_not_found(bank.name)
-    for unit in _UNITS:
-        check_quota(bank, unit, getattr(usage, unit), size_of(chunk, unit))
-
-
-def check_quota(bank: Bank, unit: Unit, used: int, more: int) -> None:
-    """Refuse what would take more than the quota. Errors: QUOTA_EXCEEDED."""
-    limit = getattr(bank.quota, unit)
-    if limit and used + more > limit:
-        raise QuotaError(bank.name, unit, used, limit, more)
+def _done(written: Written) -> "Future[Written]":
+    done: Future[Written] = Future()
+    done.set_result(written)
+    return done

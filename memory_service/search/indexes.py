@@ -13,6 +13,7 @@ import numpy as np
 from sqlalchemy import Connection
 
 from memory_service.domain import cancellation
+from memory_service.domain.errors import bank_not_found
 from memory_service.domain.model import Bank, IndexStats
 from memory_service.search.index import BankIndex, Vectors
 from memory_service.search.ivf import Ivf, Stopped
@@ -20,7 +21,6 @@ from memory_service.search.loading import load
 from memory_service.search.snapshots import Snapshots, drop_unknown
 from memory_service.search.upkeep import Upkeep
 from memory_service.settings import Settings
-from memory_service.storage.local.known_banks import bank_not_found
 from memory_service.storage.local.records import bank_rows, chunk_rows
 from memory_service.storage.local.records.records import Records
 

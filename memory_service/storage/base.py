@@ -11,12 +11,12 @@ Errors that callers see are `ServiceError`s with the reason that each method nam
 OSError and those of the engine's driver; the transport tells callers STORAGE_ERROR or DISK_FULL for them.
 """
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -171,10 +171,13 @@ class Store(Protocol):
     ask for that), is seen by every later read, and its followers know of it. A method that refuses has changed nothing.
     """
 
-    # The identity of what is stored; it is another one after data were lost or put back.
-    store_id: str
-    # The time by which chunks are stamped and expire.
-    clock: Clock
+    @property
+    def store_id(self) -> str:
+        """Return the identity of what is stored; it is another one after data were lost or put back."""
+
+    @property
+    def clock(self) -> Clock:
+        """Return the clock by which chunks are stamped and expire."""
 
     # Banks
 
@@ -199,9 +202,9 @@ class Store(Protocol):
 
     # Writing
 
-    def new_id(self) -> int:
-        """Return an id for a chunk; no id is given twice, whatever is lost. It blocks only where ids must be reserved
-        durably first."""
+    def new_id(self) -> "int | Future[Any]":
+        """Return an id for a chunk; ids ascend, and none is given twice, whatever is lost. Where ids must be reserved
+        durably first, a future is returned: when it is done, ask again. Never blocks."""
 
     def room_for(self, bank: Bank, chunk: Chunk) -> "Future[None] | None":
         """Return what a write should wait for before its bytes are taken, such as a bank that is brought down to a
@@ -226,7 +229,7 @@ class Store(Protocol):
         """Replace the metadata of a chunk, and return whether it exists. Errors: DISK_FULL, QUOTA_EXCEEDED,
         BANK_FULL."""
 
-    def pin(self, bank: Bank, chunk_ids: Collection[int], pinned: bool) -> int:
+    def pin(self, bank: Bank, chunk_ids: Sequence[int], pinned: bool) -> int:
         """Protect chunks from eviction, or no longer, and return how many of them exist."""
 
     def remove(self, bank: Bank, chunk_ids: Sequence[int]) -> "Future[list[int]]":
@@ -319,6 +322,9 @@ class Objects(Protocol):
         """Open an object whose length and header are those of the descriptor. Errors: DamagedError,
         FileNotFoundError."""
 
+    def discard(self, staged: Staged) -> None:
+        """Remove a staged payload that is not taken over."""
+
     def delete(self, bank_uid: str, chunk_ids: Iterable[int]) -> None:
         """Delete objects of a bank; those that are not there are passed over."""
 
@@ -361,11 +367,22 @@ class Engine(Protocol):
     called, at the end `rest` and `close`.
     """
 
-    store: Store
-    objects: Objects
-    space: Space
-    # Where what is derived from the store may keep files of its own; they may be removed at any time.
-    cache: Path
+    @property
+    def store(self) -> Store:
+        """Return the store of this engine."""
+
+    @property
+    def objects(self) -> Objects:
+        """Return the objects of the chunks in the store."""
+
+    @property
+    def space(self) -> Space:
+        """Return the room that is left for new data."""
+
+    @property
+    def cache(self) -> Path:
+        """Return the folder in which what is derived from the store may keep files of its own; they may be removed at
+        any time."""
 
     def begin(self) -> None:
         """Begin what the engine does by itself, and go on with what a stop has interrupted. Errors: those of the

@@ -155,7 +155,7 @@ def test_a_wall_clock_that_stays_ahead_is_followed_and_takes_no_time_from_what_l
     caller.stub.DeleteChunks(pb.DeleteChunksRequest(bank="b", chunk_ids=[spent.chunk_id]))
     end = expires(caller, chunk_id)
     hands.set_wall(30 * HOUR)
-    records = serving.server._server._banks.records
+    records = serving.server._server._banks.engine.records
     for _ in range(10):
         records.follow_wall_clock()
         hands.go_on(HOUR // 10)
@@ -177,7 +177,7 @@ def test_a_write_that_meets_a_leap_of_the_clock_lives_as_long_as_it_should(start
     caller = start()
     caller.create(expiry=lasting(HOUR))
     banks, hold, submitted = serving.server._server._banks, threading.Event(), threading.Semaphore(0)
-    writer, submit = banks.records.writer, banks.records.writer.submit
+    writer, submit = banks.engine.records.writer, banks.engine.records.writer.submit
 
     def submitting(*arguments, **options):
         future = submit(*arguments, **options)
@@ -185,12 +185,12 @@ def test_a_write_that_meets_a_leap_of_the_clock_lives_as_long_as_it_should(start
         return future
 
     hands.set_wall(5 * HOUR)
-    banks.records.clock.behind()
+    banks.engine.records.clock.behind()
     writer.between(hold.wait)
     hands.go_on(HOUR)
     writer.submit = submitting
     with ThreadPoolExecutor(2) as threads:
-        leap = threads.submit(banks.records.follow_wall_clock)
+        leap = threads.submit(banks.engine.records.follow_wall_clock)
         assert submitted.acquire(timeout=60)
         written = threads.submit(caller.add)
         assert submitted.acquire(timeout=60)

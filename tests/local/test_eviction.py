@@ -68,7 +68,7 @@ def test_an_eviction_that_cannot_be_written_is_said_to_the_write_and_ends(servin
     with refused("STORAGE_ERROR", grpc.StatusCode.UNAVAILABLE):
         caller.add(bank="c", layers=[])
     assert caller.ids("c") == ids
-    stalled = serving.server._server._banks._room
+    stalled = serving.server._server._banks.engine._room
     wait_until(lambda: stalled.stalled == 1)
     # By three writes, and tries after a second, two, four: not by a loop.
     assert len(readings) < 30
@@ -121,13 +121,13 @@ def test_lowering_a_capacity_stops_nobody_else(serving):
         caller.update("c", capacity={"chunks": 10})
         assert held.wait(60)
         written = [threads.submit(caller.write, caller.chunk(layers=[]), bank="c") for _ in range(12)]
-        wait_until(lambda: banks._room._waited)
+        wait_until(lambda: banks.engine._room._waited)
         assert caller.add() in caller.ids()
         assert not any(write.done() for write in written)
         assert caller.usage("c").chunks == 1500
         hold.set()
-        banks._room.try_again()
-        banks._room._load(banks.named("c"))
+        banks.engine._room.try_again()
+        banks.engine._room._load(banks.named("c"))
         acks = [write.result(60)[0] for write in written]
     assert caller.usage("c").chunks <= 10
     assert max(steps) <= removal.STEP
@@ -140,7 +140,7 @@ def test_a_write_that_was_under_way_when_the_capacity_was_lowered_evicts_little_
     caller.create("c", layers=[], capacity={"chunks": 3000})
     caller.write(*(caller.chunk(layers=[]) for _ in range(1500)), bank="c")
     banks, hold, submitted = serving.server._server._banks, threading.Event(), threading.Semaphore(0)
-    writer, submit = banks.records.writer, banks.records.writer.submit
+    writer, submit = banks.engine.records.writer, banks.engine.records.writer.submit
 
     def submitting(*arguments, **options):
         future = submit(*arguments, **options)

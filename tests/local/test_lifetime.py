@@ -56,7 +56,7 @@ def test_a_retrieval_in_time_holds_for_one_after_it(at_its_end, monkeypatch):
 
 def test_a_renewal_that_is_written_during_a_search_holds(at_its_end, serving, monkeypatch):
     caller, chunk_id, _, at = at_its_end
-    search, flush = index.BankIndex.search, serving.server._server._banks.records.flush_counts
+    search, flush = index.BankIndex.search, serving.server._server._banks.engine.records.flush_counts
 
     def searching(*arguments):
         flush()
@@ -92,7 +92,7 @@ def test_what_is_retrieved_while_the_expired_are_looked_for_stays(at_its_end, se
     """After the counts were written, and before its time is up."""
     caller, chunk_id, _, at = at_its_end
     banks = serving.server._server._banks
-    flush = banks.records.flush_counts
+    flush = banks.engine.records.flush_counts
 
     def flushing():
         flush()
@@ -101,8 +101,8 @@ def test_what_is_retrieved_while_the_expired_are_looked_for_stays(at_its_end, se
         at(1)
 
     with monkeypatch.context() as patched:
-        patched.setattr(banks.records, "flush_counts", flushing)
-        REMOVE_EXPIRED(expiry.Expiry(banks.records, banks._directory, banks._removal))
+        patched.setattr(banks.engine.records, "flush_counts", flushing)
+        REMOVE_EXPIRED(expiry.Expiry(banks.engine.records, banks.engine._known, banks.engine._removal))
     assert list(caller.retrieve()[1]) == [chunk_id]
 
 
@@ -196,7 +196,7 @@ def test_reading_a_bank_that_is_deleted_is_no_damage(serving, data, refused, mon
 
     def opening(*arguments):
         banks.delete("b")
-        banks._janitor.rest()
+        banks.engine._janitor.rest()
         return found(*arguments)
 
     monkeypatch.setattr(reading.Recall, "_open_all", opening)
@@ -218,7 +218,7 @@ def test_what_is_kept_of_a_bank_goes_with_it(serving):
     caller.retrieve(banks=["c"], reader_digest="")
     caller.stub.DeleteBank(pb.DeleteBankRequest(name="c"))
     banks = serving.server._server._banks
-    assert (banks._room._used, banks._room._loads, banks.records.ledgers._ready) == ({}, {}, {})
+    assert (banks.engine._room._used, banks.engine._room._loads, banks.engine.records.ledgers._ready) == ({}, {}, {})
 
 
 def test_a_write_right_behind_a_new_capacity_knows_it(serving):
@@ -230,15 +230,15 @@ def test_a_write_right_behind_a_new_capacity_knows_it(serving):
     assert (caller.usage("c").chunks, caller.usage("c").chunks_evicted) == (4, 2)
     banks, hold = serving.server._server._banks, threading.Event()
     submitted = threading.Semaphore(0)
-    submit = banks.records.writer.submit
+    submit = banks.engine.records.writer.submit
 
     def submitting(*arguments, **options):
         future = submit(*arguments, **options)
         submitted.release()
         return future
 
-    banks.records.writer.submit = submitting
-    banks.records.writer.between(hold.wait)
+    banks.engine.records.writer.submit = submitting
+    banks.engine.records.writer.between(hold.wait)
     with ThreadPoolExecutor(2) as threads:
         change = pb.UpdateBankRequest(
             bank=bank_pb2.Bank(name="c", capacity={"chunks": 50}), update_mask={"paths": ["capacity"]}

@@ -34,7 +34,7 @@ def test_chunks_without_tensors_are_held_back_too(serving, frames):
             sent.append(number)
             yield from frames(*caller.chunk(layers=(), text="x" * 200_000))
 
-    serving.server._server._banks.records.writer.between(hold.wait)
+    serving.server._server._banks.engine.records.writer.between(hold.wait)
     stream = caller.stub.WriteChunks(chunks())
     time.sleep(2)
     held_back = len(sent)

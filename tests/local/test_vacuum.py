@@ -33,7 +33,7 @@ def test_much_that_is_free_is_given_back_without_being_asked(caller, serving, da
     caller.create("v", layers=[])
     caller.write(*(caller.chunk(layers=[], text="a" * 2000) for _ in range(500)), bank="v")
     caller.stub.DeleteBank(pb.DeleteBankRequest(name="v"))
-    pages = serving.server._server._banks.vacuum
+    pages = serving.server._server._banks.engine._vacuum
     wait_until(lambda: pages.sizes().free > 20 * 4096)
     pages.run()
     wait_until(lambda: pages.run() or pages.sizes().free < 20 * 4096)

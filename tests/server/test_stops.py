@@ -115,7 +115,7 @@ def test_who_still_works_when_the_storage_is_closed_is_told(serving: Any) -> Non
 
     def give_back() -> None:
         with pytest.raises(ServiceError) as refusal:
-            banks.vacuum.give_back()
+            banks.compact()
         told.append(refusal.value.reason)
 
     worker = threading.Thread(target=give_back, daemon=True)

@@ -20,10 +20,10 @@ from memory_service.api.calls.budget import Budget, Share
 from memory_service.api.messages import convert
 from memory_service.api.same_host import SameHost
 from memory_service.domain.errors import ServiceError, invalid
-from memory_service.domain.model import Bank, Chunk
 from memory_service.observe import request as requests
 from memory_service.observe.metrics import Metrics
 from memory_service.operations.banks import Banks
+from memory_service.operations.writing import Admitted
 from memory_service.storage.base import Written
 from memory_service.storage.local.files.staging import StagedFile, refusal
 
@@ -80,16 +80,13 @@ class Receiver:
 class _Incoming:
     """A chunk that is coming in, or on its way to the disk."""
 
-    def __init__(
-        self, bank: Bank, chunk_id: int, chunk: Chunk, staged: StagedFile | None, share: Share, size: int
-    ) -> None:
+    def __init__(self, admitted: Admitted, staged: StagedFile | None, share: Share, size: int) -> None:
         """size: the bytes that the chunk takes of the stream's window."""
         self.size = size
-        self.bank = bank
-        self.chunk_id = chunk_id
-        self.chunk = chunk
+        self.admitted = admitted
         self.staged = staged
-        self.length = chunk.payload.length if chunk.payload else 0
+        payload = admitted.chunk.payload
+        self.length = payload.length if payload else 0
         self._whole = self.missing = 0 if staged else self.length
         self.share = share
         self.written: Written | None = None
@@ -183,14 +180,11 @@ class _Stream:
         if request := requests.current():
             request.of(header)
         new = convert.chunk(header.chunk)
-        bank = receiver.banks.admit(header.bank, header.reader_digest, header.embedder_digest, new)
+        admitted = receiver.banks.admit(header.bank, header.reader_digest, header.embedder_digest, new)
         staged = self._staged(header.staged) if header.HasField("staged") else None
-        if (waited := receiver.banks.waited_for(bank, new)) is not None:
+        for waited in admitted.waits():
             # This is waited for here, where the chunk holds neither a thread nor bytes that others wait for.
             await asyncio.shield(asyncio.wrap_future(waited))
-        ids = receiver.banks.records.ids
-        while (chunk_id := ids.take()) is None:
-            await asyncio.shield(asyncio.wrap_future(ids.refill()))
         # The header counts too, because chunks without K-V are all header.
         length = new.payload.length if new.payload else 0
         while self._taken and self._taken + size + length > receiver.window:
@@ -200,7 +194,7 @@ class _Stream:
         call = self._call
         share = await receiver.budget.take(size, call.end_stalled, whole=whole, owner=call.connection)
         self._taken += size + length
-        return _Incoming(bank, chunk_id, new, staged, share, size + length)
+        return _Incoming(admitted, staged, share, size + length)
 
     def _staged(self, message: pb.StagedPayload) -> StagedFile:
         if self._receiver.same_host is None:
@@ -234,7 +228,7 @@ class _Stream:
     def _write(self, chunk: _Incoming) -> None:
         """Begin to write a chunk; this runs in a storage thread."""
         try:
-            future = self._receiver.banks.write(chunk.bank, chunk.chunk_id, chunk.chunk, chunk.body())
+            future = self._receiver.banks.write(chunk.admitted, chunk.body())
         except BaseException as error:
             chunk.error = error
             self._wake(chunk)

@@ -14,9 +14,8 @@ import numpy as np
 from kvbank.wire import frames as _frames
 from memory_service.api.calls import running
 from memory_service.api.calls.budget import Budget
-from memory_service.domain.errors import ServiceError
+from memory_service.domain.errors import ServiceError, damaged_chunk
 from memory_service.observe.metrics import Metrics
-from memory_service.operations.banks import damaged_chunk
 from memory_service.operations.reading import Opened, Recall
 from memory_service.storage.base import DamagedError
 

@@ -25,7 +25,7 @@ from memory_service.domain.model import Bank, Capacity, Chunk, Eviction, Evictio
 from memory_service.observe.troubles import Troubles
 from memory_service.storage.local.evicting.ledger import Ledger, Loading
 from memory_service.storage.local.evicting.removal import STEP, Removal
-from memory_service.storage.local.known_banks import Directory
+from memory_service.storage.local.known_banks import KnownBanks
 from memory_service.storage.local.records import bank_rows, chunk_rows, gone_rows
 from memory_service.storage.local.records.gone_rows import Removed
 from memory_service.storage.local.records.records import Records
@@ -57,7 +57,7 @@ class Made(NamedTuple):
 class Room:
     """Plans and makes the evictions of all banks."""
 
-    def __init__(self, store: Records, directory: Directory, removal: Removal, troubles: Troubles) -> None:
+    def __init__(self, store: Records, directory: KnownBanks, removal: Removal, troubles: Troubles) -> None:
         self._records = store
         self._ledgers = store.ledgers
         self._directory = directory

@@ -6,7 +6,7 @@ at a moment, with the counts until then written, can be removed without looking 
 """
 
 from memory_service.storage.local.evicting.removal import STEP, Removal
-from memory_service.storage.local.known_banks import Directory
+from memory_service.storage.local.known_banks import KnownBanks
 from memory_service.storage.local.records import chunk_rows
 from memory_service.storage.local.records.records import Records
 
@@ -19,7 +19,7 @@ _MOST = 50_000
 class Expiry:
     """Removes expired chunks; a janitor of its own runs it every INTERVAL_S."""
 
-    def __init__(self, store: Records, directory: Directory, removal: Removal) -> None:
+    def __init__(self, store: Records, directory: KnownBanks, removal: Removal) -> None:
         self._records = store
         self._directory = directory
         self._removal = removal

@@ -8,9 +8,9 @@ from sqlalchemy import Connection
 
 from memory_service.domain.model import Bank, EvictionReason
 from memory_service.observe.metrics import Metrics
-from memory_service.search import SearchIndexes
 from memory_service.storage.background import Janitor
 from memory_service.storage.local.files.objects import Payloads
+from memory_service.storage.local.followers import Followers
 from memory_service.storage.local.records import gone_rows
 from memory_service.storage.local.records.records import Records
 
@@ -22,11 +22,11 @@ class Removal:
     """Removes chunks and banks; deletion, eviction and expiry share it."""
 
     def __init__(
-        self, store: Records, payloads: Payloads, indexes: SearchIndexes, janitor: Janitor, metrics: Metrics
+        self, store: Records, payloads: Payloads, followers: Followers, janitor: Janitor, metrics: Metrics
     ) -> None:
         self._records = store
         self._payloads = payloads
-        self._indexes = indexes
+        self._followers = followers
         self._janitor = janitor
         self._metrics = metrics
 
@@ -42,7 +42,7 @@ class Removal:
 
         def applied(gone: list[int]) -> None:
             self._metrics.gone[counter].inc(len(gone))
-            self._indexes.removed(bank, gone)
+            self._followers.removed(bank, gone)
             if not keep_files:
                 self._unlink(bank, gone)
 
@@ -53,7 +53,7 @@ class Removal:
         if chunk_ids:
             for reason, count in reasons.items():
                 self._metrics.chunks_evicted.labels(reason).inc(count)
-            self._indexes.removed(bank, chunk_ids)
+            self._followers.removed(bank, chunk_ids)
             self._unlink(bank, chunk_ids)
 
     def _unlink(self, bank: Bank, chunk_ids: Sequence[int]) -> None:
@@ -62,12 +62,12 @@ class Removal:
 
     def hide(self, bank: Bank, chunk_ids: Sequence[int]) -> None:
         """Take chunks out of the index, before their rows go."""
-        self._records.writer.between(lambda: self._indexes.removed(bank, chunk_ids)).result()
+        self._records.writer.between(lambda: self._followers.removed(bank, chunk_ids)).result()
 
     def bank_deleted(self, bank: Bank) -> None:
         """Remove what a deleted bank held, bit by bit, also after a restart. This is called after the commit that took
         the bank's row."""
-        self._indexes.dropped(bank)
+        self._followers.dropped(bank)
         self._janitor.later(self._payloads.drop_bank, bank.uid)
         self.clear(bank.bank_id, bank.uid)
 

@@ -56,6 +56,10 @@ class DiskSpace:
         """Reserve bytes on the disk that has the payloads. Errors: DISK_FULL."""
         return self._reserve(self._payloads, size)
 
+    def free(self) -> int:
+        """Return the bytes that are free on the disk that has the database. Errors: OSError."""
+        return free_bytes(self._data)
+
     def give(self, disk: int, size: int) -> None:
         """Take back bytes that were reserved on a disk. `Reservation` calls this."""
         with self._lock:

@@ -225,6 +225,11 @@ class Payloads:
             path.unlink(missing_ok=True)
             raise
 
+    @staticmethod
+    def discard(staged: StagedFile) -> None:
+        """Remove a staged file that is not taken over."""
+        staged.discard()
+
     def unlink(self, bank_uid: str, chunk_ids: Sequence[int]) -> None:
         """Remove files; those that are not there are fine."""
         for chunk_id in chunk_ids:

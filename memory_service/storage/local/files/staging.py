@@ -4,7 +4,7 @@ belongs to the service, under a name that its maker does not know, before one by
 import os
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,6 +46,11 @@ class StagedFile:
             yield descriptor
         finally:
             os.close(descriptor)
+
+    def discard(self) -> None:
+        """Remove the file, which no write takes over; one that is gone, or was never there, is fine."""
+        with suppress(OSError):
+            os.unlink(self.folder / self.name)
 
     def _check(self, found: os.stat_result, length: int) -> None:
         if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1 or found.st_uid != os.geteuid():

@@ -11,7 +11,7 @@ from contextlib import closing
 from functools import lru_cache
 from itertools import chain
 from operator import attrgetter
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import sqlalchemy as sa
@@ -71,19 +71,31 @@ _FIND_SIZES = """
 """
 
 
-def find_key(connection: Connection, bank_id: int, key: bytes, unwritten: Unwritten) -> tuple[int, bytes, bool] | None:
-    """Find the chunk that was first written under a key; returns (chunk id, request digest, gone). A chunk that has
-    expired is gone, removed or not, unless what is `unwritten` has renewed it. One that has been gone for long enough
-    is not found."""
+class Keyed(NamedTuple):
+    """The chunk that was first written under a key. `gone`: removed or expired; `free`: gone for so long that the key
+    may be used again."""
+
+    chunk_id: int
+    digest: bytes
+    gone: bool
+    free: bool
+
+
+def find_key(connection: Connection, bank_id: int, key: bytes, unwritten: Unwritten) -> Keyed | None:
+    """Find the chunk that was first written under a key, with the digest of its request; None for a new key. What is
+    `unwritten` may have renewed the chunk."""
     found = raw(connection).execute(_FIND_KEY, (bank_id, key)).fetchone()
     if found is None:
         return None
     row = _Keyed._make(found)
-    if row.gone is not None and row.gone <= unwritten.now - SPENT_KEY_US:
-        forget_keys(raw(connection), [(bank_id, key, row.chunk_id)])
-        return None
-    digest = row_checksum.digest_of(row.digest or b"")
-    return row.chunk_id, digest, row.gone is not None or _expired(row, unwritten)
+    free = row.gone is not None and row.gone <= unwritten.now - SPENT_KEY_US
+    gone = row.gone is not None or _expired(row, unwritten)
+    return Keyed(row.chunk_id, row_checksum.digest_of(row.digest or b""), gone, free)
+
+
+def free_key(connection: Connection, bank_id: int, key: bytes, chunk_id: int) -> None:
+    """Forget the key of a chunk that has been gone for long enough, so that it can be inserted again."""
+    forget_keys(raw(connection), [(bank_id, key, chunk_id)])
 
 
 def row_of(bank_id: int, chunk: Chunk, digest: bytes) -> Mapping[str, Any]:

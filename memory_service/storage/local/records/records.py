@@ -6,7 +6,7 @@ import secrets
 import sqlite3
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 
@@ -71,8 +71,9 @@ class Records:
         return _identity(connection), new_here
 
     @contextmanager
-    def read(self) -> Iterator[Connection]:
-        """A short read transaction on a connection of its own. Errors: Cancelled, when the caller has gone.
+    def read(self, *, to_the_end: bool = False) -> Iterator[Connection]:
+        """Begin a short read transaction on a connection that nobody else uses. Errors: Cancelled, when the caller has
+        gone, unless the block is to run to the end.
 
         Connections are kept and begun by hand: SQLAlchemy's pool and its transaction cost as much as ten queries.
         """
@@ -82,7 +83,7 @@ class Records:
             connection = self._readers.connect()
         driver = raw(connection)
         try:
-            with cancellation.current().of(driver):
+            with nullcontext() if to_the_end else cancellation.current().of(driver):
                 driver.execute("BEGIN")
                 yield connection
         except BaseException:

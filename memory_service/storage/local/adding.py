@@ -1,0 +1,142 @@
+"""How a chunk gets into the records. This file owns idempotency (a key is written once, and answered the same way for
+as long as it is known) and that row, key, evictions, quota and usage are one step."""
+
+import time
+from collections.abc import Mapping
+from concurrent.futures import Future
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from sqlalchemy import Connection
+
+from memory_service.domain.errors import ServiceError, bank_not_found
+from memory_service.domain.model import Bank, Chunk
+from memory_service.observe.metrics import Metrics
+from memory_service.storage.base import Written
+from memory_service.storage.local import quotas
+from memory_service.storage.local.evicting.capacity import CrowdedError, Made, Room
+from memory_service.storage.local.followers import Followers
+from memory_service.storage.local.known_banks import KnownBanks
+from memory_service.storage.local.records import chunk_rows, row_checksum
+from memory_service.storage.local.records.records import Records
+from memory_service.storage.local.records.writer import savepoint
+
+
+@dataclass(frozen=True, slots=True)
+class Adding:
+    """Adds chunks to the records, and looks up the keys of those that were added."""
+
+    records: Records
+    directory: KnownBanks
+    room: Room
+    followers: Followers
+    metrics: Metrics
+
+    def replay_of(self, bank: Bank, key: bytes, digest: bytes) -> Written | None:
+        """Look whether a key was written already; see `Store.replay_of`. Errors: KEY_REUSED."""
+        unwritten = self.records.counts.unwritten()
+        # What a caller has sent whole is written, also where the caller has gone by now.
+        with self.records.read(to_the_end=True) as connection:
+            found = chunk_rows.find_key(connection, bank.bank_id, key, unwritten)
+        return None if found is None or found.free else _replay(key, digest, found)
+
+    def add(self, bank: Bank, chunk: Chunk, digest: bytes) -> "Future[Written]":
+        """Add a chunk; see `Store.add`."""
+        done: Future[Written] = Future()
+        done.set_running_or_notify_cancel()
+        self._wait(_Addition(self, bank, chunk, chunk_rows.row_of(bank.bank_id, chunk, digest)), done)
+        return done
+
+    def _wait(self, addition: "_Addition", done: "Future[Written]") -> None:
+        """Commit an addition when it has nothing more to wait for. No thread waits: the one that has brought the bank
+        down, or read its ledger, goes on with the addition."""
+        waited = self.room.waited_for(addition.bank.bank_id, addition.chunk)
+        if waited is None:
+            self._commit(addition, done)
+        else:
+            waited.add_done_callback(lambda waited: self._waited(addition, done, waited))
+
+    def _waited(self, addition: "_Addition", done: "Future[Written]", waited: "Future[None]") -> None:
+        if not waited.cancelled() and (error := waited.exception()) is not None:
+            done.set_exception(error)
+        else:
+            self._commit(addition, done)
+
+    def _commit(self, addition: "_Addition", done: "Future[Written]") -> None:
+        begun = time.perf_counter()
+
+        def committed(future: "Future[Written]") -> None:
+            self.metrics.stages["commit"].observe(time.perf_counter() - begun)
+            error = future.exception()
+            if isinstance(error, CrowdedError):
+                # The capacity was lowered since it was looked at.
+                self._wait(addition, done)
+            elif error is not None:
+                done.set_exception(error)
+            else:
+                done.set_result(future.result())
+
+        self.records.writer.submit(addition.commit, addition.applied).add_done_callback(committed)
+
+
+@dataclass(slots=True)
+class _Addition:
+    """An addition under way. `commit` and `applied` run in the writer's thread."""
+
+    path: Adding
+    bank: Bank
+    chunk: Chunk
+    row: Mapping[str, Any]
+    made: Made = field(default_factory=Made)
+
+    def commit(self, connection: Connection) -> Written:
+        """Write row, key, evictions and usage in one transaction.
+
+        Errors: KEY_REUSED, BANK_NOT_FOUND, BANK_FULL, TOO_LARGE, QUOTA_EXCEEDED.
+        """
+        chunk, bank_id = self.chunk, self.bank.bank_id
+        unwritten = self.path.records.counts.unwritten()
+        if found := chunk_rows.find_key(connection, bank_id, chunk.key, unwritten):
+            if not found.free:
+                return _replay(chunk.key, row_checksum.digest_of(self.row["digest"]), found)
+            chunk_rows.free_key(connection, bank_id, chunk.key, found.chunk_id)
+        bank = self.path.directory.current(bank_id)
+        if bank is None:
+            raise bank_not_found(self.bank.name)
+        self._stamp()
+        # A refusal takes the evictions back.
+        with savepoint(connection) if bank.capacity else nullcontext():
+            self.made = self.path.room.make(connection, bank, chunk)
+            quotas.check_chunk(connection, bank, chunk)
+            if not chunk_rows.insert(connection, self.row):
+                raise bank_not_found(bank.name)
+        self.path.room.enter(bank, chunk, self.made)
+        return Written(chunk.key, chunk.chunk_id, evicted=tuple(self.made.evicted))
+
+    def _stamp(self) -> None:
+        """Stamp the row anew where the clock has leapt since it was made: its times would leave the chunk less time to
+        live."""
+        clock = self.path.records.clock
+        if self.chunk.created < clock.leapt:
+            self.chunk = replace(self.chunk, created=clock.now_us())
+            digest = row_checksum.digest_of(self.row["digest"])
+            self.row = chunk_rows.row_of(self.bank.bank_id, self.chunk, digest)
+
+    def applied(self, written: Written) -> None:
+        """Let the followers, the figures and the evictions follow the commit."""
+        if not written.replayed:
+            self.path.metrics.chunks_written.inc()
+            vector = np.frombuffer(self.chunk.embedding, "<f4")
+            self.path.followers.added(self.bank, [self.chunk.chunk_id], vector[None])
+            if self.made.evicted:
+                self.path.room.applied(self.bank, self.made)
+
+
+def _replay(key: bytes, digest: bytes, found: chunk_rows.Keyed) -> Written:
+    """Answer a write whose key is known. Errors: KEY_REUSED."""
+    if digest != found.digest:
+        text = f"idempotency key {key.hex()} was used for other content (chunk {found.chunk_id})"
+        raise ServiceError("KEY_REUSED", text, key=key.hex(), chunk_id=found.chunk_id)
+    return Written(key, found.chunk_id, replayed=True, gone=found.gone)

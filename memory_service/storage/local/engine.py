@@ -1,0 +1,181 @@
+"""The engine of a data folder: opens it, owns it, and does in the background what a folder needs. This file owns the
+order in which the parts begin and end.
+
+Two threads work in the background. One runs tasks of a moment in their order, of which some take minutes (the files of
+a deleted bank, the sweep after a start); the other looks every second at what has expired or must be tried again.
+"""
+
+import errno
+import logging
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from itertools import starmap
+from pathlib import Path
+
+from sqlalchemy.exc import DBAPIError
+
+from memory_service.domain.clock import Clock
+from memory_service.domain.errors import StartError
+from memory_service.domain.limits import Limits, Pauses
+from memory_service.observe.metrics import Metrics
+from memory_service.settings import Settings
+from memory_service.storage.background import Janitor
+from memory_service.storage.base import Sizes
+from memory_service.storage.local import leftovers, mounts, quarantine
+from memory_service.storage.local.adding import Adding
+from memory_service.storage.local.evicting.capacity import Room
+from memory_service.storage.local.evicting.expiry import Expiry
+from memory_service.storage.local.evicting.removal import Removal
+from memory_service.storage.local.files import access, ballast
+from memory_service.storage.local.files.disk_space import DiskSpace
+from memory_service.storage.local.files.folder import DataFolder
+from memory_service.storage.local.files.objects import FOLDER, Payloads
+from memory_service.storage.local.followers import Followers
+from memory_service.storage.local.known_banks import KnownBanks
+from memory_service.storage.local.leftovers import Unowned
+from memory_service.storage.local.records import bank_rows, chunk_rows
+from memory_service.storage.local.records.records import Records
+from memory_service.storage.local.records.vacuum import Vacuum
+from memory_service.storage.local.store import Bounds, LocalStore
+
+_log = logging.getLogger(__name__)
+
+
+@contextmanager
+def explaining(data: Path) -> Iterator[None]:
+    """Let the block open parts of a data folder. Errors: StartError, which says in one line why that cannot be done."""
+    try:
+        yield
+    except (OSError, DBAPIError, sqlite3.Error, UnicodeError) as error:
+        raise StartError(f"cannot open {data}: {ballast.explained(data, error)}") from error
+
+
+class LocalEngine:
+    """Implements `memory_service.storage.base.Engine` for a data folder, which it owns until `close`."""
+
+    def __init__(self, settings: Settings, metrics: Metrics, clock: Clock | None, limits: Limits, pauses: Pauses):
+        """Open a data folder, which is made where there is none. clock: None for that of the machine. Errors:
+        StartError."""
+        self._settings = settings
+        self._limits, self._pauses = limits, pauses
+        self.cache = settings.data / "indexes"
+        durable = settings.durability == "fsync"
+        # What has been opened ends where one of the others cannot be had; so does what has a thread.
+        with ExitStack() as opened:
+            folder = DataFolder(settings.data)
+            opened.callback(folder.release)
+            with explaining(settings.data):
+                ballast.drop_if_needed(settings.data)
+                access.tighten(settings.data)
+                self.objects = Payloads(settings.data, durable=durable)
+                self.space = DiskSpace(settings.data, settings.min_free)
+                self.records = Records(
+                    settings.data, durable=durable, migrate=settings.migrate, metrics=metrics, clock=clock
+                )
+                opened.callback(self.records.close)
+                self._known, self._gone = self._read_banks()
+                self._janitor = Janitor("kvbank-janitor", metrics.troubles)
+                opened.callback(self._janitor.close)
+                self._timer = Janitor("kvbank-expiry", metrics.troubles)
+                opened.callback(self._timer.close)
+                self._followers = Followers()
+                self._removal = Removal(self.records, self.objects, self._followers, self._janitor, metrics)
+                self._room = Room(self.records, self._known, self._removal, metrics.troubles)
+                opened.callback(self._room.close)
+                self.store = self._made_store(metrics)
+                self._vacuum = Vacuum(self.records, settings.data)
+            opened.pop_all()
+        self._folder = folder
+
+    def _made_store(self, metrics: Metrics) -> LocalStore:
+        adding = Adding(self.records, self._known, self._room, self._followers, metrics)
+        return LocalStore(
+            data=self._settings.data,
+            bounds=Bounds(self._settings.max_banks, self._settings.max_bank_bytes),
+            records=self.records,
+            known=self._known,
+            payloads=self.objects,
+            space=self.space,
+            followers=self._followers,
+            removal=self._removal,
+            room=self._room,
+            adding=adding,
+            later=self.later,
+        )
+
+    def _read_banks(self) -> tuple[KnownBanks, list[tuple[int, str]]]:
+        """Read the banks, and ids and uids of those that are being deleted. Errors: StartError for a damaged one."""
+        with self.records.read() as connection:
+            try:
+                return KnownBanks(bank_rows.after(connection)), bank_rows.gone(connection)
+            except (ValueError, KeyError, TypeError) as error:
+                data = self._settings.data
+                raise StartError(f"the records of {data} have a damaged bank; see: kvbank check {data}") from error
+
+    def begin(self) -> None:
+        """Begin what the engine does by itself; see `Engine.begin`. Errors: StartError."""
+        data = self._settings.data
+        with explaining(data):
+            self._room.open()
+            with self.records.read() as connection:
+                mounts.mark(self.objects, connection, self._known.all(), new_here=self.records.new_here)
+            ballast.take(data, self._settings.min_free)
+        for bank_id, uid in self._gone:
+            self._removal.clear(bank_id, uid)
+        self.later(self._sweep)
+        every = self._limits.expiry_s
+        self._timer.every(every, self.records.follow_wall_clock)
+        self._timer.every(every, self._room.try_again)
+        self._timer.every(self._limits.vacuum_s, self._vacuum.run)
+        if not self._pauses.leaves_out("expiry"):
+            self._timer.every(every, Expiry(self.records, self._known, self._removal).run)
+
+    def later(self, task: Callable[[], object]) -> None:
+        """Run a task in the background, once; what it raises is logged."""
+        self._janitor.later(task)
+
+    def probe(self) -> None:
+        """Check that a row can be read, and the folder of the payloads is there. Errors: OSError, DBAPIError,
+        sqlite3.Error."""
+        with self.records.read() as connection:
+            bank_rows.totals(connection)
+        if not self.objects.mounted():
+            raise FileNotFoundError(errno.ENOENT, "no disk of payloads is mounted", str(self._settings.data / FOLDER))
+
+    def sizes(self) -> Sizes:
+        """Measure the database with its log, and what is free in it."""
+        return self._vacuum.sizes()
+
+    def give_back(self) -> None:
+        """Give all pages of the database that are free now back to the disk. Errors: Cancelled."""
+        self._vacuum.give_back()
+
+    def rest(self) -> None:
+        """End what the engine does by itself; see `Engine.rest`."""
+        self._room.close()
+        self._timer.close()
+        self._janitor.rest()
+
+    def close(self) -> None:
+        """Commit what is pending, checkpoint, finish the clean-up, and let another process own the folder."""
+        self.records.close()
+        self._janitor.close()
+        self._folder.release()
+
+    def _sweep(self) -> None:
+        """Look for payloads that no row names; see `leftovers`."""
+
+        def known() -> dict[str, set[int] | None]:
+            with self.records.read() as connection:
+                return chunk_rows.payload_ids(connection)
+
+        found = starmap(Unowned, self.objects.unowned(known, self.records.ids.first))
+        removed, aside = leftovers.tidy(self._settings.data, found, self.records.read)
+        for folder in self.objects.remove_empty(known):
+            _log.error("%s has payloads of a bank that the records do not know; it is left alone", folder)
+        if removed:
+            _log.warning("removed %d files of chunks that are gone, or whose write was repeated", removed)
+        if aside:
+            text = "%d files that no record names are in %s/; what is whole is given back by: kvbank repair %s"
+            _log.warning(text, aside, quarantine.FOLDER, self._settings.data)
