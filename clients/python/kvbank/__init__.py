@@ -1,4 +1,4 @@
-"""kvbank: a memory that language models attend to.
+"""The SDK of kvbank, a memory that language models attend to.
 
     with kvbank.connect("host:7400") as client:      # or a folder: "./memory"
         client.create_bank("notes", kv=None, embedding=kvbank.EmbeddingSpec("my-embedder", 384))

@@ -1,5 +1,8 @@
-"""Checks of single arguments. Every check takes the name of an argument and its value, and returns the value in its
-plain form, or raises InvalidArgument with the name, what was expected and what was given."""
+"""Single arguments are checked here.
+
+Every check takes the name of an argument and its value, and returns the value in its plain form, or raises
+InvalidArgument with the name, what was expected and what was given.
+"""
 
 import math
 import operator
@@ -22,12 +25,12 @@ _INT32, _INT64 = (-(2**31), 2**31 - 1), (-(2**63), 2**63 - 1)
 
 
 def invalid(field: str, text: str) -> InvalidArgument:
-    """Make the error for an argument; the caller raises it."""
+    """Return the error for an argument; the caller raises it."""
     return InvalidArgument(f"{field}: {text}", reason="INVALID_FIELD", metadata={"field": field})
 
 
 def expected(field: str, what: str, value: object) -> InvalidArgument:
-    """Make the error for an argument of another type or out of range; the caller raises it."""
+    """Return the error for an argument of another type or out of range; the caller raises it."""
     return invalid(field, f"expected {what}, got {shown(value)}")
 
 
@@ -136,7 +139,7 @@ def _is_time(array: Any) -> bool:
 
 
 def seconds(field: str, value: Any) -> float:
-    """Check a deadline, which is above 0; one of more than some 23 days, such as infinity, becomes one of 23 days."""
+    """Check a deadline in seconds, which is above 0; a longer one than some 23 days, such as infinity, becomes that."""
     wanted = number(field, value)
     if wanted <= 0:
         raise expected(field, "a number of seconds above 0", value)
@@ -144,7 +147,7 @@ def seconds(field: str, value: Any) -> float:
 
 
 def iterable(field: str, value: Any) -> Iterable[Any]:
-    """Check that a value is iterable; text, bytes, mappings and what is not awaited yet are taken for a mistake."""
+    """Check that a value is iterable, and return it; text, bytes, mappings and awaitables are refused as mistakes."""
     try:
         if isinstance(value, str | bytes | bytearray | memoryview | Mapping | Awaitable):
             raise TypeError

@@ -21,9 +21,9 @@ def to_numpy(value: Any) -> Any:
     """Turn a tensor of torch into an array of the same bytes, bf16 into `ml_dtypes.bfloat16`; return other values as
     they are.
 
-    The array shares the tensor's memory where that lies on the CPU. Errors: whatever torch raises for a tensor without
-    data or in a form that numpy has not, such as a sparse one; TypeError for an array with masked elements,
-    whose values nobody means.
+    The array shares the tensor's memory where that lies on the CPU.
+    Errors: what torch raises for a tensor without data or in a form that numpy has not, such as a sparse one;
+    TypeError for an array with masked elements, whose values mean nothing.
     """
     if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
         raise TypeError("some of its elements are masked")
@@ -53,6 +53,6 @@ def to_torch(array: Array) -> Any:
 
 def _is_tensor(value: object) -> bool:
     torch = sys.modules.get("torch")
-    # Half imported, torch has no Tensor yet, and nobody has one.
+    # A torch that is half imported has no Tensor yet, and so there is none.
     kind = getattr(torch, "Tensor", None)
     return kind is not None and isinstance(value, kind)

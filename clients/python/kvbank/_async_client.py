@@ -426,7 +426,7 @@ class AsyncClient:
         return answer
 
     def _check(self) -> AsyncTransport:
-        """Return the transport. Errors: ClientForked, ClientClosed, LoopMismatch where no call may be made."""
+        """Return the transport for a call. Errors, where none may be made: ClientForked, ClientClosed, LoopMismatch."""
         if self._pid != os.getpid():
             raise ClientForked("this client belongs to the parent process; call kvbank.connect_async() after the fork")
         if self._closed:

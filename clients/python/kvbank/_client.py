@@ -1,4 +1,4 @@
-"""The blocking client: every method makes a request, sends it by a `Transport`, and reads the answer."""
+"""The blocking client, of which every method makes a request, sends it by a `Transport`, and reads the answer."""
 
 import os
 import threading

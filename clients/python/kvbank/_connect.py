@@ -51,7 +51,7 @@ def connect_async(
 
 
 def _opened(kind: Callable[..., T], target: str | os.PathLike[str], **options: Any) -> T:
-    """Return a client; where its options are refused, stop again what was started for it."""
+    """Return a client of this kind; where its options are refused, stop again what was started for it."""
     address, stop = _open(target)
     try:
         return kind(address, on_close=stop, **options)
@@ -75,8 +75,8 @@ def _open(target: str | os.PathLike[str]) -> tuple[str, Callable[[], None] | Non
 
 
 def _private_address(stack: ExitStack) -> str:
-    """Return an address: a socket in a folder that only this user may enter, or a port of the loopback where there can
-    be none."""
+    """Return the address of a socket in a folder that only this user may enter; where there can be none, that of a port
+    of the loopback. stack: removes the folder."""
     if not hasattr(socket, "AF_UNIX"):
         return "127.0.0.1:0"
     # Not where there are no such sockets, and no locks of this kind.

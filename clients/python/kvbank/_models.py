@@ -1,4 +1,4 @@
-"""What goes into and comes out of a client. Plain frozen values; nothing here does I/O.
+"""Models are what goes into and comes out of a client: plain frozen values. Nothing here does I/O.
 
 Sizes are in bytes, lengths in tokens, times are aware datetimes in UTC.
 """
@@ -154,7 +154,7 @@ class BankUsage:
 
 @dataclass(frozen=True, slots=True)
 class Bank:
-    """A named memory. `uid` is random and never reused; `kv` is None when it holds vectors only.
+    """A bank, which is a named memory. `uid` is random and never reused; `kv` is None in a bank of vectors only.
 
     expiry: of chunks that state none; None is never.
     index: "exact", "ivf" (approximate, trained from the bank itself), or "auto", which goes by size.
@@ -193,7 +193,7 @@ class Producer:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class NewChunk:
-    """A chunk to write.
+    """A chunk that is to be written.
 
     embedding: float32 [dimension], of numpy or torch, or a list of numbers.
     tensors: of numpy or torch, in the bank's dtype, either K-V: `k.<layer>`, `v.<layer>` [Hkv, m, D], keys before RoPE,
@@ -226,13 +226,13 @@ class NewChunk:
 
     @property
     def kind(self) -> PayloadKind | None:
-        """What the tensors are; None without any."""
+        """Return what the tensors are; None for a chunk without tensors."""
         return None if not self.tensors else "soft_tokens" if "soft" in self.tensors else "layer_kv"
 
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """One tensor of a stored payload."""
+    """The description of one tensor of a stored payload, without its bytes."""
 
     name: str
     dtype: str
@@ -242,7 +242,7 @@ class TensorInfo:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Chunk:
-    """A stored chunk.
+    """A chunk as the service has stored it.
 
     kind: "layer_kv" or "soft_tokens"; None in a bank of vectors only.
     layout: its tensors, without bytes; empty in a bank of vectors only.
@@ -344,7 +344,7 @@ class Filter:
 
 
 def alternatives(wanted: Any, field: str = "metadata") -> list[Any]:
-    """The values that a condition of a filter lets pass, one or several."""
+    """Return the values that a condition of a filter lets pass, one or several. Errors: InvalidArgument for none."""
     several = isinstance(wanted, Collection) and not isinstance(wanted, str | bytes | bytearray | Mapping)
     if not several or (is_array(wanted) and not wanted.ndim):
         return [wanted]
@@ -420,8 +420,10 @@ class Eviction:
 
 
 class EvictionPlan(list[Eviction]):
-    """What would go, in order. `explanation`: a sentence with the figures, also where nothing can go; empty where
-    nothing has to."""
+    """The chunks that would go, in order.
+
+    explanation: a sentence with the figures, also where no chunk can go; empty where none has to.
+    """
 
     def __init__(self, victims: Iterable[Eviction] = (), explanation: str = "") -> None:
         super().__init__(items("victims", victims))

@@ -43,7 +43,8 @@ def parse_target(target: str | os.PathLike[str]) -> str | Path:
 
 
 def checked_address(field: str, address: object) -> str:
-    """Check an address; that of a unix socket may have bytes that are no UTF-8. Errors: InvalidArgument."""
+    """Check an address, and return it. The path of a unix socket may have bytes that are no UTF-8. Errors:
+    InvalidArgument."""
     checked = _characters(field, address)
     if not checked or "\0" in checked:
         raise expected(field, "an address", checked)

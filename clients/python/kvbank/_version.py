@@ -1,3 +1,3 @@
-"""The version of the package, as pyproject.toml states it too."""
+"""This file has the version of the package, which pyproject.toml states, too."""
 
 __version__ = "0.1.0"

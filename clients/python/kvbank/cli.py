@@ -1,4 +1,6 @@
-"""The console script `kvbank`. What it runs stands in `kvbank._cli`, how it ends in `kvbank.console.ending`."""
+"""The console script `kvbank` runs here. Its commands stand in `kvbank.commands`, how each ends in
+`kvbank.console.ending`.
+"""
 
 import signal
 from typing import NoReturn

@@ -1,7 +1,7 @@
-"""All commands of the installed parts, put together from entry points.
+"""All commands of the installed parts are put together here, from entry points.
 
-An entry point of the `GROUP` names `register(app: typer.Typer) -> None`. Its module must be cheap to
-import, because every command imports it; what is heavy it imports inside its commands.
+An entry point of the `GROUP` names `register(app: typer.Typer) -> None`. Its module must be cheap to import, because
+every command imports it; what is heavy it imports inside its commands.
 """
 
 from collections.abc import Callable, Iterable

@@ -12,7 +12,7 @@ from kvbank._exceptions import Internal, InvalidArgument, ServiceError
 
 @contextmanager
 def understood() -> Iterator[None]:
-    """Turn whatever is raised inside into Internal, but for ServiceErrors, which pass; a decorator too.
+    """Turn whatever is raised inside into Internal, but let ServiceErrors pass. It can be used as a decorator, too.
 
     An InvalidArgument becomes Internal as well: a model raises it for a value of the answer, which is no fault of the
     caller.
@@ -33,5 +33,5 @@ def read_time(message: Timestamp) -> datetime:
 
 
 def odd(what: str) -> Internal:
-    """Make the error for an answer that makes no sense; the caller raises it."""
+    """Return the error for an answer that makes no sense; the caller raises it."""
     return Internal(f"the answer of the server makes no sense: {what}", reason="ODD_ANSWER")

@@ -1,4 +1,4 @@
-"""Messages of banks: requests out of what a caller states, `Bank` out of answers."""
+"""Messages of banks are made here: requests out of what a caller states, and `Bank` out of answers."""
 
 from collections.abc import Mapping
 from types import EllipsisType

@@ -1,4 +1,4 @@
-"""Messages of chunks: the header of a chunk to write, requests about single chunks, and `Chunk` out of answers."""
+"""Messages of chunks are made here: the header of a chunk to write, updates, and `Chunk` out of answers."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -1,7 +1,6 @@
 """This file owns the words that models use for the enums of the protocol, such as "bf16" for DATA_TYPE_BF16.
 
-A word is the name of its enum value without the prefix, in lower case. The words that a caller may give stand in the
-`Literal`s of `kvbank._models`, and nowhere else.
+The words that a caller may give stand in the `Literal`s of `kvbank._models`, and nowhere else.
 """
 
 from collections.abc import Mapping
@@ -12,9 +11,7 @@ from google.protobuf.internal.enum_type_wrapper import EnumTypeWrapper
 
 from kvbank import _models as m
 from kvbank.v1 import bank_pb2, chunk_pb2
-
-# Words without a value of their own: an index of "auto" is one that nobody has stated.
-_UNSPECIFIED = ("auto",)
+from kvbank.wire import enums
 
 # Each enum of the protocol that a caller states, and the Literal with its words.
 WORDS: Mapping[EnumTypeWrapper, Any] = {
@@ -24,22 +21,11 @@ WORDS: Mapping[EnumTypeWrapper, Any] = {
     bank_pb2.IndexKind: m.IndexKind,
     chunk_pb2.PayloadKind: m.PayloadKind,
 }
-
-
-def _prefix(enum: EnumTypeWrapper) -> str:
-    """Return what the names of all values of an enum begin with, such as "DATA_TYPE_"."""
-    first: str = enum.DESCRIPTOR.values_by_number[0].name
-    return first.removesuffix("UNSPECIFIED")
-
-
-def _number(enum: EnumTypeWrapper, word: str) -> int:
-    number: int = enum.Value(_prefix(enum) + ("UNSPECIFIED" if word in _UNSPECIFIED else word.upper()))
-    return number
-
-
-_NUMBERS: dict[EnumTypeWrapper, dict[str, int]] = {
-    enum: {word: _number(enum, word) for word in get_args(words)} for enum, words in WORDS.items()
+# An index of "auto" is one that is not stated.
+_NUMBERS: dict[EnumTypeWrapper, dict[str, Any]] = {
+    enum: enums.numbers(enum, get_args(words), unspecified="auto") for enum, words in WORDS.items()
 }
+_WORDS = {enum: {number: word for word, number in known.items()} for enum, known in _NUMBERS.items()}
 
 
 def numbers(enum: EnumTypeWrapper) -> Mapping[str, Any]:
@@ -56,9 +42,8 @@ def word(enum: EnumTypeWrapper, number: int) -> str:
 
     A number that only a newer server knows is returned as its digits.
     """
-    for known, its_number in _NUMBERS.get(enum, {}).items():
-        if its_number == number:
-            return known
+    if (known := _WORDS.get(enum, {}).get(number)) is not None:
+        return known
     values = enum.DESCRIPTOR.values_by_number
     name: str = values[number].name if number in values else str(number)
-    return name.removeprefix(_prefix(enum)).lower()
+    return name.removeprefix(values[0].name.removesuffix("UNSPECIFIED")).lower()

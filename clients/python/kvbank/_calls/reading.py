@@ -1,9 +1,9 @@
-"""What a retrieval and a fetch are made of: which calls, in which order, and what comes of their answers.
+"""A retrieval and a fetch are generators here, which say what to call, in which order, and what comes of the answers.
 
-Both clients run the same generators, which ask for calls and get answers, and do no I/O themselves. Where the server
-shares its data folder with this process, the first call asks for the names of payload files. Whoever makes that call
-reads the tensors out of the files; where one file cannot be read (it is gone, it is damaged, it may not be opened) the
-second call asks for all tensors over the stream.
+Both clients run the same generators, which do no I/O themselves. Where the server shares its data folder with this
+process, the first call asks for the names of payload files, and the client reads the tensors out of the files. Where
+one of the files cannot be read (it is gone, it is damaged, it may not be opened) the second call asks for all tensors
+over the stream.
 """
 
 from collections.abc import Callable, Generator, Sequence
@@ -76,15 +76,18 @@ class SharedFolder(Protocol):
 
     @property
     def proof(self) -> bytes:
-        """The bytes that show the server that this client may read the folder."""
+        """Return the bytes that show the server that this client may read the folder."""
 
     def fill(self, answer: Answer) -> None:
         """Read the tensors of `answer` from the files that it names; it is not `complete` where one cannot be read."""
 
 
 class Call(NamedTuple):
-    """A call to make. folder: that of the files which the one message of the answer names, out of which the tensors
-    are to be filled in; None for a stream, which is to be read to its end."""
+    """A call that steps ask for.
+
+    folder: where the files are that the one message of the answer names, and out of which the answer is to be filled;
+    None for a stream, which is to be read to its end.
+    """
 
     method: str
     request: Any
@@ -95,7 +98,7 @@ Steps: TypeAlias = Generator[Call, Answer, T]
 
 
 class Run(Generic[T]):
-    """Steps under way. Each method returns the call to make next, or None at the end, when there is a `result`."""
+    """A run of steps. Each method returns the call to make next, or None at the end, when there is a `result`."""
 
     result: T
 

@@ -1,4 +1,4 @@
-"""Requests that select chunks: a retrieval by queries, a fetch by ids, a list by a filter."""
+"""Requests that select chunks are made here: a retrieval by queries, a fetch by ids, a list by a filter."""
 
 import uuid
 from collections.abc import Iterable, Sequence

@@ -1,4 +1,4 @@
-"""What a server tells of itself: its limits, figures, evictions, and what a compaction gave back."""
+"""Models of what a server tells of itself are made here: limits, figures, evictions, and compactions."""
 
 from collections.abc import Iterable, Sequence
 

@@ -1,6 +1,6 @@
-"""Tensors: numpy arrays to bytes with checksums, and received bytes back to verified arrays.
+"""Arrays become bytes with checksums here, and received bytes become verified arrays.
 
-This file owns the rule that no byte of a tensor reaches a caller before its checksum was compared.
+This file owns the rule that no byte of a tensor reaches a caller before the checksum of the tensor was compared.
 """
 
 import math
@@ -22,7 +22,7 @@ from kvbank.wire import frames as _frames
 
 Form = Callable[[Array], Any]
 
-# Tensors of a chunk share one piece of memory, each of them aligned to a cache line.
+# The tensors of a chunk share one piece of memory, each of them aligned to a cache line.
 _ALIGNMENT = 64
 _MOST_DIMENSIONS = 8
 
@@ -39,7 +39,11 @@ _BY_DTYPE = {dtype: number for number, dtype in DTYPES.items()}
 
 
 def as_embedding(field: str, values: Any, ndim: int) -> npt.NDArray[np.float32]:
-    """Finite little-endian float32, contiguous, of `ndim` dimensions; one query may stand for a list of one."""
+    """Return values as finite little-endian float32, contiguous, of `ndim` dimensions.
+
+    One vector stands for a list of one where `ndim` is 2. field: names the argument in an error.
+    Errors: InvalidArgument (NOT_FINITE for NaN and Inf).
+    """
     try:
         given = _numbers(values)
         if given.dtype.kind not in "iuf" and given.dtype != DTYPES[bank_pb2.DATA_TYPE_BF16]:
@@ -65,7 +69,10 @@ def _numbers(values: Any) -> Array:
 
 
 def describe(name: str, tensor: Any) -> tuple[chunk_pb2.TensorDescriptor, memoryview]:
-    """The descriptor of a tensor, of numpy or torch, for a write, and its bytes; copies only what is not contiguous."""
+    """Return the descriptor of a tensor that is to be written, of numpy or torch, and its bytes.
+
+    The bytes are copied only where the tensor is not contiguous. Errors: InvalidArgument (TENSOR_MISMATCH).
+    """
     try:
         array = _arrays.to_numpy(tensor)
     except Exception as error:  # torch's, for a tensor without data or in a form of its own
@@ -87,7 +94,7 @@ def _unusable(name: str, what: str) -> InvalidArgument:
 
 
 def frames(buffers: Sequence[memoryview]) -> Iterator[bytes]:
-    """The bytes of `buffers`, one after the other, as data frames of about 1 MiB."""
+    """Yield the bytes of `buffers`, one after the other, as encoded data frames of 1 MiB; the last may be shorter."""
     pieces: list[memoryview] = []
     room = _frames.FRAME_BYTES
     for buffer in buffers:
@@ -105,9 +112,9 @@ def frames(buffers: Sequence[memoryview]) -> Iterator[bytes]:
 
 
 def form(name: Any) -> Form:
-    """What makes of the tensors of a chunk what the caller wants, by the name of a library.
+    """Return the function that turns an array into a tensor of a library. name: "numpy" or "torch".
 
-    Errors: InvalidArgument for a name that is not known, MissingExtra where there is no torch.
+    Errors: InvalidArgument for another name, MissingExtra where torch is not installed.
     """
     made = choice("tensors", name, _FORMS)
     if made is _arrays.to_torch:
@@ -126,10 +133,15 @@ _FORMS: Mapping[str, Form] = {"numpy": _as_it_is, "torch": _arrays.to_torch}
 
 
 class Payload:
-    """Room for the tensors of one chunk, filled by whoever has the bytes, and verified before it is handed out."""
+    """The memory for the tensors of one chunk. A reader fills its `views`, and each tensor is verified before it is
+    handed out."""
 
     def __init__(self, chunk: chunk_pb2.Chunk, file: npt.NDArray[np.uint8] | None = None) -> None:
-        """file: the bytes of the whole payload file, filled already. DataLoss for a bad descriptor."""
+        """Take memory for the tensors of `chunk`, as its descriptors say.
+
+        file: the bytes of the whole payload file, of which the tensors are views then; None for new memory.
+        Errors: DataLoss for a descriptor that contradicts itself or the file, and where there is not enough memory.
+        """
         self.chunk = chunk
         self.descriptors = chunk.payload.tensors
         self._seed = chunk.payload.seed
@@ -157,21 +169,22 @@ class Payload:
         self.views = [array.data for array in self._arrays]
 
     def verify(self, index: int) -> None:
-        """The view `index` is filled; DataLoss when it does not match its checksum."""
+        """Compare the tensor `index`, whose view is filled, with its checksum. Errors: DataLoss."""
         tensor, array = self.descriptors[index], self._arrays[index]
         if xxhash.xxh3_64_intdigest(self.views[index], seed=self._seed) != tensor.checksum:
             raise _damaged(self.chunk, tensor, "does not match its checksum")
         self._verified[tensor.name] = array.view(DTYPES[tensor.dtype]).reshape(tuple(tensor.shape))
 
     def tensors(self) -> dict[str, Array]:
-        """By name; DataLoss unless every one is verified."""
+        """Return the tensors by name. Errors: DataLoss unless every tensor is verified."""
         for tensor in self.descriptors[len(self._verified) :]:
             raise _damaged(self.chunk, tensor, "ended early")
         return self._verified
 
 
 def _room(chunk: chunk_pb2.Chunk, size: int) -> npt.NDArray[np.uint8]:
-    """Not touched before bytes come, so that a size that is only declared takes no memory."""
+    """Return memory of so many bytes. It is not touched before bytes come, so that a size that is only declared takes
+    none. Errors: DataLoss where there is not enough."""
     try:
         return np.empty(size, np.uint8)
     except (MemoryError, ValueError, OverflowError):
@@ -180,10 +193,13 @@ def _room(chunk: chunk_pb2.Chunk, size: int) -> npt.NDArray[np.uint8]:
 
 
 class PayloadReader:
-    """Fills payloads from a stream of bytes whose frames need not end where a tensor ends."""
+    """A reader of payloads from a stream of bytes, whose frames need not end where a tensor ends.
+
+    tensors: those of complete chunks, verified, by chunk id and name.
+    """
 
     def __init__(self, chunks: Sequence[chunk_pb2.Chunk]) -> None:
-        """chunks: those whose bytes follow, in that order."""
+        """Begin with the first chunk. chunks: those whose bytes follow, in that order."""
         self._todo = iter(chunks)
         self._payload: Payload | None = None
         self._index = self._filled = 0
@@ -191,7 +207,8 @@ class PayloadReader:
         self._next()
 
     def feed(self, data: memoryview) -> None:
-        """Take one frame; DataLoss when a tensor is complete and differs from its checksum."""
+        """Take the bytes of one frame. Errors: DataLoss where a tensor is complete and differs from its checksum, and
+        for more bytes than were announced."""
         while data:
             if self._payload is None:
                 raise DataLoss("the server sent more bytes than it announced")
@@ -203,12 +220,12 @@ class PayloadReader:
             self._next()
 
     def finish(self) -> None:
-        """DataLoss when bytes are missing."""
+        """Check that no bytes are missing. Errors: DataLoss."""
         if self._payload is not None:
             self._payload.tensors()
 
     def _next(self) -> None:
-        """Verify what is complete; those without bytes are so at once."""
+        """Verify the tensors that are complete, and go on to the next; a tensor without bytes is complete at once."""
         while True:
             if self._payload is None:
                 if (chunk := next(self._todo, None)) is None:
@@ -225,7 +242,7 @@ class PayloadReader:
 
 
 def verify_header(chunk: chunk_pb2.Chunk, header: bytes) -> None:
-    """DataLoss when the header of a payload file is another one than was written."""
+    """Check that the header of a payload file is the one that was written. Errors: DataLoss."""
     payload = chunk.payload
     checksum = xxhash.xxh3_64_intdigest(header, seed=payload.seed)
     if payload.HasField("header_checksum") and checksum != payload.header_checksum:

@@ -1,4 +1,6 @@
-"""The order of a pipelined write: what was sent, what was acknowledged, what goes again. No I/O and no locks.
+"""The order of a pipelined write is kept here: what was sent, what was acknowledged, what is sent again.
+
+Nothing here does I/O or takes a lock.
 
 This file owns the rule that a chunk leaves `pending` only by its own acknowledgement, so that whatever a broken stream
 swallowed is sent again under the same key.
@@ -93,7 +95,7 @@ class WriteSession:
         bound: int,
         typed: bool = True,
     ) -> None:
-        """chunks: consumed by `peek`; behind them come those of `put`.
+        """Begin a write with nothing sent. chunks: consumed by `peek`; behind them come those of `put`.
 
         bound: most bytes that may be in flight; a single larger chunk goes alone.
         typed: whether the server keeps metadata of every type.
@@ -104,7 +106,7 @@ class WriteSession:
         self._uploads = map(self._upload, iterable("chunks", chunks))
         self._typed = typed
         self._next: Upload | None = None
-        # What the caller's iterable raised, or a chunk that is refused here; nothing comes after it.
+        # What the caller's iterable raised, or the error of a chunk that is refused here; no chunk comes after it.
         self.failure: Exception | None = None
         self._bound = bound
         self._in_flight = 0

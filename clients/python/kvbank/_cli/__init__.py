@@ -1,1 +1,1 @@
-"""The commands of the SDK, one file a subject; `application` puts all together, `ending` is how each ends."""
+"""The commands of the SDK are here, one file a subject; `kvbank.commands` puts the commands of all parts together."""

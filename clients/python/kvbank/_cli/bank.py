@@ -1,4 +1,4 @@
-"""`kvbank bank`: look at banks, make them, change and delete them."""
+"""The commands of `kvbank bank` look at banks, make them, change and delete them."""
 
 from dataclasses import asdict
 from itertools import islice
@@ -77,7 +77,7 @@ def list_banks(
 
 @app.command("show")
 def show_bank(name: Name, memory: Memory = DEFAULT_ADDRESS, as_json: AsJson = False) -> None:
-    """Show a bank: its specs, bounds, policy, usage and index.
+    """Show the specs, bounds, policy, usage and index of a bank.
 
     Example: kvbank bank show notes --json
     """
@@ -99,7 +99,7 @@ def show_bank(name: Name, memory: Memory = DEFAULT_ADDRESS, as_json: AsJson = Fa
 def create_bank(
     name: Name, specs: Specs, settings: Settings, memory: Memory = DEFAULT_ADDRESS, as_json: AsJson = False
 ) -> None:
-    """Make a bank. Workers make their own; this is for other producers.
+    """Make a bank for other producers than workers, which make their own.
 
     Example: kvbank bank create notes --embedder my-embedder --dimension 384 --capacity chunks=10k --ttl 30d
     """

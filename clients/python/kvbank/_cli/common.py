@@ -1,4 +1,4 @@
-"""What every command shares: options and the connection. Owns how a figure is written."""
+"""Every command takes its options and its connection from here. This file owns how a figure is written."""
 
 from collections.abc import Callable
 from datetime import datetime, timedelta
@@ -22,12 +22,12 @@ Name = Annotated[str, typer.Argument(help="Name of the bank.")]
 
 
 def connect(target: str) -> "Client":
-    """A client that does not wait long, least of all for a server that is not there."""
+    """Return a client that does not wait long: 10 s for an answer, 1 s for a server that was never reached."""
     return kvbank.connect(target, timeout=10, first_contact=1)
 
 
 def size(count: float) -> str:
-    """Bytes for people: 1536 is "1.5 KiB"."""
+    """Write a number of bytes for people: 1536 is "1.5 KiB"."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if count < 1024:
             return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
@@ -36,12 +36,12 @@ def size(count: float) -> str:
 
 
 def moment(time: datetime | None) -> str:
-    """To the second, in the local time zone."""
+    """Write a time to the second, in the local time zone; None is "never"."""
     return time.astimezone().strftime("%Y-%m-%d %H:%M:%S") if time else "never"
 
 
 def duration(span: timedelta) -> str:
-    """As the options take it: "30d", "90s"."""
+    """Write a span of time as the options take it: "30d", "90s"."""
     seconds = span.total_seconds()
     for unit, length in (("d", 86400), ("h", 3600), ("m", 60)):
         if seconds >= length and seconds % length == 0:
@@ -50,12 +50,12 @@ def duration(span: timedelta) -> str:
 
 
 def capacity(bank: "Bank") -> str:
-    """The bound of a bank, such as "1,000 chunks"."""
+    """Write the capacity of a bank, such as "1,000 chunks"."""
     return bounds(bank.capacity, "unbounded")
 
 
 def bounds(limits: Any, none: str) -> str:
-    """Of a Capacity or a Quota."""
+    """Write the bounds of a Capacity or a Quota. none: what stands for no limits."""
     if limits is None:
         return none
     parts: dict[str, Callable[[int], str]] = {"chunks": _count, "tokens": _count, "bytes": size}
@@ -68,19 +68,19 @@ def _count(number: int) -> str:
 
 
 def expiry(bank: "Bank") -> str:
-    """When chunks go by themselves, such as "30d, renewed"."""
+    """Write when the chunks of a bank expire, such as "30d, renewed by use"."""
     if bank.expiry is None or bank.expiry.ttl is None:
         return "never"
     return duration(bank.expiry.ttl) + (", renewed by use" if bank.expiry.renew else "")
 
 
 def reader(bank: "Bank") -> str:
-    """Whose K-V the bank holds, shortened."""
+    """Write the beginning of the digest of the model whose keys and values a bank holds."""
     return bank.kv.reader_digest[:12] if bank.kv else "vectors only"
 
 
 def index(stats: "kvbank.IndexStats") -> str:
-    """How a bank is searched now."""
+    """Write how a bank is searched now, such as "ivf, recall 0.991"."""
     if not stats.loaded:
         return "at rest"
     return stats.kind if stats.recall is None else f"{stats.kind}, recall {stats.recall:.3f}"

@@ -1,4 +1,5 @@
-"""Option values for people: "chunks=10k", "bytes=2GiB", "30d". Errors are usage errors (exit code 2)."""
+"""Values of options, such as "chunks=10k", "bytes=2GiB" and "30d", are read here. Errors: typer.BadParameter, which is
+a usage error (exit code 2)."""
 
 import json
 import re
@@ -20,17 +21,17 @@ _BOUND = re.compile(r"(chunks|tokens|bytes)=(.+)")
 
 
 def capacity(text: str) -> kvbank.Capacity | None:
-    """ "tokens=1M", or "none"."""
+    """Read a capacity, such as "tokens=1M"; None for "none"."""
     return None if text == "none" else kvbank.Capacity(**_bounds(text))
 
 
 def quota(text: str) -> kvbank.Quota | None:
-    """ "chunks=10k,bytes=2GiB", or "none"."""
+    """Read a quota, such as "chunks=10k,bytes=2GiB"; None for "none"."""
     return None if text == "none" else kvbank.Quota(**_bounds(text))
 
 
 def expiry(text: str, renew: bool) -> kvbank.Expiry | None:
-    """ "90s", "15m", "12h", "30d", "2w", or "never"."""
+    """Read an expiry, such as "90s", "15m", "12h", "30d" or "2w"; None for "never"."""
     if text == "never":
         return None
     try:
@@ -45,7 +46,8 @@ def expiry(text: str, renew: bool) -> kvbank.Expiry | None:
 
 
 def metadata(pairs: Sequence[str]) -> "dict[str, Scalar]":
-    """ "year=2024", "score=0.5", "final=true", "who=ann"; a string that looks like another is quoted: 'id="7"'."""
+    """Read metadata, such as "year=2024", "score=0.5", "final=true" and "who=ann"; a string that looks like a value of
+    another type is quoted: 'id="7"'."""
     found: dict[str, Scalar] = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
@@ -71,13 +73,13 @@ def _value(text: str) -> "Scalar":
 
 
 def written(value: "Scalar") -> str:
-    """A value of metadata as `metadata` reads it."""
+    """Write a value of metadata as `metadata` reads it."""
     plain = isinstance(value, str) and _value(value) == value and isinstance(_value(value), str)
     return str(value) if plain else json.dumps(value, ensure_ascii=False)
 
 
 def interval(text: str | float) -> float:
-    """ "2s", "500ms", or seconds: 0.1 to 3600."""
+    """Read an interval, such as "2s" or "500ms", or seconds; return 0.1 to 3600 seconds."""
     try:
         span = quantities.seconds(text) if isinstance(text, str) else text
     except ValueError as error:
@@ -88,7 +90,7 @@ def interval(text: str | float) -> float:
 
 
 def layers(text: str) -> list[int]:
-    """ "1,3"."""
+    """Read numbers of layers, such as "1,3"."""
     if not re.fullmatch(r"\d{1,6}(,\d{1,6})*", text):
         raise typer.BadParameter(f"{text!r} are not layers such as 1,3")
     return [int(layer) for layer in text.split(",")]

@@ -1,4 +1,4 @@
-"""`kvbank ping`: whether a memory service answers."""
+"""The command `kvbank ping` tells whether a memory service answers."""
 
 import time
 from dataclasses import asdict

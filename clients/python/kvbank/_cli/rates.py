@@ -1,4 +1,4 @@
-"""From two samples of a server to what happens a second. Pure."""
+"""Two samples of a server become rates here: what happened a second between them. Nothing here does I/O."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -48,7 +48,8 @@ class Rates:
 
 
 def between(before: kvbank.Stats, after: kvbank.Stats, seconds: float) -> Rates:
-    """The busiest methods and banks first. A server that started again between the samples has counted from zero."""
+    """Return the rates between two samples, the busiest methods and banks first. A server that started again between
+    the samples has counted from zero. seconds: between the samples."""
     same = before.start_time == after.start_time
     samples = _Difference(before.samples if same else (), after.samples, seconds)
     methods = [_method(samples, method) for method in sorted(samples.values("kvbank_request_seconds_count", "method"))]
@@ -67,7 +68,7 @@ def between(before: kvbank.Stats, after: kvbank.Stats, seconds: float) -> Rates:
 
 
 class _Difference:
-    """What the counters gained."""
+    """The gains of all counters between two samples, `seconds` apart."""
 
     def __init__(
         self, before: Sequence[kvbank.MetricSample], after: Sequence[kvbank.MetricSample], seconds: float
@@ -77,15 +78,16 @@ class _Difference:
         self._seconds = seconds
 
     def values(self, name: str, label: str) -> set[str]:
-        """Of a label of a metric."""
+        """Return the values that a label of a metric has."""
         return {labels[label] for each, labels, _ in self._gained if each == name}
 
     def rate(self, name: str, **wanted: str) -> float:
-        """A second, over all labels that are not named."""
+        """Return the gain of a counter a second, summed over all labels that are not named."""
         return sum(gain for _, gain in self._of(name, wanted)) / self._seconds
 
     def percentile(self, name: str, share: float, **wanted: str) -> float | None:
-        """Of a histogram, linear within its bucket; None without observations."""
+        """Return the value below which a share of a histogram's observations lies, linear within its bucket; None
+        without observations."""
         buckets: defaultdict[float, float] = defaultdict(float)
         for labels, gain in self._of(f"{name}_bucket", wanted):
             buckets[float(labels["le"])] += gain

@@ -1,4 +1,4 @@
-"""`kvbank stats`: the server and its banks at this moment."""
+"""The command `kvbank stats` shows a server and its banks at this moment; `kvbank compact` shrinks its database."""
 
 from collections import Counter
 from dataclasses import asdict

@@ -1,4 +1,4 @@
-"""`kvbank top`: what a memory service does a second, live."""
+"""The command `kvbank top` shows live what a memory service does a second."""
 
 import os
 import select
@@ -60,7 +60,7 @@ def _live(client: "Client", interval: float) -> None:
 
 
 def _samples(client: "Client", interval: float, wait: Callable[[float], object]) -> Iterator[Rates]:
-    """One for each pair of answers, until `wait` says so."""
+    """Yield the rates between each two answers, `interval` seconds apart, until `wait` returns True."""
     before, since = client.stats(), time.monotonic()
     while not wait(interval):
         after, now = client.stats(), time.monotonic()
@@ -70,7 +70,7 @@ def _samples(client: "Client", interval: float, wait: Callable[[float], object])
 
 @contextmanager
 def _keyboard() -> Iterator[Callable[[float], object]]:
-    """How to wait so many seconds, and whether q was pressed meanwhile, without Enter."""
+    """Give a function that waits so many seconds and tells whether q was pressed meanwhile, without Enter."""
     if not sys.stdin.isatty():
         yield time.sleep
         return

@@ -27,7 +27,7 @@ class Transport(Protocol):
         deadline of its own, which would end a stream that goes well."""
 
     def close(self) -> None:
-        """Close the way; calls under way fail."""
+        """Close this way to the server; calls under way fail."""
 
 
 class AsyncTransport(Protocol):
@@ -40,4 +40,4 @@ class AsyncTransport(Protocol):
         """Make a call with many answers, and yield them; closing the generator ends the call."""
 
     async def close(self) -> None:
-        """Close the way; calls under way fail."""
+        """Close this way to the server; calls under way fail."""

@@ -31,17 +31,20 @@ OPTIONS: tuple[tuple[str, Any], ...] = (
 
 
 def unacknowledged_bytes(named: int) -> int:
-    """How much of a write may be on its way to a server that names this bound."""
+    """Return how many bytes of a write may be unacknowledged by a server that names this bound; 0 is none named."""
     return min(named, MOST_UNACKNOWLEDGED_BYTES) if named > 0 else DEFAULT_UNACKNOWLEDGED_BYTES
 
 
-# Of an answer in pages. Those of a list are handed out one by one, and may be many; banks of statistics are kept until
-# the last page is there.
+# The most pages of an answer. Those of a list are handed out one by one, and may be many; banks of statistics are kept
+# until the last page is there.
 MOST_PAGES = {"ListBanks": 10**9, "ListChunks": 10**9, "ListEvictions": 10**9, "GetStats": 10**4}
 
 
 def with_defaults(options: Sequence[tuple[str, Any]]) -> list[tuple[str, Any]]:
-    """Our channel arguments, and over them the caller's; gRPC itself would take the first of two."""
+    """Return the channel arguments of this package and of the caller, whose values count where both state one.
+
+    gRPC itself would take the first of two. Errors: InvalidArgument.
+    """
     return list(dict((*OPTIONS, *each("options", options, _option))).items())
 
 
@@ -59,10 +62,10 @@ REQUEST_ID = "x-request-id"
 
 
 def new_request_id() -> str:
-    """Under which the server logs a call; one for the call, its retries included."""
+    """Return a new id under which the server logs a call and its retries."""
     return uuid.uuid4().hex
 
 
 def metadata(request_id: str) -> tuple[tuple[str, str], ...]:
-    """What travels with a call."""
+    """Return the gRPC metadata of a call."""
     return ((REQUEST_ID, request_id),)

@@ -10,8 +10,8 @@ _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class Folder:
-    """A folder that is open until nobody refers to this object. Names are relative, with "/" between their parts.
-    Errors: OSError."""
+    """A folder that is open as long as this object lives. Names are relative, with "/" between their parts.
+    Errors of all methods: OSError."""
 
     def __init__(self, path: bytes | str) -> None:
         self._descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -41,7 +41,7 @@ class Folder:
             return os.open(last, _CREATE, 0o600, dir_fd=parent)
 
     def removed(self, name: str) -> None:
-        """Remove a file."""
+        """Remove the file of this name."""
         with self._parent(name) as (parent, last):
             os.unlink(last, dir_fd=parent)
 

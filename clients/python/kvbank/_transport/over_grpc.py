@@ -22,7 +22,8 @@ class Grpc:
     """A channel of the blocking client, a `Transport`."""
 
     def __init__(self, address: str, options: Options) -> None:
-        """options: all gRPC channel arguments, see `channel.with_defaults`. Nothing is sent before the first call."""
+        """Make a channel to `address`; nothing is sent before the first call. options: all gRPC channel arguments, see
+        `channel.with_defaults`."""
         self._channel = grpc.insecure_channel(addresses.for_grpc(address), options=[*options, *_READ_BY_THE_CALLER])
         self._stub: Any = make_stub(self._channel)
 
@@ -43,7 +44,7 @@ class Grpc:
         return self._stub.WriteChunks(requests, metadata=channel.metadata(request_id))
 
     def close(self) -> None:
-        """Close the channel; calls under way fail."""
+        """Close this channel to the server; calls under way fail."""
         self._channel.close()
 
 
@@ -51,7 +52,7 @@ class AsyncGrpc:
     """A channel of the asyncio client, an `AsyncTransport`, to be made in the event loop to which it then belongs."""
 
     def __init__(self, address: str, options: Options) -> None:
-        """options: as of `Grpc`."""
+        """Make a channel, as `Grpc` does."""
         self._channel = grpc.aio.insecure_channel(addresses.for_grpc(address), options=list(options))
         self._stub: Any = make_stub(self._channel)
 
@@ -73,5 +74,5 @@ class AsyncGrpc:
             call.cancel()
 
     async def close(self) -> None:
-        """Close the channel; calls under way fail."""
+        """Close this channel to the server; calls under way fail."""
         await self._channel.close()

@@ -1,4 +1,4 @@
-"""This file decides when a call that failed is made again. Both clients ask it; it does no I/O.
+"""Whether and when a call that failed is made again is decided here. Both clients ask this file; it does no I/O.
 
 A service that restarts is away for seconds. Its callers are to notice nothing but the time, so that a call is repeated
 until its deadline, with pauses that grow; a server that was never reached is given up sooner, because its address is
@@ -23,7 +23,10 @@ _NEVER_SENT = "failed to connect to all addresses"
 
 @dataclass(slots=True)
 class Contact:
-    """What a client knows of its server: whether it was ever reached, and how long it may take to be."""
+    """What a client knows of its server.
+
+    made: whether the server was ever reached. patience: seconds that it may take to be reached for the first time.
+    """
 
     patience: float = FIRST_CONTACT_S
     made: bool = False
@@ -33,7 +36,7 @@ class Attempts:
     """The attempts at one call, or at one `write_many`, within one deadline."""
 
     def __init__(self, deadline: float, contact: Contact | None = None) -> None:
-        """Begin now.
+        """Begin the attempts at this moment.
 
         deadline: seconds for all attempts, from now or from the last progress.
         contact: of the client; None where the caller has said how long to wait for a server that was never reached.
@@ -46,11 +49,11 @@ class Attempts:
         self._begin(time.monotonic())
 
     def remaining(self) -> float:
-        """Seconds left, for the deadline of the next attempt."""
+        """Return the seconds that are left, for the deadline of the next attempt."""
         return max(self._since + self._deadline - time.monotonic(), 0.001)
 
     def patience(self) -> float:
-        """Seconds that an acknowledgement may still take; DeadlineExceeded when there are none."""
+        """Return the seconds that an acknowledgement may still take. Errors: DeadlineExceeded when there are none."""
         left = self._since + self._deadline - time.monotonic()
         if left <= 0:
             raise DeadlineExceeded(f"no acknowledgement within {self._deadline} s")
@@ -67,7 +70,7 @@ class Attempts:
         self._pauses = _pauses()
 
     def pause(self, error: ServiceError) -> float:
-        """Seconds to wait before the next attempt; raises `error` when there is to be none."""
+        """Return the seconds to wait before the next attempt; raise `error` where there is to be none."""
         if error.reason and self._contact is not None:
             self._contact.made = True
         self._storage_errors += error.reason == "STORAGE_ERROR"

@@ -51,7 +51,7 @@ class SameHost:
 
     @property
     def proof(self) -> bytes:
-        """The bytes that show the server that this client has read the nonce."""
+        """Return the bytes that show the server that this client has read the nonce."""
         return _proof.of_client(self.nonce)
 
     def same(self, other: "SameHost | None") -> bool:

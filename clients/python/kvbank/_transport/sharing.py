@@ -29,8 +29,8 @@ class Sharing:
     """What a client knows of the data folder that it may share with its server."""
 
     def __init__(self, address: str, mapped: bool = False) -> None:
-        """address: of the server; only a unix socket can be that of a server on this machine. mapped: see
-        `kvbank.connect`."""
+        """Begin without a folder. address: of the server; only a unix socket can be that of a server on this machine.
+        mapped: see `kvbank.ConnectOptions`."""
         self._mapped = mapped
         self.path: SameHost | None = None
         self._direct: Direct | None = None
@@ -91,8 +91,8 @@ class Sharing:
 
 
 def _proven(info: service_pb2.SameHost, challenge: bytes, mapped: bool) -> SameHost | None:
-    """Return the folder that a server names, None where it has not proven that it knows what is in the nonce file,
-    which must belong to this user and be open to nobody else."""
+    """Return the folder that a server names; None where the server has not proven that it knows what is in the nonce
+    file, which must belong to this user and be closed to others."""
     if info.nonce_file != _NONCE_FILE or not info.path.startswith(b"/"):
         return None
     try:

@@ -32,6 +32,6 @@ class SocketFirst:
         return self._otherwise.write(requests, request_id)
 
     def close(self) -> None:
-        """Close both ways; calls under way fail."""
+        """Close both ways to the server; calls under way fail."""
         self._sharing.close()
         self._otherwise.close()

@@ -1,5 +1,8 @@
-"""Folders of the temporary folder in which services of this process have their sockets. Owns that none is left for
-good: a process that was killed removes nothing, so the next one does, and knows by a lock which are nobody's."""
+"""Services of this process have their sockets in folders of their own, in the folder for temporary files.
+
+This file owns the rule that no such folder is left for good. A process that was killed removes nothing, so the next
+process removes the folders that no living process has locked.
+"""
 
 import atexit
 import fcntl
@@ -19,7 +22,10 @@ _YOUNG_S = 60.0
 
 
 def made(parent: str, stack: ExitStack) -> str:
-    """A new folder that nobody else may enter, removed with `stack` or at the end of the process. Errors: OSError."""
+    """Return a new folder that only this user may enter; `stack` or the end of the process removes it.
+
+    Errors: OSError.
+    """
     sweep(parent)
     folder = tempfile.mkdtemp(prefix="kvbank-", dir=parent)
     # Not tempfile.TemporaryDirectory, which a forked child removes at its end.
@@ -34,7 +40,7 @@ def made(parent: str, stack: ExitStack) -> str:
 
 
 def sweep(parent: str) -> None:
-    """Remove the folders of processes that are gone. What has other things in it is none of these."""
+    """Remove the folders of processes that are gone. A folder with other things in it is none of these."""
     with suppress(OSError):
         for entry in list(os.scandir(parent)):
             if _NAME.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False):

@@ -1,4 +1,4 @@
-"""gRPC errors to the errors of this package: by ErrorInfo where the service sent one, else by code."""
+"""Errors of gRPC become errors of this package here: by the ErrorInfo where the service sent one, else by the code."""
 
 import re
 from typing import Any
@@ -44,7 +44,7 @@ _TOO_MANY_CALLS = "Concurrent RPC limit exceeded"
 
 
 def from_rpc_error(error: Any, request_id: str = "") -> errors.ServiceError:
-    """The error of this package for a `grpc.RpcError` of a call that this client did not cancel."""
+    """Return the error of this package for a `grpc.RpcError` of a call that this client did not cancel."""
     code, message = error.code().name, error.details() or ""
     try:
         status = rpc_status.from_call(error)
@@ -64,7 +64,7 @@ def from_rpc_error(error: Any, request_id: str = "") -> errors.ServiceError:
 
 
 def from_status(data: bytes, request_id: str) -> errors.ServiceError:
-    """The same for a serialized google.rpc.Status of a direct call."""
+    """Return the error of this package for a serialized google.rpc.Status, which a direct call answers."""
     try:
         status = status_pb2.Status.FromString(data)
         code = code_pb2.Code.Name(status.code)

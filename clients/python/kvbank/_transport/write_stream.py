@@ -1,4 +1,4 @@
-"""One WriteChunks call: a thread of the caller hands over chunks, a thread of the stream reads acknowledgements.
+"""One WriteChunks call is made here: a thread of the caller hands over chunks, another reads acknowledgements.
 
 Both clients write over this, on a blocking channel: in grpc.aio 1.85 a write that fails overwrites the status that the
 server sent ("Internal error from Core"), so that a refusal could not be told from a broken connection.
@@ -33,7 +33,9 @@ class WriteStream:
         on_change: Callable[[], None],
         folder: SameHost | None = None,
     ) -> None:
-        """begin: begins the call, see `Transport.write`. attempts: has the deadline, which counts from the last
+        """Begin the call and its threads.
+
+        begin: begins the call, see `Transport.write`. attempts: has the deadline, which counts from the last
         acknowledgement. folder: where to stage bytes; None sends them over the stream.
         on_change: called from another thread after each acknowledgement, and when the stream has ended.
         """

@@ -1,1 +1,3 @@
-"""What the commands of every package of this project print, and how they end. For packages of this project."""
+"""The commands of every package of this project print by these files, and end by them. They are for packages of this
+project.
+"""

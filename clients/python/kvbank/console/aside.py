@@ -1,4 +1,4 @@
-"""What happens beside a command, in threads, finalizers and other libraries: a line on stderr, or nothing."""
+"""What goes wrong beside a command, in threads, finalizers and other libraries, becomes a line on stderr or nothing."""
 
 import logging
 import os
@@ -13,11 +13,11 @@ _AFTER_A_FINALIZER_S = 0.05
 
 
 def listen() -> None:
-    """Take over what Python would print with a traceback, for a process that is all ours.
+    """Take over what Python would print with a traceback. Only for a process in which nothing but a command runs.
 
     Ctrl-C that arrives in a finalizer, which would swallow it, is given to the command. Other errors of finalizers are
-    shown with KVBANK_DEBUG=1 only: nobody can do anything about them. Errors of threads are defects. Records that no
-    handler takes, of warnings and worse, are lines.
+    shown with KVBANK_DEBUG=1 only, because a user can do nothing about them. Errors of threads are defects. Log records
+    that no handler takes, of warnings and worse, are lines.
     """
     sys.unraisablehook = _in_a_finalizer
     threading.excepthook = _in_a_thread
@@ -38,7 +38,7 @@ def _in_a_thread(found: Any) -> None:
 
 
 class _Line(logging.Handler):
-    """A record in one line."""
+    """A handler that says a log record in one line."""
 
     def emit(self, record: logging.LogRecord) -> None:
         say(record.getMessage())

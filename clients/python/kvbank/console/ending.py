@@ -1,4 +1,4 @@
-"""How a command ends. Whatever it raises becomes at most one line on stderr, and one of these exit codes.
+"""Every command ends here. Whatever it raises becomes at most one line on stderr, and one of these exit codes.
 
 0    done.
 1    refused or failed; the line says what, and where it can, what to do.
@@ -42,7 +42,7 @@ _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 
 
 class Failed(Exception):
-    """A command cannot go on; the text is one line for people."""
+    """The error of a command that cannot go on. Its text is one line for people."""
 
     def __init__(self, text: str, code: int = FAILED) -> None:
         super().__init__(text)
@@ -50,7 +50,7 @@ class Failed(Exception):
 
 
 def run(app: typer.Typer, name: str = "kvbank", arguments: Sequence[str] | None = None) -> NoReturn:
-    """Run a command of `app` and end the process. arguments: those of the process, unless others are given."""
+    """Run a command of `app` and end the process. arguments: words of the command line; None: those of the process."""
     command = typer.main.get_command(app)
     make_literal(command)
     context: Any = None
@@ -73,7 +73,7 @@ def wants_debugging() -> bool:
 
 
 def say(text: str) -> None:
-    """Say something beside the output: one line on stderr."""
+    """Say a text beside the output, as one line on stderr."""
     print(f"kvbank: {one_line(text)}", file=sys.stderr)
 
 
@@ -161,7 +161,7 @@ _ENDS: tuple[tuple[type[BaseException], Callable[[Any], End | None]], ...] = (
 
 
 def defect(error: BaseException) -> str:
-    """Return the line for an error that nobody foresaw, and write its traceback to a file."""
+    """Return the line for an error that is a defect of this program, and write its traceback to a file."""
     return f"{_named(error)}; this is a defect of kvbank, the traceback is {_kept(error)}"
 
 
@@ -170,7 +170,7 @@ def _named(error: BaseException) -> str:
 
 
 def storage_error(error: OSError) -> str:
-    """Return which file an error is about, where it says so, and what is wrong."""
+    """Return the line for an error of the system: which file it is about, if it says so, and what is wrong."""
     names = [os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)]
     if not names and error.errno == errno.ENOENT:  # of os.getcwd, which names none
         names = ["the working folder"]
@@ -196,7 +196,7 @@ def missing(module: str | None, extra: str | None) -> str:
 
 
 def _kept(error: BaseException) -> str:
-    """Write the traceback to a file of its own; say where."""
+    """Write the traceback to a new file, and return where it is, as a part of a sentence."""
     try:
         descriptor, path = tempfile.mkstemp(prefix="kvbank-", suffix=".log")
         with open(descriptor, "w", encoding="utf-8", errors="backslashreplace") as file:

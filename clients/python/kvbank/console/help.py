@@ -1,4 +1,4 @@
-"""The help of all commands, shown as it was written."""
+"""The help of all commands is shown as it was written, without the markup of rich."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What the command line prints: text that no terminal obeys, and JSON that every parser takes."""
+"""The command line prints by this file: text that no terminal obeys, and JSON that every parser takes."""
 
 import json
 import math
@@ -36,18 +36,18 @@ def _escaped(character: str) -> str:
 
 
 def one_line(text: str, longest: int = 1000) -> str:
-    """Return `text` as one printable line; of a very long one the beginning and the end."""
+    """Return `text` as one printable line, of which a very long one has the beginning and the end alone."""
     line = printable(" ".join(text.split()))
     return line if len(line) <= longest else f"{line[: longest - 200]} ... {line[-195:]}"
 
 
 def print_line(text: str) -> None:
-    """Print one line for people, printable."""
+    """Print a text for people as one printable line."""
     print(printable(text, keep="\t"))
 
 
 def print_json(value: Any) -> None:
-    """Print a document: times in ISO 8601, durations in seconds, figures that are not finite as null."""
+    """Print a JSON document, with times in ISO 8601, durations in seconds, and figures that are not finite as null."""
     # DEL is the one control character that JSON lets stand as it is.
     print(json.dumps(_plain(value), indent=2, allow_nan=False).replace("\x7f", "\\u007f"))
 

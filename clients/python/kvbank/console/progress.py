@@ -1,4 +1,4 @@
-"""How far a command is: bars on stderr, where that is a terminal."""
+"""Bars on stderr show how far a command is, where stderr is a terminal."""
 
 import sys
 from collections.abc import Iterator
@@ -9,14 +9,14 @@ from kvbank.console.output import one_line
 
 
 class Progress:
-    """Bars by stage; without a terminal nothing but what is said."""
+    """A bar for each stage; without bars (no terminal) nothing is shown but what is said."""
 
     def __init__(self, bars: Any = None) -> None:
         self._bars = bars
         self._stages: dict[str, Any] = {}
 
     def __call__(self, stage: str, done: int, total: int | None) -> None:
-        """Show that `done` of `total` are done in a stage; None: nobody knows of how many."""
+        """Show that `done` of `total` are done in a stage. total: None where it is not known."""
         if self._bars is None:
             return
         if stage not in self._stages:

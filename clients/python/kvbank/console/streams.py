@@ -1,4 +1,4 @@
-"""The standard streams, prepared so that nothing that is read or written there ends a command."""
+"""The standard streams are prepared here so that nothing that is read or written there ends a command."""
 
 import contextlib
 import io
@@ -30,7 +30,7 @@ def prepare() -> None:
 
 
 def _text(raw: io.FileIO, like: Any) -> io.TextIOWrapper:
-    """A text stream with the encoding and the line ends of another, that has an escape for every character."""
+    """Return a text stream over `raw`, as `like` is one; it escapes the characters that it cannot encode."""
     lines, through = getattr(like, "line_buffering", True), getattr(like, "write_through", False)
     buffer: Any = io.BufferedWriter(raw)
     encoding = getattr(like, "encoding", "utf-8")
@@ -66,7 +66,7 @@ def typed(line: str) -> str:
 
 
 class _Output(io.FileIO):
-    """Stdout, whose errors say that they are of it, as those of a file name the file. failed: the last of them."""
+    """The file of stdout, whose errors name the output, as those of other files name the file. failed: the last one."""
 
     failed: OSError | None = None
 
@@ -79,7 +79,7 @@ class _Output(io.FileIO):
 
 
 class _Aside(io.FileIO):
-    """Stderr, which drops what cannot be written: a full disk behind it must not end the work that it tells of."""
+    """The file of stderr, which drops what cannot be written: a full disk must not end the work that it tells of."""
 
     def write(self, data: Any, /) -> int:
         try:

@@ -1,4 +1,5 @@
-"""Tables for people. In a terminal names are cut and prose is wrapped, so that figures stay whole; a pipe gets all."""
+"""Tables for people are printed here. In a terminal names are cut and prose is wrapped, so that figures stay whole; a
+pipe gets all."""
 
 import sys
 from collections.abc import Iterable, Sequence
@@ -20,7 +21,7 @@ _WIDTH_OF_PROSE = 80
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A column and what its cells are.
+    """A column of a table, with the kind of its cells.
 
     "figure": to the right, always whole. "word": to the left, always whole. "name": to the left, cut with an ellipsis
     where the terminal is too narrow. "prose": to the left, wrapped between words, in a pipe too.
@@ -66,7 +67,7 @@ def table(columns: Sequence[Column], rows: Iterable[Sequence[str]], width: int |
 
 
 def _span(column: Column, cells: Sequence[str], whole: bool) -> tuple[int, int]:
-    """The least and the natural width of a column; whole: names are not cut."""
+    """Return the least and the natural width of a column, in cells of the terminal. whole: names are not cut."""
     from rich.cells import cell_len
 
     texts = [column.title, *cells]
@@ -77,7 +78,10 @@ def _span(column: Column, cells: Sequence[str], whole: bool) -> tuple[int, int]:
 
 
 def _fitted(spans: Sequence[tuple[int, int]], width: int) -> list[int]:
-    """The width of each column: the widest that may shrink shrinks first, down to its least."""
+    """Return the width of each column, so that all fit into `width` cells if that is possible.
+
+    spans: least and natural width of each. The widest that may shrink shrinks first, down to its least.
+    """
     widths = [natural for _, natural in spans]
     excess = sum(widths) + _GAP * (len(widths) - 1) - width
     while excess > 0:

@@ -1,1 +1,3 @@
-"""What the client and the service must do alike, byte by byte. For packages of this project; users call `Client`."""
+"""Client and service do alike, byte by byte, what is in these files. They are for packages of this project; users call
+`Client`.
+"""

@@ -1,4 +1,4 @@
-"""The wire form of the three streams: their data frames, made and read without protobuf's copies.
+"""Data frames of the three streams are encoded and decoded here without protobuf's copies.
 
 This file owns the fact that WriteChunksRequest, RetrieveResponse and FetchChunksResponse are a oneof of `header` and
 `bytes data = 2`. The bytes on the wire are exactly those of protobuf, and whatever other encoding of such a message
@@ -14,12 +14,15 @@ _LONGEST_PREFIX = 11
 
 
 def encode(parts: Sequence[memoryview | bytes]) -> bytes:
-    """The data frame whose bytes are those of `parts`, as it goes over the wire."""
+    """Return the encoded data frame whose bytes are those of `parts`."""
     return b"".join((prefix(_DATA >> 3, sum(map(len, parts))), *parts))
 
 
 def prefix(field: int, length: int) -> bytes:
-    """What stands before a field (its number at most 15) of so many bytes: of a message, of bytes, of a text."""
+    """Return the bytes that stand before a length-delimited field: its key and its length.
+
+    field: its number, at most 15. length: of the message, the bytes or the text that it is.
+    """
     written = bytearray((field << 3 | 2,))
     while length > 0x7F:
         written.append(length & 0x7F | 0x80)
@@ -29,12 +32,16 @@ def prefix(field: int, length: int) -> bytes:
 
 
 def serializer(message: Any) -> bytes:
-    """For a stream of messages, and of data frames that are encoded already."""
+    """Return the bytes of a message; a data frame is encoded already and is returned as it is."""
     return message if isinstance(message, bytes) else message.SerializeToString()
 
 
 def deserializer(kind: Any) -> Callable[[bytes], Any]:
-    """For a stream of `kind`: the data of a data frame as a view of the received bytes, other messages as they are."""
+    """Return the function that decodes a frame of a stream of messages `kind`.
+
+    The function returns the data of a data frame as a view of the received bytes, and another frame as its message.
+    Errors of the function: DecodeError.
+    """
 
     def read(received: bytes) -> Any:
         if (view := data(received)) is not None:
@@ -46,7 +53,7 @@ def deserializer(kind: Any) -> Callable[[bytes], Any]:
 
 
 def data(received: bytes) -> memoryview | None:
-    """The data as a view of a received message, where the message is that field and nothing else."""
+    """Return the data as a view of a received message; None where the message is not that field and nothing else."""
     if not received or received[0] != _DATA:
         return None
     length = shift = 0

@@ -18,7 +18,7 @@ _CREDENTIALS = struct.Struct("3i")
 
 
 def send(connection: socket.socket, message: bytes) -> None:
-    """Write one message. Errors: OSError."""
+    """Write one message to a connection. Errors: OSError."""
     connection.sendall(len(message).to_bytes(4, "little") + message)
 
 
@@ -68,10 +68,11 @@ def same_user(connection: socket.socket) -> bool:
 
 
 class Direct:
-    """The client's end. Connections carry one call at a time and are kept for the next; threads may share it."""
+    """The client's end of direct calls. Connections carry one call at a time and are kept for the next; threads may
+    share an object."""
 
     def __init__(self, path: str, kept: object = None) -> None:
-        """kept: what must live as long as the path is used."""
+        """Connect with the first call to the socket at `path`. kept: what must live as long as the path is used."""
         self._path = path
         self._kept_open = kept
         self._lock = threading.Lock()
@@ -80,8 +81,10 @@ class Direct:
         self._closed = False
 
     def call(self, request: direct_pb2.DirectRequest, timeout: float) -> direct_pb2.DirectResponse:
-        """Ask once; where the server of a kept connection has gone since, over a new one. Errors: TimeoutError, other
-        OSErrors."""
+        """Ask once, and return the answer; where the server of a kept connection has gone since, ask over a new one.
+
+        timeout: seconds. Errors: TimeoutError, other OSErrors.
+        """
         message, until = request.SerializeToString(), time.monotonic() + timeout
         while (connection := self._kept()) is not None:
             with suppress(ConnectionError):
@@ -96,7 +99,7 @@ class Direct:
             if answer is None:
                 raise ConnectionError("the server has closed the connection")
             response = direct_pb2.DirectResponse.FromString(answer)
-        except BaseException:  # what comes next on it would be the answer to this
+        except BaseException:  # the next call on it would read the answer to this one
             self._drop(connection)
             raise
         with self._lock:
@@ -134,10 +137,11 @@ class Direct:
             connection.close()
 
     def close(self) -> None:
-        """End every connection; calls under way fail."""
+        """End every connection, so that calls under way fail."""
         with self._lock:
             self._closed = True
-            # Whoever uses one closes it: its number could be another file's before he is woken.
+            # The call that uses a connection closes it: here its number could become another file's before that call
+            # has noticed.
             for connection in self._open:
                 with suppress(OSError):
                     connection.shutdown(socket.SHUT_RDWR)
@@ -146,6 +150,6 @@ class Direct:
             self._drop(connection)
 
     def __del__(self) -> None:
-        """Close the connections, which nobody uses any more; a shutdown would end those of a forked parent too."""
+        """Close the connections, which no call uses any more. A shutdown would end those of a forked parent, too."""
         for connection in self._open:
             connection.close()

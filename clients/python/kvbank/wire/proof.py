@@ -17,8 +17,10 @@ def challenge() -> bytes:
 
 
 def of_server(nonce: bytes, challenge: bytes, folder: service_pb2.SameHost) -> bytes:
-    """Make the server's answer to a challenge. It covers what the server says of its folder, so that nobody can hand it
-    on with another folder."""
+    """Make the server's answer to a challenge.
+
+    The answer covers what the server says of its folder, so that it proves nothing about another folder.
+    """
     return _proof(nonce, b"server", challenge, folder.path, folder.staging.encode(), folder.socket.encode())
 
 

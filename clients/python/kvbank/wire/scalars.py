@@ -12,7 +12,7 @@ _FIELDS: Mapping[type, str] = {str: "text", bool: "flag", int: "integer", float:
 
 
 def fields(metadata: Mapping[str, Scalar]) -> dict[str, dict[str, Any]]:
-    """Return both fields of a message."""
+    """Return both fields that metadata has in a message, by name."""
     strings = {key: value for key, value in metadata.items() if isinstance(value, str)}
     others = {key: message(value) for key, value in metadata.items() if not isinstance(value, str)}
     return {"metadata": strings, "typed_metadata": others}
@@ -24,7 +24,7 @@ def read(message: Any) -> dict[str, Scalar]:
 
 
 def message(value: Scalar) -> bank_pb2.Scalar:
-    """Build the message of a value."""
+    """Return the message of a value of metadata."""
     made = bank_pb2.Scalar()
     setattr(made, _FIELDS[type(value)], value)
     return made
