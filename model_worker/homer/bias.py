@@ -1,4 +1,4 @@
-"""Bias tables: how large a significance is at a distance anyway, subtracted so that near and far tokens compete fairly.
+"""A bias table says how large significance is at a distance anyway; less it, near and far tokens compete fairly.
 
 One table belongs to one model under one rope scaling: it is named by architecture, weights, rope and adapter, shipped
 or made by `kvbank homer calibrate`, and refused for any other model (HOMER, arXiv 2404.10308, section 3.2).
@@ -24,7 +24,10 @@ _PARTS = ("architecture", "weights", "rope", "adapter")
 
 @dataclass(frozen=True, slots=True)
 class Bias:
-    """table: float32 `[layers, distances]`, or None for zeros. id: what a payload's producer says of it."""
+    """A bias table and its name.
+
+    table: float32 `[layers, distances]`, or None for zeros. id: what a payload's producer says of it.
+    """
 
     table: Tensor | None
     id: str
@@ -34,20 +37,20 @@ NONE = Bias(None, "none")
 
 
 def bias_key(attachment: Attachment) -> str:
-    """The name of a model's table: it depends on everything that moves attention logits."""
+    """Return the name of a model's table, which depends on everything that moves attention logits."""
     parts = {part: attachment.reader.parts[part] for part in _PARTS}
     return xxhash.xxh3_64_hexdigest(json.dumps(parts, sort_keys=True).encode())
 
 
 def user_folder() -> Path:
-    """Where `kvbank homer calibrate` puts tables unless told otherwise."""
+    """Return the folder into which `kvbank homer calibrate` puts tables unless told otherwise."""
     import platformdirs
 
     return Path(platformdirs.user_data_dir("kvbank")) / "homer"
 
 
 def load_bias(attachment: Attachment, name: str) -> Bias:
-    """`none`, `auto` (the user's or the shipped table of this model, else none), or a file.
+    """Load the table that `name` means: `none`, a file, or `auto`, the user's or the shipped table of this model, if any.
 
     Raises InputError for a file that is no table, or that belongs to another model or rope scaling.
     """
@@ -72,7 +75,7 @@ def load_bias(attachment: Attachment, name: str) -> Bias:
 
 
 def save_bias(attachment: Attachment, table: Tensor, about: dict[str, str], path: Path | None = None) -> Path:
-    """Write a table for the model of `attachment`, by default where `auto` looks."""
+    """Write a table for the model of `attachment`, by default where `auto` looks, and return its path."""
     key = bias_key(attachment)
     path = path or user_folder() / f"{key}.safetensors"
     make_folder(path.parent)

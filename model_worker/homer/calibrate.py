@@ -1,4 +1,4 @@
-"""Makes a bias table: the mean significance at each layer and distance over plain forwards of ordinary text.
+"""A bias table is measured: the mean significance at each layer and distance over plain forwards of ordinary text.
 
 The paper's table is the mean logit at a distance (HOMER, arXiv 2404.10308, section 3.2); how its files were made is not
 published. Here: segments of text run as one leaf; for several end tokens of each, the largest logit over heads to every
@@ -16,9 +16,11 @@ from torch import Tensor, nn
 
 from model_worker.attachment.attachment import Attachment
 from model_worker.attachment.attention import Backend
+from model_worker.attachment.model_parts import layer_of
 from model_worker.attachment.view import ForwardView
 from model_worker.errors import InputError
-from model_worker.homer.tree import Trees, logits, trees_of
+from model_worker.homer.node_view import logits
+from model_worker.homer.tree import Trees, trees_of
 
 _SINKS = 4
 _SMOOTH = 9
@@ -27,8 +29,11 @@ _ENDS = 32  # end tokens of a segment
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """table: float32 `[layers, distances]`. segments: how many were read. error: the standard error of a table entry,
-    as a share of the spread of significance at one distance; mean over layers and distances."""
+    """A bias table and how well it is known.
+
+    table: float32 `[layers, distances]`. segments: how many were read. error: the standard error of a table entry,
+    as a share of the spread of significance at one distance; mean over layers and distances.
+    """
 
     table: Tensor
     segments: int
@@ -46,7 +51,8 @@ def calibrate(
 ) -> Calibration:
     """Measure a table of `distances` (half of the trained length) on at most `segments` pieces of `ids`.
 
-    enough: stop when `Calibration.error` is below. progress: called with (segments done, segments at most).
+    enough: stop when `Calibration.error` is below. progress: called with (segments done, segments at most). Raises
+    InputError for a text shorter than one segment.
     """
     distances = distances or (attachment.trained_length or 4096) // 2
     size = distances + _SINKS
@@ -66,7 +72,10 @@ def calibrate(
 
 
 class _Sums:
-    """Counts, sums and squares by layer and distance; means of one segment are the samples of the standard error."""
+    """The counts, sums and squares of significance, by layer and distance.
+
+    Means of one segment are the samples of the standard error.
+    """
 
     def __init__(self, layers: int, distances: int, device: torch.device):
         self.count, self.total, self.squares = torch.zeros(3, layers, distances, dtype=torch.float64, device=device)
@@ -74,7 +83,7 @@ class _Sums:
         self.segments = torch.zeros(layers, distances, device=device)
 
     def add(self, layer: int, significance: Tensor, distance: Tensor) -> None:
-        """One segment's `significance` `[n]` at `distance` `[n]`."""
+        """Add one segment's `significance` `[n]` at `distance` `[n]`."""
         width = self.count.shape[1]
         values = significance.double()
         count = torch.bincount(distance, minlength=width)[:width]
@@ -88,6 +97,7 @@ class _Sums:
         self.segments[layer] += count > 0
 
     def error(self) -> float:
+        """Return `Calibration.error` as it is now; 1 before the second segment."""
         if int(self.segments.max()) < 2:
             return 1.0
         n = self.segments.clamp(min=2)
@@ -96,7 +106,7 @@ class _Sums:
         return float((between / n).sqrt().mean() / spread.clamp(min=1e-12).sqrt().mean())
 
     def table(self) -> Tensor:
-        """Smoothed means. Distance 0, the token itself, is its own; it is never dropped anyway."""
+        """Return the means, smoothed over distances; distance 0 (the token itself, never dropped) is left as it is."""
         mean = (self.total / self.count.clamp(min=1))[:, 1:]
         half = min(_SMOOTH, 2 * mean.shape[1] - 1) // 2
         padded = nn.functional.pad(mean[None], (half, half), mode="replicate")[0]
@@ -106,7 +116,7 @@ class _Sums:
 
 
 class _Watch(ForwardView):
-    """A plain forward, of whose last part the significance of earlier tokens is counted."""
+    """A plain forward, in which the significance of earlier tokens for some tokens of its second half is counted."""
 
     def __init__(self, attachment: Attachment, sums: _Sums):
         super().__init__()
@@ -122,7 +132,7 @@ class _Watch(ForwardView):
         mask: Tensor | None,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
-        layer, tokens = int(module.layer_idx), key.shape[2]  # type: ignore[arg-type]
+        layer, tokens = layer_of(module), key.shape[2]
         ends = torch.linspace(tokens // 2, tokens - 1, min(_ENDS, tokens - tokens // 2), device=key.device).long()
         found = logits(query[:, :, ends], key, self.attachment.reports[layer].scaling)[0].amax(0)[:, _SINKS:]
         distance = ends[:, None] - torch.arange(_SINKS, tokens, device=key.device)
@@ -132,6 +142,7 @@ class _Watch(ForwardView):
 
 
 def _run(trees: Trees, piece: list[int], sums: _Sums) -> None:
+    """Count the significances of one segment."""
     with torch.no_grad():
         trees.decoder(
             input_ids=torch.tensor([piece], device=trees.device),

@@ -5,14 +5,15 @@ waits; peak memory grows with the logarithm of the length. (`remember/forest.py`
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
 from model_worker.arguments import whole
 from model_worker.attachment.attachment import Attachment
+from model_worker.attachment.hf_caches import DynamicCache
 from model_worker.errors import InputError
 from model_worker.homer.bias import Bias, load_bias
 from model_worker.homer.schedule import Shape, default_warmup
@@ -21,14 +22,14 @@ from model_worker.window.generation import generated, generation_options
 
 
 class CompressedPrompt:
-    """A prompt that was compressed, ready to be continued. One object: cache, positions and logits belong together.
+    """A prompt that was compressed, ready to be continued. Its cache, positions and logits belong together.
 
     positions, origins: `[n]`, RoPE position and index in the input of each token that stayed, prefix included.
     next_logits: `[vocabulary]`, of the first new token, which stands at `last_position + 1`.
     """
 
     def __init__(self, attachment: Attachment, trees: Trees, result: Result, again: Sequence[int] = ()):
-        """again: the suffix's ids, to run it once more over what the tree has left (see `compress_prompt`)."""
+        """Take the root of a tree. again: the suffix's ids, to run it once more over the root (see `PromptOptions`)."""
         self.attachment, self.last_position = attachment, result.last
         front = torch.arange(len(result.prefix), device=trees.device)
         self.positions = torch.cat([front, result.tokens.positions])
@@ -42,7 +43,7 @@ class CompressedPrompt:
         return len(self.positions)
 
     def cache(self) -> DynamicCache:
-        """A fresh cache with keys at their positions; feed it tokens from position `last_position + 1` on."""
+        """Make a fresh cache with keys at their positions; feed it tokens from position `last_position + 1` on."""
         cache = DynamicCache()  # without a config: it would build sliding layers
         before, tokens = self._result.prefix, self._result.tokens
         for layer in range(len(self.attachment.reports)):
@@ -56,7 +57,10 @@ class CompressedPrompt:
         return cache
 
     def _ask(self, suffix: Sequence[int]) -> Tensor:
-        """Run the suffix over prefix and context alone; note its own K-V instead of the mean over leaves."""
+        """Run the suffix over prefix and context alone, note its K-V, and return its next-token logits `[vocabulary]`.
+
+        The K-V stand in the cache instead of their mean over leaves.
+        """
         cache, device = self.cache(), self.positions.device
         for held in cache.layers:
             held.keys, held.values = (x[:, :, : len(self) - len(suffix)] for x in (held.keys, held.values))
@@ -69,13 +73,14 @@ class CompressedPrompt:
             return_dict=True,
         ).logits
         self._asked = [tuple(x[:, :, -len(suffix) :] for x in (held.keys, held.values)) for held in cache.layers]
-        return logits[0, -1]  # type: ignore[no-any-return]
+        last: Tensor = logits[0, -1]
+        return last
 
     def generate(self, max_new_tokens: int, **options: Any) -> list[int]:
-        """New token ids, by Hugging Face `generate` with its options, from the right position on.
+        """Generate new token ids, by Hugging Face `generate` with its options, from the right position on.
 
         The first token is the most likely one unless `do_sample` is set, in which case it is drawn at temperature 1;
-        one that ends a text ends this one too. Raises InputError for no new tokens, and by name for options that
+        a token that ends a text ends this one too. Raises InputError for no new tokens, and by name for options that
         cannot be kept, such as beam search.
         """
         max_new_tokens = whole("max_new_tokens", max_new_tokens)
@@ -97,47 +102,59 @@ class CompressedPrompt:
         return out[0].tolist()
 
     def _stops(self, options: Mapping[str, Any]) -> set[int]:
-        """Ids that end a text in `generate` with these options."""
-        given, own = options.get("generation_config"), self.attachment.model.generation_config
+        """Return the ids that end a text in `generate` with these options."""
+        model: Any = self.attachment.model
+        given, own = options.get("generation_config"), model.generation_config
         config = own if given is None or given.eos_token_id is None else given
-        said = options.get("eos_token_id", config.eos_token_id)  # type: ignore[union-attr]
+        said = options.get("eos_token_id", config.eos_token_id)
         return set() if said is None else {said} if isinstance(said, int) else set(said)
 
 
-def compress_prompt(
-    attachment: Attachment,
-    prefix: list[int],
-    context: list[int],
-    suffix: list[int],
-    *,
-    size: int | None = None,
-    target: int | None = None,
-    warmup: int | None = None,
-    mode: str = "balanced",
-    bias: str | Bias = "auto",
-    leaf: int | None = None,
-    merges: int | None = None,
-    pool: int = 1,
-    again: bool = False,
-) -> CompressedPrompt:
-    """Compress `context` of any length between a prefix (instruction) and a suffix (question), which stay whole.
+@dataclass(frozen=True, slots=True)
+class PromptOptions:
+    """The options of `compress_prompt`.
 
     size: tokens of a node, by default half of the trained length, as in the paper; the other half is for new tokens.
     target: tokens of the result (size). warmup: layers before the first merge (3/8 of them, the paper's 12 of 32).
-    leaf: tokens of a leaf (size).
+    mode: `balanced` or `paper` (see schedule.py). bias: a table, or its name for `load_bias`. leaf: tokens of a leaf
+    (size).
 
-    Three deviations that shallow models need, off by default and refused in mode `paper` (docs/compression.md has
-    figures): merges, how many heights run layers, so that the leaves run more; pool, over how many neighbours
-    significance is the maximum; again, run the suffix once more over the result, since in a tree its states are the
+    Three deviations that shallow models need are off by default and refused in mode `paper` (docs/compression.md has
+    figures). merges: how many heights run layers, so that the leaves run more. pool: over how many neighbours
+    significance is the maximum. again: run the suffix once more over the result, since in a tree its states are the
     mean over leaves of which most say nothing.
-    Raises InputError when the lengths do not fit, UnsupportedModel when the model cannot be run layer by layer.
     """
-    size = size or (attachment.trained_length or 4096) // 2
+
+    size: int | None = None
+    target: int | None = None
+    warmup: int | None = None
+    mode: str = "balanced"
+    bias: str | Bias = "auto"
+    leaf: int | None = None
+    merges: int | None = None
+    pool: int = 1
+    again: bool = False
+
+    def shape(self, attachment: Attachment) -> Shape:
+        """Return the parameters of the tree over this model."""
+        size = self.size or (attachment.trained_length or 4096) // 2
+        warmup = default_warmup(len(attachment.reports)) if self.warmup is None else self.warmup
+        return Shape(size, self.target or size, warmup, self.leaf, self.mode, self.merges)
+
+
+def compress_prompt(
+    attachment: Attachment, prefix: list[int], context: list[int], suffix: list[int], **options: Any
+) -> CompressedPrompt:
+    """Compress `context` of any length between a prefix (instruction) and a suffix (question), which stay whole.
+
+    options: the fields of `PromptOptions`. Raises InputError when the lengths do not fit, UnsupportedModel when the
+    model cannot be run layer by layer.
+    """
+    chosen = PromptOptions(**options)
     trees = trees_of(attachment)
-    if again and mode == "paper":
+    if chosen.again and chosen.mode == "paper":
         raise InputError("mode paper does not ask again")
-    warmup = default_warmup(trees.layers) if warmup is None else warmup
-    shape = Shape(size, target or size, warmup, leaf, mode, merges)
-    table = load_bias(attachment, bias) if isinstance(bias, str) else bias
-    result = trees.build(shape, prefix, context, suffix, bias=table.table, pool=pool)
-    return CompressedPrompt(attachment, trees, result, suffix if again else ())
+    table = load_bias(attachment, chosen.bias) if isinstance(chosen.bias, str) else chosen.bias
+    shape = chosen.shape(attachment)
+    result = trees.build(shape, prefix, context, suffix, bias=table.table, pool=chosen.pool)
+    return CompressedPrompt(attachment, trees, result, suffix if chosen.again else ())

@@ -1,4 +1,4 @@
-"""Which tokens and layers each node of the tree runs, and how many tokens it may keep. Integers only.
+"""The schedule of a tree: which tokens and layers each node runs, and how many tokens it may keep. Integers only.
 
 `paper` follows the authors' code to the token (HOMER, arXiv 2404.10308, sections 3.1 and 3.3; alinlab/HOMER at
 822ef84),
@@ -43,8 +43,11 @@ class Shape:
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """One node. first, last: leaves below it. begin, end: decoder layers that run here. length: tokens that enter.
-    target: tokens that may leave. context: a leaf's part of the context, `(begin, end)`."""
+    """One node of a tree.
+
+    first, last: leaves below it. begin, end: decoder layers that run here. length: tokens that enter. target: tokens
+    that may leave. context: a leaf's part of the context, `(begin, end)`.
+    """
 
     first: int
     last: int
@@ -57,14 +60,17 @@ class Node:
 
     @property
     def kept(self) -> int:
-        """Tokens that leave: exactly so many."""
+        """Return the number of tokens that leave."""
         return min(self.length, self.target)
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A tree. stride: positions that the context of a leaf takes; the suffix stands behind them in every leaf.
-    without: the lowest heights, whose nodes run no layer."""
+    """A tree as it is planned.
+
+    stride: positions that the context of a leaf takes; the suffix stands behind them in every leaf. without: how many
+    of the lowest heights have nodes that run no layer.
+    """
 
     root: Node
     stride: int
@@ -72,14 +78,14 @@ class Plan:
 
 
 def plan(shape: Shape, layers: int, prefix: int, context: int, suffix: int) -> Plan:
-    """The tree for a model of `layers` layers and an input of these lengths. Raises InputError with the reason."""
+    """Plan the tree for a model of `layers` layers and an input of these lengths. Raises InputError with the reason."""
     affixes = prefix + suffix
     capacity = shape.chunk - affixes
     first = (shape.leaf or shape.chunk) - affixes
     _check(shape, layers, suffix, context, capacity, first, affixes)
     height = (-(-context // first) - 1).bit_length()
     if shape.mode == "paper":
-        _halvings(layers - shape.warmup, height, shape)
+        _check_halvings(layers - shape.warmup, height, shape)
         without = 0
     else:
         height = min(height, context.bit_length() - 1)
@@ -98,6 +104,7 @@ def plan(shape: Shape, layers: int, prefix: int, context: int, suffix: int) -> P
 
 
 def _check(shape: Shape, layers: int, suffix: int, context: int, capacity: int, first: int, affixes: int) -> None:
+    """Raise InputError for a tree that cannot be built, with the reason."""
     if shape.mode not in MODES:
         raise InputError(f"mode {shape.mode!r} is not one of {MODES}")
     if suffix < 1:
@@ -115,7 +122,8 @@ def _check(shape: Shape, layers: int, suffix: int, context: int, capacity: int, 
         raise InputError(f"a target of {shape.target} tokens cannot hold the {affixes} affix tokens")
 
 
-def _halvings(layers: int, height: int, shape: Shape) -> None:
+def _check_halvings(layers: int, height: int, shape: Shape) -> None:
+    """Raise InputError where a tree in mode `paper` has more heights than there are layers for them."""
     if layers < height + 1:
         raise InputError(
             f"{1 << height} leaves need a layer for each of {height + 1} heights, but {layers} follow the "
@@ -125,15 +133,21 @@ def _halvings(layers: int, height: int, shape: Shape) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Tree:
+    """The tree that is being planned. bounds: where in the context each leaf begins, and where the last one ends.
+
+    leaf_end: the first layer that does not run at the leaves. per: layers of each height above.
+    """
+
     shape: Shape
     prefix: int
     suffix: int
     bounds: list[int]
-    leaf_end: int  # first layer that does not run at the leaves
+    leaf_end: int
     per: int
     without: int
 
     def node(self, first: int, last: int, target: int) -> Node:
+        """Plan the node above the leaves `first` to `last`, of which `target` tokens may leave."""
         if first == last:
             begin, end = self.bounds[first], self.bounds[first + 1]
             return Node(first, last, 0, self.leaf_end, self._affixes + end - begin, target, None, (begin, end))
@@ -151,7 +165,7 @@ class _Tree:
         return self.prefix + self.suffix
 
     def _targets(self, first: int, middle: int, last: int) -> tuple[int, int]:
-        """Lengths that the two halves may bring to the merge."""
+        """Return the numbers of tokens that the two halves may bring to their merge."""
         capacity = self.shape.chunk - self._affixes
         half = capacity // 2
         if self.shape.mode == "balanced":
@@ -164,6 +178,6 @@ class _Tree:
         )  # the authors' rule for a short right half
 
     def _available(self, first: int, last: int) -> int:
-        """Context tokens that this part can bring at most."""
+        """Return how many context tokens the leaves `first` to `last` can bring at most."""
         tokens = self.bounds[last + 1] - self.bounds[first]
         return tokens if first == last else min(tokens, self.shape.chunk - self._affixes)
