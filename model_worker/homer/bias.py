@@ -50,7 +50,7 @@ def user_folder() -> Path:
 
 
 def load_bias(attachment: Attachment, name: str) -> Bias:
-    """Load the table that `name` means: `none`, a file, or `auto`, the user's or the shipped table of this model, if any.
+    """Load the table that `name` means: `none`, a file, or `auto`, the user's or the shipped one of this model, if any.
 
     Raises InputError for a file that is no table, or that belongs to another model or rope scaling.
     """

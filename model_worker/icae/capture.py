@@ -1,4 +1,4 @@
-"""The K-V that one forward computes, by layer, differentiably: keys before RoPE, as they are stored."""
+"""The K-V that one forward computes, differentiably: keys before RoPE, as they are stored, and values, by layer."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -7,14 +7,15 @@ from torch import Tensor, nn
 
 from model_worker.attachment.attachment import Attachment
 from model_worker.attachment.attention import RetrievedKV
+from model_worker.attachment.model_parts import layer_of
 from model_worker.attachment.raw_keys import raw_keys
 from model_worker.attachment.view import ForwardView
 
 
 class KVView(ForwardView):
-    """Goes through a forward as the keyword `kvbank`, and keeps what each layer computed.
+    """A forward of which the keys and values of each layer are kept; it is passed as the keyword `kvbank`.
 
-    It only takes references during the forward: a checkpointed layer runs twice, and must save the same tensors both
+    Only references are taken during the forward: a checkpointed layer runs twice, and must save the same tensors both
     times.
     """
 
@@ -23,12 +24,12 @@ class KVView(ForwardView):
         self._seen: dict[int, tuple[Tensor, Tensor]] = {}
 
     def observe(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, kwargs: Mapping[str, Any]) -> None:
-        self._seen[int(module.layer_idx)] = key, value  # type: ignore[arg-type]
+        self._seen[layer_of(module)] = key, value
 
     def taken(
         self, attachment: Attachment, layers: Iterable[int], positions: Tensor, last: int
     ) -> dict[int, tuple[Tensor, Tensor]]:
-        """Keys before RoPE and values of the `last` columns, `[B, Hkv, last, D]` each, of a forward at `positions`."""
+        """Return keys before RoPE and values `[B, Hkv, last, D]` of the `last` columns of a forward at `positions`."""
         found = {}
         for layer in layers:
             key, value = self._seen[layer]

@@ -1,24 +1,20 @@
-"""The frozen decoder over slots: losses, greedy texts, and the K-V that it makes of slots.
+"""The frozen decoder over slots: losses, logits and greedy texts.
 
-All of it in padded batches with masks and positions; sequences are those of layout.py. This file owns the rule that
-nothing is read beyond the positions that the model was made for: everything here raises InputError there.
+They are computed in padded batches with masks and positions; sequences are those of layout.py. This file owns the rule
+that nothing is read beyond the positions that the model was made for: everything here raises InputError there.
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache
 
-from model_worker.attaching import attach
-from model_worker.attachment.attachment import Attachment
 from model_worker.attachment.attention import RetrievedKV
-from model_worker.attachment.model_parts import decoder_of
+from model_worker.attachment.hf_caches import DynamicCache
+from model_worker.attachment.model_parts import evaluating
 from model_worker.attachment.view import ForwardView
 from model_worker.errors import InputError
-from model_worker.icae.capture import KVView
 from model_worker.icae.layout import LEAVE, Row, answer_row, continue_row, restore_row
 from model_worker.icae.model import Icae
 from model_worker.icae.slots import Slots, combine
@@ -27,12 +23,12 @@ NEW_TOKENS = 512  # as in the authors' code
 
 
 def restore(icae: Icae, slots: Slots, *, max_new_tokens: int | None = None) -> list[int]:
-    """The text of the slots, greedily, without EOS; by default at most as long as the source."""
+    """Restore the text of the slots, greedily, without EOS; by default at most as long as the source."""
     return generate(icae, [restore_row(icae, slots, (), ends=False)], max_new_tokens or slots.tokens + 1)[0]
 
 
 def continue_(icae: Icae, slots: Slots, ids: Sequence[int] = (), *, max_new_tokens: int | None = None) -> list[int]:
-    """What follows the slots' context and `ids`, greedily, without EOS; by default 512 tokens, or what fits."""
+    """Write what follows the slots' context and `ids`, greedily, without EOS; by default 512 tokens, or what fits."""
     row = continue_row(icae, slots, ids)
     return generate(icae, [row], max_new_tokens or _room(icae, row))[0]
 
@@ -40,13 +36,13 @@ def continue_(icae: Icae, slots: Slots, ids: Sequence[int] = (), *, max_new_toke
 def answer(
     icae: Icae, several: Sequence[Slots], prompt: Sequence[int], *, max_new_tokens: int | None = None
 ) -> list[int]:
-    """The answer to `prompt` from several contexts, in this order, greedily, without EOS; as long as `continue_`'s."""
+    """Answer `prompt` from several contexts, in this order, greedily, without EOS; as long as `continue_` writes."""
     row = answer_row(icae, combine(several), prompt, ends=False)
     return generate(icae, [row], max_new_tokens or _room(icae, row))[0]
 
 
 def loss(icae: Icae, slots: Slots | None, ids: Sequence[int], objective: str = "ae", *, leave: int = LEAVE) -> Tensor:
-    """Nats per scored token of `ids` given the slots, or given nothing; a scalar, differentiable.
+    """Compute the nats per scored token of `ids` given the slots, or given nothing; a scalar, differentiable.
 
     objective: `ae` (they are the slots' own text) or `lm` (they follow it; the first `leave` are not scored).
     """
@@ -56,27 +52,30 @@ def loss(icae: Icae, slots: Slots | None, ids: Sequence[int], objective: str = "
         row = continue_row(icae, slots, ids, leave=leave)
     else:
         raise InputError(f"objective {objective!r} is not ae or lm")
-    (total,), (count,) = losses(icae, [row])
-    if not count:
+    totals, counts = losses(icae, [row])
+    if not counts[0]:
         raise InputError(f"{len(ids)} tokens leave none to score")
-    return total / count
+    return totals[0] / counts[0]
 
 
 def losses(icae: Icae, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
-    """Sum of nats and number of scored tokens of each row, `[B]` both; differentiable, the sum in float32."""
+    """Compute sum of nats and number of scored tokens of each row, `[B]` both; differentiable, the sum in float32."""
     nats, scored = token_losses(icae, rows)
     return nats.sum(-1), scored.sum(-1)
 
 
 def token_losses(icae: Icae, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
-    """Nats of each label and whether it is scored, `[B, t]`, aligned at the end of each row; t covers all scores."""
+    """Compute the nats of each label and whether it is scored, `[B, t]`, aligned at the end of each row.
+
+    t covers all scored labels.
+    """
     out, labels = scores(icae, rows)
     nats = nn.functional.cross_entropy(out.flatten(0, 1).float(), labels.flatten(), reduction="none")
     return nats.view_as(labels), labels >= 0
 
 
 def scores(icae: Icae, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
-    """Logits `[B, t, V]` and the labels `[B, t]` that they predict, aligned at the end of each row.
+    """Compute logits `[B, t, V]` and the labels `[B, t]` that they predict, aligned at the end of each row.
 
     t covers all scored labels.
     """
@@ -90,7 +89,7 @@ def scores(icae: Icae, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
 
 
 def logits(icae: Icae, rows: Sequence[Row]) -> list[Tensor]:
-    """Logits `[T, V]` of each row, at every position."""
+    """Compute the logits `[T, V]` of each row, at every position."""
     _check_fits(icae, rows, 0)
     found = _forward(icae, rows, 0)
     return [own[len(own) - len(row) :] for own, row in zip(found, rows, strict=True)]
@@ -98,50 +97,17 @@ def logits(icae: Icae, rows: Sequence[Row]) -> list[Tensor]:
 
 @torch.no_grad()
 def generate(icae: Icae, rows: Sequence[Row], max_new_tokens: int) -> list[list[int]]:
-    """Greedy continuation of each row until EOS, which is left out, or `max_new_tokens`."""
+    """Continue each row greedily until EOS, which is left out, or `max_new_tokens`."""
     _check_fits(icae, rows, max_new_tokens - 1)
-    with _evaluating(icae.decoder):
+    with evaluating(icae.decoder):
         return list(_greedy(icae, rows, max_new_tokens))
 
 
-@torch.no_grad()
-def to_kv(
-    source: Icae | Attachment | nn.Module, soft: Tensor, layers: Sequence[int] | None = None
-) -> dict[int, tuple[Tensor, Tensor]]:
-    """K-V of `soft` `[n, d]` by layer (all by default), from one forward of the plain decoder over the slots alone.
-
-    Keys `[Hkv, n, D]` before RoPE, values alike, in the model's dtype. source: the adapter, or, where only its slots
-    are, an attachment of the base or the base itself. Exact for slots that stand first. Chunks expanded one by one have
-    not seen each other: in deeper layers that is an approximation of one forward over all their slots.
-    """
-    if isinstance(source, nn.Module) and not isinstance(source, Icae):
-        attached = attach(source, mode="per_layer", positions="continual")
-        try:
-            return to_kv(attached, soft, layers)
-        finally:
-            attached.detach()
-    reader = source.reader if isinstance(source, Icae) else source
-    chosen = range(len(reader.reports)) if layers is None else layers
-    if wrong := [layer for layer in chosen if not 0 <= layer < len(reader.reports)]:
-        raise InputError(f"layer {wrong[0]} does not exist; the model has {len(reader.reports)}, counted from 0")
-    if reader.trained_length and len(soft) > reader.trained_length:
-        raise InputError(f"{len(soft)} slots stand on more than the {reader.trained_length} positions of this model")
-    decoder, like = decoder_of(reader.model), next(reader.model.parameters())
-    positions = torch.arange(len(soft), device=like.device)[None]
-    view = KVView()
-    with _evaluating(decoder):
-        decoder(
-            inputs_embeds=soft[None].to(device=like.device, dtype=like.dtype),
-            attention_mask=torch.ones_like(positions),
-            position_ids=positions,
-            use_cache=False,
-            kvbank=view,
-        )
-    return {layer: (k[0], v[0]) for layer, (k, v) in view.taken(reader, chosen, positions, len(soft)).items()}
-
-
 def _check_fits(icae: Icae, rows: Sequence[Row], more: int) -> None:
-    """For rows and `more` tokens behind them; -1: the last token of a row is predicted, and never read."""
+    """Raise InputError where a row and `more` tokens behind it go beyond the model's positions.
+
+    more: -1 where the last token of a row is predicted, and never read.
+    """
     needed = max(row.start + len(row) for row in rows) + more
     if icae.limit is not None and needed > icae.limit:
         raise InputError(
@@ -151,7 +117,7 @@ def _check_fits(icae: Icae, rows: Sequence[Row], more: int) -> None:
 
 
 def _room(icae: Icae, row: Row) -> int:
-    """New tokens where nobody says how many: the authors' number, or what the model's positions hold."""
+    """Return how many tokens are written by default: the authors' number, or what the model's positions hold."""
     return NEW_TOKENS if icae.limit is None else max(1, min(NEW_TOKENS, icae.limit - row.start - len(row) + 1))
 
 
@@ -159,11 +125,11 @@ def _room(icae: Icae, row: Row) -> int:
 
 
 def _forward(icae: Icae, rows: Sequence[Row], keep: int, **more: Any) -> Tensor:
-    """Logits of the last `keep` positions (0: of all) of rows padded on the left."""
+    """Run the decoder over rows padded on the left, and return the logits of the last `keep` positions (0: of all)."""
     embeds = _left([row.embeds for row in rows], 0.0)
     mask, positions = _places(rows, embeds.device)
     given = {"use_cache": False, **more} if "kvbank" in more else {"use_cache": False, **_memory(icae, rows), **more}
-    return icae.decoder(
+    found: Tensor = icae.decoder(
         inputs_embeds=embeds,
         attention_mask=mask,
         position_ids=positions,
@@ -171,17 +137,18 @@ def _forward(icae: Icae, rows: Sequence[Row], keep: int, **more: Any) -> Tensor:
         return_dict=True,
         **given,
     ).logits
+    return found
 
 
 def _places(rows: Sequence[Row], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Mask and positions of rows padded on the left, `[B, T]` both."""
+    """Return mask and positions of rows padded on the left, `[B, T]` both."""
     mask = _left([torch.ones(len(row), dtype=torch.long, device=device) for row in rows], 0)
     starts = torch.tensor([row.start for row in rows], device=device)[:, None]
     return mask, (mask.cumsum(-1) - 1).clamp(min=0) + starts
 
 
 def _left(tensors: Sequence[Tensor], value: float) -> Tensor:
-    """Rows of different lengths as one tensor, padded in front."""
+    """Stack rows of different lengths as one tensor, padded in front with `value`."""
     longest = max(len(t) for t in tensors)
     return torch.stack(
         [
@@ -192,7 +159,7 @@ def _left(tensors: Sequence[Tensor], value: float) -> Tensor:
 
 
 def _memory(icae: Icae, rows: Sequence[Row]) -> dict[str, Any]:
-    """The keyword that gives each layer's attention the K-V of the rows' slots at their positions; or none."""
+    """Return the forward's keyword by which attention sees the K-V of the rows' slots at their positions, if any."""
     if not any(row.memory for row in rows):
         return {}
     places = _left([row.places for row in rows], 0)
@@ -210,6 +177,7 @@ def _memory(icae: Icae, rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def _greedy(icae: Icae, rows: Sequence[Row], max_new_tokens: int) -> Iterator[list[int]]:
+    """Yield the greedy continuation of each row, as `generate` describes it."""
     given = {"past_key_values": DynamicCache(config=icae.decoder.config), "use_cache": True, **_memory(icae, rows)}
     out = _forward(icae, rows, 1, **given)[:, -1]
     mask, positions = _places(rows, out.device)
@@ -229,14 +197,3 @@ def _greedy(icae: Icae, rows: Sequence[Row], max_new_tokens: int) -> Iterator[li
             inputs_embeds=icae.embed(best[:, None]), attention_mask=mask, position_ids=at, return_dict=True, **given
         ).logits[:, -1]
     yield from texts
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode for a while: a checkpointed layer in train mode drops its cache."""
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)

@@ -1,4 +1,4 @@
-"""An adapter's folder: a peft adapter repository with two more files.
+"""The folder of an adapter: a peft adapter repository with two more files.
 
     adapter_config.json, adapter_model.safetensors    LoRA, loadable by peft alone
     icae_memory.safetensors                           `memory_token_embed.weight`, float32 [k + 3, d]
@@ -33,7 +33,7 @@ _ASSETS = Path(__file__).parents[1] / "assets"
 
 @contextmanager
 def using_peft() -> Iterator[Any]:
-    """The package peft, where it is installed; else an InputError that says how to get it."""
+    """Give the package peft, without its warnings. Raises InputError, with how to install it, where it is missing."""
     try:
         import peft
     except ImportError as error:
@@ -45,7 +45,7 @@ def using_peft() -> Iterator[Any]:
 
 
 def find(name: str | Path, revision: str | None = None) -> Path:
-    """A shipped adapter's folder, the folder `name`, or a hub id's in the local cache, fetched if need be.
+    """Return a shipped adapter's folder, the folder `name`, or a hub id's in the local cache, fetched if need be.
 
     Raises ModelNotFound.
     """
@@ -69,7 +69,10 @@ def find(name: str | Path, revision: str | None = None) -> Path:
 
 
 def read(folder: Path) -> tuple[IcaeConfig, Tensor, str]:
-    """Configuration, rows `[k + 3, d]` and digest of a folder that `find` found; no digest: of an import on trust."""
+    """Read configuration, rows `[k + 3, d]` and digest of a folder that `find` found.
+
+    The digest is empty for an import on trust. Raises InputError for files that are damaged or do not fit each other.
+    """
     try:
         said = json.loads((folder / CONFIG).read_text())
         digest = said.pop("digest", "")
@@ -91,7 +94,7 @@ def read(folder: Path) -> tuple[IcaeConfig, Tensor, str]:
 def write(folder: Path, config: IcaeConfig, rows: Tensor, adapter: Callable[[Path], None], *, digest: str = "") -> None:
     """Put an adapter into `folder`, made if need be. `adapter` writes peft's files into the folder it is given.
 
-    digest: of all that makes slots; by it files that do not belong together are told.
+    digest: of all that makes slots, by which files that do not belong together are noticed.
 
     A kill leaves what was there before, the new adapter, or a folder without icae_config.json, which is refused.
     """

@@ -1,4 +1,4 @@
-"""What the decoder reads: slots, trained rows and tokens in the order of each task, with labels.
+"""The sequences that the decoder reads: slots, trained rows and tokens in the order of each task, with labels.
 
 | task | sequence | scored |
 |---|---|---|
@@ -28,7 +28,7 @@ LEAVE = 8  # first tokens of a continuation that carry no loss, as in the author
 
 @dataclass(frozen=True)
 class Row:
-    """One sequence of the decoder.
+    """One sequence that the decoder reads.
 
     embeds: `[T, d]`. labels: `[T]` long, token ids, -100 where nothing is scored; the label of t is predicted at t - 1,
     that of 0 by nothing: it is never scored.
@@ -47,7 +47,7 @@ class Row:
 
 
 def restore_row(icae: Icae, slots: Slots | None, ids: Sequence[int], *, ends: bool = True) -> Row:
-    """For the task `ae`. ends: whether EOS follows (not where a restoration only begins)."""
+    """Lay out the task `ae`. ends: whether EOS follows (not where a restoration only begins)."""
     tail = _eos(icae) if ends else []
     if slots is None:
         return _plain(icae, ids, tail, 0)
@@ -55,7 +55,7 @@ def restore_row(icae: Icae, slots: Slots | None, ids: Sequence[int], *, ends: bo
 
 
 def continue_row(icae: Icae, slots: Slots | None, ids: Sequence[int], *, leave: int = LEAVE) -> Row:
-    """For the task `lm`: `ids` follow the context of the slots."""
+    """Lay out the task `lm`: `ids` follow the context of the slots. leave: how many of them carry no loss."""
     if slots is None:
         return _plain(icae, ids, [], leave)
     first = [icae.row("lm")] if icae.config.lm_row else []
@@ -65,13 +65,16 @@ def continue_row(icae: Icae, slots: Slots | None, ids: Sequence[int], *, leave: 
 def answer_row(
     icae: Icae, slots: Slots, prompt: Sequence[int], answer: Sequence[int] = (), *, ends: bool = True
 ) -> Row:
-    """For the task `ft`, with the adapter's prefix and suffix. ends: whether EOS follows the answer."""
+    """Lay out the task `ft`, with the adapter's prefix and suffix. ends: whether EOS follows the answer."""
     asked, answered = [*prompt, *icae.config.suffix_ids], [*answer, *(_eos(icae) if ends else [])]
     return _row(icae, slots, icae.config.prefix_ids, [icae.row("ft")], asked + answered, len(answered))
 
 
 def _row(icae: Icae, slots: Slots, prefix: Sequence[int], rows: list[Tensor], ids: list[int], scored: int) -> Row:
-    """The last `scored` of `ids` carry a loss."""
+    """Lay out prefix, slots, trained `rows` and `ids`, of which the last `scored` carry a loss.
+
+    Raises InputError for slots of the adapter's other interface, and where nothing is to be read.
+    """
     if (slots.soft is None) != (icae.config.interface == "kv"):
         raise InputError(f"these slots are not of this adapter's interface, {icae.config.interface}")
     soft = [] if slots.soft is None else [slots.soft.to(device=icae.device, dtype=icae.dtype)]
@@ -88,7 +91,7 @@ def _row(icae: Icae, slots: Slots, prefix: Sequence[int], rows: list[Tensor], id
 
 
 def _plain(icae: Icae, ids: Sequence[int], tail: list[int], leave: int) -> Row:
-    """The frozen base without a memory: what slots are compared with."""
+    """Lay out BOS, `ids` and `tail` for the frozen base without a memory: what slots are compared with."""
     bos = [] if icae.bos is None or list(ids[:1]) == [icae.bos] else [icae.bos]
     whole = [*bos, *ids, *tail]
     labels = torch.tensor(whole, device=icae.device)
@@ -97,4 +100,5 @@ def _plain(icae: Icae, ids: Sequence[int], tail: list[int], leave: int) -> Row:
 
 
 def _eos(icae: Icae) -> list[int]:
+    """Return the id that ends a text, where the model has one."""
     return [] if icae.eos is None else [icae.eos]

@@ -1,4 +1,4 @@
-"""LoRA of an adapter's folder, peft's two files: taken whole and as it was trained, or refused.
+"""The LoRA of an adapter's folder, peft's two files: taken whole and as it was trained, or refused.
 
 peft takes what it finds: it leaves a missing tensor untrained with a warning, copies one that has a name of the base
 into the base, whose memory the caller's model shares, and follows settings by which the same weights make other slots.
@@ -20,7 +20,7 @@ from torch import Tensor
 from model_worker.errors import InputError
 from model_worker.icae import folder as files
 
-# What an adapter may choose; whatever else peft knows stays as peft has it.
+# The settings that an adapter may choose; all others stay as peft has them.
 _CHOSEN = frozenset(
     {
         "r",
@@ -36,16 +36,16 @@ _CHOSEN = frozenset(
         "fan_in_fan_out",
     }
 )
-# What says nothing of the slots.
+# Settings that say nothing of the slots.
 _ABOUT = frozenset(
     {"task_type", "base_model_name_or_path", "revision", "peft_version", "inference_mode", "auto_mapping"}
     | {"megatron_core"}
 )
-_STARTS = (True, False, "gaussian")  # ways of LoRA to begin that leave the base as it is
+_STARTS = (True, False, "gaussian")  # values of init_lora_weights that leave the base as it is
 
 
 def read(peft: Any, folder: Path) -> tuple[Any, dict[str, Tensor]]:
-    """peft's configuration and tensors by name. Raises InputError for what is damaged, or no plain LoRA."""
+    """Read peft's configuration and tensors by name. Raises InputError for what is damaged, or no plain LoRA."""
     try:
         said = json.loads((folder / files.ADAPTER_CONFIG).read_text())
         tensors = load_file(folder / files.ADAPTER)
@@ -66,7 +66,7 @@ def read(peft: Any, folder: Path) -> tuple[Any, dict[str, Tensor]]:
 
 
 def _odd(said: dict[str, Any], usual: dict[str, Any]) -> str | None:
-    """The first setting that is neither as usual nor ours to choose; empty and none are alike."""
+    """Return the first setting that is neither as usual nor the adapter's to choose; empty and None count alike."""
     for name, value in sorted(said.items()):
         fine = value in _STARTS if name == "init_lora_weights" else value == usual.get(name)
         if not fine and name not in _CHOSEN | _ABOUT | {"peft_type"} and (value or usual.get(name)):
@@ -75,7 +75,7 @@ def _odd(said: dict[str, Any], usual: dict[str, Any]) -> str | None:
 
 
 def check_scale(alpha: Any, dropout: Any) -> None:
-    """Raises InputError for an alpha or a dropout that is none."""
+    """Raise InputError for an alpha or a dropout that is none."""
     numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in (alpha, dropout))
     if not numbers or not 0 < alpha <= sys.float_info.max or not 0 <= dropout < 1:
         raise InputError(f"alpha is a number above 0, dropout one from 0 to below 1, not {alpha} and {dropout}")
@@ -95,7 +95,7 @@ def put(peft: Any, encoder: Any, tensors: dict[str, Tensor], folder: Path) -> No
 
 
 def load(peft: Any, model: Any, folder: Path, *, trainable: bool) -> Any:
-    """`model` with the LoRA of the folder."""
+    """Return `model` with the LoRA of the folder. Raises InputError where that does not fit it."""
     config, tensors = read(peft, folder)
     config.task_type, config.inference_mode = "CAUSAL_LM", not trainable
     try:
@@ -107,14 +107,15 @@ def load(peft: Any, model: Any, folder: Path, *, trainable: bool) -> Any:
 
 
 def alike(one: Any, other: Any) -> bool:
-    """Whether two configurations of peft make the same of the same weights."""
+    """Tell whether two configurations of peft make the same of the same weights."""
     return all(_plain(getattr(one, name)) == _plain(getattr(other, name)) for name in _CHOSEN)
 
 
 def _plain(value: Any) -> Any:
-    """Lists and sets of names alike, empty ones as none."""
+    """Return a setting in a form to compare: lists and sets of names alike, empty ones as None."""
     return (frozenset(value) if isinstance(value, list | set | tuple) else value) or None
 
 
 def _line(error: Exception) -> str:
+    """Return the first line of what an error says, or its type where it says nothing."""
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -1,4 +1,4 @@
-"""ICAE, the in-context autoencoder (Ge et al., arXiv 2307.06945), over any causal LM that a memory attaches to.
+"""The in-context autoencoder, ICAE (Ge et al., arXiv 2307.06945), over any causal LM that a memory attaches to.
 
 Encoder: the base with LoRA, read over a span of text with k trained memory rows behind it. Decoder: the base as it is,
 which reads what the encoder left as if it were tokens. Both are twins of the caller's model over the same tensors (see
@@ -24,20 +24,20 @@ from torch import Tensor, nn
 from model_worker.attaching import attach
 from model_worker.attachment.attachment import Attachment
 from model_worker.attachment.digest import reader_of
-from model_worker.attachment.model_parts import decoder_of
+from model_worker.attachment.model_parts import decoder_of, embeddings_of
 from model_worker.errors import InputError
 from model_worker.icae import folder as files
 from model_worker.icae import lora
+from model_worker.icae.base import dtype_of, first_rows, name_of, positions_of, table_of, token_of, twins_of
 from model_worker.icae.capture import KVView
 from model_worker.icae.config import IcaeConfig
 from model_worker.icae.slots import Slots, spans, spread
-from model_worker.icae.twin import shared_parameters, twin, without_dropout
 
 ROWS = ("ae", "lm", "ft")  # after the k memory rows, in this order
 
 
 class Icae(nn.Module):
-    """Made by `create` or `from_pretrained`. Only LoRA and `memory` are ever trainable, both float32.
+    """An adapter on its base, made by `create` or `from_pretrained`; only LoRA and `memory` are trainable, in float32.
 
     encoder: the peft model. decoder: the frozen base. memory: `[k + 3, d]`, the k memory rows, then AE, LM and FT.
     """
@@ -65,17 +65,17 @@ class Icae(nn.Module):
         targets: Sequence[str] | str = ("q_proj", "v_proj"),
         seed: int = 0,
     ) -> "Icae":
-        """An untrained adapter for `base`. The same seed gives the same one.
+        """Make an untrained adapter for `base`. The same seed gives the same one.
 
         targets: names of linear modules, or peft's `all-linear`. Raises InputError without peft, for a base that has an
         adapter already, for targets that are not there, for spans beyond the base's positions, and for an alpha or
         dropout that is none.
         """
-        config.check_fits(_positions(base))
-        config.check_ids(len(_table(base)))
+        config.check_fits(positions_of(base))
+        config.check_ids(len(table_of(base)))
         lora.check_scale(alpha, dropout)
         with files.using_peft() as peft:
-            inner, decoder = _twins(base)
+            inner, decoder = twins_of(base)
             settings = peft.LoraConfig(
                 r=rank,
                 lora_alpha=alpha,
@@ -90,15 +90,15 @@ class Icae(nn.Module):
                     encoder = peft.get_peft_model(inner, settings)
                 except (ValueError, re.error) as error:
                     raise InputError(f"LoRA cannot be put on this model: {error}") from None
-        rows = _first_rows(decoder, config, seed)
-        config = replace(config, base=config.base or _name(base), base_digest=reader_of(base).digest)
+        rows = first_rows(decoder, config, seed)
+        config = replace(config, base=config.base or name_of(base), base_digest=reader_of(base).digest)
         return cls(base, encoder, decoder, config, rows)
 
     @classmethod
     def from_pretrained(
         cls, base: nn.Module, name: str | Path, *, trainable: bool = False, revision: str | None = None
     ) -> "Icae":
-        """The adapter in a folder or under a hub id, on `base`. trainable: for further training.
+        """Load the adapter in a folder or under a hub id onto `base`. trainable: for further training.
 
         Raises ModelNotFound without such a folder, InputError without peft, for a base other than its own (rounded to
         another dtype it is another), for spans beyond the base's positions, and for files that are damaged or do not
@@ -112,14 +112,14 @@ class Icae(nn.Module):
                 raise InputError(
                     f"the ICAE adapter {name} was trained for another base ({config.base or 'unnamed'}, digest "
                     f"{config.base_digest}; this model is {own}): its slots mean nothing here. The same model in "
-                    f"another dtype is another base: load it in the dtype of the training (now {_dtype(base)})"
+                    f"another dtype is another base: load it in the dtype of the training (now {dtype_of(base)})"
                 )
-            config.check_fits(_positions(base))
-            vocabulary, width = _table(base).shape
+            config.check_fits(positions_of(base))
+            vocabulary, width = table_of(base).shape
             if rows.shape[1] != width:
                 raise InputError(f"the ICAE adapter {name} is {rows.shape[1]} wide, this model {width}")
             config.check_ids(vocabulary)
-            inner, decoder = _twins(base)
+            inner, decoder = twins_of(base)
             encoder = lora.load(peft, inner, found, trainable=trainable)
         icae = cls(base, encoder, decoder, config, rows.to(decoder.device))
         icae.memory.requires_grad_(trainable)
@@ -131,7 +131,7 @@ class Icae(nn.Module):
         return icae
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write a folder that `from_pretrained` reads, and peft its part of. See folder.py for what a kill leaves."""
+        """Write a folder that `from_pretrained` reads, and peft its part of; folder.py says what a kill leaves."""
 
         def adapter(staged: Path) -> None:
             with files.using_peft():
@@ -149,42 +149,47 @@ class Icae(nn.Module):
 
     @property
     def base_model(self) -> Any:
-        """The caller's model."""
+        """Return the model that the adapter was made for, which is never changed."""
         return self.__dict__["_base"]
 
     @property
     def device(self) -> torch.device:
+        """Return where the memory rows are, and with them the base."""
         return self.memory.device
 
     @property
     def dtype(self) -> torch.dtype:
-        """The base's; LoRA and rows are float32."""
-        return self.decoder.dtype
+        """Return the dtype of the base; LoRA and rows are float32."""
+        dtype: torch.dtype = self.decoder.dtype
+        return dtype
 
     @property
     def limit(self) -> int | None:
-        """Positions that the base was made for; None where it does not say."""
-        return _positions(self.decoder)
+        """Return the positions that the base was made for; None where it does not say."""
+        return positions_of(self.decoder)
 
     @property
     def bos(self) -> int | None:
-        """The model's own."""
-        return _token(self.decoder, "bos_token_id")
+        """Return the id that begins a text in the base, where it has one."""
+        return token_of(self.decoder, "bos_token_id")
 
     @property
     def eos(self) -> int | None:
-        """The model's own; the first where it has several."""
-        return _token(self.decoder, "eos_token_id")
+        """Return the id that ends a text in the base, the first where it has several."""
+        return token_of(self.decoder, "eos_token_id")
 
     @property
     def stops(self) -> frozenset[int]:
-        """Ids that end a text."""
+        """Return all ids that end a text in the base."""
         said = getattr(self.decoder.config, "eos_token_id", None)
         return frozenset([] if said is None else [said] if isinstance(said, int) else said)
 
     @property
     def digest(self) -> str:
-        """xxh3 of adapter, rows and configuration, by value: whose slots these are. The base's name does not count."""
+        """Return the xxh3 of adapter, rows and configuration, by value: it tells by which adapter slots were made.
+
+        The name of the base does not count.
+        """
         with files.using_peft() as peft:
             tensors = {**peft.get_peft_model_state_dict(self.encoder, save_embedding_layers=False), "rows": self.memory}
         about = self._about()
@@ -196,7 +201,7 @@ class Icae(nn.Module):
         return self._digest[1]
 
     def _about(self) -> str:
-        """What makes slots, beside the tensors."""
+        """Return as a text what makes slots beside the tensors."""
         layers = [module for module in self.encoder.modules() if _is_lora(module)]
         scaling = [sorted(getattr(layer, "scaling", {}).items()) for layer in layers]
         off = any(getattr(layer, "disable_adapters", False) for layer in layers)
@@ -204,18 +209,21 @@ class Icae(nn.Module):
 
     @cached_property
     def reader(self) -> Attachment:
-        """The decoder with its layers known: rotations, layouts. Costs a digest, so only where K-V are wanted."""
+        """Attach the decoder, which makes its rotations and layouts known.
+
+        It costs a digest of the weights, so it is done once, and only where K-V are wanted.
+        """
         return attach(self.decoder, mode="per_layer", positions="continual")
 
     @cached_property
     def writer(self) -> Attachment:
-        """The same of the encoder."""
+        """Attach the encoder, as `reader` does the decoder."""
         return attach(self.encoder, mode="per_layer", positions="continual")
 
     # -- training -------------------------------------------------------------------------------------------------
 
     def train(self, mode: bool = True) -> "Icae":
-        """The decoder is in train mode only to be checkpointed; it has no dropout in either."""
+        """Set the mode of the encoder; the decoder has no dropout, and is in train mode only to be checkpointed."""
         super().train(mode)
         self.decoder.train(mode and self._checkpointing)
         return self
@@ -239,7 +247,7 @@ class Icae(nn.Module):
         self.train(self.training)
 
     def activation_checkpointing_disable(self) -> None:
-        """Keep activations again."""
+        """Keep activations for the backward pass again."""
         for part in (self.encoder.get_base_model(), self.decoder):
             part.activation_checkpointing_disable()
         self._checkpointing = False
@@ -250,29 +258,30 @@ class Icae(nn.Module):
 
     @property
     def is_activation_checkpointing(self) -> bool:
-        """Whether layers are recomputed; the Trainer asks."""
+        """Tell whether layers are recomputed; the Trainer asks."""
         return self._checkpointing
 
     # -- what it computes -----------------------------------------------------------------------------------------
 
     def row(self, name: str) -> Tensor:
-        """The trained row `ae`, `lm` or `ft`, `[d]`, in the base's dtype."""
+        """Return the trained row `ae`, `lm` or `ft`, `[d]`, in the base's dtype."""
         return self.memory[self.config.slots + ROWS.index(name)].to(self.dtype)
 
     def embed(self, ids: Sequence[int] | Tensor) -> Tensor:
-        """Input embeddings `[n, d]` of token ids, as the base has them."""
+        """Return the input embeddings `[n, d]` of token ids. Raises InputError for ids that the base does not have."""
         given = torch.as_tensor(ids, dtype=torch.long, device=self.device)
-        table = self.decoder.get_input_embeddings()
+        table = embeddings_of(self.decoder)
         if given.numel() and not 0 <= int(given.min()) <= int(given.max()) < table.num_embeddings:
             raise InputError(f"token ids must be in [0, {table.num_embeddings})")
-        return table(given)
+        rows: Tensor = table(given)
+        return rows
 
     def spans(self, tokens: int) -> list[slice]:
-        """How a context of so many tokens is cut: into equal spans (see slots.py)."""
+        """Cut a context of so many tokens into equal spans (see slots.py)."""
         return spans(tokens, self.config.capacity)
 
     def encode(self, rows: Sequence[Sequence[int]], *, batch: int = 32) -> list[Slots]:
-        """The slots of each context; each span alone, `batch` spans a forward, padded. Differentiable."""
+        """Encode each context into slots: each span alone, `batch` spans a forward, padded. Differentiable."""
         cuts = [[row[cut] for cut in self.spans(len(row))] for row in rows]
         if not cuts:
             return []
@@ -292,7 +301,7 @@ class Icae(nn.Module):
         return found
 
     def positions(self, lengths: Sequence[int]) -> Tensor:
-        """Where the decoder places the slots of spans of these lengths, `[S*k]`.
+        """Return where the decoder places the slots of spans of these lengths, `[S*k]`.
 
         Slots that are read as embeddings stand as tokens do, whatever positions the encoder used.
         """
@@ -304,8 +313,10 @@ class Icae(nn.Module):
         return torch.tensor(at, device=self.device)
 
     def _forward(self, batch: list[Sequence[int]]) -> tuple[Tensor, dict[int, tuple[Tensor, Tensor]]]:
-        """Encoder over spans, padded on the left: last hidden states `[spans, k, d]`, and by layer K-V
-        `[spans, Hkv, k, D]`, with the interface `kv` only."""
+        """Run the encoder over spans, padded on the left, and return the last hidden states `[spans, k, d]`.
+
+        With the interface `kv` the K-V of each layer, `[spans, Hkv, k, D]`, are returned too.
+        """
         slots, longest = self.config.slots, max(len(span) for span in batch)
         pads = [longest - len(span) for span in batch]
         ids = torch.tensor([[0] * pad + list(span) for pad, span in zip(pads, batch, strict=True)])
@@ -326,45 +337,19 @@ class Icae(nn.Module):
         return hidden, view.taken(writer, range(len(writer.reports)), positions, slots)
 
 
-def _twins(base: nn.Module) -> tuple[Any, Any]:
-    """The encoder to be, and the decoder."""
-    if hasattr(base, "peft_config") or any(hasattr(module, "base_layer") for module in base.modules()):
-        raise InputError("the base has an adapter already; ICAE takes a bare causal LM (merge the adapter first)")
-    if not hasattr(base, "get_output_embeddings") or base.get_output_embeddings() is None:  # type: ignore[operator]
-        raise InputError(f"{type(base).__name__} is not a causal LM: it has no language-model head")
-    parameters = shared_parameters(base)
-    inner, decoder = twin(base, parameters), twin(base, parameters)
-    without_dropout(decoder)
-    for model in (inner, decoder):
-        used = model.config._attn_implementation
-        if str(used).startswith("kvbank_"):  # the base has a memory; its twin does not
-            model.set_attn_implementation(used.removeprefix("kvbank_"))
-    return inner, decoder
-
-
-def _first_rows(decoder: Any, config: IcaeConfig, seed: int) -> Tensor:
-    table = decoder.get_input_embeddings().weight.detach()
-    width = table.shape[1]
-    rows = torch.randn(config.slots + 3, width, generator=torch.Generator().manual_seed(seed))
-    if config.memory_init == "embedding_std":
-        pieces = [piece.double() for piece in table.split(1 << 12)]
-        mean = sum(float(piece.sum()) for piece in pieces) / table.numel()
-        rows *= (sum(float(((piece - mean) ** 2).sum()) for piece in pieces) / table.numel()) ** 0.5
-    return rows.to(decoder.device)
-
-
 def _joined(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """Keys and values of several forwards as those of one."""
+    """Join keys and values of several forwards as those of one."""
     keys, values = zip(*parts, strict=True)
     return torch.cat(keys), torch.cat(values)
 
 
 def _in_order(spans_: Tensor) -> Tensor:
-    """`[S, Hkv, k, D]` as `[Hkv, S*k, D]`."""
+    """Put K-V of spans, `[S, Hkv, k, D]`, one behind the other: `[Hkv, S*k, D]`."""
     return spans_.transpose(0, 1).flatten(1, 2)
 
 
 def _digest(about: str, tensors: dict[str, Tensor]) -> str:
+    """Return the xxh3 of a text and of tensors as float32, by name."""
     made = xxhash.xxh3_128(about.encode())
     for name, tensor in sorted(tensors.items()):
         made.update(f"{name}{tuple(tensor.shape)}".encode())
@@ -372,36 +357,11 @@ def _digest(about: str, tensors: dict[str, Tensor]) -> str:
     return made.hexdigest()
 
 
-def _table(base: nn.Module) -> Tensor:
-    """Input embeddings, `[V, d]`."""
-    found: Tensor = base.get_input_embeddings().weight  # type: ignore[operator]
-    return found
-
-
-def _dtype(base: nn.Module) -> str:
-    return str(getattr(base, "dtype", "unknown")).removeprefix("torch.")
-
-
-def _positions(base: nn.Module) -> int | None:
-    """How many the base was made for; None where it does not say."""
-    said = getattr(base.config, "max_position_embeddings", None)
-    return said if isinstance(said, int) and said > 0 else None
-
-
-def _name(base: nn.Module) -> str:
-    """What the base is called, where that is a hub id and not a folder of this machine."""
-    name = str(getattr(base.config, "_name_or_path", "") or "")
-    return "" if Path(name).exists() else name
-
-
-def _token(model: Any, name: str) -> int | None:
-    said = getattr(model.config, name, None)
-    return said[0] if isinstance(said, list | tuple) else said
-
-
 def _sorted(names: Any) -> Any:
+    """Return a list in order, and anything else as it is."""
     return sorted(names) if isinstance(names, list) else names
 
 
 def _is_lora(module: nn.Module) -> bool:
+    """Tell whether `module` is a peft layer around one of the base's."""
     return hasattr(module, "base_layer")

@@ -1,7 +1,7 @@
-"""What is minimised: restoration (AE), continuation (LM) and instruction (FT), as sums of nats over scored tokens.
+"""The objectives of training: restoration (AE), continuation (LM) and instruction (FT), as sums of nats.
 
-Sums, not means: with rows of different lengths, and with gradient accumulation, only sum / tokens over the whole step
-gives each token the same weight.
+They are sums over scored tokens, not means: with rows of different lengths, and with gradient accumulation, only sum /
+tokens over the whole step gives each token the same weight.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from model_worker.icae.slots import Slots
 
 
 def collate(samples: Sequence[Sample]) -> dict[str, Any]:
-    """A batch for `Objectives`: the samples, and `labels`, `[B, t]`: the scored tokens, filled up with -100.
+    """Make a batch for `Objectives`: the samples, and `labels` `[B, t]`, their scored tokens filled up with -100.
 
     The labels are there for the Trainer, which counts the scored tokens of a whole step in them.
     """
@@ -34,7 +34,7 @@ def collate(samples: Sequence[Sample]) -> dict[str, Any]:
 
 
 def decoder_row(icae: Icae, sample: Sample, slots: Slots | None) -> Row:
-    """The decoder's sequence for a sample; without slots, what the plain model reads in its place."""
+    """Lay out the decoder's sequence for a sample; without slots, what the plain model reads in its place."""
     if sample.objective == "ft" and slots is not None:
         return answer_row(icae, slots, sample.prompt, sample.target, ends=False)
     if sample.objective == "lm":
@@ -43,7 +43,7 @@ def decoder_row(icae: Icae, sample: Sample, slots: Slots | None) -> Row:
 
 
 def needed(icae: Icae, sample: Sample) -> int:
-    """Positions that the loss of a sample takes; its last token is predicted, and never read."""
+    """Return the positions that the loss of a sample takes; its last token is predicted, and never read."""
     config = icae.config
     row = sample.objective != "lm" or config.lm_row
     around = len(config.prefix_ids) + len(sample.prompt) + len(config.suffix_ids) if sample.objective == "ft" else 0
@@ -52,19 +52,19 @@ def needed(icae: Icae, sample: Sample) -> int:
 
 @dataclass
 class Tally:
-    """Nats and tokens by objective, added up over batches."""
+    """The nats and tokens of each objective, added up over batches."""
 
     nats: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     tokens: dict[str, int] = field(default_factory=lambda: defaultdict(int))
 
     def add(self, samples: Sequence[Sample], nats: Tensor, tokens: Tensor) -> None:
-        """Of a batch, `[B]` both."""
+        """Add the nats and scored tokens of a batch, `[B]` both."""
         for sample, own, count in zip(samples, nats.tolist(), tokens.tolist(), strict=True):
             self.nats[sample.objective] += own
             self.tokens[sample.objective] += int(count)
 
     def means(self) -> dict[str, float]:
-        """`loss` over all tokens, and `ae_loss`, `lm_loss`, `ft_loss` over their own; empty without tokens."""
+        """Return `loss` over all tokens, and `ae_loss`, `lm_loss`, `ft_loss` over their own; empty without tokens."""
         total = sum(self.tokens.values())
         found = {"loss": sum(self.nats.values()) / total} if total else {}
         return found | {f"{name}_loss": self.nats[name] / count for name, count in self.tokens.items() if count}
@@ -82,9 +82,9 @@ class Objectives(nn.Module):
     def forward(
         self, samples: Sequence[Sample], labels: Tensor, num_items_in_batch: Tensor | int | None = None
     ) -> Mapping[str, Tensor]:
-        """`loss`, a scalar: nats of the batch over the tokens of the step (of the batch, if not given).
+        """Return `loss`, a scalar: nats of the batch over the tokens of the step (of the batch, if not given).
 
-        `nats` and `tokens`, `[B]`: of each sample. labels: only for the Trainer, see `collate`.
+        `nats` and `tokens`, `[B]` each, are those of each sample. labels: only for the Trainer, see `collate`.
         """
         slots = self.icae.encode([sample.context for sample in samples])
         rows = [decoder_row(self.icae, sample, own) for sample, own in zip(samples, slots, strict=True)]
@@ -97,5 +97,5 @@ class Objectives(nn.Module):
     def activation_checkpointing_enable(
         self, activation_checkpointing_kwargs: dict[str, Any] | None = None, **more: object
     ) -> None:
-        """What the Trainer calls when it is to recompute layers; all of them, whatever `more` says."""
+        """Recompute layers in the backward pass, all of them, whatever `more` says; the Trainer calls this."""
         self.icae.gradient_checkpointing_enable(activation_checkpointing_kwargs)

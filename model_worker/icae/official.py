@@ -1,8 +1,9 @@
-"""Import of the authors' v2 checkpoints (getao/icae): one flat safetensors file becomes a folder of ours.
+"""The import of the authors' v2 checkpoints (getao/icae): one flat safetensors file becomes a folder of ours.
 
-Kept: LoRA (`icae.base_model. ... .lora_A.default.weight`, which peft's own files call `base_model. ... .lora_A.weight`)
-and `memory_token_embed.weight`. Dropped: full copies of the base, which training checkpoints also hold. Rank, slots and
-targets are read from the shapes and names. The key names were taken from the authors' class, not from a released file.
+What is kept is LoRA (`icae.base_model. ... .lora_A.default.weight`, which peft's own files call `base_model. ...
+.lora_A.weight`) and `memory_token_embed.weight`; what is dropped is full copies of the base, which training checkpoints
+also hold. Rank, slots and targets are read from the shapes and names. The key names were taken from the authors' class,
+not from a released file.
 """
 
 import json
@@ -75,7 +76,7 @@ def import_official(
 
 
 def _read(checkpoint: Path) -> tuple[dict[str, Tensor], set[str], Tensor]:
-    """LoRA under peft's names, the modules it is on, and the rows."""
+    """Read LoRA under peft's names, the modules it is on, and the rows. Raises as `import_official` does."""
     if not checkpoint.is_file():
         raise ModelNotFound(f"there is no file {checkpoint}")
     lora, targets, rows = {}, set(), None

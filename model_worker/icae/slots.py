@@ -1,4 +1,4 @@
-"""What the encoder leaves of a context, and how several contexts stand one behind the other."""
+"""The slots that the encoder leaves of a context, and how several contexts stand one behind the other."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -28,19 +28,19 @@ class Slots:
 
     @property
     def tokens(self) -> int:
-        """Source tokens."""
+        """Return the number of source tokens."""
         return sum(self.lengths)
 
     @property
     def next_position(self) -> int:
-        """Where the decoder's positions go on: behind contiguous slots, or behind the source of spread ones."""
+        """Return where the decoder's positions go on: behind contiguous slots, or behind the source of spread ones."""
         count = len(self.positions)
         contiguous = torch.equal(self.positions.cpu(), torch.arange(count))
         return count if contiguous else self.tokens
 
 
 def combine(several: Sequence[Slots]) -> Slots:
-    """Contexts in the given order as one. Raises InputError where there are none, or two interfaces."""
+    """Join contexts in the given order. Raises InputError where there are none, or two interfaces."""
     if not several:
         raise InputError("there are no slots to combine")
     if len({slots.soft is None for slots in several}) > 1:
@@ -63,9 +63,10 @@ def combine(several: Sequence[Slots]) -> Slots:
 
 
 def spans(tokens: int, capacity: int) -> list[slice]:
-    """The equal split of a context: as few spans as hold it, each as long as the first but for the last.
+    """Split a context equally: as few spans as hold it, each as long as the first but for the last.
 
-    A context of capacity + 1 tokens is two halves, never a full span and a single token.
+    A context of capacity + 1 tokens becomes two halves, never a full span and a single token. Raises InputError for an
+    empty one.
     """
     if tokens < 1:
         raise InputError("an empty context cannot be encoded")
@@ -75,5 +76,5 @@ def spans(tokens: int, capacity: int) -> list[slice]:
 
 
 def spread(tokens: int, slots: int) -> list[int]:
-    """Position of each memory token among those of a span: the middle of the part of the source it stands for."""
+    """Return the position of each memory token of a span: the middle of the part of the source it stands for."""
     return [(2 * slot + 1) * tokens // (2 * slots) for slot in range(slots)]

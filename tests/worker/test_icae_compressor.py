@@ -1,7 +1,9 @@
 """ICAE as a compressor: what is stored, what is not compressed, and how other workers read it."""
 
+import gc
 import json
 import math
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,12 +14,14 @@ from transformers import PreTrainedModel
 
 import kvbank
 from memory_service.api.embedded import LocalServer
+from model_worker.attaching import attach
 from model_worker.attachment.attachment import Attachment
 from model_worker.attachment.digest import reader_of, state_token
 from model_worker.compress import Payload, compressor
 from model_worker.compress.icae import adapter_of
 from model_worker.errors import BankMismatch, InputError, ModelNotFound
 from model_worker.evaluate.compression import measure
+from model_worker.homer.tree import trees_of
 from model_worker.icae import Icae, IcaeConfig, Slots, answer, loss, restore
 from model_worker.icae.expanded import expanded
 from model_worker.remember import stored
@@ -276,6 +280,19 @@ def test_the_attached_model_is_not_changed(model: Models, adapter: Adapter) -> N
         assert reader_of(net, tokenizer()) == before == attachment.reader
         assert torch.equal(net(tokens(9)).logits, plain)
         assert adapter_of(attachment, folders[0]) is adapter_of(attachment, folders[0])
+
+
+def test_an_attachment_goes_with_what_is_known_of_it(adapter: Adapter) -> None:
+    """Trees and adapters are found by their attachment, and do not keep it and its model alive."""
+    net = build("llama_gqa")
+    folder = adapter(build("llama_gqa"))
+    attachment = attach(net)
+    assert trees_of(attachment) is trees_of(attachment)
+    assert adapter_of(attachment, folder) is adapter_of(attachment, folder)
+    gone = weakref.ref(attachment), weakref.ref(net)
+    del attachment, net
+    gc.collect()
+    assert [one() for one in gone] == [None, None]
 
 
 def test_an_adapter_of_another_base_is_refused_before_the_first_chunk(

@@ -4,9 +4,11 @@ References are plain peft and plain transformers on copies of the base; golden v
 """
 
 import copy
+import gc
 import itertools
 import json
 import sys
+import weakref
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,10 +23,11 @@ from torch import Tensor, nn
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
 from model_worker.attaching import attach
-from model_worker.attachment.digest import reader_of
+from model_worker.attachment.digest import reader_of, state_token
 from model_worker.errors import InputError, ModelNotFound
 from model_worker.icae import Icae, IcaeConfig, Slots, answer, combine, continue_, loss, restore, to_kv
 from model_worker.icae.decode import generate, logits, losses
+from model_worker.icae.expanded import TWINS
 from model_worker.icae.layout import answer_row, continue_row, restore_row
 from model_worker.icae.official import import_official
 from model_worker.window.cache import MemoryCache
@@ -543,6 +546,34 @@ def test_kv_of_slots(family: str) -> None:
             assert all(worst(a, b) <= CLOSE for a, b in zip(pair, found[layer], strict=True))
     with pytest.raises(InputError, match="layer 4"):
         to_kv(icae, soft, [4])
+
+
+def test_a_bare_base_is_attached_once_and_left_as_it_is() -> None:
+    """K-V from the base alone follow its weights, are had while it has a memory, and do not keep it alive."""
+    base = build("llama_gqa")
+    icae = made(base)
+    soft = icae.encode([text(20)])[0].soft
+    assert soft is not None
+    state, readers = state_token(base), len(TWINS)
+    first = to_kv(base, soft, [1])
+    assert all(torch.equal(*pair) for pair in zip(first[1], to_kv(base, soft, [1])[1], strict=True))
+    assert len(TWINS) == readers + 1
+    reader = TWINS[base][1]
+    attachment = attach(base)
+    to_kv(base, soft, [1])
+    assert TWINS[base][1] is reader
+    attachment.detach()
+    assert state_token(base) == state
+    before = to_kv(base, soft, [0])[0][1]
+    with torch.no_grad():
+        base.model.layers[0].self_attn.v_proj.weight.mul_(2)
+    assert worst(to_kv(base, soft, [0])[0][1], 2 * before) <= CLOSE
+    assert TWINS[base][1] is not reader
+    gone = weakref.ref(base)
+    del base, icae, attachment
+    gc.collect()
+    assert gone() is None
+    assert len(TWINS) == readers
 
 
 def test_bf16() -> None:
