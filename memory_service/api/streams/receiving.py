@@ -1,36 +1,35 @@
-"""One WriteChunks stream: chunks come in one after the other, are written side by side, and acknowledged in order.
+"""The streams of WriteChunks: in each, chunks come in one after the other, are written side by side, and acknowledged
+in order.
 
 This file owns the bounds on what is taken and not acknowledged: a window for the stream, and a budget for all streams
 together. While either is full, nothing more is read from the caller.
 """
 
 import asyncio
-import threading
 from collections import deque
 from collections.abc import AsyncIterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import copy_context
+from functools import partial
 from typing import Any
-
-import numpy as np
 
 from kvbank.v1 import service_pb2 as pb
 from memory_service.api.calls import running
-from memory_service.api.calls.budget import Budget, Share
+from memory_service.api.calls.budget import Budget
 from memory_service.api.messages import convert
 from memory_service.api.same_host import SameHost
-from memory_service.domain.errors import ServiceError, invalid
+from memory_service.api.streams.chunk_frames import FrameReader
+from memory_service.api.streams.handover import Mailbox, OneByOne
+from memory_service.api.streams.incoming import Incoming
+from memory_service.domain.errors import ServiceError
 from memory_service.observe import request as requests
 from memory_service.observe.metrics import Metrics
 from memory_service.operations.banks import Banks
-from memory_service.operations.writing import Admitted
 from memory_service.storage.base import Written
 from memory_service.storage.local.files.staging import StagedFile, refusal
 
 # Bytes of a chunk without its tensors, so that every answer about single chunks fits in a message.
 LARGEST_HEADER = 2 * 1024 * 1024
-# How large a chunk's buffer is while no more has come.
-_FIRST_BYTES = 1024 * 1024
 # Acknowledgements in one message; each may name some hundred evicted chunks.
 MOST_ACKS = 256
 
@@ -47,7 +46,11 @@ class Receiver:
         same_host: SameHost | None,
         metrics: Metrics,
     ) -> None:
-        """window: the bytes of one stream that may be unacknowledged."""
+        """Write into `banks`, in threads of `pool`.
+
+        budget: the bytes that all streams together may hold. window: the bytes of one stream that may be
+        unacknowledged. same_host: where callers may stage payloads; None where they may not.
+        """
         self.banks = banks
         self.pool = pool
         self.budget = budget
@@ -58,10 +61,10 @@ class Receiver:
         # Set at the start of a shutdown: open streams may finish what they began, and begin nothing.
         self.draining = False
 
-    async def acks(self, requests: AsyncIterator[Any]) -> AsyncIterator[pb.WriteChunksResponse]:
+    async def acks(self, frames: AsyncIterator[Any]) -> AsyncIterator[pb.WriteChunksResponse]:
         """Serve one stream, and yield its acknowledgements. The first chunk that is refused ends it with its error."""
         stream = _Stream(self)
-        reader = asyncio.create_task(stream.read(requests))
+        reader = asyncio.create_task(stream.read(frames))
         try:
             async for ready in stream.written():
                 if stream.together:
@@ -77,100 +80,56 @@ class Receiver:
             await asyncio.shield(stream.rest())
 
 
-class _Incoming:
-    """A chunk that is coming in, or on its way to the disk."""
-
-    def __init__(self, admitted: Admitted, staged: StagedFile | None, share: Share, size: int) -> None:
-        """size: the bytes that the chunk takes of the stream's window."""
-        self.size = size
-        self.admitted = admitted
-        self.staged = staged
-        payload = admitted.chunk.payload
-        self.length = payload.length if payload else 0
-        self._whole = self.missing = 0 if staged else self.length
-        self.share = share
-        self.written: Written | None = None
-        self.error: BaseException | None = None
-        # One buffer: frames of a byte each, kept as they come, would take fifty times their size. A large one is made
-        # when as much as a small one has come, because its first bytes may cost a page of megabytes.
-        self._data = np.empty(min(self.missing, _FIRST_BYTES), np.uint8).data
-
-    def add(self, data: memoryview) -> None:
-        """Add bytes that have come. Errors: INVALID_FIELD where they are more than the descriptor says."""
-        if len(data) > self.missing:
-            raise invalid("data", f"{len(data) - self.missing} bytes more than the tensors have")
-        begin = self._whole - self.missing
-        if begin + len(data) > len(self._data):
-            first, self._data = self._data[:begin], np.empty(self._whole, np.uint8).data
-            self._data[:begin] = first
-        self._data[begin : begin + len(data)] = data
-        self.missing -= len(data)
-
-    def body(self) -> "memoryview | StagedFile":
-        """Give away the bytes of the chunk, or the file that has them; a second call gives none."""
-        data, self._data = self._data, memoryview(b"")
-        return self.staged or data
-
-
 class _Stream:
-    """One stream while it is served. `_small`, `_writing_small` and `_settled` are shared with other threads, under
-    `_lock`; the event loop alone uses the rest."""
+    """One stream while it is served; used in the event loop alone, but for `_write`."""
 
     def __init__(self, receiver: Receiver) -> None:
         self._receiver = receiver
-        self._loop = asyncio.get_running_loop()
-        self._pending: deque[_Incoming] = deque()
+        self._call = running.current()
+        # Chunks that are being written and not acknowledged yet, in the order of the stream.
+        self._writes: deque[Incoming] = deque()
+        # The bytes of the window that are taken.
         self._taken = 0
-        self._moved = asyncio.Event()
         self._room = asyncio.Event()
+        self._moved = asyncio.Event()
         self._ended = False
         # Whether the caller takes several acks in one message.
         self.together = False
-        self._call = running.current()
-        # Chunks without bytes, which one storage thread begins to write one after the other.
-        self._small: list[_Incoming] = []
-        self._writing_small = False
-        self._settled: list[_Incoming] = []
-        self._lock = threading.Lock()
+        self._small = OneByOne(receiver.pool)
+        self._settled = Mailbox(self._look)
 
     # In
 
-    async def read(self, requests: AsyncIterator[Any]) -> None:
+    async def read(self, frames: AsyncIterator[Any]) -> None:
         """Read the stream, and start to write each chunk as soon as its bytes are complete."""
-        chunk: _Incoming | None = None
+        reader: FrameReader[Incoming] = FrameReader()
         try:
-            async for request in requests:
-                if isinstance(request, memoryview):
-                    if chunk is None:
-                        raise invalid("data", "bytes without a header")
-                    # Room is taken as the bytes come: a header alone holds none for those that it announces.
-                    await chunk.share.grow(min(len(request), chunk.missing))
-                    chunk.add(request)
-                    chunk.share.progress(len(request))
-                elif chunk is not None:
-                    raise invalid("data", f"{chunk.missing} bytes of the chunk before are missing")
-                elif request.WhichOneof("frame") == "headers":
-                    self.together = True
-                    for header in request.headers.headers:
-                        chunk = await self._begin(header)
-                        if chunk.missing:
-                            raise invalid("headers", "a chunk with bytes to come has a frame of its own")
-                        self._start(chunk)
-                        chunk = None
-                else:
-                    chunk = await self._begin(request.header)
-                if chunk is not None and not chunk.missing:
-                    self._start(chunk)
-                    chunk = None
-            if chunk is not None:
-                raise invalid("data", f"the stream ended {chunk.missing} bytes early")
+            async for frame in frames:
+                if isinstance(frame, memoryview):
+                    await self._read_data(reader, frame)
+                    continue
+                self.together |= frame.WhichOneof("frame") == "headers"
+                for header in reader.headers(frame):
+                    self._start(reader.feed(await self._admitted(header)))
+            reader.end()
         finally:
-            if chunk is not None:
-                chunk.share.give()
+            if reader.open is not None:
+                reader.open.share.give()
             self._ended = True
             self._moved.set()
 
-    async def _begin(self, header: pb.ChunkHeader) -> _Incoming:
+    async def _read_data(self, reader: FrameReader[Incoming], data: memoryview) -> None:
+        """Read some bytes of a chunk. Room is taken as they come: a header alone holds none for those that it
+        announces."""
+        chunk = reader.expecting()
+        await chunk.share.grow(min(len(data), chunk.bytes.missing))
+        complete = reader.feed(data)
+        chunk.share.progress(len(data))
+        self._start(complete)
+
+    async def _admitted(self, header: pb.ChunkHeader) -> Incoming:
+        """Check a chunk, and wait until there is room for its header. Errors: those of `Banks.admit`, TOO_LARGE,
+        STAGED_FILE; NOT_SERVING during a stop."""
         receiver = self._receiver
         if receiver.draining:
             raise ServiceError("NOT_SERVING", "the service is shutting down")
@@ -186,74 +145,51 @@ class _Stream:
             # This is waited for here, where the chunk holds neither a thread nor bytes that others wait for.
             await asyncio.shield(asyncio.wrap_future(waited))
         # The header counts too, because chunks without K-V are all header.
-        length = new.payload.length if new.payload else 0
-        while self._taken and self._taken + size + length > receiver.window:
-            self._room.clear()
-            await self._room.wait()
-        whole = size if staged else size + length
+        all_bytes = size + (new.payload.length if new.payload else 0)
+        await self._window_for(all_bytes)
+        whole = size if staged else all_bytes
         call = self._call
         share = await receiver.budget.take(size, call.end_stalled, whole=whole, owner=call.connection)
-        self._taken += size + length
-        return _Incoming(admitted, staged, share, size + length)
+        self._taken += all_bytes
+        return Incoming(admitted, staged, share, all_bytes)
 
     def _staged(self, message: pb.StagedPayload) -> StagedFile:
         if self._receiver.same_host is None:
             raise refusal(message.name, "comes to a server that takes none")
         return self._receiver.same_host.staged(message)
 
+    async def _window_for(self, size: int) -> None:
+        """Wait until the window has room for `size` bytes; a chunk alone may be larger than the window."""
+        while self._taken and self._taken + size > self._receiver.window:
+            self._room.clear()
+            await self._room.wait()
+
     # To the disk
 
-    def _start(self, chunk: _Incoming) -> None:
+    def _start(self, chunk: Incoming | None) -> None:
+        """Start to write a chunk, if one is complete. Chunks without bytes of K-V share a thread."""
+        if chunk is None:
+            return
         chunk.share.ours()
-        self._pending.append(chunk)
+        self._writes.append(chunk)
         if chunk.length:
             self._receiver.pool.submit(copy_context().run, self._write, chunk)
-            return
-        with self._lock:
-            self._small.append(chunk)
-            writing, self._writing_small = self._writing_small, True
-        if not writing:
-            self._receiver.pool.submit(copy_context().run, self._write_small)
-
-    def _write_small(self) -> None:
-        while True:
-            with self._lock:
-                batch, self._small = self._small, []
-                self._writing_small = bool(batch)
-            if not batch:
-                return
-            for chunk in batch:
-                self._write(chunk)
-
-    def _write(self, chunk: _Incoming) -> None:
-        """Begin to write a chunk; this runs in a storage thread."""
-        try:
-            future = self._receiver.banks.write(chunk.admitted, chunk.body())
-        except BaseException as error:
-            chunk.error = error
-            self._wake(chunk)
         else:
-            future.add_done_callback(lambda done: self._committed(chunk, done))
+            self._small.submit(partial(self._write, chunk))
 
-    def _committed(self, chunk: _Incoming, done: "Future[Written]") -> None:
-        """Take the result of a write; this runs in the writer's thread."""
-        chunk.error = done.exception()
-        if chunk.error is None:
-            chunk.written = done.result()
-        self._wake(chunk)
+    def _write(self, chunk: Incoming) -> None:
+        """Begin to write a chunk; this runs in a storage thread."""
+        chunk.written.add_done_callback(lambda _: self._settled.post(chunk))
+        try:
+            write = self._receiver.banks.write(chunk.admitted, chunk.body())
+        except BaseException as error:
+            chunk.written.set_exception(error)
+        else:
+            write.add_done_callback(partial(_pass_on, chunk.written))
 
-    def _wake(self, chunk: _Incoming) -> None:
-        """Have the event loop look at a settled chunk; it is woken once for all that settle before it looks."""
-        with self._lock:
-            self._settled.append(chunk)
-            waking = len(self._settled) > 1
-        if not waking:
-            self._loop.call_soon_threadsafe(self._look)
-
-    def _look(self) -> None:
-        with self._lock:
-            settled, self._settled = self._settled, []
-        # Their bytes are on the disk, whether or not the caller takes its acks.
+    def _look(self, settled: list[Incoming]) -> None:
+        """Let go of chunks whose writes have ended: their bytes are on the disk, whether or not the caller takes its
+        acks."""
         for chunk in settled:
             chunk.share.give()
         self._moved.set()
@@ -263,47 +199,49 @@ class _Stream:
     async def written(self) -> AsyncIterator[list[Written]]:
         """Yield the writes in order, each once it is durable, together with those that are durable by then. Errors:
         that of the first chunk that is refused."""
-        while True:
-            ready, error = self._ready()
-            if ready:
-                yield ready
-            if error is not None:
-                raise error
-            if ready:
-                continue
-            if self._ended and not self._pending:
-                return
+        while await self._next_has_settled():
+            ready: list[Written] = []
+            while self._writes and len(ready) < MOST_ACKS and _is_durable(self._writes[0]):
+                ready.append(self._acknowledged())
+            yield ready or [self._acknowledged()]
+
+    async def _next_has_settled(self) -> bool:
+        """Wait for the write that is acknowledged next, and return True; False where the stream has ended and all are
+        acknowledged."""
+        while not (self._writes and self._writes[0].written.done()):
+            if self._ended and not self._writes:
+                return False
             # A chunk that settles from here on wakes the loop after this, and so after the clearing.
             self._moved.clear()
             await self._moved.wait()
+        return True
 
-    def _ready(self) -> tuple[list[Written], BaseException | None]:
-        """Return the writes that can be acknowledged now, and the error of the chunk behind them, if that was
-        refused."""
-        ready: list[Written] = []
-        while self._pending and _settled(self._pending[0]) and len(ready) < MOST_ACKS:
-            chunk = self._pending.popleft()
-            self._taken -= chunk.size
-            self._room.set()
-            if chunk.error is not None:
-                return ready, chunk.error
-            assert chunk.written is not None
-            self._receiver.received["staged" if chunk.staged else "stream"].inc(chunk.length)
-            ready.append(chunk.written)
-        return ready, None
+    def _acknowledged(self) -> Written:
+        """Take the first write out of the window, and return it. Errors: that of the write."""
+        chunk = self._writes.popleft()
+        self._taken -= chunk.size
+        self._room.set()
+        written = chunk.written.result()
+        self._receiver.received["staged" if chunk.staged else "stream"].inc(chunk.length)
+        return written
 
     async def rest(self) -> None:
         """Wait for the writes that are under way, whether or not they succeed."""
-        while self._pending:
-            self._moved.clear()
-            if not _settled(self._pending[0]):
-                await self._moved.wait()
-                continue
-            self._pending.popleft()
+        self._ended = True
+        while await self._next_has_settled():
+            self._writes.popleft()
 
 
-def _settled(chunk: _Incoming) -> bool:
-    return chunk.written is not None or chunk.error is not None
+def _is_durable(chunk: Incoming) -> bool:
+    return chunk.written.done() and chunk.written.exception() is None
+
+
+def _pass_on(written: "Future[Written]", write: "Future[Written]") -> None:
+    """End one future as another one has ended."""
+    if (error := write.exception()) is not None:
+        written.set_exception(error)
+    else:
+        written.set_result(write.result())
 
 
 def _ack(written: Written, *more: Written) -> pb.WriteChunksResponse:
