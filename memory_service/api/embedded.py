@@ -9,6 +9,7 @@ from typing import Any
 
 from memory_service.api.server import Server
 from memory_service.domain.clock import Clock
+from memory_service.domain.limits import NO_PAUSES, STANDARD, Limits, Pauses
 from memory_service.settings import load
 
 
@@ -19,27 +20,35 @@ class LocalServer:
     """
 
     def __init__(
-        self, data: str | Path, listen: str = "127.0.0.1:0", *, clock: Clock | None = None, **settings: Any
+        self,
+        data: str | Path,
+        listen: str = "127.0.0.1:0",
+        *,
+        clock: Clock | None = None,
+        limits: Limits = STANDARD,
+        pauses: Pauses = NO_PAUSES,
+        **settings: Any,
     ) -> None:
         """Start the server, and return once it serves.
 
-        settings: further fields of memory_service.settings.Settings. clock: the clock in the place of the system's.
-        Errors: StartError, SettingsError.
+        settings: further fields of memory_service.settings.Settings. clock, limits, pauses: where a test hands in its
+        own. Errors: StartError, SettingsError.
         """
         self._settings = load({"data": Path(data), "listen": listen, **settings})
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="kvbank-server", daemon=True)
         self._thread.start()
+        started = self._start(clock, limits, pauses)
         try:
-            self._server: Server | None = asyncio.run_coroutine_threadsafe(self._start(clock), self._loop).result()
+            self._server: Server | None = asyncio.run_coroutine_threadsafe(started, self._loop).result()
         except BaseException:
             self._end_loop()
             raise
         self.address = self._server.address
         self.metrics_address = self._server.metrics_address
 
-    async def _start(self, clock: Clock | None) -> Server:
-        server = Server(self._settings, clock)
+    async def _start(self, clock: Clock | None, limits: Limits, pauses: Pauses) -> Server:
+        server = Server(self._settings, clock, limits=limits, pauses=pauses)
         await server.start()
         return server
 

@@ -15,12 +15,11 @@ from typing import NamedTuple
 from prometheus_client.exposition import choose_encoder
 
 from memory_service.domain.errors import StartError
+from memory_service.domain.limits import STANDARD, Limits
 from memory_service.observe.metrics import Registry
 from memory_service.observe.troubles import Troubles
 
 MOST_CONNECTIONS = 64
-# Seconds that a connection may take, from its first byte to its last.
-PATIENCE_S = 10.0
 _LONGEST_HEAD = 8 * 1024
 _TEXT = "text/plain; charset=utf-8"
 
@@ -36,9 +35,10 @@ class Answer(NamedTuple):
 class Endpoint:
     """Answers HTTP requests from `listen` to `close`."""
 
-    def __init__(self, registry: Registry, troubles: Troubles) -> None:
+    def __init__(self, registry: Registry, troubles: Troubles, limits: Limits = STANDARD) -> None:
         self._registry = registry
         self._troubles = troubles
+        self._patience = limits.http_patience_s
         # One scrape at a time, because each reads the figures of all banks.
         self._scraping = ThreadPoolExecutor(1, "kvbank-metrics")
         self._paths: dict[str, Callable[[str], Awaitable[Answer]]] = {
@@ -79,7 +79,7 @@ class Endpoint:
             return
         self._connections.add(task)
         try:
-            async with asyncio.timeout(PATIENCE_S):
+            async with asyncio.timeout(self._patience):
                 await self._serve(reader, writer)
         except (TimeoutError, OSError, EOFError):
             pass  # the caller has gone, or was too slow

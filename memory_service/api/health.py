@@ -7,11 +7,11 @@ from typing import Any
 
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
+from memory_service.domain.limits import STANDARD, Limits
 from memory_service.observe.troubles import Troubles
 
 NAME = health.SERVICE_NAME
-# Seconds between two looks at the storage, and seconds that one look may take.
-PROBE_S = 5.0
+# Seconds that one look at the storage may take.
 _PATIENCE_S = 5.0
 
 
@@ -19,12 +19,15 @@ class Health:
     """Tells SERVING while no trouble stops the service, and NOT_SERVING otherwise. Between `begin` and `end` it also
     asks the storage again and again, and notes among the troubles whether the storage fails to answer."""
 
-    def __init__(self, troubles: Troubles, services: Sequence[str], probe: Callable[[], None]) -> None:
+    def __init__(
+        self, troubles: Troubles, services: Sequence[str], probe: Callable[[], None], limits: Limits = STANDARD
+    ) -> None:
         """Tell the health of `services` by these names, besides that of the whole. probe: a call that reads the
         storage; it blocks, and raises the error of a storage that fails."""
         self._troubles = troubles
         self._services = ("", *services)
         self._probe = probe
+        self._every = limits.probe_s
         self._servicer = health.aio.HealthServicer()
         self._told: bool | None = None
         self._looking: asyncio.Task[None] | None = None
@@ -70,4 +73,4 @@ class Health:
             else:
                 self._troubles.end("storage")
             await self.tell()
-            await asyncio.sleep(PROBE_S)
+            await asyncio.sleep(self._every)

@@ -1,4 +1,5 @@
-"""Build, start, stop. Owns the order of a clean shutdown."""
+"""The server of a data folder: how its parts are put together, started and stopped. This file owns the order of a clean
+shutdown: calls end before what they use."""
 
 import asyncio
 import logging
@@ -26,6 +27,7 @@ from memory_service.api.service import MemoryService
 from memory_service.api.stats import Stats
 from memory_service.domain.clock import Clock
 from memory_service.domain.errors import StartError
+from memory_service.domain.limits import NO_PAUSES, STANDARD, Limits, Pauses
 from memory_service.observe import logs
 from memory_service.observe.metrics import Metrics
 from memory_service.observe.observation import Observer
@@ -36,26 +38,34 @@ from memory_service.storage.opening import explaining, open_engine
 
 SERVICE = service_pb2.DESCRIPTOR.services_by_name["MemoryService"].full_name
 MOST_STREAMS = 256
-# For what gRPC still has to send when no call is left; callers who watch the health are left then.
+# Seconds for what gRPC still has to send when no call is left; callers that watch the health are left then.
 _LAST_BYTES_S = 0.25
-# What a storage thread gets for a step that nobody waits for any more.
+# Seconds that a storage thread gets for a step whose caller is gone.
 _LAST_STEP_S = 10.0
 _log = logging.getLogger(__name__)
 
 
 class Server:
-    """A serving memory service; made by `start`, used in the event loop that made it."""
+    """Serves a data folder from `start` to `stop`, in the event loop that has made it."""
 
-    def __init__(self, settings: Settings, clock: Clock | None = None) -> None:
-        """Open the data folder; `clock`: where a test hands in its own. Errors: StartError."""
+    def __init__(
+        self,
+        settings: Settings,
+        clock: Clock | None = None,
+        *,
+        limits: Limits = STANDARD,
+        pauses: Pauses = NO_PAUSES,
+    ) -> None:
+        """Open the data folder. A test hands in its own clock, limits and pauses. Errors: StartError."""
         logs.leave_out_callers_who_left()
         for line in unknown_variables():
             _log.warning("%s", line)
         listen.check(settings)
         self._settings = settings
+        self._limits = limits
         self._metrics = Metrics()
         self._endpoint: Endpoint | None = None
-        self._engine = open_engine(settings, self._metrics, clock)
+        self._engine = open_engine(settings, self._metrics, clock, limits=limits, pauses=pauses)
         with ExitStack() as opened:
             opened.callback(self._engine.close)
             with explaining(settings.data):
@@ -66,18 +76,21 @@ class Server:
             opened.pop_all()
         self._threads = StorageThreads(settings.storage_threads)
         stats = Stats(self._banks, settings, self._metrics)
-        self._service = MemoryService(self._banks, settings, self._threads, stats, self._metrics, self._same_host)
+        self._service = MemoryService(
+            self._banks, settings, self._threads, stats, self._metrics, self._same_host, limits, pauses
+        )
         self._observer = Observer(self._metrics)
         self._calls = Calls()
         self._direct: DirectCalls | None = None
         self._server: Any = None
         self._sweeper: asyncio.Task[None] | None = None
         self._troubles = self._metrics.troubles
-        self._health = Health(self._troubles, [SERVICE], self._banks.probe)
+        self._health = Health(self._troubles, [SERVICE], self._banks.probe, limits)
         self.address = ""
 
     async def start(self) -> None:
-        """Bind and serve; `address` is then what clients connect to. Closes all where it fails. Errors: StartError."""
+        """Bind the address, and serve; `address` is then what clients connect to. Where that fails, all is closed.
+        Errors: StartError."""
         try:
             await self._begin()
         except BaseException:
@@ -96,7 +109,7 @@ class Server:
             reflection.enable_server_reflection((SERVICE, health.NAME, reflection.SERVICE_NAME), self._server)
         # Before gRPC's port, which a server that is bound and was never started does not give back.
         if self._settings.metrics_listen:
-            self._endpoint = Endpoint(self._metrics.registry, self._troubles)
+            self._endpoint = Endpoint(self._metrics.registry, self._troubles, self._limits)
             await self._endpoint.listen(self._settings.metrics_listen)
         self.address = self._bind()
         await self._server.start()
@@ -120,11 +133,11 @@ class Server:
 
     @property
     def metrics_address(self) -> str:
-        """The HOST:PORT of /metrics; empty when it is off."""
+        """Return the HOST:PORT of /metrics; "" where that is off."""
         return self._endpoint.address if self._endpoint else ""
 
     async def stop(self) -> None:
-        """Stop: tell NOT_SERVING, begin no call, let those that run finish within the grace time, then close the
+        """Tell callers NOT_SERVING, begin no call, let calls that run finish within the grace time, then close the
         storage."""
         self._service.drain()
         self._troubles.begin("stopping", "what runs gets the grace time", stops=True, wanted=True)
@@ -179,7 +192,8 @@ async def _sweep(same_host: SameHost) -> None:
 
 
 async def serve(settings: Settings, ready: Any) -> None:
-    """Serve until SIGTERM or SIGINT; `ready` is called with the address. Errors: StartError."""
+    """Serve until SIGTERM or SIGINT; `ready` is called with the address once callers are served. This is for a process
+    that is a server and nothing else. Errors: StartError."""
     keep_memory()
     raise_limit()
     server = Server(settings)

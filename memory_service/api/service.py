@@ -35,6 +35,7 @@ from memory_service.api.streams.chunk_frames import frames
 from memory_service.api.streams.receiving import Receiver
 from memory_service.api.streams.sending import Sender
 from memory_service.domain.errors import invalid
+from memory_service.domain.limits import NO_PAUSES, STANDARD, Limits, Pauses
 from memory_service.domain.validate import LARGEST_INT64
 from memory_service.observe.metrics import Metrics
 from memory_service.operations.banks import Banks
@@ -57,22 +58,29 @@ class MemoryService(HandledService, service_pb2_grpc.MemoryServiceServicer):
         stats: Stats,
         metrics: Metrics,
         same_host: SameHost | None,
+        limits: Limits = STANDARD,
+        pauses: Pauses = NO_PAUSES,
     ) -> None:
         """Serve the RPCs over `banks`. same_host: where clients may read payload files and stage their own; None where
         they may not."""
         limit, most_bytes = settings.max_inflight_bytes, settings.max_message_bytes
-        # A budget of its own: bytes of ordinary answers do not queue behind large headers.
-        turns = AnswerTurns(threads, Budget(limit), most_bytes)
-        super().__init__(Handling(threads, turns, HeldRequests(limit), most_bytes))
+
+        def budget() -> Budget:
+            """Make a budget of the same size; each use has one, so that bytes of ordinary answers do not queue behind
+            large headers."""
+            return Budget(limit, limits.stalled_s)
+
+        turns = AnswerTurns(threads, budget(), most_bytes, pauses)
+        super().__init__(Handling(threads, turns, HeldRequests(limit), most_bytes, pauses))
         self._banks = banks
         self._settings = settings
         self._stats = stats
         self._same_host = same_host
         recall = Recall(banks, settings.max_answer_bytes)
         self._answers = Answers(banks, recall, same_host, most_bytes, metrics)
-        self._sender = Sender(recall, threads.pool, Budget(limit), metrics)
+        self._sender = Sender(recall, threads.pool, budget(), metrics)
         window = settings.max_unacknowledged_bytes
-        self._receiver = Receiver(banks, threads.pool, Budget(limit), window, same_host, metrics)
+        self._receiver = Receiver(banks, threads.pool, budget(), window, same_host, metrics)
 
     def drain(self) -> None:
         """Let open streams finish the chunks that they began, and begin no other."""

@@ -1,4 +1,5 @@
-"""What the service holds at this moment: for GetStats, and for a scrape beside what `metrics` has counted."""
+"""The figures of what the service holds at this moment: for GetStats, and for a scrape beside what `metrics` has
+counted."""
 
 import os
 from collections.abc import Iterable, Sequence
@@ -19,7 +20,7 @@ from memory_service.settings import Settings
 
 
 class Stats(Collector):
-    """Reads; blocks; for storage threads and the thread of `/metrics`."""
+    """Reads the figures of this moment; this blocks, and is done in storage threads and the thread of `/metrics`."""
 
     def __init__(self, banks: Banks, settings: Settings, metrics: Metrics) -> None:
         self._banks = banks
@@ -98,7 +99,7 @@ def _index_message(stats: IndexStats) -> pb.IndexStats:
 
 
 def _bytes_below(folder: Path) -> int:
-    """Of the files in a folder's folders, as far as they are still there."""
+    """Return the bytes of the files in the folders of a folder, as far as they are still there."""
     total = 0
     for path in folder.glob("*/*"):
         with suppress(FileNotFoundError):
@@ -107,7 +108,7 @@ def _bytes_below(folder: Path) -> int:
 
 
 def _resident_bytes() -> int:
-    """Of this process; 0 where the system does not say."""
+    """Return the bytes of memory that this process has; 0 where the system does not say."""
     try:
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
     except OSError:

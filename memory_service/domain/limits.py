@@ -28,6 +28,12 @@ class Limits:
     # Between two looks at the free pages of the database, and the free pages that are always left to it.
     vacuum_s: float = 10.0
     kept_pages: int = 4096
+    # Between two looks at the storage, whose health is told.
+    probe_s: float = 5.0
+    # That a connection to /metrics, /healthz or /readyz may take, from its first byte to its last.
+    http_patience_s: float = 10.0
+    # That a caller may be behind the least rate of bytes while others wait for room in memory.
+    stalled_s: float = 20.0
 
 
 STANDARD = Limits()

@@ -9,8 +9,8 @@ import grpc
 import pytest
 
 from kvbank.v1 import service_pb2 as pb
-from memory_service.api.calls import budget
 from memory_service.api.calls.budget import SMALL, Budget
+from memory_service.domain.limits import Limits
 from tests.support.caller import BIG, MIB
 
 
@@ -183,10 +183,9 @@ def test_headers_alone_keep_nobody_waiting(caller: Any) -> None:
 
 
 def test_who_sends_next_to_nothing_does_not_keep_others_waiting_and_is_told(
-    serving: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    serving: Callable[..., Any],
 ) -> None:
-    monkeypatch.setattr(budget, "STALLED_S", 0.5)
-    caller = serving(max_inflight_bytes=4 * MIB)
+    caller = serving(max_inflight_bytes=4 * MIB, limits=Limits(stalled_s=0.5))
     caller.create()
     slow = [Trickle(caller) for _ in range(5)]
     assert slow[0].sent.wait(30)
@@ -200,10 +199,9 @@ def test_who_sends_next_to_nothing_does_not_keep_others_waiting_and_is_told(
 
 
 def test_an_answer_that_nobody_takes_keeps_nobody_waiting_and_its_caller_is_told(
-    serving: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    serving: Callable[..., Any],
 ) -> None:
-    monkeypatch.setattr(budget, "STALLED_S", 0.5)
-    caller = serving(max_inflight_bytes=4 * MIB)
+    caller = serving(max_inflight_bytes=4 * MIB, limits=Limits(stalled_s=0.5))
     caller.create()
     ids = [caller.write_at_once(*caller.chunk(**BIG)) for _ in range(2)]
     request = pb.FetchChunksRequest(bank="b", reader_digest="reader-a", chunk_ids=ids)

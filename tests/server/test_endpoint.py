@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from memory_service.api import endpoint, health
+from memory_service.api import endpoint
+from memory_service.domain.limits import Limits
 from memory_service.observe.troubles import Troubles
 from memory_service.storage.background import Janitor
 from tests.support.waiting import wait_until
@@ -20,9 +21,15 @@ Status = health_pb2.HealthCheckResponse
 
 
 @pytest.fixture
-def caller(serving: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.setattr(health, "PROBE_S", 0.02)
-    caller = serving(metrics_listen="127.0.0.1:0", grace=60)
+def patience() -> float:
+    """Seconds that a connection may take."""
+    return 10.0
+
+
+@pytest.fixture
+def caller(serving: Callable[..., Any], patience: float) -> Any:
+    limits = Limits(probe_s=0.02, http_patience_s=patience)
+    caller = serving(metrics_listen="127.0.0.1:0", grace=60, limits=limits)
     caller.create()
     return caller
 
@@ -74,10 +81,10 @@ def test_what_is_no_request_is_told_so(serving: Any, caller: Any, sent: bytes) -
         assert connection.recv(1000).split()[1] in (b"400", b"404")
 
 
+@pytest.mark.parametrize("patience", [0.5])
 def test_callers_who_say_nothing_cost_no_thread_and_are_left(
-    serving: Any, caller: Any, ask: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    serving: Any, caller: Any, ask: Callable[..., Any]
 ) -> None:
-    monkeypatch.setattr(endpoint, "PATIENCE_S", 0.5)
     host, _, port = serving.server.metrics_address.rpartition(":")
     threads = threading.active_count()
     silent = [socket.create_connection((host, int(port)), timeout=60) for _ in range(2 * endpoint.MOST_CONNECTIONS)]

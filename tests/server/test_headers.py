@@ -13,7 +13,7 @@ import pytest
 
 import kvbank
 from kvbank.v1 import service_pb2 as pb
-from memory_service.api.messages import convert
+from memory_service.domain.limits import Pauses
 from tests.proof.deaf import Deaf
 from tests.support.service_process import Service, ServiceHost
 from tests.support.waiting import wait_until
@@ -196,18 +196,17 @@ ASKING: dict[str, Callable[[Any], object]] = {
 
 
 @pytest.mark.parametrize("method", ASKING)
-def test_others_are_answered_while_an_answer_is_made(caller: Any, monkeypatch: pytest.MonkeyPatch, method: str) -> None:
+def test_others_are_answered_while_an_answer_is_made(serving: Callable[..., Any], method: str) -> None:
     """However long that takes."""
-    assert caller.add() == 1
     begun, go_on = threading.Event(), threading.Event()
-    make = convert.chunk_message
 
-    def slow(chunk: Any) -> Any:
+    def wait() -> None:
         begun.set()
         assert go_on.wait(30)
-        return make(chunk)
 
-    monkeypatch.setattr(convert, "chunk_message", slow)
+    caller = serving(pauses=Pauses(at={"answer": wait}))
+    caller.create()
+    assert caller.add() == 1
     with ThreadPoolExecutor(1) as threads:
         asked = threads.submit(ASKING[method], caller)
         try:

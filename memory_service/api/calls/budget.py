@@ -11,8 +11,8 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
-# Seconds that a caller may be behind LEAST_RATE while others wait.
-STALLED_S = 20.0
+from memory_service.domain.limits import STANDARD
+
 # Bytes per second that a caller must send or take while others wait.
 LEAST_RATE = 256 * 1024
 # Shares up to this size have an eighth of the budget to themselves, so that they do not wait for larger ones.
@@ -58,9 +58,9 @@ class Budget:
     that grow do not wait for each other.
     """
 
-    def __init__(self, limit: int, stalled: float | None = None) -> None:
-        """Bound the shares to `limit` bytes together. stalled: seconds, in the place of STALLED_S."""
-        stalled = STALLED_S if stalled is None else stalled
+    def __init__(self, limit: int, stalled: float = STANDARD.stalled_s) -> None:
+        """Bound the shares to `limit` bytes together. stalled: the seconds that a caller may be behind LEAST_RATE while
+        others wait."""
         self._small = _Lane(limit // 8, stalled)
         self._large = _Lane(limit - limit // 8, stalled)
 
@@ -75,7 +75,7 @@ class Budget:
         whole: the bytes that the share may grow to, where these are more.
         owner: the connection of the caller, whose shares hold at most half of the bound, but for the one that may go
             beyond it, and come after those of connections that hold less; "" where it is not known.
-        end: what is called, once, when the caller is behind LEAST_RATE by STALLED_S while others wait for room.
+        end: what is called, once, when the caller is behind LEAST_RATE by `stalled` while others wait for room.
         """
         lane = self._small if max(size, whole) <= SMALL else self._large
         share = Share(lane, end, owner)

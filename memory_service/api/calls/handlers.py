@@ -23,6 +23,7 @@ from memory_service.api.calls.turns import ORDINARY_BYTES, AnswerTurns
 from memory_service.api.messages.parsing import LARGEST_REQUEST, SHORT, Received, receiver
 from memory_service.api.messages.status import serialized, to_service_error, without_frames
 from memory_service.domain.errors import ServiceError
+from memory_service.domain.limits import Pauses
 from memory_service.observe import request as requests
 
 T = TypeVar("T")
@@ -54,12 +55,14 @@ class HeldRequests:
 
 @dataclass(frozen=True, slots=True)
 class Handling:
-    """What the calls of a service share: threads, turns, the requests in memory, and the most bytes of a message."""
+    """What the calls of a service share: threads, turns, the requests in memory, the most bytes of a message,
+    and the points that a test waits at."""
 
     threads: StorageThreads
     turns: AnswerTurns
     held: HeldRequests
     most_bytes: int
+    pauses: Pauses
 
 
 class HandledService:
@@ -99,6 +102,7 @@ def wide(method: Callable[[Any, Any], Message]) -> Callable[..., AsyncIterator[b
     """
 
     def answer(self: HandledService, received: Received) -> bytes:
+        self.handling.pauses.reach("answer")
         return serialized(method(self, message(received)), self.handling.most_bytes)
 
     @wraps(method)

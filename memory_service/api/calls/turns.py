@@ -17,6 +17,7 @@ from memory_service.api.calls import running
 from memory_service.api.calls.budget import Budget, Share
 from memory_service.api.calls.storage_threads import StorageThreads
 from memory_service.domain.answer_size import HeaderTooLarge
+from memory_service.domain.limits import Pauses
 
 T = TypeVar("T")
 # Loads a header that may have so many bytes. Errors: HeaderTooLarge, before it is loaded.
@@ -38,9 +39,10 @@ class _Begun(Generic[T]):
     most: int = 0
 
 
-def _begin(find: Callable[[], Load[T]], ordinary: int) -> _Begun[T]:
+def _begin(find: Callable[[], Load[T]], ordinary: int, pauses: Pauses) -> _Begun[T]:
     """Find what an answer is made of, and load it where its header has at most `ordinary` bytes. This blocks."""
     load = find()
+    pauses.reach("answer")
     try:
         return _Begun(load, load(ordinary))
     except HeaderTooLarge as refusal:
@@ -50,12 +52,14 @@ def _begin(find: Callable[[], Load[T]], ordinary: int) -> _Begun[T]:
 class AnswerTurns:
     """Gives answers their turns. It is made and used in the event loop, but for `made_here`."""
 
-    def __init__(self, threads: StorageThreads, budget: Budget, most_bytes: int) -> None:
-        """Let headers hold the bytes of `budget` together. most_bytes: of one message."""
+    def __init__(self, threads: StorageThreads, budget: Budget, most_bytes: int, pauses: Pauses) -> None:
+        """Let headers hold the bytes of `budget` together. most_bytes: of one message. pauses: those that a test waits
+        at."""
         self._loop = asyncio.get_running_loop()
         self._threads = threads
         self._budget = budget
         self._most_bytes = most_bytes
+        self._pauses = pauses
         self._loading = asyncio.Lock()
 
     @asynccontextmanager
@@ -66,7 +70,7 @@ class AnswerTurns:
         and returns what loads it. Errors: those of both; HeaderTooLarge for a header that fits in no message.
         """
         async with self._threads.turn(kind) as turn:
-            begun = await turn.run(_begin, find, ORDINARY_BYTES)
+            begun = await turn.run(_begin, find, ORDINARY_BYTES, self._pauses)
         if begun.made is not None:
             yield begun.made
             return
@@ -82,7 +86,7 @@ class AnswerTurns:
     def made_here(self, find: Callable[[], Load[T]]) -> Iterator[T]:
         """Make an answer as `made` does, in a thread of the caller, which is blocked. A header of up to LARGE_BYTES is
         ordinary here."""
-        begun = _begin(find, LARGE_BYTES)
+        begun = _begin(find, LARGE_BYTES, self._pauses)
         if begun.made is not None:
             yield begun.made
             return
