@@ -1,0 +1,84 @@
+"""Folders that a release has written are opened, and answer as the release did, to the bit. `make.py` made them."""
+
+import json
+import os
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import kvbank
+from memory_service.api.embedded import LocalServer
+from memory_service.care.check import check
+from model_worker.model import MemoryModel
+from model_worker.session.log import SessionLog
+from model_worker.session.session import Session
+from tests.compat import answers
+
+RELEASES = sorted(path.parent for path in Path(__file__).parent.glob("*/release.tar.gz"))
+
+
+@pytest.fixture(params=RELEASES, ids=lambda path: path.name)
+def release(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """The folders that a release has left; the schema of the data folder is upgraded, as `--migrate` does."""
+    with tarfile.open(request.param / "release.tar.gz") as archive:
+        archive.extractall(tmp_path, filter="data")
+    LocalServer(tmp_path / "data", migrate=True).stop()
+    return tmp_path
+
+
+@pytest.fixture
+def expected(request: pytest.FixtureRequest, release: Path) -> dict[str, Any]:
+    folder = Path(__file__).parent / request.node.callspec.id
+    return json.loads((folder / "expected.json").read_text())
+
+
+def test_a_store_answers_as_the_release_did(release: Path, expected: dict[str, Any]) -> None:
+    with kvbank.connect(release / "data") as client:
+        assert json.loads(json.dumps(answers.of_store(client))) == expected["store"]
+    assert check(release / "data").problems == []
+
+
+def test_a_store_goes_on(release: Path, expected: dict[str, Any]) -> None:
+    """Keys are remembered, ids are new, and what was to go next goes."""
+    kept = expected["store"]["chunks"]["kv"]
+    with kvbank.connect(release / "data") as client:
+        old = client.fetch("kv", [kept[0]["chunk_id"]], reader_digest=answers.READER)[0]
+        new = kvbank.NewChunk(answers.vector(1), old.tensors, start=7, original_length=old.original_length)
+        written = [client.write("kv", new, **answers.DIGESTS) for _ in range(2)]
+        assert [each.replayed for each in written] == [False, True]
+        assert written[0].chunk_id > max(chunk["chunk_id"] for chunk in kept)
+        evicted, ids = [], [written[0].chunk_id]
+        while not evicted:
+            more = kvbank.NewChunk(answers.vector(len(ids)), old.tensors, original_length=old.original_length)
+            result = client.write("kv", more, **answers.DIGESTS)
+            evicted += result.evicted
+            ids.append(result.chunk_id)
+        assert not {chunk["chunk_id"] for chunk in kept if chunk["pinned"]} & set(evicted)
+        assert set(ids) <= {chunk.chunk_id for chunk in client.list_chunks("kv")}
+
+
+def test_a_session_goes_on_with_the_words_that_the_release_would_have_said(
+    release: Path, expected: dict[str, Any]
+) -> None:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with (
+            kvbank.connect(release / "data") as client,
+            MemoryModel.from_pretrained(str(release / "model"), memory=client, bank=(), chunk=8, window=24) as model,
+            Session.open(model, SessionLog.open(release / "sessions", "old"), name="tiny", target="here") as session,
+        ):
+            assert [said(turn) for turn in session.log.turns] == expected["turns"]
+            window = (release / "sessions" / "old" / "window.safetensors").stat()
+            turn = session.say(expected["next"]["text"], max_new_tokens=6)
+            assert said(turn) == expected["next"]
+            assert os.stat(release / "sessions" / "old" / "window.safetensors") != window
+    finally:
+        torch.set_num_threads(threads)
+
+
+def said(turn: Any) -> dict[str, Any]:
+    return {"text": turn.text, "answer": turn.answer, "ids": turn.ids}
