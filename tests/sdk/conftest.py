@@ -57,7 +57,7 @@ def digests() -> dict[str, str]:
 
 @pytest.fixture
 def make_bank(client: kvbank.Client, embedding: kvbank.EmbeddingSpec) -> Callable[..., str]:
-    """A new bank; the tests' K-V spec in `dtype`, or vectors only with dtype=None."""
+    """Make a new bank: of the tests' K-V spec in `dtype`, or of vectors only with dtype=None."""
 
     def make(dtype: str | None = "bf16", **options: object) -> str:
         name = f"bank-{uuid.uuid4().hex}"
@@ -92,7 +92,7 @@ def unit_fixture() -> Callable[[int], np.ndarray]:
 
 @pytest.fixture
 def assert_equal() -> Callable[[kvbank.Chunk, kvbank.NewChunk], None]:
-    """What came out is what went in, to the bit."""
+    """Check that what came out is what went in, to the bit."""
 
     def check(found: kvbank.Chunk, new: kvbank.NewChunk) -> None:
         assert found.tensors is not None
@@ -108,7 +108,7 @@ def assert_equal() -> Callable[[kvbank.Chunk, kvbank.NewChunk], None]:
 
 @pytest.fixture
 def unused_port() -> Iterator[int]:
-    """Bound and not listening, so that connections are refused and nobody else takes it."""
+    """Give a port that is bound and does not listen, so that connections are refused and no other process takes it."""
     with socket.socket() as held:
         held.bind(("127.0.0.1", 0))
         yield held.getsockname()[1]

@@ -1,4 +1,4 @@
-"""Values that nobody means, and some that somebody may, for every argument of the SDK."""
+"""Odd values for every argument of the SDK are made here: most of them are mistakes, some are meant."""
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -30,14 +30,14 @@ class Later:
 
 
 def released() -> memoryview:
-    """A view without bytes."""
+    """Return a view whose bytes were released."""
     view = memoryview(b"abcd")
     view.release()
     return view
 
 
 def nested() -> torch.Tensor:
-    """A tensor without a shape."""
+    """Return a tensor of torch that has no shape."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a prototype, says torch
         return torch.nested.nested_tensor([torch.ones(2), torch.ones(3)])

@@ -37,7 +37,7 @@ class Relay:
         self.requests: list[bytes] = []
 
     def change(self, method: str, change: Change) -> None:
-        """From here on, of this method alone."""
+        """Change the answers of this method, and of no other, from here on."""
         self._changes = {method: change}
 
     def close(self) -> None:
@@ -101,7 +101,7 @@ _VALUES: dict[int, tuple[Any, ...]] = {
 
 
 def changes(method: Any) -> Iterator[tuple[str, Change]]:
-    """Every way to change the answers of a method, each with its name."""
+    """Yield every way to change the answers of a method, each with its name."""
     kind = method.output_type
     for path in _paths(kind, (), _DEEPEST):
         field = path[-1]
@@ -142,7 +142,8 @@ def _is_map(field: Field) -> bool:
 
 
 def _on_first(kind: Descriptor, path: tuple[Field, ...], change: Callable[[Message, Field], None]) -> Change:
-    """On the field at `path`, of the first of each repeated message on the way, in every frame that has it."""
+    """Make a change of the field at `path`, of the first of each repeated message on the way, in every frame that has
+    it."""
 
     def changed(frames: list[bytes]) -> Iterator[bytes]:
         for frame in frames:

@@ -1,4 +1,4 @@
-"""The command line: output for people and machines, exit codes, missing extras."""
+"""The command line is run: output for people and machines, exit codes, missing extras."""
 
 import io
 import json
@@ -214,7 +214,7 @@ def test_a_name_is_no_markup(run: Run, address: str, client: kvbank.Client) -> N
 
 
 def test_every_command_and_option_says_what_it_does() -> None:
-    """And docs/ name every command of the SDK and the server."""
+    """Help says it, and docs/ name every command of the SDK and the server."""
     server = [entry_point for entry_point in entry_points(group="kvbank.commands") if entry_point.name == "server"]
     documents = "".join(path.read_text() for path in (Path(__file__).parents[2] / "docs").glob("*.md"))
     for words, found in commands(server):
@@ -254,7 +254,7 @@ def test_ctrl_c(silent: socket.socket) -> None:
 
 
 def test_a_missing_extra_is_one_line(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The part is there, and what it needs is not: found out when the command runs."""
+    """Find out that a part is there without what it needs, when a command runs."""
     for name in ("sqlalchemy", "memory_service.api.embedded"):
         monkeypatch.setitem(sys.modules, name, None)
     ended = run("ping", str(tmp_path / "folder"))

@@ -88,7 +88,7 @@ main()
 
 @pytest.mark.parametrize("end", [b"q", b"\x03"])
 def test_top_is_live_until_it_is_told_to_end(address: str, end: bytes) -> None:
-    """On a terminal; Ctrl-C as the terminal sends it."""
+    """Run it on a terminal, and send Ctrl-C as the terminal does."""
     ours, its = pty.openpty()
     command = [sys.executable, "-c", _ON_THIS_TERMINAL, "top", "-m", address, "-i", "0.1"]
     environment = {**os.environ, "TERM": "xterm", "NO_COLOR": "1", "COLUMNS": "120", "LINES": "40"}
@@ -108,7 +108,7 @@ def test_top_is_live_until_it_is_told_to_end(address: str, end: bytes) -> None:
 
 
 def _read_until(terminal: int, wanted: bytes | None) -> bytes:
-    """What it printed, up to `wanted`, or to its end."""
+    """Return what the process printed, up to `wanted`, or to its end."""
     seen, end = b"", time.monotonic() + 60
     while wanted is None or wanted not in seen:
         assert time.monotonic() < end, seen[-2000:]

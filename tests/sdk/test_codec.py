@@ -21,7 +21,7 @@ SEED = 77
 
 
 def stored(chunk_id: int, tensors: dict[str, np.ndarray]) -> tuple[chunk_pb2.Chunk, bytes]:
-    """A chunk as the service announces it, and the bytes that it sends."""
+    """Return a chunk as the service announces it, and the bytes that it sends."""
     message = chunk_pb2.Chunk(chunk_id=chunk_id)
     message.payload.seed = SEED
     sent = b""
@@ -149,7 +149,7 @@ def test_every_word_has_its_number_and_every_number_its_word(enum: Any) -> None:
 
 
 def test_every_enum_that_a_message_of_a_caller_has_is_in_the_table() -> None:
-    """Reasons are told by a server, and stated by nobody."""
+    """Leave out the reasons of evictions, which a server states alone."""
     files = (bank_pb2, chunk_pb2, service_pb2)
     declared = {descriptor for file in files for descriptor in file.DESCRIPTOR.enum_types_by_name.values()}
     assert {enum.DESCRIPTOR for enum in enums.WORDS} == declared - {service_pb2.EvictionReason.DESCRIPTOR}

@@ -128,7 +128,7 @@ def test_a_closed_client_says_so(address: str) -> None:
 
 
 def test_a_close_at_the_moment_a_call_starts(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Between the check and the call, as another thread may; gRPC's own word for it is ValueError."""
+    """Close between the check and the call, as another thread may; gRPC's own word for it is ValueError."""
     chunk = kvbank.NewChunk([1.0])
     calls: list[Callable[[kvbank.Client], object]] = [
         lambda client: client.server_info(),
@@ -172,7 +172,7 @@ def test_a_closed_async_client_says_so(address: str) -> None:
 
 
 def test_an_async_client_belongs_to_one_event_loop(tmp_path: Path) -> None:
-    """In another one every call says so; `close` works there, and gives the folder back."""
+    """Refuse every call in another loop; `close` works there, and gives the folder back."""
     client = kvbank.connect_async(tmp_path / "memory")
     asyncio.run(client.server_info())
     chunk = kvbank.NewChunk([1.0])
@@ -225,7 +225,7 @@ def test_nobody_listens(unused_port: int) -> None:
 
 
 def test_a_deadline_can_be_set_for_a_call(silent: socket.socket) -> None:
-    """A listener that never answers: without the deadline the call would wait for the client's 30 s."""
+    """Ask a listener that never answers: without the deadline the call would wait for the client's 30 s."""
     with kvbank.connect(f"127.0.0.1:{silent.getsockname()[1]}") as client, pytest.raises(kvbank.DeadlineExceeded):
         client.server_info(timeout=0.2)
 

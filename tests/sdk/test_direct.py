@@ -1,4 +1,4 @@
-"""Direct calls: who may make them, what goes wrong on the socket, and gRPC where they cannot be had."""
+"""Direct calls are tried: who may make them, what goes wrong on the socket, and gRPC where they cannot be had."""
 
 import asyncio
 import os
@@ -28,7 +28,7 @@ Make = Callable[..., kvbank.NewChunk]
 
 
 def dialled(host: Host) -> socket.socket:
-    """A connection of a stranger to the socket."""
+    """Return a connection of a stranger to the socket."""
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     connection.settimeout(20)
     connection.connect(str(host.data / "direct.sock"))

@@ -242,7 +242,7 @@ def test_numbers_that_the_wire_cannot_carry_are_refused_by_name(
 def test_no_hits_are_never_asked_for(
     client: kvbank.Client, make_bank: MakeBank, digests: dict[str, str], unit: Unit
 ) -> None:
-    """On the wire 0 means that nothing is said."""
+    """Refuse 0, which means on the wire that nothing is said."""
     with pytest.raises(kvbank.InvalidArgument, match=r"^top_k: must be at least 1$"):
         client.retrieve(make_bank(), unit(0), top_k=0, **digests)
 

@@ -66,7 +66,7 @@ def test_asynchronous_iterables_are_taken(
 def test_a_cancelled_write_waits_for_its_thread_and_not_the_event_loop(
     host: Host, make_chunk: Make, digests: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its payload is being staged on a disk that does not answer."""
+    """Stage its payload on a disk that does not answer."""
     staging, go_on, stage = threading.Event(), threading.Event(), SameHost.stage
 
     def slow(*arguments: Any) -> Any:
@@ -136,7 +136,7 @@ def test_the_loop_goes_on_while_a_payload_is_prepared(
 def test_large_tensors_are_summed_outside_of_the_loop(
     address: str, make_bank: MakeBank, make_chunk: Make, digests: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Those that are written, and those that are received and verified."""
+    """Look at the tensors that are written, and at those that are received and verified."""
     bank, digest = make_bank("fp32"), xxhash.xxh3_64_intdigest
     big = make_chunk(0, "fp32", tokens=65_536, token_ids=())
     summed: list[tuple[int, int]] = []
@@ -269,7 +269,7 @@ def test_an_iterator_whose_chunk_is_refused_is_asked_no_more_and_left_to_its_own
 def test_closing_does_not_wait_in_the_loop_for_a_write(
     host: Host, make_chunk: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its payload is being staged on a disk that does not answer."""
+    """Stage its payload on a disk that does not answer."""
     staging, go_on, stage = threading.Event(), threading.Event(), SameHost.stage
 
     def slow(*arguments: Any) -> Any:

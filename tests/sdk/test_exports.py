@@ -52,7 +52,7 @@ def test_both_clients_have_the_same_methods() -> None:
 
 
 def test_an_option_that_there_is_not_is_a_type_error() -> None:
-    """As of any function; nothing is sent."""
+    """Refuse it as any function does, before anything is sent."""
     spec: typing.Any = {"kv": None, "embedding": kvbank.EmbeddingSpec("e", 4), "capacaty": None}
     with kvbank.connect("127.0.0.1:1") as client:
         with pytest.raises(TypeError, match=r"create_bank\(\) got an unexpected keyword argument 'capacaty'"):
@@ -76,7 +76,7 @@ def _methods(client: type) -> dict[str, typing.Any]:
 
 
 def test_import_needs_nothing_heavy_and_costs_little() -> None:
-    """The floor, gRPC and numpy, is measured in the same process; absolute times say nothing on a busy machine."""
+    """Measure the floor, gRPC and numpy, in the same process; absolute times say nothing on a busy machine."""
     script = f"""
 import json, sys, time
 start = time.perf_counter()

@@ -26,7 +26,7 @@ def chunk() -> kvbank.NewChunk:
 
 
 def test_a_process_that_goes_to_another_folder_keeps_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where there is one of the same name, too."""
+    """Go where there is a folder of the same name, too."""
     for place in ("here", "there"):
         (tmp_path / place).mkdir()
         monkeypatch.chdir(tmp_path / place)
@@ -63,7 +63,7 @@ def test_a_socket_of_a_relative_path_is_found_from_another_folder(
 
 @pytest.mark.parametrize("name", [b"m\xe9moire", b"50%25", b"a b", "\u8a18\u61b6".encode()])
 def test_names_are_bytes(tmp_path: Path, name: bytes) -> None:
-    """Of the folder, and of the one in which its socket lies; the same-host path takes them too."""
+    """Name the folder, and the one in which its socket lies; the same-host path takes such names too."""
     data = tmp_path / os.fsdecode(name)
     data.mkdir(0o700)  # open to others, it would be named in the log, which pytest-xdist cannot send
     for same_host in (False, True):
@@ -82,7 +82,7 @@ def test_names_are_bytes(tmp_path: Path, name: bytes) -> None:
 
 
 def test_a_chunk_that_was_staged_is_given_back_too(tmp_path: Path) -> None:
-    """The copy of its record is in the file that the client made."""
+    """Look for the copy of its record in the file that the client made."""
     from memory_service.care.repair import repair
 
     embedding = kvbank.EmbeddingSpec("e", dimension=1536)

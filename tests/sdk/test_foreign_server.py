@@ -22,7 +22,7 @@ Says = Callable[[pb.SameHost, bytes], None]
 
 @pytest.fixture(scope="module")
 def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
-    """One for all tests, without direct calls, which would pass a relay by."""
+    """Give one server for all tests, without direct calls, which would pass a relay by."""
     kv, embedding = kvbank.KVSpec(READER["reader_digest"], (1, 3), 2, 8), kvbank.EmbeddingSpec("cd" * 32, 16)
     digests = {**READER, "embedder_digest": "cd" * 32}
     host = Host(tmp_path_factory.mktemp("host") / "data", kv, embedding, digests)
@@ -38,7 +38,7 @@ def relay(host: Host) -> Iterator[Relay]:
 
 
 def says(relay: Relay, change: Says) -> None:
-    """What the server says of its folder, changed; `change` gets the challenge too."""
+    """Change what the server says of its folder; `change` gets the challenge too."""
 
     def changed(frames: list[bytes]) -> Iterable[bytes]:
         info = pb.GetServerInfoResponse.FromString(frames[0])
@@ -49,7 +49,7 @@ def says(relay: Relay, change: Says) -> None:
 
 
 def names(relay: Relay, *files: str) -> None:
-    """The files of a fetch, changed."""
+    """Change the files that the answer to a fetch names."""
 
     def changed(frames: list[bytes]) -> Iterable[bytes]:
         answer = pb.FetchFilesResponse.FromString(frames[0])
@@ -96,7 +96,7 @@ def test_without_a_proof_no_file_is_read_and_no_nonce_is_sent(
 
 
 def test_a_proof_is_for_one_challenge(host: Host, relay: Relay, make_chunk: Make) -> None:
-    """One that was overheard is of no use."""
+    """Show that a proof which was overheard is of no use."""
     (chunk_id,) = host.write(make_chunk(1))
     kept: list[bytes] = []
 
@@ -161,7 +161,7 @@ def test_a_folder_stays_the_one_that_was_proven(
     "name", ["secret", "metadata.db", "payloads/{uid}/00/secret", "payloads/{uid}/{id}", "{other}"]
 )
 def test_nothing_but_the_payload_of_a_chunk_is_opened(host: Host, relay: Relay, make_chunk: Make, name: str) -> None:
-    """Not even with the bytes of that payload in it."""
+    """Open no other file, even if the bytes of that payload are in it."""
     chunk_id, other = host.write(make_chunk(1), make_chunk(2))
     uid, payload = host.client.get_bank("b").uid, host.file(chunk_id)
     wrong = name.format(uid=uid, id=payload.name, other=host.file(other).relative_to(host.data))
@@ -175,7 +175,7 @@ def test_nothing_but_the_payload_of_a_chunk_is_opened(host: Host, relay: Relay, 
 
 
 def test_the_server_does_not_learn_which_file_was_another(host: Host, relay: Relay, make_chunk: Make) -> None:
-    """A chunk that is not asked for is one whose checksum was guessed."""
+    """Ask for every chunk again; the checksum of one that is not asked for would have been guessed."""
     ids = host.write(*(make_chunk(i) for i in range(3)))
     good = [str(host.file(chunk_id).relative_to(host.data)) for chunk_id in ids]
     names(relay, good[0], good[0], good[2])

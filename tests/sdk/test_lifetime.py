@@ -87,7 +87,7 @@ def test_expiry_of_a_chunk(
 
 @pytest.fixture
 def speakers(client: kvbank.Client, make_bank: MakeBank, make_chunk: Make, digests: dict[str, str]) -> str:
-    """Chunks of ann (0), bob (1, a draft), ann (2, pinned) and nobody (3), at starts 0, 10, 20, 30."""
+    """Write chunks of ann (0), bob (1, a draft), ann (2, pinned) and without a speaker (3), at starts 0, 10, 20, 30."""
     bank = make_bank()
     metadata: list[dict[str, str]] = [{"speaker": "ann"}, {"speaker": "bob", "draft": "1"}, {"speaker": "ann"}, {}]
     chunks = [make_chunk(i, metadata=said, start=10 * i, pinned=i == 2) for i, said in enumerate(metadata)]

@@ -156,7 +156,7 @@ def test_ranges_are_of_numbers(write: Callable[..., list[int]], found: Callable[
 
 
 def test_large_numbers_are_compared_exactly(write: Callable[..., list[int]], found: Callable[..., list[int]]) -> None:
-    """Where a float cannot tell them apart."""
+    """Compare numbers that a float cannot tell apart."""
     low, high, most, least = write(2**53, 2**53 + 1, 2**63 - 1, -(2**63))
     assert found(metadata={"a": 2**53 + 1}) == [high]
     assert found(metadata={"a": float(2**53)}) == [low]
@@ -196,7 +196,7 @@ def test_conditions_that_make_no_sense(make: Callable[[], object]) -> None:
 
 
 def test_a_client_of_an_earlier_version(address: str, client: kvbank.Client, bank: str, make_chunk: Make) -> None:
-    """It knows one map of strings: it is answered those, filters by them, and what it writes has these alone."""
+    """Answer it the strings, the one map that it knows; it filters by them, and what it writes has these alone."""
     client.write(bank, kvbank.NewChunk(np.ones(16), metadata={"year": 2024, "who": "ann"}), **VECTORS)
     with grpc.insecure_channel(address) as channel:
         stub = service_pb2_grpc.MemoryServiceStub(channel)  # type: ignore[no-untyped-call]
@@ -231,7 +231,7 @@ def test_messages_that_say_more_than_metadata_can(address: str, bank: str, strin
 
 
 def test_a_server_of_an_earlier_version_drops_nothing(relay: Relay, bank: str, embedding: kvbank.EmbeddingSpec) -> None:
-    """It does not say that it keeps other metadata than strings, and is sent no others."""
+    """Send no other metadata than strings to a server that does not say that it keeps others."""
 
     def older(frames: list[bytes]) -> list[bytes]:
         info = service_pb2.GetServerInfoResponse.FromString(frames[0])
@@ -263,7 +263,7 @@ def test_a_server_of_an_earlier_version_drops_nothing(relay: Relay, bank: str, e
 
 
 def test_a_condition_that_an_earlier_version_does_not_know_is_one_that_it_refuses() -> None:
-    """A field that it does not know it drops; a condition without a key it refuses."""
+    """Send a condition without a key, which it refuses; a field that it does not know it would drop."""
     filters = [kvbank.Filter(metadata={"a": wanted}) for wanted in (1, True, [1, "a"], Range(below=2))]
     for known in (search_messages.list_chunks("b", False, filter_).filter.metadata[0] for filter_ in filters):
         known.ClearField("typed")
@@ -273,7 +273,8 @@ def test_a_condition_that_an_earlier_version_does_not_know_is_one_that_it_refuse
 
 
 def test_rows_of_earlier_versions_stay_what_they_were(tmp_path: Path, run: Callable[..., Any]) -> None:
-    """The digest of a request with strings is the one that was written before, and a folder with all types is sound."""
+    """Check that the digest of a request with strings is the one that was written before, and that a folder with all
+    types is sound."""
     folder, key = tmp_path / "memory", bytes(range(16))
     options: dict[str, Any] = {"start": 3, "token_ids": [1, 2], "text": "text", "idempotency_key": key}
     with kvbank.connect(folder) as client:

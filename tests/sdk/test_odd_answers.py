@@ -59,7 +59,7 @@ _BAD_DETAILS = b"\x08\x05\x1a\x30\x0a\x28type.googleapis.com/google.rpc.ErrorInf
 
 @pytest.fixture(scope="module")
 def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
-    """One for all tests; over the socket of direct calls nobody answers."""
+    """Give one server for all tests, with nothing that answers on the socket of direct calls."""
     host = Host(tmp_path_factory.mktemp("host") / "data", KV, EMBEDDING, DIGESTS)
     host.client.update_bank("b", capacity=kvbank.Capacity(chunks=10**5), quota=kvbank.Quota(chunks=10**6))
     (host.data / "direct.sock").rename(host.data / "real.sock")
@@ -69,7 +69,7 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
 
 @pytest.fixture
 def stored(host: Host, make_chunk: Make) -> int:
-    """A chunk with all that an answer can have."""
+    """Write a chunk with all that an answer can have, and return its id."""
     options: dict[str, Any] = {"metadata": {"a": "b", "n": 1}, "producer": kvbank.Producer("none", measured_loss=0.5)}
     (chunk_id,) = host.write(make_chunk(1, expiry=kvbank.Expiry(timedelta(days=1)), text="some text", **options))
     host.retrieve(QUERY)
@@ -101,7 +101,7 @@ def tried(call: Callable[[], Any], what: str) -> None:
 
 
 def used(chunks: Any) -> None:
-    """Some pages of a list; a server may say that there are more for ever."""
+    """Return some pages of a list, of which a server may say that there are more for ever."""
     if isinstance(chunks, Iterator):
         for _ in zip(range(_PAGES_AT_MOST), chunks, strict=False):
             pass
@@ -142,7 +142,7 @@ def test_every_answer_of_every_coroutine(relay: Relay, stored: int, make_chunk: 
 
 @pytest.mark.parametrize("every", _EVERY)
 def test_a_server_that_says_odd_things_of_itself(relay: Relay, stored: int, make_chunk: Make, every: int) -> None:
-    """What it says of its limits and its folder decides how chunks are written and read."""
+    """Change what it says of its limits and its folder, which decides how chunks are written and read."""
     for name, change in some(SERVICE.methods_by_name["GetServerInfo"], every):
         relay.change("GetServerInfo", change)
         with kvbank.connect(relay.unix, timeout=5) as client:
@@ -228,7 +228,7 @@ def test_every_answer_over_the_plain_socket(host: Host, stored: int, name: str, 
 
 @contextmanager
 def answering(method: str, answer: Callable[[bytes, grpc.ServicerContext], bytes]) -> Iterator[str]:
-    """The address of a server that has one method."""
+    """Give the address of a server that has one method."""
     server = grpc.server(ThreadPoolExecutor(1))
     handlers = {method: grpc.unary_unary_rpc_method_handler(answer)}
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE.full_name, handlers),))
@@ -242,7 +242,7 @@ def answering(method: str, answer: Callable[[bytes, grpc.ServicerContext], bytes
 
 @pytest.mark.parametrize("details", [b"\xff\xff", _BAD_DETAILS, b"\x08\x63", b""])
 def test_an_error_whose_details_are_none(details: bytes) -> None:
-    """As a proxy may send it."""
+    """Send an error as a proxy may send it."""
 
     def refuse(request: bytes, context: grpc.ServicerContext) -> bytes:
         context.set_trailing_metadata([("grpc-status-details-bin", details)])

@@ -48,7 +48,7 @@ _EVERY = [pytest.param(1, marks=pytest.mark.slow, id="all"), pytest.param(19, id
 
 
 def tried(call: Callable[[], Any], what: str) -> None:
-    """The call works or says what is wrong."""
+    """Check that a call works or says what is wrong."""
     try:
         call()
     except _MEANT:
@@ -67,7 +67,7 @@ def cases(names: list[str], every: int, first: int) -> Iterator[tuple[str, str]]
 
 
 def names_of(call: Callable[..., Any]) -> list[str]:
-    """Names of all arguments, those of a TypedDict of options too."""
+    """Return the names of all arguments, those of a TypedDict of options too."""
     found = [each for each in inspect.signature(call).parameters.values() if each.name != "self"]
     options = [typing.get_args(each.annotation)[0] for each in found if each.kind is each.VAR_KEYWORD]
     plain = [each.name for each in found if each.kind is not each.VAR_KEYWORD]
@@ -75,7 +75,7 @@ def names_of(call: Callable[..., Any]) -> list[str]:
 
 
 def needed(call: Callable[..., Any], good: Good) -> dict[str, Any]:
-    """A good value for every parameter that has no default."""
+    """Return a good value for every parameter that has no default."""
     found = inspect.signature(call).parameters.values()
     missing = [each for each in found if each.default is each.empty and each.kind is not each.VAR_KEYWORD]
     return {each.name: good[each.name] for each in missing if each.name != "self"}
@@ -83,7 +83,7 @@ def needed(call: Callable[..., Any], good: Good) -> dict[str, Any]:
 
 @pytest.fixture
 def good(make_bank: Callable[..., str], make_chunk: Make, client: kvbank.Client, digests: dict[str, str]) -> Good:
-    """A value for every parameter of every method that must be given; a bank with a chunk of its own."""
+    """Return a value for every parameter of every method that must be given, with a bank that has a chunk."""
     bank = make_bank()
     chunk_id = client.write(bank, make_chunk(1), **digests).chunk_id
     return {
@@ -191,7 +191,7 @@ def test_layers_may_be_any_list_of_whole_numbers(
 
 
 def enumerated(text: str) -> Any:
-    """A string that prints as something else."""
+    """Return a string that prints as something else."""
     return Enum("Kind", {"ONE": text}, type=str)["ONE"]
 
 
@@ -216,7 +216,7 @@ def test_a_folder_is_its_characters(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize("times", [np.array([1], "m8[s]"), np.array([1], "M8[ns]"), [np.timedelta64(1, "ns")]])
 def test_times_are_no_numbers(client: kvbank.Client, good: Good, times: Any) -> None:
-    """numpy makes whole numbers of them where nobody asks for their unit."""
+    """Refuse times, of which numpy makes whole numbers without their unit."""
     with pytest.raises(kvbank.InvalidArgument, match=r"^chunk_ids: expected") as caught:
         client.delete_chunks(good["bank"], times)
     assert "64" in str(caught.value)
@@ -243,7 +243,7 @@ def test_what_is_masked_is_no_number(client: kvbank.Client, good: Good, digests:
 
 @pytest.mark.parametrize("address", ["", "a\0b:1", "unix:a\0b", "\ud800:1", b"a:1", None])
 def test_what_is_no_address_is_refused_by_a_client_itself(address: Any) -> None:
-    """One with a NUL would be that before it."""
+    """Refuse an address with a NUL, which would be taken for the part before it."""
     for kind in (kvbank.Client, kvbank.AsyncClient):
         with pytest.raises(kvbank.InvalidArgument, match=r"^address: expected"):
             kind(address)

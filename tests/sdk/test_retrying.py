@@ -89,7 +89,7 @@ def test_every_call_rides_through_a_restart(
     digests: dict[str, str],
     unit: Callable[[int], np.ndarray],
 ) -> None:
-    """All are under way while nobody listens; the server starts when each has failed at least once."""
+    """Have all calls under way while no server listens; one starts when each call has failed at least once."""
     reader = digests["reader_digest"]
     bank = "rides"
     with kvbank.connect(killable.address, timeout=60) as client:

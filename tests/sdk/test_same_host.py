@@ -148,7 +148,7 @@ def test_a_wrong_nonce_is_refused_and_a_new_server_is_noticed(
 
 
 def test_a_new_server_is_noticed_by_who_only_writes(host: Host, make_chunk: Make) -> None:
-    """One chunk goes over the stream, because its file is not taken; the next ones are staged again."""
+    """Write one chunk over the stream, because its file is not taken; the next ones are staged again."""
 
     async def write() -> None:
         async with kvbank.connect_async(host.address) as client:
@@ -230,7 +230,7 @@ def truncated(path: Path) -> None:
 
 
 def linked(path: Path) -> None:
-    """To a copy of the same bytes."""
+    """Replace a file by a link to a copy of the same bytes."""
     path.rename(path.with_suffix(".copy"))
     path.symlink_to(path.with_suffix(".copy"))
 
@@ -249,7 +249,7 @@ def test_a_damaged_file_is_data_loss_and_quarantined(
 
 
 def test_a_row_that_cannot_be_read_hides_nothing_that_is_written_later(host: Host, make_chunk: Make) -> None:
-    """The error must not hold a statement open, through which later reads would see the past."""
+    """Raise an error that must not hold a statement open, through which later reads would see the past."""
     (good,) = host.write(make_chunk(1))
     for number in range(2, 22, 2):
         (bad,) = host.write(make_chunk(number))
@@ -292,7 +292,7 @@ def test_links_on_the_way_are_not_followed(tmp_path: Path) -> None:
 def test_a_file_that_is_gone_comes_over_the_stream(
     host: Host, make_chunk: Make, unit: Callable[[int], np.ndarray], assert_equal: Callable[..., None]
 ) -> None:
-    """Between answer and reading it may be moved; the server has it still."""
+    """Move the file away between the answer and the reading; the server has it back then."""
     (chunk_id,) = host.write(make_chunk(1))
     host.fetch(chunk_id)
     sharing = host.client._sharing
@@ -322,7 +322,7 @@ def test_a_file_that_is_gone_comes_over_the_stream(
 def test_what_is_read_anew_is_of_the_same_store(
     host: Host, make_chunk: Make, unit: Callable[[int], np.ndarray], assert_equal: Callable[..., None]
 ) -> None:
-    """A backup was put in place in between, or another folder: there the id is another chunk's."""
+    """Serve another folder between the answer and the reading, in which the id is another chunk's."""
     (chunk_id,) = host.write(make_chunk(1))
     bank, first = host.client.get_bank("b"), host.data
 
@@ -377,7 +377,7 @@ def test_a_chunk_that_went_is_replaced_by_the_next_best_and_counted_once(
 
 
 def staged_header(host: Host, make_chunk: Make, **change: Any) -> pb.WriteChunksRequest:
-    """A header whose file is staged well, and then changed."""
+    """Return a header whose file is staged well, and which is then changed."""
     from kvbank._calls import chunk_messages
 
     header, buffers = chunk_messages.header("b", make_chunk(7), **host.digests)
@@ -501,7 +501,7 @@ def test_what_was_staged_and_not_taken_is_swept_at_the_start(host: Host, make_ch
 
 
 def test_only_forgotten_files_are_swept_later(host: Host, make_chunk: Make) -> None:
-    """By how long they have been seen here: the wall clock, which their own times are of, may have been set."""
+    """Go by how long the server has seen files: the wall clock, which their own times are of, may have been set."""
     same_host = host._server._server._same_host  # type: ignore[union-attr]
     assert same_host is not None
     old = host.data / "staging" / staged_header(host, make_chunk).header.staged.name

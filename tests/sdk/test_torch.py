@@ -1,4 +1,4 @@
-"""Tensors of torch go in and come out, to the bit; whoever has none needs no torch."""
+"""Tensors of torch go in and come out, to the bit; a process without torch needs none."""
 
 import asyncio
 import subprocess
@@ -19,7 +19,7 @@ Tensors = dict[str, torch.Tensor]
 
 
 def tensors(dtype: str) -> Tensors:
-    """Of layers 1 and 3, [2, 4, 8]: with a gradient, and not contiguous."""
+    """Return tensors of layers 1 and 3, [2, 4, 8]: with a gradient, and not contiguous."""
     random = torch.Generator().manual_seed(1)
     made: Tensors = {}
     for layer in (1, 3):

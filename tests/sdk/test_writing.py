@@ -1,4 +1,4 @@
-"""Pipelined writes: bounds, exceptions of the caller, and a server killed in the middle."""
+"""Pipelined writes are tried: bounds, exceptions of the caller, and a server killed in the middle."""
 
 import asyncio
 import socket
@@ -127,7 +127,7 @@ def test_the_first_refused_chunk_raises_and_writing_again_repeats_none(
 def test_a_slow_caller_outlives_the_deadline(
     client: kvbank.Client, make_bank: MakeBank, make_chunk: Make, digests: dict[str, str]
 ) -> None:
-    """The deadline is for an acknowledgement: streams are renewed, and idle time between chunks harms nothing."""
+    """Write more slowly than the deadline, which is for an acknowledgement: idle time between chunks harms nothing."""
     stops = [client.server_info]  # a call takes time without being a sleep
 
     def chunks() -> Iterator[kvbank.NewChunk]:
@@ -167,7 +167,7 @@ def test_a_lost_service_fails_a_write_within_its_timeout(
 
 @pytest.fixture
 def slow_link(address: str) -> Iterator[str]:
-    """The address of a relay to the service that takes 64 KiB each 40 ms."""
+    """Give the address of a relay to the service that takes 64 KiB each 40 ms."""
     host, _, port = address.rpartition(":")
     ends: list[socket.socket] = []
 
@@ -204,7 +204,7 @@ def slow_link(address: str) -> Iterator[str]:
 def test_a_slow_link_that_moves_is_no_deadline(
     slow_link: str, make_bank: MakeBank, make_chunk: Make, digests: dict[str, str]
 ) -> None:
-    """Some four seconds on one stream, with two for each acknowledgement."""
+    """Write for some four seconds on one stream, with two for each acknowledgement."""
     bank, big = make_bank("fp32"), make_chunk(0, "fp32", tokens=1024, token_ids=())
     chunks = [kvbank.NewChunk(big.embedding, big.tensors) for _ in range(24)]
     with kvbank.connect(slow_link) as client:
@@ -222,7 +222,7 @@ def test_a_silent_service_fails_a_write_within_its_timeout(silent: socket.socket
 
 
 def test_a_deadline_leaves_no_coroutine_behind(silent: socket.socket, make_chunk: Make) -> None:
-    """One that is never awaited is a warning, and warnings are errors here."""
+    """Leave no coroutine that is never awaited: that is a warning, and warnings are errors here."""
 
     async def write() -> None:
         async with kvbank.connect_async(f"127.0.0.1:{silent.getsockname()[1]}") as client:
@@ -328,7 +328,7 @@ class Held(list[memoryview]):
 
 
 def test_a_cancelled_stream_leaves_no_staged_file(tmp_path: Path) -> None:
-    """Neither the one that is being written meanwhile, nor one that comes after."""
+    """Leave neither the file that is being written meanwhile, nor one that comes after."""
     call, staging = Abandoned(), tmp_path / "staging"
     staging.mkdir()
     session, folder = WriteSession("b", (), "", "", 1 << 20), SameHost(Folder(str(tmp_path)), "staging", b"nonce")
