@@ -33,12 +33,22 @@ class Relay:
         self._server.add_insecure_port(self.unix)
         self._server.start()
         self._changes: dict[str, Change] = {}
+        self._actions: dict[str, Callable[[], object]] = {}
+        self._written: Callable[[bytes], bytes] = lambda request: request
         self.calls: list[str] = []
         self.requests: list[bytes] = []
 
     def change(self, method: str, change: Change) -> None:
         """Change the answers of this method, and of no other, from here on."""
         self._changes = {method: change}
+
+    def before(self, method: str, action: Callable[[], object]) -> None:
+        """Do something before every request of a method is passed on, from here on."""
+        self._actions[method] = action
+
+    def change_written(self, change: Callable[[bytes], bytes]) -> None:
+        """Change every request of WriteChunks, from here on."""
+        self._written = change
 
     def close(self) -> None:
         self._server.stop(None).wait()
@@ -59,7 +69,7 @@ class Relay:
             yield from self._changed(method.name, answer)
 
         def both(requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
-            noted = (self._noted(method.name, request) for request in requests)
+            noted = (self._written(self._noted(method.name, request)) for request in requests)
             answer = self._passed(context, lambda: list(self._channel.stream_stream(path)(noted)))
             yield from self._changed(method.name, answer)
 
@@ -72,6 +82,7 @@ class Relay:
     def _noted(self, method: str, request: bytes) -> bytes:
         self.calls.append(method)
         self.requests.append(request)
+        self._actions.get(method, bool)()
         return request
 
     def _passed(self, context: grpc.ServicerContext, call: Callable[[], list[bytes]]) -> list[bytes]:

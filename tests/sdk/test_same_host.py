@@ -18,7 +18,6 @@ import pytest
 from safetensors import safe_open
 
 import kvbank
-from kvbank._transport import same_host as _same_host
 from kvbank._transport import status
 from kvbank._transport.folder import Folder
 from kvbank._transport.retrying import Attempts
@@ -28,6 +27,7 @@ from kvbank.wire.stub import make_stub
 from memory_service.api.embedded import LocalServer
 from memory_service.domain.errors import StartError
 from tests.sdk.host import Host
+from tests.sdk.relay import Relay
 from tests.support.service_process import ServiceHost
 from tests.support.waiting import wait_until
 
@@ -289,84 +289,90 @@ def test_links_on_the_way_are_not_followed(tmp_path: Path) -> None:
             pytest.fail("opened")
 
 
+@pytest.fixture
+def relay(host: Host) -> Iterator[Relay]:
+    """Give a relay to the server; direct calls, which would pass it by, find no socket."""
+    (host.data / "direct.sock").unlink()
+    with closing(Relay(host.address)) as relay:
+        yield relay
+
+
+def between(relay: Relay, method: str, action: Callable[[], object]) -> None:
+    """Do something between the server's answer to a call for files and the reading of them."""
+
+    def answered(frames: list[bytes]) -> list[bytes]:
+        action()
+        return frames
+
+    relay.change(method, answered)
+
+
 def test_a_file_that_is_gone_comes_over_the_stream(
-    host: Host, make_chunk: Make, unit: Callable[[int], np.ndarray], assert_equal: Callable[..., None]
+    host: Host, relay: Relay, make_chunk: Make, assert_equal: Callable[..., None]
 ) -> None:
     """Move the file away between the answer and the reading; the server has it back then."""
     (chunk_id,) = host.write(make_chunk(1))
-    host.fetch(chunk_id)
-    sharing = host.client._sharing
-    assert sharing.path is not None
-    aside = host.data / "aside"
-    file = host.file(chunk_id)
-
-    def away() -> None:
-        if not aside.exists():
-            file.rename(aside)
-
-    read = _same_host.SameHost.read
-
-    def back(path: _same_host.SameHost, name: str, payload: Any) -> None:
-        away()
-        try:
-            read(path, name, payload)
-        finally:
-            aside.rename(file)
-
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(_same_host.SameHost, "read", back)
-        assert_equal(host.fetch(chunk_id)[0], make_chunk(1))
+    aside, file = host.data / "aside", host.file(chunk_id)
+    between(relay, "FetchFiles", lambda: file.rename(aside))
+    relay.before("FetchChunks", lambda: aside.rename(file))
+    with kvbank.connect(relay.unix) as client:
+        (found,) = client.fetch("b", [chunk_id], reader_digest=host.digests["reader_digest"])
+    assert_equal(found, make_chunk(1))
+    assert relay.calls[-2:] == ["FetchFiles", "FetchChunks"]
     assert host.sent("stream") > 0
 
 
 def test_what_is_read_anew_is_of_the_same_store(
-    host: Host, make_chunk: Make, unit: Callable[[int], np.ndarray], assert_equal: Callable[..., None]
+    host: Host, relay: Relay, make_chunk: Make, unit: Callable[[int], np.ndarray], assert_equal: Callable[..., None]
 ) -> None:
     """Serve another folder between the answer and the reading, in which the id is another chunk's."""
     (chunk_id,) = host.write(make_chunk(1))
-    bank, first = host.client.get_bank("b"), host.data
+    file, bank, first = host.file(chunk_id), host.client.get_bank("b"), host.data
+    other, aside = first.with_name("other"), first / "aside"
 
     def serve(data: Path) -> None:
         host.stop()
         host.data = data
         host.start()
 
-    serve(first.with_name("other"))
+    def replaced() -> None:
+        serve(other)
+        file.rename(aside)
+
+    def put_back() -> None:
+        aside.rename(file)
+        serve(first)
+        (first / "direct.sock").unlink()
+
+    serve(other)
     host.client.create_bank("b", kv=bank.kv, embedding=bank.embedding)
     assert host.write(make_chunk(2)) == [chunk_id]
+    serve(first)
+    (first / "direct.sock").unlink()
 
-    def read(*_: Any) -> None:
-        if host.data == first:
-            serve(first.with_name("other"))
-        raise OSError
-
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(_same_host.SameHost, "read", read)
-        serve(first)
-        with kvbank.connect(host.address) as client, pytest.raises(kvbank.ChunkNotFound):
-            client.fetch("b", [chunk_id], reader_digest=host.digests["reader_digest"])
-        serve(first)
-        with kvbank.connect(host.address) as client:
-            found = client.retrieve("b", unit(1), top_k=1, **host.digests)
+    between(relay, "FetchFiles", replaced)
+    with kvbank.connect(relay.unix) as client, pytest.raises(kvbank.ChunkNotFound):
+        client.fetch("b", [chunk_id], reader_digest=host.digests["reader_digest"])
+    put_back()
+    between(relay, "RetrieveFiles", replaced)
+    with kvbank.connect(relay.unix) as client:
+        found = client.retrieve("b", unit(1), top_k=1, **host.digests)
     assert_equal(found.chunks[chunk_id], make_chunk(2))
 
 
 def test_a_chunk_that_went_is_replaced_by_the_next_best_and_counted_once(
-    host: Host, make_chunk: Make, unit: Callable[[int], np.ndarray]
+    host: Host, relay: Relay, make_chunk: Make, unit: Callable[[int], np.ndarray]
 ) -> None:
     near, far = host.write(make_chunk(1), make_chunk(2))
-    host.fetch(near)
-    read = _same_host.SameHost.read
+    file = host.file(near)
 
-    def deleted_first(path: _same_host.SameHost, name: str, chunk: Any) -> Any:
-        if chunk.chunk_id == near:
-            host.client.delete_chunks("b", [near])
-            (host.data / name).unlink(missing_ok=True)
-        return read(path, name, chunk)
+    def deleted() -> None:
+        host.client.delete_chunks("b", [near])
+        file.unlink(missing_ok=True)
 
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(_same_host.SameHost, "read", deleted_first)
-        found = host.retrieve(unit(1), top_k=1)
+    between(relay, "RetrieveFiles", deleted)
+    with kvbank.connect(relay.unix) as client:
+        found = client.retrieve("b", unit(1), top_k=1, **host.digests)
     assert list(found.chunks) == [far]
     assert found.chunks[far].tensors
     # The request had been counted, for the chunk that went.
@@ -465,15 +471,26 @@ def test_other_bytes_than_stated_are_refused(host: Host, make_chunk: Make) -> No
     assert host.staged() == []
 
 
-def test_a_refused_file_goes_over_the_stream(host: Host, make_chunk: Make, assert_equal: Callable[..., None]) -> None:
-    host.fetch(*host.write(make_chunk(0)))
-    room = _same_host._room
+def test_a_refused_file_goes_over_the_stream(
+    host: Host, relay: Relay, make_chunk: Make, assert_equal: Callable[..., None]
+) -> None:
+    """Write to a server that learns of another place in the file, where there is no room for a header."""
+
+    def misplaced(request: bytes) -> bytes:
+        frame = pb.WriteChunksRequest.FromString(request)
+        for header in (frame.header, *frame.headers.headers):
+            if header.HasField("staged"):
+                header.staged.offset = 8
+        return frame.SerializeToString() if frame.WhichOneof("frame") != "data" else request
+
+    relay.change_written(misplaced)
     made = [make_chunk(i) for i in range(1, 4)]
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(_same_host, "_room", lambda *sizes: 8 if room(*sizes) else 0)
-        ids = host.write(*made)
-    for found, new in zip(host.fetch(*ids), made, strict=True):
-        assert_equal(found, new)
+    with kvbank.connect(relay.unix) as client:
+        written = client.write_many("b", made, **host.digests)
+    assert relay.calls.count("WriteChunks") > 1
+    found = host.client.fetch("b", [each.chunk_id for each in written], reader_digest=host.digests["reader_digest"])
+    for chunk, new in zip(found, made, strict=True):
+        assert_equal(chunk, new)
     assert host.received("stream") > 0
     assert host.staged() == []
 
