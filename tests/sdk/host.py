@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 import kvbank
+from kvbank.wire import proof
 from memory_service.api.embedded import LocalServer
 
 
@@ -59,6 +60,10 @@ class Host:
     def _sample(self, name: str, path: str) -> float:
         samples = self.client.stats().samples
         return sum(each.value for each in samples if each.name == name and each.labels["path"] == path)
+
+    def proof(self) -> bytes:
+        """Return the bytes by which a client shows that it may read the folder."""
+        return proof.of_client((self.data / "same-host.nonce").read_bytes())
 
     def staged(self) -> list[Path]:
         return list((self.data / "staging").iterdir())

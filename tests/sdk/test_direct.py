@@ -52,11 +52,12 @@ def test_the_socket_is_this_users_and_goes_with_the_server(host: Host, stored: i
     path = host.data / "direct.sock"
     assert path.stat().st_mode & 0o777 == 0o600
     host.fetch(stored)
-    sharing, fetch = host.client._sharing, service_pb2.FetchChunksRequest(bank="b", chunk_ids=[stored])
-    fetch.reader_digest = host.digests["reader_digest"]
-    assert sharing.path is not None
-    asked = service_pb2.FetchFilesRequest(fetch=fetch, proof=sharing.path.proof)
-    assert sharing.ask("FetchFiles", asked, 20, "here").files == [str(host.file(stored).relative_to(host.data))]
+    fetch = service_pb2.FetchChunksRequest(bank="b", chunk_ids=[stored], reader_digest=host.digests["reader_digest"])
+    asked = service_pb2.FetchFilesRequest(fetch=fetch, proof=host.proof())
+    with closing(dialled(host)) as connection:
+        local_socket.send(connection, pb.DirectRequest(fetch=asked).SerializeToString())
+        answer = pb.DirectResponse.FromString(local_socket.receive(connection) or b"")
+    assert answer.fetch.files == [str(host.file(stored).relative_to(host.data))]
     host.stop()
     assert not path.exists()
     host.start()
@@ -145,7 +146,7 @@ def test_many_threads_and_tasks_share_a_client(host: Host, make_chunk: Make, ass
 def test_a_long_answer_comes_over_grpc(host: Host, make_chunk: Make, assert_equal: Callable[..., None]) -> None:
     made = [replace(make_chunk(i), text=f"{i}" * (1 << 20)) for i in range(3)]
     ids = host.write(*made)
-    assert host.client._sharing.path is not None
+    assert host.received("staged") > 0
     for found, new in zip(host.fetch(*ids), made, strict=True):
         assert_equal(found, new)
     assert host.sent("stream") == 0
@@ -154,9 +155,8 @@ def test_a_long_answer_comes_over_grpc(host: Host, make_chunk: Make, assert_equa
 def test_a_caller_who_takes_no_answer_does_not_keep_the_server_from_its_end(host: Host, make_chunk: Make) -> None:
     (chunk_id,) = host.write(replace(make_chunk(1), text="x" * 1_500_000))
     host.fetch(chunk_id)
-    assert host.client._sharing.path is not None
     fetch = service_pb2.FetchChunksRequest(bank="b", chunk_ids=[chunk_id], reader_digest=host.digests["reader_digest"])
-    asked = service_pb2.FetchFilesRequest(fetch=fetch, proof=host.client._sharing.path.proof)
+    asked = service_pb2.FetchFilesRequest(fetch=fetch, proof=host.proof())
     with closing(dialled(host)) as connection:
         local_socket.send(connection, pb.DirectRequest(fetch=asked).SerializeToString())
         assert connection.recv(1)  # it is being sent, and is longer than what the socket holds

@@ -1,6 +1,7 @@
 """The asyncio client never blocks its event loop, whatever its callers, its server and its disk do meanwhile."""
 
 import asyncio
+import os
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
 from contextlib import aclosing, suppress
@@ -13,7 +14,6 @@ import xxhash
 import kvbank
 from kvbank._calls.writing import WriteSession
 from kvbank._transport.loop import SMALL_BYTES, Feed
-from kvbank._transport.same_host import SameHost
 from tests.sdk.host import Host
 
 Make = Callable[..., kvbank.NewChunk]
@@ -67,14 +67,14 @@ def test_a_cancelled_write_waits_for_its_thread_and_not_the_event_loop(
     host: Host, make_chunk: Make, digests: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Stage its payload on a disk that does not answer."""
-    staging, go_on, stage = threading.Event(), threading.Event(), SameHost.stage
+    staging, go_on, write_there = threading.Event(), threading.Event(), os.pwritev
 
-    def slow(*arguments: Any) -> Any:
+    def slow(*arguments: Any) -> int:
         staging.set()
         assert go_on.wait(60), "only the event loop lets it go on"
-        return stage(*arguments)
+        return write_there(*arguments)
 
-    monkeypatch.setattr(SameHost, "stage", slow)
+    monkeypatch.setattr(os, "pwritev", slow)
 
     async def write() -> None:
         async with kvbank.connect_async(host.address) as client:
@@ -270,14 +270,14 @@ def test_closing_does_not_wait_in_the_loop_for_a_write(
     host: Host, make_chunk: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Stage its payload on a disk that does not answer."""
-    staging, go_on, stage = threading.Event(), threading.Event(), SameHost.stage
+    staging, go_on, write_there = threading.Event(), threading.Event(), os.pwritev
 
-    def slow(*arguments: Any) -> Any:
+    def slow(*arguments: Any) -> int:
         staging.set()
         assert go_on.wait(60), "only the event loop lets it go on"
-        return stage(*arguments)
+        return write_there(*arguments)
 
-    monkeypatch.setattr(SameHost, "stage", slow)
+    monkeypatch.setattr(os, "pwritev", slow)
 
     async def write() -> None:
         client = kvbank.connect_async(host.address)

@@ -7,6 +7,7 @@ import socket
 import sqlite3
 import tempfile
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -20,7 +21,7 @@ from safetensors import safe_open
 import kvbank
 from kvbank._transport import status
 from kvbank._transport.folder import Folder
-from kvbank._transport.retrying import Attempts
+from kvbank.v1 import chunk_pb2
 from kvbank.v1 import service_pb2 as pb
 from kvbank.wire import proof as _proof
 from kvbank.wire.stub import make_stub
@@ -28,6 +29,7 @@ from memory_service.api.embedded import LocalServer
 from memory_service.domain.errors import StartError
 from tests.sdk.host import Host
 from tests.sdk.relay import Relay
+from tests.support.chunks import described
 from tests.support.service_process import ServiceHost
 from tests.support.waiting import wait_until
 
@@ -384,15 +386,18 @@ def test_a_chunk_that_went_is_replaced_by_the_next_best_and_counted_once(
 
 def staged_header(host: Host, make_chunk: Make, **change: Any) -> pb.WriteChunksRequest:
     """Return a header whose file is staged well, and which is then changed."""
-    from kvbank._calls import chunk_messages
-
-    header, buffers = chunk_messages.header("b", make_chunk(7), **host.digests)
-    host.client._shared(Attempts(60.0))
-    path = host.client._sharing.path
-    assert path is not None
-    staged = path.stage(buffers)
-    assert staged is not None
-    header.staged.CopyFrom(staged)
+    new, name, offset = make_chunk(7), uuid.uuid4().hex, 4096
+    descriptors, data = described(new.tensors or {})
+    file = host.data / "staging" / name
+    file.touch(0o600)
+    file.write_bytes(bytes(offset) + data)
+    embedding = np.asarray(new.embedding, "<f4").tobytes()
+    chunk = chunk_pb2.Chunk(idempotency_key=new.idempotency_key, embedding=embedding, token_ids=new.token_ids)
+    chunk.original_length = chunk.stored_length = len(new.token_ids)
+    chunk.payload.kind = chunk_pb2.PAYLOAD_KIND_LAYER_KV
+    chunk.payload.tensors.extend(descriptors)
+    header = pb.ChunkHeader(bank="b", chunk=chunk, **host.digests)
+    header.staged.CopyFrom(pb.StagedPayload(name=name, offset=offset, proof=host.proof()))
     for name, value in change.items():
         setattr(header.staged, name, value)
     return pb.WriteChunksRequest(header=header)
@@ -496,7 +501,8 @@ def test_a_refused_file_goes_over_the_stream(
 
 
 def test_a_full_disk_while_staging_falls_to_the_stream(host: Host, make_chunk: Make) -> None:
-    host.client._shared(Attempts(60.0))
+    host.write(make_chunk(0))
+    assert host.received("stream") == 0
     os.chmod(host.data / "staging", 0o500)
     try:
         if os.access(host.data / "staging", os.W_OK):  # root may write anywhere: a folder that is no folder then
