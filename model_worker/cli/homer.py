@@ -1,4 +1,4 @@
-"""`kvbank homer`: calibration of HOMER for a model."""
+"""`kvbank homer`: calibrate HOMER for a model. Light to import: torch comes with the command."""
 
 import os
 from functools import partial
@@ -7,19 +7,19 @@ from typing import Annotated
 
 import typer
 
-from kvbank.console.output import print_json, print_line
 from kvbank.console.progress import progress
-from model_worker.cli.option_bounds import LARGEST_COUNT
 from model_worker.cli.quiet import load_quietly
+from model_worker.cli.shown import AsJson, Shown, show
 from model_worker.errors import InputError
-from model_worker.evaluate.texts import read_text
+from model_worker.evaluate.texts import read_text, reference_text
+from model_worker.settings import LARGEST_COUNT
 
 homer = typer.Typer(no_args_is_help=True, help="Hierarchical context merging: calibrate it for a model.")
 
 
 @homer.callback()
 def _group() -> None:
-    """With one command typer would drop the group's name."""
+    """Keep the name of the group, which typer would drop where it has one command."""
 
 
 @homer.command()
@@ -34,14 +34,13 @@ def calibrate(
     ] = None,
     enough: Annotated[float, typer.Option(min=0.0, help="Stop at this share of error to spread.")] = 0.05,
     out: Annotated[Path | None, typer.Option(help="File to write; default: where bias=auto looks.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Measure the bias table of a model (and rope scaling), so that near and far tokens compete fairly.
 
     Example: kvbank homer calibrate --model ./my-model --rope yarn:4
     """
     from model_worker.attaching import attach
-    from model_worker.demo.story import reference_text
     from model_worker.homer.bias import bias_key, save_bias
     from model_worker.homer.calibrate import calibrate as measure
     from model_worker.user_text import encode_text, readable
@@ -52,14 +51,14 @@ def calibrate(
     loaded, tokenizer = load_quietly(model, rope=rope)
     ids = encode_text(tokenizer, readable(words))
     attachment = attach(loaded, tokenizer)
-    with progress() as show:
+    with progress() as bars:
         found = measure(
             attachment,
             ids,
             distances=distances,
             segments=segments,
             enough=enough,
-            progress=partial(show, "segments"),
+            progress=partial(bars, "segments"),
         )
     about = {
         "name": model,
@@ -70,17 +69,15 @@ def calibrate(
         "text": text.name if text else "the Python reference",
     }
     path = save_bias(attachment, found.table, about, out)
-    if as_json:
-        print_json({**about, "model": bias_key(attachment), "path": path})
-        return
-    print_line(
-        f"{about['segments']} segments, {about['distances']} distances, standard error {found.error:.3f} of the spread"
-    )
-    print_line(f"written to {path}" + ("" if out else "; compressors with bias=auto use it for this model"))
+    lines = [
+        f"{about['segments']} segments, {about['distances']} distances, standard error {found.error:.3f} of the spread",
+        f"written to {path}" + ("" if out else "; compressors with bias=auto use it for this model"),
+    ]
+    show(Shown({**about, "model": bias_key(attachment), "path": path}, lines), as_json=as_json)
 
 
 def _check_out(path: Path) -> None:
-    """Before the measuring, of which nothing is left if its table cannot be written."""
+    """Raise InputError where the table cannot be written, before the measurement that would then be lost."""
     there = next(folder for folder in path.absolute().parents if folder.exists())  # the rest is made
     if path.is_dir() or not there.is_dir() or not os.access(there, os.W_OK):
         raise InputError(f"cannot write {path}: it is a folder, or its folder is not one, or not writable")

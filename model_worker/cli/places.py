@@ -1,5 +1,6 @@
 """Places that a command is to write to, looked at before its work, of which nothing would be left."""
 
+import importlib
 import os
 from pathlib import Path
 
@@ -12,11 +13,27 @@ def check_writable(path: Path) -> None:
         raise InputError(f"cannot write {path}: it is a folder, or its folder is not there or not writable")
 
 
-def make_writable(folder: Path) -> None:
-    """Make a folder where it is missing. Raises InputError where it cannot be, or not be written to."""
+def check_plot(path: Path | None) -> None:
+    """Check the file of a picture that is wanted, and that matplotlib is there to draw it.
+
+    Raises InputError where the file cannot be written, and ModuleNotFoundError without matplotlib.
+    """
+    if path is not None:
+        check_writable(path)
+        importlib.import_module("matplotlib")
+
+
+def make_plot_folder(folder: Path | None) -> None:
+    """Make the folder of pictures that are wanted, and check that matplotlib is there to draw them.
+
+    Raises InputError where the folder cannot be made or not be written to, and ModuleNotFoundError without matplotlib.
+    """
+    if folder is None:
+        return
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{folder} cannot be the folder of the pictures: {error.strerror}") from None
     if not os.access(folder, os.W_OK):
         raise InputError(f"{folder} cannot be the folder of the pictures: it is not writable")
+    importlib.import_module("matplotlib")

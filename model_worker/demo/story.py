@@ -27,9 +27,11 @@ import kvbank
 from model_worker.attachment.model_names import SHIPPED
 from model_worker.demo.facts import Fact, make_facts
 from model_worker.demo.service_process import ServiceProcess
+from model_worker.demo.settings import LEAST_TEXT, DemoSettings
 from model_worker.errors import InputError, WorkerError
-from model_worker.evaluate.texts import read_text
-from model_worker.model import Losses, MemoryModel
+from model_worker.evaluate.interval import interval
+from model_worker.evaluate.texts import read_text, reference_text
+from model_worker.model import MemoryModel
 from model_worker.remember.memory import Memory
 
 BANK, OTHER_BANK = "demo", "another-text"
@@ -42,19 +44,6 @@ _ROUNDS = 8  # how often each asked fact is asked for between two evictions
 _OTHER_SEED_OFFSET = 1_000_003
 
 Say = Callable[[str], None]
-
-
-@dataclass(frozen=True, slots=True)
-class DemoSettings:
-    """What the command line sets. text: a file, or None for the Python language reference that ships with CPython."""
-
-    text: Path | None = None
-    model: str = SHIPPED
-    seed: int = 0
-    data: Path | None = None
-    capacity: int | None = None
-    compressor: str = "none"
-    limit: int | None = None
 
 
 @dataclass(slots=True)
@@ -123,20 +112,13 @@ def run_demo(settings: DemoSettings, say: Say, progress: Callable[[str, int, int
 # -- the text ---------------------------------------------------------------------------------------------------------
 
 
-def reference_text() -> str:
-    """The Python language reference as CPython ships it for `help()`, in a fixed order."""
-    from pydoc_data.topics import topics
-
-    return "\n\n".join(topics[name] for name in sorted(topics))
-
-
 def _text(settings: DemoSettings) -> str:
     text = reference_text() if settings.text is None else read_text(settings.text)
     text = text[: settings.limit]
     if not text.strip():
         raise InputError("the text is empty")
-    if len(text) < 40_000:
-        raise InputError(f"the demo needs a text of at least 40,000 characters, this one has {len(text):,}")
+    if len(text) < LEAST_TEXT:
+        raise InputError(f"the demo needs a text of at least {LEAST_TEXT:,} characters, this one has {len(text):,}")
     return text
 
 
@@ -299,7 +281,7 @@ def _fill_other(model: MemoryModel, settings: DemoSettings, progress: Callable[[
 def _second_worker(settings: DemoSettings, address: str, characters: int, survivors: Sequence[Fact]) -> tuple[int, int]:
     """A worker in a process of its own asks for the facts."""
     request = {
-        "settings": {**asdict(settings), "text": None, "data": None},
+        "settings": settings.model_copy(update={"text": None, "data": None}).model_dump(),
         "address": address,
         "characters": characters,
         "facts": [asdict(fact) for fact in survivors],
@@ -339,15 +321,9 @@ def _measure_loss(model: MemoryModel, rest: str, report: DemoReport, progress: C
     progress("loss", 2, 2)
     report.rest_tokens = len(ids)
     report.loss_with, report.loss_without = float(with_memory.nll.mean()), float(without.nll.mean())
-    report.loss_drop, report.loss_drop_interval, report.loss_blocks = drop_with_interval(without, with_memory)
-
-
-def drop_with_interval(without: Losses, with_memory: Losses) -> tuple[float, tuple[float, float], int]:
-    """Mean loss drop over blocks, paired, with its 95 % interval (normal approximation), and the number of blocks."""
-    drops = without.by_block() - with_memory.by_block()
-    mean = float(drops.mean())
-    half = 1.96 * float(drops.std()) / max(len(drops), 1) ** 0.5
-    return mean, (mean - half, mean + half), len(drops)
+    blocks = without.by_block() - with_memory.by_block()
+    drop = interval(blocks)
+    report.loss_drop, report.loss_drop_interval, report.loss_blocks = drop.mean, (drop.low, drop.high), len(blocks)
 
 
 @contextmanager

@@ -8,11 +8,10 @@ it, and `nothing` its loss without. The same documents serve every method, so di
 TOVA's rule, nothing merged. `bias=measured` stands for a table that is calibrated here, on another text.
 """
 
-import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -23,6 +22,7 @@ from model_worker.attaching import attach
 from model_worker.attachment.attachment import Attachment
 from model_worker.compress import Compressor, compressor
 from model_worker.errors import InputError
+from model_worker.evaluate.interval import interval
 from model_worker.homer.bias import save_bias
 from model_worker.homer.calibrate import calibrate
 from model_worker.icae.expanded import expanded
@@ -46,13 +46,27 @@ METHODS = (
     "leaves",
     "random:m=N",
 )
-_Z95 = 1.96
+_LEAF = 64  # tokens of one of the independent pieces
 _Layers = dict[int, tuple[Tensor, Tensor, Tensor]]
 
 
 @dataclass(frozen=True, slots=True)
+class Plan:
+    """What is measured of every document.
+
+    chunk: tokens that are compressed. follow: tokens behind the chunk whose loss is measured. budgets: tokens that are
+    kept. methods: specs of compressors in which N stands for the budget.
+    """
+
+    chunk: int
+    follow: int
+    budgets: Sequence[int]
+    methods: Sequence[str] = METHODS
+
+
+@dataclass(frozen=True, slots=True)
 class Row:
-    """One method at one budget.
+    """The figures of one method at one budget.
 
     loss: nats per token of the following text, mean over documents; low, high: its 95 % interval over documents.
     above: mean paired difference from `full`, with the half width of its interval. bytes_per_token: stored K-V per
@@ -72,89 +86,101 @@ class Row:
     forward: float
 
 
+@dataclass(slots=True)
+class _Contender:
+    """One method at one budget, and what was measured of it so far: a loss of each document, bytes and seconds."""
+
+    method: str
+    budget: int
+    losses: list[float] = field(default_factory=list)
+    size: float = 0.0
+    seconds: float = 0.0
+
+    def row(self, full: "_Contender", chunk: int, plain: float) -> Row:
+        """Return the figures; full: the contender that keeps the whole chunk; plain: seconds of all plain forwards."""
+        losses, whole = (torch.tensor(own.losses, dtype=torch.float64) for own in (self, full))
+        loss, above = interval(losses), interval(losses - whole)
+        return Row(
+            f"leaves of {_LEAF}, {self.budget} tokens" if self.method == "leaves" else self._named(),
+            self.budget,
+            loss.mean,
+            loss.low,
+            loss.high,
+            above.mean,
+            above.width,
+            self.size / chunk / len(losses),
+            self.seconds / len(losses),
+            self.seconds / plain,
+        )
+
+    def _named(self) -> str:
+        return self.method.replace("N", str(self.budget))
+
+
 def measure(
     model: nn.Module,
     tokenizer: object,
     documents: Sequence[Sequence[int]],
+    plan: Plan,
     *,
-    chunk: int,
-    follow: int,
-    budgets: Sequence[int],
-    methods: Sequence[str] = METHODS,
     calibration: Sequence[int] = (),
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Row]:
-    """Rows for `nothing`, `full`, and every method at every budget. documents: `chunk + follow` ids each.
+    """Return rows for `nothing`, `full`, and every method at every budget. documents: `chunk + follow` ids each.
 
-    methods: specs in which N stands for the budget. calibration: ids for `bias=measured`, of other text.
-    progress: called with (documents done, documents in all).
+    calibration: ids of other text, for `bias=measured`. progress: called with (documents done, documents in all).
+    Raises InputError for fewer than two documents and for one of another length.
     """
-    if any(len(ids) != chunk + follow for ids in documents) or len(documents) < 2:
+    if any(len(ids) != plan.chunk + plan.follow for ids in documents) or len(documents) < 2:
         raise InputError("two documents or more are needed, each of chunk + follow tokens")
     attachment = attach(model, tokenizer, mode="per_layer", positions="original")
     with ExitStack() as stack:
         stack.callback(attachment.detach)
-        plans = list(_plans(methods, budgets, chunk))
-        table = _table(stack, attachment, calibration, chunk) if calibrates(methods) else ""
-        losses: list[list[float]] = [[] for _ in plans]
-        seconds = [0.0 for _ in plans]
-        sizes = [0.0 for _ in plans]
+        nothing, full = _Contender("nothing", 0), _Contender("full", plan.chunk)
+        contenders = [nothing, full, *(_Contender(name, budget) for budget in plan.budgets for name in plan.methods)]
+        table = _table(stack, attachment, calibration, plan.chunk) if calibrates(plan.methods) else ""
         plain = 0.0
         for done, ids in enumerate(documents, start=1):
-            before, after = list(ids[:chunk]), list(ids[chunk:])
-            began = time.perf_counter()
-            captured = encode(attachment, before, needs_queries=True)
-            plain += time.perf_counter() - began
-            for index, (name, budget) in enumerate(plans):
-                began = time.perf_counter()
-                layers, soft = _compressed(attachment, captured, name, budget, table)
-                seconds[index] += time.perf_counter() - began
-                kept = [x for keys, values, _ in layers.values() for x in (keys, values)] if soft is None else [soft]
-                sizes[index] += sum(x.numel() * x.element_size() for x in kept)
-                if soft is not None:
-                    layers = expanded(soft, attachment)
-                losses[index].append(_loss(attachment, layers, chunk, after))
+            plain += _measure_document(attachment, list(ids), plan.chunk, contenders, table)
             if progress is not None:
                 progress(done, len(documents))
-    full = torch.tensor(losses[1], dtype=torch.float64)
-    return [
-        _row(name, budget, torch.tensor(own, dtype=torch.float64), full, size / chunk, spent, plain)
-        for (name, budget), own, size, spent in zip(plans, losses, sizes, seconds, strict=True)
-    ]
+    return [own.row(full, plan.chunk, plain) for own in contenders]
 
 
-def cut(ids: Sequence[int], length: int, count: int) -> Iterator[list[int]]:
-    """At most `count` pieces of `length` ids, spread evenly over a text."""
-    count = min(count, len(ids) // length)
-    for index in range(count):
-        at = (len(ids) - length) * index // max(count - 1, 1)
-        yield list(ids[at : at + length])
+def _measure_document(
+    attachment: Attachment, ids: list[int], chunk: int, contenders: Sequence[_Contender], table: str
+) -> float:
+    """Add the losses, bytes and seconds of one document to every contender; return the seconds of its plain forward."""
+    before, after = ids[:chunk], ids[chunk:]
+    began = time.perf_counter()
+    captured = encode(attachment, before, needs_queries=True)
+    plain = time.perf_counter() - began
+    for own in contenders:
+        began = time.perf_counter()
+        layers, soft = _compressed(attachment, captured, own.method, own.budget, table)
+        own.seconds += time.perf_counter() - began
+        kept = [x for keys, values, _ in layers.values() for x in (keys, values)] if soft is None else [soft]
+        own.size += sum(x.numel() * x.element_size() for x in kept)
+        own.losses.append(_loss(attachment, layers if soft is None else expanded(soft, attachment), chunk, after))
+    return plain
 
 
 def calibrates(methods: Sequence[str]) -> bool:
-    """Whether `measure` needs `calibration` for any of them."""
+    """Return whether `measure` needs `calibration` for any of the methods."""
     return any("=measured" in name for name in methods)
 
 
 def _table(stack: ExitStack, attachment: Attachment, ids: Sequence[int], chunk: int) -> str:
-    """A calibrated table in a file that goes with `stack`; no distance in a tree is beyond its chunk."""
+    """Return a file with a calibrated table, removed with `stack`; no distance in a tree is beyond its chunk."""
     folder = Path(stack.enter_context(TemporaryDirectory()))
     found = calibrate(attachment, ids, distances=min(chunk, (attachment.trained_length or 4096) // 2), segments=40)
     return str(save_bias(attachment, found.table, {}, folder / "table.safetensors"))
 
 
-def _plans(methods: Sequence[str], budgets: Sequence[int], chunk: int) -> Iterator[tuple[str, int]]:
-    yield "nothing", 0
-    yield "full", chunk
-    for budget in budgets:
-        for name in methods:
-            yield name, budget
-
-
 def _compressed(
     attachment: Attachment, captured: Captured, name: str, budget: int, table: str
 ) -> tuple[_Layers, Tensor | None]:
-    """K-V, or soft tokens. table: the file that `bias=measured` stands for."""
+    """Return what a method leaves of a chunk: K-V, or soft tokens. table: the file that `bias=measured` stands for."""
     if name == "nothing":
         return {}, None
     if name == "leaves":
@@ -164,8 +190,8 @@ def _compressed(
     return dict(payload.layers), payload.soft
 
 
-def _leaves(attachment: Attachment, ids: list[int], budget: int, leaf: int = 64) -> _Layers:
-    """Independent pieces, one behind the other; the first ones get what does not divide."""
+def _leaves(attachment: Attachment, ids: list[int], budget: int, leaf: int = _LEAF) -> _Layers:
+    """Compress independent pieces, one behind the other; the first ones keep what does not divide."""
     pieces = [ids[at : at + leaf] for at in range(0, len(ids), leaf)]
     found: list[_Layers] = []
     for index, piece in enumerate(pieces):
@@ -186,7 +212,7 @@ def _leaves(attachment: Attachment, ids: list[int], budget: int, leaf: int = 64)
 
 
 def _loss(attachment: Attachment, layers: _Layers, chunk: int, after: list[int]) -> float:
-    """Mean loss of `after`, but for its first token."""
+    """Return the mean loss of all tokens of `after` but the first."""
     cache = MemoryCache(attachment, start=chunk)
     if layers:
         cache.set_memory([[RecalledChunk(0, 0, layers)]])
@@ -194,22 +220,3 @@ def _loss(attachment: Attachment, layers: _Layers, chunk: int, after: list[int])
     with torch.no_grad():
         logits = attachment.model(input_ids=ids, past_key_values=cache, use_cache=True, return_dict=True).logits
     return float(nn.functional.cross_entropy(logits[0, :-1].float(), ids[0, 1:]))
-
-
-def _row(name: str, budget: int, losses: Tensor, full: Tensor, size: float, spent: float, plain: float) -> Row:
-    documents = len(losses)
-    above = losses - full
-    width, above_width = (_Z95 * float(x.std()) / math.sqrt(documents) for x in (losses, above))
-    mean = float(losses.mean())
-    return Row(
-        name.replace("N", str(budget)) if name != "leaves" else f"leaves of 64, {budget} tokens",
-        budget,
-        mean,
-        mean - width,
-        mean + width,
-        float(above.mean()),
-        above_width,
-        size / documents,
-        spent / documents,
-        spent / plain,
-    )

@@ -1,4 +1,4 @@
-"""Which layers of a model can use a memory: found by measurement, without training.
+"""The layers of a model that can use a memory are found by measurement here, without training.
 
 A span of random tokens is encoded apart, its K-V are given to one layer at a time, and the loss of the same span, read
 again, is compared with the loss without memory. Induction layers stand out; MemLong's memory layer should be one, and
@@ -37,12 +37,26 @@ class LayerScore:
     drop_zero: float
 
 
+@dataclass(frozen=True, slots=True)
+class LayersReport:
+    """The loss of the spans without memory, in nats per token, and a score of each layer, then of all together."""
+
+    loss_without_memory: float
+    layers: list[LayerScore]
+
+    @property
+    def best(self) -> LayerScore:
+        """Return the score of the single layer that memory at zero positions helps most."""
+        return max((score for score in self.layers if score.layer is not None), key=lambda score: score.drop_zero)
+
+
 def measure_layers(
     model: Any, *, span: int = 48, trials: int = 8, seed: int = 0, progress: Callable[[int, int], None] | None = None
-) -> tuple[float, list[LayerScore]]:
-    """Loss without memory, and a score for every layer that can be attached, then one for all of them together.
+) -> LayersReport:
+    """Measure every layer that can be attached, and then all of them together, over `trials` spans of `span` tokens.
 
-    Raises UnsupportedModel when no layer can. The model is left as it was.
+    progress: called with (layers done, layers in all). The model is left as it was. Raises UnsupportedModel where no
+    layer can be attached.
     """
     spans = _random_spans(model, span, trials, seed)
     drops: dict[str, dict[int | None, float]] = {}
@@ -63,7 +77,7 @@ def measure_layers(
                     progress(done * len(targets) + index + 1, 2 * len(targets))
         finally:
             attachment.detach()
-    return baseline, list(_scores(reports, drops))
+    return LayersReport(baseline, list(_scores(reports, drops)))
 
 
 def _scores(reports: list[LayerReport], drops: dict[str, dict[int | None, float]]) -> Iterator[LayerScore]:
@@ -73,7 +87,7 @@ def _scores(reports: list[LayerReport], drops: dict[str, dict[int | None, float]
 
 
 def _random_spans(model: nn.Module, span: int, trials: int, seed: int) -> Tensor:
-    """`[trials, span]` token ids, each row without repeats, so that only the memory can tell what comes next."""
+    """Draw token ids `[trials, span]`, each row without repeats, so that only the memory can tell what comes next."""
     generator = torch.Generator().manual_seed(seed)
     vocabulary = int(model.config.vocab_size)  # type: ignore[union-attr,arg-type]
     rows = [torch.randperm(vocabulary, generator=generator)[:span] for _ in range(trials)]
@@ -89,7 +103,7 @@ def _recalled(attachment: Attachment, ids: list[int]) -> RecalledChunk:
 def _loss(
     attachment: Attachment, spans: Tensor, layers: tuple[int, ...] | None, recalled: list[RecalledChunk]
 ) -> float:
-    """Loss of each span after its first tokens, with the memory in `layers` only."""
+    """Return the mean loss of the spans behind their first tokens, with the memory in `layers` only."""
     cache = MemoryCache(attachment)
     if layers is not None:
         only = [RecalledChunk(c.chunk_id, c.start, {x: c.layers[x] for x in layers}) for c in recalled]

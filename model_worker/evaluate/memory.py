@@ -1,12 +1,15 @@
-"""Peak tensor memory of a long prompt: HOMER's tree against a plain prefill, by length.
+"""Peak tensor memory of a long prompt is measured here by its length: HOMER's tree against a plain prefill.
 
 What is counted is every allocation of torch's CPU allocator while a prompt is processed, as torch's profiler records
 them (`profile_memory=True`), temporaries inside kernels included; weights are there before and do not count. The peak
 is the largest running sum. Only shapes matter for it, so that weights may be random.
 """
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
@@ -14,6 +17,7 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
 from model_worker.attaching import attach
+from model_worker.attachment.attachment import Attachment
 from model_worker.errors import InputError
 from model_worker.homer.bias import NONE
 from model_worker.homer.prompt import compress_prompt
@@ -24,7 +28,7 @@ _PREFIX, _SUFFIX = 4, 16
 
 @dataclass(frozen=True, slots=True)
 class Peak:
-    """One length in tokens; bytes above the weights at the peak. plain: None where it was not run."""
+    """Bytes above the weights at the peak of a prompt of `length` tokens. plain: None where it was not run."""
 
     length: int
     homer: int
@@ -33,15 +37,30 @@ class Peak:
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """`a + b x` by least squares. residual: root mean square that is left, in bytes."""
+    """The line `a + b x` by least squares. residual: root mean square that is left, in bytes."""
 
     a: float
     b: float
     residual: float
 
 
+@dataclass(frozen=True, slots=True)
+class MemoryReport:
+    """Peaks by length, and lines through them.
+
+    fits: by who ("HOMER", and "plain" where three lengths or more were run) and by x ("log2(n)" and "n").
+    """
+
+    peaks: list[Peak]
+    fits: dict[str, dict[str, Fit]]
+
+    def document(self) -> dict[str, Any]:
+        """Return the report as plain values, for JSON."""
+        return asdict(self)
+
+
 def random_model(layers: int = 16) -> LlamaForCausalLM:
-    """A Llama of random weights: layers 128 wide, multi-head attention, so that K-V weigh as in Llama-2."""
+    """Make a Llama of random weights: layers 128 wide, multi-head attention, so that K-V weigh as in Llama-2."""
     sizes = {"hidden_size": 128, "intermediate_size": 352, "num_attention_heads": 4, "vocab_size": 512}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -56,8 +75,12 @@ def measure_peaks(
     size: int,
     plain_up_to: int,
     progress: Callable[[int, int], None] | None = None,
-) -> list[Peak]:
-    """Peaks at each length (tokens in all), HOMER with nodes of `size` tokens. Raises InputError for too few tokens."""
+) -> MemoryReport:
+    """Measure the peak at each length (tokens in all), HOMER with nodes of `size` tokens.
+
+    plain_up_to: the longest prompt that the plain prefill is run on. progress: called with (lengths done, lengths in
+    all). Raises InputError for lengths or nodes without room beside the affixes, and for a model that is on no CPU.
+    """
     if min(lengths) <= _PREFIX + _SUFFIX or size <= _PREFIX + _SUFFIX:
         raise InputError(f"lengths and size are above {_PREFIX + _SUFFIX} tokens, those of the affixes")
     if any(parameter.device.type != "cpu" for parameter in model.parameters()):
@@ -70,15 +93,30 @@ def measure_peaks(
         trees_of(attachment)  # its self-test is no part of a prompt
         for done, length in enumerate(lengths, start=1):
             ids = torch.randint(vocabulary, (length,), generator=generator).tolist()
-            parts = ids[:_PREFIX], ids[_PREFIX:-_SUFFIX], ids[-_SUFFIX:]
-            homer = peak_bytes(lambda parts=parts: compress_prompt(attachment, *parts, size=size, bias=NONE).cache())  # type: ignore[misc]
-            plain = peak_bytes(lambda ids=ids: _prefill(model, ids)) if length <= plain_up_to else None  # type: ignore[misc]
+            homer = peak_bytes(partial(_tree, attachment, ids, size))
+            plain = peak_bytes(partial(_prefill, model, ids)) if length <= plain_up_to else None
             peaks.append(Peak(length, homer, plain))
             if progress is not None:
                 progress(done, len(lengths))
     finally:
         attachment.detach()
-    return peaks
+    return MemoryReport(peaks, _fits(peaks))
+
+
+def _fits(peaks: Sequence[Peak]) -> dict[str, dict[str, Fit]]:
+    """Return the lines through log2(n) and through n, of HOMER and of the plain prefill, of three points or more."""
+    plain = [(peak.length, peak.plain) for peak in peaks if peak.plain is not None]
+    found = {}
+    for who, points in (("HOMER", [(peak.length, peak.homer) for peak in peaks]), ("plain", plain)):
+        if len(points) >= 3:
+            n, y = zip(*points, strict=True)
+            found[who] = {"log2(n)": fit([math.log2(x) for x in n], y), "n": fit(n, y)}
+    return found
+
+
+def _tree(attachment: Attachment, ids: list[int], size: int) -> DynamicCache:
+    parts = ids[:_PREFIX], ids[_PREFIX:-_SUFFIX], ids[-_SUFFIX:]
+    return compress_prompt(attachment, *parts, size=size, bias=NONE).cache()
 
 
 def _prefill(model: nn.Module, ids: list[int]) -> DynamicCache:
@@ -89,7 +127,7 @@ def _prefill(model: nn.Module, ids: list[int]) -> DynamicCache:
 
 
 def peak_bytes(work: Callable[[], object]) -> int:
-    """Most bytes that torch's CPU allocator held at once for `work` and what it returns."""
+    """Return the most bytes that torch's CPU allocator held at once for `work` and what it returns."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
         kept = work()
     del kept  # it lived to the end of the recording
@@ -102,7 +140,7 @@ def peak_bytes(work: Callable[[], object]) -> int:
 
 
 def fit(x: Sequence[float], y: Sequence[float]) -> Fit:
-    """The best line through the points."""
+    """Return the line through the points that leaves the least squares."""
     design = torch.tensor([[1.0, value] for value in x], dtype=torch.float64)
     target = torch.tensor(y, dtype=torch.float64)[:, None]
     solution = torch.linalg.lstsq(design, target).solution

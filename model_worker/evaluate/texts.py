@@ -1,6 +1,10 @@
-"""Text files that a person names, read whole."""
+"""Texts that are read whole: files that a person names, and the one text that every installation of Python has.
+
+The module owns the bound on their size: a device that never ends, or an archive that unpacks without end, is refused.
+"""
 
 import gzip
+import re
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,7 +12,7 @@ from typing import BinaryIO
 
 from model_worker.errors import InputError
 
-# Bytes: a thousand long books. A device that never ends, or an archive that unpacks without end, ends here.
+# Bytes of the largest text: as many as a thousand long books have.
 LARGEST = 1 << 30
 _PIECE = 1 << 22
 
@@ -26,10 +30,25 @@ def read_text(path: Path) -> str:
 
 
 def _pieces(path: Path, file: BinaryIO | gzip.GzipFile) -> Iterator[bytes]:
-    """In pieces, so that Ctrl-C is heard between them."""
+    """Yield the bytes of a file in pieces, between which Python handles Ctrl-C."""
     total = 0
     while piece := file.read(_PIECE):
         total += len(piece)
         if total > LARGEST:
             raise InputError(f"cannot read {path}: it has more than {LARGEST:,} bytes")
         yield piece
+
+
+def read_book(path: Path) -> str:
+    """Return the text of a file with the line ends inside paragraphs joined, as a book of printed lines needs it.
+
+    Raises InputError as `read_text`.
+    """
+    return re.sub(r"(?<=\S)\n(?=\S)", " ", read_text(path).replace("\r\n", "\n"))
+
+
+def reference_text() -> str:
+    """Return the Python language reference as CPython ships it for `help()`, its topics sorted by name."""
+    from pydoc_data.topics import topics
+
+    return "\n\n".join(topics[name] for name in sorted(topics))

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import Dataset
-from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments
+from transformers import TrainerState, TrainingArguments
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_utils import EvalLoopOutput
 
@@ -31,23 +31,24 @@ from model_worker.icae import lora
 from model_worker.icae.data import Sample
 from model_worker.icae.model import Icae
 from model_worker.icae.objectives import Objectives, Tally, collate
+from model_worker.icae.transformers_trainer import Trainer, TrainerCallback
 
 ADAPTER = "adapter"  # folder of the finished adapter within a run's
 LOG = "training_log.jsonl"
 FLOOR = 0.03  # of the rate, at the end
 SCHEDULES = ("cosine", "constant")
-Progress = Callable[[int, int, float], None]  # steps done, steps in all, share of the run
 
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """How a run is made.
+    """Settings of a run.
 
-    out: its folder. steps: updates; None for one pass over the data. minutes: a limit by the clock, of this start; the
-    rate falls to its end by whichever of the two comes first. batch: contexts at a time, `accumulate` times before each
-    update. rate: of AdamW; warm_up: updates over which it rises; schedule: `cosine` to 3 % of it, or `constant`.
-    clip: norm of the gradient at most. bf16: compute in bfloat16, weights that are trained stay float32.
-    checkpointing: recompute layers in the backward pass. log_every, eval_every, save_every: updates; 0 for never.
+    out: the folder of the run. steps: updates; None for one pass over the data. minutes: a limit by the clock, of this
+    start; the rate falls to its end by whichever of the two comes first. batch: contexts at a time, `accumulate` times
+    before each update. rate: of AdamW; warm_up: updates over which the rate rises; schedule: `cosine` to 3 % of the
+    rate, or `constant`. clip: norm of the gradient at most. bf16: compute in bfloat16; weights that are trained stay
+    float32. checkpointing: recompute layers in the backward pass. log_every, eval_every, save_every: updates; 0 for
+    never. keep: checkpoints that stay.
     shuffle: draw the samples in random order.
     """
 
@@ -86,7 +87,7 @@ class TrainSettings:
 
 @dataclass(frozen=True)
 class TrainReport:
-    """What a run came to. losses: nats a token, by objective, at the end; evaluation: on held-out data."""
+    """The result of a run. losses: nats a token, by objective, at the end; evaluation: the same on held-out data."""
 
     adapter: str
     digest: str
@@ -97,25 +98,28 @@ class TrainReport:
 
 
 class Pace:
-    """How much of a run is done, by updates or by the clock, whichever is further."""
+    """A measure of how much of a run is done, by updates or by the clock, whichever is further."""
 
     def __init__(self, minutes: float | None):
         self._limit = None if minutes is None else 60 * minutes
         self._began = time.monotonic()
 
     def share(self, step: int, steps: int) -> float:
-        """In [0, 1]."""
+        """Return the share of the run that is done at `step` of `steps` updates, in [0, 1]."""
         by_clock = 0.0 if self._limit is None else self.seconds / self._limit
         return min(max(step / max(steps, 1), by_clock), 1.0)
 
     @property
     def seconds(self) -> float:
-        """Since this start."""
+        """Return the seconds since this start of the run."""
         return time.monotonic() - self._began
 
 
 class IcaeTrainer(Trainer):
-    """The Trainer for `Objectives`. Raises InputError for fp16, in which ICAE does not train."""
+    """The Trainer for `Objectives`.
+
+    Raises InputError for fp16, in which ICAE does not train, and for an adapter of which nothing is trainable.
+    """
 
     def __init__(self, icae: Icae, args: TrainingArguments, *, pace: Pace, settings: TrainSettings, **more: Any):
         if args.fp16 or icae.dtype == torch.float16:
@@ -133,7 +137,10 @@ class IcaeTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """The Trainer's own, with the nats of each sample counted by objective."""
+        """Compute the loss as the Trainer does, and count the nats of each sample by objective.
+
+        Raises WorkerError for a loss that is not finite.
+        """
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         if not torch.isfinite(loss):
             raise WorkerError(
@@ -144,14 +151,14 @@ class IcaeTrainer(Trainer):
         return (loss, outputs) if return_outputs else loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """With the losses of each objective since the last log, over their own tokens."""
+        """Log what the Trainer does, and the losses of each objective since the last log, over their own tokens."""
         if "loss" in logs:
             logs = {**logs, **self.unlogged.means(), "seconds": round(self._pace.seconds, 1)}
             self.unlogged = Tally()
         super().log(logs, start_time)
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
-        """Means over tokens where the Trainer takes means over batches, whatever their lengths."""
+        """Evaluate with means over tokens, where the Trainer takes means over batches, whatever their lengths."""
         self._evaluated = Tally()
         output = super().evaluation_loop(*args, **{**kwargs, "prediction_loss_only": True})
         prefix = kwargs.get("metric_key_prefix", "eval")
@@ -159,8 +166,11 @@ class IcaeTrainer(Trainer):
         return output
 
     def create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None = None) -> LambdaLR:
-        """Warm-up, then down by updates or by the clock. The clock makes it no function of the step alone."""
-        if self.lr_scheduler is None:  # type: ignore[has-type]
+        """Make the schedule of the rate: up while warming up, then down by updates or by the clock.
+
+        Because of the clock the rate is no function of the step alone.
+        """
+        if self.lr_scheduler is None:
             settings, pace = self._settings, self._pace
 
             def factor(step: int) -> float:
@@ -175,7 +185,7 @@ class IcaeTrainer(Trainer):
         return self.lr_scheduler
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        """The adapter alone: neither copy of the base is ever written."""
+        """Write the adapter alone: neither copy of the base is ever written."""
         self.icae.save_pretrained(output_dir or str(self.args.output_dir))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
@@ -192,7 +202,7 @@ class IcaeTrainer(Trainer):
 
 @contextmanager
 def _readable(checkpoint: str | None) -> Iterator[None]:
-    """What torch says of a damaged or foreign file is a page; here it is an InputError of one line."""
+    """Turn what torch says of a damaged or foreign file, which is a page, into an InputError of one line."""
     try:
         yield
     except (OSError, EOFError, UnpicklingError, RuntimeError, ValueError, KeyError, TypeError) as error:
@@ -215,16 +225,24 @@ def load_into(icae: Icae, folder: Path) -> None:
         icae.memory.copy_(rows)
 
 
-class _Steps(TrainerCallback):
-    """Shows progress, keeps the log, and ends the run by the clock."""
+class StepShown(TrainerCallback):
+    """A callback of the Trainer that tells how many updates are done, and how many there are in all."""
 
-    def __init__(self, out: Path, pace: Pace, progress: Progress):
-        self._log, self._pace, self._progress = out / LOG, pace, progress
+    def __init__(self, progress: Callable[[int, int], None]):
+        self._progress = progress
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        share = self._pace.share(state.global_step, state.max_steps)
-        self._progress(state.global_step, state.max_steps, share)
-        if share >= 1:
+        self._progress(state.global_step, state.max_steps)
+
+
+class _Steps(TrainerCallback):
+    """A callback of the Trainer that keeps the log of the run, and ends the run by the clock."""
+
+    def __init__(self, out: Path, pace: Pace):
+        self._log, self._pace = out / LOG, pace
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self._pace.share(state.global_step, state.max_steps) >= 1:
             control.should_training_stop = True
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
@@ -234,20 +252,20 @@ class _Steps(TrainerCallback):
 
 
 def checkpoints(out: Path) -> list[Path]:
-    """Complete checkpoints of a run, oldest first: the Trainer's state is what it writes last."""
+    """Return the complete checkpoints of a run, oldest first: those with the state, which the Trainer writes last."""
     found = [path.parent for path in out.glob("checkpoint-*/trainer_state.json") if path.parent.name[11:].isdigit()]
     return sorted(found, key=lambda path: int(path.name[11:]))
 
 
 def last_checkpoint(out: Path) -> Path:
-    """What a run goes on from. Raises InputError where there is nothing."""
+    """Return the checkpoint that a run goes on from. Raises InputError where there is none."""
     if found := checkpoints(out):
         return found[-1]
     raise InputError(f"there is no complete checkpoint in {out} to resume from")
 
 
 def _check_complete(checkpoint: Path) -> None:
-    """Raises InputError for what is no checkpoint, or one without its optimiser: the Trainer would begin a new one."""
+    """Raise InputError for a folder that is no checkpoint or has no optimiser: the Trainer would begin a new one."""
     for name in (TRAINER_STATE_NAME, OPTIMIZER_NAME, SCHEDULER_NAME):
         if not (checkpoint / name).is_file():
             raise InputError(f"{checkpoint} is not a complete checkpoint: it has no {name}")
@@ -262,7 +280,6 @@ def train(
     *,
     held_out: Dataset[Sample] | None = None,
     resume: Path | None = None,
-    progress: Progress = lambda done, total, share: None,
     pace: Pace | None = None,
     callbacks: Sequence[TrainerCallback] = (),
     optimizer: Optimizer | None = None,
@@ -270,7 +287,8 @@ def train(
     """Train `icae` in place and write it to `settings.out / "adapter"`.
 
     resume: a checkpoint of the same settings, from which everything goes on: weights, optimiser, rate, samples, random
-    numbers (the clock starts anew). optimizer: instead of AdamW. Raises InputError for fp16, for a checkpoint that does
+    numbers (the clock starts anew). pace: the clock of the run, where the samples ask it too. optimizer: instead of
+    AdamW. Raises InputError for fp16, for a checkpoint that does
     not fit and where `settings.out` cannot be a folder, WorkerError where the loss is no number any more.
     """
     try:
@@ -287,7 +305,7 @@ def train(
         settings=settings,
         train_dataset=samples,
         eval_dataset=held_out,
-        callbacks=[_Steps(settings.out, pace, progress), *callbacks],
+        callbacks=[_Steps(settings.out, pace), *callbacks],
         optimizers=(optimizer, None),
     )
     for part in ("PrinterCallback", "ProgressCallback"):

@@ -1,11 +1,11 @@
-"""The training text: a folder of novels (`NAME.txt` or `NAME.txt.gz`), some of them held back for evaluation."""
+"""The training text is a folder of novels (`NAME.txt` or `NAME.txt.gz`); this module says which are held back.
+
+The held-back novels are for evaluation alone: neither the small model nor its adapters are trained on them.
+"""
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
-
-from model_worker.evaluate.texts import read_text
 
 HELD_BACK = (
     "alice-s-adventures-in-wonderland",
@@ -16,14 +16,6 @@ HELD_BACK = (
 
 
 def book_paths(folder: Path, held_back: bool = False) -> list[Path]:
-    """The novels to train on, or with `held_back` those kept for evaluation, sorted by name."""
+    """Return the novels to train on, or with `held_back` those kept for evaluation, sorted by name."""
     paths = sorted(folder.glob("*.txt")) + sorted(folder.glob("*.txt.gz"))
     return [path for path in paths if (path.name.split(".")[0] in HELD_BACK) == held_back]
-
-
-def read_book(path: Path) -> str:
-    """The text with hard line ends inside paragraphs joined: a model of prose has no use for a printer's line width.
-
-    Raises InputError as `read_text`.
-    """
-    return re.sub(r"(?<=\S)\n(?=\S)", " ", read_text(path).replace("\r\n", "\n"))

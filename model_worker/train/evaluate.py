@@ -19,9 +19,10 @@ from torch.nn import functional
 from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from model_worker.demo.facts import make_facts
+from model_worker.evaluate.texts import read_book
 from model_worker.remember.chunking import chunks as chunks_of
 from model_worker.remember.chunking import sentence_ends
-from model_worker.train.books import book_paths, read_book
+from model_worker.train.books import book_paths
 from model_worker.train.lookup import ChunkLookup
 from model_worker.train.memory_stage import KeyValue, encode_chunks, hidden_states
 from model_worker.train.small import layout_of
@@ -57,7 +58,8 @@ class Evaluation:
     def logits(self, local: list[int], memory: KeyValue | None) -> Tensor:
         """`[L, vocabulary]` of one row."""
         hidden = hidden_states(self.model, torch.tensor([local]), memory, self.layout.retrieval_layers)
-        return self.model.lm_head(hidden)[0]
+        logits: Tensor = self.model.lm_head(hidden)[0]
+        return logits
 
     def greedy(self, prompt: str, memory: KeyValue | None, tokens: int) -> str:
         """Greedy continuation of `<s>` and the prompt."""
@@ -65,7 +67,7 @@ class Evaluation:
         start = len(local)
         for _ in range(tokens):
             local.append(int(self.logits(local, memory)[-1].argmax()))
-        return self.tokenizer.decode(local[start:])
+        return str(self.tokenizer.decode(local[start:]))
 
     def recall(self, text: str, other: str, seed: int, count: int) -> dict[str, float]:
         """Shares of the facts answered exactly: with memory, with the other text's, with none; and found whole."""

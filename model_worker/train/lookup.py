@@ -25,9 +25,11 @@ class ChunkLookup:
             owners = self.owners[self.starts[pair] : self.starts[pair + 1]]
             if len(owners):
                 scores[owners] += np.log(len(self.chunks) / len(owners)) ** 2
-        return self.chunks[np.sort(np.argsort(-scores[:before], kind="stable")[:count])]
+        found: np.ndarray = self.chunks[np.sort(np.argsort(-scores[:before], kind="stable")[:count])]
+        return found
 
 
 def _pairs(tokens: np.ndarray) -> np.ndarray:
     """Hashed pairs of neighbours, `[rows, size - 1]`."""
-    return (tokens[:, :-1] * 40503 + tokens[:, 1:] * 2654435) % BUCKETS
+    pairs: np.ndarray = (tokens[:, :-1] * 40503 + tokens[:, 1:] * 2654435) % BUCKETS
+    return pairs

@@ -61,7 +61,8 @@ def hidden_states(
 
 def _block(block: Any, hidden: Tensor, rotation: tuple[Tensor, Tensor], memory: KeyValue | None) -> Tensor:
     hidden = hidden + _attention(block.self_attn, _norm(block.input_layernorm, hidden), rotation, memory)
-    return hidden + block.mlp(_norm(block.post_attention_layernorm, hidden))
+    further: Tensor = block.mlp(_norm(block.post_attention_layernorm, hidden))
+    return hidden + further
 
 
 def _norm(norm: Any, hidden: Tensor) -> Tensor:
@@ -80,4 +81,5 @@ def _attention(attn: Any, x: Tensor, rotation: tuple[Tensor, Tensor], memory: Ke
     out, _ = retrieval_causal_attention(
         sdpa_attention_forward, attn, query, key, value, None, retrieved, scaling=attn.scaling
     )
-    return attn.o_proj(out.reshape(batch, length, -1))
+    projected: Tensor = attn.o_proj(out.reshape(batch, length, -1))
+    return projected

@@ -21,7 +21,8 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from model_worker.train.books import book_paths, read_book
+from model_worker.evaluate.texts import read_book
+from model_worker.train.books import book_paths
 from model_worker.train.memory_stage import MemoryLayout, encode_chunks, hidden_states
 from model_worker.train.optimiser import make_optimisers
 from model_worker.train.tasks import CHUNK, SPECIALS, Batch, Tasks
@@ -234,7 +235,7 @@ class Run:
         tokens = 0
         for name, batch in draw(self.tasks, self.progress).items():
             loss, accuracy = batch_loss(self.model, batch)
-            loss.backward()
+            torch.autograd.backward(loss)
             tokens += batch.local.numel() + (0 if batch.chunks is None else batch.chunks.numel())
             label = name if batch.chunks is not None else f"{name}_alone"
             for key, value in ((f"{label}_loss", loss.item()), (f"{label}_accuracy", accuracy)):

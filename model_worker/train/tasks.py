@@ -95,7 +95,7 @@ class Tasks:
         return self.books[book][start : start + length].astype(np.int64)
 
     def _encode(self, text: str) -> list[int]:
-        return self.tokenizer.encode(text, add_special_tokens=False)
+        return list(self.tokenizer.encode(text, add_special_tokens=False))
 
     def _plant(self, chunk: np.ndarray, facts: list[Fact]) -> None:
         """Write the statements over a random stretch of the chunk."""

@@ -26,6 +26,7 @@ import model_worker
 from kvbank.commands import application
 from kvbank.console import ending
 from model_worker.errors import InputError
+from model_worker.evaluate.texts import read_book
 from model_worker.icae import Icae, IcaeConfig
 from model_worker.icae.data import (
     INSTRUCTION,
@@ -46,9 +47,8 @@ from model_worker.icae.data import (
     text_pieces,
 )
 from model_worker.icae.objectives import Objectives, Tally, collate, needed
-from model_worker.icae.trainer import LOG, IcaeTrainer, Pace, TrainSettings, checkpoints, train
-from model_worker.train import icae as script
-from model_worker.train.books import read_book
+from model_worker.icae.trainer import LOG, IcaeTrainer, Pace, StepShown, TrainSettings, checkpoints, train
+from model_worker.train import small_adapter as script
 from model_worker.train.tokenizer import HELD_BACK, stdlib_text
 
 VOCABULARY, BOS, EOS = 61, 7, 9  # not 1 and 2, which the authors' code has for all models
@@ -412,14 +412,13 @@ def test_training_learns_and_leaves_the_base_alone(tmp_path: Path):
     icae = adapter(IcaeConfig(slots=4, interface="kv", positions="spread"), moved=False)
     before = {name: p.detach().clone() for name, p in icae.base_model.named_parameters()}
     samples = Samples([restoration(words(8, seed), EOS) for seed in range(4)])
-    shown: list[tuple[int, int, float]] = []
-    report = train(
-        icae, samples, settings(tmp_path, steps=60, batch=4, rate=2e-2), progress=lambda *at: shown.append(at)
-    )
+    shown: list[tuple[int, int]] = []
+    progress = StepShown(lambda *at: shown.append(at))
+    report = train(icae, samples, settings(tmp_path, steps=60, batch=4, rate=2e-2), callbacks=[progress])
     losses = [entry["ae_loss"] for entry in logged(tmp_path) if "ae_loss" in entry]
     assert len(losses) == report.steps == 60
     assert losses[-1] < losses[0] - 1.5
-    assert shown[-1] == (60, 60, 1.0)
+    assert shown[-1] == (60, 60)
     assert all(torch.equal(p, before[name]) for name, p in icae.base_model.named_parameters())
     again = Icae.from_pretrained(icae.base_model, report.adapter)
     assert again.digest == icae.digest == report.digest

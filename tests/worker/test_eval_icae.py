@@ -16,10 +16,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from kvbank.commands import application
 from kvbank.console import ending
 from model_worker.errors import InputError
+from model_worker.evaluate.adapter import Evaluation, measure, plan
 from model_worker.evaluate.continuation import Continuation, continuation
-from model_worker.evaluate.icae import Evaluation, measure, plan
-from model_worker.evaluate.icae_facts import facts, margins
-from model_worker.evaluate.icae_latency import measure_latency, random_model
+from model_worker.evaluate.findings import findings, margins
+from model_worker.evaluate.latency import measure_latency, random_model
 from model_worker.evaluate.restoration import Reader, Restoration, restoration
 from model_worker.icae import Icae, IcaeConfig, combine, loss, restore
 from model_worker.icae.decode import losses
@@ -163,7 +163,7 @@ def test_what_is_planned_can_be_measured(config: IcaeConfig, more: int) -> None:
     icae = Icae.create(base(positions=config.needed() + more), config, rank=1)
     what = plan(icae, follow=3, leave=1)
     found = measure(icae, texts(2, what.document), what, words)
-    shown = {fact.name[0]: fact for fact in facts(found)}
+    shown = {fact.name[0]: fact for fact in findings(found)}
     assert (what.parts == (1,)) == (shown["4"].figures == "no more slots fit the model's positions")
 
 
@@ -230,7 +230,7 @@ def evaluation(sign: float) -> Evaluation:
 def test_facts_are_shown_or_fail_by_their_figures() -> None:
     for sign, expected in ((1.0, True), (-1.0, False)):
         found = evaluation(sign)
-        assert [fact.shown for fact in facts(found)] == [expected] * 7, sign
+        assert [fact.shown for fact in findings(found)] == [expected] * 7, sign
         assert [fact.shown for fact in margins(found)] == [expected] * 2
     assert [fact.shown for fact in margins(evaluation(0.5))] == [False, True]
 
@@ -301,9 +301,12 @@ def test_the_command(kvbank: Callable[..., tuple[int, str, str]], tmp_path: Path
     plain = sum(plain_loss(net, [BOS, *ids[:8]], 8) for ids in pieces) / 3
     assert lengths[8]["plain"]["nats"] == pytest.approx(plain, abs=CLOSE)
     assert lengths[8]["plain"] == second["restoration_by_length"][3]["plain"]
-    for name, count in (("length", 4), ("slots", 4), ("continuation", 5)):
+    restored = ["accuracy, own slots", "accuracy, another text's slots", "accuracy, no slots"]
+    for name, lines in (("length", restored), ("slots", restored), ("continuation", ["its slots", "nothing"])):
         picture = ET.parse(tmp_path / "plots" / f"icae-{name}.svg")
-        assert len(list(picture.iter("{http://www.w3.org/2000/svg}polyline"))) == count
+        told = [element.text for element in picture.iter("{http://www.w3.org/2000/svg}text")]
+        assert (told.count("k2"), told.count("k4")) == (1, 1)
+        assert [told.count(line) for line in lines] == [2] * len(lines)  # in the panel of each adapter
     code, out, _ = kvbank(*given)
     assert code == 0
     assert all(part in out for part in ("restored", "continued", "6b 32 tokens as 8 slots", "at least 0.9 nats"))

@@ -2,7 +2,6 @@
 
 import gzip
 import json
-import xml.etree.ElementTree as ET
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,13 +12,13 @@ from transformers import PreTrainedModel
 from typer.testing import CliRunner, Result
 
 from model_worker.attachment.loading import load_model
-from model_worker.cli.evaluate import evaluation
-from model_worker.demo.story import reference_text
+from model_worker.cli.commands import evaluation
 from model_worker.errors import InputError
-from model_worker.evaluate.compression import cut, measure
+from model_worker.evaluate.compression import Plan, measure
+from model_worker.evaluate.documents import cut
 from model_worker.evaluate.memory import fit, measure_peaks, peak_bytes
 from model_worker.evaluate.passkey import Tuning, measure_passkeys, tells
-from model_worker.evaluate.plot import lines
+from model_worker.evaluate.texts import reference_text
 from tests.worker.tiny import tokens
 
 Models = Callable[[str], PreTrainedModel]
@@ -35,10 +34,7 @@ def test_full_and_nothing_are_the_models_own_losses(model: Models, family: str) 
         net,
         None,
         documents,
-        chunk=CHUNK,
-        follow=FOLLOW,
-        budgets=[6, CHUNK],
-        methods=["window:m=N", "tova:m=N,block=5", "homer:m=N,leaf=8", "leaves"],
+        Plan(CHUNK, FOLLOW, [6, CHUNK], ["window:m=N", "tova:m=N,block=5", "homer:m=N,leaf=8", "leaves"]),
         progress=lambda done, total: seen.append(done * 10 + total),
     )
     assert seen == [13, 23, 33]
@@ -65,9 +61,16 @@ def test_a_calibrated_table_for_one_run(model: Models, tmp_path: Path, monkeypat
     """`bias=measured` is calibrated on the text given, and leaves nothing where bias=auto would find it."""
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
     documents = [tokens(CHUNK + FOLLOW, seed=seed)[0].tolist() for seed in range(6)]
-    options = {"chunk": CHUNK, "follow": FOLLOW, "budgets": [4, 8, 12], "calibration": tokens(600)[0].tolist()}
-    rows = measure(model("llama_gqa"), None, documents, methods=["homer:m=N,leaf=8,bias=measured"], **options)  # type: ignore[arg-type]
-    plain = measure(model("llama_gqa"), None, documents, methods=["homer:m=N,leaf=8,bias=none"], **options)  # type: ignore[arg-type]
+    rows, plain = (
+        measure(
+            model("llama_gqa"),
+            None,
+            documents,
+            Plan(CHUNK, FOLLOW, [4, 8, 12], [f"homer:m=N,leaf=8,bias={bias}"]),
+            calibration=tokens(600)[0].tolist(),
+        )
+        for bias in ("measured", "none")
+    )
     assert rows[2].method == "homer:m=4,leaf=8,bias=measured"
     assert [row.loss for row in rows[2:]] != [row.loss for row in plain[2:]]
     assert not list(tmp_path.rglob("*.safetensors"))
@@ -86,7 +89,7 @@ def test_peaks_are_what_was_held_at_once() -> None:
 
 def test_memory_of_whole_prompts(model: Models) -> None:
     """Plain prefill grows with the length, HOMER's tree by far less; lines are fitted as they should."""
-    peaks = measure_peaks(model("llama_gqa"), [60, 120, 240], size=40, plain_up_to=120)
+    peaks = measure_peaks(model("llama_gqa"), [60, 120, 240], size=40, plain_up_to=120).peaks
     assert [p.length for p in peaks] == [60, 120, 240]
     assert peaks[2].plain is None
     assert peaks[0].plain is not None
@@ -117,9 +120,7 @@ def test_what_is_evaluated_was_not_calibrated_on() -> None:
         for half in (text[: len(text) // 2], text[len(text) // 2 :])
     )
     pieces = list(cut(second, 56, 3))
-    expected = measure(
-        loaded, words, pieces, chunk=48, follow=8, budgets=[8], methods=methods, calibration=first[:5000]
-    )
+    expected = measure(loaded, words, pieces, Plan(48, 8, [8], methods), calibration=first[:5000])
     found = json.loads(done.stdout)
     assert [row["method"] for row in found] == [row.method for row in expected]
     assert [row["loss"] for row in found] == pytest.approx([row.loss for row in expected], abs=1e-5)
@@ -186,7 +187,7 @@ def test_passkeys_far_behind_it() -> None:
 def test_documents_have_to_fit(model: Models) -> None:
     for documents in ([tokens(20)[0].tolist()] * 2, [tokens(CHUNK + FOLLOW)[0].tolist()]):
         with pytest.raises(InputError, match="two documents"):
-            measure(model("llama_gqa"), None, documents, chunk=CHUNK, follow=FOLLOW, budgets=[4])
+            measure(model("llama_gqa"), None, documents, Plan(CHUNK, FOLLOW, [4]))
 
 
 def test_pieces_are_spread_over_a_text() -> None:
@@ -194,10 +195,3 @@ def test_pieces_are_spread_over_a_text() -> None:
     assert list(cut(range(10), 4, 5)) == [[0, 1, 2, 3], [6, 7, 8, 9]]
     assert list(cut(range(10), 4, 1)) == [[0, 1, 2, 3]]
     assert list(cut(range(3), 4, 5)) == []
-
-
-def test_a_plot_is_a_picture() -> None:
-    picture = ET.fromstring(lines("t", "x", "y", {"a": [(16, 3.0), (32, 2.5)], "b": [(16, 2.9)]}, {"full": 2.0}))
-    texts = [e.text for e in picture.iter("{http://www.w3.org/2000/svg}text")]
-    assert {"t", "x", "y", "a", "b", "full", "16", "32"} <= set(texts)
-    assert len(list(picture.iter("{http://www.w3.org/2000/svg}circle"))) == 3

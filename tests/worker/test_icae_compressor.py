@@ -20,7 +20,7 @@ from model_worker.attachment.digest import reader_of, state_token
 from model_worker.compress import Payload, compressor
 from model_worker.compress.icae import adapter_of
 from model_worker.errors import BankMismatch, InputError, ModelNotFound
-from model_worker.evaluate.compression import measure
+from model_worker.evaluate.compression import Plan, measure
 from model_worker.homer.tree import trees_of
 from model_worker.icae import Icae, IcaeConfig, Slots, answer, loss, restore
 from model_worker.icae.expanded import expanded
@@ -489,7 +489,7 @@ def test_its_cost_can_be_measured_like_that_of_others(model: Models, adapter: Ad
     folder = adapter(net)
     methods = [f"icae:adapter={folder},payload={form}" for form in ("soft", "kv")]
     documents = [ids_of(seed, SIZE + 8) for seed in (1, 2)]
-    rows = measure(net, tokenizer(), documents, chunk=SIZE, follow=8, budgets=[KEPT], methods=methods)
+    rows = measure(net, tokenizer(), documents, Plan(SIZE, 8, [KEPT], methods))
     nothing, _, soft, kv = rows
     assert soft.loss == kv.loss != nothing.loss
     assert (soft.bytes_per_token, kv.bytes_per_token) == (KEPT * 32 * 4 / SIZE, KEPT * 4 * 32 * 4 / SIZE)

@@ -10,7 +10,7 @@ import typer
 import kvbank
 from kvbank._cli import bank
 from memory_service.api.embedded import LocalServer
-from model_worker.cli.session import register_session_commands
+from model_worker.cli.commands import register
 from model_worker.cli.terminal import Waiting, printable
 from model_worker.session.log import SessionLog, read_session
 from tests.support import command
@@ -18,7 +18,7 @@ from tests.support import command
 
 def kvbank_command(*arguments: object, stdin: str = "") -> command.Ended:
     app = typer.Typer()
-    register_session_commands(app)
+    register(app)
     app.add_typer(bank.app, name="bank")
     return command.run(app, *arguments, stdin=stdin)
 

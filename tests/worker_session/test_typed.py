@@ -11,7 +11,7 @@ import pytest
 import typer
 
 from memory_service.api.embedded import LocalServer
-from model_worker.cli.session import register_session_commands
+from model_worker.cli.commands import register
 from model_worker.session.log import read_session
 from model_worker.session.unanswered import Unanswered
 from tests.support import command
@@ -32,7 +32,7 @@ class Typing(io.StringIO):
 
 def kvbank_command(*arguments: object, **streams: Any) -> command.Ended:
     app = typer.Typer()
-    register_session_commands(app)
+    register(app)
     return command.run(app, *arguments, **streams)
 
 

@@ -37,6 +37,7 @@ _EXTRA_OF_MODULE = {
     **dict.fromkeys(("prometheus_client", "pydantic_settings", "memory_service"), "server"),
     **dict.fromkeys(("torch", "transformers", "tokenizers", "safetensors", "platformdirs", "model_worker"), "worker"),
     **dict.fromkeys(("peft", "sacrebleu"), "icae"),
+    "matplotlib": "eval",
 }
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")  # torch says so in a RuntimeError
 

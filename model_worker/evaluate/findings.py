@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from model_worker.evaluate.icae import Evaluation
+from model_worker.evaluate.adapter import Evaluation
 from model_worker.evaluate.interval import Interval, interval
 from model_worker.evaluate.restoration import Reader, Restoration
 
@@ -16,7 +16,7 @@ BELOW_OTHER, BELOW_PLAIN = 0.9, 0.4  # nats per token
 
 
 @dataclass(frozen=True)
-class Fact:
+class Finding:
     """name: what should be seen. shown: whether it is. figures: what was."""
 
     name: str
@@ -24,11 +24,11 @@ class Fact:
     figures: str
 
 
-def margins(found: Evaluation) -> list[Fact]:
+def margins(found: Evaluation) -> list[Finding]:
     """Whether slots of a span's text carry that text: by how many nats per token they beat what does not."""
     span = found.contents["natural"].tokens
     return [
-        Fact(f"own slots at least {limit} nats below {name}, {own.tokens} tokens", below.mean >= limit, str(below))
+        Finding(f"own slots at least {limit} nats below {name}, {own.tokens} tokens", below.mean >= limit, str(below))
         for own in found.lengths
         if own.tokens >= span
         for name, below, limit in (
@@ -38,12 +38,12 @@ def margins(found: Evaluation) -> list[Fact]:
     ]
 
 
-def facts(found: Evaluation) -> list[Fact]:
+def findings(found: Evaluation) -> list[Finding]:
     """The six of the paper that a small model can show, the last in two parts."""
     whole = found.contents["natural"]
     one_span = [own for own in found.lengths if own.tokens <= whole.tokens]
     return [
-        Fact(
+        Finding(
             "1 restoration loss: own slots below another text's and below the plain model",
             whole.below_other.above_zero and whole.below_plain.above_zero,
             f"{_mean(whole.own.nats)} own, {_mean(whole.other.nats)} other, {_mean(whole.plain.nats)} plain",
@@ -57,52 +57,54 @@ def facts(found: Evaluation) -> list[Fact]:
     ]
 
 
-def _written(whole: Restoration) -> Fact:
+def _written(whole: Restoration) -> Finding:
     name = "2 free-running restoration: better than with another text's slots, or none"
     own, rivals = whole.own, [r for r in (whole.other, whole.plain) if r.prefix is not None]
     if own.prefix is None:
-        return Fact(name, False, "nothing was written")
+        return Finding(name, False, "nothing was written")
     better = all(_over(own.prefix, r.prefix).above_zero and (own.bleu or 0) > (r.bleu or 0) for r in rivals)
     texts = [_free(reader) for reader in (own, whole.other, whole.plain)]
-    return Fact(name, better, f"BLEU and exact prefix {texts[0]} own, {texts[1]} other, {texts[2]} plain")
+    return Finding(name, better, f"BLEU and exact prefix {texts[0]} own, {texts[1]} other, {texts[2]} plain")
 
 
-def _falls(short: Restoration, long: Restoration) -> Fact:
+def _falls(short: Restoration, long: Restoration) -> Finding:
     less = interval(short.own.right - long.own.right)
     figures = f"accuracy {_mean(short.own.right)} at {short.tokens} tokens, {_mean(long.own.right)} at {long.tokens}"
-    return Fact("3 accuracy falls with length at a fixed k", less.above_zero, f"{figures}; difference {less}")
+    return Finding("3 accuracy falls with length at a fixed k", less.above_zero, f"{figures}; difference {less}")
 
 
-def _rises(few: Restoration, many: Restoration) -> Fact:
+def _rises(few: Restoration, many: Restoration) -> Finding:
     name = "4 accuracy rises with the slots a text gets"
     if few is many:
-        return Fact(name, False, "no more slots fit the model's positions")
+        return Finding(name, False, "no more slots fit the model's positions")
     more = interval(many.own.right - few.own.right)
     figures = f"accuracy {_mean(few.own.right)} in {few.slots} slots, {_mean(many.own.right)} in {many.slots}"
-    return Fact(name, more.above_zero, f"{figures}; difference {more}")
+    return Finding(name, more.above_zero, f"{figures}; difference {more}")
 
 
-def _natural(contents: dict[str, Restoration]) -> Fact:
+def _natural(contents: dict[str, Restoration]) -> Finding:
     natural = contents["natural"].own.right
     better = [interval(natural - contents[name].own.right).above_zero for name in ("shuffled", "random")]
     figures = ", ".join(f"{_mean(own.own.right)} {name}" for name, own in contents.items())
-    return Fact("5 natural text restores better than shuffled and than random text", all(better), f"accuracy {figures}")
+    return Finding(
+        "5 natural text restores better than shuffled and than random text", all(better), f"accuracy {figures}"
+    )
 
 
-def _continues(found: Evaluation) -> Fact:
+def _continues(found: Evaluation) -> Finding:
     own = found.continuations[0]
     gaps = interval(own.slots - own.full), interval(own.none - own.slots)
     figures = f"{_mean(own.full)} full, {_mean(own.slots)} slots, {_mean(own.none)} none"
     more = f"; slots above full {gaps[0]}, none above slots {gaps[1]}"
     name = f"6a loss of what follows {own.context} tokens: full context below slots below nothing"
-    return Fact(name, all(gap.above_zero for gap in gaps), figures + more)
+    return Finding(name, all(gap.above_zero for gap in gaps), figures + more)
 
 
-def _budget(found: Evaluation) -> Fact:
+def _budget(found: Evaluation) -> Finding:
     own = found.continuations[-1]
     gap = interval(own.last - own.slots)
     name = f"6b {own.context} tokens as {own.budget} slots: below their last {own.budget} tokens"
-    return Fact(name, gap.above_zero, f"{_mean(own.slots)} slots, {_mean(own.last)} last tokens; difference {gap}")
+    return Finding(name, gap.above_zero, f"{_mean(own.slots)} slots, {_mean(own.last)} last tokens; difference {gap}")
 
 
 def _over(own: Tensor, other: Tensor | None) -> Interval:

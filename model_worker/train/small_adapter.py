@@ -1,4 +1,4 @@
-"""Train the ICAE adapters of the shipped small model: `python -m model_worker.train.icae --books DIR --out DIR`.
+"""Train the ICAE adapters of the small model: `python -m model_worker.train.small_adapter --books DIR --out DIR`.
 
 Texts are those of the small model: novels (some held back) and source of the standard library. Spans are short at first
 (a slot a token, then more and more tokens a slot), since a reader that was never trained to read slots has to be found
@@ -24,10 +24,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.data import Dataset
-from transformers import TrainerCallback
 
 from model_worker.attachment.loading import load_model
 from model_worker.errors import WorkerError
+from model_worker.evaluate.texts import read_book
 from model_worker.icae import folder as files
 from model_worker.icae.config import IcaeConfig
 from model_worker.icae.data import Sample, continuation, restoration
@@ -35,7 +35,8 @@ from model_worker.icae.decode import scores
 from model_worker.icae.model import Icae
 from model_worker.icae.objectives import decoder_row
 from model_worker.icae.trainer import LOG, Pace, TrainSettings, last_checkpoint, train
-from model_worker.train.books import book_paths, read_book
+from model_worker.icae.transformers_trainer import TrainerCallback
+from model_worker.train.books import book_paths
 from model_worker.train.optimiser import Muon
 from model_worker.train.ship import thinned
 from model_worker.train.small import tokenized_texts

@@ -1,0 +1,127 @@
+"""A conversation in the terminal reads a line and streams the answer, until the input ends.
+
+The module imports torch; `kvbank chat` imports it once the service has answered.
+"""
+
+import sys
+
+import torch
+
+import kvbank
+from kvbank.console.ending import say
+from kvbank.console.output import one_line
+from model_worker.attachment.model_names import SHIPPED
+from model_worker.cli.chat import ChatOptions
+from model_worker.cli.messages import messages
+from model_worker.cli.quiet import quiet_libraries
+from model_worker.cli.terminal import Waiting, printable, stop_on_interrupt, while_loading
+from model_worker.model import MemoryModel
+from model_worker.session.log import Header, SessionLog
+from model_worker.session.session import Session
+from model_worker.session.unanswered import Unanswered
+
+HELP = "/help this text; /quit or Ctrl-D the end; Ctrl-C stops an answer, what was said until then is kept"
+# Turns that arrow up brings back, and letters that are shown of a message.
+_HISTORY, _SHOWN = 100, 60
+
+
+def run_chat(log: SessionLog, client: kvbank.Client, options: ChatOptions, memory: str) -> None:
+    """Load the model, open the session of `log` over the service of `client`, and talk until the input ends.
+
+    options: with the name of the model. memory: how the service is called, noted in a new log.
+    """
+    name = options.model or SHIPPED
+    with while_loading(f"loading {name}"):
+        model = open_model(client, name, options, log.header)
+    with model:
+        with Waiting("reading the session again: {done} of {total} tokens") as progress:
+            session = Session.open(
+                model,
+                log,
+                name=name,
+                target=memory,
+                window=options.window,
+                style=options.style,
+                progress=progress,
+                strict=options.strict,
+            )
+        with session:
+            unanswered = Unanswered(log.folder)
+            if not options.plain:
+                print(one_line(greeting(session)), file=sys.stderr)
+                _tell_of(unanswered)
+            torch.manual_seed(options.seed)
+            converse(session, options, unanswered)
+
+
+def open_model(client: kvbank.Client, name: str, options: ChatOptions, known: Header | None) -> MemoryModel:
+    """Return the model, attached and connected, without a bank: the session brings one.
+
+    known: the header of a session that goes on, whose chunks keep their size.
+    """
+    quiet_libraries()
+    return MemoryModel.from_pretrained(
+        name,
+        memory=client,
+        bank=(),
+        window=options.window,
+        local=options.local,
+        chunk=known.chunk if known else None,
+        top_k=options.top_k,
+        compressor=options.compressor,
+    )
+
+
+def greeting(session: Session) -> str:
+    """Return one line about where a session stands."""
+    turns = sum(not turn.part for turn in session.log.turns)
+    began = f"goes on after {turns} turn{'s' * (turns > 1)}" if turns else "begins"
+    known = f"{session.left:,} tokens in bank {session.header.bank}" if session.left else "nothing in its bank yet"
+    return f"session {session.header.name!r} {began}, {known}; /help for help"
+
+
+def _tell_of(unanswered: Unanswered) -> None:
+    messages = unanswered.messages()
+    if messages:
+        which = "a message was" if len(messages) == 1 else f"{len(messages)} messages were"
+        last = messages[-1] if len(messages[-1]) <= _SHOWN else messages[-1][:_SHOWN] + "..."
+        say(f"{which} not answered, the last: {last!r}; arrow up brings it back, all stand in {unanswered.path}")
+
+
+def converse(session: Session, options: ChatOptions, unanswered: Unanswered) -> None:
+    """Read messages until they end; each is a turn, or one of the commands that begin with a slash."""
+    said = [turn.text for turn in session.log.turns if not turn.part]
+    for line in messages(options.plain, [*said[-_HISTORY:], *unanswered.messages()]):
+        if line == "/quit":
+            return
+        if line == "/help":
+            print(HELP)
+        elif line.startswith("/") and "\n" not in line:
+            say(f"there is no command {line.split()[0]}; {HELP}")
+        elif line:
+            _turn(session, line, options, unanswered)
+
+
+def _turn(session: Session, line: str, options: ChatOptions, unanswered: Unanswered) -> None:
+    with (
+        unanswered.saying(line),
+        stop_on_interrupt() as stop,
+        Waiting("reading your message: {done} of {total} tokens") as progress,
+    ):
+        if not options.plain and not sys.stdin.isatty():
+            _write(f"> {line}\n")
+        session.say(
+            line,
+            on_text=_write,
+            stopped=stop.is_set,
+            progress=progress,
+            max_new_tokens=options.max_new_tokens,
+            temperature=options.temperature,
+        )
+    _write("\n")  # the prompt comes back when the turn is durable
+
+
+def _write(text: str) -> None:
+    """Show what a model said; its control characters are escaped, so that no terminal obeys them."""
+    sys.stdout.write(printable(text))
+    sys.stdout.flush()

@@ -1,0 +1,146 @@
+"""Options of a command are made from the fields of a settings model, where name, type, bounds, default and help stand.
+
+A settings model is a frozen pydantic model whose fields are described. `takes` gives a command one flag for each field,
+and, where a file is wanted, a TOML file of the same names. A flag decides over the file, and the file over the default.
+
+The flags are typer's rather than those of pydantic-settings' CliApp, which brings a parser of its own: its help would
+look unlike that of every other command, and its errors are paragraphs where a command ends in one line.
+"""
+
+import inspect
+import types
+from collections.abc import Callable, Iterator, Mapping
+from functools import update_wrapper
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
+
+import typer
+from pydantic import ValidationError
+from pydantic.fields import FieldInfo
+
+from kvbank.console.ending import USAGE, Failed
+from model_worker.cli.settings_file import read_settings
+from model_worker.errors import InputError
+from model_worker.settings import Settings
+
+_S = TypeVar("_S", bound=Settings)
+# Parameters of a command beside its fields, which no field may be called.
+_FILE, _CONTEXT = "config", "typer_context"
+
+
+def takes(settings: type[_S], *, file: bool = False) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Return a decorator for a command whose first parameter is a `settings`: its fields become options of the command.
+
+    file: the command also takes a TOML file with the same names, as an argument in front.
+    """
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        beside = list(inspect.signature(command, eval_str=True).parameters.values())[1:]
+        own = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in beside]
+
+        def run(**values: Any) -> None:
+            context = values.pop(_CONTEXT)
+            path = values.pop(_FILE, None)
+            given = {
+                name: value for name in settings.model_fields if _is_given(context, name, value := values.pop(name))
+            }
+            command(_made(settings, path, given, context), **values)
+
+        update_wrapper(run, command)
+        parameters = [_parameter(_CONTEXT, typer.Context), *([_file()] if file else [])]
+        parameters += [*own, *(_option(name, field, both=file) for name, field in settings.model_fields.items())]
+        run.__dict__["__signature__"] = inspect.Signature(parameters)
+        run.__annotations__ = {each.name: each.annotation for each in parameters}
+        return run
+
+    return decorate
+
+
+def _made(settings: type[_S], path: Path | None, given: Mapping[str, Any], context: typer.Context) -> _S:
+    """Return the settings of a file and of flags.
+
+    Raises InputError for what is wrong in the file, and Failed for a value that stands in neither.
+    """
+    read = {} if path is None else read_settings(path)
+    try:
+        return settings(**{**read, **given})
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(map(str, first["loc"]))
+        if first["type"] == "missing":
+            more = "" if path is None else f", which {path} does not have either"
+            raise missing_option(name, context.command_path, more) from None
+        said = "there is no such setting" if first["type"] == "extra_forbidden" else first["msg"]
+        raise InputError(f"{path}: {name}: {said}") from None
+
+
+def missing_option(name: str, command: str, more: str = "") -> Failed:
+    """Return the error of an option that `command` cannot do without and that was not given."""
+    return Failed(f"Missing option '{_flag(name)}'{more}; see {command} --help", USAGE)
+
+
+def _is_given(context: typer.Context, name: str, value: Any) -> bool:
+    """Return whether a value comes from the person rather than from the field's default."""
+    source = context.get_parameter_source(name)
+    return value is not None and source is not None and not source.name.startswith("DEFAULT")
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _parameter(name: str, annotation: Any, default: Any = inspect.Parameter.empty) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=default)
+
+
+def _file() -> inspect.Parameter:
+    told = typer.Argument(help="A TOML file of the options below, by the same names; an option decides over the file.")
+    return _parameter(_FILE, Annotated[Path | None, told], None)
+
+
+def _option(name: str, field: FieldInfo, *, both: bool) -> inspect.Parameter:
+    """Return the parameter of a field. both: a switch that is off by default can also be turned off by a flag."""
+    extra = field.json_schema_extra
+    more: dict[str, Any] = dict(extra) if isinstance(extra, dict) else {}
+    kind = _plain(field.annotation)
+    default = None if field.is_required() else field.get_default(call_default_factory=True)
+    flag = more.get("flag") or _flag(name)
+    if kind is bool:
+        flag = f"{flag}/--no-{flag[2:]}" if both or default else flag
+    bounds = {type(each).__name__.lower(): each for each in _bounds(field.annotation, field.metadata)}
+    told = typer.Option(
+        flag,
+        help=field.description,
+        min=getattr(bounds.get("ge"), "ge", None),
+        max=getattr(bounds.get("le"), "le", None),
+        rich_help_panel=more.get("panel"),
+    )
+    is_list = get_origin(kind) is list
+    shown = list(default) if is_list and default else default
+    wanted = kind if shown is not None and not (is_list and not shown) else kind | None
+    return _parameter(name, Annotated[wanted, told], None if is_list and not shown else shown)
+
+
+def _plain(annotation: Any) -> Any:
+    """Return the type of an option: without None and bounds, and a tuple of any length as a list."""
+    origin, parts = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _plain(parts[0])
+    if origin in (Union, types.UnionType):
+        [kind] = [part for part in parts if part is not types.NoneType]
+        return _plain(kind)
+    if origin is tuple:
+        return list[_plain(parts[0])]  # type: ignore[misc]
+    return annotation
+
+
+def _bounds(annotation: Any, metadata: Any) -> Iterator[Any]:
+    """Yield what says how large a value may be, of a field or of the items of one."""
+    for each in metadata:
+        yield from each.metadata if isinstance(each, FieldInfo) else [each]
+    origin, parts = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        yield from _bounds(parts[0], parts[1:])
+    elif origin is not Literal:
+        for part in parts:
+            yield from _bounds(part, ())
