@@ -51,6 +51,7 @@ class Attachment:
             self._hook(self.attention_modules[layer], self.reports[layer])
 
     def _hook(self, attention: nn.Module, report: LayerReport) -> None:
+        """Put the hooks on one memory layer by which its rotation and projected keys are noted."""
         self._handles.append(attention.register_forward_pre_hook(enter_attention, with_kwargs=True))
         self._handles.append(attention.register_forward_hook(leave_attention, always_call=True))
         if report.capture == "projection":
@@ -60,27 +61,27 @@ class Attachment:
 
     @property
     def kv_heads(self) -> int:
-        """The number of K-V heads of the memory layers."""
+        """Return the number of K-V heads of the memory layers."""
         return self.reports[self.plan.memory_layers[0]].kv_heads
 
     @property
     def head_dim(self) -> int:
-        """The size of one head of the memory layers."""
+        """Return the size of one head of the memory layers."""
         return self.reports[self.plan.memory_layers[0]].head_dim
 
     @property
     def trained_length(self) -> int | None:
-        """The number of positions that may be used; None where nothing bounds it.
+        """Return how many positions may be used; None where nothing bounds them.
 
-        It is what the model was trained for, where its configuration says so, and at most the position at which its
-        rotation changes.
+        The number is what the model was trained for, where its configuration says so, and at most the position at which
+        its rotation changes.
         """
         trained = getattr(config_of(self.model), "max_position_embeddings", None)
         return min((n for n in (trained, self.rotation_limit) if n is not None), default=None)
 
     @property
     def rotation_limit(self) -> int | None:
-        """The position at which the rotation of all positions changes (see rope.py)."""
+        """Return the position at which the rotation of all positions changes (see rope.py); None if it never does."""
         return rotation_limit(config_of(self.model))
 
     def as_mask(self, seen: Tensor, query: Tensor) -> Tensor:
@@ -95,7 +96,7 @@ class Attachment:
 
     @property
     def reader(self) -> Reader:
-        """The digest of the model as it was attached, and the digest's parts."""
+        """Return the digest of the model as it was attached, and the digest's parts."""
         return self._watched.reader
 
     def check_forward(self, tokens: int) -> None:
@@ -120,7 +121,7 @@ class Attachment:
 
     @property
     def tokenizer(self) -> object | None:
-        """The tokenizer that the reader was attached with."""
+        """Return the tokenizer that the reader was attached with."""
         return self._watched.tokenizer
 
     @property

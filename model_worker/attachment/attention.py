@@ -1,8 +1,9 @@
-"""Retrieval-causal attention: one joint softmax over retrieved and local keys (MemLong, section 3.3 of the paper).
+"""One joint softmax over retrieved and local keys: retrieval-causal attention (MemLong, section 3.3 of the paper).
 
-A pure function around the model's own attention backend: retrieved keys are put in front of the local ones, and the
-mask grows by columns that every query may see. Deviations from MemLong's release: retrieved K-V heads are expanded like
-local ones (its code has no grouped heads), and rows of a batch may retrieve different lengths.
+`retrieval_causal_attention` is a pure function around the model's own attention backend: retrieved keys are put in
+front of the local ones, and the mask grows by columns that every query may see. Deviations from MemLong's release:
+retrieved K-V heads are expanded like local ones (its code has no grouped heads), and rows of a batch may retrieve
+different lengths.
 """
 
 from collections.abc import Callable
@@ -14,13 +15,13 @@ import torch
 from torch import Tensor, nn
 
 Backend = Callable[..., tuple[Tensor, Tensor | None]]
-# Tokens that may be decoded before the room for them is made anew.
+# How many tokens may be decoded before the room for them is made anew.
 _SPARE = 64
 
 
 @dataclass(frozen=True, slots=True)
 class RetrievedKV:
-    """What one layer attends to besides its local context.
+    """The K-V that one layer attends to besides its local context.
 
     keys, values: `[B, Hkv, R, D]`, keys rotated to their positions.
     valid: bool `[B, R]`, false where a shorter row is padded; None when nothing is padded.
@@ -67,9 +68,11 @@ def retrieval_causal_attention(
 
 
 def _behind(retrieved: RetrievedKV, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-    """Local keys and values behind the retrieved ones, which stay where the step before has put them: copying a
-    thousand retrieved tokens for each token that is decoded costs as much as attending to them. It takes the memory of
-    one concatenation, for as long as the same is retrieved."""
+    """Put local keys and values behind the retrieved ones, which stay where the step before has put them.
+
+    Copying a thousand retrieved tokens for each token that is decoded would cost as much as attending to them. The room
+    takes the memory of one concatenation, for as long as the same is retrieved.
+    """
     memory = retrieved.keys.shape[2]
     end = memory + key.shape[2]
     room = retrieved._room
@@ -82,10 +85,12 @@ def _behind(retrieved: RetrievedKV, key: Tensor, value: Tensor) -> tuple[Tensor,
 
 
 def _kind(tensor: Tensor) -> tuple[object, ...]:
+    """Return what must be alike in two tensors for the one to be written into the other's room."""
     return tensor.shape[0], tensor.dtype, tensor.device, tensor.is_inference()
 
 
 def _grow_mask(mask: Tensor | None, valid: Tensor | None, query: Tensor, key: Tensor, memory: int) -> Tensor | None:
+    """Return the mask with `memory` columns in front, which all queries see where `valid` (None: everywhere)."""
     queries, length = query.shape[2], key.shape[2]
     if mask is None and queries == 1 and valid is None:
         return None
@@ -105,7 +110,10 @@ def _grow_mask(mask: Tensor | None, valid: Tensor | None, query: Tensor, key: Te
 def _gated(
     module: nn.Module, heads: int, gate: Tensor, key: Tensor, value: Tensor, memory_keys: Tensor, memory_values: Tensor
 ) -> tuple[Any, Tensor, Tensor, Tensor, Tensor]:
-    """Scores are linear in the keys, so the gate goes into them, after expansion: it is per query head."""
+    """Return module, keys and values with the gate in the keys, since scores are linear in them.
+
+    The gate is per query head, so that keys and values are expanded first, and the module says that they are.
+    """
     groups = heads // key.shape[1]
     key, value, memory_keys, memory_values = (
         x.repeat_interleave(groups, dim=1) for x in (key, value, memory_keys, memory_values)

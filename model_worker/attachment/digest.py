@@ -1,4 +1,4 @@
-"""Who reads: the digest that binds K-V pairs to one model, and fingerprints that notice when it no longer holds.
+"""The digest that binds K-V pairs to the model that reads them, and fingerprints that notice when it no longer holds.
 
 This file owns the rule that K-V of another model never match: everything that changes what a key means goes into the
 digest. Weights are hashed as they are in memory, by value (a bf16 file loaded as float32 agrees with itself), never
@@ -20,8 +20,8 @@ from model_worker.attachment.model_parts import config_of, plain
 from model_worker.attachment.weights import is_tuner, live_tensors, weights_of
 from model_worker.errors import UnsupportedModel
 
-_SAMPLED = 16  # elements of a tensor
-_COLUMNS = 4096
+_SAMPLED = 16  # elements of each tensor that a sample takes
+_COLUMNS = 4096  # of the table whose sums are a fingerprint
 _ORDINARY = (nn.Parameter, Tensor)
 
 
@@ -53,7 +53,7 @@ def reader_of(model: nn.Module, tokenizer: object | None = None) -> Reader:
 
 
 def tokenizer_digest(tokenizer: object | None) -> str:
-    """Hash of vocabulary and rules; `none` when the model is used without a tokenizer."""
+    """Hash vocabulary and rules; return `none` when the model is used without a tokenizer."""
     if tokenizer is None:
         return "none"
     backend = getattr(tokenizer, "backend_tokenizer", None)
@@ -64,10 +64,10 @@ def tokenizer_digest(tokenizer: object | None) -> str:
 
 
 def state_token(model: nn.Module) -> int:
-    """Cheap fingerprint that moves when weights are replaced or written, or an adapter is switched.
+    """Return a cheap fingerprint that moves when weights are replaced or written, or an adapter is switched.
 
-    It looks at where tensors are and at torch's count of their writes. It reads no weights (microseconds a tensor), so
-    it may move without the digest changing, and misses writes through `.data`: those are for `WeightViews`.
+    The fingerprint is of where tensors are and of torch's count of their writes. No weight is read for it (microseconds
+    a tensor), so it may move without the digest changing, and misses writes through `.data`: `WeightViews` sees those.
     """
     state: list[object] = []
     pending = [model]
@@ -83,15 +83,15 @@ def state_token(model: nn.Module) -> int:
 
 
 def version_of(tensor: Tensor) -> int:
-    """How often torch counted a write to `tensor`; it does not count those to inference tensors."""
+    """Return how often torch counted a write to `tensor`; -1 for an inference tensor, whose writes are not counted."""
     return -1 if tensor.is_inference() else tensor._version
 
 
 class WeightViews:
     """The values of a model's weights, as they are at each look.
 
-    The views are made once, since making them costs more than reading through them. They are of the tensors that are
-    there now: whether these were replaced is for `state_token`.
+    The views are made once, since making them costs more than reading through them, over the tensors that are there
+    then: `state_token` sees whether these were replaced.
     """
 
     def __init__(self, model: nn.Module):
@@ -108,11 +108,11 @@ class WeightViews:
                 self._all.append(flat.numpy().data if flat.device.type == "cpu" else flat)
 
     def sampled(self) -> bytes:
-        """16 values of each tensor that is a plain one."""
+        """Return 16 values of each tensor that is a plain one, as bytes."""
         return b"".join(_bytes_of(torch.cat(views)) for views in self._samples.values())
 
     def fingerprint(self) -> str:
-        """A hash of every byte, as it is stored, at the speed of the memory.
+        """Hash every byte, as it is stored, at the speed of the memory.
 
         On a CPU the bytes are hashed; elsewhere sums of rows and columns are, so that the weights stay where they are.
         """
@@ -130,17 +130,18 @@ class WeightViews:
 
 
 def _is_ordinary(tensor: Tensor) -> bool:
-    """Whether the bytes of `tensor` are its values, which those of packed and quantised ones are not alone."""
+    """Tell whether the bytes of `tensor` are its values, which those of packed and quantised ones are not alone."""
     return type(tensor) in _ORDINARY and not tensor.is_quantized
 
 
 def _strided(tensor: Tensor) -> Tensor:
+    """Return a view of at most 16 values, evenly spread over a contiguous tensor."""
     count = min(tensor.numel(), _SAMPLED)
     return tensor.as_strided((count,), (max(1, tensor.numel() // max(1, count)),))
 
 
 def _sums(flat: Tensor) -> bytes | memoryview:
-    """Of bytes `[N]`, as 32-bit numbers in rows and columns: any change of one value, and of the order, shows."""
+    """Sum bytes `[N]` as 32-bit numbers in rows and columns: any change of one value, and of the order, shows."""
     rest = flat.numel() % (4 * _COLUMNS)
     table = flat[: flat.numel() - rest].view(torch.int32).view(-1, _COLUMNS)
     sums = [table.sum(dim, dtype=torch.int64) for dim in (0, 1)]
@@ -148,6 +149,7 @@ def _sums(flat: Tensor) -> bytes | memoryview:
 
 
 def _bytes_of(tensor: Tensor) -> bytes | memoryview:
+    """Return the bytes of a tensor as they are stored."""
     return tensor.contiguous().cpu().view(torch.uint8).numpy().data
 
 
@@ -160,16 +162,18 @@ _NOT_ARCHITECTURE = re.compile(
 
 
 def _architecture(config: dict[str, object]) -> dict[str, object]:
+    """Return the fields of a configuration that change what a key means."""
     return {name: value for name, value in config.items() if not _NOT_ARCHITECTURE.fullmatch(name)}
 
 
 def tuner_state(module: nn.Module) -> tuple[str, ...]:
-    """What a peft layer says of itself; a switch shows here before any weight moves."""
+    """Return what a peft layer says of itself; a switch shows there before any weight moves."""
     said = ("active_adapters", "disable_adapters", "merged_adapters", "scaling")
     return tuple(str(getattr(module, name, "")) for name in said)
 
 
 def _adapter_digest(model: nn.Module, added: dict[str, Tensor]) -> str:
+    """Hash the active adapters, whose tensors are in `added`; return `none` without one."""
     tuners = [module for module in model.modules() if is_tuner(module)]
     active = sorted({str(a) for t in tuners for a in getattr(t, "active_adapters", ())})
     if not active or all(getattr(t, "disable_adapters", False) for t in tuners):
@@ -181,6 +185,7 @@ def _adapter_digest(model: nn.Module, added: dict[str, Tensor]) -> str:
 
 
 def _hash_tensors(named: dict[str, Any]) -> str:
+    """Hash names, shapes and values, in the order of the names."""
     digest = xxhash.xxh3_128()
     for name, value in sorted(named.items()):
         digest.update(f"{name}{tuple(value.shape)}".encode() if isinstance(value, Tensor) else name.encode())
@@ -189,7 +194,7 @@ def _hash_tensors(named: dict[str, Any]) -> str:
 
 
 def _update(digest: Any, name: str, value: Any) -> None:
-    """Hash a tensor, or what else a state dict may hold. Raises UnsupportedModel for what has no value to hash."""
+    """Add a tensor, or what else a state dict may hold, to `digest`. Raises UnsupportedModel for what has no value."""
     if isinstance(value, Tensor):
         try:
             for piece in _pieces(value):
@@ -208,9 +213,9 @@ def _update(digest: Any, name: str, value: Any) -> None:
 
 
 def _pieces(tensor: Tensor, rows: int = 1 << 22) -> Iterable[bytes | memoryview]:
-    """Bytes of a tensor by value: floating-point numbers as float32 (float64 as it is), all others as they are.
+    """Yield the bytes of a tensor by value: floating-point numbers as float32 (float64 as it is), others as they are.
 
-    In pieces, since a float32 copy of a whole embedding may not fit beside a large model.
+    The bytes come in pieces, since a float32 copy of a whole embedding may not fit beside a large model.
     """
     if hasattr(tensor, "__tensor_flatten__"):  # a quantised parameter, made of tensors
         names, context = tensor.__tensor_flatten__()

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
             raise NotImplementedError
 
         def reset(self) -> None:
-            """Forget all tokens."""
+            """Forget all tokens of the layer."""
 
     class DynamicSlidingWindowLayer(DynamicLayer):
         """A layer that keeps the tokens of its sliding window."""
@@ -56,7 +56,7 @@ if TYPE_CHECKING:
             raise NotImplementedError
 
         def reset(self) -> None:
-            """Forget all tokens."""
+            """Forget all tokens of all layers."""
 
         def reorder_cache(self, beam_idx: Tensor) -> None:
             """Give each row the past of the beam that it goes on from."""

@@ -1,4 +1,4 @@
-"""Models by name: the shipped one, a local folder, or a hub id."""
+"""Models are loaded by name: the shipped one, a local folder, or a hub id."""
 
 import os
 import re
@@ -15,7 +15,7 @@ _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def device_named(name: str) -> str:
-    """The device that a command was asked for, `auto` being a GPU where there is one.
+    """Return the device that a command was asked for, `auto` being a GPU where there is one.
 
     Raises InputError for what is not auto, cpu or cuda, and for CUDA devices that are not there.
     """
@@ -29,7 +29,7 @@ def device_named(name: str) -> str:
 
 
 def dtype_named(name: str | torch.dtype) -> torch.dtype:
-    """The dtype of a model's weights by torch's name. Raises InputError."""
+    """Return the dtype of a model's weights by torch's name. Raises InputError for one that no model computes in."""
     found = getattr(torch, name, None) if isinstance(name, str) else name
     if not isinstance(found, torch.dtype) or found not in _DTYPES:
         raise InputError(f"dtype {name!r} is not one that a model computes in, such as bfloat16")
@@ -43,7 +43,7 @@ def load_model(
     dtype: str | torch.dtype | None = None,
     rope: str | None = None,
 ) -> tuple[Any, Any]:
-    """`(model, tokenizer)`, in eval mode on `device`.
+    """Load `(model, tokenizer)`, in eval mode on `device`.
 
     dtype: of the weights, or its name; by default float32 for the shipped model on a CPU and as stored otherwise. rope:
     `linear:F`, `ntk:F` or `yarn:F` for F times the trained length (see rope_scaling.py). Raises ModelNotFound in one
@@ -76,7 +76,7 @@ def load_model(
 
 
 def _reason(error: Exception) -> str:
-    """The first two lines of what a library says, with the kind of error where the words alone would be a riddle."""
+    """Return the first two lines of what a library says, with the kind of error where the words alone say little."""
     if isinstance(error, UnicodeEncodeError):
         return "its path is not UTF-8, which the libraries that read it need"
     said = " ".join(line.strip() for line in str(error).strip().splitlines()[:2])

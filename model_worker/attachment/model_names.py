@@ -1,4 +1,4 @@
-"""What the name of a model means: the shipped one, a folder, or a hub id. Light to import: no torch.
+"""The name of a model means the shipped one, a folder, or a hub id. Light to import: no torch.
 
 A path that is not there is told from a hub id before anything is loaded, and is never asked of a hub.
 """
@@ -16,7 +16,7 @@ _HUB_ID = re.compile(r"(?:[A-Za-z0-9_][\w.-]*/)?[A-Za-z0-9_][\w.-]*", re.ASCII)
 
 
 def model_folder(name: str | os.PathLike[str]) -> Path | None:
-    """The folder that `name` means; None for what may be a hub id.
+    """Return the folder that `name` means; None for what may be a hub id.
 
     Raises ModelNotFound for a path that is not there, or is no model's folder.
     """

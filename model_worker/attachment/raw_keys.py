@@ -1,4 +1,4 @@
-"""Keys before RoPE: the form in which keys are stored, so that a chunk can be attended to at any position.
+"""Keys are stored as they are before RoPE, so that a chunk can be attended to at any position.
 
 This file owns where such a key comes from. A forward that shows the key as it was projected gives it bit by bit; any
 other gives the rotated key, whose rotation is taken back in float32 and rounded once.

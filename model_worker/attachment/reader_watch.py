@@ -1,4 +1,7 @@
-"""Whether a model still is the reader whose digest its K-V carry: cheap at every use, complete at every write."""
+"""The watch over a model: whether it still is the reader whose digest its K-V carry.
+
+The check is cheap at every use, and complete at every write.
+"""
 
 import functools
 
@@ -21,6 +24,7 @@ class ReaderWatch:
         self._note()
 
     def _note(self) -> None:
+        """Take the fingerprints of the model as it is now."""
         self._state, self._views = state_token(self._model), WeightViews(self._model)
         self._sampled, self._content = self._views.sampled(), self._views.fingerprint()
         self._tensors = [tensor for module in self._model.modules() for tensor in live_tensors(module)]
@@ -28,6 +32,7 @@ class ReaderWatch:
         self._counted = self._count()
 
     def _count(self) -> tuple[object, ...]:
+        """Return how often each known tensor was written, and the state of each adapter."""
         return *map(version_of, self._tensors), *map(tuner_state, self._tuners)
 
     def check_counted(self) -> None:
@@ -37,13 +42,16 @@ class ReaderWatch:
             self._check_digest()
 
     def check_sampled(self) -> None:
-        """The same, and when tensors were replaced or some of their values differ, as after a write through `.data`."""
+        """Raise ReaderChanged as `check_counted` does, and when tensors were replaced or some of their values differ.
+
+        Values differ without a count after a write through `.data`.
+        """
         self._check_rows()
         if self._is_other():
             self._check_digest()
 
     def check_whole(self) -> None:
-        """The same, and every byte of the weights."""
+        """Raise ReaderChanged as `check_sampled` does, and when any byte of the weights differs."""
         if self._is_other() or self._views.fingerprint() != self._content:
             self._check_digest()
 
@@ -58,10 +66,11 @@ class ReaderWatch:
             )
 
     def _is_other(self) -> bool:
+        """Tell whether tensors were replaced, written with a count, or differ in some of their values."""
         return state_token(self._model) != self._state or self._views.sampled() != self._sampled
 
     def _check_digest(self) -> None:
-        """What moved may be the same reader: the digest decides."""
+        """Raise ReaderChanged, with what changed, if the digest is another; what moved may be the same reader."""
         now = reader_of(self._model, self.tokenizer)
         if now.digest != self.reader.digest:
             names = dict.fromkeys([*now.parts, *self.reader.parts])

@@ -1,4 +1,4 @@
-"""Rotary positions of one layer, by the model's own functions.
+"""The rotary positions of one layer, by the model's own functions.
 
 Keys are stored before RoPE, so that a chunk can be attended to at any position. This module owns the two directions:
 `rotate` puts unrotated keys at given positions, `unrotate` takes the rotation of a forward back. Both call the
@@ -17,7 +17,7 @@ from model_worker.errors import InputError
 
 
 def rotation_limit(config: Any) -> int | None:
-    """The first position at which a model rotates all positions otherwise than before; None when it never does.
+    """Return the first position at which a model rotates all positions otherwise than before; None when it never does.
 
     With longrope and dynamic scaling the angles follow the length of the input too: keys that were rotated below the
     limit do not belong to queries beyond it.
@@ -34,9 +34,10 @@ def rotation_limit(config: Any) -> int | None:
 
 
 class Rope:
-    """Rotation as one attention module applies it. A layer without rotation (NoPE) has `rotary=None`.
+    """The rotation as one attention module applies it.
 
-    limit: positions from there on are refused (see `rotation_limit`).
+    rotary: the module that makes cosines and sines; None for a layer without rotation (NoPE). layer_type: for which of
+    several bases, where the model has more than one. limit: positions from there on are refused (see `rotation_limit`).
     """
 
     def __init__(
@@ -58,16 +59,19 @@ class Rope:
 
     @property
     def key(self) -> object:
-        """Layers with equal keys rotate alike, so that one rotated block serves them all."""
+        """Return a key that is equal for layers that rotate alike, so that one rotated block serves them all."""
         return (id(self._rotary), self._layer_type)
 
     @property
     def rotates(self) -> bool:
-        """False for a layer without positions (NoPE)."""
+        """Tell whether the layer rotates at all; a layer without positions (NoPE) does not."""
         return self._rotary is not None
 
     def cos_sin(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Angles in float32 for `positions` `[B, T]`, in the layout of the model."""
+        """Return cosines and sines in float32 for `positions` `[B, T]`, in the layout of the model.
+
+        Raises InputError beyond the limit.
+        """
         assert self._rotary is not None
         if self._limit is not None:
             check_below(self._limit, positions)
@@ -77,9 +81,9 @@ class Rope:
         return cos.float(), sin.float()
 
     def rotate(self, keys: Tensor, positions: Tensor) -> Tensor:
-        """Unrotated `keys` `[B, H, T, D]` put at `positions` `[B, T]`; same dtype, computed in float32, rounded once.
+        """Put unrotated `keys` `[B, H, T, D]` at `positions` `[B, T]`; same dtype, computed in float32, rounded once.
 
-        positions `[B, H, T]`: each head its own. They may be negative: RoPE depends on differences only.
+        positions: `[B, H, T]` where each head has its own. They may be negative: RoPE depends on differences only.
         """
         if self._rotary is None:
             return keys
@@ -88,7 +92,7 @@ class Rope:
         return self._turn(keys.float(), *self.cos_sin(positions)).to(keys.dtype)
 
     def unrotate(self, keys: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """The exact inverse of the forward's rotation by (`cos`, `sin`), which are as that layer received them.
+        """Take the forward's rotation back, exactly; `cos` and `sin` are as that layer received them.
 
         The divisor cos^2 + sin^2 matters where the model folds a scale into them (YaRN).
         """
@@ -100,7 +104,7 @@ class Rope:
         return (self._turn(keys.float(), cos, -sin) / scale).to(keys.dtype)
 
     def move(self, keys: Tensor, positions: Tensor, to: Tensor) -> Tensor:
-        """Rotated `keys` at `positions` `[B, T]` or `[B, H, T]` moved to positions `to`; rounded once."""
+        """Move rotated `keys` from `positions` `[B, T]` or `[B, H, T]` to the positions `to`; rounded once."""
         if self._rotary is None:
             return keys
         if positions.ndim == 3:
@@ -108,6 +112,7 @@ class Rope:
         return self.rotate(self.unrotate(keys.float(), *self.cos_sin(positions)), to).to(keys.dtype)
 
     def _turn(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """Rotate `x` `[B, H, T, D]` by the model's own function; of a partial rotation the rest stays as it is."""
         assert self._apply is not None
         if not self._slice:
             try:
@@ -131,7 +136,7 @@ def check_below(limit: int, positions: Tensor) -> None:
 
 
 def _by_head(turn: Callable[..., Tensor], keys: Tensor, *positions: Tensor) -> Tensor:
-    """`turn` with positions `[B, 1 or H, T]`: heads become rows of a batch."""
+    """Call `turn` with positions `[B, 1 or H, T]`: heads become rows of a batch."""
     if positions[0].shape[1] == 1:
         return turn(keys, *(p[:, 0] for p in positions))
     return turn(keys.flatten(0, 1)[:, None], *(p.flatten(0, 1) for p in positions)).view_as(keys)

@@ -1,4 +1,4 @@
-"""Longer contexts by rope scaling, as options of a model's configuration: what HOMER is combined with.
+"""Rope scaling makes contexts longer, by options of a model's configuration; HOMER is combined with it.
 
 `linear:F` divides positions by F (position interpolation), `ntk:F` raises the base to F^(d/(d-2)) times its value (NTK
 aware, static), `yarn:F` mixes both by frequency. Each makes another reader: banks and bias tables are its own.

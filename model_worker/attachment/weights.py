@@ -1,4 +1,4 @@
-"""All that a forward reads besides its input: what a reader is, tensor by tensor.
+"""The weights of a reader: all that a forward reads besides its input, tensor by tensor.
 
 Parameters and persistent buffers count, and what a module adds to the state dict on its own (packed weights). Buffers
 that the model's own initialisation derives from its configuration do not, since the configuration counts; one that was
@@ -25,7 +25,7 @@ _FOLLOWS_LENGTH = ("longrope", "dynamic")
 
 @dataclass(slots=True)
 class Weights:
-    """Named tensors of a model.
+    """The named tensors of a model that count.
 
     base: parameters of the model itself, under their plain names. adapters: those that peft layers added. others: all
     else that counts, tensors and plain values; empty for most models.
@@ -36,10 +36,11 @@ class Weights:
     others: dict[str, Any] = field(default_factory=dict)
 
 
-def weights_of(model: nn.Module, causal: nn.Module) -> Weights:
+def weights_of(model: nn.Module, causal: Any) -> Weights:
     """Collect what counts in `model`; `causal` is the transformers model inside a peft wrapper, or `model` itself.
 
-    Raises UnsupportedModel for tensors that cannot be read (offloaded) or that stand where nobody looks for weights.
+    Raises UnsupportedModel for tensors that cannot be read (offloaded), and for those that stand where no weights are
+    expected.
     """
     found = Weights()
     tuners = [name for name, module in model.named_modules() if is_tuner(module)]
@@ -63,12 +64,12 @@ def weights_of(model: nn.Module, causal: nn.Module) -> Weights:
 
 
 def is_tuner(module: nn.Module) -> bool:
-    """Whether `module` is a peft layer around one of the model's own, or a choice between it and a trained copy."""
+    """Tell whether `module` is a peft layer around one of the model's, or a choice between that and a trained copy."""
     return any(name in module._modules for name in _WRAPPED[:2])
 
 
 def live_tensors(module: nn.Module) -> list[Tensor]:
-    """Parameters and buffers of `module` alone that no forward changes."""
+    """Return the parameters and buffers of `module` itself that no forward changes."""
     found: list[Tensor] = [parameter for parameter in module._parameters.values() if parameter is not None]
     if module._buffers:
         skipped = _of_the_moment(module)
@@ -81,30 +82,32 @@ _WRAPPED = ("base_layer", "original_module", "_orig_mod")
 
 
 def _is_added(name: str, tuners: list[str]) -> bool:
-    """Whether what is called `name` came with an adapter."""
+    """Tell whether what is called `name` came with an adapter."""
     owner = next((tuner for tuner in tuners if name.startswith(f"{tuner}.")), None)
     return owner is not None and not any(name.startswith(f"{owner}.{part}.") for part in _WRAPPED)
 
 
 def _plain_name(name: str) -> str:
-    """The name in the model itself, whatever wraps it."""
+    """Return the name in the model itself, whatever wraps it."""
     return ".".join(part for part in name.split(".") if part not in _WRAPPED).removeprefix("base_model.model.")
 
 
 def _of_the_moment(module: nn.Module) -> set[str]:
-    """Names of buffers that the last input chose."""
+    """Return the names of buffers whose values follow the length of the last input."""
     if not _follows_length(module):
         return set()
     return {name for name in module._buffers if name.endswith(_FREQUENCIES) and not name.endswith(_ORIGINAL)}
 
 
 def _follows_length(module: nn.Module) -> bool:
+    """Tell whether the rotation of `module` follows the length of the input."""
     types = getattr(module, "rope_type", None)
     kinds = types.values() if isinstance(types, dict) else [types]
     return any(kind in _FOLLOWS_LENGTH for kind in kinds)
 
 
-def _counting_buffers(module: nn.Module, causal: nn.Module) -> Iterator[tuple[str, Tensor]]:
+def _counting_buffers(module: nn.Module, causal: Any) -> Iterator[tuple[str, Tensor]]:
+    """Yield names and buffers of `module` that do not follow from the configuration, or were changed since."""
     derived = module._non_persistent_buffers_set - _of_the_moment(module)
     initial = _initialised_again(module, causal) if derived else {}
     for name, buffer in module._buffers.items():
@@ -115,8 +118,8 @@ def _counting_buffers(module: nn.Module, causal: nn.Module) -> Iterator[tuple[st
             yield name, buffer
 
 
-def _initialised_again(module: nn.Module, causal: nn.Module) -> Mapping[str, Tensor | None]:
-    """The buffers of `module` as transformers fills them after a model was loaded, from the configuration alone."""
+def _initialised_again(module: nn.Module, causal: Any) -> Mapping[str, Tensor | None]:
+    """Return the buffers of `module` as transformers fills them after loading, from the configuration alone."""
     twin = copy.copy(module)
     twin.__dict__ = dict(module.__dict__)
     meta = {name: None if p is None else nn.Parameter(p.to("meta"), False) for name, p in module._parameters.items()}
@@ -128,18 +131,19 @@ def _initialised_again(module: nn.Module, causal: nn.Module) -> Mapping[str, Ten
     twin.__dict__ |= {"_parameters": meta, "_buffers": fresh}
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            causal._init_weights(twin)  # type: ignore[operator]
+            causal._init_weights(twin)
     except Exception:  # of foreign code: then its buffers count
         return {}
     return fresh
 
 
 def _equal(a: Tensor, b: Tensor) -> bool:
+    """Tell whether two tensors are equal in the dtype of `b`."""
     return a.shape == b.shape and torch.equal(a.to(b.dtype), b)
 
 
 def _added_to_the_state_dict(prefix: str, module: nn.Module, known: set[int]) -> dict[str, Any]:
-    """What `module` writes there by code of its own, as quantised modules do."""
+    """Return what `module` writes into the state dict by code of its own, as quantised modules do."""
     if not _writes_its_own_state(module):
         return {}
     written: dict[str, Any] = {}
@@ -148,6 +152,7 @@ def _added_to_the_state_dict(prefix: str, module: nn.Module, known: set[int]) ->
 
 
 def _writes_its_own_state(module: nn.Module) -> bool:
+    """Tell whether `module` has code of its own for its part of the state dict."""
     own = type(module)
     return any(
         getattr(own, name) is not getattr(nn.Module, name) for name in ("_save_to_state_dict", "get_extra_state")
@@ -170,6 +175,7 @@ def _refuse_hidden_tensors(prefix: str, module: nn.Module, model: nn.Module) -> 
 
 
 def _tensors_in(value: Any) -> Iterator[Tensor]:
+    """Yield the tensors and numeric arrays in an attribute, however nested in plain containers."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
@@ -183,14 +189,15 @@ def _tensors_in(value: Any) -> Iterator[Tensor]:
 
 
 def _is_part_of_known(tensor: Tensor, model: nn.Module) -> bool:
+    """Tell whether `tensor` shares its storage with a parameter or buffer of the model, or is empty."""
     if tensor.numel() == 0:
         return True
     place = tensor.untyped_storage().data_ptr()
     return any(place == t.untyped_storage().data_ptr() for m in model.modules() for t in live_tensors(m))
 
 
-def _other_modules(model: nn.Module, causal: nn.Module) -> dict[str, str]:
-    """Modules of `causal` that are not of the class which its configuration builds, by name."""
+def _other_modules(model: nn.Module, causal: Any) -> dict[str, str]:
+    """Return, by name, the classes of modules of `causal` that are not those which its configuration builds."""
     tuners = [name for name, module in causal.named_modules() if is_tuner(module)]
     present = {}
     for name, module in causal.named_modules():
@@ -201,8 +208,8 @@ def _other_modules(model: nn.Module, causal: nn.Module) -> dict[str, str]:
     return {name: kind for name, kind in present.items() if built.get(name) != kind} | missing
 
 
-def _built_again(causal: nn.Module) -> dict[str, str]:
-    """Classes of the modules that the configuration builds, by name; without memory for their weights."""
+def _built_again(causal: Any) -> dict[str, str]:
+    """Return, by name, the classes of modules that the configuration builds, without memory for their weights."""
     try:
         with torch.device("meta"), torch.random.fork_rng(devices=[]):
             fresh = type(causal)(copy.deepcopy(causal.config))

@@ -26,7 +26,9 @@ from model_worker.window.recalled import Recalled, RecalledChunk
 
 
 class MemoryCache(Cache, ForwardState):
-    """Pass it as `past_key_values`. One object a batch of conversations; not for two threads at once.
+    """A bounded local context with a memory, passed as `past_key_values`.
+
+    One object serves one batch of conversations, and not two threads at once.
 
     memory: where to remember and recall; None for a plain bounded window (or for memory set by hand).
     window: local tokens kept, at least one chunk; None for no bound. The oldest chunk leaves when the next tokens would
@@ -157,7 +159,7 @@ class MemoryCache(Cache, ForwardState):
 
     @property
     def physical(self) -> int:
-        """The number of tokens in the local window now."""
+        """Return the number of tokens in the local window now."""
         return self.layers[0].physical
 
     def flush(self) -> None:
@@ -216,7 +218,7 @@ class MemoryCache(Cache, ForwardState):
 
     @property
     def retrieved_tokens(self) -> int:
-        """The number of memory tokens that a retrieval layer attends to, in the longest row."""
+        """Return how many memory tokens a retrieval layer attends to, in the longest row."""
         return self.recalled.tokens
 
     # -- from one process to the next -----------------------------------------------------------------------------

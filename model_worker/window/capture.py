@@ -1,4 +1,4 @@
-"""What a forward leaves behind for the memory: the hand-over from the model to the compressors."""
+"""The capture of a chunk: what a forward leaves for the memory, handed from the model to the compressors."""
 
 from dataclasses import dataclass
 
@@ -13,8 +13,8 @@ Layers = dict[int, tuple[Tensor, Tensor, Tensor]]
 class LayerCapture:
     """One memory layer's share of a chunk of S tokens.
 
-    keys `[Hkv, S, D]` before RoPE; values `[Hkv, S, D]`; queries `[Hq, S, D]` before RoPE, or None when no compressor
-    asked for them.
+    keys: `[Hkv, S, D]` before RoPE. values: `[Hkv, S, D]`. queries: `[Hq, S, D]` before RoPE, or None when no
+    compressor asked for them.
     """
 
     keys: Tensor

@@ -26,24 +26,24 @@ class Columns:
         self.reset()
 
     def reset(self) -> None:
-        """Forget all columns; the source goes on at the same offset."""
+        """Forget all columns, and count from the same offset in the source again."""
         self.ids = self.valid = self.positions = torch.empty(0, 0)
         self.shift = 0
         self.next: Tensor | None = None
 
     @property
     def count(self) -> int:
-        """The number of columns now."""
+        """Return the number of columns now."""
         return self.ids.shape[1]
 
     @property
     def rows(self) -> int:
-        """The number of rows that are followed; 0 before the first forward."""
+        """Return the number of rows that are followed; 0 before the first forward."""
         return 0 if self.next is None else self.next.shape[0]
 
     @property
     def origin(self) -> int:
-        """What RoPE positions lack to offsets in the source."""
+        """Return what is added to a RoPE position to give the token's offset in its source."""
         return self.start + self.shift
 
     # -- what comes in --------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""A chunk encoded on its own: what one forward, or a chain of small ones, makes of it without a memory."""
+"""A chunk is encoded on its own: by one forward without a memory, or by a chain of small ones."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from model_worker.attachment.attachment import Attachment
-from model_worker.attachment.model_parts import decoder_of
+from model_worker.attachment.model_parts import device_of
 from model_worker.window.cache import MemoryCache
 from model_worker.window.capture import Captured
 from model_worker.window.local import TovaLayer, TovaRule
@@ -30,7 +30,7 @@ class _Keeper:
 
 
 def encode(attachment: Attachment, token_ids: list[int], start: int = 0, needs_queries: bool = False) -> Captured:
-    """What the model makes of a chunk: one forward without memory."""
+    """Encode a chunk by one forward without memory. start: its offset in the source."""
     keeper, cache = _forward(attachment, token_ids, needs_queries, None, len(token_ids))
     return Captured(token_ids, start, _left_by(cache, keeper).layers, "isolated")
 
@@ -38,7 +38,7 @@ def encode(attachment: Attachment, token_ids: list[int], start: int = 0, needs_q
 def encode_online(
     attachment: Attachment, token_ids: list[int], rule: TovaRule, block: int
 ) -> tuple[Captured, dict[int, Tensor]]:
-    """The same in forwards of `block` tokens, each attending to what `rule` kept of those before it.
+    """Encode a chunk in forwards of `block` tokens, each attending to what `rule` kept of those before it.
 
     Returns the chunk (keys and values as these forwards computed them) and the positions that are kept at the end,
     `[1 or Hkv, m]` by layer.
@@ -58,8 +58,8 @@ def _forward(
 ) -> tuple[_Keeper, MemoryCache]:
     keeper = _Keeper(len(token_ids), needs_queries)
     cache = MemoryCache(attachment, keeper, window=len(token_ids), local=rule)
-    ids = torch.tensor([token_ids], device=next(attachment.model.parameters()).device)
-    decoder = decoder_of(attachment.model)
+    ids = torch.tensor([token_ids], device=device_of(attachment.model))
+    decoder = attachment.decoder
     with torch.no_grad():
         for part in torch.split(ids, block, dim=1):
             decoder(input_ids=part, past_key_values=cache, use_cache=True)

@@ -1,8 +1,8 @@
-"""What a call of Hugging Face `generate` may ask for when its cache carries a memory.
+"""The options of Hugging Face `generate` for a call whose cache carries a memory.
 
 A checkpoint brings defaults of its own for `generate` (generation_config.json). This file owns three rules: what the
 cache needs is stated in every call, whatever the checkpoint says; an option that the cache cannot keep is refused by
-its name, whoever set it; and all others reach `generate` as they are.
+its name, whether the caller or the checkpoint set it; and all others reach `generate` as they are.
 """
 
 import inspect
@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig
 
+from model_worker.attachment.model_parts import device_of
 from model_worker.errors import InputError
 
 _CACHE = "the memory's cache is the one that is used"
@@ -39,7 +40,7 @@ _PLAIN: dict[str, tuple[Any, str]] = {
     **dict.fromkeys(("penalty_alpha", "dola_layers", "low_memory"), (None, _STRATEGY)),
     "token_healing": (None, "the end of the prompt has been read already"),
 }
-_DEFAULT_LENGTH = 20  # new tokens where nobody says how many: that of transformers, which warns of it
+_DEFAULT_LENGTH = 20  # new tokens where no option says how many: the number of transformers, which warns of it
 # Options whose values are looked at here, so that most calls need not be tried.
 _ORDINARY = {"max_new_tokens", "min_new_tokens", "max_length", "min_length", "do_sample", "pad_token_id", "streamer"}
 _FUNCTIONS = ("logits_processor", "stopping_criteria")  # lists of them; they may keep a state, so they are not tried
@@ -61,7 +62,7 @@ def generation_options(
     own: Mapping[str, Any] | None = None,
     prompt: int | None = None,
 ) -> dict[str, Any]:
-    """The keywords of one call of `model.generate`.
+    """Return the keywords of one call of `model.generate`.
 
     options: what the caller asks for, a `generation_config` among them. own: what the calling part of kvbank decides
     itself; the caller may not give these, and the checkpoint's values for them are overruled. prompt: tokens of the
@@ -97,10 +98,11 @@ def generation_options(
 
 
 def generated(model: Any, options: Mapping[str, Any], **inputs: Any) -> torch.Tensor:
-    """The ids of `model.generate`, `[B, prompt + new]`. Raises InputError for what `generate` does not accept."""
+    """Call `model.generate` and return its ids, `[B, prompt + new]`. Raises InputError for what it does not accept."""
     try:
         with torch.no_grad():
-            return model.generate(**inputs, **options)
+            ids: torch.Tensor = model.generate(**inputs, **options)
+            return ids
     except InputError:
         raise
     except (TypeError, ValueError) as error:
@@ -108,17 +110,17 @@ def generated(model: Any, options: Mapping[str, Any], **inputs: Any) -> torch.Te
 
 
 def plain_decoding() -> dict[str, Any]:
-    """Options of one branch and one forward a token, for a caller who decides the way of decoding himself."""
+    """Return the options of one branch and one forward a token, for a caller that decides the way of decoding."""
     return {name: value for name, (value, _) in _PLAIN.items()}
 
 
 def _effective(model: Any, options: Mapping[str, Any], name: str) -> Any:
-    """An option as `generate` takes it: the checkpoint's where nobody states it."""
+    """Return an option as `generate` takes it: the checkpoint's where the call does not state it."""
     return options[name] if options.get(name) is not None else getattr(model.generation_config, name, None)
 
 
 def _asked(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options with those of a `generation_config` among them, as `generate` takes them: None leaves the default."""
+    """Return options with those of a `generation_config` among them, as `generate` takes them: None is the default."""
     asked = dict(options)
     config = asked.pop("generation_config", None)
     if config is None:
@@ -132,6 +134,7 @@ def _asked(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_known(model: Any, asked: Mapping[str, Any]) -> None:
+    """Raise InputError for names that `generate` does not take."""
     taken = {"tokenizer", *vars(GenerationConfig()), *vars(model.generation_config)}
     taken |= {*inspect.signature(model.generate).parameters, *inspect.signature(model.forward).parameters}
     unknown = sorted(name for name in asked if name not in taken - {"kwargs", "self"})
@@ -140,7 +143,7 @@ def _check_known(model: Any, asked: Mapping[str, Any]) -> None:
 
 
 def _check_values(model: Any, asked: Mapping[str, Any], prompt: int | None) -> None:
-    """Before a token of the prompt is fed, so that a refused call remembers nothing."""
+    """Raise InputError for values that `generate` does not take, before a token of the prompt is fed and remembered."""
     _check_functions(asked)
     for name in ("max_new_tokens", "min_new_tokens", "max_length", "min_length"):
         value = asked.get(name)
@@ -162,6 +165,7 @@ def _check_values(model: Any, asked: Mapping[str, Any], prompt: int | None) -> N
 
 
 def _check_functions(asked: Mapping[str, Any]) -> None:
+    """Raise InputError for what should be functions or a streamer, and is not."""
     for name in _FUNCTIONS:
         value = asked.get(name)
         if value is not None and not (isinstance(value, list | tuple) and all(map(callable, value))):
@@ -178,7 +182,7 @@ def _check_accepted(model: Any, options: Mapping[str, Any]) -> None:
     left_out = {*_FUNCTIONS, "prefix_allowed_tokens_fn", "streamer"}
     tried = {name: value for name, value in options.items() if name not in left_out}
     tried |= {"max_new_tokens": 1, "min_new_tokens": 0, "min_length": 0}
-    token = torch.ones((1, 1), dtype=torch.long, device=next(model.parameters()).device)
+    token = torch.ones((1, 1), dtype=torch.long, device=device_of(model))
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[token.device] if token.is_cuda else []):
             model.generate(input_ids=token, attention_mask=token, **tried)
@@ -187,7 +191,7 @@ def _check_accepted(model: Any, options: Mapping[str, Any]) -> None:
 
 
 def _differs(given: Any, value: Any) -> bool:
-    """Whether an option is given and is not `value`."""
+    """Tell whether an option is given and is not `value`."""
     try:
         return given is not None and not bool(given == value)
     except (TypeError, ValueError):  # an array
@@ -195,4 +199,5 @@ def _differs(given: Any, value: Any) -> bool:
 
 
 def _first_line(error: Exception) -> str:
+    """Return the first line of what an error says, or its type where it says nothing."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

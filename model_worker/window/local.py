@@ -1,4 +1,4 @@
-"""What one layer keeps of the local context: the window, or the tokens that TOVA chooses.
+"""One layer's part of the local context: the window, or the tokens that TOVA chooses.
 
 A layer follows the columns of the cache's window (`physical` of them, `dropped` before them). `LocalLayer` holds their
 K-V; `TovaLayer` holds the K-V of at most m tokens, of whatever age, and the window only for what the memory captures.
@@ -16,7 +16,7 @@ from model_worker.window.selection import gather, kept_positions, lowest, over_h
 
 
 class LocalLayer(DynamicLayer):
-    """One layer's local window. Keeps unrotated keys (and queries) beside the rotated ones where asked."""
+    """The local window of one layer, with keys (and queries) before RoPE beside the rotated ones where asked."""
 
     is_croppable = False  # what has left the window cannot be rolled back to
     keys: Tensor
@@ -31,21 +31,21 @@ class LocalLayer(DynamicLayer):
 
     @property
     def physical(self) -> int:
-        """Tokens in the window."""
+        """Return the number of tokens in the window."""
         return super().get_seq_length()
 
     @property
     def held(self) -> int:
-        """Tokens that the next forward attends to."""
+        """Return the number of tokens that the next forward attends to."""
         return super().get_seq_length()
 
     @property
     def window_values(self) -> Tensor:
-        """Values of the window's tokens `[B, Hkv, physical, D]`."""
+        """Return the values of the window's tokens, `[B, Hkv, physical, D]`."""
         return self.values
 
     def get_seq_length(self) -> int:
-        """Logical length: all tokens ever seen."""
+        """Return the logical length, which counts all tokens ever seen."""
         return self.dropped + self.physical
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
@@ -57,6 +57,7 @@ class LocalLayer(DynamicLayer):
         self._cut(self.parts, count)
 
     def _cut(self, names: tuple[str, ...], count: int) -> None:
+        """Drop the oldest `count` tokens of the tensors that are called `names`."""
         for name in names:
             tensor = getattr(self, name)
             if tensor is not None and tensor.numel():
@@ -76,7 +77,7 @@ class LocalLayer(DynamicLayer):
         """Put what is held in the order of its positions, in tensors that no later forward writes to."""
 
     def clear(self) -> None:
-        """Called when the window was emptied for good."""
+        """Forget what is held besides the window, which was emptied for good."""
 
     def restore(self, parts: dict[str, Tensor], columns: int) -> None:
         """Put the tensors of a state into this fresh layer; `columns` of the window are followed."""
@@ -91,7 +92,7 @@ class LocalLayer(DynamicLayer):
 
 @dataclass(frozen=True, slots=True)
 class TovaRule:
-    """What a TOVA layer keeps: the `m` tokens that the last `last` queries of each forward attend to most.
+    """The rule of a TOVA layer: it keeps the `m` tokens that the last `last` queries of each forward attend to most.
 
     heads: `shared` (mean over all query heads, one set a layer: the paper's rule) or `own` (one set a K-V head).
     """
@@ -102,12 +103,12 @@ class TovaRule:
 
     @property
     def spec(self) -> str:
-        """How to ask for it, e.g. `tova:m=64`."""
+        """Say how to ask for the rule, e.g. `tova:m=64`."""
         observer = {1: "", 1 << 30: ",observer=all"}.get(self.last, f",observer=window:{self.last}")
         return f"tova:m={self.m}{observer}" + ("" if self.heads == "shared" else f",heads={self.heads}")
 
     def scores(self, weights: Tensor, kv_heads: int, valid: Tensor | None = None) -> Tensor:
-        """What counts, `[B, 1 or Hkv, L]`, of the observers' weights `[B, Hq, L]`; pads (not `valid`) leave first."""
+        """Return scores `[B, 1 or Hkv, L]` from the observers' weights `[B, Hq, L]`; pads (not `valid`) leave first."""
         scores = over_heads(weights, kv_heads, self.heads)
         return scores if valid is None else scores.masked_fill(~valid, -1.0)
 
@@ -142,7 +143,7 @@ class TovaLayer(LocalLayer):
 
     @property
     def overfull(self) -> bool:
-        """Whether more is held than the rule allows, so that `reduce` is due."""
+        """Tell whether more is held than the rule allows, so that `reduce` is due."""
         return self.held > self.rule.m
 
     @property
@@ -160,7 +161,7 @@ class TovaLayer(LocalLayer):
         return self.keys, self.values
 
     def _may_write(self) -> bool:
-        """Whether the keys stand in the room still, and torch lets this forward write there."""
+        """Tell whether `keys` is still the view of the room that `_replace` left, and torch lets this forward write."""
         kept = self.keys is self._before and self.keys.is_inference() == torch.is_inference_mode_enabled()
         return kept and not torch.is_grad_enabled()
 
@@ -169,10 +170,10 @@ class TovaLayer(LocalLayer):
         self.recent_values = _append(self.recent_values, values)
 
     def follow(self, positions: Tensor, valid: Tensor | None) -> Tensor | None:
-        """Note position and kind of the new tokens `[B, Q]`; valid None: no pads. Returns who may see whom.
+        """Note the positions of new tokens `[B, Q]` and which are `valid` (None: all), and return who may see whom.
 
-        That is `[B or 1, 1 or Hkv, Q, L]`, or None when the layer held nothing (the model's own mask is right), or when
-        one query may see everything.
+        The mask is `[B or 1, 1 or Hkv, Q, L]`, or None when the layer held nothing (the model's own mask is right), or
+        when one query may see everything.
         """
         heads, before = (1, 0) if self.positions is None else self.positions.shape[1:]
         new, positions = positions.shape[1], positions[:, None].expand(-1, heads, -1)
@@ -202,9 +203,9 @@ class TovaLayer(LocalLayer):
             self.valid = None
 
     def _replace(self, slot: Tensor) -> None:
-        """The newest token goes where the one in `slot` `[B, 1 or Hkv, 1]` was; its own column is free then.
+        """Put the newest token where the one in `slot` `[B, 1 or Hkv, 1]` was; its own column is free then.
 
-        `update` made these tensors, or owns them, so that nobody else sees it.
+        `update` made these tensors, or owns them, so that no other holder sees the change.
         """
         assert self.positions is not None
         rows, heads, _, dim = self.keys.shape
@@ -230,7 +231,7 @@ class TovaLayer(LocalLayer):
             self._take(self.positions.argsort(dim=2, stable=True))
 
     def drop(self, count: int) -> None:
-        """The window moves on; what is held stays."""
+        """Let the window move on by `count` tokens; what is held stays."""
         self.dropped += count
         self._followed -= count
         self._cut(("raw_keys", "raw_queries", "recent_values"), count)
@@ -257,14 +258,16 @@ class TovaLayer(LocalLayer):
 
 
 def _append(old: Tensor | None, new: Tensor) -> Tensor:
+    """Return `new` `[B, H, Q, ...]` behind `old`, if there is one."""
     return new if old is None else torch.cat([old, new], dim=2)
 
 
 def _all_true(like: Tensor) -> Tensor:
+    """Return a mask of the shape of `like` that leaves out nothing."""
     return torch.ones_like(like, dtype=torch.bool)
 
 
 def _moved(columns: Tensor, slot: Tensor) -> Tensor:
-    """`columns` `[B, 1 or H, L]` without the last one, which stands in `slot` `[B, 1 or H, 1]`."""
+    """Return `columns` `[B, 1 or H, L]` without the last one, which goes into `slot` `[B, 1 or H, 1]`."""
     columns = columns.expand(-1, slot.shape[1], -1)
     return columns.scatter(2, slot, columns[:, :, -1:])[:, :, :-1]

@@ -1,4 +1,4 @@
-"""What a window asks of a memory; `remember.Memory` is one, and whatever else has these members."""
+"""The port through which a window speaks to a memory; `remember.Memory` has its members."""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -21,7 +21,7 @@ class MemoryPort(Protocol):
 
     @property
     def needs_queries(self) -> bool:
-        """Whether queries of memory layers are to be captured too."""
+        """Tell whether queries of memory layers are to be captured too."""
 
     def remember(self, rows: Sequence[Captured | None]) -> None:
         """Keep what left the local window; one entry a batch row."""

@@ -1,4 +1,4 @@
-"""When a window recalls, and for which tokens."""
+"""The queries of a window: when it recalls, and for which tokens."""
 
 from collections.abc import Mapping
 
@@ -19,7 +19,7 @@ class Queries:
         self.reset()
 
     def reset(self) -> None:
-        """Forget the tokens; the next ones are recalled for."""
+        """Forget the tokens, and recall for the next ones."""
         self._recent: list[list[int]] = []
         self._since: int | None = None
 

@@ -55,12 +55,12 @@ class Recalled:
                 self.blocks[layer] = block(rows, layer, next(self._attachment.model.parameters()))
 
     def clear(self) -> None:
-        """Hold nothing."""
+        """Hold no chunks any more."""
         self.blocks, self._place = {}, None
 
     @property
     def tokens(self) -> int:
-        """The number of memory tokens that a retrieval layer attends to, in the longest row."""
+        """Return how many memory tokens a retrieval layer attends to, in the longest row."""
         return max((b.keys.shape[2] for b in self.blocks.values()), default=0)
 
     def retrieved(self, columns: Columns) -> dict[int, RetrievedKV]:

@@ -1,4 +1,4 @@
-"""Which tokens stay: attention that tokens receive, and the k best of them. Pure functions.
+"""The selection of the tokens that stay, by the attention that tokens receive. Pure functions.
 
 Scores are float32 from the keys on, never rounded to the model's dtype: in bf16 every other cut would be a tie. Among
 equal scores the later token stays.
@@ -11,7 +11,7 @@ _BLOCK = 256  # queries whose weights are held at once
 
 
 def received(query: Tensor, key: Tensor, scaling: float, valid: Tensor | None = None, last: int = 1) -> Tensor:
-    """Softmax weight that each key gets, mean over the `last` queries; `[B, Hq, L]`, float32.
+    """Return the softmax weight that each key gets, mean over the `last` queries; `[B, Hq, L]`, float32.
 
     query `[B, Hq, Q, D]` and key `[B, Hkv, L, D]` are rotated and causal: the last query sees all keys, the one before
     it all but one. valid: bool `[B, 1 or Hkv, L]`, false for pads, which get no weight.
@@ -38,9 +38,9 @@ def received(query: Tensor, key: Tensor, scaling: float, valid: Tensor | None = 
 def weighed(
     query: Tensor, key: Tensor, value: Tensor, scaling: float, valid: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Attention of one query `[B, Hq, 1, D]`, and the weights `[B, Hq, L]` that `received` would compute once more.
+    """Compute the attention of one query `[B, Hq, 1, D]`, and the weights `[B, Hq, L]` that `received` returns for it.
 
-    key, value `[B, Hkv, L, D]`. The attention is `[B, 1, Hq, D]`, as a backend gives it.
+    key, value: `[B, Hkv, L, D]`. The attention is `[B, 1, Hq, D]`, as a backend gives it.
     """
     weights = received(query, key, scaling, valid)
     rows, heads, length = weights.shape
@@ -49,24 +49,25 @@ def weighed(
 
 
 def _own_column(begin: int, block: Tensor, queries: int, length: int) -> Tensor:
+    """Return the column of each query of a block, `[Q, 1]`: the last key that it may see."""
     rows = torch.arange(begin, begin + block.shape[2], device=block.device)
     return (rows + length - queries)[:, None]
 
 
 def over_heads(weights: Tensor, kv_heads: int, heads: str) -> Tensor:
-    """Mean of `[B, Hq, L]` over query heads: over all (`shared`: `[B, 1, L]`) or by K-V head (`own`: `[B, Hkv, L]`)."""
+    """Average `[B, Hq, L]` over all query heads (`shared`: `[B, 1, L]`) or by K-V head (`own`: `[B, Hkv, L]`)."""
     rows, _, length = weights.shape
     return weights.view(rows, 1 if heads == "shared" else kv_heads, -1, length).mean(dim=2)
 
 
 def kept_positions(scores: Tensor, m: int) -> Tensor:
-    """Positions of the `m` largest `scores` `[..., S]`, ascending; among equals the later one. All, when S <= m."""
+    """Return the positions of the `m` largest `scores` `[..., S]`, ascending; of equals the later; all when S <= m."""
     order = torch.sort(scores.flip(-1), dim=-1, descending=True, stable=True).indices[..., :m]
     return (scores.shape[-1] - 1 - order).sort(dim=-1).values
 
 
 def lowest(scores: Tensor, positions: Tensor) -> Tensor:
-    """Index `[..., 1]` of the token that leaves: the smallest of `scores` `[..., S]`, among equals the earliest.
+    """Return the index `[..., 1]` of the token that leaves: of the smallest `scores` `[..., S]` the earliest.
 
     positions: of the tokens, of the same shape or one that expands to it; they may be in any order.
     """
@@ -75,7 +76,7 @@ def lowest(scores: Tensor, positions: Tensor) -> Tensor:
 
 
 def gather(tensor: Tensor, keep: Tensor) -> Tensor:
-    """The tokens `keep` `[B, 1 or H, m]` of `tensor` `[B, H, L, D]`. Whole rows are copied, which gather does not."""
+    """Take the tokens `keep` `[B, 1 or H, m]` of `tensor` `[B, H, L, D]`, copying whole rows, unlike torch.gather."""
     rows, heads, length, dim = tensor.shape
     first = torch.arange(rows * heads, device=keep.device).view(rows, heads, 1) * length
     chosen = tensor.reshape(-1, dim).index_select(0, (first + keep).reshape(-1))
