@@ -1,5 +1,39 @@
-"""What holds for every storage engine, asked at the wire."""
+"""What holds for every storage engine: at the wire (test_wire_*), and of its protocols (test_store, test_objects).
 
-from tests.support.serving import caller, connect, data, frames, payload_path, refused, serving, soft, vectors
+A test that asks for a place of data runs once for each engine; an engine that cannot run here is skipped aloud.
+"""
 
-__all__ = ["caller", "connect", "data", "frames", "payload_path", "refused", "serving", "soft", "vectors"]
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from memory_service.storage.base import Engine
+from tests.support.engines import ENGINES, Kind, opened
+from tests.support.serving import caller, connect, frames, refused, serving, soft, vectors
+
+__all__ = ["caller", "connect", "frames", "refused", "serving", "soft", "vectors"]
+
+
+@pytest.fixture(params=ENGINES)
+def engine(request: pytest.FixtureRequest) -> Kind:
+    """The kind of engine that the test is about."""
+    kind = ENGINES[request.param]
+    if why := kind.missing():
+        pytest.skip(f"the engine {request.param!r} cannot run here: {why}")
+    return kind
+
+
+@pytest.fixture
+def data(engine: Kind, tmp_path: Path) -> Any:
+    """The place of a store, as `kvbank serve --data` takes it; nothing is there yet."""
+    return engine.place(tmp_path)
+
+
+@pytest.fixture
+def open_engine(data: Any) -> Callable[..., AbstractContextManager[Engine]]:
+    """Open the engine of the test at its place, again and again; see `tests.support.engines.opened`."""
+    return partial(opened, data)
