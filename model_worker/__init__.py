@@ -1,4 +1,4 @@
-"""Model workers: attach a memory to a language model, compress what it reads, write it, recall it.
+"""Attach a memory to a language model, compress what the model reads, write that to a bank, and recall it.
 
 from model_worker import MemoryModel
 

@@ -1,4 +1,4 @@
-"""Checks of arguments: every check takes an argument's name and its value, and returns the value in its plain form.
+"""Arguments are checked here: every check takes an argument's name and value, and returns the value in its plain form.
 
 This file owns the rule that a value of a wrong kind or size ends in one InputError that names the argument. Whole
 numbers may come as any integer type (numpy's and 0-d tensors too), texts and token ids in any of the forms that

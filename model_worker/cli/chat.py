@@ -9,7 +9,8 @@ from model_worker.attachment.model_names import SHIPPED, model_folder
 from model_worker.cli.options import takes
 from model_worker.cli.targets import Memory, Sessions, connected, folder_of, target_of
 from model_worker.cli.terminal import warnings_in_one_line
-from model_worker.session.log import SessionLog, find_session
+from model_worker.session.folder import find_session
+from model_worker.session.log import SessionLog
 from model_worker.settings import Compressor, Count, Seed, Settings, described
 
 

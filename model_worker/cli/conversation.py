@@ -16,7 +16,8 @@ from model_worker.cli.messages import messages
 from model_worker.cli.quiet import quiet_libraries
 from model_worker.cli.terminal import Waiting, printable, stop_on_interrupt, while_loading
 from model_worker.model import MemoryModel
-from model_worker.session.log import Header, SessionLog
+from model_worker.session.log import SessionLog
+from model_worker.session.log_format import Header
 from model_worker.session.session import Session
 from model_worker.session.unanswered import Unanswered
 

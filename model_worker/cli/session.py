@@ -14,8 +14,10 @@ from model_worker.cli.targets import Memory, Sessions, folder_of, target_of
 from model_worker.cli.terminal import printable, warnings_in_one_line
 from model_worker.errors import SessionError
 from model_worker.session.epoch import known_epochs
+from model_worker.session.folder import read_session, read_sessions
 from model_worker.session.left_banks import LeftBank, delete_noted, delete_own, note, noted
-from model_worker.session.log import Header, SessionLog, Turn, fork, now, read_session, read_sessions
+from model_worker.session.log import SessionLog, fork
+from model_worker.session.log_format import Header, Turn, now
 from model_worker.settings import LARGEST_COUNT
 
 session = typer.Typer(no_args_is_help=True, help="Look at chat sessions and delete them.")

@@ -13,7 +13,8 @@ import typer
 
 import kvbank
 from model_worker.errors import SessionError
-from model_worker.session.log import Header, sessions_folder
+from model_worker.session.folder import sessions_folder
+from model_worker.session.log_format import Header
 
 Memory = Annotated[
     str | None,

@@ -1,4 +1,4 @@
-"""A forest: an input many times the context goes into a memory as one HOMER tree for each group of tokens.
+"""An input many times the context goes into a memory as a forest: one HOMER tree for each group of tokens.
 
 The root of a tree is written as soon as the tree is complete: a crash loses one group, and the order of reading stays.
 """

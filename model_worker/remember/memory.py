@@ -1,4 +1,4 @@
-"""Memory: what a worker remembers goes into a bank, and comes back for a query.
+"""What a worker remembers goes into a bank here, and comes back for a query.
 
 A chunk's way in: captured by the cache, compressed and embedded here, written or spooled by `delivery`. A query's way:
 embedded here, asked by `recalling`, and handed to the cache, which rotates the keys into attention.

@@ -1,4 +1,4 @@
-"""A spool: chunks wait in a folder while the memory service is away.
+"""Chunks wait in a folder, the spool, while the memory service is away.
 
 There is one safetensors file for each chunk, written, synced and renamed before `put` returns; it has the idempotency
 key under which the chunk will be delivered, and the digests of the model and embedder that made the chunk. Delivery may

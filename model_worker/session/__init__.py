@@ -1,1 +1,1 @@
-"""Conversations that outlive processes."""
+"""Conversations that outlive processes: their log, their window and their bank."""

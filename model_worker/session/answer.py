@@ -1,20 +1,22 @@
-"""When an answer ends, and what of it may be shown while it comes."""
+"""An answer while it is written: when it ends, and what of it may be shown so far."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import StoppingCriteria
-from transformers.generation.streamers import BaseStreamer
 
 from model_worker.arguments import whole
 from model_worker.model import MemoryModel
 from model_worker.session.prompt import PromptFormat
 
 
-class AnswerEnd(StoppingCriteria):
-    """The format's stop text, the model's end tokens, or whoever listens; one object an answer."""
+class AnswerEnd:
+    """The end of one answer: the format's stop text, one of the model's end tokens, or `stopped`.
+
+    `generate` calls it as a stopping criterion, and its `printer` as a streamer; neither needs a base class for that.
+    on_text: called with pieces of the answer as they come. stopped: asked at every token whether the answer ends there.
+    """
 
     def __init__(
         self,
@@ -39,22 +41,30 @@ class AnswerEnd(StoppingCriteria):
         return torch.full((1,), done, device=input_ids.device)
 
     def _tail(self, before: list[int], input_ids: Tensor) -> str:
-        """The end of the answer; the streamer has not seen the newest token yet."""
+        """Return the end of the answer's text, with the newest token, which the streamer has not seen yet."""
         return decoded(self._tokenizer, [*before, int(input_ids[0, -1])][-self._length :])
 
     def cut(self, written: list[int]) -> list[int]:
-        """Without an end token, and without a last token that goes on behind the stop text. Neither was fed."""
+        """Return an answer's tokens without an end token, and without a last token that goes on behind the stop text.
+
+        The model was not fed either of these.
+        """
         stop, text = self._style.stop, decoded(self._tokenizer, written)
         over = bool(stop) and stop in text and not text.endswith(stop)
         return written[:-1] if written and (written[-1] in self.end_tokens or over) else written
 
     def visible(self, ids: list[int], last: bool) -> str:
-        """What may be shown of an answer so far: nothing that may turn out to be the stop text, no half character."""
+        """Return what may be shown of an answer so far.
+
+        Left out are half a character, and what may turn out to be the stop text; with `last` there is no more to come.
+        """
         text = self._style.answer(decoded(self._tokenizer, [x for x in ids if x not in self.end_tokens]))
         return text if last else text.rstrip("\ufffd").rstrip()
 
 
-class _Printer(BaseStreamer):
+class _Printer:
+    """Shows an answer while `generate` writes it, and collects its tokens in `ids`."""
+
     def __init__(self, end: AnswerEnd, on_text: Callable[[str], None] | None):
         self.ids: list[int] = []
         self._end, self._on_text, self._shown, self._prompt = end, on_text, 0, True
@@ -77,5 +87,5 @@ class _Printer(BaseStreamer):
 
 
 def decoded(tokenizer: Any, ids: Sequence[int]) -> str:
-    """The text of `ids`, exactly: special tokens and spaces as they are."""
+    """Return the text of `ids`, with special tokens and spaces as they are."""
     return str(tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))

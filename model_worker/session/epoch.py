@@ -1,9 +1,10 @@
-"""Which copy of a session its bank belongs to.
+"""An epoch is a random word by which a bank knows the copy of a session that it belongs to.
 
 A session's folder can be copied, or come back from a backup, and both copies can be talked to; one bank would then hold
-two histories. So every opening and every turn write a fresh epoch into the folder, then into the bank's metadata, and a
-copy that does not know the bank's epoch is refused. The file names the bank's epoch before and the fresh one: where a
-crash came between the two writes, the bank still has one that its owner knows.
+two histories. This file owns the rule that it never does: every opening and every turn write a fresh epoch into the
+folder, then into the bank's metadata, and a copy that does not know the bank's epoch is refused. The file in the folder
+names the bank's former epoch and the fresh one, so that after a crash between the two writes the bank still has an
+epoch that the copy knows.
 """
 
 import json
@@ -19,7 +20,7 @@ KEY = "session_epoch"
 
 
 def known_epochs(path: Path) -> list[str]:
-    """The last two epochs of the file; one that is missing or damaged knows none."""
+    """Read the last two epochs of the file; of a file that is missing or damaged, none."""
     try:
         found = json.loads(path.read_bytes())
     except (OSError, ValueError):
@@ -28,7 +29,7 @@ def known_epochs(path: Path) -> list[str]:
 
 
 def is_known(bank: kvbank.Bank, epochs: Collection[str]) -> bool:
-    """Whether a bank is that of a copy which knows these epochs; one without an epoch is anybody's."""
+    """Tell whether a bank belongs to a copy that knows these epochs; a bank without an epoch belongs to any copy."""
     return bank.metadata.get(KEY, "") in {"", *epochs}
 
 

@@ -1,6 +1,6 @@
 """Banks of deleted sessions that could not be deleted with them, because their service was away.
 
-A note a bank, in a folder beside the sessions whose name is no session's. Light to import: no torch.
+There is a note for each bank, in a folder beside the sessions whose name cannot be a session's. It imports no torch.
 """
 
 import json
@@ -19,9 +19,10 @@ _FOLDER = ".left-banks"
 
 @dataclass(frozen=True, slots=True)
 class LeftBank:
-    """A bank that is still to be deleted: its name, its service, whose it was, and when that session was deleted.
+    """A bank that is still to be deleted.
 
-    epochs: by which it is told from a bank that another copy of the session goes on with.
+    memory: its service. session: the name of the session that it belonged to. time: when that session was deleted.
+    epochs: the words by which the bank is told from one that another copy of the session goes on with.
     """
 
     bank: str
@@ -32,14 +33,14 @@ class LeftBank:
 
 
 def note(sessions: Path, left: LeftBank) -> None:
-    """Note a bank, durably, before the log goes that names it."""
+    """Note a bank, durably. The log that names the bank is removed after that."""
     folder = sessions / _FOLDER
     make_folder(folder)
     replace(folder / f"{left.bank}.json", [json.dumps(asdict(left)).encode()])
 
 
 def noted(sessions: Path) -> list[LeftBank]:
-    """The banks that are noted, by name; a note that is damaged counts as none."""
+    """Return the banks that are noted, by name; a note that is damaged counts as none."""
     found = []
     for path in sorted((sessions / _FOLDER).glob("*.json")):
         with suppress(OSError, ValueError, TypeError):
@@ -55,7 +56,7 @@ def delete_own(client: kvbank.Client, bank: str, epochs: Sequence[str]) -> None:
 
 
 def delete_noted(sessions: Path) -> Iterator[tuple[LeftBank, str]]:
-    """Delete the banks that are noted; yields each with why it is still there, which is empty for those that went."""
+    """Delete the banks that are noted; yield each with the reason why it is still there, empty where it has gone."""
     for left in noted(sessions):
         try:
             with kvbank.connect(left.memory, timeout=3, first_contact=1) as client, suppress(kvbank.BankNotFound):

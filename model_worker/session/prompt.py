@@ -17,10 +17,11 @@ _USER, _ANSWER, _AGAIN = "kvbankfirst", "kvbankanswer", "kvbanksecond"
 
 @dataclass(frozen=True, slots=True)
 class PromptFormat:
-    """first, later: text before and after a user's words, in the first turn and in those behind an answer.
+    """The text that is put around what a user says.
 
-    stop: text that ends an answer, besides the model's end tokens. begin: whether the tokenizer's beginning (`<s>`)
-    goes in front of it all; a template has its own.
+    first, later: text before and behind a user's words, in the first turn and in those behind an answer. stop: text
+    that ends an answer, besides the model's end tokens. begin: whether the tokenizer's beginning (`<s>`) goes in front
+    of it all; a template has its own.
     """
 
     first: tuple[str, str]
@@ -29,7 +30,7 @@ class PromptFormat:
     begin: bool = True
 
     def around(self, written: str | None) -> tuple[str, str]:
-        """What is fed before and behind a user's words.
+        """Return what is fed before and behind a user's words.
 
         written: what the model wrote last, as it wrote it (None in the first turn).
         """
@@ -38,7 +39,7 @@ class PromptFormat:
         return self.later[0][overlap(written, self.stop) :], self.later[1]
 
     def answer(self, written: str) -> str:
-        """The answer in what the model wrote."""
+        """Return the answer in what the model wrote: without the stop text and spaces around it."""
         end = written.find(self.stop) if self.stop else -1
         if end < 0:
             end = len(written) - overlap(written, self.stop)
@@ -46,7 +47,7 @@ class PromptFormat:
 
 
 def overlap(written: str, stop: str) -> int:
-    """Length of the longest beginning of `stop` with which `written` ends."""
+    """Measure the longest beginning of `stop` with which `written` ends, in characters."""
     return next((n for n in range(len(stop), 0, -1) if written.endswith(stop[:n])), 0)
 
 
@@ -55,10 +56,11 @@ CONTINUE = PromptFormat(("", ""), ("\n", ""), stop="\n")
 
 
 def prompt_format(name: str, tokenizer: Any, config: Any) -> PromptFormat:
-    """`template` (the tokenizer's), `plain` ("User: ..."), `continue` (the model goes on in the user's line) or `auto`.
+    """Make the format of a name.
 
-    auto: the template where there is one; else `continue` for a model made for a memory, which the shipped one is, and
-    `plain` for any other.
+    name: `template` (the tokenizer's), `plain` ("User: ..."), `continue` (the model goes on in the user's line) or
+    `auto`: the template where there is one, else `continue` for a model made for a memory (as the shipped one is) and
+    `plain` for any other. Raises InputError for another name, and for a template that is not there or does not work.
     """
     if name not in FORMATS:
         raise InputError(f"format {name!r} is not one of {', '.join(FORMATS)}")
@@ -72,7 +74,7 @@ def prompt_format(name: str, tokenizer: Any, config: Any) -> PromptFormat:
 
 
 def _from_template(tokenizer: Any) -> PromptFormat:
-    """Cut the template's text at the words of an example; what stands between them is the same for all words."""
+    """Make the format of a chat template: its text around the messages of an example is the same for all messages."""
     turns = [{"role": "user", "content": _USER}]
     first = _rendered(tokenizer, turns)
     turns += [{"role": "assistant", "content": _ANSWER}, {"role": "user", "content": _AGAIN}]

@@ -1,7 +1,7 @@
 """What was said in a session and not answered: kept beside its log, so that nothing that a person typed is lost.
 
-One line of JSON a message. A message stands there from before its turn begins until the turn is in the log, or until
-the same words are answered later.
+There is one line of JSON for each message. A message is in the file from before its turn begins until the turn is in
+the log, or until the same words are answered later.
 """
 
 import json
@@ -21,7 +21,7 @@ class Unanswered:
         self.path = folder / _FILE
 
     def messages(self) -> list[str]:
-        """Return them, the oldest first. A line that a crash left unfinished is left out."""
+        """Return the messages, the oldest first, without a line that a crash left unfinished."""
         found = []
         with suppress(FileNotFoundError):
             for line in self.path.read_bytes().splitlines():
@@ -32,7 +32,7 @@ class Unanswered:
 
     @contextmanager
     def saying(self, text: str) -> Iterator[None]:
-        """Keep `text` while the block runs, and after it where that raises. A full disk does not stop the turn."""
+        """Keep `text` while the block runs, and afterwards where it raises. A full disk does not stop the turn."""
         before = self.messages()
         with suppress(OSError):
             self._write([*before, text])
@@ -42,7 +42,7 @@ class Unanswered:
             self._write(left)
 
     def _write(self, messages: list[str]) -> None:
-        """Put the messages in place, durable: a write that fails leaves the former ones."""
+        """Replace the messages of the file, durably: a write that fails leaves the former ones."""
         if not messages:
             self.path.unlink(missing_ok=True)
             return

@@ -1,7 +1,7 @@
-"""The local window of a session on disk, between processes.
+"""The file that keeps the local window of a session between processes.
 
-Never synced: the log can make the window again. So a file is used only when its stamp is the one asked for and its
-checksum holds; any other one counts as none.
+It is never synced, since the log can make the window again. This file owns the rule that such a file is used only when
+its stamp is the one asked for and its checksum holds; any other file counts as none.
 """
 
 from pathlib import Path
@@ -17,14 +17,14 @@ from kvbank.files.durable import renamed
 
 
 def write_window(path: Path, state: dict[str, Tensor], stamp: str) -> None:
-    """Replace the file at `path`. Raises OSError."""
+    """Replace the file at `path` by the window's tensors. stamp: see `read_window`. Raises OSError."""
     with renamed(path.with_suffix(".tmp"), path) as temporary:
         private.make_file(temporary)
         save_file(state, temporary, {"stamp": stamp, "xxh3": _checksum(state)})
 
 
 def read_window(path: Path, stamp: str) -> dict[str, Tensor] | None:
-    """The state that was written under `stamp`."""
+    """Read the tensors that were written under `stamp`; None where there are none."""
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             found = file.metadata() or {}
@@ -35,7 +35,7 @@ def read_window(path: Path, stamp: str) -> dict[str, Tensor] | None:
 
 
 def window_stamp(path: Path) -> str | None:
-    """The stamp of the file at `path`, if it has one."""
+    """Read the stamp of the file at `path`; None where it has none."""
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             return (file.metadata() or {}).get("stamp")

@@ -21,7 +21,7 @@ from kvbank.console.ending import FAILED, INTERRUPTED, READER_LEFT, USAGE
 from kvbank.console.output import printable
 from memory_service.api.embedded import LocalServer
 from memory_service.care.backup import backup
-from model_worker.session.log import find_session
+from model_worker.session.folder import find_session
 from model_worker.session.unanswered import Unanswered
 from tests.cli import odd
 from tests.cli.tree import Words, commands, type_of

@@ -12,7 +12,8 @@ from kvbank._cli import bank
 from memory_service.api.embedded import LocalServer
 from model_worker.cli.commands import register
 from model_worker.cli.terminal import Waiting, printable
-from model_worker.session.log import SessionLog, read_session
+from model_worker.session.folder import read_session
+from model_worker.session.log import SessionLog
 from tests.support import command
 
 

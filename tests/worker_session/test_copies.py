@@ -12,7 +12,8 @@ import pytest
 from model_worker.errors import SessionError
 from model_worker.model import MemoryModel
 from model_worker.session.epoch import KEY
-from model_worker.session.log import SessionLog, fork, read_session
+from model_worker.session.folder import read_session
+from model_worker.session.log import SessionLog, fork
 from model_worker.session.session import Session
 
 from .test_chat_cli import kvbank_command

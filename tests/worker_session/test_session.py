@@ -20,7 +20,9 @@ from transformers import LogitsProcessor
 from memory_service.api.embedded import LocalServer
 from model_worker.errors import InputError, SessionError
 from model_worker.model import MemoryModel
-from model_worker.session.log import SessionLog, Turn, read_session
+from model_worker.session.folder import read_session
+from model_worker.session.log import SessionLog
+from model_worker.session.log_format import Turn
 from model_worker.session.session import Session
 
 CHUNK, WINDOW, ANSWER = 16, 48, 12
@@ -58,7 +60,7 @@ def ids(turns: list[Turn]) -> list[int]:
 def next_logits(session: Session) -> torch.Tensor:
     """What the model expects after one more token; the session is not to be used after that."""
     with torch.no_grad():
-        return session.model.model(input_ids=torch.tensor([[70]]), past_key_values=session._cache_now).logits[0, -1]
+        return session.model.model(input_ids=torch.tensor([[70]]), past_key_values=session.window.cache).logits[0, -1]
 
 
 def check_bank(session: Session, *, ahead: bool = False) -> None:
@@ -70,7 +72,7 @@ def check_bank(session: Session, *, ahead: bool = False) -> None:
     assert in_bank == session.left or (ahead and session.left < in_bank <= len(said))
     assert [chunk.start for chunk in chunks] == list(range(0, in_bank, CHUNK))
     assert [token for chunk in chunks for token in chunk.token_ids] == said[:in_bank]
-    assert session._cache_now.columns.ids[0].tolist() == said[session.left :]
+    assert session.window.cache.columns.ids[0].tolist() == said[session.left :]
 
 
 def test_goes_on_where_it_ended(model: MemoryModel, tmp_path: Path) -> None:
@@ -129,7 +131,7 @@ def test_another_window_size(model: MemoryModel, tmp_path: Path, window: int) ->
         say(session, *WORDS)
     with opened(model, tmp_path, window=window) as session:
         say(session, *WORDS[:2])
-        assert session._cache_now.physical <= window
+        assert session.window.cache.physical <= window
         check_bank(session, ahead=window > WINDOW)
 
 
@@ -140,8 +142,8 @@ def test_a_local_rule_holds_and_an_interrupted_conversation_is_the_same(model: M
     """What the rule kept of what left the window comes back with the window, also of a first, short turn."""
     with opened(model, tmp_path, "whole", local=RULE) as session:
         whole = say(session, *WORDS)
-        assert {layer.held for layer in session._cache_now.layers} == {20}
-        kept = session._cache_now.layers[1].positions
+        assert {layer.held for layer in session.window.cache.layers} == {20}
+        kept = session.window.cache.layers[1].positions
         expected = next_logits(session)
     with opened(model, tmp_path, "window") as session:
         assert ids(say(session, *WORDS)) != ids(whole)
@@ -151,7 +153,7 @@ def test_a_local_rule_holds_and_an_interrupted_conversation_is_the_same(model: M
     with opened(model, tmp_path, "cut", local=RULE) as session:
         assert ids(session.log.turns) == ids(whole)
         check_bank(session)
-        assert torch.equal(session._cache_now.layers[1].positions, kept)
+        assert torch.equal(session.window.cache.layers[1].positions, kept)
         torch.testing.assert_close(next_logits(session), expected, atol=1e-4, rtol=0)
 
 
@@ -159,7 +161,7 @@ def test_the_models_own_rule_is_the_sessions(model_folder: Path, address: str, t
     options = {"memory": address, "bank": (), "chunk": CHUNK, "window": WINDOW, "local": "tova:m=7,heads=own"}
     with MemoryModel.from_pretrained(str(model_folder), **options) as model, opened(model, tmp_path) as session:
         say(session, *WORDS[:2])
-        assert {layer.held for layer in session._cache_now.layers} == {7}
+        assert {layer.held for layer in session.window.cache.layers} == {7}
     with MemoryModel.from_pretrained(str(model_folder), **options) as model, opened(model, tmp_path) as session:
         say(session, *WORDS[2:])
         check_bank(session)
@@ -235,7 +237,7 @@ def test_ended_between_log_bank_and_window(
     with opened(model, tmp_path) as session:
         say(session, *WORDS[:2])
         append = session.log.append
-        where, what = (session.log, "append") if moment == "before the bank" else (session, "_keep_window")
+        where, what = (session.log, "append") if moment == "before the bank" else (session.window, "keep")
         monkeypatch.setattr(where, what, crash)
         with pytest.raises(Crash):
             say(session, WORDS[2])
@@ -304,7 +306,7 @@ def test_a_rewriting_that_was_killed_starts_over(
 def test_a_long_conversation_feeds_its_window_only(model: MemoryModel, tmp_path: Path) -> None:
     with opened(model, tmp_path) as session:
         say(session, *WORDS * 3)
-        assert len(session._ids) < sum(len(turn.ids) for turn in session.log.turns) / 2
+        assert len(session.window.ids) < sum(len(turn.ids) for turn in session.log.turns) / 2
         check_bank(session)
 
 

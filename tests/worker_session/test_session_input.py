@@ -11,7 +11,9 @@ import pytest
 
 from model_worker.errors import InputError, WorkerError
 from model_worker.model import MemoryModel
-from model_worker.session.log import SessionLog, Turn, read_session
+from model_worker.session.folder import find_session, read_session
+from model_worker.session.log import SessionLog
+from model_worker.session.log_format import Turn
 from model_worker.session.session import Session
 
 from .conftest import CHATML
@@ -161,3 +163,13 @@ def test_lone_surrogates_and_nulls_are_said(model_folder: Path, address: str, tm
             said = [session.say(text, max_new_tokens=3).text for text in ("a\ud800b\0c", "\ud83d\ude42")]
         with opened(model, tmp_path) as session:
             assert [turn.text for turn in session.log.turns] == said == ["a\ufffdb\0c", "\U0001f642"]
+
+
+def test_settings_that_are_the_session_s_own(model_folder: Path, tmp_path: Path) -> None:
+    """Refused before a log is begun, by the name of the setting; a name that is none by the nearest one."""
+    with MemoryModel.from_pretrained(str(model_folder), memory=tmp_path / "data", **SETTINGS) as model:
+        with pytest.raises(InputError, match="setting chunk cannot be given here"), opened(model, tmp_path, chunk=8):
+            pass
+        with pytest.raises(InputError, match="no setting 'strikt'; the nearest is 'strict'"):
+            Session.open(model, SessionLog.open(tmp_path, "one"), strikt=True)  # type: ignore[call-arg]
+    assert find_session(tmp_path, "one") is None

@@ -12,7 +12,7 @@ import typer
 
 from memory_service.api.embedded import LocalServer
 from model_worker.cli.commands import register
-from model_worker.session.log import read_session
+from model_worker.session.folder import read_session
 from model_worker.session.unanswered import Unanswered
 from tests.support import command
 

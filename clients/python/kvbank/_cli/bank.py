@@ -52,7 +52,7 @@ def list_banks(
         banks = list(client.list_banks())
     if orphans:
         # Sessions are the worker's; without it this ends in the line that names what to install.
-        from model_worker.session.log import sessions_folder, without_session
+        from model_worker.session.folder import sessions_folder, without_session
 
         names = without_session([found.name for found in banks], sessions or sessions_folder())
         banks = [found for found in banks if found.name in names]
