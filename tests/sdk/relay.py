@@ -1,6 +1,7 @@
 """A server between a client and a real one, which changes the answers: what a broken or hostile server may send."""
 
 import tempfile
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -33,6 +34,7 @@ class Relay:
         self._server.add_insecure_port(self.unix)
         self._server.start()
         self._changes: dict[str, Change] = {}
+        self._closed = threading.Event()
         self._actions: dict[str, Callable[[], object]] = {}
         self._written: Callable[[bytes], bytes] = lambda request: request
         self.calls: list[str] = []
@@ -46,11 +48,17 @@ class Relay:
         """Do something before every request of a method is passed on, from here on."""
         self._actions[method] = action
 
+    def silence(self, *methods: str) -> None:
+        """Pass no more requests of these methods on, and answer none, from here on."""
+        for method in methods:
+            self.before(method, self._closed.wait)
+
     def change_written(self, change: Callable[[bytes], bytes]) -> None:
         """Change every request of WriteChunks, from here on."""
         self._written = change
 
     def close(self) -> None:
+        self._closed.set()
         self._server.stop(None).wait()
         self._channel.close()
         self._folder.cleanup()

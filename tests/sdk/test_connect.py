@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Coroutine
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 
 import kvbank
 from kvbank import _connect
+from tests.sdk.relay import Relay
 
 
 @pytest.mark.parametrize("target", ["host:7400", "127.0.0.1:1", "[::1]:7400", "unix:/run/kvbank.sock", "dns:///m:1"])
@@ -144,21 +146,26 @@ def test_a_close_at_the_moment_a_call_starts(address: str, monkeypatch: pytest.M
             call(client)
 
 
-def test_a_close_during_an_async_call(silent: socket.socket) -> None:
-    chunk = kvbank.NewChunk([1.0])
+def test_a_close_during_an_async_call(address: str) -> None:
+    calls: dict[str, Callable[[kvbank.AsyncClient], Coroutine[Any, Any, object]]] = {
+        "GetBank": lambda client: client.get_bank("b"),
+        "FetchChunks": lambda client: client.fetch("b", [1], reader_digest=""),
+        "WriteChunks": lambda client: client.write("b", kvbank.NewChunk([1.0]), reader_digest="", embedder_digest=""),
+    }
 
-    async def use(call: Callable[[kvbank.AsyncClient], Coroutine[Any, Any, object]]) -> None:
-        client = kvbank.connect_async(f"127.0.0.1:{silent.getsockname()[1]}")
-        client._bound = 1
-        task = asyncio.create_task(call(client))
-        await asyncio.sleep(0.1)
+    async def use(relay: Relay, method: str) -> None:
+        client = kvbank.connect_async(relay.address)
+        task = asyncio.create_task(calls[method](client))
+        while method not in relay.calls:
+            await asyncio.sleep(0)
         await client.close()
         with pytest.raises(kvbank.ClientClosed):
             await task
 
-    asyncio.run(use(lambda client: client.server_info()))
-    asyncio.run(use(lambda client: client.fetch("b", [1], reader_digest="")))
-    asyncio.run(use(lambda client: client.write("b", chunk, reader_digest="", embedder_digest="")))
+    for method in calls:
+        with closing(Relay(address)) as relay:
+            relay.silence(method)
+            asyncio.run(use(relay, method))
 
 
 def test_a_closed_async_client_says_so(address: str) -> None:

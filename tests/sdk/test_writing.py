@@ -5,7 +5,7 @@ import socket
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from kvbank._transport.write_stream import WriteStream
 from kvbank.v1 import service_pb2
 from memory_service.api.embedded import LocalServer
 from tests.sdk.host import Host
+from tests.sdk.relay import Relay
 from tests.support.waiting import wait_until
 
 Make = Callable[..., kvbank.NewChunk]
@@ -149,20 +150,20 @@ def test_a_lost_service_fails_a_write_within_its_timeout(
     server = LocalServer(tmp_path)
 
     async def write() -> None:
-        async with kvbank.connect_async(server.address) as client:
-            client._bound = 1 << 20
-            await client.write("bank", make_chunk(2, None), timeout=0.5, **vectors)
+        async with kvbank.connect_async(server.address) as asynchronous:
+            await asynchronous.write("bank", make_chunk(1, None), **vectors)
+            await asyncio.to_thread(server.stop)
+            began = time.monotonic()
+            with pytest.raises(lost):
+                await asyncio.to_thread(client.write, "bank", make_chunk(2, None), timeout=0.5, **vectors)
+            with pytest.raises(lost):
+                await asynchronous.write("bank", make_chunk(3, None), timeout=0.5, **vectors)
+            assert time.monotonic() - began < 3
 
     with kvbank.connect(server.address) as client:
         client.create_bank("bank", kv=None, embedding=embedding)
         client.write("bank", make_chunk(0, None), **vectors)
-        server.stop()
-        began = time.monotonic()
-        with pytest.raises(lost):
-            client.write("bank", make_chunk(1, None), timeout=0.5, **vectors)
-        with pytest.raises(lost):
-            asyncio.run(write())
-    assert time.monotonic() - began < 3
+        asyncio.run(write())
 
 
 @pytest.fixture
@@ -212,21 +213,28 @@ def test_a_slow_link_that_moves_is_no_deadline(
     assert len({result.chunk_id for result in results}) == len(chunks)
 
 
-def test_a_silent_service_fails_a_write_within_its_timeout(silent: socket.socket, make_chunk: Make) -> None:
-    began = time.monotonic()
-    with kvbank.connect(f"127.0.0.1:{silent.getsockname()[1]}") as client:
-        client._bound = 1 << 20
+@pytest.fixture
+def silent_for_writes(address: str) -> Iterator[str]:
+    """Give the address of a server that answers no write."""
+    with closing(Relay(address)) as relay:
+        relay.silence("WriteChunks")
+        yield relay.address
+
+
+def test_a_silent_service_fails_a_write_within_its_timeout(silent_for_writes: str, make_chunk: Make) -> None:
+    with kvbank.connect(silent_for_writes) as client:
+        client.server_info()
+        began = time.monotonic()
         with pytest.raises((kvbank.Unavailable, kvbank.DeadlineExceeded)):
             client.write("bank", make_chunk(0, None), timeout=0.5, reader_digest="", embedder_digest="")
     assert time.monotonic() - began < 2
 
 
-def test_a_deadline_leaves_no_coroutine_behind(silent: socket.socket, make_chunk: Make) -> None:
+def test_a_deadline_leaves_no_coroutine_behind(silent_for_writes: str, make_chunk: Make) -> None:
     """Leave no coroutine that is never awaited: that is a warning, and warnings are errors here."""
 
     async def write() -> None:
-        async with kvbank.connect_async(f"127.0.0.1:{silent.getsockname()[1]}") as client:
-            client._bound = 1 << 20
+        async with kvbank.connect_async(silent_for_writes) as client:
             with pytest.raises(kvbank.DeadlineExceeded):
                 await client.write("bank", make_chunk(0, None), timeout=0.2, reader_digest="", embedder_digest="")
 
