@@ -8,8 +8,7 @@ import pytest
 
 from kvbank.v1 import bank_pb2
 from kvbank.v1 import service_pb2 as pb
-from memory_service.storage.local.evicting import capacity as room
-from memory_service.storage.local.records import gone_rows
+from memory_service.domain.limits import Limits
 from tests.support.caller import AXES, stored_bytes
 from tests.support.waiting import wait_until
 
@@ -76,9 +75,9 @@ def test_recency_half(caller):
     assert {entry.reason for entry in evictions(caller)} == {pb.EVICTION_REASON_OLDEST_HALF}
 
 
-def test_a_large_eviction_goes_on_in_batches(caller, monkeypatch):
+def test_a_large_eviction_goes_on_in_batches(serving):
     """The write's own transaction is bounded; the rest of the plan follows, and the log has it all."""
-    monkeypatch.setattr(room, "STEP", 4)
+    caller = serving(limits=Limits(step_rows=4))
     caller.create("c", layers=[], capacity={"chunks": 20})
     caller.write(*(caller.chunk(layers=[]) for _ in range(20)), bank="c")
     planned = [victim.chunk_id for victim in explain(caller).victims]
@@ -119,8 +118,8 @@ def test_log_is_paged_newest_first(caller):
     assert [entry.chunk_id for entry in [*first.evictions, *second.evictions]] == ids[4::-1]
 
 
-def test_the_log_is_bounded_for_each_bank(caller, monkeypatch):
-    monkeypatch.setattr(gone_rows, "EVICTION_LOG", 4)
+def test_the_log_is_bounded_for_each_bank(serving):
+    caller = serving(limits=Limits(eviction_log=4))
     for name in ("c", "d"):
         caller.create(name, layers=[], capacity={"chunks": 1})
     ids = [caller.add(bank="c", layers=[]) for _ in range(3)]

@@ -10,7 +10,7 @@ from grpc_status import rpc_status
 
 from kvbank.v1 import bank_pb2
 from kvbank.v1 import service_pb2 as pb
-from memory_service.storage.local.evicting import capacity, expiry
+from memory_service.domain.limits import Limits, Pauses
 from tests.support.caller import AXES, lasting
 from tests.support.waiting import wait_until
 
@@ -77,8 +77,9 @@ def test_what_is_asked_for_stays_beyond_its_ttl(caller):
     assert caller.retrieve()[1] == {}
 
 
-def test_an_expired_chunk_that_is_not_removed_yet_is_neither_pinned_nor_changed(caller, refused, monkeypatch):
-    monkeypatch.setattr(expiry.Expiry, "run", lambda _: None)
+def test_an_expired_chunk_that_is_not_removed_yet_is_neither_pinned_nor_changed(serving, refused):
+    caller = serving(pauses=Pauses(left_out={"expiry"}))
+    caller.create()
     kept, gone = caller.add(), caller.add(expiry=lasting(1))
     assert caller.pin(kept, gone) == 1
     with refused("CHUNK_NOT_FOUND", grpc.StatusCode.NOT_FOUND):
@@ -95,8 +96,9 @@ def test_a_replay_of_an_expired_chunk_says_that_it_is_gone(caller):
     assert (again.chunk_id, again.replayed, again.gone) == (first.chunk_id, True, True)
 
 
-def test_a_replay_of_a_chunk_that_has_expired_and_is_not_removed_yet_says_that_it_is_gone(caller, monkeypatch):
-    monkeypatch.setattr(expiry.Expiry, "run", lambda _: None)
+def test_a_replay_of_a_chunk_that_has_expired_and_is_not_removed_yet_says_that_it_is_gone(serving):
+    caller = serving(pauses=Pauses(left_out={"expiry"}))
+    caller.create()
     chunk, data = caller.chunk()
     chunk.expiry.CopyFrom(lasting(1))
     (first,) = caller.write((chunk, data))
@@ -150,17 +152,18 @@ def test_pinned_chunks_expire_and_can_be_deleted(caller):
     assert caller.stub.DeleteChunks(request).deleted == 1
 
 
-def test_a_pin_saves_from_an_eviction_under_way(caller, monkeypatch):
+def test_a_pin_saves_from_an_eviction_under_way(serving):
     """The plan named it, the pin came before its turn."""
-    monkeypatch.setattr(capacity, "STEP", 1)
+    waiting = set()
+    caller = serving(limits=Limits(step_rows=1), pauses=Pauses(left_out=waiting))
     caller.create("c", layers=[], capacity={"chunks": 40})
     acks = caller.write(*(caller.chunk(layers=[]) for _ in range(40)), bank="c")
     ids = [ack.chunk_id for ack in acks]
     caller.pin(ids[0], bank="c")
-    with monkeypatch.context() as waiting:
-        waiting.setattr(capacity.Room, "_go_on", lambda *_: None)
-        caller.add(bank="c", layers=[])
-        assert caller.pin(*ids[15:20], bank="c") == 5
+    waiting.add("evictions")
+    caller.add(bank="c", layers=[])
+    assert caller.pin(*ids[15:20], bank="c") == 5
+    waiting.clear()
     caller.add(bank="c", layers=[])
     wait_until(lambda: caller.usage("c").chunks == 27)
     assert {ids[0], *ids[15:20]} <= set(caller.ids("c"))
@@ -238,9 +241,8 @@ def test_update_of_quota_and_index(caller, refused):
 # In the background
 
 
-def test_an_eviction_under_way_is_explained_though_there_is_room(caller, monkeypatch):
-    monkeypatch.setattr(capacity, "STEP", 4)
-    monkeypatch.setattr(capacity.Room, "_go_on", lambda self, bank: self._evicting.add(bank.bank_id))
+def test_an_eviction_under_way_is_explained_though_there_is_room(serving):
+    caller = serving(limits=Limits(step_rows=4), pauses=Pauses(left_out={"evictions"}))
     caller.create("c", layers=[], capacity={"chunks": 20})
     caller.write(*(caller.chunk(layers=[]) for _ in range(20)), bank="c")
     planned = caller.stub.ExplainEviction(pb.ExplainEvictionRequest(bank="c")).victims
@@ -250,30 +252,25 @@ def test_an_eviction_under_way_is_explained_though_there_is_room(caller, monkeyp
     assert answer.explanation.startswith("6 of 17 chunks are about to go")
 
 
-def test_a_second_plan_goes_on_after_a_restart_too(serving, monkeypatch):
+def test_a_second_plan_goes_on_after_a_restart_too(serving):
     """The write took the last of one plan and made another."""
-    caller = serving()
+    caller = serving(limits=Limits(step_rows=1), pauses=Pauses(left_out={"evictions"}))
     caller.create("c", layers=[], capacity={"tokens": 40})
     caller.write(*(caller.chunk(layers=[], m=1) for _ in range(40)), bank="c")
-    with monkeypatch.context() as slow:
-        slow.setattr(capacity, "STEP", 1)
-        slow.setattr(capacity.Room, "_go_on", lambda *_: None)
-        caller.add(bank="c", layers=[], m=1)
-        first = caller.stub.ExplainEviction(pb.ExplainEvictionRequest(bank="c")).victims
-        caller.pin(*(victim.chunk_id for victim in first[1:]), bank="c")
-        (ack,) = caller.write(caller.chunk(layers=[], m=2, original_length=2, token_ids=[1, 2]), bank="c")
-        second = caller.stub.ExplainEviction(pb.ExplainEvictionRequest(bank="c")).victims
-        assert len(second) > 1
-        assert not {*ack.evicted_chunk_ids} & {victim.chunk_id for victim in second}
-        serving.stop()
+    caller.add(bank="c", layers=[], m=1)
+    first = caller.stub.ExplainEviction(pb.ExplainEvictionRequest(bank="c")).victims
+    caller.pin(*(victim.chunk_id for victim in first[1:]), bank="c")
+    (ack,) = caller.write(caller.chunk(layers=[], m=2, original_length=2, token_ids=[1, 2]), bank="c")
+    second = caller.stub.ExplainEviction(pb.ExplainEvictionRequest(bank="c")).victims
+    assert len(second) > 1
+    assert not {*ack.evicted_chunk_ids} & {victim.chunk_id for victim in second}
+    serving.stop()
     caller = serving()
     wait_until(lambda: not {victim.chunk_id for victim in second} & {*caller.ids("c")})
 
 
-def test_a_new_capacity_ends_an_eviction_under_way(serving, monkeypatch):
-    monkeypatch.setattr(capacity.Room, "_go_on", lambda *_: None)
-    monkeypatch.setattr(capacity, "STEP", 1)
-    caller = serving()
+def test_a_new_capacity_ends_an_eviction_under_way(serving):
+    caller = serving(limits=Limits(step_rows=1), pauses=Pauses(left_out={"evictions"}))
     caller.create("c", layers=[], capacity={"chunks": 40})
     caller.write(*(caller.chunk(layers=[]) for _ in range(41)), bank="c")
     assert "are about to go" in caller.stub.ExplainEviction(pb.ExplainEvictionRequest(bank="c")).explanation

@@ -3,17 +3,15 @@
 import itertools
 import sqlite3
 import threading
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
 import grpc
-import pytest
 
 from kvbank.v1 import bank_pb2
 from kvbank.v1 import service_pb2 as pb
-from memory_service.storage.local.evicting import capacity as room
-from memory_service.storage.local.evicting import removal
-from memory_service.storage.local.records import gone_rows
+from memory_service.domain.limits import STANDARD, Limits, Pauses
 from tests.support.caller import AXES
 from tests.support.waiting import wait_until
 
@@ -47,7 +45,7 @@ def damaged_log(data):
         file.write(bytes(size))
 
 
-def test_an_eviction_that_cannot_be_written_is_said_to_the_write_and_ends(serving, data, refused, monkeypatch):
+def test_an_eviction_that_cannot_be_written_is_said_to_the_write_and_ends(serving, data, refused):
     caller = serving()
     caller.create("c", layers=[], capacity={"chunks": 40})
     for _ in range(60):
@@ -55,12 +53,12 @@ def test_an_eviction_that_cannot_be_written_is_said_to_the_write_and_ends(servin
     ids = caller.ids("c")
     serving.stop()
     damaged_log(data)
-    caller = serving(grace=0.5)
+    readings = []
+    caller = serving(grace=0.5, pauses=Pauses(at={"ledger": lambda: readings.append(1)}))
     caller._keys = itertools.count(1000)
     while len(ids) < 40:
         ids.append(caller.add(bank="c", layers=[]))
-    readings, read = [], room._read
-    monkeypatch.setattr(room, "_read", lambda *arguments: (readings.append(1), read(*arguments))[1])
+    readings.clear()
     for _ in range(2):
         with refused("STORAGE_ERROR", grpc.StatusCode.UNAVAILABLE):
             caller.add(bank="c", layers=[])
@@ -68,27 +66,24 @@ def test_an_eviction_that_cannot_be_written_is_said_to_the_write_and_ends(servin
     with refused("STORAGE_ERROR", grpc.StatusCode.UNAVAILABLE):
         caller.add(bank="c", layers=[])
     assert caller.ids("c") == ids
-    stalled = serving.server._server._banks.engine._room
-    wait_until(lambda: stalled.stalled == 1)
+    wait_until(lambda: caller.sample("kvbank_evictions_stalled") == 1)
     # By three writes, and tries after a second, two, four: not by a loop.
     assert len(readings) < 30
     caller.stub.UpdateBank(pb.UpdateBankRequest(bank=bank_pb2.Bank(name="c"), update_mask={"paths": ["capacity"]}))
-    wait_until(lambda: stalled.stalled == 0, "what nobody asks for any more is still tried")
+    wait_until(lambda: caller.sample("kvbank_evictions_stalled") == 0, "what nobody asks for any more is still tried")
     serving.stop()
 
 
-def test_an_eviction_that_could_not_be_written_goes_on_by_itself(caller, monkeypatch):
-    caller.create("c", layers=[], capacity={"chunks": 3000})
-    caller.write(*(caller.chunk(layers=[]) for _ in range(700)), bank="c")
-    evict, failures = gone_rows.evict, iter(range(3))
+def test_an_eviction_that_could_not_be_written_goes_on_by_itself(serving):
+    failures = iter(range(3))
 
-    def failing(*arguments):
+    def failing():
         if next(failures, None) is not None:
             raise sqlite3.OperationalError("database or disk is full")
-        return evict(*arguments)
 
-    monkeypatch.setattr(room, "_FIRST_PAUSE_S", 0.01)
-    monkeypatch.setattr(gone_rows, "evict", failing)
+    caller = serving(limits=Limits(first_pause_s=0.01), pauses=Pauses(at={"eviction step": failing}))
+    caller.create("c", layers=[], capacity={"chunks": 3000})
+    caller.write(*(caller.chunk(layers=[]) for _ in range(700)), bank="c")
     caller.update("c", capacity={"chunks": 10})
     wait_until(lambda: caller.usage("c").chunks <= 10)
     assert next(failures, None) is None
@@ -96,41 +91,29 @@ def test_an_eviction_that_could_not_be_written_goes_on_by_itself(caller, monkeyp
 
 def test_lowering_a_capacity_stops_nobody_else(serving):
     """More writers than there are threads wait for the bank; they hold neither a thread nor what others need."""
-    caller = serving(storage_threads=2, max_inflight_bytes=1 << 20, max_unacknowledged_bytes=1 << 20)
+    held, left_out = threading.Event(), {"evictions"}
+    pauses = Pauses(left_out=left_out, at={"eviction": held.set})
+    caller = serving(storage_threads=2, max_inflight_bytes=1 << 20, max_unacknowledged_bytes=1 << 20, pauses=pauses)
     caller.create()
     caller.create("c", layers=[], capacity={"chunks": 3000})
     caller.write(*(caller.chunk(layers=[]) for _ in range(1500)), bank="c")
-    banks, hold, held = serving.server._server._banks, threading.Event(), threading.Event()
-    evict = gone_rows.evict
-    steps = []
-
-    def stepping(*arguments):
-        steps.append(len(arguments[2]))
-        return evict(*arguments)
-
-    with ThreadPoolExecutor(12) as threads, pytest.MonkeyPatch.context() as patched:
-        go_on = room.Room._go_on
-
-        def held_up(self, bank):
-            held.set()
-            if hold.is_set():
-                go_on(self, bank)
-
-        patched.setattr(room.Room, "_go_on", held_up)
-        patched.setattr(gone_rows, "evict", stepping)
+    waits = serving.server._server._engine._evictions.waits
+    with ThreadPoolExecutor(12) as threads:
         caller.update("c", capacity={"chunks": 10})
         assert held.wait(60)
         written = [threads.submit(caller.write, caller.chunk(layers=[]), bank="c") for _ in range(12)]
-        wait_until(lambda: banks.engine._room._waited)
+        wait_until(lambda: len(waits))
         assert caller.add() in caller.ids()
         assert not any(write.done() for write in written)
         assert caller.usage("c").chunks == 1500
-        hold.set()
-        banks.engine._room.try_again()
-        banks.engine._room._load(banks.named("c"))
+        left_out.clear()
+        # As any change of the bank does, this looks at what is to go.
+        caller.update("c", capacity={"chunks": 10})
         acks = [write.result(60)[0] for write in written]
     assert caller.usage("c").chunks <= 10
-    assert max(steps) <= removal.STEP
+    log = caller.stub.ListEvictions(pb.ListEvictionsRequest(bank="c", page_size=1000)).evictions
+    steps = Counter(eviction.evict_time.ToMicroseconds() for eviction in log)
+    assert max(steps.values()) <= STANDARD.step_rows
     assert {ack.chunk_id for ack in acks} & set(caller.ids("c"))
 
 
@@ -157,28 +140,26 @@ def test_a_write_that_was_under_way_when_the_capacity_was_lowered_evicts_little_
         hold.set()
         lowered.result()
         (ack,) = written.result()
-    assert len(ack.evicted_chunk_ids) <= 2 * removal.STEP
+    assert len(ack.evicted_chunk_ids) <= 2 * STANDARD.step_rows
     assert caller.usage("c").chunks <= 10
 
 
-def test_a_write_behind_a_step_that_failed_brings_the_bank_down(caller, monkeypatch):
+def test_a_write_behind_a_step_that_failed_brings_the_bank_down(serving):
     """The service itself tries again after ten minutes only."""
-    caller.create("c", layers=[], capacity={"chunks": 3000})
-    caller.write(*(caller.chunk(layers=[]) for _ in range(1500)), bank="c")
-    save, failed = gone_rows.save_plan, threading.Event()
+    failed = threading.Event()
 
-    def failing(connection, bank_id, victims):
-        save(connection, bank_id, victims)
-        # After the step's rows are gone, and counted.
-        if victims and not failed.is_set():
+    def failing():
+        if not failed.is_set():
             failed.set()
             raise sqlite3.OperationalError("database or disk is full")
 
-    monkeypatch.setattr(room, "_FIRST_PAUSE_S", 600.0)
-    monkeypatch.setattr(gone_rows, "save_plan", failing)
+    # After the step's rows are gone, and counted.
+    caller = serving(limits=Limits(first_pause_s=600.0), pauses=Pauses(at={"eviction planned": failing}))
+    caller.create("c", layers=[], capacity={"chunks": 3000})
+    caller.write(*(caller.chunk(layers=[]) for _ in range(1500)), bank="c")
     caller.update("c", capacity={"chunks": 1400})
     wait_until(lambda: caller.sample("kvbank_evictions_stalled") == 1)
     assert failed.is_set()
     (ack,) = caller.write(caller.chunk(layers=[]), bank="c")
-    assert len(ack.evicted_chunk_ids) <= 2 * removal.STEP
+    assert len(ack.evicted_chunk_ids) <= 2 * STANDARD.step_rows
     wait_until(lambda: caller.usage("c").chunks <= 1400)

@@ -11,16 +11,14 @@ import pytest
 
 from kvbank.v1 import bank_pb2
 from kvbank.v1 import service_pb2 as pb
+from memory_service.domain.limits import Limits, Pauses
 from memory_service.operations import reading
 from memory_service.search import index
-from memory_service.storage.local.evicting import capacity, expiry, removal
+from memory_service.storage.local.evicting.expiry import Expiry
 from memory_service.storage.local.files.objects import Payloads
-from memory_service.storage.local.records import counts
 from tests.support.caller import lasting
 from tests.support.clocks import HOUR, Hands
 from tests.support.waiting import wait_until
-
-REMOVE_EXPIRED = expiry.Expiry.run
 
 
 def set_clock(hands, begin, microseconds):
@@ -29,11 +27,16 @@ def set_clock(hands, begin, microseconds):
 
 
 @pytest.fixture
-def at_its_end(serving, monkeypatch):
+def left_out():
+    """What the service leaves undone in the background: it removes nothing that has expired."""
+    return {"expiry"}
+
+
+@pytest.fixture
+def at_its_end(serving, left_out):
     """A caller, a chunk that lives for an hour from each retrieval, when it expires, and a clock to be set relative
-    to that. Nothing that has expired is removed."""
-    monkeypatch.setattr(expiry.Expiry, "run", lambda _: None)
-    caller = serving(clock=(hands := Hands()).clock())
+    to that."""
+    caller = serving(clock=(hands := Hands()).clock(), pauses=Pauses(left_out=left_out))
     caller.create()
     chunk_id = caller.add(expiry=lasting(HOUR, renew=True))
     expires = caller.get(chunk_id).expire_time.ToMicroseconds()
@@ -42,19 +45,19 @@ def at_its_end(serving, monkeypatch):
     return caller, chunk_id, expires, at
 
 
-def test_a_retrieval_in_time_holds_for_one_after_it(at_its_end, monkeypatch):
+def test_a_retrieval_in_time_holds_for_one_after_it(at_its_end, left_out):
     """Both are written at once; the second found the chunk because of the first."""
     caller, chunk_id, expires, at = at_its_end
-    with monkeypatch.context() as unwritten:
-        unwritten.setattr(counts.Counts, "__bool__", lambda _: False)
-        for microseconds in (-1, 1, 2):
-            at(microseconds)
-            assert list(caller.retrieve()[1]) == [chunk_id]
+    left_out.add("counts")
+    for microseconds in (-1, 1, 2):
+        at(microseconds)
+        assert list(caller.retrieve()[1]) == [chunk_id]
+    left_out.remove("counts")
     chunk = caller.get(chunk_id)
     assert (chunk.retrieval_count, chunk.expire_time.ToMicroseconds()) == (3, expires + 2 + HOUR)
 
 
-def test_a_renewal_that_is_written_during_a_search_holds(at_its_end, serving, monkeypatch):
+def test_a_renewal_that_is_written_during_a_search_holds(at_its_end, left_out, serving, monkeypatch):
     caller, chunk_id, _, at = at_its_end
     search, flush = index.BankIndex.search, serving.server._server._banks.engine.records.flush_counts
 
@@ -62,25 +65,24 @@ def test_a_renewal_that_is_written_during_a_search_holds(at_its_end, serving, mo
         flush()
         return search(*arguments)
 
-    with monkeypatch.context() as unwritten:
-        unwritten.setattr(counts.Counts, "__bool__", lambda _: False)
-        at(-1)
-        caller.retrieve()
+    left_out.add("counts")
+    at(-1)
+    caller.retrieve()
+    left_out.remove("counts")
     at(1)
     monkeypatch.setattr(index.BankIndex, "search", searching)
     assert list(caller.retrieve()[1]) == [chunk_id]
 
 
-def test_a_renewal_that_is_not_written_yet_holds_for_a_replay(serving, monkeypatch):
+def test_a_renewal_that_is_not_written_yet_holds_for_a_replay(serving, left_out):
     """The retrieval came when the transaction of the replay had begun."""
-    monkeypatch.setattr(expiry.Expiry, "run", lambda _: None)
-    caller = serving(clock=(hands := Hands()).clock())
+    caller = serving(clock=(hands := Hands()).clock(), pauses=Pauses(left_out=left_out))
     caller.create()
     chunk, data = caller.chunk()
     chunk.expiry.CopyFrom(lasting(HOUR, renew=True))
     (first,) = caller.write((chunk, data))
     at = partial(set_clock, hands, caller.get(first.chunk_id).expire_time.ToMicroseconds())
-    monkeypatch.setattr(counts.Counts, "take", lambda _: {})
+    left_out.add("counts")
     at(-1)
     caller.retrieve()
     for microseconds, gone in ((-1, False), (1, False), (HOUR - 2, False), (HOUR - 1, True)):
@@ -102,7 +104,7 @@ def test_what_is_retrieved_while_the_expired_are_looked_for_stays(at_its_end, se
 
     with monkeypatch.context() as patched:
         patched.setattr(banks.engine.records, "flush_counts", flushing)
-        REMOVE_EXPIRED(expiry.Expiry(banks.engine.records, banks.engine._known, banks.engine._removal))
+        Expiry(banks.engine.records, banks.engine._known, banks.engine._removal).run()
     assert list(caller.retrieve()[1]) == [chunk_id]
 
 
@@ -127,18 +129,15 @@ def test_expiry_does_not_wait_for_other_work_in_the_background(caller, monkeypat
         go_on.set()
 
 
-def test_an_eviction_goes_on_after_a_restart(serving, data, monkeypatch):
-    caller = serving()
+def test_an_eviction_goes_on_after_a_restart(serving, data):
+    # One step goes with the write; the next do not get a turn.
+    caller = serving(limits=Limits(step_rows=1), pauses=Pauses(left_out={"evictions"}))
     caller.create("c", layers=[], capacity={"chunks": 40})
     caller.write(*(caller.chunk(layers=[]) for _ in range(40)), bank="c")
-    with monkeypatch.context() as slow:
-        slow.setattr(capacity, "STEP", 1)
-        # One step goes with the write; the next do not get a turn.
-        slow.setattr(capacity.Room, "_go_on", lambda *_: None)
-        (ack,) = caller.write(caller.chunk(layers=[]), bank="c")
-        assert len(ack.evicted_chunk_ids) == 1
-        assert caller.usage("c").chunks == 40
-        serving.stop()
+    (ack,) = caller.write(caller.chunk(layers=[]), bank="c")
+    assert len(ack.evicted_chunk_ids) == 1
+    assert caller.usage("c").chunks == 40
+    serving.stop()
     caller = serving()
     wait_until(lambda: caller.usage("c").chunks == 21)
     log = caller.stub.ListEvictions(pb.ListEvictionsRequest(bank="c", page_size=100)).evictions
@@ -148,9 +147,9 @@ def test_an_eviction_goes_on_after_a_restart(serving, data, monkeypatch):
         assert database.execute("SELECT count(*) FROM eviction_plans").fetchone() == (0,)
 
 
-def test_an_eviction_goes_on_and_its_files_go_when_an_index_fails(caller, monkeypatch, data):
+def test_an_eviction_goes_on_and_its_files_go_when_an_index_fails(serving, monkeypatch, data):
     """The index of the bank misses a change and is loaded anew; all else that follows a commit is done."""
-    monkeypatch.setattr(capacity, "STEP", 4)
+    caller = serving(limits=Limits(step_rows=4))
     caller.create("c", capacity={"chunks": 20})
     caller.write(*(caller.chunk() for _ in range(20)), bank="c")
     caller.retrieve(banks=["c"], omit_payload=True)
@@ -165,22 +164,19 @@ def test_an_eviction_goes_on_and_its_files_go_when_an_index_fails(caller, monkey
     assert [hit.chunk_id for hit in hits] == caller.ids("c")
 
 
-def test_a_deleted_bank_goes_bit_by_bit_also_after_a_restart(serving, data, monkeypatch):
-    caller = serving()
+def test_a_deleted_bank_goes_bit_by_bit_also_after_a_restart(serving, data):
+    caller = serving(pauses=Pauses(left_out={"clearing"}))
     caller.create(layers=[])
     caller.write(*(caller.chunk(layers=[]) for _ in range(30)))
-    with monkeypatch.context() as stuck:
-        stuck.setattr(removal.Removal, "clear", lambda *_: None)
-        caller.stub.DeleteBank(pb.DeleteBankRequest(name="b"))
-        serving.stop()
-    monkeypatch.setattr(removal, "STEP", 4)
+    caller.stub.DeleteBank(pb.DeleteBankRequest(name="b"))
+    serving.stop()
 
     def rows(table):
         with closing(sqlite3.connect(data / "metadata.db")) as database:
             return database.execute(f"SELECT count(*) FROM {table}").fetchone()[0]
 
     assert (rows("gone_banks"), rows("chunks"), rows("contents")) == (1, 30, 30)
-    caller = serving()
+    caller = serving(limits=Limits(step_rows=4))
     caller.create(layers=[])
     assert caller.ids() == []
     wait_until(lambda: rows("gone_banks") == 0)
@@ -189,8 +185,7 @@ def test_a_deleted_bank_goes_bit_by_bit_also_after_a_restart(serving, data, monk
 
 def test_reading_a_bank_that_is_deleted_is_no_damage(serving, data, refused, monkeypatch):
     """Its files go before its last rows."""
-    monkeypatch.setattr(removal.Removal, "clear", lambda *_: None)
-    caller = serving()
+    caller = serving(pauses=Pauses(left_out={"clearing"}))
     caller.create()
     banks, found = serving.server._server._banks, reading.Recall._open_all
 
@@ -217,8 +212,8 @@ def test_what_is_kept_of_a_bank_goes_with_it(serving):
         caller.add(bank="c", layers=[])
     caller.retrieve(banks=["c"], reader_digest="")
     caller.stub.DeleteBank(pb.DeleteBankRequest(name="c"))
-    banks = serving.server._server._banks
-    assert (banks.engine._room._used, banks.engine._room._loads, banks.engine.records.ledgers._ready) == ({}, {}, {})
+    evictions = serving.server._server._engine._evictions
+    assert (evictions.measured.used, evictions._loads, len(evictions.ledgers)) == ({}, {}, 0)
 
 
 def test_a_write_right_behind_a_new_capacity_knows_it(serving):

@@ -1,7 +1,10 @@
 """What the records take on the disk is given back to it."""
 
+import sqlite3
+from contextlib import closing
+
 from kvbank.v1 import service_pb2 as pb
-from memory_service.storage.local.records import vacuum
+from memory_service.domain.limits import Limits
 from tests.support.caller import stored_bytes
 from tests.support.waiting import wait_until
 
@@ -28,13 +31,13 @@ def test_what_chunks_take_is_shown_and_given_back(caller, data):
     assert caller.add() in caller.ids()
 
 
-def test_much_that_is_free_is_given_back_without_being_asked(caller, serving, data, monkeypatch):
-    monkeypatch.setattr(vacuum, "_KEPT_PAGES", 20)
+def test_much_that_is_free_is_given_back_without_being_asked(serving, data):
+    caller = serving(limits=Limits(kept_pages=20, vacuum_s=0.1))
     caller.create("v", layers=[])
     caller.write(*(caller.chunk(layers=[], text="a" * 2000) for _ in range(500)), bank="v")
     caller.stub.DeleteBank(pb.DeleteBankRequest(name="v"))
-    pages = serving.server._server._banks.engine._vacuum
-    wait_until(lambda: pages.sizes().free > 20 * 4096)
-    pages.run()
-    wait_until(lambda: pages.run() or pages.sizes().free < 20 * 4096)
+    free = "SELECT count(*) FROM contents"
+    with closing(sqlite3.connect(data / "metadata.db")) as database:
+        wait_until(lambda: database.execute(free).fetchone() == (0,))
+    wait_until(lambda: caller.stub.GetStats(pb.GetStatsRequest()).database_free_bytes < 20 * 4096)
     assert (data / "metadata.db").stat().st_size < 500 * 2000 / 2

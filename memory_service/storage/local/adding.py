@@ -16,7 +16,7 @@ from memory_service.domain.model import Bank, Chunk
 from memory_service.observe.metrics import Metrics
 from memory_service.storage.base import Written
 from memory_service.storage.local import quotas
-from memory_service.storage.local.evicting.capacity import CrowdedError, Made, Room
+from memory_service.storage.local.evicting.capacity import Capacities, CrowdedError, Made
 from memory_service.storage.local.followers import Followers
 from memory_service.storage.local.known_banks import KnownBanks
 from memory_service.storage.local.records import chunk_rows, row_checksum
@@ -29,8 +29,8 @@ class Adding:
     """Adds chunks to the records, and looks up the keys of those that were added."""
 
     records: Records
-    directory: KnownBanks
-    room: Room
+    known: KnownBanks
+    capacities: Capacities
     followers: Followers
     metrics: Metrics
 
@@ -52,7 +52,7 @@ class Adding:
     def _wait(self, addition: "_Addition", done: "Future[Written]") -> None:
         """Commit an addition when it has nothing more to wait for. No thread waits: the one that has brought the bank
         down, or read its ledger, goes on with the addition."""
-        waited = self.room.waited_for(addition.bank.bank_id, addition.chunk)
+        waited = self.capacities.waited_for(addition.bank.bank_id, addition.chunk)
         if waited is None:
             self._commit(addition, done)
         else:
@@ -102,17 +102,17 @@ class _Addition:
             if not found.free:
                 return _replay(chunk.key, row_checksum.digest_of(self.row["digest"]), found)
             chunk_rows.free_key(connection, bank_id, chunk.key, found.chunk_id)
-        bank = self.path.directory.current(bank_id)
+        bank = self.path.known.current(bank_id)
         if bank is None:
             raise bank_not_found(self.bank.name)
         self._stamp()
         # A refusal takes the evictions back.
         with savepoint(connection) if bank.capacity else nullcontext():
-            self.made = self.path.room.make(connection, bank, chunk)
+            self.made = self.path.capacities.make(connection, bank, chunk)
             quotas.check_chunk(connection, bank, chunk)
             if not chunk_rows.insert(connection, self.row):
                 raise bank_not_found(bank.name)
-        self.path.room.enter(bank, chunk, self.made)
+        self.path.capacities.enter(bank, chunk, self.made)
         return Written(chunk.key, chunk.chunk_id, evicted=tuple(self.made.evicted))
 
     def _stamp(self) -> None:
@@ -131,7 +131,7 @@ class _Addition:
             vector = np.frombuffer(self.chunk.embedding, "<f4")
             self.path.followers.added(self.bank, [self.chunk.chunk_id], vector[None])
             if self.made.evicted:
-                self.path.room.applied(self.bank, self.made)
+                self.path.capacities.applied(self.bank, self.made)
 
 
 def _replay(key: bytes, digest: bytes, found: chunk_rows.Keyed) -> Written:

@@ -24,8 +24,10 @@ from memory_service.storage.background import Janitor
 from memory_service.storage.base import Sizes
 from memory_service.storage.local import leftovers, mounts, quarantine
 from memory_service.storage.local.adding import Adding
-from memory_service.storage.local.evicting.capacity import Room
+from memory_service.storage.local.evicting.background import Background
+from memory_service.storage.local.evicting.capacity import Capacities
 from memory_service.storage.local.evicting.expiry import Expiry
+from memory_service.storage.local.evicting.ledgers import Ledgers
 from memory_service.storage.local.evicting.removal import Removal
 from memory_service.storage.local.files import access, ballast
 from memory_service.storage.local.files.disk_space import DiskSpace
@@ -70,8 +72,15 @@ class LocalEngine:
                 access.tighten(settings.data)
                 self.objects = Payloads(settings.data, durable=durable)
                 self.space = DiskSpace(settings.data, settings.min_free)
+                self._ledgers = Ledgers()
                 self.records = Records(
-                    settings.data, durable=durable, migrate=settings.migrate, metrics=metrics, clock=clock
+                    settings.data,
+                    self._ledgers,
+                    durable=durable,
+                    metrics=metrics,
+                    migrate=settings.migrate,
+                    clock=clock,
+                    pauses=pauses,
                 )
                 opened.callback(self.records.close)
                 self._known, self._gone = self._read_banks()
@@ -80,16 +89,28 @@ class LocalEngine:
                 self._timer = Janitor("kvbank-expiry", metrics.troubles)
                 opened.callback(self._timer.close)
                 self._followers = Followers()
-                self._removal = Removal(self.records, self.objects, self._followers, self._janitor, metrics)
-                self._room = Room(self.records, self._known, self._removal, metrics.troubles)
-                opened.callback(self._room.close)
+                self._removal = Removal(
+                    self.records,
+                    self._ledgers,
+                    self.objects,
+                    self._followers,
+                    self._janitor,
+                    metrics,
+                    limits,
+                    pauses,
+                )
+                self._evictions = Background(
+                    self.records, self._known, self._ledgers, self._removal, metrics.troubles, limits, pauses
+                )
+                opened.callback(self._evictions.close)
+                self._capacities = Capacities(self._evictions)
                 self.store = self._made_store(metrics)
-                self._vacuum = Vacuum(self.records, settings.data)
+                self._vacuum = Vacuum(self.records, settings.data, limits)
             opened.pop_all()
         self._folder = folder
 
     def _made_store(self, metrics: Metrics) -> LocalStore:
-        adding = Adding(self.records, self._known, self._room, self._followers, metrics)
+        adding = Adding(self.records, self._known, self._capacities, self._followers, metrics)
         return LocalStore(
             data=self._settings.data,
             bounds=Bounds(self._settings.max_banks, self._settings.max_bank_bytes),
@@ -99,7 +120,8 @@ class LocalEngine:
             space=self.space,
             followers=self._followers,
             removal=self._removal,
-            room=self._room,
+            ledgers=self._ledgers,
+            capacities=self._capacities,
             adding=adding,
             later=self.later,
         )
@@ -117,7 +139,7 @@ class LocalEngine:
         """Begin what the engine does by itself; see `Engine.begin`. Errors: StartError."""
         data = self._settings.data
         with explaining(data):
-            self._room.open()
+            self._capacities.open()
             with self.records.read() as connection:
                 mounts.mark(self.objects, connection, self._known.all(), new_here=self.records.new_here)
             ballast.take(data, self._settings.min_free)
@@ -126,7 +148,7 @@ class LocalEngine:
         self.later(self._sweep)
         every = self._limits.expiry_s
         self._timer.every(every, self.records.follow_wall_clock)
-        self._timer.every(every, self._room.try_again)
+        self._timer.every(every, self._evictions.try_again)
         self._timer.every(self._limits.vacuum_s, self._vacuum.run)
         if not self._pauses.leaves_out("expiry"):
             self._timer.every(every, Expiry(self.records, self._known, self._removal).run)
@@ -153,7 +175,7 @@ class LocalEngine:
 
     def rest(self) -> None:
         """End what the engine does by itself; see `Engine.rest`."""
-        self._room.close()
+        self._evictions.close()
         self._timer.close()
         self._janitor.rest()
 

@@ -25,7 +25,8 @@ from memory_service.domain.model import Bank, Chunk, Eviction, Metadata, bank_by
 from memory_service.storage.base import Follower, NotThereError, Retrievals, Totals, Written
 from memory_service.storage.local import quarantine, quotas
 from memory_service.storage.local.adding import Adding
-from memory_service.storage.local.evicting.capacity import Room
+from memory_service.storage.local.evicting.capacity import Capacities
+from memory_service.storage.local.evicting.ledgers import Ledgers
 from memory_service.storage.local.evicting.removal import Removal
 from memory_service.storage.local.files.disk_space import DiskSpace
 from memory_service.storage.local.files.objects import Payloads
@@ -63,7 +64,8 @@ class LocalStore:
     space: DiskSpace
     followers: Followers
     removal: Removal
-    room: Room
+    ledgers: Ledgers
+    capacities: Capacities
     adding: Adding
     later: Callable[[Callable[[], object]], None]
 
@@ -143,7 +145,7 @@ class LocalStore:
             if (changed.capacity, changed.policy) != (bank.capacity, bank.policy):
                 # A plan under way was made for the old ones.
                 gone_rows.save_plan(connection, bank_id, NOBODY)
-                self.records.ledgers.drop(bank_id)
+                self.ledgers.drop(bank_id)
             return changed
 
         # A write behind it goes by what it says: one that knew the old capacity would make a plan for that.
@@ -155,7 +157,7 @@ class LocalStore:
             return
         self.known.put(bank)
         self.followers.changed(bank)
-        self.room.measure(bank)
+        self.capacities.measure(bank)
 
     def delete_bank(self, name: str) -> None:
         """Delete a bank with all its chunks; see `Store.delete_bank`."""
@@ -168,7 +170,7 @@ class LocalStore:
 
         def applied(_none: None) -> None:
             self.known.remove(bank)
-            self.room.forget(bank)
+            self.capacities.forget(bank)
             self.removal.bank_deleted(bank)
 
         self.records.writer.submit(remove, applied).result()
@@ -182,7 +184,7 @@ class LocalStore:
 
     def room_for(self, bank: Bank, chunk: Chunk) -> "Future[None] | None":
         """Return what a write should wait for; see `Store.room_for`."""
-        return self.room.waited_for(bank.bank_id, chunk)
+        return self.capacities.waited_for(bank.bank_id, chunk)
 
     def replay_of(self, bank: Bank, key: bytes, digest: bytes) -> Written | None:
         """Look whether a key was written already; see `Store.replay_of`. Errors: KEY_REUSED."""
@@ -206,17 +208,17 @@ class LocalStore:
                     return False
                 if grown > 0:
                     quotas.check(bank, "bytes", usage.bytes - grown, grown)
-                self.room.grown(bank, usage, chunk_id, grown)
+                self.capacities.grown(bank, usage, chunk_id, grown)
             return True
 
-        return self.records.writer.submit(change, lambda _: self.room.settle_down(bank_id)).result()
+        return self.records.writer.submit(change, lambda _: self.capacities.settle_down(bank_id)).result()
 
     def pin(self, bank: Bank, chunk_ids: Sequence[int], pinned: bool) -> int:
         """Protect chunks from eviction, or no longer, and return how many of them exist."""
 
         def change(connection: Connection) -> int:
             found = chunk_rows.pin(connection, bank.bank_id, chunk_ids, pinned, self.records.counts.unwritten())
-            self.records.ledgers.change(bank.bank_id, lambda ledger: ledger.pin(found, pinned))
+            self.ledgers.change(bank.bank_id, lambda ledger: ledger.pin(found, pinned))
             return len(found)
 
         return self.records.writer.submit(change).result()
@@ -250,12 +252,12 @@ class LocalStore:
 
     def explain_eviction(self, bank: Bank, need: int) -> tuple[list[Eviction], str]:
         """Return what a write would evict; see `Store.explain_eviction`."""
-        return self.room.explain(bank, need)
+        return self.capacities.explain(bank, need)
 
     def totals(self) -> Totals:
         """Add up what all banks hold."""
         with self.records.read() as connection:
-            return Totals(*bank_rows.totals(connection), stalled=self.room.stalled)
+            return Totals(*bank_rows.totals(connection), stalled=self.capacities.stalled)
 
     # What is derived from the store
 

@@ -5,22 +5,20 @@ An expired chunk stays so: a retrieval counts as its renewal only if it came bef
 at a moment, with the counts until then written, can be removed without looking again.
 """
 
-from memory_service.storage.local.evicting.removal import STEP, Removal
+from memory_service.storage.local.evicting.removal import Removal
 from memory_service.storage.local.known_banks import KnownBanks
 from memory_service.storage.local.records import chunk_rows
 from memory_service.storage.local.records.records import Records
 
-INTERVAL_S = 1.0
-# Of one run: hidden from searches at once, and then removed in steps. The rest is the next run's, so that the end of
-# the service does not wait for all.
+# Chunks of one run. The rest is left to the next run, so that the end of the service does not wait for all.
 _MOST = 50_000
 
 
 class Expiry:
-    """Removes expired chunks; a janitor of its own runs it every INTERVAL_S."""
+    """Removes expired chunks; a janitor of its own runs it every second."""
 
-    def __init__(self, store: Records, directory: KnownBanks, removal: Removal) -> None:
-        self._records = store
+    def __init__(self, records: Records, directory: KnownBanks, removal: Removal) -> None:
+        self._records = records
         self._directory = directory
         self._removal = removal
 
@@ -37,6 +35,4 @@ class Expiry:
         bank = self._directory.current(bank_id)
         if bank is None:
             return
-        self._removal.hide(bank, chunk_ids)
-        for begin in range(0, len(chunk_ids), STEP):
-            self._removal.remove(bank, chunk_ids[begin : begin + STEP], "chunks_expired").result()
+        self._removal.expire(bank, chunk_ids)

@@ -1,4 +1,5 @@
-"""How chunks leave a bank. Owns the order: rows and ledger in the transaction, then the index, then the files."""
+"""How chunks leave a bank: deletion, eviction and expiry share it. This file owns the order: rows and ledger in the
+transaction, then what follows the records, then the files."""
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
@@ -6,29 +7,39 @@ from functools import partial
 
 from sqlalchemy import Connection
 
+from memory_service.domain.limits import Limits, Pauses
 from memory_service.domain.model import Bank, EvictionReason
 from memory_service.observe.metrics import Metrics
 from memory_service.storage.background import Janitor
+from memory_service.storage.local.evicting.ledgers import Ledgers
 from memory_service.storage.local.files.objects import Payloads
 from memory_service.storage.local.followers import Followers
 from memory_service.storage.local.records import gone_rows
 from memory_service.storage.local.records.records import Records
 
-# Rows that one operation removes, so that nobody waits long for the writer.
-STEP = 250
-
 
 class Removal:
-    """Removes chunks and banks; deletion, eviction and expiry share it."""
+    """Removes chunks and banks. Any thread may call it, except where it is said."""
 
     def __init__(
-        self, store: Records, payloads: Payloads, followers: Followers, janitor: Janitor, metrics: Metrics
+        self,
+        records: Records,
+        ledgers: Ledgers,
+        payloads: Payloads,
+        followers: Followers,
+        janitor: Janitor,
+        metrics: Metrics,
+        limits: Limits,
+        pauses: Pauses,
     ) -> None:
-        self._records = store
+        self._records = records
+        self._ledgers = ledgers
         self._payloads = payloads
         self._followers = followers
         self._janitor = janitor
         self._metrics = metrics
+        self._limits = limits
+        self._pauses = pauses
 
     def remove(
         self, bank: Bank, chunk_ids: Sequence[int], counter: str, *, keep_files: bool = False
@@ -37,7 +48,7 @@ class Removal:
 
         def operation(connection: Connection) -> list[int]:
             gone = gone_rows.remove(connection, bank.bank_id, chunk_ids, counter, self._records.clock.now_us()).ids
-            self._records.ledgers.change(bank.bank_id, lambda ledger: ledger.remove(gone))
+            self._ledgers.change(bank.bank_id, lambda ledger: ledger.remove(gone))
             return gone
 
         def applied(gone: list[int]) -> None:
@@ -49,7 +60,8 @@ class Removal:
         return self._records.writer.submit(operation, applied)
 
     def evicted(self, bank: Bank, chunk_ids: Sequence[int], reasons: Mapping[EvictionReason, int]) -> None:
-        """Remove index entries and files of evicted chunks; this is called after the commit that removed their rows."""
+        """Remove what belongs to evicted chunks. The writer's thread calls this after the commit that removed their
+        rows."""
         if chunk_ids:
             for reason, count in reasons.items():
                 self._metrics.chunks_evicted.labels(reason).inc(count)
@@ -60,13 +72,17 @@ class Removal:
         if bank.kv.layers:
             self._janitor.later(self._payloads.unlink, bank.uid, chunk_ids)
 
-    def hide(self, bank: Bank, chunk_ids: Sequence[int]) -> None:
-        """Take chunks out of the index, before their rows go."""
+    def expire(self, bank: Bank, chunk_ids: Sequence[int]) -> None:
+        """Remove chunks that have expired: the followers do without them at once, and their rows go in steps. Blocks
+        until all are gone."""
         self._records.writer.between(lambda: self._followers.removed(bank, chunk_ids)).result()
+        step = self._limits.step_rows
+        for begin in range(0, len(chunk_ids), step):
+            self.remove(bank, chunk_ids[begin : begin + step], "chunks_expired").result()
 
     def bank_deleted(self, bank: Bank) -> None:
-        """Remove what a deleted bank held, bit by bit, also after a restart. This is called after the commit that took
-        the bank's row."""
+        """Remove what a deleted bank held, bit by bit, also after a restart. The writer's thread calls this after the
+        commit that took the bank's row."""
         self._followers.dropped(bank)
         self._janitor.later(self._payloads.drop_bank, bank.uid)
         self.clear(bank.bank_id, bank.uid)
@@ -74,6 +90,8 @@ class Removal:
     def clear(self, bank_id: int, uid: str) -> None:
         """Remove the rows of a deleted bank, in transactions of their own between those of others; then what is left of
         its files, and last the row that says that it is being deleted, by which its files are known as such."""
+        if self._pauses.leaves_out("clearing"):
+            return
 
         def applied(done: bool) -> None:
             if done:
@@ -81,7 +99,7 @@ class Removal:
             else:
                 self.clear(bank_id, uid)
 
-        step = partial(gone_rows.clear_bank, bank_id=bank_id, most=STEP)
+        step = partial(gone_rows.clear_bank, bank_id=bank_id, most=self._limits.step_rows)
         self._records.writer.submit(step, applied)
 
     def _finish(self, bank_id: int, uid: str) -> None:

@@ -15,7 +15,6 @@ from memory_service.domain.model import Eviction, EvictionReason, Unit
 from memory_service.storage.local.records.schema import ChunkRow, EvictionPlanRow, EvictionRow, GoneBankRow, raw
 
 SPENT_KEY_US = 24 * 3600 * 1_000_000
-EVICTION_LOG = 10_000
 # Of an explanation: metadata, about, and victims that are looked up at once.
 _MOST_METADATA = 4 * 1024 * 1024
 _VICTIMS = 100
@@ -65,13 +64,14 @@ def remove(connection: Connection, bank_id: int, chunk_ids: Sequence[int], count
     return _remove(connection, bank_id, _found(connection, bank_id, chunk_ids, pinned=True), counter, now)
 
 
-def evict(connection: Connection, bank_id: int, victims: Victims, now: int) -> Removed:
-    """Log and remove those that still exist and are not pinned."""
+def evict(connection: Connection, bank_id: int, victims: Victims, now: int, logged: int) -> Removed:
+    """Log and remove those victims that still exist and are not pinned. logged: the evictions that the log of the bank
+    keeps."""
     found = _found(connection, bank_id, victims.ids.tolist(), pinned=False)
     reason_of = dict(zip(victims.ids.tolist(), victims.reasons(), strict=True))
     for reason, ids in groupby(found.ids, key=reason_of.__getitem__):
         raw(connection).execute(_LOG_EVICTIONS, (reason, now, json.dumps(list(ids))))
-    raw(connection).execute(_CUT_LOG, {"bank": bank_id, "kept": EVICTION_LOG})
+    raw(connection).execute(_CUT_LOG, {"bank": bank_id, "kept": logged})
     reasons = Counter(reason_of[chunk_id] for chunk_id in found.ids)
     return _remove(connection, bank_id, found, "chunks_evicted", now)._replace(reasons=reasons)
 

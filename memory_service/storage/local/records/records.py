@@ -5,10 +5,11 @@ import logging
 import secrets
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 import sqlalchemy as sa
 from sqlalchemy import Connection
@@ -16,9 +17,10 @@ from sqlalchemy.exc import DBAPIError
 
 from memory_service.domain import cancellation
 from memory_service.domain.clock import MARK_US, SECOND, Clock
+from memory_service.domain.limits import NO_PAUSES, Pauses
 from memory_service.observe.metrics import Metrics
+from memory_service.storage.base import Retrievals
 from memory_service.storage.local import given_ids
-from memory_service.storage.local.evicting.ledger import Ledgers
 from memory_service.storage.local.records import clock_rows, failures, schema
 from memory_service.storage.local.records.chunk_ids import ChunkIds, Reservations
 from memory_service.storage.local.records.counts import Counts
@@ -31,11 +33,29 @@ LARGEST_TIME = 2**63 - 1
 _RETRY_S = 1.0
 
 
+class Mirror(Protocol):
+    """What is kept in memory equal to the rows as the writer's transaction sees them. The writer's thread calls it."""
+
+    def counted(self, counts: Mapping[int, Retrievals]) -> None:
+        """Learn of retrievals by chunk id that the transaction has just written."""
+
+    def forget_all(self) -> None:
+        """Drop everything, because a transaction failed whose changes it may have."""
+
+
 class Records:
     """Opens the database of a data folder, and reads and writes it."""
 
     def __init__(
-        self, data: Path, *, durable: bool, metrics: Metrics, migrate: bool = False, clock: Clock | None = None
+        self,
+        data: Path,
+        mirror: Mirror,
+        *,
+        durable: bool,
+        metrics: Metrics,
+        migrate: bool = False,
+        clock: Clock | None = None,
+        pauses: Pauses = NO_PAUSES,
     ) -> None:
         """clock: the clock to go by, where it is not that of the machine. Errors: StartError."""
         failures.register()
@@ -45,7 +65,8 @@ class Records:
         # The time of the mark in the database (until it has been read, none is written) and of the next one.
         self._marked = self._marking = LARGEST_TIME
         self.counts = Counts(self.clock)
-        self.ledgers = Ledgers()
+        self._mirror = mirror
+        self._pauses = pauses
         # When a transaction failed last (monotonic).
         self._failed = -_RETRY_S
         level = "FULL" if durable else "NORMAL"
@@ -106,7 +127,7 @@ class Records:
 
     def flush_counts(self) -> None:
         """Make every pending count visible."""
-        if self.counts or self.counts.under_way:
+        if self.pending() or self.counts.under_way:
             self.writer.submit(lambda _connection: None).result()
 
     def show_counts(self) -> None:
@@ -140,13 +161,13 @@ class Records:
 
     def pending(self) -> bool:
         """Tell whether counts wait to be written."""
-        return bool(self.counts)
+        return bool(self.counts) and not self._pauses.leaves_out("counts")
 
     def begun(self, connection: Connection) -> None:
         """Write the counts, so that what follows in the transaction sees them."""
-        if taken := self.counts.take():
+        if not self._pauses.leaves_out("counts") and (taken := self.counts.take()):
             connection.execute(_COUNT, [{"id": chunk_id, **some._asdict()} for chunk_id, some in taken.items()])
-            self.ledgers.counted(taken)
+            self._mirror.counted(taken)
         mark = self.clock.mark()
         if mark.now - self._marked >= MARK_US:
             clock_rows.save(connection, mark)
@@ -162,7 +183,7 @@ class Records:
         self._failed = time.monotonic()
         self.counts.restore()
         self._marking = self._marked
-        self.ledgers.forget_all()
+        self._mirror.forget_all()
 
 
 # A chunk that had expired when it was first retrieved stays expired: it may be gone from the index already. One that

@@ -10,15 +10,16 @@ from pathlib import Path
 from sqlalchemy import Connection
 
 from memory_service.domain import cancellation
+from memory_service.domain.limits import Limits
 from memory_service.storage.base import Sizes
 from memory_service.storage.local.records.records import Records
 from memory_service.storage.local.records.schema import raw
 
-INTERVAL_S = 10.0
 # Pages that one transaction gives back: four megabytes.
 _PAGES = 1000
-# Unasked, the service gives pages back when more than a quarter of the database and sixteen megabytes are free.
-_KEPT_PAGES, _KEPT_PART = 4096, 4
+# Unasked, the service gives pages back when more than a quarter of the database is free, and more than
+# `Limits.kept_pages`.
+_KEPT_PART = 4
 # Transactions of one run: the janitor and the end of the service do not wait for all of a large database.
 _STEPS = 25
 
@@ -26,8 +27,9 @@ _STEPS = 25
 class Vacuum:
     """Gives the free pages of a store back to the disk."""
 
-    def __init__(self, records: Records, data: Path) -> None:
+    def __init__(self, records: Records, data: Path, limits: Limits) -> None:
         self._records = records
+        self._kept_pages = limits.kept_pages
         self._files = [data / f"metadata.db{suffix}" for suffix in ("", "-wal")]
         self._one_at_a_time = threading.Lock()
 
@@ -42,7 +44,7 @@ class Vacuum:
         """Give back some pages where many are free; few will be used again anyway. Call this every INTERVAL_S."""
         with self._records.read() as connection:
             free, pages, _ = _pages(connection)
-        if free > max(_KEPT_PAGES, pages // _KEPT_PART):
+        if free > max(self._kept_pages, pages // _KEPT_PART):
             self._give_back(range(_STEPS))
 
     def give_back(self) -> None:
