@@ -12,7 +12,7 @@ from benchmarks.bench import Bench
 from benchmarks.pair import Contender, Result, Target, compare, timed
 from model_worker.attaching import attach
 from model_worker.window.cache import MemoryCache
-from model_worker.window.local import TovaRule
+from model_worker.window.tova import TovaRule
 
 ROW = "tova_decode"
 _STEPS = 8

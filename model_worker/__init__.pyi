@@ -7,4 +7,4 @@ from .model_settings import ModelSettings as ModelSettings
 from .remember.memory import Memory as Memory
 from .remember.settings import MemorySettings as MemorySettings
 from .window.cache import MemoryCache as MemoryCache
-from .window.local import TovaRule as TovaRule
+from .window.tova import TovaRule as TovaRule

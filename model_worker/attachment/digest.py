@@ -52,13 +52,13 @@ def reader_of(model: nn.Module, tokenizer: object | None = None) -> Reader:
     return Reader(_hash_json(parts), parts)
 
 
-def tokenizer_digest(tokenizer: object | None) -> str:
+def tokenizer_digest(tokenizer: Any) -> str:
     """Hash vocabulary and rules; return `none` when the model is used without a tokenizer."""
     if tokenizer is None:
         return "none"
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
-        return _hash_json(tokenizer.get_vocab())  # type: ignore[attr-defined]
+        return _hash_json(tokenizer.get_vocab())
     content = json.loads(backend.to_str())
     return _hash_json({**content, "padding": None, "truncation": None})  # those are left there by the last call
 

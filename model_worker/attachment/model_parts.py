@@ -1,6 +1,6 @@
 """The parts of a transformers model that the worker reaches into: its configuration, its decoder, its embeddings.
 
-transformers states no types, so what comes from it is `Any`; this file is where that begins, and no other file casts.
+transformers states no types: what comes from it is `Any`, and what is known of its type is stated here.
 """
 
 from collections.abc import Iterator

@@ -15,7 +15,7 @@ from model_worker.compress.spec import parse
 from model_worker.compress.tova import Tova
 from model_worker.compress.window import Window
 from model_worker.errors import InputError
-from model_worker.window.local import TovaRule
+from model_worker.window.tova import TovaRule
 
 REGISTRY: dict[str, type[Compressor]] = {
     method.name: method for method in (Keep, Tova, Homer, HeavyHitters, Window, Sinks, Random, Press, Autoencoder)

@@ -21,8 +21,8 @@ from model_worker.compress.base import Payload, Selection, alone, take
 from model_worker.compress.observe import observed
 from model_worker.errors import InputError
 from model_worker.window.capture import Captured, LayerCapture
-from model_worker.window.local import TovaRule
 from model_worker.window.selection import kept_positions
+from model_worker.window.tova import TovaRule
 
 if TYPE_CHECKING:
     from model_worker.attachment.attachment import Attachment

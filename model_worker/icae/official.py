@@ -9,6 +9,7 @@ not from a released file.
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -54,18 +55,7 @@ def import_official(
         base_digest="" if base is None else reader_of(base).digest,
         memory_init="normal",
     )
-    peft = {
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": name or None,
-        "r": ranks.pop(),
-        "lora_alpha": alpha,
-        "lora_dropout": 0.05,
-        "bias": "none",
-        "target_modules": sorted(targets),
-        "inference_mode": True,
-        "fan_in_fan_out": False,
-    }
+    peft = _settings(name, ranks.pop(), alpha, targets)
 
     def adapter(staged: Path) -> None:
         save_file(lora, staged / files.ADAPTER)
@@ -73,6 +63,22 @@ def import_official(
 
     files.write(Path(folder), config, rows, adapter)
     return config
+
+
+def _settings(name: str, rank: int, alpha: float, targets: set[str]) -> dict[str, Any]:
+    """Return peft's `adapter_config.json` for the LoRA of a checkpoint, with the authors' dropout."""
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": name or None,
+        "r": rank,
+        "lora_alpha": alpha,
+        "lora_dropout": 0.05,
+        "bias": "none",
+        "target_modules": sorted(targets),
+        "inference_mode": True,
+        "fan_in_fan_out": False,
+    }
 
 
 def _read(checkpoint: Path) -> tuple[dict[str, Tensor], set[str], Tensor]:

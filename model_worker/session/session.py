@@ -30,7 +30,7 @@ from model_worker.session.prompt import PromptFormat, prompt_format
 from model_worker.session.turn_memory import TurnMemory
 from model_worker.session.window import SessionWindow
 from model_worker.user_text import encode_between, readable
-from model_worker.window.local import TovaRule
+from model_worker.window.tova import TovaRule
 
 # Settings of its memory that a session decides itself.
 _OWN = ("chunk", "source", "spool", "metadata")

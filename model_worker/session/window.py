@@ -22,7 +22,7 @@ from model_worker.session.turn_memory import TurnMemory
 from model_worker.session.window_file import read_window, window_stamp, write_window
 from model_worker.window.cache import MemoryCache
 from model_worker.window.generation import generated
-from model_worker.window.local import TovaRule
+from model_worker.window.tova import TovaRule
 
 # Entries of a window's stamp; the local rule follows, where there is one.
 _STAMP_WITHOUT_RULE = 8

@@ -19,10 +19,11 @@ from model_worker.errors import InputError
 from model_worker.window.cache_view import CacheView
 from model_worker.window.capture import Captured, LayerCapture
 from model_worker.window.columns import Columns
-from model_worker.window.local import LocalLayer, TovaLayer, TovaRule
+from model_worker.window.local import LocalLayer
 from model_worker.window.memory_port import MemoryPort
 from model_worker.window.queries import Queries
 from model_worker.window.recalled import Recalled, RecalledChunk
+from model_worker.window.tova import TovaLayer, TovaRule
 
 
 class MemoryCache(Cache, ForwardState):

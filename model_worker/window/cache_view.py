@@ -11,9 +11,10 @@ from model_worker.attachment.attention import Backend, RetrievedKV
 from model_worker.attachment.model_parts import layer_of
 from model_worker.attachment.raw_keys import raw_keys
 from model_worker.attachment.view import ForwardView
-from model_worker.window.local import LocalLayer, TovaLayer
+from model_worker.window.local import LocalLayer
 from model_worker.window.memory_port import MemoryPort
 from model_worker.window.selection import received, weighed
+from model_worker.window.tova import TovaLayer
 
 
 class CacheView(ForwardView):

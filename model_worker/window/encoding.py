@@ -10,7 +10,7 @@ from model_worker.attachment.attachment import Attachment
 from model_worker.attachment.model_parts import device_of
 from model_worker.window.cache import MemoryCache
 from model_worker.window.capture import Captured
-from model_worker.window.local import TovaLayer, TovaRule
+from model_worker.window.tova import TovaLayer, TovaRule
 
 
 @dataclass

@@ -14,7 +14,7 @@ from model_worker.window.columns import Columns
 
 @dataclass(frozen=True, slots=True)
 class RecalledChunk:
-    """A chunk that attention may use; start: offset of the chunk in its source."""
+    """A chunk that attention may use. start: its offset in the source. layers: its K-V (see capture.py)."""
 
     chunk_id: int
     start: int

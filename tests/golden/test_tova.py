@@ -18,8 +18,8 @@ from model_worker.compress.tova import Tova
 from model_worker.window.cache import MemoryCache
 from model_worker.window.capture import Captured
 from model_worker.window.encoding import encode
-from model_worker.window.local import TovaRule
 from model_worker.window.selection import kept_positions
+from model_worker.window.tova import TovaRule
 from tests.golden.vectors import Case, tova_case, tova_cases, worst
 
 SCORES, TENSORS = 2e-6, 5e-5

@@ -16,7 +16,7 @@ import kvbank
 from model_worker.errors import InputError
 from model_worker.model import MemoryModel
 from model_worker.window.cache import MemoryCache
-from model_worker.window.local import TovaRule
+from model_worker.window.tova import TovaRule
 from tests.worker.tiny import BACKENDS, ListMemory, attached, bank, build, tokenizer, tokens, worst
 
 Models = Callable[[str], PreTrainedModel]
