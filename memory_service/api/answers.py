@@ -21,8 +21,8 @@ from memory_service.api.same_host import SameHost
 from memory_service.domain.errors import ServiceError
 from memory_service.observe.metrics import Metrics
 from memory_service.operations.banks import Banks
-from memory_service.operations.reading import Answer, Found, Opened, Query, Recall, Retrieval, close, opened
-from memory_service.storage.local.files import objects
+from memory_service.operations.found import Answer, Found, Opened, Query, Wanted, close, opened
+from memory_service.operations.reading import Retrieval
 
 # The number of this field in every answer that has a header.
 _HEADER = pb.RetrieveResponse.HEADER_FIELD_NUMBER
@@ -39,13 +39,11 @@ class Streamed(NamedTuple):
 class Answers:
     """Makes the answers of retrievals and fetches. Threads share the object."""
 
-    def __init__(
-        self, banks: Banks, recall: Recall, same_host: SameHost | None, most_bytes: int, metrics: Metrics
-    ) -> None:
-        """Make answers of what `recall` reads. same_host: where callers may read files themselves; None where they may
+    def __init__(self, banks: Banks, same_host: SameHost | None, most_bytes: int, metrics: Metrics) -> None:
+        """Make answers of what the banks hold. same_host: where callers may read files themselves; None where they may
         not. most_bytes: of a header."""
         self._banks = banks
-        self._recall = recall
+        self._recall = banks.recall
         self._same_host = same_host
         self._most_bytes = most_bytes
         self._sent_as_files = metrics.sent_bytes.labels("file")
@@ -88,20 +86,21 @@ class Answers:
 
     def _load_hits_of_files(self, retrieval: Retrieval, most_bytes: int) -> bytes:
         answer = self._recall.answer(retrieval, most_bytes, opened=False)
-        made = self._hits(answer, pb.RetrieveFilesResponse(files=_files(answer.found)))
+        made = self._hits(answer, pb.RetrieveFilesResponse(files=map(self._recall.path, answer.found)))
         self._recall.count(retrieval.query, answer)
         self._sent_as_files.inc(sum(item.length for item in answer.found))
         return made
 
     def _load_chunks_of_files(self, request: pb.FetchChunksRequest, most_bytes: int) -> bytes:
         found = self._fetch(request, most_bytes, opened=False)
-        made = self._chunks(found, pb.FetchFilesResponse(files=_files(found)))
+        made = self._chunks(found, pb.FetchFilesResponse(files=map(self._recall.path, found)))
         self._sent_as_files.inc(sum(item.length for item in found))
         return made
 
     def _fetch(self, request: pb.FetchChunksRequest, most_bytes: int, *, opened: bool = True) -> list[Found]:
         ids, layers = list(request.chunk_ids), list(request.layers)
-        return self._recall.fetch(request.bank, request.reader_digest, ids, layers, most_bytes, opened=opened)
+        wanted = Wanted(request.bank, request.reader_digest, ids, layers)
+        return self._recall.fetch(wanted, most_bytes, opened=opened)
 
     def _hits(self, answer: Answer, files: Message | None = None) -> bytes:
         head = pb.RetrieveHeader(
@@ -144,11 +143,6 @@ def _closing_after_errors(found: Sequence[Found]) -> Iterator[None]:
     except BaseException:
         close(found)
         raise
-
-
-def _files(found: Sequence[Found]) -> list[str]:
-    """Name the files of the chunks whose bytes are asked for, relative to the data folder; "" for the others."""
-    return [objects.name(item.bank.uid, item.chunk.chunk_id) if item.sent else "" for item in found]
 
 
 def _query(request: pb.RetrieveRequest) -> Query:

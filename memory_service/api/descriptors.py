@@ -3,10 +3,10 @@
 import resource
 from contextlib import suppress
 
-from memory_service.storage.verify import MOST_OPEN
+from memory_service.domain.limits import STANDARD
 
 # For payloads that are being sent; for the database in each thread, indexes, logs, sockets that listen, direct calls.
-_FOR_FILES = MOST_OPEN + 256
+_FOR_FILES = STANDARD.open_files + 256
 _FEWEST = 16
 
 

@@ -72,7 +72,7 @@ class Server:
                 self._same_host = SameHost(settings.data) if settings.same_host else None
             if self._same_host is not None:
                 opened.callback(self._same_host.close)
-            self._banks = Banks(self._engine, settings, self._metrics)
+            self._banks = Banks(self._engine, settings, self._metrics, limits, pauses)
             opened.pop_all()
         self._threads = StorageThreads(settings.storage_threads)
         stats = Stats(self._banks, settings, self._metrics)

@@ -39,7 +39,7 @@ from memory_service.domain.limits import NO_PAUSES, STANDARD, Limits, Pauses
 from memory_service.domain.validate import LARGEST_INT64
 from memory_service.observe.metrics import Metrics
 from memory_service.operations.banks import Banks
-from memory_service.operations.reading import Opened, Recall, close
+from memory_service.operations.found import Opened, close
 from memory_service.settings import Settings
 
 T = TypeVar("T")
@@ -76,9 +76,8 @@ class MemoryService(HandledService, service_pb2_grpc.MemoryServiceServicer):
         self._settings = settings
         self._stats = stats
         self._same_host = same_host
-        recall = Recall(banks, settings.max_answer_bytes)
-        self._answers = Answers(banks, recall, same_host, most_bytes, metrics)
-        self._sender = Sender(recall, threads.pool, budget(), metrics)
+        self._answers = Answers(banks, same_host, most_bytes, metrics)
+        self._sender = Sender(banks.damage, threads.pool, budget(), metrics)
         window = settings.max_unacknowledged_bytes
         self._receiver = Receiver(banks, threads.pool, budget(), window, same_host, metrics)
 

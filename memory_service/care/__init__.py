@@ -1,1 +1,1 @@
-"""Care of a data folder from outside the server: check, repair, backup, restore."""
+"""Care of the data folder of the local engine, from outside the server: check, repair, backup, restore."""

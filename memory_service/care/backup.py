@@ -1,7 +1,8 @@
-"""Copy a folder while it is served. Owns the order: the records of one moment, then the payloads that they name.
+"""The copy of a data folder while it is served. This file owns the order: first the records of one moment, then the
+payloads that they name.
 
-A chunk that is evicted or deleted between the two is left out of the copied records; one that is damaged, or cannot be
-read, too, and said.
+A chunk that is evicted or deleted between the two is left out of the copied records. A chunk that is damaged, or cannot
+be read, is left out too, and the findings say so.
 """
 
 from collections import defaultdict
@@ -17,10 +18,11 @@ from memory_service.storage.local.files.folder import MANIFEST
 
 
 def backup(data: Path, place: Path, *, base: Path | None = None, progress: Progress = quiet) -> Findings:
-    """Make the folder `place`, a backup of `data`; what is a problem there is left out, and in the findings.
+    """Make the folder `place`, a backup of the data folder `data`; what is a problem there is left out, and in the
+    findings.
 
-    `base`: an older backup, whose files are linked instead of copied where they are the same. A run that was
-    interrupted is taken up by the next one. Errors: CareError, OSError.
+    base: an older backup, whose files are linked instead of copied where they are the same. A run that was interrupted
+    is taken up by the next one. Errors: CareError, OSError.
     """
     if data.exists() and place.resolve().is_relative_to(data.resolve()):
         raise CareError(f"{place} is inside of {data}")
@@ -63,7 +65,8 @@ def _check_records(copy: Folder, findings: Findings) -> None:
 
 
 def _leave_out(partial: Path, failures: Sequence[Failure], alive: Collection[int]) -> None:
-    """What went while it was copied counts as deleted, whatever took it; what is a problem by its kind."""
+    """Remove chunks from the copied records. A chunk that went while it was copied counts as deleted, whatever took it;
+    one that is a problem counts by the kind of that."""
     left_out: dict[tuple[int, str], list[int]] = defaultdict(list)
     for failure in failures:
         counter = failure.counter if failure.chunk_id in alive else "chunks_deleted"

@@ -1,4 +1,5 @@
-"""Compare records, payloads and index three ways. Owns the rule that a check changes nothing and cries no wolf."""
+"""The check of a data folder: records, payloads and indexes are compared with each other. This file owns the rules that
+a check changes nothing, and names no problem that a running server would explain."""
 
 from pathlib import Path
 
@@ -10,10 +11,10 @@ from memory_service.storage.local.files.folder import MANIFEST
 
 
 def check(path: Path, *, fast: bool = False, alone: bool = False, progress: Progress = quiet) -> Findings:
-    """Every problem of a data folder, served or not, or of a backup.
+    """Find every problem of a data folder, served or not, or of a backup.
 
-    `fast`: files by existence and size, snapshots by their checksum only. `alone`: the caller holds the folder's lock.
-    Errors: CareError, OSError.
+    fast: whether to look only at the existence and size of files and at the checksums of snapshots. alone: whether the
+    caller holds the folder's lock. Errors: CareError, OSError.
     """
     findings = Findings()
     if (path / MANIFEST).exists():

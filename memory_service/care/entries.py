@@ -1,4 +1,5 @@
-"""What the records say of every chunk, page by page, without trusting them: a row that cannot be used has a flaw."""
+"""What the records say of every chunk, page by page. This file owns that rows are not trusted: one that cannot be used
+has a flaw."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,7 +18,8 @@ _PAGES = "WHERE c.bank_id = ? AND c.chunk_id > ? AND c.chunk_id <= ? ORDER BY c.
 
 @dataclass(frozen=True, slots=True)
 class BankEntry:
-    """A bank, with its number of chunks of a moment ago; `dimension` is None when what it is cannot be read."""
+    """A bank as its row says it, with its number of chunks of a moment ago; `dimension` is None where the row cannot be
+    read."""
 
     bank_id: int
     uid: str
@@ -28,7 +30,7 @@ class BankEntry:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A chunk; with a `flaw` (a sentence) nothing else is to be relied on."""
+    """A chunk as its row says it. Where the row has a `flaw` (a sentence), nothing else of it can be relied on."""
 
     bank: BankEntry
     chunk_id: int
@@ -37,7 +39,7 @@ class Entry:
 
 
 def banks(folder: Folder) -> list[BankEntry]:
-    """Every bank that is not being deleted."""
+    """Read every bank that is not being deleted."""
     with folder.read() as connection:
         rows = connection.exec_driver_sql(_BANKS).all()
         dimensions = [_dimension(connection, row.bank_id) for row in rows]
@@ -48,9 +50,10 @@ def banks(folder: Folder) -> list[BankEntry]:
 
 
 def pages(folder: Folder, bank: BankEntry, *, whole: bool) -> Iterator[list[Entry]]:
-    """The chunks that the bank has now, ascending by id; what is written later is left out, so that this ends.
+    """Yield pages of the chunks that a bank has now, ascending by id; what is written later is left out, so that this
+    ends.
 
-    `whole`: look at their text, token ids and embedding too, and so at the checksums of their rows.
+    whole: whether to look at their text, token ids and embedding too, and so at the checksums of their rows.
     """
     statement = f"{row_flaws.WHOLE if whole else row_flaws.NARROW} {_PAGES}"
     with folder.read() as connection:

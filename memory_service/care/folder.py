@@ -1,8 +1,9 @@
-"""A data folder or a backup, seen by a pure reader. Owns the rule that looking changes nothing, whoever serves it.
+"""A data folder or a backup, seen by a pure reader. This file owns the rule that looking at a folder changes nothing,
+also where a server has it open.
 
 The database is opened with `mode=ro` and `query_only`: such a connection takes read locks, but neither writes nor
 checkpoints, not even when it is the last one to close. So it cannot be the second writer that SQLite's WAL-reset bug
-needs. On a folder that nobody serves it may leave an empty metadata.db-wal and its -shm behind, which the next server
+needs. On a folder that is not served it may leave an empty metadata.db-wal and its -shm behind, which the next server
 takes over; one that cannot be written to is opened as `immutable`. An open read transaction keeps the log from starting
 anew, so they are short, a page of rows each; only the integrity check and a backup's copy of the database take longer.
 
@@ -34,10 +35,11 @@ _ALIVE = """
 
 
 class Folder:
-    """A folder whose records have the present schema. A context manager."""
+    """Reads a folder whose records have the present schema, until the end of the `with` block."""
 
     def __init__(self, path: Path, upgrade: str = "kvbank serve --data {path} --migrate") -> None:
-        """`upgrade`: the command that helps with an older schema. Errors: CareError."""
+        """Open the database of a folder. upgrade: the command that an error names where the schema is an older one.
+        Errors: CareError."""
         if not path.exists():
             raise CareError(f"there is no folder {path}")
         if not path.is_dir():
@@ -77,29 +79,29 @@ class Folder:
         return found
 
     def read(self) -> AbstractContextManager[Connection]:
-        """A read transaction; keep it short."""
+        """Begin a read transaction, which the caller keeps short."""
         return self._engine.begin()
 
     def store_id(self) -> str:
-        """The identity of the folder."""
+        """Return the identity of the store."""
         with self.read() as connection:
             return str(connection.exec_driver_sql("SELECT store_id FROM store").scalar_one())
 
     def alive(self, chunk_ids: Collection[int]) -> set[int]:
-        """Those of the ids that have a row now, in a bank that is not being deleted."""
+        """Return those of the ids that have a row now, in a bank that is not being deleted."""
         if not chunk_ids:
             return set()
         with self.read() as connection:
             return set(connection.exec_driver_sql(_ALIVE, (json.dumps(list(chunk_ids)),)).scalars())
 
     def copy_database(self, target: Path) -> None:
-        """The database as it is now into the folder `target`, in one read transaction. Errors: sqlite3.Error."""
+        """Copy the database as it is now into the folder `target`, in one read transaction. Errors: sqlite3.Error."""
         private.make_file(target / DATABASE)
         with closing(self._connect()) as source, closing(sqlite3.connect(target / DATABASE)) as copy:
             source.backup(copy)
 
     def close(self) -> None:
-        """Let go of the database."""
+        """Close the database of this folder."""
         self._engine.dispose()
 
     def __enter__(self) -> "Folder":
@@ -112,8 +114,11 @@ class Folder:
 
 
 def _how_to_open(path: Path) -> str:
-    """A database. A reader too makes its log and the -shm where they are not there; where it may not, it can do without
-    if the log is empty and nobody else writes. Errors: CareError for a log that cannot be read."""
+    """Return the parameters of the URI by which a database is opened.
+
+    A reader too makes the log of the database and its -shm where they are not there. Where it may not, it can do
+    without if the log is empty and nothing else writes. Errors: CareError for a log that cannot be read.
+    """
     log, shared = (path / f"{DATABASE}{suffix}" for suffix in ("-wal", "-shm"))
     if os.access(path, os.W_OK, effective_ids=True) or (log.exists() and shared.exists()):
         return "mode=ro"
@@ -126,7 +131,8 @@ def _how_to_open(path: Path) -> str:
 
 
 def settled(folder: Folder, find: Callable[[Folder], Iterable[str]], *, alone: bool) -> list[str]:
-    """What `find` finds, if nobody can be about to add or remove it: the caller is `alone`, or no server runs."""
+    """Return what `find` finds, unless a server may be about to add or remove it. alone: whether the caller holds the
+    folder's lock."""
     found = list(find(folder))
     if alone or not found:
         return found
@@ -136,7 +142,7 @@ def settled(folder: Folder, find: Callable[[Folder], Iterable[str]], *, alone: b
 
 
 def names(folder: Path) -> list[str]:
-    """What a folder holds, sorted; nothing where it is gone, since a server may just have removed it."""
+    """Return the names in a folder, sorted; none where it is gone, since a server may just have removed it."""
     try:
         return sorted(os.listdir(folder))
     except (FileNotFoundError, NotADirectoryError):

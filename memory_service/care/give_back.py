@@ -1,4 +1,4 @@
-"""A chunk that was set aside is given back to its bank where it is whole. This file owns what "whole" means: the
+"""The return of a chunk that was set aside to its bank, where it is whole. This file owns what "whole" means: the
 record, from quarantine or from the copy in the payload file, is as it was written; every tensor has its checksum; the
 bank is there; and neither the id nor the key has been used for another chunk since."""
 
@@ -18,7 +18,7 @@ from memory_service.domain.chunk_size import stored_bytes
 from memory_service.domain.model import Bank
 from memory_service.storage.base import DamagedError
 from memory_service.storage.local import leftovers, quarantine
-from memory_service.storage.local.files import objects
+from memory_service.storage.local.files import layout, objects
 from memory_service.storage.local.quarantine import Note
 from memory_service.storage.local.records import bank_rows, chunk_rows, row_checksum
 from memory_service.storage.local.records.payload_rows import payload_of
@@ -42,9 +42,11 @@ class Whole(NamedTuple):
 
 
 def judge(connection: Connection, note: Note) -> Whole | str | None:
-    """Judge whether a chunk that was set aside can be given back. Returns the chunk if so; the reason, as a sentence,
-    if not; None where it need not be, because its write was repeated. Errors: OSError for a file that cannot be read,
-    so that nobody knows whether it is whole."""
+    """Judge whether a chunk that was set aside can be given back.
+
+    Returns the chunk if so; the reason, as a sentence, if not; None where it need not be, because its write was
+    repeated. Errors: OSError for a file that cannot be read, so that it is not known whether it is whole.
+    """
     bank = _bank(connection, note.bank_uid)
     if bank is None:
         return "its bank has no record"
@@ -52,9 +54,24 @@ def judge(connection: Connection, note: Note) -> Whole | str | None:
         return "there is a chunk with its id"
     if leftovers.is_repeated(connection, note.bank_uid, note.chunk_id, note.file):
         return None
+    row = _row(bank, note)
+    if isinstance(row, str):
+        return row
+    if raw(connection).execute(_OTHER_OF_KEY, (bank.bank_id, row["key"], note.chunk_id)).fetchone():
+        return "its key was used for another chunk since"
+    return Whole(row, _counted(note))
+
+
+def _counted(note: Note) -> bool:
+    """Tell whether the bank has counted the chunk before: quarantine has its record then."""
+    return "chunk" in note.record
+
+
+def _row(bank: Bank, note: Note) -> Mapping[str, Any] | str:
+    """Make the row of a chunk from what is kept of it, or say in a sentence why that cannot be. Errors: OSError for a
+    file that cannot be read."""
     try:
-        counted = "chunk" in note.record
-        row = _recorded(note) if counted else _copied(bank, note)
+        row = _recorded(note) if _counted(note) else _copied(bank, note)
     except (OSError, DamagedError) as error:
         kind, why = payload_file.trouble(note.file, error)
         if kind == "payload_unreadable":
@@ -62,17 +79,14 @@ def judge(connection: Connection, note: Note) -> Whole | str | None:
         return why
     except (ValueError, KeyError, TypeError) as error:
         return str(error) or "its record cannot be read"
-    if len(row["embedding"]) != 4 * bank.embedding.dimension:
-        return "its embedding does not fit its bank"
-    if raw(connection).execute(_OTHER_OF_KEY, (bank.bank_id, row["key"], note.chunk_id)).fetchone():
-        return "its key was used for another chunk since"
-    return Whole(row, counted)
+    fits = len(row["embedding"]) == 4 * bank.embedding.dimension
+    return row if fits else "its embedding does not fit its bank"
 
 
 def give_back(connection: Connection, data: Path, note: Note, whole: Whole) -> None:
     """Put the file in its place, durably, and then insert the row, in the caller's transaction. The caller discards the
     note after the commit."""
-    place = data / objects.name(note.bank_uid, note.chunk_id)
+    place = data / layout.name(note.bank_uid, note.chunk_id)
     private.make_folder(place.parent)
     quarantine.move(note.file, place)
     for folder in (place.parent, place.parent.parent):

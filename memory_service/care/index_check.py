@@ -1,5 +1,6 @@
-"""The snapshots of the indexes against the records: whole, only of ids that were given, and the vectors those of the
-records within the snapshot's own error. An id that has no row any more is dead in the index too, and fine."""
+"""The check of the snapshots of indexes against the records. This file owns what a sound snapshot is: whole, only of
+ids that were given, and with the vectors of the records, within the error that the snapshot states. An id that has no
+row any more is dead in the index too, and no problem."""
 
 import json
 from collections.abc import Iterator
@@ -25,7 +26,8 @@ _VECTORS = """
 
 
 def check(folder: Folder, findings: Findings, *, fast: bool, alone: bool, progress: Progress) -> None:
-    """Add what is wrong. `fast`: compare no vectors. `alone`: the caller holds the folder's lock."""
+    """Add the problems of the snapshots to the findings. fast: whether to compare no vectors. alone: whether the caller
+    holds the folder's lock."""
     findings.totals["snapshots"] = 0
     files = [
         (bank, folder.path / FOLDER / bank.uid / name)
@@ -74,7 +76,7 @@ def _problem(folder: Folder, bank: BankEntry, path: Path, *, fast: bool) -> str:
 
 
 def _wrong(folder: Folder, bank: BankEntry, ids: NDArray[np.int64], vectors: NDArray[Any], error: float) -> list[int]:
-    """Chunks that are alive, and have another vector (or another bank) in the records."""
+    """Return the chunks that are alive, and have another vector (or another bank) in the records."""
     with folder.read() as connection:
         rows = connection.exec_driver_sql(_VECTORS, (json.dumps(ids.tolist()),)).all()
     place = {int(chunk_id): number for number, chunk_id in enumerate(ids)}
@@ -93,7 +95,7 @@ def _more(count: int) -> str:
 
 
 def _orphans(folder: Folder) -> Iterator[str]:
-    """Names, relative to the folder, of files that are half written and of folders without a bank."""
+    """Yield the names, relative to the folder, of files that are half written and of folders without a bank."""
     root = folder.path / FOLDER
     listed = [name for name in names(root) if (root / name).is_dir()]
     with folder.read() as connection:

@@ -1,4 +1,5 @@
-"""A folder in the making: NAME.partial until it is whole and durable, then renamed to NAME. Owns that order.
+"""A folder in the making. This file owns the order: it is NAME.partial until it is whole and durable, and is then
+renamed to NAME.
 
 What an interrupted run left in NAME.partial is there for the next one, which holds its lock.
 """
@@ -12,7 +13,7 @@ from kvbank.files import durable, locks, private
 from memory_service.care.folder import DATABASE
 from memory_service.care.report import CareError
 from memory_service.storage.local.files.folder import MANIFEST
-from memory_service.storage.local.files.objects import FOLDER
+from memory_service.storage.local.files.layout import FOLDER
 
 # A manifest has two temporary names, the second of which earlier versions gave it.
 _MANIFESTS = (MANIFEST, str(Path(MANIFEST).with_suffix(".tmp")), f"{MANIFEST}.tmp")
@@ -20,10 +21,11 @@ _OURS = {*_MANIFESTS, FOLDER, *(f"{DATABASE}{suffix}" for suffix in ("", "-wal",
 
 
 class Making:
-    """The place of a new folder; `partial` is where to build it. A context manager, which lets go of the lock."""
+    """Builds a new folder in `partial`, whose lock it holds until the end of the `with` block."""
 
     def __init__(self, place: Path, *, empty_is_free: bool = False) -> None:
-        """Errors: CareError when the place is taken, or another process builds there."""
+        """Make or take up the unfinished folder. empty_is_free: whether an empty folder may be in its place. Errors:
+        CareError where the place is taken, or another process builds there."""
         place = place.absolute()
         self._place, self._empty_is_free = place, empty_is_free
         self._check_free()
@@ -75,7 +77,7 @@ class Making:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """What was refused is removed; what was interrupted is there for the next run."""
+        """End the making of the folder: what was refused is removed, what was interrupted is left for the next run."""
         if isinstance(error, CareError):
             self.discard()
         os.close(self._lock)

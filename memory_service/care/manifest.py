@@ -1,4 +1,5 @@
-"""backup.json: what a backup is. Written last, so that a folder with it is whole."""
+"""The manifest of a backup, backup.json, which says what is in it. This file owns that it is written last, so that a
+folder with a manifest is whole."""
 
 import json
 from datetime import UTC, datetime
@@ -17,7 +18,7 @@ _VERSION = 1
 
 
 def write(folder: Path, *, schema: str, store_id: str, findings: Findings) -> None:
-    """For a folder whose database nobody has open."""
+    """Write the manifest of a folder whose database is closed."""
     content = {
         "kvbank_backup": _VERSION,
         "kvbank": memory_service.__version__,
@@ -32,7 +33,7 @@ def write(folder: Path, *, schema: str, store_id: str, findings: Findings) -> No
 
 
 def read(folder: Path) -> dict[str, Any]:
-    """Errors: CareError for a folder that is not a backup, or of a later kind."""
+    """Read the manifest of a backup. Errors: CareError for a folder that is no backup, or one of a later kind."""
     if not folder.exists():
         raise CareError(f"there is no folder {folder}")
     if not folder.is_dir():
@@ -51,7 +52,7 @@ def read(folder: Path) -> dict[str, Any]:
 
 
 def digest(path: Path) -> str:
-    """xxh3-64 of a file, in hexadecimal."""
+    """Return the xxh3-64 of a file, in hexadecimal."""
     hasher = xxhash.xxh3_64()
     with open(path, "rb") as file:
         while part := file.read(1 << 20):

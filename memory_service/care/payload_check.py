@@ -13,12 +13,13 @@ from pathlib import Path
 from memory_service.care import entries, payload_file
 from memory_service.care.entries import BankEntry, Entry
 from memory_service.care.folder import Folder, names, settled
-from memory_service.care.report import CareError, Findings, Kind, Progress
+from memory_service.care.report import CareError, Findings, Kind, Problem, Progress
 from memory_service.storage.base import DamagedError
 from memory_service.storage.local import leftovers, quarantine
-from memory_service.storage.local.files import objects, staging
+from memory_service.storage.local.files import layout, marks, staging
 from memory_service.storage.local.files.folder import MANIFEST
-from memory_service.storage.local.files.objects import SUFFIX
+from memory_service.storage.local.files.layout import SUFFIX
+from memory_service.storage.local.quarantine import Note
 from memory_service.storage.local.records import bank_rows
 from memory_service.storage.local.records.chunk_ids import Reservations
 
@@ -61,8 +62,8 @@ def without_mark(folder: Folder) -> list[str]:
             banks = [bank for bank in bank_rows.after(connection) if bank.kv.layers]
     except (ValueError, KeyError, TypeError):
         return []  # a damaged bank, which is a problem of its own
-    place = folder.path / objects.FOLDER
-    missing = [bank for bank in banks if not objects.marked(place / bank.uid)]
+    place = folder.path / layout.FOLDER
+    missing = [bank for bank in banks if not marks.marked(place / bank.uid)]
     # One that is being made has its folder before its row; one that was deleted is no problem.
     with folder.read() as connection:
         return [bank.name for bank in missing if bank_rows.usage(connection, bank.bank_id) is not None]
@@ -74,8 +75,13 @@ def _check_aside(folder: Folder, findings: Findings) -> None:
         with folder.read() as connection:
             repeated = leftovers.is_repeated(connection, note.bank_uid, note.chunk_id, note.file)
         if not repeated:
-            path = str(note.file.relative_to(folder.path))
-            findings.add("set_aside", str(note.record.get("why", "")), chunk_id=note.chunk_id, path=path)
+            findings.problems.append(problem_of(folder.path, note))
+
+
+def problem_of(data: Path, note: Note) -> Problem:
+    """Say of a chunk in quarantine, which `repair` has not judged yet, why it was set aside."""
+    path = str(note.file.relative_to(data))
+    return Problem("set_aside", str(note.record.get("why", "")), chunk_id=note.chunk_id, path=path)
 
 
 def _judge(folder: Folder, findings: Findings, suspects: list[Suspect]) -> None:
@@ -87,7 +93,7 @@ def _judge(folder: Folder, findings: Findings, suspects: list[Suspect]) -> None:
 
 def _problem(data: Path, entry: Entry, *, fast: bool) -> tuple[Kind, str] | None:
     assert entry.payload is not None
-    path = data / objects.name(entry.bank.uid, entry.chunk_id)
+    path = data / layout.name(entry.bank.uid, entry.chunk_id)
     try:
         if not fast:
             payload_file.read(path, entry.bank.uid, entry.chunk_id, entry.payload)
@@ -102,8 +108,8 @@ def check_mounted(data: Path, missing: Iterable[BankEntry]) -> None:
     """Refuse to go on where not only payloads of a bank are missing but its folder too: then it is likely the disk.
     Errors: CareError."""
     for bank in missing:
-        place = data / objects.FOLDER / bank.uid
-        if not (objects.marked(place) or (place.is_dir() and not (data / Reservations.NAME).exists())):
+        place = data / layout.FOLDER / bank.uid
+        if not (marks.marked(place) or (place.is_dir() and not (data / Reservations.NAME).exists())):
             text = f"the payloads of bank {bank.name} are not there; is a disk not mounted?"
             raise CareError(f"{text} If they are lost, serve the folder and use: kvbank bank rm {bank.name}")
 
@@ -115,14 +121,14 @@ def orphans(folder: Folder) -> Iterator[str]:
     Rows are read after the files were listed, so that what is written meanwhile is no orphan. Files whose names are not
     of the service's making are left alone.
     """
-    listed = [bank for bank in objects.banks_in(folder.path) if not objects.displaced(bank)]
+    listed = [bank for bank in layout.banks_in(folder.path) if not marks.displaced(bank)]
     with folder.read() as connection:
         gone = {uid: bool(gone) for uid, gone in connection.exec_driver_sql(_BANKS)}
     for bank in listed:
         unowned: Iterable[Path] = ()
         if bank.name not in gone:
-            unowned = [path for _, path in objects.files_in(bank)]
-            if not unowned and objects.only_ours(bank):
+            unowned = [path for _, path in layout.files_in(bank)]
+            if not unowned and layout.only_ours(bank):
                 unowned = [bank]
         elif not gone[bank.name]:  # the server goes on with a deletion when it starts
             unowned = _unowned(folder, bank)
@@ -131,10 +137,10 @@ def orphans(folder: Folder) -> Iterator[str]:
 
 
 def _unowned(folder: Folder, bank: Path) -> Iterator[Path]:
-    files = list(objects.files_in(bank))
+    files = list(layout.files_in(bank))
     with folder.read() as connection:
         ids = set(connection.exec_driver_sql(_IDS, (bank.name,)).scalars())
     for chunk_id, path in files:
-        place = folder.path / objects.name(bank.name, chunk_id)
+        place = folder.path / layout.name(bank.name, chunk_id)
         if path.suffix != SUFFIX or path != place or chunk_id not in ids:
             yield path

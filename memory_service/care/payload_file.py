@@ -1,5 +1,5 @@
-"""One payload file against its descriptor. Owns what "undamaged" means for care: the header says what the records say,
-the size fits, and every tensor has its seeded checksum."""
+"""The check of one payload file against its descriptor. This file owns what "undamaged" means for care: the header says
+what the records say, the size fits, and every tensor has its seeded checksum."""
 
 import errno
 import json
@@ -9,15 +9,15 @@ from pathlib import Path
 
 import xxhash
 
+from kvbank.files.opening import opener
 from memory_service.care.report import Kind
 from memory_service.domain.model import Payload, Tensor
 from memory_service.domain.payload import SAFETENSORS
 from memory_service.storage.base import DamagedError
-from memory_service.storage.local.files.opening import opener
 
 
 def check_size(path: Path, payload: Payload) -> None:
-    """Without reading it. Errors: DamagedError, OSError."""
+    """Check the kind and the size of a file, without reading it. Errors: DamagedError, OSError."""
     found = path.lstat()
     if not stat.S_ISREG(found.st_mode):
         raise DamagedError("in the place of its file is something else")
@@ -27,7 +27,7 @@ def check_size(path: Path, payload: Payload) -> None:
 
 
 def read(path: Path, bank_uid: str, chunk_id: int, payload: Payload) -> bytes:
-    """The whole file, verified. Errors: DamagedError, OSError."""
+    """Read a whole file, verified. Errors: DamagedError, OSError."""
     data = _bytes(path)
     begin = _check_header(data, bank_uid, chunk_id, payload)
     if len(data) != (expected := begin + payload.length):
@@ -41,7 +41,7 @@ def read(path: Path, bank_uid: str, chunk_id: int, payload: Payload) -> bytes:
 
 
 def _bytes(path: Path) -> bytes:
-    """A disk that fails once is asked again: a sound chunk must not be given up for that."""
+    """Read a whole file. A disk that fails once is asked again: a sound chunk must not be given up for that."""
     try:
         return _read(path)
     except OSError as error:
@@ -51,13 +51,13 @@ def _bytes(path: Path) -> bytes:
 
 
 def _read(path: Path) -> bytes:
-    """As the service opens it, which follows no link and waits for no pipe."""
+    """Read a file, opened as the service opens it, which follows no link and waits for no pipe."""
     with open(path, "rb", opener=opener) as file:
         return file.read()
 
 
 def trouble(path: Path, error: DamagedError | OSError) -> tuple[Kind, str]:
-    """What is wrong with a file that could not be read. A disk that fails proves nothing about what is on it."""
+    """Say what is wrong with a file that could not be read. A disk that fails proves nothing about what is on it."""
     match error:
         case DamagedError():
             return "payload_damaged", str(error)
@@ -72,7 +72,7 @@ def trouble(path: Path, error: DamagedError | OSError) -> tuple[Kind, str]:
 
 
 def _check_header(data: bytes, bank_uid: str, chunk_id: int, payload: Payload) -> int:
-    """Where the tensors begin."""
+    """Check the header of a file, and return where its tensors begin, in bytes. Errors: DamagedError."""
     length = 0
     try:
         (length,) = struct.unpack_from("<Q", data)

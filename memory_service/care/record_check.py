@@ -1,14 +1,16 @@
-"""The records against themselves: sound pages, usage against sums, keys, expiry, ids, rows that belong to nothing.
-
-Each question is one statement, and so of one moment.
+"""The check of the records against themselves: sound pages, usage against sums, keys, expiry, ids, rows that belong to
+nothing. This file owns that each question is one statement, and so is answered for one moment.
 """
 
-from sqlalchemy import Connection
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
 from sqlalchemy.exc import DatabaseError
 
 from memory_service.care import entries
 from memory_service.care.folder import Folder
-from memory_service.care.report import Findings
+from memory_service.care.report import Findings, Kind
 
 _USAGE = """
     SELECT name, b.chunks, b.tokens, b.bytes, count(chunk_id) AS chunks_found,
@@ -51,11 +53,64 @@ _LARGEST_ID = """
     SELECT max(coalesce((SELECT max(chunk_id) FROM chunks), 0), coalesce((SELECT max(chunk_id) FROM spent_keys), 0))
 """
 RESERVE = f"UPDATE store SET next_chunk_id = ({_LARGEST_ID}) + 1"
-_STORE = "SELECT store_id, next_chunk_id FROM store"
+_IDENTITIES = "SELECT count(*) AS found, coalesce(sum(store_id != ''), 0) AS named FROM store"
+_USED_IDS = f"""
+    SELECT next_chunk_id, ({_LARGEST_ID}) AS largest FROM store
+    WHERE largest >= next_chunk_id AND store_id != '' AND (SELECT count(*) FROM store) = 1
+"""
+
+
+class Question(NamedTuple):
+    """A question about the records: a statement whose rows may each be a problem of this kind. `say` makes a sentence
+    of a row, or "" where nothing is wrong; the row may have the `name` of a bank and a `chunk_id`."""
+
+    kind: Kind
+    statement: str
+    say: Callable[[Any], str]
+
+
+def _usage(row: Any) -> str:
+    wrong = [
+        f"{unit} {getattr(row, unit)} instead of {getattr(row, unit + '_found')}"
+        for unit in ("chunks", "tokens", "bytes")
+        if getattr(row, unit) != getattr(row, unit + "_found")
+    ]
+    if row.chunks_counted != row.chunks_found:
+        wrong.append(f"written less gone is {row.chunks_counted} instead of {row.chunks_found}")
+    return f"its usage is counted wrongly: {', '.join(wrong)}" if wrong else ""
+
+
+def _identity(row: Any) -> str:
+    return "" if row.found == row.named == 1 else f"the folder has {row.found} identities instead of one"
+
+
+def _free_ids(row: Any) -> str:
+    return f"ids up to {row.largest} are in use, but those from {row.next_chunk_id} on count as free"
+
+
+def _orphans(table: str, row: Any) -> str:
+    owner = "chunk" if table == "contents" else "bank"
+    return f"{row.found} rows of {table} belong to no {owner}" if row.found else ""
+
+
+# In this order, each in a read transaction of its own.
+_QUESTIONS = (
+    Question("usage", _USAGE, _usage),
+    Question("key", _KEYS, lambda _: "its key is also that of a chunk which is gone"),
+    Question("key_missing", _MISSING_KEYS, lambda _: "its key leads to no chunk"),
+    Question("expiry", _EXPIRY, lambda _: "its time of expiry does not fit its ttl"),
+    Question("database", _IDENTITIES, _identity),
+    Question("id", _USED_IDS, _free_ids),
+    *(
+        Question("orphan_row", f"SELECT count(*) AS found FROM {table} WHERE {condition}", partial(_orphans, table))
+        for table, condition in ORPHANS.items()
+    ),
+)
 
 
 def check(folder: Folder, findings: Findings, *, fast: bool) -> None:
-    """Add what is wrong. `fast`: look at every page, but not at the order of every index."""
+    """Add to the findings what is wrong with the records. fast: whether to look at every page of the database, but not
+    at the order of every index."""
     if not check_database(folder, findings, fast=fast):
         return
     found = entries.banks(folder)
@@ -63,28 +118,17 @@ def check(folder: Folder, findings: Findings, *, fast: bool) -> None:
     for bank in found:
         if bank.dimension is None:
             findings.add("bank", "what it is cannot be read", bank=bank.name)
-    with folder.read() as connection:
-        _check_usage(connection, findings)
-    with folder.read() as connection:
-        for name, chunk_id in connection.exec_driver_sql(_KEYS):
-            findings.add("key", "its key is also that of a chunk which is gone", bank=name, chunk_id=chunk_id)
-    with folder.read() as connection:
-        for name, chunk_id in connection.exec_driver_sql(_MISSING_KEYS):
-            findings.add("key_missing", "its key leads to no chunk", bank=name, chunk_id=chunk_id)
-    with folder.read() as connection:
-        for name, chunk_id in connection.exec_driver_sql(_EXPIRY):
-            findings.add("expiry", "its time of expiry does not fit its ttl", bank=name, chunk_id=chunk_id)
-    with folder.read() as connection:
-        _check_ids(connection, findings)
-    for table, condition in ORPHANS.items():
+    for question in _QUESTIONS:
         with folder.read() as connection:
-            count = connection.exec_driver_sql(f"SELECT count(*) FROM {table} WHERE {condition}").scalar_one()
-        if count:
-            findings.add("orphan_row", f"{count} rows of {table} belong to no {_owner(table)}")
+            for row in connection.exec_driver_sql(question.statement):
+                if text := question.say(row):
+                    of = row._mapping
+                    findings.add(question.kind, text, bank=of.get("name", ""), chunk_id=of.get("chunk_id"))
 
 
 def check_database(folder: Folder, findings: Findings, *, fast: bool) -> bool:
-    """Whether SQLite finds the database sound; what it finds is added, at most 20 lines."""
+    """Ask SQLite whether the database is sound, and return that; what it finds is added to the findings, at most 20
+    lines."""
     pragma = "quick_check" if fast else "integrity_check"
     try:
         with folder.read() as connection:
@@ -96,30 +140,3 @@ def check_database(folder: Folder, findings: Findings, *, fast: bool) -> bool:
     for line in lines:
         findings.add("database", " ".join(str(line).split()))
     return False
-
-
-def _check_usage(connection: Connection, findings: Findings) -> None:
-    for row in connection.exec_driver_sql(_USAGE):
-        wrong = [
-            f"{unit} {getattr(row, unit)} instead of {getattr(row, unit + '_found')}"
-            for unit in ("chunks", "tokens", "bytes")
-            if getattr(row, unit) != getattr(row, unit + "_found")
-        ]
-        if row.chunks_counted != row.chunks_found:
-            wrong.append(f"written less gone is {row.chunks_counted} instead of {row.chunks_found}")
-        if wrong:
-            findings.add("usage", f"its usage is counted wrongly: {', '.join(wrong)}", bank=row.name)
-
-
-def _check_ids(connection: Connection, findings: Findings) -> None:
-    stores = connection.exec_driver_sql(_STORE).all()
-    if len(stores) != 1 or not stores[0].store_id:
-        findings.add("database", f"the folder has {len(stores)} identities instead of one")
-        return
-    largest = connection.exec_driver_sql(_LARGEST_ID).scalar_one()
-    if largest >= stores[0].next_chunk_id:
-        findings.add("id", f"ids up to {largest} are in use, but those from {stores[0].next_chunk_id} on count as free")
-
-
-def _owner(table: str) -> str:
-    return "chunk" if table == "contents" else "bank"

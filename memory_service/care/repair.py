@@ -18,9 +18,10 @@ from memory_service.care.give_back import Whole
 from memory_service.care.report import CareError, Findings, Kind, Problem, Progress, quiet
 from memory_service.care.transfer import remove
 from memory_service.storage.local import leftovers, mounts, quarantine
-from memory_service.storage.local.files import access, objects
+from memory_service.storage.local.files import access, layout
+from memory_service.storage.local.files.bank_folders import Known
 from memory_service.storage.local.files.folder import MANIFEST, DataFolder
-from memory_service.storage.local.files.objects import Payloads
+from memory_service.storage.local.files.objects import LocalObjects
 from memory_service.storage.local.leftovers import Unowned
 from memory_service.storage.local.quarantine import Note
 from memory_service.storage.local.records import bank_rows, chunk_rows
@@ -64,6 +65,8 @@ def repair(data: Path, *, dry_run: bool = False, progress: Progress = quiet) -> 
 
 
 class _Repair:
+    """One run of a repair, step by step."""
+
     def __init__(self, data: Path, dry_run: bool, progress: Progress) -> None:
         self._data, self._dry_run, self._progress = data, dry_run, progress
         self._repaired = Repaired()
@@ -173,18 +176,18 @@ class _Repair:
 
     def _mark(self, _problems: Sequence[Problem]) -> None:
         """Mark the folders of banks whose files are there, or that never had any."""
-        files = Payloads(self._data, durable=True)
+        files = LocalObjects(self._data, durable=True)
         with Folder(self._data) as folder, folder.read() as connection:
             missing = mounts.mark(files, connection, bank_rows.after(connection), new_here=True)
-            for bank in missing if files.mounted() else ():
+            for bank in missing if files.folders.mounted() else ():
                 if not chunk_rows.some_payload_ids(connection, bank.bank_id, 1):
-                    files.mark_bank(bank.uid)
+                    files.folders.mark(bank.uid)
 
     def _tidy(self, problems: Sequence[Problem]) -> None:
         """Remove files that no chunk owns where the records explain them, and give back or set aside the others."""
         with Folder(self._data) as folder:
             for problem in problems:
-                file = objects.unowned_file(self._data / problem.path)
+                file = layout.unowned_file(self._data / problem.path)
                 if file is None or self._is_copy(*file) or self._is_explained(folder, Unowned(*file)):
                     self._repaired.done.append(("removed", problem))
                     if not self._dry_run:
@@ -200,23 +203,21 @@ class _Repair:
 
     def _is_copy(self, bank_uid: str, chunk_id: int, path: Path) -> bool:
         """Tell whether a file lies in a wrong folder, and the same bytes in the right one."""
-        right = self._data / objects.name(bank_uid, chunk_id)
+        right = self._data / layout.name(bank_uid, chunk_id)
         return right != path and right.is_file() and filecmp.cmp(right, path, shallow=False)
 
     def _remove_empty(self, folder: Folder) -> None:
-        def known() -> objects.Known:
+        def known() -> Known:
             with folder.read() as connection:
                 return chunk_rows.payload_ids(connection)
 
-        Payloads(self._data, durable=True).remove_empty(known)
+        LocalObjects(self._data, durable=True).folders.remove_empty(known)
 
     def _give_back(self) -> None:
         """Give back what a start has set aside, as far as it is whole."""
         with Folder(self._data) as folder:
             for note in list(quarantine.pending(self._data)):
-                path = str(note.file.relative_to(self._data))
-                problem = Problem("set_aside", str(note.record.get("why", "")), chunk_id=note.chunk_id, path=path)
-                self._judge(folder, note, problem)
+                self._judge(folder, note, payload_check.problem_of(self._data, note))
 
     def _judge(self, folder: Folder, note: Note, problem: Problem) -> None:
         try:

@@ -1,4 +1,4 @@
-"""What care finds and says: problems, totals, the one line of a refusal."""
+"""The findings of care, and its refusals: problems by kind, totals, the one line of an error."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -32,17 +32,17 @@ Kind = Literal[
     "manifest",
 ]
 
-# (stage, done, total), in the stage's own unit.
+# Is called with a stage and how much of it is done, of how much in all, in a unit of the stage.
 Progress = Callable[[str, int, int], None]
 
 
 class CareError(Exception):
-    """The work cannot be done; the text is one line for the operator."""
+    """The error of work that cannot be done; its text is one line for the operator."""
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Something that is not as it should be; `path` is relative to the folder."""
+    """Something in a folder that is not as it should be; `path` is relative to the folder."""
 
     kind: Kind
     detail: str
@@ -59,9 +59,9 @@ class Findings:
     totals: Counter[str] = field(default_factory=Counter)
 
     def add(self, kind: Kind, detail: str, *, bank: str = "", chunk_id: int | None = None, path: str = "") -> None:
-        """One more problem."""
+        """Add one more problem."""
         self.problems.append(Problem(kind, detail, bank, chunk_id, path))
 
 
 def quiet(stage: str, done: int, total: int) -> None:
-    """Progress that nobody watches."""
+    """Ignore the progress of a stage."""

@@ -1,4 +1,5 @@
-"""Put a backup in place. Owns the rule that nothing of it is served before all of it is verified."""
+"""The restoring of a backup. This file owns the rule that nothing of a backup is served before all of it is
+verified."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -18,10 +19,10 @@ from memory_service.storage.local.records import schema
 def restore(
     backup: Path, data: Path, *, skip_damaged: bool = False, migrate: bool = False, progress: Progress = quiet
 ) -> tuple[str, Findings]:
-    """Make the data folder `data` of a backup: same chunks and ids, a store id of its own.
+    """Make the data folder `data` of a backup, with the same chunks and ids, and return its new store id.
 
-    The store id is empty when nothing was restored, because the backup has problems (in the findings) and not
-    `skip_damaged`. `migrate`: upgrade the records of an older schema. Errors: CareError, OSError.
+    skip_damaged: whether to leave out what is damaged; else a backup with problems is not restored, and the store id is
+    empty. migrate: whether to upgrade records of an older schema. Errors: CareError, OSError.
     """
     content = manifest.read(backup)
     _check_schema(backup, data, str(content["schema"]), migrate=migrate)

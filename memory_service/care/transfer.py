@@ -1,5 +1,5 @@
-"""Payload files on their way into a folder in the making. Owns the rule that each one is verified as it is put in
-place, whether it is copied, linked from an older backup, or was there from an interrupted run."""
+"""The transfer of payload files into a folder in the making. This file owns the rule that each file is verified as it
+is put in place, whether it is copied, linked from an older backup, or was there from an interrupted run."""
 
 import errno
 import os
@@ -16,12 +16,12 @@ from memory_service.care.folder import Folder
 from memory_service.care.payload_check import THREADS, orphans
 from memory_service.care.report import Findings, Kind, Progress
 from memory_service.storage.base import DamagedError
-from memory_service.storage.local.files import objects
+from memory_service.storage.local.files import layout
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A chunk that could not be brought."""
+    """A chunk whose payload could not be brought."""
 
     bank: BankEntry
     chunk_id: int
@@ -30,23 +30,25 @@ class Failure:
 
     @property
     def counter(self) -> str:
-        """As what it counts where it is left out: what could not be read may be sound, and is not called damaged."""
+        """Return the counter of its bank in which the chunk counts where it is left out: what could not be read may be
+        sound, and is not called damaged."""
         return "chunks_deleted" if self.kind == "payload_unreadable" else "chunks_quarantined"
 
     def tell(self, findings: Findings) -> None:
-        """It is a problem."""
+        """Add the failure to the findings, as a problem."""
         findings.add(self.kind, self.detail, bank=self.bank.name, chunk_id=self.chunk_id)
 
 
 class Transfer:
-    """From the folder `source`, or `base` where it has the same file, to `target`."""
+    """Brings payload files from the folder `source`, or from `base` where that has the same file, to `target`."""
 
     def __init__(self, source: Path, target: Path, base: Path | None = None) -> None:
         self._source, self._target, self._base = source, target, base
         self.totals: Counter[str] = Counter()
 
     def bring_all(self, named: Folder, progress: Progress) -> list[Failure]:
-        """Every payload that the records `named` name; those that could not be brought. Errors: OSError of `target`."""
+        """Bring every payload that the records of a folder name, and return those that could not be brought. Errors:
+        OSError of `target`."""
         banks, failures = entries.banks(named), list[Failure]()
         done, total = 0, sum(bank.chunks for bank in banks)
         self.totals.update(banks=len(banks))
@@ -68,12 +70,12 @@ class Transfer:
         self.totals.update(chunks=len(brought), payloads=len(sizes), payload_bytes=sum(sizes))
 
     def _bring(self, entry: Entry) -> str | Failure | None:
-        """How the file came to its place; None for a chunk without one."""
+        """Bring the file of a chunk, and say how it came to its place; None for a chunk without a file."""
         if entry.flaw:
             return Failure(entry.bank, entry.chunk_id, "record", entry.flaw)
         if entry.payload is None:
             return None
-        name = objects.name(entry.bank.uid, entry.chunk_id)
+        name = layout.name(entry.bank.uid, entry.chunk_id)
         target = self._target / name
         if _sound(target, entry):
             return "reused"
@@ -97,7 +99,7 @@ class Transfer:
 
 
 def remove(path: Path) -> None:
-    """A file, or a folder with all that it holds."""
+    """Remove a file, or a folder with all that it holds."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -118,7 +120,7 @@ def _sound(path: Path, entry: Entry) -> bool:
 
 
 def _link(source: Path, target: Path) -> bool:
-    """False where the file systems differ, or have had enough links."""
+    """Link a file, durably; return False where the file systems differ, or have had enough links."""
     try:
         os.link(source, target)
     except OSError as error:
@@ -126,6 +128,6 @@ def _link(source: Path, target: Path) -> bool:
             return False
         raise
     private.close([target])  # as an earlier version may have made it
-    # The older backup may be a copy that somebody has just made, and nobody has synced.
+    # The older backup may be a copy that a person has just made, and that was not synced.
     durable.sync_file(target)
     return True

@@ -1,4 +1,5 @@
-"""Changes to a database that no server has open: under the folder's lock, or in a folder in the making."""
+"""Changes to a database that no server has open: the caller holds the folder's lock, or the folder is in the making.
+This file owns that the database is one file again after a change."""
 
 import secrets
 import sqlite3
@@ -17,7 +18,7 @@ _BATCH = 500
 
 @contextmanager
 def transaction(folder: Path) -> Iterator[Connection]:
-    """One durable transaction; afterwards the database is one file again."""
+    """Begin a durable transaction, after which the database is one file again."""
     engine = schema.engine(folder / DATABASE, synchronous="FULL", writer=True)
     try:
         with engine.begin() as connection:
@@ -27,7 +28,7 @@ def transaction(folder: Path) -> Iterator[Connection]:
 
 
 def remove(connection: Connection, bank_id: int, chunk_ids: Sequence[int], counter: str) -> None:
-    """Take chunks out of the records, as the server does it; `counter` of the bank says why."""
+    """Take chunks out of the records, as the server does it. counter: that of the bank which says why."""
     clock = Clock()
     clock.resume(clock_rows.mark(connection))
     for begin in range(0, len(chunk_ids), _BATCH):
@@ -35,7 +36,8 @@ def remove(connection: Connection, bank_id: int, chunk_ids: Sequence[int], count
 
 
 def renew_identity(folder: Path) -> str:
-    """A new store id, so that nobody takes what he has cached of the old folder for this one's."""
+    """Give a folder a new store id, and return it: what clients have cached of the old folder is not taken for that of
+    the new one."""
     store_id = secrets.token_hex(16)
     with transaction(folder) as connection:
         connection.exec_driver_sql("UPDATE store SET store_id = ?", (store_id,))
@@ -49,6 +51,6 @@ def forget_database(folder: Path) -> None:
 
 
 def put_to_rest(folder: Path) -> None:
-    """Out of WAL mode, so that a reader leaves nothing beside it; a server puts it back."""
+    """Take a database out of WAL mode, so that a reader leaves nothing beside it; a server puts it back."""
     with closing(sqlite3.connect(folder / DATABASE)) as connection:
         connection.execute("PRAGMA journal_mode=DELETE")

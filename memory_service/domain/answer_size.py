@@ -11,7 +11,7 @@ _MOST_HIT = 20
 
 
 class HeaderTooLarge(ServiceError):
-    """TOO_LARGE: the chunks of a header were not loaded, because it would take `size` bytes or more, and at most
+    """The refusal TOO_LARGE of a header whose chunks were not loaded: it would take `size` bytes or more, and at most
     `most`."""
 
     def __init__(self, limit: int, size: int, most: int = 0) -> None:
@@ -29,7 +29,7 @@ class HeaderSize:
         self._size = _HIT * hits
 
     def add(self, chunk: Chunk, times: int = 1) -> None:
-        """Count a chunk that the header names so many times. Errors: HeaderTooLarge."""
+        """Count a chunk that the header names so many times. Errors: HeaderTooLarge, as soon as the bound is passed."""
         # Characters are counted and not bytes, because it takes as long to count the latter as to send them.
         size = len(chunk.text) + len(chunk.token_ids) // 4 + metadata_bytes(chunk.metadata)
         if chunk.payload is not None:

@@ -1,4 +1,4 @@
-"""The cancellation of a call whose caller has gone: the work on the call is told, and ends at its next step.
+"""The cancellation of calls. This file owns that the work on a call whose caller has gone ends at its next step.
 
 Work in a storage thread asks `check` between its steps; a statement of a database that runs meanwhile is interrupted.
 """
@@ -11,7 +11,7 @@ from typing import Protocol
 
 
 class Cancelled(Exception):
-    """The error that ends the work on a call for whose answer nobody waits any more."""
+    """The error that ends the work on a call whose caller does not wait for an answer any more."""
 
 
 class Interruptible(Protocol):

@@ -1,5 +1,6 @@
-"""What a chunk takes on the disk, which the bytes, capacity and quota of its bank count: tensors, embedding, token ids,
-text, metadata, and about what its record and the description of each tensor take."""
+"""The size of a chunk, by which the usage, capacity and quota of its bank count. In bytes it is what the chunk takes on
+the disk: tensors, embedding, token ids, text, metadata, and about what its record and the description of each tensor
+take."""
 
 from memory_service.domain.model import Chunk, Unit
 
@@ -7,7 +8,7 @@ RECORD_BYTES, TENSOR_BYTES = 256, 160
 
 
 def stored_bytes(chunk: Chunk, meta: str) -> int:
-    """Return the bytes that a chunk will take. meta: its metadata as JSON."""
+    """Return the bytes that a chunk will take on the disk. meta: its metadata as JSON."""
     size = RECORD_BYTES + len(meta.encode()) + len(chunk.embedding) + len(chunk.token_ids) + len(chunk.text.encode())
     if chunk.payload is not None:
         size += chunk.payload.length + TENSOR_BYTES * len(chunk.payload.tensors)
@@ -15,5 +16,5 @@ def stored_bytes(chunk: Chunk, meta: str) -> int:
 
 
 def size_of(chunk: Chunk, unit: Unit) -> int:
-    """Return what a chunk takes of a capacity or quota in this unit. The chunk already has its `stored_bytes`."""
+    """Return what a chunk, which has its `stored_bytes` already, takes of a capacity or quota in this unit."""
     return {"chunks": 1, "tokens": chunk.stored_length, "bytes": chunk.stored_bytes}[unit]

@@ -55,7 +55,7 @@ class Clock:
     thread, and `now_us` by any thread."""
 
     def __init__(self, timepieces: Timepieces | None = None) -> None:
-        """timepieces: the clocks to read, those of the machine unless others are given."""
+        """Begin by the wall clock. timepieces: the clocks to read, those of the machine unless others are given."""
         self._pieces = timepieces or machine()
         self._origin = self._pieces.wall() - self._pieces.running()
         # By how much the wall clock is ahead, and since when (running).
@@ -63,7 +63,7 @@ class Clock:
         self.leapt = 0
 
     def now_us(self) -> int:
-        """Return the time; it is never before one that was returned earlier."""
+        """Return the time now, which is never before one that was returned earlier."""
         return self._origin + self._pieces.running()
 
     def mark(self) -> Mark:

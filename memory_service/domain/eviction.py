@@ -1,5 +1,9 @@
-"""Which chunks go when a bank is full. Pure; owns the policies (MemLong's strict rule, the release's half, least
-recently used, reject). A bank of a million chunks is planned in some ten milliseconds, so nothing loops over chunks."""
+"""Which chunks go when a bank is full. This file owns the policies: MemLong's strict rule (`frequency`), the half that
+its release evicts (`recency_half`), least recently used (`lru`), and `reject`.
+
+It reads and writes nothing. A bank of a million chunks is planned in some ten milliseconds, so nothing loops over
+chunks.
+"""
 
 import struct
 from dataclasses import dataclass
@@ -17,7 +21,8 @@ _BLOCK = 8192
 
 
 class Candidates(NamedTuple):
-    """Live chunks that are not pinned, oldest first: int64 [n] each. `used`: last retrieval, or the writing, in us."""
+    """The live chunks of a bank that are not pinned, oldest first: int64 [n] each. `used` is the time of the last
+    retrieval, or of the writing, in microseconds since 1970."""
 
     ids: NDArray[np.int64]
     # In the unit of the bank's capacity.
@@ -37,20 +42,21 @@ class Victims:
         return len(self.ids)
 
     def part(self, begin: int, end: int | None = None) -> "Victims":
-        """Some of them."""
+        """Return the victims from number `begin` up to `end`."""
         return Victims(self.ids[begin:end], self.codes[begin:end])
 
     def reasons(self) -> list[EvictionReason]:
-        """Why, one a victim."""
+        """Return the reason of each victim."""
         return [_REASONS[code] for code in self.codes]
 
     def tally(self) -> dict[EvictionReason, int]:
-        """How many go for each reason."""
+        """Count the victims of each reason."""
         counts = np.bincount(self.codes, minlength=len(_REASONS))
         return {reason: int(n) for reason, n in zip(_REASONS, counts, strict=True) if n}
 
     def to_bytes(self) -> bytes:
-        """For the database: the lowest id, then ids above it and codes, 5 bytes a victim where it can be."""
+        """Pack the victims for the database: the lowest id, then ids above it and codes, 5 bytes a victim where that is
+        possible."""
         base = int(self.ids.min(initial=2**63 - 1))
         above = self.ids - base
         narrow = above.astype("<u4" if int(above.max(initial=0)) < 2**32 else "<u8")
@@ -58,7 +64,7 @@ class Victims:
 
     @staticmethod
     def from_bytes(data: bytes) -> "Victims":
-        """What `to_bytes` made."""
+        """Unpack the victims that `to_bytes` has packed."""
         base, width = struct.unpack_from("<qB", data)
         count = (len(data) - 9) // (width + 1)
         above = np.frombuffer(data, f"<u{width}", count, 9)
@@ -69,7 +75,11 @@ NOBODY = Victims(np.empty(0, np.int64), np.empty(0, np.uint8))
 
 
 def overflows(capacity: Capacity | None, usage: int, need: int) -> bool:
-    """Whether a write of `need` makes an eviction necessary. Errors: TOO_LARGE when it can never fit."""
+    """Tell whether a write makes an eviction necessary.
+
+    usage, need: what the bank holds and what the write adds, in the unit of the capacity. Errors: TOO_LARGE for a write
+    that can never fit.
+    """
     if capacity is None:
         return False
     if need > capacity.limit:
@@ -81,10 +91,11 @@ def overflows(capacity: Capacity | None, usage: int, need: int) -> bool:
 def plan(
     candidates: Candidates, capacity: Capacity, policy: Policy, usage: int, need: int, *, partly: bool = False
 ) -> Victims:
-    """Victims for a write of `need`; `usage`: of the whole bank, pinned chunks included. `partly`: all candidates where
-    even they are too few.
+    """Choose the victims for a write of `need`, in the unit of the capacity.
 
-    Errors: TOO_LARGE when `need` can never fit, BANK_FULL when the policy refuses or only pinned chunks are left.
+    usage: that of the whole bank, pinned chunks included. partly: return all candidates where even they are too few.
+    Errors: TOO_LARGE for a write that can never fit, BANK_FULL where the policy refuses, or only pinned chunks are
+    left.
     """
     if not overflows(capacity, usage, need):
         return NOBODY
@@ -103,13 +114,13 @@ def plan(
 
 
 def full(capacity: Capacity, usage: int, need: int, why: str) -> ServiceError:
-    """BANK_FULL."""
+    """Make the error BANK_FULL. why: the end of its sentence."""
     text = f"the bank is full: {usage} of {capacity.limit} {capacity.unit} used, {need} asked for; {why}"
     return ServiceError("BANK_FULL", text, usage=usage, limit=capacity.limit, unit=capacity.unit, size=need)
 
 
 def _keep(usage: int, capacity: Capacity, policy: Policy, need: int) -> int:
-    """The usage at which the eviction may stop.
+    """Return the usage at which the eviction may stop.
 
     Counted in chunks this is MemLong's own figure, relative to what is stored: N // 2 victims at target 50.
     """
@@ -124,7 +135,7 @@ _Rows = NDArray[np.intp]
 
 
 def _chosen(candidates: Candidates, policy: Policy, usage: int, keep: int) -> list[tuple[EvictionReason, _Rows]]:
-    """What the policy takes, as rows of the candidates by reason, in order."""
+    """Choose what the policy takes: for each reason, in order, the rows of the candidates."""
     total = len(candidates.ids)
     if policy.kind == "recency_half":
         return [("oldest_half", np.arange(total // 2))]
@@ -138,7 +149,7 @@ def _chosen(candidates: Candidates, policy: Policy, usage: int, keep: int) -> li
 
 
 def _until(rows: _Rows, sizes: NDArray[np.int64], excess: int) -> _Rows:
-    """The first of `rows` whose sizes make up `excess`; all if they do not."""
+    """Return the first of `rows` whose sizes make up `excess`, or all where they do not."""
     if excess <= 0:
         return rows[:0]
     for begin in range(0, len(rows), _BLOCK):
@@ -150,7 +161,7 @@ def _until(rows: _Rows, sizes: NDArray[np.int64], excess: int) -> _Rows:
 
 
 def _room(candidates: Candidates, rows: _Rows, excess: int) -> _Rows:
-    """Chunks that the policy spares, oldest first, until the new one fits."""
+    """Choose rows that the policy spares, oldest first, until the new chunk fits."""
     if excess <= 0:
         return rows[:0]
     spared = np.ones(len(candidates.ids), bool)
@@ -159,7 +170,7 @@ def _room(candidates: Candidates, rows: _Rows, excess: int) -> _Rows:
 
 
 def _lowest(values: NDArray[np.int64], sizes: NDArray[np.int64], excess: int) -> _Rows:
-    """Rows by value, the first (older) among equals, until their sizes make up `excess`."""
+    """Choose the rows of the lowest values, of equal ones the first (older), until their sizes make up `excess`."""
     if excess <= 0 or not len(values):
         return np.arange(0)
     low = int(values.min())

@@ -12,6 +12,23 @@ Point = Literal["expiry", "evictions", "clearing", "counts"]
 
 
 @dataclass(frozen=True, slots=True)
+class IndexLimits:
+    """Figures that an index goes by, in rows (vectors) unless they say otherwise."""
+
+    # Of the segment that grows; where vectors are long it has fewer.
+    tail_rows: int = 8192
+    # Where a filter lets pass at most one of so many rows, these are read and scored without a search.
+    read_one_of: int = 1000
+    # Of a sealed segment that is made when an index is loaded, and of one that counts as small.
+    segment_rows: int = 65_536
+    small_rows: int = 8192
+    # So many small segments are merged into one.
+    most_small: int = 8
+    # Fewer are not worth the training of lists.
+    fewest_in_lists: int = 1024
+
+
+@dataclass(frozen=True, slots=True)
 class Limits:
     """Figures that the service goes by. Times are in seconds."""
 
@@ -34,9 +51,14 @@ class Limits:
     http_patience_s: float = 10.0
     # That a caller may be behind the least rate of bytes while others wait for room in memory.
     stalled_s: float = 20.0
+    # Payload files that all answers together hold open; those beyond it are opened when their turn comes.
+    open_files: int = 512
+    # Request ids that are remembered (34 MiB). At more than 660 retrievals a second the oldest are forgotten sooner.
+    requests_remembered: int = 200_000
+    index: IndexLimits = IndexLimits()
 
 
-STANDARD = Limits()
+INDEX, STANDARD = IndexLimits(), Limits()
 
 
 @dataclass(frozen=True, slots=True)

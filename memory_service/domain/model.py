@@ -1,4 +1,5 @@
-"""The words of the service as plain values; they cross every layer and know none of them."""
+"""The words of the service as plain values: banks, chunks, payloads, filters. Every layer uses them, and they know none
+of the layers."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -29,7 +30,7 @@ def metadata_bytes(pairs: Metadata) -> int:
 
 @dataclass(frozen=True, slots=True)
 class KvSpec:
-    """Which K-V a bank holds; without layers the bank holds vectors only."""
+    """Says which K-V a bank holds; a bank without layers holds vectors only."""
 
     reader_digest: str
     layers: tuple[int, ...]
@@ -45,7 +46,7 @@ class KvSpec:
 
 @dataclass(frozen=True, slots=True)
 class EmbeddingSpec:
-    """Which embeddings a bank is searched by; the metric is the inner product."""
+    """Says by which embeddings a bank is searched; the metric is the inner product."""
 
     embedder_digest: str
     dimension: int
@@ -53,7 +54,7 @@ class EmbeddingSpec:
 
 @dataclass(frozen=True, slots=True)
 class Capacity:
-    """The bound of a bank, in its own unit."""
+    """Bounds what a bank holds: at most `limit` of its unit, beyond which chunks are evicted."""
 
     unit: Unit
     limit: int
@@ -61,7 +62,8 @@ class Capacity:
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """Bounds in percent of the live chunks, target in percent of the capacity."""
+    """Says how a full bank makes room; see `domain.eviction`. `lower` and `upper` are in percent of the live chunks,
+    `target` is in percent of the capacity."""
 
     kind: PolicyKind = "frequency"
     lower: int = 10
@@ -71,7 +73,7 @@ class Policy:
 
 @dataclass(frozen=True, slots=True)
 class Quota:
-    """Hard bounds; 0 means unbounded. A write that would pass one is refused, never dropped."""
+    """Bounds a bank for good: a write that would pass a bound is refused. 0 means unbounded."""
 
     chunks: int = 0
     tokens: int = 0
@@ -80,7 +82,8 @@ class Quota:
 
 @dataclass(frozen=True, slots=True)
 class Expiry:
-    """`ttl` in microseconds from the writing, 0 for never; `renew`: every counted retrieval starts it anew."""
+    """Says when a chunk expires: `ttl` microseconds after the writing, 0 for never; with `renew`, after the last
+    counted retrieval."""
 
     ttl: int = 0
     renew: bool = False
@@ -88,7 +91,7 @@ class Expiry:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Figures of a bank now, and since it was created."""
+    """Counts what a bank holds now, and what was done to its chunks since it was created."""
 
     chunks: int = 0
     tokens: int = 0
@@ -102,7 +105,7 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Bank:
-    """A bank; times are microseconds since 1970."""
+    """A bank of chunks: its specs, its bounds, its usage. Times are in microseconds since 1970."""
 
     name: str
     kv: KvSpec
@@ -128,7 +131,7 @@ def bank_bytes(bank: Bank) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """One tensor of a payload: absolute byte offset in the file, byte length, xxh3-64."""
+    """Describes a tensor of a payload: `offset` in its object and `length` in bytes, `checksum` as xxh3-64."""
 
     name: str
     dtype: DType
@@ -140,7 +143,7 @@ class Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Producer:
-    """What made a payload."""
+    """Says what has made a payload."""
 
     method: str = ""
     version: str = ""
@@ -151,7 +154,8 @@ class Producer:
 
 @dataclass(frozen=True, slots=True)
 class Payload:
-    """Descriptor of a payload; seed and checksum are the store's. Its kind goes with the names of its tensors."""
+    """Describes the K-V of a chunk; its kind goes with the names of its tensors. `seed`, `checksum` and the checksums
+    of the tensors are those of the object, once it is stored."""
 
     tensors: tuple[Tensor, ...]
     producer: Producer
@@ -166,13 +170,14 @@ class Payload:
 
     @property
     def length(self) -> int:
-        """Bytes of all tensors."""
+        """Return the bytes of all tensors."""
         return sum(tensor.length for tensor in self.tensors)
 
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """The unit written, retrieved, counted, evicted. Embedding float32 LE [d], token ids int32 LE [n], times in us."""
+    """The unit that is written, retrieved, counted and evicted. `embedding` is float32 LE [d], `token_ids` int32 LE
+    [n]; times are in microseconds since 1970."""
 
     key: bytes
     start: int
@@ -198,7 +203,7 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """A range of numbers: those within all bounds that are stated."""
+    """A range of numbers, which has those within all bounds that are stated."""
 
     at_least: float | None = None
     above: float | None = None
@@ -208,10 +213,8 @@ class Range:
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """On one metadata key: its value is one of `values` and a number within `range`; without both, the key exists.
-
-    `negate`: it must not hold.
-    """
+    """A condition on one metadata key: its value is one of `values` and a number within `range`; without both, the key
+    exists. With `negate` that must not hold."""
 
     key: str
     values: tuple[Scalar, ...] = ()
@@ -221,7 +224,8 @@ class Condition:
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """Which chunks count; all that is stated must hold. Ranges are half open; times in microseconds since 1970."""
+    """Says which chunks count: those for which all holds that is stated. Ranges are half open; times are in
+    microseconds since 1970."""
 
     metadata: tuple[Condition, ...] = ()
     created_from: int | None = None
@@ -233,7 +237,8 @@ class Filter:
 
 @dataclass(frozen=True, slots=True)
 class IndexStats:
-    """A bank's index now. `vectors`: removed ones (`tombstones`) too; `recall`: of the exact top 10, None for exact."""
+    """The figures of the index of a bank now. `vectors` counts removed ones (`tombstones`) too; `recall` is that of the
+    exact top 10, None where the index is exact."""
 
     kind: IndexKind = "exact"
     loaded: bool = False
@@ -246,7 +251,7 @@ class IndexStats:
 
 @dataclass(frozen=True, slots=True)
 class Eviction:
-    """A chunk that went, or would go next; `evicted` is None in the second case."""
+    """A chunk that was evicted, or would be next; `evicted` is the time, None in the second case."""
 
     chunk_id: int
     reason: EvictionReason

@@ -1,4 +1,5 @@
-"""What a request may say: pure checks of banks, chunks and tensors. Owns the shape rules of a payload."""
+"""The checks of what a request says of banks, chunks and tensors. This file owns the shapes that the tensors of a
+payload may have."""
 
 import math
 from collections.abc import Sequence
@@ -27,7 +28,7 @@ LARGEST_TTL = 1000 * 365 * 24 * 3600 * 1_000_000
 
 
 def bank(new: Bank) -> None:
-    """A bank to create or update. Errors: INVALID_FIELD."""
+    """Check a bank that is to be created or updated. Errors: INVALID_FIELD."""
     if not (1 <= len(new.name) <= LARGEST_NAME) or not new.name.isprintable() or new.name.strip() != new.name:
         raise invalid("bank.name", f"must have 1 to {LARGEST_NAME} printable characters, without blanks at the ends")
     _kv(new.kv)
@@ -79,7 +80,7 @@ def _word(field: str, text: str) -> None:
 
 
 def metadata(field: str, pairs: Metadata) -> None:
-    """Errors: INVALID_FIELD."""
+    """Check the bytes and characters of metadata. field: the name that an error gives it. Errors: INVALID_FIELD."""
     texts = [*pairs, *(value for value in pairs.values() if isinstance(value, str))]
     numbers = sum(not isinstance(value, str) for value in pairs.values())
     size = sum(len(text.encode()) for text in texts) + NUMBER_BYTES * numbers
@@ -90,15 +91,21 @@ def metadata(field: str, pairs: Metadata) -> None:
 
 
 def names(field: str, found: Sequence[str]) -> None:
-    """Names of banks in a request. Errors: INVALID_FIELD."""
+    """Check the names of banks in a request. Errors: INVALID_FIELD."""
     if not 1 <= len(found) <= MOST_NAMES:
         raise invalid(field, f"must name 1 to {MOST_NAMES} banks, names {len(found)}")
     if len(set(found)) != len(found):
         raise invalid(field, "must name each bank once")
 
 
+def ids(chunk_ids: Sequence[int]) -> None:
+    """Check how many chunks a request names. Errors: INVALID_FIELD."""
+    if not 1 <= len(chunk_ids) <= MOST_IDS:
+        raise invalid("chunk_ids", f"must have 1 to {MOST_IDS} ids")
+
+
 def hits(queries: int, top_k: int) -> None:
-    """Errors: INVALID_FIELD."""
+    """Check how many hits a request asks for. Errors: INVALID_FIELD."""
     if not 1 <= top_k <= MOST_IDS:
         raise invalid("top_k", f"must be from 1 to {MOST_IDS}")
     if queries * top_k > MOST_HITS:
@@ -107,14 +114,16 @@ def hits(queries: int, top_k: int) -> None:
 
 
 def reader(bank_: Bank, digest: str, *, required: bool = True) -> None:
-    """The K-V must be of the model that reads them. Errors: READER_MISMATCH."""
+    """Check that the K-V of a bank are of the model that reads them. digest: that of the model, "" where the request
+    does not state it, which it must where that is `required`. Errors: READER_MISMATCH."""
     if digest == bank_.kv.reader_digest or (not digest and not required):
         return
     _mismatch("READER_MISMATCH", f"bank {bank_.name} holds K-V of reader", bank_.kv.reader_digest, digest)
 
 
 def embedder(bank_: Bank, digest: str) -> None:
-    """Vectors of two embedders cannot be compared. Errors: EMBEDDER_MISMATCH."""
+    """Check that a request has vectors of the bank's embedder: those of two cannot be compared. Errors:
+    EMBEDDER_MISMATCH."""
     if digest != bank_.embedding.embedder_digest:
         expected = bank_.embedding.embedder_digest
         _mismatch("EMBEDDER_MISMATCH", f"bank {bank_.name} holds embeddings of embedder", expected, digest)
@@ -126,14 +135,15 @@ def _mismatch(reason: Reason, what: str, expected: str, digest: str) -> None:
 
 
 def dimension(bank_: Bank, stated: int) -> None:
-    """Of queries; 0 states none. Errors: INVALID_FIELD."""
+    """Check the dimension that a request states for its queries; 0 states none. Errors: INVALID_FIELD."""
     if stated not in (0, bank_.embedding.dimension):
         text = f"have {stated} numbers each, and the embeddings of bank {bank_.name} {bank_.embedding.dimension}"
         raise invalid("queries", text)
 
 
 def vectors(data: bytes, dimension: int, field: str) -> NDArray[np.float32]:
-    """float32 LE bytes as [n, dimension]. Errors: INVALID_FIELD, NOT_FINITE."""
+    """Return float32 LE bytes as vectors [n, dimension]. field: the name that an error gives them. Errors:
+    INVALID_FIELD, NOT_FINITE."""
     if not data or len(data) % (4 * dimension):
         raise invalid(field, f"{len(data)} bytes are not vectors of {dimension} float32")
     matrix = np.frombuffer(data, "<f4").reshape(-1, dimension)
@@ -145,13 +155,13 @@ def vectors(data: bytes, dimension: int, field: str) -> NDArray[np.float32]:
 
 
 def layers(bank_: Bank, wanted: Sequence[int]) -> None:
-    """Errors: INVALID_FIELD for a layer that the bank does not hold."""
+    """Check that a bank holds the layers that a request names. Errors: INVALID_FIELD."""
     if unknown := sorted(set(wanted) - set(bank_.kv.layers)):
         raise invalid("layers", f"bank {bank_.name} has no layer {unknown[0]}")
 
 
 def chunk(bank_: Bank, new: Chunk, largest: int) -> None:
-    """A chunk to write, without its bytes; `largest`: bytes that its payload may have.
+    """Check a chunk that is to be written, without its bytes of K-V. largest: the bytes that these may have.
 
     Errors: INVALID_FIELD, NOT_FINITE, TENSOR_MISMATCH, TOO_LARGE.
     """
@@ -184,7 +194,8 @@ def chunk(bank_: Bank, new: Chunk, largest: int) -> None:
 
 
 def _soft_tokens(bank_: Bank, new: Chunk, tensors: Sequence[Tensor]) -> None:
-    """Exactly `soft`, as wide as the model's input embeddings, of one row for each stored token."""
+    """Check that the tensors are exactly `soft`, which is as wide as the model's input embeddings and has one row for
+    each stored token. Errors: TENSOR_MISMATCH, INVALID_FIELD."""
     kv = bank_.kv
     if not kv.hidden_size:
         text = f"bank {bank_.name} takes no soft tokens: it was made without a hidden size"
@@ -202,7 +213,8 @@ def _soft_tokens(bank_: Bank, new: Chunk, tensors: Sequence[Tensor]) -> None:
 
 
 def _layer_kv(bank_: Bank, new: Chunk, tensors: Sequence[Tensor]) -> None:
-    """Exactly k, v and pos of every layer, of one m in a layer; the largest m is the stored length."""
+    """Check that the tensors are exactly k, v and pos of every layer, of one m in a layer; the largest m is the stored
+    length. Errors: TENSOR_MISMATCH, INVALID_FIELD."""
     kv = bank_.kv
     by_name = {tensor.name: tensor for tensor in tensors}
     expected = {f"{kind}.{layer}" for layer in kv.layers for kind in ("k", "v", "pos")}
@@ -232,7 +244,10 @@ def _expect(tensor: Tensor, dtypes: Sequence[str | None], shapes: Sequence[tuple
 
 
 def positions(tensor: Tensor, data: memoryview, original_length: int) -> None:
-    """Offsets of kept tokens: ascending, within the chunk. Errors: TENSOR_MISMATCH."""
+    """Check the positions of kept tokens: they ascend, and are within the chunk.
+
+    data: int32 LE, of the tensor's shape. Errors: TENSOR_MISMATCH.
+    """
     values = np.frombuffer(data, "<i4").reshape(tensor.shape)
     if values.min() < 0 or values.max() >= original_length:
         raise _tensor_mismatch(tensor.name, f"has positions outside 0 to {original_length - 1}")

@@ -5,23 +5,24 @@ Methods block and are called from storage threads.
 """
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 
 from memory_service.domain import validate
 from memory_service.domain.answer_size import most_bytes
-from memory_service.domain.errors import bank_not_found, chunk_not_found, damaged_chunk, invalid, not_mounted
+from memory_service.domain.errors import bank_not_found, chunk_not_found
+from memory_service.domain.limits import NO_PAUSES, STANDARD, Limits, Pauses
 from memory_service.domain.model import Bank, Chunk, Eviction, Filter, IndexStats, Metadata, bank_bytes, metadata_bytes
 from memory_service.domain.payload import Buffer
 from memory_service.observe.metrics import Metrics
+from memory_service.operations.damage import Damage
 from memory_service.operations.paging import page
+from memory_service.operations.reading import Recall
 from memory_service.operations.writing import Admitted, Writes
-from memory_service.search import SearchIndexes
+from memory_service.search import IndexOptions, SearchIndexes
 from memory_service.settings import Settings
-from memory_service.storage.base import FlawedError, Sizes, Totals, Written
-from memory_service.storage.local.engine import LocalEngine
-from memory_service.storage.local.files.staging import StagedFile
+from memory_service.storage.base import Engine, Sizes, Staged, Totals, Written
 
 _log = logging.getLogger(__name__)
 
@@ -29,20 +30,37 @@ _log = logging.getLogger(__name__)
 class Banks:
     """The banks of an engine, and the index of each."""
 
-    def __init__(self, engine: LocalEngine, settings: Settings, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        settings: Settings,
+        metrics: Metrics,
+        limits: Limits = STANDARD,
+        pauses: Pauses = NO_PAUSES,
+    ) -> None:
         """Begin to serve what an engine holds. The caller closes the engine, after these banks. Errors: those of
         `Engine.begin`."""
         self.engine = engine
         self.store = engine.store
         self.metrics = metrics
         self._writes = Writes(engine, metrics, settings.max_chunk_bytes)
+        self.damage = Damage(engine.store, engine.objects)
         with ExitStack() as begun:
-            self.indexes = SearchIndexes(engine.records, settings)
+            options = IndexOptions(
+                engine.cache,
+                settings.ivf_from,
+                settings.index_idle,
+                settings.min_free,
+                settings.durability == "fsync",
+                limits.index,
+            )
+            self.indexes = SearchIndexes(engine.store, options, pauses=pauses)
             begun.callback(self.indexes.close)
             begun.callback(engine.rest)
             engine.store.follow(self.indexes)
             engine.begin()
             begun.pop_all()
+        self.recall = Recall(engine, self.indexes, self.damage, metrics, settings.max_answer_bytes, limits, pauses)
 
     def close(self) -> None:
         """Finish what is under way, and keep the indexes in their files."""
@@ -137,7 +155,7 @@ class Banks:
         bytes."""
         return self._writes.admit(name, reader_digest, embedder_digest, chunk)
 
-    def write(self, admitted: Admitted, data: Buffer | StagedFile) -> "Future[Written]":
+    def write(self, admitted: Admitted, data: Buffer | Staged) -> "Future[Written]":
         """Store an admitted chunk; see `Writes.begin`."""
         return self._writes.begin(admitted, data)
 
@@ -146,42 +164,21 @@ class Banks:
     def delete_chunks(self, name: str, chunk_ids: Sequence[int]) -> int:
         """Delete chunks, and return how many existed. Errors: BANK_NOT_FOUND, INVALID_FIELD."""
         bank = self.named(name)
-        _check_ids(chunk_ids)
+        validate.ids(chunk_ids)
         return len(self.store.remove(bank, chunk_ids).result())
 
     def pin_chunks(self, name: str, chunk_ids: Sequence[int], pinned: bool) -> int:
         """Protect chunks from eviction, or no longer, and return how many exist. Errors: BANK_NOT_FOUND,
         INVALID_FIELD."""
         bank = self.named(name)
-        _check_ids(chunk_ids)
+        validate.ids(chunk_ids)
         return self.store.pin(bank, chunk_ids, pinned)
-
-    def quarantine(self, bank: Bank, chunk_id: int, why: str = "stored bytes are damaged") -> None:
-        """Take a damaged chunk out of service; its object and what its records said are kept aside.
-
-        Errors: STORAGE_ERROR when no object of the bank is there: then it is the disk that is missing, not the chunk.
-        """
-        if bank.kv.layers and not self.engine.objects.present(bank.uid):
-            raise not_mounted(bank.name)
-        if self.store.set_aside(bank, {chunk_id: why}):
-            _log.error("chunk %d of bank %s is damaged and quarantined", chunk_id, bank.name)
-
-    @contextmanager
-    def without_flawed(self) -> Iterator[None]:
-        """Take rows that the block meets and that cannot be used out of service, so that the next call does without
-        them. Errors: CHECKSUM_MISMATCH for this call."""
-        try:
-            yield
-        except FlawedError as error:
-            for chunk_id, why in error.flaws.items():
-                self.quarantine(error.bank, chunk_id, why)
-            raise damaged_chunk(min(error.flaws)) from error
 
     def get_chunk(self, name: str, chunk_id: int, *, embedding: bool) -> Chunk:
         """Return a chunk without its K-V. Errors: BANK_NOT_FOUND, CHUNK_NOT_FOUND."""
         bank = self.named(name)
         self.store.show_counts()
-        with self.without_flawed(), self.store.read() as view:
+        with self.damage.without_flawed(), self.store.read() as view:
             chunk = view.chunk(bank, chunk_id, embedding=embedding)
         if chunk is None:
             raise chunk_not_found(name, chunk_id)
@@ -193,7 +190,7 @@ class Banks:
         """Return a page of chunks ascending by id, from the first one after `after`, and whether there are more."""
         bank = self.named(name)
         self.store.show_counts()
-        with self.without_flawed(), self.store.read() as view:
+        with self.damage.without_flawed(), self.store.read() as view:
             return page(view.page(bank, after, filter_, embedding=embedding), limit, most_bytes)
 
     def update_chunk(self, name: str, chunk_id: int, metadata: Metadata) -> Chunk:
@@ -219,8 +216,3 @@ class Banks:
         bank = self.named(name)
         with self.store.read() as view:
             return page(view.evictions(bank, before), limit, lambda eviction: metadata_bytes(eviction[1].metadata))
-
-
-def _check_ids(chunk_ids: Sequence[int]) -> None:
-    if not 1 <= len(chunk_ids) <= validate.MOST_IDS:
-        raise invalid("chunk_ids", f"must have 1 to {validate.MOST_IDS} ids")

@@ -19,9 +19,7 @@ from memory_service.domain.errors import ServiceError, bank_not_found, not_mount
 from memory_service.domain.model import Bank, Chunk, Payload
 from memory_service.domain.payload import Buffer, check_bytes, copy_of
 from memory_service.observe.metrics import Metrics
-from memory_service.storage.base import NotThereError, Store, Written
-from memory_service.storage.local.engine import LocalEngine
-from memory_service.storage.local.files.staging import StagedFile
+from memory_service.storage.base import Engine, NotThereError, Staged, Store, Written
 
 
 @dataclass(slots=True)
@@ -46,7 +44,7 @@ class Admitted:
 class Writes:
     """Writes chunks into the banks of an engine."""
 
-    def __init__(self, engine: LocalEngine, metrics: Metrics, max_chunk_bytes: int) -> None:
+    def __init__(self, engine: Engine, metrics: Metrics, max_chunk_bytes: int) -> None:
         self._engine = engine
         self._store = engine.store
         self._metrics = metrics
@@ -61,7 +59,7 @@ class Writes:
         validate.chunk(bank, chunk, self._max_chunk_bytes)
         return Admitted(bank, chunk, self._store)
 
-    def begin(self, admitted: Admitted, data: Buffer | StagedFile) -> "Future[Written]":
+    def begin(self, admitted: Admitted, data: Buffer | Staged) -> "Future[Written]":
         """Store an admitted chunk that has its id; the future resolves when it is durable and can be found.
 
         `data`: the payload's tensors in descriptor order, with the checksums (seed 0) that the descriptor states.
@@ -78,7 +76,7 @@ class Writes:
         done.add_done_callback(lambda _: reserved.give())
         return done
 
-    def _begin(self, bank: Bank, chunk: Chunk, data: Buffer | StagedFile) -> "Future[Written]":
+    def _begin(self, bank: Bank, chunk: Chunk, data: Buffer | Staged) -> "Future[Written]":
         digest = digests.of_request(chunk)
         expiry = bank.expiry if chunk.expiry is None else chunk.expiry
         size = stored_bytes(chunk, json.dumps(dict(chunk.metadata)))
@@ -86,7 +84,7 @@ class Writes:
         stored = replace(chunk, bank=bank.name, created=created, expiry=expiry, stored_bytes=size)
         if chunk.payload is None:
             return self._store.add(bank, stored, digest)
-        if not isinstance(data, StagedFile):
+        if isinstance(data, Buffer):
             check_bytes(chunk, data)
         if (written := self._replay_of(bank, chunk, digest, data)) is not None:
             return _done(written)
@@ -95,7 +93,7 @@ class Writes:
         done.add_done_callback(partial(self._settled, bank, chunk.chunk_id))
         return done
 
-    def _replay_of(self, bank: Bank, chunk: Chunk, digest: bytes, data: Buffer | StagedFile) -> Written | None:
+    def _replay_of(self, bank: Bank, chunk: Chunk, digest: bytes, data: Buffer | Staged) -> Written | None:
         """Find an earlier write of the same key, before anything is stored. What was staged for this one is removed.
         Errors: KEY_REUSED; STORAGE_ERROR where the disk is missing on which that write was stored."""
         objects = self._engine.objects
@@ -106,25 +104,26 @@ class Writes:
             refusal = None
         except ServiceError as error:
             written, refusal = None, error
-        if isinstance(data, StagedFile):
+        if not isinstance(data, Buffer):
             objects.discard(data)
-        if not objects.present(bank.uid):
+        if not objects.there(bank.uid):
             raise not_mounted(bank.name)
         if refusal is not None:
             raise refusal
         return written
 
-    def _stored(self, bank: Bank, chunk: Chunk, payload: Payload, digest: bytes, data: Buffer | StagedFile) -> Payload:
+    def _stored(self, bank: Bank, chunk: Chunk, payload: Payload, digest: bytes, data: Buffer | Staged) -> Payload:
         """Make the object of a chunk, durably, and return its descriptor."""
         # What is staged is on the disk already.
-        size = 0 if isinstance(data, StagedFile) else len(data)
+        size = len(data) if isinstance(data, Buffer) else 0
         copy, objects = partial(copy_of, chunk, digest), self._engine.objects
         try:
             with self._engine.space.for_payload(size), self._metrics.stages["store"].time():
-                if isinstance(data, StagedFile):
-                    check = partial(check_bytes, chunk)
-                    return objects.adopt(bank.uid, chunk.chunk_id, payload, data, check, copy)
-                return objects.write(bank.uid, chunk.chunk_id, payload, data, copy)
+                if isinstance(data, Buffer):
+                    return objects.put(bank.uid, chunk.chunk_id, payload, data, copy)
+                with objects.adopt(bank.uid, chunk.chunk_id, payload, data) as adopted:
+                    check_bytes(chunk, adopted.data)
+                    return adopted.store(copy)
         except (NotThereError, FileNotFoundError, NotADirectoryError) as error:
             if all(known.bank_id != bank.bank_id for known in self._store.known_banks()):
                 raise bank_not_found(bank.name) from None
@@ -134,7 +133,7 @@ class Writes:
         """Delete the object of a chunk that was refused, or is there already."""
         error = done.exception()
         if isinstance(error, ServiceError) or (error is None and done.result().replayed):
-            self._engine.later(partial(self._engine.objects.unlink, bank.uid, [chunk_id]))
+            self._engine.later(partial(self._engine.objects.delete, bank.uid, [chunk_id]))
 
 
 def _done(written: Written) -> "Future[Written]":

@@ -1,5 +1,5 @@
-"""FAISS, and the same index on a GPU where there is one. Owns the rule that a GPU is a help and never a condition: what
-it cannot do, or fails to do, is done by the CPU."""
+"""FAISS, and the same index on a GPU where there is one. This file owns the rule that a GPU is a help and never a
+condition: what it cannot do, or fails to do, is done by the CPU."""
 
 import logging
 import threading
@@ -10,14 +10,15 @@ import faiss as _faiss
 # Its stubs describe it in part.
 faiss: Any = _faiss
 
-# Of the hits that a GPU can sort.
+# So many hits a GPU can sort.
 _MOST = 2048
 _log = logging.getLogger(__name__)
 _resources: list[Any] = []
 
 
 class GpuCopy:
-    """A copy of a sealed fp16 index on the first GPU, made by the first search; searched by one thread at a time."""
+    """Holds a copy of a sealed fp16 index on the first GPU. The first search makes it; one thread at a time
+    searches."""
 
     def __init__(self, index: Any) -> None:
         self._index = index
@@ -27,11 +28,11 @@ class GpuCopy:
 
     @property
     def in_use(self) -> bool:
-        """Whether scores may be a GPU's: there the query is fp16 too."""
+        """Tell whether scores may be those of a GPU, where the query is fp16 too."""
         return self._copy is not None
 
     def search(self, queries: Any, width: int, **parameters: Any) -> Any:
-        """As the index itself, or None."""
+        """Search the copy as one searches the index itself; return None where the index must be searched."""
         if (self._tried and self._copy is None) or width > _MOST:
             return None
         with self._lock:
@@ -59,5 +60,5 @@ def _cloned(index: Any) -> Any:
 
 
 def selector(bits: Any) -> Any:
-    """Of the rows whose bit is set; None for all."""
+    """Make what lets FAISS find only the rows whose bit is set; None lets it find all."""
     return None if bits is None else faiss.IDSelectorBitmap(bits)

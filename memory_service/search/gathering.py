@@ -1,5 +1,5 @@
-"""Segments made of the living rows of others. Owns that none is lost and none is there twice: the ids of the new
-segment are those of its sources, ascending."""
+"""Segments that are made of the living rows of others. This file owns that no row is lost and none is there twice: the
+ids of the new segment are those of its sources, ascending."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -11,7 +11,8 @@ from memory_service.search.segments import Flat, Half, Ids, Segment, encode, fit
 
 
 class Piece(NamedTuple):
-    """Some vectors [n, d] of a source, float32 or fp16, and their rows in the new segment."""
+    """Some vectors [n, d] of a source, float32 or fp16, with their rows [n] in the new segment. `number` counts the
+    pieces of the source."""
 
     source: Segment
     number: int
@@ -20,9 +21,10 @@ class Piece(NamedTuple):
 
 
 class Gathering:
-    """The living rows of `sources` at this moment, as rows of one new segment."""
+    """Puts the living rows of other segments into the order of one new segment."""
 
     def __init__(self, sources: Sequence[Segment]) -> None:
+        """Take the rows that live at this moment."""
         alive = [source.alive() for source in sources]
         ids = np.concatenate([source.ids[rows] for source, rows in zip(sources, alive, strict=True)])
         order = np.argsort(ids)
@@ -40,7 +42,7 @@ class Gathering:
             self._places.append((source, place))
 
     def pieces(self) -> Iterator[Piece]:
-        """All rows, in the order of the sources; `number` counts the pieces of a source."""
+        """Yield all rows, in the order of the sources."""
         for source, place in self._places:
             for number, (rows, vectors) in enumerate(source.pieces()):
                 into = place[rows]
@@ -48,7 +50,7 @@ class Gathering:
                 yield Piece(source, number, into[alive], vectors if alive.all() else vectors[alive])
 
     def sample(self, count: int) -> NDArray[np.float32]:
-        """`count` of the vectors [count, d], spread evenly at random."""
+        """Return so many of the vectors [count, d], chosen evenly at random."""
         chosen = np.zeros(len(self.ids), bool)
         chosen[np.random.default_rng(1).choice(len(self.ids), count, replace=False)] = True
         sample = np.empty((count, self.dimension), np.float32)
@@ -61,7 +63,7 @@ class Gathering:
 
 
 def as_fp16(piece: Piece) -> tuple[NDArray[np.float16], float]:
-    """The vectors of a piece, and how far they may be from the true ones."""
+    """Return the vectors of a piece as fp16, and how far they may be from the true ones."""
     if piece.vectors.dtype == np.float16:
         return piece.vectors, piece.source.error
     codes = np.empty(piece.vectors.shape, np.float16)
@@ -69,7 +71,7 @@ def as_fp16(piece: Piece) -> tuple[NDArray[np.float16], float]:
 
 
 def half(sources: Sequence[Segment]) -> Half | None:
-    """One fp16 segment; None where the vectors do not fit into fp16."""
+    """Make one fp16 segment of the living rows of others; None where their vectors do not fit into fp16."""
     gathering = Gathering(sources)
     made = Half(gathering.dimension, gathering.ids)
     for piece in gathering.pieces():
@@ -83,7 +85,7 @@ def half(sources: Sequence[Segment]) -> Half | None:
 
 
 def flat(sources: Sequence[Flat]) -> Flat:
-    """One float32 segment."""
+    """Make one float32 segment of the living rows of others."""
     gathering = Gathering(sources)
     made = Flat(gathering.dimension, len(gathering.ids))
     made.fill(len(gathering.ids))

@@ -1,6 +1,6 @@
-"""The index of one bank: segments, the last of which grows. Owns exactness: rough scores only choose candidates, and
-what is answered is scored in float32 from the true vectors, score descending, ties by lower id, also at the border of
-the top k."""
+"""The index of one bank: segments, the last of which grows. This file owns exactness: rough scores, whose error is
+bounded, only choose candidates; what is answered is scored from the true vectors (`domain.scoring`), so that the order
+is right also at the border of the top k."""
 
 import threading
 from collections.abc import Callable, Sequence
@@ -10,16 +10,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memory_service.domain import cancellation
+from memory_service.domain.limits import INDEX, IndexLimits
 from memory_service.domain.scoring import NOTHING, Best, best_of
 from memory_service.search.engine import faiss
 from memory_service.search.segments import Bits, Flat, Ids, Segment, bits_of
 
 Vectors = NDArray[np.float32]
-# The true vectors [m, d] of those of the ids (ascending) that still exist, with these ids.
+# Reads the true vectors [m, d] of those of the ids (ascending) that still exist; returns these ids [m] with them.
 Read = Callable[[Ids], tuple[Ids, Vectors]]
 
-TAIL_ROWS = 8192
-TAIL_BYTES = 16 * 1024 * 1024
+_TAIL_BYTES = 16 * 1024 * 1024
 # More candidates than hits that are asked for, so that most searches need one round.
 _SPARE = 56
 _WIDER = 4
@@ -27,14 +27,12 @@ _WIDER = 4
 _MOST_CANDIDATES = 1 << 20
 # Products of numbers in one pass; some tenths of a second.
 _MOST_PRODUCTS = 1 << 31
-# So few of the rows are read and scored without a search.
-_FEW = 1000
 _NO_IDS: Ids = np.empty(0, np.int64)
 _LARGEST_SCORE = float(np.finfo(np.float32).max)
 
 
 class Selection(NamedTuple):
-    """Which chunks may be found: those `allowed` (None: all) and not `excluded`; ids ascending."""
+    """Says which chunks may be found: those that are `allowed` (all, for None) and not `excluded`. Ids ascend."""
 
     allowed: Ids | None = None
     excluded: Ids = _NO_IDS
@@ -43,23 +41,28 @@ class Selection(NamedTuple):
 ALL = Selection()
 
 
-def tail_rows(dimension: int) -> int:
-    """How far a tail grows."""
-    return min(TAIL_ROWS, TAIL_BYTES // (4 * dimension))
+def tail_rows(dimension: int, limits: IndexLimits) -> int:
+    """Return the rows to which a tail grows."""
+    return min(limits.tail_rows, _TAIL_BYTES // (4 * dimension))
 
 
 class BankIndex:
-    """Any number of threads may search; `add` and `remove` are for one thread, `replace` for one other."""
+    """The index of a bank. Any number of threads may search; `add` and `remove` are for one thread, `replace` and
+    `seal_tail` for one other."""
 
-    def __init__(self, dimension: int, segments: Sequence[Segment] = (), tail: Flat | None = None) -> None:
+    def __init__(
+        self, dimension: int, segments: Sequence[Segment] = (), tail: Flat | None = None, limits: IndexLimits = INDEX
+    ) -> None:
+        """Make an index of sealed segments and of a tail, which is the one that grows."""
         self.dimension = dimension
-        self._segments: tuple[Segment, ...] = (*segments, tail or Flat(dimension, tail_rows(dimension)))
+        self.limits = limits
+        self._segments: tuple[Segment, ...] = (*segments, tail or Flat(dimension, tail_rows(dimension, limits)))
         # Around changes; a search takes the tuple as it is.
         self._lock = threading.Lock()
 
     @property
     def segments(self) -> tuple[Segment, ...]:
-        """As they are now; the last one grows."""
+        """Return the segments as they are now; the last one grows."""
         return self._segments
 
     def __len__(self) -> int:
@@ -68,7 +71,7 @@ class BankIndex:
     # Changes
 
     def add(self, ids: Ids, vectors: Vectors) -> bool:
-        """New chunks, [n] and [n, d]; whether a segment became full."""
+        """Add chunks, ids [n] and vectors [n, d]; return whether a segment became full."""
         full = False
         with self._lock:
             while len(ids):
@@ -81,7 +84,7 @@ class BankIndex:
         return full
 
     def remove(self, ids: Ids) -> bool:
-        """Chunks that are gone; ids that are not there are fine. Whether a segment has decayed."""
+        """Take out chunks that are gone, where they are there; return whether a segment has decayed."""
         ids = np.sort(ids)
         with self._lock:
             for segment in self._segments:
@@ -89,13 +92,14 @@ class BankIndex:
             return any(segment.decayed for segment in self._segments[:-1])
 
     def seal_tail(self) -> None:
-        """Let the tail be as it is, and begin a new one."""
+        """Let the tail grow no more, and begin a new one."""
         with self._lock:
             if self._tail.rows:
                 self._begin_tail()
 
     def replace(self, old: Sequence[Segment], new: Sequence[Segment]) -> None:
-        """Put `new`, made of the living rows of `old`, in their place. Errors: RuntimeError when rows are missing."""
+        """Put segments that were made of the living rows of `old` in their place. Errors: RuntimeError where rows are
+        missing."""
         with self._lock:
             gone = np.sort(np.concatenate([segment.dead_ids() for segment in old]))
             for segment in new:
@@ -113,14 +117,17 @@ class BankIndex:
         return tail
 
     def _begin_tail(self) -> Flat:
-        tail = Flat(self.dimension, tail_rows(self.dimension))
+        tail = Flat(self.dimension, tail_rows(self.dimension, self.limits))
         self._segments = (*self._segments, tail)
         return tail
 
     # Search
 
     def search(self, queries: Vectors, top_k: int, read: Read, selection: Selection = ALL) -> list[Best]:
-        """The best `top_k` (or all, if fewer) for each of `queries` [n, d]. Errors: Cancelled, between two passes."""
+        """Find the best `top_k` chunks, or all where there are fewer, for each of `queries` [n, d].
+
+        read: reads true vectors. selection: the chunks that may be found. Errors: Cancelled, between two passes.
+        """
         faiss.omp_set_num_threads(1)  # per thread; our own threads are the parallel ones
         while True:
             best, gone = self._search(queries, top_k, read, selection)
@@ -130,10 +137,11 @@ class BankIndex:
             selection = selection._replace(excluded=np.union1d(selection.excluded, gone))
 
     def _search(self, queries: Vectors, top_k: int, read: Read, selection: Selection) -> tuple[list[Best], Ids]:
-        """Also candidates that are gone; if there are any, the answer is none."""
+        """Return the best for each query, and the ids of candidates that are gone; where there are such, the former is
+        no answer."""
         segments = [segment for segment in self._segments if segment.live]
         rows = sum(segment.rows for segment in segments)
-        if selection.allowed is not None and _FEW * len(selection.allowed) <= rows:
+        if selection.allowed is not None and self.limits.read_one_of * len(selection.allowed) <= rows:
             ids, vectors = read(np.setdiff1d(selection.allowed, selection.excluded))
             if not len(ids):
                 return [NOTHING] * len(queries), _NO_IDS
@@ -154,7 +162,8 @@ class BankIndex:
 
 
 class _View(NamedTuple):
-    """A segment with the rows that count: `bits` None for all. Over all views rows are numbered from `begin` on."""
+    """A segment with the rows that count: those whose bit is set, `number` of them (all, where `bits` is None). Over
+    all views, its rows are numbered from `begin` on."""
 
     segment: Segment
     bits: Bits | None
@@ -163,7 +172,7 @@ class _View(NamedTuple):
 
 
 def _views(segments: Sequence[Segment], selection: Selection) -> list[_View]:
-    """Those of which any row counts."""
+    """Return the views of the segments of which any row counts."""
     views, begin = [], 0
     for segment in segments:
         # First, because a tail may grow meanwhile.
@@ -196,7 +205,7 @@ def _below(rows: int, some: Ids) -> Ids:
 
 
 def _candidates(views: Sequence[_View], queries: Vectors, top_k: int) -> list[Ids]:
-    """For each query the numbers of all rows that can be among its best, and of few others."""
+    """Choose, for each query, the numbers of all rows that can be among its best, and of few others."""
     chosen: list[Ids] = [_NO_IDS] * len(queries)
     norms = np.sqrt(np.einsum("nd,nd->n", queries, queries, dtype=np.float64))[:, None]
     pending, width = np.arange(len(queries)), top_k + _SPARE
@@ -219,8 +228,11 @@ def _candidates(views: Sequence[_View], queries: Vectors, top_k: int) -> list[Id
 def _rough(
     view: _View, queries: Vectors, norms: NDArray[np.float64], width: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], Ids]:
-    """Bounds of the scores, lower and upper, and numbers of the best rows [n, w], descending; where there are no more,
-    -inf and -1."""
+    """Bound the scores of the best rows of a view, for queries [n, d] of these norms.
+
+    Returns lower and upper bounds, and numbers of rows, [n, w] each and descending; -inf and -1 where there are no more
+    rows.
+    """
     segment = view.segment
     scaled, factors = _scaled(queries, norms, segment.largest)
     # One more than there are now (a tail may have grown), so that -1 at the end says that these are all.
@@ -240,7 +252,8 @@ def _rough(
 
 
 def _scaled(queries: Vectors, norms: NDArray[np.float64], largest: float) -> tuple[Vectors, NDArray[np.float64] | None]:
-    """Queries times powers of two with which no product leaves float32; None: as they are."""
+    """Multiply queries by powers of two with which no product leaves float32. Returns the queries and the factors; None
+    where they are as they were."""
     if float(norms.min()) * largest > 1e-20 and float(norms.max()) * largest < 1e30:
         return queries, None
     exponent = -np.frexp(norms)[1] + np.clip(-np.frexp(largest)[1], -120, 120)
@@ -249,7 +262,7 @@ def _scaled(queries: Vectors, norms: NDArray[np.float64], largest: float) -> tup
 
 
 def _border(lower: NDArray[np.float64], top_k: int) -> NDArray[np.float64]:
-    """What a score must reach, at least, to be among the best: [n]."""
+    """Return what a score must reach, at least, to be among the best [n]. lower: lower bounds of scores [n, w]."""
     if lower.shape[1] < top_k:
         return np.full(len(lower), -np.inf)
     border = np.partition(lower, -top_k, axis=1)[:, -top_k]
@@ -259,7 +272,8 @@ def _border(lower: NDArray[np.float64], top_k: int) -> NDArray[np.float64]:
 
 
 class _Pool:
-    """The true vectors of all candidates of some queries, each once: from memory where they are, else read at once."""
+    """Holds the true vectors of all candidates of some queries, each once. They come from memory where it has them; the
+    others are read together."""
 
     def __init__(self, views: Sequence[_View], chosen: Sequence[Ids], read: Read) -> None:
         self._chosen = chosen

@@ -1,6 +1,6 @@
-"""The indexes of all banks: loaded on first use, kept in step with the records, cared for, put to rest. Owns that an
-index equals the records: it is loaded from a snapshot of them and learns what was committed meanwhile before anyone
-sees it; one that misses a change is dropped."""
+"""The indexes of all banks: loaded on first use, kept in step with the store, cared for, put to rest. This file owns
+that an index equals the store: it is loaded from one moment of that, and learns what was committed meanwhile before
+anything searches it; an index that misses a change is dropped."""
 
 import logging
 import threading
@@ -8,32 +8,32 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 
 import numpy as np
-from sqlalchemy import Connection
 
 from memory_service.domain import cancellation
 from memory_service.domain.errors import bank_not_found
+from memory_service.domain.limits import INDEX, NO_PAUSES, IndexLimits, Pauses
 from memory_service.domain.model import Bank, IndexStats
 from memory_service.search.index import BankIndex, Vectors
 from memory_service.search.ivf import Ivf, Stopped
 from memory_service.search.loading import load
 from memory_service.search.snapshots import Snapshots, drop_unknown
 from memory_service.search.upkeep import Upkeep
-from memory_service.settings import Settings
-from memory_service.storage.local.records import bank_rows, chunk_rows
-from memory_service.storage.local.records.records import Records
+from memory_service.storage.base import Store
 
-# Rows of a tail that are read from the records as fast as from a file.
+# So few rows of a tail are read from the store as fast as from a file.
 _FEW = 512
-# Who waits for another to load an index looks so often whether his caller is still there, in seconds.
+# A thread that waits for another to load an index looks so often, in seconds, whether its caller is still there.
 _LOOK_S = 0.1
 _log = logging.getLogger(__name__)
 
 
 @dataclass(eq=False)
 class _Entry:
-    """A bank's index with its care; while it is loaded (None), the changes that it has to learn."""
+    """The index of a bank with its care; while it is being loaded that is None, and `changes` are what it has to
+    learn."""
 
     bank: Bank
     upkeep: Upkeep | None = None
@@ -41,14 +41,35 @@ class _Entry:
     used: float = 0.0
 
 
-class SearchIndexes:
-    """`added`, `removed`, `changed`, `dropped` are called by the writer's thread in the order of commits, the rest by
-    any thread."""
+@dataclass(frozen=True, slots=True)
+class IndexOptions:
+    """Says how indexes are kept. `folder` is for their snapshots, which leave `min_free` bytes of its disk and are
+    synced where they are to be `durable`. A bank gets lists from `ivf_from` vectors on. An index that was not searched
+    for `idle_s` seconds leaves the memory."""
 
-    def __init__(self, source: Records, settings: Settings, clock: Callable[[], float] = time.monotonic) -> None:
-        """`clock`: seconds, for what is idle."""
-        self._records = source
-        self._settings = settings
+    folder: Path
+    ivf_from: int
+    idle_s: float
+    min_free: int
+    durable: bool
+    limits: IndexLimits = INDEX
+
+
+class SearchIndexes:
+    """The indexes of all banks of a store. It implements `memory_service.storage.base.Follower`: `added`, `removed`,
+    `changed` and `dropped` are called by the store in the order of commits, the rest by any thread."""
+
+    def __init__(
+        self,
+        store: Store,
+        options: IndexOptions,
+        clock: Callable[[], float] = time.monotonic,
+        pauses: Pauses = NO_PAUSES,
+    ) -> None:
+        """Begin to care for the indexes. clock: seconds, by which an index is idle."""
+        self._store = store
+        self._options = options
+        self._pauses = pauses
         self._clock = clock
         self._entries: dict[int, _Entry] = {}
         self._loading: dict[int, threading.Lock] = {}
@@ -59,8 +80,11 @@ class SearchIndexes:
         self._thread.start()
 
     def get(self, bank: Bank) -> BankIndex:
-        """The bank's index, loaded if it is not in memory. Not for a caller that holds a read connection: there are
-        only so many. Errors: BANK_NOT_FOUND, Cancelled."""
+        """Return the index of a bank, which is loaded where it is not in memory.
+
+        A caller that holds a view of the store must not call this: there are only so many views. Errors:
+        BANK_NOT_FOUND, FlawedError, Cancelled.
+        """
         entry = self._entries.get(bank.bank_id)
         upkeep = entry.upkeep if entry else None
         if entry is None or upkeep is None:
@@ -69,7 +93,7 @@ class SearchIndexes:
         return upkeep.index
 
     def stats(self, bank: Bank) -> IndexStats:
-        """As it is now."""
+        """Return the figures of the index of a bank now."""
         entry = self._entries.get(bank.bank_id)
         if entry is None or entry.upkeep is None:
             return IndexStats()
@@ -86,7 +110,7 @@ class SearchIndexes:
         )
 
     def close(self) -> None:
-        """Snapshot what is in no file. When nothing searches or changes any more."""
+        """Save what is in no snapshot, and end. Nothing may search or change any more."""
         self._stopping.set()
         self._work.set()
         self._thread.join()
@@ -97,17 +121,17 @@ class SearchIndexes:
     # Changes
 
     def added(self, bank: Bank, ids: Sequence[int], vectors: Vectors) -> None:
-        """Chunks were committed: [n] and [n, d]."""
+        """Learn that chunks were added: ids [n] and vectors [n, d]."""
         new = np.array(ids, np.int64)
         self._change(bank, lambda index: index.add(new, vectors))
 
     def removed(self, bank: Bank, ids: Sequence[int]) -> None:
-        """Chunks are gone; ids that are not there are fine."""
+        """Learn that chunks are gone; some of them may not be there."""
         gone = np.array(ids, np.int64)
         self._change(bank, lambda index: index.remove(gone))
 
     def changed(self, bank: Bank) -> None:
-        """The bank wants another kind of index."""
+        """Learn what a bank says of itself now, such as another kind of index."""
         if (entry := self._entries.get(bank.bank_id)) is None:
             return
         entry.bank = bank
@@ -116,7 +140,7 @@ class SearchIndexes:
             self._work.set()
 
     def dropped(self, bank: Bank) -> None:
-        """The bank is gone."""
+        """Learn that a bank is deleted."""
         self._entries.pop(bank.bank_id, None)
         self._loading.pop(bank.bank_id, None)
         self._dropped.append(self._snapshots(bank))
@@ -156,31 +180,29 @@ class SearchIndexes:
             loading.release()
 
     def _load(self, bank: Bank) -> tuple[_Entry, Upkeep]:
-        """On the caller's thread; the writer's one only begins and ends it."""
+        """Load an index in the thread of the caller; only its beginning and its end are between two commits."""
         entry, snapshots = _Entry(bank, used=self._clock()), self._snapshots(bank)
 
-        def begin() -> Connection:
-            connection = self._records.snapshot()
+        def begin() -> None:
             self._entries[bank.bank_id] = entry
-            return connection
 
         def publish(index: BankIndex) -> Upkeep:
             for change in entry.changes:
                 change(index)
             entry.changes.clear()
-            entry.upkeep = Upkeep(index, entry.bank.index, self._settings.ivf_from, snapshots, self._stopping.is_set)
+            entry.upkeep = Upkeep(index, entry.bank.index, self._options.ivf_from, snapshots, self._stopping.is_set)
             return entry.upkeep
 
-        writer, started = self._records.writer, time.perf_counter()
+        started = time.perf_counter()
         try:
-            with writer.between(begin).result() as connection:
-                if bank_rows.usage(connection, bank.bank_id) is None:
-                    # Deleted since it was looked up: nobody would drop it again.
+            with self._store.snapshot(begin) as view:
+                if not view.exists(bank):
+                    # Deleted since it was looked up: nothing would drop it again.
                     self._loading.pop(bank.bank_id, None)
                     raise bank_not_found(bank.name)
-                ids = chunk_rows.ids(connection, bank.bank_id)
-                index = load(ids, partial(chunk_rows.vectors, connection, bank), snapshots)
-            upkeep = writer.between(partial(publish, index)).result()
+                index = load(view.ids(bank), partial(view.vectors, bank), snapshots)
+            self._pauses.reach("index loaded")
+            upkeep = self._store.in_order(partial(publish, index)).result()
         except BaseException:
             self._forget(entry)
             raise
@@ -190,11 +212,12 @@ class SearchIndexes:
 
     def _snapshots(self, bank: Bank) -> Snapshots:
         return Snapshots(
-            folder=self._settings.data / "indexes" / bank.uid,
-            store_id=self._records.store_id,
+            folder=self._options.folder / bank.uid,
+            store_id=self._store.store_id,
             dimension=bank.embedding.dimension,
-            min_free=self._settings.min_free,
-            durable=self._settings.durability == "fsync",
+            min_free=self._options.min_free,
+            durable=self._options.durable,
+            limits=self._options.limits,
         )
 
     # Care, in a thread of its own
@@ -202,7 +225,7 @@ class SearchIndexes:
     def _care(self) -> None:
         self._guarded(self._drop_unknown)
         while not self._stopping.is_set():
-            self._work.wait(min(60.0, self._settings.index_idle / 4))
+            self._work.wait(min(60.0, self._options.idle_s / 4))
             self._work.clear()
             while self._dropped:
                 self._dropped.pop().drop()
@@ -212,15 +235,15 @@ class SearchIndexes:
 
     def _drop_unknown(self) -> None:
         def known() -> set[str]:
-            with self._records.read() as connection:
-                return {bank.uid for bank in bank_rows.after(connection)}
+            with self._store.read() as view:
+                return {bank.uid for bank in view.banks()}
 
-        drop_unknown(self._settings.data / "indexes", known)
+        drop_unknown(self._options.folder, known)
 
     def _tend(self, entry: _Entry, upkeep: Upkeep) -> None:
         while not self._stopping.is_set() and upkeep.do_next():
             pass
-        if self._clock() - entry.used > self._settings.index_idle:
+        if self._clock() - entry.used > self._options.idle_s:
             self._save_tail(upkeep)
             self._forget(entry)
             _log.info("the index of bank %s leaves memory", entry.bank.name)
@@ -233,7 +256,7 @@ class SearchIndexes:
 
     @staticmethod
     def _guarded(task: Callable[[], None]) -> bool:
-        """Whether it went well; what failed is logged."""
+        """Run a task, and return whether it went well; what fails is logged."""
         try:
             task()
         except Stopped:

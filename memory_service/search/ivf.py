@@ -1,5 +1,6 @@
-"""Inverted lists: the approximate segment of a big bank. Owns the training from the bank itself and the measured
-recall; a list that is not probed is not searched, all else is as in the exact segments."""
+"""The approximate segment of a big bank, with inverted lists (IVF): a search probes some of them. This file owns the
+training, which is from the vectors of the bank itself, and the measured recall. What is in a list that is not probed is
+not found; all else is as in the exact segments."""
 
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -12,8 +13,6 @@ from memory_service.search.engine import GpuCopy, faiss, selector
 from memory_service.search.gathering import Gathering, as_fp16
 from memory_service.search.segments import HALF_STEP, Bits, Hits, Ids, Segment, as_bytes, check_total, fits
 
-# Fewer vectors are not worth a training.
-FEWEST = 1024
 # FAISS asks for 39 vectors a centroid.
 _PER_LIST = 39
 _ROUNDS = 8
@@ -24,18 +23,20 @@ _SAMPLE = 256
 _STEP = 32
 # ... in at most this part of all lists: beyond, an exact index costs no more.
 WORTH_PROBING = 0.25
-# The lists that are probed hold some times the rows that are asked for.
+# The lists that are probed hold so many times the rows that are asked for.
 _SPARE = 4
+# Where few rows count, their nearest ones are farther away: more lists are probed than their share alone would ask for.
 _THIN = 1.25
 
 
 class Ivf(Segment):
-    """fp16 in lists by the nearest centroid; ids ascending; sealed."""
+    """Keeps vectors as fp16, in lists by the nearest centroid. Ids ascend, and it does not grow."""
 
     kind = "ivf"
 
     def __init__(self, dimension: int, ids: Ids, centroids: NDArray[np.float32], sizes: Sequence[int]) -> None:
-        """`centroids` [lists, d]; `sizes`: rows of each list, which are then put into `lists`."""
+        """Make a segment with these centroids [lists, d] and `sizes`, the rows of each list, which the caller then puts
+        into `lists`."""
         super().__init__(dimension, ids)
         quantizer = _quantizer(centroids)
         # FAISS's own memory, which a snapshot fills; as long as this lives.
@@ -62,8 +63,7 @@ class Ivf(Segment):
         return faiss.rev_swig_ptr(inverted.get_ids(number), size), codes.view(np.float16).reshape(size, -1)
 
     def search(self, queries: NDArray[np.float32], width: int, bits: Bits | None, share: float) -> Hits:
-        # Where few rows count, so many more lists that as many of them are looked at as without a filter, and some
-        # more: the nearest of few are farther away.
+        # By the share of rows that count, so that as many of these are looked at as without a filter.
         wanted = max(self.probes, _SPARE * width * len(self.sizes) / max(self.rows, 1)) / max(share, 1e-6) ** _THIN
         probes = min(len(self.sizes), int(np.ceil(wanted)))
         while True:
@@ -73,7 +73,7 @@ class Ivf(Segment):
             probes = min(len(self.sizes), 4 * probes)
 
     def probe(self, queries: NDArray[np.float32], width: int, bits: Bits | None, probes: int) -> Hits:
-        """As `search`, in so many lists."""
+        """Search so many of the lists; all else is as in `search`."""
         parameters = faiss.SearchParametersIVF(nprobe=probes, sel=selector(bits))
         found: Hits | None = self._gpu.search(queries, width, params=parameters) if bits is None else None
         return found or self._index.search(queries, width, params=parameters)
@@ -101,13 +101,14 @@ class Ivf(Segment):
 
 
 class Stopped(Exception):
-    """Broken off, because the service ends."""
+    """The error of work that is broken off because the service ends."""
 
 
 def ivf(sources: Sequence[Segment], centroids: NDArray[np.float32] | None, stopping: Callable[[], bool]) -> Ivf | None:
-    """One segment with lists, with the centroids given or trained ones; None where the vectors do not fit into fp16.
+    """Make one segment with lists of the living rows of others; None where their vectors do not fit into fp16.
 
-    A source that has these very centroids knows the lists of its rows. Errors: Stopped.
+    centroids: [lists, d], trained where there are none. A source that has these very centroids knows the lists of its
+    rows. stopping: tells whether to break off. Errors: Stopped.
     """
     faiss.omp_set_num_threads(max(1, (os.cpu_count() or 1) // 4))
     gathering = Gathering(sources)
@@ -135,7 +136,7 @@ def ivf(sources: Sequence[Segment], centroids: NDArray[np.float32] | None, stopp
 
 
 def _train(gathering: Gathering, stopping: Callable[[], bool]) -> NDArray[np.float32]:
-    """Centroids [lists, d] of length 1: lists are by direction."""
+    """Train centroids [lists, d], which have the length 1: lists are by direction."""
     total = len(gathering.ids)
     lists = max(1, min(round(4 * total**0.5), total // _PER_LIST))
     sample = gathering.sample(min(total, lists * _PER_LIST))
@@ -153,7 +154,7 @@ def _train(gathering: Gathering, stopping: Callable[[], bool]) -> NDArray[np.flo
 
 
 def _assign(gathering: Gathering, centroids: NDArray[np.float32], stopping: Callable[[], bool]) -> NDArray[np.int32]:
-    """The list of each row."""
+    """Return the list of each row [n]."""
     quantizer = _quantizer(centroids)
     lists = np.empty(len(gathering.ids), np.int32)
     for piece in gathering.pieces():
@@ -166,7 +167,8 @@ def _assign(gathering: Gathering, centroids: NDArray[np.float32], stopping: Call
 
 
 def _tune(made: Ivf, queries: NDArray[np.float32], stopping: Callable[[], bool]) -> None:
-    """Probe as many lists as the wanted recall takes. Each query is a vector of the bank; itself does not count."""
+    """Set how many lists are probed: as many as the wanted recall takes. queries: vectors [n, d] of the bank; a query
+    does not count where it finds itself."""
     width = min(_RECALL_AT + 1, made.rows)
     exact = np.empty((len(queries), width - 1), np.int64)
     for begin in range(0, len(queries), _STEP):

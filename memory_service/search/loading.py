@@ -1,5 +1,5 @@
-"""An index from its snapshots and the records. Owns that it holds what the records hold: what no snapshot has is read
-from them, what they do not have (any more) is dead."""
+"""The loading of an index from its snapshots and the store. This file owns that it holds what the store holds: what no
+snapshot has is read from the store, and what the store does not have (any more) is dead."""
 
 import logging
 from collections.abc import Iterator
@@ -9,30 +9,30 @@ import numpy as np
 from memory_service.search.index import BankIndex, Read, tail_rows
 from memory_service.search.segments import PIECE, Flat, Half, Ids, Segment, encode, fits, largest_norm
 from memory_service.search.snapshots import Snapshots
-from memory_service.search.upkeep import LARGEST_ROWS
 
 _log = logging.getLogger(__name__)
 
 
 def load(ids: Ids, read: Read, snapshots: Snapshots) -> BankIndex:
-    """The index of the chunks `ids` (ascending); `read` gives their vectors."""
+    """Load the index of the chunks of these ids, which ascend. read: reads their vectors."""
+    limits = snapshots.limits
     segments, missing = _from_files(ids, snapshots)
     tails = [some for some in segments if isinstance(some, Flat) and some.room]
-    tail = tails[0] if tails else Flat(snapshots.dimension, tail_rows(snapshots.dimension))
+    tail = tails[0] if tails else Flat(snapshots.dimension, tail_rows(snapshots.dimension, limits))
     segments = [segment for segment in segments if segment is not tail]
     found = len(ids) - len(missing)
     _log.info("index %s: %d vectors from snapshots, %d from records", snapshots.folder.name, found, len(missing))
     while len(missing) > tail.room:
-        segments.append(_sealed(missing[:LARGEST_ROWS], read, snapshots.dimension))
-        missing = missing[LARGEST_ROWS:]
+        segments.append(_sealed(missing[: limits.segment_rows], read, snapshots.dimension))
+        missing = missing[limits.segment_rows :]
     tail.reserve(tail.rows + len(missing))
     for some in _batches(missing):
         tail.append(some, read(some)[1])
-    return BankIndex(snapshots.dimension, segments, tail)
+    return BankIndex(snapshots.dimension, segments, tail, limits)
 
 
 def _from_files(ids: Ids, snapshots: Snapshots) -> tuple[list[Segment], Ids]:
-    """Segments with what they share with `ids`, each id once; the ids that are in none."""
+    """Read the segments that have some of the ids, each id in one; return them, and the ids that are in none."""
     segments, covered = [], np.zeros(len(ids) + 1, bool)
     known = np.append(ids, np.iinfo(np.int64).max)
     for segment in snapshots.load():

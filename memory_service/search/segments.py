@@ -1,5 +1,6 @@
-"""Parts of an index, each with its own way to keep vectors; `ivf` has one more. Owns the id map (row i is the vector of
-ids[i]), the tombstones (a cleared bit takes a row out before the top k) and a bound of the error of rough scores."""
+"""Segments, the parts of an index, each kind with its own way to keep vectors; `ivf` has one more. This file owns the
+map of ids (row i is the vector of ids[i]), the tombstones (a cleared bit takes a row out before the top k), and a bound
+of the error of rough scores."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,7 +27,7 @@ _WORST_HALF = 2.0**-8
 
 
 class Segment:
-    """Vectors [rows, dimension] under their ids. Searched by any number of threads; rows are never taken out."""
+    """Vectors [rows, dimension] with their ids. Any number of threads may search; rows are never taken out."""
 
     kind = ""
 
@@ -44,26 +45,27 @@ class Segment:
 
     @property
     def rows(self) -> int:
-        """With the dead ones."""
+        """Return how many rows there are, the dead ones included."""
         return len(self.ids)
 
     @property
     def live(self) -> int:
-        """Without the dead ones."""
+        """Return how many rows live."""
         return self.rows - self.dead
 
     @property
     def decayed(self) -> bool:
-        """Whether it is worth making anew."""
+        """Tell whether so many rows are dead that the segment is worth making anew."""
         return 4 * self.dead > self.rows
 
     @property
     def doubt(self) -> float:
-        """Bound of the distance of a vector to what is searched; times the norm of a query, that of a score's error."""
+        """Return a bound of the distance between a vector and what is searched of it. Times the norm of a query it
+        bounds the error of a score."""
         return self.error
 
     def rows_of(self, ids: Ids) -> Ids:
-        """Rows of those of `ids` (ascending) that are here, dead or alive."""
+        """Return the rows, dead or alive, of those of the ids (ascending) that are here."""
         mine = self.ids
         low, high = np.searchsorted(ids, (mine[0], mine[-1] + 1)) if len(mine) else (0, 0)
         wanted = ids[low:high]
@@ -72,51 +74,51 @@ class Segment:
         return found
 
     def kill(self, ids: Ids) -> None:
-        """Take `ids` (ascending) out of every search from now on. Those that are not there are fine."""
+        """Take ids (ascending) out of every search from now on, as far as they are here."""
         rows = self.rows_of(ids)
         rows = rows[_is_set(self.bits, rows)]
         np.bitwise_and.at(self.bits, rows >> 3, ~(np.uint8(1) << (rows & 7).astype(np.uint8)))
         self.dead += len(rows)
 
     def alive(self) -> Ids:
-        """Rows that are not dead."""
+        """Return the rows that are not dead."""
         return np.flatnonzero(np.unpackbits(self.bits, count=self.rows, bitorder="little"))
 
     def dead_ids(self) -> Ids:
-        """Ids of the others."""
+        """Return the ids of the dead rows."""
         return self.ids[np.flatnonzero(np.unpackbits(self.bits, count=self.rows, bitorder="little") == 0)]
 
     def search(self, queries: NDArray[np.float32], width: int, bits: Bits | None, share: float) -> Hits:
-        """Rough scores and rows [n, width] of the best, descending; row -1 where there are no more.
+        """Return rough scores and rows [n, width] of the best, descending; a row of -1 where there are no more.
 
-        `bits`: the rows that count, None for all; `share`: about which part of the rows that is.
+        bits: the rows that count, None for all. share: about which part of the rows that is.
         """
         raise NotImplementedError
 
     def pieces(self) -> Iterator[tuple[Ids, NDArray[Any]]]:
-        """All rows with what is kept of their vectors, some at a time, in no order."""
+        """Yield all rows with what is kept of their vectors, some at a time and in no order."""
         raise NotImplementedError
 
     def parts(self) -> Iterator[memoryview]:
-        """All memory that a snapshot holds, in its order; to be written to a file, or filled from one."""
+        """Yield all memory that a snapshot holds, in its order, to be written to a file or filled from one."""
         raise NotImplementedError
 
     @property
     def memory(self) -> int:
-        """Bytes in use."""
+        """Return the bytes of memory that are in use."""
         return sum(part.nbytes for part in self.parts()) + self.bits.nbytes
 
     def header(self) -> dict[str, Any]:
-        """What `parts` leaves out."""
+        """Return what a snapshot says beside the memory that `parts` yields."""
         return {"kind": self.kind, "rows": self.rows, "largest": self.largest, "error": self.error}
 
     def check(self) -> None:
-        """Errors: RuntimeError when ids and vectors do not go together."""
+        """Check that there is a vector for each id. Errors: RuntimeError."""
 
 
 class Flat(Segment):
-    """float32. The one kind that grows: a row is written before the count that makes it visible, so that no search
-    ever waits for an addition; `ids` and `vectors` are longer than `rows`."""
+    """Keeps vectors as float32, and is the one kind that grows. A row is written before the count that makes it
+    visible, so that no search ever waits for an addition; `ids` and `vectors` are longer than `rows`."""
 
     kind = "flat"
 
@@ -132,11 +134,11 @@ class Flat(Segment):
 
     @property
     def room(self) -> int:
-        """Rows that still fit."""
+        """Return how many rows still fit."""
         return self._limit - self._rows
 
     def append(self, ids: Ids, vectors: NDArray[np.float32]) -> None:
-        """At most `room` of them. By one thread at a time."""
+        """Add rows, at most `room`. One thread at a time may call this."""
         begin, end = self._rows, self._rows + len(ids)
         self.reserve(end)
         self.ids[begin:end] = ids
@@ -145,7 +147,7 @@ class Flat(Segment):
         self._rows = end
 
     def reserve(self, rows: int) -> None:
-        """Memory for so many rows; while it grows, a search goes on with the one before."""
+        """Make memory for so many rows; while that grows, a search goes on with the memory before."""
         if rows <= len(self.ids):
             return
         size = min(self._limit, max(rows, 2 * len(self.ids), _FIRST_ROWS))
@@ -156,7 +158,7 @@ class Flat(Segment):
         self.ids, self.vectors, self.bits = ids, vectors, bits
 
     def fill(self, rows: int) -> None:
-        """Make `rows` rows count whose content is put in through `parts` or the arrays."""
+        """Make so many rows count, whose content the caller puts into `parts` or the arrays."""
         self.reserve(rows)
         self._rows = rows
 
@@ -185,12 +187,12 @@ class Flat(Segment):
 
 
 class Half(Segment):
-    """fp16, ids ascending; sealed."""
+    """Keeps vectors as fp16. Ids ascend, and it does not grow."""
 
     kind = "half"
 
     def __init__(self, dimension: int, ids: Ids) -> None:
-        """Its vectors are then put into `codes` [rows, dimension]."""
+        """Make a segment whose vectors the caller then puts into `codes` [rows, dimension]."""
         super().__init__(dimension, ids)
         self._index = faiss.IndexScalarQuantizer(dimension, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT)
         self._gpu = GpuCopy(self._index)
@@ -226,8 +228,8 @@ class Half(Segment):
 
 
 def encode(vectors: NDArray[np.float32], out: NDArray[np.float16]) -> float:
-    """Put `vectors` [n, d] as fp16 into `out`; the largest distance of a vector to its copy, inf where one does not
-    fit into fp16."""
+    """Put vectors [n, d] as fp16 into `out`. Returns the largest distance of a vector to its copy, inf where one does
+    not fit into fp16."""
     with np.errstate(over="ignore", under="ignore"):
         out[:] = vectors
     if not float(np.abs(vectors).max(initial=0.0)) <= _LARGEST_HALF:
@@ -236,24 +238,24 @@ def encode(vectors: NDArray[np.float32], out: NDArray[np.float16]) -> float:
 
 
 def fits(error: float, largest: float) -> bool:
-    """Whether fp16 copies with this error are of use."""
+    """Tell whether fp16 copies with this error are of use. largest: the largest norm of the vectors."""
     return error <= largest * _WORST_HALF
 
 
 def largest_norm(vectors: NDArray[np.float32]) -> float:
-    """Of [n, d]."""
+    """Return the largest norm of vectors [n, d]."""
     squares = np.einsum("nd,nd->n", vectors, vectors, dtype=np.float64)
     return float(np.sqrt(squares.max(initial=0.0)))
 
 
 def check_total(total: int, rows: int) -> None:
-    """Errors: RuntimeError."""
+    """Check that FAISS has as many vectors as there are ids. Errors: RuntimeError."""
     if total != rows:
         raise RuntimeError(f"FAISS has {total} vectors for {rows} ids")
 
 
 def bits_of(chosen: NDArray[np.bool_]) -> Bits:
-    """A bit for each row, as FAISS counts them."""
+    """Return a bit for each row, in the order in which FAISS counts bits."""
     return np.packbits(chosen, bitorder="little")
 
 
@@ -267,5 +269,5 @@ def _is_set(bits: Bits, rows: Ids) -> NDArray[np.bool_]:
 
 
 def as_bytes(array: NDArray[Any]) -> memoryview:
-    """The memory of a contiguous array."""
+    """Return the memory of a contiguous array."""
     return array.reshape(-1).view(np.uint8).data

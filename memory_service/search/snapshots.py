@@ -1,9 +1,10 @@
-"""Segments in files, so that a restart does not read every embedding. Owns their format; a file that is damaged,
-foreign or not there costs a rebuild of its rows and nothing else.
+"""Segments in files, so that a restart does not read every embedding. This file owns their format; a file that is
+damaged, foreign or not there costs a rebuild of its rows and nothing else.
 
 indexes/<bank uid>/<sequence>.segment: magic, length of the header, header (JSON), the segment's parts, xxh3-64 of all
 before. A file is written once and holds ids with their vectors; an id is never given to another vector. What lives is
-for the records to say, so a file that is older than they are, or newer after a power cut, is as good."""
+for the records to say, so a file that is older than they are, or newer after a power cut, is as good.
+"""
 
 import json
 import logging
@@ -20,11 +21,11 @@ import numpy as np
 import xxhash
 
 from kvbank.files import durable, private
+from kvbank.files.opening import free_bytes, opener
+from memory_service.domain.limits import INDEX, IndexLimits
 from memory_service.search.index import tail_rows
 from memory_service.search.ivf import Ivf
 from memory_service.search.segments import Flat, Half, Ids, Segment
-from memory_service.storage.local.files.disk_space import free_bytes
-from memory_service.storage.local.files.opening import opener
 
 SUFFIX = ".segment"
 _MAGIC = b"KVBIDX1\n"
@@ -33,21 +34,23 @@ _log = logging.getLogger(__name__)
 
 
 class UnusableError(Exception):
-    """A file that is not a whole snapshot of this bank."""
+    """The error of a file that is not a whole snapshot of its bank."""
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshots:
-    """The files of one bank."""
+    """The snapshots of the index of one bank, in a folder of their own."""
 
     folder: Path
     store_id: str
     dimension: int
     min_free: int
     durable: bool
+    limits: IndexLimits = INDEX
 
     def save(self, segment: Segment) -> bool:
-        """Write a segment as it is, in place of its earlier file; False where that was not possible (logged)."""
+        """Write a segment as it is, in the place of its earlier file. Returns False where that was not possible, which
+        is logged."""
         old = segment.file
         try:
             self._make_folder()
@@ -64,12 +67,12 @@ class Snapshots:
         return True
 
     def forget(self, segment: Segment) -> None:
-        """Its rows are in another file."""
+        """Remove the file of a segment whose rows are in another file."""
         if segment.file is not None:
             _remove(segment.file)
 
     def load(self) -> Iterator[Segment]:
-        """All segments, the newest file first; what cannot be used is logged and removed."""
+        """Yield all segments, the newest file first; files that cannot be used are logged and removed."""
         for temporary in self.folder.glob("*.tmp"):
             _remove(temporary)
         for _, path in sorted(self._numbered(), reverse=True):
@@ -83,7 +86,7 @@ class Snapshots:
             yield segment
 
     def drop(self) -> None:
-        """Remove all files."""
+        """Remove all files of the bank."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _numbered(self) -> list[tuple[int, Path]]:
@@ -97,7 +100,7 @@ class Snapshots:
             private.make_folder(self.folder)
 
     def _write(self, path: Path, segment: Segment) -> int:
-        """How many rows are in it."""
+        """Write a segment to a file, and return how many rows that has."""
         parts = list(segment.parts())
         header = segment.header() | {"store": self.store_id, "bank": self.folder.name, "dimension": self.dimension}
         # Of a segment that grows: as many as its parts have.
@@ -108,7 +111,7 @@ class Snapshots:
         return int(header["rows"])
 
     def read(self, path: Path) -> Segment:
-        """One file. Errors: UnusableError, OSError."""
+        """Read a segment from a file. Errors: UnusableError, OSError."""
         with open(path, "rb", buffering=0, opener=opener) as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise UnusableError("it is no file")
@@ -126,7 +129,8 @@ class Snapshots:
         return segment
 
     def _made(self, text: bytes, size: int) -> Segment:
-        """An empty segment of the header's size."""
+        """Make an empty segment of the size that a header says. size: that of the file, in bytes. Errors:
+        UnusableError."""
         try:
             header: dict[str, Any] = json.loads(text)
             if (header["store"], header["bank"], header["dimension"]) != (
@@ -138,7 +142,7 @@ class Snapshots:
             # Before memory is taken for what a damaged header says.
             if not 0 <= header["rows"] * self.dimension * 2 <= size:
                 raise UnusableError("it is too short")
-            segment = _segment(header, self.dimension)
+            segment = _segment(header, self.dimension, self.limits)
             segment.largest, segment.error = float(header["largest"]), float(header["error"])
         except (ValueError, KeyError, TypeError) as error:
             raise UnusableError("its header is damaged") from error
@@ -154,11 +158,11 @@ def _digested(parts: Iterable[bytes | memoryview]) -> Iterator[bytes | memoryvie
     yield struct.pack("<Q", digest.intdigest())
 
 
-def _segment(header: dict[str, Any], dimension: int) -> Segment:
+def _segment(header: dict[str, Any], dimension: int, limits: IndexLimits) -> Segment:
     rows, kind = int(header["rows"]), header["kind"]
     ids = np.zeros(rows, np.int64)
     if kind == "flat":
-        flat = Flat(dimension, max(rows, tail_rows(dimension)))
+        flat = Flat(dimension, max(rows, tail_rows(dimension, limits)))
         flat.fill(rows)
         return flat
     if kind == "half":
@@ -172,7 +176,7 @@ def _segment(header: dict[str, Any], dimension: int) -> Segment:
 
 
 def _remove(path: Path) -> None:
-    """Remove a file. One that cannot be removed, such as a folder that somebody has put there, is logged and left."""
+    """Remove a file, or log that it cannot be removed, such as a folder that a person has put there."""
     try:
         path.unlink(missing_ok=True)
     except OSError as error:
@@ -180,7 +184,7 @@ def _remove(path: Path) -> None:
 
 
 def ids_in(path: Path, store_id: str) -> Ids:
-    """Return the ids in a file; none where it is not a whole snapshot of this store."""
+    """Return the ids in a file; none where the file is no whole snapshot of this store."""
     try:
         with open(path, "rb", opener=opener) as file:
             file.seek(len(_MAGIC))
@@ -208,7 +212,8 @@ def _fill(file: BinaryIO, part: memoryview) -> None:
 
 
 def drop_unknown(folder: Path, known: Callable[[], set[str]]) -> None:
-    """Remove what deleted banks left. `known` bank uids are asked for after the folders were listed."""
+    """Remove the folders of deleted banks. known: returns the uids of banks; it is called after the folders were
+    listed."""
     found = list(folder.glob("*"))
     names = known()
     for path in found:

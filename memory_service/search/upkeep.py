@@ -1,5 +1,6 @@
-"""What an index needs from time to time: full tails become fp16, small and decayed segments are merged, big banks get
-lists. Owns the bound of the number of segments and of the tombstones. Runs beside searches and changes."""
+"""The care that an index needs from time to time, beside searches and changes: full tails become fp16, small and
+decayed segments are merged, big banks get lists. This file owns the bounds of the number of segments and of
+tombstones."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -12,15 +13,16 @@ from memory_service.search.ivf import Ivf
 from memory_service.search.segments import Flat, Half, Segment
 from memory_service.search.snapshots import Snapshots
 
-LARGEST_ROWS = 65_536
-_SMALL_ROWS = LARGEST_ROWS // 8
-_MOST_SMALL = 8
 _log = logging.getLogger(__name__)
 
 
 @dataclass
 class Upkeep:
-    """Of one index. `do_next` is called by one thread at a time."""
+    """Cares for one index. One thread at a time calls `do_next`.
+
+    kind: what the bank wants. ivf_from: the rows from which on `auto` makes lists. stopping: tells whether the service
+    ends.
+    """
 
     index: BankIndex
     kind: IndexKind
@@ -34,7 +36,7 @@ class Upkeep:
         self._unfit: set[Flat] = set()
 
     def do_next(self) -> bool:
-        """Do the most urgent thing; whether there was one. Errors: Stopped."""
+        """Do the most urgent thing, and return whether there was one. Errors: Stopped."""
         sealed = self.index.segments[:-1]
         lists = [segment for segment in sealed if isinstance(segment, Ivf)]
         if self._wants_lists(bool(lists)):
@@ -49,8 +51,10 @@ class Upkeep:
             if fresh or segment.decayed:
                 self._renew(segment)
                 return True
-        small = [segment for segment in sealed if isinstance(segment, Half) and segment.rows <= _SMALL_ROWS]
-        if len(small) >= _MOST_SMALL:
+        small = [
+            segment for segment in sealed if isinstance(segment, Half) and segment.rows <= self.index.limits.small_rows
+        ]
+        if len(small) >= self.index.limits.most_small:
             self._replace(small, gathering.half(small))
             return True
         saved = [self.snapshots.save(segment) for segment in sealed if segment.saved != segment.rows]
@@ -58,24 +62,24 @@ class Upkeep:
 
     def _wants_lists(self, has: bool) -> bool:
         live = len(self.index)
-        if self.kind == "exact" or live < max(ivf.FEWEST, 2 * self._in_vain):
+        if self.kind == "exact" or live < max(self.index.limits.fewest_in_lists, 2 * self._in_vain):
             return False
         # With half of the bound once there are lists: a bank at the bound does not go to and fro.
         return self.kind == "ivf" or live >= (self.ivf_from // 2 if has else self.ivf_from)
 
     def _outgrown(self, lists: Sequence[Ivf]) -> bool:
-        """Whether too many rows are outside of lists."""
+        """Tell whether too many rows are outside of lists."""
         within = sum(segment.live for segment in lists)
         outside = sum(segment.live for segment in self.index.segments if segment not in self._unfit) - within
-        return outside > max(within // 4, ivf.FEWEST - 1)
+        return outside > max(within // 4, self.index.limits.fewest_in_lists - 1)
 
     def _make_lists(self, lists: Sequence[Ivf]) -> None:
-        """Lists of all rows; trained anew when the bank has doubled since."""
+        """Put all rows into lists, which are trained anew where the bank has doubled since the last training."""
         self.index.seal_tail()
         sources = [segment for segment in self.index.segments[:-1] if segment not in self._unfit]
         live = sum(segment.live for segment in sources)
         known = lists[0].centroids if lists and live < 2 * lists[0].trained else None
-        made = ivf.ivf(sources, known, self.stopping) if live >= ivf.FEWEST else None
+        made = ivf.ivf(sources, known, self.stopping) if live >= self.index.limits.fewest_in_lists else None
         if made is not None and known is not None:
             made.trained = lists[0].trained
         if made is None or (self.kind == "auto" and made.probes > ivf.WORTH_PROBING * len(made.sizes)):
@@ -86,7 +90,7 @@ class Upkeep:
         _log.info("%d vectors in %d lists, %d probed, recall %.3f", live, len(made.sizes), made.probes, made.recall)
 
     def _renew(self, segment: Segment) -> None:
-        """Without the dead rows, and as fp16 where that is possible."""
+        """Make a segment anew, without its dead rows, and as fp16 where that is possible."""
         made: Segment | None
         if not segment.live:
             self.index.replace([segment], [])

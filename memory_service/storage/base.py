@@ -16,6 +16,7 @@ from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
@@ -291,9 +292,13 @@ class Source(Protocol):
 class Staged(Protocol):
     """A payload that a client of this machine has put beside the objects itself; only the engine looks into it."""
 
-    name: str
-    # The bytes of room before the tensors.
-    offset: int
+    @property
+    def name(self) -> str:
+        """Return the name that the client has given it."""
+
+    @property
+    def offset(self) -> int:
+        """Return the bytes of room for a header, before the tensors."""
 
 
 class Adopted(Protocol):
@@ -303,7 +308,8 @@ class Adopted(Protocol):
     data: memoryview
 
     def store(self, copy: Copying) -> Payload:
-        """Make the object of it, durably; return the descriptor as `Objects.put` does."""
+        """Make the object of it; return the descriptor as `Objects.put` does. The object is durable, and can be read,
+        when the block of `Objects.adopt` has ended."""
 
 
 class Objects(Protocol):
@@ -333,7 +339,8 @@ class Objects(Protocol):
         and no object of the bank is damaged."""
 
     def path(self, bank_uid: str, chunk_id: int) -> str | None:
-        """Return the path of an object, for a client of this machine; None where objects have none."""
+        """Return the path of an object below the folder that is shared with clients of this machine; None where objects
+        have none."""
 
 
 class Reservation(Protocol):
@@ -344,7 +351,9 @@ class Reservation(Protocol):
 
     def __enter__(self) -> object: ...
 
-    def __exit__(self, *_: object) -> None: ...
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
 
 
 class Space(Protocol):

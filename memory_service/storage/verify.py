@@ -1,31 +1,26 @@
-"""Payload files on their way to callers. Owns the rule that the last byte of a tensor is handed on only after its
-checksum was compared, and the bound on files that are open at once."""
+"""Payloads on their way to callers, out of any engine. This file owns the rule that the last byte of a tensor is handed
+on only after its checksum was compared, and the bound on objects that are open at once.
+"""
 
-import errno
-import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import closing
 
 import xxhash
 
 from memory_service.domain.model import Payload, Tensor
-from memory_service.storage.base import DamagedError
-from memory_service.storage.local.files.objects import check_file, read_all
-from memory_service.storage.local.files.opening import opener
-
-# By all answers together; the files beyond it are opened when their turn comes.
-MOST_OPEN = 512
+from memory_service.storage.base import DamagedError, Source
 
 
 class OpenFiles:
-    """A count that does not pass its bound."""
+    """Counts the objects that all answers together hold open, up to a bound. Threads share it."""
 
-    def __init__(self, most: int = MOST_OPEN) -> None:
+    def __init__(self, most: int) -> None:
         self._left = most
         self._lock = threading.Lock()
 
     def enter(self) -> bool:
-        """One more, if there is room for it."""
+        """Count one object more, and return True, if there is room for it."""
         with self._lock:
             if not self._left:
                 return False
@@ -33,46 +28,46 @@ class OpenFiles:
             return True
 
     def leave(self) -> None:
-        """One less."""
+        """Count one object less."""
         with self._lock:
             self._left += 1
 
 
-class OpenPayload:
-    """Reads the tensors of one payload in order, verifying each. Held open, so that it outlives its name."""
+class VerifiedPayload:
+    """Reads the tensors of one payload in order, and verifies each.
 
-    def __init__(self, path: str, payload: Payload, open_files: OpenFiles) -> None:
-        """Errors: DamagedError for a file of another length or header, FileNotFoundError."""
+    Its object is held open where the bound has room for it, so that it can be read also after it was deleted; else it
+    is opened for each piece.
+    """
+
+    def __init__(self, open_source: Callable[[], Source], payload: Payload, open_files: OpenFiles) -> None:
+        """Open the object of a payload. payload: the descriptor, which may be cut to some tensors. Errors: those of
+        `open_source`, which are DamagedError and FileNotFoundError."""
         self.length = payload.length
-        self._path = path
+        self._open_source = open_source
         self._seed = payload.seed
         self._runs = _runs(payload.tensors)
         self._tensors = iter([tensor for tensor in payload.tensors if tensor.length])
         self._tensor: Tensor | None = next(self._tensors, None)
-        # Of the tensor that is being read, in pieces.
+        # Of the tensor that is being read, in pieces: the checksum of what was read, and how many bytes that is.
         self._hash: xxhash.xxh3_64 | None = None
         self._read = 0
         self._open_files = open_files
-        self._descriptor: int | None = None
+        self._source: Source | None = None
         kept = open_files.enter()
         try:
-            self._descriptor = self._open()
-            check_file(self._descriptor, payload)
+            source = open_source()
         except BaseException:
-            self._let_go(kept)
+            if kept:
+                open_files.leave()
             raise
-        if not kept:
-            self._let_go(kept)
-
-    def _open(self) -> int:
-        try:
-            return opener(os.fspath(self._path), os.O_RDONLY)
-        except OSError as error:
-            # A link is none of ours.
-            raise DamagedError("it is a link") if error.errno == errno.ELOOP else error from None
+        if kept:
+            self._source = source
+        else:
+            source.close()
 
     def fill(self, room: memoryview) -> int:
-        """Read on, into the beginning of `room`; how many bytes, and 0 at the end.
+        """Read on, into the beginning of `room`; return how many bytes that are, 0 at the end.
 
         Errors: DamagedError at the end of a tensor that does not match, FileNotFoundError.
         """
@@ -81,11 +76,11 @@ class OpenPayload:
         begin, end = self._runs[0]
         count = min(len(room), end - begin)
         room = room[:count]
-        if self._descriptor is not None:
-            found = read_all(self._descriptor, room, begin)
+        if self._source is not None:
+            found = self._source.read_at(room, begin)
         else:
-            with open(self._path, "rb", buffering=0) as file:
-                found = read_all(file.fileno(), room, begin)
+            with closing(self._open_source()) as source:
+                found = source.read_at(room, begin)
         if found < count:
             raise DamagedError("it ends early")
         self._runs[0] = (begin + count, end)
@@ -95,19 +90,14 @@ class OpenPayload:
         return count
 
     def close(self) -> None:
-        """Let the file go; a second call does nothing."""
-        if self._descriptor is not None:
-            self._let_go(True)
-
-    def _let_go(self, kept: bool) -> None:
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None
-        if kept:
+        """Let the object go; a second call does nothing."""
+        source, self._source = self._source, None
+        if source is not None:
+            source.close()
             self._open_files.leave()
 
     def __del__(self) -> None:
-        """For those whose caller went before he got them."""
+        """Let the object go where the caller of the answer went before the answer was made."""
         self.close()
 
     def _verify(self, view: memoryview) -> None:
@@ -132,7 +122,7 @@ class OpenPayload:
 
 
 def _runs(tensors: Sequence[Tensor]) -> list[tuple[int, int]]:
-    """(begin, end) in the file, where neighbours are one."""
+    """Return (begin, end) of the bytes of tensors in their object, with neighbours as one."""
     runs: list[tuple[int, int]] = []
     for tensor in tensors:
         end = tensor.offset + tensor.length

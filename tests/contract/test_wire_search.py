@@ -10,7 +10,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from kvbank.v1 import bank_pb2
 from kvbank.v1 import service_pb2 as pb
-from memory_service.search import index
+from memory_service.domain.limits import IndexLimits, Limits
 from tests.support.searching import best, fill, ids_of, normal, stats
 from tests.support.waiting import wait_until
 
@@ -188,9 +188,8 @@ def test_index_kinds(serving):
     assert ids_of(caller, query, banks=["v"]) == [expected]
 
 
-def test_tombstones_are_compacted(serving, monkeypatch):
-    monkeypatch.setattr(index, "TAIL_ROWS", 64)
-    caller = serving()
+def test_tombstones_are_compacted(serving):
+    caller = serving(limits=Limits(index=IndexLimits(tail_rows=64)))
     caller.create("v", layers=[])
     data = normal(640)
     ids = fill(caller, data)
@@ -208,10 +207,9 @@ def test_tombstones_are_compacted(serving, monkeypatch):
 # Side by side
 
 
-def test_searches_beside_writes_and_deletes(serving, monkeypatch):
+def test_searches_beside_writes_and_deletes(serving):
     """A chunk that stays is always found, one whose deletion was answered never again."""
-    monkeypatch.setattr(index, "TAIL_ROWS", 64)
-    caller = serving()
+    caller = serving(limits=Limits(index=IndexLimits(tail_rows=64)))
     caller.create("v", layers=[])
     stay = normal(50)
     stay /= np.linalg.norm(stay, axis=1, keepdims=True)

@@ -7,7 +7,7 @@ import grpc
 from kvbank.v1 import bank_pb2
 from kvbank.v1 import service_pb2 as pb
 from memory_service.care.check import check
-from memory_service.storage.local.files.objects import MARK
+from memory_service.storage.local.files.layout import MARK
 
 
 def test_writers_of_a_bank_that_is_deleted_are_told_that_and_leave_nothing(serving, data, connect):

@@ -26,7 +26,8 @@ from memory_service.cli import serve
 from memory_service.domain.errors import StartError
 from memory_service.domain.model import Payload, Producer
 from memory_service.search.index import BankIndex
-from memory_service.storage.local.files.objects import MARK, Payloads
+from memory_service.storage.local.files.layout import MARK
+from memory_service.storage.local.files.objects import LocalObjects
 from memory_service.storage.local.records import schema
 from tests.support.waiting import wait_until
 
@@ -258,19 +259,19 @@ def test_the_sweep_spares_a_bank_that_is_made_meanwhile(tmp_path):
     """Its folder is on the disk when the sweep looks, and its row came after the sweep had asked for the rows."""
     (gone := tmp_path / "payloads" / "0123456789abcdef" / "00").mkdir(parents=True)
     (gone / "7.safetensors").touch()
-    payloads = Payloads(tmp_path, durable=False)
-    payloads.mark_root()
+    payloads = LocalObjects(tmp_path, durable=False)
+    payloads.folders.mark_root()
     new = tmp_path / "payloads" / "fedcba9876543210" / "00" / "2048.safetensors"
-    payloads.begin_bank("aaaabbbbccccdddd")
+    payloads.folders.begin("aaaabbbbccccdddd")
 
     def rows():
         new.parent.mkdir(parents=True)
         new.touch()
         return {}
 
-    assert list(payloads.unowned(rows, below=1025)) == [("0123456789abcdef", 7, gone / "7.safetensors")]
+    assert list(payloads.folders.unowned(rows, below=1025)) == [("0123456789abcdef", 7, gone / "7.safetensors")]
     assert new.exists()
-    assert payloads.present("aaaabbbbccccdddd")
+    assert payloads.there("aaaabbbbccccdddd")
 
 
 def test_every_new_folder_is_durable_in_its_parent_before_the_row(tmp_path, monkeypatch):
@@ -283,12 +284,12 @@ def test_every_new_folder_is_durable_in_its_parent_before_the_row(tmp_path, monk
     assert {tmp_path, tmp_path / "new", data} <= set(synced)
     server.stop()
     shard = data / "payloads" / "uid" / "01"
-    payloads = Payloads(data, durable=True)
-    payloads.begin_bank("uid")
+    payloads = LocalObjects(data, durable=True)
+    payloads.folders.begin("uid")
     assert {data / "payloads" / "uid" / MARK, data / "payloads" / "uid", data / "payloads"} <= set(synced)
     shard.mkdir()
     synced.clear()
-    payloads.write("uid", 1, Payload((), Producer()), b"")
+    payloads.put("uid", 1, Payload((), Producer()), b"", lambda _: {})
     assert synced[-1] == shard
     assert {shard.parent, data / "payloads", shard / "1.tmp"} <= set(synced)
 

@@ -1,6 +1,8 @@
 """The files of chunks: safetensors, one for each chunk that lives, and none for those that are gone."""
 
+import os
 import sqlite3
+import threading
 from contextlib import closing
 
 import pytest
@@ -8,7 +10,8 @@ import safetensors
 
 from kvbank.v1 import service_pb2 as pb
 from memory_service.care.check import check
-from memory_service.storage.local.files.objects import MARK
+from memory_service.storage.local.files import marks
+from memory_service.storage.local.files.layout import MARK
 from tests.support.caller import lasting
 from tests.support.waiting import wait_until
 
@@ -93,3 +96,22 @@ def test_the_file_of_an_expired_chunk_goes(caller, payload_path, data):
     kept, gone = caller.add(), caller.add(expiry=lasting(1))
     wait_until(lambda: not list((data / "payloads").glob(f"*/*/{gone}.*")))
     assert payload_path(kept).exists()
+
+
+@pytest.mark.parametrize("kind", ["pipe", "link", "folder"])
+def test_what_is_in_the_place_of_a_mark_is_not_waited_for(tmp_path, kind):
+    """A pipe that nothing writes to would hold up the start, and every write."""
+    folder = tmp_path / "0123456789abcdef"
+    folder.mkdir()
+    match kind:
+        case "pipe":
+            os.mkfifo(folder / MARK)
+        case "link":
+            (folder / MARK).symlink_to(tmp_path / "elsewhere")
+        case "folder":
+            (folder / MARK).mkdir()
+    found = []
+    looking = threading.Thread(target=lambda: found.append(marks.marked(folder)), daemon=True)
+    looking.start()
+    looking.join(10)
+    assert found == [True]

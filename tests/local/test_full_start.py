@@ -7,11 +7,11 @@ from contextlib import suppress
 
 import pytest
 
+from kvbank.files.opening import free_bytes
 from kvbank.v1 import service_pb2 as pb
 from memory_service.api.embedded import LocalServer
 from memory_service.domain.errors import StartError
 from memory_service.storage.local.files import ballast
-from memory_service.storage.local.files.disk_space import free_bytes
 
 
 @pytest.fixture

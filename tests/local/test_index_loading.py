@@ -10,7 +10,8 @@ import pytest
 
 from kvbank.v1 import service_pb2 as pb
 from memory_service.api.embedded import LocalServer
-from memory_service.search import index, indexes
+from memory_service.domain.limits import IndexLimits, Limits, Pauses
+from memory_service.search.index import BankIndex
 from tests.support.searching import best, fill, ids_of, normal, stats
 from tests.support.waiting import wait_until
 
@@ -22,17 +23,17 @@ def loads(caplog):
 
 
 FEW = 200
+SHORT_TAILS = Limits(index=IndexLimits(tail_rows=FEW))
+LONGER_TAILS = Limits(index=IndexLimits(tail_rows=1000))
 
 
 def serve(data, address):
-    index.TAIL_ROWS = FEW
-    server = LocalServer(data, durability="os")
+    server = LocalServer(data, durability="os", limits=SHORT_TAILS)
     address.put(server.address)
     threading.Event().wait()
 
 
-def test_a_killed_server_comes_back_with_its_snapshots(data, connect, serving, caplog, monkeypatch):
-    monkeypatch.setattr(index, "TAIL_ROWS", FEW)
+def test_a_killed_server_comes_back_with_its_snapshots(data, connect, serving, caplog):
     context = multiprocessing.get_context("spawn")
     address = context.SimpleQueue()
     process = context.Process(target=serve, args=(data, address), daemon=True)
@@ -47,17 +48,16 @@ def test_a_killed_server_comes_back_with_its_snapshots(data, connect, serving, c
         process.kill()
         process.join()
     caplog.set_level(logging.INFO)
-    caller = serving()
+    caller = serving(limits=SHORT_TAILS)
     query = normal(1, 9)[0]
     assert ids_of(caller, query, banks=["v"]) == [best(vectors, ids, query)]
     assert loads(caplog) == [(FEW, 100)]
 
 
 @pytest.fixture
-def stopped(serving, monkeypatch):
+def stopped(serving):
     """Vectors and ids of a bank "v" whose server stopped: some in sealed segments, the rest in the tail's file."""
-    monkeypatch.setattr(index, "TAIL_ROWS", 1000)
-    caller = serving()
+    caller = serving(limits=LONGER_TAILS)
     caller.create("v", layers=[])
     vectors = normal(2600)
     ids = fill(caller, vectors[:100])
@@ -71,7 +71,7 @@ def test_a_stopped_server_reads_no_embedding_again(serving, stopped, caplog):
     vectors, ids = stopped
     caplog.set_level(logging.INFO)
     query = normal(1, 9)[0]
-    assert ids_of(serving(), query, banks=["v"]) == [best(vectors, ids, query)]
+    assert ids_of(serving(limits=LONGER_TAILS), query, banks=["v"]) == [best(vectors, ids, query)]
     assert loads(caplog) == [(2600, 0)]
 
 
@@ -89,7 +89,7 @@ def test_a_damaged_snapshot_is_rebuilt_and_said(serving, stopped, data, caplog, 
         path.write_bytes(raw)
     caplog.set_level(logging.INFO)
     query = normal(1, 9)[0]
-    assert ids_of(serving(), query, banks=["v"]) == [best(vectors, ids, query)]
+    assert ids_of(serving(limits=LONGER_TAILS), query, banks=["v"]) == [best(vectors, ids, query)]
     ((kept, read),) = loads(caplog)
     assert kept + read == 2600
     assert 0 < kept < 2600
@@ -107,20 +107,18 @@ def test_a_deleted_bank_leaves_no_snapshot(serving, stopped, data):
     wait_until(lambda: not list((data / "indexes").glob("*")))
 
 
-def test_what_changes_while_an_index_is_loaded_is_not_missed(vectors, monkeypatch):
+def test_what_changes_while_an_index_is_loaded_is_not_missed(serving):
     """And nobody waits for the loading but the search that wants it."""
-    data = normal(40)
-    ids = fill(vectors, data[:30])
     loading, go_on = threading.Event(), threading.Event()
-    load = indexes.load
 
-    def slow(*arguments):
-        made = load(*arguments)
+    def wait():
         loading.set()
         assert go_on.wait(60)
-        return made
 
-    monkeypatch.setattr(indexes, "load", slow)
+    vectors = serving(pauses=Pauses(at={"index loaded": wait}))
+    vectors.create("v", layers=[])
+    data = normal(40)
+    ids = fill(vectors, data[:30])
     query = normal(1, 9)[0]
     with ThreadPoolExecutor(1) as thread:
         searching = thread.submit(ids_of, vectors, query, banks=["v"])
@@ -139,7 +137,7 @@ def test_an_index_that_missed_a_change_is_loaded_anew(vectors, monkeypatch):
     ids = fill(vectors, normal(20))
     ids_of(vectors, banks=["v"])
     with monkeypatch.context() as patched:
-        patched.setattr(index.BankIndex, "remove", lambda *_: 1 / 0)
+        patched.setattr(BankIndex, "remove", lambda *_: 1 / 0)
         vectors.stub.DeleteChunks(pb.DeleteChunksRequest(bank="v", chunk_ids=ids[:5]))
     assert not stats(vectors).loaded
     assert sorted(ids_of(vectors, banks=["v"], top_k=100)[0]) == ids[5:]

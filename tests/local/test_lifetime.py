@@ -12,10 +12,9 @@ import pytest
 from kvbank.v1 import bank_pb2
 from kvbank.v1 import service_pb2 as pb
 from memory_service.domain.limits import Limits, Pauses
-from memory_service.operations import reading
 from memory_service.search import index
 from memory_service.storage.local.evicting.expiry import Expiry
-from memory_service.storage.local.files.objects import Payloads
+from memory_service.storage.local.files.bank_folders import BankFolders
 from tests.support.caller import lasting
 from tests.support.clocks import HOUR, Hands
 from tests.support.waiting import wait_until
@@ -111,14 +110,14 @@ def test_what_is_retrieved_while_the_expired_are_looked_for_stays(at_its_end, se
 def test_expiry_does_not_wait_for_other_work_in_the_background(caller, monkeypatch):
     """The files of a deleted bank may be a million."""
     begun, go_on = threading.Event(), threading.Event()
-    drop = Payloads.drop_bank
+    drop = BankFolders.drop
 
     def slow(*arguments):
         begun.set()
         assert go_on.wait(60)
         drop(*arguments)
 
-    monkeypatch.setattr(Payloads, "drop_bank", slow)
+    monkeypatch.setattr(BankFolders, "drop", slow)
     caller.create("c")
     caller.stub.DeleteBank(pb.DeleteBankRequest(name="c"))
     try:
@@ -185,16 +184,14 @@ def test_a_deleted_bank_goes_bit_by_bit_also_after_a_restart(serving, data):
 
 def test_reading_a_bank_that_is_deleted_is_no_damage(serving, data, refused, monkeypatch):
     """Its files go before its last rows."""
-    caller = serving(pauses=Pauses(left_out={"clearing"}))
-    caller.create()
-    banks, found = serving.server._server._banks, reading.Recall._open_all
 
-    def opening(*arguments):
+    def delete():
+        banks = serving.server._server._banks
         banks.delete("b")
         banks.engine._janitor.rest()
-        return found(*arguments)
 
-    monkeypatch.setattr(reading.Recall, "_open_all", opening)
+    caller = serving(pauses=Pauses(left_out={"clearing"}, at={"objects opened": delete}))
+    caller.create()
     caller.add()
     with refused("BANK_NOT_FOUND", grpc.StatusCode.NOT_FOUND):
         caller.retrieve()
@@ -248,19 +245,12 @@ def test_a_write_right_behind_a_new_capacity_knows_it(serving):
     assert (caller.usage("c").chunks, caller.usage("c").chunks_evicted) == (5, 2)
 
 
-def test_an_index_asked_for_too_late_is_not_kept(serving, refused, monkeypatch, data):
+def test_an_index_asked_for_too_late_is_not_kept(serving, refused):
     """The bank was deleted after a search had looked it up."""
-    caller = serving()
+    caller = serving(pauses=Pauses(at={"query checked": lambda: serving.server._server._banks.delete("b")}))
     caller.create()
     caller.add()
-    banks, check = serving.server._server._banks, reading.Recall._check
-
-    def checking(*arguments):
-        checked = check(*arguments)
-        banks.delete("b")
-        return checked
-
-    monkeypatch.setattr(reading.Recall, "_check", checking)
+    banks = serving.server._server._banks
     with refused("BANK_NOT_FOUND", grpc.StatusCode.NOT_FOUND):
         caller.retrieve()
     assert (banks.indexes._entries, banks.indexes._loading) == ({}, {})

@@ -17,7 +17,7 @@ from kvbank.v1 import service_pb2 as pb
 from memory_service.api.embedded import LocalServer
 from memory_service.care.repair import repair
 from memory_service.domain.errors import StartError
-from memory_service.storage.local.files.objects import MARK
+from memory_service.storage.local.files.layout import MARK
 from memory_service.storage.local.records import schema
 from tests.support.waiting import wait_until
 

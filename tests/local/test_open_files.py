@@ -12,9 +12,8 @@ import grpc
 import pytest
 
 from kvbank.v1 import service_pb2 as pb
-from memory_service.operations.reading import Recall
-from memory_service.storage import verify
-from memory_service.storage.verify import OpenFiles
+from memory_service.domain.limits import Limits, Pauses
+from memory_service.storage.local.files.objects import FileSource
 from tests.support.caller import BIG
 
 
@@ -46,9 +45,8 @@ def test_a_chunk_deleted_while_it_is_sent_comes_whole(caller: Any, payload_path:
     assert b"".join(frame.data for frame in answers) == data
 
 
-def test_more_files_than_may_be_open_at_once(serving: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(OpenFiles.__init__, "__defaults__", (3,))
-    caller = serving()
+def test_more_files_than_may_be_open_at_once(serving: Callable[..., Any]) -> None:
+    caller = serving(limits=Limits(open_files=3))
     caller.create()
     ids = [caller.add() for _ in range(20)]
     for _ in range(3):
@@ -76,20 +74,16 @@ def running(caller: Any, method: str) -> bool:
     return any(s.value for s in samples if s.name == "kvbank_requests_running" and s.labels["method"] == method)
 
 
-def test_a_caller_who_goes_while_files_are_opened_leaves_none_open(
-    caller: Any, data: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    chunk_id = caller.add()
+def test_a_caller_who_goes_while_files_are_opened_leaves_none_open(serving: Callable[..., Any], data: Path) -> None:
     opened, gone = threading.Event(), threading.Event()
-    fetch = Recall.fetch
 
-    def slow(*arguments: Any, **options: Any) -> Any:
-        found = fetch(*arguments, **options)
+    def wait() -> None:
         opened.set()
         gone.wait(10)
-        return found
 
-    monkeypatch.setattr(Recall, "fetch", slow)
+    caller = serving(pauses=Pauses(at={"answer opened": wait}))
+    caller.create()
+    chunk_id = caller.add()
     request = pb.FetchChunksRequest(bank="b", reader_digest="reader-a", chunk_ids=[chunk_id])
     call = caller.stub.FetchChunks(request)
     assert opened.wait(10)
@@ -107,16 +101,16 @@ def test_a_file_that_is_being_read_is_not_closed_when_its_caller_goes(
     chunk_id = caller.write_at_once(*caller.chunk(**BIG))
     reads: list[int] = []
     reading, gone = threading.Event(), threading.Event()
-    read_all = verify.read_all
+    read_at = FileSource.read_at
 
-    def slow(descriptor: int, room: memoryview, offset: int) -> int:
+    def slow(source: FileSource, room: memoryview, offset: int) -> int:
         reads.append(offset)
         if len(reads) == 3:  # what comes after the first two frames, which nobody takes
             reading.set()
             gone.wait(10)
-        return read_all(descriptor, room, offset)
+        return read_at(source, room, offset)
 
-    monkeypatch.setattr(verify, "read_all", slow)
+    monkeypatch.setattr(FileSource, "read_at", slow)
     request = pb.FetchChunksRequest(bank="b", reader_digest="reader-a", chunk_ids=[chunk_id])
     call = caller.stub.FetchChunks(request)
     assert next(iter(call)).HasField("header")

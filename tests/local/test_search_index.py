@@ -3,13 +3,14 @@
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from memory_service.search import index, ivf, upkeep
+from memory_service.domain.limits import IndexLimits
 from memory_service.search.index import BankIndex, Selection
 from memory_service.search.ivf import Ivf
 from memory_service.search.loading import load
@@ -20,25 +21,22 @@ from memory_service.search.upkeep import Upkeep
 D = 8
 
 
-@pytest.fixture(autouse=True)
-def _small(monkeypatch):
-    """Bounds that a test reaches with few vectors."""
-    monkeypatch.setattr(index, "TAIL_ROWS", 16)
-    monkeypatch.setattr(index, "_FEW", 10)
-    monkeypatch.setattr(upkeep, "LARGEST_ROWS", 128)
-    monkeypatch.setattr(upkeep, "_SMALL_ROWS", 40)
-    monkeypatch.setattr(upkeep, "_MOST_SMALL", 3)
-    monkeypatch.setattr(ivf, "FEWEST", 80)
+# A test reaches them with few vectors.
+SMALL = IndexLimits(tail_rows=16, read_one_of=10, segment_rows=128, small_rows=40, most_small=3, fewest_in_lists=80)
+
+
+def snapshots(folder, store="store", limits=SMALL):
+    return Snapshots(folder, store, D, min_free=0, durable=False, limits=limits)
 
 
 class Truth:
     """The records: id -> vector; and an index that has to agree with them."""
 
-    def __init__(self, folder, kind="exact", ivf_from=10**9):
+    def __init__(self, folder, kind="exact", ivf_from=10**9, limits=SMALL):
         self.vectors, self._next = {}, 1
-        self.snapshots = Snapshots(folder / "indexes" / "uid", "store", D, min_free=0, durable=False)
+        self.snapshots = snapshots(folder / "indexes" / "uid", limits=limits)
         self._kind, self._ivf_from = kind, ivf_from
-        self.use(BankIndex(D))
+        self.use(BankIndex(D, limits=limits))
 
     def use(self, made):
         self.index = made
@@ -229,10 +227,8 @@ def recall(truth, queries, top_k=10, **selected):
     return hits / (len(queries) * top_k)
 
 
-def test_lists_find_what_brute_force_finds(tmp_path, monkeypatch):
-    monkeypatch.setattr(index, "TAIL_ROWS", 512)
-    monkeypatch.setattr(upkeep, "LARGEST_ROWS", 4096)
-    truth = Truth(tmp_path, "ivf")
+def test_lists_find_what_brute_force_finds(tmp_path):
+    truth = Truth(tmp_path, "ivf", limits=replace(SMALL, tail_rows=512, segment_rows=4096))
     truth.add(clustered(3000, 1))
     truth.tend()
     lists = truth.index.segments[0]
@@ -307,7 +303,7 @@ def test_a_damaged_snapshot_costs_a_rebuild(tmp_path, harm):
         data = bytearray(np.random.default_rng(0).bytes(len(data)))
     path.write_bytes(data)
     if harm == "other_store":
-        truth.snapshots = Snapshots(truth.snapshots.folder, "another", D, min_free=0, durable=False)
+        truth.snapshots = snapshots(truth.snapshots.folder, "another")
     truth.reload()
     truth.check(vectors_of("unit", 3, 9), 10)
     assert not path.exists()

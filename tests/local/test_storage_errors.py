@@ -17,7 +17,7 @@ from sqlalchemy.exc import OperationalError
 from kvbank.v1 import service_pb2 as pb
 from memory_service.api.messages.status import to_service_error
 from memory_service.storage.local.files.disk_space import DiskSpace
-from memory_service.storage.local.files.objects import Payloads
+from memory_service.storage.local.files.objects import LocalObjects
 from memory_service.storage.local.records import failures
 
 EXHAUSTED, UNAVAILABLE = grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNAVAILABLE
@@ -98,7 +98,7 @@ def test_writers_at_the_same_time_do_not_count_on_the_same_bytes(serving, monkey
     caller = serving(min_free=1000, storage_threads=8)
     caller.create()
     chunks = [caller.chunk(m=5) for _ in range(8)]
-    looked, all_looked, write, reserve = [], threading.Event(), Payloads.write, DiskSpace.for_payload
+    looked, all_looked, write, reserve = [], threading.Event(), LocalObjects.put, DiskSpace.for_payload
 
     def reserving(*arguments):
         try:
@@ -113,7 +113,7 @@ def test_writers_at_the_same_time_do_not_count_on_the_same_bytes(serving, monkey
         return write(*arguments)
 
     monkeypatch.setattr(DiskSpace, "for_payload", reserving)
-    monkeypatch.setattr(Payloads, "write", waiting)
+    monkeypatch.setattr(LocalObjects, "put", waiting)
     monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(f_frsize=1, f_bavail=1400 + 2 * len(chunks[0][1])))
     with ThreadPoolExecutor(8) as threads:
         written = [threads.submit(caller.write, chunk) for chunk in chunks]
@@ -128,7 +128,7 @@ def test_storage_fails(caller, refused, monkeypatch, number, reason, code):
         raise OSError(number, "injected")
 
     with monkeypatch.context() as patched:
-        patched.setattr(Payloads, "write", fail)
+        patched.setattr(LocalObjects, "put", fail)
         with refused(reason, code):
             caller.add()
     caller.add()
@@ -152,7 +152,7 @@ def test_defects_do_not_leak(caller, refused, monkeypatch, caplog):
         raise RuntimeError("secret")
 
     with monkeypatch.context() as patched:
-        patched.setattr(Payloads, "write", fail)
+        patched.setattr(LocalObjects, "put", fail)
         with refused("INTERNAL", grpc.StatusCode.INTERNAL):
             caller.add()
     assert "secret" not in refused.message

@@ -136,24 +136,26 @@ def cancelled(calls: list[Any]) -> Iterator[None]:
         call.cancel()
 
 
-def test_a_large_answer_is_searched_once(serve: Any) -> None:
+def test_a_large_answer_is_searched_once_and_loaded_once(serve: Any) -> None:
     with serve(same_host=True) as service:
         service.fill(4)
         with kvbank.connect(service.address) as client:
             for one in ("over the stream", "directly"):
-                before = searches(service.caller)
+                before = passed(service.caller)
                 if one == "directly":
                     found = client.retrieve("b", [1, 0, 0, 0], top_k=4, embedder_digest="embedder-a")
                     assert [len(chunk.text) for chunk in found.chunks.values()] == [len(TEXT)] * 4
                 else:
                     assert service.retrieve(4) == 4
-                assert searches(service.caller) - before == 1, one
+                now = passed(service.caller)
+                assert {stage: now[stage] - before[stage] for stage in now} == {"search": 1, "load": 1}, one
 
 
-def searches(caller: Any) -> int:
+def passed(caller: Any) -> dict[str, int]:
+    """How often answers have been searched and loaded."""
     samples = caller.stub.GetStats(pb.GetStatsRequest()).samples
-    found = [some for some in samples if some.name == "kvbank_stage_seconds_count" and some.labels["stage"] == "search"]
-    return int(found[0].value)
+    stages = {some.labels["stage"]: some.value for some in samples if some.name == "kvbank_stage_seconds_count"}
+    return {stage: int(stages[stage]) for stage in ("search", "load")}
 
 
 def test_a_stop_does_not_wait_for_large_answers(serve: Any) -> None:

@@ -16,7 +16,8 @@ from memory_service.api.calls import running
 from memory_service.api.calls.budget import Budget
 from memory_service.domain.errors import ServiceError, damaged_chunk
 from memory_service.observe.metrics import Metrics
-from memory_service.operations.reading import Opened, Recall
+from memory_service.operations.damage import Damage
+from memory_service.operations.found import Opened
 from memory_service.storage.base import DamagedError
 
 # Frames that one visit to a storage thread makes ready; as many are being sent meanwhile.
@@ -26,8 +27,8 @@ AHEAD = 2
 class Sender:
     """Turns the files of answers into data frames."""
 
-    def __init__(self, recall: Recall, pool: ThreadPoolExecutor, budget: Budget, metrics: Metrics) -> None:
-        self._recall = recall
+    def __init__(self, damage: Damage, pool: ThreadPoolExecutor, budget: Budget, metrics: Metrics) -> None:
+        self._damage = damage
         self._pool = pool
         self._budget = budget
         self._sent = metrics.sent_bytes.labels("stream")
@@ -89,9 +90,9 @@ class Sender:
             return item.file.fill(room)
         except DamagedError as error:
             # Or was quarantined already, by another caller who met it.
-            refusal = self._recall.damaged(item.bank, item.chunk_id)
+            refusal = self._damage.refusal_for(item.bank, item.chunk_id)
             raise refusal or damaged_chunk(item.chunk_id) from error
         except FileNotFoundError as error:
             text = f"chunk {item.chunk_id} went while the answer was being sent; ask again"
             gone = ServiceError("STORAGE_ERROR", text, errno="ENOENT")
-            raise self._recall.damaged(item.bank, item.chunk_id) or gone from error
+            raise self._damage.refusal_for(item.bank, item.chunk_id) or gone from error

@@ -32,7 +32,8 @@ from memory_service.storage.local.evicting.removal import Removal
 from memory_service.storage.local.files import access, ballast
 from memory_service.storage.local.files.disk_space import DiskSpace
 from memory_service.storage.local.files.folder import DataFolder
-from memory_service.storage.local.files.objects import FOLDER, Payloads
+from memory_service.storage.local.files.layout import FOLDER
+from memory_service.storage.local.files.objects import LocalObjects
 from memory_service.storage.local.followers import Followers
 from memory_service.storage.local.known_banks import KnownBanks
 from memory_service.storage.local.leftovers import Unowned
@@ -70,7 +71,7 @@ class LocalEngine:
             with explaining(settings.data):
                 ballast.drop_if_needed(settings.data)
                 access.tighten(settings.data)
-                self.objects = Payloads(settings.data, durable=durable)
+                self.objects = LocalObjects(settings.data, durable=durable)
                 self.space = DiskSpace(settings.data, settings.min_free)
                 self._ledgers = Ledgers()
                 self.records = Records(
@@ -162,7 +163,7 @@ class LocalEngine:
         sqlite3.Error."""
         with self.records.read() as connection:
             bank_rows.totals(connection)
-        if not self.objects.mounted():
+        if not self.objects.folders.mounted():
             raise FileNotFoundError(errno.ENOENT, "no disk of payloads is mounted", str(self._settings.data / FOLDER))
 
     def sizes(self) -> Sizes:
@@ -192,9 +193,9 @@ class LocalEngine:
             with self.records.read() as connection:
                 return chunk_rows.payload_ids(connection)
 
-        found = starmap(Unowned, self.objects.unowned(known, self.records.ids.first))
+        found = starmap(Unowned, self.objects.folders.unowned(known, self.records.ids.first))
         removed, aside = leftovers.tidy(self._settings.data, found, self.records.read)
-        for folder in self.objects.remove_empty(known):
+        for folder in self.objects.folders.remove_empty(known):
             _log.error("%s has payloads of a bank that the records do not know; it is left alone", folder)
         if removed:
             _log.warning("removed %d files of chunks that are gone, or whose write was repeated", removed)

@@ -15,7 +15,7 @@ import numpy as np
 from sqlalchemy import Connection
 
 from memory_service.storage.local import quarantine
-from memory_service.storage.local.files import objects
+from memory_service.storage.local.files import layout
 from memory_service.storage.local.records.chunk_ids import Reservations
 from memory_service.storage.local.records.schema import raw
 
@@ -57,7 +57,7 @@ def settle(connection: Connection, data: Path) -> bool:
 def _largest(connection: Connection, data: Path, store_id: str) -> int:
     """Return the largest id that anything in the folder has; 0 where nothing has one."""
     (found,) = raw(connection).execute(_IN_RECORDS).fetchone()
-    files = (chunk_id for bank in objects.banks_in(data) for chunk_id, _ in objects.files_in(bank))
+    files = (chunk_id for bank in layout.banks_in(data) for chunk_id, _ in layout.files_in(bank))
     named = (chunk_id for chunk_id in chain(files, quarantine.ids(data)) if chunk_id < _LARGEST)
     return max(int(found), max(named, default=0), _in_snapshots(data, store_id))
 

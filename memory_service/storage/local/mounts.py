@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from sqlalchemy import Connection
 
 from memory_service.domain.model import Bank
-from memory_service.storage.local.files.objects import Payloads
+from memory_service.storage.local.files.objects import LocalObjects
 from memory_service.storage.local.records import chunk_rows
 
 # How many files of a bank are looked for; it is enough to find half of them.
@@ -17,29 +17,29 @@ _SAMPLE = 32
 _log = logging.getLogger(__name__)
 
 
-def mark(payloads: Payloads, connection: Connection, banks: Iterable[Bank], *, new_here: bool) -> list[Bank]:
+def mark(payloads: LocalObjects, connection: Connection, banks: Iterable[Bank], *, new_here: bool) -> list[Bank]:
     """Mark the folders that may be marked, and return the banks whose payloads are not there.
 
     new_here: whether no version with marks has served this data folder before.
     """
     banks = [bank for bank in banks if bank.kv.layers]
     # By the uid of a bank; see `_shown`.
-    shown = {bank.uid: _shown(payloads, connection, bank) for bank in banks if not payloads.present(bank.uid)}
+    shown = {bank.uid: _shown(payloads, connection, bank) for bank in banks if not payloads.there(bank.uid)}
     for uid in (uid for uid, holds in shown.items() if holds):
-        payloads.mark_bank(uid)
-    if not payloads.mounted():
+        payloads.folders.mark(uid)
+    if not payloads.folders.mounted():
         empty_and_new = new_here and not any(holds is False for holds in shown.values())
-        if not banks or empty_and_new or any(payloads.present(bank.uid) for bank in banks):
-            payloads.mark_root()
+        if not banks or empty_and_new or any(payloads.there(bank.uid) for bank in banks):
+            payloads.folders.mark_root()
             for uid in (uid for uid, holds in shown.items() if holds is None):
-                payloads.mark_bank(uid)
-    missing = [bank for bank in banks if not payloads.present(bank.uid)]
+                payloads.folders.mark(uid)
+    missing = [bank for bank in banks if not payloads.there(bank.uid)]
     for bank in missing:
         _log.error("the payloads of bank %s are not there; is a disk not mounted?", bank.name)
     return missing
 
 
-def _shown(payloads: Payloads, connection: Connection, bank: Bank) -> bool | None:
+def _shown(payloads: LocalObjects, connection: Connection, bank: Bank) -> bool | None:
     """Tell whether the bank's folder has files that the rows name; None where the rows name none."""
     ids = chunk_rows.some_payload_ids(connection, bank.bank_id, _SAMPLE)
-    return 2 * sum(payloads.path(bank.uid, chunk_id).exists() for chunk_id in ids) >= len(ids) if ids else None
+    return 2 * sum(payloads.exists(bank.uid, chunk_id) for chunk_id in ids) >= len(ids) if ids else None

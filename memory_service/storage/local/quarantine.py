@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import Connection
 
 from kvbank.files import durable, private
-from memory_service.storage.local.files.objects import SUFFIX, name
+from memory_service.storage.local.files.layout import SUFFIX, name
 from memory_service.storage.local.records.schema import raw
 
 FOLDER = "quarantine"

@@ -29,7 +29,7 @@ from memory_service.storage.local.evicting.capacity import Capacities
 from memory_service.storage.local.evicting.ledgers import Ledgers
 from memory_service.storage.local.evicting.removal import Removal
 from memory_service.storage.local.files.disk_space import DiskSpace
-from memory_service.storage.local.files.objects import Payloads
+from memory_service.storage.local.files.objects import LocalObjects
 from memory_service.storage.local.followers import Followers
 from memory_service.storage.local.known_banks import KnownBanks
 from memory_service.storage.local.records import bank_rows, chunk_rows, gone_rows
@@ -60,7 +60,7 @@ class LocalStore:
     bounds: Bounds
     records: Records
     known: KnownBanks
-    payloads: Payloads
+    payloads: LocalObjects
     space: DiskSpace
     followers: Followers
     removal: Removal
@@ -103,7 +103,7 @@ class LocalStore:
         """Make the folder of a bank's payloads, then its row: a bank that has no folder is one whose disk is
         missing."""
         try:
-            self.payloads.begin_bank(new.uid)
+            self.payloads.folders.begin(new.uid)
         except NotThereError as error:
             raise not_mounted(new.name) from error
         bank: Bank | None = None
@@ -111,7 +111,7 @@ class LocalStore:
             bank = self.records.writer.submit(make, self._changed).result()
         finally:
             if bank is None or bank.uid != new.uid:
-                self.later(partial(self.payloads.drop_bank, new.uid))
+                self.later(partial(self.payloads.folders.drop, new.uid))
         assert bank is not None
         return bank
 

@@ -1,4 +1,5 @@
-"""Files and folders that only their owner can open, whatever the umask: what is remembered is private."""
+"""Files and folders that only their owner can open. This file owns that this holds whatever the umask says, because
+what is remembered is private."""
 
 import os
 import stat
@@ -22,7 +23,7 @@ def make_file(path: Path) -> None:
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder and its missing parents, also beside others who make the same. Errors: OSError."""
+    """Make a folder and its missing parents, also while other processes make the same. Errors: OSError."""
     try:
         _make(folder)
     except FileNotFoundError:
@@ -41,7 +42,7 @@ def _make(folder: Path) -> None:
 
 
 def is_open(path: Path) -> bool:
-    """Whether others than its owner may open a file or folder; False for what is neither, or not there."""
+    """Tell whether others than its owner may open a file or folder; False for what is neither, or not there."""
     try:
         mode = os.lstat(path).st_mode
     except (FileNotFoundError, NotADirectoryError):
@@ -50,8 +51,8 @@ def is_open(path: Path) -> bool:
 
 
 def open_below(path: Path) -> Iterator[Path]:
-    """A file or folder that is open to others, and what they reach through it; a folder before what is in it. No link
-    is followed."""
+    """Yield a file or folder where it is open to others, and what they reach through it, a folder before what is in it.
+    No link is followed."""
     if is_open(path):
         yield path
         for inner in sorted(path.iterdir()) if path.is_dir() else ():
@@ -59,7 +60,8 @@ def open_below(path: Path) -> Iterator[Path]:
 
 
 def close_ours(folder: Path, is_ours: Callable[[str], bool]) -> None:
-    """Close to others what a folder has of ours, by its names, and the folder too where it has nothing else."""
+    """Close to others what a folder has of ours, and the folder too where it has nothing else. is_ours: tells by a name
+    whether it is ours."""
     entries = list(folder.iterdir())
     ours = [entry for entry in entries if is_ours(entry.name)]
     close(path for entry in ours for path in open_below(entry))
@@ -68,8 +70,8 @@ def close_ours(folder: Path, is_ours: Callable[[str], bool]) -> None:
 
 
 def close(paths: Iterable[Path]) -> tuple[int, int]:
-    """Close files and folders to others: how many these were, and how many could not be closed. What everybody shares,
-    such as / and /tmp, stays as it is."""
+    """Close files and folders to others; return how many these were, and how many of them could not be closed. What all
+    users share, such as / and /tmp, stays as it is."""
     found = left = 0
     for path in paths:
         if _is_shared(path):
@@ -81,5 +83,5 @@ def close(paths: Iterable[Path]) -> tuple[int, int]:
 
 
 def _is_shared(path: Path) -> bool:
-    """Whether a folder is the root of the file system, or has the sticky bit, by which users share it."""
+    """Tell whether a folder is the root of the file system, or has the sticky bit, by which users share it."""
     return path == Path(path.anchor) or bool(os.lstat(path).st_mode & stat.S_ISVTX)

@@ -12,7 +12,7 @@ from memory_service.domain.model import Bank, EvictionReason
 from memory_service.observe.metrics import Metrics
 from memory_service.storage.background import Janitor
 from memory_service.storage.local.evicting.ledgers import Ledgers
-from memory_service.storage.local.files.objects import Payloads
+from memory_service.storage.local.files.objects import LocalObjects
 from memory_service.storage.local.followers import Followers
 from memory_service.storage.local.records import gone_rows
 from memory_service.storage.local.records.records import Records
@@ -25,7 +25,7 @@ class Removal:
         self,
         records: Records,
         ledgers: Ledgers,
-        payloads: Payloads,
+        payloads: LocalObjects,
         followers: Followers,
         janitor: Janitor,
         metrics: Metrics,
@@ -70,7 +70,7 @@ class Removal:
 
     def _unlink(self, bank: Bank, chunk_ids: Sequence[int]) -> None:
         if bank.kv.layers:
-            self._janitor.later(self._payloads.unlink, bank.uid, chunk_ids)
+            self._janitor.later(self._payloads.delete, bank.uid, chunk_ids)
 
     def expire(self, bank: Bank, chunk_ids: Sequence[int]) -> None:
         """Remove chunks that have expired: the followers do without them at once, and their rows go in steps. Blocks
@@ -84,7 +84,7 @@ class Removal:
         """Remove what a deleted bank held, bit by bit, also after a restart. The writer's thread calls this after the
         commit that took the bank's row."""
         self._followers.dropped(bank)
-        self._janitor.later(self._payloads.drop_bank, bank.uid)
+        self._janitor.later(self._payloads.folders.drop, bank.uid)
         self.clear(bank.bank_id, bank.uid)
 
     def clear(self, bank_id: int, uid: str) -> None:
@@ -103,5 +103,5 @@ class Removal:
         self._records.writer.submit(step, applied)
 
     def _finish(self, bank_id: int, uid: str) -> None:
-        if self._payloads.drop_bank(uid):
+        if self._payloads.folders.drop(uid):
             self._records.writer.submit(partial(gone_rows.forget_bank, bank_id=bank_id))

@@ -1,1 +1,1 @@
-"""The files of a data folder: payloads, their staging, and the folder itself."""
+"""The files of a data folder: the folder itself, payloads, what clients stage, and the room on the disks."""

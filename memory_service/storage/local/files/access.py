@@ -1,6 +1,7 @@
-"""A data folder is open to its owner alone. Where an earlier version, or whoever copied it, has left files open to
-others on the machine, a start closes them, and says so in the log. It touches only what has a name that the service
-gives, and a data folder is begun only where no files of others are: to close their folder would take it from them."""
+"""Who may open a data folder. This file owns the rule that only its owner may: where an earlier version, or a copy, has
+left files open to other users of the machine, a start closes them, and says so in the log. It touches only what has a
+name that the service gives, and a data folder is begun only where no files of others are: to close their folder would
+take it from them."""
 
 import logging
 from collections.abc import Iterator
@@ -9,9 +10,9 @@ from pathlib import Path
 from kvbank.files import private
 from memory_service.domain.errors import StartError
 from memory_service.storage.local import quarantine
-from memory_service.storage.local.files import objects, staging
+from memory_service.storage.local.files import layout, staging
 
-_FOLDERS = (objects.FOLDER, quarantine.FOLDER, staging.FOLDER, "indexes")
+_FOLDERS = (layout.FOLDER, quarantine.FOLDER, staging.FOLDER, "indexes")
 _DATABASE = tuple(f"metadata.db{suffix}" for suffix in ("", "-wal", "-shm", "-journal"))
 _FILES = (*_DATABASE, "chunk-ids", "kvbank.ballast", "kvbank.lock", "backup.json")
 # Names that a file system makes by itself in the root of a disk.

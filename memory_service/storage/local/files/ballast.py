@@ -1,5 +1,5 @@
-"""The ballast: bytes that a data folder keeps for the day when its disk is full. They give a start the room that it
-then needs to read, to delete and to end, because SQLite makes files of its own for that."""
+"""The ballast of a data folder: a file that takes bytes for the day when the disk is full. This file owns that a start
+has the room that it then needs to read, to delete and to end, because SQLite makes files of its own for that."""
 
 import errno
 import logging
@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from kvbank.files import private
-from memory_service.storage.local.files.disk_space import free_bytes
+from kvbank.files.opening import free_bytes
 
 NAME, SIZE = "kvbank.ballast", 1024 * 1024
 _log = logging.getLogger(__name__)

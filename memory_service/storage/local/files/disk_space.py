@@ -8,14 +8,9 @@ from collections import Counter
 from pathlib import Path
 from types import TracebackType
 
+from kvbank.files.opening import free_bytes
 from memory_service.domain.errors import ServiceError
-from memory_service.storage.local.files import objects
-
-
-def free_bytes(folder: Path) -> int:
-    """Return the bytes that this user may still write to the disk of a folder. Errors: OSError."""
-    stat = os.statvfs(folder)
-    return stat.f_bavail * stat.f_frsize
+from memory_service.storage.local.files import layout
 
 
 class Reservation:
@@ -43,7 +38,7 @@ class DiskSpace:
     asked."""
 
     def __init__(self, data: Path, min_free: int) -> None:
-        self._data, self._payloads, self._min_free = data, data / objects.FOLDER, min_free
+        self._data, self._payloads, self._min_free = data, data / layout.FOLDER, min_free
         self._lock = threading.Lock()
         # The bytes that are reserved, by the number of the device.
         self._reserved: Counter[int] = Counter()

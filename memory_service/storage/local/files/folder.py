@@ -24,7 +24,8 @@ class DataFolder:
     """Owns a data folder for this process, until `release`."""
 
     def __init__(self, path: Path) -> None:
-        """Errors: StartError when another server owns it, it is full of other files, or it cannot be written."""
+        """Make the folder where there is none, and own it. Errors: StartError where another server owns it, it has
+        files of others, or it cannot be written to."""
         try:
             if (path / MANIFEST).exists():
                 raise StartError(f"{path} is a backup; put it in place with: kvbank restore {path} DATA")
@@ -57,7 +58,7 @@ def _forget_all() -> None:
         folder.forget()
 
 
-# A child that outlived the server would keep the folder locked for nobody.
+# A child that outlived the server would keep the folder locked.
 os.register_at_fork(after_in_child=_forget_all)
 
 
@@ -74,7 +75,7 @@ def _lock(path: Path) -> list[int]:
             descriptors.append(_open_folder(path))
             _take(descriptors[0], path)
         descriptors.append(os.open(path / _NOTE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
-        # Whoever can open it could lock it.
+        # Another user who could open it could lock it.
         os.fchmod(descriptors[1], 0o600)
         _take(descriptors[1], path)
         with suppress(OSError):  # a full disk; the note is for people

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kvbank.files import private
+from kvbank.files.opening import opener
 from memory_service.domain.errors import ServiceError
-from memory_service.storage.local.files.opening import opener
 
 FOLDER = "staging"
 

@@ -10,10 +10,9 @@ from sqlalchemy import URL, Connection, Engine, Index, MetaData, create_engine, 
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from kvbank.files import private
+from kvbank.files.opening import free_bytes
 from memory_service.domain.errors import StartError
-from memory_service.storage.local.files import ballast
-from memory_service.storage.local.files import objects as payloads
-from memory_service.storage.local.files.disk_space import free_bytes
+from memory_service.storage.local.files import ballast, layout
 
 NAMING = {
     "ix": "ix_%(table_name)s_%(column_0_N_name)s",
@@ -234,10 +233,10 @@ def prepare(path: Path, data: Path, *, migrate: bool) -> None:
     Errors: StartError for an older (without `migrate`) or newer one, and for payloads without records.
     """
     found, known = _ask(path, "SELECT version_num FROM alembic_version"), revisions()
-    if _ask(path, "SELECT store_id FROM store") is None and payloads.any_in(data):
+    if _ask(path, "SELECT store_id FROM store") is None and layout.any_in(data):
         raise StartError(
-            f"{data} has payloads in {payloads.FOLDER}/, but no records of them: {path.name} is missing or empty; put a"
-            f" backup in place (kvbank restore BACKUP DATA), or move {payloads.FOLDER}/ away to begin anew"
+            f"{data} has payloads in {layout.FOLDER}/, but no records of them: {path.name} is missing or empty; put a"
+            f" backup in place (kvbank restore BACKUP DATA), or move {layout.FOLDER}/ away to begin anew"
         )
     if found == known[-1]:
         return
