@@ -33,6 +33,7 @@ from memory_service.observe.metrics import Metrics
 from memory_service.observe.observation import Observer
 from memory_service.observe.process_memory import keep_memory, leave_imports_alone
 from memory_service.operations.banks import Banks
+from memory_service.search import largest_id
 from memory_service.settings import Settings, unknown_variables
 from memory_service.storage.opening import explaining, open_engine
 
@@ -65,7 +66,7 @@ class Server:
         self._limits = limits
         self._metrics = Metrics()
         self._endpoint: Endpoint | None = None
-        self._engine = open_engine(settings, self._metrics, clock, limits=limits, pauses=pauses)
+        self._engine = open_engine(settings, self._metrics, largest_id, clock, limits=limits, pauses=pauses)
         with ExitStack() as opened:
             opened.callback(self._engine.close)
             with explaining(settings.data):

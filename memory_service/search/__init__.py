@@ -3,5 +3,6 @@ whose commits it follows, and is the one package that knows FAISS."""
 
 from memory_service.search.index import Selection
 from memory_service.search.indexes import IndexOptions, SearchIndexes
+from memory_service.search.snapshots import largest_id
 
-__all__ = ["IndexOptions", "SearchIndexes", "Selection"]
+__all__ = ["IndexOptions", "SearchIndexes", "Selection", "largest_id"]

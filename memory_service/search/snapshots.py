@@ -196,6 +196,13 @@ def ids_in(path: Path, store_id: str) -> Ids:
     return segment.ids[: segment.rows]
 
 
+def largest_id(folder: Path, store_id: str) -> int:
+    """Return the largest id in the snapshots of all banks, 0 where there is none. Snapshots that are damaged, or of
+    another store, are left out."""
+    found = (ids_in(path, store_id) for path in folder.glob(f"*/*{SUFFIX}"))
+    return max((int(np.max(ids, initial=0)) for ids in found), default=0)
+
+
 def _take(file: BinaryIO, size: int, digest: xxhash.xxh3_64) -> bytes:
     data = bytearray(size)
     _fill(file, memoryview(data))

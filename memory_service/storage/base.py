@@ -33,6 +33,8 @@ Vectors = NDArray[np.float32]
 # What an object says of its chunk beside the tensors, made from their checksums; see `domain.payload`.
 Copying = Callable[[Sequence[int]], Mapping[str, str]]
 T = TypeVar("T")
+# Returns the largest id of a chunk in what is derived from a store of this identity and kept in this folder, or 0.
+DerivedId = Callable[[Path, str], int]
 
 
 class DamagedError(Exception):

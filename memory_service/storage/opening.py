@@ -5,6 +5,7 @@ from memory_service.domain.clock import Clock
 from memory_service.domain.limits import NO_PAUSES, STANDARD, Limits, Pauses
 from memory_service.observe.metrics import Metrics
 from memory_service.settings import Settings
+from memory_service.storage.base import DerivedId
 from memory_service.storage.local.engine import LocalEngine, explaining
 
 __all__ = ["explaining", "open_engine"]
@@ -13,6 +14,7 @@ __all__ = ["explaining", "open_engine"]
 def open_engine(
     settings: Settings,
     metrics: Metrics,
+    derived_id: DerivedId,
     clock: Clock | None = None,
     *,
     limits: Limits = STANDARD,
@@ -21,6 +23,7 @@ def open_engine(
     """Open the engine that the settings ask for: a data folder, which this process owns until the engine is closed.
 
     The caller tells the followers of the store, begins the engine, and at the end lets it rest and closes it. clock:
-    the clock to go by, None for that of the machine. Errors: StartError.
+    the clock to go by, None for that of the machine. derived_id: where records were lost, ids that are still known
+    outside of them are not given again. Errors: StartError.
     """
-    return LocalEngine(settings, metrics, clock, limits, pauses)
+    return LocalEngine(settings, metrics, derived_id, clock, limits, pauses)

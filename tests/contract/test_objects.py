@@ -9,6 +9,7 @@ import pytest
 from memory_service.domain.model import Bank, Capacity, EmbeddingSpec, KvSpec, Payload, Policy, Producer, Tensor
 from memory_service.domain.payload import checksums_of, seed
 from memory_service.observe.metrics import Metrics
+from memory_service.search import largest_id
 from memory_service.settings import load
 from memory_service.storage.base import DamagedError, Engine, NotThereError, Objects
 from memory_service.storage.opening import open_engine
@@ -29,7 +30,7 @@ PAYLOAD = Payload(
 @pytest.fixture(params=["local"])
 def engine(request, tmp_path) -> Iterator[Engine]:
     assert request.param == "local"
-    engine = open_engine(load({"data": tmp_path / "data"}), Metrics())
+    engine = open_engine(load({"data": tmp_path / "data"}), Metrics(), largest_id)
     engine.begin()
     yield engine
     engine.rest()

@@ -9,6 +9,7 @@ from typing import Any
 from memory_service.domain.clock import Clock
 from memory_service.domain.limits import NO_PAUSES, STANDARD, Limits, Pauses
 from memory_service.observe.metrics import Metrics
+from memory_service.search import largest_id
 from memory_service.settings import load
 from memory_service.storage.base import Engine, Follower
 from memory_service.storage.opening import open_engine
@@ -41,7 +42,7 @@ def opened(
 ) -> Iterator[Engine]:
     """Open an engine as the service does, and close it at the end of the block."""
     settings = {"data": place, "durability": "os"} | settings
-    engine = open_engine(load(settings), Metrics(), clock, limits=limits, pauses=pauses)
+    engine = open_engine(load(settings), Metrics(), largest_id, clock, limits=limits, pauses=pauses)
     try:
         if follower is not None:
             engine.store.follow(follower)

@@ -10,6 +10,7 @@ import logging
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from itertools import starmap
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from memory_service.domain.limits import Limits, Pauses
 from memory_service.observe.metrics import Metrics
 from memory_service.settings import Settings
 from memory_service.storage.background import Janitor
-from memory_service.storage.base import Sizes
+from memory_service.storage.base import DerivedId, Sizes
 from memory_service.storage.local import leftovers, mounts, quarantine
 from memory_service.storage.local.adding import Adding
 from memory_service.storage.local.evicting.background import Background
@@ -57,7 +58,15 @@ def explaining(data: Path) -> Iterator[None]:
 class LocalEngine:
     """Implements `memory_service.storage.base.Engine` for a data folder, which it owns until `close`."""
 
-    def __init__(self, settings: Settings, metrics: Metrics, clock: Clock | None, limits: Limits, pauses: Pauses):
+    def __init__(
+        self,
+        settings: Settings,
+        metrics: Metrics,
+        derived_id: DerivedId,
+        clock: Clock | None,
+        limits: Limits,
+        pauses: Pauses,
+    ) -> None:
         """Open a data folder, which is made where there is none. clock: None for that of the machine. Errors:
         StartError."""
         self._settings = settings
@@ -81,6 +90,7 @@ class LocalEngine:
                     metrics=metrics,
                     migrate=settings.migrate,
                     clock=clock,
+                    derived_id=partial(derived_id, self.cache),
                     pauses=pauses,
                 )
                 opened.callback(self.records.close)

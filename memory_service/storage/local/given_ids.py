@@ -8,10 +8,10 @@ records, such as snapshots of an index and what clients hold, belongs to another
 
 import logging
 import secrets
+from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
 
-import numpy as np
 from sqlalchemy import Connection
 
 from memory_service.storage.local import quarantine
@@ -32,10 +32,13 @@ _BANKS = "SELECT uid FROM banks"
 _log = logging.getLogger(__name__)
 
 
-def settle(connection: Connection, data: Path) -> bool:
+def settle(connection: Connection, data: Path, derived_id: Callable[[str], int]) -> bool:
     """Make sure that the ids that the records say are free were never given. Returns whether no version that reserves
     ids in a file has served the folder. This is cheap where file and records agree, as after every clean stop and
-    nearly every kill."""
+    nearly every kill.
+
+    derived_id: returns the largest id in what is derived from a store of this identity, and lies outside of it.
+    """
     store_id, free = raw(connection).execute(_STORE).fetchone()
     try:
         reserved, damaged = Reservations(data).read(), False
@@ -44,7 +47,7 @@ def settle(connection: Connection, data: Path) -> bool:
         reserved, damaged = None, True
     if reserved == free:
         return False
-    largest = _largest(connection, data, store_id)
+    largest = max(_largest(connection, data), derived_id(store_id))
     begin = max(free, reserved or 0, largest + 1) + (_FAR if damaged else 0)
     if largest >= free or damaged:
         text = "ids up to %d were given, but the records of %s know of none from %d on: they have lost what was written"
@@ -54,22 +57,9 @@ def settle(connection: Connection, data: Path) -> bool:
     return reserved is None and not damaged
 
 
-def _largest(connection: Connection, data: Path, store_id: str) -> int:
+def _largest(connection: Connection, data: Path) -> int:
     """Return the largest id that anything in the folder has; 0 where nothing has one."""
     (found,) = raw(connection).execute(_IN_RECORDS).fetchone()
     files = (chunk_id for bank in layout.banks_in(data) for chunk_id, _ in layout.files_in(bank))
     named = (chunk_id for chunk_id in chain(files, quarantine.ids(data)) if chunk_id < _LARGEST)
-    return max(int(found), max(named, default=0), _in_snapshots(data, store_id))
-
-
-def _in_snapshots(data: Path, store_id: str) -> int:
-    """Return the largest id in a snapshot of an index; 0 for none. Snapshots that are damaged, or of another store, are
-    left out."""
-    found = 0
-    for path in (data / "indexes").glob("*/*.segment"):
-        # FAISS takes half a second to import, so that only folders with snapshots pay for it.
-        from memory_service.search.snapshots import ids_in
-
-        ids = ids_in(path, store_id)
-        found = max(found, int(np.max(ids, initial=0)))
-    return found
+    return max(int(found), max(named, default=0))

@@ -5,7 +5,7 @@ import logging
 import secrets
 import sqlite3
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
@@ -55,9 +55,11 @@ class Records:
         metrics: Metrics,
         migrate: bool = False,
         clock: Clock | None = None,
+        derived_id: Callable[[str], int],
         pauses: Pauses = NO_PAUSES,
     ) -> None:
-        """clock: the clock to go by, where it is not that of the machine. Errors: StartError."""
+        """Open the database. clock: the clock to go by, where it is not that of the machine. derived_id: see
+        `given_ids.settle`. Errors: StartError."""
         failures.register()
         path = data / "metadata.db"
         schema.prepare(path, data, migrate=migrate)
@@ -76,19 +78,21 @@ class Records:
         self.writer = Writer(schema.engine(path, synchronous=level, writer=True), self, metrics, durable=durable)
         try:
             # `new_here`: no version that reserves ids in a file, and marks the folders of payloads, was here before.
-            self.store_id, self.new_here = self.writer.submit(partial(self._take_up, data), durable=True).result()
+            self.store_id, self.new_here = self.writer.submit(
+                partial(self._take_up, data, derived_id), durable=True
+            ).result()
             self.ids = ChunkIds(self.writer, Reservations(data))
         except BaseException:
             self.close()
             raise
 
-    def _take_up(self, data: Path, connection: Connection) -> tuple[str, bool]:
+    def _take_up(self, data: Path, derived_id: Callable[[str], int], connection: Connection) -> tuple[str, bool]:
         """The store's identity, and whether the folder is new to this version; its time and its ids go on."""
         self.clock.resume(clock_rows.mark(connection))
         clock_rows.save(connection, mark := self.clock.mark())
         self._marking = mark.now
         _identity(connection)
-        new_here = given_ids.settle(connection, data)
+        new_here = given_ids.settle(connection, data, derived_id)
         return _identity(connection), new_here
 
     @contextmanager
