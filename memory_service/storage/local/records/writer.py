@@ -1,5 +1,5 @@
-"""The one thread that commits. Owns the invariant that a single connection writes and checkpoints the database, and
-that committed changes are applied to what is derived from it in commit order.
+"""The one thread that commits. This file owns the invariant that a single connection writes and checkpoints the
+database, and that committed changes are applied in commit order to what is derived from it.
 
 An operation that refuses (raises) has changed nothing; one that may find out late guards what it does by `savepoint`.
 Anything else that fails takes the whole transaction with it.
@@ -49,26 +49,90 @@ class Companion(Protocol):
         """Learn that the transaction that `begun` took part in was not committed."""
 
 
-@dataclass
-class _Job:
-    """A job of the writer: `operation` is part of a transaction; where it is None, `action` runs between two of
-    them."""
+@dataclass(eq=False)
+class _Operation:
+    """A part of a transaction. `applied` gets its result after the commit; `durable` and `last` as in
+    `Writer.submit`."""
 
-    operation: Callable[[Connection], Any] | None = None
-    applied: Callable[[Any], None] | None = None
-    action: Callable[[], Any] | None = None
-    durable: bool = False
-    last: bool = False
+    run: Callable[[Connection], Any]
+    applied: Callable[[Any], None] | None
+    durable: bool
+    last: bool
     future: "Future[Any]" = field(default_factory=Future)
     value: Any = None
-    error: Exception | None = None
+    refusal: Exception | None = None
 
-    def __post_init__(self) -> None:
-        # From here on the future cannot be cancelled: what is submitted is committed.
-        self.future.set_running_or_notify_cancel()
+    def execute(self, connection: Connection) -> None:
+        """Run the operation, and keep its result, or the error that refuses it and leaves the transaction as it was.
+        Errors: those after which the transaction may have half of the operation."""
+        driver: Any = connection.connection.driver_connection
+        # Changes that were rolled back count too, so a refusal is taken at its word for those.
+        before = driver.total_changes
+        try:
+            self.value = self.run(connection)
+        except ServiceError as refusal:
+            self.refusal = refusal
+        except Exception as error:
+            if driver.total_changes != before:
+                raise
+            self.refusal = error
+
+    def finish(self) -> None:
+        """Apply what was committed, and let the future tell it."""
+        if self.refusal is not None:
+            self.future.set_exception(self.refusal)
+            return
+        if self.applied is not None:
+            try:
+                self.applied(self.value)
+            except Exception:
+                _log.exception("a committed operation could not be applied")
+        self.future.set_result(self.value)
 
 
-_STOP = _Job()
+@dataclass(eq=False)
+class _Action:
+    """A call between two transactions."""
+
+    call: Callable[[], Any]
+    future: "Future[Any]" = field(default_factory=Future)
+
+    def act(self) -> None:
+        """Call the action, and let the future tell its result or its error."""
+        try:
+            self.future.set_result(self.call())
+        except Exception as error:
+            self.future.set_exception(error)
+
+
+class _Stop:
+    """The last job of a writer, which ends its thread."""
+
+
+class _Jobs:
+    """Jobs in the order in which they were given. Any thread puts jobs; the writer's thread takes them."""
+
+    def __init__(self) -> None:
+        self._queue: queue.SimpleQueue[_Operation | _Action | _Stop] = queue.SimpleQueue()
+        self._first: _Operation | _Action | _Stop | None = None
+
+    def put(self, job: _Operation | _Action | _Stop) -> None:
+        """Add a job behind the others."""
+        self._queue.put(job)
+
+    def take(self, timeout: float) -> _Operation | _Action | _Stop | None:
+        """Return the next job; None where there is none within `timeout` seconds."""
+        if (job := self._first) is not None:
+            self._first = None
+            return job
+        try:
+            return self._queue.get(timeout=timeout) if timeout else self._queue.get_nowait()
+        except queue.Empty:
+            return None
+
+    def put_back(self, job: _Operation | _Action | _Stop) -> None:
+        """Let the job that was taken last be the next one again."""
+        self._first = job
 
 
 @contextmanager
@@ -103,7 +167,7 @@ class Writer:
         self._metrics = metrics
         self._durable = durable
         self._interval = interval
-        self._jobs: queue.SimpleQueue[_Job] = queue.SimpleQueue()
+        self._jobs = _Jobs()
         # Nothing comes behind the job that ends the thread, where nobody would ever do it.
         self._closing, self._closed = threading.Lock(), False
         self._thread = threading.Thread(target=self._run, name="kvbank-writer", daemon=True)
@@ -124,21 +188,24 @@ class Writer:
         The future tells whether it was committed: an exception of `applied` is a defect, which is logged. Errors by the
         future: those of the operation and of the database; NOT_SERVING after `close`.
         """
-        job = _Job(operation=operation, applied=applied, durable=durable and not self._durable, last=last)
-        return self._given(job)
+        given = _Operation(operation, applied, durable and not self._durable, last)
+        self._give(given)
+        return given.future
 
     def between(self, action: Callable[[], T]) -> "Future[T]":
         """Run `action` when everything submitted before is committed and applied, and nothing after it is."""
-        job = _Job(action=action)
-        return self._given(job)
+        given = _Action(action)
+        self._give(given)
+        return given.future
 
-    def _given(self, job: _Job) -> "Future[Any]":
+    def _give(self, job: _Operation | _Action) -> None:
+        # From here on the future cannot be cancelled: what is submitted is committed.
+        job.future.set_running_or_notify_cancel()
         with self._closing:
             if not self._closed:
                 self._jobs.put(job)
-                return job.future
+                return
         job.future.set_exception(ServiceError("NOT_SERVING", "the service is shutting down"))
-        return job.future
 
     def checkpoint(self) -> "Future[None]":
         """Bring the log into the database, and both files to their sizes, as far as no reader keeps that."""
@@ -158,19 +225,18 @@ class Writer:
         """Commit what waits and what is pending, checkpoint, close the connection. What is given later is refused."""
         with self._closing:
             self._closed = True
-            self._jobs.put(_STOP)
+            self._jobs.put(_Stop())
         self._thread.join()
 
     def _run(self) -> None:
         with self._connection as connection:
-            job: _Job | None = None
-            while job is not _STOP:
-                job = self._wait() if job is None else job
-                if job is None or job.operation is not None or job is _STOP:
-                    job = self._transaction(connection, job)
-                else:
-                    self._act(job)
-                    job = None
+            while not isinstance(job := self._jobs.take(self._interval), _Stop):
+                if isinstance(job, _Action):
+                    job.act()
+                elif job is not None or self._companion.pending():
+                    self._transaction(connection, [] if job is None else [job])
+            if self._companion.pending():
+                self._transaction(connection, [])
             try:
                 # Through the driver: SQLAlchemy would begin a transaction first.
                 connection.connection.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)")
@@ -178,19 +244,9 @@ class Writer:
                 _log.warning("the log of the database stays beside it: %s", error)
         self._engine.dispose()
 
-    def _wait(self) -> _Job | None:
-        try:
-            return self._jobs.get(timeout=self._interval)
-        except queue.Empty:
-            return None
-
-    def _transaction(self, connection: Connection, first: _Job | None) -> _Job | None:
-        """Commit `first`, if it is an operation, and those behind it; the job that ended the row of them."""
-        batch = [first] if first is not None and first.operation is not None else []
-        ended = first if first is _STOP else None
-        if not batch and not self._companion.pending():
-            return ended
-        synced, begun = bool(batch) and batch[0].durable, False
+    def _transaction(self, connection: Connection, batch: list[_Operation]) -> None:
+        """Commit what waits in memory, the operations of `batch`, and those behind them, which join the batch."""
+        synced, begun = any(operation.durable for operation in batch), False
         raw, start = connection.connection.cursor(), time.monotonic()
         try:
             if synced:
@@ -198,74 +254,35 @@ class Writer:
             with connection.begin():
                 begun = True
                 self._companion.begun(connection)
-                ended = self._fill(connection, batch, synced) or ended
+                self._fill(connection, batch, synced)
         except Exception as error:
             _failures.error(_log, error, "commit of %d operations failed", len(batch))
             self._metrics.troubles.begin("writing", f"{type(error).__name__}: {getattr(error, 'orig', error)}")
             if begun:
                 self._companion.failed()
-            for job in batch:
-                job.future.set_exception(error)
+            for operation in batch:
+                operation.future.set_exception(error)
         else:
             self._companion.committed()
             self._metrics.troubles.end("writing")
             self._metrics.commit_operations.observe(len(batch))
             self._metrics.commit_seconds.observe(time.monotonic() - start)
-            for job in batch:
-                self._finish(job)
+            for operation in batch:
+                operation.finish()
         finally:
             if synced:
                 raw.execute("PRAGMA synchronous=NORMAL")
-        return ended
 
-    def _fill(self, connection: Connection, batch: list[_Job], synced: bool) -> _Job | None:
-        """Execute the first of `batch` and what waits behind it, which joins the batch; the job that cannot join."""
+    def _fill(self, connection: Connection, batch: list[_Operation], synced: bool) -> None:
+        """Execute the first operation of `batch` and those that wait behind it. One that is refused does not spoil the
+        others."""
         end = time.monotonic() + _LONGEST_BATCH_S
-        for job in batch:
-            self._execute(connection, job)
-            if job.last or len(batch) == _LARGEST_BATCH or time.monotonic() > end:
-                break
-            try:
-                following = self._jobs.get_nowait()
-            except queue.Empty:
-                break
-            if following.operation is None or (following.durable and not synced):
-                return following
-            batch.append(following)
-        return None
-
-    @staticmethod
-    def _execute(connection: Connection, job: _Job) -> None:
-        """One refused operation does not spoil the others of its transaction."""
-        assert job.operation is not None
-        driver: Any = connection.connection.driver_connection
-        # Changes that were rolled back count too, so it takes a refusal's word for those.
-        before = driver.total_changes
-        try:
-            job.value = job.operation(connection)
-        except ServiceError as refusal:
-            job.error = refusal
-        except Exception as error:
-            if driver.total_changes != before:
-                raise
-            job.error = error
-
-    @staticmethod
-    def _finish(job: _Job) -> None:
-        if job.error is not None:
-            job.future.set_exception(job.error)
-            return
-        if job.applied is not None:
-            try:
-                job.applied(job.value)
-            except Exception:
-                _log.exception("a committed operation could not be applied")
-        job.future.set_result(job.value)
-
-    @staticmethod
-    def _act(job: _Job) -> None:
-        assert job.action is not None
-        try:
-            job.future.set_result(job.action())
-        except Exception as error:
-            job.future.set_exception(error)
+        for operation in batch:
+            operation.execute(connection)
+            if operation.last or len(batch) == _LARGEST_BATCH or time.monotonic() > end:
+                return
+            following = self._jobs.take(0)
+            if isinstance(following, _Operation) and (synced or not following.durable):
+                batch.append(following)
+            elif following is not None:
+                self._jobs.put_back(following)
