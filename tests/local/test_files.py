@@ -5,6 +5,7 @@ import sqlite3
 import threading
 from contextlib import closing
 
+import grpc
 import pytest
 import safetensors
 
@@ -39,6 +40,34 @@ def test_files_are_safetensors(caller, payload_path):
     stored = caller.retrieve()[0].chunks[0].payload
     first = stored.tensors[0]
     assert raw[first.offset : first.offset + first.length] == data[: first.length]
+
+
+def traces(data):
+    """When anything below the folder of payloads was made, renamed or removed."""
+    return {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in (data / "payloads").rglob("*")}
+
+
+def test_a_repeated_write_stores_no_second_payload(caller, refused, data):
+    """Not even for a moment: a folder in which a file was made has another time afterwards."""
+    chunk, content = caller.chunk()
+    (first,) = caller.write((chunk, content))
+    # Of the shards of the ids that come next too, which are then there already.
+    caller.write(*(caller.chunk() for _ in range(3)))
+    before, stored = traces(data), caller.sample("kvbank_stage_seconds_count", stage="store")
+    (again,) = caller.write((chunk, content))
+    assert (again.chunk_id, again.replayed) == (first.chunk_id, True)
+    chunk.text = "other content"
+    with refused("KEY_REUSED", grpc.StatusCode.ALREADY_EXISTS):
+        caller.write((chunk, content))
+    assert traces(data) == before
+    assert caller.sample("kvbank_stage_seconds_count", stage="store") == stored == 4
+
+
+def test_a_repeated_write_whose_bytes_were_damaged_on_the_way_is_refused(caller, refused):
+    chunk, content = caller.chunk()
+    caller.write((chunk, content))
+    with refused("CHECKSUM_IN_TRANSIT", grpc.StatusCode.INVALID_ARGUMENT):
+        caller.write((chunk, bytes(len(content))))
 
 
 @pytest.mark.parametrize("again", ["the same", "other"])

@@ -428,6 +428,18 @@ def test_what_is_staged_wrongly_is_refused(host: Host, make_chunk: Make, change:
     assert host.client.get_bank("b").usage.chunks == 0
 
 
+def test_what_is_staged_for_a_repeated_write_is_not_taken_over(host: Host, make_chunk: Make) -> None:
+    """The payload that is there stays the one, and nothing is left of the other."""
+    new = make_chunk(7)
+    (first,) = host.write_all([new])
+    file = host.file(first)
+    before = (file.stat().st_ino, file.parent.stat().st_mtime_ns)
+    assert host.write_all([new]) == [first]
+    assert host.staged() == []
+    assert (file.stat().st_ino, file.parent.stat().st_mtime_ns) == before
+    assert host.received("staged") > 0
+
+
 def symlink(path: Path) -> None:
     path.rename(path.with_suffix(".x"))
     path.symlink_to(path.with_suffix(".x"))
