@@ -1,6 +1,6 @@
 """How clients of this host and the service prove to each other that they see the same data folder, and which files the
 service takes over from such clients. This file owns the nonce, which only the service's user can read, and the folder
-`staging/`.
+in which clients stage payloads.
 """
 
 import os
@@ -14,7 +14,8 @@ from kvbank.files import private
 from kvbank.v1 import service_pb2 as pb
 from kvbank.wire import proof as _proof
 from memory_service.api.local_socket import SOCKET, DirectCalls
-from memory_service.storage.local.files.staging import FOLDER, StagedFile, refusal
+from memory_service.domain.errors import staged_file
+from memory_service.storage.base import Staged
 
 NONCE_FILE = "same-host.nonce"
 # Seconds after which a staged file that no write has taken over counts as forgotten by its maker.
@@ -26,11 +27,11 @@ class SameHost:
     """Keeps the nonce by which clients of this host and the service prove themselves to each other, and the folder in
     which such clients stage payloads."""
 
-    def __init__(self, data: Path) -> None:
-        """Remove what was staged for the server before this one, and make a new nonce. data: the data folder. Errors:
-        OSError."""
+    def __init__(self, data: Path, staging: Path) -> None:
+        """Remove what was staged for the server before this one, and make a new nonce. data: the data folder. staging:
+        the folder in it for what clients stage. Errors: OSError."""
         self._root = data.resolve()
-        self._staging = self._root / FOLDER
+        self._staging = self._root / staging.name
         private.make_folder(self._staging)
         # When each file was seen first (monotonic).
         self._seen: dict[str, float] = {}
@@ -49,7 +50,7 @@ class SameHost:
         """Make what GetServerInfo says of the shared folder, with a proof where a challenge asks for one."""
         socket = SOCKET if DirectCalls.possible(self.socket) else ""
         root, path = _proof.path(self._root)
-        folder = pb.SameHost(root=root, path=path, nonce_file=NONCE_FILE, staging=FOLDER, socket=socket)
+        folder = pb.SameHost(root=root, path=path, nonce_file=NONCE_FILE, staging=self._staging.name, socket=socket)
         if _proof.SHORTEST_CHALLENGE <= len(challenge) <= _proof.LONGEST_CHALLENGE:
             folder.proof = _proof.of_server(self._nonce, challenge, folder)
         return folder
@@ -63,13 +64,13 @@ class SameHost:
         """Tell whether a caller has read the nonce file."""
         return compare_digest(proof, _proof.of_client(self._nonce))
 
-    def staged(self, message: pb.StagedPayload) -> StagedFile:
+    def staged(self, message: pb.StagedPayload) -> Staged:
         """Return the staged file that a header names, which is not looked at yet. Errors: STAGED_FILE."""
         if not self.proven(message.proof):
-            raise refusal(message.name, "comes without a proof that its maker has read the nonce of this server")
+            raise staged_file(message.name, "comes without a proof that its maker has read the nonce of this server")
         if not _NAME.fullmatch(message.name) or not 8 <= message.offset <= 1 << 20 or message.offset % 8:
-            raise refusal(message.name, "has a name of other than 32 hex digits, or no good offset")
-        return StagedFile(self._staging, message.name, message.offset)
+            raise staged_file(message.name, "has a name of other than 32 hex digits, or no good offset")
+        return Staged(message.name, message.offset)
 
     def sweep(self, age: float = FORGOTTEN_S) -> None:
         """Remove staged files that were seen here for `age` seconds. The times of the files are not asked, because they

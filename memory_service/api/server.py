@@ -70,7 +70,8 @@ class Server:
         with ExitStack() as opened:
             opened.callback(self._engine.close)
             with explaining(settings.data):
-                self._same_host = SameHost(settings.data) if settings.same_host else None
+                staging = self._engine.objects.staging
+                self._same_host = SameHost(settings.data, staging) if settings.same_host else None
             if self._same_host is not None:
                 opened.callback(self._same_host.close)
             self._banks = Banks(self._engine, settings, self._metrics, limits, pauses)

@@ -121,6 +121,12 @@ def not_mounted(name: str) -> ServiceError:
     return ServiceError("STORAGE_ERROR", text, errno="ENOENT")
 
 
+def staged_file(name: str, why: str) -> ServiceError:
+    """Make the error STAGED_FILE, upon which the client writes the chunk over the stream. why: the end of its
+    sentence."""
+    return ServiceError("STAGED_FILE", f"staged file {name[:64]!r} {why}", name=name[:64])
+
+
 def broken_off() -> ServiceError:
     """Make the error NOT_SERVING of a call whose caller has gone."""
     return ServiceError("NOT_SERVING", "the call was broken off")

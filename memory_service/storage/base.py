@@ -291,16 +291,12 @@ class Source(Protocol):
         """Let the object go; a second call does nothing."""
 
 
-class Staged(Protocol):
-    """A payload that a client of this machine has put beside the objects itself; only the engine looks into it."""
+class Staged(NamedTuple):
+    """A payload that a client of this machine has put beside the objects itself, in `Objects.staging`; only the engine
+    looks into it. `name` is the name that the client has given it, `offset` the bytes of room before the tensors."""
 
-    @property
-    def name(self) -> str:
-        """Return the name that the client has given it."""
-
-    @property
-    def offset(self) -> int:
-        """Return the bytes of room for a header, before the tensors."""
+    name: str
+    offset: int
 
 
 class Adopted(Protocol):
@@ -317,6 +313,10 @@ class Adopted(Protocol):
 class Objects(Protocol):
     """The K-V of chunks: one immutable object each, by bank uid and chunk id. Threads share objects; methods block.
     Errors: OSError where the storage fails."""
+
+    @property
+    def staging(self) -> Path | None:
+        """Return the folder in which clients of this machine may put payloads themselves; None where they may not."""
 
     def put(self, bank_uid: str, chunk_id: int, payload: Payload, data: Buffer, copy: Copying) -> Payload:
         """Store `data` (all tensors, in descriptor order); return, when it is durable, the descriptor with offsets in

@@ -7,8 +7,7 @@ import numpy as np
 from memory_service.api.calls.budget import Share
 from memory_service.domain.errors import invalid
 from memory_service.operations.writing import Admitted
-from memory_service.storage.base import Written
-from memory_service.storage.local.files.staging import StagedFile
+from memory_service.storage.base import Staged, Written
 
 # How large a chunk's buffer is while no more has come.
 _FIRST_BYTES = 1024 * 1024
@@ -46,7 +45,7 @@ class ChunkBytes:
 class Incoming:
     """A chunk that was admitted. `written` resolves when its write has ended, in whichever thread that is."""
 
-    def __init__(self, admitted: Admitted, staged: StagedFile | None, share: Share, size: int) -> None:
+    def __init__(self, admitted: Admitted, staged: Staged | None, share: Share, size: int) -> None:
         """Begin to take a chunk in. staged: the file that has its tensors; None where they come over the stream. share:
         the bytes that it holds in memory. size: the bytes that it takes of the stream's window."""
         payload = admitted.chunk.payload
@@ -58,6 +57,6 @@ class Incoming:
         self.bytes = ChunkBytes(0 if staged else self.length)
         self.written: Future[Written] = Future()
 
-    def body(self) -> memoryview | StagedFile:
+    def body(self) -> memoryview | Staged:
         """Return the bytes of the chunk, which are given away, or the file that has them."""
         return self.staged or self.bytes.given_away()

@@ -21,12 +21,11 @@ from memory_service.api.same_host import SameHost
 from memory_service.api.streams.chunk_frames import FrameReader
 from memory_service.api.streams.handover import Mailbox, OneByOne
 from memory_service.api.streams.incoming import Incoming
-from memory_service.domain.errors import ServiceError
+from memory_service.domain.errors import ServiceError, staged_file
 from memory_service.observe import request as requests
 from memory_service.observe.metrics import Metrics
 from memory_service.operations.banks import Banks
-from memory_service.storage.base import Written
-from memory_service.storage.local.files.staging import StagedFile, refusal
+from memory_service.storage.base import Staged, Written
 
 # Bytes of a chunk without its tensors, so that every answer about single chunks fits in a message.
 LARGEST_HEADER = 2 * 1024 * 1024
@@ -153,9 +152,9 @@ class _Stream:
         self._taken += all_bytes
         return Incoming(admitted, staged, share, all_bytes)
 
-    def _staged(self, message: pb.StagedPayload) -> StagedFile:
+    def _staged(self, message: pb.StagedPayload) -> Staged:
         if self._receiver.same_host is None:
-            raise refusal(message.name, "comes to a server that takes none")
+            raise staged_file(message.name, "comes to a server that takes none")
         return self._receiver.same_host.staged(message)
 
     async def _window_for(self, size: int) -> None:

@@ -15,12 +15,13 @@ import xxhash
 from kvbank.files import private
 from kvbank.files.durable import sync_folder
 from kvbank.files.opening import opener
+from memory_service.domain.errors import staged_file
 from memory_service.domain.model import Payload
 from memory_service.domain.payload import MOST_COPY, Buffer, checksums_of, described, header_of, seed
 from memory_service.storage.base import Copying, DamagedError, Staged
 from memory_service.storage.local.files.bank_folders import BankFolders
 from memory_service.storage.local.files.layout import name
-from memory_service.storage.local.files.staging import StagedFile, refusal
+from memory_service.storage.local.files.staging import FOLDER, StagedFile
 
 
 class FileSource:
@@ -66,7 +67,7 @@ class AdoptedFile:
         """Read the tensors of an open file. owner: bank uid and chunk id. Errors: STAGED_FILE."""
         self.data = np.empty(payload.length, np.uint8).data
         if _read_all(descriptor, self.data, staged.offset) < payload.length:
-            raise refusal(staged.name, "became shorter")
+            raise staged_file(staged.name, "became shorter")
         self.stored = False
         self._descriptor, self._owner, self._payload, self._offset = descriptor, owner, payload, staged.offset
 
@@ -92,6 +93,7 @@ class LocalObjects:
         self._data = data
         self._durable = durable
         self.folders = BankFolders(data, durable=durable)
+        self.staging = data / FOLDER
 
     def put(self, bank_uid: str, chunk_id: int, payload: Payload, data: Buffer, copy: Copying) -> Payload:
         """Store all tensors of a chunk durably; see `Objects.put`. Errors: NotThereError."""
@@ -111,12 +113,12 @@ class LocalObjects:
         """Take over a file that a client has staged; see `Objects.adopt`. Errors: STAGED_FILE, NotThereError."""
         owner = (bank_uid, chunk_id)
         if (least := len(header_of(owner, payload.tensors, {}))) > staged.offset:
-            raise refusal(staged.name, f"has {staged.offset} bytes for a header of {least}")
-        assert isinstance(staged, StagedFile)
+            raise staged_file(staged.name, f"has {staged.offset} bytes for a header of {least}")
+        file = StagedFile(self.staging, *staged)
         with (
             suppress(_NotStored),
             self._placing(bank_uid, chunk_id) as temporary,
-            staged.taken(temporary, payload.length) as descriptor,
+            file.taken(temporary, payload.length) as descriptor,
         ):
             adopted = AdoptedFile(descriptor, owner, payload, staged)
             yield adopted
@@ -145,8 +147,7 @@ class LocalObjects:
 
     def discard(self, staged: Staged) -> None:
         """Remove a staged file that is not taken over."""
-        assert isinstance(staged, StagedFile)
-        staged.discard()
+        StagedFile(self.staging, *staged).discard()
 
     def open(self, bank_uid: str, chunk_id: int, payload: Payload) -> FileSource:
         """Open the file of a chunk; see `Objects.open`. Errors: DamagedError, FileNotFoundError."""

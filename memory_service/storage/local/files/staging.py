@@ -10,14 +10,9 @@ from pathlib import Path
 
 from kvbank.files import private
 from kvbank.files.opening import opener
-from memory_service.domain.errors import ServiceError
+from memory_service.domain.errors import staged_file
 
 FOLDER = "staging"
-
-
-def refusal(name: str, why: str) -> ServiceError:
-    """Make the error STAGED_FILE, upon which the client writes the chunk over the stream."""
-    return ServiceError("STAGED_FILE", f"staged file {name[:64]!r} {why}", name=name[:64])
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +33,7 @@ class StagedFile:
             os.rename(old, new)
             descriptor = opener(os.fspath(new), os.O_RDWR)
         except OSError as error:
-            raise refusal(self.name, f"cannot be opened ({error.strerror})") from error
+            raise staged_file(self.name, f"cannot be opened ({error.strerror})") from error
         try:
             # What was looked at before may have been another file.
             self._check(os.fstat(descriptor), length)
@@ -54,6 +49,6 @@ class StagedFile:
 
     def _check(self, found: os.stat_result, length: int) -> None:
         if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1 or found.st_uid != os.geteuid():
-            raise refusal(self.name, "is not a regular file of this user with one name")
+            raise staged_file(self.name, "is not a regular file of this user with one name")
         if found.st_size != self.offset + length:
-            raise refusal(self.name, f"has {found.st_size} bytes, must have {self.offset} + {length}")
+            raise staged_file(self.name, f"has {found.st_size} bytes, must have {self.offset} + {length}")
