@@ -1,1 +1,1 @@
-"""The worker's commands."""
+"""The commands of the worker: their options, their checks, and what they show of a report."""

@@ -1,4 +1,7 @@
-"""`kvbank icae import`: an adapter of the ICAE authors' checkpoint. Light to import: torch comes with the command."""
+"""`kvbank icae import` makes an adapter of the ICAE authors' checkpoint.
+
+The module is light to import: torch comes with the command.
+"""
 
 import shutil
 from dataclasses import asdict

@@ -1,4 +1,7 @@
-"""`kvbank chat`: its options, and the checks that need no model. Light to import: torch comes with the conversation."""
+"""`kvbank chat` has its options here, and the checks that need no model.
+
+The module is light to import: torch comes with the conversation.
+"""
 
 from typing import Annotated
 
@@ -15,7 +18,7 @@ from model_worker.settings import Compressor, Count, Seed, Settings, described
 
 
 class ChatOptions(Settings):
-    """Options of one conversation."""
+    """Options of `kvbank chat` that say how the model talks."""
 
     model: Annotated[
         str | None,

@@ -1,4 +1,4 @@
-"""`kvbank demo`: the story of a text that is read, forgotten in part, and recalled, with its figures."""
+"""`kvbank demo` tells the story of a text that is read, forgotten in part and recalled, and shows its figures."""
 
 import io
 import re

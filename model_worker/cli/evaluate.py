@@ -1,4 +1,8 @@
-"""`kvbank eval compression`, `passkey` and `homer-memory`: what compression costs, and what HOMER needs of memory."""
+"""`kvbank eval compression`, `passkey` and `homer-memory` measure what compression costs, and what HOMER needs of
+memory.
+
+The module is light to import: torch comes with the commands.
+"""
 
 import os
 from collections.abc import Sequence

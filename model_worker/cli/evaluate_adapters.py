@@ -1,4 +1,7 @@
-"""`kvbank eval icae` and `kvbank eval icae-latency`: what memory slots keep of a text, and what reading them saves."""
+"""`kvbank eval icae` and `icae-latency` measure what memory slots keep of a text, and what reading them saves.
+
+The module is light to import: torch comes with the commands.
+"""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -106,15 +109,16 @@ def icae(
     device = device_named(options.device)
     make_plot_folder(plots)
     loaded, tokenizer = load_quietly(options.model, device=device)
-    adapters = {name: Icae.from_pretrained(loaded, name) for name in options.adapter}
-    span = options.span or next(iter(adapters.values())).config.capacity
-    plans = {name: plan(own, follow=options.follow, leave=options.leave, span=span) for name, own in adapters.items()}
+    adapters = [Icae.from_pretrained(loaded, name) for name in options.adapter]
+    span = options.span or adapters[0].config.capacity
+    plans = [plan(own, follow=options.follow, leave=options.leave, span=span) for own in adapters]
     texts = [read_book(path) for path in options.text] or [reference_text()]
-    length = max(own.document for own in plans.values())
+    length = max(own.document for own in plans)
     pieces = in_turn(tokenizer, texts, length, options.documents)
     with progress() as bars:
         measured = [
-            _measured(name, own, pieces, plans[name], tokenizer, options.seed, bars) for name, own in adapters.items()
+            _measured(name, own, pieces, planned, tokenizer, options.seed, bars)
+            for name, own, planned in zip(options.adapter, adapters, plans, strict=True)
         ]
     found = [own.document() for own in measured]
     shown = Shown(found, _parts(options.model, len(pieces), measured), drawn(adapter_figures(options.model, found)))

@@ -1,4 +1,7 @@
-"""`kvbank homer`: calibrate HOMER for a model. Light to import: torch comes with the command."""
+"""`kvbank homer calibrate` measures the bias table of a model for HOMER.
+
+The module is light to import: torch comes with the command.
+"""
 
 import os
 from functools import partial

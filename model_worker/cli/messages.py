@@ -1,4 +1,7 @@
-"""Messages as they are typed, pasted or piped. Light to import: no torch."""
+"""The messages of a conversation are read here as they are typed, pasted or piped.
+
+The module is light to import: no torch.
+"""
 
 import sys
 from collections.abc import Iterator, Sequence
@@ -7,10 +10,10 @@ from kvbank.console.streams import typed
 
 
 def messages(plain: bool, history: Sequence[str]) -> Iterator[str]:
-    """Messages from stdin until it ends, without the space around them.
+    """Yield the messages of stdin until it ends, without the space around them.
 
     On a terminal a message is what stands there when Enter is pressed; lines that are pasted together are one message.
-    From a pipe it is a line. plain: no prompt is shown. history: what arrow up brings back.
+    From a pipe each line is a message. plain: no prompt is shown. history: what arrow up brings back.
     """
     if not sys.stdin.isatty():
         yield from (typed(line).strip() for line in sys.stdin)

@@ -1,4 +1,4 @@
-"""`kvbank layers` and `kvbank compressors`: what a model can do with a memory, and how chunks can be compressed."""
+"""`kvbank layers` and `kvbank compressors` say what a model can do with a memory, and how chunks can be compressed."""
 
 from dataclasses import asdict
 from functools import partial
@@ -60,7 +60,7 @@ def _shown(model: str, report: "LayersReport") -> Shown:
 
 
 def compressors(as_json: AsJson = False) -> None:
-    """List the compressors: how to ask for each, what it keeps, its paper and its cost.
+    """List the compressors, with how to ask for each, what it keeps, its paper and its cost.
 
     Example: kvbank compressors --json
     """

@@ -1,7 +1,8 @@
-"""Options of a command are made from the fields of a settings model, where name, type, bounds, default and help stand.
+"""The options of a command are made here from the fields of a settings model.
 
-A settings model is a frozen pydantic model whose fields are described. `takes` gives a command one flag for each field,
-and, where a file is wanted, a TOML file of the same names. A flag decides over the file, and the file over the default.
+Name, type, bounds, default and help of an option stand in its field alone. A settings model is a frozen pydantic model
+whose fields are described. `takes` gives a command one flag for each field, and, where a file is wanted, a TOML file of
+the same names. A flag decides over the file, and the file over the default.
 
 The flags are typer's rather than those of pydantic-settings' CliApp, which brings a parser of its own: its help would
 look unlike that of every other command, and its errors are paragraphs where a command ends in one line.
@@ -19,6 +20,7 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from kvbank.console.ending import USAGE, Failed
+from kvbank.console.options import flag
 from model_worker.cli.settings_file import read_settings
 from model_worker.errors import InputError
 from model_worker.settings import Settings
@@ -76,17 +78,13 @@ def _made(settings: type[_S], path: Path | None, given: Mapping[str, Any], conte
 
 def missing_option(name: str, command: str, more: str = "") -> Failed:
     """Return the error of an option that `command` cannot do without and that was not given."""
-    return Failed(f"Missing option '{_flag(name)}'{more}; see {command} --help", USAGE)
+    return Failed(f"Missing option '{flag(name)}'{more}; see {command} --help", USAGE)
 
 
 def _is_given(context: typer.Context, name: str, value: Any) -> bool:
     """Return whether a value comes from the person rather than from the field's default."""
     source = context.get_parameter_source(name)
     return value is not None and source is not None and not source.name.startswith("DEFAULT")
-
-
-def _flag(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
 
 
 def _parameter(name: str, annotation: Any, default: Any = inspect.Parameter.empty) -> inspect.Parameter:
@@ -104,13 +102,14 @@ def _option(name: str, field: FieldInfo, *, both: bool) -> inspect.Parameter:
     more: dict[str, Any] = dict(extra) if isinstance(extra, dict) else {}
     kind = _plain(field.annotation)
     default = None if field.is_required() else field.get_default(call_default_factory=True)
-    flag = more.get("flag") or _flag(name)
-    if kind is bool:
-        flag = f"{flag}/--no-{flag[2:]}" if both or default else flag
+    words = more.get("flag") or flag(name)
+    if kind is bool and "/" not in words:
+        words = f"{words}/--no-{words[2:]}" if both or default else words
     bounds = {type(each).__name__.lower(): each for each in _bounds(field.annotation, field.metadata)}
     told = typer.Option(
-        flag,
+        words,
         help=field.description,
+        show_default=kind is not bool or bool(default),
         min=getattr(bounds.get("ge"), "ge", None),
         max=getattr(bounds.get("le"), "le", None),
         rich_help_panel=more.get("panel"),

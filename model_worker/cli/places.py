@@ -1,4 +1,4 @@
-"""Places that a command is to write to, looked at before its work, of which nothing would be left."""
+"""The places that a command is to write to are checked here before its work, which would else be lost."""
 
 import importlib
 import os

@@ -1,4 +1,7 @@
-"""Models for commands, loaded without the bars and remarks of other libraries: what a command prints is its own."""
+"""Models are loaded here for commands, without the bars and remarks of other libraries.
+
+So the output of a command is its own.
+"""
 
 import logging
 import os
@@ -24,7 +27,7 @@ def quiet_libraries() -> None:
 
 
 def load_quietly(name: str, **options: Any) -> tuple[Any, Any]:
-    """Return what `model_worker.attachment.loading.load_model` does."""
+    """Load model and tokenizer as `model_worker.attachment.loading.load_model` does, with the same options, quietly."""
     from model_worker.attachment.loading import load_model
 
     quiet_libraries()

@@ -1,4 +1,7 @@
-"""`kvbank session`: look at the sessions on this machine, copy and delete them. Light to import: no torch."""
+"""`kvbank session` looks at the sessions on this machine, copies and deletes them.
+
+The module is light to import: no torch.
+"""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -35,7 +38,10 @@ _SESSIONS = (
 
 @dataclass(frozen=True, slots=True)
 class _Left:
-    """A bank that was not deleted, the service that is to delete it later (empty: none), and a line for people."""
+    """A bank that was not deleted.
+
+    memory: the service that is to delete the bank later; empty: none. text: a line that says so.
+    """
 
     memory: str
     text: str
@@ -143,7 +149,7 @@ def remove_session(
 def clean_sessions(sessions: Sessions = None, as_json: AsJson = False) -> None:
     """Delete the banks that deleted sessions have left, where their services are there again.
 
-    Ends with 1 where one is still there.
+    The command ends with 1 where a bank is still there.
 
     Example: kvbank session clean
     """

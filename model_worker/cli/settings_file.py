@@ -1,4 +1,4 @@
-"""Settings in a TOML file: read for a command that takes one, and written as the file that would give the same."""
+"""Settings in a TOML file are read here for a command, and written as the file that would give the same settings."""
 
 import textwrap
 import tomllib

@@ -1,4 +1,4 @@
-"""What a command shows of a report: one JSON document, or tables and lines; and, where one is wanted, a picture.
+"""A command shows its report here: one JSON document, or tables and lines; and, where one is wanted, a picture.
 
 Every command measures first and shows afterwards, so no output is interleaved with progress bars.
 """

@@ -1,6 +1,6 @@
-"""What a command about sessions works on: the folder of the sessions, and the memory service of one of them.
+"""A command about sessions finds here what it works on: the folder of the sessions, and the service of one of them.
 
-Light to import: no torch.
+The module is light to import: no torch.
 """
 
 import shlex

@@ -1,4 +1,4 @@
-"""What a conversation in a terminal needs: clean output, Ctrl-C that waits its turn, warnings in one line."""
+"""A conversation in a terminal needs what stands here: clean output, Ctrl-C that waits its turn, warnings in one line."""
 
 import signal
 import sys
@@ -20,13 +20,16 @@ def printable(text: str) -> str:
 
 
 class Waiting:
-    """Says how far something is that takes longer than a moment: on a terminal in one line that goes away at the end,
-    elsewhere in a line now and then. A context manager; call it with (done, total)."""
+    """A line that says how far something is that takes longer than a moment.
+
+    On a terminal the line is written over and goes away at the end; elsewhere there is a new one now and then. The
+    object is a context manager; call it with (done, in all).
+    """
 
     FIRST_S, EVERY_S, ON_TERMINAL_S = 2.0, 15.0, 0.5
 
     def __init__(self, what: str) -> None:
-        """what: a text with `{done}` and `{total}`."""
+        """Prepare to tell of `what`, a text with `{done}` and `{total}`."""
         self._what, self._shown = what, False
         self._next = time.monotonic() + self.FIRST_S
 
@@ -64,7 +67,7 @@ def while_loading(what: str) -> Iterator[None]:
 
 @contextmanager
 def stop_on_interrupt() -> Iterator[threading.Event]:
-    """Ctrl-C sets the event, so that no forward is cut in the middle; a second one ends the program."""
+    """Set the event at Ctrl-C, so that no forward is cut in the middle; a second Ctrl-C ends the program."""
     stop = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield stop
@@ -84,7 +87,7 @@ def stop_on_interrupt() -> Iterator[threading.Event]:
 
 @contextmanager
 def warnings_in_one_line() -> Iterator[None]:
-    """The worker's own warnings as lines on stderr; the same one again only after another."""
+    """Show the worker's own warnings as lines on stderr while the block runs; repeat none that was the last."""
     shown: list[str] = []
 
     def show(

@@ -1,4 +1,7 @@
-"""`kvbank train icae`: an in-context autoencoder for any model. Light to import: torch comes with the command."""
+"""`kvbank train icae` trains an in-context autoencoder for any model.
+
+The module is light to import: torch comes with the command.
+"""
 
 from dataclasses import asdict
 from pathlib import Path

@@ -1,7 +1,7 @@
-"""Made-up facts: a random name and a random number, the statement to remember and the question to ask later.
+"""Facts are made up here: a random name and a random number, the statement to remember, the question to ask later.
 
-Pure and seeded. Training draws its facts from seeds at or above `TRAINING_SEEDS`; whoever evaluates takes any seed
-below it, so that the two never meet (names come from a space of about 10^11, numbers from 90,000).
+The module is pure and seeded. Training draws its facts from seeds at or above `TRAINING_SEEDS`; an evaluation takes a
+seed below it, so that the two never meet (names come from a space of about 10^11, numbers from 90,000).
 """
 
 from __future__ import annotations
@@ -19,7 +19,10 @@ CODAS = "l m n r s t k".split()
 
 @dataclass(frozen=True)
 class Fact:
-    """Greedy decoding after `question` must start with `answer`; `question + answer` begins `statement`."""
+    """A name and its number, which nothing but the statement tells.
+
+    Greedy decoding after `question` must start with `answer`; `question + answer` begins `statement`.
+    """
 
     name: str
     number: str
@@ -29,7 +32,7 @@ class Fact:
 
 
 def make_facts(seed: int, n: int) -> list[Fact]:
-    """`n` facts with different names and different numbers; the same seed gives the same facts."""
+    """Make `n` facts with different names and different numbers; the same seed gives the same facts."""
     rng = random.Random(f"kvbank-facts:{seed}")
     facts: dict[str, Fact] = {}
     numbers: set[str] = set()
@@ -42,7 +45,7 @@ def make_facts(seed: int, n: int) -> list[Fact]:
 
 
 def _word(rng: random.Random) -> str:
-    """Two open syllables or closed ones, such as Torvel or Makin."""
+    """Draw a word of two syllables, open or closed, such as Torvel or Makin."""
     syllables = [rng.choice(ONSETS) + rng.choice(VOWELS) + rng.choice(["", *CODAS]) for _ in range(2)]
     return "".join(syllables).capitalize()
 

@@ -1,4 +1,7 @@
-"""The memory service as a process of its own, so that it can be killed."""
+"""The memory service in a process of its own, so that it can be killed.
+
+The process is started on the address that it had before, so that clients find it again after a kill.
+"""
 
 import signal
 import subprocess
@@ -13,14 +16,20 @@ _START_S, _STOP_S = 60.0, 30.0
 
 
 class ServiceProcess:
-    """`python -m memory_service` on a folder: its store, its log, and where it listens. A context manager."""
+    """A `python -m memory_service` on a folder, which holds its store and its log.
+
+    address: where the service listens, empty before the first start. The class is a context manager.
+    """
 
     def __init__(self, folder: Path):
         self.folder, self.address = folder.absolute(), ""
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> str:
-        """Start on the address it had before, or on a free port; returns the address once it serves."""
+        """Start on the address that the service had before, or on a free port; return the address once it serves.
+
+        Raises WorkerError where the service ends, or does not serve within a minute.
+        """
         ready = self.folder / "ready"
         ready.unlink(missing_ok=True)
         command = [sys.executable, "-m", "memory_service", "--data", str(self.folder / "store")]
@@ -44,13 +53,13 @@ class ServiceProcess:
         raise WorkerError(f"the memory service did not start; see {self.folder / 'service.log'}")
 
     def kill(self) -> None:
-        """SIGKILL: no farewell, no flush."""
+        """Kill the process with SIGKILL: it can neither say goodbye nor flush anything."""
         if self._process is not None:
             self._process.send_signal(signal.SIGKILL)
             self._process.wait()
 
     def stop(self) -> None:
-        """A clean shutdown; a kill when it takes too long."""
+        """Shut the service down cleanly, and kill a service that takes longer than half a minute."""
         if self._process is None or self._process.poll() is not None:
             return
         self._process.terminate()

@@ -1,4 +1,4 @@
-"""What can be set of the demo. Light to import: no torch."""
+"""The settings of the demo, light to import: no torch."""
 
 from pathlib import Path
 from typing import Annotated

@@ -1,7 +1,7 @@
-"""The whole way through: a long text, a running service, a kill, a second worker.
+"""The demo tells the whole way through: a long text, a running service, a kill, a second worker.
 
-One story in six steps, each a function: read with facts planted, ask while reading, kill and restart the service, ask
-again from both workers, measure loss on the rest of the text, report. Every figure of the report is measured here.
+Each of its six steps is a function: read with facts planted, ask while reading, kill and restart the service, ask again
+from both workers, measure loss on the rest of the text, report. Every figure of the report is measured here.
 """
 
 import argparse
@@ -81,7 +81,11 @@ class DemoReport:
 
 
 def run_demo(settings: DemoSettings, say: Say, progress: Callable[[str, int, int], None]) -> DemoReport:
-    """Run the whole story. say: one line for the reader; progress: (stage, done, total)."""
+    """Run the whole story and return its figures.
+
+    say: called with one line for the reader. progress: called with (stage, done, in all). Raises InputError for a text
+    that is too short, and WorkerError where the service or the second worker fails.
+    """
     text = _text(settings)
     report = DemoReport(model=settings.model, text=_title(settings), seed=settings.seed, compressor=settings.compressor)
     report.policy = f"{POLICY.kind}, bounds {POLICY.lower}/{POLICY.upper}, target {POLICY.target} %"
@@ -133,9 +137,10 @@ def _split(text: str) -> tuple[str, str]:
 
 
 def plant(text: str, facts: Sequence[Fact], rng: random.Random) -> str:
-    """`text` with the statements of `facts` as lines of their own, at random line ends of its early part.
+    """Return `text` with the statements of `facts` as lines of their own, at random line ends of its early part.
 
-    No two stand within 800 characters of each other, where the text has room for that.
+    No two stand within 800 characters of each other, where the text has room for that. Raises InputError for too few
+    sentences.
     """
     ends = [m.end() for m in re.finditer(r"[.\n]\s", text[: int(len(text) * _EARLY)])]
     slot = max(len(ends) // len(facts), 1)
@@ -154,7 +159,7 @@ def plant(text: str, facts: Sequence[Fact], rng: random.Random) -> str:
 
 
 def _worker(settings: DemoSettings, address: str, characters: int) -> MemoryModel:
-    """A worker on a bank that holds about a quarter of the text."""
+    """Return a worker on a bank that holds about a quarter of the text."""
     if settings.model == SHIPPED:
         torch.set_num_threads(1)  # threads only wait for each other in a model this small
     capacity = settings.capacity or max(characters // 600, 60)
@@ -179,7 +184,10 @@ def _read(
     report: DemoReport,
     progress: Callable[[str, int, int], None],
 ) -> dict[str, int]:
-    """Read `text`, asking for `asked` again and again once all facts stand in the bank. Returns fact -> chunk id."""
+    """Read `text`, asking for `asked` again and again once all facts stand in the bank.
+
+    Return the id of the chunk that holds each fact, by the fact's name.
+    """
     holders: dict[str, int] = {}
     ids = model.ids(text)
     last = max(text.index(fact.statement) + len(fact.statement) for fact in facts)
@@ -212,7 +220,7 @@ def _read(
 
 
 def _holders(model: MemoryModel, facts: Sequence[Fact]) -> dict[str, int]:
-    """Which chunk holds the whole statement of each fact."""
+    """Return the id of the chunk that holds the whole statement of each fact, by the fact's name."""
     found = {}
     for chunk in model.client.list_chunks(BANK):
         for fact in facts:
@@ -222,7 +230,7 @@ def _holders(model: MemoryModel, facts: Sequence[Fact]) -> dict[str, int]:
 
 
 def answer(model: MemoryModel, fact: Fact, memory: Memory | bool = True) -> bool:
-    """Ask for a fact in a fresh context, greedily; true when the answer is right to the last digit."""
+    """Ask for a fact in a fresh context, greedily; return whether the answer is right to the last digit."""
     out = model.generate(
         fact.question,
         cache=model.cache(memory),
@@ -235,7 +243,10 @@ def answer(model: MemoryModel, fact: Fact, memory: Memory | bool = True) -> bool
 
 
 def recall(model: MemoryModel, facts: Sequence[Fact], bank: str | None = BANK) -> tuple[int, int]:
-    """(right, asked), with the memory in `bank` or with none. These questions do not count for eviction."""
+    """Return (right, asked), with the memory in `bank` or with none.
+
+    These questions do not count for eviction.
+    """
     memory = model.with_bank(bank, count=False) if bank else False
     return sum(answer(model, fact, memory) for fact in facts), len(facts)
 
@@ -248,7 +259,7 @@ def _survey(
     report: DemoReport,
     say: Say,
 ) -> list[Fact]:
-    """Which chunks went, and why; returns the asked facts that survived."""
+    """Tell which chunks went, and why; return the asked facts that survived."""
     log = {e.chunk_id: e for e in model.client.list_evictions(BANK)}
     # Not the acknowledgements' count: most of an eviction goes on behind the write that began it.
     report.chunks_evicted, report.evicted_by_reason = len(log), dict(Counter(e.reason for e in log.values()))
@@ -269,7 +280,7 @@ def _survey(
 
 
 def _fill_other(model: MemoryModel, settings: DemoSettings, progress: Callable[[str, int, int], None]) -> None:
-    """A bank with another text and other facts of the same form: a memory that does not know the answers."""
+    """Fill a bank with another text and other facts of the same form: a memory that does not know the answers."""
     facts = make_facts(settings.seed + _OTHER_SEED_OFFSET, FACTS)
     source = inspect.getsource(argparse)
     text = plant(source, facts, random.Random(settings.seed))
@@ -279,7 +290,7 @@ def _fill_other(model: MemoryModel, settings: DemoSettings, progress: Callable[[
 
 
 def _second_worker(settings: DemoSettings, address: str, characters: int, survivors: Sequence[Fact]) -> tuple[int, int]:
-    """A worker in a process of its own asks for the facts."""
+    """Ask for the facts from a worker in a process of its own; return (right, asked)."""
     request = {
         "settings": settings.model_copy(update={"text": None, "data": None}).model_dump(),
         "address": address,
@@ -311,7 +322,10 @@ def _serve_second_worker() -> None:
 
 
 def _measure_loss(model: MemoryModel, rest: str, report: DemoReport, progress: Callable[[str, int, int], None]) -> None:
-    """Loss on the rest of the text, with and without memory, same local window; memory is chosen by the past only."""
+    """Measure the loss on the rest of the text, with and without memory, with the same local window.
+
+    The memory is chosen by the past only.
+    """
     ids = model.ids(rest)
     progress("loss", 0, 2)
     without = model.losses(ids, memory=None)

@@ -1,1 +1,1 @@
-"""Measurements on real text, behind `kvbank eval`."""
+"""The measurements on real text behind `kvbank eval`, and the figures that are drawn of them."""

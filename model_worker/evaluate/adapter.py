@@ -1,13 +1,13 @@
-"""An ICAE adapter on text that it was not trained on: what `kvbank eval icae` measures.
+"""An ICAE adapter is measured here on text that it was not trained on, as `kvbank eval icae` does.
 
-* restoration of the first tokens of each document, by length at a fixed number of slots a span, and of one span's text
-  by the number of slots spent on it. An adapter's k is fixed, and fewer of its memory rows than it was trained with is
-  behaviour that nobody trained; so more slots are had as the paper's multi-span rule has them, by encoding the text in
-  more pieces. Another k is another adapter: measure several and compare;
-* the same for the tokens in another order, and for random ones;
-* the loss of what follows (continuation.py).
+* Restoration of the first tokens of each document, by length at a fixed number of slots a span, and of one span's text
+  by the number of slots spent on it. The number of slots an adapter makes of a span is fixed. So a text is given more
+  slots as by the paper's multi-span rule, by encoding it in more pieces. An adapter with another number of slots is
+  another adapter: measure several and compare.
+* Restoration of the same tokens in another order, and of random ones.
+* The loss of what follows (continuation.py).
 
-`facts` says which of the paper's findings these figures show.
+findings.py says which of the paper's findings these figures show.
 """
 
 from collections.abc import Callable, Sequence
@@ -30,8 +30,12 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True)
 class Plan:
-    """What is measured, in tokens. lengths: restored; span: the length at which the rest is compared; parts: pieces
-    of a span; contexts: before a continuation; follow, leave: tokens behind, and how many of them carry no loss."""
+    """What is measured, in tokens.
+
+    lengths: of the texts that are restored. span: the length at which the rest is compared. parts: pieces that a span
+    is encoded in. contexts: lengths of the text before a continuation. follow, leave: tokens behind a context, and how
+    many of them carry no loss.
+    """
 
     lengths: tuple[int, ...]
     span: int
@@ -42,14 +46,17 @@ class Plan:
 
     @property
     def document(self) -> int:
-        """Tokens that a document must have."""
+        """Return the number of tokens that a document must have."""
         return max(*self.lengths, self.span, *(context + self.follow for context in self.contexts))
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Figures of one adapter. lengths: by length; parts: one span's text by slots; contents: by content; continuations:
-    by context."""
+    """The figures of one adapter.
+
+    lengths: restorations by length. parts: restorations of one span's text by slots. contents: restorations by content.
+    continuations: losses by context.
+    """
 
     lengths: list[Restoration]
     parts: list[Restoration]
@@ -57,7 +64,7 @@ class Evaluation:
     continuations: list[Continuation]
 
     def summary(self) -> dict[str, Any]:
-        """As plain numbers."""
+        """Return the figures as plain values, for JSON."""
         return {
             "restoration_by_length": [own.summary() for own in self.lengths],
             "restoration_by_slots": [own.summary() for own in self.parts],
@@ -67,15 +74,18 @@ class Evaluation:
 
 
 def plan(icae: Icae, *, follow: int = 64, leave: int = 8, span: int | None = None) -> Plan:
-    """Lengths from a quarter of `span` (default: a full span of the adapter) to twice it, contexts up to four times it;
-    what the model was not made for is left out. Raises InputError where nothing is left, or nothing is scored."""
+    """Plan lengths from a quarter of `span` to twice `span`, and contexts up to four times `span`.
+
+    span: tokens, by default those of a full span of the adapter. What does not fit the model's positions is left out.
+    Raises InputError where nothing is left, or nothing is scored.
+    """
     whole = icae.config.capacity if span is None else span
     if whole < 4 or follow <= leave:
         raise InputError("a span of 4 tokens or more is needed, and follow above leave")
     config, limit = icae.config, icae.limit or 1 << 30
 
     def continued(context: int) -> bool:
-        """BOS and the whole context, or its slots and a row; then what follows, whose last token is not read."""
+        """Return whether the context and what follows fit the model; the last token that follows is not read."""
         return max(1 + context, config.before(context) + config.lm_row) + follow - 1 <= limit
 
     lengths = tuple(
@@ -89,7 +99,7 @@ def plan(icae: Icae, *, follow: int = 64, leave: int = 8, span: int | None = Non
 
 
 def _in_pieces(config: IcaeConfig, tokens: int, parts: int) -> int:
-    """Positions that the restoration of a text encoded in equal pieces takes."""
+    """Return the positions that the restoration of a text takes which is encoded in equal pieces."""
     bounds = [round(tokens * part / parts) for part in range(parts + 1)]
     return sum(config.before(end - start) for start, end in pairwise(bounds)) + 1 + tokens
 
@@ -104,8 +114,11 @@ def measure(
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
-    """documents: `what.document` token ids each. decode: ids to text, for BLEU. special: ids that random text avoids.
-    progress: called with (measurements done, in all). Raises InputError for documents that are too few or too short."""
+    """Measure an adapter as planned. documents: `what.document` token ids each.
+
+    decode: ids to text, for BLEU. special: ids that random text avoids. seed: of the other order and of random text.
+    progress: called with (measurements done, in all). Raises InputError for documents that are too few or too short.
+    """
     if len(documents) < 2 or any(len(ids) < what.document for ids in documents):
         raise InputError(f"two documents or more are needed, each of {what.document} tokens")
     total = len(what.lengths) + len(what.parts) - 1 + len(CONTENTS) - 1 + len(what.contexts)
@@ -135,13 +148,13 @@ def measure(
 
 
 def _shuffled(texts: Sequence[list[int]], seed: int) -> list[list[int]]:
-    """Each text's own tokens in another order."""
+    """Return the texts, each with its own tokens in another order."""
     generator = torch.Generator().manual_seed(seed)
     return [[text[i] for i in torch.randperm(len(text), generator=generator).tolist()] for text in texts]
 
 
 def _random(icae: Icae, texts: Sequence[list[int]], special: Sequence[int], seed: int) -> list[list[int]]:
-    """Tokens drawn uniformly from the vocabulary."""
+    """Return texts of the same lengths, of tokens drawn uniformly from the vocabulary."""
     generator = torch.Generator().manual_seed(seed + 1)
     allowed = torch.tensor(sorted(set(range(int(icae.decoder.config.vocab_size))) - set(special)))
     return [allowed[torch.randint(len(allowed), (len(text),), generator=generator)].tolist() for text in texts]

@@ -1,4 +1,4 @@
-"""What compression costs on real text: the loss of the text that follows a chunk, given what is left of the chunk.
+"""What compression costs on real text is measured here: the loss of the text that follows a compressed chunk.
 
 From each document one chunk is taken; every method compresses it, every layer attends to the result at the tokens' own
 positions, and the loss of the next tokens is measured. So `full` is the model's own loss with the whole chunk before
@@ -68,10 +68,10 @@ class Plan:
 class Row:
     """The figures of one method at one budget.
 
-    loss: nats per token of the following text, mean over documents; low, high: its 95 % interval over documents.
-    above: mean paired difference from `full`, with the half width of its interval. bytes_per_token: stored K-V per
-    token of the chunk. seconds: time to compress a chunk beyond its plain forward, or of its own forward where the
-    method runs the model itself; forward: that over the time of the plain forward.
+    loss: nats per token of the following text, mean over documents; low, high: ends of its 95 % interval over
+    documents. above: mean paired difference from `full`; above_width: half the width of its interval. bytes_per_token:
+    stored K-V per token of the chunk. seconds: time to compress a chunk beyond its plain forward, or of its own forward
+    where the method runs the model itself. forward: `seconds` over the time of the plain forward.
     """
 
     method: str
@@ -97,7 +97,10 @@ class _Contender:
     seconds: float = 0.0
 
     def row(self, full: "_Contender", chunk: int, plain: float) -> Row:
-        """Return the figures; full: the contender that keeps the whole chunk; plain: seconds of all plain forwards."""
+        """Return the figures of the contender.
+
+        full: the contender that keeps the whole chunk. plain: seconds of all plain forwards.
+        """
         losses, whole = (torch.tensor(own.losses, dtype=torch.float64) for own in (self, full))
         loss, above = interval(losses), interval(losses - whole)
         return Row(

@@ -1,6 +1,7 @@
-"""What slots are worth to the text that follows: its loss behind the whole context, its slots, as many tokens, nothing.
+"""What slots are worth to the text that follows is measured here, as the loss of that text.
 
-The following tokens are the same for every reader and every context length, so differences are paired.
+Four readers have before it the whole context, the context's slots, as many of its last tokens as there are slots, and
+nothing. The following tokens are the same for every reader and every context length, so differences are paired.
 """
 
 from collections.abc import Sequence
@@ -22,8 +23,11 @@ READERS = ("full", "slots", "last", "none")
 
 @dataclass(frozen=True)
 class Continuation:
-    """Nats per token, `[N]` each: behind `context` tokens, behind their `budget` slots, behind their last `budget`
-    tokens (equal budget), and behind nothing."""
+    """The losses of N texts in nats per token, `[N]` for each reader.
+
+    full: behind `context` tokens. slots: behind their `budget` slots. last: behind their last `budget` tokens. none:
+    behind nothing.
+    """
 
     context: int
     budget: int
@@ -33,7 +37,7 @@ class Continuation:
     none: Tensor
 
     def summary(self) -> dict[str, Any]:
-        """As plain numbers, means and half widths."""
+        """Return the figures as plain values: means and half widths of their 95 % intervals."""
         found: dict[str, Any] = {"context": self.context, "slots": self.budget, "texts": len(self.full)}
         for reader in READERS:
             own = interval(getattr(self, reader))
@@ -45,8 +49,11 @@ class Continuation:
 def continuation(
     icae: Icae, documents: Sequence[Sequence[int]], *, context: int, follow: int, leave: int
 ) -> Continuation:
-    """Loss of the last `follow` tokens of each document, all but the first `leave` of them, given the `context` tokens
-    before. Raises InputError where that does not fit."""
+    """Measure the loss of the last `follow` tokens of each document, given the `context` tokens before.
+
+    The first `leave` of the tokens that follow carry no loss. Raises InputError where the lengths do not fit the
+    documents.
+    """
     if len(documents) < 2 or any(len(ids) < context + follow for ids in documents) or follow <= leave or context < 1:
         raise InputError("two documents or more are needed, each of context + follow tokens, and follow above leave")
     training = icae.training
@@ -75,5 +82,5 @@ def continuation(
 
 
 def _raw(icae: Icae, before: Sequence[int], after: Sequence[int], leave: int) -> Row:
-    """The frozen model over tokens alone; `leave` more of them carry no loss."""
+    """Return the row of the frozen model over tokens alone; `leave` more tokens than those before carry no loss."""
     return continue_row(icae, None, [*before, *after], leave=len(before) + leave)

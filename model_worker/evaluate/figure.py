@@ -1,8 +1,8 @@
-"""Line plots as SVG: small multiples with axes, units and 95 % intervals, for pages that are light or dark.
+"""Figures are drawn here as SVG: small multiples of lines with axes, units and 95 % intervals, on light and dark pages.
 
 The background is transparent and every colour is a mid-tone, so that a plot is readable on white and on black. No two
 lines of a figure are alike: each has its colour, its marker and its dashes. Title and description stand in the SVG for
-those who do not see it. The same figures give the same bytes: no date, no random ids.
+people who do not see it. The same figures give the same bytes: no date, no random ids.
 
 matplotlib (the extra `eval`) is imported when a figure is drawn, not before.
 """
@@ -43,7 +43,10 @@ _STYLE: Any = {
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """A line. points: (x, y, half width of the 95 % interval of y), the width 0 where there is no interval."""
+    """One line of a panel.
+
+    points: (x, y, half width of the 95 % interval of y), the width 0 where there is no interval.
+    """
 
     name: str
     points: Sequence[tuple[float, float, float]]

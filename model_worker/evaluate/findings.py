@@ -1,7 +1,7 @@
-"""What the figures of an adapter show of the paper's findings, and whether slots carry what they must.
+"""The figures of an adapter are compared here with what the paper found, and with what slots must carry.
 
-A fact is shown where the whole 95 % interval of its paired difference is on the right side of zero; the two margins ask
-the mean alone. Nothing is left out because it fails.
+A finding is shown where the whole 95 % interval of its paired difference is on the right side of zero; the two margins
+ask the mean alone. Findings that fail are reported like the others.
 """
 
 from dataclasses import dataclass
@@ -17,7 +17,10 @@ BELOW_OTHER, BELOW_PLAIN = 0.9, 0.4  # nats per token
 
 @dataclass(frozen=True)
 class Finding:
-    """name: what should be seen. shown: whether it is. figures: what was."""
+    """One claim and what was measured of it.
+
+    name: what should be seen. shown: whether it was. figures: the measured values, for people.
+    """
 
     name: str
     shown: bool
@@ -25,7 +28,10 @@ class Finding:
 
 
 def margins(found: Evaluation) -> list[Finding]:
-    """Whether slots of a span's text carry that text: by how many nats per token they beat what does not."""
+    """Return by how many nats per token slots of a span's text beat what does not carry that text.
+
+    Each margin is shown where the mean difference is at least the limit that its name says.
+    """
     span = found.contents["natural"].tokens
     return [
         Finding(f"own slots at least {limit} nats below {name}, {own.tokens} tokens", below.mean >= limit, str(below))
@@ -39,7 +45,7 @@ def margins(found: Evaluation) -> list[Finding]:
 
 
 def findings(found: Evaluation) -> list[Finding]:
-    """The six of the paper that a small model can show, the last in two parts."""
+    """Return the six findings of the paper that a small model can show, the last in two parts."""
     whole = found.contents["natural"]
     one_span = [own for own in found.lengths if own.tokens <= whole.tokens]
     return [

@@ -1,9 +1,9 @@
-"""Time to answer from memory slots that are at hand, against reading the whole chunk again.
+"""The time to answer from memory slots that are at hand is measured here, against reading the whole chunk again.
 
 Three contenders answer the same prompt about the same chunk with the same greedy loop: the frozen model over chunk and
 prompt; over the chunk's slots, as embeddings, and prompt; over the prompt with the K-V of the slots (interface `kv`). A
-round runs each once, another one first in each round; medians over rounds, after a round to warm up. Time depends on
-shapes alone, so model and adapter may be random.
+round runs each once, another one first in each round; figures are medians over rounds, after a round to warm up. Time
+depends on shapes alone, so model and adapter may be random.
 """
 
 import gc
@@ -34,8 +34,12 @@ SHAPES = {
 
 @dataclass(frozen=True, slots=True)
 class Latency:
-    """One contender at one chunk length; medians in seconds. first: to the first token of the answer; whole: to the
-    last of `answer` of them. ratio, whole_ratio: the full chunk's time over this. load: one-minute average."""
+    """The times of one contender at one chunk length, medians in seconds.
+
+    read: positions that were read. first: time to the first token of the answer. whole: time to the last of its
+    `answer` tokens. ratio, whole_ratio: the time over the full chunk divided by this one. load: the one-minute load
+    average.
+    """
 
     tokens: int
     contender: str
@@ -50,7 +54,10 @@ class Latency:
 
 
 def random_model(shape: str, dtype: torch.dtype = torch.float32) -> LlamaForCausalLM:
-    """A Llama of the given shape, with random weights and no EOS, so that answers are as long as asked for."""
+    """Make a Llama of a named shape, with random weights and no EOS, so that answers are as long as asked for.
+
+    Raises InputError for a shape that is not in SHAPES.
+    """
     if shape not in SHAPES:
         raise InputError(f"there is no shape {shape!r}; there are {', '.join(SHAPES)}")
     layers, width, inner, heads, kv_heads, vocabulary = SHAPES[shape]
@@ -84,7 +91,11 @@ def measure_latency(
     rounds: int = 5,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Latency]:
-    """Rows of every contender at every chunk length, in tokens. Raises InputError for lengths that make no sense."""
+    """Measure every contender at every chunk length, in tokens.
+
+    slots, rate: of the random adapter. prompt, answer: tokens asked and answered. progress: called with (rounds done,
+    in all). Raises InputError for lengths below 1, and for an answer of fewer than 2 tokens.
+    """
     if min(*chunks, prompt, rounds, 1) < 1 or answer < 2:
         raise InputError("lengths and rounds are at least 1, and an answer has 2 tokens or more")
     # LoRA takes no part in reading, so its size does not matter.

@@ -1,8 +1,9 @@
-"""Passkeys: a fact in the middle of a long text, asked for at its end, at multiples of the trained length.
+"""A passkey is a fact in the middle of a long text that is asked for at the end; here it is measured who still tells
+it.
 
-The text is filler with one statement of model_worker.demo.facts in it, at evenly spread depths, and the question at
-the end.
-An answer counts when greedy decoding says the number to the last digit and no digit more. Ways to read the same prompt:
+The text is filler with one statement of model_worker.demo.facts in it, at evenly spread depths. An answer counts when
+greedy decoding says the number to the last digit and no digit more. The same prompt, of multiples of the trained
+length, is read in several ways:
 
 * `plain, all tokens`: one forward at positions the model was not trained for.
 * `plain, last tokens`: the most recent tokens that fit into the trained length.
@@ -32,7 +33,10 @@ _ANSWER = 8  # new tokens
 
 @dataclass(frozen=True, slots=True)
 class Tuning:
-    """Parameters of `compress_prompt` for the tuned way; size counts for all ways. An even pool raises InputError."""
+    """Parameters of `compress_prompt` for the tuned way; `size` counts for all ways of HOMER.
+
+    Raises InputError for an even pool.
+    """
 
     size: int | None = None
     leaf: int | None = None
@@ -48,7 +52,7 @@ class Tuning:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """right of asked, for one way at one length in tokens; or why it cannot be read that way."""
+    """The numbers told of those asked for, by one way at one length in tokens; or why the length cannot be read so."""
 
     way: str
     length: int
@@ -59,7 +63,10 @@ class Score:
 
 @dataclass(frozen=True, slots=True)
 class _Prompt:
-    """prefix, context, suffix: ids. fact: what is asked for."""
+    """One prompt in token ids, and the fact that it asks for.
+
+    prefix: BOS, where the tokenizer has one. context: filler with the statement. suffix: the question.
+    """
 
     prefix: list[int]
     context: list[int]
@@ -82,9 +89,10 @@ def measure_passkeys(
     tuning: Tuning | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Score]:
-    """Scores of every way at every length. filler: text of which each prompt takes a part of its own.
+    """Measure every way at every length in tokens. filler: text of which each prompt takes a part of its own.
 
-    progress: called with (prompts done, prompts in all). Raises InputError for filler that is too short.
+    samples: prompts of each length. progress: called with (prompts done, prompts in all). Raises InputError for filler
+    that is too short, and for a length without room for a statement and its question.
     """
     attachment = attach(model, tokenizer, mode="per_layer")
     try:
@@ -115,7 +123,7 @@ def measure_passkeys(
 
 
 def tells(answer: str, number: str) -> bool:
-    """Whether an answer begins with the number, to its last digit and with none behind it."""
+    """Return whether an answer begins with the number, to its last digit and with none behind it."""
     return re.match(rf"\s*{number}(?!\d)", answer) is not None
 
 
@@ -161,7 +169,7 @@ def _ways(attachment: Attachment, table: Bias, tuning: Tuning) -> dict[str, _Way
 
 
 def _prompts(tokenizer: Any, filler: list[int], length: int, samples: int, seed: int) -> Iterator[_Prompt]:
-    """Prompts of exactly `length` tokens, the statement at depth 0 to 1 in even steps."""
+    """Yield prompts of exactly `length` tokens, the statement at depth 0 to 1 in even steps."""
     draw = random.Random(f"passkeys:{seed}:{length}")
     prefix = [tokenizer.bos_token_id] if getattr(tokenizer, "bos_token_id", None) is not None else []
     for index, fact in enumerate(make_facts(seed, samples)):

@@ -1,6 +1,7 @@
-"""How well texts come back from their memory slots: losses, accuracy, and what a free-running decoder writes.
+"""How well texts come back from their memory slots is measured here: losses, accuracy, and what a decoder writes
+freely.
 
-Three readers of every text: the frozen model with the text's own slots, with another text's slots, and with none. The
+Every text has three readers: the frozen model with the text's own slots, with another text's slots, and with none. The
 same texts serve all, so differences are paired. EOS is not scored.
 """
 
@@ -26,11 +27,12 @@ _FORCED = ("nats", "right")
 
 @dataclass(frozen=True)
 class Reader:
-    """What one reader made of N texts.
+    """The figures of one reader over N texts.
 
-    nats: `[N]` per token, teacher-forced; right: `[N]` share of tokens whose most likely prediction is right. prefix:
-    `[N]` share of the text before the first wrong token of a greedy restoration (the paper's EM); exact: `[N]` 1 where
-    all of it is right; bleu: of all of them (sacrebleu, 0 to 100). The last three are None where nothing was written.
+    nats: `[N]` per token, teacher-forced. right: `[N]` share of tokens whose most likely prediction is right. prefix:
+    `[N]` share of the text before the first wrong token of a greedy restoration (the paper's EM). exact: `[N]` 1 where
+    all of the text is right. bleu: of all texts together (sacrebleu, 0 to 100). The last three are None where nothing
+    was written.
     """
 
     nats: Tensor
@@ -42,7 +44,10 @@ class Reader:
 
 @dataclass(frozen=True)
 class Restoration:
-    """N texts of `tokens` tokens in `slots` slots each, read with their own slots, with another text's, with none."""
+    """The restoration of N texts of `tokens` tokens in `slots` slots each.
+
+    own, other, plain: readers with the text's own slots, with another text's, and with none.
+    """
 
     tokens: int
     slots: int
@@ -52,16 +57,18 @@ class Restoration:
 
     @property
     def below_other(self) -> Interval:
-        """Nats per token that the right slots are better than wrong ones."""
+        """Return by how many nats per token a text's own slots are better than another text's."""
         return interval(self.other.nats - self.own.nats)
 
     @property
     def below_plain(self) -> Interval:
-        """Nats per token that slots are better than none."""
+        """Return by how many nats per token a text's own slots are better than none."""
         return interval(self.plain.nats - self.own.nats)
 
     def summary(self) -> dict[str, Any]:
-        """As plain numbers: `own`, `other`, `plain`, each with means and half widths of their intervals."""
+        """Return the figures as plain values: of `own`, `other` and `plain` the means and half widths of 95 %
+        intervals.
+        """
         readers = {name: _summary(getattr(self, name)) for name in ("own", "other", "plain")}
         return {"tokens": self.tokens, "slots": self.slots, "texts": len(self.own.nats), **readers}
 
@@ -70,10 +77,10 @@ class Restoration:
 def restoration(
     icae: Icae, texts: Sequence[Sequence[int]], decode: Callable[[Sequence[int]], str], *, parts: int = 1
 ) -> Restoration:
-    """Restore texts of one length. parts: encode each in so many equal pieces, for so many times the slots.
+    """Restore texts of one length. parts: equal pieces that each is encoded in, for so many times the slots.
 
-    "Another text" is the one half the list away. Raises InputError for fewer than two texts, for texts of different
-    lengths or shorter than `parts`, and without sacrebleu.
+    The slots of another text are those of the text half the list away. Raises InputError for fewer than two texts, for
+    texts of different lengths or shorter than `parts`, and without sacrebleu.
     """
     if len(texts) < 2 or len({len(text) for text in texts}) > 1 or len(texts[0]) < parts:
         raise InputError(f"two texts or more are needed, all of one length of {parts} tokens or more")
@@ -94,7 +101,10 @@ def restoration(
 
 
 def _in_parts(icae: Icae, text: Sequence[int], parts: int) -> Slots:
-    """In pieces as equal as an adapter's own spans are, or in these where there is one part."""
+    """Return the slots of a text that is encoded in `parts` pieces of equal length.
+
+    A single part is cut into spans as the adapter itself does.
+    """
     bounds = [round(len(text) * part / parts) for part in range(parts + 1)]
     return combine(icae.encode([text[start:end] for start, end in pairwise(bounds)]))
 
@@ -121,14 +131,17 @@ def _read(
 
 
 def _starts(icae: Icae, slots: Sequence[Slots | None]) -> list[Row] | None:
-    """What a restoration begins with; one for all where there are no slots, and None where there is nothing at all."""
+    """Return the rows that a free restoration begins with.
+
+    Without slots one row serves all texts; None where there is neither a slot nor a BOS to begin with.
+    """
     if slots[0] is not None:
         return [restore_row(icae, own, (), ends=False) for own in slots]
     return None if icae.bos is None else [restore_row(icae, None, [icae.bos], ends=False)]
 
 
 def _forced(icae: Icae, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
-    """Nats per scored token and share of right ones, `[B]` both."""
+    """Return nats per scored token and the share of right ones, `[B]` both."""
     logits, labels = scores(icae, rows)
     scored = labels >= 0
     nats = nn.functional.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), reduction="none")
@@ -144,7 +157,7 @@ def _batches(icae: Icae, count: int, length: int) -> Iterator[slice]:
 
 
 def _agreeing(written: Sequence[int], text: Sequence[int]) -> int:
-    """Tokens before the first difference."""
+    """Return the number of tokens before the first difference."""
     for index, token in enumerate(text):
         if index >= len(written) or written[index] != token:
             return index
@@ -154,7 +167,10 @@ def _agreeing(written: Sequence[int], text: Sequence[int]) -> int:
 def _bleu(
     written: Sequence[Sequence[int]], texts: Sequence[Sequence[int]], decode: Callable[[Sequence[int]], str]
 ) -> float:
-    """Of the corpus, sacrebleu's default (13a, up to 4-grams)."""
+    """Return the BLEU of the corpus by sacrebleu's default (13a, up to 4-grams).
+
+    Raises InputError without sacrebleu.
+    """
     try:
         from sacrebleu import corpus_bleu
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""From text to samples: JSONL files, plain texts, the sampling rules of pre-training, the layout of instructions.
+"""Text becomes samples here: JSONL files, plain texts, the sampling rules of pre-training, the layout of instructions.
 
 A `Sample` is drawn from a seed and its number alone, never from the order in which it is asked for: a resumed run sees
 what an uninterrupted one would have seen, and workers of a data loader need not agree on anything.
@@ -29,7 +29,7 @@ _MARK = "\u2063kvbank\u2063"  # stands for the user's turn in a chat template
 
 @dataclass(frozen=True)
 class Sample:
-    """What one loss is computed from; layout.py says in which order the decoder reads it.
+    """The tokens that one loss is computed from; layout.py says in which order the decoder reads them.
 
     objective: `ae` (restore the context), `lm` (continue it) or `ft` (answer a prompt). context: what is encoded.
     prompt: only for `ft`. target: what the decoder is to say, EOS included where there is one. leave: first tokens of
@@ -44,13 +44,13 @@ class Sample:
 
     @property
     def scored(self) -> tuple[int, ...]:
-        """The tokens that carry a loss."""
+        """Return the tokens that carry a loss."""
         return self.target[self.leave :]
 
 
 @dataclass(frozen=True)
 class SampleRules:
-    """How texts become samples of pre-training.
+    """The rules by which texts become samples of pre-training.
 
     lm_ratio: probability that a sample is a continuation (LM) rather than a restoration (AE). context: tokens of a
     context, and of a continuation, at most. leave: first tokens of a continuation without loss. min_lm: a continuation
@@ -72,17 +72,20 @@ class SampleRules:
 
 
 def restoration(context: Sequence[int], eos: int | None) -> Sample:
-    """AE: the context again, and EOS where the model has one."""
+    """Make a sample of restoration (AE): the target is the context again, and EOS where the model has one."""
     return Sample("ae", tuple(context), (*context, *_end(eos)))
 
 
 def continuation(context: Sequence[int], following: Sequence[int], leave: int) -> Sample:
-    """LM: what follows, without EOS; the first `leave` tokens carry no loss."""
+    """Make a sample of continuation (LM): the target is what follows, without EOS.
+
+    The first `leave` tokens of the target carry no loss.
+    """
     return Sample("lm", tuple(context), tuple(following), leave=leave)
 
 
 def instruction(context: Sequence[int], prompt: Sequence[int], answer: Sequence[int], eos: int | None) -> Sample:
-    """FT: the answer to the prompt, and EOS."""
+    """Make a sample of fine-tuning (FT): the target is the answer to the prompt, and EOS where the model has one."""
     return Sample("ft", tuple(context), (*answer, *_end(eos)), tuple(prompt))
 
 
@@ -91,7 +94,10 @@ def _end(eos: int | None) -> tuple[int, ...]:
 
 
 def draw(ids: Sequence[int], rng: np.random.Generator, rules: SampleRules, eos: int | None) -> Sample:
-    """A sample of pre-training from a tokenized text. Raises InputError for an empty one."""
+    """Draw a sample of pre-training from a tokenized text. eos: the model's, None where it has none.
+
+    Raises InputError for a text without tokens.
+    """
     count, limit = len(ids), rules.context
     if not count:
         raise InputError("a text without tokens gives no sample")
@@ -105,17 +111,17 @@ def draw(ids: Sequence[int], rng: np.random.Generator, rules: SampleRules, eos: 
 
 
 class Texts(Protocol):
-    """Tokenized texts by number."""
+    """A sequence of tokenized texts, read by number."""
 
     def __len__(self) -> int: ...
 
     def ids(self, index: int) -> Sequence[int]:
-        """Token ids of one text, BOS in front where it has one."""
+        """Return the token ids of one text, BOS in front where it has one."""
         ...
 
 
 class Tokens:
-    """Texts that are tokenized already."""
+    """Texts that are tokenized already, in memory."""
 
     def __init__(self, texts: Sequence[Sequence[int]]):
         self._texts = texts
@@ -128,22 +134,25 @@ class Tokens:
 
 
 class TextEncoder:
-    """Text to ids, the same way in training and when used: BOS is the model's, and there is no other special token."""
+    """The one way from text to ids, in training and in use.
+
+    bos: the model's BOS, None where it has none; no other special token is ever set.
+    """
 
     def __init__(self, tokenizer: Any, bos: int | None):
         self._tokenizer, self._bos = tokenizer, bos
 
     def document(self, text: str) -> list[int]:
-        """Ids of a text from its beginning: with BOS, where the model has one."""
+        """Return the ids of a text from its beginning: with BOS, where the model has one."""
         return [*([] if self._bos is None else [self._bos]), *self.piece(text)]
 
     def piece(self, text: str) -> list[int]:
-        """Ids of text inside something else."""
+        """Return the ids of text that stands inside something else, without BOS."""
         return encode_text(self._tokenizer, readable(text))
 
 
 def chat_delimiters(tokenizer: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """What a chat template puts before and behind the user's words: `prefix_ids`, `suffix_ids`; empty without one.
+    """Return the ids that a chat template puts before and behind the user's words; both empty without a template.
 
     Raises InputError for a template that does not leave the user's words in one piece.
     """
@@ -158,9 +167,10 @@ def chat_delimiters(tokenizer: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
 
 
 class JsonLines:
-    """Objects of a JSONL file with these fields, all text, read when asked for; the file is checked at once.
+    """The objects of a JSONL file with these fields, all text; each is read when it is asked for.
 
-    progress is called with bytes done and in all. Raises InputError with `file:line` for the first bad line.
+    The whole file is checked at once. progress: called with (bytes done, in all). Raises InputError with `file:line`
+    for the first bad line.
     """
 
     def __init__(
@@ -195,7 +205,7 @@ class JsonLines:
             return self._checked(file.readline(), number)
 
     def where(self, index: int) -> str:
-        """`file:line` of an object."""
+        """Return `file:line` of an object."""
         return self._at(self._starts[index][1])
 
     def _at(self, number: int) -> str:
@@ -221,7 +231,7 @@ class JsonLines:
 
 
 def _unicode(text: str) -> bool:
-    """JSON can spell what is no text, and a tokenizer takes none of it."""
+    """Return whether a text can be encoded: JSON can spell half of a surrogate pair, which no tokenizer takes."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -230,7 +240,7 @@ def _unicode(text: str) -> bool:
 
 
 class JsonTexts:
-    """The texts of a JSONL file with a field `text`, each with BOS."""
+    """The texts of a JSONL file with a field `text`, each with BOS in front."""
 
     def __init__(self, lines: JsonLines, encoder: TextEncoder):
         self._lines, self._encoder = lines, encoder
@@ -243,7 +253,7 @@ class JsonTexts:
 
 
 def text_pieces(path: Path, encoder: TextEncoder, length: int) -> Tokens:
-    """A plain text (or .gz) as pieces of `length` tokens, BOS in front of the first: a book is many texts.
+    """Return a plain text (or .gz) as pieces of `length` tokens, BOS in front of the first: a book is many texts.
 
     Lines within a paragraph are joined, as in the texts of an evaluation. Raises InputError for a file that cannot be
     read, and for one without text.
@@ -256,7 +266,8 @@ def text_pieces(path: Path, encoder: TextEncoder, length: int) -> Tokens:
 
 
 class PretrainingSet(Dataset[Sample]):
-    """Samples by number: sample i is drawn from text i modulo the number of texts, with a seed of its own.
+    """The samples of pre-training by number: sample i is drawn from text i modulo the number of texts, by a seed of its
+    own.
 
     passes: how often each text is drawn from; every pass draws anew. Raises InputError where there is no text.
     """
@@ -290,7 +301,10 @@ class PretrainingSet(Dataset[Sample]):
 
 
 class InstructionSet(Dataset[Sample]):
-    """Samples of fine-tuning. A context beyond `context` tokens loses its end, as the authors' does."""
+    """The samples of fine-tuning by number.
+
+    A context beyond `context` tokens loses its end, as in the authors' code.
+    """
 
     def __init__(self, lines: JsonLines, encoder: TextEncoder, eos: int | None, *, context: int = 5120):
         self._lines, self._encoder, self._eos, self._context = lines, encoder, eos, context
@@ -310,9 +324,10 @@ class InstructionSet(Dataset[Sample]):
         positions: int | None,
         progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> None:
-        """Tokenize every line once, so that none ends a run in its middle. needed: positions that a sample takes.
+        """Tokenize every line once, so that none ends a run in its middle.
 
-        Raises InputError with `file:line` for the first that takes more than `positions`; None: there is no limit.
+        needed: gives the positions that a sample takes. progress: called with (lines done, in all). Raises InputError
+        with `file:line` for the first line that takes more than `positions`; None: there is no limit.
         """
         if positions is None:
             return

@@ -13,6 +13,7 @@ from model_worker.settings import Count, CountOrZero, Device, ModelName, Seed, S
 
 SLOTS = 128  # as the paper's
 _ADAPTER, _DATA, _RUN = "The adapter (ignored with --adapter)", "Data and objective", "The run"
+_MACHINE = "The machine"
 
 
 class AdapterTraining(Settings):
@@ -109,12 +110,6 @@ class AdapterTraining(Settings):
         Literal["cosine", "constant"], described("How the learning rate goes after it rose.", panel=_RUN)
     ] = "cosine"
     clip: Annotated[float, Field(ge=0), described("Norm of the gradient at most.", panel=_RUN)] = 2.0
-    bf16: Annotated[
-        bool,
-        described("Compute in bfloat16. There is no fp16: ICAE does not train in it.", panel=_RUN),
-    ] = False
-    gradient_checkpointing: Annotated[bool, described("Less memory, a third more time.", panel=_RUN)] = False
-    device: Annotated[Device, described("auto, cpu, cuda.", panel=_RUN)] = "auto"
     seed: Annotated[Seed, described("Seed of weights, order and draws.", panel=_RUN)] = 0
     log_every: Annotated[Count, described("Updates between two lines of the log.", panel=_RUN)] = 10
     eval_every: Annotated[
@@ -123,6 +118,18 @@ class AdapterTraining(Settings):
     save_every: Annotated[
         CountOrZero, described("Updates between two checkpoints; 0: only at the end.", panel=_RUN)
     ] = 500
+
+    bf16: Annotated[
+        bool,
+        described("Compute in bfloat16. There is no fp16: ICAE does not train in it.", panel=_MACHINE),
+    ] = False
+    gradient_checkpointing: Annotated[
+        bool,
+        described(
+            "Less memory, a third more time.", panel=_MACHINE, flag="--gradient-checkpointing/--no-checkpointing"
+        ),
+    ] = False
+    device: Annotated[Device, described("auto, cpu, cuda.", panel=_MACHINE)] = "auto"
 
     @property
     def finetunes(self) -> bool:

@@ -1,4 +1,4 @@
-"""What the model is worth, on texts it was not trained on.
+"""Measure what the small model is worth, on texts that it was not trained on.
 
 `python -m model_worker.train.evaluate --model DIR --books DIR`
 
@@ -31,18 +31,18 @@ from model_worker.train.tokenizer import HELD_BACK, stdlib_text
 
 
 class Evaluation:
-    """One model and its tokenizer."""
+    """Measurements of one model with its tokenizer."""
 
     def __init__(self, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
         self.model, self.tokenizer, self.layout = model, tokenizer, layout_of(model)
         self.chunk, self.top_k = model.config.kvbank["chunk"], model.config.kvbank["top_k"]
 
     def encode(self, text: str) -> np.ndarray:
-        """Token ids `[T]` without `<s>`."""
+        """Return the token ids `[T]` of a text, without `<s>`."""
         return np.array(self.tokenizer.encode(text, add_special_tokens=False))
 
     def cut(self, tokens: np.ndarray) -> np.ndarray:
-        """Chunks `[N, S]` as the worker cuts them, at ends of sentences, padded behind."""
+        """Return chunks `[N, S]` as the worker cuts them, at ends of sentences, padded behind."""
         pieces = list(chunks_of(tokens.tolist(), self.chunk, sentence_ends(self.tokenizer)))
         padded = np.full((len(pieces), self.chunk), self.tokenizer.pad_token_id)
         for row, piece in zip(padded, pieces, strict=True):
@@ -50,19 +50,19 @@ class Evaluation:
         return padded
 
     def remember(self, chunks: np.ndarray) -> KeyValue:
-        """Keys and values of chunks `[C, S]` without their pads, as one row."""
+        """Return keys and values of chunks `[C, S]` without their pads, as one row."""
         keys, values = encode_chunks(self.model, torch.from_numpy(chunks)[None], self.layout.memory_layer)
         real = torch.from_numpy(chunks.reshape(-1) != self.tokenizer.pad_token_id)
         return keys[:, :, real], values[:, :, real]
 
     def logits(self, local: list[int], memory: KeyValue | None) -> Tensor:
-        """`[L, vocabulary]` of one row."""
+        """Return the logits `[L, vocabulary]` of one row."""
         hidden = hidden_states(self.model, torch.tensor([local]), memory, self.layout.retrieval_layers)
         logits: Tensor = self.model.lm_head(hidden)[0]
         return logits
 
     def greedy(self, prompt: str, memory: KeyValue | None, tokens: int) -> str:
-        """Greedy continuation of `<s>` and the prompt."""
+        """Return the greedy continuation of `<s>` and the prompt, `tokens` tokens long."""
         local = self.tokenizer.encode(prompt)
         start = len(local)
         for _ in range(tokens):
@@ -70,7 +70,11 @@ class Evaluation:
         return str(self.tokenizer.decode(local[start:]))
 
     def recall(self, text: str, other: str, seed: int, count: int) -> dict[str, float]:
-        """Shares of the facts answered exactly: with memory, with the other text's, with none; and found whole."""
+        """Return the shares of facts answered exactly: with memory, with the other text's, with none.
+
+        `whole` is the share of the facts whose statement stood whole in a retrieved chunk, `whole_right` the share of
+        facts that were answered from such a chunk.
+        """
         facts = make_facts(seed, count)
         tokens = self.encode(plant(text, [fact.statement for fact in facts]))
         texts = {"memory": tokens, "other": self.encode(other)}
@@ -91,7 +95,9 @@ class Evaluation:
         return {name: value / count for name, value in right.items()}
 
     def loss(self, text: str, blocks: int, window: int = 256, block: int = 64) -> dict[str, float]:
-        """Mean loss of `blocks` blocks spread over the text, each behind `window - block` tokens of its own."""
+        """Return the mean loss of `blocks` blocks spread over the text, each behind tokens of its own that fill the
+        window.
+        """
         tokens = self.encode(text)
         chunks, before = self.cut(tokens), window - block
         lookup, ends = ChunkLookup(chunks), np.cumsum((chunks != self.tokenizer.pad_token_id).sum(1))
@@ -109,7 +115,7 @@ class Evaluation:
         return {name: round(value, 4) for name, value in sums.items()}
 
     def copying(self, rows: int, seed: int) -> dict[str, float]:
-        """Accuracy of copying random tokens from memory and from the window."""
+        """Return the accuracy of copying random tokens from memory and from the window."""
         tasks = Tasks(self.tokenizer, [], seed)
         found = {}
         for name, memory in (("memory", True), ("window", False)):
@@ -122,7 +128,7 @@ class Evaluation:
         return found
 
     def by_layer(self, rows: int, seed: int) -> list[float]:
-        """Accuracy of copying when one layer alone is the memory layer and the only one that retrieves."""
+        """Return the accuracy of copying for each layer as the only memory layer and the only one that retrieves."""
         batch = Tasks(self.tokenizer, [], seed).copying(rows, 512)
         assert batch.chunks is not None
         found = []
@@ -134,7 +140,7 @@ class Evaluation:
 
 
 def plant(text: str, sentences: list[str]) -> str:
-    """The sentences spread evenly over the text, each at the end of a word."""
+    """Return the text with the sentences spread evenly over it, each at the end of a word."""
     pieces, at = [], 0
     for index, sentence in enumerate(sentences, start=1):
         cut = text.index(" ", len(text) * index // (len(sentences) + 2))
@@ -144,7 +150,7 @@ def plant(text: str, sentences: list[str]) -> str:
 
 
 def main() -> None:
-    """Print one JSON object."""
+    """Measure the model of the command line, and print one JSON object."""
     parse = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parse.add_argument("--model", required=True)
     parse.add_argument("--books", required=True)

@@ -1,4 +1,7 @@
-"""Which earlier chunks of a book share most rare token pairs with a query (for training; the worker has its own)."""
+"""Training finds here which earlier chunks of a book share most rare token pairs with a query.
+
+The worker itself retrieves by embeddings; this lookup is cheap enough for every row of a batch.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +11,10 @@ BUCKETS = 1 << 16
 
 
 class ChunkLookup:
-    """Inverted index from token pairs to chunks of one book."""
+    """An inverted index from token pairs to the chunks of one book."""
 
     def __init__(self, chunks: np.ndarray) -> None:
-        """`chunks` [N, S], in text order; pads behind a shorter chunk do no harm."""
+        """Index `chunks` [N, S], in text order; pads behind a shorter chunk do no harm."""
         self.chunks = chunks.astype(np.int64)
         keys = np.unique(_pairs(self.chunks) + (np.arange(len(self.chunks)) * BUCKETS)[:, None])
         order = np.argsort(keys % BUCKETS, kind="stable")
@@ -19,7 +22,7 @@ class ChunkLookup:
         self.starts = np.searchsorted((keys % BUCKETS)[order], np.arange(BUCKETS + 1))
 
     def best(self, query: np.ndarray, before: int, count: int) -> np.ndarray:
-        """The `count` best `[count, S]` of the first `before` chunks, in text order."""
+        """Return the `count` best `[count, S]` of the first `before` chunks, in text order."""
         scores = np.zeros(len(self.chunks))
         for pair in np.unique(_pairs(query[None].astype(np.int64))):
             owners = self.owners[self.starts[pair] : self.starts[pair + 1]]
@@ -30,6 +33,6 @@ class ChunkLookup:
 
 
 def _pairs(tokens: np.ndarray) -> np.ndarray:
-    """Hashed pairs of neighbours, `[rows, size - 1]`."""
+    """Return the hashed pairs of neighbours `[rows, size - 1]` of tokens `[rows, size]`."""
     pairs: np.ndarray = (tokens[:, :-1] * 40503 + tokens[:, 1:] * 2654435) % BUCKETS
     return pairs

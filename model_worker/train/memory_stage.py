@@ -1,7 +1,8 @@
-"""Forward of a Llama with memory: the keys and values of one layer, of chunks encoded alone, read by chosen layers.
+"""The forward of a Llama with memory: chosen layers read the keys and values of one layer, of chunks encoded alone.
 
-Written out layer by layer, as training needs gradients through the kept keys and values and runs the chunks through the
-lower layers only. The attention is that of the worker (`model_worker.attachment.attention`), so both compute the same.
+The forward is written out layer by layer, as training needs gradients through the kept keys and values and runs the
+chunks through the lower layers only. The attention is that of the worker (`model_worker.attachment.attention`), so both
+compute the same.
 
 Shapes: B rows, L local tokens, C chunks a row of S tokens each, M = C * S memory tokens, Hkv grouped heads of size D.
 """
@@ -25,14 +26,17 @@ KeyValue = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class MemoryLayout:
-    """Whose keys and values are kept, and which layers attend to them."""
+    """The layer whose keys and values are kept, and the layers that attend to them."""
 
     memory_layer: int
     retrieval_layers: tuple[int, ...]
 
 
 def encode_chunks(model: LlamaForCausalLM, chunks: Tensor, layer: int) -> KeyValue:
-    """Keys before rotation and values of `layer`, each `[B, Hkv, C * S, D]`, of chunks `[B, C, S]` encoded alone."""
+    """Return keys before rotation and values of `layer`, each `[B, Hkv, C * S, D]`, of chunks `[B, C, S]`.
+
+    Each chunk is encoded alone, at positions from 0.
+    """
     batch, count, size = chunks.shape
     hidden = model.model.embed_tokens(chunks.view(batch * count, size))
     rotation = model.model.rotary_emb(hidden, torch.arange(size)[None])
@@ -51,7 +55,10 @@ def encode_chunks(model: LlamaForCausalLM, chunks: Tensor, layer: int) -> KeyVal
 def hidden_states(
     model: LlamaForCausalLM, local: Tensor, memory: KeyValue | None = None, layers: tuple[int, ...] = ()
 ) -> Tensor:
-    """Final hidden states `[B, L, hidden]`: local positions from 1, all memory keys at 0, where rotation is nothing."""
+    """Return the final hidden states `[B, L, hidden]` of local tokens `[B, L]` that attend to memory in `layers`.
+
+    Local tokens have positions from 1; all memory keys stand at 0, where rotation changes nothing.
+    """
     hidden = model.model.embed_tokens(local)
     rotation = model.model.rotary_emb(hidden, torch.arange(1, local.shape[1] + 1)[None])
     for index, block in enumerate(model.model.layers):
@@ -70,7 +77,7 @@ def _norm(norm: Any, hidden: Tensor) -> Tensor:
 
 
 def _attention(attn: Any, x: Tensor, rotation: tuple[Tensor, Tensor], memory: KeyValue | None) -> Tensor:
-    """One joint softmax over memory, seen by every query, and local tokens, seen causally: `[B, L, hidden]`."""
+    """Attend with one softmax over memory, seen by every query, and local tokens, seen causally: `[B, L, hidden]`."""
     batch, length, _ = x.shape
     query, key, value = (
         projection(x).view(batch, length, -1, attn.head_dim).transpose(1, 2)

@@ -1,4 +1,4 @@
-"""Muon for the matrices inside the layers, AdamW for everything else.
+"""The small model is trained by Muon for the matrices inside the layers, and AdamW for everything else.
 
 torch.optim.Muon orthogonalises in bfloat16, one matrix at a time: on a CPU without bfloat16 instructions that takes
 longer than the model itself. Here matrices of one shape are stacked and stay in float32.
@@ -33,7 +33,7 @@ class Muon(torch.optim.Optimizer):
                 self._step_alike(group, params)
 
     def _step_alike(self, group: dict[str, Any], params: list[Tensor]) -> None:
-        """One step for parameters of one shape."""
+        """Make one step for parameters of one shape."""
         updates = []
         for param in params:
             gradient = param.grad
@@ -47,7 +47,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonal(matrices: Tensor, steps: int = 5) -> Tensor:
-    """Roughly the nearest orthogonal matrix to each of `[N, rows, columns]`."""
+    """Return roughly the nearest orthogonal matrix to each of `[N, rows, columns]`."""
     tall = matrices.shape[1] > matrices.shape[2]
     x: Tensor = matrices.mT if tall else matrices
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
@@ -60,7 +60,10 @@ def orthogonal(matrices: Tensor, steps: int = 5) -> Tensor:
 
 
 def make_optimisers(model: nn.Module, muon_lr: float, adam_lr: float) -> list[torch.optim.Optimizer]:
-    """Both optimisers; each group keeps its full rate in `base_lr`, which the schedule multiplies."""
+    """Make Muon for the matrices of the layers, and AdamW for all other weights.
+
+    Each group keeps its full rate in `base_lr`, which the schedule multiplies.
+    """
     matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
     others = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
     optimisers = [Muon(matrices, lr=muon_lr), torch.optim.AdamW(others, lr=adam_lr, betas=(0.9, 0.98), weight_decay=0)]

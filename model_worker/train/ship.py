@@ -13,7 +13,7 @@ FILES = ("config.json", "generation_config.json", "model.safetensors", "tokenize
 
 
 def thinned(lines: list[str], limit: int) -> list[str]:
-    """The lines with every event and, of the rest, so many that all stay below `limit` bytes."""
+    """Return the lines with every event and, of the others, as many as keep all below `limit` bytes."""
     every = 1
     while True:
         kept = [line for index, line in enumerate(lines) if '"event"' in line or index % every == 0]
@@ -23,7 +23,7 @@ def thinned(lines: list[str], limit: int) -> list[str]:
 
 
 def ship(run: Path, target: Path, limit: int = 100_000) -> None:
-    """Copy the checkpoint, its progress and the thinned log of a run."""
+    """Copy the checkpoint of a run, its progress and its thinned log (`limit` bytes at most) to `target`."""
     target.mkdir(parents=True, exist_ok=True)
     for name in (*FILES, "progress.json"):
         temporary = target / f".{name}.partial"

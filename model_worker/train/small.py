@@ -1,6 +1,6 @@
 """Train the small model that copies from its memory: `python -m model_worker.train.small --books DIR --out DIR`.
 
-Stages, each ends at its number of steps or minutes or (copying) when the whole alphabet is learnt:
+The training has stages. Each ends at its number of steps or minutes, `copy` also when the whole alphabet is learnt:
   copy    spans of random tokens repeated, over more and more symbols
   mixed   copying, facts asked for, and novels, all with memory; every weight is trained, through the memory too
   memory  the same, with the layers below the memory layer, and the embedding, frozen (MemLong's way)
@@ -36,7 +36,10 @@ DECAY = 0.4  # share of a stage, at its end, over which the learning rate falls 
 
 @dataclass(frozen=True)
 class Progress:
-    """All that resuming needs besides the weights."""
+    """The state of a run that resuming needs besides the weights.
+
+    step: within the stage. symbols: tokens of the alphabet that is copied. seed: of the draws that follow.
+    """
 
     stage: str = STAGES[0]
     step: int = 0  # within the stage
@@ -47,7 +50,7 @@ class Progress:
 
 
 def make_model(vocabulary: int, memory_layer: int, layers: int, hidden: int) -> LlamaForCausalLM:
-    """A Llama made for memory; the field `kvbank` of its configuration says how it wants to be used."""
+    """Make a Llama for memory; the field `kvbank` of its configuration says how it wants to be used."""
     config = LlamaConfig(
         vocab_size=vocabulary,
         hidden_size=hidden,
@@ -75,13 +78,13 @@ def make_model(vocabulary: int, memory_layer: int, layers: int, hidden: int) -> 
 
 
 def layout_of(model: LlamaForCausalLM) -> MemoryLayout:
-    """The memory layout stated in the model's configuration."""
+    """Return the memory layout that the configuration of a model states."""
     memory = model.config.kvbank
     return MemoryLayout(memory["memory_layers"][0], tuple(memory["retrieval_layers"]))
 
 
 def batch_loss(model: LlamaForCausalLM, batch: Batch) -> tuple[Tensor, float]:
-    """Mean loss over the tokens to be predicted, and the share of them that greedy decoding gets right."""
+    """Return the mean loss over the tokens to be predicted, and the share of them that greedy decoding gets right."""
     layout = layout_of(model)
     memory = None if batch.chunks is None else encode_chunks(model, batch.chunks, layout.memory_layer)
     hidden = hidden_states(model, batch.local, memory, layout.retrieval_layers)
@@ -93,7 +96,7 @@ def batch_loss(model: LlamaForCausalLM, batch: Batch) -> tuple[Tensor, float]:
 
 
 def draw(tasks: Tasks, progress: Progress) -> dict[str, Batch]:
-    """The batches of one step, by task; now and then without memory, which the model has to bear."""
+    """Draw the batches of one step, by task; every eighth is without memory, which the model has to bear."""
     if progress.stage == "copy":
         # Every eighth step inside the row: the model also has to copy from its own window.
         return {"copy": tasks.copying(16, progress.symbols, memory=progress.step % 8 != 7)}
@@ -107,16 +110,17 @@ def draw(tasks: Tasks, progress: Progress) -> dict[str, Batch]:
 
 
 def rate(progress: Progress, left: float, since_start: int) -> float:
-    """Factor on the learning rates: warm-up (again after each start), constant, then falling; `left` share of a stage.
+    """Return the factor on the learning rates: warm-up (again after each start), constant, then falling.
 
-    The last stage starts where the one before ended: low.
+    left: share of the stage that is left. since_start: steps since this start. The last stage begins as low as the one
+    before it ended.
     """
     falling = 1.0 if progress.stage == "copy" else min(1.0, max(left / DECAY, 0.05))
     return min((since_start + 1) / WARM_UP, falling) * (0.1 if progress.stage == "memory" else 1.0)
 
 
 def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, progress: Progress, folder: Path) -> None:
-    """Weights in bfloat16, tokenizer and progress, complete or not at all."""
+    """Save weights in bfloat16, tokenizer and progress, all of them or none."""
     temporary = folder.with_name(folder.name + ".partial")
     half = LlamaForCausalLM(model.config).to(torch.bfloat16)
     half.load_state_dict(model.state_dict())
@@ -130,16 +134,16 @@ def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, progress: 
 
 
 def load(folder: Path) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast, Progress]:
-    """What `save` wrote, weights in float32."""
+    """Load what `save` wrote, with the weights in float32."""
     model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
     progress = Progress(**json.loads((folder / "progress.json").read_text()))
     return model, AutoTokenizer.from_pretrained(folder), progress
 
 
 def tokenized_texts(tokenizer: PreTrainedTokenizerFast, books: Path, cache: Path) -> list[np.ndarray]:
-    """Token ids of each training novel, and of the standard library's source in parts of a novel's size.
+    """Return the token ids of each training novel, and of the standard library's source in parts of a novel's size.
 
-    Kept in `cache`, as tokenizing takes most of a minute.
+    The ids are kept in the file `cache`, because tokenizing takes most of a minute.
     """
     if not cache.exists():
         code = "".join(stdlib_text())
@@ -153,14 +157,14 @@ def tokenized_texts(tokenizer: PreTrainedTokenizerFast, books: Path, cache: Path
 
 
 def new_tokenizer(books: Path) -> PreTrainedTokenizerFast:
-    """Trained on a quarter of the novels and on source of the standard library."""
+    """Train a tokenizer on a quarter of the novels and on source of the standard library."""
     texts = [text[i : i + 2000] for text in map(read_book, book_paths(books)) for i in range(0, len(text), 8000)]
     code = [text[i : i + 2000] for text in stdlib_text() for i in range(0, len(text), 10000)]
     return train_tokenizer(texts + code)
 
 
 def freeze_below(model: LlamaForCausalLM) -> None:
-    """Leave to training what comes after the stored keys and values."""
+    """Freeze the weights that make the stored keys and values; those behind them stay trainable."""
     layer = layout_of(model).memory_layer
     frozen = [model.model.embed_tokens, *model.model.layers[:layer]]
     own = model.model.layers[layer]
@@ -170,7 +174,10 @@ def freeze_below(model: LlamaForCausalLM) -> None:
 
 
 class Run:
-    """One start of the program: the optimiser's state does not survive it, hence the warm-up."""
+    """One start of the program, which goes through the stages that are left.
+
+    The optimiser's state does not survive the program, hence the warm-up after each start.
+    """
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args, self.out = args, Path(args.out)
@@ -189,14 +196,14 @@ class Run:
         self.tasks = Tasks(self.tokenizer, books, self.progress.seed * 1_000_003 + self.progress.tokens)
 
     def log(self, **entry: object) -> None:
-        """One JSON line, on screen and in the log."""
+        """Write one JSON line, on the screen and in the log."""
         line = json.dumps(entry)
         print(line, flush=True)
         with (self.out / "training_log.jsonl").open("a") as file:
             file.write(line + "\n")
 
     def stages(self) -> None:
-        """All stages from the present one on."""
+        """Run all stages from the present one on, and save after each."""
         for stage in STAGES[STAGES.index(self.progress.stage) :]:
             if stage != self.progress.stage:
                 self.progress = replace(self.progress, stage=stage, step=0)
@@ -204,7 +211,7 @@ class Run:
             save(self.model, self.tokenizer, self.progress, self.out / "checkpoint")
 
     def stage(self, steps: int, seconds: float) -> None:
-        """Train until the stage's end, by steps or by the clock (of this start)."""
+        """Train until the stage ends, by steps or by the clock (of this start)."""
         if self.progress.stage == "memory":
             freeze_below(self.model)
         optimisers = make_optimisers(self.model, self.args.muon_lr, self.args.adam_lr)
@@ -231,7 +238,10 @@ class Run:
                 return
 
     def step(self, optimisers: list[torch.optim.Optimizer], factor: float, seen: dict[str, float]) -> int:
-        """One update from one batch of each task; running means go to `seen`. Returns the tokens used."""
+        """Make one update from one batch of each task, and return the number of tokens used.
+
+        seen: running means of losses and accuracies, which are brought up to date.
+        """
         tokens = 0
         for name, batch in draw(self.tasks, self.progress).items():
             loss, accuracy = batch_loss(self.model, batch)
@@ -249,7 +259,7 @@ class Run:
         return tokens
 
     def harder(self, seen: dict[str, float]) -> bool:
-        """Double the alphabet once it is learnt; false when all of it is."""
+        """Double the alphabet once it is learnt; return false when all of it is learnt."""
         everything = self.model.config.vocab_size - SPECIALS
         if seen.get("copy_accuracy", 0) < self.args.learnt:
             return True
@@ -263,7 +273,7 @@ class Run:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Return the parser of the command line."""
     parse = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parse.add_argument("--books", required=True, help="folder of novels, NAME.txt or NAME.txt.gz")
     parse.add_argument("--out", required=True, help="folder for checkpoint/, training_log.jsonl and cached token ids")

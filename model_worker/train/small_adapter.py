@@ -47,7 +47,7 @@ CHUNK = 64  # of the worker: a context may be so long, however short a span is
 
 @dataclass(frozen=True)
 class Measured:
-    """On held-back text, contexts of one length. Losses in nats a token, of the text alone (no BOS, no EOS).
+    """Figures on held-back text, contexts of one length. Losses in nats a token, of the text alone (no BOS, no EOS).
 
     accuracy: share of tokens that are right, teacher-forced, with own slots.
     """
@@ -58,55 +58,63 @@ class Measured:
     accuracy: float
 
 
-class Spans(Dataset[Sample]):
-    """Sample i: a window of a text drawn by i; one length a batch, longer as the run goes on."""
+@dataclass(frozen=True)
+class SpanRules:
+    """Rules by which samples are drawn.
 
-    def __init__(
-        self,
-        texts: Sequence[np.ndarray],
-        icae: Icae,
-        pace: Pace,
-        *,
-        steps: int,
-        batch: int,
-        lm_ratio: float,
-        growing: float,
-        chunks: float,
-        seed: int,
-    ):
-        self._texts, self._icae, self._pace, self._growing, self._chunks = texts, icae, pace, growing, chunks
-        self._steps, self._batch, self._lm_ratio, self._seed = steps, batch, lm_ratio, seed
+    steps, batch: updates, and contexts of each. lm_ratio: share of continuations. growing: share of the run in which
+    spans grow. chunks: share of contexts as long as a worker's chunk, behind that. seed: of all draws.
+    """
+
+    steps: int
+    batch: int
+    lm_ratio: float
+    growing: float
+    chunks: float
+    seed: int
+
+
+class Spans(Dataset[Sample]):
+    """A set of samples, in which sample i is a window of a text drawn by i; one length a batch, longer as the run goes
+    on.
+    """
+
+    def __init__(self, texts: Sequence[np.ndarray], icae: Icae, pace: Pace, rules: SpanRules):
+        self._texts, self._icae, self._pace, self._rules = texts, icae, pace, rules
         weights = np.array([len(text) for text in texts], dtype=float)
         self._ends = np.cumsum(weights / weights.sum())
 
     def __len__(self) -> int:
-        return self._steps * self._batch
+        return self._rules.steps * self._rules.batch
 
     def __getitem__(self, index: int) -> Sample:
-        step = index // self._batch
-        length = self._length(np.random.default_rng((self._seed, step)), self._pace.share(step, self._steps))
-        rng = np.random.default_rng((self._seed, step, index % self._batch))
+        rules = self._rules
+        step = index // rules.batch
+        length = self._length(np.random.default_rng((rules.seed, step)), self._pace.share(step, rules.steps))
+        rng = np.random.default_rng((rules.seed, step, index % rules.batch))
         text = self._texts[min(int(np.searchsorted(self._ends, rng.random())), len(self._texts) - 1)]
         start = int(rng.integers(0, len(text) - 2 * length))
         ids = [int(token) for token in text[start : start + 2 * length]]
-        if rng.random() < self._lm_ratio:
+        if rng.random() < rules.lm_ratio:
             return continuation(ids[:length], ids[length:], leave=min(4, length // 2))
         return restoration(ids[:length], self._icae.eos)
 
     def _length(self, rng: np.random.Generator, share: float) -> int:
-        """Up to a token a slot, growing to a full span; then full ones, two spans, and any length between."""
+        """Draw the length of a batch: up to a token a slot, growing to a full span; then full ones, two spans, and any
+        between.
+        """
         slots, full = self._icae.config.slots, self._icae.config.capacity
-        if share < self._growing:
-            longest = slots + round((full - slots) * share / self._growing)
+        if share < self._rules.growing:
+            longest = slots + round((full - slots) * share / self._rules.growing)
             return int(rng.integers(max(longest // 2, SHORTEST), longest + 1))
         kind, chunk = rng.random(), max(CHUNK, full)
-        if kind < self._chunks:
+        if kind < self._rules.chunks:
             return chunk
         return full if rng.random() < 0.6 else int(rng.integers(full // 2, chunk + 1))
 
 
 class MuonAdam(Muon):
-    """Muon for LoRA's matrices, Adam for the rows: one optimiser, as the Trainer wants."""
+    """One optimiser, as the Trainer wants: Muon for LoRA's matrices, Adam for the memory rows."""
 
     def __init__(self, matrices: list[Tensor], rows: Tensor, rate: float):
         super().__init__(matrices, lr=rate, weight_decay=0.0)
@@ -139,7 +147,7 @@ class MuonAdam(Muon):
 
 @torch.no_grad()
 def measure(icae: Icae, contexts: Sequence[Sequence[int]]) -> Measured:
-    """Losses with own slots, with those of the next context in the list (the same length), and without any."""
+    """Measure losses with own slots, with those of the next context in the list (of one length), and without any."""
     training = icae.training
     icae.eval()
     found: list[list[float]] = []
@@ -154,7 +162,7 @@ def measure(icae: Icae, contexts: Sequence[Sequence[int]]) -> Measured:
 
 
 def _scored(icae: Icae, samples: Sequence[Sample], slots: Sequence[Any]) -> list[tuple[float, float]]:
-    """Mean nats and share of right tokens of each sample."""
+    """Return the mean nats and the share of right tokens of each sample."""
     rows = [decoder_row(icae, sample, own) for sample, own in zip(samples, slots, strict=True)]
     logits, labels = scores(icae, rows)
     wanted = labels >= 0
@@ -165,7 +173,7 @@ def _scored(icae: Icae, samples: Sequence[Sample], slots: Sequence[Any]) -> list
 
 
 def held_back(tokenizer: Any, books: Path, length: int, count: int) -> list[list[int]]:
-    """Windows of the novels that neither the small model nor an adapter was trained on, spread evenly over each.
+    """Return windows of the novels that neither the small model nor an adapter was trained on, spread evenly over each.
 
     Neighbours in the list are of different novels.
     """
@@ -177,7 +185,7 @@ def held_back(tokenizer: Any, books: Path, length: int, count: int) -> list[list
 
 
 class _Measure(TrainerCallback):
-    """Measures held-back text now and then, into the log and on the screen."""
+    """A callback that measures held-back text every so many updates, into the log and on the screen."""
 
     def __init__(self, icae: Icae, contexts: Sequence[Sequence[int]], log: Path, every: int, pace: Pace):
         self._icae, self._contexts, self._log, self._every, self._pace = icae, contexts, log, every, pace
@@ -196,7 +204,10 @@ def _line(event: str, found: Measured, **more: object) -> str:
 
 
 def run(args: argparse.Namespace) -> Measured:
-    """Train one adapter, and measure it on held-back text. Raises InputError for --resume without a checkpoint."""
+    """Train one adapter, and measure it on held-back text.
+
+    Raises InputError for --resume without a checkpoint.
+    """
     resume = last_checkpoint(args.out) if args.resume else None
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
@@ -224,17 +235,8 @@ def run(args: argparse.Namespace) -> Measured:
         shuffle=False,
     )
     pace = Pace(args.minutes)
-    samples = Spans(
-        texts,
-        icae,
-        pace,
-        steps=args.steps,
-        batch=args.batch,
-        lm_ratio=args.lm_ratio,
-        growing=args.growing,
-        chunks=args.chunks,
-        seed=args.seed,
-    )
+    rules = SpanRules(args.steps, args.batch, args.lm_ratio, args.growing, args.chunks, args.seed)
+    samples = Spans(texts, icae, pace, rules)
     matrices = [p for p in icae.encoder.parameters() if p.requires_grad]
     optimizer: Optimizer | None = None if args.adam else MuonAdam(matrices, icae.memory, args.lr)
     watched = held_back(tokenizer, args.books, icae.config.capacity, max(args.measured // 4, 2))
@@ -258,13 +260,13 @@ def run(args: argparse.Namespace) -> Measured:
 
 
 def _take_over_log(before: Path, log: Path) -> None:
-    """A second stage's log begins with the first one's."""
+    """Begin the log of a second stage with that of the first, so that one log tells the whole training."""
     if before.is_file() and not log.exists():
         log.write_text(before.read_text() + json.dumps({"event": "second stage, steps and seconds from 0"}) + "\n")
 
 
 def ship(out: Path, target: Path, model: str = "kvbank-small", limit: int = 100_000) -> None:
-    """Adapter in float16 and thinned log of a finished run; the card, written by hand, is left alone."""
+    """Copy the adapter, in float16, and the thinned log of a finished run; leave the card, written by hand, alone."""
     source = files.find(out / "adapter")
     config, rows, _ = files.read(source)
 
@@ -284,7 +286,7 @@ def ship(out: Path, target: Path, model: str = "kvbank-small", limit: int = 100_
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Return the parser of the command line."""
     parse = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parse.add_argument("--books", type=Path, help="folder of novels, NAME.txt or NAME.txt.gz")
     parse.add_argument("--out", required=True, type=Path, help="folder of the run")

@@ -1,6 +1,7 @@
-"""Rows to train on: copying of random tokens, facts stated and asked, and natural text, each with a memory of chunks.
+"""The rows that the small model is trained on: copying of random tokens, facts stated and asked, and natural text.
 
-Shapes: B rows, L local tokens, C chunks a row of S tokens each. All rows of a batch have the same sizes.
+Every row has a memory of chunks. Shapes: B rows, L local tokens, C chunks a row of S tokens each. All rows of a batch
+have the same sizes.
 """
 
 from __future__ import annotations
@@ -21,7 +22,11 @@ SPECIALS = 3  # ids 0..2: pad, bos, eos
 
 @dataclass(frozen=True)
 class Batch:
-    """`local` [B, L]; `loss` [B, L], true for tokens to be predicted; `chunks` [B, C, S] or None."""
+    """Rows of one task.
+
+    local: ids `[B, L]`. loss: `[B, L]`, true for tokens to be predicted. chunks: ids `[B, C, S]`, or None without
+    memory.
+    """
 
     local: Tensor
     loss: Tensor
@@ -29,7 +34,10 @@ class Batch:
 
 
 class Tasks:
-    """Draws batches; all randomness comes from one seeded generator."""
+    """A source of batches for each task; all randomness comes from one seeded generator.
+
+    books: token ids of each text.
+    """
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, books: list[np.ndarray], seed: int) -> None:
         self.tokenizer, self.books = tokenizer, books
@@ -40,10 +48,10 @@ class Tasks:
         self.lookups = [ChunkLookup(book[: len(book) // CHUNK * CHUNK].reshape(-1, CHUNK)) for book in books]
 
     def copying(self, rows: int, symbols: int, memory: bool = True, span: int = 48, count: int = 2) -> Batch:
-        """A span of random tokens from a chunk (or from earlier in the row) comes again.
+        """Draw rows in which a span of random tokens from a chunk (or from earlier in the row) comes again.
 
-        Half of the rows, once the alphabet is large, use only a few symbols: there one token before is not enough
-        to find the place, and the key has to carry several.
+        Half of the rows, once the alphabet is large, use only a few symbols: there one token before is not enough to
+        find the place, and the key has to carry several.
         """
         chunks = np.empty((rows, count, CHUNK), dtype=np.int64)
         for row in chunks:
@@ -66,7 +74,7 @@ class Tasks:
         return self.symbols[:symbols]
 
     def facts(self, rows: int, length: int = 64, count: int = 4, memory: bool = True) -> Batch:
-        """Facts of one template hidden in chunks of anything; the row asks for some of them, one after another."""
+        """Draw rows of facts of one template hidden in chunks of anything; the row asks for some, one after another."""
         chunks = np.stack([self._filler(count * CHUNK) for _ in range(rows)]).reshape(rows, count, CHUNK)
         local = np.full((rows, length), self.tokenizer.bos_token_id)
         loss = np.zeros((rows, length), dtype=bool)
@@ -81,7 +89,7 @@ class Tasks:
         return _batch(local, loss, chunks if memory else None)
 
     def _filler(self, length: int) -> np.ndarray:
-        """Novels, random tokens, or text full of digits."""
+        """Draw `length` tokens of a novel, of random tokens, or of text full of digits."""
         kind = self.rng.random()
         if kind < 0.4:
             return self._slice(int(self.rng.integers(len(self.books))), length)
@@ -104,11 +112,11 @@ class Tasks:
         chunk[start : start + len(ids)] = ids
 
     def _plant_two(self, chunks: np.ndarray, held: list[Fact]) -> None:
-        """The first chunk states two facts: its own and one that no other chunk has."""
+        """Plant two facts in the first chunk: its own and one that no other chunk has."""
         self._plant(chunks[0], [held[0], held[-1]])
 
     def _ask(self, local: np.ndarray, loss: np.ndarray, facts: list[Fact]) -> None:
-        """Questions with their answers, behind `<s>`; the number and the full stop are to be predicted."""
+        """Write questions with their answers behind `<s>`; the number and the full stop are to be predicted."""
         at = 1
         for turn, fact in enumerate(facts):
             question = self._encode((" " if turn else "") + fact.question)
@@ -119,10 +127,10 @@ class Tasks:
             at += len(ids)
 
     def natural(self, rows: int, length: int = 192, count: int = 4, memory: bool = True) -> Batch:
-        """A page of a text; its memory are earlier chunks of that text which share rare words with the query.
+        """Draw pages of a text; their memory are earlier chunks of that text which share rare words with the query.
 
-        The query is the text before the page, as it is in use; one time in four the page itself, so that memory is
-        worth reading. One row in five has chunks of anywhere, so that useless memory does no harm.
+        The query is the text before the page, as it is in use; one time in four it is the page itself, so that memory
+        is worth reading. One row in five has chunks of anywhere, so that useless memory does no harm.
         """
         local = np.full((rows, length), self.tokenizer.bos_token_id)
         chunks = np.empty((rows, count, CHUNK), dtype=np.int64)
@@ -141,7 +149,7 @@ class Tasks:
 
 
 def _tail(loss: np.ndarray, before: int) -> np.ndarray:
-    """The same targets behind `before` more tokens."""
+    """Return the same targets behind `before` more tokens."""
     return np.concatenate([np.zeros((len(loss), before), dtype=bool), loss], axis=1)
 
 

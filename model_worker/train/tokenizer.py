@@ -1,4 +1,4 @@
-"""A byte-level BPE tokenizer of about a thousand pieces in which every digit is its own token."""
+"""The small model's tokenizer is a byte-level BPE of about a thousand pieces in which every digit is its own token."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ EVALUATION_TEXT = "pydoc_data"  # the demo's text: it must not be seen, not even
 
 
 def stdlib_text(limit: int = 4_000_000, modules: str = "*.py") -> Iterator[str]:
-    """Source of the standard library: modules at its top for tokenizer and training, `HELD_BACK` for evaluation."""
+    """Yield source of the standard library, up to `limit` characters and the end of a file.
+
+    modules: a pattern; those at the top are for tokenizer and training, `HELD_BACK` for evaluation.
+    """
     for path in sorted(Path(sysconfig.get_paths()["stdlib"]).glob(modules)):
         if limit > 0 and EVALUATION_TEXT not in str(path):
             text = path.read_text(encoding="utf-8", errors="replace")
@@ -24,7 +27,7 @@ def stdlib_text(limit: int = 4_000_000, modules: str = "*.py") -> Iterator[str]:
 
 
 def train_tokenizer(texts: Iterable[str], size: int = 1024) -> PreTrainedTokenizerFast:
-    """Train on `texts`; encoding with special tokens puts `<s>` in front, nothing behind."""
+    """Train a tokenizer on `texts`; its encoding with special tokens puts `<s>` in front and nothing behind."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]

@@ -75,7 +75,8 @@ def test_both_optimisers_move_everything_and_spans_grow(books: Path, tmp_path: P
     base, small = script.load_model("kvbank-small")
     texts = [np.array(small.encode((books / "one.txt").read_text(), add_special_tokens=False), dtype=np.int16)]
     icae = Icae.create(base, IcaeConfig(slots=4), rank=2, targets="all-linear")
-    spans = script.Spans(texts, icae, Pace(None), steps=100, batch=4, lm_ratio=0.5, growing=0.3, chunks=0.2, seed=0)
+    rules = script.SpanRules(steps=100, batch=4, lm_ratio=0.5, growing=0.3, chunks=0.2, seed=0)
+    spans = script.Spans(texts, icae, Pace(None), rules)
     lengths = [{len(spans[4 * step + row].context) for row in range(4)} for step in range(100)]
     assert all(len(own) == 1 for own in lengths)  # one length a batch: nothing is padded
     assert max(max(own) for own in lengths[:3]) <= 5
