@@ -1,4 +1,7 @@
-"""A conversation in a terminal needs what stands here: clean output, Ctrl-C that waits its turn, warnings in one line."""
+"""A conversation in a terminal needs what stands here: clean output, a Ctrl-C that waits, warnings in one line.
+
+The module is light to import: no torch.
+"""
 
 import signal
 import sys
