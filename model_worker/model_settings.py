@@ -11,10 +11,10 @@ import kvbank
 from model_worker.arguments import choice, of_kind, whole
 from model_worker.attaching import attach
 from model_worker.compress import local_rule
+from model_worker.dtypes import DTYPES
 from model_worker.errors import InputError
 from model_worker.remember.embedding import Embedder, embedder
 from model_worker.remember.settings import CHUNK, TOP_K, MemoryOptions, MemorySettings, check_names, unless_none
-from model_worker.tensors import DTYPES
 
 _LEAST_WINDOW = 256
 

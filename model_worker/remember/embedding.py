@@ -20,7 +20,6 @@ from torch import Tensor
 from model_worker.arguments import whole
 from model_worker.errors import InputError
 from model_worker.remember.encoder import EncoderEmbedder
-from model_worker.tensors import to_numpy
 
 _WORDS = re.compile(r"\w+", re.UNICODE)
 
@@ -114,7 +113,7 @@ def embedded(embedder: Embedder, texts: list[str]) -> NDArray[np.float32]:
     """
     found: object = embedder.embed(texts)
     if isinstance(found, Tensor):
-        found = to_numpy(found.float())
+        found = found.detach().float().cpu().numpy()
     try:
         vectors = np.asarray(found, np.float32)
     except (TypeError, ValueError) as error:

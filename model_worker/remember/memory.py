@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any, Unpack, cast
 
 import numpy as np
 import xxhash
-from numpy.typing import NDArray
+from torch import Tensor
 
 import kvbank
 from model_worker.arguments import choice, of_kind, token_rows, words
 from model_worker.attachment.attachment import Attachment
 from model_worker.compress import Compressor
+from model_worker.dtypes import DTYPES
 from model_worker.errors import InputError
 from model_worker.remember import stored
 from model_worker.remember.delivery import Delivery
@@ -30,7 +31,6 @@ from model_worker.remember.service_link import AWAY, ServiceLink
 from model_worker.remember.settings import CHUNK, TOP_K, MemoryOptions, MemorySettings, changed
 from model_worker.remember.spool import Spool, Spooled
 from model_worker.remember.stats import MemoryStats
-from model_worker.tensors import DTYPES
 from model_worker.window.capture import Captured
 from model_worker.window.encoding import encode
 from model_worker.window.recalled import RecalledChunk
@@ -173,14 +173,14 @@ class Memory:
     def _key(self, captured: Captured) -> bytes:
         return xxhash.xxh3_128_digest(f"{self.settings.source} {captured.start} {captured.token_ids}".encode())
 
-    def _account(self, tokens: int, tensors: Mapping[str, NDArray[Any]]) -> None:
+    def _account(self, tokens: int, tensors: Mapping[str, Tensor]) -> None:
         """Count the tokens and bytes of a chunk's K-V, or of what stands for them, without positions."""
-        kept = {name: array for name, array in tensors.items() if name[:3] != "pos"}
+        kept = {name: tensor for name, tensor in tensors.items() if name[:3] != "pos"}
         pair = 2 * self.attachment.kv_heads * self.attachment.head_dim * self._dtype.itemsize
         self.stats.tokens += tokens
-        self.stats.stored_tokens += max(array.shape[name != "soft"] for name, array in kept.items())
+        self.stats.stored_tokens += max(tensor.shape[name != "soft"] for name, tensor in kept.items())
         self.stats.bytes_before += tokens * pair * len(self.attachment.plan.memory_layers)
-        self.stats.bytes_after += sum(array.nbytes for array in kept.values())
+        self.stats.bytes_after += sum(tensor.nbytes for tensor in kept.values())
 
     # -- recall ---------------------------------------------------------------------------------------------------
 
@@ -232,5 +232,7 @@ class Memory:
 
         of_kind("icae", icae, Icae)
         reader = self.attachment.reader.digest
-        found = self.client.fetch(self._bank_of(row), chunk_ids, reader_digest=reader, timeout=self.link.patience)
+        found = self.client.fetch(
+            self._bank_of(row), chunk_ids, reader_digest=reader, tensors="torch", timeout=self.link.patience
+        )
         return [stored.slots_of(chunk, self.attachment, icae) for chunk in found]

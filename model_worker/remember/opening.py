@@ -9,10 +9,10 @@ from typing import Any
 
 import kvbank
 from model_worker.attachment.attachment import Attachment
+from model_worker.dtypes import NAMES
 from model_worker.errors import BankMismatch
 from model_worker.remember.embedding import Embedder, of_bank
 from model_worker.remember.service_link import START_S, ServiceLink
-from model_worker.tensors import NAMES
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,6 +50,7 @@ class Recaller:
             held=kvbank.Held(self._store_id, self._payloads.held(self._store_id)),
             reader_digest=self._attachment.reader.digest,
             embedder_digest=embedder_digest,
+            tensors="torch",
             timeout=timeout,
         )
         self._store_id = answer.store_id

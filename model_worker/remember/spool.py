@@ -20,20 +20,20 @@ from pathlib import Path
 
 import safetensors
 import safetensors.torch
+import torch
 
 import kvbank
 from kvbank.files import private
 from kvbank.files.durable import make_folder, replace
 from model_worker.arguments import whole
 from model_worker.errors import InputError, SpoolFull
-from model_worker.tensors import to_numpy, to_torch
 
 _WAITING, _ASIDE = ".chunk", ".aside"
 
 
 @dataclass(frozen=True, slots=True)
 class Spooled:
-    """A chunk on its way to `bank`, with the digests of the model and embedder that made it.
+    """A chunk on its way to `bank`, with tensors of torch, and with the digests of the model and embedder that made it.
 
     renewable: the chunk's key follows from the text that the chunk is of, so that an earlier reading of that text may
     have used the same key.
@@ -141,8 +141,8 @@ def _pack(spooled: Spooled) -> bytes:
         "producer": asdict(chunk.producer or kvbank.Producer("none")),
     }
     # Copies, because safetensors refuses tensors that share memory, as the offsets of all layers may.
-    tensors = {name: to_torch(array).clone() for name, array in (chunk.tensors or {}).items()}
-    tensors["embedding"] = to_torch(chunk.embedding)  # type: ignore[arg-type]
+    tensors = {name: tensor.clone() for name, tensor in (chunk.tensors or {}).items()}
+    tensors["embedding"] = torch.tensor(chunk.embedding)
     data: bytes = safetensors.torch.save(tensors, {"record": json.dumps(record)})
     return data
 
@@ -150,9 +150,9 @@ def _pack(spooled: Spooled) -> bytes:
 def _unpack(path: Path) -> Spooled:
     with safetensors.safe_open(path, framework="pt") as file:
         record = json.loads(file.metadata()["record"])
-        tensors = {name: to_numpy(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     chunk = kvbank.NewChunk(
-        embedding=tensors.pop("embedding"),
+        embedding=tensors.pop("embedding").numpy(),
         tensors=tensors,
         start=record["start"],
         original_length=record["original_length"],

@@ -6,40 +6,42 @@ This file owns their names: `k.<layer>`, `v.<layer>` and `pos.<layer>` of each m
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
+from torch import Tensor
 
 import kvbank
 from model_worker.attachment.attachment import Attachment
 from model_worker.compress.base import Payload
 from model_worker.errors import BankMismatch, InputError
 from model_worker.icae.expanded import expanded
-from model_worker.tensors import to_numpy, to_torch
 from model_worker.window.capture import Layers
 
 if TYPE_CHECKING:
     from model_worker.icae import Icae, Slots
 
 
-def tensors_of(payload: Payload, dtype: torch.dtype) -> dict[str, np.ndarray]:
-    """Return a payload's tensors by name, as the service takes them, in the bank's `dtype`."""
+def tensors_of(payload: Payload, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Return a payload's tensors by name, as the service takes them: on the CPU, contiguous, in the bank's `dtype`."""
     if payload.soft is not None:
-        return {"soft": to_numpy(payload.soft.to(dtype))}
+        return {"soft": _at_rest(payload.soft, dtype)}
     tensors = {}
     for layer, (keys, values, offsets) in payload.layers.items():
-        tensors[f"k.{layer}"] = to_numpy(keys.to(dtype))
-        tensors[f"v.{layer}"] = to_numpy(values.to(dtype))
-        tensors[f"pos.{layer}"] = to_numpy(offsets.to(torch.int32))
+        tensors[f"k.{layer}"] = _at_rest(keys, dtype)
+        tensors[f"v.{layer}"] = _at_rest(values, dtype)
+        tensors[f"pos.{layer}"] = _at_rest(offsets, torch.int32)
     return tensors
 
 
-def layers_of(tensors: Mapping[str, np.ndarray], attachment: Attachment) -> Layers:
+def layers_of(tensors: Mapping[str, Tensor], attachment: Attachment) -> Layers:
     """Return the K-V of the memory layers: as they are stored, or as the frozen model makes them of soft tokens."""
     if "soft" in tensors:
-        return expanded(to_torch(tensors["soft"]), attachment)
-    parts = ("k", "v", "pos")
+        return expanded(tensors["soft"], attachment)
     layers = attachment.plan.memory_layers
-    return {x: tuple(to_torch(tensors[f"{part}.{x}"]) for part in parts) for x in layers}  # type: ignore[misc]
+    return {layer: (tensors[f"k.{layer}"], tensors[f"v.{layer}"], tensors[f"pos.{layer}"]) for layer in layers}
+
+
+def _at_rest(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    return tensor.detach().to("cpu", dtype).contiguous()
 
 
 def slots_of(chunk: kvbank.Chunk, attachment: Attachment, icae: "Icae") -> "Slots":
@@ -82,7 +84,7 @@ def _soft_slots(chunk: kvbank.Chunk, icae: "Icae") -> "Slots":
     elif "soft" not in chunk.tensors:
         raise InputError(f"chunk {chunk.chunk_id} holds K-V of its slots, not the slots; write with payload=soft")
     else:
-        soft = to_torch(chunk.tensors["soft"]).to(icae.device, icae.dtype)
+        soft = chunk.tensors["soft"].to(icae.device, icae.dtype)
     return Slots(soft, None, (chunk.original_length,), torch.arange(len(soft), device=icae.device))
 
 

@@ -19,7 +19,6 @@ from model_worker.errors import InputError
 from model_worker.icae import Icae, IcaeConfig
 from model_worker.remember import stored
 from model_worker.remember.memory import Memory
-from model_worker.tensors import to_torch
 from model_worker.window.cache import MemoryCache
 from model_worker.window.capture import Captured, Layers
 from model_worker.window.encoding import encode
@@ -89,7 +88,7 @@ def test_every_method(client: kvbank.Client, model: Models, family: str, dtype: 
                 memory.remember([chunk])
                 made.append(payload)
             names = [listed.chunk_id for listed in client.list_chunks(str(memory.bank))]
-            got = client.fetch(str(memory.bank), names, reader_digest=attachment.reader.digest)
+            got = client.fetch(str(memory.bank), names, reader_digest=attachment.reader.digest, tensors="torch")
             plain = net(ids).logits[:, SIZE:]
             for payload, found in zip(made, got, strict=True):
                 check_moved(attachment, plain, ids[:, SIZE:], check_stored(attachment, payload, found))
@@ -136,7 +135,7 @@ def check_stored(attachment: Attachment, payload: Payload, found: kvbank.Chunk) 
     """What the service has is the payload, bit by bit; gives back the K-V that a reader attends to."""
     assert found.tensors is not None
     if payload.soft is not None:
-        assert torch.equal(to_torch(found.tensors["soft"]), payload.soft)
+        assert torch.equal(found.tensors["soft"], payload.soft)
     layers = stored.layers_of(found.tensors, attachment)
     for layer, parts in payload.layers.items():
         assert all(torch.equal(a, b) for a, b in zip(layers[layer], parts, strict=True))
