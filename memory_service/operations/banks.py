@@ -43,7 +43,7 @@ class Banks:
         self.engine = engine
         self.store = engine.store
         self.metrics = metrics
-        self._writes = Writes(engine, metrics, settings.max_chunk_bytes)
+        self._writes = Writes(engine, metrics, settings.max_chunk_bytes, pauses)
         self.damage = Damage(engine.store, engine.objects)
         with ExitStack() as begun:
             options = IndexOptions(

@@ -16,10 +16,11 @@ from memory_service.domain import digest as digests
 from memory_service.domain import validate
 from memory_service.domain.chunk_size import stored_bytes
 from memory_service.domain.errors import ServiceError, bank_not_found, not_mounted
+from memory_service.domain.limits import NO_PAUSES, Pauses
 from memory_service.domain.model import Bank, Chunk, Payload
 from memory_service.domain.payload import Buffer, check_bytes, copy_of
 from memory_service.observe.metrics import Metrics
-from memory_service.storage.base import Engine, NotThereError, Staged, Store, Written
+from memory_service.storage.base import Engine, NotThereError, Reservation, Staged, Store, Written
 
 
 @dataclass(slots=True)
@@ -44,11 +45,12 @@ class Admitted:
 class Writes:
     """Writes chunks into the banks of an engine."""
 
-    def __init__(self, engine: Engine, metrics: Metrics, max_chunk_bytes: int) -> None:
+    def __init__(self, engine: Engine, metrics: Metrics, max_chunk_bytes: int, pauses: Pauses = NO_PAUSES) -> None:
         self._engine = engine
         self._store = engine.store
         self._metrics = metrics
         self._max_chunk_bytes = max_chunk_bytes
+        self._pauses = pauses
 
     def admit(self, name: str, reader_digest: str, embedder_digest: str, chunk: Chunk) -> Admitted:
         """Check a chunk before its bytes are taken; this touches no disk. Errors: those of a write that need no
@@ -118,7 +120,8 @@ class Writes:
         size = len(data) if isinstance(data, Buffer) else 0
         copy, objects = partial(copy_of, chunk, digest), self._engine.objects
         try:
-            with self._engine.space.for_payload(size), self._metrics.stages["store"].time():
+            with self._space_for(size), self._metrics.stages["store"].time():
+                self._pauses.reach("object stored")
                 if isinstance(data, Buffer):
                     return objects.put(bank.uid, chunk.chunk_id, payload, data, copy)
                 with objects.adopt(bank.uid, chunk.chunk_id, payload, data) as adopted:
@@ -128,6 +131,12 @@ class Writes:
             if all(known.bank_id != bank.bank_id for known in self._store.known_banks()):
                 raise bank_not_found(bank.name) from None
             raise not_mounted(bank.name) from error
+
+    def _space_for(self, size: int) -> Reservation:
+        try:
+            return self._engine.space.for_payload(size)
+        finally:
+            self._pauses.reach("space reserved")
 
     def _settled(self, bank: Bank, chunk_id: int, done: "Future[Written]") -> None:
         """Delete the object of a chunk that was refused, or is there already."""

@@ -11,6 +11,7 @@ from google.protobuf.duration_pb2 import Duration
 
 from kvbank.v1 import bank_pb2
 from kvbank.v1 import service_pb2 as pb
+from memory_service.domain.limits import Pauses
 from tests.support.clocks import HOUR, SECOND, Hands
 from tests.support.service_process import ServiceHost
 from tests.support.waiting import wait_until
@@ -31,11 +32,11 @@ def start(serving, hands):
     after the machine was off for so long by its wall clock."""
     keys = iter(range(1, 1000))
 
-    def started(off=None):
+    def started(off=None, **options):
         serving.stop()
         if off is not None:
             hands.start_again(off)
-        caller = serving(clock=hands.clock())
+        caller = serving(clock=hands.clock(), **options)
         caller._keys = iter(range(1000 * next(keys), 10**9))
         return caller
 
@@ -155,7 +156,7 @@ def test_a_wall_clock_that_stays_ahead_is_followed_and_takes_no_time_from_what_l
     caller.stub.DeleteChunks(pb.DeleteChunksRequest(bank="b", chunk_ids=[spent.chunk_id]))
     end = expires(caller, chunk_id)
     hands.set_wall(30 * HOUR)
-    records = serving.server._server._banks.engine.records
+    records = serving.server._server._engine.records
     for _ in range(10):
         records.follow_wall_clock()
         hands.go_on(HOUR // 10)
@@ -174,23 +175,16 @@ def test_a_wall_clock_that_stays_ahead_is_followed_and_takes_no_time_from_what_l
 
 def test_a_write_that_meets_a_leap_of_the_clock_lives_as_long_as_it_should(start, serving, hands):
     """Its times were taken before the leap, its row is written after it."""
-    caller = start()
+    caller = start(pauses=Pauses(at=(points := {})))
     caller.create(expiry=lasting(HOUR))
-    banks, hold, submitted = serving.server._server._banks, threading.Event(), threading.Semaphore(0)
-    writer, submit = banks.engine.records.writer, banks.engine.records.writer.submit
-
-    def submitting(*arguments, **options):
-        future = submit(*arguments, **options)
-        submitted.release()
-        return future
-
+    engine, hold, submitted = serving.server._server._engine, threading.Event(), threading.Semaphore(0)
     hands.set_wall(5 * HOUR)
-    banks.engine.records.clock.behind()
-    writer.between(hold.wait)
+    engine.store.clock.behind()
+    engine.store.in_order(hold.wait)
     hands.go_on(HOUR)
-    writer.submit = submitting
+    points["submitted"] = submitted.release
     with ThreadPoolExecutor(2) as threads:
-        leap = threads.submit(banks.engine.records.follow_wall_clock)
+        leap = threads.submit(engine.records.follow_wall_clock)
         assert submitted.acquire(timeout=60)
         written = threads.submit(caller.add)
         assert submitted.acquire(timeout=60)

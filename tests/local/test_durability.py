@@ -313,7 +313,7 @@ def test_a_bank_that_is_deleted_twice_and_made_anew_stays(serving, refused):
     caller.create()
     banks = serving.server._server._banks
     hold = threading.Event()
-    banks.engine.records.writer.between(hold.wait)
+    banks.store.in_order(hold.wait)
     with ThreadPoolExecutor(3) as threads:
         first = threads.submit(banks.delete, "b")
         time.sleep(0.1)

@@ -119,19 +119,12 @@ def test_lowering_a_capacity_stops_nobody_else(serving):
 
 def test_a_write_that_was_under_way_when_the_capacity_was_lowered_evicts_little_itself(serving):
     """It had found the bank in order, and waited for the writer behind the change."""
-    caller = serving()
+    caller = serving(pauses=Pauses(at=(points := {})))
     caller.create("c", layers=[], capacity={"chunks": 3000})
     caller.write(*(caller.chunk(layers=[]) for _ in range(1500)), bank="c")
-    banks, hold, submitted = serving.server._server._banks, threading.Event(), threading.Semaphore(0)
-    writer, submit = banks.engine.records.writer, banks.engine.records.writer.submit
-
-    def submitting(*arguments, **options):
-        future = submit(*arguments, **options)
-        submitted.release()
-        return future
-
-    writer.between(hold.wait)
-    writer.submit = submitting
+    hold, submitted = threading.Event(), threading.Semaphore(0)
+    serving.server._server._engine.store.in_order(hold.wait)
+    points["submitted"] = submitted.release
     with ThreadPoolExecutor(2) as threads:
         lowered = threads.submit(caller.update, "c", capacity={"chunks": 10})
         assert submitted.acquire(timeout=60)

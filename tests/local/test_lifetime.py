@@ -13,8 +13,6 @@ from kvbank.v1 import bank_pb2
 from kvbank.v1 import service_pb2 as pb
 from memory_service.domain.limits import Limits, Pauses
 from memory_service.search import index
-from memory_service.storage.local.evicting.expiry import Expiry
-from memory_service.storage.local.files.bank_folders import BankFolders
 from tests.support.caller import lasting
 from tests.support.clocks import HOUR, Hands
 from tests.support.waiting import wait_until
@@ -32,10 +30,16 @@ def left_out():
 
 
 @pytest.fixture
-def at_its_end(serving, left_out):
+def points():
+    """What is called at the points that the service passes."""
+    return {}
+
+
+@pytest.fixture
+def at_its_end(serving, left_out, points):
     """A caller, a chunk that lives for an hour from each retrieval, when it expires, and a clock to be set relative
     to that."""
-    caller = serving(clock=(hands := Hands()).clock(), pauses=Pauses(left_out=left_out))
+    caller = serving(clock=(hands := Hands()).clock(), pauses=Pauses(left_out=left_out, at=points))
     caller.create()
     chunk_id = caller.add(expiry=lasting(HOUR, renew=True))
     expires = caller.get(chunk_id).expire_time.ToMicroseconds()
@@ -89,35 +93,30 @@ def test_a_renewal_that_is_not_written_yet_holds_for_a_replay(serving, left_out)
         assert caller.write((chunk, data))[0].gone == gone
 
 
-def test_what_is_retrieved_while_the_expired_are_looked_for_stays(at_its_end, serving, monkeypatch):
+def test_what_is_retrieved_while_the_expired_are_looked_for_stays(at_its_end, points, serving):
     """After the counts were written, and before its time is up."""
     caller, chunk_id, _, at = at_its_end
-    banks = serving.server._server._banks
-    flush = banks.engine.records.flush_counts
 
-    def flushing():
-        flush()
+    def retrieving():
         at(-1)
         caller.retrieve()
         at(1)
 
-    with monkeypatch.context() as patched:
-        patched.setattr(banks.engine.records, "flush_counts", flushing)
-        Expiry(banks.engine.records, banks.engine._known, banks.engine._removal).run()
+    points["counts written"] = retrieving
+    serving.server._server._engine._expiry.run()
     assert list(caller.retrieve()[1]) == [chunk_id]
 
 
-def test_expiry_does_not_wait_for_other_work_in_the_background(caller, monkeypatch):
+def test_expiry_does_not_wait_for_other_work_in_the_background(serving):
     """The files of a deleted bank may be a million."""
     begun, go_on = threading.Event(), threading.Event()
-    drop = BankFolders.drop
 
-    def slow(*arguments):
+    def slow():
         begun.set()
         assert go_on.wait(60)
-        drop(*arguments)
 
-    monkeypatch.setattr(BankFolders, "drop", slow)
+    caller = serving(pauses=Pauses(at={"files dropped": slow}))
+    caller.create()
     caller.create("c")
     caller.stub.DeleteBank(pb.DeleteBankRequest(name="c"))
     try:
@@ -215,22 +214,14 @@ def test_what_is_kept_of_a_bank_goes_with_it(serving):
 
 def test_a_write_right_behind_a_new_capacity_knows_it(serving):
     """Both wait for the same transaction."""
-    caller = serving()
+    caller = serving(pauses=Pauses(at=(points := {})))
     caller.create("c", layers=[], capacity={"chunks": 4})
     for _ in range(6):
         caller.add(bank="c", layers=[])
     assert (caller.usage("c").chunks, caller.usage("c").chunks_evicted) == (4, 2)
-    banks, hold = serving.server._server._banks, threading.Event()
-    submitted = threading.Semaphore(0)
-    submit = banks.engine.records.writer.submit
-
-    def submitting(*arguments, **options):
-        future = submit(*arguments, **options)
-        submitted.release()
-        return future
-
-    banks.engine.records.writer.submit = submitting
-    banks.engine.records.writer.between(hold.wait)
+    hold, submitted = threading.Event(), threading.Semaphore(0)
+    points["submitted"] = submitted.release
+    serving.server._server._engine.store.in_order(hold.wait)
     with ThreadPoolExecutor(2) as threads:
         change = pb.UpdateBankRequest(
             bank=bank_pb2.Bank(name="c", capacity={"chunks": 50}), update_mask={"paths": ["capacity"]}

@@ -16,8 +16,7 @@ from sqlalchemy.exc import OperationalError
 
 from kvbank.v1 import service_pb2 as pb
 from memory_service.api.messages.status import to_service_error
-from memory_service.storage.local.files.disk_space import DiskSpace
-from memory_service.storage.local.files.objects import LocalObjects
+from memory_service.domain.limits import Pauses
 from memory_service.storage.local.records import failures
 
 EXHAUSTED, UNAVAILABLE = grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNAVAILABLE
@@ -34,7 +33,7 @@ def test_chunks_without_tensors_are_held_back_too(serving, frames):
             sent.append(number)
             yield from frames(*caller.chunk(layers=(), text="x" * 200_000))
 
-    serving.server._server._banks.engine.records.writer.between(hold.wait)
+    serving.server._server._engine.store.in_order(hold.wait)
     stream = caller.stub.WriteChunks(chunks())
     time.sleep(2)
     held_back = len(sent)
@@ -95,42 +94,36 @@ def test_each_disk_is_asked_for_what_goes_there(serving, refused, monkeypatch, d
 
 def test_writers_at_the_same_time_do_not_count_on_the_same_bytes(serving, monkeypatch):
     """There is room for two chunks of eight."""
-    caller = serving(min_free=1000, storage_threads=8)
+    looked, all_looked = [], threading.Event()
+
+    def reserved():
+        looked.append(1)
+        if len(looked) == len(chunks):
+            all_looked.set()
+
+    pauses = Pauses(at={"space reserved": reserved, "object stored": lambda: all_looked.wait(60)})
+    caller = serving(min_free=1000, storage_threads=8, pauses=pauses)
     caller.create()
     chunks = [caller.chunk(m=5) for _ in range(8)]
-    looked, all_looked, write, reserve = [], threading.Event(), LocalObjects.put, DiskSpace.for_payload
-
-    def reserving(*arguments):
-        try:
-            return reserve(*arguments)
-        finally:
-            looked.append(1)
-            if len(looked) == len(chunks):
-                all_looked.set()
-
-    def waiting(*arguments):
-        assert all_looked.wait(60)
-        return write(*arguments)
-
-    monkeypatch.setattr(DiskSpace, "for_payload", reserving)
-    monkeypatch.setattr(LocalObjects, "put", waiting)
     monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(f_frsize=1, f_bavail=1400 + 2 * len(chunks[0][1])))
     with ThreadPoolExecutor(8) as threads:
         written = [threads.submit(caller.write, chunk) for chunk in chunks]
+    assert all_looked.is_set()
     assert sum(write.exception() is None for write in written) == 2 == caller.usage().chunks
 
 
 @pytest.mark.parametrize(
     ("number", "reason", "code"), [(errno.ENOSPC, "DISK_FULL", EXHAUSTED), (errno.EIO, "STORAGE_ERROR", UNAVAILABLE)]
 )
-def test_storage_fails(caller, refused, monkeypatch, number, reason, code):
-    def fail(*_arguments: object) -> None:
+def test_storage_fails(serving, refused, number, reason, code):
+    def fail() -> None:
         raise OSError(number, "injected")
 
-    with monkeypatch.context() as patched:
-        patched.setattr(LocalObjects, "put", fail)
-        with refused(reason, code):
-            caller.add()
+    caller = serving(pauses=Pauses(at=(points := {"object stored": fail})))
+    caller.create()
+    with refused(reason, code):
+        caller.add()
+    points.clear()
     caller.add()
 
 
@@ -147,17 +140,18 @@ def test_full_disk_leaves_no_half_chunk(caller, refused, data, monkeypatch):
     assert sorted((data / "payloads").rglob("*.*")) == before
 
 
-def test_defects_do_not_leak(caller, refused, monkeypatch, caplog):
-    def fail(*_arguments: object) -> None:
+def test_defects_do_not_leak(serving, refused, caplog):
+    def fail() -> None:
         raise RuntimeError("secret")
 
-    with monkeypatch.context() as patched:
-        patched.setattr(LocalObjects, "put", fail)
-        with refused("INTERNAL", grpc.StatusCode.INTERNAL):
-            caller.add()
+    caller = serving(pauses=Pauses(at=(points := {"object stored": fail})))
+    caller.create()
+    with refused("INTERNAL", grpc.StatusCode.INTERNAL):
+        caller.add()
     assert "secret" not in refused.message
     assert refused.info.metadata["request_id"] in caplog.text
     assert "secret" in caplog.text
+    points.clear()
     caller.add()
 
 

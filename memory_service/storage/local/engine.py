@@ -114,6 +114,7 @@ class LocalEngine:
                     self.records, self._known, self._ledgers, self._removal, metrics.troubles, limits, pauses
                 )
                 opened.callback(self._evictions.close)
+                self._expiry = Expiry(self.records, self._known, self._removal, pauses)
                 self._capacities = Capacities(self._evictions)
                 self.store = self._made_store(metrics)
                 self._vacuum = Vacuum(self.records, settings.data, limits)
@@ -162,7 +163,7 @@ class LocalEngine:
         self._timer.every(every, self._evictions.try_again)
         self._timer.every(self._limits.vacuum_s, self._vacuum.run)
         if not self._pauses.leaves_out("expiry"):
-            self._timer.every(every, Expiry(self.records, self._known, self._removal).run)
+            self._timer.every(every, self._expiry.run)
 
     def later(self, task: Callable[[], object]) -> None:
         """Run a task in the background, once; what it raises is logged."""

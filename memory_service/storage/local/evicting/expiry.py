@@ -5,6 +5,7 @@ An expired chunk stays so: a retrieval counts as its renewal only if it came bef
 at a moment, with the counts until then written, can be removed without looking again.
 """
 
+from memory_service.domain.limits import Pauses
 from memory_service.storage.local.evicting.removal import Removal
 from memory_service.storage.local.known_banks import KnownBanks
 from memory_service.storage.local.records import chunk_rows
@@ -17,22 +18,19 @@ _MOST = 50_000
 class Expiry:
     """Removes expired chunks; a janitor of its own runs it every second."""
 
-    def __init__(self, records: Records, directory: KnownBanks, removal: Removal) -> None:
+    def __init__(self, records: Records, known: KnownBanks, removal: Removal, pauses: Pauses) -> None:
         self._records = records
-        self._directory = directory
+        self._known = known
         self._removal = removal
+        self._pauses = pauses
 
     def run(self) -> None:
         """Remove what has expired by now."""
         now = self._records.clock.now_us()
         self._records.flush_counts()
+        self._pauses.reach("counts written")
         with self._records.read() as connection:
             expired = chunk_rows.expired(connection, now, _MOST)
         for bank_id, chunk_ids in expired.items():
-            self._remove(bank_id, chunk_ids)
-
-    def _remove(self, bank_id: int, chunk_ids: list[int]) -> None:
-        bank = self._directory.current(bank_id)
-        if bank is None:
-            return
-        self._removal.expire(bank, chunk_ids)
+            if (bank := self._known.current(bank_id)) is not None:
+                self._removal.expire(bank, chunk_ids)

@@ -84,8 +84,12 @@ class Removal:
         """Remove what a deleted bank held, bit by bit, also after a restart. The writer's thread calls this after the
         commit that took the bank's row."""
         self._followers.dropped(bank)
-        self._janitor.later(self._payloads.folders.drop, bank.uid)
+        self._janitor.later(self._drop_files, bank.uid)
         self.clear(bank.bank_id, bank.uid)
+
+    def _drop_files(self, uid: str) -> bool:
+        self._pauses.reach("files dropped")
+        return self._payloads.folders.drop(uid)
 
     def clear(self, bank_id: int, uid: str) -> None:
         """Remove the rows of a deleted bank, in transactions of their own between those of others; then what is left of
@@ -103,5 +107,5 @@ class Removal:
         self._records.writer.submit(step, applied)
 
     def _finish(self, bank_id: int, uid: str) -> None:
-        if self._payloads.folders.drop(uid):
+        if self._drop_files(uid):
             self._records.writer.submit(partial(gone_rows.forget_bank, bank_id=bank_id))

@@ -75,7 +75,9 @@ class Records:
         self._readers = schema.engine(path, synchronous=level, writer=False)
         # Its connections that nobody uses now.
         self._idle: list[Connection] = []
-        self.writer = Writer(schema.engine(path, synchronous=level, writer=True), self, metrics, durable=durable)
+        self.writer = Writer(
+            schema.engine(path, synchronous=level, writer=True), self, metrics, durable=durable, pauses=pauses
+        )
         try:
             # `new_here`: no version that reserves ids in a file, and marks the folders of payloads, was here before.
             self.store_id, self.new_here = self.writer.submit(

@@ -19,6 +19,7 @@ from typing import Any, Protocol, TypeVar
 from sqlalchemy import Connection, Engine
 
 from memory_service.domain.errors import ServiceError
+from memory_service.domain.limits import NO_PAUSES, Pauses
 from memory_service.observe.metrics import Metrics
 from memory_service.observe.seldom import Repeating
 
@@ -28,6 +29,8 @@ _LARGEST_BATCH = 512
 BUSY_MS = 30_000
 # A transaction takes no more operations after this time, so that nobody waits long for the writer.
 _LONGEST_BATCH_S = 0.02
+# Where no operation comes, the companion is asked so often whether changes wait.
+_INTERVAL_S = 1.0
 _log = logging.getLogger(__name__)
 _failures = Repeating()
 
@@ -157,16 +160,15 @@ class Writer:
     """
 
     def __init__(
-        self, engine: Engine, companion: Companion, metrics: Metrics, *, durable: bool, interval: float = 1.0
+        self, engine: Engine, companion: Companion, metrics: Metrics, *, durable: bool, pauses: Pauses = NO_PAUSES
     ) -> None:
-        """The companion is asked for pending changes every `interval` seconds."""
+        """Open the connection that writes, and begin the thread. Errors: those of a database that cannot be opened."""
         self._engine = engine
-        # Here and not in the thread, so that a database that cannot be opened is the caller's error.
         self._connection = engine.connect()
         self._companion = companion
         self._metrics = metrics
         self._durable = durable
-        self._interval = interval
+        self._pauses = pauses
         self._jobs = _Jobs()
         # Nothing comes behind the job that ends the thread, where nobody would ever do it.
         self._closing, self._closed = threading.Lock(), False
@@ -190,6 +192,7 @@ class Writer:
         """
         given = _Operation(operation, applied, durable and not self._durable, last)
         self._give(given)
+        self._pauses.reach("submitted")
         return given.future
 
     def between(self, action: Callable[[], T]) -> "Future[T]":
@@ -230,7 +233,7 @@ class Writer:
 
     def _run(self) -> None:
         with self._connection as connection:
-            while not isinstance(job := self._jobs.take(self._interval), _Stop):
+            while not isinstance(job := self._jobs.take(_INTERVAL_S), _Stop):
                 if isinstance(job, _Action):
                     job.act()
                 elif job is not None or self._companion.pending():
