@@ -77,7 +77,7 @@ class MemoryService(HandledService, service_pb2_grpc.MemoryServiceServicer):
         self._stats = stats
         self._same_host = same_host
         self._answers = Answers(banks, same_host, most_bytes, metrics)
-        self._sender = Sender(banks.damage, threads.pool, budget(), metrics)
+        self._sender = Sender(banks.damage, threads.pool, budget(), metrics, pauses)
         window = settings.max_unacknowledged_bytes
         self._receiver = Receiver(banks, threads.pool, budget(), window, same_host, metrics)
 

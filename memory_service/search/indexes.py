@@ -154,6 +154,7 @@ class SearchIndexes:
             entry.changes.append(change)
             return
         try:
+            self._pauses.reach("index told")
             if change(entry.upkeep.index):
                 self._work.set()
         except Exception:

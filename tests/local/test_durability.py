@@ -24,8 +24,8 @@ from memory_service.care.check import check
 from memory_service.care.restore import restore
 from memory_service.cli import serve
 from memory_service.domain.errors import StartError
+from memory_service.domain.limits import Pauses
 from memory_service.domain.model import Payload, Producer
-from memory_service.search.index import BankIndex
 from memory_service.storage.local.files.layout import MARK
 from memory_service.storage.local.files.objects import LocalObjects
 from memory_service.storage.local.records import schema
@@ -294,14 +294,15 @@ def test_every_new_folder_is_durable_in_its_parent_before_the_row(tmp_path, monk
     assert {shard.parent, data / "payloads", shard / "1.tmp"} <= set(synced)
 
 
-def test_a_committed_chunk_keeps_its_file_whatever_fails_after(serving, monkeypatch):
-    caller = serving()
+def test_a_committed_chunk_keeps_its_file_whatever_fails_after(serving):
+    at = {}
+    caller = serving(pauses=Pauses(at=at))
     caller.create()
     caller.add()
     caller.retrieve()  # loads the index
-    with monkeypatch.context() as patched:
-        patched.setattr(BankIndex, "add", lambda *_: 1 / 0)
-        chunk_id = caller.add()
+    at["index told"] = lambda: 1 / 0
+    chunk_id = caller.add()
+    at.clear()
     assert chunk_id in caller.retrieve()[1]
     caller = serving()
     assert chunk_id in caller.retrieve()[1]

@@ -12,7 +12,6 @@ import pytest
 from kvbank.v1 import bank_pb2
 from kvbank.v1 import service_pb2 as pb
 from memory_service.domain.limits import Limits, Pauses
-from memory_service.search import index
 from tests.support.caller import lasting
 from tests.support.clocks import HOUR, Hands
 from tests.support.waiting import wait_until
@@ -60,20 +59,14 @@ def test_a_retrieval_in_time_holds_for_one_after_it(at_its_end, left_out):
     assert (chunk.retrieval_count, chunk.expire_time.ToMicroseconds()) == (3, expires + 2 + HOUR)
 
 
-def test_a_renewal_that_is_written_during_a_search_holds(at_its_end, left_out, serving, monkeypatch):
+def test_a_renewal_that_is_written_during_a_search_holds(at_its_end, left_out, points, serving):
     caller, chunk_id, _, at = at_its_end
-    search, flush = index.BankIndex.search, serving.server._server._banks.engine.records.flush_counts
-
-    def searching(*arguments):
-        flush()
-        return search(*arguments)
-
     left_out.add("counts")
     at(-1)
     caller.retrieve()
     left_out.remove("counts")
     at(1)
-    monkeypatch.setattr(index.BankIndex, "search", searching)
+    points["index searched"] = serving.server._server._banks.engine.records.flush_counts
     assert list(caller.retrieve()[1]) == [chunk_id]
 
 
@@ -145,17 +138,17 @@ def test_an_eviction_goes_on_after_a_restart(serving, data):
         assert database.execute("SELECT count(*) FROM eviction_plans").fetchone() == (0,)
 
 
-def test_an_eviction_goes_on_and_its_files_go_when_an_index_fails(serving, monkeypatch, data):
+def test_an_eviction_goes_on_and_its_files_go_when_an_index_fails(serving, data):
     """The index of the bank misses a change and is loaded anew; all else that follows a commit is done."""
-    caller = serving(limits=Limits(step_rows=4))
+    at = {}
+    caller = serving(limits=Limits(step_rows=4), pauses=Pauses(at=at))
     caller.create("c", capacity={"chunks": 20})
     caller.write(*(caller.chunk() for _ in range(20)), bank="c")
     caller.retrieve(banks=["c"], omit_payload=True)
-    with monkeypatch.context() as broken:
-        broken.setattr(index.BankIndex, "remove", lambda *_: 1 / 0)
-        broken.setattr(index.BankIndex, "add", lambda *_: 1 / 0)
-        caller.add(bank="c")
-        wait_until(lambda: caller.usage("c").chunks == 11)
+    at["index told"] = lambda: 1 / 0
+    caller.add(bank="c")
+    wait_until(lambda: caller.usage("c").chunks == 11)
+    at.clear()
     uid = caller.stub.GetBank(pb.GetBankRequest(name="c")).bank.uid
     wait_until(lambda: len(list((data / "payloads" / uid).glob("*/*"))) == 11)
     hits = caller.retrieve(banks=["c"], top_k=100)[0].queries[0].hits

@@ -9,11 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-import pytest
 
 from kvbank.v1 import service_pb2 as pb
 from memory_service.domain.limits import Limits, Pauses
-from memory_service.storage.local.files.objects import FileSource
 from tests.support.caller import BIG
 
 
@@ -94,23 +92,20 @@ def test_a_caller_who_goes_while_files_are_opened_leaves_none_open(serving: Call
     until(lambda: open_payloads(data) == 0)
 
 
-def test_a_file_that_is_being_read_is_not_closed_when_its_caller_goes(
-    caller: Any, data: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_that_is_being_read_is_not_closed_when_its_caller_goes(serving: Callable[..., Any], data: Path) -> None:
     """Else the number of its descriptor may soon be that of another file, whose bytes would pass for damage."""
-    chunk_id = caller.write_at_once(*caller.chunk(**BIG))
-    reads: list[int] = []
+    reads: list[None] = []
     reading, gone = threading.Event(), threading.Event()
-    read_at = FileSource.read_at
 
-    def slow(source: FileSource, room: memoryview, offset: int) -> int:
-        reads.append(offset)
+    def wait() -> None:
+        reads.append(None)
         if len(reads) == 3:  # what comes after the first two frames, which nobody takes
             reading.set()
             gone.wait(10)
-        return read_at(source, room, offset)
 
-    monkeypatch.setattr(FileSource, "read_at", slow)
+    caller = serving(pauses=Pauses(at={"bytes read": wait}))
+    caller.create()
+    chunk_id = caller.write_at_once(*caller.chunk(**BIG))
     request = pb.FetchChunksRequest(bank="b", reader_digest="reader-a", chunk_ids=[chunk_id])
     call = caller.stub.FetchChunks(request)
     assert next(iter(call)).HasField("header")

@@ -15,6 +15,7 @@ from kvbank.wire import frames as _frames
 from memory_service.api.calls import running
 from memory_service.api.calls.budget import Budget
 from memory_service.domain.errors import ServiceError, damaged_chunk
+from memory_service.domain.limits import Pauses
 from memory_service.observe.metrics import Metrics
 from memory_service.operations.damage import Damage
 from memory_service.operations.found import Opened
@@ -27,8 +28,11 @@ AHEAD = 2
 class Sender:
     """Turns the files of answers into data frames."""
 
-    def __init__(self, damage: Damage, pool: ThreadPoolExecutor, budget: Budget, metrics: Metrics) -> None:
+    def __init__(
+        self, damage: Damage, pool: ThreadPoolExecutor, budget: Budget, metrics: Metrics, pauses: Pauses
+    ) -> None:
         self._damage = damage
+        self._pauses = pauses
         self._pool = pool
         self._budget = budget
         self._sent = metrics.sent_bytes.labels("stream")
@@ -86,6 +90,7 @@ class Sender:
             yield _frames.encode([buffer[:filled]])
 
     def _fill(self, item: Opened, room: memoryview) -> int:
+        self._pauses.reach("bytes read")
         try:
             return item.file.fill(room)
         except DamagedError as error:
