@@ -18,7 +18,7 @@ from model_worker.attachment.model_names import SHIPPED
 from model_worker.attachment.model_parts import decoder_of
 from model_worker.compress import local_rule
 from model_worker.errors import InputError
-from model_worker.model_settings import ModelOptions, ModelSettings
+from model_worker.model_settings import ModelOptions, ModelSettings, check_options
 from model_worker.remember.chunking import chunks, sentence_ends
 from model_worker.remember.memory import Memory
 from model_worker.remember.settings import MemoryOptions, MemorySettings
@@ -105,9 +105,15 @@ class MemoryModel:
     ) -> Self:
         """Load the shipped model, a folder or a hub id, and attach it.
 
-        device, dtype, rope: as in `load_model`. memory, bank, settings and options: as in `MemoryModel`; the fields of
-        `ModelSettings` describe each option.
+        device, dtype, rope: as in `load_model`. memory, bank, settings: as in `MemoryModel`. options: fields of
+        `ModelSettings`, which describes each of them. Raises what `load_model` and `MemoryModel` raise.
+
+        What is stored: chunk, context, compressor, source, metadata. What is recalled: top_k, cadence, query,
+        query_tokens, min_score, count, embedder (or embed), payload_cache. What is local: window, local. A bank that is
+        made: capacity, policy, store_dtype. A service that is away: spool, strict, patience, retry_after. The model:
+        attach_options.
         """
+        check_options(options)  # before a large model is loaded
         loaded = load_model(name, device=device, dtype=dtype, rope=rope)
         return cls(*loaded, memory=memory, bank=bank, settings=settings, **options)
 

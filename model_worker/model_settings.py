@@ -27,7 +27,7 @@ class ModelSettings(MemorySettings):
     """Tokens of the local window, at least a chunk. None: what the model was made for, else 256, or a longer chunk."""
     local: str | None = None
     """`tova:m=N`: when generating and measuring losses, each layer attends to N local tokens of whatever age, and not
-    to the window. What leaves the window is remembered as ever. None: to the window."""
+    to the window. What leaves the window is remembered as ever. None: each layer attends to the window."""
     capacity: kvbank.Capacity | None = None
     """Bounds of a bank that is made. None: it has none."""
     policy: kvbank.Policy | None = None
@@ -51,10 +51,10 @@ class ModelSettings(MemorySettings):
         nearest one that is.
         """
         given = {} if settings is None else _fields_of(of_kind("settings", settings, MemorySettings))
+        check_options(options)
         asked = dict(options)
         if "embed" in asked:
             asked = {"embedder": embedder(asked.pop("embed")), **asked}
-        check_names(cls, asked)
         found = cls(**{**given, **asked})
         chunk = found.chunk or whole("chunk", made_for.get("chunk", CHUNK))
         return replace(
@@ -78,6 +78,11 @@ class ModelOptions(MemoryOptions, total=False):
     policy: kvbank.Policy | None
     store_dtype: str | None
     attach_options: dict[str, Any] | None
+
+
+def check_options(options: Mapping[str, Any]) -> None:
+    """Refuse a keyword that is none of `ModelOptions`. Raises InputError, which names the nearest setting."""
+    check_names(ModelSettings, options.keys() - {"embed"})
 
 
 def _fields_of(settings: MemorySettings) -> dict[str, Any]:

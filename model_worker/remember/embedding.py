@@ -53,6 +53,7 @@ class LexicalEmbedder:
         return [LexicalEmbedder(self.dimension, version) for version in range(1, self._version)]
 
     def embed(self, texts: list[str]) -> NDArray[np.float32]:
+        """Return a row for each of `texts`; a text without a word gives the zero vector."""
         return np.stack([self._embed(text) for text in texts]) if texts else np.zeros((0, self.dimension), np.float32)
 
     def _embed(self, text: str) -> NDArray[np.float32]:

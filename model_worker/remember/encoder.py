@@ -46,6 +46,7 @@ class EncoderEmbedder:
         return [] if self.pooling == "mean" else [EncoderEmbedder(self._folder, "mean")]
 
     def embed(self, texts: list[str]) -> NDArray[np.float32]:
+        """Return a row for each of `texts`; a text without a token, in a batch of such, gives the zero vector."""
         import torch
 
         if not texts:

@@ -6,7 +6,7 @@ afterwards relies on them.
 
 import difflib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any, Literal, TypedDict, TypeVar
@@ -117,7 +117,7 @@ def changed(settings: Settings, options: Mapping[str, Any]) -> Settings:
     return replace(settings, **options)
 
 
-def check_names(kind: type[MemorySettings], options: Mapping[str, Any]) -> None:
+def check_names(kind: type[MemorySettings], options: Iterable[str]) -> None:
     """Refuse names that are no fields of the settings `kind`. Raises InputError, which names the nearest field."""
     known = [field.name for field in fields(kind)]
     for name in options:

@@ -70,13 +70,15 @@ class _Printer:
         self._end, self._on_text, self._shown, self._prompt = end, on_text, 0, True
 
     def put(self, value: Tensor) -> None:
-        if self._prompt:  # generate hands over the prompt first
+        """Take tokens as `generate` writes them; the first call hands over the prompt."""
+        if self._prompt:
             self._prompt = False
             return
         self.ids += value.reshape(-1).tolist()
         self._show(last=False)
 
     def end(self) -> None:
+        """Show the rest of the answer."""
         self._show(last=True)
 
     def _show(self, last: bool) -> None:

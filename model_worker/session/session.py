@@ -84,17 +84,9 @@ class Session:
         """
         with contextlib.ExitStack() as failed:
             failed.callback(log.close)
-            check_names(MemorySettings, memory_options)
-            if taken := [name for name in _OWN if name in memory_options]:
-                raise InputError(f"setting {taken[0]} cannot be given here: a session decides it itself")
+            _check(memory_options)
             found, rule = prompt_format(style, model.tokenizer, model.model.config), local_rule(local) or model.local
-            digest = model.attachment.reader.digest
-            header = log.header or log.begin(model=name, reader=digest, chunk=model.chunk, memory=target)
-            if header.reader != digest:
-                raise SessionError(
-                    f"session {header.name!r} was begun with model {header.model} (reader {header.reader}), this one "
-                    f"is {name or 'another'} (reader {digest})"
-                )
+            header = _header(model, log, name, target)
             from_start = bool(log.turns) and (log.rewriting.exists() or _bank_is_gone(model.client, header))
             if from_start:
                 log.rewriting.touch()
@@ -211,6 +203,25 @@ class Session:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+
+def _check(asked: MemoryOptions) -> None:
+    """Refuse names that are no settings, and settings that a session decides itself. Raises InputError."""
+    check_names(MemorySettings, asked)
+    if taken := [name for name in _OWN if name in asked]:
+        raise InputError(f"setting {taken[0]} cannot be given here: a session decides it itself")
+
+
+def _header(model: MemoryModel, log: SessionLog, name: str, target: str) -> Header:
+    """Return the header of a log, which is begun if it is new. Raises SessionError for the session of another model."""
+    digest = model.attachment.reader.digest
+    header = log.header or log.begin(model=name, reader=digest, chunk=model.chunk, memory=target)
+    if header.reader != digest:
+        raise SessionError(
+            f"session {header.name!r} was begun with model {header.model} (reader {header.reader}), this one "
+            f"is {name or 'another'} (reader {digest})"
+        )
+    return header
 
 
 def _own(header: Header, log: SessionLog) -> MemoryOptions:

@@ -1,5 +1,7 @@
 """Settings are described, typed, and checked once; keywords and settings objects say the same."""
 
+import re
+from dataclasses import fields
 from typing import Any, get_type_hints
 
 import pytest
@@ -20,6 +22,13 @@ def test_keywords_are_the_fields(options: Any, settings: type) -> None:
     typed = get_type_hints(options)
     assert typed.pop("embed", str) is not None
     assert typed == get_type_hints(settings)
+
+
+def test_the_way_to_load_a_model_names_every_setting() -> None:
+    words = set(re.findall(r"\w+", MemoryModel.from_pretrained.__doc__ or ""))
+    assert words >= {field.name for field in fields(ModelSettings)}
+    with pytest.raises(InputError, match="no setting 'topk'; the nearest is 'top_k'"):
+        MemoryModel.from_pretrained("/no/model", memory="/no/memory", topk=3)  # type: ignore[call-arg]
 
 
 @pytest.mark.parametrize("settings", [MemorySettings, ModelSettings])
