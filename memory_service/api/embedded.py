@@ -10,6 +10,7 @@ from typing import Any
 from memory_service.api.server import Server
 from memory_service.domain.clock import Clock
 from memory_service.domain.limits import NO_PAUSES, STANDARD, Limits, Pauses
+from memory_service.operations.banks import Banks
 from memory_service.settings import load
 
 
@@ -46,6 +47,12 @@ class LocalServer:
             raise
         self.address = self._server.address
         self.metrics_address = self._server.metrics_address
+
+    @property
+    def banks(self) -> Banks:
+        """Return what is served, for a test that holds up its store or looks into it. Not for after `stop`."""
+        assert self._server is not None
+        return self._server.banks
 
     async def _start(self, clock: Clock | None, limits: Limits, pauses: Pauses) -> Server:
         server = Server(self._settings, clock, limits=limits, pauses=pauses)

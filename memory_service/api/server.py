@@ -74,12 +74,12 @@ class Server:
                 self._same_host = SameHost(settings.data, staging) if settings.same_host else None
             if self._same_host is not None:
                 opened.callback(self._same_host.close)
-            self._banks = Banks(self._engine, settings, self._metrics, limits, pauses)
+            self.banks = Banks(self._engine, settings, self._metrics, limits, pauses)
             opened.pop_all()
         self._threads = StorageThreads(settings.storage_threads)
-        stats = Stats(self._banks, settings, self._metrics)
+        stats = Stats(self.banks, settings, self._metrics)
         self._service = MemoryService(
-            self._banks, settings, self._threads, stats, self._metrics, self._same_host, limits, pauses
+            self.banks, settings, self._threads, stats, self._metrics, self._same_host, limits, pauses
         )
         self._observer = Observer(self._metrics)
         self._calls = Calls()
@@ -87,7 +87,7 @@ class Server:
         self._server: Any = None
         self._sweeper: asyncio.Task[None] | None = None
         self._troubles = self._metrics.troubles
-        self._health = Health(self._troubles, [SERVICE], self._banks.probe, limits)
+        self._health = Health(self._troubles, [SERVICE], self.banks.probe, limits)
         self.address = ""
 
     async def start(self) -> None:
@@ -162,7 +162,7 @@ class Server:
 
     def _close(self) -> None:
         self._threads.close(_LAST_STEP_S)
-        self._banks.close()
+        self.banks.close()
         if self._same_host is not None:
             self._same_host.close()
         self._engine.close()

@@ -5,6 +5,7 @@ import logging
 import math
 import threading
 import time
+from collections.abc import Callable
 from typing import NamedTuple
 
 # Seconds between two lines about one kind, and seconds without it after which a kind is new again.
@@ -26,7 +27,9 @@ class Seen(NamedTuple):
 class Repeating:
     """Remembers which kinds of lines were logged, and decides which are due; threads may share it."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        """Remember nothing yet. clock: gives seconds that only go on."""
+        self._clock = clock
         self._lock = threading.Lock()
         self._kinds: dict[str, Seen] = {}
 
@@ -36,7 +39,7 @@ class Repeating:
 
     def error(self, log: logging.Logger, error: BaseException, text: str, *arguments: object) -> None:
         """Log `text` with the error where that is due: with the traceback of an error that is new, else in one line."""
-        kind, now = _kind(error), time.monotonic()
+        kind, now = _kind(error), self._clock()
         due, before = self._come(kind)
         if due and now - before.came >= _NEW_AFTER_S:
             log.error(text, *arguments, exc_info=error)
@@ -45,7 +48,7 @@ class Repeating:
 
     def _come(self, kind: str) -> tuple[bool, Seen]:
         """Tell whether a line of this kind is due now, and what was remembered of the kind before."""
-        now = time.monotonic()
+        now = self._clock()
         with self._lock:
             before = self._kinds.pop(kind, Seen(-math.inf, -math.inf, 0))
             due = now - before.said >= _PAUSE_S

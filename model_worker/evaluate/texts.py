@@ -17,25 +17,26 @@ LARGEST = 1 << 30
 _PIECE = 1 << 22
 
 
-def read_text(path: Path) -> str:
+def read_text(path: Path, largest: int = LARGEST) -> str:
     """Return the text of a UTF-8 file, or of a .gz with one.
 
-    Raises InputError for a file that is missing or larger than LARGEST, a damaged .gz, and text that is not UTF-8.
+    Raises InputError for a file that is missing or has more than `largest` bytes, a damaged .gz, and text that is not
+    UTF-8.
     """
     try:
         with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
-            return b"".join(_pieces(path, file)).decode("utf-8-sig")  # some programs put a mark in front
+            return b"".join(_pieces(path, file, largest)).decode("utf-8-sig")  # some programs put a mark in front
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise InputError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
 
 
-def _pieces(path: Path, file: BinaryIO | gzip.GzipFile) -> Iterator[bytes]:
+def _pieces(path: Path, file: BinaryIO | gzip.GzipFile, largest: int) -> Iterator[bytes]:
     """Yield the bytes of a file in pieces, between which Python handles Ctrl-C."""
     total = 0
     while piece := file.read(_PIECE):
         total += len(piece)
-        if total > LARGEST:
-            raise InputError(f"cannot read {path}: it has more than {LARGEST:,} bytes")
+        if total > largest:
+            raise InputError(f"cannot read {path}: it has more than {largest:,} bytes")
         yield piece
 
 

@@ -156,7 +156,7 @@ def test_a_wall_clock_that_stays_ahead_is_followed_and_takes_no_time_from_what_l
     caller.stub.DeleteChunks(pb.DeleteChunksRequest(bank="b", chunk_ids=[spent.chunk_id]))
     end = expires(caller, chunk_id)
     hands.set_wall(30 * HOUR)
-    records = serving.server._server._engine.records
+    records = serving.server.banks.engine.records
     for _ in range(10):
         records.follow_wall_clock()
         hands.go_on(HOUR // 10)
@@ -177,7 +177,7 @@ def test_a_write_that_meets_a_leap_of_the_clock_lives_as_long_as_it_should(start
     """Its times were taken before the leap, its row is written after it."""
     caller = start(pauses=Pauses(at=(points := {})))
     caller.create(expiry=lasting(HOUR))
-    engine, hold, submitted = serving.server._server._engine, threading.Event(), threading.Semaphore(0)
+    engine, hold, submitted = serving.server.banks.engine, threading.Event(), threading.Semaphore(0)
     hands.set_wall(5 * HOUR)
     engine.store.clock.behind()
     engine.store.in_order(hold.wait)

@@ -312,7 +312,7 @@ def test_a_bank_that_is_deleted_twice_and_made_anew_stays(serving, refused):
     """Two calls look the bank up, a third makes it again before the second deletes it."""
     caller = serving()
     caller.create()
-    banks = serving.server._server._banks
+    banks = serving.server.banks
     hold = threading.Event()
     banks.store.in_order(hold.wait)
     with ThreadPoolExecutor(3) as threads:

@@ -97,7 +97,7 @@ def test_lowering_a_capacity_stops_nobody_else(serving):
     caller.create()
     caller.create("c", layers=[], capacity={"chunks": 3000})
     caller.write(*(caller.chunk(layers=[]) for _ in range(1500)), bank="c")
-    waits = serving.server._server._engine._evictions.waits
+    waits = serving.server.banks.engine._evictions.waits
     with ThreadPoolExecutor(12) as threads:
         caller.update("c", capacity={"chunks": 10})
         assert held.wait(60)
@@ -123,7 +123,7 @@ def test_a_write_that_was_under_way_when_the_capacity_was_lowered_evicts_little_
     caller.create("c", layers=[], capacity={"chunks": 3000})
     caller.write(*(caller.chunk(layers=[]) for _ in range(1500)), bank="c")
     hold, submitted = threading.Event(), threading.Semaphore(0)
-    serving.server._server._engine.store.in_order(hold.wait)
+    serving.server.banks.store.in_order(hold.wait)
     points["submitted"] = submitted.release
     with ThreadPoolExecutor(2) as threads:
         lowered = threads.submit(caller.update, "c", capacity={"chunks": 10})

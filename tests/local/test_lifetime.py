@@ -66,7 +66,7 @@ def test_a_renewal_that_is_written_during_a_search_holds(at_its_end, left_out, p
     caller.retrieve()
     left_out.remove("counts")
     at(1)
-    points["index searched"] = serving.server._server._banks.engine.records.flush_counts
+    points["index searched"] = serving.server.banks.engine.records.flush_counts
     assert list(caller.retrieve()[1]) == [chunk_id]
 
 
@@ -96,7 +96,7 @@ def test_what_is_retrieved_while_the_expired_are_looked_for_stays(at_its_end, po
         at(1)
 
     points["counts written"] = retrieving
-    serving.server._server._engine._expiry.run()
+    serving.server.banks.engine._expiry.run()
     assert list(caller.retrieve()[1]) == [chunk_id]
 
 
@@ -178,7 +178,7 @@ def test_reading_a_bank_that_is_deleted_is_no_damage(serving, data, refused, mon
     """Its files go before its last rows."""
 
     def delete():
-        banks = serving.server._server._banks
+        banks = serving.server.banks
         banks.delete("b")
         banks.engine._janitor.rest()
 
@@ -201,7 +201,7 @@ def test_what_is_kept_of_a_bank_goes_with_it(serving):
         caller.add(bank="c", layers=[])
     caller.retrieve(banks=["c"], reader_digest="")
     caller.stub.DeleteBank(pb.DeleteBankRequest(name="c"))
-    evictions = serving.server._server._engine._evictions
+    evictions = serving.server.banks.engine._evictions
     assert (evictions.measured.used, evictions._loads, len(evictions.ledgers)) == ({}, {}, 0)
 
 
@@ -214,7 +214,7 @@ def test_a_write_right_behind_a_new_capacity_knows_it(serving):
     assert (caller.usage("c").chunks, caller.usage("c").chunks_evicted) == (4, 2)
     hold, submitted = threading.Event(), threading.Semaphore(0)
     points["submitted"] = submitted.release
-    serving.server._server._engine.store.in_order(hold.wait)
+    serving.server.banks.store.in_order(hold.wait)
     with ThreadPoolExecutor(2) as threads:
         change = pb.UpdateBankRequest(
             bank=bank_pb2.Bank(name="c", capacity={"chunks": 50}), update_mask={"paths": ["capacity"]}
@@ -231,10 +231,10 @@ def test_a_write_right_behind_a_new_capacity_knows_it(serving):
 
 def test_an_index_asked_for_too_late_is_not_kept(serving, refused):
     """The bank was deleted after a search had looked it up."""
-    caller = serving(pauses=Pauses(at={"query checked": lambda: serving.server._server._banks.delete("b")}))
+    caller = serving(pauses=Pauses(at={"query checked": lambda: serving.server.banks.delete("b")}))
     caller.create()
     caller.add()
-    banks = serving.server._server._banks
+    banks = serving.server.banks
     with refused("BANK_NOT_FOUND", grpc.StatusCode.NOT_FOUND):
         caller.retrieve()
     assert (banks.indexes._entries, banks.indexes._loading) == ({}, {})

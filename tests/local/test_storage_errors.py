@@ -33,7 +33,7 @@ def test_chunks_without_tensors_are_held_back_too(serving, frames):
             sent.append(number)
             yield from frames(*caller.chunk(layers=(), text="x" * 200_000))
 
-    serving.server._server._engine.store.in_order(hold.wait)
+    serving.server.banks.store.in_order(hold.wait)
     stream = caller.stub.WriteChunks(chunks())
     time.sleep(2)
     held_back = len(sent)

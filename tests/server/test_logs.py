@@ -8,7 +8,6 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import grpc
@@ -19,7 +18,7 @@ from sqlalchemy.exc import DBAPIError
 
 import kvbank
 from kvbank.v1 import service_pb2 as pb
-from memory_service.observe import logs, seldom
+from memory_service.observe import logs
 from memory_service.observe.seldom import Repeating
 from memory_service.storage.local.records import schema
 from tests.support.service_process import ServiceHost
@@ -105,9 +104,9 @@ def test_an_error_of_the_storage_has_a_traceback(serve: Serve, tmp_path: Path) -
     assert "Traceback" in error["error"]
 
 
-def test_what_repeats_is_said_once_a_second(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    now, failures, log = [0.0], Repeating(), logging.getLogger("memory_service.test")
-    monkeypatch.setattr(seldom, "time", SimpleNamespace(monotonic=lambda: now[0]))
+def test_what_repeats_is_said_once_a_second(caplog: pytest.LogCaptureFixture) -> None:
+    now, log = [0.0], logging.getLogger("memory_service.test")
+    failures = Repeating(clock=lambda: now[0])
 
     def said(error: OSError) -> list[tuple[str, bool]]:
         caplog.clear()

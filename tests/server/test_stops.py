@@ -109,7 +109,7 @@ def test_what_runs_is_finished(serving: Any, payload_path: Callable[[int], Path]
 def test_who_still_works_when_the_storage_is_closed_is_told(serving: Any) -> None:
     """Else his thread, and the process with it, would never end."""
     serving().create()
-    banks = serving.server._server._banks
+    banks = serving.server.banks
     serving.stop()
     told = []
 

@@ -99,7 +99,7 @@ def test_slow_calls_leave_others_their_threads_and_end_with_their_caller(full: A
 def test_calls_that_wait_for_the_disk_leave_others_a_thread(caller: Any, serving: Any) -> None:
     """They are short, and may be many."""
     hold = threading.Event()
-    serving.server._server._engine.store.in_order(hold.wait)
+    serving.server.banks.store.in_order(hold.wait)
     calls = [
         caller.stub.DeleteChunks.future(pb.DeleteChunksRequest(bank="b", chunk_ids=[number + 1]))
         for number in range(EAGER)

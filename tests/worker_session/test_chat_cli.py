@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -142,15 +143,14 @@ def test_what_force_leaves_is_said_and_kept_for_later(chat: list[object], tmp_pa
 
 
 def test_what_cannot_be_is_said_before_a_model_is_loaded(
-    chat: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    chat: list[object], model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A folder that another process serves, with what to do; a service that is away; a path that is not there."""
-
-    def load(*_: object, **__: object) -> None:
-        pytest.fail("a model was loaded")
-
-    monkeypatch.setattr("model_worker.model.load_model", load)
     monkeypatch.chdir(tmp_path)
+    # Its loading would end in another sentence.
+    shutil.copytree(model_folder, tmp_path / "damaged")
+    (tmp_path / "damaged" / "model.safetensors").write_bytes(b"no weights")
+    chat = [*chat[:-1], tmp_path / "damaged"]
     (tmp_path / "models").mkdir()
     (tmp_path / "file").touch()
     data = tmp_path / "da ta"
@@ -173,6 +173,7 @@ def test_what_cannot_be_is_said_before_a_model_is_loaded(
             assert (done.exit_code, done.stderr.count("\n")) == (1, 1), done.output
             assert text in done.stderr
     assert not (tmp_path / "sea").exists()
+    assert "damaged" in kvbank_command(*chat, stdin="ahoy\n").stderr
 
 
 def test_a_long_message_is_read_with_a_word_now_and_then(chat: list[object], monkeypatch: pytest.MonkeyPatch) -> None:
