@@ -15,9 +15,7 @@ from memory_service.care.report import CareError
 from memory_service.storage.local.files.folder import MANIFEST
 from memory_service.storage.local.files.layout import FOLDER
 
-# A manifest has two temporary names, the second of which earlier versions gave it.
-_MANIFESTS = (MANIFEST, str(Path(MANIFEST).with_suffix(".tmp")), f"{MANIFEST}.tmp")
-_OURS = {*_MANIFESTS, FOLDER, *(f"{DATABASE}{suffix}" for suffix in ("", "-wal", "-shm", "-journal"))}
+_OURS = {MANIFEST, f"{MANIFEST}.tmp", FOLDER, *(f"{DATABASE}{suffix}" for suffix in ("", "-wal", "-shm", "-journal"))}
 
 
 class Making:

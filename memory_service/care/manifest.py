@@ -29,7 +29,9 @@ def write(folder: Path, *, schema: str, store_id: str, findings: Findings) -> No
         "left_out": [{"bank": p.bank, "chunk_id": p.chunk_id, "detail": p.detail} for p in findings.problems],
         "database": {"bytes": (folder / DATABASE).stat().st_size, "xxh3_64": digest(folder / DATABASE)},
     }
-    durable.replace(folder / MANIFEST, [(json.dumps(content, indent=2) + "\n").encode()], sync="nothing")
+    text = json.dumps(content, indent=2) + "\n"
+    # The whole folder is made durable later.
+    durable.replace(folder / MANIFEST, [text.encode()], sync="nothing", temporary=folder / f"{MANIFEST}.tmp")
 
 
 def read(folder: Path) -> dict[str, Any]:

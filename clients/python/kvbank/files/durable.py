@@ -49,13 +49,18 @@ def make_folder(folder: Path, *, open_parents: bool = False) -> None:
         sync_folder(level.parent)
 
 
-def replace(path: Path, parts: Iterable[bytes | memoryview], *, sync: Sync = "name") -> None:
+def replace(
+    path: Path, parts: Iterable[bytes | memoryview], *, sync: Sync = "name", temporary: Path | None = None
+) -> None:
     """Put a file of these bytes in the place of `path`: other processes, and a crash, see the old file or the new one.
 
-    The temporary file beside it, of the suffix .tmp, is removed after an error; no link in its place is followed.
-    Errors: OSError.
+    temporary: a file in the same folder, by default of the same name with the suffix .tmp. It is removed after an
+    error, and no link in its place is followed. Errors: OSError.
     """
-    with renamed(path.with_suffix(".tmp"), path) as temporary, open(temporary, "wb", opener=_opener) as file:
+    with (
+        renamed(temporary or path.with_suffix(".tmp"), path) as unfinished,
+        open(unfinished, "wb", opener=_opener) as file,
+    ):
         for part in parts:
             file.write(part)
         if sync != "nothing":
