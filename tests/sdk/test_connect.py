@@ -140,8 +140,8 @@ def test_a_close_at_the_moment_a_call_starts(address: str, monkeypatch: pytest.M
     for call in calls:
         client = kvbank.connect(address)
         client.server_info()
-        monkeypatch.setattr(client, "_bound", 1)
-        monkeypatch.setattr(client, "_check", client.close)
+        monkeypatch.setattr(client._caller, "bound", 1)
+        monkeypatch.setattr(client._caller, "_check", client.close)
         with pytest.raises(kvbank.ClientClosed):
             call(client)
 

@@ -1,40 +1,25 @@
-"""The blocking client, of which every method makes a request, sends it by a `Transport`, and reads the answer."""
+"""The blocking client, of which every method makes a request, has a `Caller` send it, and reads the answer."""
 
-import os
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
 from functools import partial
 from types import EllipsisType, TracebackType
-from typing import Any, Self, TypeVar, Unpack
+from typing import Any, Self, Unpack
 
-import grpc
 import numpy.typing as npt
 
 from kvbank import _arguments
 from kvbank import _models as m
 from kvbank._calls import bank_messages, chunk_messages, reading, search_messages, state_messages
-from kvbank._calls import metadata as _metadata
 from kvbank._calls import tensors as _tensors
-from kvbank._calls.answers import odd
 from kvbank._calls.messages import build
-from kvbank._calls.writing import WriteSession, takes_no_file
-from kvbank._exceptions import BankNotFound, ClientClosed, ClientForked, ServiceError
+from kvbank._calls.writing import WriteSession
+from kvbank._exceptions import BankNotFound
 from kvbank._options import BankSettings, RetrieveOptions
-from kvbank._targets import checked_address
 from kvbank._transport import channel as _channel
-from kvbank._transport import status
-from kvbank._transport.base import Transport
-from kvbank._transport.over_grpc import Grpc
-from kvbank._transport.retrying import FIRST_CONTACT_S, Attempts, Contact
-from kvbank._transport.same_host import SameHost
-from kvbank._transport.sharing import Sharing
-from kvbank._transport.socket_first import SocketFirst
-from kvbank._transport.write_stream import WriteStream
+from kvbank._transport.caller import Caller
+from kvbank._transport.retrying import FIRST_CONTACT_S
 from kvbank.v1 import service_pb2 as pb
 from kvbank.wire.scalars import Scalar
-
-T = TypeVar("T")
 
 
 class Client:
@@ -63,17 +48,15 @@ class Client:
 
         timeout, and the others: see `kvbank.connect`. on_close: called when the client is closed.
         """
-        checked_address("address", address)
-        self._timeout = _arguments.seconds("timeout", timeout)
-        self._stream_timeout = _arguments.seconds("stream_timeout", stream_timeout)
+        self._caller = Caller(
+            address,
+            timeout,
+            stream_timeout=stream_timeout,
+            options=options,
+            mapped=mapped,
+            first_contact=first_contact,
+        )
         self._on_close = on_close
-        self._pid = os.getpid()
-        self._closed = threading.Event()
-        self._bound = 0
-        self._typed = False
-        self._sharing = Sharing(address, _arguments.flag("mapped", mapped))
-        self._contact = Contact(_arguments.seconds("first_contact", first_contact))
-        self._transport: Transport = SocketFirst(self._sharing, Grpc(address, _channel.with_defaults(options)))
 
     def __enter__(self) -> Self:
         return self
@@ -83,26 +66,22 @@ class Client:
 
     def close(self) -> None:
         """Close the connection, and stop the service where `connect` started it. Calls under way fail."""
-        if self._pid != os.getpid() or self._closed.is_set():
-            return
-        self._closed.set()
-        self._transport.close()
-        if self._on_close is not None:
+        if self._caller.close() and self._on_close is not None:
             self._on_close()
 
     def server_info(self, *, timeout: float | None = None) -> m.ServerInfo:
         """Return version, store id, durability and limits of the server."""
-        return state_messages.server_info(self._call("GetServerInfo", pb.GetServerInfoRequest(), timeout))
+        return state_messages.server_info(self._caller.call("GetServerInfo", pb.GetServerInfoRequest(), timeout))
 
     def stats(self, banks: Iterable[str] = (), *, timeout: float | None = None) -> m.Stats:
         """Return what the service has done since it started, and the state of its banks: of those named, or of all."""
         requests = state_messages.stats_requests(banks)
-        pages = [page for request in requests for page in self._pages("GetStats", request, timeout)]
+        pages = [page for request in requests for page in self._caller.pages("GetStats", request, timeout)]
         return state_messages.stats(pages)
 
     def compact(self, *, timeout: float | None = None) -> m.Compacted:
         """Give back to the disk what deleted chunks have left free in the database; others read and write meanwhile."""
-        return state_messages.compacted(self._call("Compact", pb.CompactRequest(), timeout))
+        return state_messages.compacted(self._caller.call("Compact", pb.CompactRequest(), timeout))
 
     # Banks
 
@@ -124,18 +103,18 @@ class Client:
         """
         _arguments.flag("exist_ok", exist_ok)
         request = bank_messages.create(name, kv, embedding, settings)
-        attempts = self._attempts(timeout, self._timeout)
-        self._check_kept(request.bank, attempts)
-        answer = self._repeated("CreateBank", request, attempts)
+        attempts = self._caller.attempts(timeout)
+        self._caller.check_kept(request.bank, attempts)
+        answer = self._caller.repeated("CreateBank", request, attempts)
         return bank_messages.read_created(answer, exist_ok or attempts.unsure)
 
     def get_bank(self, name: str, *, timeout: float | None = None) -> m.Bank:
         """Return the bank with its usage. Errors: BankNotFound."""
-        return bank_messages.read(self._call("GetBank", build(pb.GetBankRequest, name=name), timeout).bank)
+        return bank_messages.read(self._caller.call("GetBank", build(pb.GetBankRequest, name=name), timeout).bank)
 
     def list_banks(self, *, timeout: float | None = None) -> Iterator[m.Bank]:
         """Yield all banks, by name. They are fetched a page at a time, with `timeout` for each."""
-        for page in self._pages("ListBanks", pb.ListBanksRequest(), timeout):
+        for page in self._caller.pages("ListBanks", pb.ListBanksRequest(), timeout):
             yield from map(bank_messages.read, page.banks)
 
     def update_bank(
@@ -158,15 +137,15 @@ class Client:
         request = bank_messages.update(
             name, capacity=capacity, policy=policy, metadata=metadata, quota=quota, expiry=expiry, index=index
         )
-        self._check_kept(request.bank, self._attempts(timeout, self._timeout))
-        return bank_messages.read(self._call("UpdateBank", request, timeout).bank)
+        self._caller.check_kept(request.bank, self._caller.attempts(timeout))
+        return bank_messages.read(self._caller.call("UpdateBank", request, timeout).bank)
 
     def delete_bank(self, name: str, missing_ok: bool = False, *, timeout: float | None = None) -> None:
         """Delete a bank and all its chunks. Errors: BankNotFound, unless `missing_ok`."""
         _arguments.flag("missing_ok", missing_ok)
-        attempts = self._attempts(timeout, self._timeout)
+        attempts = self._caller.attempts(timeout)
         try:
-            self._repeated("DeleteBank", build(pb.DeleteBankRequest, name=name), attempts)
+            self._caller.repeated("DeleteBank", build(pb.DeleteBankRequest, name=name), attempts)
         except BankNotFound:
             if not missing_ok and not attempts.unsure:
                 raise
@@ -200,70 +179,8 @@ class Client:
 
         timeout: the longest wait for an acknowledgement, broken connections included, not for the whole.
         """
-        attempts = self._attempts(timeout, self._stream_timeout)
-        self._learn(attempts)
-        folder = self._shared(attempts)
-        session = WriteSession(bank, chunks, reader_digest, embedder_digest, self._bound, self._typed)
-        request_id = _channel.new_request_id()
-        while not session.finished():
-            attempts.progressed(session.waiting_since())
-            try:
-                self._write_stream(session, folder, attempts, request_id)
-            except ServiceError as error:
-                if folder is not None and takes_no_file(error):
-                    self._sharing.doubted()
-                    folder = None  # the rest goes over the stream
-                    continue
-                attempts.progressed(session.waiting_since())
-                self._pause(attempts.pause(error))
-        return session.written()
-
-    def _learn(self, attempts: Attempts) -> None:
-        """Ask the server, once, how much of a write may be unacknowledged, and which metadata it keeps."""
-        self._check()
-        if not self._bound:
-            asked = self._sharing.question()
-            info = self._repeated("GetServerInfo", asked, attempts)
-            self._bound = _channel.unacknowledged_bytes(info.max_unacknowledged_bytes)
-            self._typed = info.typed_metadata
-            if self._sharing.unknown():
-                self._sharing.learn(asked, info)
-
-    def _check_kept(self, message: Any, attempts: Attempts) -> None:
-        """Check that the server keeps all metadata of a message. Errors: FailedPrecondition."""
-        if message.typed_metadata:
-            self._learn(attempts)
-            _metadata.check_kept(message, self._typed)
-
-    def _shared(self, attempts: Attempts) -> SameHost | None:
-        """Return the data folder of the server, where it is on this machine and shared with this client; else None."""
-        if self._sharing.unknown():
-            asked = self._sharing.question()
-            try:
-                self._sharing.learn(asked, self._repeated("GetServerInfo", asked, attempts))
-            except ServiceError:
-                return None  # the call that follows will say it
-        return self._sharing.path
-
-    def _write_stream(
-        self, session: WriteSession, folder: SameHost | None, attempts: Attempts, request_id: str
-    ) -> None:
-        """Write until the end of the chunks, or of the stream."""
-        changed = threading.Condition()
-        with self._translated(request_id):
-            begin = partial(self._transport.write, request_id=request_id)
-            stream = WriteStream(begin, session, attempts, lambda: _notify(changed), folder)
-            try:
-                while session.peek() is not None:
-                    _wait(changed, stream.ready, stream.patience)
-                    if stream.ended:
-                        break
-                    stream.send()
-                stream.half_close()
-                _wait(changed, stream.done, stream.patience)
-                stream.check()
-            finally:
-                stream.cancel()
+        begin = partial(WriteSession, bank, chunks, reader_digest, embedder_digest)
+        return self._caller.write(begin, self._caller.stream_attempts(timeout)).written()
 
     # Reading
 
@@ -300,9 +217,9 @@ class Client:
             embedder_digest=embedder_digest,
             options=options,
         )
-        attempts = self._attempts(timeout, self._stream_timeout)
-        folder = None if request.omit_payload else self._shared(attempts)
-        return self._run(reading.retrieval(request, folder, form), attempts, request.request_id.hex())
+        steps, attempts = partial(reading.retrieval, request, form=form), self._caller.stream_attempts(timeout)
+        request_id, files = request.request_id.hex(), not request.omit_payload
+        return self._caller.read(steps, attempts, request_id, files)
 
     def fetch(
         self,
@@ -321,9 +238,8 @@ class Client:
         """
         form = _tensors.form(tensors)
         request = search_messages.fetch(bank, chunk_ids, layers, reader_digest)
-        attempts = self._attempts(timeout, self._stream_timeout)
-        folder = self._shared(attempts)
-        return self._run(reading.fetch(request, folder, form), attempts, _channel.new_request_id())
+        steps, attempts = partial(reading.fetch, request, form=form), self._caller.stream_attempts(timeout)
+        return self._caller.read(steps, attempts, _channel.new_request_id(), files=True)
 
     # Chunks
 
@@ -332,7 +248,7 @@ class Client:
     ) -> m.Chunk:
         """Return one chunk without its tensors. Errors: ChunkNotFound."""
         request = build(pb.GetChunkRequest, bank=bank, chunk_id=chunk_id, with_embedding=with_embedding)
-        return chunk_messages.read(self._call("GetChunk", request, timeout).chunk)
+        return chunk_messages.read(self._caller.call("GetChunk", request, timeout).chunk)
 
     def list_chunks(
         self,
@@ -347,7 +263,7 @@ class Client:
         The chunks are fetched a page at a time, with `timeout` for each.
         """
         request = search_messages.list_chunks(bank, with_embedding, filter)
-        for page in self._pages("ListChunks", request, timeout):
+        for page in self._caller.pages("ListChunks", request, timeout):
             yield from map(chunk_messages.read, page.chunks)
 
     def update_chunk(
@@ -355,20 +271,20 @@ class Client:
     ) -> m.Chunk:
         """Replace all metadata of a chunk, and return the chunk. Errors: ChunkNotFound."""
         request = chunk_messages.update(bank, chunk_id, metadata)
-        self._check_kept(request, self._attempts(timeout, self._timeout))
-        return chunk_messages.read(self._call("UpdateChunk", request, timeout).chunk)
+        self._caller.check_kept(request, self._caller.attempts(timeout))
+        return chunk_messages.read(self._caller.call("UpdateChunk", request, timeout).chunk)
 
     def delete_chunks(self, bank: str, chunk_ids: Iterable[int], *, timeout: float | None = None) -> int:
         """Delete chunks by id, and return how many of them existed."""
         request = build(pb.DeleteChunksRequest, bank=bank, chunk_ids=chunk_ids)
-        return int(self._call("DeleteChunks", request, timeout).deleted)
+        return int(self._caller.call("DeleteChunks", request, timeout).deleted)
 
     def pin_chunks(
         self, bank: str, chunk_ids: Iterable[int], pinned: bool = True, *, timeout: float | None = None
     ) -> int:
         """Protect chunks from eviction, or with `pinned=False` no longer, and return how many of them exist."""
         request = build(pb.PinChunksRequest, bank=bank, chunk_ids=chunk_ids, pinned=pinned)
-        return int(self._call("PinChunks", request, timeout).found)
+        return int(self._caller.call("PinChunks", request, timeout).found)
 
     # Eviction
 
@@ -376,114 +292,9 @@ class Client:
         """Return what would go next, in order, to make room for `need` of the capacity's unit. The plan is empty where
         there is room, and where nothing can go; its `explanation` tells the two apart."""
         request = build(pb.ExplainEvictionRequest, bank=bank, need=need)
-        return state_messages.eviction_plan(self._call("ExplainEviction", request, timeout))
+        return state_messages.eviction_plan(self._caller.call("ExplainEviction", request, timeout))
 
     def list_evictions(self, bank: str, *, timeout: float | None = None) -> Iterator[m.Eviction]:
         """Yield what went, newest first, from a bounded log, fetched a page at a time with `timeout` for each."""
-        for page in self._pages("ListEvictions", build(pb.ListEvictionsRequest, bank=bank), timeout):
+        for page in self._caller.pages("ListEvictions", build(pb.ListEvictionsRequest, bank=bank), timeout):
             yield from map(state_messages.eviction, page.evictions)
-
-    # How a request travels
-
-    def _attempts(self, timeout: float | None, default: float) -> Attempts:
-        """Return the attempts of one call. A caller who says how long it may take says so for a server that was never
-        reached, too."""
-        if timeout is None:
-            return Attempts(default, self._contact)
-        return Attempts(_arguments.seconds("timeout", timeout))
-
-    def _call(self, method: str, request: Any, timeout: float | None) -> Any:
-        return self._repeated(method, request, self._attempts(timeout, self._timeout))
-
-    def _repeated(self, method: str, request: Any, attempts: Attempts) -> Any:
-        request_id = _channel.new_request_id()
-        while True:
-            try:
-                with self._translated(request_id):
-                    return self._transport.unary(method, request, attempts.remaining(), request_id)
-            except ServiceError as error:
-                self._pause(attempts.pause(error))
-
-    def _pages(self, method: str, request: Any, timeout: float | None) -> Iterator[Any]:
-        for _ in range(_channel.MOST_PAGES[method]):
-            page = self._call(method, request, timeout)
-            yield page
-            if not page.next_page_token:
-                return
-            if page.next_page_token == request.page_token:
-                raise odd("the page after this one is this one")
-            request.page_token = page.next_page_token
-        raise odd(f"it has more than {_channel.MOST_PAGES[method]} pages")
-
-    def _run(self, steps: reading.Steps[T], attempts: Attempts, request_id: str) -> T:
-        """Make the calls that `steps` ask for, and return what they return."""
-        run = reading.Run(steps)
-        call = run.begin()
-        while call is not None:
-            try:
-                answer = self._read(call, attempts, request_id)
-            except ServiceError as error:
-                self._sharing.failed(call, error)
-                call = run.failed(error)
-            else:
-                if call.folder is not None:
-                    call.folder.fill(answer)
-                call = run.answered(answer)
-        return run.result
-
-    def _read(self, call: reading.Call, attempts: Attempts, request_id: str) -> reading.Answer:
-        """Make a call, and read its answer to the end; where it breaks, make it again."""
-        while True:
-            try:
-                return self._read_once(call, attempts.remaining(), request_id)
-            except ServiceError as error:
-                self._pause(attempts.pause(error))
-
-    def _read_once(self, call: reading.Call, timeout: float, request_id: str) -> reading.Answer:
-        answer = reading.Answer()
-        with self._translated(request_id):
-            if call.folder is not None:
-                answer.feed(self._transport.unary(call.method, call.request, timeout, request_id))
-            else:
-                with closing(self._transport.stream(call.method, call.request, timeout, request_id)) as frames:
-                    for frame in frames:
-                        answer.feed(frame)
-            answer.finish()
-        return answer
-
-    def _check(self) -> None:
-        if self._pid != os.getpid():
-            raise ClientForked("this client belongs to the parent process; call kvbank.connect() after the fork")
-        if self._closed.is_set():
-            raise ClientClosed("the client is closed")
-
-    @contextmanager
-    def _translated(self, request_id: str) -> Iterator[None]:
-        """Turn errors of gRPC into errors of this package; after a `close` in another thread each is ClientClosed."""
-        self._check()
-        try:
-            yield
-            self._contact.made = True
-        except (grpc.RpcError, ValueError) as error:  # ValueError: the channel was closed before the call started
-            if self._closed.is_set():
-                raise ClientClosed("the client was closed during the call") from None
-            if isinstance(error, grpc.RpcError):
-                raise status.from_rpc_error(error, request_id) from None
-            raise
-        except ServiceError as error:  # the reader's, such as a checksum that does not match
-            error.request_id = error.request_id or request_id
-            raise
-
-    def _pause(self, seconds: float) -> None:
-        self._closed.wait(seconds)
-
-
-def _notify(changed: threading.Condition) -> None:
-    with changed:
-        changed.notify_all()
-
-
-def _wait(changed: threading.Condition, until: Callable[[], bool], patience: Callable[[], float]) -> None:
-    with changed:
-        while not until():
-            changed.wait(patience())

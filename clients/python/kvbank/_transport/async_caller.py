@@ -1,0 +1,247 @@
+"""How calls of the asyncio client travel, as those of the blocking one do in `caller`.
+
+What would block the event loop goes through `kvbank._transport.loop`.
+"""
+
+import asyncio
+import os
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
+from contextlib import aclosing, contextmanager
+from functools import partial
+from typing import Any, TypeVar
+
+import grpc
+
+from kvbank._calls import metadata, reading
+from kvbank._calls.answers import odd
+from kvbank._calls.writing import WriteSession, takes_no_file
+from kvbank._exceptions import ClientClosed, ClientForked, LoopMismatch, ServiceError
+from kvbank._models import NewChunk
+from kvbank._transport import channel, status
+from kvbank._transport.base import AsyncTransport
+from kvbank._transport.caller import BaseCaller
+from kvbank._transport.loop import SMALL_BYTES, Feed, apart, is_longer, to_its_end, wait
+from kvbank._transport.over_grpc import AsyncGrpc, Grpc
+from kvbank._transport.retrying import Attempts
+from kvbank._transport.same_host import SameHost
+from kvbank._transport.write_stream import WriteStream
+
+T = TypeVar("T")
+
+
+class AsyncCaller(BaseCaller):
+    """The calls of an asyncio client. It belongs to the event loop of its first call, whose tasks may share it.
+
+    Errors of all methods that call: ServiceError, ClientClosed, ClientForked, LoopMismatch.
+    """
+
+    def __init__(self, address: str, timeout: float, **ways: Any) -> None:
+        super().__init__(address, timeout, **ways)
+        self._closed = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        # Made in the loop to which it then belongs.
+        self._transport: AsyncTransport | None = None
+        # For writes, see `write_stream`.
+        self._writing: Grpc | None = None
+
+    async def close(self, then: Callable[[], None] | None) -> None:
+        """Close the connection, so that calls under way fail, and call `then`; do nothing where it is closed."""
+        if self.pid != os.getpid() or self._closed:
+            return
+        self._closed = True
+        self.sharing.close()
+        try:
+            if self._transport is not None:
+                await self._transport.close()
+        finally:
+            if self._writing is not None:
+                await to_its_end(self._writing.close)
+            if then is not None:
+                await to_its_end(then)
+
+    async def call(self, method: str, request: Any, timeout: float | None) -> Any:
+        """Make a call with one answer, and return it."""
+        return await self.repeated(method, request, self.attempts(timeout))
+
+    async def repeated(self, method: str, request: Any, attempts: Attempts) -> Any:
+        """Make a call with one answer within these attempts, and return it."""
+        request_id = channel.new_request_id()
+        while True:
+            try:
+                with self._translated(request_id) as transport:
+                    return await transport.unary(method, request, attempts.remaining(), request_id)
+            except ServiceError as error:
+                await asyncio.sleep(attempts.pause(error))
+
+    async def pages(self, method: str, request: Any, timeout: float | None) -> AsyncIterator[Any]:
+        """Yield the pages of an answer, with `timeout` for each."""
+        for _ in range(channel.MOST_PAGES[method]):
+            page = await self.call(method, request, timeout)
+            yield page
+            if not page.next_page_token:
+                return
+            if page.next_page_token == request.page_token:
+                raise odd("the page after this one is this one")
+            request.page_token = page.next_page_token
+        raise odd(f"it has more than {channel.MOST_PAGES[method]} pages")
+
+    async def check_kept(self, message: Any, attempts: Attempts) -> None:
+        """Check that the server keeps all metadata of a message. Errors: FailedPrecondition."""
+        if message.typed_metadata:
+            await self._learn(attempts)
+            metadata.check_kept(message, self.typed)
+
+    async def read(
+        self, begin: Callable[[SameHost | None], reading.Steps[T]], attempts: Attempts, request_id: str, files: bool
+    ) -> T:
+        """Make the calls that steps ask for, and return what they return.
+
+        begin: begins the steps, with the folder that the server shares; without one where no `files` are wanted.
+        """
+        run = reading.Run(begin(await self._shared(attempts) if files else None))
+        call = run.begin()
+        while call is not None:
+            try:
+                answer = await self._read(call, attempts, request_id)
+            except ServiceError as error:
+                self.sharing.failed(call, error)
+                call = run.failed(error)
+            else:
+                if call.folder is not None:
+                    await asyncio.to_thread(call.folder.fill, answer)
+                many = is_longer(answer.header.chunks)
+                call = await apart(many, partial(run.answered, answer))
+        return run.result
+
+    async def write(
+        self,
+        begin: Callable[[int, bool], WriteSession],
+        chunks: Iterable[NewChunk] | AsyncIterable[NewChunk],
+        attempts: Attempts,
+    ) -> WriteSession:
+        """Write all chunks over a session, and return it.
+
+        begin: makes the session, of the bytes that may be unacknowledged and whether all metadata are kept.
+        """
+        await self._learn(attempts)
+        folder = await self._shared(attempts)
+        session = begin(self.bound, self.typed)
+        request_id = channel.new_request_id()
+        async with aclosing(Feed(session, chunks)) as feed:
+            while await feed.more() or session.pending:
+                attempts.progressed(session.waiting_since())
+                try:
+                    await self._write_stream(session, feed, folder, attempts, request_id)
+                except ServiceError as error:
+                    if folder is not None and takes_no_file(error):
+                        self.sharing.doubted()
+                        folder = None  # the rest goes over the stream
+                        continue
+                    attempts.progressed(session.waiting_since())
+                    await asyncio.sleep(attempts.pause(error))
+        return session
+
+    async def _learn(self, attempts: Attempts) -> None:
+        """Ask the server, once, how much of a write may be unacknowledged, and which metadata it keeps."""
+        self._check()
+        if not self.bound:
+            asked = self.sharing.question()
+            info = await self.repeated("GetServerInfo", asked, attempts)
+            self.learned(info)
+            if self.sharing.unknown():
+                await asyncio.to_thread(self.sharing.learn, asked, info)
+
+    async def _shared(self, attempts: Attempts) -> SameHost | None:
+        """Return the data folder of the server, where it is on this machine and shared with this client; else None."""
+        if self.sharing.unknown():
+            asked = self.sharing.question()
+            try:
+                info = await self.repeated("GetServerInfo", asked, attempts)
+                await asyncio.to_thread(self.sharing.learn, asked, info)
+            except ServiceError:
+                return None  # the call that follows will say it
+        return self.sharing.path
+
+    async def _read(self, call: reading.Call, attempts: Attempts, request_id: str) -> reading.Answer:
+        """Make a call, and read its answer to the end; where it breaks, make it again."""
+        while True:
+            try:
+                return await self._read_once(call, attempts.remaining(), request_id)
+            except ServiceError as error:
+                await asyncio.sleep(attempts.pause(error))
+
+    async def _read_once(self, call: reading.Call, timeout: float, request_id: str) -> reading.Answer:
+        answer, received = reading.Answer(), 0
+        with self._translated(request_id) as transport:
+            if call.folder is not None:
+                answer.feed(await transport.unary(call.method, call.request, timeout, request_id))
+            else:
+                async with aclosing(transport.stream(call.method, call.request, timeout, request_id)) as frames:
+                    async for frame in frames:
+                        received += len(frame) if isinstance(frame, memoryview) else 0
+                        await apart(received > SMALL_BYTES, partial(answer.feed, frame))
+            answer.finish()
+        return answer
+
+    async def _write_stream(
+        self, session: WriteSession, feed: Feed, folder: SameHost | None, attempts: Attempts, request_id: str
+    ) -> None:
+        """Write until the end of the chunks, or of the stream."""
+        changed, loop = asyncio.Event(), asyncio.get_running_loop()
+
+        def wake() -> None:
+            loop.call_soon_threadsafe(changed.set)
+
+        with self._translated(request_id):
+            begin = partial(self._for_writes().write, request_id=request_id)
+            stream = WriteStream(begin, session, attempts, wake, folder)
+            try:
+                while await feed.more():
+                    await wait(changed, stream.ready, stream.patience)
+                    if stream.ended:
+                        break
+                    stream.send()
+                stream.half_close()
+                await wait(changed, stream.done, stream.patience)
+                stream.check()
+            finally:
+                await to_its_end(stream.cancel)
+
+    def _check(self) -> AsyncTransport:
+        """Return the transport for a call. Errors, where none may be made: ClientForked, ClientClosed, LoopMismatch."""
+        if self.pid != os.getpid():
+            raise ClientForked("this client belongs to the parent process; call kvbank.connect_async() after the fork")
+        if self._closed:
+            raise ClientClosed("the client is closed")
+        if self._transport is None:
+            self._loop = asyncio.get_running_loop()
+            self._transport = AsyncGrpc(self.address, self.options)
+        if self._loop is not asyncio.get_running_loop():
+            raise LoopMismatch("this client belongs to another event loop; call kvbank.connect_async() in this one")
+        return self._transport
+
+    def _for_writes(self) -> Grpc:
+        if self._writing is None:
+            self._writing = Grpc(self.address, self.options)
+        return self._writing
+
+    @contextmanager
+    def _translated(self, request_id: str) -> Iterator[AsyncTransport]:
+        """Give the transport, and turn errors of gRPC into errors of this package.
+
+        gRPC cancels the calls of a channel that is closed, as if their task had been cancelled.
+        """
+        transport = self._check()
+        try:
+            yield transport
+            self.contact.made = True
+        except (grpc.RpcError, ValueError, asyncio.CancelledError) as error:
+            task = asyncio.current_task()
+            if self._closed and not (task and task.cancelling()):
+                raise ClientClosed("the client was closed during the call") from None
+            if isinstance(error, grpc.RpcError):
+                raise status.from_rpc_error(error, request_id) from None
+            raise
+        except ServiceError as error:
+            error.request_id = error.request_id or request_id
+            raise

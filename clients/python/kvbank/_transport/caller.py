@@ -1,0 +1,268 @@
+"""How calls of the blocking client travel: they are made again until their deadline, and errors of gRPC translated.
+
+`BaseCaller` has what the callers of both clients know of a server; `async_caller` has the one for asyncio.
+"""
+
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from functools import partial
+from typing import Any, TypeVar
+
+import grpc
+
+from kvbank import _arguments
+from kvbank._calls import metadata, reading
+from kvbank._calls.answers import odd
+from kvbank._calls.writing import WriteSession, takes_no_file
+from kvbank._exceptions import ClientClosed, ClientForked, ServiceError
+from kvbank._targets import checked_address
+from kvbank._transport import channel, status
+from kvbank._transport.base import Transport
+from kvbank._transport.over_grpc import Grpc
+from kvbank._transport.retrying import Attempts, Contact
+from kvbank._transport.same_host import SameHost
+from kvbank._transport.sharing import Sharing
+from kvbank._transport.socket_first import SocketFirst
+from kvbank._transport.write_stream import WriteStream
+from kvbank.v1 import service_pb2
+
+T = TypeVar("T")
+
+
+class BaseCaller:
+    """What a client knows of its server, and how long its calls may take."""
+
+    def __init__(
+        self,
+        address: str,
+        timeout: float,
+        *,
+        stream_timeout: float,
+        options: Sequence[tuple[str, Any]],
+        mapped: bool,
+        first_contact: float,
+    ) -> None:
+        """Take the arguments of a client, see `kvbank.ConnectOptions`. Errors: InvalidArgument."""
+        self.address = checked_address("address", address)
+        self.options = channel.with_defaults(options)
+        self._timeout = _arguments.seconds("timeout", timeout)
+        self._stream_timeout = _arguments.seconds("stream_timeout", stream_timeout)
+        self.sharing = Sharing(address, _arguments.flag("mapped", mapped))
+        self.contact = Contact(_arguments.seconds("first_contact", first_contact))
+        self.pid = os.getpid()
+        # Bytes that may be unacknowledged; 0 before the server was asked.
+        self.bound = 0
+        # Whether the server keeps other metadata than strings.
+        self.typed = False
+
+    def attempts(self, timeout: float | None) -> Attempts:
+        """Return the attempts of a single call, within `timeout` seconds or the client's."""
+        return self._attempts(timeout, self._timeout)
+
+    def stream_attempts(self, timeout: float | None) -> Attempts:
+        """Return the attempts of a call that moves tensors, within `timeout` seconds or the client's."""
+        return self._attempts(timeout, self._stream_timeout)
+
+    def _attempts(self, timeout: float | None, default: float) -> Attempts:
+        # A caller who says how long a call may take says so for a server that was never reached, too.
+        return Attempts(default, self.contact) if timeout is None else Attempts(_arguments.seconds("timeout", timeout))
+
+    def learned(self, info: service_pb2.GetServerInfoResponse) -> None:
+        """Keep what the server says of writes."""
+        self.bound = channel.unacknowledged_bytes(info.max_unacknowledged_bytes)
+        self.typed = info.typed_metadata
+
+
+class Caller(BaseCaller):
+    """The calls of a blocking client. Threads may share it.
+
+    Errors of all methods that call: ServiceError, ClientClosed, ClientForked.
+    """
+
+    def __init__(self, address: str, timeout: float, **ways: Any) -> None:
+        super().__init__(address, timeout, **ways)
+        self._closed = threading.Event()
+        self._transport: Transport = SocketFirst(self.sharing, Grpc(self.address, self.options))
+
+    def close(self) -> bool:
+        """Close the connection, so that calls under way fail; return whether it was open, in this process."""
+        if self.pid != os.getpid() or self._closed.is_set():
+            return False
+        self._closed.set()
+        self._transport.close()
+        return True
+
+    def call(self, method: str, request: Any, timeout: float | None) -> Any:
+        """Make a call with one answer, and return it."""
+        return self.repeated(method, request, self.attempts(timeout))
+
+    def repeated(self, method: str, request: Any, attempts: Attempts) -> Any:
+        """Make a call with one answer within these attempts, and return it."""
+        request_id = channel.new_request_id()
+        while True:
+            try:
+                with self._translated(request_id):
+                    return self._transport.unary(method, request, attempts.remaining(), request_id)
+            except ServiceError as error:
+                self._pause(attempts.pause(error))
+
+    def pages(self, method: str, request: Any, timeout: float | None) -> Iterator[Any]:
+        """Yield the pages of an answer, with `timeout` for each."""
+        for _ in range(channel.MOST_PAGES[method]):
+            page = self.call(method, request, timeout)
+            yield page
+            if not page.next_page_token:
+                return
+            if page.next_page_token == request.page_token:
+                raise odd("the page after this one is this one")
+            request.page_token = page.next_page_token
+        raise odd(f"it has more than {channel.MOST_PAGES[method]} pages")
+
+    def check_kept(self, message: Any, attempts: Attempts) -> None:
+        """Check that the server keeps all metadata of a message. Errors: FailedPrecondition."""
+        if message.typed_metadata:
+            self._learn(attempts)
+            metadata.check_kept(message, self.typed)
+
+    def read(
+        self, begin: Callable[[SameHost | None], reading.Steps[T]], attempts: Attempts, request_id: str, files: bool
+    ) -> T:
+        """Make the calls that steps ask for, and return what they return.
+
+        begin: begins the steps, with the folder that the server shares; without one where no `files` are wanted.
+        """
+        run = reading.Run(begin(self._shared(attempts) if files else None))
+        call = run.begin()
+        while call is not None:
+            try:
+                answer = self._read(call, attempts, request_id)
+            except ServiceError as error:
+                self.sharing.failed(call, error)
+                call = run.failed(error)
+            else:
+                if call.folder is not None:
+                    call.folder.fill(answer)
+                call = run.answered(answer)
+        return run.result
+
+    def write(self, begin: Callable[[int, bool], WriteSession], attempts: Attempts) -> WriteSession:
+        """Write all chunks of a session, and return it.
+
+        begin: makes the session, of the bytes that may be unacknowledged and whether all metadata are kept.
+        """
+        self._learn(attempts)
+        folder = self._shared(attempts)
+        session = begin(self.bound, self.typed)
+        request_id = channel.new_request_id()
+        while not session.finished():
+            attempts.progressed(session.waiting_since())
+            try:
+                self._write_stream(session, folder, attempts, request_id)
+            except ServiceError as error:
+                if folder is not None and takes_no_file(error):
+                    self.sharing.doubted()
+                    folder = None  # the rest goes over the stream
+                    continue
+                attempts.progressed(session.waiting_since())
+                self._pause(attempts.pause(error))
+        return session
+
+    def _learn(self, attempts: Attempts) -> None:
+        """Ask the server, once, how much of a write may be unacknowledged, and which metadata it keeps."""
+        self._check()
+        if not self.bound:
+            asked = self.sharing.question()
+            info = self.repeated("GetServerInfo", asked, attempts)
+            self.learned(info)
+            if self.sharing.unknown():
+                self.sharing.learn(asked, info)
+
+    def _shared(self, attempts: Attempts) -> SameHost | None:
+        """Return the data folder of the server, where it is on this machine and shared with this client; else None."""
+        if self.sharing.unknown():
+            asked = self.sharing.question()
+            try:
+                self.sharing.learn(asked, self.repeated("GetServerInfo", asked, attempts))
+            except ServiceError:
+                return None  # the call that follows will say it
+        return self.sharing.path
+
+    def _read(self, call: reading.Call, attempts: Attempts, request_id: str) -> reading.Answer:
+        """Make a call, and read its answer to the end; where it breaks, make it again."""
+        while True:
+            try:
+                return self._read_once(call, attempts.remaining(), request_id)
+            except ServiceError as error:
+                self._pause(attempts.pause(error))
+
+    def _read_once(self, call: reading.Call, timeout: float, request_id: str) -> reading.Answer:
+        answer = reading.Answer()
+        with self._translated(request_id):
+            if call.folder is not None:
+                answer.feed(self._transport.unary(call.method, call.request, timeout, request_id))
+            else:
+                with closing(self._transport.stream(call.method, call.request, timeout, request_id)) as frames:
+                    for frame in frames:
+                        answer.feed(frame)
+            answer.finish()
+        return answer
+
+    def _write_stream(
+        self, session: WriteSession, folder: SameHost | None, attempts: Attempts, request_id: str
+    ) -> None:
+        """Write until the end of the chunks, or of the stream."""
+        changed = threading.Condition()
+        with self._translated(request_id):
+            begin = partial(self._transport.write, request_id=request_id)
+            stream = WriteStream(begin, session, attempts, lambda: _notify(changed), folder)
+            try:
+                while session.peek() is not None:
+                    _wait(changed, stream.ready, stream.patience)
+                    if stream.ended:
+                        break
+                    stream.send()
+                stream.half_close()
+                _wait(changed, stream.done, stream.patience)
+                stream.check()
+            finally:
+                stream.cancel()
+
+    def _check(self) -> None:
+        """Check that a call may be made. Errors: ClientForked, ClientClosed."""
+        if self.pid != os.getpid():
+            raise ClientForked("this client belongs to the parent process; call kvbank.connect() after the fork")
+        if self._closed.is_set():
+            raise ClientClosed("the client is closed")
+
+    @contextmanager
+    def _translated(self, request_id: str) -> Iterator[None]:
+        """Turn errors of gRPC into errors of this package; after a `close` in another thread each is ClientClosed."""
+        self._check()
+        try:
+            yield
+            self.contact.made = True
+        except (grpc.RpcError, ValueError) as error:  # ValueError: the channel was closed before the call started
+            if self._closed.is_set():
+                raise ClientClosed("the client was closed during the call") from None
+            if isinstance(error, grpc.RpcError):
+                raise status.from_rpc_error(error, request_id) from None
+            raise
+        except ServiceError as error:  # the reader's, such as a checksum that does not match
+            error.request_id = error.request_id or request_id
+            raise
+
+    def _pause(self, seconds: float) -> None:
+        self._closed.wait(seconds)
+
+
+def _notify(changed: threading.Condition) -> None:
+    with changed:
+        changed.notify_all()
+
+
+def _wait(changed: threading.Condition, until: Callable[[], bool], patience: Callable[[], float]) -> None:
+    with changed:
+        while not until():
+            changed.wait(patience())
