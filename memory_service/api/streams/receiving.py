@@ -80,7 +80,7 @@ class Receiver:
 
 
 class _Stream:
-    """One stream while it is served; used in the event loop alone, but for `_write`."""
+    """One stream while it is served; used in the event loop alone, but for `_write` and `_ended_write`."""
 
     def __init__(self, receiver: Receiver) -> None:
         self._receiver = receiver
@@ -178,13 +178,18 @@ class _Stream:
 
     def _write(self, chunk: Incoming) -> None:
         """Begin to write a chunk; this runs in a storage thread."""
-        chunk.written.add_done_callback(lambda _: self._settled.post(chunk))
         try:
             write = self._receiver.banks.write(chunk.admitted, chunk.body())
         except BaseException as error:
-            chunk.written.set_exception(error)
+            chunk.error = error
+            self._settled.post(chunk)
         else:
-            write.add_done_callback(partial(_pass_on, chunk.written))
+            write.add_done_callback(partial(self._ended_write, chunk))
+
+    def _ended_write(self, chunk: Incoming, write: "Future[Written]") -> None:
+        """Take the result of a write; this runs in the thread that has ended it."""
+        chunk.settle(write)
+        self._settled.post(chunk)
 
     def _look(self, settled: list[Incoming]) -> None:
         """Let go of chunks whose writes have ended: their bytes are on the disk, whether or not the caller takes its
@@ -200,14 +205,14 @@ class _Stream:
         that of the first chunk that is refused."""
         while await self._next_has_settled():
             ready: list[Written] = []
-            while self._writes and len(ready) < MOST_ACKS and _is_durable(self._writes[0]):
+            while self._writes and len(ready) < MOST_ACKS and self._writes[0].written:
                 ready.append(self._acknowledged())
-            yield ready or [self._acknowledged()]
+            yield ready or [self._acknowledged()]  # the first one was refused
 
     async def _next_has_settled(self) -> bool:
         """Wait for the write that is acknowledged next, and return True; False where the stream has ended and all are
         acknowledged."""
-        while not (self._writes and self._writes[0].written.done()):
+        while not (self._writes and self._writes[0].settled):
             if self._ended and not self._writes:
                 return False
             # A chunk that settles from here on wakes the loop after this, and so after the clearing.
@@ -220,27 +225,17 @@ class _Stream:
         chunk = self._writes.popleft()
         self._taken -= chunk.size
         self._room.set()
-        written = chunk.written.result()
+        if chunk.error is not None:
+            raise chunk.error
+        assert chunk.written is not None
         self._receiver.received["staged" if chunk.staged else "stream"].inc(chunk.length)
-        return written
+        return chunk.written
 
     async def rest(self) -> None:
         """Wait for the writes that are under way, whether or not they succeed."""
         self._ended = True
         while await self._next_has_settled():
             self._writes.popleft()
-
-
-def _is_durable(chunk: Incoming) -> bool:
-    return chunk.written.done() and chunk.written.exception() is None
-
-
-def _pass_on(written: "Future[Written]", write: "Future[Written]") -> None:
-    """End one future as another one has ended."""
-    if (error := write.exception()) is not None:
-        written.set_exception(error)
-    else:
-        written.set_result(write.result())
 
 
 def _ack(written: Written, *more: Written) -> pb.WriteChunksResponse:
