@@ -3,7 +3,7 @@
 A test that asks for a place of data runs once for each engine; an engine that cannot run here is skipped aloud.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
@@ -19,8 +19,8 @@ __all__ = ["caller", "connect", "frames", "refused", "serving", "soft", "vectors
 
 
 @pytest.fixture(params=ENGINES)
-def engine(request: pytest.FixtureRequest) -> Kind:
-    """The kind of engine that the test is about."""
+def kind(request: pytest.FixtureRequest) -> Kind:
+    """Name the kind of engine that a test is about."""
     kind = ENGINES[request.param]
     if why := kind.missing():
         pytest.skip(f"the engine {request.param!r} cannot run here: {why}")
@@ -28,12 +28,19 @@ def engine(request: pytest.FixtureRequest) -> Kind:
 
 
 @pytest.fixture
-def data(engine: Kind, tmp_path: Path) -> Any:
-    """The place of a store, as `kvbank serve --data` takes it; nothing is there yet."""
-    return engine.place(tmp_path)
+def data(kind: Kind, tmp_path: Path) -> Any:
+    """Give the place of a store, as `kvbank serve --data` takes it; nothing is there yet."""
+    return kind.place(tmp_path)
 
 
 @pytest.fixture
 def open_engine(data: Any) -> Callable[..., AbstractContextManager[Engine]]:
     """Open the engine of the test at its place, again and again; see `tests.support.engines.opened`."""
     return partial(opened, data)
+
+
+@pytest.fixture
+def engine(open_engine: Callable[..., AbstractContextManager[Engine]]) -> Iterator[Engine]:
+    """Open the engine once, to the end of the test."""
+    with open_engine() as made:
+        yield made

@@ -2,17 +2,12 @@
 when they are opened, deleted without a trace, and told from a place that is missing."""
 
 import secrets
-from collections.abc import Iterator
 
 import pytest
 
 from memory_service.domain.model import Bank, Capacity, EmbeddingSpec, KvSpec, Payload, Policy, Producer, Tensor
 from memory_service.domain.payload import checksums_of, seed
-from memory_service.observe.metrics import Metrics
-from memory_service.search import largest_id
-from memory_service.settings import load
-from memory_service.storage.base import DamagedError, Engine, NotThereError, Objects
-from memory_service.storage.opening import open_engine
+from memory_service.storage.base import DamagedError, NotThereError, Objects
 from memory_service.storage.verify import OpenFiles, VerifiedPayload
 
 KV = KvSpec("reader", (0,), 1, 4, "fp16")
@@ -25,16 +20,6 @@ PAYLOAD = Payload(
     ),
     Producer(),
 )
-
-
-@pytest.fixture(params=["local"])
-def engine(request, tmp_path) -> Iterator[Engine]:
-    assert request.param == "local"
-    engine = open_engine(load({"data": tmp_path / "data"}), Metrics(), largest_id)
-    engine.begin()
-    yield engine
-    engine.rest()
-    engine.close()
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from typing import Any
 from memory_service.domain.clock import Clock
 from memory_service.domain.limits import NO_PAUSES, STANDARD, Limits, Pauses
 from memory_service.observe.metrics import Metrics
-from memory_service.search import largest_id
+from memory_service.search import SearchIndexes, largest_id
 from memory_service.settings import load
 from memory_service.storage.base import Engine, Follower
 from memory_service.storage.opening import open_engine
@@ -38,16 +38,28 @@ def opened(
     limits: Limits = STANDARD,
     pauses: Pauses = NO_PAUSES,
     follower: Follower | None = None,
+    above: Callable[[Engine], SearchIndexes] | None = None,
     **settings: Any,
 ) -> Iterator[Engine]:
-    """Open an engine as the service does, and close it at the end of the block."""
+    """Open an engine as the service does, and close it at the end of the block.
+
+    follower: what is told of every commit. above: makes the indexes that stand above the engine and follow it too.
+    settings: those of `kvbank serve`.
+    """
     settings = {"data": place, "durability": "os"} | settings
     engine = open_engine(load(settings), Metrics(), largest_id, clock, limits=limits, pauses=pauses)
     try:
         if follower is not None:
             engine.store.follow(follower)
-        engine.begin()
-        yield engine
-        engine.rest()
+        indexes = above(engine) if above is not None else None
+        try:
+            if indexes is not None:
+                engine.store.follow(indexes)
+            engine.begin()
+            yield engine
+            engine.rest()
+        finally:
+            if indexes is not None:
+                indexes.close()
     finally:
         engine.close()
