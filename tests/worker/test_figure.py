@@ -89,6 +89,18 @@ def test_figures_of_the_docs_are_those_of_their_documents(name: str) -> None:
     assert draw(documented(ROOT / "docs" / "measured")[name]) == (ROOT / "docs" / name).read_text(encoding="utf-8")
 
 
+def test_tables_of_the_docs_have_the_figures_of_their_documents() -> None:
+    page = (ROOT / "docs" / "compression.md").read_text(encoding="utf-8")
+    for row in json.loads((ROOT / "docs" / "measured" / "compression.json").read_text(encoding="utf-8")):
+        if row["method"] != "full":
+            assert f"{row['above']:+.3f} ± {row['above_width']:.3f}" in page, row["method"]
+    page = (ROOT / "docs" / "icae.md").read_text(encoding="utf-8")
+    for adapter in json.loads((ROOT / "docs" / "measured" / "icae.json").read_text(encoding="utf-8")):
+        for made in (*adapter["restoration_by_length"], *adapter["restoration_by_content"].values()):
+            nats = " | ".join(f"{made[reader]['nats']:.3f}" for reader in ("own", "other", "plain"))
+            assert f"| {nats} | {made['own']['right']:.3f} |" in page
+
+
 def test_documents_are_what_the_commands_print() -> None:
     for path in (ROOT / "docs" / "measured").glob("*.json"):
         text = path.read_text(encoding="utf-8")
