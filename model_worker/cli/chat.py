@@ -9,12 +9,12 @@ import typer
 from pydantic import Field
 
 from model_worker.attachment.model_names import SHIPPED, model_folder
-from model_worker.cli.options import takes
 from model_worker.cli.targets import Memory, Sessions, connected, folder_of, target_of
 from model_worker.cli.terminal import warnings_in_one_line
 from model_worker.session.folder import find_session
 from model_worker.session.log import SessionLog
-from model_worker.settings import Compressor, Count, Seed, Settings, described
+from model_worker.settings.flags import takes
+from model_worker.settings.model import Compressor, Count, Seed, Settings, described
 
 
 class ChatOptions(Settings):

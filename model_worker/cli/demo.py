@@ -11,11 +11,11 @@ import typer
 from kvbank.console.output import printable
 from kvbank.console.progress import progress
 from kvbank.console.table import Column, table
-from model_worker.cli.options import takes
 from model_worker.cli.places import check_writable
 from model_worker.cli.quiet import quiet_libraries
 from model_worker.cli.shown import AsJson, Shown, Table, show
 from model_worker.demo.settings import DemoSettings
+from model_worker.settings.flags import takes
 
 if TYPE_CHECKING:
     from model_worker.demo.story import DemoReport

@@ -16,12 +16,12 @@ import typer
 from kvbank.console.progress import progress
 from kvbank.console.table import Column
 from model_worker.attachment.model_names import SHIPPED
-from model_worker.cli.options import takes
 from model_worker.cli.places import check_plot
 from model_worker.cli.quiet import load_quietly
 from model_worker.cli.shown import AsJson, Shown, Table, show
 from model_worker.errors import InputError
-from model_worker.settings import Count, CountOrZero, ModelName, Rope, Seed, Settings, at_least, described
+from model_worker.settings.flags import takes
+from model_worker.settings.model import Count, CountOrZero, ModelName, Rope, Seed, Settings, at_least, described
 from model_worker.user_text import encode_text, readable
 
 if TYPE_CHECKING:

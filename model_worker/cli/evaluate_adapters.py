@@ -14,11 +14,11 @@ import typer
 from kvbank.console.progress import progress
 from kvbank.console.table import Column
 from model_worker.attachment.model_names import SHIPPED
-from model_worker.cli.options import takes
 from model_worker.cli.places import make_plot_folder
 from model_worker.cli.quiet import load_quietly
 from model_worker.cli.shown import AsJson, Shown, Table, show
-from model_worker.settings import Count, CountOrZero, Device, ModelName, Seed, Settings, at_least, described
+from model_worker.settings.flags import takes
+from model_worker.settings.model import Count, CountOrZero, Device, ModelName, Seed, Settings, at_least, described
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -15,7 +15,7 @@ from model_worker.cli.quiet import load_quietly
 from model_worker.cli.shown import AsJson, Shown, show
 from model_worker.errors import InputError
 from model_worker.evaluate.texts import read_text, reference_text
-from model_worker.settings import LARGEST_COUNT
+from model_worker.settings.model import LARGEST_COUNT
 
 homer = typer.Typer(no_args_is_help=True, help="Hierarchical context merging: calibrate it for a model.")
 

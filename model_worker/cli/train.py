@@ -11,10 +11,10 @@ import typer
 
 from kvbank.console.progress import progress
 from kvbank.console.table import Column
-from model_worker.cli.options import missing_option, takes
 from model_worker.cli.quiet import load_quietly
-from model_worker.cli.settings_file import as_toml
 from model_worker.cli.shown import AsJson, Shown, Table, show
+from model_worker.settings.file import as_toml
+from model_worker.settings.flags import missing_option, takes
 from model_worker.train.adapter_settings import AdapterTraining
 
 if TYPE_CHECKING:

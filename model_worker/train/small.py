@@ -8,12 +8,11 @@ The training has stages. Each ends at its number of steps or minutes, `copy` als
 
 from __future__ import annotations
 
-import argparse
 import json
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -22,6 +21,8 @@ from torch.nn import functional
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from model_worker.evaluate.texts import read_book
+from model_worker.settings.flags import run_program, takes
+from model_worker.settings.model import Count, CountOrZero, Seed, Settings, described
 from model_worker.train.books import book_paths
 from model_worker.train.memory_stage import MemoryLayout, encode_chunks, hidden_states
 from model_worker.train.optimiser import make_optimisers
@@ -31,7 +32,32 @@ from model_worker.train.tokenizer import stdlib_text, train_tokenizer
 STAGES = ("copy", "mixed", "memory")
 WARM_UP = 50
 PART = 400_000  # characters of source code that count as one text
+Minutes = Annotated[float, described("Minutes of the stage, for a machine that is shared.")]
 DECAY = 0.4  # share of a stage, at its end, over which the learning rate falls to a twentieth
+
+
+class SmallTraining(Settings):
+    """Settings of one start of the training; steps and minutes are those of a stage, at most."""
+
+    books: Annotated[Path, described("Folder of novels, NAME.txt or NAME.txt.gz.")]
+    out: Annotated[Path, described("Folder for checkpoint/, training_log.jsonl and cached token ids.")]
+    resume: Annotated[Path | None, described("A checkpoint folder to go on from (the optimiser starts anew).")] = None
+    seed: Annotated[Seed, described("Seed of weights and rows.")] = 0
+    threads: Annotated[Count, described("Threads of torch.")] = 2
+    hidden: Annotated[Count, described("Width of the model, a multiple of 64.")] = 192
+    layers: Annotated[Count, described("Layers of the model.")] = 5
+    memory_layer: Annotated[CountOrZero, described("Layer whose keys and values are kept.")] = 2
+    copy_steps: Annotated[CountOrZero, described("Updates of the stage copy.")] = 6000
+    mixed_steps: Annotated[CountOrZero, described("Updates of the stage mixed.")] = 2500
+    memory_steps: Annotated[CountOrZero, described("Updates of the stage memory.")] = 300
+    copy_minutes: Minutes = 1e6
+    mixed_minutes: Minutes = 1e6
+    memory_minutes: Minutes = 1e6
+    muon_lr: Annotated[float, described("Learning rate of the matrices.")] = 2e-3
+    adam_lr: Annotated[float, described("Learning rate of all other weights.")] = 1e-3
+    learnt: Annotated[float, described("Copying accuracy at which the alphabet doubles.")] = 0.9
+    log_every: Annotated[Count, described("Updates between two lines of the log.")] = 25
+    save_every: Annotated[float, described("Seconds between two checkpoints.")] = 180.0
 
 
 @dataclass(frozen=True)
@@ -179,19 +205,19 @@ class Run:
     The optimiser's state does not survive the program, hence the warm-up after each start.
     """
 
-    def __init__(self, args: argparse.Namespace) -> None:
-        self.args, self.out = args, Path(args.out)
+    def __init__(self, settings: SmallTraining) -> None:
+        self.settings, self.out = settings, settings.out
         self.out.mkdir(parents=True, exist_ok=True)
-        torch.set_num_threads(args.threads)
-        torch.manual_seed(args.seed)
-        self.progress = Progress(seed=args.seed)
-        if args.resume:
-            self.model, self.tokenizer, self.progress = load(Path(args.resume))
+        torch.set_num_threads(settings.threads)
+        torch.manual_seed(settings.seed)
+        self.progress = Progress(seed=settings.seed)
+        if settings.resume:
+            self.model, self.tokenizer, self.progress = load(settings.resume)
             self.log(event="resume", note="optimiser starts anew, rate is warmed up again", **asdict(self.progress))
         else:
-            self.tokenizer = new_tokenizer(Path(args.books))
-            self.model = make_model(len(self.tokenizer), args.memory_layer, args.layers, args.hidden)
-        books = tokenized_texts(self.tokenizer, Path(args.books), self.out / "texts.npz")
+            self.tokenizer = new_tokenizer(settings.books)
+            self.model = make_model(len(self.tokenizer), settings.memory_layer, settings.layers, settings.hidden)
+        books = tokenized_texts(self.tokenizer, settings.books, self.out / "texts.npz")
         # Not the same rows again after a resume: the seed of the rows moves with the step.
         self.tasks = Tasks(self.tokenizer, books, self.progress.seed * 1_000_003 + self.progress.tokens)
 
@@ -207,14 +233,14 @@ class Run:
         for stage in STAGES[STAGES.index(self.progress.stage) :]:
             if stage != self.progress.stage:
                 self.progress = replace(self.progress, stage=stage, step=0)
-            self.stage(getattr(self.args, f"{stage}_steps"), 60 * getattr(self.args, f"{stage}_minutes"))
+            self.stage(getattr(self.settings, f"{stage}_steps"), 60 * getattr(self.settings, f"{stage}_minutes"))
             save(self.model, self.tokenizer, self.progress, self.out / "checkpoint")
 
     def stage(self, steps: int, seconds: float) -> None:
         """Train until the stage ends, by steps or by the clock (of this start)."""
         if self.progress.stage == "memory":
             freeze_below(self.model)
-        optimisers = make_optimisers(self.model, self.args.muon_lr, self.args.adam_lr)
+        optimisers = make_optimisers(self.model, self.settings.muon_lr, self.settings.adam_lr)
         seen: dict[str, float] = {}
         start, started = self.progress.step, time.monotonic()
         saved = started
@@ -229,9 +255,9 @@ class Run:
                 tokens=self.progress.tokens + tokens,
                 seconds=round(self.progress.seconds + time.monotonic() - began, 3),
             )
-            if self.progress.step % self.args.log_every == 0 or self.progress.step == steps:
+            if self.progress.step % self.settings.log_every == 0 or self.progress.step == steps:
                 self.log(**asdict(self.progress), rate=round(factor, 3), **{k: round(v, 4) for k, v in seen.items()})
-            if time.monotonic() - saved > self.args.save_every:
+            if time.monotonic() - saved > self.settings.save_every:
                 save(self.model, self.tokenizer, self.progress, self.out / "checkpoint")
                 saved = time.monotonic()
             if self.progress.stage == "copy" and not self.harder(seen):
@@ -261,7 +287,7 @@ class Run:
     def harder(self, seen: dict[str, float]) -> bool:
         """Double the alphabet once it is learnt; return false when all of it is learnt."""
         everything = self.model.config.vocab_size - SPECIALS
-        if seen.get("copy_accuracy", 0) < self.args.learnt:
+        if seen.get("copy_accuracy", 0) < self.settings.learnt:
             return True
         if self.progress.symbols == everything:
             return False
@@ -272,29 +298,11 @@ class Run:
         return True
 
 
-def parser() -> argparse.ArgumentParser:
-    """Return the parser of the command line."""
-    parse = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parse.add_argument("--books", required=True, help="folder of novels, NAME.txt or NAME.txt.gz")
-    parse.add_argument("--out", required=True, help="folder for checkpoint/, training_log.jsonl and cached token ids")
-    parse.add_argument("--resume", help="a checkpoint folder to go on from (the optimiser starts anew)")
-    parse.add_argument("--seed", type=int, default=0)
-    parse.add_argument("--threads", type=int, default=2)
-    parse.add_argument("--hidden", type=int, default=192, help="a multiple of 64")
-    parse.add_argument("--layers", type=int, default=5)
-    parse.add_argument("--memory-layer", type=int, default=2)
-    parse.add_argument("--copy-steps", type=int, default=6000, help="at most")
-    parse.add_argument("--mixed-steps", type=int, default=2500)
-    parse.add_argument("--memory-steps", type=int, default=300)
-    for stage in STAGES:
-        parse.add_argument(f"--{stage}-minutes", type=float, default=1e6, help="at most, for a machine that is shared")
-    parse.add_argument("--muon-lr", type=float, default=2e-3)
-    parse.add_argument("--adam-lr", type=float, default=1e-3)
-    parse.add_argument("--learnt", type=float, default=0.9, help="copying accuracy at which the alphabet doubles")
-    parse.add_argument("--log-every", type=int, default=25)
-    parse.add_argument("--save-every", type=float, default=180.0, help="seconds between checkpoints")
-    return parse
+@takes(SmallTraining, file=True)
+def main(settings: SmallTraining) -> None:
+    """Train the small model that copies from its memory, and write checkpoints and a log."""
+    Run(settings).stages()
 
 
 if __name__ == "__main__":
-    Run(parser().parse_args()).stages()
+    run_program(main, "python -m model_worker.train.small")

@@ -10,23 +10,23 @@ lengths of spans follow the clock. `--ship DIR` puts a finished run where the pa
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
+import typer
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.data import Dataset
 
 from model_worker.attachment.loading import load_model
-from model_worker.errors import WorkerError
+from model_worker.attachment.model_names import SHIPPED
 from model_worker.evaluate.texts import read_book
 from model_worker.icae import folder as files
 from model_worker.icae.config import IcaeConfig
@@ -36,6 +36,8 @@ from model_worker.icae.model import Icae
 from model_worker.icae.objectives import decoder_row
 from model_worker.icae.trainer import LOG, Pace, TrainSettings, last_checkpoint, train
 from model_worker.icae.transformers_trainer import TrainerCallback
+from model_worker.settings.flags import missing_option, run_program, takes
+from model_worker.settings.model import Count, CountOrZero, ModelName, Seed, Settings, described
 from model_worker.train.books import book_paths
 from model_worker.train.optimiser import Muon
 from model_worker.train.ship import thinned
@@ -43,6 +45,37 @@ from model_worker.train.small import tokenized_texts
 
 SHORTEST = 4
 CHUNK = 64  # of the worker: a context may be so long, however short a span is
+
+
+class SmallAdapterTraining(Settings):
+    """Settings of one run."""
+
+    out: Annotated[Path, described("Folder of the run.")]
+    books: Annotated[Path | None, described("Folder of novels, NAME.txt or NAME.txt.gz.")] = None
+    model: ModelName = SHIPPED
+    name: Annotated[str, described("What the configuration calls the base.")] = SHIPPED
+    resume: Annotated[bool, described("Go on from the last checkpoint in --out.")] = False
+    interface: Annotated[Literal["soft", "kv"], described("How the frozen model reads slots.")] = "soft"
+    positions: Annotated[Literal["contiguous", "spread"], described("Where memory tokens stand.")] = "spread"
+    slots: Annotated[Count, described("Memory tokens a span.")] = 8
+    rate: Annotated[Count, described("Tokens a slot.")] = 4
+    rank: Annotated[Count, described("Rank of LoRA.")] = 64
+    alpha: Annotated[float, described("Alpha of LoRA, whose scale is alpha / rank.")] = 64
+    dropout: Annotated[float, described("Dropout of LoRA.")] = 0.0
+    lm_ratio: Annotated[float, described("Share of continuations.")] = 0.1
+    start: Annotated[Path | None, described("An adapter to go on with (its form, not that of the options).")] = None
+    chunks: Annotated[float, described("Share of contexts as long as a worker's chunk.")] = 0.2
+    growing: Annotated[float, described("Share of the run in which spans grow.")] = 0.3
+    steps: Annotated[Count, described("Updates.")] = 3000
+    minutes: Annotated[float | None, described("Minutes at most; rate and lengths follow the clock.")] = None
+    batch: Annotated[Count, described("Contexts of an update.")] = 32
+    lr: Annotated[float, described("Learning rate.")] = 3e-3
+    adam: Annotated[bool, described("AdamW for all, not Muon for LoRA.")] = False
+    seed: Annotated[Seed, described("Seed of weights and samples.")] = 0
+    threads: Annotated[Count, described("Threads of torch.")] = 1
+    measure_every: Annotated[Count, described("Updates between two measurements.")] = 100
+    measured: Annotated[Count, described("Held-back contexts, a quarter of them on the way.")] = 256
+    save_every: Annotated[CountOrZero, described("Updates between two checkpoints; 0: none.")] = 250
 
 
 @dataclass(frozen=True)
@@ -203,60 +236,65 @@ def _line(event: str, found: Measured, **more: object) -> str:
     return json.dumps({"event": event, **more, **{k: round(v, 4) for k, v in vars(found).items()}})
 
 
-def run(args: argparse.Namespace) -> Measured:
+def run(settings: SmallAdapterTraining) -> Measured:
     """Train one adapter, and measure it on held-back text.
 
-    Raises InputError for --resume without a checkpoint.
+    Raises InputError for --resume without a checkpoint, and Failed without books.
     """
-    resume = last_checkpoint(args.out) if args.resume else None
-    torch.set_num_threads(args.threads)
-    torch.manual_seed(args.seed)
-    args.out.mkdir(parents=True, exist_ok=True)
-    base, tokenizer = load_model(args.model)
-    texts = tokenized_texts(tokenizer, args.books, args.out / "texts.npz")
-    config = IcaeConfig(args.slots, args.rate, args.interface, args.positions, base=args.name)
-    lora = {"rank": args.rank, "alpha": args.alpha, "dropout": args.dropout, "targets": "all-linear"}
-    if args.start:
-        icae = Icae.from_pretrained(base, args.start, trainable=True)
-        _take_over_log(args.start.parent / LOG, args.out / LOG)
+    if settings.books is None:
+        raise missing_option("books", "python -m model_worker.train.small_adapter")
+    resume = last_checkpoint(settings.out) if settings.resume else None
+    torch.set_num_threads(settings.threads)
+    torch.manual_seed(settings.seed)
+    settings.out.mkdir(parents=True, exist_ok=True)
+    base, tokenizer = load_model(settings.model)
+    texts = tokenized_texts(tokenizer, settings.books, settings.out / "texts.npz")
+    config = IcaeConfig(settings.slots, settings.rate, settings.interface, settings.positions, base=settings.name)
+    lora = settings.model_dump(include={"rank", "alpha", "dropout", "seed"})
+    if settings.start:
+        icae = Icae.from_pretrained(base, settings.start, trainable=True)
+        _take_over_log(settings.start.parent / LOG, settings.out / LOG)
     else:
-        icae = Icae.create(base, config, **lora, seed=args.seed)
-    settings = TrainSettings(
-        out=args.out,
-        steps=args.steps,
-        minutes=args.minutes,
-        batch=args.batch,
-        rate=args.lr,
-        warm_up=50,
-        clip=1.0,
-        seed=args.seed,
-        log_every=25,
-        save_every=args.save_every,
-        shuffle=False,
-    )
-    pace = Pace(args.minutes)
-    rules = SpanRules(args.steps, args.batch, args.lm_ratio, args.growing, args.chunks, args.seed)
+        icae = Icae.create(base, config, targets="all-linear", **lora)
+    pace = Pace(settings.minutes)
+    rules = SpanRules(**settings.model_dump(include={"steps", "batch", "lm_ratio", "growing", "chunks", "seed"}))
     samples = Spans(texts, icae, pace, rules)
     matrices = [p for p in icae.encoder.parameters() if p.requires_grad]
-    optimizer: Optimizer | None = None if args.adam else MuonAdam(matrices, icae.memory, args.lr)
-    watched = held_back(tokenizer, args.books, icae.config.capacity, max(args.measured // 4, 2))
+    optimizer: Optimizer | None = None if settings.adam else MuonAdam(matrices, icae.memory, settings.lr)
+    watched = held_back(tokenizer, settings.books, icae.config.capacity, max(settings.measured // 4, 2))
     report = train(
         icae,
         samples,
-        settings,
+        _course(settings),
         resume=resume,
         pace=pace,
-        callbacks=[_Measure(icae, watched, args.out / LOG, args.measure_every, pace)],
+        callbacks=[_Measure(icae, watched, settings.out / LOG, settings.measure_every, pace)],
         optimizer=optimizer,
     )
-    found = measure(icae, held_back(tokenizer, args.books, CHUNK, args.measured))
+    found = measure(icae, held_back(tokenizer, settings.books, CHUNK, settings.measured))
     line = _line(
-        "final", found, steps=report.steps, seconds=report.seconds, tokens_a_context=CHUNK, contexts=args.measured
+        "final", found, steps=report.steps, seconds=report.seconds, tokens_a_context=CHUNK, contexts=settings.measured
     )
     print(line, flush=True)
-    with (args.out / LOG).open("a") as file:
+    with (settings.out / LOG).open("a") as file:
         file.write(line + "\n")
     return found
+
+
+def _course(settings: SmallAdapterTraining) -> TrainSettings:
+    return TrainSettings(
+        out=settings.out,
+        steps=settings.steps,
+        minutes=settings.minutes,
+        batch=settings.batch,
+        rate=settings.lr,
+        warm_up=50,
+        clip=1.0,
+        seed=settings.seed,
+        log_every=25,
+        save_every=settings.save_every,
+        shuffle=False,
+    )
 
 
 def _take_over_log(before: Path, log: Path) -> None:
@@ -285,45 +323,19 @@ def ship(out: Path, target: Path, model: str = "kvbank-small", limit: int = 100_
     temporary.replace(target / LOG)
 
 
-def parser() -> argparse.ArgumentParser:
-    """Return the parser of the command line."""
-    parse = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parse.add_argument("--books", type=Path, help="folder of novels, NAME.txt or NAME.txt.gz")
-    parse.add_argument("--out", required=True, type=Path, help="folder of the run")
-    parse.add_argument("--ship", type=Path, help="train nothing: put the finished run in --out into this folder")
-    parse.add_argument("--model", default="kvbank-small")
-    parse.add_argument("--name", default="kvbank-small", help="what the configuration calls the base")
-    parse.add_argument("--resume", action="store_true", help="go on from the last checkpoint in --out")
-    parse.add_argument("--interface", default="soft", choices=("soft", "kv"))
-    parse.add_argument("--positions", default="spread", choices=("contiguous", "spread"))
-    parse.add_argument("--slots", type=int, default=8)
-    parse.add_argument("--rate", type=int, default=4)
-    parse.add_argument("--rank", type=int, default=64)
-    parse.add_argument("--alpha", type=float, default=64)
-    parse.add_argument("--dropout", type=float, default=0.0)
-    parse.add_argument("--lm-ratio", type=float, default=0.1, help="share of continuations")
-    parse.add_argument("--start", type=Path, help="an adapter to go on with (its form, not that of the options)")
-    parse.add_argument("--chunks", type=float, default=0.2, help="share of contexts as long as a worker's chunk")
-    parse.add_argument("--growing", type=float, default=0.3, help="share of the run in which spans grow")
-    parse.add_argument("--steps", type=int, default=3000)
-    parse.add_argument("--minutes", type=float, help="at most; rate and lengths follow the clock")
-    parse.add_argument("--batch", type=int, default=32)
-    parse.add_argument("--lr", type=float, default=3e-3)
-    parse.add_argument("--adam", action="store_true", help="AdamW for all, not Muon for LoRA")
-    parse.add_argument("--seed", type=int, default=0)
-    parse.add_argument("--threads", type=int, default=1)
-    parse.add_argument("--measure-every", type=int, default=100)
-    parse.add_argument("--measured", type=int, default=256, help="held-back contexts, a quarter of them on the way")
-    parse.add_argument("--save-every", type=int, default=250)
-    return parse
+@takes(SmallAdapterTraining, file=True)
+def main(
+    settings: SmallAdapterTraining,
+    ship_to: Annotated[
+        Path | None, typer.Option("--ship", help="Train nothing: put the finished run in --out into this folder.")
+    ] = None,
+) -> None:
+    """Train an ICAE adapter of the small model, and measure it on held-back text."""
+    if ship_to is None:
+        run(settings)
+    else:
+        ship(settings.out, ship_to, settings.model)
 
 
 if __name__ == "__main__":
-    given = parser().parse_args()
-    try:
-        if given.ship:
-            ship(given.out, given.ship, given.model)
-        else:
-            run(given)
-    except WorkerError as error:
-        raise SystemExit(f"{parser().prog}: {error}") from None
+    run_program(main, "python -m model_worker.train.small_adapter")

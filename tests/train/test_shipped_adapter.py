@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -33,19 +34,20 @@ def books(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-SMALL = "--slots 4 --rank 2 --batch 3 --measure-every 2 --save-every 2 --measured 8".split()
+def settings(books: Path, out: Path, **more: Any) -> script.SmallAdapterTraining:
+    small = {"slots": 4, "rank": 2, "batch": 3, "measure_every": 2, "save_every": 2, "measured": 8}
+    return script.SmallAdapterTraining(books=books, out=out, **small, **more)
 
 
-def run_script(books: Path, out: Path, *more: str) -> script.Measured:
+def run_script(books: Path, out: Path, **more: Any) -> script.Measured:
     out.mkdir()
     shutil.copy(books / "texts.npz", out)
-    return script.run(script.parser().parse_args(["--books", str(books), "--out", str(out), *SMALL, *more]))
+    return script.run(settings(books, out, **more))
 
 
 def test_the_script_is_seeded_by_steps_and_ships(books: Path, tmp_path: Path):
     one, same, other = (
-        run_script(books, tmp_path / name, "--steps", "4", "--seed", seed)
-        for name, seed in (("a", "0"), ("b", "0"), ("c", "1"))
+        run_script(books, tmp_path / name, steps=4, seed=seed) for name, seed in (("a", 0), ("b", 0), ("c", 1))
     )
     assert one == same != other
     events = [entry for entry in logged(tmp_path / "a") if "event" in entry]
@@ -64,11 +66,10 @@ def test_the_script_is_seeded_by_steps_and_ships(books: Path, tmp_path: Path):
 
 def test_the_script_resumes_from_a_checkpoint_or_says_that_there_is_none(books: Path, tmp_path: Path):
     with pytest.raises(InputError, match="no complete checkpoint in"):
-        run_script(books, tmp_path / "new", "--steps", "2", "--resume")
-    first = run_script(books, tmp_path / "whole", "--steps", "4")
+        run_script(books, tmp_path / "new", steps=2, resume=True)
+    first = run_script(books, tmp_path / "whole", steps=4)
     shutil.rmtree(tmp_path / "whole" / "checkpoint-4")
-    arguments = ["--books", str(books), "--out", str(tmp_path / "whole"), *SMALL, "--steps", "4", "--resume"]
-    assert script.run(script.parser().parse_args(arguments)) == first
+    assert script.run(settings(books, tmp_path / "whole", steps=4, resume=True)) == first
 
 
 def test_both_optimisers_move_everything_and_spans_grow(books: Path, tmp_path: Path):

@@ -12,7 +12,7 @@ from model_worker.demo.facts import TRAINING_SEEDS, make_facts
 from model_worker.train.books import book_paths
 from model_worker.train.lookup import ChunkLookup
 from model_worker.train.memory_stage import encode_chunks, hidden_states
-from model_worker.train.small import Run, make_model, parser
+from model_worker.train.small import Run, SmallTraining, make_model
 from model_worker.train.tasks import CHUNK, Batch, Tasks
 from model_worker.train.tokenizer import train_tokenizer
 
@@ -119,14 +119,23 @@ def test_tiny_run_of_all_stages_resumes(tmp_path: Path):
     books.mkdir()
     for name in ("one", "two"):
         (books / f"{name}.txt").write_text(WORDS * 100)
-    steps = ["--copy-steps", "3", "--mixed-steps", "3", "--memory-steps", "3", "--log-every", "1", "--threads", "1"]
-    common = ["--books", str(books), "--out", str(out), "--hidden", "64", "--layers", "2", "--memory-layer", "1"]
-    Run(parser().parse_args(common + steps)).stages()
+    settings = SmallTraining(
+        books=books,
+        out=out,
+        hidden=64,
+        layers=2,
+        memory_layer=1,
+        copy_steps=3,
+        mixed_steps=3,
+        memory_steps=3,
+        log_every=1,
+        threads=1,
+    )
+    Run(settings).stages()
     checkpoint = out / "checkpoint"
     below = AutoModelForCausalLM.from_pretrained(checkpoint).model.layers[0].self_attn.q_proj.weight.clone()
 
-    steps[5] = "6"
-    Run(parser().parse_args([*common, *steps, "--resume", str(checkpoint)])).stages()
+    Run(settings.model_copy(update={"memory_steps": 6, "resume": checkpoint})).stages()
     log = [json.loads(line) for line in (out / "training_log.jsonl").read_text().splitlines()]
     assert [entry["step"] for entry in log if "rate" in entry] == [1, 2, 3] * 3 + [4, 5, 6]
     assert any(entry.get("event") == "resume" for entry in log)

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from kvbank.commands import application
-from model_worker.cli.settings_file import as_toml
 from model_worker.errors import InputError
+from model_worker.settings.file import as_toml
 from model_worker.train.adapter_settings import AdapterTraining
 from tests.support import command
 

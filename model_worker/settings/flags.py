@@ -13,17 +13,17 @@ import types
 from collections.abc import Callable, Iterator, Mapping
 from functools import update_wrapper
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin
 
 import typer
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from kvbank.console.ending import USAGE, Failed
+from kvbank.console.ending import USAGE, Failed, run
 from kvbank.console.options import flag
-from model_worker.cli.settings_file import read_settings
 from model_worker.errors import InputError
-from model_worker.settings import Settings
+from model_worker.settings.file import read_settings
+from model_worker.settings.model import Settings
 
 _S = TypeVar("_S", bound=Settings)
 # Parameters of a command beside its fields, which no field may be called.
@@ -40,7 +40,7 @@ def takes(settings: type[_S], *, file: bool = False) -> Callable[[Callable[..., 
         beside = list(inspect.signature(command, eval_str=True).parameters.values())[1:]
         own = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in beside]
 
-        def run(**values: Any) -> None:
+        def called(**values: Any) -> None:
             context = values.pop(_CONTEXT)
             path = values.pop(_FILE, None)
             given = {
@@ -48,12 +48,12 @@ def takes(settings: type[_S], *, file: bool = False) -> Callable[[Callable[..., 
             }
             command(_made(settings, path, given, context), **values)
 
-        update_wrapper(run, command)
+        update_wrapper(called, command)
         parameters = [_parameter(_CONTEXT, typer.Context), *([_file()] if file else [])]
         parameters += [*own, *(_option(name, field, both=file) for name, field in settings.model_fields.items())]
-        run.__dict__["__signature__"] = inspect.Signature(parameters)
-        run.__annotations__ = {each.name: each.annotation for each in parameters}
-        return run
+        called.__dict__["__signature__"] = inspect.Signature(parameters)
+        called.__annotations__ = {each.name: each.annotation for each in parameters}
+        return called
 
     return decorate
 
@@ -143,3 +143,10 @@ def _bounds(annotation: Any, metadata: Any) -> Iterator[Any]:
     elif origin is not Literal:
         for part in parts:
             yield from _bounds(part, ())
+
+
+def run_program(command: Callable[..., None], name: str) -> NoReturn:
+    """Run a command that is a program of its own, and end the process as `kvbank` does. name: how it is called."""
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command()(command)
+    run(app, name)

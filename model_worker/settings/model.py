@@ -1,6 +1,7 @@
-"""Settings of commands and of training runs: how a field of one says its type, its bounds and its help.
+"""Settings of commands and of training runs say here their types, their bounds and their help, field by field.
 
-A settings model derives from `Settings`; `model_worker.cli.options` makes flags of its fields. Importing it is cheap.
+A settings model derives from `Settings`; flags.py makes flags of its fields, and file.py reads them from TOML. The
+module is light to import: no torch.
 """
 
 from typing import Annotated, Any

@@ -1,0 +1,1 @@
+"""Settings that a person gives: the model of their fields, flags that are made of it, and a TOML file of it."""
