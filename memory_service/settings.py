@@ -18,7 +18,7 @@ from kvbank.console.quantities import COUNT, SIZE, TIME, Quantity
 MIB = 1024 * 1024
 LONGEST_SOCKET_PATH = 107
 PREFIX = "KVBANK_"
-# Variables of the command line and of its other parts.
+# Variables KVBANK_... that other parts of the command line read.
 _OTHERS = ("KVBANK_MEMORY", "KVBANK_DEBUG")
 
 
@@ -45,7 +45,7 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid")
 
-    # Resolved once: a process that goes to another folder afterwards still has this one.
+    # The path is resolved once, so that a process that goes to another folder afterwards still has this one.
     data: Annotated[Path, AfterValidator(lambda path: Path(os.path.realpath(path)))] = Field(
         description="Data folder; made when missing."
     )

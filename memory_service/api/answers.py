@@ -146,6 +146,7 @@ def _closing_after_errors(found: Sequence[Found]) -> Iterator[None]:
 
 
 def _query(request: pb.RetrieveRequest) -> Query:
+    """Read what a request asks for. Errors: INVALID_FIELD."""
     return Query(
         banks=list(request.banks),
         reader_digest=request.reader_digest,

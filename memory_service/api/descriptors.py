@@ -5,8 +5,10 @@ from contextlib import suppress
 
 from memory_service.domain.limits import STANDARD
 
-# For payloads that are being sent; for the database in each thread, indexes, logs, sockets that listen, direct calls.
+# Descriptors that are kept for payloads that are being sent, for the database in each thread, indexes, logs, sockets
+# that listen, and direct calls.
 _FOR_FILES = STANDARD.open_files + 256
+# Connections that are accepted however few descriptors there are.
 _FEWEST = 16
 
 

@@ -39,7 +39,7 @@ class Endpoint:
         self._registry = registry
         self._troubles = troubles
         self._patience = limits.http_patience_s
-        # One scrape at a time, because each reads the figures of all banks.
+        # There is one scrape at a time, because each reads the figures of all banks.
         self._scraping = ThreadPoolExecutor(1, "kvbank-metrics")
         self._paths: dict[str, Callable[[str], Awaitable[Answer]]] = {
             "/metrics": self._metrics,

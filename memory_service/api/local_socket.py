@@ -74,7 +74,7 @@ class DirectCalls:
             self._closing = True
             threads = list(self._threads.values())
         self._shut(socket.SHUT_RD)
-        # Wakes the accept; a close alone would not.
+        # A shutdown wakes the accept; a close alone would not.
         self._socket.shutdown(socket.SHUT_RDWR)
         self._acceptor.join()
         until = time.monotonic() + grace

@@ -33,7 +33,7 @@ class SameHost:
         self._root = data.resolve()
         self._staging = self._root / staging.name
         private.make_folder(self._staging)
-        # When each file was seen first (monotonic).
+        # The time (monotonic) at which each file was seen first.
         self._seen: dict[str, float] = {}
         self.sweep(0)
         self._nonce = secrets.token_bytes(32)

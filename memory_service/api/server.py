@@ -109,7 +109,8 @@ class Server:
         self._health.add_to(self._server)
         if self._settings.reflection:
             reflection.enable_server_reflection((SERVICE, health.NAME, reflection.SERVICE_NAME), self._server)
-        # Before gRPC's port, which a server that is bound and was never started does not give back.
+        # The endpoint listens before gRPC does, because a server of gRPC that is bound and was never started does not
+        # give its port back.
         if self._settings.metrics_listen:
             self._endpoint = Endpoint(self._metrics.registry, self._troubles, self._limits)
             await self._endpoint.listen(self._settings.metrics_listen)
@@ -171,7 +172,7 @@ class Server:
 def _options(settings: Settings) -> list[tuple[str, int]]:
     """Return the options of gRPC's server."""
     return [
-        # A peer that is gone is noticed after some 80 s; clients may ask as often.
+        # A peer that is gone is noticed after 80 s; clients may send pings every 10 s.
         ("grpc.keepalive_time_ms", 60_000),
         ("grpc.keepalive_timeout_ms", 20_000),
         ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
@@ -179,7 +180,7 @@ def _options(settings: Settings) -> list[tuple[str, int]]:
         ("grpc.max_send_message_length", settings.max_message_bytes),
         # Without SO_REUSEPORT a second server on the port is an error; with it, each would get some of the connections.
         ("grpc.so_reuseport", 0),
-        # These are of one connection; a client keeps further calls to itself until others have ended.
+        # Calls of one connection; its client keeps further calls to itself until others have ended.
         ("grpc.max_concurrent_streams", MOST_STREAMS),
         # No compression: gRPC would make sixty thousand bytes of sixty before the service could refuse them.
         ("grpc.compression_enabled_algorithms_bitset", 1),

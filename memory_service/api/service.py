@@ -168,7 +168,7 @@ class MemoryService(HandledService, service_pb2_grpc.MemoryServiceServicer):
             async with self.handling.turns.made(kind, find) as (header, files):
                 yield header
             del header  # what follows may take long
-            # Closed first, also where the caller goes: a thread may still be reading the files.
+            # The frames are closed before the files, also where the caller goes, because a thread may still be reading.
             async with aclosing(self._sender.frames(files)) as frames:
                 async for frame in frames:
                     yield frame

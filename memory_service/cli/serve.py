@@ -53,7 +53,7 @@ def serve(
         if ready_file is not None:
             _write(ready_file, address)
 
-    # Half a second of imports that `kvbank --help` can do without.
+    # These imports take half a second, which `kvbank --help` can do without.
     from memory_service.api import server
     from memory_service.observe import logs
 

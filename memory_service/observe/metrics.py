@@ -83,7 +83,7 @@ class Metrics:
             "chunks_deleted": self.chunks_deleted,
             "chunks_quarantined": self.chunks_quarantined,
         }
-        # From zero on, so that the first one of a kind shows up as a rate.
+        # Each is there from zero on, so that the first one of a kind shows up as a rate.
         for reason in get_args(EvictionReason):
             self.chunks_evicted.labels(reason)
 

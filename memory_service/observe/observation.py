@@ -17,7 +17,7 @@ from memory_service.observe.seldom import Repeating
 _ID = re.compile(r"[\w.-]{1,64}", re.ASCII)
 # Codes of failures that are the service's and not the caller's.
 _TROUBLE = ("INTERNAL", "UNKNOWN", "DATA_LOSS", "UNAVAILABLE")
-# Reasons that mean bytes which are not what they should be, and where that was seen.
+# Reasons that mean bytes which do not match their checksum, and where that was seen.
 _CHECKSUMS = {"CHECKSUM_IN_TRANSIT": "write", "CHECKSUM_MISMATCH": "read"}
 _log = logging.getLogger(__name__)
 

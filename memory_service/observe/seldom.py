@@ -28,7 +28,7 @@ class Repeating:
     """Remembers which kinds of lines were logged, and decides which are due; threads may share it."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        """Remember nothing yet. clock: gives seconds that only go on."""
+        """Begin with nothing remembered. clock: gives seconds that only go on."""
         self._clock = clock
         self._lock = threading.Lock()
         self._kinds: dict[str, Seen] = {}

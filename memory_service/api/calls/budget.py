@@ -27,7 +27,7 @@ class Share:
         self.end = end
         self.owner = owner
         self.size = 0
-        # Until when (time.monotonic()) the caller has kept pace with LEAST_RATE.
+        # The time (monotonic) until which the caller has kept pace with LEAST_RATE.
         self.moved = time.monotonic()
 
     async def grow(self, size: int) -> None:
@@ -101,7 +101,7 @@ class _Lane:
         self._shares: set[Share] = set()
         self._held: Counter[str] = Counter()
         self._waiting: list[_Waiting] = []
-        # The one share that may go beyond the limit, to its end.
+        # The one share that may go beyond the limit, until it holds nothing any more.
         self._beyond: Share | None = None
         self.taken = 0
 

@@ -20,7 +20,8 @@ from memory_service.observe import request as requests
 
 # Seconds within which calls that were ended must be gone.
 _FAREWELL_S = 1.0
-# While calls come faster than that, gRPC's core has some that it has not handed over; but for so long at most.
+# While calls come within so many seconds of each other, gRPC's core may have some that it has not handed over; that is
+# waited for at most so many seconds.
 _QUIET_S, _LONGEST_UNQUIET_S = 0.05, 0.5
 _DETAILS = "grpc-status-details-bin"
 
@@ -96,7 +97,7 @@ class Calls:
         call = Call(context.peer())
         _current.set(call)
         self._running.add(call)
-        # Not before gRPC has sent the answer.
+        # A call has ended when gRPC has sent its answer, not before.
         context.add_done_callback(lambda _: self._left(call))
         try:
             return await handling

@@ -20,9 +20,9 @@ from memory_service.domain.answer_size import HeaderTooLarge
 from memory_service.domain.limits import Pauses
 
 T = TypeVar("T")
-# Loads a header that may have so many bytes. Errors: HeaderTooLarge, before it is loaded.
+# A call that loads a header of at most so many bytes. Errors: HeaderTooLarge, before all of it is loaded.
 Load = Callable[[int], T]
-# Nearly every header is shorter.
+# The bytes of an ordinary header; nearly every header is shorter.
 ORDINARY_BYTES = 64 * 1024
 # Headers that are longer than this are loaded one at a time.
 LARGE_BYTES = 2 * 1024 * 1024

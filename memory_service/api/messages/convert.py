@@ -36,7 +36,7 @@ from memory_service.domain.model import (
 )
 from memory_service.domain.validate import MOST_LAYERS
 
-# The enums of the contract by the words of the domain. The last one is the word of ..._UNSPECIFIED.
+# The enums of the contract by the words of the domain, with the word that stands for ..._UNSPECIFIED, if one does.
 _ENUMS: Mapping[Any, tuple[Any, str]] = {
     DType: (bank_pb2.DataType, ""),
     PolicyKind: (bank_pb2.PolicyKind, ""),
@@ -51,7 +51,7 @@ _WORDS: Mapping[Any, Mapping[int, Any]] = {
     words: {number: word for word, number in found.items()} for words, found in NUMBERS.items()
 }
 
-# Three for each layer of the largest bank.
+# The tensors of a chunk: three for each layer of the largest bank.
 MOST_TENSORS = 3 * MOST_LAYERS
 MOST_CONDITIONS = 32
 MOST_VALUES = 1000

@@ -15,7 +15,7 @@ def number_of(token: str, first: int) -> int:
     """Read a token that is a number; an empty one stands for `first`. Errors: INVALID_FIELD."""
     if not token:
         return first
-    # The length first: Python refuses to read a number of thousands of digits.
+    # The length is looked at first, because Python refuses to read a number of thousands of digits.
     if not (len(token) < 20 and token.isascii() and token.isdecimal() and int(token) <= LARGEST_INT64):
         raise invalid("page_token", "is not one that this service gave")
     return int(token)

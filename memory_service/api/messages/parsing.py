@@ -16,7 +16,7 @@ from google.protobuf.message_factory import GetMessageClass
 
 from memory_service.domain.errors import ServiceError, invalid
 
-# The bytes of a message that moves no vectors or tensors.
+# The most bytes of a message that moves no vectors or tensors.
 LARGEST_REQUEST = 4 * 1024 * 1024
 # The parts of a message are its fields and those of the messages in it; each takes about 100 bytes of memory. Eight
 # bytes of packed numbers count as a part, or four where the numbers have 64 bits.

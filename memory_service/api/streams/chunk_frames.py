@@ -40,7 +40,7 @@ class FrameReader(Generic[C]):
     """Puts the frames of one stream together to chunks. It does no I/O, and waits for nothing."""
 
     def __init__(self) -> None:
-        # The chunk whose bytes are coming.
+        # The chunk whose bytes are coming in.
         self.open: C | None = None
 
     def headers(self, frame: Any) -> Iterator[pb.ChunkHeader]:

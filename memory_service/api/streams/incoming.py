@@ -9,7 +9,7 @@ from memory_service.domain.errors import invalid
 from memory_service.operations.writing import Admitted
 from memory_service.storage.base import Staged, Written
 
-# How large a chunk's buffer is while no more has come.
+# The size of a chunk's buffer while no more has come.
 _FIRST_BYTES = 1024 * 1024
 
 

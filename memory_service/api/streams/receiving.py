@@ -27,9 +27,9 @@ from memory_service.observe.metrics import Metrics
 from memory_service.operations.banks import Banks
 from memory_service.storage.base import Staged, Written
 
-# Bytes of a chunk without its tensors, so that every answer about single chunks fits in a message.
+# The most bytes of a chunk without its tensors, so that every answer about single chunks fits in a message.
 LARGEST_HEADER = 2 * 1024 * 1024
-# Acknowledgements in one message; each may name some hundred evicted chunks.
+# The most acknowledgements in one message; each may name some hundred evicted chunks.
 MOST_ACKS = 256
 
 
@@ -57,7 +57,7 @@ class Receiver:
         self.same_host = same_host
         self.received = {path: metrics.received_bytes.labels(path) for path in ("stream", "staged")}
         metrics.in_flight_bytes.set_function(lambda: budget.taken)
-        # Set at the start of a shutdown: open streams may finish what they began, and begin nothing.
+        # Set at the start of a shutdown: open streams may finish the chunks that they began, and begin no other.
         self.draining = False
 
     async def acks(self, frames: AsyncIterator[Any]) -> AsyncIterator[pb.WriteChunksResponse]:
@@ -73,7 +73,7 @@ class Receiver:
                         yield _ack(written)
             await reader
         finally:
-            # After a refusal or a lost caller: writes under way end before the call does.
+            # Writes that are under way after a refusal, or when the caller has gone, end before the call does.
             reader.cancel()
             await asyncio.gather(reader, return_exceptions=True)
             await asyncio.shield(stream.rest())
@@ -141,7 +141,7 @@ class _Stream:
         admitted = receiver.banks.admit(header.bank, header.reader_digest, header.embedder_digest, new)
         staged = self._staged(header.staged) if header.HasField("staged") else None
         for waited in admitted.waits():
-            # This is waited for here, where the chunk holds neither a thread nor bytes that others wait for.
+            # The wait is here, where the chunk holds neither a thread nor bytes that others wait for.
             await asyncio.shield(asyncio.wrap_future(waited))
         # The header counts too, because chunks without K-V are all header.
         all_bytes = size + (new.payload.length if new.payload else 0)

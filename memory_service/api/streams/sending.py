@@ -1,6 +1,6 @@
-"""The bytes of an answer on their way out: read and verified in a storage thread while those before them are sent.
-
-Owns the bounds on what an answer holds in memory, whatever its size and however slowly its caller reads.
+"""The bytes of an answer on their way out: they are read and verified in a storage thread while the bytes before them
+are sent. This file owns the bound on what an answer holds in memory, whatever its size and however slowly its caller
+reads.
 """
 
 import asyncio
@@ -26,11 +26,13 @@ AHEAD = 2
 
 
 class Sender:
-    """Turns the files of answers into data frames."""
+    """Makes data frames of the files of answers."""
 
     def __init__(
         self, damage: Damage, pool: ThreadPoolExecutor, budget: Budget, metrics: Metrics, pauses: Pauses
     ) -> None:
+        """Read in threads of `pool`. damage: where a damaged file is reported. budget: the bytes that all answers hold
+        together."""
         self._damage = damage
         self._pauses = pauses
         self._pool = pool
@@ -39,9 +41,11 @@ class Sender:
         self._reading = metrics.stages["read"]
 
     async def frames(self, found: Sequence[Opened]) -> AsyncGenerator[bytes]:
-        """Frames of about 1 MiB, as they go over the wire; the caller closes this, and then the files.
+        """Yield the bytes of files in frames of about 1 MiB, as they go over the wire. The caller closes this
+        generator, and then the files.
 
-        Errors: CHECKSUM_MISMATCH; STORAGE_ERROR (to be asked again) for a file that was not held open and is gone.
+        Errors: CHECKSUM_MISMATCH; STORAGE_ERROR, upon which the client asks again, for a file that was not held open
+        and is gone.
         """
         loop = asyncio.get_running_loop()
         total = sum(item.file.length for item in found)
@@ -51,7 +55,7 @@ class Sender:
         size = min(total, 2 * AHEAD * _frames.FRAME_BYTES)
         share = await self._budget.take(size, call.end_stalled, owner=call.connection)
         frames = self._read(found, min(total, _frames.FRAME_BYTES))
-        # With the context, so that what a storage thread logs carries the request.
+        # The context goes along, so that what a storage thread logs carries the request.
         run = copy_context().run
 
         def take(count: int) -> asyncio.Future[list[bytes]]:
@@ -59,7 +63,7 @@ class Sender:
 
         ahead = take(1)  # alone, because nothing is being sent meanwhile
         try:
-            # Shielded, so that it ends with its thread and not with the call.
+            # The wait is shielded, so that the reading ends with its thread and not with the call.
             while batch := await asyncio.shield(ahead):
                 ahead = take(AHEAD)
                 for frame in batch:
@@ -67,7 +71,7 @@ class Sender:
                     share.progress(len(frame))
             self._sent.inc(total)
         finally:
-            # A thread may still be reading; not one of its files is closed before.
+            # A thread may still be reading, and no file is closed before it has ended.
             try:
                 await asyncio.wait([ahead])
             finally:
@@ -79,6 +83,7 @@ class Sender:
             return list(islice(frames, count))
 
     def _read(self, found: Sequence[Opened], frame_bytes: int) -> Iterator[bytes]:
+        """Yield frames of `frame_bytes` bytes of K-V, and a last one of the rest."""
         buffer, filled = np.empty(frame_bytes, np.uint8).data, 0
         for item in found:
             while count := self._fill(item, buffer[filled:]):
@@ -90,11 +95,12 @@ class Sender:
             yield _frames.encode([buffer[:filled]])
 
     def _fill(self, item: Opened, room: memoryview) -> int:
+        """Read bytes of a file into `room`, and return how many; 0 at its end. Errors: those of `frames`."""
         self._pauses.reach("bytes read")
         try:
             return item.file.fill(room)
         except DamagedError as error:
-            # Or was quarantined already, by another caller who met it.
+            # The chunk may have been quarantined already, for another caller.
             refusal = self._damage.refusal_for(item.bank, item.chunk_id)
             raise refusal or damaged_chunk(item.chunk_id) from error
         except FileNotFoundError as error:
