@@ -5,8 +5,7 @@ A chunk that is evicted or deleted between the two is left out of the copied rec
 be read, is left out too, and the findings say so.
 """
 
-from collections import defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from pathlib import Path
 
 from memory_service.care import manifest, payload_check, record_check, writing
@@ -47,7 +46,8 @@ def backup(data: Path, place: Path, *, base: Path | None = None, progress: Progr
         for failure in failures:
             if failure.chunk_id in alive:
                 failure.tell(findings)
-        _leave_out(partial, failures, alive)
+        left_out = ((each.bank.bank_id, _counter(each, alive), each.chunk_id) for each in failures)
+        writing.leave_out(partial, left_out)
         writing.put_to_rest(partial)
         with Folder(partial) as copy:
             transfer.tidy(copy)
@@ -64,13 +64,7 @@ def _check_records(copy: Folder, findings: Findings) -> None:
         raise CareError(f"the database is damaged ({findings.problems[0].detail}); see: kvbank check")
 
 
-def _leave_out(partial: Path, failures: Sequence[Failure], alive: Collection[int]) -> None:
-    """Remove chunks from the copied records. A chunk that went while it was copied counts as deleted, whatever took it;
-    one that is a problem counts by the kind of that."""
-    left_out: dict[tuple[int, str], list[int]] = defaultdict(list)
-    for failure in failures:
-        counter = failure.counter if failure.chunk_id in alive else "chunks_deleted"
-        left_out[failure.bank.bank_id, counter].append(failure.chunk_id)
-    with writing.transaction(partial) as connection:
-        for (bank_id, counter), chunk_ids in left_out.items():
-            writing.remove(connection, bank_id, chunk_ids, counter)
+def _counter(failure: Failure, alive: Collection[int]) -> str:
+    """Return the counter in which a chunk counts that is left out. A chunk that went while it was copied counts as
+    deleted, whatever took it; one that is a problem counts by the kind of that."""
+    return failure.counter if failure.chunk_id in alive else "chunks_deleted"

@@ -39,7 +39,7 @@ FREE_KEYS = """
         SELECT 1 FROM keys JOIN chunks USING (chunk_id)
         WHERE keys.bank_id = spent_keys.bank_id AND keys.key = spent_keys.key)
 """
-# Rows of chunks without a bank; a bank in gone_banks is being deleted, with all that it holds.
+# The banks whose rows belong to something; one in gone_banks is being deleted, with all that it holds.
 _KNOWN = "(SELECT bank_id FROM banks UNION SELECT bank_id FROM gone_banks)"
 ORPHANS = {
     "chunks": f"bank_id NOT IN {_KNOWN}",
@@ -93,7 +93,7 @@ def _orphans(table: str, row: Any) -> str:
     return f"{row.found} rows of {table} belong to no {owner}" if row.found else ""
 
 
-# In this order, each in a read transaction of its own.
+# They are asked in this order, each in a read transaction of its own.
 _QUESTIONS = (
     Question("usage", _USAGE, _usage),
     Question("key", _KEYS, lambda _: "its key is also that of a chunk which is gone"),

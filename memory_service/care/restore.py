@@ -1,8 +1,6 @@
 """The restoring of a backup. This file owns the rule that nothing of a backup is served before all of it is
 verified."""
 
-from collections import defaultdict
-from collections.abc import Sequence
 from pathlib import Path
 
 import xxhash
@@ -12,7 +10,7 @@ from memory_service.care import manifest, record_check, writing
 from memory_service.care.folder import DATABASE, Folder
 from memory_service.care.making import Making
 from memory_service.care.report import CareError, Findings, Progress, quiet
-from memory_service.care.transfer import Failure, Transfer
+from memory_service.care.transfer import Transfer
 from memory_service.storage.local.records import schema
 
 
@@ -48,7 +46,7 @@ def restore(
         if findings.problems and not skip_damaged:
             making.discard()
             return "", findings
-        _leave_out(partial, failures)
+        writing.leave_out(partial, ((each.bank.bank_id, each.counter, each.chunk_id) for each in failures))
         store_id = writing.renew_identity(partial)
         making.finish()
     return store_id, findings
@@ -71,12 +69,3 @@ def _copy_database(backup: Path, partial: Path, expected: str) -> None:
             target.write(part)
     if hasher.hexdigest() != expected:
         raise CareError(f"the database of {backup} does not match its checksum")
-
-
-def _leave_out(partial: Path, failures: Sequence[Failure]) -> None:
-    left_out: dict[tuple[int, str], list[int]] = defaultdict(list)
-    for failure in failures:
-        left_out[failure.bank.bank_id, failure.counter].append(failure.chunk_id)
-    with writing.transaction(partial) as connection:
-        for (bank_id, counter), chunk_ids in left_out.items():
-            writing.remove(connection, bank_id, chunk_ids, counter)

@@ -3,7 +3,8 @@ This file owns that the database is one file again after a change."""
 
 import secrets
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 
@@ -33,6 +34,16 @@ def remove(connection: Connection, bank_id: int, chunk_ids: Sequence[int], count
     clock.resume(clock_rows.mark(connection))
     for begin in range(0, len(chunk_ids), _BATCH):
         gone_rows.remove(connection, bank_id, chunk_ids[begin : begin + _BATCH], counter, clock.now_us())
+
+
+def leave_out(folder: Path, chunks: Iterable[tuple[int, str, int]]) -> None:
+    """Take chunks out of the records of a folder in the making. chunks: bank id, counter of the bank, chunk id."""
+    left_out: dict[tuple[int, str], list[int]] = defaultdict(list)
+    for bank_id, counter, chunk_id in chunks:
+        left_out[bank_id, counter].append(chunk_id)
+    with transaction(folder) as connection:
+        for (bank_id, counter), chunk_ids in left_out.items():
+            remove(connection, bank_id, chunk_ids, counter)
 
 
 def renew_identity(folder: Path) -> str:

@@ -58,7 +58,7 @@ class Clock:
         """Begin by the wall clock. timepieces: the clocks to read, those of the machine unless others are given."""
         self._pieces = timepieces or machine()
         self._origin = self._pieces.wall() - self._pieces.running()
-        # By how much the wall clock is ahead, and since when (running).
+        # The microseconds by which the wall clock is ahead, and since when (by the running clock) that is so.
         self._ahead, self._since = 0, self._pieces.running()
         self.leapt = 0
 

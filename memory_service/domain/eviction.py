@@ -25,7 +25,7 @@ class Candidates(NamedTuple):
     retrieval, or of the writing, in microseconds since 1970."""
 
     ids: NDArray[np.int64]
-    # In the unit of the bank's capacity.
+    # The sizes are in the unit of the bank's capacity.
     sizes: NDArray[np.int64]
     retrievals: NDArray[np.int64]
     used: NDArray[np.int64]

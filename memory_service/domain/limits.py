@@ -15,16 +15,16 @@ Point = Literal["expiry", "evictions", "clearing", "counts"]
 class IndexLimits:
     """Figures that an index goes by, in rows (vectors) unless they say otherwise."""
 
-    # Of the segment that grows; where vectors are long it has fewer.
+    # The rows to which the last segment grows; where vectors are long it has fewer.
     tail_rows: int = 8192
     # Where a filter lets pass at most one of so many rows, these are read and scored without a search.
     read_one_of: int = 1000
-    # Of a sealed segment that is made when an index is loaded, and of one that counts as small.
+    # The rows of a sealed segment that is made when an index is loaded, and of one that counts as small.
     segment_rows: int = 65_536
     small_rows: int = 8192
     # So many small segments are merged into one.
     most_small: int = 8
-    # Fewer are not worth the training of lists.
+    # Fewer rows are not worth the training of lists.
     fewest_in_lists: int = 1024
 
 

@@ -39,8 +39,8 @@ class KvSpec:
     dtype: DType | None
     # Says what differs when a digest does; not part of the identity.
     reader_parts: Mapping[str, str] = field(default_factory=dict, compare=False)
-    # Of the reader's input embeddings; 0 where the bank takes no soft tokens. The digest implies it, and a bank made
-    # before there was such a thing is searched together with a newer one: not part of the identity either.
+    # The width of the reader's input embeddings; 0 where the bank takes no soft tokens. It is not part of the identity
+    # either: the digest implies it, and a bank that was made before there was a width is searched with a newer one.
     hidden_size: int = field(default=0, compare=False)
 
 
@@ -118,7 +118,7 @@ class Bank:
     created: int = 0
     usage: Usage = Usage()
     quota: Quota = Quota()
-    # Of chunks that state none.
+    # The expiry of chunks that state none.
     expiry: Expiry = Expiry()
     index: IndexKind = "auto"
 
@@ -162,7 +162,7 @@ class Payload:
     seed: int = 0
     checksum: int = 0
     kind: PayloadKind = "layer_kv"
-    # Of the file: its length, that of the header before the tensors, and the header's seeded xxh3-64 (None where an
+    # Of the object: its length, that of the header before the tensors, and the header's seeded xxh3-64 (None where an
     # earlier version has written it). A descriptor that is cut to some tensors keeps them.
     file_length: int = 0
     header_length: int = 0
@@ -196,7 +196,7 @@ class Chunk:
     pinned: bool = False
     # On the disk, all that it takes; 0 where that is not known yet.
     stored_bytes: int = 0
-    # In a write None stands for the bank's.
+    # A write that states none has None, and takes that of its bank.
     expiry: Expiry | None = None
     expires: int | None = None
 

@@ -17,9 +17,9 @@ LARGEST_WORD = 1024
 MOST_LAYERS = 1024
 LARGEST_INT64 = 2**63 - 1
 MOST_IDS = 1000
-# Banks that one request names.
+# The banks that one request names.
 MOST_NAMES = 100
-# Of all queries of a request together.
+# The hits of all queries of a request together.
 MOST_HITS = 100_000
 # Bytes of a metadata map; a page of the longest fits in a message.
 LARGEST_METADATA = 32 * 1024

@@ -57,7 +57,7 @@ class BankIndex:
         self.dimension = dimension
         self.limits = limits
         self._segments: tuple[Segment, ...] = (*segments, tail or Flat(dimension, tail_rows(dimension, limits)))
-        # Around changes; a search takes the tuple as it is.
+        # Held by changes; a search takes the tuple of segments as it is.
         self._lock = threading.Lock()
 
     @property

@@ -42,7 +42,7 @@ class Ivf(Segment):
         # FAISS's own memory, which a snapshot fills; as long as this lives.
         self.centroids = faiss.rev_swig_ptr(quantizer.get_xb(), centroids.size).reshape(centroids.shape)
         self.sizes = sizes
-        # Rows when the centroids were trained.
+        # How many rows there were when the centroids were trained.
         self.trained = len(ids)
         self.probes = 1
         self.recall: float | None = None
@@ -63,7 +63,7 @@ class Ivf(Segment):
         return faiss.rev_swig_ptr(inverted.get_ids(number), size), codes.view(np.float16).reshape(size, -1)
 
     def search(self, queries: NDArray[np.float32], width: int, bits: Bits | None, share: float) -> Hits:
-        # By the share of rows that count, so that as many of these are looked at as without a filter.
+        # More lists where few rows count, so that as many rows are looked at as without a filter.
         wanted = max(self.probes, _SPARE * width * len(self.sizes) / max(self.rows, 1)) / max(share, 1e-6) ** _THIN
         probes = min(len(self.sizes), int(np.ceil(wanted)))
         while True:

@@ -17,10 +17,13 @@ Bits = NDArray[np.uint8]
 # Scores float32 [n, w] and rows int64 [n, w].
 Hits = tuple[Any, Any]
 
+# Rows that are read, or handed on, at a time.
 PIECE = 4096
+# Rows for which a segment that grows makes room first.
 _FIRST_ROWS = 64
+# The largest number of fp16.
 _LARGEST_HALF = 65504.0
-# Between two neighbours of fp16, relative.
+# The distance between two neighbours of fp16, relative to them.
 HALF_STEP = 2.0**-10
 # An fp16 copy that is worse than this, relative to the norms, would leave too many candidates.
 _WORST_HALF = 2.0**-8
@@ -39,7 +42,7 @@ class Segment:
         # Bounds: of the norms, and of the distance between a vector and what is kept of it.
         self.largest = 0.0
         self.error = 0.0
-        # Its snapshot, and how many rows that has.
+        # The file of its snapshot, and how many rows that has.
         self.file: Path | None = None
         self.saved = 0
 
@@ -163,7 +166,7 @@ class Flat(Segment):
         self._rows = rows
 
     def rows_of(self, ids: Ids) -> Ids:
-        # In the order of commits, which is not quite that of ids.
+        # The ids are in the order of commits, which is not quite that of ids.
         return np.flatnonzero(np.isin(self.ids[: self._rows], ids))
 
     def search(self, queries: NDArray[np.float32], width: int, bits: Bits | None, share: float) -> Hits:

@@ -103,7 +103,7 @@ class Snapshots:
         """Write a segment to a file, and return how many rows that has."""
         parts = list(segment.parts())
         header = segment.header() | {"store": self.store_id, "bank": self.folder.name, "dimension": self.dimension}
-        # Of a segment that grows: as many as its parts have.
+        # A segment that grows may have more rows by now than these parts.
         header["rows"] = parts[0].nbytes // 8
         text = json.dumps(header).encode()
         begin = (_MAGIC, struct.pack("<Q", len(text)), text)

@@ -64,7 +64,8 @@ class Upkeep:
         live = len(self.index)
         if self.kind == "exact" or live < max(self.index.limits.fewest_in_lists, 2 * self._in_vain):
             return False
-        # With half of the bound once there are lists: a bank at the bound does not go to and fro.
+        # Once there are lists, half of the bound is enough: so a bank at the bound does not change its kind again and
+        # again.
         return self.kind == "ivf" or live >= (self.ivf_from // 2 if has else self.ivf_from)
 
     def _outgrown(self, lists: Sequence[Ivf]) -> bool:

@@ -49,7 +49,7 @@ class VerifiedPayload:
         self._runs = _runs(payload.tensors)
         self._tensors = iter([tensor for tensor in payload.tensors if tensor.length])
         self._tensor: Tensor | None = next(self._tensors, None)
-        # Of the tensor that is being read, in pieces: the checksum of what was read, and how many bytes that is.
+        # A tensor may be read in pieces: the checksum of what was read of it, and how many bytes that is.
         self._hash: xxhash.xxh3_64 | None = None
         self._read = 0
         self._open_files = open_files

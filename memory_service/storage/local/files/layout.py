@@ -11,7 +11,7 @@ from pathlib import Path
 
 FOLDER = "payloads"
 SUFFIX = ".safetensors"
-# In the folder of all payloads and in that of each bank; see `marks`.
+# The file that marks the folder of all payloads and that of each bank; see `marks`.
 MARK = "kvbank.payloads"
 BANK = re.compile(r"[0-9a-f]{16}")
 _SHARD = re.compile(r"[0-9a-f]{2}")
