@@ -63,7 +63,7 @@ def chunk(number: int, *, soft: bool = False, vectors: bool = False) -> kvbank.N
 
 
 def fill(client: kvbank.Client) -> None:
-    """Three banks: one of K-V and soft tokens that has evicted, one of vectors alone, one that was emptied."""
+    """Make banks: one of K-V and soft tokens that has evicted, one of vectors alone, one that is deleted again."""
     policy = kvbank.Policy("lru", target=75)
     client.create_bank(
         "kv", kv=answers.KV, embedding=answers.EMBEDDING, capacity=kvbank.Capacity(chunks=12), policy=policy
@@ -90,7 +90,7 @@ def fill(client: kvbank.Client) -> None:
 
 
 def save_model(folder: Path) -> None:
-    """A tiny model with a byte tokenizer; as random as it is small."""
+    """Save a tiny model with random weights and a byte tokenizer."""
     vocabulary = ["<s>", "</s>", "<|im_start|>", "<|im_end|>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
     tokenizer = Tokenizer(models.BPE({token: index for index, token in enumerate(vocabulary)}, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

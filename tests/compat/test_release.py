@@ -22,7 +22,7 @@ RELEASES = sorted(path.parent for path in Path(__file__).parent.glob("*/release.
 
 @pytest.fixture(params=RELEASES, ids=lambda path: path.name)
 def release(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    """The folders that a release has left; the schema of the data folder is upgraded, as `--migrate` does."""
+    """Unpack the folders that a release has left, and upgrade the schema of the data folder, as `--migrate` does."""
     with tarfile.open(request.param / "release.tar.gz") as archive:
         archive.extractall(tmp_path, filter="data")
     LocalServer(tmp_path / "data", migrate=True).stop()

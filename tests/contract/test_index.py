@@ -110,7 +110,7 @@ def test_an_index_is_that_of_the_store_however_often_it_is_opened(open_indexed: 
 
 
 def test_what_was_acknowledged_before_a_search_is_found_by_it(open_indexed: Open) -> None:
-    """While others write, and while the index is loaded."""
+    """Searches find what their own thread has written, while others write and while the index is loaded."""
     with open_indexed() as (store, indexes), ThreadPoolExecutor(4) as threads:
         bank, _ = store.create_bank(new_bank())
 

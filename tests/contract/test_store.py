@@ -175,7 +175,7 @@ def test_of_many_who_write_one_key_one_writes_it(open_engine: Open) -> None:
 
 
 def test_a_refused_chunk_has_changed_nothing(open_engine: Open) -> None:
-    """Its evictions are taken back, its key is not spent, and no follower has heard of it."""
+    """Evictions of a refused chunk are taken back, the chunk's key is not spent, and no follower has heard of it."""
     mirror = Mirror()
     with open_engine(follower=mirror) as engine:
         store = engine.store
@@ -308,7 +308,7 @@ def test_no_id_is_given_twice_however_often_the_store_is_opened(open_engine: Ope
 
 
 def give_and_add(place: Any, told: Connection) -> None:
-    """In a process that will be killed: take ids and add chunks, and tell of each."""
+    """Take ids and add chunks, tell of each, and be killed; this runs in a process of its own."""
     with opened(place, durability="fsync") as engine:
         bank, _ = engine.store.create_bank(new_bank())
         for number in itertools.count():
@@ -345,7 +345,7 @@ def test_a_kill_loses_nothing_that_was_acknowledged_and_gives_no_id_twice(data: 
 
 
 def test_a_snapshot_and_what_followers_are_told_behind_it_are_the_store(open_engine: Open) -> None:
-    """While others write, so that a change is in one of them, and in no more than one."""
+    """Changes of other writers meanwhile are in the snapshot, or told behind it, and not both."""
 
     class Late(Mirror):
         """Knows nothing before the moment of its snapshot."""
@@ -407,7 +407,7 @@ def test_an_action_in_order_comes_between_two_commits(open_engine: Open) -> None
 
 
 def passes(chunk: Chunk, where: Filter) -> bool:
-    """The rules of a filter in plain words."""
+    """Decide by the rules of a filter in plain Python."""
 
     def holds(condition: Condition) -> bool:
         value = chunk.metadata.get(condition.key)

@@ -1,4 +1,4 @@
-"""Banks: made, found, changed, gone."""
+"""How banks are made, found and changed, and how they survive a restart."""
 
 import grpc
 import pytest

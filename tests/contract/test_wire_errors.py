@@ -41,7 +41,7 @@ def test_not_finite(caller, refused, vector):
 
 
 def test_long_words_of_a_caller_leave_room_for_the_reason(caller, refused):
-    """An answer's trailing metadata are few kB, beyond which gRPC drops code and reason."""
+    """Trailing metadata of an answer have a few kB, beyond which gRPC drops code and reason."""
     long = "\N{SNOWMAN}" * 100_000
     with refused("BANK_NOT_FOUND", NOT_FOUND):
         caller.retrieve(banks=[long])
@@ -328,7 +328,8 @@ def test_a_page_of_what_is_large_is_shorter(serving):
 
 
 def pages(ask, request, of):
-    """Of all pages, of which there are several, and none is much larger than 2 MiB."""
+    """Ask for all pages, check that there are several and that none is much larger than 2 MiB, and return their
+    entries."""
     found, count = [], 0
     while not count or request.page_token:
         page = ask(request)

@@ -76,7 +76,7 @@ def test_recency_half(caller):
 
 
 def test_a_large_eviction_goes_on_in_batches(serving):
-    """The write's own transaction is bounded; the rest of the plan follows, and the log has it all."""
+    """Evictions in the write's own transaction are bounded; the rest of the plan follows, and the log has it all."""
     caller = serving(limits=Limits(step_rows=4))
     caller.create("c", layers=[], capacity={"chunks": 20})
     caller.write(*(caller.chunk(layers=[]) for _ in range(20)), bank="c")
@@ -90,7 +90,7 @@ def test_a_large_eviction_goes_on_in_batches(serving):
 
 @pytest.mark.parametrize("kind", [bank_pb2.POLICY_KIND_FREQUENCY, bank_pb2.POLICY_KIND_LRU])
 def test_a_plan_is_the_same_after_a_restart(serving, kind):
-    """What is kept in memory for eviction follows every change as the records do."""
+    """Ledgers, which are kept in memory for evictions, follow every change as the records do."""
     caller = serving()
     caller.create("c", capacity={"tokens": 120}, policy={"kind": kind, "lower": 0, "upper": 100, "target": 70})
     random = np.random.default_rng(kind)

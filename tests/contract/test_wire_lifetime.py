@@ -153,7 +153,7 @@ def test_pinned_chunks_expire_and_can_be_deleted(caller):
 
 
 def test_a_pin_saves_from_an_eviction_under_way(serving):
-    """The plan named it, the pin came before its turn."""
+    """Chunks that a plan has named are pinned before the plan comes to them."""
     waiting = set()
     caller = serving(limits=Limits(step_rows=1), pauses=Pauses(left_out=waiting))
     caller.create("c", layers=[], capacity={"chunks": 40})
@@ -253,7 +253,7 @@ def test_an_eviction_under_way_is_explained_though_there_is_room(serving):
 
 
 def test_a_second_plan_goes_on_after_a_restart_too(serving):
-    """The write took the last of one plan and made another."""
+    """Writing took the last victim of one plan and made another plan."""
     caller = serving(limits=Limits(step_rows=1), pauses=Pauses(left_out={"evictions"}))
     caller.create("c", layers=[], capacity={"tokens": 40})
     caller.write(*(caller.chunk(layers=[], m=1) for _ in range(40)), bank="c")

@@ -208,7 +208,7 @@ def test_tombstones_are_compacted(serving):
 
 
 def test_searches_beside_writes_and_deletes(serving):
-    """A chunk that stays is always found, one whose deletion was answered never again."""
+    """Searches always find a chunk that stays, and never again one whose deletion was answered."""
     caller = serving(limits=Limits(index=IndexLimits(tail_rows=64)))
     caller.create("v", layers=[])
     stay = normal(50)

@@ -1,4 +1,4 @@
-"""What the streams hold and let go: budgets, back-pressure, answers that go wrong half-way, memory that stays flat."""
+"""Streams of writes and answers: their order, refusals in the middle, and what the server does not share."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -58,7 +58,7 @@ def test_chunks_that_are_never_finished_keep_nothing(serving: Callable[..., Any]
 
 
 def test_writers_wait_for_the_budget_of_the_server(serving: Callable[..., Any]) -> None:
-    """A budget smaller than any chunk: one at a time, and every one of them."""
+    """Writers come one at a time where the budget is smaller than any chunk, and every one of them comes."""
     caller = serving(max_inflight_bytes=1)
     caller.create()
     chunks = [caller.chunk() for _ in range(30)]
@@ -124,7 +124,7 @@ def test_small_chunks_share_frames(caller: Any) -> None:
 
 
 def together(caller: Any, *chunks: Any) -> pb.WriteChunksRequest:
-    """One request with the headers of several chunks."""
+    """Make one request with the headers of several chunks."""
     headers = [next(caller.frames(chunk, b"")).header for chunk, _ in chunks]
     return pb.WriteChunksRequest(headers=pb.ChunkHeaders(headers=headers))
 

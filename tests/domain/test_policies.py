@@ -68,7 +68,7 @@ chunk_lists = st.lists(st.tuples(st.integers(0, 9), st.integers(0, 5), st.intege
     st.sampled_from(["chunks", "tokens", "bytes"]),
 )
 def test_plan_agrees_with_the_plain_rule(chunks, bounds, need, pinned, kind, unit):
-    """`pinned`: what chunks take that are no candidates."""
+    """Plans are those of the plain rule. pinned: what chunks take that are no candidates."""
     live = [Live(i, 1 if unit == "chunks" else size, count, used) for i, (size, count, used) in enumerate(chunks)]
     usage = sum(chunk.size for chunk in live) + pinned
     capacity = Capacity(unit, max(usage, need, 1))

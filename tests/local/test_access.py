@@ -1,4 +1,4 @@
-"""What the service keeps is its owner's: nobody else on the machine may open it."""
+"""What the service keeps is for its owner alone: no other user of the machine may open it."""
 
 import os
 import stat
@@ -26,7 +26,7 @@ def umask(request):
 
 
 def modes(folder: Path) -> dict[str, str]:
-    """Of the folder and all in it, except sockets, as far as they are not those of private ones."""
+    """Return the modes of a folder and all in it that are not those of private ones; sockets are left out."""
     found = {}
     for path in (folder, *folder.rglob("*")):
         try:
@@ -40,7 +40,7 @@ def modes(folder: Path) -> dict[str, str]:
 
 @pytest.fixture
 def filled(serving, data, payload_path):
-    """A served folder with all that a service makes: chunks, a log, snapshots, something in quarantine."""
+    """Make a served folder with all that a service makes: chunks, a log, snapshots, something in quarantine."""
     caller = serving(index_idle=0.001)
     caller.create()
     ids = [caller.add() for _ in range(3)]
@@ -63,7 +63,7 @@ def test_nothing_that_the_service_makes_is_open_to_others(filled, serving, data,
 
 
 def test_folders_are_made_beside_others_who_make_them(tmp_path):
-    """As storage threads do it for the first chunks of a bank."""
+    """Threads make the same folders at once, as storage threads do for the first chunks of a bank."""
     with ThreadPoolExecutor(8) as threads:
         for bank in range(200):
             shards = [tmp_path / str(bank) / "payloads" / str(shard) for shard in range(8)]
@@ -74,7 +74,7 @@ def test_folders_are_made_beside_others_who_make_them(tmp_path):
 
 
 def opened_up(folder: Path) -> None:
-    """As an earlier version left it."""
+    """Open a folder to others, as an earlier version left it."""
     for path in (folder, *folder.rglob("*")):
         path.chmod(0o755 if path.is_dir() else 0o644)
 

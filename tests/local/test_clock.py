@@ -81,7 +81,7 @@ def test_a_wall_clock_that_is_set_while_serving_shortens_no_life(start, hands, s
 
 @pytest.mark.parametrize("set_by", [-2 * HOUR, 5 * HOUR])
 def test_a_wall_clock_that_is_set_between_two_starts_shortens_no_life(start, hands, set_by):
-    """The machine has not been started anew, so what has passed is known."""
+    """Time that has passed is known, because the machine has not been started anew."""
     caller = start()
     caller.create(expiry=lasting(HOUR))
     chunk_id = caller.add()
@@ -148,7 +148,7 @@ def test_a_key_is_spent_for_a_day_wherever_the_wall_clock_is_set(start, hands, s
 
 
 def test_a_wall_clock_that_stays_ahead_is_followed_and_takes_no_time_from_what_lives(start, serving, hands):
-    """It was wrong when the service started: a machine that asks others for the time after its start."""
+    """Wall clocks are wrong when a service starts on a machine that asks others for the time after its own start."""
     caller = start()
     caller.create(expiry=lasting(9 * HOUR, renew=True))
     written = caller.chunk(AXES[1])
@@ -174,7 +174,7 @@ def test_a_wall_clock_that_stays_ahead_is_followed_and_takes_no_time_from_what_l
 
 
 def test_a_write_that_meets_a_leap_of_the_clock_lives_as_long_as_it_should(start, serving, hands):
-    """Its times were taken before the leap, its row is written after it."""
+    """Times of the chunk were taken before the leap, and its row is written after the leap."""
     caller = start(pauses=Pauses(at=(points := {})))
     caller.create(expiry=lasting(HOUR))
     engine, hold, submitted = serving.server.banks.engine, threading.Event(), threading.Semaphore(0)

@@ -1,4 +1,4 @@
-"""A row that cannot be used is one lost chunk, said once, and not a bank that answers nobody."""
+"""A row that cannot be used costs one chunk and is said once; the rest of the bank is served."""
 
 import sqlite3
 from contextlib import closing
@@ -41,7 +41,7 @@ DAMAGE = {
 
 
 def pages(caller):
-    """All chunks, page by page."""
+    """List all chunks, page by page."""
     ids, page = [], pb.ListChunksResponse(next_page_token="0")
     while page.next_page_token:
         request = pb.ListChunksRequest(bank="b", page_size=3, page_token=page.next_page_token, with_embedding=True)

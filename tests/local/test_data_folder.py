@@ -68,7 +68,7 @@ os._exit(0)
 
 
 def test_a_forked_child_does_not_keep_the_folder(tmp_path):
-    """It outlives the server, which is killed; nobody else can be asked to let go."""
+    """Children outlive a server that is killed, and would have to be found and asked to let go."""
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     with subprocess.Popen([sys.executable, "-c", FORKS, tmp_path], **pipes, text=True) as owner:
         assert owner.stdout.readline() == "forked\n"

@@ -100,7 +100,7 @@ def test_swapped_files_are_noticed(caller, refused, payload_path):
 
 
 def test_the_same_bytes_in_another_chunk_have_other_checksums(caller):
-    """What the seed is for: a file of equal tensors that belongs to another chunk fails too."""
+    """Checksums are seeded so that a file of equal tensors that belongs to another chunk fails too."""
     chunk, data = caller.chunk()
     caller.write((chunk, data))
     chunk.idempotency_key = bytes(16)
@@ -139,7 +139,8 @@ def test_orphans_are_set_aside_at_start(serving, data):
 
 
 def test_what_the_service_has_not_made_is_left_alone(serving, data):
-    """Beside the payloads of a bank that is there, of one that is deleted, and of one that no record names."""
+    """Foreign files lie beside the payloads of a bank that is there, of a deleted one, and of one that no record
+    names."""
     caller = serving()
     caller.create()
     caller.create("short")
@@ -209,7 +210,7 @@ def test_a_start_without_records_deletes_no_payload(serving, data, name):
 
 
 def test_payloads_of_deleted_banks_go_although_no_bank_is_left(serving, data):
-    """Where the deletion was cut off, as its row says; without that nobody knows whose they were."""
+    """Deletions that were cut off are named by a row; without that row it is not known whose the payloads were."""
     caller = serving()
     caller.create()
     caller.add()
@@ -220,7 +221,7 @@ def test_payloads_of_deleted_banks_go_although_no_bank_is_left(serving, data):
     caller.stub.DeleteBank(pb.DeleteBankRequest(name="b"))
 
     def left():
-        """How many banks are still being deleted; that goes on behind the answer."""
+        """Count the banks that are still being deleted, which goes on behind the answer."""
         with contextlib.closing(sqlite3.connect(data / "metadata.db")) as connection:
             return connection.execute("SELECT count(*) FROM gone_banks").fetchone()[0]
 
@@ -256,7 +257,8 @@ def test_any_name_of_a_folder_will_do(tmp_path, connect, name):
 
 
 def test_the_sweep_spares_a_bank_that_is_made_meanwhile(tmp_path):
-    """Its folder is on the disk when the sweep looks, and its row came after the sweep had asked for the rows."""
+    """Folders of such a bank are on the disk when the sweep looks, and the bank's row came after the sweep had asked
+    for the rows."""
     (gone := tmp_path / "payloads" / "0123456789abcdef" / "00").mkdir(parents=True)
     (gone / "7.safetensors").touch()
     payloads = LocalObjects(tmp_path, durable=False)
@@ -391,7 +393,7 @@ def test_address_in_use_and_open_address(serving, tmp_path):
 
 
 def test_a_start_that_fails_leaves_nothing_behind(tmp_path):
-    """No nonce, no socket, no thread, no port, no lock: the next start has all of them."""
+    """Nonce, socket, threads, port and lock are all free for the next start."""
     data, listen = tmp_path / "data", f"unix:{tmp_path}/s"
     LocalServer(data, listen, same_host=True).stop()
     before = set(threading.enumerate())
@@ -440,7 +442,7 @@ def upgrade() -> None:
 
 @pytest.fixture
 def next_schema(tmp_path):
-    """The migrations with one more version."""
+    """Add one version to the migrations."""
     folder = shutil.copytree(schema.migrations(), tmp_path / "migrations")
     (folder / "versions" / "0004_next.py").write_text(NEXT)
     return folder
@@ -504,7 +506,7 @@ def test_clean_stop_leaves_one_database_file(serving, data):
 
 @pytest.fixture(scope="module")
 def processes():
-    """A process that has imported the server forks each new one: 20 starts at the price of one."""
+    """Import the server in one process that forks each new one: 20 starts at the price of one."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["memory_service.api.server", "memory_service.cli.serve"])
     return context
@@ -522,7 +524,7 @@ def _start(processes, data: Path, ready: Path):
 
 
 def _write_until_killed(caller, process, acknowledged, acks_before, delay):
-    """Write chunks; kill -9 a moment after so many acks. What was acknowledged is remembered."""
+    """Write chunks, kill the server a moment after so many acknowledgements, and remember what was acknowledged."""
     chunks = [caller.chunk(m=2) for _ in range(200)]
     by_key = {chunk.idempotency_key: data for chunk, data in chunks}
     frames = [frame for chunk, data in chunks for frame in caller.frames(chunk, data)]

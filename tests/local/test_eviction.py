@@ -36,7 +36,7 @@ def test_a_call_without_an_answer_counts_nothing(caller, refused, payload_path):
 
 
 def damaged_log(data):
-    """The index of the log of evictions can be read no more, so that no eviction can be written."""
+    """Damage the index of the log of evictions, so that no eviction can be written."""
     with closing(sqlite3.connect(data / "metadata.db")) as database:
         place = "SELECT rootpage FROM sqlite_master WHERE name = 'ix_evictions_bank_id_sequence'"
         (page,), (size,) = database.execute(place).fetchone(), database.execute("PRAGMA page_size").fetchone()
@@ -90,7 +90,8 @@ def test_an_eviction_that_could_not_be_written_goes_on_by_itself(serving):
 
 
 def test_lowering_a_capacity_stops_nobody_else(serving):
-    """More writers than there are threads wait for the bank; they hold neither a thread nor what others need."""
+    """Writers that wait for the bank are more than there are threads; they hold neither a thread nor what others
+    need."""
     held, left_out = threading.Event(), {"evictions"}
     pauses = Pauses(left_out=left_out, at={"eviction": held.set})
     caller = serving(storage_threads=2, max_inflight_bytes=1 << 20, max_unacknowledged_bytes=1 << 20, pauses=pauses)
@@ -118,7 +119,7 @@ def test_lowering_a_capacity_stops_nobody_else(serving):
 
 
 def test_a_write_that_was_under_way_when_the_capacity_was_lowered_evicts_little_itself(serving):
-    """It had found the bank in order, and waited for the writer behind the change."""
+    """Writes that had found the bank in order wait for the writer behind the change."""
     caller = serving(pauses=Pauses(at=(points := {})))
     caller.create("c", layers=[], capacity={"chunks": 3000})
     caller.write(*(caller.chunk(layers=[]) for _ in range(1500)), bank="c")
@@ -138,7 +139,7 @@ def test_a_write_that_was_under_way_when_the_capacity_was_lowered_evicts_little_
 
 
 def test_a_write_behind_a_step_that_failed_brings_the_bank_down(serving):
-    """The service itself tries again after ten minutes only."""
+    """Retries of the service itself come after ten minutes only."""
     failed = threading.Event()
 
     def failing():

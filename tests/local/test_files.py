@@ -43,12 +43,12 @@ def test_files_are_safetensors(caller, payload_path):
 
 
 def traces(data):
-    """When anything below the folder of payloads was made, renamed or removed."""
+    """Return when anything below the folder of payloads was made, renamed or removed."""
     return {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in (data / "payloads").rglob("*")}
 
 
 def test_a_repeated_write_stores_no_second_payload(caller, refused, data):
-    """Not even for a moment: a folder in which a file was made has another time afterwards."""
+    """Folders in which a file was made, even for a moment, have another time afterwards."""
     chunk, content = caller.chunk()
     (first,) = caller.write((chunk, content))
     # Of the shards of the ids that come next too, which are then there already.
@@ -72,7 +72,7 @@ def test_a_repeated_write_whose_bytes_were_damaged_on_the_way_is_refused(caller,
 
 @pytest.mark.parametrize("again", ["the same", "other"])
 def test_a_key_is_free_24_hours_after_its_chunk_went(serving, data, again):
-    """The time comes by moving what the database of the stopped service says of it."""
+    """Hours pass by moving what the database of the stopped service says of them."""
     caller = serving()
     caller.create()
     chunk, content = caller.chunk()
@@ -129,7 +129,7 @@ def test_the_file_of_an_expired_chunk_goes(caller, payload_path, data):
 
 @pytest.mark.parametrize("kind", ["pipe", "link", "folder"])
 def test_what_is_in_the_place_of_a_mark_is_not_waited_for(tmp_path, kind):
-    """A pipe that nothing writes to would hold up the start, and every write."""
+    """Pipes that nothing writes to would hold up the start, and every write."""
     folder = tmp_path / "0123456789abcdef"
     folder.mkdir()
     match kind:

@@ -71,7 +71,7 @@ def test_a_start_that_has_no_byte_says_so(serving, small):
 
 
 def test_a_stop_on_a_full_disk_leaves_the_log_beside_the_database(serving, small, caplog):
-    """And ends as any other, though the database has no room for what the log says."""
+    """Stopping ends as any other stop does, though the database has no room for what the log says."""
     caller = serving(min_free=0)
     caller.create()
     ids = [caller.add() for _ in range(30)]

@@ -16,7 +16,7 @@ from tests.support.waiting import wait_until
 
 
 def loads(caplog):
-    """(from snapshots, from records) of each time that an index was loaded."""
+    """Return (from snapshots, from records) for each time that an index was loaded."""
     pattern = re.compile(r"(\d+) vectors from snapshots, (\d+) from records")
     return [tuple(map(int, found.groups())) for text in caplog.messages if (found := pattern.search(text))]
 
@@ -107,7 +107,7 @@ def test_a_deleted_bank_leaves_no_snapshot(serving, stopped, data):
 
 
 def test_what_changes_while_an_index_is_loaded_is_not_missed(serving):
-    """And nobody waits for the loading but the search that wants it."""
+    """Loading holds up nothing but the search that wants the index."""
     loading, go_on = threading.Event(), threading.Event()
 
     def wait():

@@ -18,26 +18,26 @@ from tests.support.waiting import wait_until
 
 
 def set_clock(hands, begin, microseconds):
-    """So long after `begin`, for the service."""
+    """Set the clock of the service so long after `begin`."""
     hands.go_on(begin + microseconds - hands.wall)
 
 
 @pytest.fixture
 def left_out():
-    """What the service leaves undone in the background: it removes nothing that has expired."""
+    """Name what the service leaves undone in the background: it removes nothing that has expired."""
     return {"expiry"}
 
 
 @pytest.fixture
 def points():
-    """What is called at the points that the service passes."""
+    """Hold what is called at the points that the service passes."""
     return {}
 
 
 @pytest.fixture
 def at_its_end(serving, left_out, points):
-    """A caller, a chunk that lives for an hour from each retrieval, when it expires, and a clock to be set relative
-    to that."""
+    """Give a caller, a chunk that lives for an hour from each retrieval, the time at which it expires, and a clock to
+    be set relative to that."""
     caller = serving(clock=(hands := Hands()).clock(), pauses=Pauses(left_out=left_out, at=points))
     caller.create()
     chunk_id = caller.add(expiry=lasting(HOUR, renew=True))
@@ -48,7 +48,7 @@ def at_its_end(serving, left_out, points):
 
 
 def test_a_retrieval_in_time_holds_for_one_after_it(at_its_end, left_out):
-    """Both are written at once; the second found the chunk because of the first."""
+    """Retrievals of both kinds are written at once; the second found the chunk because of the first."""
     caller, chunk_id, expires, at = at_its_end
     left_out.add("counts")
     for microseconds in (-1, 1, 2):
@@ -71,7 +71,7 @@ def test_a_renewal_that_is_written_during_a_search_holds(at_its_end, left_out, p
 
 
 def test_a_renewal_that_is_not_written_yet_holds_for_a_replay(serving, left_out):
-    """The retrieval came when the transaction of the replay had begun."""
+    """Retrieving comes when the transaction of the replay has begun."""
     caller = serving(clock=(hands := Hands()).clock(), pauses=Pauses(left_out=left_out))
     caller.create()
     chunk, data = caller.chunk()
@@ -87,7 +87,7 @@ def test_a_renewal_that_is_not_written_yet_holds_for_a_replay(serving, left_out)
 
 
 def test_what_is_retrieved_while_the_expired_are_looked_for_stays(at_its_end, points, serving):
-    """After the counts were written, and before its time is up."""
+    """Retrieving comes after the counts were written, and before the chunk's time is up."""
     caller, chunk_id, _, at = at_its_end
 
     def retrieving():
@@ -101,7 +101,7 @@ def test_what_is_retrieved_while_the_expired_are_looked_for_stays(at_its_end, po
 
 
 def test_expiry_does_not_wait_for_other_work_in_the_background(serving):
-    """The files of a deleted bank may be a million."""
+    """Files of a deleted bank may be a million."""
     begun, go_on = threading.Event(), threading.Event()
 
     def slow():
@@ -139,7 +139,7 @@ def test_an_eviction_goes_on_after_a_restart(serving, data):
 
 
 def test_an_eviction_goes_on_and_its_files_go_when_an_index_fails(serving, data):
-    """The index of the bank misses a change and is loaded anew; all else that follows a commit is done."""
+    """Indexes that miss a change are loaded anew; all else that follows a commit is done."""
     at = {}
     caller = serving(limits=Limits(step_rows=4), pauses=Pauses(at=at))
     caller.create("c", capacity={"chunks": 20})
@@ -175,7 +175,7 @@ def test_a_deleted_bank_goes_bit_by_bit_also_after_a_restart(serving, data):
 
 
 def test_reading_a_bank_that_is_deleted_is_no_damage(serving, data, refused, monkeypatch):
-    """Its files go before its last rows."""
+    """Files of the bank go before its last rows."""
 
     def delete():
         banks = serving.server.banks
@@ -206,7 +206,7 @@ def test_what_is_kept_of_a_bank_goes_with_it(serving):
 
 
 def test_a_write_right_behind_a_new_capacity_knows_it(serving):
-    """Both wait for the same transaction."""
+    """Write and change wait for the same transaction."""
     caller = serving(pauses=Pauses(at=(points := {})))
     caller.create("c", layers=[], capacity={"chunks": 4})
     for _ in range(6):
@@ -230,7 +230,7 @@ def test_a_write_right_behind_a_new_capacity_knows_it(serving):
 
 
 def test_an_index_asked_for_too_late_is_not_kept(serving, refused):
-    """The bank was deleted after a search had looked it up."""
+    """Deletion of the bank comes after a search has looked the bank up."""
     caller = serving(pauses=Pauses(at={"query checked": lambda: serving.server.banks.delete("b")}))
     caller.create()
     caller.add()

@@ -29,8 +29,8 @@ def files(data):
 
 
 def killed(data, place):
-    """The folder as a kill leaves it. Not copied by Python: closing a file that SQLite has open in this process would
-    drop its locks."""
+    """Copy the folder as a kill leaves it. Python does not copy it: closing a file that SQLite has open in this process
+    would drop its locks."""
     subprocess.run(["cp", "-r", data, place], check=True)
 
 
@@ -75,7 +75,7 @@ def test_a_disk_that_is_away_for_a_life_costs_no_chunk(serving, refused, data, a
 
 
 def test_an_empty_bank_whose_disk_is_away_is_no_other_place(serving, refused, data):
-    """What would be written there would be below the disk when it comes back."""
+    """Payloads that were written there would be below the disk when it comes back."""
     serving().create()
     serving.stop()
     (data / "payloads").rename(data.with_name("disk"))
@@ -89,7 +89,7 @@ def test_an_empty_bank_whose_disk_is_away_is_no_other_place(serving, refused, da
 
 
 def test_folders_of_earlier_versions_are_marked_where_they_show_that_they_are_the_banks(serving, refused, data):
-    """Not where the disk is away at the first start already."""
+    """Folders are not marked where the disk is away at the first start already."""
     caller = serving()
     caller.create()
     caller.create("empty")
@@ -114,7 +114,7 @@ def test_folders_of_earlier_versions_are_marked_where_they_show_that_they_are_th
 
 
 def test_folders_of_two_banks_that_have_changed_places_cost_no_chunk(serving, refused, data):
-    """Neither by reads, nor by writes, nor by a start, nor by the deletion of one of the banks."""
+    """Reads, writes, a start and the deletion of one of the banks all leave the chunks."""
     caller = serving()
     uids = {name: caller.create(name).uid for name in ("b", "c")}
     ids = {name: [caller.add(bank=name) for _ in range(5)] for name in uids}
@@ -187,7 +187,7 @@ def test_what_is_quarantined_because_it_was_away_is_not_deleted_when_it_is_back(
 
 
 def test_payloads_on_a_disk_of_their_own_are_quarantined_too(serving, refused, data, payload_path, tmp_path):
-    """A file cannot be renamed from one file system to another."""
+    """Renaming a file from one file system to another is impossible."""
     caller = serving()
     caller.create()
     bad, good = caller.add((1, 0, 0, 0)), caller.add((0.5, 0, 0, 0))
@@ -249,7 +249,7 @@ def test_a_flipped_bit_of_the_log_gives_no_id_twice_and_deletes_no_payload(servi
 
 
 def test_vectors_of_lost_records_answer_no_search(serving, data, tmp_path):
-    """Those of a snapshot that was written before the kill, under ids that are not given again."""
+    """Vectors are those of a snapshot that was written before the kill, under ids that are not given again."""
     random = np.random.default_rng(1)
     caller = serving(index_idle=0.2)
     caller.create("plain", layers=())
@@ -308,7 +308,8 @@ def test_an_older_database_gives_no_id_twice(serving, data, name):
 
 
 def test_what_the_records_explain_is_removed(serving, data, payload_path):
-    """A chunk that was deleted, one that was evicted, and a write that was cut off and repeated under its key."""
+    """Explained are a chunk that was deleted, one that was evicted, and a write that was cut off and repeated under its
+    key."""
     caller = serving()
     caller.create(capacity={"chunks": 6})
     deleted, cut = caller.add(), caller.chunk()
@@ -354,7 +355,7 @@ def test_a_start_over_text_that_is_not_utf_8_ends_in_one_line(serving, data, whe
 
 
 def test_a_key_that_was_used_for_something_else_since_explains_nothing(serving, data, payload_path, tmp_path):
-    """A chunk was acknowledged and its record is lost; the caller uses its key for another text."""
+    """Records of an acknowledged chunk are lost, and the caller uses the chunk's key for another text."""
     caller = serving()
     caller.create()
     serving.stop()

@@ -18,7 +18,7 @@ CALLERS, ROUNDS = 4, 30
 
 
 def _refusal(caller, chunk_id, begin):
-    """Reason and text; all callers ask in the same moment."""
+    """Return reason and text of the refusal; all callers ask in the same moment."""
     begin.wait()
     try:
         caller.fetch(chunk_id)
@@ -30,7 +30,7 @@ def _refusal(caller, chunk_id, begin):
 
 
 def test_callers_who_meet_a_damaged_chunk_at_once_are_all_told_so(caller, serving, connect, payload_path, data, caplog):
-    """None is told of a storage that failed; who comes when the chunk has gone is told that."""
+    """Callers are not told of a storage that failed; those who come when the chunk has gone are told that."""
     chunk_ids = [ack.chunk_id for ack in caller.write(*(caller.chunk() for _ in range(ROUNDS)))]
     refusals = []
     with ExitStack() as stack, ThreadPoolExecutor(CALLERS) as threads:
@@ -55,7 +55,7 @@ def test_callers_who_meet_a_damaged_chunk_at_once_are_all_told_so(caller, servin
 
 
 def test_a_damaged_chunk_whose_file_goes_while_it_is_put_aside(caller, payload_path, monkeypatch, caplog):
-    """The caller is told of the damage, and not of a storage that failed; nobody is told of a quarantine."""
+    """Callers are told of the damage, and neither of a storage that failed nor of a quarantine."""
     chunk_id = caller.add()
     path, rename = payload_path(chunk_id), os.rename
     path.write_bytes(path.read_bytes()[:-4] + b"xxxx")

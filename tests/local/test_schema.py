@@ -57,7 +57,7 @@ def to_0002(data, **bounds):
 
 
 def everything(caller):
-    """What a client can know of the two banks."""
+    """Return what a client can know of the two banks."""
     banks = caller.stub.ListBanks(pb.ListBanksRequest()).banks
     chunks = [
         chunk
@@ -93,7 +93,7 @@ def test_upgrade_from_0001(serving, data):
 
 
 def test_what_an_upgraded_bank_can_do(serving, data, refused):
-    """It has no quota and no expiry, until it is given them."""
+    """Upgraded banks have no quota and no expiry, until they are given them."""
     caller = serving()
     caller.create()
     chunk_id = caller.add()

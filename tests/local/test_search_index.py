@@ -30,7 +30,7 @@ def snapshots(folder, store="store", limits=SMALL):
 
 
 class Truth:
-    """The records: id -> vector; and an index that has to agree with them."""
+    """The vectors of the records by id, and an index that has to agree with them."""
 
     def __init__(self, folder, kind="exact", ivf_from=10**9, limits=SMALL):
         self.vectors, self._next = {}, 1
@@ -339,7 +339,7 @@ def test_a_file_that_a_crash_left_is_not_counted_twice(tmp_path):
 
 
 def test_searches_go_on_while_the_index_changes(tmp_path):
-    """A search sees every vector that stays, and none that was removed before it began."""
+    """Searches see every vector that stays, and none that was removed before they began."""
     truth = Truth(tmp_path)
     stay = vectors_of("unit", 100, 1)
     truth.add(stay)
@@ -380,7 +380,7 @@ def test_searches_go_on_while_the_index_changes(tmp_path):
 
 @pytest.mark.timeout(60)
 def test_a_tail_that_grows_during_a_search(tmp_path, monkeypatch):
-    """More rows are found than there were when the search began: it still ends, and is exact for those."""
+    """Searches end, and are exact for the rows that were there when they began, where more rows are found."""
     truth = Truth(tmp_path)
     vectors = vectors_of("unit", 8, 1)
     truth.add(vectors[:2])
@@ -398,7 +398,7 @@ def test_a_tail_that_grows_during_a_search(tmp_path, monkeypatch):
 
 
 def test_what_lies_in_the_place_of_a_snapshot_keeps_nobody_from_searching(serving, data):
-    """A pipe, whose other end nobody writes to, a link, and a folder, which cannot be removed as a file can."""
+    """Pipes whose other end is not written to, links, and folders cannot be removed as files can."""
     caller = serving()
     caller.create()
     chunk_id = caller.add()

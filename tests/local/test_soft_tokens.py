@@ -55,7 +55,7 @@ def test_damage_in_transit_and_on_the_disk(soft, refused, payload_path):
 
 
 def test_a_folder_of_before_there_were_soft_tokens(serving, data, refused):
-    """Neither its banks nor its chunks say anything of them; what is written now is read after a restart."""
+    """Banks and chunks of such a folder say nothing of soft tokens; what is written now is read after a restart."""
     caller = serving()
     caller.create()
     keys = caller.chunk()

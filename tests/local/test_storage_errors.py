@@ -23,7 +23,7 @@ EXHAUSTED, UNAVAILABLE = grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNA
 
 
 def test_chunks_without_tensors_are_held_back_too(serving, frames):
-    """A stream of headers alone fills the window like any other; the caller's next ones wait in the caller."""
+    """Streams of headers alone fill the window like any other; the caller's next headers wait in the caller."""
     caller = serving(max_unacknowledged_bytes=1024 * 1024)
     caller.create(layers=())
     hold, sent = threading.Event(), []
@@ -66,7 +66,7 @@ def test_disk_full_refuses_writes_only(serving, refused):
 
 
 def disks(monkeypatch, **free):
-    """So many bytes are free, in the folder `payloads` and in any other."""
+    """Let so many bytes be free, in the folder `payloads` and in any other."""
 
     def statvfs(folder):
         return SimpleNamespace(f_frsize=1, f_bavail=free["payloads" if Path(folder).name == "payloads" else "records"])
@@ -76,7 +76,7 @@ def disks(monkeypatch, **free):
 
 @pytest.mark.parametrize("full", ["payloads", "records"])
 def test_each_disk_is_asked_for_what_goes_there(serving, refused, monkeypatch, data, full):
-    """The payloads lie on a disk of their own, behind a link."""
+    """Payloads lie on a disk of their own, behind a link."""
     with tempfile.TemporaryDirectory(dir="/dev/shm") as other:
         data.mkdir()
         (data / "payloads").symlink_to(other)
@@ -93,7 +93,7 @@ def test_each_disk_is_asked_for_what_goes_there(serving, refused, monkeypatch, d
 
 
 def test_writers_at_the_same_time_do_not_count_on_the_same_bytes(serving, monkeypatch):
-    """There is room for two chunks of eight."""
+    """Room is left for two chunks of eight."""
     looked, all_looked = [], threading.Event()
 
     def reserved():

@@ -43,7 +43,7 @@ def test_a_budget_is_given_in_order_and_one_piece_at_a_time_goes_beyond_it() -> 
 
 
 def test_shares_that_grow_do_not_wait_for_each_other() -> None:
-    """Both have begun, neither can be finished within the bound: one goes beyond it, to its end."""
+    """Shares have begun that cannot all be finished within the bound: one goes beyond it, to its end."""
 
     async def run() -> None:
         budget = Budget(16)
@@ -159,7 +159,7 @@ class Trickle:
             yield pb.WriteChunksRequest(data=b"")
 
     def end(self) -> grpc.RpcError:
-        """How the call ended."""
+        """Wait for the end of the call, and return its error."""
         with pytest.raises(grpc.RpcError) as caught:
             list(self._call)
         self._over.set()
@@ -171,7 +171,7 @@ class Trickle:
 
 
 def test_headers_alone_keep_nobody_waiting(caller: Any) -> None:
-    """Each says that 8.5 MiB follow, more than all that may be held; not one is ended for that."""
+    """Headers say that 8.5 MiB follow each, more than all that may be held; no call is ended for that."""
     idle = [Trickle(caller, 0, **BIG) for _ in range(40)]
     for each in idle:
         assert each.sent.wait(30)

@@ -1,4 +1,4 @@
-"""`kvbank serve`: one line when serving, one line when not."""
+"""`kvbank serve` prints one line when it serves, and one line when it cannot."""
 
 import signal
 import socket

@@ -1,4 +1,4 @@
-"""The HTTP door: health, readiness and metrics, and nobody who is slow there costs others anything."""
+"""The HTTP door for health, readiness and metrics; a slow caller there costs the others nothing."""
 
 import http.client
 import shutil

@@ -1,4 +1,4 @@
-"""What an answer says before its bytes is bounded before it is loaded, and made where nobody waits for it."""
+"""What an answer says before its bytes is bounded before it is loaded, and no other caller waits for its making."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -39,11 +39,11 @@ class Filled:
         return len(self.caller.retrieve(top_k=top_k, reader_digest="")[0].chunks)
 
     def peak(self) -> int:
-        """The most memory that the process has ever had, in bytes."""
+        """Return the most memory that the process has ever had, in bytes."""
         return self.service.peak_bytes()
 
     def resident(self) -> int:
-        """The memory that it has now."""
+        """Return the memory that the process has now, in bytes."""
         return self.service.resident_bytes()
 
 
@@ -152,7 +152,7 @@ def test_a_large_answer_is_searched_once_and_loaded_once(serve: Any) -> None:
 
 
 def passed(caller: Any) -> dict[str, int]:
-    """How often answers have been searched and loaded."""
+    """Count how often answers have been searched and loaded."""
     samples = caller.stub.GetStats(pb.GetStatsRequest()).samples
     stages = {some.labels["stage"]: some.value for some in samples if some.name == "kvbank_stage_seconds_count"}
     return {stage: int(stages[stage]) for stage in ("search", "load")}
@@ -176,7 +176,7 @@ def test_a_stop_does_not_wait_for_large_answers(serve: Any) -> None:
 
 
 def test_an_explanation_is_no_longer_than_a_message(caller: Any) -> None:
-    """Where the metadata are long it names the first victims."""
+    """Explanations name the first victims where the metadata are long."""
     caller.create("c", layers=[], capacity={"chunks": 400})
     chunks = [caller.chunk(layers=[]) for _ in range(400)]
     for chunk, _ in chunks:

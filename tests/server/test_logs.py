@@ -177,7 +177,8 @@ def test_a_statement_that_fails_does_not_repeat_its_values(tmp_path: Path) -> No
 
 
 def test_a_caller_who_left_is_no_error_of_grpc(caplog: pytest.LogCaptureFixture) -> None:
-    """What gRPC logs where it could not send the end of an answer; other errors of its are still said."""
+    """Lines that gRPC logs where it could not send the end of an answer are left out; its other errors are still
+    said."""
     logs.leave_out_callers_who_left()
     log = logging.getLogger("grpc._cython.cygrpc")
     for error in (ExecuteBatchError("Failed grpc_call_start_batch"), RuntimeError("a defect")):

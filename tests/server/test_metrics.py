@@ -31,7 +31,7 @@ class Figures:
             self.families = list(parser.text_string_to_metric_families(answer.read().decode()))
 
     def __call__(self, name: str, **labels: str) -> float:
-        """The sum of all samples that have these labels."""
+        """Add up all samples that have these labels."""
         samples = [sample for family in self.families for sample in family.samples]
         return sum(s.value for s in samples if s.name == name and labels.items() <= s.labels.items())
 
@@ -54,7 +54,7 @@ def caller(serving: Callable[..., Any]) -> Any:
 
 @pytest.fixture
 def scrape(serving: Any, caller: Any) -> Callable[[], Figures]:
-    """When every request has ended: a refused caller may know of it before it is counted."""
+    """Read the metrics when every request has ended: a refused caller may know of the refusal before it is counted."""
 
     def settled() -> Figures:
         end = time.monotonic() + 60
@@ -108,7 +108,7 @@ def test_writes_and_reads_are_counted(caller: Any, scrape: Callable[[], Figures]
 
 
 def test_bytes_are_counted_by_their_path(tmp_path: Path) -> None:
-    """On the same host the SDK stages what it writes and reads the files itself."""
+    """SDKs on the same host stage what they write and read the files themselves."""
     settings = {"same_host": True, "metrics_listen": "127.0.0.1:0"}
     with (
         LocalServer(tmp_path / "data", f"unix:{tmp_path}/s", **settings) as server,

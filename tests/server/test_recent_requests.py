@@ -5,7 +5,7 @@ from memory_service.operations.recent import REMEMBERED_S, RecentRequests
 
 
 def test_a_request_is_remembered_as_long_as_it_is_repeated_and_so_many_at_most():
-    """The SDK gives two minutes to each step of a retrieval, and every step may call again."""
+    """Steps of a retrieval have two minutes each in the SDK, and every step may call again."""
     now = [0.0]
     requests = RecentRequests(3, clock=lambda: now[0])
     assert REMEMBERED_S > 2 * channel.DEFAULT_STREAM_TIMEOUT

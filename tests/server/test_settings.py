@@ -1,4 +1,4 @@
-"""The settings: each has a flag, a variable and a row in docs/operations.md."""
+"""Each setting has a flag, a variable and a row in docs/operations.md."""
 
 import inspect
 import os

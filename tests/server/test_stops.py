@@ -1,4 +1,4 @@
-"""A clean stop: whoever calls then is told that the service is not there, and nothing else."""
+"""At a clean stop callers are told that the service is not there, and nothing else."""
 
 import threading
 import time
@@ -18,7 +18,7 @@ CALLERS = 24
 
 
 def codes_at_a_stop(serving: Any, connect: Callable[..., Any], call: Callable[[Any], Any]) -> Counter[str]:
-    """The code that ended each of many callers, each with a connection of its own, when the service stops."""
+    """Count the codes that end many callers, each with a connection of its own, when the service stops."""
     ends: Counter[str] = Counter()
     done = [0] * CALLERS
 
@@ -90,7 +90,7 @@ def test_a_call_that_outlasts_the_grace_time_is_told(serving: Any, refused: Any,
 
 
 def test_what_runs_is_finished(serving: Any, payload_path: Callable[[int], Path]) -> None:
-    """An answer of 8.5 MiB, begun before the stop and taken after it."""
+    """Answers that were begun before the stop are finished: 8.5 MiB of this one are taken after it."""
     caller = serving(grace=60)
     caller.create()
     chunk, data = caller.chunk(m=65_536, original_length=65_536, token_ids=())
@@ -107,7 +107,7 @@ def test_what_runs_is_finished(serving: Any, payload_path: Callable[[int], Path]
 
 
 def test_who_still_works_when_the_storage_is_closed_is_told(serving: Any) -> None:
-    """Else his thread, and the process with it, would never end."""
+    """Threads that were not told would never end, and neither would the process."""
     serving().create()
     banks = serving.server.banks
     serving.stop()

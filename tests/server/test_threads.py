@@ -1,4 +1,5 @@
-"""The calls of one caller leave others their threads, end when he goes, and do not hold up the end of the service."""
+"""The calls of one caller leave others their threads, end with their caller, and do not hold up the end of the
+service."""
 
 import asyncio
 import threading
@@ -30,7 +31,7 @@ OWN_CONNECTION = [("grpc.use_local_subchannel_pool", 1)]
 
 @pytest.fixture
 def full(serving: Callable[..., Any]) -> Any:
-    """A server with a bank "slow"; `alone`: seconds that a slow call takes when there is no other."""
+    """Give a server with a bank "slow". alone: seconds that a slow call takes when there is no other."""
     caller = serving(grace=GRACE, max_inflight_bytes=8 * MIB)
     caller.create()
     caller.add()
@@ -56,7 +57,7 @@ def all_running(caller: Any) -> list[Any]:
 
 
 def running(caller: Any, method: str = "ListChunks") -> int:
-    """Calls under way."""
+    """Count the calls under way."""
     samples = caller.stub.GetStats(pb.GetStatsRequest()).samples
     found = [some for some in samples if some.name == "kvbank_requests_running"]
     return sum(int(some.value) for some in found if some.labels["method"] == method)
@@ -97,7 +98,7 @@ def test_slow_calls_leave_others_their_threads_and_end_with_their_caller(full: A
 
 
 def test_calls_that_wait_for_the_disk_leave_others_a_thread(caller: Any, serving: Any) -> None:
-    """They are short, and may be many."""
+    """Calls that wait for the disk are short, and may be many."""
     hold = threading.Event()
     serving.server.banks.store.in_order(hold.wait)
     calls = [

@@ -38,6 +38,7 @@ class Caller:
         self._random = np.random.default_rng(first_key)
 
     def create(self, name: str = "b", *, layers: Iterable[int] = LAYERS, **fields: Any) -> bank_pb2.Bank:
+        """Create a bank of the K-V and embeddings of these tests."""
         kv = bank_pb2.KvSpec(reader_digest=READER, layers=layers, kv_heads=HEADS, head_dim=HEAD_DIM, dtype=BF16)
         if not kv.layers:
             kv = bank_pb2.KvSpec()
@@ -48,7 +49,8 @@ class Caller:
     def chunk(
         self, vector: Iterable[float] = (1, 0, 0, 0), *, m: int = 3, layers: Iterable[int] = LAYERS, **fields: Any
     ) -> tuple[chunk_pb2.Chunk, bytes]:
-        """A chunk with random bytes; a fresh key unless one is given."""
+        """Make a chunk with random bytes, under a fresh key unless one is given; return it with the bytes of its
+        tensors."""
         spec = kvbank.KVSpec(READER, tuple(layers), HEADS, HEAD_DIM, "bf16") if layers else None
         tensors, data = described(tensors_of(spec, m, self._random) if spec else {})
         chunk = chunk_pb2.Chunk(
@@ -75,6 +77,7 @@ class Caller:
         return chunk, data
 
     def write(self, *chunks: tuple[chunk_pb2.Chunk, bytes], bank: str = "b") -> list[pb.WriteChunksResponse]:
+        """Write chunks in frames of 50 bytes, and return the acknowledgements."""
         frames = [frame for chunk, data in chunks for frame in frames_of(chunk, data, bank)]
         return list(self.stub.WriteChunks(iter(frames)))
 
@@ -84,12 +87,13 @@ class Caller:
         return ack.chunk_id
 
     def add(self, vector: Iterable[float] = (1, 0, 0, 0), bank: str = "b", **fields: Any) -> int:
+        """Write a new chunk, and return its id."""
         return self.write(self.chunk(vector, **fields), bank=bank)[0].chunk_id
 
     def retrieve(
         self, vector: Iterable[float] = (1, 0, 0, 0), **fields: Any
     ) -> tuple[pb.RetrieveHeader, dict[int, bytes]]:
-        """The header, and the bytes of each chunk that was sent."""
+        """Return the header, and the bytes of each chunk that was sent."""
         request = {
             "banks": ["b"],
             "reader_digest": READER,
@@ -137,7 +141,7 @@ class Caller:
         return self.stub.GetChunk(pb.GetChunkRequest(bank="b", chunk_id=chunk_id)).chunk.retrieval_count
 
     def sample(self, name: str, **labels: str) -> float:
-        """A figure of the service, added up over the labels that are not given."""
+        """Return a figure of the service, added up over the labels that are not given."""
         samples = self.stub.GetStats(pb.GetStatsRequest()).samples
         return sum(each.value for each in samples if each.name == name and labels.items() <= each.labels.items())
 
@@ -146,14 +150,14 @@ class Caller:
 
 
 def lasting(microseconds: int, *, renew: bool = False) -> bank_pb2.Expiry:
-    """The life of a chunk: how long, and whether each retrieval begins it anew."""
+    """Return the life of a chunk. microseconds: how long it is. renew: each retrieval begins it anew."""
     ttl = Duration()
     ttl.FromMicroseconds(microseconds)
     return bank_pb2.Expiry(ttl=ttl, renew=renew)
 
 
 def stored_bytes(chunk: chunk_pb2.Chunk, data: bytes) -> int:
-    """What a chunk takes of its bank's bytes, as docs/eviction.md says."""
+    """Return what a chunk takes of its bank's bytes, as docs/eviction.md says."""
     vectors = len(chunk.embedding) + 4 * len(chunk.token_ids)
     words = len(chunk.text.encode()) + len(json.dumps(dict(chunk.metadata)))
     return len(data) + vectors + words + 256 + 160 * len(chunk.payload.tensors)
@@ -165,7 +169,7 @@ def frames_of(chunk: chunk_pb2.Chunk, data: bytes, bank: str = "b", step: int = 
 
 
 def split(chunks: Iterable[chunk_pb2.Chunk], frames: Iterable[Any]) -> dict[int, bytes]:
-    """The stream cut into chunks, every tensor checked against its seeded checksum."""
+    """Cut the stream of an answer into chunks, and check every tensor against its seeded checksum."""
     stream, parts = b"".join(frame.data for frame in frames), {}
     for chunk in chunks:
         size = sum(tensor.length for tensor in chunk.payload.tensors)

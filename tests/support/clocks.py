@@ -17,19 +17,19 @@ class Hands:
         self.boot = "the first"
 
     def clock(self) -> Clock:
-        """The clock of one more process on this machine."""
+        """Return the clock of one more process on this machine."""
         return Clock(Timepieces(lambda: self.wall, lambda: self.running, self.boot))
 
     def go_on(self, microseconds: int) -> None:
-        """Time passes."""
+        """Let so much time pass."""
         self.wall += microseconds
         self.running += microseconds
 
     def set_wall(self, microseconds: int) -> None:
-        """The wall clock is set forward, or back."""
+        """Set the wall clock forward, or back."""
         self.wall += microseconds
 
     def start_again(self, microseconds: int) -> None:
-        """The machine is off for so long, by its wall clock, and starts anew."""
+        """Switch the machine off for so long, by its wall clock, and on again."""
         self.wall += microseconds
         self.running, self.boot = SECOND, self.boot + ", and one more"

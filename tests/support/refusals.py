@@ -6,7 +6,7 @@ from grpc_status import rpc_status
 
 
 class Refusals:
-    """Context manager factory: the block ends with this reason and code."""
+    """Makes context managers whose block must end with this reason and code."""
 
     def __call__(self, reason: str, code: grpc.StatusCode) -> "Refusals":
         self._expected = (reason, code)

@@ -23,7 +23,7 @@ class Service:
 
 
 def wait_for(client: kvbank.Client) -> None:
-    """A restarted service is reached again within gRPC's pause between connections, 2 s."""
+    """Wait until a restarted service is reached again, which is within gRPC's pause between connections, 2 s."""
     for _ in range(20):
         try:
             client.server_info()

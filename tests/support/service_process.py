@@ -33,7 +33,7 @@ class StartFailed(Exception):
 
 
 class ServiceHost:
-    """Starts services; `environment` comes on top of ours."""
+    """A process that starts services and runs commands. environment: variables on top of those of this process."""
 
     def __init__(self, environment: Mapping[str, str] | None = None) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="kvbank-proof-")
@@ -44,8 +44,8 @@ class ServiceHost:
         self._process = subprocess.Popen(command, **pipes, text=True, env=environment, cwd=ROOT)
 
     def start(self, data: Path, **flags: Any) -> "Service":
-        """Serve `data`; `flags` are those of `kvbank serve`, and `listen` a unix socket of its own unless it is given.
-        Errors: StartFailed."""
+        """Serve the data folder, and return when the service is ready. flags: those of `kvbank serve`; `listen` is a
+        unix socket of its own unless it is given. Errors: StartFailed."""
         self._starts += 1
         place = Path(self._folder.name, str(self._starts))
         flags = {"data": str(data), "listen": f"unix:{place}", "min_free": 0} | flags
@@ -53,7 +53,7 @@ class ServiceHost:
         return Service(self, number, place)
 
     def run(self, *words: object) -> tuple[int, str]:
-        """`kvbank WORDS` to its end; exit status, negative for a signal, and what it printed."""
+        """Run `kvbank WORDS` to its end; return the exit status, negative for a signal, and what it printed."""
         self._starts += 1
         log = Path(self._folder.name, f"{self._starts}.log")
         number = self.ask({"run": [str(word) for word in words], "log": str(log)})
@@ -63,7 +63,7 @@ class ServiceHost:
         return self.ask({"wait": number}), log.read_text(errors="replace")
 
     def ask(self, request: dict[str, Any]) -> int:
-        """One request to the host process, one number back."""
+        """Send one request to the host process, and return the number that it answers."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.write(json.dumps(request) + "\n")
@@ -71,7 +71,7 @@ class ServiceHost:
         return int(self._process.stdout.readline())
 
     def close(self) -> None:
-        """With the services that still run."""
+        """End the host process, with the services that still run."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.close()
@@ -106,25 +106,26 @@ class Service:
         self.address = ready.read_text().strip()
 
     def log(self) -> str:
-        """What it printed."""
+        """Return what the service has printed."""
         return self._log.read_text(errors="replace")
 
     def alive(self) -> bool:
+        """Tell whether the service runs."""
         return self._code is None and not select.select([self._ended], [], [], 0)[0]
 
     def kill(self) -> None:
-        """SIGKILL, and wait for the end."""
+        """Kill the service with SIGKILL, and wait for its end."""
         if self._code is None:
             signal.pidfd_send_signal(self._ended, signal.SIGKILL)
             self.wait()
 
     def stop(self) -> int:
-        """SIGTERM, and wait for the end; its exit status."""
+        """Stop the service with SIGTERM, wait for its end, and return its exit status."""
         signal.pidfd_send_signal(self._ended, signal.SIGTERM)
         return self.wait()
 
     def wait(self) -> int:
-        """For the end; the exit status, negative for a signal."""
+        """Wait for the end, and return the exit status, negative for a signal."""
         if self._code is None:
             assert select.select([self._ended], [], [], PATIENCE)[0], "the service does not end\n" + self.log()
             os.close(self._ended)
@@ -132,20 +133,22 @@ class Service:
         return self._code
 
     def resident_bytes(self) -> int:
+        """Return the memory that the service has now."""
         fields = Path(f"/proc/{self.process_id}/statm").read_text().split()
         return int(fields[1]) * os.sysconf("SC_PAGE_SIZE")
 
     def peak_bytes(self) -> int:
-        """The most memory that it has had since `forget_peak`."""
+        """Return the most memory that the service has had since `forget_peak`."""
         lines = Path(f"/proc/{self.process_id}/status").read_text().splitlines()
         return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
 
     def forget_peak(self) -> None:
+        """Begin anew to look for the most memory that the service has."""
         Path(f"/proc/{self.process_id}/clear_refs").write_text("5")
 
 
 def _host() -> None:
-    """The host process: forks for each request on its input, and says the number of the child."""
+    """Fork for each request on the input of the host process, and say the number of the child."""
     from memory_service.care import backup, repair, restore  # noqa: F401
 
     children: set[int] = set()
@@ -167,7 +170,7 @@ def _host() -> None:
 
 
 def _child(log: Path, task: Callable[[], None] | list[str]) -> None:
-    """A task, or the words of a command; does not return."""
+    """Do a task, or run the words of a command, with its output in a file; this does not return."""
     import typer
 
     from kvbank.console import ending

@@ -46,7 +46,7 @@ def serving(data: Path) -> Iterator[Callable[..., Caller]]:
 
 @pytest.fixture
 def caller(serving: Callable[..., Caller]) -> Caller:
-    """A server with the bank "b"."""
+    """Start a server with the bank "b"."""
     made = serving()
     made.create()
     return made
@@ -77,20 +77,20 @@ def refused() -> Refusals:
 
 @pytest.fixture
 def payload_path(data: Path) -> Callable[[int], Path]:
-    """The one file of a chunk."""
+    """Find the one file of a chunk."""
     return lambda chunk_id: next((data / "payloads").glob(f"*/*/{chunk_id}.safetensors"))
 
 
 @pytest.fixture
 def vectors(caller):
-    """A bank "v" without K-V."""
+    """Start a server with a bank "v" without K-V."""
     caller.create("v", layers=[])
     return caller
 
 
 @pytest.fixture
 def soft(serving):
-    """A server whose bank "b" takes soft tokens."""
+    """Start a server whose bank "b" takes soft tokens."""
     made = serving()
     made.create(kv=spec())
     return made

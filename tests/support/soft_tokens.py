@@ -11,11 +11,12 @@ SPEC = {"reader_digest": READER, "layers": (1, 3), "kv_heads": 2, "head_dim": 8}
 
 
 def spec(hidden_size: int = HIDDEN) -> bank_pb2.KvSpec:
+    """Return the K-V spec of a bank that takes soft tokens."""
     return bank_pb2.KvSpec(**SPEC, dtype=BF16, hidden_size=hidden_size)
 
 
 def soft_chunk(caller, n=2, *, hidden=HIDDEN, vector=(1, 0, 0, 0), seed=0, **fields):
-    """A chunk of `n` soft tokens, for the caller's helpers."""
+    """Make a chunk of `n` soft tokens, for the methods of `Caller`."""
     chunk, _ = caller.chunk(vector, layers=[], stored_length=n)
     soft = np.frombuffer(np.random.default_rng(seed).bytes(2 * n * hidden), DTYPES["bf16"]).reshape(n, hidden)
     tensors, data = described({"soft": soft})

@@ -25,13 +25,13 @@ ALL = Filter()
 
 
 def new_bank(name: str = "b", **fields: Any) -> Bank:
-    """A bank of vectors alone."""
+    """Make a bank of vectors alone."""
     given: dict[str, Any] = {"capacity": None, "policy": Policy(), "metadata": {}} | fields
     return Bank(name, KvSpec("", (), 0, 0, None), EmbeddingSpec("embedder", DIMENSION), **given)
 
 
 def new_chunk(number: int, **fields: Any) -> Chunk:
-    """The chunk of a number, which is its key, its start and the seed of its embedding."""
+    """Make the chunk of a number, which is its key, its start and the seed of its embedding."""
     vector = np.random.default_rng(number).standard_normal(DIMENSION).astype("<f4")
     chunk = Chunk(
         key=number.to_bytes(16, "big"),
@@ -71,7 +71,7 @@ def fill(store: Store, bank: Bank, numbers: Sequence[int]) -> list[int]:
 
 
 def reason(action: Callable[[], Any]) -> str:
-    """Why an action is refused."""
+    """Return the reason for which an action is refused."""
     with pytest.raises(ServiceError) as caught:
         action()
     return caught.value.reason

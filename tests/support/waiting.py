@@ -8,7 +8,7 @@ PAUSE_S = 0.005
 
 
 def wait_until(holds: Callable[[], object], why: str = "", seconds: float = 60.0) -> None:
-    """Until `holds` says so, asked again and again. Fails, and says `why`, after so many seconds."""
+    """Wait until `holds` says so, and ask it again and again. After so many seconds this fails, and says `why`."""
     deadline = time.monotonic() + seconds
     while not holds():
         assert time.monotonic() < deadline, why

@@ -10,13 +10,14 @@ from tests.local.care.folders import run
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """Where the folder of `filled` is kept, so that only the first test waits for a server."""
+    """Say where the folder of `filled` is kept, so that only the first test waits for a server."""
     return {"folder": tmp_path_factory.mktemp("filled") / "data"}
 
 
 @pytest.fixture
 def filled(made, serving, data):
-    """A folder that was served: two banks, five chunks, a sixth deleted. The payloads' bytes by chunk."""
+    """Make a folder that was served, with two banks, five chunks and a sixth that is deleted; give the payloads' bytes
+    by chunk."""
     if "stored" not in made:
         caller = serving()
         caller.create()

@@ -10,7 +10,7 @@ from tests.support import command
 
 
 def run(*arguments, code=0):
-    """The command's answer; a refusal is one line on stderr."""
+    """Run a command and return what it printed; a refusal is one line on stderr."""
     result = command.run(application(), *arguments)
     assert result.exit_code == code, (result.stdout, result.stderr)
     assert code != 1 or result.stderr.count("\n") <= 1

@@ -164,7 +164,8 @@ def test_a_damaged_backup_is_refused_or_restored_without_the_damage(filled, data
 
 
 def test_what_cannot_be_read_counts_as_no_damage_in_a_copy(filled, data, tmp_path):
-    """In its usage, quarantined is what is damaged; what only could not be read is gone, like a deleted one."""
+    """Damaged chunks count as quarantined in the usage of a copy; chunks that could not be read are gone, like deleted
+    ones."""
 
     def gone(folder):
         with database(folder) as connection:
@@ -267,7 +268,7 @@ def test_the_commands_of_the_documentation(serving, tmp_path, monkeypatch):
 
 
 def _downgrade(folder):
-    """The same records in the first schema."""
+    """Write the same records in the first schema."""
     schema.upgrade(folder / "old.db", schema.revisions()[0])
     with database(folder) as new:
         new.execute("ATTACH ? AS old", (str(folder / "old.db"),))

@@ -32,7 +32,8 @@ def test_a_sound_folder_is_clean_served_or_not_and_stays_as_it_is(filled, servin
 
 
 def test_a_log_that_a_kill_left_is_read_and_not_written_back(serving, data, tmp_path):
-    """Where the reader is the last to close the database, too: SQLite checkpoints then, unless it may not write."""
+    """Reading leaves the log also where the reader is the last to close the database: SQLite checkpoints then, unless
+    it may not write."""
     caller = serving()
     caller.create()
     caller.add()
@@ -175,7 +176,7 @@ def test_a_damaged_chunk_is_found_and_quarantined_and_the_others_stay(filled, se
 
 
 def test_soft_tokens_whose_kind_was_dropped_are_quarantined(serving, data):
-    """Their file is as it was written, and would be served as keys and values."""
+    """Files of such chunks are as they were written, and would be served as keys and values."""
     serving()
     with kvbank.connect(serving.server.address) as client:
         embedding = kvbank.EmbeddingSpec("e", dimension=4)

@@ -1,4 +1,4 @@
-"""`kvbank repair`: what is mended around the chunks, and what is left alone."""
+"""What `kvbank repair` mends around the chunks, and what it leaves alone."""
 
 import contextlib
 import json
@@ -34,7 +34,7 @@ def _beside_a_note(data, folder):
 
 
 def _exchange_indexes(data):
-    """One of SQLite's own indexes has the entries of another one."""
+    """Give one of SQLite's own indexes the entries of another one."""
     with database(data) as connection:
         connection.execute("CREATE TABLE other (a, b)")
         connection.execute("CREATE INDEX other_index ON other (a, b)")
@@ -174,7 +174,7 @@ def test_a_disk_that_is_not_mounted_is_no_damage(filled, data):
 
 
 def test_without_its_identity_a_folder_is_not_repaired(filled, data):
-    """Where the banks are gone too, every payload would be taken for an orphan."""
+    """Repairing would take every payload for an orphan where the banks are gone too."""
     execute(data, "DELETE FROM store", "DELETE FROM banks", "DELETE FROM chunks")
     before = tree(data / "payloads")
     assert "put a backup in place" in refusal("repair", data)
@@ -182,7 +182,7 @@ def test_without_its_identity_a_folder_is_not_repaired(filled, data):
 
 
 def test_a_file_that_cannot_be_read_is_no_damage(filled, serving, data):
-    """It is found and left, beside what is mended."""
+    """Unreadable files are found and left, beside what is mended."""
     file, aside = file_of(data, 2), data.with_name("aside")
     shutil.copy(file, aside)
     make_unreadable(file)
@@ -238,7 +238,7 @@ class Killed(BaseException):
 
 
 def test_a_repair_that_is_killed_anywhere_is_taken_up(filled, data, tmp_path, monkeypatch):
-    """At each of the system calls that change a file or make it durable."""
+    """Kills come at each of the system calls that change a file or make it durable."""
     flip(file_of(data, 2))
     file_of(data, 3).unlink()
     file_of(data).with_name("77.tmp").touch()

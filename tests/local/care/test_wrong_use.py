@@ -84,14 +84,14 @@ def test_without_permission(filled, data, tmp_path):
 
 @pytest.fixture
 def reachable():
-    """A folder that every user can reach, and nobody but root can write to what is in it."""
+    """Make a folder that every user can reach, and in which only root can write."""
     with tempfile.TemporaryDirectory() as place:
         os.chmod(place, 0o755)
         yield Path(place)
 
 
 def sound_but_open(folder):
-    """The totals of a folder that others may read, and in which nothing else is wrong."""
+    """Return the totals of a folder that others may read, and in which nothing else is wrong."""
     found = answer("check", folder, code=1)
     assert kinds(found) == ["open_to_others"]
     return found["totals"]
@@ -99,7 +99,7 @@ def sound_but_open(folder):
 
 @contextlib.contextmanager
 def without_writing(folder):
-    """A folder that cannot be written to; root can always write, and is somebody else in the block."""
+    """Make a folder that cannot be written to; root, which can always write, is another user in the block."""
     for path in (folder, *folder.rglob("*")):
         path.chmod(0o555 if path.is_dir() else 0o444)
     root = os.geteuid() == 0
