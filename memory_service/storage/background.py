@@ -33,7 +33,8 @@ class Janitor:
     """Runs tasks in the order in which they were given, and between them those that recur."""
 
     def __init__(self, name: str, troubles: Troubles) -> None:
-        """name: the name of the thread. troubles: where the failure of a task that recurs is noted."""
+        """Begin the thread of this janitor. name: that of the thread. troubles: where the failure of a task that recurs
+        is noted."""
         self._name = name
         self._troubles = troubles
         self._tasks: queue.SimpleQueue[Callable[[], Any] | None] = queue.SimpleQueue()

@@ -346,7 +346,7 @@ class Objects(Protocol):
 
 
 class Reservation(Protocol):
-    """Bytes that somebody is about to write. It ends with `give`, or with the block."""
+    """Room that is kept for bytes that are about to be written. It ends with `give`, or with the block."""
 
     def give(self) -> None:
         """End the reservation of these bytes; a second call does nothing."""

@@ -1,1 +1,1 @@
-"""The local engine: records in SQLite and payload files, in one data folder that one process owns."""
+"""The engine of one machine: records in SQLite and payload files, in one data folder that one process owns."""

@@ -43,7 +43,7 @@ class Adding:
         return None if found is None or found.free else _replay(key, digest, found)
 
     def add(self, bank: Bank, chunk: Chunk, digest: bytes) -> "Future[Written]":
-        """Add a chunk; see `Store.add`."""
+        """Add a chunk to a bank; see `Store.add`."""
         done: Future[Written] = Future()
         done.set_running_or_notify_cancel()
         self._wait(_Addition(self, bank, chunk, chunk_rows.row_of(bank.bank_id, chunk, digest)), done)

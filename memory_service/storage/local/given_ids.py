@@ -19,7 +19,7 @@ from memory_service.storage.local.files import layout
 from memory_service.storage.local.records.chunk_ids import Reservations
 from memory_service.storage.local.records.schema import raw
 
-# How many ids are skipped where neither records nor file can be relied on: more than anybody can have written since.
+# How many ids are skipped where neither records nor file can be relied on: more than can have been written since.
 _FAR = 1 << 32
 # The service has made no file whose name is a larger number.
 _LARGEST = 1 << 62

@@ -43,5 +43,5 @@ class KnownBanks:
         del self._by_name[bank.name], self._by_id[bank.bank_id]
 
     def all(self) -> list[Bank]:
-        """Return every bank."""
+        """Return every bank that is not deleted."""
         return list(self._by_id.values())

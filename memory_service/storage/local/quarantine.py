@@ -29,7 +29,7 @@ _PART = 1 << 20
 _ID = re.compile(r"[1-9][0-9]{0,18}")
 _CHUNKS = "SELECT * FROM chunks WHERE chunk_id IN (SELECT value FROM json_each(?))"
 _CONTENTS = "SELECT * FROM contents WHERE chunk_id IN (SELECT value FROM json_each(?))"
-# Several callers may meet one damaged chunk at once; whoever comes second finds all of it done.
+# Several callers may meet one damaged chunk at once; the second one finds all of it done.
 _one_at_a_time = threading.Lock()
 
 
@@ -94,7 +94,7 @@ class Note(NamedTuple):
 
     @property
     def place(self) -> Path:
-        """The path of the record, once the file is in quarantine."""
+        """Return the path of the record, once the file is in quarantine."""
         return self.file.with_name(f"{self.chunk_id}.json")
 
 

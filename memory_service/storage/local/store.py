@@ -82,11 +82,12 @@ class LocalStore:
     # Banks
 
     def create_bank(self, new: Bank) -> tuple[Bank, bool]:
-        """Make a bank; see `Store.create_bank`."""
+        """Make a new bank; see `Store.create_bank`."""
         new = replace(new, uid=secrets.token_hex(8), created=self.clock.now_us())
 
         def make(connection: Connection, *, ready: bool) -> Bank | None:
-            """Return the bank; None for one that would be new and is not `ready`, because it has no folder yet."""
+            """Return the bank of this name; None for one that would be new and is not `ready`, because it has no folder
+            yet."""
             if (found := _found(connection, new)) is not None:
                 return found
             _check_bound("banks", self.bounds.banks, bank_rows.count(connection) + 1)
@@ -191,7 +192,7 @@ class LocalStore:
         return self.adding.replay_of(bank, key, digest)
 
     def add(self, bank: Bank, chunk: Chunk, digest: bytes) -> "Future[Written]":
-        """Add a chunk; see `Store.add`."""
+        """Add a chunk to a bank; see `Store.add`."""
         return self.adding.add(bank, chunk, digest)
 
     def set_metadata(self, bank: Bank, chunk_id: int, metadata: Metadata) -> bool:
@@ -266,7 +267,7 @@ class LocalStore:
         self.followers.append(follower)
 
     def catch_up(self, banks: Sequence[Bank]) -> None:
-        """Do nothing: the followers were told with the commit, before the write was acknowledged."""
+        """Return at once, because the followers were told with the commit, before the write was acknowledged."""
 
     @contextmanager
     def snapshot(self, begun: Callable[[], None]) -> Iterator[LocalView]:

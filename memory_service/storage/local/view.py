@@ -12,10 +12,10 @@ from memory_service.storage.local.records.counts import Unwritten
 
 
 class LocalView:
-    """Implements `memory_service.storage.base.View`."""
+    """Implements `memory_service.storage.base.View` over one read transaction."""
 
     def __init__(self, connection: Connection, unwritten: Unwritten) -> None:
-        """unwritten: taken before the transaction of the connection has begun to read."""
+        """Look through a connection. unwritten: taken before the transaction of the connection has begun to read."""
         self._connection = connection
         self._unwritten = unwritten
 

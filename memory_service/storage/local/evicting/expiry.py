@@ -1,8 +1,8 @@
-"""Chunks that go by themselves. Owns the promise that they go soon after their time; that none is answered past it is
-kept by the reads (`chunk_rows.found`, `get`, `page`).
+"""The removal of chunks that have expired. This file owns the promise that they are removed soon after their time; that
+none is answered past it is kept by the reads (`chunk_rows.found`, `get`, `page`).
 
-An expired chunk stays so: a retrieval counts as its renewal only if it came before. So what is read here as expired
-at a moment, with the counts until then written, can be removed without looking again.
+An expired chunk stays so: a retrieval counts as its renewal only if it came before. So what is read here as expired at
+a moment, with the counts until then written, can be removed without looking again.
 """
 
 from memory_service.domain.limits import Pauses
@@ -16,7 +16,7 @@ _MOST = 50_000
 
 
 class Expiry:
-    """Removes expired chunks; a janitor of its own runs it every second."""
+    """Removes chunks that have expired; a thread of its own runs it every second."""
 
     def __init__(self, records: Records, known: KnownBanks, removal: Removal, pauses: Pauses) -> None:
         self._records = records

@@ -9,9 +9,10 @@ from numpy.typing import NDArray
 
 from memory_service.domain.eviction import NOBODY, Candidates, Victims
 
-# Lines of a ledger's table.
+# The lines of a ledger's table.
 _ID, _SIZE, _RETRIEVALS, _USED, _PINNED, _LIVE = range(6)
 
+# Columns that are moved at once.
 _BLOCK = 8192
 
 
@@ -19,9 +20,10 @@ class Ledger:
     """The ledger of one bank, with sizes in the unit of its capacity. Only the writer's thread uses it."""
 
     def __init__(self, rows: Iterable[Iterable[int]], doomed: Victims = NOBODY) -> None:
-        """`rows`: (id, size, retrievals, last use, pinned), ascending by id.
+        """Enter the chunks of a bank.
 
-        `doomed`: what is left of an eviction that goes on in the background.
+        rows: (id, size, retrievals, last use in microseconds, pinned), ascending by id. doomed: what is left of an
+        eviction that goes on in the background.
         """
         columns = np.fromiter(chain.from_iterable(rows), np.int64).reshape(-1, 5).T
         self._count = columns.shape[1]

@@ -25,7 +25,7 @@ class Loading:
 
 
 class Ledgers:
-    """Ledgers by bank. The writer's thread alone uses them, except `ready`."""
+    """Holds the ledgers by bank. The writer's thread alone uses it, except `ready`."""
 
     def __init__(self) -> None:
         self._ready: dict[int, Ledger] = {}

@@ -1,5 +1,5 @@
-"""Banks as rows. A function that takes a `Connection` runs in a transaction of the writer (changes) or of a reader
-(questions)."""
+"""The rows of banks. A function that changes them runs in a transaction of the writer, one that only reads also in that
+of a reader."""
 
 import json
 from collections.abc import Iterator
@@ -60,7 +60,7 @@ def named(connection: Connection, name: str) -> Bank | None:
 
 
 def count(connection: Connection) -> int:
-    """Count the banks."""
+    """Count the banks that are not deleted."""
     return int(raw(connection).execute("SELECT count(*) FROM banks").fetchone()[0])
 
 

@@ -1,4 +1,4 @@
-"""Chunks as rows: narrow ones that searches and evictions go through, wide ones that answers are made of, and keys.
+"""The rows of chunks: narrow rows that searches and evictions scan, wide rows that answers are made of, and keys.
 
 Statements that run for every chunk that is written or retrieved are text, for the driver: building and looking up the
 same statement as an expression costs ten times its execution.
@@ -29,7 +29,7 @@ from memory_service.storage.local.records.schema import BankRow, ChunkRow, Conte
 _CHUNKS: Table = ChunkRow.__table__  # type: ignore[assignment]
 _CONTENTS: Table = ContentRow.__table__  # type: ignore[assignment]
 _KEYS: Table = KeyRow.__table__  # type: ignore[assignment]
-# A chunk is a row of each. The embedding comes along where nobody asks for it, because the row's checksum covers it.
+# A chunk is a row of each. The embedding comes along where it is not asked for, because the row's checksum covers it.
 _COLUMNS = [*_CHUNKS.columns, *list(_CONTENTS.columns)[1:]]
 
 
@@ -62,7 +62,7 @@ _FIND_CHUNKS = f"""
     WHERE bank_id = ? AND chunk_id IN (SELECT value FROM json_each(?))
 """
 
-# Beside what is looked at: ids, times, the bank's name and the like.
+# The bytes in a message of what `_FIND_SIZES` does not look at: ids, times, the name of the bank and the like.
 _MOST_REST = 1024
 # Twice the metadata, since a short number takes more bytes in a message than digits in JSON.
 _FIND_SIZES = """
@@ -99,7 +99,8 @@ def free_key(connection: Connection, bank_id: int, key: bytes, chunk_id: int) ->
 
 
 def row_of(bank_id: int, chunk: Chunk, digest: bytes) -> Mapping[str, Any]:
-    """Make the row that `insert` takes. It is made beforehand, because everybody waits for the writer's thread."""
+    """Make the row that `insert` takes. This is done before the write gets its turn, since all writes wait for the
+    writer's thread. digest: that of the request."""
     expiry = chunk.expiry or Expiry()
     row = {
         "chunk_id": chunk.chunk_id,
@@ -147,7 +148,8 @@ def found(connection: Connection, bank: Bank, chunk_ids: Iterable[int], unwritte
     """Read the chunks of these ids, as far as they exist in this bank and have not expired, one after the other and in
     no order. What is `unwritten` may have renewed them. Errors: FlawedError."""
     wanted = list(chunk_ids)
-    # Closed also where a row cannot be read: whoever keeps that error would keep the statement, and the end waiting.
+    # Closed also where a row cannot be read: the traceback of that error would keep the statement open, and with it the
+    # end of the service waiting.
     with (
         row_flaws.naming(connection, bank, wanted),
         closing(raw(connection).execute(_FIND_CHUNKS, (bank.bank_id, json.dumps(wanted)))) as rows,
@@ -332,7 +334,8 @@ def _is_int(value: object) -> bool:
 
 
 def _chunk(row: Any, bank: Bank, embedding: bool) -> Chunk:
-    """Errors: some of `row_flaws` for a row that cannot be used."""
+    """Make the value of a row of `chunks` and `contents`. Errors: those that `row_flaws.naming` catches, for a row that
+    cannot be used."""
     metadata, payload = json.loads(row.meta), _cached_payload_of(row.payload)
     if type(metadata) is not dict or len(row.token_ids) % 4 or type(row.token_ids) is not bytes:
         raise ValueError("metadata or token ids are damaged")

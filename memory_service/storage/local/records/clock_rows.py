@@ -14,13 +14,13 @@ _SAVE = "INSERT OR REPLACE INTO clock (id, now, running, boot) VALUES (1, ?, ?, 
 
 
 def mark(connection: Connection) -> Mark | None:
-    """Read the mark; None in a store of an earlier version."""
+    """Read the mark of the clock; None in a store of an earlier version."""
     row = connection.execute(sa.select(ClockRow.now, ClockRow.running, ClockRow.boot)).one_or_none()
     return None if row is None else Mark(*row)
 
 
 def save(connection: Connection, mark: Mark) -> None:
-    """Replace the mark."""
+    """Replace the mark of the clock."""
     raw(connection).execute(_SAVE, mark)
 
 

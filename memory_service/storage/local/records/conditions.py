@@ -44,6 +44,6 @@ def _within(value: Any, wanted: Range) -> Iterator[ColumnElement[bool]]:
 
 
 def _number(number: float) -> Any:
-    """Bind a number. A float goes through JSON, as those in the rows did, so that equal floats are equal to the last
-    bit."""
+    """Bind a number as a parameter. A float goes through JSON, as those in the rows did, so that equal floats are equal
+    to the last bit."""
     return number if isinstance(number, int) else sa.func.json_extract(json.dumps(number), "$")

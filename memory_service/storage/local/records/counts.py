@@ -1,5 +1,5 @@
-"""Retrievals that are counted and not written yet. This file owns the rule that each is written once: with the next
-transaction, which begins within a second."""
+"""Retrievals that are counted and not written yet. This file owns the rule that each retrieval is written once: with
+the next transaction, which begins within a second."""
 
 import threading
 from collections.abc import Mapping

@@ -1,4 +1,5 @@
-"""Rows of what goes and has gone: removals and evictions with their log and plans, spent keys, deleted banks."""
+"""The rows of what goes and has gone: removals, evictions with their log and plans, the keys of chunks that are gone
+(spent keys), deleted banks."""
 
 import json
 import sqlite3
@@ -14,8 +15,9 @@ from memory_service.domain.eviction import NOBODY, Victims
 from memory_service.domain.model import Eviction, EvictionReason, Unit
 from memory_service.storage.local.records.schema import ChunkRow, EvictionPlanRow, EvictionRow, GoneBankRow, raw
 
+# Microseconds for which the key of a chunk that is gone stays known.
 SPENT_KEY_US = 24 * 3600 * 1_000_000
-# Of an explanation: metadata, about, and victims that are looked up at once.
+# The bytes of metadata in an explanation, about, and the victims that are looked up at once for one.
 _MOST_METADATA = 4 * 1024 * 1024
 _VICTIMS = 100
 
@@ -46,12 +48,12 @@ _SOME_EVICTIONS = """
 
 
 class Removed(NamedTuple):
-    """Chunks that are gone now, and what they had taken."""
+    """Chunks that were removed, and what they had taken."""
 
     ids: list[int]
     tokens: int
     bytes: int
-    # Of an eviction: how many for each.
+    # How many were evicted for each reason; nothing for a removal.
     reasons: Mapping[EvictionReason, int] = {}
 
     def size(self, unit: Unit) -> int:
@@ -60,7 +62,8 @@ class Removed(NamedTuple):
 
 
 def remove(connection: Connection, bank_id: int, chunk_ids: Sequence[int], counter: str, now: int) -> Removed:
-    """Delete rows, spend their keys, add to `counter` of the bank (chunks_deleted, ...); unknown ids are fine."""
+    """Remove the rows of chunks, keep their keys as spent, and add to `counter` of the bank (chunks_deleted, ...). Ids
+    of which there is no chunk are passed over. now: microseconds since 1970."""
     return _remove(connection, bank_id, _found(connection, bank_id, chunk_ids, pinned=True), counter, now)
 
 
@@ -87,7 +90,8 @@ def _remove(connection: Connection, bank_id: int, going: Removed, counter: str, 
         return going
     driver, count = raw(connection), len(going.ids)
     driver.execute(_SPEND_KEYS, (now, json.dumps(going.ids)))
-    # Twice as many as were just spent: it keeps up, and a day with a million of them does not come back at once.
+    # At most twice as many old keys go as were just spent: so the table does not grow for ever, and the keys of a day
+    # with a million removals do not all go in one transaction a day later.
     forget_keys(driver, driver.execute(_OLD_KEYS, (now - SPENT_KEY_US, 2 * count)).fetchall())
     _delete_chunks(connection, going.ids)
     usage = f"chunks = chunks - ?, tokens = tokens - ?, bytes = bytes - ?, {counter} = {counter} + ?"
@@ -96,7 +100,7 @@ def _remove(connection: Connection, bank_id: int, going: Removed, counter: str, 
 
 
 def forget_keys(driver: sqlite3.Connection, spent: Sequence[tuple[int, bytes, int]]) -> None:
-    """Free spent keys, given as (bank id, key, chunk id), to be used again."""
+    """Forget spent keys, given as (bank id, key, chunk id), so that they can be used again."""
     driver.executemany("DELETE FROM keys WHERE bank_id = ? AND key = ?", [(bank_id, key) for bank_id, key, _ in spent])
     driver.executemany("DELETE FROM spent_keys WHERE chunk_id = ?", [(chunk_id,) for _, _, chunk_id in spent])
 
@@ -143,7 +147,7 @@ def saved_plans(connection: Connection) -> set[int]:
 
 
 def victims(connection: Connection, bank_id: int, chunk_ids: Sequence[int]) -> Sequence[Row[Any]]:
-    """Return what the log would say of chunks; only of the first ones where their metadata are long."""
+    """Read of chunks what the log would say of them; only of the first chunks where their metadata are long."""
     names = ("chunk_id", "retrieval_count", "start", "stored_length", "created", "meta")
     statement = sa.select(*[getattr(ChunkRow, name) for name in names]).where(ChunkRow.bank_id == bank_id)
     found: list[Row[Any]] = []

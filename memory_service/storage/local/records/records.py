@@ -1,5 +1,6 @@
-"""The truth: the database of a data folder. Owns the commit point, chunk ids and counts; its rows are in `bank_rows`,
-`chunk_rows` and `gone_rows`."""
+"""The database of a data folder, which is the truth of what a store holds. This file owns that it is opened and closed
+in the right order, and what goes along with every transaction: the counts of retrievals and the mark of the clock. The
+rows are in `bank_rows`, `chunk_rows` and `gone_rows`."""
 
 import logging
 import secrets
@@ -29,7 +30,7 @@ from memory_service.storage.local.records.writer import Writer
 
 _log = logging.getLogger(__name__)
 LARGEST_TIME = 2**63 - 1
-# After a failure, readers go by what is written for so long.
+# Seconds after a failure in which readers go by the counts that are written.
 _RETRY_S = 1.0
 
 
@@ -58,8 +59,8 @@ class Records:
         derived_id: Callable[[str], int],
         pauses: Pauses = NO_PAUSES,
     ) -> None:
-        """Open the database. clock: the clock to go by, where it is not that of the machine. derived_id: see
-        `given_ids.settle`. Errors: StartError."""
+        """Open the database of a folder. clock: the clock to go by, where it is not that of the machine. derived_id:
+        see `given_ids.settle`. Errors: StartError."""
         failures.register()
         path = data / "metadata.db"
         schema.prepare(path, data, migrate=migrate)
@@ -69,11 +70,11 @@ class Records:
         self.counts = Counts(self.clock)
         self._mirror = mirror
         self._pauses = pauses
-        # When a transaction failed last (monotonic).
+        # The time (monotonic) of the last transaction that failed.
         self._failed = -_RETRY_S
         level = "FULL" if durable else "NORMAL"
         self._readers = schema.engine(path, synchronous=level, writer=False)
-        # Its connections that nobody uses now.
+        # Connections of readers that are not in use.
         self._idle: list[Connection] = []
         self.writer = Writer(
             schema.engine(path, synchronous=level, writer=True), self, metrics, durable=durable, pauses=pauses
@@ -89,7 +90,8 @@ class Records:
             raise
 
     def _take_up(self, data: Path, derived_id: Callable[[str], int], connection: Connection) -> tuple[str, bool]:
-        """The store's identity, and whether the folder is new to this version; its time and its ids go on."""
+        """Take up what an earlier process has left: its time and its ids go on. Returns the identity of the store, and
+        whether no version that reserves ids in a file has served the folder."""
         self.clock.resume(clock_rows.mark(connection))
         clock_rows.save(connection, mark := self.clock.mark())
         self._marking = mark.now
@@ -99,8 +101,8 @@ class Records:
 
     @contextmanager
     def read(self, *, to_the_end: bool = False) -> Iterator[Connection]:
-        """Begin a short read transaction on a connection that nobody else uses. Errors: Cancelled, when the caller has
-        gone, unless the block is to run to the end.
+        """Begin a short read transaction on a connection of its own. Errors: Cancelled, when the caller has gone,
+        unless the block is to run to the end.
 
         Connections are kept and begun by hand: SQLAlchemy's pool and its transaction cost as much as ten queries.
         """
@@ -125,7 +127,7 @@ class Records:
         self._idle.append(connection)
 
     def snapshot(self) -> Connection:
-        """A read transaction that sees the rows as they are now, for another thread to use and close."""
+        """Open a read transaction that sees the rows as they are now, for another thread to use and close."""
         connection = self._readers.connect()
         connection.exec_driver_sql("BEGIN")
         connection.exec_driver_sql("SELECT 1 FROM store")
@@ -137,14 +139,14 @@ class Records:
             self.writer.submit(lambda _connection: None).result()
 
     def show_counts(self) -> None:
-        """As `flush_counts`, where it can be done: a disk that is full, or fails, keeps nobody from reading, and is not
-        tried by every reader."""
+        """Make every pending count visible, where that can be done: a disk that is full, or fails, keeps no caller from
+        reading, and is not tried for every one of them."""
         if time.monotonic() - self._failed > _RETRY_S:
             with suppress(DBAPIError, sqlite3.Error):
                 self.flush_counts()
 
     def follow_wall_clock(self) -> None:
-        """Let the time leap where a wall clock that was set stays ahead; what has time to live left keeps it."""
+        """Let the time leap where a wall clock that was set stays ahead. What has time to live left keeps that time."""
         if by := self.clock.behind():
 
             def move(connection: Connection) -> None:
@@ -157,7 +159,8 @@ class Records:
             _log.warning("the wall clock has been ahead for an hour; the time goes forward by %.0f s", by / SECOND)
 
     def close(self) -> None:
-        """Readers first: SQLite checkpoints when the last connection closes, and that must be the writer's."""
+        """Close all connections, the readers' first: SQLite checkpoints when the last one closes, and that must be the
+        writer's."""
         while self._idle:
             self._idle.pop().close()
         self._readers.dispose()
@@ -192,8 +195,9 @@ class Records:
         self._mirror.forget_all()
 
 
-# A chunk that had expired when it was first retrieved stays expired: it may be gone from the index already. One that
-# had not lived on, so that the others found it. A renewal never shortens a life.
+# A chunk that had expired at the first of its retrievals stays expired, because the index may have dropped it already.
+# A chunk that had not expired then lived on, so that the later retrievals found it too. A renewal never shortens a
+# life.
 _RENEWED = sa.case(
     (
         ChunkRow.renew & (ChunkRow.expires > sa.bindparam("first")),

@@ -1,9 +1,10 @@
-"""Checksums of a chunk's row, behind the digest of its request in `chunks.digest`: the digest's 16 bytes, 8 of what
-never changes, 8 of the metadata, which `UpdateChunk` replaces. The digest itself cannot be computed from a row: it
-covers the metadata, and the checksums of the tensors, as they were sent. Every row that an answer is made of is
-compared with its checksums, since a bit in a descriptor makes one tensor another's.
+"""The checksums of a chunk's row. This file owns that every row that an answer is made of is compared with them, since
+one bit in a descriptor makes a tensor that of another chunk.
 
-Not covered: counts, pins and the time of expiry. Rows of earlier versions have the digest alone.
+`chunks.digest` has 32 bytes: the digest of the request (16), a checksum of the columns that never change (8), and one
+of the metadata, which `UpdateChunk` replaces (8). The digest cannot be computed from a row: it covers the metadata, and
+the checksums of the tensors, as they were sent. Counts, pins and the time of expiry are not covered. Rows of earlier
+versions have the digest alone.
 """
 
 import struct
@@ -25,22 +26,25 @@ _FIGURES = (
 
 
 def with_checksums(digest: bytes, row: Mapping[str, Any]) -> bytes:
-    """What `chunks.digest` holds of a new row, given as `chunk_rows.insert` takes it."""
+    """Make the value of `chunks.digest` for a new row, which is given as `chunk_rows.insert` takes it. digest: that of
+    the request."""
     return digest + _of_rest(digest, row) + _of_metadata(row["meta"])
 
 
 def with_metadata(kept: bytes, meta: str) -> bytes:
-    """What `chunks.digest` holds when the metadata are replaced. The rest is not looked at, so that damage shows."""
+    """Make the value of `chunks.digest` for a row whose metadata are replaced. kept: the value before. Its other parts
+    stay as they are, so that damage to the row still shows."""
     return kept[:-8] + _of_metadata(meta) if len(kept) == _WHOLE else kept
 
 
 def digest_of(kept: bytes) -> bytes:
-    """The digest of the request."""
+    """Take the digest of the request out of a value of `chunks.digest`."""
     return kept[:_DIGEST]
 
 
 def flaw(row: Mapping[Any, Any]) -> str:
-    """What is not as it was written, as a sentence, or "". Text columns may be bytes, so that they need not be UTF-8.
+    """Say in a sentence what of a row is not as it was written; "" where nothing is. Text columns may be given as
+    bytes, so that they need not be UTF-8.
 
     Errors: TypeError, struct.error for values of another type than they can have.
     """

@@ -1,5 +1,5 @@
-"""Rows of chunks that are damaged, and cannot be used. This file owns how a read that has failed finds out which rows
-are to blame: it reads them again one after the other, as bytes, and trusts nothing in them."""
+"""The rows of chunks that are damaged, and cannot be used. This file owns how a read that has failed finds out which
+rows are to blame: it reads the rows again one after the other, as bytes, and trusts nothing in them."""
 
 import json
 import sqlite3
@@ -99,10 +99,18 @@ def _flaw(row: Any, uid: str, dimension: int | None, payload: Payload | None) ->
         return "its content is missing"
     if row["types"] != _TYPES:
         return "a column of its record has another type"
+    return _embedding_flaw(row, dimension) or _payload_flaw(row, uid, payload) or _metadata_flaw(row)
+
+
+def _embedding_flaw(row: Any, dimension: int | None) -> str:
     if dimension is not None and row["embedding_bytes"] != 4 * dimension:
         return f"its embedding has {row['embedding_bytes']} bytes instead of {4 * dimension}"
     if row["embedding"] is not None and not np.isfinite(np.frombuffer(row["embedding"], "<f4")).all():
         return "its embedding is not finite"
+    return ""
+
+
+def _payload_flaw(row: Any, uid: str, payload: Payload | None) -> str:
     length = payload.length if payload else 0
     if row["payload_bytes"] != length:
         return f"its descriptor has {length} bytes, its row {row['payload_bytes']}"
@@ -110,9 +118,11 @@ def _flaw(row: Any, uid: str, dimension: int | None, payload: Payload | None) ->
         return "its descriptor belongs to another chunk"
     if payload is not None and not _kind_fits(payload):
         return f"its descriptor says that it is of the kind {payload.kind}, which it is not"
-    if not isinstance(json.loads(row["meta"]), dict):
-        return "its metadata cannot be read"
     return ""
+
+
+def _metadata_flaw(row: Any) -> str:
+    return "" if isinstance(json.loads(row["meta"]), dict) else "its metadata cannot be read"
 
 
 def _kind_fits(payload: Payload) -> bool:

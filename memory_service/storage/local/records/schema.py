@@ -1,5 +1,5 @@
-"""Tables of metadata.db, and which schema a folder has. Owns the rules that only the present schema is served, and that
-no folder is begun anew whose records are lost."""
+"""The tables of metadata.db, and the schema that a data folder has. This file owns the rules that only the present
+schema is served, and that no folder is begun anew whose records are lost."""
 
 import sqlite3
 from contextlib import closing, suppress
@@ -23,11 +23,13 @@ NAMING = {
 
 
 class Base(DeclarativeBase):
+    """The base of all tables, which names their indexes and keys alike in every version."""
+
     metadata = MetaData(naming_convention=NAMING)
 
 
 class StoreRow(Base):
-    """One row: the identity of the folder and the first chunk id that is not reserved."""
+    """The table of one row that has the identity of the folder and the first chunk id that is not reserved."""
 
     __tablename__ = "store"
     id: Mapped[int] = mapped_column(primary_key=True)
@@ -36,8 +38,9 @@ class StoreRow(Base):
 
 
 class ClockRow(Base):
-    """One row: the time of the service at some moment, and when that was by the machine's clock that cannot be set, in
-    microseconds; `boot` names the start of the machine."""
+    """The table of one row that has the mark of the clock: the time of the service at some moment (`now`), the
+    machine's clock that cannot be set at that moment (`running`), both in microseconds, and a name of the start of the
+    machine (`boot`)."""
 
     __tablename__ = "clock"
     id: Mapped[int] = mapped_column(primary_key=True)
@@ -47,7 +50,7 @@ class ClockRow(Base):
 
 
 class BankRow(Base):
-    """A bank; specs as JSON, usage kept in step by every commit."""
+    """The table of banks: specs are JSON, and every commit keeps the usage in step with the chunks."""
 
     __tablename__ = "banks"
     bank_id: Mapped[int] = mapped_column(primary_key=True)
@@ -73,7 +76,7 @@ class BankRow(Base):
 
 
 class GoneBankRow(Base):
-    """A deleted bank whose chunks are still being removed; the row goes last."""
+    """The table of deleted banks whose chunks and files are still being removed; a bank's row here goes last."""
 
     __tablename__ = "gone_banks"
     bank_id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
@@ -81,8 +84,11 @@ class GoneBankRow(Base):
 
 
 class ChunkRow(Base):
-    """A live chunk: what is scanned. Times in microseconds; `expires` is null for a chunk that never does; `digest`: of
-    its request, and checksums of the row (`row_checksum`); `size`: all that it takes on the disk (`chunk_size`)."""
+    """The table of live chunks, with the columns that searches and evictions scan.
+
+    Times are in microseconds; `expires` is null for a chunk that never expires. `digest` has the digest of the request
+    and checksums of the row (see `row_checksum`), `size` the bytes that the chunk takes on the disk (see `chunk_size`).
+    """
 
     __tablename__ = "chunks"
     chunk_id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
@@ -109,7 +115,8 @@ class ChunkRow(Base):
 
 
 class ContentRow(Base):
-    """The wide part of a chunk, so that scans of `chunks` stay cheap: embedding float32 LE, descriptor as JSON."""
+    """The table of the wide columns of chunks, apart so that scans of `chunks` stay cheap. The embedding is float32 LE,
+    the descriptor of the payload JSON."""
 
     __tablename__ = "contents"
     chunk_id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
@@ -121,10 +128,10 @@ class ContentRow(Base):
 
 
 class KeyRow(Base):
-    """Which chunk was written under a key, whether it lives or is gone.
+    """The table of idempotency keys, with the chunk that was written under each, whether it lives or is gone.
 
-    The only index of keys. They are random, so each entry lies on a page of its own: eviction leaves them alone, and
-    what it writes lies close together.
+    This is the only index of keys. Keys are random, so that neighbours lie on different pages: eviction leaves this
+    table alone, and so writes to few pages.
     """
 
     __tablename__ = "keys"
@@ -135,7 +142,7 @@ class KeyRow(Base):
 
 
 class SpentKeyRow(Base):
-    """A chunk that is gone, kept for 24 h with its key so that a replay is recognised."""
+    """The table of chunks that are gone, kept for 24 h with their keys so that a repeated write is recognised."""
 
     __tablename__ = "spent_keys"
     bank_id: Mapped[int]
@@ -146,7 +153,7 @@ class SpentKeyRow(Base):
 
 
 class EvictionRow(Base):
-    """The log of evictions, bounded per bank."""
+    """The log of evictions, which keeps a bounded number for each bank."""
 
     __tablename__ = "evictions"
     sequence: Mapped[int] = mapped_column(primary_key=True)
@@ -163,7 +170,8 @@ class EvictionRow(Base):
 
 
 class EvictionPlanRow(Base):
-    """What is left of an eviction that goes on in the background, so that a restart goes on with it too."""
+    """The table of evictions that go on in the background: what is left of each plan, so that a restart goes on with
+    it."""
 
     __tablename__ = "eviction_plans"
     bank_id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
@@ -171,18 +179,21 @@ class EvictionPlanRow(Base):
 
 
 def migrations() -> Path:
-    """The Alembic folder, in the wheel and (by a link) in the checkout."""
+    """Return the folder of Alembic's migrations."""
     return Path(__file__).parent / "migrations"
 
 
 def revisions() -> list[str]:
-    """All schema versions, oldest first; a version's file name starts with it."""
+    """Return all schema versions, oldest first; the name of a version's file starts with the version."""
     return sorted(path.name.split("_")[0] for path in (migrations() / "versions").glob("[0-9]*_*.py"))
 
 
 def engine(path: Path, *, synchronous: str, writer: bool) -> Engine:
-    """Connections to the database: the writer's one begins IMMEDIATE and checkpoints; readers cannot write, and begin
-    by themselves."""
+    """Make the engine of SQLAlchemy for the database. A connection of the writer begins IMMEDIATE and checkpoints;
+    connections of readers cannot write, and begin by hand.
+
+    synchronous: FULL or NORMAL, as in PRAGMA synchronous.
+    """
     if writer:
         private.make_file(path)
     made = create_engine(
@@ -252,7 +263,8 @@ def prepare(path: Path, data: Path, *, migrate: bool) -> None:
 
 
 def _ask(path: Path, statement: str) -> str | None:
-    """The one value of a database; None when there is no database, table or row yet."""
+    """Ask a database for one value; None is returned when there is no database, table or row yet. Errors: StartError
+    for a file that is not a database of kvbank, or cannot be read."""
     if not path.exists():
         return None
     try:
@@ -268,7 +280,8 @@ def _ask(path: Path, statement: str) -> str | None:
 
 
 def create(path: Path) -> None:
-    """A fresh database, in one transaction. Equal to one that went through the migrations, without Alembic's start."""
+    """Create a fresh database in one transaction. It equals one that went through the migrations; Alembic, which takes
+    a third of a second to import, is not needed for it."""
     database = engine(path, synchronous="FULL", writer=True)
     try:
         with database.begin() as connection:
@@ -281,7 +294,7 @@ def create(path: Path) -> None:
 
 def upgrade(path: Path, revision: str = "head") -> None:
     """Run the migrations up to `revision`."""
-    # A third of a second to import, and needed on an old folder only.
+    # Here, because the import takes a third of a second and only old folders need it.
     from alembic import command
     from alembic.config import Config
 
@@ -300,7 +313,7 @@ def upgrade(path: Path, revision: str = "head") -> None:
 
 
 def raw(connection: Connection) -> sqlite3.Connection:
-    """The driver's connection, in the same transaction."""
+    """Return the driver's connection below one of SQLAlchemy; it is in the same transaction."""
     driver = connection.connection.driver_connection
     assert isinstance(driver, sqlite3.Connection)
     return driver

@@ -1,5 +1,5 @@
 """Free pages, which deleted chunks leave in the database, are given back to the disk. This file owns the rule that
-nobody waits long for that: it is done in short transactions, between those of others."""
+no request waits long for that: it is done in short transactions, between those of others."""
 
 import math
 import threading
@@ -20,7 +20,7 @@ _PAGES = 1000
 # Unasked, the service gives pages back when more than a quarter of the database is free, and more than
 # `Limits.kept_pages`.
 _KEPT_PART = 4
-# Transactions of one run: the janitor and the end of the service do not wait for all of a large database.
+# Transactions of one run, so that neither the janitor nor the end of the service waits for all of a large database.
 _STEPS = 25
 
 
@@ -34,7 +34,7 @@ class Vacuum:
         self._one_at_a_time = threading.Lock()
 
     def sizes(self) -> Sizes:
-        """Look how large the database is, and how much of it is free."""
+        """Measure the database with its log, and how much of it is free."""
         with self._records.read() as connection:
             free, pages, size = _pages(connection)
         taken = sum(file.stat().st_size for file in self._files if file.exists())

@@ -25,9 +25,9 @@ from memory_service.observe.seldom import Repeating
 
 T = TypeVar("T")
 _LARGEST_BATCH = 512
-# For which SQLite waits for a lock, as `schema.engine` says it.
+# Milliseconds for which SQLite waits for a lock, as `schema.engine` says it in seconds.
 BUSY_MS = 30_000
-# A transaction takes no more operations after this time, so that nobody waits long for the writer.
+# A transaction takes no more operations after this time, so that no operation waits long for the writer.
 _LONGEST_BATCH_S = 0.02
 # Where no operation comes, the companion is asked so often whether changes wait.
 _INTERVAL_S = 1.0
@@ -36,7 +36,7 @@ _failures = Repeating()
 
 
 class Companion(Protocol):
-    """Goes along with every transaction: it writes changes that wait in memory, and keeps memory in step with the
+    """What goes along with every transaction: it writes changes that wait in memory, and keeps memory in step with the
     rows."""
 
     def pending(self) -> bool:
@@ -140,7 +140,7 @@ class _Jobs:
 
 @contextmanager
 def savepoint(connection: Connection) -> Iterator[None]:
-    """Changes made inside are taken back when the block raises."""
+    """Take back the changes that the block makes when it raises."""
     raw = connection.connection.cursor()
     raw.execute("SAVEPOINT guarded")
     try:
@@ -153,10 +153,10 @@ def savepoint(connection: Connection) -> Iterator[None]:
 
 
 class Writer:
-    """Group commit: waiting operations go into one transaction.
+    """Commits operations in groups: those that wait go into one transaction.
 
-    `durable`: every commit is on the disk before its futures resolve. Otherwise only those of operations submitted as
-    durable are; a power cut may take the commits after the last of them.
+    Where it is `durable`, every commit is on the disk before its futures resolve. Otherwise only the commits of
+    operations that are submitted as durable are; a power cut may take those after the last of them.
     """
 
     def __init__(
@@ -170,7 +170,7 @@ class Writer:
         self._durable = durable
         self._pauses = pauses
         self._jobs = _Jobs()
-        # Nothing comes behind the job that ends the thread, where nobody would ever do it.
+        # No job comes behind the one that ends the thread, where it would never be done.
         self._closing, self._closed = threading.Lock(), False
         self._thread = threading.Thread(target=self._run, name="kvbank-writer", daemon=True)
         self._thread.start()
@@ -183,9 +183,10 @@ class Writer:
         durable: bool = False,
         last: bool = False,
     ) -> "Future[T]":
-        """Commit `operation`; then `applied` gets its result, in commit order, before the future resolves.
+        """Commit an operation in its turn; then `applied` gets its result, in commit order, before the future resolves.
 
-        `last`: of its transaction, so that the operations behind it know what `applied` did.
+        durable: the commit is on the disk then, also where the writer's others are not. last: the operation is the last
+        of its transaction, so that those behind it know what `applied` did.
 
         The future tells whether it was committed: an exception of `applied` is a defect, which is logged. Errors by the
         future: those of the operation and of the database; NOT_SERVING after `close`.
@@ -214,7 +215,7 @@ class Writer:
         """Bring the log into the database, and both files to their sizes, as far as no reader keeps that."""
 
         def run() -> None:
-            # Through the driver: SQLAlchemy would begin a transaction first. Nobody waits for a reader.
+            # Through the driver: SQLAlchemy would begin a transaction first. No writer waits for a reader here.
             cursor = self._connection.connection.cursor()
             cursor.execute("PRAGMA busy_timeout=0")
             try:
