@@ -222,7 +222,7 @@ class MemoryService(HandledService, service_pb2_grpc.MemoryServiceServicer):
     @wide
     def UpdateChunk(self, request: pb.UpdateChunkRequest) -> pb.UpdateChunkResponse:  # noqa: N802
         """Replace the metadata of a chunk."""
-        chunk = self._banks.update_chunk(request.bank, request.chunk_id, metadata.metadata("metadata", request))
+        chunk = self._banks.update_chunk(request.bank, request.chunk_id, metadata.read("metadata", request))
         return pb.UpdateChunkResponse(chunk=convert.chunk_message(chunk))
 
     @unary

@@ -13,7 +13,7 @@ import pytest
 
 from kvbank.v1 import service_pb2 as pb
 from kvbank.v1 import service_pb2_grpc
-from memory_service.api.calls.fairness import Turns
+from memory_service.api.calls.fairness import FairTurns
 from tests.proof.floods import flood
 from tests.proof.once import reason_of
 from tests.support.waiting import wait_until
@@ -131,7 +131,7 @@ def test_what_a_request_may_ask_for_is_bounded(caller: Any, refused: Any) -> Non
 
 def test_a_caller_who_goes_as_his_turn_comes_leaves_room_for_one() -> None:
     async def turns_are_counted() -> None:
-        turns = Turns(1)
+        turns = FairTurns(1)
         await turns.take("a")
         gone = asyncio.create_task(turns.take("b"))
         await asyncio.sleep(0)

@@ -9,7 +9,7 @@ from collections import Counter
 from typing import NamedTuple
 
 
-class Turns:
+class FairTurns:
     """Gives at most `most` turns at a time, and one less to a single owner, so that another owner finds room."""
 
     def __init__(self, most: int) -> None:
@@ -18,8 +18,8 @@ class Turns:
         self._waiting: list[_Waiting] = []
 
     async def take(self, owner: str) -> None:
-        """Wait for a turn. owner: the connection of the caller; "" where that is not
-        known, and then such callers may hold all turns."""
+        """Wait for a turn. owner: the connection of the caller; "" where that is not known; such
+        callers may hold all turns."""
         if not self._waiting and self._fits(owner):
             self._held[owner] += 1
             return

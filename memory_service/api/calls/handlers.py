@@ -20,7 +20,7 @@ from kvbank.wire import frames
 from memory_service.api.calls import running
 from memory_service.api.calls.storage_threads import StorageThreads
 from memory_service.api.calls.turns import ORDINARY_BYTES, AnswerTurns
-from memory_service.api.messages.parsing import LARGEST_REQUEST, SHORT, Received, receiver
+from memory_service.api.messages.parsing import LARGEST_REQUEST, SHORT, Received, deserializer
 from memory_service.api.messages.status import serialized, to_service_error, without_frames
 from memory_service.domain.errors import ServiceError
 from memory_service.domain.limits import Pauses
@@ -165,7 +165,7 @@ def handlers(service: HandledService) -> dict[str, Any]:
     for method in pb.DESCRIPTOR.services_by_name["MemoryService"].methods:
         call = getattr(service, method.name)
         handler = _HANDLERS[method.client_streaming, isasyncgenfunction(call)]
-        reads = receiver(method.input_type, largest.get(method.name, LARGEST_REQUEST))
+        reads = deserializer(method.input_type, largest.get(method.name, LARGEST_REQUEST))
         made[method.name] = handler(call, reads, frames.serializer)
     return made
 

@@ -18,7 +18,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from memory_service.api.calls import running
-from memory_service.api.calls.fairness import Turns
+from memory_service.api.calls.fairness import FairTurns
 from memory_service.domain.cancellation import Cancellation
 
 T = TypeVar("T")
@@ -48,7 +48,7 @@ class StorageThreads:
         self.pool = Pool(count, "kvbank-storage")
         self._wide = Pool(count, "kvbank-search")
         most = max(1, count * 3 // 4)
-        self._turns: defaultdict[str, Turns] = defaultdict(lambda: Turns(most))
+        self._turns: defaultdict[str, FairTurns] = defaultdict(lambda: FairTurns(most))
         self._cancellations: dict[Future[Any], Cancellation] = {}
 
     async def run(self, call: Callable[..., T], *arguments: Any) -> T:

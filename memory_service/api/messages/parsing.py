@@ -151,7 +151,7 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
             raise IndexError
 
 
-def receiver(kind: Descriptor, most_bytes: int) -> Callable[[bytes], Received]:
+def deserializer(kind: Descriptor, most_bytes: int) -> Callable[[bytes], Received]:
     """Make the function that gRPC calls in the event loop with the bytes of a request; it raises nothing, as gRPC
     demands. kind: the messages of the method. most_bytes: of one message."""
     parser = Parser(GetMessageClass(kind), most_bytes)
