@@ -49,10 +49,15 @@ class LocalServer:
         self.metrics_address = self._server.metrics_address
 
     @property
+    def server(self) -> Server:
+        """Return the server in the thread. Not for after `stop`."""
+        assert self._server is not None
+        return self._server
+
+    @property
     def banks(self) -> Banks:
         """Return what is served, for a test that holds up its store or looks into it. Not for after `stop`."""
-        assert self._server is not None
-        return self._server.banks
+        return self.server.banks
 
     async def _start(self, clock: Clock | None, limits: Limits, pauses: Pauses) -> Server:
         server = Server(self._settings, clock, limits=limits, pauses=pauses)

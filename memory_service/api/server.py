@@ -71,15 +71,15 @@ class Server:
             opened.callback(self._engine.close)
             with explaining(settings.data):
                 staging = self._engine.objects.staging
-                self._same_host = SameHost(settings.data, staging) if settings.same_host else None
-            if self._same_host is not None:
-                opened.callback(self._same_host.close)
+                self.same_host = SameHost(settings.data, staging) if settings.same_host else None
+            if self.same_host is not None:
+                opened.callback(self.same_host.close)
             self.banks = Banks(self._engine, settings, self._metrics, limits, pauses)
             opened.pop_all()
         self._threads = StorageThreads(settings.storage_threads)
         stats = Stats(self.banks, settings, self._metrics)
         self._service = MemoryService(
-            self.banks, settings, self._threads, stats, self._metrics, self._same_host, limits, pauses
+            self.banks, settings, self._threads, stats, self._metrics, self.same_host, limits, pauses
         )
         self._observer = Observer(self._metrics)
         self._calls = Calls()
@@ -116,10 +116,10 @@ class Server:
             await self._endpoint.listen(self._settings.metrics_listen)
         self.address = self._bind()
         await self._server.start()
-        if self._same_host is not None:
-            self._sweeper = asyncio.create_task(_sweep(self._same_host))
-            if DirectCalls.possible(self._same_host.socket):
-                self._direct = self._take_direct_calls(self._same_host.socket)
+        if self.same_host is not None:
+            self._sweeper = asyncio.create_task(_sweep(self.same_host))
+            if DirectCalls.possible(self.same_host.socket):
+                self._direct = self._take_direct_calls(self.same_host.socket)
         await self._health.begin()
 
     def _take_direct_calls(self, socket: Path) -> DirectCalls:
@@ -164,8 +164,8 @@ class Server:
     def _close(self) -> None:
         self._threads.close(_LAST_STEP_S)
         self.banks.close()
-        if self._same_host is not None:
-            self._same_host.close()
+        if self.same_host is not None:
+            self.same_host.close()
         self._engine.close()
 
 

@@ -92,6 +92,10 @@ class SearchIndexes:
         entry.used = self._clock()
         return upkeep.index
 
+    def __len__(self) -> int:
+        """Count the banks whose index is in memory, or was being loaded."""
+        return len(self._entries.keys() | self._loading.keys())
+
     def stats(self, bank: Bank) -> IndexStats:
         """Return the figures of the index of a bank now."""
         entry = self._entries.get(bank.bank_id)

@@ -98,7 +98,7 @@ def test_lowering_a_capacity_stops_nobody_else(serving):
     caller.create()
     caller.create("c", layers=[], capacity={"chunks": 3000})
     caller.write(*(caller.chunk(layers=[]) for _ in range(1500)), bank="c")
-    waits = serving.server.banks.engine._evictions.waits
+    waits = serving.server.banks.engine.evictions.waits
     with ThreadPoolExecutor(12) as threads:
         caller.update("c", capacity={"chunks": 10})
         assert held.wait(60)

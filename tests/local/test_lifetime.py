@@ -96,7 +96,7 @@ def test_what_is_retrieved_while_the_expired_are_looked_for_stays(at_its_end, po
         at(1)
 
     points["counts written"] = retrieving
-    serving.server.banks.engine._expiry.run()
+    serving.server.banks.engine.expiry.run()
     assert list(caller.retrieve()[1]) == [chunk_id]
 
 
@@ -178,9 +178,11 @@ def test_reading_a_bank_that_is_deleted_is_no_damage(serving, data, refused, mon
     """Files of the bank go before its last rows."""
 
     def delete():
-        banks = serving.server.banks
+        banks, done = serving.server.banks, threading.Event()
         banks.delete("b")
-        banks.engine._janitor.rest()
+        # Behind what the deletion has begun.
+        banks.engine.later(done.set)
+        assert done.wait(60)
 
     caller = serving(pauses=Pauses(left_out={"clearing"}, at={"objects opened": delete}))
     caller.create()
@@ -201,8 +203,8 @@ def test_what_is_kept_of_a_bank_goes_with_it(serving):
         caller.add(bank="c", layers=[])
     caller.retrieve(banks=["c"], reader_digest="")
     caller.stub.DeleteBank(pb.DeleteBankRequest(name="c"))
-    evictions = serving.server.banks.engine._evictions
-    assert (evictions.measured.used, evictions._loads, len(evictions.ledgers)) == ({}, {}, 0)
+    evictions = serving.server.banks.engine.evictions
+    assert (evictions.measured.used, evictions.loads, len(evictions.ledgers)) == ({}, {}, 0)
 
 
 def test_a_write_right_behind_a_new_capacity_knows_it(serving):
@@ -237,4 +239,4 @@ def test_an_index_asked_for_too_late_is_not_kept(serving, refused):
     banks = serving.server.banks
     with refused("BANK_NOT_FOUND", grpc.StatusCode.NOT_FOUND):
         caller.retrieve()
-    assert (banks.indexes._entries, banks.indexes._loading) == ({}, {})
+    assert len(banks.indexes) == 0

@@ -25,10 +25,10 @@ class Host:
         self.client.create_bank("b", kv=kv, embedding=embedding)
 
     def start(self) -> None:
-        self._server = LocalServer(self.data, self.address, same_host=True, durability="os")
+        self.server = LocalServer(self.data, self.address, same_host=True, durability="os")
 
     def stop(self) -> None:
-        self._server.stop()
+        self.server.stop()
 
     def close(self) -> None:
         self.client.close()

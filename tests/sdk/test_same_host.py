@@ -537,7 +537,7 @@ def test_what_was_staged_and_not_taken_is_swept_at_the_start(host: Host, make_ch
 
 def test_only_forgotten_files_are_swept_later(host: Host, make_chunk: Make) -> None:
     """Go by how long the server has seen files: the wall clock, which their own times are of, may have been set."""
-    same_host = host._server._server._same_host  # type: ignore[union-attr]
+    same_host = host.server.server.same_host
     assert same_host is not None
     old = host.data / "staging" / staged_header(host, make_chunk).header.staged.name
     os.utime(old, (0, 0))

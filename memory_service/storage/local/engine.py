@@ -110,12 +110,12 @@ class LocalEngine:
                     limits,
                     pauses,
                 )
-                self._evictions = Background(
+                self.evictions = Background(
                     self.records, self._known, self._ledgers, self._removal, metrics.troubles, limits, pauses
                 )
-                opened.callback(self._evictions.close)
-                self._expiry = Expiry(self.records, self._known, self._removal, pauses)
-                self._capacities = Capacities(self._evictions)
+                opened.callback(self.evictions.close)
+                self.expiry = Expiry(self.records, self._known, self._removal, pauses)
+                self._capacities = Capacities(self.evictions)
                 self.store = self._made_store(metrics)
                 self._vacuum = Vacuum(self.records, settings.data, limits)
             opened.pop_all()
@@ -160,10 +160,10 @@ class LocalEngine:
         self.later(self._sweep)
         every = self._limits.expiry_s
         self._timer.every(every, self.records.follow_wall_clock)
-        self._timer.every(every, self._evictions.try_again)
+        self._timer.every(every, self.evictions.try_again)
         self._timer.every(self._limits.vacuum_s, self._vacuum.run)
         if not self._pauses.leaves_out("expiry"):
-            self._timer.every(every, self._expiry.run)
+            self._timer.every(every, self.expiry.run)
 
     def later(self, task: Callable[[], object]) -> None:
         """Run a task in the background, once; what it raises is logged."""
@@ -187,7 +187,7 @@ class LocalEngine:
 
     def rest(self) -> None:
         """End what the engine does by itself; see `Engine.rest`."""
-        self._evictions.close()
+        self.evictions.close()
         self._timer.close()
         self._janitor.rest()
 

@@ -59,7 +59,7 @@ class Background:
         # Ids of banks with a step under way. The writer's thread changes it.
         self.under_way: set[int] = set()
         self._lock = threading.Lock()
-        self._loads: dict[int, Future[None]] = {}
+        self.loads: dict[int, Future[None]] = {}
         self._loader = ThreadPoolExecutor(1, "kvbank-ledger")
         self.closed = False
 
@@ -75,7 +75,7 @@ class Background:
         self.measured.used.pop(bank_id, None)
         self.settled(bank_id)
         with self._lock:
-            self._loads.pop(bank_id, None)
+            self.loads.pop(bank_id, None)
 
     def settled(self, bank_id: int) -> None:
         """Learn that nothing more of a bank is to go."""
@@ -120,10 +120,10 @@ class Background:
         """Read the ledger of a bank beside the writer, if it is not at hand; then go on with what is to go. A ledger is
         read once at a time."""
         with self._lock:
-            loading = self._loads.get(bank.bank_id)
+            loading = self.loads.get(bank.bank_id)
             # One that runs may have looked before the change for which this is called.
             if loading is None or loading.done() or loading.running():
-                loading = self._loads[bank.bank_id] = self._loader.submit(self._load, bank.bank_id)
+                loading = self.loads[bank.bank_id] = self._loader.submit(self._load, bank.bank_id)
             return loading
 
     def read_ledger(self, connection: Connection, bank: Bank, capacity: Capacity) -> Ledger:
