@@ -240,7 +240,8 @@ def _scoring(press: Any, attachment: "Attachment") -> Iterator[tuple[dict[int, T
         for index in attachment.plan.memory_layers:
             attention = decoder.layers[index].self_attn
             if not hasattr(attention, "rotary_emb"):  # presses look for it there
-                attention.rotary_emb = decoder.rotary_emb
-                stack.callback(delattr, attention, "rotary_emb")
+                # Not as a module of the layer: a model with other modules would be another reader.
+                vars(attention)["rotary_emb"] = decoder.rotary_emb
+                stack.callback(vars(attention).pop, "rotary_emb")
             stack.callback(attention.register_forward_hook(score, with_kwargs=True).remove)
         yield scores, budgets

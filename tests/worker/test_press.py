@@ -176,12 +176,12 @@ def own_compress(press, attachment, ids):  # type: ignore[no-untyped-def]
     press.post_init_from_model(attachment.model)
     layers = [layer.self_attn for layer in decoder.layers]
     for attention in layers:
-        attention.rotary_emb = decoder.rotary_emb
+        vars(attention)["rotary_emb"] = decoder.rotary_emb  # not as a module: that would be another reader
     handles = [attention.register_forward_hook(hook, with_kwargs=True) for attention in layers]
     encode(attachment, ids)
     for handle, attention in zip(handles, layers, strict=True):
         handle.remove()
-        del attention.rotary_emb
+        del vars(attention)["rotary_emb"]
     return found
 
 
