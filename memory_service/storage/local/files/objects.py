@@ -27,6 +27,8 @@ from memory_service.storage.local.files.staging import FOLDER, StagedFile
 class FileSource:
     """Implements `memory_service.storage.base.Source` for a payload file, which is held open."""
 
+    __slots__ = ("_descriptor",)
+
     def __init__(self, path: str) -> None:
         """Open the file of this path. Errors: DamagedError where a link is in its place, FileNotFoundError."""
         self._descriptor: int | None = None
