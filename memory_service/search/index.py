@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from memory_service.domain import cancellation
 from memory_service.domain.limits import INDEX, IndexLimits
 from memory_service.domain.scoring import NOTHING, Best, best_of
-from memory_service.search.engine import faiss
+from memory_service.search.faiss_gpu import faiss
 from memory_service.search.segments import Bits, Flat, Ids, Segment, bits_of
 
 Vectors = NDArray[np.float32]

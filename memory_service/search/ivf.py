@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from memory_service.search.engine import GpuCopy, faiss, selector
+from memory_service.search.faiss_gpu import GpuCopy, faiss, selector
 from memory_service.search.gathering import Gathering, as_fp16
 from memory_service.search.segments import HALF_STEP, Bits, Hits, Ids, Segment, as_bytes, check_total, fits
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from memory_service.search.engine import GpuCopy, faiss, selector
+from memory_service.search.faiss_gpu import GpuCopy, faiss, selector
 
 Ids = NDArray[np.int64]
 Bits = NDArray[np.uint8]
