@@ -151,3 +151,14 @@ def test_facts_are_planted_whole_and_differ_by_seed() -> None:
     assert {f.name for f in facts}.isdisjoint(f.name for f in make_facts(TRAINING_SEEDS + 1, 20))
     with pytest.raises(InputError, match="too few sentences"):
         plant("no sentence ends here", facts, random.Random(1))
+
+
+@pytest.mark.parametrize("command", [("compression", "--plot"), ("homer-memory", "--plot"), ("icae", "--plots")])
+def test_a_picture_without_matplotlib_is_one_line_before_the_measurement(
+    kvbank: Callable[..., Done], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: tuple[str, str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    name, option = command
+    done = kvbank("eval", name, "--model", str(tmp_path / "no model"), option, str(tmp_path / "picture"))
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.endswith("module 'matplotlib' is not installed: pip install 'kvbank[eval]'\n")
