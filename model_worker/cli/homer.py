@@ -6,16 +6,22 @@ The module is light to import: torch comes with the command.
 import os
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+from pydantic import Field
 
 from kvbank.console.progress import progress
+from model_worker.attachment.model_names import SHIPPED
 from model_worker.cli.quiet import load_quietly
 from model_worker.cli.shown import AsJson, Shown, show
 from model_worker.errors import InputError
 from model_worker.evaluate.texts import read_text, reference_text
-from model_worker.settings.model import LARGEST_COUNT
+from model_worker.settings.flags import takes
+from model_worker.settings.model import ModelName, Rope, Settings, at_least, described
+
+if TYPE_CHECKING:
+    from model_worker.homer.calibrate import Calibration
 
 homer = typer.Typer(no_args_is_help=True, help="Hierarchical context merging: calibrate it for a model.")
 
@@ -25,17 +31,23 @@ def _group() -> None:
     """Keep the name of the group, which typer would drop where it has one command."""
 
 
-@homer.command()
-def calibrate(
-    model: Annotated[str, typer.Option(help="kvbank-small (shipped), a model folder, or a hub id.")] = "kvbank-small",
-    rope: Annotated[str | None, typer.Option(help="Rope scaling: linear:F, ntk:F or yarn:F.")] = None,
-    text: Annotated[Path | None, typer.Option(help="A UTF-8 text to measure; default: the Python reference.")] = None,
-    segments: Annotated[int, typer.Option(min=2, max=LARGEST_COUNT, help="At most so many pieces of the text.")] = 100,
+class CalibrateOptions(Settings):
+    """Options of `kvbank homer calibrate` that say what is measured."""
+
+    model: ModelName = SHIPPED
+    rope: Rope = None
+    text: Annotated[Path | None, described("A UTF-8 text to measure; default: the Python reference.")] = None
+    segments: Annotated[int, at_least(2), described("At most so many pieces of the text.")] = 100
     distances: Annotated[
-        int | None,
-        typer.Option(min=16, max=LARGEST_COUNT, help="Distances measured; default: half of the trained length."),
-    ] = None,
-    enough: Annotated[float, typer.Option(min=0.0, help="Stop at this share of error to spread.")] = 0.05,
+        int | None, at_least(16), described("Distances measured; default: half of the trained length.")
+    ] = None
+    enough: Annotated[float, Field(ge=0), described("Stop at this share of error to spread.")] = 0.05
+
+
+@homer.command()
+@takes(CalibrateOptions)
+def calibrate(
+    options: CalibrateOptions,
     out: Annotated[Path | None, typer.Option(help="File to write; default: where bias=auto looks.")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -48,35 +60,34 @@ def calibrate(
     from model_worker.homer.calibrate import calibrate as measure
     from model_worker.user_text import encode_text, readable
 
-    words = read_text(text) if text else reference_text()
+    words = read_text(options.text) if options.text else reference_text()
     if out is not None:
         _check_out(out)
-    loaded, tokenizer = load_quietly(model, rope=rope)
+    loaded, tokenizer = load_quietly(options.model, rope=options.rope)
     ids = encode_text(tokenizer, readable(words))
     attachment = attach(loaded, tokenizer)
+    limits = options.model_dump(include={"distances", "segments", "enough"})
     with progress() as bars:
-        found = measure(
-            attachment,
-            ids,
-            distances=distances,
-            segments=segments,
-            enough=enough,
-            progress=partial(bars, "segments"),
-        )
-    about = {
-        "name": model,
-        "rope": rope or "as trained",
-        "segments": str(found.segments),
-        "distances": str(found.table.shape[1]),
-        "standard_error": f"{found.error:.4f}",
-        "text": text.name if text else "the Python reference",
-    }
+        found = measure(attachment, ids, **limits, progress=partial(bars, "segments"))
+    about = _about(options, found)
     path = save_bias(attachment, found.table, about, out)
     lines = [
         f"{about['segments']} segments, {about['distances']} distances, standard error {found.error:.3f} of the spread",
         f"written to {path}" + ("" if out else "; compressors with bias=auto use it for this model"),
     ]
     show(Shown({**about, "model": bias_key(attachment), "path": path}, lines), as_json=as_json)
+
+
+def _about(options: CalibrateOptions, found: "Calibration") -> dict[str, str]:
+    """Return what is noted in the file of the table."""
+    return {
+        "name": options.model,
+        "rope": options.rope or "as trained",
+        "segments": str(found.segments),
+        "distances": str(found.table.shape[1]),
+        "standard_error": f"{found.error:.4f}",
+        "text": options.text.name if options.text else "the Python reference",
+    }
 
 
 def _check_out(path: Path) -> None:

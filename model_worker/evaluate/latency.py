@@ -9,7 +9,7 @@ depends on shapes alone, so model and adapter may be random.
 import gc
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
@@ -20,7 +20,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from model_worker.errors import InputError
 from model_worker.icae.config import IcaeConfig
 from model_worker.icae.decode import generate
-from model_worker.icae.layout import answer_row, continue_row
+from model_worker.icae.layout import Row, answer_row, continue_row
 from model_worker.icae.model import Icae
 
 TARGET = 3.0  # times as fast to the first token, for chunks of 512 tokens and more
@@ -106,36 +106,48 @@ def measure_latency(
     rows: list[Latency] = []
     for index, length in enumerate(chunks):
         ids = torch.randint(vocabulary, (length + prompt,), generator=generator).tolist()
-        chunk, asked = ids[:length], ids[length:]
-        [own], [own_pairs] = soft.encode([chunk]), pairs.encode([chunk])
-        made = {
-            "full": (soft, continue_row(soft, None, ids)),
-            "slots": (soft, answer_row(soft, own, asked, ends=False)),
-            "slots' K-V": (pairs, answer_row(pairs, own_pairs, asked, ends=False)),
-        }
-        times: dict[str, list[tuple[float, float]]] = {name: [] for name in made}
+        contenders = _contenders(soft, pairs, ids[:length], ids[length:])
+        times: dict[str, list[tuple[float, float]]] = {name: [] for name in contenders}
         for turn in range(rounds + 1):
-            for step in range(len(made)):
-                name = list(made)[(turn + step) % len(made)]
-                icae, row = made[name]
-                both = _timed(icae, row, 1), _timed(icae, row, answer)
-                if turn:
+            for name, both in _round(contenders, turn, answer):
+                if turn:  # the first one warms up
                     times[name].append(both)
             if progress is not None:
                 progress(index * (rounds + 1) + turn + 1, len(chunks) * (rounds + 1))
-        figures = {name: [median(column) for column in zip(*own, strict=True)] for name, own in times.items()}
+        medians = {name: [median(column) for column in zip(*own, strict=True)] for name, own in times.items()}
         load = os.getloadavg()[0]
-        first_full, whole_full = figures["full"]
-        for name, (first, whole) in figures.items():
-            read = len(made[name][1])
+        first_full, whole_full = medians["full"]
+        for name, (first, whole) in medians.items():
             ratios = first_full / first, whole_full / whole
+            read = len(contenders[name][1])
             rows.append(Latency(length, name, read, first, ratios[0], whole, ratios[1], answer, rounds, load))
-        del made, own, own_pairs
+        del contenders
         gc.collect()
     return rows
 
 
-def _timed(icae: Icae, row: Any, tokens: int) -> float:
+def _contenders(soft: Icae, pairs: Icae, chunk: list[int], asked: list[int]) -> dict[str, tuple[Icae, Row]]:
+    """Return what each contender reads before it answers, and the adapter that it reads with."""
+    [own], [own_pairs] = soft.encode([chunk]), pairs.encode([chunk])
+    return {
+        "full": (soft, continue_row(soft, None, [*chunk, *asked])),
+        "slots": (soft, answer_row(soft, own, asked, ends=False)),
+        "slots' K-V": (pairs, answer_row(pairs, own_pairs, asked, ends=False)),
+    }
+
+
+def _round(
+    contenders: dict[str, tuple[Icae, Row]], turn: int, answer: int
+) -> Iterator[tuple[str, tuple[float, float]]]:
+    """Yield the seconds of every contender to its first token and to its last; another one begins in each turn."""
+    names = list(contenders)
+    for step in range(len(names)):
+        name = names[(turn + step) % len(names)]
+        icae, row = contenders[name]
+        yield name, (_timed(icae, row, 1), _timed(icae, row, answer))
+
+
+def _timed(icae: Icae, row: Row, tokens: int) -> float:
     if icae.device.type == "cuda":
         torch.cuda.synchronize(icae.device)
     began = time.perf_counter()

@@ -288,8 +288,8 @@ def train(
 
     resume: a checkpoint of the same settings, from which everything goes on: weights, optimiser, rate, samples, random
     numbers (the clock starts anew). pace: the clock of the run, where the samples ask it too. optimizer: instead of
-    AdamW. Raises InputError for fp16, for a checkpoint that does
-    not fit and where `settings.out` cannot be a folder, WorkerError where the loss is no number any more.
+    AdamW. Raises InputError for fp16, for a checkpoint that does not fit and where `settings.out` cannot be a folder,
+    and WorkerError where the loss is no number any more.
     """
     try:
         settings.out.mkdir(parents=True, exist_ok=True)
@@ -308,18 +308,28 @@ def train(
         callbacks=[_Steps(settings.out, pace), *callbacks],
         optimizers=(optimizer, None),
     )
-    for part in ("PrinterCallback", "ProgressCallback"):
-        for callback in [c for c in trainer.callback_handler.callbacks if type(c).__name__ == part]:
-            trainer.remove_callback(callback)
+    _silence(trainer)
     trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
     icae.save_pretrained(settings.out / ADAPTER)
     evaluation = trainer.evaluate() if held_out is not None else {}
     icae.eval()
+    return _report(trainer, evaluation, pace)
+
+
+def _silence(trainer: IcaeTrainer) -> None:
+    """Take away what the Trainer itself prints; the log and the callbacks of the caller stay."""
+    for callback in list(trainer.callback_handler.callbacks):
+        if type(callback).__name__ in ("PrinterCallback", "ProgressCallback"):
+            trainer.remove_callback(callback)
+
+
+def _report(trainer: IcaeTrainer, evaluation: dict[str, float], pace: Pace) -> TrainReport:
+    """Return the result of a run; its losses are those since the last line of the log, or of that line."""
     last: dict[str, float] = next((entry for entry in reversed(trainer.state.log_history) if "loss" in entry), {})
     losses = trainer.unlogged.means() or last
     return TrainReport(
-        str(settings.out / ADAPTER),
-        icae.digest,
+        str(Path(trainer.args.output_dir) / ADAPTER),
+        trainer.icae.digest,
         trainer.state.global_step,
         round(pace.seconds, 1),
         {name: value for name, value in losses.items() if name.endswith("loss")},
