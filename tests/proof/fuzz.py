@@ -14,7 +14,6 @@ import numpy as np
 from google.protobuf.descriptor import FieldDescriptor
 
 import kvbank
-from kvbank._transport import status
 from kvbank.v1 import bank_pb2, direct_pb2, error_pb2
 from kvbank.v1 import service_pb2 as pb
 from kvbank.wire import local_socket
@@ -34,6 +33,7 @@ from tests.proof.content import (
     vector_of,
 )
 from tests.proof.once import reason_of
+from tests.support.refusals import error_of
 
 SERVICE = pb.DESCRIPTOR.services_by_name["MemoryService"]
 BANKS = ("fuzzed", "fuzzed-vectors")
@@ -177,9 +177,9 @@ class Maker:
         answer = direct_pb2.DirectResponse.FromString(raw)
         if not answer.HasField("error"):
             return Outcome("direct", 1, "OK", [])
-        error = status.from_status(answer.error, "")
-        bad = [] if error.reason in REASONS else [f"{error.code} {error} for {message[:200]!r} (seed {self._seed})"]
-        return Outcome("direct", 1, error.code, bad)
+        code, reason, text = error_of(raw)
+        bad = [] if reason in REASONS else [f"{code} {text} for {message[:200]!r} (seed {self._seed})"]
+        return Outcome("direct", 1, code, bad)
 
     def _frames(self, messages: list[Any]) -> list[bytes]:
         """Of a stream mostly one is spoiled: where many are, none comes as far as the end."""

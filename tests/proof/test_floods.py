@@ -13,14 +13,13 @@ import grpc
 import pytest
 
 import kvbank
-from kvbank._transport import status
-from kvbank.v1 import direct_pb2
 from kvbank.v1 import service_pb2 as pb
 from kvbank.wire.stub import make_stub
 from tests.proof.cost import cost_of
 from tests.proof.floods import DIRECT, METHODS, MIB, SIZES, flood, floods, send, send_directly
 from tests.proof.fuzz import TEMPLATES, know
 from tests.proof.once import reason_of
+from tests.support.refusals import error_of
 from tests.support.service_process import Service, ServiceHost
 
 # What took gigabytes.
@@ -108,8 +107,7 @@ def test_a_direct_call_is_bounded_before_it_is_decoded(service, socket_path):
     answers = []
     cost = cost_of(service, lambda: answers.append(send_directly(socket_path, data)), times=2)
     assert cost.within(len(data)), cost
-    reasons = [status.from_status(direct_pb2.DirectResponse.FromString(answer).error, "").reason for answer in answers]
-    assert reasons == ["TOO_LARGE"] * 2
+    assert [error_of(answer)[1] for answer in answers] == ["TOO_LARGE"] * 2
 
 
 @pytest.mark.slow

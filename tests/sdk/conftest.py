@@ -4,6 +4,7 @@ import socket
 import sys
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,6 +15,7 @@ import kvbank
 from kvbank.commands import application
 from kvbank.console import ending
 from tests.sdk.host import Host
+from tests.sdk.relay import Relay
 from tests.support.chunks import tensors_of
 from tests.support.service_process import ServiceHost
 
@@ -170,3 +172,11 @@ def host(tmp_path: Path, kv: kvbank.KVSpec, embedding: kvbank.EmbeddingSpec, dig
     host = Host(tmp_path / "data", kv, embedding, digests)
     yield host
     host.close()
+
+
+@pytest.fixture
+def relay(host: Host) -> Iterator[Relay]:
+    """Give a relay to the server; direct calls, which would pass it by, find no socket."""
+    (host.data / "direct.sock").unlink()
+    with closing(Relay(host.address)) as relay:
+        yield relay

@@ -1,5 +1,6 @@
 """A server on this machine that shares its folder, with a client and a bank."""
 
+import os
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -67,3 +68,13 @@ class Host:
 
     def staged(self) -> list[Path]:
         return list((self.data / "staging").iterdir())
+
+
+def flipped(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-100] ^= 1
+    path.write_bytes(data)
+
+
+def truncated(path: Path) -> None:
+    os.truncate(path, path.stat().st_size - 1)

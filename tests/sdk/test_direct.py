@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from google.rpc import error_details_pb2, status_pb2
 
 import kvbank
 from kvbank.v1 import direct_pb2 as pb
@@ -21,6 +20,7 @@ from kvbank.v1 import service_pb2
 from kvbank.wire import local_socket
 from memory_service.api.local_socket import MOST_CONNECTIONS
 from tests.sdk.host import Host
+from tests.support.refusals import error_of
 from tests.support.service_process import ServiceHost
 from tests.support.waiting import wait_until
 
@@ -33,14 +33,6 @@ def dialled(host: Host) -> socket.socket:
     connection.settimeout(20)
     connection.connect(str(host.data / "direct.sock"))
     return connection
-
-
-def reason(answer: bytes | None) -> str:
-    assert answer is not None
-    status = status_pb2.Status.FromString(pb.DirectResponse.FromString(answer).error)
-    info = error_details_pb2.ErrorInfo()
-    assert status.details[0].Unpack(info)
-    return info.reason
 
 
 @pytest.fixture
@@ -101,10 +93,10 @@ def test_nonsense_is_refused_and_everybody_else_is_answered(host: Host, stored: 
     with closing(dialled(host)) as connection:
         for nonsense in (b"", b"\xff\xff\xff", b"hello"):
             local_socket.send(connection, nonsense)
-            assert reason(local_socket.receive(connection)) == "INVALID_FIELD"
+            assert error_of(local_socket.receive(connection) or b"")[1] == "INVALID_FIELD"
         strange = pb.DirectRequest(fetch=service_pb2.FetchFilesRequest(proof=b"guessed"))
         local_socket.send(connection, strange.SerializeToString())
-        assert reason(local_socket.receive(connection)) == "NOT_SAME_HOST"
+        assert error_of(local_socket.receive(connection) or b"")[1] == "NOT_SAME_HOST"
     for begun in (b"\x07", b"\x07\0\0\0abc", b"\xff\xff\xff\xff", b"\x01\0\0\0ab"):
         with closing(dialled(host)) as connection:
             connection.sendall(begun)

@@ -1,8 +1,18 @@
 """What a refused call carries: a reason of the public list, with its gRPC code."""
 
 import grpc
-from google.rpc import error_details_pb2
+from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
+
+from kvbank.v1 import direct_pb2
+
+
+def error_of(answer: bytes) -> tuple[str, str, str]:
+    """Return code, reason and message of the error that a direct call answered, a serialized DirectResponse."""
+    status = status_pb2.Status.FromString(direct_pb2.DirectResponse.FromString(answer).error)
+    info = error_details_pb2.ErrorInfo()
+    assert status.details[0].Unpack(info)
+    return code_pb2.Code.Name(status.code), info.reason, status.message
 
 
 class Refusals:
