@@ -18,9 +18,9 @@ from memory_service.api.calls.handlers import handlers
 from memory_service.api.calls.interceptor import Interceptor
 from memory_service.api.calls.running import Calls
 from memory_service.api.calls.storage_threads import StorageThreads
-from memory_service.api.descriptors import for_connections, raise_limit
-from memory_service.api.endpoint import Endpoint
+from memory_service.api.file_descriptors import for_connections, raise_limit
 from memory_service.api.health import Health
+from memory_service.api.http_endpoint import Endpoint
 from memory_service.api.local_socket import Call, DirectCalls
 from memory_service.api.same_host import FORGOTTEN_S, SameHost
 from memory_service.api.service import MemoryService

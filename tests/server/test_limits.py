@@ -12,7 +12,7 @@ import pytest
 import kvbank
 from kvbank.v1 import bank_pb2, service_pb2_grpc
 from kvbank.v1 import service_pb2 as pb
-from memory_service.api import descriptors
+from memory_service.api import file_descriptors
 
 EXHAUSTED, UNAVAILABLE = grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNAVAILABLE
 # So that each channel has a connection of its own.
@@ -72,9 +72,9 @@ def test_descriptors_are_kept_for_files() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (1000, hard))
-        assert descriptors.for_connections(10_000) == 232
-        assert descriptors.for_connections(100) == 100
-        descriptors.raise_limit()
+        assert file_descriptors.for_connections(10_000) == 232
+        assert file_descriptors.for_connections(100) == 100
+        file_descriptors.raise_limit()
         assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == hard
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
