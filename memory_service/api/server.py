@@ -71,7 +71,7 @@ class Server:
             opened.callback(self._engine.close)
             with explaining(settings.data):
                 staging = self._engine.objects.staging
-                self.same_host = SameHost(settings.data, staging) if settings.same_host else None
+                self.same_host = SameHost(settings.data, staging) if settings.same_host and staging else None
             if self.same_host is not None:
                 opened.callback(self.same_host.close)
             self.banks = Banks(self._engine, settings, self._metrics, limits, pauses)

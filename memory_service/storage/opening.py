@@ -5,7 +5,7 @@ from memory_service.domain.clock import Clock
 from memory_service.domain.limits import NO_PAUSES, STANDARD, Limits, Pauses
 from memory_service.observe.metrics import Metrics
 from memory_service.settings import Settings
-from memory_service.storage.base import DerivedId
+from memory_service.storage.base import DerivedId, Engine
 from memory_service.storage.local.engine import LocalEngine, explaining
 
 __all__ = ["explaining", "open_engine"]
@@ -19,7 +19,7 @@ def open_engine(
     *,
     limits: Limits = STANDARD,
     pauses: Pauses = NO_PAUSES,
-) -> LocalEngine:
+) -> Engine:
     """Open the engine that the settings ask for: a data folder, which this process owns until the engine is closed.
 
     The caller tells the followers of the store, begins the engine, and at the end lets it rest and closes it. clock:

@@ -23,14 +23,14 @@ from memory_service.observe.metrics import Metrics
 from memory_service.settings import Settings
 from memory_service.storage.background import Janitor
 from memory_service.storage.base import DerivedId, Sizes
-from memory_service.storage.local import leftovers, mounts, quarantine
+from memory_service.storage.local import given_ids, leftovers, mounts
 from memory_service.storage.local.adding import Adding
 from memory_service.storage.local.evicting.background import Background
 from memory_service.storage.local.evicting.capacity import Capacities
 from memory_service.storage.local.evicting.expiry import Expiry
 from memory_service.storage.local.evicting.ledgers import Ledgers
 from memory_service.storage.local.evicting.removal import Removal
-from memory_service.storage.local.files import access, ballast
+from memory_service.storage.local.files import access, ballast, layout
 from memory_service.storage.local.files.disk_space import DiskSpace
 from memory_service.storage.local.files.folder import DataFolder
 from memory_service.storage.local.files.layout import FOLDER
@@ -83,6 +83,7 @@ class LocalEngine:
                 self.objects = LocalObjects(settings.data, durable=durable)
                 self.space = DiskSpace(settings.data, settings.min_free)
                 self._ledgers = Ledgers()
+                derived = partial(derived_id, self.cache)
                 self.records = Records(
                     settings.data,
                     self._ledgers,
@@ -90,7 +91,7 @@ class LocalEngine:
                     metrics=metrics,
                     migrate=settings.migrate,
                     clock=clock,
-                    derived_id=partial(derived_id, self.cache),
+                    settle_ids=partial(given_ids.settle, data=settings.data, derived_id=derived),
                     pauses=pauses,
                 )
                 opened.callback(self.records.close)
@@ -99,27 +100,25 @@ class LocalEngine:
                 opened.callback(self._janitor.close)
                 self._timer = Janitor("kvbank-expiry", metrics.troubles)
                 opened.callback(self._timer.close)
-                self._followers = Followers()
-                self._removal = Removal(
-                    self.records,
-                    self._ledgers,
-                    self.objects,
-                    self._followers,
-                    self._janitor,
-                    metrics,
-                    limits,
-                    pauses,
-                )
-                self.evictions = Background(
-                    self.records, self._known, self._ledgers, self._removal, metrics.troubles, limits, pauses
-                )
+                self._join(metrics)
                 opened.callback(self.evictions.close)
-                self.expiry = Expiry(self.records, self._known, self._removal, pauses)
-                self._capacities = Capacities(self.evictions)
-                self.store = self._made_store(metrics)
-                self._vacuum = Vacuum(self.records, settings.data, limits)
             opened.pop_all()
         self._folder = folder
+
+    def _join(self, metrics: Metrics) -> None:
+        """Make the parts that work on the records, and the store that joins them."""
+        limits, pauses = self._limits, self._pauses
+        self._followers = Followers()
+        self._removal = Removal(
+            self.records, self._ledgers, self.objects, self._followers, self._janitor, metrics, limits, pauses
+        )
+        self.evictions = Background(
+            self.records, self._known, self._ledgers, self._removal, metrics.troubles, limits, pauses
+        )
+        self._capacities = Capacities(self.evictions)
+        self.expiry = Expiry(self.records, self._known, self._removal, pauses)
+        self._vacuum = Vacuum(self.records, self._settings.data, limits)
+        self.store = self._made_store(metrics)
 
     def _made_store(self, metrics: Metrics) -> LocalStore:
         adding = Adding(self.records, self._known, self._capacities, self._followers, metrics)
@@ -212,4 +211,4 @@ class LocalEngine:
             _log.warning("removed %d files of chunks that are gone, or whose write was repeated", removed)
         if aside:
             text = "%d files that no record names are in %s/; what is whole is given back by: kvbank repair %s"
-            _log.warning(text, aside, quarantine.FOLDER, self._settings.data)
+            _log.warning(text, aside, layout.QUARANTINE, self._settings.data)

@@ -18,10 +18,9 @@ from typing import Any, NamedTuple
 from sqlalchemy import Connection
 
 from kvbank.files import durable, private
-from memory_service.storage.local.files.layout import SUFFIX, name
+from memory_service.storage.local.files.layout import QUARANTINE, SUFFIX, name
 from memory_service.storage.local.records.schema import raw
 
-FOLDER = "quarantine"
 # A record has this entry while `repair` has not looked at it yet.
 PENDING = "pending"
 # Bytes of a file that are copied at a time.
@@ -40,7 +39,7 @@ def set_aside(connection: Connection, data: Path, bank_uid: str, why: Mapping[in
     why: chunk id -> the reason, as a sentence.
     """
     with _one_at_a_time:
-        folder = data / FOLDER / bank_uid
+        folder = data / QUARANTINE / bank_uid
         private.make_folder(folder)
         ids = json.dumps(list(why))
         with _any_text(connection):
@@ -67,7 +66,7 @@ def set_aside(connection: Connection, data: Path, bank_uid: str, why: Mapping[in
 def set_file_aside(data: Path, bank_uid: str, chunk_id: int, path: Path, why: str) -> "Note":
     """Put a payload that no row names into quarantine, durably, where `repair` looks at it. Where the chunk already has
     a record there, whose file was missing, the record and the file come together again."""
-    folder = data / FOLDER / bank_uid
+    folder = data / QUARANTINE / bank_uid
     with _one_at_a_time:
         private.make_folder(folder)
         record = {"why": why, "quarantined": _now(), "bank": bank_uid, "chunk_id": chunk_id}
@@ -81,7 +80,7 @@ def set_file_aside(data: Path, bank_uid: str, chunk_id: int, path: Path, why: st
 
 def has_record(data: Path, bank_uid: str, chunk_id: int) -> bool:
     """Tell whether quarantine has a record of this chunk."""
-    return (data / FOLDER / bank_uid / f"{chunk_id}.json").exists()
+    return (data / QUARANTINE / bank_uid / f"{chunk_id}.json").exists()
 
 
 class Note(NamedTuple):
@@ -102,13 +101,13 @@ def note_of(data: Path, bank_uid: str, chunk_id: int, file: Path) -> Note:
     """Make the note of a file that lies elsewhere, with the record that quarantine may have of its chunk."""
     record: dict[str, Any] = {}
     with suppress(OSError, ValueError):
-        record = json.loads((data / FOLDER / bank_uid / f"{chunk_id}.json").read_bytes())
+        record = json.loads((data / QUARANTINE / bank_uid / f"{chunk_id}.json").read_bytes())
     return Note(bank_uid, chunk_id, record, file)
 
 
 def pending(data: Path) -> Iterator[Note]:
     """Yield the notes of what was set aside and not judged yet."""
-    for path in sorted((data / FOLDER).glob("*/*.json")):
+    for path in sorted((data / QUARANTINE).glob("*/*.json")):
         if _ID.fullmatch(path.stem) is None:
             continue
         try:
@@ -134,7 +133,7 @@ def discard(note: Note) -> None:
 
 def ids(data: Path) -> Iterator[int]:
     """Yield the ids of all chunks in quarantine; one may come twice."""
-    for path in (data / FOLDER).glob("*/*"):
+    for path in (data / QUARANTINE).glob("*/*"):
         if _ID.fullmatch(path.stem):
             yield int(path.stem)
 

@@ -11,6 +11,8 @@ from pathlib import Path
 
 FOLDER = "payloads"
 SUFFIX = ".safetensors"
+# The folder of what was taken out of service; see `memory_service.storage.local.quarantine`.
+QUARANTINE = "quarantine"
 # The file that marks the folder of all payloads and that of each bank; see `marks`.
 MARK = "kvbank.payloads"
 BANK = re.compile(r"[0-9a-f]{16}")

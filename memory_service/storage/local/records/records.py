@@ -21,7 +21,6 @@ from memory_service.domain.clock import MARK_US, SECOND, Clock
 from memory_service.domain.limits import NO_PAUSES, Pauses
 from memory_service.observe.metrics import Metrics
 from memory_service.storage.base import Retrievals
-from memory_service.storage.local import given_ids
 from memory_service.storage.local.records import clock_rows, failures, schema
 from memory_service.storage.local.records.chunk_ids import ChunkIds, Reservations
 from memory_service.storage.local.records.counts import Counts
@@ -56,11 +55,12 @@ class Records:
         metrics: Metrics,
         migrate: bool = False,
         clock: Clock | None = None,
-        derived_id: Callable[[str], int],
+        settle_ids: Callable[[Connection], bool],
         pauses: Pauses = NO_PAUSES,
     ) -> None:
-        """Open the database of a folder. clock: the clock to go by, where it is not that of the machine. derived_id:
-        see `given_ids.settle`. Errors: StartError."""
+        """Open the database of a folder. clock: the clock to go by, where it is not that of the machine. settle_ids:
+        makes sure that the ids that the records say are free were never given; see `given_ids.settle`. Errors:
+        StartError."""
         failures.register()
         path = data / "metadata.db"
         schema.prepare(path, data, migrate=migrate)
@@ -81,22 +81,20 @@ class Records:
         )
         try:
             # `new_here`: no version that reserves ids in a file, and marks the folders of payloads, was here before.
-            self.store_id, self.new_here = self.writer.submit(
-                partial(self._take_up, data, derived_id), durable=True
-            ).result()
+            self.store_id, self.new_here = self.writer.submit(partial(self._take_up, settle_ids), durable=True).result()
             self.ids = ChunkIds(self.writer, Reservations(data))
         except BaseException:
             self.close()
             raise
 
-    def _take_up(self, data: Path, derived_id: Callable[[str], int], connection: Connection) -> tuple[str, bool]:
+    def _take_up(self, settle_ids: Callable[[Connection], bool], connection: Connection) -> tuple[str, bool]:
         """Take up what an earlier process has left: its time and its ids go on. Returns the identity of the store, and
         whether no version that reserves ids in a file has served the folder."""
         self.clock.resume(clock_rows.mark(connection))
         clock_rows.save(connection, mark := self.clock.mark())
         self._marking = mark.now
         _identity(connection)
-        new_here = given_ids.settle(connection, data, derived_id)
+        new_here = settle_ids(connection)
         return _identity(connection), new_here
 
     @contextmanager
