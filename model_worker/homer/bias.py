@@ -1,7 +1,8 @@
-"""A bias table says how large significance is at a distance anyway; less it, near and far tokens compete fairly.
+"""A bias table says how large significance is at a distance anyway.
 
-One table belongs to one model under one rope scaling: it is named by architecture, weights, rope and adapter, shipped
-or made by `kvbank homer calibrate`, and refused for any other model (HOMER, arXiv 2404.10308, section 3.2).
+The table is subtracted, so that near and far tokens compete fairly. One table belongs to one model under one rope
+scaling: it is named by architecture, weights, rope and adapter, shipped or made by `kvbank homer calibrate`, and
+refused for any other model (HOMER, arXiv 2404.10308, section 3.2).
 """
 
 import json
