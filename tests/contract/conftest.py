@@ -19,7 +19,7 @@ __all__ = ["caller", "connect", "frames", "refused", "serving", "soft", "vectors
 
 
 @pytest.fixture(params=ENGINES)
-def kind(request: pytest.FixtureRequest) -> Kind:
+def engine_kind(request: pytest.FixtureRequest) -> Kind:
     """Name the kind of engine that a test is about."""
     kind = ENGINES[request.param]
     if why := kind.missing():
@@ -28,9 +28,9 @@ def kind(request: pytest.FixtureRequest) -> Kind:
 
 
 @pytest.fixture
-def data(kind: Kind, tmp_path: Path) -> Any:
+def data(engine_kind: Kind, tmp_path: Path) -> Any:
     """Give the place of a store, as `kvbank serve --data` takes it; nothing is there yet."""
-    return kind.place(tmp_path)
+    return engine_kind.place(tmp_path)
 
 
 @pytest.fixture
