@@ -1,4 +1,7 @@
-"""Options of the methods that have many. Each key is a keyword argument of its method, and may be left out."""
+"""Methods with many options take them as these typed dictionaries say.
+
+Each key is a keyword argument of its method, and may be left out.
+"""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypedDict

@@ -1,4 +1,4 @@
-"""The options by which a bank is made or changed, in groups, and what the SDK takes for them."""
+"""The options by which a bank is made or changed are grouped here, and become what the SDK takes."""
 
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal

@@ -11,7 +11,7 @@ from kvbank._cli import common
 
 @dataclass(frozen=True, slots=True)
 class MethodRate:
-    """One method between two samples; percentiles in milliseconds, None where nothing ended."""
+    """The rates of one method between two samples; percentiles in milliseconds, None where nothing ended."""
 
     method: str
     per_second: float
@@ -22,7 +22,7 @@ class MethodRate:
 
 @dataclass(frozen=True, slots=True)
 class BankRate:
-    """One bank between two samples."""
+    """The rates of one bank between two samples."""
 
     name: str
     chunks: int
@@ -35,7 +35,7 @@ class BankRate:
 
 @dataclass(frozen=True, slots=True)
 class Rates:
-    """A server between two samples, `seconds` apart."""
+    """The rates of a server between two samples, `seconds` apart."""
 
     seconds: float
     resident_bytes: int

@@ -1,1 +1,1 @@
-"""How calls reach a server: channels, retries, errors of gRPC, and files on the same host."""
+"""Calls reach a server by the files of this package: channels, retries, errors of gRPC, and files on the same host."""

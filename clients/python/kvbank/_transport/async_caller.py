@@ -41,7 +41,7 @@ class AsyncCaller(BaseCaller):
         self._loop: asyncio.AbstractEventLoop | None = None
         # Made in the loop to which it then belongs.
         self._transport: AsyncTransport | None = None
-        # For writes, see `write_stream`.
+        # Writes go over a blocking channel, for the reason that `write_stream` states.
         self._writing: Grpc | None = None
 
     async def close(self, then: Callable[[], None] | None) -> None:

@@ -124,7 +124,7 @@ class SameHost:
 
 
 def _header(descriptor: int, chunk: chunk_pb2.Chunk) -> bytes:
-    """Read what stands before the tensors in a file of a good length."""
+    """Return the bytes that stand before the tensors in a payload file. Errors: OSError for a length that is odd."""
     if not 0 <= chunk.payload.header_length <= chunk.payload.file_length:
         raise OSError(f"a header of {chunk.payload.header_length} bytes is none")
     return os.pread(descriptor, chunk.payload.header_length, 0)
@@ -169,7 +169,11 @@ def _write(descriptor: int, buffers: Sequence[memoryview], offset: int) -> None:
 
 
 def _each(buffers: Sequence[memoryview], offset: int, move: Callable[[Sequence[memoryview], int], int]) -> None:
-    """Move all of them; a call may move less than it was asked to. OSError where one moves nothing."""
+    """Move the bytes of all buffers by as many calls as it takes, since a call may move less than it was asked to.
+
+    move: takes buffers and the offset in the file, and returns how many bytes it moved.
+    Errors: OSError where a call moves none.
+    """
     left = [buffer for buffer in buffers if buffer]
     while left:
         count = move(left[:_MOST_BUFFERS], offset)
@@ -183,7 +187,10 @@ def _each(buffers: Sequence[memoryview], offset: int, move: Callable[[Sequence[m
 
 
 def _room(tensors: int, about: int) -> int:
-    """Return how many bytes to leave for the header of a safetensors file: more than it takes, in whole pages; without
-    room for the copy of what is said of a chunk, where that would take too much."""
+    """Return how many bytes to leave for the header of a safetensors file, which are whole pages.
+
+    tensors: their number. about: bytes of the chunk's other fields, of which the header has a copy, unless that would
+    take too much room.
+    """
     least, copy = 256 + 192 * tensors, 1024 + 2 * about
     return -(-(least + copy if least + copy <= _LARGEST_ROOM else least) // _PAGE) * _PAGE

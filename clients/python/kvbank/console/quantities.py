@@ -11,7 +11,7 @@ for _power, _letter in enumerate("kMGT", 1):
     for _prefix in (_letter, _letter.upper()):
         _SCALES |= {_prefix: 1000**_power, f"{_prefix}B": 1000**_power, f"{_prefix}iB": 1024**_power}
 _SPANS = {"ms": 0.001, "": 1, "s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400, "w": 604800}
-# As many digits as any quantity of ours has, so that no text is long to read.
+# As many digits as any quantity has, so that no text is long to read.
 _QUANTITY = re.compile(r"(\d{1,19}(?:\.\d{1,9})?) ?([A-Za-z]*)")
 
 
