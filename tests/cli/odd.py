@@ -80,7 +80,7 @@ def _broken(whole: Path, place: Path, breaks: dict[str, Break]) -> list[str]:
 
 
 def _nothing(folder: Path) -> None:
-    """Only its name is odd."""
+    """Make a folder of which only the name is odd."""
 
 
 def _without(*names: str) -> Break:

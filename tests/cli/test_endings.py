@@ -1,4 +1,5 @@
-"""How commands end: real processes on pipes, disks and encodings; and what nobody foresaw."""
+"""Commands end as they should in real processes on pipes, disks and encodings, also by errors that were not
+foreseen."""
 
 import io
 import os
@@ -19,7 +20,7 @@ KVBANK = [sys.executable, "-c", "from kvbank.cli import main; main()"]
 
 
 def kvbank_process(*arguments: str, environment: dict[str, str] | None = None, **streams: Any) -> Any:
-    """The console script, with buffered streams as a person has them."""
+    """Start the console script, with buffered streams as a person has them."""
     known = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     given = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "stdin": subprocess.DEVNULL, **streams}
     return subprocess.run(
@@ -42,7 +43,7 @@ def test_a_reader_that_has_left() -> None:
 
 
 def test_closed_streams_are_not_mixed_up_with_files(tmp_path: Path) -> None:
-    """A file that is opened first would get the number of stdout, and what is printed would be in it."""
+    """Files that are opened first would get the number of stdout, and what is printed would be in them."""
     shell = f"{' '.join(map(_quoted, KVBANK))} ping {tmp_path / 'folder'} >&- 2>&- <&-"
     assert subprocess.run(["sh", "-c", shell], check=False, timeout=120).returncode == 0
     with kvbank.connect(tmp_path / "folder") as client:

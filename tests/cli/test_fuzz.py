@@ -58,7 +58,8 @@ class World:
         self._made = 0
 
     def whole(self, words: Words, name: str, type_: str) -> str | None:
-        """A value for an option or argument with which its command works; None: leave it out where that may be."""
+        """Return a value for an option or argument with which its command works; None to leave it out where that may
+        be."""
         if name == "data" and type_ == "Path":
             return str(self.text) if words[0] == "train" else str(shutil.copytree(self._store, self.new()))
         values: dict[str, Any] = {
@@ -78,12 +79,12 @@ class World:
         return None if found is None else str(found)
 
     def new(self) -> Path:
-        """A path that is not there."""
+        """Return a path that is not there."""
         self._made += 1
         return self.place / f"made-{self._made}"
 
     def odd(self, name: str, type_: str) -> list[str]:
-        """Values for an option or argument that nobody would give on purpose."""
+        """Return values for an option or argument that no person would give on purpose."""
         if type_ == "int":
             return list(odd.INTEGERS)
         if type_ == "float":
@@ -120,7 +121,7 @@ def zygote() -> Iterator[Zygote]:
 
 
 def made_of(world: World, words: Words, command: Any, choose: random.Random, odd_one: Any) -> list[str]:
-    """The arguments of a call in which `odd_one` of its parameters has an odd value, and all others work."""
+    """Return the arguments of a call in which `odd_one` of its parameters has an odd value, and all others work."""
     options, arguments = [], []
     for parameter in command.params:
         is_option, type_ = parameter.param_type_name == "option", type_of(parameter)
@@ -188,7 +189,7 @@ def _kept(call: Call, sessions: Path) -> list[str]:
 
 @pytest.mark.parametrize("seed", [0])
 def test_every_command_ends_as_it_should(world: World, zygote: Zygote, seed: int) -> None:
-    """A sample; the slow test below tries much more."""
+    """Samples are tried here; the slow test below tries much more."""
     _try(world, zygote, random.Random(seed), each=1, seconds=0.3)
 
 

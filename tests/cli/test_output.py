@@ -1,4 +1,4 @@
-"""What is printed: figures whole, names cut where they must be, nothing that a terminal obeys, JSON that is JSON."""
+"""Printed figures are whole, names are cut where they must be, no terminal obeys what is printed, and JSON is JSON."""
 
 import io
 import json

@@ -44,7 +44,7 @@ class Call:
 
 @dataclass(frozen=True)
 class Ended:
-    """How it ended. interrupted: whether it got Ctrl-C."""
+    """The end of a call. interrupted: whether it got Ctrl-C."""
 
     code: int
     stdout: bytes
@@ -172,7 +172,7 @@ def _become(request: dict[str, Any]) -> None:
 
 
 def _run() -> None:
-    """The console script, and an end that costs no second, as that of an interpreter with torch does."""
+    """Run the console script, and end without the second that the end of an interpreter with torch takes."""
     from kvbank.cli import main
 
     code: Any = 1

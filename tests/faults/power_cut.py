@@ -92,7 +92,7 @@ class Disk:
         self._last_sync = 0
 
     def apply(self, record: Record) -> None:
-        """The next record."""
+        """Apply the next record to the disk."""
         self._now += 1
         match record.op:
             case Op.CREATE:
@@ -157,7 +157,7 @@ class Disk:
 
 
 def replay(root: Path, records: Iterable[Record], until: int | None = None) -> Disk:
-    """The disk after the first `until` records, or all."""
+    """Return the disk after the first `until` records, or all."""
     disk = Disk(root)
     for number, record in enumerate(records):
         if number == until:
@@ -183,7 +183,7 @@ def _change(content: bytearray, change: Record, data: bytes) -> None:
 
 
 def _part(change: Record, choose: random.Random) -> bytes | None:
-    """What is there of one change: all, nothing, its first sectors, or zeros."""
+    """Choose what is there of one change: all, nothing, its first sectors, or zeros."""
     fate = choose.choice(("all", "none", "torn", "zeros"))
     if fate == "none":
         return None

@@ -89,7 +89,7 @@ _MAGIC = 0x4B56424B
 
 
 def build(folder: Path) -> Path | None:
-    """The compiled library, made once for each version of the source; None without a C compiler."""
+    """Compile the library, once for each version of the source; return None without a C compiler."""
     compiler = next((found for name in ("cc", "gcc", "clang") if (found := shutil.which(name))), None)
     if compiler is None:
         return None
@@ -107,7 +107,7 @@ class Shim:
     """The fault layer under the processes that get `environment`, for everything below `root`."""
 
     def __init__(self, library: Path, root: Path, notes: Path, *, record: bool = False) -> None:
-        """`notes`: a folder outside of `root`, for the plan and the log."""
+        """Lay the fault layer over `root`. notes: a folder outside of `root`, for the plan and the log."""
         root.mkdir(parents=True, exist_ok=True)
         self.root = root.resolve()
         plan = notes / "plan"
@@ -135,7 +135,7 @@ class Shim:
         repeat: bool = False,
         slot: int = 0,
     ) -> Rule:
-        """Plan a fault; it counts from now on. The answer has what was `seen` and how often it `fired`."""
+        """Plan a fault, which counts from now on. The answer has what was `seen` and how often it `fired`."""
         rule = self._plan.rules[slot]
         rule.action = Action.OFF
         rule.ops, rule.path, rule.nth, rule.value, rule.repeat = ops, path.encode(), nth, value, repeat
@@ -144,7 +144,7 @@ class Shim:
         return rule
 
     def clear(self) -> None:
-        """No faults any more."""
+        """Plan no faults any more."""
         for rule in self._plan.rules:
             rule.action = Action.OFF
 
@@ -162,7 +162,7 @@ def mark(log: Path, text: bytes) -> None:
 
 
 def records(log: Path, begin: int = 0) -> Iterator[Record]:
-    """In order, from the record at byte `begin`; a record that a kill cut short ends the log."""
+    """Read the records in order, from the one at byte `begin`; a record that a kill cut short ends the log."""
     with open(log, "rb") as file:
         size = os.fstat(file.fileno()).st_size
         file.seek(begin)

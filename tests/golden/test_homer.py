@@ -57,7 +57,7 @@ def depth_first(node: Node) -> list[Node]:
 @pytest.mark.parametrize("folder", homer_folders(), ids=lambda p: p.name)
 @torch.no_grad()
 def test_authors_tree(folder: Path) -> None:
-    """Every node of the tree, the final cache, and what decoding from it says."""
+    """Nodes of the tree, the final cache, and what decoding from it says are those of the authors."""
     case = homer_case(folder)
     have = case.tensors
     attachment = attach(homer_model(case))
@@ -121,7 +121,7 @@ def compare_node(case: Case, name: str, step: Step, front: Tensor) -> dict[str, 
 
 
 def compare_decoding(case: Case, prompt: CompressedPrompt) -> dict[str, float]:
-    """At the correct positions, and at those one too early that the authors' `generate` uses."""
+    """Compare decoding at the correct positions, and at those one too early that the authors' `generate` uses."""
     have, model = case.tensors, prompt.attachment.model
     forced = have["forced_ids"]
     errors = {}

@@ -46,7 +46,7 @@ class Recorded:
         return IcaeConfig(about["k"], about["mean_compression_rate"], lm_row=self.lm_row, prefix_ids=tuple(self.prefix))
 
     def row(self, icae: Icae, slots: Slots) -> Row:
-        """The same sequence by our layout."""
+        """Lay the same sequence out by our layout."""
         text, scored = self.text, self.scored
         if self.case.about["objective"] == "ae":
             return restore_row(icae, slots, self.without_end(text))
@@ -74,7 +74,7 @@ def base_of(case: Case) -> Any:
 
 
 def load(case: Case, config: IcaeConfig, folder: Path, source: str = "folder") -> Icae:
-    """The recorded adapter as a folder of ours: put together by hand, or imported from the authors' layout."""
+    """Load the recorded adapter as a folder of ours: put together by hand, or imported from the authors' layout."""
     if source == "official":
         lora = load_file(case.folder / "adapter" / "adapter_model.safetensors")
         flat = {"icae." + name.replace(".weight", ".default.weight"): tensor for name, tensor in lora.items()}
@@ -153,7 +153,7 @@ def test_authors_greedy(path: Path, source: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", MODELS)
 @torch.no_grad()
 def test_one_batch(name: str, tmp_path: Path) -> None:
-    """All contexts of a model in one padded batch, and their restorations in another, are as recorded."""
+    """Contexts of a model in one padded batch, and their restorations in another, are as recorded."""
     cases = [icae_case(path) for path, about in CASES.items() if about["model"] == name]
     icae = load(cases[0], Recorded(cases[0]).config, tmp_path)
     slots = icae.encode([case.tensors["input_ids"].tolist() for case in cases])

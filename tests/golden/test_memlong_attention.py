@@ -75,13 +75,14 @@ class RecordedMemory:
         return [[memory[i] for i in wanted] for memory, wanted in zip(self.rows, ids, strict=True)]
 
     def search(self, query: str, chunk_texts: list[str]) -> list[int]:
-        """The release's search: exact, by inner product; ties to the older chunk; answer oldest first."""
+        """Search as the release does: exact, by inner product; ties go to the older chunk; the answer is oldest
+        first."""
         scores = torch.tensor([self.table[t] for t in chunk_texts]) @ torch.tensor(self.table[query])
         return sorted(torch.sort(scores, descending=True, stable=True).indices[: self.top_k].tolist())
 
 
 def rounded(own: Tensor, dtype: torch.dtype, theirs: Tensor | None) -> Tensor:
-    """`own` as `dtype`; where it lies within SAME of a rounding boundary, to the side that the release took."""
+    """Return `own` as `dtype`; where it lies within SAME of a rounding boundary, to the side that the release took."""
     if dtype == own.dtype or theirs is None:
         return own.to(dtype)
     either = ((own - SAME).to(dtype) == theirs) | ((own + SAME).to(dtype) == theirs)
@@ -103,14 +104,14 @@ def attached(case: Case, backend: str) -> Attachment:
 
 
 def retrieved_ids(about: dict[str, Any], rows: int) -> list[list[list[int]]]:
-    """What was retrieved by forward and batch row, oldest first."""
+    """Return what was retrieved by forward and batch row, oldest first."""
     if "oracle_retrieved_chunk_ids_per_forward" in about:
         return about["oracle_retrieved_chunk_ids_per_forward"]
     return [f.get("chunk_ids_in_concat_order", [[]] * rows) for f in about["forwards"]]
 
 
 def pieces(config: dict[str, Any], tokens: int) -> list[tuple[int, int]]:
-    """MemLong's loop: prefix chunks, then the last context as one piece."""
+    """Cut the ids as MemLong's loop does: prefix chunks, then the last context as one piece."""
     prefix = max(tokens - config["last_context_length"], 0)
     begin, chunk = prefix - min(prefix, config["memory_size"]), config["mem_group_size"]
     return [(a, min(a + chunk, prefix)) for a in range(begin, prefix, chunk)] + [(prefix, tokens)]
@@ -154,7 +155,7 @@ def test_logits_and_memory_of_the_chunk_loop(folder: Path, backend: str) -> None
 
 
 def check_memory(case: Case, memory: RecordedMemory, mask: Tensor) -> None:
-    """The bank holds the release's K-V; its pads, which it masks for ever, are not in ours."""
+    """Check that the bank holds the release's K-V; the release's pads, which it masks for ever, are not in our bank."""
     if "memory.keys" not in case.tensors:
         return
     for row, chunks in enumerate(memory.rows):
@@ -170,7 +171,7 @@ def check_memory(case: Case, memory: RecordedMemory, mask: Tensor) -> None:
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("folder", DECODE, ids=lambda f: f.name)
 def test_logits_and_window_of_decoding(folder: Path, backend: str) -> None:
-    """The recorded chunk ids are fed, so that the release's wrong texts for overflown chunks do not matter."""
+    """Recorded chunk ids are fed, so that the release's wrong texts for overflown chunks do not matter."""
     case = memlong_case(folder)
     attachment = attached(case, backend)
     config, steps = case.about["config"], case.about["steps"]

@@ -20,7 +20,7 @@ def _traces(field: str) -> list[Any]:
 
 
 def _victims(sizes: dict[int, int], counts: dict[int, int], capacity: Capacity, policy: Policy, need: int) -> list[int]:
-    """Of chunks (id -> size), oldest first."""
+    """Return the victims among chunks (id -> size), oldest first."""
     rows = [(chunk_id, size, counts.get(chunk_id, 0), 0) for chunk_id, size in sizes.items()]
     candidates = Candidates(*np.array(rows, np.int64).reshape(-1, 4).T)
     return plan(candidates, capacity, policy, sum(sizes.values()), need).ids.tolist()

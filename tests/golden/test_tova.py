@@ -30,7 +30,7 @@ KVPRESS = [path for path, about in CASES.items() if "kvpress" in about]
 
 
 def captured(case: Case, ids: Tensor) -> tuple[Attachment, Captured, Tensor]:
-    """The chunk as one forward left it, and that forward's logits."""
+    """Return the chunk as one forward left it, and that forward's logits."""
     attachment = attach(LlamaForCausalLM.from_pretrained(case.folder / case.about["model"]).eval())
     with torch.no_grad():
         logits = attachment.model(ids[None]).logits[0]
@@ -39,7 +39,7 @@ def captured(case: Case, ids: Tensor) -> tuple[Attachment, Captured, Tensor]:
 
 @pytest.mark.parametrize("path", DECODE, ids=lambda p: p.stem)
 def test_authors_prompt_reduction(path: Path) -> None:
-    """The compressor reduces a chunk once: the authors' rule for a prompt."""
+    """Compressing reduces a chunk once, which is the authors' rule for a prompt."""
     case = tova_case(path)
     have = case.tensors
     attachment, chunk, logits = captured(case, have["prompt_ids"])
@@ -55,7 +55,8 @@ def test_authors_prompt_reduction(path: Path) -> None:
 
 @pytest.mark.parametrize("path", BLOCKS, ids=lambda p: p.stem)
 def test_authors_blocks(path: Path) -> None:
-    """The compressor with `block=b`; with one block also the one-shot one. Logits and every reduction in the cache."""
+    """Compressing with `block=b` gives the recorded logits and every reduction in the cache; with one block the
+    one-shot compressor does so too."""
     case = tova_case(path)
     have, about = case.tensors, case.about
     ids, budget, block = have["prompt_ids"], about["cache_size"], about["block"]
@@ -78,7 +79,8 @@ def test_authors_blocks(path: Path) -> None:
 
 @pytest.mark.parametrize("path", DECODE, ids=lambda p: p.stem)
 def test_authors_decoding(path: Path) -> None:
-    """A `MemoryCache` with the rule of TOVA: logits, scores and the tokens in the cache after every step."""
+    """Decoding with a `MemoryCache` and the rule of TOVA gives the recorded logits, scores and tokens in the cache
+    after every step."""
     case = tova_case(path)
     have, budget = case.tensors, case.about["cache_size"]
     attachment = attach(LlamaForCausalLM.from_pretrained(case.folder / case.about["model"]).eval())

@@ -15,7 +15,7 @@ OWN, KINDS = Path(__file__).parent, ("homer", "icae", "memlong", "tova")
 
 
 def golden(named: str | None) -> Path:
-    """The folder of the vectors: our own, or the one that is named, which has at least one kind of them."""
+    """Return the folder of the vectors: our own, or the one that is named, which has at least one kind of them."""
     folder = Path(named) if named else OWN
     if not any((folder / kind).is_dir() for kind in KINDS):
         raise FileNotFoundError(f"KVBANK_GOLDEN: {folder} has none of the folders {', '.join(KINDS)}")
@@ -27,7 +27,7 @@ GOLDEN = golden(os.environ.get("KVBANK_GOLDEN"))
 
 @dataclass(frozen=True)
 class Case:
-    """One recorded run: its description, its tensors, and the folder they come from."""
+    """One recorded run with its description, its tensors, and the folder they come from."""
 
     name: str
     about: dict[str, Any]
@@ -35,12 +35,12 @@ class Case:
     folder: Path
 
     def wrong(self) -> bool:
-        """Whether the release's own output is wrong, or missing because it crashed."""
+        """Tell whether the release's own output is wrong, or missing because the release crashed."""
         return self.about["matching_would_be_wrong"] is True or "official_error" in self.about
 
 
 def memlong_folders() -> list[Path]:
-    """Every recorded forward pass of MemLong."""
+    """List every recorded forward pass of MemLong."""
     return sorted(path.parent for path in (GOLDEN / "memlong" / "b_attention").glob("*/case.json"))
 
 
@@ -50,7 +50,7 @@ def memlong_case(folder: Path) -> Case:
 
 
 def memlong_model(case: Case) -> tuple[LlamaForCausalLM, dict[int, Tensor]]:
-    """The model of a case, and its gates `[Hq]` in (0, 1) by layer."""
+    """Return the model of a case, and its gates `[Hq]` in (0, 1) by layer."""
     config = case.about["config"]
     own = {
         k: config[k]
@@ -78,7 +78,7 @@ def memlong_model(case: Case) -> tuple[LlamaForCausalLM, dict[int, Tensor]]:
 
 
 def tova_cases() -> list[Path]:
-    """Every recorded run of TOVA, ours to match or not."""
+    """List every recorded run of TOVA, whether or not it is ours to match."""
     return sorted((GOLDEN / "tova").glob("*.json"))
 
 
@@ -87,13 +87,13 @@ def tova_case(path: Path) -> Case:
 
 
 def worst(got: Tensor, expected: Tensor) -> float:
-    """Largest absolute difference; shapes must be equal."""
+    """Return the largest absolute difference; shapes must be equal."""
     assert got.shape == expected.shape
     return float((got.float() - expected.float()).abs().max())
 
 
 def icae_cases() -> list[Path]:
-    """Every recorded run of ICAE."""
+    """List every recorded run of ICAE."""
     return sorted((GOLDEN / "icae" / "cases").glob("*.json"))
 
 
@@ -109,7 +109,7 @@ def icae_case(path: Path) -> Case:
 
 
 def homer_folders() -> list[Path]:
-    """Every recorded run of HOMER."""
+    """List every recorded run of HOMER."""
     return sorted(path.parent for path in (GOLDEN / "homer").glob("*/case.json"))
 
 
@@ -119,7 +119,7 @@ def homer_case(folder: Path) -> Case:
 
 
 def homer_model(case: Case) -> LlamaForCausalLM:
-    """The model of a case, with the case's rope scaling."""
+    """Return the model of a case, with the case's rope scaling."""
     folder = case.folder.parent / "models" / case.about["model"]
     raw = json.loads((folder / "config.json").read_text())
     rope = {"rope_type": "default", "rope_theta": raw.pop("rope_theta")}

@@ -30,7 +30,7 @@ class BigChunks:
         return replace(self._first, embedding=vector, idempotency_key=secrets.token_bytes(16))
 
     def same(self, found: kvbank.Chunk) -> bool:
-        """Whether the tensors of a stored chunk are those that went in."""
+        """Tell whether the tensors of a stored chunk are those that were written."""
         expected = self._first.tensors or {}
         tensors = found.tensors or {}
         return all(tensors[name].tobytes() == array.tobytes() for name, array in expected.items())

@@ -47,7 +47,7 @@ SYNCS = {
 
 
 def kind_of(record: Record, root: Path) -> str:
-    """The kind of a SYNC of a command; empty for one of the service."""
+    """Return the kind of a SYNC of a command; empty for a SYNC of the service."""
     place = ("folder " if record.offset else "file ") + record.path.removeprefix(str(root))
     kinds = [kind for kind, (pattern, _) in SYNCS.items() if re.fullmatch(pattern, place)]
     assert kinds or re.search(r" (/data)?", place), f"what is the sync of {place} for?"
@@ -55,7 +55,7 @@ def kind_of(record: Record, root: Path) -> str:
 
 
 def record(library: Path, place: Path) -> tuple[Path, list[Record]]:
-    """A folder at work, its backups, its restoration: the root and all that happened below it."""
+    """Record a folder at work, its backups and its restoration; return the root and all that happened below it."""
     notes = place / "notes"
     notes.mkdir(parents=True)
     shim = Shim(library, place / "disk", notes, record=True)
@@ -95,7 +95,7 @@ def record(library: Path, place: Path) -> tuple[Path, list[Record]]:
 
 
 def broken(root: Path, log: list[Record], cuts: int, seed: int, *, without: str | None = None) -> Iterator[str]:
-    """What is wrong after so many cuts; `without`: as in power_cuts.broken, with the kinds of this file."""
+    """Return what is wrong after so many cuts. without: as in power_cuts.broken, with the kinds of this file."""
     choose = random.Random(seed)
     disk, promises, begun, made = Disk(root), Promises(BANK), dict[str, set[int]](), set[str]()
     lefts = [left for left in Left if left is not Left.ALL or without is None]
@@ -121,7 +121,8 @@ def broken(root: Path, log: list[Record], cuts: int, seed: int, *, without: str 
 
 
 def _moments(root: Path, log: list[Record], cuts: int, choose: random.Random, without: str | None) -> Iterator[int]:
-    """While a command runs, and soon after; with a sync left out, soon after that or after what it was made for."""
+    """Choose moments for cuts: while a command runs and soon after; where a sync is left out, soon after that sync or
+    after what it was made for."""
     first = next(i for i, r in enumerate(log) if r.op is Op.MARK and event_of(r)["event"] == "begun")
     for _ in range(cuts):
         if without is None:
@@ -146,7 +147,7 @@ def _judge(place: Path, promises: Promises, begun: dict[str, set[int]], made: se
 
 
 def _wrong(folder: Path, least: set[int]) -> Iterator[str]:
-    """Of something that has the name of a backup or of a restored folder."""
+    """Return what is wrong with something that has the name of a backup or of a restored folder."""
     try:
         problems = check(folder).problems
         with Folder(folder) as opened, opened.read() as connection:
@@ -161,7 +162,7 @@ def _wrong(folder: Path, least: set[int]) -> Iterator[str]:
 
 
 def _taken_for_a_backup(partial: Path, target: Path, least: set[int]) -> Iterator[str]:
-    """It is refused, or it is whole."""
+    """Check that what an interrupted backup has left is refused, or whole."""
     try:
         if restore(partial, target)[0]:
             yield from _wrong(target, least)

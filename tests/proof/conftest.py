@@ -11,7 +11,7 @@ from tests.support.service_process import ServiceHost
 
 @pytest.fixture(scope="session")
 def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """shim.c, compiled."""
+    """Compile shim.c into a library."""
     built = shim.build(tmp_path_factory.mktemp("shim"))
     if built is None:
         pytest.skip("no C compiler (cc, gcc or clang), so no fault layer")
@@ -20,7 +20,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def disk(library: Path, tmp_path: Path) -> shim.Shim:
-    """A folder `disk` with the fault layer over it."""
+    """Make a folder `disk` with the fault layer over it."""
     notes = tmp_path / "notes"
     notes.mkdir()
     return shim.Shim(library, tmp_path / "disk", notes)
@@ -42,7 +42,7 @@ def host() -> Iterator[ServiceHost]:
 
 @pytest.fixture
 def contents() -> Callable[[Path], dict[str, bytes | None]]:
-    """Every path below a folder with its bytes (folders: None), SQLite's shared memory left out."""
+    """Read every path below a folder with its bytes (folders: None), without SQLite's shared memory."""
 
     def read(folder: Path) -> dict[str, bytes | None]:
         paths = [path for path in folder.rglob("*") if not path.name.endswith("-shm")]

@@ -1,4 +1,4 @@
-"""Chunks that follow from their key alone, so that whoever finds one in a store knows what it must be."""
+"""Chunks that follow from their key alone, so that for any chunk in a store it is known what the chunk must be."""
 
 import secrets
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ DIGESTS = {"reader_digest": READER, "embedder_digest": EMBEDDER}
 
 
 def new_key(tokens: int | None = None) -> bytes:
-    """A key for `tokens` tokens (1 to 256), or for any number of them."""
+    """Make a key for `tokens` tokens (1 to 256), or for any number of them."""
     return secrets.token_bytes(16) if tokens is None else bytes([tokens - 1]) + secrets.token_bytes(15)
 
 
@@ -26,7 +26,7 @@ def tokens_of(key: bytes) -> int:
 
 
 def chunk_of(key: bytes) -> kvbank.NewChunk:
-    """The chunk of a key: 136 bytes of K-V a token."""
+    """Make the chunk of a key, with 136 bytes of K-V a token."""
     random, m = np.random.default_rng(int.from_bytes(key, "big")), tokens_of(key)
     tensors = tensors_of(KV, m, random)
     return kvbank.NewChunk(
@@ -46,7 +46,7 @@ def vector_of(key: bytes) -> np.ndarray:
 
 
 def differences(found: kvbank.Chunk) -> list[str]:
-    """Where a chunk that a store gave, with its tensors, is not that of its key."""
+    """Say where a chunk that a store gave, with its tensors, differs from that of its key."""
     expected = chunk_of(found.idempotency_key)
     wrong = [name for name in ("start", "text", "metadata") if getattr(found, name) != getattr(expected, name)]
     tensors, found_tensors = expected.tensors or {}, found.tensors or {}
@@ -56,7 +56,8 @@ def differences(found: kvbank.Chunk) -> list[str]:
 
 
 def frames_of(bank: str, chunk: kvbank.NewChunk, step: int = 1 << 20) -> Iterator[service_pb2.WriteChunksRequest]:
-    """What `write` of the chunk sends: a header, then frames of `step` bytes. Without the SDK's repetitions."""
+    """Yield what a write of the chunk sends: a header, then frames of `step` bytes. The SDK's repetitions are left
+    out."""
     tensors, data = described(chunk.tensors or {})
     message = chunk_pb2.Chunk(
         idempotency_key=chunk.idempotency_key,

@@ -22,16 +22,16 @@ ROOM_BYTES, WAIT_S = 64 << 20, 2.0
 
 @dataclass(frozen=True)
 class Cost:
-    """`peak`: bytes of memory on top of what there was; `stays`: of these, what is there afterwards; `waited`: seconds
-    of the longest call of another caller, over a connection of his own."""
+    """The cost of a message. peak: bytes of memory on top of what there was before. stays: those of them that are there
+    afterwards. waited: seconds of the longest call of another caller, over a connection of its own."""
 
     peak: int
     stays: int
     waited: float
 
     def within(self, size: int) -> bool:
-        """Whether it is what a message of so many bytes may cost. gRPC has the message up to three times: as it came,
-        as one piece, and as Python's bytes."""
+        """Tell whether this is what a message of so many bytes may cost. gRPC has the message up to three times: as it
+        came, as one piece, and as Python's bytes."""
         return self.peak < 4 * size + ROOM_BYTES and self.waited < WAIT_S
 
 

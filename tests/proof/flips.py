@@ -1,5 +1,5 @@
-"""One flipped bit anywhere in a data folder that nobody serves: in a payload, in a snapshot of an index, in a page of
-the database, in the log that a kill has left. Whatever SQLite makes of it: no wrong tensor is served, no id is given
+"""One flipped bit anywhere in a data folder that is not served: in a payload, in a snapshot of an index, in a page of
+the database, in the log that a kill has left. Whatever SQLite makes of it, no wrong tensor is served, no id is given
 twice, and of no chunk that was acknowledged both record and file are gone."""
 
 import random
@@ -71,7 +71,7 @@ def prepare(host: ServiceHost, place: Path) -> Folders:
 
 
 def _write(client: kvbank.Client, folders: Folders) -> int:
-    """Some chunks more; the last id."""
+    """Write some chunks, and return the last id."""
     keys = [new_key(tokens=2) for _ in range(CHUNKS)]
     for key, written in zip(keys, client.write_many(BANK, map(chunk_of, keys), **DIGESTS), strict=True):
         folders.keys[written.chunk_id] = key
@@ -116,7 +116,7 @@ def _file(data: Path, chunk_id: int) -> bool:
 
 
 def _look(host: ServiceHost, data: Path, known: dict[int, bytes], highest: int, seen: Counter[str]) -> list[str]:
-    """What is against the rules."""
+    """Return what is against the rules."""
     try:
         service = host.start(data)
     except StartFailed as error:
@@ -155,7 +155,7 @@ def _read(client: kvbank.Client, known: dict[int, bytes], seen: Counter[str]) ->
 
 
 def _written(client: kvbank.Client, known: dict[int, bytes], highest: int, seen: Counter[str]) -> list[str]:
-    """One chunk more, under a new id."""
+    """Write one chunk under a new id, and return that."""
     key = new_key(tokens=2)
     try:
         written = client.write(BANK, chunk_of(key), **DIGESTS)

@@ -29,14 +29,14 @@ _FIXED = {
 
 
 def floods(message: Descriptor, size: int) -> Iterator[tuple[str, bytes]]:
-    """(what it floods, the bytes of the message), about `size` bytes each."""
+    """Yield (what is flooded, the bytes of the message), about `size` bytes each."""
     yield "numbers of no field", (_tag(1999, _VARINT) + b"\1") * (size // 3)
     yield "texts of no field", (_tag(1998, _DELIMITED) + b"\0") * (size // 3)
     yield from _of(message, size, "", ())
 
 
 def flood(message: Descriptor, path: str, size: int) -> bytes:
-    """The bytes that flood one field, named as in `floods`."""
+    """Return the bytes that flood one field, which is named as in `floods`."""
     return next(data for name, data in floods(message, size) if name == path)
 
 
@@ -50,7 +50,7 @@ def _of(message: Descriptor, size: int, path: str, above: tuple[FieldDescriptor,
 
 
 def _values(field: FieldDescriptor, size: int) -> Iterator[tuple[str, bytes]]:
-    """A singular field that comes again and again is merged, or replaced."""
+    """Return values for a field. A singular field that comes again and again is merged, or replaced."""
     if field.message_type is not None or (field.cpp_type == FieldDescriptor.CPPTYPE_STRING and field.is_repeated):
         one = _tag(field.number, _DELIMITED) + b"\0"
         yield "", one * (size // len(one))

@@ -54,7 +54,8 @@ STRINGS = ("", "\0", "x" * 300, "ü" * 100, "../../etc", "a b", "999999999999999
 
 @dataclass
 class Fuzzed:
-    """`codes`: answers by status code; `bad`: those that break the rules; `done`: calls by method that ended well."""
+    """What a run has found. codes: answers by status code. bad: answers that break the rules. done: calls by method
+    that ended well."""
 
     messages: int = 0
     codes: Counter[str] = field(default_factory=Counter)
@@ -93,15 +94,15 @@ def fuzz(
 
 
 def _shared(channel: grpc.Channel) -> tuple[bytes, str]:
-    """What shows that we may read the server's files (without it calls that name files end before they begin), and the
-    socket for direct calls."""
+    """Return the proof that we may read the server's files (without which calls that name files end before they begin),
+    and the socket for direct calls."""
     shared = make_stub(channel).GetServerInfo(pb.GetServerInfoRequest()).same_host
     nonce = Path(shared.root, shared.nonce_file).read_bytes()
     return _proof.of_client(nonce), str(Path(shared.root, shared.socket))
 
 
 def _lay_out(client: kvbank.Client) -> list[int]:
-    """The banks that the calls name, as they were meant to be; ids of chunks of the first one."""
+    """Make the banks that the calls name anew, and return ids of chunks of the first one."""
     for bank, kv in zip(BANKS, (KV, None), strict=True):
         client.delete_bank(bank, missing_ok=True)
         client.create_bank(bank, kv=kv, embedding=EMBEDDING)
@@ -120,13 +121,13 @@ class Known:
 
 
 def know(client: kvbank.Client, channel: grpc.Channel) -> Known:
-    """With the banks laid out anew."""
+    """Learn the service, with the banks laid out anew."""
     return Known(*_shared(channel), _lay_out(client))
 
 
 @dataclass
 class Outcome:
-    """Of one call."""
+    """How one call has ended."""
 
     method: str
     messages: int
@@ -161,7 +162,7 @@ class Maker:
         return Outcome(method.name, len(frames), "OK", [])
 
     def _call_directly(self) -> Outcome:
-        """The same over the socket; a message with a wrong length may be answered by the end of the connection."""
+        """Call over the socket; a message with a wrong length may be answered by the end of the connection."""
         make = self._choose.choice(list(DIRECT.values()))
         message = self._spoiled(make(self._choose, self._known))
         length = len(message) if self._choose.random() < 0.9 else self._choose.choice((0, 3, 2**31, 2**32 - 1))
@@ -182,7 +183,8 @@ class Maker:
         return Outcome("direct", 1, code, bad)
 
     def _frames(self, messages: list[Any]) -> list[bytes]:
-        """Of a stream mostly one is spoiled: where many are, none comes as far as the end."""
+        """Make the messages of a stream. Mostly one of them is spoiled: where many are, none comes as far as the
+        end."""
         spoiled = self._choose.randrange(len(messages)) if self._choose.random() < 0.7 else None
         return [
             self._spoiled(message) if spoiled in (None, number) else message.SerializeToString()
@@ -190,7 +192,7 @@ class Maker:
         ]
 
     def _spoiled(self, message: Any) -> bytes:
-        """Most have few fields changed, or none, so that they come far; some are no messages any more."""
+        """Change few fields of a message, or none, so that it comes far; some messages become bytes that are none."""
         kind = self._choose.random()
         if kind < 0.05:
             return self._choose.randbytes(self._choose.choice((0, 1, 5, 100, 5000)))
@@ -212,7 +214,7 @@ class Maker:
                 return raw[:begin] + self._choose.randbytes(1) + raw[begin + 1 :]
 
     def _change(self, message: Any) -> None:
-        """One field, here or further in."""
+        """Change one field, here or further in."""
         changed = self._choose.choice(message.DESCRIPTOR.fields or [None])
         if changed is None:
             return

@@ -20,17 +20,17 @@ class Journal:
         mark(self._path, json.dumps({"event": event} | fields).encode())
 
     def waits(self) -> bool:
-        """Whether `news` would have some."""
+        """Tell whether `news` would have some."""
         return self._path.stat().st_size > self._heard
 
     def news(self) -> Iterator[dict[str, Any]]:
-        """What was said since the last call; nobody may be saying something now."""
+        """Return what was said since the last call; no other process may be saying something meanwhile."""
         begin, self._heard = self._heard, self._path.stat().st_size
         return (event_of(record) for record in records(self._path, begin) if record.op is Op.MARK)
 
 
 def event_of(mark_: Record) -> dict[str, Any]:
-    """The event that a MARK of a log holds."""
+    """Return the event that a MARK of a log holds."""
     event: dict[str, Any] = json.loads(mark_.data)
     return event
 

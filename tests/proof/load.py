@@ -22,7 +22,7 @@ PATIENCE = 2.0
 
 
 class Worker:
-    """One client: writes most of the time, alone or many at once, retrieves, fetches, deletes what it wrote."""
+    """A client that writes most of the time, alone or many at once, retrieves, fetches, and deletes what it wrote."""
 
     def __init__(self, journal: Journal, bank: str, seed: int) -> None:
         self._journal = journal
@@ -32,7 +32,7 @@ class Worker:
         self._mine: list[int] = []
 
     def work(self, address: str, operations: int) -> None:
-        """Ends early when the service is gone."""
+        """Do so many operations; this ends early when the service is gone."""
         with kvbank.connect(address, timeout=PATIENCE, stream_timeout=PATIENCE) as client:
             try:
                 for _ in range(operations):
@@ -83,13 +83,13 @@ class LoadProcess:
         self._process = subprocess.Popen(command, **pipes, text=True, env=environment, cwd=ROOT)
 
     def work(self, address: str, operations: int = 10**9) -> None:
-        """Begin; ends after so many operations, or with the service."""
+        """Let the client begin; it ends after so many operations, or with the service."""
         assert self._process.stdin is not None
         self._process.stdin.write(f"{address} {operations}\n")
         self._process.stdin.flush()
 
     def wait(self) -> None:
-        """Until it is done. Errors: AssertionError when it failed; its error stands on stderr."""
+        """Wait until the work is done. Errors: AssertionError when it failed; its error stands on stderr."""
         assert self._process.stdout is not None
         assert self._process.stdout.readline() == "done\n", "a client failed"
 

@@ -16,7 +16,7 @@ SECONDS = 60
 
 
 class Once:
-    """Context manager: a connection to a service. Errors of its methods: grpc.RpcError."""
+    """A connection to a service, as a context manager. Errors of its methods: grpc.RpcError."""
 
     def __init__(self, address: str) -> None:
         self.channel = grpc.insecure_channel(address)
@@ -25,7 +25,7 @@ class Once:
     def write(
         self, bank: str, *chunks: kvbank.NewChunk, each: Callable[[int], None] = lambda _: None
     ) -> list[pb.WriteChunksResponse]:
-        """All in one stream; `each` gets the number of acknowledgements at each of them."""
+        """Write all chunks in one stream; `each` gets the number of acknowledgements at each of them."""
         frames = (frame for chunk in chunks for frame in frames_of(bank, chunk))
         acknowledgements = []
         for acknowledgement in self.stub.WriteChunks(frames, timeout=SECONDS):
@@ -47,7 +47,7 @@ class Once:
 
 
 def reason_of(error: grpc.RpcError) -> str:
-    """The reason that our code gave; empty for an error that it did not make."""
+    """Return the reason that our code gave; empty for an error that our code did not make."""
     status = rpc_status.from_call(error)
     info = error_details_pb2.ErrorInfo()
     if status is None or not status.details or not status.details[0].Unpack(info) or info.domain != "kvbank":

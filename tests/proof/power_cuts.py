@@ -1,4 +1,4 @@
-"""Power cuts: a recorded life of a data folder, cut at any moment, opened by the real service, held to its promises."""
+"""The recorded life of a data folder is cut at any moment, opened by the real service, and held to its promises."""
 
 import copy
 import os
@@ -61,7 +61,7 @@ class Recording:
     records: list[Record]
 
     def kind(self, record: Record) -> str:
-        """The kind of a SYNC. Errors: AssertionError for one that SYNCS does not know."""
+        """Return the kind of a SYNC. Errors: AssertionError for one that SYNCS does not know."""
         place = ("folder " if record.offset else "file ") + record.path.removeprefix(str(self.root))
         kinds = [kind for kind, (pattern, _) in SYNCS.items() if re.fullmatch(pattern, place)]
         assert len(kinds) == 1, f"what is the sync of {place} for? {kinds}"
@@ -125,7 +125,7 @@ def _work(clients: Sequence[LoadProcess], address: str, operations: int) -> None
 
 
 def broken(recording: Recording, cuts: int, seed: int, *, without: str | None = None) -> Iterator[Broken | None]:
-    """For each of so many cuts what is wrong after it, or None.
+    """Return for each of so many cuts what is wrong after it, or None.
 
     without: a kind of SYNCS that the service is taken not to make; then the cuts come after one of these, half of them
         soon.

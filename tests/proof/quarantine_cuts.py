@@ -48,14 +48,14 @@ with open(sys.argv[1], "r+b") as file:
 
 
 def kind_of(record: Record, root: Path) -> str:
-    """The kind of a SYNC; empty for one that is not for the quarantine."""
+    """Return the kind of a SYNC; empty for one that is not for the quarantine."""
     place = ("folder " if record.offset else "file ") + record.path.removeprefix(str(root))
     return next((kind for kind, pattern in SYNCS.items() if re.fullmatch(pattern, place)), "")
 
 
 def record(library: Path, place: Path) -> tuple[Path, list[Record]]:
-    """A folder with chunks that are damaged and read, others that are damaged and repaired: the root, and all that
-    happened below it."""
+    """Record a folder with chunks that are damaged and read, and others that are damaged and repaired; return the root,
+    and all that happened below it."""
     notes = place / "notes"
     notes.mkdir(parents=True)
     shim = Shim(library, place / "disk", notes, record=True)
@@ -91,7 +91,7 @@ def record(library: Path, place: Path) -> tuple[Path, list[Record]]:
 
 
 def broken(root: Path, log: list[Record], cuts: int, seed: int, *, without: str | None = None) -> Iterator[str]:
-    """What is wrong after so many cuts; `without`: a kind of SYNCS that is taken not to be made."""
+    """Return what is wrong after so many cuts. without: a kind of SYNCS that is taken not to be made."""
     choose = random.Random(seed)
     disk, promises, done = Disk(root), Promises(BANK), 0
     lefts = [left for left in Left if left is not Left.ALL or without is None]
@@ -140,7 +140,7 @@ def _is_aside(data: Path, chunk_id: int) -> bool:
 
 
 def _not_mended(data: Path, promises: Promises) -> Iterator[str]:
-    """What `repair` leaves, and what a server then does not have."""
+    """Return what `repair` leaves, and what a server then does not have."""
     try:
         if left := repair(data).left:
             yield f"repair leaves {left}"

@@ -10,7 +10,8 @@ from tests.support.service_process import ServiceHost
 
 
 def replay(host: ServiceHost, trace: Path) -> int:
-    """How many steps; raises what the failing one raises, with its number as a note."""
+    """Do the steps of a trace, and return how many there were; this raises what the failing step raises, with its
+    number as a note."""
     steps = [json.loads(line) for line in trace.read_text().splitlines()]
     with tempfile.TemporaryDirectory(prefix="kvbank-proof-") as folder:
         world = World(host, Path(folder))

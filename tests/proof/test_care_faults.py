@@ -60,7 +60,7 @@ def _filled(service: Service, chunks: int = 6, **bank: object) -> Promises:
 
 
 def _holds(host: ServiceHost, data: Path, promises: Promises) -> None:
-    """Serve the folder; all that was promised is there, and right."""
+    """Serve the folder, and check that all that was promised is there, and right."""
     service = host.start(data, durability="os")
     with kvbank.connect(service.address) as client:
         verdict = verify(client, copy.deepcopy(promises))
@@ -87,7 +87,8 @@ def _sound(folder: Path, chunks: int) -> None:
 @some_or_all
 @faults
 def test_a_fault_in_a_step_of_a_backup(disk, faulty_host, host, action, value, every):
-    """Of a folder that is served and written to. What has the name is whole; the next run makes the rest of it."""
+    """Backups are made of a folder that is served and written to. What has the name of a backup is whole; the next run
+    makes the rest of it."""
     data, place = disk.root / "data", disk.root / "backup"
     service = host.start(data, durability="os")
     promises = _filled(service, capacity=kvbank.Capacity(chunks=8))
@@ -114,7 +115,7 @@ def test_a_fault_in_a_step_of_a_backup(disk, faulty_host, host, action, value, e
 
 
 def _refused_or_whole(host: ServiceHost, partial: Path, place: Path, chunks: int) -> None:
-    """What a backup left behind that ended early, if somebody takes it for one."""
+    """Check what a backup that ended early has left, as somebody would who takes it for a backup."""
     code, text = host.run("restore", partial, place)
     if code == 0:  # it was whole, but for its name
         _sound(place, chunks)
@@ -196,7 +197,7 @@ def test_a_fault_in_a_step_of_a_repair(disk, faulty_host, damaged, action, value
 
 @pytest.mark.parametrize("removed", [0, 1])
 def test_a_disk_that_reads_nothing_is_no_reason_to_give_a_chunk_up(disk, faulty_host, damaged, removed):
-    """What is gone is gone; of what cannot be read nobody knows whether it is sound."""
+    """Chunks that are gone are gone; of chunks that cannot be read it is not known whether they are sound."""
     data, promises = disk.root / "data", damaged()
     ids = sorted(promises.acknowledged)
     gone, there = ids[:removed], ids[removed:]
@@ -224,7 +225,7 @@ def test_a_disk_that_reads_nothing_is_no_reason_to_give_a_chunk_up(disk, faulty_
 @some_or_all
 @pytest.mark.parametrize("command", ["backup", "restore", "repair"])
 def test_a_read_that_fails_once_costs_nothing(disk, faulty_host, damaged, command, every):
-    """Not one sound chunk is left out, or put into quarantine, because the disk failed to read it once."""
+    """Sound chunks are neither left out nor put into quarantine because the disk failed to read once."""
     data, backup, new = (disk.root / name for name in ("data", "backup", "new"))
     promises = damaged()
     sound = len(promises.acknowledged) - 1

@@ -21,13 +21,13 @@ def _fill(service: Service) -> list[int]:
 
 
 def _retrieve(client: kvbank.Client, times: int) -> None:
-    """Each time all chunks."""
+    """Retrieve all chunks, each time."""
     for _ in range(times):
         assert len(client.retrieve(BANK, vector_of(bytes(16)), top_k=CHUNKS, **DIGESTS).chunks) == CHUNKS
 
 
 def _written(client: kvbank.Client, ids: list[int]) -> set[int]:
-    """The counts of the chunks: one figure, as each retrieval has all of them."""
+    """Return the count of the chunks: one figure, as each retrieval has all of them."""
     return {chunk.retrieval_count for chunk in client.fetch(BANK, ids, reader_digest=READER)}
 
 
@@ -36,12 +36,12 @@ def _are(count: int, client: kvbank.Client, ids: list[int]) -> bool:
 
 
 def _listed(client: kvbank.Client) -> set[int]:
-    """The same from a call that has all counts written first."""
+    """Return the count by a call that has all counts written first."""
     return {chunk.retrieval_count for chunk in client.list_chunks(BANK)}
 
 
 def test_a_kill_costs_no_more_than_what_no_reader_has_seen_yet(host, tmp_path):
-    """Of 40 to 60 retrievals those that were written without being asked for stay, and none is made up."""
+    """Retrievals that were written without being asked for stay, of 40 to 60, and none is made up."""
     service = host.start(tmp_path / "data")
     ids, least = _fill(service), 0
     for kill in range(4):

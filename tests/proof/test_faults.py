@@ -37,7 +37,7 @@ def data(disk) -> Path:
 
 
 def _fill(address: str, chunks: int = 6, **bank: object) -> Promises:
-    """A bank with some chunks."""
+    """Make a bank with some chunks."""
     promises = Promises(BANK)
     with kvbank.connect(address) as client:
         client.create_bank(BANK, kv=KV, embedding=EMBEDDING, **bank)
@@ -78,7 +78,7 @@ def _error_of(call: Callable[[], object]) -> grpc.RpcError | None:
 
 @pytest.mark.parametrize(("action", "value"), FAULTS)
 def test_a_fault_in_any_step_of_a_write(disk, faulty_host, data, action, value):
-    """The bank is small, so that the steps of an eviction are among them. What failed is written again, by its key."""
+    """Evictions are among the steps, because the bank is small. What failed is written again, by its key."""
     service = faulty_host.start(data)
     promises, failed = _fill(service.address, capacity=kvbank.Capacity(chunks=8)), 0
     with Once(service.address) as client:
@@ -98,7 +98,7 @@ def test_a_fault_in_any_step_of_a_write(disk, faulty_host, data, action, value):
 
 
 def test_a_fault_in_any_step_of_taking_over_a_staged_file(disk, faulty_host, data):
-    """The client writes again, or over the stream, without a word."""
+    """Clients write again, or over the stream, without a word."""
     service = faulty_host.start(data, same_host=True)
     promises = _fill(service.address, capacity=kvbank.Capacity(chunks=8))
     with kvbank.connect(service.address) as client:
@@ -160,7 +160,8 @@ class Left(NamedTuple):
 
 @pytest.fixture(params=["killed", "older"])
 def left(request, faulty_host, data, tmp_path) -> Left:
-    """By a kill, with a log of SQLite to recover and an orphan; or by the release before, with another schema."""
+    """Make a folder that was left by a kill, with a log of SQLite to recover and an orphan; or by the release before,
+    with another schema."""
     service = faulty_host.start(data)
     promises = _fill(service.address, chunks=12, capacity=kvbank.Capacity(chunks=10))
     _check(service.address, promises)
@@ -191,7 +192,7 @@ some_or_all = pytest.mark.parametrize("every", [11, pytest.param(1, marks=pytest
 @some_or_all
 @pytest.mark.parametrize(("action", "value"), [FAULTS[0], FAULTS[2]])
 def test_a_fault_in_a_step_of_a_start_or_stop(disk, left, action, value, every):
-    """It starts, or says at last in one line why not; the next start has everything."""
+    """Services start, or say at last in one line why not; the next start has everything."""
     for _ in _each_step(disk, action, value, every):
         left.lay_out()
         started = left.start()

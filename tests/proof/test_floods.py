@@ -80,7 +80,8 @@ def test_what_was_refused_does_not_stay(service, sending):
 
 
 def test_a_refused_call_keeps_nothing_that_it_held(service, sending):
-    """A bank's name of 3 MiB is looked up and not found: the message was decoded, and went through all layers."""
+    """Names of banks with 3 MiB are looked up and not found: such a message was decoded, and went through all
+    layers."""
     data = flood(METHODS["GetBank"].input_type, "name", 3 * MIB)
     sending("GetBank", data)
     before = service.resident_bytes()

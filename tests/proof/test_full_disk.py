@@ -51,7 +51,7 @@ def small_disk(request) -> tuple[Path, ServiceHost]:
 
 
 def _fill(client: kvbank.Client, chunks: BigChunks) -> list[int]:
-    """Until a write is refused."""
+    """Write until a write is refused."""
     written: list[int] = []
     while len(written) * chunks.payload <= SIZE:
         try:
@@ -62,7 +62,7 @@ def _fill(client: kvbank.Client, chunks: BigChunks) -> list[int]:
 
 
 def _check(client: kvbank.Client, chunks: BigChunks, ids: list[int]) -> None:
-    """They can be fetched, and found by searching."""
+    """Check that the chunks can be fetched, and found by searching."""
     assert [chunk.chunk_id for chunk in client.list_chunks(BANK)] == ids
     for begin in range(0, len(ids), 20):
         part = ids[begin : begin + 20]
@@ -72,7 +72,7 @@ def _check(client: kvbank.Client, chunks: BigChunks, ids: list[int]) -> None:
 
 @pytest.mark.parametrize("min_free", [40 * MIB, 0])
 def test_a_full_disk(small_disk, min_free):
-    """With nothing kept back, it is SQLite or the file system that finds the disk full."""
+    """SQLite or the file system finds the disk full, because nothing is kept back."""
     folder, host = small_disk
     chunks = BigChunks(MIB)
     service = host.start(folder / "data", min_free=min_free)

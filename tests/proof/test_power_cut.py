@@ -19,7 +19,7 @@ def recording(library, tmp_path_factory) -> Recording:
 
 
 def test_the_log_of_the_fault_layer_is_whole(recording, tmp_path, contents):
-    """What is worked out for a cut after the end, with everything written back, is what the folder holds."""
+    """Working out a cut after the end, with everything written back, gives what the folder holds."""
     replay(recording.root, recording.records).write_out(tmp_path / "again", Left.ALL, random.Random(0))
     assert contents(tmp_path / "again") == contents(recording.root)
 
@@ -30,7 +30,7 @@ def test_every_kind_of_sync_is_known_and_made(recording):
 
 
 def test_staged_files_were_taken_over(recording):
-    """They are made by the clients, which sync nothing."""
+    """Staged files are made by the clients, which sync nothing."""
     assert any(change.op is Op.RENAME and "/staging/" in change.path for change in recording.records)
 
 

@@ -33,25 +33,25 @@ class Worker:
         self._random = np.random.default_rng(number)
 
     def chunk(self) -> kvbank.NewChunk:
-        """The next one."""
+        """Make the next chunk."""
         keys = self._random.standard_normal((2, 64, 8)).astype(np.float32)
         tensors = {"k.0": keys, "v.0": -keys, "pos.0": np.arange(64, dtype=np.int32)}
         vector = self._random.standard_normal(DIMENSION)
         return kvbank.NewChunk(vector / np.linalg.norm(vector), tensors, text="a chunk")
 
     def took(self, new: kvbank.NewChunk, result: kvbank.WriteResult) -> None:
-        """It was acknowledged."""
+        """Note that a chunk was acknowledged."""
         assert new.idempotency_key not in self.wrote
         self.wrote[new.idempotency_key] = result.chunk_id
 
     def found(self, new: kvbank.NewChunk, fetched: kvbank.Chunk, retrieved: kvbank.Retrieval) -> None:
-        """What it wrote came back as it was, and as the nearest to itself."""
+        """Check that a chunk came back as it was written, and as the nearest to itself."""
         for name, array in (new.tensors or {}).items():
             assert (fetched.tensors or {})[name].tobytes() == np.asarray(array).tobytes(), name
         assert retrieved.queries[0][0].chunk_id == fetched.chunk_id
 
     def work(self, address: str, over: threading.Event) -> None:
-        """With the blocking client."""
+        """Work with the blocking client."""
         with kvbank.connect(address, **OPTIONS) as client:
             while not over.is_set():
                 new = self.chunk()
@@ -63,7 +63,7 @@ class Worker:
                 self.rounds += 1
 
     async def work_async(self, address: str, over: threading.Event) -> None:
-        """With the other one."""
+        """Work with the asyncio client."""
         async with kvbank.connect_async(address, **OPTIONS) as client:
             while not over.is_set():
                 new = self.chunk()
@@ -119,7 +119,7 @@ class Crowd:
         wait_until(all_did, "a client stands still", 2 * DEADLINE_S)
 
     def check(self) -> None:
-        """No client has met an error."""
+        """Check that no client has met an error."""
         for worker in self.workers:
             if worker.error is not None:
                 raise AssertionError("a client noticed") from worker.error

@@ -30,7 +30,7 @@ TTLS = st.sampled_from([0, 0, 0, 0.05, 3600])
 
 
 def machine(host: ServiceHost, kept: Path) -> type[RuleBasedStateMachine]:
-    """A machine whose failing run leaves its steps, and what explains them, in `kept`."""
+    """Return a machine whose failing run leaves its steps, and what explains them, in `kept`."""
 
     class Machine(RuleBasedStateMachine):
         def __init__(self) -> None:
@@ -212,7 +212,7 @@ def _fill(bank):
 
 
 def test_a_failing_trace_is_saved_and_fails_again(host, tmp_path):
-    """The damage of a file stands for a defect."""
+    """Damage of a file stands for a defect."""
     (tmp_path / "world").mkdir()
     world = World(host, tmp_path / "world")
     world.do("create", bank="a", capacity=None, policy="frequency", ttl=0)

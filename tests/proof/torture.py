@@ -1,4 +1,4 @@
-"""What takes minutes: python -m tests.proof.torture [--kills N] [--seed N] ...; `make torture ARGS=...`.
+"""The proofs that take minutes: python -m tests.proof.torture [--kills N] [--seed N] ...; `make torture ARGS=...`.
 
 Every part prints what it did and found; the exit status is 1 when one of them found something. A part with 0 is left
 out.
@@ -64,7 +64,7 @@ def _damage(arguments: argparse.Namespace, place: Path) -> bool:
 
 
 def _flips(arguments: argparse.Namespace, place: Path) -> bool:
-    """A bit anywhere in the folder; each flip takes a start, so there are fewer of them."""
+    """Flip a bit anywhere in the folder; each flip takes a start, so there are fewer of them."""
     flips = max(arguments.flips // _FLIPS_A_START, 1)
     with ServiceHost() as host:
         folders = prepare(host, place)
@@ -121,7 +121,8 @@ def _fuzz(arguments: argparse.Namespace, place: Path) -> bool:
 
 
 def _floods(service: Service) -> list[str]:
-    """Every field of every method and of direct calls, in millions; those that cost more than a message may."""
+    """Flood every field of every method and of direct calls, in millions; report those that cost more than a message
+    may."""
     worst, costly, sent = Cost(0, 0, 0.0), list[str](), 0
     with grpc.insecure_channel(service.address, options=[("grpc.max_send_message_length", -1)]) as channel:
         shared = make_stub(channel).GetServerInfo(pb.GetServerInfoRequest()).same_host

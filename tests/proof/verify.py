@@ -13,7 +13,8 @@ FETCHED_AT_ONCE = 200
 
 @dataclass
 class Verdict:
-    """`lost`: acknowledged, and neither there nor gone for a reason; `wrong`: what a store must not say."""
+    """The verdict over a bank. lost: what was acknowledged, and is neither there nor gone for a reason. wrong: what a
+    store must not say."""
 
     acknowledged: int = 0
     verified: int = 0
@@ -28,7 +29,7 @@ class Verdict:
 
 
 def verify(client: kvbank.Client, promises: Promises) -> Verdict:
-    """Check one bank, while nobody else writes to it; writes one chunk more, whose id must be a new one."""
+    """Check one bank, while no other client writes to it; this writes one chunk, whose id must be a new one."""
     verdict = Verdict(len(promises.acknowledged))
     if promises.removed and any(bank.name == promises.bank for bank in client.list_banks()):
         verdict.wrong.append("the bank is deleted and there")
@@ -89,7 +90,7 @@ def _check_usage(usage: kvbank.BankUsage, chunks: list[kvbank.Chunk], verdict: V
 
 
 def _stored_bytes(chunk: kvbank.Chunk) -> int:
-    """What a chunk takes of its bank's bytes, as docs/eviction.md says."""
+    """Return what a chunk takes of its bank's bytes, as docs/eviction.md says."""
     vectors = 4 * EMBEDDING.dimension + 4 * len(chunk.token_ids)
     words = len(chunk.text.encode()) + len(json.dumps(dict(chunk.metadata)))
     return sum(tensor.nbytes for tensor in chunk.layout) + vectors + words + 256 + 160 * len(chunk.layout)

@@ -60,8 +60,8 @@ class How(NamedTuple):
 
 @dataclass
 class BankModel:
-    """`live`: chunk id to what it must be; `gone`: chunk id to its number; `unsure`: chunks, by number, that came and
-    went, or did not come, while nobody was told."""
+    """What a bank must be. live: chunk id to what the chunk must be. gone: chunk id to the chunk's number. unsure:
+    chunks, by number, that came and went, or did not come, while no caller was told."""
 
     capacity: int | None
     policy: str
@@ -80,12 +80,12 @@ class BankModel:
 
 
 def key_of(number: int) -> bytes:
-    """Of chunk `number`, whose payload has one to four tokens."""
+    """Return the key of chunk `number`, whose payload has one to four tokens."""
     return bytes([number % 4]) + number.to_bytes(15, "big")
 
 
 def vector(number: int) -> np.ndarray:
-    """One of seven, so that there are ties."""
+    """Return one of seven vectors, so that there are ties."""
     made = np.random.default_rng(number % 7).standard_normal(DIMENSION).astype(np.float32)
     return made / np.linalg.norm(made)
 
@@ -115,12 +115,13 @@ class World:
         self._service.kill()
 
     def save(self, path: Path) -> None:
-        """The steps so far, for `python -m tests.proof.replay`."""
+        """Save the steps so far, for `python -m tests.proof.replay`."""
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("\n".join(map(json.dumps, self.trace)) + "\n")
 
     def keep(self, folder: Path, error: Exception) -> Path:
-        """All that may explain why a step failed, in a folder of its own below `folder`; the steps' file in it.
+        """Keep all that may explain why a step failed in a folder of its own below `folder`, and return the steps' file
+        in it.
 
         Where time decided, the same steps may not fail again. Ends the service.
         """
@@ -192,14 +193,14 @@ class World:
             wait_until(lambda: self._client.get_bank(bank).usage.chunks <= most)
 
     def rewrite(self, bank: str, which: int) -> None:
-        """The same chunk again, whether it is still there or gone."""
+        """Write the same chunk again, whether it is still there or gone."""
         said = self.banks[bank].said
         if said:
             number = sorted(said)[which % len(said)]
             self.write(bank, [number], *said[number], client=0)
 
     def _predicted(self, bank: str) -> list[int] | None:
-        """What ExplainEviction says; None where the clock may change it."""
+        """Return what ExplainEviction says; None where the clock may change it."""
         live = self.banks[bank].live
         if any(known.latest < NEVER for known in live.values()):
             return None
@@ -255,7 +256,7 @@ class World:
             model.gone[chunk_id] = number
 
     def _fits(self, bank: str) -> None:
-        """After a chunk was taken, whatever the capacity was before."""
+        """Check the capacity after a chunk was taken, whatever it was before."""
         usage, capacity = self._client.get_bank(bank).usage, self.banks[bank].capacity
         assert capacity is None or usage.chunks <= capacity, f"{usage.chunks} chunks in a bank of {capacity}"
 
@@ -266,7 +267,7 @@ class World:
         model.live[chunk_id] = Known(number, how.pinned, metadata, earliest, latest)
 
     def _adopt(self, bank: str, numbers: list[int], how: How, begin: float) -> None:
-        """After a write without an answer: those of the chunks that are there are there for good."""
+        """Learn after a write without an answer which of its chunks are there; these are there for good."""
         model, keys = self.banks[bank], {key_of(number): number for number in numbers}
         model.unsure |= {number: how for number in numbers if self._find(bank, number) is None}
         for chunk in self._client.list_chunks(bank):
@@ -279,7 +280,7 @@ class World:
         self._settle(bank)
 
     def unused(self, bank: str, numbers: Iterable[int]) -> list[int]:
-        """Those whose chunks were never written to the bank."""
+        """Return the keys whose chunks were never written to the bank."""
         unsure = self.banks[bank].unsure
         return [number for number in numbers if number not in unsure and self._find(bank, number) is None]
 
@@ -313,7 +314,8 @@ class World:
     # Reading
 
     def retrieve(self, bank: str, query: int, top_k: int, count: bool, half: str, client: int) -> None:
-        """half: a value of metadata to filter by; empty for no filter."""
+        """Retrieve from a bank, and compare with the model. half: a value of metadata to filter by; empty for no
+        filter."""
         model, begin = self.banks[bank], time.time()
         gone = set(model.gone)
         filter_ = kvbank.Filter(metadata={"half": half}) if half else None
@@ -453,7 +455,7 @@ class World:
             client.close()
 
     def damage(self, bank: str, which: int) -> None:
-        """Of a stored payload; no step of the machine, but the test of the replay needs a defect."""
+        """Damage a stored payload. This is no step of the machine, but the test of the replay needs a defect."""
         path = next(self._data.glob(f"payloads/*/*/{self._nth(bank, which)}.safetensors"))
         path.write_bytes(path.read_bytes()[:-1])
 
