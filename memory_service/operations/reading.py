@@ -5,17 +5,15 @@ each chunk and query, when the header that names the chunk goes out, whatever be
 A caller who gets an answer closes its files.
 """
 
-import time
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from memory_service.domain import cancellation, validate
-from memory_service.domain.answer_size import HeaderSize, HeaderTooLarge
+from memory_service.domain.answer_size import HeaderSize
 from memory_service.domain.errors import ServiceError, chunk_not_found, invalid
 from memory_service.domain.limits import Limits, Pauses
 from memory_service.domain.model import Bank, Chunk
@@ -23,10 +21,10 @@ from memory_service.domain.scoring import Best
 from memory_service.observe.metrics import Metrics
 from memory_service.operations.damage import Damage
 from memory_service.operations.found import Answer, Found, Hit, Query, Wanted, close
+from memory_service.operations.loading import Loading
 from memory_service.operations.recent import RecentRequests
 from memory_service.search import SearchIndexes, Selection
-from memory_service.storage.base import DamagedError, Engine, Retrievals, View
-from memory_service.storage.verify import OpenFiles, VerifiedPayload
+from memory_service.storage.base import Engine, Retrievals, View
 
 MOST_QUERIES = 1024
 # Different chunks of one answer, whose metadata must fit in one message.
@@ -72,9 +70,8 @@ class Recall:
         self._indexes = indexes
         self._damage = damage
         self._metrics = metrics
-        self._max_answer_bytes = max_answer_bytes
         self._counted = RecentRequests(limits.requests_remembered)
-        self._open_files = OpenFiles(limits.open_files)
+        self._loading = Loading(engine, damage, metrics, max_answer_bytes, limits, pauses)
         self._stages = metrics.stages
         self._pauses = pauses
 
@@ -125,7 +122,7 @@ class Recall:
             gone = retrieval.chunk_ids() - chunks.keys()
             if not gone:
                 wanted = self._wanted(retrieval.query, chunks)
-                found = self._open_all(wanted) if opened else list[Found | None](wanted)
+                found = self._loading.open_all(wanted) if opened else list[Found | None](wanted)
                 if None not in found:
                     return Answer(retrieval.hits, [item for item in found if item is not None])
                 close(found)
@@ -141,7 +138,7 @@ class Recall:
             for hit in row:
                 wanted.setdefault(hit.bank.name, (hit.bank, {}))[1][hit.chunk_id] = 1
         size = HeaderSize(most_header, sum(map(len, retrieval.hits)))
-        return self._load(list(wanted.values()), retrieval.query.layers, size)
+        return self._loading.load(list(wanted.values()), retrieval.query.layers, size)
 
     def _wanted(self, query: Query, chunks: Mapping[int, tuple[Bank, Chunk]]) -> list[Found]:
         """Say of each chunk whether its bytes are to be sent. Errors: TOO_LARGE."""
@@ -151,7 +148,7 @@ class Recall:
             payload = chunk.payload
             sent = not query.omit_payload and payload is not None and payload.checksum != held.get(chunk_id)
             wanted.append(Found(chunk, bank, sent))
-        self._check_size(wanted)
+        self._loading.check_size(wanted)
         return wanted
 
     def count(self, query: Query, answer: Answer) -> None:
@@ -198,82 +195,23 @@ class Recall:
         validate.layers(bank, wanted.layers)
         ids = wanted.chunk_ids
         validate.ids(ids)
-        chunks = self._load([(bank, Counter(ids))], wanted.layers, HeaderSize(most_header))
+        chunks = self._loading.load([(bank, Counter(ids))], wanted.layers, HeaderSize(most_header))
         for chunk_id in ids:
             if chunk_id not in chunks:
                 raise chunk_not_found(bank.name, chunk_id)
         loaded = [Found(chunks[i][1], bank, chunks[i][1].payload is not None) for i in ids]
-        self._check_size(loaded)
-        found = self._open_all(loaded) if opened else list[Found | None](loaded)
+        self._loading.check_size(loaded)
+        found = self._loading.open_all(loaded) if opened else list[Found | None](loaded)
         for chunk_id, item in zip(ids, found, strict=True):
             if item is None:
                 close(found)
                 raise chunk_not_found(bank.name, chunk_id)
         return [item for item in found if item is not None]
 
-    # Both
-
     def path(self, found: Found) -> str:
         """Return the path of a chunk's object for a caller of this machine, below the folder that is shared with it; ""
         where its bytes are not to be sent."""
         return (self._objects.path(found.bank.uid, found.chunk.chunk_id) or "") if found.sent else ""
-
-    def _load(
-        self, wanted: Sequence[tuple[Bank, Mapping[int, int]]], layers: Sequence[int], size: HeaderSize
-    ) -> dict[int, tuple[Bank, Chunk]]:
-        """Load chunks by id with their bank, their descriptors cut to `layers`.
-
-        wanted: for each bank, the ids and how many times the header names each. Errors: HeaderTooLarge, as soon as the
-        chunks are too large together; it says how large all of them are. What was read until then is no load, and is
-        not observed as one.
-        """
-        begun = time.perf_counter()
-        found: dict[int, tuple[Bank, Chunk]] = {}
-        with self._damage.without_flawed(), self._store.read() as view:
-            try:
-                for bank, times in wanted:
-                    for chunk in view.chunks(bank, times):
-                        cut = _only(chunk, layers)
-                        found[chunk.chunk_id] = (bank, cut)
-                        size.add(cut, times[chunk.chunk_id])
-            except HeaderTooLarge:
-                found.clear()
-                all_times = {chunk_id: count for _, times in wanted for chunk_id, count in times.items()}
-                raise size.too_large(*view.message_bytes(all_times)) from None
-        self._stages["load"].observe(time.perf_counter() - begun)
-        return found
-
-    def _check_size(self, found: Sequence[Found]) -> None:
-        """Refuse an answer with too many bytes of K-V. Errors: TOO_LARGE."""
-        size = sum(item.length for item in found)
-        if size > self._max_answer_bytes:
-            text = f"the answer would have {size} bytes of K-V; ask for fewer chunks or layers"
-            raise ServiceError("TOO_LARGE", text, limit=self._max_answer_bytes, size=size)
-
-    def _open_all(self, found: Sequence[Found]) -> list[Found | None]:
-        """Open the files of chunks; None stands for a chunk that is gone by now. Errors: CHECKSUM_MISMATCH."""
-        self._pauses.reach("objects opened")
-        opened: list[Found | None] = []
-        try:
-            with self._stages["open"].time():
-                opened.extend(map(self._open, found))
-            self._pauses.reach("answer opened")
-        except BaseException:
-            close(opened)
-            raise
-        return opened
-
-    def _open(self, found: Found) -> Found | None:
-        bank, chunk = found.bank, found.chunk
-        if not found.sent or chunk.payload is None:
-            return found
-        open_source = partial(self._objects.open, bank.uid, chunk.chunk_id, chunk.payload)
-        try:
-            return found._replace(file=VerifiedPayload(open_source, chunk.payload, self._open_files))
-        except (FileNotFoundError, DamagedError) as error:
-            if (refusal := self._damage.refusal_for(bank, chunk.chunk_id)) is None:
-                return None
-            raise refusal from error
 
 
 def _selection(view: View, bank: Bank, query: Query, gone: Collection[int]) -> Selection:
@@ -297,15 +235,3 @@ def _merged(banks: Sequence[Bank], best: Sequence[Best], query: Query) -> list[H
         hits.sort(key=lambda hit: (-hit.score, hit.chunk_id))
         del hits[query.top_k :]
     return hits
-
-
-def _only(chunk: Chunk, layers: Sequence[int]) -> Chunk:
-    """Return the chunk with its descriptor cut to some layers; the payload's checksum is still that of the whole.
-
-    The descriptor of soft tokens is not cut, because they belong to no layer.
-    """
-    if not layers or chunk.payload is None or chunk.payload.kind == "soft_tokens":
-        return chunk
-    wanted = {str(layer) for layer in layers}
-    tensors = tuple(tensor for tensor in chunk.payload.tensors if tensor.name.rpartition(".")[2] in wanted)
-    return replace(chunk, payload=replace(chunk.payload, tensors=tensors))

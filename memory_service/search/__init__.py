@@ -1,7 +1,7 @@
 """Search by inner product, exact or by lists for big banks. It is derived from a store (`memory_service.storage.base`),
 whose commits it follows, and is the one package that knows FAISS."""
 
-from memory_service.search.index import Selection
+from memory_service.search.candidates import Selection
 from memory_service.search.indexes import IndexOptions, SearchIndexes
 from memory_service.search.snapshots import largest_id
 

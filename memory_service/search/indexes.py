@@ -16,7 +16,8 @@ from memory_service.domain import cancellation
 from memory_service.domain.errors import bank_not_found
 from memory_service.domain.limits import INDEX, NO_PAUSES, IndexLimits, Pauses
 from memory_service.domain.model import Bank, IndexStats
-from memory_service.search.index import BankIndex, Vectors
+from memory_service.search.candidates import Vectors
+from memory_service.search.index import BankIndex
 from memory_service.search.ivf import Ivf, Stopped
 from memory_service.search.loading import load
 from memory_service.search.snapshots import Snapshots, drop_unknown

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from memory_service.search.index import BankIndex, Read, tail_rows
+from memory_service.search.candidates import Read
+from memory_service.search.index import BankIndex, tail_rows
 from memory_service.search.segments import PIECE, Flat, Half, Ids, Segment, encode, fits, largest_norm
 from memory_service.search.snapshots import Snapshots
 

@@ -11,7 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from memory_service.domain.limits import IndexLimits
-from memory_service.search.index import BankIndex, Selection
+from memory_service.search.candidates import Selection
+from memory_service.search.index import BankIndex
 from memory_service.search.ivf import Ivf
 from memory_service.search.loading import load
 from memory_service.search.segments import Flat, Half
