@@ -6,12 +6,10 @@ import shutil
 from pathlib import Path
 
 import pytest
-import typer
 
 import kvbank
-from kvbank._cli import bank
+from kvbank.commands import application
 from memory_service.api.embedded import LocalServer
-from model_worker.cli.commands import register
 from model_worker.cli.terminal import Waiting, printable
 from model_worker.session.folder import read_session
 from model_worker.session.log import SessionLog
@@ -19,10 +17,7 @@ from tests.support import command
 
 
 def kvbank_command(*arguments: object, stdin: str = "") -> command.Ended:
-    app = typer.Typer()
-    register(app)
-    app.add_typer(bank.app, name="bank")
-    return command.run(app, *arguments, stdin=stdin)
+    return command.run(application(), *arguments, stdin=stdin)
 
 
 @pytest.fixture
