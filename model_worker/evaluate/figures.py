@@ -61,7 +61,7 @@ def _families(names: Iterable[str]) -> dict[str, list[str]]:
         family = name.partition(" ")[0]
         found.setdefault("homer" if family == "leaves" else family, []).append(name)
     alone = [name for own in found.values() if len(own) == 1 for name in own]
-    return {**({"one of a kind": alone} if alone else {}), **{f: own for f, own in found.items() if len(own) > 1}}
+    return {**({"others": alone} if alone else {}), **{f: own for f, own in found.items() if len(own) > 1}}
 
 
 def memory_figure(report: _Document) -> Figure:

@@ -71,7 +71,7 @@ def test_methods_stand_with_their_family() -> None:
     rows = [{"method": name, "budget": 8, "above": 0.1, "above_width": 0.01} for name in names]
     panels = compression_figure("m", 64, rows).panels
     assert [(panel.title, [line.name for line in panel.series]) for panel in panels] == [
-        ("one of a kind", ["window"]),
+        ("others", ["window"]),
         ("tova", ["tova", "tova block=1"]),
         ("homer", ["homer leaf=64", "leaves of 64"]),
     ]
