@@ -8,7 +8,29 @@ from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, field
 from typing import Literal
 
-Point = Literal["expiry", "evictions", "clearing", "counts"]
+# Work in the background that can be left undone: the removal of what has expired, the steps of evictions beyond the
+# write that needs them, the removal of the rows of deleted banks, the writing of retrievals that were counted.
+Work = Literal["expiry", "evictions", "clearing", "counts"]
+# Points that are passed; an action that raises stands for a failure there.
+Point = Literal[
+    "answer",  # a storage thread begins to make an answer
+    "query checked",  # a query is in order, and nothing was searched
+    "index searched",  # an index is about to be searched
+    "objects opened",  # the chunks of an answer are loaded, and their objects are about to be opened
+    "answer opened",  # all objects of an answer are open
+    "bytes read",  # some bytes of an object are about to be read
+    "space reserved",  # a write has its room on the disk, or was refused it
+    "object stored",  # the object of a chunk is about to be stored
+    "submitted",  # an operation waits for the writer
+    "counts written",  # the expiry has had the counts written, and is about to look at what has expired
+    "eviction",  # an eviction is about to go on in the background, in the writer's thread
+    "eviction step",  # a step of it is about to remove rows
+    "eviction planned",  # a step of it has saved what is left of its plan
+    "ledger",  # a ledger is about to be read
+    "files dropped",  # the files of a deleted bank are about to be removed
+    "index loaded",  # an index has been read, and does not know yet what was committed meanwhile
+    "index told",  # an index is about to learn of a commit
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,18 +87,18 @@ INDEX, STANDARD = IndexLimits(), Limits()
 class Pauses:
     """Points that the service passes, by name. By default none of them does anything.
 
-    left_out: work in the background that is not done, so that a test sees the time before it. at: what is called when
-    the service passes a point, in the thread that passes it.
+    left_out: work in the background that is not done, so that a test sees the time before it; a set that changes is
+    looked at anew each time. at: what is called when the service passes a point, in the thread that passes it.
     """
 
-    left_out: Set[Point] = frozenset()
-    at: Mapping[str, Callable[[], object]] = field(default_factory=dict)
+    left_out: Set[Work] = frozenset()
+    at: Mapping[Point, Callable[[], object]] = field(default_factory=dict)
 
-    def leaves_out(self, point: Point) -> bool:
+    def leaves_out(self, work: Work) -> bool:
         """Tell whether the work of this name is not to be done."""
-        return point in self.left_out
+        return work in self.left_out
 
-    def reach(self, point: str) -> None:
+    def reach(self, point: Point) -> None:
         """Pass the point of this name; where a test waits at it, this returns when the test goes on."""
         if (action := self.at.get(point)) is not None:
             action()
