@@ -18,7 +18,7 @@ def run(*arguments: str) -> "subprocess.CompletedProcess[str]":
 
 
 def measured(tmp_path: Path, row: str) -> dict[str, Any]:
-    """The file of a run of two rounds."""
+    """Write the file of a run of two rounds."""
     out = tmp_path / "bench.json"
     ended = run("--quick", "--only", row, "--rounds", "2", "--out", str(out), "--json")
     assert ended.returncode == 0, ended.stderr

@@ -1,4 +1,4 @@
-"""The wheel: what is in it, and that it migrates and serves without the checkout."""
+"""The wheel has what it should have, and migrates and serves without the checkout."""
 
 import os
 import shutil
@@ -78,7 +78,7 @@ print(schema.__file__)
 
 
 def test_it_migrates_and_serves(wheel: Path, tmp_path: Path) -> None:
-    """-S: the folders of packages without their .pth files, hence without the checkout."""
+    """Python is run with -S: with the folders of packages and without their .pth files, hence without the checkout."""
     site, data, ready = tmp_path / "site", tmp_path / "data", tmp_path / "ready"
     run(sys.executable, "-m", "pip", "install", "--no-deps", "--no-index", "--quiet", "--target", site, wheel)
     environment = os.environ | {"PYTHONPATH": f"{site}{os.pathsep}{sysconfig.get_path('purelib')}"}

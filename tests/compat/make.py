@@ -63,7 +63,7 @@ def chunk(number: int, *, soft: bool = False, vectors: bool = False) -> kvbank.N
 
 
 def fill(client: kvbank.Client) -> None:
-    """Make banks: one of K-V and soft tokens that has evicted, one of vectors alone, one that is deleted again."""
+    """Make a bank of K-V and soft tokens that has evicted, one of vectors alone, and one that is deleted again."""
     policy = kvbank.Policy("lru", target=75)
     client.create_bank(
         "kv", kv=answers.KV, embedding=answers.EMBEDDING, capacity=kvbank.Capacity(chunks=12), policy=policy

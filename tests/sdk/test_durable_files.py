@@ -12,7 +12,7 @@ from kvbank.files import durable, locks
 
 @pytest.fixture
 def steps(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The syncs and renames, in their order, by the names of files and folders."""
+    """Return the syncs and renames, in their order, by the names of files and folders."""
     found: list[str] = []
     fsync, rename = os.fsync, os.rename
 

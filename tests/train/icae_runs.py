@@ -26,7 +26,7 @@ VOCABULARY, BOS, EOS = 61, 7, 9  # not 1 and 2, which the authors' code has for 
 
 
 def base_model(**more: Any) -> LlamaForCausalLM:
-    """The same weights each time, large enough that attention is not flat."""
+    """Make a model with the same weights each time, large enough that attention is not flat."""
     sizes = {"vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 128}
     model = LlamaForCausalLM(LlamaConfig(**{**sizes, **heads, "bos_token_id": BOS, "eos_token_id": EOS, **more}))
@@ -39,7 +39,7 @@ def base_model(**more: Any) -> LlamaForCausalLM:
 
 
 def adapter(config: IcaeConfig | None = None, *, dropout: float = 0.0, moved: bool = True, **more: Any) -> Icae:
-    """On a model of its own; `moved`: LoRA away from its start, where it does nothing."""
+    """Make an adapter on a model of its own. moved: LoRA is away from its start, where it does nothing."""
     made = Icae.create(
         base_model(**more), config or IcaeConfig(slots=4), rank=4, dropout=dropout, targets="all-linear", seed=3
     )
@@ -57,7 +57,8 @@ def words(count: int, seed: int = 0) -> list[int]:
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
-    """w12 is 12; with special tokens on it would put 1 in front, which no code of ours may rely on."""
+    """Make a tokenizer in which w12 is 12; with special tokens on it would put 1 in front, on which our code must not
+    rely."""
     known = {"<pad>": 0, "<s>": 1, "<unk>": 2, **{f"w{i}": i for i in range(3, VOCABULARY)}}
     backend = Tokenizer(WordLevel(known, unk_token="<unk>"))
     backend.pre_tokenizer = WhitespaceSplit()
@@ -66,7 +67,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 def mixed() -> list[Sample]:
-    """All objectives, of different lengths, with one to three spans."""
+    """Make samples of all objectives, of different lengths, with one to three spans."""
     return [
         restoration(words(16, 1), EOS),
         restoration(words(3, 2), EOS),
@@ -85,7 +86,8 @@ def weights(icae: Icae) -> dict[str, torch.Tensor]:
 
 
 def nats_by_hand(icae: Icae, sample: Sample) -> torch.Tensor:
-    """From the plain base: embeddings put together as the paper says, shifted cross entropy. Interface soft."""
+    """Compute the loss from the plain base: embeddings put together as the paper says, shifted cross entropy, interface
+    soft."""
     base, config = icae.base_model, icae.config
     slots = icae.encode([sample.context])[0].soft
     before = list(config.prefix_ids) if sample.objective == "ft" else []

@@ -168,7 +168,7 @@ def test_an_official_checkpoint_is_imported_tried_and_bound(kvbank: Any, tiny_fo
 
 @pytest.mark.parametrize(("form", "slots"), [([], 25), (["--interface", "kv", "--positions", "spread"], 15)])
 def test_the_default_slots_fit_the_model(kvbank: Any, tiny_folder: Path, tmp_path: Path, form: list[str], slots: int):
-    """Of 128 positions: 25 slots, a row and 100 tokens; or twice 60 tokens and a row."""
+    """Positions of the model are 128: for 25 slots, a row and 100 tokens, or for twice 60 tokens and a row."""
     (tmp_path / "a.txt").write_text("w12 w13 w14 " * 40)
     command = ["train", "icae", "--model", tiny_folder, "--device", "cpu", "--rank", 2, "--steps", 1, *form]
     code, _, error = kvbank(*command, "--data", tmp_path / "a.txt", "--out", tmp_path / "run", "--json")

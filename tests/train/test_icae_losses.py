@@ -28,7 +28,8 @@ def test_a_long_context_is_split_equally():
 
 @pytest.mark.parametrize(("interface", "positions"), [("soft", "contiguous"), ("soft", "spread"), ("kv", "spread")])
 def test_a_batch_gives_what_its_samples_give_alone(interface: str, positions: str):
-    """Padding is masked: else memory tokens of short contexts would attend to it, as in the authors' v1."""
+    """Padding is masked in a batch: else memory tokens of short contexts would attend to padding, as in the authors'
+    v1."""
     icae = adapter(IcaeConfig(slots=4, interface=interface, positions=positions, prefix_ids=(BOS,)))
     model = Objectives(icae)
     together = model(**collate(mixed()))
@@ -41,7 +42,8 @@ def test_a_batch_gives_what_its_samples_give_alone(interface: str, positions: st
 @pytest.mark.parametrize("interface", ["soft", "kv"])
 @pytest.mark.parametrize("tied", [False, True])
 def test_gradient_checkpointing_gives_the_plain_gradient(interface: str, tied: bool):
-    """One object with its adapter switched off gives wrong ones: the recomputation runs with the adapter on."""
+    """Sharing one object with its adapter switched off gives wrong gradients: the recomputation runs with the adapter
+    on."""
     found = []
     for checkpointed in (False, True):
         icae = adapter(IcaeConfig(slots=4, interface=interface, positions="spread"), tie_word_embeddings=tied)

@@ -42,7 +42,7 @@ def settings(out: Path, **more: Any) -> TrainSettings:
 
 
 def test_accumulated_batches_weigh_tokens_as_one_batch_does(tmp_path: Path):
-    """A mean of means would give a token of a short sample more weight."""
+    """Means of means would give a token of a short sample more weight."""
     found = []
     for batch, accumulate in ((5, 1), (1, 5), (2, 3)):
         icae = adapter()
@@ -63,7 +63,7 @@ def test_accumulated_batches_weigh_tokens_as_one_batch_does(tmp_path: Path):
 
 
 def test_evaluation_gives_the_training_loss_on_the_same_data(tmp_path: Path):
-    """The authors' code evaluates another model than it trains; a mean over batches would be off as well."""
+    """Evaluation in the authors' code is of another model than they train; a mean over batches would be off as well."""
     icae = adapter()
     own = settings(tmp_path, batch=2, accumulate=3, steps=1, rate=1e-12)
     report = train(icae, Samples(mixed()), own, held_out=Samples(mixed()))
@@ -166,7 +166,8 @@ def test_fp16_is_refused_and_bf16_trains_float32_weights(tmp_path: Path):
 
 
 def test_samples_beyond_the_models_positions_are_refused(tmp_path: Path):
-    """Of 128: the slots of the context, a row, the text and what stands around it; EOS is predicted, and not read."""
+    """Positions are 128, for the slots of the context, a row, the text and what stands around it; EOS is predicted, and
+    not read."""
     config = IcaeConfig(slots=4, lm_row=True, prefix_ids=(BOS, 40), suffix_ids=(42,))
     icae = adapter(config)
     for sample, fits in (

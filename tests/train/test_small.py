@@ -1,4 +1,4 @@
-"""The training program: its rows, its facts, and a tiny run of every stage."""
+"""The program that trains the small model: rows, facts, and a tiny run of every stage."""
 
 import json
 from pathlib import Path

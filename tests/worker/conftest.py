@@ -20,7 +20,7 @@ STORIES = (
 
 @pytest.fixture(scope="session")
 def model() -> Callable[..., PreTrainedModel]:
-    """A model by name and dtype, shared: leave its weights alone, and detach it."""
+    """Return a model by name and dtype. Tests share it: they leave its weights alone, and detach it."""
     made: dict[tuple[str, torch.dtype], PreTrainedModel] = {}
 
     def get(name: str, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
@@ -33,7 +33,7 @@ def model() -> Callable[..., PreTrainedModel]:
 
 @pytest.fixture(scope="session")
 def stories() -> Path:
-    """A small trained model, where it is at hand (KVBANK_MODELS names the folder of models)."""
+    """Return the folder of a small trained model, where it is at hand (KVBANK_MODELS names the folder of models)."""
     if not (STORIES / "config.json").is_file():
         pytest.skip(f"{STORIES} is not there")
     return STORIES
@@ -41,6 +41,6 @@ def stories() -> Path:
 
 @pytest.fixture(scope="session")
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[kvbank.Client]:
-    """A real service over a folder; every test takes a bank of its own."""
+    """Connect to a real service over a folder; every test takes a bank of its own."""
     with kvbank.connect(tmp_path_factory.mktemp("memory")) as client:
         yield client

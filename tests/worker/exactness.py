@@ -27,7 +27,8 @@ class Verdict:
 
     @property
     def kind(self) -> str:
-        """The reason without the names of classes and layers, so that families with the same one stand together."""
+        """Return the reason without the names of classes and layers, so that families with the same reason stand
+        together."""
         text = re.sub(r"^\w*[A-Z]\w+(: layer \d+ is [\w-]+: |: layer \d+ |: | )", "", self.reason)
         text = re.sub(r"^\(\w+\) keeps a \w+: ", "", text)
         text = re.sub(r" runs \d+ times", " runs more than once", text)

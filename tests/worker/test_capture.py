@@ -16,7 +16,8 @@ Models = Callable[[str], PreTrainedModel]
 
 
 def projected_keys(net: PreTrainedModel, ids: Tensor) -> list[Tensor]:
-    """Each layer's key before RoPE `[Hkv, T, D]`, taken from the model's own projections by hooks of this test."""
+    """Return each layer's key before RoPE `[Hkv, T, D]`, taken from the model's own projections by hooks of this
+    test."""
     outputs: dict[int, Tensor] = {}
 
     def note(layer: int) -> Callable[[nn.Module, Any, Tensor], None]:
@@ -65,7 +66,7 @@ def test_keys_are_the_projections(family: str, dtype: torch.dtype) -> None:
 
 
 def test_chunks_have_their_ids_and_offsets(model: Models) -> None:
-    """A window of two chunks: the oldest leaves when the next would not fit; what is left leaves at the end."""
+    """Windows have two chunks: the oldest leaves when the next would not fit; what is left leaves at the end."""
     net, ids = model("llama_gqa"), tokens(21)
     with attached(net) as attachment, torch.no_grad():
         memory = ListMemory(4)

@@ -53,7 +53,7 @@ CHOSEN = PRESSES + WITH_WEIGHTS if HAVE else []
 
 
 def test_all_methods_are_in_the_matrix() -> None:
-    """But press where kvpress is not installed."""
+    """Methods are all in the matrix, but for press where kvpress is not installed."""
     forms = ["none", *SELECTING, *ENCODING, *SLOTS, *CHOSEN]
     assert {spec.partition(":")[0] for spec in forms} == set(REGISTRY) - ({"press"} if not HAVE else set())
 
@@ -61,7 +61,7 @@ def test_all_methods_are_in_the_matrix() -> None:
 @pytest.mark.parametrize("dtype", DTYPES, ids=["fp32", "bf16"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_method(client: kvbank.Client, model: Models, family: str, dtype: torch.dtype) -> None:
-    """The matrix: what each method promises, in each model, at budgets of 1, of a few, and of more than the chunk.
+    """Methods keep in each model what they promise, at budgets of 1, of a few, and of more than the chunk.
 
     An exact budget and ascending offsets; a chunk within the budget as it was captured, bit by bit; a payload that the
     service gives back bit by bit and that, moved with what attends to it, is the computation at its own place.
@@ -132,7 +132,7 @@ def at(tensor: Tensor, offsets: Tensor) -> Tensor:
 
 
 def check_stored(attachment: Attachment, payload: Payload, found: kvbank.Chunk) -> Layers:
-    """What the service has is the payload, bit by bit; gives back the K-V that a reader attends to."""
+    """Check that the service has the payload, bit by bit; return the K-V that a reader attends to."""
     assert found.tensors is not None
     if payload.soft is not None:
         assert torch.equal(found.tensors["soft"], payload.soft)
@@ -195,7 +195,7 @@ def test_among_equal_scores_the_later_token_stays() -> None:
 
 
 def test_the_one_that_leaves_is_the_one_that_does_not_stay() -> None:
-    """In whatever order the tokens are held: among equals the earliest leaves, not the first in order."""
+    """Earlier tokens leave first among equals, in whatever order the tokens are held."""
     generator = torch.Generator().manual_seed(0)
     for _ in range(50):
         scores = torch.randint(0, 3, (2, 3, 9), generator=generator) / 4  # many are equal
@@ -230,7 +230,7 @@ def test_a_padded_row_is_compressed_as_it_is_alone(model: Models, form: str) -> 
 
 
 def attention_weights(attachment: Attachment, chunk: Captured, layer: int) -> Tensor:
-    """All causal attention weights of a layer `[Hq, S, S]`, written out."""
+    """Write out all causal attention weights of a layer `[Hq, S, S]`."""
     own, rope, positions = chunk.layers[layer], attachment.ropes[layer], torch.arange(len(chunk))[None]
     assert own.queries is not None
     keys, queries = (rope.rotate(x[None], positions)[0] for x in (own.keys, own.queries))
@@ -241,7 +241,7 @@ def attention_weights(attachment: Attachment, chunk: Captured, layer: int) -> Te
 
 
 def test_observers_and_heads(model: Models) -> None:
-    """Who is asked, and for whom: against the attention matrix written out (more queries than one block holds)."""
+    """Observers and heads are compared with the attention matrix written out (more queries than one block holds)."""
     with attached(model("llama_gqa")) as attachment:
         chunk = encode(attachment, tokens(200, seed=5)[0].tolist() + tokens(80, seed=6)[0].tolist(), needs_queries=True)
         for layer, own in chunk.layers.items():
@@ -260,7 +260,7 @@ def test_observers_and_heads(model: Models) -> None:
 
 @pytest.mark.parametrize("form", ENCODING)
 def test_a_chunk_of_the_window_is_stored_as_it_is_alone(model: Models, form: str) -> None:
-    """By a method that runs the model itself, whose producer says `isolated`: also where all tokens fit its budget."""
+    """Methods that run the model themselves say `isolated`, also where all tokens fit their budget."""
     with attached(model("llama_gqa"), tokenizer=tokenizer()) as attachment:
         memory = ListMemory(20, recalls=False)
         cache = MemoryCache(attachment, memory, window=40)
@@ -335,7 +335,7 @@ def test_values_that_make_no_sense(spec: str, reason: str) -> None:
 
 
 def test_the_registry_describes_itself() -> None:
-    """Every method can be written as its usage says, and says what it keeps, where it comes from and what it costs."""
+    """Methods can be written as their usage says, and say what they keep, where they come from and what they cost."""
     examples = {"none": "none", "press": "press:press=KnormPress,m=6", "icae": "icae:adapter=some/folder,payload=kv"}
     for name, method in REGISTRY.items():
         assert method.about

@@ -57,7 +57,7 @@ def test_lexical_vectors_are_unit_and_finite() -> None:
 
 
 def test_lexical_is_the_same_in_every_process() -> None:
-    """Other processes hash strings with other seeds."""
+    """Hash seeds of strings differ from process to process."""
     found = {
         subprocess.run(
             [sys.executable, "-c", PRINT_HASH, *TEXTS[:4]],
@@ -169,7 +169,7 @@ Change = Callable[..., Path]
 
 @pytest.fixture
 def changed(encoder: Path, tmp_path: Path) -> Change:
-    """The encoder with another model, tokenizer settings or files."""
+    """Return the encoder with another model, tokenizer settings or files."""
 
     def make(net: PreTrainedModel | None = None, pooling: object = None, **settings: object) -> Path:
         folder = tmp_path / "changed"

@@ -31,7 +31,7 @@ def test_empty_memory_is_the_plain_model(model: Models, family: str, backend: st
 
 
 def test_sliding_window_is_the_models_own(model: Models) -> None:
-    """Without a memory one token leaves for each that comes, as in the model's own cache."""
+    """Tokens leave one for each that comes where there is no memory, as in the model's own cache."""
     net, ids = model("mistral_sliding"), tokens(10)
     options = {"max_new_tokens": 2 * SLIDING, "do_sample": False, "attention_mask": torch.ones_like(ids)}
     text = net.generate(ids, **options)
@@ -47,7 +47,8 @@ def test_sliding_window_is_the_models_own(model: Models) -> None:
 def test_all_layers_remembering_everything_is_one_long_forward(
     model: Models, family: str, backend: str, positions: str
 ) -> None:
-    """A text read chunk by chunk, each chunk alone in the window. In `continual` the memory lies at other positions."""
+    """Texts are read chunk by chunk, each chunk alone in the window. In `continual` the memory lies at other
+    positions."""
     net = model(family)
     sliding = family == "mistral_sliding"
     chunk, ids = (4, tokens(SLIDING)) if sliding else (8, tokens(40))
@@ -100,7 +101,7 @@ def test_bfloat16_runs(family: str) -> None:
 
 
 def test_trained_model(stories: object) -> None:
-    """The whole loop over a trained model."""
+    """Trained models go through the whole loop."""
     from model_worker.attachment.loading import load_model
 
     net, tokenizer = load_model(str(stories))

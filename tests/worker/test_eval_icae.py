@@ -40,7 +40,7 @@ def base(positions: int = 256) -> LlamaForCausalLM:
 
 
 def adapter(net: Any, interface: str = "soft", slots: int = 2) -> Icae:
-    """An adapter that does something."""
+    """Make an adapter that does something."""
     made = Icae.create(net, IcaeConfig(slots, 4, interface=interface), rank=4, seed=slots)
     with torch.no_grad():
         for name, parameter in made.named_parameters():
@@ -95,7 +95,7 @@ def agreement(written: list[int], text: list[int]) -> int:
 
 
 def test_the_exact_part_ends_at_the_first_error() -> None:
-    """A reader that always writes token 0."""
+    """Readers here always write token 0."""
     net = base()
     nn.init.zeros_(net.lm_head.weight)
     found = restoration(adapter(net), [[0] * 8, [0, 0, 5, 0, 0, 0, 0, 0], [5] * 8], words)
@@ -130,7 +130,7 @@ def test_a_model_without_bos_writes_nothing_unprompted() -> None:
 @FORMS
 @torch.no_grad()
 def test_continuation_reads_what_it_says(interface: str) -> None:
-    """The same following tokens behind all of the context, its slots, its last tokens and nothing."""
+    """Following tokens are the same behind all of the context, its slots, its last tokens and nothing."""
     net = base()
     icae, documents = adapter(net, interface), texts(3, 30)
     found = continuation(icae, documents, context=16, follow=10, leave=3)
@@ -202,7 +202,7 @@ def reader(nats: float, right: float, prefix: float) -> Reader:
 
 
 def evaluation(sign: float) -> Evaluation:
-    """All findings of the paper, or (-1) the opposite of each."""
+    """Make an evaluation with all findings of the paper, or (-1) the opposite of each."""
 
     def restored(count: int, slots: int, right: float) -> Restoration:
         return Restoration(
@@ -267,7 +267,7 @@ def test_latency_has_every_contender_at_every_length() -> None:
 
 @pytest.fixture
 def kvbank(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    """The command's entry point in this process: code, output, errors."""
+    """Run the command's entry point in this process; return code, output, errors."""
 
     def run(*arguments: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["kvbank", *(str(argument) for argument in arguments)])
@@ -279,7 +279,8 @@ def kvbank(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) 
 
 
 def test_the_command(kvbank: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
-    """Any model and adapters from folders, on any text: one JSON document, pictures, tables, and one-line refusals."""
+    """Models and adapters from folders are measured on any text: one JSON document, pictures, tables, and one-line
+    refusals."""
     net = base()
     net.save_pretrained(tmp_path / "model")
     tokenizer().save_pretrained(tmp_path / "model")
@@ -330,7 +331,7 @@ def test_the_command(kvbank: Callable[..., tuple[int, str, str]], tmp_path: Path
 def test_wrong_options_are_told_first(
     kvbank: Callable[..., tuple[int, str, str]], tmp_path: Path, arguments: list[str], words: str
 ) -> None:
-    """Before the model, which is not there, is even looked for."""
+    """Options are checked before the model, which is not there, is even looked for."""
     (tmp_path / "file").touch()
     given = [argument.replace("{file}", str(tmp_path / "file")) for argument in arguments]
     code, out, err = kvbank("eval", *given, "--model", tmp_path / "model")

@@ -108,7 +108,7 @@ def kvbank_eval(*arguments: object) -> Result:
 
 
 def test_what_is_evaluated_was_not_calibrated_on() -> None:
-    """Without a text of one's own: a half of the Python reference each."""
+    """Halves of the Python reference are taken for each, where no text is given."""
     methods = ["window:m=N", "homer:m=N,leaf=16,bias=measured"]
     sizes = ["--chunk=48", "--follow=8", "--budget=8", "--documents=3"]
     done = kvbank_eval("compression", *sizes, *(f"--method={name}" for name in methods), "--json")
@@ -129,7 +129,7 @@ def test_what_is_evaluated_was_not_calibrated_on() -> None:
 @pytest.mark.parametrize("command", ["compression", "homer-memory"])
 @pytest.mark.parametrize("where", ["none/plot.svg", "file/plot.svg", "."])
 def test_a_picture_that_cannot_be_written_is_told_first(tmp_path: Path, command: str, where: str) -> None:
-    """Before the model, which is not there, is even looked for."""
+    """Pictures are tried before the model, which is not there, is even looked for."""
     (tmp_path / "file").touch()
     done = kvbank_eval(command, "--model", tmp_path / "model", "--plot", tmp_path / where)
     assert isinstance(done.exception, InputError)

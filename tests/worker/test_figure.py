@@ -42,7 +42,7 @@ def test_the_same_figure_is_the_same_bytes() -> None:
 
 
 def test_no_two_lines_are_alike() -> None:
-    """Each has a colour with a marker with dashes of its own, also where there are more lines than colours."""
+    """Lines have a colour with a marker with dashes of their own, also where there are more lines than colours."""
     svg = draw(figure([f"line {number}" for number in range(20)]))
     lines = re.findall(r'style="fill: none; (stroke-dasharray: [^;]*; )?[^"]*stroke: (#\w{6}); stroke-width: 1.4', svg)
     styles = [f"{colour} {dashes}" for dashes, colour in lines]

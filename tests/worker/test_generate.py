@@ -22,7 +22,7 @@ CHUNK, WINDOW = 8, 24
 
 @pytest.fixture
 def chat(client: kvbank.Client) -> Iterator[MemoryModel]:
-    """A model that has read 64 tokens into a bank."""
+    """Let a model read 64 tokens into a bank."""
     with MemoryModel(
         build("llama_gqa"), tokenizer(), memory=client, bank=bank(), chunk=CHUNK, window=WINDOW, top_k=4
     ) as chat:
@@ -35,7 +35,7 @@ GREEDY = {"do_sample": False, "max_new_tokens": 12}
 
 
 def plain(chat: MemoryModel, prompt: list[int]) -> str:
-    """The same prompt, fed in the same pieces, without the memory."""
+    """Feed the same prompt in the same pieces, without the memory."""
     return str(chat.generate(prompt, cache=chat.cache(memory=False), **GREEDY))
 
 
@@ -108,7 +108,7 @@ def test_row_in_a_batch_is_the_row_alone(model: Models) -> None:
 
 
 def test_batch_of_prompts_over_banks(chat: MemoryModel) -> None:
-    """Each row has its own bank; its chunks go there and nowhere else."""
+    """Rows have a bank each; their chunks go there and nowhere else."""
     names = [bank(), bank()]
     memory = chat.with_bank(names)
     cache = MemoryCache(chat.attachment, memory, window=WINDOW)
@@ -125,7 +125,7 @@ def test_batch_of_prompts_over_banks(chat: MemoryModel) -> None:
 
 
 def test_window_holds_during_a_long_text(model: Models) -> None:
-    """It never exceeds its bound; what leaves it comes in order, complete, with its offsets."""
+    """Windows never exceed their bound; what leaves comes in order, complete, with its offsets."""
     net, prompt = model("llama_gqa"), tokens(6)
     with attached(net) as attachment:
         memory = ListMemory(CHUNK)
@@ -144,7 +144,7 @@ def test_window_holds_during_a_long_text(model: Models) -> None:
 
 @pytest.mark.parametrize("positions", ["continual", "zero", "original"])
 def test_counting_from_the_window_changes_nothing(positions: str) -> None:
-    """A long conversation forgets the ids of what has left; logits, offsets and chunks stay what they were."""
+    """Long conversations forget the ids of what has left; logits, offsets and chunks stay what they were."""
     net, ids, runs = build("llama_gqa", positions=32), tokens(60), []
     with attached(net, positions=positions) as attachment, torch.no_grad():
         for every in (1000, 7):
@@ -237,7 +237,8 @@ def test_prompts_that_make_no_sense(chat: MemoryModel) -> None:
 
 @pytest.mark.parametrize("masked", [True, False])
 def test_positions_that_do_not_go_on_are_an_error(model: Models, masked: bool) -> None:
-    """Fed again from the start, or with a gap, a cache would hold tokens twice, or at distances that nobody meant."""
+    """Caches that are fed again from the start, or with a gap, would hold tokens twice, or at distances that were not
+    meant."""
     net, ids = model("llama_gqa"), tokens(12, rows=2)
     with attached(net) as attachment, torch.no_grad():
 
@@ -270,7 +271,7 @@ def test_a_window_that_was_emptied_goes_on(model: Models) -> None:
 
 
 def test_generation_that_feeds_all_again_is_an_error() -> None:
-    """What gradient checkpointing leaves in a configuration."""
+    """Gradient checkpointing leaves this in a configuration."""
     net, ids = build("llama_gqa"), tokens(8)
     net.generation_config.use_cache = net.config.use_cache = False
     with attached(net) as attachment:

@@ -29,7 +29,7 @@ def model(client: kvbank.Client) -> Iterator[MemoryModel]:
 
 @contextmanager
 def defaults_of(model: MemoryModel, **defaults: Any) -> Iterator[None]:
-    """As if the checkpoint had them in its generation_config.json."""
+    """Set defaults as if the checkpoint had them in its generation_config.json."""
     config = model.model.generation_config
     model.model.generation_config = GenerationConfig.from_dict({**config.to_dict(), **defaults})
     try:
@@ -39,7 +39,7 @@ def defaults_of(model: MemoryModel, **defaults: Any) -> Iterator[None]:
 
 
 def answer(model: MemoryModel, asked: dict[str, Any], **defaults: Any) -> tuple[str, int]:
-    """The text over an empty bank, and how many chunks were remembered on the way."""
+    """Return the text over an empty bank, and how many chunks were remembered on the way."""
     memory = model.with_bank(bank())
     with defaults_of(model, **defaults):
         text = model.generate(PROMPT, cache=model.cache(memory), **asked)
@@ -105,7 +105,7 @@ def test_a_checkpoint_that_wants_another_text_is_refused_by_name(
 def test_a_checkpoint_s_other_defaults_are_kept(
     model: MemoryModel, plain: tuple[str, int], defaults: dict[str, Any]
 ) -> None:
-    """The text is that of the caller who asks for the same."""
+    """Defaults give the text of the caller who asks for the same."""
     asked = {key: value for key, value in GREEDY.items() if key not in defaults}
     found = answer(model, asked, **defaults)
     assert found == answer(model, {**asked, **defaults})
@@ -139,7 +139,7 @@ def test_a_checkpoint_s_other_defaults_are_kept(
     ],
 )
 def test_what_a_caller_cannot_have_is_refused_by_name(model: MemoryModel, asked: dict[str, Any], reason: str) -> None:
-    """And leaves nothing in the bank, unless it shows only when a token is to be drawn."""
+    """Refusals leave nothing in the bank, unless they show only when a token is to be drawn."""
     before = model.memory.stats.written
     with pytest.raises(InputError, match=reason):
         model.generate(PROMPT, **asked)
@@ -186,7 +186,7 @@ def test_one_streamer_is_for_one_prompt(model: MemoryModel) -> None:
 
 
 def test_trying_options_draws_no_random_numbers(model: MemoryModel) -> None:
-    """The same seed, the same text: options that are tried first cost nothing of it."""
+    """Texts are the same for the same seed: options that are tried first take nothing from it."""
     texts = []
     for more in ({}, {"repetition_penalty": 1.0}):
         torch.manual_seed(5)

@@ -100,7 +100,7 @@ def test_balanced_trees_keep_what_they_may() -> None:
     ],
 )
 def test_what_cannot_be_a_tree(changes: dict[str, int | str], reason: str) -> None:
-    """Each of these crashes, or silently gives something else, in the authors' code."""
+    """Prompts like these crash, or silently give something else, in the authors' code."""
     values: dict[str, int | str | None] = {"chunk": 16, "target": 16, "warmup": 2, "leaf": None, "mode": "balanced"}
     lengths: dict[str, int] = {"prefix": 2, "context": 20, "suffix": 3}
     for name, value in changes.items():
@@ -167,7 +167,7 @@ def test_the_prefix_runs_once_and_only_wanted_layers_travel(model: Models) -> No
 
 
 def test_peak_memory_grows_with_the_logarithm_of_the_length() -> None:
-    """At most one finished left half waits per height; a + b log2(length) fits what is live better than a line."""
+    """Finished left halves wait, at most one per height; a + b log2(length) fits what is live better than a line."""
     config = LlamaConfig(
         hidden_size=32,
         intermediate_size=48,
@@ -187,7 +187,7 @@ def test_peak_memory_grows_with_the_logarithm_of_the_length() -> None:
 
 
 def live_at_peak(attachment: Attachment, length: int) -> float:
-    """Most bytes of K-V that finished nodes hold at once."""
+    """Return the most bytes of K-V that finished nodes hold at once."""
     finished: list[weakref.ref[Tokens]] = []
     live: list[int] = []
 
@@ -211,7 +211,7 @@ def residual(x: list[float], y: list[float]) -> float:
 
 
 def test_models_that_are_refused(model: Models) -> None:
-    """Not by name: what is run layer by layer has to be what the model does."""
+    """Models are not refused by name: what is run layer by layer has to be what the model does."""
     with attached(model("gpt_neox")) as attachment, pytest.raises(UnsupportedModel, match="layer by layer"):
         trees_of(attachment)
     net = build("llama_gqa")
@@ -245,7 +245,7 @@ def test_models_that_are_refused(model: Models) -> None:
 
 
 def test_a_long_prompt(model: Models) -> None:
-    """Many times the size: the result has exactly it, and decoding goes on behind it."""
+    """Prompts of many times the size end in exactly that size, and decoding goes on behind it."""
     net, ids = model("qwen3"), tokens(900)[0].tolist()
     with torch.no_grad(), attached(net) as attachment:
         for mode, size in (("balanced", 65), ("paper", 140)):
@@ -259,7 +259,8 @@ def test_a_long_prompt(model: Models) -> None:
 
 
 def test_heights_without_layers_drop_by_what_the_leaves_measured(model: Models) -> None:
-    """The best tokens of all leaves, by a significance written out here; pooled, their neighbours come with them."""
+    """Tokens that stay are the best of all leaves, by a significance written out here; pooled, their neighbours come
+    with them."""
     net, ids = model("llama_gqa"), tokens(70, seed=4)[0].tolist()
     prefix, context, suffix = ids[:2], ids[2:66], ids[66:]
     with torch.no_grad(), attached(net) as attachment:

@@ -44,7 +44,7 @@ def test_within_the_budget_nothing_changes(model: Models, family: str, backend: 
 @pytest.mark.parametrize("heads", ["shared", "own"])
 @pytest.mark.parametrize("last", [1, 4])
 def test_a_padded_row_is_as_it_is_alone(model: Models, last: int, heads: str, backend: str) -> None:
-    """Each row keeps its own tokens, and pads leave first."""
+    """Rows keep their own tokens, and pads leave first."""
     net, ids = model("llama_gqa"), tokens(32, rows=2)
     mask = torch.ones_like(ids)
     mask[1, :7] = 0
@@ -68,8 +68,8 @@ def test_a_padded_row_is_as_it_is_alone(model: Models, last: int, heads: str, ba
 @pytest.mark.parametrize("pads", [0, 7, 15])
 @pytest.mark.parametrize("positions", [28, 256])
 def test_the_order_in_which_tokens_are_held_does_not_show(positions: int, pads: int, heads: str, backend: str) -> None:
-    """A cache that writes new tokens over old ones, and one that is put in order after every step; also when they are
-    moved back (28 positions), among pads, and when a prompt comes after single tokens."""
+    """Caches that write new tokens over old ones are compared with caches that are put in order after every step; also
+    when they are moved back (28 positions), among pads, and when a prompt comes after single tokens."""
     net, ids = build("llama_gqa", positions=positions), tokens(44, rows=2)
     mask = torch.ones_like(ids)
     mask[1, :pads] = 0
@@ -131,7 +131,7 @@ def test_a_decoded_token_copies_nothing_else(model: Models) -> None:
 
 @pytest.mark.parametrize("taken", ["state", "copy"])
 def test_what_was_taken_of_a_cache_stays_as_it_was(model: Models, taken: str) -> None:
-    """One row and one head, whose columns are contiguous even before a free one."""
+    """Columns of one row and one head are contiguous even before a free one."""
     net, ids = model("gemma"), tokens(24)
     with torch.no_grad(), attached(net) as attachment:
         cache = MemoryCache(attachment, window=24, local=TovaRule(6))
@@ -148,7 +148,7 @@ def test_what_was_taken_of_a_cache_stays_as_it_was(model: Models, taken: str) ->
 
 @pytest.mark.parametrize("other", [torch.inference_mode, torch.enable_grad])
 def test_steps_in_other_grad_modes(other: Callable[[], AbstractContextManager[None]]) -> None:
-    """What torch forbids to be written, or a backward pass needs, is not written."""
+    """Tensors that torch forbids to be written, or that a backward pass needs, are not written."""
     net, ids = build("llama_gqa"), tokens(24)
     with attached(net) as attachment:
         caches = [MemoryCache(attachment, local=TovaRule(6)) for _ in range(2)]
@@ -168,7 +168,7 @@ def test_steps_in_other_grad_modes(other: Callable[[], AbstractContextManager[No
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_backends_agree(model: Models, family: str) -> None:
-    """With sdpa one query's attention is taken from the weights that choose; with eager both are the backend's."""
+    """Attention of one query is taken with sdpa from the weights that choose; with eager both are the backend's."""
     net, ids, logits = model(family), tokens(24, rows=2), []
     for backend in BACKENDS:
         with torch.no_grad(), attached(net, backend) as attachment:
@@ -198,7 +198,7 @@ def test_local_cache_and_memory_are_both_bounded(model: Models, heads: str, piec
 
 
 def test_captured_keys_and_values_are_the_models_own(model: Models) -> None:
-    """With a budget that holds all, a layer's captured K-V are those of the plain window."""
+    """Captured K-V of a layer are those of the plain window where the budget holds all."""
     net, ids = model("qwen3"), tokens(24)
     kept = []
     with torch.no_grad(), attached(net) as attachment:

@@ -66,7 +66,7 @@ def test_compressed_chunks(client: kvbank.Client) -> None:
 
 
 def test_isolated_chunks_are_encoded_alone(client: kvbank.Client) -> None:
-    """MemLong's way: what a chunk stored does not depend on what stood before it."""
+    """Chunks are encoded as MemLong does: a chunk stores the same whatever stood before the chunk."""
     ids = tokens(24)
     with attached(build("llama_gqa"), mode="memlong") as attachment, torch.no_grad():
         memory = Memory(attachment, client, bank(), tokenizer(), chunk=8, top_k=1)
@@ -83,7 +83,7 @@ def test_isolated_chunks_are_encoded_alone(client: kvbank.Client) -> None:
 
 
 def test_recall_by_what_came_before_only(client: kvbank.Client) -> None:
-    """With `past` the tokens to be predicted do not choose the memory; a query without a word finds nothing."""
+    """Tokens to be predicted do not choose the memory with `past`; a query without a word finds nothing."""
     with attached(build("llama_gqa")) as attachment, torch.no_grad():
         memory = Memory(attachment, client, bank(), tokenizer(), chunk=4, query="past", top_k=1)
         memory.open()
@@ -126,7 +126,7 @@ def test_capacity_evicts(client: kvbank.Client) -> None:
 
 
 def test_losses_in_a_stream(client: kvbank.Client) -> None:
-    """Without a memory and with a window over all: the plain model's losses."""
+    """Losses are the plain model's without a memory and with a window over all."""
     ids = tokens(40)
     net = build("llama_gqa")
     with torch.no_grad():
@@ -218,7 +218,7 @@ def test_models_that_are_not_there(tmp_path: Path) -> None:
 
 
 def test_folder_in_one_line(stories: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the README shows; the folder of the memory may be named by a plain relative path."""
+    """Folders of a memory may be named by a plain relative path, as the README shows."""
     monkeypatch.chdir(tmp_path)
     options = {"memory": Path("notes"), "bank": "a", "chunk": 16, "window": 64}
     with MemoryModel.from_pretrained(str(stories), **options) as chat:

@@ -61,7 +61,7 @@ def test_recall_is_right_whatever_fits(client: kvbank.Client, room: int) -> None
 
 
 def test_recreated_folder_is_another_store(tmp_path: Path) -> None:
-    """The same chunk ids under the same address and bank, other contents: nothing old is served."""
+    """Chunk ids, address and bank are the same, the contents are others: nothing old is served."""
     import shutil
 
     from memory_service.api.embedded import LocalServer

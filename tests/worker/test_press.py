@@ -60,7 +60,8 @@ def wrap(patch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_attention_that_others_wrap_is_the_same(model: Models, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """While a model is attached, attached anew, and plain; with something recalled and with nothing."""
+    """Attention is the same while a model is attached, attached anew, and plain; with something recalled and with
+    nothing."""
     net, ids = model("llama_gqa"), tokens(12)
 
     def logits(attachment: Attachment) -> list[Tensor]:
@@ -113,7 +114,7 @@ with torch.no_grad():
 
 @have
 def test_a_text_is_read_where_kvpress_comes_after_the_model(tmp_path: Path) -> None:
-    """In a process of its own, which has not imported it before."""
+    """Reading runs in a process of its own, which has not imported kvpress before."""
     spec = "press:press=KnormPress,ratio=0.5"
     command = [sys.executable, "-c", READER, str(tmp_path), spec]
     done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
@@ -127,7 +128,7 @@ def test_a_text_is_read_where_kvpress_comes_after_the_model(tmp_path: Path) -> N
 @pytest.mark.parametrize("family", ["llama_gqa", "qwen3"])
 @pytest.mark.parametrize(("name", "given"), GIVEN)
 def test_the_press_keeps_the_same(model: Models, name: str, given: dict[str, Any], family: str) -> None:
-    """Its own compress drops from the cache; the rows that stay are ours, found by their keys."""
+    """Compressing by the press itself drops from the cache; the rows that stay are ours, found by their keys."""
     net, ratio = model(family), 0.5 if given else 0.2
     ids = (3 + torch.randperm(VOCABULARY - 3, generator=torch.Generator().manual_seed(1)))[:SIZE].tolist()  # no ties
     spec = f"press:press={name},ratio={ratio}" + "".join(f",{key}={value}" for key, value in given.items())
@@ -153,7 +154,7 @@ def test_the_press_keeps_the_same(model: Models, name: str, given: dict[str, Any
 
 
 def made(name: str, ratio: float, base: str | None = None, **given: Any) -> Any:
-    """The press as kvpress's users make it."""
+    """Make the press as kvpress's users do."""
     import kvpress
 
     if base is None:
@@ -197,7 +198,8 @@ def test_how_to_get_it(client: kvbank.Client, model: Models) -> None:
 @have
 @pytest.mark.parametrize("name", SCORERS)
 def test_a_chunk_that_is_too_short_is_stored_as_it_is(model: Models, name: str) -> None:
-    """Under the name of the press where its budget holds all of it; else, where it cannot be scored, as `none`."""
+    """Chunks are stored under the name of the press where its budget holds all of them; else, where they cannot be
+    scored, as `none`."""
     weights = name == "ObservedAttentionPress"
     with attached(model("llama_gqa"), "eager" if weights else "sdpa") as attachment:
         for length in (1, 2, 5, 30):

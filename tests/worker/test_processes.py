@@ -28,7 +28,7 @@ def hear(process: "subprocess.Popen[str]") -> Any:
 
 @pytest.mark.parametrize("seconds", [1, pytest.param(60, marks=pytest.mark.slow)])
 def test_two_workers_share_a_bank(tmp_path: Path, seconds: int) -> None:
-    """What either was told is stored is there for both, byte for byte; chunks and counts add up."""
+    """Chunks that either worker was told are stored are there for both, byte for byte; chunks and counts add up."""
     name = bank()
     with LocalServer(tmp_path) as server, kvbank.connect(server.address) as client:
         workers = [worker("share", server.address, name, number, seconds) for number in (1, 2)]

@@ -56,7 +56,7 @@ class Future(LlamaAttention):
 
 
 class Same(Future):
-    """Nothing is otherwise: what is refused below is refused for its difference."""
+    """A cache in which nothing is otherwise, so that what is refused below is refused for its difference."""
 
 
 class TurnedValues(Future):
@@ -149,12 +149,12 @@ def test_a_family_that_differs_is_refused(attention: type[Future], reason: str, 
     [("dbrx", torch.bfloat16), ("dbrx", torch.float16), ("granitemoe_swa", torch.bfloat16)],
 )
 def test_experts_that_rounding_chooses_are_no_other_attention(family: str, dtype: torch.dtype) -> None:
-    """On the first text a router of these models chooses other experts with a memory, or at other positions."""
+    """Routers of these models choose other experts on the first text with a memory, or at other positions."""
     attach(zoo.build(family, seed=1).to(dtype)).detach()
 
 
 def test_a_state_beside_the_cache_is_refused() -> None:
-    """What a layer keeps outside of keys and values does not come back with a memory."""
+    """States that a layer keeps outside of keys and values do not come back with a memory."""
     net = build("llama_gqa")
 
     class Recurrent(nn.Module):

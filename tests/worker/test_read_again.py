@@ -26,7 +26,7 @@ def attachment() -> Iterator[Attachment]:
 
 
 def stored(client: kvbank.Client, memory: Memory) -> list[int]:
-    """The source as the bank has it."""
+    """Return the source as the bank has it."""
     found = sorted(client.list_chunks(str(memory.bank)), key=lambda chunk: chunk.start)
     return [token for chunk in found for token in chunk.token_ids]
 
@@ -42,7 +42,7 @@ def model(client: kvbank.Client) -> Iterator[MemoryModel]:
 
 
 def test_reading_again_stores_what_was_deleted(model: MemoryModel, client: kvbank.Client) -> None:
-    """Each time; also when recall differs by then, and with it the K-V of the same tokens."""
+    """Reading stores the chunks each time; also when recall differs by then, and with it the K-V of the same tokens."""
     memory = model.with_bank(bank(), source="book")
     for time in range(3):
         model.read(BOOK, memory=memory)
@@ -76,7 +76,7 @@ def test_reading_again_after_some_were_deleted(model: MemoryModel, client: kvban
 
 
 def test_reading_again_after_an_eviction(model: MemoryModel, client: kvbank.Client) -> None:
-    """A bank of three: of a second reading the same stays as of a first."""
+    """Banks of three keep the same of a second reading as of a first."""
     memory = Memory(model.attachment, client, bank(), model.tokenizer, model.settings, source="book")
     memory.open(capacity=kvbank.Capacity(chunks=3))
     for _ in range(2):
@@ -88,7 +88,7 @@ def test_reading_again_after_an_eviction(model: MemoryModel, client: kvbank.Clie
 
 @pytest.mark.parametrize("strict", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_crash_in_the_middle_of_reading_again(model: MemoryModel, client: kvbank.Client, strict: bool) -> None:
-    """Another process begins anew; what was stored again before the crash is not stored twice."""
+    """Reading begins anew in another process; what was stored again before the crash is not stored twice."""
     memory = model.with_bank(bank(), source="book", strict=strict)
     model.read(BOOK, memory=memory)
     forget(client, memory)
@@ -100,7 +100,7 @@ def test_a_crash_in_the_middle_of_reading_again(model: MemoryModel, client: kvba
 
 
 def test_read_again_while_the_service_is_away(tmp_path: Path, attachment: Attachment) -> None:
-    """The chunks wait under the keys of the first reading, and are stored when they are delivered."""
+    """Chunks wait under the keys of the first reading, and are stored when they are delivered."""
     service = Service(tmp_path / "data")
     spool = Spool(tmp_path / "spool")
     with kvbank.connect(service.address) as client:
@@ -124,7 +124,7 @@ def test_read_again_while_the_service_is_away(tmp_path: Path, attachment: Attach
 def test_what_was_delivered_and_deleted_since_stays_deleted(
     client: kvbank.Client, attachment: Attachment, tmp_path: Path
 ) -> None:
-    """Without a source a key is a chunk's own: its worker died between the acknowledgement and the removal."""
+    """Keys without a source are a chunk's own: the worker died between the acknowledgement and the removal."""
     memory = Memory(attachment, client, bank(), tokenizer(), chunk=8, spool=Spool(tmp_path))
     memory.open()
     assert memory.spool is not None

@@ -1,4 +1,4 @@
-"""Who reads: the digest by value, and a model that changes after attach is noticed."""
+"""The reader of K-V is told by a digest of its values, and a model that changes after attach is noticed."""
 
 import warnings
 from collections.abc import Callable, Iterator
@@ -27,7 +27,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is d
 
 
 def test_digest_is_by_value(model: Models, tmp_path: Path) -> None:
-    """A folder, a copy in memory, and bf16 values held as float32 are one reader; another weight is another."""
+    """Readers are one and the same: a folder, a copy in memory, and bf16 values held as float32. Another weight is
+    another reader."""
     net = model("llama_gqa")
     own = reader_of(net)
     net.save_pretrained(tmp_path)
@@ -178,7 +179,7 @@ def test_what_follows_from_the_configuration_adds_nothing(family: str) -> None:
 
 
 def test_a_rotation_that_follows_the_length_is_one_reader() -> None:
-    """Its frequencies of the moment are left in a buffer by whatever was read last."""
+    """Frequencies of the moment are left in a buffer by whatever was read last."""
     rope = {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 1e4}
     net = zoo.build("llama", rope_parameters=rope, max_position_embeddings=16)
     own, state = reader_of(net), state_token(net)
@@ -327,7 +328,7 @@ def test_change_and_back_is_no_change(memory: Memory) -> None:
 
 
 def test_one_value_that_changes_is_noticed_at_the_write(memory: Memory) -> None:
-    """The sample of each tensor may not hold it; nothing is written under the digest of the model before."""
+    """Samples of a tensor may not hold the value; nothing is written under the digest of the model before."""
     net, ids = memory.attachment.model, tokens(8)
     with torch.no_grad():
         cache = MemoryCache(memory.attachment, memory, window=8)
@@ -356,7 +357,7 @@ def test_the_same_values_elsewhere_are_the_same_reader(memory: Memory) -> None:
 
 
 def test_sums_show_one_value_and_its_place() -> None:
-    """What stands for the bytes of weights on an accelerator."""
+    """Sums stand for the bytes of weights on an accelerator."""
     weights = torch.randn(3, 5000, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
     flat = weights.reshape(-1).view(torch.uint8)
     own = bytes(_sums(flat))

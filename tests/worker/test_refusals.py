@@ -136,7 +136,7 @@ def test_hybrid_models_are_refused() -> None:
 
 
 def test_a_cache_is_of_no_use_without_its_attachment(model: Models) -> None:
-    """It would attend to nothing that was remembered, and nobody would notice."""
+    """Caches without it would attend to nothing that was remembered, and that would not be noticed."""
     net, other, ids = model("llama_gqa"), build("llama_gqa"), tokens(6)
     with attached(net) as attachment, torch.no_grad():
         cache = MemoryCache(attachment, ListMemory(4), window=8)
@@ -156,7 +156,7 @@ def test_a_cache_is_of_no_use_without_its_attachment(model: Models) -> None:
 
 
 def test_detached_twice(model: Models) -> None:
-    """The second time it must not take the attention of whoever attached in between."""
+    """Detaching a second time must not take the attention of another attachment made in between."""
     net = model("llama_gqa")
     first = attach(net)
     first.detach()

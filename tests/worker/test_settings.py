@@ -56,7 +56,7 @@ def test_an_unknown_name_ends_in_the_nearest(client: kvbank.Client, name: str, n
 
 
 def test_settings_and_keywords_say_the_same(client: kvbank.Client) -> None:
-    """A keyword replaces what the settings say; what neither says is what the model was made for."""
+    """Keywords replace what the settings say; what neither says is what the model was made for."""
     net = build("llama_gqa")
     net.config.kvbank = {"chunk": 4, "top_k": 3, "window": 12}
     given = MemorySettings(top_k=2, query="past", embedder="lexical:d=8")

@@ -1,4 +1,4 @@
-"""The service goes away and comes back: chunks wait on disk, and nobody's generation stops."""
+"""The service goes away and comes back: chunks wait on disk, and no generation stops."""
 
 import os
 import shutil
@@ -53,12 +53,12 @@ def notice_loss(memory: Memory) -> None:
 
 
 def starts(client: kvbank.Client, name: str) -> list[int]:
-    """In the order of arrival."""
+    """Return the starts of the chunks in the order of arrival."""
     return [c.start for c in sorted(client.list_chunks(name), key=lambda c: c.chunk_id)]
 
 
 def test_a_model_spools_without_being_told(service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In a folder of the user's, named by the bank's uid, which the next worker on the bank finds."""
+    """Chunks wait in a folder of the user's, named by the bank's uid, which the next worker on the bank finds."""
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     with MemoryModel(build("llama_gqa"), tokenizer(), memory=service.address, bank="b", chunk=4, window=8) as model:
         uid = model.client.get_bank("b").uid
@@ -122,7 +122,7 @@ def test_killed_worker_leaves_its_spool_to_the_next(service: Service, attachment
 
 
 def test_spool_is_bounded(service: Service, attachment: Attachment, tmp_path: Path) -> None:
-    """What does not fit is dropped, counted, and said; also when the folder cannot be written."""
+    """Chunks that do not fit are dropped, counted, and said; also when the folder cannot be written."""
     with kvbank.connect(service.address) as client:
         spool = Spool(tmp_path / "spool", max_bytes=12_000)
         memory = Memory(attachment, client, bank(), tokenizer(), chunk=4, spool=spool, retry_after=1e6)
@@ -157,7 +157,8 @@ def test_strict_raises(service: Service, attachment: Attachment) -> None:
 
 
 def test_lost_service_is_asked_in_short(service: Service, attachment: Attachment, tmp_path: Path) -> None:
-    """After the pause one short question, not a write with all its retries; it comes back by itself."""
+    """Services are asked one short question after the pause, not a write with all its retries, and come back by
+    themselves."""
     with kvbank.connect(service.address) as client:
         memory = Memory(
             attachment, client, bank(), tokenizer(), chunk=4, spool=Spool(tmp_path / "spool"), retry_after=0
@@ -187,7 +188,7 @@ def test_strict_write_raises(service: Service, attachment: Attachment) -> None:
 
 
 def test_generation_goes_on_without_the_service(service: Service, tmp_path: Path) -> None:
-    """It continues with what it recalled before; what leaves the window waits, and is there afterwards."""
+    """Generation continues with what was recalled before; what leaves the window waits, and is there afterwards."""
     with kvbank.connect(service.address) as client:
         spool, name = Spool(tmp_path / "spool"), bank()
         with MemoryModel(
@@ -239,7 +240,8 @@ def test_a_damaged_file_does_not_hold_up_the_others(service: Service, attachment
 
 
 def test_spooled_chunks_of_another_model_are_refused(service: Service, attachment: Attachment, tmp_path: Path) -> None:
-    """Whoever delivers them: a bank of this model's, made anew under the old name, must not get the other's K-V."""
+    """Banks of this model, made anew under the old name, must not get the K-V of another one, whatever worker delivers
+    them."""
     spool, name = Spool(tmp_path / "spool"), bank()
     with kvbank.connect(service.address) as client:
         memory = Memory(attachment, client, name, tokenizer(), chunk=4, spool=spool, retry_after=1e6)
@@ -261,7 +263,7 @@ def test_spooled_chunks_of_another_model_are_refused(service: Service, attachmen
 
 
 def test_a_service_that_refuses_ends_no_generation(client: kvbank.Client, attachment: Attachment) -> None:
-    """A full bank, and one that somebody deleted: said in a warning, raised with strict."""
+    """Banks that are full, or that were deleted, are said in a warning, and raised with strict."""
     policy, capacity = kvbank.Policy("reject"), kvbank.Capacity(chunks=1)
     memory, strict = (
         Memory(attachment, client, bank(), tokenizer(), chunk=4, strict=strict) for strict in (False, True)
@@ -285,7 +287,8 @@ def test_a_service_that_refuses_ends_no_generation(client: kvbank.Client, attach
 
 
 def test_patience_with_a_service_that_is_silent(attachment: Attachment, tmp_path: Path) -> None:
-    """It takes the connection and never answers. What one turn costs: one call's patience, then short questions."""
+    """Silent services take the connection and never answer. One turn costs one call's patience, then short
+    questions."""
     with (
         socket.create_server(("127.0.0.1", 0)) as listener,
         kvbank.connect(f"127.0.0.1:{listener.getsockname()[1]}") as client,
@@ -328,7 +331,7 @@ def test_chunks_wait_in_their_order_where_the_clock_was_set_back(tmp_path: Path)
 
 
 def test_what_a_worker_keeps_of_texts_is_its_owners_alone(tmp_path: Path) -> None:
-    """The spool, a session's log and its window; where an earlier version left them open, they are closed."""
+    """Spool, log and window of a session are closed to others, also where an earlier version left them open."""
     spool, sessions = tmp_path / "spool", tmp_path / "sessions"
     for path in (spool / "left.aside", sessions / "s" / "unanswered.jsonl"):
         path.parent.mkdir(parents=True)
@@ -366,7 +369,7 @@ def test_a_folder_with_files_of_others_stays_open_to_them(tmp_path: Path) -> Non
 def test_a_spool_stays_where_it_was_made(
     client: kvbank.Client, attachment: Attachment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A relative folder is that of the moment, whatever folder the process goes to later."""
+    """Relative folders are those of the moment, whatever folder the process goes to later."""
     for name in ("here", "there"):
         (tmp_path / name / "spool").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "here")

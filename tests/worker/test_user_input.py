@@ -66,7 +66,7 @@ ONE_ROW: dict[str, Any] = {
 
 @pytest.mark.parametrize("form", [*ONE_TEXT, *ONE_ROW])
 def test_forms_of_one_text(model: MemoryModel, form: str) -> None:
-    """A single text gives a string, a batch of one a list; both say the same."""
+    """Single texts give a string, batches of one a list; both say the same."""
     given = {**ONE_TEXT, **ONE_ROW}[form]
     assert model.ids(given() if callable(given) else given) == IDS
     text = model.generate(given() if callable(given) else given, cache=model.cache(False), max_new_tokens=3)
@@ -289,7 +289,8 @@ TEMPLATE = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<too
 
 
 def fast() -> PreTrainedTokenizerFast:
-    """Bytes; `<tool>` is no special token, but the template writes it; two spaces are an added token as well."""
+    """Make a tokenizer of bytes; `<tool>` is no special token, but the template writes it; two spaces are an added
+    token as well."""
     backend = Tokenizer(
         models.BPE({t: i for i, t in enumerate([*SPECIAL, *sorted(pre_tokenizers.ByteLevel.alphabet())])}, [])
     )
@@ -302,7 +303,7 @@ def fast() -> PreTrainedTokenizerFast:
 
 
 class Letters(PreTrainedTokenizer):
-    """A slow tokenizer: one character a token."""
+    """A slow tokenizer with one character a token."""
 
     @property
     def vocab_size(self) -> int:
@@ -332,7 +333,7 @@ def slow() -> Letters:
 
 
 def in_vocabulary() -> PreTrainedTokenizerFast:
-    """The model's own vocabulary has the control token as a word, so that it comes of plain text."""
+    """Make a model whose own vocabulary has the control token as a word, so that the token comes of plain text."""
     backend = Tokenizer(models.WordLevel({"<unk>": 0, "</s>": 1, "a": 2, "b": 3}, unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>", unk_token="<unk>")
@@ -372,7 +373,8 @@ NO_SYSTEM = "{% if messages[0].role == 'system' %}{{ raise_exception('no system'
 
 @pytest.mark.parametrize("template", [ROLES, NO_SYSTEM + ROLES])
 def test_control_tokens_that_a_template_puts_together(template: str) -> None:
-    """As Phi-3's does of the role; none of them is a special token, and only one is named in the template."""
+    """Templates make tokens of the role, as Phi-3's does; none of them is a special token, and only one is named in the
+    template."""
     made = fast()
     roles = [f"<|{role}|>" for role in ("user", "assistant", "end", *(() if template[:6] == "{% if " else ("system",)))]
     made.add_tokens([AddedToken(token, special=False) for token in roles])
@@ -395,7 +397,7 @@ def test_ordinary_text_is_encoded_as_ever(kind: str) -> None:
 
 
 def test_texts_for_memory_slots_write_none_either() -> None:
-    """What an ICAE adapter encodes and answers; BOS is put in front by itself."""
+    """Texts that an ICAE adapter encodes and answers have none; BOS is put in front by itself."""
     made = fast()
     ids = TextEncoder(made, 0).document(FORGED[0])
     assert ids[0] == 0

@@ -63,7 +63,7 @@ BACKENDS = ("sdpa", "eager")
 
 
 def build(name: str, seed: int = 0, positions: int = 256) -> PreTrainedModel:
-    """The same weights for the same seed, in every process."""
+    """Make a model with the same weights for the same seed, in every process."""
     model = AutoModelForCausalLM.from_config(CONFIGS[name](**_SIZES, max_position_embeddings=positions))
     sharpen(model, seed)
     return model.eval()
@@ -86,7 +86,7 @@ def tokens(count: int, seed: int = 1, rows: int = 1) -> Tensor:
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
-    """One word a token: w3 is 3."""
+    """Make a tokenizer with one word a token: w3 is 3."""
     words = {"<pad>": 0, "<eos>": 1, "<unk>": 2, **{f"w{i}": i for i in range(3, VOCABULARY)}}
     backend = Tokenizer(WordLevel(words, unk_token="<unk>"))
     backend.pre_tokenizer = WhitespaceSplit()
@@ -148,6 +148,6 @@ def recalled(row: Sequence[Captured]) -> list[RecalledChunk]:
 
 
 def worst(a: Tensor, b: Tensor) -> float:
-    """Largest absolute difference; shapes must be equal."""
+    """Return the largest absolute difference; shapes must be equal."""
     assert a.shape == b.shape
     return float((a.float() - b.float()).abs().max())

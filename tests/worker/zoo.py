@@ -119,7 +119,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
 
 
 def shrunk(cls: type[PreTrainedConfig], **changes: Any) -> PreTrainedConfig:
-    """A configuration of class `cls` with the sizes above, and `changes` and `SPECIAL` in place of them."""
+    """Make a configuration of class `cls` with the sizes above, and `changes` and `SPECIAL` in place of them."""
     fields: dict[str, Any] = dict(_TOKENS)
     special = SPECIAL.get(cls.model_type, {}) | changes
     default = vars(cls(**{name: special[name] for name in ("text_config",) if name in special}))
@@ -148,7 +148,7 @@ _PART = {"musicgen": "decoder", "musicgen_melody": "decoder"}
 
 
 def build(family: str, seed: int = 0, **changes: Any) -> PreTrainedModel:
-    """The causal language model of this family, tiny, with the same weights for the same seed."""
+    """Make the causal language model of this family, tiny, with the same weights for the same seed."""
     cls = CLASSES[family]
     config = shrunk(cls, **changes)
     torch.manual_seed(seed)

@@ -15,7 +15,7 @@ TRAIN = ("train", "icae")
 
 
 def printed(*arguments: object) -> dict[str, object]:
-    """The settings that `--print-config` prints, read as a TOML file is."""
+    """Return the settings that `--print-config` prints, read as a TOML file is."""
     ended = command.run(application(), *TRAIN, *arguments, "--print-config")
     assert ended.exit_code == 0, ended.stderr
     return tomllib.loads(ended.stdout)

@@ -18,7 +18,7 @@ from model_worker.errors import InputError
 
 
 def installed(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """The installed command, in a process of its own."""
+    """Run the installed command, in a process of its own."""
     command = [str(Path(sys.executable).with_name("kvbank")), *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
 
@@ -28,7 +28,7 @@ Done = subprocess.CompletedProcess[str]
 
 @pytest.fixture
 def kvbank(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Done]:
-    """The same entry point in this process, without the seconds that a new one takes to import torch."""
+    """Run the same entry point in this process, without the seconds that a new one takes to import torch."""
     for name in ("TRANSFORMERS_VERBOSITY", "HF_HUB_DISABLE_PROGRESS_BARS"):
         monkeypatch.setenv(name, os.environ.get(name, ""))  # what the command sets goes with the test
 
@@ -43,7 +43,7 @@ def kvbank(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) 
 
 
 def test_demo_recalls_with_memory_only_and_after_a_kill() -> None:
-    """The story of `make demo` on a tenth of the text: every claim of its table, from its own JSON."""
+    """Claims of the table of `make demo` hold on a tenth of the text, from the demo's own JSON."""
     done = installed("demo", "--limit", "40000", "--capacity", "100", "--seed", "3", "--json")
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
@@ -84,7 +84,7 @@ def test_compressors_are_listed_with_paper_and_cost(kvbank: Callable[..., Done])
 
 
 def test_homer_calibrate(kvbank: Callable[..., Done], tmp_path: Path) -> None:
-    """The table goes where it is told, for the model and the rope scaling that were asked for."""
+    """Tables go where the command is told, for the model and the rope scaling that were asked for."""
     made = {}
     for rope in (None, "yarn:2"):
         path = tmp_path / f"{rope}.safetensors"
@@ -98,7 +98,7 @@ def test_homer_calibrate(kvbank: Callable[..., Done], tmp_path: Path) -> None:
 
 
 def test_eval_compression(kvbank: Callable[..., Done], tmp_path: Path) -> None:
-    """A row for nothing, full, and each method at each budget; the picture has a line for each method."""
+    """Rows are for nothing, full, and each method at each budget; the picture has a line for each method."""
     options = ["--chunk", "64", "--follow", "16", "--documents", "3", "--budget", "8", "--budget", "16"]
     methods = ["--method", "window:m=N", "--method", "tova:m=N"]
     picture = tmp_path / "plot.svg"

@@ -53,7 +53,7 @@ def save_model(folder: Path, seed: int) -> Path:
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> Iterator[None]:
-    """More threads only get in each other's way with models as small as these."""
+    """Use one thread of torch: more only get in each other's way with models as small as these."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:

@@ -93,7 +93,7 @@ def test_the_log_stays_when_the_service_is_away(chat: list[object], tmp_path: Pa
 
 
 def test_the_log_stays_when_the_bank_is_elsewhere(chat: list[object], tmp_path: Path) -> None:
-    """A wrong --memory would leave a bank of which nobody knows any more."""
+    """Deleting by a wrong --memory would leave a bank that is in no list any more."""
     assert kvbank_command(*chat, "--max-new-tokens", 3, stdin="ahoy\n").exit_code == 0
     remove = ["session", "rm", "sea", "--sessions", tmp_path, "--yes", "--memory", tmp_path / "other"]
     refused = kvbank_command(*remove)
@@ -105,7 +105,7 @@ def test_the_log_stays_when_the_bank_is_elsewhere(chat: list[object], tmp_path: 
 
 
 def test_what_force_leaves_is_said_and_kept_for_later(chat: list[object], tmp_path: Path) -> None:
-    """The bank of a session that was deleted while its service was away is noted, found, and deleted later."""
+    """Banks of sessions that were deleted while their service was away are noted, found, and deleted later."""
     sessions = ["--sessions", tmp_path]
     data = tmp_path / "data"
     with LocalServer(data) as server:
@@ -140,7 +140,8 @@ def test_what_force_leaves_is_said_and_kept_for_later(chat: list[object], tmp_pa
 def test_what_cannot_be_is_said_before_a_model_is_loaded(
     chat: list[object], model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A folder that another process serves, with what to do; a service that is away; a path that is not there."""
+    """Refused are a folder that another process serves, with what to do; a service that is away; a path that is not
+    there."""
     monkeypatch.chdir(tmp_path)
     # Its loading would end in another sentence.
     shutil.copytree(model_folder, tmp_path / "damaged")
@@ -172,7 +173,7 @@ def test_what_cannot_be_is_said_before_a_model_is_loaded(
 
 
 def test_a_long_message_is_read_with_a_word_now_and_then(chat: list[object], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Here at once and at each chunk; else after seconds. A bank that is written again has one too."""
+    """Words come at once and at each chunk here, else after seconds; a bank that is written again has them too."""
     monkeypatch.setattr(Waiting, "FIRST_S", 0.0)
     monkeypatch.setattr(Waiting, "EVERY_S", 0.0)
     options = ["--plain", "--max-new-tokens", 3, "--format", "plain"]

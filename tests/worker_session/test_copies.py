@@ -112,7 +112,7 @@ def test_the_way_out_is_a_fork_with_a_bank_of_its_own(model: MemoryModel, copies
 
 
 class Crash(BaseException):
-    """Stands for SIGKILL."""
+    """An exception that stands for SIGKILL."""
 
 
 @pytest.mark.parametrize("behind", [False, True])
@@ -141,7 +141,8 @@ def test_a_crash_between_the_two_writes_locks_nobody_out(
 
 
 def test_a_session_of_an_older_version_goes_on(model: MemoryModel, copies: tuple[Path, Path]) -> None:
-    """It has no epoch, and neither has its bank; nor has a bank whose metadata were replaced."""
+    """Sessions of that version have no epoch, and neither have their banks; nor has a bank whose metadata were
+    replaced."""
     here, _ = copies
     (here / "one" / "epoch").unlink()
     model.client.update_bank(read_session(here, "one")[0].bank, metadata={"mine": "yes"})
@@ -192,7 +193,7 @@ def test_the_command_forks(copies: tuple[Path, Path]) -> None:
 def test_a_session_stays_where_it_was_opened(
     model: MemoryModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its log, window, spool and epoch, when the process goes to another folder that has the same names."""
+    """Log, window, spool and epoch stay when the process goes to another folder that has the same names."""
     for name in ("here", "there"):
         (tmp_path / name / "sessions" / "one" / "spool").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "here")

@@ -64,7 +64,7 @@ def test_lines_that_are_pasted_are_one_message() -> None:
 
 
 def test_a_pipe_has_a_message_a_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """The chat shows them, as part of their turns."""
+    """Chats show the messages, as part of their turns."""
     monkeypatch.setattr(sys, "stdin", io.StringIO("\ufeff one\n\ntwo \x1b[2J\nthree"))
     assert list(messages(False, [])) == ["one", "", "two \x1b[2J", "three"]
     assert capsys.readouterr().out == ""

@@ -58,14 +58,14 @@ def ids(turns: list[Turn]) -> list[int]:
 
 
 def next_logits(session: Session) -> torch.Tensor:
-    """What the model expects after one more token; the session is not to be used after that."""
+    """Return what the model expects after one more token; the session is not to be used after that."""
     with torch.no_grad():
         return session.model.model(input_ids=torch.tensor([[70]]), past_key_values=session.window.cache).logits[0, -1]
 
 
 def check_bank(session: Session, *, ahead: bool = False) -> None:
-    """All that left the window is in the bank, once, and nothing else is. ahead: the bank may have more of what
-    was said, which is in the window too."""
+    """Check that all that left the window is in the bank, once, and nothing else is. ahead: the bank may have more of
+    what was said, which is in the window too."""
     said = ids(session.log.turns)
     chunks = sorted(session.model.client.list_chunks(session.header.bank), key=lambda chunk: chunk.start)
     in_bank = sum(len(chunk.token_ids) for chunk in chunks)
@@ -139,7 +139,7 @@ RULE = "tova:m=20"
 
 
 def test_a_local_rule_holds_and_an_interrupted_conversation_is_the_same(model: MemoryModel, tmp_path: Path) -> None:
-    """What the rule kept of what left the window comes back with the window, also of a first, short turn."""
+    """Tokens that the rule kept of what left the window come back with the window, also of a first, short turn."""
     with opened(model, tmp_path, "whole", local=RULE) as session:
         whole = say(session, *WORDS)
         assert {layer.held for layer in session.window.cache.layers} == {20}
@@ -353,7 +353,7 @@ def test_a_turn_that_could_not_be_synced_leaves_no_line(
 
 
 def test_a_full_disk_tears_no_later_line(tmp_path: Path) -> None:
-    """What could not be written must not come out with what is written next."""
+    """Bytes that could not be written must not come out with what is written next."""
     turn = Turn("a" * 500, "", [1], 1, 0, "now")
     with SessionLog.open(tmp_path, "one") as log:
         log.begin(model="m", reader="r", chunk=4, memory="here")
@@ -396,7 +396,7 @@ def test_a_hole_in_the_log_is_an_error(model: MemoryModel, tmp_path: Path) -> No
 
 
 def two_turns(sessions: Path, words: str) -> tuple[Path, list[Turn]]:
-    """A log, and what is in it."""
+    """Write a log of two turns, and return what is in it."""
     with SessionLog.open(sessions, "one") as log:
         log.begin(model="m", reader="r", chunk=4, memory="here")
         for text in ("first", words):
@@ -405,7 +405,8 @@ def two_turns(sessions: Path, words: str) -> tuple[Path, list[Turn]]:
 
 
 def test_no_flipped_bit_loses_a_turn(tmp_path: Path) -> None:
-    """Of the last line and of the end of the one before: they were acknowledged, and are damaged, not torn."""
+    """Bits flip in the last line and at the end of the one before: these were acknowledged, and are damaged, not
+    torn."""
     path, turns = two_turns(tmp_path, "last words")
     whole = path.read_bytes()
     begin = len(whole) - len(whole.splitlines(keepends=True)[-1]) - 1
@@ -431,7 +432,8 @@ def test_no_flipped_bit_loses_a_turn(tmp_path: Path) -> None:
 
 
 def test_blocks_that_never_came_to_the_disk_are_cut_off(tmp_path: Path) -> None:
-    """A line that was never acknowledged, after a power cut: any of its blocks may be zeros, the first, the last."""
+    """Lines that were never acknowledged may have zeros for any of their blocks after a power cut, the first, the
+    last."""
     path, turns = two_turns(tmp_path, "w" * 3000)
     whole = path.read_bytes()
     begin = len(whole) - len(whole.splitlines(keepends=True)[-1])
@@ -475,7 +477,7 @@ class Dictated(LogitsProcessor):
 
 
 def dictate(session: Session, text: str, written: str, limit: int = 100) -> tuple[Turn, str]:
-    """A turn in which the model writes `written`, and what was shown of it."""
+    """Say a turn in which the model writes `written`; return the turn and what was shown of it."""
     shown: list[str] = []
     wanted = session.model.tokenizer.encode(written, add_special_tokens=False)
     [turn] = say(session, text, on_text=shown.append, logits_processor=[Dictated(wanted)], max_new_tokens=limit)
@@ -553,7 +555,7 @@ def test_a_message_longer_than_the_window(model: MemoryModel, tmp_path: Path) ->
 
 
 def test_a_long_message_that_was_cut_off(model: MemoryModel, tmp_path: Path) -> None:
-    """Its pieces are there, since their beginning has left the window; the next message begins anew."""
+    """Pieces are there, since the beginning of the message has left the window; the next message begins anew."""
     text = " ".join(f"word{number}" for number in range(30))
     with opened(model, tmp_path) as session, pytest.raises(OSError, match="terminal"):
         say(session, text, stopped=fail)

@@ -28,7 +28,7 @@ CLOSE = 2e-4  # of values that are around 1
 
 
 def made(base: Any, config: IcaeConfig = SOFT, **options: Any) -> Icae:
-    """An adapter that does something: a new LoRA is zero."""
+    """Make an adapter that does something: a new LoRA is zero."""
     options.setdefault(
         "targets", ("query_key_value",) if base.config.model_type == "gpt_neox" else ("q_proj", "v_proj")
     )
@@ -55,7 +55,7 @@ def text(count: int, seed: int = 1) -> list[int]:
 
 
 def peft_encoder(icae: Icae, folder: Path) -> Any:
-    """The same LoRA as peft loads it, on a copy of the base."""
+    """Load the same LoRA as peft does, on a copy of the base."""
     icae.save_pretrained(folder)
     return PeftModel.from_pretrained(copy.deepcopy(icae.base_model), str(folder)).eval()
 

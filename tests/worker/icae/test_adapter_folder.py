@@ -1,4 +1,4 @@
-"""Folders of adapters: saved and loaded, bound to their base, refused where they would make other slots."""
+"""Folders of adapters are saved and loaded, bound to their base, and refused where they would make other slots."""
 
 import json
 from dataclasses import replace
@@ -97,7 +97,8 @@ def test_the_dtype_is_part_of_the_base(tmp_path: Path) -> None:
 def test_spans_beyond_the_models_positions_are_refused(
     interface: str, positions: str, needed: int, most: int, tmp_path: Path
 ) -> None:
-    """When made and when loaded; what encoder and decoder use fits to the last position."""
+    """Adapters are refused when they are made and when they are loaded; what encoder and decoder use fits to the last
+    position."""
     config = IcaeConfig(8, interface=interface, positions=positions)
     fits = small(max_position_embeddings=needed)
     icae = made(fits, config)
@@ -121,7 +122,8 @@ def test_spans_beyond_the_models_positions_are_refused(
 @FORMS
 @torch.no_grad()
 def test_what_runs_beyond_the_models_positions_is_refused(config: IcaeConfig) -> None:
-    """Slots of three spans, text and new tokens fit to the last position, whoever asks; a default is what fits."""
+    """Slots of three spans, text and new tokens fit to the last position, whatever asks for them; a default is what
+    fits."""
     ids, before = text(25), 25 if config is SPREAD else 12
     last = before + 1 + 25  # the slots, a row, the text
     icae = made(small(max_position_embeddings=last, eos_token_id=None), config)
@@ -289,7 +291,7 @@ def test_the_digest_follows_what_is_set_afterwards() -> None:
 
 
 def test_from_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By hub id, here from the hub's local cache; an id that is not there is one error."""
+    """Adapters are found by hub id, here in the hub's local cache; an id that is not there is one error."""
     base, commit = build("llama_gqa"), "0" * 40
     icae = made(base)
     cached = tmp_path / "hub" / "models--some--adapter"
@@ -316,7 +318,7 @@ def test_a_failed_save_leaves_the_adapter(tmp_path: Path) -> None:
 
 
 def test_a_save_that_ends_half_way_is_refused(tmp_path: Path) -> None:
-    """Some files are the new ones, some the old: such a folder is no adapter until it is saved again."""
+    """Folders with some new files and some old ones are no adapter until the adapter is saved again."""
     base = build("llama_gqa")
     icae = made(base)
     icae.save_pretrained(tmp_path)
@@ -335,7 +337,7 @@ def test_a_save_that_ends_half_way_is_refused(tmp_path: Path) -> None:
 
 
 def test_official_files(tmp_path: Path) -> None:
-    """What is no such checkpoint. The numbers of an import are compared in tests/golden."""
+    """Folders that are no official checkpoint are refused. The numbers of an import are compared in tests/golden."""
     with pytest.raises(ModelNotFound, match="no file"):
         import_official(tmp_path / "missing", tmp_path / "out")
     (tmp_path / "text").write_text("words")

@@ -43,7 +43,7 @@ KEPT = 12
 
 @pytest.fixture(scope="module")
 def adapter(tmp_path_factory: pytest.TempPathFactory) -> Adapter:
-    """The folder of an adapter for a model, with random weights that matter; made once for the same words."""
+    """Make the folder of an adapter for a model, with random weights that matter, once for the same words."""
     made: dict[object, tuple[str, PreTrainedModel]] = {}  # with the model, whose id is another's once it is gone
 
     def get(model: PreTrainedModel, seed: int = 0, **config: object) -> str:
@@ -131,7 +131,8 @@ def test_every_family(adapter: Adapter, family: str, dtype: torch.dtype) -> None
 
 
 def test_a_chunk_beyond_the_models_positions_is_stored_uncompressed(client: kvbank.Client, adapter: Adapter) -> None:
-    """Three spans: 12 slots, a row and 40 tokens; nothing is measured beyond, and nobody's text ends for it."""
+    """Spans of the chunk are three: 12 slots, a row and 40 tokens. Nothing is measured beyond, and no text ends for
+    that."""
     net = build("llama_gqa", positions=53)
     folder = adapter(net)
     with attached(net, tokenizer=tokenizer()) as attachment:
@@ -184,7 +185,7 @@ def test_the_smaller_payload_unless_one_is_asked_for(model: Models, adapter: Ada
 
 
 def test_what_is_recorded_and_what_it_takes(client: kvbank.Client, model: Models, adapter: Adapter) -> None:
-    """In the service and in the statistics: 32 numbers a slot, where K-V of a token are 4 layers of 2 * 2 * 8."""
+    """Service and statistics count 32 numbers a slot, where K-V of a token are 4 layers of 2 * 2 * 8."""
     folder = adapter(model("llama_gqa"))
     with attached(model("llama_gqa"), tokenizer=tokenizer()) as attachment:
         memory = opened(attachment, client, f"icae:{folder}")
@@ -205,7 +206,7 @@ def test_what_is_recorded_and_what_it_takes(client: kvbank.Client, model: Models
 def test_a_chunk_shorter_than_twice_its_slots_is_not_compressed(
     model: Models, adapter: Adapter, count: int, short: bool
 ) -> None:
-    """A span of up to 16 tokens has 4 slots."""
+    """Spans of up to 16 tokens have 4 slots."""
     folder = adapter(model("llama_gqa"))
     with attached(model("llama_gqa")) as attachment:
         payload = compressed(attachment, f"icae:{folder}", ids_of(1, count))
@@ -237,7 +238,7 @@ def test_every_length_makes_a_payload_that_the_service_takes(
 def test_a_chunk_that_is_restored_badly_is_stored_uncompressed(
     client: kvbank.Client, model: Models, adapter: Adapter
 ) -> None:
-    """The guard lies between the losses of two chunks; what was measured is recorded of both."""
+    """Losses of two chunks lie on both sides of the guard; what was measured is recorded of both."""
     folder = adapter(model("llama_gqa"))
     with attached(model("llama_gqa"), tokenizer=tokenizer()) as attachment:
         open_ = opened(attachment, client, f"icae:{folder}")
@@ -315,7 +316,7 @@ def test_an_adapter_of_another_base_is_refused_before_the_first_chunk(
 
 
 def test_a_bank_of_before_there_were_soft_tokens(client: kvbank.Client, model: Models, adapter: Adapter) -> None:
-    """It gets K-V, and says so where soft tokens were asked for."""
+    """Chunks for such a bank are K-V, and that is said where soft tokens were asked for."""
     folder = adapter(model("llama_gqa"))
     with attached(model("llama_gqa"), tokenizer=tokenizer()) as attachment:
         memory = opened(attachment, client, "none")

@@ -76,7 +76,8 @@ def test_ends_are_the_configurations() -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 @torch.no_grad()
 def test_kv_of_slots(family: str) -> None:
-    """As the plain base caches them, keys before RoPE; from the adapter, an attachment, or the base alone."""
+    """Slots give K-V as the plain base caches them, keys before RoPE; from the adapter, an attachment, or the base
+    alone."""
     base = build(family)
     icae = made(base)
     soft = icae.encode([text(20)])[0].soft
@@ -132,7 +133,7 @@ def test_a_bare_base_is_attached_once_and_left_as_it_is() -> None:
 
 
 def test_bf16() -> None:
-    """The base in bf16, LoRA and rows in float32; the loss is close to that of float32."""
+    """Bases are in bf16, LoRA and rows in float32; the loss is close to that of float32."""
     ids = text(20)
     full = made(build("llama_gqa"))
     half = made(build("llama_gqa").bfloat16())

@@ -19,7 +19,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is d
 @pytest.mark.parametrize("family", FAMILIES)
 @torch.no_grad()
 def test_slots_are_the_last_hidden_states_of_the_peft_model(family: str, tmp_path: Path) -> None:
-    """After the final norm, at the memory rows, LoRA on, positions from 0, and the folder is peft's own."""
+    """Slots are taken after the final norm, at the memory rows, with LoRA on and positions from 0, and the folder is
+    peft's own."""
     icae, ids = made(build(family)), text(11)
     reference = peft_encoder(icae, tmp_path)
     own = reference(inputs_embeds=span_embeds(icae, ids), output_hidden_states=True).hidden_states[-1][0, -4:]
@@ -50,7 +51,7 @@ def test_equal_spans() -> None:
 @FORMS
 @torch.no_grad()
 def test_each_span_is_alone(config: IcaeConfig) -> None:
-    """A long context is its spans, encoded apart and put in order; spread positions count through the source."""
+    """Spans of a long context are encoded apart and put in order; spread positions count through the source."""
     icae, ids = made(build("llama_gqa"), config), text(29)
     (whole,) = icae.encode([ids])
     parts = icae.encode([ids[:10], ids[10:20], ids[20:]])

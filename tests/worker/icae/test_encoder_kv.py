@@ -23,7 +23,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is d
 @pytest.mark.parametrize("family", FAMILIES)
 @torch.no_grad()
 def test_kv_of_the_memory_rows(family: str, config: IcaeConfig, tmp_path: Path) -> None:
-    """What the peft model's cache holds at the memory rows, keys before RoPE; the frozen base goes on from it."""
+    """Slots are what the peft model's cache holds at the memory rows, keys before RoPE; the frozen base goes on from
+    them."""
     base = build(family)
     icae, ids = made(base, config), text(11)
     (slots,) = icae.encode([ids])

@@ -1,4 +1,4 @@
-"""What ICAE refuses: bases, configurations and settings that make no sense."""
+"""ICAE refuses bases, configurations and settings that make no sense."""
 
 import sys
 from typing import Any
@@ -31,7 +31,7 @@ def test_the_vocabulary_stays_as_it_is() -> None:
 
 
 def test_created_alike_from_a_seed() -> None:
-    """The rows are as wide as the base's embeddings, or standard normal where asked; the caller's generator stays."""
+    """Rows are as wide as the base's embeddings, or standard normal where asked; the caller's generator stays."""
     base = build("llama_gqa")
     torch.manual_seed(3)
     before = torch.get_rng_state()
@@ -59,7 +59,7 @@ def test_a_base_that_is_none() -> None:
 
 
 def test_without_peft(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The package imports; making an adapter says what is missing."""
+    """Importing the package works; making an adapter says what is missing."""
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(InputError, match=r"pip install 'kvbank\[icae\]'"):
         Icae.create(build("llama_gqa"), SOFT, rank=4)

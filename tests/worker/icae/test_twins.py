@@ -22,7 +22,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is d
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_twins_share_every_weight(family: str) -> None:
-    """No weight is there twice; the caller's model keeps its parameters, flags, outputs and digest."""
+    """Weights are there once; the caller's model keeps its parameters, flags, outputs and digest."""
     base = build(family)
     plain, digest, ids = base(tokens(9)).logits, reader_of(base).digest, tokens(9)
     icae = made(base)
@@ -158,7 +158,7 @@ def test_reentrant_checkpointing_of_kv_is_refused() -> None:
 
 @FORMS
 def test_checkpointing_does_not_touch_decoding(config: IcaeConfig) -> None:
-    """A checkpointed layer in train mode has no cache; texts are greedy all the same."""
+    """Checkpointed layers in train mode have no cache; texts are greedy all the same."""
     icae = made(build("llama_gqa"), config, dropout=0.0)
     (slots,) = icae.encode([text(20)])
     expected = restore(icae, slots, max_new_tokens=8)
@@ -199,7 +199,7 @@ def test_a_few_steps_of_training(config: IcaeConfig) -> None:
 
 
 def test_a_base_with_a_memory() -> None:
-    """An attached base stays attached, and its twins have no memory."""
+    """Attached bases stay attached, and their twins have no memory."""
     base, called = build("llama_gqa"), []
     expected = made(base).encode([text(20)])[0]
     attachment = attach(base)
