@@ -4,7 +4,6 @@ two long ways, into a bank and out of it.
 Methods block and are called from storage threads.
 """
 
-import logging
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
@@ -23,8 +22,6 @@ from memory_service.operations.writing import Admitted, Writes
 from memory_service.search import IndexOptions, SearchIndexes
 from memory_service.settings import Settings
 from memory_service.storage.base import Engine, Sizes, Staged, Totals, Written
-
-_log = logging.getLogger(__name__)
 
 
 class Banks:

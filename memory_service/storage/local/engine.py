@@ -25,6 +25,7 @@ from memory_service.storage.background import Janitor
 from memory_service.storage.base import DerivedId, Sizes
 from memory_service.storage.local import given_ids, leftovers, mounts
 from memory_service.storage.local.adding import Adding
+from memory_service.storage.local.bank_changes import BankChanges, Bounds
 from memory_service.storage.local.evicting.background import Background
 from memory_service.storage.local.evicting.capacity import Capacities
 from memory_service.storage.local.evicting.expiry import Expiry
@@ -41,7 +42,7 @@ from memory_service.storage.local.leftovers import Unowned
 from memory_service.storage.local.records import bank_rows, chunk_rows
 from memory_service.storage.local.records.records import Records
 from memory_service.storage.local.records.vacuum import Vacuum
-from memory_service.storage.local.store import Bounds, LocalStore
+from memory_service.storage.local.store import LocalStore
 
 _log = logging.getLogger(__name__)
 
@@ -121,9 +122,7 @@ class LocalEngine:
         self.store = self._made_store(metrics)
 
     def _made_store(self, metrics: Metrics) -> LocalStore:
-        adding = Adding(self.records, self._known, self._capacities, self._followers, metrics)
-        return LocalStore(
-            data=self._settings.data,
+        changes = BankChanges(
             bounds=Bounds(self._settings.max_banks, self._settings.max_bank_bytes),
             records=self.records,
             known=self._known,
@@ -133,8 +132,19 @@ class LocalEngine:
             removal=self._removal,
             ledgers=self._ledgers,
             capacities=self._capacities,
-            adding=adding,
             later=self.later,
+        )
+        return LocalStore(
+            data=self._settings.data,
+            records=self.records,
+            known=self._known,
+            space=self.space,
+            followers=self._followers,
+            removal=self._removal,
+            ledgers=self._ledgers,
+            capacities=self._capacities,
+            adding=Adding(self.records, self._known, self._capacities, self._followers, metrics),
+            changes=changes,
         )
 
     def _read_banks(self) -> tuple[KnownBanks, list[tuple[int, str]]]:

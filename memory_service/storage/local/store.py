@@ -5,69 +5,52 @@ Changes are operations of the writer's thread, which commits them in groups; wha
 followers, the evictions that it makes necessary) happens in that thread too, in the order of the commits.
 """
 
-import logging
-import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 from sqlalchemy import Connection
 
-from memory_service.domain import validate
 from memory_service.domain.clock import Clock
-from memory_service.domain.errors import ServiceError, bank_not_found, not_mounted
-from memory_service.domain.eviction import NOBODY
-from memory_service.domain.model import Bank, Chunk, Eviction, Metadata, bank_bytes
-from memory_service.storage.base import Follower, NotThereError, Retrievals, Totals, Written
+from memory_service.domain.model import Bank, Chunk, Eviction, Metadata
+from memory_service.storage.base import Follower, Retrievals, Totals, Written
 from memory_service.storage.local import quarantine, quotas
 from memory_service.storage.local.adding import Adding
+from memory_service.storage.local.bank_changes import BankChanges
 from memory_service.storage.local.evicting.capacity import Capacities
 from memory_service.storage.local.evicting.ledgers import Ledgers
 from memory_service.storage.local.evicting.removal import Removal
 from memory_service.storage.local.files.disk_space import DiskSpace
-from memory_service.storage.local.files.objects import LocalObjects
 from memory_service.storage.local.followers import Followers
 from memory_service.storage.local.known_banks import KnownBanks
-from memory_service.storage.local.records import bank_rows, chunk_rows, gone_rows
+from memory_service.storage.local.records import bank_rows, chunk_rows
 from memory_service.storage.local.records.records import Records
 from memory_service.storage.local.records.writer import savepoint
 from memory_service.storage.local.view import LocalView
 
 T = TypeVar("T")
-_log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Bounds:
-    """How many banks there may be, and how many bytes their specs and metadata may have together."""
-
-    banks: int
-    bytes: int
 
 
 @dataclass(frozen=True, slots=True)
 class LocalStore:
     """Implements `memory_service.storage.base.Store` for a data folder.
 
-    later: runs a task in the background, once.
+    data: where quarantine is.
     """
 
     data: Path
-    bounds: Bounds
     records: Records
     known: KnownBanks
-    payloads: LocalObjects
     space: DiskSpace
     followers: Followers
     removal: Removal
     ledgers: Ledgers
     capacities: Capacities
     adding: Adding
-    later: Callable[[Callable[[], object]], None]
+    changes: BankChanges
 
     @property
     def store_id(self) -> str:
@@ -83,43 +66,7 @@ class LocalStore:
 
     def create_bank(self, new: Bank) -> tuple[Bank, bool]:
         """Make a new bank; see `Store.create_bank`."""
-        new = replace(new, uid=secrets.token_hex(8), created=self.clock.now_us())
-
-        def make(connection: Connection, *, ready: bool) -> Bank | None:
-            """Return the bank of this name; None for one that would be new and is not `ready`, because it has no folder
-            yet."""
-            if (found := _found(connection, new)) is not None:
-                return found
-            _check_bound("banks", self.bounds.banks, bank_rows.count(connection) + 1)
-            self._check_bytes(bank_bytes(new))
-            self.space.for_records().give()
-            return replace(new, bank_id=bank_rows.insert(connection, new)) if ready else None
-
-        bank = self.records.writer.submit(partial(make, ready=not new.kv.layers), self._changed).result()
-        if bank is None:
-            bank = self._with_folder(new, partial(make, ready=True))
-        return bank, bank.uid == new.uid
-
-    def _with_folder(self, new: Bank, make: Callable[[Connection], Bank | None]) -> Bank:
-        """Make the folder of a bank's payloads, then its row: a bank that has no folder is one whose disk is
-        missing."""
-        try:
-            self.payloads.folders.begin(new.uid)
-        except NotThereError as error:
-            raise not_mounted(new.name) from error
-        bank: Bank | None = None
-        try:
-            bank = self.records.writer.submit(make, self._changed).result()
-        finally:
-            if bank is None or bank.uid != new.uid:
-                self.later(partial(self.payloads.folders.drop, new.uid))
-        assert bank is not None
-        return bank
-
-    def _check_bytes(self, more: int) -> None:
-        """Refuse a bank with which all banks would take too much memory. Errors: TOO_LARGE."""
-        if more > 0:
-            _check_bound("bytes of specs and metadata of all banks", self.bounds.bytes, self.known.bytes + more)
+        return self.changes.create(new)
 
     def bank(self, name: str) -> Bank:
         """Return a bank, with the usage of some earlier time. Errors: BANK_NOT_FOUND."""
@@ -131,50 +78,11 @@ class LocalStore:
 
     def update_bank(self, name: str, changes: Mapping[str, object]) -> Bank:
         """Replace fields of a bank; see `Store.update_bank`."""
-        bank_id = self.known.named(name).bank_id
-
-        def change(connection: Connection) -> Bank:
-            bank = bank_rows.get(connection, bank_id)
-            if bank is None:
-                raise bank_not_found(name)
-            changed = replace(bank, **changes)  # type: ignore[arg-type]
-            validate.bank(changed)
-            self._check_bytes(bank_bytes(changed) - bank_bytes(bank))
-            if not changes.keys() <= {"capacity", "policy"}:
-                self.space.for_records().give()
-            bank_rows.update(connection, changed)
-            if (changed.capacity, changed.policy) != (bank.capacity, bank.policy):
-                # A plan under way was made for the old ones.
-                gone_rows.save_plan(connection, bank_id, NOBODY)
-                self.ledgers.drop(bank_id)
-            return changed
-
-        # A write behind it goes by what it says: one that knew the old capacity would make a plan for that.
-        return self.records.writer.submit(change, self._changed, last=True).result()
-
-    def _changed(self, bank: Bank | None) -> None:
-        """Let what is in memory follow the commit of a bank; this runs in the writer's thread."""
-        if bank is None:
-            return
-        self.known.put(bank)
-        self.followers.changed(bank)
-        self.capacities.measure(bank)
+        return self.changes.update(name, changes)
 
     def delete_bank(self, name: str) -> None:
         """Delete a bank with all its chunks; see `Store.delete_bank`."""
-        bank = self.known.named(name)
-
-        def remove(connection: Connection) -> None:
-            # Another call may have deleted it, and a third made a bank of this name, since it was looked up.
-            if not bank_rows.delete(connection, bank.bank_id):
-                raise bank_not_found(name)
-
-        def applied(_none: None) -> None:
-            self.known.remove(bank)
-            self.capacities.forget(bank)
-            self.removal.bank_deleted(bank)
-
-        self.records.writer.submit(remove, applied).result()
+        self.changes.delete(name)
 
     # Writing
 
@@ -289,27 +197,3 @@ class LocalStore:
     def in_order(self, action: Callable[[], T]) -> "Future[T]":
         """Call an action in the writer's thread, between two commits."""
         return self.records.writer.between(action)
-
-
-def _found(connection: Connection, new: Bank) -> Bank | None:
-    """Find the bank of the name of a new one. Errors: BANK_EXISTS, when its specs are others."""
-    found = bank_rows.named(connection, new.name)
-    if found is None:
-        return None
-    # A hidden size that is not stated is whatever the bank's is.
-    other_size = new.kv.hidden_size not in (0, found.kv.hidden_size)
-    if other_size or (found.kv, found.embedding) != (new.kv, new.embedding):
-        text = f"there is a bank {new.name!r} with another spec"
-        raise ServiceError(
-            "BANK_EXISTS",
-            text,
-            bank_digest=found.kv.reader_digest,
-            request_digest=new.kv.reader_digest,
-        )
-    return found
-
-
-def _check_bound(what: str, limit: int, size: int) -> None:
-    if size > limit:
-        text = f"there would be {size} {what}; this server takes {limit}"
-        raise ServiceError("TOO_LARGE", text, limit=limit, size=size)
