@@ -1,5 +1,5 @@
-"""What we claim, measured beside a floor in the same run: `make bench`.
+"""The benchmarks (`make bench`): each claim of the project is measured beside a floor or a peer in the same run.
 
-Ours and the floor take turns; medians are compared, never a best against a worst. The machine's load is printed with
-them. The figures go to build/bench.json.
+This project and its rivals take turns, and their medians are compared, never a best against a worst. The machine's load
+average is printed with the figures, which go to build/bench.json. docs/benchmarks.md says what each row measures.
 """

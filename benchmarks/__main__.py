@@ -1,4 +1,4 @@
-"""Run the comparisons, print a table, write build/bench.json."""
+"""The command `python -m benchmarks`: it runs the comparisons, prints a table and writes build/bench.json."""
 
 import json
 import os
@@ -20,10 +20,10 @@ from benchmarks import report
 from benchmarks.bench import Bench
 from benchmarks.pair import Result, Skipped
 
-# Some rows alone must not take the place of all.
+# A run of some rows has a file of its own, so that it does not replace the figures of all rows.
 OUTPUT, PART = Path("build/bench.json"), Path("build/bench-part.json")
-_WIDTH = 180  # of the table in a file
-# Row: the file that measures it, in the order of the design's table.
+_WIDTH = 180  # columns of the table where the output is not a terminal
+# Each row with the module that measures it, in the order in which they run.
 ROWS = {
     "same_host_fetch": "same_host_fetch",
     "retrieve_same_host": "retrieve",
@@ -45,14 +45,23 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 @app.command()
 def main(
-    only: Annotated[list[str] | None, typer.Option(metavar="ROW", help=f"Of: {', '.join(ROWS)}; repeat it.")] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ROW", help=f"Run this row only; may be repeated. One of: {', '.join(ROWS)}."),
+    ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Floors only, smaller banks: under 3 minutes.")] = False,
     million: Annotated[bool, typer.Option("--million", help="Search a million vectors too: minutes.")] = False,
-    rounds: Annotated[int | None, typer.Option(min=1, help="Instead of each row's own.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print what is written, not a table.")] = False,
-    out: Annotated[Path | None, typer.Option(help=f"Where to write: {OUTPUT}, with --only {PART}.")] = None,
+    rounds: Annotated[
+        int | None, typer.Option(min=1, help="Rounds of each comparison, instead of each row's own number.")
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print what is written to the file, instead of a table.")
+    ] = False,
+    out: Annotated[
+        Path | None, typer.Option(help=f"Write to this file. Default: {OUTPUT}, with --only {PART}.")
+    ] = None,
 ) -> None:
-    """Measure ours beside floors and peers."""
+    """Measure this project beside floors and peers."""
     rows = only or list(ROWS)
     out = out or (PART if only else OUTPUT)
     if unknown := set(rows) - set(ROWS):
@@ -61,7 +70,7 @@ def main(
     console = Console(stderr=as_json)
     if not console.is_terminal:
         console = Console(stderr=as_json, width=_WIDTH)
-    # Not in /tmp, which may be memory: the disk is what is measured.
+    # The scratch folder is not made in /tmp, which may be memory: the disk is what is measured.
     with (
         tempfile.TemporaryDirectory(prefix="bench-", dir=out.parent.absolute()) as scratch,
         console.status("start") as status,
@@ -71,7 +80,7 @@ def main(
         for name in dict.fromkeys(ROWS[row] for row in ROWS if row in rows):
             results.extend(import_module(f"benchmarks.{name}").run(bench))
             written = _document(results, bench.skipped)
-            out.write_text(json.dumps(written, indent=2) + "\n")  # each time: a row that fails costs no other
+            out.write_text(json.dumps(written, indent=2) + "\n")  # after each module: a failure costs no other figures
     if as_json:
         print(json.dumps(written, indent=2))
         return
@@ -91,7 +100,7 @@ def _document(results: Sequence[Result], skipped: Sequence[Skipped]) -> dict[str
 
 
 def _cpu() -> str:
-    """The model, where Linux tells it."""
+    """Return the name of the processor's model where Linux tells it, else what `platform` knows."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""What a row gets: how much to do, where to do it, and the peers that are here."""
+"""The context that each row of the benchmarks is handed: how much to do, where to do it, and which peers are here."""
 
 import shutil
 from collections.abc import Callable
@@ -15,7 +15,12 @@ PEERS = Path("build/peers")
 
 @dataclass
 class Bench:
-    """folder: scratch space on the disk that is measured. rows: those wanted. rounds: instead of each row's own."""
+    """The options of a run, its scratch space, and a list of what it could not measure.
+
+    folder: scratch space on the disk that is measured. rows: names of the rows that are wanted. quick: smaller banks,
+    fewer rounds, no peers. rounds: rounds of each comparison, instead of each row's own number. million: search a
+    million vectors too. say: shows what the run is doing. skipped: rivals that could not be measured.
+    """
 
     folder: Path
     rows: frozenset[str]
@@ -27,23 +32,25 @@ class Bench:
     _serial: "count[int]" = field(default_factory=count)
 
     def n(self, usual: int) -> int:
-        """Rounds of a comparison."""
+        """Return the number of rounds of a comparison. usual: its number in a full run."""
         return self.rounds or (max(3, usual // 4) if self.quick else usual)
 
     def scratch(self, name: str) -> Path:
-        """A new folder; `stack.callback(bench.clear, ...)` or the end of the run removes it."""
+        """Make a new folder and return its path; `clear` or the end of the run removes it."""
         folder = self.folder / f"{name}-{next(self._serial)}"
         folder.mkdir()
         return folder
 
     def clear(self, folder: Path) -> None:
-        """Make room on the disk before the next row."""
+        """Delete a folder, to make room on the disk before the next row."""
         shutil.rmtree(folder, ignore_errors=True)
 
     def peer(self, stack: ExitStack, row: str, name: str, *arguments: str, needs: str | None = None) -> Worker | None:
-        """A worker of benchmarks/peers; None, and noted as skipped, where it cannot run.
+        """Start the worker `benchmarks.peers.<name>` and return it; return None, and note it in `skipped`, where it
+        cannot run.
 
-        needs: a program that must be on the PATH.
+        stack: ends the worker. row: the row that asks. arguments: handed to the worker. needs: a program that must be
+        on the PATH.
         """
         if self.quick:
             why: str | None = "floors only"

@@ -1,4 +1,5 @@
-"""What each registered compressor takes, beside the plain forward of the same chunk."""
+"""The row `compressors` of the benchmarks: the time that each registered compressor takes, beside the plain forward of
+the same chunk."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -30,10 +31,11 @@ _FORMS = {
 
 
 def run(bench: Bench) -> Iterator[Result]:
-    """A chunk of 512 tokens to 64, all 8 layers stored, in a Llama of 26 M random parameters; one thread.
+    """Compress a chunk of 512 tokens to 64, in a Llama of 26 M random parameters with all 8 layers stored, on one
+    thread.
 
-    Methods that choose from what the forward captured are timed without it; those that run the model themselves
-    (`encodes`) with their own forward, instead of which the plain one need not run, and in half as many rounds.
+    A method that chooses from what a forward captured is timed without that forward. A method that runs the model
+    itself (`encodes`) is timed with its own forward, which replaces the plain one, in half as many rounds.
     """
     torch.manual_seed(0)
     torch.set_num_threads(1)

@@ -1,4 +1,4 @@
-"""Decoding with a memory against the same model without."""
+"""The row `decode` of the benchmarks: the time of decoding with a memory, beside the same model without one."""
 
 from collections.abc import Iterator
 
@@ -17,7 +17,7 @@ _STEPS = 64
 
 
 def run(bench: Bench) -> Iterator[Result]:
-    """64 greedy steps of an 11 M-parameter Llama, local window 256, with 1,024 retrieved tokens in 4 layers."""
+    """Time 64 greedy steps of a Llama of 11 M parameters, local window 256, with 1,024 retrieved tokens in 4 layers."""
     torch.manual_seed(0)
     torch.set_num_threads(1)
     config = LlamaConfig(

@@ -1,4 +1,5 @@
-"""Row 4: durable writes of 1 MiB chunks by 4 processes; staged on the same host, streamed beside it."""
+"""The row `durable_write` of the benchmarks: 4 processes write chunks of 1 MiB durably, once staged on the same host
+and once streamed."""
 
 import os
 import sys
@@ -22,7 +23,8 @@ _WRITERS, _CHUNKS = 4, 8
 
 
 def run(bench: Bench) -> Iterator[Result]:
-    """In a round each writer writes 8 chunks, one after the other where it is a file, pipelined where it is ours."""
+    """Time rounds in which each writer writes 8 chunks: the floor's one file after the other, the service's pipelined
+    in one call."""
     folder = bench.scratch(ROW)
     with ExitStack() as stack:
         stack.callback(bench.clear, folder)
@@ -63,7 +65,8 @@ def _all(writers: list[Worker], operation: str) -> float:
 
 
 def _work(staged: str, streamed: str, folder: str, number: str) -> None:
-    """One writer process."""
+    """Serve the operations of one writer process until its stdin closes. staged, streamed: addresses of two services.
+    folder: where the floor writes its files. number: which writer it is."""
     vectors = material.vectors(100, seed=int(number))
     made = [material.tensors(1, seed=100 * int(number) + index) for index in range(_CHUNKS)]
     blocks = [b"".join(np.ascontiguousarray(tensor).tobytes() for tensor in tensors.values()) for tensors in made]

@@ -1,7 +1,8 @@
-"""Row 6: a full bank is cut back while others read and write. Vectors only, so that no file is unlinked.
+"""The row `eviction` of the benchmarks: a full bank is cut back by a quarter. Its chunks have vectors only, so that no
+file is unlinked.
 
-First with a reader and a writer at work, from which the longest pause of each is taken; then alone, for the cost of a
-victim. How a bank of a million is filled: see `filling`.
+It is cut twice: while a reader and a writer are at work, whose longest calls are taken; then alone, for the time that
+one evicted chunk costs. `benchmarks.filling` tells how the bank of a million chunks is made.
 """
 
 import os
@@ -29,7 +30,7 @@ _PATIENCE_S, _EVERY_S = 120.0, 0.005
 
 
 def run(bench: Bench) -> Iterator[Result]:
-    """The pause of a single call, in milliseconds, and the time of a victim, in microseconds."""
+    """Measure the longest call of others, in milliseconds, and the time of one evicted chunk, in microseconds."""
     chunks = 20_000 if bench.quick else 1_000_000
     folder = bench.scratch(ROW)
     try:
@@ -54,7 +55,7 @@ def run(bench: Bench) -> Iterator[Result]:
 
 
 def _settle(client: kvbank.Client, found: material.Vectors, chunks: int) -> None:
-    """Until the bank is searched by the kind of index that it will have; lists are trained first."""
+    """Wait until the bank is searched by the kind of index that fits its size (lists are trained first), at most 120 s."""
     kind = "ivf" if chunks >= _LARGE else "exact"
     begin = time.perf_counter()
     while True:
@@ -67,7 +68,8 @@ def _settle(client: kvbank.Client, found: material.Vectors, chunks: int) -> None
 def _pauses(
     client: kvbank.Client, address: str, found: material.Vectors, chunks: int, folder: Path
 ) -> Iterator[Result]:
-    """Longest call of a reader of the full bank and of a writer to another one, before and during the eviction."""
+    """Measure the longest call of a reader of the full bank, and of a writer to another bank, before and during the
+    eviction."""
     with ExitStack() as stack:
         callers = {
             who: stack.enter_context(Worker(__name__, address, who, log=folder / f"{who}.log"))
@@ -87,7 +89,8 @@ def _pauses(
 
 
 def _call(address: str, who: str) -> None:
-    """A process that reads or writes every few milliseconds."""
+    """Read (`who` is "reader") or write ("writer") with pauses of 5 ms until stdin closes; answer `longest` with the longest
+    call since it was last asked, in seconds."""
     found, longest = material.vectors(_WRITTEN, _DIMENSION), [0.0]
     one_call, ended = threading.Lock(), threading.Event()
     with kvbank.connect(address) as client:
@@ -110,7 +113,7 @@ def _call(address: str, who: str) -> None:
                     return
 
         def since_last() -> float:
-            with one_call:  # the call under way counts
+            with one_call:  # wait for the call under way, so that it counts
                 seconds, longest[0] = longest[0], 0.0
             return seconds
 
@@ -123,11 +126,14 @@ def _call(address: str, who: str) -> None:
 
 
 def _evict(client: kvbank.Client, found: material.Vectors, capacity: int) -> tuple[float, int]:
-    """Write one chunk too many; seconds until the bank is at its target, and how many went."""
+    """Write one chunk too many; return the seconds until the bank is at its target, and how many chunks were evicted.
+
+    Errors: RuntimeError when the bank does not come down to its target.
+    """
     before = client.get_bank("full").usage.chunks_evicted
     begin = time.perf_counter()
     writer(client, "full", reader="")([kvbank.NewChunk(found[0])])
-    # The last batch may end a few chunks above the target: what was written meanwhile comes on top of it.
+    # Chunks that are written while the last batch is evicted stay above the target.
     while (usage := client.get_bank("full").usage).chunks > 1.001 * capacity * _TARGET / 100 + 1:
         if time.perf_counter() - begin > _PATIENCE_S:
             raise RuntimeError(f"the eviction stopped at {usage.chunks} chunks")
@@ -147,7 +153,8 @@ def _cost(client: kvbank.Client, found: material.Vectors, chunks: int, folder: P
 
 
 def _delete(path: Path, rows: int, victims: int) -> float:
-    """Seconds to delete the first rows of a table of ours' width, each batch durable."""
+    """Return the seconds that SQLite takes to delete the first rows of a table with rows of 200 bytes, each batch of
+    them durable. rows: rows of the table. victims: rows to delete."""
     with closing(sqlite3.connect(path)) as database:
         database.execute("PRAGMA journal_mode=WAL")
         database.execute("PRAGMA synchronous=FULL")

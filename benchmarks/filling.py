@@ -1,5 +1,5 @@
-"""A bank of many chunks without as many writes: a thousand go through the service, the rest are copies made in its
-database while it is stopped, because a million writes would take longer than all rows together."""
+"""Fills a bank with many chunks without as many writes, because a million writes would take longer than all rows
+together: a thousand go through the service, the rest are copies that are made in its database while it is stopped."""
 
 import sqlite3
 from collections.abc import Iterator
@@ -12,9 +12,10 @@ _TABLES = ("chunks", "contents")
 
 
 def multiply(path: Path, times: int, vectors: Vectors | None = None) -> None:
-    """So many of each chunk in the database `path`, with ids and keys of their own, as if they had been written.
+    """Copy each chunk in the database `path`, so that there are `times` of it with different ids and keys.
 
-    vectors: embeddings [chunks * times, d] in the order of the ids; without them a copy has that of its original.
+    vectors: embeddings [chunks * times, d] in the order of the ids; without them a copy has the embedding of its
+    original.
     """
     copies = "WITH RECURSIVE copy (number) AS (SELECT 1 UNION ALL SELECT number + 1 FROM copy WHERE number < ?)"
     with closing(sqlite3.connect(path)) as database, database:
@@ -41,7 +42,8 @@ def multiply(path: Path, times: int, vectors: Vectors | None = None) -> None:
 def _with_vectors(
     columns: list[str], originals: list[int], stride: int, vectors: Vectors
 ) -> Iterator[tuple[object, object, int]]:
-    """Values of a copy each: id and embedding in the order of the columns, and whose copy it is."""
+    """Yield for each copy the values of its row: id and embedding, in the order of the columns, then the id of its
+    original."""
     swapped = columns.index("embedding") < columns.index("chunk_id")
     for number in range(len(originals), len(vectors)):
         copy, original = divmod(number, len(originals))

@@ -1,4 +1,4 @@
-"""Floors of the network: a gRPC server that answers with bytes, and does nothing else."""
+"""The floor of the network: a gRPC server that answers with bytes and does nothing else."""
 
 import sys
 import tempfile
@@ -27,25 +27,26 @@ def _unary(request: bytes, _context: object) -> bytes:
 
 
 class Rpc:
-    """What a client of the bare server can call."""
+    """The client of the bare server: one method for each of its calls."""
 
     def __init__(self, channel: grpc.Channel) -> None:
         self._stream = channel.unary_stream("/raw.Raw/Stream")
         self._unary = channel.unary_unary("/raw.Raw/Unary")
 
     def stream(self, frames: int) -> None:
-        """So many frames of 1 MiB."""
+        """Receive a stream of this number of frames, 1 MiB each."""
         for _ in self._stream(b"%d" % frames):
             pass
 
     def unary(self) -> None:
-        """A small question and a small answer."""
+        """Send 100 bytes and receive them back."""
         self._unary(b"x" * 100)
 
 
 @contextmanager
 def bare_grpc(folder: Path, *, unix: bool = False) -> Iterator[Rpc]:
-    """The bare server as a process of its own, on the loopback or a unix socket; `folder` takes its log."""
+    """Run the bare server as a separate process, on the loopback or a unix socket, and yield its client. folder: where
+    its log is written."""
     with tempfile.TemporaryDirectory() as short:
         address = f"unix:{short}/socket" if unix else "127.0.0.1:0"
         with Worker(__name__, address, log=folder / "bare_grpc.log") as worker:

@@ -1,6 +1,6 @@
-"""Work in another process: a JSON line in, a JSON line out; the worker times its own calls.
+"""Both ends of work in another process: one JSON line asks, one JSON line answers, and the worker times its own calls.
 
-Both ends, for workers of this environment and of the peers' (so nothing but the standard library is imported here).
+Workers run in this environment or in that of the peers, so this file imports the standard library only.
 """
 
 import json
@@ -14,11 +14,15 @@ from typing import Any, Self
 
 
 class WorkerFailed(Exception):
-    """The worker did not start, or refused; the text is its last line."""
+    """The error for a worker that did not start, whose text is the last line of the worker's log, or that failed in an
+    operation, whose text is the error there."""
 
 
 def serve(operations: Mapping[str, Callable[..., Any]]) -> None:
-    """The worker's end: answer until stdin closes. What libraries print on stdout goes to stderr."""
+    """Answer for the worker until stdin closes. What libraries print on stdout goes to stderr.
+
+    operations: what the worker can be asked for, by name.
+    """
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     answers.write(json.dumps({"ready": True}) + "\n")
@@ -34,10 +38,14 @@ def serve(operations: Mapping[str, Callable[..., Any]]) -> None:
 
 
 class Worker:
-    """The caller's end: `python -m module arguments...`. A context manager."""
+    """The caller's end of a worker, which is started as `python -m module arguments...`. As a context manager it ends
+    the worker."""
 
     def __init__(self, module: str, *arguments: str, python: str = sys.executable, log: Path):
-        """Errors: WorkerFailed when it does not come up."""
+        """Start the worker and wait until it is ready. python: the interpreter. log: file that takes its stderr.
+
+        Errors: WorkerFailed when the worker does not come up.
+        """
         command = [python, "-m", module, *arguments]
         self._log = log
         with log.open("wb") as stderr:
@@ -51,22 +59,22 @@ class Worker:
             raise
 
     def begin(self, operation: str, *arguments: Any) -> None:
-        """Send without waiting; `end` takes the answer."""
+        """Ask the worker for an operation without waiting; `end` takes its answer."""
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps([operation, arguments]) + "\n")
         self._process.stdin.flush()
 
     def end(self) -> float:
-        """Seconds that the operation took in the worker. Errors: WorkerFailed."""
+        """Wait for the operation and return the seconds that it took in the worker. Errors: WorkerFailed."""
         return float(self._answer()["seconds"])
 
     def time(self, operation: str, *arguments: Any) -> float:
-        """Do it; the seconds that it took in the worker. Errors: WorkerFailed."""
+        """Have the worker do an operation, and return the seconds that it took there. Errors: WorkerFailed."""
         self.begin(operation, *arguments)
         return self.end()
 
     def call(self, operation: str, *arguments: Any) -> Any:
-        """Do it; what it returned. Errors: WorkerFailed."""
+        """Have the worker do an operation, and return what it returned there. Errors: WorkerFailed."""
         self.begin(operation, *arguments)
         return self._answer()["value"]
 

@@ -1,4 +1,5 @@
-"""What is written and asked for: chunks of 256 tokens, clustered unit vectors. Only numpy: the peers use it too."""
+"""The data that is written and asked for: K-V of 256 tokens, clustered unit vectors, texts. The peers use it too, so
+this file imports numpy only."""
 
 import numpy as np
 import numpy.typing as npt
@@ -7,7 +8,7 @@ MIB = 1 << 20
 DIMENSION = 384
 HEADS, HEAD_DIM, TOKENS = 8, 128, 256
 CLUSTER = 100
-"""Vectors of a cluster; vector i is of cluster i modulo the number of clusters."""
+"""Vectors in a cluster. Vector i belongs to the cluster i modulo the number of clusters."""
 
 TEXT = "What was said at that time, in about two hundred characters, as a conversation remembers it. " * 2
 
@@ -15,7 +16,7 @@ Vectors = npt.NDArray[np.float32]
 
 
 def vectors(count: int, dimension: int = DIMENSION, seed: int = 0) -> Vectors:
-    """Unit vectors [count, dimension] around count / CLUSTER directions."""
+    """Make unit vectors [count, dimension] around count / CLUSTER random directions."""
     rng = np.random.default_rng(seed)
     centres = rng.standard_normal((max(1, count // CLUSTER), dimension), dtype=np.float32)
     found = centres[np.arange(count) % len(centres)]
@@ -24,7 +25,7 @@ def vectors(count: int, dimension: int = DIMENSION, seed: int = 0) -> Vectors:
 
 
 def near(found: Vectors, count: int, seed: int = 1) -> Vectors:
-    """Queries [count, dimension] near some of these vectors."""
+    """Make unit vectors [count, d] near randomly chosen vectors of `found` [n, d], as queries."""
     rng = np.random.default_rng(seed)
     chosen = found[rng.integers(len(found), size=count)]
     noise = rng.standard_normal(chosen.shape, dtype=np.float32)
@@ -32,12 +33,12 @@ def near(found: Vectors, count: int, seed: int = 1) -> Vectors:
 
 
 def unit(found: Vectors) -> Vectors:
-    """Each of length 1."""
+    """Scale each vector [n, d] to length 1."""
     return found / np.linalg.norm(found, axis=1, keepdims=True)
 
 
 def tensors(layers: int, tokens: int = TOKENS, seed: int = 0) -> dict[str, npt.NDArray[np.generic]]:
-    """K-V of a chunk, fp16: a layer of 256 tokens, 8 heads and 128 dimensions has 1 MiB."""
+    """Make random K-V of a chunk in fp16, each [8 heads, tokens, 128]: a layer of 256 tokens has 1 MiB."""
     rng, shape = np.random.default_rng(seed), (HEADS, tokens, HEAD_DIM)
     made: dict[str, npt.NDArray[np.generic]] = {}
     for layer in range(layers):

@@ -1,4 +1,5 @@
-"""One comparison: ours against floors and peers, interleaved. Owns what a result is and when a target is met."""
+"""One comparison of this project ("ours") with floors and peers, whose rounds are interleaved. This file owns what a
+result is and when a target is met."""
 
 import os
 import time
@@ -12,24 +13,25 @@ Role = Literal["ours", "floor", "peer"]
 
 @dataclass(frozen=True)
 class Target:
-    """What the design asks for: a bound of ours, of ours / theirs, or of ours - theirs."""
+    """The bound that the design sets: for our figure, for ours / theirs, or for ours - theirs. at_least: it is a lower
+    bound."""
 
     of: Literal["ours", "ratio", "difference"]
     limit: float
     at_least: bool = False
 
     def met(self, ours: float, theirs: float) -> bool:
-        """Whether these figures keep it."""
+        """Tell whether these figures keep the bound."""
         value = {"ours": ours, "ratio": ours / theirs, "difference": ours - theirs}[self.of]
         return value >= self.limit if self.at_least else value <= self.limit
 
 
 @dataclass(frozen=True)
 class Contender:
-    """Somebody who does the work of one round; `run` answers with the seconds it took.
+    """One way to do the work that is compared; `run` does one round and returns the seconds that it took.
 
-    targets: of ours, whoever it is compared with; of a rival, for ours against this one.
-    judged: False for one of ours that is only reported beside another.
+    targets: where the role is "ours", bounds for its own figure; for a rival, bounds for ours against it.
+    judged: False for one of ours that is reported, but has no targets against rivals.
     """
 
     name: str
@@ -41,7 +43,11 @@ class Contender:
 
 @dataclass(frozen=True)
 class Result:
-    """Medians in `unit`: a time (lower is better) or a rate (higher is better)."""
+    """The medians of one of ours and one rival, in `unit`: a time (lower is better) or a rate (higher is better).
+
+    row: the row of the benchmarks. name: what was done. against: the rival, whose role is `role`. n: rounds.
+    load_average: the machine's, over the last minute.
+    """
 
     row: str
     name: str
@@ -56,15 +62,15 @@ class Result:
 
     @property
     def ratio(self) -> float:
-        """Ours / theirs."""
+        """Return our figure divided by theirs."""
         return self.ours / self.theirs
 
     def met(self) -> list[bool]:
-        """For each target."""
+        """Tell for each target whether it is met."""
         return [target.met(self.ours, self.theirs) for target in self.targets]
 
     def as_json(self) -> dict[str, Any]:
-        """For build/bench.json; the floor's or peer's figure stands under its role."""
+        """Return the entry for build/bench.json, in which the rival's figure stands under `floor` or `peer`."""
         entry = asdict(self) | {self.role: self.theirs, "ratio": self.ratio}
         del entry["role"], entry["theirs"]
         marked = zip(self.targets, self.met(), strict=True)
@@ -73,7 +79,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Skipped:
-    """What was not measured, and why."""
+    """A note of what was not measured in a row, and why."""
 
     row: str
     what: str
@@ -81,7 +87,7 @@ class Skipped:
 
 
 def timed(call: Callable[[], object]) -> Callable[[], float]:
-    """A round that is timed here."""
+    """Return a function that makes the call and returns the seconds that it took."""
 
     def run() -> float:
         begin = time.perf_counter()
@@ -94,13 +100,13 @@ def timed(call: Callable[[], object]) -> Callable[[], float]:
 def compare(
     row: str, name: str, contenders: Sequence[Contender], n: int, records: int | None = None, unit: str = "records/s"
 ) -> Iterator[Result]:
-    """All contenders in turns, `n` rounds after a warm-up; then each of ours against each of the others.
+    """Run all contenders in turns, `n` rounds after a warm-up, and yield a result for each of ours against each rival.
 
-    records: how many of them a round has; then the figures are records per second (`unit`) instead of milliseconds.
+    records: how many records one round has; with it the figures are records per second (`unit`), not milliseconds.
     """
     times: dict[str, list[float]] = {contender.name: [] for contender in contenders}
     for index in range(n + 1):
-        first = index % len(contenders)  # who comes after whom must not matter
+        first = index % len(contenders)  # the order moves on, so that it does not matter who comes after whom
         for contender in (*contenders[first:], *contenders[:first]):
             seconds = contender.run()
             if index:

@@ -1,4 +1,4 @@
-"""build/bench.json as a table: for the terminal, and as Markdown for docs/benchmarks.md.
+"""The figures of build/bench.json as a table: for the terminal, and as Markdown for docs/benchmarks.md.
 
 `python -m benchmarks.report [FILE]` puts the table between the two marks in docs/benchmarks.md.
 """
@@ -10,13 +10,13 @@ from typing import Any
 
 PAGE = Path("docs/benchmarks.md")
 BEGIN, END = "<!-- made by python -m benchmarks.report -->", "<!-- end -->"
-# Columns that read from the left.
+# Columns with words, which are aligned on the left; the others have numbers.
 TEXT = (0, 2, 5)
 _HEAD = ["what", "ours", "against", "theirs", "ratio", "target", "met", "n", "load"]
 
 
 def table(document: dict[str, Any]) -> list[list[str]]:
-    """Head and rows; what is repeated from the row above is left out."""
+    """Return the head of the table and its rows; a name that repeats that of the row above is left out."""
     rows, before = [], ""
     for entry in document["results"]:
         theirs = entry.get("floor", entry.get("peer"))
@@ -46,7 +46,7 @@ def _number(value: float) -> str:
 
 
 def markdown(document: dict[str, Any]) -> str:
-    """The table, with what it was measured on and what was skipped."""
+    """Return the table as Markdown, with the machine and the day, and what was skipped."""
     head, *rows = table(document)
     machine = document["machine"]
     about = f"{document['date'][:10]}, {machine['cores']} cores of {machine['cpu']}, {machine['system']}."
@@ -65,7 +65,7 @@ def _line(cells: list[str]) -> str:
 
 
 def main(path: str = "build/bench.json") -> None:
-    """Replace what stands between the marks."""
+    """Replace what stands between the two marks in docs/benchmarks.md. path: the file of figures."""
     made = markdown(json.loads(Path(path).read_text()))
     page = PAGE.read_text()
     before, rest = page.split(BEGIN)

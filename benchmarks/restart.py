@@ -1,4 +1,5 @@
-"""Row 7: a bank of 100,000 chunks after a restart: snapshots are loaded, or the index is made from the records."""
+"""The row `restart` of the benchmarks: a service with a bank of 100,000 chunks is started again. It loads the snapshots
+of the index, or, where they are gone, makes the index from the records."""
 
 import os
 import shutil
@@ -17,7 +18,8 @@ ROW = "restart"
 
 
 def run(bench: Bench) -> Iterator[Result]:
-    """Index ready: from the service's start of serving to its first answer. Whole start: from the process's start."""
+    """Time two spans, in milliseconds: "index ready", from when the service takes calls to its first answer; and "whole
+    start", from the start of the process to that answer."""
     chunks, rounds = (20_000, 3) if bench.quick else (100_000, 7)
     folder = bench.scratch(ROW)
     try:
@@ -44,7 +46,8 @@ def run(bench: Bench) -> Iterator[Result]:
 
 
 def _start(folder: Path, query: material.Vectors) -> tuple[float, float]:
-    """Seconds from serving to the first answer, and from the start to it. The stop that follows takes a snapshot."""
+    """Start and stop the service; return the seconds to its first answer, from when it takes calls and from the start
+    of the process. The stop takes a snapshot of the index."""
     begin = time.perf_counter()
     with serving(folder) as process:
         ready = time.perf_counter()

@@ -1,6 +1,7 @@
-"""Rows 2 and 3: search among 20,000 chunks and get the K-V of the eight nearest, 1 MiB each, in one call.
+"""The rows `retrieve_same_host` and `retrieve_network`: one call searches among 20,000 chunks and returns the K-V of
+the eight nearest, 1 MiB each.
 
-Queries aim at clusters whose chunks have K-V of 1 MiB; all other chunks, which are searched as well, have K-V of one
+Queries aim at clusters whose chunks have K-V of 1 MiB. All other chunks are searched as well, but have K-V of one
 token, so that the bank does not fill the disk.
 """
 
@@ -26,7 +27,7 @@ _TOP_K, _WITH_KV = 8, 5
 
 
 def run(bench: Bench) -> Iterator[Result]:
-    """Both rows, over one data folder."""
+    """Measure those of the two rows that are wanted, over one data folder."""
     chunks = 5_000 if bench.quick else 20_000
     folder = bench.scratch("retrieve")
     try:
@@ -78,7 +79,7 @@ def _asking(worker: Worker, turn: Iterator[int]) -> float:
 
 
 def with_kv(chunks: int) -> list[int]:
-    """Which vectors have K-V of 1 MiB: the first clusters."""
+    """Return the numbers of the vectors whose chunks have K-V of 1 MiB: those of the first clusters."""
     clusters = chunks // material.CLUSTER
     return [number for number in range(chunks) if number % clusters < _WITH_KV]
 

@@ -1,4 +1,5 @@
-"""Row 1: one chunk of 4 MiB by id, on the same host, checksums verified."""
+"""The row `same_host_fetch` of the benchmarks: one call gets a chunk of 4 MiB by its id, on the same host, with
+checksums verified."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -21,7 +22,7 @@ _SIZE = _MIB * material.MIB
 
 
 def run(bench: Bench) -> Iterator[Result]:
-    """Everybody goes round the same number of chunks, all of them in memory or in the page cache."""
+    """Time fetches in which every contender goes round 16 chunks that are in memory or in the page cache."""
     folder = bench.scratch(ROW)
     with ExitStack() as stack:
         stack.callback(bench.clear, folder)

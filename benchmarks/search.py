@@ -1,10 +1,10 @@
-"""A search alone, one query at a time: among 20,000 and 100,000 vectors exactly, among 200,000 (with `--million` also a
-million) by lists; 384 dimensions, top 10.
+"""The row `search` of the benchmarks: the search alone, one query at a time, top 10 in 384 dimensions. Among 20,000 and
+100,000 vectors it is exact; among 200,000 (with `--million` also a million) it goes by lists.
 
-Ours is measured twice: a call of the SDK that asks for no K-V, and the index in this process, used as the service uses
-it, with the exact scores from the records. Beside them FAISS in this process with the same settings: the same fp16
-vectors and, where there are lists, the same centroids, lists and probes. Each has its recall, the share of the true top
-10 (float32, all vectors) of 256 queries near stored vectors.
+Ours is measured twice: as a call of the SDK that asks for no K-V, and as the index in this process, used as the service
+uses it, with the exact scores from the records. The floor is FAISS in this process with the same settings: the same
+fp16 vectors and, where there are lists, the same centroids, lists and probes. Recall is the share that was found of the
+true top 10 (float32, all vectors) of 256 queries near stored vectors.
 """
 
 import os
@@ -35,18 +35,18 @@ from memory_service.search.snapshots import Snapshots
 from memory_service.storage.local.records import chunk_rows
 
 ROW = "search"
-faiss: Any = _faiss  # its stubs describe it in part
+faiss: Any = _faiss  # the stubs of faiss describe it in part only
 _BANK, _TOP_K, _QUERIES, _WRITTEN, _PATIENCE_S = "vectors", 10, 256, 1000, 1800.0
 
 Kind = Literal["exact", "ivf"]
 Ids = npt.NDArray[np.int64]
-# Numbers of the vectors [10] that are nearest to a query [d].
+# Takes a query [d], returns the numbers of the nearest vectors [10].
 Search = Callable[[material.Vectors], Ids]
 
 
 @dataclass(frozen=True)
 class Searched:
-    """Somebody who searches; `role` as of a Contender."""
+    """One way to search, with its name and with its role as of a `Contender`."""
 
     name: str
     role: Any
@@ -54,7 +54,7 @@ class Searched:
 
 
 def run(bench: Bench) -> Iterator[Result]:
-    """A bank each; time of a search in milliseconds, and recall."""
+    """Measure the time of a search, in milliseconds, and its recall, in one bank after the other."""
     banks: list[tuple[int, Kind]] = [(20_000, "exact"), (100_000, "exact"), (200_000, "ivf")]
     if bench.quick:
         banks = [(5_000, "exact"), (10_000, "ivf")]
@@ -101,7 +101,8 @@ def _fill(folder: Path, found: material.Vectors, kind: Kind) -> None:
 
 
 def _settle(folder: Path, found: material.Vectors, kind: Kind) -> None:
-    """Until the index is what it will be, and in files: then a start finds it made."""
+    """Wait until the bank has its kind of index. The stop of the service writes the index to files, where the next
+    start finds it. Errors: RuntimeError when the index is not ready in time."""
     begin = time.perf_counter()
     with connected(folder) as client:
         client.retrieve(_BANK, found[0], payload=False, count=False, embedder_digest=EMBEDDER, timeout=_PATIENCE_S)
@@ -115,7 +116,7 @@ def _settle(folder: Path, found: material.Vectors, kind: Kind) -> None:
 
 
 def _index(store: Folder) -> tuple[Ids, BankIndex]:
-    """All ids, ascending, and the index as the service loads it."""
+    """Return all ids of chunks, ascending, and the index as the service loads it."""
     (bank,) = entries.banks(store)
     snapshots = Snapshots(store.path / "indexes" / bank.uid, store.store_id(), material.DIMENSION, 0, durable=False)
     with store.read() as connection:
@@ -154,7 +155,7 @@ def _fp16_index() -> Any:
 
 
 def _same_lists(ours: Ivf) -> Any:
-    """FAISS's own index with the centroids, lists and probes of ours; rows are numbers of vectors."""
+    """Make an index of FAISS with the centroids, lists and probes of ours; its ids are numbers of vectors."""
     quantizer = faiss.IndexFlatIP(material.DIMENSION)
     quantizer.add(ours.centroids)
     fp16, metric = faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT

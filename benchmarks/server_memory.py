@@ -1,4 +1,5 @@
-"""Row 8: the server's memory, against its embeddings, while payloads of many times that go in and out."""
+"""The row `server_memory` of the benchmarks: the peak of the server's memory, beside the size of the embeddings that it
+holds, while payloads of many times that size go in and out."""
 
 import os
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ ROW = "server_memory"
 
 
 def run(bench: Bench) -> Iterator[Result]:
-    """The most that was ever resident; the first figure is of the embeddings alone, the second with the payloads."""
+    """Measure the peak of resident memory, in MB: first with the embeddings alone, then with the payloads too."""
     vectors, payloads = (10_000, 256) if bench.quick else (100_000, 2048)
     folder = bench.scratch(ROW)
     try:

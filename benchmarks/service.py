@@ -1,4 +1,4 @@
-"""The memory service as a process of its own, as its users run it."""
+"""The memory service as a separate process, as its users run it, with a client and banks for the benchmarks."""
 
 import os
 import tempfile
@@ -17,13 +17,14 @@ _SAME_HOST = "KVBANK_SAME_HOST"
 
 
 def spec(layers: int) -> kvbank.KVSpec:
-    """Of a bank of `material.tensors`."""
+    """Return the K-V spec of a bank for `material.tensors` with this number of layers."""
     return kvbank.KVSpec(READER, range(layers), material.HEADS, material.HEAD_DIM, "fp16")
 
 
 @contextmanager
 def serving(folder: Path, *, same_host: bool = False) -> Iterator[ServiceProcess]:
-    """A service on `folder`, durability fsync: on the loopback, or on a unix socket and allowed to name its files."""
+    """Run a service on `folder` with durability fsync and yield its process. same_host: it listens on a unix socket and
+    may name its files to clients; otherwise it listens on the loopback."""
     with tempfile.TemporaryDirectory() as short:
         process = ServiceProcess(folder)
         before = os.environ.get(_SAME_HOST)
@@ -41,18 +42,18 @@ def serving(folder: Path, *, same_host: bool = False) -> Iterator[ServiceProcess
 
 @contextmanager
 def connected(folder: Path, *, same_host: bool = False) -> Iterator[kvbank.Client]:
-    """A client of a service of its own."""
+    """Run a service as `serving` does, and yield a client of it."""
     with serving(folder, same_host=same_host) as process, kvbank.connect(process.address) as client:
         yield client
 
 
 def writer(client: kvbank.Client, bank: str, *, reader: str = READER) -> "partial[list[kvbank.WriteResult]]":
-    """`client.write_many` into a bank; `reader` is "" for one of vectors only."""
+    """Return `client.write_many` for one bank. reader: the digest of the reader, "" for a bank of vectors only."""
     return partial(client.write_many, bank, reader_digest=reader, embedder_digest=EMBEDDER)
 
 
 def peak_memory(folder: Path) -> int:
-    """Most bytes that the server of this folder ever had resident; Linux only."""
+    """Return the most bytes that the server of this folder ever had resident; Linux only."""
     owner = (folder / "store/kvbank.lock").read_text().split()[-1]
     status = Path(f"/proc/{owner}/status").read_text()
     return next(1024 * int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM"))

@@ -1,7 +1,8 @@
-"""Row 5: durable small records, embedding of 384 and 200 characters of text; one at a time, and many at once.
+"""The row `small_records` of the benchmarks: durable records of 384 dimensions and 200 characters of text, one at a
+time and many at once.
 
-One at a time: each call returns when its record is durable. Many: ours is one pipelined stream that acknowledges each
-record on its own, the peers' is one call of all records.
+One at a time, each call returns when its record is durable. Many at once are, with us, one pipelined stream in which
+each record is acknowledged separately, and with the peers one call of all records.
 """
 
 import os
@@ -29,7 +30,8 @@ _PEERS = {
 
 
 def run(bench: Bench) -> Iterator[Result]:
-    """Ours with durability fsync; every peer at its default, but Redis, whose default loses a second."""
+    """Measure records per second: ours with durability fsync, every peer with its defaults, except Redis, whose default
+    may lose the last second."""
     folder = bench.scratch(ROW)
     with ExitStack() as stack:
         stack.callback(bench.clear, folder)

@@ -1,4 +1,5 @@
-"""Decoding under TOVA at an eighth of the cache against the full cache in the same memory: eight times the batch."""
+"""The row `tova_decode` of the benchmarks: decoding under TOVA with an eighth of the cache, beside the full cache. In
+the same memory TOVA decodes eight times as many rows."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -20,11 +21,13 @@ _SHARE = 8
 
 
 def run(bench: Bench) -> Iterator[Result]:
-    """Greedy steps of a Llama of 26 M random parameters (8 layers, 512 wide, 8 heads) behind 4,096 tokens, float32.
+    """Time greedy steps of a Llama of 26 M random parameters (8 layers, 512 wide, 8 heads) behind 4,096 tokens,
+    float32.
 
-    The full cache of one row has 128 MiB beside 105 MiB of weights, about the proportion of the paper's setting; so has
-    TOVA's cache of eight rows. The K-V of the full cache are random: only sizes matter here. It runs with room for new
-    tokens, and as transformers' DynamicCache, which copies all of it to append one.
+    The full cache of one row has 128 MiB beside 105 MiB of weights, about the proportion of the paper's setting, and
+    TOVA's cache of eight rows has 128 MiB too. The K-V of the full cache are random, since only sizes matter here. The
+    full cache is measured with room for new tokens, and as transformers' DynamicCache, which copies all of its K-V to
+    append one token.
     """
     torch.manual_seed(0)
     torch.set_num_threads(1)
@@ -73,7 +76,8 @@ def run(bench: Bench) -> Iterator[Result]:
 
 
 class _RoomyLayer(DynamicLayer):  # type: ignore[misc]
-    """Writes `spare` new tokens behind the first ones, where DynamicLayer copies all it holds for each."""
+    """A layer of the full cache with room for `spare` new tokens, which it writes behind the first ones; DynamicLayer
+    copies all that it holds for each new token."""
 
     def __init__(self, spare: int) -> None:
         super().__init__()
@@ -93,7 +97,8 @@ class _RoomyLayer(DynamicLayer):  # type: ignore[misc]
 
 
 def _decoder(model: LlamaForCausalLM, cache: Cache, token: Tensor) -> Callable[[], None]:
-    """Some more steps each time it is called; the full cache so grows by a few tokens a round."""
+    """Return a function that decodes some more steps each time it is called, from `token` [rows, 1] on. A full cache
+    grows by these steps in each round."""
     state = [token]
 
     def decode() -> None:
@@ -106,6 +111,7 @@ def _decoder(model: LlamaForCausalLM, cache: Cache, token: Tensor) -> Callable[[
 
 
 def _each_row(call: Callable[[], None], times: int) -> Callable[[], float]:
-    """Seconds of a share of the rows, so that both contenders count the same number of tokens."""
+    """Return a function that makes the call and returns its seconds divided by `times`, so that contenders with
+    different numbers of rows count the same number of tokens."""
     run = timed(call)
     return lambda: run() / times

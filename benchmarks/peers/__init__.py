@@ -1,1 +1,2 @@
-"""Workers of the peers, run by build/peers/bin/python; each speaks `benchmarks.lines`."""
+"""The peers are programs that one would otherwise use. build/peers/bin/python runs each as a worker of
+`benchmarks.lines`."""

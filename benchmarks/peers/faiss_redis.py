@@ -1,6 +1,7 @@
-"""What one would build without us: FAISS flat in the process, then MGET of the hits' K-V from Redis (unix socket).
+"""The peer that one would build without this project: an exact search by FAISS in the process, then MGET of the hits'
+K-V from Redis over a unix socket.
 
-Arguments: scratch folder, vectors, how many of the first vectors' clusters have K-V, bytes of each K-V.
+Arguments: scratch folder, number of vectors, number of clusters (the first ones) that have K-V, bytes of each K-V.
 """
 
 import sys
@@ -15,7 +16,7 @@ TOP_K = 8
 
 
 def main(folder: str, count: int, with_kv: int, size: int) -> None:
-    """Serve over a fresh index and Redis."""
+    """Make an index and start a Redis, then answer queries until stdin closes."""
     found = material.vectors(count)
     faiss.omp_set_num_threads(1)  # with two on two busy cores it takes about four times as long
     index = faiss.IndexFlatIP(material.DIMENSION)

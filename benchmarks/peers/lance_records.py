@@ -1,4 +1,7 @@
-"""LanceDB as a durable store of small records: id, text, vector; no index. Argument: scratch folder."""
+"""The peer LanceDB as a durable store of small records (id, text, vector) without an index.
+
+Argument: scratch folder.
+"""
 
 import sys
 from itertools import count
@@ -12,7 +15,7 @@ from benchmarks.lines import serve
 
 
 def main(folder: str) -> None:
-    """Serve over a fresh folder."""
+    """Make an empty table in the folder, then write records until stdin closes."""
     vector = pyarrow.list_(pyarrow.float32(), material.DIMENSION)
     schema = pyarrow.schema([("id", pyarrow.int64()), ("text", pyarrow.string()), ("vector", vector)])
     table: Any = lancedb.connect(f"{folder}/lance").create_table("records", schema=schema)

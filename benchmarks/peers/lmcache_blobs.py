@@ -1,7 +1,7 @@
-"""LMCache's CPU server (lm://): put and get K-V of so many bytes. Argument: scratch folder (unused).
+"""The peer LMCache, its CPU server (lm://): it puts and gets blocks of K-V. Argument: scratch folder (unused).
 
 The client is the loop of LMCache's own connector (`LMCServerConnector`) over LMCache's own messages, without the
-asyncio around it and with a buffer that is there already: a little faster than what an engine gets.
+asyncio around it and with a buffer that is made beforehand, so that it is a little faster than what an engine gets.
 """
 
 import os
@@ -21,7 +21,7 @@ from benchmarks.lines import serve
 
 
 def main() -> None:
-    """Serve over a fresh server."""
+    """Start an LMCache server on a free port, then put and get blocks until stdin closes."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

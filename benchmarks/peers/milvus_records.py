@@ -1,4 +1,7 @@
-"""milvus-lite as a durable store of small records: id, text, vector; FLAT index. Argument: scratch folder."""
+"""The peer milvus-lite as a durable store of small records (id, text, vector) with a FLAT index.
+
+Argument: scratch folder.
+"""
 
 import sys
 from itertools import count
@@ -11,7 +14,7 @@ from benchmarks.lines import serve
 
 
 def main(folder: str) -> None:
-    """Serve over a fresh file."""
+    """Make an empty collection in a file of the folder, then write records until stdin closes."""
     client: Any = MilvusClient(f"{folder}/milvus.db")
     client.create_collection("records", dimension=material.DIMENSION, metric_type="IP", id_type="int", auto_id=False)
     serial = count()

@@ -1,4 +1,7 @@
-"""qdrant-client's local mode as a durable store of small records: id, text, vector. Argument: scratch folder."""
+"""The peer qdrant-client, in its local mode, as a durable store of small records (id, text, vector).
+
+Argument: scratch folder.
+"""
 
 import sys
 from itertools import count
@@ -11,7 +14,7 @@ from benchmarks.lines import serve
 
 
 def main(folder: str) -> None:
-    """Serve over a fresh folder."""
+    """Make an empty collection in the folder, then write records until stdin closes."""
     client = QdrantClient(path=f"{folder}/qdrant")
     client.create_collection("records", VectorParams(size=material.DIMENSION, distance=Distance.DOT))
     serial = count()

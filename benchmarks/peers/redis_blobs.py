@@ -1,4 +1,4 @@
-"""Redis as a store of blobs in memory: put and get one, get several at once. Argument: scratch folder."""
+"""The peer Redis as a store of blobs in memory: it puts and gets them one by one. Argument: scratch folder."""
 
 import sys
 
@@ -7,7 +7,7 @@ from benchmarks.peers.redis_server import running
 
 
 def main(folder: str) -> None:
-    """Serve over a fresh Redis."""
+    """Start an empty Redis, then put and get blobs until stdin closes."""
     with running(folder, append_only=False) as client:
 
         def put(count: int, size: int) -> None:

@@ -1,4 +1,4 @@
-"""Redis as a durable store of small records: a hash with the embedding's bytes, appendfsync always. No search.
+"""The peer Redis as a durable store of small records: hashes with text and embedding, `appendfsync always`, no search.
 
 Argument: scratch folder.
 """
@@ -12,7 +12,7 @@ from benchmarks.peers.redis_server import running
 
 
 def main(folder: str) -> None:
-    """Serve over a fresh Redis."""
+    """Start an empty Redis, then write records until stdin closes."""
     serial = count()
     found = material.vectors(1000)
     with running(folder, append_only=True) as client:

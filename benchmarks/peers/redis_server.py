@@ -1,4 +1,4 @@
-"""A Redis of our own on a unix socket; persistence as the worker asks."""
+"""A Redis server for the workers that need one, on a unix socket of its own."""
 
 import shutil
 import subprocess
@@ -14,7 +14,11 @@ from redis.retry import Retry
 
 @contextmanager
 def running(folder: str, *, append_only: bool) -> Iterator[redis.Redis]:
-    """append_only: every answer after an fsync of the log (appendfsync always); otherwise memory only."""
+    """Run an empty Redis and yield its client; the end of the context ends the server.
+
+    folder: where the server writes. append_only: it answers after an fsync of its log (`appendfsync always`); otherwise
+    it keeps data in memory only.
+    """
     short = tempfile.mkdtemp()
     socket = f"{short}/redis.sock"
     options = ["--port", "0", "--unixsocket", socket, "--save", "", "--dir", folder, "--daemonize", "no"]

@@ -3,7 +3,7 @@
 import random
 import socket
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -50,6 +50,30 @@ REASONS = {name.removeprefix("ERROR_REASON_") for name in error_pb2.ErrorReason.
 INTEGERS = (0, 1, -1, 2, 8, 1000, 1001, 2**31 - 1, -(2**31), 2**31, 2**63 - 1, -(2**63), 2**64 - 1)
 NUMBERS = (0.0, -1.0, 1e-30, 3e38, float("nan"), float("inf"), float("-inf"))
 STRINGS = ("", "\0", "x" * 300, "ü" * 100, "../../etc", "a b", "99999999999999999999", "-1", READER, EMBEDDER, *BANKS)
+
+
+def _bytes(choose: random.Random) -> bytes:
+    vector = np.full(DIMENSION, choose.choice(NUMBERS)).astype("<f4").tobytes()
+    return choose.choice((b"", b"\0" * 16, choose.randbytes(16), vector, vector * 3, vector[:-1]))
+
+
+def _one_of(values: Iterable[Any]) -> Callable[[random.Random], Any]:
+    kept = tuple(values)
+    return lambda choose: choose.choice(kept)
+
+
+# How to choose a value of a field that does not hold bytes or a message, by its type in C++: any that the type can hold.
+VALUES: dict[int, Callable[[random.Random], Any]] = {
+    FieldDescriptor.CPPTYPE_STRING: _one_of(STRINGS),
+    FieldDescriptor.CPPTYPE_BOOL: lambda choose: choose.random() < 0.5,
+    FieldDescriptor.CPPTYPE_DOUBLE: _one_of(NUMBERS),
+    FieldDescriptor.CPPTYPE_FLOAT: _one_of(NUMBERS),
+    FieldDescriptor.CPPTYPE_ENUM: _one_of((0, 1, 2, 3, 4, 99)),
+    FieldDescriptor.CPPTYPE_INT32: _one_of(value for value in INTEGERS if -(2**31) <= value < 2**31),
+    FieldDescriptor.CPPTYPE_UINT32: _one_of(value for value in INTEGERS if 0 <= value < 2**32),
+    FieldDescriptor.CPPTYPE_INT64: _one_of(value for value in INTEGERS if value < 2**63),
+    FieldDescriptor.CPPTYPE_UINT64: _one_of(value for value in INTEGERS if value >= 0),
+}
 
 
 @dataclass
@@ -238,29 +262,9 @@ class Maker:
             setattr(message, changed.name, self._value(changed))
 
     def _value(self, changed: FieldDescriptor) -> Any:
-        kinds = FieldDescriptor
-        match changed.cpp_type:
-            case kinds.CPPTYPE_STRING if changed.type == kinds.TYPE_BYTES:
-                vector = np.full(DIMENSION, self._choose.choice(NUMBERS)).astype("<f4").tobytes()
-                return self._choose.choice(
-                    (b"", b"\0" * 16, self._choose.randbytes(16), vector, vector * 3, vector[:-1])
-                )
-            case kinds.CPPTYPE_STRING:
-                return self._choose.choice(STRINGS)
-            case kinds.CPPTYPE_BOOL:
-                return self._choose.random() < 0.5
-            case kinds.CPPTYPE_DOUBLE | kinds.CPPTYPE_FLOAT:
-                return self._choose.choice(NUMBERS)
-            case kinds.CPPTYPE_ENUM:
-                return self._choose.choice((0, 1, 2, 3, 4, 99))
-            case kinds.CPPTYPE_INT32:
-                return self._choose.choice([value for value in INTEGERS if -(2**31) <= value < 2**31])
-            case kinds.CPPTYPE_UINT32:
-                return self._choose.choice([value for value in INTEGERS if 0 <= value < 2**32])
-            case kinds.CPPTYPE_UINT64:
-                return self._choose.choice([value for value in INTEGERS if value >= 0])
-            case _:
-                return self._choose.choice([value for value in INTEGERS if value < 2**63])
+        if changed.type == FieldDescriptor.TYPE_BYTES:
+            return _bytes(self._choose)
+        return VALUES[changed.cpp_type](self._choose)
 
 
 def _bank(choose: random.Random) -> bank_pb2.Bank:

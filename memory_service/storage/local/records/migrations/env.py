@@ -1,4 +1,5 @@
-"""Runs the migrations on the connection that memory_service.storage.local.records.schema hands over."""
+"""The entry of alembic: it runs the migrations on the connection that `memory_service.storage.local.records.schema`
+hands over."""
 
 from alembic import context
 

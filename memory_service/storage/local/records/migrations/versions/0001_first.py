@@ -1,4 +1,4 @@
-"""The first schema."""
+"""Revision 0001 makes the first schema, from an empty database."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -16,7 +16,7 @@ def _texts(*names: str) -> list[sa.Column[str]]:
 
 
 def upgrade() -> None:
-    """Store, banks, chunks, spent keys, evictions."""
+    """Create the tables of store, banks, chunks, spent keys and evictions."""
     op.create_table(
         "store", *_integers("id"), *_texts("store_id"), *_integers("next_chunk_id"), sa.PrimaryKeyConstraint("id")
     )

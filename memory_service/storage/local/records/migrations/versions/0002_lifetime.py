@@ -1,4 +1,5 @@
-"""Expiry, pins, quotas, kinds of index; `chunks` narrow, its wide part in `contents`; one index for all keys."""
+"""Revision 0002 adds expiry, pins, quotas and kinds of index. It moves the wide columns of `chunks` into `contents`,
+and gives all keys, spent or not, one table."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -18,7 +19,8 @@ def _integers(*names: str) -> list[sa.Column[int]]:
 
 
 def upgrade() -> None:
-    """Move the chunks over; a bank that was has no quota, no expiry and the index that fits its size."""
+    """Move the chunks to the new tables. A bank that is there has no quota, no expiry and the index that fits its
+    size."""
     op.add_column("banks", sa.Column("chunks_expired", sa.Integer(), nullable=False, server_default=sa.text("0")))
     for name, default in (("quota", "'{}'"), ("expiry", "'{}'"), ("index_kind", "'auto'")):
         op.add_column("banks", sa.Column(name, sa.String(), nullable=False, server_default=sa.text(default)))

@@ -1,4 +1,5 @@
-"""The time of the service, from which a start goes on; all that a chunk takes on the disk, in the bytes of its bank."""
+"""Revision 0003 keeps the time of the service, from which the next start goes on, and counts all that a chunk takes on
+the disk among the bytes of its bank."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -6,8 +7,8 @@ from alembic import op
 revision = "0003"
 down_revision = "0002"
 
-# As memory_service.domain.chunk_size counts: tensors, embedding, token ids, text, metadata, 256 for the record and 160
-# for the description of each tensor.
+# The same sum as in `memory_service.domain.chunk_size`: tensors, embedding, token ids, text, metadata, 256 for the
+# record and 160 for the description of each tensor.
 _SIZE = """
     UPDATE chunks SET size = payload_bytes + 256 + length(CAST(meta AS BLOB)) + coalesce((
         SELECT length(embedding) + length(token_ids) + length(CAST(text AS BLOB))
@@ -15,7 +16,7 @@ _SIZE = """
         FROM contents WHERE contents.chunk_id = chunks.chunk_id), 0)
 """
 _FOUND = "(SELECT coalesce(sum(size), 0) FROM chunks WHERE chunks.bank_id = banks.bank_id)"
-# Bounds in bytes rise by what was not counted before, so that no chunk goes, and no write is refused, for that alone.
+# Bounds in bytes rise by what was not counted before, so that the new count alone evicts no chunk and refuses no write.
 _CAPACITY = f"""
     UPDATE banks SET capacity = json_set(capacity, '$.limit', json_extract(capacity, '$.limit') + {_FOUND} - bytes)
     WHERE json_extract(capacity, '$.unit') = 'bytes'
@@ -27,7 +28,8 @@ _QUOTA = f"""
 
 
 def upgrade() -> None:
-    """Count what there is. No mark of the time yet: the next start begins by the wall clock."""
+    """Count the bytes of all chunks anew. The table of the time stays empty, so that the next start begins by the wall
+    clock."""
     op.create_table(
         "clock",
         *[sa.Column(name, sa.Integer(), nullable=False) for name in ("id", "now", "running")],
@@ -36,5 +38,5 @@ def upgrade() -> None:
     )
     op.add_column("chunks", sa.Column("size", sa.Integer(), nullable=False, server_default=sa.text("0")))
     for statement in (_SIZE, _CAPACITY, _QUOTA, f"UPDATE banks SET bytes = {_FOUND}"):
-        # As it is: a colon in it is none of a parameter's.
+        # Handed to the driver unchanged: SQLAlchemy would take a colon in it for a parameter.
         op.get_bind().exec_driver_sql(statement)
