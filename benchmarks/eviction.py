@@ -55,7 +55,8 @@ def run(bench: Bench) -> Iterator[Result]:
 
 
 def _settle(client: kvbank.Client, found: material.Vectors, chunks: int) -> None:
-    """Wait until the bank is searched by the kind of index that fits its size (lists are trained first), at most 120 s."""
+    """Wait until the bank is searched by the kind of index that fits its size, at most 120 s. Lists are trained
+    first."""
     kind = "ivf" if chunks >= _LARGE else "exact"
     begin = time.perf_counter()
     while True:
@@ -89,8 +90,8 @@ def _pauses(
 
 
 def _call(address: str, who: str) -> None:
-    """Read (`who` is "reader") or write ("writer") with pauses of 5 ms until stdin closes; answer `longest` with the longest
-    call since it was last asked, in seconds."""
+    """Read (`who` is "reader") or write ("writer") with pauses of 5 ms until stdin closes; answer `longest` with the
+    longest call since it was last asked, in seconds."""
     found, longest = material.vectors(_WRITTEN, _DIMENSION), [0.0]
     one_call, ended = threading.Lock(), threading.Event()
     with kvbank.connect(address) as client:

@@ -62,7 +62,7 @@ def _one_of(values: Iterable[Any]) -> Callable[[random.Random], Any]:
     return lambda choose: choose.choice(kept)
 
 
-# How to choose a value of a field that does not hold bytes or a message, by its type in C++: any that the type can hold.
+# How to choose a value of a field that holds neither bytes nor a message, by its type in C++, which can hold them all.
 VALUES: dict[int, Callable[[random.Random], Any]] = {
     FieldDescriptor.CPPTYPE_STRING: _one_of(STRINGS),
     FieldDescriptor.CPPTYPE_BOOL: lambda choose: choose.random() < 0.5,
