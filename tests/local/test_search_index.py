@@ -3,6 +3,7 @@
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from dataclasses import replace
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from memory_service.domain.cancellation import Cancellation
 from memory_service.domain.limits import IndexLimits
 from memory_service.search.candidates import Selection
 from memory_service.search.index import BankIndex
@@ -380,20 +382,25 @@ def test_searches_go_on_while_the_index_changes(tmp_path):
 
 
 @pytest.mark.timeout(60)
-def test_a_tail_that_grows_during_a_search(tmp_path, monkeypatch):
+def test_a_tail_that_grows_during_a_search(tmp_path):
     """Searches end, and are exact for the rows that were there when they began, where more rows are found."""
     truth = Truth(tmp_path)
     vectors = vectors_of("unit", 8, 1)
     truth.add(vectors[:2])
-    search = Flat.search
 
-    def growing(*arguments):
-        if len(truth.vectors) == 2:
-            truth.add(vectors[2:])
-        return search(*arguments)
+    class Growing(Cancellation):
+        """Is asked between the steps of a search whether to go on, and adds rows instead of ending it."""
 
-    monkeypatch.setattr(Flat, "search", growing)
-    (found,) = truth.index.search(vectors[:1], 8, truth.read)
+        def check(self) -> None:
+            if len(truth.vectors) == 2:
+                truth.add(vectors[2:])
+
+    def search():
+        Growing().enter()
+        return truth.index.search(vectors[:1], 8, truth.read)
+
+    (found,) = copy_context().run(search)
+    assert len(truth.vectors) == 8
     assert {1, 2} <= set(found.ids.tolist())
     assert found.ids[0] == 1
 
