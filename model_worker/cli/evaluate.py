@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from model_worker.evaluate.passkey import Score
 
 _MIB = 1 << 20
-Budget = Annotated[int, at_least(1)]
 
 
 class CompressionOptions(Settings):
@@ -44,7 +43,7 @@ class CompressionOptions(Settings):
     chunk: Annotated[int, at_least(8), described("Tokens that are compressed.")] = 256
     follow: Annotated[int, at_least(2), described("Tokens behind them whose loss is measured.")] = 64
     documents: Annotated[int, at_least(2), described("Places in the texts, spread evenly.")] = 50
-    budget: Annotated[tuple[Budget, ...], described("Tokens kept, several times.")] = (16, 32, 64)
+    budget: Annotated[tuple[Count, ...], described("Tokens kept, several times.")] = (16, 32, 64)
     method: Annotated[
         tuple[str, ...],
         described(

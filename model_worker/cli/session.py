@@ -12,7 +12,8 @@ import typer
 import kvbank
 from kvbank.console.ending import say
 from kvbank.console.output import print_json, print_line
-from kvbank.console.table import Column, print_table
+from kvbank.console.table import Column
+from model_worker.cli.shown import AsJson, Shown, Table, show
 from model_worker.cli.targets import Memory, Sessions, folder_of, target_of
 from model_worker.cli.terminal import printable, warnings_in_one_line
 from model_worker.errors import SessionError
@@ -26,7 +27,6 @@ from model_worker.settings.model import LARGEST_COUNT
 session = typer.Typer(no_args_is_help=True, help="Look at chat sessions and delete them.")
 
 Name = Annotated[str, typer.Argument(help="Name of the session.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 _SESSIONS = (
     Column("name", "name"),
@@ -58,15 +58,12 @@ def list_sessions(sessions: Sessions = None, as_json: AsJson = False) -> None:
         found = [_facts(*session) for session in read_sessions(folder)]
     if left := len(noted(folder)):
         say(f"banks of deleted sessions that are still there: {left}; kvbank session clean")
-    if as_json:
-        print_json(found)
-        return
     figures = [(f"{facts['turns']:,}", f"{facts['tokens']:,}") for facts in found]
     rows = [
         (facts["name"], *pair, facts["last"], Path(facts["model"]).name, facts["memory"])
         for facts, pair in zip(found, figures, strict=True)
     ]
-    print_table(_SESSIONS, rows)
+    show(Shown(found, [Table(_SESSIONS, rows)]), as_json=as_json)
 
 
 @session.command("show")
@@ -105,10 +102,8 @@ def fork_session(
     Example: kvbank session fork diary draft
     """
     made = fork(folder_of(sessions), name, new)
-    if as_json:
-        print_json(asdict(made))
-    else:
-        print_line(f"session {new} goes on from {name}; its bank is {made.bank}")
+    line = f"session {new} goes on from {name}; its bank is {made.bank}"
+    show(Shown(asdict(made), [line]), as_json=as_json)
 
 
 @session.command("rm")
@@ -137,10 +132,9 @@ def remove_session(
         if left is not None and left.memory:
             note(folder, LeftBank(str(bank), left.memory, name, now(), epochs))
         log.remove()
-    if as_json:
-        print_json({"deleted": name, "turns": turns, "bank": bank, "bank_deleted": left is None and bank is not None})
-    else:
-        print_line(f"deleted session {name}, {turns} turns" + (f", bank {bank}" if left is None else ""))
+    document = {"deleted": name, "turns": turns, "bank": bank, "bank_deleted": left is None and bank is not None}
+    line = f"deleted session {name}, {turns} turns" + (f", bank {bank}" if left is None else "")
+    show(Shown(document, [line]), as_json=as_json)
     if left is not None:
         say(left.text)
 
