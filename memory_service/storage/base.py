@@ -417,4 +417,5 @@ class Engine(Protocol):
         NOT_SERVING."""
 
     def close(self) -> None:
-        """Commit what is pending, and let go of everything."""
+        """Commit what is pending, and let go of everything. An engine that was not begun, or does not rest yet, is
+        brought to rest first."""

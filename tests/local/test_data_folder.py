@@ -2,13 +2,19 @@
 
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
 from memory_service.api.embedded import LocalServer
 from memory_service.domain.errors import StartError
+from memory_service.observe.metrics import Metrics
+from memory_service.search import largest_id
+from memory_service.settings import load
 from memory_service.storage.local.files.folder import DataFolder, unserved
+from memory_service.storage.opening import open_engine
+from tests.support.engines import opened
 
 CLEANED = {
     "removed": Path.unlink,
@@ -77,3 +83,14 @@ def test_a_forked_child_does_not_keep_the_folder(tmp_path):
         owner.kill()
         owner.wait()
         DataFolder(tmp_path).release()
+
+
+def test_an_engine_that_was_not_begun_is_closed_with_all_its_threads(data):
+    """A start that fails later closes it, and leaves nothing behind."""
+    before = threading.active_count()
+    engine = open_engine(load({"data": data}), Metrics(), largest_id)
+    assert threading.active_count() > before
+    engine.close()
+    assert threading.active_count() == before
+    with opened(data) as again:
+        assert again.store.known_banks() == []

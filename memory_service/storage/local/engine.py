@@ -72,6 +72,7 @@ class LocalEngine:
         StartError."""
         self._settings = settings
         self._limits, self._pauses = limits, pauses
+        self._resting = False
         self.cache = settings.data / "indexes"
         durable = settings.durability == "fsync"
         # What has been opened ends where one of the others cannot be had; so does what has a thread.
@@ -196,12 +197,16 @@ class LocalEngine:
 
     def rest(self) -> None:
         """End what the engine does by itself; see `Engine.rest`."""
+        self._resting = True
         self.evictions.close()
         self._timer.close()
         self._janitor.rest()
 
     def close(self) -> None:
-        """Commit what is pending, checkpoint, finish the clean-up, and let another process own the folder."""
+        """Commit what is pending, checkpoint, finish the clean-up, and let another process own the folder. An engine
+        that could not be begun, and so does not rest yet, is brought to rest first."""
+        if not self._resting:
+            self.rest()
         self.records.close()
         self._janitor.close()
         self._folder.release()
