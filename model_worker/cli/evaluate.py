@@ -67,7 +67,7 @@ def compression(
     from model_worker.evaluate.compression import METHODS, Plan, calibrates, measure
     from model_worker.evaluate.documents import text_by_text
     from model_worker.evaluate.figures import compression_figure, drawn
-    from model_worker.evaluate.texts import read_book, reference_text
+    from model_worker.text_files import read_book, reference_text
 
     check_plot(plot)
     reference = reference_text()
@@ -133,7 +133,7 @@ def passkey(options: PasskeyOptions, as_json: AsJson = False) -> None:
     Example: kvbank eval passkey --times 2 --times 4 --samples 5
     """
     from model_worker.evaluate.passkey import Tuning, measure_passkeys
-    from model_worker.evaluate.texts import read_book, reference_text
+    from model_worker.text_files import read_book, reference_text
 
     tuning = Tuning(**options.model_dump(include={"size", "leaf", "warmup", "merges", "pool", "again"}))
     filler = "\n\n".join([read_book(path) for path in options.text] or [reference_text()])

@@ -103,8 +103,8 @@ def icae(
     from model_worker.evaluate.adapter import plan
     from model_worker.evaluate.documents import in_turn
     from model_worker.evaluate.figures import adapter_figures, drawn
-    from model_worker.evaluate.texts import read_book, reference_text
     from model_worker.icae.model import Icae
+    from model_worker.text_files import read_book, reference_text
 
     device = device_named(options.device)
     make_plot_folder(plots)

@@ -1,7 +1,7 @@
 """A passkey is a fact in the middle of a long text that is asked for at the end; here it is measured who still tells
 it.
 
-The text is filler with one statement of model_worker.demo.facts in it, at evenly spread depths. An answer counts when
+The text is filler with one statement of `evaluate.facts` in it, at evenly spread depths. An answer counts when
 greedy decoding says the number to the last digit and no digit more. The same prompt, of multiples of the trained
 length, is read in several ways:
 
@@ -21,8 +21,8 @@ import torch
 
 from model_worker.attaching import attach
 from model_worker.attachment.attachment import Attachment
-from model_worker.demo.facts import Fact, make_facts
 from model_worker.errors import InputError
+from model_worker.evaluate.facts import Fact, make_facts
 from model_worker.homer.bias import NONE, Bias
 from model_worker.homer.calibrate import calibrate
 from model_worker.homer.prompt import compress_prompt

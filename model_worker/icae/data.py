@@ -19,8 +19,8 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from model_worker.errors import InputError
-from model_worker.evaluate.texts import read_book
 from model_worker.icae.layout import LEAVE
+from model_worker.text_files import read_book
 from model_worker.user_text import encode_text, readable, rendered
 
 PRETRAINING, INSTRUCTION = ("text",), ("input", "prompt", "answer")

@@ -18,10 +18,10 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from model_worker.demo.facts import make_facts
-from model_worker.evaluate.texts import read_book
+from model_worker.evaluate.facts import make_facts
 from model_worker.remember.chunking import chunks as chunks_of
 from model_worker.remember.chunking import sentence_ends
+from model_worker.text_files import read_book
 from model_worker.train.books import book_paths
 from model_worker.train.lookup import ChunkLookup
 from model_worker.train.memory_stage import KeyValue, encode_chunks, hidden_states

@@ -20,9 +20,9 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from model_worker.evaluate.texts import read_book
 from model_worker.settings.flags import run_program, takes
 from model_worker.settings.model import Count, CountOrZero, Seed, Settings, described
+from model_worker.text_files import read_book
 from model_worker.train.books import book_paths
 from model_worker.train.memory_stage import MemoryLayout, encode_chunks, hidden_states
 from model_worker.train.optimiser import make_optimisers

@@ -27,7 +27,6 @@ from torch.utils.data import Dataset
 
 from model_worker.attachment.loading import load_model
 from model_worker.attachment.model_names import SHIPPED
-from model_worker.evaluate.texts import read_book
 from model_worker.icae import folder as files
 from model_worker.icae.config import IcaeConfig
 from model_worker.icae.data import Sample, continuation, restoration
@@ -38,6 +37,7 @@ from model_worker.icae.trainer import LOG, Pace, TrainSettings, last_checkpoint,
 from model_worker.icae.transformers_trainer import TrainerCallback
 from model_worker.settings.flags import missing_option, run_program, takes
 from model_worker.settings.model import Count, CountOrZero, ModelName, Seed, Settings, described
+from model_worker.text_files import read_book
 from model_worker.train.books import book_paths
 from model_worker.train.optimiser import Muon
 from model_worker.train.ship import thinned

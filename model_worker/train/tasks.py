@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from model_worker.demo.facts import TRAINING_SEEDS, Fact, make_facts
+from model_worker.evaluate.facts import TRAINING_SEEDS, Fact, make_facts
 from model_worker.train.lookup import ChunkLookup
 
 CHUNK = 64

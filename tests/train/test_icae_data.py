@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from model_worker.errors import InputError
-from model_worker.evaluate.texts import read_book
 from model_worker.icae.data import (
     INSTRUCTION,
     PRETRAINING,
@@ -24,6 +23,7 @@ from model_worker.icae.data import (
     draw,
     text_pieces,
 )
+from model_worker.text_files import read_book
 from tests.train.icae_runs import BOS, EOS, tokenizer, words
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from model_worker.demo.facts import TRAINING_SEEDS, make_facts
+from model_worker.evaluate.facts import TRAINING_SEEDS, make_facts
 from model_worker.train.books import book_paths
 from model_worker.train.lookup import ChunkLookup
 from model_worker.train.memory_stage import encode_chunks, hidden_states

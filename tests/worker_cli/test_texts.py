@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from model_worker.errors import InputError
-from model_worker.evaluate.texts import read_text
+from model_worker.text_files import read_text
 
 
 def test_texts_are_read_whole(tmp_path: Path) -> None:

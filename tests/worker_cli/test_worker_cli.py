@@ -12,9 +12,9 @@ import pytest
 
 from kvbank.commands import application
 from kvbank.console import ending
-from model_worker.demo.facts import TRAINING_SEEDS, make_facts
 from model_worker.demo.story import plant
 from model_worker.errors import InputError
+from model_worker.evaluate.facts import TRAINING_SEEDS, make_facts
 
 
 def installed(*arguments: str) -> subprocess.CompletedProcess[str]:
