@@ -11,7 +11,7 @@ import kvbank
 from kvbank.console.ending import say
 from kvbank.console.output import one_line
 from model_worker.attachment.model_names import SHIPPED
-from model_worker.cli.chat import ChatOptions
+from model_worker.cli.chat_options import ChatOptions
 from model_worker.cli.messages import messages
 from model_worker.cli.quiet import quiet_libraries
 from model_worker.cli.terminal import Waiting, printable, stop_on_interrupt, while_loading

@@ -1,0 +1,31 @@
+"""The options of `kvbank chat` that say how the model talks: the command takes them, the conversation goes by them."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from model_worker.settings.model import Compressor, Count, Seed, Settings, described
+
+
+class ChatOptions(Settings):
+    """Options of `kvbank chat` that say how the model talks."""
+
+    model: Annotated[
+        str | None,
+        described("kvbank-small (shipped), a model folder, or a hub id; by default the session's own."),
+    ] = None
+    window: Annotated[Count | None, described("Local tokens; the rest is in the bank.")] = None
+    local: Annotated[
+        str | None, described("What each layer keeps of the local tokens: tova:m=N; by default the window.")
+    ] = None
+    top_k: Annotated[Count | None, described("Chunks a recall.")] = None
+    compressor: Compressor = "none"
+    max_new_tokens: Annotated[Count, described("Tokens of the longest answer.")] = 256
+    temperature: Annotated[float, Field(ge=0), described("0 always takes the likeliest token.")] = 0.0
+    seed: Annotated[Seed, described("Seed of sampling.")] = 0
+    style: Annotated[
+        str,
+        described("Prompt: auto, template (the model's), plain (User: ...) or continue.", flag="--format"),
+    ] = "auto"
+    strict: Annotated[bool, described("End when the memory service is away.")] = False
+    plain: Annotated[bool, described("Print answers only.")] = False
