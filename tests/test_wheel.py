@@ -16,7 +16,7 @@ import kvbank
 from memory_service.storage.local.records import schema
 
 ROOT = Path(__file__).parent.parent
-SOURCES = ("pyproject.toml", "README.md", "LICENSE", "clients", "memory_service", "model_worker")
+SOURCES = ("pyproject.toml", "README.md", "LICENSE", "clients", "memory_service", "migrations", "model_worker")
 EXPECTED = {
     "kvbank/__init__.py",
     "kvbank/__init__.pyi",
