@@ -8,15 +8,16 @@ STAMP := $(VENV)/.installed
 # Processes that share the quick tests: three, because many tests wait for a disk, a clock or a process.
 JOBS ?= 3
 
-.PHONY: demo test test-slow torture torture-workers check proto bench bench-quick bench-peers help
+.PHONY: demo test test-slow torture torture-workers check proto landed pictures bench bench-quick bench-peers help
 
 help:
 	@echo "make demo       read a long text into a memory service, kill it, recall"
 	@echo "make test       all quick tests"
 	@echo "make test-slow  the tests that take minutes"
 	@echo "make torture    kills, power cuts, damage, malformed messages (docs/reliability.md); minutes"
-	@echo "make check      ruff, mypy, buf lint"
-	@echo "make proto      regenerate the stubs"
+	@echo "make check      ruff, mypy, who imports whom, pictures of the structure, the wire contract"
+	@echo "make proto      regenerate the stubs (make landed: with a release, what later ones must not break)"
+	@echo "make pictures   draw the structure anew (docs/house-*.svg)"
 	@echo "make bench      measure against floors and peers (make bench-peers installs those); minutes"
 	@echo "make bench-quick  floors only, under three minutes"
 
@@ -47,11 +48,20 @@ torture-workers: $(STAMP)
 check: $(STAMP)
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	$(BIN)/mypy
-	@if command -v npx >/dev/null; then npx --yes @bufbuild/buf@1.75.0 lint; \
-	else echo 'buf lint SKIPPED: npx is not installed'; fi
+	$(BIN)/lint-imports .importlinter
+	$(BIN)/python docs/draw_house.py --check
+	$(BIN)/buf lint && $(BIN)/buf breaking --against proto/landed.binpb
 
 proto: $(STAMP)
 	$(BIN)/python proto/generate.py
+
+# With a release: the contract that later changes must not break.
+landed: $(STAMP)
+	$(BIN)/buf build --exclude-source-info -o proto/landed.binpb
+
+# The pictures of docs/architecture.md, from the imports.
+pictures: $(STAMP)
+	$(BIN)/python docs/draw_house.py
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks $(ARGS)
