@@ -6,7 +6,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Coroutine
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -174,6 +174,26 @@ def test_a_closed_async_client_says_so(address: str) -> None:
             await client.server_info()
         with pytest.raises(kvbank.ClientClosed):
             await client.server_info()
+
+    asyncio.run(use())
+
+
+@pytest.mark.parametrize("turns", range(1, 8))
+def test_a_close_that_is_cancelled_stops_the_service_too(address: str, turns: int) -> None:
+    """Cancel the close after so many turns of the event loop, after a write, for which there is a second channel."""
+    stopped: list[int] = []
+
+    async def use() -> None:
+        client = kvbank.AsyncClient(address, on_close=lambda: stopped.append(turns))
+        with pytest.raises(kvbank.BankNotFound):
+            await client.write("none", kvbank.NewChunk([1.0]), reader_digest="", embedder_digest="")
+        closing = asyncio.create_task(client.close())
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        closing.cancel()
+        with suppress(asyncio.CancelledError):
+            await closing
+        assert stopped == [turns]
 
     asyncio.run(use())
 

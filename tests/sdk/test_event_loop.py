@@ -13,7 +13,7 @@ import xxhash
 
 import kvbank
 from kvbank._calls.writing import WriteSession
-from kvbank._transport.loop import SMALL_BYTES, Feed
+from kvbank._transport.loop import SMALL_BYTES, SMALL_COUNT, Feed
 from tests.sdk.host import Host
 
 Make = Callable[..., kvbank.NewChunk]
@@ -157,6 +157,31 @@ def test_large_tensors_are_summed_outside_of_the_loop(
     loop = asyncio.run(there_and_back())
     assert max(size for _, size in summed) > SMALL_BYTES
     assert [size for thread, size in summed if thread == loop and size > SMALL_BYTES] == []
+
+
+@pytest.mark.parametrize(
+    ("queries", "in_the_loop"),
+    [(np.ones(4 * SMALL_COUNT), True), (np.ones((1, 16)), True), (np.ones((4 * SMALL_COUNT, 16)), False)],
+    ids=["one long vector", "one row", "many rows"],
+)
+def test_a_request_of_many_vectors_alone_is_made_in_a_thread(
+    address: str, make_bank: MakeBank, digests: dict[str, str], queries: np.ndarray, in_the_loop: bool
+) -> None:
+    """See in which thread the names of banks are taken; a thread for one vector would cost more than the vector."""
+    bank, taken = make_bank(), []
+
+    def banks() -> Iterator[str]:
+        taken.append(threading.get_ident())
+        yield bank
+
+    async def retrieve() -> int:
+        async with kvbank.connect_async(address) as client:
+            with suppress(kvbank.InvalidArgument):  # of the server, for the long vector
+                await client.retrieve(banks(), queries, **digests)
+        return threading.get_ident()
+
+    loop = asyncio.run(retrieve())
+    assert (taken == [loop]) is in_the_loop
 
 
 def test_more_writes_than_there_are_threads_wait_for_each_other(

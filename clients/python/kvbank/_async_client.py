@@ -21,7 +21,7 @@ from kvbank._exceptions import BankNotFound
 from kvbank._options import BankSettings, RetrieveOptions
 from kvbank._transport import channel as _channel
 from kvbank._transport.async_caller import AsyncCaller
-from kvbank._transport.loop import apart, is_longer
+from kvbank._transport.loop import apart, are_many, is_longer
 from kvbank._transport.retrying import FIRST_CONTACT_S
 from kvbank.v1 import service_pb2 as pb
 from kvbank.wire.scalars import Scalar
@@ -188,7 +188,7 @@ class AsyncClient:
             options=options,
         )
         held = getattr(options.get("held"), "checksums", ())
-        request = await apart(is_longer(queries) or is_longer(held), made)
+        request = await apart(are_many(queries) or is_longer(held), made)
         steps, attempts = partial(reading.retrieval, request, form=form), self._caller.stream_attempts(timeout)
         request_id, files = request.request_id.hex(), not request.omit_payload
         return await self._caller.read(steps, attempts, request_id, files)

@@ -45,7 +45,10 @@ class AsyncCaller(BaseCaller):
         self._writing: Grpc | None = None
 
     async def close(self, then: Callable[[], None] | None) -> None:
-        """Close the connection, so that calls under way fail, and call `then`; do nothing where it is closed."""
+        """Close the connection, so that calls under way fail, and call `then`; do nothing where it is closed.
+
+        `then` is called in a thread, also where the task is cancelled meanwhile.
+        """
         if self.pid != os.getpid() or self._closed:
             return
         self._closed = True
@@ -54,10 +57,17 @@ class AsyncCaller(BaseCaller):
             if self._transport is not None:
                 await self._transport.close()
         finally:
+            # In one thread, so that a task that is cancelled meanwhile leaves out neither.
+            await to_its_end(partial(self._end, then))
+
+    def _end(self, then: Callable[[], None] | None) -> None:
+        """Close the channel of writes, and call `then`. Blocks."""
+        try:
             if self._writing is not None:
-                await to_its_end(self._writing.close)
+                self._writing.close()
+        finally:
             if then is not None:
-                await to_its_end(then)
+                then()
 
     async def call(self, method: str, request: Any, timeout: float | None) -> Any:
         """Make a call with one answer, and return it."""

@@ -97,6 +97,14 @@ def _is_large(chunk: NewChunk) -> bool:
     return bool(chunk.tensors) or is_longer(chunk.token_ids, _SMALL_ITEMS) or is_longer(chunk.text, SMALL_BYTES)
 
 
+def are_many(vectors: object, most: int = SMALL_COUNT) -> bool:
+    """Tell whether a caller gave more than `most` vectors; an array of one dimension is one vector, however long."""
+    try:
+        return getattr(vectors, "ndim", 2) > 1 and is_longer(vectors, most)
+    except Exception:  # something strange, which is refused where it is checked
+        return False
+
+
 def is_longer(value: object, most: int = SMALL_COUNT) -> bool:
     """Tell whether a value that a caller gave has more than `most` items; False for one that has no length."""
     try:
