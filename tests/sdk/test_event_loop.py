@@ -159,6 +159,34 @@ def test_large_tensors_are_summed_outside_of_the_loop(
     assert [size for thread, size in summed if thread == loop and size > SMALL_BYTES] == []
 
 
+def test_files_of_the_server_are_read_outside_of_the_loop(
+    host: Host, make_chunk: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Look at the file by which a server proves which folder it has, and at the payload."""
+    (chunk_id,) = host.write(make_chunk(0))
+    read: list[tuple[str, int]] = []
+
+    def noted(name: str) -> Callable[..., Any]:
+        there = getattr(os, name)
+
+        def reading(*arguments: Any) -> Any:
+            read.append((name, threading.get_ident()))
+            return there(*arguments)
+
+        return reading
+
+    async def fetch() -> int:
+        async with kvbank.connect_async(host.address) as client:
+            await client.fetch("b", [chunk_id], reader_digest=host.digests["reader_digest"])
+        return threading.get_ident()
+
+    for name in ("read", "preadv"):
+        monkeypatch.setattr(os, name, noted(name))
+    loop = asyncio.run(fetch())
+    assert {name for name, _ in read} == {"read", "preadv"}
+    assert [name for name, thread in read if thread == loop] == []
+
+
 @pytest.mark.parametrize(
     ("queries", "in_the_loop"),
     [(np.ones(4 * SMALL_COUNT), True), (np.ones((1, 16)), True), (np.ones((4 * SMALL_COUNT, 16)), False)],
@@ -318,3 +346,22 @@ def test_closing_does_not_wait_in_the_loop_for_a_write(
 
     asyncio.run(write())
     assert not host.staged()
+
+
+def test_closing_does_not_wait_in_the_loop_for_the_service_to_stop(address: str) -> None:
+    stopping, go_on = threading.Event(), threading.Event()
+
+    def stop() -> None:
+        stopping.set()
+        assert go_on.wait(60), "only the event loop lets it go on"
+
+    async def close() -> None:
+        client = kvbank.AsyncClient(address, on_close=stop)
+        closing = asyncio.create_task(client.close())
+        while not stopping.is_set():
+            await asyncio.sleep(0)
+        assert not closing.done()
+        go_on.set()
+        await closing
+
+    asyncio.run(close())
