@@ -5,10 +5,29 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 from benchmarks.material import Vectors
+from memory_service.storage.local.records import row_checksum
 
 _TABLES = ("chunks", "contents")
+# The columns of a chunk's row that its checksums cover, and `digest`, which has the checksums.
+_CHECKED = (
+    "digest",
+    "key",
+    "token_ids",
+    "text",
+    "payload",
+    "embedding",
+    "chunk_id",
+    "bank_id",
+    "start",
+    "original_length",
+    "stored_length",
+    "payload_bytes",
+    "created",
+    "meta",
+)
 
 
 def multiply(path: Path, times: int, vectors: Vectors | None = None) -> None:
@@ -32,11 +51,25 @@ def multiply(path: Path, times: int, vectors: Vectors | None = None) -> None:
                 continue
             values = ", ".join(new.get(column, f'"{column}"') for column in columns)
             database.execute(f"INSERT INTO {table} {copies} SELECT {values} FROM {table}, copy", (times - 1,))
+        _add_checksums(database, stride)
         keys = "SELECT bank_id, key, chunk_id FROM chunks WHERE chunk_id > ? ORDER BY bank_id, key"
         database.execute(f"INSERT INTO keys (bank_id, key, chunk_id) {keys}", (stride,))
         usage = ", ".join(f"{name} = {name} * :times" for name in ("chunks", "tokens", "chunks_written"))
         database.execute(f"UPDATE banks SET {usage}", {"times": times})
         database.execute("UPDATE store SET next_chunk_id = next_chunk_id * ?", (times + 1,))
+
+
+def _add_checksums(database: sqlite3.Connection, first: int) -> None:
+    """Give the copies, whose ids are above `first`, the checksums of their rows; reads refuse rows without them."""
+    database.create_function("with_checksums", len(_CHECKED), _with_checksums, deterministic=True)
+    rows = f"SELECT chunk_id AS id, {', '.join(_CHECKED)} FROM chunks JOIN contents USING (chunk_id)"
+    made = f"SELECT id, with_checksums({', '.join(_CHECKED)}) AS made FROM ({rows} WHERE chunk_id > ?)"
+    database.execute(f"UPDATE chunks SET digest = made FROM ({made}) WHERE chunk_id = id", (first,))
+
+
+def _with_checksums(*values: Any) -> bytes:
+    row = dict(zip(_CHECKED, values, strict=True))
+    return row_checksum.with_checksums(row_checksum.digest_of(row["digest"]), row)
 
 
 def _with_vectors(

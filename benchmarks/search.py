@@ -26,13 +26,13 @@ from benchmarks.bench import Bench
 from benchmarks.filling import multiply
 from benchmarks.pair import Contender, Result, compare, timed
 from benchmarks.service import EMBEDDER, EMBEDDING, connected, writer
-from memory_service.care import entries
 from memory_service.care.folder import Folder
+from memory_service.domain.model import Bank
 from memory_service.search.index import BankIndex
 from memory_service.search.ivf import Ivf
 from memory_service.search.loading import load
 from memory_service.search.snapshots import Snapshots
-from memory_service.storage.local.records import chunk_rows
+from memory_service.storage.local.records import bank_rows, chunk_rows
 
 ROW = "search"
 faiss: Any = _faiss  # the stubs of faiss describe it in part only
@@ -78,9 +78,9 @@ def _among(bench: Bench, folder: Path, chunks: int, kind: Kind) -> Iterator[Resu
     true = faiss.knn(queries, found, _TOP_K, metric=faiss.METRIC_INNER_PRODUCT)[1]
     faiss.omp_set_num_threads(1)  # as the service searches
     with Folder(folder / "store") as store, connected(folder) as client:
-        ids, index = _index(store)
+        bank, ids, index = _index(store)
         ours = [Searched("the call", "ours", partial(_call, client, ids))]
-        ours.append(Searched("the index alone", "ours", partial(_alone, store, index, ids)))
+        ours.append(Searched("the index alone", "ours", partial(_alone, store, bank, index, ids)))
         theirs = list(_floors(index, found, kind))
         del found
         bench.say(f"search among {chunks:,}")
@@ -115,13 +115,14 @@ def _settle(folder: Path, found: material.Vectors, kind: Kind) -> None:
 # Who searches
 
 
-def _index(store: Folder) -> tuple[Ids, BankIndex]:
-    """Return all ids of chunks, ascending, and the index as the service loads it."""
-    (bank,) = entries.banks(store)
-    snapshots = Snapshots(store.path / "indexes" / bank.uid, store.store_id(), material.DIMENSION, 0, durable=False)
+def _index(store: Folder) -> tuple[Bank, Ids, BankIndex]:
+    """Return the bank, all ids of its chunks, ascending, and its index as the service loads it."""
     with store.read() as connection:
+        bank = bank_rows.named(connection, _BANK)
+        assert bank is not None
+        snapshots = Snapshots(store.path / "indexes" / bank.uid, store.store_id(), material.DIMENSION, 0, durable=False)
         ids = chunk_rows.ids(connection, bank.bank_id)
-        return ids, load(ids, partial(chunk_rows.vectors, connection), snapshots)
+        return bank, ids, load(ids, partial(chunk_rows.vectors, connection, bank), snapshots)
 
 
 def _call(client: kvbank.Client, ids: Ids, query: material.Vectors) -> Ids:
@@ -129,9 +130,9 @@ def _call(client: kvbank.Client, ids: Ids, query: material.Vectors) -> Ids:
     return np.searchsorted(ids, [hit.chunk_id for hit in answer.queries[0]])
 
 
-def _alone(store: Folder, index: BankIndex, ids: Ids, query: material.Vectors) -> Ids:
+def _alone(store: Folder, bank: Bank, index: BankIndex, ids: Ids, query: material.Vectors) -> Ids:
     with store.read() as connection:
-        (best,) = index.search(query[None], _TOP_K, partial(chunk_rows.vectors, connection))
+        (best,) = index.search(query[None], _TOP_K, partial(chunk_rows.vectors, connection, bank))
     return np.searchsorted(ids, best.ids)
 
 
