@@ -138,9 +138,9 @@ def test_unknown_words_are_told_with_the_known_ones() -> None:
         bank_messages.update("bank", policy=kvbank.Policy("newest"))
 
 
-@pytest.mark.parametrize("enum", enums.WORDS, ids=lambda enum: enum.DESCRIPTOR.name)
+@pytest.mark.parametrize("enum", enums.LITERALS, ids=lambda enum: enum.DESCRIPTOR.name)
 def test_every_word_has_its_number_and_every_number_its_word(enum: Any) -> None:
-    numbers, words = enums.numbers(enum), get_args(enums.WORDS[enum])
+    numbers, words = enums.numbers(enum), get_args(enums.LITERALS[enum])
     assert tuple(numbers) == words
     assert [enums.word(enum, number) for number in numbers.values()] == list(words)
     assert len(set(numbers.values())) == len(words)
@@ -152,7 +152,7 @@ def test_every_enum_that_a_message_of_a_caller_has_is_in_the_table() -> None:
     """Leave out the reasons of evictions, which a server states alone."""
     files = (bank_pb2, chunk_pb2, service_pb2)
     declared = {descriptor for file in files for descriptor in file.DESCRIPTOR.enum_types_by_name.values()}
-    assert {enum.DESCRIPTOR for enum in enums.WORDS} == declared - {service_pb2.EvictionReason.DESCRIPTOR}
+    assert {enum.DESCRIPTOR for enum in enums.LITERALS} == declared - {service_pb2.EvictionReason.DESCRIPTOR}
 
 
 def test_a_session_keeps_to_the_bound_and_sends_again_what_was_not_acknowledged() -> None:

@@ -165,6 +165,25 @@ def test_a_new_server_is_noticed_by_who_only_writes(host: Host, make_chunk: Make
     assert host.received("staged") == host.received("stream") > 0
 
 
+def test_a_new_server_is_noticed_by_a_reader_of_asyncio(
+    host: Host, make_chunk: Make, assert_equal: Callable[..., None]
+) -> None:
+    """Read once over the stream, because the proof is of the server before; then out of files again."""
+    (chunk_id,) = host.write(make_chunk(1))
+
+    async def fetch() -> None:
+        async with kvbank.connect_async(host.address) as client:
+            for restarted in (False, True, False):
+                if restarted:
+                    host.stop()
+                    host.start()
+                (found,) = await client.fetch("b", [chunk_id], reader_digest=host.digests["reader_digest"])
+                assert_equal(found, make_chunk(1))
+
+    asyncio.run(fetch())
+    assert host.sent("file") == host.sent("stream") > 0
+
+
 def test_a_nonce_that_cannot_be_read_leaves_the_stream(
     host: Host, make_chunk: Make, assert_equal: Callable[..., None]
 ) -> None:

@@ -1,3 +1,3 @@
-"""This file has the version of the package, which pyproject.toml states, too."""
+"""The version of the package is here, and once more in pyproject.toml."""
 
 __version__ = "0.1.0"

@@ -14,7 +14,7 @@ from kvbank.v1 import bank_pb2, chunk_pb2
 from kvbank.wire import enums
 
 # Each enum of the protocol that a caller states, and the Literal with its words.
-WORDS: Mapping[EnumTypeWrapper, Any] = {
+LITERALS: Mapping[EnumTypeWrapper, Any] = {
     bank_pb2.DataType: m.DataType,
     bank_pb2.Metric: m.Metric,
     bank_pb2.PolicyKind: m.PolicyKind,
@@ -23,7 +23,7 @@ WORDS: Mapping[EnumTypeWrapper, Any] = {
 }
 # An index of "auto" is one that is not stated.
 _NUMBERS: dict[EnumTypeWrapper, dict[str, Any]] = {
-    enum: enums.numbers(enum, get_args(words), unspecified="auto") for enum, words in WORDS.items()
+    enum: enums.numbers(enum, get_args(words), unspecified="auto") for enum, words in LITERALS.items()
 }
 _WORDS = {enum: {number: word for word, number in known.items()} for enum, known in _NUMBERS.items()}
 

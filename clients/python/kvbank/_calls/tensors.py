@@ -32,10 +32,10 @@ DTYPES: dict[int, np.dtype[Any]] = {
     bank_pb2.DATA_TYPE_FP32: np.dtype("<f4"),
     bank_pb2.DATA_TYPE_INT32: np.dtype("<i4"),
 }
+_BY_DTYPE = {dtype: number for number, dtype in DTYPES.items()}
 # glibc learns from the largest piece that was freed how much it may keep: without this it gives every megabyte of a
 # received answer back to the system, and the page faults of the next one cost more than its bytes. Nothing is touched.
 np.empty(31 << 20, np.uint8)
-_BY_DTYPE = {dtype: number for number, dtype in DTYPES.items()}
 
 
 def as_embedding(field: str, values: Any, ndim: int) -> npt.NDArray[np.float32]:

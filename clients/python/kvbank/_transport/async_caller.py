@@ -170,7 +170,7 @@ class AsyncCaller(BaseCaller):
                 await asyncio.to_thread(self.sharing.learn, asked, info)
             except ServiceError:
                 return None  # the call that follows will say it
-        return self.sharing.path
+        return self.sharing.folder
 
     async def _read(self, call: reading.Call, attempts: Attempts, request_id: str) -> reading.Answer:
         """Make a call, and read its answer to the end; where it breaks, make it again."""

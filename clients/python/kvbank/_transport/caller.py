@@ -187,7 +187,7 @@ class Caller(BaseCaller):
                 self.sharing.learn(asked, self.repeated("GetServerInfo", asked, attempts))
             except ServiceError:
                 return None  # the call that follows will say it
-        return self.sharing.path
+        return self.sharing.folder
 
     def _read(self, call: reading.Call, attempts: Attempts, request_id: str) -> reading.Answer:
         """Make a call, and read its answer to the end; where it breaks, make it again."""

@@ -1,4 +1,4 @@
-"""This file has the options of gRPC channels, the default deadlines and the bounds that both clients keep to."""
+"""Both clients take their options of gRPC channels, default deadlines and bounds from here, and the id of a request."""
 
 import uuid
 from collections.abc import Sequence
@@ -13,6 +13,11 @@ MAX_MESSAGE_BYTES = 64 << 20
 DEFAULT_UNACKNOWLEDGED_BYTES = 32 << 20
 # What a client keeps of a write, whatever a server allows.
 MOST_UNACKNOWLEDGED_BYTES = 1 << 30
+# The most pages of an answer. Those of a list are handed out one by one, and may be many; banks of statistics are kept
+# until the last page is there.
+MOST_PAGES = {"ListBanks": 10**9, "ListChunks": 10**9, "ListEvictions": 10**9, "GetStats": 10**4}
+# The name of the gRPC metadata with the id of a request.
+REQUEST_ID = "x-request-id"
 
 OPTIONS: tuple[tuple[str, Any], ...] = (
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
@@ -35,11 +40,6 @@ def unacknowledged_bytes(named: int) -> int:
     return min(named, MOST_UNACKNOWLEDGED_BYTES) if named > 0 else DEFAULT_UNACKNOWLEDGED_BYTES
 
 
-# The most pages of an answer. Those of a list are handed out one by one, and may be many; banks of statistics are kept
-# until the last page is there.
-MOST_PAGES = {"ListBanks": 10**9, "ListChunks": 10**9, "ListEvictions": 10**9, "GetStats": 10**4}
-
-
 def with_defaults(options: Sequence[tuple[str, Any]]) -> list[tuple[str, Any]]:
     """Return the channel arguments of this package and of the caller, whose values count where both state one.
 
@@ -58,14 +58,11 @@ def _option(field: str, option: Any) -> tuple[str, str | int | bytes]:
     return text(field, name), text(field, value) if isinstance(value, str) else int32(field, value)
 
 
-REQUEST_ID = "x-request-id"
-
-
 def new_request_id() -> str:
     """Return a new id under which the server logs a call and its retries."""
     return uuid.uuid4().hex
 
 
 def metadata(request_id: str) -> tuple[tuple[str, str], ...]:
-    """Return the gRPC metadata of a call."""
+    """Return the gRPC metadata of a call: the id under which the server logs it."""
     return ((REQUEST_ID, request_id),)

@@ -26,13 +26,19 @@ _DIRECT = {"RetrieveFiles": "retrieve", "FetchFiles": "fetch"}
 
 
 class Sharing:
-    """What a client knows of the data folder that it may share with its server."""
+    """What a client knows of the data folder that it may share with its server.
+
+    folder: the folder that the server has proven to serve; None where there is none.
+    """
 
     def __init__(self, address: str, mapped: bool = False) -> None:
-        """Begin without a folder. address: of the server; only a unix socket can be that of a server on this machine.
-        mapped: see `kvbank.ConnectOptions`."""
+        """Begin without a folder.
+
+        address: of the server, which is to be asked for its folder where it listens on a unix socket: no other address
+        says that it is on this machine. mapped: see `kvbank.ConnectOptions`.
+        """
         self._mapped = mapped
-        self.path: SameHost | None = None
+        self.folder: SameHost | None = None
         self._direct: Direct | None = None
         self._refused: SameHost | None = None
         self._unknown = address.startswith("unix:")
@@ -48,12 +54,12 @@ class Sharing:
 
     def learn(self, asked: service_pb2.GetServerInfoRequest, info: service_pb2.GetServerInfoResponse) -> None:
         """Take the folder that an answer to `question` names, where the server has proven to know its nonce."""
-        path = _proven(info.same_host, asked.challenge, self._mapped) if info.HasField("same_host") else None
-        path = None if path is None or path.same(self._refused) else path
-        if path is None or not path.same(self.path):
+        found = _proven(info.same_host, asked.challenge, self._mapped) if info.HasField("same_host") else None
+        found = None if found is None or found.same(self._refused) else found
+        if found is None or not found.same(self.folder):
             self.close()
-            self._direct = Direct(path.folder.reached(path.socket), path.folder) if path and path.socket else None
-            self.path = path
+            self._direct = Direct(found.folder.reached(found.socket), found.folder) if found and found.socket else None
+            self.folder = found
         self._unknown = False
 
     def failed(self, call: reading.Call, error: ServiceError) -> None:
@@ -64,7 +70,7 @@ class Sharing:
 
     def doubted(self) -> None:
         """Note that the server did not take a staged file: it may be another server since, and is to be asked again."""
-        self._unknown = self.path is not None
+        self._unknown = self.folder is not None
 
     def ask(self, method: str, request: Any, timeout: float, request_id: str) -> Any:
         """Return the answer of a direct call; None where it cannot be had so, and gRPC is to be asked.

@@ -1,3 +1,2 @@
-"""The commands of every package of this project print by these files, and end by them. They are for packages of this
-project.
-"""
+"""The commands of every package of this project take their options, print and end by this package, which is not for
+users."""

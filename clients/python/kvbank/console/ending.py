@@ -30,6 +30,7 @@ FAILED, USAGE, DEFECT, INTERRUPTED, READER_LEFT = 1, 2, 70, 130, 141
 
 # An exit code, and the line that is said with it; empty for none.
 End: TypeAlias = tuple[int, str]
+_NOT_CONFIRMED: End = (FAILED, "nothing was done: the question was not answered with yes")
 
 # What an optional part of the package imports, and the extra that installs it.
 _EXTRA_OF_MODULE = {
@@ -113,10 +114,9 @@ def _exited(error: SystemExit) -> End:
     return int(bool(error.code)), str(error.code or "")
 
 
-def _not_confirmed(error: BaseException) -> End:
-    if isinstance(error.__context__, KeyboardInterrupt):
-        return INTERRUPTED, "interrupted"
-    return FAILED, "nothing was done: the question was not answered with yes"
+def _aborted(error: typer.Abort) -> End:
+    """Tell Ctrl-C at a question, which typer turns into an Abort, from an answer of no."""
+    return (INTERRUPTED, "interrupted") if isinstance(error.__context__, KeyboardInterrupt) else _NOT_CONFIRMED
 
 
 def _not_installed(error: ModuleNotFoundError) -> End | None:
@@ -146,8 +146,8 @@ _ENDS: tuple[tuple[type[BaseException], Callable[[Any], End | None]], ...] = (
     (typer.Exit, lambda error: (error.exit_code, "")),
     (SystemExit, _exited),
     (KeyboardInterrupt, lambda error: (INTERRUPTED, "interrupted")),
-    (typer.Abort, _not_confirmed),
-    (EOFError, lambda error: (FAILED, "nothing was done: the question was not answered with yes")),
+    (typer.Abort, _aborted),
+    (EOFError, lambda error: _NOT_CONFIRMED),
     (typer.TyperException, lambda error: (error.exit_code, _usage(error))),
     (Failed, lambda error: (error.code, str(error))),
     (ModuleNotFoundError, _not_installed),

@@ -1,4 +1,4 @@
-"""Options of commands that are fields of a class, so that each is written once.
+"""Fields of a class become options of commands here, so that each option is written once.
 
 `spread` is for dataclasses whose fields are annotated for typer. `from_fields` is for a pydantic model: name, type,
 choices, description and default are the field's, and typer shows and reads them as those of every other command. The
@@ -20,7 +20,7 @@ Command = TypeVar("Command", bound=Callable[..., None])
 
 
 def flag(name: str) -> str:
-    """Return the option of a field."""
+    """Return the option that a field becomes: "--min-free" for `min_free`."""
     return f"--{name.replace('_', '-')}"
 
 

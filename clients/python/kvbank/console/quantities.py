@@ -1,5 +1,7 @@
-"""Sizes, counts and spans of time are read here, as every flag and variable writes them: "256MiB", "10k", "1.5h".
-Errors: ValueError with what was expected."""
+"""Sizes, counts and spans of time are read and written here as flags and variables have them: "256MiB", "10k", "1.5h".
+
+Errors of all that reads: ValueError with what was expected.
+"""
 
 import re
 from collections.abc import Callable

@@ -1,1 +1,1 @@
-"""Files and folders as every package of this project writes them. For packages of this project."""
+"""Every package of this project makes, opens and locks files by this package, which is not for users."""

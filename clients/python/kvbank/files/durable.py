@@ -1,6 +1,8 @@
-"""Files and folders that outlast a crash and a power cut. This file owns the order of that: the bytes of a file are
-synced before it gets its name, and the folder that has the name after that; where a folder is new, so is its name in
-the folder above. Files that are made here can be opened by their owner alone.
+"""Files and folders are made and replaced here so that they outlast a crash and a power cut.
+
+This file owns the order of that: the bytes of a file are synced before the file gets its name, and the folder that has
+the name is synced after that; the name of a new folder is synced in the folder above. Files that are made here can be
+opened by their owner alone.
 """
 
 import os

@@ -1,4 +1,5 @@
-"""Locks of files and folders between processes. A lock is of the open descriptor, and ends when that is closed."""
+"""Processes lock files and folders against each other here. A lock belongs to an open descriptor, and ends when the
+descriptor is closed."""
 
 import fcntl
 

@@ -1,4 +1,4 @@
-"""How a file is opened that something else may have put in the place of ours, and how much room a disk has."""
+"""Files are opened here where a link or a pipe may stand in their place, and disks are asked for their free room."""
 
 import os
 from pathlib import Path

@@ -1,5 +1,7 @@
-"""Files and folders that only their owner can open. This file owns that this holds whatever the umask says, because
-what is remembered is private."""
+"""Files and folders are made here so that their owner alone can open them, because what is remembered is private.
+
+This file owns the rule that this holds whatever the umask says.
+"""
 
 import os
 import stat

@@ -1,3 +1,1 @@
-"""Client and service do alike, byte by byte, what is in these files. They are for packages of this project; users call
-`Client`.
-"""
+"""Client and service read and write the same bytes by this package, which is not for users."""

@@ -1,5 +1,6 @@
-"""Enums of the contract as words, the same for client and service: POLICY_KIND_RECENCY_HALF is "recency_half". So no
-table of words and numbers is written by hand.
+"""Enums of the protocol are looked up by words here: POLICY_KIND_RECENCY_HALF is "recency_half".
+
+Client and service make their tables of words and numbers by this file, so that no table is written by hand.
 """
 
 import re

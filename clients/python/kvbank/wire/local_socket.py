@@ -71,10 +71,11 @@ class Direct:
     """The client's end of direct calls. Connections carry one call at a time and are kept for the next; threads may
     share an object."""
 
-    def __init__(self, path: str, kept: object = None) -> None:
-        """Connect with the first call to the socket at `path`. kept: what must live as long as the path is used."""
+    def __init__(self, path: str, needed: object = None) -> None:
+        """Connect with the first call to the socket at `path`. needed: an object without which the path leads nowhere,
+        such as an open folder; it is kept alive."""
         self._path = path
-        self._kept_open = kept
+        self._needed = needed
         self._lock = threading.Lock()
         self._idle: list[socket.socket] = []
         self._open: set[socket.socket] = set()
@@ -86,7 +87,7 @@ class Direct:
         timeout: seconds. Errors: TimeoutError, other OSErrors.
         """
         message, until = request.SerializeToString(), time.monotonic() + timeout
-        while (connection := self._kept()) is not None:
+        while (connection := self._idle_one()) is not None:
             with suppress(ConnectionError):
                 return self._ask(connection, message, until)
         return self._ask(self._connected(until), message, until)
@@ -110,7 +111,7 @@ class Direct:
             self._drop(connection)
         return response
 
-    def _kept(self) -> socket.socket | None:
+    def _idle_one(self) -> socket.socket | None:
         with self._lock:
             return self._idle.pop() if self._idle else None
 
