@@ -9,7 +9,6 @@ import shutil
 import socket
 import sqlite3
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -312,19 +311,20 @@ def test_a_committed_chunk_keeps_its_file_whatever_fails_after(serving):
 
 def test_a_bank_that_is_deleted_twice_and_made_anew_stays(serving, refused):
     """Two calls look the bank up, a third makes it again before the second deletes it."""
-    caller = serving()
+    caller = serving(pauses=Pauses(at=(points := {})))
     caller.create()
-    banks = serving.server.banks
-    hold = threading.Event()
+    banks, hold, submitted = serving.server.banks, threading.Event(), threading.Semaphore(0)
     banks.store.in_order(hold.wait)
+    points["submitted"] = submitted.release
     with ThreadPoolExecutor(3) as threads:
-        first = threads.submit(banks.delete, "b")
-        time.sleep(0.1)
-        second = threads.submit(caller.create)
-        time.sleep(0.3)
-        third = threads.submit(banks.delete, "b")
-        time.sleep(0.1)
-        hold.set()
+        tasks = []
+        try:
+            for task in (lambda: banks.delete("b"), caller.create, lambda: banks.delete("b")):
+                tasks.append(threads.submit(task))
+                assert submitted.acquire(timeout=60)
+        finally:
+            hold.set()
+    first, second, third = tasks
     first.result()
     assert second.result().name == "b"
     assert third.exception().reason == "BANK_NOT_FOUND"
