@@ -20,6 +20,7 @@ from kvbank.v1 import service_pb2
 from kvbank.wire import local_socket
 from memory_service.api.local_socket import MOST_CONNECTIONS
 from tests.sdk.host import Host
+from tests.sdk.relay import Relay
 from tests.support.refusals import error_of
 from tests.support.service_process import ServiceHost
 from tests.support.waiting import wait_until
@@ -54,6 +55,19 @@ def test_the_socket_is_this_users_and_goes_with_the_server(host: Host, stored: i
     assert not path.exists()
     host.start()
     assert path.exists()
+
+
+def test_the_blocking_client_asks_the_socket_and_grpc_hears_nothing_of_it(
+    host: Host, stored: int, unit: Callable[[int], np.ndarray], make_chunk: Make, assert_equal: Callable[..., None]
+) -> None:
+    """Listen between client and server, which the socket passes by with calls for files, and with no others."""
+    with closing(Relay(host.address)) as relay, kvbank.connect(relay.unix) as client:
+        (fetched,) = client.fetch("b", [stored], reader_digest=host.digests["reader_digest"])
+        found = client.retrieve("b", unit(1), top_k=1, **host.digests)
+        client.get_bank("b")
+        assert relay.calls == ["GetServerInfo", "GetBank"]
+    for chunk in (fetched, found.chunks[stored]):
+        assert_equal(chunk, make_chunk(1))
 
 
 def test_grpc_helps_out_where_there_is_no_socket(
