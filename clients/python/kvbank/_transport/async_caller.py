@@ -1,4 +1,4 @@
-"""How calls of the asyncio client travel, as those of the blocking one do in `caller`.
+"""Calls of the asyncio client travel by this file, as those of the blocking one do by `caller`.
 
 What would block the event loop goes through `kvbank._transport.loop`.
 """
@@ -19,7 +19,7 @@ from kvbank._exceptions import ClientClosed, ClientForked, LoopMismatch, Service
 from kvbank._models import NewChunk
 from kvbank._transport import channel, status
 from kvbank._transport.base import AsyncTransport
-from kvbank._transport.caller import BaseCaller
+from kvbank._transport.base_caller import BaseCaller
 from kvbank._transport.loop import SMALL_BYTES, Feed, apart, is_longer, to_its_end, wait
 from kvbank._transport.over_grpc import AsyncGrpc, Grpc
 from kvbank._transport.retrying import Attempts
@@ -35,8 +35,9 @@ class AsyncCaller(BaseCaller):
     Errors of all methods that call: ServiceError, ClientClosed, ClientForked, LoopMismatch.
     """
 
-    def __init__(self, address: str, timeout: float, **ways: Any) -> None:
-        super().__init__(address, timeout, **ways)
+    def __init__(self, address: str, timeout: float, **options: Any) -> None:
+        """Take the arguments of `BaseCaller`; nothing is sent before the first call."""
+        super().__init__(address, timeout, **options)
         self._closed = False
         self._loop: asyncio.AbstractEventLoop | None = None
         # Made in the loop to which it then belongs.

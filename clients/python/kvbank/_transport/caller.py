@@ -1,78 +1,30 @@
-"""How calls of the blocking client travel: they are made again until their deadline, and errors of gRPC translated.
-
-`BaseCaller` has what the callers of both clients know of a server; `async_caller` has the one for asyncio.
+"""Calls of the blocking client travel by this file: they are made again until their deadline, and errors of gRPC become
+errors of this package. `async_caller` does the same for asyncio.
 """
 
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from functools import partial
 from typing import Any, TypeVar
 
 import grpc
 
-from kvbank import _arguments
 from kvbank._calls import metadata, reading
 from kvbank._calls.answers import odd
 from kvbank._calls.writing import WriteSession, takes_no_file
 from kvbank._exceptions import ClientClosed, ClientForked, ServiceError
-from kvbank._targets import checked_address
 from kvbank._transport import channel, status
 from kvbank._transport.base import Transport
+from kvbank._transport.base_caller import BaseCaller
 from kvbank._transport.over_grpc import Grpc
-from kvbank._transport.retrying import Attempts, Contact
+from kvbank._transport.retrying import Attempts
 from kvbank._transport.same_host import SameHost
-from kvbank._transport.sharing import Sharing
 from kvbank._transport.socket_first import SocketFirst
 from kvbank._transport.write_stream import WriteStream
-from kvbank.v1 import service_pb2
 
 T = TypeVar("T")
-
-
-class BaseCaller:
-    """What a client knows of its server, and how long its calls may take."""
-
-    def __init__(
-        self,
-        address: str,
-        timeout: float,
-        *,
-        stream_timeout: float,
-        options: Sequence[tuple[str, Any]],
-        mapped: bool,
-        first_contact: float,
-    ) -> None:
-        """Take the arguments of a client, see `kvbank.ConnectOptions`. Errors: InvalidArgument."""
-        self.address = checked_address("address", address)
-        self.options = channel.with_defaults(options)
-        self._timeout = _arguments.seconds("timeout", timeout)
-        self._stream_timeout = _arguments.seconds("stream_timeout", stream_timeout)
-        self.sharing = Sharing(address, _arguments.flag("mapped", mapped))
-        self.contact = Contact(_arguments.seconds("first_contact", first_contact))
-        self.pid = os.getpid()
-        # Bytes that may be unacknowledged; 0 before the server was asked.
-        self.bound = 0
-        # Whether the server keeps other metadata than strings.
-        self.typed = False
-
-    def attempts(self, timeout: float | None) -> Attempts:
-        """Return the attempts of a single call, within `timeout` seconds or the client's."""
-        return self._attempts(timeout, self._timeout)
-
-    def stream_attempts(self, timeout: float | None) -> Attempts:
-        """Return the attempts of a call that moves tensors, within `timeout` seconds or the client's."""
-        return self._attempts(timeout, self._stream_timeout)
-
-    def _attempts(self, timeout: float | None, default: float) -> Attempts:
-        # A caller who says how long a call may take says so for a server that was never reached, too.
-        return Attempts(default, self.contact) if timeout is None else Attempts(_arguments.seconds("timeout", timeout))
-
-    def learned(self, info: service_pb2.GetServerInfoResponse) -> None:
-        """Keep what the server says of writes."""
-        self.bound = channel.unacknowledged_bytes(info.max_unacknowledged_bytes)
-        self.typed = info.typed_metadata
 
 
 class Caller(BaseCaller):
@@ -81,8 +33,9 @@ class Caller(BaseCaller):
     Errors of all methods that call: ServiceError, ClientClosed, ClientForked.
     """
 
-    def __init__(self, address: str, timeout: float, **ways: Any) -> None:
-        super().__init__(address, timeout, **ways)
+    def __init__(self, address: str, timeout: float, **options: Any) -> None:
+        """Take the arguments of `BaseCaller`; nothing is sent before the first call."""
+        super().__init__(address, timeout, **options)
         self._closed = threading.Event()
         self._transport: Transport = SocketFirst(self.sharing, Grpc(self.address, self.options))
 
