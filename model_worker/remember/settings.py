@@ -109,11 +109,12 @@ class MemoryOptions(TypedDict, total=False):
 
 
 def changed(settings: Settings, options: Mapping[str, Any]) -> Settings:
-    """Return the settings with the fields of `options` in the place of their own.
+    """Return the settings of a memory with the fields of `options` in the place of their own.
 
-    Raises InputError for a value out of its bounds, and for a name that is no setting, with the nearest one that is.
+    Raises InputError for a value out of its bounds, and for a name that is no field of `MemorySettings`, with the
+    nearest one that is. That holds for the further fields of `ModelSettings` too, which a memory would not heed.
     """
-    check_names(type(settings), options)
+    check_names(MemorySettings, options)
     return replace(settings, **options)
 
 

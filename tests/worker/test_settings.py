@@ -79,3 +79,15 @@ def test_a_memory_of_its_own_follows_no_model(client: kvbank.Client) -> None:
         assert Memory(attachment, client, bank(), tokenizer(), strict=True).link.patience == 10.0
         with pytest.raises(InputError, match="settings is a MemorySettings, not a dict"):
             Memory(attachment, client, bank(), tokenizer(), {})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "option", [{"capacity": kvbank.Capacity(chunks=5)}, {"window": 4}, {"store_dtype": "fp16"}, {"local": "tova:m=4"}]
+)
+def test_a_memory_refuses_settings_of_a_model(client: kvbank.Client, option: dict[str, Any]) -> None:
+    """A second memory has no window and makes no bank with bounds: a setting that it would not heed is refused."""
+    with MemoryModel(build("llama_gqa"), tokenizer(), memory=client, bank=bank(), chunk=4, window=8) as model:
+        with pytest.raises(InputError, match="there is no setting"):
+            model.with_bank(bank(), **option)
+        with pytest.raises(InputError, match="there is no setting"):
+            Memory(model.attachment, client, bank(), tokenizer(), model.settings, **option)  # type: ignore[misc]

@@ -319,6 +319,17 @@ def test_a_spool_folder_is_synced_with_its_parents(tmp_path: Path, monkeypatch: 
     assert synced == [tmp_path, tmp_path / "a"]
 
 
+def test_a_chunk_is_synced_before_its_name_and_its_name_before_put_returns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "spool").mkdir()
+    synced: list[str] = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(os.readlink(f"/proc/self/fd/{descriptor}")))
+    Spool(tmp_path / "spool").put(Spooled("b", kvbank.NewChunk(np.ones(4, np.float32)), "r", "e"))
+    file, folder = map(Path, synced)
+    assert (file.parent, file.suffix, folder) == (tmp_path / "spool", ".tmp", tmp_path / "spool")
+
+
 def test_chunks_wait_in_their_order_where_the_clock_was_set_back(tmp_path: Path) -> None:
     spool = Spool(tmp_path / "spool")
     for start in (0, 4):
