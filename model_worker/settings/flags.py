@@ -1,26 +1,24 @@
-"""The options of a command are made here from the fields of a settings model.
+"""A command gets its settings here, from flags and from a TOML file, as one object of a settings model.
 
-Name, type, bounds, default and help of an option stand in its field alone. A settings model is a frozen pydantic model
-whose fields are described. `takes` gives a command one flag for each field, and, where a file is wanted, a TOML file of
-the same names. A flag decides over the file, and the file over the default.
+`takes` gives a command a flag for each field of the model (`kvbank.console.options` makes the flag) and, where a file
+is wanted, a file of the same names. This file owns the order: a flag decides over the file, and the file over the
+default.
 
 The flags are typer's rather than those of pydantic-settings' CliApp, which brings a parser of its own: its help would
 look unlike that of every other command, and its errors are paragraphs where a command ends in one line.
 """
 
 import inspect
-import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import update_wrapper
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, NoReturn, TypeVar
 
 import typer
 from pydantic import ValidationError
-from pydantic.fields import FieldInfo
 
 from kvbank.console.ending import USAGE, Failed, run
-from kvbank.console.options import flag
+from kvbank.console.options import flag, option
 from model_worker.errors import InputError
 from model_worker.settings.file import read_settings
 from model_worker.settings.model import Settings
@@ -50,7 +48,7 @@ def takes(settings: type[_S], *, file: bool = False) -> Callable[[Callable[..., 
 
         update_wrapper(called, command)
         parameters = [_parameter(_CONTEXT, typer.Context), *([_file()] if file else [])]
-        parameters += [*own, *(_option(name, field, both=file) for name, field in settings.model_fields.items())]
+        parameters += [*own, *(option(name, field, both=file) for name, field in settings.model_fields.items())]
         called.__dict__["__signature__"] = inspect.Signature(parameters)
         called.__annotations__ = {each.name: each.annotation for each in parameters}
         return called
@@ -94,55 +92,6 @@ def _parameter(name: str, annotation: Any, default: Any = inspect.Parameter.empt
 def _file() -> inspect.Parameter:
     told = typer.Argument(help="A TOML file of the options below, by the same names; an option decides over the file.")
     return _parameter(_FILE, Annotated[Path | None, told], None)
-
-
-def _option(name: str, field: FieldInfo, *, both: bool) -> inspect.Parameter:
-    """Return the parameter of a field. both: a switch that is off by default can also be turned off by a flag."""
-    extra = field.json_schema_extra
-    more: dict[str, Any] = dict(extra) if isinstance(extra, dict) else {}
-    kind = _plain(field.annotation)
-    default = None if field.is_required() else field.get_default(call_default_factory=True)
-    words = more.get("flag") or flag(name)
-    if kind is bool and "/" not in words:
-        words = f"{words}/--no-{words[2:]}" if both or default else words
-    bounds = {type(each).__name__.lower(): each for each in _bounds(field.annotation, field.metadata)}
-    told = typer.Option(
-        words,
-        help=field.description,
-        show_default=kind is not bool or bool(default),
-        min=getattr(bounds.get("ge"), "ge", None),
-        max=getattr(bounds.get("le"), "le", None),
-        rich_help_panel=more.get("panel"),
-    )
-    is_list = get_origin(kind) is list
-    shown = list(default) if is_list and default else default
-    wanted = kind if shown is not None and not (is_list and not shown) else kind | None
-    return _parameter(name, Annotated[wanted, told], None if is_list and not shown else shown)
-
-
-def _plain(annotation: Any) -> Any:
-    """Return the type of an option: without None and bounds, and a tuple of any length as a list."""
-    origin, parts = get_origin(annotation), get_args(annotation)
-    if origin is Annotated:
-        return _plain(parts[0])
-    if origin in (Union, types.UnionType):
-        [kind] = [part for part in parts if part is not types.NoneType]
-        return _plain(kind)
-    if origin is tuple:
-        return list[_plain(parts[0])]  # type: ignore[misc]
-    return annotation
-
-
-def _bounds(annotation: Any, metadata: Any) -> Iterator[Any]:
-    """Yield what says how large a value may be, of a field or of the items of one."""
-    for each in metadata:
-        yield from each.metadata if isinstance(each, FieldInfo) else [each]
-    origin, parts = get_origin(annotation), get_args(annotation)
-    if origin is Annotated:
-        yield from _bounds(parts[0], parts[1:])
-    elif origin is not Literal:
-        for part in parts:
-            yield from _bounds(part, ())
 
 
 def run_program(command: Callable[..., None], name: str) -> NoReturn:

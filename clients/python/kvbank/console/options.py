@@ -1,16 +1,20 @@
 """Fields of a class become options of commands here, so that each option is written once.
 
-`spread` is for dataclasses whose fields are annotated for typer. `from_fields` is for a pydantic model: name, type,
-choices, description and default are the field's, and typer shows and reads them as those of every other command. The
-model itself is not imported here; it checks the values, which come to it as they were given.
+`spread` is for dataclasses whose fields are annotated for typer. Fields of a pydantic model become options in two ways,
+and typer shows and reads both as those of every other command. `option` is for a model whose defaults are its own:
+typer shows them and checks the bounds. `from_fields` is for a model that also reads the environment or a file, which
+decide over a default: what was not given is None, and the model checks what was given.
+
+Pydantic is not imported here: the SDK is installed without it.
 """
 
 import inspect
-from collections.abc import Callable, Mapping
+import types
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from functools import wraps
 from itertools import chain
-from typing import Any, TypeVar, cast, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 import typer
 
@@ -32,7 +36,7 @@ def from_fields(fields: Mapping[str, Any]) -> Callable[[Command], Command]:
 
     def give(command: Command) -> Command:
         own = [each for each in inspect.signature(command).parameters.values() if each.kind is not each.VAR_KEYWORD]
-        options = [_option(name, field) for name, field in fields.items()]
+        options = [_checked_later(name, field) for name, field in fields.items()]
         command.__dict__["__signature__"] = inspect.Signature([*options, *own])
         return command
 
@@ -65,11 +69,65 @@ def _of_fields(kind: Any) -> list[inspect.Parameter]:
     return [each.replace(annotation=hints[each.name]) for each in inspect.signature(kind).parameters.values()]
 
 
-def _option(name: str, field: Any) -> inspect.Parameter:
+def option(name: str, field: Any, *, both: bool) -> inspect.Parameter:
+    """Return the parameter of a field of a pydantic model, with the field's default and bounds.
+
+    A tuple of any length is an option that may be given several times. both: a switch that is off by default can also
+    be turned off by a flag. The field's `json_schema_extra` may name a `flag` other than the field's, and the `panel`
+    that shows the help.
+    """
+    extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
+    kind = _plain(field.annotation)
+    default = None if field.is_required() else field.get_default(call_default_factory=True)
+    words = extra.get("flag") or flag(name)
+    if kind is bool and "/" not in words and (both or default):
+        words = f"{words}/--no-{words[2:]}"
+    bounds = {type(each).__name__.lower(): each for each in _bounds(field.annotation, field.metadata)}
+    told = typer.Option(
+        words,
+        help=field.description,
+        show_default=kind is not bool or bool(default),
+        min=getattr(bounds.get("ge"), "ge", None),
+        max=getattr(bounds.get("le"), "le", None),
+        rich_help_panel=extra.get("panel"),
+    )
+    if get_origin(kind) is list:
+        default = list(default) if default else None
+    wanted = kind | None if default is None else kind
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=Annotated[wanted, told], default=default)
+
+
+def _checked_later(name: str, field: Any) -> inspect.Parameter:
+    """Return the parameter of a field of a model that decides itself what counts where the option is not given."""
     quantity = next((each for each in field.metadata if isinstance(each, Quantity)), None)
     metavar, kind = (quantity.metavar, str) if quantity else (None, field.annotation)
-    option = typer.Option(None, flag(name), help=_help(field, quantity), metavar=metavar)
-    return inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=option, annotation=kind | None)
+    told = typer.Option(None, flag(name), help=_help(field, quantity), metavar=metavar)
+    return inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=told, annotation=kind | None)
+
+
+def _plain(annotation: Any) -> Any:
+    """Return the type of an option: without None and bounds, and a tuple of any length as a list."""
+    origin, parts = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _plain(parts[0])
+    if origin in (Union, types.UnionType):
+        [kind] = [part for part in parts if part is not types.NoneType]
+        return _plain(kind)
+    if origin is tuple:
+        return list[_plain(parts[0])]  # type: ignore[misc]
+    return annotation
+
+
+def _bounds(annotation: Any, metadata: Any) -> Iterator[Any]:
+    """Yield what says how large a value may be, of a field or of the items of one."""
+    for each in metadata:
+        yield from getattr(each, "metadata", [each])  # a field in an annotation holds its bounds
+    origin, parts = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        yield from _bounds(parts[0], parts[1:])
+    elif origin is not Literal:
+        for part in parts:
+            yield from _bounds(part, ())
 
 
 def _help(field: Any, quantity: Quantity | None) -> str:
