@@ -74,6 +74,14 @@ def test_a_file_is_its_owners_alone_whatever_the_umask(tmp_path: Path) -> None:
     assert modes == {"a.json": 0o600, "b": 0o700, "b/c": 0o700, "d": 0o777, "d/e": 0o700}
 
 
+def test_the_name_of_a_new_folder_is_durable_in_the_folder_above(tmp_path: Path, steps: list[str]) -> None:
+    durable.make_folder(tmp_path / "a" / "b")
+    assert steps == [f"sync {tmp_path.name}", "sync a"]
+    steps.clear()
+    durable.make_folder(tmp_path / "a" / "b")
+    assert steps == []
+
+
 def test_no_link_in_the_place_of_the_temporary_file_is_followed(tmp_path: Path) -> None:
     (tmp_path / "elsewhere").write_bytes(b"kept")
     (tmp_path / "a.tmp").symlink_to(tmp_path / "elsewhere")

@@ -20,6 +20,7 @@ from kvbank._transport.retrying import Attempts
 from kvbank._transport.same_host import SameHost
 from kvbank._transport.write_stream import WriteStream
 from kvbank.v1 import service_pb2
+from kvbank.wire.frames import FRAME_BYTES
 from memory_service.api.embedded import LocalServer
 from tests.sdk.host import Host
 from tests.sdk.relay import Relay
@@ -49,6 +50,30 @@ def test_more_than_the_bound_goes_through(
     (found,) = client.fetch(bank, [results[-1].chunk_id], reader_digest=digests["reader_digest"])
     assert found.tensors is not None
     assert np.array_equal(found.tensors["v.3"], (big.tensors or {})["v.3"])
+
+
+def test_no_more_is_on_its_way_than_the_server_allows(
+    tmp_path: Path, embedding: kvbank.EmbeddingSpec, make_chunk: Make, digests: dict[str, str]
+) -> None:
+    """Write to a server that allows one chunk: when the last is asked for, all but the one before it are durable."""
+    vectors, durable = {**digests, "reader_digest": ""}, []
+
+    def chunks(bank: str) -> Iterator[kvbank.NewChunk]:
+        for i in range(50):
+            yield make_chunk(i, None)
+        durable.append(client.get_bank(bank).usage.chunks)
+        yield make_chunk(50, None)
+
+    async def write(bank: str) -> None:
+        async with kvbank.connect_async(server.address) as asynchronous:
+            await asynchronous.write_many(bank, chunks(bank), **vectors)
+
+    with LocalServer(tmp_path, max_unacknowledged_bytes=1) as server, kvbank.connect(server.address) as client:
+        for bank in ("b", "a"):
+            client.create_bank(bank, kv=None, embedding=embedding)
+        client.write_many("b", chunks("b"), **vectors)
+        asyncio.run(write("a"))
+    assert min(durable) >= 49
 
 
 def raising(chunks: list[kvbank.NewChunk], error: Exception) -> Iterator[kvbank.NewChunk]:
@@ -344,5 +369,41 @@ def test_a_cancelled_stream_leaves_no_staged_file(tmp_path: Path) -> None:
     stream = WriteStream(call.begin, session, Attempts(60.0), lambda: None, folder)
     wait_until(lambda: list(staging.iterdir()))
     stream.cancel()
+    call.thread.join()
+    assert not list(staging.iterdir())
+
+
+class Paused(Abandoned):
+    """A call whose thread takes one request, and all others when it may go on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.taken, self.go_on = threading.Event(), threading.Event()
+
+    def begin(self, requests: Iterator[Any]) -> "Paused":
+        def take() -> None:
+            next(requests)
+            self.taken.set()
+            self.go_on.wait()
+            list(requests)
+
+        self.thread = threading.Thread(target=take)
+        self.thread.start()
+        return self
+
+
+def test_a_cancelled_stream_stages_nothing_more(tmp_path: Path) -> None:
+    """Let gRPC's thread ask for two more chunks after the end; their headers are so long that each goes alone."""
+    call, staging = Paused(), tmp_path / "staging"
+    staging.mkdir()
+    session, folder = WriteSession("b", (), "", "", 1 << 20), SameHost(Folder(str(tmp_path)), "staging", b"nonce")
+    header = service_pb2.ChunkHeader(bank="b" * (FRAME_BYTES + 1))
+    session.pending += [Upload(bytes([i]), header, [memoryview(b"bytes")], 5) for i in range(3)]
+    stream = WriteStream(call.begin, session, Attempts(60.0), lambda: None, folder)
+    call.taken.wait()
+    assert list(staging.iterdir())
+    stream.cancel()
+    assert not list(staging.iterdir())
+    call.go_on.set()
     call.thread.join()
     assert not list(staging.iterdir())
