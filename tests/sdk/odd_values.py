@@ -14,14 +14,14 @@ import kvbank
 
 
 class Pathless:
-    """It says that it is a path."""
+    """An object that says that it is a path, and has none."""
 
     def __fspath__(self) -> int:
         return 3
 
 
 class Later:
-    """It has no items before it is awaited, like a future of asyncio."""
+    """An object that has no items before it is awaited, like a future of asyncio."""
 
     def __iter__(self) -> Iterator[object]:
         raise RuntimeError("await wasn't used with future")

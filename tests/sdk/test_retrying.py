@@ -120,7 +120,7 @@ def test_every_call_rides_through_a_restart(
         killable.kill()
         with futures.ThreadPoolExecutor(len(calls) + 1) as pool:
             answers = [pool.submit(call) for call in (*calls.values(), lambda: asyncio.run(asynchronously()))]
-            assert not futures.wait(answers, timeout=1.0).done, "nobody listens yet, and nobody gives up"
+            assert not futures.wait(answers, timeout=1.0).done, "no server listens yet, and no call gives up"
             killable.start()
             found = [answer.result(60) for answer in answers]
         assert dict(zip(calls, found, strict=False)) == dict(zip(calls, expected, strict=True))

@@ -42,7 +42,7 @@ PayloadKind = Literal["layer_kv", "soft_tokens"]
 
 @dataclass(frozen=True, slots=True)
 class KVSpec:
-    """Which keys and values a bank holds.
+    """The keys and values that a bank holds.
 
     reader_digest: of the model that will attend to them; every write and read states it.
     layers: memory layers, counted from 0, ascending.
@@ -65,7 +65,7 @@ class KVSpec:
 
 @dataclass(frozen=True, slots=True)
 class EmbeddingSpec:
-    """Which embeddings a bank is searched by."""
+    """The embeddings by which a bank is searched."""
 
     embedder_digest: str
     dimension: int
@@ -87,7 +87,7 @@ class Capacity:
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """What goes when a bank is full.
+    """The rule by which chunks go when a bank is full.
 
     kind: "frequency" (by retrieval count), "lru" (least recently retrieved; a chunk never retrieved counts from its
         writing), "recency_half" (the oldest half) or "reject" (a full bank refuses).
@@ -176,7 +176,7 @@ class Bank:
 
 @dataclass(frozen=True, slots=True)
 class Producer:
-    """What made a payload.
+    """The maker of a payload.
 
     method: compressor with parameters, such as "none" or "tova:m=64".
     context: "isolated" (the chunk was encoded alone) or "window" (with its local context).
@@ -306,7 +306,7 @@ Wanted = Scalar | Collection[Scalar] | Range | EllipsisType
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """Which chunks a search or a list may return; all that is stated must hold. It selects before the top k.
+    """Conditions that every chunk of a search or a list meets, all that are stated. They select before the top k.
 
     metadata: key to what its value must be: a value, a collection of values (any of them), a `Range` of numbers, or
         `...` (any value). Numbers are equal where they are the same number (2 and 2.0); a bool is equal to no number.
@@ -479,8 +479,11 @@ class MetricSample:
 
 @dataclass(frozen=True, slots=True)
 class Stats:
-    """What the service has done since `start_time`, its memory, and its disk: the free bytes of the disk that holds its
-    data, those of its database and what is free in that (see `compact`), those of its snapshots of indexes."""
+    """The state of the service at one moment, and what it has done since `start_time`.
+
+    free_bytes: of the disk that holds its data. database_bytes, database_free_bytes: the size of its database, and what
+    is free in that (see `compact`). index_bytes: the size of its snapshots of indexes.
+    """
 
     version: str
     store_id: str

@@ -165,7 +165,7 @@ class Payload:
             memory[first + begin : first + begin + tensor.length]
             for begin, tensor in zip(begins, self.descriptors, strict=True)
         ]
-        # Of each tensor, the place for its bytes.
+        # The place for the bytes of each tensor.
         self.views = [array.data for array in self._arrays]
 
     def verify(self, index: int) -> None:

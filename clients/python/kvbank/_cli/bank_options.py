@@ -8,7 +8,7 @@ import typer
 import kvbank
 from kvbank._cli import parse
 
-# Of a figure of a spec.
+# The largest figure of a spec.
 LARGEST = 2**31 - 1
 
 _Percent = Annotated[int | None, typer.Option(min=0, max=100, help="Of the policy, in percent (docs/eviction.md).")]
@@ -16,7 +16,7 @@ _Percent = Annotated[int | None, typer.Option(min=0, max=100, help="Of the polic
 
 @dataclass(frozen=True, slots=True)
 class Specs:
-    """What a bank holds, which cannot be changed later."""
+    """The options that say what a bank holds, which cannot be changed later."""
 
     embedder: Annotated[str, typer.Option(help="Digest of the embedder.")]
     dimension: Annotated[int, typer.Option(min=1, max=LARGEST, help="Of the embeddings.")]
@@ -45,7 +45,7 @@ class Specs:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What can be changed of a bank; what is not given is left as it is, or as the service has it by default."""
+    """The options that can be changed later; what is not given stays as it is, or is the service's default."""
 
     capacity: Annotated[
         str | None, typer.Option("--capacity", help="When to evict: chunks=N, tokens=N, bytes=N (10k, 2GiB), or none.")

@@ -23,10 +23,7 @@ _NEVER_SENT = "failed to connect to all addresses"
 
 @dataclass(slots=True)
 class Contact:
-    """What a client knows of its server.
-
-    made: whether the server was ever reached. patience: seconds that it may take to be reached for the first time.
-    """
+    """Whether a client has ever reached its server (`made`), and the seconds in which it must (`patience`)."""
 
     patience: float = FIRST_CONTACT_S
     made: bool = False

@@ -29,7 +29,7 @@ from kvbank.wire import proof as _proof
 # The bank's uid, the low byte of the id, the id.
 _PAYLOAD = re.compile(r"payloads/[0-9a-f]{16}/(?P<shard>[0-9a-f]{2})/(?P<id>[1-9][0-9]{0,18})\.safetensors")
 _PAGE = 4096
-# Of what the server takes.
+# The server takes a file whose tensors begin within its first MiB.
 _LARGEST_ROOM = (1 << 20) - _PAGE
 _MOST_BUFFERS = 512
 # Python keeps a descriptor open for each mapping.
