@@ -7,8 +7,8 @@ all they say is which.
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field, fields
-from typing import TYPE_CHECKING, ClassVar, Self, get_type_hints
+from dataclasses import MISSING, Field, dataclass, field, fields
+from typing import TYPE_CHECKING, Any, ClassVar, Self, get_type_hints
 
 import torch
 from torch import Tensor
@@ -42,7 +42,6 @@ class Payload:
     adapter_digest: str = ""
 
 
-@dataclass(frozen=True)
 class Compressor(ABC):
     """One method of compression, with its parameters.
 
@@ -50,6 +49,7 @@ class Compressor(ABC):
     forward that captured the chunk. version: changes when the same parameters make other payloads.
     """
 
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]  # each method is a dataclass, frozen or not
     name: ClassVar[str]
     about: ClassVar[str]
     paper: ClassVar[str]

@@ -76,9 +76,11 @@ class CacheView(ForwardView):
         index = layer_of(module)
         if index not in self._attachment.plan.memory_layers or self._memory is None:
             return
-        rope, rotation, new = self._attachment.ropes[index], self.rotations[index], query.shape[2]
-        projected = self.projections.pop(index, None)
-        keys = raw_keys(self._attachment.reports[index], rope, key[:, :, -new:], projected, rotation)
+        report, rope = self._attachment.reports[index], self._attachment.ropes[index]
+        rotation, new = self.rotations[index], query.shape[2]
+        # A projection that was not noted fails here: unrotated keys in its place would be rounded, without a word.
+        projected = None if report.layout is None else self.projections.pop(index)
+        keys = raw_keys(report, rope, key[:, :, -new:], projected, rotation)
         queries = rope.unrotate(query, *rotation).detach() if self._memory.needs_queries else None
         self._layers[index].keep_raw(keys.detach(), value[:, :, -new:].detach(), queries)
 

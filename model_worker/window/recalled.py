@@ -56,7 +56,7 @@ class Recalled:
 
     def clear(self) -> None:
         """Hold no chunks any more."""
-        self.blocks, self._place = {}, None
+        self.blocks, self._place, self._rotated = {}, None, {}
 
     @property
     def tokens(self) -> int:

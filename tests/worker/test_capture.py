@@ -1,5 +1,6 @@
 """What the cache hands to the memory: the model's own numbers, with the right ids and offsets."""
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -110,3 +111,16 @@ def test_a_chunk_is_isolated_only_when_it_was_alone(model: Models) -> None:
             cache.flush()
             assert {c.context for c in memory.rows[0]} == {context}
             assert [i for c in memory.rows[0] for i in c.token_ids] == ids[0].tolist()
+
+
+def test_a_key_that_was_not_noted_is_not_replaced_by_one_that_is_rounded() -> None:
+    """A projection that was exchanged after attach has no hook: the token is refused, and not kept inexactly."""
+    net = build("llama_gqa")
+    with attached(net) as attachment, torch.no_grad():
+        cache = MemoryCache(attachment, ListMemory(4), window=8)
+        net(tokens(2), past_key_values=cache)
+        attention = net.base_model.layers[1].self_attn
+        attention.k_proj = copy.deepcopy(attention.k_proj)
+        attention.k_proj._forward_hooks.clear()
+        with pytest.raises(KeyError):
+            net(tokens(1), past_key_values=cache)

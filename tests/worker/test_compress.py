@@ -4,6 +4,8 @@ import importlib.util
 import itertools
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
 
 import pytest
 import torch
@@ -12,7 +14,7 @@ from transformers import PreTrainedModel
 
 import kvbank
 from model_worker.attachment.attachment import Attachment
-from model_worker.compress import REGISTRY, Payload, compressor, usage
+from model_worker.compress import REGISTRY, Compressor, Payload, compressor, usage
 from model_worker.compress.icae import ADAPTERS
 from model_worker.compress.press import SCORERS
 from model_worker.errors import InputError
@@ -332,6 +334,25 @@ def test_wrong_parameters_say_how_to_write_it(spec: str) -> None:
 def test_values_that_make_no_sense(spec: str, reason: str) -> None:
     with pytest.raises(InputError, match=reason):
         compressor(spec)
+
+
+def test_a_method_of_ones_own_may_be_any_class(model: Models) -> None:
+    """A memory takes a compressor that is no frozen dataclass, such as one that counts."""
+
+    @dataclass
+    class Counting(Compressor):
+        chunks: int = 0
+
+        name: ClassVar[str] = "counting"
+
+        def compress(self, captured: Captured, attachment: Attachment) -> Payload:
+            self.chunks += 1
+            return compressor("none").compress(captured, attachment)
+
+    method = Counting()
+    with attached(model("llama_gqa")) as attachment:
+        method.compress(encode(attachment, tokens(4)[0].tolist()), attachment)
+    assert method.chunks == 1
 
 
 def test_the_registry_describes_itself() -> None:

@@ -1,5 +1,7 @@
 """Hugging Face generate() over a real memory, with its options, and the window during long texts."""
 
+import gc
+import weakref
 from collections.abc import Callable, Iterator
 from threading import Thread
 from typing import Any
@@ -217,6 +219,23 @@ def test_retrieved_tokens_are_not_copied_for_each_token() -> None:
             retrieval_causal_attention(backend, torch.nn.Module(), query, local, local, None, retrieved)
     assert len(set(places[:-1])) == 1
     assert places[-1] != places[0]
+
+
+def test_what_was_recalled_before_is_freed(model: Models) -> None:
+    """Rotated keys of a memory go with it, and do not wait for the next forward."""
+    net = model("llama_gqa")
+    with attached(net) as attachment, torch.no_grad():
+        memory = recalled([encode(attachment, tokens(6, seed=9)[0].tolist())])
+        cache = MemoryCache(attachment, None)
+        for later in ([], memory):
+            cache.set_memory([memory])
+            net(tokens(2), past_key_values=cache)
+            rotated = [weakref.ref(held.keys) for held in cache.recalled.retrieved(cache.columns).values()]
+            cache.set_memory([later])
+            gc.collect()
+            assert rotated
+            assert not any(key() is not None for key in rotated)
+            cache.reset()
 
 
 def test_beam_search_is_refused(chat: MemoryModel) -> None:
