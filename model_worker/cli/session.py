@@ -174,7 +174,7 @@ def _remove_bank(header: Header, epochs: list[str], target: str, force: bool) ->
             raise SessionError(f"nothing was deleted: {error}; delete the log alone with --force") from None
         return _Left("", f"{error}: it stays")
     except kvbank.KVBankError as error:
-        if not force:  # the bank may be elsewhere, and with the log nobody would know of it any more
+        if not force:  # the bank may be elsewhere, and only the log names it
             raise SessionError(
                 f"nothing was deleted, since bank {bank} was not found at {target}: {error}; name its service with "
                 "--memory, or delete the log alone with --force"

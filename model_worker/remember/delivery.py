@@ -16,8 +16,8 @@ from model_worker.remember.service_link import AWAY, START_S, ServiceLink
 from model_worker.remember.spool import Spool, Spooled
 from model_worker.remember.stats import MemoryStats
 
-# How often the same chunk of a source can be deleted and stored again while the service knows its keys (a day): a
-# service that says for ever that it has gone does not hold up its worker for ever.
+# How often the same chunk of a source can be deleted and stored again while the service knows its keys (a day). The
+# bound is there so that a service which calls every chunk gone does not hold up its worker without end.
 TIMES_AGAIN = 1000
 
 

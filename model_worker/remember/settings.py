@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from functools import partial
-from typing import Any, Literal, TypedDict, TypeVar
+from typing import Any, Literal, TypedDict
 
 import kvbank
 from kvbank.wire.scalars import Scalar
@@ -24,8 +24,6 @@ from model_worker.remember.spool import Spool
 
 CHUNK, TOP_K = 64, 4
 _PATIENCE_S, _STRICT_PATIENCE_S = 2.0, 10.0
-
-Settings = TypeVar("Settings", bound="MemorySettings")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +106,7 @@ class MemoryOptions(TypedDict, total=False):
     payload_cache: PayloadCache | None
 
 
-def changed(settings: Settings, options: Mapping[str, Any]) -> Settings:
+def changed(settings: MemorySettings, options: Mapping[str, Any]) -> MemorySettings:
     """Return the settings of a memory with the fields of `options` in the place of their own.
 
     Raises InputError for a value out of its bounds, and for a name that is no field of `MemorySettings`, with the

@@ -54,6 +54,7 @@ def slots_of(chunk: kvbank.Chunk, attachment: Attachment, icae: "Icae") -> "Slot
 
 
 def _is_whole(chunk: kvbank.Chunk) -> bool:
+    """Tell whether a chunk was stored uncompressed."""
     producer = chunk.producer or kvbank.Producer("")
     return producer.method == "none" and not producer.adapter_digest
 

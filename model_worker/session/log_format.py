@@ -29,8 +29,8 @@ class Header:
 
     model: the name that the model was loaded by. reader: the digest of the model, to which its K-V are bound. bank: the
     session's own bank, whose name carries a part of `uid`, so that sessions of one name on different machines never
-    share a memory. chunk: tokens of a chunk, fixed so that the boundaries of chunks are. memory: the service that the
-    session was begun with. created: a time in UTC.
+    share a memory. chunk: tokens of a chunk; it is fixed so that a chunk which is written again begins where it began
+    before. memory: the service that the session was begun with. created: a time in UTC.
     """
 
     uid: str

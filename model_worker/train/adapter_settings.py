@@ -1,6 +1,6 @@
 """Settings of the training of an ICAE adapter: the options of `kvbank train icae`, and the keys of its TOML file.
 
-Light to import: no torch. The classes that do the work check what these bounds cannot say.
+The module is light to import: no torch. The classes that do the work check what these bounds cannot say.
 """
 
 from pathlib import Path
