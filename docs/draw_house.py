@@ -4,10 +4,10 @@
     python docs/draw_house.py --check    fail where a committed picture is not what the code imports
 
 A room is a file or a folder directly below its package. An arrow goes from a room to each room that it imports; the
-arrows come from the code (grimp reads the imports of every file), so a picture shows what is, not what was meant. An
-import of a room that is also reached through another room is counted and told in the alternative text, and not drawn.
-Rooms stand above all that they import: a room's floor is one more than the highest floor below it. An arrow that would
-run up means a circle of imports, and ends the program.
+arrows come from the code (grimp reads the imports of every file), so a picture shows the imports of today. An import of
+a room that is also reached through another room is counted and named in the alternative text, and not drawn. Rooms
+stand above all that they import: a room's floor is one more than the highest floor below it. An arrow that would run up
+means a circle of imports, and ends the program.
 """
 
 import argparse
@@ -32,14 +32,17 @@ LEFT_OUT = frozenset({"v1", "__main__", "py.typed"})
 WIDTH, ROOM_HEIGHT, GAP, FLOOR_HEIGHT, TOP = 1080, 46, 16, 104, 56
 STYLE = """
   text { font: 14px system-ui, sans-serif; fill: #1f2328; }
+  .ground { fill: #ffffff; }
   .title { font-size: 18px; font-weight: 600; }
   .files { font-size: 11px; fill: #59636e; }
+  .room, .folder { fill-opacity: 0.85; }
   .room { fill: #f6f8fa; stroke: #59636e; }
   .folder { fill: #ddf4ff; stroke: #0969da; }
   .arrow { fill: none; stroke: #8c959f; stroke-width: 1.2; marker-end: url(#head); }
   .next { stroke: #0969da; stroke-width: 1.8; }
   .head { fill: #8c959f; }
   @media (prefers-color-scheme: dark) {
+    .ground { fill: #0d1117; }
     text { fill: #e6edf3; }
     .files { fill: #9198a1; }
     .room { fill: #212830; stroke: #9198a1; }
@@ -120,9 +123,8 @@ def picture(title: str, house: House) -> str:
             boxes[room] = ((place + 1) * WIDTH / (len(row) + 1), TOP + index * FLOOR_HEIGHT, wide)
     direct = _direct(house.imports)
     arrows, drawn = (sum(map(len, some.values())) for some in (house.imports, direct))
-    about = (
-        f"{len(boxes)} rooms, {len(rows)} floors; {arrows} imports, all downwards; drawn: {drawn} that no way replaces"
-    )
+    about = f"{len(boxes)} rooms, {len(rows)} floors; {arrows} imports, all downwards; "
+    about += f"{drawn} drawn, without those also reached through others."
     lines = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" role="img" aria-labelledby="t d">',
         f'<title id="t">{escape(title)}</title>',
@@ -130,6 +132,8 @@ def picture(title: str, house: House) -> str:
         f"<style>{STYLE}</style>",
         '<defs><marker id="head" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" orient="auto">'
         '<path class="head" d="M0 0 L8 4 L0 8 z"/></marker></defs>',
+        # The ground is drawn, because a page may be dark where the browser's colour scheme is light.
+        f'<rect class="ground" width="{WIDTH}" height="{height}"/>',
         f'<text class="title" x="{GAP}" y="28">{escape(title)}</text>',
         f'<text class="files" x="{WIDTH - GAP}" y="28" text-anchor="end">{escape(about)}</text>',
     ]
