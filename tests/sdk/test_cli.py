@@ -3,11 +3,11 @@
 import io
 import json
 import signal
-import socket
 import subprocess
 import sys
 import uuid
 from collections.abc import Callable
+from contextlib import closing
 from datetime import timedelta
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -18,7 +18,9 @@ import pytest
 import kvbank
 from kvbank.commands import application
 from tests.cli.tree import commands
+from tests.sdk.relay import Relay
 from tests.support import command
+from tests.support.waiting import wait_until
 
 READER, EMBEDDER = "ab" * 32, "cd" * 32
 
@@ -237,19 +239,15 @@ def test_usage_errors(run: Run) -> None:
         assert run(*arguments).returncode == 2
 
 
-def test_ctrl_c(silent: socket.socket) -> None:
-    """Interrupted while it waits for an answer."""
-    command = [
-        sys.executable,
-        "-c",
-        "from kvbank.cli import main; main()",
-        "ping",
-        f"127.0.0.1:{silent.getsockname()[1]}",
-    ]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    with process, silent.accept()[0]:
-        process.send_signal(signal.SIGINT)
-        process.communicate(timeout=60)
+def test_ctrl_c(address: str) -> None:
+    """Interrupt a command while it waits for an answer of a server that it has reached, for which it waits 10 s."""
+    with closing(Relay(address)) as relay:
+        relay.silence("GetServerInfo")
+        words = [sys.executable, "-c", "from kvbank.cli import main; main()", "ping", relay.address]
+        with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+            wait_until(lambda: relay.calls)
+            process.send_signal(signal.SIGINT)
+            process.communicate(timeout=60)
     assert process.returncode == 130
 
 
