@@ -15,7 +15,7 @@ from model_worker.attachment.model_parts import decoder_of, evaluating, plain
 from model_worker.attachment.plan import MemoryPlan, PlanOptions, check_usable
 from model_worker.attachment.probe import probe
 from model_worker.attachment.reader_watch import ReaderWatch
-from model_worker.attachment.reports import Layers
+from model_worker.attachment.reports import ProbedLayers
 from model_worker.errors import InputError, UnsupportedModel
 from model_worker.window.equality import prove_equality
 
@@ -62,7 +62,7 @@ def attach(
         raise
 
 
-def _tried(model: nn.Module, backend: str, asked: PlanOptions) -> tuple[Layers, MemoryPlan]:
+def _tried(model: nn.Module, backend: str, asked: PlanOptions) -> tuple[ProbedLayers, MemoryPlan]:
     """Probe `model`, plan its memory and prove it, on up to three texts. Raises UnsupportedModel where none succeeds.
 
     In half precision a router that is close to a tie may choose other experts for the same token, which looks like
@@ -84,7 +84,7 @@ def _tried(model: nn.Module, backend: str, asked: PlanOptions) -> tuple[Layers, 
     raise reason
 
 
-def _prove(model: nn.Module, layers: Layers, backend: str, text: int) -> None:
+def _prove(model: nn.Module, layers: ProbedLayers, backend: str, text: int) -> None:
     """Raise UnsupportedModel unless a memory in every layer is exact on this very model (see window/equality.py)."""
     every = tuple(report.layer for report in layers.reports)
     plan = MemoryPlan("per_layer", "original", every, every)

@@ -16,7 +16,7 @@ from model_worker.attachment.digest import Reader
 from model_worker.attachment.model_parts import config_of, decoder_of, plain
 from model_worker.attachment.plan import MemoryPlan
 from model_worker.attachment.reader_watch import ReaderWatch
-from model_worker.attachment.reports import LayerReport, Layers
+from model_worker.attachment.reports import LayerReport, ProbedLayers
 from model_worker.attachment.rope import rotation_limit
 from model_worker.attachment.view import ForwardState, enter_attention, leave_attention, not_compiled, note_projection
 from model_worker.errors import InputError
@@ -33,7 +33,7 @@ class Attachment:
         self,
         model: nn.Module,
         plan: MemoryPlan,
-        layers: Layers,
+        layers: ProbedLayers,
         gates: Mapping[int, Tensor],
         backend: str,
         watch: ReaderWatch | None,

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from model_worker.attachment.hf_caches import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 from model_worker.attachment.model_parts import device_of, evaluating, layer_of
 from model_worker.attachment.raw_keys import LAYOUTS
-from model_worker.attachment.reports import LayerReport, Layers
+from model_worker.attachment.reports import LayerReport, ProbedLayers
 from model_worker.attachment.rope import Rope, rotation_limit
 from model_worker.attachment.view import ForwardView
 from model_worker.errors import UnsupportedModel
@@ -72,7 +72,7 @@ class _SpyCache(DynamicCache):
         return keys, values
 
 
-def probe(model: Any, decoder: nn.Module, text: int = 0) -> Layers:
+def probe(model: Any, decoder: nn.Module, text: int = 0) -> ProbedLayers:
     """Run `model`, whose stack of layers is `decoder`, on the text of that number, and report what each layer does.
 
     The attention function of this package must be active on `model`. Raises UnsupportedModel for a model that is not
@@ -102,7 +102,7 @@ def probe(model: Any, decoder: nn.Module, text: int = 0) -> Layers:
             continue
         reports.append(_report(layer, seen, rope, unrotated))
         ropes[layer] = rope
-    return Layers(reports, ropes, modules)
+    return ProbedLayers(reports, ropes, modules)
 
 
 def tokens_of(text: int, count: int, vocabulary: int) -> Tensor:

@@ -30,8 +30,11 @@ class LayerReport:
 
 
 @dataclass(frozen=True, slots=True)
-class Layers:
-    """All layers of a model: reports, the rotation of each usable one, and the attention modules by layer."""
+class ProbedLayers:
+    """All layers of a model as the probe saw them.
+
+    reports: in the order of the layers. ropes: the rotations of usable layers. modules: the attention modules.
+    """
 
     reports: list[LayerReport]
     ropes: dict[int, Rope]

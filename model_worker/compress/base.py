@@ -1,13 +1,13 @@
 """What all compressors share: a captured chunk in, a payload out.
 
 A method is a frozen dataclass whose fields are its parameters, so that it can say how it is asked for (`spec`), which
-is stored with every chunk it makes. Most methods keep some tokens' K-V as they are and are written as a `Selection`:
-all they say is which.
+is stored with every chunk that the method makes. Most methods keep the K-V of some tokens as they are: these are
+written as a `Selection`, which says only which tokens stay.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import MISSING, Field, dataclass, field, fields
+from dataclasses import MISSING, Field, dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Self, get_type_hints
 
 import torch
@@ -37,7 +37,7 @@ class Payload:
     layers: Mapping[int, tuple[Tensor, Tensor, Tensor]]
     method: str
     version: str = "1"
-    measured_loss: float | None = field(default=None)
+    measured_loss: float | None = None
     soft: Tensor | None = None
     adapter_digest: str = ""
 
@@ -49,7 +49,8 @@ class Compressor(ABC):
     forward that captured the chunk. version: changes when the same parameters make other payloads.
     """
 
-    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]  # each method is a dataclass, frozen or not
+    # Each method is a dataclass. This class is none, since a frozen one would have only frozen ones below it.
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
     name: ClassVar[str]
     about: ClassVar[str]
     paper: ClassVar[str]

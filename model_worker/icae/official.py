@@ -1,4 +1,4 @@
-"""The import of the authors' v2 checkpoints (getao/icae): one flat safetensors file becomes a folder of ours.
+"""The import of the authors' v2 checkpoints (getao/icae): one flat safetensors file becomes an adapter folder.
 
 What is kept is LoRA (`icae.base_model. ... .lora_A.default.weight`, which peft's own files call `base_model. ...
 .lora_A.weight`) and `memory_token_embed.weight`; what is dropped is full copies of the base, which training checkpoints
@@ -37,7 +37,7 @@ def import_official(
 ) -> IcaeConfig:
     """Write `checkpoint` as an adapter into `folder`.
 
-    base: the model it was trained for, so that any other is refused later; name: what that is called. The authors'
+    base: the model that the checkpoint was trained for, so that any other is refused later. name: of that model. The authors'
     delimiters for Mistral are prefix_ids (1, 733, 16289, 28793) and suffix_ids (733, 28748, 16289, 28793). Raises
     ModelNotFound without the file, InputError for another kind of file and for LoRA that is not plain.
     """
