@@ -37,9 +37,9 @@ def import_official(
 ) -> IcaeConfig:
     """Write `checkpoint` as an adapter into `folder`.
 
-    base: the model that the checkpoint was trained for, so that any other is refused later. name: of that model. The authors'
-    delimiters for Mistral are prefix_ids (1, 733, 16289, 28793) and suffix_ids (733, 28748, 16289, 28793). Raises
-    ModelNotFound without the file, InputError for another kind of file and for LoRA that is not plain.
+    base: the model that the checkpoint was trained for, so that any other is refused later. name: of that model.
+    prefix_ids, suffix_ids: the authors' delimiters for Mistral are (1, 733, 16289, 28793) and (733, 28748, 16289,
+    28793). Raises ModelNotFound without the file, InputError for another kind of file and for LoRA that is not plain.
     """
     check_scale(alpha, 0)
     lora, targets, rows = _read(Path(checkpoint))
