@@ -13,7 +13,7 @@ import typer
 from model_worker.cli.quiet import load_quietly
 from model_worker.cli.shown import AsJson, Shown, show
 from model_worker.errors import InputError
-from model_worker.settings.model import LARGEST_COUNT
+from model_worker.settings.base import LARGEST_COUNT
 
 adapters = typer.Typer(no_args_is_help=True, help="In-context autoencoders: adapters that others trained.")
 

@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from model_worker.settings.model import Compressor, Count, Seed, Settings, described
+from model_worker.settings.base import Compressor, Count, Seed, Settings, described
 
 
 class ChatOptions(Settings):

@@ -20,14 +20,14 @@ from model_worker.cli.places import check_plot
 from model_worker.cli.quiet import load_quietly
 from model_worker.cli.shown import AsJson, Shown, Table, show
 from model_worker.errors import InputError
+from model_worker.settings.base import Count, CountOrZero, ModelName, Rope, Seed, Settings, at_least, described
 from model_worker.settings.flags import takes
-from model_worker.settings.model import Count, CountOrZero, ModelName, Rope, Seed, Settings, at_least, described
 from model_worker.user_text import encode_text, readable
 
 if TYPE_CHECKING:
     from model_worker.evaluate.compression import Row
-    from model_worker.evaluate.memory import MemoryReport
     from model_worker.evaluate.passkey import Score
+    from model_worker.evaluate.peaks import PeaksReport
 
 _MIB = 1 << 20
 
@@ -195,7 +195,7 @@ def homer_memory(
     """
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     from model_worker.evaluate.figures import drawn, memory_figure
-    from model_worker.evaluate.memory import measure_peaks, random_model
+    from model_worker.evaluate.peaks import measure_peaks, random_model
 
     check_plot(plot)
     lengths = sorted(options.length)
@@ -216,7 +216,7 @@ def homer_memory(
     show(shown, as_json=as_json, plot=plot)
 
 
-def _memory_table(title: str, report: "MemoryReport") -> Table:
+def _memory_table(title: str, report: "PeaksReport") -> Table:
     rows = [
         (f"{p.length:,}", f"{p.homer / _MIB:.2f}", "" if p.plain is None else f"{p.plain / _MIB:.1f}")
         for p in report.peaks

@@ -17,8 +17,8 @@ from model_worker.attachment.model_names import SHIPPED
 from model_worker.cli.places import make_plot_folder
 from model_worker.cli.quiet import load_quietly
 from model_worker.cli.shown import AsJson, Shown, Table, show
+from model_worker.settings.base import Count, CountOrZero, Device, ModelName, Seed, Settings, at_least, described
 from model_worker.settings.flags import takes
-from model_worker.settings.model import Count, CountOrZero, Device, ModelName, Seed, Settings, at_least, described
 
 if TYPE_CHECKING:
     from torch import Tensor

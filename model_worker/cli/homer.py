@@ -16,8 +16,8 @@ from model_worker.attachment.model_names import SHIPPED
 from model_worker.cli.quiet import load_quietly
 from model_worker.cli.shown import AsJson, Shown, show
 from model_worker.errors import InputError
+from model_worker.settings.base import ModelName, Rope, Settings, at_least, described
 from model_worker.settings.flags import takes
-from model_worker.settings.model import ModelName, Rope, Settings, at_least, described
 from model_worker.text_files import read_text, reference_text
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from kvbank.console.table import Column
 from model_worker.attachment.model_names import SHIPPED
 from model_worker.cli.quiet import load_quietly
 from model_worker.cli.shown import AsJson, Shown, Table, show
-from model_worker.settings.model import LARGEST_COUNT, LARGEST_SEED
+from model_worker.settings.base import LARGEST_COUNT, LARGEST_SEED
 
 if TYPE_CHECKING:
     from model_worker.evaluate.layers import LayersReport

@@ -22,7 +22,7 @@ from model_worker.session.folder import read_session, read_sessions
 from model_worker.session.left_banks import LeftBank, delete_noted, delete_own, note, noted
 from model_worker.session.log import SessionLog, fork
 from model_worker.session.log_format import Header, Turn, now
-from model_worker.settings.model import LARGEST_COUNT
+from model_worker.settings.base import LARGEST_COUNT
 
 session = typer.Typer(no_args_is_help=True, help="Look at chat sessions and delete them.")
 

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Annotated
 
 from model_worker.attachment.model_names import SHIPPED
-from model_worker.settings.model import Compressor, ModelName, Seed, Settings, at_least, described
+from model_worker.settings.base import Compressor, ModelName, Seed, Settings, at_least, described
 
 LEAST_TEXT = 40_000  # characters: a shorter text has no room for the facts, and evicts too little
 

@@ -65,7 +65,7 @@ def _families(names: Iterable[str]) -> dict[str, list[str]]:
 
 
 def memory_figure(report: _Document) -> Figure:
-    """Return the peak memory of a prompt by its length; report: the document of memory.MemoryReport."""
+    """Return the peak memory of a prompt by its length; report: the document of peaks.PeaksReport."""
     peaks = report["peaks"]
     series = {
         name: [(peak["length"], peak[field] / _MIB, 0.0) for peak in peaks if peak[field] is not None]

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from model_worker.errors import InputError
-from model_worker.settings.model import Settings
+from model_worker.settings.base import Settings
 
 _WIDTH = 100
 

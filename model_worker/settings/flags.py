@@ -20,8 +20,8 @@ from pydantic import ValidationError
 from kvbank.console.ending import USAGE, Failed, run
 from kvbank.console.options import flag, option
 from model_worker.errors import InputError
+from model_worker.settings.base import Settings
 from model_worker.settings.file import read_settings
-from model_worker.settings.model import Settings
 
 _S = TypeVar("_S", bound=Settings)
 # Parameters of a command beside its fields, which no field may be called.

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from model_worker.attachment.model_names import SHIPPED
-from model_worker.settings.model import Count, CountOrZero, Device, ModelName, Seed, Settings, described
+from model_worker.settings.base import Count, CountOrZero, Device, ModelName, Seed, Settings, described
 
 SLOTS = 128  # as the paper's
 _ADAPTER, _DATA, _RUN = "The adapter (ignored with --adapter)", "Data and objective", "The run"

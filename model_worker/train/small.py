@@ -20,8 +20,8 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from model_worker.settings.base import Count, CountOrZero, Seed, Settings, described
 from model_worker.settings.flags import run_program, takes
-from model_worker.settings.model import Count, CountOrZero, Seed, Settings, described
 from model_worker.text_files import read_book
 from model_worker.train.books import book_paths
 from model_worker.train.memory_stage import MemoryLayout, encode_chunks, hidden_states

@@ -35,8 +35,8 @@ from model_worker.icae.model import Icae
 from model_worker.icae.objectives import decoder_row
 from model_worker.icae.trainer import LOG, Pace, TrainSettings, last_checkpoint, train
 from model_worker.icae.transformers_trainer import TrainerCallback
+from model_worker.settings.base import Count, CountOrZero, ModelName, Seed, Settings, described
 from model_worker.settings.flags import missing_option, run_program, takes
-from model_worker.settings.model import Count, CountOrZero, ModelName, Seed, Settings, described
 from model_worker.text_files import read_book
 from model_worker.train.books import book_paths
 from model_worker.train.optimiser import Muon

@@ -16,8 +16,8 @@ from model_worker.cli.commands import evaluation
 from model_worker.errors import InputError
 from model_worker.evaluate.compression import Plan, measure
 from model_worker.evaluate.documents import cut
-from model_worker.evaluate.memory import fit, measure_peaks, peak_bytes
 from model_worker.evaluate.passkey import Tuning, measure_passkeys, tells
+from model_worker.evaluate.peaks import fit, measure_peaks, peak_bytes
 from model_worker.text_files import reference_text
 from tests.worker.tiny import tokens
 

@@ -60,6 +60,16 @@ def test_recall_is_right_whatever_fits(client: kvbank.Client, room: int) -> None
                 assert all(torch.equal(got.layers[n][1], own.layers[n].values) for n in own.layers)
 
 
+def test_what_is_held_is_not_sent_again(client: kvbank.Client) -> None:
+    with attached(build("llama_gqa")) as attachment:
+        memory = Memory(attachment, client, bank(), tokenizer(), chunk=4)
+        memory.open()
+        ids = tokens(4)[0].tolist()
+        memory.remember([encode(attachment, ids)])
+        [[first]], [[again]] = memory.recall([ids]) or [], memory.recall([ids]) or []
+        assert again is first
+
+
 def test_recreated_folder_is_another_store(tmp_path: Path) -> None:
     """Chunk ids, address and bank are the same, the contents are others: nothing old is served."""
     import shutil

@@ -45,7 +45,7 @@ class Fit:
 
 
 @dataclass(frozen=True, slots=True)
-class MemoryReport:
+class PeaksReport:
     """Peaks by length, and lines through them.
 
     fits: by who ("HOMER", and "plain" where three lengths or more were run) and by x ("log2(n)" and "n").
@@ -75,7 +75,7 @@ def measure_peaks(
     size: int,
     plain_up_to: int,
     progress: Callable[[int, int], None] | None = None,
-) -> MemoryReport:
+) -> PeaksReport:
     """Measure the peak at each length (tokens in all), HOMER with nodes of `size` tokens.
 
     plain_up_to: the longest prompt that the plain prefill is run on. progress: called with (lengths done, lengths in
@@ -100,7 +100,7 @@ def measure_peaks(
                 progress(done, len(lengths))
     finally:
         attachment.detach()
-    return MemoryReport(peaks, _fits(peaks))
+    return PeaksReport(peaks, _fits(peaks))
 
 
 def _fits(peaks: Sequence[Peak]) -> dict[str, dict[str, Fit]]:
