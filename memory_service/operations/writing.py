@@ -97,19 +97,19 @@ class Writes:
 
     def _replay_of(self, bank: Bank, chunk: Chunk, digest: bytes, data: Buffer | Staged) -> Written | None:
         """Find an earlier write of the same key, before anything is stored. What was staged for this one is removed.
-        Errors: KEY_REUSED; STORAGE_ERROR where the disk is missing on which that write was stored."""
-        objects = self._engine.objects
+        Errors: KEY_REUSED; those of `_place_missing` where the object of that write cannot be there."""
+        written: Written | None = None
+        refusal: ServiceError | None = None
         try:
             written = self._store.replay_of(bank, chunk.key, digest)
-            if written is None:
-                return None
-            refusal = None
         except ServiceError as error:
-            written, refusal = None, error
+            refusal = error
+        if written is None and refusal is None:
+            return None
         if not isinstance(data, Buffer):
-            objects.discard(data)
-        if not objects.there(bank.uid):
-            raise not_mounted(bank.name)
+            self._engine.objects.discard(data)
+        if not self._engine.objects.there(bank.uid):
+            raise self._place_missing(bank)
         if refusal is not None:
             raise refusal
         return written
@@ -128,9 +128,13 @@ class Writes:
                     check_bytes(chunk, adopted.data)
                     return adopted.store(copy)
         except (NotThereError, FileNotFoundError, NotADirectoryError) as error:
-            if all(known.bank_id != bank.bank_id for known in self._store.known_banks()):
-                raise bank_not_found(bank.name) from None
-            raise not_mounted(bank.name) from error
+            raise self._place_missing(bank) from error
+
+    def _place_missing(self, bank: Bank) -> ServiceError:
+        """Make the error of a bank whose place of objects is not there: BANK_NOT_FOUND where the bank was deleted since
+        the chunk was admitted, otherwise STORAGE_ERROR, because a disk is missing."""
+        known = any(known.bank_id == bank.bank_id for known in self._store.known_banks())
+        return not_mounted(bank.name) if known else bank_not_found(bank.name)
 
     def _space_for(self, size: int) -> Reservation:
         try:

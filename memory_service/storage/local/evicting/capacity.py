@@ -63,7 +63,7 @@ class Capacities:
 
     @property
     def stalled(self) -> int:
-        """Return how many banks have an eviction that could not be written."""
+        """Return how many banks have an eviction that could not be written. Any thread may ask."""
         return len(self._background.retries)
 
     def measure(self, bank: Bank) -> None:
@@ -186,8 +186,7 @@ class Capacities:
     def explain(self, bank: Bank, need: int) -> tuple[list[Eviction], str]:
         """Return what a write of `need` would evict, in order, and a sentence about it: at most MOST_EXPLAINED chunks,
         and fewer where their metadata would fill a message. Any thread may call this."""
-        ledger = self._ledgers.get(bank.bank_id)
-        evicting = ledger is not None and len(ledger.doomed) > 0
+        evicting = self._ledgers.evicting(bank.bank_id)
         decision = explaining.decide(bank, need, evicting, lambda: self._looked_at(bank))
         text = explaining.sentence(bank, need, decision)
         if not decision.victims:

@@ -25,7 +25,7 @@ class Loading:
 
 
 class Ledgers:
-    """Holds the ledgers by bank. The writer's thread alone uses it, except `ready`."""
+    """Holds the ledgers by bank. The writer's thread alone uses it, except `ready` and `evicting`."""
 
     def __init__(self) -> None:
         self._ready: dict[int, Ledger] = {}
@@ -34,6 +34,11 @@ class Ledgers:
     def ready(self, bank_id: int) -> bool:
         """Tell whether the bank's ledger is at hand."""
         return bank_id in self._ready
+
+    def evicting(self, bank_id: int) -> bool:
+        """Tell whether an eviction of the bank is under way, as far as its ledger is at hand. Any thread may ask."""
+        ledger = self._ready.get(bank_id)
+        return ledger is not None and len(ledger.doomed) > 0
 
     def __len__(self) -> int:
         return len(self._ready)

@@ -21,8 +21,10 @@ class Waits:
             waited = self._futures.get(bank_id)
             if waited is not None:
                 return waited, False
-            waited = self._futures[bank_id] = Future()
-        waited.set_running_or_notify_cancel()
+            waited = Future()
+            # Before another thread can settle it: a future that is done cannot begin to run.
+            waited.set_running_or_notify_cancel()
+            self._futures[bank_id] = waited
         return waited, True
 
     def settle(self, bank_id: int, error: BaseException | None = None) -> None:
