@@ -16,6 +16,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from kvbank.console.quantities import COUNT, SIZE, TIME, Quantity
 
 MIB = 1024 * 1024
+# The most bytes of the path of a unix socket, on Linux.
 LONGEST_SOCKET_PATH = 107
 PREFIX = "KVBANK_"
 # Variables KVBANK_... that other parts of the command line read.
@@ -130,16 +131,16 @@ def load(given: Mapping[str, Any], name: Callable[[str], str] = str, file: Path 
     name: how the caller names a setting, such as a flag. file: a TOML file with settings by name. Errors:
     SettingsError; OSError for a file that cannot be read.
     """
-    filed = {} if file is None else _filed(file)
+    from_file = {} if file is None else _read_file(file)
     # The environment goes before the file, and pydantic takes what it is called with before the environment.
-    filed = {setting: value for setting, value in filed.items() if setting not in given and not _variable(setting)}
+    from_file = {key: value for key, value in from_file.items() if key not in given and not _variable(key)}
     try:
-        return Settings(**filed, **given)
+        return Settings(**from_file, **given)
     except ValidationError as error:
         first = error.errors()[0]
     setting = str(first["loc"][0]) if first["loc"] else ""
     text = first["msg"].removeprefix("Value error, ")
-    if setting in filed:
+    if setting in from_file:
         raise SettingsError(f"{file}: {setting}: {text}")
     variable = _variable(setting)
     if setting in given or variable is None:
@@ -147,7 +148,7 @@ def load(given: Mapping[str, Any], name: Callable[[str], str] = str, file: Path 
     raise SettingsError(f"{variable}: {text}")
 
 
-def _filed(file: Path) -> Mapping[str, Any]:
+def _read_file(file: Path) -> Mapping[str, Any]:
     """Read the settings of a TOML file. Errors: SettingsError for a file that is no TOML, or has other names."""
     with open(file, "rb") as stream:
         try:

@@ -34,7 +34,7 @@ class Health:
         self._asked: asyncio.Future[None] | None = None
 
     def add_to(self, server: Any) -> None:
-        """Let a server of grpc.aio answer those who ask for the health."""
+        """Let a server of grpc.aio answer callers that ask for the health."""
         health_pb2_grpc.add_HealthServicer_to_server(self._servicer, server)
 
     async def begin(self) -> None:

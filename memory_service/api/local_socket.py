@@ -22,11 +22,11 @@ from memory_service.domain.cancellation import Cancellation
 from memory_service.domain.errors import ServiceError, StartError, invalid
 from memory_service.observe.observation import Observer, request_id
 from memory_service.observe.request import Request
+from memory_service.settings import LONGEST_SOCKET_PATH
 
 SOCKET = "direct.sock"
 # Callers beyond this number are sent away, and ask over gRPC.
 MOST_CONNECTIONS = 64
-_LONGEST_PATH = 107
 # A caller has this many seconds to take an answer, and the time that the answer takes at this many bytes a second.
 _PATIENCE_S = 20
 _LEAST_RATE = 1024 * 1024
@@ -66,7 +66,7 @@ class DirectCalls:
     @staticmethod
     def possible(path: Path) -> bool:
         """Tell whether a socket can have this path, and this system says who calls."""
-        return hasattr(socket, "SO_PEERCRED") and len(os.fsencode(path)) <= _LONGEST_PATH
+        return hasattr(socket, "SO_PEERCRED") and len(os.fsencode(path)) <= LONGEST_SOCKET_PATH
 
     def close(self, grace: float = 0) -> None:
         """Take no new call; answer those that run within `grace` seconds, and end the others then. This blocks."""

@@ -6,6 +6,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
+# The most characters of a name that are logged.
 LONGEST_LOGGED = 200
 # The names of banks of one request that are logged.
 _MOST_NAMES = 3

@@ -12,6 +12,7 @@ from typing import NamedTuple
 _PAUSE_S, _NEW_AFTER_S = 1.0, 60.0
 # Kinds of lines that are remembered.
 _MOST_KINDS = 100
+# The most characters of the name of a kind.
 _LONGEST = 200
 
 

@@ -8,6 +8,7 @@ import logging
 import threading
 from typing import NamedTuple
 
+# The most characters of the text of a trouble.
 _LONGEST = 200
 _log = logging.getLogger(__name__)
 

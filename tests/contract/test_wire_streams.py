@@ -8,9 +8,6 @@ import grpc
 from kvbank.v1 import service_pb2 as pb
 from tests.support.caller import BIG, MIB
 
-# The budget
-
-
 # Writing
 
 
@@ -112,12 +109,6 @@ def test_small_chunks_share_frames(caller: Any) -> None:
     ids = [caller.add() for _ in range(40)]
     _, *frames = caller.stub.FetchChunks(pb.FetchChunksRequest(bank="b", reader_digest="reader-a", chunk_ids=ids))
     assert len(frames) == 1
-
-
-# Who keeps others waiting
-
-
-# Memory
 
 
 # Chunks that go together

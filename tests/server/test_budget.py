@@ -10,7 +10,7 @@ import pytest
 
 from kvbank.v1 import service_pb2 as pb
 from memory_service.api.calls.budget import SMALL, Budget
-from memory_service.domain.limits import Limits
+from memory_service.domain.limits import Limits, Pauses
 from tests.support.caller import BIG, MIB
 
 
@@ -213,3 +213,26 @@ def test_an_answer_that_nobody_takes_keeps_nobody_waiting_and_its_caller_is_told
         [list(answers) for answers in idle]
     assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
     assert "others waited" in str(caught.value.details())
+
+
+def test_a_writer_is_not_told_that_it_is_slow_while_the_disk_is(serving: Callable[..., Any]) -> None:
+    """The bytes of one chunk have all come, and its write is held up; the caller behind it is ended for others that
+    wait, though it has been slow for a shorter time."""
+    storing, hold = threading.Event(), threading.Event()
+
+    def wait() -> None:
+        storing.set()
+        assert hold.wait(60)
+
+    pauses = Pauses(at={"object stored": wait})
+    caller = serving(max_inflight_bytes=8 * MIB, limits=Limits(stalled_s=0.5), pauses=pauses)
+    caller.create()
+    written, waiting = [caller.chunk(**LARGE) for _ in range(2)]
+    call = caller.stub.WriteChunks(caller.frames(*written))
+    assert storing.wait(30)
+    slow = Trickle(caller)
+    assert slow.sent.wait(30)
+    other = caller.stub.WriteChunks(caller.frames(*waiting))
+    assert "others waited" in str(slow.end().details())
+    hold.set()
+    assert len(list(call)) == len(list(other)) == 1

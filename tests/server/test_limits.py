@@ -15,7 +15,7 @@ from kvbank.v1 import service_pb2 as pb
 from memory_service.api import file_descriptors
 
 EXHAUSTED, UNAVAILABLE = grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNAVAILABLE
-# So that each channel has a connection of its own.
+# Each channel with this option has a connection of its own.
 OWN = [("grpc.use_local_subchannel_pool", 1)]
 
 

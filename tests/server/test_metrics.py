@@ -196,7 +196,7 @@ def test_no_label_says_what_a_caller_wrote(caller: Any, scrape: Callable[[], Fig
     assert set(labels) <= {"method", "code", "reason", "stage", "path", "at", "le", "version", "durability"} | PLATFORM
 
 
-# Of the library's own collector.
+# Labels that the library's own collector sets.
 PLATFORM = {"implementation", "major", "minor", "patchlevel"}
 
 

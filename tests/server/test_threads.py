@@ -22,7 +22,7 @@ INVALID = grpc.StatusCode.INVALID_ARGUMENT
 # Conditions each of which looks through all of a chunk's metadata: some seconds over the bank below.
 SLOW = pb.Filter(metadata=[{"key": f"no {number}", "negate": number < 31} for number in range(32)])
 CHUNKS, KEYS = 120, 1000
-# More than there are threads.
+# Calls, more than there are threads.
 EAGER = 12
 GRACE = 0.2
 MIB = 1 << 20

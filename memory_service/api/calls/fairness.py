@@ -18,8 +18,8 @@ class FairTurns:
         self._waiting: list[_Waiting] = []
 
     async def take(self, owner: str) -> None:
-        """Wait for a turn. owner: the connection of the caller; "" where that is not known; such
-        callers may hold all turns."""
+        """Wait for a turn. owner: the connection of the caller, or "" where that is not known: such callers may hold
+        all turns."""
         if not self._waiting and self._fits(owner):
             self._held[owner] += 1
             return
