@@ -89,6 +89,8 @@ def _app(error: BaseException) -> typer.Typer:
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: 1"), 1, "there is not enough memory"),
         (ModuleNotFoundError("No module named 'torch'", name="torch"), 1, "pip install 'kvbank[worker]'"),
         (UnicodeDecodeError("utf-8", b"\xe9", 0, 1, "why"), 1, "is not utf-8: byte 0xe9"),
+        (UnicodeEncodeError("ascii", "\xe9", 0, 1, "why"), 1, "cannot be said in ascii"),
+        (RuntimeError("Symlink loop from 'a'"), 1, "Symlink loop from 'a'"),
         (EOFError(), 1, "nothing was done"),
         (typer.Exit(3), 3, ""),
         (typer.BadParameter("seven"), 2, "seven"),

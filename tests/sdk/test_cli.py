@@ -155,6 +155,17 @@ def test_nonsense_changes_are_usage_errors(run: Run, options: tuple[str, ...]) -
     assert ended.stdout == ""
 
 
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [(("--renew",), "--renew belongs to a --ttl"), (("--target", "50"), "--target belong to a --policy")],
+)
+def test_options_that_belong_to_another_say_so(run: Run, options: tuple[str, ...], line: str) -> None:
+    for words in (("update", "any", "--index", "exact"), ("create", "any", "--embedder", "e", "--dimension", "4")):
+        ended = run("bank", *words, *options)
+        assert (ended.returncode, ended.stdout) == (2, "")
+        assert line in ended.stderr
+
+
 @pytest.mark.parametrize("figure", ["--dimension", "--kv-heads", "--head-dim"])
 def test_figures_that_no_message_holds_are_usage_errors(run: Run, figure: str) -> None:
     ended = run("bank", "create", "b", "--embedder", "e", "--dimension", "4", "--reader", "r", figure, str(2**32))
