@@ -51,7 +51,7 @@ class Stats(Collector):
             free_bytes=self._banks.free_bytes(),
             database_bytes=database.taken,
             database_free_bytes=database.free,
-            index_bytes=_bytes_below(self._settings.data / "indexes"),
+            index_bytes=_bytes_below(self._banks.engine.cache),
             uptime=convert.duration(now - self._started),
             banks=banks,
             samples=[

@@ -8,7 +8,8 @@ derived from the store, which tells it what is committed (`Store.follow`, `Store
 committed before (`Store.snapshot`). So a second engine brings no search of its own.
 
 Errors that callers see are `ServiceError`s with the reason that each method names. Errors of the storage itself are
-OSError and those of the engine's driver; the transport tells callers STORAGE_ERROR or DISK_FULL for them.
+OSError and those of the engine's driver; the transport tells callers STORAGE_ERROR or DISK_FULL for them. An engine
+says which, by registering its driver's errors with `domain.errors.refusal_for`.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -186,7 +187,8 @@ class Store(Protocol):
 
     def create_bank(self, new: Bank) -> tuple[Bank, bool]:
         """Make a bank, whose `uid` and `created` are set here; return it and whether it is new. A bank of this name
-        whose specs agree is returned as it is. Errors: BANK_EXISTS, TOO_LARGE, DISK_FULL, STORAGE_ERROR."""
+        whose specs agree is returned as it is. The caller has checked the bank; the engine bounds all banks together by
+        the settings `max_banks` and `max_bank_bytes`. Errors: BANK_EXISTS, TOO_LARGE, DISK_FULL, STORAGE_ERROR."""
 
     def bank(self, name: str) -> Bank:
         """Return a bank, with the usage of some earlier time; this reads no disk. Errors: BANK_NOT_FOUND."""
@@ -196,8 +198,9 @@ class Store(Protocol):
 
     def update_bank(self, name: str, changes: Mapping[str, object]) -> Bank:
         """Replace fields of a bank (capacity, policy, metadata, quota, expiry, index), and return it as it is then.
-        Chunks beyond a lowered capacity go soon. Errors: INVALID_FIELD, BANK_NOT_FOUND, TOO_LARGE, DISK_FULL (not for
-        capacity and policy, which make room)."""
+        The bank that results is checked here (`domain.validate.bank`), in the same step. Chunks beyond a lowered
+        capacity go soon. Errors: INVALID_FIELD, BANK_NOT_FOUND, TOO_LARGE, DISK_FULL (not for capacity and policy,
+        which make room)."""
 
     def delete_bank(self, name: str) -> None:
         """Delete a bank with all its chunks. It is gone at once; what it takes on the disk goes in the background.
@@ -224,6 +227,10 @@ class Store(Protocol):
         the usage of the bank are one step. Where the time has leapt since `chunk.created`, the chunk is stamped anew.
         Does not block.
 
+        Evictions are planned by `domain.eviction.plan`. A write takes whole steps of its plan (`Limits.step_rows`)
+        until the chunk fits; the rest follows in the background, also after a restart, and until then the chunks in it
+        are found as before. A pin saves a chunk from a plan; another capacity or policy ends the plan.
+
         Errors, by the future: KEY_REUSED, BANK_NOT_FOUND, BANK_FULL, TOO_LARGE, QUOTA_EXCEEDED; after any other error
         it is not known whether the chunk is there.
         """
@@ -233,11 +240,11 @@ class Store(Protocol):
         BANK_FULL."""
 
     def pin(self, bank: Bank, chunk_ids: Sequence[int], pinned: bool) -> int:
-        """Protect chunks from eviction, or no longer, and return how many of them exist."""
+        """Protect chunks from eviction, or no longer, and return how many of them exist and have not expired."""
 
     def remove(self, bank: Bank, chunk_ids: Sequence[int]) -> "Future[list[int]]":
-        """Delete chunks, and return those that existed. Their keys stay known for a day; their objects go in the
-        background."""
+        """Delete chunks, and return those that existed, expired ones included. Their keys stay known for a day; their
+        objects go in the background."""
 
     def set_aside(self, bank: Bank, why: Mapping[int, str]) -> list[int]:
         """Take damaged chunks out of service, and return those that existed: their rows and objects are kept aside,
@@ -259,7 +266,8 @@ class Store(Protocol):
 
     def explain_eviction(self, bank: Bank, need: int) -> tuple[list[Eviction], str]:
         """Return what a write of `need`, in the unit of the bank's capacity, would evict, in order, and a sentence
-        about it. bank: as it is now, with its usage. Fewer are returned where they would fill a message."""
+        about it; while a plan is under way, what is left of that. bank: as it is now, with its usage. Fewer are
+        returned where they would fill a message."""
 
     def totals(self) -> Totals:
         """Add up what all banks hold."""
@@ -316,7 +324,8 @@ class Objects(Protocol):
 
     @property
     def staging(self) -> Path | None:
-        """Return the folder in which clients of this machine may put payloads themselves; None where they may not."""
+        """Return the folder in which clients of this machine may put payloads themselves; None where they may not. The
+        folder that contains it is the one that is shared with them, below which `path` names objects."""
 
     def put(self, bank_uid: str, chunk_id: int, payload: Payload, data: Buffer, copy: Copying) -> Payload:
         """Store `data` (all tensors, in descriptor order); return, when it is durable, the descriptor with offsets in
@@ -376,6 +385,10 @@ class Engine(Protocol):
 
     `memory_service.storage.opening.open_engine` makes one. Followers are told to the store first, then `begin` is
     called, at the end `rest` and `close`.
+
+    An engine heeds the limits that it is made with, leaves out the work that the pauses name (`domain.limits.Work`),
+    and counts in the metrics what it has written, evicted and removed. Its clock goes on over a restart: it keeps the
+    mark of the clock, resumes from it, and follows the wall clock as `domain.clock` says.
     """
 
     @property

@@ -142,7 +142,7 @@ def test_a_put_that_fails_leaves_nothing(objects, bank):
         objects.open(bank.uid, 7, payload)
 
 
-def test_the_path_of_an_object_is_told_or_there_is_none(objects, bank, tmp_path):
+def test_the_path_of_an_object_is_told_or_there_is_none(objects, bank):
     objects.put(bank.uid, 7, PAYLOAD, DATA, no_copy)
     path = objects.path(bank.uid, 7)
-    assert path is None or (tmp_path / "data" / path).is_file()
+    assert path is None or (objects.staging.parent / path).is_file()
