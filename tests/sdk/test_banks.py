@@ -7,8 +7,11 @@ from collections.abc import Callable
 import pytest
 
 import kvbank
+from kvbank.v1 import bank_pb2
+from tests.cli.tree import commands, type_of
 
 MakeBank = Callable[..., str]
+POLICIES = [name.removeprefix("POLICY_KIND_").lower() for name in bank_pb2.PolicyKind.keys()[1:]]
 
 
 def test_a_bank_is_what_was_asked_for(
@@ -27,9 +30,14 @@ def test_a_bank_is_what_was_asked_for(
     assert made.uid
 
 
-@pytest.mark.parametrize("kind", ["frequency", "recency_half", "reject", "lru"])
+@pytest.mark.parametrize("kind", POLICIES)
 def test_policies(client: kvbank.Client, make_bank: MakeBank, kind: str) -> None:
     assert client.get_bank(make_bank(policy=kvbank.Policy(kind))).policy.kind == kind
+
+
+def test_every_policy_can_be_chosen_at_the_command_line() -> None:
+    (policy,) = (option for option in dict(commands())["bank", "update"].params if option.name == "policy")
+    assert {word for word in POLICIES if f"'{word}'" in type_of(policy)} == set(POLICIES)
 
 
 def test_exist_ok(client: kvbank.Client, kv: kvbank.KVSpec, embedding: kvbank.EmbeddingSpec) -> None:
