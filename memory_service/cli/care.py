@@ -25,7 +25,9 @@ def register(app: typer.Typer) -> None:
 
 def check(
     data: Annotated[Path, typer.Argument(metavar="DATA", help="Data folder, served or not, or a backup.")],
-    fast: Annotated[bool, typer.Option("--fast", help="Files by existence and size; read no payload.")] = False,
+    fast: Annotated[
+        bool, typer.Option("--fast", help="Look only at existence and size of files; read no payload.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Compare records, payloads and index. Changes nothing; works while a server serves the folder.

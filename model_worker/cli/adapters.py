@@ -15,7 +15,7 @@ from model_worker.cli.shown import AsJson, Shown, show
 from model_worker.errors import InputError
 from model_worker.settings.base import LARGEST_COUNT
 
-adapters = typer.Typer(no_args_is_help=True, help="In-context autoencoders: adapters that others trained.")
+adapters = typer.Typer(no_args_is_help=True, help="In-context autoencoders: import adapters that others trained.")
 
 
 @adapters.callback()

@@ -19,7 +19,9 @@ from model_worker.settings.flags import takes
 @takes(ChatOptions)
 def chat(
     options: ChatOptions,
-    session: Annotated[str, typer.Option("--session", "-s", help="Name of the session; a new one begins.")] = "default",
+    session: Annotated[
+        str, typer.Option("--session", "-s", help="Name of the session; a new name begins one.")
+    ] = "default",
     memory: Memory = None,
     sessions: Sessions = None,
 ) -> None:

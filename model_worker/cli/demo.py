@@ -29,7 +29,7 @@ def demo(
     as_json: AsJson = False,
     svg: Annotated[Path | None, typer.Option(help="Also save the table as a picture.")] = None,
 ) -> None:
-    """Read a long text into a memory service, kill it, and see who still knows what stood in it.
+    """Read a long text into a memory service, kill the service, and ask the model for facts of the text.
 
     Example: kvbank demo --limit 40000 --json
     """

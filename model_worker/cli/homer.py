@@ -51,7 +51,7 @@ def calibrate(
     out: Annotated[Path | None, typer.Option(help="File to write; default: where bias=auto looks.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure the bias table of a model (and rope scaling), so that near and far tokens compete fairly.
+    """Measure the bias table of a model (and rope scaling), so that near and far tokens are compared fairly.
 
     Example: kvbank homer calibrate --model ./my-model --rope yarn:4
     """

@@ -20,7 +20,7 @@ from model_worker.train.adapter_settings import AdapterTraining
 if TYPE_CHECKING:
     from model_worker.icae.trainer import TrainReport
 
-training = typer.Typer(no_args_is_help=True, help="Train what compresses.")
+training = typer.Typer(no_args_is_help=True, help="Train adapters that compress.")
 
 
 @training.callback()

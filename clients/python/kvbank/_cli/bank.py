@@ -38,7 +38,7 @@ def list_banks(
         bool,
         typer.Option(
             "--orphans",
-            help="Only banks of chat sessions that are not on this machine; others' sessions are among them.",
+            help="Only banks of chat sessions that are not on this machine, those of other machines included.",
         ),
     ] = False,
     sessions: Annotated[Path | None, typer.Option(help="With --orphans: folder of the sessions' logs.")] = None,

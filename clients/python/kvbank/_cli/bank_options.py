@@ -11,7 +11,9 @@ from kvbank._cli import parse
 # The largest figure of a spec.
 LARGEST = 2**31 - 1
 
-_Percent = Annotated[int | None, typer.Option(min=0, max=100, help="Of the policy, in percent (docs/eviction.md).")]
+_Percent = Annotated[
+    int | None, typer.Option(min=0, max=100, help="Bound of the policy, in percent (docs/eviction.md).")
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,14 +21,17 @@ class Specs:
     """The options that say what a bank holds, which cannot be changed later."""
 
     embedder: Annotated[str, typer.Option(help="Digest of the embedder.")]
-    dimension: Annotated[int, typer.Option(min=1, max=LARGEST, help="Of the embeddings.")]
+    dimension: Annotated[int, typer.Option(min=1, max=LARGEST, help="Dimension of the embeddings.")]
     reader: Annotated[str | None, typer.Option(help="Digest of the reading model; without it: vectors only.")] = None
     layers: Annotated[str, typer.Option(help="Memory layers, such as 1,3.")] = ""
-    kv_heads: Annotated[int, typer.Option(min=0, max=LARGEST, help="Heads of a key.")] = 0
-    head_dim: Annotated[int, typer.Option(min=0, max=LARGEST, help="Numbers a head.")] = 0
-    dtype: Annotated[Literal["bf16", "fp16", "fp32"], typer.Option(help="Of keys and values.")] = "bf16"
+    kv_heads: Annotated[int, typer.Option(min=0, max=LARGEST, help="K-V heads of a layer.")] = 0
+    head_dim: Annotated[int, typer.Option(min=0, max=LARGEST, help="Dimension of a head.")] = 0
+    dtype: Annotated[Literal["bf16", "fp16", "fp32"], typer.Option(help="Dtype of keys and values.")] = "bf16"
     hidden_size: Annotated[
-        int, typer.Option(min=0, max=LARGEST, help="Of the model's input embeddings; with it, soft tokens too.")
+        int,
+        typer.Option(
+            min=0, max=LARGEST, help="Dimension of the model's input embeddings; the bank then takes soft tokens too."
+        ),
     ] = 0
 
     def kv(self) -> kvbank.KVSpec | None:

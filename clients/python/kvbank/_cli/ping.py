@@ -15,7 +15,7 @@ def ping(
     target: Annotated[str, typer.Argument(metavar="[HOST:PORT]", envvar="KVBANK_MEMORY")] = DEFAULT_ADDRESS,
     as_json: AsJson = False,
 ) -> None:
-    """Ask a memory service who it is, and how long it takes to answer.
+    """Show the version and identity of a memory service, and how long it takes to answer.
 
     Example: kvbank ping localhost:7400
     """

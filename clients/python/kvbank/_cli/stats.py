@@ -45,13 +45,13 @@ def stats(memory: Memory = DEFAULT_ADDRESS, as_json: AsJson = False) -> None:
         print_table(_COLUMNS, map(_row, found.banks))
 
 
-_PLACE = typer.Argument(metavar="DATA", help="A data folder that nobody serves, instead of --memory.")
+_PLACE = typer.Argument(metavar="DATA", help="A data folder that no server serves, instead of --memory.")
 
 
 def compact(
     data: Annotated[str | None, _PLACE] = None, memory: Memory = DEFAULT_ADDRESS, as_json: AsJson = False
 ) -> None:
-    """Give back to the disk what deleted chunks have left free in the database; a served one goes on meanwhile.
+    """Give back to the disk what deleted chunks have left free in the database of a service or a folder.
 
     Example: kvbank compact /var/lib/kvbank
     """

@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 
 Interval = Annotated[
     float,
-    typer.Option("--interval", "-i", parser=parse.interval, metavar="TIME", help="Between two samples: 2s, 500ms, 5."),
+    typer.Option("--interval", "-i", parser=parse.interval, metavar="TIME", help="Time between samples: 2s, 500ms, 5."),
 ]
-Once = Annotated[bool, typer.Option("--once", help="Print one sample and end; so it does without a terminal.")]
+Once = Annotated[bool, typer.Option("--once", help="Print one sample and end, as without a terminal.")]
 
 
 def top(
