@@ -17,7 +17,6 @@ Scalar = str | int | float | bool
 Metadata = Mapping[str, Scalar]
 
 ITEM_BYTES: Mapping[str, int] = {"bf16": 2, "fp16": 2, "fp32": 4, "int32": 4}
-NO_METADATA: Metadata = {}
 # What a value of metadata counts that is no string: a double has as many digits.
 NUMBER_BYTES = 24
 

@@ -85,7 +85,7 @@ class Adding:
 class _Addition:
     """An addition under way. `commit` and `applied` run in the writer's thread."""
 
-    path: Adding
+    adding: Adding
     bank: Bank
     chunk: Chunk
     row: Mapping[str, Any]
@@ -97,28 +97,28 @@ class _Addition:
         Errors: KEY_REUSED, BANK_NOT_FOUND, BANK_FULL, TOO_LARGE, QUOTA_EXCEEDED.
         """
         chunk, bank_id = self.chunk, self.bank.bank_id
-        unwritten = self.path.records.counts.unwritten()
+        unwritten = self.adding.records.counts.unwritten()
         if found := chunk_rows.find_key(connection, bank_id, chunk.key, unwritten):
             if not found.free:
                 return _replay(chunk.key, row_checksum.digest_of(self.row["digest"]), found)
             chunk_rows.free_key(connection, bank_id, chunk.key, found.chunk_id)
-        bank = self.path.known.current(bank_id)
+        bank = self.adding.known.current(bank_id)
         if bank is None:
             raise bank_not_found(self.bank.name)
         self._stamp()
         # A refusal takes the evictions back.
         with savepoint(connection) if bank.capacity else nullcontext():
-            self.made = self.path.capacities.make(connection, bank, chunk)
+            self.made = self.adding.capacities.make(connection, bank, chunk)
             quotas.check_chunk(connection, bank, chunk)
             if not chunk_rows.insert(connection, self.row):
                 raise bank_not_found(bank.name)
-        self.path.capacities.enter(bank, chunk, self.made)
+        self.adding.capacities.enter(bank, chunk, self.made)
         return Written(chunk.key, chunk.chunk_id, evicted=tuple(self.made.evicted))
 
     def _stamp(self) -> None:
         """Stamp the row anew where the clock has leapt since it was made: its times would leave the chunk less time to
         live."""
-        clock = self.path.records.clock
+        clock = self.adding.records.clock
         if self.chunk.created < clock.leapt:
             self.chunk = replace(self.chunk, created=clock.now_us())
             digest = row_checksum.digest_of(self.row["digest"])
@@ -127,11 +127,11 @@ class _Addition:
     def applied(self, written: Written) -> None:
         """Let the followers, the figures and the evictions follow the commit."""
         if not written.replayed:
-            self.path.metrics.chunks_written.inc()
+            self.adding.metrics.chunks_written.inc()
             vector = np.frombuffer(self.chunk.embedding, "<f4")
-            self.path.followers.added(self.bank, [self.chunk.chunk_id], vector[None])
+            self.adding.followers.added(self.bank, [self.chunk.chunk_id], vector[None])
             if self.made.evicted:
-                self.path.capacities.applied(self.bank, self.made)
+                self.adding.capacities.applied(self.bank, self.made)
 
 
 def _replay(key: bytes, digest: bytes, found: chunk_rows.Keyed) -> Written:
