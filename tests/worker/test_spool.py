@@ -18,6 +18,7 @@ from model_worker.attaching import attach
 from model_worker.attachment.attachment import Attachment
 from model_worker.model import MemoryModel
 from model_worker.remember.memory import Memory
+from model_worker.remember.service_link import ServiceLink
 from model_worker.remember.spool import Spool, Spooled
 from model_worker.session.log import SessionLog
 from model_worker.session.window_file import write_window
@@ -174,6 +175,20 @@ def test_lost_service_is_asked_in_short(service: Service, attachment: Attachment
         wait_for(client)
         remember(memory, 1)
         assert starts(client, memory.bank) == [0, 1]  # type: ignore[arg-type]
+
+
+def test_the_pause_is_short_again_after_an_answer(client: kvbank.Client) -> None:
+    link, away = ServiceLink(client, patience=2.0, retry_after=0.05), kvbank.Unavailable("away")
+    for _ in range(10):
+        with pytest.warns(RuntimeWarning, match="away"):
+            link.lost(away)
+    assert not link.worth_trying()  # for 25 seconds
+    assert link.answers_again(2.0)
+    with pytest.warns(RuntimeWarning, match="away"):
+        link.lost(away)
+    deadline = time.monotonic() + 10
+    while not link.worth_trying():
+        assert time.monotonic() < deadline
 
 
 @pytest.mark.slow
