@@ -1,5 +1,6 @@
 """Hugging Face generate() over a real memory, with its options, and the window during long texts."""
 
+import copy
 import gc
 import weakref
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ from model_worker.errors import InputError
 from model_worker.model import MemoryModel
 from model_worker.window.cache import MemoryCache
 from model_worker.window.encoding import encode
+from model_worker.window.queries import Queries
 from tests.worker.tiny import ListMemory, attached, bank, build, recalled, tokenizer, tokens, worst
 
 Models = Callable[[str], PreTrainedModel]
@@ -236,6 +238,25 @@ def test_what_was_recalled_before_is_freed(model: Models) -> None:
             assert rotated
             assert not any(key() is not None for key in rotated)
             cache.reset()
+
+
+def test_a_copy_of_an_attached_model_takes_no_cache_of_the_model(model: Models) -> None:
+    """Hooks are copied with a model, but its memory is that of the first one."""
+    net = model("llama_gqa")
+    with attached(net) as attachment, torch.no_grad(), pytest.raises(InputError, match="another attachment"):
+        copy.deepcopy(net)(tokens(2), past_key_values=MemoryCache(attachment))
+
+
+def test_a_recall_is_due_again_after_the_cadence() -> None:
+    """Tokens that come one by one are counted from the last recall, not from the first token."""
+    queries, one, valid = Queries(ListMemory(4)), torch.ones(1, 1, dtype=torch.long), torch.ones(1, 1, dtype=torch.bool)
+    due = []
+    for step in range(9):
+        if queries.due(one, valid):
+            queries.recalled()
+            due.append(step)
+        queries.append(one, valid)
+    assert due == [0, 4, 8]
 
 
 def test_beam_search_is_refused(chat: MemoryModel) -> None:
