@@ -118,3 +118,25 @@ def test_a_file_that_is_being_read_is_not_closed_when_its_caller_goes(serving: C
     until(lambda: open_payloads(data) == 0)
     until(lambda: not running(caller, "FetchChunks"))
     assert caller.ids() == [chunk_id]
+
+
+def test_a_caller_who_goes_in_the_middle_of_an_answer_leaves_no_file_open(caller: Any, data: Path) -> None:
+    ids = [caller.write_at_once(*caller.chunk(**BIG)) for _ in range(2)]
+    answers = caller.stub.FetchChunks(pb.FetchChunksRequest(bank="b", reader_digest="reader-a", chunk_ids=ids))
+    next(answers)
+    assert open_payloads(data)
+    answers.cancel()
+    until(lambda: not open_payloads(data))
+
+
+def test_an_answer_that_fits_in_no_message_leaves_no_file_open(
+    serving: Callable[..., Any], data: Path, refused: Any
+) -> None:
+    """Characters are counted before the files are opened, and bytes when the header is made."""
+    caller = serving(max_message_bytes=4 << 20)
+    caller.create()
+    ids = [caller.add(text="\N{SNOWMAN}" * 650_000) for _ in range(3)]
+    for ask in (lambda: caller.fetch(*ids), caller.retrieve):
+        with refused("TOO_LARGE", grpc.StatusCode.RESOURCE_EXHAUSTED):
+            ask()
+        until(lambda: not open_payloads(data))
