@@ -6,48 +6,13 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-import xxhash
 
 from memory_service.domain.limits import Pauses
-from memory_service.domain.model import Bank, Chunk, EmbeddingSpec, KvSpec, Payload, Policy, Producer, Tensor
-from memory_service.observe.metrics import Metrics
-from memory_service.operations.writing import Admitted, Writes
+from memory_service.domain.model import Bank
 from memory_service.storage.base import Engine, Vectors, Written
-from tests.support.store import DIMENSION, held, new_chunk, reason
+from tests.support.store import held, new_chunk, reason
 from tests.support.waiting import wait_until
-
-DATA = bytes(range(32)) + (0).to_bytes(4, "little") + (1).to_bytes(4, "little")
-KV = KvSpec("reader", (0,), 1, 4, "fp16")
-
-
-def tensor(name: str, dtype: Any, shape: tuple[int, ...], begin: int, length: int) -> Tensor:
-    """Describe a part of DATA as a caller does."""
-    return Tensor(name, dtype, shape, 0, length, xxhash.xxh3_64_intdigest(DATA[begin : begin + length]))
-
-
-PAYLOAD = Payload(
-    (
-        tensor("k.0", "fp16", (1, 2, 4), 0, 16),
-        tensor("v.0", "fp16", (1, 2, 4), 16, 16),
-        tensor("pos.0", "int32", (2,), 32, 8),
-    ),
-    Producer(),
-)
-
-
-def made_bank(engine: Engine) -> Bank:
-    return engine.store.create_bank(Bank("b", KV, EmbeddingSpec("embedder", DIMENSION), None, Policy(), {}))[0]
-
-
-def admitted(writes: Writes, chunk: Chunk) -> Admitted:
-    found = writes.admit("b", "reader", "embedder", chunk)
-    for waited in found.waits():
-        waited.result(60)
-    return found
-
-
-def writer(engine: Engine, pauses: Pauses) -> Writes:
-    return Writes(engine, Metrics(), 1 << 20, pauses)
+from tests.support.writing import DATA, PAYLOAD, admitted, made_bank, writer
 
 
 class Watcher:
