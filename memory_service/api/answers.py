@@ -69,7 +69,7 @@ class Answers:
     def _check_shares(self, proof: bytes) -> None:
         """Refuse a caller that may not read the files. Errors: NOT_SAME_HOST."""
         if self._same_host is None or not self._same_host.proven(proof):
-            text = "this server shares its files with nobody who has not read its nonce"
+            text = "this server shares its files only with a client that has read its nonce"
             raise ServiceError("NOT_SAME_HOST", text)
 
     def _load_hits(self, retrieval: Retrieval, most_bytes: int) -> Streamed:
