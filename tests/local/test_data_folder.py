@@ -86,7 +86,7 @@ def test_a_forked_child_does_not_keep_the_folder(tmp_path):
 
 
 def test_an_engine_that_was_not_begun_is_closed_with_all_its_threads(data):
-    """A start that fails later closes it, and leaves nothing behind."""
+    """Close an engine as a start does that fails after it was made: no thread of the engine is left."""
     before = threading.active_count()
     engine = open_engine(load({"data": data}), Metrics(), largest_id)
     assert threading.active_count() > before

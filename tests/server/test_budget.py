@@ -216,7 +216,7 @@ def test_an_answer_that_nobody_takes_keeps_nobody_waiting_and_its_caller_is_told
 
 
 def test_a_writer_is_not_told_that_it_is_slow_while_the_disk_is(serving: Callable[..., Any]) -> None:
-    """The bytes of one chunk have all come, and its write is held up; the caller behind it is ended for others that
+    """Hold up the write of a chunk whose bytes have all come; the caller behind it is ended for others that
     wait, though it has been slow for a shorter time."""
     storing, hold = threading.Event(), threading.Event()
 

@@ -114,7 +114,7 @@ def test_a_chunk_is_isolated_only_when_it_was_alone(model: Models) -> None:
 
 
 def test_a_key_that_was_not_noted_is_not_replaced_by_one_that_is_rounded() -> None:
-    """A projection that was exchanged after attach has no hook: the token is refused, and not kept inexactly."""
+    """Exchange a projection after attach, so that it has no hook: the token is refused, and not kept inexactly."""
     net = build("llama_gqa")
     with attached(net) as attachment, torch.no_grad():
         cache = MemoryCache(attachment, ListMemory(4), window=8)

@@ -337,7 +337,7 @@ def test_values_that_make_no_sense(spec: str, reason: str) -> None:
 
 
 def test_a_method_of_ones_own_may_be_any_class(model: Models) -> None:
-    """A memory takes a compressor that is no frozen dataclass, such as one that counts."""
+    """Give a memory a compressor that is no frozen dataclass, such as one that counts."""
 
     @dataclass
     class Counting(Compressor):

@@ -85,7 +85,7 @@ def test_a_memory_of_its_own_follows_no_model(client: kvbank.Client) -> None:
     "option", [{"capacity": kvbank.Capacity(chunks=5)}, {"window": 4}, {"store_dtype": "fp16"}, {"local": "tova:m=4"}]
 )
 def test_a_memory_refuses_settings_of_a_model(client: kvbank.Client, option: dict[str, Any]) -> None:
-    """A second memory has no window and makes no bank with bounds: a setting that it would not heed is refused."""
+    """Refuse a setting that a second memory would not heed: it has no window and makes no bank with bounds."""
     with MemoryModel(build("llama_gqa"), tokenizer(), memory=client, bank=bank(), chunk=4, window=8) as model:
         with pytest.raises(InputError, match="there is no setting"):
             model.with_bank(bank(), **option)
