@@ -1,5 +1,6 @@
 """Tests may import helpers as `tests.NAME`; what helpers assert is told as what tests assert."""
 
+import signal
 import sys
 from pathlib import Path
 
@@ -8,3 +9,7 @@ import pytest
 # `python -m pytest` has done so; a bare `pytest` has not.
 sys.path[:0] = [root] if (root := str(Path(__file__).parents[1])) not in sys.path else []
 pytest.register_assert_rewrite("tests.support")
+
+# A shell starts what it runs in the background with SIGINT ignored, and children inherit that: tests of Ctrl-C would
+# wait for commands that never end.
+signal.signal(signal.SIGINT, signal.default_int_handler)
