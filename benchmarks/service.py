@@ -9,7 +9,7 @@ from pathlib import Path
 
 import kvbank
 from benchmarks import material
-from model_worker.demo.service_process import ServiceProcess
+from model_worker.evaluate.service_process import ServiceProcess
 
 READER, EMBEDDER = "bench-reader", "bench-embedder"
 EMBEDDING = kvbank.EmbeddingSpec(EMBEDDER, material.DIMENSION)

@@ -25,11 +25,11 @@ import torch
 
 import kvbank
 from model_worker.attachment.model_names import SHIPPED
-from model_worker.demo.service_process import ServiceProcess
 from model_worker.demo.settings import LEAST_TEXT, DemoSettings
 from model_worker.errors import InputError, WorkerError
 from model_worker.evaluate.facts import Fact, make_facts
 from model_worker.evaluate.interval import interval
+from model_worker.evaluate.service_process import ServiceProcess
 from model_worker.model import MemoryModel
 from model_worker.remember.memory import Memory
 from model_worker.text_files import read_text, reference_text

@@ -74,6 +74,8 @@ class Memory:
         self._recaller = Recaller(
             client, attachment, payloads, top_k=self.top_k, min_score=settings.min_score, count=settings.count
         )
+        self.filter: kvbank.Filter | None = None
+        """Selects the chunks that may be recalled, from the next recall on. None: all may be."""
         self._dtype = DTYPES["fp32"]
 
     @property
@@ -216,7 +218,9 @@ class Memory:
         for row in np.flatnonzero(vectors.any(axis=1)).tolist():  # a query without a word finds nothing
             rows_of.setdefault(self._bank_of(row), []).append(row)
         for bank, members in rows_of.items():
-            answers = self._recaller.retrieve(bank, vectors[members], self.embedder.digest, self.link.patience)
+            answers = self._recaller.retrieve(
+                bank, vectors[members], self.embedder.digest, self.link.patience, self.filter
+            )
             for row, chunks in zip(members, answers, strict=True):
                 found[row] = chunks
         return found

@@ -35,16 +35,22 @@ class Recaller:
         self._store_id = ""
 
     def retrieve(
-        self, bank: str, vectors: NDArray[np.float32], embedder_digest: str, timeout: float
+        self,
+        bank: str,
+        vectors: NDArray[np.float32],
+        embedder_digest: str,
+        timeout: float,
+        chunks: kvbank.Filter | None = None,
     ) -> list[list[RecalledChunk]]:
         """Return the chunks for each of the vectors `[n, dimension]`, ascending by id.
 
-        timeout: seconds. Raises ServiceError.
+        timeout: seconds. chunks: selects those that may be found; None is all. Raises ServiceError.
         """
         answer = self._client.retrieve(
             bank,
             vectors,
             top_k=self._top_k,
+            filter=chunks,
             min_score=self._min_score,
             count=self._count,
             held=kvbank.Held(self._store_id, self._payloads.held(self._store_id)),
@@ -55,8 +61,8 @@ class Recaller:
         )
         self._store_id = answer.store_id
         held_first = sorted(answer.chunks.values(), key=lambda chunk: chunk.tensors is not None)
-        chunks = {chunk.chunk_id: self._recalled(chunk) for chunk in held_first}  # new payloads may push held ones out
-        return [sorted((chunks[hit.chunk_id] for hit in hits), key=lambda c: c.chunk_id) for hits in answer.queries]
+        found = {chunk.chunk_id: self._recalled(chunk) for chunk in held_first}  # new payloads may push held ones out
+        return [sorted((found[hit.chunk_id] for hit in hits), key=lambda c: c.chunk_id) for hits in answer.queries]
 
     def _recalled(self, chunk: kvbank.Chunk) -> RecalledChunk:
         if chunk.tensors is None:

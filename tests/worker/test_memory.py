@@ -97,6 +97,20 @@ def test_recall_by_what_came_before_only(client: kvbank.Client) -> None:
         assert memory.recall([[]]) == [[]]
 
 
+def test_a_filter_chooses_what_may_be_recalled(client: kvbank.Client) -> None:
+    """Test that a chunk which the filter leaves out is not recalled, and is recalled again without the filter."""
+    with attached(build("llama_gqa")) as attachment, torch.no_grad():
+        memory = Memory(attachment, client, bank(), tokenizer(), chunk=4, top_k=1)
+        memory.open()
+        memory.remember([encode(attachment, [3, 4, 5, 6])])
+        memory.remember([encode(attachment, [3, 9, 10, 11], start=4)])
+        starts = []
+        for memory.filter in (None, kvbank.Filter(start_from=4), kvbank.Filter(start_before=4), None):
+            [[got]] = memory.recall([[3, 4, 5, 6]])  # type: ignore[misc]
+            starts.append(got.start)
+    assert starts == [0, 4, 0, 0]
+
+
 def test_empty_bank_changes_nothing(client: kvbank.Client, model: Models) -> None:
     net, ids = model("qwen3"), tokens(10)
     with torch.no_grad():
