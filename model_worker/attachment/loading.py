@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from model_worker.attachment.model_names import SHIPPED, model_folder
+from model_worker.attachment.model_names import SHIPPED, meant, model_folder
 from model_worker.attachment.rope_scaling import scale_rope
 from model_worker.errors import InputError, ModelNotFound
+from model_worker.pretrained.names import made_for
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -68,10 +69,12 @@ def load_model(
     except Exception as error:  # the files of others, read by libraries that fail with whatever they run into
         if folder is None:
             where = f"there is no folder {source!r} here, and it cannot be had from the hub"
-            raise ModelNotFound(f"{where}: {_reason(error)}") from error
+            raise ModelNotFound(f"{where}: {_reason(error)}{meant(source)}") from error
         raise ModelNotFound(f"model {source!r} cannot be loaded: {_reason(error)}") from error
     if not isinstance(getattr(config, "kvbank", None) or {}, dict):
         raise ModelNotFound(f"model {source!r} cannot be used: the kvbank entry of its config.json is no mapping")
+    if folder is not None and getattr(config, "kvbank", None) is None and (settings := made_for(folder)):
+        model.config.kvbank = settings
     return model.to(place).eval(), tokenizer
 
 

@@ -1,6 +1,7 @@
-"""The name of a model means the shipped one, a folder, or a hub id. Light to import: no torch.
+"""The name of a model means the shipped one, a pretrained one of the catalogue, a folder, or a hub id.
 
-A path that is not there is told from a hub id before anything is loaded, and is never asked of a hub.
+Names go first: a folder `smollm2` of the working directory is written `./smollm2`. A path that is not there is told
+from a hub id before anything is loaded, and is never asked of a hub. Light to import: no torch.
 """
 
 import os
@@ -8,6 +9,8 @@ import re
 from pathlib import Path
 
 from model_worker.errors import InputError, ModelNotFound
+from model_worker.pretrained.catalogue import PRETRAINED, nearest
+from model_worker.pretrained.names import named_folder
 
 SHIPPED = "kvbank-small"
 _ASSETS = Path(__file__).parents[1] / "assets"
@@ -18,7 +21,8 @@ _HUB_ID = re.compile(r"(?:[A-Za-z0-9_][\w.-]*/)?[A-Za-z0-9_][\w.-]*", re.ASCII)
 def model_folder(name: str | os.PathLike[str]) -> Path | None:
     """Return the folder that `name` means; None for what may be a hub id.
 
-    Raises ModelNotFound for a path that is not there, or is no model's folder.
+    Raises ModelNotFound for a path that is not there, or is no model's folder, and for a pretrained model that is not
+    in the cache; InputError for a pretrained encoder.
     """
     try:
         text = os.fspath(name)
@@ -26,6 +30,8 @@ def model_folder(name: str | os.PathLike[str]) -> Path | None:
         text = None
     if not isinstance(text, str):
         raise InputError(f"a model is named by a string or a path, not a {type(name).__name__}")
+    if isinstance(name, str) and (found := named_folder(name, "language model")) is not None:
+        return found
     path = _ASSETS / text if text == SHIPPED else Path(text).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file():
@@ -36,3 +42,9 @@ def model_folder(name: str | os.PathLike[str]) -> Path | None:
     if isinstance(name, Path) or not _HUB_ID.fullmatch(text) or (Path(text).parts[:-1] and path.parent.is_dir()):
         raise ModelNotFound(f"there is no model folder {text!r}")
     return None
+
+
+def meant(name: str) -> str:
+    """Return the end of a sentence that says which model may be meant by a name that is none; empty for no idea."""
+    near = nearest(name, (SHIPPED, *PRETRAINED))
+    return f"; did you mean {near}?" if near else ""

@@ -12,7 +12,7 @@ class ChatOptions(Settings):
 
     model: Annotated[
         str | None,
-        described("kvbank-small (shipped), a model folder, or a hub id; by default the session's own."),
+        described("kvbank-small (shipped), smollm2, a model folder, or a hub id; by default the session's own."),
     ] = None
     window: Annotated[Count | None, described("Local tokens; the rest is in the bank.")] = None
     local: Annotated[

@@ -12,6 +12,7 @@ from model_worker.cli.evaluate import compression, homer_memory, passkey
 from model_worker.cli.evaluate_adapters import icae, icae_latency
 from model_worker.cli.homer import homer
 from model_worker.cli.models import compressors, layers
+from model_worker.cli.pretrained import pretrained_models
 from model_worker.cli.session import session
 from model_worker.cli.train import training
 
@@ -26,7 +27,14 @@ for _name, _measure in (
     evaluation.command(_name)(_measure)
 
 COMMANDS = (("demo", demo), ("chat", chat), ("layers", layers), ("compressors", compressors))
-GROUPS = (("session", session), ("homer", homer), ("icae", adapters), ("eval", evaluation), ("train", training))
+GROUPS = (
+    ("session", session),
+    ("model", pretrained_models),
+    ("homer", homer),
+    ("icae", adapters),
+    ("eval", evaluation),
+    ("train", training),
+)
 
 
 def register(app: typer.Typer) -> None:

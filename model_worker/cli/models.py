@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def layers(
-    model: Annotated[str, typer.Option(help="kvbank-small (shipped), a model folder, or a hub id.")] = SHIPPED,
+    model: Annotated[str, typer.Option(help="kvbank-small (shipped), smollm2, a model folder, or a hub id.")] = SHIPPED,
     span: Annotated[int, typer.Option(min=16, max=LARGEST_COUNT, help="Tokens of the repeated span.")] = 48,
     trials: Annotated[int, typer.Option(min=1, max=LARGEST_COUNT, help="Spans to average over.")] = 8,
     seed: Annotated[int, typer.Option(min=-LARGEST_SEED, max=LARGEST_SEED, help="Other seeds draw other spans.")] = 0,

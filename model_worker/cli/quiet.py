@@ -14,6 +14,7 @@ def quiet_libraries() -> None:
     TRANSFORMERS_VERBOSITY and HF_HUB_VERBOSITY, where they are set, decide instead.
     """
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TQDM_DISABLE", "1")  # of all else that draws bars; tqdm reads it when it is imported
     if "HF_HUB_VERBOSITY" not in os.environ:
         # Else the client tells each of its attempts, before the one line that says what cannot be had.
         os.environ["HF_HUB_VERBOSITY"] = "error"

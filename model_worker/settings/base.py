@@ -34,7 +34,7 @@ def at_least(least: int, most: int = LARGEST_COUNT) -> Any:
     return Field(ge=least, le=most)
 
 
-ModelName = Annotated[str, described("kvbank-small (shipped), a model folder, or a hub id.")]
+ModelName = Annotated[str, described("kvbank-small (shipped), smollm2, a model folder, or a hub id.")]
 Rope = Annotated[str | None, described("Rope scaling: linear:F, ntk:F or yarn:F, for F times the trained length.")]
 Device = Annotated[str, described("auto, cpu, cuda.")]
 Compressor = Annotated[str, described("How chunks are compressed, e.g. tova:m=48.")]

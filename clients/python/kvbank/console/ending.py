@@ -37,6 +37,7 @@ _EXTRA_OF_MODULE = {
     **dict.fromkeys(("alembic", "faiss", "grpc_health", "grpc_reflection", "sqlalchemy"), "server"),
     **dict.fromkeys(("prometheus_client", "pydantic_settings", "memory_service"), "server"),
     **dict.fromkeys(("torch", "transformers", "tokenizers", "safetensors", "platformdirs", "model_worker"), "worker"),
+    **dict.fromkeys(("gguf", "accelerate"), "worker"),
     **dict.fromkeys(("peft", "sacrebleu"), "icae"),
     "matplotlib": "eval",
 }
