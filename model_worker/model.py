@@ -108,7 +108,7 @@ class MemoryModel:
         device, dtype, rope: as in `load_model`. memory, bank, settings: as in `MemoryModel`. options: fields of
         `ModelSettings`, which describes each of them. Raises what `load_model` and `MemoryModel` raise.
 
-        What is stored: chunk, context, compressor, source, metadata. What is recalled: top_k, cadence, query,
+        What is stored: chunk, context, compressor, source, metadata. What is recalled: top_k, recent, cadence, query,
         query_tokens, min_score, count, embedder (or embed), payload_cache. What is local: window, local. A bank that is
         made: capacity, policy, store_dtype. A service that is away: spool, strict, patience, retry_after. The model:
         attach_options.
@@ -287,11 +287,12 @@ class MemoryModel:
         if self.window < self.chunk:
             raise InputError(f"the window of {self.window} tokens is smaller than a chunk of {self.chunk}")
         trained = self.attachment.trained_length
-        placed = self.memory.top_k * self.chunk if self.attachment.plan.positions == "continual" else 1
+        chunks_attended = self.memory.top_k + self.memory.recent
+        placed = chunks_attended * self.chunk if self.attachment.plan.positions == "continual" else 1
         if trained is not None and placed + self.window > trained:
             raise InputError(
                 f"window {self.window} + {placed} positions of memory exceed the {trained} that the model was trained "
-                "for; choose a smaller window, chunk or top_k"
+                "for; choose a smaller window, chunk, top_k or recent"
             )
 
     def _left_padded(self, rows: list[list[int]]) -> tuple[Tensor, Tensor]:

@@ -44,7 +44,7 @@ class ModelSettings(MemorySettings):
 
     @classmethod
     def of(cls, settings: MemorySettings | None, options: Mapping[str, Any], made_for: Mapping[str, Any]) -> Self:
-        """Make the settings of a model, without a None for chunk, window and top_k.
+        """Make the settings of a model, without a None for chunk, window, top_k and recent.
 
         Options replace fields of `settings`; what neither says comes from `made_for`, the `kvbank` entry of the model's
         configuration. Raises InputError for values that make no sense, and for a name that is no setting, with the
@@ -61,6 +61,7 @@ class ModelSettings(MemorySettings):
             found,
             chunk=chunk,
             top_k=found.top_k or whole("top_k", made_for.get("top_k", TOP_K)),
+            recent=whole("recent", made_for.get("recent", 0), least=0) if found.recent is None else found.recent,
             window=found.window or whole("window", made_for.get("window", max(_LEAST_WINDOW, chunk))),
         )
 

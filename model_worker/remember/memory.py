@@ -8,7 +8,7 @@ This file owns the rule that a recall which fails leaves attention with what it 
 
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Unpack, cast
 
 import numpy as np
@@ -61,6 +61,7 @@ class Memory:
         self.attachment, self.client, self.tokenizer = attachment, client, tokenizer
         self.bank = bank if isinstance(bank, str) else words("bank", bank)
         self.chunk, self.top_k = settings.chunk or CHUNK, settings.top_k or TOP_K
+        self.recent = settings.recent or 0
         self.cadence = settings.cadence or self.chunk
         self.query: str = settings.query
         self.query_tokens = settings.query_tokens or self.chunk
@@ -127,23 +128,47 @@ class Memory:
 
     # -- remember -------------------------------------------------------------------------------------------------
 
-    def remember(self, rows: Sequence[Captured | None]) -> None:
-        """Compress, embed and write what left the local window; one entry for each row of the batch."""
+    def remember(self, rows: Sequence[Captured | None]) -> list[RecalledChunk | None]:
+        """Compress, embed and write what left the local window; one entry for each row of the batch.
+
+        Returns the chunks for attention, as they are stored, where `recent` asks for them; else None for each row.
+        """
+        made = self.made(rows)
+        for row, chunk in enumerate(made):
+            if chunk is not None:
+                self.write(chunk, row)
+        return [self.attended(chunk) for chunk in made]
+
+    def made(self, rows: Sequence[Captured | None]) -> list[kvbank.NewChunk | None]:
+        """Compress and embed what left the local window, and return the chunks, which are not written yet."""
         self.attachment.check_unchanged(whole=True)
-        for row, captured in enumerate(of_kind("rows", rows, Sequence)):
-            if captured is not None:
-                bank, chunk = self._bank_of(row), self.new_chunk(of_kind(f"rows[{row}]", captured, Captured))
-                self.delivery.write(self.addressed(bank, chunk))
+        return [
+            None if captured is None else self.new_chunk(of_kind(f"rows[{row}]", captured, Captured))
+            for row, captured in enumerate(of_kind("rows", rows, Sequence))
+        ]
+
+    def write(self, chunk: kvbank.NewChunk, row: int = 0) -> None:
+        """Write a chunk that was made here. row: of the batch, whose bank takes the chunk."""
+        bank = self._bank_of(row)
+        assert chunk.tensors is not None
+        self._account(len(chunk.token_ids), chunk.tensors)
+        self.delivery.write(self.addressed(bank, chunk))
+
+    def attended(self, chunk: kvbank.NewChunk | None) -> RecalledChunk | None:
+        """Return a chunk that was made here as attention takes it; None where `recent` asks for none."""
+        if chunk is None or not self.recent:
+            return None
+        assert chunk.tensors is not None
+        return RecalledChunk(0, chunk.start, stored.layers_of(chunk.tensors, self.attachment), tuple(chunk.token_ids))
 
     def new_chunk(self, captured: Captured) -> kvbank.NewChunk:
-        """Make the chunk that is written of what left the window. Its tokens and bytes are counted in `stats`."""
+        """Make the chunk that is written of what left the window."""
         alone = self.context == "isolated" and not self.compressor.encodes  # else the compressor runs the model itself
         if alone and captured.context != "isolated":
             captured = encode(self.attachment, captured.token_ids, captured.start, self.needs_queries)
         payload = self.compressor.compress(captured, self.attachment)
         text = str(self.tokenizer.decode(captured.token_ids))
         tensors = stored.tensors_of(payload, self._dtype)
-        self._account(len(captured), tensors)
         key: dict[str, Any] = {} if self.settings.source is None else {"idempotency_key": self._key(captured)}
         return kvbank.NewChunk(
             embedding=embedded(self.embedder, [text])[0],
@@ -186,8 +211,14 @@ class Memory:
 
     # -- recall ---------------------------------------------------------------------------------------------------
 
-    def recall(self, rows: Sequence[Sequence[int]]) -> list[list[RecalledChunk]] | None:
-        """Return the `top_k` chunks for each row's query tokens, ascending by id; None when the service did not say."""
+    def recall(
+        self, rows: Sequence[Sequence[int]], without: Sequence[Collection[RecalledChunk]] | None = None
+    ) -> list[list[RecalledChunk]] | None:
+        """Return the `top_k` chunks for each row's query tokens, ascending by id; None when the service did not say.
+
+        without: chunks of each row that are attended to anyway; others take their places. The search counts them, and
+        as many more chunks, as retrieved.
+        """
         self.attachment.check_unchanged()
         rows = token_rows("rows", rows)
         if not self.settings.strict and not self.link.worth_trying():
@@ -195,7 +226,7 @@ class Memory:
             return None
         begin = time.perf_counter()
         try:
-            found = self._retrieve(rows)
+            found = self._retrieve(rows, [[]] * len(rows) if without is None else without)
         except kvbank.ServiceError as error:
             if self.settings.strict:
                 raise
@@ -209,7 +240,9 @@ class Memory:
         self.stats.recall_seconds.append(time.perf_counter() - begin)
         return found
 
-    def _retrieve(self, rows: Sequence[Sequence[int]]) -> list[list[RecalledChunk]]:
+    def _retrieve(
+        self, rows: Sequence[Sequence[int]], without: Sequence[Collection[RecalledChunk]]
+    ) -> list[list[RecalledChunk]]:
         """Ask each bank once, for all rows that it belongs to."""
         texts = [str(self.tokenizer.decode(list(ids))) for ids in rows]
         vectors = embedded(self.embedder, texts)
@@ -219,7 +252,12 @@ class Memory:
             rows_of.setdefault(self._bank_of(row), []).append(row)
         for bank, members in rows_of.items():
             answers = self._recaller.retrieve(
-                bank, vectors[members], self.embedder.digest, self.link.patience, self.filter
+                bank,
+                vectors[members],
+                self.embedder.digest,
+                self.link.patience,
+                [{chunk.passage for chunk in without[row]} for row in members],
+                self.filter,
             )
             for row, chunks in zip(members, answers, strict=True):
                 found[row] = chunks

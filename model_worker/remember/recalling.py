@@ -4,6 +4,8 @@ This file owns the rule that a payload which the worker holds is not sent again:
 service leaves those bytes out.
 """
 
+from collections.abc import Collection, Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -12,6 +14,8 @@ from model_worker.attachment.attachment import Attachment
 from model_worker.remember import stored
 from model_worker.remember.payload_cache import PayloadCache
 from model_worker.window.recalled import RecalledChunk
+
+Passage = tuple[int, tuple[int, ...]]  # see `RecalledChunk.passage`
 
 
 class Recaller:
@@ -40,16 +44,18 @@ class Recaller:
         vectors: NDArray[np.float32],
         embedder_digest: str,
         timeout: float,
+        without: Sequence[Collection[Passage]],
         chunks: kvbank.Filter | None = None,
     ) -> list[list[RecalledChunk]]:
         """Return the chunks for each of the vectors `[n, dimension]`, ascending by id.
 
-        timeout: seconds. chunks: selects those that may be found; None is all. Raises ServiceError.
+        timeout: seconds. without: passages for each vector that are left out; the next best take their places. chunks:
+        selects those that may be found; None is all. Raises ServiceError.
         """
         answer = self._client.retrieve(
             bank,
             vectors,
-            top_k=self._top_k,
+            top_k=self._top_k + max(map(len, without)),
             filter=chunks,
             min_score=self._min_score,
             count=self._count,
@@ -61,14 +67,19 @@ class Recaller:
         )
         self._store_id = answer.store_id
         held_first = sorted(answer.chunks.values(), key=lambda chunk: chunk.tensors is not None)
-        found = {chunk.chunk_id: self._recalled(chunk) for chunk in held_first}  # new payloads may push held ones out
-        return [sorted((found[hit.chunk_id] for hit in hits), key=lambda c: c.chunk_id) for hits in answer.queries]
+        known = {chunk.chunk_id: self._recalled(chunk) for chunk in held_first}  # new payloads may push held ones out
+        found = []
+        for hits, left_out in zip(answer.queries, without, strict=True):
+            others = [chunk for hit in hits if (chunk := known[hit.chunk_id]).passage not in left_out]
+            found.append(sorted(others[: self._top_k], key=lambda chunk: chunk.chunk_id))
+        return found
 
     def _recalled(self, chunk: kvbank.Chunk) -> RecalledChunk:
         if chunk.tensors is None:
             held = self._payloads.get(self._store_id, chunk.chunk_id, chunk.checksum)
             assert held is not None, "the service left out bytes that were not held"
             return held
-        recalled = RecalledChunk(chunk.chunk_id, chunk.start, stored.layers_of(chunk.tensors, self._attachment))
+        layers = stored.layers_of(chunk.tensors, self._attachment)
+        recalled = RecalledChunk(chunk.chunk_id, chunk.start, layers, chunk.token_ids)
         self._payloads.put(self._store_id, chunk.checksum, recalled)
         return recalled

@@ -43,6 +43,9 @@ class MemorySettings:
     """Tokens of a chunk. None: what the model was made for, else 64."""
     top_k: int | None = None
     """Chunks that a recall brings. None: what the model was made for, else 4."""
+    recent: int | None = None
+    """The last chunks that left the window and are always attended to, as they are stored, whether the service answers
+    or not; a recall brings others beside them. None: what the model was made for, else 0."""
     cadence: int | None = None
     """Decode steps between two recalls. None: a chunk."""
     query_tokens: int | None = None
@@ -91,6 +94,7 @@ class MemoryOptions(TypedDict, total=False):
     compressor: str | Compressor
     chunk: int | None
     top_k: int | None
+    recent: int | None
     cadence: int | None
     query_tokens: int | None
     query: Literal["with_input", "past"]
@@ -144,6 +148,7 @@ def _compressor(name: str, value: Any) -> Compressor:
 _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "chunk": unless_none(whole),
     "top_k": unless_none(whole),
+    "recent": unless_none(partial(whole, least=0)),
     "cadence": unless_none(whole),
     "query_tokens": unless_none(whole),
     "embedder": lambda _, value: embedder_named("lexical" if value is None else value),

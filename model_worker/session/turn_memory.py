@@ -4,8 +4,9 @@ This file owns the rule that a bank has nothing of a turn that never was: a chun
 its last token.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
+import kvbank
 from model_worker.remember.memory import Memory
 from model_worker.window.capture import Captured
 from model_worker.window.recalled import RecalledChunk
@@ -21,23 +22,27 @@ class TurnMemory:
     def __init__(self, memory: Memory):
         self.memory = memory
         self.chunk, self.cadence, self.needs_queries = memory.chunk, memory.cadence, memory.needs_queries
-        self.query, self.query_tokens = memory.query, memory.query_tokens
+        self.query, self.query_tokens, self.recent = memory.query, memory.query_tokens, memory.recent
         self.durable = self.kept = 0
-        self.held: list[Captured] = []
+        self.held: list[kvbank.NewChunk] = []
 
-    def recall(self, rows: Sequence[Sequence[int]]) -> list[list[RecalledChunk]] | None:
+    def recall(
+        self, rows: Sequence[Sequence[int]], without: Sequence[Collection[RecalledChunk]] | None = None
+    ) -> list[list[RecalledChunk]] | None:
         """Recall from the bank."""
-        return self.memory.recall(rows)
+        return self.memory.recall(rows, without)
 
-    def remember(self, rows: Sequence[Captured | None]) -> None:
-        """Hold what left the window, and write the part that the log covers."""
-        self.held += [row for row in rows if row is not None]
+    def remember(self, rows: Sequence[Captured | None]) -> list[RecalledChunk | None]:
+        """Hold what left the window, and write the part that the log covers; return what attention may use of it."""
+        made = self.memory.made(rows)
+        self.held += [chunk for chunk in made if chunk is not None]
         self.release(self.durable)
+        return [self.memory.attended(chunk) for chunk in made]
 
     def release(self, durable: int) -> None:
         """Write the chunks that the log covers, which has `durable` tokens now."""
         self.durable = durable
-        while self.held and self.held[0].start + len(self.held[0]) <= durable:
-            self.memory.remember([self.held[0]])
-            captured = self.held.pop(0)
-            self.kept = captured.start + len(captured)
+        while self.held and self.held[0].start + len(self.held[0].token_ids) <= durable:
+            self.memory.write(self.held[0])
+            chunk = self.held.pop(0)
+            self.kept = chunk.start + len(chunk.token_ids)

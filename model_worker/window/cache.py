@@ -23,6 +23,7 @@ from model_worker.window.local import LocalLayer
 from model_worker.window.memory_port import MemoryPort
 from model_worker.window.queries import Queries
 from model_worker.window.recalled import Recalled, RecalledChunk
+from model_worker.window.recents import Recents
 from model_worker.window.tova import TovaLayer, TovaRule
 
 
@@ -66,6 +67,7 @@ class MemoryCache(Cache, ForwardState):
         super().__init__(layers=[LocalLayer() if local is None else TovaLayer(local) for _ in attachment.reports])
         self.attachment, self.memory, self.window, self.local = attachment, memory, window, local
         self.columns, self.recalled, self._queries = Columns(start), Recalled(attachment), Queries(memory)
+        self._recents = Recents(0 if memory is None else memory.recent)
         self._alone = False  # whether the window holds one chunk whose forward saw no local token before it
 
     # -- one forward ----------------------------------------------------------------------------------------------
@@ -119,12 +121,14 @@ class MemoryCache(Cache, ForwardState):
             return
         while self.physical and (excess := self.physical + new - self.window) > 0:
             self._leave(min(excess if self.memory is None else self.memory.chunk, self.physical))
+        self._follow()
 
     def _recall(self, ids: Tensor, valid: Tensor) -> None:
         """Recall for the new tokens, where that is due."""
         queries = self._queries.due(ids, valid)
         if queries and self.memory is not None:
-            found = self.memory.recall(queries)
+            recent = self.recents
+            found = self.memory.recall(queries, recent) if recent else self.memory.recall(queries)
             self._queries.recalled()
             if found is not None:
                 self.set_memory(found)
@@ -170,14 +174,23 @@ class MemoryCache(Cache, ForwardState):
             self._leave(self.physical if self.memory is None else min(self.memory.chunk, self.physical))
         for layer in self.layers:
             layer.clear()
+        self._follow()
 
     def _leave(self, count: int) -> None:
         """Capture the oldest `count` columns for the memory, without their pads, and drop them."""
         if self.memory is not None:
-            self.memory.remember([self._captured(row, count) for row in range(self.columns.ids.shape[0])])
+            kept = self.memory.remember([self._captured(row, count) for row in range(self.columns.ids.shape[0])])
+            if self._recents.most and kept is not None:
+                self._recents.add(kept)
         for layer in self.layers:
             layer.drop(count)
         self.columns.drop(count)
+
+    def _follow(self) -> None:
+        """Attend to the recent chunks, where others have become recent."""
+        if self._recents.changed:
+            self.recalled.follow(self._recents.rows)
+            self._recents.changed = False
 
     def _captured(self, row: int, count: int) -> Captured | None:
         """Return a row's oldest `count` columns as a chunk; None where all are pads."""
@@ -213,7 +226,8 @@ class MemoryCache(Cache, ForwardState):
     def set_memory(self, rows: Sequence[Sequence[RecalledChunk]]) -> None:
         """Attend to these chunks from the next forward on; one list a batch row, each in the order of attention.
 
-        Layers that a chunk does not have are not attended to.
+        They take the place of what was recalled before; recent chunks stay behind them. Layers that a chunk does not
+        have are not attended to.
         """
         self.recalled.replace(rows)
 
@@ -221,6 +235,11 @@ class MemoryCache(Cache, ForwardState):
     def retrieved_tokens(self) -> int:
         """Return how many memory tokens a retrieval layer attends to, in the longest row."""
         return self.recalled.tokens
+
+    @property
+    def recents(self) -> list[list[RecalledChunk]]:
+        """Return the recent chunks of each row, oldest first; no rows before the first chunk has left."""
+        return [list(row) for row in self._recents.rows]
 
     # -- from one process to the next -----------------------------------------------------------------------------
 
@@ -235,7 +254,7 @@ class MemoryCache(Cache, ForwardState):
             for name in layer.parts:
                 if getattr(layer, name) is not None:
                     found[f"layer.{index}.{name}"] = getattr(layer, name)
-        found |= self.recalled.state()
+        found |= {**self.recalled.state(), **self._recents.state()}
         return {name: tensor.contiguous() for name, tensor in found.items()}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
@@ -249,6 +268,9 @@ class MemoryCache(Cache, ForwardState):
             own = {name: state[f"layer.{index}.{name}"] for name in layer.parts if f"layer.{index}.{name}" in state}
             layer.restore(own, self.columns.count)
         self.recalled.restore(state)
+        if self._recents.most:
+            self._recents.restore(state)
+            self._follow()
 
     # -- what transformers may ask --------------------------------------------------------------------------------
 
@@ -257,6 +279,7 @@ class MemoryCache(Cache, ForwardState):
         super().reset()
         self.columns.reset()
         self.recalled.clear()
+        self._recents.reset()
         self._queries.reset()
 
     def reorder_cache(self, beam_idx: Tensor) -> None:

@@ -20,12 +20,12 @@ class _Keeper:
     chunk: int
     needs_queries: bool
     captured: Captured | None = None
-    cadence, query_tokens, query = 1, 0, "past"
+    cadence, query_tokens, query, recent = 1, 0, "past", 0
 
     def remember(self, rows: Sequence[Captured | None]) -> None:
         self.captured = rows[0]
 
-    def recall(self, rows: Sequence[Sequence[int]]) -> None:
+    def recall(self, rows: Sequence[Sequence[int]], without: object = None) -> None:
         return None
 
 

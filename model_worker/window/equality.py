@@ -33,7 +33,7 @@ _HALF_BOUNDS, _TIMES_OWN = (5e-2, 0.25), 8.0
 class _Everything:
     """A memory of one row that recalls all that it was given."""
 
-    cadence, query_tokens, query, needs_queries = 1, 1, "with_input", False
+    cadence, query_tokens, query, needs_queries, recent = 1, 1, "with_input", False, 0
 
     def __init__(self, chunk: int):
         self.chunk = chunk
@@ -42,7 +42,7 @@ class _Everything:
     def remember(self, rows: Sequence[Captured | None]) -> None:
         self._chunks += [row for row in rows if row is not None]
 
-    def recall(self, rows: Sequence[Sequence[int]]) -> list[list[RecalledChunk]]:
+    def recall(self, rows: Sequence[Sequence[int]], without: object = None) -> list[list[RecalledChunk]]:
         return [
             [
                 RecalledChunk(i, c.start, {n: (x.keys, x.values, torch.arange(len(c))) for n, x in c.layers.items()})

@@ -1,6 +1,6 @@
 """The port through which a window speaks to a memory; `remember.Memory` has its members."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Protocol
 
 from model_worker.window.capture import Captured
@@ -12,19 +12,29 @@ class MemoryPort(Protocol):
 
     chunk: tokens that leave the window at once. cadence: tokens of text between two recalls. query_tokens: the last
     tokens that a recall is made for. query: `with_input` where these may be the ones that just come in, else `past`.
+    recent: the last chunks that left a row's window and are attended to always.
     """
 
     chunk: int
     cadence: int
     query_tokens: int
     query: str
+    recent: int
 
     @property
     def needs_queries(self) -> bool:
         """Tell whether queries of memory layers are to be captured too."""
 
-    def remember(self, rows: Sequence[Captured | None]) -> None:
-        """Keep what left the local window; one entry a batch row."""
+    def remember(self, rows: Sequence[Captured | None]) -> Sequence[RecalledChunk | None] | None:
+        """Keep what left the local window; one entry a batch row.
 
-    def recall(self, rows: Sequence[Sequence[int]]) -> list[list[RecalledChunk]] | None:
-        """Return chunks for each row's query tokens, ascending by id; None to go on with what was recalled before."""
+        Returns the chunks as they are stored where `recent` asks for them, whether the bank has them already or not.
+        """
+
+    def recall(
+        self, rows: Sequence[Sequence[int]], without: Sequence[Collection[RecalledChunk]] | None = None
+    ) -> list[list[RecalledChunk]] | None:
+        """Return chunks for each row's query tokens, ascending by id; None to go on with what was recalled before.
+
+        without: chunks of each row that are attended to anyway, and are not returned.
+        """

@@ -14,11 +14,21 @@ from model_worker.window.columns import Columns
 
 @dataclass(frozen=True, slots=True)
 class RecalledChunk:
-    """A chunk that attention may use. start: its offset in the source. layers: its K-V (see capture.py)."""
+    """A chunk that attention may use.
+
+    chunk_id: the bank's; 0 where the bank has not named the chunk. start: its offset in the source. layers: its K-V
+    (see capture.py). token_ids: the tokens that the chunk was made of, also where fewer are stored.
+    """
 
     chunk_id: int
     start: int
     layers: Layers
+    token_ids: tuple[int, ...] = ()
+
+    @property
+    def passage(self) -> tuple[int, tuple[int, ...]]:
+        """Return the offset and the tokens, by which a chunk is known before its bank has named it."""
+        return self.start, self.token_ids
 
 
 @dataclass(slots=True)
@@ -40,23 +50,43 @@ class Recalled:
     def __init__(self, attachment: Attachment):
         self._attachment = attachment
         self.blocks: dict[int, Block] = {}
+        self._found: dict[int, Block] = {}
+        self._recent: dict[int, Block] = {}
         self._place: tuple[Tensor, int] | None = None  # for which the keys below were rotated
         self._rotated: dict[object, RetrievedKV] = {}
 
     def replace(self, rows: Sequence[Sequence[RecalledChunk]]) -> None:
-        """Hold these chunks instead of what was held; one list a batch row, each in the order of attention.
+        """Hold these chunks instead of those found before; one list a batch row, each in the order of attention.
 
         Layers that one of the chunks does not have are left out.
         """
-        self.clear()
-        if any(rows):
-            present = set.intersection(*(set(chunk.layers) for row in rows for chunk in row))
-            for layer in present.intersection(self._attachment.plan.memory_layers):
-                self.blocks[layer] = block(rows, layer, next(self._attachment.model.parameters()))
+        self._found = self._blocks_of(rows)
+        self._join()
+
+    def follow(self, rows: Sequence[Sequence[RecalledChunk]]) -> None:
+        """Hold these chunks of each row, the recent ones, behind those that were found."""
+        self._recent = self._blocks_of(rows)
+        self._join()
+
+    def _blocks_of(self, rows: Sequence[Sequence[RecalledChunk]]) -> dict[int, Block]:
+        """Return the chunks as blocks by memory layer, without layers that one of the chunks does not have."""
+        if not any(rows):
+            return {}
+        present = set.intersection(*(set(chunk.layers) for row in rows for chunk in row))
+        like = next(self._attachment.model.parameters())
+        return {layer: block(rows, layer, like) for layer in self._attachment.plan.memory_layers if layer in present}
+
+    def _join(self) -> None:
+        """Attend to what was found and to what is recent, in this order."""
+        layers = self._found.keys() | self._recent.keys()
+        parts = {layer: [held[layer] for held in (self._found, self._recent) if layer in held] for layer in layers}
+        self.blocks = {layer: own[0] if len(own) == 1 else joined(*own) for layer, own in parts.items()}
+        self._place, self._rotated = None, {}
 
     def clear(self) -> None:
         """Hold no chunks any more."""
-        self.blocks, self._place, self._rotated = {}, None, {}
+        self._found, self._recent = {}, {}
+        self._join()
 
     @property
     def tokens(self) -> int:
@@ -97,18 +127,31 @@ class Recalled:
         return RetrievedKV(keys, held.values, valid, self._attachment.gates.get(layer))
 
     def state(self) -> dict[str, Tensor]:
-        """Return the blocks' tensors by name."""
+        """Return the tensors of what was found, by name."""
         return {
             f"block.{index}.{part.name}": getattr(held, part.name)
-            for index, held in self.blocks.items()
+            for index, held in self._found.items()
             for part in fields(held)
         }
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Hold the blocks of a `state`, whatever else is in it."""
+        """Hold the blocks of a `state` as found, whatever else is in it."""
         self.clear()
         for index in {int(name.split(".")[1]) for name in state if name.startswith("block.")}:
-            self.blocks[index] = Block(*(state[f"block.{index}.{part.name}"] for part in fields(Block)))
+            self._found[index] = Block(*(state[f"block.{index}.{part.name}"] for part in fields(Block)))
+        self._join()
+
+
+def joined(first: Block, second: Block) -> Block:
+    """Put one block behind another in every row."""
+    heads = max(first.offsets.shape[1], second.offsets.shape[1])
+    offsets = [part.offsets.expand(-1, heads, -1) for part in (first, second)]
+    return Block(
+        torch.cat([first.keys, second.keys], dim=2),
+        torch.cat([first.values, second.values], dim=2),
+        torch.cat(offsets, dim=2),
+        torch.cat([first.valid, second.valid], dim=1),
+    )
 
 
 def block(rows: Sequence[Sequence[RecalledChunk]], layer: int, like: Tensor) -> Block:

@@ -32,7 +32,7 @@ class RecordedMemory:
     texts: the release's query text, by forward and row. ids: what it retrieved, by forward and row, oldest first.
     """
 
-    query, needs_queries, query_tokens, cadence = "with_input", False, 1 << 20, 1
+    query, needs_queries, query_tokens, cadence, recent = "with_input", False, 1 << 20, 1, 0
 
     def __init__(self, case: Case, ids: list[list[list[int]]], mask: Tensor | None):
         self.chunk, self.top_k = case.about["config"]["mem_group_size"], case.about["config"]["ret_group_size"]

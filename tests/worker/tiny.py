@@ -119,7 +119,7 @@ def bank() -> str:
 class ListMemory:
     """Remembers everything that leaves the window, and recalls all of it, or nothing."""
 
-    query, query_tokens = "with_input", 8
+    query, query_tokens, recent = "with_input", 8, 0
 
     def __init__(self, chunk: int, *, recalls: bool = True, queries: bool = False, cadence: int | None = None):
         self.chunk, self.recalls, self.needs_queries, self.cadence = chunk, recalls, queries, cadence or chunk
@@ -132,7 +132,7 @@ class ListMemory:
             if captured is not None:
                 row.append(captured)
 
-    def recall(self, rows: Sequence[Sequence[int]]) -> list[list[RecalledChunk]] | None:
+    def recall(self, rows: Sequence[Sequence[int]], without: object = None) -> list[list[RecalledChunk]] | None:
         self.asked.append([list(row) for row in rows])
         return [recalled(row) for row in self.rows or [[] for _ in rows]] if self.recalls else None
 
