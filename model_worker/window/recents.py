@@ -20,7 +20,7 @@ class Recents:
         self.reset()
 
     def reset(self) -> None:
-        """Forget the chunks."""
+        """Forget the chunks of all rows."""
         self.rows: list[deque[RecalledChunk]] = []
         self.changed = False
 
