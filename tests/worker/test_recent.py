@@ -1,4 +1,4 @@
-"""The chunks that left a window last are attended to always, as they are stored, and a recall brings others."""
+"""The chunks that left a window last are attended to as they are stored, and a recall brings others."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -50,7 +50,7 @@ def fed(attachment: Attachment, ids: Tensor, cache: MemoryCache, piece: int = CH
 def test_the_last_chunks_are_attended_to_as_the_bank_has_them(
     client: kvbank.Client, model: Models, positions: str, compressor: str
 ) -> None:
-    """Without a search (min_score) the logits are those of a cache that was given the bank's last two chunks."""
+    """Logits without a search (min_score) are those of a cache that was given the bank's last two chunks."""
     name, ids = bank(), tokens(24)
     with attached(model("llama_gqa"), positions=positions) as attachment:
         options: MemoryOptions = {"chunk": CHUNK, "min_score": 2.0, "compressor": compressor}
@@ -75,7 +75,7 @@ def test_the_last_chunks_are_attended_to_as_the_bank_has_them(
 
 
 def test_a_recall_brings_others(client: kvbank.Client, model: Models) -> None:
-    """The nearest chunks are the recent ones here; the search gives the next best, and in the order of attention."""
+    """Chunks that are recent are the nearest here: the search gives the next best, in the order of attention."""
     name = bank()
     words = [[40, 41, 42, 43], [3, 80, 5, 6], [3, 80, 70, 6], [3, 80, 70, 60]]
     with attached(model("llama_gqa")) as attachment:
@@ -91,7 +91,7 @@ def test_a_recall_brings_others(client: kvbank.Client, model: Models) -> None:
 
 
 def test_rows_of_a_batch_have_their_own(client: kvbank.Client, model: Models) -> None:
-    """A short row, padded on the left, attends to what it attends to alone."""
+    """Rows that are padded on the left attend to what they attend to alone."""
     names = [bank(), bank()]
     long, short = tokens(21), tokens(13, seed=2)
     net = model("llama_gqa")
@@ -115,7 +115,7 @@ def test_rows_of_a_batch_have_their_own(client: kvbank.Client, model: Models) ->
 
 
 def test_they_need_no_service(tmp_path: Path, model: Models) -> None:
-    """A service that went away takes the search with it, not what left the window last."""
+    """Services that go away take the search with them, not what left the window last."""
     server = LocalServer(tmp_path)
     with kvbank.connect(server.address) as client, attached(model("llama_gqa")) as attachment:
         memory = Memory(attachment, client, bank(), tokenizer(), chunk=CHUNK, recent=1, patience=1.0, min_score=2.0)
