@@ -1,7 +1,6 @@
 """The settings of a `MemoryModel`: those of its memory, and those of its window, its attachment and its bank."""
 
 import inspect
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from functools import partial
@@ -12,8 +11,8 @@ from model_worker.arguments import choice, of_kind, whole
 from model_worker.attaching import attach
 from model_worker.compress import local_rule
 from model_worker.dtypes import DTYPES
+from model_worker.embed import AnyEmbedder, embedder
 from model_worker.errors import InputError
-from model_worker.remember.embedding import Embedder, embedder
 from model_worker.remember.settings import CHUNK, TOP_K, MemoryOptions, MemorySettings, check_names, unless_none
 
 _LEAST_WINDOW = 256
@@ -72,7 +71,7 @@ class ModelOptions(MemoryOptions, total=False):
     embed: another name of `embedder`, without its None.
     """
 
-    embed: str | os.PathLike[str] | Embedder
+    embed: AnyEmbedder
     window: int | None
     local: str | None
     capacity: kvbank.Capacity | None

@@ -53,3 +53,18 @@ def reference_text() -> str:
     from pydoc_data.topics import topics
 
     return "\n\n".join(topics[name] for name in sorted(topics))
+
+
+def passages(text: str, letters: int) -> Iterator[str]:
+    """Yield the words of a text in passages, each of which ends with the word that makes it `letters` long or longer.
+
+    White space becomes single spaces. What is left at the end and shorter is not yielded.
+    """
+    words: list[str] = []
+    length = 0
+    for word in text.split():
+        words.append(word)
+        length += len(word) + 1
+        if length > letters:
+            yield " ".join(words)
+            words, length = [], 0

@@ -20,10 +20,10 @@ from model_worker.arguments import choice, of_kind, token_rows, words
 from model_worker.attachment.attachment import Attachment
 from model_worker.compress import Compressor
 from model_worker.dtypes import DTYPES
+from model_worker.embed import Embedder, embedded, embedded_queries
 from model_worker.errors import InputError
 from model_worker.remember import stored
 from model_worker.remember.delivery import Delivery
-from model_worker.remember.embedding import Embedder, embedded
 from model_worker.remember.opening import Wanted, kv_spec, open_bank
 from model_worker.remember.payload_cache import PayloadCache
 from model_worker.remember.recalling import Recaller
@@ -245,7 +245,7 @@ class Memory:
     ) -> list[list[RecalledChunk]]:
         """Ask each bank once, for all rows that it belongs to."""
         texts = [str(self.tokenizer.decode(list(ids))) for ids in rows]
-        vectors = embedded(self.embedder, texts)
+        vectors = embedded_queries(self.embedder, texts)
         found: list[list[RecalledChunk]] = [[] for _ in rows]
         rows_of: dict[str, list[int]] = {}
         for row in np.flatnonzero(vectors.any(axis=1)).tolist():  # a query without a word finds nothing

@@ -10,8 +10,8 @@ from typing import Any
 import kvbank
 from model_worker.attachment.attachment import Attachment
 from model_worker.dtypes import NAMES
+from model_worker.embed import Embedder, name_of, of_bank
 from model_worker.errors import BankMismatch
-from model_worker.remember.embedding import Embedder, of_bank
 from model_worker.remember.service_link import START_S, ServiceLink
 
 
@@ -62,11 +62,11 @@ def open_bank(link: ServiceLink, name: str, wanted: Wanted, embedder: Embedder) 
             exist_ok=True,
             timeout=max(START_S, link.patience),
         )
-    _check_fits(bank, wanted, embedder.digest)
+    _check_fits(bank, wanted, embedder)
     return bank, embedder
 
 
-def _check_fits(bank: kvbank.Bank, wanted: Wanted, embedder: str) -> None:
+def _check_fits(bank: kvbank.Bank, wanted: Wanted, embedder: Embedder) -> None:
     """Refuse a bank of another model or embedder digest. Raises BankMismatch."""
     have, kv = bank.kv, wanted.kv
     if have is None:
@@ -85,8 +85,8 @@ def _check_fits(bank: kvbank.Bank, wanted: Wanted, embedder: str) -> None:
         )
     if wanted.dtype is not None and have.dtype != wanted.dtype:
         raise BankMismatch(f"bank {bank.name!r} stores {have.dtype}, not {wanted.dtype}")
-    if bank.embedding.embedder_digest != embedder:
+    if bank.embedding.embedder_digest != embedder.digest:
         raise BankMismatch(
-            f"bank {bank.name!r} is searched by another embedder (digest {bank.embedding.embedder_digest}, this one is "
-            f"{embedder})"
+            f"bank {bank.name!r} is searched by another embedder (digest {bank.embedding.embedder_digest}, this one, "
+            f"{name_of(embedder)}, has {embedder.digest})"
         )

@@ -5,7 +5,6 @@ afterwards relies on them.
 """
 
 import difflib
-import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from functools import partial
@@ -16,9 +15,9 @@ from kvbank.wire.scalars import Scalar
 from model_worker.arguments import choice, finite, flag, of_kind, whole
 from model_worker.compress import Compressor
 from model_worker.compress import compressor as compressor_named
+from model_worker.embed import AnyEmbedder
+from model_worker.embed import embedder as embedder_named
 from model_worker.errors import InputError
-from model_worker.remember.embedding import Embedder
-from model_worker.remember.embedding import embedder as embedder_named
 from model_worker.remember.payload_cache import PayloadCache
 from model_worker.remember.spool import Spool
 
@@ -34,9 +33,10 @@ class MemorySettings:
     for a value of another kind or out of its bounds.
     """
 
-    embedder: str | os.PathLike[str] | Embedder | None = None
-    """Turns a text into the vector by which it is found: `lexical`, `lexical:d=N`, an encoder's folder, or an object
-    with `embed`, `dimension` and `digest`. None: `lexical`."""
+    embedder: AnyEmbedder | None = None
+    """Turns a text into the vector by which it is found: `lexical`, `lexical:d=N`, `lexical:idf`, `hybrid:A+B`, an
+    encoder's folder or hub id, an object with `embed`, `dimension` and `digest`, or a function of texts with a
+    `digest`. None: `lexical`."""
     compressor: str | Compressor = "none"
     """What is kept of a chunk, as `kvbank compressors` lists it."""
     chunk: int | None = None
@@ -90,7 +90,7 @@ class MemorySettings:
 class MemoryOptions(TypedDict, total=False):
     """The fields of `MemorySettings` as keywords, with the same names and types: `MemorySettings` describes each."""
 
-    embedder: str | os.PathLike[str] | Embedder | None
+    embedder: AnyEmbedder | None
     compressor: str | Compressor
     chunk: int | None
     top_k: int | None

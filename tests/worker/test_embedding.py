@@ -26,10 +26,9 @@ from transformers import (
 )
 
 import kvbank
+from model_worker.embed import EncoderEmbedder, LexicalEmbedder, embedder, of_bank
 from model_worker.errors import BankMismatch, InputError, ModelNotFound
 from model_worker.model import MemoryModel
-from model_worker.remember.embedding import LexicalEmbedder, embedder, of_bank
-from model_worker.remember.encoder import EncoderEmbedder
 from tests.worker.tiny import bank, build, sharpen, tokenizer
 
 TEXTS = [
@@ -42,7 +41,7 @@ TEXTS = [
 ]
 PRINT_HASH = """
 import sys, hashlib
-from model_worker.remember.embedding import LexicalEmbedder
+from model_worker.embed import LexicalEmbedder
 sys.stdout.write(hashlib.sha256(LexicalEmbedder(256).embed(sys.argv[1:]).tobytes()).hexdigest())
 """
 
@@ -121,7 +120,7 @@ def test_specs() -> None:
     for wrong in ("lexical:d=0", "lexical:64", "lexical:d=9999999"):
         with pytest.raises(InputError, match="lexical:d=DIMENSION"):
             embedder(wrong)
-    with pytest.raises(ModelNotFound, match=r"no config\.json"):
+    with pytest.raises(ModelNotFound, match="no model folder"):
         embedder("/nonexistent/encoder")
 
 

@@ -12,9 +12,9 @@ from transformers import PreTrainedModel
 import kvbank
 from model_worker.attaching import attach
 from model_worker.attachment.loading import load_model
+from model_worker.embed import LexicalEmbedder
 from model_worker.errors import BankMismatch, InputError, ModelNotFound
 from model_worker.model import MemoryModel
-from model_worker.remember.embedding import LexicalEmbedder
 from model_worker.remember.memory import Memory
 from model_worker.window.cache import MemoryCache
 from model_worker.window.encoding import encode

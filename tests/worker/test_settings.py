@@ -7,10 +7,10 @@ from typing import Any, get_type_hints
 import pytest
 
 import kvbank
+from model_worker.embed import LexicalEmbedder
 from model_worker.errors import InputError
 from model_worker.model import MemoryModel
 from model_worker.model_settings import ModelOptions, ModelSettings
-from model_worker.remember.embedding import LexicalEmbedder
 from model_worker.remember.memory import Memory
 from model_worker.remember.settings import MemoryOptions, MemorySettings, changed
 from tests.worker.settings_table import DOCS, MARKS, descriptions, table

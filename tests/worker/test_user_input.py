@@ -13,10 +13,10 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import BatchEncoding, PreTrainedTokenizer, PreTrainedTokenizerFast
 
 import kvbank
+from model_worker.embed import LexicalEmbedder, embedder
 from model_worker.errors import InputError
 from model_worker.icae.data import TextEncoder
 from model_worker.model import MemoryModel
-from model_worker.remember.embedding import LexicalEmbedder, embedder
 from model_worker.remember.memory import Memory
 from model_worker.remember.spool import Spool
 from model_worker.user_text import encode_between, encode_text
