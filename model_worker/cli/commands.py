@@ -10,14 +10,16 @@ from model_worker.cli.chat import chat
 from model_worker.cli.demo import demo
 from model_worker.cli.evaluate import compression, homer_memory, passkey
 from model_worker.cli.evaluate_adapters import icae, icae_latency
+from model_worker.cli.evaluate_ppl import ppl
 from model_worker.cli.homer import homer
 from model_worker.cli.models import compressors, layers
 from model_worker.cli.pretrained import pretrained_models
 from model_worker.cli.session import session
 from model_worker.cli.train import training
 
-evaluation = typer.Typer(no_args_is_help=True, help="Measure compression: loss, passkeys, memory.")
+evaluation = typer.Typer(no_args_is_help=True, help="Measure what a memory is worth, and what compression costs.")
 for _name, _measure in (
+    ("ppl", ppl),
     ("compression", compression),
     ("passkey", passkey),
     ("homer-memory", homer_memory),

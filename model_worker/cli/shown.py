@@ -6,12 +6,15 @@ Every command measures first and shows afterwards, so no output is interleaved w
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from kvbank.console.output import print_json, print_line
 from kvbank.console.table import Column, print_table
+
+if TYPE_CHECKING:
+    from model_worker.evaluate.plain_table import PlainTable
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")]
 Pictures = dict[str, str]
@@ -25,6 +28,15 @@ class Table:
     rows: Sequence[Sequence[str]]
     title: str | None = None
     caption: str | None = None
+
+
+def tables_of(made: "Iterable[PlainTable]", *lines: str) -> list[Table | str]:
+    """Return tables of an evaluation as tables for people, and `lines` below them."""
+    tables: list[Table | str] = [
+        Table([Column(own.columns[0], "name"), *map(Column, own.columns[1:])], own.rows, own.title, own.caption or None)
+        for own in made
+    ]
+    return [*tables, *lines]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,7 @@
-"""The mean of a measurement over documents, and the 95 % interval around the mean.
+"""The mean of a measurement, or the share of right answers, and the 95 % interval around it.
 
-Every interval that the package prints or draws comes from here: normal approximation, sample standard deviation.
+Every interval that the package prints or draws comes from here: of a mean the normal approximation with the sample
+standard deviation (over few documents Student's t), of a share of answers Wilson's score interval.
 """
 
 import math
@@ -9,6 +10,11 @@ from dataclasses import dataclass
 from torch import Tensor
 
 _Z95 = 1.96
+# Student's t at 97.5 %, for 1 to 30 degrees of freedom.
+_T95 = (
+    *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131),
+    *(2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +35,11 @@ class Interval:
         return self.mean + self.width
 
     @property
+    def known_width(self) -> float | None:
+        """Return the width, or None where there is a single value, which has none."""
+        return None if math.isnan(self.width) else self.width
+
+    @property
     def above_zero(self) -> bool:
         """Return whether the whole interval lies above zero."""
         return self.low > 0
@@ -44,3 +55,59 @@ def interval(values: Tensor) -> Interval:
     """
     values = values.double()
     return Interval(float(values.mean()), _Z95 * float(values.std()) / math.sqrt(len(values)))
+
+
+def interval_of_few(values: Tensor) -> Interval:
+    """Return the interval of `values` `[N]` by Student's t, which is wider than the normal one where N is small.
+
+    The width is not a number (nan) for a single value.
+    """
+    values = values.double()
+    count = len(values)
+    if count < 2:
+        return Interval(float(values.mean()), math.nan)
+    factor = _T95[count - 2] if count - 2 < len(_T95) else _Z95
+    return Interval(float(values.mean()), factor * float(values.std()) / math.sqrt(count))
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """The right answers of those that were asked for, with Wilson's 95 % score interval of the share."""
+
+    right: int
+    asked: int
+
+    @property
+    def share(self) -> float:
+        """Return the share of right answers; 0 where nothing was asked."""
+        return self.right / self.asked if self.asked else 0.0
+
+    @property
+    def low(self) -> float:
+        """Return the lower end."""
+        return self._middle - self._half
+
+    @property
+    def high(self) -> float:
+        """Return the upper end."""
+        return self._middle + self._half
+
+    @property
+    def _middle(self) -> float:
+        return (self.right + _Z95**2 / 2) / (self.asked + _Z95**2)
+
+    @property
+    def _half(self) -> float:
+        wrong = self.asked - self.right
+        inner = self.right * wrong / self.asked + _Z95**2 / 4 if self.asked else _Z95**2 / 4
+        return _Z95 * math.sqrt(inner) / (self.asked + _Z95**2)
+
+    def __add__(self, other: "Share") -> "Share":
+        return Share(self.right + other.right, self.asked + other.asked)
+
+    def __str__(self) -> str:
+        return f"{self.share:.2f} [{self.low:.2f}, {self.high:.2f}]"
+
+    def document(self) -> dict[str, float]:
+        """Return counts, share and ends of the interval as plain values."""
+        return {"right": self.right, "asked": self.asked, "share": self.share, "low": self.low, "high": self.high}

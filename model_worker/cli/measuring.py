@@ -1,0 +1,85 @@
+"""What the evaluations of a memory have in common as commands: their worker and service, their file, their command.
+
+The module is light to import: torch comes with `measured_worker`.
+"""
+
+import shlex
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+import kvbank
+from kvbank.console.options import flag
+from model_worker.cli.places import check_writable
+from model_worker.cli.quiet import load_quietly
+from model_worker.settings.measured_model import MeasuredModel
+
+if TYPE_CHECKING:
+    from model_worker.model import MemoryModel
+
+_CALL_S = 120.0  # a call to the service of a measurement may wait for a busy disk
+JournalFile = Annotated[
+    Path | None,
+    typer.Option(help="Note each finished part in this file, a JSON line each; the same command goes on from it."),
+]
+Plot = Annotated[Path | None, typer.Option(help="Also write the figures there: an SVG of one, a folder of several.")]
+
+
+@contextmanager
+def measured_worker(options: MeasuredModel, **changes: Any) -> Iterator["MemoryModel"]:
+    """Load the model of `options`, and attach it to an empty memory service, whose folder is deleted at the end.
+
+    The service is a process of its own, so that time and memory of the worker are the worker's. changes: settings of
+    the `MemoryModel` beside those of `options`.
+    """
+    from model_worker.evaluate.service_process import ServiceProcess
+    from model_worker.model import MemoryModel
+
+    loaded = load_quietly(options.model, **options.loading())
+    with tempfile.TemporaryDirectory(prefix="kvbank-eval-") as folder, ServiceProcess(Path(folder)) as service:
+        settings = {"strict": True, "patience": _CALL_S, **options.memory(), **changes}
+        with (
+            kvbank.connect(service.address, timeout=_CALL_S) as client,
+            MemoryModel(*loaded, memory=client, bank="unused", **settings) as model,
+        ):
+            yield model
+
+
+def check_journal(path: Path | None) -> None:
+    """Raise InputError where the journal `path` cannot be written."""
+    if path is not None:
+        check_writable(path)
+
+
+def command_of(name: str, options: MeasuredModel) -> str:
+    """Return the command line that gives these options; of files and folders their last name."""
+    words = ["kvbank", "eval", name]
+    for field in sorted(options.model_fields_set, key=list(type(options).model_fields).index):
+        extra = type(options).model_fields[field].json_schema_extra
+        word = str((extra.get("flag") if isinstance(extra, dict) else None) or flag(field))
+        value = getattr(options, field)
+        if isinstance(value, bool):
+            words += [word if value else f"--no-{word[2:]}"]
+            continue
+        for each in value if isinstance(value, tuple) else (value,):
+            words += [word, _last_name(each)]
+    return shlex.join(words)
+
+
+def about(name: str, options: MeasuredModel) -> dict[str, Any]:
+    """Return what the document of an evaluation says of the run: its name, its command, its model, its options."""
+    own = {field: value for field, value in options.model_dump(mode="json").items() if value not in (None, [])}
+    if "text" in own:
+        own["text"] = [_last_name(path) for path in own["text"]]
+    named = {"model": _last_name(options.model)}
+    return {"evaluation": name, "command": command_of(name, options), **named, "options": {**own, **named}}
+
+
+def _last_name(value: Any) -> str:
+    """Return a value as text, and of an absolute path the last part, since other machines have other folders."""
+    text = str(value)
+    return Path(text).name if isinstance(value, Path) or Path(text).is_absolute() else text

@@ -1,0 +1,88 @@
+"""The tables of the evaluations of a memory, made of the same documents that `--json` prints."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from model_worker.evaluate.plain_table import PlainTable, plus_minus
+
+_Document = Mapping[str, Any]
+
+
+def cost_line(found: _Document) -> str:
+    """Return what an evaluation cost, in one line."""
+    cost = found["cost"]
+    return f"cost: {cost['seconds']:,.0f} s, {cost['tokens']:,} tokens fed, {cost['stored'] / 1e6:,.1f} MB stored"
+
+
+def perplexity_tables(found: _Document) -> list[PlainTable]:
+    """Return the tables of `kvbank eval ppl`."""
+    documents = found["documents"]
+    scored = sum(own["scored"] for own in documents)
+    title = f"{found['model']}: loss of {scored:,} tokens of {len(documents)} documents, window {found['window']}"
+    rows = [
+        (
+            row["memory"],
+            f"{row['nats']:.4f}",
+            f"{row['perplexity']:.2f}",
+            plus_minus(row.get("gain"), row.get("width_blocks")),
+            plus_minus(row.get("gain"), row.get("width_documents")),
+        )
+        for row in found["gains"]
+    ]
+    columns = ["memory", "nats", "perplexity", "gain, over blocks", "gain, over documents"]
+    caption = "nats per token; gain: loss without a memory less loss with it, paired; ± half the 95 % interval"
+    tables = [PlainTable(title, columns, rows, caption), _by_document(documents)]
+    if found["distance"]:
+        tables.append(_by_distance(found["distance"]))
+    if found.get("memlong"):
+        tables.append(_protocol(found["memlong"]))
+    return tables
+
+
+def _by_document(documents: Sequence[_Document]) -> PlainTable:
+    memories = [own["memory"] for own in documents[0]["gains"]]
+    rows = []
+    for document in documents:
+        own = {each["memory"]: each for each in document["gains"]}
+        cells = [plus_minus(own[name]["gain"], own[name]["width_blocks"]) if name in own else "-" for name in memories]
+        rows.append((document["text"], f"{document['history']:,}", f"{document['nats']:.4f}", *cells))
+    columns = ["document", "read before", "nats without", *memories]
+    return PlainTable("Gain by document, nats per token", columns, rows, "± half the 95 % interval over blocks")
+
+
+def _by_distance(found: Sequence[_Document]) -> PlainTable:
+    memories = list(dict.fromkeys(row["memory"] for row in found))
+    seen = list(dict.fromkeys(row["seen"] for row in found))
+    own = {(row["seen"], row["memory"]): row for row in found}
+    words = {row["seen"]: row["words"] for row in found}
+    rows = [
+        (
+            name,
+            f"{words[name]:,}",
+            *(
+                plus_minus(own[name, memory]["gain"], own[name, memory]["width"]) if (name, memory) in own else "-"
+                for memory in memories
+            ),
+        )
+        for name in seen
+    ]
+    columns = ["tokens since the word was seen", "words", *memories]
+    return PlainTable("Gain on rare words, nats per word", columns, rows, "± half the 95 % interval over words")
+
+
+def _protocol(found: Sequence[_Document]) -> PlainTable:
+    rows = [
+        (
+            row["scored"],
+            str(row["windows"]),
+            f"{row['nats']:.4f}",
+            f"{row['perplexity']:.2f}",
+            plus_minus(row.get("gain"), row.get("width")),
+        )
+        for row in found
+    ]
+    columns = ["scored", "windows", "nats", "perplexity", "gain"]
+    caption = (
+        "not comparable with the tables above: the scored tokens choose their memory, and the memory is never emptied"
+    )
+    return PlainTable("MemLong's own protocol", columns, rows, caption)
