@@ -9,12 +9,12 @@ from typing import Annotated
 import typer
 
 from kvbank.console.progress import progress
+from model_worker.cli.measured_model import MeasuredModel
 from model_worker.cli.measuring import JournalFile, about, check_journal, measured_worker
 from model_worker.cli.places import check_plot
 from model_worker.cli.shown import AsJson, Shown, show, tables_of
 from model_worker.settings.base import Count, CountOrZero, at_least, described
 from model_worker.settings.flags import takes
-from model_worker.settings.measured_model import MeasuredModel
 
 
 class PerplexityOptions(MeasuredModel):

@@ -14,9 +14,9 @@ import typer
 
 import kvbank
 from kvbank.console.options import flag
+from model_worker.cli.measured_model import MeasuredModel
 from model_worker.cli.places import check_writable
 from model_worker.cli.quiet import load_quietly
-from model_worker.settings.measured_model import MeasuredModel
 
 if TYPE_CHECKING:
     from model_worker.model import MemoryModel

@@ -31,7 +31,7 @@ class MemorySpan:
         self.chunk, self.cadence = memory.chunk, memory.cadence
         self.query_tokens, self.query = memory.query_tokens, memory.query
         self._recent: list[RecalledChunk] = []
-        self._most_recent = int(getattr(memory, "recent", 0))
+        self._most_recent = memory.recent
         if self._most_recent:
             self._note_recent(max(0, left - self._most_recent * self.chunk))
 
@@ -66,7 +66,7 @@ class MemorySpan:
         for chunk in found:
             assert chunk.tensors is not None
             layers = stored.layers_of(chunk.tensors, memory.attachment)
-            self._recent.append(RecalledChunk(chunk.chunk_id, chunk.start, layers))
+            self._recent.append(RecalledChunk(chunk.chunk_id, chunk.start, layers, chunk.token_ids))
         self._recent = self._recent[-self._most_recent :]
 
 

@@ -70,8 +70,7 @@ def measure_document(
         )
     # Whole blocks, so that what is fed again is cut as the stream was.
     begin = max(block, (document.history - model.window) // block * block)
-    recent = int(getattr(memory, "recent", 0))
-    passes = len(sizes) + (other is not None) + bool(recent)
+    passes = len(sizes) + (other is not None) + bool(memory.recent)
     fed, total = 0, len(document.ids) + passes * (len(document.ids) - begin)
 
     def tell(tokens: int) -> None:
@@ -90,7 +89,7 @@ def measure_document(
     found = {NONE: behind.nats}
     stream.flush()
     ports: dict[str, MemoryPort] = {}
-    if recent:
+    if memory.recent:
         ports[RECENT] = MemorySpan(memory, left, 0)
     ports |= {name: MemorySpan(memory, left, size) for name, size in sizes.items()}
     if other is not None:

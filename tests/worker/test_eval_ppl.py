@@ -16,7 +16,7 @@ from model_worker.evaluate.journal import Journal
 from model_worker.evaluate.last_seen import Seen, bin_of, bins, rare_words, words_of
 from model_worker.evaluate.memlong_protocol import protocol_memory, score_windows, segment_of
 from model_worker.evaluate.memory_span import MemorySpan
-from model_worker.evaluate.perplexity import ALL, NONE, OTHER, Document, measure_document, sizes_of
+from model_worker.evaluate.perplexity import ALL, NONE, OTHER, RECENT, Document, measure_document, sizes_of
 from model_worker.model import MemoryModel
 from tests.support import command
 from tests.worker.tiny import bank, build, tokenizer, tokens
@@ -31,12 +31,14 @@ def worker(client: kvbank.Client) -> Iterator[MemoryModel]:
         yield model
 
 
-def test_losses_are_those_of_the_worker(worker: MemoryModel) -> None:
+@pytest.mark.parametrize("recent", [0, 2])
+def test_losses_are_those_of_the_worker(worker: MemoryModel, recent: int) -> None:
     """Test that one shared reading gives the losses of a stream without a memory, and of one that recalls all along."""
     ids = tokens(160)[0].tolist()
-    found = measure_document(worker, worker.memory, Document("a", ids, SCORE), sizes_of(120, [32, 500]))
-    assert list(found) == [NONE, "last 32", ALL]
-    none, all_along = (worker.losses(ids, memory=memory).nll[-SCORE:] for memory in (None, worker.with_bank(bank())))
+    memory, fresh = (worker.with_bank(bank(), recent=recent) for _ in range(2))
+    found = measure_document(worker, memory, Document("a", ids, SCORE), sizes_of(120, [32, 500]))
+    assert list(found) == [NONE, *([RECENT] if recent else []), "last 32", ALL]
+    none, all_along = (worker.losses(ids, memory=own).nll[-SCORE:] for own in (None, fresh))
     assert torch.allclose(found[NONE], none.double(), atol=1e-5)
     # The window before the scored tokens was computed with the memory, and what was before that window was not.
     assert torch.allclose(found[ALL][WINDOW:], all_along[WINDOW:].double(), atol=1e-4)
