@@ -4,6 +4,7 @@
 is accepted only where both together compute what the model itself computes.
 """
 
+import os
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -11,6 +12,8 @@ from torch import Tensor, nn
 
 from model_worker.attachment.attachment import Attachment
 from model_worker.attachment.backends import BACKENDS, PREFIX, register, set_attention
+from model_worker.attachment.digest import reader_of
+from model_worker.attachment.layer_choice import LayerChoice, read_layers
 from model_worker.attachment.model_parts import decoder_of, evaluating, plain
 from model_worker.attachment.plan import MemoryPlan, PlanOptions, check_usable
 from model_worker.attachment.probe import probe
@@ -30,14 +33,21 @@ def attach(
     positions: str | None = None,
     memory_layers: Sequence[int] | None = None,
     retrieval_layers: Sequence[int] | None = None,
+    layers: str | os.PathLike[str] | None = None,
     gates: Mapping[int, Tensor] | None = None,
 ) -> Attachment:
     """Probe `model` and give it a memory.
 
     Without options a model whose configuration has a `kvbank` entry is attached as that says (`memlong` and `zero` for
-    models made for it); any other gets `per_layer` and `continual` in all its layers. gates: MemLong's `[Hq]` gate by
-    layer, in (0, 1). Raises UnsupportedModel with the reason, InputError for options that make no sense.
+    models made for it); any other gets `per_layer` and `continual` in all its layers. layers: a file of `kvbank layers
+    --choose`, which says mode, memory layers and retrieval layers of the model that it was made for. gates: MemLong's
+    `[Hq]` gate by layer, in (0, 1). Raises UnsupportedModel with the reason, InputError for options that make no sense
+    and for the layers of another model.
     """
+    asked = PlanOptions(mode, positions, memory_layers, retrieval_layers)
+    chosen = None if layers is None else read_layers(layers)
+    if chosen is not None:
+        asked = _asked_by(chosen, asked)
     causal = plain(model)
     if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
         raise UnsupportedModel("its adapter puts a prompt of its own before every input, which a memory does not know")
@@ -46,20 +56,29 @@ def attach(
         raise InputError("this model is attached already; detach it first")
     if backend not in BACKENDS:
         raise UnsupportedModel(f"attention {backend!r} is not among {BACKENDS}; use set_attn_implementation('sdpa')")
+    if chosen is not None:
+        chosen.check_reader(reader_of(model, tokenizer))
     set_attention(causal, register(backend))
     try:
         try:
-            asked = PlanOptions(mode, positions, memory_layers, retrieval_layers)
-            layers, plan = _tried(model, backend, asked)
+            probed, plan = _tried(model, backend, asked)
         except (UnsupportedModel, InputError):
             raise
         except Exception as error:  # of foreign code: no keywords to its attention, a cache of its own kind, ...
             reason = f"{type(causal).__name__} does not run with a memory: {type(error).__name__}: {error}"
             raise UnsupportedModel(reason) from error
-        return Attachment(model, plan, layers, gates or {}, backend, ReaderWatch(model, tokenizer))
+        return Attachment(model, plan, probed, gates or {}, backend, ReaderWatch(model, tokenizer))
     except BaseException:
         set_attention(causal, backend)
         raise
+
+
+def _asked_by(chosen: LayerChoice, asked: PlanOptions) -> PlanOptions:
+    """Return `asked` with the layers of a choice. Raises InputError where both say which layers."""
+    beside = [name for name in ("mode", "memory_layers", "retrieval_layers") if getattr(asked, name) is not None]
+    if beside:
+        raise InputError(f"layers is a file that says the {', '.join(beside)} too; give one of them")
+    return PlanOptions(chosen.mode, asked.positions, chosen.memory_layers, chosen.retrieval_layers)
 
 
 def _tried(model: nn.Module, backend: str, asked: PlanOptions) -> tuple[ProbedLayers, MemoryPlan]:
