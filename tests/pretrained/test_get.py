@@ -306,3 +306,10 @@ def test_a_gguf_of_nothing(tmp_path: Path) -> None:
     with pytest.raises(ModelNotFound, match=r"empty\.gguf cannot be read as GGUF"):
         convert_gguf(tmp_path / "empty.gguf", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_nobody_vouches_for_is_no_model(tmp_path: Path, cache: Path) -> None:
+    save_model(cache / "models" / "smollm2", 1)
+    with pytest.raises(ModelNotFound, match="kvbank model get smollm2"):
+        load_model("smollm2")
+    assert obtain(PRETRAINED["smollm2"], given=save_model(tmp_path / "plain", 2)).new
