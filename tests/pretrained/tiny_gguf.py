@@ -28,7 +28,7 @@ Q4_1 = gguf.GGMLQuantizationType.Q4_1
 
 
 def write_gguf(path: Path) -> dict[str, np.ndarray]:
-    """Write the file; return the values that its tensors stand for, multiplied out by the library gguf."""
+    """Write the GGUF file, and return the values that its tensors stand for, multiplied out by the library gguf."""
     rng = np.random.default_rng(0)
     tokens = ["<unk>", "<|im_start|>", "<|im_end|>", *sorted(pre_tokenizers.ByteLevel.alphabet()), "ab"]
     writer = gguf.GGUFWriter(str(path), "llama")
