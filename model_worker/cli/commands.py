@@ -10,6 +10,7 @@ from model_worker.cli.chat import chat
 from model_worker.cli.demo import demo
 from model_worker.cli.evaluate import compression, homer_memory, passkey
 from model_worker.cli.evaluate_adapters import icae, icae_latency
+from model_worker.cli.evaluate_evidence import evidence
 from model_worker.cli.evaluate_ppl import ppl
 from model_worker.cli.homer import homer
 from model_worker.cli.models import compressors, layers
@@ -25,6 +26,7 @@ for _name, _measure in (
     ("homer-memory", homer_memory),
     ("icae", icae),
     ("icae-latency", icae_latency),
+    ("evidence", evidence),
 ):
     evaluation.command(_name)(_measure)
 

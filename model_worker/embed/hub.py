@@ -4,6 +4,7 @@ from pathlib import Path
 
 from model_worker.attachment.model_names import model_folder
 from model_worker.errors import ModelNotFound
+from model_worker.pretrained.names import encoder_folder as folder_here
 
 # What an encoder is loaded from. Weights of other formats, which a repository may hold beside these, are not fetched.
 _FILES = ["*.json", "*.txt", "*.model", "*.safetensors"]
@@ -11,11 +12,12 @@ _OTHERS = ["onnx/*", "openvino/*"]
 
 
 def encoder_folder(name: str) -> Path:
-    """Return the folder of an encoder: `name` itself where it is one, else what the hub or its cache has.
+    """Return the folder of an encoder: of a pretrained one by name, a path, or what the hub or its cache has of an id.
 
-    Raises ModelNotFound for a folder that is not there, and for a name that the hub cannot serve.
+    Raises ModelNotFound for a folder that is not there, and for a name that the hub cannot serve; InputError for the
+    name or folder of a language model.
     """
-    return model_folder(name) or _fetched(name)
+    return folder_here(name) or model_folder(name) or _fetched(name)
 
 
 def _fetched(name: str) -> Path:
