@@ -3,24 +3,22 @@
 The module is light to import: torch comes with the encoders.
 """
 
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from kvbank.console.progress import progress
-from kvbank.console.table import Column
+from model_worker.cli.measuring import command_of
 from model_worker.cli.places import check_plot
 from model_worker.cli.quiet import quiet_libraries
-from model_worker.cli.shown import AsJson, Shown, Table, show
+from model_worker.cli.shown import AsJson, Shown, show, tables_of
 from model_worker.errors import InputError
 from model_worker.settings.base import Count, Seed, Settings, at_least, described
 from model_worker.settings.flags import missing_option, takes
 
 if TYPE_CHECKING:
     from model_worker.evaluate.evidence.collection import Collection
-    from model_worker.evaluate.evidence.recall import Measured
 
 
 class EvidenceOptions(Settings):
@@ -59,16 +57,15 @@ def evidence(
 
     qmsum: turns of meetings; the evidence of a question is the span of turns that the data set names.
 
-    memorybank: turns of chats; we have noted the turns that answer each probing question, since the data set names
-    none.
+    memorybank: turns of chats; the turns that answer a probing question are by our own reading, since none are named.
 
-    A question counts as found when one of its passages is among the best k.
+    A question counts as found when one of its passages is among the best k. squality has no evidence, and is not here.
 
     Example: kvbank eval evidence --embed lexical:idf --embed minilm --embed hybrid:lexical:idf+minilm
     """
     from model_worker.embed import embedder
     from model_worker.evaluate.evidence.recall import measure_recall
-    from model_worker.evaluate.evidence.report import document, recall_figure
+    from model_worker.evaluate.evidence.report import cost_lines, document, recall_figure, recall_tables
     from model_worker.evaluate.figures import drawn
 
     check_plot(plot)
@@ -76,10 +73,11 @@ def evidence(
     quiet_libraries()
     embedders = {name: embedder(name) for name in options.embed}
     with progress() as bars:
-        measured = measure_recall(collections, embedders, sorted(set(options.k)), partial(bars))
-    found = {"evaluation": "evidence", "options": options.model_dump(mode="json"), **document(collections, measured)}
+        measured = measure_recall(collections, embedders, sorted(set(options.k)), bars)
+    run = {"evaluation": "evidence", "command": command_of("evidence", options), "set": options.set}
+    found = {**run, "seed": options.seed, **document(collections, measured)}
     figure = recall_figure(f"{options.set}: evidence among the best k", found)
-    parts: list[Table | str] = [*_tables(measured), *(f"cost: {cost}" for cost in measured.costs)]
+    parts = tables_of(recall_tables(found), *cost_lines(found))
     show(Shown(found, parts, drawn({"evidence.svg": figure})), as_json=as_json, plot=plot)
 
 
@@ -98,18 +96,3 @@ def _collections(options: EvidenceOptions) -> "list[Collection]":
     if not options.data.is_dir():
         raise InputError(f"{options.data} is no folder")
     return meetings(options.data) if options.set == "qmsum" else chats(options.data)
-
-
-def _tables(measured: "Measured") -> list[Table]:
-    """Return a table of each kind of question."""
-    found = []
-    for kind in dict.fromkeys(row.kind for row in measured.rows):
-        own = [row for row in measured.rows if row.kind == kind]
-        ks = sorted({row.k for row in own})
-        rows = []
-        for way in dict.fromkeys(row.way for row in own):
-            cells = [f"{r.share:.2f} [{r.low:.2f}, {r.high:.2f}]" for r in own if r.way == way]
-            rows.append((way, *cells))
-        columns = [Column("search", "name"), *(Column(f"recall@{k}") for k in ks)]
-        found.append(Table(columns, rows, f"{kind}: {own[0].asked} questions"))
-    return found

@@ -17,6 +17,7 @@ from kvbank.console.options import flag
 from model_worker.cli.measured_model import MeasuredModel
 from model_worker.cli.places import check_writable
 from model_worker.cli.quiet import load_quietly
+from model_worker.settings.base import Settings
 
 if TYPE_CHECKING:
     from model_worker.model import MemoryModel
@@ -55,7 +56,7 @@ def check_journal(path: Path | None) -> None:
         check_writable(path)
 
 
-def command_of(name: str, options: MeasuredModel) -> str:
+def command_of(name: str, options: Settings) -> str:
     """Return the command line that gives these options; of files and folders their last name."""
     words = ["kvbank", "eval", name]
     for field in sorted(options.model_fields_set, key=list(type(options).model_fields).index):

@@ -1,4 +1,4 @@
-"""Recall at k: the share of questions for which evidence is among the k passages that score best.
+"""Recall at k is the share of questions for which evidence is among the k passages that score best.
 
 A question counts as found when one of its passages is, so that more evidence makes a question easier; the row `chance`
 says how often k passages drawn at random would have one. An embedder scores by the inner product of all vectors, as a
@@ -20,6 +20,7 @@ from model_worker.embed.base import Vectors
 from model_worker.errors import InputError
 from model_worker.evaluate.evidence.bm25 import Bm25
 from model_worker.evaluate.evidence.collection import Collection, Question
+from model_worker.evaluate.interval import Share
 
 Progress = Callable[[str, int, int], None]
 _BATCH = 32
@@ -58,13 +59,6 @@ class Cost:
     seconds: float
     cpu_seconds: float
     dimension: int
-
-    def __str__(self) -> str:
-        each = 1000 * self.cpu_seconds / self.texts
-        return (
-            f"{self.way}: {self.seconds:,.1f} s for {self.texts:,} texts, {self.texts / self.seconds:,.0f} texts/s; "
-            f"{each:.2f} ms of CPU a text"
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,8 +156,8 @@ def _counted(way: str, ranks: Sequence[tuple[str, float]], ks: Sequence[int]) ->
     for kind in dict.fromkeys(kind for kind, _ in ranks):
         own = [rank for each, rank in ranks if each == kind]
         for k in ks:
-            found = sum(rank <= k for rank in own)
-            yield Recall(way, kind, k, len(own), found, *_wilson(found, len(own)))
+            found = Share(sum(rank <= k for rank in own), len(own))
+            yield Recall(way, kind, k, found.asked, found.right, found.low, found.high)
 
 
 def _by_chance(collections: Sequence[Collection], ks: Sequence[int]) -> Iterator[Recall]:
@@ -174,11 +168,3 @@ def _by_chance(collections: Sequence[Collection], ks: Sequence[int]) -> Iterator
         for k in ks:
             found = sum(1 - math.comb(n - m, min(k, n)) / math.comb(n, min(k, n)) for m, n in own)
             yield Recall("chance", kind, k, len(own), found, found / len(own), found / len(own))
-
-
-def _wilson(found: int, asked: int) -> tuple[float, float]:
-    """Return Wilson's 95 % interval of a share."""
-    square = 1.96**2
-    middle = (found + square / 2) / (asked + square)
-    half = 1.96 * math.sqrt(found * (asked - found) / asked + square / 4) / (asked + square)
-    return middle - half, middle + half
