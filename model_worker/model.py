@@ -194,19 +194,24 @@ class MemoryModel:
         prompt: Text | Sequence[Text],
         *,
         cache: MemoryCache | None = None,
+        question: Text | Sequence[Text] | None = None,
         special_tokens: bool = False,
         **options: Any,
     ) -> str | list[str]:
         """Continue `prompt` (or several, as a batch) with Hugging Face `generate` and its options.
 
         Returns the new text, of a batch the list of them. A prompt longer than a chunk is fed in chunks, so that the
-        window holds. special_tokens: see `ids`. Raises InputError for options that a memory cannot keep, such as beam
-        search, by name.
+        window holds. question: what the memory is asked for while the prompt is fed, one for each prompt; by default
+        each chunk of a prompt is asked for, and for the last one the prompt's last `query_tokens` tokens.
+        special_tokens: see `ids`. Raises InputError for options that a memory cannot keep, such as beam search, by
+        name.
         """
         texts, single = texts_or_ids("prompt", prompt)
         if not texts:
             raise InputError("there is no prompt")
-        ids, mask = self._left_padded([self._ids("prompt", text, special_tokens) for text in texts])
+        prompts = [self._ids("prompt", text, special_tokens) for text in texts]
+        questions = self._questions(question, len(prompts))
+        ids, mask = self._left_padded(prompts)
         wanted = generation_options(self.model, self.tokenizer, options, prompt=ids.shape[1])
         wanted.setdefault("pad_token_id", self._pad_id())
         if len(ids) > 1 and wanted.get("streamer") is not None:
@@ -216,19 +221,37 @@ class MemoryModel:
             raise InputError(f"cache is a MemoryCache, not a {type(cache).__name__}")
         if cache.get_seq_length():
             raise InputError("this cache has tokens already; start a new one, or use a session")
+        if questions is not None:
+            cache.ask(questions, ids.shape[1])
+        seen = self._feed_all_but_a_chunk(ids, mask, cache)
+        if questions is None:
+            cache.ask(prompts, ids.shape[1] - seen)
+        out = generated(self.model, wanted, input_ids=ids, attention_mask=mask, past_key_values=cache)
+        new = [str(self.tokenizer.decode(row[ids.shape[1] :], skip_special_tokens=True)) for row in out]
+        return new[0] if single else new
+
+    def _questions(self, question: Any, prompts: int) -> list[list[int]] | None:
+        """Return the token ids of the question for each prompt; None where none was given."""
+        if question is None:
+            return None
+        texts, _ = texts_or_ids("question", question)
+        if len(texts) != prompts:
+            raise InputError(f"there are {len(texts)} questions for {prompts} prompts")
+        return [self._ids("question", text, False) for text in texts]
+
+    def _feed_all_but_a_chunk(self, ids: Tensor, mask: Tensor, cache: MemoryCache) -> int:
+        """Feed the beginning of prompts `[B, T]` in chunks, the first of them short, and return its length."""
         seen = 0
         with torch.no_grad():
-            while ids.shape[1] - seen > self.chunk:
-                seen += self.chunk
+            while (left := ids.shape[1] - seen) > self.chunk:
+                begin, seen = seen, seen + (left - 1) % self.chunk + 1
                 decoder_of(self.model)(
-                    input_ids=ids[:, seen - self.chunk : seen],
+                    input_ids=ids[:, begin:seen],
                     attention_mask=mask[:, :seen],
                     past_key_values=cache,
                     use_cache=True,
                 )
-        out = generated(self.model, wanted, input_ids=ids, attention_mask=mask, past_key_values=cache)
-        new = [str(self.tokenizer.decode(row[ids.shape[1] :], skip_special_tokens=True)) for row in out]
-        return new[0] if single else new
+        return seen
 
     # -- the rest -------------------------------------------------------------------------------------------------
 

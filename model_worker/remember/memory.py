@@ -240,6 +240,26 @@ class Memory:
         self.stats.recall_seconds.append(time.perf_counter() - begin)
         return found
 
+    def left_before(self, start: int) -> list[RecalledChunk]:
+        """Return the `recent` chunks before an offset of the source, which a window that begins there has seen leave.
+
+        start: the offset. What waits in the spool is among them. A service that is away gives a warning; it raises
+        with `strict`.
+        """
+        if not self.recent or start <= 0:
+            return []
+        bank, found = self._bank_of(0), []
+        try:
+            found = self._recaller.left_before(bank, start, self.recent, self.chunk, self.link.patience)
+        except AWAY as error:
+            if self.settings.strict:
+                raise
+            self.link.lost(error)
+        waiting = [] if self.spool is None else [spooled.chunk for _, spooled in self.spool if spooled.bank == bank]
+        found += [chunk for new in waiting if new.start < start and (chunk := self.attended(new)) is not None]
+        first = {chunk.start: chunk for chunk in reversed(found)}  # a chunk that was written again may wait twice
+        return [first[at] for at in sorted(first)[-self.recent :]]
+
     def _retrieve(
         self, rows: Sequence[Sequence[int]], without: Sequence[Collection[RecalledChunk]]
     ) -> list[list[RecalledChunk]]:

@@ -74,6 +74,19 @@ class Recaller:
             found.append(sorted(others[: self._top_k], key=lambda chunk: chunk.chunk_id))
         return found
 
+    def left_before(self, bank: str, start: int, most: int, chunk: int, timeout: float) -> list[RecalledChunk]:
+        """Return the last chunks that begin before an offset of their source, oldest first.
+
+        start: the offset, in a bank of one source. most: how many chunks. chunk: the most tokens of one. timeout:
+        seconds. Raises ServiceError.
+        """
+        near = kvbank.Filter(start_from=max(0, start - most * chunk), start_before=start)
+        listed = sorted(self._client.list_chunks(bank, filter=near, timeout=timeout), key=lambda found: found.start)
+        ids = [found.chunk_id for found in listed[-most:]]
+        digest = self._attachment.reader.digest
+        fetched = self._client.fetch(bank, ids, reader_digest=digest, tensors="torch", timeout=timeout) if ids else []
+        return [self._recalled(found) for found in sorted(fetched, key=lambda found: found.start)]
+
     def _recalled(self, chunk: kvbank.Chunk) -> RecalledChunk:
         if chunk.tensors is None:
             held = self._payloads.get(self._store_id, chunk.chunk_id, chunk.checksum)

@@ -29,7 +29,7 @@ from model_worker.session.log_format import Header, Turn, now
 from model_worker.session.prompt import PromptFormat, prompt_format
 from model_worker.session.turn_memory import TurnMemory
 from model_worker.session.window import SessionWindow
-from model_worker.user_text import encode_between, readable
+from model_worker.user_text import encode_between, encode_text, readable
 from model_worker.window.tova import TovaRule
 
 # Settings of its memory that a session decides itself.
@@ -126,6 +126,8 @@ class Session:
         Face `generate`; those that a session decides itself, or that a memory cannot keep, raise InputError. When this
         raises, the turn has not taken place, unless `log.turns` has it (a service lost after that, with `strict`).
 
+        What the memory is asked for is the message alone (of a long one its end), until the answer begins.
+
         A message longer than the window is recorded in pieces while it is read, since its beginning is remembered
         before its end is read. Control tokens such as `<|im_end|>` in `text` are plain characters.
         """
@@ -137,7 +139,9 @@ class Session:
         options = decoding_options(self.model, max_new_tokens, temperature, generation)
         self._claim()
         try:
-            prompt = self._read_ahead(self._encode(text), progress)
+            prompt = self._encode(text)
+            self.window.ask(encode_text(self.model.tokenizer, text), len(prompt))
+            prompt = self._read_ahead(prompt, progress)
             end = AnswerEnd(self.model, self.style, on_text, stopped)
             written = self.window.generate(prompt, end, options)
             answer = self.style.answer(self._decode(written))

@@ -76,6 +76,10 @@ class SessionWindow:
                 decoder_of(self._model.model)(input_ids=tensor, past_key_values=self.cache, use_cache=True)
             self.ids += piece
 
+    def ask(self, question: Sequence[int], prompt: int) -> None:
+        """Recall for the tokens of a question while the `prompt` tokens that come in next are fed."""
+        self.cache.ask([question], prompt)
+
     def generate(self, prompt: list[int], end: AnswerEnd, options: dict[str, Any]) -> list[int]:
         """Feed `prompt` and what the model writes; return that, without an end token."""
         cache, last = self.cache, (len(prompt) - 1) % self._piece + 1
@@ -125,7 +129,9 @@ class SessionWindow:
         self._memory.kept = start
         self._cache = self._fresh(start)
         try:
+            self._follow(start)
             self.feed(ids[start:], progress, 0, len(ids) - start)
+            self._follow(len(ids) - self._cache.physical)
         except BaseException:
             self._cache = None
             raise
@@ -163,7 +169,15 @@ class SessionWindow:
         self._cache = self._fresh(start)
         self._cache.restore(state)
         self._memory.kept, self.ids = start, ids[start:]
+        if sum(map(len, self._cache.recents)) < self._memory.recent:
+            self._follow(start)
         return True
+
+    def _follow(self, start: int) -> None:
+        """Give a window that begins at the offset `start` its recent chunks, as they were stored at first."""
+        chunks = self._memory.memory.left_before(start)
+        if chunks and len(chunks) >= sum(map(len, self.cache.recents)):  # fewer where the service is away
+            self.cache.set_recent([chunks])
 
     def _tell_of_another_rule(self, stamp: str) -> None:
         """Warn where the file's window was made under another local rule than that of `stamp`."""

@@ -221,6 +221,14 @@ class MemoryCache(Cache, ForwardState):
         self.columns.count_from(gone)
         return gone
 
+    def ask(self, rows: Sequence[Sequence[int]], prompt: int) -> None:
+        """Recall for a question while its prompt comes in.
+
+        rows: the question's token ids in each row, of which the last `query_tokens` are asked for. prompt: how many
+        columns the prompt has; while they come in, every forward recalls for the question and for nothing else.
+        """
+        self._queries.ask(rows, prompt)
+
     # -- what was recalled ----------------------------------------------------------------------------------------
 
     def set_memory(self, rows: Sequence[Sequence[RecalledChunk]]) -> None:
@@ -235,6 +243,11 @@ class MemoryCache(Cache, ForwardState):
     def retrieved_tokens(self) -> int:
         """Return how many memory tokens a retrieval layer attends to, in the longest row."""
         return self.recalled.tokens
+
+    def set_recent(self, rows: Sequence[Sequence[RecalledChunk]]) -> None:
+        """Take these chunks, oldest first, as those that left each row's window last."""
+        self._recents.take(rows)
+        self._follow()
 
     @property
     def recents(self) -> list[list[RecalledChunk]]:

@@ -1,6 +1,6 @@
 """The queries of a window: when it recalls, and for which tokens."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -22,14 +22,25 @@ class Queries:
         """Forget the tokens, and recall for the next ones."""
         self._recent: list[list[int]] = []
         self._since: int | None = None
+        self._answered = False  # whether the forward that comes in was recalled for
+        self._question: list[list[int]] = []
+        self._prompt = 0  # columns to come that belong to the question's prompt
+
+    def ask(self, rows: Sequence[Sequence[int]], prompt: int) -> None:
+        """Recall for these tokens of each row, and no others, in every forward of the next `prompt` columns."""
+        keep = self._memory.query_tokens if self._memory else 0
+        self._question, self._prompt = [list(row)[-keep:] for row in rows], prompt
 
     def due(self, ids: Tensor, valid: Tensor) -> list[list[int]]:
         """Return the query tokens of each row where a recall is due before `ids` `[B, Q]` come in, else an empty list.
 
         A recall is due at a chunk boundary, and whenever a prompt comes in (more than one token). A prompt speaks for
-        itself, as a segment does in MemLong; a few tokens do not, and are asked for with those before them.
+        itself, as a segment does in MemLong; a few tokens do not, and are asked for with those before them. Where a
+        question was asked, its tokens are the query until its prompt has come in.
         """
         memory = self._memory
+        if memory is not None and self._prompt:
+            return self._question if any(self._question) else []
         if memory is None or not (ids.shape[1] > 1 or self._since is None or self._since >= memory.cadence):
             return []
         queries = []
@@ -40,12 +51,15 @@ class Queries:
         return queries if any(queries) else []
 
     def recalled(self) -> None:
-        """Count from here to the next recall."""
-        self._since = 0
+        """Count from here to the next recall; a prompt that was recalled for does not count."""
+        self._since, self._answered = 0, True
 
     def append(self, ids: Tensor, valid: Tensor) -> None:
         """Note tokens that came in; `valid` is false for pads. Both `[B, Q]`."""
-        self._since = (self._since or 0) + ids.shape[1]
+        if not (self._answered and ids.shape[1] > 1):
+            self._since = (self._since or 0) + ids.shape[1]
+        self._answered = False
+        self._prompt = max(0, self._prompt - ids.shape[1])
         keep = self._memory.query_tokens if self._memory else 0
         recent = self._recent or [[] for _ in ids]
         self._recent = [(row + ids[i][valid[i]].tolist())[-keep:] if keep else [] for i, row in enumerate(recent)]

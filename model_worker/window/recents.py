@@ -32,6 +32,10 @@ class Recents:
                 row.append(chunk)
                 self.changed = True
 
+    def take(self, rows: Sequence[Sequence[RecalledChunk]]) -> None:
+        """Hold these chunks of each row, of which the last `most` stay."""
+        self.rows, self.changed = [deque(row, maxlen=self.most) for row in rows], True
+
     def state(self) -> dict[str, Tensor]:
         """Return the chunks of the first row, by name."""
         found = {}
