@@ -72,7 +72,7 @@ def test_a_setting_that_grew_finds_older_chunks_in_the_bank(model: MemoryModel, 
 
 
 def test_chunks_that_wait_for_the_service_are_recent_too(model_folder: Path, tmp_path: Path) -> None:
-    """A window that is made again from the log finds them in the spool."""
+    """Windows that are made again from the log find them in the spool."""
     server = LocalServer(tmp_path / "data")
     with (
         MemoryModel.from_pretrained(
@@ -103,7 +103,7 @@ def test_chunks_that_wait_for_the_service_are_recent_too(model_folder: Path, tmp
 
 @pytest.mark.parametrize("message", ["who sails?", "tell me of the ships that came over the wide sea from the south"])
 def test_what_the_user_says_is_the_query(model_folder: Path, address: str, tmp_path: Path, message: str) -> None:
-    """A message is asked for as it stands, without the format's words, in one piece or several; so are no others."""
+    """Ask for the message as it stands, in one piece or several, without the words of the format."""
     embedder = NotingEmbedder()
     with (
         MemoryModel.from_pretrained(
