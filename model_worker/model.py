@@ -27,6 +27,7 @@ from model_worker.user_text import encode_text, readable
 from model_worker.window.cache import MemoryCache
 from model_worker.window.capture import Captured
 from model_worker.window.generation import generated, generation_options
+from model_worker.window.sinks import sinks_of
 
 # Ids also as an array or tensor, or as a tokenizer gives them; see `arguments.text_or_ids`.
 Text = str | Sequence[int] | Mapping[str, Any]
@@ -109,9 +110,9 @@ class MemoryModel:
         `ModelSettings`, which describes each of them. Raises what `load_model` and `MemoryModel` raise.
 
         What is stored: chunk, context, compressor, source, metadata. What is recalled: top_k, recent, cadence, query,
-        query_tokens, min_score, count, embedder (or embed), payload_cache. What is local: window, local. A bank that is
-        made: capacity, policy, store_dtype. A service that is away: spool, strict, patience, retry_after. The model:
-        attach_options.
+        query_tokens, min_score, count, embedder (or embed), payload_cache. What is local: window, local, sinks. A bank
+        that is made: capacity, policy, store_dtype. A service that is away: spool, strict, patience, retry_after. The
+        model: attach_options.
         """
         check_options(options)  # before a large model is loaded
         loaded = load_model(name, device=device, dtype=dtype, rope=rope)
@@ -138,7 +139,8 @@ class MemoryModel:
         memory = self.memory if memory is None else of_kind("memory", memory, Memory)
         if progress is not None and not callable(progress):
             raise InputError(f"progress is called with two numbers, and a {type(progress).__name__} cannot be")
-        cache = MemoryCache(self.attachment, memory, window=self.chunk)
+        alone = memory.context == "isolated"  # a chunk that sees the beginning of its text would be encoded once more
+        cache = MemoryCache(self.attachment, memory, window=self.chunk, sinks=0 if alone else self.sinks)
         done = 0
         for block in chunks(ids, self.chunk, sentence_ends(self.tokenizer)):
             if memory.compressor.encodes:
@@ -164,7 +166,7 @@ class MemoryModel:
         ids = self.ids(text, special_tokens=special_tokens)
         if len(ids) < 2:
             raise InputError("a loss needs a text of at least two tokens")
-        cache = MemoryCache(self.attachment, _port(memory), window=self.window, local=self.local)
+        cache = self._window(_port(memory))
         nll = torch.cat(list(self._nll(ids, cache)))
         if memory is not None and remember_rest:
             cache.flush()
@@ -187,7 +189,15 @@ class MemoryModel:
     def cache(self, memory: Memory | bool = True) -> MemoryCache:
         """Make a fresh local window for `generate`: with this model's memory, with another, or (False) with none."""
         chosen = {True: self.memory, False: None}[memory] if isinstance(memory, bool) else memory
-        return MemoryCache(self.attachment, _port(chosen), window=self.window, local=self.local)
+        return self._window(_port(chosen))
+
+    @property
+    def sinks(self) -> int:
+        """Return how many of the first tokens of a stream stay for good."""
+        return sinks_of(self.settings.sinks, self.attachment, self.window, self.local)
+
+    def _window(self, memory: Any) -> MemoryCache:
+        return MemoryCache(self.attachment, memory, window=self.window, local=self.local, sinks=self.sinks)
 
     def generate(
         self,
@@ -312,10 +322,12 @@ class MemoryModel:
         trained = self.attachment.trained_length
         chunks_attended = self.memory.top_k + self.memory.recent
         placed = chunks_attended * self.chunk if self.attachment.plan.positions == "continual" else 1
-        if trained is not None and placed + self.window > trained:
+        sinks = self.sinks
+        if trained is not None and placed + self.window + sinks > trained:
+            first = f"{sinks} sinks + " if sinks else ""
             raise InputError(
-                f"window {self.window} + {placed} positions of memory exceed the {trained} that the model was trained "
-                "for; choose a smaller window, chunk, top_k or recent"
+                f"{first}window {self.window} + {placed} positions of memory exceed the {trained} that the model was "
+                "trained for; choose a smaller window, chunk, top_k or recent, or fewer sinks"
             )
 
     def _left_padded(self, rows: list[list[int]]) -> tuple[Tensor, Tensor]:

@@ -27,6 +27,9 @@ class ModelSettings(MemorySettings):
     local: str | None = None
     """`tova:m=N`: when generating and measuring losses, each layer attends to N local tokens of whatever age, and not
     to the window. What leaves the window is remembered as ever. None: each layer attends to the window."""
+    sinks: int | None = None
+    """The first so many tokens of a stream stay for good: once they have left the window, they are attended to just
+    before what follows them. 0 for none. None: what the model was made for, else 4; none in mode memlong."""
     capacity: kvbank.Capacity | None = None
     """Bounds of a bank that is made. None: it has none."""
     policy: kvbank.Policy | None = None
@@ -74,6 +77,7 @@ class ModelOptions(MemoryOptions, total=False):
     embed: AnyEmbedder
     window: int | None
     local: str | None
+    sinks: int | None
     capacity: kvbank.Capacity | None
     policy: kvbank.Policy | None
     store_dtype: str | None
@@ -101,6 +105,7 @@ def _attach_options(name: str, value: Any) -> None:
 _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "window": unless_none(whole),
     "local": unless_none(_local),
+    "sinks": unless_none(partial(whole, least=0)),
     "store_dtype": unless_none(partial(choice, options=DTYPES)),
     "attach_options": unless_none(_attach_options),
 }

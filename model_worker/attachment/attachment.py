@@ -60,6 +60,12 @@ class Attachment:
             self._handles.append(projection.register_forward_hook(note_projection))
 
     @property
+    def made_for(self) -> Mapping[str, Any]:
+        """Return what the model was made for: the `kvbank` entry of its configuration, empty where it has none."""
+        entry: Mapping[str, Any] = getattr(config_of(plain(self.model)), "kvbank", None) or {}
+        return entry
+
+    @property
     def kv_heads(self) -> int:
         """Return the number of K-V heads of the memory layers."""
         return self.reports[self.plan.memory_layers[0]].kv_heads

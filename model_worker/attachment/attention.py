@@ -26,12 +26,14 @@ class RetrievedKV:
     keys, values: `[B, Hkv, R, D]`, keys rotated to their positions.
     valid: bool `[B, R]`, false where a shorter row is padded; None when nothing is padded.
     gate: `[Hq]` in (0, 1) or None. MemLong's optional gate: memory scores times g, local scores times 1 - g.
+    sinks: how many of the first tokens are sinks, which count as local for the gate.
     """
 
     keys: Tensor
     values: Tensor
     valid: Tensor | None = None
     gate: Tensor | None = None
+    sinks: int = 0
     # Keys and values with room behind them, for `_behind`. Layers that share what is retrieved share it too: they run
     # one after the other.
     _room: list[Tensor] = field(default_factory=list, init=False, repr=False, compare=False)
@@ -61,7 +63,7 @@ def retrieval_causal_attention(
     memory_keys, memory_values = retrieved.keys.to(key.dtype), retrieved.values.to(value.dtype)
     if retrieved.gate is not None:
         module, key, value, memory_keys, memory_values = _gated(
-            module, query.shape[1], retrieved.gate, key, value, memory_keys, memory_values
+            module, query.shape[1], retrieved, key, value, memory_keys, memory_values
         )
     key, value = torch.cat([memory_keys, key], dim=2), torch.cat([memory_values, value], dim=2)
     return backend(module, query, key, value, mask, **kwargs)
@@ -108,18 +110,20 @@ def _grow_mask(mask: Tensor | None, valid: Tensor | None, query: Tensor, key: Te
 
 
 def _gated(
-    module: nn.Module, heads: int, gate: Tensor, key: Tensor, value: Tensor, memory_keys: Tensor, memory_values: Tensor
+    module: nn.Module, query_heads: int, retrieved: RetrievedKV, key: Tensor, value: Tensor, *memory: Tensor
 ) -> tuple[Any, Tensor, Tensor, Tensor, Tensor]:
     """Return module, keys and values with the gate in the keys, since scores are linear in them.
 
-    The gate is per query head, so that keys and values are expanded first, and the module says that they are.
+    memory: keys and values of what was retrieved. The gate is per query head, so that keys and values are expanded
+    first, and the module says that they are.
     """
-    groups = heads // key.shape[1]
-    key, value, memory_keys, memory_values = (
-        x.repeat_interleave(groups, dim=1) for x in (key, value, memory_keys, memory_values)
-    )
-    gate = gate.to(key.dtype)[None, :, None, None]
+    assert retrieved.gate is not None
+    groups = query_heads // key.shape[1]
+    key, value, memory_keys, memory_values = (x.repeat_interleave(groups, dim=1) for x in (key, value, *memory))
+    gate = retrieved.gate.to(key.dtype)[None, :, None, None]
     expanded = SimpleNamespace(
         num_key_value_groups=1, is_causal=True, training=module.training, layer_idx=getattr(module, "layer_idx", None)
     )
-    return expanded, key * (1 - gate), value, memory_keys * gate, memory_values
+    sinks, recalled = memory_keys[:, :, : retrieved.sinks], memory_keys[:, :, retrieved.sinks :]
+    memory_keys = torch.cat([sinks * (1 - gate), recalled * gate], dim=2)
+    return expanded, key * (1 - gate), value, memory_keys, memory_values

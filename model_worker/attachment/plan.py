@@ -4,6 +4,7 @@ What the caller asks for goes before what the model was made for (the `kvbank` e
 before what any model can do untrained.
 """
 
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,8 @@ from model_worker.attachment.reports import LayerReport
 from model_worker.errors import InputError, UnsupportedModel
 
 MODES = ("memlong", "per_layer")
-POSITIONS = ("zero", "continual", "original")
+POSITIONS = ("zero", "near", "near:N", "continual", "original")
+NEAR = 32  # tokens between memory and the tokens being processed, where nothing else is asked for
 _PLACES = {"memlong": "zero", "per_layer": "continual"}
 
 
@@ -31,8 +33,9 @@ class MemoryPlan:
     """Which layers remember, which retrieve, and where retrieved keys are put.
 
     mode: `memlong` (the K-V of one memory layer serve all retrieval layers) or `per_layer` (each its own; works
-    untrained). positions: `zero` (all just before the first local token), `continual` (numbered up to it) or
-    `original`.
+    untrained). positions: `zero` (all just before the first local token), `near:N` (all N tokens before the first token
+    of the running forward, but not before the window's beginning), `continual` (numbered up to the first local token)
+    or `original`.
     """
 
     mode: str
@@ -49,7 +52,7 @@ class MemoryPlan:
         """
         mode = _one_of("mode", asked.mode or made_for.get("mode", "per_layer"), MODES)
         own = made_for if made_for.get("mode") == mode else {}
-        positions = _one_of("positions", asked.positions or own.get("positions", _PLACES[mode]), POSITIONS)
+        positions = _positions(asked.positions or own.get("positions", _PLACES[mode]))
         choose = _memlong_layers if mode == "memlong" else _per_layer_layers
         memory, retrieval = choose(asked, own, len(reports))
         plan = cls(mode, positions, tuple(sorted(memory)), tuple(sorted(retrieval)))
@@ -71,6 +74,11 @@ class MemoryPlan:
             raise UnsupportedModel(f"memory and retrieval layers differ in K-V heads or head size: {sorted(shapes)}")
 
 
+def near_distance(positions: str) -> int | None:
+    """Return the N of the positions `near:N`; None for other positions."""
+    return int(positions.partition(":")[2]) if positions.startswith("near:") else None
+
+
 def check_usable(name: str, reports: Sequence[LayerReport]) -> None:
     """Raise UnsupportedModel, for the model of class `name`, where a layer cannot hold a memory.
 
@@ -86,6 +94,15 @@ def _one_of(name: str, value: Any, options: Collection[str]) -> str:
     if value not in options:
         raise InputError(f"{name} {value!r} is not one of {options}")
     return str(value)
+
+
+def _positions(value: Any) -> str:
+    """Return the positions of a plan, `near` with its distance in tokens. Raises InputError."""
+    if value == "near":
+        return f"near:{NEAR}"
+    if isinstance(value, str) and re.fullmatch(r"near:[0-9]{1,6}", value):
+        return value
+    return _one_of("positions", value, POSITIONS)
 
 
 _Chosen = tuple[Sequence[int], Sequence[int]]

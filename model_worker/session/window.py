@@ -148,7 +148,8 @@ class SessionWindow:
             )
 
     def _fresh(self, start: int) -> MemoryCache:
-        return MemoryCache(self._model.attachment, self._memory, window=self._size, start=start, local=self._local)
+        size, rule = self._size, self._local
+        return MemoryCache(self._model.attachment, self._memory, window=size, start=start, local=rule, sinks=0)
 
     def _stamp(self, cache: MemoryCache, tokens: int) -> str:
         """Return what a window on disk must agree with to be used. tokens: of the log that the window is of."""

@@ -2,7 +2,8 @@
 
 Each forward makes room (what leaves the window is remembered), recalls, rebases and attends. The decoder's pre-hook
 calls `before_forward`, so the order also holds inside `generate()`. Which tokens stand in the window and where is said
-by columns.py, what was recalled into it by recalled.py, and what each layer holds by local.py.
+by columns.py, what was recalled into it by recalled.py, what each layer holds by local.py, and which tokens stay for
+good by sinks.py.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,6 +25,7 @@ from model_worker.window.memory_port import MemoryPort
 from model_worker.window.queries import Queries
 from model_worker.window.recalled import Recalled, RecalledChunk
 from model_worker.window.recents import Recents
+from model_worker.window.sinks import Sinks, sinks_of
 from model_worker.window.tova import TovaLayer, TovaRule
 
 
@@ -41,7 +43,11 @@ class MemoryCache(Cache, ForwardState):
     local: None to attend to the window, or the rule by which each layer keeps m tokens of whatever age (TOVA). Chunks
     still leave for the memory with the window, so that both are bounded; old tokens keep their distance, as in the
     paper, also beyond the trained length.
-    Raises InputError for a window smaller than a chunk, and for a local rule on a model with sliding-window layers.
+    sinks: the first so many tokens of the stream stay for good: when they leave the window, all layers go on attending
+    to them, just before what follows them. They do not count in `window`. None: what the model was made for, else 4;
+    none with a local rule, whose paper has none.
+    Raises InputError for a window smaller than a chunk, and for a local rule on a model with sliding-window layers, or
+    one that has no room for the sinks.
     """
 
     attachment: Attachment
@@ -55,10 +61,13 @@ class MemoryCache(Cache, ForwardState):
         window: int | None = None,
         start: int = 0,
         local: TovaRule | None = None,
+        sinks: int | None = None,
     ):
         sliding = [r.sliding_window for r in attachment.reports if r.sliding_window]
         if sliding and local is not None:
             raise InputError("a model with sliding-window layers keeps its window; it takes no local rule")
+        own = 0 if local is not None and sinks is None else sinks_of(sinks, attachment, window, local)
+        self.sinks = Sinks(own)
         if sliding and (memory is not None or len(sliding) == len(attachment.reports)):
             window = min([*sliding, *([window] if window is not None else [])])
         smallest = 1 if memory is None else memory.chunk
@@ -66,7 +75,8 @@ class MemoryCache(Cache, ForwardState):
             raise InputError(f"the window of {window} tokens is smaller than a chunk of {smallest}")
         super().__init__(layers=[LocalLayer() if local is None else TovaLayer(local) for _ in attachment.reports])
         self.attachment, self.memory, self.window, self.local = attachment, memory, window, local
-        self.columns, self.recalled, self._queries = Columns(start), Recalled(attachment), Queries(memory)
+        self.columns, self._queries = Columns(start), Queries(memory)
+        self.recalled = Recalled(attachment, self.sinks)
         self._recents = Recents(0 if memory is None else memory.recent)
         self._alone = False  # whether the window holds one chunk whose forward saw no local token before it
 
@@ -98,7 +108,8 @@ class MemoryCache(Cache, ForwardState):
         columns.append(ids, valid, positions, following)
         self._queries.append(ids, valid)
         retrieved = self.recalled.retrieved(columns)
-        view = CacheView(self.attachment, self.layers, self.memory, retrieved, positions, valid)
+        waiting = None if self.local is None else self.sinks.waiting(columns)
+        view = CacheView(self.attachment, self.layers, self.memory, retrieved, positions, valid, waiting)
         return {**kwargs, "position_ids": positions, "kvbank": view}
 
     @not_compiled
@@ -158,7 +169,7 @@ class MemoryCache(Cache, ForwardState):
         """Note, before `new` tokens come in, whether they are a chunk of their own in a window of one chunk."""
         if not self.physical:
             whole = self.memory.chunk if self.memory is not None else 0
-            self._alone = self.window == whole and new <= whole
+            self._alone = self.window == whole and new <= whole and not self.sinks.tokens
 
     # -- the window -----------------------------------------------------------------------------------------------
 
@@ -168,7 +179,7 @@ class MemoryCache(Cache, ForwardState):
         return self.layers[0].physical
 
     def flush(self) -> None:
-        """Let all local tokens leave the window, in chunks (the last one may be short). Ends a reading."""
+        """Let all local tokens leave the window, in chunks (the last one may be short). Ends a reading; sinks stay."""
         self._check_whole()
         while self.physical:
             self._leave(self.physical if self.memory is None else min(self.memory.chunk, self.physical))
@@ -177,11 +188,12 @@ class MemoryCache(Cache, ForwardState):
         self._follow()
 
     def _leave(self, count: int) -> None:
-        """Capture the oldest `count` columns for the memory, without their pads, and drop them."""
+        """Capture the oldest `count` columns for the memory, without their pads, keep sinks of them, and drop them."""
         if self.memory is not None:
             kept = self.memory.remember([self._captured(row, count) for row in range(self.columns.ids.shape[0])])
             if self._recents.most and kept is not None:
                 self._recents.add(kept)
+        self.sinks.take(self.attachment, self.columns, count, self.layers)
         for layer in self.layers:
             layer.drop(count)
         self.columns.drop(count)
@@ -267,7 +279,7 @@ class MemoryCache(Cache, ForwardState):
             for name in layer.parts:
                 if getattr(layer, name) is not None:
                     found[f"layer.{index}.{name}"] = getattr(layer, name)
-        found |= {**self.recalled.state(), **self._recents.state()}
+        found |= {**self.sinks.state(), **self.recalled.state(), **self._recents.state()}
         return {name: tensor.contiguous() for name, tensor in found.items()}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
@@ -280,6 +292,7 @@ class MemoryCache(Cache, ForwardState):
         for index, layer in enumerate(self.layers):
             own = {name: state[f"layer.{index}.{name}"] for name in layer.parts if f"layer.{index}.{name}" in state}
             layer.restore(own, self.columns.count)
+        self.sinks.restore(state)
         self.recalled.restore(state)
         if self._recents.most:
             self._recents.restore(state)
@@ -291,6 +304,7 @@ class MemoryCache(Cache, ForwardState):
         """Forget the conversation (not the bank)."""
         super().reset()
         self.columns.reset()
+        self.sinks.reset()
         self.recalled.clear()
         self._recents.reset()
         self._queries.reset()

@@ -20,7 +20,8 @@ from model_worker.window.tova import TovaLayer
 class CacheView(ForwardView):
     """The forward of new tokens at RoPE positions `[B, Q]`, of which `valid` `[B, Q]` are no pads.
 
-    layers: those of the cache. memory: for which keys are kept; None to keep none.
+    layers: those of the cache. memory: for which keys are kept; None to keep none. sinks: `[B]`, the position before
+    which tokens in the window are sinks; None where there are none.
     """
 
     def __init__(
@@ -31,10 +32,11 @@ class CacheView(ForwardView):
         retrieved: Mapping[int, RetrievedKV],
         positions: Tensor,
         valid: Tensor,
+        sinks: Tensor | None = None,
     ):
         super().__init__(retrieved)
         self._attachment, self._layers, self._memory = attachment, layers, memory
-        self._positions = positions
+        self._positions, self._sinks = positions, sinks
         self._valid = None if bool(valid.all()) else valid
 
     def attend(
@@ -68,7 +70,7 @@ class CacheView(ForwardView):
         else:
             result = super().attend(backend, module, query, key, value, mask, **kwargs)
             weights = received(query, key, scaling, layer.valid, layer.rule.last)
-        layer.reduce(weights, new)
+        layer.reduce(weights, new, self._sinks)
         return result
 
     def observe(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, kwargs: Mapping[str, Any]) -> None:

@@ -18,7 +18,8 @@ class Columns:
 
     ids: token ids. valid: false for pads. positions: where RoPE puts the tokens. start: offset of the first token ever
     counted in its source. shift: logical position minus RoPE position. next: the logical position of each row's next
-    token, `[B]`, negative before a row's first; None before the first forward.
+    token, `[B]`, negative before a row's first; None before the first forward. newest: how many columns the last
+    forward brought.
     """
 
     def __init__(self, start: int = 0):
@@ -28,7 +29,7 @@ class Columns:
     def reset(self) -> None:
         """Forget all columns, and count from the same offset in the source again."""
         self.ids = self.valid = self.positions = torch.empty(0, 0)
-        self.shift = 0
+        self.shift = self.newest = 0
         self.next: Tensor | None = None
 
     @property
@@ -93,6 +94,7 @@ class Columns:
 
     def append(self, ids: Tensor, valid: Tensor, positions: Tensor, following: Tensor) -> None:
         """Put new columns behind the others. following: what the method of that name returned for them."""
+        self.newest = ids.shape[1]
         if self.count:
             ids = torch.cat([self.ids, ids], dim=1)
             valid = torch.cat([self.valid, valid], dim=1)
@@ -103,7 +105,11 @@ class Columns:
 
     def first(self) -> Tensor:
         """Return the RoPE position of the first token (not pad) of each row, `[B]`."""
-        return self.positions.gather(1, self.valid.int().argmax(dim=1)[:, None])[:, 0]
+        return _first(self.positions, self.valid)
+
+    def first_new(self) -> Tensor:
+        """Return the RoPE position of the first token (not pad) of each row in the last forward, `[B]`."""
+        return _first(self.positions[:, -self.newest :], self.valid[:, -self.newest :])
 
     def lowest(self, logical: Tensor, valid: Tensor) -> int | None:
         """Return the smallest RoPE position in the window, in an empty one of the new columns; None without tokens."""
@@ -144,3 +150,8 @@ class Columns:
         self.ids, self.valid, self.positions = state["ids"], state["valid"], state["positions"]
         self.shift = -int(self.positions[0, 0])
         self.next = self.positions[:, -1] + self.shift + 1
+
+
+def _first(positions: Tensor, valid: Tensor) -> Tensor:
+    """Return the first of the positions `[B, L]` in each row that is `valid`, `[B]`; the very first where none is."""
+    return positions.gather(1, valid.int().argmax(dim=1)[:, None])[:, 0]

@@ -57,7 +57,7 @@ def _forward(
     attachment: Attachment, token_ids: list[int], needs_queries: bool, rule: TovaRule | None, block: int
 ) -> tuple[_Keeper, MemoryCache]:
     keeper = _Keeper(len(token_ids), needs_queries)
-    cache = MemoryCache(attachment, keeper, window=len(token_ids), local=rule)
+    cache = MemoryCache(attachment, keeper, window=len(token_ids), local=rule, sinks=0)
     ids = torch.tensor([token_ids], device=device_of(attachment.model))
     decoder = attachment.decoder
     with torch.no_grad():

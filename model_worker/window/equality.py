@@ -65,7 +65,7 @@ def prove_equality(trial: Attachment, text: int = 0) -> None:
     ids = tokens_of(text, 2 * part, model.config.vocab_size).to(device)
     away = _SHIFT if trial.rotation_limit is None else min(_SHIFT, trial.rotation_limit - 2 * part)
     whole, elsewhere = (_last(part, _forward(trial, ids, None, start)) for start in (0, away))
-    own, cache = DynamicCache(config=model.config), MemoryCache(trial, _Everything(part), window=part)
+    own, cache = DynamicCache(config=model.config), MemoryCache(trial, _Everything(part), window=part, sinks=0)
     for piece in torch.split(ids, part, dim=1):
         by_cache, remembered = _forward(trial, piece, own), _forward(trial, piece, cache)
     always, never = _BOUNDS.get(whole["logits"].dtype, _HALF_BOUNDS)

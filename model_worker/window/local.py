@@ -61,6 +61,18 @@ class LocalLayer(DynamicLayer):
             if tensor is not None and tensor.numel():
                 setattr(self, name, tensor[:, :, count:].contiguous())
 
+    def take_sinks(self, rope: Rope, positions: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
+        """Return keys before RoPE and values, `[B, Hkv, n, D]`, of the window's oldest n tokens.
+
+        positions: `[B, n]`, where RoPE has put them. chosen: bool `[B, n]`, which of them are sinks, which are held
+        elsewhere from now on.
+        """
+        count = positions.shape[1]
+        keys, values = self.keys[:, :, :count], self.values[:, :, :count]
+        if self.raw_keys is not None:
+            return self.raw_keys[:, :, :count], values
+        return (rope.unrotate(keys, *rope.cos_sin(positions)) if rope.rotates else keys), values
+
     def keep_raw(self, keys: Tensor, values: Tensor, queries: Tensor | None) -> None:
         """Append unrotated keys `[B, Hkv, Q, D]` and queries `[B, Hq, Q, D]` of the running forward."""
         self.raw_keys = append(self.raw_keys, keys)

@@ -1,4 +1,4 @@
-"""What was recalled into a window: chunks as blocks of K-V, and their keys rotated to where the window needs them."""
+"""What stands before a window: chunks that were recalled, as blocks of K-V, and sinks; keys rotated to their places."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -10,6 +10,8 @@ from model_worker.attachment.attachment import Attachment
 from model_worker.attachment.attention import RetrievedKV
 from model_worker.window.capture import Layers
 from model_worker.window.columns import Columns
+from model_worker.window.placement import Place, memory_positions, sink_positions
+from model_worker.window.sinks import Sinks
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,15 +47,21 @@ class Block:
 
 
 class Recalled:
-    """The blocks that a window attends to, by memory layer; their rotated keys are kept until window or blocks move."""
+    """The blocks that a window attends to, by memory layer, behind its sinks; rotated keys are kept until one moves.
 
-    def __init__(self, attachment: Attachment):
-        self._attachment = attachment
+    sinks: those of the window; by default it has none.
+    """
+
+    def __init__(self, attachment: Attachment, sinks: Sinks | None = None):
+        self._attachment, self._sinks = attachment, Sinks(0) if sinks is None else sinks
         self.blocks: dict[int, Block] = {}
         self._found: dict[int, Block] = {}
         self._recent: dict[int, Block] = {}
-        self._place: tuple[Tensor, int] | None = None  # for which the keys below were rotated
+        self._place: Place | None = None  # for which the keys below were rotated
+        self._sinks_held = 0
         self._rotated: dict[object, RetrievedKV] = {}
+        self._before: dict[int, RetrievedKV] = {}
+        self._own: dict[int, Tensor] = {}  # by layer: which recalled tokens are sinks
 
     def replace(self, rows: Sequence[Sequence[RecalledChunk]]) -> None:
         """Hold these chunks instead of those found before; one list a batch row, each in the order of attention.
@@ -81,7 +89,7 @@ class Recalled:
         layers = self._found.keys() | self._recent.keys()
         parts = {layer: [held[layer] for held in (self._found, self._recent) if layer in held] for layer in layers}
         self.blocks = {layer: own[0] if len(own) == 1 else joined(*own) for layer, own in parts.items()}
-        self._place, self._rotated = None, {}
+        self._place, self._rotated, self._before, self._own = None, {}, {}, {}
 
     def clear(self) -> None:
         """Hold no chunks any more."""
@@ -94,37 +102,80 @@ class Recalled:
         return max((b.keys.shape[2] for b in self.blocks.values()), default=0)
 
     def retrieved(self, columns: Columns) -> dict[int, RetrievedKV]:
-        """Return the recalled K-V by retrieval layer, rotated for a window with these columns."""
-        if not self.blocks:
+        """Return what each layer attends to before a window with these columns, rotated; nothing for other layers."""
+        if not self.blocks and not self._sinks.tokens:
             return {}
-        first, origin = columns.first(), columns.origin
-        if self._place is None or self._place[1] != origin or not torch.equal(self._place[0], first):
-            self._place, self._rotated = (first, origin), {}
-        plan, ropes = self._attachment.plan, self._attachment.ropes
-        found = {}
-        for layer in plan.retrieval_layers:
-            source = plan.source(layer)
-            if source not in self.blocks:
-                continue
+        place = Place(columns.first(), columns.first_new(), columns.origin)
+        held = 0 if self._sinks.held is None else int(self._sinks.held.sum())
+        if self._place is None or held != self._sinks_held or place.moved(self._place, self._attachment.plan.positions):
+            self._rotated, self._before = {}, {}
+            self._own = self._own if held == self._sinks_held else {}
+            self._place, self._sinks_held = place, held
+            self._before = self._all()
+        return self._before
+
+    def _all(self) -> dict[int, RetrievedKV]:
+        """Return the retrieved K-V of all layers that have any."""
+        plan, found = self._attachment.plan, {}
+        sources = {layer: plan.source(layer) for layer in plan.retrieval_layers}
+        sources = {layer: source for layer, source in sources.items() if source in self.blocks}
+        if self._sinks.tokens:
+            return {layer: self._behind_sinks(layer, sources.get(layer)) for layer in self._sinks.layers}
+        for layer, source in sources.items():
             # Layers that take the same block and rotate alike share it; a gate is a layer's own.
-            key = (source, ropes[layer].key, layer if layer in self._attachment.gates else None)
+            key = (source, self._attachment.ropes[layer].key, layer if layer in self._attachment.gates else None)
             if key not in self._rotated:
-                self._rotated[key] = self._rotate(self.blocks[source], layer, first, origin)
+                held = self.blocks[source]
+                keys, _ = self._put(layer, held, held.valid)
+                valid = None if bool(held.valid.all()) else held.valid
+                self._rotated[key] = RetrievedKV(keys, held.values, valid, self._attachment.gates.get(layer))
             found[layer] = self._rotated[key]
         return found
 
-    def _rotate(self, held: Block, layer: int, first: Tensor, origin: int) -> RetrievedKV:
-        """Return a block for one retrieval layer, its keys where the plan puts them before `first` `[B]`."""
-        if self._attachment.plan.positions == "zero":
-            positions = (first - 1)[:, None].expand_as(held.valid)
-        elif self._attachment.plan.positions == "continual":
-            order = held.valid.long().cumsum(-1)
-            positions = first[:, None] - order[:, -1:] + order - 1
-        else:
-            positions = held.offsets - origin  # by head, where heads keep different tokens
-        keys = self._attachment.ropes[layer].rotate(held.keys, positions)
-        valid = None if bool(held.valid.all()) else held.valid
-        return RetrievedKV(keys, held.values, valid, self._attachment.gates.get(layer))
+    def _put(self, layer: int, held: Block, valid: Tensor) -> tuple[Tensor, Tensor]:
+        """Return a block's keys where the plan puts them for a layer, and these positions. valid: `[B, R]`."""
+        assert self._place is not None
+        positions = memory_positions(self._attachment.plan.positions, self._place, held.offsets, valid)
+        return self._attachment.ropes[layer].rotate(held.keys, positions), positions
+
+    def _behind_sinks(self, layer: int, source: int | None) -> RetrievedKV:
+        """Return the sinks of one layer, and behind them the block of the layer `source`, without the sinks in it."""
+        assert self._place is not None
+        assert self._sinks.held is not None
+        plan, sinks, count = self._attachment.plan.positions, self._sinks, self._sinks.tokens
+        keys, values = [], []
+        valid, follows = [sinks.there], self._place.first
+        if source is not None:
+            held = self.blocks[source]
+            recalled = held.valid & ~self._sinks_in(source, held)
+            rotated, positions = self._put(layer, held, recalled)
+            keys, values, valid = [rotated], [held.values], [*valid, recalled]
+            if positions.ndim == 2:
+                follows = torch.where(recalled, positions, follows[:, None]).amin(1).minimum(follows)
+        own, own_values = (part[:, :, :count] for part in sinks.layers[layer])
+        at = sink_positions(plan, self._place.origin, sinks.offsets[:, :count], self._sinks.held, follows)
+        own = self._attachment.ropes[layer].rotate(own, at)
+        seen = torch.cat(valid, 1)
+        return RetrievedKV(
+            torch.cat([own, *keys], 2),
+            torch.cat([own_values, *values], 2),
+            None if bool(seen.all()) else seen,
+            self._attachment.gates.get(layer),
+            count,
+        )
+
+    def _sinks_in(self, layer: int, held: Block) -> Tensor:
+        """Return which tokens of a layer's block are sinks, bool `[B, R]`.
+
+        Keys of a model's first layer depend on nothing but the token: the lowest layer tells for all that keep the
+        same tokens.
+        """
+        lowest = min(self.blocks)
+        if layer != lowest and torch.equal(held.offsets, self.blocks[lowest].offsets):
+            layer, held = lowest, self.blocks[lowest]
+        if layer not in self._own:
+            self._own[layer] = self._sinks.among(layer, held.keys, held.offsets)
+        return self._own[layer]
 
     def state(self) -> dict[str, Tensor]:
         """Return the tensors of what was found, by name."""

@@ -115,9 +115,16 @@ class TovaLayer(LocalLayer):
         own = torch.eye(new, before + new, dtype=torch.bool, device=positions.device).roll(before, dims=1)
         return causal & self.valid[:, :, None] | own  # a pad sees at least itself: nothing but -inf has no softmax
 
-    def reduce(self, weights: Tensor, new: int) -> None:
-        """Keep what the rule says of the observers' attention weights `[B, Hq, held]`; `new` tokens came last."""
+    def reduce(self, weights: Tensor, new: int, sinks: Tensor | None = None) -> None:
+        """Keep what the rule says of the observers' attention weights `[B, Hq, held]`; `new` tokens came last.
+
+        sinks: `[B]`, the position before which tokens are sinks, which stay; None where there are none.
+        """
         scores = self.rule.scores(weights, self.keys.shape[1], self.valid)
+        if sinks is not None:
+            assert self.positions is not None
+            stay = self.positions < sinks[:, None, None]
+            scores = scores.masked_fill(stay if self.valid is None else stay & self.valid, torch.inf)
         if new == 1 and self.held == self.rule.m + 1 and not torch.is_grad_enabled():
             assert self.positions is not None
             self._replace(lowest(scores, self.positions))
@@ -125,6 +132,25 @@ class TovaLayer(LocalLayer):
             self._take(kept_positions(scores, self.rule.m))
         if self.valid is not None and bool(self.valid.all()):
             self.valid = None
+
+    def take_sinks(self, rope: Rope, positions: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what `LocalLayer.take_sinks` does; the layer attends no more to those that are `chosen`.
+
+        They are held, since `reduce` keeps sinks; what is returned for other tokens of the window means nothing.
+        """
+        self.settle()
+        assert self.positions is not None
+        heads = self.keys.shape[1]
+        same = (self.positions[:, :, :, None] == positions[:, None, None]) & chosen[:, None, None]
+        if self.valid is not None:
+            same = same & self.valid[..., None]
+        slots = same.int().argmax(dim=2).expand(-1, heads, -1)
+        keys, values = gather(self.keys, slots), gather(self.values, slots)
+        valid = _all_true(self.positions) if self.valid is None else self.valid
+        self.valid = valid & ~same.any(dim=3)
+        if rope.rotates:
+            keys = rope.unrotate(keys, *rope.cos_sin(positions))
+        return keys, values
 
     def _replace(self, slot: Tensor) -> None:
         """Put the newest token where the one in `slot` `[B, 1 or Hkv, 1]` was; its own column is free then.

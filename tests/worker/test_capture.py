@@ -100,16 +100,22 @@ def test_pads_are_not_captured(model: Models) -> None:
 
 
 def test_a_chunk_is_isolated_only_when_it_was_alone(model: Models) -> None:
-    """Read chunk by chunk it was alone; given as part of a longer piece it saw that piece."""
+    """Read chunk by chunk it was alone; given as part of a longer piece it saw that piece, and behind sinks these."""
     net, ids = model("llama_gqa"), tokens(20)
+    alone, behind = ["isolated"] * 3, ["isolated", "window", "window"]
     with attached(net) as attachment, torch.no_grad():
-        for pieces, context in (((8, 8, 4), "isolated"), ((5, 8, 7), "isolated"), ((20,), "window")):
+        for pieces, sinks, contexts in (
+            ((8, 8, 4), 0, alone),
+            ((5, 8, 7), 0, alone),
+            ((8, 8, 4), 4, behind),
+            ((20,), 0, ["window"] * 3),
+        ):
             memory = ListMemory(8, recalls=False)
-            cache = MemoryCache(attachment, memory, window=8)
+            cache = MemoryCache(attachment, memory, window=8, sinks=sinks)
             for part in ids.split(list(pieces), dim=1):
                 net(part, past_key_values=cache)
             cache.flush()
-            assert {c.context for c in memory.rows[0]} == {context}
+            assert [c.context for c in memory.rows[0]] == contexts
             assert [i for c in memory.rows[0] for i in c.token_ids] == ids[0].tolist()
 
 

@@ -81,7 +81,7 @@ def test_original_positions_hold_while_the_service_is_away(model: Models) -> Non
         cache.flush()
         cache.set_memory([recalled(memory.rows[0])])
         expected = net(ids[:, 16:], past_key_values=cache).logits
-        again = MemoryCache(attachment, ListMemory(8, recalls=False), window=8)
+        again = MemoryCache(attachment, ListMemory(8, recalls=False), window=8, sinks=0)
         again.set_memory([recalled(memory.rows[0])])
         for part in ids.split(8, 1):
             far = net(part, past_key_values=again).logits

@@ -1,0 +1,61 @@
+"""Where sinks and recalled memory stand before a window: positions that are made of positions, without any state.
+
+The positions are those that enter RoPE, of which attention sees differences only; they may be negative. Rows of a batch
+have places of their own.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from model_worker.attachment.plan import near_distance
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a window stands while a forward runs.
+
+    first: `[B]`, the position of each row's first token in the window. new: `[B]`, of its first token in the running
+    forward. origin: what is added to a position to give a token's offset in its source.
+    """
+
+    first: Tensor
+    new: Tensor
+    origin: int
+
+    def moved(self, before: "Place", positions: str) -> bool:
+        """Tell whether what stands before the window has other positions than at the place `before`."""
+        if self.origin != before.origin or not torch.equal(self.first, before.first):
+            return True
+        return near_distance(positions) is not None and not torch.equal(self.new, before.new)
+
+
+def memory_positions(positions: str, place: Place, offsets: Tensor, valid: Tensor) -> Tensor:
+    """Return where recalled tokens stand, `[B, R]`, or `[B, H, R]` where heads keep different tokens.
+
+    positions: of the plan. offsets: `[B, 1 or H, R]`, of the tokens in their source. valid: `[B, R]`, false for pads.
+
+    `zero`: all just before the window. `near:N`: all N tokens before the first token of the running forward, but not
+    before the window's beginning. `continual`: numbered up to the window. `original`: where they stood.
+    """
+    if positions == "original":
+        return offsets - place.origin
+    if positions == "continual":
+        order = valid.long().cumsum(-1)
+        return place.first[:, None] - order[:, -1:] + order - 1
+    one, distance = place.first - 1, near_distance(positions)
+    if distance is not None:
+        one = torch.maximum(one, place.new - 1 - distance)
+    return one[:, None].expand_as(valid)
+
+
+def sink_positions(positions: str, origin: int, offsets: Tensor, held: Tensor, follows: Tensor) -> Tensor:
+    """Return where sinks stand, `[B, S]`: just before what follows them; in `original` where they stood.
+
+    positions: of the plan. origin: see `Place`. offsets: `[B, S]`, of the sinks in their source. held: `[B]`, how many
+    sinks each row has; they come first. follows: `[B]`, the lowest position of what is recalled and of the window.
+    """
+    if positions == "original":
+        return offsets - origin
+    return (follows - held)[:, None] + torch.arange(offsets.shape[1], device=offsets.device)
