@@ -69,7 +69,7 @@ def test_the_last_chunks_are_attended_to_as_the_bank_has_them(
             with torch.no_grad():
                 logits = attachment.model(ids[:, at : at + CHUNK], past_key_values=by_hand).logits
         assert cache.retrieved_tokens == by_hand.retrieved_tokens == (8 if compressor == "none" else 4)
-        assert worst(seen, logits) <= 1e-6
+        assert worst(seen, logits) <= 5e-6
         none = MemoryCache(attachment, None, window=8)
         assert worst(seen, fed(attachment, ids, none)) > 1e-3
 
@@ -175,7 +175,7 @@ def test_read_and_losses_have_them(client: kvbank.Client, model: Models) -> None
         recent.read(text, memory=plain)
         pairs = zip(stored(client, read, str(read.bank)), stored(client, plain, str(plain.bank)), strict=True)
         differ = [worst(one.layers[3][0], two.layers[3][0]) > 1e-3 for one, two in pairs]
-        assert differ == [False] + 9 * [True]
+        assert differ == 2 * [False] + 8 * [True]  # the first chunk are the sinks
 
 
 def test_the_setting(client: kvbank.Client, model: Models) -> None:
