@@ -63,7 +63,9 @@ def load_model(
         config = AutoConfig.from_pretrained(source)
         if rope is not None:
             scale_rope(config, rope)
-        model = AutoModelForCausalLM.from_pretrained(source, config=config, dtype=wanted)
+        model, report = AutoModelForCausalLM.from_pretrained(
+            source, config=config, dtype=wanted, output_loading_info=True
+        )
     except (InputError, MemoryError):
         raise
     except Exception as error:  # the files of others, read by libraries that fail with whatever they run into
@@ -71,6 +73,11 @@ def load_model(
             where = f"there is no folder {source!r} here, and it cannot be had from the hub"
             raise ModelNotFound(f"{where}: {_reason(error)}{meant(source)}") from error
         raise ModelNotFound(f"model {source!r} cannot be loaded: {_reason(error)}") from error
+    if missing := sorted(report["missing_keys"]):
+        raise ModelNotFound(
+            f"model {source!r} cannot be used: it has no weights for {missing[0]} and {len(missing) - 1} more, which "
+            "would be random; an encoder is named by --embed"
+        )
     if not isinstance(getattr(config, "kvbank", None) or {}, dict):
         raise ModelNotFound(f"model {source!r} cannot be used: the kvbank entry of its config.json is no mapping")
     if folder is not None and getattr(config, "kvbank", None) is None and (settings := made_for(folder)):

@@ -9,8 +9,8 @@ import re
 from pathlib import Path
 
 from model_worker.errors import InputError, ModelNotFound
-from model_worker.pretrained.catalogue import PRETRAINED, nearest
-from model_worker.pretrained.names import named_folder
+from model_worker.pretrained.catalogue import PRETRAINED, Kind, nearest
+from model_worker.pretrained.names import check_encoder, named_folder
 
 SHIPPED = "kvbank-small"
 _ASSETS = Path(__file__).parents[1] / "assets"
@@ -18,11 +18,12 @@ _ASSETS = Path(__file__).parents[1] / "assets"
 _HUB_ID = re.compile(r"(?:[A-Za-z0-9_][\w.-]*/)?[A-Za-z0-9_][\w.-]*", re.ASCII)
 
 
-def model_folder(name: str | os.PathLike[str]) -> Path | None:
+def model_folder(name: str | os.PathLike[str], kind: Kind = "language model") -> Path | None:
     """Return the folder that `name` means; None for what may be a hub id.
 
-    Raises ModelNotFound for a path that is not there, or is no model's folder, and for a pretrained model that is not
-    in the cache; InputError for a pretrained encoder.
+    kind: what the model is to be. Raises ModelNotFound for a path that is not there, or is no model's folder, and for a
+    pretrained model that is not in the cache; InputError for a pretrained model of the other kind, and for a language
+    model's folder where an encoder is wanted.
     """
     try:
         text = os.fspath(name)
@@ -30,12 +31,14 @@ def model_folder(name: str | os.PathLike[str]) -> Path | None:
         text = None
     if not isinstance(text, str):
         raise InputError(f"a model is named by a string or a path, not a {type(name).__name__}")
-    if isinstance(name, str) and (found := named_folder(name, "language model")) is not None:
+    if isinstance(name, str) and (found := named_folder(name, kind)) is not None:
         return found
     path = _ASSETS / text if text == SHIPPED else Path(text).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise ModelNotFound(f"{path} is not a model folder: it has no config.json")
+        if kind == "encoder":
+            check_encoder(path)
         return path
     if path.is_file():
         raise ModelNotFound(f"{path} is a file; a model is named by its folder")

@@ -4,7 +4,6 @@ from pathlib import Path
 
 from model_worker.attachment.model_names import model_folder
 from model_worker.errors import ModelNotFound
-from model_worker.pretrained.names import encoder_folder as folder_here
 
 # What an encoder is loaded from. Weights of other formats, which a repository may hold beside these, are not fetched.
 _FILES = ["*.json", "*.txt", "*.model", "*.safetensors"]
@@ -17,7 +16,7 @@ def encoder_folder(name: str) -> Path:
     Raises ModelNotFound for a folder that is not there, and for a name that the hub cannot serve; InputError for the
     name or folder of a language model.
     """
-    return folder_here(name) or model_folder(name) or _fetched(name)
+    return model_folder(name, "encoder") or _fetched(name)
 
 
 def _fetched(name: str) -> Path:

@@ -36,22 +36,6 @@ def named_folder(name: str, kind: Kind) -> Path | None:
     return folder
 
 
-def encoder_folder(name: str) -> Path | None:
-    """Return the folder of the encoder that `name` means: a name of the catalogue, or a path; None for neither.
-
-    Raises InputError for a language model, and ModelNotFound for a name that is not in the cache.
-    """
-    folder = named_folder(name, "encoder")
-    if folder is not None:
-        return folder
-    path = Path(name).expanduser()
-    if not path.is_dir():
-        return None
-    if _is_language_model(path):
-        raise InputError(f"{path} is a language model, and an encoder is wanted here: name it by --model")
-    return path
-
-
 def made_for(folder: Path) -> dict[str, Any]:
     """Return the settings that are good for the pretrained model in `folder`; of any other folder, none."""
     record = read_record(folder)
@@ -59,8 +43,13 @@ def made_for(folder: Path) -> dict[str, Any]:
     return {} if found is None else dict(found.made_for)
 
 
+def check_encoder(folder: Path) -> None:
+    """Refuse a folder whose weights are for generating text, and not said to be for embedding it. Raises InputError."""
+    if _is_language_model(folder):
+        raise InputError(f"{folder} is a language model, and an encoder is wanted here: name it by --model")
+
+
 def _is_language_model(folder: Path) -> bool:
-    """Tell whether the weights of a folder are for generating text, and not said to be for embedding it."""
     if (folder / "modules.json").is_file() or (folder / "1_Pooling").is_dir():
         return False
     try:
