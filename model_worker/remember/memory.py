@@ -73,7 +73,13 @@ class Memory:
         self.delivery = Delivery(self.link, self.stats, spool=settings.spool, strict=settings.strict)
         payloads = PayloadCache() if settings.payload_cache is None else settings.payload_cache
         self._recaller = Recaller(
-            client, attachment, payloads, top_k=self.top_k, min_score=settings.min_score, count=settings.count
+            client,
+            attachment,
+            payloads,
+            top_k=self.top_k,
+            order=settings.order or ("time" if attachment.plan.mode == "memlong" else "score"),
+            min_score=settings.min_score,
+            count=settings.count,
         )
         self.filter: kvbank.Filter | None = None
         """Selects the chunks that may be recalled, from the next recall on. None: all may be."""
@@ -214,7 +220,7 @@ class Memory:
     def recall(
         self, rows: Sequence[Sequence[int]], without: Sequence[Collection[RecalledChunk]] | None = None
     ) -> list[list[RecalledChunk]] | None:
-        """Return the `top_k` chunks for each row's query tokens, ascending by id; None when the service did not say.
+        """Return the `top_k` chunks for each row's query tokens, in the order of attention; None when the service did not say.
 
         without: chunks of each row that are attended to anyway; others take their places. The search counts them, and
         as many more chunks, as retrieved.

@@ -21,7 +21,8 @@ Passage = tuple[int, tuple[int, ...]]  # see `RecalledChunk.passage`
 class Recaller:
     """Asks banks for the chunks of an attached model, and keeps their payloads.
 
-    top_k: chunks for each query. min_score: the least score of a chunk. count: whether a recall counts for eviction.
+    top_k: chunks for each query. order: `score` (the best match last, next to what is read) or `time` (oldest first).
+    min_score: the least score of a chunk. count: whether a recall counts for eviction.
     """
 
     def __init__(
@@ -31,11 +32,12 @@ class Recaller:
         payloads: PayloadCache,
         *,
         top_k: int,
+        order: str,
         min_score: float | None,
         count: bool,
     ):
         self._client, self._attachment, self._payloads = client, attachment, payloads
-        self._top_k, self._min_score, self._count = top_k, min_score, count
+        self._top_k, self._order, self._min_score, self._count = top_k, order, min_score, count
         self._store_id = ""
 
     def retrieve(
@@ -47,7 +49,7 @@ class Recaller:
         without: Sequence[Collection[Passage]],
         chunks: kvbank.Filter | None = None,
     ) -> list[list[RecalledChunk]]:
-        """Return the chunks for each of the vectors `[n, dimension]`, ascending by id.
+        """Return the chunks for each of the vectors `[n, dimension]`, in the order of attention.
 
         timeout: seconds. without: passages for each vector that are left out; the next best take their places. chunks:
         selects those that may be found; None is all. Raises ServiceError.
@@ -71,8 +73,11 @@ class Recaller:
         found = []
         for hits, left_out in zip(answer.queries, without, strict=True):
             others = [chunk for hit in hits if (chunk := known[hit.chunk_id]).passage not in left_out]
-            found.append(sorted(others[: self._top_k], key=lambda chunk: chunk.chunk_id))
+            found.append(self._ordered(others[: self._top_k]))
         return found
+
+    def _ordered(self, best_first: list[RecalledChunk]) -> list[RecalledChunk]:
+        return best_first[::-1] if self._order == "score" else sorted(best_first, key=lambda chunk: chunk.chunk_id)
 
     def left_before(self, bank: str, start: int, most: int, chunk: int, timeout: float) -> list[RecalledChunk]:
         """Return the last chunks that begin before an offset of their source, oldest first.

@@ -46,6 +46,10 @@ class MemorySettings:
     recent: int | None = None
     """The last chunks that left the window and are always attended to, as they are stored, whether the service answers
     or not; a recall brings others beside them. None: what the model was made for, else 0."""
+    order: Literal["time", "score"] | None = None
+    """The order in which recalled chunks are attended to: `time` (oldest first, as in MemLong) or `score` (the best
+    match last, next to what is read, where an untrained model heeds it most). None: `time` in mode memlong, `score` in
+    mode per_layer."""
     cadence: int | None = None
     """Decode steps between two recalls. None: a chunk."""
     query_tokens: int | None = None
@@ -95,6 +99,7 @@ class MemoryOptions(TypedDict, total=False):
     chunk: int | None
     top_k: int | None
     recent: int | None
+    order: Literal["time", "score"] | None
     cadence: int | None
     query_tokens: int | None
     query: Literal["with_input", "past"]
@@ -149,6 +154,7 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "chunk": unless_none(whole),
     "top_k": unless_none(whole),
     "recent": unless_none(partial(whole, least=0)),
+    "order": unless_none(partial(choice, options=("time", "score"))),
     "cadence": unless_none(whole),
     "query_tokens": unless_none(whole),
     "embedder": lambda _, value: embedder_named("lexical" if value is None else value),

@@ -111,6 +111,31 @@ def test_a_filter_chooses_what_may_be_recalled(client: kvbank.Client) -> None:
     assert starts == [0, 4, 0, 0]
 
 
+@pytest.mark.parametrize(
+    ("mode", "order", "starts"),
+    [
+        ("per_layer", None, [8, 4, 0]),
+        ("per_layer", "time", [0, 4, 8]),
+        ("memlong", None, [0, 4, 8]),
+        ("memlong", "score", [8, 4, 0]),
+    ],
+)
+def test_the_order_of_attention(client: kvbank.Client, mode: str, order: Any, starts: list[int]) -> None:
+    """Test that the best match stands next to what is read, or the newest chunk as in MemLong."""
+    with attached(build("llama_gqa"), mode=mode) as attachment, torch.no_grad():
+        memory = Memory(attachment, client, bank(), tokenizer(), chunk=4, top_k=3, order=order)
+        memory.open()
+        for start, ids in enumerate(([3, 4, 5, 6], [3, 4, 5, 11], [3, 4, 12, 13])):
+            memory.remember([encode(attachment, ids, start=4 * start)])
+        [found] = memory.recall([[3, 4, 5, 6]])  # type: ignore[misc]
+        assert [chunk.start for chunk in found] == starts
+        cache = MemoryCache(attachment, memory)
+        attachment.model(torch.tensor([[3, 4, 5, 6]]), past_key_values=cache)
+        layer = attachment.plan.memory_layers[0]
+        attended = cache.recalled.blocks[layer].offsets[0, 0, ::4]
+        assert attended.tolist() == starts
+
+
 def test_empty_bank_changes_nothing(client: kvbank.Client, model: Models) -> None:
     net, ids = model("qwen3"), tokens(10)
     with torch.no_grad():
