@@ -220,7 +220,7 @@ class Memory:
     def recall(
         self, rows: Sequence[Sequence[int]], without: Sequence[Collection[RecalledChunk]] | None = None
     ) -> list[list[RecalledChunk]] | None:
-        """Return the `top_k` chunks for each row's query tokens, in the order of attention; None when the service did not say.
+        """Return the `top_k` chunks for each row, in the order of attention; None when the service did not say.
 
         without: chunks of each row that are attended to anyway; others take their places. The search counts them, and
         as many more chunks, as retrieved.

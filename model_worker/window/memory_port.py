@@ -34,7 +34,7 @@ class MemoryPort(Protocol):
     def recall(
         self, rows: Sequence[Sequence[int]], without: Sequence[Collection[RecalledChunk]] | None = None
     ) -> list[list[RecalledChunk]] | None:
-        """Return chunks for each row's query tokens, in the order of attention; None to go on with what was recalled before.
+        """Return chunks for each row, in the order of attention; None to go on with what was recalled before.
 
         without: chunks of each row that are attended to anyway, and are not returned.
         """
