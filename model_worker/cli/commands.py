@@ -11,6 +11,7 @@ from model_worker.cli.demo import demo
 from model_worker.cli.evaluate import compression, homer_memory, passkey
 from model_worker.cli.evaluate_adapters import icae, icae_latency
 from model_worker.cli.evaluate_evidence import evidence
+from model_worker.cli.evaluate_facts import facts
 from model_worker.cli.evaluate_ppl import ppl
 from model_worker.cli.homer import homer
 from model_worker.cli.models import compressors, layers
@@ -21,6 +22,7 @@ from model_worker.cli.train import training
 evaluation = typer.Typer(no_args_is_help=True, help="Measure what a memory is worth, and what compression costs.")
 for _name, _measure in (
     ("ppl", ppl),
+    ("facts", facts),
     ("compression", compression),
     ("passkey", passkey),
     ("homer-memory", homer_memory),

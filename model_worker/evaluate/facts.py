@@ -37,11 +37,16 @@ def make_facts(seed: int, n: int) -> list[Fact]:
     facts: dict[str, Fact] = {}
     numbers: set[str] = set()
     while len(facts) < n:
-        name, number = f"{_word(rng)} {_word(rng)}", str(rng.randrange(10 ** (DIGITS - 1), 10**DIGITS))
+        name, number = made_up_name(rng), str(rng.randrange(10 ** (DIGITS - 1), 10**DIGITS))
         if name not in facts and number not in numbers:
             numbers.add(number)
             facts[name] = _fact(name, number)
     return list(facts.values())
+
+
+def made_up_name(rng: random.Random) -> str:
+    """Draw a name of two words, such as Torvel Makin."""
+    return f"{_word(rng)} {_word(rng)}"
 
 
 def _word(rng: random.Random) -> str:

@@ -38,3 +38,21 @@ def _size(memory: str, history: int) -> float | None:
     if memory == "all":
         return history
     return float(memory.removeprefix("last ").replace(",", "")) if memory.startswith("last ") else None
+
+
+def facts_figure(found: _Document) -> Figure:
+    """Return the share of facts that are told by how far back they stand, a panel of each form and local text."""
+    panels: dict[str, dict[str, list[tuple[float, float, float]]]] = {}
+    for row in found["answers"]:
+        if row["wording"] == "all":
+            name = f"{row['form']}, local text {row['local']}"
+            middle, half = (row["low"] + row["high"]) / 2, (row["high"] - row["low"]) / 2
+            panels.setdefault(name, {}).setdefault(row["way"], []).append((row["tokens"], middle, half))
+    return Figure(
+        f"{found['model']}: facts told behind a text, window {found['window']}",
+        "The middle of Wilson's 95 % interval of the share of facts that are told, and the interval: by recalled K-V, "
+        "by reading the same hits again, and by neither.",
+        "tokens read",
+        "share of facts",
+        [Panel(title, [Series(way, points) for way, points in own.items()]) for title, own in panels.items()],
+    )

@@ -86,3 +86,49 @@ def _protocol(found: Sequence[_Document]) -> PlainTable:
         "not comparable with the tables above: the scored tokens choose their memory, and the memory is never emptied"
     )
     return PlainTable("MemLong's own protocol", columns, rows, caption)
+
+
+def facts_tables(found: _Document) -> list[PlainTable]:
+    """Return the tables of `kvbank eval facts`."""
+    rows = found["answers"]
+    places = list(dict.fromkeys((row["tokens"], row["local"], row["form"]) for row in rows))
+    wordings, ways = (list(dict.fromkeys(row[name] for row in rows)) for name in ("wording", "way"))
+    own = {(row["tokens"], row["local"], row["form"], row["wording"], row["way"]): row for row in rows}
+    lines = [
+        (
+            f"{tokens:,}",
+            local,
+            form,
+            wording,
+            *(_share(own.get((tokens, local, form, wording, way))) for way in ways),
+        )
+        for tokens, local, form in places
+        for wording in wordings
+    ]
+    asked = max(row["asked"] for row in rows)
+    title = f"{found['model']}: facts told, of {asked} at each place, window {found['window']}"
+    caption = "right of asked, with Wilson's 95 % interval; re-reading reads the same hits as text before the question"
+    tables = [PlainTable(title, ["tokens read", "local text", "form", "wording", *ways], lines, caption)]
+    if found["resident"]:
+        tables.append(_resident(found["resident"]))
+    if found["pressure"]:
+        tables.append(_pressure(found["pressure"]))
+    return tables
+
+
+def _share(row: _Document | None) -> str:
+    """Return right of asked, and the interval of the share; a dash where nothing was asked."""
+    return "-" if row is None else f"{row['right']}/{row['asked']} [{row['low']:.2f}, {row['high']:.2f}]"
+
+
+def _resident(found: Sequence[_Document]) -> PlainTable:
+    first = found[0]["bytes"]
+    rows = [(f"{own['tokens']:,}", f"{own['bytes'] / (1 << 20):,.0f}", f"{own['bytes'] / first:.3f}") for own in found]
+    return PlainTable("Memory of the worker while it reads", ["tokens read", "MiB", "x the first"], rows)
+
+
+def _pressure(found: _Document) -> PlainTable:
+    rows = [(own["group"], _share(own["stays"]), _share(own["recalled"])) for own in found["facts"]]
+    title = f"Under pressure: a bank of {found['capacity']:,} tokens, policy {found['policy']}"
+    caption = f"{found['written']:,} chunks written, {found['evicted']:,} evicted"
+    return PlainTable(title, ["facts", "still in the bank", "recalled"], rows, caption)

@@ -1,0 +1,138 @@
+"""A question is asked here in several ways that share one search: what the search finds is attended to, or read again.
+
+* `memory`: the model attends to the K-V of the hits.
+* `re-reading`: the plain model reads the tokens of the same hits, oldest first, before the question.
+* `nothing`: the plain window without a memory.
+"""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+from transformers import DynamicCache
+
+from model_worker.evaluate.greedy import answer, copied, read_plain
+from model_worker.evaluate.perplexity import feed
+from model_worker.evaluate.wordings import WordedFact
+from model_worker.model import MemoryModel
+from model_worker.remember.memory import Memory
+from model_worker.user_text import encode_text, rendered
+from model_worker.window.cache import MemoryCache
+from model_worker.window.capture import Captured
+from model_worker.window.recalled import RecalledChunk
+
+MEMORY, REREAD, NOTHING = "memory", "re-reading", "nothing"
+WAYS = (MEMORY, REREAD, NOTHING)
+# New tokens: a number or a word, and a short sentence.
+_TOKENS = {"complete": 8, "chat": 24}
+
+
+class _Question:
+    """The port of a window whose only recall is for one question; None recalls nothing. Nothing is written."""
+
+    needs_queries, recent = False, 0
+
+    def __init__(self, memory: Memory, query: Sequence[int] | None = None):
+        self._memory, self._query = memory, query
+        self.chunk, self.cadence = memory.chunk, memory.cadence
+        self.query_tokens, self.query = memory.query_tokens, memory.query
+        self.hits: list[RecalledChunk] | None = None
+
+    def remember(self, rows: Sequence[Captured | None]) -> None:
+        """Let what leaves the window go."""
+
+    def recall(
+        self, rows: Sequence[Sequence[int]], without: Sequence[Collection[RecalledChunk]] | None = None
+    ) -> list[list[RecalledChunk]] | None:
+        """Return the hits of the question once, and go on with them."""
+        if self._query is None or self.hits is not None:
+            return None
+        found = self._memory.recall([self._query])
+        self.hits = [] if found is None else found[0]
+        return [self.hits]
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What came of a question. found: whether a hit holds the answer. right: by way; None where a way cannot be."""
+
+    found: bool
+    right: dict[str, bool | None]
+
+
+@dataclass
+class Asker:
+    """Asks questions behind a local text, by a memory over a bank in which the answers stand.
+
+    local: the tokens of the local text, which are read once. start: the offset of the first of them in the source.
+    """
+
+    model: MemoryModel
+    memory: Memory
+    local: Sequence[int]
+    start: int
+    _state: dict[str, Tensor] = field(init=False)
+    _plain: DynamicCache = field(init=False)
+
+    def __post_init__(self) -> None:
+        cache = self._cache(_Question(self.memory))
+        if self.local:
+            feed(self.model, self.local, cache)
+        self._state = cache.state()
+        self._plain = read_plain(self.model.model, self.local)
+
+    def _cache(self, port: _Question) -> MemoryCache:
+        model = self.model
+        return MemoryCache(model.attachment, port, window=model.window, start=self.start, local=model.local)
+
+    def ask(self, fact: WordedFact, place: int, form: str, ways: Sequence[str] = WAYS) -> Asked:
+        """Ask for a fact in several ways, `memory` among them. place: of the last token of its answer in the source."""
+        tokenizer = self.model.tokenizer
+        asked = fact.beginning if form == "complete" else fact.question
+        query = encode_text(tokenizer, asked)
+        prompt = self._prompt(asked, form)
+        port = _Question(self.memory, query)
+        answers: dict[str, list[int] | None] = {MEMORY: self._answer(port, prompt, form)}
+        hits = port.hits or []
+        if REREAD in ways:
+            answers[REREAD] = self._reread([token for hit in hits for token in hit.token_ids], prompt, form)
+        if NOTHING in ways:
+            answers[NOTHING] = self._answer(_Question(self.memory), prompt, form)
+        right = {
+            way: None if ids is None else fact.answered(str(tokenizer.decode(ids, skip_special_tokens=True)), form)
+            for way, ids in answers.items()
+        }
+        return Asked(any(hit.start <= place < hit.start + len(hit.token_ids) for hit in hits), right)
+
+    def _prompt(self, asked: str, form: str) -> list[int]:
+        tokenizer = self.model.tokenizer
+        if form == "chat":
+            text = rendered(tokenizer, [{"role": "user", "content": asked}])
+            return list(tokenizer.encode(text, add_special_tokens=False, verbose=False))
+        return encode_text(tokenizer, f"\n{asked}" if self.local else asked)
+
+    def _answer(self, port: _Question, prompt: Sequence[int], form: str) -> list[int]:
+        cache = self._cache(port)
+        if self._state:
+            cache.restore(self._state)
+        return answer(self.model.model, cache, prompt, _TOKENS[form], self.model.chunk)
+
+    def _reread(self, again: Sequence[int], prompt: Sequence[int], form: str) -> list[int] | None:
+        """Answer by the plain model, which reads the hits between the local text and the question."""
+        trained = self.model.attachment.trained_length
+        between = [] if self.local else encode_text(self.model.tokenizer, "\n")
+        ids = [*again, *between, *prompt]
+        if trained is not None and len(self.local) + len(ids) + _TOKENS[form] > trained:
+            return None
+        return answer(self.model.model, copied(self._plain), ids, _TOKENS[form], 0)
+
+
+def room_for_local(model: MemoryModel, asked: Sequence[int], form: str) -> int:
+    """Return how many local tokens fit into the window with a question of these tokens and its answer."""
+    return max(0, model.window - len(asked) - _TOKENS[form])
+
+
+def chat_is_possible(tokenizer: Any) -> bool:
+    """Return whether a tokenizer has a chat template."""
+    return bool(getattr(tokenizer, "chat_template", None))

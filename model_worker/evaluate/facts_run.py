@@ -1,0 +1,156 @@
+"""A run of the evaluation `facts`: one text with facts in it is read once, and asked for at several distances.
+
+The facts stand in the beginning of the text, up to the first distance. Whenever so many tokens were read as a distance
+says, every fact is asked for in every way (asking.py), behind local texts of several lengths. While the text is read
+the memory of the process is noted. In the end the chunks are written again to a bank that has no room for them, some of
+the facts are asked for meanwhile, and what is left of the others is counted (under_pressure.py).
+"""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+import kvbank
+from model_worker.errors import InputError
+from model_worker.evaluate.asking import WAYS, Asker, chat_is_possible, room_for_local
+from model_worker.evaluate.banks import open_memory
+from model_worker.evaluate.cost import Cost, counted
+from model_worker.evaluate.interval import Share
+from model_worker.evaluate.journal import Journal
+from model_worker.evaluate.planting import PlantedText, plant
+from model_worker.evaluate.resident import resident_bytes
+from model_worker.evaluate.under_pressure import measure_pressure
+from model_worker.evaluate.wordings import FORMS, worded_facts
+from model_worker.model import MemoryModel
+from model_worker.remember.memory import Memory
+from model_worker.user_text import encode_text
+
+BANK, FULL, FOUND = "facts", "full", "chunk found"
+_FIRST_MARK = 8192  # tokens after which the memory of the process is noted first; then at each doubling
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is planted, and how it is asked for.
+
+    tokens: distances, after which all facts are asked for. facts: of each wording. wording: names of wordings. ask:
+    forms of the question. local: tokens before the question, or `full` for as many as fit. capacity: tokens of the bank
+    under pressure, 0 to leave that out. Raises InputError for what is none of these.
+    """
+
+    tokens: tuple[int, ...]
+    facts: int
+    wording: tuple[str, ...]
+    ask: tuple[str, ...]
+    local: tuple[str, ...]
+    capacity: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        for form in self.ask:
+            if form not in FORMS:
+                raise InputError(f"ask {form!r} is not one of {', '.join(FORMS)}")
+        for local in self.local:
+            if local != FULL and not (local.isascii() and local.isdigit()):
+                raise InputError(f"local {local!r} is neither a number of tokens nor {FULL!r}")
+
+
+class FactsRun:
+    """A run over the bank `facts` of `model`, with filler out of a text.
+
+    journal: what was asked before. progress: called with (stage, done, in all). Raises InputError for a text or a
+    distance that is too short, and for a chat with a model that has no template.
+    """
+
+    def __init__(self, model: MemoryModel, text: str, plan: Plan, journal: Journal, progress: Progress) -> None:
+        self.model, self.plan, self.journal, self.progress = model, plan, journal, progress
+        self.cost = Cost()
+        if "chat" in plan.ask and not chat_is_possible(model.tokenizer):
+            raise InputError("the model has no chat template: its facts can only be completed")
+        facts = worded_facts(plan.seed, plan.wording, plan.facts)
+        first, last = min(plan.tokens), max(plan.tokens)
+        within = first - 2 * model.chunk
+        self.planted: PlantedText = plant(model.tokenizer, text, facts, last, within, model.window, plan.seed)
+        self._rows: list[dict[str, Any]] = []
+        self._resident: list[dict[str, int]] = []
+
+    def report(self) -> dict[str, Any]:
+        """Read, ask, and return all figures as plain values."""
+        with counted(self.model.model, self.cost):
+            self._read()
+            pressure = self._pressure() if self.plan.capacity else None
+        self.cost.stored = self.model.client.get_bank(BANK).usage.bytes
+        return {
+            "answers": self._rows,
+            "resident": self._resident,
+            "pressure": pressure,
+            "window": self.model.window,
+            "cost": asdict(self.cost),
+        }
+
+    # -- reading --------------------------------------------------------------------------------------------------
+
+    def _read(self) -> None:
+        """Read the text, note the memory of the process at each doubling, and ask at each distance."""
+        distances, mark = sorted(set(self.plan.tokens)), _FIRST_MARK
+
+        def between(done: int, total: int) -> None:
+            nonlocal mark
+            self.progress("reading", done, total)
+            while done >= mark:
+                resident = resident_bytes()
+                self._resident += [] if resident is None else [{"tokens": mark, "bytes": resident}]
+                mark *= 2
+            while distances and done >= distances[0]:
+                self._ask_at(distances.pop(0))
+
+        self.model.read(self.planted.ids, between, memory=open_memory(self.model, BANK, count=False))
+
+    def _ask_at(self, tokens: int) -> None:
+        """Ask for every fact in every form behind every local text, where so many tokens have been read."""
+        memory = open_memory(self.model, BANK, count=False)
+        for local in self.plan.local:
+            for form in self.plan.ask:
+                key = f"{tokens} tokens, local {local}, {form}"
+                counts = self.journal.get(key)
+                if counts is None:
+                    counts = self._counts(memory, tokens, local, form)
+                    self.journal.put(key, counts)
+                self._rows += [{"tokens": tokens, "local": local, "form": form, **row} for row in counts]
+
+    def _counts(self, memory: Memory, tokens: int, local: str, form: str) -> list[dict[str, Any]]:
+        """Return rows of counts by wording and way, those of all wordings last."""
+        asker = Asker(self.model, memory, self._local_text(local, form), tokens)
+        shares: dict[tuple[str, str], Share] = {}
+        for index, planted in enumerate(self.planted.facts):
+            self.progress(f"{tokens:,} tokens, local {local}, {form}", index + 1, len(self.planted.facts))
+            asked = asker.ask(planted.fact, planted.answer, form)
+            results: dict[str, bool | None] = {**asked.right, FOUND: asked.found}
+            for way, right in results.items():
+                for wording in (planted.fact.wording, "all"):
+                    if right is not None:
+                        own = shares.get((wording, way), Share(0, 0))
+                        shares[wording, way] = own + Share(int(right), 1)
+        ordered = [(wording, way) for wording in (*self.plan.wording, "all") for way in (*WAYS, FOUND)]
+        return [{"wording": key[0], "way": key[1], **shares[key].document()} for key in ordered if key in shares]
+
+    def _local_text(self, local: str, form: str) -> list[int]:
+        """Return the tokens of a local text, at most as many as fit into the window with the longest question."""
+        tokenizer = self.model.tokenizer
+        longest = max(
+            (encode_text(tokenizer, f"\n{own.fact.beginning} {own.fact.question}") for own in self.planted.facts),
+            key=len,
+        )
+        room = room_for_local(self.model, longest, form)
+        return self.planted.filler[: room if local == FULL else min(room, int(local))]
+
+    def _pressure(self) -> dict[str, Any]:
+        return measure_pressure(
+            self.model,
+            self.planted,
+            BANK,
+            kvbank.Capacity(tokens=self.plan.capacity),
+            partial(self.progress, "under pressure"),
+        )
