@@ -4,77 +4,94 @@ This file owns the rule that whatever is wrong with an encoder's folder shows wh
 run then, on a short text and on the longest that it takes.
 """
 
-import json
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import xxhash
-from numpy.typing import NDArray
 
+from model_worker.arguments import choice, of_kind
+from model_worker.embed.base import Vectors
+from model_worker.embed.pooling import dense_layer, pooled
+from model_worker.embed.sentence_files import POOLINGS, Recipe, recipe_of
 from model_worker.errors import InputError, ModelNotFound
 from model_worker.user_text import readable
 
-# How one vector is made of the last hidden states, by the names that Sentence Transformers has for that.
-_POOLINGS = {"mean": "mean", "mean_tokens": "mean", "mean_sqrt_len_tokens": "mean"}
-_POOLINGS |= {"cls": "cls", "cls_token": "cls", "max": "max", "max_tokens": "max", "lasttoken": "last"}
 # Tokens of the longest text that is tried; chunks are not longer than that as a rule.
 _LONGEST_TRIED = 1024
 
 
 class EncoderEmbedder:
-    """Embeds a text by the pooled and normalised last hidden state of a local encoder.
+    """Embeds a text by the pooled last hidden state of a local encoder, as the encoder's files say.
 
-    Tokens beyond the encoder's longest text are left out. pooling: `mean`, `cls`, `max` or `last` token; by default
-    what the folder says (`1_Pooling/config.json`, as Sentence Transformers writes it), else the mean. Raises
-    ModelNotFound for a folder that cannot be loaded, InputError for a model that gives no embeddings.
+    A folder of Sentence Transformers says pooling, dense layers, normalisation, prompts and the longest text; what it
+    asks for and cannot be done is refused. A plain folder has the mean, at unit length. Tokens beyond the longest text
+    are left out. Rows have unit length unless the folder asks for the inner product of rows that are not normalised.
+
+    pooling: `mean`, `cls`, `max` or `last` token, in the place of the folder's. prompts: what stands before each text,
+    in the place of the folder's, by `query` (what is searched for) and `passage` (what is stored), such as `"query: "`
+    and `"passage: "` for E5. Raises ModelNotFound for a folder that cannot be loaded, InputError for a model that gives
+    no embeddings.
     """
 
-    def __init__(self, folder: str | Path, pooling: str | None = None):
-        from model_worker.attachment.digest import reader_of
-
+    def __init__(self, folder: str | Path, pooling: str | None = None, prompts: Mapping[str, str] | None = None):
         self._folder = Path(folder).expanduser().absolute()
-        self.pooling = pooling or _pooling(self._folder)
-        self._model, self._tokenizer = _loaded(self._folder)
-        self._longest = _longest(self._model, self._tokenizer)
+        recipe = recipe_of(self._folder)
+        if pooling is not None:
+            recipe = replace(recipe, pooling=choice("pooling", pooling, POOLINGS))
+        if prompts is not None:
+            recipe = replace(recipe, prompts=_prompts(prompts))
+        self._net = _Net(recipe)
+        self._take(recipe)
+
+    def _take(self, recipe: Recipe) -> None:
+        self.name, self.pooling, self._recipe = self._folder.name, recipe.pooling, recipe
         self.dimension = self._tried()
-        reader = reader_of(self._model, self._tokenizer).digest
-        self.digest = xxhash.xxh3_128_hexdigest(f"{self.pooling} {reader}".encode())
+        self.digest = xxhash.xxh3_128_hexdigest(self._described().encode())
+
+    def _described(self) -> str:
+        """Return the text whose hash is the digest: of a plain encoder only pooling and model, as older banks have."""
+        recipe, net = self._recipe, self._net
+        longest = "" if net.longest(recipe) == net.longest() else f" longest={net.longest(recipe)}"
+        more = f" {recipe.parts()}" if recipe.parts() else ""
+        return f"{recipe.pooling} {net.digest}{net.dense_digest if recipe.dense else ''}{longest}{more}"
 
     def earlier(self) -> list["EncoderEmbedder"]:
-        """Return the earlier forms of this embedder, which older banks were written with: all pooling was the mean."""
-        return [] if self.pooling == "mean" else [EncoderEmbedder(self._folder, "mean")]
+        """Return the earlier forms of this embedder, which older banks were written with.
 
-    def embed(self, texts: list[str]) -> NDArray[np.float32]:
+        At first all pooling was the mean, and until this form nothing but the pooling of a folder was heeded.
+        """
+        poolings = {"mean": None, "mean" if self.pooling == "mean_sqrt_len" else self.pooling: None}
+        forms = [self._with(Recipe(self._recipe.transformer, pooling)) for pooling in reversed(poolings)]
+        return [form for form in forms if form.digest != self.digest]
+
+    def _with(self, recipe: Recipe) -> "EncoderEmbedder":
+        """Return another form of this embedder, over the same weights."""
+        form = object.__new__(EncoderEmbedder)
+        form._folder, form._net = self._folder, self._net
+        form._take(recipe)
+        return form
+
+    def embed(self, texts: list[str]) -> Vectors:
         """Return a row for each of `texts`; a text without a token, in a batch of such, gives the zero vector."""
-        import torch
+        return self._embed(texts, "passage")
 
+    def embed_queries(self, texts: list[str]) -> Vectors:
+        """Return a row for each of `texts`, which are searched for; it differs where the encoder has prompts."""
+        return self._embed(texts, "query")
+
+    def _embed(self, texts: list[str], kind: str) -> Vectors:
         if not texts:
             return np.zeros((0, self.dimension), np.float32)
-        batch = self._batch(texts)
-        if not batch["input_ids"].shape[1]:  # there is no token in any of the texts
-            return np.zeros((len(texts), self.dimension), np.float32)
-        with torch.no_grad():
-            hidden = self._model(**batch, return_dict=True).last_hidden_state
-            pooled = _pooled(hidden, batch["attention_mask"], self.pooling)
-            vectors: NDArray[np.float32] = torch.nn.functional.normalize(pooled, dim=-1).float().numpy()
-            return vectors
-
-    def _batch(self, texts: list[str]) -> Any:
-        return self._tokenizer(
-            [readable(text) for text in texts],
-            padding=True,
-            padding_side="right",
-            truncation=True,
-            max_length=self._longest,
-            return_attention_mask=True,
-            return_tensors="pt",
-            split_special_tokens=True,
-        )
+        rows: Vectors = self._net.rows(texts, self._recipe, kind).numpy()
+        return rows if rows.shape[1] else np.zeros((len(texts), self.dimension), np.float32)
 
     def _tried(self) -> int:
         """Return the dimension that the model gives to texts of different lengths. Raises InputError."""
-        long = " ".join(["probe"] * min(self._longest or _LONGEST_TRIED, _LONGEST_TRIED))
+        longest = self._net.longest(self._recipe)
+        long = " ".join(["probe"] * min(longest or _LONGEST_TRIED, _LONGEST_TRIED))
         self.dimension = 0
         try:
             found = self.embed(["A probe.", long])
@@ -83,6 +100,73 @@ class EncoderEmbedder:
         if not np.isfinite(found).all() or not found.any(axis=1).all():
             raise InputError(f"{self._folder} is of no use as an embedder: its vectors are zero or no numbers")
         return int(found.shape[1])
+
+
+class _Net:
+    """The weights of an encoder and its tokenizer, which all forms of an embedder share."""
+
+    def __init__(self, recipe: Recipe):
+        import torch
+
+        from model_worker.attachment.digest import reader_of
+
+        self._model, self._tokenizer = _loaded(recipe.transformer)
+        self._bound = _bound(self._model, self._tokenizer)
+        self._dense = torch.nn.Sequential(*map(dense_layer, recipe.dense))
+        self.digest = reader_of(self._model, self._tokenizer).digest
+        weights = b"".join(tensor.float().numpy().tobytes() for tensor in self._dense.state_dict().values())
+        shown = xxhash.xxh3_128_hexdigest(repr(self._dense).encode() + weights)
+        self.dense_digest = f" dense={shown}"
+
+    def longest(self, recipe: Recipe | None = None) -> int | None:
+        """Return the tokens of the longest text by a recipe, or of the model itself; None where there is no bound."""
+        bounds = [bound for bound in (self._bound, recipe.longest if recipe else None) if bound is not None]
+        return min(bounds, default=None)
+
+    def rows(self, texts: list[str], recipe: Recipe, kind: str) -> Any:
+        """Return the rows of texts, `[n, d]`; d is 0 where no text has a token. kind: `query` or `passage`."""
+        import torch
+
+        batch = self._batch([recipe.prompt(kind) + readable(text) for text in texts], recipe)
+        mask = batch["attention_mask"]
+        if not mask.shape[1]:
+            return torch.zeros(len(texts), 0)
+        if not recipe.prompt_counts and recipe.prompt(kind):
+            mask = mask.clone()
+            mask[:, : self._length(recipe, kind)] = 0
+        with torch.no_grad():
+            hidden = self._model(**batch, return_dict=True).last_hidden_state
+            made = pooled(hidden, mask, recipe.pooling)
+            if recipe.dense:
+                made = self._dense(made)
+            made = made[:, : recipe.dimension]
+            return (torch.nn.functional.normalize(made, dim=-1) if recipe.unit else made).float()
+
+    def _length(self, recipe: Recipe, kind: str) -> int:
+        """Count the tokens of a prompt, with the special ones in front of it and without those behind it."""
+        ids = self._batch([recipe.prompt(kind)], recipe)["input_ids"][0].tolist()
+        return len(ids) - (ids[-1] in self._tokenizer.all_special_ids)
+
+    def _batch(self, texts: list[str], recipe: Recipe) -> Any:
+        texts = [text.strip() for text in texts] if recipe.strip else texts
+        return self._tokenizer(
+            [text.lower() for text in texts] if recipe.lower else texts,
+            padding=True,
+            padding_side="right",
+            truncation=True,
+            max_length=self.longest(recipe),
+            return_attention_mask=True,
+            return_tensors="pt",
+            split_special_tokens=True,
+        )
+
+
+def _prompts(given: Mapping[str, str]) -> dict[str, str] | None:
+    """Return prompts without empty ones. Raises InputError for other names, and for what is no text."""
+    unknown = set(of_kind("prompts", given, Mapping)) - {"query", "passage"}
+    if unknown:
+        raise InputError(f"prompts are those of a query and of a passage, not of {', '.join(map(repr, unknown))}")
+    return {name: of_kind(f"prompts[{name!r}]", text, str) for name, text in given.items() if text} or None
 
 
 def _loaded(folder: Path) -> tuple[Any, Any]:
@@ -107,7 +191,7 @@ def _loaded(folder: Path) -> tuple[Any, Any]:
     return model, tokenizer
 
 
-def _longest(model: Any, tokenizer: Any) -> int | None:
+def _bound(model: Any, tokenizer: Any) -> int | None:
     """Count the tokens of the longest text that the model has positions for; None where there is no bound."""
     table = getattr(getattr(model, "embeddings", None), "position_embeddings", None)
     positions = getattr(model.config, "max_position_embeddings", None)
@@ -115,32 +199,3 @@ def _longest(model: Any, tokenizer: Any) -> int | None:
         positions = table.num_embeddings - table.padding_idx - 1
     bounds = [bound for bound in (tokenizer.model_max_length, positions) if bound is not None and 0 < bound < 1 << 30]
     return min(bounds, default=None)
-
-
-def _pooling(folder: Path) -> str:
-    """Read the pooling that the folder asks for; the mean where it asks for none. Raises InputError."""
-    try:
-        said = json.loads((folder / "1_Pooling" / "config.json").read_bytes())
-    except FileNotFoundError:
-        return "mean"
-    except ValueError as error:
-        raise InputError(f"{folder / '1_Pooling' / 'config.json'} is damaged: {error}") from None
-    begin = "pooling_mode_"
-    modes = [key.removeprefix(begin) for key, value in said.items() if key.startswith(begin) and value is True]
-    modes += [said["pooling_mode"]] if isinstance(said.get("pooling_mode"), str) else []
-    if len(modes) != 1 or modes[0] not in _POOLINGS:
-        raise InputError(f"{folder} asks for a pooling that there is not here: {', '.join(modes) or 'none'}")
-    return _POOLINGS[modes[0]]
-
-
-def _pooled(hidden: Any, mask: Any, pooling: str) -> Any:
-    """Pool hidden states `[n, T, d]` under a mask `[n, T]` whose pads are on the right, to `[n, d]`."""
-    if pooling == "cls":
-        return hidden[:, 0]
-    if pooling == "last":
-        last = (mask.sum(1) - 1).clamp(min=0)[:, None, None]
-        return hidden.take_along_dim(last, 1)[:, 0] * mask.any(1, keepdim=True)
-    if pooling == "max":
-        return hidden.masked_fill(mask[..., None] == 0, -1e9).amax(1)
-    weights = mask[..., None]
-    return (hidden * weights).sum(1) / weights.sum(1).clamp(min=1)

@@ -10,7 +10,7 @@ from model_worker.embed.base import Embedder, Vectors, earlier_forms, embedded, 
 from model_worker.errors import InputError
 
 # The share of the first embedder's cosine, measured with lexical:idf and MiniLM (docs/worker.md).
-WEIGHT = 0.3
+WEIGHT = 0.2
 
 
 class HybridEmbedder:
