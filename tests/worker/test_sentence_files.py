@@ -89,7 +89,7 @@ def test_texts_are_in_lower_case_where_the_files_say(made: Make) -> None:
 
 
 def test_rows_are_as_long_as_the_files_say(plain: Path, made: Make) -> None:
-    """An encoder for inner products has no Normalize; one for cosines gets unit length."""
+    """Encoders for inner products have no Normalize; those for cosines get unit length."""
     vector = hidden(plain, [3, 4, 5, 6]).mean(0)
     dot = embedder(made(*FIRST, config_sentence_transformers={"similarity_fn_name": "dot"}))
     assert np.allclose(dot.embed([TEXT, OTHER])[0], vector.numpy(), atol=1e-5)
@@ -125,7 +125,7 @@ def test_the_first_numbers_are_kept_where_the_files_say(plain: Path, made: Make)
 
 
 def test_a_mean_by_the_root_of_the_length(plain: Path, made: Make) -> None:
-    """It is the mean where rows get unit length, and longer for longer texts where they do not."""
+    """Rows without unit length are longer for longer texts."""
     pooling = {"pooling_mode_mean_sqrt_len_tokens": True}
     dot = embedder(
         made(*FIRST, config_sentence_transformers={"similarity_fn_name": "dot"}, **{"1_Pooling__config": pooling})
@@ -167,7 +167,7 @@ def test_a_prompt_that_is_not_pooled(plain: Path, made: Make) -> None:
 
 
 def test_prompts_of_ones_own(plain: Path, client: kvbank.Client) -> None:
-    """They are heeded when chunks are stored and when they are searched for, and a bank knows them."""
+    """Prompts count when chunks are stored and when they are searched for, and a bank knows them."""
     own, name = {"query": "w11 ", "passage": "w12 "}, bank()
     found, without = EncoderEmbedder(plain, prompts=own), EncoderEmbedder(plain)
     assert np.allclose(found.embed([TEXT]), without.embed([f"w12 {TEXT}"]), atol=1e-6)
@@ -230,7 +230,7 @@ def test_a_pooling_that_there_is_not(plain: Path) -> None:
 
 
 def test_banks_of_before_are_searched_by_the_form_that_wrote_them(plain: Path, made: Make) -> None:
-    """At first all pooling was the mean; then a folder's pooling was heeded and nothing else."""
+    """Older releases took the mean, later ones the pooling of the folder and nothing else that it says."""
     pooling = {"1_Pooling__config": {"pooling_mode_cls_token": True}}
     said = {
         "sentence_bert_config": {"max_seq_length": 3},
