@@ -7,6 +7,7 @@ import typer
 
 from model_worker.cli.adapters import adapters
 from model_worker.cli.chat import chat
+from model_worker.cli.compressors import compressors
 from model_worker.cli.demo import demo
 from model_worker.cli.evaluate import compression, homer_memory, passkey
 from model_worker.cli.evaluate_adapters import icae, icae_latency
@@ -14,7 +15,7 @@ from model_worker.cli.evaluate_evidence import evidence
 from model_worker.cli.evaluate_facts import facts
 from model_worker.cli.evaluate_ppl import ppl
 from model_worker.cli.homer import homer
-from model_worker.cli.models import compressors, layers
+from model_worker.cli.layers import layers
 from model_worker.cli.pretrained import pretrained_models
 from model_worker.cli.session import session
 from model_worker.cli.train import training

@@ -12,6 +12,8 @@ import pytest
 
 from kvbank.commands import application
 from kvbank.console import ending
+from model_worker.attaching import attach
+from model_worker.attachment.loading import load_model
 from model_worker.demo.story import plant
 from model_worker.errors import InputError
 from model_worker.evaluate.facts import TRAINING_SEEDS, make_facts
@@ -70,6 +72,25 @@ def test_layers_finds_the_layer_that_the_model_was_made_with(kvbank: Callable[..
     assert best["drop_zero"] > answer["loss_without_memory"] / 2
 
 
+def test_layers_are_chosen_into_a_file_that_attach_reads(kvbank: Callable[..., Done], tmp_path: Path) -> None:
+    chosen, picture = tmp_path / "layers.json", tmp_path / "layers.svg"
+    facts = ["--wording", "number", "--chunk", "48", "--hits", "2", "--local", "0", "--facts", "6", "--fresh", "8"]
+    done = kvbank(
+        "layers", "--choose", *facts, "--mode", "per_layer", "--out", str(chosen), "--plot", str(picture), "--json"
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["chosen"]["kept"]["share"] >= 0.95
+    assert found["all"]["layers"] == [0, 1, 2, 3, 4]
+    assert all(f">{line}</text>" in picture.read_text() for line in ("sets of the search", "confirmed on other facts"))
+    model, tokenizer = load_model("kvbank-small")
+    attachment = attach(model, tokenizer, layers=chosen)
+    attachment.detach()
+    assert attachment.plan.memory_layers == tuple(found["chosen"]["layers"])
+    said = json.loads(chosen.read_text())["measured"]
+    assert (said["chosen"], said["seed"], said["keep"]) == (found["chosen"], 0, 0.95)
+
+
 def test_compressors_are_listed_with_paper_and_cost(kvbank: Callable[..., Done]) -> None:
     rows = json.loads(kvbank("compressors", "--json").stdout)
     assert [row["write"] for row in rows][:2] == ["none", "tova:m=N[,observer=last][,heads=shared][,block=...]"]
@@ -120,6 +141,9 @@ def test_eval_compression(kvbank: Callable[..., Done], tmp_path: Path) -> None:
         (["demo", "--model", "./no-such-folder"], "no model folder"),
         (["demo", "--compressor", "zip"], "unknown compressor"),
         (["layers", "--model", "./no-such-folder"], "no model folder"),
+        (["layers", "--choose", "--wording", "color"], "there is no wording 'color'"),
+        (["layers", "--choose", "--out", "no-such-folder/layers.json"], "cannot write"),
+        (["layers", "--out", "layers.json"], "belong to --choose"),
         (["homer", "calibrate", "--rope", "yarn"], "write linear:F"),
         (["eval", "compression", "--text", "no-such-file.txt"], "cannot read"),
     ],
