@@ -56,3 +56,18 @@ def facts_figure(found: _Document) -> Figure:
         "share of facts",
         [Panel(title, [Series(way, points) for way, points in own.items()]) for title, own in panels.items()],
     )
+
+
+def first_token_figure(found: _Document) -> Figure:
+    """Return the time to the first token by the length of the history, a line for each way."""
+    series: dict[str, list[tuple[float, float, float]]] = {}
+    for row in found["rows"]:
+        series.setdefault(row["way"], []).append((row["history"], 1000 * row["seconds"], 1000 * row["width"]))
+    return Figure(
+        f"{found['model']}: time to the first token, {found['hits']} hits of {found['chunk']} tokens",
+        "Medians of interleaved rounds with 95 % intervals; lower is better.",
+        "tokens of history",
+        "milliseconds",
+        [Panel("", [Series(way, points) for way, points in series.items()])],
+        y_doubling=True,
+    )

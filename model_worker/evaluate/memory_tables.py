@@ -132,3 +132,28 @@ def _pressure(found: _Document) -> PlainTable:
     title = f"Under pressure: a bank of {found['capacity']:,} tokens, policy {found['policy']}"
     caption = f"{found['written']:,} chunks written, {found['evicted']:,} evicted"
     return PlainTable(title, ["facts", "still in the bank", "recalled"], rows, caption)
+
+
+def first_token_tables(found: _Document) -> list[PlainTable]:
+    """Return the table of `kvbank eval ttft`."""
+    rows = [
+        (
+            f"{row['history']:,}",
+            row["way"],
+            f"{row['tokens']:,}",
+            f"{1000 * row['seconds']:,.0f} ± {1000 * row['width']:,.0f}",
+            f"{row['ratio']:.2f} ± {row['ratio_width']:.2f}",
+            "-" if row["peak"] is None else f"{row['peak'] / (1 << 20):,.0f}",
+        )
+        for row in found["rows"]
+    ]
+    title = (
+        f"{found['model']}: first token of an answer, {found['hits']} hits of {found['chunk']} tokens, question of "
+        f"{found['question']}"
+    )
+    caption = (
+        "fed: tokens before the first of the answer; x: re-reading the hits over it; medians of "
+        f"{min(row['rounds'] for row in found['rows'])} to {max(row['rounds'] for row in found['rows'])} interleaved "
+        f"rounds with half their 95 % interval; {found['threads']} threads, load average {found['load']:.1f}"
+    )
+    return [PlainTable(title, ["history", "way", "fed", "ms", "x", "peak MiB"], rows, caption)]

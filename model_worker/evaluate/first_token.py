@@ -1,0 +1,219 @@
+"""The time to the first token of an answer is measured here, behind a history that is longer than the context.
+
+Four ways answer the same question with the same greedy step:
+
+* `memory`: the question alone is fed; the K-V of the hits come from the service, none of them held by the worker.
+* `memory, held`: the same, where the worker holds these K-V from an earlier recall.
+* `re-reading the hits`: the plain model is fed the tokens of the same hits and the question.
+* `re-reading all`: the plain model is fed the whole history and the question, as far as it was trained for that.
+
+Every way's time includes its search. A round runs each way once, another first in each round, with a question of its
+own; figures are medians over rounds, after a round to warm up. Time depends on shapes alone, so the bank is filled with
+the texts and embeddings of real chunks and with the K-V of a few of them: reading is no part of the time.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from itertools import cycle, islice
+from random import Random
+from statistics import median, quantiles
+from typing import Any
+
+import torch
+from transformers import DynamicCache
+
+import kvbank
+from model_worker.errors import InputError
+from model_worker.evaluate.banks import open_memory
+from model_worker.evaluate.cost import Cost, counted
+from model_worker.evaluate.greedy import answer
+from model_worker.evaluate.peaks import peak_bytes
+from model_worker.model import MemoryModel
+from model_worker.remember.memory import Memory
+from model_worker.remember.payload_cache import PayloadCache
+from model_worker.window.cache import MemoryCache
+from model_worker.window.capture import Captured
+from model_worker.window.encoding import encode
+
+MEMORY, HELD, HITS, ALL = "memory", "memory, held", "re-reading the hits", "re-reading all"
+TARGET = 3.0  # times less than re-reading the hits, for 8 hits of 128 tokens
+_BANK, _SOURCES, _BATCH, _PIECE = "history", 8, 16, 512
+_ALL_ROUNDS = 3  # rounds of the longest way
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Says what is timed, and how often.
+
+    history: lengths in tokens. question: tokens of it. rounds: after the first. all_up_to: the longest history that is
+    read again as a whole.
+    """
+
+    history: tuple[int, ...]
+    question: int
+    rounds: int
+    all_up_to: int
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class FirstToken:
+    """The time of one way behind one history.
+
+    tokens: fed before the first token of the answer. seconds: the median of `rounds`; width: 1.57 interquartile ranges
+    over the square root of the rounds, half the 95 % interval of a median (McGill, Tukey and Larsen 1978). ratio: the
+    median over rounds of the time of `re-reading the hits` divided by this one's, with its width. peak: bytes of
+    tensors above the weights, of one run; None where the model is not on a CPU.
+    """
+
+    history: int
+    way: str
+    tokens: int
+    rounds: int
+    seconds: float
+    width: float
+    ratio: float
+    ratio_width: float
+    peak: int | None
+
+
+@dataclass
+class FirstTokenRun:
+    """A run over one bank of `model`, filled with chunks of a text. progress: called with (stage, done, in all).
+
+    Raises InputError for a text without a chunk.
+    """
+
+    model: MemoryModel
+    text: Sequence[int]
+    plan: Plan
+    progress: Progress
+    cost: Cost = field(default_factory=Cost)
+
+    def report(self) -> dict[str, Any]:
+        """Fill the bank, time every way, and return all figures as plain values."""
+        with counted(self.model.model, self.cost):
+            history = self._filled()
+            rows = [row for length in sorted(set(self.plan.history)) for row in self._timed(history, length)]
+        self.cost.stored = self.model.client.get_bank(_BANK).usage.bytes
+        return {
+            "rows": [asdict(row) for row in rows],
+            "hits": self.model.memory.top_k,
+            "chunk": self.model.chunk,
+            "question": self.plan.question,
+            "load": os.getloadavg()[0],
+            "threads": torch.get_num_threads(),
+            "cost": asdict(self.cost),
+        }
+
+    def _filled(self) -> list[int]:
+        """Fill the bank with chunks of the text, repeated, up to the longest history, and return its tokens."""
+        model, chunk = self.model, self.model.chunk
+        if len(self.text) < 2 * chunk:
+            raise InputError(f"a text of {len(self.text)} tokens is too short for chunks of {chunk}")
+        history = list(islice(cycle(self.text), max(self.plan.history)))
+        memory = open_memory(model, _BANK, count=False)
+        pieces = [(at, history[at : at + chunk]) for at in range(0, len(history) - chunk + 1, chunk)]
+        sources = [
+            encode(model.attachment, piece, needs_queries=memory.needs_queries) for _, piece in pieces[:_SOURCES]
+        ]
+        made = (
+            memory.new_chunk(Captured(piece, at, source.layers, "isolated"))
+            for (at, piece), source in zip(pieces, cycle(sources), strict=False)
+        )
+        reader, embedder = model.attachment.reader.digest, memory.embedder.digest
+        for at in range(0, len(pieces), _BATCH):
+            batch = list(islice(made, _BATCH))
+            model.client.write_many(_BANK, batch, reader_digest=reader, embedder_digest=embedder)
+            self.progress("filling the bank", min(at + _BATCH, len(pieces)), len(pieces))
+        return history
+
+    # -- timing ---------------------------------------------------------------------------------------------------
+
+    def _timed(self, history: Sequence[int], length: int) -> list[FirstToken]:
+        """Return the times of every way behind the first `length` tokens of a history."""
+        ways = self._ways(history, length)
+        draw = Random(f"kvbank-first-token:{self.plan.seed}:{length}")
+        seconds: dict[str, list[float]] = {name: [] for name in ways}
+        fed: dict[str, int] = {}
+        rounds = self.plan.rounds + 1
+        for turn in range(rounds):
+            at = draw.randrange(max(1, length - self.plan.question))
+            question = history[at : at + self.plan.question]
+            for name in _turned(list(ways), turn):
+                if name == ALL and turn > _ALL_ROUNDS:
+                    continue
+                if name == HELD:
+                    ways[name](question)  # so that the worker holds what this question recalls
+                with counted(self.model.model, Cost()) as cost:
+                    ways[name](question)
+                if turn:
+                    seconds[name].append(cost.seconds)
+                fed[name] = cost.tokens
+            self.progress(f"behind {length:,} tokens", turn + 1, rounds)
+        cpu = self.model.model.device.type == "cpu"
+        peaks = {name: peak_bytes(partial(way, question)) if cpu else None for name, way in ways.items()}
+        return [self._row(length, name, fed[name], seconds, peaks[name]) for name in ways]
+
+    def _row(
+        self, length: int, name: str, tokens: int, seconds: Mapping[str, Sequence[float]], peak: int | None
+    ) -> FirstToken:
+        own = seconds[name]
+        ratios = [again / mine for again, mine in zip(seconds[HITS], own, strict=False)]
+        middle, width = median_width(own)
+        return FirstToken(length, name, tokens, len(own), middle, width, *median_width(ratios), peak)
+
+    def _ways(self, history: Sequence[int], length: int) -> dict[str, Callable[[Sequence[int]], int]]:
+        """Return what each way does with a question, by name."""
+        trained = self.model.attachment.trained_length
+        chunks = kvbank.Filter(start_before=length)
+        ways: dict[str, Callable[[Sequence[int]], int]] = {}
+        for name, kept in ((MEMORY, 1), (HELD, 1 << 30)):  # a cache of one byte keeps nothing
+            memory = open_memory(self.model, _BANK, count=False, payload_cache=PayloadCache(kept))
+            memory.filter = chunks
+            ways[name] = partial(self._recall, memory)
+        ways[HITS] = partial(self._reread, memory)
+        if length <= self.plan.all_up_to and (trained is None or length + self.plan.question < trained):
+            ways[ALL] = partial(self._plain, list(history[:length]))
+        return ways
+
+    def _recall(self, memory: Memory, question: Sequence[int]) -> int:
+        model = self.model
+        cache = MemoryCache(model.attachment, memory, window=model.window, local=model.local)
+        return answer(model.model, cache, question, 1, model.chunk)[0]
+
+    def _reread(self, memory: Memory, question: Sequence[int]) -> int:
+        """Search without K-V, and read the tokens of the hits before the question."""
+        from model_worker.embed import embedded_queries
+
+        text = str(self.model.tokenizer.decode(list(question)))
+        found = memory.client.retrieve(
+            _BANK,
+            embedded_queries(memory.embedder, [text]),
+            top_k=memory.top_k,
+            filter=memory.filter,
+            embedder_digest=memory.embedder.digest,
+            payload=False,
+            count=False,
+        )
+        return self._plain([token for chunk in found.chunks.values() for token in chunk.token_ids], question)
+
+    def _plain(self, before: Sequence[int], question: Sequence[int]) -> int:
+        return answer(self.model.model, DynamicCache(), [*before, *question], 1, _PIECE)[0]
+
+
+def _turned(names: Sequence[str], turn: int) -> Iterator[str]:
+    """Yield the names, beginning with another one in each turn."""
+    for step in range(len(names)):
+        yield names[(turn + step) % len(names)]
+
+
+def median_width(values: Sequence[float]) -> tuple[float, float]:
+    """Return the median, and half its 95 % interval by the quartiles; the width is 0 for fewer than two values."""
+    if len(values) < 2:
+        return (values[0] if values else 0.0), 0.0
+    first, _, third = quantiles(values, n=4, method="inclusive")
+    return median(values), 1.57 * (third - first) / len(values) ** 0.5
