@@ -10,6 +10,7 @@ import torch
 import kvbank
 from kvbank.console.ending import say
 from kvbank.console.output import one_line
+from model_worker.attachment.loading import device_named
 from model_worker.attachment.model_names import SHIPPED
 from model_worker.cli.chat_options import ChatOptions
 from model_worker.cli.messages import messages
@@ -65,10 +66,16 @@ def open_model(client: kvbank.Client, name: str, options: ChatOptions, known: He
         name,
         memory=client,
         bank=(),
+        device=device_named(options.device),
+        dtype=options.dtype,
+        embedder=options.embed,
         window=options.window,
         local=options.local,
+        sinks=options.sinks,
         chunk=known.chunk if known else None,
         top_k=options.top_k,
+        recent=options.recent,
+        attach_options=None if options.positions is None else {"positions": options.positions},
         compressor=options.compressor,
     )
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from model_worker.attachment.model_names import model_folder
+from model_worker.attachment.model_names import meant, model_folder
 from model_worker.errors import ModelNotFound
 
 # What an encoder is loaded from. Weights of other formats, which a repository may hold beside these, are not fetched.
@@ -30,6 +30,6 @@ def _fetched(name: str) -> Path:
         reason = (str(error).strip().splitlines() or [""])[0]
         raise ModelNotFound(
             f"there is no encoder's folder {name!r} here, and it cannot be had from the hub: "
-            f"{type(error).__name__}: {reason}"
+            f"{type(error).__name__}: {reason}{meant(name)}"
         ) from error
     return folder
