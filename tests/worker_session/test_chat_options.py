@@ -18,7 +18,7 @@ def kvbank_command(*arguments: object, stdin: str = "") -> command.Ended:
 @pytest.fixture
 def chat(model_folder: Path, address: str, tmp_path: Path) -> list[object]:
     begin = ["chat", "-s", "sea", "--sessions", tmp_path, "--memory", address, "--model", model_folder]
-    return [*begin, "--max-new-tokens", 3]
+    return [*begin, "--max-new-tokens", 3, "--window", 128]
 
 
 def test_a_bank_is_searched_by_the_embedder_that_was_asked_for(
@@ -35,7 +35,7 @@ def test_a_bank_is_searched_by_the_embedder_that_was_asked_for(
 
 
 def test_window_sinks_recent_and_positions_are_the_models(chat: list[object], tmp_path: Path) -> None:
-    options = ["--window", 64, "--sinks", 2, "--recent", 1, "--positions", "near:16", "--device", "cpu"]
+    options = ["--window", 96, "--sinks", 2, "--recent", 1, "--positions", "near:16", "--device", "cpu"]
     done = kvbank_command(*chat, *options, "--dtype", "float32", stdin="word " * 60 + "\nahoy\n")
     assert done.exit_code == 0, done.stderr
     assert len([turn for turn in read_session(tmp_path, "sea")[1] if not turn.part]) == 2
