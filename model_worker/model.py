@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self, Unpack
+from typing import Any, Self, TypeVar, Unpack
 
 import torch
 from torch import Tensor
@@ -17,10 +17,11 @@ from model_worker.attachment.loading import load_model
 from model_worker.attachment.model_names import SHIPPED
 from model_worker.attachment.model_parts import decoder_of
 from model_worker.compress import local_rule
-from model_worker.errors import InputError
+from model_worker.errors import InputError, UnsupportedModel
 from model_worker.model_settings import ModelOptions, ModelSettings, check_options
 from model_worker.remember.chunking import chunks, sentence_ends
 from model_worker.remember.memory import Memory
+from model_worker.remember.passages import Passages
 from model_worker.remember.settings import MemoryOptions, MemorySettings
 from model_worker.remember.spool import user_spool
 from model_worker.user_text import encode_text, readable
@@ -32,6 +33,7 @@ from model_worker.window.sinks import sinks_of
 # Ids also as an array or tensor, or as a tokenizer gives them; see `arguments.text_or_ids`.
 Text = str | Sequence[int] | Mapping[str, Any]
 Progress = Callable[[int, int], None]
+Part = TypeVar("Part")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +60,9 @@ class MemoryModel:
     if it is not there. settings, and options in their place: see `ModelSettings`, which describes each field; what is
     left out comes from the model's `kvbank` configuration entry, where it has one. Raises InputError for settings that
     make no sense, UnsupportedModel for a model that cannot be attached, BankMismatch for a bank of another one.
+
+    With `recall="reread"` a model that cannot be attached reads and generates too: its bank has no K-V, and whatever
+    needs a memory that is attended to raises UnsupportedModel.
     """
 
     def __init__(
@@ -76,20 +81,60 @@ class MemoryModel:
         assert self.settings.window is not None
         self.chunk, self.window, self.local = self.settings.chunk, self.settings.window, local_rule(self.settings.local)
         self._owned = not isinstance(memory, kvbank.Client)
-        self.attachment: Attachment = attach(model, tokenizer, **self.settings.attach_options or {})
+        self._attachment: Attachment | None = None
+        self._memory: Memory | None = None
+        self._passages: Passages | None = None
+        self._refused = ""
+        try:
+            self._attachment = attach(model, tokenizer, **self.settings.attach_options or {})
+        except UnsupportedModel as error:
+            if self.settings.recall == "attend":
+                raise
+            self._refused = str(error)
         try:
             self.client = memory if isinstance(memory, kvbank.Client) else kvbank.connect(memory)
         except BaseException:
-            self.attachment.detach()
+            self._detach()
             raise
         try:
-            self.memory = Memory(self.attachment, self.client, bank, tokenizer, self.settings)
-            self._check_lengths()
-            made = self.settings
-            _open(self.memory, capacity=made.capacity, policy=made.policy, dtype=made.store_dtype)
+            self._open_bank(bank)
         except BaseException:
             self._let_go()
             raise
+
+    def _open_bank(self, bank: str | Sequence[str]) -> None:
+        """Open the bank for attention where the model is attached, and for its texts where it re-reads them."""
+        made, stats = self.settings, None
+        if self._attachment is not None:
+            self._memory = Memory(self._attachment, self.client, bank, self.tokenizer, made)
+            self._check_lengths()
+            _open(self._memory, capacity=made.capacity, policy=made.policy, dtype=made.store_dtype)
+            stats = self._memory.stats
+        if made.recall == "reread":
+            self._passages = Passages(self.client, bank, self.tokenizer, made, stats)
+            _open(self._passages, capacity=made.capacity, policy=made.policy)
+
+    @property
+    def attachment(self) -> Attachment:
+        """Return what is attached to the model. Raises UnsupportedModel for a model that only re-reads."""
+        return self._attended(self._attachment)
+
+    @property
+    def memory(self) -> Memory:
+        """Return the model's own memory. Raises UnsupportedModel for a model that only re-reads."""
+        return self._attended(self._memory)
+
+    @property
+    def passages(self) -> Passages:
+        """Return the texts that the model re-reads. Raises InputError where it attends to a memory instead."""
+        if self._passages is None:
+            raise InputError('this model attends to its memory; make it with recall="reread" to read chunks again')
+        return self._passages
+
+    def _attended(self, part: Part | None) -> Part:
+        if part is None:
+            raise UnsupportedModel(f"this model reads its memory again as tokens, and attends to none: {self._refused}")
+        return part
 
     @classmethod
     def from_pretrained(
@@ -110,9 +155,9 @@ class MemoryModel:
         `ModelSettings`, which describes each of them. Raises what `load_model` and `MemoryModel` raise.
 
         What is stored: chunk, context, compressor, source, metadata. What is recalled: top_k, recent, cadence, query,
-        query_tokens, min_score, count, embedder (or embed), payload_cache. What is local: window, local, sinks. A bank
-        that is made: capacity, policy, store_dtype. A service that is away: spool, strict, patience, retry_after. The
-        model: attach_options.
+        query_tokens, min_score, count, embedder (or embed), payload_cache. What is local: window, local, sinks. How
+        it is recalled: recall. A bank that is made: capacity, policy, store_dtype. A service that is away: spool,
+        strict, patience, retry_after. The model: attach_options.
         """
         check_options(options)  # before a large model is loaded
         loaded = load_model(name, device=device, dtype=dtype, rope=rope)
@@ -133,12 +178,14 @@ class MemoryModel:
         The text is cut into chunks, at the ends of sentences where possible. The model sees each chunk with what the
         chunk recalled, as in MemLong; a compressor that runs the model itself sees the chunk alone. progress: called
         with (tokens done, tokens in all), between two chunks. memory: another than this model's own. special_tokens: as
-        in `ids`.
+        in `ids`. A model that only re-reads is not run: chunks are stored as tokens and text.
         """
         ids = self.ids(text, special_tokens=special_tokens)
-        memory = self.memory if memory is None else of_kind("memory", memory, Memory)
         if progress is not None and not callable(progress):
             raise InputError(f"progress is called with two numbers, and a {type(progress).__name__} cannot be")
+        if self._attachment is None and memory is None:
+            return self._note(ids, progress)
+        memory = self.memory if memory is None else of_kind("memory", memory, Memory)
         alone = memory.context == "isolated"  # a chunk that sees the beginning of its text would be encoded once more
         cache = MemoryCache(self.attachment, memory, window=self.chunk, sinks=0 if alone else self.sinks)
         done = 0
@@ -154,6 +201,16 @@ class MemoryModel:
                 progress(done, len(ids))
         return len(ids)
 
+    def _note(self, ids: list[int], progress: Progress | None) -> int:
+        """Write a text into the bank without running the model, and return its number of tokens."""
+        done = 0
+        for block in chunks(ids, self.chunk, sentence_ends(self.tokenizer)):
+            self.passages.remember(block, done)
+            done += len(block)
+            if progress is not None:
+                progress(done, len(ids))
+        return len(ids)
+
     def losses(
         self, text: Text, *, memory: Memory | None, remember_rest: bool = True, special_tokens: bool = False
     ) -> Losses:
@@ -161,8 +218,11 @@ class MemoryModel:
 
         What leaves the window is remembered; remember_rest: so is what is left in it at the end. Use a memory with
         `query="past"`: a query that includes the tokens to be predicted would choose memory by the answer.
-        special_tokens: see `ids`. Raises InputError for a text of less than two tokens.
+        special_tokens: see `ids`. Raises InputError for a text of less than two tokens, and for a memory that is read
+        again: each block would have to be fed behind its passages and the window, which is another measurement.
         """
+        if memory is not None and self.settings.recall == "reread":
+            raise InputError('losses attend to a memory; make the model with recall="attend"')
         ids = self.ids(text, special_tokens=special_tokens)
         if len(ids) < 2:
             raise InputError("a loss needs a text of at least two tokens")
@@ -215,28 +275,26 @@ class MemoryModel:
         each chunk of a prompt is asked for, and for the last one the prompt's last `query_tokens` tokens.
         special_tokens: see `ids`. Raises InputError for options that a memory cannot keep, such as beam search, by
         name.
+
+        With `recall="reread"` the chunks that the question (or the prompt's end) finds are fed before the prompt,
+        oldest first, by the plain model; nothing is stored, there is no `cache`, and `max_length` counts the tokens
+        that are read again.
         """
         texts, single = texts_or_ids("prompt", prompt)
         if not texts:
             raise InputError("there is no prompt")
         prompts = [self._ids("prompt", text, special_tokens) for text in texts]
         questions = self._questions(question, len(prompts))
+        rereads = self.settings.recall == "reread"
+        if rereads:
+            prompts = self._behind_passages(prompts, prompts if questions is None else questions, cache)
         ids, mask = self._left_padded(prompts)
         wanted = generation_options(self.model, self.tokenizer, options, prompt=ids.shape[1])
         wanted.setdefault("pad_token_id", self._pad_id())
         if len(ids) > 1 and wanted.get("streamer") is not None:
             raise InputError("streamer cannot be kept with several prompts: it follows one text")
-        cache = self.cache() if cache is None else cache
-        if not isinstance(cache, MemoryCache):
-            raise InputError(f"cache is a MemoryCache, not a {type(cache).__name__}")
-        if cache.get_seq_length():
-            raise InputError("this cache has tokens already; start a new one, or use a session")
-        if questions is not None:
-            cache.ask(questions, ids.shape[1])
-        seen = self._feed_all_but_a_chunk(ids, mask, cache)
-        if questions is None:
-            cache.ask(prompts, ids.shape[1] - seen)
-        out = generated(self.model, wanted, input_ids=ids, attention_mask=mask, past_key_values=cache)
+        kept = {} if rereads else {"past_key_values": self._fed(cache, prompts, questions, ids, mask)}
+        out = generated(self.model, wanted, input_ids=ids, attention_mask=mask, **kept)
         new = [str(self.tokenizer.decode(row[ids.shape[1] :], skip_special_tokens=True)) for row in out]
         return new[0] if single else new
 
@@ -248,6 +306,43 @@ class MemoryModel:
         if len(texts) != prompts:
             raise InputError(f"there are {len(texts)} questions for {prompts} prompts")
         return [self._ids("question", text, False) for text in texts]
+
+    def _behind_passages(
+        self, prompts: list[list[int]], questions: list[list[int]], cache: MemoryCache | None
+    ) -> list[list[int]]:
+        """Return the prompts behind the passages that are read again. Raises InputError where they are too long."""
+        if cache is not None:
+            raise InputError('a cache carries a memory that is attended to; there is none with recall="reread"')
+        found = self.passages.before(prompts, questions)
+        most, longest = getattr(self.model.config, "max_position_embeddings", None), max(map(len, found))
+        if most is not None and longest >= most:
+            again = max(len(row) - len(prompt) for row, prompt in zip(found, prompts, strict=True))
+            raise InputError(
+                f"a prompt of {longest} tokens, {again} of them read again, leaves no room in the {most} positions of "
+                "the model; choose a smaller top_k or chunk"
+            )
+        return found
+
+    def _fed(
+        self,
+        cache: MemoryCache | None,
+        prompts: list[list[int]],
+        questions: list[list[int]] | None,
+        ids: Tensor,
+        mask: Tensor,
+    ) -> MemoryCache:
+        """Return the cache that `generate` goes on with, which asks its memory and has seen all but the last chunk."""
+        cache = self.cache() if cache is None else cache
+        if not isinstance(cache, MemoryCache):
+            raise InputError(f"cache is a MemoryCache, not a {type(cache).__name__}")
+        if cache.get_seq_length():
+            raise InputError("this cache has tokens already; start a new one, or use a session")
+        if questions is not None:
+            cache.ask(questions, ids.shape[1])
+        seen = self._feed_all_but_a_chunk(ids, mask, cache)
+        if questions is None:
+            cache.ask(prompts, ids.shape[1] - seen)
+        return cache
 
     def _feed_all_but_a_chunk(self, ids: Tensor, mask: Tensor, cache: MemoryCache) -> int:
         """Feed the beginning of prompts `[B, T]` in chunks, the first of them short, and return its length."""
@@ -301,7 +396,7 @@ class MemoryModel:
     def close(self) -> None:
         """Deliver what waits on disk if the service is there, detach, and close a client that was made here."""
         try:
-            self.memory.deliver_spooled()
+            (self._memory or self.passages).deliver_spooled()
         finally:
             self._let_go()
 
@@ -311,8 +406,12 @@ class MemoryModel:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
+    def _detach(self) -> None:
+        if self._attachment is not None:
+            self._attachment.detach()
+
     def _let_go(self) -> None:
-        self.attachment.detach()
+        self._detach()
         if self._owned:
             self.client.close()
 
@@ -346,14 +445,14 @@ class MemoryModel:
         return torch.tensor(rows, device=next(self.model.parameters()).device)
 
 
-def _open(memory: Memory, **made: Any) -> None:
+def _open(memory: Memory | Passages, **made: Any) -> None:
     """Open a memory's banks; unless it has a spool or is strict, it gets the user's own spool for them.
 
     made: settings of a bank that is made.
     """
     banks = memory.open(**made)
-    if memory.spool is None and not memory.settings.strict and banks:
-        memory.spool = user_spool([bank.uid for bank in banks])
+    if memory.delivery.spool is None and not memory.settings.strict and banks:
+        memory.delivery.spool = user_spool([bank.uid for bank in banks])
 
 
 def _port(memory: Any) -> Any:

@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from functools import partial
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import kvbank
 from model_worker.arguments import choice, of_kind, whole
@@ -30,6 +30,9 @@ class ModelSettings(MemorySettings):
     sinks: int | None = None
     """The first so many tokens of a stream stay for good: once they have left the window, they are attended to just
     before what follows them. 0 for none. None: what the model was made for, else 4; none in mode memlong."""
+    recall: Literal["attend", "reread"] = "attend"
+    """Whether `generate` attends to the stored K-V of what it recalls (`attend`), or feeds the tokens of the same
+    chunks again before the prompt (`reread`): by the plain model, also where the model cannot be attached."""
     capacity: kvbank.Capacity | None = None
     """Bounds of a bank that is made. None: it has none."""
     policy: kvbank.Policy | None = None
@@ -76,6 +79,7 @@ class ModelOptions(MemoryOptions, total=False):
 
     embed: AnyEmbedder
     window: int | None
+    recall: Literal["attend", "reread"]
     local: str | None
     sinks: int | None
     capacity: kvbank.Capacity | None
@@ -104,6 +108,7 @@ def _attach_options(name: str, value: Any) -> None:
 
 _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "window": unless_none(whole),
+    "recall": partial(choice, options=("attend", "reread")),
     "local": unless_none(_local),
     "sinks": unless_none(partial(whole, least=0)),
     "store_dtype": unless_none(partial(choice, options=DTYPES)),

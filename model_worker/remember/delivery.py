@@ -6,7 +6,9 @@ once: what is written again carries the key of the first attempt.
 """
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import xxhash
 
@@ -120,6 +122,16 @@ class Delivery:
     def _drop(self, error: Exception) -> None:
         self.stats.dropped += 1
         warnings.warn(f"a chunk was not remembered: {error}", RuntimeWarning, stacklevel=2)
+
+
+def source_key(source: str | None, start: int, token_ids: Sequence[int]) -> dict[str, Any]:
+    """Return the idempotency key of a chunk as a keyword of `NewChunk`: it follows from the source, where one is named.
+
+    start: offset of the chunk in its source.
+    """
+    if source is None:
+        return {}
+    return {"idempotency_key": xxhash.xxh3_128_digest(f"{source} {start} {list(token_ids)}".encode())}
 
 
 def _next_key(key: bytes) -> bytes:

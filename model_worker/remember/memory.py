@@ -2,17 +2,12 @@
 
 A chunk's way in: captured by the cache, compressed and embedded here, written or spooled by `delivery`. A query's way:
 embedded here, asked by `recalling`, and handed to the cache, which rotates the keys into attention.
-
-This file owns the rule that a recall which fails leaves attention with what it has, and a warning (`strict` raises).
 """
 
-import time
-import warnings
 from collections.abc import Collection, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Unpack, cast
 
-import numpy as np
-import xxhash
 from torch import Tensor
 
 import kvbank
@@ -21,9 +16,9 @@ from model_worker.attachment.attachment import Attachment
 from model_worker.compress import Compressor
 from model_worker.dtypes import DTYPES
 from model_worker.embed import Embedder, embedded, embedded_queries
-from model_worker.errors import InputError
 from model_worker.remember import stored
-from model_worker.remember.delivery import Delivery
+from model_worker.remember.asking import answered, bank_of, rows_by_bank
+from model_worker.remember.delivery import Delivery, source_key
 from model_worker.remember.opening import Wanted, kv_spec, open_bank
 from model_worker.remember.payload_cache import PayloadCache
 from model_worker.remember.recalling import Recaller
@@ -126,11 +121,7 @@ class Memory:
         return banks
 
     def _bank_of(self, row: int) -> str:
-        if isinstance(self.bank, str):
-            return self.bank
-        if row >= len(self.bank):
-            raise InputError(f"row {row} of the batch has no bank: {len(self.bank)} were given")
-        return self.bank[row]
+        return bank_of(self.bank, row)
 
     # -- remember -------------------------------------------------------------------------------------------------
 
@@ -175,7 +166,6 @@ class Memory:
         payload = self.compressor.compress(captured, self.attachment)
         text = str(self.tokenizer.decode(captured.token_ids))
         tensors = stored.tensors_of(payload, self._dtype)
-        key: dict[str, Any] = {} if self.settings.source is None else {"idempotency_key": self._key(captured)}
         return kvbank.NewChunk(
             embedding=embedded(self.embedder, [text])[0],
             tensors=tensors,
@@ -191,7 +181,7 @@ class Memory:
                 payload.adapter_digest,
                 measured_loss=payload.measured_loss,
             ),
-            **key,
+            **source_key(self.settings.source, captured.start, captured.token_ids),
         )
 
     def addressed(self, bank: str, chunk: kvbank.NewChunk) -> Spooled:
@@ -202,9 +192,6 @@ class Memory:
     def deliver_spooled(self) -> bool:
         """Deliver what waits on disk, oldest first; return whether nothing waits any more."""
         return self.delivery.deliver_spooled()
-
-    def _key(self, captured: Captured) -> bytes:
-        return xxhash.xxh3_128_digest(f"{self.settings.source} {captured.start} {captured.token_ids}".encode())
 
     def _account(self, tokens: int, tensors: Mapping[str, Tensor]) -> None:
         """Count the tokens and bytes of a chunk's K-V, or of what stands for them, without positions."""
@@ -227,24 +214,8 @@ class Memory:
         """
         self.attachment.check_unchanged()
         rows = token_rows("rows", rows)
-        if not self.settings.strict and not self.link.worth_trying():
-            self.stats.failed_recalls += 1
-            return None
-        begin = time.perf_counter()
-        try:
-            found = self._retrieve(rows, [[]] * len(rows) if without is None else without)
-        except kvbank.ServiceError as error:
-            if self.settings.strict:
-                raise
-            self.stats.failed_recalls += 1
-            if isinstance(error, AWAY):
-                self.link.lost(error)
-            else:
-                warnings.warn(f"nothing was recalled: {error}", RuntimeWarning, stacklevel=2)
-            return None
-        self.stats.recalls += 1
-        self.stats.recall_seconds.append(time.perf_counter() - begin)
-        return found
+        ask = partial(self._retrieve, rows, [[]] * len(rows) if without is None else without)
+        return answered(ask, self.link, self.stats, self.settings.strict)
 
     def left_before(self, start: int) -> list[RecalledChunk]:
         """Return the `recent` chunks before an offset of the source, which a window that begins there has seen leave.
@@ -273,10 +244,7 @@ class Memory:
         texts = [str(self.tokenizer.decode(list(ids))) for ids in rows]
         vectors = embedded_queries(self.embedder, texts)
         found: list[list[RecalledChunk]] = [[] for _ in rows]
-        rows_of: dict[str, list[int]] = {}
-        for row in np.flatnonzero(vectors.any(axis=1)).tolist():  # a query without a word finds nothing
-            rows_of.setdefault(self._bank_of(row), []).append(row)
-        for bank, members in rows_of.items():
+        for bank, members in rows_by_bank(vectors, self._bank_of).items():
             answers = self._recaller.retrieve(
                 bank,
                 vectors[members],

@@ -5,7 +5,7 @@ of one embedder.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Unpack
 
 import kvbank
 from model_worker.attachment.attachment import Attachment
@@ -49,21 +49,39 @@ def open_bank(link: ServiceLink, name: str, wanted: Wanted, embedder: Embedder) 
 
     Raises BankMismatch, which names both digests, for a bank of another model or embedder.
     """
-    try:
-        bank = link.client.get_bank(name, timeout=START_S)
-        embedder = of_bank(embedder, bank.embedding.embedder_digest)
-    except kvbank.BankNotFound:
-        bank = link.client.create_bank(
-            name,
-            kv=wanted.kv,
-            embedding=kvbank.EmbeddingSpec(embedder.digest, embedder.dimension),
-            capacity=wanted.capacity,
-            policy=wanted.policy,
-            exist_ok=True,
-            timeout=max(START_S, link.patience),
-        )
+    bank, embedder = _found_or_made(link, name, embedder, wanted.kv, capacity=wanted.capacity, policy=wanted.policy)
     _check_fits(bank, wanted, embedder)
     return bank, embedder
+
+
+def open_passages(
+    link: ServiceLink, name: str, embedder: Embedder, **made: Unpack[kvbank.BankSettings]
+) -> tuple[kvbank.Bank, Embedder]:
+    """Return the bank `name` for its texts and token ids alone, and the form of `embedder` by which it is searched.
+
+    It may be a bank with K-V of any model. made: settings of a bank that is made, without K-V, if it is not there.
+    Raises BankMismatch for a bank of another embedder.
+    """
+    bank, embedder = _found_or_made(link, name, embedder, None, **made)
+    _check_embedder(bank, embedder)
+    return bank, embedder
+
+
+def _found_or_made(
+    link: ServiceLink,
+    name: str,
+    embedder: Embedder,
+    kv: kvbank.KVSpec | None,
+    **made: Unpack[kvbank.BankSettings],
+) -> tuple[kvbank.Bank, Embedder]:
+    """Return the bank `name` and the form of `embedder` that is the bank's; make the bank if it is not there."""
+    try:
+        bank = link.client.get_bank(name, timeout=START_S)
+        return bank, of_bank(embedder, bank.embedding.embedder_digest)
+    except kvbank.BankNotFound:
+        spec = kvbank.EmbeddingSpec(embedder.digest, embedder.dimension)
+        patience = max(START_S, link.patience)
+        return link.client.create_bank(name, kv=kv, embedding=spec, exist_ok=True, timeout=patience, **made), embedder
 
 
 def _check_fits(bank: kvbank.Bank, wanted: Wanted, embedder: Embedder) -> None:
@@ -85,6 +103,11 @@ def _check_fits(bank: kvbank.Bank, wanted: Wanted, embedder: Embedder) -> None:
         )
     if wanted.dtype is not None and have.dtype != wanted.dtype:
         raise BankMismatch(f"bank {bank.name!r} stores {have.dtype}, not {wanted.dtype}")
+    _check_embedder(bank, embedder)
+
+
+def _check_embedder(bank: kvbank.Bank, embedder: Embedder) -> None:
+    """Refuse a bank that is searched by another embedder. Raises BankMismatch, which names both digests."""
     if bank.embedding.embedder_digest != embedder.digest:
         raise BankMismatch(
             f"bank {bank.name!r} is searched by another embedder (digest {bank.embedding.embedder_digest}, this one, "

@@ -138,7 +138,7 @@ def _pack(spooled: Spooled) -> bytes:
         "token_ids": [int(i) for i in chunk.token_ids],
         "text": chunk.text,
         "metadata": dict(chunk.metadata),
-        "producer": asdict(chunk.producer or kvbank.Producer("none")),
+        "producer": asdict(chunk.producer or kvbank.Producer("none")) if chunk.tensors else None,
     }
     # Copies, because safetensors refuses tensors that share memory, as the offsets of all layers may.
     tensors = {name: tensor.clone() for name, tensor in (chunk.tensors or {}).items()}
@@ -153,13 +153,13 @@ def _unpack(path: Path) -> Spooled:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     chunk = kvbank.NewChunk(
         embedding=tensors.pop("embedding").numpy(),
-        tensors=tensors,
+        tensors=tensors or None,  # a passage has none
         start=record["start"],
         original_length=record["original_length"],
         token_ids=record["token_ids"],
         text=record["text"],
         metadata=record["metadata"],
-        producer=kvbank.Producer(**record["producer"]),
+        producer=record["producer"] and kvbank.Producer(**record["producer"]),
         idempotency_key=base64.b64decode(record["key"]),
     )
     return Spooled(

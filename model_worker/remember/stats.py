@@ -13,7 +13,8 @@ class MemoryStats:
     chunks evicted by this memory's writes, without those that the service evicts afterwards. spooled, dropped: chunks
     that went to the spool, and that were given up. recalls, failed_recalls: those that were answered, and those that
     were not. tokens, stored_tokens: tokens of the chunks before and after compression. bytes_before, bytes_after: bytes
-    of their K-V (or soft tokens) before and after compression, without positions. recall_seconds: how long each of the
+    of their K-V (or soft tokens) before and after compression, without positions. reread_tokens: tokens of chunks that
+    were fed again before a prompt (`recall="reread"`). recall_seconds: how long each of the
     last recalls took.
     """
 
@@ -29,4 +30,5 @@ class MemoryStats:
     stored_tokens: int = 0
     bytes_before: int = 0
     bytes_after: int = 0
+    reread_tokens: int = 0
     recall_seconds: deque[float] = field(default_factory=lambda: deque(maxlen=4096))

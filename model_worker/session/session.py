@@ -85,6 +85,8 @@ class Session:
         with contextlib.ExitStack() as failed:
             failed.callback(log.close)
             _check(memory_options)
+            if model.settings.recall == "reread":
+                raise InputError('a session attends to its memory; recall="reread" is for generate')
             found, rule = prompt_format(style, model.tokenizer, model.model.config), local_rule(local) or model.local
             header = _header(model, log, name, target)
             from_start = bool(log.turns) and (log.rewriting.exists() or _bank_is_gone(model.client, header))
