@@ -155,6 +155,7 @@ def _query(request: pb.RetrieveRequest) -> Query:
         dimension=request.dimension,
         top_k=request.top_k or 8,
         min_score=request.min_score if request.HasField("min_score") else None,
+        min_share=request.min_share if request.HasField("min_share") else None,
         layers=list(request.layers),
         store_id=request.store_id,
         held={held.chunk_id: held.checksum for held in request.held},

@@ -23,6 +23,7 @@ class Query:
     dimension: int
     top_k: int
     min_score: float | None = None
+    min_share: float | None = None
     layers: Sequence[int] = ()
     store_id: str = ""
     held: Mapping[int, int] = field(default_factory=dict)

@@ -173,6 +173,8 @@ class Recall:
         validate.layers(banks[0], query.layers)
         if query.min_score is not None and np.isnan(query.min_score):
             raise invalid("min_score", "must be a number")
+        if query.min_share is not None and not 0 <= query.min_share <= 1:
+            raise invalid("min_share", "must be from 0 to 1")
         if len(query.request_id) not in (0, 16):
             raise invalid("request_id", "must have 16 bytes")
         validate.dimension(banks[0], query.dimension)
@@ -234,4 +236,8 @@ def _merged(banks: Sequence[Bank], best: Sequence[Best], query: Query) -> list[H
     if len(banks) > 1:
         hits.sort(key=lambda hit: (-hit.score, hit.chunk_id))
         del hits[query.top_k :]
+    if query.min_share is not None and hits:
+        best = hits[0].score
+        least = min(best, query.min_share * best)  # the best one stays, also where its score is negative
+        return [hit for hit in hits if hit.score >= least]
     return hits

@@ -74,6 +74,7 @@ class Memory:
             top_k=self.top_k,
             order=settings.order or ("time" if attachment.plan.mode == "memlong" else "score"),
             min_score=settings.min_score,
+            min_share=settings.min_share,
             count=settings.count,
         )
         self.filter: kvbank.Filter | None = None

@@ -98,12 +98,12 @@ class Passages:
         self.delivery.write(Spooled(bank.name, chunk, "", self.embedder.digest, renewable=renewable))
 
     def find(self, rows: Sequence[Sequence[int]]) -> list[list[Passage]]:
-        """Return the `top_k` passages for each row's query tokens, ascending by id; none where the service is away."""
+        """Return the `top_k` passages for each row's query tokens, in the order of reading; none where the service is away."""
         found = answered(partial(self._retrieve, rows), self.link, self.stats, self.settings.strict)
         return [[] for _ in rows] if found is None else found
 
     def before(self, prompts: Sequence[Sequence[int]], questions: Sequence[Sequence[int]]) -> list[list[int]]:
-        """Return each of the prompts behind the passages that its question finds, oldest first, as token ids."""
+        """Return each of the prompts behind the passages that its question finds, as token ids."""
         read = []
         for prompt, passages in zip(prompts, self.find(questions), strict=True):
             again = [token for passage in passages for token in passage.token_ids]
@@ -121,13 +121,16 @@ class Passages:
                 vectors[members],
                 top_k=self.top_k,
                 min_score=self.settings.min_score,
+                min_share=self.settings.min_share,
                 count=self.settings.count,
                 payload=False,
                 embedder_digest=self.embedder.digest,
                 timeout=self.link.patience,
             )
             for row, hits in zip(members, answer.queries, strict=True):
-                found[row] = [self._passage(bank, answer.chunks[at]) for at in sorted(hit.chunk_id for hit in hits)]
+                ids = [hit.chunk_id for hit in reversed(hits)]
+                ordered = sorted(ids) if self.settings.order == "time" else ids
+                found[row] = [self._passage(bank, answer.chunks[at]) for at in ordered]
         return found
 
     def _passage(self, bank: str, chunk: kvbank.Chunk) -> Passage:

@@ -22,7 +22,8 @@ class Recaller:
     """Asks banks for the chunks of an attached model, and keeps their payloads.
 
     top_k: chunks for each query. order: `score` (the best match last, next to what is read) or `time` (oldest first).
-    min_score: the least score of a chunk. count: whether a recall counts for eviction.
+    min_score: the least score of a chunk. min_share: the least share of the best chunk's score. count: whether a recall
+    counts for eviction.
     """
 
     def __init__(
@@ -34,10 +35,12 @@ class Recaller:
         top_k: int,
         order: str,
         min_score: float | None,
+        min_share: float | None,
         count: bool,
     ):
         self._client, self._attachment, self._payloads = client, attachment, payloads
-        self._top_k, self._order, self._min_score, self._count = top_k, order, min_score, count
+        self._top_k, self._order, self._count = top_k, order, count
+        self._min_score, self._min_share = min_score, min_share
         self._store_id = ""
 
     def retrieve(
@@ -60,6 +63,7 @@ class Recaller:
             top_k=self._top_k + max(map(len, without)),
             filter=chunks,
             min_score=self._min_score,
+            min_share=self._min_share,
             count=self._count,
             held=kvbank.Held(self._store_id, self._payloads.held(self._store_id)),
             reader_digest=self._attachment.reader.digest,

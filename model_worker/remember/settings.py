@@ -48,8 +48,8 @@ class MemorySettings:
     or not; a recall brings others beside them. None: what the model was made for, else 0."""
     order: Literal["time", "score"] | None = None
     """The order in which recalled chunks are attended to: `time` (oldest first, as in MemLong) or `score` (the best
-    match last, next to what is read, where an untrained model heeds it most). None: `time` in mode memlong, `score` in
-    mode per_layer."""
+    match last, next to what is read, where an untrained model heeds it most). None: `time` in mode memlong, else
+    `score`."""
     cadence: int | None = None
     """Decode steps between two recalls. None: a chunk."""
     query_tokens: int | None = None
@@ -64,6 +64,9 @@ class MemorySettings:
     """Whether recalls count for eviction."""
     min_score: float | None = None
     """A chunk with a lower score than this is not recalled. None: every chunk may be."""
+    min_share: float | None = None
+    """A chunk is not recalled whose score is below this share of the best one's, from 0 to 1: one clear answer comes
+    alone, and look-alikes come together. None: what the model was made for, else every chunk may be recalled."""
     metadata: Mapping[str, Scalar] | None = None
     """What is stored beside every chunk, by key. None: nothing."""
     source: str | None = None
@@ -106,6 +109,7 @@ class MemoryOptions(TypedDict, total=False):
     context: Literal["isolated", "window"] | None
     count: bool
     min_score: float | None
+    min_share: float | None
     metadata: Mapping[str, Scalar] | None
     source: str | None
     spool: Spool | None
@@ -146,6 +150,12 @@ def _metadata(name: str, value: Any) -> dict[str, Any]:
         raise InputError(str(error)) from None
 
 
+def _share(name: str, value: Any) -> float:
+    if not 0 <= (share := finite(name, value)) <= 1:
+        raise InputError(f"{name} is from 0 to 1, not {share:g}")
+    return share
+
+
 def _compressor(name: str, value: Any) -> Compressor:
     return of_kind(name, compressor_named(value) if isinstance(value, str) else value, Compressor)
 
@@ -164,6 +174,7 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "count": flag,
     "strict": flag,
     "min_score": unless_none(finite),
+    "min_share": unless_none(_share),
     "metadata": unless_none(_metadata),
     "source": unless_none(partial(of_kind, kind=str)),
     "spool": unless_none(partial(of_kind, kind=Spool)),

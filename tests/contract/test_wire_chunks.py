@@ -108,6 +108,26 @@ def test_min_score_and_several_banks(caller):
     assert [hit.chunk_id for hit in header.queries[0].hits] == [near, other]
 
 
+def test_min_share_of_the_best_score(caller):
+    caller.create("c")
+    near, far = caller.add((1, 0, 0, 0)), caller.add((0.1, 0, 0, 0))
+    other = caller.add((0.5, 0, 0, 0), bank="c")
+    queries = np.array([[2, 0, 0, 0], [-1, 0, 0, 0]], "<f4")
+
+    def hits(share: float) -> list[list[int]]:
+        header, _ = caller.retrieve(queries, banks=["c", "b"], min_share=share)
+        return [[hit.chunk_id for hit in row.hits] for row in header.queries]
+
+    assert hits(0) == [[near, other, far], [far]]
+    assert hits(0.05) == [[near, other, far], [far]]
+    assert hits(0.5) == [[near, other], [far]]
+    assert hits(1) == [[near], [far]]
+    assert (caller.count(near), caller.get(other, bank="c").retrieval_count, caller.count(far)) == (4, 3, 6)  # what is left out is not counted
+    for wrong in (-0.1, 1.1, float("nan")):
+        with pytest.raises(grpc.RpcError, match="min_share"):
+            caller.retrieve(min_share=wrong)
+
+
 def test_empty_bank_answers_nothing(caller):
     header, parts = caller.retrieve()
     assert (list(header.queries[0].hits), list(header.chunks), parts) == ([], [], {})

@@ -134,6 +134,8 @@ def test_what_is_no_text_ends_in_one_error(model: MemoryModel, method: str, give
         ("query_tokens", 0, "query_tokens is at least 1"),
         ("min_score", float("nan"), "min_score is a finite number, not nan"),
         ("min_score", "high", "min_score"),
+        ("min_share", 1.5, "min_share is from 0 to 1, not 1.5"),
+        ("order", "best", "order is one of time, score"),
         ("patience", 0, "patience is greater than 0"),
         ("patience", np.timedelta64(5, "ns"), "patience is a finite number"),
         ("patience", float("inf"), "patience is a finite number"),
@@ -202,7 +204,7 @@ SETTINGS = (
     "count",
     "source",
 )
-SETTINGS += ("min_score", "metadata", "spool", "strict", "patience", "retry_after", "payload_cache")
+SETTINGS += ("order", "min_score", "min_share", "metadata", "spool", "strict", "patience", "retry_after", "payload_cache")
 
 
 @pytest.mark.parametrize(

@@ -204,7 +204,7 @@ class Client:
         top_k: hits of each query, 1 to 1000.
         filter: selects the chunks that may be hit; None is all.
         tensors: "numpy" or "torch", which is what `Chunk.tensors` are of. With `mapped`, tensors of torch are copies.
-        options: min_score, layers, held, payload, count; see `RetrieveOptions`.
+        options: min_score, min_share, layers, held, payload, count; see `RetrieveOptions`.
         Errors: DataLoss for a tensor that does not match its checksum; MissingExtra where torch is not installed.
         """
         form = _tensors.form(tensors)

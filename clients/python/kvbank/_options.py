@@ -51,6 +51,7 @@ class RetrieveOptions(TypedDict, total=False):
     """What `retrieve` takes besides the query, the filter and the digests.
 
     min_score: hits below it are left out.
+    min_share: from 0 to 1; of each query's hits, those with less than this share of the best score are left out.
     layers: memory layers whose tensors are sent; None, the default, is all.
     held: payloads that the caller has and that are not sent again; the `tensors` of these chunks are None.
     payload: False sends hits and metadata only, and then `reader_digest` may be left out. The default is True.
@@ -59,6 +60,7 @@ class RetrieveOptions(TypedDict, total=False):
     """
 
     min_score: float | None
+    min_share: float | None
     layers: Iterable[int] | None
     held: m.Held | None
     payload: bool

@@ -56,6 +56,7 @@ def retrieve(
         dimension=vectors.shape[1],
         top_k=top_k,
         min_score=options.get("min_score"),
+        min_share=options.get("min_share"),
         layers=_layers(options.get("layers")),
         omit_payload=not flag("payload", options.get("payload", True)),
         skip_count=not flag("count", options.get("count", True)),

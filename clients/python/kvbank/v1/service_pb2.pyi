@@ -248,7 +248,7 @@ class HeldChunk(_message.Message):
     def __init__(self, chunk_id: _Optional[int] = ..., checksum: _Optional[int] = ...) -> None: ...
 
 class RetrieveRequest(_message.Message):
-    __slots__ = ("banks", "reader_digest", "embedder_digest", "queries", "dimension", "top_k", "min_score", "layers", "store_id", "held", "omit_payload", "skip_count", "request_id", "filter")
+    __slots__ = ("banks", "reader_digest", "embedder_digest", "queries", "dimension", "top_k", "min_score", "min_share", "layers", "store_id", "held", "omit_payload", "skip_count", "request_id", "filter")
     BANKS_FIELD_NUMBER: _ClassVar[int]
     READER_DIGEST_FIELD_NUMBER: _ClassVar[int]
     EMBEDDER_DIGEST_FIELD_NUMBER: _ClassVar[int]
@@ -256,6 +256,7 @@ class RetrieveRequest(_message.Message):
     DIMENSION_FIELD_NUMBER: _ClassVar[int]
     TOP_K_FIELD_NUMBER: _ClassVar[int]
     MIN_SCORE_FIELD_NUMBER: _ClassVar[int]
+    MIN_SHARE_FIELD_NUMBER: _ClassVar[int]
     LAYERS_FIELD_NUMBER: _ClassVar[int]
     STORE_ID_FIELD_NUMBER: _ClassVar[int]
     HELD_FIELD_NUMBER: _ClassVar[int]
@@ -270,6 +271,7 @@ class RetrieveRequest(_message.Message):
     dimension: int
     top_k: int
     min_score: float
+    min_share: float
     layers: _containers.RepeatedScalarFieldContainer[int]
     store_id: str
     held: _containers.RepeatedCompositeFieldContainer[HeldChunk]
@@ -277,7 +279,7 @@ class RetrieveRequest(_message.Message):
     skip_count: bool
     request_id: bytes
     filter: Filter
-    def __init__(self, banks: _Optional[_Iterable[str]] = ..., reader_digest: _Optional[str] = ..., embedder_digest: _Optional[str] = ..., queries: _Optional[bytes] = ..., dimension: _Optional[int] = ..., top_k: _Optional[int] = ..., min_score: _Optional[float] = ..., layers: _Optional[_Iterable[int]] = ..., store_id: _Optional[str] = ..., held: _Optional[_Iterable[_Union[HeldChunk, _Mapping]]] = ..., omit_payload: _Optional[bool] = ..., skip_count: _Optional[bool] = ..., request_id: _Optional[bytes] = ..., filter: _Optional[_Union[Filter, _Mapping]] = ...) -> None: ...
+    def __init__(self, banks: _Optional[_Iterable[str]] = ..., reader_digest: _Optional[str] = ..., embedder_digest: _Optional[str] = ..., queries: _Optional[bytes] = ..., dimension: _Optional[int] = ..., top_k: _Optional[int] = ..., min_score: _Optional[float] = ..., min_share: _Optional[float] = ..., layers: _Optional[_Iterable[int]] = ..., store_id: _Optional[str] = ..., held: _Optional[_Iterable[_Union[HeldChunk, _Mapping]]] = ..., omit_payload: _Optional[bool] = ..., skip_count: _Optional[bool] = ..., request_id: _Optional[bytes] = ..., filter: _Optional[_Union[Filter, _Mapping]] = ...) -> None: ...
 
 class Hit(_message.Message):
     __slots__ = ("chunk_id", "score")
