@@ -98,7 +98,7 @@ class Passages:
         self.delivery.write(Spooled(bank.name, chunk, "", self.embedder.digest, renewable=renewable))
 
     def find(self, rows: Sequence[Sequence[int]]) -> list[list[Passage]]:
-        """Return the `top_k` passages for each row's query tokens, in the order of reading; none where the service is away."""
+        """Return the `top_k` passages for each row, in the order of reading; none where the service is away."""
         found = answered(partial(self._retrieve, rows), self.link, self.stats, self.settings.strict)
         return [[] for _ in rows] if found is None else found
 

@@ -122,7 +122,8 @@ def test_min_share_of_the_best_score(caller):
     assert hits(0.05) == [[near, other, far], [far]]
     assert hits(0.5) == [[near, other], [far]]
     assert hits(1) == [[near], [far]]
-    assert (caller.count(near), caller.get(other, bank="c").retrieval_count, caller.count(far)) == (4, 3, 6)  # what is left out is not counted
+    other_count = caller.get(other, bank="c").retrieval_count
+    assert (caller.count(near), other_count, caller.count(far)) == (4, 3, 6)  # what is left out is not counted
     for wrong in (-0.1, 1.1, float("nan")):
         with pytest.raises(grpc.RpcError, match="min_share"):
             caller.retrieve(min_share=wrong)

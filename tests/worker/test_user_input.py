@@ -204,7 +204,17 @@ SETTINGS = (
     "count",
     "source",
 )
-SETTINGS += ("order", "min_score", "min_share", "metadata", "spool", "strict", "patience", "retry_after", "payload_cache")
+SETTINGS += (
+    "order",
+    "min_score",
+    "min_share",
+    "metadata",
+    "spool",
+    "strict",
+    "patience",
+    "retry_after",
+    "payload_cache",
+)
 
 
 @pytest.mark.parametrize(
