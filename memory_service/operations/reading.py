@@ -237,7 +237,7 @@ def _merged(banks: Sequence[Bank], best: Sequence[Best], query: Query) -> list[H
         hits.sort(key=lambda hit: (-hit.score, hit.chunk_id))
         del hits[query.top_k :]
     if query.min_share is not None and hits:
-        best = hits[0].score
-        least = min(best, query.min_share * best)  # the best one stays, also where its score is negative
+        top = hits[0].score
+        least = min(top, query.min_share * top)  # the best one stays, also where its score is negative
         return [hit for hit in hits if hit.score >= least]
     return hits
