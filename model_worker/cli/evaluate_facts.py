@@ -40,6 +40,9 @@ class FactsOptions(MeasuredModel):
         tuple[str, ...],
         described("Tokens of other text in the window before the question, or full; several times."),
     ] = ("0", "full")
+    stream: Annotated[
+        bool, described("Ask in the stream that read the text, whose first tokens stay, rather than in a new one.")
+    ] = False
     capacity: Annotated[CountOrZero, described("Tokens of the bank under eviction pressure; 0 leaves that out.")] = 0
     payload_cache: Annotated[Count, described("MiB of recalled K-V that the worker keeps.")] = 32
 
@@ -71,7 +74,7 @@ def facts(
     check_plot(plot)
     check_journal(out)
     text = "\n\n".join([read_book(path) for path in options.text] or [reference_text()])
-    wanted = {"tokens", "facts", "wording", "ask", "local", "capacity", "seed"}
+    wanted = {"tokens", "facts", "wording", "ask", "local", "stream", "capacity", "seed"}
     plan = Plan(**options.model_dump(include=wanted))
     run = about("facts", options)
     payloads = PayloadCache(options.payload_cache << 20)

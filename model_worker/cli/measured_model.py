@@ -42,6 +42,10 @@ class MeasuredModel(Settings):
         CountOrZero | None,
         described("Last chunks that left the window, attended to without a search.", panel=_MEMORY),
     ] = None
+    order: Annotated[
+        Literal["time", "score"] | None,
+        described("Order of recalled chunks: oldest first, or the best match last.", panel=_MEMORY),
+    ] = None
     query_tokens: Annotated[Count | None, described("Tokens of a query.", panel=_MEMORY)] = None
     min_score: Annotated[float | None, described("Least score of a recalled chunk.", panel=_MEMORY)] = None
     embed: Annotated[str | None, described("Embedder: lexical, a folder, or a name.", panel=_MEMORY)] = None

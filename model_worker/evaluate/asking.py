@@ -1,7 +1,7 @@
 """A question is asked here in several ways that share one search: what the search finds is attended to, or read again.
 
 * `memory`: the model attends to the K-V of the hits.
-* `re-reading`: the plain model reads the tokens of the same hits, oldest first, before the question.
+* `re-reading`: the plain model reads the tokens of the same hits, in the same order, before the question.
 * `nothing`: the plain window without a memory.
 """
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from model_worker.evaluate.greedy import answer, copied, read_plain
-from model_worker.evaluate.perplexity import feed
+from model_worker.evaluate.stream import feed, window_of
 from model_worker.evaluate.wordings import WordedFact
 from model_worker.model import MemoryModel
 from model_worker.remember.memory import Memory
@@ -38,6 +38,11 @@ class _Question:
         self.chunk, self.cadence = memory.chunk, memory.cadence
         self.query_tokens, self.query = memory.query_tokens, memory.query
         self.hits: list[RecalledChunk] | None = None
+
+    def asked_for(self, query: Sequence[int] | None) -> Sequence[int] | None:
+        """Recall for another query from now on, and return the one before."""
+        before, self._query = self._query, query
+        return before
 
     def remember(self, rows: Sequence[Captured | None]) -> None:
         """Let what leaves the window go."""
@@ -66,25 +71,39 @@ class Asker:
     """Asks questions behind a local text, by a memory over a bank in which the answers stand.
 
     local: the tokens of the local text, which are read once. start: the offset of the first of them in the source.
+    first: the first tokens of the text that the bank holds, where the questions belong to the stream that read it: they
+    stay as sinks, as in a session. Without them each question begins a stream, as with `generate`.
     """
 
     model: MemoryModel
     memory: Memory
     local: Sequence[int]
     start: int
+    first: Sequence[int] = ()
     _state: dict[str, Tensor] = field(init=False)
     _plain: DynamicCache = field(init=False)
 
     def __post_init__(self) -> None:
-        cache = self._cache(_Question(self.memory))
+        self._state = {}
         if self.local:
+            cache = self._begun(_Question(self.memory))
             feed(self.model, self.local, cache)
-        self._state = cache.state()
+            self._state = cache.state()
         self._plain = read_plain(self.model.model, self.local)
 
-    def _cache(self, port: _Question) -> MemoryCache:
-        model = self.model
-        return MemoryCache(model.attachment, port, window=model.window, start=self.start, local=model.local)
+    def _begun(self, port: _Question) -> MemoryCache:
+        """Return a window behind the local text, or at its beginning where that is not read yet."""
+        if self._state:
+            cache = window_of(self.model, port, self.start)
+            cache.restore(self._state)
+            return cache
+        cache = window_of(self.model, port, self.start - len(self.first))
+        if self.first:
+            query = port.asked_for(None)
+            feed(self.model, self.first, cache)
+            cache.flush()
+            port.asked_for(query)
+        return cache
 
     def ask(self, fact: WordedFact, place: int, form: str, ways: Sequence[str] = WAYS) -> Asked:
         """Ask for a fact in several ways, `memory` among them. place: of the last token of its answer in the source."""
@@ -113,10 +132,7 @@ class Asker:
         return encode_text(tokenizer, f"\n{asked}" if self.local else asked)
 
     def _answer(self, port: _Question, prompt: Sequence[int], form: str) -> list[int]:
-        cache = self._cache(port)
-        if self._state:
-            cache.restore(self._state)
-        return answer(self.model.model, cache, prompt, _TOKENS[form], self.model.chunk)
+        return answer(self.model.model, self._begun(port), prompt, _TOKENS[form], self.model.chunk)
 
     def _reread(self, again: Sequence[int], prompt: Sequence[int], form: str) -> list[int] | None:
         """Answer by the plain model, which reads the hits between the local text and the question."""

@@ -5,11 +5,10 @@ from typing import Unpack
 
 import kvbank
 from model_worker.evaluate.memory_span import Filling
-from model_worker.evaluate.perplexity import feed
+from model_worker.evaluate.stream import feed, window_of
 from model_worker.model import MemoryModel
 from model_worker.remember.memory import Memory
 from model_worker.remember.settings import MemoryOptions
-from model_worker.window.cache import MemoryCache
 
 
 def open_memory(
@@ -31,7 +30,7 @@ def open_memory(
 
 def fill(model: MemoryModel, memory: Memory, ids: Sequence[int], tell: Callable[[int], None] | None = None) -> None:
     """Feed a text as a stream in the local window, and write all that leaves it, without recalling."""
-    cache = MemoryCache(model.attachment, Filling(memory), window=model.window, local=model.local)
+    cache = window_of(model, Filling(memory))
     feed(model, ids, cache, tell=tell)
     cache.flush()
 

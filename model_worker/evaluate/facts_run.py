@@ -36,8 +36,9 @@ class Plan:
     """What is planted, and how it is asked for.
 
     tokens: distances, after which all facts are asked for. facts: of each wording. wording: names of wordings. ask:
-    forms of the question. local: tokens before the question, or `full` for as many as fit. capacity: tokens of the bank
-    under pressure, 0 to leave that out. Raises InputError for what is none of these.
+    forms of the question. local: tokens before the question, or `full` for as many as fit. stream: the questions belong
+    to the stream that read the text. capacity: tokens of the bank under pressure, 0 to leave that out. Raises
+    InputError for what is none of these.
     """
 
     tokens: tuple[int, ...]
@@ -45,6 +46,7 @@ class Plan:
     wording: tuple[str, ...]
     ask: tuple[str, ...]
     local: tuple[str, ...]
+    stream: bool
     capacity: int
     seed: int
 
@@ -122,7 +124,8 @@ class FactsRun:
 
     def _counts(self, memory: Memory, tokens: int, local: str, form: str) -> list[dict[str, Any]]:
         """Return rows of counts by wording and way, those of all wordings last."""
-        asker = Asker(self.model, memory, self._local_text(local, form), tokens)
+        first = self.planted.ids[: self.model.sinks] if self.plan.stream else []
+        asker = Asker(self.model, memory, self._local_text(local, form), tokens, first)
         shares: dict[tuple[str, str], Share] = {}
         for index, planted in enumerate(self.planted.facts):
             self.progress(f"{tokens:,} tokens, local {local}, {form}", index + 1, len(self.planted.facts))

@@ -30,10 +30,10 @@ from model_worker.evaluate.banks import open_memory
 from model_worker.evaluate.cost import Cost, counted
 from model_worker.evaluate.greedy import answer
 from model_worker.evaluate.peaks import peak_bytes
+from model_worker.evaluate.stream import window_of
 from model_worker.model import MemoryModel
 from model_worker.remember.memory import Memory
 from model_worker.remember.payload_cache import PayloadCache
-from model_worker.window.cache import MemoryCache
 from model_worker.window.capture import Captured
 from model_worker.window.encoding import encode
 
@@ -182,8 +182,7 @@ class FirstTokenRun:
 
     def _recall(self, memory: Memory, question: Sequence[int]) -> int:
         model = self.model
-        cache = MemoryCache(model.attachment, memory, window=model.window, local=model.local)
-        return answer(model.model, cache, question, 1, model.chunk)[0]
+        return answer(model.model, window_of(model, memory), question, 1, model.chunk)[0]
 
     def _reread(self, memory: Memory, question: Sequence[int]) -> int:
         """Search without K-V, and read the tokens of the hits before the question."""

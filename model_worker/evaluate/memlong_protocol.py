@@ -85,7 +85,7 @@ def score_windows(
     for index in range(count):
         window = list(ids[index * length : (index + 1) * length])
         model.read(window[:last], memory=memory)
-        cache = MemoryCache(model.attachment, memory, window=last)
+        cache = MemoryCache(model.attachment, memory, window=last, sinks=0)
         segment = _loss(model, window[last:], cache)
         cache.flush()
         alone = _loss(model, window[last:], None)

@@ -14,11 +14,11 @@ tokens in the same window.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from model_worker.errors import InputError
 from model_worker.evaluate.memory_span import Filling, MemorySpan, OtherMemory
+from model_worker.evaluate.stream import Fed, feed, window_of
 from model_worker.model import MemoryModel
 from model_worker.remember.memory import Memory
 from model_worker.window.cache import MemoryCache
@@ -82,7 +82,7 @@ def measure_document(
     def losses(cache: MemoryCache, first: int, expected: Tensor | None, until: int | None = None) -> Fed:
         return feed(model, document.ids[first:until], cache, expected, tell)
 
-    stream = MemoryCache(model.attachment, Filling(memory), window=model.window, local=model.local)
+    stream = window_of(model, Filling(memory))
     before = losses(stream, 0, None, begin)
     state, left = stream.state(), int(stream.columns.oldest(0, 1)[1])
     behind = losses(stream, begin, before.last)
@@ -95,45 +95,10 @@ def measure_document(
     if other is not None:
         ports[OTHER] = OtherMemory(other)
     for name, port in ports.items():
-        cache = MemoryCache(model.attachment, port, window=model.window, start=left, local=model.local)
+        cache = window_of(model, port, left)
         cache.restore(state)
         found[name] = losses(cache, begin, before.last).nats
     return {name: nats[-document.score :] for name, nats in found.items()}
-
-
-@dataclass(frozen=True, slots=True)
-class Fed:
-    """The losses of fed tokens `[T]` (`[T - 1]` at the beginning of a text), and the logits behind the last of them."""
-
-    nats: Tensor
-    last: Tensor
-
-
-@torch.no_grad()
-def feed(
-    model: MemoryModel,
-    ids: Sequence[int],
-    cache: MemoryCache,
-    expected: Tensor | None = None,
-    tell: Callable[[int], None] | None = None,
-) -> Fed:
-    """Feed tokens in blocks of a chunk, and return their losses.
-
-    expected: the logits behind the token before the first, `[1, vocabulary]`. tell: called with the tokens of a block.
-    """
-    found, net = [], model.model
-    for at in range(0, len(ids), model.chunk):
-        seen = torch.tensor([list(ids[at : at + model.chunk])], device=net.device)
-        logits = net(input_ids=seen, past_key_values=cache, use_cache=True, return_dict=True).logits[0].float()
-        predicted = logits[:-1] if expected is None else torch.cat([expected, logits[:-1]])
-        found.append(
-            torch.nn.functional.cross_entropy(predicted, seen[0, -len(predicted) :], reduction="none").double().cpu()
-        )
-        expected = logits[-1:]
-        if tell is not None:
-            tell(seen.shape[1])
-    assert expected is not None
-    return Fed(torch.cat(found), expected)
 
 
 def blocks_of(nats: Tensor, block: int) -> Tensor:

@@ -136,7 +136,7 @@ def test_a_process_knows_its_memory() -> None:
 
 
 def test_a_chat_needs_a_template(worker: MemoryModel) -> None:
-    plan = Plan((900,), 1, ("number",), ("chat",), ("0",), 0, 0)
+    plan = Plan((900,), 1, ("number",), ("chat",), ("0",), False, 0, 0)
     with pytest.raises(InputError, match="no chat template"):
         FactsRun(worker, TEXT, plan, Journal(None, {}), lambda *_: None)
 
@@ -148,7 +148,7 @@ def test_a_chat_needs_a_template(worker: MemoryModel) -> None:
 def test_plans_that_make_no_sense(wrong: dict[str, Any], said: str) -> None:
     plan: dict[str, Any] = {"tokens": (4096,), "facts": 1, "wording": ("number",), "ask": ("complete",)}
     with pytest.raises(InputError, match=said):
-        Plan(**{**plan, "local": ("0",), "capacity": 0, "seed": 0, **wrong})
+        Plan(**{**plan, "local": ("0",), "stream": False, "capacity": 0, "seed": 0, **wrong})
 
 
 def test_the_command(tmp_path: Any) -> None:

@@ -42,7 +42,7 @@ def test_losses_are_those_of_the_worker(worker: MemoryModel, recent: int) -> Non
     assert torch.allclose(found[NONE], none.double(), atol=1e-5)
     # The window before the scored tokens was computed with the memory, and what was before that window was not.
     assert torch.allclose(found[ALL][WINDOW:], all_along[WINDOW:].double(), atol=1e-4)
-    assert torch.allclose(found[ALL], all_along.double(), atol=0.1)
+    assert torch.allclose(found[ALL], all_along.double(), atol=0.3)
     assert not torch.allclose(found[ALL], found[NONE], atol=1e-2)
     assert not torch.allclose(found[ALL], found["last 32"], atol=1e-2)
 
