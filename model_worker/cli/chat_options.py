@@ -4,40 +4,20 @@ from typing import Annotated
 
 from pydantic import Field
 
-from model_worker.settings.base import (
-    Compressor,
-    Count,
-    Device,
-    Dtype,
-    Embed,
-    Positions,
-    Recent,
-    Seed,
-    Settings,
-    Sinks,
-    Window,
-    described,
-)
+from model_worker.settings.base import Compressor, Count, Seed, described
+from model_worker.settings.model_run import ModelRun
 
 
-class ChatOptions(Settings):
+class ChatOptions(ModelRun):
     """Options of `kvbank chat` that say how the model talks."""
 
     model: Annotated[
         str | None,
         described("kvbank-small (shipped), smollm2, a model folder, or a hub id; by default the session's own."),
     ] = None
-    device: Device = "auto"
-    dtype: Dtype = None
-    embed: Embed = None
-    window: Window = None
     local: Annotated[
         str | None, described("What each layer keeps of the local tokens: tova:m=N; by default the window.")
     ] = None
-    sinks: Sinks = None
-    top_k: Annotated[Count | None, described("Chunks a recall.")] = None
-    recent: Recent = None
-    positions: Positions = None
     compressor: Compressor = "none"
     max_new_tokens: Annotated[Count, described("Tokens of the longest answer.")] = 256
     temperature: Annotated[float, Field(ge=0), described("0 always takes the likeliest token.")] = 0.0

@@ -68,15 +68,10 @@ def open_model(client: kvbank.Client, name: str, options: ChatOptions, known: He
         bank=(),
         device=device_named(options.device),
         dtype=options.dtype,
-        embedder=options.embed,
-        window=options.window,
         local=options.local,
-        sinks=options.sinks,
         chunk=known.chunk if known else None,
-        top_k=options.top_k,
-        recent=options.recent,
-        attach_options=None if options.positions is None else {"positions": options.positions},
         compressor=options.compressor,
+        **options.model_settings(),
     )
 
 

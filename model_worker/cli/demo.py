@@ -82,12 +82,15 @@ def _memory_rows(report: "DemoReport") -> list[tuple[str, str]]:
 def _recall_rows(report: "DemoReport") -> list[tuple[str, str]]:
     counts = (
         ("recalled with memory (of the survivors)", report.with_memory),
+        ("the same chunks read again as text", report.read_again),
+        ("recalled with memory behind a full window", report.full_window),
+        ("the same chunks read again behind a full window", report.full_window_read_again),
         ("recalled without memory", report.without_memory),
         ("recalled with another text's memory", report.other_memory),
         ("after kill -9, first worker", report.after_kill),
         ("after kill -9, second worker", report.second_worker),
     )
-    return [(what, f"{right} of {asked}") for what, (right, asked) in counts]
+    return [(what, "no room" if count is None else f"{count[0]} of {count[1]}") for what, count in counts]
 
 
 def _loss_rows(report: "DemoReport") -> list[tuple[str, str]]:

@@ -24,14 +24,17 @@ from statistics import median
 import torch
 
 import kvbank
+from model_worker.attachment.loading import device_named, load_model
 from model_worker.attachment.model_names import SHIPPED
+from model_worker.demo.asking import answer, ask_beside, demo_facts
 from model_worker.demo.settings import LEAST_TEXT, DemoSettings
 from model_worker.errors import InputError, WorkerError
-from model_worker.evaluate.facts import Fact, make_facts
+from model_worker.evaluate.asking import MEMORY, REREAD
 from model_worker.evaluate.interval import interval
 from model_worker.evaluate.service_process import ServiceProcess
+from model_worker.evaluate.wordings import WordedFact
 from model_worker.model import MemoryModel
-from model_worker.remember.memory import Memory
+from model_worker.remember.settings import CHUNK
 from model_worker.text_files import read_text, reference_text
 
 BANK, OTHER_BANK = "demo", "another-text"
@@ -48,7 +51,11 @@ Say = Callable[[str], None]
 
 @dataclass(slots=True)
 class DemoReport:
-    """Every figure that the demo prints. Recall is (right, asked); losses are nats per token."""
+    """Every figure that the demo prints. Recall is (right, asked); losses are nats per token.
+
+    read_again: the plain model reads the chunks that were found as text. full_window: the question stands behind a
+    local text that fills the window. None: the model has no room for that.
+    """
 
     model: str = ""
     text: str = ""
@@ -68,6 +75,9 @@ class DemoReport:
     asked_survived: int = 0
     never_asked_survived: int = 0
     with_memory: tuple[int, int] = (0, 0)
+    read_again: tuple[int, int] | None = None
+    full_window: tuple[int, int] | None = None
+    full_window_read_again: tuple[int, int] | None = None
     without_memory: tuple[int, int] = (0, 0)
     other_memory: tuple[int, int] = (0, 0)
     after_kill: tuple[int, int] = (0, 0)
@@ -89,7 +99,7 @@ def run_demo(settings: DemoSettings, say: Say, progress: Callable[[str, int, int
     text = _text(settings)
     report = DemoReport(model=settings.model, text=_title(settings), seed=settings.seed, compressor=settings.compressor)
     report.policy = f"{POLICY.kind}, bounds {POLICY.lower}/{POLICY.upper}, target {POLICY.target} %"
-    facts = make_facts(settings.seed, FACTS)
+    facts = demo_facts(settings.model, settings.seed, FACTS)
     with _folder(settings) as data, ServiceProcess(data) as service:
         say(f"memory service {service.address}, data in {data}")
         with _worker(settings, service.address, len(text)) as model:
@@ -101,6 +111,7 @@ def run_demo(settings: DemoSettings, say: Say, progress: Callable[[str, int, int
             survivors = _survey(model, holders, asked, never, report, say)
             _fill_other(model, settings, progress)
             report.with_memory = recall(model, survivors)
+            _ask_beside(model, survivors, model.ids(rest), report)
             report.without_memory = recall(model, asked, bank=None)
             report.other_memory = recall(model, asked, bank=OTHER_BANK)
             service.kill()
@@ -118,7 +129,7 @@ def run_demo(settings: DemoSettings, say: Say, progress: Callable[[str, int, int
 
 def _text(settings: DemoSettings) -> str:
     text = reference_text() if settings.text is None else read_text(settings.text)
-    text = text[: settings.limit]
+    text = text[: settings.characters]
     if not text.strip():
         raise InputError("the text is empty")
     if len(text) < LEAST_TEXT:
@@ -136,7 +147,7 @@ def _split(text: str) -> tuple[str, str]:
     return text[:cut], text[cut:]
 
 
-def plant(text: str, facts: Sequence[Fact], rng: random.Random) -> str:
+def plant(text: str, facts: Sequence[WordedFact], rng: random.Random) -> str:
     """Return `text` with the statements of `facts` as lines of their own, at random line ends of its early part.
 
     No two stand within 800 characters of each other, where the text has room for that. Raises InputError for too few
@@ -162,9 +173,11 @@ def _worker(settings: DemoSettings, address: str, characters: int) -> MemoryMode
     """Return a worker on a bank that holds about a quarter of the text."""
     if settings.model == SHIPPED:
         torch.set_num_threads(1)  # threads only wait for each other in a model this small
-    capacity = settings.capacity or max(characters // 600, 60)
-    return MemoryModel.from_pretrained(
-        settings.model,
+    loaded = load_model(settings.model, device=device_named(settings.device), dtype=settings.dtype)
+    chunk = (getattr(loaded[0].config, "kvbank", None) or {}).get("chunk", CHUNK)
+    capacity = settings.capacity or max(characters * CHUNK // (600 * chunk), 60)
+    return MemoryModel(
+        *loaded,
         memory=address,
         bank=BANK,
         compressor=settings.compressor,
@@ -173,14 +186,15 @@ def _worker(settings: DemoSettings, address: str, characters: int) -> MemoryMode
         store_dtype="bf16",
         strict=True,
         patience=60.0,
+        **settings.model_settings(),
     )
 
 
 def _read(
     model: MemoryModel,
     text: str,
-    facts: Sequence[Fact],
-    asked: Sequence[Fact],
+    facts: Sequence[WordedFact],
+    asked: Sequence[WordedFact],
     report: DemoReport,
     progress: Callable[[str, int, int], None],
 ) -> dict[str, int]:
@@ -219,7 +233,7 @@ def _read(
     return holders or _holders(model, facts)
 
 
-def _holders(model: MemoryModel, facts: Sequence[Fact]) -> dict[str, int]:
+def _holders(model: MemoryModel, facts: Sequence[WordedFact]) -> dict[str, int]:
     """Return the id of the chunk that holds the whole statement of each fact, by the fact's name."""
     found = {}
     for chunk in model.client.list_chunks(BANK):
@@ -229,20 +243,7 @@ def _holders(model: MemoryModel, facts: Sequence[Fact]) -> dict[str, int]:
     return found
 
 
-def answer(model: MemoryModel, fact: Fact, memory: Memory | bool = True) -> bool:
-    """Ask for a fact in a fresh context, greedily; return whether the answer is right to the last digit."""
-    out = model.generate(
-        fact.question,
-        cache=model.cache(memory),
-        max_new_tokens=len(model.ids(fact.answer)) + 1,
-        do_sample=False,
-        eos_token_id=None,
-    )
-    assert isinstance(out, str)
-    return re.match(rf"{re.escape(fact.answer)}(?!\d)", out) is not None
-
-
-def recall(model: MemoryModel, facts: Sequence[Fact], bank: str | None = BANK) -> tuple[int, int]:
+def recall(model: MemoryModel, facts: Sequence[WordedFact], bank: str | None = BANK) -> tuple[int, int]:
     """Return (right, asked), with the memory in `bank` or with none.
 
     These questions do not count for eviction.
@@ -251,14 +252,25 @@ def recall(model: MemoryModel, facts: Sequence[Fact], bank: str | None = BANK) -
     return sum(answer(model, fact, memory) for fact in facts), len(facts)
 
 
+def _ask_beside(model: MemoryModel, facts: Sequence[WordedFact], rest: list[int], report: DemoReport) -> None:
+    """Ask for facts by memory and by reading the same chunks again, in an empty window and behind a full one.
+
+    rest: tokens of the text behind what was read, with which the window is filled.
+    """
+    memory = model.with_bank(BANK, count=False)
+    report.read_again = ask_beside(model, memory, facts, [], report.tokens_read)[REREAD]
+    full = ask_beside(model, memory, facts, rest, report.tokens_read)
+    report.full_window, report.full_window_read_again = full[MEMORY], full[REREAD]
+
+
 def _survey(
     model: MemoryModel,
     holders: dict[str, int],
-    asked: Sequence[Fact],
-    never: Sequence[Fact],
+    asked: Sequence[WordedFact],
+    never: Sequence[WordedFact],
     report: DemoReport,
     say: Say,
-) -> list[Fact]:
+) -> list[WordedFact]:
     """Tell which chunks went, and why; return the asked facts that survived."""
     log = {e.chunk_id: e for e in model.client.list_evictions(BANK)}
     # Not the acknowledgements' count: most of an eviction goes on behind the write that began it.
@@ -281,7 +293,7 @@ def _survey(
 
 def _fill_other(model: MemoryModel, settings: DemoSettings, progress: Callable[[str, int, int], None]) -> None:
     """Fill a bank with another text and other facts of the same form: a memory that does not know the answers."""
-    facts = make_facts(settings.seed + _OTHER_SEED_OFFSET, FACTS)
+    facts = demo_facts(settings.model, settings.seed + _OTHER_SEED_OFFSET, FACTS)
     source = inspect.getsource(argparse)
     text = plant(source, facts, random.Random(settings.seed))
     beginning = text[: int(len(text) * _EARLY) + 4000]
@@ -289,10 +301,12 @@ def _fill_other(model: MemoryModel, settings: DemoSettings, progress: Callable[[
     model.read(beginning, lambda done, total: progress("another text", done, total), memory=other)
 
 
-def _second_worker(settings: DemoSettings, address: str, characters: int, survivors: Sequence[Fact]) -> tuple[int, int]:
+def _second_worker(
+    settings: DemoSettings, address: str, characters: int, survivors: Sequence[WordedFact]
+) -> tuple[int, int]:
     """Ask for the facts from a worker in a process of its own; return (right, asked)."""
     request = {
-        "settings": settings.model_copy(update={"text": None, "data": None}).model_dump(),
+        "settings": settings.model_copy(update={"text": None, "data": None}).model_dump(mode="json"),
         "address": address,
         "characters": characters,
         "facts": [asdict(fact) for fact in survivors],
@@ -315,7 +329,7 @@ def _serve_second_worker() -> None:
     request = json.load(sys.stdin)
     settings = DemoSettings(**request["settings"])
     with _worker(settings, request["address"], request["characters"]) as model:
-        print(json.dumps(recall(model, [Fact(**fact) for fact in request["facts"]])))
+        print(json.dumps(recall(model, [WordedFact(**fact) for fact in request["facts"]])))
 
 
 # -- loss -------------------------------------------------------------------------------------------------------------

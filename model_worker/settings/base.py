@@ -37,13 +37,4 @@ def at_least(least: int, most: int = LARGEST_COUNT) -> Any:
 ModelName = Annotated[str, described("kvbank-small (shipped), smollm2, a model folder, or a hub id.")]
 Rope = Annotated[str | None, described("Rope scaling: linear:F, ntk:F or yarn:F, for F times the trained length.")]
 Device = Annotated[str, described("auto, cpu, cuda.")]
-Dtype = Annotated[str | None, described("Dtype of the weights: float32, bfloat16 or float16; by default as stored.")]
-Embed = Annotated[
-    str | None,
-    described("How chunks are found: lexical, lexical:idf, minilm, hybrid:A+B, a folder, or a hub id."),
-]
-Window = Annotated[Count | None, described("Local tokens; the rest is in the bank.")]
-Sinks = Annotated[CountOrZero | None, described("First tokens of a stream that stay in the local context.")]
-Recent = Annotated[CountOrZero | None, described("Last chunks that left the window, attended to without a search.")]
-Positions = Annotated[str | None, described("Where memory stands: zero, continual, original, near or near:N.")]
 Compressor = Annotated[str, described("How chunks are compressed, e.g. tova:m=48.")]

@@ -55,6 +55,8 @@ def test_demo_recalls_with_memory_only_and_after_a_kill() -> None:
     assert asked == report["asked_survived"] > 0
     assert right >= 0.9 * asked
     assert report["second_worker"] == report["with_memory"] == report["after_kill"]
+    assert report["read_again"][0] >= 0.7 * asked
+    assert report["full_window"][1] == report["full_window_read_again"][1] == asked
     assert report["without_memory"][0] <= 1
     assert report["other_memory"][0] <= 1
     assert "the service was killed" in done.stderr

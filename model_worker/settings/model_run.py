@@ -1,0 +1,45 @@
+"""The options of commands that run a model with a memory: on what, how it attends, by what chunks are found.
+
+An option that is not given leaves the choice to the model's own `kvbank` entry. The module is light to import: no
+torch.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from model_worker.settings.base import Count, CountOrZero, Device, Settings, described
+
+_RUN = "How the model runs"
+
+
+class ModelRun(Settings):
+    """Device and dtype of a model, and the settings of its window, its memory and its attachment."""
+
+    device: Annotated[Device, described("auto, cpu, cuda.", panel=_RUN)] = "auto"
+    dtype: Annotated[str | None, described("float32, bfloat16 or float16; by default as stored.", panel=_RUN)] = None
+    embed: Annotated[
+        str | None,
+        described("How chunks are found: lexical, lexical:idf, minilm, hybrid:A+B, a folder, or a hub id.", panel=_RUN),
+    ] = None
+    window: Annotated[Count | None, described("Local tokens; the rest is in the bank.", panel=_RUN)] = None
+    sinks: Annotated[
+        CountOrZero | None, described("First tokens of a stream that stay in the local context.", panel=_RUN)
+    ] = None
+    top_k: Annotated[Count | None, described("Chunks a recall.", panel=_RUN)] = None
+    recent: Annotated[
+        CountOrZero | None,
+        described("Last chunks that left the window, attended to without a search.", panel=_RUN),
+    ] = None
+    positions: Annotated[
+        str | None, described("Where memory stands: zero, continual, original, near or near:N.", panel=_RUN)
+    ] = None
+    layers: Annotated[
+        Path | None, described("Layers that remember: a file of `kvbank layers --choose`.", panel=_RUN)
+    ] = None
+
+    def model_settings(self) -> dict[str, Any]:
+        """Return the settings of a `MemoryModel` that were given, by their names."""
+        given = {name: getattr(self, name) for name in ("window", "sinks", "top_k", "recent")}
+        attached = {name: getattr(self, name) for name in ("positions", "layers")}
+        attached = {name: value for name, value in attached.items() if value is not None}
+        return {**given, "embedder": self.embed, "attach_options": attached or None}
