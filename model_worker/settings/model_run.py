@@ -7,6 +7,8 @@ torch.
 from pathlib import Path
 from typing import Annotated, Any
 
+from pydantic import Field
+
 from model_worker.settings.base import Count, CountOrZero, Device, Settings, described
 
 _RUN = "How the model runs"
@@ -26,6 +28,11 @@ class ModelRun(Settings):
         CountOrZero | None, described("First tokens of a stream that stay in the local context.", panel=_RUN)
     ] = None
     top_k: Annotated[Count | None, described("Chunks a recall.", panel=_RUN)] = None
+    min_share: Annotated[
+        float | None,
+        Field(ge=0, le=1),
+        described("Leave out hits whose score is below this share of the best one's.", panel=_RUN),
+    ] = None
     recent: Annotated[
         CountOrZero | None,
         described("Last chunks that left the window, attended to without a search.", panel=_RUN),
@@ -39,7 +46,7 @@ class ModelRun(Settings):
 
     def model_settings(self) -> dict[str, Any]:
         """Return the settings of a `MemoryModel` that were given, by their names."""
-        given = {name: getattr(self, name) for name in ("window", "sinks", "top_k", "recent")}
+        given = {name: getattr(self, name) for name in ("window", "sinks", "top_k", "min_share", "recent")}
         attached = {name: getattr(self, name) for name in ("positions", "layers")}
         attached = {name: value for name, value in attached.items() if value is not None}
         return {**given, "embedder": self.embed, "attach_options": attached or None}
