@@ -28,6 +28,7 @@ from model_worker.user_text import encode_text, readable
 from model_worker.window.cache import MemoryCache
 from model_worker.window.capture import Captured
 from model_worker.window.generation import generated, generation_options
+from model_worker.window.placement import Room
 from model_worker.window.sinks import sinks_of
 
 # Ids also as an array or tensor, or as a tokenizer gives them; see `arguments.text_or_ids`.
@@ -254,7 +255,12 @@ class MemoryModel:
     @property
     def sinks(self) -> int:
         """Return how many of the first tokens of a stream stay for good."""
-        return sinks_of(self.settings.sinks, self.attachment, self.window, self.local)
+        return sinks_of(self.settings.sinks, self.attachment, self.window, self.local, self._room.left)
+
+    @property
+    def _room(self) -> Room:
+        chunks_attended = self.memory.top_k + self.memory.recent
+        return Room(self.attachment, self.window, chunks_attended * self.chunk)
 
     def _window(self, memory: Any) -> MemoryCache:
         return MemoryCache(self.attachment, memory, window=self.window, local=self.local, sinks=self.sinks)
@@ -418,16 +424,7 @@ class MemoryModel:
     def _check_lengths(self) -> None:
         if self.window < self.chunk:
             raise InputError(f"the window of {self.window} tokens is smaller than a chunk of {self.chunk}")
-        trained = self.attachment.trained_length
-        chunks_attended = self.memory.top_k + self.memory.recent
-        placed = chunks_attended * self.chunk if self.attachment.plan.positions == "continual" else 1
-        sinks = self.sinks
-        if trained is not None and placed + self.window + sinks > trained:
-            first = f"{sinks} sinks + " if sinks else ""
-            raise InputError(
-                f"{first}window {self.window} + {placed} positions of memory exceed the {trained} that the model was "
-                "trained for; choose a smaller window, chunk, top_k or recent, or fewer sinks"
-            )
+        self._room.check(self.sinks)
 
     def _left_padded(self, rows: list[list[int]]) -> tuple[Tensor, Tensor]:
         length = max(map(len, rows))

@@ -51,13 +51,13 @@ def encode_between(tokenizer: Any, before: str, text: str, behind: str) -> list[
     return first + encode_text(tokenizer, text) + last
 
 
-def rendered(tokenizer: Any, turns: Sequence[dict[str, str]]) -> str:
-    """Render a conversation by the tokenizer's chat template, up to where an answer begins.
+def rendered(tokenizer: Any, turns: Sequence[dict[str, str]], *, answer: bool = True) -> str:
+    """Render a conversation by the tokenizer's chat template, with `answer` up to where an answer begins.
 
     Raises InputError for a template that fails with any error: it may be no template, or refuse the conversation.
     """
     try:
-        return str(tokenizer.apply_chat_template(list(turns), tokenize=False, add_generation_prompt=True))
+        return str(tokenizer.apply_chat_template(list(turns), tokenize=False, add_generation_prompt=answer))
     except Exception as error:  # a template is a program of others, which may raise anything
         raise InputError(f"the chat template of this model fails: {type(error).__name__}: {error}") from error
 

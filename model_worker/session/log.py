@@ -58,10 +58,11 @@ class SessionLog:
             raise
         return cls(folder, file, header, turns)
 
-    def begin(self, *, model: str, reader: str, chunk: int, memory: str) -> Header:
+    def begin(self, *, model: str, reader: str, chunk: int, memory: str, sinks: int = 0, system: str = "") -> Header:
         """Write the first line of a new session."""
         assert self.header is None
-        header = new_header(self.folder.name, model=model, reader=reader, chunk=chunk, memory=memory)
+        fields = {"model": model, "reader": reader, "chunk": chunk, "memory": memory, "sinks": sinks, "system": system}
+        header = new_header(self.folder.name, **fields)
         self._write(first_line(header))
         sync_folder(self.folder)
         self.header = header
@@ -134,7 +135,8 @@ def fork(sessions: Path, name: str, new: str) -> Header:
     """
     header, turns = read_session(sessions, name)
     folder = session_folder(sessions, new)
-    made = new_header(new, model=header.model, reader=header.reader, chunk=header.chunk, memory=header.memory)
+    kept = ("model", "reader", "chunk", "memory", "sinks", "system")
+    made = new_header(new, **{field: getattr(header, field) for field in kept})
     lines = [first_line(made), *(turn_line(turn, number) for number, turn in enumerate(turns, 1))]
     unfinished = folder.parent / f".fork-{made.uid}"
     make_folder(unfinished)

@@ -18,7 +18,8 @@ import xxhash
 
 from model_worker.errors import SessionError
 
-FORMAT = 1
+FORMAT = 2
+_EARLIER = (1,)  # forms of the first line in which sinks and system prompt are missing: such sessions have none
 _SECTOR = 512  # bytes that a disk writes whole
 _START = len('{"xxh3":"0123456789abcdef",')
 
@@ -30,7 +31,8 @@ class Header:
     model: the name that the model was loaded by. reader: the digest of the model, to which its K-V are bound. bank: the
     session's own bank, whose name carries a part of `uid`, so that sessions of one name on different machines never
     share a memory. chunk: tokens of a chunk; it is fixed so that a chunk which is written again begins where it began
-    before. memory: the service that the session was begun with. created: a time in UTC.
+    before. memory: the service that the session was begun with. created: a time in UTC. sinks: how many of the first
+    tokens stay for good. system: the system prompt, which stands before the first turn; empty for none.
     """
 
     uid: str
@@ -41,6 +43,8 @@ class Header:
     chunk: int
     memory: str
     created: str
+    sinks: int = 0
+    system: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,10 +70,10 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def new_header(name: str, *, model: str, reader: str, chunk: int, memory: str) -> Header:
-    """Make the header of a session that begins now, with a uid and a bank of its own."""
+def new_header(name: str, **fields: Any) -> Header:
+    """Make the header of a session that begins now, with a uid and a bank of its own. fields: the rest of `Header`."""
     uid = secrets.token_hex(16)
-    return Header(uid, name, model, reader, f"session-{name}-{uid[:8]}", chunk, memory, now())
+    return Header(uid, name, bank=f"session-{name}-{uid[:8]}", created=now(), **fields)
 
 
 def first_line(header: Header) -> bytes:
@@ -133,6 +137,6 @@ def _record(line: bytes, number: int) -> dict[str, Any] | None:
 
 
 def _header(path: Path, record: dict[str, Any]) -> Header:
-    if record.pop("kind") != "session" or record.pop("format") != FORMAT:
+    if record.pop("kind") != "session" or record.pop("format") not in (FORMAT, *_EARLIER):
         raise SessionError(f"{path} was written by another version of kvbank")
     return Header(**record)

@@ -5,14 +5,15 @@ conversation. What ends an answer (a chat template's end marker, the next "User:
 begins with as much of it as the model did not write itself.
 """
 
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from typing import Any
 
 from model_worker.errors import InputError
 from model_worker.user_text import rendered
 
 FORMATS = ("auto", "template", "plain", "continue")
-_USER, _ANSWER, _AGAIN = "kvbankfirst", "kvbankanswer", "kvbanksecond"
+_USER, _ANSWER, _AGAIN, _SYSTEM = "kvbankfirst", "kvbankanswer", "kvbanksecond", "kvbanksystem"
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,13 +22,14 @@ class PromptFormat:
 
     first, later: text before and behind a user's words, in the first turn and in those behind an answer. stop: text
     that ends an answer, besides the model's end tokens. begin: whether the tokenizer's beginning (`<s>`) goes in front
-    of it all; a template has its own.
+    of it all; a template has its own. system: text before and behind a system prompt, which stands before all turns.
     """
 
     first: tuple[str, str]
     later: tuple[str, str]
     stop: str = ""
     begin: bool = True
+    system: tuple[str, str] = ("", "\n")
 
     def around(self, written: str | None) -> tuple[str, str]:
         """Return what is fed before and behind a user's words.
@@ -55,8 +57,8 @@ PLAIN = PromptFormat(("User: ", "\nAssistant:"), ("\nUser: ", "\nAssistant:"), s
 CONTINUE = PromptFormat(("", ""), ("\n", ""), stop="\n")
 
 
-def prompt_format(name: str, tokenizer: Any, config: Any) -> PromptFormat:
-    """Make the format of a name.
+def prompt_format(name: str, tokenizer: Any, config: Any, system: bool = False) -> PromptFormat:
+    """Make the format of a name. system: whether the conversation has a system prompt.
 
     name: `template` (the tokenizer's), `plain` ("User: ..."), `continue` (the model goes on in the user's line) or
     `auto`: the template where there is one, else `continue` for a model made for a memory (as the shipped one is) and
@@ -68,7 +70,8 @@ def prompt_format(name: str, tokenizer: Any, config: Any) -> PromptFormat:
     if name == "template" and not template:
         raise InputError("this model's tokenizer has no chat template; use --format plain")
     if template and name in ("auto", "template"):
-        return _from_template(tokenizer)
+        found = _from_template(tokenizer)
+        return _with_system(tokenizer, found) if system else found
     made_for = getattr(config, "kvbank", None)
     return CONTINUE if name == "continue" or (name == "auto" and made_for) else PLAIN
 
@@ -84,6 +87,32 @@ def _from_template(tokenizer: Any) -> PromptFormat:
     before, _, after = first.partition(_USER)
     between, _, end = later.partition(_AGAIN)
     return PromptFormat((before, after), (between, end), begin=False)
+
+
+def _with_system(tokenizer: Any, found: PromptFormat) -> PromptFormat:
+    """Return the format of a chat template with a system prompt before the first turn.
+
+    A template that does not show a system message as it is has the system prompt before the user's first words.
+    """
+    turns = [{"role": "system", "content": _SYSTEM}, {"role": "user", "content": _USER}]
+    with suppress(InputError):
+        before, _, rest = rendered(tokenizer, turns).partition(_SYSTEM)
+        between, user, behind = rest.partition(_USER)
+        if user and _SYSTEM not in rest:
+            end = _end_of_system(tokenizer, between)
+            return replace(found, system=(before, end), first=(between[len(end) :], behind))
+    return replace(found, system=(found.first[0], "\n\n"), first=("", found.first[1]))
+
+
+def _end_of_system(tokenizer: Any, between: str) -> str:
+    """Return the part of the text between system prompt and user's words with which the system message ends.
+
+    Where the template does not show a system message alone, that is nothing.
+    """
+    with suppress(InputError):
+        end = rendered(tokenizer, [{"role": "system", "content": _SYSTEM}], answer=False).partition(_SYSTEM)[2]
+        return end if between.startswith(end) else ""
+    return ""
 
 
 def _rendered(tokenizer: Any, turns: list[dict[str, str]]) -> str:

@@ -11,29 +11,40 @@ first token on.
 
 import contextlib
 from collections.abc import Callable
-from typing import Any, Self, Unpack
+from typing import Any, Self, Unpack, cast
 
 import kvbank
 from model_worker.compress import local_rule
-from model_worker.errors import InputError, SessionError
+from model_worker.errors import InputError
 from model_worker.model import MemoryModel, Progress
 from model_worker.remember.memory import Memory
 from model_worker.remember.service_link import START_S
-from model_worker.remember.settings import MemoryOptions, MemorySettings, check_names
+from model_worker.remember.settings import MemoryOptions, MemorySettings, changed, check_names
 from model_worker.remember.spool import Spool
 from model_worker.session.answer import AnswerEnd, decoded
+from model_worker.session.beginning import Beginning
 from model_worker.session.decoding import decoding_options
 from model_worker.session.epoch import BankEpoch
 from model_worker.session.log import SessionLog
 from model_worker.session.log_format import Header, Turn, now
-from model_worker.session.prompt import PromptFormat, prompt_format
 from model_worker.session.turn_memory import TurnMemory
 from model_worker.session.window import SessionWindow
 from model_worker.user_text import encode_between, encode_text, readable
+from model_worker.window.placement import Room
 from model_worker.window.tova import TovaRule
 
 # Settings of its memory that a session decides itself.
 _OWN = ("chunk", "source", "spool", "metadata")
+
+
+class SessionOptions(MemoryOptions, total=False):
+    """What a session is opened with besides its model and its window: settings of its memory, and a system prompt.
+
+    system: stands before the first turn, as the chat template has it; its tokens stay for good, as sinks do. A session
+    keeps the one that it was begun with. None: that one, or none.
+    """
+
+    system: str | None
 
 
 class Session:
@@ -42,17 +53,10 @@ class Session:
     Several sessions may share one MemoryModel; each has its own window and bank.
     """
 
-    def __init__(
-        self,
-        model: MemoryModel,
-        log: SessionLog,
-        memory: Memory,
-        window: int,
-        style: PromptFormat,
-        local: TovaRule | None = None,
-    ):
+    def __init__(self, beginning: Beginning, memory: Memory, window: int, local: TovaRule | None = None):
+        self.model, self.log, self.style = model, log, _ = beginning.model, beginning.log, beginning.style
         assert log.header is not None
-        self.model, self.log, self.header, self.style = model, log, log.header, style
+        self.header, self._beginning = log.header, beginning
         self.memory = TurnMemory(memory)
         self.window = SessionWindow(model, log, self.memory, window, local)
         self._epoch = BankEpoch(model.client, log.header.bank, log.epoch)
@@ -69,7 +73,7 @@ class Session:
         local: str | None = None,
         style: str = "auto",
         progress: Progress | None = None,
-        **memory_options: Unpack[MemoryOptions],
+        **options: Unpack[SessionOptions],
     ) -> Self:
         """Begin the session of `log`, or go on with it. `log` is closed with the session, and by a failure here.
 
@@ -77,24 +81,27 @@ class Session:
         which layers keep some of them, as in `MemoryModel`; the model's own by default. A session that was left under
         another rule goes on with a window made from the log, and warns (RuntimeWarning): tokens that the former rule
         had kept from outside the window are not there. style: see `prompt_format`. progress: called with (tokens done,
-        tokens in all) while a window is made from the log, or the bank written again. memory_options: fields of
-        `MemorySettings` in which the session's memory differs from the model's. Raises SessionError for another model
-        than the session was begun with, and where the bank belongs to another copy of the session's folder; InputError
-        for settings or a rule that make no sense.
+        tokens in all) while a window is made from the log, or the bank written again. options: a system prompt, and
+        fields of `MemorySettings` in which the session's memory differs from the model's. Raises SessionError for
+        another model or system prompt than the session was begun with, and where the bank belongs to another copy of
+        the session's folder; InputError for settings or a rule that make no sense.
         """
         with contextlib.ExitStack() as failed:
             failed.callback(log.close)
-            _check(memory_options)
+            system, memory_options = _parted(options)
             if model.settings.recall == "reread":
                 raise InputError('a session attends to its memory; recall="reread" is for generate')
-            found, rule = prompt_format(style, model.tokenizer, model.model.config), local_rule(local) or model.local
-            header = _header(model, log, name, target)
+            size, rule = model.window if window is None else window, local_rule(local) or model.local
+            beginning = Beginning.of(model, log, style, system)
+            room = _room(model, size, memory_options)
+            sinks = beginning.sinks(size, rule, room)
+            header = beginning.header(name, target, sinks)
             from_start = bool(log.turns) and (log.rewriting.exists() or _bank_is_gone(model.client, header))
             if from_start:
                 log.rewriting.touch()
             memory_options.update(_own(header, log))
             memory = model.with_bank(header.bank, **memory_options)
-            session = cls(model, log, memory, model.window if window is None else window, found, rule)
+            session = cls(beginning, memory, size, rule)
             session._epoch.claim(max(START_S, memory.link.patience))
             memory.deliver_spooled()
             session.window.rebuild(from_start, progress)
@@ -163,10 +170,7 @@ class Session:
             written = ""  # a message was cut off by a crash, and has no answer
         before, behind = self.style.around(written)
         ids = encode_between(self.model.tokenizer, before, text, behind)
-        if self.log.turns or not self.style.begin:
-            return ids
-        first = self.model.tokenizer.encode("a")[:1]
-        return (first if first == [self.model.tokenizer.bos_token_id] else []) + ids
+        return ids if self.log.turns else self._beginning.ids + ids
 
     def _claim(self) -> None:
         """Refuse a turn whose bank another copy of this session has taken over; a bank that is away is not asked.
@@ -211,23 +215,25 @@ class Session:
         self.close()
 
 
-def _check(asked: MemoryOptions) -> None:
-    """Refuse names that are no settings, and settings that a session decides itself. Raises InputError."""
+def _parted(options: SessionOptions) -> tuple[str | None, MemoryOptions]:
+    """Return the system prompt that is asked for, and the settings of the memory.
+
+    Raises InputError for names that are no settings, and for settings that a session decides itself.
+    """
+    asked: dict[str, Any] = dict(options)
+    system = asked.pop("system", None)
+    if system is not None and not isinstance(system, str):
+        raise InputError(f"system is a string, not a {type(system).__name__}")
     check_names(MemorySettings, asked)
     if taken := [name for name in _OWN if name in asked]:
         raise InputError(f"setting {taken[0]} cannot be given here: a session decides it itself")
+    return system, cast(MemoryOptions, asked)
 
 
-def _header(model: MemoryModel, log: SessionLog, name: str, target: str) -> Header:
-    """Return the header of a log, which is begun if it is new. Raises SessionError for the session of another model."""
-    digest = model.attachment.reader.digest
-    header = log.header or log.begin(model=name, reader=digest, chunk=model.chunk, memory=target)
-    if header.reader != digest:
-        raise SessionError(
-            f"session {header.name!r} was begun with model {header.model} (reader {header.reader}), this one "
-            f"is {name or 'another'} (reader {digest})"
-        )
-    return header
+def _room(model: MemoryModel, window: int, asked: MemoryOptions) -> Room:
+    """Return the positions that window and memory of a session use; what is asked for replaces the model's settings."""
+    settings = changed(model.settings, asked)
+    return Room(model.attachment, window, ((settings.top_k or 0) + (settings.recent or 0)) * model.chunk)
 
 
 def _own(header: Header, log: SessionLog) -> MemoryOptions:

@@ -21,10 +21,11 @@ from model_worker.session.log import SessionLog
 from model_worker.session.turn_memory import TurnMemory
 from model_worker.session.window_file import read_window, window_stamp, write_window
 from model_worker.window.cache import MemoryCache
+from model_worker.window.encoding import encode_sinks
 from model_worker.window.generation import generated
 from model_worker.window.tova import TovaRule
 
-# Entries of a window's stamp; the local rule follows, where there is one.
+# Entries of a window's stamp; behind them stands the local rule, if there is one, and the number of sinks, if not 0.
 _STAMP_WITHOUT_RULE = 8
 
 
@@ -127,8 +128,10 @@ class SessionWindow:
             return
         start = turns[-1].kept if turns and not from_start else 0
         self._memory.kept = start
-        self._cache = self._fresh(start)
+        self._cache = cache = self._fresh(start)
         try:
+            if first := ids[: min(start, cache.sinks.wanted)]:
+                encode_sinks(cache, first)
             self._follow(start)
             self.feed(ids[start:], progress, 0, len(ids) - start)
             self._follow(len(ids) - self._cache.physical)
@@ -148,8 +151,9 @@ class SessionWindow:
             )
 
     def _fresh(self, start: int) -> MemoryCache:
-        size, rule = self._size, self._local
-        return MemoryCache(self._model.attachment, self._memory, window=size, start=start, local=rule, sinks=0)
+        assert self._log.header is not None
+        size, rule, sinks = self._size, self._local, self._log.header.sinks
+        return MemoryCache(self._model.attachment, self._memory, window=size, start=start, local=rule, sinks=sinks)
 
     def _stamp(self, cache: MemoryCache, tokens: int) -> str:
         """Return what a window on disk must agree with to be used. tokens: of the log that the window is of."""
@@ -157,7 +161,8 @@ class SessionWindow:
         assert header is not None
         stamp = [header.uid, header.reader, tokens, cache.window, memory.compressor.name, memory.query_tokens]
         stamp += [str(self._model.model.dtype), repr(self._model.attachment.plan)]
-        return json.dumps(stamp if cache.local is None else [*stamp, cache.local.spec])
+        stamp += [] if cache.local is None else [cache.local.spec]
+        return json.dumps([*stamp, {"sinks": header.sinks}] if header.sinks else stamp)
 
     def _load(self, ids: list[int]) -> bool:
         """Take the window from its file; return False where there is none for these tokens of the log."""
@@ -195,5 +200,5 @@ class SessionWindow:
 
 def _rule_of(stamp: str) -> str:
     """Return the local rule in a window's stamp."""
-    rule = json.loads(stamp)[_STAMP_WITHOUT_RULE:]
-    return str(rule[0]) if rule else "none"
+    rule = [entry for entry in json.loads(stamp)[_STAMP_WITHOUT_RULE:] if isinstance(entry, str)]
+    return rule[0] if rule else "none"

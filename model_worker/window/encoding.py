@@ -35,6 +35,20 @@ def encode(attachment: Attachment, token_ids: list[int], start: int = 0, needs_q
     return Captured(token_ids, start, _left_by(cache, keeper).layers, "isolated")
 
 
+def encode_sinks(cache: MemoryCache, token_ids: list[int]) -> None:
+    """Give a fresh cache the sinks of a stream that goes on in it, by one forward without memory over the sinks alone.
+
+    token_ids: the first tokens of the stream, as many as are sinks, or fewer where the cache begins before the last of
+    them. Nothing had left the window when these came in, so that their K-V are what the forwards of the stream gave.
+    """
+    own = MemoryCache(cache.attachment, None, sinks=cache.sinks.wanted)
+    ids = torch.tensor([token_ids], device=device_of(cache.attachment.model))
+    with torch.no_grad():
+        cache.attachment.decoder(input_ids=ids, past_key_values=own, use_cache=True)
+    own.flush()
+    cache.sinks.restore(own.sinks.state())
+
+
 def encode_online(
     attachment: Attachment, token_ids: list[int], rule: TovaRule, block: int
 ) -> tuple[Captured, dict[int, Tensor]]:

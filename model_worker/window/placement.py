@@ -9,7 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from model_worker.attachment.attachment import Attachment
 from model_worker.attachment.plan import near_distance
+from model_worker.errors import InputError
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,3 +61,35 @@ def sink_positions(positions: str, origin: int, offsets: Tensor, held: Tensor, f
     if positions == "original":
         return offsets - origin
     return (follows - held)[:, None] + torch.arange(offsets.shape[1], device=offsets.device)
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """The positions that the model of `attachment` was trained for, as a window uses them. All are counts of tokens.
+
+    window: local tokens. memory: what is recalled at most, which has a position for each token in `continual` alone.
+    """
+
+    attachment: Attachment
+    window: int
+    memory: int
+
+    @property
+    def _placed(self) -> int:
+        return self.memory if self.attachment.plan.positions == "continual" else 1
+
+    @property
+    def left(self) -> int | None:
+        """Return how many positions are left for sinks; None where nothing bounds them."""
+        trained = self.attachment.trained_length
+        return None if trained is None else max(trained - self.window - self._placed, 0)
+
+    def check(self, sinks: int) -> None:
+        """Raise InputError where sinks, memory and window do not stand within the length of training."""
+        trained = self.attachment.trained_length
+        if trained is not None and sinks + self._placed + self.window > trained:
+            first = f"{sinks} sinks + " if sinks else ""
+            raise InputError(
+                f"{first}window {self.window} + {self._placed} positions of memory exceed the {trained} that the model "
+                "was trained for; choose a smaller window, chunk, top_k or recent, or fewer sinks"
+            )

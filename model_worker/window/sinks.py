@@ -23,17 +23,23 @@ SINKS = 4
 _ROUNDING = 2**-6
 
 
-def sinks_of(asked: int | None, attachment: Attachment, window: int | None, local: TovaRule | None = None) -> int:
+def sinks_of(
+    asked: int | None,
+    attachment: Attachment,
+    window: int | None,
+    local: TovaRule | None = None,
+    room: int | None = None,
+) -> int:
     """Return how many tokens of a stream are sinks: what is `asked`, else what the model was made for, else 4.
 
     window: the window that is asked for. Where the model does not say, it has none in mode memlong and, if all of its
     layers slide, in a window that is no smaller than theirs: it was trained with a window that moves. local: a rule
-    that keeps m tokens, among which there is room for m - 1 sinks. Raises InputError for no whole number, and for more
-    sinks than the rule has room for.
+    that keeps m tokens, among which there is room for m - 1 sinks. room: positions that are left for sinks that nobody
+    asked for. Raises InputError for no whole number, and for more sinks than the rule has room for.
     """
-    room = None if local is None else local.m - 1
     if asked is None:
-        return _default(attachment, window) if room is None else min(_default(attachment, window), room)
+        rooms = [room, None if local is None else local.m - 1]
+        return min([_default(attachment, window), *(each for each in rooms if each is not None)])
     count = whole("sinks", asked, least=0)
     if local is not None and count >= local.m:
         raise InputError(f"{local.spec} has no room for {count} sinks: let it keep more tokens, or have fewer sinks")

@@ -1,0 +1,154 @@
+"""Sinks of a session: its first tokens, and its system prompt whole, stay over a restart."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from model_worker.errors import InputError, SessionError
+from model_worker.model import MemoryModel
+from model_worker.session.folder import read_session
+from model_worker.session.log import SessionLog, fork
+from model_worker.session.prompt import prompt_format
+from model_worker.session.session import Session
+from tests.worker_session.conftest import CHATML, byte_tokenizer
+
+CHUNK, WINDOW = 16, 48
+WORDS = ["the sea is wide", "ships come and go", "what did I say of the sea?"]
+SYSTEM = "You speak of the sea."
+
+
+@pytest.fixture(scope="module")
+def model(model_folder: Path, address: str) -> Iterator[MemoryModel]:
+    with MemoryModel.from_pretrained(str(model_folder), memory=address, bank=(), chunk=CHUNK, window=WINDOW) as model:
+        yield model
+
+
+@contextmanager
+def opened(model: MemoryModel, sessions: Path, name: str = "one", **options: Any) -> Iterator[Session]:
+    with Session.open(model, SessionLog.open(sessions, name), name="tiny", target="here", **options) as session:
+        yield session
+
+
+def say(session: Session, *texts: str) -> None:
+    for text in texts:
+        session.say(text, max_new_tokens=12)
+
+
+def sinks(session: Session) -> dict[str, Tensor]:
+    return session.window.cache.sinks.state()
+
+
+def said(session: Session) -> list[int]:
+    return [token for turn in session.log.turns for token in turn.ids]
+
+
+def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
+    assert one.keys() == other.keys()
+    assert len(one) == 2 + 2 * 3
+    for name, tensor in one.items():
+        torch.testing.assert_close(tensor, other[name], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(("system", "local"), [(None, None), (SYSTEM, None), (SYSTEM, "tova:m=60")])
+def test_sinks_come_back_with_the_window_and_with_the_log(
+    model: MemoryModel, tmp_path: Path, system: str | None, local: str | None
+) -> None:
+    """A window that is made from the log has the sinks of the session that never ended."""
+    with opened(model, tmp_path, system=system, local=local) as session:
+        say(session, *WORDS)
+        count = 4 if system is None else len("<") + len(system) + len("\n")  # one token a byte, and the beginning
+        assert session.window.cache.sinks.held.tolist() == [count]
+        expected, ids = sinks(session), said(session)
+    with opened(model, tmp_path, local=local) as session:
+        assert all(torch.equal(expected[name], tensor) for name, tensor in sinks(session).items())
+    (tmp_path / "one" / "window.safetensors").unlink()
+    with opened(model, tmp_path, local=local) as session:
+        same(sinks(session), expected)
+        say(session, *WORDS)
+        assert said(session)[: len(ids)] == ids
+
+
+def test_a_session_that_was_begun_without_sinks_has_none(model: MemoryModel, tmp_path: Path) -> None:
+    """The logs of earlier releases say nothing of sinks: such a session goes on as it was."""
+    with SessionLog.open(tmp_path, "one") as log:
+        log.begin(model="m", reader=model.attachment.reader.digest, chunk=CHUNK, memory="here")
+    with opened(model, tmp_path) as session:
+        say(session, *WORDS)
+        assert session.left > 0
+        assert sinks(session) == {}
+
+
+def test_a_system_prompt_stands_before_the_first_turn_alone(model: MemoryModel, tmp_path: Path) -> None:
+    with opened(model, tmp_path, system=f"  {SYSTEM}\n", style="plain") as session:
+        say(session, *WORDS[:2])
+        text = model.tokenizer.decode(said(session))
+        assert text.startswith(f"<s>{SYSTEM}\nUser: {WORDS[0]}\nAssistant:")
+        assert text.count(SYSTEM) == 1
+        assert [turn.text for turn in session.log.turns if not turn.part] == WORDS[:2]
+    assert read_session(tmp_path, "one")[0].system == SYSTEM
+
+
+def test_a_session_keeps_its_system_prompt(model: MemoryModel, tmp_path: Path) -> None:
+    with opened(model, tmp_path, system=SYSTEM) as session:
+        say(session, WORDS[0])
+    with opened(model, tmp_path, system=SYSTEM):
+        pass
+    with pytest.raises(SessionError, match=r"begun with 'You speak of the sea.', and keeps that"):
+        Session.open(model, SessionLog.open(tmp_path, "one"), system="Other.")
+    with opened(model, tmp_path, "two"):
+        pass
+    with pytest.raises(SessionError, match="begun without a system prompt"):
+        Session.open(model, SessionLog.open(tmp_path, "two"), system="Other.")
+    fork(tmp_path, "one", "three")
+    with opened(model, tmp_path, "three", system=SYSTEM) as session:
+        assert session.header.sinks == session.log.header.sinks == len(SYSTEM) + 2
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "reason"),
+    [
+        ({"system": "x" * 420}, InputError, r"422 sinks \+ window 48 \+ 64 positions"),
+        ({"system": SYSTEM, "local": "tova:m=20"}, InputError, "no room for 23 sinks"),
+        ({"system": 3}, InputError, "system is a string, not a int"),
+    ],
+)
+def test_what_makes_no_sense_begins_no_session(
+    model: MemoryModel, tmp_path: Path, options: dict[str, Any], error: type[Exception], reason: str
+) -> None:
+    with pytest.raises(error, match=reason):
+        Session.open(model, SessionLog.open(tmp_path, "one"), **options)
+    with SessionLog.open(tmp_path, "one") as log:
+        assert log.header is None
+
+
+FOLDS = (
+    "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+    + CHATML[len("{% for m in messages %}") :]
+)
+DROPS = CHATML.replace("{% for m in messages %}", "{% for m in messages if m.role != 'system' %}")
+GLUED = "{% if messages[0].role == 'system' %}[SYS]{{ messages[0].content }}[/SYS] {% endif %}" + DROPS
+OWN = "{% if messages[0].role != 'system' %}<|im_start|>system\nI am kind.<|im_end|>\n{% endif %}" + CHATML
+
+
+@pytest.mark.parametrize(
+    ("template", "whole", "system"),
+    [
+        (CHATML, "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nU<|im_end|>\n<|im_start|>assistant\n", 1),
+        (OWN, "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nU<|im_end|>\n<|im_start|>assistant\n", 1),
+        (FOLDS, "<|im_start|>user\nS\n\nU<|im_end|>\n<|im_start|>assistant\n", 0),
+        (DROPS, "<|im_start|>user\nS\n\nU<|im_end|>\n<|im_start|>assistant\n", 0),
+        (GLUED, "[SYS]S[/SYS] <|im_start|>user\nU<|im_end|>\n<|im_start|>assistant\n", 2),
+    ],
+)
+def test_where_a_template_has_the_system_prompt(template: str, whole: str, system: int) -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = template
+    style = prompt_format("auto", tokenizer, None, system=True)
+    assert style.system[0] + "S" + style.system[1] + style.first[0] + "U" + style.first[1] == whole
+    assert style.first[0] == {0: "", 1: "<|im_start|>user\n", 2: "<|im_start|>user\n"}[system]
+    assert style.later == prompt_format("auto", tokenizer, None).later
