@@ -34,8 +34,8 @@ def sinks_of(
 
     window: the window that is asked for. Where the model does not say, it has none in mode memlong and, if all of its
     layers slide, in a window that is no smaller than theirs: it was trained with a window that moves. local: a rule
-    that keeps m tokens, among which there is room for m - 1 sinks. room: positions that are left for sinks that nobody
-    asked for. Raises InputError for no whole number, and for more sinks than the rule has room for.
+    that keeps m tokens, among which there is room for m - 1 sinks. room: positions that are left for sinks by default.
+    Raises InputError for no whole number, and for more sinks than the rule has room for.
     """
     if asked is None:
         rooms = [room, None if local is None else local.m - 1]
