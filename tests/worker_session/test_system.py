@@ -58,7 +58,7 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
 def test_sinks_come_back_with_the_window_and_with_the_log(
     model: MemoryModel, tmp_path: Path, system: str | None, local: str | None
 ) -> None:
-    """A window that is made from the log has the sinks of the session that never ended."""
+    """Windows that are made from the log have the sinks of the session that never ended."""
     with opened(model, tmp_path, system=system, local=local) as session:
         say(session, *WORDS)
         count = 4 if system is None else len("<") + len(system) + len("\n")  # one token a byte, and the beginning
@@ -74,7 +74,7 @@ def test_sinks_come_back_with_the_window_and_with_the_log(
 
 
 def test_a_session_that_was_begun_without_sinks_has_none(model: MemoryModel, tmp_path: Path) -> None:
-    """The logs of earlier releases say nothing of sinks: such a session goes on as it was."""
+    """Logs of earlier releases say nothing of sinks, and such a session goes on as it was."""
     with SessionLog.open(tmp_path, "one") as log:
         log.begin(model="m", reader=model.attachment.reader.digest, chunk=CHUNK, memory="here")
     with opened(model, tmp_path) as session:
