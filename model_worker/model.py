@@ -155,9 +155,9 @@ class MemoryModel:
         device, dtype, rope: as in `load_model`. memory, bank, settings: as in `MemoryModel`. options: fields of
         `ModelSettings`, which describes each of them. Raises what `load_model` and `MemoryModel` raise.
 
-        What is stored: chunk, context, compressor, source, metadata. What is recalled: top_k, recent, cadence, query,
-        query_tokens, min_score, count, embedder (or embed), payload_cache. What is local: window, local, sinks. How
-        it is recalled: recall. A bank that is made: capacity, policy, store_dtype. A service that is away: spool,
+        What is stored: chunk, context, compressor, source, metadata. What is recalled: top_k, recent, order, cadence,
+        query, query_tokens, min_score, min_share, count, embedder (or embed), payload_cache. How: recall. What is
+        local: window, local, sinks. A bank that is made: capacity, policy, store_dtype. A service that is away: spool,
         strict, patience, retry_after. The model: attach_options.
         """
         check_options(options)  # before a large model is loaded
@@ -282,8 +282,8 @@ class MemoryModel:
         special_tokens: see `ids`. Raises InputError for options that a memory cannot keep, such as beam search, by
         name.
 
-        With `recall="reread"` the chunks that the question (or the prompt's end) finds are fed before the prompt,
-        oldest first, by the plain model; nothing is stored, there is no `cache`, and `max_length` counts the tokens
+        With `recall="reread"` the chunks that the question (or the prompt's end) finds are fed before the prompt, the
+        best one last, by the plain model; nothing is stored, there is no `cache`, and `max_length` counts the tokens
         that are read again.
         """
         texts, single = texts_or_ids("prompt", prompt)

@@ -59,7 +59,7 @@ def ids_of(text: str) -> list[int]:
 def model(request: pytest.FixtureRequest, client: kvbank.Client) -> Iterator[MemoryModel]:
     net = gpt2() if request.param == "gpt2" else build(request.param)
     with MemoryModel(
-        net, tokenizer(), memory=client, bank=bank(), chunk=CHUNK, window=16, top_k=2, recall="reread"
+        net, tokenizer(), memory=client, bank=bank(), chunk=CHUNK, window=16, top_k=2, order="time", recall="reread"
     ) as model:
         assert model.read(TEXT) == 40
         yield model
@@ -107,6 +107,15 @@ def test_the_same_chunks_as_attention_gets(client: kvbank.Client) -> None:
             three.read(TEXT)
 
 
+def test_the_best_chunk_stands_next_to_the_prompt(client: kvbank.Client) -> None:
+    """Chunks stand in the order of their scores by default."""
+    with MemoryModel(gpt2(), tokenizer(), memory=client, bank=bank(), chunk=CHUNK, top_k=2, recall="reread") as model:
+        model.read(TEXT)
+        for prompt, best in (([*TEXT[16:21], *TEXT[25:28]], 16), ([*TEXT[16:19], *TEXT[25:30]], 24)):
+            [found] = model.passages.find([prompt])
+            assert [passage.start for passage in found] == [40 - best, best]
+
+
 def test_another_tokenizer_reads_the_text(client: kvbank.Client) -> None:
     name, other = bank(), tokenizer()
     with MemoryModel(gpt2(), tokenizer(), memory=client, bank=name, chunk=CHUNK, top_k=1, recall="reread") as one:
@@ -147,7 +156,14 @@ def test_the_service_is_away(tmp_path: Path) -> None:
     """Chunks wait for the service and are found once it is back; answers go on without it."""
     folder, name = tmp_path / "data", bank()
     server = LocalServer(folder)
-    options: dict[str, Any] = {"bank": name, "chunk": CHUNK, "top_k": 2, "recall": "reread", "patience": 1.0}
+    options: dict[str, Any] = {
+        "bank": name,
+        "chunk": CHUNK,
+        "top_k": 2,
+        "recall": "reread",
+        "patience": 1.0,
+        "order": "time",
+    }
     options["spool"] = Spool(tmp_path / "spool")
     with kvbank.connect(server.address) as client:
         model = MemoryModel(gpt2(), tokenizer(), memory=client, **options)
