@@ -61,7 +61,7 @@ def test_a_store_goes_on(release: Path, expected: dict[str, Any]) -> None:
 
 
 def test_a_session_goes_on_from_the_window_that_the_release_left(release: Path, expected: dict[str, Any]) -> None:
-    """Its window is taken as it is, to the bit. Words may differ: what is recalled for a turn is another choice now."""
+    """Windows are taken as they are, to the bit. Words may differ: a turn recalls by another rule now."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
