@@ -60,7 +60,7 @@ class RecallByLayers:
 
     attachment: has the layers from which sets are taken, and a tokenizer. opening: token ids with which the
     stream began; its sinks come from there. context: `isolated` or `window`, as chunks are stored. hits: chunks that
-    are recalled for each question: its own, and those of other facts, in random order.
+    are recalled for each question: those of other facts, and its own behind them, where the best match stands.
     """
 
     def __init__(
@@ -134,10 +134,9 @@ class RecallByLayers:
                 yield _Batch(facts, own, self._window(facts), [self._recalled(i, draw) for i in own])
 
     def _recalled(self, own: int, draw: random.Random) -> list[RecalledChunk]:
-        """Return the chunk of fact `own` and those of others, drawn, in random order."""
+        """Return chunks of other facts, drawn, and the one of fact `own` next to the question, as the best match is."""
         others = draw.sample([i for i in range(len(self.facts)) if i != own], self._hits - 1)
-        others.insert(draw.randrange(self._hits), own)
-        return [self._chunks[i] for i in others]
+        return [self._chunks[i] for i in (*others, own)]
 
     def _window(self, facts: Sequence[Planted]) -> MemoryCache:
         """Return a window with the local texts of these facts, in a stream whose beginning has left it."""
