@@ -3,6 +3,7 @@
 A field that is not given leaves the choice to the model's own `kvbank` entry. The module is light to import: no torch.
 """
 
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from model_worker.attachment.model_names import SHIPPED
@@ -10,7 +11,7 @@ from model_worker.settings.base import Count, CountOrZero, ModelName, Rope, Seed
 
 _MODEL, _MEMORY = "The model and its window", "The memory"
 # Fields that are options of `attach`, and those that are settings of a model by another name.
-_ATTACHED = ("mode", "positions", "memory_layers", "retrieval_layers")
+_ATTACHED = ("mode", "positions", "memory_layers", "retrieval_layers", "layers")
 _LOADED = ("model", "rope", "dtype", "seed")
 
 
@@ -36,6 +37,9 @@ class MeasuredModel(Settings):
     retrieval_layers: Annotated[
         tuple[CountOrZero, ...], described("A layer that attends to memory, several times; by default the model's.")
     ] = ()
+    layers: Annotated[
+        Path | None, described("Layers that remember: a file of `kvbank layers --choose`.", panel=_MODEL)
+    ] = None
     chunk: Annotated[Count | None, described("Tokens of a chunk.", panel=_MEMORY)] = None
     top_k: Annotated[Count | None, described("Chunks that a recall finds.", panel=_MEMORY)] = None
     recent: Annotated[

@@ -76,6 +76,7 @@ def about(name: str, options: MeasuredModel) -> dict[str, Any]:
     own = {field: value for field, value in options.model_dump(mode="json").items() if value not in (None, [])}
     if "text" in own:
         own["text"] = [_last_name(path) for path in own["text"]]
+    own |= {field: _last_name(own[field]) for field in ("layers", "embed") if field in own}
     named = {"model": _last_name(options.model)}
     return {"evaluation": name, "command": command_of(name, options), **named, "options": {**own, **named}}
 

@@ -10,10 +10,13 @@ import torch
 from transformers import PreTrainedModel
 
 import kvbank
+from kvbank.commands import application
 from model_worker.attaching import attach
 from model_worker.attachment.layer_choice import LayerChoice, named_parts, read_layers
+from model_worker.attachment.loading import load_model
 from model_worker.errors import BankMismatch, InputError
 from model_worker.model import MemoryModel
+from tests.support import command
 from tests.worker.tiny import attached, bank, build, tokenizer, tokens
 
 
@@ -128,3 +131,24 @@ def choice() -> LayerChoice:
 def test_a_file_goes_with_no_other_layers(chosen: Callable[..., Path]) -> None:
     with pytest.raises(InputError, match="layers is a file that says the mode, memory_layers too"):
         attach(build("llama_gqa"), layers=chosen(), mode="memlong", memory_layers=[1])
+
+
+def test_an_evaluation_runs_with_the_layers_of_a_file(tmp_path: Path, chosen: Callable[..., Path]) -> None:
+    build("llama_gqa").save_pretrained(tmp_path / "model")
+    tokenizer().save_pretrained(tmp_path / "model")
+    attachment = attach(*load_model(tmp_path / "model"))
+    attachment.detach()
+    path = chosen(reader_parts=named_parts(attachment.reader))
+    text = tmp_path / "text.txt"
+    text.write_text(" ".join(f"w{i}" for i in tokens(100)[0].tolist()), encoding="utf-8")
+    spans = ("--text", text, "--tokens=64", "--score=16", "--memory=32", "--chunk=8", "--window=16", "--other=0")
+    stored = []
+    for options in ((), ("--layers", path)):
+        done = command.run(application(), "eval", "ppl", "--model", tmp_path / "model", *spans, *options, "--json")
+        assert done.exit_code == 0, done.stderr
+        found = json.loads(done.stdout)
+        stored.append(found["cost"]["stored"])
+        assert str(tmp_path) not in done.stdout
+    assert found["options"]["layers"] == "layers.json"
+    kv = 64 * 4 * 2 * 2 * 8 * 4  # tokens, layers, keys and values, heads, their size, bytes
+    assert stored[0] - stored[1] >= kv / 2
