@@ -41,6 +41,7 @@ class EvidenceOptions(Settings):
     half: Annotated[
         Literal["all", "even", "odd"], described("statements: which are asked for, to choose on one half.")
     ] = "all"
+    limit: Annotated[Count | None, described("qmsum, memorybank: only the first N meetings or users.")] = None
     k: Annotated[tuple[Count, ...], described("Passages that are looked at, several times.")] = (1, 2, 4, 8, 16)
     seed: Annotated[Seed, described("statements: other seeds plant them in other places.")] = 0
 
@@ -95,4 +96,5 @@ def _collections(options: EvidenceOptions) -> "list[Collection]":
         raise missing_option("data", "kvbank eval evidence")
     if not options.data.is_dir():
         raise InputError(f"{options.data} is no folder")
-    return meetings(options.data) if options.set == "qmsum" else chats(options.data)
+    found = meetings(options.data) if options.set == "qmsum" else chats(options.data)
+    return found[: options.limit]

@@ -119,9 +119,10 @@ def ones(texts: list[str]) -> np.ndarray:
 
 
 def test_a_part_that_sees_nothing_counts_as_a_cosine_of_zero() -> None:
-    made = HybridEmbedder(embedder("lexical"), CallableEmbedder(ones, name="ones"), 0.4)
-    assert cosines(made, TEXTS, ["?!"]).ravel() == pytest.approx([0.6] * 4)
-    assert cosines(made, TEXTS[:1], TEXTS[:1]).item() == pytest.approx(1)
+    parts = embedder("lexical"), CallableEmbedder(ones, name="ones")
+    for made in (HybridEmbedder(*parts, 0.4), HybridEmbedder(*reversed(parts), 0.6)):
+        assert cosines(made, TEXTS, ["?!"]).ravel() == pytest.approx([0.6] * 4)
+        assert cosines(made, TEXTS[:1], TEXTS[:1]).item() == pytest.approx(1)
 
 
 def test_specs_of_hybrids() -> None:
