@@ -19,14 +19,14 @@ from model_worker.attachment.model_parts import decoder_of
 from model_worker.compress import local_rule
 from model_worker.errors import InputError, UnsupportedModel
 from model_worker.model_settings import ModelOptions, ModelSettings, check_options
-from model_worker.remember.chunking import chunks, sentence_ends
 from model_worker.remember.memory import Memory
 from model_worker.remember.passages import Passages
+from model_worker.remember.reading import Reading, ReadTokens, reading
 from model_worker.remember.settings import MemoryOptions, MemorySettings
 from model_worker.remember.spool import user_spool
 from model_worker.user_text import encode_text, readable
 from model_worker.window.cache import MemoryCache
-from model_worker.window.capture import Captured
+from model_worker.window.chunking import chunks, sentence_ends
 from model_worker.window.generation import generated, generation_options
 from model_worker.window.placement import Room
 from model_worker.window.sinks import sinks_of
@@ -176,41 +176,35 @@ class MemoryModel:
     ) -> int:
         """Read a long text into the bank, and return its number of tokens.
 
-        The text is cut into chunks, at the ends of sentences where possible. The model sees each chunk with what the
-        chunk recalled, as in MemLong; a compressor that runs the model itself sees the chunk alone. progress: called
-        with (tokens done, tokens in all), between two chunks. memory: another than this model's own. special_tokens: as
-        in `ids`. A model that only re-reads is not run: chunks are stored as tokens and text.
+        The text is cut into chunks, at the ends of sentences where possible. Chunks of context `window` are stored as
+        they stand in the local window, behind the text before them, and nothing is recalled meanwhile. In context
+        `isolated` the model sees each chunk with what the chunk recalled, as in MemLong; a compressor that runs the
+        model itself sees the chunk alone. progress: called with (tokens done, tokens in all), between two chunks.
+        memory: another than this model's own. special_tokens: as in `ids`. A model that only re-reads is not run:
+        chunks are stored as tokens and text.
         """
         ids = self.ids(text, special_tokens=special_tokens)
         if progress is not None and not callable(progress):
             raise InputError(f"progress is called with two numbers, and a {type(progress).__name__} cannot be")
-        if self._attachment is None and memory is None:
-            return self._note(ids, progress)
-        memory = self.memory if memory is None else of_kind("memory", memory, Memory)
-        alone = memory.context == "isolated"  # a chunk that sees the beginning of its text would be encoded once more
-        cache = MemoryCache(self.attachment, memory, window=self.chunk, sinks=0 if alone else self.sinks)
+        reader = self._reading(None if memory is None else of_kind("memory", memory, Memory))
         done = 0
-        for block in chunks(ids, self.chunk, sentence_ends(self.tokenizer)):
-            if memory.compressor.encodes:
-                memory.remember([Captured(block, done, {}, "isolated")])
-            else:
-                with torch.no_grad():
-                    decoder_of(self.model)(input_ids=self._tensor([block]), past_key_values=cache, use_cache=True)
-                cache.flush()
+        for block in chunks(ids, self.chunk, self._ends):
+            reader.feed(block, done)
             done += len(block)
             if progress is not None:
                 progress(done, len(ids))
+        reader.end()
         return len(ids)
 
-    def _note(self, ids: list[int], progress: Progress | None) -> int:
-        """Write a text into the bank without running the model, and return its number of tokens."""
-        done = 0
-        for block in chunks(ids, self.chunk, sentence_ends(self.tokenizer)):
-            self.passages.remember(block, done)
-            done += len(block)
-            if progress is not None:
-                progress(done, len(ids))
-        return len(ids)
+    def _reading(self, memory: Memory | None) -> Reading:
+        if self._attachment is None and memory is None:
+            return ReadTokens(self.passages)
+        chosen = self.memory if memory is None else memory
+        return reading(chosen, window=self.window, sinks=self.sinks, ends=self._ends)
+
+    @property
+    def _ends(self) -> frozenset[int]:
+        return sentence_ends(self.tokenizer)
 
     def losses(
         self, text: Text, *, memory: Memory | None, remember_rest: bool = True, special_tokens: bool = False

@@ -4,9 +4,9 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Unpack
 
 import kvbank
-from model_worker.evaluate.memory_span import Filling
 from model_worker.evaluate.stream import feed, window_of
 from model_worker.model import MemoryModel
+from model_worker.remember.filling import Filling
 from model_worker.remember.memory import Memory
 from model_worker.remember.settings import MemoryOptions
 

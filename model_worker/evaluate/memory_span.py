@@ -82,26 +82,3 @@ class OtherMemory(MemorySpan):
     ) -> list[list[RecalledChunk]] | None:
         """Return chunks of the other text for each row's query."""
         return self.memory.recall(rows)
-
-
-class Filling:
-    """The port of a window that writes what leaves it, and recalls nothing."""
-
-    recent = 0
-
-    def __init__(self, memory: Memory):
-        self.memory = memory
-        self.chunk, self.cadence = memory.chunk, memory.cadence
-        self.query_tokens, self.query = memory.query_tokens, memory.query
-
-    @property
-    def needs_queries(self) -> bool:
-        """Tell whether the compressor reads queries, so that the cache keeps them."""
-        return self.memory.needs_queries
-
-    def remember(self, rows: Sequence[Captured | None]) -> None:
-        """Write what left the window."""
-        self.memory.remember(rows)
-
-    def recall(self, rows: Sequence[Sequence[int]], without: Sequence[Collection[RecalledChunk]] | None = None) -> None:
-        """Recall nothing, so that what is stored does not depend on the size of a memory."""

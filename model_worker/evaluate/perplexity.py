@@ -17,9 +17,10 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from model_worker.errors import InputError
-from model_worker.evaluate.memory_span import Filling, MemorySpan, OtherMemory
+from model_worker.evaluate.memory_span import MemorySpan, OtherMemory
 from model_worker.evaluate.stream import Fed, feed, window_of
 from model_worker.model import MemoryModel
+from model_worker.remember.filling import Filling
 from model_worker.remember.memory import Memory
 from model_worker.window.cache import MemoryCache
 from model_worker.window.memory_port import MemoryPort

@@ -8,8 +8,8 @@ from typing import Any
 
 from model_worker.errors import InputError
 from model_worker.evaluate.wordings import WordedFact
-from model_worker.remember.chunking import sentence_ends
 from model_worker.user_text import encode_text, readable
+from model_worker.window.chunking import sentence_ends
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,9 +6,9 @@ The root of a tree is written as soon as the tree is complete: a crash loses one
 from collections.abc import Iterator, Sequence
 
 from model_worker.errors import InputError
-from model_worker.remember.chunking import chunks
 from model_worker.remember.memory import Memory
 from model_worker.window.capture import Captured
+from model_worker.window.chunking import chunks
 
 
 def remember_forest(memory: Memory, ids: Sequence[int], group: int, start: int = 0) -> Iterator[int]:

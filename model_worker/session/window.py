@@ -15,12 +15,12 @@ from safetensors import SafetensorError
 
 from model_worker.attachment.model_parts import decoder_of
 from model_worker.model import MemoryModel, Progress
-from model_worker.remember.chunking import chunks
 from model_worker.session.answer import AnswerEnd
 from model_worker.session.log import SessionLog
 from model_worker.session.turn_memory import TurnMemory
 from model_worker.session.window_file import read_window, window_stamp, write_window
 from model_worker.window.cache import MemoryCache
+from model_worker.window.chunking import chunks
 from model_worker.window.encoding import encode_sinks
 from model_worker.window.generation import generated
 from model_worker.window.tova import TovaRule

@@ -19,8 +19,6 @@ from torch.nn import functional
 from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from model_worker.evaluate.facts import make_facts
-from model_worker.remember.chunking import chunks as chunks_of
-from model_worker.remember.chunking import sentence_ends
 from model_worker.text_files import read_book
 from model_worker.train.books import book_paths
 from model_worker.train.lookup import ChunkLookup
@@ -28,6 +26,8 @@ from model_worker.train.memory_stage import KeyValue, encode_chunks, hidden_stat
 from model_worker.train.small import layout_of
 from model_worker.train.tasks import Tasks
 from model_worker.train.tokenizer import HELD_BACK, stdlib_text
+from model_worker.window.chunking import chunks as chunks_of
+from model_worker.window.chunking import sentence_ends
 
 
 class Evaluation:

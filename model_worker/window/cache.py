@@ -6,7 +6,7 @@ by columns.py, what was recalled into it by recalled.py, what each layer holds b
 good by sinks.py.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -19,6 +19,7 @@ from model_worker.attachment.view import ForwardState, not_compiled
 from model_worker.errors import InputError
 from model_worker.window.cache_view import CacheView
 from model_worker.window.capture import Captured, LayerCapture
+from model_worker.window.chunking import chunks
 from model_worker.window.columns import Columns
 from model_worker.window.local import LocalLayer
 from model_worker.window.memory_port import MemoryPort
@@ -46,6 +47,8 @@ class MemoryCache(Cache, ForwardState):
     sinks: the first so many tokens of the stream stay for good: when they leave the window, all layers go on attending
     to them, just before what follows them. They do not count in `window`. None: what the model was made for, else 4;
     none with a local rule, whose paper has none.
+    ends: tokens that end a sentence. A chunk that leaves ends behind one of them where it can (see `chunking`); by
+    default, and in a batch, a chunk has the memory's length.
     Raises InputError for a window smaller than a chunk, and for a local rule on a model with sliding-window layers, or
     one that has no room for the sinks.
     """
@@ -62,6 +65,7 @@ class MemoryCache(Cache, ForwardState):
         start: int = 0,
         local: TovaRule | None = None,
         sinks: int | None = None,
+        ends: Collection[int] = frozenset(),
     ):
         sliding = [r.sliding_window for r in attachment.reports if r.sliding_window]
         if sliding and local is not None:
@@ -78,6 +82,7 @@ class MemoryCache(Cache, ForwardState):
         self.columns, self._queries = Columns(start), Queries(memory)
         self.recalled = Recalled(attachment, self.sinks)
         self._recents = Recents(0 if memory is None else memory.recent)
+        self._ends = frozenset(ends)
         self._alone = False  # whether the window holds one chunk whose forward saw no local token before it
 
     # -- one forward ----------------------------------------------------------------------------------------------
@@ -131,7 +136,7 @@ class MemoryCache(Cache, ForwardState):
         if self.window is None:
             return
         while self.physical and (excess := self.physical + new - self.window) > 0:
-            self._leave(min(excess if self.memory is None else self.memory.chunk, self.physical))
+            self._leave(min(excess, self.physical) if self.memory is None else self._oldest_chunk(self.memory.chunk))
         self._follow()
 
     def _recall(self, ids: Tensor, valid: Tensor) -> None:
@@ -182,10 +187,16 @@ class MemoryCache(Cache, ForwardState):
         """Let all local tokens leave the window, in chunks (the last one may be short). Ends a reading; sinks stay."""
         self._check_whole()
         while self.physical:
-            self._leave(self.physical if self.memory is None else min(self.memory.chunk, self.physical))
+            self._leave(self.physical if self.memory is None else self._oldest_chunk(self.memory.chunk))
         for layer in self.layers:
             layer.clear()
         self._follow()
+
+    def _oldest_chunk(self, size: int) -> int:
+        """Return how many of the oldest columns are the next chunk, of at most `size` tokens."""
+        if not self._ends or self.columns.rows > 1:
+            return min(size, self.physical)
+        return len(next(chunks(self.columns.ids[0].tolist(), size, self._ends)))
 
     def _leave(self, count: int) -> None:
         """Capture the oldest `count` columns for the memory, without their pads, keep sinks of them, and drop them."""

@@ -108,6 +108,6 @@ def test_trained_model(stories: object) -> None:
     ids = torch.tensor([tokenizer.encode("Once upon a time there was a little girl who liked to play outside.")])
     with attached(net) as attachment, torch.no_grad():
         plain = net(ids).logits
-        cache = MemoryCache(attachment, ListMemory(8), window=8)
-        parts = [net(part, past_key_values=cache).logits for part in ids.split(8, dim=1)]
+        cache = MemoryCache(attachment, ListMemory(8), window=8, sinks=0)
+        parts = [net(part, past_key_values=cache).logits for part in ids.split(6, dim=1)]
         assert worst(torch.cat(parts, 1), plain) <= 2e-5

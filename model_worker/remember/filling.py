@@ -1,0 +1,30 @@
+"""A memory that only writes: the port of a window whose text is read to be remembered, and that recalls nothing."""
+
+from collections.abc import Collection, Sequence
+
+from model_worker.remember.memory import Memory
+from model_worker.window.capture import Captured
+from model_worker.window.recalled import RecalledChunk
+
+
+class Filling:
+    """The port of a window that writes what leaves it, and recalls nothing."""
+
+    recent = 0
+
+    def __init__(self, memory: Memory):
+        self.memory = memory
+        self.chunk, self.cadence = memory.chunk, memory.cadence
+        self.query_tokens, self.query = memory.query_tokens, memory.query
+
+    @property
+    def needs_queries(self) -> bool:
+        """Tell whether the compressor reads queries, so that the cache keeps them."""
+        return self.memory.needs_queries
+
+    def remember(self, rows: Sequence[Captured | None]) -> None:
+        """Write what left the window."""
+        self.memory.remember(rows)
+
+    def recall(self, rows: Sequence[Sequence[int]], without: Sequence[Collection[RecalledChunk]] | None = None) -> None:
+        """Recall nothing, so that what is stored does not depend on the size of a memory."""

@@ -1,0 +1,106 @@
+"""A long text is read into a bank here, chunk by chunk, in the way that its memory stores chunks."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+
+from model_worker.attachment.model_parts import device_of
+from model_worker.remember.filling import Filling
+from model_worker.remember.memory import Memory
+from model_worker.remember.passages import Passages
+from model_worker.window.cache import MemoryCache
+from model_worker.window.capture import Captured
+
+
+class Reading(Protocol):
+    """What reads one text: `feed` is called with each chunk and its offset in the text, `end` after the last one."""
+
+    def feed(self, chunk: list[int], start: int) -> None:
+        """Read the next chunk."""
+
+    def end(self) -> None:
+        """Write what is still held."""
+
+
+def reading(memory: Memory, *, window: int, sinks: int, ends: frozenset[int]) -> Reading:
+    """Return how a memory reads a text.
+
+    window, sinks: of the local context that chunks of context `window` are stored in. ends: as in `MemoryCache`.
+    """
+    if memory.compressor.encodes:
+        return ReadAlone(memory)
+    if memory.context == "isolated":
+        return ReadAsMemLong(memory)
+    return ReadInWindow(memory, window, sinks, ends)
+
+
+class ReadTokens:
+    """Stores chunks as tokens and text, for a model that reads them again; no model runs."""
+
+    def __init__(self, passages: Passages):
+        self._passages = passages
+
+    def feed(self, chunk: list[int], start: int) -> None:
+        """Write a chunk."""
+        self._passages.remember(chunk, start)
+
+    def end(self) -> None:
+        """Do nothing: every chunk is written."""
+
+
+class ReadAlone:
+    """Gives each chunk to a compressor that runs the model itself, over the chunk alone."""
+
+    def __init__(self, memory: Memory):
+        self._memory = memory
+
+    def feed(self, chunk: list[int], start: int) -> None:
+        """Compress a chunk and write it."""
+        self._memory.remember([Captured(chunk, start, {}, "isolated")])
+
+    def end(self) -> None:
+        """Do nothing: every chunk is written."""
+
+
+class ReadAsMemLong:
+    """Lets the model see each chunk with what the chunk recalled, and nothing else (MemLong, section 3)."""
+
+    def __init__(self, memory: Memory):
+        # Without sinks: a chunk that saw the beginning of its text would be encoded once more, alone.
+        self._cache = MemoryCache(memory.attachment, memory, window=memory.chunk, sinks=0)
+
+    def feed(self, chunk: list[int], start: int) -> None:
+        """Run the model over a chunk, and write the chunk."""
+        run(self._cache, chunk)
+        self._cache.flush()
+
+    def end(self) -> None:
+        """Do nothing: every chunk is written."""
+
+
+class ReadInWindow:
+    """Stores each chunk as it stands in the local window, behind the text before it; nothing is recalled meanwhile.
+
+    On SmolLM2 such chunks are recalled better than chunks that were encoded alone, whose own first token takes the
+    attention that belongs to the first token of a text (docs/worker.md).
+    """
+
+    def __init__(self, memory: Memory, window: int, sinks: int, ends: frozenset[int]):
+        self._cache = MemoryCache(memory.attachment, Filling(memory), window=window, sinks=sinks, ends=ends)
+
+    def feed(self, chunk: list[int], start: int) -> None:
+        """Run the model over a chunk behind the window, and write what leaves the window."""
+        run(self._cache, chunk)
+
+    def end(self) -> None:
+        """Write what stands in the window."""
+        self._cache.flush()
+
+
+def run(cache: MemoryCache, token_ids: Sequence[int]) -> None:
+    """Run the decoder over the next tokens of a cache."""
+    attachment = cache.attachment
+    ids = torch.tensor([token_ids], device=device_of(attachment.model))
+    with torch.no_grad():
+        attachment.decoder(input_ids=ids, past_key_values=cache, use_cache=True)
