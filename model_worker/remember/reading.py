@@ -42,11 +42,11 @@ class ReadTokens:
         self._passages = passages
 
     def feed(self, chunk: list[int], start: int) -> None:
-        """Write a chunk."""
+        """Write the next chunk of the text."""
         self._passages.remember(chunk, start)
 
     def end(self) -> None:
-        """Do nothing: every chunk is written."""
+        """Do nothing, since every chunk is written."""
 
 
 class ReadAlone:
@@ -60,7 +60,7 @@ class ReadAlone:
         self._memory.remember([Captured(chunk, start, {}, "isolated")])
 
     def end(self) -> None:
-        """Do nothing: every chunk is written."""
+        """Do nothing, since every chunk is written."""
 
 
 class ReadAsMemLong:
@@ -76,7 +76,7 @@ class ReadAsMemLong:
         self._cache.flush()
 
     def end(self) -> None:
-        """Do nothing: every chunk is written."""
+        """Do nothing, since every chunk is written."""
 
 
 class ReadInWindow:
