@@ -52,6 +52,9 @@ class MeasuredModel(Settings):
     ] = None
     query_tokens: Annotated[Count | None, described("Tokens of a query.", panel=_MEMORY)] = None
     min_score: Annotated[float | None, described("Least score of a recalled chunk.", panel=_MEMORY)] = None
+    min_share: Annotated[
+        float | None, described("Least share of the best score that a recalled chunk has, 0 to 1.", panel=_MEMORY)
+    ] = None
     embed: Annotated[str | None, described("Embedder: lexical, a folder, or a name.", panel=_MEMORY)] = None
     context: Annotated[
         Literal["isolated", "window"] | None,
