@@ -167,11 +167,19 @@ def _choose(options: LayersOptions, out: Path | None, log: Path | None, plot: Pa
 
 @contextmanager
 def _attached(options: LayersOptions) -> "Iterator[Attachment]":
-    """Load the model and attach it in all layers of its mode; as it was at the end."""
+    """Load the model, attach it in all layers of its mode, and leave it as it was at the end.
+
+    In mode per_layer these are all layers of the model, whatever fewer its own settings name.
+    """
     from model_worker.attaching import attach
 
     loaded, tokenizer = load_quietly(options.model)
     attachment = attach(loaded, tokenizer, mode=options.mode, positions=options.positions)
+    every = tuple(range(len(attachment.reports)))
+    if attachment.plan.mode == "per_layer" and attachment.plan.retrieval_layers != every:
+        attachment.detach()
+        positions = attachment.plan.positions
+        attachment = attach(loaded, tokenizer, mode="per_layer", positions=positions, retrieval_layers=every)
     try:
         yield attachment
     finally:
