@@ -15,6 +15,8 @@ class ChatOptions(ModelRun):
         str | None,
         described("kvbank-small (shipped), smollm2, a model folder, or a hub id; by default the session's own."),
     ] = None
+    system: Annotated[str | None, described("System prompt of a new session; its tokens stay for good.")] = None
+    bank: Annotated[str | None, described("Name of the bank that a new session makes for itself.")] = None
     local: Annotated[
         str | None, described("What each layer keeps of the local tokens: tova:m=N; by default the window.")
     ] = None

@@ -4,6 +4,7 @@ The module imports torch; `kvbank chat` imports it once the service has answered
 """
 
 import sys
+from pathlib import Path
 
 import torch
 
@@ -16,7 +17,10 @@ from model_worker.cli.chat_options import ChatOptions
 from model_worker.cli.messages import messages
 from model_worker.cli.quiet import quiet_libraries
 from model_worker.cli.terminal import Waiting, printable, stop_on_interrupt, while_loading
+from model_worker.embed import name_of
+from model_worker.embed.hybrid import WEIGHT
 from model_worker.model import MemoryModel
+from model_worker.pretrained.cache import kept_folder
 from model_worker.session.log import SessionLog
 from model_worker.session.log_format import Header
 from model_worker.session.session import Session
@@ -25,6 +29,8 @@ from model_worker.session.unanswered import Unanswered
 HELP = "/help this text; /quit or Ctrl-D the end; Ctrl-C stops an answer, what was said until then is kept"
 # Turns that arrow up brings back, and letters that are shown of a message.
 _HISTORY, _SHOWN = 100, 60
+# The encoder that new sessions are searched by, where it is in the cache.
+_ENCODER = "minilm"
 
 
 def run_chat(log: SessionLog, client: kvbank.Client, options: ChatOptions, memory: str) -> None:
@@ -32,7 +38,8 @@ def run_chat(log: SessionLog, client: kvbank.Client, options: ChatOptions, memor
 
     options: with the name of the model. memory: how the service is called, noted in a new log.
     """
-    name = options.model or SHIPPED
+    name, embed = options.model or SHIPPED, embedder_of(options, log.header)
+    options = options.model_copy(update={"embed": embed})
     with while_loading(f"loading {name}"):
         model = open_model(client, name, options, log.header)
     with model:
@@ -46,6 +53,9 @@ def run_chat(log: SessionLog, client: kvbank.Client, options: ChatOptions, memor
                 style=options.style,
                 progress=progress,
                 strict=options.strict,
+                system=options.system,
+                bank=options.bank,
+                embed=embed,
             )
         with session:
             unanswered = Unanswered(log.folder)
@@ -75,12 +85,27 @@ def open_model(client: kvbank.Client, name: str, options: ChatOptions, known: He
     )
 
 
+def embedder_of(options: ChatOptions, known: Header | None) -> str:
+    """Return by what chunks are found: what was asked for, else what the session was begun with.
+
+    A new session of which nothing is asked goes by words and meaning where an encoder is in the cache, else by words.
+    The weight is written out, so that a later release with another one still opens the session's bank.
+    """
+    if options.embed is not None:
+        found = Path(options.embed).expanduser()
+        return str(found.absolute()) if "/" in options.embed and found.is_dir() else options.embed
+    if known is not None:
+        return known.embed or "lexical"
+    return "lexical" if kept_folder(_ENCODER) is None else f"hybrid:lexical:idf+{_ENCODER},w={WEIGHT:g}"
+
+
 def greeting(session: Session) -> str:
     """Return one line about where a session stands."""
     turns = sum(not turn.part for turn in session.log.turns)
     began = f"goes on after {turns} turn{'s' * (turns > 1)}" if turns else "begins"
     known = f"{session.left:,} tokens in bank {session.header.bank}" if session.left else "nothing in its bank yet"
-    return f"session {session.header.name!r} {began}, {known}; /help for help"
+    by = session.header.embed or name_of(session.memory.memory.embedder)
+    return f"session {session.header.name!r} {began}, {known}, found by {by}; /help for help"
 
 
 def _tell_of(unanswered: Unanswered) -> None:

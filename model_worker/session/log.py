@@ -10,7 +10,7 @@ import warnings
 from contextlib import suppress
 from io import FileIO
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from kvbank.files import locks, private
 from kvbank.files.durable import make_folder, sync_folder
@@ -58,10 +58,9 @@ class SessionLog:
             raise
         return cls(folder, file, header, turns)
 
-    def begin(self, *, model: str, reader: str, chunk: int, memory: str, sinks: int = 0, system: str = "") -> Header:
-        """Write the first line of a new session."""
+    def begin(self, **fields: Any) -> Header:
+        """Write the first line of a new session. fields: those of `Header`, except uid, name and time."""
         assert self.header is None
-        fields = {"model": model, "reader": reader, "chunk": chunk, "memory": memory, "sinks": sinks, "system": system}
         header = new_header(self.folder.name, **fields)
         self._write(first_line(header))
         sync_folder(self.folder)
@@ -135,7 +134,7 @@ def fork(sessions: Path, name: str, new: str) -> Header:
     """
     header, turns = read_session(sessions, name)
     folder = session_folder(sessions, new)
-    kept = ("model", "reader", "chunk", "memory", "sinks", "system")
+    kept = ("model", "reader", "chunk", "memory", "sinks", "system", "embed")
     made = new_header(new, **{field: getattr(header, field) for field in kept})
     lines = [first_line(made), *(turn_line(turn, number) for number, turn in enumerate(turns, 1))]
     unfinished = folder.parent / f".fork-{made.uid}"

@@ -9,7 +9,7 @@ disk, may be cut off; everything else was acknowledged and is damaged. It import
 import json
 import re
 import secrets
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -29,10 +29,11 @@ class Header:
     """What a session is; all of it is fixed when the session begins.
 
     model: the name that the model was loaded by. reader: the digest of the model, to which its K-V are bound. bank: the
-    session's own bank, whose name carries a part of `uid`, so that sessions of one name on different machines never
-    share a memory. chunk: tokens of a chunk; it is fixed so that a chunk which is written again begins where it began
-    before. memory: the service that the session was begun with. created: a time in UTC. sinks: how many of the first
-    tokens stay for good. system: the system prompt, which stands before the first turn; empty for none.
+    session's own bank. Unless it was given a name, its name carries a part of `uid`, so that sessions of one name on
+    different machines never share a memory. chunk: tokens of a chunk; it is fixed so that a chunk which is written
+    again begins where it began before. memory: the service that the session was begun with. created: a time in UTC.
+    sinks: how many of the first tokens stay for good. system: the system prompt, which stands before the first turn;
+    empty for none. embed: how the embedder of the bank is called; empty where that was not told.
     """
 
     uid: str
@@ -45,6 +46,7 @@ class Header:
     created: str
     sinks: int = 0
     system: str = ""
+    embed: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,9 +73,18 @@ def now() -> str:
 
 
 def new_header(name: str, **fields: Any) -> Header:
-    """Make the header of a session that begins now, with a uid and a bank of its own. fields: the rest of `Header`."""
+    """Make the header of a session that begins now, with a uid and a bank of its own.
+
+    fields: the rest of `Header`; a bank, where it is to have another name.
+    """
     uid = secrets.token_hex(16)
-    return Header(uid, name, bank=f"session-{name}-{uid[:8]}", created=now(), **fields)
+    made = Header(uid, name, created=now(), **{"bank": "", **fields})
+    return made if made.bank else replace(made, bank=own_bank(made))
+
+
+def own_bank(header: Header) -> str:
+    """Return the name of a session's bank where no other was asked for."""
+    return f"session-{header.name}-{header.uid[:8]}"
 
 
 def first_line(header: Header) -> bytes:

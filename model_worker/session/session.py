@@ -22,7 +22,7 @@ from model_worker.remember.service_link import START_S
 from model_worker.remember.settings import MemoryOptions, MemorySettings, changed, check_names
 from model_worker.remember.spool import Spool
 from model_worker.session.answer import AnswerEnd, decoded
-from model_worker.session.beginning import Beginning
+from model_worker.session.beginning import Asked, Beginning
 from model_worker.session.decoding import decoding_options
 from model_worker.session.epoch import BankEpoch
 from model_worker.session.log import SessionLog
@@ -38,13 +38,17 @@ _OWN = ("chunk", "source", "spool", "metadata")
 
 
 class SessionOptions(MemoryOptions, total=False):
-    """What a session is opened with besides its model and its window: settings of its memory, and a system prompt.
+    """What a session is opened with besides its model and its window: settings of its memory, and what it begins with.
 
-    system: stands before the first turn, as the chat template has it; its tokens stay for good, as sinks do. A session
-    keeps the one that it was begun with. None: that one, or none.
+    system: stands before the first turn, as the chat template has it; its tokens stay for good, as sinks do. bank: the
+    name of the bank that a new session makes for itself. A session keeps both as it was begun. None: those, or no
+    system prompt, and a bank that is called by the session. embed: how the model's embedder is called, which is noted
+    in a new log, so that the next process can make the same.
     """
 
     system: str | None
+    bank: str | None
+    embed: str
 
 
 class Session:
@@ -81,22 +85,23 @@ class Session:
         which layers keep some of them, as in `MemoryModel`; the model's own by default. A session that was left under
         another rule goes on with a window made from the log, and warns (RuntimeWarning): tokens that the former rule
         had kept from outside the window are not there. style: see `prompt_format`. progress: called with (tokens done,
-        tokens in all) while a window is made from the log, or the bank written again. options: a system prompt, and
-        fields of `MemorySettings` in which the session's memory differs from the model's. Raises SessionError for
-        another model or system prompt than the session was begun with, and where the bank belongs to another copy of
-        the session's folder; InputError for settings or a rule that make no sense.
+        tokens in all) while a window is made from the log, or the bank written again. options: what the session begins
+        with, and fields of `MemorySettings` in which its memory differs from the model's. Raises SessionError for
+        another model, bank or system prompt than the session was begun with, for a bank that is not the session's, and
+        where the bank belongs to another copy of the session's folder; InputError for settings or a rule that make no
+        sense.
         """
         with contextlib.ExitStack() as failed:
             failed.callback(log.close)
-            system, memory_options = _parted(options)
+            asked, memory_options = _parted(options)
             if model.settings.recall == "reread":
                 raise InputError('a session attends to its memory; recall="reread" is for generate')
             size, rule = model.window if window is None else window, local_rule(local) or model.local
-            beginning = Beginning.of(model, log, style, system)
+            beginning = Beginning.of(model, log, style, asked)
             room = _room(model, size, memory_options)
             sinks = beginning.sinks(size, rule, room)
             header = beginning.header(name, target, sinks)
-            from_start = bool(log.turns) and (log.rewriting.exists() or _bank_is_gone(model.client, header))
+            from_start = bool(log.turns) and (log.rewriting.exists() or beginning.bank_is_gone(header))
             if from_start:
                 log.rewriting.touch()
             memory_options.update(_own(header, log))
@@ -215,19 +220,19 @@ class Session:
         self.close()
 
 
-def _parted(options: SessionOptions) -> tuple[str | None, MemoryOptions]:
-    """Return the system prompt that is asked for, and the settings of the memory.
+def _parted(options: SessionOptions) -> tuple[Asked, MemoryOptions]:
+    """Return what a session is asked to begin with, and the settings of the memory.
 
     Raises InputError for names that are no settings, and for settings that a session decides itself.
     """
     asked: dict[str, Any] = dict(options)
-    system = asked.pop("system", None)
+    system, bank, embed = (asked.pop(name, None) for name in ("system", "bank", "embed"))
     if system is not None and not isinstance(system, str):
         raise InputError(f"system is a string, not a {type(system).__name__}")
     check_names(MemorySettings, asked)
     if taken := [name for name in _OWN if name in asked]:
         raise InputError(f"setting {taken[0]} cannot be given here: a session decides it itself")
-    return system, cast(MemoryOptions, asked)
+    return Asked(system, bank, embed or ""), cast(MemoryOptions, asked)
 
 
 def _room(model: MemoryModel, window: int, asked: MemoryOptions) -> Room:
@@ -244,10 +249,3 @@ def _own(header: Header, log: SessionLog) -> MemoryOptions:
         "spool": Spool(log.spool),
         "metadata": {"session": header.name},
     }
-
-
-def _bank_is_gone(client: kvbank.Client, header: Header) -> bool:
-    with contextlib.suppress(kvbank.BankNotFound):
-        client.get_bank(header.bank, timeout=START_S)
-        return False
-    return True

@@ -57,9 +57,16 @@ class Zygote:
 
     def __init__(self, *, worker: bool = True) -> None:
         path = os.pathsep.join([str(ROOT), str(ROOT / "clients" / "python")])
-        environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+        environment = {
+            **os.environ,
+            "PYTHONPATH": path,
+            "OMP_NUM_THREADS": "1",
+            "HF_HUB_OFFLINE": "1",
+            "KVBANK_CACHE": "nowhere",
+        }
         for name in [name for name in environment if name.startswith("KVBANK_")]:
             del environment[name]
+        environment["KVBANK_CACHE"] = "/nowhere"  # commands must not depend on the models of the machine
         command = [sys.executable, "-m", "tests.cli.zygote", *(["worker"] if worker else [])]
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=environment

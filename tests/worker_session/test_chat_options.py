@@ -3,16 +3,35 @@
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import BertConfig, BertModel
 
 import kvbank
 from kvbank.commands import application
+from memory_service.api.embedded import LocalServer
+from model_worker import MemoryModel
 from model_worker.embed import embedder
+from model_worker.embed.hybrid import WEIGHT
+from model_worker.pretrained.catalogue import PRETRAINED
+from model_worker.pretrained.obtain import obtain
 from model_worker.session.folder import read_session
 from tests.support import command
+from tests.worker_session.conftest import byte_tokenizer
 
 
 def kvbank_command(*arguments: object, stdin: str = "") -> command.Ended:
     return command.run(application(), *arguments, stdin=stdin)
+
+
+def save_encoder(folder: Path) -> Path:
+    """Write a tiny encoder of random weights."""
+    torch.manual_seed(1)
+    tokenizer = byte_tokenizer()
+    tokenizer.pad_token = "</s>"
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    BertModel(BertConfig(vocab_size=len(tokenizer), max_position_embeddings=64, **sizes)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture
@@ -39,6 +58,101 @@ def test_window_sinks_recent_and_positions_are_the_models(chat: list[object], tm
     done = kvbank_command(*chat, *options, "--dtype", "float32", stdin="word " * 60 + "\nahoy\n")
     assert done.exit_code == 0, done.stderr
     assert len([turn for turn in read_session(tmp_path, "sea")[1] if not turn.part]) == 2
+
+
+def test_a_session_keeps_the_embedder_that_it_was_begun_with(chat: list[object], address: str, tmp_path: Path) -> None:
+    begun = kvbank_command(*chat, "--embed", "lexical:idf", stdin="ahoy\n")
+    assert "begins, nothing in its bank yet, found by lexical:idf; " in begun.stderr
+    again = kvbank_command(*chat, stdin="who\n")
+    assert (again.exit_code, len(read_session(tmp_path, "sea")[1])) == (0, 2), again.stderr
+    assert kvbank_command("session", "fork", "sea", "lake", "--sessions", tmp_path).exit_code == 0
+    forked = kvbank_command("chat", "-s", "lake", *chat[3:], stdin="who\n")
+    assert forked.exit_code == 0, forked.stderr
+    with kvbank.connect(address) as client:
+        bank = client.get_bank(read_session(tmp_path, "lake")[0].bank)
+    assert bank.embedding.embedder_digest == embedder("lexical:idf").digest
+
+
+def test_a_new_session_goes_by_the_encoder_that_is_there_and_an_old_one_by_its_own(
+    chat: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "found by lexical; " in kvbank_command(*chat, stdin="ahoy\n").stderr
+    monkeypatch.setenv("KVBANK_CACHE", str(tmp_path / "cache"))
+    obtain(PRETRAINED["minilm"], given=save_encoder(tmp_path / "encoder"))
+    old = kvbank_command(*chat, stdin="ahoy\n")
+    assert old.exit_code == 0
+    assert "found by lexical; " in old.stderr
+    new = kvbank_command("chat", "-s", "lake", *chat[3:], stdin="ahoy\n")
+    assert new.exit_code == 0, new.stderr
+    assert f"found by hybrid:lexical:idf+minilm,w={WEIGHT:g}; " in new.stderr
+    assert kvbank_command("chat", "-s", "lake", *chat[3:], stdin="ahoy\n").exit_code == 0
+    assert kvbank_command("model", "rm", "minilm").exit_code == 0
+    gone = kvbank_command("chat", "-s", "lake", *chat[3:], stdin="ahoy\n")
+    assert (gone.exit_code, gone.stderr.count("\n")) == (1, 1)
+    assert "minilm is not on this machine yet: kvbank model get minilm" in gone.stderr
+
+
+def test_an_embedders_folder_is_found_again_from_another_place(
+    chat: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_encoder(tmp_path / "encoder")
+    monkeypatch.chdir(tmp_path)
+    assert kvbank_command(*chat, "--embed", "./encoder", stdin="ahoy\n").exit_code == 0
+    monkeypatch.chdir(tmp_path / "encoder")
+    again = kvbank_command(*chat, stdin="who\n")
+    assert again.exit_code == 0, again.stderr
+
+
+def test_a_system_prompt_is_the_sessions_for_good(chat: list[object], tmp_path: Path) -> None:
+    assert kvbank_command(*chat, "--system", "You speak of the sea.", stdin="ahoy\n").exit_code == 0
+    assert read_session(tmp_path, "sea")[0].system == "You speak of the sea."
+    assert kvbank_command(*chat, stdin="ahoy\n").exit_code == 0
+    other = kvbank_command(*chat, "--system", "You speak of ships.", stdin="ahoy\n")
+    assert (other.exit_code, other.stderr.count("\n")) == (1, 1)
+    assert "was begun with 'You speak of the sea.'" in other.stderr
+
+
+def test_a_session_makes_the_bank_of_a_name_and_shares_it_with_none(
+    chat: list[object], address: str, tmp_path: Path
+) -> None:
+    name = f"the sea {tmp_path.name}"
+    with kvbank.connect(address) as client:
+        assert kvbank_command(*chat, "--bank", name, stdin="word " * 200 + "\n").exit_code == 0
+        assert read_session(tmp_path, "sea")[0].bank == name
+        assert client.get_bank(name).usage.chunks > 0
+        for again in (["--bank", name], []):
+            assert kvbank_command(*chat, *again, stdin="who\n").exit_code == 0
+        lake = ["chat", "-s", "lake", *chat[3:]]
+        for arguments, words in [
+            ([*chat, "--bank", "another"], f"session 'sea' has bank {name!r} of its own, and keeps it"),
+            ([*lake, "--bank", name], f"bank {name!r} is there already; a session makes its bank"),
+            ([*lake, "--bank", ""], "bank '': 1 to 200 printable characters"),
+            ([*lake, "--bank", " sea"], "bank ' sea': 1 to 200 printable characters"),
+        ]:
+            done = kvbank_command(*arguments, stdin="ahoy\n")
+            assert (done.exit_code, done.stderr.count("\n")) == (1, 1), done.stderr
+            assert words in done.stderr
+        assert kvbank_command(*lake, stdin="ahoy\n").exit_code == 0
+        assert kvbank_command("session", "rm", "sea", "--sessions", tmp_path, "--yes").exit_code == 0
+        with pytest.raises(kvbank.BankNotFound):
+            client.get_bank(name)
+
+
+def test_a_bank_of_the_same_name_at_another_service_is_left_alone(chat: list[object], tmp_path: Path) -> None:
+    """Move a session to a service whose bank has the same name, and is of the same model, but not the session's."""
+    with LocalServer(tmp_path / "one") as one, LocalServer(tmp_path / "other") as other:
+        begin = [*chat[:5], "--memory", one.address, *chat[7:], "--bank", "sea"]
+        assert kvbank_command(*begin, stdin="ahoy\n").exit_code == 0
+        with MemoryModel.from_pretrained(str(chat[8]), memory=other.address, bank="sea", window=128) as model:
+            model.read("This belongs to me alone. " * 10)
+            before = model.client.get_bank("sea")
+        moved = kvbank_command(*chat[:5], "--memory", other.address, *chat[7:], stdin="who\n")
+        assert (moved.exit_code, moved.stderr.count("\n")) == (1, 1)
+        assert "bank 'sea' of this service is not that of session 'sea'" in moved.stderr
+        with kvbank.connect(other.address) as client:
+            assert client.get_bank("sea") == before
+            client.delete_bank("sea")
+        assert kvbank_command(*chat[:5], "--memory", other.address, *chat[7:], stdin="who\n").exit_code == 0
 
 
 @pytest.mark.parametrize(
