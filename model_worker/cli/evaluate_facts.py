@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from kvbank.console.progress import progress
-from model_worker.cli.measured_model import MeasuredModel
+from model_worker.cli.measured_model import MeasuredModel, TextTokens
 from model_worker.cli.measuring import JournalFile, about, check_journal, measured_worker
 from model_worker.cli.places import check_plot
 from model_worker.cli.shown import AsJson, Shown, show, tables_of
@@ -24,7 +24,7 @@ class FactsOptions(MeasuredModel):
         tuple[Path, ...], described("Filler: a UTF-8 text or .gz, several times. Default: the Python reference.")
     ] = ()
     tokens: Annotated[
-        tuple[Count, ...],
+        tuple[TextTokens, ...],
         described("Tokens read before all facts are asked for, several times; facts stand within the fewest."),
     ] = (8192, 32_768)
     facts: Annotated[int, at_least(1, 10_000), described("Facts of each wording.")] = 20

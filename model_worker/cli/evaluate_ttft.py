@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from kvbank.console.progress import progress
-from model_worker.cli.measured_model import MeasuredModel
+from model_worker.cli.measured_model import MeasuredModel, TextTokens
 from model_worker.cli.measuring import about, measured_worker
 from model_worker.cli.places import check_plot
 from model_worker.cli.shown import AsJson, Shown, show, tables_of
@@ -24,7 +24,7 @@ class FirstTokenOptions(MeasuredModel):
     text: Annotated[
         tuple[Path, ...], described("The history: a UTF-8 text or .gz, several times. Default: the Python reference.")
     ] = ()
-    history: Annotated[tuple[Count, ...], described("Tokens of history, several times.")] = (
+    history: Annotated[tuple[TextTokens, ...], described("Tokens of history, several times.")] = (
         1024,
         4096,
         16_384,

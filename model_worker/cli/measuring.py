@@ -17,6 +17,7 @@ from kvbank.console.options import flag
 from model_worker.cli.measured_model import MeasuredModel
 from model_worker.cli.places import check_writable
 from model_worker.cli.quiet import load_quietly
+from model_worker.errors import InputError
 from model_worker.settings.base import Settings
 
 if TYPE_CHECKING:
@@ -37,12 +38,13 @@ def measured_worker(options: MeasuredModel, **changes: Any) -> Iterator["MemoryM
     The service is a process of its own, so that time and memory of the worker are the worker's. changes: settings of
     the `MemoryModel` beside those of `options`.
     """
+    from model_worker.attachment.loading import device_named
     from model_worker.evaluate.service_process import ServiceProcess
     from model_worker.model import MemoryModel
 
-    loaded = load_quietly(options.model, **options.loading())
+    loaded = load_quietly(options.model, device=device_named(options.device), dtype=options.dtype, rope=options.rope)
     with tempfile.TemporaryDirectory(prefix="kvbank-eval-") as folder, ServiceProcess(Path(folder)) as service:
-        settings = {"strict": True, "patience": _CALL_S, **options.memory(), **changes}
+        settings = {"strict": True, "patience": _CALL_S, **options.model_settings(), **changes}
         with (
             kvbank.connect(service.address, timeout=_CALL_S) as client,
             MemoryModel(*loaded, memory=client, bank="unused", **settings) as model,
@@ -54,12 +56,14 @@ def check_journal(path: Path | None) -> None:
     """Raise InputError where the journal `path` cannot be written."""
     if path is not None:
         check_writable(path)
+        if path.exists() and not path.is_file():
+            raise InputError(f"{path} is no file that could be gone on with")
 
 
 def command_of(name: str, options: Settings) -> str:
     """Return the command line that gives these options; of files and folders their last name."""
-    words = ["kvbank", "eval", name]
-    for field in sorted(options.model_fields_set, key=list(type(options).model_fields).index):
+    words, fields = ["kvbank", "eval", name], list(type(options).model_fields)
+    for field in sorted(options.model_fields_set, key=lambda each: (each != "model", fields.index(each))):
         extra = type(options).model_fields[field].json_schema_extra
         word = str((extra.get("flag") if isinstance(extra, dict) else None) or flag(field))
         value = getattr(options, field)
@@ -73,15 +77,21 @@ def command_of(name: str, options: Settings) -> str:
 
 def about(name: str, options: MeasuredModel) -> dict[str, Any]:
     """Return what the document of an evaluation says of the run: its name, its command, its model, its options."""
-    own = {field: value for field, value in options.model_dump(mode="json").items() if value not in (None, [])}
-    if "text" in own:
-        own["text"] = [_last_name(path) for path in own["text"]]
-    own |= {field: _last_name(own[field]) for field in ("layers", "embed") if field in own}
-    named = {"model": _last_name(options.model)}
-    return {"evaluation": name, "command": command_of(name, options), **named, "options": {**own, **named}}
+    own = {field: _plain(value) for field, value in options if value is not None and value != ()}
+    return {"evaluation": name, "command": command_of(name, options), "model": own["model"], "options": own}
+
+
+def _plain(value: Any) -> Any:
+    """Return an option as JSON has it; of files and folders their last name."""
+    if isinstance(value, tuple):
+        return [_plain(each) for each in value]
+    return _last_name(value) if isinstance(value, str | Path) else value
 
 
 def _last_name(value: Any) -> str:
-    """Return a value as text, and of an absolute path the last part, since other machines have other folders."""
+    """Return a value as text, and of an absolute path the last part, since other machines have other folders.
+
+    The parts of a hybrid embedder are not looked at: a name stands for its folder.
+    """
     text = str(value)
     return Path(text).name if isinstance(value, Path) or Path(text).is_absolute() else text

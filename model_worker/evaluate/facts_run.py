@@ -73,7 +73,8 @@ class FactsRun:
             raise InputError("the model has no chat template: its facts can only be completed")
         facts = worded_facts(plan.seed, plan.wording, plan.facts)
         first, last = min(plan.tokens), max(plan.tokens)
-        within = first - model.window - 2 * model.chunk  # what is in the window is not in the bank yet
+        # What is in the window is not in the bank yet.
+        within = max(0, first - model.window - 2 * model.chunk)
         self.planted: PlantedText = plant(model.tokenizer, text, facts, last, within, model.window, plan.seed)
         self._rows: list[dict[str, Any]] = []
         self._resident: list[dict[str, int]] = []

@@ -45,7 +45,7 @@ def plant(
     lines = [_line(tokenizer, fact) for fact in order]
     room = within - sum(len(line) for line, _ in lines)
     if room < 16 * len(lines):
-        raise InputError(f"{len(lines)} facts do not fit into {within:,} tokens")
+        raise InputError(f"{len(lines)} facts do not fit into the first {within:,} tokens of the text")
     left, rest = source[: local or 1], source[local:] or source
     filler = list(islice(cycle(rest), tokens))
     ends = sentence_ends(tokenizer)

@@ -68,7 +68,7 @@ def test_facts_stand_where_the_plan_says(worker: MemoryModel) -> None:
     places = [own.answer for own in made.facts]
     assert places == sorted(places)
     assert places[-1] > 1500
-    with pytest.raises(InputError, match="10 facts do not fit into 400 tokens"):
+    with pytest.raises(InputError, match="10 facts do not fit into the first 400 tokens"):
         plant(worker.tokenizer, TEXT, facts, tokens=4000, within=400, local=0, seed=0)
     with pytest.raises(InputError, match="too few"):
         plant(worker.tokenizer, "It rained.", facts, tokens=4000, within=2000, local=0, seed=0)

@@ -181,7 +181,7 @@ def test_the_command_goes_on_from_its_file(tmp_path: Path) -> None:
     found = json.loads(first.stdout)
     assert [row["memory"] for row in found["gains"]] == [NONE, "last 64", ALL, OTHER]
     assert [row["text"] for row in found["documents"]] == ["a.txt", "b.txt"]
-    assert found["command"].startswith("kvbank eval ppl --model model --window 24 --chunk 8 --text a.txt")
+    assert found["command"].startswith("kvbank eval ppl --model model --window 24 --chunk 8 --text a.txt --text b.txt")
     assert str(tmp_path) not in first.stdout
     assert found["cost"]["tokens"] > 2 * (264 + 3 * 64)
     assert found["cost"]["stored"] > 0

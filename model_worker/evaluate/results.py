@@ -1,0 +1,139 @@
+"""The page of results is written here from the documents that `kvbank eval ... --json` printed, with their commands.
+
+`python -m model_worker.evaluate.results docs/measured docs` writes docs/results.md and its figures; a document counts
+that says which evaluation it is of. So nothing on the page is typed by hand, and a document that is replaced changes
+the page.
+"""
+
+import json
+import sys
+import textwrap
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from model_worker.evaluate.evidence.report import cost_lines, recall_figure, recall_tables
+from model_worker.evaluate.figure import Figure, draw
+from model_worker.evaluate.memory_figures import facts_figure, first_token_figure, perplexity_figure
+from model_worker.evaluate.memory_tables import cost_line, facts_tables, first_token_tables, perplexity_tables
+from model_worker.evaluate.plain_table import PlainTable
+
+PAGE = "results.md"
+_WIDTH = 120
+_Document = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class _Section:
+    """A section of the page: its title, what its evaluation does, and what is made of a document of it."""
+
+    title: str
+    about: str
+    tables: Callable[[_Document], Sequence[PlainTable]]
+    figure: Callable[[_Document], Figure]
+    costs: Callable[[_Document], Sequence[str]]
+
+
+def _cost(found: _Document) -> list[str]:
+    return [cost_line(found)]
+
+
+def _evidence_figure(found: _Document) -> Figure:
+    return recall_figure(f"{found['set']}: evidence among the best k", found)
+
+
+_SECTIONS = {
+    "ppl": _Section(
+        "Loss of long texts",
+        "All tokens of a span behind a history are scored, in the same local window for every memory. The past alone "
+        "chooses what is recalled. `last N` finds chunks of the last N tokens of the text, `all` of the whole history, "
+        "`another text` of another text; `recent alone` attends to the last chunks that left the window, and finds "
+        "nothing. The text is read once, without recalling, and its bank serves all memories. A gain is paired, token "
+        "by token. MemLong's own protocol, where it stands below, scores the last segment of a window with a memory "
+        "that this segment chooses; it is here to be compared with published figures, and not with the others.",
+        perplexity_tables,
+        perplexity_figure,
+        _cost,
+    ),
+    "facts": _Section(
+        "Facts behind a long text",
+        "Facts about made-up names stand in the beginning of a text. When so many tokens were read as the table says, "
+        "each fact is asked for: in a window without other text (local text 0), behind so many tokens of other text, "
+        "or behind as many as fit (`full`). The search of a question is made once. `memory` attends to the K-V of its "
+        "hits, `re-reading` reads the tokens of the same hits before the question with the plain model, `nothing` has "
+        "neither; `chunk found` counts the questions for which a hit holds the answer.",
+        facts_tables,
+        facts_figure,
+        _cost,
+    ),
+    "evidence": _Section(
+        "Evidence found",
+        "The share of questions for which a passage with the evidence is among the best k of all passages, by "
+        "embedder; BM25 and chance stand beside them. No language model takes part.",
+        recall_tables,
+        _evidence_figure,
+        cost_lines,
+    ),
+    "ttft": _Section(
+        "Time to the first token",
+        "The same question is answered behind histories of several lengths: from recalled K-V (which come from the "
+        "service, or are held by the worker already), by reading the hits again, and by reading all again. The ways "
+        "take turns, and each searches for itself. Reading the history the first time is no part of the time.",
+        first_token_tables,
+        first_token_figure,
+        _cost,
+    ),
+}
+_HEAD = """# Results
+
+What a memory is worth, measured by `kvbank eval`. This page is written by a program from the JSON documents in
+[measured](measured), each of which a command printed: `python -m model_worker.evaluate.results docs/measured docs`
+writes the page anew. Every command below prints its document with `--json`. Files and folders are named without the
+place where they lay.
+"""
+
+
+def page(documents: Mapping[str, _Document]) -> str:
+    """Return the page in Markdown. documents: by the name of their file, without its suffix."""
+    return "\n".join([_HEAD, *_body(documents)])
+
+
+def _body(documents: Mapping[str, _Document]) -> Iterator[str]:
+    for kind, section in _SECTIONS.items():
+        own = {name: found for name, found in documents.items() if found["evaluation"] == kind}
+        if own:
+            yield f"## {section.title}\n\n{textwrap.fill(section.about, _WIDTH)}\n"
+        for name, found in own.items():
+            yield f"    {found['command']}\n"
+            for table in section.tables(found):
+                yield f"{table.markdown()}\n"
+            yield f"![{section.figure(found).title}]({_picture(name)})\n"
+            yield "\n".join(f"{line[0].upper()}{line[1:]}." for line in section.costs(found)) + "\n"
+
+
+def figures(documents: Mapping[str, _Document]) -> dict[str, Figure]:
+    """Return the figures of the page by file name."""
+    return {_picture(name): _SECTIONS[found["evaluation"]].figure(found) for name, found in documents.items()}
+
+
+def _picture(name: str) -> str:
+    return f"results-{name}.svg"
+
+
+def documents_in(folder: Path) -> dict[str, _Document]:
+    """Return the documents of the page in a folder, by the names of their files."""
+    found = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))}
+    return {
+        name: document
+        for name, document in found.items()
+        if isinstance(document, dict) and document.get("evaluation") in _SECTIONS
+    }
+
+
+if __name__ == "__main__":
+    measured, docs = map(Path, sys.argv[1:3])
+    known = documents_in(measured)
+    (docs / PAGE).write_text(page(known), encoding="utf-8")
+    for file, figure in figures(known).items():
+        (docs / file).write_text(draw(figure), encoding="utf-8")

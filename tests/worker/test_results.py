@@ -1,0 +1,122 @@
+"""The page of results is what the program makes of the documents that were kept, and the documents are of this code."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from model_worker.evaluate.figure import draw
+from model_worker.evaluate.results import documents_in, figures, page
+
+DOCS = Path(__file__).parents[2] / "docs"
+COST = {"seconds": 12.0, "tokens": 3400, "stored": 5_600_000}
+
+
+def test_the_page_is_what_the_program_writes() -> None:
+    documents = documents_in(DOCS / "measured")
+    assert documents
+    assert page(documents) == (DOCS / "results.md").read_text(encoding="utf-8")
+
+
+def test_the_figures_are_those_of_the_documents() -> None:
+    made = figures(documents_in(DOCS / "measured"))
+    assert made
+    for name, figure in made.items():
+        assert (DOCS / name).read_text(encoding="utf-8") == draw(figure), name
+    assert sorted(path.name for path in DOCS.glob("results-*.svg")) == sorted(made)
+
+
+def gain(memory: str, value: float) -> dict[str, Any]:
+    return {"memory": memory, "gain": value, "width_blocks": 0.01, "width_documents": None}
+
+
+DOCUMENTS: dict[str, dict[str, Any]] = {
+    "ppl": {
+        "command": "kvbank eval ppl --tokens 9",
+        "model": "m",
+        "window": 16,
+        "gains": [
+            {"memory": "none", "nats": 3.0, "perplexity": 20.1},
+            {"nats": 2.9, "perplexity": 18.2, **gain("last 4", 0.1)},
+            {"nats": 2.95, "perplexity": 19.1, **gain("all", 0.05)},
+        ],
+        "documents": [
+            {"text": "a", "history": 8, "scored": 5, "nats": 3.0, "gains": [gain("last 4", 0.1), gain("all", 0.05)]}
+        ],
+        "distance": [{"seen": "below 4", "memory": "all", "words": 2, "gain": 0.2, "width": None}],
+        "memlong": [{"scored": "x", "windows": 2, "nats": 2.0, "perplexity": 7.4, "gain": 0.5, "width": 0.1}],
+    },
+    "facts": {
+        "command": "kvbank eval facts",
+        "model": "m",
+        "window": 16,
+        "answers": [
+            {"tokens": tokens, "local": "0", "form": "complete", "wording": wording, "way": way}
+            | {"right": 3, "asked": 4, "share": 0.75, "low": 0.3, "high": 0.95}
+            for tokens in (10, 20)
+            for wording in ("number", "all")
+            for way in ("memory", "re-reading")
+        ],
+        "resident": [{"tokens": 8192, "bytes": 1 << 20}, {"tokens": 16384, "bytes": 3 << 19}],
+        "pressure": {
+            "capacity": 100,
+            "policy": "frequency 0/90/50",
+            "written": 9,
+            "evicted": 4,
+            "facts": [
+                {
+                    "group": "asked for",
+                    "stays": {"right": 2, "asked": 2, "low": 0.3, "high": 1.0},
+                    "recalled": {"right": 1, "asked": 2, "low": 0.1, "high": 0.9},
+                }
+            ],
+        },
+    },
+    "ttft": {
+        "command": "kvbank eval ttft",
+        "model": "m",
+        "hits": 2,
+        "chunk": 8,
+        "question": 4,
+        "threads": 1,
+        "load": 0.5,
+        "rows": [
+            {"history": 64, "way": "memory", "tokens": 4, "rounds": 3, "seconds": 0.0123, "width": 0.001}
+            | {"ratio": 3.2, "ratio_width": 0.1, "peak": 1 << 21}
+        ],
+    },
+    "evidence": {
+        "command": "kvbank eval evidence",
+        "set": "statements",
+        "recall": [
+            {"kind": "same words", "way": "lexical", "k": 1, "share": 0.5, "low": 0.3, "high": 0.7, "asked": 60}
+        ],
+        "cost": [{"way": "lexical", "seconds": 2.0, "texts": 100, "cpu_seconds": 1.0}],
+    },
+}
+
+
+@pytest.mark.parametrize("kind", DOCUMENTS)
+def test_every_evaluation_has_its_section(tmp_path: Path, kind: str) -> None:
+    """Test that command, figures and cost of a document stand on the page, and that other documents do not."""
+    document = {"evaluation": kind, "cost": COST, **DOCUMENTS[kind]}
+    (tmp_path / f"{kind}-m.json").write_text(json.dumps(document), encoding="utf-8")
+    (tmp_path / "other.json").write_text("[1]", encoding="utf-8")
+    made = page(documents_in(tmp_path))
+    assert f"\n    {document['command']}\n" in made
+    assert f"(results-{kind}-m.svg)" in made
+    for text in {
+        "ppl": [
+            "| last 4 | 2.9000 | 18.20 | +0.1000 ± 0.0100 | +0.1000 |",
+            "| below 4 | 2 | +0.2000 |",
+            "3,400 tokens fed",
+        ],
+        "facts": ["| 20 | 0 | complete | all | 3/4 [0.30, 0.95] |", "| 16,384 | 2 | 1.500 |", "2/2 [0.30, 1.00]"],
+        "ttft": ["| 64 | memory | 4 | 12 ± 1 | 3.20 ± 0.10 | 2 |"],
+        "evidence": ["| lexical | 0.50 [0.30, 0.70] |", "50 texts a second"],
+    }[kind]:
+        assert text in made, text
+    [(name, figure)] = figures(documents_in(tmp_path)).items()
+    assert name == f"results-{kind}-m.svg"
+    assert "<svg" in draw(figure)
