@@ -16,6 +16,8 @@ from model_worker.errors import InputError
 from model_worker.remember.settings import CHUNK, TOP_K, MemoryOptions, MemorySettings, check_names, unless_none
 
 _LEAST_WINDOW = 256
+# Settings of a model that was made for no memory, found on SmolLM2 (docs/results.md).
+UNTRAINED: Mapping[str, Any] = {"min_share": 0.8}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +54,7 @@ class ModelSettings(MemorySettings):
         """Make the settings of a model, without a None for chunk, window, top_k and recent.
 
         Options replace fields of `settings`; what neither says comes from `made_for`, the `kvbank` entry of the model's
-        configuration. Raises InputError for values that make no sense, and for a name that is no setting, with the
+        configuration, or from `UNTRAINED` where there is none. Raises InputError for values that make no sense, and for a name that is no setting, with the
         nearest one that is.
         """
         given = {} if settings is None else _fields_of(of_kind("settings", settings, MemorySettings))
@@ -61,11 +63,13 @@ class ModelSettings(MemorySettings):
         if "embed" in asked:
             asked = {"embedder": embedder(asked.pop("embed")), **asked}
         found = cls(**{**given, **asked})
+        made_for = made_for or UNTRAINED
         chunk = found.chunk or whole("chunk", made_for.get("chunk", CHUNK))
         return replace(
             found,
             chunk=chunk,
             top_k=found.top_k or whole("top_k", made_for.get("top_k", TOP_K)),
+            min_share=made_for.get("min_share") if found.min_share is None else found.min_share,
             recent=whole("recent", made_for.get("recent", 0), least=0) if found.recent is None else found.recent,
             window=found.window or whole("window", made_for.get("window", max(_LEAST_WINDOW, chunk))),
         )
