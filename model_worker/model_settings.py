@@ -54,8 +54,8 @@ class ModelSettings(MemorySettings):
         """Make the settings of a model, without a None for chunk, window, top_k and recent.
 
         Options replace fields of `settings`; what neither says comes from `made_for`, the `kvbank` entry of the model's
-        configuration, or from `UNTRAINED` where there is none. Raises InputError for values that make no sense, and for a name that is no setting, with the
-        nearest one that is.
+        configuration, or from `UNTRAINED` where there is none. Raises InputError for values that make no sense, and for
+        a name that is no setting, with the nearest one that is.
         """
         given = {} if settings is None else _fields_of(of_kind("settings", settings, MemorySettings))
         check_options(options)

