@@ -69,7 +69,7 @@ def worst(attachment: Attachment, cache: MemoryCache, by_hand: Stream) -> float:
 @pytest.mark.parametrize("backend", ["eager", pytest.param("sdpa", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_logits_are_those_of_explicit_positions(family: str, backend: str) -> None:
-    """Each family is tried at all positions, with a memory and without, whether chunks leave or single tokens."""
+    """Compare at all positions, with a memory and without it, whether chunks leave or single tokens."""
     net, plain = zoo.build(family), zoo.build(family)
     plain.set_attn_implementation("eager")
     memory = remembered(plain)
