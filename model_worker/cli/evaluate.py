@@ -22,6 +22,7 @@ from model_worker.cli.shown import AsJson, Shown, Table, show
 from model_worker.errors import InputError
 from model_worker.settings.base import Count, CountOrZero, ModelName, Rope, Seed, Settings, at_least, described
 from model_worker.settings.flags import takes
+from model_worker.settings.model_run import RunsOn
 from model_worker.user_text import encode_text, readable
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 _MIB = 1 << 20
 
 
-class CompressionOptions(Settings):
+class CompressionOptions(RunsOn):
     """Options of `kvbank eval compression`."""
 
     text: Annotated[
@@ -74,7 +75,7 @@ def compression(
     calibrating, rest = reference[: len(reference) // 2], reference[len(reference) // 2 :]
     texts = [read_book(path) for path in options.text] or [rest]
     plan = Plan(options.chunk, options.follow, options.budget, options.method or METHODS)
-    loaded, tokenizer = load_quietly(options.model, rope=options.rope)
+    loaded, tokenizer = load_quietly(options.model, device=options.device, dtype=options.dtype, rope=options.rope)
     documents = text_by_text(tokenizer, texts, plan.chunk + plan.follow, options.documents)
     calibration = encode_text(tokenizer, readable(calibrating)) if calibrates(plan.methods) else ()
     with progress() as bars:
@@ -103,7 +104,7 @@ def _compression_table(title: str, rows: "Sequence[Row]") -> Table:
     return Table([Column("method", "name"), *map(Column, figures)], cells, title, caption)
 
 
-class PasskeyOptions(Settings):
+class PasskeyOptions(RunsOn):
     """Options of `kvbank eval passkey`."""
 
     text: Annotated[
@@ -137,7 +138,7 @@ def passkey(options: PasskeyOptions, as_json: AsJson = False) -> None:
 
     tuning = Tuning(**options.model_dump(include={"size", "leaf", "warmup", "merges", "pool", "again"}))
     filler = "\n\n".join([read_book(path) for path in options.text] or [reference_text()])
-    loaded, tokenizer = load_quietly(options.model, rope=options.rope)
+    loaded, tokenizer = load_quietly(options.model, device=options.device, dtype=options.dtype, rope=options.rope)
     lengths = options.length or tuple(factor * _trained(options, loaded) for factor in options.times)
     with progress() as bars:
         scores = measure_passkeys(

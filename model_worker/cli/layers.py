@@ -22,8 +22,9 @@ from model_worker.cli.places import check_plot, check_writable
 from model_worker.cli.quiet import load_quietly
 from model_worker.cli.shown import AsJson, Shown, Table, show
 from model_worker.errors import InputError
-from model_worker.settings.base import Count, CountOrZero, ModelName, Seed, Settings, at_least, described
+from model_worker.settings.base import Count, CountOrZero, ModelName, Seed, at_least, described
 from model_worker.settings.flags import takes
+from model_worker.settings.model_run import RunsOn
 
 if TYPE_CHECKING:
     from model_worker.attachment.attachment import Attachment
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 _CHOICE, _FACTS = "With --choose", "With --choose: the facts"
 
 
-class LayersOptions(Settings):
+class LayersOptions(RunsOn):
     """Options of `kvbank layers`."""
 
     model: ModelName = SHIPPED
@@ -110,7 +111,7 @@ def _measure(options: LayersOptions, as_json: bool) -> None:
     """Measure each layer alone, and show it."""
     from model_worker.evaluate.layers import measure_layers
 
-    loaded, _ = load_quietly(options.model)
+    loaded, _ = load_quietly(options.model, device=options.device, dtype=options.dtype)
     wanted = options.model_dump(include={"span", "trials", "seed"})
     with progress() as bars:
         report = measure_layers(loaded, **wanted, progress=partial(bars, "layers"))
@@ -173,7 +174,7 @@ def _attached(options: LayersOptions) -> "Iterator[Attachment]":
     """
     from model_worker.attaching import attach
 
-    loaded, tokenizer = load_quietly(options.model)
+    loaded, tokenizer = load_quietly(options.model, device=options.device, dtype=options.dtype)
     attachment = attach(loaded, tokenizer, mode=options.mode, positions=options.positions)
     every = tuple(range(len(attachment.reports)))
     if attachment.plan.mode == "per_layer" and attachment.plan.retrieval_layers != every:

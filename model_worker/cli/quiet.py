@@ -27,9 +27,14 @@ def quiet_libraries() -> None:
     transformers_logging.disable_progress_bar()
 
 
-def load_quietly(name: str, **options: Any) -> tuple[Any, Any]:
-    """Load model and tokenizer as `model_worker.attachment.loading.load_model` does, with the same options, quietly."""
-    from model_worker.attachment.loading import load_model
+def load_quietly(
+    name: str, *, device: str = "cpu", dtype: str | None = None, rope: str | None = None
+) -> tuple[Any, Any]:
+    """Load model and tokenizer as `model_worker.attachment.loading.load_model` does, quietly.
+
+    device: as people name one: `auto` is a GPU where there is one.
+    """
+    from model_worker.attachment.loading import device_named, load_model
 
     quiet_libraries()
-    return load_model(name, **options)
+    return load_model(name, device=device_named(device), dtype=dtype, rope=rope)

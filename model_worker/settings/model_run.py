@@ -14,11 +14,16 @@ from model_worker.settings.base import Count, CountOrZero, Device, Settings, des
 _RUN = "How the model runs"
 
 
-class ModelRun(Settings):
-    """Device and dtype of a model, and the settings of its window, its memory and its attachment."""
+class RunsOn(Settings):
+    """The device and the dtype that a model runs on and in."""
 
     device: Annotated[Device, described("auto, cpu, cuda.", panel=_RUN)] = "auto"
     dtype: Annotated[str | None, described("float32, bfloat16 or float16; by default as stored.", panel=_RUN)] = None
+
+
+class ModelRun(RunsOn):
+    """Device and dtype of a model, and the settings of its window, its memory and its attachment."""
+
     embed: Annotated[
         str | None,
         described("How chunks are found: lexical, lexical:idf, minilm, hybrid:A+B, a folder, or a hub id.", panel=_RUN),
