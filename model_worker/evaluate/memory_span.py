@@ -33,7 +33,7 @@ class MemorySpan:
         self._recent: list[RecalledChunk] = []
         self._most_recent = memory.recent
         if self._most_recent:
-            self._note_recent(max(0, left - self._most_recent * self.chunk))
+            self._note_recent(max(0, left - 2 * self._most_recent * self.chunk))  # chunks may be shorter
 
     def remember(self, rows: Sequence[Captured | None]) -> None:
         """Note how far the window has come; its chunks stand in the bank already."""

@@ -33,7 +33,7 @@ TEXT = reference_text()
 def worker(client: kvbank.Client) -> Iterator[MemoryModel]:
     """Attach the shipped model, which can tell a number that it recalls in an empty window."""
     loaded = load_model()
-    with MemoryModel(*loaded, memory=client, bank=bank()) as model:
+    with MemoryModel(*loaded, memory=client, bank=bank(), strict=True, patience=120.0) as model:
         yield model
 
 
@@ -153,17 +153,17 @@ def test_plans_that_make_no_sense(wrong: dict[str, Any], said: str) -> None:
 
 def test_the_command(tmp_path: Any) -> None:
     """Test the whole way: counts by place and wording, the figure, and a second run that asks nothing again."""
-    options = ["--tokens=400", "--tokens=500", "--facts=1", "--wording=number", "--local=0", "--local=full"]
+    options = ["--tokens=600", "--tokens=700", "--facts=1", "--wording=number", "--local=0", "--local=full"]
     called = ("eval", "facts", *options, "--out", tmp_path / "run.jsonl", "--json")
     ended = command.run(command_line(), *called, "--plot", tmp_path / "facts.svg")
     assert ended.exit_code == 0, ended.stderr
     found = json.loads(ended.stdout)
     rows = [row for row in found["answers"] if row["wording"] == "all"]
     assert [(row["tokens"], row["local"]) for row in rows[::4]] == [
-        (400, "0"),
-        (400, "full"),
-        (500, "0"),
-        (500, "full"),
+        (600, "0"),
+        (600, "full"),
+        (700, "0"),
+        (700, "full"),
     ]
     assert [row["way"] for row in rows[:4]] == ["memory", "re-reading", "nothing", "chunk found"]
     assert rows[0]["right"] == rows[3]["right"] == 1

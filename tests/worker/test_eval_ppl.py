@@ -26,7 +26,14 @@ CHUNK, WINDOW, SCORE = 8, 16, 40
 
 @pytest.fixture
 def worker(client: kvbank.Client) -> Iterator[MemoryModel]:
-    options: dict[str, Any] = {"chunk": CHUNK, "window": WINDOW, "top_k": 2, "context": "isolated"}
+    options: dict[str, Any] = {
+        "strict": True,
+        "patience": 120.0,
+        "chunk": CHUNK,
+        "window": WINDOW,
+        "top_k": 2,
+        "context": "isolated",
+    }
     with MemoryModel(build("llama_gqa"), tokenizer(), memory=client, bank=bank(), query="past", **options) as model:
         yield model
 

@@ -19,7 +19,7 @@ CHUNK, TOP_K, QUESTION = 8, 3, 6
 
 @pytest.fixture
 def worker(client: kvbank.Client) -> Iterator[MemoryModel]:
-    sizes: dict[str, Any] = {"chunk": CHUNK, "window": 16, "top_k": TOP_K}
+    sizes: dict[str, Any] = {"patience": 120.0, "chunk": CHUNK, "window": 16, "top_k": TOP_K}
     with MemoryModel(build("llama_gqa"), tokenizer(), memory=client, bank=bank(), strict=True, **sizes) as model:
         yield model
         client.delete_bank("history")
