@@ -3,7 +3,7 @@
 The module is light to import: torch comes with the measurements.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -17,10 +17,10 @@ from pydantic import Field
 from kvbank.console.progress import progress
 from kvbank.console.table import Column
 from model_worker.attachment.model_names import SHIPPED
-from model_worker.cli.measuring import JournalFile, check_journal
+from model_worker.cli.measuring import JournalFile, check_journal, command_of, last_name
 from model_worker.cli.places import check_plot, check_writable
 from model_worker.cli.quiet import load_quietly
-from model_worker.cli.shown import AsJson, Shown, Table, show
+from model_worker.cli.shown import AsJson, Shown, Table, show, tables_of
 from model_worker.errors import InputError
 from model_worker.settings.base import Count, CountOrZero, ModelName, Seed, at_least, described
 from model_worker.settings.flags import takes
@@ -28,10 +28,12 @@ from model_worker.settings.model_run import RunsOn
 
 if TYPE_CHECKING:
     from model_worker.attachment.attachment import Attachment
-    from model_worker.evaluate.choosing_layers import ChoicePlan, LayersChosen
+    from model_worker.evaluate.choosing_layers import ChoicePlan
     from model_worker.evaluate.layers import LayersReport
 
 _CHOICE, _FACTS = "With --choose", "With --choose: the facts"
+# Entries of the document that the file has elsewhere, or that would make it large.
+_NOT_IN_THE_FILE = ("evaluation", "model", "mode", "frontier", "tried")
 
 
 class LayersOptions(RunsOn):
@@ -150,6 +152,7 @@ def _choose(options: LayersOptions, out: Path | None, log: Path | None, plot: Pa
     from model_worker.evaluate.figures import drawn
     from model_worker.evaluate.journal import Journal
     from model_worker.evaluate.layer_figures import layers_figure
+    from model_worker.evaluate.layer_tables import layer_lines, layer_tables
     from model_worker.text_files import read_book, reference_text
 
     text = "\n\n".join([read_book(path) for path in options.text] or [reference_text()])
@@ -158,11 +161,11 @@ def _choose(options: LayersOptions, out: Path | None, log: Path | None, plot: Pa
         run = {"plan": asdict(plan) | {"minutes": None, "keep": None}, "attached": asdict(attachment.plan)}
         journal = Journal(log, {**run, "reader": attachment.reader.digest, "text": text})
         chosen = choose_layers(attachment, text, plan, journal=journal, progress=bars)
-        found = {"model": _name(options), **_about(options, attachment, plan), **chosen.document()}
+        found = {**_about(options, attachment, plan), **chosen.document()}
         if out is not None:
             _choice(found, attachment).write(out)
-    figure = drawn({"layers.svg": layers_figure(found)})
-    shown = Shown(found, [_choice_table(found, chosen, out)], figure)
+    lines = [*layer_lines(found), *([] if out is None else [f"written to {out}, for attach(layers=FILE)"])]
+    shown = Shown(found, tables_of(layer_tables(found), *lines), drawn({"layers.svg": layers_figure(found)}))
     show(shown, as_json=as_json, plot=plot)
 
 
@@ -205,14 +208,12 @@ def _plan(options: LayersOptions, attachment: "Attachment") -> "ChoicePlan":
     )
 
 
-def _name(options: LayersOptions) -> str:
-    """Return the name of the model; of a folder the last part, since its path says nothing on another machine."""
-    return Path(options.model).name if Path(options.model).is_absolute() else options.model
-
-
 def _about(options: LayersOptions, attachment: "Attachment", plan: "ChoicePlan") -> dict[str, Any]:
     """Return what the document says of the run."""
     return {
+        "evaluation": "layers",
+        "command": command_of("layers", options, group=()),
+        "model": last_name(options.model),
         "mode": attachment.plan.mode,
         "positions": attachment.plan.positions,
         "text": [path.name for path in options.text] or ["Python reference"],
@@ -240,56 +241,5 @@ def _choice(found: dict[str, Any], attachment: "Attachment") -> Any:
         mode="memlong" if plan.mode == "memlong" else "per_layer",
         memory_layers=plan.memory_layers,
         retrieval_layers=plan.retrieval_layers,
-        measured={key: value for key, value in found.items() if key not in ("model", "mode", "frontier", "tried")},
+        measured={key: value for key, value in found.items() if key not in _NOT_IN_THE_FILE},
     )
-
-
-def _choice_table(found: dict[str, Any], chosen: "LayersChosen", out: Path | None) -> Table:
-    """Return the counted sets, and below them what was chosen."""
-    counted = [("choice", own) for own in chosen.frontier] + [("confirmed", chosen.every), ("confirmed", chosen.chosen)]
-    rows = [
-        (
-            stage,
-            str(len(own.layers)),
-            str(own.told),
-            f"{own.kept.mean:.2f} ± {own.kept.width:.2f}",
-            f"{own.stored:,}",
-            _runs(own.layers),
-        )
-        for stage, own in counted
-    ]
-    columns = [Column("facts", "word"), *map(Column, ("layers", "told", "of all layers' recall", "bytes/token"))]
-    title = (
-        f"{found['model']}, {found['mode']}: facts told with memory in some layers, {found['fresh']} facts, chunks of "
-        f"{found['chunk']}, {found['hits']} hits"
-    )
-    return Table([*columns, Column("which", "word")], rows, title, "\n".join(_said(found, chosen, out)))
-
-
-def _runs(layers: Sequence[int]) -> str:
-    """Return ascending layers as text, neighbours together: `0, 2-5`."""
-    runs: list[list[int]] = []
-    for layer in layers:
-        if runs and layer == runs[-1][-1] + 1:
-            runs[-1].append(layer)
-        else:
-            runs.append([layer])
-    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
-
-
-def _said(found: dict[str, Any], chosen: "LayersChosen", out: Path | None) -> Iterator[str]:
-    """Yield lines below the table: what was chosen, what it saves, where it is."""
-    few, every = chosen.chosen, chosen.every
-    if len(few.layers) == len(every.layers):
-        yield f"no smaller set that was found keeps {chosen.keep:.0%} of the recall: all {len(every.layers)} layers"
-    else:
-        yield (
-            f"chosen: {len(few.layers)} of {len(every.layers)} layers, {few.told.right} of {few.told.asked} told "
-            f"({every.told.right} by all), {few.stored:,} bytes a token in place of {every.stored:,}"
-        )
-    if found["mode"] == "memlong":
-        yield "mode memlong stores one memory layer in any case: fewer retrieval layers save attention, no bytes"
-    ended = ", ended by --minutes" if chosen.spent else ""
-    yield f"{len(chosen.nats)} sets tried{ended}; facts in an empty window and behind {found['local']} tokens"
-    if out is not None:
-        yield f"written to {out}: attach(model, layers=FILE)"

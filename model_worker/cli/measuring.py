@@ -5,7 +5,7 @@ The module is light to import: torch comes with `measured_worker`.
 
 import shlex
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -60,9 +60,12 @@ def check_journal(path: Path | None) -> None:
             raise InputError(f"{path} is no file that could be gone on with")
 
 
-def command_of(name: str, options: Settings) -> str:
-    """Return the command line that gives these options; of files and folders their last name."""
-    words, fields = ["kvbank", "eval", name], list(type(options).model_fields)
+def command_of(name: str, options: Settings, group: Sequence[str] = ("eval",)) -> str:
+    """Return the command line that gives these options; of files and folders their last name.
+
+    group: the words between `kvbank` and the command's name.
+    """
+    words, fields = ["kvbank", *group, name], list(type(options).model_fields)
     for field in sorted(options.model_fields_set, key=lambda each: (each != "model", fields.index(each))):
         extra = type(options).model_fields[field].json_schema_extra
         word = str((extra.get("flag") if isinstance(extra, dict) else None) or flag(field))
@@ -71,7 +74,7 @@ def command_of(name: str, options: Settings) -> str:
             words += [word if value else f"--no-{word[2:]}"]
             continue
         for each in value if isinstance(value, tuple) else (value,):
-            words += [word, _last_name(each)]
+            words += [word, last_name(each)]
     return shlex.join(words)
 
 
@@ -85,10 +88,10 @@ def _plain(value: Any) -> Any:
     """Return an option as JSON has it; of files and folders their last name."""
     if isinstance(value, tuple):
         return [_plain(each) for each in value]
-    return _last_name(value) if isinstance(value, str | Path) else value
+    return last_name(value) if isinstance(value, str | Path) else value
 
 
-def _last_name(value: Any) -> str:
+def last_name(value: Any) -> str:
     """Return a value as text, and of an absolute path the last part, since other machines have other folders.
 
     The parts of a hybrid embedder are not looked at: a name stands for its folder.

@@ -8,7 +8,7 @@ counts on facts that the choice did not see are what is reported.
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -16,11 +16,12 @@ from torch import Tensor
 
 from model_worker.attachment.attachment import Attachment
 from model_worker.errors import InputError
+from model_worker.evaluate.cost import Cost, counted
 from model_worker.evaluate.interval import Interval, Share, interval
 from model_worker.evaluate.journal import Journal
 from model_worker.evaluate.layer_search import LayerSet, eliminate
 from model_worker.evaluate.planted import Planting, plant
-from model_worker.evaluate.recall_by_layers import RecallByLayers, with_layers
+from model_worker.evaluate.recall_by_layers import RecallByLayers, Told, with_layers
 from model_worker.user_text import encode_text, readable
 
 # The search ends where so much less is told than what is to be kept, both as shares of what all layers tell.
@@ -82,6 +83,7 @@ class LayersChosen:
     frontier: list[Counted]
     nats: dict[LayerSet, float]
     spent: bool
+    cost: Cost
 
     def document(self) -> dict[str, Any]:
         """Return plain values, for JSON."""
@@ -92,6 +94,7 @@ class LayersChosen:
             "frontier": [own.document() for own in self.frontier],
             "tried": [{"layers": list(layers), "nats": nats} for layers, nats in self.nats.items()],
             "ended_by_time": self.spent,
+            "cost": asdict(self.cost),
         }
 
 
@@ -128,7 +131,7 @@ class _Choice:
         self._nats: dict[LayerSet, float] = {}
         self._right: dict[LayerSet, float] = {}
         self._end = None if plan.minutes is None else time.monotonic() + 60 * plan.minutes
-        self._spent = False
+        self._spent, self._cost = False, Cost(**(journal.get("cost") or {}))
 
     def made(self) -> LayersChosen:
         """Search, count, and count anew."""
@@ -139,7 +142,7 @@ class _Choice:
             chosen = self._counted("confirmation", own.layers)
             if self._keeps(chosen):
                 break
-        return LayersChosen(self._plan.keep, chosen, every, frontier, self._nats, self._spent)
+        return LayersChosen(self._plan.keep, chosen, every, frontier, self._nats, self._spent, self._cost)
 
     # -- search ---------------------------------------------------------------------------------------------------
 
@@ -166,7 +169,7 @@ class _Choice:
         if found is None:
             if self._end is not None and self._nats and time.monotonic() > self._end:
                 raise _Spent
-            told = self._asked("search").told(layers)
+            told = self._tell("search", layers)
             found = {"nats": float(told.nats.mean()), "right": float(told.right.double().mean())}
             self._journal.put(key, found)
         self._nats[layers], self._right[layers] = found["nats"], found["right"]
@@ -203,9 +206,16 @@ class _Choice:
         key = f"{stage} {_words(layers)}"
         found = self._journal.get(key)
         if found is None:
-            found = self._asked(stage).told(layers).right.int().tolist()
+            found = self._tell(stage, layers).right.int().tolist()
             self._journal.put(key, found)
         return torch.tensor(found, dtype=torch.double)
+
+    def _tell(self, stage: str, layers: LayerSet) -> Told:
+        """Ask for the facts of a stage with memory in these layers, and count what that costs."""
+        with counted(self._attachment.model, self._cost):
+            told = self._asked(stage).told(layers)
+        self._journal.put("cost", asdict(self._cost))
+        return told
 
     def _asked(self, stage: str) -> RecallByLayers:
         """Return the facts of a stage, made when they are first asked for; no two stages share a fact."""

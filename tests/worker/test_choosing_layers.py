@@ -161,15 +161,22 @@ def test_the_layer_that_the_model_was_made_with_is_enough(small: Attachment) -> 
 
 def test_a_choice_goes_on_from_its_journal(small: Attachment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "log.jsonl"
-    first = chosen(small, path)
+    first = chosen(small, path).document()
     lines = path.read_text().splitlines(keepends=True)
-    assert {json.loads(line)["key"].split()[0] for line in lines} == {"search", "choice", "confirmation"}
+    assert {json.loads(line)["key"].split()[0] for line in lines} == {"search", "choice", "confirmation", "cost"}
     monkeypatch.setattr("model_worker.evaluate.recall_by_layers.RecallByLayers.told", None)
-    assert chosen(small, path).document() == first.document()  # nothing was asked again
+    assert chosen(small, path).document() == first  # nothing was asked again
     monkeypatch.undo()
     path.write_text("".join(lines[:4]))
-    assert chosen(small, path).document() == first.document()
-    assert path.read_text().splitlines(keepends=True) == lines
+    again = chosen(small, path).document()
+    assert again["cost"]["tokens"] > 8 * 48
+    assert {**again, "cost": 0} == {**first, "cost": 0}
+    assert parts(path.read_text().splitlines()) == parts(lines)
+
+
+def parts(lines: list[str]) -> list[Any]:
+    """Return the finished parts of a journal, without what they cost."""
+    return [found for found in map(json.loads, lines) if found["key"] != "cost"]
 
 
 def test_the_search_ends_by_its_time_with_what_it_has(small: Attachment) -> None:

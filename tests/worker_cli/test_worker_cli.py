@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -75,22 +76,34 @@ def test_layers_finds_the_layer_that_the_model_was_made_with(kvbank: Callable[..
 
 
 def test_layers_are_chosen_into_a_file_that_attach_reads(kvbank: Callable[..., Done], tmp_path: Path) -> None:
-    chosen, picture = tmp_path / "layers.json", tmp_path / "layers.svg"
-    facts = ["--wording", "number", "--chunk", "48", "--hits", "2", "--local", "0", "--facts", "6", "--fresh", "8"]
-    done = kvbank(
-        "layers", "--choose", *facts, "--mode", "per_layer", "--out", str(chosen), "--plot", str(picture), "--json"
-    )
+    """Test that a choice begins with all layers, although the model's own entry names fewer."""
+    shipped = Path(__file__).parents[2] / "model_worker/assets/kvbank-small"
+    folder, chosen, picture = (tmp_path / name for name in ("model", "layers.json", "layers.svg"))
+    shutil.copytree(shipped, folder)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config["kvbank"] = {"mode": "per_layer", "retrieval_layers": [1, 2], "chunk": 48, "top_k": 2, "positions": "zero"}
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    facts = ("--wording=number", "--local=0", "--facts=6", "--fresh=8")
+    places = ("--out", str(chosen), "--plot", str(picture), "--log", str(tmp_path / "log"))
+    done = kvbank("layers", "--choose", "--model", str(folder), *facts, *places, "--json")
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["chosen"]["kept"]["share"] >= 0.95
     assert found["all"]["layers"] == [0, 1, 2, 3, 4]
+    assert (found["chunk"], found["hits"], found["positions"]) == (48, 2, "zero")
+    assert found["command"] == "kvbank layers --model model --choose --facts 6 --fresh 8 --local 0 --wording number"
     assert all(f">{line}</text>" in picture.read_text() for line in ("sets of the search", "confirmed on other facts"))
-    model, tokenizer = load_model("kvbank-small")
-    attachment = attach(model, tokenizer, layers=chosen)
+    attachment = attach(*load_model(folder), layers=chosen)
     attachment.detach()
     assert attachment.plan.memory_layers == tuple(found["chosen"]["layers"])
     said = json.loads(chosen.read_text())["measured"]
     assert (said["chosen"], said["seed"], said["keep"]) == (found["chosen"], 0, 0.95)
+    table = kvbank("layers", "--choose", "--model", str(folder), *facts, *places).stdout.splitlines()
+    assert table[-1] == f"written to {chosen}, for attach(layers=FILE)"
+    few, every = (found[name]["bytes_per_token"] for name in ("chosen", "all"))
+    saved = f"{few:,} bytes a token in place of {every:,}"
+    assert any(line.startswith("chosen: ") and line.endswith(saved) for line in table)
+    assert few * 5 == every * len(found["chosen"]["layers"])
 
 
 def test_compressors_are_listed_with_paper_and_cost(kvbank: Callable[..., Done]) -> None:
