@@ -1,7 +1,10 @@
 """Encoders compute what their files of Sentence Transformers say, compared with transformers used directly."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -265,3 +268,29 @@ def test_minilm_is_what_transformers_computes() -> None:
     assert before.digest == OF_MINILM != found.digest
     assert np.allclose(before.embed(texts[:2]), found.embed(texts[:2]), atol=1e-6)
     assert not np.allclose(before.embed(texts[2:]), found.embed(texts[2:]), atol=1e-3)
+
+
+# -- hub ids ----------------------------------------------------------------------------------------------------------
+
+PRINT_DIGEST = "import sys; from model_worker.embed import embedder; print(embedder(sys.argv[1]).digest)"
+
+
+def hub_cache(folder: Path, encoder: Path) -> None:
+    """Put an encoder into a folder as the hub's client keeps it, under the id org/small."""
+    kept = folder / "models--org--small"
+    shutil.copytree(encoder, kept / "snapshots" / "0123")
+    (kept / "refs").mkdir()
+    (kept / "refs" / "main").write_text("0123")
+
+
+def test_a_hub_id_is_loaded_from_the_hubs_cache(plain: Path, tmp_path: Path) -> None:
+    hub_cache(tmp_path, plain)
+    env = {**os.environ, "HF_HUB_CACHE": str(tmp_path), "HF_HUB_OFFLINE": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    found = [
+        subprocess.run([sys.executable, "-c", PRINT_DIGEST, name], env=env, capture_output=True, text=True, check=False)
+        for name in ("org/small", "org/absent")
+    ]
+    assert found[0].stdout.strip() == EncoderEmbedder(plain).digest, found[0].stderr
+    last = found[1].stderr.strip().splitlines()[-1]
+    assert "ModelNotFound" in last
+    assert "'org/absent' here, and it cannot be had from the hub" in last
