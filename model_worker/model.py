@@ -188,7 +188,7 @@ class MemoryModel:
             raise InputError(f"progress is called with two numbers, and a {type(progress).__name__} cannot be")
         reader = self._reading(None if memory is None else of_kind("memory", memory, Memory))
         done = 0
-        for block in chunks(ids, self.chunk, self._ends):
+        for block in chunks(ids, self.chunk, self.ends):
             reader.feed(block, done)
             done += len(block)
             if progress is not None:
@@ -200,10 +200,11 @@ class MemoryModel:
         if self._attachment is None and memory is None:
             return ReadTokens(self.passages)
         chosen = self.memory if memory is None else memory
-        return reading(chosen, window=self.window, sinks=self.sinks, ends=self._ends)
+        return reading(chosen, window=self.window, sinks=self.sinks, ends=self.ends)
 
     @property
-    def _ends(self) -> frozenset[int]:
+    def ends(self) -> frozenset[int]:
+        """Return the ids of the tokens that end a sentence, behind which chunks end where they can."""
         return sentence_ends(self.tokenizer)
 
     def losses(
@@ -257,7 +258,9 @@ class MemoryModel:
         return Room(self.attachment, self.window, chunks_attended * self.chunk)
 
     def _window(self, memory: Any) -> MemoryCache:
-        return MemoryCache(self.attachment, memory, window=self.window, local=self.local, sinks=self.sinks)
+        return MemoryCache(
+            self.attachment, memory, window=self.window, local=self.local, sinks=self.sinks, ends=self.ends
+        )
 
     def generate(
         self,

@@ -153,7 +153,15 @@ class SessionWindow:
     def _fresh(self, start: int) -> MemoryCache:
         assert self._log.header is not None
         size, rule, sinks = self._size, self._local, self._log.header.sinks
-        return MemoryCache(self._model.attachment, self._memory, window=size, start=start, local=rule, sinks=sinks)
+        return MemoryCache(
+            self._model.attachment,
+            self._memory,
+            window=size,
+            start=start,
+            local=rule,
+            sinks=sinks,
+            ends=self._model.ends,
+        )
 
     def _stamp(self, cache: MemoryCache, tokens: int) -> str:
         """Return what a window on disk must agree with to be used. tokens: of the log that the window is of."""

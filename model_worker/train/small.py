@@ -92,13 +92,14 @@ def make_model(vocabulary: int, memory_layer: int, layers: int, hidden: int) -> 
     )
     config.kvbank = {
         "mode": "memlong",
-        "positions": "zero",
+        "positions": "near:32",
         "memory_layers": [memory_layer],
         "retrieval_layers": list(range(memory_layer, layers)),
         "chunk": CHUNK,
         "context": "isolated",
         "window": 256,
         "top_k": 4,
+        "recent": 4,
     }
     return LlamaForCausalLM(config)
 

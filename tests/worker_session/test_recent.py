@@ -12,6 +12,7 @@ from memory_service.api.embedded import LocalServer
 from model_worker.model import MemoryModel
 from model_worker.session.log import SessionLog
 from model_worker.session.session import Session
+from model_worker.window.chunking import chunks, sentence_ends
 from tests.support.noting_embedder import NotingEmbedder
 
 CHUNK, WINDOW, RECENT = 16, 48, 3
@@ -36,6 +37,15 @@ def say(session: Session, *texts: str) -> list[str]:
     return [session.say(text, max_new_tokens=12).answer for text in texts]
 
 
+def last_starts(session: Session, count: int) -> list[int]:
+    """Return the offsets of the last chunks that left the window, by what was said: they end where sentences end."""
+    said = [token for turn in session.log.turns for token in turn.ids][: session.left + 1]
+    ends = sentence_ends(session.model.tokenizer)
+    lengths = [len(piece) for piece in chunks(said, CHUNK, ends)]
+    starts = [sum(lengths[:at]) for at in range(len(lengths) + 1)]
+    return [start for start in starts if start < session.left][-count:]
+
+
 def same(one: Session, keys: list[torch.Tensor], passages: list[object]) -> bool:
     [row] = one.window.cache.recents
     return passages == [chunk.passage for chunk in row] and all(
@@ -50,7 +60,7 @@ def test_the_same_chunks_are_recent_after_a_restart(model: MemoryModel, tmp_path
     with opened(model, tmp_path) as session:
         before = say(session, *WORDS[:3])
         [row] = session.window.cache.recents
-        assert [chunk.start for chunk in row] == [session.left - n * CHUNK for n in (3, 2, 1)]
+        assert [chunk.start for chunk in row] == last_starts(session, 3)
         keys, passages = [chunk.layers[0][0] for chunk in row], [chunk.passage for chunk in row]
     if restart == "log":
         (tmp_path / "one" / "window.safetensors").unlink()
@@ -64,11 +74,11 @@ def test_a_setting_that_grew_finds_older_chunks_in_the_bank(model: MemoryModel, 
     with opened(model, tmp_path, recent=1) as session:
         say(session, *WORDS)
         assert len(session.window.cache.recents[0]) == 1
-        left = session.left
+        three = last_starts(session, 3)
     with opened(model, tmp_path, recent=3) as session:
-        assert [chunk.start for chunk in session.window.cache.recents[0]] == [left - n * CHUNK for n in (3, 2, 1)]
+        assert [chunk.start for chunk in session.window.cache.recents[0]] == three
     with opened(model, tmp_path, recent=2) as session:
-        assert [chunk.start for chunk in session.window.cache.recents[0]] == [left - n * CHUNK for n in (2, 1)]
+        assert [chunk.start for chunk in session.window.cache.recents[0]] == three[1:]
 
 
 def test_chunks_that_wait_for_the_service_are_recent_too(model_folder: Path, tmp_path: Path) -> None:
@@ -93,7 +103,7 @@ def test_chunks_that_wait_for_the_service_are_recent_too(model_folder: Path, tmp
             say(session, *WORDS[1:3])
         [row] = session.window.cache.recents
         starts = [chunk.start for chunk in row]
-        assert starts == [session.left - n * CHUNK for n in (3, 2, 1)]
+        assert starts == last_starts(session, 3)
         session.log.window.unlink()
         session.window.forget()
         with pytest.warns(RuntimeWarning, match="away"):

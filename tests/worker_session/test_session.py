@@ -70,7 +70,9 @@ def check_bank(session: Session, *, ahead: bool = False) -> None:
     chunks = sorted(session.model.client.list_chunks(session.header.bank), key=lambda chunk: chunk.start)
     in_bank = sum(len(chunk.token_ids) for chunk in chunks)
     assert in_bank == session.left or (ahead and session.left < in_bank <= len(said))
-    assert [chunk.start for chunk in chunks] == list(range(0, in_bank, CHUNK))
+    lengths = [len(chunk.token_ids) for chunk in chunks]
+    assert [chunk.start for chunk in chunks] == [sum(lengths[:at]) for at in range(len(lengths))]
+    assert all(n == CHUNK or (n >= CHUNK // 2 and c.text[-1] in ".!?\n") for n, c in zip(lengths, chunks, strict=True))
     assert [token for chunk in chunks for token in chunk.token_ids] == said[:in_bank]
     assert session.window.cache.columns.ids[0].tolist() == said[session.left :]
 
