@@ -16,6 +16,9 @@ from model_worker.cli.shown import AsJson, Shown, show, tables_of
 from model_worker.settings.base import Count, CountOrZero, at_least, described
 from model_worker.settings.flags import takes
 
+# Options that do not decide what is stored of a text.
+_ASKED = ("ask", "local", "stream", "capacity", "payload_cache", "min_score", "device")
+
 
 class FactsOptions(MeasuredModel):
     """Options of `kvbank eval facts`."""
@@ -51,6 +54,10 @@ class FactsOptions(MeasuredModel):
 def facts(
     options: FactsOptions,
     out: JournalFile = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Keep what was read in this folder; another run of the same text and settings goes by it."),
+    ] = None,
     plot: Annotated[Path | None, typer.Option(help="Also write an SVG: share of facts by tokens read.")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -78,8 +85,9 @@ def facts(
     plan = Plan(**options.model_dump(include=wanted))
     run = about("facts", options)
     payloads = PayloadCache(options.payload_cache << 20)
-    with measured_worker(options, payload_cache=payloads) as model, progress() as bars:
+    with measured_worker(options, data, payload_cache=payloads) as model, progress() as bars:
         journal = Journal(out, {**run, "reader": model.attachment.reader.digest, "text": text})
-        found = {**run, **FactsRun(model, text, plan, journal, bars).report()}
+        stored = {name: value for name, value in run["options"].items() if name not in _ASKED}
+        found = {**run, **FactsRun(model, text, plan, journal, bars, stored).report()}
     parts = tables_of(facts_tables(found), cost_line(found))
     show(Shown(found, parts, drawn({"facts.svg": facts_figure(found)})), as_json=as_json, plot=plot)

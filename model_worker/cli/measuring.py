@@ -32,24 +32,39 @@ Plot = Annotated[Path | None, typer.Option(help="Also write the figures there: a
 
 
 @contextmanager
-def measured_worker(options: MeasuredModel, **changes: Any) -> Iterator["MemoryModel"]:
+def measured_worker(options: MeasuredModel, data: Path | None = None, **changes: Any) -> Iterator["MemoryModel"]:
     """Load the model of `options`, and attach it to an empty memory service, whose folder is deleted at the end.
 
-    The service is a process of its own, so that time and memory of the worker are the worker's. changes: settings of
-    the `MemoryModel` beside those of `options`.
+    The service is a process of its own, so that time and memory of the worker are the worker's. data: a folder that is
+    kept instead, with all that is in its store. changes: settings of the `MemoryModel` beside those of `options`.
+    Raises InputError for a folder that cannot be made.
     """
     from model_worker.attachment.loading import device_named
     from model_worker.evaluate.service_process import ServiceProcess
     from model_worker.model import MemoryModel
 
     loaded = load_quietly(options.model, device=device_named(options.device), dtype=options.dtype, rope=options.rope)
-    with tempfile.TemporaryDirectory(prefix="kvbank-eval-") as folder, ServiceProcess(Path(folder)) as service:
+    with _folder(data) as folder, ServiceProcess(folder) as service:
         settings = {"strict": True, "patience": _CALL_S, **options.model_settings(), **changes}
         with (
             kvbank.connect(service.address, timeout=_CALL_S) as client,
             MemoryModel(*loaded, memory=client, bank="unused", **settings) as model,
         ):
             yield model
+
+
+@contextmanager
+def _folder(data: Path | None) -> Iterator[Path]:
+    """Make the folder `data`, or a temporary one in its place, which is deleted at the end."""
+    if data is None:
+        with tempfile.TemporaryDirectory(prefix="kvbank-eval-") as folder:
+            yield Path(folder)
+        return
+    try:
+        data.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{data} cannot be the folder of the store: {error.strerror}") from None
+    yield data
 
 
 def check_journal(path: Path | None) -> None:

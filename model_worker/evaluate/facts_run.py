@@ -6,10 +6,13 @@ the memory of the process is noted. In the end the chunks are written again to a
 the facts are asked for meanwhile, and what is left of the others is counted (under_pressure.py).
 """
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
+
+import xxhash
 
 import kvbank
 from model_worker.errors import InputError
@@ -26,7 +29,8 @@ from model_worker.model import MemoryModel
 from model_worker.remember.memory import Memory
 from model_worker.user_text import encode_text
 
-BANK, FULL, FOUND = "facts", "full", "chunk found"
+FULL, FOUND = "full", "chunk found"
+_READ = "read to its end"  # metadata of a bank
 _FIRST_MARK = 8192  # tokens after which the memory of the process is noted first; then at each doubling
 Progress = Callable[[str, int, int], None]
 
@@ -60,13 +64,22 @@ class Plan:
 
 
 class FactsRun:
-    """A run over the bank `facts` of `model`, with filler out of a text.
+    """A run over a bank of `model`, with filler out of a text.
 
-    journal: what was asked before. progress: called with (stage, done, in all). Raises InputError for a text or a
-    distance that is too short, and for a chat with a model that has no template.
+    journal: what was asked before. progress: called with (stage, done, in all). stored: what decides, beside the text,
+    what is stored of it, as plain values: a text that was read with the same is not read again. Raises InputError for
+    a text or a distance that is too short, and for a chat with a model that has no template.
     """
 
-    def __init__(self, model: MemoryModel, text: str, plan: Plan, journal: Journal, progress: Progress) -> None:
+    def __init__(
+        self,
+        model: MemoryModel,
+        text: str,
+        plan: Plan,
+        journal: Journal,
+        progress: Progress,
+        stored: Mapping[str, Any] | None = None,
+    ) -> None:
         self.model, self.plan, self.journal, self.progress = model, plan, journal, progress
         self.cost = Cost()
         if "chat" in plan.ask and not chat_is_possible(model.tokenizer):
@@ -76,6 +89,8 @@ class FactsRun:
         # What is in the window is not in the bank yet.
         within = max(0, first - model.window - 2 * model.chunk)
         self.planted: PlantedText = plant(model.tokenizer, text, facts, last, within, model.window, plan.seed)
+        decides = json.dumps([self.planted.ids, stored, model.attachment.reader.digest], default=str)
+        self.bank = f"facts-{xxhash.xxh3_64_hexdigest(decides.encode())}"
         self._rows: list[dict[str, Any]] = []
         self._resident: list[dict[str, int]] = []
 
@@ -84,7 +99,7 @@ class FactsRun:
         with counted(self.model.model, self.cost):
             self._read()
             pressure = self._pressure() if self.plan.capacity else None
-        self.cost.stored = self.model.client.get_bank(BANK).usage.bytes
+        self.cost.stored = self.model.client.get_bank(self.bank).usage.bytes
         return {
             "answers": self._rows,
             "resident": self._resident,
@@ -98,6 +113,14 @@ class FactsRun:
     def _read(self) -> None:
         """Read the text, note the memory of the process at each doubling, and ask at each distance."""
         distances, mark = sorted(set(self.plan.tokens)), _FIRST_MARK
+        memory, client = open_memory(self.model, self.bank, count=False), self.model.client
+        if client.get_bank(self.bank).metadata.get(_READ):
+            for tokens in distances:
+                self._ask_at(tokens)
+            return
+        if client.get_bank(self.bank).usage.chunks_written:  # an earlier run was interrupted
+            client.delete_bank(self.bank)
+            memory = open_memory(self.model, self.bank, count=False)
 
         def between(done: int, total: int) -> None:
             nonlocal mark
@@ -109,11 +132,13 @@ class FactsRun:
             while distances and done >= distances[0]:
                 self._ask_at(distances.pop(0))
 
-        self.model.read(self.planted.ids, between, memory=open_memory(self.model, BANK, count=False))
+        self.model.read(self.planted.ids, between, memory=memory)
+        client.update_bank(self.bank, metadata={_READ: True})
 
     def _ask_at(self, tokens: int) -> None:
         """Ask for every fact in every form behind every local text, where so many tokens have been read."""
-        memory = open_memory(self.model, BANK, count=False)
+        memory = open_memory(self.model, self.bank, count=False)
+        memory.filter = kvbank.Filter(start_before=tokens)  # the bank may hold more, of an earlier run
         for local in self.plan.local:
             for form in self.plan.ask:
                 key = f"{tokens} tokens, local {local}, {form}"
@@ -154,7 +179,7 @@ class FactsRun:
         return measure_pressure(
             self.model,
             self.planted,
-            BANK,
+            self.bank,
             kvbank.Capacity(tokens=self.plan.capacity),
             partial(self.progress, "under pressure"),
         )

@@ -135,6 +135,26 @@ def test_a_process_knows_its_memory() -> None:
     assert after - before > len(held) // 2
 
 
+def test_a_text_is_read_once_for_the_same_settings(worker: MemoryModel) -> None:
+    """Test that a second run asks without reading, and that one of other settings, or an interrupted one, reads."""
+    plan = Plan((600,), 1, ("number",), ("complete",), ("0",), False, 0, 0)
+
+    def stop(stage: str, done: int, total: int) -> None:
+        if done > 300:
+            raise KeyboardInterrupt
+
+    def run(progress: Any = lambda *_: None, chunk: int = 0) -> dict[str, Any]:
+        return FactsRun(worker, TEXT, plan, Journal(None, {}), progress, {"chunk": chunk}).report()
+
+    with pytest.raises(KeyboardInterrupt):
+        run(stop)
+    first, again, other = run(), run(), run(chunk=1)
+    assert first["answers"] == again["answers"] == other["answers"]
+    assert first["cost"]["tokens"] > 600 > again["cost"]["tokens"]
+    assert first["cost"]["stored"] == again["cost"]["stored"]  # nothing of the interrupted run is left
+    assert other["cost"]["tokens"] == first["cost"]["tokens"]
+
+
 def test_a_chat_needs_a_template(worker: MemoryModel) -> None:
     plan = Plan((900,), 1, ("number",), ("chat",), ("0",), False, 0, 0)
     with pytest.raises(InputError, match="no chat template"):

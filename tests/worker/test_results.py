@@ -1,6 +1,7 @@
 """The page of results is what the program makes of the documents that were kept, and the documents are of this code."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,12 @@ def test_the_figures_are_those_of_the_documents() -> None:
     made = figures(documents_in(DOCS / "measured"))
     assert made
     for name, figure in made.items():
-        assert (DOCS / name).read_text(encoding="utf-8") == draw(figure), name
+        kept, now = (
+            re.search("<desc>.*?</desc>", svg, re.S) for svg in ((DOCS / name).read_text("utf-8"), draw(figure))
+        )
+        assert kept is not None
+        assert now is not None
+        assert kept[0] == now[0], name  # every value; another matplotlib draws other lines
     assert sorted(path.name for path in DOCS.glob("results-*.svg")) == sorted(made)
 
 
