@@ -40,14 +40,15 @@ def recall_figure(title: str, report: Mapping[str, Any]) -> Figure:
 
 
 def recall_tables(report: Mapping[str, Any]) -> list[PlainTable]:
-    """Return a table of each kind of question; report: a `document`."""
+    """Return a table of each kind of question; report: a `document`, with the name of its `set`."""
     found = []
     for kind in dict.fromkeys(row["kind"] for row in report["recall"]):
         own = [row for row in report["recall"] if row["kind"] == kind]
         ks = sorted({row["k"] for row in own})
         ways = dict.fromkeys(row["way"] for row in own)
         columns = ["search", *(f"recall@{k}" for k in ks)]
-        title = f"{kind}: {own[0]['asked']} questions"
+        of = report["set"] if kind == "questions" else f"{report['set']}, {kind}"
+        title = f"{of}: {own[0]['asked']} questions"
         rows = [(way, *(_share(row) for row in own if row["way"] == way)) for way in ways]
         found.append(PlainTable(title, columns, rows, "[95 % interval over questions]"))
     return found
