@@ -15,6 +15,8 @@ from typing import Any
 
 from model_worker.evaluate.evidence.report import cost_lines, recall_figure, recall_tables
 from model_worker.evaluate.figure import Figure, draw
+from model_worker.evaluate.layer_figures import layers_figure
+from model_worker.evaluate.layer_tables import layer_lines, layer_tables
 from model_worker.evaluate.memory_figures import facts_figure, first_token_figure, perplexity_figure
 from model_worker.evaluate.memory_tables import cost_line, facts_tables, first_token_tables, perplexity_tables
 from model_worker.evaluate.plain_table import PlainTable
@@ -84,13 +86,23 @@ _SECTIONS = {
         first_token_figure,
         _cost,
     ),
+    "layers": _Section(
+        "Layers that remember",
+        "Facts are planted in chunks of a text, which are encoded once in all layers, and asked for with the K-V of "
+        "one set of layers at a time. The search takes layer after layer away, guided by the log-probability of the "
+        "answers to a few facts. Facts that it did not see choose the smallest of its sets that keeps the recall of "
+        "all, and others again confirm the choice.",
+        layer_tables,
+        layers_figure,
+        layer_lines,
+    ),
 }
 _HEAD = """# Results
 
-What a memory is worth, measured by `kvbank eval`. This page is written by a program from the JSON documents in
-[measured](measured), each of which a command printed: `python -m model_worker.evaluate.results docs/measured docs`
-writes the page anew. Every command below prints its document with `--json`. Files and folders are named without the
-place where they lay.
+What a memory is worth, measured by `kvbank eval` and `kvbank layers`. This page is written by a program from the JSON
+documents in [measured](measured), each of which a command printed:
+`python -m model_worker.evaluate.results docs/measured docs` writes the page anew. Every command below prints its
+document with `--json`. Files and folders are named without the place where they lay.
 """
 
 

@@ -37,6 +37,16 @@ def gain(memory: str, value: float) -> dict[str, Any]:
     return {"memory": memory, "gain": value, "width_blocks": 0.01, "width_documents": None}
 
 
+def counted(layers: list[int], right: int) -> dict[str, Any]:
+    told = {"right": right, "asked": 4, "share": right / 4, "low": 0.3, "high": 0.95}
+    return {
+        "layers": layers,
+        "bytes_per_token": 10 * len(layers),
+        "told": told,
+        "kept": {"share": 1, "low": 1, "high": 1},
+    }
+
+
 DOCUMENTS: dict[str, dict[str, Any]] = {
     "ppl": {
         "command": "kvbank eval ppl --tokens 9",
@@ -52,6 +62,15 @@ DOCUMENTS: dict[str, dict[str, Any]] = {
         ],
         "distance": [{"seen": "below 4", "memory": "all", "words": 2, "gain": 0.2, "width": None}],
         "memlong": [{"scored": "x", "windows": 2, "nats": 2.0, "perplexity": 7.4, "gain": 0.5, "width": 0.1}],
+    },
+    "layers": {
+        "command": "kvbank layers --choose",
+        **{"model": "m", "mode": "per_layer", "positions": "zero", "context": "window", "keep": 0.95},
+        **{"chunk": 8, "hits": 2, "local": 4, "fresh": 4, "ended_by_time": False},
+        "tried": [{"layers": [0, 1], "nats": 1.0}, {"layers": [1], "nats": 1.1}],
+        "all": counted([0, 1, 2, 4], 3),
+        "chosen": counted([1], 3),
+        "frontier": [counted([0, 1, 2, 4], 3), counted([1], 3)],
     },
     "facts": {
         "command": "kvbank eval facts",
@@ -119,6 +138,11 @@ def test_every_evaluation_has_its_section(tmp_path: Path, kind: str) -> None:
             "3,400 tokens fed",
         ],
         "facts": ["| 20 | 0 | complete | all | 3/4 [0.30, 0.95] |", "| 16,384 | 2 | 1.500 |", "2/2 [0.30, 1.00]"],
+        "layers": [
+            "| 0-2, 4 | 4 | chooses | 0.75 [0.30, 0.95] | 1.00 [1.00, 1.00] | 40 |",
+            "Chosen: 1 of 4 layers (1), 3 of 4 told (3 by all), 10 bytes a token in place of 40.",
+            "2 sets tried in the search.",
+        ],
         "ttft": ["| 64 | memory | 4 | 12 ± 1 | 3.20 ± 0.10 | 2 |"],
         "evidence": ["| lexical | 0.50 [0.30, 0.70] |", "50 texts a second"],
     }[kind]:
