@@ -33,7 +33,7 @@ def write_gguf(path: Path) -> dict[str, np.ndarray]:
     tokens = ["<unk>", "<|im_start|>", "<|im_end|>", *sorted(pre_tokenizers.ByteLevel.alphabet()), "ab"]
     writer = gguf.GGUFWriter(str(path), "llama")
     writer.add_name("Tiny")
-    writer.add_context_length(1024)
+    writer.add_context_length(8192)
     writer.add_embedding_length(HIDDEN)
     writer.add_block_count(LAYERS)
     writer.add_feed_forward_length(INNER)
