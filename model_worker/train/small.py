@@ -100,6 +100,7 @@ def make_model(vocabulary: int, memory_layer: int, layers: int, hidden: int) -> 
         "window": 256,
         "top_k": 4,
         "recent": 4,
+        "sinks": 0,
     }
     return LlamaForCausalLM(config)
 
