@@ -30,7 +30,8 @@ class LexicalEmbedder:
 
     def __init__(self, dimension: int = 1024, version: int = 2, table: IdfTable | None = None):
         self.dimension, self._version, self._table = whole("dimension", dimension), version, table
-        self.name = ("lexical" if table is None else "lexical:idf") + (f" d={dimension}" if dimension != 1024 else "")
+        name, join = ("lexical", ":") if table is None else ("lexical:idf", ",")
+        self.name = name if self.dimension == 1024 else f"{name}{join}d={self.dimension}"
         parts = "words pairs grams" + (" nfkc" if version > 1 else "") + (f" idf {table.digest}" if table else "")
         self.digest = xxhash.xxh3_128_hexdigest(f"lexical-{version} {parts} d={dimension}".encode())
 

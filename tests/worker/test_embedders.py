@@ -12,7 +12,7 @@ import torch
 
 import kvbank
 from model_worker import CallableEmbedder, HybridEmbedder, MemoryModel
-from model_worker.embed import LexicalEmbedder, embedder, of_bank
+from model_worker.embed import LexicalEmbedder, embedder, name_of, of_bank
 from model_worker.embed.idf_table import BUCKETS, IdfTable, shipped_table
 from model_worker.embed.lexical import features, hashed
 from model_worker.errors import BankMismatch, InputError
@@ -133,6 +133,11 @@ def test_specs_of_hybrids() -> None:
     digests = {embedder(f"hybrid:{parts}").digest for parts in ("lexical+lexical:idf", "lexical:idf+lexical")}
     assert len(digests | {embedder("hybrid:lexical+lexical:idf,w=0.5").digest}) == 3
     assert embedder("hybrid:lexical:idf,d=8+lexical,w=0.5").dimension == 1032
+
+
+def test_names_in_messages_are_specs() -> None:
+    for spec in ("lexical", "lexical:d=64", "lexical:idf,d=64", "hybrid:lexical:idf+lexical:d=64,w=0.3"):
+        assert name_of(embedder(spec)) == spec
 
 
 @pytest.mark.parametrize(
