@@ -13,7 +13,15 @@ from model_worker.window.memory_port import MemoryPort
 
 def window_of(model: MemoryModel, port: MemoryPort, start: int = 0) -> MemoryCache:
     """Make a fresh local window as `model` has it, over any memory. start: offset of its first token in the source."""
-    return MemoryCache(model.attachment, port, window=model.window, start=start, local=model.local, sinks=model.sinks)
+    return MemoryCache(
+        model.attachment,
+        port,
+        window=model.window,
+        start=start,
+        local=model.local,
+        sinks=model.sinks,
+        ends=model.ends,
+    )
 
 
 @dataclass(frozen=True, slots=True)
