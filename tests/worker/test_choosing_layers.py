@@ -129,7 +129,7 @@ def test_what_is_told_is_what_the_model_writes(small: Attachment, tmp_path: Path
     layers = {"mode": "per_layer", "memory_layers": [0, 1, MADE_FOR]}
     written = []
     for index, fact in enumerate(facts):
-        bank = {"memory": tmp_path, "bank": f"fact-{index}", "chunk": 48, "context": "isolated"}
+        bank = {"memory": tmp_path, "bank": f"fact-{index}", "chunk": 48, "context": "isolated", "recent": 0}
         with MemoryModel(model, tokenizer, **bank, attach_options=layers) as reader:
             reader.read(fact.chunk)
             text = reader.generate(fact.question, max_new_tokens=len(fact.answer) + 1, do_sample=False)
