@@ -6,24 +6,28 @@ The process is started on the address that it had before, so that clients find i
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
-from typing import Self
+from typing import Any, NoReturn, Self
 
 from model_worker.errors import WorkerError
 
 _START_S, _STOP_S = 60.0, 30.0
+_TERMINATED = 128 + signal.SIGTERM
 
 
 class ServiceProcess:
     """A `python -m memory_service` on a folder, which holds its store and its log.
 
-    address: where the service listens, empty before the first start. The class is a context manager.
+    address: where the service listens, empty before the first start. The class is a context manager, which also stops
+    the service where this process is asked to end by SIGTERM: nobody else would.
     """
 
     def __init__(self, folder: Path):
         self.folder, self.address = folder.absolute(), ""
         self._process: subprocess.Popen[bytes] | None = None
+        self._handled_before: Any = None
 
     def start(self) -> str:
         """Start on the address that the service had before, or on a free port; return the address once it serves.
@@ -69,8 +73,24 @@ class ServiceProcess:
             self.kill()
 
     def __enter__(self) -> Self:
-        self.start()
+        if threading.current_thread() is threading.main_thread():
+            self._handled_before = signal.signal(signal.SIGTERM, _end)
+        try:
+            self.start()
+        except BaseException:
+            self._handle_as_before()
+            raise
         return self
 
     def __exit__(self, *exc: object) -> None:
         self.stop()
+        self._handle_as_before()
+
+    def _handle_as_before(self) -> None:
+        if self._handled_before is not None:
+            signal.signal(signal.SIGTERM, self._handled_before)
+            self._handled_before = None
+
+
+def _end(number: int, frame: object) -> NoReturn:
+    raise SystemExit(_TERMINATED)
