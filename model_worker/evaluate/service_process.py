@@ -21,7 +21,7 @@ class ServiceProcess:
     """A `python -m memory_service` on a folder, which holds its store and its log.
 
     address: where the service listens, empty before the first start. The class is a context manager, which also stops
-    the service where this process is asked to end by SIGTERM: nobody else would.
+    the service where this process is asked to end by SIGTERM.
     """
 
     def __init__(self, folder: Path):
