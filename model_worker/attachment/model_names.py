@@ -47,6 +47,12 @@ def model_folder(name: str | os.PathLike[str], kind: Kind = "language model") ->
     return None
 
 
+def lasting(name: str) -> str:
+    """Return a name that means the same from another working directory: of a folder its absolute path."""
+    path = Path(name).expanduser()
+    return str(path.absolute()) if name not in (SHIPPED, *PRETRAINED) and path.is_dir() else name
+
+
 def meant(name: str) -> str:
     """Return the end of a sentence that says which model may be meant by a name that is none; empty for no idea."""
     near = nearest(name, (SHIPPED, *PRETRAINED))

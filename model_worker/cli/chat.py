@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from model_worker.attachment.model_names import SHIPPED, model_folder
+from model_worker.attachment.model_names import SHIPPED, lasting, model_folder
 from model_worker.cli.chat_options import ChatOptions
 from model_worker.cli.targets import Memory, Sessions, connected, folder_of, target_of
 from model_worker.cli.terminal import warnings_in_one_line
@@ -32,7 +32,7 @@ def chat(
     folder = folder_of(sessions, may_be_missing=True)
     found = find_session(folder, session)
     known = found[0] if found else None
-    name = options.model or (known.model if known else SHIPPED)
+    name = lasting(options.model or (known.model if known else SHIPPED))
     target = target_of(memory, known)
     model_folder(name)  # what can be said at once is said before a model is loaded
     with warnings_in_one_line(), connected(target) as client, SessionLog.open(folder, session) as log:

@@ -4,7 +4,6 @@ The module imports torch; `kvbank chat` imports it once the service has answered
 """
 
 import sys
-from pathlib import Path
 
 import torch
 
@@ -19,6 +18,7 @@ from model_worker.cli.quiet import quiet_libraries
 from model_worker.cli.terminal import Waiting, printable, stop_on_interrupt, while_loading
 from model_worker.embed import name_of
 from model_worker.embed.hybrid import WEIGHT
+from model_worker.embed.spec import lasting_spec
 from model_worker.model import MemoryModel
 from model_worker.pretrained.cache import kept_folder
 from model_worker.session.log import SessionLog
@@ -92,11 +92,10 @@ def embedder_of(options: ChatOptions, known: Header | None) -> str:
     The weight is written out, so that a later release with another one still opens the session's bank.
     """
     if options.embed is not None:
-        found = Path(options.embed).expanduser()
-        return str(found.absolute()) if "/" in options.embed and found.is_dir() else options.embed
+        return lasting_spec(options.embed)
     if known is not None:
         return known.embed or "lexical"
-    return "lexical" if kept_folder(_ENCODER) is None else f"hybrid:lexical:idf+{_ENCODER},w={WEIGHT:g}"
+    return "lexical:idf" if kept_folder(_ENCODER) is None else f"hybrid:lexical:idf+{_ENCODER},w={WEIGHT:g}"
 
 
 def greeting(session: Session) -> str:

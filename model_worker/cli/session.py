@@ -21,7 +21,7 @@ from model_worker.session.epoch import known_epochs
 from model_worker.session.folder import read_session, read_sessions
 from model_worker.session.left_banks import LeftBank, delete_noted, delete_own, note, noted
 from model_worker.session.log import SessionLog, fork
-from model_worker.session.log_format import Header, Turn, now
+from model_worker.session.log_format import Header, Turn, is_named, now
 from model_worker.settings.base import LARGEST_COUNT
 
 session = typer.Typer(no_args_is_help=True, help="Look at chat sessions and delete them.")
@@ -129,8 +129,8 @@ def remove_session(
             typer.confirm(f"Delete session {name!r}, its {turns} turns and bank {bank}?", abort=True, err=True)
         epochs = known_epochs(log.epoch)
         left = None if log.header is None else _remove_bank(log.header, epochs, target_of(memory, log.header), force)
-        if left is not None and left.memory:
-            note(folder, LeftBank(str(bank), left.memory, name, now(), epochs))
+        if log.header is not None and left is not None and left.memory:
+            note(folder, LeftBank(str(bank), left.memory, name, now(), epochs, is_named(log.header)))
         log.remove()
     document = {"deleted": name, "turns": turns, "bank": bank, "bank_deleted": left is None and bank is not None}
     line = f"deleted session {name}, {turns} turns" + (f", bank {bank}" if left is None else "")
@@ -168,7 +168,7 @@ def _remove_bank(header: Header, epochs: list[str], target: str, force: bool) ->
     bank = header.bank
     try:
         with kvbank.connect(target, timeout=3, first_contact=1) as client:
-            delete_own(client, bank, epochs)
+            delete_own(client, bank, epochs, named=is_named(header))
     except SessionError as error:
         if not force:
             raise SessionError(f"nothing was deleted: {error}; delete the log alone with --force") from None

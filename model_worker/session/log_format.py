@@ -87,6 +87,11 @@ def own_bank(header: Header) -> str:
     return f"session-{header.name}-{header.uid[:8]}"
 
 
+def is_named(header: Header) -> bool:
+    """Tell whether a session's bank was given a name, which other banks may have too."""
+    return header.bank != own_bank(header)
+
+
 def first_line(header: Header) -> bytes:
     """Return the first line of a log."""
     return _line({"kind": "session", "format": FORMAT, **asdict(header)}, 0)

@@ -101,7 +101,8 @@ class Session:
             room = _room(model, size, memory_options)
             sinks = beginning.sinks(size, rule, room)
             header = beginning.header(name, target, sinks)
-            from_start = bool(log.turns) and (log.rewriting.exists() or beginning.bank_is_gone(header))
+            gone = beginning.bank_is_gone(header)
+            from_start = bool(log.turns) and (gone or log.rewriting.exists())
             if from_start:
                 log.rewriting.touch()
             memory_options.update(_own(header, log))

@@ -251,6 +251,26 @@ def test_a_plain_folder_is_taken_where_it_is_whole(tmp_path: Path, cache: Path) 
     assert "smollm2 is not in" in kvbank_command("rm", "smollm2").stderr
 
 
+def test_the_folder_of_another_kind_of_model_is_not_taken(tmp_path: Path, cache: Path) -> None:
+    plain = save_model(tmp_path / "plain", 1)
+    (plain / "config.json").write_text(json.dumps({"architectures": ["BertModel"]}))
+    refused = kvbank_command("get", "smollm2", "--from", plain)
+    assert (refused.exit_code, refused.stderr.count("\n")) == (1, 1)
+    assert f"{plain} is not smollm2: its config.json is not that of the language model" in refused.stderr
+    assert "is not minilm" in kvbank_command("get", "minilm", "--from", save_model(tmp_path / "other", 1)).stderr
+
+
+def test_a_folder_out_of_another_cache_is_taken_and_its_record_is_not(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = obtain(PRETRAINED["smollm2"], given=save_model(tmp_path / "plain", 1)).folder
+    monkeypatch.setenv("KVBANK_CACHE", str(tmp_path / "mine"))
+    folder = obtain(PRETRAINED["smollm2"], given=there).folder
+    record = next(kept_models()).record
+    assert record.source == f"folder {there}"
+    assert sorted(record.files) == sorted(path.name for path in folder.iterdir() if path.name != "kvbank-source.json")
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

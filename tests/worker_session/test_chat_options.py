@@ -76,12 +76,12 @@ def test_a_session_keeps_the_embedder_that_it_was_begun_with(chat: list[object],
 def test_a_new_session_goes_by_the_encoder_that_is_there_and_an_old_one_by_its_own(
     chat: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert "found by lexical; " in kvbank_command(*chat, stdin="ahoy\n").stderr
+    assert "found by lexical:idf; " in kvbank_command(*chat, stdin="ahoy\n").stderr
     monkeypatch.setenv("KVBANK_CACHE", str(tmp_path / "cache"))
     obtain(PRETRAINED["minilm"], given=save_encoder(tmp_path / "encoder"))
     old = kvbank_command(*chat, stdin="ahoy\n")
     assert old.exit_code == 0
-    assert "found by lexical; " in old.stderr
+    assert "found by lexical:idf; " in old.stderr
     new = kvbank_command("chat", "-s", "lake", *chat[3:], stdin="ahoy\n")
     assert new.exit_code == 0, new.stderr
     assert f"found by hybrid:lexical:idf+minilm,w={WEIGHT:g}; " in new.stderr
@@ -92,14 +92,18 @@ def test_a_new_session_goes_by_the_encoder_that_is_there_and_an_old_one_by_its_o
     assert "minilm is not on this machine yet: kvbank model get minilm" in gone.stderr
 
 
-def test_an_embedders_folder_is_found_again_from_another_place(
-    chat: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("embed", ["./encoder", "encoder", "hybrid:lexical:idf+encoder,w=0.3"])
+def test_folders_of_model_and_embedder_are_found_again_from_another_place(
+    chat: list[object], model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, embed: str
 ) -> None:
     save_encoder(tmp_path / "encoder")
+    (tmp_path / "lexical").mkdir()  # a name goes before a folder of that name
+    (tmp_path / "model").symlink_to(model_folder)
     monkeypatch.chdir(tmp_path)
-    assert kvbank_command(*chat, "--embed", "./encoder", stdin="ahoy\n").exit_code == 0
+    begun = kvbank_command(*chat, "--model", "model", "--embed", embed, stdin="ahoy\n")
+    assert begun.exit_code == 0, begun.stderr
     monkeypatch.chdir(tmp_path / "encoder")
-    again = kvbank_command(*chat, stdin="who\n")
+    again = kvbank_command(*chat[:7], *chat[9:], stdin="who\n")
     assert again.exit_code == 0, again.stderr
 
 
@@ -153,6 +157,58 @@ def test_a_bank_of_the_same_name_at_another_service_is_left_alone(chat: list[obj
             assert client.get_bank("sea") == before
             client.delete_bank("sea")
         assert kvbank_command(*chat[:5], "--memory", other.address, *chat[7:], stdin="who\n").exit_code == 0
+
+
+@pytest.mark.parametrize("interrupted", [False, True], ids=["begun", "rewriting"])
+def test_a_session_that_has_said_nothing_and_one_that_is_rewritten_leave_it_alone_too(
+    chat: list[object], tmp_path: Path, interrupted: bool
+) -> None:
+    with LocalServer(tmp_path / "one") as one, LocalServer(tmp_path / "other") as other:
+        begin = [*chat[:5], "--memory", one.address, *chat[7:], "--bank", "sea"]
+        assert kvbank_command(*begin, stdin="ahoy\n" if interrupted else "").exit_code == 0
+        if interrupted:
+            (tmp_path / "sea" / "rewriting").touch()
+        with MemoryModel.from_pretrained(str(chat[8]), memory=other.address, bank="sea", window=128) as model:
+            model.read("This belongs to me alone. " * 10)
+            before = model.client.get_bank("sea")
+        moved = kvbank_command(*chat[:5], "--memory", other.address, *chat[7:], stdin="who\n")
+        assert moved.exit_code == 1
+        assert "bank 'sea' of this service is not that of session 'sea'" in moved.stderr
+        with kvbank.connect(other.address) as client:
+            assert client.get_bank("sea") == before
+
+
+def test_deleting_a_session_leaves_a_bank_that_only_has_the_name_of_its_own(chat: list[object], tmp_path: Path) -> None:
+    remove = ["session", "rm", "sea", "--sessions", tmp_path, "--yes"]
+    with LocalServer(tmp_path / "one") as one, LocalServer(tmp_path / "other") as other:
+        begin = [*chat[:5], "--memory", one.address, *chat[7:], "--bank", "sea"]
+        assert kvbank_command(*begin, stdin="ahoy\n").exit_code == 0
+        with MemoryModel.from_pretrained(str(chat[8]), memory=other.address, bank="sea", window=128) as model:
+            model.read("This belongs to me alone. " * 10)
+        refused = kvbank_command(*remove, "--memory", other.address)
+        assert (refused.exit_code, refused.stderr.count("\n")) == (1, 1)
+        assert "nothing was deleted: bank sea was not made by the session" in refused.stderr
+        forced = kvbank_command(*remove, "--memory", other.address, "--force")
+        assert (forced.exit_code, forced.stderr.count("\n")) == (0, 1)
+        assert "it stays" in forced.stderr
+        for service in (one, other):
+            with kvbank.connect(service.address) as client:
+                assert client.get_bank("sea")
+
+
+def test_banks_of_any_name_are_noted_where_their_services_are_away(chat: list[object], tmp_path: Path) -> None:
+    """Two banks of one name at two services, a name that would be a path, and one that is too long for a file."""
+    names = ["sea", "sea", "../../sea", "\u20ac" * 200]
+    folders = [tmp_path / f"data{number}" for number in range(len(names))]
+    sessions = ["--sessions", tmp_path / "sessions"]
+    for number, (folder, name) in enumerate(zip(folders, names, strict=True)):
+        with LocalServer(folder) as server:
+            begin = ["chat", "-s", f"s{number}", *sessions, "--memory", server.address, *chat[7:], "--bank", name]
+            assert kvbank_command(*begin, stdin="ahoy\n").exit_code == 0
+        removed = kvbank_command("session", "rm", f"s{number}", *sessions, "--yes", "--force")
+        assert removed.exit_code == 0, removed.stderr
+    assert "still there: 4" in kvbank_command("session", "ls", *sessions).stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == [*(folder.name for folder in folders), "sessions"]
 
 
 @pytest.mark.parametrize(
