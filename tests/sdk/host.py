@@ -16,7 +16,9 @@ from memory_service.api.embedded import LocalServer
 class Host:
     """A server that shares its folder, a client, and the bank "b"."""
 
-    def __init__(self, data: Path, kv: kvbank.KVSpec, embedding: kvbank.EmbeddingSpec, digests: dict[str, str]) -> None:
+    def __init__(
+        self, data: Path, kv: kvbank.KVSpec | None, embedding: kvbank.EmbeddingSpec, digests: dict[str, str]
+    ) -> None:
         self.data, self.digests = data, digests
         # The path of a socket is short, that of pytest's folders is not.
         self._sockets = tempfile.TemporaryDirectory()

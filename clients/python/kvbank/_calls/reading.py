@@ -172,7 +172,20 @@ def _retrieval(request: service_pb2.RetrieveRequest, answer: Answer, form: _tens
     missing = (chunk.tensors is None and chunk.layout and id not in held for id, chunk in chunks.items())
     if not request.omit_payload and any(missing):
         raise odd("it has a chunk without its tensors")
+    if request.HasField("min_share"):
+        queries = [_near_the_best(hits, request.min_share) for hits in queries]
+        left = {hit.chunk_id for hits in queries for hit in hits}
+        chunks = {id: chunk for id, chunk in chunks.items() if id in left}
     return m.Retrieval(head.store_id, queries, chunks)
+
+
+def _near_the_best(hits: list[m.Hit], min_share: float) -> list[m.Hit]:
+    """Return the hits with at least a share of the best score, which stand first; the best one stays.
+
+    A server does that itself; one of an earlier version does not know the field, and answers with every hit.
+    """
+    least = min([hits[0].score, min_share * hits[0].score]) if hits else 0.0
+    return [hit for hit in hits if hit.score >= least]
 
 
 @understood()
