@@ -75,7 +75,7 @@ class EncoderEmbedder:
         return form
 
     def embed(self, texts: list[str]) -> Vectors:
-        """Return a row for each of `texts`; a text without a token, in a batch of such, gives the zero vector."""
+        """Return a row for each of `texts`; a text without a token gives the zero vector."""
         return self._embed(texts, "passage")
 
     def embed_queries(self, texts: list[str]) -> Vectors:
@@ -138,9 +138,10 @@ class _Net:
             hidden = self._model(**batch, return_dict=True).last_hidden_state
             made = pooled(hidden, mask, recipe.pooling)
             if recipe.dense:
-                made = self._dense(made)
+                made = self._dense(made.float())  # its weights are in float32, also behind a model in half precision
             made = made[:, : recipe.dimension]
-            return (torch.nn.functional.normalize(made, dim=-1) if recipe.unit else made).float()
+            made = torch.nn.functional.normalize(made, dim=-1) if recipe.unit else made
+            return made.float().masked_fill(~mask.any(1, keepdim=True), 0)
 
     def _length(self, recipe: Recipe, kind: str) -> int:
         """Count the tokens of a prompt, with the special ones in front of it and without those behind it."""

@@ -11,18 +11,19 @@ _ACTIVATIONS = ("Identity", "Tanh", "ReLU", "GELU", "Sigmoid", "SiLU")
 
 
 def pooled(hidden: Any, mask: Any, pooling: str) -> Any:
-    """Pool hidden states `[n, T, d]` under a mask `[n, T]` whose pads are on the right, to `[n, d]`."""
+    """Pool hidden states `[n, T, d]` under a mask `[n, T]` whose pads are on the right, to `[n, d]`.
+
+    The row of a text without a token means nothing.
+    """
+    import torch
+
     if pooling == "cls":
         return hidden[:, 0]
     if pooling == "last":
         last = (mask.sum(1) - 1).clamp(min=0)[:, None, None]
-        return hidden.take_along_dim(last, 1)[:, 0] * mask.any(1, keepdim=True)
-    return _over_tokens(hidden, mask, pooling)
-
-
-def _over_tokens(hidden: Any, mask: Any, pooling: str) -> Any:
+        return hidden.take_along_dim(last, 1)[:, 0]
     if pooling == "max":
-        return hidden.masked_fill(mask[..., None] == 0, -1e9).amax(1)
+        return hidden.masked_fill(mask[..., None] == 0, torch.finfo(hidden.dtype).min).amax(1)
     weights = mask[..., None]
     counts = weights.sum(1).clamp(min=1)
     return (hidden * weights).sum(1) / (counts.sqrt() if pooling == "mean_sqrt_len" else counts)

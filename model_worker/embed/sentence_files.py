@@ -90,32 +90,39 @@ def _of_transformer(folder: Path) -> Recipe:
     path = next((path for path in paths if path.is_file()), None)
     said = {} if path is None else _read(path, dict) or {}
     arguments = {key: said.get(f"{key}_args") or {} for key in ("model", "tokenizer", "config")}
+    if not all(isinstance(own, dict) for own in arguments.values()):
+        raise InputError(f"{path} is damaged: arguments are named")
     unknown = [f"{key}_args.{name}" for key, own in arguments.items() for name in own if name not in _HARMLESS]
     if said.get("transformer_task", "feature-extraction") != "feature-extraction":
         unknown.append(f"transformer_task {said['transformer_task']}")
     if unknown:
         raise InputError(f"{path} asks for what there is not here: {', '.join(unknown)}")
     longest = said.get("max_seq_length")
-    if longest is not None and (not isinstance(longest, int) or longest < 1):
+    if not (longest is None or _counts(longest)):
         raise InputError(f"{path} is damaged: max_seq_length is {longest!r}")
     return Recipe(folder, longest=longest, lower=said.get("do_lower_case") is True)
 
 
 def _with_settings(folder: Path, recipe: Recipe, normalised: bool) -> Recipe:
     """Return the recipe with what `config_sentence_transformers.json` says. Raises InputError."""
-    said = _read(folder / "config_sentence_transformers.json", dict) or {}
+    path = folder / "config_sentence_transformers.json"
+    said = _read(path, dict) or {}
     likeness = said.get("similarity_fn_name") or "cosine"
     if likeness not in ("cosine", "dot", "dot_product") and not normalised:
         raise InputError(f"{folder} asks for a similarity that there is not here: {likeness}")
     prompts, default = said.get("prompts") or {}, said.get("default_prompt_name")
-    if default is not None and default not in prompts:
+    if not isinstance(prompts, dict):
+        raise InputError(f"{path} is damaged: prompts are texts by name")
+    if default is not None and default not in list(prompts):
         raise InputError(f"{folder} has no prompt of the name {default!r}, which it asks for")
     passage = next((name for name in _PASSAGES if name in prompts), default)
     query = "query" if "query" in prompts else default
     named = {kind: prompts[name] for kind, name in (("query", query), ("passage", passage)) if prompts.get(name)}
     kept = said.get("truncate_dim")
-    if not all(isinstance(text, str) for text in named.values()) or not (kept is None or isinstance(kept, int)):
-        raise InputError(f"{folder / 'config_sentence_transformers.json'} is damaged: prompts are texts")
+    if not all(isinstance(text, str) for text in named.values()):
+        raise InputError(f"{path} is damaged: prompts are texts by name")
+    if not (kept is None or _counts(kept)):
+        raise InputError(f"{path} is damaged: truncate_dim is {kept!r}")
     unit = normalised or likeness == "cosine"
     return replace(recipe, unit=unit, prompts=named or None, dimension=kept)
 
@@ -135,16 +142,23 @@ def _pooling(folder: Path, path: Path) -> tuple[str, bool]:
     begin = "pooling_mode_"
     modes = [key.removeprefix(begin) for key, value in said.items() if key.startswith(begin) and value is True]
     modes += [said["pooling_mode"]] if isinstance(said.get("pooling_mode"), str) else []
-    if len(modes) != 1 or modes[0] not in _NAMES:
+    poolings = {_NAMES.get(mode) for mode in modes}
+    pooling = next(iter(poolings), None)
+    if len(poolings) != 1 or pooling is None:
         raise InputError(f"{folder} asks for a pooling that there is not here: {', '.join(modes) or 'none'}")
-    return _NAMES[modes[0]], said.get("include_prompt") is not False
+    return pooling, said.get("include_prompt") is not False
+
+
+def _counts(value: object) -> bool:
+    """Return whether a value of a file is a whole number of at least 1."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
 def _read(path: Path, kind: type) -> Any:
     """Return what a file in JSON says, or None where there is no file. Raises InputError for what is not of `kind`."""
     try:
         said = json.loads(path.read_bytes())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (ValueError, OSError) as error:
         raise InputError(f"{path} is damaged: {error}") from None

@@ -19,7 +19,7 @@ from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel
 import kvbank
 from model_worker import EncoderEmbedder, MemoryModel
 from model_worker.embed import HybridEmbedder, embedder, of_bank
-from model_worker.errors import InputError
+from model_worker.errors import InputError, ModelNotFound
 from tests.support.weights import weights
 from tests.worker.tiny import bank, build, sharpen, tokenizer
 
@@ -136,6 +136,40 @@ def test_a_mean_by_the_root_of_the_length(plain: Path, made: Make) -> None:
     assert np.allclose(dot.embed([TEXT])[0], (hidden(plain, [3, 4, 5, 6]).sum(0) / 2).numpy(), atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("mode", ["mean_tokens", "max_tokens"])
+def test_a_model_in_half_precision(plain: Path, made: Make, dtype: torch.dtype, mode: str) -> None:
+    said = {"in_features": 32, "out_features": 6, "activation_function": "x.Tanh"}
+    folder = made(*FIRST, "Dense", **{"2_Dense__config": said, "1_Pooling__config": {f"pooling_mode_{mode}": True}})
+    draw = torch.Generator().manual_seed(1)
+    layer = {"linear.weight": torch.randn(6, 32, generator=draw), "linear.bias": torch.zeros(6)}
+    save_file(layer, folder / "2_Dense" / "model.safetensors")
+    BertModel.from_pretrained(plain, dtype=dtype).save_pretrained(folder)
+    states = hidden(plain, [3, 4, 5, 6])
+    wanted = (layer["linear.weight"] @ (states.mean(0) if mode == "mean_tokens" else states.amax(0))).tanh()
+    found = embedder(folder).embed([TEXT, OTHER])
+    assert found.dtype == np.float32
+    assert np.allclose(found[0], unit(wanted), atol=0.05)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls", "max", "last"])
+def test_a_text_without_a_token_has_the_zero_vector_in_any_batch(plain: Path, pooling: str) -> None:
+    found = EncoderEmbedder(plain, pooling)
+    for texts in ([""], ["", TEXT], ["", ""]):
+        assert not found.embed(texts)[0].any()
+    assert np.allclose(found.embed(["", TEXT, OTHER])[1], found.embed([TEXT])[0], atol=1e-6)
+
+
+def test_both_names_of_one_pooling(made: Make) -> None:
+    folder = made(*FIRST, **{"1_Pooling__config": {"pooling_mode": "mean", "pooling_mode_mean_tokens": True}})
+    assert EncoderEmbedder(folder).pooling == "mean"
+
+
+def test_a_file_is_no_folder(plain: Path) -> None:
+    with pytest.raises(ModelNotFound, match="is not the folder of an encoder"):
+        EncoderEmbedder(plain / "config.json")
+
+
 # -- prompts ----------------------------------------------------------------------------------------------------------
 
 
@@ -207,6 +241,13 @@ def test_prompts_of_ones_own(plain: Path, client: kvbank.Client) -> None:
         (FIRST, {"config_sentence_transformers": {"similarity_fn_name": "manhattan"}}, "manhattan"),
         (FIRST, {"config_sentence_transformers": {"default_prompt_name": "absent"}}, "absent"),
         (FIRST, {"config_sentence_transformers": {"prompts": {"query": 5}}}, "prompts are texts"),
+        (FIRST, {"config_sentence_transformers": {"prompts": ["query"]}}, "prompts are texts"),
+        (FIRST, {"config_sentence_transformers": {"default_prompt_name": ["a"], "prompts": {"b": "c"}}}, "no prompt"),
+        (FIRST, {"config_sentence_transformers": {"truncate_dim": -5}}, "truncate_dim is -5"),
+        (FIRST, {"config_sentence_transformers": {"truncate_dim": True}}, "truncate_dim is True"),
+        (FIRST, {"sentence_bert_config": {"max_seq_length": True}}, "max_seq_length is True"),
+        (FIRST, {"sentence_bert_config": {"model_args": 5}}, "arguments are named"),
+        (FIRST, {"1_Pooling__config": {"pooling_mode": "mean", "pooling_mode_cls_token": True}}, "cls_token, mean"),
         (FIRST, {"sentence_bert_config": {"max_seq_length": "many"}}, "max_seq_length"),
         (FIRST, {"sentence_bert_config": {"model_args": {"trust_remote_code": True}}}, "trust_remote_code"),
         (FIRST, {"sentence_bert_config": {"transformer_task": "fill-mask"}}, "fill-mask"),
