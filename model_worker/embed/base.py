@@ -69,7 +69,8 @@ def checked(found: Any, count: int, dimension: int) -> Vectors:
     if hasattr(found, "detach"):  # a tensor of torch, which is not imported for this
         found = found.detach().float().cpu().numpy()
     try:
-        vectors: Vectors = np.asarray(found, np.float32)
+        with np.errstate(over="ignore"):  # what is beyond float32 is refused below
+            vectors: Vectors = np.asarray(found, np.float32)
     except (TypeError, ValueError) as error:
         raise InputError(f"the embedder returned what is no array of numbers: {error}") from None
     if vectors.shape != (count, dimension) or not np.isfinite(vectors).all():

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from model_worker.arguments import of_kind, whole
 from model_worker.attachment.model_names import lasting
 from model_worker.embed.base import Embedder
 from model_worker.embed.callable import CallableEmbedder
@@ -54,6 +55,9 @@ def _of_object(given: Any) -> Embedder:
     """Return an embedder as it is, and a function that has a digest as an embedder. Raises InputError."""
     missing = [name for name in ("embed", "dimension", "digest") if not hasattr(given, name)]
     if not missing:
+        whole("dimension of the embedder", given.dimension)
+        if not of_kind("digest of the embedder", given.digest, str).strip():
+            raise InputError("digest of the embedder is empty: a bank remembers the embedder by it")
         found: Embedder = given
         return found
     if not callable(given) or isinstance(given, type):

@@ -19,7 +19,7 @@ from model_worker.embed import Embedder, embedded, embedded_queries
 from model_worker.remember import stored
 from model_worker.remember.asking import answered, bank_of, rows_by_bank
 from model_worker.remember.delivery import Delivery, source_key
-from model_worker.remember.opening import Wanted, kv_spec, open_bank
+from model_worker.remember.opening import Wanted, check_embedder, kv_spec, open_bank
 from model_worker.remember.payload_cache import PayloadCache
 from model_worker.remember.recalling import Recaller
 from model_worker.remember.service_link import AWAY, ServiceLink
@@ -119,6 +119,8 @@ class Memory:
             self._dtype = DTYPES[bank.kv.dtype]
             self.compressor = self.compressor.for_bank(self.attachment, bank, self.chunk)
             banks.append(bank)
+        for bank in banks:  # all rows are embedded by one form of the embedder, the one of the last bank
+            check_embedder(bank, self.embedder)
         return banks
 
     def _bank_of(self, row: int) -> str:

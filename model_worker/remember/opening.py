@@ -63,7 +63,7 @@ def open_passages(
     Raises BankMismatch for a bank of another embedder.
     """
     bank, embedder = _found_or_made(link, name, embedder, None, **made)
-    _check_embedder(bank, embedder)
+    check_embedder(bank, embedder)
     return bank, embedder
 
 
@@ -103,10 +103,10 @@ def _check_fits(bank: kvbank.Bank, wanted: Wanted, embedder: Embedder) -> None:
         )
     if wanted.dtype is not None and have.dtype != wanted.dtype:
         raise BankMismatch(f"bank {bank.name!r} stores {have.dtype}, not {wanted.dtype}")
-    _check_embedder(bank, embedder)
+    check_embedder(bank, embedder)
 
 
-def _check_embedder(bank: kvbank.Bank, embedder: Embedder) -> None:
+def check_embedder(bank: kvbank.Bank, embedder: Embedder) -> None:
     """Refuse a bank that is searched by another embedder. Raises BankMismatch, which names both digests."""
     if bank.embedding.embedder_digest != embedder.digest:
         raise BankMismatch(

@@ -12,7 +12,7 @@ from model_worker.embed import Embedder, embedded, embedded_queries
 from model_worker.errors import BankMismatch
 from model_worker.remember.asking import answered, bank_of, rows_by_bank
 from model_worker.remember.delivery import Delivery, source_key
-from model_worker.remember.opening import open_passages
+from model_worker.remember.opening import check_embedder, open_passages
 from model_worker.remember.service_link import ServiceLink
 from model_worker.remember.settings import CHUNK, TOP_K, MemorySettings
 from model_worker.remember.spool import Spooled
@@ -71,6 +71,8 @@ class Passages:
             self._banks[name], self.embedder = open_passages(
                 self.link, name, self.embedder, capacity=capacity, policy=policy, metadata=about
             )
+        for bank in self._banks.values():  # all rows are embedded by one form of the embedder, the one of the last bank
+            check_embedder(bank, self.embedder)
         return list(self._banks.values())
 
     def remember(self, token_ids: Sequence[int], start: int, row: int = 0) -> None:

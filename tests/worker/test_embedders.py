@@ -198,6 +198,29 @@ def test_a_function_is_an_embedder_under_its_name(opened: Open) -> None:
         opened(CallableEmbedder(lengths, name="lengths-2"), name)
 
 
+def test_what_an_embedder_object_lacks() -> None:
+    class Own:
+        dimension: Any = 2
+        digest: Any = "own 1"
+
+        def embed(self, texts: list[str]) -> torch.Tensor:
+            return lengths(texts)
+
+    made = Own()
+    assert embedder(made) is made
+    for name, wrong in (("dimension", None), ("dimension", 0), ("digest", 5), ("digest", " ")):
+        other = Own()
+        setattr(other, name, wrong)
+        with pytest.raises(InputError, match=f"{name} of the embedder"):
+            embedder(other)
+
+
+def test_numbers_beyond_float32_are_refused() -> None:
+    huge = CallableEmbedder(lambda texts: np.full((len(texts), 2), 1e300), name="huge")
+    with pytest.raises(InputError, match="finite numbers"):
+        huge.embed(["a"])
+
+
 def test_a_bare_function_needs_a_digest(opened: Open) -> None:
     def own(texts: list[str]) -> torch.Tensor:
         return lengths(texts)

@@ -92,7 +92,7 @@ def test_lexical_of_before_is_the_same_where_there_was_one_form() -> None:
 def test_a_bank_keeps_the_embedder_that_it_was_written_with(client: kvbank.Client) -> None:
     """Written by an older version: opened as ever, searched and written on under its digest."""
     name, old = bank(), LexicalEmbedder(version=1)
-    settings = {"memory": client, "bank": name, "chunk": 8, "window": 16, "top_k": 2}
+    settings = {"memory": client, "bank": name, "chunk": 8, "window": 16, "top_k": 2, "min_share": 0.0}
     with MemoryModel(build("llama_gqa"), tokenizer(), embed=old, **settings) as model:
         model.read("w5 w6 w7")
     with MemoryModel(build("llama_gqa"), tokenizer(), **settings) as model:
@@ -277,3 +277,15 @@ def test_what_is_no_encoder_is_found_out_when_it_is_opened(changed: Change, enco
     (tmp_path / "changed" / "tokenizer.json").write_text("[]")
     with pytest.raises(ModelNotFound, match="cannot be loaded"):
         embedder(tmp_path / "changed")
+
+
+@pytest.mark.parametrize("recall", ["attend", "reread"])
+def test_the_banks_of_a_batch_are_searched_by_one_form(client: kvbank.Client, recall: str) -> None:
+    """Else one of the banks would be asked, without success, by the form of another."""
+    now, before = bank(), bank()
+    settings = {"memory": client, "chunk": 8, "window": 16, "recall": recall}
+    for name, embed in ((now, "lexical"), (before, LexicalEmbedder(version=1))):
+        MemoryModel(build("llama_gqa"), tokenizer(), bank=name, embed=embed, **settings).close()
+    for names in ([now, before], [before, now]):
+        with pytest.raises(BankMismatch, match=now):
+            MemoryModel(build("llama_gqa"), tokenizer(), bank=names, **settings)

@@ -215,6 +215,17 @@ def test_a_bank_finds_what_is_counted(client: kvbank.Client) -> None:
     assert hits["same words, inside"] > 0
 
 
+def test_collections_without_questions_are_not_searched() -> None:
+    """A meeting may have neither turns nor questions."""
+    asked = Collection("c", ["one", "two"], [Question("one", frozenset({0}), "q")])
+    others = [Collection("empty", [], []), Collection("unasked", ["one"], [])]
+    alone, among = (
+        measure_recall(every, {"lexical": embedder("lexical")}, [1]) for every in ([asked], [*others, asked])
+    )
+    assert alone.rows == among.rows
+    assert [cost.texts for cost in among.costs] == [3, 3]
+
+
 def test_nothing_to_ask() -> None:
     with pytest.raises(InputError, match="no question"):
         measure_recall([Collection("c", ["a"], [])], {}, [1])

@@ -79,7 +79,8 @@ def measure_recall(
 
     progress: called with (name of the embedder, texts done, texts in all). Raises InputError where nothing is asked.
     """
-    if not any(each.questions for each in collections):
+    collections = [each for each in collections if each.questions]
+    if not collections:
         raise InputError("there is no question whose evidence is known")
     found = Measured([], [])
     for name, embedder in embedders.items():
