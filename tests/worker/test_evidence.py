@@ -216,7 +216,7 @@ def test_a_bank_finds_what_is_counted(client: kvbank.Client) -> None:
 
 
 def test_collections_without_questions_are_not_searched() -> None:
-    """A meeting may have neither turns nor questions."""
+    """Test with what a meeting without turns, and one without questions, are read as."""
     asked = Collection("c", ["one", "two"], [Question("one", frozenset({0}), "q")])
     others = [Collection("empty", [], []), Collection("unasked", ["one"], [])]
     alone, among = (
