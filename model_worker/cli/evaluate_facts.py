@@ -10,14 +10,14 @@ import typer
 
 from kvbank.console.progress import progress
 from model_worker.cli.measured_model import MeasuredModel, TextTokens
-from model_worker.cli.measuring import JournalFile, about, check_journal, measured_worker
+from model_worker.cli.measuring import JournalFile, about, check_journal, decides, measured_worker
 from model_worker.cli.places import check_plot
 from model_worker.cli.shown import AsJson, Shown, show, tables_of
 from model_worker.settings.base import Count, CountOrZero, at_least, described
 from model_worker.settings.flags import takes
 
 # Options that do not decide what is stored of a text.
-_ASKED = ("ask", "local", "stream", "capacity", "payload_cache", "min_score", "device")
+_ASKED = ("ask", "local", "stream", "capacity", "payload_cache", "device")
 
 
 class FactsOptions(MeasuredModel):
@@ -86,8 +86,9 @@ def facts(
     run = about("facts", options)
     payloads = PayloadCache(options.payload_cache << 20)
     with measured_worker(options, data, payload_cache=payloads) as model, progress() as bars:
-        journal = Journal(out, {**run, "reader": model.attachment.reader.digest, "text": text})
-        stored = {name: value for name, value in run["options"].items() if name not in _ASKED}
+        journal = Journal(out, {**run, "decides": decides(model), "text": text})
+        asked = {name: value for name, value in run["options"].items() if name not in _ASKED}
+        stored = {"options": asked, "decides": decides(model)}
         found = {**run, **FactsRun(model, text, plan, journal, bars, stored).report()}
     parts = tables_of(facts_tables(found), cost_line(found))
     show(Shown(found, parts, drawn({"facts.svg": facts_figure(found)})), as_json=as_json, plot=plot)

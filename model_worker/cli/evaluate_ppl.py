@@ -10,9 +10,10 @@ import typer
 
 from kvbank.console.progress import progress
 from model_worker.cli.measured_model import MeasuredModel
-from model_worker.cli.measuring import JournalFile, about, check_journal, measured_worker
+from model_worker.cli.measuring import JournalFile, about, check_journal, decides, measured_worker
 from model_worker.cli.places import check_plot
 from model_worker.cli.shown import AsJson, Shown, show, tables_of
+from model_worker.errors import InputError
 from model_worker.settings.base import Count, CountOrZero, at_least, described
 from model_worker.settings.flags import takes
 
@@ -30,7 +31,10 @@ class PerplexityOptions(MeasuredModel):
         tuple[Count, ...],
         described("Tokens of the text that a memory finds, the last ones; several times.", flag="--memory"),
     ] = (4096, 32_768)
-    other: Annotated[CountOrZero, described("Tokens of another text's memory; 0 leaves that memory out.")] = 4096
+    other: Annotated[
+        CountOrZero,
+        described("Tokens of another text's memory; 0 leaves that memory out, as does the Python reference alone."),
+    ] = 4096
     memlong: Annotated[CountOrZero, described("Windows of each text in MemLong's own protocol.")] = 0
 
 
@@ -59,12 +63,16 @@ def ppl(
 
     check_plot(plot)
     check_journal(out)
+    if len({path.name for path in options.text}) < len(options.text):
+        raise InputError("two texts have the same name: documents are told apart by the names of their files")
     texts = {path.name: read_book(path) for path in options.text} or {"Python reference": reference_text()}
+    if not options.text:
+        options = options.model_copy(update={"other": 0})  # there is no other text
     wanted = {"tokens", "score", "spans", "sizes", "other", "memlong", "seed"}
     plan = Plan(**options.model_dump(include=wanted))
     described_run = about("ppl", options)
     with measured_worker(options, query="past") as model, progress() as bars:
-        journal = Journal(out, {**described_run, "reader": model.attachment.reader.digest, "texts": texts})
+        journal = Journal(out, {**described_run, "decides": decides(model), "texts": texts})
         found = {**described_run, **PerplexityRun(model, texts, plan, journal, bars).report()}
     parts = tables_of(perplexity_tables(found), cost_line(found))
     shown = Shown(found, parts, drawn({"ppl.svg": perplexity_figure(found)}))

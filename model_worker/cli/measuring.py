@@ -4,15 +4,19 @@ The module is light to import: torch comes with `measured_worker`.
 """
 
 import shlex
+import signal
 import tempfile
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
 import kvbank
+from kvbank.console.ending import Failed
 from kvbank.console.options import flag
 from model_worker.cli.measured_model import MeasuredModel
 from model_worker.cli.places import check_writable
@@ -37,20 +41,38 @@ def measured_worker(options: MeasuredModel, data: Path | None = None, **changes:
 
     The service is a process of its own, so that time and memory of the worker are the worker's. data: a folder that is
     kept instead, with all that is in its store. changes: settings of the `MemoryModel` beside those of `options`.
-    Raises InputError for a folder that cannot be made.
+    SIGTERM ends the block as an error does. Raises InputError for a folder that cannot be made.
     """
     from model_worker.attachment.loading import device_named
     from model_worker.evaluate.service_process import ServiceProcess
     from model_worker.model import MemoryModel
 
     loaded = load_quietly(options.model, device=device_named(options.device), dtype=options.dtype, rope=options.rope)
-    with _folder(data) as folder, ServiceProcess(folder) as service:
+    with _terminable(), _folder(data) as folder, ServiceProcess(folder) as service:
         settings = {"strict": True, "patience": _CALL_S, **options.model_settings(), **changes}
         with (
             kvbank.connect(service.address, timeout=_CALL_S) as client,
             MemoryModel(*loaded, memory=client, bank="unused", **settings) as model,
         ):
             yield model
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Let SIGTERM end the block as an error does, so that its service is stopped and its folder deleted."""
+    if threading.current_thread() is not threading.main_thread():  # no other thread may set a handler
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, _terminated)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _terminated(number: int, _: object) -> NoReturn:
+    signal.signal(number, signal.SIG_IGN)  # another one would break the cleaning up off
+    raise Failed("terminated; finished parts stand in the file of --out, where one was given", 128 + number)
 
 
 @contextmanager
@@ -65,6 +87,26 @@ def _folder(data: Path | None) -> Iterator[Path]:
     except OSError as error:
         raise InputError(f"{data} cannot be the folder of the store: {error.strerror}") from None
     yield data
+
+
+def decides(model: "MemoryModel") -> dict[str, Any]:
+    """Return what decides the figures of a model beside the options of a command, as plain values.
+
+    These are its weights, its embedder, and the settings that the options left to the model's own `kvbank` entry or to
+    the contents of a file.
+    """
+    settings, memory = model.settings, model.memory
+    names = ("top_k", "recent", "query_tokens", "query", "context")
+    return {
+        "reader": model.attachment.reader.digest,
+        "embedder": memory.embedder.digest,
+        "plan": asdict(model.attachment.plan),
+        "window": model.window,
+        "chunk": model.chunk,
+        "sinks": model.sinks,
+        "min_share": settings.min_share,
+        **{name: getattr(memory, name) for name in names},
+    }
 
 
 def check_journal(path: Path | None) -> None:

@@ -22,9 +22,6 @@ class Cost:
     tokens: int = 0
     stored: int = 0
 
-    def __str__(self) -> str:
-        return f"cost: {self.seconds:,.0f} s, {self.tokens:,} tokens fed, {self.stored / 1e6:,.1f} MB stored"
-
     def add(self, other: Mapping[str, Any]) -> None:
         """Add the cost that a document of `asdict` tells, of a part that was measured before."""
         self.seconds += other["seconds"]

@@ -61,6 +61,10 @@ class Plan:
         for local in self.local:
             if local != FULL and not (local.isascii() and local.isdigit()):
                 raise InputError(f"local {local!r} is neither a number of tokens nor {FULL!r}")
+        for name in ("wording", "ask", "local"):
+            given = getattr(self, name)
+            if len(set(given)) < len(given):
+                raise InputError(f"{name} {max(given, key=given.count)!r} is given twice")
 
 
 class FactsRun:
@@ -68,7 +72,8 @@ class FactsRun:
 
     journal: what was asked before. progress: called with (stage, done, in all). stored: what decides, beside the text,
     what is stored of it, as plain values: a text that was read with the same is not read again. Raises InputError for
-    a text or a distance that is too short, and for a chat with a model that has no template.
+    a text or a distance that is too short, a local text or a capacity that does not fit, and for a chat with a model
+    that has no template.
     """
 
     def __init__(
@@ -84,6 +89,8 @@ class FactsRun:
         self.cost = Cost()
         if "chat" in plan.ask and not chat_is_possible(model.tokenizer):
             raise InputError("the model has no chat template: its facts can only be completed")
+        if 0 < plan.capacity < 2 * model.chunk:
+            raise InputError(f"a capacity of {plan.capacity} tokens has no room for two chunks of {model.chunk}")
         facts = worded_facts(plan.seed, plan.wording, plan.facts)
         first, last = min(plan.tokens), max(plan.tokens)
         # What is in the window is not in the bank yet.
@@ -91,6 +98,9 @@ class FactsRun:
         self.planted: PlantedText = plant(model.tokenizer, text, facts, last, within, model.window, plan.seed)
         decides = json.dumps([self.planted.ids, stored, model.attachment.reader.digest], default=str)
         self.bank = f"facts-{xxhash.xxh3_64_hexdigest(decides.encode())}"
+        for local in plan.local:
+            for form in plan.ask:
+                self._local_text(local, form)  # refuses one that does not fit, before the text is read
         self._rows: list[dict[str, Any]] = []
         self._resident: list[dict[str, int]] = []
 
@@ -166,14 +176,19 @@ class FactsRun:
         return [{"wording": key[0], "way": key[1], **shares[key].document()} for key in ordered if key in shares]
 
     def _local_text(self, local: str, form: str) -> list[int]:
-        """Return the tokens of a local text, at most as many as fit into the window with the longest question."""
+        """Return the tokens of a local text, which fits into the window with the longest question.
+
+        Raises InputError for one that does not.
+        """
         tokenizer = self.model.tokenizer
         longest = max(
             (encode_text(tokenizer, f"\n{own.fact.beginning} {own.fact.question}") for own in self.planted.facts),
             key=len,
         )
         room = room_for_local(self.model, longest, form)
-        return self.planted.filler[: room if local == FULL else min(room, int(local))]
+        if local != FULL and int(local) > room:
+            raise InputError(f"{local} local tokens do not fit before a question: at most {room} do")
+        return self.planted.filler[: room if local == FULL else int(local)]
 
     def _pressure(self) -> dict[str, Any]:
         return measure_pressure(

@@ -13,6 +13,8 @@ import xxhash
 
 from model_worker.errors import InputError
 
+_LINE = b'{"run": "'  # as `put` begins a line
+
 
 class Journal:
     """The finished parts of one run, by key, in memory and in a file of JSON lines.
@@ -32,8 +34,9 @@ class Journal:
         try:
             lines = path.read_bytes().splitlines(keepends=True)
             for number, line in enumerate(lines, 1):
-                if number == len(lines) and not line.endswith(b"\n"):
-                    path.write_bytes(b"".join(lines[:-1]))  # the run ended within this line
+                if number == len(lines) and not line.endswith(b"\n") and _begins_line(line):
+                    with path.open("r+b") as file:  # the run ended within this line
+                        file.truncate(sum(map(len, lines[:-1])))
                     break
                 found = json.loads(line)
                 if found["run"] == self._digest:
@@ -53,3 +56,8 @@ class Journal:
             line = json.dumps({"run": self._digest, "key": key, "part": part}, allow_nan=False)
             with self._path.open("a", encoding="utf-8") as file:
                 file.write(line + "\n")
+
+
+def _begins_line(line: bytes) -> bool:
+    """Return whether these bytes are the beginning of a line that `put` writes, and not of another file."""
+    return line.startswith(_LINE) or _LINE.startswith(line)

@@ -61,6 +61,11 @@ def segment_of(model: MemoryModel) -> int:
     return LAST if trained is None else min(LAST, trained // 2)
 
 
+def window_of_protocol(model: MemoryModel) -> int:
+    """Return the tokens of a window: two segments."""
+    return 2 * segment_of(model)
+
+
 def protocol_memory(model: MemoryModel) -> Memory:
     """Return the memory of the protocol, whose queries are what is processed, up to a whole segment."""
     return open_memory(model, BANK, query="with_input", query_tokens=segment_of(model), context="isolated", count=False)
@@ -79,7 +84,7 @@ def score_windows(
     A window has two segments. progress: called with (windows done, in all).
     """
     last = segment_of(model)
-    length, trained = 2 * last, model.attachment.trained_length
+    length, trained = window_of_protocol(model), model.attachment.trained_length
     found = []
     count = min(count, len(ids) // length)
     for index in range(count):

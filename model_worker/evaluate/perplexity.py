@@ -49,6 +49,15 @@ def sizes_of(history: int, asked: Sequence[int]) -> dict[str, int | None]:
     return {**sizes, ALL: None}
 
 
+def check_document(model: MemoryModel, document: Document) -> None:
+    """Raise InputError for a document shorter than its window and two blocks, or without a block before its scores."""
+    if document.history < model.chunk or len(document.ids) < model.window + 2 * model.chunk:
+        raise InputError(
+            f"{document.name} has {len(document.ids):,} tokens: too few for {document.score:,} that are scored behind "
+            f"a window of {model.window}"
+        )
+
+
 def measure_document(
     model: MemoryModel,
     memory: Memory,
@@ -63,12 +72,8 @@ def measure_document(
     other: over the bank of another text. progress: called with (tokens fed, in all). Raises InputError for a document
     shorter than its window and two blocks.
     """
+    check_document(model, document)
     block = model.chunk
-    if document.history < block or len(document.ids) < model.window + 2 * block:
-        raise InputError(
-            f"{document.name} has {len(document.ids):,} tokens: too few for {document.score:,} that are scored behind "
-            f"a window of {model.window}"
-        )
     # Whole blocks, so that what is fed again is cut as the stream was.
     begin = max(block, (document.history - model.window) // block * block)
     passes = len(sizes) + (other is not None) + bool(memory.recent)

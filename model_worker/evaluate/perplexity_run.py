@@ -15,11 +15,13 @@ from model_worker.evaluate.cost import Cost, counted
 from model_worker.evaluate.gains import by_distance, by_document, gains, part
 from model_worker.evaluate.journal import Journal
 from model_worker.evaluate.last_seen import Words, rare_words, words_of
-from model_worker.evaluate.memlong_protocol import protocol_memory, score_windows, windows
-from model_worker.evaluate.perplexity import Document, measure_document, sizes_of
+from model_worker.evaluate.memlong_protocol import BANK as PROTOCOL_BANK
+from model_worker.evaluate.memlong_protocol import protocol_memory, score_windows, window_of_protocol, windows
+from model_worker.evaluate.perplexity import Document, check_document, measure_document, sizes_of
 from model_worker.model import MemoryModel
 from model_worker.remember.memory import Memory
 from model_worker.text_files import reference_text
+from model_worker.user_text import encode_text, readable
 
 _BANK, _OTHER = "text", "another-text"
 Progress = Callable[[str, int, int], None]
@@ -30,8 +32,8 @@ class Plan:
     """What is measured of each text.
 
     tokens: read before those that are scored. score: scored tokens. spans: documents of a text; the first begins with
-    the text, the others at places that the seed draws. sizes: of memories, in tokens. other: tokens of another text's
-    memory, 0 for none. memlong: windows in MemLong's own protocol.
+    the text, the others at different places that the seed draws, as many as the text has. sizes: of memories, in
+    tokens. other: tokens of another text's memory, 0 for none. memlong: windows in MemLong's own protocol.
     """
 
     tokens: int
@@ -60,6 +62,10 @@ class PerplexityRun:
     def report(self) -> dict[str, Any]:
         """Measure what the journal does not have, and return all figures as plain values."""
         documents = [each for name in self._texts for each in self._documents(name)]
+        for name, begin, words in documents:
+            check_document(self.model, self._document(name, begin, words))
+        if self.plan.memlong and all(len(own.ids) < window_of_protocol(self.model) for own in self._texts.values()):
+            raise InputError("no text is long enough for a window of MemLong's protocol")
         parts = []
         for index, (name, begin, words) in enumerate(documents):
             self.progress("documents", index, len(documents))
@@ -82,7 +88,7 @@ class PerplexityRun:
         if noted is None:
             with counted(self.model.model, Cost()) as cost:
                 found = measure()
-            cost.stored = forget(self.model.client, (_BANK, _OTHER))
+            cost.stored = forget(self.model.client, (_BANK, _OTHER, PROTOCOL_BANK))
             noted = {"found": found, "cost": asdict(cost)}
             self.journal.put(key, noted)
         self.cost.add(noted["cost"])
@@ -95,14 +101,18 @@ class PerplexityRun:
         text, plan = self._texts[name], self.plan
         length = min(plan.tokens + plan.score, len(text.ids))
         draw = random.Random(f"kvbank-spans:{plan.seed}:{name}")
-        for span in range(plan.spans):
-            begin = draw.randrange(len(text.ids) - length + 1) if span else 0
+        places = len(text.ids) - length  # behind the first
+        drawn = draw.sample(range(1, places + 1), min(plan.spans - 1, places))
+        for begin in (0, *drawn):
             yield name, begin, text.between(begin, begin + length)
+
+    def _document(self, name: str, begin: int, words: Words) -> Document:
+        return Document(f"{name} from {begin:,}" if begin else name, words.ids, self.plan.score)
 
     def _part(self, name: str, begin: int, words: Words) -> Mapping[str, Any]:
         """Measure one document, with a bank of its own and one of another text."""
         plan, model = self.plan, self.model
-        document = Document(f"{name} from {begin:,}" if begin else name, words.ids, plan.score)
+        document = self._document(name, begin, words)
         other = self._other_memory(name) if plan.other else None
         losses = measure_document(
             model,
@@ -119,7 +129,7 @@ class PerplexityRun:
         names = list(self._texts)
         following = names[(names.index(name) + 1) % len(names)]
         if following == name:
-            ids = words_of(self.model.tokenizer, reference_text()[: 16 * self.plan.other]).ids
+            ids = encode_text(self.model.tokenizer, readable(reference_text()[: 16 * self.plan.other]))
         else:
             ids = self._texts[following].ids
         memory = open_memory(self.model, _OTHER, query="past", count=False)
@@ -128,12 +138,13 @@ class PerplexityRun:
 
     def _protocol(self) -> list[dict[str, Any]]:
         """Score windows of every text by MemLong's protocol, with one memory that is never emptied."""
-        memory = protocol_memory(self.model)
-        found = []
-        for name, text in self._texts.items():
-            stage = f"MemLong's protocol, {name}"
-            tell = partial(self.progress, stage)
-            found += self._noted(stage, partial(score_windows, self.model, memory, text.ids, self.plan.memlong, tell))
-        if not found:
-            raise InputError("no text is long enough for a window of MemLong's protocol")
+        # One part of the journal: what a window finds depends on all windows before it.
+        found = self._noted("MemLong's protocol", self._protocol_windows)
         return windows([(a, b, c) for a, b, c in found]).document()
+
+    def _protocol_windows(self) -> list[tuple[float, float, float | None]]:
+        memory, found = protocol_memory(self.model), []
+        for name, text in self._texts.items():
+            tell = partial(self.progress, f"MemLong's protocol, {name}")
+            found += score_windows(self.model, memory, text.ids, self.plan.memlong, tell)
+        return found

@@ -38,15 +38,15 @@ def plant(
     the facts do not fit.
     """
     source = encode_text(tokenizer, readable(text))
-    if len(source) < 256:
-        raise InputError(f"{len(source)} tokens of filler are too few")
+    if len(source) < local + 256:
+        raise InputError(f"{len(source)} tokens of filler are too few; {local + 256} are needed")
     draw = random.Random(f"kvbank-planting:{seed}")
     order = draw.sample(list(facts), len(facts))
     lines = [_line(tokenizer, fact) for fact in order]
     room = within - sum(len(line) for line, _ in lines)
     if room < 16 * len(lines):
         raise InputError(f"{len(lines)} facts do not fit into the first {within:,} tokens of the text")
-    left, rest = source[: local or 1], source[local:] or source
+    left, rest = source[:local], source[local:]
     filler = list(islice(cycle(rest), tokens))
     ends = sentence_ends(tokenizer)
     slot, ids, planted, taken = room / max(len(lines), 1), [], [], 0

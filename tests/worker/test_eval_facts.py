@@ -155,6 +155,27 @@ def test_a_text_is_read_once_for_the_same_settings(worker: MemoryModel) -> None:
     assert other["cost"]["tokens"] == first["cost"]["tokens"]
 
 
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"local": ("0", "5000")}, "5000 local tokens do not fit before a question: at most"),
+        ({"capacity": 100}, "a capacity of 100 tokens has no room for two chunks of 64"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_the_text_is_read(
+    worker: MemoryModel, wrong: dict[str, Any], said: str
+) -> None:
+    plan: dict[str, Any] = {"local": ("0",), "capacity": 0, **wrong}
+    with pytest.raises(InputError, match=said):
+        FactsRun(
+            worker,
+            TEXT,
+            Plan((900,), 1, ("number",), ("complete",), stream=False, seed=0, **plan),
+            Journal(None, {}),
+            lambda *_: None,
+        )
+
+
 def test_a_chat_needs_a_template(worker: MemoryModel) -> None:
     plan = Plan((900,), 1, ("number",), ("chat",), ("0",), False, 0, 0)
     with pytest.raises(InputError, match="no chat template"):
@@ -163,7 +184,11 @@ def test_a_chat_needs_a_template(worker: MemoryModel) -> None:
 
 @pytest.mark.parametrize(
     ("wrong", "said"),
-    [({"ask": ("sing",)}, "ask 'sing' is not one of"), ({"local": ("ful",)}, "local 'ful' is neither")],
+    [
+        ({"ask": ("sing",)}, "ask 'sing' is not one of"),
+        ({"local": ("ful",)}, "local 'ful' is neither"),
+        ({"local": ("0", "full", "0")}, "local '0' is given twice"),
+    ],
 )
 def test_plans_that_make_no_sense(wrong: dict[str, Any], said: str) -> None:
     plan: dict[str, Any] = {"tokens": (4096,), "facts": 1, "wording": ("number",), "ask": ("complete",)}

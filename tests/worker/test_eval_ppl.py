@@ -14,9 +14,10 @@ from model_worker.evaluate.gains import by_distance, by_document, gains, part
 from model_worker.evaluate.interval import Share, interval_of_few
 from model_worker.evaluate.journal import Journal
 from model_worker.evaluate.last_seen import Seen, bin_of, bins, rare_words, words_of
-from model_worker.evaluate.memlong_protocol import protocol_memory, score_windows, segment_of
+from model_worker.evaluate.memlong_protocol import protocol_memory, score_windows, segment_of, window_of_protocol
 from model_worker.evaluate.memory_span import MemorySpan
 from model_worker.evaluate.perplexity import ALL, NONE, OTHER, RECENT, Document, measure_document, sizes_of
+from model_worker.evaluate.perplexity_run import PerplexityRun, Plan
 from model_worker.model import MemoryModel
 from tests.support import command
 from tests.worker.tiny import bank, build, tokenizer, tokens
@@ -146,6 +147,8 @@ def test_intervals() -> None:
     assert interval_of_few(torch.tensor([2.0])).known_width is None
     nine = Share(9, 10)
     assert (nine.low, nine.high) == (pytest.approx(0.5958, abs=1e-3), pytest.approx(0.9821, abs=1e-3))
+    thirty_two = torch.tensor([-1.0, 1.0] * 16)
+    assert interval_of_few(thirty_two).width == pytest.approx(2.0395 * (32 / 31) ** 0.5 / 32**0.5, abs=1e-4)
     assert Share(0, 10).low == pytest.approx(0, abs=1e-9)
     assert Share(10, 10).high == pytest.approx(1, abs=1e-9)
     assert (Share(3, 5) + Share(1, 5)).share == 0.4
@@ -163,10 +166,60 @@ def test_a_journal_knows_its_own_run(tmp_path: Path) -> None:
     assert (again.get("a"), again.get("b"), again.get("c")) == ([1, 2], {"x": None}, None)
     again.put("c", 3)
     assert [json.loads(line)["key"] for line in path.read_text().splitlines()] == ["a", "b", "c"]
-    for wrong in ("no json\n", "[1]\n", '{"key": 1}\n'):
+    for wrong in ("no json\n", "[1]\n", '{"key": 1}\n', "A book that has no line end."):
         path.write_text(wrong)
         with pytest.raises(InputError, match=r"cannot go on with .*: line 1 is no line of a journal"):
             Journal(path, {})
+        assert path.read_text() == wrong
+
+
+# -- the run ---------------------------------------------------------------------------------------------------------
+
+
+def run_of(worker: MemoryModel, texts: dict[str, str], journal: Journal, **changes: int) -> PerplexityRun:
+    plan = {"tokens": 48, "score": 16, "spans": 1, "other": 0, "memlong": 0, "seed": 0, **changes}
+    return PerplexityRun(worker, texts, Plan(sizes=(), **plan), journal, lambda *_: None)
+
+
+def words(count: int, seed: int) -> str:
+    return " ".join(f"w{i}" for i in tokens(count, seed=seed)[0].tolist())
+
+
+def test_spans_of_a_text_differ(worker: MemoryModel) -> None:
+    """Test that a document never counts twice: a text of 66 tokens has three spans of 64, one of 60 a single one."""
+    run = run_of(worker, {"a": words(66, 1), "b": words(60, 2)}, Journal(None, {}), spans=9)
+    found = run.report()["documents"]
+    assert sorted(row["text"] for row in found) == ["a", "a from 1", "a from 2", "b"]
+
+
+def test_a_short_text_is_refused_before_another_is_measured(worker: MemoryModel, tmp_path: Path) -> None:
+    path = tmp_path / "run.jsonl"
+    with pytest.raises(InputError, match="b has 20 tokens: too few"):
+        run_of(worker, {"a": words(64, 1), "b": words(20, 2)}, Journal(path, {})).report()
+    with pytest.raises(InputError, match="no text is long enough for a window of MemLong"):
+        run_of(worker, {"a": words(64, 1)}, Journal(path, {}), memlong=1).report()
+    assert not path.exists()
+
+
+def test_an_interrupted_protocol_begins_again(worker: MemoryModel, tmp_path: Path) -> None:
+    """Test that windows find all windows before them, also where the run was interrupted between two texts."""
+    length = window_of_protocol(worker)
+    texts = {"a": words(length, 1), "b": words(length, 2)}
+
+    def stop(stage: str, done: int, total: int) -> None:
+        if stage.endswith("protocol, b"):
+            raise KeyboardInterrupt
+
+    whole = run_of(worker, texts, Journal(None, {}), memlong=1).report()
+    journal = Journal(tmp_path / "run.jsonl", {})
+    run = run_of(worker, texts, journal, memlong=1)
+    run.progress = stop
+    with pytest.raises(KeyboardInterrupt):
+        run.report()
+    worker.client.delete_bank("memlong")  # the service of a run ends with it
+    again = run_of(worker, texts, Journal(tmp_path / "run.jsonl", {}), memlong=1).report()
+    assert again["memlong"] == whole["memlong"]
+    assert "memlong" not in [own.name for own in worker.client.list_banks()]
 
 
 # -- the command ------------------------------------------------------------------------------------------------------

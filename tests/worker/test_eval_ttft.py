@@ -1,6 +1,7 @@
 """The command `kvbank eval ttft` feeds each way what it says, and times all ways in turn."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,15 @@ def test_what_is_recalled_is_of_the_history(worker: MemoryModel) -> None:
     rows = {(row["history"], row["way"]): row for row in found["rows"]}
     assert rows[CHUNK, HITS]["tokens"] == CHUNK + QUESTION
     assert rows[400, HITS]["tokens"] == TOP_K * CHUNK + QUESTION
+
+
+def test_scores_leave_no_hit_out(worker: MemoryModel) -> None:
+    """Test that recall attends to as many hits as are read again, though the worker is set to leave most out."""
+    worker.settings = replace(worker.settings, min_share=1.0, min_score=0.99)
+    run = FirstTokenRun(worker, tokens(300)[0].tolist(), Plan((200,), QUESTION, 1, 0, 0), lambda *_: None)
+    history = run._filled()
+    memory = run._memory(kvbank.Filter(start_before=200), 1)
+    assert [len(hits) for hits in memory.recall([history[:QUESTION]]) or []] == [TOP_K]
 
 
 def test_a_text_without_chunks(worker: MemoryModel) -> None:
