@@ -10,6 +10,7 @@ import torch
 
 import kvbank
 from model_worker.errors import InputError
+from model_worker.evaluate import memlong_protocol
 from model_worker.evaluate.gains import by_distance, by_document, gains, part
 from model_worker.evaluate.interval import Share, interval_of_few
 from model_worker.evaluate.journal import Journal
@@ -84,8 +85,9 @@ def test_a_text_that_is_too_short(worker: MemoryModel) -> None:
         measure_document(worker, worker.memory, Document("a", tokens(30)[0].tolist(), 10), {ALL: None})
 
 
-def test_the_protocol_of_memlong(worker: MemoryModel) -> None:
+def test_the_protocol_of_memlong(worker: MemoryModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """Test that the loss without a memory is the model's own, and that the memory is chosen by the segment itself."""
+    monkeypatch.setattr(memlong_protocol, "LAST", 64)
     last = segment_of(worker)
     ids = tokens(2 * last, seed=3)[0].tolist()
     memory = protocol_memory(worker)
@@ -201,8 +203,11 @@ def test_a_short_text_is_refused_before_another_is_measured(worker: MemoryModel,
     assert not path.exists()
 
 
-def test_an_interrupted_protocol_begins_again(worker: MemoryModel, tmp_path: Path) -> None:
+def test_an_interrupted_protocol_begins_again(
+    worker: MemoryModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Test that windows find all windows before them, also where the run was interrupted between two texts."""
+    monkeypatch.setattr(memlong_protocol, "LAST", 32)
     length = window_of_protocol(worker)
     texts = {"a": words(length, 1), "b": words(length, 2)}
 
