@@ -34,9 +34,9 @@ class RetrievedKV:
     valid: Tensor | None = None
     gate: Tensor | None = None
     sinks: int = 0
-    # Keys and values with room behind them, for `_behind`. Layers that share what is retrieved share it too: they run
-    # one after the other.
-    _room: list[Tensor] = field(default_factory=list, init=False, repr=False, compare=False)
+    # Keys and values with room behind them, for `_behind`, and the `keys` that stand in the first. Layers that share
+    # what is retrieved share it too, since they run one after the other, and so does a copy with other keys.
+    room: list[Tensor] = field(default_factory=list, repr=False, compare=False)
 
 
 def retrieval_causal_attention(
@@ -73,15 +73,18 @@ def _behind(retrieved: RetrievedKV, key: Tensor, value: Tensor) -> tuple[Tensor,
     """Put local keys and values behind the retrieved ones, which stay where the step before has put them.
 
     Copying a thousand retrieved tokens for each token that is decoded would cost as much as attending to them. The room
-    takes the memory of one concatenation, for as long as the same is retrieved.
+    takes the memory of one concatenation, for as long as the same is retrieved; keys that moved are copied, values not.
     """
     memory = retrieved.keys.shape[2]
     end = memory + key.shape[2]
-    room = retrieved._room
+    room = retrieved.room
     if not room or room[0].shape[2] < end or _kind(room[0]) != _kind(key):
         room[:] = [x.new_empty((*x.shape[:2], end + _SPARE, x.shape[3])) for x in (key, value)]
-        room[0][:, :, :memory], room[1][:, :, :memory] = retrieved.keys, retrieved.values
-    keys, values = (whole[:, :, :end] for whole in room)
+        room[1][:, :, :memory] = retrieved.values
+    if len(room) == 2 or room[2] is not retrieved.keys:
+        room[0][:, :, :memory] = retrieved.keys
+        room[2:] = [retrieved.keys]
+    keys, values = (whole[:, :, :end] for whole in room[:2])
     keys[:, :, memory:], values[:, :, memory:] = key, value
     return keys, values
 

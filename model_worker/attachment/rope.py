@@ -83,7 +83,8 @@ class Rope:
     def rotate(self, keys: Tensor, positions: Tensor) -> Tensor:
         """Put unrotated `keys` `[B, H, T, D]` at `positions` `[B, T]`; same dtype, computed in float32, rounded once.
 
-        positions: `[B, H, T]` where each head has its own. They may be negative: RoPE depends on differences only.
+        positions: `[B, 1]` where all tokens of a row have one, `[B, H, T]` where each head has its own. They may be
+        negative: RoPE depends on differences only.
         """
         if self._rotary is None:
             return keys
@@ -112,17 +113,20 @@ class Rope:
         return self.rotate(self.unrotate(keys.float(), *self.cos_sin(positions)), to).to(keys.dtype)
 
     def _turn(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """Rotate `x` `[B, H, T, D]` by the model's own function; of a partial rotation the rest stays as it is."""
+        """Rotate `x` `[B, H, T, D]` by the model's own function; of a partial rotation the rest stays as it is.
+
+        That function rotates queries too, of which one head is given: what it returns for them is not used.
+        """
         assert self._apply is not None
         if not self._slice:
             try:
-                return self._apply(x, x, cos, sin)[1]
+                return self._apply(x[:, :1], x, cos, sin)[1]
             except RuntimeError:  # partial rotary done by the caller (Phi, StableLM): the angles are narrower
                 if cos.shape[-1] >= x.shape[-1]:
                     raise
                 self._slice = True
         width = cos.shape[-1]
-        turned = self._apply(x[..., :width], x[..., :width], cos, sin)[1]
+        turned = self._apply(x[:, :1, :, :width], x[..., :width], cos, sin)[1]
         return torch.cat([turned, x[..., width:]], dim=-1)
 
 

@@ -32,9 +32,19 @@ class Place:
             return True
         return near_distance(positions) is not None and not torch.equal(self.new, before.new)
 
+    def keeps_sinks(self, before: "Place", positions: str) -> bool:
+        """Tell whether sinks stand where they stood at the place `before`, though what was recalled may have moved.
+
+        Memory that is `near` moves with each token that is decoded; once it stands in the window, sinks do not.
+        """
+        if near_distance(positions) is None or self.moved(before, "zero"):
+            return False
+        return torch.equal(*(_one_place(positions, place).minimum(self.first) for place in (self, before)))
+
 
 def memory_positions(positions: str, place: Place, offsets: Tensor, valid: Tensor) -> Tensor:
-    """Return where recalled tokens stand, `[B, R]`, or `[B, H, R]` where heads keep different tokens.
+    """Return where recalled tokens stand: `[B, R]`, `[B, 1]` where all of a row stand at one position, or `[B, H, R]`
+    where heads keep different tokens.
 
     positions: of the plan. offsets: `[B, 1 or H, R]`, of the tokens in their source. valid: `[B, R]`, false for pads.
 
@@ -46,10 +56,13 @@ def memory_positions(positions: str, place: Place, offsets: Tensor, valid: Tenso
     if positions == "continual":
         order = valid.long().cumsum(-1)
         return place.first[:, None] - order[:, -1:] + order - 1
+    return _one_place(positions, place)[:, None]
+
+
+def _one_place(positions: str, place: Place) -> Tensor:
+    """Return the one position at which all recalled tokens of a row stand in `zero` and `near:N`, `[B]`."""
     one, distance = place.first - 1, near_distance(positions)
-    if distance is not None:
-        one = torch.maximum(one, place.new - 1 - distance)
-    return one[:, None].expand_as(valid)
+    return one if distance is None else torch.maximum(one, place.new - 1 - distance)
 
 
 def sink_positions(positions: str, origin: int, offsets: Tensor, held: Tensor, follows: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """What stands before a window: chunks that were recalled, as blocks of K-V, and sinks; keys rotated to their places."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -59,7 +59,7 @@ class Recalled:
         self._recent: dict[int, Block] = {}
         self._place: Place | None = None  # for which the keys below were rotated
         self._sinks_held = 0
-        self._rotated: dict[object, RetrievedKV] = {}
+        self._rotated: dict[object, Tensor] = {}  # keys of blocks, by memory layer and rotation
         self._before: dict[int, RetrievedKV] = {}
         self._own: dict[int, Tensor] = {}  # by layer: which recalled tokens are sinks
 
@@ -107,49 +107,81 @@ class Recalled:
             return {}
         place = Place(columns.first(), columns.first_new(), columns.origin)
         held = 0 if self._sinks.held is None else int(self._sinks.held.sum())
-        if self._place is None or held != self._sinks_held or place.moved(self._place, self._attachment.plan.positions):
-            self._rotated, self._before = {}, {}
-            self._own = self._own if held == self._sinks_held else {}
+        positions, last = self._attachment.plan.positions, self._place
+        if last is None or held != self._sinks_held or place.moved(last, positions):
+            same = last is not None and held == self._sinks_held
+            self._rotated, self._own = {}, self._own if same else {}
             self._place, self._sinks_held = place, held
-            self._before = self._all()
+            if last is not None and same and place.keeps_sinks(last, positions):
+                self._before = {layer: self._moved(layer, before) for layer, before in self._before.items()}
+            else:
+                self._before = self._all()
         return self._before
 
     def _all(self) -> dict[int, RetrievedKV]:
         """Return the retrieved K-V of all layers that have any."""
-        plan, found = self._attachment.plan, {}
-        sources = {layer: plan.source(layer) for layer in plan.retrieval_layers}
-        sources = {layer: source for layer, source in sources.items() if source in self.blocks}
         if self._sinks.tokens:
-            return {layer: self._behind_sinks(layer, sources.get(layer)) for layer in self._sinks.layers}
-        for layer, source in sources.items():
+            return {layer: self._behind_sinks(layer) for layer in self._sinks.layers}
+        found: dict[int, RetrievedKV] = {}
+        shared: dict[object, RetrievedKV] = {}
+        for layer in self._attachment.plan.retrieval_layers:
+            if (source := self._source(layer)) is None:
+                continue
             # Layers that take the same block and rotate alike share it; a gate is a layer's own.
             key = (source, self._attachment.ropes[layer].key, layer if layer in self._attachment.gates else None)
-            if key not in self._rotated:
+            if key not in shared:
                 held = self.blocks[source]
-                keys, _ = self._put(layer, held, held.valid)
+                keys = self._put(layer, source, self._positions(source, held.valid))
                 valid = None if bool(held.valid.all()) else held.valid
-                self._rotated[key] = RetrievedKV(keys, held.values, valid, self._attachment.gates.get(layer))
-            found[layer] = self._rotated[key]
+                shared[key] = RetrievedKV(keys, held.values, valid, self._attachment.gates.get(layer))
+            found[layer] = shared[key]
         return found
 
-    def _put(self, layer: int, held: Block, valid: Tensor) -> tuple[Tensor, Tensor]:
-        """Return a block's keys where the plan puts them for a layer, and these positions. valid: `[B, R]`."""
-        assert self._place is not None
-        positions = memory_positions(self._attachment.plan.positions, self._place, held.offsets, valid)
-        return self._attachment.ropes[layer].rotate(held.keys, positions), positions
+    def _source(self, layer: int) -> int | None:
+        """Return the memory layer whose block a layer attends to; None for a layer that attends to none."""
+        plan = self._attachment.plan
+        if layer not in plan.retrieval_layers:
+            return None
+        source = plan.source(layer)
+        return source if source in self.blocks else None
 
-    def _behind_sinks(self, layer: int, source: int | None) -> RetrievedKV:
-        """Return the sinks of one layer, and behind them the block of the layer `source`, without the sinks in it."""
+    def _moved(self, layer: int, before: RetrievedKV) -> RetrievedKV:
+        """Return what a layer attends to where nothing but the block has moved: of `before` all but the block's keys.
+
+        So does each token that is decoded move a memory that is `near`, which has one position and no numbering.
+        """
+        source = self._source(layer)
+        if source is None:
+            return before
+        keys = self._put(layer, source, self._positions(source, self.blocks[source].valid))
+        return replace(before, keys=torch.cat([before.keys[:, :, : before.sinks], keys], 2) if before.sinks else keys)
+
+    def _positions(self, source: int, valid: Tensor) -> Tensor:
+        """Return where the plan puts the block of a memory layer; see `memory_positions`. valid: `[B, R]`."""
+        assert self._place is not None
+        return memory_positions(self._attachment.plan.positions, self._place, self.blocks[source].offsets, valid)
+
+    def _put(self, layer: int, source: int, positions: Tensor) -> Tensor:
+        """Return a block's keys at these positions, rotated as a layer does; layers that rotate alike share them."""
+        rope = self._attachment.ropes[layer]
+        key = source, rope.key
+        if key not in self._rotated:
+            self._rotated[key] = rope.rotate(self.blocks[source].keys, positions)
+        return self._rotated[key]
+
+    def _behind_sinks(self, layer: int) -> RetrievedKV:
+        """Return the sinks of one layer, and behind them the block that it attends to, without the sinks in it."""
         assert self._place is not None
         assert self._sinks.held is not None
         plan, sinks, count = self._attachment.plan.positions, self._sinks, self._sinks.tokens
-        keys, values = [], []
+        source, keys, values = self._source(layer), [], []
         valid, follows = [sinks.there], self._place.first
         if source is not None:
             held = self.blocks[source]
             recalled = held.valid & ~self._sinks_in(source, held)
-            rotated, positions = self._put(layer, held, recalled)
-            keys, values, valid = [rotated], [held.values], [*valid, recalled]
+            positions = self._positions(source, recalled)
+            keys, values = [self._put(layer, source, positions)], [held.values]
+            valid = [*valid, recalled]
             if positions.ndim == 2:
                 follows = torch.where(recalled, positions, follows[:, None]).amin(1).minimum(follows)
         own, own_values = (part[:, :, :count] for part in sinks.layers[layer])

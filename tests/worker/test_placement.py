@@ -34,7 +34,7 @@ def place(first: int, new: int, origin: int = 0) -> Place:
 )
 def test_memory(positions: str, new: int, expected: list[list[int]]) -> None:
     found = memory_positions(positions, place(100, new), OFFSETS, VALID)
-    assert found[VALID].tolist() == torch.tensor(expected)[VALID].tolist()
+    assert found.expand_as(VALID)[VALID].tolist() == torch.tensor(expected)[VALID].tolist()
 
 
 def test_memory_where_it_stood() -> None:

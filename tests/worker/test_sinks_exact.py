@@ -71,6 +71,8 @@ def worst(attachment: Attachment, cache: MemoryCache, by_hand: Stream) -> float:
 def test_logits_are_those_of_explicit_positions(family: str, backend: str) -> None:
     """Compare at all positions, with a memory and without it, whether chunks leave or single tokens."""
     net, plain = zoo.build(family), zoo.build(family)
+    if backend == "sdpa" and not net._supports_sdpa:
+        pytest.skip(f"{family} has no sdpa: it caps scores")
     plain.set_attn_implementation("eager")
     memory = remembered(plain)
     for positions in POSITIONS:
