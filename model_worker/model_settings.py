@@ -16,7 +16,7 @@ from model_worker.errors import InputError
 from model_worker.remember.settings import CHUNK, TOP_K, MemoryOptions, MemorySettings, check_names, unless_none
 
 _LEAST_WINDOW = 256
-# Settings of a model that was made for no memory, found on SmolLM2 (docs/results.md).
+# Settings in mode per_layer of a model that was made for no memory, found on SmolLM2 (docs/presets.md).
 UNTRAINED: Mapping[str, Any] = {"min_share": 0.8}
 
 
@@ -63,7 +63,8 @@ class ModelSettings(MemorySettings):
         if "embed" in asked:
             asked = {"embedder": embedder(asked.pop("embed")), **asked}
         found = cls(**{**given, **asked})
-        made_for = made_for or UNTRAINED
+        untrained = {} if (found.attach_options or {}).get("mode") == "memlong" else UNTRAINED
+        made_for = made_for or untrained
         chunk = found.chunk or whole("chunk", made_for.get("chunk", CHUNK))
         return replace(
             found,

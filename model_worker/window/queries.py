@@ -41,7 +41,7 @@ class Queries:
         memory = self._memory
         if memory is not None and self._prompt:
             return self._question if any(self._question) else []
-        if memory is None or not (ids.shape[1] > 1 or self._since is None or self._since >= memory.cadence):
+        if memory is None or not (ids.shape[1] > 1 or self._is_due(memory.cadence)):
             return []
         queries = []
         for index, past in enumerate(self._recent or [[] for _ in ids]):
@@ -49,6 +49,10 @@ class Queries:
             enough = len(new) > 1 and 8 * len(new) >= memory.query_tokens
             queries.append((new if enough else past + new)[-memory.query_tokens :])
         return queries if any(queries) else []
+
+    def _is_due(self, cadence: int) -> bool:
+        """Tell whether a written token is recalled for. A cadence of 1 means each of them, as in MemLong."""
+        return cadence == 1 or self._since is None or self._since >= cadence
 
     def recalled(self) -> None:
         """Count from here to the next recall; a prompt that was recalled for does not count."""
