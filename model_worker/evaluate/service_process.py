@@ -73,7 +73,8 @@ class ServiceProcess:
             self.kill()
 
     def __enter__(self) -> Self:
-        if threading.current_thread() is threading.main_thread():
+        main = threading.current_thread() is threading.main_thread()  # no other thread may set a handler
+        if main and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:  # else the caller ends the block itself
             self._handled_before = signal.signal(signal.SIGTERM, _end)
         try:
             self.start()

@@ -78,7 +78,7 @@ def test_a_session_goes_on_from_the_window_that_the_release_left(release: Path, 
             assert all(torch.equal(state[name], tensor) for name, tensor in left.items())
             turn, words = session.say(expected["next"]["text"], max_new_tokens=6), expected["next"]["ids"]
             assert turn.ids[: turn.prompt] == words[: turn.prompt]
-            assert len(turn.ids) == len(words)
+            assert turn.prompt < len(turn.ids) <= len(words)
             assert path.stat() != before
     finally:
         torch.set_num_threads(threads)

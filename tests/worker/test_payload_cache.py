@@ -45,7 +45,8 @@ def test_names_are_exact() -> None:
 def test_recall_is_right_whatever_fits(client: kvbank.Client, room: int) -> None:
     """Also when new payloads push out, within one answer, some that the service left out as held."""
     with attached(build("llama_gqa")) as attachment:
-        memory = Memory(attachment, client, bank(), tokenizer(), chunk=4, top_k=3, payload_cache=PayloadCache(room))
+        cache = PayloadCache(room)
+        memory = Memory(attachment, client, bank(), tokenizer(), chunk=4, top_k=3, payload_cache=cache, order="time")
         memory.open()
         parts = [tokens(4, seed=s)[0].tolist() for s in range(6)]
         chunks = [encode(attachment, part) for part in parts]

@@ -12,6 +12,7 @@ import kvbank
 from memory_service.api.embedded import LocalServer
 from model_worker.errors import BankMismatch, InputError, UnsupportedModel
 from model_worker.model import MemoryModel
+from model_worker.model_settings import ModelOptions
 from model_worker.remember.spool import Spool
 from model_worker.session.log import SessionLog
 from model_worker.session.session import Session
@@ -109,7 +110,8 @@ def test_the_same_chunks_as_attention_gets(client: kvbank.Client) -> None:
 
 def test_the_best_chunk_stands_next_to_the_prompt(client: kvbank.Client) -> None:
     """Chunks stand in the order of their scores by default."""
-    with MemoryModel(gpt2(), tokenizer(), memory=client, bank=bank(), chunk=CHUNK, top_k=2, recall="reread") as model:
+    options: ModelOptions = {"chunk": CHUNK, "top_k": 2, "min_share": 0.0, "recall": "reread"}
+    with MemoryModel(gpt2(), tokenizer(), memory=client, bank=bank(), **options) as model:
         model.read(TEXT)
         for prompt, best in (([*TEXT[16:21], *TEXT[25:28]], 16), ([*TEXT[16:19], *TEXT[25:30]], 24)):
             [found] = model.passages.find([prompt])
@@ -131,7 +133,8 @@ def test_another_tokenizer_reads_the_text(client: kvbank.Client) -> None:
 def test_what_needs_attention_is_refused(client: kvbank.Client, tmp_path: Path) -> None:
     with pytest.raises(UnsupportedModel, match="no rotary positions"):
         MemoryModel(gpt2(), tokenizer(), memory=client, bank=bank())
-    with MemoryModel(gpt2(), tokenizer(), memory=client, bank=bank(), chunk=CHUNK, recall="reread") as model:
+    options: ModelOptions = {"chunk": CHUNK, "min_share": 0.0, "recall": "reread"}
+    with MemoryModel(gpt2(), tokenizer(), memory=client, bank=bank(), **options) as model:
         for needs in (lambda: model.memory, model.cache, lambda: model.losses(TEXT, memory=None)):
             with pytest.raises(UnsupportedModel, match=r"attends to none: .*no rotary positions"):
                 needs()

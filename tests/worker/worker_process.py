@@ -80,7 +80,7 @@ def die(address: str, name: str, folder: str) -> None:
 def slots(address: str, name: str, folder: str, other: str) -> None:
     """Attend to the memory slots in a bank, without peft; then restore them and answer from them with an adapter."""
     sys.modules["peft"] = None  # type: ignore[assignment]
-    memory = open_memory(address, name, strict=True, top_k=9)
+    memory = open_memory(address, name, strict=True, top_k=9, order="time")
     memory.open()
     [found] = memory.recall([tokens(97, seed=1)[0].tolist()]) or [[]]
     sums = [float(sum(k.double().sum() for k, _, _ in chunk.layers.values())) for chunk in found]
