@@ -33,11 +33,14 @@ class FactsOptions(MeasuredModel):
     facts: Annotated[int, at_least(1, 10_000), described("Facts of each wording.")] = 20
     wording: Annotated[
         tuple[str, ...],
-        described("number, room, code, colour, city or animal; several times."),
+        described("number, colour, ... (an unknown one names all), or trained, or held-out; several times."),
     ] = ("number", "colour", "city")
     ask: Annotated[
         tuple[str, ...],
-        described("complete: the model completes the statement; chat: its template asks a question. Several times."),
+        described(
+            "complete: the model completes the statement; question: it goes on behind a question and the beginning of "
+            "the reply; chat: its template asks the question. Several times."
+        ),
     ] = ("complete",)
     local: Annotated[
         tuple[str, ...],

@@ -25,7 +25,7 @@ from model_worker.window.recalled import RecalledChunk
 MEMORY, REREAD, NOTHING = "memory", "re-reading", "nothing"
 WAYS = (MEMORY, REREAD, NOTHING)
 # New tokens: a number or a word, and a short sentence.
-_TOKENS = {"complete": 8, "chat": 24}
+_TOKENS = {"complete": 8, "question": 8, "chat": 24}
 
 
 class _Question:
@@ -108,7 +108,7 @@ class Asker:
     def ask(self, fact: WordedFact, place: int, form: str, ways: Sequence[str] = WAYS) -> Asked:
         """Ask for a fact in several ways, `memory` among them. place: of the last token of its answer in the source."""
         tokenizer = self.model.tokenizer
-        asked = fact.beginning if form == "complete" else fact.question
+        asked = fact.asked(form)
         query = encode_text(tokenizer, asked)
         prompt = self._prompt(asked, form)
         port = _Question(self.memory, query)

@@ -24,7 +24,7 @@ from model_worker.evaluate.journal import Journal
 from model_worker.evaluate.planting import PlantedText, plant
 from model_worker.evaluate.resident import resident_bytes
 from model_worker.evaluate.under_pressure import measure_pressure
-from model_worker.evaluate.wordings import FORMS, worded_facts
+from model_worker.evaluate.wordings import FORMS, worded_facts, wordings_named
 from model_worker.model import MemoryModel
 from model_worker.remember.memory import Memory
 from model_worker.user_text import encode_text
@@ -39,10 +39,10 @@ Progress = Callable[[str, int, int], None]
 class Plan:
     """What is planted, and how it is asked for.
 
-    tokens: distances, after which all facts are asked for. facts: of each wording. wording: names of wordings. ask:
-    forms of the question. local: tokens before the question, or `full` for as many as fit. stream: the questions belong
-    to the stream that read the text. capacity: tokens of the bank under pressure, 0 to leave that out. Raises
-    InputError for what is none of these.
+    tokens: distances, after which all facts are asked for. facts: of each wording. wording: names of wordings, or of
+    groups. ask: forms of the question. local: tokens before the question, or `full` for as many as fit. stream: the
+    questions belong to the stream that read the text. capacity: tokens of the bank under pressure, 0 to leave that out.
+    seed: of names, numbers and places. Raises InputError for what is none of these.
     """
 
     tokens: tuple[int, ...]
@@ -91,7 +91,8 @@ class FactsRun:
             raise InputError("the model has no chat template: its facts can only be completed")
         if 0 < plan.capacity < 2 * model.chunk:
             raise InputError(f"a capacity of {plan.capacity} tokens has no room for two chunks of {model.chunk}")
-        facts = worded_facts(plan.seed, plan.wording, plan.facts)
+        self._wordings = wordings_named(plan.wording)
+        facts = worded_facts(plan.seed, self._wordings, plan.facts)
         first, last = min(plan.tokens), max(plan.tokens)
         # What is in the window is not in the bank yet.
         within = max(0, first - model.window - 2 * model.chunk)
@@ -172,7 +173,7 @@ class FactsRun:
                     if right is not None:
                         own = shares.get((wording, way), Share(0, 0))
                         shares[wording, way] = own + Share(int(right), 1)
-        ordered = [(wording, way) for wording in (*self.plan.wording, "all") for way in (*WAYS, FOUND)]
+        ordered = [(wording, way) for wording in (*self._wordings, "all") for way in (*WAYS, FOUND)]
         return [{"wording": key[0], "way": key[1], **shares[key].document()} for key in ordered if key in shares]
 
     def _local_text(self, local: str, form: str) -> list[int]:
@@ -182,7 +183,10 @@ class FactsRun:
         """
         tokenizer = self.model.tokenizer
         longest = max(
-            (encode_text(tokenizer, f"\n{own.fact.beginning} {own.fact.question}") for own in self.planted.facts),
+            (
+                encode_text(tokenizer, f"\n{own.fact.beginning} {own.fact.asked('question')}")
+                for own in self.planted.facts
+            ),
             key=len,
         )
         room = room_for_local(self.model, longest, form)

@@ -19,7 +19,7 @@ from model_worker.evaluate.journal import Journal
 from model_worker.evaluate.planting import plant
 from model_worker.evaluate.resident import resident_bytes
 from model_worker.evaluate.under_pressure import measure_pressure
-from model_worker.evaluate.wordings import WORDINGS, WordedFact, worded_facts
+from model_worker.evaluate.wordings import WORDINGS, WordedFact, worded_facts, wordings_named
 from model_worker.model import MemoryModel
 from model_worker.text_files import reference_text
 from tests.support import command
@@ -52,6 +52,21 @@ def test_facts_are_drawn_and_judged() -> None:
     with pytest.raises(InputError, match="no wording 'numbr'"):
         worded_facts(0, ["numbr"], 1)
     assert {"number", "colour", "city"} <= WORDINGS.keys()
+
+
+def test_every_wording_is_asked_for_in_every_form() -> None:
+    """Test that a form leads up to the answer, that groups part the wordings, and that 16 of 20 may be trained."""
+    trained, held_out = wordings_named(["trained"]), wordings_named(["held-out"])
+    assert (len(trained), len(held_out)) == (16, 4)
+    assert sorted(trained + held_out) == sorted(WORDINGS)
+    assert wordings_named(["number", "held-out"]) == ("number", *held_out)
+    for own in worded_facts(2, tuple(WORDINGS), 1):
+        assert own.asked("complete") == own.beginning
+        assert own.asked("chat") == own.question
+        assert own.asked("question").startswith(f"{own.question} ")
+        assert own.answered(f" {own.answer}.", "question")
+        assert not own.answered(f" It is {own.answer}.", "question")
+        assert own.answer not in own.asked("complete") + own.asked("question") + own.asked("chat")
 
 
 def test_facts_stand_where_the_plan_says(worker: MemoryModel) -> None:
