@@ -37,6 +37,11 @@ class Wording:
     reply: str = "It is"
     held_out: bool = False
 
+    def fact(self, name: str, answer: str) -> "WordedFact":
+        """Return the fact about a name in this wording."""
+        beginning, question = self.statement.format(name=name), self.question.format(name=name)
+        return WordedFact(self.name, name, f"{beginning} {answer}.", beginning, question, answer, self.reply)
+
 
 _ALL = (
     Wording("number", "The number of {name} is", "What is the number of {name}?"),
@@ -134,8 +139,5 @@ def _names(draw: random.Random) -> Iterator[str]:
 
 
 def _made(draw: random.Random, wording: Wording, name: str) -> WordedFact:
-    beginning = wording.statement.format(name=name)
     number = str(draw.randrange(10 ** (DIGITS - 1), 10**DIGITS))
-    answer = draw.choice(wording.words) if wording.words else number
-    question = wording.question.format(name=name)
-    return WordedFact(wording.name, name, f"{beginning} {answer}.", beginning, question, answer, wording.reply)
+    return wording.fact(name, draw.choice(wording.words) if wording.words else number)
