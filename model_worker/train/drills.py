@@ -38,7 +38,10 @@ class DrillShape:
 
 @dataclass(frozen=True, slots=True)
 class DrillRow:
-    """One row of a drill. ids: `[T]`. wanted: bool `[T]`, the tokens to be predicted. chunks: ids `[K, S]`, for all blocks."""
+    """One row of a drill.
+
+    ids: `[T]`. wanted: bool `[T]`, the tokens to be predicted. chunks: ids `[K, S]`, attended to by all blocks.
+    """
 
     ids: Ids
     wanted: NDArray[np.bool_]
