@@ -25,7 +25,8 @@ class RetrievedKV:
 
     keys, values: `[B, Hkv, R, D]`, keys rotated to their positions.
     valid: bool `[B, R]`, false where a shorter row is padded; None when nothing is padded.
-    gate: `[Hq]` in (0, 1) or None. MemLong's optional gate: memory scores times g, local scores times 1 - g.
+    gate: `[Hq]` in (0, 1), or `[B, Hq]`, or None. MemLong's optional gate: memory scores times g, local scores times
+    1 - g; a row whose gate is 0 must have no memory.
     sinks: how many of the first tokens are sinks, which count as local for the gate.
     """
 
@@ -123,7 +124,8 @@ def _gated(
     assert retrieved.gate is not None
     groups = query_heads // key.shape[1]
     key, value, memory_keys, memory_values = (x.repeat_interleave(groups, dim=1) for x in (key, value, *memory))
-    gate = retrieved.gate.to(key.dtype)[None, :, None, None]
+    gate = retrieved.gate.to(key.dtype)
+    gate = (gate if gate.ndim == 2 else gate[None])[:, :, None, None]
     expanded = SimpleNamespace(
         num_key_value_groups=1, is_causal=True, training=module.training, layer_idx=getattr(module, "layer_idx", None)
     )
