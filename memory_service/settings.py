@@ -36,6 +36,11 @@ def _absolute(listen: str) -> str:
     return f"unix:{path}" if len(os.fsencode(path)) <= LONGEST_SOCKET_PATH else listen
 
 
+def _whole(path: str) -> str:
+    """Return the path of a file for a process that goes to another folder; "" stays so."""
+    return path and os.path.abspath(path)
+
+
 Size = Annotated[int, _read(SIZE), SIZE]
 Count = Annotated[int, _read(COUNT), COUNT]
 Seconds = Annotated[float, _read(TIME), TIME, Field(allow_inf_nan=False)]
@@ -113,6 +118,11 @@ class Settings(BaseSettings):
     reflection: bool = Field(False, description="Tell tools such as grpcurl over gRPC which methods there are.")
     metrics_listen: str = Field(
         "", description="HOST:PORT of /metrics for Prometheus, /healthz and /readyz; none where empty."
+    )
+    record: Annotated[str, AfterValidator(_whole)] = Field(
+        "",
+        description="File to which is appended, a JSON line each, which chunks are written, retrieved and gone; none "
+        "where empty.",
     )
     log_format: Literal["text", "json"] = Field("text", description="How log lines look; json: one object a line.")
     log_level: Literal["debug", "info", "warning", "error"] = Field(

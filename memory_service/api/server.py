@@ -74,6 +74,9 @@ class Server:
                 self.same_host = SameHost(settings.data, staging) if settings.same_host and staging else None
             if self.same_host is not None:
                 opened.callback(self.same_host.close)
+            if settings.record:
+                opened.callback(self._metrics.recorder.end)
+                self._metrics.recorder.begin(Path(settings.record), self._engine.store.store_id, settings.min_free)
             self.banks = Banks(self._engine, settings, self._metrics, limits, pauses)
             opened.pop_all()
         self._threads = StorageThreads(settings.storage_threads)
@@ -167,6 +170,7 @@ class Server:
         if self.same_host is not None:
             self.same_host.close()
         self._engine.close()
+        self._metrics.recorder.end()
 
 
 def _options(settings: Settings) -> list[tuple[str, int]]:

@@ -13,6 +13,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.samples import Sample
 
 from memory_service.domain.model import EvictionReason
+from memory_service.observe.recording import Recorder
 from memory_service.observe.troubles import Troubles
 
 # The bounds of buckets. Seconds from 250 us to 131 s: a percentile read from them is right within a factor of two.
@@ -45,6 +46,7 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = Registry()
         self.troubles = Troubles()
+        self.recorder = Recorder()
         ProcessCollector(namespace="kvbank", registry=self.registry)
         self._gauge("kvbank_ready", "1 where the service can be asked.").set_function(
             lambda: float(self.troubles.ready())

@@ -159,6 +159,20 @@ class Recall:
         now = self._store.clock.now_us()
         counts = Counter(hit.chunk_id for row in answer.hits for hit in row)
         self._store.count({chunk_id: Retrievals(count, now, now) for chunk_id, count in counts.items()})
+        if self._metrics.recorder.on:
+            self._record(answer)
+
+    def _record(self, answer: Answer) -> None:
+        """Record which chunks of each bank were found for each query."""
+        found: dict[str, list[list[int]]] = {}
+        for row in answer.hits:
+            own: dict[str, list[int]] = {}
+            for hit in row:
+                own.setdefault(hit.bank.name, []).append(hit.chunk_id)
+            for bank, chunk_ids in own.items():
+                found.setdefault(bank, []).append(chunk_ids)
+        for bank, queries in found.items():
+            self._metrics.recorder.retrieved(bank, queries)
 
     def _checked(self, query: Query) -> tuple[list[Bank], NDArray[np.float32]]:
         """Return the banks and the vectors [n, d] of a query. Errors: those of `retrieval`."""

@@ -387,8 +387,8 @@ class Engine(Protocol):
     called, at the end `rest` and `close`.
 
     An engine heeds the limits that it is made with, leaves out the work that the pauses name (`domain.limits.Work`),
-    and counts in the metrics what it has written, evicted and removed. Its clock goes on over a restart: it keeps the
-    mark of the clock, resumes from it, and follows the wall clock as `domain.clock` says.
+    and counts in the metrics, and tells their recorder, what it has written, evicted and removed. Its clock goes on
+    over a restart: it keeps the mark of the clock, resumes from it, and follows the wall clock as `domain.clock` says.
     """
 
     @property

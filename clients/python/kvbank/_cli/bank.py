@@ -11,6 +11,7 @@ import kvbank
 from kvbank._cli import common, parse
 from kvbank._cli.bank_options import LARGEST, Settings, Specs
 from kvbank._cli.common import DEFAULT_ADDRESS, AsJson, Memory, Name
+from kvbank._cli.trace import trace
 from kvbank.console.ending import say
 from kvbank.console.options import spread
 from kvbank.console.output import print_json, print_line, printable
@@ -190,6 +191,9 @@ def evictions(
         for eviction in shown
     )
     print_table(_EVICTIONS, rows)
+
+
+app.command("trace")(trace)
 
 
 def _answer(bank: kvbank.Bank, as_json: bool) -> None:
