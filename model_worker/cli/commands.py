@@ -14,6 +14,7 @@ from model_worker.cli.evaluate_adapters import icae, icae_latency
 from model_worker.cli.evaluate_evidence import evidence
 from model_worker.cli.evaluate_facts import facts
 from model_worker.cli.evaluate_ppl import ppl
+from model_worker.cli.evaluate_ruler import ruler
 from model_worker.cli.evaluate_ttft import ttft
 from model_worker.cli.homer import homer
 from model_worker.cli.layers import layers
@@ -25,6 +26,7 @@ evaluation = typer.Typer(no_args_is_help=True, help="Measure what a memory is wo
 for _name, _measure in (
     ("ppl", ppl),
     ("facts", facts),
+    ("ruler", ruler),
     ("ttft", ttft),
     ("compression", compression),
     ("passkey", passkey),

@@ -30,7 +30,11 @@ if TYPE_CHECKING:
 _CALL_S = 120.0  # a call to the service of a measurement may wait for a busy disk
 JournalFile = Annotated[
     Path | None,
-    typer.Option(help="Note each finished part in this file, a JSON line each; the same command goes on from it."),
+    typer.Option(
+        "--out",
+        "--log",
+        help="Note each finished part in this file, a JSON line each; the same command goes on from it.",
+    ),
 ]
 Plot = Annotated[Path | None, typer.Option(help="Also write the figures there: an SVG of one, a folder of several.")]
 
@@ -135,8 +139,11 @@ def command_of(name: str, options: Settings, group: Sequence[str] = ("eval",)) -
     return shlex.join(words)
 
 
-def about(name: str, options: MeasuredModel) -> dict[str, Any]:
-    """Return what the document of an evaluation says of the run: its name, its command, its model, its options."""
+def about(name: str, options: Settings) -> dict[str, Any]:
+    """Return what the document of an evaluation says of the run: its name, its command, its model, its options.
+
+    options: with a field `model`.
+    """
     own = {field: _plain(value) for field, value in options if value is not None and value != ()}
     return {"evaluation": name, "command": command_of(name, options), "model": own["model"], "options": own}
 

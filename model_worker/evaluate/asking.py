@@ -107,22 +107,36 @@ class Asker:
 
     def ask(self, fact: WordedFact, place: int, form: str, ways: Sequence[str] = WAYS) -> Asked:
         """Ask for a fact in several ways, `memory` among them. place: of the last token of its answer in the source."""
-        tokenizer = self.model.tokenizer
         asked = fact.asked(form)
-        query = encode_text(tokenizer, asked)
-        prompt = self._prompt(asked, form)
-        port = _Question(self.memory, query)
-        answers: dict[str, list[int] | None] = {MEMORY: self._answer(port, prompt, form)}
+        hits, answers = self._answers(asked, self._prompt(asked, form), _TOKENS[form], ways)
+        right = {way: None if text is None else fact.answered(text, form) for way, text in answers.items()}
+        return Asked(any(hit.start <= place < hit.start + len(hit.token_ids) for hit in hits), right)
+
+    def answers(self, asked: str, tokens: int, ways: Sequence[str]) -> tuple[list[RecalledChunk], dict[str, str]]:
+        """Return what a question finds, and the texts of at most `tokens` tokens that go on from it, by way.
+
+        A way that cannot be is left out.
+        """
+        hits, answers = self._answers(asked, self._prompt(asked, "complete"), tokens, ways)
+        return hits, {way: text for way, text in answers.items() if text is not None and way in ways}
+
+    def _answers(
+        self, asked: str, prompt: Sequence[int], tokens: int, ways: Sequence[str]
+    ) -> tuple[list[RecalledChunk], dict[str, str | None]]:
+        """Search once for what is `asked`, and return the hits and the answers by way, `memory` always among them."""
+        tokenizer = self.model.tokenizer
+        port = _Question(self.memory, encode_text(tokenizer, asked))
+        answers: dict[str, list[int] | None] = {MEMORY: self._answer(port, prompt, tokens)}
         hits = port.hits or []
         if REREAD in ways:
-            answers[REREAD] = self._reread([token for hit in hits for token in hit.token_ids], prompt, form)
+            answers[REREAD] = self._reread([token for hit in hits for token in hit.token_ids], prompt, tokens)
         if NOTHING in ways:
-            answers[NOTHING] = self._answer(_Question(self.memory), prompt, form)
-        right = {
-            way: None if ids is None else fact.answered(str(tokenizer.decode(ids, skip_special_tokens=True)), form)
+            answers[NOTHING] = self._answer(_Question(self.memory), prompt, tokens)
+        told = {
+            way: None if ids is None else str(tokenizer.decode(ids, skip_special_tokens=True))
             for way, ids in answers.items()
         }
-        return Asked(any(hit.start <= place < hit.start + len(hit.token_ids) for hit in hits), right)
+        return hits, told
 
     def _prompt(self, asked: str, form: str) -> list[int]:
         tokenizer = self.model.tokenizer
@@ -131,17 +145,17 @@ class Asker:
             return list(tokenizer.encode(text, add_special_tokens=False, verbose=False))
         return encode_text(tokenizer, f"\n{asked}" if self.local else asked)
 
-    def _answer(self, port: _Question, prompt: Sequence[int], form: str) -> list[int]:
-        return answer(self.model.model, self._begun(port), prompt, _TOKENS[form], self.model.chunk)
+    def _answer(self, port: _Question, prompt: Sequence[int], tokens: int) -> list[int]:
+        return answer(self.model.model, self._begun(port), prompt, tokens, self.model.chunk)
 
-    def _reread(self, again: Sequence[int], prompt: Sequence[int], form: str) -> list[int] | None:
+    def _reread(self, again: Sequence[int], prompt: Sequence[int], tokens: int) -> list[int] | None:
         """Answer by the plain model, which reads the hits between the local text and the question."""
         trained = self.model.attachment.trained_length
         between = [] if self.local else encode_text(self.model.tokenizer, "\n")
         ids = [*again, *between, *prompt]
-        if trained is not None and len(self.local) + len(ids) + _TOKENS[form] > trained:
+        if trained is not None and len(self.local) + len(ids) + tokens > trained:
             return None
-        return answer(self.model.model, copied(self._plain), ids, _TOKENS[form], 0)
+        return answer(self.model.model, copied(self._plain), ids, tokens, 0)
 
 
 def room_for_local(model: MemoryModel, asked: Sequence[int], form: str) -> int:

@@ -79,9 +79,12 @@ def _t95(degrees: int) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """The right answers of those that were asked for, with Wilson's 95 % score interval of the share."""
+    """The right answers of those that were asked for, with Wilson's 95 % score interval of the share.
 
-    right: int
+    right: a fraction where answers are right in part; the interval is then too wide rather than too narrow.
+    """
+
+    right: float
     asked: int
 
     @property

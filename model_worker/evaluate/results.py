@@ -20,6 +20,7 @@ from model_worker.evaluate.layer_tables import layer_lines, layer_tables
 from model_worker.evaluate.memory_figures import facts_figure, first_token_figure, perplexity_figure
 from model_worker.evaluate.memory_tables import cost_line, facts_tables, first_token_tables, perplexity_tables
 from model_worker.evaluate.plain_table import PlainTable
+from model_worker.evaluate.ruler.report import ruler_figure, ruler_tables
 
 PAGE = "results.md"
 _WIDTH = 120
@@ -67,6 +68,18 @@ _SECTIONS = {
         "neither; `chunk found` counts the questions for which a hit holds the answer.",
         facts_tables,
         facts_figure,
+        _cost,
+    ),
+    "ruler": _Section(
+        "RULER's tasks",
+        "Prompts after RULER (arXiv 2404.06654), made by us: what is expected is looked for in the greedy answer, and "
+        "the share that stands there counts. `plain` reads the whole prompt, where the model was trained for so many "
+        "tokens. For the others the text is read into a bank first, and the question is searched for once: `memory` "
+        "attends to the K-V of the hits, `re-reading` reads the tokens of the same hits before the question; `found` "
+        "is the share of what is expected that stands in the hits. One search cannot follow a chain of variables or "
+        "count the words of a list.",
+        ruler_tables,
+        ruler_figure,
         _cost,
     ),
     "evidence": _Section(

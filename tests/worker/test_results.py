@@ -98,6 +98,20 @@ DOCUMENTS: dict[str, dict[str, Any]] = {
             ],
         },
     },
+    "ruler": {
+        "command": "kvbank eval ruler",
+        "model": "m",
+        "window": 16,
+        "rows": [
+            {"tokens": 64, "task": task, "kind": "retrieval", "way": way, "right": right, "asked": asked}
+            for task, way, right, asked in (
+                ("single", "plain", 2, 2),
+                ("single", "memory", 1, 2),
+                ("single", "found", 2, 2),
+                ("multi-key", "memory", 1.5, 2),
+            )
+        ],
+    },
     "ttft": {
         "command": "kvbank eval ttft",
         "model": "m",
@@ -138,6 +152,11 @@ def test_every_evaluation_has_its_section(tmp_path: Path, kind: str) -> None:
             "3,400 tokens fed",
         ],
         "facts": ["| 20 | 0 | complete | all | 3/4 [0.30, 0.95] |", "| 16,384 | 2 | 1.500 |", "2/2 [0.30, 1.00]"],
+        "ruler": [
+            "| 64 | single | 1.00 [0.34, 1.00] | 0.50 [0.09, 0.91] | 1.00 [0.34, 1.00] |",
+            "| 64 | multi-key | - | 0.75 [",
+            "| 64 | all | 1.00 [0.34, 1.00] | 0.62 [",
+        ],
         "layers": [
             "| 0-2, 4 | 4 | chooses | 0.75 [0.30, 0.95] | 1.00 [1.00, 1.00] | 40 |",
             "Chosen: 1 of 4 layers (1), 3 of 4 told (3 by all), 10 bytes a token in place of 40.",
