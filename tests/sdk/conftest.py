@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 import kvbank
-from kvbank.commands import application
 from kvbank.console import ending
 from tests.sdk.host import Host
 from tests.sdk.relay import Relay
+from tests.support import command
 from tests.support.chunks import tensors_of
 from tests.support.service_process import ServiceHost
 
@@ -161,7 +161,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
     def call(*arguments: str) -> Ended:
         monkeypatch.setattr(sys, "argv", ["kvbank", *arguments])
         with pytest.raises(SystemExit) as ended:
-            ending.run(application())
+            ending.run(command.application())
         return Ended(int(ended.value.code or 0), *capsys.readouterr())
 
     return call

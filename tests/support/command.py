@@ -2,11 +2,13 @@
 
 import io
 import sys
+from functools import cache
 from typing import Any, NamedTuple, TextIO
 
 import pytest
 import typer
 
+from kvbank import commands
 from kvbank.console import ending
 
 
@@ -18,6 +20,12 @@ class Ended(NamedTuple):
     @property
     def output(self) -> str:
         return self.stdout + self.stderr
+
+
+@cache
+def application() -> typer.Typer:
+    """Return the application with the commands of all installed parts, made once for all tests of a process."""
+    return commands.application()
 
 
 def run(app: typer.Typer, *arguments: Any, stdin: str | TextIO = "", stdout: io.StringIO | None = None) -> Ended:

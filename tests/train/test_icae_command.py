@@ -11,10 +11,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from kvbank.commands import application
 from kvbank.console import ending
 from model_worker.icae import Icae
 from model_worker.icae.trainer import checkpoints
+from tests.support import command
 from tests.train.icae_runs import adapter, base_model, tokenizer, words
 
 
@@ -23,7 +23,7 @@ def kvbank(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) 
     def run(*arguments: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["kvbank", *map(str, arguments)])
         with pytest.raises(SystemExit) as ended:
-            ending.run(application())
+            ending.run(command.application())
         code = ended.value.code
         return code if isinstance(code, int) else 0, *capsys.readouterr()
 

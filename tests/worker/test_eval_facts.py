@@ -23,7 +23,6 @@ from model_worker.evaluate.wordings import WORDINGS, WordedFact, worded_facts, w
 from model_worker.model import MemoryModel
 from model_worker.text_files import reference_text
 from tests.support import command
-from tests.worker.test_eval_ppl import command_line
 from tests.worker.tiny import bank, build, tokens
 
 TEXT = reference_text()
@@ -215,7 +214,7 @@ def test_the_command(tmp_path: Any) -> None:
     """Test the whole way: counts by place and wording, the figure, and a second run that asks nothing again."""
     options = ["--tokens=600", "--tokens=700", "--facts=1", "--wording=number", "--local=0", "--local=full"]
     called = ("eval", "facts", *options, "--out", tmp_path / "run.jsonl", "--json")
-    ended = command.run(command_line(), *called, "--plot", tmp_path / "facts.svg")
+    ended = command.run(command.application(), *called, "--plot", tmp_path / "facts.svg")
     assert ended.exit_code == 0, ended.stderr
     found = json.loads(ended.stdout)
     rows = [row for row in found["answers"] if row["wording"] == "all"]
@@ -231,7 +230,7 @@ def test_the_command(tmp_path: Any) -> None:
     assert "<svg" in (tmp_path / "facts.svg").read_text(encoding="utf-8")
     lines = [json.loads(line) for line in (tmp_path / "run.jsonl").read_text(encoding="utf-8").splitlines()]
     assert len(lines) == 4
-    again = json.loads(command.run(command_line(), *called).stdout)
+    again = json.loads(command.run(command.application(), *called).stdout)
     assert again["answers"] == found["answers"]
     assert again["cost"]["tokens"] < found["cost"]["tokens"]
 

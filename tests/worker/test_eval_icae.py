@@ -13,7 +13,6 @@ from sacrebleu import corpus_bleu
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from kvbank.commands import application
 from kvbank.console import ending
 from model_worker.errors import InputError
 from model_worker.evaluate.adapter import Evaluation, measure, plan
@@ -24,6 +23,7 @@ from model_worker.evaluate.restoration import Reader, Restoration, restoration
 from model_worker.icae import Icae, IcaeConfig, combine, loss, restore
 from model_worker.icae.decode import losses
 from model_worker.icae.layout import restore_row
+from tests.support import command
 from tests.worker.tiny import VOCABULARY, sharpen, tokenizer, tokens
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
@@ -272,7 +272,7 @@ def kvbank(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) 
     def run(*arguments: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["kvbank", *(str(argument) for argument in arguments)])
         with pytest.raises(SystemExit) as ended:
-            ending.run(application())
+            ending.run(command.application())
         return int(ended.value.code or 0), *capsys.readouterr()
 
     return run

@@ -241,7 +241,7 @@ def test_the_command_goes_on_from_its_file(tmp_path: Path) -> None:
     options = ["--tokens=200", "--score=64", "--memory=64", "--chunk=8", "--window=24", "--other=48", "--memlong=1"]
     texts = [f"--text={tmp_path / name}.txt" for name in "ab"]
     called = ("eval", "ppl", "--model", folder, *texts, *options, "--out", tmp_path / "run.jsonl", "--json")
-    first = command.run(command_line(), *called, "--plot", tmp_path / "ppl.svg")
+    first = command.run(command.application(), *called, "--plot", tmp_path / "ppl.svg")
     assert first.exit_code == 0, first.stderr
     found = json.loads(first.stdout)
     assert [row["memory"] for row in found["gains"]] == [NONE, "last 64", ALL, OTHER]
@@ -252,12 +252,6 @@ def test_the_command_goes_on_from_its_file(tmp_path: Path) -> None:
     assert found["cost"]["stored"] > 0
     assert "<svg" in (tmp_path / "ppl.svg").read_text(encoding="utf-8")
     lines = (tmp_path / "run.jsonl").read_text(encoding="utf-8")
-    second = command.run(command_line(), *called)
+    second = command.run(command.application(), *called)
     assert json.loads(second.stdout) == found
     assert (tmp_path / "run.jsonl").read_text(encoding="utf-8") == lines
-
-
-def command_line() -> Any:
-    from kvbank.commands import application
-
-    return application()

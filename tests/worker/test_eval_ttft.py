@@ -12,7 +12,6 @@ from model_worker.errors import InputError
 from model_worker.evaluate.first_token import ALL, HELD, HITS, MEMORY, FirstTokenRun, Plan, median_width
 from model_worker.model import MemoryModel
 from tests.support import command
-from tests.worker.test_eval_ppl import command_line
 from tests.worker.tiny import bank, build, tokenizer, tokens
 
 CHUNK, TOP_K, QUESTION = 8, 3, 6
@@ -84,7 +83,7 @@ def test_the_command(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text(" ".join(f"w{i}" for i in tokens(300)[0].tolist()), encoding="utf-8")
     options = ["--history=64", "--history=200", "--rounds=2", "--top-k=2", "--chunk=8", "--window=16"]
     called = ("eval", "ttft", "--model", folder, "--text", tmp_path / "a.txt", *options)
-    ended = command.run(command_line(), *called, "--plot", tmp_path / "ttft.svg")
+    ended = command.run(command.application(), *called, "--plot", tmp_path / "ttft.svg")
     assert ended.exit_code == 0, ended.stderr
     assert ended.stderr == "" or "profiler" not in ended.stderr
     assert "2 hits of 8 tokens" in ended.stdout

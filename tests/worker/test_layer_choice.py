@@ -10,7 +10,6 @@ import torch
 from transformers import PreTrainedModel
 
 import kvbank
-from kvbank.commands import application
 from model_worker.attaching import attach
 from model_worker.attachment.layer_choice import LayerChoice, named_parts, read_layers
 from model_worker.attachment.loading import load_model
@@ -144,7 +143,9 @@ def test_an_evaluation_runs_with_the_layers_of_a_file(tmp_path: Path, chosen: Ca
     spans = ("--text", text, "--tokens=64", "--score=16", "--memory=32", "--chunk=8", "--window=16", "--other=0")
     stored = []
     for options in ((), ("--layers", path)):
-        done = command.run(application(), "eval", "ppl", "--model", tmp_path / "model", *spans, *options, "--json")
+        done = command.run(
+            command.application(), "eval", "ppl", "--model", tmp_path / "model", *spans, *options, "--json"
+        )
         assert done.exit_code == 0, done.stderr
         found = json.loads(done.stdout)
         stored.append(found["cost"]["stored"])

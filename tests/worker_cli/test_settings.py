@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from kvbank.commands import application
 from model_worker.errors import InputError
 from model_worker.settings.file import as_toml
 from model_worker.train.adapter_settings import AdapterTraining
@@ -16,7 +15,7 @@ TRAIN = ("train", "icae")
 
 def printed(*arguments: object) -> dict[str, object]:
     """Return the settings that `--print-config` prints, read as a TOML file is."""
-    ended = command.run(application(), *TRAIN, *arguments, "--print-config")
+    ended = command.run(command.application(), *TRAIN, *arguments, "--print-config")
     assert ended.exit_code == 0, ended.stderr
     return tomllib.loads(ended.stdout)
 
@@ -61,7 +60,7 @@ def test_what_is_printed_is_a_file_that_gives_the_same(tmp_path: Path) -> None:
 def test_what_is_wrong_in_a_file_is_one_line(tmp_path: Path, content: bytes, said: str) -> None:
     file = tmp_path / "run.toml"
     file.write_bytes(content)
-    ended = command.run(application(), *TRAIN, file, "--out", tmp_path / "run")
+    ended = command.run(command.application(), *TRAIN, file, "--out", tmp_path / "run")
     assert (ended.exit_code, ended.stdout) == (1, "")
     [line] = ended.stderr.splitlines()
     assert str(file) in line
@@ -79,15 +78,15 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
         ),
         (("--data", "a.txt"), "kvbank: Missing option '--out'; see kvbank train icae --help\n"),
     ):
-        assert command.run(application(), *TRAIN, *arguments) == (2, "", said)
-    ended = command.run(application(), *TRAIN, tmp_path / "none.toml", "--out", "run")
+        assert command.run(command.application(), *TRAIN, *arguments) == (2, "", said)
+    ended = command.run(command.application(), *TRAIN, tmp_path / "none.toml", "--out", "run")
     assert ended.exit_code == 1
     assert "No such file" in ended.stderr
 
 
 def test_help_groups_the_options_and_shows_their_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "120")
-    shown = command.run(application(), *TRAIN, "--help").stdout
+    shown = command.run(command.application(), *TRAIN, "--help").stdout
     text = " ".join(shown.split())
     assert all(name in text for name in ("The adapter (ignored with --adapter)", "Data and objective", "The run"))
     missing = [name for name in AdapterTraining.model_fields if f"--{name.replace('_', '-')}" not in text]

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from kvbank.commands import application
 from kvbank.console import ending
 from model_worker.attaching import attach
 from model_worker.attachment.loading import load_model
 from model_worker.demo.story import plant
 from model_worker.errors import InputError
 from model_worker.evaluate.facts import TRAINING_SEEDS, make_facts
+from tests.support import command
 
 
 def installed(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -38,7 +38,7 @@ def kvbank(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) 
     def run(*arguments: str) -> Done:
         monkeypatch.setattr(sys, "argv", ["kvbank", *arguments])
         with pytest.raises(SystemExit) as ended:
-            ending.run(application())
+            ending.run(command.application())
         code = ended.value.code
         return subprocess.CompletedProcess(arguments, code if isinstance(code, int) else 0, *capsys.readouterr())
 

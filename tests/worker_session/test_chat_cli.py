@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 import kvbank
-from kvbank.commands import application
 from memory_service.api.embedded import LocalServer
 from model_worker.cli.terminal import Waiting, printable
 from model_worker.session.folder import read_session
@@ -17,7 +16,7 @@ from tests.support import command
 
 
 def kvbank_command(*arguments: object, stdin: str = "") -> command.Ended:
-    return command.run(application(), *arguments, stdin=stdin)
+    return command.run(command.application(), *arguments, stdin=stdin)
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ import torch
 from transformers import BertConfig, BertModel
 
 import kvbank
-from kvbank.commands import application
 from memory_service.api.embedded import LocalServer
 from model_worker import MemoryModel
 from model_worker.embed import embedder
@@ -20,7 +19,7 @@ from tests.worker_session.conftest import byte_tokenizer
 
 
 def kvbank_command(*arguments: object, stdin: str = "") -> command.Ended:
-    return command.run(application(), *arguments, stdin=stdin)
+    return command.run(command.application(), *arguments, stdin=stdin)
 
 
 def save_encoder(folder: Path) -> Path:

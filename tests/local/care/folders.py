@@ -5,13 +5,12 @@ import json
 import shutil
 import sqlite3
 
-from kvbank.commands import application
 from tests.support import command
 
 
 def run(*arguments, code=0):
     """Run a command and return what it printed; a refusal is one line on stderr."""
-    result = command.run(application(), *arguments)
+    result = command.run(command.application(), *arguments)
     assert result.exit_code == code, (result.stdout, result.stderr)
     assert code != 1 or result.stderr.count("\n") <= 1
     return result

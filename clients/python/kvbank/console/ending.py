@@ -17,6 +17,7 @@ import tempfile
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any, NoReturn, TypeAlias
 
 import typer
@@ -54,8 +55,7 @@ class Failed(Exception):
 
 def run(app: typer.Typer, name: str = "kvbank", arguments: Sequence[str] | None = None) -> NoReturn:
     """Run a command of `app` and end the process. arguments: words of the command line; None: those of the process."""
-    command = typer.main.get_command(app)
-    make_literal(command)
+    command = _command(app)
     context: Any = None
     try:
         with warnings.catch_warnings():
@@ -68,6 +68,15 @@ def run(app: typer.Typer, name: str = "kvbank", arguments: Sequence[str] | None 
         debugging = bool(context is not None and context.params.get("debug")) or wants_debugging()
         raise SystemExit(_tell(error, debugging)) from None
     raise SystemExit(0)
+
+
+@lru_cache(maxsize=1)
+def _command(app: typer.Typer) -> Any:
+    """Return the commands of `app` with literal help. They are made once for as long as a process runs the same `app`:
+    to make all of kvbank's takes as long as many a command runs."""
+    command = typer.main.get_command(app)
+    make_literal(command)
+    return command
 
 
 def wants_debugging() -> bool:
