@@ -21,7 +21,8 @@ SOFT, KV = IcaeConfig(4, 3), IcaeConfig(4, 3, interface="kv")
 SPREAD = IcaeConfig(4, 3, interface="kv", positions="spread")
 
 
-FORMS = pytest.mark.parametrize("config", [SOFT, KV, SPREAD], ids=["soft", "kv", "spread"])
+FORMS = {"soft": SOFT, "kv": KV, "spread": SPREAD}
+EVERY_FORM = pytest.mark.parametrize("config", FORMS.values(), ids=FORMS)
 
 
 CLOSE = 2e-4  # of values that are around 1

@@ -17,14 +17,14 @@ from model_worker.icae import Icae, IcaeConfig, answer, continue_, loss, restore
 from model_worker.icae.decode import logits
 from model_worker.icae.layout import restore_row
 from model_worker.icae.official import import_official
-from tests.worker.icae.adapters import FORMS, KV, SOFT, SPREAD, made, same, small, text
+from tests.worker.icae.adapters import EVERY_FORM, KV, SOFT, SPREAD, made, same, small, text
 from tests.worker.tiny import build
 
 # peft 0.21 asks transformers 5.23 under an old name.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 
 
-@FORMS
+@EVERY_FORM
 def test_saved_and_loaded(config: IcaeConfig, tmp_path: Path) -> None:
     """Bit-equal slots, the same digest and configuration; frozen unless it is to be trained further."""
     base = build("llama_gqa")
@@ -119,7 +119,7 @@ def test_spans_beyond_the_models_positions_are_refused(
     IcaeConfig(1000).check_fits(None)
 
 
-@FORMS
+@EVERY_FORM
 @torch.no_grad()
 def test_what_runs_beyond_the_models_positions_is_refused(config: IcaeConfig) -> None:
     """Slots of three spans, text and new tokens fit to the last position, whatever asks for them; a default is what

@@ -31,6 +31,7 @@ from model_worker.window.cache import MemoryCache
 from model_worker.window.capture import Captured
 from model_worker.window.encoding import encode
 from model_worker.window.recalled import RecalledChunk
+from tests.support.diagonal import diagonal
 from tests.worker.tiny import attached, bank, build, tokenizer, tokens, worst
 from tests.worker.worker_process import worker
 
@@ -88,8 +89,10 @@ def remembered(memory: Memory, *seeds: int, count: int = SIZE) -> list[kvbank.Ch
 # -- what is stored ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("family", "dtype"),
+    diagonal(FAMILIES, {"fp32": torch.float32, "bf16": torch.bfloat16}),
+)
 def test_every_family(adapter: Adapter, family: str, dtype: torch.dtype) -> None:
     """Soft tokens are the adapter's slots; K-V are what a plain forward over them makes, or the encoder's own."""
     net = build(family).to(dtype)

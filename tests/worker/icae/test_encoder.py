@@ -9,7 +9,19 @@ import torch
 from model_worker.icae import IcaeConfig, combine, loss
 from model_worker.icae.decode import losses
 from model_worker.icae.layout import continue_row, restore_row
-from tests.worker.icae.adapters import CLOSE, FORMS, gradients, made, peft_encoder, same, span_embeds, text, worst
+from tests.support.diagonal import diagonal
+from tests.worker.icae.adapters import (
+    CLOSE,
+    EVERY_FORM,
+    FORMS,
+    gradients,
+    made,
+    peft_encoder,
+    same,
+    span_embeds,
+    text,
+    worst,
+)
 from tests.worker.tiny import FAMILIES, build
 
 # peft 0.21 asks transformers 5.23 under an old name.
@@ -48,7 +60,7 @@ def test_equal_spans() -> None:
         assert set(lengths[:-1]) <= {lengths[0]}
 
 
-@FORMS
+@EVERY_FORM
 @torch.no_grad()
 def test_each_span_is_alone(config: IcaeConfig) -> None:
     """Spans of a long context are encoded apart and put in order; spread positions count through the source."""
@@ -62,8 +74,7 @@ def test_each_span_is_alone(config: IcaeConfig) -> None:
     assert whole.next_position == (12 if config.positions == "contiguous" else 29)
 
 
-@FORMS
-@pytest.mark.parametrize("family", [*FAMILIES, "llama_gqa eager"])
+@pytest.mark.parametrize(("family", "config"), diagonal((*FAMILIES, "llama_gqa eager"), FORMS))
 def test_a_padded_batch_is_its_rows(family: str, config: IcaeConfig) -> None:
     """Slots, losses and gradients of rows of different lengths, in one batch and one by one."""
     base = build(family.removesuffix(" eager"))

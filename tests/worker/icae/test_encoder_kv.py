@@ -12,6 +12,7 @@ from model_worker.errors import InputError
 from model_worker.icae import Icae, IcaeConfig, Slots, combine, continue_, restore
 from model_worker.icae.decode import logits
 from model_worker.icae.layout import answer_row, continue_row, restore_row
+from tests.support.diagonal import diagonal
 from tests.worker.icae.adapters import CLOSE, KV, SPREAD, made, peft_encoder, span_embeds, text, worst
 from tests.worker.tiny import FAMILIES, build
 
@@ -19,8 +20,7 @@ from tests.worker.tiny import FAMILIES, build
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 
 
-@pytest.mark.parametrize("config", [KV, SPREAD], ids=["contiguous", "spread"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("family", "config"), diagonal(FAMILIES, {"contiguous": KV, "spread": SPREAD}))
 @torch.no_grad()
 def test_kv_of_the_memory_rows(family: str, config: IcaeConfig, tmp_path: Path) -> None:
     """Slots are what the peft model's cache holds at the memory rows, keys before RoPE; the frozen base goes on from

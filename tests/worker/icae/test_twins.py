@@ -13,7 +13,8 @@ from model_worker.icae import IcaeConfig, loss, restore
 from model_worker.icae.decode import losses
 from model_worker.icae.layout import restore_row
 from model_worker.window.cache import MemoryCache
-from tests.worker.icae.adapters import FORMS, KV, SOFT, SPREAD, gradients, made, same, small, text, worst
+from tests.support.diagonal import diagonal
+from tests.worker.icae.adapters import EVERY_FORM, FORMS, KV, SOFT, SPREAD, gradients, made, same, small, text, worst
 from tests.worker.tiny import FAMILIES, ListMemory, build, tokens
 
 # peft 0.21 asks transformers 5.23 under an old name.
@@ -100,8 +101,7 @@ class Calls:
         self.count += 1
 
 
-@FORMS
-@pytest.mark.parametrize("family", ["llama_gqa", "qwen3", "gemma", "gpt_neox"])
+@pytest.mark.parametrize(("family", "config"), diagonal(("llama_gqa", "qwen3", "gemma", "gpt_neox"), FORMS))
 def test_checkpointing_gives_the_same_gradients(family: str, config: IcaeConfig) -> None:
     """Layers of encoder and decoder run twice and give what they gave, LoRA on in one and off in the other."""
     icae = made(build(family), config, dropout=0.0)
@@ -156,7 +156,7 @@ def test_reentrant_checkpointing_of_kv_is_refused() -> None:
         made(build("llama_gqa"), KV).activation_checkpointing_enable({"use_reentrant": True})
 
 
-@FORMS
+@EVERY_FORM
 def test_checkpointing_does_not_touch_decoding(config: IcaeConfig) -> None:
     """Checkpointed layers in train mode have no cache; texts are greedy all the same."""
     icae = made(build("llama_gqa"), config, dropout=0.0)
@@ -183,7 +183,7 @@ def test_the_decoder_has_no_dropout() -> None:
     assert not icae.decoder.training
 
 
-@FORMS
+@EVERY_FORM
 def test_a_few_steps_of_training(config: IcaeConfig) -> None:
     """LoRA and rows learn a text through the frozen decoder."""
     icae = made(build("llama_gqa"), config, dropout=0.0)

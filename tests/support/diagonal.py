@@ -1,0 +1,39 @@
+"""The quick part of a matrix of cases, and the slow rest."""
+
+from collections.abc import Mapping, Sequence
+from itertools import product
+from typing import Any, TypeAlias
+
+import pytest
+
+Axis: TypeAlias = Mapping[str, Any] | Sequence[str]
+
+
+def diagonal(longest: Axis, *others: Axis) -> list[Any]:
+    """Return every combination of values, as cases of `pytest.mark.parametrize`. As many as `longest` has are quick,
+    and each value of each axis is in one of them; the others have the mark `slow`.
+
+    longest, others: the axes; values by the names that cases go by, or names that are values.
+    """
+    axes = [axis if isinstance(axis, Mapping) else dict(zip(axis, axis, strict=True)) for axis in (longest, *others)]
+    quick = _quick(*axes)
+    return [
+        pytest.param(
+            *(axis[name] for axis, name in zip(axes, names, strict=True)),
+            id="-".join(names),
+            marks=() if names in quick else pytest.mark.slow,
+        )
+        for names in product(*axes)
+    ]
+
+
+def _quick(longest: Mapping[str, Any], *others: Mapping[str, Any]) -> set[tuple[str, ...]]:
+    """Count along the longest axis; the digits of a count choose from the other axes."""
+    quick = set()
+    for count, name in enumerate(longest):
+        names, rest = [name], count
+        for other in others:
+            rest, digit = divmod(rest, len(other))
+            names.append([*other][digit])
+        quick.add(tuple(names))
+    return quick
