@@ -11,8 +11,10 @@ from model_worker.cli.compressors import compressors
 from model_worker.cli.demo import demo
 from model_worker.cli.evaluate import compression, homer_memory, passkey
 from model_worker.cli.evaluate_adapters import icae, icae_latency
+from model_worker.cli.evaluate_chat import measured_chat
 from model_worker.cli.evaluate_evidence import evidence
 from model_worker.cli.evaluate_facts import facts
+from model_worker.cli.evaluate_icl import icl
 from model_worker.cli.evaluate_ppl import ppl
 from model_worker.cli.evaluate_ruler import ruler
 from model_worker.cli.evaluate_ttft import ttft
@@ -28,6 +30,8 @@ for _name, _measure in (
     ("facts", facts),
     ("ruler", ruler),
     ("ttft", ttft),
+    ("chat", measured_chat),
+    ("icl", icl),
     ("compression", compression),
     ("passkey", passkey),
     ("homer-memory", homer_memory),

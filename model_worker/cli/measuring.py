@@ -25,6 +25,7 @@ from model_worker.errors import InputError
 from model_worker.settings.base import Settings
 
 if TYPE_CHECKING:
+    from model_worker.evaluate.service_process import ServiceProcess
     from model_worker.model import MemoryModel
 
 _CALL_S = 120.0  # a call to the service of a measurement may wait for a busy disk
@@ -41,24 +42,48 @@ Plot = Annotated[Path | None, typer.Option(help="Also write the figures there: a
 
 @contextmanager
 def measured_worker(options: MeasuredModel, data: Path | None = None, **changes: Any) -> Iterator["MemoryModel"]:
-    """Load the model of `options`, and attach it to an empty memory service, whose folder is deleted at the end.
+    """Load the model of `options`, and attach it to a memory service of its own, as `measured_service` has one.
+
+    data: a folder that is kept, with all that is in its store. changes: settings of the `MemoryModel` beside those of
+    `options`. Raises InputError for a folder that cannot be made.
+    """
+    loaded = load_measured(options)
+    with measured_service(data) as service, attached(loaded, options, service.address, **changes) as model:
+        yield model
+
+
+@contextmanager
+def measured_service(data: Path | None = None) -> Iterator["ServiceProcess"]:
+    """Start an empty memory service, whose folder is deleted at the end.
 
     The service is a process of its own, so that time and memory of the worker are the worker's. data: a folder that is
-    kept instead, with all that is in its store. changes: settings of the `MemoryModel` beside those of `options`.
-    SIGTERM ends the block as an error does. Raises InputError for a folder that cannot be made.
+    kept instead, with all that is in its store. SIGTERM ends the block as an error does. Raises InputError for a folder
+    that cannot be made.
     """
-    from model_worker.attachment.loading import device_named
     from model_worker.evaluate.service_process import ServiceProcess
+
+    with _terminable(), _folder(data) as folder, ServiceProcess(folder) as service:
+        yield service
+
+
+def load_measured(options: MeasuredModel) -> tuple[Any, Any]:
+    """Load the model and the tokenizer that `options` name, without a word."""
+    from model_worker.attachment.loading import device_named
+
+    return load_quietly(options.model, device=device_named(options.device), dtype=options.dtype, rope=options.rope)
+
+
+@contextmanager
+def attached(loaded: tuple[Any, Any], options: MeasuredModel, address: str, **changes: Any) -> Iterator["MemoryModel"]:
+    """Attach a model that was loaded to the service at an address; changes: as in `measured_worker`."""
     from model_worker.model import MemoryModel
 
-    loaded = load_quietly(options.model, device=device_named(options.device), dtype=options.dtype, rope=options.rope)
-    with _terminable(), _folder(data) as folder, ServiceProcess(folder) as service:
-        settings = {"strict": True, "patience": _CALL_S, **options.model_settings(), **changes}
-        with (
-            kvbank.connect(service.address, timeout=_CALL_S) as client,
-            MemoryModel(*loaded, memory=client, bank="unused", **settings) as model,
-        ):
-            yield model
+    settings = {"strict": True, "patience": _CALL_S, **options.model_settings(), **changes}
+    with (
+        kvbank.connect(address, timeout=_CALL_S) as client,
+        MemoryModel(*loaded, memory=client, bank="unused", **settings) as model,
+    ):
+        yield model
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from model_worker.evaluate.plain_table import PlainTable, plus_minus
+from model_worker.evaluate.plain_table import PlainTable, plus_minus, share_cell
 
 _Document = Mapping[str, Any]
 
@@ -100,7 +100,7 @@ def facts_tables(found: _Document) -> list[PlainTable]:
             local,
             form,
             wording,
-            *(_share(own.get((tokens, local, form, wording, way))) for way in ways),
+            *(share_cell(own.get((tokens, local, form, wording, way))) for way in ways),
         )
         for tokens, local, form in places
         for wording in wordings
@@ -116,11 +116,6 @@ def facts_tables(found: _Document) -> list[PlainTable]:
     return tables
 
 
-def _share(row: _Document | None) -> str:
-    """Return right of asked, and the interval of the share; a dash where nothing was asked."""
-    return "-" if row is None else f"{row['right']}/{row['asked']} [{row['low']:.2f}, {row['high']:.2f}]"
-
-
 def _resident(found: Sequence[_Document]) -> PlainTable:
     first = found[0]["bytes"]
     rows = [(f"{own['tokens']:,}", f"{own['bytes'] / (1 << 20):,.0f}", f"{own['bytes'] / first:.3f}") for own in found]
@@ -128,7 +123,7 @@ def _resident(found: Sequence[_Document]) -> PlainTable:
 
 
 def _pressure(found: _Document) -> PlainTable:
-    rows = [(own["group"], _share(own["stays"]), _share(own["recalled"])) for own in found["facts"]]
+    rows = [(own["group"], share_cell(own["stays"]), share_cell(own["recalled"])) for own in found["facts"]]
     title = f"Under pressure: a bank of {found['capacity']:,} tokens, policy {found['policy']}"
     caption = f"{found['written']:,} chunks written, {found['evicted']:,} evicted"
     return PlainTable(title, ["facts", "still in the bank", "recalled"], rows, caption)

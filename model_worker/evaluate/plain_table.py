@@ -1,7 +1,8 @@
 """A table of an evaluation, as text: the command prints it, and the page of results has it in Markdown."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,3 +31,8 @@ def plus_minus(value: float | None, width: float | None, form: str = "+.4f") -> 
     if value is None:
         return "-"
     return f"{value:{form}}" if width is None else f"{value:{form}} ± {width:{form.lstrip('+')}}"
+
+
+def share_cell(row: Mapping[str, Any] | None) -> str:
+    """Return right of asked and the interval of the share, of a row that has them; a dash where nothing was asked."""
+    return "-" if row is None else f"{row['right']}/{row['asked']} [{row['low']:.2f}, {row['high']:.2f}]"

@@ -13,8 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from model_worker.evaluate.chat_report import chat_figure, chat_tables
 from model_worker.evaluate.evidence.report import cost_lines, recall_figure, recall_tables
 from model_worker.evaluate.figure import Figure, draw
+from model_worker.evaluate.icl_report import icl_figure, icl_tables
 from model_worker.evaluate.layer_figures import layers_figure
 from model_worker.evaluate.layer_tables import layer_lines, layer_tables
 from model_worker.evaluate.memory_figures import facts_figure, first_token_figure, perplexity_figure
@@ -80,6 +82,31 @@ _SECTIONS = {
         "count the words of a list.",
         ruler_tables,
         ruler_figure,
+        _cost,
+    ),
+    "chat": _Section(
+        "Facts told in a conversation",
+        "Facts about made-up names are told in the first turns of a conversation, a turn each. After so many turns of "
+        "other sentences as the table says, all of them are asked for, a turn each, through the sessions that `kvbank "
+        "chat` has. `told` asks the session itself; where the table says so, the service was killed and started "
+        "before that, and a new process asks. `whole context` has the whole conversation in the window of the model, "
+        "where it was trained for that length; `no memory` has the same window as `told`, and recalls nothing. The "
+        "other columns say what must be right for a fact to be told: that its statement stands whole in a chunk, that "
+        "the chunk with its answer is found, that it is told from the same bank by a question in an empty window. What "
+        "is said behind a place is said in a fork of the conversation, which has none of the questions.",
+        chat_tables,
+        chat_figure,
+        _cost,
+    ),
+    "icl": _Section(
+        "Labels told by demonstrations in memory",
+        "A text is asked for its label behind demonstrations in the context, and with others in a memory, a chunk "
+        "each, as in MemLong's table. `found of N` searches among N that are drawn anew for each text, as MemLong's "
+        "code does; `found of all` among all of the bank; `random` attends to as many without a search. `vote` is no "
+        "model: the label that most of those have that `found of all` attends to. Texts and demonstrations of the "
+        "context are drawn by each seed; no text that is asked for stands in the bank.",
+        icl_tables,
+        icl_figure,
         _cost,
     ),
     "evidence": _Section(

@@ -37,12 +37,15 @@ def gain(memory: str, value: float) -> dict[str, Any]:
     return {"memory": memory, "gain": value, "width_blocks": 0.01, "width_documents": None}
 
 
+def told(right: int) -> dict[str, Any]:
+    return {"right": right, "asked": 4, "share": right / 4, "low": 0.3, "high": 0.95}
+
+
 def counted(layers: list[int], right: int) -> dict[str, Any]:
-    told = {"right": right, "asked": 4, "share": right / 4, "low": 0.3, "high": 0.95}
     return {
         "layers": layers,
         "bytes_per_token": 10 * len(layers),
-        "told": told,
+        "told": told(right),
         "kept": {"share": 1, "low": 1, "high": 1},
     }
 
@@ -112,6 +115,28 @@ DOCUMENTS: dict[str, dict[str, Any]] = {
             )
         ],
     },
+    "chat": {
+        "command": "kvbank eval chat",
+        **{"model": "m", "window": 16, "restarted": True},
+        "answers": [
+            {"turns": turns, "wording": wording, "way": way}
+            | {"right": 3, "asked": 4, "share": 0.75, "low": 0.3, "high": 0.95}
+            for turns in (50, 1000)
+            for wording in ("number", "all")
+            for way in ("told", "no memory", "whole")
+        ],
+        "conversations": [{"seed": 5, "turns": 1000, "tokens": 42_000, "told": 3, "asked": 4}],
+    },
+    "icl": {
+        "command": "kvbank eval icl",
+        **{"model": "m", "top_k": 2, "left_out": [["mr", 20]]},
+        "rows": [
+            {"task": "mr", "shots": 4, "way": way, "label": told(3), "greedy": told(1)}
+            | {"seeds": 3, "mean": 0.7, "width": 0.1}
+            for way in ("no memory", "found of all")
+        ],
+        "differences": [{"task": "mr", "shots": 4, "of": "found of all", "less": "vote", "mean": -0.05, "width": 0.02}],
+    },
     "ttft": {
         "command": "kvbank eval ttft",
         "model": "m",
@@ -161,6 +186,16 @@ def test_every_evaluation_has_its_section(tmp_path: Path, kind: str) -> None:
             "| 0-2, 4 | 4 | chooses | 0.75 [0.30, 0.95] | 1.00 [1.00, 1.00] | 40 |",
             "Chosen: 1 of 4 layers (1), 3 of 4 told (3 by all), 10 bytes a token in place of 40.",
             "2 sets tried in the search.",
+        ],
+        "chat": [
+            "after a restart of service and worker, window 16",
+            "| 1,000 | all | 3/4 [0.30, 0.95] | 3/4 [0.30, 0.95] |",
+            "| 5 | 1,000 | 42,000 | 3/4 |",
+        ],
+        "icl": [
+            "| mr | 4 | found of all | 3/4 [0.30, 0.95] | 0.700 ± 0.100 | 1/4 [0.30, 0.95] |",
+            "| mr | 4 | found of all | vote | -0.050 ± 0.020 |",
+            "| mr | 20 |",
         ],
         "ttft": ["| 64 | memory | 4 | 12 ± 1 | 3.20 ± 0.10 | 2 |"],
         "evidence": ["| lexical | 0.50 [0.30, 0.70] |", "50 texts a second"],
