@@ -9,12 +9,14 @@ from model_worker.cli.adapters import adapters
 from model_worker.cli.chat import chat
 from model_worker.cli.compressors import compressors
 from model_worker.cli.demo import demo
-from model_worker.cli.evaluate import compression, homer_memory, passkey
 from model_worker.cli.evaluate_adapters import icae, icae_latency
 from model_worker.cli.evaluate_chat import measured_chat
+from model_worker.cli.evaluate_compression import compression
 from model_worker.cli.evaluate_evidence import evidence
 from model_worker.cli.evaluate_facts import facts
+from model_worker.cli.evaluate_homer_memory import homer_memory
 from model_worker.cli.evaluate_icl import icl
+from model_worker.cli.evaluate_passkey import passkey
 from model_worker.cli.evaluate_ppl import ppl
 from model_worker.cli.evaluate_ruler import ruler
 from model_worker.cli.evaluate_ttft import ttft

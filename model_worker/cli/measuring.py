@@ -138,6 +138,13 @@ def decides(model: "MemoryModel") -> dict[str, Any]:
     }
 
 
+def weights_of(model: Any, tokenizer: Any) -> str:
+    """Return the digest of all that makes a model read as it does: its weights, its rope scaling, its tokenizer."""
+    from model_worker.attachment.digest import reader_of
+
+    return reader_of(model, tokenizer).digest
+
+
 def check_journal(path: Path | None) -> None:
     """Raise InputError where the journal `path` cannot be written."""
     if path is not None:

@@ -168,12 +168,17 @@ class Press(Compressor):
         if _WEIGHTS in (self.press, self.base) and not backend.endswith("eager"):
             raise InputError(f"{_WEIGHTS} reads attention weights: load the model with attn_implementation='eager'")
 
-    def _made(self, ratio: float) -> Any:
-        """Return the press itself, which drops `ratio` of the tokens. Raises InputError without kvpress."""
+    @staticmethod
+    def check_installed() -> Any:
+        """Return the package kvpress. Raises InputError, with how it is installed, where it is not there."""
         try:
-            kvpress = import_module("kvpress")  # of an extra that is not installed with the others
+            return import_module("kvpress")  # of an extra that is not installed with the others
         except ImportError as error:
             raise InputError(f"{_INSTALL} ({error})") from None
+
+    def _made(self, ratio: float) -> Any:
+        """Return the press itself, which drops `ratio` of the tokens. Raises InputError without kvpress."""
+        kvpress = self.check_installed()
         more = dict(self.more)
         if self.base is None:
             return _called(getattr(kvpress, self.press), more, compression_ratio=ratio)

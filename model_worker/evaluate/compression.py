@@ -4,16 +4,20 @@ From each document one chunk is taken; every method compresses it, every layer a
 positions, and the loss of the next tokens is measured. So `full` is the model's own loss with the whole chunk before
 it, and `nothing` its loss without. The same documents serve every method, so differences are paired.
 
+Each figure is noted in a journal as it comes, since a real model may take minutes a document.
+
 `leaves` is the baseline that HOMER's paper lacks: the chunk in independent pieces, each encoded and cut on its own by
 TOVA's rule, nothing merged. `bias=measured` stands for a table that is calibrated here, on another text.
 """
 
+import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,8 +25,10 @@ from torch import Tensor, nn
 from model_worker.attaching import attach
 from model_worker.attachment.attachment import Attachment
 from model_worker.compress import Compressor, compressor
+from model_worker.compress.press import Press
 from model_worker.errors import InputError
 from model_worker.evaluate.interval import interval
+from model_worker.evaluate.journal import Journal
 from model_worker.homer.bias import save_bias
 from model_worker.homer.calibrate import calibrate
 from model_worker.icae.expanded import expanded
@@ -55,13 +61,18 @@ class Plan:
     """What is measured of every document.
 
     chunk: tokens that are compressed. follow: tokens behind the chunk whose loss is measured. budgets: tokens that are
-    kept. methods: specs of compressors in which N stands for the budget.
+    kept. methods: specs of compressors in which N stands for the budget. Raises InputError for a spec that is none.
     """
 
     chunk: int
     follow: int
     budgets: Sequence[int]
     methods: Sequence[str] = METHODS
+
+    def __post_init__(self) -> None:
+        for budget in self.budgets:
+            for name in set(self.methods) - {"leaves"}:
+                compressor(with_budget(name, budget).replace("=measured", "=none"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +115,7 @@ class _Contender:
         losses, whole = (torch.tensor(own.losses, dtype=torch.float64) for own in (self, full))
         loss, above = interval(losses), interval(losses - whole)
         return Row(
-            f"leaves of {_LEAF}, {self.budget} tokens" if self.method == "leaves" else self._named(),
+            self.name,
             self.budget,
             loss.mean,
             loss.low,
@@ -116,8 +127,22 @@ class _Contender:
             self.seconds / plain,
         )
 
-    def _named(self) -> str:
-        return self.method.replace("N", str(self.budget))
+    @property
+    def name(self) -> str:
+        """Return the method with its budget."""
+        named = with_budget(self.method, self.budget)
+        return f"leaves of {_LEAF}, {self.budget} tokens" if self.method == "leaves" else named
+
+    def add(self, part: Mapping[str, Any]) -> None:
+        """Add what was measured of one document."""
+        self.losses.append(part["loss"])
+        self.size += part["bytes"]
+        self.seconds += part["seconds"]
+
+
+def with_budget(method: str, budget: int) -> str:
+    """Return the spec of a compressor in which the budget stands in the place of N: `tova:m=32` for `tova:m=N`."""
+    return re.sub(r"(?<=[=:])N\b", str(budget), method)
 
 
 def measure(
@@ -127,45 +152,84 @@ def measure(
     plan: Plan,
     *,
     calibration: Sequence[int] = (),
-    progress: Callable[[int, int], None] | None = None,
+    journal: Journal | None = None,
+    progress: Callable[[int, int], None] = lambda *_: None,
 ) -> list[Row]:
     """Return rows for `nothing`, `full`, and every method at every budget. documents: `chunk + follow` ids each.
 
-    calibration: ids of other text, for `bias=measured`. progress: called with (documents done, documents in all).
-    Raises InputError for fewer than two documents and for one of another length.
+    calibration: ids of other text, for `bias=measured`. journal: figures of an earlier run, which are not measured
+    again. progress: called with (figures done, figures in all), of which each document has one a row. Raises InputError
+    for fewer than two documents and for one of another length.
     """
     if any(len(ids) != plan.chunk + plan.follow for ids in documents) or len(documents) < 2:
         raise InputError("two documents or more are needed, each of chunk + follow tokens")
     attachment = attach(model, tokenizer, mode="per_layer", positions="original")
     with ExitStack() as stack:
         stack.callback(attachment.detach)
+        _check_presses(plan)
         nothing, full = _Contender("nothing", 0), _Contender("full", plan.chunk)
         contenders = [nothing, full, *(_Contender(name, budget) for budget in plan.budgets for name in plan.methods)]
         table = _table(stack, attachment, calibration, plan.chunk) if calibrates(plan.methods) else ""
-        plain = 0.0
-        for done, ids in enumerate(documents, start=1):
-            plain += _measure_document(attachment, list(ids), plan.chunk, contenders, table)
-            if progress is not None:
-                progress(done, len(documents))
-    return [own.row(full, plan.chunk, plain) for own in contenders]
+        run = _Run(attachment, plan.chunk, table, journal or Journal(None, {}))
+        for index, ids in enumerate(documents):
+            document = _Document(index + 1, list(ids[: plan.chunk]), list(ids[plan.chunk :]))
+            for done, own in enumerate(contenders, start=index * len(contenders)):
+                progress(done, len(documents) * len(contenders))
+                own.add(run.part(document, own))
+        progress(len(documents) * len(contenders), len(documents) * len(contenders))
+    return [own.row(full, plan.chunk, run.plain) for own in contenders]
 
 
-def _measure_document(
-    attachment: Attachment, ids: list[int], chunk: int, contenders: Sequence[_Contender], table: str
-) -> float:
-    """Add the losses, bytes and seconds of one document to every contender; return the seconds of its plain forward."""
-    before, after = ids[:chunk], ids[chunk:]
-    began = time.perf_counter()
-    captured = encode(attachment, before, needs_queries=True)
-    plain = time.perf_counter() - began
-    for own in contenders:
+def _check_presses(plan: Plan) -> None:
+    """Raise InputError, before anything is measured, where the package of presses is wanted and not there."""
+    for name in plan.methods:
+        if name.startswith(f"{Press.name}:"):
+            made = compressor(with_budget(name, plan.budgets[0]))
+            assert isinstance(made, Press)
+            made.check_installed()
+
+
+@dataclass(frozen=True, slots=True)
+class _Document:
+    """One numbered document in two parts, the chunk that is compressed and what follows it."""
+
+    number: int
+    before: list[int]
+    after: list[int]
+
+
+class _Run:
+    """The measurements of a run. table: the file that `bias=measured` stands for. plain: seconds of plain forwards."""
+
+    def __init__(self, attachment: Attachment, chunk: int, table: str, journal: Journal) -> None:
+        self.attachment, self.chunk, self.table, self.journal = attachment, chunk, table, journal
+        self.plain = 0.0
+        self._captured: tuple[int, Captured] | None = None
+
+    def part(self, document: _Document, own: _Contender) -> Mapping[str, Any]:
+        """Return loss, bytes and seconds of one method on one document, of the journal where they are there."""
+        key = f"document {document.number}, {own.name}"
+        part: Mapping[str, Any] | None = self.journal.get(key)
+        if part is None:
+            part = self._measured(document, own)
+            self.journal.put(key, part)
+        self.plain += part.get("forward", 0.0)
+        return part
+
+    def _measured(self, document: _Document, own: _Contender) -> dict[str, float]:
+        forward: dict[str, float] = {}
+        if self._captured is None or self._captured[0] != document.number:
+            began = time.perf_counter()
+            self._captured = document.number, encode(self.attachment, document.before, needs_queries=True)
+            forward = {"forward": time.perf_counter() - began} if own.method == "nothing" else {}
         began = time.perf_counter()
-        layers, soft = _compressed(attachment, captured, own.method, own.budget, table)
-        own.seconds += time.perf_counter() - began
+        layers, soft = _compressed(self.attachment, self._captured[1], own.method, own.budget, self.table)
+        seconds = time.perf_counter() - began
         kept = [x for keys, values, _ in layers.values() for x in (keys, values)] if soft is None else [soft]
-        own.size += sum(x.numel() * x.element_size() for x in kept)
-        own.losses.append(_loss(attachment, layers if soft is None else expanded(soft, attachment), chunk, after))
-    return plain
+        layers = layers if soft is None else expanded(soft, self.attachment)
+        loss = _loss(self.attachment, layers, self.chunk, document.after)
+        size = sum(x.numel() * x.element_size() for x in kept)
+        return {"loss": loss, "bytes": size, "seconds": seconds, **forward}
 
 
 def calibrates(methods: Sequence[str]) -> bool:
@@ -188,7 +252,8 @@ def _compressed(
         return {}, None
     if name == "leaves":
         return _leaves(attachment, captured.token_ids, budget), None
-    made = compressor("none" if name == "full" else name.replace("N", str(budget)).replace("=measured", f"={table}"))
+    spec = "none" if name == "full" else with_budget(name, budget).replace("=measured", f"={table}")
+    made = compressor(spec)
     payload = made.compress(captured, attachment)
     return dict(payload.layers), payload.soft
 

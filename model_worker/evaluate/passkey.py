@@ -9,26 +9,35 @@ length, is read in several ways:
 * `plain, last tokens`: the most recent tokens that fit into the trained length.
 * `homer, paper` and `homer, balanced`: whole prompts as published, calibrated or not.
 * `homer, balanced, tuned`: with the deviations of `compress_prompt` that are asked for (merges, pool, again).
+
+Each answer is noted in a journal as it comes, since one may take minutes.
 """
 
 import random
 import re
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import Any
 
-import torch
+from transformers import DynamicCache
 
 from model_worker.attaching import attach
 from model_worker.attachment.attachment import Attachment
 from model_worker.errors import InputError
 from model_worker.evaluate.facts import Fact, make_facts
+from model_worker.evaluate.greedy import answer
+from model_worker.evaluate.interval import Share
+from model_worker.evaluate.journal import Journal
 from model_worker.homer.bias import NONE, Bias
 from model_worker.homer.calibrate import calibrate
 from model_worker.homer.prompt import compress_prompt
 from model_worker.user_text import encode_text, readable
 
 _ANSWER = 8  # new tokens
+_SEGMENTS = 40  # of a calibration, at most
+Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,27 +60,53 @@ class Tuning:
 
 
 @dataclass(frozen=True, slots=True)
+class Plan:
+    """What is asked, and by which ways.
+
+    lengths: of prompts, in tokens. samples: prompts of each length. trained: tokens that count as the length that the
+    model was trained for; None takes the model's own. ways: beginnings of their names; all without any.
+    """
+
+    lengths: Sequence[int]
+    samples: int = 20
+    seed: int = 0
+    tuning: Tuning = field(default_factory=Tuning)
+    trained: int | None = None
+    ways: Sequence[str] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Score:
-    """The numbers told of those asked for, by one way at one length in tokens; or why the length cannot be read so."""
+    """The numbers told of those asked for, by one way at one length in tokens; or why the length cannot be read so.
+
+    seconds: of an answer, mean over those that were given.
+    """
 
     way: str
     length: int
-    right: int
-    asked: int
+    told: Share
+    seconds: float | None
     refused: str | None = None
+
+    def document(self) -> dict[str, Any]:
+        """Return the score as plain values."""
+        found = {"way": self.way, "length": self.length, **self.told.document()}
+        return {**found, "seconds": self.seconds, "refused": self.refused}
 
 
 @dataclass(frozen=True, slots=True)
 class _Prompt:
     """One prompt in token ids, and the fact that it asks for.
 
-    prefix: BOS, where the tokenizer has one. context: filler with the statement. suffix: the question.
+    prefix: BOS, where the tokenizer has one. context: filler with the statement, whose place is `depth` between 0 and
+    1. suffix: the question.
     """
 
     prefix: list[int]
     context: list[int]
     suffix: list[int]
     fact: Fact
+    depth: float
 
     @property
     def ids(self) -> list[int]:
@@ -82,44 +117,127 @@ def measure_passkeys(
     model: Any,
     tokenizer: Any,
     filler: str,
-    lengths: Sequence[int],
-    *,
-    samples: int = 20,
-    seed: int = 0,
-    tuning: Tuning | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    plan: Plan,
+    journal: Journal | None = None,
+    progress: Progress = lambda *_: None,
 ) -> list[Score]:
-    """Measure every way at every length in tokens. filler: text of which each prompt takes a part of its own.
+    """Measure every way at every length. filler: text of which each prompt takes a part of its own.
 
-    samples: prompts of each length. progress: called with (prompts done, prompts in all). Raises InputError for filler
-    that is too short, and for a length without room for a statement and its question.
+    journal: answers of an earlier run, which are not asked for again. progress: called with (stage, done, in all).
+    Raises InputError for filler that is too short, for a length without room for a statement and its question, and for
+    a way that is not there.
     """
     attachment = attach(model, tokenizer, mode="per_layer")
     try:
-        ids = encode_text(tokenizer, readable(filler))
-        first = len(ids) // 4  # for calibration; the prompts take the rest
-        if len(ids) - first < max(lengths) + samples:
-            raise InputError(f"{len(ids)} tokens of filler are too few for prompts of {max(lengths)}")
-        half = (attachment.trained_length or 4096) // 2
-        table = calibrate(attachment, ids[:first], distances=min(half, max(16, first // 4)), segments=40).table
-        ways = _ways(attachment, Bias(table, "calibrated"), tuning or Tuning())
-        scores = []
-        for index, length in enumerate(lengths):
-            prompts = list(_prompts(tokenizer, ids[first:], length, samples, seed))
-            right, refused = dict.fromkeys(ways, 0), dict.fromkeys(ways, "")
-            for done, prompt in enumerate(prompts, start=1):
-                for name, answer in ways.items():
-                    if not refused[name]:
-                        try:
-                            right[name] += tells(str(tokenizer.decode(answer(prompt))), prompt.fact.number)
-                        except InputError as error:
-                            refused[name] = str(error)
-                if progress is not None:
-                    progress(index * samples + done, len(lengths) * samples)
-            scores += [Score(name, length, right[name], samples, refused[name] or None) for name in ways]
+        return _Run(attachment, filler, plan, journal or Journal(None, {}), progress).scores()
     finally:
         attachment.detach()
-    return scores
+
+
+class _Run:
+    """One run over an attached model."""
+
+    def __init__(self, attachment: Attachment, filler: str, plan: Plan, journal: Journal, progress: Progress) -> None:
+        self.attachment, self.plan, self.journal, self.progress = attachment, plan, journal, progress
+        self.tokenizer: Any = attachment.tokenizer
+        ids = encode_text(self.tokenizer, readable(filler))
+        first = len(ids) // 4
+        self._calibrating, self._filler = ids[:first], ids[first:]
+        if len(self._filler) < max(plan.lengths) + plan.samples:
+            raise InputError(f"{len(ids)} tokens of filler are too few for prompts of {max(plan.lengths)}")
+        self.trained = plan.trained or attachment.trained_length or 4096
+        every = self._ways()
+        chosen = [name for name in every if not plan.ways or name.startswith(tuple(plan.ways))]
+        if unknown := [way for way in plan.ways if not any(name.startswith(way) for name in every)]:
+            raise InputError(f"there is no way {unknown[0]!r}; there are: {'; '.join(every)}")
+        self.ways = {name: every[name] for name in chosen}
+
+    def scores(self) -> list[Score]:
+        """Ask in every way at every length what the journal does not know, and return the scores."""
+        asked = len(self.plan.lengths) * self.plan.samples * len(self.ways)
+        done, found = 0, []
+        for length in self.plan.lengths:
+            parts: dict[str, list[Mapping[str, Any]]] = {way: [] for way in self.ways}
+            prompts = _prompts(self.tokenizer, self._filler, length, self.plan.samples, self.plan.seed)
+            for index, prompt in enumerate(prompts, start=1):
+                for way, own in parts.items():
+                    self.progress("answers", done, asked)
+                    done += 1
+                    if not own or "refused" not in own[-1]:
+                        own.append(self._noted(f"{length} tokens, prompt {index}, {way}", way, prompt))
+            found += [self._score(way, length, own) for way, own in parts.items()]
+        self.progress("answers", asked, asked)
+        return found
+
+    def _noted(self, key: str, way: str, prompt: "_Prompt") -> Mapping[str, Any]:
+        """Return what the journal says of an answer; where it says nothing, ask and note."""
+        part: Mapping[str, Any] | None = self.journal.get(key)
+        if part is None:
+            try:
+                if way.endswith("calibrated"):
+                    _ = self._table  # made before the time is taken
+                began = time.perf_counter()
+                text = str(self.tokenizer.decode(self.ways[way](prompt)))
+                told = {"answer": text, "number": prompt.fact.number, "told": tells(text, prompt.fact.number)}
+                part = {**told, "depth": prompt.depth, "seconds": time.perf_counter() - began}
+            except InputError as error:
+                part = {"refused": str(error)}
+            self.journal.put(key, part)
+        return part
+
+    def _score(self, way: str, length: int, parts: Sequence[Mapping[str, Any]]) -> Score:
+        if refused := next((part["refused"] for part in parts if "refused" in part), None):
+            return Score(way, length, Share(0, self.plan.samples), None, refused)
+        seconds = sum(part["seconds"] for part in parts) / len(parts)
+        return Score(way, length, Share(sum(part["told"] for part in parts), len(parts)), seconds)
+
+    # -- ways -------------------------------------------------------------------------------------------------------
+
+    def _ways(self) -> dict[str, "_Way"]:
+        """Return what each way does with a prompt, by name."""
+        ways: dict[str, _Way] = {
+            "plain, all tokens": lambda prompt: self._plain(prompt.ids),
+            "plain, last tokens": self._last,
+        }
+        for mode in ("paper", "balanced"):
+            ways[f"homer, {mode}"] = self._homer(mode)
+            ways[f"homer, {mode}, calibrated"] = self._homer(mode, calibrated=True)
+        tuning = self.plan.tuning
+        own = {name: value for name, value in asdict(tuning).items() if name != "size"}
+        if tuning != Tuning(tuning.size):
+            ways["homer, balanced, tuned"] = self._homer("balanced", **own)
+            ways["homer, balanced, tuned, calibrated"] = self._homer("balanced", calibrated=True, **own)
+            ways["the same, not asked again"] = self._homer("balanced", **{**own, "again": False})
+        return ways
+
+    def _plain(self, ids: Sequence[int]) -> list[int]:
+        return answer(self.attachment.model, DynamicCache(), ids, _ANSWER, 0)
+
+    def _last(self, prompt: "_Prompt") -> list[int]:
+        room = self.trained - _ANSWER - len(prompt.prefix) - len(prompt.suffix)
+        return self._plain(prompt.prefix + prompt.context[-room:] + prompt.suffix)
+
+    def _homer(self, mode: str, *, calibrated: bool = False, **more: Any) -> "_Way":
+        size = self.plan.tuning.size or self.trained // 2
+
+        def told(prompt: _Prompt) -> list[int]:
+            parts = prompt.prefix, prompt.context, prompt.suffix
+            bias = self._table if calibrated else NONE
+            made = compress_prompt(self.attachment, *parts, size=size, mode=mode, bias=bias, **more)
+            return made.generate(_ANSWER, do_sample=False)
+
+        return told
+
+    @cached_property
+    def _table(self) -> Bias:
+        """Return a table that is calibrated on the first quarter of the filler, which no prompt has a part of."""
+        distances = min(self.trained // 2, max(16, len(self._calibrating) // 4))
+
+        def tell(done: int, total: int) -> None:
+            self.progress("calibrating", done, total)
+
+        found = calibrate(self.attachment, self._calibrating, distances=distances, segments=_SEGMENTS, progress=tell)
+        return Bias(found.table, "calibrated")
 
 
 def tells(answer: str, number: str) -> bool:
@@ -128,44 +246,6 @@ def tells(answer: str, number: str) -> bool:
 
 
 _Way = Callable[[_Prompt], list[int]]
-
-
-def _ways(attachment: Attachment, table: Bias, tuning: Tuning) -> dict[str, _Way]:
-    model: Any = attachment.model
-    trained = attachment.trained_length or 4096
-
-    def plain(ids: list[int]) -> list[int]:
-        new: list[int] = []
-        cache, now = None, torch.tensor([ids], device=model.device)
-        with torch.no_grad():  # not generate(): it warns of lengths, which is what is measured here
-            for _ in range(_ANSWER):
-                out = model(input_ids=now, past_key_values=cache, use_cache=True, logits_to_keep=1, return_dict=True)
-                cache, now = out.past_key_values, out.logits[:, -1:].argmax(-1)
-                new.append(int(now))
-        return new
-
-    def last(prompt: _Prompt) -> list[int]:
-        room = trained - _ANSWER - len(prompt.prefix) - len(prompt.suffix)
-        return plain(prompt.prefix + prompt.context[-room:] + prompt.suffix)
-
-    def homer(mode: str, bias: Bias, **more: Any) -> _Way:
-        def answer(prompt: _Prompt) -> list[int]:
-            parts = prompt.prefix, prompt.context, prompt.suffix
-            made = compress_prompt(attachment, *parts, size=tuning.size, mode=mode, bias=bias, **more)
-            return made.generate(_ANSWER, do_sample=False)
-
-        return answer
-
-    ways: dict[str, _Way] = {"plain, all tokens": lambda prompt: plain(prompt.ids), "plain, last tokens": last}
-    for mode in ("paper", "balanced"):
-        ways[f"homer, {mode}"] = homer(mode, NONE)
-        ways[f"homer, {mode}, calibrated"] = homer(mode, table)
-    own = {name: getattr(tuning, name) for name in ("leaf", "warmup", "merges", "pool", "again")}
-    if tuning != Tuning(tuning.size):
-        ways["homer, balanced, tuned"] = homer("balanced", NONE, **own)
-        ways["homer, balanced, tuned, calibrated"] = homer("balanced", table, **own)
-        ways["the same, not asked again"] = homer("balanced", NONE, **{**own, "again": False})
-    return ways
 
 
 def _prompts(tokenizer: Any, filler: list[int], length: int, samples: int, seed: int) -> Iterator[_Prompt]:
@@ -180,5 +260,6 @@ def _prompts(tokenizer: Any, filler: list[int], length: int, samples: int, seed:
         if room < 1:
             raise InputError(f"a prompt of {length} tokens has no room for text beside statement and question")
         begin = draw.randrange(len(filler) - room + 1)
-        text, at = filler[begin : begin + room], round(room * (index + 0.5) / samples)
-        yield _Prompt(prefix, text[:at] + statement + text[at:], suffix, fact)
+        depth = (index + 0.5) / samples
+        text, at = filler[begin : begin + room], round(room * depth)
+        yield _Prompt(prefix, text[:at] + statement + text[at:], suffix, fact, depth)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from model_worker.evaluate.chat_report import chat_figure, chat_tables
+from model_worker.evaluate.compression_report import compression_lines, compression_picture, compression_tables
 from model_worker.evaluate.evidence.report import cost_lines, recall_figure, recall_tables
 from model_worker.evaluate.figure import Figure, draw
 from model_worker.evaluate.icl_report import icl_figure, icl_tables
@@ -21,6 +22,7 @@ from model_worker.evaluate.layer_figures import layers_figure
 from model_worker.evaluate.layer_tables import layer_lines, layer_tables
 from model_worker.evaluate.memory_figures import facts_figure, first_token_figure, perplexity_figure
 from model_worker.evaluate.memory_tables import cost_line, facts_tables, first_token_tables, perplexity_tables
+from model_worker.evaluate.passkey_report import answers_line, passkey_figure, passkey_tables
 from model_worker.evaluate.plain_table import PlainTable
 from model_worker.evaluate.ruler.report import ruler_figure, ruler_tables
 
@@ -42,6 +44,10 @@ class _Section:
 
 def _cost(found: _Document) -> list[str]:
     return [cost_line(found)]
+
+
+def _answers(found: _Document) -> list[str]:
+    return [answers_line(found)]
 
 
 def _evidence_figure(found: _Document) -> Figure:
@@ -125,6 +131,22 @@ _SECTIONS = {
         first_token_tables,
         first_token_figure,
         _cost,
+    ),
+    "compression": _Section(
+        "Loss behind compressed chunks",
+        "The loss of the text behind a chunk, with what each method leaves of the chunk at its own positions in all "
+        "layers; all methods on the same documents, compared with the loss behind the whole chunk (`full`).",
+        compression_tables,
+        compression_picture,
+        compression_lines,
+    ),
+    "passkey": _Section(
+        "Numbers in the middle of long prompts",
+        "A fact in the middle of a text is asked for at its end, in prompts longer than the model was trained for, or "
+        "is taken to be trained for: by the plain model, by the plain model with the last tokens alone, and by HOMER.",
+        passkey_tables,
+        passkey_figure,
+        _answers,
     ),
     "layers": _Section(
         "Layers that remember",

@@ -14,8 +14,10 @@ from typer.testing import CliRunner, Result
 from model_worker.attachment.loading import load_model
 from model_worker.cli.commands import evaluation
 from model_worker.errors import InputError
-from model_worker.evaluate.compression import Plan, measure
+from model_worker.evaluate.compression import Plan, measure, with_budget
 from model_worker.evaluate.documents import cut
+from model_worker.evaluate.journal import Journal
+from model_worker.evaluate.passkey import Plan as Passkeys
 from model_worker.evaluate.passkey import Tuning, measure_passkeys, tells
 from model_worker.evaluate.peaks import fit, measure_peaks, peak_bytes
 from model_worker.text_files import reference_text
@@ -35,9 +37,9 @@ def test_full_and_nothing_are_the_models_own_losses(model: Models, family: str) 
         None,
         documents,
         Plan(CHUNK, FOLLOW, [6, CHUNK], ["window:m=N", "tova:m=N,block=5", "homer:m=N,leaf=8", "leaves"]),
-        progress=lambda done, total: seen.append(done * 10 + total),
+        progress=lambda done, total: seen.append(done) if total == 30 else None,
     )
-    assert seen == [13, 23, 33]
+    assert seen == list(range(31))
     assert [r.method for r in rows[:3]] == ["nothing", "full", "window:m=6"]
     assert [r.budget for r in rows] == [0, CHUNK, 6, 6, 6, 6, CHUNK, CHUNK, CHUNK, CHUNK]
     ids = torch.tensor(documents)
@@ -55,6 +57,38 @@ def test_full_and_nothing_are_the_models_own_losses(model: Models, family: str) 
         assert row.above == pytest.approx(0, abs=1e-4)
     assert rows[2].above != 0
     assert all(row.seconds > 0 for row in rows)
+
+
+def test_figures_are_measured_once(model: Models) -> None:
+    """Test that a run of more methods measures those alone, and that a row is the same either way."""
+    documents = [tokens(CHUNK + FOLLOW, seed=seed)[0].tolist() for seed in range(2)]
+    journal, seen = Journal(None, {}), model("llama_gqa")
+    first = measure(seen, None, documents, Plan(CHUNK, FOLLOW, [6], ["window:m=N"]), journal=journal)
+    calls: list[int] = []
+    hook = seen.register_forward_pre_hook(lambda *_: calls.append(1))
+    try:
+        both = Plan(CHUNK, FOLLOW, [6], ["window:m=N", "sinks:m=N"])
+        again = measure(seen, None, documents, both, journal=journal)
+        assert again[:3] == first
+        behind = len(calls)
+        assert measure(seen, None, documents, both, journal=journal) == again
+        attaching = len(calls) - behind
+    finally:
+        hook.remove()
+    assert behind - attaching == len(documents)  # the loss behind what the new method kept of each
+    part = journal.get("document 2, sinks:m=6")
+    assert part is not None
+    assert set(part) == {"loss", "bytes", "seconds"}
+
+
+def test_specs_are_looked_at_before_a_model_is_loaded() -> None:
+    """Test that a wrong method is refused by name, that N is the budget only as a value, and what a press needs."""
+    for wrong, said in (("tova", "write tova:m=N"), ("tofu:m=N", "unknown compressor 'tofu'")):
+        done = kvbank_eval("compression", "--model=nowhere", f"--method={wrong}")
+        assert isinstance(done.exception, InputError)
+        assert said in str(done.exception)
+    assert with_budget("press:NonCausalAttnPress,m=N", 8) == "press:NonCausalAttnPress,m=8"
+    assert with_budget("tova:N", 8) == "tova:8"
 
 
 def test_a_calibrated_table_for_one_run(model: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,7 +155,7 @@ def test_what_is_evaluated_was_not_calibrated_on() -> None:
     )
     pieces = list(cut(second, 56, 3))
     expected = measure(loaded, words, pieces, Plan(48, 8, [8], methods), calibration=first[:5000])
-    found = json.loads(done.stdout)
+    found = json.loads(done.stdout)["rows"]
     assert [row["method"] for row in found] == [row.method for row in expected]
     assert [row["loss"] for row in found] == pytest.approx([row.loss for row in expected], abs=1e-5)
 
@@ -165,23 +199,66 @@ TUNING = Tuning(size=96, leaf=128, warmup=1, merges=1, pool=17, again=True)
 
 def test_passkeys_inside_the_window() -> None:
     loaded, words = load_model()
-    near = {s.way: s for s in measure_passkeys(loaded, words, FILLER, [80], samples=2)}
-    assert near["plain, all tokens"].right == near["plain, last tokens"].right == 2
+    stages: set[str] = set()
+    plan = Passkeys([80], samples=2)
+    scores = measure_passkeys(loaded, words, FILLER, plan, progress=lambda stage, done, total: stages.add(stage))
+    near = {score.way: score for score in scores}
+    assert near["plain, all tokens"].told.right == near["plain, last tokens"].told.right == 2
     assert len(near) == 6
-    assert all(score.asked == 2 for score in near.values())
-    with pytest.raises(InputError, match="too few"):
-        measure_passkeys(loaded, words, "It rained.", [600])
-    with pytest.raises(InputError, match="no room"):
-        measure_passkeys(loaded, words, FILLER, [20])
+    assert all(score.told.asked == 2 for score in near.values())
+    assert stages == {"answers", "calibrating"}
+    for wrong, filler, said in (
+        (Passkeys([600]), "It rained.", "too few"),
+        (Passkeys([20]), FILLER, "no room"),
+        (Passkeys([80], ways=["homer", "swim"]), FILLER, "there is no way 'swim'; there are: plain, all tokens; plain"),
+    ):
+        with pytest.raises(InputError, match=said):
+            measure_passkeys(loaded, words, filler, wrong)
+
+
+def test_passkeys_go_on_from_their_log(tmp_path: Path) -> None:
+    """Test that each answer is a line, that ways are chosen by name, and that a longer run asks for the rest alone."""
+    log = tmp_path / "log.jsonl"
+    given = ["passkey", "--length=80", "--samples=2", "--trained=200", f"--log={log}", "--json"]
+    first = json.loads(kvbank_eval(*given, "--way=plain, all").stdout)
+    lines = [json.loads(line) for line in log.read_text("utf-8").splitlines()]
+    assert [line["key"] for line in lines] == [f"80 tokens, prompt {n}, plain, all tokens" for n in (1, 2)]
+    assert [line["part"]["told"] for line in lines] == [True, True]
+    assert [line["part"]["depth"] for line in lines] == [0.25, 0.75]
+    done = kvbank_eval(*given, "--way=plain", "--way=homer, balanced", f"--plot={tmp_path / 'keys.svg'}")
+    found = json.loads(done.stdout)
+    assert found["scores"][0] == first["scores"][0]
+    assert found["trained"] == 200
+    assert [row["way"] for row in found["scores"]] == [
+        *("plain, all tokens", "plain, last tokens", "homer, balanced", "homer, balanced, calibrated")
+    ]
+    assert log.read_text("utf-8").count("\n") == 8
+    assert "<svg" in (tmp_path / "keys.svg").read_text("utf-8")
+    assert "80 tokens (0.4x)" in kvbank_eval(*given[:-1], "--way=plain, all").stdout
+
+
+def test_a_length_that_is_refused_is_noted_once() -> None:
+    """Test that a way that cannot read a length is not tried with each prompt, and says why."""
+    loaded, words = load_model()
+    journal = Journal(None, {})
+    plan = Passkeys([1200], samples=2, tuning=Tuning(size=96), ways=["homer, paper"])
+    plain, calibrated = measure_passkeys(loaded, words, FILLER, plan, journal)
+    assert plain.refused is not None
+    assert "leaves" in plain.refused
+    assert plain.seconds is None
+    assert calibrated.refused == plain.refused
+    assert journal.get("1200 tokens, prompt 1, homer, paper") == {"refused": plain.refused}
+    assert journal.get("1200 tokens, prompt 2, homer, paper") is None
 
 
 @pytest.mark.slow
 def test_passkeys_far_behind_it() -> None:
     """Told by a tuned tree only: neither by the plain model nor by the published one."""
     loaded, words = load_model()
-    far = {s.way: s for s in measure_passkeys(loaded, words, FILLER, [1500], samples=4, tuning=TUNING)}
-    assert far["plain, all tokens"].right == far["homer, paper"].right == 0
-    assert far["homer, balanced, tuned"].right >= 2
+    plan = Passkeys([1500], samples=4, tuning=TUNING)
+    far = {score.way: score for score in measure_passkeys(loaded, words, FILLER, plan)}
+    assert far["plain, all tokens"].told.right == far["homer, paper"].told.right == 0
+    assert far["homer, balanced, tuned"].told.right >= 2
 
 
 def test_documents_have_to_fit(model: Models) -> None:

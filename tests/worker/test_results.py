@@ -137,6 +137,26 @@ DOCUMENTS: dict[str, dict[str, Any]] = {
         ],
         "differences": [{"task": "mr", "shots": 4, "of": "found of all", "less": "vote", "mean": -0.05, "width": 0.02}],
     },
+    "compression": {
+        "command": "kvbank eval compression",
+        "model": "m",
+        **{"chunk": 8, "follow": 4, "documents": 3},
+        "rows": [
+            {"method": method, "budget": budget, "loss": 3.0, "low": 2.9, "high": 3.1, "above": above}
+            | {"above_width": 0.02, "bytes_per_token": 100.0, "seconds": 0.5, "forward": 1.5}
+            for method, budget, above in (("full", 8, 0.0), ("tova:m=2", 2, 0.1), ("tova:m=4", 4, 0.05))
+        ],
+    },
+    "passkey": {
+        "command": "kvbank eval passkey",
+        "model": "m",
+        **{"options": {}, "trained": 64},
+        "scores": [
+            {"way": way, "length": 128, "right": 1, "asked": 2, "low": 0.09, "high": 0.91}
+            | {"share": 0.5, "seconds": 3.0, "refused": refused}
+            for way, refused in (("plain, all tokens", None), ("homer, paper", "too many leaves"))
+        ],
+    },
     "ttft": {
         "command": "kvbank eval ttft",
         "model": "m",
@@ -181,6 +201,14 @@ def test_every_evaluation_has_its_section(tmp_path: Path, kind: str) -> None:
             "| 64 | single | 1.00 [0.34, 1.00] | 0.50 [0.09, 0.91] | 1.00 [0.34, 1.00] |",
             "| 64 | multi-key | - | 0.75 [",
             "| 64 | all | 1.00 [0.34, 1.00] | 0.62 [",
+        ],
+        "compression": ["| tova:m=2 | 3.000 ± 0.100 | +0.100 ± 0.020 | 100 | 500.0 | 1.50 |", "Cost: 4 s to compress"],
+        "passkey": [
+            "| read | 128 tokens (2x) |",
+            "| plain, all tokens | 1/2 [0.09, 0.91] 3.0 s |",
+            "| homer, paper | refused |",
+            "homer, paper is refused: too many leaves",
+            "Cost: 6 s for the answers",
         ],
         "layers": [
             "| 0-2, 4 | 4 | chooses | 0.75 [0.30, 0.95] | 1.00 [1.00, 1.00] | 40 |",
