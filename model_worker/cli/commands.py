@@ -12,6 +12,7 @@ from model_worker.cli.demo import demo
 from model_worker.cli.evaluate_adapters import icae, icae_latency
 from model_worker.cli.evaluate_chat import measured_chat
 from model_worker.cli.evaluate_compression import compression
+from model_worker.cli.evaluate_eviction import eviction
 from model_worker.cli.evaluate_evidence import evidence
 from model_worker.cli.evaluate_facts import facts
 from model_worker.cli.evaluate_homer_memory import homer_memory
@@ -40,6 +41,7 @@ for _name, _measure in (
     ("icae", icae),
     ("icae-latency", icae_latency),
     ("evidence", evidence),
+    ("eviction", eviction),
 ):
     evaluation.command(_name)(_measure)
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from model_worker.evaluate.chat_report import chat_figure, chat_tables
 from model_worker.evaluate.compression_report import compression_lines, compression_picture, compression_tables
+from model_worker.evaluate.eviction import report as eviction
 from model_worker.evaluate.evidence.report import cost_lines, recall_figure, recall_tables
 from model_worker.evaluate.figure import Figure, draw
 from model_worker.evaluate.icl_report import icl_figure, icl_tables
@@ -122,6 +123,18 @@ _SECTIONS = {
         recall_tables,
         _evidence_figure,
         cost_lines,
+    ),
+    "eviction": _Section(
+        "Eviction",
+        "Recorded retrievals of unbounded banks are replayed with banks that hold a share of the chunks: a hit is a "
+        "chunk that a retrieval found and that is still there. `frequency`, `recency_half` and `lru` with a target are "
+        "policies of banks; those that make room for one chunk at a time are of caches. `belady` and `bound` know the "
+        "future. The word before the first hyphen of a trace's name is its kind: reading a novel, facts that are asked "
+        "for again and again while a novel is read, a shift to another novel and back, a chat, and meetings that are "
+        "asked about one after the other.",
+        eviction.eviction_tables,
+        eviction.eviction_figure,
+        eviction.cost_lines,
     ),
     "ttft": _Section(
         "Time to the first token",

@@ -20,12 +20,13 @@ _TERMINATED = 128 + signal.SIGTERM
 class ServiceProcess:
     """A `python -m memory_service` on a folder, which holds its store and its log.
 
-    address: where the service listens, empty before the first start. The class is a context manager, which also stops
-    the service where this process is asked to end by SIGTERM.
+    address: where the service listens, empty before the first start. record: the trace to which it records. The class
+    is a context manager, which also stops the service where this process is asked to end by SIGTERM.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, record: Path | None = None):
         self.folder, self.address = folder.absolute(), ""
+        self._record = record
         self._process: subprocess.Popen[bytes] | None = None
         self._handled_before: Any = None
 
@@ -38,6 +39,7 @@ class ServiceProcess:
         ready.unlink(missing_ok=True)
         command = [sys.executable, "-m", "memory_service", "--data", str(self.folder / "store")]
         command += ["--listen", self.address or "127.0.0.1:0", "--ready-file", str(ready)]
+        command += [] if self._record is None else ["--record", str(self._record)]
         with (self.folder / "service.log").open("ab") as log:
             self._process = subprocess.Popen(command, stdout=log, stderr=log)
         try:

@@ -170,6 +170,25 @@ DOCUMENTS: dict[str, dict[str, Any]] = {
             | {"ratio": 3.2, "ratio_width": 0.1, "peak": 1 << 21}
         ],
     },
+    "eviction": {
+        "command": "kvbank eval eviction",
+        "traces": [
+            {"name": "novel-a", "kind": "novel", "written": 1200, "most": 1100, "asked": 3400}
+            | {"unknown": 2, "evicted": 0, "lost": 0}
+        ],
+        "rates": [
+            {"capacity": share, "policy": policy, "kind": kind, "traces": 1, "mean": rate, "width": None}
+            for share in (0.1, 0.5)
+            for policy, rate in (("frequency", 0.25), ("lru", 0.5))
+            for kind in ("all", "novel")
+        ],
+        "pairs": [
+            {"capacity": share, "policy": "frequency", "than": than, "kind": "all", "mean": 0.125, "width": 0.5}
+            for share in (0.1, 0.5)
+            for than in ("lru:target=50", "lru")
+        ],
+        "cost": {"seconds": 1.25, "replays": 26, "steps": 52_000},
+    },
     "evidence": {
         "command": "kvbank eval evidence",
         "set": "statements",
@@ -226,6 +245,13 @@ def test_every_evaluation_has_its_section(tmp_path: Path, kind: str) -> None:
             "| mr | 20 |",
         ],
         "ttft": ["| 64 | memory | 4 | 12 ± 1 | 3.20 ± 0.10 | 2 |"],
+        "eviction": [
+            "1 trace, capacity 10 % of the chunks",
+            "| frequency | 0.250 | +0.125 ± 0.500 |",
+            "| frequency | lru:target=50 | 50 % | +0.125 ± 0.500 |",
+            "| novel-a | 1,200 | 1,100 | 3,400 | 2 | 0 | 0 |",
+            "1.2 s for 26 replays, 52,000 steps",
+        ],
         "evidence": ["| lexical | 0.50 [0.30, 0.70] |", "50 texts a second"],
     }[kind]:
         assert text in made, text

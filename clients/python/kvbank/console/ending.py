@@ -40,7 +40,7 @@ _EXTRA_OF_MODULE = {
     **dict.fromkeys(("torch", "transformers", "tokenizers", "safetensors", "platformdirs", "model_worker"), "worker"),
     **dict.fromkeys(("gguf", "accelerate"), "worker"),
     **dict.fromkeys(("peft", "sacrebleu"), "icae"),
-    "matplotlib": "eval",
+    **dict.fromkeys(("matplotlib", "scipy"), "eval"),
 }
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")  # torch says so in a RuntimeError
 
