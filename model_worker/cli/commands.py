@@ -12,6 +12,7 @@ from model_worker.cli.demo import demo
 from model_worker.cli.evaluate_adapters import icae, icae_latency
 from model_worker.cli.evaluate_chat import measured_chat
 from model_worker.cli.evaluate_compression import compression
+from model_worker.cli.evaluate_decoding import decoding
 from model_worker.cli.evaluate_eviction import eviction
 from model_worker.cli.evaluate_evidence import evidence
 from model_worker.cli.evaluate_facts import facts
@@ -36,6 +37,7 @@ for _name, _measure in (
     ("chat", measured_chat),
     ("icl", icl),
     ("compression", compression),
+    ("decoding", decoding),
     ("passkey", passkey),
     ("homer-memory", homer_memory),
     ("icae", icae),

@@ -15,6 +15,7 @@ from typing import Any
 
 from model_worker.evaluate.chat_report import chat_figure, chat_tables
 from model_worker.evaluate.compression_report import compression_lines, compression_picture, compression_tables
+from model_worker.evaluate.decoding_report import decoding_figure, decoding_lines, decoding_tables
 from model_worker.evaluate.eviction import report as eviction
 from model_worker.evaluate.evidence.report import cost_lines, recall_figure, recall_tables
 from model_worker.evaluate.figure import Figure, draw
@@ -152,6 +153,15 @@ _SECTIONS = {
         compression_tables,
         compression_picture,
         compression_lines,
+    ),
+    "decoding": _Section(
+        "Decoding with a bounded cache",
+        "The text's own next tokens are decoded behind a prompt, one by one, with the full cache and a part of it: "
+        "`tova` keeps what the last token attends to most, `sinks` the first 4 tokens and the last ones, `window` the "
+        "last ones alone. All caches see the same tokens.",
+        decoding_tables,
+        decoding_figure,
+        decoding_lines,
     ),
     "passkey": _Section(
         "Numbers in the middle of long prompts",

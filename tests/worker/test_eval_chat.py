@@ -16,7 +16,6 @@ from model_worker.evaluate.journal import Journal
 from model_worker.model import MemoryModel
 from model_worker.session.folder import read_sessions
 from tests.support import command
-from tests.worker.test_eval_ppl import command_line
 from tests.worker.tiny import bank
 
 OTHERS = [
@@ -94,7 +93,7 @@ def measured(folder: Path, *options: str) -> dict[str, Any]:
     """Return the document of the command, and check that it draws its figure."""
     (folder / "text.txt").write_text("\n\n".join(OTHERS), encoding="utf-8")
     given = ["--text", folder / "text.txt", "--facts=2", "--answer=6", "--recent=0", "--seed=3", *options]
-    ended = command.run(command_line(), "eval", "chat", *given, "--json", "--plot", folder / "chat.svg")
+    ended = command.run(command.application(), "eval", "chat", *given, "--json", "--plot", folder / "chat.svg")
     assert ended.exit_code == 0, ended.stderr
     assert "<svg" in (folder / "chat.svg").read_text(encoding="utf-8")
     found: dict[str, Any] = json.loads(ended.stdout)

@@ -16,7 +16,6 @@ from model_worker.evaluate.icl_run import ALL, NOTHING, RANDOM, VOTE, IclRun, Pl
 from model_worker.evaluate.journal import Journal
 from model_worker.model import MemoryModel
 from tests.support import command
-from tests.worker.test_eval_ppl import command_line
 from tests.worker.tiny import bank
 
 WORDS = "yes no more less now then here there so not only once".split()
@@ -113,12 +112,12 @@ def test_the_command(tmp_path: Path) -> None:
     path = write(tmp_path, EXAMPLES)
     options = ["--shots=0", "--cached=2", "--demonstrations=8", "--items=2", "--seeds=2", "--top-k=1"]
     ended = command.run(
-        command_line(), "eval", "icl", "--examples", path, *options, "--json", "--plot", tmp_path / "icl.svg"
+        command.application(), "eval", "icl", "--examples", path, *options, "--json", "--plot", tmp_path / "icl.svg"
     )
     assert ended.exit_code == 0, ended.stderr
     found = json.loads(ended.stdout)
     assert [row["way"] for row in found["rows"]] == [NOTHING, RANDOM, "found of 2", ALL, VOTE]
     assert {(row["task"], row["seeds"], row["label"]["asked"]) for row in found["rows"]} == {("doors", 2, 4)}
     assert "<svg" in (tmp_path / "icl.svg").read_text(encoding="utf-8")
-    ended = command.run(command_line(), "eval", "icl")
+    ended = command.run(command.application(), "eval", "icl")
     assert (ended.exit_code, "Missing option '--examples'" in ended.stderr) == (2, True)

@@ -147,6 +147,16 @@ DOCUMENTS: dict[str, dict[str, Any]] = {
             for method, budget, above in (("full", 8, 0.0), ("tova:m=2", 2, 0.1), ("tova:m=4", 4, 0.05))
         ],
     },
+    "decoding": {
+        "command": "kvbank eval decoding",
+        "model": "m",
+        **{"tokens": 64, "new": 11, "documents": 3, "threads": 1, "load": 0.5},
+        "rows": [
+            {"rule": rule, "kept": kept, "nats": 3.0, "low": 2.9, "high": 3.1, "above": above}
+            | {"above_width": 0.02, "rate": 10.0, "bytes": kept << 17}
+            for rule, kept, above in (("full", 64, 0.0), ("tova", 8, 0.1), ("window", 8, 0.4))
+        ],
+    },
     "passkey": {
         "command": "kvbank eval passkey",
         "model": "m",
@@ -222,6 +232,7 @@ def test_every_evaluation_has_its_section(tmp_path: Path, kind: str) -> None:
             "| 64 | all | 1.00 [0.34, 1.00] | 0.62 [",
         ],
         "compression": ["| tova:m=2 | 3.000 ± 0.100 | +0.100 ± 0.020 | 100 | 500.0 | 1.50 |", "Cost: 4 s to compress"],
+        "decoding": ["| tova | 8 | 3.000 ± 0.100 | +0.100 ± 0.020 | 10.0 | 1.0 |", "Cost: 9 s to decode"],
         "passkey": [
             "| read | 128 tokens (2x) |",
             "| plain, all tokens | 1/2 [0.09, 0.91] 3.0 s |",

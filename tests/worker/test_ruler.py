@@ -21,7 +21,6 @@ from model_worker.evaluate.ruler.tasks import TASKS, prompt_of
 from model_worker.model import MemoryModel
 from model_worker.text_files import reference_text
 from tests.support import command
-from tests.worker.test_eval_ppl import command_line
 from tests.worker.tiny import bank
 
 FILLER = reference_text()[:200_000]
@@ -175,13 +174,17 @@ def test_the_command_goes_on_from_its_log(tmp_path: Path) -> None:
     """Test the whole way: a line for each prompt, the figure, and a run of more prompts that answers only those."""
     log = tmp_path / "run.jsonl"
     called = ("eval", "ruler", "--tokens=400", "--way=memory", "--log", log, "--json")
-    ended = command.run(command_line(), *called, "--task=variables", "--prompts=1", "--plot", tmp_path / "ruler.svg")
+    ended = command.run(
+        command.application(), *called, "--task=variables", "--prompts=1", "--plot", tmp_path / "ruler.svg"
+    )
     assert ended.exit_code == 0, ended.stderr
     found = json.loads(ended.stdout)
     assert [(row["task"], row["way"]) for row in found["rows"]] == [("variables", "memory"), ("variables", "found")]
     assert "<svg" in (tmp_path / "ruler.svg").read_text(encoding="utf-8")
     first = log.read_text(encoding="utf-8")
-    more = json.loads(command.run(command_line(), *called, "--task=single", "--task=variables", "--prompts=1").stdout)
+    more = json.loads(
+        command.run(command.application(), *called, "--task=single", "--task=variables", "--prompts=1").stdout
+    )
     assert log.read_text(encoding="utf-8").startswith(first)
     lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
     assert [line["key"] for line in lines] == ["variables, 400 tokens, prompt 1", "single, 400 tokens, prompt 1"]

@@ -1,0 +1,96 @@
+"""`kvbank eval decoding` reports the losses of the model itself, and of caches that keep what their rule says."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from model_worker.errors import InputError
+from model_worker.evaluate.decoding import Plan, measure_decoding
+from model_worker.evaluate.journal import Journal
+from tests.support import command
+from tests.worker.tiny import tokens
+
+Models = Callable[[str], PreTrainedModel]
+PROMPT, NEW = 48, 12
+
+
+def documents(count: int = 3) -> list[list[int]]:
+    return [tokens(PROMPT + NEW, seed=seed)[0].tolist() for seed in range(count)]
+
+
+@pytest.mark.parametrize("family", ["llama_gqa", "qwen3"])
+def test_losses_and_sizes_are_those_of_the_caches(model: Models, family: str) -> None:
+    """Test the full cache by one forward, a window by forwards over its tokens alone, and the bytes of all."""
+    net, made = model(family), documents()
+    seen: list[int] = []
+    full, tova, sinks, window = measure_decoding(
+        net, None, made, Plan(PROMPT, NEW, [4]), progress=lambda done, total: seen.append(done)
+    )
+    assert seen == list(range(13))
+    assert [(row.rule, row.kept) for row in (full, tova, sinks, window)] == [
+        *(("full", 48), ("tova", 12), ("sinks", 12), ("window", 12))
+    ]
+    ids = torch.tensor(made)
+    with torch.no_grad():
+        logits = net(ids).logits[:, PROMPT - 1 : -1]
+    expected = nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, PROMPT:].flatten())
+    assert full.nats == pytest.approx(float(expected), abs=1e-5)
+    assert full.above == full.above_width == 0
+    token = net.config.num_hidden_layers * 2 * net.config.num_key_value_heads * 8 * 4
+    assert full.bytes == (PROMPT + NEW - 1) * token
+    assert tova.bytes == sinks.bytes == window.bytes == 12 * token
+    for row in (tova, sinks, window):
+        assert row.above == pytest.approx(row.nats - full.nats, abs=1e-9)
+        assert abs(row.above) > 1e-3
+        assert row.rate > 0
+    assert len({row.nats for row in (tova, sinks, window)}) == 3
+
+
+def test_a_cache_that_keeps_everything_is_the_full_one(model: Models) -> None:
+    """Test that a bound above all tokens changes nothing, whatever the rule."""
+    ids = [own[: 24 + NEW] for own in documents(2)]
+    rows = measure_decoding(model("llama_gqa"), None, ids, Plan(24, NEW, [1], ("tova",)))
+    assert rows[1].above == pytest.approx(0, abs=0.2)
+    assert rows[1].bytes < rows[0].bytes  # the new tokens are beyond the bound
+
+
+def test_what_was_measured_is_not_measured_again(model: Models) -> None:
+    journal, made = Journal(None, {}), documents(2)
+    first = measure_decoding(model("llama_gqa"), None, made, Plan(PROMPT, NEW, [4], ("tova",)), journal)
+    again = measure_decoding(model("llama_gqa"), None, made, Plan(PROMPT, NEW, [4], ("tova", "window")), journal)
+    assert again[:2] == first  # with the same seconds
+    part = journal.get("document 2, window, 12 tokens")
+    assert part is not None
+    assert set(part) == {"nats", "seconds", "bytes"}
+
+
+def test_plans_that_make_no_sense(model: Models) -> None:
+    for wrong, said in (
+        (lambda: Plan(PROMPT, NEW, [4], ("h2o",)), "there is no rule 'h2o'; there are tova"),
+        (lambda: Plan(PROMPT, NEW, [16]), "1/16 of 48 tokens is less than 8 tokens"),
+        (lambda: measure_decoding(model("llama_gqa"), None, documents(1), Plan(PROMPT, NEW, [4])), "too short"),
+        (
+            lambda: measure_decoding(model("llama_gqa"), None, documents(), Plan(250, NEW, [4])),
+            "262 tokens are more than the 256",
+        ),
+    ):
+        with pytest.raises(InputError, match=said):
+            wrong()
+
+
+def test_the_command(tmp_path: Path) -> None:
+    called = ("eval", "decoding", "--tokens=96", "--new=8", "--documents=2", "--log", tmp_path / "log.jsonl")
+    ended = command.run(command.application(), *called, "--json", "--plot", tmp_path / "decoding.svg")
+    assert ended.exit_code == 0, ended.stderr
+    found = json.loads(ended.stdout)
+    assert [(row["rule"], row["kept"]) for row in found["rows"]] == [
+        *(("full", 96), ("tova", 12), ("sinks", 12), ("window", 12))
+    ]
+    assert "<svg" in (tmp_path / "decoding.svg").read_text(encoding="utf-8")
+    assert len((tmp_path / "log.jsonl").read_text(encoding="utf-8").splitlines()) == 8
+    assert "tokens/s" in command.run(command.application(), *called).stdout
