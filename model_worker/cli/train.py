@@ -1,4 +1,4 @@
-"""`kvbank train icae` trains an in-context autoencoder for any model.
+"""`kvbank train icae` trains an in-context autoencoder for any model; `memlong` stands in train_memlong.py.
 
 The module is light to import: torch comes with the command.
 """
@@ -13,19 +13,16 @@ from kvbank.console.progress import progress
 from kvbank.console.table import Column
 from model_worker.cli.quiet import load_quietly
 from model_worker.cli.shown import AsJson, Shown, Table, show
+from model_worker.cli.train_memlong import train_memlong
 from model_worker.settings.file import as_toml
 from model_worker.settings.flags import missing_option, takes
 from model_worker.train.adapter_settings import AdapterTraining
 
 if TYPE_CHECKING:
-    from model_worker.icae.trainer import TrainReport
+    from model_worker.train.icae_trainer import TrainReport
 
-training = typer.Typer(no_args_is_help=True, help="Train adapters that compress.")
-
-
-@training.callback()
-def _group() -> None:
-    """Keep the name of the group, which typer would drop where it has one command."""
+training = typer.Typer(no_args_is_help=True, help="Train models to use a memory, and adapters that compress.")
+training.command("memlong")(train_memlong)
 
 
 @training.command("icae")

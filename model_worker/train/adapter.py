@@ -29,8 +29,10 @@ from model_worker.icae.data import (
 )
 from model_worker.icae.model import Icae
 from model_worker.icae.objectives import needed
-from model_worker.icae.trainer import StepShown, TrainReport, TrainSettings, last_checkpoint, train
 from model_worker.train.adapter_settings import SLOTS, AdapterTraining
+from model_worker.train.checkpoints import start_of
+from model_worker.train.icae_trainer import TrainReport, TrainSettings, train
+from model_worker.train.run_log import StepShown
 
 Load = Callable[[str, str], tuple[Any, Any]]
 Bars = Callable[[str, int, int], None]
@@ -49,7 +51,7 @@ def train_adapter(settings: AdapterTraining, out: Path, load: Load, *, resume: b
     a folder that is not empty or, with `resume`, has no checkpoint.
     """
     run = _run_settings(settings, out)
-    start = _start(out, resume)
+    start = start_of(out, resume)
     model, tokenizer = load(settings.model, settings.device)
     icae = _adapter(settings, model, tokenizer)
     rules = _rules(settings, icae)
@@ -69,17 +71,6 @@ def _run_settings(settings: AdapterTraining, out: Path) -> TrainSettings:
         }
     )
     return TrainSettings(out=out, rate=rate, checkpointing=settings.gradient_checkpointing, **same)
-
-
-def _start(out: Path, resume: bool) -> Path | None:
-    """Return the checkpoint to go on from, None for a new run: nothing of an earlier run is overwritten unasked."""
-    if out.exists() and not out.is_dir():
-        raise InputError(f"{out} is a file: --out is the folder of the run")
-    if resume:
-        return last_checkpoint(out)
-    if out.exists() and any(out.iterdir()):
-        raise InputError(f"{out} is not empty: give another folder, or --resume")
-    return None
 
 
 def _adapter(settings: AdapterTraining, model: Any, tokenizer: Any) -> Icae:

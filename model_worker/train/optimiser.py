@@ -46,6 +46,49 @@ class Muon(torch.optim.Optimizer):
             param.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-group["lr"] * scale)
 
 
+class MuonAdam(Muon):
+    """One optimiser, as the Trainer wants: Muon for matrices, Adam for all other tensors.
+
+    rate: of the matrices. other_rate: of the others; by default the same. betas: of Adam.
+    """
+
+    def __init__(
+        self,
+        matrices: Iterable[Tensor],
+        others: Iterable[Tensor],
+        rate: float,
+        other_rate: float | None = None,
+        betas: tuple[float, float] = (0.9, 0.999),
+        weight_decay: float = 0.0,
+    ):
+        super().__init__(matrices, lr=rate, weight_decay=weight_decay)
+        self.param_groups[0]["adam"], self._betas = False, betas
+        self.add_param_group({"params": list(others), "lr": other_rate or rate, "adam": True})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            for param in (p for p in group["params"] if group.get("adam") and p.grad is not None):
+                self._adam(group["lr"], param)
+        muon, self.param_groups = self.param_groups, [g for g in self.param_groups if not g.get("adam")]
+        try:
+            super().step()
+        finally:
+            self.param_groups = muon
+
+    def _adam(self, rate: float, param: Tensor) -> None:
+        state, (first, second) = self.state[param], self._betas
+        if not state:
+            state.update(step=0, mean=torch.zeros_like(param), square=torch.zeros_like(param))
+        assert param.grad is not None
+        state["step"] += 1
+        state["mean"].lerp_(param.grad, 1 - first)
+        state["square"].lerp_(param.grad**2, 1 - second)
+        mean = state["mean"] / (1 - first ** state["step"])
+        square = state["square"] / (1 - second ** state["step"])
+        param.sub_(rate * mean / (square.sqrt() + 1e-8))
+
+
 def orthogonal(matrices: Tensor, steps: int = 5) -> Tensor:
     """Return roughly the nearest orthogonal matrix to each of `[N, rows, columns]`."""
     tall = matrices.shape[1] > matrices.shape[2]

@@ -21,7 +21,6 @@ import numpy as np
 import torch
 import typer
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.data import Dataset
 
@@ -33,15 +32,18 @@ from model_worker.icae.data import Sample, continuation, restoration
 from model_worker.icae.decode import scores
 from model_worker.icae.model import Icae
 from model_worker.icae.objectives import decoder_row
-from model_worker.icae.trainer import LOG, Pace, TrainSettings, last_checkpoint, train
-from model_worker.icae.transformers_trainer import TrainerCallback
 from model_worker.settings.base import Count, CountOrZero, ModelName, Seed, Settings, described
 from model_worker.settings.flags import missing_option, run_program, takes
 from model_worker.text_files import read_book
 from model_worker.train.books import book_paths
-from model_worker.train.optimiser import Muon
+from model_worker.train.checkpoints import last_checkpoint
+from model_worker.train.icae_trainer import TrainSettings, train
+from model_worker.train.optimiser import MuonAdam
+from model_worker.train.pace import Pace
+from model_worker.train.run_log import LOG
 from model_worker.train.ship import thinned
 from model_worker.train.small import tokenized_texts
+from model_worker.train.transformers_trainer import TrainerCallback
 
 SHORTEST = 4
 CHUNK = 64  # of the worker: a context may be so long, however short a span is
@@ -146,38 +148,6 @@ class Spans(Dataset[Sample]):
         return full if rng.random() < 0.6 else int(rng.integers(full // 2, chunk + 1))
 
 
-class MuonAdam(Muon):
-    """One optimiser, as the Trainer wants: Muon for LoRA's matrices, Adam for the memory rows."""
-
-    def __init__(self, matrices: list[Tensor], rows: Tensor, rate: float):
-        super().__init__(matrices, lr=rate, weight_decay=0.0)
-        self.param_groups[0]["adam"] = False
-        self.add_param_group({"params": [rows], "lr": rate, "adam": True})
-
-    @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
-        for group in self.param_groups:
-            for param in (p for p in group["params"] if group.get("adam") and p.grad is not None):
-                self._adam(group["lr"], param)
-        muon, self.param_groups = self.param_groups, [g for g in self.param_groups if not g.get("adam")]
-        try:
-            super().step()
-        finally:
-            self.param_groups = muon
-
-    def _adam(self, rate: float, param: Tensor, betas: tuple[float, float] = (0.9, 0.999)) -> None:
-        state = self.state[param]
-        if not state:
-            state.update(step=0, mean=torch.zeros_like(param), square=torch.zeros_like(param))
-        assert param.grad is not None
-        state["step"] += 1
-        state["mean"].lerp_(param.grad, 1 - betas[0])
-        state["square"].lerp_(param.grad**2, 1 - betas[1])
-        mean = state["mean"] / (1 - betas[0] ** state["step"])
-        square = state["square"] / (1 - betas[1] ** state["step"])
-        param.sub_(rate * mean / (square.sqrt() + 1e-8))
-
-
 @torch.no_grad()
 def measure(icae: Icae, contexts: Sequence[Sequence[int]]) -> Measured:
     """Measure losses with own slots, with those of the next context in the list (of one length), and without any."""
@@ -260,7 +230,7 @@ def run(settings: SmallAdapterTraining) -> Measured:
     rules = SpanRules(**settings.model_dump(include={"steps", "batch", "lm_ratio", "growing", "chunks", "seed"}))
     samples = Spans(texts, icae, pace, rules)
     matrices = [p for p in icae.encoder.parameters() if p.requires_grad]
-    optimizer: Optimizer | None = None if settings.adam else MuonAdam(matrices, icae.memory, settings.lr)
+    optimizer: Optimizer | None = None if settings.adam else MuonAdam(matrices, [icae.memory], settings.lr)
     watched = held_back(tokenizer, settings.books, icae.config.capacity, max(settings.measured // 4, 2))
     report = train(
         icae,

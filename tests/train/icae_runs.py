@@ -20,7 +20,7 @@ from model_worker.icae.data import (
     instruction,
     restoration,
 )
-from model_worker.icae.trainer import LOG
+from model_worker.train.run_log import LOG
 
 VOCABULARY, BOS, EOS = 61, 7, 9  # not 1 and 2, which the authors' code has for all models
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from kvbank.console import ending
 from model_worker.icae import Icae
-from model_worker.icae.trainer import checkpoints
+from model_worker.train.checkpoints import checkpoints
 from tests.support import command
 from tests.train.icae_runs import adapter, base_model, tokenizer, words
 

@@ -22,7 +22,10 @@ from model_worker.icae.data import (
     restoration,
 )
 from model_worker.icae.objectives import Tally, needed
-from model_worker.icae.trainer import IcaeTrainer, Pace, StepShown, TrainSettings, checkpoints, train
+from model_worker.train.checkpoints import checkpoints
+from model_worker.train.icae_trainer import IcaeTrainer, TrainSettings, train
+from model_worker.train.pace import Pace
+from model_worker.train.run_log import StepShown
 from tests.train.icae_runs import BOS, EOS, adapter, base_model, logged, mixed, nats_by_hand, weights, words
 
 

@@ -16,8 +16,9 @@ from model_worker.icae.data import (
     restoration,
 )
 from model_worker.icae.objectives import Objectives, collate
-from model_worker.icae.trainer import LOG, Pace
 from model_worker.train import small_adapter as script
+from model_worker.train.pace import Pace
+from model_worker.train.run_log import LOG
 from model_worker.train.tokenizer import HELD_BACK, stdlib_text
 from tests.train.icae_runs import EOS, logged, weights, words
 

@@ -15,16 +15,18 @@ NOTHING = -1
 class BlockMemory:
     """The chunks that each of N blocks attends to, in the order of attention; a chunk has S tokens, as a block has.
 
-    places: `[N, K]`, of chunks in the pool of P chunks, from P on of the step's own chunks (P + n is block n itself),
+    places: `[N, K]`, of chunks in the pool, from `pooled` on of the step's own chunks (`pooled` + n is block n itself),
     or `NOTHING`. offsets: `[N, K]`, of a chunk's first token from the first token of the block's row; they are below 0
     for earlier chunks. own: bool `[N, K]`, whether a chunk is of the row's own document, whose first tokens may be
-    sinks. pool: K-V by memory layer, `[P, Hkv, S, D]`. fresh: K-V of the step's chunks by layer, `[N, Hkv, S, D]`; None
+    sinks. pooled: how many chunks the pool has room for. pool: its K-V by memory layer, `[pooled, Hkv, S, D]`; a layer
+    may be missing where nothing is taken of it. fresh: K-V of the step's chunks by layer, `[N, Hkv, S, D]`; None
     where the step's own forward makes them. gradients: whether gradients go through the K-V of the step's chunks.
     """
 
     places: Tensor
     offsets: Tensor
     own: Tensor
+    pooled: int
     pool: Mapping[int, KeyValue]
     fresh: Mapping[int, KeyValue] | None = None
     gradients: bool = False
@@ -35,15 +37,15 @@ class BlockMemory:
         fresh: of the step's chunks, `[N, Hkv, S, D]`.
         """
         flat = self.places.flatten()
-        in_pool = len(self.pool[layer][0])
-        stored, own = (flat >= 0) & (flat < in_pool), flat >= in_pool
+        stored, own = (flat >= 0) & (flat < self.pooled), flat >= self.pooled
+        pool = self.pool.get(layer, (fresh[0][:0], fresh[1][:0]))
         found = []
-        for part, made in zip(self.pool[layer], fresh, strict=True):
+        for part, made in zip(pool, fresh, strict=True):
             new = made if self.gradients else made.detach()
             taken = new.new_zeros(len(flat), *new.shape[1:])
             taken[stored] = part[flat[stored]].to(new.dtype)
             if bool(own.any()):
-                taken = taken.index_put((own.nonzero()[:, 0],), new[flat[own] - in_pool])
+                taken = taken.index_put((own.nonzero()[:, 0],), new[flat[own] - self.pooled])
             found.append(self._by_block(taken))
         return found[0], found[1]
 

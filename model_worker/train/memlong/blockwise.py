@@ -97,8 +97,7 @@ class Places:
 class BlockwiseView(KeepingView):
     """The forward of some rows, whose input is their sinks and then their blocks.
 
-    memory: what the blocks attend to; None for nothing. gates: by layer, `[Hq]`, instead of the attachment's. backend:
-    instead of the model's own.
+    memory: what the blocks attend to; None for nothing. gates: by layer, `[Hq]`, instead of the attachment's.
     """
 
     def __init__(
@@ -107,10 +106,9 @@ class BlockwiseView(KeepingView):
         places: Places,
         memory: BlockMemory | None = None,
         gates: Mapping[int, Tensor] | None = None,
-        backend: Backend | None = None,
     ):
         super().__init__(attachment)
-        self._places, self._memory, self._backend = places, memory, backend
+        self._places, self._memory = places, memory
         self._gates = attachment.gates if gates is None else gates
         self._front = places.rows.sinks.shape[1]
         self._at = None if memory is None else places.memory(memory)
@@ -134,7 +132,6 @@ class BlockwiseView(KeepingView):
         """Compute the attention of one layer; the mask of the model, which knows no blocks, is not looked at."""
         self.observe(module, query, key, value, kwargs)
         layer, front = layer_of(module), self._front
-        backend = self._backend or backend
         local = self._mask("local", self._places.local, query)
         retrieved = self._attended(layer, key, value)
         blocks = self._queries(query), self._windows(key), self._windows(value)
@@ -151,7 +148,8 @@ class BlockwiseView(KeepingView):
         """Return who sees whom in the form that the backend takes, made once a forward for each dtype."""
         key = name, query.dtype
         if key not in self._masks:
-            self._masks[key] = self.attachment.as_mask(seen.expand(1, 1, -1, -1) if seen.ndim == 2 else seen, query)
+            every = seen.expand(1, 1, -1, -1) if seen.ndim == 2 else seen
+            self._masks[key] = self.attachment.as_mask(every, query)
         return self._masks[key]
 
     def _queries(self, query: Tensor) -> Tensor:

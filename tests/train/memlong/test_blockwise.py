@@ -96,7 +96,7 @@ def forward(net: Any, attachment: Any, case: Case, own: dict[int, Tensor]) -> Te
     if case.alone:
         with torch.set_grad_enabled(case.gradients):
             fresh = encode_alone(attachment, step.ids.view(-1, SIZE))
-    memory = BlockMemory(*choice(), pool(net, case, attachment.plan.memory_layers), fresh, case.gradients)
+    memory = BlockMemory(*choice(), POOL, pool(net, case, attachment.plan.memory_layers), fresh, case.gradients)
     places = Places(Blocks(SIZE, BEFORE), step, case.positions)
     return blockwise_logits(net, BlockwiseView(attachment, places, memory, own), step)
 

@@ -6,14 +6,11 @@ it. The loss of a step is a mean over all scored tokens of the step, and the los
 
 from __future__ import annotations
 
-import json
 import math
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -21,8 +18,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import Dataset
-from transformers import TrainerState, TrainingArguments
-from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
+from transformers import TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
 
 from model_worker.errors import InputError, WorkerError
@@ -31,11 +27,12 @@ from model_worker.icae import lora
 from model_worker.icae.data import Sample
 from model_worker.icae.model import Icae
 from model_worker.icae.objectives import Objectives, Tally, collate
-from model_worker.icae.transformers_trainer import Trainer, TrainerCallback
+from model_worker.train.checkpoints import check_complete, make_run_folder, readable
+from model_worker.train.pace import Pace, factor_of
+from model_worker.train.run_log import RunLog, silence
+from model_worker.train.transformers_trainer import Trainer, TrainerCallback
 
 ADAPTER = "adapter"  # folder of the finished adapter within a run's
-LOG = "training_log.jsonl"
-FLOOR = 0.03  # of the rate, at the end
 SCHEDULES = ("cosine", "constant")
 
 
@@ -97,24 +94,6 @@ class TrainReport:
     evaluation: dict[str, float]
 
 
-class Pace:
-    """A measure of how much of a run is done, by updates or by the clock, whichever is further."""
-
-    def __init__(self, minutes: float | None):
-        self._limit = None if minutes is None else 60 * minutes
-        self._began = time.monotonic()
-
-    def share(self, step: int, steps: int) -> float:
-        """Return the share of the run that is done at `step` of `steps` updates, in [0, 1]."""
-        by_clock = 0.0 if self._limit is None else self.seconds / self._limit
-        return min(max(step / max(steps, 1), by_clock), 1.0)
-
-    @property
-    def seconds(self) -> float:
-        """Return the seconds since this start of the run."""
-        return time.monotonic() - self._began
-
-
 class IcaeTrainer(Trainer):
     """The Trainer for `Objectives`.
 
@@ -174,11 +153,8 @@ class IcaeTrainer(Trainer):
             settings, pace = self._settings, self._pace
 
             def factor(step: int) -> float:
-                rising = min((step + 1) / settings.warm_up, 1.0) if settings.warm_up else 1.0
-                if settings.schedule == "constant":
-                    return rising
-                share = pace.share(step, num_training_steps)
-                return min(rising, FLOOR + (1 - FLOOR) * 0.5 * (1 + math.cos(math.pi * share)))
+                share = partial(pace.share, steps=num_training_steps)
+                return factor_of(settings.schedule, settings.warm_up, share, step)
 
             self.lr_scheduler = LambdaLR(optimizer or self.optimizer, factor)
             self._created_lr_scheduler = True
@@ -192,22 +168,12 @@ class IcaeTrainer(Trainer):
         load_into(self.icae, Path(resume_from_checkpoint))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        with _readable(checkpoint):
+        with readable(checkpoint):
             super()._load_optimizer_and_scheduler(checkpoint)
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
-        with _readable(checkpoint):
+        with readable(checkpoint):
             super()._load_rng_state(checkpoint)
-
-
-@contextmanager
-def _readable(checkpoint: str | None) -> Iterator[None]:
-    """Turn what torch says of a damaged or foreign file, which is a page, into an InputError of one line."""
-    try:
-        yield
-    except (OSError, EOFError, UnpicklingError, RuntimeError, ValueError, KeyError, TypeError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(f"the checkpoint {checkpoint} cannot be resumed from: {reason}") from None
 
 
 def load_into(icae: Icae, folder: Path) -> None:
@@ -223,54 +189,6 @@ def load_into(icae: Icae, folder: Path) -> None:
             )
         lora.put(peft, icae.encoder, tensors, folder)
         icae.memory.copy_(rows)
-
-
-class StepShown(TrainerCallback):
-    """A callback of the Trainer that tells how many updates are done, and how many there are in all."""
-
-    def __init__(self, progress: Callable[[int, int], None]):
-        self._progress = progress
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._progress(state.global_step, state.max_steps)
-
-
-class _Steps(TrainerCallback):
-    """A callback of the Trainer that keeps the log of the run, and ends the run by the clock."""
-
-    def __init__(self, out: Path, pace: Pace):
-        self._log, self._pace = out / LOG, pace
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self._pace.share(state.global_step, state.max_steps) >= 1:
-            control.should_training_stop = True
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        entry = {"step": state.global_step, **(logs or {})}
-        with self._log.open("a") as file:
-            file.write(json.dumps({k: round(v, 6) if isinstance(v, float) else v for k, v in entry.items()}) + "\n")
-
-
-def checkpoints(out: Path) -> list[Path]:
-    """Return the complete checkpoints of a run, oldest first: those with the state, which the Trainer writes last."""
-    found = [path.parent for path in out.glob("checkpoint-*/trainer_state.json") if path.parent.name[11:].isdigit()]
-    return sorted(found, key=lambda path: int(path.name[11:]))
-
-
-def last_checkpoint(out: Path) -> Path:
-    """Return the checkpoint that a run goes on from. Raises InputError where there is none."""
-    if found := checkpoints(out):
-        return found[-1]
-    raise InputError(f"there is no complete checkpoint in {out} to resume from")
-
-
-def _check_complete(checkpoint: Path) -> None:
-    """Raise InputError for a folder that is no checkpoint or has no optimiser: the Trainer would begin a new one."""
-    for name in (TRAINER_STATE_NAME, OPTIMIZER_NAME, SCHEDULER_NAME):
-        if not (checkpoint / name).is_file():
-            raise InputError(f"{checkpoint} is not a complete checkpoint: it has no {name}")
-    with _readable(str(checkpoint)):
-        TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
 
 
 def train(
@@ -291,13 +209,10 @@ def train(
     AdamW. Raises InputError for fp16, for a checkpoint that does not fit and where `settings.out` cannot be a folder,
     and WorkerError where the loss is no number any more.
     """
-    try:
-        settings.out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{settings.out} cannot be the folder of a run: {error.strerror}") from None
+    make_run_folder(settings.out)
     pace = pace or Pace(settings.minutes)
     if resume is not None:
-        _check_complete(resume)
+        check_complete(resume)
     trainer = IcaeTrainer(
         icae,
         _arguments(icae, settings, held_out is not None),
@@ -305,22 +220,15 @@ def train(
         settings=settings,
         train_dataset=samples,
         eval_dataset=held_out,
-        callbacks=[_Steps(settings.out, pace), *callbacks],
+        callbacks=[RunLog(settings.out, pace), *callbacks],
         optimizers=(optimizer, None),
     )
-    _silence(trainer)
+    silence(trainer)
     trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
     icae.save_pretrained(settings.out / ADAPTER)
     evaluation = trainer.evaluate() if held_out is not None else {}
     icae.eval()
     return _report(trainer, evaluation, pace)
-
-
-def _silence(trainer: IcaeTrainer) -> None:
-    """Take away what the Trainer itself prints; the log and the callbacks of the caller stay."""
-    for callback in list(trainer.callback_handler.callbacks):
-        if type(callback).__name__ in ("PrinterCallback", "ProgressCallback"):
-            trainer.remove_callback(callback)
 
 
 def _report(trainer: IcaeTrainer, evaluation: dict[str, float], pace: Pace) -> TrainReport:

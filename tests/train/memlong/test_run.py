@@ -1,0 +1,127 @@
+"""What a run of MemLong's training trains, leaves alone, resumes, measures and refuses."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from model_worker.errors import InputError
+from model_worker.train.checkpoints import checkpoints
+from tests.train.memlong.runs import texts, train, weights
+from tests.worker.tiny import build
+
+FULL: dict[str, Any] = {"train": "full", "mode": "memlong", "optimiser": "muon"}
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Any:
+    """Let sums of floating-point numbers be the same in every run."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def log(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / "training_log.jsonl").read_text().splitlines()]
+
+
+def test_what_makes_the_memory_is_left_alone_and_the_rest_learns(tmp_path: Path) -> None:
+    report = train(tmp_path / "run", texts(tmp_path), steps=12, lr=2e-2, **FULL)
+    before, after = build("llama_gqa").state_dict(), weights(Path(report.product))
+    for name, tensor in after.items():
+        frozen = name.startswith(("model.embed_tokens", *(f"model.layers.{layer}." for layer in range(3))))
+        assert torch.equal(tensor, before[name]) == frozen, name
+    trained = sum(after[name].numel() for name in after if not torch.equal(after[name], before[name]))
+    everything = sum(p.numel() for p in build("llama_gqa").parameters())
+    assert report.trained == pytest.approx(trained / everything, abs=1e-6)
+    losses = [line["text_loss"] for line in log(tmp_path / "run") if "text_loss" in line]
+    assert losses[-1] < losses[0] - 0.2
+    assert report.tokens == 12 * 2 * 16 - _missing(61, 4, 16, 12)
+
+
+def _missing(tokens: int, chunk: int, row: int, steps: int) -> int:
+    """Return the tokens that rows at the ends of documents lack, for two streams that read documents of one length."""
+    whole = tokens // chunk * chunk
+    lacks = -whole % row
+    return 2 * lacks * (steps // -(-whole // row))
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        FULL,
+        {**FULL, "optimiser": "adamw", "context": "window", "sinks": 2, "keep_memory": True, "gate": True},
+        {"train": "full", "mode": "per_layer", "freeze_below": False, "visit": 2, "accumulate": 2},
+    ],
+    ids=["memlong", "window and gates", "per_layer"],
+)
+def test_a_resumed_run_is_the_same_as_one_that_was_not_interrupted(tmp_path: Path, more: dict[str, Any]) -> None:
+    """Compare weights, gates and losses bit by bit, after the later checkpoints have been lost."""
+    paths, out = texts(tmp_path), tmp_path / "run"
+    own = {"steps": 6, "save_every": 2, "lr": 1e-2, "seed": 5, **more}
+    whole = train(out, paths, **own)
+    expected = weights(Path(whole.product))
+    entry = AutoConfig.from_pretrained(whole.product).kvbank
+    losses = [line["text_loss"] for line in log(out) if "text_loss" in line]
+    shutil.rmtree(whole.product)
+    for later in checkpoints(out)[1:]:
+        shutil.rmtree(later)
+    again = train(out, paths, resume=True, **own)
+    assert again.tokens == whole.tokens
+    assert [line["text_loss"] for line in log(out) if "text_loss" in line][6:] == losses[4:]
+    found = weights(Path(again.product))
+    assert all(torch.equal(tensor, found[name]) for name, tensor in expected.items())
+    assert AutoConfig.from_pretrained(again.product).kvbank == entry
+    assert ("gates" in entry) == bool(more.get("gate"))
+
+
+def test_held_out_texts_are_measured_and_the_product_says_how_it_is_used(tmp_path: Path) -> None:
+    paths = texts(tmp_path, 4, 200)
+    own = {"steps": 4, "eval_every": 2, "eval_blocks": 24, **FULL}
+    report = train(tmp_path / "run", (tmp_path,), held_out=paths[:2], **own)
+    assert [row["memory"] for row in report.held_out] == ["none", "memory", "another text"]
+    assert all(len(row) > 3 for row in report.held_out[1:])
+    assert report.verdict
+    events = [line for line in log(tmp_path / "run") if line.get("event") == "held_out"]
+    assert [event["step"] for event in events] == [2, 4, 4]
+    assert events[-1]["memories"] == report.held_out
+    config = AutoModelForCausalLM.from_pretrained(report.product).config
+    assert config.kvbank == {
+        **{"mode": "memlong", "positions": "near:32", "memory_layers": [2], "retrieval_layers": [2]},
+        **{"chunk": 4, "context": "isolated", "window": 12, "top_k": 1, "recent": 1, "query_tokens": 12, "sinks": 0},
+    }
+
+
+def test_what_does_not_fit_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    paths, out = texts(tmp_path), tmp_path / "run"
+    short, empty, full = tmp_path / "short.txt", tmp_path / "empty.txt", tmp_path / "full"
+    short.write_text("w3 w4 w5")
+    empty.write_text(" \n")
+    (tmp_path / "none").mkdir()
+    full.mkdir()
+    (full / "file").touch()
+    for more, said in (
+        ({"text": (empty,)}, "empty.txt has no text"),
+        ({"text": (short,)}, "short.txt is shorter than a window of 12 tokens"),
+        ({"text": (tmp_path / "missing.txt",)}, "cannot read"),
+        ({"text": (tmp_path / "none",)}, "there is no text in"),
+        ({"held_out": (short,)}, "short.txt is shorter than a window of 12 tokens"),
+        ({"window": 10}, "is not two or more chunks of 4"),
+        ({"memory": 3}, "a memory of 3 chunks is smaller than the 4 blocks"),
+        ({"nothing": 0.9, "itself": 0.3}, "together at most 1"),
+        ({"retrieval_layers": "2,x"}, "are numbers between commas"),
+        ({"retrieval_layers": "9"}, "layer 9 does not exist"),
+        ({"memory_layer": 3}, "no layer is left to train above the memory layer"),
+        ({"new": "hidden=100,layers=2"}, "multiple of 64"),
+        ({"resume": True}, "there is no complete checkpoint"),
+    ):
+        with pytest.raises(InputError, match=said):
+            train(out, **{"paths": paths, "steps": 1, **FULL, **more})
+        assert not out.exists()
+    with pytest.raises(InputError, match="is not empty"):
+        train(full, paths, steps=1, **FULL)
