@@ -44,3 +44,8 @@ class SessionError(WorkerError):
 
 class InputError(WorkerError, ValueError):
     """The caller's input makes no sense; the message says what would."""
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of what an error says, or its type where it says nothing."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -21,6 +21,13 @@ if TYPE_CHECKING:
     from model_worker.evaluate.evidence.collection import Collection
 
 
+# What only some sets go by, and which do.
+_OWN = {
+    **dict.fromkeys(("text", "passages", "letters", "half", "seed"), ("statements",)),
+    **dict.fromkeys(("data", "limit"), ("qmsum", "memorybank")),
+}
+
+
 class EvidenceOptions(Settings):
     """Options of `kvbank eval evidence`."""
 
@@ -70,6 +77,7 @@ def evidence(
     from model_worker.evaluate.figures import drawn
 
     check_plot(plot)
+    _check_set(options)
     collections = _collections(options)
     quiet_libraries()
     embedders = {name: embedder(name) for name in options.embed}
@@ -80,6 +88,13 @@ def evidence(
     figure = recall_figure(f"{options.set}: evidence among the best k", found)
     parts = tables_of(recall_tables(found), *cost_lines(found))
     show(Shown(found, parts, drawn({"evidence.svg": figure})), as_json=as_json, plot=plot)
+
+
+def _check_set(options: EvidenceOptions) -> None:
+    """Refuse an option that was given, and that the set would not go by. Raises InputError."""
+    for name, sets in _OWN.items():
+        if name in options.model_fields_set and options.set not in sets:
+            raise InputError(f"--{name} is an option of {' and '.join(sets)}, and not of {options.set}")
 
 
 def _collections(options: EvidenceOptions) -> "list[Collection]":

@@ -16,7 +16,7 @@ from model_worker.arguments import choice, of_kind
 from model_worker.embed.base import Vectors
 from model_worker.embed.pooling import dense_layer, pooled
 from model_worker.embed.sentence_files import POOLINGS, Recipe, recipe_of
-from model_worker.errors import InputError, ModelNotFound
+from model_worker.errors import InputError, ModelNotFound, first_line
 from model_worker.user_text import readable
 
 # Tokens of the longest text that is tried; chunks are not longer than that as a rule.
@@ -180,8 +180,9 @@ def _loaded(folder: Path) -> tuple[Any, Any]:
         tokenizer = AutoTokenizer.from_pretrained(folder)
         model = AutoModel.from_pretrained(folder).eval()
     except Exception as error:  # the files of others, read by libraries that fail with whatever they run into
-        reason = (str(error).strip().splitlines() or [""])[0]
-        raise ModelNotFound(f"encoder {folder} cannot be loaded: {type(error).__name__}: {reason}") from error
+        raise ModelNotFound(
+            f"encoder {folder} cannot be loaded: {type(error).__name__}: {first_line(error)}"
+        ) from error
     if model.config.is_encoder_decoder:
         model = model.get_encoder()
     table = getattr(model.get_input_embeddings(), "weight", None)

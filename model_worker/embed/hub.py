@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from model_worker.attachment.model_names import meant, model_folder
-from model_worker.errors import ModelNotFound
+from model_worker.errors import ModelNotFound, first_line
 
 # What an encoder is loaded from. Weights of other formats, which a repository may hold beside these, are not fetched.
 _FILES = ["*.json", "*.txt", "*.model", "*.safetensors"]
@@ -27,9 +27,8 @@ def _fetched(name: str) -> Path:
         if not any(folder.rglob("*.safetensors")):
             folder = Path(snapshot_download(name, allow_patterns=[*_FILES, "*.bin"], ignore_patterns=_OTHERS))
     except Exception as error:  # of the hub's client, its connection and its cache
-        reason = (str(error).strip().splitlines() or [""])[0]
         raise ModelNotFound(
             f"there is no encoder's folder {name!r} here, and it cannot be had from the hub: "
-            f"{type(error).__name__}: {reason}{meant(name)}"
+            f"{type(error).__name__}: {first_line(error)}{meant(name)}"
         ) from error
     return folder

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from model_worker.errors import InputError
+from model_worker.errors import InputError, first_line
 
 # Activations of a dense layer, by the names of their classes in torch.
 _ACTIVATIONS = ("Identity", "Tanh", "ReLU", "GELU", "Sigmoid", "SiLU")
@@ -39,8 +39,9 @@ def dense_layer(folder: Path) -> Any:
         weights = {name.removeprefix("linear."): tensor for name, tensor in _weights(folder).items()}
         layer.load_state_dict(weights)
     except Exception as error:  # the files of others, read by libraries that fail with whatever they run into
-        reason = (str(error).strip().splitlines() or [""])[0]
-        raise InputError(f"the dense layer {folder} cannot be loaded: {type(error).__name__}: {reason}") from error
+        raise InputError(
+            f"the dense layer {folder} cannot be loaded: {type(error).__name__}: {first_line(error)}"
+        ) from error
     activation = str(said.get("activation_function", "Tanh")).rpartition(".")[2]
     if activation not in _ACTIVATIONS:
         raise InputError(f"{folder} asks for an activation that there is not here: {activation}")

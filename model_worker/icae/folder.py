@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from kvbank.files.durable import make_folder, sync_folder
-from model_worker.errors import InputError, ModelNotFound
+from model_worker.errors import InputError, ModelNotFound, first_line
 from model_worker.icae.config import IcaeConfig
 
 CONFIG, MEMORY, ROWS = "icae_config.json", "icae_memory.safetensors", "memory_token_embed.weight"
@@ -64,8 +64,7 @@ def find(name: str | Path, revision: str | None = None) -> Path:
         wanted = [ADAPTER_CONFIG, ADAPTER, MEMORY, CONFIG]
         return find(Path(snapshot_download(text, revision=revision, allow_patterns=wanted)))
     except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelNotFound(f"adapter {text!r} cannot be loaded: {reason}") from None
+        raise ModelNotFound(f"adapter {text!r} cannot be loaded: {first_line(error)}") from None
 
 
 def read(folder: Path) -> tuple[IcaeConfig, Tensor, str]:

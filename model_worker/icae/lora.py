@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from model_worker.errors import InputError
+from model_worker.errors import InputError, first_line
 from model_worker.icae import folder as files
 
 # The settings that an adapter may choose; all others stay as peft has them.
@@ -50,7 +50,7 @@ def read(peft: Any, folder: Path) -> tuple[Any, dict[str, Tensor]]:
         said = json.loads((folder / files.ADAPTER_CONFIG).read_text())
         tensors = load_file(folder / files.ADAPTER)
     except (OSError, ValueError, RecursionError, SafetensorError) as error:
-        raise InputError(f"the adapter in {folder} is damaged: {_line(error)}") from None
+        raise InputError(f"the adapter in {folder} is damaged: {first_line(error)}") from None
     if not isinstance(said, dict) or said.get("peft_type") != "LORA":
         raise InputError(f"the adapter in {folder} is no LoRA")
     if odd := _odd(said, asdict(peft.LoraConfig())):
@@ -62,7 +62,7 @@ def read(peft: Any, folder: Path) -> tuple[Any, dict[str, Tensor]]:
     try:
         return peft.LoraConfig(**{name: said[name] for name in said if name in _CHOSEN}), tensors
     except (TypeError, ValueError) as error:
-        raise InputError(f"the adapter in {folder} is damaged: {_line(error)}") from None
+        raise InputError(f"the adapter in {folder} is damaged: {first_line(error)}") from None
 
 
 def _odd(said: dict[str, Any], usual: dict[str, Any]) -> str | None:
@@ -101,7 +101,7 @@ def load(peft: Any, model: Any, folder: Path, *, trainable: bool) -> Any:
     try:
         encoder = peft.get_peft_model(model, config)
     except (ValueError, RuntimeError, TypeError, AttributeError, re.error) as error:
-        raise InputError(f"the adapter in {folder} does not fit this model: {_line(error)}") from None
+        raise InputError(f"the adapter in {folder} does not fit this model: {first_line(error)}") from None
     put(peft, encoder, tensors, folder)
     return encoder
 
@@ -114,8 +114,3 @@ def alike(one: Any, other: Any) -> bool:
 def _plain(value: Any) -> Any:
     """Return a setting in a form to compare: lists and sets of names alike, empty ones as None."""
     return (frozenset(value) if isinstance(value, list | set | tuple) else value) or None
-
-
-def _line(error: Exception) -> str:
-    """Return the first line of what an error says, or its type where it says nothing."""
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

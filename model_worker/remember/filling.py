@@ -23,8 +23,8 @@ class Filling:
         return self.memory.needs_queries
 
     def remember(self, rows: Sequence[Captured | None]) -> None:
-        """Write what left the window."""
-        self.memory.remember(rows)
+        """Write what left the window; nothing of it is kept for attention."""
+        self.memory.fill(rows)
 
     def recall(self, rows: Sequence[Sequence[int]], without: Sequence[Collection[RecalledChunk]] | None = None) -> None:
         """Recall nothing, so that what is stored does not depend on the size of a memory."""

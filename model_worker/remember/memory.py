@@ -133,11 +133,15 @@ class Memory:
 
         Returns the chunks for attention, as they are stored, where `recent` asks for them; else None for each row.
         """
+        return [self.attended(chunk) for chunk in self.fill(rows)]
+
+    def fill(self, rows: Sequence[Captured | None]) -> list[kvbank.NewChunk | None]:
+        """Compress, embed and write what left the local window, and return the chunks, one entry for each row."""
         made = self.made(rows)
         for row, chunk in enumerate(made):
             if chunk is not None:
                 self.write(chunk, row)
-        return [self.attended(chunk) for chunk in made]
+        return made
 
     def made(self, rows: Sequence[Captured | None]) -> list[kvbank.NewChunk | None]:
         """Compress and embed what left the local window, and return the chunks, which are not written yet."""

@@ -8,7 +8,7 @@ from pickle import UnpicklingError
 from transformers import TrainerState
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 
-from model_worker.errors import InputError
+from model_worker.errors import InputError, first_line
 
 
 @contextmanager
@@ -17,8 +17,7 @@ def readable(checkpoint: str | None) -> Iterator[None]:
     try:
         yield
     except (OSError, EOFError, UnpicklingError, RuntimeError, ValueError, KeyError, TypeError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(f"the checkpoint {checkpoint} cannot be resumed from: {reason}") from None
+        raise InputError(f"the checkpoint {checkpoint} cannot be resumed from: {first_line(error)}") from None
 
 
 def checkpoints(out: Path) -> list[Path]:

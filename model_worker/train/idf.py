@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from kvbank.console.output import print_line
 from kvbank.console.progress import Progress, progress
-from model_worker.embed.idf_table import SHIPPED, IdfTable
+from model_worker.embed.idf_table import IdfTable
 from model_worker.embed.lexical import features, hashed
 from model_worker.errors import InputError
 from model_worker.settings.flags import run_program
@@ -36,7 +36,7 @@ def counted_features(paths: list[Path], show: Progress) -> Iterator[NDArray[np.u
 
 def main(
     books: Annotated[list[Path], typer.Argument(help="Texts, or folders of novels without those held back.")],
-    out: Annotated[Path, typer.Option(help="The file that is written.")] = SHIPPED,
+    out: Annotated[Path, typer.Option(help="The file that is written.")],
 ) -> None:
     """Count how many chunks of the texts have each feature, and write the table of weights.
 

@@ -14,7 +14,7 @@ import torch
 from transformers import GenerationConfig
 
 from model_worker.attachment.model_parts import device_of
-from model_worker.errors import InputError
+from model_worker.errors import InputError, first_line
 
 _CACHE = "the memory's cache is the one that is used"
 _TEXT = "the result is the new text alone"
@@ -106,7 +106,7 @@ def generated(model: Any, options: Mapping[str, Any], **inputs: Any) -> torch.Te
     except InputError:
         raise
     except (TypeError, ValueError) as error:
-        raise InputError(f"generate refused its options: {_first_line(error)}") from error
+        raise InputError(f"generate refused its options: {first_line(error)}") from error
 
 
 def plain_decoding() -> dict[str, Any]:
@@ -153,7 +153,7 @@ def _check_values(model: Any, asked: Mapping[str, Any], prompt: int | None) -> N
     try:
         GenerationConfig(**known)
     except (TypeError, ValueError, AttributeError) as error:
-        raise InputError(f"generate refused its options: {_first_line(error)}") from error
+        raise InputError(f"generate refused its options: {first_line(error)}") from error
     if asked.get("max_new_tokens") or model.generation_config.max_new_tokens:
         return
     longest = asked.get("max_length", model.generation_config.max_length)
@@ -187,7 +187,7 @@ def _check_accepted(model: Any, options: Mapping[str, Any]) -> None:
         with torch.no_grad(), torch.random.fork_rng(devices=[token.device] if token.is_cuda else []):
             model.generate(input_ids=token, attention_mask=token, **tried)
     except Exception as error:  # of foreign code, and about the options: there is nothing else in this call
-        raise InputError(f"generate refused its options: {type(error).__name__}: {_first_line(error)}") from error
+        raise InputError(f"generate refused its options: {type(error).__name__}: {first_line(error)}") from error
 
 
 def _differs(given: Any, value: Any) -> bool:
@@ -196,8 +196,3 @@ def _differs(given: Any, value: Any) -> bool:
         return given is not None and not bool(given == value)
     except (TypeError, ValueError):  # an array
         return True
-
-
-def _first_line(error: Exception) -> str:
-    """Return the first line of what an error says, or its type where it says nothing."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

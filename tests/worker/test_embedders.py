@@ -98,6 +98,8 @@ def test_the_table_is_counted_by_a_command(tmp_path: Path) -> None:
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
     fox, monster = IdfTable.read(tmp_path / "a").weights(hashed(["w fox", "w monster"]), np.array([True, True]))
     assert fox < monster
+    nowhere = subprocess.run(command[:-1], check=False, capture_output=True, text=True)
+    assert (nowhere.returncode, "Missing option '--out'" in nowhere.stderr) == (2, True)
 
 
 # -- hybrid -----------------------------------------------------------------------------------------------------------

@@ -102,6 +102,8 @@ def test_meetings(tmp_path: Path) -> None:
         ("{}", "no meeting of QMSum"),
         ("[]", "no meeting of QMSum"),
         (json.dumps(meeting(specific_query_list=[{"query": "q", "relevant_text_span": [["a", "b"]]}])), "no meeting"),
+        (json.dumps(meeting(specific_query_list=[{"query": None, "relevant_text_span": []}])), "None is no text"),
+        (json.dumps(meeting(meeting_transcripts=[{"speaker": "A", "content": None}])), "None is no text"),
         (None, r"no file \*\.jsonl"),
     ],
 )
@@ -266,6 +268,9 @@ def test_the_command(tmp_path: Path) -> None:
         (("--embed", "hybrid:lexical"), "hybrid:A"),
         (("--passages", 50), "too few"),
         (("--set", "squality"), "squality"),
+        (("--set", "qmsum", "--data", ".", "--half", "odd"), "--half is an option of statements, and not of qmsum"),
+        (("--set", "memorybank", "--data", ".", "--passages", 2000), "--passages is an option of statements"),
+        (("--data", "."), "--data is an option of qmsum and memorybank, and not of statements"),
     ],
 )
 def test_options_that_are_refused(options: tuple[object, ...], reason: str) -> None:

@@ -5,6 +5,7 @@ included; the evidence is every turn in them, short ones too. General queries ha
 """
 
 from pathlib import Path
+from typing import Any
 
 from model_worker.errors import InputError
 from model_worker.evaluate.evidence.collection import Collection, Question
@@ -16,15 +17,22 @@ def meetings(folder: Path) -> list[Collection]:
     found = []
     for name, record in json_lines(folder):
         try:
-            turns = [f"{turn['speaker']}: {turn['content']}" for turn in record["meeting_transcripts"]]
+            turns = [f"{_words(turn['speaker'])}: {_words(turn['content'])}" for turn in record["meeting_transcripts"]]
             questions = [
-                Question(query["query"], _turns(query["relevant_text_span"], len(turns)), "questions")
+                Question(_words(query["query"]), _turns(query["relevant_text_span"], len(turns)), "questions")
                 for query in record["specific_query_list"]
             ]
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"{name} is no meeting of QMSum: {type(error).__name__}: {error}") from None
         found.append(Collection(name, turns, [each for each in questions if each.evidence]))
     return found
+
+
+def _words(text: Any) -> str:
+    """Return a text as it is. Raises TypeError for what is none."""
+    if not isinstance(text, str):
+        raise TypeError(f"{text!r} is no text")
+    return text
 
 
 def _turns(spans: list[list[str]], count: int) -> frozenset[int]:
