@@ -30,6 +30,10 @@ class PasskeyOptions(RunsOn):
     ] = ()
     model: ModelName = SHIPPED
     rope: Rope = None
+    noise: Annotated[
+        bool,
+        described("A few sentences over and over as filler, and the fact said twice, as in HOMER's paper."),
+    ] = False
     times: Annotated[tuple[Count, ...], described("Lengths in trained lengths, several times.")] = (2, 4, 8)
     length: Annotated[tuple[Count, ...], described("Lengths in tokens instead, several times.")] = ()
     trained: Annotated[
@@ -60,7 +64,9 @@ def passkey(
 
     The facts are those that kvbank-small was trained to copy, and any copying model can. With options of "HOMER, tuned"
     that way is run besides the published ones. Each answer is noted in the file of --log as it comes. With --trained
-    the model is taken as one of a shorter length: HOMER's nodes and the last tokens go by that.
+    the model is taken as one of a shorter length: HOMER's nodes and the last tokens go by that. With --noise the task
+    is that of HOMER's paper, which is easier: nothing but the fact stands out, and it is said twice; --text then
+    calibrates alone.
 
     Example: kvbank eval passkey --times 2 --times 4 --samples 5 --way "homer, balanced"
     """
@@ -77,7 +83,7 @@ def passkey(
     loaded, tokenizer = load_quietly(options.model, device=options.device, dtype=options.dtype, rope=options.rope)
     trained = options.trained or _trained(options, loaded)
     lengths = options.length or tuple(factor * trained for factor in options.times)
-    plan = Plan(lengths, options.samples, options.seed, tuning, options.trained, options.way)
+    plan = Plan(lengths, options.samples, options.seed, tuning, options.trained, options.way, options.noise)
     run = about("passkey", options)
     decided = {name: value for name, value in run["options"].items() if name not in _WHICH}
     journal = Journal(out, {"options": decided, "weights": weights_of(loaded, tokenizer), "text": filler})

@@ -1,7 +1,8 @@
 """A passkey is a fact in the middle of a long text that is asked for at the end; here it is measured who still tells
 it.
 
-The text is filler with one statement of `evaluate.facts` in it, at evenly spread depths. An answer counts when
+The text is filler with one statement of `evaluate.facts` in it, at evenly spread depths; or, with `noise`, the task of
+HOMER's paper: a few sentences over and over, with the statement and its repetition in one place. An answer counts when
 greedy decoding says the number to the last digit and no digit more. The same prompt, of multiples of the trained
 length, is read in several ways:
 
@@ -19,6 +20,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
+from itertools import cycle, islice
 from typing import Any
 
 from transformers import DynamicCache
@@ -60,11 +62,31 @@ class Tuning:
 
 
 @dataclass(frozen=True, slots=True)
+class _Form:
+    """What a prompt says beside its filler: templates with {name} and {number}."""
+
+    instruction: str
+    statement: str
+    question: str
+
+
+_PLAIN = _Form("", " The number of {name} is {number}.", " The number of {name} is")
+# As in the task that HOMER's paper has (Mohtashami and Jaggi, arXiv 2305.16300), in other words.
+_NOISY = _Form(
+    "There is an important number in a lot of text. Find it and remember it.",
+    " The number of {name} is {number}. Remember it. {number} is the number of {name}.",
+    " What is the number of {name}? The number of {name} is",
+)
+_NOISE = " The sun is warm. The river is wide. The hills are far away. We walk on. Then we walk back."
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """What is asked, and by which ways.
 
     lengths: of prompts, in tokens. samples: prompts of each length. trained: tokens that count as the length that the
-    model was trained for; None takes the model's own. ways: beginnings of their names; all without any.
+    model was trained for; None takes the model's own. ways: beginnings of their names; all without any. noise: the
+    filler is a few sentences over and over, an instruction stands in front, and the fact is said twice.
     """
 
     lengths: Sequence[int]
@@ -73,6 +95,7 @@ class Plan:
     tuning: Tuning = field(default_factory=Tuning)
     trained: int | None = None
     ways: Sequence[str] = ()
+    noise: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +166,10 @@ class _Run:
         ids = encode_text(self.tokenizer, readable(filler))
         first = len(ids) // 4
         self._calibrating, self._filler = ids[:first], ids[first:]
-        if len(self._filler) < max(plan.lengths) + plan.samples:
+        if plan.noise:
+            noise = encode_text(self.tokenizer, _NOISE)
+            self._filler = list(islice(cycle(noise), max(plan.lengths) + len(noise)))
+        elif len(self._filler) < max(plan.lengths) + plan.samples:
             raise InputError(f"{len(ids)} tokens of filler are too few for prompts of {max(plan.lengths)}")
         self.trained = plan.trained or attachment.trained_length or 4096
         every = self._ways()
@@ -158,7 +184,7 @@ class _Run:
         done, found = 0, []
         for length in self.plan.lengths:
             parts: dict[str, list[Mapping[str, Any]]] = {way: [] for way in self.ways}
-            prompts = _prompts(self.tokenizer, self._filler, length, self.plan.samples, self.plan.seed)
+            prompts = _prompts(self.tokenizer, self._filler, length, self.plan)
             for index, prompt in enumerate(prompts, start=1):
                 for way, own in parts.items():
                     self.progress("answers", done, asked)
@@ -248,18 +274,24 @@ def tells(answer: str, number: str) -> bool:
 _Way = Callable[[_Prompt], list[int]]
 
 
-def _prompts(tokenizer: Any, filler: list[int], length: int, samples: int, seed: int) -> Iterator[_Prompt]:
+def _prompts(tokenizer: Any, filler: list[int], length: int, plan: Plan) -> Iterator[_Prompt]:
     """Yield prompts of exactly `length` tokens, the statement at depth 0 to 1 in even steps."""
-    draw = random.Random(f"passkeys:{seed}:{length}")
-    prefix = [tokenizer.bos_token_id] if getattr(tokenizer, "bos_token_id", None) is not None else []
-    for index, fact in enumerate(make_facts(seed, samples)):
-        statement, suffix = (
-            tokenizer.encode(f" {text}", add_special_tokens=False) for text in (fact.statement, fact.question)
-        )
+    draw = random.Random(f"passkeys:{plan.seed}:{length}")
+    form = _NOISY if plan.noise else _PLAIN
+
+    def encode(template: str, fact: Fact) -> list[int]:
+        written = template.format(name=fact.name, number=fact.number)
+        return list(tokenizer.encode(written, add_special_tokens=False)) if written else []
+
+    first = [tokenizer.bos_token_id] if getattr(tokenizer, "bos_token_id", None) is not None else []
+    for index, fact in enumerate(make_facts(plan.seed, plan.samples)):
+        parts = (form.instruction, form.statement, form.question)
+        instruction, statement, suffix = (encode(template, fact) for template in parts)
+        prefix = first + instruction
         room = length - len(prefix) - len(statement) - len(suffix)
         if room < 1:
             raise InputError(f"a prompt of {length} tokens has no room for text beside statement and question")
         begin = draw.randrange(len(filler) - room + 1)
-        depth = (index + 0.5) / samples
+        depth = (index + 0.5) / plan.samples
         text, at = filler[begin : begin + room], round(room * depth)
         yield _Prompt(prefix, text[:at] + statement + text[at:], suffix, fact, depth)

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -214,6 +215,29 @@ def test_passkeys_inside_the_window() -> None:
     ):
         with pytest.raises(InputError, match=said):
             measure_passkeys(loaded, words, filler, wrong)
+
+
+def test_noise_says_the_number_twice_and_nothing_else() -> None:
+    """Test the prompt of the paper's task by what the model is fed, to the token."""
+    loaded, words = load_model()
+    fed: list[list[int]] = []
+    hook = loaded.register_forward_pre_hook(
+        lambda _, args, kwargs: fed.append(kwargs["input_ids"][0].tolist()), with_kwargs=True
+    )
+    try:
+        plan = Passkeys([160], samples=1, ways=["plain, all"], noise=True)
+        [score] = measure_passkeys(loaded, words, FILLER, plan)
+    finally:
+        hook.remove()
+    assert score.told.asked == 1
+    text = words.decode(next(ids for ids in fed if len(ids) == 160))
+    number = re.findall(r"\d{5}", text)
+    assert len(number) == 2
+    assert number[0] == number[1]
+    assert text.count("We walk on.") > 1
+    assert "rain" not in text
+    assert re.search(rf"The number of (\w+ \w+) is {number[0]}\. Remember it\. {number[0]} is the number of \1\.", text)
+    assert text.endswith("is")
 
 
 def test_passkeys_go_on_from_their_log(tmp_path: Path) -> None:
