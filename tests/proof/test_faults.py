@@ -113,11 +113,12 @@ def test_a_fault_in_any_step_of_taking_over_a_staged_file(disk, faulty_host, dat
     assert list((data / "staging").iterdir()) == []
 
 
-def test_a_kill_in_any_step_of_a_write(disk, faulty_host, data):
+@pytest.mark.parametrize("every", [3, pytest.param(1, marks=pytest.mark.slow)])
+def test_a_kill_in_any_step_of_a_write(disk, faulty_host, data, every):
     """Half of a write is done, or all of another step."""
     service = faulty_host.start(data)
     promises = _fill(service.address, capacity=kvbank.Capacity(chunks=8))
-    for rule in _each_step(disk, Action.TORN_KILL):
+    for rule in _each_step(disk, Action.TORN_KILL, every=every):
         key = new_key(tokens=40)
         with Once(service.address) as client:
             error = _error_of(lambda key=key: client.write(BANK, chunk_of(key)))
