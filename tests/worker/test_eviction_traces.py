@@ -16,8 +16,10 @@ from kvbank.files.traces import Begun, Dropped, Event, Gone, Lost, Retrieved, Wr
 from memory_service.api.embedded import LocalServer
 from model_worker.cli.commands import evaluation
 from model_worker.errors import InputError
+from model_worker.evaluate.eviction import policy
 from model_worker.evaluate.eviction.measuring import SHIPPED, measure
-from model_worker.evaluate.eviction.recorded import dialogues, facts, recording
+from model_worker.evaluate.eviction.recorded import dialogues, facts, novel, recording
+from model_worker.evaluate.eviction.replay import replay
 from model_worker.evaluate.eviction.trace import Remove, Retrieve, Trace, Write, read_traces
 from model_worker.text_files import reference_text
 
@@ -158,6 +160,44 @@ def test_a_run_is_recorded(tmp_path: Path) -> None:
     assert trace.name == "facts-a"
     assert trace.written >= 20
     assert trace.asked >= 20
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("spec", "own"), [("frequency", kvbank.Policy()), ("lru:target=90", kvbank.Policy("lru", target=90))]
+)
+def test_a_bank_that_finds_the_next_best_holds_about_what_the_replay_says(
+    tmp_path: Path, spec: str, own: kvbank.Policy
+) -> None:
+    """Test that it makes little difference that a replay neither finds nor counts other chunks for those that are
+    gone: the same text is read with a bank of a quarter of the chunks."""
+    run, whole, small = novel(reference_text(), 8000), tmp_path / "novel-whole.gz", tmp_path / "novel-small.gz"
+    with recording(whole) as (model, memory):
+        run(model, memory)
+    [trace] = read_traces(whole)
+    capacity = trace.most // 4
+    with recording(small, kvbank.Capacity(chunks=capacity), own) as (model, memory):
+        run(model, memory)
+    held: list[set[int]] = [set()]  # after each write; chunks by their order
+    order: dict[int, int] = {}
+    for event in traces.read(small):
+        if isinstance(event, Wrote):
+            order[event.chunk] = len(order)
+            held.append(held[-1] | {order[event.chunk]})
+        elif isinstance(event, Gone):
+            held[-1] = held[-1] - {order[chunk] for chunk in event.chunks}
+    assert max(map(len, held)) == capacity
+    written = {
+        step.chunk: number for number, step in enumerate(each for each in trace.steps if isinstance(each, Write))
+    }
+    assert len(written) == len(order)
+    hits = now = 0
+    for step in trace.steps:
+        if isinstance(step, Write):
+            now += 1
+        elif isinstance(step, Retrieve):
+            hits += sum(written[chunk] in held[now] for chunk in step.chunks)
+    assert hits / trace.asked == pytest.approx(replay(trace, policy(spec), capacity).hits / trace.asked, abs=0.05)
 
 
 def test_dialogues_are_pairs_of_turns(tmp_path: Path) -> None:

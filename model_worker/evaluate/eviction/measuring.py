@@ -12,6 +12,7 @@ from model_worker.evaluate.eviction import policy
 from model_worker.evaluate.eviction.bound import most_hits
 from model_worker.evaluate.eviction.frequency import Frequency
 from model_worker.evaluate.eviction.lru import Lru
+from model_worker.evaluate.eviction.recency_half import RecencyHalf
 from model_worker.evaluate.eviction.replay import replay
 from model_worker.evaluate.eviction.trace import Trace
 from model_worker.evaluate.interval import interval_of_few
@@ -48,6 +49,12 @@ class Row:
 def kind_of(trace: str) -> str:
     """Return the kind of a trace by its name: the word before the first hyphen, or the whole name."""
     return trace.partition("-")[0]
+
+
+def of_bank(spec: str) -> bool:
+    """Tell whether a policy is one by which banks evict several chunks together."""
+    found = spec != BOUND and policy(spec)
+    return isinstance(found, Frequency | RecencyHalf) or (isinstance(found, Lru) and found.target < 100)
 
 
 def measure(

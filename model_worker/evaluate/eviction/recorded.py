@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 import kvbank
 from model_worker.evaluate.banks import open_memory
@@ -34,8 +35,13 @@ Run = Callable[[MemoryModel, Memory], None]
 
 
 @contextmanager
-def recording(path: Path) -> Iterator[tuple[MemoryModel, Memory]]:
-    """Yield kvbank-small and its memory over an empty bank, whose service records to `path`, packed at the end."""
+def recording(
+    path: Path, capacity: kvbank.Capacity | None = None, policy: kvbank.Policy | None = None
+) -> Iterator[tuple[MemoryModel, Memory]]:
+    """Yield kvbank-small and its memory over an empty bank, whose service records to `path`, packed at the end.
+
+    capacity, policy: those of the bank, which is unbounded by default.
+    """
     with tempfile.TemporaryDirectory(prefix="kvbank-trace-") as folder:
         plain = Path(folder) / "trace.jsonl"
         with (
@@ -44,7 +50,8 @@ def recording(path: Path) -> Iterator[tuple[MemoryModel, Memory]]:
             MemoryModel.from_pretrained("kvbank-small", memory=client, bank="unused", strict=True) as model,
         ):
             bank = path.name.partition(".")[0]
-            yield model, open_memory(model, bank, context="isolated" if kind_of(bank) in _RECALLING else "window")
+            context: Literal["isolated", "window"] = "isolated" if kind_of(bank) in _RECALLING else "window"
+            yield model, open_memory(model, bank, capacity=capacity, policy=policy, context=context)
         path.write_bytes(gzip.compress(plain.read_bytes(), mtime=0))
 
 

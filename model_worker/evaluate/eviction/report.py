@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from model_worker.evaluate.eviction.measuring import ALL, BOUND, LEVEL
+from model_worker.evaluate.eviction.measuring import ALL, BOUND, LEVEL, of_bank
 from model_worker.evaluate.figure import Figure, Panel, Series
 from model_worker.evaluate.plain_table import PlainTable, plus_minus
 
@@ -72,19 +72,27 @@ def _traces(found: _Document) -> PlainTable:
 
 
 def eviction_figure(found: _Document) -> Figure:
-    """Return the hit rate by capacity, a line for each policy, over all traces."""
+    """Return the hit rate by capacity over all traces, a line for each policy; what banks can have stands apart."""
     series: dict[str, list[tuple[float, float, float]]] = {}
     for rate in found["rates"]:
         if rate["kind"] == ALL:
             point = (100 * rate["capacity"], rate["mean"], rate["width"] or 0.0)
             series.setdefault(rate["policy"], []).append(point)
+    panels = {
+        "policies of banks": [spec for spec in series if of_bank(spec)],
+        "one chunk at a time": [spec for spec in series if spec != BOUND and not of_bank(spec)],
+    }
     return Figure(
         f"What a smaller bank still has of what was found later: {_traces_of(found)}",
         f"The mean hit rate over traces with 95 % intervals; {BOUND}: the most that a policy could have that knows the "
         "future.",
         "capacity, % of the chunks",
         "hit rate",
-        [Panel("", [Series(spec, points) for spec, points in series.items()])],
+        [
+            Panel(title, [Series(spec, series[spec]) for spec in (*own, BOUND) if spec in series])
+            for title, own in panels.items()
+            if own
+        ],
     )
 
 
