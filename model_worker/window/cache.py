@@ -29,6 +29,8 @@ from model_worker.window.recents import Recents
 from model_worker.window.sinks import Sinks, sinks_of
 from model_worker.window.tova import TovaLayer, TovaRule
 
+_FOLLOWING = -1  # stands for the tokens that follow those of a window
+
 
 class MemoryCache(Cache, ForwardState):
     """A bounded local context with a memory, passed as `past_key_values`.
@@ -136,7 +138,8 @@ class MemoryCache(Cache, ForwardState):
         if self.window is None:
             return
         while self.physical and (excess := self.physical + new - self.window) > 0:
-            self._leave(min(excess, self.physical) if self.memory is None else self._oldest_chunk(self.memory.chunk))
+            leaving = excess if self.memory is None else self._oldest_chunk(self.memory.chunk, goes_on=True)
+            self._leave(min(leaving, self.physical))
         self._follow()
 
     def _recall(self, ids: Tensor, valid: Tensor) -> None:
@@ -192,11 +195,16 @@ class MemoryCache(Cache, ForwardState):
             layer.clear()
         self._follow()
 
-    def _oldest_chunk(self, size: int) -> int:
-        """Return how many of the oldest columns are the next chunk, of at most `size` tokens."""
+    def _oldest_chunk(self, size: int, *, goes_on: bool = False) -> int:
+        """Return how many of the oldest columns are the next chunk, of at most `size` tokens.
+
+        goes_on: whether more tokens follow those of the window. A text is cut behind the same tokens in a window of any
+        size, since a chunk that is written again has to be the one that was written.
+        """
         if not self._ends or self.columns.rows > 1:
             return min(size, self.physical)
-        return len(next(chunks(self.columns.ids[0].tolist(), size, self._ends)))
+        ids = self.columns.ids[0].tolist()
+        return len(next(chunks([*ids, _FOLLOWING] if goes_on else ids, size, self._ends)))
 
     def _leave(self, count: int) -> None:
         """Capture the oldest `count` columns for the memory, without their pads, keep sinks of them, and drop them."""

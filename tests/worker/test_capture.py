@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from model_worker.window.cache import MemoryCache
+from model_worker.window.chunking import chunks
 from model_worker.window.encoding import encode
 from tests.worker.tiny import FAMILIES, ListMemory, attached, build, tokens, worst
 
@@ -130,3 +131,21 @@ def test_a_key_that_was_not_noted_is_not_replaced_by_one_that_is_rounded() -> No
         attention.k_proj._forward_hooks.clear()
         with pytest.raises(KeyError):
             net(tokens(1), past_key_values=cache)
+
+
+@pytest.mark.parametrize("window", [8, 11, 40])
+def test_chunks_are_cut_alike_in_any_window(window: int) -> None:
+    """Test that a stream that goes on in another window has the chunks that it had: a bank would store both."""
+    ids = tokens(60, seed=4)[0].tolist()
+    ends = frozenset(ids[5::7])
+    expected = [len(piece) for piece in chunks(ids, 8, ends)]
+    assert len(set(expected)) > 2
+    with attached(build("llama_gqa")) as attachment:
+        memory = ListMemory(chunk=8)
+        cache = MemoryCache(attachment, memory, window=window, sinks=0, ends=ends)
+        for piece in chunks(ids, min(8, window - 8 + 1)):
+            with torch.no_grad():
+                attachment.decoder(input_ids=torch.tensor([piece]), past_key_values=cache, use_cache=True)
+        left = [len(chunk) for chunk in memory.rows[0]]
+        assert len(left) >= 2
+        assert left == expected[: len(left)]
