@@ -41,7 +41,9 @@ class PasskeyOptions(RunsOn):
     ] = None
     way: Annotated[
         tuple[str, ...],
-        described("The ways whose names begin so, such as 'homer, paper' or plain; several times. Default: all."),
+        described(
+            "A way by its name, such as 'homer, paper', or all that begin so, as homer; several times. Default: all."
+        ),
     ] = ()
     samples: Annotated[Count, described("Prompts of each length.")] = 20
     seed: Annotated[Seed, described("Other seeds plant other facts.")] = 0

@@ -85,8 +85,8 @@ class Plan:
     """What is asked, and by which ways.
 
     lengths: of prompts, in tokens. samples: prompts of each length. trained: tokens that count as the length that the
-    model was trained for; None takes the model's own. ways: beginnings of their names; all without any. noise: the
-    filler is a few sentences over and over, an instruction stands in front, and the fact is said twice.
+    model was trained for; None takes the model's own. ways: their names, or beginnings of several; all without any.
+    noise: the filler is a few sentences over and over, an instruction stands in front, and the fact is said twice.
     """
 
     lengths: Sequence[int]
@@ -173,10 +173,11 @@ class _Run:
             raise InputError(f"{len(ids)} tokens of filler are too few for prompts of {max(plan.lengths)}")
         self.trained = plan.trained or attachment.trained_length or 4096
         every = self._ways()
-        chosen = [name for name in every if not plan.ways or name.startswith(tuple(plan.ways))]
-        if unknown := [way for way in plan.ways if not any(name.startswith(way) for name in every)]:
+        meant = {way: [way] if way in every else [name for name in every if name.startswith(way)] for way in plan.ways}
+        if unknown := [way for way, names in meant.items() if not names]:
             raise InputError(f"there is no way {unknown[0]!r}; there are: {'; '.join(every)}")
-        self.ways = {name: every[name] for name in chosen}
+        chosen = {name for names in meant.values() for name in names} or every.keys()
+        self.ways = {name: way for name, way in every.items() if name in chosen}
 
     def scores(self) -> list[Score]:
         """Ask in every way at every length what the journal does not know, and return the scores."""

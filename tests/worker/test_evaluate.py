@@ -249,7 +249,9 @@ def test_passkeys_go_on_from_their_log(tmp_path: Path) -> None:
     assert [line["key"] for line in lines] == [f"80 tokens, prompt {n}, plain, all tokens" for n in (1, 2)]
     assert [line["part"]["told"] for line in lines] == [True, True]
     assert [line["part"]["depth"] for line in lines] == [0.25, 0.75]
-    done = kvbank_eval(*given, "--way=plain", "--way=homer, balanced", f"--plot={tmp_path / 'keys.svg'}")
+    done = kvbank_eval(
+        *given, "--way=plain", "--way=homer, balanced", "--way=homer, balanced, cal", f"--plot={tmp_path / 'keys.svg'}"
+    )
     found = json.loads(done.stdout)
     assert found["scores"][0] == first["scores"][0]
     assert found["trained"] == 200
@@ -258,6 +260,8 @@ def test_passkeys_go_on_from_their_log(tmp_path: Path) -> None:
     ]
     assert log.read_text("utf-8").count("\n") == 8
     assert "<svg" in (tmp_path / "keys.svg").read_text("utf-8")
+    named = json.loads(kvbank_eval(*given, "--way=homer, balanced").stdout)
+    assert [row["way"] for row in named["scores"]] == ["homer, balanced"]  # and not all that begin so
     assert "80 tokens (0.4x)" in kvbank_eval(*given[:-1], "--way=plain, all").stdout
 
 
@@ -265,7 +269,7 @@ def test_a_length_that_is_refused_is_noted_once() -> None:
     """Test that a way that cannot read a length is not tried with each prompt, and says why."""
     loaded, words = load_model()
     journal = Journal(None, {})
-    plan = Passkeys([1200], samples=2, tuning=Tuning(size=96), ways=["homer, paper"])
+    plan = Passkeys([1200], samples=2, tuning=Tuning(size=96), ways=["homer, p"])
     plain, calibrated = measure_passkeys(loaded, words, FILLER, plan, journal)
     assert plain.refused is not None
     assert "leaves" in plain.refused
