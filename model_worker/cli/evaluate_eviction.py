@@ -32,6 +32,9 @@ class EvictionOptions(Settings):
     policy: Annotated[
         tuple[str, ...], described("Such as lru:target=90; several times. Default: those of banks, caches and MIN.")
     ] = ()
+    bound: Annotated[
+        bool, described("Also find the most hits that are possible; takes minutes above some 10,000 chunks.")
+    ] = True
     seed: Annotated[Seed, described("Seed of the policy random.")] = 0
 
 
@@ -49,7 +52,7 @@ def eviction(
 
     Example: kvbank eval eviction --trace memory.trace.jsonl --capacity 0.25 --policy frequency --policy lru
     """
-    from model_worker.evaluate.eviction.measuring import POLICIES, SHIPPED, measure
+    from model_worker.evaluate.eviction.measuring import POLICIES, SHIPPED, Plan, measure
     from model_worker.evaluate.eviction.report import cost_lines, eviction_figure, eviction_tables
     from model_worker.evaluate.eviction.trace import read_traces
     from model_worker.evaluate.figures import drawn
@@ -60,8 +63,9 @@ def eviction(
     if len(set(names)) < len(names):
         raise InputError(f"two traces have the name {max(names, key=names.count)}: they are told apart by their names")
     policies = tuple(dict.fromkeys(options.policy or POLICIES))
+    plan = Plan(sorted(set(options.capacity)), policies, options.bound, options.seed)
     with progress() as bars:
-        measured = measure(traces, sorted(set(options.capacity)), policies, options.seed, bars)
+        measured = measure(traces, plan, bars)
     run = {"evaluation": "eviction", "command": command_of("eviction", options), "seed": options.seed}
     found = {**run, **measured}
     parts = tables_of(eviction_tables(found), *cost_lines(found))

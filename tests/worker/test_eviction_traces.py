@@ -17,7 +17,7 @@ from memory_service.api.embedded import LocalServer
 from model_worker.cli.commands import evaluation
 from model_worker.errors import InputError
 from model_worker.evaluate.eviction import policy
-from model_worker.evaluate.eviction.measuring import SHIPPED, measure
+from model_worker.evaluate.eviction.measuring import SHIPPED, Plan, measure
 from model_worker.evaluate.eviction.recorded import dialogues, facts, novel, recording
 from model_worker.evaluate.eviction.replay import replay
 from model_worker.evaluate.eviction.trace import Remove, Retrieve, Trace, Write, read_traces
@@ -116,7 +116,7 @@ def kept(name: str, hot: int) -> Trace:
 def test_rates_are_means_over_traces_by_kind_with_paired_differences_to_lru() -> None:
     traces_ = [kept("a-1", 2), kept("a-2", 5), kept("b-1", 9)]
     policies = ("frequency:target=90", "lru", "lru:target=90")
-    found = measure(traces_, (0.25,), policies, 0, lambda *_: None)
+    found = measure(traces_, Plan((0.25,), policies), lambda *_: None)
     rows = {(row["trace"], row["policy"]): row["rate"] for row in found["rows"]}
     rates = {(rate["policy"], rate["kind"]): rate for rate in found["rates"]}
     own, other = "frequency:target=90", "lru:target=90"
@@ -138,6 +138,9 @@ def test_the_command_shows_tables_and_draws(tmp_path: Path) -> None:
     assert "capacity 50 % of the chunks" in ended.stdout
     assert "bound" in ended.stdout
     assert "<svg" in picture.read_text()
+    without = run("--trace", SHIPPED / "chat-1.jsonl.gz", "--capacity", 0.5, "--no-bound")
+    assert without.exit_code == 0
+    assert "bound" not in without.stdout
     assert run("--policy", "mru").exit_code == 1
     assert run("--capacity", 0).exit_code == 2
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from heapq import heappop, heappush
 
 from model_worker.evaluate.eviction.policy import Policy, Run
 
@@ -16,15 +17,19 @@ class Lfu(Policy):
     def begin(self, run: Run) -> None:
         """Start with an empty bank."""
         self._counts: dict[int, int] = {}
+        # Counts with their chunks, the least first; what is not up to date is passed over.
+        self._least: list[tuple[int, int]] = []
 
     def written(self, chunk: int) -> None:
         """Learn that a chunk is there, and was never retrieved."""
         self._counts[chunk] = 0
+        heappush(self._least, (0, chunk))
 
     def retrieved(self, chunks: Sequence[int], missed: Sequence[int]) -> None:
         """Count each retrieval of a chunk."""
         for chunk in chunks:
             self._counts[chunk] += 1
+            heappush(self._least, (self._counts[chunk], chunk))
 
     def removed(self, chunk: int) -> None:
         """Forget a chunk that was removed."""
@@ -32,6 +37,8 @@ class Lfu(Policy):
 
     def room(self, chunk: int) -> list[int]:
         """Return the least often retrieved chunk."""
-        least = min(self._counts, key=self._counts.__getitem__)  # of equal ones the first, which is the oldest
-        del self._counts[least]
-        return [least]
+        while True:
+            count, least = heappop(self._least)
+            if self._counts.get(least) == count:
+                del self._counts[least]
+                return [least]

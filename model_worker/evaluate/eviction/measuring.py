@@ -57,26 +57,36 @@ def of_bank(spec: str) -> bool:
     return isinstance(found, Frequency | RecencyHalf) or (isinstance(found, Lru) and found.target < 100)
 
 
-def measure(
-    traces: Sequence[Trace], capacities: Sequence[float], policies: Sequence[str], seed: int, progress: Progress
-) -> dict[str, Any]:
-    """Return all figures as plain values.
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is replayed, and how.
 
-    capacities: shares of the most chunks that a trace has at once, above 0. policies: see `policy`; the bound is always
-    measured. progress: called with (stage, done, in all). Raises InputError for a policy that does not exist.
+    capacities: shares of the most chunks that a trace has at once, above 0. policies: as `policy` takes them. bound:
+    whether the bound is measured too. Raises InputError for a policy that does not exist.
     """
-    for spec in policies:
-        policy(spec)
-    begun, rows = time.perf_counter(), []
+
+    capacities: Sequence[float]
+    policies: Sequence[str]
+    bound: bool = True
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for spec in self.policies:
+            policy(spec)
+
+
+def measure(traces: Sequence[Trace], plan: Plan, progress: Progress) -> dict[str, Any]:
+    """Return all figures as plain values. progress: called with (stage, done, in all)."""
+    begun, rows = time.perf_counter(), list[Row]()
     for done, trace in enumerate(traces):
         progress("traces", done, len(traces))
-        rows += list(_rows(trace, capacities, policies, seed))
+        rows += _rows(trace, plan)
     progress("traces", len(traces), len(traces))
     return {
         "traces": [_described(trace) for trace in traces],
         "rows": [_plain(row) for row in rows],
         "rates": list(_rates(rows)),
-        "pairs": [pair for own, other in _alike(policies) for pair in _differences(rows, own, other)],
+        "pairs": [pair for own, other in _alike(plan.policies) for pair in _differences(rows, own, other)],
         "cost": {
             "seconds": time.perf_counter() - begun,
             "replays": len(rows),
@@ -95,13 +105,13 @@ def _plain(row: Row) -> dict[str, Any]:
     return {name: getattr(row, name) for name in ("trace", "capacity", "chunks", "policy", "hits", "rate")}
 
 
-def _rows(trace: Trace, capacities: Sequence[float], policies: Sequence[str], seed: int) -> Iterator[Row]:
-    for share in capacities:
+def _rows(trace: Trace, plan: Plan) -> Iterator[Row]:
+    for share in plan.capacities:
         chunks = max(1, round(share * trace.most))
-        for spec in policies:
-            hits = replay(trace, policy(spec), chunks, seed).hits
-            yield Row(trace.name, kind_of(trace.name), share, chunks, spec, hits, trace.asked)
-        yield Row(trace.name, kind_of(trace.name), share, chunks, BOUND, most_hits(trace, chunks), trace.asked)
+        hits = {spec: replay(trace, policy(spec), chunks, plan.seed).hits for spec in plan.policies}
+        hits |= {BOUND: most_hits(trace, chunks)} if plan.bound else {}
+        for spec, found in hits.items():
+            yield Row(trace.name, kind_of(trace.name), share, chunks, spec, found, trace.asked)
 
 
 def _rates(rows: Sequence[Row]) -> Iterator[dict[str, Any]]:

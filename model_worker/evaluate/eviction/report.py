@@ -8,10 +8,8 @@ from model_worker.evaluate.figure import Figure, Panel, Series
 from model_worker.evaluate.plain_table import PlainTable, plus_minus
 
 _Document = Mapping[str, Any]
-_CAPTION = (
-    "share of what retrievals found that is still there, means over traces (± 95 %); above lru: paired by trace; "
-    "bound: the most that a policy could have that knows the future"
-)
+_CAPTION = "share of what retrievals found that is still there, means over traces (± 95 %); above lru: paired by trace"
+_OF_BOUND = "bound: the most that a policy could have that knows the future"
 
 
 def eviction_tables(found: _Document) -> list[PlainTable]:
@@ -31,7 +29,8 @@ def _of_capacity(found: _Document, share: float, kinds: Sequence[str]) -> PlainT
         cells = [_cell(rates[spec, ALL], ".3f"), _cell(above[spec], "+.3f") if spec in above else "-"]
         rows.append((spec, *cells, *(f"{rates[spec, kind]['mean']:.3f}" for kind in kinds)))
     title = f"{_traces_of(found)}, capacity {100 * share:g} % of the chunks"
-    return PlainTable(title, ("policy", "all traces", "above lru", *kinds), rows, _CAPTION)
+    caption = f"{_CAPTION}; {_OF_BOUND}" if (BOUND, ALL) in rates else _CAPTION
+    return PlainTable(title, ("policy", "all traces", "above lru", *kinds), rows, caption)
 
 
 def _compared(found: _Document, kinds: Sequence[str]) -> PlainTable:
@@ -84,8 +83,7 @@ def eviction_figure(found: _Document) -> Figure:
     }
     return Figure(
         f"What a smaller bank still has of what was found later: {_traces_of(found)}",
-        f"The mean hit rate over traces with 95 % intervals; {BOUND}: the most that a policy could have that knows the "
-        "future.",
+        f"The mean hit rate over traces with 95 % intervals; {_OF_BOUND}.",
         "capacity, % of the chunks",
         "hit rate",
         [
