@@ -61,7 +61,8 @@ class Plan:
     """What is measured of every document.
 
     chunk: tokens that are compressed. follow: tokens behind the chunk whose loss is measured. budgets: tokens that are
-    kept. methods: specs of compressors in which N stands for the budget. Raises InputError for a spec that is none.
+    kept. methods: specs of compressors in which N stands for the budget. Raises InputError for a spec that is none,
+    and for one whose package is not installed.
     """
 
     chunk: int
@@ -72,7 +73,9 @@ class Plan:
     def __post_init__(self) -> None:
         for budget in self.budgets:
             for name in set(self.methods) - {"leaves"}:
-                compressor(with_budget(name, budget).replace("=measured", "=none"))
+                made = compressor(with_budget(name, budget).replace("=measured", "=none"))
+                if isinstance(made, Press):
+                    made.check_installed()
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +169,6 @@ def measure(
     attachment = attach(model, tokenizer, mode="per_layer", positions="original")
     with ExitStack() as stack:
         stack.callback(attachment.detach)
-        _check_presses(plan)
         nothing, full = _Contender("nothing", 0), _Contender("full", plan.chunk)
         contenders = [nothing, full, *(_Contender(name, budget) for budget in plan.budgets for name in plan.methods)]
         table = _table(stack, attachment, calibration, plan.chunk) if calibrates(plan.methods) else ""
@@ -178,15 +180,6 @@ def measure(
                 own.add(run.part(document, own))
         progress(len(documents) * len(contenders), len(documents) * len(contenders))
     return [own.row(full, plan.chunk, run.plain) for own in contenders]
-
-
-def _check_presses(plan: Plan) -> None:
-    """Raise InputError, before anything is measured, where the package of presses is wanted and not there."""
-    for name in plan.methods:
-        if name.startswith(f"{Press.name}:"):
-            made = compressor(with_budget(name, plan.budgets[0]))
-            assert isinstance(made, Press)
-            made.check_installed()
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,7 @@
 """`measure` says what the model itself says, and its rows are what was stored."""
 
 import gzip
+import importlib.util
 import json
 import re
 from collections.abc import Callable
@@ -88,6 +89,9 @@ def test_specs_are_looked_at_before_a_model_is_loaded() -> None:
         done = kvbank_eval("compression", "--model=nowhere", f"--method={wrong}")
         assert isinstance(done.exception, InputError)
         assert said in str(done.exception)
+    if importlib.util.find_spec("kvpress") is None:
+        done = kvbank_eval("compression", "--model=nowhere", "--method=press:SnapKVPress,m=N")
+        assert "pip install --no-deps kvpress" in str(done.exception)
     assert with_budget("press:NonCausalAttnPress,m=N", 8) == "press:NonCausalAttnPress,m=8"
     assert with_budget("tova:N", 8) == "tova:8"
 
