@@ -46,10 +46,14 @@ def _ask(asking: Asking) -> int:
     from model_worker.cli.measuring import attached, load_measured
     from model_worker.evaluate.chat_asking import converse
     from model_worker.evaluate.cost import Cost, counted
+    from model_worker.session.preset import SessionPreset
 
     loaded = load_measured(asking.options)
     with attached(loaded, asking.options, asking.address) as model, counted(model.model, Cost()) as cost:
-        converse(model, asking.sessions, asking.name, asking.questions, asking.answer)
+        own = asking.options
+        preset = SessionPreset.of(model.model, model.chunk, window=own.window, recent=own.recent)
+        said = asking.sessions, asking.name, asking.questions, asking.answer
+        converse(model, *said, window=preset.window, **preset.memory)
     return cost.tokens
 
 

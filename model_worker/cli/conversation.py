@@ -23,6 +23,7 @@ from model_worker.model import MemoryModel
 from model_worker.pretrained.cache import kept_folder
 from model_worker.session.log import SessionLog
 from model_worker.session.log_format import Header
+from model_worker.session.preset import SessionPreset
 from model_worker.session.session import Session
 from model_worker.session.unanswered import Unanswered
 
@@ -43,19 +44,21 @@ def run_chat(log: SessionLog, client: kvbank.Client, options: ChatOptions, memor
     with while_loading(f"loading {name}"):
         model = open_model(client, name, options, log.header)
     with model:
+        preset = SessionPreset.of(model.model, model.chunk, window=options.window, recent=options.recent)
         with Waiting("reading the session again: {done} of {total} tokens") as progress:
             session = Session.open(
                 model,
                 log,
                 name=name,
                 target=memory,
-                window=options.window,
+                window=preset.window,
                 style=options.style,
                 progress=progress,
                 strict=options.strict,
                 system=options.system,
                 bank=options.bank,
                 embed=embed,
+                **preset.memory,
             )
         with session:
             unanswered = Unanswered(log.folder)

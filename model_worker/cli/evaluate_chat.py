@@ -4,6 +4,7 @@ The module is light to import: torch comes with the command.
 """
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -86,6 +87,7 @@ def measured_chat(
     from model_worker.evaluate.figures import drawn
     from model_worker.evaluate.journal import Journal
     from model_worker.evaluate.memory_tables import cost_line
+    from model_worker.session.preset import SessionPreset
     from model_worker.text_files import read_text, reference_text
 
     check_plot(plot)
@@ -98,13 +100,14 @@ def measured_chat(
     plan = Plan(ask=form, **options.model_dump(include=wanted))
     run = about("chat", options)
     with measured_service() as service, attached(loaded, options, service.address) as model, progress() as bars:
-        journal = Journal(out, {**run, "decides": decides(model), "text": text})
         sessions = service.folder / _FOLDER
 
         def elsewhere(name: str, questions: Sequence[str]) -> int:
             return _asked_again(service, options, name, questions)
 
-        asked = ChatRun(model, sessions, sentences, plan, journal, bars, elsewhere if options.restart else None)
+        preset = SessionPreset.of(model.model, model.chunk, window=options.window, recent=options.recent)
+        journal = Journal(out, {**run, "decides": decides(model), "preset": asdict(preset), "text": text})
+        asked = ChatRun(model, sessions, sentences, plan, preset, journal, bars, elsewhere if options.restart else None)
         found = {**run, **asked.report()}
     parts = tables_of(chat_tables(found), cost_line(found))
     show(Shown(found, parts, drawn({"chat.svg": chat_figure(found)})), as_json=as_json, plot=plot)

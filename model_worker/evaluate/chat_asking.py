@@ -25,6 +25,7 @@ from model_worker.session.answer import decoded
 from model_worker.session.folder import read_session
 from model_worker.session.log import SessionLog, fork
 from model_worker.session.log_format import Turn
+from model_worker.session.preset import SessionPreset
 from model_worker.session.session import Session, SessionOptions
 from model_worker.user_text import encode_text
 
@@ -64,7 +65,7 @@ class Interview:
     """Asks one conversation for its facts.
 
     sessions, name: the folder and the name of its session, in which the facts were told first, a turn each. said: what
-    is told and asked. answer: tokens of the longest answer. elsewhere: asks the
+    is told and asked. preset: of the sessions. answer: tokens of the longest answer. elsewhere: asks the
     session of a name these questions in a new process, after a restart; None asks in this one.
     """
 
@@ -72,6 +73,7 @@ class Interview:
     sessions: Path
     name: str
     said: Script
+    preset: SessionPreset
     answer: int
     progress: Callable[[str, int, int], None]
     elsewhere: Callable[[str, Sequence[str]], None] | None = None
@@ -83,7 +85,7 @@ class Interview:
         parts = self._parts(header.bank, turns, ids[: header.sinks])
         whole = self._whole_window(ids)
         told: dict[str, list[str] | None] = {
-            NOTHING: self._in_fork(NOTHING, min_score=_NOTHING_PASSES, recent=0),
+            NOTHING: self._in_fork(NOTHING, self.preset.window, min_score=_NOTHING_PASSES, recent=0),
             CONTEXT: None if whole is None else self._in_fork(CONTEXT, whole, recent=0),
             TOLD: self._in_session(),
         }
@@ -99,7 +101,7 @@ class Interview:
     def _in_session(self) -> list[str]:
         questions = self.said.questions
         if self.elsewhere is None:
-            self._converse(self.name, TOLD)
+            self._converse(self.name, TOLD, self.preset.window, **self.preset.memory)
         else:
             self.progress("after a restart", 0, 1)
             self.elsewhere(self.name, questions)

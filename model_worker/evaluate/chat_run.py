@@ -20,6 +20,7 @@ from model_worker.evaluate.journal import Journal
 from model_worker.model import MemoryModel
 from model_worker.session.folder import read_session, read_sessions
 from model_worker.session.log import fork
+from model_worker.session.preset import SessionPreset
 
 Progress = Callable[[str, int, int], None]
 # Asks the session of a name these questions in a new process, after a restart of everything; returns tokens fed there.
@@ -30,15 +31,16 @@ Elsewhere = Callable[[str, Sequence[str]], int]
 class ChatRun:
     """A run of conversations with `model`.
 
-    sessions: the folder of their logs, empty at first. sentences: what is said behind the facts.
-    journal: what was measured before. progress: called with (stage, done, in all). elsewhere: asks after a restart of
-    everything; None asks in this process.
+    sessions: the folder of their logs, empty at first. sentences: what is said behind the facts. preset: of the
+    sessions. journal: what was measured before. progress: called with (stage, done, in all). elsewhere: asks after a
+    restart of everything; None asks in this process.
     """
 
     model: MemoryModel
     sessions: Path
     sentences: Sequence[str]
     plan: Plan
+    preset: SessionPreset
     journal: Journal
     progress: Progress
     elsewhere: Elsewhere | None = None
@@ -50,7 +52,7 @@ class ChatRun:
         return {
             "answers": counts([row for part in parts.values() for row in part["rows"]]),
             "conversations": [row for seed, part in parts.items() for row in _told(seed, part)],
-            "window": self.model.window,
+            "window": self.preset.window or self.model.window,
             "chunk": self.model.chunk,
             "form": self.plan.ask,
             "restarted": self.elsewhere is not None,
@@ -80,13 +82,14 @@ class ChatRun:
         for place in places:
             until, answer = len(said.facts) + place, self.plan.answer
             stage = f"conversation {seed}, up to turn {place}"
-            converse(self.model, self.sessions, name, texts[done:until], answer, partial(self.progress, stage))
+            say = partial(converse, self.model, self.sessions, window=self.preset.window, **self.preset.memory)
+            say(name, texts[done:until], answer, partial(self.progress, stage))
             tokens[str(place)] = sum(len(turn.ids) for turn in read_session(self.sessions, name)[1])
             behind = f"{name}-on"
             if place != places[-1]:
                 fork(self.sessions, name, behind)
             interview = Interview(
-                self.model, self.sessions, name, said, answer, self._below(stage), self._elsewhere(cost)
+                self.model, self.sessions, name, said, self.preset, answer, self._below(stage), self._elsewhere(cost)
             )
             rows += [{"turns": place, **row} for row in interview.rows()]
             name, done = behind, until

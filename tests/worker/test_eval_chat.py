@@ -15,6 +15,7 @@ from model_worker.evaluate.chat_run import ChatRun
 from model_worker.evaluate.journal import Journal
 from model_worker.model import MemoryModel
 from model_worker.session.folder import read_sessions
+from model_worker.session.preset import SessionPreset
 from tests.support import command
 from tests.worker.tiny import bank
 
@@ -31,13 +32,14 @@ def plan(**changes: Any) -> Plan:
 
 @pytest.fixture(scope="module")
 def worker(client: kvbank.Client) -> Iterator[MemoryModel]:
-    """Attach the shipped model, which tells numbers that it recalls; what leaves its window is not attended to."""
-    with MemoryModel(*load_model(), memory=client, bank=bank(), strict=True, patience=120.0, recent=0) as model:
+    """Attach the shipped model, which tells numbers that it recalls."""
+    with MemoryModel(*load_model(), memory=client, bank=bank(), strict=True, patience=120.0) as model:
         yield model
 
 
 def run(worker: MemoryModel, folder: Path, journal: Path | None = None, **options: Any) -> dict[str, Any]:
-    return ChatRun(worker, folder, OTHERS, plan(), Journal(journal, {}), lambda *_: None, **options).report()
+    preset = SessionPreset.of(worker.model, worker.chunk)
+    return ChatRun(worker, folder, OTHERS, plan(), preset, Journal(journal, {}), lambda *_: None, **options).report()
 
 
 def test_sentences_are_said_as_they_stand() -> None:
@@ -74,10 +76,10 @@ def test_facts_are_told_by_the_memory_alone(worker: MemoryModel, tmp_path: Path)
     assert (2, "whole context") in counts
     assert (12, "whole context") not in counts  # longer than the model was trained for
     assert counts[12, "no memory"] == 0
-    assert counts[12, "told"] >= 2
+    assert counts[12, "told"] == 3
     assert counts[12, "whole"] == counts[12, "found"] == counts[12, "empty window"] == 3
     assert [(own["seed"], own["turns"], own["asked"]) for own in found["conversations"]] == [(3, 2, 3), (3, 12, 3)]
-    assert found["conversations"][1]["tokens"] > worker.window + 64
+    assert found["conversations"][1]["tokens"] > found["window"] + 64
     said = {header.name: [turn.text for turn in turns] for header, turns in read_sessions(tmp_path / "sessions")}
     questions = script(OTHERS, plan(), 3).questions
     assert said["chat-3"][5:] == questions
@@ -92,7 +94,7 @@ def test_facts_are_told_by_the_memory_alone(worker: MemoryModel, tmp_path: Path)
 def measured(folder: Path, *options: str) -> dict[str, Any]:
     """Return the document of the command, and check that it draws its figure."""
     (folder / "text.txt").write_text("\n\n".join(OTHERS), encoding="utf-8")
-    given = ["--text", folder / "text.txt", "--facts=2", "--answer=6", "--recent=0", "--seed=3", *options]
+    given = ["--text", folder / "text.txt", "--facts=2", "--answer=6", "--seed=3", *options]
     ended = command.run(command.application(), "eval", "chat", *given, "--json", "--plot", folder / "chat.svg")
     assert ended.exit_code == 0, ended.stderr
     assert "<svg" in (folder / "chat.svg").read_text(encoding="utf-8")
@@ -101,10 +103,10 @@ def measured(folder: Path, *options: str) -> dict[str, Any]:
 
 
 def test_the_command(tmp_path: Path) -> None:
-    found = measured(tmp_path, "--turns=1")
+    found = measured(tmp_path, "--turns=6")
     told = {row["way"]: row["right"] for row in found["answers"] if row["wording"] == "all"}
-    assert (told["found"], told["told"], found["restarted"], found["form"]) == (0, 2, False, "complete")
-    given = "--recent 0 --seed 3 --text text.txt --turns 1 --facts 2 --answer 6"
+    assert (told["found"], told["told"], found["restarted"], found["form"]) == (2, 2, False, "complete")
+    given = "--seed 3 --text text.txt --turns 6 --facts 2 --answer 6"
     assert found["command"] == f"kvbank eval chat {given}"
 
 
