@@ -119,6 +119,15 @@ def test_the_command_after_a_restart(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_the_shipped_model_tells_what_it_was_told_a_hundred_turns_ago() -> None:
+    """Test the settings that a chat with it has of its own, over the Python reference."""
+    ended = command.run(command.application(), "eval", "chat", "--turns=100", "--seed=5", "--json")
+    assert ended.exit_code == 0, ended.stderr
+    found = json.loads(ended.stdout)
+    assert [own["told"] >= 9 for own in found["conversations"]] == [True]
+
+
+@pytest.mark.slow
 def test_a_process_that_fails_says_why(tmp_path: Path) -> None:
     from model_worker.cli.asking_process import Asking, ask_in_process
     from model_worker.cli.measured_model import MeasuredModel
