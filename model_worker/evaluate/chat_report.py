@@ -25,7 +25,8 @@ def chat_tables(found: _Document) -> list[PlainTable]:
     title = f"{found['model']}: facts told in a conversation, of {asked} at each place{after}, window {found['window']}"
     caption = (
         "right of asked, with Wilson's 95 % interval; whole: the statement stands whole in a chunk; found: the chunk "
-        "with the answer is among those found; empty window: told where the question stands alone"
+        "with the answer is among those found; empty window: told where the question stands alone; load average "
+        f"{found['load']:.1f}"
     )
     return [PlainTable(title, ["turns", "wording", *ways], lines, caption), _by_conversation(found["conversations"])]
 

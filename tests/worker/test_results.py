@@ -117,7 +117,7 @@ DOCUMENTS: dict[str, dict[str, Any]] = {
     },
     "chat": {
         "command": "kvbank eval chat",
-        **{"model": "m", "window": 16, "restarted": True},
+        **{"model": "m", "window": 16, "restarted": True, "load": 2.5},
         "answers": [
             {"turns": turns, "wording": wording, "way": way}
             | {"right": 3, "asked": 4, "share": 0.75, "low": 0.3, "high": 0.95}
@@ -247,6 +247,7 @@ def test_every_evaluation_has_its_section(tmp_path: Path, kind: str) -> None:
         ],
         "chat": [
             "after a restart of service and worker, window 16",
+            "; load average 2.5\n",
             "| 1,000 | all | 3/4 [0.30, 0.95] | 3/4 [0.30, 0.95] |",
             "| 5 | 1,000 | 42,000 | 3/4 |",
         ],
