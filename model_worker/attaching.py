@@ -6,6 +6,7 @@ is accepted only where both together compute what the model itself computes.
 
 import os
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ from model_worker.attachment.attachment import Attachment
 from model_worker.attachment.backends import BACKENDS, PREFIX, register, set_attention
 from model_worker.attachment.digest import reader_of
 from model_worker.attachment.layer_choice import LayerChoice, read_layers
-from model_worker.attachment.model_parts import decoder_of, evaluating, plain
+from model_worker.attachment.model_parts import decoder_of, device_of, evaluating, plain
 from model_worker.attachment.plan import MemoryPlan, PlanOptions, check_usable
 from model_worker.attachment.probe import probe
 from model_worker.attachment.reader_watch import ReaderWatch
@@ -41,8 +42,8 @@ def attach(
     Without options a model whose configuration has a `kvbank` entry is attached as that says (`memlong` and `zero` for
     models made for it); any other gets `per_layer` and `continual` in all its layers. layers: a file of `kvbank layers
     --choose`, which says mode, memory layers and retrieval layers of the model that it was made for. gates: MemLong's
-    `[Hq]` gate by layer, in (0, 1). Raises UnsupportedModel with the reason, InputError for options that make no sense
-    and for the layers of another model.
+    `[Hq]` gate by layer, in (0, 1); by default those of the entry, where its mode is the plan's. Raises
+    UnsupportedModel with the reason, InputError for options that make no sense and for the layers of another model.
     """
     asked = PlanOptions(mode, positions, memory_layers, retrieval_layers)
     chosen = None if layers is None else read_layers(layers)
@@ -67,10 +68,28 @@ def attach(
         except Exception as error:  # of foreign code: no keywords to its attention, a cache of its own kind, ...
             reason = f"{type(causal).__name__} does not run with a memory: {type(error).__name__}: {error}"
             raise UnsupportedModel(reason) from error
-        return Attachment(model, plan, probed, gates or {}, backend, ReaderWatch(model, tokenizer))
+        own = _gates_made_for(causal, plan) if gates is None else gates
+        return Attachment(model, plan, probed, own, backend, ReaderWatch(model, tokenizer))
     except BaseException:
         set_attention(causal, backend)
         raise
+
+
+def _gates_made_for(causal: Any, plan: MemoryPlan) -> dict[int, Tensor]:
+    """Return the gates of the `kvbank` entry of a model's configuration, by layer; none for another mode than its own.
+
+    Raises InputError for gates that do not fit the model.
+    """
+    made_for = getattr(causal.config, "kvbank", None) or {}
+    said = made_for.get("gates") or {} if made_for.get("mode") == plan.mode else {}
+    device, heads = device_of(causal), causal.config.num_attention_heads
+    try:
+        gates = {int(layer): torch.tensor(gate, dtype=torch.float32, device=device) for layer, gate in said.items()}
+    except (TypeError, ValueError, AttributeError):
+        gates = {-1: torch.empty(0)}
+    if any(layer < 0 or gate.shape != (heads,) for layer, gate in gates.items()):
+        raise InputError(f"the gates of the model's kvbank entry are not {heads} numbers for each of some layers")
+    return gates
 
 
 def _asked_by(chosen: LayerChoice, asked: PlanOptions) -> PlanOptions:

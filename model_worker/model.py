@@ -147,13 +147,14 @@ class MemoryModel:
         device: str | torch.device = "cpu",
         dtype: str | torch.dtype | None = None,
         rope: str | None = None,
+        adapter: str | os.PathLike[str] | None = None,
         settings: MemorySettings | None = None,
         **options: Unpack[ModelOptions],
     ) -> Self:
         """Load the shipped model, a folder or a hub id, and attach it.
 
-        device, dtype, rope: as in `load_model`. memory, bank, settings: as in `MemoryModel`. options: fields of
-        `ModelSettings`, which describes each of them. Raises what `load_model` and `MemoryModel` raise.
+        device, dtype, rope, adapter: as in `load_model`. memory, bank, settings: as in `MemoryModel`. options: fields
+        of `ModelSettings`, which describes each of them. Raises what `load_model` and `MemoryModel` raise.
 
         What is stored: chunk, context, compressor, source, metadata. What is recalled: top_k, recent, order, cadence,
         query, query_tokens, min_score, min_share, count, embedder (or embed), payload_cache. How: recall. What is
@@ -161,7 +162,7 @@ class MemoryModel:
         strict, patience, retry_after. The model: attach_options.
         """
         check_options(options)  # before a large model is loaded
-        loaded = load_model(name, device=device, dtype=dtype, rope=rope)
+        loaded = load_model(name, device=device, dtype=dtype, rope=rope, adapter=adapter)
         return cls(*loaded, memory=memory, bank=bank, settings=settings, **options)
 
     # -- reading --------------------------------------------------------------------------------------------------

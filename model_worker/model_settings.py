@@ -66,9 +66,13 @@ class ModelSettings(MemorySettings):
         untrained = {} if (found.attach_options or {}).get("mode") == "memlong" else UNTRAINED
         made_for = made_for or untrained
         chunk = found.chunk or whole("chunk", made_for.get("chunk", CHUNK))
+        asked_mode = (found.attach_options or {}).get("mode") or made_for.get("mode")
+        trained = made_for if asked_mode == made_for.get("mode") else {}
         return replace(
             found,
             chunk=chunk,
+            query_tokens=found.query_tokens or trained.get("query_tokens"),
+            context=found.context or trained.get("context"),
             top_k=found.top_k or whole("top_k", made_for.get("top_k", TOP_K)),
             min_share=made_for.get("min_share") if found.min_share is None else found.min_share,
             recent=whole("recent", made_for.get("recent", 0), least=0) if found.recent is None else found.recent,

@@ -2,11 +2,13 @@
 
 import os
 import re
+from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from model_worker.attachment.adapter import with_adapter
 from model_worker.attachment.model_names import SHIPPED, meant, model_folder
 from model_worker.attachment.rope_scaling import scale_rope
 from model_worker.errors import InputError, ModelNotFound
@@ -43,12 +45,14 @@ def load_model(
     device: str | torch.device = "cpu",
     dtype: str | torch.dtype | None = None,
     rope: str | None = None,
+    adapter: str | os.PathLike[str] | None = None,
 ) -> tuple[Any, Any]:
     """Load `(model, tokenizer)`, in eval mode on `device`.
 
     dtype: of the weights, or its name; by default float32 for the shipped model on a CPU and as stored otherwise. rope:
-    `linear:F`, `ntk:F` or `yarn:F` for F times the trained length (see rope_scaling.py). Raises ModelNotFound in one
-    line where transformers would print a page.
+    `linear:F`, `ntk:F` or `yarn:F` for F times the trained length (see rope_scaling.py). adapter: the folder of an
+    adapter of `kvbank train memlong`, which the model is given (see adapter.py). Raises ModelNotFound in one line where
+    transformers would print a page, and InputError for an adapter of another model.
     """
     folder = model_folder(name)
     source = str(name if folder is None else folder)
@@ -82,7 +86,8 @@ def load_model(
         raise ModelNotFound(f"model {source!r} cannot be used: the kvbank entry of its config.json is no mapping")
     if folder is not None and getattr(config, "kvbank", None) is None and (settings := made_for(folder)):
         model.config.kvbank = settings
-    return model.to(place).eval(), tokenizer
+    model = model.to(place).eval()
+    return model if adapter is None else with_adapter(model, Path(adapter).expanduser()), tokenizer
 
 
 def _reason(error: Exception) -> str:

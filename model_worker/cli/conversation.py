@@ -81,6 +81,7 @@ def open_model(client: kvbank.Client, name: str, options: ChatOptions, known: He
         bank=(),
         device=device_named(options.device),
         dtype=options.dtype,
+        adapter=options.adapter,
         local=options.local,
         chunk=known.chunk if known else None,
         compressor=options.compressor,

@@ -70,7 +70,8 @@ def load_measured(options: MeasuredModel) -> tuple[Any, Any]:
     """Load the model and the tokenizer that `options` name, without a word."""
     from model_worker.attachment.loading import device_named
 
-    return load_quietly(options.model, device=device_named(options.device), dtype=options.dtype, rope=options.rope)
+    named = {"dtype": options.dtype, "rope": options.rope, "adapter": options.adapter}
+    return load_quietly(options.model, device=device_named(options.device), **named)
 
 
 @contextmanager

@@ -28,7 +28,12 @@ def quiet_libraries() -> None:
 
 
 def load_quietly(
-    name: str, *, device: str = "cpu", dtype: str | None = None, rope: str | None = None
+    name: str,
+    *,
+    device: str = "cpu",
+    dtype: str | None = None,
+    rope: str | None = None,
+    adapter: str | None = None,
 ) -> tuple[Any, Any]:
     """Load model and tokenizer as `model_worker.attachment.loading.load_model` does, quietly.
 
@@ -37,4 +42,4 @@ def load_quietly(
     from model_worker.attachment.loading import device_named, load_model
 
     quiet_libraries()
-    return load_model(name, device=device_named(device), dtype=dtype, rope=rope)
+    return load_model(name, device=device_named(device), dtype=dtype, rope=rope, adapter=adapter)

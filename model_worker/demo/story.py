@@ -173,7 +173,8 @@ def _worker(settings: DemoSettings, address: str, characters: int) -> MemoryMode
     """Return a worker on a bank that holds about a quarter of the text."""
     if settings.model == SHIPPED:
         torch.set_num_threads(1)  # threads only wait for each other in a model this small
-    loaded = load_model(settings.model, device=device_named(settings.device), dtype=settings.dtype)
+    place = device_named(settings.device)
+    loaded = load_model(settings.model, device=place, dtype=settings.dtype, adapter=settings.adapter)
     chunk = (getattr(loaded[0].config, "kvbank", None) or {}).get("chunk", CHUNK)
     capacity = settings.capacity or max(characters * CHUNK // (600 * chunk), 60)
     return MemoryModel(

@@ -11,9 +11,8 @@ import json
 import os
 import shutil
 import tempfile
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from kvbank.files.durable import make_folder, sync_folder
+from model_worker.attachment import with_peft
 from model_worker.errors import InputError, ModelNotFound, first_line
 from model_worker.icae.config import IcaeConfig
 
@@ -31,17 +31,9 @@ SHIPPED = ("kvbank-small-icae", "kvbank-small-icae-kv")  # of the shipped model
 _ASSETS = Path(__file__).parents[1] / "assets"
 
 
-@contextmanager
-def using_peft() -> Iterator[Any]:
+def using_peft() -> AbstractContextManager[Any]:
     """Give the package peft, without its warnings. Raises InputError, with how to install it, where it is missing."""
-    try:
-        import peft
-    except ImportError as error:
-        raise InputError(f"ICAE needs peft ({error}): pip install 'kvbank[icae]'") from None
-    with warnings.catch_warnings():
-        # peft 0.21 asks transformers 5.23 under an old name.
-        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
-        yield peft
+    return with_peft.using_peft("ICAE")
 
 
 def find(name: str | Path, revision: str | None = None) -> Path:

@@ -12,11 +12,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from model_worker.attachment.with_peft import put
 from model_worker.errors import InputError, first_line
 from model_worker.icae import folder as files
 
@@ -79,19 +79,6 @@ def check_scale(alpha: Any, dropout: Any) -> None:
     numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in (alpha, dropout))
     if not numbers or not 0 < alpha <= sys.float_info.max or not 0 <= dropout < 1:
         raise InputError(f"alpha is a number above 0, dropout one from 0 to below 1, not {alpha} and {dropout}")
-
-
-@torch.no_grad()
-def put(peft: Any, encoder: Any, tensors: dict[str, Tensor], folder: Path) -> None:
-    """Give the peft model `encoder` these weights. Raises InputError, before the first, for others than it has."""
-    wanted = peft.get_peft_model_state_dict(encoder, save_embedding_layers=False)
-    for name in sorted(wanted.keys() | tensors.keys()):
-        have, take = (tuple(own[name].shape) if name in own else "nothing" for own in (tensors, wanted))
-        if have != take:
-            raise InputError(
-                f"the adapter in {folder} does not fit this model: of {name} it has {have}, the model takes {take}"
-            )
-    peft.set_peft_model_state_dict(encoder, tensors)
 
 
 def load(peft: Any, model: Any, folder: Path, *, trainable: bool) -> Any:

@@ -24,6 +24,10 @@ class RunsOn(Settings):
 class ModelRun(RunsOn):
     """Device and dtype of a model, and the settings of its window, its memory and its attachment."""
 
+    adapter: Annotated[
+        str | None,
+        described("Folder of an adapter that uses the memory better (kvbank train memlong).", panel=_RUN),
+    ] = None
     embed: Annotated[
         str | None,
         described("How chunks are found: lexical, lexical:idf, minilm, hybrid:A+B, a folder, or a hub id.", panel=_RUN),

@@ -21,6 +21,7 @@ from torch.utils.data import Dataset
 from transformers import TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
 
+from model_worker.attachment.with_peft import put
 from model_worker.errors import InputError, WorkerError
 from model_worker.icae import folder as files
 from model_worker.icae import lora
@@ -187,7 +188,7 @@ def load_into(icae: Icae, folder: Path) -> None:
                 f"{folder} is an adapter of another form than the one in training: its icae_config.json or "
                 f"adapter_config.json differs"
             )
-        lora.put(peft, icae.encoder, tensors, folder)
+        put(peft, icae.encoder, tensors, folder)
         icae.memory.copy_(rows)
 
 

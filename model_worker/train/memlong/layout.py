@@ -17,6 +17,7 @@ from model_worker.train.memlong.settings import MemlongTraining
 from model_worker.window.sinks import sinks_of
 
 _WINDOW, _CHUNK, _TOP_K, _RECENT, _NEAR = 256, 64, 4, 4, "near:32"
+_DRILLED = 32  # tokens of the smallest chunk that facts are told in
 _EVERY = 4  # MemLong: of 26 layers 13, 17, 21 and 25 retrieve
 
 
@@ -72,6 +73,8 @@ class Layout:
             )
         if settings.only_recent + settings.nothing + settings.other + settings.itself > 1:
             raise InputError("only-recent, nothing, other and itself are shares of the blocks, together at most 1")
+        if settings.drills and self.chunk < _DRILLED:
+            raise InputError(f"drills tell whole facts in a chunk: it has at least {_DRILLED} tokens, not {self.chunk}")
         layers = self.attach
         if self.context == "window" and layers["mode"] == "memlong":
             memory, retrieval = layers["memory_layers"][0], layers["retrieval_layers"]

@@ -1,16 +1,15 @@
 """What a training leaves: a model's folder, or the folder of an adapter, each with how its memory is to be used."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from model_worker.attachment.digest import Reader
+from model_worker.attachment.adapter import AdapterEntry
+from model_worker.attachment.with_peft import using_peft
 
-MODEL, ADAPTER, ENTRY = "model", "adapter", "kvbank.json"
-_BOUND = ("architecture", "weights", "rope")  # parts of the base's reader digest that an adapter is bound to
+MODEL, ADAPTER = "model", "adapter"
 
 
 def write_model(folder: Path, model: Any, tokenizer: Any, entry: Mapping[str, Any]) -> None:
@@ -20,24 +19,13 @@ def write_model(folder: Path, model: Any, tokenizer: Any, entry: Mapping[str, An
     tokenizer.save_pretrained(folder)
 
 
-def write_adapter(folder: Path, model: Any, entry: Mapping[str, Any], base: Reader, name: str) -> None:
-    """Write the adapter of a peft model.
-
-    base: the reader digest of the model without it, to which the adapter is bound. name: how the base is called.
-    """
-    model.save_pretrained(folder)
-    said = {
-        "kind": "kvbank memlong",
-        "version": 1,
-        "base": name,
-        "base_parts": {part: base.parts[part] for part in _BOUND},
-        "kvbank": dict(entry),
-    }
-    (folder / ENTRY).write_text(json.dumps(said, indent=2) + "\n")
+def write_adapter(folder: Path, model: Any, entry: AdapterEntry) -> None:
+    """Write the adapter of a peft model, and how it is to be used."""
+    with using_peft("an adapter"):
+        model.save_pretrained(folder, save_embedding_layers=False)
+    entry.write(folder)
 
 
 def gates_entry(gates: Mapping[int, Tensor]) -> dict[str, Any]:
-    """Return gates by layer as an entry of a configuration; empty without gates."""
-    if not gates:
-        return {}
+    """Return gates by layer as an entry of a configuration."""
     return {"gates": {str(layer): [float(value) for value in gate.detach()] for layer, gate in gates.items()}}

@@ -11,9 +11,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from model_worker.attaching import attach
+from model_worker.attachment.adapter import AdapterEntry
 from model_worker.attachment.attachment import Attachment
 from model_worker.attachment.digest import Reader, reader_of
 from model_worker.attachment.model_names import SHIPPED
@@ -21,9 +23,11 @@ from model_worker.attachment.model_parts import config_of, device_of, plain
 from model_worker.embed import embedder
 from model_worker.errors import InputError
 from model_worker.train.checkpoints import check_complete, make_run_folder, start_of
+from model_worker.train.drills import CopyDrill, DrillShape, FactDrill
 from model_worker.train.memlong import product
 from model_worker.train.memlong.course import Course
 from model_worker.train.memlong.documents import Documents
+from model_worker.train.memlong.drilling import Drilling
 from model_worker.train.memlong.held_out import HeldOut, verdict
 from model_worker.train.memlong.layout import Layout, shares_of
 from model_worker.train.memlong.learner import Learner
@@ -39,6 +43,7 @@ from model_worker.train.run_log import LOG, RunLog, StepShown, silence
 
 Load = Callable[[str, str], tuple[Any, Any]]
 Bars = Callable[[str, int, int], None]
+_FILLERS = 8  # documents that drills take filler from
 _NEW = re.compile(r"(?:hidden=(?P<hidden>\d{1,5})|layers=(?P<layers>\d{1,3}))")
 
 
@@ -199,7 +204,24 @@ class _Run:
             alone=layout.context == "isolated",
             sinks=layout.sinks_of(attachment),
         )
+        self._drilling = self._drills(documents)
         self._pace = Pace(settings.minutes)
+
+    def _drills(self, documents: Documents) -> Drilling:
+        """Return the drills beside the texts, whose filler is of some of these. Raises InputError for short texts."""
+        settings, made = self._settings, self._made
+        row = made.blocks.before + 1
+        shape = DrillShape(made.blocks.size, row, made.layout.search.most)
+        count = max(1, round(settings.drills * settings.streams * settings.blocks / row)) if settings.drills else 0
+        texts = (
+            [documents.ids(index).astype(np.int64) for index in range(min(_FILLERS, len(documents)))] if count else []
+        )
+        long = [ids for ids in texts if len(ids) > made.blocks.window]
+        if count and not long:
+            raise InputError(f"no text is longer than the {made.blocks.window} tokens of a row of drills")
+        drills = [kind(made.tokenizer, long, shape, settings.seed) for kind in (FactDrill, CopyDrill) if count]
+        alone, sinks = made.layout.context == "isolated", made.layout.sinks_of(made.attachment)
+        return Drilling(drills, self._learner, count, alone=alone, sinks=sinks)
 
     def run(self, start: Path | None) -> MemlongReport:
         """Train, measure, and write the product. start: a checkpoint to go on from."""
@@ -210,6 +232,7 @@ class _Run:
             self._course,
             self._pace,
             settings,
+            self._drilling,
             callbacks=[
                 RunLog(self._out, self._pace),
                 StepShown(partial(self._bars, "training")),
@@ -259,5 +282,5 @@ class _Run:
             product.write_model(folder, plain(model), made.tokenizer, entry)
         else:
             folder = self._out / product.ADAPTER
-            product.write_adapter(folder, model, entry, made.base, self._settings.model)
+            product.write_adapter(folder, model, AdapterEntry.of(made.base, self._settings.model, entry))
         return folder

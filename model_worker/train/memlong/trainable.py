@@ -8,8 +8,8 @@ from typing import Any
 from torch import nn
 
 from model_worker.attachment.model_parts import embeddings_of, plain
-from model_worker.errors import InputError
-from model_worker.icae.folder import using_peft
+from model_worker.attachment.with_peft import using_peft
+from model_worker.errors import InputError, first_line
 
 _LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
 
@@ -47,7 +47,7 @@ def with_lora(model: Any, lora: Lora, above: int) -> Any:
     if hasattr(model, "peft_config"):
         raise InputError("this model has an adapter already: merge it, or train the model without it")
     norms = [name for name, _ in _norms(model, above)] if lora.norms else []
-    with using_peft() as peft:
+    with using_peft("--train lora") as peft:
         settings = peft.LoraConfig(
             r=lora.rank,
             lora_alpha=lora.alpha,
@@ -61,7 +61,7 @@ def with_lora(model: Any, lora: Lora, above: int) -> Any:
         try:
             return peft.get_peft_model(model, settings)
         except (ValueError, re.error) as error:
-            raise InputError(f"LoRA cannot be put on this model: {str(error).splitlines()[0]}") from None
+            raise InputError(f"LoRA cannot be put on this model: {first_line(error)}") from None
 
 
 def freeze_below(model: nn.Module, above: int) -> None:

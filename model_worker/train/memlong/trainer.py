@@ -20,7 +20,8 @@ from transformers import TrainingArguments
 from model_worker.errors import InputError, WorkerError
 from model_worker.train.checkpoints import readable
 from model_worker.train.memlong.course import Course
-from model_worker.train.memlong.learner import Learner, Step
+from model_worker.train.memlong.drilling import Drilling
+from model_worker.train.memlong.learner import Learner
 from model_worker.train.memlong.settings import MemlongTraining
 from model_worker.train.memlong.trainable import matrices
 from model_worker.train.optimiser import MuonAdam
@@ -47,7 +48,7 @@ class Numbers(Dataset[int]):
 
 
 class MemlongTrainer(Trainer):
-    """The Trainer for a learner. more_steps: gives further rows for an update, such as drills."""
+    """The Trainer for a learner. course, drilling: where an update's rows come from."""
 
     def __init__(
         self,
@@ -56,13 +57,14 @@ class MemlongTrainer(Trainer):
         course: Course,
         pace: Pace,
         settings: MemlongTraining,
-        more_steps: Callable[[], list[Step]] = list,
+        drilling: Drilling,
         **more: Any,
     ):
-        self.learner, self.course = learner, course
-        self._pace, self._settings, self._more = pace, settings, more_steps
+        self.learner, self.course, self.drilling = learner, course, drilling
+        self._pace, self._settings = pace, settings
         self._sums: dict[str, list[float]] = {}
         self._before = 0, 0.0  # tokens and seconds at the last line of the log
+        self._random: list[Tensor] = []  # to go on with
         numbers = Numbers(args.max_steps * args.gradient_accumulation_steps)
         super().__init__(model=learner, args=args, train_dataset=numbers, data_collator=_numbered, **more)
 
@@ -77,10 +79,13 @@ class MemlongTrainer(Trainer):
 
         Raises WorkerError for a loss that is not finite.
         """
+        if self._random:  # what the Trainer restores, its loader of data has drawn from since
+            _set_random_state(self._random)
+            self._random = []
         loss, kv = model(self.course.step())
         self.course.keep(kv)
         self._count("text_loss", loss)
-        for step in self._more():
+        for step in self.drilling.steps():
             drilled, _ = model(step)
             self._count("drill_loss", drilled / step.weight)
             loss = loss + drilled
@@ -115,13 +120,17 @@ class MemlongTrainer(Trainer):
         folder = Path(output_dir or str(self.args.output_dir))
         folder.mkdir(parents=True, exist_ok=True)
         save_file(trained_tensors(self.learner), folder / TRAINED)
-        torch.save(self.course.state(), folder / COURSE)
+        beside = {"drilling": self.drilling.state(), "random": _random_state()}
+        torch.save({**self.course.state(), **beside}, folder / COURSE)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         folder = Path(resume_from_checkpoint)
         with readable(str(folder)):
             load_trained(self.learner, load_file(folder / TRAINED), folder)
-            self.course.restore(torch.load(folder / COURSE, weights_only=True))
+            state = torch.load(folder / COURSE, weights_only=True)
+            self.course.restore(state)
+            self.drilling.restore(state["drilling"])
+            self._random = state["random"]
         self._before = self.course.tokens, 0.0
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
@@ -142,6 +151,18 @@ class EveryEval(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self._every and state.global_step % self._every == 0:
             self._measure(state.global_step)
+
+
+def _random_state() -> list[Tensor]:
+    """Return the states of torch's random numbers, of the CPU and of all GPUs."""
+    return [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [])]
+
+
+def _set_random_state(states: list[Tensor]) -> None:
+    """Go on with the random numbers of `_random_state`."""
+    torch.set_rng_state(states[0])
+    if len(states) > 1:
+        torch.cuda.set_rng_state_all(states[1:])
 
 
 def _numbered(numbers: list[int]) -> dict[str, Any]:

@@ -213,6 +213,8 @@ def _print_bank(bank: kvbank.Bank) -> None:
         if bank.kv.hidden_size:
             _line("", f"soft tokens of {bank.kv.hidden_size}")
         _line("reader", bank.kv.reader_digest)
+        for part, digest in bank.kv.reader_parts.items():
+            _line("", f"{part} {digest}")
     else:
         _line("K-V", "none, vectors only")
     _line("embedder", f"{bank.embedding.embedder_digest}, dimension {bank.embedding.dimension}")

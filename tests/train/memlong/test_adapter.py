@@ -1,0 +1,136 @@
+"""An adapter of MemLong's training: what it has, how it is used, whose it is, and which banks it can still read."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import kvbank
+from model_worker.attachment.adapter import ENTRY, WEIGHTS
+from model_worker.attachment.digest import reader_of
+from model_worker.attachment.loading import load_model
+from model_worker.errors import BankMismatch, InputError, ModelNotFound
+from model_worker.model import MemoryModel
+from model_worker.train.checkpoints import checkpoints
+from tests.support import command
+from tests.train.memlong.runs import texts, train
+from tests.worker.tiny import bank, build, tokenizer, tokens
+
+LORA: dict[str, Any] = {"mode": "memlong", "memory_layer": 1, "retrieval_layers": "1,3", "rank": 4, "gate": True}
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("base")
+    build("llama_gqa").save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    report = train(folder / "run", texts(folder), steps=4, lr=1e-2, save_every=2, **LORA)
+    return Path(report.product)
+
+
+def test_an_adapter_has_lora_and_norms_above_the_memory_layer(adapter: Path) -> None:
+    tensors = load_file(adapter / WEIGHTS)
+    layers = {int(name.split(".layers.")[1].split(".")[0]) for name in tensors if ".layers." in name}
+    assert layers == {2, 3}
+    projections = {name.split(".self_attn.")[1].split(".")[0] for name in tensors if ".lora_" in name}
+    assert projections == {"q_proj", "k_proj", "v_proj", "o_proj"}
+    log = [json.loads(line) for line in (adapter.parent / "training_log.jsonl").read_text().splitlines()]
+    said = next(line["trained"] for line in log if line.get("event") == "begin")
+    # Of two layers with 32 numbers a token, of which keys and values have 16; norms; and the last norm.
+    lora = 2 * 4 * ((32 + 32) + (32 + 16) + (32 + 16) + (32 + 32))
+    assert said["values"] == lora + 2 * 2 * 32 + 32
+    assert said["share"] == pytest.approx(said["values"] / said["all_values"])
+
+
+def test_a_resumed_adapter_is_the_same(tmp_path: Path) -> None:
+    """Compare it bit by bit, with dropout, whose random numbers go on too."""
+    before, paths = torch.get_num_threads(), texts(tmp_path)
+    torch.set_num_threads(1)
+    own = {"steps": 4, "save_every": 2, "lr": 1e-2, **LORA, "dropout": 0.3}
+    expected = load_file(Path(train(tmp_path / "run", paths, **own).product) / WEIGHTS)
+    shutil.rmtree(checkpoints(tmp_path / "run")[-1])
+    found = load_file(Path(train(tmp_path / "run", paths, resume=True, **own).product) / WEIGHTS)
+    torch.set_num_threads(before)
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(tensor, found[name]) for name, tensor in expected.items())
+    assert any(float(tensor.abs().max()) > 0 for name, tensor in expected.items() if "lora_B" in name)
+
+
+def test_one_option_loads_it_and_the_bank_of_the_plain_model_is_refused(
+    base: Path, adapter: Path, tmp_path: Path
+) -> None:
+    """Test that the model is used as it was trained, and that `bank show` tells what a bank is of."""
+    own = {"chunk": 4, "window": 12, "embed": "lexical", "strict": True}
+    name, text, target = bank(), tokens(40)[0].tolist(), tmp_path / "memory"
+    with kvbank.connect(target) as client:
+        plain: dict[str, Any] = {"mode": "memlong", "memory_layers": [1], "retrieval_layers": [1, 3]}
+        with MemoryModel.from_pretrained(base, memory=client, bank=name, attach_options=plain, **own) as model:
+            model.read(text)
+            before, parts = model.attachment.reader.digest, model.attachment.reader.parts
+        with pytest.raises(BankMismatch, match=r"was written by another model .*; adapter differ"):
+            MemoryModel.from_pretrained(base, memory=client, bank=name, adapter=adapter, embed="lexical")
+        trained = MemoryModel.from_pretrained(base, memory=client, bank="its own", adapter=adapter, embed="lexical")
+        with trained as model:
+            plan, reader = model.attachment.plan, model.attachment.reader
+            assert (plan.mode, plan.positions) == ("memlong", "near:32")
+            assert (plan.memory_layers, plan.retrieval_layers) == ((1,), (1, 3))
+            assert (model.chunk, model.window, model.memory.recent, model.memory.query_tokens) == (4, 12, 1, 12)
+            assert reader.digest != before
+            assert {part for part in parts if parts[part] != reader.parts[part]} == {"adapter"}
+            assert {layer: gate.shape for layer, gate in model.attachment.gates.items()} == {1: (4,), 3: (4,)}
+            model.read(text)
+            assert torch.isfinite(model.losses(text, memory=model.memory).nll).all()
+            assert len(model.generate(text, max_new_tokens=3)) > 0
+    ended = command.run(command.application(), "bank", "show", "its own", "--memory", target)
+    assert ended.exit_code == 0, ended.output
+    shown = ended.stdout.split()
+    assert reader.digest in shown
+    assert shown[shown.index("adapter") + 1] == reader.parts["adapter"] != "none"
+
+
+def test_the_model_that_was_trained_is_the_one_that_is_loaded(base: Path, adapter: Path) -> None:
+    """Loaded twice, it is one reader; the weights below the adapter are those of the base."""
+    loaded, plain = (load_model(base, adapter=each)[0] for each in (adapter, None))
+    again = load_model(base, adapter=adapter)[0]
+    assert reader_of(loaded).digest == reader_of(again).digest != reader_of(plain).digest
+    assert reader_of(loaded).parts["weights"] == reader_of(plain).parts["weights"]
+    ids = tokens(8)
+    with torch.no_grad():
+        assert not torch.allclose(loaded(ids).logits, plain(ids).logits, atol=1e-3)
+        assert torch.equal(loaded(ids).logits, again(ids).logits)
+
+
+def test_an_adapter_that_is_none_or_another_models_is_one_line(base: Path, adapter: Path, tmp_path: Path) -> None:
+    other, damaged, late, empty = (tmp_path / name for name in ("other", "damaged", "late", "empty"))
+    build("llama_gqa", seed=1).save_pretrained(other)
+    tokenizer().save_pretrained(other)
+    empty.mkdir()
+    for folder in (damaged, late):
+        shutil.copytree(adapter, folder)
+    (damaged / WEIGHTS).write_bytes(b"no weights")
+    (late / ENTRY).write_text((late / ENTRY).read_text().replace('"version": 1', '"version": 2'))
+    for model, given, said, kind in (
+        (other, adapter, "was trained on another model .*: weights differ", InputError),
+        (base, damaged, "is damaged", InputError),
+        (base, late, "version", InputError),
+        (base, empty, "is no adapter of kvbank train memlong: it has no adapter_config.json", ModelNotFound),
+        (base, tmp_path / "missing", "there is no adapter folder", ModelNotFound),
+    ):
+        with pytest.raises(kind, match=said) as raised:
+            load_model(model, adapter=given)
+        assert "\n" not in str(raised.value)
+    ended = command.run(
+        *(command.application(), "eval", "ppl", tmp_path / "no.txt", "--model", other, "--adapter", adapter)
+    )
+    assert ended.exit_code != 0
+    assert "Traceback" not in ended.output
