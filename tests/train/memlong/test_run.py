@@ -54,9 +54,12 @@ def _missing(tokens: int, chunk: int, row: int, steps: int) -> int:
 @pytest.mark.parametrize(
     "more",
     [
-        FULL,
+        pytest.param(FULL, marks=pytest.mark.slow),
         {**FULL, "optimiser": "adamw", "context": "window", "sinks": 2, "keep_memory": True, "gate": True},
-        {"train": "full", "mode": "per_layer", "freeze_below": False, "visit": 2, "accumulate": 2},
+        pytest.param(
+            {"train": "full", "mode": "per_layer", "freeze_below": False, "visit": 2, "accumulate": 2},
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["memlong", "window and gates", "per_layer"],
 )
