@@ -7,6 +7,7 @@ from model_worker.evaluate.figure import Figure, Panel, Series
 from model_worker.evaluate.plain_table import PlainTable, plus_minus, share_cell
 
 _Document = Mapping[str, Any]
+_LONGER = "Left out, in one seed or more: contexts longer than the model was trained for"
 
 
 def icl_tables(found: _Document) -> list[PlainTable]:
@@ -31,7 +32,7 @@ def icl_tables(found: _Document) -> list[PlainTable]:
     tables = [PlainTable(title, ["task", "in context", "memory", "label", "over seeds", "greedy"], rows, caption)]
     if found["left_out"]:
         long = [(task, str(shots)) for task, shots in found["left_out"]]
-        tables.append(PlainTable("Contexts longer than the model was trained for", ["task", "in context"], long))
+        tables.append(PlainTable(_LONGER, ["task", "in context"], long))
     paired = [
         (row["task"], str(row["shots"]), row["of"], row["less"], plus_minus(row["mean"], row["width"], "+.3f"))
         for row in found["differences"]
