@@ -1,5 +1,6 @@
 """The Python side of shim.c: build it, give it to a process, plan faults while that runs, read its log."""
 
+import copy
 import ctypes
 import enum
 import errno
@@ -123,6 +124,15 @@ class Shim:
         if record:
             self.log.touch()
             self.environment["KVSHIM_LOG"] = str(self.log)
+
+    def below(self, name: str) -> "Shim":
+        """Return the same fault layer, for a folder of its own below `root`, with no faults planned and no limit."""
+        part = copy.copy(self)
+        part.root = self.root / name
+        part.root.mkdir()
+        part.clear()
+        part.limit(None)
+        return part
 
     def rule(
         self,

@@ -1,5 +1,6 @@
 """What the proofs share: the fault layer, built by the machine's compiler, and hosts for services."""
 
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -18,19 +19,33 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return built
 
 
-@pytest.fixture
-def disk(library: Path, tmp_path: Path) -> shim.Shim:
-    """Make a folder `disk` with the fault layer over it."""
-    notes = tmp_path / "notes"
+@pytest.fixture(scope="session")
+def faults(library: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[shim.Shim, ServiceHost]]:
+    """Lay the fault layer over a folder, and host services under it: a host imports the service, which takes longer
+    than most tests do."""
+    place = tmp_path_factory.mktemp("faults")
+    notes = place / "notes"
     notes.mkdir()
-    return shim.Shim(library, tmp_path / "disk", notes)
+    layer = shim.Shim(library, place / "disk", notes)
+    with ServiceHost(layer.environment) as host:
+        yield layer, host
 
 
 @pytest.fixture
-def faulty_host(disk: shim.Shim) -> Iterator[ServiceHost]:
-    """Services under the fault layer."""
-    with ServiceHost(disk.environment) as host:
-        yield host
+def disk(faults: tuple[shim.Shim, ServiceHost], tmp_path: Path) -> Iterator[shim.Shim]:
+    """Make a folder of the test's own with the fault layer over it."""
+    made = faults[0].below(tmp_path.name)
+    yield made
+    made.clear()
+    shutil.rmtree(made.root)
+
+
+@pytest.fixture
+def faulty_host(disk: shim.Shim, faults: tuple[shim.Shim, ServiceHost]) -> Iterator[ServiceHost]:
+    """Services under the fault layer; those that still run at the end of the test are killed."""
+    _, host = faults
+    yield host
+    host.kill_all()
 
 
 @pytest.fixture(scope="session")

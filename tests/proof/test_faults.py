@@ -187,7 +187,7 @@ def left(request, faulty_host, data, tmp_path) -> Left:
     return Left(lay_out, start, promises)
 
 
-some_or_all = pytest.mark.parametrize("every", [23, pytest.param(1, marks=pytest.mark.slow)])
+some_or_all = pytest.mark.parametrize("every", [67, pytest.param(1, marks=pytest.mark.slow)])
 
 
 @some_or_all

@@ -62,6 +62,10 @@ class ServiceHost:
         os.close(ended)
         return self.ask({"wait": number}), log.read_text(errors="replace")
 
+    def kill_all(self) -> None:
+        """Kill what still runs, and wait for its end."""
+        self.ask({"kill_all": True})
+
     def ask(self, request: dict[str, Any]) -> int:
         """Send one request to the host process, and return the number that it answers."""
         assert self._process.stdin is not None
@@ -159,14 +163,23 @@ def _host() -> None:
             children.discard(request["wait"])
             print(os.waitstatus_to_exitcode(status), flush=True)
             continue
+        if "kill_all" in request:
+            _kill(children)
+            print(0, flush=True)
+            continue
         child = os.fork()
         if child == 0:
             _child(Path(request["log"]), partial(_serve, request["start"]) if "start" in request else request["run"])
         children.add(child)
         print(child, flush=True)
+    _kill(children)
+
+
+def _kill(children: set[int]) -> None:
     for child in children:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
+    children.clear()
 
 
 def _child(log: Path, task: Callable[[], None] | list[str]) -> None:

@@ -46,29 +46,38 @@ def run_script(books: Path, out: Path, **more: Any) -> script.Measured:
     return script.run(settings(books, out, **more))
 
 
-def test_the_script_is_seeded_by_steps_and_ships(books: Path, tmp_path: Path):
-    one, same, other = (
-        run_script(books, tmp_path / name, steps=4, seed=seed) for name, seed in (("a", 0), ("b", 0), ("c", 1))
-    )
+@pytest.fixture(scope="module")
+def run(books: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, script.Measured]:
+    """Return the folder of a run of four steps, and what was measured at its end."""
+    out = tmp_path_factory.mktemp("run") / "out"
+    return out, run_script(books, out, steps=4)
+
+
+def test_the_script_is_seeded_by_steps_and_ships(books: Path, run: tuple[Path, script.Measured], tmp_path: Path):
+    out, one = run
+    same, other = (run_script(books, tmp_path / str(seed), steps=4, seed=seed) for seed in (0, 1))
     assert one == same != other
-    events = [entry for entry in logged(tmp_path / "a") if "event" in entry]
+    events = [entry for entry in logged(out) if "event" in entry]
     assert [entry.get("step", entry.get("steps")) for entry in events] == [2, 4, 4]
 
     target = tmp_path / "shipped"
-    script.ship(tmp_path / "a", target)
+    script.ship(out, target)
     halves = load_file(target / "adapter_model.safetensors")
     assert {tensor.dtype for tensor in halves.values()} == {torch.float16}
     base, _ = script.load_model("kvbank-small")
-    shipped, full = (Icae.from_pretrained(base, f) for f in (target, tmp_path / "a" / "adapter"))
+    shipped, full = (Icae.from_pretrained(base, f) for f in (target, out / "adapter"))
     context = [list(range(100, 120))]
     torch.testing.assert_close(shipped.encode(context)[0].soft, full.encode(context)[0].soft, rtol=1e-2, atol=1e-2)
-    assert (target / LOG).read_text() == (tmp_path / "a" / LOG).read_text()
+    assert (target / LOG).read_text() == (out / LOG).read_text()
 
 
-def test_the_script_resumes_from_a_checkpoint_or_says_that_there_is_none(books: Path, tmp_path: Path):
+def test_the_script_resumes_from_a_checkpoint_or_says_that_there_is_none(
+    books: Path, run: tuple[Path, script.Measured], tmp_path: Path
+):
     with pytest.raises(InputError, match="no complete checkpoint in"):
         run_script(books, tmp_path / "new", steps=2, resume=True)
-    first = run_script(books, tmp_path / "whole", steps=4)
+    out, first = run
+    shutil.copytree(out, tmp_path / "whole")
     shutil.rmtree(tmp_path / "whole" / "checkpoint-4")
     assert script.run(settings(books, tmp_path / "whole", steps=4, resume=True)) == first
 

@@ -114,9 +114,15 @@ def test_order_of_chunks_does_not_matter_and_gradients_reach_the_memory(tokenize
     assert model.model.layers[0].self_attn.v_proj.weight.grad.abs().sum() > 0
 
 
-def test_tiny_run_of_all_stages_resumes(tmp_path: Path):
+@pytest.mark.parametrize("library", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_tiny_run_of_all_stages_resumes(tmp_path: Path, library: bool):
+    """Token ids are those of a file that an earlier run has left, or of the standard library's source, which takes
+    seconds."""
     books, out = tmp_path / "books", tmp_path / "out"
     books.mkdir()
+    out.mkdir()
+    if not library:
+        np.savez(out / "texts.npz", one=np.random.default_rng(0).integers(3, 300, 3000).astype(np.int16))
     for name in ("one", "two"):
         (books / f"{name}.txt").write_text(WORDS * 100)
     settings = SmallTraining(
