@@ -35,9 +35,9 @@ class _Place:
 class Documents:
     """The documents of some files and folders, each of at least `shortest` tokens.
 
-    without: files that are left out where a folder has them. short: how many lines of JSONL were shorter, and are left
-    out. show: called with (files done, in all). Raises
-    InputError for a file that cannot be read, has no text, or is shorter, and where no document is left.
+    without: files, and folders of files, that are left out where a folder has them. short: how many lines of JSONL were
+    shorter, and are left out. show: called with (files done, in all). Raises InputError for a file that cannot be read,
+    has no text, is shorter, or is one of `without`, and where no document is left.
     """
 
     def __init__(
@@ -53,7 +53,9 @@ class Documents:
         self._places: list[_Place] = []
         self._lines: dict[Path, JsonLines] = {}
         self._ids: OrderedDict[int, Ids] = OrderedDict()
-        files = list(_files(paths, {path.resolve() for path in without}))
+        files = list(_files(paths, {path.resolve() for path in _files(without, ())}))
+        if not files:
+            raise InputError(f"no text of {', '.join(map(str, paths))} is left to train on: all of them are held out")
         for done, path in enumerate(files, 1):
             self._places += self._of_lines(path) if path.suffix in _JSON else [self._of_book(path)]
             show(done, len(files))
@@ -107,12 +109,15 @@ class Documents:
 
 
 def _files(paths: Sequence[Path], without: Collection[Path]) -> Iterator[Path]:
-    """Yield the files, and those of the folders by name. Raises InputError for a folder without a text.
+    """Yield the files, and those of the folders by name.
 
-    without: files of the folders that are left out, by their resolved paths.
+    without: files of the folders that are left out, by their resolved paths. Raises InputError for a folder without a
+    text, and for such a file that is named itself.
     """
     for path in paths:
         if not path.is_dir():
+            if path.resolve() in without:
+                raise InputError(f"{path} is held out, and cannot be trained on too")
             yield path
             continue
         found = sorted(each for each in path.iterdir() if each.suffix in _SUFFIXES and each.is_file())

@@ -84,8 +84,10 @@ class HeldOut:
                 step = self._step(learner, remembering, piece, _SHARES[kind], before)
                 nats, kv = learner.nats(step)
                 found[kind].append(nats[step.rows.labels != UNSCORED].double().cpu())
-            remembering.keep_step([replace(piece, count=count)], kv)
-        return {kind: torch.cat(own) for kind, own in found.items()}
+                if kind == MEMORY:  # what a chunk is in its window depends on what its window attended to
+                    own = kv
+            remembering.keep_step([replace(piece, count=count)], own)
+        return {kind: torch.cat(rows) for kind, rows in found.items()}
 
     def _step(self, learner: Learner, remembering: Remembering, piece: Piece, shares: Shares, unscored: int) -> Step:
         """Return the step of a row whose first `unscored` blocks are not scored."""

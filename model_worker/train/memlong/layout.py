@@ -149,6 +149,8 @@ def _attach(settings: MemlongTraining, mode: str, own: Mapping[str, Any], depth:
         retrieval = asked or own.get("retrieval_layers")
     else:
         retrieval = asked
+    if memory >= depth:
+        raise InputError(f"layer {memory} cannot be the memory layer: the model has {depth}, counted from 0")
     retrieval = retrieval or list(range(memory, depth, _EVERY))
     return {"mode": mode, "positions": positions, "memory_layers": [memory], "retrieval_layers": retrieval}
 

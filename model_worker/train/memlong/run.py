@@ -109,6 +109,8 @@ def _model(settings: MemlongTraining, load: Load) -> tuple[Any, Any]:
     """Return the model that is trained, and its tokenizer: one that is loaded, or a fresh one of the shipped kind."""
     if settings.new is None:
         return load(settings.model, settings.device)
+    if not settings.full:
+        raise InputError("an adapter of a fresh model would be of use on no other one: --new goes with --train full")
     from model_worker.train.small import make_model
 
     parts = [_NEW.fullmatch(part.strip()) for part in settings.new.split(",")]
@@ -241,7 +243,9 @@ class _Run:
             optimizers=(optimiser_of(self._learner, settings), None),
         )
         silence(trainer)
-        self._note({"event": "begin", "trained": asdict(self._made.share) | {"share": self._made.share.share}})
+        documents, trained = self._course.streams.documents, asdict(self._made.share)
+        texts = {"documents": len(documents), "too_short": documents.short}
+        self._note({"event": "begin", "trained": trained | {"share": self._made.share.share}, **texts})
         trainer.train(resume_from_checkpoint=None if start is None else str(start))
         steps = trainer.state.global_step
         measured = self._measure(steps)
@@ -274,8 +278,8 @@ class _Run:
         """Write the product, and return its folder."""
         made, model = self._made, self._made.attachment.model
         entry = made.layout.entry(made.attachment)
-        if self._settings.gate:
-            entry |= product.gates_entry(self._learner.gate_values())
+        if gates := self._learner.gate_values():  # also those that the model came with
+            entry |= product.gates_entry(gates)
         made.attachment.detach()
         if made.base is None:
             folder = self._out / product.MODEL

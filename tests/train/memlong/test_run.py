@@ -9,9 +9,12 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from model_worker.attachment.loading import load_model
 from model_worker.errors import InputError
 from model_worker.train.checkpoints import checkpoints
-from tests.train.memlong.runs import texts, train, weights
+from model_worker.train.memlong.run import train_memlong
+from model_worker.train.memlong.settings import MemlongTraining
+from tests.train.memlong.runs import SMALL, texts, train, weights
 from tests.worker.tiny import build
 
 FULL: dict[str, Any] = {"train": "full", "mode": "memlong", "optimiser": "muon"}
@@ -100,6 +103,40 @@ def test_held_out_texts_are_measured_and_the_product_says_how_it_is_used(tmp_pat
     }
 
 
+def test_a_text_is_measured_alone_as_beside_another(tmp_path: Path) -> None:
+    """Test that its own memory is never made while another text's is attended to, in windows whose K-V depend on it."""
+    paths = texts(tmp_path, 3, 101)
+    own: dict[str, Any] = {"train": "full", "mode": "per_layer", "steps": 1, "eval_blocks": 12, "lr": 1e-9}
+
+    def nats(name: str, *held_out: Path) -> float:
+        rows = train(tmp_path / name, paths[2:], held_out=held_out, **own).held_out
+        return next(float(row["nats"]) for row in rows if row["memory"] == "memory")
+
+    alone = [nats(path.stem, path) for path in paths[:2]]
+    assert nats("both", *paths[:2]) == pytest.approx(sum(alone) / 2, abs=1e-5)
+
+
+def test_a_folder_of_texts_that_are_all_held_out_is_refused(tmp_path: Path) -> None:
+    texts(tmp_path)
+    with pytest.raises(InputError, match="is left to train on: all of them are held out"):
+        train(tmp_path / "run", (tmp_path,), held_out=(tmp_path,), steps=1, **FULL)
+
+
+def test_gates_that_a_model_came_with_stay(tmp_path: Path) -> None:
+    paths = texts(tmp_path)
+    first = train(tmp_path / "first", paths, steps=2, gate=True, lr=1e-2, **FULL).product
+    settings = MemlongTraining(**{**SMALL, "text": paths, "steps": 1, "model": first, **FULL})
+    again = train_memlong(
+        settings,
+        tmp_path / "again",
+        lambda name, device: load_model(name, device=device),
+        resume=False,
+        bars=lambda *at: None,
+    )
+    gates = [AutoConfig.from_pretrained(folder).kvbank["gates"] for folder in (first, again.product)]
+    assert gates[0]["2"] == pytest.approx(gates[1]["2"])
+
+
 def test_what_does_not_fit_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     paths, out = texts(tmp_path), tmp_path / "run"
     short, empty, full = tmp_path / "short.txt", tmp_path / "empty.txt", tmp_path / "full"
@@ -120,6 +157,9 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(tmp_path: Path)
         ({"retrieval_layers": "2,x"}, "are numbers between commas"),
         ({"retrieval_layers": "9"}, "layer 9 does not exist"),
         ({"memory_layer": 3}, "no layer is left to train above the memory layer"),
+        ({"memory_layer": 9, "context": "window"}, "layer 9 cannot be the memory layer: the model has 4"),
+        ({"held_out": paths[1:2]}, "text-1.txt is held out, and cannot be trained on too"),
+        ({"new": "hidden=64,layers=2", "train": "lora"}, "--new goes with --train full"),
         ({"new": "hidden=100,layers=2"}, "multiple of 64"),
         ({"resume": True}, "there is no complete checkpoint"),
     ):
