@@ -8,7 +8,7 @@ from model_worker.settings.base import Compressor, ModelName, Seed, at_least, de
 from model_worker.settings.model_run import ModelRun
 
 READ_BY_OTHERS = 120_000  # characters: about 30,000 tokens, which a model of 135 M reads in three minutes of one core
-LEAST_TEXT = 40_000  # characters: a shorter text has no room for the facts, and evicts too little
+LEAST_TEXT = 20_000  # characters: the end of a shorter one does not fill a window, and too little is evicted
 
 
 class DemoSettings(ModelRun):
@@ -20,6 +20,9 @@ class DemoSettings(ModelRun):
     data: Annotated[Path | None, described("Folder to keep; default: a temporary one.")] = None
     capacity: Annotated[int | None, at_least(40), described("Chunks that the bank holds.")] = None
     compressor: Compressor = "none"
+    facts: Annotated[
+        int, at_least(2), described("Facts in the text; the model is asked for half of them while it reads.")
+    ] = 20
     limit: Annotated[
         int | None,
         at_least(LEAST_TEXT),

@@ -38,7 +38,6 @@ from model_worker.remember.settings import CHUNK
 from model_worker.text_files import read_text, reference_text
 
 BANK, OTHER_BANK = "demo", "another-text"
-FACTS, ASKED = 20, 10
 # Bounds 10/90 would drop the oldest tenth however often it was asked for; see docs/eviction.md.
 POLICY = kvbank.Policy("frequency", lower=0, upper=90, target=50)
 _REST = 0.08  # share of the text that is kept for measuring loss
@@ -70,8 +69,8 @@ class DemoReport:
     read_seconds: float = 0.0
     retrieval_ms_p50: float = 0.0
     policy: str = ""
-    asked: int = ASKED
-    never_asked: int = FACTS - ASKED
+    asked: int = 0
+    never_asked: int = 0
     asked_survived: int = 0
     never_asked_survived: int = 0
     with_memory: tuple[int, int] = (0, 0)
@@ -99,17 +98,18 @@ def run_demo(settings: DemoSettings, say: Say, progress: Callable[[str, int, int
     text = _text(settings)
     report = DemoReport(model=settings.model, text=_title(settings), seed=settings.seed, compressor=settings.compressor)
     report.policy = f"{POLICY.kind}, bounds {POLICY.lower}/{POLICY.upper}, target {POLICY.target} %"
-    facts = demo_facts(settings.model, settings.seed, FACTS)
+    facts = demo_facts(settings.model, settings.seed, settings.facts)
+    asked, never = facts[: settings.facts // 2], facts[settings.facts // 2 :]
+    report.asked, report.never_asked = len(asked), len(never)
     with _folder(settings) as data, ServiceProcess(data) as service:
         say(f"memory service {service.address}, data in {data}")
         with _worker(settings, service.address, len(text)) as model:
             read_part, rest = _split(text)
             rng = random.Random(settings.seed)
             planted = plant(read_part, facts, rng)
-            asked, never = facts[:ASKED], facts[ASKED:]
             holders = _read(model, planted, facts, asked, report, progress)
             survivors = _survey(model, holders, asked, never, report, say)
-            _fill_other(model, settings, progress)
+            _fill_other(model, settings, len(read_part), progress)
             report.with_memory = recall(model, survivors)
             _ask_beside(model, survivors, model.ids(rest), report)
             report.without_memory = recall(model, asked, bank=None)
@@ -156,7 +156,7 @@ def plant(text: str, facts: Sequence[WordedFact], rng: random.Random) -> str:
     ends = [m.end() for m in re.finditer(r"[.\n]\s", text[: int(len(text) * _EARLY)])]
     slot = max(len(ends) // len(facts), 1)
     if len(ends) < len(facts):
-        raise InputError("the early part of the text has too few sentences to plant facts in")
+        raise InputError("the early part of the text has too few sentences to plant so many facts in")
     places = [ends[i * slot + rng.randrange(max(slot // 2, 1))] for i in range(len(facts))]
     shuffled = rng.sample(list(facts), len(facts))
     pieces, last = [], 0
@@ -292,10 +292,15 @@ def _survey(
     return survivors
 
 
-def _fill_other(model: MemoryModel, settings: DemoSettings, progress: Callable[[str, int, int], None]) -> None:
-    """Fill a bank with another text and other facts of the same form: a memory that does not know the answers."""
-    facts = demo_facts(settings.model, settings.seed + _OTHER_SEED_OFFSET, FACTS)
-    source = inspect.getsource(argparse)
+def _fill_other(
+    model: MemoryModel, settings: DemoSettings, characters: int, progress: Callable[[str, int, int], None]
+) -> None:
+    """Fill a bank with another text and other facts of the same form: a memory that does not know the answers.
+
+    characters: as many as were read; the other text has no more.
+    """
+    facts = demo_facts(settings.model, settings.seed + _OTHER_SEED_OFFSET, settings.facts)
+    source = inspect.getsource(argparse)[:characters]
     text = plant(source, facts, random.Random(settings.seed))
     beginning = text[: int(len(text) * _EARLY) + 4000]
     other = model.with_bank(OTHER_BANK)
