@@ -19,6 +19,8 @@ from memory_service.domain.errors import StartError
 _MOST_WAITING = 1 << 20
 # Events that are written together.
 _LARGEST_BATCH = 1024
+# Chunks in one line that says what has gone: no reader takes a line without end.
+_MOST_GONE = 100_000
 _log = logging.getLogger(__name__)
 
 
@@ -30,6 +32,7 @@ class Recorder:
         """Begin with no file. most_waiting: the numbers in events that wait for the disk."""
         self._most_waiting = most_waiting
         self._file: _TraceFile | None = None
+        self._store = ""
         self._queue: queue.SimpleQueue[tuple[traces.Event, int] | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._waiting = self._lost = 0
@@ -45,6 +48,7 @@ class Recorder:
             self._file = _TraceFile(path, min_free)
         except OSError as error:
             raise StartError(f"cannot record to {path}: {error.strerror}") from error
+        self._store = store
         self._put(traces.Begun(_now(), store), 1)
         self._thread = threading.Thread(target=self._run, name="kvbank-recorder", daemon=True)
         self._thread.start()
@@ -76,8 +80,10 @@ class Recorder:
 
     def gone(self, bank: str, chunks: Sequence[int], why: str) -> None:
         """Record that chunks have left a bank. why: deleted, evicted, expired or quarantined."""
-        if self.on and chunks:
-            self._put(traces.Gone(_now(), bank, tuple(chunks), why), 1 + len(chunks))
+        if self.on:
+            for at in range(0, len(chunks), _MOST_GONE):
+                part = tuple(chunks[at : at + _MOST_GONE])
+                self._put(traces.Gone(_now(), bank, part, why), 1 + len(part))
 
     def dropped(self, bank: str) -> None:
         """Record that a bank was deleted."""
@@ -99,6 +105,8 @@ class Recorder:
         while more and self._file is not None:
             batch, more = self._take()
             try:
+                if batch and not isinstance(batch[0], traces.Begun) and self._file.is_emptied():
+                    batch.insert(0, traces.Begun(_now(), self._store))
                 self._file.append(b"".join(map(traces.line, batch)))
             except OSError as error:
                 _log.warning("the recording to %s ends: %s", self._file.path, error.strerror)
@@ -154,6 +162,10 @@ class _TraceFile:
             raise StartError(f"cannot record to {self.path}: it is no trace, and is left alone")
         if size and os.pread(self._descriptor, 1, size - 1) != b"\n":
             os.write(self._descriptor, b"\n")
+
+    def is_emptied(self) -> bool:
+        """Tell whether somebody has cut the file down to nothing, as logrotate does with `copytruncate`."""
+        return self._is_file and os.fstat(self._descriptor).st_size == 0
 
     def append(self, data: bytes) -> None:
         """Write lines at the end of the file. Errors: OSError, also where the disk would have less than it is to have

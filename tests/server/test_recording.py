@@ -3,6 +3,7 @@
 import gzip
 import json
 import logging
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -125,6 +126,38 @@ def test_the_recording_leaves_the_room_that_is_to_stay_free(tmp_path: Path, capl
         recorder.end()
     assert path.read_bytes() == b""
     assert "is to be left free" in caplog.text
+
+
+def test_a_trace_that_was_emptied_begins_anew(tmp_path: Path) -> None:
+    """Test what logrotate does with `copytruncate`, while the service records on."""
+    path, recorder = tmp_path / "trace.jsonl", Recorder()
+    recorder.begin(path, "store", 0)
+    recorder.gone("b", [1], "deleted")
+    wait_until(lambda: path.read_bytes().count(b"\n") == 2)
+    os.truncate(path, 0)
+    recorder.gone("b", [2], "deleted")
+    recorder.end()
+    begun, gone = traces.read(path)
+    assert isinstance(begun, traces.Begun)
+    assert begun.store == "store"
+    assert isinstance(gone, traces.Gone)
+    assert gone.chunks == (2,)
+    Recorder().begin(path, "store", 0)
+
+
+def test_an_eviction_of_very_many_chunks_can_be_read(tmp_path: Path) -> None:
+    path, recorder, many = tmp_path / "trace.jsonl", Recorder(most_waiting=1 << 24), range(10**9, 10**9 + 1_700_000)
+    recorder.begin(path, "store", 0)
+    recorder.gone("b", many, "evicted")
+    recorder.wrote("b", 1, 2, 3)
+    recorder.end()
+    found = list(traces.read(path))
+    assert sum(len(each.chunks) for each in found if isinstance(each, traces.Gone)) == len(many)
+    assert isinstance(found[-1], traces.Wrote)
+    with path.open("ab") as file:
+        file.write(traces.line(traces.Gone(1, "b", tuple(many), "evicted")))
+    with pytest.raises(traces.TraceError, match="no line of a trace"):
+        list(traces.read(path))
 
 
 def test_what_is_no_trace_and_what_another_service_records_to_is_refused(tmp_path: Path) -> None:

@@ -2,7 +2,8 @@
 read them.
 
 This file owns the form of a trace: JSON lines, an event each, which begin with a line of the form's version. A trace
-has numbers and the names of banks, no texts and no vectors. Every start of the service begins anew in the same file.
+has numbers and the names of banks, no texts and no vectors. Every start of the service begins anew in the same file,
+and so does a service whose file was emptied under it.
 """
 
 import gzip
@@ -134,7 +135,7 @@ def _events(path: Path, file: BinaryIO | gzip.GzipFile) -> Iterator[Event]:
         broken = number if event is None else 0
         if event is not None:
             yield event
-        elif not raw.endswith(b"\n"):
+        elif not raw.endswith(b"\n") and len(raw) < _LONGEST:
             return
     if number == 0:
         raise TraceError(f"{path} is empty")
