@@ -60,7 +60,8 @@ class Draw:
 def read_task(path: Path) -> Task:
     """Return the task of a file of JSON lines, each with a text and a label.
 
-    Raises InputError for a line that has none, and for a file with a single label.
+    The task has the name of the file, without `.jsonl` and `.gz`. Raises InputError for a line that has none, and for a
+    file with a single label.
     """
     examples = []
     for number, line in enumerate(read_text(path).splitlines(), 1):
@@ -76,7 +77,7 @@ def read_task(path: Path) -> Task:
     if len(labels) < 2:
         raise InputError(f"{path} has examples of {len(labels)} labels; a task has two or more")
     words = ("Input", "Type") if set(labels) == _SUBJECTIVITY else ("Review", "Sentiment")
-    return Task(path.stem, examples, words, labels)
+    return Task(Path(path.name.removesuffix(".gz")).stem, examples, words, labels)
 
 
 def parted(task: Task, demonstrations: int, seed: int) -> tuple[list[Example], list[Example]]:

@@ -69,7 +69,10 @@ class Answer:
 
 @dataclass
 class IclRun:
-    """A run over tasks with `model`. journal: what was measured before. progress: called with (stage, done, in all)."""
+    """A run over tasks with `model`. journal: what was measured before. progress: called with (stage, done, in all).
+
+    Raises InputError for two tasks of one name, and for more hits than demonstrations.
+    """
 
     model: MemoryModel
     tasks: Sequence[Task]
@@ -78,11 +81,27 @@ class IclRun:
     progress: Progress
     cost: Cost = field(default_factory=Cost)
 
+    def __post_init__(self) -> None:
+        names, top_k = [task.name for task in self.tasks], self.model.memory.top_k
+        if len(set(names)) < len(names):
+            name = max(names, key=names.count)
+            raise InputError(f"two tasks have the name {name}: they are told apart by the names of their files")
+        if top_k > self.plan.demonstrations:
+            raise InputError(f"{top_k} hits cannot be had of {self.plan.demonstrations} demonstrations")
+
     def report(self) -> dict[str, Any]:
-        """Measure every task, and return all figures as plain values."""
-        firsts = {task.name: self._first_tokens(task) for task in self.tasks}  # refuses labels before anything is read
+        """Measure every task, and return all figures as plain values.
+
+        Raises InputError, before anything is read, for labels that begin alike and for a task of too few examples; and
+        where no context fits into the length that the model was trained for.
+        """
+        firsts = {task.name: self._first_tokens(task) for task in self.tasks}
+        for task in self.tasks:
+            self._parted(task)
         parts = [part for task in self.tasks for part in self._parts(task, firsts[task.name])]
         rows = [row for part in parts for row in part["rows"]]
+        if not rows:
+            raise InputError(f"no context fits into the {self.model.attachment.trained_length} tokens of the model")
         for part in parts:
             self.cost.add(part["cost"])
         return {
@@ -108,9 +127,7 @@ class IclRun:
 
     def _parts(self, task: Task, labels: Mapping[int, str]) -> Iterator[dict[str, Any]]:
         """Yield the figures of each seed of a task; those that the journal does not have are measured."""
-        shown, others = parted(task, self.plan.demonstrations, self.plan.seed)
-        if len(shown) < self.plan.demonstrations:
-            raise InputError(f"{task.name} has {len(shown)} examples, fewer than {self.plan.demonstrations}")
+        shown, others = self._parted(task)
         demonstrations: Demonstrations | None = None
         for seed in range(self.plan.seed, self.plan.seed + self.plan.seeds):
             key = f"{task.name}, seed {seed}"
@@ -127,6 +144,17 @@ class IclRun:
             yield part
         if demonstrations is not None:
             forget(self.model.client, [demonstrations.bank])
+
+    def _parted(self, task: Task) -> tuple[list[Example], list[Example]]:
+        """Return the demonstrations of a task, and its other examples. Raises InputError where these are too few."""
+        shown, others = parted(task, self.plan.demonstrations, self.plan.seed)
+        needed = self.plan.items + self.plan.contexts[-1]
+        if len(others) < needed:
+            raise InputError(
+                f"{task.name} has {len(task.examples)} examples; {self.plan.demonstrations} demonstrations, and "
+                f"{needed} items and demonstrations of the context beside them, are more"
+            )
+        return shown, others
 
     def _written(self, task: Task, shown: Sequence[Example]) -> Demonstrations:
         def told(done: int, total: int) -> None:

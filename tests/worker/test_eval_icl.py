@@ -1,5 +1,6 @@
 """The command `kvbank eval icl` asks for labels that stand in demonstrations, in the context and in a memory."""
 
+import gzip
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -42,7 +43,11 @@ def worker(client: kvbank.Client) -> Iterator[MemoryModel]:
 
 
 def test_a_task_is_read(tmp_path: Path) -> None:
-    doors = read_task(write(tmp_path, EXAMPLES))
+    path = write(tmp_path, EXAMPLES)
+    doors = read_task(path)
+    packed = tmp_path / "doors.jsonl.gz"
+    packed.write_bytes(gzip.compress(path.read_bytes()))
+    assert read_task(packed) == doors
     assert (doors.name, doors.labels, len(doors.examples)) == ("doors", ("negative", "positive"), 120)
     first = doors.examples[0]
     assert doors.asked(first) == f" Review: {EXAMPLES[0]['text']} Sentiment:"
@@ -106,6 +111,30 @@ def test_what_cannot_be_told_apart_is_refused(worker: MemoryModel, tmp_path: Pat
         IclRun(worker, [task], plan, Journal(None, {}), lambda *_: None).report()
     with pytest.raises(InputError, match="5 cached demonstrations cannot be drawn of 4"):
         Plan((0,), cached=5, demonstrations=4, items=2, seeds=1, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "names", "said"),
+    [
+        ({}, "doors doors", "two tasks have the name doors"),
+        ({"demonstrations": 1}, "doors", "2 hits cannot be had of 1 demonstrations"),
+        ({"demonstrations": 110}, "doors", "doors has 120 examples; 110 demonstrations, and 12 items"),
+        ({"shots": (60,)}, "doors", "no context fits into the 512 tokens"),
+    ],
+)
+def test_a_plan_that_the_examples_do_not_allow(
+    worker: MemoryModel,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    changes: dict[str, Any],
+    names: str,
+    said: str,
+) -> None:
+    monkeypatch.setattr(worker.memory, "top_k", 2)
+    tasks = [read_task(write(tmp_path, EXAMPLES, name)) for name in names.split()]
+    given: dict[str, Any] = {"shots": (2,), "cached": 1, "demonstrations": 20, "items": 10, "seeds": 1, "seed": 0}
+    with pytest.raises(InputError, match=said):
+        IclRun(worker, tasks, Plan(**{**given, **changes}), Journal(None, {}), lambda *_: None).report()
 
 
 def test_the_command(tmp_path: Path) -> None:
