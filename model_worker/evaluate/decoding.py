@@ -12,6 +12,7 @@ have written. So all caches see the same tokens, and their losses are paired. Th
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -94,19 +95,20 @@ def measure_decoding(
         trained = attachment.trained_length
         if trained is not None and plan.tokens + plan.new > trained:
             raise InputError(f"{plan.tokens + plan.new} tokens are more than the {trained} that the model can read")
-        caches = [(FULL, plan.tokens), *((rule, plan.tokens // share) for share in plan.shares for rule in plan.rules)]
-        parts: dict[tuple[str, int], list[Mapping[str, float]]] = {own: [] for own in caches}
+        bounded = [(rule, plan.tokens // share) for share in plan.shares for rule in plan.rules]
+        # Shares that keep as many tokens are one.
+        parts: dict[tuple[str, int], list[Mapping[str, float]]] = {own: [] for own in [(FULL, plan.tokens), *bounded]}
         done = 0
         for number, ids in enumerate(documents, start=1):
-            for rule, kept in caches:
-                progress(done, len(documents) * len(caches))
+            for (rule, kept), own in parts.items():
+                progress(done, len(documents) * len(parts))
                 done += 1
                 key = f"document {number}, {rule}, {kept} tokens"
                 part = journal.get(key)
                 if part is None:
                     part = _measured(attachment, _cache(attachment, rule, kept), ids, plan.tokens)
                     journal.put(key, part)
-                parts[rule, kept].append(part)
+                own.append(part)
         progress(done, done)
     finally:
         attachment.detach()
@@ -142,13 +144,14 @@ def _measured(
 
     for begin in range(0, prompt, block):
         logits = fed(begin, min(begin + block, prompt))
-    nats = [nn.functional.cross_entropy(logits.float(), seen[:, prompt])]
+    # Numbers, not tensors: as in generation, a token is there before the next one is decoded, on a GPU too.
+    nats = [float(nn.functional.cross_entropy(logits.float(), seen[:, prompt]))]
     began = time.perf_counter()
     for place in range(prompt, seen.shape[1] - 1):
         logits = fed(place, place + 1)
-        nats.append(nn.functional.cross_entropy(logits.float(), seen[:, place + 1]))
+        nats.append(float(nn.functional.cross_entropy(logits.float(), seen[:, place + 1])))
     seconds = time.perf_counter() - began
-    return {"nats": float(torch.stack(nats).mean()), "seconds": seconds, "bytes": _bytes(cache)}
+    return {"nats": fmean(nats), "seconds": seconds, "bytes": _bytes(cache)}
 
 
 def _bytes(cache: DynamicCache | MemoryCache) -> int:

@@ -69,6 +69,13 @@ def test_what_was_measured_is_not_measured_again(model: Models) -> None:
     assert set(part) == {"nats", "seconds", "bytes"}
 
 
+def test_what_is_wanted_twice_is_measured_once(model: Models) -> None:
+    """Test that shares that keep as many tokens, and a rule that is given twice, are one row."""
+    plan = Plan(PROMPT, NEW, [4, 6, 5, 6], ("tova", "tova"))
+    rows = measure_decoding(model("llama_gqa"), None, documents(2), plan)
+    assert [(row.rule, row.kept) for row in rows] == [("full", 48), ("tova", 12), ("tova", 8), ("tova", 9)]
+
+
 def test_plans_that_make_no_sense(model: Models) -> None:
     for wrong, said in (
         (lambda: Plan(PROMPT, NEW, [4], ("h2o",)), "there is no rule 'h2o'; there are tova"),
