@@ -168,7 +168,7 @@ class _Run:
         self._calibrating, self._filler = ids[:first], ids[first:]
         if plan.noise:
             noise = encode_text(self.tokenizer, _NOISE)
-            self._filler = list(islice(cycle(noise), max(plan.lengths) + len(noise)))
+            self._filler = noise
         elif len(self._filler) < max(plan.lengths) + plan.samples:
             raise InputError(f"{len(ids)} tokens of filler are too few for prompts of {max(plan.lengths)}")
         self.trained = plan.trained or attachment.trained_length or 4096
@@ -181,9 +181,10 @@ class _Run:
 
     def scores(self) -> list[Score]:
         """Ask in every way at every length what the journal does not know, and return the scores."""
-        asked = len(self.plan.lengths) * self.plan.samples * len(self.ways)
+        lengths = list(dict.fromkeys(self.plan.lengths))
+        asked = len(lengths) * self.plan.samples * len(self.ways)
         done, found = 0, []
-        for length in self.plan.lengths:
+        for length in lengths:
             parts: dict[str, list[Mapping[str, Any]]] = {way: [] for way in self.ways}
             prompts = _prompts(self.tokenizer, self._filler, length, self.plan)
             for index, prompt in enumerate(prompts, start=1):
@@ -242,10 +243,12 @@ class _Run:
 
     def _last(self, prompt: "_Prompt") -> list[int]:
         room = self.trained - _ANSWER - len(prompt.prefix) - len(prompt.suffix)
+        if room < 1:
+            raise InputError(f"{self.trained} tokens have no room for text beside the question and its answer")
         return self._plain(prompt.prefix + prompt.context[-room:] + prompt.suffix)
 
     def _homer(self, mode: str, *, calibrated: bool = False, **more: Any) -> "_Way":
-        size = self.plan.tuning.size or self.trained // 2
+        size = self.plan.tuning.size or max(1, self.trained // 2)
 
         def told(prompt: _Prompt) -> list[int]:
             parts = prompt.prefix, prompt.context, prompt.suffix
@@ -276,9 +279,14 @@ _Way = Callable[[_Prompt], list[int]]
 
 
 def _prompts(tokenizer: Any, filler: list[int], length: int, plan: Plan) -> Iterator[_Prompt]:
-    """Yield prompts of exactly `length` tokens, the statement at depth 0 to 1 in even steps."""
+    """Yield prompts of exactly `length` tokens, the statement at depth 0 to 1 in even steps.
+
+    filler: what each prompt takes a part of; where it is noise it is repeated. The same arguments give the same
+    prompts, whatever other lengths are asked for.
+    """
     draw = random.Random(f"passkeys:{plan.seed}:{length}")
     form = _NOISY if plan.noise else _PLAIN
+    filler = list(islice(cycle(filler), length + len(filler))) if plan.noise else filler
 
     def encode(template: str, fact: Fact) -> list[int]:
         written = template.format(name=fact.name, number=fact.number)

@@ -269,6 +269,33 @@ def test_passkeys_go_on_from_their_log(tmp_path: Path) -> None:
     assert "80 tokens (0.4x)" in kvbank_eval(*given[:-1], "--way=plain, all").stdout
 
 
+def test_a_prompt_of_noise_is_the_same_beside_other_lengths() -> None:
+    """Test that a run of more lengths goes on from prompts that it would make itself."""
+    loaded, words = load_model()
+    fed: list[list[int]] = []
+    hook = loaded.register_forward_pre_hook(
+        lambda _, args, kwargs: fed.append(kwargs["input_ids"][0].tolist()), with_kwargs=True
+    )
+    prompts = []
+    try:
+        for lengths in ([160], [160, 333, 160]):
+            fed.clear()
+            measure_passkeys(loaded, words, FILLER, Passkeys(lengths, samples=2, ways=["plain, all"], noise=True))
+            prompts.append([ids for ids in fed if len(ids) == 160])
+    finally:
+        hook.remove()
+    assert len(prompts[0]) == 2
+    assert prompts[0] == prompts[1]
+
+
+def test_a_trained_length_without_room_is_refused() -> None:
+    """Test that a question which fills the trained length alone is not asked behind the whole text instead."""
+    loaded, words = load_model()
+    plan = Passkeys([80], samples=1, trained=20, ways=["plain, last"])
+    [score] = measure_passkeys(loaded, words, FILLER, plan)
+    assert score.refused == "20 tokens have no room for text beside the question and its answer"
+
+
 def test_a_length_that_is_refused_is_noted_once() -> None:
     """Test that a way that cannot read a length is not tried with each prompt, and says why."""
     loaded, words = load_model()
