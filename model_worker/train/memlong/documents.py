@@ -1,8 +1,10 @@
 """The texts that are trained on: found, checked and told apart at once, tokenized when a stream comes to them."""
 
+import json
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +71,12 @@ class Documents:
     def letters(self) -> list[int]:
         """Return the size of each document, in characters."""
         return [place.letters for place in self._places]
+
+    @property
+    def digest(self) -> str:
+        """Return what is the same for the same documents in the same order, wherever their files stand."""
+        seen = [(self.name(index), place.letters) for index, place in enumerate(self._places)]
+        return sha256(json.dumps(seen).encode()).hexdigest()
 
     def name(self, index: int) -> str:
         """Return the name of a document's file, with the line where it has many."""

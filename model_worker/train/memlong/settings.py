@@ -5,7 +5,7 @@ light to import: no torch.
 """
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -15,6 +15,8 @@ from model_worker.settings.base import Count, CountOrZero, Device, ModelName, Se
 _DATA, _MEMORY, _CHOICE = "Data", "Window and memory", "What a block attends to"
 _TRAINED, _RUN, _MACHINE = "What is trained", "The run", "The machine"
 Share = Annotated[float, Field(ge=0, le=1)]
+# What may be changed when a run goes on: how long it takes, what is measured and written, where it runs.
+_FREE = {"steps", "minutes", "held_out", "eval_every", "eval_blocks", "log_every", "save_every", "bf16", "device"}
 
 
 class MemlongTraining(Settings):
@@ -146,6 +148,11 @@ class MemlongTraining(Settings):
 
     bf16: Annotated[bool, described("Compute in bfloat16.", panel=_MACHINE)] = False
     device: Annotated[Device, described("auto, cpu, cuda.", panel=_MACHINE)] = "auto"
+
+    @property
+    def fixed(self) -> dict[str, Any]:
+        """Return what must be the same where a run goes on, as plain values; texts are compared by themselves."""
+        return self.model_dump(mode="json", exclude={*_FREE, "text"})
 
     @property
     def full(self) -> bool:

@@ -4,7 +4,7 @@ A checkpoint has the trained tensors alone, and beside them the optimiser's stat
 remember: a run that is resumed gives the same weights as one that was not interrupted, bit for bit on one thread.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -121,17 +121,29 @@ class MemlongTrainer(Trainer):
         folder.mkdir(parents=True, exist_ok=True)
         save_file(trained_tensors(self.learner), folder / TRAINED)
         beside = {"drilling": self.drilling.state(), "random": _random_state()}
-        torch.save({**self.course.state(), **beside}, folder / COURSE)
+        made_by = {"settings": self._settings.fixed, "texts": self.course.streams.documents.digest}
+        torch.save({**self.course.state(), **beside, **made_by}, folder / COURSE)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         folder = Path(resume_from_checkpoint)
         with readable(str(folder)):
-            load_trained(self.learner, load_file(folder / TRAINED), folder)
-            state = torch.load(folder / COURSE, weights_only=True)
+            tensors, state = load_file(folder / TRAINED), torch.load(folder / COURSE, weights_only=True)
+        self._check_made_by(state, folder)
+        load_trained(self.learner, tensors, folder)
+        with readable(str(folder)):
             self.course.restore(state)
             self.drilling.restore(state["drilling"])
             self._random = state["random"]
         self._before = self.course.tokens, 0.0
+
+    def _check_made_by(self, state: Mapping[str, Any], folder: Path) -> None:
+        """Raise InputError for a checkpoint of other settings or texts: streams would go on somewhere else."""
+        before, now = state.get("settings", {}), self._settings.fixed
+        differing = [f"{name} (was {before[name]}, is {now[name]})" for name in before if before[name] != now.get(name)]
+        if differing:
+            raise InputError(f"{folder} was made with other settings: {', '.join(differing)}")
+        if state.get("texts", own := self.course.streams.documents.digest) != own:
+            raise InputError(f"{folder} was made with other texts, or in another order")
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         with readable(checkpoint):

@@ -86,6 +86,22 @@ def test_a_resumed_run_is_the_same_as_one_that_was_not_interrupted(tmp_path: Pat
     assert ("gates" in entry) == bool(more.get("gate"))
 
 
+def test_a_run_goes_on_with_its_settings_and_texts_alone(tmp_path: Path) -> None:
+    paths, out = texts(tmp_path), tmp_path / "run"
+    own = {"steps": 2, "save_every": 2, **FULL}
+    train(out, paths, **own)
+    for more, said in (
+        ({"streams": 1, "memory": 16}, r"other settings: memory \(was 8, is 16\), streams \(was 2, is 1\)"),
+        ({"lr": 1e-3}, r"lr \(was None, is 0.001\)"),
+        ({"mode": "per_layer"}, "mode"),
+        ({"paths": paths[::-1]}, "was made with other texts, or in another order"),
+        ({"paths": paths[:1]}, "was made with other texts"),
+    ):
+        with pytest.raises(InputError, match=said):
+            train(out, **{"paths": paths, **own, **more}, resume=True)
+    assert train(out, paths, resume=True, **{**own, "steps": 3, "log_every": 2}).steps == 3
+
+
 def test_held_out_texts_are_measured_and_the_product_says_how_it_is_used(tmp_path: Path) -> None:
     paths = texts(tmp_path, 4, 200)
     own = {"steps": 4, "eval_every": 2, "eval_blocks": 24, **FULL}
