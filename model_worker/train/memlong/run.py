@@ -131,7 +131,7 @@ def _prepared(settings: MemlongTraining, model: Any, tokenizer: Any) -> _Prepare
         raise InputError(f"no layer is left to train above the memory layer: the model has {depth}")
     base = None
     if settings.full:
-        model.requires_grad_(True)
+        model.float().requires_grad_(True)  # small steps are rounded away in bfloat16
         if settings.freezes:
             freeze_below(model, above)
     else:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
 from model_worker.attachment.model_parts import embeddings_of, plain
@@ -58,10 +59,26 @@ def with_lora(model: Any, lora: Lora, above: int) -> Any:
             bias="none",
             task_type="CAUSAL_LM",
         )
+        dtype = model.dtype
         try:
-            return peft.get_peft_model(model, settings)
+            made = peft.get_peft_model(model, settings)
         except (ValueError, re.error) as error:
             raise InputError(f"LoRA cannot be put on this model: {first_line(error)}") from None
+    for module in made.modules():
+        if dtype != torch.float32 and isinstance(module, peft.utils.ModulesToSaveWrapper):
+            for norm in module.modules_to_save.values():
+                _compute_in_float32(norm, dtype)
+    return made
+
+
+def _compute_in_float32(norm: nn.Module, dtype: torch.dtype) -> None:
+    """Keep the weights of a norm in float32, as peft keeps LoRA's; what goes out has the model's dtype.
+
+    In bfloat16 the steps of a rate of 5e-5 are rounded away: between 1 and 2 there are 128 numbers.
+    """
+    norm.float()
+    norm.register_forward_pre_hook(lambda module, given: (given[0].float(), *given[1:]))
+    norm.register_forward_hook(lambda module, given, found: found.to(dtype))
 
 
 def freeze_below(model: nn.Module, above: int) -> None:

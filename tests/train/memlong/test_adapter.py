@@ -16,8 +16,10 @@ from model_worker.attachment.loading import load_model
 from model_worker.errors import BankMismatch, InputError, ModelNotFound
 from model_worker.model import MemoryModel
 from model_worker.train.checkpoints import checkpoints
+from model_worker.train.memlong.run import train_memlong
+from model_worker.train.memlong.settings import MemlongTraining
 from tests.support import command
-from tests.train.memlong.runs import texts, train
+from tests.train.memlong.runs import SMALL, texts, train
 from tests.worker.tiny import bank, build, tokenizer, tokens
 
 LORA: dict[str, Any] = {"mode": "memlong", "memory_layer": 1, "retrieval_layers": "1,3", "rank": 4, "gate": True}
@@ -50,6 +52,27 @@ def test_an_adapter_has_lora_and_norms_above_the_memory_layer(adapter: Path) -> 
     lora = 2 * 4 * ((32 + 32) + (32 + 16) + (32 + 16) + (32 + 32))
     assert said["values"] == lora + 2 * 2 * 32 + 32
     assert said["share"] == pytest.approx(said["values"] / said["all_values"])
+
+
+@pytest.mark.parametrize("more", [LORA, {"train": "full", "optimiser": "adamw"}], ids=["lora", "full"])
+def test_what_is_trained_of_a_bfloat16_model_is_float32(tmp_path: Path, more: dict[str, Any]) -> None:
+    """Test it by norms near 1, whose steps are smaller than what bfloat16 tells apart."""
+    settings = MemlongTraining(**{**SMALL, "text": texts(tmp_path), "steps": 2, "lr": 1e-4, "mode": "memlong", **more})
+    product = train_memlong(
+        settings,
+        tmp_path / "run",
+        lambda name, device: (build("llama_gqa").to(torch.bfloat16), tokenizer()),
+        resume=False,
+        bars=lambda *at: None,
+    ).product
+    tensors = load_file(next(Path(product).glob("*model.safetensors")))
+    norms = {
+        name: tensor
+        for name, tensor in tensors.items()
+        if name.endswith(("layers.3.input_layernorm.weight", "model.norm.weight"))
+    }
+    assert len(norms) == 2
+    assert all(tensor.dtype == torch.float32 and bool((tensor != 1).any()) for tensor in norms.values())
 
 
 def test_a_resumed_adapter_is_the_same(tmp_path: Path) -> None:
