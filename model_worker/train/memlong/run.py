@@ -237,7 +237,7 @@ class _Run:
             self._drilling,
             callbacks=[
                 RunLog(self._out, self._pace),
-                StepShown(partial(self._bars, "training")),
+                StepShown(self._show),
                 EveryEval(settings.eval_every if self._held_out else 0, self._measure),
             ],
             optimizers=(optimiser_of(self._learner, settings), None),
@@ -261,6 +261,12 @@ class _Run:
             measured,
             verdict(measured) if measured else "",
         )
+
+    def _show(self, step: int, steps: int) -> None:
+        """Show how many updates are done or, of a run that the clock may end, how many hundredths."""
+        by_clock = self._settings.minutes is not None
+        done = (round(100 * self._pace.share(step, steps)), 100) if by_clock else (step, steps)
+        self._bars("training", *done)
 
     def _measure(self, step: int) -> list[dict[str, Any]]:
         """Measure the held-out texts and note what came of it."""

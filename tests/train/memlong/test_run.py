@@ -14,7 +14,7 @@ from model_worker.errors import InputError
 from model_worker.train.checkpoints import checkpoints
 from model_worker.train.memlong.run import train_memlong
 from model_worker.train.memlong.settings import MemlongTraining
-from tests.train.memlong.runs import SMALL, texts, train, weights
+from tests.train.memlong.runs import SMALL, loader, texts, train, weights
 from tests.worker.tiny import build
 
 FULL: dict[str, Any] = {"train": "full", "mode": "memlong", "optimiser": "muon"}
@@ -136,6 +136,12 @@ def test_a_folder_of_texts_that_are_all_held_out_is_refused(tmp_path: Path) -> N
     texts(tmp_path)
     with pytest.raises(InputError, match="is left to train on: all of them are held out"):
         train(tmp_path / "run", (tmp_path,), held_out=(tmp_path,), steps=1, **FULL)
+
+
+def test_a_run_by_the_clock_shows_how_far_the_clock_is(tmp_path: Path) -> None:
+    settings, shown = MemlongTraining(**{**SMALL, "text": texts(tmp_path), "minutes": 0.001, **FULL}), list[Any]()
+    train_memlong(settings, tmp_path / "run", loader(), resume=False, bars=lambda *at: shown.append(at))
+    assert [at for at in shown if at[0] == "training"][-1] == ("training", 100, 100)
 
 
 def test_gates_that_a_model_came_with_stay(tmp_path: Path) -> None:
