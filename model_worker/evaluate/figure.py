@@ -140,7 +140,8 @@ def _fill(plot: Axes, panel: Panel, styles: Mapping[str, Mapping[str, Any]], fig
         plot.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     plot.grid(axis="y", color=_INK, alpha=0.25, linewidth=0.6)
     plot.spines[["top", "right"]].set_visible(False)
-    plot.legend(loc="upper center", bbox_to_anchor=(0.5, -0.17), frameon=False, handlelength=3.6)
+    if panel.series or panel.levels:
+        plot.legend(loc="upper center", bbox_to_anchor=(0.5, -0.17), frameon=False, handlelength=3.6)
 
 
 def _shifted(x: float, shift: float, xs: Sequence[float], doubling: bool) -> float:

@@ -4,6 +4,7 @@ import gzip
 import importlib.util
 import json
 import re
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,9 +19,11 @@ from model_worker.cli.commands import evaluation
 from model_worker.errors import InputError
 from model_worker.evaluate.compression import Plan, measure, with_budget
 from model_worker.evaluate.documents import cut
+from model_worker.evaluate.figure import draw
 from model_worker.evaluate.journal import Journal
 from model_worker.evaluate.passkey import Plan as Passkeys
 from model_worker.evaluate.passkey import Tuning, measure_passkeys, tells
+from model_worker.evaluate.passkey_report import passkey_figure
 from model_worker.evaluate.peaks import fit, measure_peaks, peak_bytes
 from model_worker.text_files import reference_text
 from tests.worker.tiny import tokens
@@ -294,6 +297,13 @@ def test_a_trained_length_without_room_is_refused() -> None:
     plan = Passkeys([80], samples=1, trained=20, ways=["plain, last"])
     [score] = measure_passkeys(loaded, words, FILLER, plan)
     assert score.refused == "20 tokens have no room for text beside the question and its answer"
+
+
+def test_a_figure_without_lines_is_drawn() -> None:
+    """Test the figure of a run in which each length was refused."""
+    refused = {"way": "homer, paper", "length": 1200, "refused": "16 leaves"}
+    with warnings.catch_warnings(action="error"):
+        assert "<svg" in draw(passkey_figure({"model": "m", "trained": 512, "scores": [refused]}))
 
 
 def test_a_length_that_is_refused_is_noted_once() -> None:
