@@ -49,7 +49,7 @@ class ConversationOptions(MeasuredModel):
     facts: Annotated[int, at_least(1, 10_000), described("Facts of each wording, told in the first turns.")] = 10
     wording: Annotated[
         tuple[str, ...],
-        described("number, room, code, colour, city or animal; several times."),
+        described("number, colour, ... (an unknown one names all), or trained, or held-out; several times."),
     ] = ("number",)
     ask: Annotated[
         Literal["auto", "complete", "chat"],

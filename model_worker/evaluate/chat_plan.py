@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import cycle, islice
 
 from model_worker.errors import InputError
-from model_worker.evaluate.wordings import FORMS, WordedFact, worded_facts
+from model_worker.evaluate.wordings import FORMS, WordedFact, worded_facts, wordings_named
 
 # Words of a sentence that is said in a turn.
 _LEAST, _MOST = 4, 40
@@ -22,9 +22,9 @@ _BETWEEN = re.compile(r"(?<=[.!?])\s+|(?<=[.!?][\"'”’)])\s+|\n\s*\n")
 class Plan:
     """How long the conversations are, and what is told and asked in them.
 
-    turns: of other text, after which all facts are asked for. facts: of each wording. wording: names of wordings. ask:
-    form of the questions. answer: tokens of the longest answer. conversations: with the seeds from `seed` on. Raises
-    InputError for what is none of these.
+    turns: of other text, after which all facts are asked for. facts: of each wording. wording: names of wordings, or of
+    groups. ask: form of the questions. answer: tokens of the longest answer. conversations: with the seeds from `seed`
+    on. Raises InputError for what is none of these.
     """
 
     turns: tuple[int, ...]
@@ -40,6 +40,7 @@ class Plan:
             raise InputError(f"ask {self.ask!r} is not one of {', '.join(FORMS)}")
         if len(set(self.wording)) < len(self.wording):
             raise InputError(f"wording {max(self.wording, key=self.wording.count)!r} is given twice")
+        worded_facts(self.seed, wordings_named(self.wording), 1)  # refuses a name that is not there
 
     @property
     def seeds(self) -> range:
@@ -87,7 +88,7 @@ def sentences_of(text: str) -> list[str]:
 
 def script(sentences: Sequence[str], plan: Plan, seed: int) -> Script:
     """Return the conversation of a seed. sentences: of a text, from a drawn one on, and again where they end."""
-    facts = worded_facts(seed, plan.wording, plan.facts)
+    facts = worded_facts(seed, wordings_named(plan.wording), plan.facts)
     draw = random.Random(f"kvbank-chat:{seed}")
     begin = draw.randrange(len(sentences))
     said = list(islice(cycle(sentences), begin, begin + plan.places[-1]))

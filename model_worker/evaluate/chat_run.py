@@ -11,6 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from model_worker.errors import InputError
+from model_worker.evaluate.asking import chat_is_possible
 from model_worker.evaluate.banks import forget
 from model_worker.evaluate.chat_asking import TOLD, WAYS, Interview, converse
 from model_worker.evaluate.chat_plan import Plan, script
@@ -33,7 +35,7 @@ class ChatRun:
 
     sessions: the folder of their logs, empty at first. sentences: what is said behind the facts. preset: of the
     sessions. journal: what was measured before. progress: called with (stage, done, in all). elsewhere: asks after a
-    restart of everything; None asks in this process.
+    restart of everything; None asks in this process. Raises InputError where a chat template is needed and missing.
     """
 
     model: MemoryModel
@@ -45,6 +47,10 @@ class ChatRun:
     progress: Progress
     elsewhere: Elsewhere | None = None
     cost: Cost = field(default_factory=Cost)
+
+    def __post_init__(self) -> None:
+        if self.plan.ask == "chat" and not chat_is_possible(self.model.tokenizer):
+            raise InputError("the model has no chat template: its facts can only be completed")
 
     def report(self) -> dict[str, Any]:
         """Hold all conversations, and return all figures as plain values."""
@@ -85,7 +91,7 @@ class ChatRun:
             say = partial(converse, self.model, self.sessions, window=self.preset.window, **self.preset.memory)
             say(name, texts[done:until], answer, partial(self.progress, stage))
             tokens[str(place)] = sum(len(turn.ids) for turn in read_session(self.sessions, name)[1])
-            behind = f"{name}-on"
+            behind = f"chat-{seed}-behind-{place}"
             if place != places[-1]:
                 fork(self.sessions, name, behind)
             interview = Interview(

@@ -124,8 +124,8 @@ def worded_facts(seed: int, names: Sequence[str], each: int) -> list[WordedFact]
 
 
 def wordings_named(names: Sequence[str]) -> tuple[str, ...]:
-    """Return names of wordings, with those of a group in the place of its name."""
-    return tuple(wording for name in names for wording in GROUPS.get(name, (name,)))
+    """Return names of wordings, each once, with those of a group in the place of its name."""
+    return tuple(dict.fromkeys(wording for name in names for wording in GROUPS.get(name, (name,))))
 
 
 def _names(draw: random.Random) -> Iterator[str]:

@@ -13,6 +13,7 @@ from model_worker.errors import InputError, WorkerError
 from model_worker.evaluate.chat_plan import Plan, script, sentences_of
 from model_worker.evaluate.chat_run import ChatRun
 from model_worker.evaluate.journal import Journal
+from model_worker.evaluate.wordings import GROUPS
 from model_worker.model import MemoryModel
 from model_worker.session.folder import read_sessions
 from model_worker.session.preset import SessionPreset
@@ -37,9 +38,9 @@ def worker(client: kvbank.Client) -> Iterator[MemoryModel]:
         yield model
 
 
-def run(worker: MemoryModel, folder: Path, journal: Path | None = None, **options: Any) -> dict[str, Any]:
+def run(worker: MemoryModel, folder: Path, journal: Path | None = None, **changes: Any) -> dict[str, Any]:
     preset = SessionPreset.of(worker.model, worker.chunk)
-    return ChatRun(worker, folder, OTHERS, plan(), preset, Journal(journal, {}), lambda *_: None, **options).report()
+    return ChatRun(worker, folder, OTHERS, plan(**changes), preset, Journal(journal, {}), lambda *_: None).report()
 
 
 def test_sentences_are_said_as_they_stand() -> None:
@@ -54,6 +55,8 @@ def test_a_seed_gives_a_conversation() -> None:
     assert own == script(OTHERS, plan(facts=2, wording=("number", "city")), 3)
     assert own != script(OTHERS, plan(facts=2, wording=("number", "city")), 4)
     assert [fact.wording for fact in own.facts] == ["number", "city", "number", "city"]
+    grouped = script(OTHERS, plan(facts=1, wording=("number", "trained")), 3).facts
+    assert [fact.wording for fact in grouped] == ["number", *(name for name in GROUPS["trained"] if name != "number")]
     assert sorted(own.questions) == sorted(fact.beginning for fact in own.facts)
     assert own.others[0] in OTHERS
     assert len(script(OTHERS[:5], plan(), 3).others) == 12  # said again where they end
@@ -61,7 +64,12 @@ def test_a_seed_gives_a_conversation() -> None:
 
 
 @pytest.mark.parametrize(
-    ("wrong", "said"), [({"ask": "sing"}, "ask 'sing' is not one of"), ({"wording": ("room", "room")}, "given twice")]
+    ("wrong", "said"),
+    [
+        ({"ask": "sing"}, "ask 'sing' is not one of"),
+        ({"wording": ("room", "room")}, "given twice"),
+        ({"wording": ("song",)}, "no wording 'song'; there are number.* trained"),
+    ],
 )
 def test_plans_that_make_no_sense(wrong: dict[str, Any], said: str) -> None:
     with pytest.raises(InputError, match=said):
@@ -83,12 +91,19 @@ def test_facts_are_told_by_the_memory_alone(worker: MemoryModel, tmp_path: Path)
     said = {header.name: [turn.text for turn in turns] for header, turns in read_sessions(tmp_path / "sessions")}
     questions = script(OTHERS, plan(), 3).questions
     assert said["chat-3"][5:] == questions
-    assert said["chat-3-on"][15:] == questions
-    assert not set(questions) & set(said["chat-3-on"][:15])
+    assert said["chat-3-behind-2"][15:] == questions
+    assert not set(questions) & set(said["chat-3-behind-2"][:15])
     assert not {own.name for own in worker.client.list_banks() if own.name.startswith("session-chat-3")}
     again = run(worker, tmp_path / "again", tmp_path / "run.jsonl")
     assert again["answers"] == found["answers"]
     assert not (tmp_path / "again").exists()
+
+
+def test_a_question_needs_a_chat_template(worker: MemoryModel, tmp_path: Path) -> None:
+    """Test that this is said before a conversation is held."""
+    with pytest.raises(InputError, match="the model has no chat template: its facts can only be completed"):
+        run(worker, tmp_path / "sessions", ask="chat")
+    assert not (tmp_path / "sessions").exists()
 
 
 def measured(folder: Path, *options: str) -> dict[str, Any]:
