@@ -87,8 +87,12 @@ def _gates_made_for(causal: Any, plan: MemoryPlan) -> dict[int, Tensor]:
         gates = {int(layer): torch.tensor(gate, dtype=torch.float32, device=device) for layer, gate in said.items()}
     except (TypeError, ValueError, AttributeError):
         gates = {-1: torch.empty(0)}
-    if any(layer < 0 or gate.shape != (heads,) for layer, gate in gates.items()):
-        raise InputError(f"the gates of the model's kvbank entry are not {heads} numbers for each of some layers")
+    layers = range(causal.config.num_hidden_layers)
+    for layer, gate in gates.items():
+        if layer not in layers or gate.shape != (heads,) or not bool(((gate >= 0) & (gate <= 1)).all()):
+            raise InputError(
+                f"the gates of the model's kvbank entry are not {heads} numbers between 0 and 1 for each of some layers"
+            )
     return gates
 
 

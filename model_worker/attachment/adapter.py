@@ -50,7 +50,7 @@ class AdapterEntry(BaseModel):
     def check_base(self, model: Any, folder: Path) -> None:
         """Raise InputError unless `model` is the one that the adapter was trained on, and name what differs."""
         parts = reader_of(model).parts
-        if differing := [part for part, value in self.base_parts.items() if parts.get(part) != value]:
+        if differing := [part for part in _BOUND if self.base_parts.get(part) != parts[part]]:
             raise InputError(
                 f"the adapter in {folder} was trained on another model ({self.base}): {', '.join(differing)} differ"
             )

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 import kvbank
+from model_worker.attaching import attach
 from model_worker.attachment.adapter import ENTRY, WEIGHTS
 from model_worker.attachment.digest import reader_of
 from model_worker.attachment.loading import load_model
@@ -133,19 +134,44 @@ def test_the_model_that_was_trained_is_the_one_that_is_loaded(base: Path, adapte
         assert torch.equal(loaded(ids).logits, again(ids).logits)
 
 
+def test_gates_that_do_not_fit_the_model_are_one_line() -> None:
+    net, half = build("llama_gqa"), [0.5] * 4
+    for gates in (
+        {"1": half[1:]},
+        {"9": half},
+        {"x": half},
+        {"1": [2.0] * 4},
+        {"1": [float("nan")] * 4},
+        [half],
+        {"1": 3},
+    ):
+        net.config.kvbank = {"mode": "memlong", "gates": gates}
+        with pytest.raises(InputError, match="are not 4 numbers between 0 and 1 for each of some layers"):
+            attach(net)
+    net.config.kvbank = {"mode": "memlong", "gates": {"1": half}}
+    attachment = attach(net)
+    assert attachment.gates[1].tolist() == half
+    attachment.detach()
+
+
 def test_an_adapter_that_is_none_or_another_models_is_one_line(base: Path, adapter: Path, tmp_path: Path) -> None:
-    other, damaged, late, empty = (tmp_path / name for name in ("other", "damaged", "late", "empty"))
+    other, damaged, late, empty, anyones = (
+        tmp_path / name for name in ("other", "damaged", "late", "empty", "anyones")
+    )
     build("llama_gqa", seed=1).save_pretrained(other)
     tokenizer().save_pretrained(other)
     empty.mkdir()
-    for folder in (damaged, late):
+    for folder in (damaged, late, anyones):
         shutil.copytree(adapter, folder)
     (damaged / WEIGHTS).write_bytes(b"no weights")
     (late / ENTRY).write_text((late / ENTRY).read_text().replace('"version": 1', '"version": 2'))
+    entry = json.loads((anyones / ENTRY).read_text())
+    (anyones / ENTRY).write_text(json.dumps({**entry, "base_parts": {}}))
     for model, given, said, kind in (
         (other, adapter, "was trained on another model .*: weights differ", InputError),
         (base, damaged, "is damaged", InputError),
         (base, late, "version", InputError),
+        (base, anyones, "weights, rope differ", InputError),
         (base, empty, "is no adapter of kvbank train memlong: it has no adapter_config.json", ModelNotFound),
         (base, tmp_path / "missing", "there is no adapter folder", ModelNotFound),
     ):
