@@ -59,7 +59,7 @@ def takes(settings: type[_S], *, file: bool = False) -> Callable[[Callable[..., 
 def _made(settings: type[_S], path: Path | None, given: Mapping[str, Any], context: typer.Context) -> _S:
     """Return the settings of a file and of flags.
 
-    Raises InputError for what is wrong in the file, and Failed for a value that stands in neither.
+    Raises InputError for what is wrong in the file, and Failed for a wrong flag and a value that stands in neither.
     """
     read = {} if path is None else read_settings(path)
     try:
@@ -71,6 +71,9 @@ def _made(settings: type[_S], path: Path | None, given: Mapping[str, Any], conte
             more = "" if path is None else f", which {path} does not have either"
             raise missing_option(name, context.command_path, more) from None
         said = "there is no such setting" if first["type"] == "extra_forbidden" else first["msg"]
+        if path is None or name.partition(".")[0] in given:
+            wrong = f"Invalid value for '{flag(name)}': {said}"
+            raise Failed(f"{wrong}; see {context.command_path} --help", USAGE) from None
         raise InputError(f"{path}: {name}: {said}") from None
 
 

@@ -44,6 +44,20 @@ def test_the_command_trains_measures_and_resumes(tiny_folder: Path, tmp_path: Pa
     assert json.loads(out)["query_tokens"] is None
 
 
+def test_a_wrong_flag_is_named_and_a_wrong_line_of_the_file_too(tmp_path: Path) -> None:
+    file = tmp_path / "memlong.toml"
+    file.write_text('text = ["novels"]\n')
+    for given, said in (
+        (("--text", "novels", "--lr", "0"), "Invalid value for '--lr': Input should be greater than 0; see kvbank"),
+        ((file, "--alpha", "nan"), "Invalid value for '--alpha': Input should be greater than 0; see kvbank"),
+    ):
+        code, _, error = kvbank("train", "memlong", *given, "--print-config")
+        assert (code, said in " ".join(error.split())) == (2, True), error
+    file.write_text('text = ["novels"]\nlr = 0.0\n')
+    code, _, error = kvbank("train", "memlong", file, "--print-config")
+    assert (code, "memlong.toml: lr: Input should be greater than 0" in " ".join(error.split())) == (1, True), error
+
+
 def test_a_model_without_keys_is_refused_in_one_line(tmp_path: Path) -> None:
     from transformers import GPT2Config, GPT2LMHeadModel
 
