@@ -44,6 +44,7 @@ def test_a_trace_has_the_steps_of_each_bank(tmp_path: Path) -> None:
         Retrieved(4, "c", ((9,),)),
         Gone(5, "b", (4,), "evicted"),
         Gone(5, "b", (5,), "expired"),
+        Retrieved(5, "b", ((5,),)),  # was under way when the chunk was removed
         Lost(6, 3),
         Begun(7, "s"),
         Retrieved(8, "b", ((7,),)),

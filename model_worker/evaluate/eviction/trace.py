@@ -96,8 +96,9 @@ class _Making:
                 self.steps.append(Write(chunk))
             case traces.Retrieved(queries=queries):
                 found = sorted(chunk for query in queries for chunk in query)
-                known = tuple(chunk for chunk in found if chunk in self.written)
-                self.unknown += len(found) - len(known)
+                self.unknown += sum(chunk not in self.written for chunk in found)
+                # An answer that was under way while a chunk was removed may stand behind the removal.
+                known = tuple(chunk for chunk in found if chunk in self.live)
                 if known:
                     self.steps.append(Retrieve(known))
             case traces.Gone(chunks=chunks, why="evicted"):
