@@ -1,7 +1,8 @@
 """What a bounded cache costs while decoding is measured here: loss, tokens a second and bytes, by rule and share.
 
-A prompt is read in blocks, as the worker reads, and the tokens behind it are fed one by one, whatever the model would
-have written. So all caches see the same tokens, and their losses are paired. The rules:
+A prompt is read in blocks (of at most an eighth of a window, where one bounds the cache), and the tokens behind it are
+fed one by one, whatever the model would have written. So all caches see the same tokens, and their losses are paired.
+The rules:
 
 * `full`: transformers' DynamicCache, which keeps everything (and copies it all for each new token).
 * `tova`: the tokens that the last one attends to most (arXiv 2401.06104), a share of the full cache in each layer.
@@ -132,8 +133,9 @@ def _measured(
     """Read a prompt and decode what follows; return the mean loss, the seconds of decoding, and the cache's bytes."""
     model: Any = attachment.model
     seen = torch.tensor([list(ids)], device=device_of(model))
-    room = cache.window if isinstance(cache, MemoryCache) and cache.window is not None else _BLOCK
-    block = min(_BLOCK, room)
+    room = cache.window if isinstance(cache, MemoryCache) else None
+    # A window makes room for a block before it is read: so a block is small, and sees most of what the window keeps.
+    block = _BLOCK if room is None else min(_BLOCK, -(-room // 8))
 
     def fed(begin: int, end: int) -> Tensor:
         out = model(

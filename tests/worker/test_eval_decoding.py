@@ -23,9 +23,20 @@ def documents(count: int = 3) -> list[list[int]]:
     return [tokens(PROMPT + NEW, seed=seed)[0].tolist() for seed in range(count)]
 
 
+def seen_by(window: int) -> torch.Tensor:
+    """Return the mask `[1, 1, T, T]` of a window: a prompt that is read in blocks of an eighth of it, then tokens."""
+    length, block = PROMPT + NEW, -(-window // 8)
+    begins = [at - at % block if at < PROMPT else at for at in range(length)]
+    sizes = [min(block, PROMPT - at + at % block) if at < PROMPT else 1 for at in range(length)]
+    query, key = torch.arange(length)[:, None], torch.arange(length)
+    oldest = torch.tensor([begin - (window - size) for begin, size in zip(begins, sizes, strict=True)])[:, None]
+    seen = (key <= query) & (key >= oldest)
+    return torch.zeros(length, length).masked_fill(~seen, torch.finfo(torch.float32).min)[None, None]
+
+
 @pytest.mark.parametrize("family", ["llama_gqa", "qwen3"])
 def test_losses_and_sizes_are_those_of_the_caches(model: Models, family: str) -> None:
-    """Test the full cache by one forward, a window by forwards over its tokens alone, and the bytes of all."""
+    """Test the full cache by one forward, a window by one in which tokens see no more than it has, and all bytes."""
     net, made = model(family), documents()
     seen: list[int] = []
     full, tova, sinks, window = measure_decoding(
@@ -41,6 +52,10 @@ def test_losses_and_sizes_are_those_of_the_caches(model: Models, family: str) ->
     expected = nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, PROMPT:].flatten())
     assert full.nats == pytest.approx(float(expected), abs=1e-5)
     assert full.above == full.above_width == 0
+    with torch.no_grad():
+        logits = net(ids, attention_mask=seen_by(window.kept)).logits[:, PROMPT - 1 : -1]
+    expected = nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, PROMPT:].flatten())
+    assert window.nats == pytest.approx(float(expected), abs=1e-5)
     token = net.config.num_hidden_layers * 2 * net.config.num_key_value_heads * 8 * 4
     assert full.bytes == (PROMPT + NEW - 1) * token
     assert tova.bytes == sinks.bytes == window.bytes == 12 * token
@@ -52,11 +67,11 @@ def test_losses_and_sizes_are_those_of_the_caches(model: Models, family: str) ->
 
 
 def test_a_cache_that_keeps_everything_is_the_full_one(model: Models) -> None:
-    """Test that a bound above all tokens changes nothing, whatever the rule."""
-    ids = [own[: 24 + NEW] for own in documents(2)]
-    rows = measure_decoding(model("llama_gqa"), None, ids, Plan(24, NEW, [1], ("tova",)))
-    assert rows[1].above == pytest.approx(0, abs=0.2)
-    assert rows[1].bytes < rows[0].bytes  # the new tokens are beyond the bound
+    """Test a bound that only the last token passes, which has seen all others by then."""
+    ids = [own[:26] for own in documents(2)]
+    full, tova = measure_decoding(model("llama_gqa"), None, ids, Plan(24, 2, [1], ("tova",)))
+    assert tova.nats == pytest.approx(full.nats, abs=1e-6)
+    assert (tova.kept, tova.bytes / full.bytes) == (24, pytest.approx(24 / 25))
 
 
 def test_what_was_measured_is_not_measured_again(model: Models) -> None:
