@@ -208,6 +208,14 @@ def test_a_file_that_is_no_trace_is_said_in_one_line(tmp_path: Path, text: str) 
     assert ended.stdout == ""
 
 
+def test_banks_of_one_name_in_several_stores_are_summed_up_apart(tmp_path: Path) -> None:
+    path = tmp_path / "trace.jsonl"
+    told = [traces.Wrote(2, "b", 3, 4, 5), traces.Retrieved(6, "b", ((3,),))]
+    path.write_bytes(b"".join(map(traces.line, [traces.Begun(1, "s"), *told, traces.Begun(7, "another"), *told])))
+    banks = json.loads(command.run(application(), "bank", "trace", path, "--json").stdout)["banks"]
+    assert [(each["bank"], each["written"], each["found_chunks"]) for each in banks] == [("b", 1, 1)] * 2
+
+
 def test_a_packed_trace_is_read(tmp_path: Path) -> None:
     path = tmp_path / "trace.jsonl.gz"
     told = [traces.Begun(1, "s"), traces.Wrote(2, "b", 3, 4, 5), traces.Retrieved(6, "b", ((3, 1), (2,)))]

@@ -23,6 +23,7 @@ _COLUMNS = (
 class _Bank:
     """The sums of one bank. found: chunks by all queries; found_chunks: how many different ones. gone: by why."""
 
+    bank: str
     written: int = 0
     tokens: int = 0
     bytes: int = 0
@@ -49,39 +50,46 @@ def trace(
     except traces.TraceError as error:
         raise Failed(str(error)) from None
     if as_json:
-        print_json({"banks": [{"bank": name, **asdict(own)} for name, own in banks.items()], "lost": lost})
+        print_json({"banks": [asdict(own) for own in banks], "lost": lost})
         return
-    print_table(_COLUMNS, [_row(name, own) for name, own in banks.items()])
+    print_table(_COLUMNS, list(map(_row, banks)))
     if lost:
         print_line(f"{lost:,} events are not in the trace: the disk was slower than they came")
 
 
-def _sums(file: Path) -> tuple[dict[str, _Bank], int]:
-    """Return the sums by bank, and the events that are not in the trace. Errors: TraceError."""
-    banks: dict[str, _Bank] = {}
-    known: dict[str, set[int]] = {}
-    lost = 0
+def _sums(file: Path) -> tuple[list[_Bank], int]:
+    """Return the sums of each bank, and the events that are not in the trace. Banks of one name in several stores are
+    several banks. Errors: TraceError."""
+    banks: dict[tuple[str, str], _Bank] = {}
+    known: dict[tuple[str, str], set[int]] = {}
+    store, lost = "", 0
+
+    def of(name: str) -> _Bank:
+        return banks.setdefault((store, name), _Bank(name))
+
     for event in traces.read(file):
         match event:
+            case traces.Begun():
+                store = event.store
             case traces.Wrote(bank=name):
-                own = banks.setdefault(name, _Bank())
+                own = of(name)
                 own.written, own.tokens, own.bytes = own.written + 1, own.tokens + event.tokens, own.bytes + event.size
             case traces.Retrieved(bank=name):
-                own, found = banks.setdefault(name, _Bank()), known.setdefault(name, set())
+                own, found = of(name), known.setdefault((store, name), set())
                 own.retrievals, own.found = own.retrievals + 1, own.found + sum(map(len, event.queries))
                 found.update(*event.queries)
                 own.found_chunks = len(found)
             case traces.Gone(bank=name):
-                banks.setdefault(name, _Bank()).went(event.why, len(event.chunks))
+                of(name).went(event.why, len(event.chunks))
             case traces.Dropped(bank=name):
-                banks.setdefault(name, _Bank()).went("bank deleted", 1)
+                of(name).went("bank deleted", 1)
             case traces.Lost():
                 lost += event.events
-    return banks, lost
+    return list(banks.values()), lost
 
 
-def _row(name: str, own: _Bank) -> tuple[Any, ...]:
+def _row(own: _Bank) -> tuple[Any, ...]:
     counts = (own.written, own.tokens)
     gone = ", ".join(f"{count:,} {why}" for why, count in own.gone.items())
     found = (own.retrievals, own.found, own.found_chunks)
-    return (name, *(f"{n:,}" for n in counts), common.size(own.bytes), *(f"{n:,}" for n in found), gone or "none")
+    return (own.bank, *(f"{n:,}" for n in counts), common.size(own.bytes), *(f"{n:,}" for n in found), gone or "none")
