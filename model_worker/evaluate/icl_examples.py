@@ -64,7 +64,9 @@ def read_task(path: Path) -> Task:
     file with a single label.
     """
     examples = []
-    for number, line in enumerate(read_text(path).splitlines(), 1):
+    for number, line in enumerate(read_text(path).split("\n"), 1):
+        if not line.strip():
+            continue
         try:
             found = json.loads(line)
             text, label = found["text"], found["label"]

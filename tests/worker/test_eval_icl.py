@@ -56,6 +56,13 @@ def test_a_task_is_read(tmp_path: Path) -> None:
     assert subj.told(subj.examples[1]) == " Input: b Type: subjective ."
 
 
+def test_a_line_ends_where_the_file_says_so(tmp_path: Path) -> None:
+    path = tmp_path / "odd.jsonl"
+    told = [{"text": "a\x85b", "label": "yes"}, {"text": "c\u2028d", "label": "no"}]
+    path.write_bytes("\r\n\r\n".join(json.dumps(own, ensure_ascii=False) for own in told).encode())
+    assert [own.text for own in read_task(path).examples] == ["a b", "c d"]
+
+
 @pytest.mark.parametrize(
     "line", ["[]", "{", '{"text": "a"}', '{"text": "a", "label": 1}', '{"text": " ", "label": "a"}']
 )
