@@ -5,10 +5,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
 
+from safetensors import SafetensorError
 from transformers import TrainerState
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 
 from model_worker.errors import InputError, first_line
+
+_UNREADABLE = (OSError, EOFError, UnpicklingError, SafetensorError, RuntimeError, ValueError, KeyError, TypeError)
 
 
 @contextmanager
@@ -16,7 +19,7 @@ def readable(checkpoint: str | None) -> Iterator[None]:
     """Turn what torch says of a damaged or foreign file, which is a page, into an InputError of one line."""
     try:
         yield
-    except (OSError, EOFError, UnpicklingError, RuntimeError, ValueError, KeyError, TypeError) as error:
+    except _UNREADABLE as error:
         raise InputError(f"the checkpoint {checkpoint} cannot be resumed from: {first_line(error)}") from None
 
 

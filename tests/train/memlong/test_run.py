@@ -100,6 +100,13 @@ def test_a_run_goes_on_with_its_settings_and_texts_alone(tmp_path: Path) -> None
         with pytest.raises(InputError, match=said):
             train(out, **{"paths": paths, **own, **more}, resume=True)
     assert train(out, paths, resume=True, **{**own, "steps": 3, "log_every": 2}).steps == 3
+    for name in ("trained.safetensors", "course.pt"):
+        file = checkpoints(out)[-1] / name
+        whole = file.read_bytes()
+        file.write_bytes(whole[:100])
+        with pytest.raises(InputError, match="cannot be resumed from: "):
+            train(out, paths, resume=True, **own)
+        file.write_bytes(whole)
 
 
 def test_held_out_texts_are_measured_and_the_product_says_how_it_is_used(tmp_path: Path) -> None:
