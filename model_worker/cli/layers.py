@@ -17,7 +17,7 @@ from pydantic import Field
 from kvbank.console.progress import progress
 from kvbank.console.table import Column
 from model_worker.attachment.model_names import SHIPPED
-from model_worker.cli.measuring import JournalFile, check_journal, command_of, last_name
+from model_worker.cli.measuring import LogFile, check_journal, command_of, last_name
 from model_worker.cli.places import check_plot, check_writable
 from model_worker.cli.quiet import load_quietly
 from model_worker.cli.shown import AsJson, Shown, Table, show, tables_of
@@ -83,7 +83,7 @@ def layers(
     out: Annotated[
         Path | None, typer.Option(help="With --choose: write the file for attach(layers=FILE) there.")
     ] = None,
-    log: JournalFile = None,
+    log: LogFile = None,
     plot: Annotated[
         Path | None, typer.Option(help="With --choose: also write an SVG: recall by number of layers.")
     ] = None,

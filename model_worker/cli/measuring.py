@@ -29,14 +29,9 @@ if TYPE_CHECKING:
     from model_worker.model import MemoryModel
 
 _CALL_S = 120.0  # a call to the service of a measurement may wait for a busy disk
-JournalFile = Annotated[
-    Path | None,
-    typer.Option(
-        "--out",
-        "--log",
-        help="Note each finished part in this file, a JSON line each; the same command goes on from it.",
-    ),
-]
+_GOES_ON = "Note each finished part in this file, a JSON line each; the same command goes on from it."
+JournalFile = Annotated[Path | None, typer.Option("--out", "--log", help=_GOES_ON)]
+LogFile = Annotated[Path | None, typer.Option("--log", help=_GOES_ON)]  # where --out is something else
 Plot = Annotated[Path | None, typer.Option(help="Also write the figures there: an SVG of one, a folder of several.")]
 
 

@@ -65,9 +65,10 @@ class MemorySettings:
     min_score: float | None = None
     """A chunk with a lower score than this is not recalled. None: every chunk may be."""
     min_share: float | None = None
-    """A chunk is not recalled whose score is below this share of the best one's, from 0 to 1: one clear answer comes
-    alone, and look-alikes come together. None: what a `MemoryModel` was made for, 0.8 where it was made for no memory;
-    in a `Memory` every chunk may be recalled.""" ""
+    """A chunk is not recalled whose score is below this share of the best one's, from 0 to 1, also where the best is
+    not recalled because it is among the `recent` ones: one clear answer comes alone, and look-alikes come together.
+    None: what a `MemoryModel` was made for, 0.8 where it was made for no memory; in a `Memory` every chunk may be
+    recalled."""
     metadata: Mapping[str, Scalar] | None = None
     """What is stored beside every chunk, by key. None: nothing."""
     source: str | None = None

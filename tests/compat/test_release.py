@@ -17,6 +17,8 @@ from model_worker.session.log import SessionLog
 from model_worker.session.session import Session
 from tests.compat import answers
 
+# Python 3.11.2, which Debian 12 has, knows no filter, and later ones warn without one.
+_FILTER: dict[str, Any] = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
 RELEASES = sorted(path.parent for path in Path(__file__).parent.glob("*/release.tar.gz"))
 
 
@@ -24,7 +26,7 @@ RELEASES = sorted(path.parent for path in Path(__file__).parent.glob("*/release.
 def release(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     """Unpack the folders that a release has left, and upgrade the schema of the data folder, as `--migrate` does."""
     with tarfile.open(request.param / "release.tar.gz") as archive:
-        archive.extractall(tmp_path, filter="data")
+        archive.extractall(tmp_path, **_FILTER)
     LocalServer(tmp_path / "data", migrate=True).stop()
     return tmp_path
 

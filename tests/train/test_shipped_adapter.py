@@ -97,7 +97,7 @@ def test_both_optimisers_move_everything_and_spans_grow(books: Path, tmp_path: P
 
     before = weights(icae)
     matrices = [p for p in icae.encoder.parameters() if p.requires_grad]
-    optimizer = script.MuonAdam(matrices, icae.memory, 1e-2)
+    optimizer = script.MuonAdam(matrices, [icae.memory], 1e-2)
     for _ in range(2):  # in the first step LoRA's A has no gradient, as B is zero
         Objectives(icae)(**collate([restoration(words(9), EOS)]))["loss"].backward()
         optimizer.step()

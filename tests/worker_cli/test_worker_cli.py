@@ -152,7 +152,7 @@ def test_eval_compression(kvbank: Callable[..., Done], tmp_path: Path) -> None:
     methods = ["--method", "window:m=N", "--method", "tova:m=N"]
     picture = tmp_path / "plot.svg"
     done = kvbank("eval", "compression", *options, *methods, "--plot", str(picture), "--json")
-    rows = json.loads(done.stdout)
+    rows = json.loads(done.stdout)["rows"]
     assert [row["method"] for row in rows] == [
         "nothing",
         "full",
