@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 # Processes that share the quick tests: more than two cores have, because many tests wait for a disk, a clock or a
 # process. One that has done its share takes of another's (worksteal): by files the longest would run last, alone.
-JOBS ?= 4
+JOBS ?= 3
 
 .PHONY: demo models test test-slow torture torture-workers check proto landed pictures bench bench-quick bench-peers help
 

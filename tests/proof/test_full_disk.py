@@ -70,7 +70,7 @@ def _check(client: kvbank.Client, chunks: BigChunks, ids: list[int]) -> None:
     assert set(client.retrieve(BANK, vector_of(bytes(16)), **DIGESTS).chunks) <= set(ids)
 
 
-@pytest.mark.parametrize("min_free", [40 * MIB, 0])
+@pytest.mark.parametrize("min_free", [40 * MIB, pytest.param(0, marks=pytest.mark.slow)])
 def test_a_full_disk(small_disk, min_free):
     """SQLite or the file system finds the disk full, because nothing is kept back."""
     folder, host = small_disk

@@ -38,6 +38,7 @@ def test_a_power_cut_loses_nothing(recording):
     assert [found for found in broken(recording, CUTS, seed=3) if found] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", NEEDED)
 def test_a_missing_sync_is_found(recording, kind):
     found = next((found for found in broken(recording, MOST_CUTS, seed=5, without=kind) if found), None)

@@ -23,6 +23,7 @@ def test_every_kind_of_sync_is_made(recording):
     assert {kind_of(change, root) for change in log if change.op is Op.SYNC} >= set(SYNCS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", SYNCS)
 def test_a_missing_sync_is_found(recording, kind):
     found = next(broken(*recording, MOST_CUTS, seed=7, without=kind), None)

@@ -53,6 +53,7 @@ def run(books: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, sc
     return out, run_script(books, out, steps=4)
 
 
+@pytest.mark.slow
 def test_the_script_is_seeded_by_steps_and_ships(books: Path, run: tuple[Path, script.Measured], tmp_path: Path):
     out, one = run
     same, other = (run_script(books, tmp_path / str(seed), steps=4, seed=seed) for seed in (0, 1))
@@ -106,7 +107,7 @@ def test_both_optimisers_move_everything_and_spans_grow(books: Path, tmp_path: P
         assert not torch.equal(weight, before[name]), name
 
 
-@pytest.mark.parametrize(("tokens", "below"), [(32, 0.9), (64, 0.7)])
+@pytest.mark.parametrize(("tokens", "below"), [(32, 0.9), pytest.param(64, 0.7, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", ["kvbank-small-icae", "kvbank-small-icae-kv"])
 def test_a_shipped_adapter_restores_text_that_it_was_not_trained_on(name: str, tokens: int, below: float):
     """Losses at 4 tokens a slot, in nats a token, are far below those of another text's slots, and below the model

@@ -156,6 +156,7 @@ def test_a_plan_stays_inside_the_model() -> None:
         plan(icae, follow=4, leave=4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("more", [0, 3, 9])
 @pytest.mark.parametrize("config", [IcaeConfig(2, 4), IcaeConfig(2, 4, lm_row=True), IcaeConfig(2, 4, "kv", "spread")])
 def test_what_is_planned_can_be_measured(config: IcaeConfig, more: int) -> None:

@@ -230,6 +230,7 @@ def test_an_interrupted_protocol_begins_again(
 # -- the command ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_command_goes_on_from_its_file(tmp_path: Path) -> None:
     """Test the whole way on a tiny model: a second run measures nothing, and says the same."""
     folder = tmp_path / "model"

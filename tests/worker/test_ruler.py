@@ -170,6 +170,7 @@ def test_what_is_recalled_is_told(worker: MemoryModel) -> None:
     assert found["cost"]["stored"] > 0
 
 
+@pytest.mark.slow
 def test_the_command_goes_on_from_its_log(tmp_path: Path) -> None:
     """Test the whole way: a line for each prompt, the figure, and a run of more prompts that answers only those."""
     log = tmp_path / "run.jsonl"

@@ -324,6 +324,7 @@ def hub_cache(folder: Path, encoder: Path) -> None:
     (kept / "refs" / "main").write_text("0123")
 
 
+@pytest.mark.slow
 def test_a_hub_id_is_loaded_from_the_hubs_cache(plain: Path, tmp_path: Path) -> None:
     hub_cache(tmp_path, plain)
     env = {**os.environ, "HF_HUB_CACHE": str(tmp_path), "HF_HUB_OFFLINE": "1", "PYTHONPATH": os.pathsep.join(sys.path)}

@@ -9,6 +9,7 @@ import threading
 from pathlib import Path
 from typing import get_args
 
+import pytest
 import xxhash
 
 from kvbank.v1 import service_pb2 as pb
@@ -67,6 +68,7 @@ class Traffic:
                 caller.stub.DeleteBank(pb.DeleteBankRequest(name="short"))
 
 
+@pytest.mark.slow
 def test_check_and_backup_beside_a_busy_server_cry_no_wolf(serving, data, tmp_path, connect):
     """Chunks are written, evicted and deleted all the time; half a bank goes at once."""
     caller = serving()
