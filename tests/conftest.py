@@ -17,3 +17,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # A shell starts what it runs in the background with SIGINT ignored, and children inherit that: tests of Ctrl-C would
 # wait for commands that never end.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+_LONG = ("tests/proof/", "tests/worker_cli/", "tests/worker/test_processes.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let files whose tests take many seconds each come first: in the end short ones are left to share."""
+    items.sort(key=lambda item: not item.nodeid.startswith(_LONG))

@@ -191,7 +191,7 @@ some_or_all = pytest.mark.parametrize("every", [67, pytest.param(1, marks=pytest
 
 
 @some_or_all
-@pytest.mark.parametrize(("action", "value"), [FAULTS[0], FAULTS[2]])
+@pytest.mark.parametrize(("action", "value"), [FAULTS[0], pytest.param(*FAULTS[2], marks=pytest.mark.slow)])
 def test_a_fault_in_a_step_of_a_start_or_stop(disk, left, action, value, every):
     """Services start, or say at last in one line why not; the next start has everything."""
     for _ in _each_step(disk, action, value, every):

@@ -247,6 +247,7 @@ def test_noise_says_the_number_twice_and_nothing_else() -> None:
     assert text.endswith("is")
 
 
+@pytest.mark.slow
 def test_passkeys_go_on_from_their_log(tmp_path: Path) -> None:
     """Test that each answer is a line, that ways are chosen by name, and that a longer run asks for the rest alone."""
     log = tmp_path / "log.jsonl"
