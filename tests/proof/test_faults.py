@@ -187,11 +187,12 @@ def left(request, faulty_host, data, tmp_path) -> Left:
     return Left(lay_out, start, promises)
 
 
+TORN = pytest.param(Action.TORN, errno.EIO, id="torn", marks=pytest.mark.slow)
 some_or_all = pytest.mark.parametrize("every", [67, pytest.param(1, marks=pytest.mark.slow)])
 
 
 @some_or_all
-@pytest.mark.parametrize(("action", "value"), [FAULTS[0], pytest.param(*FAULTS[2], marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("action", "value"), [FAULTS[0], TORN])
 def test_a_fault_in_a_step_of_a_start_or_stop(disk, left, action, value, every):
     """Services start, or say at last in one line why not; the next start has everything."""
     for _ in _each_step(disk, action, value, every):
