@@ -4,6 +4,7 @@ foreseen."""
 import io
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -190,3 +191,20 @@ def test_ctrl_c_is_not_swallowed_by_a_finalizer() -> None:
     command = [sys.executable, "-c", _INTERRUPTED_IN_A_FINALIZER]
     ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=50)
     assert (ended.stdout, ended.stderr) == ("interrupted\n", "")
+
+
+def test_ctrl_c_while_a_module_is_loaded(capsys: pytest.CaptureFixture[str]) -> None:
+    """Test that an ImportError which a module in C makes of Ctrl-C ends as Ctrl-C does."""
+    app = typer.Typer()
+
+    @app.command()
+    def load() -> None:
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            raise ImportError("initialization failed") from None
+
+    with pytest.raises(SystemExit) as ended:
+        ending.run(app, arguments=[])
+    assert (ended.value.code, capsys.readouterr().err) == (130, "kvbank: interrupted\n")
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

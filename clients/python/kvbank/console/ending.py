@@ -12,11 +12,14 @@ With `--debug` or KVBANK_DEBUG=1 the traceback of every error is shown besides.
 
 import errno
 import os
+import signal
 import sys
 import tempfile
+import threading
 import traceback
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any, NoReturn, TypeAlias
 
@@ -57,8 +60,9 @@ def run(app: typer.Typer, name: str = "kvbank", arguments: Sequence[str] | None 
     """Run a command of `app` and end the process. arguments: words of the command line; None: those of the process."""
     command = _command(app)
     context: Any = None
+    interrupts: list[int] = []
     try:
-        with warnings.catch_warnings():
+        with _noted(interrupts), warnings.catch_warnings():
             warnings.showwarning = _show_warning
             context = command.make_context(name, list(sys.argv[1:] if arguments is None else arguments))
             with context:
@@ -66,8 +70,34 @@ def run(app: typer.Typer, name: str = "kvbank", arguments: Sequence[str] | None 
             sys.stdout.flush()
     except BaseException as error:
         debugging = bool(context is not None and context.params.get("debug")) or wants_debugging()
+        if interrupts and isinstance(error, ImportError):
+            error = KeyboardInterrupt()
         raise SystemExit(_tell(error, debugging)) from None
     raise SystemExit(0)
+
+
+@contextmanager
+def _noted(interrupts: list[int]) -> Iterator[None]:
+    """Note in `interrupts` each Ctrl-C that becomes a KeyboardInterrupt.
+
+    A module written in C that is being loaded just then turns the KeyboardInterrupt into an ImportError, which names no
+    cause. Handlers that a command sets itself are left alone.
+    """
+
+    def note(number: int, frame: Any) -> None:
+        interrupts.append(number)
+        signal.default_int_handler(number, frame)
+
+    main = threading.current_thread() is threading.main_thread()
+    if not main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    finally:
+        if signal.getsignal(signal.SIGINT) is note:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @lru_cache(maxsize=1)
