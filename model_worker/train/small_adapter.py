@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any, Literal
@@ -24,6 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch.optim import Optimizer
 from torch.utils.data import Dataset
 
+from model_worker.attachment.digest import reader_of
 from model_worker.attachment.loading import load_model
 from model_worker.attachment.model_names import SHIPPED
 from model_worker.icae import folder as files
@@ -65,7 +66,10 @@ class SmallAdapterTraining(Settings):
     alpha: Annotated[float, described("Alpha of LoRA, whose scale is alpha / rank.")] = 64
     dropout: Annotated[float, described("Dropout of LoRA.")] = 0.0
     lm_ratio: Annotated[float, described("Share of continuations.")] = 0.1
-    start: Annotated[Path | None, described("An adapter to go on with (its form, not that of the options).")] = None
+    start: Annotated[
+        Path | None,
+        described("An adapter to go on with, also one of an earlier state of the base (its form, not the options')."),
+    ] = None
     chunks: Annotated[float, described("Share of contexts as long as a worker's chunk.")] = 0.2
     growing: Annotated[float, described("Share of the run in which spans grow.")] = 0.3
     steps: Annotated[Count, described("Updates.")] = 3000
@@ -222,7 +226,7 @@ def run(settings: SmallAdapterTraining) -> Measured:
     config = IcaeConfig(settings.slots, settings.rate, settings.interface, settings.positions, base=settings.name)
     lora = settings.model_dump(include={"rank", "alpha", "dropout", "seed"})
     if settings.start:
-        icae = Icae.from_pretrained(base, settings.start, trainable=True)
+        icae = _gone_on_with(base, settings.start)
         _take_over_log(settings.start.parent / LOG, settings.out / LOG)
     else:
         icae = Icae.create(base, config, targets="all-linear", **lora)
@@ -249,6 +253,23 @@ def run(settings: SmallAdapterTraining) -> Measured:
     with (settings.out / LOG).open("a") as file:
         file.write(line + "\n")
     return found
+
+
+def _gone_on_with(base: Any, start: Path) -> Icae:
+    """Load an adapter for more training. One of an earlier state of the base becomes one of this base."""
+    source = files.find(start)
+    config, rows, _ = files.read(source)
+    own = reader_of(base).digest
+    if config.base_digest == own:
+        return Icae.from_pretrained(base, source, trainable=True)
+
+    def adapter(staged: Path) -> None:
+        for name in (files.ADAPTER_CONFIG, files.ADAPTER):
+            (staged / name).write_bytes((source / name).read_bytes())
+
+    with TemporaryDirectory() as moved:
+        files.write(Path(moved), replace(config, base_digest=own), rows, adapter)
+        return Icae.from_pretrained(base, moved, trainable=True)
 
 
 def _course(settings: SmallAdapterTraining) -> TrainSettings:

@@ -128,3 +128,23 @@ def test_a_shipped_adapter_restores_text_that_it_was_not_trained_on(name: str, t
     assert found.own < found.plain - 0.4
     assert (folder / "README.md").is_file()
     assert (folder / LOG).is_file()
+
+
+def test_an_adapter_goes_on_with_a_base_that_was_trained_further(
+    books: Path, run: tuple[Path, script.Measured], tmp_path: Path
+):
+    base, tokenizer = script.load_model("kvbank-small")
+    with torch.no_grad():
+        base.model.norm.weight.mul_(1.01)
+    moved = tmp_path / "moved"
+    base.save_pretrained(moved)
+    tokenizer.save_pretrained(moved)
+    before = run[0] / "adapter"
+
+    run_script(books, tmp_path / "on", steps=1, model=str(moved), start=before, lr=1e-9)
+    there, ours = (load_file(folder / "adapter_model.safetensors") for folder in (before, tmp_path / "on" / "adapter"))
+    for name, tensor in there.items():
+        torch.testing.assert_close(ours[name], tensor, rtol=0, atol=1e-6)
+    Icae.from_pretrained(script.load_model(str(moved))[0], tmp_path / "on" / "adapter")
+    with pytest.raises(InputError, match="another base"):
+        Icae.from_pretrained(script.load_model("kvbank-small")[0], tmp_path / "on" / "adapter")
