@@ -1,0 +1,44 @@
+"""The right that each method of the service asks for. This file owns the table; a method that is not in it is refused
+to everyone, and a test holds it to be complete."""
+
+from collections.abc import Mapping
+
+from memory_service.domain.access import Right
+
+# By the name of the method; the names of all services differ.
+RIGHTS: Mapping[str, Right] = {
+    # The service itself. GetStats shows each caller what is its own.
+    "GetServerInfo": "known",
+    "GetStats": "known",
+    "WhoAmI": "known",
+    "Compact": "operate",
+    # Banks
+    "GetBank": "read",
+    "ListBanks": "read",
+    "CreateBank": "write",
+    "UpdateBank": "admin",
+    "DeleteBank": "admin",
+    # Chunks
+    "Retrieve": "read",
+    "RetrieveFiles": "read",
+    "FetchChunks": "read",
+    "FetchFiles": "read",
+    "GetChunk": "read",
+    "ListChunks": "read",
+    "WriteChunks": "write",
+    "UpdateChunk": "write",
+    "PinChunks": "write",
+    "DeleteChunks": "write",
+    # Evictions
+    "ExplainEviction": "read",
+    "ListEvictions": "read",
+    # Keys and tenants
+    "CreateKey": "keys",
+    "ListKeys": "keys",
+    "RevokeKey": "keys",
+    "RotateKey": "keys",
+    "CreateTenant": "operate",
+    "ListTenants": "operate",
+    "SetTenantQuota": "operate",
+    "DeleteTenant": "operate",
+}
