@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from model_worker.evaluate.beside_paper import paper_tables
 from model_worker.evaluate.chat_report import chat_figure, chat_tables
 from model_worker.evaluate.compression_report import compression_lines, compression_picture, compression_tables
 from model_worker.evaluate.decoding_report import decoding_figure, decoding_lines, decoding_tables
@@ -182,6 +183,12 @@ _SECTIONS = {
         layer_lines,
     ),
 }
+_BESIDE_PAPER = """## Beside the figures of MemLong's paper
+
+The paper's figures (arXiv 2408.16967) are of models of 3 to 7 billion weights, trained with retrieval on 0.5 billion
+tokens; those measured here are of kvbank-small (2.2 million) and SmolLM2 (135 million, untrained for a memory). Only
+what a memory changes in one model can be compared, and not the figures of different models.
+"""
 _HEAD = """# Results
 
 What a memory is worth, measured by `kvbank eval` and `kvbank layers`. This page is written by a program from the JSON
@@ -207,6 +214,9 @@ def _body(documents: Mapping[str, _Document]) -> Iterator[str]:
                 yield f"{table.markdown()}\n"
             yield f"![{section.figure(found).title}]({_picture(name)})\n"
             yield "\n".join(f"{line[0].upper()}{line[1:]}." for line in section.costs(found)) + "\n"
+    if tables := paper_tables([*documents.values()]):
+        yield _BESIDE_PAPER
+        yield from (f"{table.markdown()}\n" for table in tables)
 
 
 def figures(documents: Mapping[str, _Document]) -> dict[str, Figure]:

@@ -64,7 +64,10 @@ DOCUMENTS: dict[str, dict[str, Any]] = {
             {"text": "a", "history": 8, "scored": 5, "nats": 3.0, "gains": [gain("last 4", 0.1), gain("all", 0.05)]}
         ],
         "distance": [{"seen": "below 4", "memory": "all", "words": 2, "gain": 0.2, "width": None}],
-        "memlong": [{"scored": "x", "windows": 2, "nats": 2.0, "perplexity": 7.4, "gain": 0.5, "width": 0.1}],
+        "memlong": [
+            {"scored": "x", "windows": 2, "nats": 2.0, "perplexity": 7.4, "gain": 0.5, "width": 0.1},
+            {"scored": "y", "windows": 2, "nats": 2.3, "perplexity": 9.9},
+        ],
     },
     "layers": {
         "command": "kvbank layers --choose",
@@ -224,8 +227,15 @@ def test_every_evaluation_has_its_section(tmp_path: Path, kind: str) -> None:
             "| last 4 | 2.9000 | 18.20 | +0.1000 ± 0.0100 | +0.1000 |",
             "| below 4 | 2 | +0.2000 |",
             "3,400 tokens fed",
+            "| m | 1 text | 16 | all behind a history | 20.10 | 19.10 |",
+            "| m | 1 text | 16 | as the release scores | 9.90 | 7.40 |",
         ],
-        "facts": ["| 20 | 0 | complete | all | 3/4 [0.30, 0.95] |", "| 16,384 | 2 | 1.500 |", "2/2 [0.30, 1.00]"],
+        "facts": [
+            "| 20 | 0 | complete | all | 3/4 [0.30, 0.95] |",
+            "| 16,384 | 2 | 1.500 |",
+            "2/2 [0.30, 1.00]",
+            "| m, a CPU | 20 | 1 MiB at 8,192 | 2 MiB at 16,384 |",
+        ],
         "ruler": [
             "| 64 | single | 1.00 [0.34, 1.00] | 0.50 [0.09, 0.91] | 1.00 [0.34, 1.00] |",
             "| 64 | multi-key | - | 0.75 [",
@@ -255,6 +265,7 @@ def test_every_evaluation_has_its_section(tmp_path: Path, kind: str) -> None:
             "| mr | 4 | found of all | 3/4 [0.30, 0.95] | 0.700 ± 0.100 | 1/4 [0.30, 0.95] |",
             "| mr | 4 | found of all | vote | -0.050 ± 0.020 |",
             "| mr | 20 |",
+            "| m, 2 found of all | mr | 4 | 75.0 | 75.0 | - |",
         ],
         "ttft": ["| 64 | memory | 4 | 12 ± 1 | 3.20 ± 0.10 | 2 |"],
         "eviction": [
