@@ -11,6 +11,7 @@ from typing import Any
 import grpc
 from grpc_reflection.v1alpha import reflection
 
+from kvbank.files import private
 from kvbank.v1 import service_pb2
 from kvbank.wire import addresses
 from memory_service.api import health, listen
@@ -132,7 +133,9 @@ class Server:
     def _bind(self) -> str:
         wanted = self._settings.listen
         try:
-            port = self._server.add_insecure_port(addresses.for_grpc(wanted))
+            # Whoever may write to a unix socket may call, and gRPC makes it as the umask says.
+            with private.made_by_a_library():
+                port = self._server.add_insecure_port(addresses.for_grpc(wanted))
         except RuntimeError as error:
             raise StartError(f"cannot listen on {wanted}") from error
         return wanted if wanted.startswith("unix:") else f"{wanted.rpartition(':')[0]}:{port}"

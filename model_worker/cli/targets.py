@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 import kvbank
+from kvbank.files import private
 from model_worker.errors import SessionError
 from model_worker.session.folder import sessions_folder
 from model_worker.session.log_format import Header
@@ -57,7 +58,7 @@ def target_of(memory: str | None, known: Header | None) -> str:
         import platformdirs
 
         folder = Path(platformdirs.user_data_dir("kvbank")) / "memory"
-        folder.parent.mkdir(parents=True, exist_ok=True)
+        private.make_folder(folder.parent)
         return str(folder)
     parsed = kvbank.parse_target(memory)
     return str(parsed.resolve()) if isinstance(parsed, Path) else parsed

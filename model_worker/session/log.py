@@ -140,7 +140,7 @@ def fork(sessions: Path, name: str, new: str) -> Header:
     unfinished = folder.parent / f".fork-{made.uid}"
     make_folder(unfinished)
     try:
-        with (unfinished / LOG).open("wb") as file:
+        with open(unfinished / LOG, "wb", opener=private.opener) as file:
             file.writelines(lines)
             file.flush()
             os.fsync(file.fileno())

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
+import kvbank
 from kvbank.files import private
+from memory_service.api.embedded import LocalServer
 from memory_service.care.backup import backup
 from memory_service.care.check import check
 from memory_service.care.repair import repair
@@ -26,14 +28,15 @@ def umask(request):
 
 
 def modes(folder: Path) -> dict[str, str]:
-    """Return the modes of a folder and all in it that are not those of private ones; sockets are left out."""
+    """Return the modes of a folder and all in it that are not those of private ones."""
     found = {}
     for path in (folder, *folder.rglob("*")):
         try:
             mode = path.stat().st_mode
         except FileNotFoundError:
             continue  # renamed by the server, which has just written it
-        if not stat.S_ISSOCK(mode) and stat.S_IMODE(mode) != (0o700 if stat.S_ISDIR(mode) else 0o600):
+        fine = {0o700} if stat.S_ISDIR(mode) else {0o700, 0o600} if stat.S_ISSOCK(mode) else {0o600}
+        if stat.S_IMODE(mode) not in fine:
             found[str(path.relative_to(folder))] = oct(mode)
     return found
 
@@ -60,6 +63,18 @@ def test_nothing_that_the_service_makes_is_open_to_others(filled, serving, data,
     assert modes(data) == modes(tmp_path / "backup") == {}
     restore(tmp_path / "backup", tmp_path / "restored")
     assert modes(tmp_path / "restored") == {}
+
+
+def test_nobody_else_calls_at_a_unix_socket_in_an_open_folder(tmp_path):
+    shared = tmp_path / "run"
+    shared.mkdir(mode=0o777)
+    address = f"unix:{shared / 'kvbank.sock'}"
+    with LocalServer(tmp_path / "data", address, same_host=True, record=str(tmp_path / "data" / "trace")):
+        with kvbank.connect(address) as client:
+            assert client.server_info().store_id
+        assert not (shared / "kvbank.sock").stat().st_mode & 0o077
+        assert {"direct.sock", "staging", "trace", "same-host.nonce"} <= set(os.listdir(tmp_path / "data"))
+        assert modes(tmp_path / "data") == {}
 
 
 def test_folders_are_made_beside_others_who_make_them(tmp_path):

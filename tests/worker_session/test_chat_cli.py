@@ -1,6 +1,7 @@
 """`kvbank chat` and `kvbank session` through their real commands."""
 
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -57,6 +58,28 @@ def test_a_local_rule_is_taken_and_a_change_of_it_told(chat: list[object], tmp_p
     assert done.exit_code == 1
     assert done.stderr.startswith("kvbank: ")
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o022])
+def test_what_was_said_is_its_owners_alone(
+    chat: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, umask: int
+) -> None:
+    """Session, fork and memory in the user's own folders are closed to others, whatever the umask."""
+    home = tmp_path / "home"
+    home.mkdir(mode=0o700)
+    for variable in ("XDG_DATA_HOME", "XDG_STATE_HOME"):
+        monkeypatch.setenv(variable, str(home / variable))
+    monkeypatch.delenv("KVBANK_MEMORY", raising=False)
+    before = os.umask(umask)
+    try:
+        said = kvbank_command("chat", "-s", "sea", *chat[7:], "--max-new-tokens", 90, "--window", 64, stdin="ahoy\n")
+        forked = kvbank_command("session", "fork", "sea", "shore")
+    finally:
+        os.umask(before)
+    assert (said.exit_code, forked.exit_code) == (0, 0), said.output + forked.output
+    made = [path for path in home.rglob("*") if not path.is_socket()]
+    assert {"metadata.db", "log.jsonl", "sea", "shore"} <= {path.name for path in made}
+    assert [str(path) for path in made if path.stat().st_mode & 0o077] == []
 
 
 def test_ls_show_rm(chat: list[object], address: str, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ This file owns the rule that this holds whatever the umask says.
 import os
 import stat
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 FILE, FOLDER = 0o600, 0o700
@@ -41,6 +41,17 @@ def _make(folder: Path) -> None:
     except FileExistsError:
         if not folder.is_dir():
             raise
+
+
+@contextmanager
+def made_by_a_library() -> Iterator[None]:
+    """Keep what a library makes in the block, such as a socket, to its owner: no argument says so, and a mode that is
+    changed afterwards comes late. The umask is of the whole process, so the block must be short."""
+    before = os.umask(_OTHERS)
+    try:
+        yield
+    finally:
+        os.umask(before)
 
 
 def is_open(path: Path) -> bool:
