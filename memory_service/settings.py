@@ -124,6 +124,13 @@ class Settings(BaseSettings):
         description="File to which is appended, a JSON line each, which chunks are written, retrieved and gone; none "
         "where empty.",
     )
+    audit_log: Annotated[str, AfterValidator(_whole)] = Field(
+        "",
+        description="File to which a JSON line is appended for every call, refused ones too: who did what to which "
+        "bank; none where empty.",
+    )
+    audit_log_bytes: Size = Field(64 * MIB, ge=64 * 1024, description="Size at which the audit log begins a new file.")
+    audit_log_files: int = Field(8, ge=1, le=1000, description="Earlier files of the audit log that are kept.")
     log_format: Literal["text", "json"] = Field("text", description="How log lines look; json: one object a line.")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="Least level that is logged; debug: every request too."

@@ -145,7 +145,7 @@ class DirectCalls:
         else:
             refused = invalid("call", "the bytes are no direct call")
         field = asked.WhichOneof("call") or ""
-        request = Request(request_id(asked.request_id), _METHODS.get(field, "unknown"))
+        request = Request(request_id(asked.request_id), _METHODS.get(field, "unknown"), peer="unix:")
         try:
             with self._observer.of(request, _code):
                 return self._called(field, asked, request, held, refused)

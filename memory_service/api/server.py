@@ -30,6 +30,7 @@ from memory_service.domain.clock import Clock
 from memory_service.domain.errors import StartError
 from memory_service.domain.limits import NO_PAUSES, STANDARD, Limits, Pauses
 from memory_service.observe import logs
+from memory_service.observe.audit import AuditLog
 from memory_service.observe.metrics import Metrics
 from memory_service.observe.observation import Observer
 from memory_service.observe.process_memory import keep_memory, leave_imports_alone
@@ -78,6 +79,10 @@ class Server:
             if settings.record:
                 opened.callback(self._metrics.recorder.end)
                 self._metrics.recorder.begin(Path(settings.record), self._engine.store.store_id, settings.min_free)
+            self._audit = AuditLog(self._metrics.troubles)
+            if settings.audit_log:
+                opened.callback(self._audit.end)
+                self._audit.begin(Path(settings.audit_log), settings.audit_log_bytes, settings.audit_log_files)
             self.banks = Banks(self._engine, settings, self._metrics, limits, pauses)
             opened.pop_all()
         self._threads = StorageThreads(settings.storage_threads)
@@ -85,7 +90,7 @@ class Server:
         self._service = MemoryService(
             self.banks, settings, self._threads, stats, self._metrics, self.same_host, limits, pauses
         )
-        self._observer = Observer(self._metrics)
+        self._observer = Observer(self._metrics, self._audit)
         self._calls = Calls()
         self._direct: DirectCalls | None = None
         self._server: Any = None
@@ -174,6 +179,7 @@ class Server:
             self.same_host.close()
         self._engine.close()
         self._metrics.recorder.end()
+        self._audit.end()
 
 
 def _options(settings: Settings) -> list[tuple[str, int]]:

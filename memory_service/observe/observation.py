@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from functools import cache
 
 from memory_service.observe import request as requests
+from memory_service.observe.audit import AuditLog
 from memory_service.observe.metrics import Metrics
 from memory_service.observe.request import Request
 from memory_service.observe.seldom import Repeating
@@ -28,10 +29,10 @@ def request_id(wanted: object) -> str:
 
 
 class Observer:
-    """Counts, times and logs requests; threads may share it."""
+    """Counts, times and logs requests, and has them written to the audit log; threads may share it."""
 
-    def __init__(self, metrics: Metrics) -> None:
-        self._metrics = metrics
+    def __init__(self, metrics: Metrics, audit: AuditLog) -> None:
+        self._metrics, self._audit = metrics, audit
         # The failures that were logged, which may come with every call.
         self._said = Repeating()
         # Finding the instrument of some labels costs more than using it.
@@ -60,10 +61,12 @@ class Observer:
     def unknown(self, method: str) -> None:
         """Count a call of a method that does not exist."""
         self._metrics.errors.labels("unknown", "UNIMPLEMENTED").inc()
+        self._audit.called(Request(request_id(None), method), "UNIMPLEMENTED", 0)
         _log.debug("there is no method %s", method[: requests.LONGEST_LOGGED])
 
     def _ended(self, request: Request, code: str, seconds: float) -> None:
         self._seconds(request.method, code).observe(seconds)
+        self._audit.called(request, code, seconds)
         if code not in ("OK", "CANCELLED"):
             self._metrics.errors.labels(request.method, request.reason or code).inc()
         if at := _CHECKSUMS.get(request.reason):

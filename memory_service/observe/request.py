@@ -14,13 +14,17 @@ _MOST_NAMES = 3
 
 @dataclass(slots=True)
 class Request:
-    """One request, shared by the tasks and threads that work on it. `bank` has the names of its banks, and `reason` is
-    that of the error that ends the request; both are empty where there is none."""
+    """One request, shared by the tasks and threads that work on it. `bank` has the names of its banks, `reason` is that
+    of the error that ends the request, `peer` the address that it came from, `key` the id of the caller's key and
+    `tenant` whose it is; each is empty where there is none."""
 
     id: str
     method: str
     bank: str = ""
     reason: str = ""
+    peer: str = ""
+    key: str = ""
+    tenant: str = ""
 
     def of(self, message: Any) -> None:
         """Take the name of the bank from a request message, whatever its field is called."""

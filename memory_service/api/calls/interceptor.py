@@ -66,7 +66,8 @@ class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
 
     def _observed(self, method: str, context: Any) -> AbstractContextManager[None]:
         found = next((value for key, value in context.invocation_metadata() or () if key == ID_KEY), None)
-        return self._observer.of(Request(request_id(found), method), partial(_code, context))
+        request = Request(request_id(found), method, peer=context.peer())
+        return self._observer.of(request, partial(_code, context))
 
 
 async def _written(answers: AsyncGenerator[Any], context: Any) -> None:
