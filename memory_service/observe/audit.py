@@ -9,9 +9,10 @@ import logging
 import queue
 from contextlib import suppress
 from datetime import UTC, datetime
+from io import TextIOWrapper
 from logging.handlers import QueueListener, RotatingFileHandler
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from kvbank.files import private
 from memory_service.domain.errors import StartError
@@ -79,9 +80,14 @@ class AuditLog:
 class _Listener(QueueListener):
     """A thread that hands on what waits in the queue until it is stopped."""
 
+    def __init__(self, waiting: "queue.Queue[Any]", handler: logging.Handler) -> None:
+        """Listen to a queue of log records."""
+        super().__init__(waiting, handler)
+        self._waiting = waiting
+
     def enqueue_sentinel(self) -> None:
         """Wait for room, where the base class would fail for a full queue."""
-        self.queue.put(None)
+        self._waiting.put(None)
 
 
 class _File(RotatingFileHandler):
@@ -92,7 +98,7 @@ class _File(RotatingFileHandler):
         self._troubles, self._written = troubles, False
         super().__init__(path, maxBytes=largest, backupCount=kept, encoding="utf-8")
 
-    def _open(self) -> TextIO:
+    def _open(self) -> TextIOWrapper:
         return open(self.baseFilename, "a", encoding="utf-8", opener=private.opener)
 
     def emit(self, record: logging.LogRecord) -> None:
