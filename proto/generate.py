@@ -10,6 +10,8 @@ from grpc_tools import protoc
 
 PROTO = Path(__file__).resolve().parent
 SDK = PROTO.parent / "clients" / "python"
+# The files that have services.
+SERVICES = ("kvbank/v1/access.proto", "kvbank/v1/service.proto")
 
 
 def generate(output: Path) -> None:
@@ -19,7 +21,7 @@ def generate(output: Path) -> None:
     arguments = [f"-I{PROTO}", f"-I{include}", f"--python_out={output}", f"--pyi_out={output}"]
     if protoc.main(["protoc", *arguments, *files]) != 0:
         raise SystemExit("protoc failed")
-    if protoc.main(["protoc", *arguments[:2], f"--grpc_python_out={output}", "kvbank/v1/service.proto"]) != 0:
+    if protoc.main(["protoc", *arguments[:2], f"--grpc_python_out={output}", *SERVICES]) != 0:
         raise SystemExit("protoc failed")
 
 

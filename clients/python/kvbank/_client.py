@@ -42,6 +42,7 @@ class Client:
         options: Sequence[tuple[str, Any]] = (),
         mapped: bool = False,
         first_contact: float = FIRST_CONTACT_S,
+        api_key: str | None = None,
         on_close: Callable[[], None] | None = None,
     ) -> None:
         """Make a client of the server at `address`, "host:port" or "unix:PATH"; nothing is sent before the first call.
@@ -55,6 +56,7 @@ class Client:
             options=options,
             mapped=mapped,
             first_contact=first_contact,
+            api_key=api_key,
         )
         self._on_close = on_close
 

@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, TypeVar, Unpack
 
+from kvbank import _api_key
 from kvbank._async_client import AsyncClient
 from kvbank._client import Client
 from kvbank._exceptions import InvalidArgument, MissingExtra, Unavailable
@@ -32,7 +33,7 @@ def connect(
         a string with a path separator, "." or "..", or the name of an existing folder: a folder, made if needed;
         "host:port": an address.
     timeout: default deadline of single calls, seconds.
-    options: stream_timeout, options, mapped, first_contact; see `ConnectOptions`.
+    options: stream_timeout, options, mapped, first_contact, api_key; see `ConnectOptions`.
 
     An address is not contacted before the first call. A folder is served by this process, on a socket that only this
     user can reach, until the client is closed.
@@ -53,6 +54,8 @@ def connect_async(
 def _opened(kind: Callable[..., T], target: str | os.PathLike[str], **options: Any) -> T:
     """Return a client of this kind; where its options are refused, stop again what was started for it."""
     address, stop = _open(target)
+    if stop is None and options.get("api_key") is None:
+        options["api_key"] = _api_key.of_environment()
     try:
         return kind(address, on_close=stop, **options)
     except BaseException:

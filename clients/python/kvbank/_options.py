@@ -20,12 +20,15 @@ class ConnectOptions(TypedDict, total=False):
         truncates such a file while a view of it is in use ends this process with SIGBUS; the server does not.
     first_contact: seconds (5) after which a call without a `timeout` of its own gives a server up that was never
         reached. A server that was reached once is waited for until the deadline of the call, because it may restart.
+    api_key: the key that goes with every call, or "@FILE" for the file that has it; the default is what the variable
+        KVBANK_API_KEY says, where the target is an address, and none for a folder.
     """
 
     stream_timeout: float
     options: Sequence[tuple[str, Any]]
     mapped: bool
     first_contact: float
+    api_key: str | None
 
 
 class BankSettings(TypedDict, total=False):

@@ -226,14 +226,14 @@ class AsyncCaller(BaseCaller):
             raise ClientClosed("the client is closed")
         if self._transport is None:
             self._loop = asyncio.get_running_loop()
-            self._transport = AsyncGrpc(self.address, self.options)
+            self._transport = AsyncGrpc(self.address, self.options, self.metadata)
         if self._loop is not asyncio.get_running_loop():
             raise LoopMismatch("this client belongs to another event loop; call kvbank.connect_async() in this one")
         return self._transport
 
     def _for_writes(self) -> Grpc:
         if self._writing is None:
-            self._writing = Grpc(self.address, self.options)
+            self._writing = Grpc(self.address, self.options, self.metadata)
         return self._writing
 
     @contextmanager

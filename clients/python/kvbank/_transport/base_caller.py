@@ -4,7 +4,7 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from kvbank import _arguments
+from kvbank import _api_key, _arguments
 from kvbank._targets import checked_address
 from kvbank._transport import channel
 from kvbank._transport.retrying import Attempts, Contact
@@ -18,6 +18,7 @@ class BaseCaller:
     sharing: what is known of the server's data folder. contact: whether the server was reached. pid: the process that
     made the client. bound: bytes of a write that may be unacknowledged; 0 before the server was asked.
     typed: whether the server keeps other metadata than strings; False before it was asked.
+    metadata: what goes with every call as gRPC metadata.
     """
 
     def __init__(
@@ -29,10 +30,12 @@ class BaseCaller:
         options: Sequence[tuple[str, Any]],
         mapped: bool,
         first_contact: float,
+        api_key: str | None = None,
     ) -> None:
         """Take the arguments of a client, see `kvbank.ConnectOptions`. Errors: InvalidArgument."""
         self.address = checked_address("address", address)
         self.options = channel.with_defaults(options)
+        self.metadata = _api_key.metadata(_api_key.given(api_key))
         self._timeout = _arguments.seconds("timeout", timeout)
         self._stream_timeout = _arguments.seconds("stream_timeout", stream_timeout)
         self.sharing = Sharing(address, _arguments.flag("mapped", mapped))

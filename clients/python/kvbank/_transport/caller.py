@@ -37,7 +37,7 @@ class Caller(BaseCaller):
         """Take the arguments of `BaseCaller`; nothing is sent before the first call."""
         super().__init__(address, timeout, **options)
         self._closed = threading.Event()
-        self._transport: Transport = SocketFirst(self.sharing, Grpc(self.address, self.options))
+        self._transport: Transport = SocketFirst(self.sharing, Grpc(self.address, self.options, self.metadata))
 
     def close(self) -> bool:
         """Close the connection, so that calls under way fail; return whether it was open, in this process."""

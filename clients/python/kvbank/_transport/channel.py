@@ -6,6 +6,8 @@ from typing import Any
 
 from kvbank._arguments import each, expected, int32, text
 
+Metadata = tuple[tuple[str, str | bytes], ...]
+
 DEFAULT_TIMEOUT = 30.0
 DEFAULT_STREAM_TIMEOUT = 120.0
 MAX_MESSAGE_BYTES = 64 << 20
@@ -63,6 +65,6 @@ def new_request_id() -> str:
     return uuid.uuid4().hex
 
 
-def metadata(request_id: str) -> tuple[tuple[str, str], ...]:
-    """Return the gRPC metadata of a call: the id under which the server logs it."""
-    return ((REQUEST_ID, request_id),)
+def metadata(request_id: str, others: Metadata = ()) -> Metadata:
+    """Return the gRPC metadata of a call: the id under which the server logs it, and what goes with every call."""
+    return ((REQUEST_ID, request_id), *others)
