@@ -20,7 +20,7 @@ MIB = 1024 * 1024
 LONGEST_SOCKET_PATH = 107
 PREFIX = "KVBANK_"
 # Variables KVBANK_... that other parts of the command line read.
-_OTHERS = ("KVBANK_MEMORY", "KVBANK_DEBUG", "KVBANK_CACHE")
+_OTHERS = ("KVBANK_MEMORY", "KVBANK_API_KEY", "KVBANK_DEBUG", "KVBANK_CACHE")
 
 
 def _read(quantity: Quantity) -> BeforeValidator:

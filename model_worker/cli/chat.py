@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from kvbank.console.keys import ApiKey
 from model_worker.attachment.model_names import SHIPPED, lasting, model_folder
 from model_worker.cli.chat_options import ChatOptions
 from model_worker.cli.targets import Memory, Sessions, connected, folder_of, target_of
@@ -23,6 +24,7 @@ def chat(
         str, typer.Option("--session", "-s", help="Name of the session; a new name begins one.")
     ] = "default",
     memory: Memory = None,
+    api_key: ApiKey = None,
     sessions: Sessions = None,
 ) -> None:
     """Talk to a model that remembers, also after it was started again.
@@ -35,7 +37,7 @@ def chat(
     name = lasting(options.model or (known.model if known else SHIPPED))
     target = target_of(memory, known)
     model_folder(name)  # what can be said at once is said before a model is loaded
-    with warnings_in_one_line(), connected(target) as client, SessionLog.open(folder, session) as log:
+    with warnings_in_one_line(), connected(target, api_key) as client, SessionLog.open(folder, session) as log:
         from model_worker.cli.conversation import run_chat
 
         run_chat(log, client, options.model_copy(update={"model": name}), target)

@@ -11,6 +11,7 @@ import typer
 
 import kvbank
 from kvbank.console.ending import say
+from kvbank.console.keys import ApiKey
 from kvbank.console.output import print_json, print_line
 from kvbank.console.table import Column
 from model_worker.cli.shown import AsJson, Shown, Table, show
@@ -110,6 +111,7 @@ def fork_session(
 def remove_session(
     name: Name,
     memory: Memory = None,
+    api_key: ApiKey = None,
     sessions: Sessions = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     force: Annotated[
@@ -128,7 +130,8 @@ def remove_session(
         if not yes:
             typer.confirm(f"Delete session {name!r}, its {turns} turns and bank {bank}?", abort=True, err=True)
         epochs = known_epochs(log.epoch)
-        left = None if log.header is None else _remove_bank(log.header, epochs, target_of(memory, log.header), force)
+        target = target_of(memory, log.header)
+        left = None if log.header is None else _remove_bank(log.header, epochs, target, api_key, force)
         if log.header is not None and left is not None and left.memory:
             note(folder, LeftBank(str(bank), left.memory, name, now(), epochs, is_named(log.header)))
         log.remove()
@@ -140,14 +143,14 @@ def remove_session(
 
 
 @session.command("clean")
-def clean_sessions(sessions: Sessions = None, as_json: AsJson = False) -> None:
+def clean_sessions(sessions: Sessions = None, api_key: ApiKey = None, as_json: AsJson = False) -> None:
     """Delete the banks that deleted sessions have left, where their services are there again.
 
     The command ends with 1 where a bank is still there.
 
     Example: kvbank session clean
     """
-    found = list(delete_noted(folder_of(sessions)))
+    found = list(delete_noted(folder_of(sessions), api_key))
     for left, trouble in found:
         if trouble:
             say(f"bank {left.bank} of session {left.session} is still there: {trouble}")
@@ -159,7 +162,7 @@ def clean_sessions(sessions: Sessions = None, as_json: AsJson = False) -> None:
         raise typer.Exit(1)
 
 
-def _remove_bank(header: Header, epochs: list[str], target: str, force: bool) -> _Left | None:
+def _remove_bank(header: Header, epochs: list[str], target: str, api_key: str | None, force: bool) -> _Left | None:
     """Delete the bank of a session. Return what is left of it where `force` passes over one that cannot be deleted.
 
     A bank cannot be deleted where its service is away, where it is not found, and where another copy of the session
@@ -167,7 +170,7 @@ def _remove_bank(header: Header, epochs: list[str], target: str, force: bool) ->
     """
     bank = header.bank
     try:
-        with kvbank.connect(target, timeout=3, first_contact=1) as client:
+        with kvbank.connect(target, timeout=3, first_contact=1, api_key=api_key) as client:
             delete_own(client, bank, epochs, named=is_named(header))
     except SessionError as error:
         if not force:

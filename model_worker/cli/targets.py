@@ -65,13 +65,13 @@ def target_of(memory: str | None, known: Header | None) -> str:
 
 
 @contextmanager
-def connected(target: str) -> Iterator[kvbank.Client]:
-    """Connect a client and wait for the first answer of its service.
+def connected(target: str, api_key: str | None) -> Iterator[kvbank.Client]:
+    """Connect a client and wait for the first answer of its service. api_key: see `kvbank.ConnectOptions`.
 
     Raises SessionError, with what to do, for a folder that another process serves.
     """
     try:
-        client = kvbank.connect(target)
+        client = kvbank.connect(target, api_key=api_key)
     except kvbank.Unavailable as error:
         if not isinstance(kvbank.parse_target(target), Path):
             raise

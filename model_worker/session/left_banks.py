@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import xxhash
@@ -71,11 +72,15 @@ def delete_own(client: kvbank.Client, bank: str, epochs: Sequence[str], *, named
     client.delete_bank(bank)
 
 
-def delete_noted(sessions: Path) -> Iterator[tuple[LeftBank, str]]:
-    """Delete the banks that are noted; yield each with the reason why it is still there, empty where it has gone."""
+def delete_noted(sessions: Path, api_key: str | None = None) -> Iterator[tuple[LeftBank, str]]:
+    """Delete the banks that are noted; yield each with the reason why it is still there, empty where it has gone.
+
+    api_key: for their services, see `kvbank.ConnectOptions`.
+    """
+    connect = partial(kvbank.connect, timeout=3, first_contact=1, api_key=api_key)
     for path, left in _notes(sessions):
         try:
-            with kvbank.connect(left.memory, timeout=3, first_contact=1) as client, suppress(kvbank.BankNotFound):
+            with connect(left.memory) as client, suppress(kvbank.BankNotFound):
                 delete_own(client, left.bank, left.epochs, named=left.named)
         except kvbank.KVBankError as error:
             yield left, str(error)

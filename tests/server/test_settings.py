@@ -93,9 +93,10 @@ def test_an_opened_folder_names_the_variable(tmp_path: Path, monkeypatch: pytest
 
 
 def test_a_variable_that_is_no_setting_is_warned_of(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    ended = start(KVBANK_MIN_FRE="1", KVBANK_MEMORY="x:1", KVBANK_DEBUG="")
+    ended = start(KVBANK_MIN_FRE="1", KVBANK_MEMORY="x:1", KVBANK_API_KEY="k", KVBANK_DEBUG="")
     assert "KVBANK_MIN_FRE is no setting; did you mean KVBANK_MIN_FREE?" in ended.stderr
     assert "KVBANK_MEMORY" not in ended.stderr
+    assert "KVBANK_API_KEY" not in ended.stderr
     assert "KVBANK_DEBUG" not in ended.stderr
     monkeypatch.setenv("KVBANK_TEA", "1")
     assert "KVBANK_TEA is no setting" in list(unknown_variables())

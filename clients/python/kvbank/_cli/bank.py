@@ -10,7 +10,7 @@ import typer
 import kvbank
 from kvbank._cli import common, parse
 from kvbank._cli.bank_options import LARGEST, Settings, Specs
-from kvbank._cli.common import DEFAULT_ADDRESS, AsJson, Memory, Name
+from kvbank._cli.common import AsJson, Name, Service
 from kvbank._cli.trace import trace
 from kvbank.console.ending import say
 from kvbank.console.options import spread
@@ -33,8 +33,9 @@ app = typer.Typer(no_args_is_help=True, help="Look at banks, make, change and de
 
 
 @app.command("ls")
+@spread
 def list_banks(
-    memory: Memory = DEFAULT_ADDRESS,
+    service: Service,
     orphans: Annotated[
         bool,
         typer.Option(
@@ -49,7 +50,7 @@ def list_banks(
 
     Example: kvbank bank ls --memory ./memory
     """
-    with common.connect(memory) as client:
+    with service.connect() as client:
         banks = list(client.list_banks())
     if orphans:
         # Sessions are the worker's; without it this ends in the line that names what to install.
@@ -77,12 +78,13 @@ def list_banks(
 
 
 @app.command("show")
-def show_bank(name: Name, memory: Memory = DEFAULT_ADDRESS, as_json: AsJson = False) -> None:
+@spread
+def show_bank(name: Name, service: Service, as_json: AsJson = False) -> None:
     """Show the specs, bounds, policy, usage and index of a bank.
 
     Example: kvbank bank show notes --json
     """
-    with common.connect(memory) as client:
+    with service.connect() as client:
         (found,) = client.stats([name]).banks
     if as_json:
         print_json({**asdict(found.bank), "index_state": asdict(found.index)})
@@ -97,22 +99,20 @@ def show_bank(name: Name, memory: Memory = DEFAULT_ADDRESS, as_json: AsJson = Fa
 
 @app.command("create")
 @spread
-def create_bank(
-    name: Name, specs: Specs, settings: Settings, memory: Memory = DEFAULT_ADDRESS, as_json: AsJson = False
-) -> None:
+def create_bank(name: Name, specs: Specs, settings: Settings, service: Service, as_json: AsJson = False) -> None:
     """Make a bank for other producers than workers, which make their own.
 
     Example: kvbank bank create notes --embedder my-embedder --dimension 384 --capacity chunks=10k --ttl 30d
     """
     kv, options = specs.kv(), settings.given()
-    with common.connect(memory) as client:
+    with service.connect() as client:
         made = client.create_bank(name, kv=kv, embedding=specs.embedding(), **options)
     _answer(made, as_json)
 
 
 @app.command("update")
 @spread
-def update_bank(name: Name, settings: Settings, memory: Memory = DEFAULT_ADDRESS, as_json: AsJson = False) -> None:
+def update_bank(name: Name, settings: Settings, service: Service, as_json: AsJson = False) -> None:
     """Change the bounds, policy, expiry, index or metadata (all of them) of a bank; what is not given stays.
 
     Example: kvbank bank update notes --quota bytes=2GiB --policy lru
@@ -120,15 +120,16 @@ def update_bank(name: Name, settings: Settings, memory: Memory = DEFAULT_ADDRESS
     options = settings.given()
     if not options:
         raise typer.BadParameter("nothing to change")
-    with common.connect(memory) as client:
+    with service.connect() as client:
         changed = client.update_bank(name, **options)
     _answer(changed, as_json)
 
 
 @app.command("rm")
+@spread
 def remove_bank(
     name: Name,
-    memory: Memory = DEFAULT_ADDRESS,
+    service: Service,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -136,7 +137,7 @@ def remove_bank(
 
     Example: kvbank bank rm notes --yes
     """
-    with common.connect(memory) as client:
+    with service.connect() as client:
         chunks = client.get_bank(name).usage.chunks
         if not yes:
             typer.confirm(f"Delete bank {printable(name)!r} and its {chunks} chunks?", abort=True, err=True)
@@ -148,21 +149,22 @@ def remove_bank(
 
 
 @app.command("evictions")
+@spread
 def evictions(
     name: Name,
+    service: Service,
     explain: Annotated[bool, typer.Option("--explain", help="What would go next, instead of what went.")] = False,
     need: Annotated[
         int, typer.Option(min=1, max=2**63 - 1, help="With --explain: room wanted, in the capacity's unit.")
     ] = 1,
     limit: Annotated[int, typer.Option(min=1, max=LARGEST, help="Show at most so many.")] = 100,
-    memory: Memory = DEFAULT_ADDRESS,
     as_json: AsJson = False,
 ) -> None:
     """Show which chunks went, newest first, and why; or which would go next, in order.
 
     Example: kvbank bank evictions notes --explain --need 100
     """
-    with common.connect(memory) as client:
+    with service.connect() as client:
         if explain:
             plan = client.explain_eviction(name, need)
             shown, why = plan[:limit], plan.explanation

@@ -1,12 +1,14 @@
 """Every command takes its options and its connection from here. This file owns how a figure is written."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 import kvbank
+from kvbank.console.keys import ApiKey
 
 if TYPE_CHECKING:
     from kvbank import Bank, Client
@@ -21,9 +23,21 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Name = Annotated[str, typer.Argument(help="Name of the bank.")]
 
 
-def connect(target: str) -> "Client":
+@dataclass(frozen=True, slots=True)
+class Service:
+    """The options that say which service a command asks, and with which key."""
+
+    memory: Memory = DEFAULT_ADDRESS
+    api_key: ApiKey = None
+
+    def connect(self) -> "Client":
+        """Return a client of the service; see `connect`."""
+        return connect(self.memory, self.api_key)
+
+
+def connect(target: str, api_key: str | None = None) -> "Client":
     """Return a client that does not wait long: 10 s for an answer, 1 s for a server that was never reached."""
-    return kvbank.connect(target, timeout=10, first_contact=1)
+    return kvbank.connect(target, timeout=10, first_contact=1, api_key=api_key)
 
 
 def size(count: float) -> str:

@@ -8,18 +8,20 @@ import typer
 
 from kvbank._cli import common
 from kvbank._cli.common import DEFAULT_ADDRESS, AsJson
+from kvbank.console.keys import ApiKey
 from kvbank.console.output import print_json, print_line
 
 
 def ping(
     target: Annotated[str, typer.Argument(metavar="[HOST:PORT]", envvar="KVBANK_MEMORY")] = DEFAULT_ADDRESS,
+    api_key: ApiKey = None,
     as_json: AsJson = False,
 ) -> None:
     """Show the version and identity of a memory service, and how long it takes to answer.
 
     Example: kvbank ping localhost:7400
     """
-    with common.connect(target) as client:
+    with common.connect(target, api_key) as client:
         client.server_info()
         start = time.perf_counter()
         info = client.server_info()

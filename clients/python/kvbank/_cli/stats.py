@@ -10,18 +10,20 @@ import typer
 
 import kvbank
 from kvbank._cli import common
-from kvbank._cli.common import DEFAULT_ADDRESS, AsJson, Memory
+from kvbank._cli.common import AsJson, Service
 from kvbank.console.ending import Failed
+from kvbank.console.options import spread
 from kvbank.console.output import print_json, print_line
 from kvbank.console.table import Column, print_table
 
 
-def stats(memory: Memory = DEFAULT_ADDRESS, as_json: AsJson = False) -> None:
+@spread
+def stats(service: Service, as_json: AsJson = False) -> None:
     """Show a memory service, what it has done since it started, and its banks.
 
     Example: kvbank stats --memory localhost:7400 --json
     """
-    with common.connect(memory) as client:
+    with service.connect() as client:
         found = client.stats()
     if as_json:
         print_json(asdict(found))
@@ -48,9 +50,8 @@ def stats(memory: Memory = DEFAULT_ADDRESS, as_json: AsJson = False) -> None:
 _PLACE = typer.Argument(metavar="DATA", help="A data folder that no server serves, instead of --memory.")
 
 
-def compact(
-    data: Annotated[str | None, _PLACE] = None, memory: Memory = DEFAULT_ADDRESS, as_json: AsJson = False
-) -> None:
+@spread
+def compact(service: Service, data: Annotated[str | None, _PLACE] = None, as_json: AsJson = False) -> None:
     """Give back to the disk what deleted chunks have left free in the database of a service or a folder.
 
     Example: kvbank compact /var/lib/kvbank
@@ -58,7 +59,7 @@ def compact(
     # A folder that is not there would be made.
     if data is not None and not (Path(data) / "metadata.db").is_file():
         raise Failed(f"{data} is no data folder of kvbank: it has no metadata.db")
-    with common.connect(memory if data is None else data) as client:
+    with (service if data is None else Service(data, service.api_key)).connect() as client:
         done = client.compact()
     if as_json:
         print_json(asdict(done))

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kvbank._cli import common, parse
-from kvbank._cli.common import DEFAULT_ADDRESS, AsJson, Memory
+from kvbank._cli.common import AsJson, Service
 from kvbank._cli.rates import BankRate, MethodRate, Rates, between
+from kvbank.console.options import spread
 from kvbank.console.output import print_json
 from kvbank.console.table import Column, console, print_table, table, terminal_width
 
@@ -30,14 +31,13 @@ Interval = Annotated[
 Once = Annotated[bool, typer.Option("--once", help="Print one sample and end, as without a terminal.")]
 
 
-def top(
-    memory: Memory = DEFAULT_ADDRESS, interval: Interval = 2.0, once: Once = False, as_json: AsJson = False
-) -> None:
+@spread
+def top(service: Service, interval: Interval = 2.0, once: Once = False, as_json: AsJson = False) -> None:
     """Watch a memory service: requests, latencies, bytes and banks, by the second. Ends with q or Ctrl-C.
 
     Example: kvbank top --memory localhost:7400 --interval 5
     """
-    with common.connect(memory) as client:
+    with service.connect() as client:
         if as_json or once or not sys.stdout.isatty():
             rates = next(_samples(client, interval, time.sleep))
             if as_json:
