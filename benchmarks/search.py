@@ -28,6 +28,7 @@ from benchmarks.pair import Contender, Result, compare, timed
 from benchmarks.service import EMBEDDER, EMBEDDING, connected, writer
 from memory_service.care.folder import Folder
 from memory_service.domain.model import Bank
+from memory_service.domain.tenants import DEFAULT_TENANT
 from memory_service.search.index import BankIndex
 from memory_service.search.ivf import Ivf
 from memory_service.search.loading import load
@@ -118,7 +119,7 @@ def _settle(folder: Path, found: material.Vectors, kind: Kind) -> None:
 def _index(store: Folder) -> tuple[Bank, Ids, BankIndex]:
     """Return the bank, all ids of its chunks, ascending, and its index as the service loads it."""
     with store.read() as connection:
-        bank = bank_rows.named(connection, _BANK)
+        bank = bank_rows.named(connection, DEFAULT_TENANT, _BANK)
         assert bank is not None
         snapshots = Snapshots(store.path / "indexes" / bank.uid, store.store_id(), material.DIMENSION, 0, durable=False)
         ids = chunk_rows.ids(connection, bank.bank_id)

@@ -30,6 +30,9 @@ Reason = Literal[
     "QUOTA_EXCEEDED",
     "STAGED_FILE",
     "NOT_SAME_HOST",
+    "TENANT_NOT_FOUND",
+    "TENANT_EXISTS",
+    "TENANT_NOT_EMPTY",
 ]
 # In bytes. A status has the message twice, the second time with up to three values.
 _LONGEST_MESSAGE, _LONGEST_VALUE = 1024, 512
@@ -102,6 +105,11 @@ def _(error: OSError) -> ServiceError:
 def bank_not_found(name: str) -> ServiceError:
     """Make the error BANK_NOT_FOUND."""
     return ServiceError("BANK_NOT_FOUND", f"there is no bank {name!r}", bank=name)
+
+
+def tenant_not_found(name: str) -> ServiceError:
+    """Make the error TENANT_NOT_FOUND."""
+    return ServiceError("TENANT_NOT_FOUND", f"there is no tenant {name!r}", tenant=name)
 
 
 def chunk_not_found(name: str, chunk_id: int) -> ServiceError:

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from memory_service.domain.tenants import DEFAULT_TENANT
+
 DType = Literal["bf16", "fp16", "fp32", "int32"]
 Unit = Literal["chunks", "tokens", "bytes"]
 PolicyKind = Literal["frequency", "recency_half", "reject", "lru"]
@@ -120,6 +122,8 @@ class Bank:
     # The expiry of chunks that state none.
     expiry: Expiry = Expiry()
     index: IndexKind = "auto"
+    # Whose bank it is; the name is unique within it.
+    tenant: str = DEFAULT_TENANT
 
 
 def bank_bytes(bank: Bank) -> int:

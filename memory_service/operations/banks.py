@@ -14,6 +14,7 @@ from memory_service.domain.errors import bank_not_found, chunk_not_found
 from memory_service.domain.limits import NO_PAUSES, STANDARD, Limits, Pauses
 from memory_service.domain.model import Bank, Chunk, Eviction, Filter, IndexStats, Metadata, bank_bytes, metadata_bytes
 from memory_service.domain.payload import Buffer
+from memory_service.domain.tenants import DEFAULT_TENANT
 from memory_service.observe.metrics import Metrics
 from memory_service.operations.damage import Damage
 from memory_service.operations.paging import page
@@ -114,7 +115,7 @@ class Banks:
 
     def named(self, name: str) -> Bank:
         """Return a bank, with the usage of some earlier time. Errors: BANK_NOT_FOUND."""
-        return self.store.bank(name)
+        return self.store.bank(DEFAULT_TENANT, name)
 
     def get(self, name: str) -> Bank:
         """Return a bank as it is now. Errors: BANK_NOT_FOUND."""
@@ -131,19 +132,19 @@ class Banks:
     def after(self, name: str, limit: int) -> tuple[list[Bank], bool]:
         """Return a page of banks by name, from the first one after `name`, and whether there are more."""
         with self.store.read() as view:
-            return page(view.banks(name), limit, bank_bytes)
+            return page(view.banks(DEFAULT_TENANT, name), limit, bank_bytes)
 
     def update(self, name: str, changes: Mapping[str, object]) -> Bank:
         """Replace some of capacity, policy, metadata, quota, expiry, index.
 
         Errors: INVALID_FIELD, BANK_NOT_FOUND, TOO_LARGE, DISK_FULL (not for capacity and policy, which make room).
         """
-        return self.store.update_bank(name, changes)
+        return self.store.update_bank(DEFAULT_TENANT, name, changes)
 
     def delete(self, name: str) -> None:
         """Delete a bank with all its chunks; it is gone at once, what it takes on the disk soon. Errors:
         BANK_NOT_FOUND."""
-        self.store.delete_bank(name)
+        self.store.delete_bank(DEFAULT_TENANT, name)
 
     # Writing
 

@@ -241,8 +241,7 @@ class SearchIndexes:
 
     def _drop_unknown(self) -> None:
         def known() -> set[str]:
-            with self._store.read() as view:
-                return {bank.uid for bank in view.banks()}
+            return {bank.uid for bank in self._store.known_banks()}
 
         drop_unknown(self._options.folder, known)
 

@@ -1,11 +1,12 @@
 """The seam between what the service does and where it keeps things. This file owns the protocols that an engine
-implements (`Store`, `Objects`, and `Engine`, which joins them); nothing above it knows SQL, a database or a disk.
+implements (`Store`, `AccessRecords`, `Objects`, and `Engine`, which joins them); nothing above it knows SQL, a database
+or a disk.
 
-A store holds banks, chunks, vectors and idempotency keys; every method that changes something is one atomic step.
-Objects hold the K-V of chunks, one immutable object each. The order of a write is not an engine's: it stands in
-`memory_service.operations.writing` (object durable, then row, then acknowledged). Neither is the search: an index is
-derived from the store, which tells it what is committed (`Store.follow`, `Store.catch_up`) and lets it read what was
-committed before (`Store.snapshot`). So a second engine brings no search of its own.
+A store holds banks, chunks, vectors and idempotency keys, and beside them tenants and their API keys; every method that
+changes something is one atomic step. Objects hold the K-V of chunks, one immutable object each. The order of a write is
+not an engine's: it stands in `memory_service.operations.writing` (object durable, then row, then acknowledged). Neither
+is the search: an index is derived from the store, which tells it what is committed (`Store.follow`, `Store.catch_up`)
+and lets it read what was committed before (`Store.snapshot`). So a second engine brings no search of its own.
 
 Errors that callers see are `ServiceError`s with the reason that each method names. Errors of the storage itself are
 OSError and those of the engine's driver; the transport tells callers STORAGE_ERROR or DISK_FULL for them. An engine
@@ -23,9 +24,11 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from memory_service.domain.api_key import ApiKey
 from memory_service.domain.clock import Clock
 from memory_service.domain.model import Bank, Chunk, Eviction, Filter, Metadata, Payload
 from memory_service.domain.payload import Buffer
+from memory_service.domain.tenants import Tenant, TenantQuota, TenantUsage
 
 # Ids of chunks [n], ascending.
 Ids = NDArray[np.int64]
@@ -114,8 +117,8 @@ class View(Protocol):
     def bank(self, bank_id: int) -> Bank | None:
         """Read a bank by its id, with its usage; None where it is not there."""
 
-    def banks(self, after: str = "") -> Iterator[Bank]:
-        """Read banks with their usage, by name, from the first one after the name `after`."""
+    def banks(self, tenant: str, after: str = "") -> Iterator[Bank]:
+        """Read the banks of a tenant with their usage, by name, from the first one after the name `after`."""
 
     def chunk(self, bank: Bank, chunk_id: int, *, embedding: bool = False) -> Chunk | None:
         """Read a chunk of a bank; None where it is not there. Errors: FlawedError."""
@@ -186,23 +189,25 @@ class Store(Protocol):
     # Banks
 
     def create_bank(self, new: Bank) -> tuple[Bank, bool]:
-        """Make a bank, whose `uid` and `created` are set here; return it and whether it is new. A bank of this name
-        whose specs agree is returned as it is. The caller has checked the bank; the engine bounds all banks together by
-        the settings `max_banks` and `max_bank_bytes`. Errors: BANK_EXISTS, TOO_LARGE, DISK_FULL, STORAGE_ERROR."""
+        """Make a bank, whose `uid` and `created` are set here; return it and whether it is new. A bank of this tenant
+        and name whose specs agree is returned as it is. The caller has checked the bank; the engine bounds all banks
+        together by the settings `max_banks` and `max_bank_bytes`. Errors: BANK_EXISTS, TENANT_NOT_FOUND,
+        QUOTA_EXCEEDED, TOO_LARGE, DISK_FULL, STORAGE_ERROR."""
 
-    def bank(self, name: str) -> Bank:
-        """Return a bank, with the usage of some earlier time; this reads no disk. Errors: BANK_NOT_FOUND."""
+    def bank(self, tenant: str, name: str) -> Bank:
+        """Return a bank of a tenant, with the usage of some earlier time; this reads no disk. Another tenant's bank is
+        not told from one that is not there, neither by words nor by time. Errors: BANK_NOT_FOUND."""
 
     def known_banks(self) -> list[Bank]:
-        """Return every bank, with the usage of some earlier time; this reads no disk."""
+        """Return every bank of every tenant, with the usage of some earlier time; this reads no disk."""
 
-    def update_bank(self, name: str, changes: Mapping[str, object]) -> Bank:
+    def update_bank(self, tenant: str, name: str, changes: Mapping[str, object]) -> Bank:
         """Replace fields of a bank (capacity, policy, metadata, quota, expiry, index), and return it as it is then.
         The bank that results is checked here (`domain.validate.bank`), in the same step. Chunks beyond a lowered
         capacity go soon. Errors: INVALID_FIELD, BANK_NOT_FOUND, TOO_LARGE, DISK_FULL (not for capacity and policy,
         which make room)."""
 
-    def delete_bank(self, name: str) -> None:
+    def delete_bank(self, tenant: str, name: str) -> None:
         """Delete a bank with all its chunks. It is gone at once; what it takes on the disk goes in the background.
         Errors: BANK_NOT_FOUND."""
 
@@ -287,6 +292,52 @@ class Store(Protocol):
 
     def in_order(self, action: Callable[[], T]) -> "Future[T]":
         """Call an action between two commits, when followers know all earlier ones and no later one."""
+
+
+class AccessRecords(Protocol):
+    """Who may use a store: its tenants and their API keys. Threads share it, and its methods block. What a method
+    changes is durable, and seen by every later read, when it returns; a method that refuses has changed nothing.
+
+    The tenant "default" is always there.
+    """
+
+    def tenants(self) -> list[Tenant]:
+        """Return all tenants, by name."""
+
+    def tenant(self, name: str) -> Tenant:
+        """Return the tenant of a name. Errors: TENANT_NOT_FOUND."""
+
+    def tenant_usage(self, name: str) -> TenantUsage:
+        """Add up what the banks of a tenant hold now; a name that is no tenant's holds nothing."""
+
+    def add_tenant(self, name: str, quota: TenantQuota) -> Tenant:
+        """Make a tenant, whose name and quota the caller has checked. Errors: TENANT_EXISTS, DISK_FULL."""
+
+    def set_tenant_quota(self, name: str, quota: TenantQuota) -> Tenant:
+        """Replace the quota of a tenant, which may be below what it holds: then its writes are refused until it holds
+        less. Errors: TENANT_NOT_FOUND."""
+
+    def drop_tenant(self, name: str, *, force: bool = False) -> None:
+        """Delete a tenant with its keys, in one step. force: whether to delete its banks too. Errors: TENANT_NOT_FOUND;
+        TENANT_NOT_EMPTY where it has banks, or is the tenant "default"."""
+
+    def add_key(self, key: ApiKey) -> bool:
+        """Keep a key, and return whether its id was free. Errors: TENANT_NOT_FOUND, DISK_FULL."""
+
+    def key(self, key_id: str) -> ApiKey | None:
+        """Return the key of an id; None where there is none."""
+
+    def keys_of(self, tenant: str | None = None) -> list[ApiKey]:
+        """Return the keys of a tenant, or all keys, oldest first; those that are revoked or have expired too."""
+
+    def has_keys(self) -> bool:
+        """Tell whether there is any key, good or not."""
+
+    def revoke_key(self, key_id: str) -> ApiKey | None:
+        """Revoke a key for good, and return it; None where there is none."""
+
+    def used_key(self, key_id: str, at: int) -> None:
+        """Note when a key was used last, in microseconds since 1970."""
 
 
 class Source(Protocol):
@@ -394,6 +445,10 @@ class Engine(Protocol):
     @property
     def store(self) -> Store:
         """Return the store of this engine."""
+
+    @property
+    def access(self) -> AccessRecords:
+        """Return the tenants and keys of the store."""
 
     @property
     def objects(self) -> Objects:

@@ -1,9 +1,10 @@
 """Makes the fixtures of `test_release.py` with the code of a released version, which comes first on the path:
 
-    git worktree add ../released 8a57d30
-    PYTHONPATH=../released:../released/clients/python python tests/compat/make.py tests/compat/8a57d30
+    git worktree add ../released 63eab45
+    PYTHONPATH=../released:../released/clients/python python tests/compat/make.py tests/compat/63eab45
 
 It writes `release.tar.gz` (the folders `data`, `sessions` and `model`) and `expected.json` (what the release answers).
+The fixture 8a57d30 was made by this file's version of that time, because the modules of a session had other names.
 """
 
 import json
@@ -18,13 +19,13 @@ import answers  # beside this file
 import ml_dtypes
 import numpy as np
 import torch
-from model_worker.session_log import SessionLog
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import kvbank
 from model_worker.model import MemoryModel
-from model_worker.session import Session
+from model_worker.session.log import SessionLog
+from model_worker.session.session import Session
 
 CHUNK, WINDOW, ANSWER = 8, 24, 6
 WORDS = ["the sea is wide", "ships come and go"]

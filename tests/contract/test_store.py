@@ -29,6 +29,7 @@ from memory_service.domain.model import (
     Quota,
     Range,
 )
+from memory_service.domain.tenants import DEFAULT_TENANT
 from memory_service.storage.base import Engine, Ids, Retrievals, Vectors, Written
 from tests.support.clocks import HOUR, Hands
 from tests.support.engines import opened
@@ -90,15 +91,19 @@ def test_a_bank_is_made_once_found_by_name_and_deleted(open_engine: Open) -> Non
         assert (
             reason(lambda: store.create_bank(replace(new_bank(), embedding=EmbeddingSpec("other", 4)))) == "BANK_EXISTS"
         )
-        assert store.bank("b") == bank
+        assert store.bank(DEFAULT_TENANT, "b") == bank
         assert store.known_banks() == [bank]
-        changed = store.update_bank("b", {"quota": Quota(chunks=5)})
+        changed = store.update_bank(DEFAULT_TENANT, "b", {"quota": Quota(chunks=5)})
         assert (changed.quota.chunks, changed.metadata) == (5, {"a": "b"})
         assert mirror.banks == {"b": changed}
         add(store, bank, 1)
-        store.delete_bank("b")
+        store.delete_bank(DEFAULT_TENANT, "b")
         assert mirror.banks == {}
-        for call in (lambda: store.bank("b"), lambda: store.delete_bank("b"), lambda: store.update_bank("b", {})):
+        for call in (
+            lambda: store.bank(DEFAULT_TENANT, "b"),
+            lambda: store.delete_bank(DEFAULT_TENANT, "b"),
+            lambda: store.update_bank(DEFAULT_TENANT, "b", {}),
+        ):
             assert reason(call) == "BANK_NOT_FOUND"
         assert reason(lambda: add(store, bank, 2)) == "BANK_NOT_FOUND"
         with store.read() as view:
@@ -116,7 +121,7 @@ def test_banks_and_their_chunks_are_there_after_the_store_is_opened_again(open_e
         ids = fill(engine.store, bank, range(5))
     with open_engine() as engine:
         assert engine.store.store_id == store_id
-        assert replace(engine.store.bank("b"), usage=bank.usage) == bank
+        assert replace(engine.store.bank(DEFAULT_TENANT, "b"), usage=bank.usage) == bank
         assert held(engine.store, bank) == ids
         assert bank_now(engine.store, bank).usage.chunks == 5
 
@@ -334,7 +339,7 @@ def test_a_kill_loses_nothing_that_was_acknowledged_and_gives_no_id_twice(data: 
     given = [chunk_id for pair in told for chunk_id in pair]
     assert len(given) == len(set(given)) == 602
     with open_engine() as engine:
-        bank = engine.store.bank("b")
+        bank = engine.store.bank(DEFAULT_TENANT, "b")
         assert held(engine.store, bank) == [added for _, added in told]
         more = [id_from(engine.store) for _ in range(700)]
         assert not set(more) & set(given)

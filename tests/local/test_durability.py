@@ -431,7 +431,7 @@ def test_unix_socket(tmp_path):
 NEXT = '''"""One more column."""
 import sqlalchemy as sa
 from alembic import op
-revision, down_revision = "0004", "0003"
+revision, down_revision = "0005", "0004"
 
 
 def upgrade() -> None:
@@ -444,7 +444,7 @@ def upgrade() -> None:
 def next_schema(tmp_path):
     """Add one version to the migrations."""
     folder = shutil.copytree(schema.migrations(), tmp_path / "migrations")
-    (folder / "versions" / "0004_next.py").write_text(NEXT)
+    (folder / "versions" / "0005_next.py").write_text(NEXT)
     return folder
 
 
@@ -455,7 +455,7 @@ def test_older_and_newer_schema(serving, data, next_schema, monkeypatch):
     serving.stop()
     with monkeypatch.context() as patched:
         patched.setattr(schema, "migrations", lambda: next_schema)
-        with pytest.raises(StartError, match=f"older schema 0003.*kvbank serve --data {data} --migrate"):
+        with pytest.raises(StartError, match=f"older schema 0004.*kvbank serve --data {data} --migrate"):
             serving()
         assert list(serving(migrate=True).retrieve()[1]) == [chunk_id]
         assert list(serving().retrieve()[1]) == [chunk_id]
@@ -489,7 +489,7 @@ def test_a_fresh_database_equals_a_migrated_one(tmp_path):
     schema.create(tmp_path / "fresh.db")
     fresh = shape(tmp_path / "fresh.db")
     assert fresh == shape(tmp_path / "migrated.db")
-    assert len(fresh[0]) == 11
+    assert len(fresh[0]) == 13
     assert len(fresh[2]) == 2
 
 

@@ -11,6 +11,7 @@ from kvbank.v1 import bank_pb2
 from kvbank.v1 import service_pb2 as pb
 from memory_service.care.check import check
 from memory_service.domain.errors import StartError
+from memory_service.domain.tenants import TenantQuota
 from memory_service.storage.local.records import schema
 from tests.support.caller import stored_bytes
 
@@ -27,22 +28,43 @@ SOURCES_0001 = {
 }
 
 
-def to_0001(data):
-    """Make the folder's database one of the first schema, with the same content."""
+# Those of schema 0003 have the same names today.
+TABLES_0003 = (
+    *("store", "clock", "banks", "gone_banks", "chunks", "contents"),
+    *("keys", "spent_keys", "evictions", "eviction_plans"),
+)
+
+
+def to(version, data, sources):
+    """Make the folder's database one of an earlier schema, with the same content. sources: the tables of that schema,
+    and where their columns are today."""
     old = data / "old.db"
-    schema.upgrade(old, "0001")
+    schema.upgrade(old, version)
     with closing(sqlite3.connect(old)) as database:
         database.execute("ATTACH ? AS new", (str(data / "metadata.db"),))
-        for table, source in SOURCES_0001.items():
+        for table, source in sources.items():
             names = ", ".join(name for _, name, *_ in database.execute(f"PRAGMA main.table_info({table})"))
             database.execute(f"INSERT INTO main.{table} ({names}) SELECT {names} FROM {source}")
+        database.execute("DELETE FROM main.sqlite_sequence")
+        database.execute("INSERT INTO main.sqlite_sequence SELECT * FROM new.sqlite_sequence")
         database.commit()
     os.replace(old, data / "metadata.db")
+
+
+def to_0001(data):
+    """Make the folder's database one of the first schema."""
+    to("0001", data, SOURCES_0001)
+
+
+def to_0003(data):
+    """Make the folder's database one of the third schema, in which there are no tenants."""
+    to("0003", data, {table: f"new.{table}" for table in TABLES_0003})
 
 
 def to_0002(data, **bounds):
     """Make the folder's database one of the second schema, with the same content: bytes of tensors alone, and for the
     bank "b" the bounds as JSON."""
+    to_0003(data)
     with closing(sqlite3.connect(data / "metadata.db")) as database:
         database.execute("DROP TABLE clock")
         database.execute("ALTER TABLE chunks DROP COLUMN size")
@@ -133,5 +155,36 @@ def test_upgrade_from_0002_counts_anew_and_no_chunk_goes_for_that(serving, data,
     assert caller.usage().bytes == 0
     assert caller.stub.Compact(pb.CompactRequest()).database_bytes <= stats.database_bytes
     assert caller.stub.GetStats(pb.GetStatsRequest()).database_free_bytes == 0
+    serving.stop()
+    assert check(data).problems == []
+
+
+def test_upgrade_from_0003_gives_the_default_tenant_what_there_is(serving, data):
+    """Ids of banks go on, also where the last bank was deleted, so that rows of an old one are not those of a new
+    one."""
+    caller = serving()
+    caller.create(metadata={"a": "b"})
+    caller.create("c", layers=[], capacity={"chunks": 2})
+    written = [caller.chunk(axis) for axis in AXES]
+    acks = caller.write(*written)
+    for _ in range(3):
+        caller.add(bank="c", layers=[])
+    caller.create("last", layers=[])
+    last = serving.server.banks.store.bank("default", "last").bank_id
+    caller.stub.DeleteBank(pb.DeleteBankRequest(name="last"))
+    before = everything(caller)
+    serving.stop()
+    to_0003(data)
+    with pytest.raises(StartError, match="older schema 0003"):
+        serving()
+    caller = serving(migrate=True)
+    assert everything(caller) == before
+    assert [ack.chunk_id for ack in caller.write(*written)] == [ack.chunk_id for ack in acks]
+    engine = serving.server.banks.engine
+    assert {bank.tenant for bank in engine.store.known_banks()} == {"default"}
+    assert [(tenant.name, tenant.quota) for tenant in engine.access.tenants()] == [("default", TenantQuota())]
+    assert engine.access.keys_of() == []
+    caller.create("next", layers=[])
+    assert engine.store.bank("default", "next").bank_id > last
     serving.stop()
     assert check(data).problems == []

@@ -18,14 +18,15 @@ from memory_service.observe.seldom import Repeating
 DOMAIN = "kvbank"
 _CODES: Mapping[grpc.StatusCode, tuple[Reason, ...]] = {
     grpc.StatusCode.INVALID_ARGUMENT: ("INVALID_FIELD", "NOT_FINITE", "TENSOR_MISMATCH", "CHECKSUM_IN_TRANSIT"),
-    grpc.StatusCode.NOT_FOUND: ("BANK_NOT_FOUND", "CHUNK_NOT_FOUND"),
-    grpc.StatusCode.ALREADY_EXISTS: ("BANK_EXISTS", "KEY_REUSED"),
+    grpc.StatusCode.NOT_FOUND: ("BANK_NOT_FOUND", "CHUNK_NOT_FOUND", "TENANT_NOT_FOUND"),
+    grpc.StatusCode.ALREADY_EXISTS: ("BANK_EXISTS", "KEY_REUSED", "TENANT_EXISTS"),
     grpc.StatusCode.FAILED_PRECONDITION: (
         "READER_MISMATCH",
         "EMBEDDER_MISMATCH",
         "BANKS_DIFFER",
         "STAGED_FILE",
         "NOT_SAME_HOST",
+        "TENANT_NOT_EMPTY",
     ),
     grpc.StatusCode.RESOURCE_EXHAUSTED: ("BANK_FULL", "TOO_LARGE", "DISK_FULL", "QUOTA_EXCEEDED"),
     grpc.StatusCode.DATA_LOSS: ("CHECKSUM_MISMATCH",),

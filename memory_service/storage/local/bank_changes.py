@@ -10,7 +10,7 @@ from functools import partial
 from sqlalchemy import Connection
 
 from memory_service.domain import validate
-from memory_service.domain.errors import ServiceError, bank_not_found, not_mounted
+from memory_service.domain.errors import ServiceError, bank_not_found, not_mounted, tenant_not_found
 from memory_service.domain.eviction import NOBODY
 from memory_service.domain.model import Bank, bank_bytes
 from memory_service.storage.base import NotThereError
@@ -21,7 +21,7 @@ from memory_service.storage.local.files.disk_space import DiskSpace
 from memory_service.storage.local.files.objects import LocalObjects
 from memory_service.storage.local.followers import Followers
 from memory_service.storage.local.known_banks import KnownBanks
-from memory_service.storage.local.records import bank_rows, gone_rows
+from memory_service.storage.local.records import access_rows, bank_rows, gone_rows
 from memory_service.storage.local.records.records import Records
 
 
@@ -60,6 +60,8 @@ class BankChanges:
             yet."""
             if (found := _found(connection, new)) is not None:
                 return found
+            if access_rows.tenant(connection, new.tenant) is None:
+                raise tenant_not_found(new.tenant)
             _check_bound("banks", self.bounds.banks, bank_rows.count(connection) + 1)
             self._check_bytes(bank_bytes(new))
             self.space.for_records().give()
@@ -91,9 +93,9 @@ class BankChanges:
         if more > 0:
             _check_bound("bytes of specs and metadata of all banks", self.bounds.bytes, self.known.bytes + more)
 
-    def update(self, name: str, changes: Mapping[str, object]) -> Bank:
+    def update(self, tenant: str, name: str, changes: Mapping[str, object]) -> Bank:
         """Replace fields of a bank; see `Store.update_bank`."""
-        bank_id = self.known.named(name).bank_id
+        bank_id = self.known.named(tenant, name).bank_id
 
         def change(connection: Connection) -> Bank:
             bank = bank_rows.get(connection, bank_id)
@@ -122,26 +124,43 @@ class BankChanges:
         self.followers.changed(bank)
         self.capacities.measure(bank)
 
-    def delete(self, name: str) -> None:
+    def delete(self, tenant: str, name: str) -> None:
         """Delete a bank with all its chunks; see `Store.delete_bank`."""
-        bank = self.known.named(name)
+        bank = self.known.named(tenant, name)
 
         def remove(connection: Connection) -> None:
             # Another call may have deleted it, and a third made a bank of this name, since it was looked up.
             if not bank_rows.delete(connection, bank.bank_id):
                 raise bank_not_found(name)
 
-        def applied(_none: None) -> None:
-            self.known.remove(bank)
-            self.capacities.forget(bank)
-            self.removal.bank_deleted(bank)
+        self.records.writer.submit(remove, lambda _: self._deleted(bank)).result()
 
-        self.records.writer.submit(remove, applied).result()
+    def delete_all_of(self, tenant: str, before: Callable[[Connection], None]) -> None:
+        """Delete all banks of a tenant in one step with what `before` does, which refuses it where it raises."""
+
+        def remove(connection: Connection) -> list[Bank]:
+            before(connection)
+            banks = list(bank_rows.after(connection, tenant))
+            for bank in banks:
+                bank_rows.delete(connection, bank.bank_id)
+            return banks
+
+        def applied(banks: list[Bank]) -> None:
+            for bank in banks:
+                self._deleted(bank)
+
+        self.records.writer.submit(remove, applied, durable=True).result()
+
+    def _deleted(self, bank: Bank) -> None:
+        """Let what is in memory, and what the bank held, follow its deletion; this runs in the writer's thread."""
+        self.known.remove(bank)
+        self.capacities.forget(bank)
+        self.removal.bank_deleted(bank)
 
 
 def _found(connection: Connection, new: Bank) -> Bank | None:
-    """Find the bank of the name of a new one. Errors: BANK_EXISTS, when its specs are others."""
-    found = bank_rows.named(connection, new.name)
+    """Find the bank of the tenant and name of a new one. Errors: BANK_EXISTS, when its specs are others."""
+    found = bank_rows.named(connection, new.tenant, new.name)
     if found is None:
         return None
     # A hidden size that is not stated is whatever the bank's is.

@@ -24,6 +24,7 @@ from memory_service.settings import Settings
 from memory_service.storage.background import Janitor
 from memory_service.storage.base import DerivedId, Sizes
 from memory_service.storage.local import given_ids, leftovers, mounts
+from memory_service.storage.local.access_records import LocalAccess
 from memory_service.storage.local.adding import Adding
 from memory_service.storage.local.bank_changes import BankChanges, Bounds
 from memory_service.storage.local.evicting.background import Background
@@ -120,10 +121,12 @@ class LocalEngine:
         self._capacities = Capacities(self.evictions)
         self.expiry = Expiry(self.records, self._known, self._removal, pauses)
         self._vacuum = Vacuum(self.records, self._settings.data, limits)
-        self.store = self._made_store(metrics)
+        changes = self._made_changes()
+        self.store = self._made_store(changes, metrics)
+        self.access = LocalAccess(self.records, self.space, changes)
 
-    def _made_store(self, metrics: Metrics) -> LocalStore:
-        changes = BankChanges(
+    def _made_changes(self) -> BankChanges:
+        return BankChanges(
             bounds=Bounds(self._settings.max_banks, self._settings.max_bank_bytes),
             records=self.records,
             known=self._known,
@@ -135,6 +138,8 @@ class LocalEngine:
             capacities=self._capacities,
             later=self.later,
         )
+
+    def _made_store(self, changes: BankChanges, metrics: Metrics) -> LocalStore:
         return LocalStore(
             data=self._settings.data,
             records=self.records,
@@ -152,7 +157,7 @@ class LocalEngine:
         """Read the banks, and ids and uids of those that are being deleted. Errors: StartError for a damaged one."""
         with self.records.read() as connection:
             try:
-                return KnownBanks(bank_rows.after(connection)), bank_rows.gone(connection)
+                return KnownBanks(bank_rows.all_(connection)), bank_rows.gone(connection)
             except (ValueError, KeyError, TypeError) as error:
                 data = self._settings.data
                 raise StartError(f"the records of {data} have a damaged bank; see: kvbank check {data}") from error

@@ -1,5 +1,5 @@
-"""The banks by name and id, as they were last committed, so that no request reads their rows. The writer's thread
-changes them, and any thread reads them."""
+"""The banks by tenant and name, and by id, as they were last committed, so that no request reads their rows. The
+writer's thread changes them, and any thread reads them."""
 
 from collections.abc import Iterable
 
@@ -12,16 +12,16 @@ class KnownBanks:
 
     def __init__(self, banks: Iterable[Bank]) -> None:
         """Begin with the banks that the records have."""
-        self._by_name: dict[str, Bank] = {}
+        self._by_name: dict[tuple[str, str], Bank] = {}
         self._by_id: dict[int, Bank] = {}
         # An estimate of what specs and metadata of all banks take.
         self.bytes = 0
         for bank in banks:
             self.put(bank)
 
-    def named(self, name: str) -> Bank:
-        """Return the bank of this name. Errors: BANK_NOT_FOUND."""
-        bank = self._by_name.get(name)
+    def named(self, tenant: str, name: str) -> Bank:
+        """Return the bank of this tenant and name. Errors: BANK_NOT_FOUND."""
+        bank = self._by_name.get((tenant, name))
         if bank is None:
             raise bank_not_found(name)
         return bank
@@ -35,12 +35,12 @@ class KnownBanks:
         if (old := self._by_id.get(bank.bank_id)) is not None:
             self.bytes -= bank_bytes(old)
         self.bytes += bank_bytes(bank)
-        self._by_name[bank.name] = self._by_id[bank.bank_id] = bank
+        self._by_name[bank.tenant, bank.name] = self._by_id[bank.bank_id] = bank
 
     def remove(self, bank: Bank) -> None:
         """Note that a bank is gone."""
         self.bytes -= bank_bytes(self._by_id[bank.bank_id])
-        del self._by_name[bank.name], self._by_id[bank.bank_id]
+        del self._by_name[bank.tenant, bank.name], self._by_id[bank.bank_id]
 
     def all(self) -> list[Bank]:
         """Return every bank that is not deleted."""

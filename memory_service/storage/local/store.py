@@ -68,21 +68,21 @@ class LocalStore:
         """Make a new bank; see `Store.create_bank`."""
         return self.changes.create(new)
 
-    def bank(self, name: str) -> Bank:
-        """Return a bank, with the usage of some earlier time. Errors: BANK_NOT_FOUND."""
-        return self.known.named(name)
+    def bank(self, tenant: str, name: str) -> Bank:
+        """Return a bank of a tenant, with the usage of some earlier time. Errors: BANK_NOT_FOUND."""
+        return self.known.named(tenant, name)
 
     def known_banks(self) -> list[Bank]:
-        """Return every bank, with the usage of some earlier time."""
+        """Return every bank of every tenant, with the usage of some earlier time."""
         return self.known.all()
 
-    def update_bank(self, name: str, changes: Mapping[str, object]) -> Bank:
+    def update_bank(self, tenant: str, name: str, changes: Mapping[str, object]) -> Bank:
         """Replace fields of a bank; see `Store.update_bank`."""
-        return self.changes.update(name, changes)
+        return self.changes.update(tenant, name, changes)
 
-    def delete_bank(self, name: str) -> None:
+    def delete_bank(self, tenant: str, name: str) -> None:
         """Delete a bank with all its chunks; see `Store.delete_bank`."""
-        self.changes.delete(name)
+        self.changes.delete(tenant, name)
 
     # Writing
 

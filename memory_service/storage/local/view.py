@@ -27,9 +27,9 @@ class LocalView:
         """Read a bank by its id, with its usage; None where it is not there."""
         return bank_rows.get(self._connection, bank_id)
 
-    def banks(self, after: str = "") -> Iterator[Bank]:
-        """Read banks with their usage, by name, from the first one after the name `after`."""
-        return bank_rows.after(self._connection, after)
+    def banks(self, tenant: str, after: str = "") -> Iterator[Bank]:
+        """Read the banks of a tenant with their usage, by name, from the first one after the name `after`."""
+        return bank_rows.after(self._connection, tenant, after)
 
     def chunk(self, bank: Bank, chunk_id: int, *, embedding: bool = False) -> Chunk | None:
         """Read a chunk of a bank; None where it is not there. Errors: FlawedError."""

@@ -28,6 +28,9 @@ class ErrorReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     ERROR_REASON_QUOTA_EXCEEDED: _ClassVar[ErrorReason]
     ERROR_REASON_STAGED_FILE: _ClassVar[ErrorReason]
     ERROR_REASON_NOT_SAME_HOST: _ClassVar[ErrorReason]
+    ERROR_REASON_TENANT_NOT_FOUND: _ClassVar[ErrorReason]
+    ERROR_REASON_TENANT_EXISTS: _ClassVar[ErrorReason]
+    ERROR_REASON_TENANT_NOT_EMPTY: _ClassVar[ErrorReason]
 ERROR_REASON_UNSPECIFIED: ErrorReason
 ERROR_REASON_INVALID_FIELD: ErrorReason
 ERROR_REASON_NOT_FINITE: ErrorReason
@@ -50,3 +53,6 @@ ERROR_REASON_INTERNAL: ErrorReason
 ERROR_REASON_QUOTA_EXCEEDED: ErrorReason
 ERROR_REASON_STAGED_FILE: ErrorReason
 ERROR_REASON_NOT_SAME_HOST: ErrorReason
+ERROR_REASON_TENANT_NOT_FOUND: ErrorReason
+ERROR_REASON_TENANT_EXISTS: ErrorReason
+ERROR_REASON_TENANT_NOT_EMPTY: ErrorReason

@@ -17,7 +17,8 @@ _USAGE = [BankRow.__table__.c[name.name] for name in fields(Usage)]
 
 def insert(connection: Connection, bank: Bank) -> int:
     """Insert a bank, and return its bank_id. The caller has checked that the name is free."""
-    values = _bank_values(bank) | {"uid": bank.uid, "name": bank.name, "created": bank.created} | asdict(Usage())
+    identity = {"uid": bank.uid, "tenant": bank.tenant, "name": bank.name, "created": bank.created}
+    values = _bank_values(bank) | identity | asdict(Usage())
     return int(connection.execute(sa.insert(BankRow).values(values).returning(BankRow.bank_id)).scalar_one())
 
 
@@ -41,10 +42,15 @@ def gone(connection: Connection) -> list[tuple[int, str]]:
     return [(row.bank_id, row.uid) for row in connection.execute(sa.select(GoneBankRow.bank_id, GoneBankRow.uid))]
 
 
-def after(connection: Connection, name: str = "") -> Iterator[Bank]:
-    """Read banks one after the other, by name, from the first one after `name`."""
-    rows = connection.execute(sa.select(BankRow.__table__).where(BankRow.name > name).order_by(BankRow.name))
-    yield from map(_bank, rows)
+def all_(connection: Connection) -> Iterator[Bank]:
+    """Read the banks of all tenants one after the other, oldest first."""
+    yield from map(_bank, connection.execute(sa.select(BankRow.__table__).order_by(BankRow.bank_id)))
+
+
+def after(connection: Connection, tenant: str, name: str = "") -> Iterator[Bank]:
+    """Read the banks of a tenant one after the other, by name, from the first one after `name`."""
+    later = sa.select(BankRow.__table__).where(BankRow.tenant == tenant, BankRow.name > name)
+    yield from map(_bank, connection.execute(later.order_by(BankRow.name)))
 
 
 def get(connection: Connection, bank_id: int) -> Bank | None:
@@ -53,9 +59,10 @@ def get(connection: Connection, bank_id: int) -> Bank | None:
     return None if row is None else _bank(row)
 
 
-def named(connection: Connection, name: str) -> Bank | None:
-    """Read a bank by its name, with its usage now."""
-    row = connection.execute(sa.select(BankRow.__table__).where(BankRow.name == name)).one_or_none()
+def named(connection: Connection, tenant: str, name: str) -> Bank | None:
+    """Read a bank of a tenant by its name, with its usage now."""
+    found = sa.select(BankRow.__table__).where(BankRow.tenant == tenant, BankRow.name == name)
+    row = connection.execute(found).one_or_none()
     return None if row is None else _bank(row)
 
 
@@ -108,6 +115,7 @@ def _bank(row: Row[Any]) -> Bank:
         quota=Quota(**json.loads(row.quota)),
         expiry=Expiry(**json.loads(row.expiry)),
         index=row.index_kind,
+        tenant=row.tenant,
     )
 
 

@@ -2,16 +2,18 @@
 schema is served, and that no folder is begun anew whose records are lost."""
 
 import sqlite3
+import time
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import URL, Connection, Engine, Index, MetaData, create_engine, event, text
+from sqlalchemy import URL, Connection, Engine, Index, MetaData, UniqueConstraint, create_engine, event, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from kvbank.files import private
 from kvbank.files.opening import free_bytes
 from memory_service.domain.errors import StartError
+from memory_service.domain.tenants import DEFAULT_TENANT
 from memory_service.storage.local.files import ballast, layout
 
 NAMING = {
@@ -50,12 +52,13 @@ class ClockRow(Base):
 
 
 class BankRow(Base):
-    """The table of banks: specs are JSON, and every commit keeps the usage in step with the chunks."""
+    """The table of banks: specs are JSON, and every commit keeps the usage in step with the chunks. Names are unique
+    within a tenant."""
 
     __tablename__ = "banks"
     bank_id: Mapped[int] = mapped_column(primary_key=True)
     uid: Mapped[str] = mapped_column(unique=True)
-    name: Mapped[str] = mapped_column(unique=True)
+    name: Mapped[str]
     spec: Mapped[str]
     capacity: Mapped[str | None]
     policy: Mapped[str]
@@ -72,7 +75,33 @@ class BankRow(Base):
     quota: Mapped[str] = mapped_column(server_default=text("'{}'"))
     expiry: Mapped[str] = mapped_column(server_default=text("'{}'"))
     index_kind: Mapped[str] = mapped_column(server_default=text("'auto'"))
-    __table_args__ = ({"sqlite_autoincrement": True},)
+    tenant: Mapped[str] = mapped_column(server_default=text(f"'{DEFAULT_TENANT}'"))
+    __table_args__ = (UniqueConstraint("tenant", "name"), {"sqlite_autoincrement": True})
+
+
+class TenantRow(Base):
+    """The table of tenants, with their quotas as JSON; what a tenant uses is the sum of its banks."""
+
+    __tablename__ = "tenants"
+    name: Mapped[str] = mapped_column(primary_key=True)
+    quota: Mapped[str]
+    created: Mapped[int]
+
+
+class ApiKeyRow(Base):
+    """The table of API keys, of which it has no secret but the SHA-256; `banks` is a JSON list of globs. Times are in
+    microseconds."""
+
+    __tablename__ = "api_keys"
+    key_id: Mapped[str] = mapped_column(primary_key=True)
+    tenant: Mapped[str] = mapped_column(index=True)
+    role: Mapped[str]
+    banks: Mapped[str]
+    secret_sha256: Mapped[bytes]
+    created: Mapped[int]
+    expires: Mapped[int | None]
+    revoked: Mapped[int | None]
+    last_used: Mapped[int | None]
 
 
 class GoneBankRow(Base):
@@ -288,6 +317,8 @@ def create(path: Path) -> None:
             Base.metadata.create_all(connection)
             connection.exec_driver_sql(_VERSION_TABLE)
             connection.exec_driver_sql("INSERT INTO alembic_version VALUES (?)", (revisions()[-1],))
+            made = (DEFAULT_TENANT, "{}", time.time_ns() // 1000)
+            connection.exec_driver_sql("INSERT INTO tenants (name, quota, created) VALUES (?, ?, ?)", made)
     finally:
         database.dispose()
 

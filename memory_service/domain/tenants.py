@@ -1,0 +1,39 @@
+"""The tenants of a service: whose banks they are, and how much each may hold."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+# The tenant of callers without a key, to whom also everything belongs that was there before there were tenants.
+DEFAULT_TENANT = "default"
+TenantUnit = Literal["banks", "chunks", "tokens", "bytes"]
+TENANT_UNITS: tuple[TenantUnit, ...] = ("banks", "chunks", "tokens", "bytes")
+
+
+@dataclass(frozen=True, slots=True)
+class TenantQuota:
+    """Bounds a tenant for good, all its banks together: a write that would pass a bound is refused. 0 means
+    unbounded."""
+
+    banks: int = 0
+    chunks: int = 0
+    tokens: int = 0
+    bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class TenantUsage:
+    """Counts what all banks of a tenant hold together now; the bytes are those on the disk, the records' included."""
+
+    banks: int = 0
+    chunks: int = 0
+    tokens: int = 0
+    bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Tenant:
+    """An owner of banks, whose names are its own; `created` is in microseconds since 1970."""
+
+    name: str
+    quota: TenantQuota = TenantQuota()
+    created: int = 0

@@ -1,0 +1,133 @@
+"""The tenants and API keys of a data folder, in the same database as its banks, so that a tenant goes with its banks in
+one step."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from sqlalchemy import Connection
+
+from memory_service.domain.api_key import ApiKey
+from memory_service.domain.errors import ServiceError, tenant_not_found
+from memory_service.domain.tenants import DEFAULT_TENANT, Tenant, TenantQuota, TenantUsage
+from memory_service.storage.local.bank_changes import BankChanges
+from memory_service.storage.local.files.disk_space import DiskSpace
+from memory_service.storage.local.records import access_rows
+from memory_service.storage.local.records.records import Records
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class LocalAccess:
+    """Implements `memory_service.storage.base.AccessRecords` for a data folder."""
+
+    records: Records
+    space: DiskSpace
+    changes: BankChanges
+
+    # Tenants
+
+    def tenants(self) -> list[Tenant]:
+        """Return all tenants, by name."""
+        with self.records.read() as connection:
+            return list(access_rows.tenants(connection))
+
+    def tenant(self, name: str) -> Tenant:
+        """Return the tenant of a name. Errors: TENANT_NOT_FOUND."""
+        with self.records.read() as connection:
+            return _tenant(connection, name)
+
+    def tenant_usage(self, name: str) -> TenantUsage:
+        """Add up what the banks of a tenant hold now."""
+        with self.records.read() as connection:
+            return access_rows.usage(connection, name)
+
+    def add_tenant(self, name: str, quota: TenantQuota) -> Tenant:
+        """Make a tenant, which has no banks yet. Errors: TENANT_EXISTS, DISK_FULL."""
+        self.space.for_records().give()
+        new = Tenant(name, quota, self.records.clock.now_us())
+
+        def add(connection: Connection) -> Tenant:
+            if not access_rows.insert_tenant(connection, new):
+                raise ServiceError("TENANT_EXISTS", f"there is a tenant {name!r} already", tenant=name)
+            return new
+
+        return self._change(add)
+
+    def set_tenant_quota(self, name: str, quota: TenantQuota) -> Tenant:
+        """Replace the quota of a tenant. Errors: TENANT_NOT_FOUND."""
+
+        def change(connection: Connection) -> Tenant:
+            access_rows.set_quota(connection, name, quota)
+            return _tenant(connection, name)
+
+        return self._change(change)
+
+    def drop_tenant(self, name: str, *, force: bool = False) -> None:
+        """Delete a tenant with its keys; see `AccessRecords.drop_tenant`."""
+        if name == DEFAULT_TENANT:
+            raise ServiceError("TENANT_NOT_EMPTY", f"the tenant {name!r} is always there", tenant=name)
+
+        def drop(connection: Connection) -> None:
+            _tenant(connection, name)
+            banks = access_rows.usage(connection, name).banks
+            if banks and not force:
+                text = f"the tenant {name!r} has {banks} banks; delete them first, or all with it"
+                raise ServiceError("TENANT_NOT_EMPTY", text, tenant=name, banks=banks)
+            access_rows.delete_tenant(connection, name)
+
+        self.changes.delete_all_of(name, drop)
+
+    # Keys
+
+    def add_key(self, key: ApiKey) -> bool:
+        """Keep a key, and return whether its id was free. Errors: TENANT_NOT_FOUND, DISK_FULL."""
+        self.space.for_records().give()
+
+        def add(connection: Connection) -> bool:
+            _tenant(connection, key.tenant)
+            return access_rows.insert_key(connection, key)
+
+        return self._change(add)
+
+    def key(self, key_id: str) -> ApiKey | None:
+        """Return the key of an id; None where there is none."""
+        with self.records.read() as connection:
+            return access_rows.key(connection, key_id)
+
+    def keys_of(self, tenant: str | None = None) -> list[ApiKey]:
+        """Return the keys of a tenant, or all keys, oldest first."""
+        with self.records.read() as connection:
+            return list(access_rows.keys(connection, tenant))
+
+    def has_keys(self) -> bool:
+        """Tell whether there is any key, good or not."""
+        with self.records.read() as connection:
+            return access_rows.any_key(connection)
+
+    def revoke_key(self, key_id: str) -> ApiKey | None:
+        """Revoke a key for good, and return it; None where there is none."""
+
+        def revoke(connection: Connection) -> ApiKey | None:
+            access_rows.revoke(connection, key_id, self.records.clock.now_us())
+            return access_rows.key(connection, key_id)
+
+        return self._change(revoke)
+
+    def used_key(self, key_id: str, at: int) -> None:
+        """Note when a key was used last."""
+        self.records.writer.submit(lambda connection: access_rows.used(connection, key_id, at)).result()
+
+    def _change(self, operation: Callable[[Connection], T]) -> T:
+        """Run an operation in a transaction, which is durable whatever the setting says of chunks: a key that was
+        revoked must not be good again after a power cut."""
+        return self.records.writer.submit(operation, durable=True).result()
+
+
+def _tenant(connection: Connection, name: str) -> Tenant:
+    """Read the tenant of a name. Errors: TENANT_NOT_FOUND."""
+    found = access_rows.tenant(connection, name)
+    if found is None:
+        raise tenant_not_found(name)
+    return found

@@ -1,0 +1,107 @@
+"""The rows of tenants and of API keys. A function that changes them runs in a transaction of the writer, one that only
+reads also in that of a reader."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import Connection, Row
+
+from memory_service.domain.api_key import ApiKey
+from memory_service.domain.tenants import Tenant, TenantQuota, TenantUsage
+from memory_service.storage.local.records.schema import ApiKeyRow, TenantRow, raw
+
+_FIND_TENANT = "SELECT name, quota, created FROM tenants WHERE name = ?"
+_FIND_USAGE = """
+    SELECT count(*), coalesce(sum(chunks), 0), coalesce(sum(tokens), 0), coalesce(sum(bytes), 0)
+    FROM banks WHERE tenant = ?
+"""
+
+
+# Tenants
+
+
+def insert_tenant(connection: Connection, tenant: Tenant) -> bool:
+    """Insert a tenant, and return whether its name was free."""
+    values = {"name": tenant.name, "quota": json.dumps(asdict(tenant.quota)), "created": tenant.created}
+    statement = sa.insert(TenantRow).prefix_with("OR IGNORE").values(values)
+    return bool(connection.execute(statement).rowcount)
+
+
+def set_quota(connection: Connection, name: str, quota: TenantQuota) -> bool:
+    """Replace the quota of a tenant, and return whether there is one of this name."""
+    statement = sa.update(TenantRow).where(TenantRow.name == name).values(quota=json.dumps(asdict(quota)))
+    return bool(connection.execute(statement).rowcount)
+
+
+def delete_tenant(connection: Connection, name: str) -> None:
+    """Delete a tenant with its keys. The caller has seen to its banks."""
+    connection.execute(sa.delete(ApiKeyRow).where(ApiKeyRow.tenant == name))
+    connection.execute(sa.delete(TenantRow).where(TenantRow.name == name))
+
+
+def tenant(connection: Connection, name: str) -> Tenant | None:
+    """Read a tenant by its name; None where there is none."""
+    row = raw(connection).execute(_FIND_TENANT, (name,)).fetchone()
+    return None if row is None else _tenant(*row)
+
+
+def tenants(connection: Connection) -> Iterator[Tenant]:
+    """Read all tenants, by name."""
+    rows = connection.execute(sa.select(TenantRow.name, TenantRow.quota, TenantRow.created).order_by(TenantRow.name))
+    yield from (_tenant(*row) for row in rows)
+
+
+def usage(connection: Connection, name: str) -> TenantUsage:
+    """Add up what the banks of a tenant hold now."""
+    return TenantUsage(*raw(connection).execute(_FIND_USAGE, (name,)).fetchone())
+
+
+def _tenant(name: str, quota: str, created: int) -> Tenant:
+    return Tenant(name, TenantQuota(**json.loads(quota)), created)
+
+
+# Keys
+
+
+def insert_key(connection: Connection, key: ApiKey) -> bool:
+    """Insert a key, and return whether its id was free."""
+    values = asdict(key) | {"banks": json.dumps(key.banks)}
+    return bool(connection.execute(sa.insert(ApiKeyRow).prefix_with("OR IGNORE").values(values)).rowcount)
+
+
+def key(connection: Connection, key_id: str) -> ApiKey | None:
+    """Read a key by its id; None where there is none."""
+    row = connection.execute(sa.select(ApiKeyRow.__table__).where(ApiKeyRow.key_id == key_id)).one_or_none()
+    return None if row is None else _key(row)
+
+
+def keys(connection: Connection, tenant: str | None) -> Iterator[ApiKey]:
+    """Read the keys of a tenant, or all keys, oldest first."""
+    statement = sa.select(ApiKeyRow.__table__).order_by(ApiKeyRow.created, ApiKeyRow.key_id)
+    if tenant is not None:
+        statement = statement.where(ApiKeyRow.tenant == tenant)
+    yield from map(_key, connection.execute(statement))
+
+
+def any_key(connection: Connection) -> bool:
+    """Tell whether there is a key at all, whether it is still good or not."""
+    return raw(connection).execute("SELECT 1 FROM api_keys LIMIT 1").fetchone() is not None
+
+
+def revoke(connection: Connection, key_id: str, now: int) -> None:
+    """Note when a key was revoked; one that is revoked already stays as it is."""
+    statement = "UPDATE api_keys SET revoked = ? WHERE key_id = ? AND revoked IS NULL"
+    raw(connection).execute(statement, (now, key_id))
+
+
+def used(connection: Connection, key_id: str, now: int) -> None:
+    """Note when a key was last used."""
+    statement = "UPDATE api_keys SET last_used = max(coalesce(last_used, 0), ?) WHERE key_id = ?"
+    raw(connection).execute(statement, (now, key_id))
+
+
+def _key(row: Row[Any]) -> ApiKey:
+    return ApiKey(**(row._asdict() | {"banks": tuple(json.loads(row.banks))}))

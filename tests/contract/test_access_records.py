@@ -1,0 +1,130 @@
+"""The protocol `AccessRecords`, called directly: tenants, their banks and their keys."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import replace
+
+from memory_service.domain.api_key import ApiKey
+from memory_service.domain.model import Capacity
+from memory_service.domain.tenants import DEFAULT_TENANT, TenantQuota, TenantUsage
+from memory_service.storage.base import Engine
+from tests.support.clocks import HOUR
+from tests.support.store import CHUNK_BYTES, add, fill, held, new_bank, reason
+
+Open = Callable[..., AbstractContextManager[Engine]]
+QUOTA = TenantQuota(banks=2, chunks=3, tokens=0, bytes=10_000)
+KEY = ApiKey("k1", "red", "write", ("notes", "chat-*"), b"\x01" * 32, created=5, expires=HOUR)
+
+
+def test_tenants_are_made_once_and_change_their_quota(open_engine: Open) -> None:
+    with open_engine() as engine:
+        access = engine.access
+        assert [tenant.name for tenant in access.tenants()] == [DEFAULT_TENANT]
+        made = access.add_tenant("red", QUOTA)
+        assert (made.name, made.quota) == ("red", QUOTA)
+        assert made.created > 0
+        assert reason(lambda: access.add_tenant("red", TenantQuota())) == "TENANT_EXISTS"
+        assert access.tenant("red") == made
+    with open_engine() as engine:
+        access = engine.access
+        assert [tenant.name for tenant in access.tenants()] == [DEFAULT_TENANT, "red"]
+        assert access.tenant("red") == made
+        assert access.set_tenant_quota("red", TenantQuota(tokens=7)) == replace(made, quota=TenantQuota(tokens=7))
+        assert access.tenant("red").quota == TenantQuota(tokens=7)
+        for call in (
+            lambda: access.tenant("blue"),
+            lambda: access.set_tenant_quota("blue", QUOTA),
+            lambda: access.drop_tenant("blue"),
+            lambda: access.add_key(replace(KEY, tenant="blue")),
+            lambda: engine.store.create_bank(new_bank(tenant="blue")),
+        ):
+            assert reason(call) == "TENANT_NOT_FOUND"
+        assert [tenant.name for tenant in access.tenants()] == [DEFAULT_TENANT, "red"]
+
+
+def test_a_name_is_one_bank_for_each_tenant(open_engine: Open) -> None:
+    with open_engine() as engine:
+        store = engine.store
+        engine.access.add_tenant("red", TenantQuota())
+        mine, _ = store.create_bank(new_bank())
+        theirs, new = store.create_bank(new_bank(tenant="red", capacity=Capacity("chunks", 2)))
+        assert new
+        assert theirs.uid != mine.uid
+        ids = fill(store, mine, range(3)), fill(store, theirs, range(5))
+        assert store.bank(DEFAULT_TENANT, "b").uid == mine.uid
+        assert store.bank("red", "b").uid == theirs.uid
+        assert (held(store, mine), held(store, theirs)) == (ids[0], ids[1][3:])
+        only, _ = store.create_bank(new_bank("only", tenant="red"))
+        for call in (
+            lambda: store.bank(DEFAULT_TENANT, "only"),
+            lambda: store.update_bank(DEFAULT_TENANT, "only", {"metadata": {"a": "b"}}),
+            lambda: store.delete_bank(DEFAULT_TENANT, "only"),
+            lambda: store.bank("nobody", "b"),
+        ):
+            assert reason(call) == "BANK_NOT_FOUND"
+        with store.read() as view:
+            assert [bank.uid for bank in view.banks(DEFAULT_TENANT)] == [mine.uid]
+            assert [bank.uid for bank in view.banks("red")] == [theirs.uid, only.uid]
+            assert [bank.uid for bank in view.banks("red", "b")] == [only.uid]
+            assert list(view.banks("nobody")) == []
+        assert {bank.uid for bank in store.known_banks()} == {mine.uid, theirs.uid, only.uid}
+        assert engine.access.tenant_usage("red") == TenantUsage(banks=2, chunks=2, tokens=4, bytes=2 * CHUNK_BYTES)
+        assert engine.access.tenant_usage("nobody") == TenantUsage()
+        store.delete_bank("red", "b")
+        assert held(store, mine) == ids[0]
+        assert store.bank(DEFAULT_TENANT, "b").uid == mine.uid
+    with open_engine() as engine:
+        assert engine.store.bank(DEFAULT_TENANT, "b").uid == mine.uid
+        assert engine.store.bank("red", "only").uid == only.uid
+        assert reason(lambda: engine.store.bank("red", "b")) == "BANK_NOT_FOUND"
+
+
+def test_a_tenant_goes_with_its_keys_and_by_force_with_its_banks(open_engine: Open) -> None:
+    with open_engine() as engine:
+        access, store = engine.access, engine.store
+        access.add_tenant("red", TenantQuota())
+        mine, _ = store.create_bank(new_bank())
+        theirs, _ = store.create_bank(new_bank(tenant="red"))
+        add(store, mine, 1), add(store, theirs, 1)
+        access.add_key(KEY), access.add_key(replace(KEY, key_id="k2", tenant=DEFAULT_TENANT))
+        assert reason(lambda: access.drop_tenant("red")) == "TENANT_NOT_EMPTY"
+        assert reason(lambda: access.drop_tenant(DEFAULT_TENANT, force=True)) == "TENANT_NOT_EMPTY"
+        assert access.key("k1") == KEY
+        access.drop_tenant("red", force=True)
+        assert reason(lambda: store.bank("red", "b")) == "BANK_NOT_FOUND"
+        assert reason(lambda: add(store, theirs, 2)) == "BANK_NOT_FOUND"
+        assert [key.key_id for key in access.keys_of()] == ["k2"]
+        assert len(held(store, mine)) == 1
+        access.add_tenant("red", TenantQuota())
+        assert store.create_bank(new_bank(tenant="red"))[1]
+        store.delete_bank("red", "b")
+        access.drop_tenant("red")
+    with open_engine() as engine:
+        assert [tenant.name for tenant in engine.access.tenants()] == [DEFAULT_TENANT]
+        assert [bank.uid for bank in engine.store.known_banks()] == [mine.uid]
+
+
+def test_keys_are_kept_with_all_that_they_say(open_engine: Open) -> None:
+    with open_engine() as engine:
+        access = engine.access
+        access.add_tenant("red", TenantQuota())
+        assert not access.has_keys()
+        assert access.add_key(KEY)
+        assert not access.add_key(replace(KEY, role="admin"))
+        other = ApiKey("k0", DEFAULT_TENANT, "read", ("*",), b"\x02" * 32, created=9)
+        assert access.add_key(other)
+        access.used_key("k1", 70), access.used_key("k1", 60), access.used_key("unknown", 80)
+        assert access.key("k1") == replace(KEY, last_used=70)
+        assert access.key("unknown") is None
+        assert access.revoke_key("unknown") is None
+        revoked = access.revoke_key("k0")
+        assert revoked is not None
+        assert revoked.revoked
+        assert access.revoke_key("k0") == revoked
+        assert "\\x01" not in repr(KEY)
+    with open_engine() as engine:
+        access = engine.access
+        assert access.has_keys()
+        assert access.keys_of() == [replace(KEY, last_used=70), revoked]
+        assert access.keys_of("red") == [replace(KEY, last_used=70)]
+        assert access.keys_of("nobody") == []
