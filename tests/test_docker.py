@@ -1,6 +1,8 @@
 """Static checks of docker/: no engine is assumed, so what can be checked without one is checked here."""
 
 import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -46,3 +48,24 @@ def test_compose_has_one_service_and_two_workers_on_a_closed_network() -> None:
             assert "service:7400" in service["command"]
     volumes = [compose["services"][w]["volumes"] for w in ("worker-1", "worker-2")]
     assert volumes[0] != volumes[1]
+
+
+ALERTS = ROOT / "docker" / "prometheus" / "alerts.yaml"
+
+
+def test_alerts_ask_for_metrics_that_the_service_has_and_are_all_tested() -> None:
+    rules = [rule for group in yaml.safe_load(ALERTS.read_text())["groups"] for rule in group["rules"]]
+    documented = set(re.findall(r"^\| `(kvbank_\w+)` \|", (ROOT / "docs" / "operations.md").read_text(), re.MULTILINE))
+    asked = {
+        re.sub("_(count|bucket|sum)$", "", name) for rule in rules for name in re.findall(r"kvbank_\w+", rule["expr"])
+    }
+    assert asked <= documented
+    [cases] = yaml.safe_load(ALERTS.with_name("alerts.test.yaml").read_text())["tests"]
+    assert {case["alertname"] for case in cases["alert_rule_test"]} == {rule["alert"] for rule in rules}
+
+
+@pytest.mark.skipif(not shutil.which("promtool"), reason="promtool is missing (Debian: apt install prometheus)")
+def test_alerts_are_told_when_they_should_and_not_of_a_service_that_is_well() -> None:
+    command = ["promtool", "test", "rules", str(ALERTS.with_name("alerts.test.yaml"))]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
