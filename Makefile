@@ -9,7 +9,7 @@ STAMP := $(VENV)/.installed
 # process. One that has done its share takes of another's (worksteal): by files the longest would run last, alone.
 JOBS ?= 3
 
-.PHONY: demo models test test-slow torture torture-workers check proto landed pictures bench bench-quick bench-peers help
+.PHONY: demo models test test-slow torture torture-workers check audit proto landed pictures bench bench-quick bench-peers help
 
 help:
 	@echo "make demo       read a long text into a memory service, kill it, recall"
@@ -17,7 +17,8 @@ help:
 	@echo "make test       all quick tests"
 	@echo "make test-slow  the tests that take minutes"
 	@echo "make torture    kills, power cuts, damage, malformed messages (docs/reliability.md); minutes"
-	@echo "make check      ruff, mypy, who imports whom, pictures of the structure, the wire contract"
+	@echo "make check      ruff, mypy, who imports whom, pictures of the structure, the wire contract, make audit"
+	@echo "make audit      known weaknesses of the packages that are installed, by pip-audit"
 	@echo "make proto      regenerate the stubs (make landed: with a release, what later ones must not break)"
 	@echo "make pictures   draw the structure anew (docs/house-*.svg)"
 	@echo "make bench      measure against floors and peers (make bench-peers installs those); minutes"
@@ -57,6 +58,17 @@ check: $(STAMP)
 	$(BIN)/lint-imports .importlinter
 	$(BIN)/python docs/draw_house.py --check
 	$(BIN)/buf lint && $(BIN)/buf breaking --against proto/landed.binpb
+	$(MAKE) --no-print-directory audit
+
+# Known weaknesses of the packages that are installed, as the index of Python's packages tells them. A machine that cannot
+# ask the index is told so, and nothing fails.
+audit: $(STAMP)
+	test -x build/audit/bin/pip-audit || { $(PYTHON) -m venv build/audit && \
+		build/audit/bin/pip install --quiet --disable-pip-version-check pip-audit==2.10.1; }
+	-build/audit/bin/pip-audit --path "$$(echo $(VENV)/lib/python3*/site-packages)" >build/audit/found 2>&1
+	@cat build/audit/found
+	@! grep -q '^Found ' build/audit/found
+	@! grep -Eq '^ERROR|could not be audited' build/audit/found || echo 'audit: the index did not answer for all packages'
 
 proto: $(STAMP)
 	$(BIN)/python proto/generate.py
