@@ -3,7 +3,6 @@ service."""
 
 import asyncio
 import threading
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -14,46 +13,64 @@ import pytest
 from kvbank.v1 import service_pb2 as pb
 from kvbank.v1 import service_pb2_grpc
 from memory_service.api.calls.fairness import FairTurns
+from memory_service.domain.limits import Pauses
+from memory_service.storage.local.records.schema import raw
 from tests.proof.floods import flood
 from tests.proof.once import reason_of
 from tests.support.waiting import wait_until
 
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
-# Conditions each of which looks through all of a chunk's metadata: some seconds over the bank below.
-SLOW = pb.Filter(metadata=[{"key": f"no {number}", "negate": number < 31} for number in range(32)])
-CHUNKS, KEYS = 120, 1000
-# Calls, more than there are threads.
-EAGER = 12
-GRACE = 0.2
+# Threads that the calls of one kind may have, and of these the calls of one connection; calls, more than that.
+THREADS, OWN, EAGER = 8, 5, 12
 MIB = 1 << 20
 OWN_CONNECTION = [("grpc.use_local_subchannel_pool", 1)]
+# It calls `begun` in its first row. Where nothing interrupts it, it ends after minutes.
+ENDLESS = """
+    WITH RECURSIVE rows(row) AS (SELECT begun() UNION ALL SELECT 1 FROM rows LIMIT 1000000000) SELECT count(*) FROM rows
+"""
+
+
+class EndlessCalls:
+    """The calls that begin while `on` is set run a statement that does not end by itself."""
+
+    def __init__(self, serving: Callable[..., Any]) -> None:
+        self.on = False
+        self._begun = threading.Semaphore(0)
+        self._serving = serving
+        self.caller = serving(
+            grace=0.1,
+            max_inflight_bytes=8 * MIB,
+            storage_threads=THREADS,
+            pauses=Pauses(at={"answer": self._answer}),
+        )
+
+    def _answer(self) -> None:
+        if self.on:
+            with self._serving.server.banks.engine.records.read() as connection:
+                raw(connection).create_function("begun", 0, self._begun.release)
+                connection.exec_driver_sql(ENDLESS)
+
+    def begin(self, call: Callable[[], Any], count: int, at_once: int) -> list[Any]:
+        """Make `count` calls, and return their futures when the statements of `at_once` of them run."""
+        self.on = True
+        calls = [call() for _ in range(count)]
+        for _ in range(at_once):
+            assert self._begun.acquire(timeout=60)
+        self.on = False
+        return calls
 
 
 @pytest.fixture
-def full(serving: Callable[..., Any]) -> Any:
-    """Give a server with a bank "slow". alone: seconds that a slow call takes when there is no other."""
-    caller = serving(grace=GRACE, max_inflight_bytes=8 * MIB)
-    caller.create()
-    caller.add()
-    caller.create("slow", layers=[])
-    chunks = [caller.chunk(layers=[], text="") for _ in range(CHUNKS)]
-    for chunk, _ in chunks:
-        chunk.metadata.update({f"key {number}": "value" for number in range(KEYS)})
-    caller.write(*chunks, bank="slow")
-    begun = time.monotonic()
-    ask(caller).result()
-    caller.alone = time.monotonic() - begun
-    return caller
+def endless(serving: Callable[..., Any]) -> EndlessCalls:
+    """Give a server with a bank "b" of one chunk."""
+    made = EndlessCalls(serving)
+    made.caller.create()
+    made.caller.add()
+    return made
 
 
 def ask(caller: Any) -> Any:
-    return caller.stub.ListChunks.future(pb.ListChunksRequest(bank="slow", filter=SLOW))
-
-
-def all_running(caller: Any) -> list[Any]:
-    calls = [ask(caller) for _ in range(EAGER)]
-    wait_until(lambda: running(caller) == EAGER)
-    return calls
+    return caller.stub.ListChunks.future(pb.ListChunksRequest(bank="b"))
 
 
 def running(caller: Any, method: str = "ListChunks") -> int:
@@ -63,37 +80,36 @@ def running(caller: Any, method: str = "ListChunks") -> int:
     return sum(int(some.value) for some in found if some.labels["method"] == method)
 
 
-def test_slow_calls_leave_others_their_threads_and_end_with_their_caller(full: Any, serving: Any) -> None:
-    calls = all_running(full)
-    assert full.usage().chunks == 1
-    assert len(full.retrieve()[0].chunks) == 1
-    assert not any(call.done() for call in calls), "those were answered in spite of these"
-
+def test_slow_calls_leave_others_their_threads_and_end_with_their_caller(
+    endless: EndlessCalls, serving: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    caller = endless.caller
+    calls = endless.begin(lambda: ask(caller), EAGER, OWN)
+    wait_until(lambda: running(caller) == EAGER)
+    assert caller.usage().chunks == 1
+    assert len(caller.retrieve()[0].chunks) == 1
     with grpc.insecure_channel(serving.server.address, options=OWN_CONNECTION) as channel:
         other = service_pb2_grpc.MemoryServiceStub(channel)
-        assert len(other.ListChunks(pb.ListChunksRequest(bank="b")).chunks) == 1
-    assert not any(call.done() for call in calls), "another caller has a thread for the same kind of call"
+        assert len(other.ListChunks(pb.ListChunksRequest(bank="b"), timeout=60).chunks) == 1, "one thread is left"
+    assert not any(call.done() for call in calls), "those were answered in spite of these"
 
     for call in calls:
         call.cancel()  # in the middle of a statement; those that wait never begin
-    begun = time.monotonic()
-    assert len(full.ids()) == 1
-    assert time.monotonic() - begun < full.alone
+    assert len(ask(caller).result(60).chunks) == 1, "the statements were interrupted"
 
     # Of a field that comes twice, the last one counts.
-    asked = pb.ListChunksRequest(bank="slow", filter=SLOW).SerializeToString()
+    asked = pb.ListChunksRequest(bank="b").SerializeToString()
     long = flood(pb.ListChunksRequest.DESCRIPTOR, "bank", 3 * MIB) + asked
-    list_chunks = full.channel.unary_unary("/kvbank.v1.MemoryService/ListChunks")
-    calls = [list_chunks.future(long) for _ in range(EAGER)]
-    wait_until(lambda: sum(call.done() for call in calls) >= EAGER - 2)
+    list_chunks = caller.channel.unary_unary("/kvbank.v1.MemoryService/ListChunks")
+    calls = endless.begin(lambda: list_chunks.future(long), EAGER, 2)
+    wait_until(lambda: sum(call.done() for call in calls) == EAGER - 2)
     assert {reason_of(call.exception()) for call in calls if call.done()} == {"NOT_SERVING"}, "no more are held"
     for call in calls:
         call.cancel()
 
-    calls = all_running(full)
-    begun = time.monotonic()
+    calls = endless.begin(lambda: ask(caller), EAGER, OWN)
     serving.server.stop()
-    assert time.monotonic() - begun < GRACE + 2 * full.alone, "the end waits for none longer than its grace"
+    assert "did not end" not in caplog.text, "the end of the service interrupts what outlasts the grace time"
     assert all(call.code() != grpc.StatusCode.OK for call in calls)
 
 
