@@ -28,5 +28,5 @@ def test_a_command_that_is_asked_to_end_stops_its_service(tmp_path: Path) -> Non
             assert client.server_info().store_id
             command.send_signal(signal.SIGTERM)
             assert command.wait(60) == 128 + signal.SIGTERM
-        with kvbank.connect(address, timeout=1, first_contact=0.5) as client, pytest.raises(kvbank.Unavailable):
+        with kvbank.connect(address, first_contact=0.5) as client, pytest.raises(kvbank.Unavailable):
             client.server_info()

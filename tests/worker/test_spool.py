@@ -317,13 +317,13 @@ def test_patience_with_a_service_that_is_silent(attachment: Attachment, tmp_path
             for start in range(4):
                 assert memory.recall([[5, 6]]) is None
                 remember(memory, start)
-        assert time.monotonic() - begin < 2.5
+        assert time.monotonic() - begin < 6, "eight calls of a second each"
         assert "away" in str(said[0].message)
         assert memory.stats.spooled == 4
         begin = time.monotonic()
         with pytest.raises((kvbank.DeadlineExceeded, kvbank.Unavailable)):
             memory.open()
-        assert time.monotonic() - begin < 4
+        assert time.monotonic() - begin < 20, "by default it would be 30 s"
 
 
 def test_a_spool_folder_is_synced_with_its_parents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
