@@ -1,15 +1,23 @@
-"""Put a checkpoint where the package expects it: `python -m model_worker.train.ship --run DIR --to DIR`.
+"""Put the model of a finished run of `kvbank train memlong` where the package expects it:
+`python -m model_worker.train.ship --run DIR --to DIR`.
 
-Files are copied beside the old ones and then moved over them; the model card, written by hand, is left alone.
+Weights are rounded to bfloat16. Files are written beside the old ones and then moved over them. The model card, written
+by hand, is left alone, and so is what the old configuration says of chats (its entry `session`): no training sets it.
 """
 
 from __future__ import annotations
 
 import argparse
-import shutil
+import json
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
-FILES = ("config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
+import torch
+
+from model_worker.attachment.loading import load_model
+from model_worker.train.memlong.product import MODEL
+from model_worker.train.run_log import LOG
 
 
 def thinned(lines: list[str], limit: int) -> list[str]:
@@ -23,16 +31,26 @@ def thinned(lines: list[str], limit: int) -> list[str]:
 
 
 def ship(run: Path, target: Path, limit: int = 100_000) -> None:
-    """Copy the checkpoint of a run, its progress and its thinned log (`limit` bytes at most) to `target`."""
+    """Write the model of a run, and its log in `limit` bytes at most, to the folder `target`."""
+    loaded, tokenizer = load_model(str(run / MODEL))
+    model: Any = loaded.to(torch.bfloat16)
+    if session := _session(target):
+        model.config.kvbank = {**model.config.kvbank, "session": session}
     target.mkdir(parents=True, exist_ok=True)
-    for name in (*FILES, "progress.json"):
-        temporary = target / f".{name}.partial"
-        shutil.copyfile(run / "checkpoint" / name, temporary)
-        temporary.replace(target / name)
-    lines = (run / "training_log.jsonl").read_text().splitlines()
-    temporary = target / ".log.partial"
-    temporary.write_text("\n".join(thinned(lines, limit)) + "\n")
-    temporary.replace(target / "training_log.jsonl")
+    with TemporaryDirectory(dir=target) as folder:
+        staged = Path(folder)
+        model.save_pretrained(staged)
+        tokenizer.save_pretrained(staged)
+        log = thinned((run / LOG).read_text().splitlines(), limit)
+        (staged / LOG).write_text("\n".join(log) + "\n")
+        for path in staged.iterdir():
+            path.replace(target / path.name)
+
+
+def _session(target: Path) -> Any:
+    """Return what the configuration in a folder says of chats; None where there is none."""
+    config = target / "config.json"
+    return json.loads(config.read_text()).get("kvbank", {}).get("session") if config.is_file() else None
 
 
 if __name__ == "__main__":
