@@ -20,7 +20,10 @@ MIB = 1024 * 1024
 LONGEST_SOCKET_PATH = 107
 PREFIX = "KVBANK_"
 # Variables KVBANK_... that other parts of the command line read.
-_OTHERS = ("KVBANK_MEMORY", "KVBANK_API_KEY", "KVBANK_DEBUG", "KVBANK_CACHE")
+_OTHERS = (
+    *("KVBANK_MEMORY", "KVBANK_API_KEY", "KVBANK_DEBUG", "KVBANK_CACHE"),
+    *("KVBANK_TLS", "KVBANK_TLS_CA", "KVBANK_TLS_CLIENT_CERT", "KVBANK_TLS_CLIENT_KEY", "KVBANK_TLS_SERVER_NAME"),
+)
 
 
 def _read(quantity: Quantity) -> BeforeValidator:
@@ -58,7 +61,18 @@ class Settings(BaseSettings):
     listen: Annotated[str, AfterValidator(_absolute)] = Field(
         "127.0.0.1:7400", description="HOST:PORT (port 0: any free one) or unix:PATH."
     )
-    insecure: bool = Field(False, description="Allow addresses that others can reach; there is no authentication.")
+    tls_cert: Annotated[str, AfterValidator(_whole)] = Field(
+        "",
+        description="File of the certificate (PEM, with those that it was signed by), for TLS on all ports; read anew "
+        "when it changes.",
+    )
+    tls_key: Annotated[str, AfterValidator(_whole)] = Field(
+        "", description="File of the certificate's key (PEM, without a password)."
+    )
+    tls_client_ca: Annotated[str, AfterValidator(_whole)] = Field(
+        "", description="File of the authorities (PEM) of which clients must have a certificate; no need where empty."
+    )
+    insecure: bool = Field(False, description="Allow addresses that others can reach without TLS.")
     same_host: bool = Field(
         False,
         description="Let clients of this user read payload files and stage their own; on a unix socket only.",

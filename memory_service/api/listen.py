@@ -2,6 +2,7 @@
 has allowed it, and says why an address cannot be had before gRPC, which only prints the reason, is asked for it.
 """
 
+import ipaddress
 import os
 import socket
 from pathlib import Path
@@ -9,26 +10,52 @@ from pathlib import Path
 from memory_service.domain.errors import StartError
 from memory_service.settings import LONGEST_SOCKET_PATH, Settings
 
-_LOOPBACK = ("127.", "localhost:", "[::1]:", "unix:")
-
 
 def check(settings: Settings) -> None:
     """Refuse settings whose addresses cannot be had, or that others can reach without leave. Errors: StartError."""
-    _check_reach(settings.listen, settings.insecure)
     if settings.same_host and not settings.listen.startswith("unix:"):
         raise StartError(f"same_host needs a unix socket; {settings.listen} is none")
-    if settings.metrics_listen:
-        if settings.metrics_listen.startswith("unix:"):
-            raise StartError("metrics are served at HOST:PORT, not on a unix socket")
-        _check_reach(settings.metrics_listen, settings.insecure)
+    if settings.metrics_listen.startswith("unix:"):
+        raise StartError("metrics are served at HOST:PORT, not on a unix socket")
+    _check_files(settings)
+    for address in filter(None, (settings.listen, settings.metrics_listen)):
+        _check_address(address)
+        if not (settings.insecure or settings.tls_cert or is_own(address)):
+            text = f"{address} can be reached by others: give the service a certificate (--tls-cert, --tls-key)"
+            raise StartError(f"{text}, listen on 127.0.0.1 or a unix socket, or allow it as it is by --insecure")
 
 
-def _check_reach(listen: str, insecure: bool) -> None:
-    """Refuse an address that cannot be had, and one that others can reach unless `insecure`. Errors: StartError."""
-    _check_address(listen)
-    if not insecure and not listen.startswith(_LOOPBACK):
-        text = f"{listen} can be reached by others and there is no authentication yet; allow it with"
-        raise StartError(f"{text} --insecure, or listen on 127.0.0.1 or a unix socket")
+def is_own(address: str) -> bool:
+    """Tell whether an address is a unix socket or of the loopback, which no other machine can reach."""
+    if address.startswith("unix:"):
+        return True
+    host = address.rpartition(":")[0].strip("[]")
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def open_addresses(settings: Settings) -> list[str]:
+    """Return the addresses that others can reach without TLS, which `insecure` has allowed."""
+    addresses = filter(None, (settings.listen, settings.metrics_listen))
+    return [] if settings.tls_cert else [address for address in addresses if not is_own(address)]
+
+
+def what_is_open(settings: Settings) -> str:
+    """Say what `insecure` leaves open to others."""
+    found = open_addresses(settings)
+    if not found:
+        return "it allows nothing here that is not allowed without it"
+    return f"others can reach {' and '.join(found)} without TLS, and read what is sent there"
+
+
+def _check_files(settings: Settings) -> None:
+    """Refuse files of TLS of which one is of no use without another. Errors: StartError."""
+    if bool(settings.tls_cert) != bool(settings.tls_key):
+        raise StartError("a certificate has a key: give both, --tls-cert and --tls-key")
+    if settings.tls_client_ca and not settings.tls_cert:
+        raise StartError("clients show a certificate over TLS alone: --tls-client-ca needs --tls-cert and --tls-key")
 
 
 def _check_address(listen: str) -> None:

@@ -26,6 +26,9 @@ from memory_service.api.local_socket import Call, DirectCalls
 from memory_service.api.same_host import FORGOTTEN_S, SameHost
 from memory_service.api.service import MemoryService
 from memory_service.api.stats import Stats
+from memory_service.api.tls.expiry import Expiry
+from memory_service.api.tls.identity import Files
+from memory_service.api.tls.serving import Tls
 from memory_service.domain.clock import Clock
 from memory_service.domain.errors import StartError
 from memory_service.domain.limits import NO_PAUSES, STANDARD, Limits, Pauses
@@ -34,6 +37,7 @@ from memory_service.observe.audit import AuditLog
 from memory_service.observe.metrics import Metrics
 from memory_service.observe.observation import Observer
 from memory_service.observe.process_memory import keep_memory, leave_imports_alone
+from memory_service.observe.troubles import Troubles
 from memory_service.operations.banks import Banks
 from memory_service.search import largest_id
 from memory_service.settings import Settings, unknown_variables
@@ -64,9 +68,12 @@ class Server:
         for line in unknown_variables():
             _log.warning("%s", line)
         listen.check(settings)
+        if settings.insecure:
+            _log.warning("--insecure: %s", listen.what_is_open(settings))
         self._settings = settings
         self._limits = limits
         self._metrics = Metrics()
+        self._tls = _tls(settings, self._metrics.troubles)
         self._endpoint: Endpoint | None = None
         self._engine = open_engine(settings, self._metrics, largest_id, clock, limits=limits, pauses=pauses)
         with ExitStack() as opened:
@@ -94,7 +101,7 @@ class Server:
         self._calls = Calls()
         self._direct: DirectCalls | None = None
         self._server: Any = None
-        self._sweeper: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
         self._troubles = self._metrics.troubles
         self._health = Health(self._troubles, [SERVICE], self.banks.probe, limits)
         self.address = ""
@@ -121,12 +128,15 @@ class Server:
         # The endpoint listens before gRPC does, because a server of gRPC that is bound and was never started does not
         # give its port back.
         if self._settings.metrics_listen:
-            self._endpoint = Endpoint(self._metrics.registry, self._troubles, self._limits)
+            self._endpoint = Endpoint(self._metrics.registry, self._troubles, self._limits, self._tls)
             await self._endpoint.listen(self._settings.metrics_listen)
         self.address = self._bind()
         await self._server.start()
+        if self._tls is not None:
+            expiry = Expiry(self._tls, self._metrics, self._limits.certificate_s)
+            self._tasks.append(asyncio.create_task(expiry.watch()))
         if self.same_host is not None:
-            self._sweeper = asyncio.create_task(_sweep(self.same_host))
+            self._tasks.append(asyncio.create_task(_sweep(self.same_host)))
             if DirectCalls.possible(self.same_host.socket):
                 self._direct = self._take_direct_calls(self.same_host.socket)
         await self._health.begin()
@@ -137,10 +147,14 @@ class Server:
 
     def _bind(self) -> str:
         wanted = self._settings.listen
+        address = addresses.for_grpc(wanted)
         try:
             # Whoever may write to a unix socket may call, and gRPC makes it as the umask says.
             with private.made_by_a_library():
-                port = self._server.add_insecure_port(addresses.for_grpc(wanted))
+                if self._tls is None or wanted.startswith("unix:"):
+                    port = self._server.add_insecure_port(address)
+                else:
+                    port = self._server.add_secure_port(address, self._tls.for_grpc())
         except RuntimeError as error:
             raise StartError(f"cannot listen on {wanted}") from error
         return wanted if wanted.startswith("unix:") else f"{wanted.rpartition(':')[0]}:{port}"
@@ -159,8 +173,8 @@ class Server:
         await self._end(self._settings.grace)
 
     async def _end(self, grace: float | None) -> None:
-        if self._sweeper is not None:
-            self._sweeper.cancel()
+        for task in self._tasks:
+            task.cancel()
         stopped = [self._calls.drain(grace)] if grace is not None else []
         if self._direct is not None:
             stopped.append(asyncio.to_thread(self._direct.close, grace or 0))
@@ -180,6 +194,14 @@ class Server:
         self._engine.close()
         self._metrics.recorder.end()
         self._audit.end()
+
+
+def _tls(settings: Settings, troubles: Troubles) -> Tls | None:
+    """Return what TLS is spoken by, None where the service has no certificate. Errors: StartError."""
+    if not settings.tls_cert:
+        return None
+    authorities = Path(settings.tls_client_ca) if settings.tls_client_ca else None
+    return Tls(Files(Path(settings.tls_cert), Path(settings.tls_key), authorities), troubles)
 
 
 def _options(settings: Settings) -> list[tuple[str, int]]:

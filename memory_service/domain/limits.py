@@ -69,6 +69,8 @@ class Limits:
     kept_pages: int = 4096
     # Between two looks at the storage, whose health is told.
     probe_s: float = 5.0
+    # Between two looks at the files of the certificate, of which each new connection has its own.
+    certificate_s: float = 10.0
     # That a connection to /metrics, /healthz or /readyz may take, from its first byte to its last.
     http_patience_s: float = 10.0
     # That a caller may be behind the least rate of bytes while others wait for room in memory.

@@ -5,7 +5,7 @@ Every server has a registry of its own, because several may live in one process.
 beforehand: it is never the name of a bank, or anything else that a caller wrote.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
@@ -104,6 +104,11 @@ class Metrics:
             "kvbank_commit_operations", "Operations that shared a transaction.", _COUNTS
         )
         self.commit_seconds = self._histogram("kvbank_commit_seconds", "Transactions, until durable.", _SECONDS)
+
+    def count_down(self, seconds: Callable[[], float]) -> None:
+        """Show the end of the service's certificate. seconds: tells how long it is until then."""
+        text = "Time until the certificate of the service expires, negative after that; with TLS only."
+        self._gauge("kvbank_tls_expiry_seconds", text).set_function(seconds)
 
     def _counter(self, name: str, text: str, labels: Sequence[str] = ()) -> Counter:
         return Counter(name, text, labels, registry=self.registry)

@@ -9,7 +9,7 @@ import threading
 from typing import NamedTuple
 
 # The most characters of the text of a trouble.
-_LONGEST = 200
+_LONGEST = 400
 _log = logging.getLogger(__name__)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from memory_service.api import http_endpoint
+from memory_service.api import http_port
 from memory_service.domain.limits import Limits
 from memory_service.observe.troubles import Troubles
 from memory_service.storage.background import Janitor
@@ -87,9 +87,7 @@ def test_callers_who_say_nothing_cost_no_thread_and_are_left(
 ) -> None:
     host, _, port = serving.server.metrics_address.rpartition(":")
     threads = threading.active_count()
-    silent = [
-        socket.create_connection((host, int(port)), timeout=60) for _ in range(2 * http_endpoint.MOST_CONNECTIONS)
-    ]
+    silent = [socket.create_connection((host, int(port)), timeout=60) for _ in range(2 * http_port.MOST_CONNECTIONS)]
     try:
         assert threading.active_count() <= threads + 2
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import ssl
 import time
 import urllib.request
 from collections import Counter, defaultdict
@@ -19,6 +20,7 @@ from kvbank.v1 import bank_pb2
 from kvbank.v1 import service_pb2 as pb
 from memory_service.api.embedded import LocalServer
 from memory_service.domain.errors import StartError
+from tests.support.certificates import Authority
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -26,8 +28,9 @@ ROOT = Path(__file__).resolve().parents[2]
 class Figures:
     """One scrape of /metrics."""
 
-    def __init__(self, address: str) -> None:
-        with urllib.request.urlopen(f"http://{address}/metrics") as answer:
+    def __init__(self, address: str, context: ssl.SSLContext | None = None) -> None:
+        scheme = "http" if context is None else "https"
+        with urllib.request.urlopen(f"{scheme}://{address}/metrics", context=context) as answer:
             self.families = list(parser.text_string_to_metric_families(answer.read().decode()))
 
     def __call__(self, name: str, **labels: str) -> float:
@@ -251,11 +254,16 @@ def test_a_taken_port_is_an_error(serving: Any, caller: Any, tmp_path: Path) -> 
 
 
 @pytest.fixture
-def registered(caller: Any, scrape: Callable[[], Figures]) -> Mapping[str, Any]:
-    """Metric -> its family, by the name that a query uses."""
+def registered(serving: Any, tmp_path: Path) -> Mapping[str, Any]:
+    """Metric -> its family, by the name that a query uses; of a service with TLS, which has some more."""
+    authority = Authority(tmp_path / "tls")
+    caller = serving(listen=f"unix:{tmp_path}/s", metrics_listen="127.0.0.1:0", **authority.settings())
+    caller.create()
     caller.add()
     caller.retrieve()
-    return {f"{found.name}_total" if found.type == "counter" else found.name: found for found in scrape().families}
+    context = ssl.create_default_context(cadata=authority.pem.decode())
+    families = Figures(serving.server.metrics_address, context).families
+    return {f"{found.name}_total" if found.type == "counter" else found.name: found for found in families}
 
 
 def test_the_metrics_are_documented(registered: Mapping[str, Any]) -> None:

@@ -1,0 +1,331 @@
+"""TLS of all ports, and the renewal of its certificate while the service runs."""
+
+import http.client
+import re
+import socket
+import ssl
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+import trustme
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from memory_service.api import http_port
+from memory_service.api.embedded import LocalServer
+from memory_service.domain.errors import StartError
+from memory_service.domain.limits import Limits
+from tests.support.certificates import Authority, chain
+from tests.support.waiting import wait_until
+
+OFTEN = Limits(certificate_s=0.02)
+
+
+@pytest.fixture
+def authority(tmp_path: Path) -> Authority:
+    return Authority(tmp_path / "tls")
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Iterator[Callable[..., LocalServer]]:
+    with ExitStack() as stack:
+        yield lambda settings, **more: stack.enter_context(
+            LocalServer(tmp_path / "data", metrics_listen="127.0.0.1:0", **settings, **more)
+        )
+
+
+@contextmanager
+def health(server: LocalServer, authority: Authority, issued: trustme.LeafCert | None = None) -> Iterator[Any]:
+    """Call the health of a server over a connection of its own, with a client's certificate where one is given."""
+    own = {"private_key": issued.private_key_pem.bytes(), "certificate_chain": chain(issued)} if issued else {}
+    with grpc.secure_channel(server.address, grpc.ssl_channel_credentials(authority.pem, **own)) as channel:
+        yield health_pb2_grpc.HealthStub(channel)
+
+
+def asked(stub: Any, **options: Any) -> int:
+    return int(stub.Check(health_pb2.HealthCheckRequest(), timeout=60, **options).status)
+
+
+def shown(address: str, authority: Authority) -> bytes:
+    """Return the certificate that a port shows to a new connection."""
+    host, _, port = address.rpartition(":")
+    context = ssl.create_default_context(cadata=authority.pem.decode())
+    with (
+        socket.create_connection((host, int(port)), timeout=60) as plain,
+        context.wrap_socket(plain, server_hostname="localhost") as connection,
+    ):
+        found = connection.getpeercert(binary_form=True)
+    assert found is not None
+    return found
+
+
+def received(connection: socket.socket) -> bytes:
+    """Return what a port sends until it closes the connection."""
+    found = b""
+    with suppress(ConnectionResetError):
+        while more := connection.recv(1000):
+            found += more
+    return found
+
+
+def der(issued: trustme.LeafCert) -> bytes:
+    return ssl.PEM_cert_to_DER_cert(issued.cert_chain_pems[0].bytes().decode())
+
+
+def fetch(server: LocalServer, authority: Authority, path: str, issued: trustme.LeafCert | None = None) -> Any:
+    """Return status and body of a path over HTTPS."""
+    context = ssl.create_default_context(cadata=authority.pem.decode())
+    if issued is not None:
+        issued.configure_cert(context)
+    connection = http.client.HTTPSConnection(server.metrics_address, timeout=60, context=context)
+    connection.request("GET", path)
+    answer = connection.getresponse()
+    body = answer.read().decode()
+    connection.close()
+    return answer.status, body
+
+
+def test_all_ports_speak_tls_and_nothing_else(serve: Any, authority: Authority) -> None:
+    server = serve(authority.settings())
+    with health(server, authority) as stub:
+        assert asked(stub) == health_pb2.HealthCheckResponse.SERVING
+    assert fetch(server, authority, "/readyz") == (200, "ready\n")
+    assert "kvbank_insecure 0.0" in fetch(server, authority, "/metrics")[1]
+    with grpc.insecure_channel(server.address) as channel, pytest.raises(grpc.RpcError):
+        asked(health_pb2_grpc.HealthStub(channel))
+    host, _, port = server.metrics_address.rpartition(":")
+    with socket.create_connection((host, int(port)), timeout=60) as plain:
+        plain.sendall(b"GET /healthz HTTP/1.1\r\n\r\n")
+        assert b"HTTP" not in received(plain)
+
+
+def test_a_unix_socket_stays_without_tls(tmp_path: Path, authority: Authority) -> None:
+    with (
+        LocalServer(tmp_path / "data", f"unix:{tmp_path}/s", **authority.settings()) as server,
+        grpc.insecure_channel(server.address) as channel,
+    ):
+        assert asked(health_pb2_grpc.HealthStub(channel)) == health_pb2.HealthCheckResponse.SERVING
+
+
+def test_clients_need_a_certificate_of_the_authority(serve: Any, authority: Authority, tmp_path: Path) -> None:
+    """Over HTTP they need one for the figures alone: what asks for the health seldom has one."""
+    server = serve(authority.settings(clients=True))
+    other = Authority(tmp_path / "other")
+    with health(server, authority, authority.issue("worker@example.org")) as stub:
+        assert asked(stub) == health_pb2.HealthCheckResponse.SERVING
+    for issued in (None, other.issue("worker@example.org")):
+        with health(server, authority, issued) as stub, pytest.raises(grpc.RpcError):
+            asked(stub)
+    assert fetch(server, authority, "/readyz") == (200, "ready\n")
+    assert fetch(server, authority, "/metrics")[0] == 403
+    assert fetch(server, authority, "/metrics", authority.issue("prometheus"))[0] == 200
+    with pytest.raises(OSError, match=r"alert|EOF|reset|closed"):
+        fetch(server, authority, "/healthz", other.issue("prometheus"))
+
+
+def test_a_renewed_certificate_is_served_to_callers_who_do_not_pause(serve: Any, authority: Authority) -> None:
+    server = serve(authority.settings())
+    over, failed, calls = threading.Event(), [], [0] * 32
+
+    def call(number: int) -> None:
+        try:
+            while not over.is_set():
+                with health(server, authority) as stub:
+                    for _ in range(5):
+                        asked(stub)
+                        calls[number] += 1
+        except BaseException as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=call, args=(number,)) for number in range(32)]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in range(5):
+            issued = authority.issue("localhost", "127.0.0.1")
+            authority.put(issued)
+            before = list(calls)
+            assert shown(server.address, authority) == shown(server.metrics_address, authority) == der(issued)
+            wait_until(lambda: failed or all(now > then for now, then in zip(calls, before, strict=True)))  # noqa: B023
+    finally:
+        over.set()
+        for thread in threads:
+            thread.join()
+    assert failed == []
+
+
+def test_authorities_of_clients_are_renewed_too(serve: Any, authority: Authority, tmp_path: Path) -> None:
+    server = serve(authority.settings(clients=True))
+    old, other = authority.issue("worker"), Authority(tmp_path / "other")
+    authority.file.write_bytes(other.pem)
+    with health(server, authority, other.issue("worker")) as stub:
+        assert asked(stub) == health_pb2.HealthCheckResponse.SERVING
+    with health(server, authority, old) as stub, pytest.raises(grpc.RpcError):
+        asked(stub)
+    assert fetch(server, authority, "/metrics", other.issue("prometheus"))[0] == 200
+    with pytest.raises(OSError, match=r"alert|EOF|reset|closed"):
+        fetch(server, authority, "/metrics", old)
+
+
+def encrypted(issued: trustme.LeafCert) -> bytes:
+    key = serialization.load_pem_private_key(issued.private_key_pem.bytes(), None)
+    kind, words = serialization.PrivateFormat.PKCS8, serialization.BestAvailableEncryption(b"secret")
+    return key.private_bytes(serialization.Encoding.PEM, kind, words)
+
+
+def of_kind(key: Any) -> bytes:
+    kind, words = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    return bytes(key.private_bytes(serialization.Encoding.PEM, kind, words))
+
+
+def half(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+UNFIT: dict[str, tuple[str, Callable[[Authority, Path, Path], object]]] = {
+    "no certificate": ("cannot read .*server.pem: No such file", lambda _, pem, key: pem.unlink()),
+    "no key": ("cannot read .*server.key: No such file", lambda _, pem, key: key.unlink()),
+    "half a certificate": ("server.pem has no certificate in PEM, or a damaged one", lambda _, pem, key: half(pem)),
+    "half a key": ("server.key has no private key in PEM, or a damaged one", lambda _, pem, key: half(key)),
+    "nothing": ("server.pem has no certificate in PEM", lambda _, pem, key: pem.write_bytes(b"")),
+    "another key": (
+        "server.key is not the key of .*server.pem",
+        lambda authority, pem, key: key.write_bytes(authority.issue("localhost").private_key_pem.bytes()),
+    ),
+    "an encrypted key": (
+        "server.key is encrypted; the service takes a key without a password",
+        lambda authority, pem, key: key.write_bytes(encrypted(authority.issue("localhost"))),
+    ),
+    "a kind that gRPC cannot": (
+        "server.key is neither RSA of 2048 bits or more, nor P-256 or P-384",
+        lambda _, pem, key: key.write_bytes(of_kind(ed25519.Ed25519PrivateKey.generate())),
+    ),
+    "a curve that gRPC cannot": (
+        "server.key is neither",
+        lambda _, pem, key: key.write_bytes(of_kind(ec.generate_private_key(ec.SECP521R1()))),
+    ),
+    "an expired one": (
+        r"server.pem has expired, on \d{4}-\d\d-\d\d",
+        lambda authority, pem, key: authority.put(authority.issue("localhost", days=-1)),
+    ),
+    "one of the future": (
+        "server.pem is not valid before 2",
+        lambda authority, pem, key: authority.put(authority.issue("localhost", days=9, from_days=2)),
+    ),
+}
+
+
+@pytest.mark.parametrize("harm", UNFIT)
+def test_files_that_cannot_be_served_end_the_start_in_one_line(serve: Any, authority: Authority, harm: str) -> None:
+    settings = authority.settings()
+    said, do = UNFIT[harm]
+    do(authority, Path(settings["tls_cert"]), Path(settings["tls_key"]))
+    with pytest.raises(StartError, match=f"^no TLS: .*{said}") as caught:
+        serve(settings)
+    assert "\n" not in str(caught.value)
+    assert "PRIVATE" not in str(caught.value)
+
+
+@pytest.mark.parametrize("harm", UNFIT)
+def test_files_that_cannot_be_served_leave_the_old_ones_in_service(
+    serve: Any, authority: Authority, harm: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = authority.settings()
+    server = serve(settings, limits=OFTEN)
+    pem, key = Path(settings["tls_cert"]), Path(settings["tls_key"])
+    before = shown(server.address, authority)
+    good = pem.read_bytes(), key.read_bytes()
+    said, do = UNFIT[harm]
+    do(authority, pem, key)
+    wait_until(lambda: "tls: " in fetch(server, authority, "/readyz")[1])
+    for _ in range(3):
+        assert shown(server.address, authority) == shown(server.metrics_address, authority) == before
+    status, body = fetch(server, authority, "/readyz")
+    assert (status, body.count("the certificate before is served on")) == (200, 1)
+    assert re.search(said, body)
+    assert sum("the certificate before is served on" in record.message for record in caplog.records) == 1
+    pem.write_bytes(good[0])
+    key.write_bytes(good[1])
+    wait_until(lambda: fetch(server, authority, "/readyz") == (200, "ready\n"))
+    issued = authority.issue("localhost", "127.0.0.1")
+    authority.put(issued)
+    assert shown(server.address, authority) == der(issued)
+
+
+def test_the_end_of_a_certificate_is_told_before_it_comes(
+    serve: Any, authority: Authority, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = serve(authority.settings(days=40), limits=OFTEN)
+    assert fetch(server, authority, "/readyz")[1] == "ready\n"
+
+    def left() -> float:
+        lines = fetch(server, authority, "/metrics")[1].splitlines()
+        [line] = [line for line in lines if line.startswith("kvbank_tls_expiry_seconds")]
+        return float(line.split()[1]) / 86400
+
+    assert 39 < left() < 40
+    for days, said in ((25, "expires in 24 days"), (6, "expires in 5 days"), (0.5, "expires in less than a day")):
+        authority.put(authority.issue("localhost", "127.0.0.1", days=days))
+        wait_until(lambda: said in fetch(server, authority, "/readyz")[1])  # noqa: B023
+        assert fetch(server, authority, "/readyz")[0] == 200
+        assert days - 0.1 < left() < days
+        assert sum(said in record.message for record in caplog.records) == 1
+    authority.put(authority.issue("localhost", "127.0.0.1", days=300))
+    wait_until(lambda: fetch(server, authority, "/readyz")[1] == "ready\n")
+
+
+@pytest.mark.parametrize("address", ["0.0.0.0:0", "[::]:0"])
+def test_what_others_can_reach_needs_tls(tmp_path: Path, authority: Authority, address: str) -> None:
+    for settings in ({"listen": address}, {"metrics_listen": address}):
+        with pytest.raises(StartError, match=r"can be reached by others.*--tls-cert, --tls-key.*--insecure"):
+            LocalServer(tmp_path / "data", **settings)
+    with LocalServer(tmp_path / "data", address, **authority.settings()) as server, health(server, authority):
+        pass
+
+
+def test_insecure_is_said_at_each_start_and_in_the_figures(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for times in (1, 2):
+        with LocalServer(tmp_path / "data", "0.0.0.0:0", insecure=True, metrics_listen="127.0.0.1:0") as server:
+            connection = http.client.HTTPConnection(server.metrics_address, timeout=60)
+            connection.request("GET", "/metrics")
+            assert b"kvbank_insecure 1.0" in connection.getresponse().read()
+            connection.close()
+        said = [record for record in caplog.records if "others can reach 0.0.0.0:0 without TLS" in record.message]
+        assert [record.levelname for record in said] == ["WARNING"] * times
+
+
+@pytest.mark.parametrize("missing", ["tls_cert", "tls_key"])
+def test_files_that_need_another(tmp_path: Path, authority: Authority, missing: str) -> None:
+    settings = authority.settings(clients=True)
+    del settings[missing]
+    with pytest.raises(StartError, match="a certificate has a key: give both"):
+        LocalServer(tmp_path / "data", **settings)
+    with pytest.raises(StartError, match="--tls-client-ca needs"):
+        LocalServer(tmp_path / "data", tls_client_ca=str(authority.file))
+
+
+def test_handshakes_that_never_end_are_left_and_few(serve: Any, authority: Authority) -> None:
+    server = serve(authority.settings(), limits=Limits(http_patience_s=0.5))
+    host, _, port = server.metrics_address.rpartition(":")
+    with ExitStack() as stack:
+        connections = [
+            stack.enter_context(socket.create_connection((host, int(port)), timeout=60))
+            for _ in range(2 * http_port.MOST_CONNECTIONS)
+        ]
+        for number, connection in enumerate(connections):
+            connection.sendall(b"\x16\x03\x01"[: number % 4])
+        for connection in connections:
+            received(connection)
+
+    def alive() -> bool:
+        with suppress(OSError, http.client.HTTPException):  # this caller has little time too
+            return bool(fetch(server, authority, "/healthz") == (200, "alive\n"))
+        return False
+
+    wait_until(alive)
