@@ -18,6 +18,7 @@ from memory_service.api.calls.turns import Load
 from memory_service.api.messages import convert
 from memory_service.api.messages.status import check_size
 from memory_service.api.same_host import SameHost
+from memory_service.domain.access import Caller
 from memory_service.domain.errors import ServiceError
 from memory_service.observe.metrics import Metrics
 from memory_service.operations.banks import Banks
@@ -48,23 +49,23 @@ class Answers:
         self._most_bytes = most_bytes
         self._sent_as_files = metrics.sent_bytes.labels("file")
 
-    def retrieved(self, request: pb.RetrieveRequest) -> Load[Streamed]:
+    def retrieved(self, caller: Caller, request: pb.RetrieveRequest) -> Load[Streamed]:
         """Search for the best chunks. Errors: those of `Recall.retrieval`; of the load, those of `Recall.answer`."""
-        return partial(self._load_hits, self._recall.retrieval(_query(request)))
+        return partial(self._load_hits, self._recall.retrieval(_query(caller, request)))
 
-    def fetched(self, request: pb.FetchChunksRequest) -> Load[Streamed]:
+    def fetched(self, caller: Caller, request: pb.FetchChunksRequest) -> Load[Streamed]:
         """Prepare to load chunks by id. Errors of the load: those of `Recall.fetch`."""
-        return partial(self._load_chunks, request)
+        return partial(self._load_chunks, caller, request)
 
-    def retrieved_files(self, request: pb.RetrieveFilesRequest) -> Load[bytes]:
+    def retrieved_files(self, caller: Caller, request: pb.RetrieveFilesRequest) -> Load[bytes]:
         """Do as `retrieved` for a caller that reads the files. Errors: NOT_SAME_HOST too."""
         self._check_shares(request.proof)
-        return partial(self._load_hits_of_files, self._recall.retrieval(_query(request.retrieve)))
+        return partial(self._load_hits_of_files, self._recall.retrieval(_query(caller, request.retrieve)))
 
-    def fetched_files(self, request: pb.FetchFilesRequest) -> Load[bytes]:
+    def fetched_files(self, caller: Caller, request: pb.FetchFilesRequest) -> Load[bytes]:
         """Do as `fetched` for a caller that reads the files. Errors: NOT_SAME_HOST too."""
         self._check_shares(request.proof)
-        return partial(self._load_chunks_of_files, request.fetch)
+        return partial(self._load_chunks_of_files, caller, request.fetch)
 
     def _check_shares(self, proof: bytes) -> None:
         """Refuse a caller that may not read the files. Errors: NOT_SAME_HOST."""
@@ -79,8 +80,8 @@ class Answers:
             self._recall.count(retrieval.query, answer)
             return Streamed(header, opened(answer.found))
 
-    def _load_chunks(self, request: pb.FetchChunksRequest, most_bytes: int) -> Streamed:
-        found = self._fetch(request, most_bytes)
+    def _load_chunks(self, caller: Caller, request: pb.FetchChunksRequest, most_bytes: int) -> Streamed:
+        found = self._fetch(caller, request, most_bytes)
         with _closing_after_errors(found):
             return Streamed(self._chunks(found), opened(found))
 
@@ -91,15 +92,17 @@ class Answers:
         self._sent_as_files.inc(sum(item.length for item in answer.found))
         return made
 
-    def _load_chunks_of_files(self, request: pb.FetchChunksRequest, most_bytes: int) -> bytes:
-        found = self._fetch(request, most_bytes, opened=False)
+    def _load_chunks_of_files(self, caller: Caller, request: pb.FetchChunksRequest, most_bytes: int) -> bytes:
+        found = self._fetch(caller, request, most_bytes, opened=False)
         made = self._chunks(found, pb.FetchFilesResponse(files=map(self._recall.path, found)))
         self._sent_as_files.inc(sum(item.length for item in found))
         return made
 
-    def _fetch(self, request: pb.FetchChunksRequest, most_bytes: int, *, opened: bool = True) -> list[Found]:
+    def _fetch(
+        self, caller: Caller, request: pb.FetchChunksRequest, most_bytes: int, *, opened: bool = True
+    ) -> list[Found]:
         ids, layers = list(request.chunk_ids), list(request.layers)
-        wanted = Wanted(request.bank, request.reader_digest, ids, layers)
+        wanted = Wanted(caller.tenant, request.bank, request.reader_digest, ids, layers)
         return self._recall.fetch(wanted, most_bytes, opened=opened)
 
     def _hits(self, answer: Answer, files: Message | None = None) -> bytes:
@@ -145,9 +148,10 @@ def _closing_after_errors(found: Sequence[Found]) -> Iterator[None]:
         raise
 
 
-def _query(request: pb.RetrieveRequest) -> Query:
-    """Read what a request asks for. Errors: INVALID_FIELD."""
+def _query(caller: Caller, request: pb.RetrieveRequest) -> Query:
+    """Read what the request of a caller asks for. Errors: INVALID_FIELD."""
     return Query(
+        tenant=caller.tenant,
         banks=list(request.banks),
         reader_digest=request.reader_digest,
         embedder_digest=request.embedder_digest,

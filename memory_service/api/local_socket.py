@@ -18,6 +18,7 @@ from kvbank.v1 import direct_pb2 as pb
 from kvbank.wire import frames, local_socket
 from memory_service.api.messages.parsing import Parser
 from memory_service.api.messages.status import CODE_OF, status, to_service_error, without_frames
+from memory_service.domain.access import Caller
 from memory_service.domain.cancellation import Cancellation
 from memory_service.domain.errors import ServiceError, StartError, invalid
 from memory_service.observe.observation import Observer, request_id
@@ -145,7 +146,9 @@ class DirectCalls:
         else:
             refused = invalid("call", "the bytes are no direct call")
         field = asked.WhichOneof("call") or ""
-        request = Request(request_id(asked.request_id), _METHODS.get(field, "unknown"), peer="unix:")
+        method = _METHODS.get(field, "unknown")
+        # Only processes of the service's user are answered here, and that is the owner of the data folder.
+        request = Request(request_id(asked.request_id), method, peer="unix:", caller=Caller.owner())
         try:
             with self._observer.of(request, _code):
                 return self._called(field, asked, request, held, refused)

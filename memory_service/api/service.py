@@ -6,6 +6,7 @@ in `calls.handlers`; the streams in `streams`.
 
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import aclosing, contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -18,7 +19,8 @@ from memory_service.api.calls.handlers import (
     HandledService,
     Handling,
     HeldRequests,
-    message,
+    asked,
+    current_caller,
     refusing,
     streaming,
     unary,
@@ -34,6 +36,7 @@ from memory_service.api.stats import Stats
 from memory_service.api.streams.chunk_frames import frames
 from memory_service.api.streams.receiving import Receiver
 from memory_service.api.streams.sending import Sender
+from memory_service.domain.access import Caller
 from memory_service.domain.errors import invalid
 from memory_service.domain.limits import NO_PAUSES, STANDARD, Limits, Pauses
 from memory_service.domain.validate import LARGEST_INT64
@@ -104,38 +107,38 @@ class MemoryService(HandledService, service_pb2_grpc.MemoryServiceServicer):
         return info.SerializeToString()
 
     @unary
-    def CreateBank(self, request: pb.CreateBankRequest) -> pb.CreateBankResponse:  # noqa: N802
+    def CreateBank(self, caller: Caller, request: pb.CreateBankRequest) -> pb.CreateBankResponse:  # noqa: N802
         """Make a new bank; one of the same name and specs that exists is returned as it is."""
-        bank, created = self._banks.create(convert.bank(request.bank))
+        bank, created = self._banks.create(replace(convert.bank(request.bank), tenant=caller.tenant))
         return pb.CreateBankResponse(bank=convert.bank_message(bank), created=created)
 
     @unary
-    def GetBank(self, request: pb.GetBankRequest) -> pb.GetBankResponse:  # noqa: N802
+    def GetBank(self, caller: Caller, request: pb.GetBankRequest) -> pb.GetBankResponse:  # noqa: N802
         """Answer with one bank and its usage."""
-        return pb.GetBankResponse(bank=convert.bank_message(self._banks.get(request.name)))
+        return pb.GetBankResponse(bank=convert.bank_message(self._banks.get(caller.tenant, request.name)))
 
     @wide
-    def ListBanks(self, request: pb.ListBanksRequest) -> pb.ListBanksResponse:  # noqa: N802
+    def ListBanks(self, caller: Caller, request: pb.ListBanksRequest) -> pb.ListBanksResponse:  # noqa: N802
         """Answer with a page of banks by name. The token is the last name of the page before; a page of large banks is
         shorter than asked for."""
-        banks, more = self._banks.after(request.page_token, page_size(request.page_size))
+        banks, more = self._banks.after(caller.tenant, request.page_token, page_size(request.page_size))
         token = banks[-1].name if more else ""
         return pb.ListBanksResponse(banks=map(convert.bank_message, banks), next_page_token=token)
 
     @unary
-    def UpdateBank(self, request: pb.UpdateBankRequest) -> pb.UpdateBankResponse:  # noqa: N802
+    def UpdateBank(self, caller: Caller, request: pb.UpdateBankRequest) -> pb.UpdateBankResponse:  # noqa: N802
         """Replace those fields of a bank that the mask names."""
         new = convert.bank(request.bank)
         changes = {path: getattr(new, path) for path in request.update_mask.paths if path in _UPDATABLE}
         if not changes or len(changes) != len(request.update_mask.paths):
             raise invalid("update_mask", f"must name some of {', '.join(_UPDATABLE)}, each once")
-        bank = self._banks.update(new.name, changes)
+        bank = self._banks.update(caller.tenant, new.name, changes)
         return pb.UpdateBankResponse(bank=convert.bank_message(bank))
 
     @unary
-    def DeleteBank(self, request: pb.DeleteBankRequest) -> pb.DeleteBankResponse:  # noqa: N802
+    def DeleteBank(self, caller: Caller, request: pb.DeleteBankRequest) -> pb.DeleteBankResponse:  # noqa: N802
         """Delete a bank with all its chunks."""
-        self._banks.delete(request.name)
+        self._banks.delete(caller.tenant, request.name)
         return pb.DeleteBankResponse()
 
     # Writing
@@ -143,7 +146,7 @@ class MemoryService(HandledService, service_pb2_grpc.MemoryServiceServicer):
     @streaming
     async def WriteChunks(self, requests: AsyncIterator[Received]) -> AsyncIterator[pb.WriteChunksResponse]:  # noqa: N802
         """Write chunks side by side; their acknowledgements come in order."""
-        async for ack in self._receiver.acks(frames(requests, self.handling.threads.run)):
+        async for ack in self._receiver.acks(current_caller(), frames(requests, self.handling.threads.run)):
             yield ack
 
     # Reading
@@ -192,66 +195,70 @@ class MemoryService(HandledService, service_pb2_grpc.MemoryServiceServicer):
     @contextmanager
     def retrieve_files(self, request: pb.RetrieveFilesRequest) -> Iterator[bytes]:
         """Answer as RetrieveFiles does, in a thread of the caller, which sends the answer in the block."""
-        with self.handling.turns.made_here(partial(self._answers.retrieved_files, request)) as answer:
+        with self.handling.turns.made_here(partial(self._answers.retrieved_files, current_caller(), request)) as answer:
             yield answer
 
     @contextmanager
     def fetch_files(self, request: pb.FetchFilesRequest) -> Iterator[bytes]:
         """Answer as FetchFiles does, in a thread of the caller, which sends the answer in the block."""
-        with self.handling.turns.made_here(partial(self._answers.fetched_files, request)) as answer:
+        with self.handling.turns.made_here(partial(self._answers.fetched_files, current_caller(), request)) as answer:
             yield answer
 
     # Chunks
 
     @wide
-    def GetChunk(self, request: pb.GetChunkRequest) -> pb.GetChunkResponse:  # noqa: N802
+    def GetChunk(self, caller: Caller, request: pb.GetChunkRequest) -> pb.GetChunkResponse:  # noqa: N802
         """Answer with what is known of one chunk, without its bytes of K-V."""
-        chunk = self._banks.get_chunk(request.bank, request.chunk_id, embedding=request.with_embedding)
+        chunk = self._banks.get_chunk(caller.tenant, request.bank, request.chunk_id, embedding=request.with_embedding)
         return pb.GetChunkResponse(chunk=convert.chunk_message(chunk))
 
     @wide
-    def ListChunks(self, request: pb.ListChunksRequest) -> pb.ListChunksResponse:  # noqa: N802
+    def ListChunks(self, caller: Caller, request: pb.ListChunksRequest) -> pb.ListChunksResponse:  # noqa: N802
         """Answer with a page of chunks by id. The token is the last id of the page before; a page of large chunks is
         shorter than asked for."""
         size, after = page_size(request.page_size), number_of(request.page_token, 0)
         where = convert.filter_(request.filter)
-        chunks, more = self._banks.list_chunks(request.bank, after, size, where, embedding=request.with_embedding)
+        chunks, more = self._banks.list_chunks(
+            caller.tenant, request.bank, after, size, where, embedding=request.with_embedding
+        )
         token = str(chunks[-1].chunk_id) if more else ""
         return pb.ListChunksResponse(chunks=map(convert.chunk_message, chunks), next_page_token=token)
 
     @wide
-    def UpdateChunk(self, request: pb.UpdateChunkRequest) -> pb.UpdateChunkResponse:  # noqa: N802
+    def UpdateChunk(self, caller: Caller, request: pb.UpdateChunkRequest) -> pb.UpdateChunkResponse:  # noqa: N802
         """Replace the metadata of a chunk."""
-        chunk = self._banks.update_chunk(request.bank, request.chunk_id, metadata.read("metadata", request))
+        chunk = self._banks.update_chunk(
+            caller.tenant, request.bank, request.chunk_id, metadata.read("metadata", request)
+        )
         return pb.UpdateChunkResponse(chunk=convert.chunk_message(chunk))
 
     @unary
-    def DeleteChunks(self, request: pb.DeleteChunksRequest) -> pb.DeleteChunksResponse:  # noqa: N802
+    def DeleteChunks(self, caller: Caller, request: pb.DeleteChunksRequest) -> pb.DeleteChunksResponse:  # noqa: N802
         """Delete chunks by id; unknown ids are fine."""
-        deleted = self._banks.delete_chunks(request.bank, list(request.chunk_ids))
+        deleted = self._banks.delete_chunks(caller.tenant, request.bank, list(request.chunk_ids))
         return pb.DeleteChunksResponse(deleted=deleted)
 
     @unary
-    def PinChunks(self, request: pb.PinChunksRequest) -> pb.PinChunksResponse:  # noqa: N802
+    def PinChunks(self, caller: Caller, request: pb.PinChunksRequest) -> pb.PinChunksResponse:  # noqa: N802
         """Protect chunks by id from eviction, or no longer; unknown ids are fine."""
-        found = self._banks.pin_chunks(request.bank, list(request.chunk_ids), request.pinned)
+        found = self._banks.pin_chunks(caller.tenant, request.bank, list(request.chunk_ids), request.pinned)
         return pb.PinChunksResponse(found=found)
 
     # Evictions
 
     @wide
-    def ExplainEviction(self, request: pb.ExplainEvictionRequest) -> pb.ExplainEvictionResponse:  # noqa: N802
+    def ExplainEviction(self, caller: Caller, request: pb.ExplainEvictionRequest) -> pb.ExplainEvictionResponse:  # noqa: N802
         """Answer with the chunks that would go next, and with a sentence that says why."""
         if request.need < 0:
             raise invalid("need", "must not be negative")
-        victims, text = self._banks.explain_eviction(request.bank, request.need or 1)
+        victims, text = self._banks.explain_eviction(caller.tenant, request.bank, request.need or 1)
         return pb.ExplainEvictionResponse(victims=map(convert.eviction_message, victims), explanation=text)
 
     @wide
-    def ListEvictions(self, request: pb.ListEvictionsRequest) -> pb.ListEvictionsResponse:  # noqa: N802
+    def ListEvictions(self, caller: Caller, request: pb.ListEvictionsRequest) -> pb.ListEvictionsResponse:  # noqa: N802
         """Answer with a page of the log of evictions, newest first; a page is as those of ListChunks."""
         size, before = page_size(request.page_size), number_of(request.page_token, LARGEST_INT64)
-        log, more = self._banks.list_evictions(request.bank, before, size)
+        log, more = self._banks.list_evictions(caller.tenant, request.bank, before, size)
         token = str(log[-1][0]) if more else ""
         evictions = [convert.eviction_message(eviction) for _, eviction in log]
         return pb.ListEvictionsResponse(evictions=evictions, next_page_token=token)
@@ -259,19 +266,19 @@ class MemoryService(HandledService, service_pb2_grpc.MemoryServiceServicer):
     # The service itself
 
     @wide
-    def GetStats(self, request: pb.GetStatsRequest) -> pb.GetStatsResponse:  # noqa: N802
+    def GetStats(self, caller: Caller, request: pb.GetStatsRequest) -> pb.GetStatsResponse:  # noqa: N802
         """Answer with the figures of this moment, of some banks or of all."""
         if request.banks:
-            return self._stats.of_banks(list(request.banks))
-        return self._stats.page(request.page_token, page_size(request.page_size, 1000))
+            return self._stats.of_banks(caller, list(request.banks))
+        return self._stats.page(caller, request.page_token, page_size(request.page_size, 1000))
 
     @wide
-    def Compact(self, _: pb.CompactRequest) -> pb.CompactResponse:  # noqa: N802
+    def Compact(self, _caller: Caller, _: pb.CompactRequest) -> pb.CompactResponse:  # noqa: N802
         """Give the free bytes of the database back to the disk."""
         before, after = self._banks.compact()
         return pb.CompactResponse(database_bytes_before=before.taken, database_bytes=after.taken)
 
 
-def _found(find: Callable[[Any], Load[T]], received: Received) -> Load[T]:
-    """Find what an answer to a request is made of. Errors: those of `message` and of `find`."""
-    return find(message(received))
+def _found(find: Callable[[Caller, Any], Load[T]], received: Received) -> Load[T]:
+    """Find what an answer to a request is made of. Errors: those of `asked` and of `find`."""
+    return find(*asked(received))

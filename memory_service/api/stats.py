@@ -4,20 +4,26 @@ counted."""
 import os
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from kvbank.v1 import access_pb2
 from kvbank.v1 import service_pb2 as pb
 from memory_service import __version__
 from memory_service.api import listen
 from memory_service.api.messages import convert
 from memory_service.domain import validate
+from memory_service.domain.access import Caller
 from memory_service.domain.model import Bank, IndexKind, IndexStats
 from memory_service.observe.metrics import Metrics
 from memory_service.operations.banks import Banks
 from memory_service.settings import Settings
+
+# Stands between tenant and name in the token of a page of all banks; no name has it.
+_BETWEEN = "\n"
 
 
 class Stats(Collector):
@@ -30,39 +36,59 @@ class Stats(Collector):
         self._started = banks.now_us()
         self._registry.register(self)
 
-    def of_banks(self, names: Sequence[str]) -> pb.GetStatsResponse:
-        """Make the statistics of the banks of these names. Errors: BANK_NOT_FOUND, INVALID_FIELD."""
+    def of_banks(self, caller: Caller, names: Sequence[str]) -> pb.GetStatsResponse:
+        """Make the statistics of the banks of these names, of the caller's tenant. Errors: BANK_NOT_FOUND,
+        INVALID_FIELD."""
         validate.names("banks", names)
-        return self._answer([self._stats_of(self._banks.get(name)) for name in names], samples=True)
+        return self._answer(caller, [self._banks.get(caller.tenant, name) for name in names], first=True)
 
-    def page(self, after: str, size: int) -> pb.GetStatsResponse:
-        """Make the statistics of a page of all banks, which begins behind a name."""
-        banks, more = self._banks.after(after, size)
-        answer = self._answer(list(map(self._stats_of, banks)), samples=not after)
-        answer.next_page_token = banks[-1].name if more else ""
+    def page(self, caller: Caller, token: str, size: int) -> pb.GetStatsResponse:
+        """Make the statistics of a page of the banks that the caller sees, which begins behind the token of the page
+        before: the banks of its tenant, or all for an operator."""
+        if caller.may("operate"):
+            tenant, _, name = token.partition(_BETWEEN)
+            banks, more = self._banks.after_of_all(tenant, name, size)
+        else:
+            banks, more = self._banks.after(caller.tenant, token, size)
+        answer = self._answer(caller, banks, first=not token)
+        if more:
+            last = banks[-1]
+            answer.next_page_token = f"{last.tenant}{_BETWEEN}{last.name}" if caller.may("operate") else last.name
         return answer
 
-    def _answer(self, banks: Sequence[pb.BankStats], *, samples: bool) -> pb.GetStatsResponse:
-        database, now = self._banks.sizes(), self._banks.now_us()
-        return pb.GetStatsResponse(
+    def _answer(self, caller: Caller, banks: Sequence[Bank], *, first: bool) -> pb.GetStatsResponse:
+        """Make the answer for a caller. first: whether it is the first page, which has more than the banks."""
+        answer = pb.GetStatsResponse(
             version=__version__,
             store_id=self._banks.store_id,
             start_time=convert.timestamp(self._started),
-            resident_bytes=_resident_bytes(),
-            free_bytes=self._banks.free_bytes(),
-            database_bytes=database.taken,
-            database_free_bytes=database.free,
-            index_bytes=_bytes_below(self._banks.engine.cache),
-            uptime=convert.duration(now - self._started),
-            banks=banks,
-            samples=[
-                pb.MetricSample(name=sample.name, labels=sample.labels, value=sample.value)
-                for sample in (self._registry.samples() if samples else ())
-            ],
+            uptime=convert.duration(self._banks.now_us() - self._started),
+            banks=[self._stats_of(caller, bank) for bank in banks],
+            tenants=self._tenants(caller) if first else (),
         )
+        if caller.may("operate"):
+            self._add_whole(answer, samples=first)
+        return answer
 
-    def _stats_of(self, bank: Bank) -> pb.BankStats:
-        return pb.BankStats(bank=convert.bank_message(bank), index=_index_message(self._banks.index_stats(bank)))
+    def _add_whole(self, answer: pb.GetStatsResponse, *, samples: bool) -> None:
+        """Add the figures of the whole service, from which one tenant would learn of another."""
+        database = self._banks.sizes()
+        answer.resident_bytes, answer.free_bytes = _resident_bytes(), self._banks.free_bytes() or 0
+        answer.database_bytes, answer.database_free_bytes = database.taken, database.free
+        answer.index_bytes = _bytes_below(self._banks.engine.cache)
+        for sample in self._registry.samples() if samples else ():
+            answer.samples.add(name=sample.name, labels=sample.labels, value=sample.value)
+
+    def _tenants(self, caller: Caller) -> list[access_pb2.Tenant]:
+        """Make what is said of the tenants that the caller sees: its own, which may be gone, or all."""
+        access = self._banks.engine.access
+        seen = [tenant for tenant in access.tenants() if caller.may("operate") or tenant.name == caller.tenant]
+        return [convert.tenant_message(tenant, access.tenant_usage(tenant.name)) for tenant in seen]
+
+    def _stats_of(self, caller: Caller, bank: Bank) -> pb.BankStats:
+        shown = bank if bank.tenant == caller.tenant else replace(bank, metadata={})
+        index = _index_message(self._banks.index_stats(bank))
+        return pb.BankStats(bank=convert.bank_message(shown), index=index, tenant=bank.tenant)
 
     def collect(self) -> Iterable[Metric]:
         """Yield the gauges over all banks."""

@@ -59,7 +59,7 @@ def without_mark(folder: Folder) -> list[str]:
         return []
     try:
         with folder.read() as connection:
-            banks = [bank for bank in bank_rows.all_(connection) if bank.kv.layers]
+            banks = [bank for bank in bank_rows.of_all(connection) if bank.kv.layers]
     except (ValueError, KeyError, TypeError):
         return []  # a damaged bank, which is a problem of its own
     place = folder.path / layout.FOLDER

@@ -178,7 +178,7 @@ class _Repair:
         """Mark the folders of banks whose files are there, or that never had any."""
         files = LocalObjects(self._data, durable=True)
         with Folder(self._data) as folder, folder.read() as connection:
-            missing = mounts.mark(files, connection, bank_rows.all_(connection), new_here=True)
+            missing = mounts.mark(files, connection, bank_rows.of_all(connection), new_here=True)
             for bank in missing if files.folders.mounted() else ():
                 if not chunk_rows.some_payload_ids(connection, bank.bank_id, 1):
                     files.folders.mark(bank.uid)

@@ -10,13 +10,13 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Literal
 
+from memory_service.domain.tenants import DEFAULT_TENANT
+
 # The roles that a key can have.
 Role = Literal["read", "write", "admin", "operator"]
 # "known": any caller that is let in. "keys": the keys of the own tenant, or of all. "operate": the service as a whole.
 Right = Literal["known", "read", "write", "admin", "keys", "operate"]
 
-# The tenant of everything that was stored before there were tenants, and of the owner of the data folder.
-DEFAULT_TENANT = "default"
 EVERY_BANK = ("*",)
 _RIGHTS: Mapping[Role, frozenset[Right]] = {
     "read": frozenset({"known", "read"}),

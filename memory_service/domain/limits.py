@@ -77,7 +77,7 @@ class Limits:
     stalled_s: float = 20.0
     # Payload files that all answers together hold open; those beyond it are opened when their turn comes.
     open_files: int = 512
-    # Request ids that are remembered (34 MiB). At more than 660 retrievals a second the oldest are forgotten sooner.
+    # Request ids that are remembered of a tenant (34 MiB). Beyond 660 retrievals a second the oldest go sooner.
     requests_remembered: int = 200_000
     index: IndexLimits = IndexLimits()
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-# The tenant of callers without a key, to whom also everything belongs that was there before there were tenants.
+# The tenant of everything that was stored before there were tenants, and of the owner of the data folder.
 DEFAULT_TENANT = "default"
 TenantUnit = Literal["banks", "chunks", "tokens", "bytes"]
 TENANT_UNITS: tuple[TenantUnit, ...] = ("banks", "chunks", "tokens", "bytes")

@@ -58,11 +58,12 @@ class AuditLog:
         """Write down that a call has ended. code: the name of its gRPC status code."""
         if self._listener is None:
             return
+        caller = request.caller
         said = {
             "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
             "request_id": request.id,
-            "key": request.key,
-            "tenant": request.tenant,
+            "key": caller.key_id if caller else "",
+            "tenant": caller.tenant if caller else "",
             "peer": request.peer,
             "method": request.method,
             "bank": request.bank,

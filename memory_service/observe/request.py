@@ -6,6 +6,8 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
+from memory_service.domain.access import Caller
+
 # The most characters of a name that are logged.
 LONGEST_LOGGED = 200
 # The names of banks of one request that are logged.
@@ -15,16 +17,15 @@ _MOST_NAMES = 3
 @dataclass(slots=True)
 class Request:
     """One request, shared by the tasks and threads that work on it. `bank` has the names of its banks, `reason` is that
-    of the error that ends the request, `peer` the address that it came from, `key` the id of the caller's key and
-    `tenant` whose it is; each is empty where there is none."""
+    of the error that ends the request, `peer` the address that it came from; each is empty where there is none.
+    `caller` is None until it is known who calls."""
 
     id: str
     method: str
     bank: str = ""
     reason: str = ""
     peer: str = ""
-    key: str = ""
-    tenant: str = ""
+    caller: Caller | None = None
 
     def of(self, message: Any) -> None:
         """Take the name of the bank from a request message, whatever its field is called."""

@@ -1,7 +1,8 @@
 """What can be done with banks and chunks, over any engine; `memory_service.operations.writing` and `.reading` have the
 two long ways, into a bank and out of it.
 
-Methods block and are called from storage threads.
+Methods block and are called from storage threads. A method that names a bank is told whose: a bank of another tenant is
+for it as one that is not there.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,7 +15,6 @@ from memory_service.domain.errors import bank_not_found, chunk_not_found
 from memory_service.domain.limits import NO_PAUSES, STANDARD, Limits, Pauses
 from memory_service.domain.model import Bank, Chunk, Eviction, Filter, IndexStats, Metadata, bank_bytes, metadata_bytes
 from memory_service.domain.payload import Buffer
-from memory_service.domain.tenants import DEFAULT_TENANT
 from memory_service.observe.metrics import Metrics
 from memory_service.operations.damage import Damage
 from memory_service.operations.paging import page
@@ -106,52 +106,60 @@ class Banks:
     # Banks
 
     def create(self, new: Bank) -> tuple[Bank, bool]:
-        """Make a bank, and return it and whether it is new; an existing one is returned when name and specs agree.
+        """Make a bank of the tenant that it names, and return it and whether it is new; an existing one is returned
+        when name and specs agree.
 
-        Errors: INVALID_FIELD, BANK_EXISTS, TOO_LARGE, DISK_FULL.
+        Errors: INVALID_FIELD, BANK_EXISTS, TENANT_NOT_FOUND, QUOTA_EXCEEDED, TOO_LARGE, DISK_FULL.
         """
         validate.bank(new)
         return self.store.create_bank(new)
 
-    def named(self, name: str) -> Bank:
-        """Return a bank, with the usage of some earlier time. Errors: BANK_NOT_FOUND."""
-        return self.store.bank(DEFAULT_TENANT, name)
+    def named(self, tenant: str, name: str) -> Bank:
+        """Return a bank of a tenant, with the usage of some earlier time. Errors: BANK_NOT_FOUND."""
+        return self.store.bank(tenant, name)
 
-    def get(self, name: str) -> Bank:
-        """Return a bank as it is now. Errors: BANK_NOT_FOUND."""
+    def get(self, tenant: str, name: str) -> Bank:
+        """Return a bank of a tenant as it is now. Errors: BANK_NOT_FOUND."""
         with self.store.read() as view:
-            bank = view.bank(self.named(name).bank_id)
+            bank = view.bank(self.named(tenant, name).bank_id)
         if bank is None:
             raise bank_not_found(name)
         return bank
 
     def known(self) -> list[Bank]:
-        """Return every bank, with the usage of some earlier time."""
+        """Return every bank of every tenant, with the usage of some earlier time."""
         return self.store.known_banks()
 
-    def after(self, name: str, limit: int) -> tuple[list[Bank], bool]:
-        """Return a page of banks by name, from the first one after `name`, and whether there are more."""
+    def after(self, tenant: str, name: str, limit: int) -> tuple[list[Bank], bool]:
+        """Return a page of the banks of a tenant by name, from the first one after `name`, and whether there are
+        more."""
         with self.store.read() as view:
-            return page(view.banks(DEFAULT_TENANT, name), limit, bank_bytes)
+            return page(view.banks(tenant, name), limit, bank_bytes)
 
-    def update(self, name: str, changes: Mapping[str, object]) -> Bank:
+    def after_of_all(self, tenant: str, name: str, limit: int) -> tuple[list[Bank], bool]:
+        """Return a page of the banks of all tenants by tenant and name, from the first one after these, and whether
+        there are more."""
+        with self.store.read() as view:
+            return page(view.banks_of_all(tenant, name), limit, bank_bytes)
+
+    def update(self, tenant: str, name: str, changes: Mapping[str, object]) -> Bank:
         """Replace some of capacity, policy, metadata, quota, expiry, index.
 
         Errors: INVALID_FIELD, BANK_NOT_FOUND, TOO_LARGE, DISK_FULL (not for capacity and policy, which make room).
         """
-        return self.store.update_bank(DEFAULT_TENANT, name, changes)
+        return self.store.update_bank(tenant, name, changes)
 
-    def delete(self, name: str) -> None:
+    def delete(self, tenant: str, name: str) -> None:
         """Delete a bank with all its chunks; it is gone at once, what it takes on the disk soon. Errors:
         BANK_NOT_FOUND."""
-        self.store.delete_bank(DEFAULT_TENANT, name)
+        self.store.delete_bank(tenant, name)
 
     # Writing
 
-    def admit(self, name: str, reader_digest: str, embedder_digest: str, chunk: Chunk) -> Admitted:
+    def admit(self, tenant: str, name: str, reader_digest: str, embedder_digest: str, chunk: Chunk) -> Admitted:
         """Check a chunk before its bytes are taken; this touches no disk. Errors: those of a write that need no
         bytes."""
-        return self._writes.admit(name, reader_digest, embedder_digest, chunk)
+        return self._writes.admit(self.named(tenant, name), reader_digest, embedder_digest, chunk)
 
     def write(self, admitted: Admitted, data: Buffer | Staged) -> "Future[Written]":
         """Store an admitted chunk; see `Writes.begin`."""
@@ -159,22 +167,22 @@ class Banks:
 
     # Chunks
 
-    def delete_chunks(self, name: str, chunk_ids: Sequence[int]) -> int:
+    def delete_chunks(self, tenant: str, name: str, chunk_ids: Sequence[int]) -> int:
         """Delete chunks, and return how many existed. Errors: BANK_NOT_FOUND, INVALID_FIELD."""
-        bank = self.named(name)
+        bank = self.named(tenant, name)
         validate.ids(chunk_ids)
         return len(self.store.remove(bank, chunk_ids).result())
 
-    def pin_chunks(self, name: str, chunk_ids: Sequence[int], pinned: bool) -> int:
+    def pin_chunks(self, tenant: str, name: str, chunk_ids: Sequence[int], pinned: bool) -> int:
         """Protect chunks from eviction, or no longer, and return how many exist. Errors: BANK_NOT_FOUND,
         INVALID_FIELD."""
-        bank = self.named(name)
+        bank = self.named(tenant, name)
         validate.ids(chunk_ids)
         return self.store.pin(bank, chunk_ids, pinned)
 
-    def get_chunk(self, name: str, chunk_id: int, *, embedding: bool) -> Chunk:
+    def get_chunk(self, tenant: str, name: str, chunk_id: int, *, embedding: bool) -> Chunk:
         """Return a chunk without its K-V. Errors: BANK_NOT_FOUND, CHUNK_NOT_FOUND."""
-        bank = self.named(name)
+        bank = self.named(tenant, name)
         self.store.show_counts()
         with self.damage.without_flawed(), self.store.read() as view:
             chunk = view.chunk(bank, chunk_id, embedding=embedding)
@@ -183,34 +191,36 @@ class Banks:
         return chunk
 
     def list_chunks(
-        self, name: str, after: int, limit: int, filter_: Filter, *, embedding: bool
+        self, tenant: str, name: str, after: int, limit: int, filter_: Filter, *, embedding: bool
     ) -> tuple[list[Chunk], bool]:
         """Return a page of chunks ascending by id, from the first one after `after`, and whether there are more."""
-        bank = self.named(name)
+        bank = self.named(tenant, name)
         self.store.show_counts()
         with self.damage.without_flawed(), self.store.read() as view:
             return page(view.page(bank, after, filter_, embedding=embedding), limit, most_bytes)
 
-    def update_chunk(self, name: str, chunk_id: int, metadata: Metadata) -> Chunk:
+    def update_chunk(self, tenant: str, name: str, chunk_id: int, metadata: Metadata) -> Chunk:
         """Replace the metadata of a chunk.
 
         Errors: BANK_NOT_FOUND, CHUNK_NOT_FOUND, INVALID_FIELD, DISK_FULL, QUOTA_EXCEEDED, BANK_FULL.
         """
-        bank = self.named(name)
+        bank = self.named(tenant, name)
         validate.metadata("metadata", metadata)
         if not self.store.set_metadata(bank, chunk_id, metadata):
             raise chunk_not_found(name, chunk_id)
-        return self.get_chunk(name, chunk_id, embedding=False)
+        return self.get_chunk(tenant, name, chunk_id, embedding=False)
 
     # Evictions
 
-    def explain_eviction(self, name: str, need: int) -> tuple[list[Eviction], str]:
+    def explain_eviction(self, tenant: str, name: str, need: int) -> tuple[list[Eviction], str]:
         """Return what a write of `need` would evict, in order, and a sentence about it. Errors: BANK_NOT_FOUND."""
         self.store.show_counts()
-        return self.store.explain_eviction(self.get(name), need)
+        return self.store.explain_eviction(self.get(tenant, name), need)
 
-    def list_evictions(self, name: str, before: int, limit: int) -> tuple[list[tuple[int, Eviction]], bool]:
+    def list_evictions(
+        self, tenant: str, name: str, before: int, limit: int
+    ) -> tuple[list[tuple[int, Eviction]], bool]:
         """Return a page of (sequence, eviction), newest first, and whether there are more. Errors: BANK_NOT_FOUND."""
-        bank = self.named(name)
+        bank = self.named(tenant, name)
         with self.store.read() as view:
             return page(view.evictions(bank, before), limit, lambda eviction: metadata_bytes(eviction[1].metadata))

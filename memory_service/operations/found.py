@@ -10,12 +10,13 @@ from memory_service.storage.verify import VerifiedPayload
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """A retrieval as its caller asks for it.
+    """A retrieval as its caller asks for it, from banks of its tenant.
 
     vectors: float32 LE [n, dimension]; a dimension of 0 is not stated. held: the payload checksums of chunks that the
     caller has, by chunk id; it counts only where `store_id` is that of the store. request_id: 16 bytes, or empty.
     """
 
+    tenant: str
     banks: Sequence[str]
     reader_digest: str
     embedder_digest: str
@@ -35,9 +36,10 @@ class Query:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """Chunks of one bank that a caller asks for by id; `layers` are those whose K-V it wants, all where it names
-    none."""
+    """Chunks of one bank of its tenant that a caller asks for by id; `layers` are those whose K-V it wants, all where
+    it names none."""
 
+    tenant: str
     bank: str
     reader_digest: str
     chunk_ids: Sequence[int]

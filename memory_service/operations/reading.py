@@ -18,7 +18,6 @@ from memory_service.domain.errors import ServiceError, chunk_not_found, invalid
 from memory_service.domain.limits import Limits, Pauses
 from memory_service.domain.model import Bank, Chunk
 from memory_service.domain.scoring import Best
-from memory_service.domain.tenants import DEFAULT_TENANT
 from memory_service.observe.metrics import Metrics
 from memory_service.operations.damage import Damage
 from memory_service.operations.found import Answer, Found, Hit, Query, Wanted, close
@@ -155,7 +154,7 @@ class Recall:
     def count(self, query: Query, answer: Answer) -> None:
         """Count every hit of an answer, unless its request was counted before."""
         self._metrics.queried([hit.score for hit in row] for row in answer.hits)
-        if query.skip_count or not self._counted.first(query.request_id):
+        if query.skip_count or not self._counted.first(query.tenant, query.request_id):
             return
         now = self._store.clock.now_us()
         counts = Counter(hit.chunk_id for row in answer.hits for hit in row)
@@ -178,7 +177,7 @@ class Recall:
     def _checked(self, query: Query) -> tuple[list[Bank], NDArray[np.float32]]:
         """Return the banks and the vectors [n, d] of a query. Errors: those of `retrieval`."""
         validate.names("banks", query.banks)
-        banks = [self._store.bank(DEFAULT_TENANT, name) for name in query.banks]
+        banks = [self._store.bank(query.tenant, name) for name in query.banks]
         for bank in banks[1:]:
             if (bank.kv, bank.embedding) != (banks[0].kv, banks[0].embedding):
                 text = f"banks {banks[0].name} and {bank.name} have different specs"
@@ -207,7 +206,7 @@ class Recall:
         most_header, opened: see `answer`. Errors: BANK_NOT_FOUND, READER_MISMATCH, INVALID_FIELD, CHUNK_NOT_FOUND, and
         those of `answer`.
         """
-        bank = self._store.bank(DEFAULT_TENANT, wanted.bank)
+        bank = self._store.bank(wanted.tenant, wanted.bank)
         validate.reader(bank, wanted.reader_digest, required=bool(bank.kv.layers))
         validate.layers(bank, wanted.layers)
         ids = wanted.chunk_ids

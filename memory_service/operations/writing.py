@@ -19,7 +19,6 @@ from memory_service.domain.errors import ServiceError, bank_not_found, not_mount
 from memory_service.domain.limits import NO_PAUSES, Pauses
 from memory_service.domain.model import Bank, Chunk, Payload
 from memory_service.domain.payload import Buffer, check_bytes, copy_of
-from memory_service.domain.tenants import DEFAULT_TENANT
 from memory_service.observe.metrics import Metrics
 from memory_service.storage.base import Engine, NotThereError, Reservation, Staged, Store, Written
 
@@ -53,10 +52,9 @@ class Writes:
         self._max_chunk_bytes = max_chunk_bytes
         self._pauses = pauses
 
-    def admit(self, name: str, reader_digest: str, embedder_digest: str, chunk: Chunk) -> Admitted:
+    def admit(self, bank: Bank, reader_digest: str, embedder_digest: str, chunk: Chunk) -> Admitted:
         """Check a chunk before its bytes are taken; this touches no disk. Errors: those of a write that need no
         bytes."""
-        bank = self._store.bank(DEFAULT_TENANT, name)
         validate.reader(bank, reader_digest)
         validate.embedder(bank, embedder_digest)
         validate.chunk(bank, chunk, self._max_chunk_bytes)

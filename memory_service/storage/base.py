@@ -24,7 +24,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from memory_service.domain.api_key import ApiKey
+from memory_service.domain.access import ApiKey
 from memory_service.domain.clock import Clock
 from memory_service.domain.model import Bank, Chunk, Eviction, Filter, Metadata, Payload
 from memory_service.domain.payload import Buffer
@@ -119,6 +119,9 @@ class View(Protocol):
 
     def banks(self, tenant: str, after: str = "") -> Iterator[Bank]:
         """Read the banks of a tenant with their usage, by name, from the first one after the name `after`."""
+
+    def banks_of_all(self, tenant: str = "", name: str = "") -> Iterator[Bank]:
+        """Read the banks of all tenants with their usage, by tenant and name, from the first one after these."""
 
     def chunk(self, bank: Bank, chunk_id: int, *, embedding: bool = False) -> Chunk | None:
         """Read a chunk of a bank; None where it is not there. Errors: FlawedError."""
@@ -317,9 +320,9 @@ class AccessRecords(Protocol):
         """Replace the quota of a tenant, which may be below what it holds: then its writes are refused until it holds
         less. Errors: TENANT_NOT_FOUND."""
 
-    def drop_tenant(self, name: str, *, force: bool = False) -> None:
-        """Delete a tenant with its keys, in one step. force: whether to delete its banks too. Errors: TENANT_NOT_FOUND;
-        TENANT_NOT_EMPTY where it has banks, or is the tenant "default"."""
+    def drop_tenant(self, name: str, *, force: bool = False) -> int:
+        """Delete a tenant with its keys, in one step, and return how many banks went with it. force: whether to delete
+        its banks too. Errors: TENANT_NOT_FOUND; TENANT_NOT_EMPTY where it has banks, or is the tenant "default"."""
 
     def add_key(self, key: ApiKey) -> bool:
         """Keep a key, and return whether its id was free. Errors: TENANT_NOT_FOUND, DISK_FULL."""
@@ -333,8 +336,9 @@ class AccessRecords(Protocol):
     def has_keys(self) -> bool:
         """Tell whether there is any key, good or not."""
 
-    def revoke_key(self, key_id: str) -> ApiKey | None:
-        """Revoke a key for good, and return it; None where there is none."""
+    def revoke_key(self, key_id: str, at: int) -> ApiKey | None:
+        """Revoke a key from a time on, in microseconds since 1970, and return it; None where there is none. A key that
+        is revoked from an earlier time on stays as it is."""
 
     def used_key(self, key_id: str, at: int) -> None:
         """Note when a key was used last, in microseconds since 1970."""

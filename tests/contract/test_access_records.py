@@ -4,7 +4,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import replace
 
-from memory_service.domain.api_key import ApiKey
+from memory_service.domain.access import ApiKey
 from memory_service.domain.model import Capacity
 from memory_service.domain.tenants import DEFAULT_TENANT, TenantQuota, TenantUsage
 from memory_service.storage.base import Engine
@@ -13,7 +13,7 @@ from tests.support.store import CHUNK_BYTES, add, fill, held, new_bank, reason
 
 Open = Callable[..., AbstractContextManager[Engine]]
 QUOTA = TenantQuota(banks=2, chunks=3, tokens=0, bytes=10_000)
-KEY = ApiKey("k1", "red", "write", ("notes", "chat-*"), b"\x01" * 32, created=5, expires=HOUR)
+KEY = ApiKey("k1", "red", "write", b"\x01" * 32, ("notes", "chat-*"), created=5, expires=HOUR)
 
 
 def test_tenants_are_made_once_and_change_their_quota(open_engine: Open) -> None:
@@ -90,7 +90,7 @@ def test_a_tenant_goes_with_its_keys_and_by_force_with_its_banks(open_engine: Op
         assert reason(lambda: access.drop_tenant("red")) == "TENANT_NOT_EMPTY"
         assert reason(lambda: access.drop_tenant(DEFAULT_TENANT, force=True)) == "TENANT_NOT_EMPTY"
         assert access.key("k1") == KEY
-        access.drop_tenant("red", force=True)
+        assert access.drop_tenant("red", force=True) == 1
         assert reason(lambda: store.bank("red", "b")) == "BANK_NOT_FOUND"
         assert reason(lambda: add(store, theirs, 2)) == "BANK_NOT_FOUND"
         assert [key.key_id for key in access.keys_of()] == ["k2"]
@@ -98,7 +98,7 @@ def test_a_tenant_goes_with_its_keys_and_by_force_with_its_banks(open_engine: Op
         access.add_tenant("red", TenantQuota())
         assert store.create_bank(new_bank(tenant="red"))[1]
         store.delete_bank("red", "b")
-        access.drop_tenant("red")
+        assert access.drop_tenant("red") == 0
     with open_engine() as engine:
         assert [tenant.name for tenant in engine.access.tenants()] == [DEFAULT_TENANT]
         assert [bank.uid for bank in engine.store.known_banks()] == [mine.uid]
@@ -111,16 +111,15 @@ def test_keys_are_kept_with_all_that_they_say(open_engine: Open) -> None:
         assert not access.has_keys()
         assert access.add_key(KEY)
         assert not access.add_key(replace(KEY, role="admin"))
-        other = ApiKey("k0", DEFAULT_TENANT, "read", ("*",), b"\x02" * 32, created=9)
+        other = ApiKey("k0", DEFAULT_TENANT, "read", b"\x02" * 32, created=9)
         assert access.add_key(other)
         access.used_key("k1", 70), access.used_key("k1", 60), access.used_key("unknown", 80)
         assert access.key("k1") == replace(KEY, last_used=70)
         assert access.key("unknown") is None
-        assert access.revoke_key("unknown") is None
-        revoked = access.revoke_key("k0")
-        assert revoked is not None
-        assert revoked.revoked
-        assert access.revoke_key("k0") == revoked
+        assert access.revoke_key("unknown", 5) is None
+        assert access.revoke_key("k0", 50) == replace(other, revoked=50)
+        revoked = replace(other, revoked=40)
+        assert access.revoke_key("k0", 40) == access.revoke_key("k0", 60) == revoked
         assert "\\x01" not in repr(KEY)
     with open_engine() as engine:
         access = engine.access

@@ -50,7 +50,7 @@ def test_the_object_is_there_before_the_row_the_row_before_the_index_and_the_ind
         watcher.engine, bank = engine, made_bank(engine)
         # No row is there yet when the object is about to be stored.
         writes = writer(engine, Pauses(at={"object stored": lambda: passed.append(held(engine.store, bank))}))
-        write = admitted(writes, replace(new_chunk(1), payload=PAYLOAD))
+        write = admitted(writes, bank, replace(new_chunk(1), payload=PAYLOAD))
         done = writes.begin(write, DATA)
         done.add_done_callback(lambda _: setattr(watcher, "answered", True))
         chunk_id = done.result(60).chunk_id
@@ -67,11 +67,11 @@ def test_a_write_into_a_bank_that_is_deleted_meanwhile_is_told_that_also_a_repea
     with open_engine(pauses=Pauses(left_out={"clearing"})) as engine:
         bank, writes = made_bank(engine), writer(engine, Pauses())
         chunk = replace(new_chunk(1), payload=PAYLOAD)
-        first = writes.begin(admitted(writes, chunk), DATA).result(60)
-        assert writes.begin(admitted(writes, chunk), DATA).result(60) == Written(chunk.key, first.chunk_id, True)
-        again = admitted(writes, replace(chunk, text=text))
-        other = admitted(writes, replace(new_chunk(2), payload=PAYLOAD))
-        engine.store.delete_bank("b")
+        first = writes.begin(admitted(writes, bank, chunk), DATA).result(60)
+        assert writes.begin(admitted(writes, bank, chunk), DATA).result(60) == Written(chunk.key, first.chunk_id, True)
+        again = admitted(writes, bank, replace(chunk, text=text))
+        other = admitted(writes, bank, replace(new_chunk(2), payload=PAYLOAD))
+        engine.store.delete_bank("default", "b")
         wait_until(lambda: not engine.objects.there(bank.uid))
         assert reason(lambda: writes.begin(other, DATA)) == "BANK_NOT_FOUND"
         assert reason(lambda: writes.begin(again, DATA)) == "BANK_NOT_FOUND"

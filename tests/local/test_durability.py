@@ -319,7 +319,7 @@ def test_a_bank_that_is_deleted_twice_and_made_anew_stays(serving, refused):
     with ThreadPoolExecutor(3) as threads:
         tasks = []
         try:
-            for task in (lambda: banks.delete("b"), caller.create, lambda: banks.delete("b")):
+            for task in (lambda: banks.delete("default", "b"), caller.create, lambda: banks.delete("default", "b")):
                 tasks.append(threads.submit(task))
                 assert submitted.acquire(timeout=60)
         finally:

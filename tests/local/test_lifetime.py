@@ -179,7 +179,7 @@ def test_reading_a_bank_that_is_deleted_is_no_damage(serving, data, refused, mon
 
     def delete():
         banks, done = serving.server.banks, threading.Event()
-        banks.delete("b")
+        banks.delete("default", "b")
         # Behind what the deletion has begun.
         banks.engine.later(done.set)
         assert done.wait(60)
@@ -233,7 +233,7 @@ def test_a_write_right_behind_a_new_capacity_knows_it(serving):
 
 def test_an_index_asked_for_too_late_is_not_kept(serving, refused):
     """Deletion of the bank comes after a search has looked the bank up."""
-    caller = serving(pauses=Pauses(at={"query checked": lambda: serving.server.banks.delete("b")}))
+    caller = serving(pauses=Pauses(at={"query checked": lambda: serving.server.banks.delete("default", "b")}))
     caller.create()
     caller.add()
     banks = serving.server.banks

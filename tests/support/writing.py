@@ -37,9 +37,9 @@ def made_bank(engine: Engine, **fields: Any) -> Bank:
     return engine.store.create_bank(replace(bank, **fields))[0]
 
 
-def admitted(writes: Writes, chunk: Chunk) -> Admitted:
-    """Have a chunk for the bank b checked, and give it its id."""
-    found = writes.admit("b", "reader", "embedder", chunk)
+def admitted(writes: Writes, bank: Bank, chunk: Chunk) -> Admitted:
+    """Have a chunk for a bank checked, and give it its id."""
+    found = writes.admit(bank, "reader", "embedder", chunk)
     for waited in found.waits():
         waited.result(60)
     return found

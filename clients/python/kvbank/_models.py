@@ -462,10 +462,12 @@ class IndexStats:
 
 @dataclass(frozen=True, slots=True)
 class BankStats:
-    """A bank and the state of its index."""
+    """A bank and the state of its index. tenant: whose bank it is; "" where the server knows no tenants. Of another
+    tenant's bank an operator sees the figures, and no metadata."""
 
     bank: Bank
     index: IndexStats
+    tenant: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,7 @@ from memory_service.api.calls.storage_threads import StorageThreads
 from memory_service.api.calls.turns import ORDINARY_BYTES, AnswerTurns
 from memory_service.api.messages.parsing import LARGEST_REQUEST, SHORT, Received, deserializer
 from memory_service.api.messages.status import serialized, to_service_error, without_frames
+from memory_service.domain.access import Caller
 from memory_service.domain.errors import ServiceError
 from memory_service.domain.limits import Pauses
 from memory_service.observe import request as requests
@@ -72,19 +73,30 @@ class HandledService:
         self.handling = handling
 
 
-def message(received: Received) -> Any:
-    """Make the message of a request, and note the bank that it names. Errors: TOO_LARGE, INVALID_FIELD."""
+def current_caller() -> Caller:
+    """Return the caller of this call. Errors: RuntimeError, a defect, where no interceptor has said whose call it
+    is."""
+    request = requests.current()
+    if request is None or request.caller is None:
+        raise RuntimeError("a call has come to its method without a caller")
+    return request.caller
+
+
+def asked(received: Received) -> tuple[Caller, Any]:
+    """Return the caller and the message of a request, and note the bank that it names. Errors: TOO_LARGE,
+    INVALID_FIELD."""
     made = received.message()
     if request := requests.current():
         request.of(made)
-    return made
+    return current_caller(), made
 
 
-def unary(method: Callable[[Any, Any], Message]) -> Callable[..., Awaitable[bytes]]:
-    """Make a method that is short and blocks a call that runs it in a storage thread, and answers in bytes."""
+def unary(method: Callable[[Any, Caller, Any], Message]) -> Callable[..., Awaitable[bytes]]:
+    """Make a method of a caller and its message, which is short and blocks, a call that runs it in a storage thread,
+    and answers in bytes."""
 
     def answer(self: HandledService, received: Received) -> bytes:
-        return serialized(method(self, message(received)), self.handling.most_bytes)
+        return serialized(method(self, *asked(received)), self.handling.most_bytes)
 
     @wraps(method)
     async def call(self: HandledService, received: Received) -> bytes:
@@ -95,15 +107,14 @@ def unary(method: Callable[[Any, Any], Message]) -> Callable[..., Awaitable[byte
     return refusing(call)
 
 
-def wide(method: Callable[[Any, Any], Message]) -> Callable[..., AsyncIterator[bytes]]:
-    """Make a method that looks at many chunks or banks, or whose answer may be long, a call with one answer. A long
-    answer holds a share of the budget until it is sent; while it waits for that it keeps its turn, so that few of a
-    kind wait.
+def wide(method: Callable[[Any, Caller, Any], Message]) -> Callable[..., AsyncIterator[bytes]]:
+    """Do as `unary` for a method that looks at many chunks or banks, or whose answer may be long. A long answer holds a
+    share of the budget until it is sent; while it waits for that it keeps its turn, so that few of a kind wait.
     """
 
     def answer(self: HandledService, received: Received) -> bytes:
         self.handling.pauses.reach("answer")
-        return serialized(method(self, message(received)), self.handling.most_bytes)
+        return serialized(method(self, *asked(received)), self.handling.most_bytes)
 
     @wraps(method)
     async def call(self: HandledService, received: Received) -> AsyncIterator[bytes]:

@@ -13,6 +13,7 @@ from typing import Any
 import grpc
 
 from memory_service.api.calls.running import Calls
+from memory_service.domain.access import Caller
 from memory_service.observe.observation import Observer, request_id
 from memory_service.observe.request import Request
 
@@ -66,7 +67,7 @@ class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
 
     def _observed(self, method: str, context: Any) -> AbstractContextManager[None]:
         found = next((value for key, value in context.invocation_metadata() or () if key == ID_KEY), None)
-        request = Request(request_id(found), method, peer=context.peer())
+        request = Request(request_id(found), method, peer=context.peer(), caller=Caller.owner())
         return self._observer.of(request, partial(_code, context))
 
 

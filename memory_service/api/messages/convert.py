@@ -9,7 +9,7 @@ import numpy as np
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from kvbank.v1 import bank_pb2, chunk_pb2, service_pb2
+from kvbank.v1 import access_pb2, bank_pb2, chunk_pb2, service_pb2
 from kvbank.wire import enums
 from kvbank.wire import scalars as _scalars
 from memory_service.api.messages import metadata
@@ -34,6 +34,7 @@ from memory_service.domain.model import (
     Quota,
     Tensor,
 )
+from memory_service.domain.tenants import Tenant, TenantUsage
 from memory_service.domain.validate import MOST_LAYERS
 
 # The enums of the contract by the words of the domain, with the word that stands for ..._UNSPECIFIED, if one does.
@@ -100,6 +101,16 @@ def bank(message: bank_pb2.Bank) -> Bank:
         quota=Quota(quota.chunks, quota.tokens, quota.bytes),
         expiry=expiry(message.expiry),
         index=_WORDS[IndexKind][message.index],
+    )
+
+
+def tenant_message(tenant: Tenant, usage: TenantUsage) -> access_pb2.Tenant:
+    """Make the message of a tenant and what it holds."""
+    return access_pb2.Tenant(
+        name=tenant.name,
+        create_time=timestamp(tenant.created),
+        quota=access_pb2.TenantAmounts(**asdict(tenant.quota)),
+        usage=access_pb2.TenantAmounts(**asdict(usage)),
     )
 
 

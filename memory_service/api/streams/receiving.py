@@ -21,6 +21,7 @@ from memory_service.api.same_host import SameHost
 from memory_service.api.streams.chunk_frames import FrameReader
 from memory_service.api.streams.handover import Mailbox, OneByOne
 from memory_service.api.streams.incoming import Incoming
+from memory_service.domain.access import Caller
 from memory_service.domain.errors import ServiceError, staged_file
 from memory_service.observe import request as requests
 from memory_service.observe.metrics import Metrics
@@ -60,9 +61,10 @@ class Receiver:
         # Set at the start of a shutdown: open streams may finish the chunks that they began, and begin no other.
         self.draining = False
 
-    async def acks(self, frames: AsyncIterator[Any]) -> AsyncIterator[pb.WriteChunksResponse]:
-        """Serve one stream, and yield its acknowledgements. The first chunk that is refused ends it with its error."""
-        stream = _Stream(self)
+    async def acks(self, caller: Caller, frames: AsyncIterator[Any]) -> AsyncIterator[pb.WriteChunksResponse]:
+        """Serve one stream of a caller, and yield its acknowledgements. The first chunk that is refused ends it with
+        its error."""
+        stream = _Stream(self, caller)
         reader = asyncio.create_task(stream.read(frames))
         try:
             async for ready in stream.written():
@@ -82,8 +84,9 @@ class Receiver:
 class _Stream:
     """One stream while it is served; used in the event loop alone, but for `_write` and `_ended_write`."""
 
-    def __init__(self, receiver: Receiver) -> None:
+    def __init__(self, receiver: Receiver, caller: Caller) -> None:
         self._receiver = receiver
+        self._caller = caller
         self._call = running.current()
         # Chunks that are being written and not acknowledged yet, in the order of the stream.
         self._writes: deque[Incoming] = deque()
@@ -138,7 +141,8 @@ class _Stream:
         if request := requests.current():
             request.of(header)
         new = convert.chunk(header.chunk)
-        admitted = receiver.banks.admit(header.bank, header.reader_digest, header.embedder_digest, new)
+        digests = header.reader_digest, header.embedder_digest
+        admitted = receiver.banks.admit(self._caller.tenant, header.bank, *digests, new)
         staged = self._staged(header.staged) if header.HasField("staged") else None
         for waited in admitted.waits():
             # The wait is here, where the chunk holds neither a thread nor bytes that others wait for.

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from sqlalchemy import Connection
 
-from memory_service.domain.api_key import ApiKey
+from memory_service.domain.access import ApiKey
 from memory_service.domain.errors import ServiceError, tenant_not_found
 from memory_service.domain.tenants import DEFAULT_TENANT, Tenant, TenantQuota, TenantUsage
 from memory_service.storage.local.bank_changes import BankChanges
@@ -64,8 +64,8 @@ class LocalAccess:
 
         return self._change(change)
 
-    def drop_tenant(self, name: str, *, force: bool = False) -> None:
-        """Delete a tenant with its keys; see `AccessRecords.drop_tenant`."""
+    def drop_tenant(self, name: str, *, force: bool = False) -> int:
+        """Delete a tenant with its keys, and return how many banks went with it; see `AccessRecords.drop_tenant`."""
         if name == DEFAULT_TENANT:
             raise ServiceError("TENANT_NOT_EMPTY", f"the tenant {name!r} is always there", tenant=name)
 
@@ -77,7 +77,7 @@ class LocalAccess:
                 raise ServiceError("TENANT_NOT_EMPTY", text, tenant=name, banks=banks)
             access_rows.delete_tenant(connection, name)
 
-        self.changes.delete_all_of(name, drop)
+        return self.changes.delete_all_of(name, drop)
 
     # Keys
 
@@ -106,11 +106,11 @@ class LocalAccess:
         with self.records.read() as connection:
             return access_rows.any_key(connection)
 
-    def revoke_key(self, key_id: str) -> ApiKey | None:
-        """Revoke a key for good, and return it; None where there is none."""
+    def revoke_key(self, key_id: str, at: int) -> ApiKey | None:
+        """Revoke a key from a time on, and return it; None where there is none."""
 
         def revoke(connection: Connection) -> ApiKey | None:
-            access_rows.revoke(connection, key_id, self.records.clock.now_us())
+            access_rows.revoke(connection, key_id, at)
             return access_rows.key(connection, key_id)
 
         return self._change(revoke)

@@ -135,8 +135,9 @@ class BankChanges:
 
         self.records.writer.submit(remove, lambda _: self._deleted(bank)).result()
 
-    def delete_all_of(self, tenant: str, before: Callable[[Connection], None]) -> None:
-        """Delete all banks of a tenant in one step with what `before` does, which refuses it where it raises."""
+    def delete_all_of(self, tenant: str, before: Callable[[Connection], None]) -> int:
+        """Delete all banks of a tenant in one step with what `before` does, which refuses it where it raises, and
+        return how many there were."""
 
         def remove(connection: Connection) -> list[Bank]:
             before(connection)
@@ -149,7 +150,7 @@ class BankChanges:
             for bank in banks:
                 self._deleted(bank)
 
-        self.records.writer.submit(remove, applied, durable=True).result()
+        return len(self.records.writer.submit(remove, applied, durable=True).result())
 
     def _deleted(self, bank: Bank) -> None:
         """Let what is in memory, and what the bank held, follow its deletion; this runs in the writer's thread."""

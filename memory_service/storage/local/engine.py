@@ -157,7 +157,7 @@ class LocalEngine:
         """Read the banks, and ids and uids of those that are being deleted. Errors: StartError for a damaged one."""
         with self.records.read() as connection:
             try:
-                return KnownBanks(bank_rows.all_(connection)), bank_rows.gone(connection)
+                return KnownBanks(bank_rows.of_all(connection)), bank_rows.gone(connection)
             except (ValueError, KeyError, TypeError) as error:
                 data = self._settings.data
                 raise StartError(f"the records of {data} have a damaged bank; see: kvbank check {data}") from error

@@ -31,6 +31,10 @@ class LocalView:
         """Read the banks of a tenant with their usage, by name, from the first one after the name `after`."""
         return bank_rows.after(self._connection, tenant, after)
 
+    def banks_of_all(self, tenant: str = "", name: str = "") -> Iterator[Bank]:
+        """Read the banks of all tenants with their usage, by tenant and name, from the first one after these."""
+        return bank_rows.of_all(self._connection, tenant, name)
+
     def chunk(self, bank: Bank, chunk_id: int, *, embedding: bool = False) -> Chunk | None:
         """Read a chunk of a bank; None where it is not there. Errors: FlawedError."""
         return chunk_rows.get(self._connection, bank, chunk_id, self._unwritten, embedding=embedding)

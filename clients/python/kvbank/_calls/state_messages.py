@@ -76,7 +76,7 @@ def compacted(message: pb.CompactResponse) -> m.Compacted:
 
 
 def _bank_stats(message: pb.BankStats) -> m.BankStats:
-    return m.BankStats(bank_messages.read(message.bank), _index_stats(message.index))
+    return m.BankStats(bank_messages.read(message.bank), _index_stats(message.index), message.tenant)
 
 
 def _index_stats(message: pb.IndexStats) -> m.IndexStats:

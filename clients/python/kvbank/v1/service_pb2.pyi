@@ -3,6 +3,7 @@ import datetime
 from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import field_mask_pb2 as _field_mask_pb2
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
+from kvbank.v1 import access_pb2 as _access_pb2
 from kvbank.v1 import bank_pb2 as _bank_pb2
 from kvbank.v1 import chunk_pb2 as _chunk_pb2
 from google.protobuf.internal import containers as _containers
@@ -560,7 +561,7 @@ class GetStatsRequest(_message.Message):
     def __init__(self, banks: _Optional[_Iterable[str]] = ..., page_size: _Optional[int] = ..., page_token: _Optional[str] = ...) -> None: ...
 
 class GetStatsResponse(_message.Message):
-    __slots__ = ("version", "store_id", "start_time", "resident_bytes", "free_bytes", "banks", "samples", "next_page_token", "database_bytes", "database_free_bytes", "index_bytes", "uptime")
+    __slots__ = ("version", "store_id", "start_time", "resident_bytes", "free_bytes", "banks", "samples", "next_page_token", "database_bytes", "database_free_bytes", "index_bytes", "uptime", "tenants")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     STORE_ID_FIELD_NUMBER: _ClassVar[int]
     START_TIME_FIELD_NUMBER: _ClassVar[int]
@@ -573,6 +574,7 @@ class GetStatsResponse(_message.Message):
     DATABASE_FREE_BYTES_FIELD_NUMBER: _ClassVar[int]
     INDEX_BYTES_FIELD_NUMBER: _ClassVar[int]
     UPTIME_FIELD_NUMBER: _ClassVar[int]
+    TENANTS_FIELD_NUMBER: _ClassVar[int]
     version: str
     store_id: str
     start_time: _timestamp_pb2.Timestamp
@@ -585,7 +587,8 @@ class GetStatsResponse(_message.Message):
     database_free_bytes: int
     index_bytes: int
     uptime: _duration_pb2.Duration
-    def __init__(self, version: _Optional[str] = ..., store_id: _Optional[str] = ..., start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., resident_bytes: _Optional[int] = ..., free_bytes: _Optional[int] = ..., banks: _Optional[_Iterable[_Union[BankStats, _Mapping]]] = ..., samples: _Optional[_Iterable[_Union[MetricSample, _Mapping]]] = ..., next_page_token: _Optional[str] = ..., database_bytes: _Optional[int] = ..., database_free_bytes: _Optional[int] = ..., index_bytes: _Optional[int] = ..., uptime: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
+    tenants: _containers.RepeatedCompositeFieldContainer[_access_pb2.Tenant]
+    def __init__(self, version: _Optional[str] = ..., store_id: _Optional[str] = ..., start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., resident_bytes: _Optional[int] = ..., free_bytes: _Optional[int] = ..., banks: _Optional[_Iterable[_Union[BankStats, _Mapping]]] = ..., samples: _Optional[_Iterable[_Union[MetricSample, _Mapping]]] = ..., next_page_token: _Optional[str] = ..., database_bytes: _Optional[int] = ..., database_free_bytes: _Optional[int] = ..., index_bytes: _Optional[int] = ..., uptime: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., tenants: _Optional[_Iterable[_Union[_access_pb2.Tenant, _Mapping]]] = ...) -> None: ...
 
 class CompactRequest(_message.Message):
     __slots__ = ()
@@ -600,12 +603,14 @@ class CompactResponse(_message.Message):
     def __init__(self, database_bytes_before: _Optional[int] = ..., database_bytes: _Optional[int] = ...) -> None: ...
 
 class BankStats(_message.Message):
-    __slots__ = ("bank", "index")
+    __slots__ = ("bank", "index", "tenant")
     BANK_FIELD_NUMBER: _ClassVar[int]
     INDEX_FIELD_NUMBER: _ClassVar[int]
+    TENANT_FIELD_NUMBER: _ClassVar[int]
     bank: _bank_pb2.Bank
     index: IndexStats
-    def __init__(self, bank: _Optional[_Union[_bank_pb2.Bank, _Mapping]] = ..., index: _Optional[_Union[IndexStats, _Mapping]] = ...) -> None: ...
+    tenant: str
+    def __init__(self, bank: _Optional[_Union[_bank_pb2.Bank, _Mapping]] = ..., index: _Optional[_Union[IndexStats, _Mapping]] = ..., tenant: _Optional[str] = ...) -> None: ...
 
 class IndexStats(_message.Message):
     __slots__ = ("kind", "loaded", "vectors", "tombstones", "memory_bytes", "recall")

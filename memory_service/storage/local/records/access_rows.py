@@ -9,7 +9,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import Connection, Row
 
-from memory_service.domain.api_key import ApiKey
+from memory_service.domain.access import ApiKey
 from memory_service.domain.tenants import Tenant, TenantQuota, TenantUsage
 from memory_service.storage.local.records.schema import ApiKeyRow, TenantRow, raw
 
@@ -91,10 +91,10 @@ def any_key(connection: Connection) -> bool:
     return raw(connection).execute("SELECT 1 FROM api_keys LIMIT 1").fetchone() is not None
 
 
-def revoke(connection: Connection, key_id: str, now: int) -> None:
-    """Note when a key was revoked; one that is revoked already stays as it is."""
-    statement = "UPDATE api_keys SET revoked = ? WHERE key_id = ? AND revoked IS NULL"
-    raw(connection).execute(statement, (now, key_id))
+def revoke(connection: Connection, key_id: str, at: int) -> None:
+    """Note from when on a key is revoked; an earlier time stays."""
+    statement = "UPDATE api_keys SET revoked = min(coalesce(revoked, ?1), ?1) WHERE key_id = ?2"
+    raw(connection).execute(statement, (at, key_id))
 
 
 def used(connection: Connection, key_id: str, now: int) -> None:

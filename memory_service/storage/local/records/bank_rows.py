@@ -42,9 +42,11 @@ def gone(connection: Connection) -> list[tuple[int, str]]:
     return [(row.bank_id, row.uid) for row in connection.execute(sa.select(GoneBankRow.bank_id, GoneBankRow.uid))]
 
 
-def all_(connection: Connection) -> Iterator[Bank]:
-    """Read the banks of all tenants one after the other, oldest first."""
-    yield from map(_bank, connection.execute(sa.select(BankRow.__table__).order_by(BankRow.bank_id)))
+def of_all(connection: Connection, tenant: str = "", name: str = "") -> Iterator[Bank]:
+    """Read the banks of all tenants one after the other, by tenant and name, from the first one after these."""
+    place = sa.tuple_(BankRow.tenant, BankRow.name)
+    later = sa.select(BankRow.__table__).where(place > sa.tuple_(sa.literal(tenant), sa.literal(name)))
+    yield from map(_bank, connection.execute(later.order_by(BankRow.tenant, BankRow.name)))
 
 
 def after(connection: Connection, tenant: str, name: str = "") -> Iterator[Bank]:
