@@ -10,13 +10,13 @@ from collections.abc import AsyncIterable
 import pytest
 
 import kvbank
-from kvbank import _exceptions, _models
+from kvbank import _access_models, _exceptions, _models
 
 HEAVY = ("torch", "faiss", "sqlalchemy", "transformers", "typer", "rich")
 
 
 def test_every_public_class_is_exported() -> None:
-    for module in (_exceptions, _models):
+    for module in (_exceptions, _models, _access_models):
         for name, value in vars(module).items():
             if inspect.isclass(value) and value.__module__ == module.__name__ and not name.startswith("_"):
                 assert name in kvbank.__all__, name
@@ -36,15 +36,18 @@ def test_every_error_is_drawn_in_the_docstring() -> None:
             assert f" {name} " in drawing.replace("\n", " "), name
 
 
-def test_both_clients_have_the_same_methods() -> None:
-    sync, asynchronous = _methods(kvbank.Client), _methods(kvbank.AsyncClient)
+@pytest.mark.parametrize(
+    ("blocking", "other"), [(kvbank.Client, kvbank.AsyncClient), (kvbank.Access, kvbank.AsyncAccess)]
+)
+def test_both_clients_have_the_same_methods(blocking: type, other: type) -> None:
+    sync, asynchronous = _methods(blocking), _methods(other)
     assert sync.keys() == asynchronous.keys()
     for name, method in sync.items():
         mirrored = inspect.signature(asynchronous[name])
         expected = inspect.signature(method)
-        for parameter, other in zip(mirrored.parameters.values(), expected.parameters.values(), strict=True):
+        for parameter, taken in zip(mirrored.parameters.values(), expected.parameters.values(), strict=True):
             # What a method takes one after the other, a coroutine takes from an asynchronous source, too.
-            more = parameter == other or other.annotation | AsyncIterable[kvbank.NewChunk] == parameter.annotation
+            more = parameter == taken or taken.annotation | AsyncIterable[kvbank.NewChunk] == parameter.annotation
             assert more, name
         _assert_mirrors(name, expected.return_annotation, mirrored.return_annotation, asynchronous[name])
         assert (method.__doc__ or "").strip(), name
@@ -72,7 +75,7 @@ def _assert_mirrors(name: str, sync: typing.Any, asynchronous: typing.Any, metho
 
 
 def _methods(client: type) -> dict[str, typing.Any]:
-    return {name: value for name, value in vars(client).items() if not name.startswith("_")}
+    return {name: value for name, value in vars(client).items() if inspect.isfunction(value) and name[0] != "_"}
 
 
 def test_import_needs_nothing_heavy_and_costs_little() -> None:

@@ -1,10 +1,19 @@
 # The names that `import kvbank` offers, listed once: type checkers read this file, and so does `lazy_loader`.
+from ._access import Access as Access
+from ._access_models import ApiKey as ApiKey
+from ._access_models import Identity as Identity
+from ._access_models import NewApiKey as NewApiKey
+from ._access_models import Tenant as Tenant
+from ._access_models import TenantQuota as TenantQuota
+from ._access_models import TenantUsage as TenantUsage
 from ._arguments import checked_metadata as checked_metadata
+from ._async_access import AsyncAccess as AsyncAccess
 from ._async_client import AsyncClient as AsyncClient
 from ._client import Client as Client
 from ._connect import connect as connect
 from ._connect import connect_async as connect_async
 from ._exceptions import AlreadyExists as AlreadyExists
+from ._exceptions import ApiKeyNotFound as ApiKeyNotFound
 from ._exceptions import BankFull as BankFull
 from ._exceptions import BankNotFound as BankNotFound
 from ._exceptions import ChunkNotFound as ChunkNotFound
@@ -26,6 +35,7 @@ from ._exceptions import QuotaExceeded as QuotaExceeded
 from ._exceptions import ReaderMismatch as ReaderMismatch
 from ._exceptions import ResourceExhausted as ResourceExhausted
 from ._exceptions import ServiceError as ServiceError
+from ._exceptions import TenantNotFound as TenantNotFound
 from ._exceptions import TooLarge as TooLarge
 from ._exceptions import Unauthenticated as Unauthenticated
 from ._exceptions import Unavailable as Unavailable

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from kvbank import _arguments
 from kvbank import _models as m
+from kvbank._async_access import AsyncAccess
 from kvbank._calls import bank_messages, chunk_messages, reading, search_messages, state_messages
 from kvbank._calls import tensors as _tensors
 from kvbank._calls.messages import build
@@ -61,6 +62,7 @@ class AsyncClient:
             api_key=api_key,
         )
         self._on_close = on_close
+        self._access = AsyncAccess(self._caller)
 
     async def __aenter__(self) -> Self:
         return self
@@ -83,6 +85,10 @@ class AsyncClient:
 
     async def compact(self, *, timeout: float | None = None) -> m.Compacted:
         return state_messages.compacted(await self._caller.call("Compact", pb.CompactRequest(), timeout))
+
+    @property
+    def access(self) -> AsyncAccess:
+        return self._access
 
     # Banks
 

@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from kvbank import _arguments
 from kvbank import _models as m
+from kvbank._access import Access
 from kvbank._calls import bank_messages, chunk_messages, reading, search_messages, state_messages
 from kvbank._calls import tensors as _tensors
 from kvbank._calls.messages import build
@@ -59,6 +60,7 @@ class Client:
             api_key=api_key,
         )
         self._on_close = on_close
+        self._access = Access(self._caller)
 
     def __enter__(self) -> Self:
         return self
@@ -84,6 +86,11 @@ class Client:
     def compact(self, *, timeout: float | None = None) -> m.Compacted:
         """Give back to the disk what deleted chunks have left free in the database; others read and write meanwhile."""
         return state_messages.compacted(self._caller.call("Compact", pb.CompactRequest(), timeout))
+
+    @property
+    def access(self) -> Access:
+        """Return what manages the keys and tenants of the service."""
+        return self._access
 
     # Banks
 

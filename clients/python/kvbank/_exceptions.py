@@ -9,7 +9,9 @@ KVBankError
     ├── InvalidArgument          (a ValueError too) malformed request, tensor, embedding or target
     ├── NotFound
     │   ├── BankNotFound
-    │   └── ChunkNotFound
+    │   ├── ChunkNotFound
+    │   ├── ApiKeyNotFound
+    │   └── TenantNotFound
     ├── AlreadyExists            a bank with another spec, or an idempotency key with other content
     ├── FailedPrecondition       among them: banks of one request whose specs differ
     │   ├── ReaderMismatch       K-V of another model
@@ -22,8 +24,8 @@ KVBankError
     ├── DataLoss                 bytes do not match their checksum
     ├── Unavailable              no connection, or the server is starting or stopping; retryable
     ├── DeadlineExceeded         no answer within the deadline
-    ├── Unauthenticated
-    ├── PermissionDenied
+    ├── Unauthenticated          the service wants a key, and has none that is valid
+    ├── PermissionDenied         the role or the banks of the key do not allow the request
     └── Internal                 a fault of the server or of the connection; any other code too
 """
 
@@ -104,6 +106,14 @@ class ChunkNotFound(NotFound):
     """The chunk does not exist (any more)."""
 
 
+class ApiKeyNotFound(NotFound):
+    """There is no key of this id, or the caller may not see it."""
+
+
+class TenantNotFound(NotFound):
+    """There is no such tenant."""
+
+
 class AlreadyExists(ServiceError):
     """A bank of this name with another spec, or an idempotency key with other content."""
 
@@ -165,13 +175,13 @@ class DeadlineExceeded(ServiceError):
 
 
 class Unauthenticated(ServiceError):
-    """No key, or a wrong one."""
+    """The service wants a key, and the call has none that is valid there."""
 
     code = "UNAUTHENTICATED"
 
 
 class PermissionDenied(ServiceError):
-    """The key lacks the scope that the request needs."""
+    """The role of the key, or its banks, do not allow the request; `metadata` has right or bank."""
 
     code = "PERMISSION_DENIED"
 

@@ -29,6 +29,8 @@ BY_CODE: dict[str, type[errors.ServiceError]] = {
 BY_REASON: dict[str, type[errors.ServiceError]] = {
     "BANK_NOT_FOUND": errors.BankNotFound,
     "CHUNK_NOT_FOUND": errors.ChunkNotFound,
+    "API_KEY_NOT_FOUND": errors.ApiKeyNotFound,
+    "TENANT_NOT_FOUND": errors.TenantNotFound,
     "READER_MISMATCH": errors.ReaderMismatch,
     "EMBEDDER_MISMATCH": errors.EmbedderMismatch,
     "BANK_FULL": errors.BankFull,

@@ -1,19 +1,20 @@
-"""Clients get the methods of the service here, over a gRPC channel; data frames of the streams pass protobuf by."""
+"""Clients get the methods of the services here, over a gRPC channel; data frames of the streams pass protobuf by."""
 
 from typing import Any
 
-from kvbank.v1 import service_pb2, service_pb2_grpc
+from kvbank.v1 import access_pb2_grpc, service_pb2, service_pb2_grpc
 from kvbank.wire import frames
 
 _SERVICE = "kvbank.v1.MemoryService"
 
 
 def make_stub(channel: Any) -> Any:
-    """Return the methods of the service over `channel`, which is a channel of `grpc` or of `grpc.aio`.
+    """Return the methods of both services over `channel`, which is a channel of `grpc` or of `grpc.aio`.
 
     The streams give and take encoded data frames as bytes and views of bytes, see `kvbank.wire.frames`.
     """
     methods: Any = service_pb2_grpc.MemoryServiceStub(channel)  # type: ignore[no-untyped-call]
+    vars(methods).update(vars(access_pb2_grpc.AccessServiceStub(channel)))  # type: ignore[no-untyped-call]
     methods.WriteChunks = channel.stream_stream(
         f"/{_SERVICE}/WriteChunks",
         request_serializer=frames.serializer,
