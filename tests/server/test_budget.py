@@ -9,7 +9,8 @@ import grpc
 import pytest
 
 from kvbank.v1 import service_pb2 as pb
-from memory_service.api.calls.budget import SMALL, Budget
+from memory_service.api.calls.budget import SMALL, Budget, Share
+from memory_service.api.calls.fairness import Owner
 from memory_service.domain.limits import Limits, Pauses
 from tests.support.caller import BIG, MIB
 
@@ -97,12 +98,12 @@ def test_a_connection_that_holds_less_comes_first_and_none_holds_more_than_half(
         budget, order = Budget(16), []
 
         async def use(owner: str, size: int) -> None:
-            share = await budget.take(size, nobody, whole=2 * SMALL, owner=owner)
+            share = await budget.take(size, nobody, whole=2 * SMALL, owner=Owner(owner))
             order.append(owner)
             share.give()
 
-        greedy = await budget.take(7, nobody, whole=2 * SMALL, owner="greedy")
-        beyond = await budget.take(8, nobody, whole=2 * SMALL, owner="beyond")
+        greedy = await budget.take(7, nobody, whole=2 * SMALL, owner=Owner("greedy"))
+        beyond = await budget.take(8, nobody, whole=2 * SMALL, owner=Owner("beyond"))
         tasks = [asyncio.create_task(use(owner, 3)) for owner in ("greedy", "greedy", "beyond", "new")]
         await asyncio.sleep(0)
         assert order == []
@@ -112,6 +113,28 @@ def test_a_connection_that_holds_less_comes_first_and_none_holds_more_than_half(
         assert not tasks[0].done() or order.index("new") < order.index("greedy")
         greedy.give()
         await asyncio.gather(*tasks)
+
+    asyncio.run(run())
+
+
+def test_a_tenant_holds_at_most_three_quarters_and_another_one_does_not_wait_for_it() -> None:
+    async def run() -> None:
+        budget = Budget(16)  # of which 14 are for shares that are not small
+
+        async def take(size: int, connection: str, tenant: str) -> Share:
+            return await budget.take(size, nobody, whole=2 * SMALL, owner=Owner(connection, tenant))
+
+        noisy = [await take(6, "a", "noisy"), await take(4, "b", "noisy"), await take(1, "c", "noisy")]
+        waiting = asyncio.create_task(take(1, "d", "noisy"))
+        await asyncio.sleep(0)
+        quiet = await asyncio.wait_for(take(2, "e", "quiet"), 60)
+        assert not waiting.done(), "it would fit, but for the share of its tenant"
+        quiet.give()
+        assert not waiting.done()
+        for share in noisy:
+            share.give()
+        (await waiting).give()
+        assert budget.taken == 0
 
     asyncio.run(run())
 

@@ -12,7 +12,7 @@ import pytest
 
 from kvbank.v1 import service_pb2 as pb
 from kvbank.v1 import service_pb2_grpc
-from memory_service.api.calls.fairness import FairTurns
+from memory_service.api.calls.fairness import FairTurns, Owner
 from memory_service.domain.limits import Pauses
 from memory_service.storage.local.records.schema import raw
 from tests.proof.floods import flood
@@ -148,17 +148,46 @@ def test_what_a_request_may_ask_for_is_bounded(caller: Any, refused: Any) -> Non
 def test_a_caller_who_goes_as_his_turn_comes_leaves_room_for_one() -> None:
     async def turns_are_counted() -> None:
         turns = FairTurns(1)
-        await turns.take("a")
-        gone = asyncio.create_task(turns.take("b"))
+        await turns.take(Owner("a"))
+        gone = asyncio.create_task(turns.take(Owner("b")))
         await asyncio.sleep(0)
         gone.cancel()
-        turns.give("a")  # the task of b has not run since
+        turns.give(Owner("a"))  # the task of b has not run since
         await asyncio.gather(gone, return_exceptions=True)
-        await turns.take("a")
-        waiting = asyncio.create_task(turns.take("c"))
+        await turns.take(Owner("a"))
+        waiting = asyncio.create_task(turns.take(Owner("c")))
         await asyncio.sleep(0)
         assert not waiting.done()
-        turns.give("a")
+        turns.give(Owner("a"))
         await waiting
+
+    asyncio.run(turns_are_counted())
+
+
+def test_a_tenant_that_holds_fewer_turns_comes_first_however_many_connections_another_has() -> None:
+    async def turns_are_counted() -> None:
+        turns, order = FairTurns(4), list[str]()
+
+        async def use(connection: str, tenant: str) -> None:
+            owner = Owner(connection, tenant)
+            await turns.take(owner)
+            order.append(tenant)
+            turns.give(owner)
+
+        held = [Owner(connection, "noisy") for connection in "abc"]
+        for owner in held:
+            await turns.take(owner)
+        waiting = [asyncio.create_task(use(connection, "noisy")) for connection in "defg"]
+        await asyncio.sleep(0)
+        await asyncio.wait_for(use("h", "quiet"), 60)
+        assert order == ["quiet"], "one turn is left for another tenant"
+        await turns.take(last := Owner("i", "quiet"))
+        waiting.append(asyncio.create_task(use("j", "quiet")))
+        await asyncio.sleep(0)
+        turns.give(held[0])
+        await asyncio.gather(*waiting)
+        assert order[:2] == ["quiet", "quiet"], "the quiet tenant holds one turn, the noisy one two"
+        for owner in (last, *held[1:]):
+            turns.give(owner)
 
     asyncio.run(turns_are_counted())

@@ -7,10 +7,10 @@ Everything here is used in the event loop alone.
 import asyncio
 import math
 import time
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from memory_service.api.calls.fairness import NOBODY, Holdings, Owner
 from memory_service.domain.limits import STANDARD
 
 # Bytes per second that a caller must send or take while others wait.
@@ -22,7 +22,7 @@ SMALL = 1024 * 1024
 class Share:
     """The bytes that one chunk or answer holds of a budget."""
 
-    def __init__(self, lane: "_Lane", end: Callable[[], object], owner: str) -> None:
+    def __init__(self, lane: "_Lane", end: Callable[[], object], owner: Owner) -> None:
         self._lane = lane
         self.end = end
         self.owner = owner
@@ -69,12 +69,13 @@ class Budget:
         """Count the bytes that are held now."""
         return self._small.taken + self._large.taken
 
-    async def take(self, size: int, end: Callable[[], object], *, whole: int = 0, owner: str = "") -> Share:
+    async def take(self, size: int, end: Callable[[], object], *, whole: int = 0, owner: Owner = NOBODY) -> Share:
         """Wait until `size` bytes fit, and return the share that holds them.
 
         whole: the bytes that the share may grow to, where these are more.
-        owner: the connection of the caller, whose shares hold at most half of the bound, but for the one that may go
-            beyond it, and come after those of connections that hold less; "" where it is not known.
+        owner: whose the share is. The shares of a connection hold at most half of the bound, and those of a tenant
+            three quarters, but for the one that may go beyond it, and come after those of tenants and connections that
+            hold less.
         end: what is called, once, when the caller is behind LEAST_RATE by `stalled` while others wait for room.
         """
         lane = self._small if max(size, whole) <= SMALL else self._large
@@ -99,11 +100,15 @@ class _Lane:
         self._limit = limit
         self._stalled = stalled
         self._shares: set[Share] = set()
-        self._held: Counter[str] = Counter()
+        self._held = Holdings()
         self._waiting: list[_Waiting] = []
         # The one share that may go beyond the limit, until it holds nothing any more.
         self._beyond: Share | None = None
-        self.taken = 0
+
+    @property
+    def taken(self) -> int:
+        """Count the bytes that are held now."""
+        return self._held.total
 
     async def take(self, share: Share, size: int) -> None:
         """Wait until a share may hold `size` more bytes; a share whose wait is broken off holds nothing."""
@@ -112,6 +117,7 @@ class _Lane:
             return
         waiting = _Waiting(share, size, asyncio.get_running_loop().create_future())
         self._waiting.append(waiting)
+        self._admit()
         moved, since = share.moved, time.monotonic()
         share.ours()
         try:
@@ -127,10 +133,7 @@ class _Lane:
         """Take all bytes from a share, and let others have them."""
         if share in self._shares:
             self._shares.remove(share)
-            self._held[share.owner] -= share.size
-            if not self._held[share.owner]:
-                del self._held[share.owner]
-            self.taken -= share.size
+            self._held.add(share.owner, -share.size)
             share.size = 0
         if self._beyond is share:
             self._beyond = None
@@ -153,7 +156,7 @@ class _Lane:
         """Let shares that wait have their bytes, as long as the next one fits."""
         while self._waiting:
             # Of those whose owners hold equally much, the first that came.
-            first = min(self._waiting, key=lambda waiting: self._held_by(waiting.share.owner))
+            first = min(self._waiting, key=lambda waiting: self._held.rank(waiting.share.owner))
             if not self._fits(first.share, first.size):
                 return
             self._waiting.remove(first)
@@ -161,20 +164,20 @@ class _Lane:
                 self._enter(first.share, first.size)
                 first.come.set_result(None)
 
-    def _held_by(self, owner: str) -> int:
-        return self._held[owner] if owner else 0
-
     def _fits(self, share: Share, size: int) -> bool:
         return self._beyond in (None, share) or self._within(share, size)
 
     def _within(self, share: Share, size: int) -> bool:
-        held = self._held_by(share.owner)
-        return self.taken + size <= self._limit and (not held or held + size <= self._limit // 2)
+        tenant, connection = self._held.rank(share.owner)
+        return (
+            self.taken + size <= self._limit
+            and (not tenant or tenant + size <= self._limit * 3 // 4)
+            and (not connection or connection + size <= self._limit // 2)
+        )
 
     def _enter(self, share: Share, size: int) -> None:
         if self._beyond is None and not self._within(share, size):
             self._beyond = share
         self._shares.add(share)
-        self._held[share.owner] += size
-        self.taken += size
+        self._held.add(share.owner, size)
         share.size += size

@@ -14,6 +14,7 @@ from typing import Any
 
 from grpc._cython.cygrpc import ExecuteBatchError
 
+from memory_service.api.calls.fairness import Owner
 from memory_service.api.messages.status import CODE_OF, status
 from memory_service.domain.errors import ServiceError
 from memory_service.observe import request as requests
@@ -42,12 +43,12 @@ def refuse(context: Any, refusal: ServiceError) -> None:
 class Call:
     """A call under way, made in the task that handles it.
 
-    `connection` names the connection of the caller, or is "" where that cannot be told (a unix socket). `ended` is the
+    `owner` is whose the turns and bytes of the call are; the connection of a unix socket is not known. `ended` is the
     error with which the call was ended from outside, if it was.
     """
 
     def __init__(self, peer: str) -> None:
-        self.connection = "" if peer.startswith("unix:") else peer
+        self.owner = Owner("" if peer.startswith("unix:") else peer)
         self.ended: ServiceError | None = None
         task = asyncio.current_task()
         assert task is not None

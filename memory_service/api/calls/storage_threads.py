@@ -59,7 +59,7 @@ class StorageThreads:
     async def turn(self, kind: str, *, short: bool = False) -> AsyncIterator["Turn"]:
         """Wait until a call may have a thread, and yield its turn, which ends with the block, or with the thread where
         that is later. kind: the name of the method. short: whether the call looks at few chunks and banks."""
-        owner, turn = running.current().connection, Turn(self, self.pool if short else self._wide)
+        owner, turn = running.current().owner, Turn(self, self.pool if short else self._wide)
         give = partial(self._turns[kind].give, owner)
         await self._turns[kind].take(owner)
         try:

@@ -114,7 +114,7 @@ class AnswerTurns:
     async def share(self, size: int) -> AsyncIterator[Share]:
         """Wait for room for `size` bytes, and hold it in the block."""
         call = running.current()
-        share = await self._budget.take(size, call.end_stalled, owner=call.connection)
+        share = await self._budget.take(size, call.end_stalled, owner=call.owner)
         try:
             yield share
         finally:

@@ -152,7 +152,7 @@ class _Stream:
         await self._window_for(all_bytes)
         whole = size if staged else all_bytes
         call = self._call
-        share = await receiver.budget.take(size, call.end_stalled, whole=whole, owner=call.connection)
+        share = await receiver.budget.take(size, call.end_stalled, whole=whole, owner=call.owner)
         self._taken += all_bytes
         return Incoming(admitted, staged, share, all_bytes)
 

@@ -53,7 +53,7 @@ class Sender:
             return
         call = running.current()
         size = min(total, 2 * AHEAD * _frames.FRAME_BYTES)
-        share = await self._budget.take(size, call.end_stalled, owner=call.connection)
+        share = await self._budget.take(size, call.end_stalled, owner=call.owner)
         frames = self._read(found, min(total, _frames.FRAME_BYTES))
         # The context goes along, so that what a storage thread logs carries the request.
         run = copy_context().run
