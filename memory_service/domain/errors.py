@@ -53,16 +53,17 @@ class ServiceError(Exception):
 
 
 class QuotaError(ServiceError):
-    """The refusal QUOTA_EXCEEDED of a write that would pass a hard bound of its bank.
+    """The refusal QUOTA_EXCEEDED of a write that would pass a hard bound of its bank or its tenant.
 
-    `subject` and `description` are those of a google.rpc.QuotaFailure.
+    `subject` ("bank:NAME" or "tenant:NAME") and `description` are those of a google.rpc.QuotaFailure.
     """
 
-    def __init__(self, bank: str, unit: str, usage: int, limit: int, size: int) -> None:
+    def __init__(self, subject: str, unit: str, usage: int, limit: int, size: int) -> None:
         """Say that of `limit` units `usage` are used and `size` are asked for."""
-        self.subject = f"bank:{bank}"
-        self.description = f"the quota of bank {bank} is {limit} {unit}: {usage} used, {size} asked for"
-        figures = {"unit": unit, "usage": usage, "limit": limit, "size": size}
+        self.subject = subject
+        whose = subject.replace(":", " ", 1)
+        self.description = f"the quota of {whose} is {limit} {unit}: {usage} used, {size} asked for"
+        figures = {"subject": subject, "unit": unit, "usage": usage, "limit": limit, "size": size}
         super().__init__("QUOTA_EXCEEDED", self.description, **figures)
 
 

@@ -3,8 +3,12 @@
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from typing import Any
+
+import pytest
 
 from memory_service.domain.access import ApiKey
+from memory_service.domain.errors import QuotaError
 from memory_service.domain.model import Capacity
 from memory_service.domain.tenants import DEFAULT_TENANT, TenantQuota, TenantUsage
 from memory_service.storage.base import Engine
@@ -127,3 +131,56 @@ def test_keys_are_kept_with_all_that_they_say(open_engine: Open) -> None:
         assert access.keys_of() == [replace(KEY, last_used=70), revoked]
         assert access.keys_of("red") == [replace(KEY, last_used=70)]
         assert access.keys_of("nobody") == []
+
+
+def test_all_banks_of_a_tenant_together_stay_within_its_quota(open_engine: Open) -> None:
+    """Refusals store and evict nothing, and what goes makes room again."""
+    quota = TenantQuota(banks=2, chunks=4, tokens=0, bytes=3 * CHUNK_BYTES + 300)
+    with open_engine() as engine:
+        access, store = engine.access, engine.store
+        access.add_tenant("red", quota)
+        first, _ = store.create_bank(new_bank("first", tenant="red"))
+        second, _ = store.create_bank(new_bank("second", tenant="red", capacity=Capacity("chunks", 2)))
+        assert refused(lambda: store.create_bank(new_bank("third", tenant="red"))) == ("tenant:red", "banks", 2, 2, 1)
+        assert store.create_bank(new_bank("first", tenant="red")) == (store.bank("red", "first"), False)
+        mine, _ = store.create_bank(new_bank())
+        fill(store, mine, range(9))
+        ids = fill(store, first, range(2)), fill(store, second, range(1))
+        too_large = "tenant:red", "bytes", 3 * CHUNK_BYTES, quota.bytes, CHUNK_BYTES
+        for bank in (first, second):
+            assert refused(lambda bank=bank: add(store, bank, 9)) == too_large
+        assert (held(store, first), held(store, second)) == ids
+        usage = TenantUsage(banks=2, chunks=3, tokens=6, bytes=3 * CHUNK_BYTES)
+        assert access.tenant_usage("red") == usage
+        long = {"long": "x" * 2000}
+        assert refused(lambda: store.set_metadata(first, ids[0][0], long))[:2] == ("tenant:red", "bytes")
+        assert add(store, first, 0).replayed
+        access.set_tenant_quota("red", TenantQuota(chunks=3))
+        assert refused(lambda: add(store, first, 9)) == ("tenant:red", "chunks", 3, 3, 1)
+        # An eviction makes the room that its own write takes.
+        access.set_tenant_quota("red", TenantQuota(chunks=4))
+        add(store, second, 1)
+        assert refused(lambda: add(store, first, 9))[:2] == ("tenant:red", "chunks")
+        assert add(store, second, 2).evicted
+        store.remove(first, ids[0]).result(60)
+        fill(store, first, range(10, 12))
+        assert refused(lambda: add(store, first, 12)) == ("tenant:red", "chunks", 4, 4, 1)
+        store.delete_bank("red", "second")
+        third, _ = store.create_bank(new_bank("third", tenant="red"))
+        fill(store, third, range(2))
+        access.set_tenant_quota("red", TenantQuota(tokens=9))
+        assert refused(lambda: add(store, third, 2)) == ("tenant:red", "tokens", 8, 9, 2)
+    with open_engine() as engine:
+        store = engine.store
+        assert engine.access.tenant_usage("red").chunks == 4
+        assert refused(lambda: add(store, store.bank("red", "third"), 2)) == ("tenant:red", "tokens", 8, 9, 2)
+        assert add(store, store.bank(DEFAULT_TENANT, "b"), 77).chunk_id
+
+
+def refused(action: Callable[[], Any]) -> tuple[str, str, int, int, int]:
+    """Return the figures of the quota that refuses an action: subject, unit, used, limit, asked for."""
+    with pytest.raises(QuotaError) as caught:
+        action()
+    said = caught.value.metadata
+    assert said["subject"] == caught.value.subject
+    return said["subject"], said["unit"], int(said["usage"]), int(said["limit"]), int(said["size"])

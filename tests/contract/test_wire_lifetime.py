@@ -11,6 +11,7 @@ from grpc_status import rpc_status
 from kvbank.v1 import bank_pb2
 from kvbank.v1 import service_pb2 as pb
 from memory_service.domain.limits import Limits, Pauses
+from memory_service.domain.tenants import TenantQuota
 from tests.support.caller import AXES, lasting
 from tests.support.waiting import wait_until
 
@@ -194,7 +195,7 @@ def test_a_write_over_the_quota_is_refused(caller, refused, unit, limit, size):
     ids = [caller.add(bank="q") for _ in range(2)]
     with refused("QUOTA_EXCEEDED", RESOURCE_EXHAUSTED):
         caller.add(bank="q")
-    told = {"unit": unit, "usage": str(2 * size), "limit": str(limit), "size": str(size)}
+    told = {"subject": "bank:q", "unit": unit, "usage": str(2 * size), "limit": str(limit), "size": str(size)}
     assert dict(refused.info.metadata) == told
     assert caller.ids("q") == ids
     caller.stub.DeleteChunks(pb.DeleteChunksRequest(bank="q", chunk_ids=ids[:1]))
@@ -209,6 +210,26 @@ def test_the_refusal_carries_a_quota_failure(caller):
     failure = error_details_pb2.QuotaFailure()
     assert rpc_status.from_call(caught.value).details[1].Unpack(failure)
     assert failure.violations[0].subject == "bank:q"
+
+
+def test_the_quota_of_a_tenant_is_refused_and_shown_with_what_it_holds(caller, serving, refused):
+    quota = TenantQuota(banks=2, chunks=1)
+    serving.server.banks.engine.access.set_tenant_quota("default", quota)
+    caller.create("q")
+    chunk_id = caller.add(bank="q")
+    for action in (caller.add, lambda: caller.create("third")):
+        with pytest.raises(grpc.RpcError) as caught:
+            action()
+        failure = error_details_pb2.QuotaFailure()
+        assert rpc_status.from_call(caught.value).details[1].Unpack(failure)
+        assert failure.violations[0].subject == "tenant:default"
+    with refused("QUOTA_EXCEEDED", RESOURCE_EXHAUSTED):
+        caller.add(bank="q")
+    assert caller.ids("q") == [chunk_id]
+    (tenant,) = caller.stub.GetStats(pb.GetStatsRequest()).tenants
+    assert (tenant.name, tenant.quota.banks, tenant.quota.chunks, tenant.quota.bytes) == ("default", 2, 1, 0)
+    usage, held = tenant.usage, caller.usage("q")
+    assert (usage.banks, usage.chunks, usage.tokens, usage.bytes) == (2, 1, held.tokens, held.bytes)
 
 
 def test_quotas_come_after_the_evictions_and_a_refusal_takes_them_back(caller, refused):

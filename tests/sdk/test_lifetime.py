@@ -48,7 +48,7 @@ def test_a_quota_refuses(client: kvbank.Client, make_bank: MakeBank, make_chunk:
     with pytest.raises(kvbank.QuotaExceeded) as caught:
         client.write(bank, make_chunk(1), **digests)
     assert (caught.value.code, caught.value.reason) == ("RESOURCE_EXHAUSTED", "QUOTA_EXCEEDED")
-    assert caught.value.metadata["unit"] == "chunks"
+    assert (caught.value.subject, caught.value.metadata["unit"]) == (f"bank:{bank}", "chunks")
     assert (caught.value.metadata["usage"], caught.value.metadata["limit"]) == ("1", "1")
     assert client.get_bank(bank).usage.chunks == 1
 

@@ -18,7 +18,7 @@ KVBankError
     │   └── EmbedderMismatch     embeddings of another embedder
     ├── ResourceExhausted
     │   ├── BankFull             the bank is full and its policy refuses
-    │   ├── QuotaExceeded        the write would pass a hard quota of the bank
+    │   ├── QuotaExceeded        the write would pass a hard quota of the bank or the tenant
     │   ├── TooLarge             a chunk, an answer or a message is over a limit
     │   └── DiskFull             the server keeps back its last free space
     ├── DataLoss                 bytes do not match their checksum
@@ -145,7 +145,13 @@ class BankFull(ResourceExhausted):
 
 
 class QuotaExceeded(ResourceExhausted):
-    """The write would pass a hard quota of the bank; `metadata` has unit, usage, limit and size."""
+    """The write would pass a hard quota of the bank or the tenant; `metadata` has subject, unit, usage, limit and
+    size."""
+
+    @property
+    def subject(self) -> str:
+        """Return what the quota is of: "bank:NAME" or "tenant:NAME"."""
+        return self.metadata.get("subject", "")
 
 
 class TooLarge(ResourceExhausted):

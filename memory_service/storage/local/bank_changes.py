@@ -10,10 +10,11 @@ from functools import partial
 from sqlalchemy import Connection
 
 from memory_service.domain import validate
-from memory_service.domain.errors import ServiceError, bank_not_found, not_mounted, tenant_not_found
+from memory_service.domain.errors import ServiceError, bank_not_found, not_mounted
 from memory_service.domain.eviction import NOBODY
 from memory_service.domain.model import Bank, bank_bytes
 from memory_service.storage.base import NotThereError
+from memory_service.storage.local import quotas
 from memory_service.storage.local.evicting.capacity import Capacities
 from memory_service.storage.local.evicting.ledgers import Ledgers
 from memory_service.storage.local.evicting.removal import Removal
@@ -21,7 +22,7 @@ from memory_service.storage.local.files.disk_space import DiskSpace
 from memory_service.storage.local.files.objects import LocalObjects
 from memory_service.storage.local.followers import Followers
 from memory_service.storage.local.known_banks import KnownBanks
-from memory_service.storage.local.records import access_rows, bank_rows, gone_rows
+from memory_service.storage.local.records import bank_rows, gone_rows
 from memory_service.storage.local.records.records import Records
 
 
@@ -60,8 +61,7 @@ class BankChanges:
             yet."""
             if (found := _found(connection, new)) is not None:
                 return found
-            if access_rows.tenant(connection, new.tenant) is None:
-                raise tenant_not_found(new.tenant)
+            quotas.check_bank(connection, new)
             _check_bound("banks", self.bounds.banks, bank_rows.count(connection) + 1)
             self._check_bytes(bank_bytes(new))
             self.space.for_records().give()

@@ -1,29 +1,59 @@
-"""The quotas of banks, in the transaction of the change that they bound."""
+"""The quotas of banks and of tenants, in the transaction of the change that they bound."""
+
+from collections.abc import Mapping
 
 from sqlalchemy import Connection
 
 from memory_service.domain.chunk_size import size_of
-from memory_service.domain.errors import QuotaError, bank_not_found
+from memory_service.domain.errors import QuotaError, bank_not_found, tenant_not_found
 from memory_service.domain.model import Bank, Chunk, Quota, Unit
-from memory_service.storage.local.records import bank_rows
+from memory_service.domain.tenants import TenantQuota
+from memory_service.storage.local.records import access_rows, bank_rows, tenant_usage
 
 _UNITS: tuple[Unit, ...] = ("chunks", "tokens", "bytes")
 
 
 def check_chunk(connection: Connection, bank: Bank, chunk: Chunk) -> None:
-    """Refuse a chunk beyond the quota; call this after the evictions, which may have made room. Errors: BANK_NOT_FOUND,
+    """Refuse a chunk beyond the quota of its bank or tenant; call this after the evictions, which may have made room,
+    and before the chunk is there. Errors: BANK_NOT_FOUND, QUOTA_EXCEEDED."""
+    sizes: dict[str, int] = {unit: size_of(chunk, unit) for unit in _UNITS}
+    if bank.quota != Quota():
+        usage = bank_rows.usage(connection, bank.bank_id)
+        if usage is None:
+            raise bank_not_found(bank.name)
+        for unit, size in sizes.items():
+            _check(f"bank:{bank.name}", unit, getattr(bank.quota, unit), getattr(usage, unit), size)
+    _check_tenant(connection, bank.tenant, sizes)
+
+
+def check_growth(connection: Connection, bank: Bank, grown: int) -> None:
+    """Refuse that a chunk has grown by so many bytes, which is done already. Errors: QUOTA_EXCEEDED."""
+    if grown > 0 and (usage := bank_rows.usage(connection, bank.bank_id)) is not None:
+        _check(f"bank:{bank.name}", "bytes", bank.quota.bytes, usage.bytes - grown, grown)
+        _check_tenant(connection, bank.tenant, {"bytes": grown}, done=True)
+
+
+def check_bank(connection: Connection, new: Bank) -> None:
+    """Refuse a bank for which there is no tenant, or no room in the tenant's quota. Errors: TENANT_NOT_FOUND,
     QUOTA_EXCEEDED."""
-    if bank.quota == Quota():
+    if access_rows.tenant(connection, new.tenant) is None:
+        raise tenant_not_found(new.tenant)
+    _check_tenant(connection, new.tenant, {"banks": 1})
+
+
+def _check_tenant(connection: Connection, name: str, more: Mapping[str, int], *, done: bool = False) -> None:
+    """Refuse what would take more than the quota of a tenant; one that is gone has none, and no banks. more: by unit.
+    done: whether that is counted already. Errors: QUOTA_EXCEEDED."""
+    tenant = access_rows.tenant(connection, name)
+    if tenant is None or tenant.quota == TenantQuota():
         return
-    usage = bank_rows.usage(connection, bank.bank_id)
-    if usage is None:
-        raise bank_not_found(bank.name)
-    for unit in _UNITS:
-        check(bank, unit, getattr(usage, unit), size_of(chunk, unit))
+    usage = tenant_usage.of(connection, name)
+    for unit, size in more.items():
+        used = getattr(usage, unit) - (size if done else 0)
+        _check(f"tenant:{name}", unit, getattr(tenant.quota, unit), used, size)
 
 
-def check(bank: Bank, unit: Unit, used: int, more: int) -> None:
-    """Refuse what would take more than the quota. Errors: QUOTA_EXCEEDED."""
-    limit = getattr(bank.quota, unit)
+def _check(subject: str, unit: str, limit: int, used: int, more: int) -> None:
+    """Refuse what would take more than a limit; 0 is none. Errors: QUOTA_EXCEEDED."""
     if limit and used + more > limit:
-        raise QuotaError(bank.name, unit, used, limit, more)
+        raise QuotaError(subject, unit, used, limit, more)

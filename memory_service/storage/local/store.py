@@ -115,8 +115,7 @@ class LocalStore:
                 usage = bank_rows.usage(connection, bank_id)
                 if grown is None or usage is None or bank is None:
                     return False
-                if grown > 0:
-                    quotas.check(bank, "bytes", usage.bytes - grown, grown)
+                quotas.check_growth(connection, bank, grown)
                 self.capacities.grown(bank, usage, chunk_id, grown)
             return True
 

@@ -21,7 +21,7 @@ from memory_service.domain.clock import MARK_US, SECOND, Clock
 from memory_service.domain.limits import NO_PAUSES, Pauses
 from memory_service.observe.metrics import Metrics
 from memory_service.storage.base import Retrievals
-from memory_service.storage.local.records import clock_rows, failures, schema
+from memory_service.storage.local.records import clock_rows, failures, schema, tenant_usage
 from memory_service.storage.local.records.chunk_ids import ChunkIds, Reservations
 from memory_service.storage.local.records.counts import Counts
 from memory_service.storage.local.records.schema import ChunkRow, StoreRow, raw
@@ -94,6 +94,7 @@ class Records:
         clock_rows.save(connection, mark := self.clock.mark())
         self._marking = mark.now
         _identity(connection)
+        tenant_usage.begin(connection)
         new_here = settle_ids(connection)
         return _identity(connection), new_here
 

@@ -247,6 +247,8 @@ def engine(path: Path, *, synchronous: str, writer: bool) -> Engine:
             # Often and little: a commit that checkpoints makes the others wait.
             connection.execute("PRAGMA wal_autocheckpoint=1000")
             connection.execute("PRAGMA cache_size=-16384")
+            # The sums of `tenant_usage` need no file.
+            connection.execute("PRAGMA temp_store=MEMORY")
         else:
             connection.execute("PRAGMA wal_autocheckpoint=0")
             connection.execute("PRAGMA query_only=ON")
