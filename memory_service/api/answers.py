@@ -59,17 +59,18 @@ class Answers:
 
     def retrieved_files(self, caller: Caller, request: pb.RetrieveFilesRequest) -> Load[bytes]:
         """Do as `retrieved` for a caller that reads the files. Errors: NOT_SAME_HOST too."""
-        self._check_shares(request.proof)
+        self._check_shares(caller, request.proof)
         return partial(self._load_hits_of_files, self._recall.retrieval(_query(caller, request.retrieve)))
 
     def fetched_files(self, caller: Caller, request: pb.FetchFilesRequest) -> Load[bytes]:
         """Do as `fetched` for a caller that reads the files. Errors: NOT_SAME_HOST too."""
-        self._check_shares(request.proof)
+        self._check_shares(caller, request.proof)
         return partial(self._load_chunks_of_files, caller, request.fetch)
 
-    def _check_shares(self, proof: bytes) -> None:
-        """Refuse a caller that may not read the files. Errors: NOT_SAME_HOST."""
-        if self._same_host is None or not self._same_host.proven(proof):
+    def _check_shares(self, caller: Caller, proof: bytes) -> None:
+        """Refuse a caller that may not read the files: only their owner may, whose they are anyway. Errors:
+        NOT_SAME_HOST."""
+        if self._same_host is None or not caller.is_owner or not self._same_host.proven(proof):
             text = "this server shares its files only with a client that has read its nonce"
             raise ServiceError("NOT_SAME_HOST", text)
 

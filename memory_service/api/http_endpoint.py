@@ -5,7 +5,7 @@ This file owns what each path answers, and to whom.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from http import HTTPStatus
@@ -15,11 +15,13 @@ from prometheus_client.exposition import choose_encoder
 
 from memory_service.api.http_port import LONGEST_HEAD, HttpPort
 from memory_service.api.tls.serving import Tls
+from memory_service.domain.errors import ServiceError
 from memory_service.domain.limits import STANDARD, Limits
 from memory_service.observe.metrics import Registry
 from memory_service.observe.troubles import Troubles
 
 _TEXT = "text/plain; charset=utf-8"
+_REFUSED = {"UNAUTHENTICATED": HTTPStatus.UNAUTHORIZED, "PERMISSION_DENIED": HTTPStatus.FORBIDDEN}
 
 
 class Answer(NamedTuple):
@@ -31,20 +33,34 @@ class Answer(NamedTuple):
 
 
 class Head(NamedTuple):
-    """What a request says before its body. certified: whether its caller has shown a certificate that was checked."""
+    """What a request says before its body, and who makes it. headers: in their order, by names in small letters. peer:
+    the other end of the connection, as gRPC names it. certified: whether the caller has shown a certificate that was
+    checked."""
 
-    headers: str
+    headers: Sequence[tuple[str, str]]
+    peer: str
     certified: bool
+
+
+# Lets in a caller of the figures, by headers and peer, or raises a ServiceError.
+Admit = Callable[[Sequence[tuple[str, str]], str], Awaitable[None]]
 
 
 class Endpoint:
     """Answers HTTP requests from `listen` to `close`."""
 
     def __init__(
-        self, registry: Registry, troubles: Troubles, limits: Limits = STANDARD, tls: Tls | None = None
+        self,
+        registry: Registry,
+        troubles: Troubles,
+        limits: Limits = STANDARD,
+        tls: Tls | None = None,
+        admit: Admit | None = None,
     ) -> None:
-        """Answer from the figures of `registry` and from the troubles. tls: by what HTTPS is spoken."""
+        """Answer from the figures of `registry` and from the troubles. tls: by what HTTPS is spoken. admit: what lets
+        in the callers of the figures; None lets in all."""
         self._registry = registry
+        self._admit = admit
         self._troubles = troubles
         self._port = HttpPort(self._serve, limits.http_patience_s, tls)
         self._certified = tls is not None and tls.wants_certificates
@@ -75,12 +91,14 @@ class Endpoint:
             text = ""
         request, _, headers = text.partition("\r\n")
         method, _, target = request.rpartition(" ")[0].partition(" ")
-        head = Head(headers, certified=bool(writer.get_extra_info("peercert")))
+        head = Head(_headers(headers), _peer(writer), certified=bool(writer.get_extra_info("peercert")))
         answer = await self._answer(method, target.partition("?")[0], head)
         lines = [f"HTTP/1.1 {answer.status} {answer.status.phrase}", f"Content-Type: {answer.kind}"]
         lines += [f"Content-Length: {len(answer.body)}", "Connection: close"]
         if answer.status == HTTPStatus.METHOD_NOT_ALLOWED:
             lines.append("Allow: GET, HEAD")
+        if answer.status == HTTPStatus.UNAUTHORIZED:
+            lines.append("WWW-Authenticate: Bearer")
         writer.write("\r\n".join([*lines, "", ""]).encode() + (b"" if method == "HEAD" else answer.body))
         if writer.can_write_eof():  # not over TLS
             writer.write_eof()
@@ -102,10 +120,14 @@ class Endpoint:
     async def _metrics(self, head: Head) -> Answer:
         if self._certified and not head.certified:
             return _plain(HTTPStatus.FORBIDDEN, "the figures are for callers with a certificate")
-        encode, kind = choose_encoder(_header(head.headers, "accept"))
+        encode, kind = choose_encoder(dict(reversed(head.headers)).get("accept", ""))
         loop = asyncio.get_running_loop()
         try:
+            if self._admit is not None:
+                await self._admit(head.headers, head.peer)
             body = await loop.run_in_executor(self._scraping, encode, self._registry)
+        except ServiceError as refusal:
+            return _plain(_REFUSED.get(refusal.reason, HTTPStatus.SERVICE_UNAVAILABLE), refusal.message)
         except Exception as error:
             return _plain(HTTPStatus.SERVICE_UNAVAILABLE, f"no figures: {type(error).__name__}")
         return Answer(HTTPStatus.OK, body, kind)
@@ -123,6 +145,12 @@ def _plain(status: HTTPStatus, text: str) -> Answer:
     return Answer(status, f"{text}\n".encode())
 
 
-def _header(headers: str, name: str) -> str:
-    fields = (line.partition(":") for line in headers.split("\r\n"))
-    return next((value.strip() for key, _, value in fields if key.strip().lower() == name), "")
+def _headers(lines: str) -> list[tuple[str, str]]:
+    fields = (line.partition(":") for line in lines.split("\r\n") if line)
+    return [(name.strip().lower(), value.strip()) for name, _, value in fields]
+
+
+def _peer(writer: asyncio.StreamWriter) -> str:
+    """Name the other end of a connection as gRPC does."""
+    host, port, *more = writer.get_extra_info("peername") or ("", 0)
+    return f"ipv6:[{host}]:{port}" if more else f"ipv4:{host}:{port}"

@@ -12,9 +12,14 @@ import grpc
 from grpc_reflection.v1alpha import reflection
 
 from kvbank.files import private
-from kvbank.v1 import service_pb2
+from kvbank.v1 import access_pb2, service_pb2
 from kvbank.wire import addresses
+from memory_service.access.keys import Keys
+from memory_service.access.tenants import Tenants
+from memory_service.access.verifier import Verifier
 from memory_service.api import health, listen
+from memory_service.api.access_service import AccessService
+from memory_service.api.calls.admission import Admission
 from memory_service.api.calls.handlers import handlers
 from memory_service.api.calls.interceptor import Interceptor
 from memory_service.api.calls.running import Calls
@@ -43,7 +48,10 @@ from memory_service.search import largest_id
 from memory_service.settings import Settings, unknown_variables
 from memory_service.storage.opening import explaining, open_engine
 
-SERVICE = service_pb2.DESCRIPTOR.services_by_name["MemoryService"].full_name
+SERVICES = (
+    service_pb2.DESCRIPTOR.services_by_name["MemoryService"],
+    access_pb2.DESCRIPTOR.services_by_name["AccessService"],
+)
 MOST_STREAMS = 256
 # Seconds for what gRPC still has to send when no call is left; callers that watch the health are left then.
 _LAST_BYTES_S = 0.25
@@ -93,17 +101,22 @@ class Server:
             self.banks = Banks(self._engine, settings, self._metrics, limits, pauses)
             opened.pop_all()
         self._threads = StorageThreads(settings.storage_threads)
+        records, clock = self._engine.access, self._engine.store.clock
+        verifier = Verifier(records, clock, limits.key_believed_s)
+        self._admission = Admission(verifier, settings.insecure, limits)
         stats = Stats(self.banks, settings, self._metrics)
         self._service = MemoryService(
             self.banks, settings, self._threads, stats, self._metrics, self.same_host, limits, pauses
         )
+        keys, tenants = Keys(records, clock, verifier), Tenants(records, verifier)
+        self._access = AccessService(self._service.handling, keys, tenants)
         self._observer = Observer(self._metrics, self._audit)
         self._calls = Calls()
         self._direct: DirectCalls | None = None
         self._server: Any = None
         self._tasks: list[asyncio.Task[None]] = []
         self._troubles = self._metrics.troubles
-        self._health = Health(self._troubles, [SERVICE], self.banks.probe, limits)
+        self._health = Health(self._troubles, [each.full_name for each in SERVICES], self.banks.probe, limits)
         self.address = ""
 
     async def start(self) -> None:
@@ -118,20 +131,24 @@ class Server:
     async def _begin(self) -> None:
         self._server = grpc.aio.server(
             options=_options(self._settings),
-            interceptors=[Interceptor(self._observer, self._calls)],
+            interceptors=[Interceptor(self._observer, self._calls, self._admission)],
             maximum_concurrent_rpcs=self._settings.max_calls,
         )
-        self._server.add_registered_method_handlers(SERVICE, handlers(self._service))
+        for described, service in zip(SERVICES, (self._service, self._access), strict=True):
+            self._server.add_registered_method_handlers(described.full_name, handlers(service, described))
         self._health.add_to(self._server)
         if self._settings.reflection:
-            reflection.enable_server_reflection((SERVICE, health.NAME, reflection.SERVICE_NAME), self._server)
+            names = (*(each.full_name for each in SERVICES), health.NAME, reflection.SERVICE_NAME)
+            reflection.enable_server_reflection(names, self._server)
         # The endpoint listens before gRPC does, because a server of gRPC that is bound and was never started does not
         # give its port back.
         if self._settings.metrics_listen:
-            self._endpoint = Endpoint(self._metrics.registry, self._troubles, self._limits, self._tls)
+            admit = None if listen.is_own(self._settings.metrics_listen) else self._admission.admit_to_figures
+            self._endpoint = Endpoint(self._metrics.registry, self._troubles, self._limits, self._tls, admit)
             await self._endpoint.listen(self._settings.metrics_listen)
         self.address = self._bind()
         await self._server.start()
+        self._tasks.append(asyncio.create_task(self._admission.look_after(self._calls)))
         if self._tls is not None:
             expiry = Expiry(self._tls, self._metrics, self._limits.certificate_s)
             self._tasks.append(asyncio.create_task(expiry.watch()))
@@ -188,6 +205,7 @@ class Server:
 
     def _close(self) -> None:
         self._threads.close(_LAST_STEP_S)
+        self._admission.close()
         self.banks.close()
         if self.same_host is not None:
             self.same_host.close()

@@ -94,6 +94,7 @@ class MemoryService(HandledService, service_pb2_grpc.MemoryServiceServicer):
     async def GetServerInfo(self, received: Received) -> bytes:  # noqa: N802
         """Answer with version, identity and limits, also when all storage threads are busy."""
         asked: pb.GetServerInfoRequest = received.message()
+        shared = self._same_host
         info = pb.GetServerInfoResponse(
             version=__version__,
             store_id=self._banks.store_id,
@@ -102,7 +103,7 @@ class MemoryService(HandledService, service_pb2_grpc.MemoryServiceServicer):
             max_chunk_bytes=self._settings.max_chunk_bytes,
             max_unacknowledged_bytes=self._settings.max_unacknowledged_bytes,
             typed_metadata=True,
-            same_host=None if self._same_host is None else self._same_host.message(asked.challenge),
+            same_host=shared.message(asked.challenge) if shared is not None and current_caller().is_owner else None,
         )
         return info.SerializeToString()
 
@@ -121,7 +122,7 @@ class MemoryService(HandledService, service_pb2_grpc.MemoryServiceServicer):
     def ListBanks(self, caller: Caller, request: pb.ListBanksRequest) -> pb.ListBanksResponse:  # noqa: N802
         """Answer with a page of banks by name. The token is the last name of the page before; a page of large banks is
         shorter than asked for."""
-        banks, more = self._banks.after(caller.tenant, request.page_token, page_size(request.page_size))
+        banks, more = self._banks.after(caller, request.page_token, page_size(request.page_size))
         token = banks[-1].name if more else ""
         return pb.ListBanksResponse(banks=map(convert.bank_message, banks), next_page_token=token)
 

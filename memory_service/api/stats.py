@@ -49,7 +49,7 @@ class Stats(Collector):
             tenant, _, name = token.partition(_BETWEEN)
             banks, more = self._banks.after_of_all(tenant, name, size)
         else:
-            banks, more = self._banks.after(caller.tenant, token, size)
+            banks, more = self._banks.after(caller, token, size)
         answer = self._answer(caller, banks, first=not token)
         if more:
             last = banks[-1]
@@ -86,7 +86,7 @@ class Stats(Collector):
         return [convert.tenant_message(tenant, access.tenant_usage(tenant.name)) for tenant in seen]
 
     def _stats_of(self, caller: Caller, bank: Bank) -> pb.BankStats:
-        shown = bank if bank.tenant == caller.tenant else replace(bank, metadata={})
+        shown = bank if bank.tenant == caller.tenant and caller.may("read") else replace(bank, metadata={})
         index = _index_message(self._banks.index_stats(bank))
         return pb.BankStats(bank=convert.bank_message(shown), index=index, tenant=bank.tenant)
 

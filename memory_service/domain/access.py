@@ -5,11 +5,12 @@ A caller is of one tenant and sees nothing of another's. A right is what a metho
 (`domain.rights`).
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Literal
 
+from memory_service.domain.errors import bank_not_allowed
 from memory_service.domain.tenants import DEFAULT_TENANT
 
 # The roles that a key can have.
@@ -47,7 +48,7 @@ class Caller:
     @property
     def is_owner(self) -> bool:
         """Tell whether this is the owner of the data folder, which needs no key."""
-        return self == OWNER
+        return self is OWNER
 
     def may(self, right: Right) -> bool:
         """Tell whether a role of the caller has a right."""
@@ -57,12 +58,20 @@ class Caller:
         """Tell whether the caller may name a bank of its tenant."""
         return self.banks == EVERY_BANK or any(fnmatchcase(bank, pattern) for pattern in self.banks)
 
-    def may_manage(self, tenant: str) -> bool:
-        """Tell whether the caller may make, list and revoke keys of a tenant: its own, or any as an operator. A caller
-        of some banks alone manages none, because a key that it made could name more."""
+    def check_may_use(self, banks: Iterable[str]) -> None:
+        """Refuse banks that the caller may not name, whether they exist or not. Errors: PERMISSION_DENIED."""
+        for bank in banks:
+            if not self.may_use(bank):
+                raise bank_not_allowed(bank)
+
+    def may_manage(self, tenant: str, role: Role | None = None) -> bool:
+        """Tell whether the caller may make, see and revoke keys of a tenant that have a role: an operator all, an admin
+        those of its own tenant that are no operator's. An admin of some banks alone manages none, because a key that it
+        made could name more. role: None asks for the keys of the tenant that are no operator's."""
         if "operator" in self.roles:
             return True
-        return self.may("keys") and tenant == self.tenant and self.banks == EVERY_BANK
+        of_own = self.may("keys") and tenant == self.tenant and self.banks == EVERY_BANK
+        return of_own and role != "operator"
 
 
 OWNER = Caller(DEFAULT_TENANT, frozenset({"admin", "operator"}))
@@ -72,7 +81,8 @@ OWNER = Caller(DEFAULT_TENANT, frozenset({"admin", "operator"}))
 class ApiKey:
     """A key as it is stored, without its secret. Times are in microseconds since 1970; None where there is none.
 
-    secret_sha256: of the bytes of the secret, which has enough chance in it that this needs no salt.
+    secret_sha256: of the bytes of the secret, which has enough chance in it that this needs no salt. revoked: the time
+    from which on the key is refused, which may lie ahead.
     """
 
     key_id: str
@@ -85,9 +95,14 @@ class ApiKey:
     revoked: int | None = None
     last_used: int | None = None
 
+    @property
+    def ends(self) -> int | None:
+        """Return the time from which on the key is refused, None for never."""
+        return min((end for end in (self.expires, self.revoked) if end is not None), default=None)
+
     def valid(self, now: int) -> bool:
-        """Tell whether the key is neither revoked nor expired at a time."""
-        return self.revoked is None and (self.expires is None or now < self.expires)
+        """Tell whether the key is taken at a time."""
+        return self.ends is None or now < self.ends
 
     def caller(self) -> Caller:
         """Return the caller of a call that comes with this key."""

@@ -33,6 +33,9 @@ Reason = Literal[
     "TENANT_NOT_FOUND",
     "TENANT_EXISTS",
     "TENANT_NOT_EMPTY",
+    "UNAUTHENTICATED",
+    "PERMISSION_DENIED",
+    "API_KEY_NOT_FOUND",
 ]
 # In bytes. A status has the message twice, the second time with up to three values.
 _LONGEST_MESSAGE, _LONGEST_VALUE = 1024, 512
@@ -101,6 +104,27 @@ def _(error: OSError) -> ServiceError:
         return disk_full()
     name = errno.errorcode.get(error.errno or 0, "unknown")
     return ServiceError("STORAGE_ERROR", f"the storage answered with an error ({name})", errno=name)
+
+
+def unauthenticated() -> ServiceError:
+    """Make the error UNAUTHENTICATED. Its words are the same whatever is wrong with the key, or without one."""
+    return ServiceError("UNAUTHENTICATED", "the call needs a key that is valid here")
+
+
+def right_missing(method: str, right: str) -> ServiceError:
+    """Make the error PERMISSION_DENIED of a caller whose role does not allow a method."""
+    text = f"the role of the caller does not allow {method}, which asks for the right {right!r}"
+    return ServiceError("PERMISSION_DENIED", text, right=right)
+
+
+def bank_not_allowed(name: str) -> ServiceError:
+    """Make the error PERMISSION_DENIED of a caller whose key names other banks, whether this one exists or not."""
+    return ServiceError("PERMISSION_DENIED", f"the caller's key does not allow the bank {name!r}", bank=name)
+
+
+def api_key_not_found(key_id: str) -> ServiceError:
+    """Make the error API_KEY_NOT_FOUND."""
+    return ServiceError("API_KEY_NOT_FOUND", f"there is no key {key_id!r}", key_id=key_id)
 
 
 def bank_not_found(name: str) -> ServiceError:

@@ -73,6 +73,12 @@ class Limits:
     certificate_s: float = 10.0
     # That a connection to /metrics, /healthz or /readyz may take, from its first byte to its last.
     http_patience_s: float = 10.0
+    # That a key is believed which was verified, and between two looks at the keys of calls under way: a revocation
+    # takes effect within the longer of both.
+    key_believed_s: float = 60.0
+    key_looked_at_s: float = 30.0
+    # Before a key that is not valid is answered.
+    wrong_key_s: float = 0.25
     # That a caller may be behind the least rate of bytes while others wait for room in memory.
     stalled_s: float = 20.0
     # Payload files that all answers together hold open; those beyond it are opened when their turn comes.

@@ -11,6 +11,8 @@ RIGHTS: Mapping[str, Right] = {
     "GetServerInfo": "known",
     "GetStats": "known",
     "WhoAmI": "known",
+    # Of gRPC's own service, which tells tools the methods, where that is on.
+    "ServerReflectionInfo": "known",
     "Compact": "operate",
     # Banks
     "GetBank": "read",

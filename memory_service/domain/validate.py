@@ -29,8 +29,7 @@ LARGEST_TTL = 1000 * 365 * 24 * 3600 * 1_000_000
 
 def bank(new: Bank) -> None:
     """Check a bank that is to be created or updated. Errors: INVALID_FIELD."""
-    if not (1 <= len(new.name) <= LARGEST_NAME) or not new.name.isprintable() or new.name.strip() != new.name:
-        raise invalid("bank.name", f"must have 1 to {LARGEST_NAME} printable characters, without blanks at the ends")
+    name("bank.name", new.name)
     _kv(new.kv)
     _word("bank.embedding.embedder_digest", new.embedding.embedder_digest)
     metadata("bank.metadata", new.metadata)
@@ -46,6 +45,12 @@ def bank(new: Bank) -> None:
     if min(new.quota.chunks, new.quota.tokens, new.quota.bytes) < 0:
         raise invalid("bank.quota", "must not be negative; 0 means unbounded")
     _expiry("bank.expiry", new.expiry)
+
+
+def name(field: str, text: str) -> None:
+    """Check the name of a bank or a tenant, or a pattern of names. Errors: INVALID_FIELD."""
+    if not (1 <= len(text) <= LARGEST_NAME) or not text.isprintable() or text.strip() != text:
+        raise invalid(field, f"must have 1 to {LARGEST_NAME} printable characters, without blanks at the ends")
 
 
 def _expiry(field: str, expiry: Expiry) -> None:

@@ -10,6 +10,7 @@ from concurrent.futures import Future
 from contextlib import ExitStack
 
 from memory_service.domain import validate
+from memory_service.domain.access import Caller
 from memory_service.domain.answer_size import most_bytes
 from memory_service.domain.errors import bank_not_found, chunk_not_found
 from memory_service.domain.limits import NO_PAUSES, STANDARD, Limits, Pauses
@@ -130,11 +131,12 @@ class Banks:
         """Return every bank of every tenant, with the usage of some earlier time."""
         return self.store.known_banks()
 
-    def after(self, tenant: str, name: str, limit: int) -> tuple[list[Bank], bool]:
-        """Return a page of the banks of a tenant by name, from the first one after `name`, and whether there are
-        more."""
+    def after(self, caller: Caller, name: str, limit: int) -> tuple[list[Bank], bool]:
+        """Return a page of the banks that a caller may name, by name, from the first one after `name`, and whether
+        there are more."""
         with self.store.read() as view:
-            return page(view.banks(tenant, name), limit, bank_bytes)
+            seen = (bank for bank in view.banks(caller.tenant, name) if caller.may_use(bank.name))
+            return page(seen, limit, bank_bytes)
 
     def after_of_all(self, tenant: str, name: str, limit: int) -> tuple[list[Bank], bool]:
         """Return a page of the banks of all tenants by tenant and name, from the first one after these, and whether

@@ -15,7 +15,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from kvbank.v1 import bank_pb2, error_pb2
 from kvbank.v1 import service_pb2 as pb
 from memory_service.api.messages.status import CODE_OF
-from memory_service.api.server import SERVICE
+from memory_service.api.server import SERVICES
 from memory_service.api.streams.receiving import LARGEST_HEADER
 from memory_service.domain.errors import Reason
 from memory_service.domain.validate import LARGEST_METADATA
@@ -358,7 +358,9 @@ def test_draining_stream_is_told(serving, refused, frames):
     for frame in frames(*caller.chunk()):
         requests.put(frame)
     next(stream)
-    health = health_pb2_grpc.HealthStub(caller.channel).Watch(health_pb2.HealthCheckRequest(service=SERVICE))
+    health = health_pb2_grpc.HealthStub(caller.channel).Watch(
+        health_pb2.HealthCheckRequest(service=SERVICES[0].full_name)
+    )
     assert next(health).status == health_pb2.HealthCheckResponse.SERVING
     with ThreadPoolExecutor(1) as pool:
         stopping = pool.submit(serving.server.stop)

@@ -13,13 +13,14 @@ from inspect import isasyncgenfunction
 from typing import Any, TypeVar
 
 import grpc
+from google.protobuf.descriptor import ServiceDescriptor
 from google.protobuf.message import Message
 
-from kvbank.v1 import service_pb2 as pb
 from kvbank.wire import frames
 from memory_service.api.calls import running
 from memory_service.api.calls.storage_threads import StorageThreads
 from memory_service.api.calls.turns import ORDINARY_BYTES, AnswerTurns
+from memory_service.api.messages import naming
 from memory_service.api.messages.parsing import LARGEST_REQUEST, SHORT, Received, deserializer
 from memory_service.api.messages.status import serialized, to_service_error, without_frames
 from memory_service.domain.access import Caller
@@ -84,11 +85,12 @@ def current_caller() -> Caller:
 
 def asked(received: Received) -> tuple[Caller, Any]:
     """Return the caller and the message of a request, and note the bank that it names. Errors: TOO_LARGE,
-    INVALID_FIELD."""
-    made = received.message()
+    INVALID_FIELD; PERMISSION_DENIED for a bank that the caller may not name."""
+    made, caller = received.message(), current_caller()
     if request := requests.current():
         request.of(made)
-    return current_caller(), made
+    caller.check_may_use(naming.banks(made))
+    return caller, made
 
 
 def unary(method: Callable[[Any, Caller, Any], Message]) -> Callable[..., Awaitable[bytes]]:
@@ -164,8 +166,8 @@ def _refuse(context: Any, error: Exception) -> None:
     without_frames(error)
 
 
-def handlers(service: HandledService) -> dict[str, Any]:
-    """Make gRPC's handlers, by method, which get requests and give answers as bytes.
+def handlers(service: HandledService, described: ServiceDescriptor) -> dict[str, Any]:
+    """Make gRPC's handlers, by method of the service that is described, which get requests and give answers as bytes.
 
     A method whose one answer waits to be sent is a stream of one, which is the same on the wire.
     """
@@ -173,7 +175,7 @@ def handlers(service: HandledService) -> dict[str, Any]:
     # A header of WriteChunks has one vector, and its tensors come as frames of data, which are not parsed.
     largest = {"Retrieve": most_bytes, "RetrieveFiles": most_bytes, "GetServerInfo": SHORT}
     made = {}
-    for method in pb.DESCRIPTOR.services_by_name["MemoryService"].methods:
+    for method in described.methods:
         call = getattr(service, method.name)
         handler = _HANDLERS[method.client_streaming, isasyncgenfunction(call)]
         reads = deserializer(method.input_type, largest.get(method.name, LARGEST_REQUEST))

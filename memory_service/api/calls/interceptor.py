@@ -1,32 +1,36 @@
-"""The interceptor of gRPC's server: every call of the memory service passes it, is observed there from its first to its
-last moment, and runs among the calls under way.
+"""The interceptor of gRPC's server: every call but those of health passes it, is observed there from its first to its
+last moment, and runs among the calls under way once its caller was let in.
 
 This file owns that what a caller can vary (a method that does not exist, names, ids) never becomes a label of a metric.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from contextlib import AbstractContextManager, aclosing
 from functools import partial
 from typing import Any
 
 import grpc
+from grpc_health.v1 import health
 
+from memory_service.api.calls import running
+from memory_service.api.calls.admission import Admission
 from memory_service.api.calls.running import Calls
-from memory_service.domain.access import Caller
+from memory_service.api.messages.status import to_service_error
 from memory_service.observe.observation import Observer, request_id
 from memory_service.observe.request import Request
 
 ID_KEY = "x-request-id"
-_SERVICE = "/kvbank.v1.MemoryService/"
+_OPEN = f"/{health.SERVICE_NAME}/"
 
 
 class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
-    """Hands every request of the memory service to the observer, and has it run among the calls under way."""
+    """Hands every request to the observer, lets its caller in, and has it run among the calls under way."""
 
-    def __init__(self, observer: Observer, calls: Calls) -> None:
+    def __init__(self, observer: Observer, calls: Calls, admission: Admission) -> None:
         self._observer = observer
         self._calls = calls
+        self._admission = admission
         self._handlers: dict[str, Any] = {}
 
     async def intercept_service(self, continuation: Callable[[Any], Awaitable[Any]], details: Any) -> Any:
@@ -37,8 +41,8 @@ class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         handler = await continuation(details)
         if handler is None:
             self._observer.unknown(method)
-        elif method.startswith(_SERVICE):
-            handler = self._handlers[method] = self._wrap(method.removeprefix(_SERVICE), handler)
+        elif not method.startswith(_OPEN):
+            handler = self._handlers[method] = self._wrap(method.rpartition("/")[2], handler)
         return handler
 
     def _wrap(self, method: str, handler: Any) -> Any:
@@ -52,7 +56,7 @@ class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
     def _unary(self, method: str, inner: Any) -> Any:
         async def call(message: Any, context: Any) -> Any:
             with self._observed(method, context):
-                return await self._calls.run(context, inner(message, context))
+                return await self._calls.run(context, self._answered(method, inner, message, context))
 
         return call
 
@@ -61,20 +65,36 @@ class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         # be taken could not be ended with a reason.
         async def call(messages: Any, context: Any) -> None:
             with self._observed(method, context):
-                await self._calls.run(context, _written(inner(messages, context), context))
+                await self._calls.run(context, self._written(method, inner, messages, context))
 
         return call
 
+    async def _answered(self, method: str, inner: Any, message: Any, context: Any) -> Any:
+        """Return the answer to a message, or one that is not sent."""
+        return await inner(message, context) if await self._let_in(method, context) else b""
+
+    async def _written(self, method: str, inner: Any, messages: Any, context: Any) -> None:
+        """Send the answers to a message, or to a stream of them."""
+        if await self._let_in(method, context):
+            async with aclosing(inner(messages, context)) as answers:
+                async for answer in answers:
+                    await context.write(answer)
+
+    async def _let_in(self, method: str, context: Any) -> bool:
+        """Tell whether the caller of the running call may make it; else the call ends with an error that says so."""
+        try:
+            metadata = context.invocation_metadata() or ()
+            caller = await self._admission.admit(method, metadata, context.peer())
+        except Exception as error:
+            running.refuse(context, to_service_error(error))
+            return False
+        running.current().belongs_to(caller)
+        return True
+
     def _observed(self, method: str, context: Any) -> AbstractContextManager[None]:
         found = next((value for key, value in context.invocation_metadata() or () if key == ID_KEY), None)
-        request = Request(request_id(found), method, peer=context.peer(), caller=Caller.owner())
+        request = Request(request_id(found), method, peer=context.peer())
         return self._observer.of(request, partial(_code, context))
-
-
-async def _written(answers: AsyncGenerator[Any], context: Any) -> None:
-    async with aclosing(answers):
-        async for answer in answers:
-            await context.write(answer)
 
 
 def _code(context: Any, error: BaseException | None) -> str:

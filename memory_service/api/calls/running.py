@@ -8,6 +8,7 @@ is stopped when no call is left.
 
 import asyncio
 import time
+from collections import defaultdict
 from collections.abc import Coroutine
 from contextvars import ContextVar
 from typing import Any
@@ -16,6 +17,7 @@ from grpc._cython.cygrpc import ExecuteBatchError
 
 from memory_service.api.calls.fairness import Owner
 from memory_service.api.messages.status import CODE_OF, status
+from memory_service.domain.access import Caller
 from memory_service.domain.errors import ServiceError
 from memory_service.observe import request as requests
 
@@ -43,16 +45,23 @@ def refuse(context: Any, refusal: ServiceError) -> None:
 class Call:
     """A call under way, made in the task that handles it.
 
-    `owner` is whose the turns and bytes of the call are; the connection of a unix socket is not known. `ended` is the
-    error with which the call was ended from outside, if it was.
+    `owner` is whose the turns and bytes of the call are; the connection of a unix socket is not known. `key_id` is that
+    of the key with which the call was made, "" for none. `ended` is the error with which the call was ended from
+    outside, if it was.
     """
 
     def __init__(self, peer: str) -> None:
+        self.key_id = ""
         self.owner = Owner("" if peer.startswith("unix:") else peer)
         self.ended: ServiceError | None = None
         task = asyncio.current_task()
         assert task is not None
         self._task = task
+
+    def belongs_to(self, caller: Caller) -> None:
+        """Note who makes this call. The owner of the data folder is of no tenant that has to leave room for others."""
+        self.key_id = caller.key_id
+        self.owner = self.owner._replace(tenant="" if caller.is_owner else caller.tenant)
 
     def end(self, error: ServiceError) -> None:
         """End this call with an error, whatever its task waits for; a second call does nothing."""
@@ -82,7 +91,7 @@ class Calls:
     """Keeps all calls of one event loop that are under way, and runs new ones until they are drained."""
 
     def __init__(self) -> None:
-        self._running: set[Any] = set()
+        self._running: set[Call] = set()
         self._draining = False
         self._refused = 0
         self._gone = asyncio.Event()
@@ -110,6 +119,14 @@ class Calls:
             return b""
         except ExecuteBatchError:
             raise asyncio.CancelledError from None  # the caller has gone
+
+    def made_with_keys(self) -> dict[str, list[Call]]:
+        """Return the calls that are under way by the ids of the keys with which they were made."""
+        made = defaultdict(list)
+        for call in self._running:
+            if call.key_id:
+                made[call.key_id].append(call)
+        return made
 
     def _left(self, call: Call) -> None:
         self._running.discard(call)

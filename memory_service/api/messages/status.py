@@ -18,7 +18,9 @@ from memory_service.observe.seldom import Repeating
 DOMAIN = "kvbank"
 _CODES: Mapping[grpc.StatusCode, tuple[Reason, ...]] = {
     grpc.StatusCode.INVALID_ARGUMENT: ("INVALID_FIELD", "NOT_FINITE", "TENSOR_MISMATCH", "CHECKSUM_IN_TRANSIT"),
-    grpc.StatusCode.NOT_FOUND: ("BANK_NOT_FOUND", "CHUNK_NOT_FOUND", "TENANT_NOT_FOUND"),
+    grpc.StatusCode.NOT_FOUND: ("BANK_NOT_FOUND", "CHUNK_NOT_FOUND", "TENANT_NOT_FOUND", "API_KEY_NOT_FOUND"),
+    grpc.StatusCode.UNAUTHENTICATED: ("UNAUTHENTICATED",),
+    grpc.StatusCode.PERMISSION_DENIED: ("PERMISSION_DENIED",),
     grpc.StatusCode.ALREADY_EXISTS: ("BANK_EXISTS", "KEY_REUSED", "TENANT_EXISTS"),
     grpc.StatusCode.FAILED_PRECONDITION: (
         "READER_MISMATCH",

@@ -16,7 +16,7 @@ from typing import Any
 from kvbank.v1 import service_pb2 as pb
 from memory_service.api.calls import running
 from memory_service.api.calls.budget import Budget
-from memory_service.api.messages import convert
+from memory_service.api.messages import convert, naming
 from memory_service.api.same_host import SameHost
 from memory_service.api.streams.chunk_frames import FrameReader
 from memory_service.api.streams.handover import Mailbox, OneByOne
@@ -131,7 +131,7 @@ class _Stream:
 
     async def _admitted(self, header: pb.ChunkHeader) -> Incoming:
         """Check a chunk, and wait until there is room for its header. Errors: those of `Banks.admit`, TOO_LARGE,
-        STAGED_FILE; NOT_SERVING during a stop."""
+        STAGED_FILE, PERMISSION_DENIED; NOT_SERVING during a stop."""
         receiver = self._receiver
         if receiver.draining:
             raise ServiceError("NOT_SERVING", "the service is shutting down")
@@ -140,6 +140,7 @@ class _Stream:
             raise ServiceError("TOO_LARGE", text, limit=LARGEST_HEADER, size=size)
         if request := requests.current():
             request.of(header)
+        self._caller.check_may_use(naming.banks(header))
         new = convert.chunk(header.chunk)
         digests = header.reader_digest, header.embedder_digest
         admitted = receiver.banks.admit(self._caller.tenant, header.bank, *digests, new)
@@ -157,8 +158,8 @@ class _Stream:
         return Incoming(admitted, staged, share, all_bytes)
 
     def _staged(self, message: pb.StagedPayload) -> Staged:
-        if self._receiver.same_host is None:
-            raise staged_file(message.name, "comes to a server that takes none")
+        if self._receiver.same_host is None or not self._caller.is_owner:
+            raise staged_file(message.name, "comes to a server that takes none of this caller")
         return self._receiver.same_host.staged(message)
 
     async def _window_for(self, size: int) -> None:

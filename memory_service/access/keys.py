@@ -1,0 +1,104 @@
+"""The keys of a service are made, listed, revoked and rotated here. This file owns that no caller makes
+a key that allows more than the caller may hand out.
+
+Methods block and are called from storage threads.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+from memory_service.access import secret
+from memory_service.access.verifier import Verifier
+from memory_service.domain import validate
+from memory_service.domain.access import EVERY_BANK, ApiKey, Caller, Role
+from memory_service.domain.clock import Clock
+from memory_service.domain.errors import api_key_not_found, invalid, right_missing
+from memory_service.domain.validate import LARGEST_TTL
+from memory_service.storage.base import AccessRecords
+
+# The patterns of banks that one key names.
+MOST_PATTERNS = 100
+
+
+class Keys:
+    """Manages the keys of all tenants, each for callers that may."""
+
+    def __init__(self, records: AccessRecords, clock: Clock, verifier: Verifier) -> None:
+        self._records, self._clock, self._verifier = records, clock, verifier
+
+    def create(
+        self, caller: Caller, tenant: str, role: Role, banks: Sequence[str], ttl: int | None
+    ) -> tuple[ApiKey, str]:
+        """Make a key, and return it with its whole text, which is kept nowhere.
+
+        tenant: "" is the caller's own. banks: patterns; none are those of every bank. ttl: microseconds that the key
+        lives; None is for ever. Errors: PERMISSION_DENIED, INVALID_FIELD, TENANT_NOT_FOUND, DISK_FULL.
+        """
+        tenant = tenant or caller.tenant
+        if not caller.may_manage(tenant, role):
+            raise right_missing("CreateKey", "keys")
+        _check(banks, ttl)
+        now = self._clock.now_us()
+        expires = None if ttl is None else now + ttl
+        return self._added(ApiKey("", tenant, role, b"", tuple(banks) or EVERY_BANK, now, expires))
+
+    def of(self, caller: Caller, tenant: str) -> Iterator[ApiKey]:
+        """Yield the keys of a tenant that the caller may manage, oldest first. tenant: "" is the caller's own, or every
+        tenant for an operator. Errors: PERMISSION_DENIED."""
+        every = not tenant and "operator" in caller.roles
+        if not every and not caller.may_manage(tenant or caller.tenant):
+            raise right_missing("ListKeys", "keys")
+        found = self._records.keys_of(None if every else tenant or caller.tenant)
+        return (key for key in found if caller.may_manage(key.tenant, key.role))
+
+    def revoke(self, caller: Caller, key_id: str) -> ApiKey:
+        """Refuse a key from now on, and return it. Errors: API_KEY_NOT_FOUND."""
+        return self._ended(self._managed(caller, key_id), self._clock.now_us())
+
+    def rotate(self, caller: Caller, key_id: str, overlap: int) -> tuple[ApiKey, str, ApiKey]:
+        """Make a key of the same tenant, role, banks and time to live as another; return it, its whole text, and the
+        key that it replaces. overlap: microseconds for which that one is still taken. Errors: API_KEY_NOT_FOUND;
+        INVALID_FIELD for a key that has been revoked or has expired, or is to be soon."""
+        if not 0 <= overlap <= LARGEST_TTL:
+            raise invalid("overlap", "must be from 0 to 1000 years")
+        old, now = self._managed(caller, key_id), self._clock.now_us()
+        if old.revoked is not None or not old.valid(now):
+            raise invalid("key_id", "is of a key that was revoked or has expired; make a new one")
+        life = None if old.expires is None else old.expires - old.created
+        expires = None if life is None else now + life
+        new, text = self._added(ApiKey("", old.tenant, old.role, b"", old.banks, now, expires))
+        return new, text, self._ended(old, now + overlap)
+
+    def _managed(self, caller: Caller, key_id: str) -> ApiKey:
+        key = self._records.key(key_id)
+        if key is None or not caller.may_manage(key.tenant, key.role):
+            raise api_key_not_found(key_id)
+        return key
+
+    def _added(self, key: ApiKey) -> tuple[ApiKey, str]:
+        """Keep a key under an id that is free, and return it with its text."""
+        while True:
+            key_id, text = secret.new()
+            presented = secret.read(text)
+            assert presented is not None
+            made = replace(key, key_id=key_id, secret_sha256=presented.sha256)
+            if self._records.add_key(made):
+                self._verifier.needed = True
+                return made, text
+
+    def _ended(self, key: ApiKey, at: int) -> ApiKey:
+        ended = self._records.revoke_key(key.key_id, at)
+        self._verifier.forget()
+        if ended is None:  # its tenant was deleted meanwhile
+            raise api_key_not_found(key.key_id)
+        return ended
+
+
+def _check(banks: Sequence[str], ttl: int | None) -> None:
+    """Check what is said of a new key. Errors: INVALID_FIELD."""
+    if len(banks) > MOST_PATTERNS:
+        raise invalid("banks", f"are {len(banks)} patterns; at most {MOST_PATTERNS} are taken")
+    for pattern in banks:
+        validate.name("banks", pattern)
+    if ttl is not None and not 0 < ttl <= LARGEST_TTL:
+        raise invalid("ttl", "must be above 0 and at most 1000 years")

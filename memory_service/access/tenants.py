@@ -1,0 +1,56 @@
+"""The tenants of a service are made, listed, bounded and deleted here, for operators.
+
+Methods block and are called from storage threads.
+"""
+
+from collections.abc import Iterator
+
+from memory_service.access.verifier import Verifier
+from memory_service.domain import validate
+from memory_service.domain.access import Caller
+from memory_service.domain.errors import invalid
+from memory_service.domain.tenants import TENANT_UNITS, Tenant, TenantQuota, TenantUsage
+from memory_service.storage.base import AccessRecords
+
+
+class Tenants:
+    """Manages the tenants for callers that were found to be operators."""
+
+    def __init__(self, records: AccessRecords, verifier: Verifier) -> None:
+        self._records, self._verifier = records, verifier
+
+    def create(self, name: str, quota: TenantQuota) -> Tenant:
+        """Make a tenant without banks and keys. Errors: INVALID_FIELD, TENANT_EXISTS, DISK_FULL."""
+        validate.name("name", name)
+        _check(quota)
+        return self._records.add_tenant(name, quota)
+
+    def after(self, name: str) -> Iterator[Tenant]:
+        """Yield the tenants by name, from the first one after `name`."""
+        return (tenant for tenant in self._records.tenants() if tenant.name > name)
+
+    def usage(self, tenant: Tenant) -> TenantUsage:
+        """Add up what the banks of a tenant hold now."""
+        return self._records.tenant_usage(tenant.name)
+
+    def set_quota(self, name: str, quota: TenantQuota) -> Tenant:
+        """Replace the whole quota of a tenant, and return the tenant. Errors: INVALID_FIELD, TENANT_NOT_FOUND."""
+        _check(quota)
+        return self._records.set_tenant_quota(name, quota)
+
+    def delete(self, caller: Caller, name: str, force: bool) -> int:
+        """Delete a tenant with its keys, and return how many banks went with it. force: also where it has banks. A
+        caller does not delete the tenant of its own key, so that one is left which can make others. Errors:
+        INVALID_FIELD, TENANT_NOT_FOUND, TENANT_NOT_EMPTY."""
+        if caller.key_id and name == caller.tenant:
+            raise invalid("name", "is the tenant of the caller's own key")
+        banks = self._records.tenant_usage(name).banks
+        self._records.drop_tenant(name, force=force)
+        self._verifier.forget()
+        return banks
+
+
+def _check(quota: TenantQuota) -> None:
+    """Check that a quota has no negative bound. Errors: INVALID_FIELD."""
+    if min(getattr(quota, unit) for unit in TENANT_UNITS) < 0:
+        raise invalid("quota", "must not be negative; 0 means unbounded")

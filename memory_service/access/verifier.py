@@ -1,0 +1,106 @@
+"""The check of keys against the records. This file owns that a key which was verified is believed for a minute at most,
+so that a revocation takes effect within that, and that all keys which are not valid are refused alike.
+
+Threads share a verifier. `known` touches no disk; the others block.
+"""
+
+import hashlib
+import logging
+import threading
+import time
+from collections import OrderedDict
+from hmac import compare_digest
+from typing import NamedTuple
+
+from memory_service.access import secret
+from memory_service.domain.access import ApiKey, Caller
+from memory_service.domain.clock import SECOND, Clock
+from memory_service.observe.seldom import Repeating
+from memory_service.storage.base import AccessRecords
+
+# Keys that are remembered; of more, those that were verified first are forgotten.
+_MOST_REMEMBERED = 10_000
+# How seldom it is written down that a key was used.
+_NOTED_US = 60 * SECOND
+_NO_SECRET = bytes(32)
+_log = logging.getLogger(__name__)
+
+
+class _Verified(NamedTuple):
+    """A key that was verified: whose it is, when it ends (microseconds since 1970; None for never), and until when
+    (monotonic) that is believed."""
+
+    caller: Caller
+    ends: int | None
+    until: float
+
+
+class Verifier:
+    """Tells callers by their keys, and whether a key is needed at all."""
+
+    def __init__(self, records: AccessRecords, clock: Clock, remembered_s: float) -> None:
+        """Check keys against `records`. remembered_s: the seconds for which a verified key is believed."""
+        self._records, self._clock, self._remembered = records, clock, remembered_s
+        # By the hash of the whole key, so that no key lies in memory for longer than its call.
+        self._known: OrderedDict[bytes, _Verified] = OrderedDict()
+        self._lock = threading.Lock()
+        # How often keys have changed: what was read of a key before the last change is not remembered.
+        self._changes = 0
+        self._failures = Repeating()
+        # Whether the store has a key, valid or not. A store that had one never opens again by itself.
+        self.needed = records.has_keys()
+
+    def known(self, credential: str) -> Caller | None:
+        """Return the caller of a credential that was verified a short while ago; None where it has to be verified."""
+        found = self._known.get(_hash(credential))
+        if found is None or time.monotonic() >= found.until:
+            return None
+        if found.ends is not None and self._clock.now_us() >= found.ends:
+            return None
+        return found.caller
+
+    def verify(self, credential: str) -> Caller | None:
+        """Return the caller of a credential; None for one that is not valid. Errors: those of the storage."""
+        presented = secret.read(credential)
+        if presented is None:
+            return None
+        changes, key = self._changes, self._records.key(presented.key_id)
+        # An unknown key is compared too, so that it takes as long.
+        same = compare_digest(presented.sha256, _NO_SECRET if key is None else key.secret_sha256)
+        if key is None or not same or not key.valid(self._clock.now_us()):
+            return None
+        self._remember(credential, key, changes)
+        return key.caller()
+
+    def valid(self, key_id: str) -> bool:
+        """Tell whether a key of this id is still taken. Errors: those of the storage."""
+        key = self._records.key(key_id)
+        return key is not None and key.valid(self._clock.now_us())
+
+    def note_use(self, key_id: str) -> None:
+        """Write down that a key was used, at most once a minute; where that fails, nothing but the note is lost."""
+        try:
+            key, now = self._records.key(key_id), self._clock.now_us()
+            if key is not None and (key.last_used is None or now - key.last_used >= _NOTED_US):
+                self._records.used_key(key_id, now)
+        except Exception as error:
+            self._failures.error(_log, error, "cannot note that a key was used")
+
+    def forget(self) -> None:
+        """Believe no key any more that was verified before, because some have changed."""
+        with self._lock:
+            self._changes += 1
+            self._known.clear()
+
+    def _remember(self, credential: str, key: ApiKey, changes: int) -> None:
+        with self._lock:
+            if changes != self._changes:
+                return
+            self._known[_hash(credential)] = _Verified(key.caller(), key.ends, time.monotonic() + self._remembered)
+            self._known.move_to_end(_hash(credential))
+            while len(self._known) > _MOST_REMEMBERED:
+                self._known.popitem(last=False)
+
+
+def _hash(credential: str) -> bytes:
+    return hashlib.sha256(credential.encode()).digest()

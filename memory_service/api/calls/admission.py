@@ -1,0 +1,122 @@
+"""Callers are let in here, or refused, before anything of their calls is done. This file owns when a key is needed, and
+that a host which tries keys keeps no other waiting.
+
+A key is needed but over a unix socket, and, as long as the store has no key, over the loopback. A key that is not valid
+is answered after a pause, during which its caller keeps a turn; a host has few turns, so that it tries few keys a
+second, while keys that were verified a short while ago pass without one. Everything here is used in the event loop.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from typing import NoReturn
+
+from memory_service.access import credentials, peers
+from memory_service.access.verifier import Verifier
+from memory_service.api.calls.fairness import FairTurns, Owner
+from memory_service.api.calls.running import Calls
+from memory_service.domain.access import OWNER, Caller
+from memory_service.domain.errors import ServiceError, right_missing, unauthenticated
+from memory_service.domain.limits import Limits
+from memory_service.domain.rights import RIGHTS
+from memory_service.observe import request as requests
+from memory_service.observe.seldom import Repeating
+
+# Keys that are looked at at a time, one less of a single host, and the calls that may wait for that.
+_TURNS, _MOST_WAITING = 4, 256
+_log = logging.getLogger(__name__)
+
+
+class Admission:
+    """Tells who makes each call, and refuses those who may not."""
+
+    def __init__(self, verifier: Verifier, insecure: bool, limits: Limits) -> None:
+        """Go by the keys that `verifier` knows. insecure: whether callers from anywhere are let in as long as the store
+        has no key."""
+        self._verifier, self._insecure, self._limits = verifier, insecure, limits
+        self._failures = Repeating()
+        self._turns = FairTurns(_TURNS)
+        self._waiting = 0
+        # Apart from the threads of the storage, so that keys are looked at also when all of those are busy.
+        self._threads = ThreadPoolExecutor(_TURNS, "kvbank-keys")
+
+    async def admit(self, method: str, metadata: Iterable[tuple[str, str | bytes]], peer: str) -> Caller:
+        """Return the caller of the running request, who may make it, and note it in the request. Errors:
+        UNAUTHENTICATED, PERMISSION_DENIED, NOT_SERVING."""
+        caller = await self.caller(metadata, peer)
+        if request := requests.current():
+            request.caller = caller
+        right = RIGHTS.get(method)
+        if right is None or not caller.may(right):
+            raise right_missing(method, right or "none")
+        return caller
+
+    async def caller(self, metadata: Iterable[tuple[str, str | bytes]], peer: str) -> Caller:
+        """Return the caller of a call. Errors: UNAUTHENTICATED, NOT_SERVING."""
+        if not self._verifier.needed and (self._insecure or peers.is_local(peer)):
+            return OWNER
+        credential = credentials.of(metadata)
+        if not credential:
+            if peers.is_unix(peer):
+                return OWNER
+            raise unauthenticated()
+        return self._verifier.known(credential) or await self._verified(credential, peers.host(peer))
+
+    async def admit_to_figures(self, headers: Iterable[tuple[str, str]], peer: str) -> None:
+        """Let in a caller of the figures over HTTP, who needs the right of an operator once the store has a key.
+        Errors: as `admit`."""
+        if self._verifier.needed and not (await self.caller(headers, peer)).may("operate"):
+            raise right_missing("/metrics", "operate")
+
+    async def look_after(self, calls: Calls) -> NoReturn:
+        """End the calls under way whose keys are not taken any more, for as long as this runs."""
+        while True:
+            await asyncio.sleep(self._limits.key_looked_at_s)
+            for key_id, made in calls.made_with_keys().items():
+                if not await self._still_valid(key_id):
+                    for call in made:
+                        call.end(unauthenticated())
+
+    async def _still_valid(self, key_id: str) -> bool:
+        """Tell whether a key is still taken; yes where the storage does not say."""
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._threads, self._verifier.valid, key_id)
+        except Exception as error:
+            self._failures.error(_log, error, "cannot look at the keys of calls that are under way")
+            return True
+
+    def close(self) -> None:
+        """Look at no more keys."""
+        self._threads.shutdown(wait=True, cancel_futures=True)
+
+    async def _verified(self, credential: str, host: str) -> Caller:
+        loop = asyncio.get_running_loop()
+        async with self._turn(host):
+            # It may have been verified for another call meanwhile.
+            caller = self._verifier.known(credential)
+            if caller is None:
+                caller = await loop.run_in_executor(self._threads, self._verifier.verify, credential)
+            if caller is None:
+                await asyncio.sleep(self._limits.wrong_key_s)
+                raise unauthenticated()
+        self._threads.submit(self._verifier.note_use, caller.key_id)
+        return caller
+
+    @asynccontextmanager
+    async def _turn(self, host: str) -> AsyncIterator[None]:
+        """Wait for the turn of a host, and hold it in the block. Errors: NOT_SERVING where too many wait."""
+        owner = Owner(host)
+        if self._waiting >= _MOST_WAITING:
+            text = "too many calls wait for their keys to be looked at; this one can be made again"
+            raise ServiceError("NOT_SERVING", text)
+        self._waiting += 1
+        try:
+            await self._turns.take(owner)
+        finally:
+            self._waiting -= 1
+        try:
+            yield
+        finally:
+            self._turns.give(owner)

@@ -1,0 +1,584 @@
+"""Who may call what: the wire is walked by reflection, and every method, key and role is tried."""
+
+import queue
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from datetime import timedelta
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+from google.protobuf import descriptor_pool
+from google.protobuf.descriptor import Descriptor
+from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
+from google.rpc import error_details_pb2
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from grpc_status import rpc_status
+
+import kvbank
+from kvbank.v1 import service_pb2 as pb
+from memory_service.domain.limits import Limits
+from tests.support.clocks import SECOND, Hands
+
+Metadata = Sequence[tuple[str, str]]
+# What each role may call, written once more by hand.
+READING = {
+    *("GetServerInfo", "GetStats", "WhoAmI", "GetBank", "ListBanks", "Retrieve", "RetrieveFiles", "FetchChunks"),
+    *("FetchFiles", "GetChunk", "ListChunks", "ExplainEviction", "ListEvictions", "ServerReflectionInfo"),
+}
+WRITING = READING | {"CreateBank", "WriteChunks", "UpdateChunk", "PinChunks", "DeleteChunks"}
+KEYS = {"CreateKey", "ListKeys", "RevokeKey", "RotateKey"}
+MAY = {
+    "read": READING,
+    "write": WRITING,
+    "admin": WRITING | KEYS | {"UpdateBank", "DeleteBank"},
+    "operator": {"GetServerInfo", "GetStats", "WhoAmI", "ServerReflectionInfo", "Compact"}
+    | KEYS
+    | {"CreateTenant", "ListTenants", "SetTenantQuota", "DeleteTenant"},
+}
+# The health, which is for everyone.
+OPEN = {"Check", "Watch", "List"}
+WHO = "/kvbank.v1.AccessService/WhoAmI"
+QUICK = Limits(wrong_key_s=0.0)
+
+
+def bearer(key: str) -> Metadata:
+    return [("authorization", f"Bearer {key}")]
+
+
+class Wire:
+    """A server with keys, and the methods that it tells of by reflection."""
+
+    def __init__(self, address: str, channel: grpc.Channel) -> None:
+        self.address, self.channel = address, channel
+        with kvbank.connect(address) as owner:
+            self.operator = owner.access.create_key("operator").secret
+        with self.client(self.operator) as client:
+            client.access.create_tenant("red")
+            client.access.create_tenant("blue")
+            self.keys = {
+                role: client.access.create_key(role, tenant="red").secret for role in MAY if role != "operator"
+            }
+        self.keys["operator"] = self.operator
+
+    @contextmanager
+    def client(self, key: str | None, **options: Any) -> Iterator[kvbank.Client]:
+        with kvbank.connect(self.address, api_key=key, **options) as client:
+            yield client
+
+    def methods(self) -> dict[str, Any]:
+        """Return the descriptors of all methods of all services, by path."""
+        stub = reflection_pb2_grpc.ServerReflectionStub(self.channel)
+        asked = iter([reflection_pb2.ServerReflectionRequest(list_services="")])
+        (answer,) = stub.ServerReflectionInfo(asked, metadata=bearer(self.operator))
+        found = [
+            descriptor_pool.Default().FindServiceByName(each.name) for each in answer.list_services_response.service
+        ]
+        return {f"/{service.full_name}/{method.name}": method for service in found for method in service.methods}
+
+    def outcome(self, path: str, method: Any, metadata: Metadata, request: bytes = b"") -> tuple[str, str, str]:
+        """Make a call of a method; return the code of its end, its reason and its text."""
+        kinds = {
+            (False, False): self.channel.unary_unary,
+            (False, True): self.channel.unary_stream,
+            (True, True): self.channel.stream_stream,
+        }
+        call = kinds[method.client_streaming, method.server_streaming](path)
+        asked = iter([]) if method.client_streaming else request
+        try:
+            answer = call(asked, metadata=metadata, timeout=60)
+            if method.server_streaming:
+                for _ in answer:
+                    answer.cancel()
+                    break
+        except grpc.RpcError as error:
+            return error.code().name, reason_of(error), error.details()
+        return "OK", "", ""
+
+
+def reason_of(error: grpc.RpcError) -> str:
+    info = error_details_pb2.ErrorInfo()
+    status = rpc_status.from_call(error)
+    return info.reason if status is not None and status.details[0].Unpack(info) else ""
+
+
+@pytest.fixture
+def wire(serving: Callable[..., Any]) -> Wire:
+    caller = serving(reflection=True, limits=QUICK)
+    return Wire(serving.server.address, caller.channel)  # type: ignore[attr-defined]
+
+
+def wrong(keys: dict[str, str]) -> dict[str, Metadata]:
+    """Return metadata that are refused, by what is wrong with them."""
+    read, admin = keys["read"], keys["admin"]
+    return {
+        "no key": [],
+        "of no form": bearer("secret"),
+        "an empty one": bearer(""),
+        "no scheme": [("authorization", read)],
+        "another scheme": [("authorization", f"Basic {read}")],
+        "unknown": bearer("kvb_00000000_" + "0" * 32),
+        "another's secret": bearer(read[:13] + admin[13:]),
+        "a letter more": bearer(f"{read}a"),
+        "a letter less": bearer(read[:-1]),
+        "in capitals": bearer(read.upper()),
+        "as two words": bearer(f"{read} {read}"),
+        "too long": bearer("k" * 6000),
+        "twice": [*bearer(read), *bearer(read)],
+        "two headers": [*bearer(read), ("api-key", read)],
+        "two keys": [("api-key", read), ("api-key", admin)],
+        "a pattern": bearer("kvb_%_*"),
+    }
+
+
+def test_no_method_but_health_answers_without_a_key(wire: Wire) -> None:
+    methods = wire.methods()
+    assert {method.containing_service.full_name for method in methods.values()} == {
+        "kvbank.v1.MemoryService",
+        "kvbank.v1.AccessService",
+        "grpc.health.v1.Health",
+        "grpc.reflection.v1alpha.ServerReflection",
+    }
+    for path, method in methods.items():
+        code, reason, _ = wire.outcome(path, method, [])
+        if method.name in OPEN:
+            assert code in ("OK", "UNIMPLEMENTED"), path
+        else:
+            assert (code, reason) == ("UNAUTHENTICATED", "UNAUTHENTICATED"), path
+
+
+def test_whatever_is_wrong_with_a_key_is_told_in_the_same_words(wire: Wire) -> None:
+    told = {what: wire.outcome(WHO, who(wire), metadata) for what, metadata in wrong(wire.keys).items()}
+    expected = ("UNAUTHENTICATED", "UNAUTHENTICATED", "the call needs a key that is valid here")
+    assert told == dict.fromkeys(told, expected)
+    for metadata in (bearer(wire.keys["read"]), [("authorization", f"bEARER  {wire.keys['read']}")]):
+        assert wire.outcome(WHO, who(wire), metadata)[0] == "OK"
+    assert wire.outcome(WHO, who(wire), [("api-key", wire.keys["read"])])[0] == "OK"
+
+
+def who(wire: Wire) -> Any:
+    return wire.methods()[WHO]
+
+
+@pytest.mark.parametrize("role", MAY)
+def test_a_role_calls_the_methods_of_its_table_and_no_other(wire: Wire, role: str) -> None:
+    called = set()
+    for path, method in wire.methods().items():
+        code, reason, text = wire.outcome(path, method, bearer(wire.keys[role]))
+        if (code, reason) == ("PERMISSION_DENIED", "PERMISSION_DENIED"):
+            assert method.name in text
+        else:
+            assert code != "UNAUTHENTICATED", path
+            called.add(method.name)
+    assert called - OPEN == MAY[role]
+
+
+def test_a_method_that_there_is_not_tells_nothing(wire: Wire) -> None:
+    for path in ("/kvbank.v1.MemoryService/Nothing", "/kvbank.v1.Other/GetBank"):
+        code, _, text = wire.outcome(path, who(wire), [])
+        assert (code, text) == ("UNIMPLEMENTED", "Method not found!")
+
+
+# When a key is needed
+
+
+def test_the_loopback_needs_a_key_as_soon_as_there_is_one(serving: Callable[..., Any]) -> None:
+    serving(limits=QUICK)
+    server = serving.server  # type: ignore[attr-defined]
+    with kvbank.connect(server.address) as owner, kvbank.connect(server.address, api_key="of-another-service") as other:
+        assert owner.access.whoami() == kvbank.Identity("default", ("admin", "operator"), ("*",), "")
+        assert other.access.whoami().key_id == ""
+        made = owner.access.create_key("admin")
+        with pytest.raises(kvbank.Unauthenticated) as caught:
+            owner.server_info()
+        assert not caught.value.retryable
+        with pytest.raises(kvbank.Unauthenticated):
+            other.server_info()
+    with kvbank.connect(server.address, api_key=made.secret) as admin:
+        assert admin.access.whoami() == kvbank.Identity("default", ("admin",), ("*",), made.key.key_id)
+        admin.access.revoke_key(made.key.key_id)
+    serving(limits=QUICK)  # a store whose keys are all revoked does not open again
+    with kvbank.connect(serving.server.address) as late, pytest.raises(kvbank.Unauthenticated):  # type: ignore[attr-defined]
+        late.server_info()
+
+
+def test_a_unix_socket_is_the_owners_who_may_act_by_a_key(serving: Callable[..., Any], tmp_path: Any) -> None:
+    serving(listen=f"unix:{tmp_path}/s", limits=QUICK)
+    address = serving.server.address  # type: ignore[attr-defined]
+    with kvbank.connect(address) as owner:
+        made = owner.access.create_key("read")
+        assert owner.access.whoami().key_id == ""
+        assert len(list(owner.access.list_keys())) == 1
+    with kvbank.connect(address, api_key=made.secret) as reader:
+        assert reader.access.whoami().roles == ("read",)
+        with pytest.raises(kvbank.PermissionDenied):
+            reader.compact()
+    with kvbank.connect(address, api_key=made.secret[:-1] + "!") as stranger, pytest.raises(kvbank.Unauthenticated):
+        stranger.server_info()
+
+
+def test_a_caller_with_a_key_shares_no_files(serving: Callable[..., Any], tmp_path: Any) -> None:
+    caller = serving(listen=f"unix:{tmp_path}/s", same_host=True, limits=QUICK)
+    caller.create()
+    at = caller.add()
+    address = serving.server.address  # type: ignore[attr-defined]
+    with kvbank.connect(address) as owner:
+        key = owner.access.create_key("write").secret
+    info = caller.stub.GetServerInfo(pb.GetServerInfoRequest(challenge=b"c" * 32), metadata=bearer(key))
+    assert not info.HasField("same_host")
+    assert caller.stub.GetServerInfo(pb.GetServerInfoRequest(challenge=b"c" * 32)).HasField("same_host")
+    for call, request in (
+        (caller.stub.RetrieveFiles, pb.RetrieveFilesRequest()),
+        (caller.stub.FetchFiles, pb.FetchFilesRequest()),
+    ):
+        with pytest.raises(grpc.RpcError) as caught:
+            call(request, metadata=bearer(key))
+        assert reason_of(caught.value) == "NOT_SAME_HOST"
+    with kvbank.connect(address, api_key=key) as client:
+        found = client.fetch("b", [at], reader_digest="reader-a")
+        assert found[0].tensors
+
+
+# Keys that end
+
+
+@contextmanager
+def at_the_clock(serving: Callable[..., Any], hands: Hands, **limits: Any) -> Iterator[tuple[str, kvbank.Client]]:
+    """Serve by a clock that a test moves; give the address and a client of an operator."""
+    serving(clock=hands.clock(), limits=Limits(wrong_key_s=0.0, **limits))
+    address = serving.server.address  # type: ignore[attr-defined]
+    with kvbank.connect(address) as owner:
+        key = owner.access.create_key("operator").secret
+    with kvbank.connect(address, api_key=key) as operator:
+        yield address, operator
+
+
+def refused(address: str, key: str) -> bool:
+    with kvbank.connect(address, api_key=key) as client:
+        try:
+            client.server_info()
+        except kvbank.Unauthenticated:
+            return True
+    return False
+
+
+def test_a_key_that_is_believed_expires_to_the_moment(serving: Callable[..., Any]) -> None:
+    hands = Hands()
+    with at_the_clock(serving, hands, key_believed_s=1e6) as (address, operator):
+        made = operator.access.create_key("read", ttl=timedelta(seconds=10))
+        assert made.key.expire_time == made.key.create_time + timedelta(seconds=10)
+        assert not refused(address, made.secret)
+        hands.go_on(10 * SECOND - 1)
+        assert not refused(address, made.secret)
+        hands.go_on(1)
+        assert refused(address, made.secret)
+
+
+def test_a_revoked_key_is_refused_at_once_where_it_was_revoked(serving: Callable[..., Any]) -> None:
+    with at_the_clock(serving, Hands(), key_believed_s=1e6) as (address, operator):
+        made, other = operator.access.create_key("read"), operator.access.create_key("read")
+        assert not refused(address, made.secret)
+        revoked = operator.access.revoke_key(made.key.key_id)
+        assert revoked.revoke_time is not None
+        assert refused(address, made.secret)
+        assert not refused(address, other.secret)
+        assert operator.access.revoke_key(made.key.key_id) == revoked
+
+
+@pytest.mark.parametrize(("believed", "expected"), [(1e6, False), (0.0, True)], ids=["believed", "looked up"])
+def test_a_key_that_another_process_revokes_is_believed_for_as_long_as_it_says(
+    serving: Callable[..., Any], believed: float, expected: bool
+) -> None:
+    hands = Hands()
+    with at_the_clock(serving, hands, key_believed_s=believed) as (address, operator):
+        made = operator.access.create_key("read")
+        assert not refused(address, made.secret)
+        engine = serving.server.banks.engine  # type: ignore[attr-defined]
+        engine.access.revoke_key(made.key.key_id, hands.wall - SECOND)
+        assert refused(address, made.secret) is expected
+
+
+def test_a_rotated_key_is_taken_until_its_users_have_changed_over(serving: Callable[..., Any]) -> None:
+    hands = Hands()
+    with at_the_clock(serving, hands, key_believed_s=1e6) as (address, operator):
+        old = operator.access.create_key("write", banks=["team-*"], ttl=timedelta(seconds=100))
+        hands.go_on(40 * SECOND)
+        new = operator.access.rotate_key(old.key.key_id, overlap=timedelta(seconds=10))
+        assert new.replaced is not None
+        assert new.replaced.key_id == old.key.key_id
+        assert (new.key.role, new.key.banks, new.key.tenant) == ("write", ("team-*",), "default")
+        assert new.key.expire_time == new.key.create_time + timedelta(seconds=100)
+        assert not refused(address, new.secret)
+        assert not refused(address, old.secret)
+        hands.go_on(10 * SECOND)
+        assert refused(address, old.secret)
+        assert not refused(address, new.secret)
+        with pytest.raises(kvbank.InvalidArgument, match="was revoked or has expired"):
+            operator.access.rotate_key(old.key.key_id)
+        operator.access.rotate_key(new.key.key_id)
+        assert refused(address, new.secret)
+
+
+def test_a_stream_whose_key_is_revoked_ends(serving: Callable[..., Any], frames: Callable[..., Any]) -> None:
+    caller = serving(limits=Limits(key_looked_at_s=0.02))
+    caller.create()
+    with kvbank.connect(serving.server.address) as owner:  # type: ignore[attr-defined]
+        operator, writer = owner.access.create_key("operator"), None
+    with kvbank.connect(serving.server.address, api_key=operator.secret) as client:  # type: ignore[attr-defined]
+        writer = client.access.create_key("write")
+        asked: queue.Queue[Any] = queue.Queue()
+        stream = caller.stub.WriteChunks(iter(asked.get, None), metadata=bearer(writer.secret))
+        for frame in frames(*caller.chunk()):
+            asked.put(frame)
+        assert next(stream).chunk_id
+        client.access.revoke_key(writer.key.key_id)
+        with pytest.raises(grpc.RpcError) as caught:
+            next(stream)
+        asked.put(None)
+        assert (caught.value.code(), reason_of(caught.value)) == (grpc.StatusCode.UNAUTHENTICATED, "UNAUTHENTICATED")
+
+
+def test_the_last_use_of_a_key_is_noted_once_a_minute(serving: Callable[..., Any]) -> None:
+    hands = Hands()
+    with at_the_clock(serving, hands, key_believed_s=0.0) as (address, operator):
+        made = operator.access.create_key("read")
+
+        def used() -> Any:
+            (found,) = [key for key in operator.access.list_keys() if key.key_id == made.key.key_id]
+            return found.last_use_time
+
+        assert used() is None
+        times = []
+        for seconds in (1, 59, 1):
+            hands.go_on(seconds * SECOND)
+            assert not refused(address, made.secret)
+            assert not refused(address, made.secret)  # which waits for the note of the call before, or notes it itself
+            times.append(used())
+    assert times[0] is not None
+    assert times[1] == times[0]
+    assert times[2] == times[0] + timedelta(seconds=60)
+
+
+# What a caller sees
+
+
+def test_the_banks_of_another_tenant_are_not_there(wire: Wire) -> None:
+    spec = kvbank.EmbeddingSpec("e", 4)
+    with wire.client(wire.operator) as operator:
+        blue_key = operator.access.create_key("admin", tenant="blue").secret
+    with wire.client(wire.keys["admin"]) as red, wire.client(blue_key) as blue:
+        red.create_bank("theirs", kv=None, embedding=spec)
+        for call in (blue.get_bank, blue.delete_bank, lambda name: list(blue.list_chunks(name))):
+            told = []
+            for name in ("theirs", "nobodys"):
+                with pytest.raises(kvbank.BankNotFound) as caught:
+                    call(name)
+                told.append(str(caught.value).replace(name, "X"))
+            assert told[0] == told[1]
+        assert list(blue.list_banks()) == []
+        assert blue.create_bank("theirs", kv=None, embedding=spec).usage.chunks == 0
+        assert [bank.name for bank in red.list_banks()] == ["theirs"]
+
+
+def naming(kind: Descriptor, name: str) -> Iterator[Message]:
+    """Yield messages of a kind that each name a bank in one field of those that can."""
+    for field in kind.fields:
+        message = GetMessageClass(kind)()
+        if field.name in ("bank", "name", "banks") and field.message_type is None:
+            target = getattr(message, field.name)
+            target.append(name) if field.is_repeated else setattr(message, field.name, name)
+            yield message
+        elif field.message_type is not None and not field.is_repeated:
+            for inner in naming(field.message_type, name) if field.message_type.file.package == "kvbank.v1" else ():
+                getattr(message, field.name).CopyFrom(inner)
+                yield message
+
+
+def test_a_key_for_some_banks_names_no_other_by_any_method(wire: Wire, frames: Callable[..., Any]) -> None:
+    with wire.client(wire.operator) as operator:
+        key = operator.access.create_key("admin", tenant="red", banks=["team-*", "own"]).secret
+    tried = set()
+    for path, method in wire.methods().items():
+        if method.containing_service.name != "MemoryService" or method.client_streaming:
+            continue
+        for name, expected in (("other", True), ("team-x", False), ("own", False), ("own ", True), ("TEAM-x", True)):
+            for message in naming(method.input_type, name):
+                code, reason, text = wire.outcome(path, method, bearer(key), message.SerializeToString())
+                denied = (code, reason) == ("PERMISSION_DENIED", "PERMISSION_DENIED")
+                assert denied is expected, f"{path}: {message} {code} {text}"
+                tried.add(method.name)
+    named = MAY["admin"] - {"GetServerInfo", "ListBanks", "WhoAmI", "WriteChunks", "ServerReflectionInfo"} - KEYS
+    assert tried == named
+    stub = wire.channel.stream_stream(
+        "/kvbank.v1.MemoryService/WriteChunks",
+        request_serializer=pb.WriteChunksRequest.SerializeToString,
+    )
+    headers = (
+        pb.WriteChunksRequest(header=pb.ChunkHeader(bank="other")),
+        pb.WriteChunksRequest(headers=pb.ChunkHeaders(headers=[pb.ChunkHeader(bank="other")])),
+    )
+    for header in headers:
+        with pytest.raises(grpc.RpcError) as caught:
+            list(stub(iter([header]), metadata=bearer(key)))
+        assert reason_of(caught.value) == "PERMISSION_DENIED"
+
+
+def test_a_key_for_some_banks_is_shown_no_other(wire: Wire) -> None:
+    spec = kvbank.EmbeddingSpec("e", 4)
+    with wire.client(wire.keys["admin"]) as admin:
+        for name in ("a", "own-1", "own-2", "z"):
+            admin.create_bank(name, kv=None, embedding=spec)
+        key = admin.access.create_key("read", banks=["own-*"]).secret
+    with wire.client(key) as client:
+        assert [bank.name for bank in client.list_banks()] == ["own-1", "own-2"]
+        assert [found.bank.name for found in client.stats().banks] == ["own-1", "own-2"]
+        with pytest.raises(kvbank.PermissionDenied) as caught:
+            client.retrieve(["own-1", "a"], np.eye(4)[0], embedder_digest="e", payload=False)
+        assert caught.value.metadata == {"bank": "a"}
+
+
+# Who manages which key
+
+
+def test_an_admin_manages_the_keys_of_its_tenant_alone(wire: Wire) -> None:
+    with wire.client(wire.operator) as operator, wire.client(wire.keys["admin"]) as admin:
+        in_red = operator.access.create_key("operator", tenant="red").key.key_id
+        in_blue = operator.access.create_key("read", tenant="blue").key.key_id
+        own = admin.access.create_key("read")
+        assert own.key.tenant == "red"
+        for forbidden in (
+            lambda: admin.access.create_key("operator"),
+            lambda: admin.access.create_key("read", tenant="blue"),
+            lambda: admin.access.create_key("read", tenant="nobody"),
+            lambda: list(admin.access.list_keys("blue")),
+        ):
+            with pytest.raises(kvbank.PermissionDenied):
+                forbidden()
+        told = set()
+        for key_id in (in_red, in_blue, "nothing!"):
+            for call in (admin.access.revoke_key, admin.access.rotate_key):
+                with pytest.raises(kvbank.ApiKeyNotFound) as caught:
+                    call(key_id)
+                assert caught.value.reason == "API_KEY_NOT_FOUND"
+                told.add(str(caught.value).replace(key_id, "X"))
+        assert len(told) == 1
+        seen = {key.key_id for key in admin.access.list_keys()}
+        assert {own.key.key_id} < seen
+        assert not seen & {in_red, in_blue}
+        assert {in_red, in_blue} | seen <= {key.key_id for key in operator.access.list_keys()}
+        assert [key.key_id for key in operator.access.list_keys("blue")] == [in_blue]
+
+
+def test_an_admin_of_some_banks_makes_no_keys(wire: Wire) -> None:
+    with wire.client(wire.keys["admin"]) as admin:
+        some = admin.access.create_key("admin", banks=["team-*"])
+        with wire.client(some.secret) as client:
+            for call in (
+                lambda: client.access.create_key("read", banks=["team-*"]),
+                lambda: list(client.access.list_keys()),
+            ):
+                with pytest.raises(kvbank.PermissionDenied):
+                    call()
+            with pytest.raises(kvbank.ApiKeyNotFound):
+                client.access.revoke_key(some.key.key_id)
+
+
+def test_keys_come_in_pages_oldest_first(wire: Wire) -> None:
+    with wire.client(wire.operator) as operator:
+        patterns = [f"{number:03}" + "x" * 197 for number in range(100)]
+        made = [operator.access.create_key("read", tenant="blue", banks=patterns).key for _ in range(120)]
+        assert list(operator.access.list_keys("blue")) == made
+
+
+def test_what_is_no_key_is_not_made(wire: Wire) -> None:
+    with wire.client(wire.operator) as operator:
+        create = operator.access.create_key
+        for call, field in (
+            (lambda: create("owner"), "role"),  # type: ignore[arg-type]
+            (lambda: create("read", banks=[]), "banks"),
+            (lambda: create("read", banks=[""]), "banks"),
+            (lambda: create("read", banks=["x" * 201]), "banks"),
+            (lambda: create("read", banks=["x"] * 101), "banks"),
+            (lambda: create("read", ttl=timedelta(0)), "ttl"),
+            (lambda: create("read", ttl=timedelta(days=400_000)), "ttl"),
+            (lambda: operator.access.rotate_key("x", overlap=timedelta(days=400_000)), "overlap"),
+            (lambda: operator.access.create_tenant(" red"), "name"),
+            (lambda: operator.access.delete_tenant("default"), "name"),
+        ):
+            with pytest.raises(kvbank.InvalidArgument) as caught:
+                call()
+            assert caught.value.metadata["field"] == field
+        with pytest.raises(kvbank.TenantNotFound):
+            create("read", tenant="nobody")
+
+
+def test_an_operator_manages_tenants(wire: Wire) -> None:
+    quota = kvbank.TenantQuota(banks=1, bytes=2**40)
+    with wire.client(wire.operator) as operator:
+        made = operator.access.create_tenant("green", quota=quota)
+        assert (made.quota, made.usage) == (quota, kvbank.TenantUsage(0, 0, 0, 0))
+        with pytest.raises(kvbank.AlreadyExists) as caught:
+            operator.access.create_tenant("green")
+        assert caught.value.reason == "TENANT_EXISTS"
+        assert operator.access.set_tenant_quota("green", None).quota == kvbank.TenantQuota()
+        key = operator.access.create_key("admin", tenant="green").secret
+        with wire.client(key) as admin:
+            admin.create_bank("b", kv=None, embedding=kvbank.EmbeddingSpec("e", 4))
+            with pytest.raises(kvbank.FailedPrecondition) as refused_:
+                operator.access.delete_tenant("green")
+            assert refused_.value.reason == "TENANT_NOT_EMPTY"
+            assert [tenant.name for tenant in operator.access.list_tenants()] == ["blue", "default", "green", "red"]
+            assert operator.access.delete_tenant("green", force=True) == 1
+            with pytest.raises(kvbank.Unauthenticated):
+                admin.server_info()
+        with pytest.raises(kvbank.TenantNotFound):
+            operator.access.delete_tenant("green")
+
+
+# Trying keys
+
+
+def test_who_tries_keys_waits_and_lets_others_pass(serving: Callable[..., Any]) -> None:
+    """Guess with a pause that does not end: only what there is no room to wait for is answered."""
+    serving(limits=Limits(wrong_key_s=1e6))
+    address = serving.server.address  # type: ignore[attr-defined]
+    with kvbank.connect(address) as owner:
+        key = owner.access.create_key("read").secret
+    with kvbank.connect(address, api_key=key) as client, ExitStack() as opened:
+        client.server_info()
+        answered: queue.Queue[Any] = queue.Queue()
+        for guess in range(2 * 140):
+            if guess % 140 == 0:
+                # One connection has at most 256 calls under way.
+                channel = opened.enter_context(grpc.insecure_channel(address, [("grpc.use_local_subchannel_pool", 1)]))
+                ask = channel.unary_unary("/kvbank.v1.MemoryService/GetServerInfo")
+            call = ask.future(b"", metadata=bearer("kvb_00000000_" + "0" * 32))
+            opened.callback(call.cancel)
+            call.add_done_callback(answered.put)
+        found = [answered.get() for _ in range(2 * 140 - 256 - 3)]
+        assert {(call.code(), reason_of(call)) for call in found} == {(grpc.StatusCode.UNAVAILABLE, "NOT_SERVING")}
+        assert client.server_info().store_id
+        assert answered.empty()
+
+
+def test_a_secret_is_in_no_file_and_no_log(
+    serving: Callable[..., Any], data: Any, tmp_path: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("DEBUG")
+    serving(audit_log=str(tmp_path / "audit"), limits=QUICK)
+    address = serving.server.address  # type: ignore[attr-defined]
+    with kvbank.connect(address) as owner:
+        made = owner.access.create_key("operator")
+    with kvbank.connect(address, api_key=made.secret) as client:
+        client.stats()
+        with suppress(kvbank.ServiceError):
+            client.get_bank("nothing")
+    assert refused(address, made.secret[:-1])
+    serving.stop()  # type: ignore[attr-defined]
+    secret = made.secret[-32:-1]
+    for path in tmp_path.rglob("*"):
+        assert not path.is_file() or secret.encode() not in path.read_bytes(), path
+    assert secret not in caplog.text
+    assert made.key.key_id in (tmp_path / "audit").read_text()
