@@ -9,21 +9,22 @@ from sqlalchemy import Connection, Row
 
 from memory_service.care.folder import Folder
 from memory_service.domain.model import Payload
+from memory_service.domain.tenants import bank_title
 from memory_service.storage.local.records import bank_rows, row_flaws
 
 _PAGE = 512
-_BANKS = "SELECT bank_id, uid, name, chunks FROM banks ORDER BY bank_id"
+_BANKS = "SELECT bank_id, uid, tenant, name, chunks FROM banks ORDER BY bank_id"
 _PAGES = "WHERE c.bank_id = ? AND c.chunk_id > ? AND c.chunk_id <= ? ORDER BY c.chunk_id LIMIT ?"
 
 
 @dataclass(frozen=True, slots=True)
 class BankEntry:
-    """A bank as its row says it, with its number of chunks of a moment ago; `dimension` is None where the row cannot be
-    read."""
+    """A bank of some tenant as its row says it, with its number of chunks of a moment ago; `dimension` is None where
+    the row cannot be read."""
 
     bank_id: int
     uid: str
-    name: str
+    title: str
     dimension: int | None
     chunks: int
 
@@ -44,7 +45,7 @@ def banks(folder: Folder) -> list[BankEntry]:
         rows = connection.exec_driver_sql(_BANKS).all()
         dimensions = [_dimension(connection, row.bank_id) for row in rows]
     return [
-        BankEntry(row.bank_id, row.uid, row.name, dimension, row.chunks)
+        BankEntry(row.bank_id, row.uid, bank_title(row.tenant, row.name), dimension, row.chunks)
         for row, dimension in zip(rows, dimensions, strict=True)
     ]
 

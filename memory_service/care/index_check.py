@@ -42,7 +42,7 @@ def check(folder: Folder, findings: Findings, *, fast: bool, alone: bool, progre
             findings.totals["snapshots"] += 1
             if problem:
                 name = str(path.relative_to(folder.path))
-                findings.add("index_damaged", problem, bank=bank.name, path=name)
+                findings.add("index_damaged", problem, bank=bank.title, path=name)
         progress("snapshots", number, len(files))
     for name in settled(folder, _orphans, alone=alone):
         findings.add("orphan_index", "no bank owns it", path=name)

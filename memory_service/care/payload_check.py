@@ -48,13 +48,13 @@ def check(folder: Folder, findings: Findings, *, fast: bool, alone: bool, progre
                 progress("payloads", done, max(done, total))
     for name in settled(folder, orphans, alone=alone):
         findings.add("orphan_file", "no chunk owns it", path=name)
-    for name in without_mark(folder):
-        findings.add("payload_mark", "the folder of its payloads has no mark; is a disk not mounted?", bank=name)
+    for title in without_mark(folder):
+        findings.add("payload_mark", "the folder of its payloads has no mark; is a disk not mounted?", bank=title)
     _check_aside(folder, findings)
 
 
 def without_mark(folder: Folder) -> list[str]:
-    """Return the names of the banks whose folders have no mark, where a server has marked all of them."""
+    """Return the titles of the banks whose folders have no mark, where a server has marked all of them."""
     if not (folder.path / Reservations.NAME).exists() or (folder.path / MANIFEST).exists():
         return []
     try:
@@ -66,7 +66,7 @@ def without_mark(folder: Folder) -> list[str]:
     missing = [bank for bank in banks if not marks.marked(place / bank.uid)]
     # One that is being made has its folder before its row; one that was deleted is no problem.
     with folder.read() as connection:
-        return [bank.name for bank in missing if bank_rows.usage(connection, bank.bank_id) is not None]
+        return [bank.title for bank in missing if bank_rows.usage(connection, bank.bank_id) is not None]
 
 
 def _check_aside(folder: Folder, findings: Findings) -> None:
@@ -88,7 +88,7 @@ def _judge(folder: Folder, findings: Findings, suspects: list[Suspect]) -> None:
     alive = folder.alive([entry.chunk_id for entry, _, _ in suspects])
     for entry, kind, detail in suspects:
         if entry.chunk_id in alive:
-            findings.add(kind, detail, bank=entry.bank.name, chunk_id=entry.chunk_id)
+            findings.add(kind, detail, bank=entry.bank.title, chunk_id=entry.chunk_id)
 
 
 def _problem(data: Path, entry: Entry, *, fast: bool) -> tuple[Kind, str] | None:
@@ -110,8 +110,8 @@ def check_mounted(data: Path, missing: Iterable[BankEntry]) -> None:
     for bank in missing:
         place = data / layout.FOLDER / bank.uid
         if not (marks.marked(place) or (place.is_dir() and not (data / Reservations.NAME).exists())):
-            text = f"the payloads of bank {bank.name} are not there; is a disk not mounted?"
-            raise CareError(f"{text} If they are lost, serve the folder and use: kvbank bank rm {bank.name}")
+            text = f"the payloads of bank {bank.title} are not there; is a disk not mounted?"
+            raise CareError(f"{text} If they are lost, serve the folder and use: kvbank bank rm {bank.title}")
 
 
 def orphans(folder: Folder) -> Iterator[str]:

@@ -11,9 +11,10 @@ from sqlalchemy.exc import DatabaseError
 from memory_service.care import entries
 from memory_service.care.folder import Folder
 from memory_service.care.report import Findings, Kind
+from memory_service.domain.tenants import DEFAULT_TENANT, bank_title
 
 _USAGE = """
-    SELECT name, b.chunks, b.tokens, b.bytes, count(chunk_id) AS chunks_found,
+    SELECT tenant, name, b.chunks, b.tokens, b.bytes, count(chunk_id) AS chunks_found,
         coalesce(sum(stored_length), 0) AS tokens_found, coalesce(sum(size), 0) AS bytes_found,
         chunks_written - chunks_evicted - chunks_deleted - chunks_quarantined - chunks_expired AS chunks_counted
     FROM banks b LEFT JOIN chunks c USING (bank_id) GROUP BY bank_id
@@ -22,9 +23,9 @@ WRONG_EXPIRY = """
     ((chunks.ttl = 0) != (chunks.expires IS NULL)
         OR (chunks.ttl > 0 AND NOT chunks.renew AND chunks.expires != chunks.created + chunks.ttl))
 """
-_EXPIRY = f"SELECT name, chunk_id FROM chunks JOIN banks USING (bank_id) WHERE {WRONG_EXPIRY}"
+_EXPIRY = f"SELECT tenant, name, chunk_id FROM chunks JOIN banks USING (bank_id) WHERE {WRONG_EXPIRY}"
 _KEYS = """
-    SELECT name, c.chunk_id FROM chunks c JOIN spent_keys s USING (bank_id, key) JOIN banks USING (bank_id)
+    SELECT tenant, name, c.chunk_id FROM chunks c JOIN spent_keys s USING (bank_id, key) JOIN banks USING (bank_id)
 """
 # A repeated write of such a chunk would not be known for one. A deleted bank loses its keys bit by bit.
 _MISSING_KEY = """
@@ -32,7 +33,7 @@ _MISSING_KEY = """
         SELECT 1 FROM keys JOIN chunks AS named USING (chunk_id)
         WHERE keys.bank_id = chunks.bank_id AND keys.key = chunks.key)
 """
-_MISSING_KEYS = f"SELECT name, chunk_id FROM chunks JOIN banks USING (bank_id) WHERE {_MISSING_KEY}"
+_MISSING_KEYS = f"SELECT tenant, name, chunk_id FROM chunks JOIN banks USING (bank_id) WHERE {_MISSING_KEY}"
 RESTORE_KEYS = f"INSERT OR REPLACE INTO keys SELECT bank_id, key, chunk_id FROM chunks WHERE {_MISSING_KEY}"
 FREE_KEYS = """
     DELETE FROM spent_keys WHERE EXISTS (
@@ -48,7 +49,15 @@ ORPHANS = {
     "spent_keys": f"bank_id NOT IN {_KNOWN}",
     "evictions": f"bank_id NOT IN {_KNOWN}",
     "eviction_plans": f"bank_id NOT IN {_KNOWN}",
+    "api_keys": "tenant NOT IN (SELECT name FROM tenants)",
 }
+# Banks can be read without the record of their tenant, and no bank can be made.
+_TENANTS = f"SELECT tenant, min(created) AS created FROM banks GROUP BY tenant UNION SELECT '{DEFAULT_TENANT}', 0"
+_MISSING_TENANTS = f"SELECT DISTINCT tenant FROM ({_TENANTS}) WHERE tenant NOT IN (SELECT name FROM tenants)"
+RESTORE_TENANTS = f"""
+    INSERT OR IGNORE INTO tenants (name, quota, created)
+    SELECT tenant, '{{}}', max(created) FROM ({_TENANTS}) GROUP BY tenant
+"""
 _LARGEST_ID = """
     SELECT max(coalesce((SELECT max(chunk_id) FROM chunks), 0), coalesce((SELECT max(chunk_id) FROM spent_keys), 0))
 """
@@ -62,7 +71,7 @@ _USED_IDS = f"""
 
 class Question(NamedTuple):
     """A question about the records: a statement whose rows may each be a problem of this kind. `say` makes a sentence
-    of a row, or "" where nothing is wrong; the row may have the `name` of a bank and a `chunk_id`."""
+    of a row, or "" where nothing is wrong; the row may have the `tenant` and `name` of a bank, and a `chunk_id`."""
 
     kind: Kind
     statement: str
@@ -89,7 +98,7 @@ def _free_ids(row: Any) -> str:
 
 
 def _orphans(table: str, row: Any) -> str:
-    owner = "chunk" if table == "contents" else "bank"
+    owner = {"contents": "chunk", "api_keys": "tenant"}.get(table, "bank")
     return f"{row.found} rows of {table} belong to no {owner}" if row.found else ""
 
 
@@ -99,6 +108,7 @@ _QUESTIONS = (
     Question("key", _KEYS, lambda _: "its key is also that of a chunk which is gone"),
     Question("key_missing", _MISSING_KEYS, lambda _: "its key leads to no chunk"),
     Question("expiry", _EXPIRY, lambda _: "its time of expiry does not fit its ttl"),
+    Question("tenant", _MISSING_TENANTS, lambda row: f"the tenant {row.tenant} has no record, and so no quota"),
     Question("database", _IDENTITIES, _identity),
     Question("id", _USED_IDS, _free_ids),
     *(
@@ -117,13 +127,14 @@ def check(folder: Folder, findings: Findings, *, fast: bool) -> None:
     findings.totals.update(banks=len(found), chunks=sum(bank.chunks for bank in found))
     for bank in found:
         if bank.dimension is None:
-            findings.add("bank", "what it is cannot be read", bank=bank.name)
+            findings.add("bank", "what it is cannot be read", bank=bank.title)
     for question in _QUESTIONS:
         with folder.read() as connection:
             for row in connection.exec_driver_sql(question.statement):
                 if text := question.say(row):
                     of = row._mapping
-                    findings.add(question.kind, text, bank=of.get("name", ""), chunk_id=of.get("chunk_id"))
+                    title = bank_title(of["tenant"], of["name"]) if "name" in of else ""
+                    findings.add(question.kind, text, bank=title, chunk_id=of.get("chunk_id"))
 
 
 def check_database(folder: Folder, findings: Findings, *, fast: bool) -> bool:

@@ -3,6 +3,7 @@ file go to quarantine before the row is removed), and that nothing is given up w
 read is left). Every step can be repeated, so that a kill between two of them does no harm."""
 
 import filecmp
+import json
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -26,6 +27,7 @@ from memory_service.storage.local.leftovers import Unowned
 from memory_service.storage.local.quarantine import Note
 from memory_service.storage.local.records import bank_rows, chunk_rows
 
+_OWNERS = "SELECT chunk_id, bank_id FROM chunks WHERE chunk_id IN (SELECT value FROM json_each(?))"
 Deed = Literal["rebuilt", "corrected", "removed", "quarantined", "set aside", "given back"]
 _LEFT: tuple[Kind, ...] = ("bank", "database", "payload_unreadable")
 _BATCH = 500
@@ -82,6 +84,7 @@ class _Repair:
         # Keys before rows are removed, whose keys are spent then; usage after them.
         self._do("corrected", self._execute(record_check.RESTORE_KEYS), problems, "key_missing")
         self._do("removed", self._execute(record_check.FREE_KEYS), problems, "key")
+        self._do("corrected", self._execute(record_check.RESTORE_TENANTS), problems, "tenant")
         self._do("removed", self._remove_orphan_rows, problems, "orphan_row")
         self._do("quarantined", self._quarantine, problems, "record", "payload_missing", "payload_damaged")
         self._do("corrected", self._execute(_EXPIRY), problems, "expiry")
@@ -102,9 +105,9 @@ class _Repair:
 
     def _check_disk(self, problems: list[Problem]) -> None:
         """Refuse to go on where the disk of the payloads is not mounted. Errors: CareError."""
-        missing = {problem.bank for problem in problems if problem.kind == "payload_missing"}
+        missing = self._by_bank([problem for problem in problems if problem.kind == "payload_missing"])
         with Folder(self._data) as folder:
-            banks = [bank for bank in entries.banks(folder) if bank.name in missing]
+            banks = [bank for bank in entries.banks(folder) if bank.bank_id in missing]
         payload_check.check_mounted(self._data, banks)
 
     def _do(
@@ -154,18 +157,24 @@ class _Repair:
 
     def _quarantine(self, problems: Sequence[Problem]) -> None:
         with Folder(self._data) as folder:
-            banks = {bank.name: bank for bank in entries.banks(folder)}
-        by_bank: dict[str, dict[int, str]] = defaultdict(dict)
-        for problem in problems:
-            if problem.chunk_id is not None:
-                by_bank[problem.bank][problem.chunk_id] = problem.detail
-        for name, why in by_bank.items():
+            uids = {bank.bank_id: bank.uid for bank in entries.banks(folder)}
+        for bank_id, why in self._by_bank(problems).items():
             ids = sorted(why)
             for begin in range(0, len(ids), _BATCH):
                 batch = {chunk_id: why[chunk_id] for chunk_id in ids[begin : begin + _BATCH]}
                 with writing.transaction(self._data) as connection:
-                    quarantine.set_aside(connection, self._data, banks[name].uid, batch)
-                    writing.remove(connection, banks[name].bank_id, list(batch), "chunks_quarantined")
+                    quarantine.set_aside(connection, self._data, uids[bank_id], batch)
+                    writing.remove(connection, bank_id, list(batch), "chunks_quarantined")
+
+    def _by_bank(self, problems: Sequence[Problem]) -> dict[int, dict[int, str]]:
+        """Return what is wrong with chunks that are in the records, by bank id and chunk id. The records say whose a
+        chunk is: banks of several tenants may have one name."""
+        why = {problem.chunk_id: problem.detail for problem in problems if problem.chunk_id is not None}
+        found: dict[int, dict[int, str]] = defaultdict(dict)
+        with Folder(self._data) as folder, folder.read() as connection:
+            for chunk_id, bank_id in connection.exec_driver_sql(_OWNERS, (json.dumps(list(why)),)):
+                found[bank_id][chunk_id] = why[chunk_id]
+        return found
 
     def _close_to_others(self, _problems: Sequence[Problem]) -> None:
         access.tighten(self._data)

@@ -9,6 +9,7 @@ Kind = Literal[
     # the records
     "database",
     "bank",
+    "tenant",
     "usage",
     "record",
     "key",
@@ -42,7 +43,8 @@ class CareError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Something in a folder that is not as it should be; `path` is relative to the folder."""
+    """Something in a folder that is not as it should be; `path` is relative to the folder, `bank` is the title of a
+    bank (`domain.tenants.bank_title`)."""
 
     kind: Kind
     detail: str

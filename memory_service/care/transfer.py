@@ -36,7 +36,7 @@ class Failure:
 
     def tell(self, findings: Findings) -> None:
         """Add the failure to the findings, as a problem."""
-        findings.add(self.kind, self.detail, bank=self.bank.name, chunk_id=self.chunk_id)
+        findings.add(self.kind, self.detail, bank=self.bank.title, chunk_id=self.chunk_id)
 
 
 class Transfer:

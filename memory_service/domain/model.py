@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from memory_service.domain.tenants import DEFAULT_TENANT
+from memory_service.domain.tenants import DEFAULT_TENANT, bank_title
 
 DType = Literal["bf16", "fp16", "fp32", "int32"]
 Unit = Literal["chunks", "tokens", "bytes"]
@@ -124,6 +124,11 @@ class Bank:
     index: IndexKind = "auto"
     # Whose bank it is; the name is unique within it.
     tenant: str = DEFAULT_TENANT
+
+    @property
+    def title(self) -> str:
+        """Return how logs and traces call the bank."""
+        return bank_title(self.tenant, self.name)
 
 
 def bank_bytes(bank: Bank) -> int:

@@ -9,6 +9,12 @@ TenantUnit = Literal["banks", "chunks", "tokens", "bytes"]
 TENANT_UNITS: tuple[TenantUnit, ...] = ("banks", "chunks", "tokens", "bytes")
 
 
+def bank_title(tenant: str, name: str) -> str:
+    """Return how logs, traces and care call a bank for people: by its name, and where it is not of the default tenant,
+    by that of its tenant too."""
+    return name if tenant == DEFAULT_TENANT else f"{tenant}/{name}"
+
+
 @dataclass(frozen=True, slots=True)
 class TenantQuota:
     """Bounds a tenant for good, all its banks together: a write that would pass a bound is refused. 0 means

@@ -28,7 +28,7 @@ class Damage:
         if bank.kv.layers and not self._objects.there(bank.uid):
             raise not_mounted(bank.name)
         if self._store.set_aside(bank, {chunk_id: why}):
-            _log.error("chunk %d of bank %s is damaged and quarantined", chunk_id, bank.name)
+            _log.error("chunk %d of bank %s is damaged and quarantined", chunk_id, bank.title)
 
     @contextmanager
     def without_flawed(self) -> Iterator[None]:

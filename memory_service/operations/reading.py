@@ -168,7 +168,7 @@ class Recall:
         for row in answer.hits:
             own: dict[str, list[int]] = {}
             for hit in row:
-                own.setdefault(hit.bank.name, []).append(hit.chunk_id)
+                own.setdefault(hit.bank.title, []).append(hit.chunk_id)
             for bank, chunk_ids in own.items():
                 found.setdefault(bank, []).append(chunk_ids)
         for bank, queries in found.items():

@@ -164,7 +164,7 @@ class SearchIndexes:
                 self._work.set()
         except Exception:
             # It would be wrong for good; the next search loads it anew. What else follows the commit is done.
-            _log.exception("the index of bank %s misses a change and is dropped", bank.name)
+            _log.exception("the index of bank %s misses a change and is dropped", bank.title)
             self._forget(entry)
 
     def _forget(self, entry: _Entry) -> None:
@@ -212,7 +212,7 @@ class SearchIndexes:
         except BaseException:
             self._forget(entry)
             raise
-        _log.info("index of bank %s: %d vectors in %.3f s", bank.name, len(index), time.perf_counter() - started)
+        _log.info("index of bank %s: %d vectors in %.3f s", bank.title, len(index), time.perf_counter() - started)
         self._work.set()
         return entry, upkeep
 
@@ -251,7 +251,7 @@ class SearchIndexes:
         if self._clock() - entry.used > self._options.idle_s:
             self._save_tail(upkeep)
             self._forget(entry)
-            _log.info("the index of bank %s leaves memory", entry.bank.name)
+            _log.info("the index of bank %s leaves memory", entry.bank.title)
 
     @staticmethod
     def _save_tail(upkeep: Upkeep) -> None:

@@ -54,7 +54,7 @@ class FlawedError(Exception):
     """The error for rows of a bank that cannot be used. `flaws` says in a sentence, by chunk id, what is wrong."""
 
     def __init__(self, bank: Bank, flaws: Mapping[int, str]) -> None:
-        super().__init__(f"{len(flaws)} rows of bank {bank.name} are damaged")
+        super().__init__(f"{len(flaws)} rows of bank {bank.title} are damaged")
         self.bank = bank
         self.flaws = flaws
 

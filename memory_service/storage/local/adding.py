@@ -129,7 +129,7 @@ class _Addition:
         if not written.replayed:
             self.adding.metrics.chunks_written.inc()
             size = self.chunk.stored_length, self.chunk.stored_bytes
-            self.adding.metrics.recorder.wrote(self.bank.name, self.chunk.chunk_id, *size)
+            self.adding.metrics.recorder.wrote(self.bank.title, self.chunk.chunk_id, *size)
             vector = np.frombuffer(self.chunk.embedding, "<f4")
             self.adding.followers.added(self.bank, [self.chunk.chunk_id], vector[None])
             if self.made.evicted:

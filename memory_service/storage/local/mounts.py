@@ -35,7 +35,7 @@ def mark(payloads: LocalObjects, connection: Connection, banks: Iterable[Bank], 
                 payloads.folders.mark(uid)
     missing = [bank for bank in banks if not payloads.there(bank.uid)]
     for bank in missing:
-        _log.error("the payloads of bank %s are not there; is a disk not mounted?", bank.name)
+        _log.error("the payloads of bank %s are not there; is a disk not mounted?", bank.title)
     return missing
 
 

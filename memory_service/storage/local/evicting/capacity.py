@@ -126,7 +126,7 @@ class Capacities:
             removed = self._evict(connection, bank.bank_id, step)
             if going.fresh and not removed.ids:
                 self._ledgers.drop(bank.bank_id)
-                raise RuntimeError(f"the ledger of bank {bank.name} has chunks that do not exist")
+                raise RuntimeError(f"the ledger of bank {bank.title} has chunks that do not exist")
             going.went(removed)
         if going.planned or not going.doomed:
             gone_rows.save_plan(connection, bank.bank_id, going.doomed)

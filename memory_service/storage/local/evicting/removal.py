@@ -53,7 +53,7 @@ class Removal:
 
         def applied(gone: list[int]) -> None:
             self._metrics.gone[counter].inc(len(gone))
-            self._metrics.recorder.gone(bank.name, gone, counter.removeprefix("chunks_"))
+            self._metrics.recorder.gone(bank.title, gone, counter.removeprefix("chunks_"))
             self._followers.removed(bank, gone)
             if not keep_files:
                 self._unlink(bank, gone)
@@ -66,7 +66,7 @@ class Removal:
         if chunk_ids:
             for reason, count in reasons.items():
                 self._metrics.chunks_evicted.labels(reason).inc(count)
-            self._metrics.recorder.gone(bank.name, chunk_ids, "evicted")
+            self._metrics.recorder.gone(bank.title, chunk_ids, "evicted")
             self._followers.removed(bank, chunk_ids)
             self._unlink(bank, chunk_ids)
 
@@ -85,7 +85,7 @@ class Removal:
     def bank_deleted(self, bank: Bank) -> None:
         """Remove what a deleted bank held, bit by bit, also after a restart. The writer's thread calls this after the
         commit that took the bank's row."""
-        self._metrics.recorder.dropped(bank.name)
+        self._metrics.recorder.dropped(bank.title)
         self._followers.dropped(bank)
         self._janitor.later(self._drop_files, bank.uid)
         self.clear(bank.bank_id, bank.uid)

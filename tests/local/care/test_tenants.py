@@ -1,0 +1,76 @@
+"""Care keeps the banks of several tenants apart, also those of one name, and keeps their tenants and keys."""
+
+from dataclasses import replace
+
+import pytest
+
+from memory_service.domain.access import ApiKey
+from memory_service.domain.tenants import TenantQuota
+from tests.local.care.folders import answer, clean, execute, file_of, flip
+from tests.support.engines import opened
+from tests.support.store import held, new_chunk
+from tests.support.writing import DATA, PAYLOAD, admitted, made_bank, writer
+
+QUOTA = TenantQuota(chunks=9)
+
+
+@pytest.fixture
+def tenants(data):
+    """Make a folder in which the default tenant and two more have a bank "b" of three chunks each; give their ids."""
+    ids = {}
+    with opened(data) as engine:
+        for number, tenant in enumerate(("default", "red", "blue")):
+            if tenant != "default":
+                engine.access.add_tenant(tenant, QUOTA)
+            bank, writes = made_bank(engine, tenant=tenant), writer(engine)
+            chunks = [replace(new_chunk(3 * number + i), payload=PAYLOAD) for i in range(3)]
+            ids[tenant] = [writes.begin(admitted(writes, bank, each), DATA).result(60).chunk_id for each in chunks]
+        engine.access.add_key(ApiKey("k1", "red", "write", b"\x01" * 32))
+    return ids
+
+
+def ids_now(data):
+    """Return the ids of the chunks of each tenant's bank."""
+    with opened(data) as engine:
+        return {bank.tenant: held(engine.store, bank) for bank in engine.store.known_banks()}
+
+
+def test_what_is_damaged_of_one_tenant_is_not_taken_from_another(tenants, data):
+    clean(data)
+    damaged, missing = tenants["red"][1], tenants["blue"][0]
+    flip(file_of(data, damaged))
+    file_of(data, missing).unlink()
+    found = answer("check", data, code=1)["problems"]
+    assert {(each["kind"], each["bank"], each["chunk_id"]) for each in found} == {
+        ("payload_damaged", "red/b", damaged),
+        ("payload_missing", "blue/b", missing),
+    }
+    answer("repair", data)
+    clean(data)
+    left = {tenant: [i for i in ids if i not in (damaged, missing)] for tenant, ids in tenants.items()}
+    assert ids_now(data) == left
+
+
+def test_a_tenant_without_a_record_gets_one_and_a_key_of_no_tenant_goes(tenants, data):
+    execute(data, "DELETE FROM tenants WHERE name IN ('default', 'blue')")
+    execute(data, "UPDATE api_keys SET tenant = 'nobody'")
+    found = answer("check", data, code=1)["problems"]
+    assert sorted(each["kind"] for each in found) == ["orphan_row", "tenant", "tenant"]
+    answer("repair", data)
+    clean(data)
+    assert ids_now(data) == tenants
+    with opened(data) as engine:
+        quotas = {tenant.name: tenant.quota for tenant in engine.access.tenants()}
+        assert quotas == {"default": TenantQuota(), "red": QUOTA, "blue": TenantQuota()}
+        assert not engine.access.has_keys()
+
+
+def test_a_backup_brings_tenants_keys_and_the_banks_of_all(tenants, data, tmp_path):
+    answer("backup", data, tmp_path / "backup")
+    answer("restore", tmp_path / "backup", tmp_path / "restored")
+    with opened(data) as engine:
+        kept = engine.access.tenants(), engine.access.keys_of()
+    with opened(tmp_path / "restored") as engine:
+        assert (engine.access.tenants(), engine.access.keys_of()) == kept
+        assert engine.access.tenant_usage("red").chunks == 3
+    assert ids_now(tmp_path / "restored") == tenants
