@@ -1,9 +1,13 @@
 """TLS of all ports, and the renewal of its certificate while the service runs."""
 
 import http.client
+import os
 import re
+import signal
 import socket
 import ssl
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -329,3 +333,23 @@ def test_handshakes_that_never_end_are_left_and_few(serve: Any, authority: Autho
         return False
 
     wait_until(alive)
+
+
+def test_handshakes_that_fail_are_no_lines_in_the_log(tmp_path: Path, authority: Authority) -> None:
+    """Callers without a key make as many as they like, and would choose by what the log grows."""
+    files = authority.settings()
+    options = ["--tls-cert", files["tls_cert"], "--tls-key", files["tls_key"], "--metrics-listen", "127.0.0.1:0"]
+    command = [sys.executable, "-m", "memory_service", "--data", tmp_path / "d", "--listen", "127.0.0.1:0", *options]
+    environment = {name: value for name, value in os.environ.items() if name != "GRPC_VERBOSITY"}
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    ) as process:
+        assert process.stdout is not None
+        host, _, port = process.stdout.readline().rpartition(" on ")[2].strip().rpartition(":")
+        for sent in (b"GET / HTTP/1.1\r\n\r\n" * 10, b"\x16\x03\x01\x00\x05hello", bytes(500), b""):
+            with socket.create_connection((host, int(port)), timeout=60) as connection:
+                connection.sendall(sent)
+                connection.shutdown(socket.SHUT_WR)
+                received(connection)
+        process.send_signal(signal.SIGTERM)
+        assert process.communicate(timeout=60)[1] == ""

@@ -39,6 +39,7 @@ from ._exceptions import TenantNotFound as TenantNotFound
 from ._exceptions import TooLarge as TooLarge
 from ._exceptions import Unauthenticated as Unauthenticated
 from ._exceptions import Unavailable as Unavailable
+from ._exceptions import Untrusted as Untrusted
 from ._models import Bank as Bank
 from ._models import BankStats as BankStats
 from ._models import BankUsage as BankUsage

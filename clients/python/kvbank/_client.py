@@ -1,9 +1,9 @@
 """The blocking client, of which every method makes a request, has a `Caller` send it, and reads the answer."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from types import EllipsisType, TracebackType
-from typing import Any, Self, Unpack
+from typing import Self, Unpack
 
 import numpy.typing as npt
 
@@ -15,10 +15,9 @@ from kvbank._calls import tensors as _tensors
 from kvbank._calls.messages import build
 from kvbank._calls.writing import WriteSession
 from kvbank._exceptions import BankNotFound
-from kvbank._options import BankSettings, RetrieveOptions
+from kvbank._options import BankSettings, ConnectOptions, RetrieveOptions
 from kvbank._transport import channel as _channel
 from kvbank._transport.caller import Caller
-from kvbank._transport.retrying import FIRST_CONTACT_S
 from kvbank.v1 import service_pb2 as pb
 from kvbank.wire.scalars import Scalar
 
@@ -39,26 +38,14 @@ class Client:
         address: str,
         *,
         timeout: float = _channel.DEFAULT_TIMEOUT,
-        stream_timeout: float = _channel.DEFAULT_STREAM_TIMEOUT,
-        options: Sequence[tuple[str, Any]] = (),
-        mapped: bool = False,
-        first_contact: float = FIRST_CONTACT_S,
-        api_key: str | None = None,
         on_close: Callable[[], None] | None = None,
+        **options: Unpack[ConnectOptions],
     ) -> None:
         """Make a client of the server at `address`, "host:port" or "unix:PATH"; nothing is sent before the first call.
 
-        timeout, and the others: see `kvbank.connect`. on_close: called when the client is closed.
+        timeout, options: see `kvbank.connect`. on_close: called when the client is closed.
         """
-        self._caller = Caller(
-            address,
-            timeout,
-            stream_timeout=stream_timeout,
-            options=options,
-            mapped=mapped,
-            first_contact=first_contact,
-            api_key=api_key,
-        )
+        self._caller = Caller(address, timeout, **options)
         self._on_close = on_close
         self._access = Access(self._caller)
 

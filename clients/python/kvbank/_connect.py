@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, TypeVar, Unpack
 
-from kvbank import _api_key
+from kvbank import _api_key, _tls
 from kvbank._async_client import AsyncClient
 from kvbank._client import Client
 from kvbank._exceptions import InvalidArgument, MissingExtra, Unavailable
@@ -31,9 +31,10 @@ def connect(
         a path object: a folder;
         "unix:PATH" (also "dns:...", "ipv4:...", "ipv6:..."): an address;
         a string with a path separator, "." or "..", or the name of an existing folder: a folder, made if needed;
-        "host:port": an address.
+        "host:port": an address; "host:port,host:port": several of one service.
     timeout: default deadline of single calls, seconds.
-    options: stream_timeout, options, mapped, first_contact, api_key; see `ConnectOptions`.
+    options: stream_timeout, options, mapped, first_contact, tls, root_certificates, client_certificate, client_key,
+        server_name, metadata, api_key; see `ConnectOptions`.
 
     An address is not contacted before the first call. A folder is served by this process, on a socket that only this
     user can reach, until the client is closed.
@@ -54,9 +55,11 @@ def connect_async(
 def _opened(kind: Callable[..., T], target: str | os.PathLike[str], **options: Any) -> T:
     """Return a client of this kind; where its options are refused, stop again what was started for it."""
     address, stop = _open(target)
-    if stop is None and options.get("api_key") is None:
-        options["api_key"] = _api_key.of_environment()
     try:
+        if stop is None:
+            options = _tls.with_environment(address, options)
+            if options.get("api_key") is None:
+                options["api_key"] = _api_key.of_environment()
         return kind(address, on_close=stop, **options)
     except BaseException:
         if stop is not None:

@@ -23,6 +23,7 @@ KVBankError
     │   └── DiskFull             the server keeps back its last free space
     ├── DataLoss                 bytes do not match their checksum
     ├── Unavailable              no connection, or the server is starting or stopping; retryable
+    ├── Untrusted                TLS fails: another certificate than the client trusts, or no TLS at all
     ├── DeadlineExceeded         no answer within the deadline
     ├── Unauthenticated          the service wants a key, and has none that is valid
     ├── PermissionDenied         the role or the banks of the key do not allow the request
@@ -172,6 +173,16 @@ class Unavailable(ServiceError):
     """No connection, or the server is starting or stopping."""
 
     code = "UNAVAILABLE"
+
+
+class Untrusted(ServiceError):
+    """TLS with the server fails, by what one of the two is; so it fails again, and nothing was sent."""
+
+    code = "UNAVAILABLE"
+
+    @property
+    def retryable(self) -> bool:
+        return False
 
 
 class DeadlineExceeded(ServiceError):

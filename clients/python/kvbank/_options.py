@@ -3,6 +3,7 @@
 Each key is a keyword argument of its method, and may be left out.
 """
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypedDict
 
@@ -20,6 +21,15 @@ class ConnectOptions(TypedDict, total=False):
         truncates such a file while a view of it is in use ends this process with SIGBUS; the server does not.
     first_contact: seconds (5) after which a call without a `timeout` of its own gives a server up that was never
         reached. A server that was reached once is waited for until the deadline of the call, because it may restart.
+    tls: True speaks TLS with the server, False never; the default is True where another option or variable of TLS is
+        given. A unix socket has none.
+    root_certificates: the authorities, of one of which the server's certificate must be: PEM as bytes, or the file
+        that has it (KVBANK_TLS_CA). The default is those that gRPC trusts.
+    client_certificate, client_key: what this client shows of itself, PEM as bytes or files (KVBANK_TLS_CLIENT_CERT,
+        KVBANK_TLS_CLIENT_KEY).
+    server_name: the name that the server's certificate must have, where it is not that of the address
+        (KVBANK_TLS_SERVER_NAME).
+    metadata: what goes with every call as gRPC metadata, by name or as pairs, such as the headers that a proxy needs.
     api_key: the key that goes with every call, or "@FILE" for the file that has it; the default is what the variable
         KVBANK_API_KEY says, where the target is an address, and none for a folder.
     """
@@ -28,6 +38,12 @@ class ConnectOptions(TypedDict, total=False):
     options: Sequence[tuple[str, Any]]
     mapped: bool
     first_contact: float
+    tls: bool | None
+    root_certificates: str | os.PathLike[str] | bytes | None
+    client_certificate: str | os.PathLike[str] | bytes | None
+    client_key: str | os.PathLike[str] | bytes | None
+    server_name: str | None
+    metadata: Mapping[str, str | bytes] | Sequence[tuple[str, str | bytes]]
     api_key: str | None
 
 

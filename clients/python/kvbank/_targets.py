@@ -10,7 +10,7 @@ from kvbank.wire import addresses
 
 _TARGETS = "host:port, unix:PATH or a folder such as ./memory"
 _SCHEMES = ("unix:", "dns:", "ipv4:", "ipv6:")
-_HOST_PORT = re.compile(r"(?P<host>\[[0-9A-Fa-f:.%\w]+\]|[^\s:\[\]]+):(?P<port>\d{1,5})")
+_HOST_PORT = re.compile(r"(?P<host>\[[0-9A-Fa-f:.%\w]+\]|[^\s:,\[\]]+):(?P<port>\d{1,5})")
 
 
 def parse_target(target: str | os.PathLike[str]) -> str | Path:
@@ -18,7 +18,7 @@ def parse_target(target: str | os.PathLike[str]) -> str | Path:
 
     The first of these forms that fits counts: a path object is a folder; "unix:PATH", "dns:...", "ipv4:..." and
     "ipv6:..." are addresses; a string with a path separator, "." or "..", or the name of an existing folder is a
-    folder; "host:port" is an address.
+    folder; "host:port" is an address, and "host:port,host:port" are several of one service.
     Errors: InvalidArgument for anything else.
     """
     if isinstance(target, os.PathLike):
@@ -34,12 +34,19 @@ def parse_target(target: str | os.PathLike[str]) -> str | Path:
         return checked_address("target", target)
     if "/" in target or os.sep in target or target in (".", "..") or (target and _is_folder(Path(target))):
         return _folder(Path(target))
-    match = _HOST_PORT.fullmatch(target)
-    if match is None:
-        raise _bad_target(target, "it has no port" if re.fullmatch(r"[\w.-]+", target) else "it is none of these")
-    if not 0 < int(match["port"]) < 65536:
-        raise _bad_target(target, "ports are 1 to 65535")
+    for address in target.split(","):
+        match = _HOST_PORT.fullmatch(address)
+        if match is None:
+            raise _bad_target(target, "it has no port" if re.fullmatch(r"[\w.-]+", address) else "it is none of these")
+        if not 0 < int(match["port"]) < 65536:
+            raise _bad_target(target, "ports are 1 to 65535")
     return checked_address("target", target)
+
+
+def each_address(address: str) -> list[str]:
+    """Return the addresses of a list "host:port,host:port"; any other address alone."""
+    parts = address.split(",")
+    return parts if all(map(_HOST_PORT.fullmatch, parts)) else [address]
 
 
 def checked_address(field: str, address: object) -> str:

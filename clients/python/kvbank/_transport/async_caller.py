@@ -17,7 +17,7 @@ from kvbank._calls.answers import odd
 from kvbank._calls.writing import WriteSession, takes_no_file
 from kvbank._exceptions import ClientClosed, ClientForked, LoopMismatch, ServiceError
 from kvbank._models import NewChunk
-from kvbank._transport import channel, status
+from kvbank._transport import channel
 from kvbank._transport.base import AsyncTransport
 from kvbank._transport.base_caller import BaseCaller
 from kvbank._transport.loop import SMALL_BYTES, Feed, apart, is_longer, to_its_end, wait
@@ -226,14 +226,14 @@ class AsyncCaller(BaseCaller):
             raise ClientClosed("the client is closed")
         if self._transport is None:
             self._loop = asyncio.get_running_loop()
-            self._transport = AsyncGrpc(self.address, self.options, self.metadata)
+            self._transport = AsyncGrpc(self.route)
         if self._loop is not asyncio.get_running_loop():
             raise LoopMismatch("this client belongs to another event loop; call kvbank.connect_async() in this one")
         return self._transport
 
     def _for_writes(self) -> Grpc:
         if self._writing is None:
-            self._writing = Grpc(self.address, self.options, self.metadata)
+            self._writing = Grpc(self.route)
         return self._writing
 
     @contextmanager
@@ -242,7 +242,7 @@ class AsyncCaller(BaseCaller):
 
         gRPC cancels the calls of a channel that is closed, as if their task had been cancelled.
         """
-        transport = self._check()
+        transport, at = self._check(), self.route.turn.at
         try:
             yield transport
             self.contact.made = True
@@ -251,7 +251,7 @@ class AsyncCaller(BaseCaller):
             if self._closed and not (task and task.cancelling()):
                 raise ClientClosed("the client was closed during the call") from None
             if isinstance(error, grpc.RpcError):
-                raise status.from_rpc_error(error, request_id) from None
+                raise self.error(error, at, request_id) from None
             raise
         except ServiceError as error:
             error.request_id = error.request_id or request_id

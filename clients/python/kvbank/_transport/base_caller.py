@@ -1,14 +1,16 @@
 """Both clients keep here what they know of a server; how their calls travel is in `caller` and in `async_caller`."""
 
 import os
-from collections.abc import Sequence
-from typing import Any
+from typing import Any, Unpack
 
-from kvbank import _api_key, _arguments
-from kvbank._targets import checked_address
-from kvbank._transport import channel
-from kvbank._transport.retrying import Attempts, Contact
+from kvbank import _arguments, _headers, _tls
+from kvbank._exceptions import ServiceError
+from kvbank._options import ConnectOptions, check_names
+from kvbank._targets import checked_address, each_address
+from kvbank._transport import channel, status
+from kvbank._transport.retrying import FIRST_CONTACT_S, Attempts, Contact
 from kvbank._transport.sharing import Sharing
+from kvbank._transport.turn import Turn
 from kvbank.v1 import service_pb2
 
 
@@ -18,24 +20,22 @@ class BaseCaller:
     sharing: what is known of the server's data folder. contact: whether the server was reached. pid: the process that
     made the client. bound: bytes of a write that may be unacknowledged; 0 before the server was asked.
     typed: whether the server keeps other metadata than strings; False before it was asked.
-    metadata: what goes with every call as gRPC metadata.
+    route: where calls go, and what they take along.
     """
 
-    def __init__(
-        self,
-        address: str,
-        timeout: float,
-        *,
-        stream_timeout: float,
-        options: Sequence[tuple[str, Any]],
-        mapped: bool,
-        first_contact: float,
-        api_key: str | None = None,
-    ) -> None:
-        """Take the arguments of a client, see `kvbank.ConnectOptions`. Errors: InvalidArgument."""
+    def __init__(self, address: str, timeout: float, **options: Unpack[ConnectOptions]) -> None:
+        """Take the arguments of a client, see `kvbank.ConnectOptions`. Errors: InvalidArgument, TypeError."""
+        check_names("connect", options, ConnectOptions)
         self.address = checked_address("address", address)
-        self.options = channel.with_defaults(options)
-        self.metadata = _api_key.metadata(_api_key.given(api_key))
+        stream_timeout = options.get("stream_timeout", channel.DEFAULT_STREAM_TIMEOUT)
+        mapped, first_contact = options.get("mapped", False), options.get("first_contact", FIRST_CONTACT_S)
+        addresses = each_address(self.address)
+        self.route = channel.Route(
+            Turn(addresses),
+            channel.with_defaults(options.get("options", ()), several=len(addresses) > 1),
+            _headers.given(options.get("metadata", ()), options.get("api_key")),
+            _tls.given(self.address, options),
+        )
         self._timeout = _arguments.seconds("timeout", timeout)
         self._stream_timeout = _arguments.seconds("stream_timeout", stream_timeout)
         self.sharing = Sharing(address, _arguments.flag("mapped", mapped))
@@ -60,3 +60,11 @@ class BaseCaller:
         """Keep what the server says of writes."""
         self.bound = channel.unacknowledged_bytes(info.max_unacknowledged_bytes)
         self.typed = info.typed_metadata
+
+    def error(self, error: Any, at: int, request_id: str) -> ServiceError:
+        """Return the error of this package for a `grpc.RpcError` of a call that went to the address `at`. Where that
+        does not answer, further calls go to the next one."""
+        found = status.from_rpc_error(error, request_id, tls=self.route.tls is not None)
+        if found.code in ("UNAVAILABLE", "DEADLINE_EXCEEDED"):
+            self.route.turn.leave(at)
+        return found

@@ -15,7 +15,7 @@ from kvbank._calls import metadata, reading
 from kvbank._calls.answers import odd
 from kvbank._calls.writing import WriteSession, takes_no_file
 from kvbank._exceptions import ClientClosed, ClientForked, ServiceError
-from kvbank._transport import channel, status
+from kvbank._transport import channel
 from kvbank._transport.base import Transport
 from kvbank._transport.base_caller import BaseCaller
 from kvbank._transport.over_grpc import Grpc
@@ -37,7 +37,7 @@ class Caller(BaseCaller):
         """Take the arguments of `BaseCaller`; nothing is sent before the first call."""
         super().__init__(address, timeout, **options)
         self._closed = threading.Event()
-        self._transport: Transport = SocketFirst(self.sharing, Grpc(self.address, self.options, self.metadata))
+        self._transport: Transport = SocketFirst(self.sharing, Grpc(self.route))
 
     def close(self) -> bool:
         """Close the connection, so that calls under way fail; return whether it was open, in this process."""
@@ -193,6 +193,7 @@ class Caller(BaseCaller):
     def _translated(self, request_id: str) -> Iterator[None]:
         """Turn errors of gRPC into errors of this package; after a `close` in another thread each is ClientClosed."""
         self._check()
+        at = self.route.turn.at
         try:
             yield
             self.contact.made = True
@@ -200,7 +201,7 @@ class Caller(BaseCaller):
             if self._closed.is_set():
                 raise ClientClosed("the client was closed during the call") from None
             if isinstance(error, grpc.RpcError):
-                raise status.from_rpc_error(error, request_id) from None
+                raise self.error(error, at, request_id) from None
             raise
         except ServiceError as error:  # the reader's, such as a checksum that does not match
             error.request_id = error.request_id or request_id

@@ -1,12 +1,31 @@
 """Both clients take their options of gRPC channels, default deadlines and bounds from here, and the id of a request."""
 
+import os
 import uuid
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from kvbank._arguments import each, expected, int32, text
+from kvbank._tls import Tls
+from kvbank._transport.turn import CONNECT_MS, Turn
 
 Metadata = tuple[tuple[str, str | bytes], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Where the calls of a client go, and what they take along.
+
+    turn: the addresses. options: all gRPC channel arguments, see `with_defaults`. metadata: what goes with every call.
+    tls: None where it is not spoken.
+    """
+
+    turn: Turn
+    options: Sequence[tuple[str, Any]] = ()
+    metadata: Metadata = ()
+    tls: Tls | None = None
+
 
 DEFAULT_TIMEOUT = 30.0
 DEFAULT_STREAM_TIMEOUT = 120.0
@@ -21,6 +40,8 @@ MOST_PAGES = {"ListBanks": 10**9, "ListChunks": 10**9, "ListEvictions": 10**9, "
 MOST_PAGES |= {"ListKeys": 10**9, "ListTenants": 10**9}
 # The name of the gRPC metadata with the id of a request.
 REQUEST_ID = "x-request-id"
+# The variable by which gRPC, and nothing else, goes through a proxy.
+_PROXY = "grpc_proxy"
 
 OPTIONS: tuple[tuple[str, Any], ...] = (
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
@@ -33,7 +54,7 @@ OPTIONS: tuple[tuple[str, Any], ...] = (
     ("grpc.max_reconnect_backoff_ms", 1_000),
     # What one attempt may take before the next one; gRPC's own value is 20 s.
     ("grpc.min_reconnect_backoff_ms", 5_000),
-    # A proxy of the environment is meant for the web, not for a memory server beside the model.
+    # A proxy of the environment is meant for the web, not for a memory server beside the model; see `with_defaults`.
     ("grpc.enable_http_proxy", 0),
 )
 
@@ -43,12 +64,18 @@ def unacknowledged_bytes(named: int) -> int:
     return min(named, MOST_UNACKNOWLEDGED_BYTES) if named > 0 else DEFAULT_UNACKNOWLEDGED_BYTES
 
 
-def with_defaults(options: Sequence[tuple[str, Any]]) -> list[tuple[str, Any]]:
+def with_defaults(options: Sequence[tuple[str, Any]], *, several: bool = False) -> list[tuple[str, Any]]:
     """Return the channel arguments of this package and of the caller, whose values count where both state one.
 
-    gRPC itself would take the first of two. Errors: InvalidArgument.
+    gRPC itself would take the first of two. several: whether there are further addresses to go to. A proxy is used
+    where the environment names one for gRPC (grpc_proxy). Errors: InvalidArgument.
     """
-    return list(dict((*OPTIONS, *each("options", options, _option))).items())
+    ours = dict(OPTIONS)
+    if several:
+        ours["grpc.min_reconnect_backoff_ms"] = CONNECT_MS
+    if os.environ.get(_PROXY):
+        ours["grpc.enable_http_proxy"] = 1
+    return list((ours | dict(each("options", options, _option))).items())
 
 
 def _option(field: str, option: Any) -> tuple[str, str | int | bytes]:

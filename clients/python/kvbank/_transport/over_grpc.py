@@ -20,14 +20,18 @@ _READ_BY_THE_CALLER = ((ChannelOptions.SingleThreadedUnaryStream, 1),)
 
 
 class Grpc:
-    """A channel of the blocking client, a `Transport`."""
+    """The channels of the blocking client, a `Transport`."""
 
-    def __init__(self, address: str, options: Options, metadata: channel.Metadata = ()) -> None:
-        """Make a channel to `address`; nothing is sent before the first call. options: all gRPC channel arguments, see
-        `channel.with_defaults`. metadata: what goes with every call."""
-        self._metadata = partial(channel.metadata, others=metadata)
-        self._channel = grpc.insecure_channel(addresses.for_grpc(address), options=[*options, *_READ_BY_THE_CALLER])
-        self._stub: Any = make_stub(self._channel)
+    def __init__(self, route: channel.Route) -> None:
+        """Make a channel to each address of a route; nothing is sent before the first call."""
+        self._turn = route.turn
+        self._metadata = partial(channel.metadata, others=route.metadata)
+        self._channels = _channels(grpc, route, _READ_BY_THE_CALLER)
+        self._stubs: list[Any] = list(map(make_stub, self._channels))
+
+    @property
+    def _stub(self) -> Any:
+        return self._stubs[self._turn.at]
 
     def unary(self, method: str, request: Any, timeout: float, request_id: str) -> Any:
         """Make a call with one answer, and return it."""
@@ -46,18 +50,24 @@ class Grpc:
         return self._stub.WriteChunks(requests, metadata=self._metadata(request_id))
 
     def close(self) -> None:
-        """Close this channel to the server; calls under way fail."""
-        self._channel.close()
+        """Close the channels to the server; calls under way fail."""
+        for each in self._channels:
+            each.close()
 
 
 class AsyncGrpc:
-    """A channel of the asyncio client, an `AsyncTransport`, to be made in the event loop to which it then belongs."""
+    """The channels of the asyncio client, an `AsyncTransport`, made in the event loop to which they then belong."""
 
-    def __init__(self, address: str, options: Options, metadata: channel.Metadata = ()) -> None:
-        """Make a channel, as `Grpc` does."""
-        self._metadata = partial(channel.metadata, others=metadata)
-        self._channel = grpc.aio.insecure_channel(addresses.for_grpc(address), options=list(options))
-        self._stub: Any = make_stub(self._channel)
+    def __init__(self, route: channel.Route) -> None:
+        """Make a channel to each address, as `Grpc` does."""
+        self._turn = route.turn
+        self._metadata = partial(channel.metadata, others=route.metadata)
+        self._channels = _channels(grpc.aio, route)
+        self._stubs: list[Any] = list(map(make_stub, self._channels))
+
+    @property
+    def _stub(self) -> Any:
+        return self._stubs[self._turn.at]
 
     async def unary(self, method: str, request: Any, timeout: float, request_id: str) -> Any:
         """Make a call with one answer, and return it. Errors: Internal for bytes that are no message of the method."""
@@ -77,5 +87,16 @@ class AsyncGrpc:
             call.cancel()
 
     async def close(self) -> None:
-        """Close this channel to the server; calls under way fail."""
-        await self._channel.close()
+        """Close the channels to the server; calls under way fail."""
+        for each in self._channels:
+            await each.close()
+
+
+def _channels(kind: Any, route: channel.Route, more: Options = ()) -> list[Any]:
+    """Make a channel to each address of a route. kind: the module of gRPC that makes them. more: channel arguments."""
+    options = [*route.options, *more]
+    targets = map(addresses.for_grpc, route.turn.addresses)
+    if route.tls is None:
+        return [kind.insecure_channel(target, options=options) for target in targets]
+    options, credentials = [*options, *route.tls.options()], route.tls.credentials()
+    return [kind.secure_channel(target, credentials, options=options) for target in targets]

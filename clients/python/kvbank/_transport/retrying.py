@@ -11,14 +11,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from kvbank._exceptions import DeadlineExceeded, ServiceError
+from kvbank._transport.status import NEVER_SENT
 
 # Seconds that a server may take to answer for the first time: longer than a start takes.
 FIRST_CONTACT_S = 5.0
 # A storage that answers with errors does not mend itself in seconds, but a file may have gone during one answer.
 STORAGE_ATTEMPTS = 4
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S, _LAST_PAUSE_S = 0.1, 1.0, 0.05
-# gRPC's words for a call that never left this process.
-_NEVER_SENT = "failed to connect to all addresses"
 
 
 @dataclass(slots=True)
@@ -73,7 +72,7 @@ class Attempts:
         self._storage_errors += error.reason == "STORAGE_ERROR"
         if not error.retryable or self._storage_errors >= STORAGE_ATTEMPTS:
             raise error
-        self.unsure = self.unsure or not (error.reason == "NOT_SERVING" or _NEVER_SENT in str(error))
+        self.unsure = self.unsure or not (error.reason == "NOT_SERVING" or NEVER_SENT in str(error))
         # Some of it at random, so that many workers do not come back at one moment.
         pause, left = next(self._pauses) * random.uniform(0.7, 1.3), self._left()
         if left <= _LAST_PAUSE_S:

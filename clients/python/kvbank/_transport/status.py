@@ -10,6 +10,8 @@ from grpc_status import rpc_status
 from kvbank import _exceptions as errors
 
 DOMAIN = "kvbank"
+# gRPC's words for a call that never left this process.
+NEVER_SENT = "failed to connect to all addresses"
 
 BY_CODE: dict[str, type[errors.ServiceError]] = {
     "INVALID_ARGUMENT": errors.InvalidArgument,
@@ -45,8 +47,21 @@ _OVER_LONG = re.compile(r"(Sent|Received) message larger than max \((\d+) vs\. (
 _TOO_MANY_CALLS = "Concurrent RPC limit exceeded"
 
 
-def from_rpc_error(error: Any, request_id: str = "") -> errors.ServiceError:
-    """Return the error of this package for a `grpc.RpcError` of a call that this client did not cancel."""
+# What gRPC says where TLS fails for good, and what that means.
+_UNTRUSTED = {
+    "CERTIFICATE_VERIFY_FAILED": "its certificate is of no authority that the client trusts, or has expired "
+    "(root_certificates, or KVBANK_TLS_CA, names the authorities)",
+    "Hostname Verification Check failed": "its certificate is of another name than the address (server_name, or "
+    "KVBANK_TLS_SERVER_NAME, says which name it must have)",
+    "WRONG_VERSION_NUMBER": "it speaks no TLS, which the client was told to speak",
+    "Failed to create security handshaker": "gRPC cannot use the client's certificate, or it is not that of the key",
+}
+_CLOSED = ("Socket closed", "Connection reset by peer", "Handshake read failed")
+
+
+def from_rpc_error(error: Any, request_id: str = "", *, tls: bool = False) -> errors.ServiceError:
+    """Return the error of this package for a `grpc.RpcError` of a call that this client did not cancel. tls: whether it
+    was made over TLS."""
     code, message = error.code().name, error.details() or ""
     try:
         status = rpc_status.from_call(error)
@@ -62,7 +77,23 @@ def from_rpc_error(error: Any, request_id: str = "") -> errors.ServiceError:
     over_long = _OVER_LONG.search(message)
     if over_long is not None:
         return _too_large(over_long[1], over_long[2], over_long[3], request_id)
+    if code == "UNAVAILABLE":
+        return _no_connection(message, request_id, tls)
     return BY_CODE.get(code, errors.Internal)(f"{code}: {message}", code=code, request_id=request_id)
+
+
+def _no_connection(message: str, request_id: str, tls: bool) -> errors.ServiceError:
+    """Return the error for a server that was not reached, with what TLS may have to do with it."""
+    if tls:
+        for said, meaning in _UNTRUSTED.items():
+            if said in message:
+                return errors.Untrusted(
+                    f"cannot speak TLS with the server: {meaning} ({message})", request_id=request_id
+                )
+    hint = ""
+    if message.startswith(NEVER_SENT) and any(said in message for said in _CLOSED):
+        hint = "; does it want a client's certificate?" if tls else "; does it speak TLS (tls=True, or KVBANK_TLS=1)?"
+    return errors.Unavailable(f"UNAVAILABLE: {message}{hint}", request_id=request_id)
 
 
 def from_status(data: bytes, request_id: str) -> errors.ServiceError:
