@@ -68,6 +68,8 @@ class ModelSettings(MemorySettings):
         chunk = found.chunk or whole("chunk", made_for.get("chunk", CHUNK))
         asked_mode = (found.attach_options or {}).get("mode") or made_for.get("mode")
         trained = made_for if asked_mode == made_for.get("mode") else {}
+        if "embed" in trained and {**given, **asked}.get("embedder") is None:
+            found = replace(found, embedder=trained["embed"])
         return replace(
             found,
             chunk=chunk,

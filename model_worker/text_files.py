@@ -20,13 +20,23 @@ _PIECE = 1 << 22
 def read_text(path: Path, largest: int = LARGEST) -> str:
     """Return the text of a UTF-8 file, or of a .gz with one.
 
-    Raises InputError for a file that is missing or has more than `largest` bytes, a damaged .gz, and text that is not
-    UTF-8.
+    Raises InputError as `read_bytes`, and for text that is not UTF-8.
+    """
+    try:
+        return read_bytes(path, largest).decode("utf-8-sig")  # some programs put a mark in front
+    except UnicodeDecodeError as error:
+        raise InputError(f"cannot read {path}: {error}") from None
+
+
+def read_bytes(path: Path, largest: int = LARGEST) -> bytes:
+    """Return what is in a file, or packed in a .gz.
+
+    Raises InputError for a file that is missing or has more than `largest` bytes, and for a damaged .gz.
     """
     try:
         with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
-            return b"".join(_pieces(path, file, largest)).decode("utf-8-sig")  # some programs put a mark in front
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+            return b"".join(_pieces(path, file, largest))
+    except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
 
 

@@ -35,9 +35,15 @@ def chat(
     found = find_session(folder, session)
     known = found[0] if found else None
     name = lasting(options.model or (known.model if known else SHIPPED))
+    adapter = options.adapter or (known.adapter if known else "")
     target = target_of(memory, known)
     model_folder(name)  # what can be said at once is said before a model is loaded
     with warnings_in_one_line(), connected(target, api_key) as client, SessionLog.open(folder, session) as log:
         from model_worker.cli.conversation import run_chat
 
-        run_chat(log, client, options.model_copy(update={"model": name}), target)
+        run_chat(
+            log,
+            client,
+            options.model_copy(update={"model": name, "adapter": lasting(adapter) if adapter else None}),
+            target,
+        )

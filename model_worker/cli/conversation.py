@@ -58,6 +58,7 @@ def run_chat(log: SessionLog, client: kvbank.Client, options: ChatOptions, memor
                 system=options.system,
                 bank=options.bank,
                 embed=embed,
+                adapter=options.adapter or "",
                 **preset.memory,
             )
         with session:

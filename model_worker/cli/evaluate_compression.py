@@ -40,7 +40,8 @@ class CompressionOptions(RunsOn):
     method: Annotated[
         tuple[str, ...],
         described(
-            "A compressor with N for the budget, such as tova:m=N; several times. Default: all that need no file."
+            "A compressor with N for the budget, such as tova:m=N; several times. Default: all that need no file, but "
+            "for tova:m=N,block=1, which runs the model for each token."
         ),
     ] = ()
 
@@ -73,7 +74,7 @@ def compression(
     reference = reference_text()
     calibrating, rest = reference[: len(reference) // 2], reference[len(reference) // 2 :]
     texts = [read_book(path) for path in options.text] or [rest]
-    loaded, tokenizer = load_quietly(options.model, device=options.device, dtype=options.dtype, rope=options.rope)
+    loaded, tokenizer = load_quietly(options.model, rope=options.rope, **options.loading())
     documents = text_by_text(tokenizer, texts, plan.chunk + plan.follow, options.documents)
     calibration = encode_text(tokenizer, readable(calibrating)) if calibrates(plan.methods) else ()
     run = about("compression", options)

@@ -71,7 +71,7 @@ def decoding(
     check_journal(out)
     plan = Plan(options.tokens, options.new, options.share, options.rule)
     texts = [read_book(path) for path in options.text] or [reference_text()]
-    loaded, tokenizer = load_quietly(options.model, device=options.device, dtype=options.dtype, rope=options.rope)
+    loaded, tokenizer = load_quietly(options.model, rope=options.rope, **options.loading())
     documents = text_by_text(tokenizer, texts, plan.tokens + plan.new, options.documents)
     run = about("decoding", options)
     decided = {name: value for name, value in run["options"].items() if name not in _WHICH}

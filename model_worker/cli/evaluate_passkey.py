@@ -82,7 +82,7 @@ def passkey(
     check_journal(out)
     tuning = Tuning(**options.model_dump(include={"size", "leaf", "warmup", "merges", "pool", "again"}))
     filler = "\n\n".join([read_book(path) for path in options.text] or [reference_text()])
-    loaded, tokenizer = load_quietly(options.model, device=options.device, dtype=options.dtype, rope=options.rope)
+    loaded, tokenizer = load_quietly(options.model, rope=options.rope, **options.loading())
     trained = options.trained or _trained(options, loaded)
     lengths = options.length or tuple(factor * trained for factor in options.times)
     plan = Plan(lengths, options.samples, options.seed, tuning, options.trained, options.way, options.noise)

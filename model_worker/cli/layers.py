@@ -113,7 +113,7 @@ def _measure(options: LayersOptions, as_json: bool) -> None:
     """Measure each layer alone, and show it."""
     from model_worker.evaluate.layers import measure_layers
 
-    loaded, _ = load_quietly(options.model, device=options.device, dtype=options.dtype)
+    loaded, _ = load_quietly(options.model, **options.loading())
     wanted = options.model_dump(include={"span", "trials", "seed"})
     with progress() as bars:
         report = measure_layers(loaded, **wanted, progress=partial(bars, "layers"))
@@ -177,7 +177,7 @@ def _attached(options: LayersOptions) -> "Iterator[Attachment]":
     """
     from model_worker.attaching import attach
 
-    loaded, tokenizer = load_quietly(options.model, device=options.device, dtype=options.dtype)
+    loaded, tokenizer = load_quietly(options.model, **options.loading())
     attachment = attach(loaded, tokenizer, mode=options.mode, positions=options.positions)
     every = tuple(range(len(attachment.reports)))
     if attachment.plan.mode == "per_layer" and attachment.plan.retrieval_layers != every:

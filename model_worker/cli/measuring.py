@@ -63,10 +63,7 @@ def measured_service(data: Path | None = None) -> Iterator["ServiceProcess"]:
 
 def load_measured(options: MeasuredModel) -> tuple[Any, Any]:
     """Load the model and the tokenizer that `options` name, without a word."""
-    from model_worker.attachment.loading import device_named
-
-    named = {"dtype": options.dtype, "rope": options.rope, "adapter": options.adapter}
-    return load_quietly(options.model, device=device_named(options.device), **named)
+    return load_quietly(options.model, rope=options.rope, **options.loading())
 
 
 @contextmanager

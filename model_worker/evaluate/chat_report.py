@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from model_worker.evaluate.figure import Figure, Panel, Series
+from model_worker.evaluate.figure import Figure, Panel, Point, Series
 from model_worker.evaluate.plain_table import PlainTable, share_cell
 
 _Document = Mapping[str, Any]
@@ -40,14 +40,13 @@ def _by_conversation(found: Sequence[_Document]) -> PlainTable:
 
 def chat_figure(found: _Document) -> Figure:
     """Return the share of facts that are told by turns, a line for each way."""
-    series: dict[str, list[tuple[float, float, float]]] = {}
+    series: dict[str, list[Point]] = {}
     for row in found["answers"]:
         if row["wording"] == "all" and row["way"] in _COMPARED:
-            middle, half = (row["low"] + row["high"]) / 2, (row["high"] - row["low"]) / 2
-            series.setdefault(row["way"], []).append((row["turns"], middle, half))
+            series.setdefault(row["way"], []).append(Point.of_share(row["turns"], row))
     return Figure(
         f"{found['model']}: facts told in a conversation, window {found['window']}",
-        "The middle of Wilson's 95 % interval of the share of facts that are told, and the interval: by the session, "
+        "The share of facts that are told, with Wilson's 95 % interval: by the session, "
         "with the whole conversation in the model's own window, and without a memory.",
         "turns since the facts were told",
         "share of facts",

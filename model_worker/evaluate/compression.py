@@ -37,11 +37,11 @@ from model_worker.window.capture import Captured
 from model_worker.window.encoding import encode
 from model_worker.window.recalled import RecalledChunk
 
+# The paper's rule of TOVA, `tova:m=N,block=1`, is none of these: it runs the model once for each token.
 METHODS = (
     "window:m=N",
     "sinks:m=N",
     "h2o:m=N",
-    "tova:m=N,block=1",
     "tova:m=N,block=16",
     "tova:m=N",
     "tova:m=N,observer=window:16",

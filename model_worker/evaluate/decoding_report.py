@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from model_worker.evaluate.figure import Figure, Panel, Series
+from model_worker.evaluate.figure import Figure, Panel, Point, Series
 from model_worker.evaluate.plain_table import PlainTable, plus_minus
 
 _Document = Mapping[str, Any]
@@ -44,10 +44,10 @@ def decoding_lines(found: _Document) -> list[str]:
 
 def decoding_figure(found: _Document) -> Figure:
     """Return the added loss by the tokens kept, a line for each rule."""
-    series: dict[str, list[tuple[float, float, float]]] = {}
+    series: dict[str, list[Point]] = {}
     for row in found["rows"]:
         if row["rule"] != "full":
-            series.setdefault(row["rule"], []).append((row["kept"], row["above"], row["above_width"]))
+            series.setdefault(row["rule"], []).append(Point.around(row["kept"], row["above"], row["above_width"]))
     return Figure(
         f"{found['model']}: loss of decoded tokens above that of the full cache of {found['tokens']:,} tokens",
         "Rules of a bounded cache compared on the same documents, with 95 % intervals of paired differences; lower is "

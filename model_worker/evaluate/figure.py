@@ -14,7 +14,7 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import cycle
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 from xml.sax.saxutils import escape
 
 from kvbank.console.output import printable
@@ -41,15 +41,40 @@ _STYLE: Any = {
 }
 
 
+class Point(NamedTuple):
+    """A point of a line, and how far the 95 % interval of y reaches below and above it: 0 where there is none."""
+
+    x: float
+    y: float
+    below: float = 0.0
+    above: float = 0.0
+
+    @classmethod
+    def around(cls, x: float, mean: float, width: float) -> Self:
+        """Return the point of a mean. width: half of its interval, which is as long on both sides."""
+        return cls(x, mean, width, width)
+
+    @classmethod
+    def of_share(cls, x: float, share: Mapping[str, float]) -> Self:
+        """Return the point of a share, as `interval.Share.document` tells it, whose interval is uneven.
+
+        All of 30 are drawn at 1, with an interval that reaches down to .89 and ends at 1.
+        """
+        y = share["share"]
+        return cls(x, y, max(y - share["low"], 0.0), max(share["high"] - y, 0.0))
+
+    def __str__(self) -> str:
+        if self.below != self.above:
+            return f"{self.y:.3g} ({self.y - self.below:.2g} to {self.y + self.above:.2g}) at {self.x:,g}"
+        return f"{self.y:.3g}" + (f" ± {self.above:.2g}" if self.above else "") + f" at {self.x:,g}"
+
+
 @dataclass(frozen=True, slots=True)
 class Series:
-    """One line of a panel.
-
-    points: (x, y, half width of the 95 % interval of y), the width 0 where there is no interval.
-    """
+    """One line of a panel."""
 
     name: str
-    points: Sequence[tuple[float, float, float]]
+    points: Sequence[Point]
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,16 +135,17 @@ def _fill(plot: Axes, panel: Panel, styles: Mapping[str, Mapping[str, Any]], fig
     """Draw the lines, intervals, levels, ticks and legend of one panel."""
     from matplotlib.ticker import FixedLocator, LogLocator, NullLocator
 
-    xs = sorted({x for own in figure.panels for series in own.series for x, _, _ in series.points})
+    xs = sorted({x for own in figure.panels for series in own.series for x, *_ in series.points})
     if figure.doubling:
         plot.set_xscale("log", base=2)
     for index, own in enumerate(panel.series):
-        shift = _DODGE * (index - (len(panel.series) - 1) / 2) if any(width for *_, width in own.points) else 0.0
-        x, y, width = zip(*sorted(own.points), strict=True)
+        x, y, below, above = zip(*sorted(own.points), strict=True)
+        uncertain = any((*below, *above))
+        shift = _DODGE * (index - (len(panel.series) - 1) / 2) if uncertain else 0.0
         plot.errorbar(
             [_shifted(value, shift, xs, figure.doubling) for value in x],
             y,
-            yerr=width if any(width) else None,
+            yerr=(below, above) if uncertain else None,
             label=printable(own.name),
             linewidth=1.4,
             markersize=4.5,
@@ -164,7 +190,6 @@ def _described(figure: Figure) -> str:
     values = []
     for panel in figure.panels:
         for own in panel.series:
-            points = (f"{y:.3g}" + (f" ± {width:.2g}" if width else "") + f" at {x:,g}" for x, y, width in own.points)
-            values.append(f"{panel.title}, {own.name}: {', '.join(points)}.")
+            values.append(f"{panel.title}, {own.name}: {', '.join(map(str, own.points))}.")
         values += [f"{panel.title}, {name}: {level:.3g}." for name, level in panel.levels.items()]
     return " ".join([f"{figure.description} Across: {figure.x_label}. Up: {figure.y_label}.", *values])

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from model_worker.evaluate.figure import Figure, Panel, Series, draw
+from model_worker.evaluate.figure import Figure, Panel, Point, Series, draw
 
 _MIB = 1 << 20
 _Document = Mapping[str, Any]
@@ -30,10 +30,10 @@ def compression_figure(model: str, chunk: int, rows: Sequence[_Document]) -> Fig
 
     model: its name. chunk: tokens of a chunk. rows: documents of compression.Row.
     """
-    series: dict[str, list[tuple[float, float, float]]] = {}
+    series: dict[str, list[Point]] = {}
     for row in rows:
         if row["method"] not in ("full", "nothing"):
-            point = (row["budget"], row["above"], row["above_width"])
+            point = Point.around(row["budget"], row["above"], row["above_width"])
             series.setdefault(_method(row["method"], row["budget"]), []).append(point)
     return Figure(
         f"{model}: loss behind a compressed chunk of {chunk} tokens, above the loss behind the whole chunk",
@@ -68,7 +68,7 @@ def memory_figure(report: _Document) -> Figure:
     """Return the peak memory of a prompt by its length; report: the document of peaks.PeaksReport."""
     peaks = report["peaks"]
     series = {
-        name: [(peak["length"], peak[field] / _MIB, 0.0) for peak in peaks if peak[field] is not None]
+        name: [Point(peak["length"], peak[field] / _MIB) for peak in peaks if peak[field] is not None]
         for name, field in (("HOMER", "homer"), ("plain prefill", "plain"))
     }
     return Figure(
@@ -136,11 +136,9 @@ def _restored(found: Sequence[_Document], x: str) -> list[Series]:
     return made
 
 
-def _points(
-    found: Sequence[_Document], x: str, fields: tuple[str, str], scale: float = 1.0
-) -> list[tuple[float, float, float]]:
+def _points(found: Sequence[_Document], x: str, fields: tuple[str, str], scale: float = 1.0) -> list[Point]:
     value, width = fields
-    return [(own[x], own[value] / scale, own.get(width, 0.0) / scale) for own in found]
+    return [Point.around(own[x], own[value] / scale, own.get(width, 0.0) / scale) for own in found]
 
 
 def documented(measured: Path) -> dict[str, Figure]:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from model_worker.evaluate.figure import Figure, Panel, Series
+from model_worker.evaluate.figure import Figure, Panel, Point, Series
 from model_worker.evaluate.plain_table import PlainTable, plus_minus, share_cell
 
 _Document = Mapping[str, Any]
@@ -44,14 +44,13 @@ def icl_tables(found: _Document) -> list[PlainTable]:
 
 def icl_figure(found: _Document) -> Figure:
     """Return the share of right labels by demonstrations in the context, a panel of each task."""
-    panels: dict[str, dict[str, list[tuple[float, float, float]]]] = {}
+    panels: dict[str, dict[str, list[Point]]] = {}
     for row in found["rows"]:
-        low, high = row["label"]["low"], row["label"]["high"]
-        point = (row["shots"], (low + high) / 2, (high - low) / 2)
+        point = Point.of_share(row["shots"], row["label"])
         panels.setdefault(row["task"], {}).setdefault(row["way"], []).append(point)
     return Figure(
         f"{found['model']}: labels told by demonstrations in memory",
-        "The middle of Wilson's 95 % interval of the share of right labels, and the interval, by what the memory has; "
+        "The share of right labels, with Wilson's 95 % interval, by what the memory has; "
         "a vote of the nearest demonstrations needs no model.",
         "demonstrations in the context",
         "share of labels",

@@ -3,18 +3,18 @@
 from collections.abc import Mapping
 from typing import Any
 
-from model_worker.evaluate.figure import Figure, Panel, Series
+from model_worker.evaluate.figure import Figure, Panel, Point, Series
 
 
 def layers_figure(found: Mapping[str, Any]) -> Figure:
     """Return the recall of sets of layers by their size, counted on facts that the search did not see."""
-    points = [(float(len(own["layers"])), *_middle(own["told"])) for own in found["frontier"]]
+    points = [Point.of_share(float(len(own["layers"])), own["told"]) for own in found["frontier"]]
     chosen, every = found["chosen"], found["all"]
     confirmed = {len(own["layers"]): own for own in (every, chosen)}
-    again = [(float(size), *_middle(own["told"])) for size, own in confirmed.items()]
+    again = [Point.of_share(float(size), own["told"]) for size, own in confirmed.items()]
     return Figure(
         f"{found['model']}: recall by the number of layers with memory",
-        f"Facts told of {found['fresh']}, with Wilson's 95 % intervals, drawn around their middle. "
+        f"Facts told of {found['fresh']}, with Wilson's 95 % intervals. "
         f"{len(chosen['layers'])} layers were chosen: {', '.join(map(str, chosen['layers']))}. Bytes a token: "
         f"{chosen['bytes_per_token']:,} in place of {every['bytes_per_token']:,}.",
         "layers with memory",
@@ -22,8 +22,3 @@ def layers_figure(found: Mapping[str, Any]) -> Figure:
         [Panel("", [Series("sets of the search", points), Series("confirmed on other facts", again)])],
         doubling=False,
     )
-
-
-def _middle(share: Mapping[str, float]) -> tuple[float, float]:
-    """Return the middle of an interval and half its width."""
-    return (share["low"] + share["high"]) / 2, (share["high"] - share["low"]) / 2

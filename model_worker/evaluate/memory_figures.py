@@ -3,25 +3,25 @@
 from collections.abc import Mapping
 from typing import Any
 
-from model_worker.evaluate.figure import Figure, Panel, Series
+from model_worker.evaluate.figure import Figure, Panel, Point, Series
 
 _Document = Mapping[str, Any]
 
 
 def perplexity_figure(found: _Document) -> Figure:
     """Return the gain of a memory by its size, for each document and for all; found: the document of an evaluation."""
-    series: dict[str, list[tuple[float, float, float]]] = {}
+    series: dict[str, list[Point]] = {}
     scored = sum(own["scored"] for own in found["documents"])
     history = max(own["history"] for own in found["documents"])
     for row in found["gains"]:
         size = _size(row["memory"], history)
         if size is not None:
-            series.setdefault("all documents", []).append((size, row["gain"], row["width_blocks"] or 0.0))
+            series.setdefault("all documents", []).append(Point.around(size, row["gain"], row["width_blocks"] or 0.0))
     for document in found["documents"]:
         for own in document["gains"]:
             size = _size(own["memory"], document["history"])
             if size is not None and len(found["documents"]) > 1:
-                point = (size, own["gain"], own["width_blocks"] or 0.0)
+                point = Point.around(size, own["gain"], own["width_blocks"] or 0.0)
                 series.setdefault(document["text"], []).append(point)
     return Figure(
         f"{found['model']}: gain of a memory over none, window {found['window']}",
@@ -42,15 +42,14 @@ def _size(memory: str, history: int) -> float | None:
 
 def facts_figure(found: _Document) -> Figure:
     """Return the share of facts that are told by how far back they stand, a panel of each form and local text."""
-    panels: dict[str, dict[str, list[tuple[float, float, float]]]] = {}
+    panels: dict[str, dict[str, list[Point]]] = {}
     for row in found["answers"]:
         if row["wording"] == "all":
             name = f"{row['form']}, local text {row['local']}"
-            middle, half = (row["low"] + row["high"]) / 2, (row["high"] - row["low"]) / 2
-            panels.setdefault(name, {}).setdefault(row["way"], []).append((row["tokens"], middle, half))
+            panels.setdefault(name, {}).setdefault(row["way"], []).append(Point.of_share(row["tokens"], row))
     return Figure(
         f"{found['model']}: facts told behind a text, window {found['window']}",
-        "The middle of Wilson's 95 % interval of the share of facts that are told, and the interval: by recalled K-V, "
+        "The share of facts that are told, with Wilson's 95 % interval: by recalled K-V, "
         "by reading the same hits again, and by neither.",
         "tokens read",
         "share of facts",
@@ -60,9 +59,10 @@ def facts_figure(found: _Document) -> Figure:
 
 def first_token_figure(found: _Document) -> Figure:
     """Return the time to the first token by the length of the history, a line for each way."""
-    series: dict[str, list[tuple[float, float, float]]] = {}
+    series: dict[str, list[Point]] = {}
     for row in found["rows"]:
-        series.setdefault(row["way"], []).append((row["history"], 1000 * row["seconds"], 1000 * row["width"]))
+        point = Point.around(row["history"], 1000 * row["seconds"], 1000 * row["width"])
+        series.setdefault(row["way"], []).append(point)
     return Figure(
         f"{found['model']}: time to the first token, {found['hits']} hits of {found['chunk']} tokens",
         "Medians of interleaved rounds with 95 % intervals; lower is better.",

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from model_worker.evaluate.figure import Figure, Panel, Series
+from model_worker.evaluate.figure import Figure, Panel, Point, Series
 from model_worker.evaluate.plain_table import PlainTable
 
 _Document = Mapping[str, Any]
@@ -42,14 +42,13 @@ def _cell(row: _Document) -> str:
 
 def passkey_figure(found: _Document) -> Figure:
     """Return the share of numbers told by the length of the prompt, a line for each way that was not refused."""
-    series: dict[str, list[tuple[float, float, float]]] = {}
+    series: dict[str, list[Point]] = {}
     for row in found["scores"]:
         if not row["refused"]:
-            point = (row["length"], (row["low"] + row["high"]) / 2, (row["high"] - row["low"]) / 2)
-            series.setdefault(row["way"], []).append(point)
+            series.setdefault(row["way"], []).append(Point.of_share(row["length"], row))
     return Figure(
         f"{found['model']}: a number in the middle of a long prompt, told at its end",
-        "The middle of Wilson's 95 % interval of the share of numbers that are told, and the interval.",
+        "The share of numbers that are told, with Wilson's 95 % interval.",
         "tokens of the prompt",
         "share of numbers",
         [Panel(f"{found['trained']:,} trained tokens", [Series(way, points) for way, points in series.items()])],

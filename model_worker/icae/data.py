@@ -9,18 +9,19 @@ to be scored, that code restores the cut-off front of the text and drops the res
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 from torch.utils.data import Dataset
 
 from model_worker.errors import InputError
 from model_worker.icae.layout import LEAVE
-from model_worker.text_files import read_book
+from model_worker.text_files import read_book, read_bytes
 from model_worker.user_text import encode_text, readable, rendered
 
 PRETRAINING, INSTRUCTION = ("text",), ("input", "prompt", "answer")
@@ -166,11 +167,16 @@ def chat_delimiters(tokenizer: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
     return before, behind
 
 
+def is_json(path: Path) -> bool:
+    """Tell by its name whether a file has JSON lines, packed or not; any other is one text."""
+    return Path(path.name.removesuffix(".gz")).suffix in (".jsonl", ".json")
+
+
 class JsonLines:
     """The objects of a JSONL file with these fields, all text; each is read when it is asked for.
 
-    The whole file is checked at once. progress: called with (bytes done, in all). Raises InputError with `file:line`
-    for the first bad line.
+    The whole file is checked at once. A .gz is unpacked into memory, since no line of it can be read alone. progress:
+    called with (bytes done, in all). Raises InputError with `file:line` for the first bad line.
     """
 
     def __init__(
@@ -179,8 +185,9 @@ class JsonLines:
         self._path, self._fields = path, fields
         self._starts: list[tuple[int, int]] = []  # byte offset, line
         try:
-            total = path.stat().st_size
-            with path.open("rb") as file:
+            self._unpacked = read_bytes(path) if path.suffix == ".gz" else None
+            total = path.stat().st_size if self._unpacked is None else len(self._unpacked)
+            with self._open() as file:
                 at = 0
                 for number, line in enumerate(file, 1):
                     if line.strip():
@@ -200,9 +207,12 @@ class JsonLines:
 
     def __getitem__(self, index: int) -> dict[str, str]:
         at, number = self._starts[index]
-        with self._path.open("rb") as file:
+        with self._open() as file:
             file.seek(at)
             return self._checked(file.readline(), number)
+
+    def _open(self) -> BinaryIO:
+        return self._path.open("rb") if self._unpacked is None else io.BytesIO(self._unpacked)
 
     def where(self, index: int) -> str:
         """Return `file:line` of an object."""

@@ -36,7 +36,7 @@ class MemorySettings:
     embedder: AnyEmbedder | None = None
     """Turns a text into the vector by which it is found: `lexical`, `lexical:d=N`, `lexical:idf`, `hybrid:A+B`, an
     encoder's folder or hub id, an object with `embed`, `dimension` and `digest`, or a function of texts with a
-    `digest`. None: `lexical`."""
+    `digest`. None: what the model was trained with, else `lexical`."""
     compressor: str | Compressor = "none"
     """What is kept of a chunk, as `kvbank compressors` lists it."""
     chunk: int | None = None

@@ -29,12 +29,13 @@ class Asked:
     """What a session is asked to begin with, and what one that was begun is asked to have.
 
     system: a system prompt, bank: the name of the session's bank; None for what the session was begun with, or none of
-    one's own choice. embed: how the model's embedder is called, which is noted in a new log.
+    one's own choice. embed, adapter: how the model's embedder and its adapter are called, which is noted in a new log.
     """
 
     system: str | None = None
     bank: str | None = None
     embed: str = ""
+    adapter: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +59,7 @@ class Beginning:
         said = "" if system is None else readable(system).strip()
         _check_bank(model.client, header, asked.bank)
         if header is not None:
-            _check_model(model, header)
+            _check_model(model, header, asked.adapter)
             if system is not None and said != header.system:
                 was = f"with {header.system!r}" if header.system else "without a system prompt"
                 raise SessionError(f"session {header.name!r} was begun {was}, and keeps that; begin another session")
@@ -94,7 +95,8 @@ class Beginning:
     def header(self, name: str, target: str, sinks: int) -> Header:
         """Return the header of the log, which is begun if it is new. name, target: how model and service are called."""
         model, reader = self.model, self.model.attachment.reader.digest
-        fields = {"reader": reader, "memory": target, "system": self.system, "embed": self.asked.embed}
+        fields = {"reader": reader, "memory": target, "system": self.system}
+        fields |= {"embed": self.asked.embed, "adapter": self.asked.adapter}
         fields |= {} if self.asked.bank is None else {"bank": self.asked.bank}
         return self.log.header or self.log.begin(model=name, chunk=model.chunk, sinks=sinks, **fields)
 
@@ -114,14 +116,23 @@ class Beginning:
         return False
 
 
-def _check_model(model: MemoryModel, header: Header) -> None:
-    """Raise SessionError where a session was begun with another model."""
+def _check_model(model: MemoryModel, header: Header, adapter: str) -> None:
+    """Raise SessionError where a session was begun with another model, or with another adapter than `adapter`."""
     digest = model.attachment.reader.digest
-    if header.reader != digest:
-        raise SessionError(
-            f"session {header.name!r} was begun with model {header.model} (reader {header.reader}), this one is "
-            f"another (reader {digest})"
-        )
+    if header.reader == digest:
+        return
+    was, this = header.model, "another"
+    if header.adapter != adapter:
+        was += f" and {_called(header.adapter)}"
+        this = f"with {_called(adapter)}"
+    raise SessionError(
+        f"session {header.name!r} was begun with model {was} (reader {header.reader}), this one is {this} "
+        f"(reader {digest})"
+    )
+
+
+def _called(adapter: str) -> str:
+    return f"adapter {adapter}" if adapter else "no adapter"
 
 
 def _check_bank(client: kvbank.Client, header: Header | None, name: str | None) -> None:

@@ -134,7 +134,7 @@ def fork(sessions: Path, name: str, new: str) -> Header:
     """
     header, turns = read_session(sessions, name)
     folder = session_folder(sessions, new)
-    kept = ("model", "reader", "chunk", "memory", "sinks", "system", "embed")
+    kept = ("model", "reader", "chunk", "memory", "sinks", "system", "embed", "adapter")
     made = new_header(new, **{field: getattr(header, field) for field in kept})
     lines = [first_line(made), *(turn_line(turn, number) for number, turn in enumerate(turns, 1))]
     unfinished = folder.parent / f".fork-{made.uid}"

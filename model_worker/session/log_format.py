@@ -33,7 +33,8 @@ class Header:
     different machines never share a memory. chunk: tokens of a chunk; it is fixed so that a chunk which is written
     again begins where it began before. memory: the service that the session was begun with. created: a time in UTC.
     sinks: how many of the first tokens stay for good. system: the system prompt, which stands before the first turn;
-    empty for none. embed: how the embedder of the bank is called; empty where that was not told.
+    empty for none. embed: how the embedder of the bank is called; empty where that was not told. adapter: the folder of
+    the model's adapter; empty for none, or where that was not told.
     """
 
     uid: str
@@ -47,6 +48,7 @@ class Header:
     sinks: int = 0
     system: str = ""
     embed: str = ""
+    adapter: str = ""
 
 
 @dataclass(frozen=True, slots=True)

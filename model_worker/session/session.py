@@ -42,13 +42,14 @@ class SessionOptions(MemoryOptions, total=False):
 
     system: stands before the first turn, as the chat template has it; its tokens stay for good, as sinks do. bank: the
     name of the bank that a new session makes for itself. A session keeps both as it was begun. None: those, or no
-    system prompt, and a bank that is called by the session. embed: how the model's embedder is called, which is noted
-    in a new log, so that the next process can make the same.
+    system prompt, and a bank that is called by the session. embed, adapter: how the model's embedder is called, and
+    the folder of its adapter, which are noted in a new log, so that the next process can make the same.
     """
 
     system: str | None
     bank: str | None
     embed: str
+    adapter: str
 
 
 class Session:
@@ -227,13 +228,13 @@ def _parted(options: SessionOptions) -> tuple[Asked, MemoryOptions]:
     Raises InputError for names that are no settings, and for settings that a session decides itself.
     """
     asked: dict[str, Any] = dict(options)
-    system, bank, embed = (asked.pop(name, None) for name in ("system", "bank", "embed"))
+    system, bank, embed, adapter = (asked.pop(name, None) for name in ("system", "bank", "embed", "adapter"))
     if system is not None and not isinstance(system, str):
         raise InputError(f"system is a string, not a {type(system).__name__}")
     check_names(MemorySettings, asked)
     if taken := [name for name in _OWN if name in asked]:
         raise InputError(f"setting {taken[0]} cannot be given here: a session decides it itself")
-    return Asked(system, bank, embed or ""), cast(MemoryOptions, asked)
+    return Asked(system, bank, embed or "", adapter or ""), cast(MemoryOptions, asked)
 
 
 def _room(model: MemoryModel, window: int, asked: MemoryOptions) -> Room:

@@ -15,19 +15,23 @@ _RUN = "How the model runs"
 
 
 class RunsOn(Settings):
-    """The device and the dtype that a model runs on and in."""
+    """What a model runs on and in, and with which adapter."""
 
     device: Annotated[Device, described("auto, cpu, cuda.", panel=_RUN)] = "auto"
     dtype: Annotated[str | None, described("float32, bfloat16 or float16; by default as stored.", panel=_RUN)] = None
-
-
-class ModelRun(RunsOn):
-    """Device and dtype of a model, and the settings of its window, its memory and its attachment."""
-
     adapter: Annotated[
         str | None,
         described("Folder of an adapter that uses the memory better (kvbank train memlong).", panel=_RUN),
     ] = None
+
+    def loading(self) -> dict[str, Any]:
+        """Return how the model is loaded, by the names of `load_model`."""
+        return {name: getattr(self, name) for name in RunsOn.model_fields}
+
+
+class ModelRun(RunsOn):
+    """What a model runs on, and the settings of its window, its memory and its attachment."""
+
     embed: Annotated[
         str | None,
         described("How chunks are found: lexical, lexical:idf, minilm, hybrid:A+B, a folder, or a hub id.", panel=_RUN),

@@ -25,6 +25,7 @@ from model_worker.icae.data import (
     SampleRules,
     TextEncoder,
     chat_delimiters,
+    is_json,
     text_pieces,
 )
 from model_worker.icae.model import Icae
@@ -131,7 +132,7 @@ class _Data:
             return ConcatDataset([self._instructions(path, encoder) for path in paths])
         texts = [
             JsonTexts(self._lines(path, PRETRAINING), encoder)
-            if path.suffix in (".jsonl", ".json")
+            if is_json(path)
             else text_pieces(path, encoder, _PIECE * self.rules.context)
             for path in paths
         ]

@@ -23,8 +23,8 @@ class AdapterTraining(Settings):
         tuple[Path, ...],
         Field(min_length=1),
         described(
-            "Files to train on, several times. pretrain: JSONL with `text`, or a plain text (.txt, .gz), which is cut "
-            "into pieces. finetune: JSONL with `input`, `prompt`, `answer`.",
+            "Files to train on, several times; each may be a .gz. pretrain: JSONL with `text`, or a plain text (.txt), "
+            "which is cut into pieces. finetune: JSONL with `input`, `prompt`, `answer`.",
             panel=_DATA,
         ),
     ]

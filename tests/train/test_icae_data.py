@@ -21,6 +21,7 @@ from model_worker.icae.data import (
     Tokens,
     chat_delimiters,
     draw,
+    is_json,
     text_pieces,
 )
 from model_worker.text_files import read_book
@@ -46,6 +47,20 @@ def test_a_bad_line_is_named_by_file_and_line_before_training(tmp_path: Path, li
     with pytest.raises(InputError, match=said) as caught:
         JsonLines(path, PRETRAINING)
     assert f"{path}:3:" in str(caught.value)
+
+
+def test_packed_lines_are_those_that_were_packed(tmp_path: Path):
+    lines = [json.dumps({"text": f"w{number} " * 5}) for number in range(3)]
+    plain, packed = tmp_path / "data.jsonl", tmp_path / "data.jsonl.gz"
+    plain.write_text("\n\n".join(lines))
+    packed.write_bytes(gzip.compress(plain.read_bytes()))
+    assert is_json(packed)
+    assert not is_json(tmp_path / "book.txt.gz")
+    assert list(JsonLines(packed, PRETRAINING)) == list(JsonLines(plain, PRETRAINING))
+    assert JsonLines(packed, PRETRAINING).where(2) == f"{packed}:5"
+    packed.write_bytes(packed.read_bytes()[:-9])
+    with pytest.raises(InputError, match=r"cannot read .*gz"):
+        JsonLines(packed, PRETRAINING)
 
 
 def test_files_that_are_missing_or_empty_are_refused(tmp_path: Path):

@@ -16,6 +16,7 @@ from model_worker.train.small import Run, SmallTraining, make_model
 from model_worker.train.tasks import CHUNK, Batch, Tasks
 from model_worker.train.tokenizer import train_tokenizer
 
+ASSETS = Path(__file__).parents[2] / "model_worker" / "assets"
 WORDS = "the sea was calm and the old captain of the ship looked at his number 1234567890 again. "
 
 
@@ -94,6 +95,11 @@ def test_held_back_novels_are_not_trained_on(tmp_path: Path):
         (tmp_path / f"{name}.txt").write_text("text")
     assert [path.name for path in book_paths(tmp_path)] == ["emma.txt"]
     assert len(book_paths(tmp_path, held_back=True)) == 2
+
+
+def test_the_entry_of_the_model_is_that_of_the_one_that_ships(tokenizer):
+    shipped = json.loads((ASSETS / "kvbank-small" / "config.json").read_text())["kvbank"]
+    assert make_model(len(tokenizer), memory_layer=2, layers=5, hidden=64).config.kvbank == shipped
 
 
 def test_forward_without_memory_is_the_models_own(tokenizer):

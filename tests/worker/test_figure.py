@@ -8,8 +8,9 @@ from pathlib import Path
 import matplotlib as mpl
 import pytest
 
-from model_worker.evaluate.figure import Figure, Panel, Series, draw
+from model_worker.evaluate.figure import Figure, Panel, Point, Series, draw
 from model_worker.evaluate.figures import compression_figure, documented
+from model_worker.evaluate.interval import Share
 
 ROOT = Path(__file__).parents[2]
 SVG = "{http://www.w3.org/2000/svg}"
@@ -17,7 +18,8 @@ ODD = "a <b> & $x$ \x1b[31m\x00"
 
 
 def figure(names: list[str]) -> Figure:
-    lines = [Series(name, [(16, 3.0 + at, 0.25), (32, 2.5 + at, 0.5)]) for at, name in enumerate(names)]
+    points = [[Point.around(16, 3.0 + at, 0.25), Point.around(32, 2.5 + at, 0.5)] for at in range(len(names))]
+    lines = [Series(name, own) for name, own in zip(names, points, strict=True)]
     return Figure("a title", "What it shows.", "tokens kept", "loss, nats", [Panel("panel", lines, {"full": 2.0})])
 
 
@@ -35,6 +37,16 @@ def test_a_figure_says_what_it_shows() -> None:
     told = root.findtext(f"{SVG}desc") or ""
     assert told.startswith("What it shows. Across: tokens kept. Up: loss, nats.")
     assert "panel, one: 3 ± 0.25 at 16, 2.5 ± 0.5 at 32." in told
+
+
+def test_a_share_is_drawn_where_it_was_measured() -> None:
+    """Draw all of 30 at the top of the axis, with an interval below it alone."""
+    every, half = (Point.of_share(at, Share(right, 30).document()) for at, right in ((16, 30), (32, 15)))
+    assert (every.y, every.above) == (1.0, pytest.approx(0.0))
+    assert every.below == pytest.approx(1 - Share(30, 30).low)
+    assert half.below == pytest.approx(half.above)
+    svg = draw(Figure("a", "What.", "tokens", "share", [Panel("panel", [Series("one", [every, half])])]))
+    assert "panel, one: 1 (0.89 to 1) at 16, 0.5" in svg
 
 
 def test_the_same_figure_is_the_same_bytes() -> None:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from model_worker.evaluate.eviction.measuring import ALL, BOUND, LEVEL, of_bank
-from model_worker.evaluate.figure import Figure, Panel, Series
+from model_worker.evaluate.figure import Figure, Panel, Point, Series
 from model_worker.evaluate.plain_table import PlainTable, plus_minus
 
 _Document = Mapping[str, Any]
@@ -72,10 +72,10 @@ def _traces(found: _Document) -> PlainTable:
 
 def eviction_figure(found: _Document) -> Figure:
     """Return the hit rate by capacity over all traces, a line for each policy; what banks can have stands apart."""
-    series: dict[str, list[tuple[float, float, float]]] = {}
+    series: dict[str, list[Point]] = {}
     for rate in found["rates"]:
         if rate["kind"] == ALL:
-            point = (100 * rate["capacity"], rate["mean"], rate["width"] or 0.0)
+            point = Point.around(100 * rate["capacity"], rate["mean"], rate["width"] or 0.0)
             series.setdefault(rate["policy"], []).append(point)
     panels = {
         "policies of banks": [spec for spec in series if of_bank(spec)],

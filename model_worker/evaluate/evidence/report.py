@@ -6,7 +6,7 @@ from typing import Any
 
 from model_worker.evaluate.evidence.collection import Collection
 from model_worker.evaluate.evidence.recall import Measured
-from model_worker.evaluate.figure import Figure, Panel, Series
+from model_worker.evaluate.figure import Figure, Panel, Point, Series
 from model_worker.evaluate.plain_table import PlainTable
 
 
@@ -22,14 +22,10 @@ def document(collections: Sequence[Collection], measured: Measured) -> dict[str,
 
 
 def recall_figure(title: str, report: Mapping[str, Any]) -> Figure:
-    """Return recall by k, a panel of each kind of question; report: a `document`.
-
-    The width of an interval is its longer side, since a share has none that is even.
-    """
-    panels: dict[str, dict[str, list[tuple[float, float, float]]]] = {}
+    """Return recall by k, a panel of each kind of question; report: a `document`."""
+    panels: dict[str, dict[str, list[Point]]] = {}
     for row in report["recall"]:
-        width = max(row["high"] - row["share"], row["share"] - row["low"])
-        panels.setdefault(row["kind"], {}).setdefault(row["way"], []).append((row["k"], row["share"], width))
+        panels.setdefault(row["kind"], {}).setdefault(row["way"], []).append(Point.of_share(row["k"], row))
     return Figure(
         title,
         "The share of questions whose evidence is among the k best passages, with 95 % intervals over questions.",

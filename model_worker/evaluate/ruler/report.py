@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from model_worker.evaluate.figure import Figure, Panel, Series
+from model_worker.evaluate.figure import Figure, Panel, Point, Series
 from model_worker.evaluate.interval import Share
 from model_worker.evaluate.plain_table import PlainTable
 from model_worker.evaluate.ruler.run import FOUND
@@ -48,15 +48,15 @@ def ruler_figure(found: _Document) -> Figure:
     rows = [row for row in found["rows"] if row["way"] != FOUND]
     panels = []
     for kind in dict.fromkeys(row["kind"] for row in rows):
-        series: dict[str, list[tuple[float, float, float]]] = {}
+        series: dict[str, list[Point]] = {}
         for tokens, way in dict.fromkeys((row["tokens"], row["way"]) for row in rows if row["kind"] == kind):
             own = _pooled([row for row in rows if row["kind"] == kind and row["tokens"] == tokens], way)
-            series.setdefault(way, []).append((tokens, (own.low + own.high) / 2, (own.high - own.low) / 2))
+            series.setdefault(way, []).append(Point.of_share(tokens, own.document()))
         panels.append(Panel(kind, [Series(way, points) for way, points in series.items()]))
     return Figure(
         f"{found['model']}: RULER's tasks by length, window {found['window']}",
-        "The middle of Wilson's 95 % interval of the share of expected strings that an answer holds, and the interval: "
-        "by the plain model, by reading what the question found again, and by recalled K-V.",
+        "The share of expected strings that an answer holds, with Wilson's 95 % interval: by the plain model, by "
+        "reading what the question found again, and by recalled K-V.",
         "tokens of the prompt",
         "share of strings",
         panels,

@@ -12,13 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model_worker.errors import InputError
-from model_worker.icae.data import PRETRAINING, JsonLines
+from model_worker.icae.data import PRETRAINING, JsonLines, is_json
 from model_worker.text_files import read_book
 from model_worker.user_text import encode_text, readable
 
 Ids = NDArray[np.int32]
 _SUFFIXES = (".txt", ".gz", ".jsonl", ".json")
-_JSON = (".jsonl", ".json")
 _KEPT = 64  # documents whose tokens are kept
 # Characters of a token at most, as a guess: of a text with more than so many for each token of a window, the beginning
 # is enough to see that it is long enough.
@@ -59,7 +58,7 @@ class Documents:
         if not files:
             raise InputError(f"no text of {', '.join(map(str, paths))} is left to train on: all of them are held out")
         for done, path in enumerate(files, 1):
-            self._places += self._of_lines(path) if path.suffix in _JSON else [self._of_book(path)]
+            self._places += self._of_lines(path) if is_json(path) else [self._of_book(path)]
             show(done, len(files))
         if not self._places:
             raise InputError(f"no text of {', '.join(map(str, paths))} has the {shortest} tokens of a window")

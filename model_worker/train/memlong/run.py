@@ -21,6 +21,7 @@ from model_worker.attachment.digest import Reader, reader_of
 from model_worker.attachment.model_names import SHIPPED
 from model_worker.attachment.model_parts import config_of, device_of, plain
 from model_worker.embed import embedder
+from model_worker.embed.spec import lasting_spec
 from model_worker.errors import InputError
 from model_worker.train.checkpoints import check_complete, make_run_folder, start_of
 from model_worker.train.drills import CopyDrill, DrillShape, FactDrill
@@ -283,7 +284,7 @@ class _Run:
     def _write(self) -> Path:
         """Write the product, and return its folder."""
         made, model = self._made, self._made.attachment.model
-        entry = made.layout.entry(made.attachment)
+        entry = {**made.layout.entry(made.attachment), "embed": lasting_spec(self._settings.embed)}
         if gates := self._learner.gate_values():  # also those that the model came with
             entry |= product.gates_entry(gates)
         made.attachment.detach()

@@ -26,7 +26,7 @@ class MemlongTraining(Settings):
         tuple[Path, ...],
         Field(min_length=1),
         described(
-            "Texts to train on, several times: a text (.txt, .gz), JSONL with `text`, or a folder of these.",
+            "Texts to train on, several times: a text (.txt), JSONL with `text`, a .gz of one, or a folder of these.",
             panel=_DATA,
         ),
     ]

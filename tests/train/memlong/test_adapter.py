@@ -14,8 +14,10 @@ from model_worker.attaching import attach
 from model_worker.attachment.adapter import ENTRY, WEIGHTS
 from model_worker.attachment.digest import reader_of
 from model_worker.attachment.loading import load_model
+from model_worker.embed import embedder
 from model_worker.errors import BankMismatch, InputError, ModelNotFound
 from model_worker.model import MemoryModel
+from model_worker.session.folder import read_session
 from model_worker.train.checkpoints import checkpoints
 from model_worker.train.memlong.run import train_memlong
 from model_worker.train.memlong.settings import MemlongTraining
@@ -37,7 +39,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run")
-    report = train(folder / "run", texts(folder), steps=4, lr=1e-2, save_every=2, **LORA)
+    report = train(folder / "run", texts(folder), steps=4, lr=1e-2, save_every=2, **LORA, embed="lexical:d=256")
     return Path(report.product)
 
 
@@ -103,8 +105,8 @@ def test_one_option_loads_it_and_the_bank_of_the_plain_model_is_refused(
             before, parts = model.attachment.reader.digest, model.attachment.reader.parts
         with pytest.raises(BankMismatch, match=r"was written by another model .*; adapter differ"):
             MemoryModel.from_pretrained(base, memory=client, bank=name, adapter=adapter, embed="lexical")
-        trained = MemoryModel.from_pretrained(base, memory=client, bank="its own", adapter=adapter, embed="lexical")
-        with trained as model:
+        with MemoryModel.from_pretrained(base, memory=client, bank="its own", adapter=adapter) as model:
+            assert model.memory.embedder.digest == embedder("lexical:d=256").digest
             plan, reader = model.attachment.plan, model.attachment.reader
             assert (plan.mode, plan.positions) == ("memlong", "near:32")
             assert (plan.memory_layers, plan.retrieval_layers) == ((1,), (1, 3))
@@ -178,8 +180,45 @@ def test_an_adapter_that_is_none_or_another_models_is_one_line(base: Path, adapt
         with pytest.raises(kind, match=said) as raised:
             load_model(model, adapter=given)
         assert "\n" not in str(raised.value)
-    ended = command.run(
-        *(command.application(), "eval", "ppl", tmp_path / "no.txt", "--model", other, "--adapter", adapter)
-    )
-    assert ended.exit_code != 0
-    assert "Traceback" not in ended.output
+
+
+@pytest.mark.parametrize(
+    "words", ["layers", "eval ppl", "eval compression", "eval passkey", "eval decoding", "eval facts"]
+)
+def test_commands_that_measure_a_model_take_it(base: Path, words: str, tmp_path: Path) -> None:
+    missing = tmp_path / "missing"
+    ended = command.run(command.application(), *words.split(), "--model", base, "--adapter", missing)
+    assert (ended.exit_code, ended.stderr) == (1, f"kvbank: there is no adapter folder '{missing}'\n")
+
+
+def test_layers_are_measured_with_it(base: Path, adapter: Path) -> None:
+    measure = ("layers", "--model", base, "--span", 16, "--trials", 1, "--json")
+    ended = [command.run(command.application(), *measure, *more) for more in ((), ("--adapter", adapter))]
+    plain, adapted = (json.loads(each.stdout)["loss_without_memory"] for each in ended)
+    assert plain != adapted
+
+
+def test_a_chat_session_goes_on_with_its_adapter_and_refuses_another_one(
+    base: Path, adapter: Path, tmp_path: Path
+) -> None:
+    def chat(*more: object) -> command.Ended:
+        own = ("--sessions", tmp_path / "sessions", "--memory", tmp_path / "memory", "--max-new-tokens", 1)
+        return command.run(command.application(), "chat", *own, *more, stdin="w3 w4\n")
+
+    begun = chat("--model", base, "--adapter", adapter)
+    assert begun.exit_code == 0, begun.stderr
+    assert read_session(tmp_path / "sessions", "default")[0].adapter == str(adapter)
+    again = chat()
+    assert again.exit_code == 0, again.stderr
+    other = Path(train(tmp_path / "run", texts(tmp_path), steps=1, lr=1e-2, save_every=1, **LORA).product)
+    refused = chat("--adapter", other)
+    assert (refused.exit_code, refused.stderr.count("\n")) == (1, 1), refused.stderr
+    assert f"was begun with model {base} and adapter {adapter} (" in refused.stderr
+    assert f"this one is with adapter {other} (" in refused.stderr
+    plain = ("-s", "plain", "--window", 64, "--top-k", 1)  # the base, which was made for no memory, has long chunks
+    assert chat(*plain, "--model", base).exit_code == 0
+    refused = chat(*plain, "--adapter", adapter)
+    assert f"was begun with model {base} and no adapter (" in refused.stderr
+    forked = command.run(command.application(), *"session fork default new --sessions".split(), tmp_path / "sessions")
+    assert forked.exit_code == 0, forked.stderr
+    assert chat("-s", "new").exit_code == 0
