@@ -4,6 +4,7 @@ has allowed it, and says why an address cannot be had before gRPC, which only pr
 
 import ipaddress
 import os
+import shlex
 import socket
 from pathlib import Path
 
@@ -23,6 +24,17 @@ def check(settings: Settings) -> None:
         if not (settings.insecure or settings.tls_cert or is_own(address)):
             text = f"{address} can be reached by others: give the service a certificate (--tls-cert, --tls-key)"
             raise StartError(f"{text}, listen on 127.0.0.1 or a unix socket, or allow it as it is by --insecure")
+
+
+def check_keys(settings: Settings, there_are_keys: bool) -> None:
+    """Refuse an address that others can reach where neither a key nor a certificate says who they are. Errors:
+    StartError."""
+    if settings.insecure or there_are_keys or settings.tls_client_ca:
+        return
+    for address in filter(None, (settings.listen, settings.metrics_listen)):
+        if not is_own(address):
+            text = f"{address} can be reached by others, and there is no key yet: make one with"
+            raise StartError(f"{text} `kvbank key create --role operator --memory {shlex.quote(str(settings.data))}`")
 
 
 def is_own(address: str) -> bool:

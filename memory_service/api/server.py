@@ -86,6 +86,7 @@ class Server:
         self._engine = open_engine(settings, self._metrics, largest_id, clock, limits=limits, pauses=pauses)
         with ExitStack() as opened:
             opened.callback(self._engine.close)
+            listen.check_keys(settings, self._engine.access.has_keys())
             with explaining(settings.data):
                 staging = self._engine.objects.staging
                 self.same_host = SameHost(settings.data, staging) if settings.same_host and staging else None

@@ -21,6 +21,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+import kvbank
 from memory_service.api import http_port
 from memory_service.api.embedded import LocalServer
 from memory_service.domain.errors import StartError
@@ -289,6 +290,8 @@ def test_what_others_can_reach_needs_tls(tmp_path: Path, authority: Authority, a
     for settings in ({"listen": address}, {"metrics_listen": address}):
         with pytest.raises(StartError, match=r"can be reached by others.*--tls-cert, --tls-key.*--insecure"):
             LocalServer(tmp_path / "data", **settings)
+    with kvbank.connect(tmp_path / "data") as owner:
+        owner.access.create_key("operator")
     with LocalServer(tmp_path / "data", address, **authority.settings()) as server, health(server, authority):
         pass
 

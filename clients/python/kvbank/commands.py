@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 import kvbank
-from kvbank._cli import bank
+from kvbank._cli import bank, key, tenant
 from kvbank._cli.ping import ping
 from kvbank._cli.stats import compact, stats
 from kvbank._cli.top import top
@@ -41,6 +41,8 @@ def application(parts: Iterable[EntryPoint] | None = None) -> typer.Typer:
     app.callback()(_root)
     app.command()(ping)
     app.add_typer(bank.app, name="bank")
+    app.add_typer(key.app, name="key")
+    app.add_typer(tenant.app, name="tenant")
     app.command()(stats)
     app.command()(compact)
     app.command()(top)

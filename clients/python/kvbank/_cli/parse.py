@@ -17,32 +17,41 @@ if TYPE_CHECKING:
 
 _WHOLE = re.compile(r"-?(0|[1-9][0-9]{0,400})")
 _NUMBER = re.compile(r"-?(0|[1-9][0-9]{0,400})(\.[0-9]{1,400})?([eE][+-]?[0-9]{1,4})?")
-_BOUND = re.compile(r"(chunks|tokens|bytes)=(.+)")
+_BOUND = re.compile(r"(banks|chunks|tokens|bytes)=(.+)")
+_UNITS = ("chunks", "tokens", "bytes")
 
 
 def capacity(text: str) -> kvbank.Capacity | None:
     """Read a capacity, such as "tokens=1M"; None for "none"."""
-    return None if text == "none" else kvbank.Capacity(**_bounds(text))
+    return None if text == "none" else kvbank.Capacity(**_bounds(text, _UNITS))
 
 
 def quota(text: str) -> kvbank.Quota | None:
     """Read a quota, such as "chunks=10k,bytes=2GiB"; None for "none"."""
-    return None if text == "none" else kvbank.Quota(**_bounds(text))
+    return None if text == "none" else kvbank.Quota(**_bounds(text, _UNITS))
+
+
+def tenant_quota(text: str) -> kvbank.TenantQuota | None:
+    """Read the quota of a tenant, such as "banks=10,bytes=2GiB"; None for "none"."""
+    return None if text == "none" else kvbank.TenantQuota(**_bounds(text, ("banks", *_UNITS)))
 
 
 def expiry(text: str, renew: bool) -> kvbank.Expiry | None:
     """Read an expiry, such as "90s", "15m", "12h", "30d" or "2w"; None for "never"."""
-    if text == "never":
-        return None
+    return None if text == "never" else kvbank.Expiry(span(text, ", or never"), renew)
+
+
+def span(text: str, otherwise: str = "") -> timedelta:
+    """Read a span of time, such as "90s", "15m", "12h", "30d" or "2w". otherwise: what an error says besides of what
+    is taken."""
     try:
         if text[-1:].isdigit():
             raise ValueError("days or seconds?")
-        span = timedelta(seconds=quantities.seconds(text))
+        return timedelta(seconds=quantities.seconds(text))
     except ValueError:
-        raise typer.BadParameter(f"{text!r} is not a time such as 90s, 15m, 12h, 30d, 2w, or never") from None
+        raise typer.BadParameter(f"{text!r} is not a time such as 90s, 15m, 12h, 30d, 2w{otherwise}") from None
     except OverflowError:
         raise typer.BadParameter(f"{text!r} is longer than a calendar") from None
-    return kvbank.Expiry(span, renew)
 
 
 def metadata(pairs: Sequence[str]) -> "dict[str, Scalar]":
@@ -96,12 +105,12 @@ def layers(text: str) -> list[int]:
     return [int(layer) for layer in text.split(",")]
 
 
-def _bounds(text: str) -> dict[str, int]:
+def _bounds(text: str, units: Sequence[str]) -> dict[str, int]:
     bounds: dict[str, int] = {}
     for part in text.split(","):
         match = _BOUND.fullmatch(part)
         try:
-            if match is None or match[1] in bounds:
+            if match is None or match[1] not in units or match[1] in bounds:
                 raise ValueError("no bound, or the second one of a kind")
             bounds[match[1]] = quantities.amount(match[2])
         except ValueError:

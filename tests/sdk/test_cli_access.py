@@ -1,0 +1,114 @@
+"""The commands of keys and tenants, against a real service."""
+
+import io
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from memory_service.api.embedded import LocalServer
+
+Run = Callable[..., Any]
+
+
+@pytest.fixture
+def keyed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Run) -> Iterator[Path]:
+    """Serve a folder whose first key is in a file, and let commands go by both; give the file."""
+    server = LocalServer(tmp_path / "data", durability="os")
+    monkeypatch.setenv("KVBANK_MEMORY", server.address)
+    file = tmp_path / "operator"
+    ended = run("key", "create", "--role", "operator", "--out", str(file))
+    assert (ended.returncode, ended.stderr) == (0, "")
+    monkeypatch.setenv("KVBANK_API_KEY", f"@{file}")
+    yield file
+    server.stop()
+
+
+def made(run: Run, *words: str) -> dict[str, Any]:
+    ended = run("key", "create", *words, "--json")
+    assert ended.returncode == 0, ended.stderr
+    found: dict[str, Any] = json.loads(ended.stdout)
+    return found
+
+
+def listed(run: Run) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads(run("key", "ls", "--json").stdout)
+    return found
+
+
+def test_a_key_goes_to_a_private_file_or_is_printed_once(keyed: Path, run: Run, tmp_path: Path) -> None:
+    secret = keyed.read_text().strip()
+    assert keyed.stat().st_mode & 0o777 == 0o600
+    ended = run("key", "create", "--role", "read", "--bank", "team-*", "--bank", "own", "--ttl", "30d")
+    assert "kvb_" in ended.stdout
+    assert "kvb_" not in ended.stderr
+    assert "shown only now" in ended.stderr
+    shown = ended.stdout.split()[1]
+    assert run("key", "ls").stdout.count("kvb_") == 0
+    assert [key["banks"] for key in listed(run)] == [["*"], ["team-*", "own"]]
+    assert not any(shown[-32:] in json.dumps(key) or secret[-32:] in json.dumps(key) for key in listed(run))
+    taken = run("key", "create", "--role", "read", "--out", str(keyed))
+    assert (taken.returncode, taken.stdout) == (1, "")
+    assert keyed.read_text().strip() == secret
+    nowhere = run("key", "create", "--role", "read", "--out", str(tmp_path / "no" / "key"))
+    assert nowhere.returncode == 1
+    assert len(listed(run)) == 2
+    refused = run("key", "create", "--role", "read", "--tenant", "nobody", "--out", str(tmp_path / "key"))
+    assert (refused.returncode, refused.stderr) == (1, "kvbank: there is no tenant 'nobody'\n")
+    assert not (tmp_path / "key").exists()
+
+
+def test_commands_go_by_the_key_that_they_are_given(keyed: Path, run: Run, tmp_path: Path) -> None:
+    reader = made(run, "--role", "read")["secret"]
+    (tmp_path / "reader").write_text(f"{reader}\n")
+    for words in (("bank", "ls"), ("ping",), ("stats",), ("top", "--once", "--interval", "0.1")):
+        assert run(*words, "--api-key", reader).returncode == 0, words
+        assert run(*words, "--api-key", f"@{tmp_path / 'reader'}").returncode == 0, words
+        wrong = run(*words, "--api-key", f"{reader}x")
+        assert (wrong.returncode, wrong.stderr) == (1, "kvbank: the call needs a key that is valid here\n"), words
+    assert run("bank", "ls").returncode == 1  # the operator's key, of the variable
+    bad = run("bank", "ls", "--api-key", "two secret words")
+    assert bad.returncode == 1
+    assert "secret words" not in bad.stdout + bad.stderr
+    assert run("compact", "--api-key", reader).returncode == 1
+    assert run("compact").returncode == 0
+
+
+def test_a_key_is_revoked_and_rotated_after_a_question(keyed: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = made(run, "--role", "read")
+    monkeypatch.setattr("sys.stdin", io.StringIO("n\nn\n"))
+    for words in (("revoke", first["key_id"]), ("rotate", first["key_id"])):
+        assert run("key", *words).returncode == 1
+    assert run("ping", "--api-key", first["secret"]).returncode == 0
+    later = json.loads(run("key", "rotate", first["key_id"], "--overlap", "1h", "--json").stdout)
+    for secret in (first["secret"], later["secret"]):
+        assert run("ping", "--api-key", secret).returncode == 0
+    now = json.loads(run("key", "rotate", later["key_id"], "--yes", "--json").stdout)
+    assert run("ping", "--api-key", later["secret"]).returncode == 1
+    assert run("key", "revoke", now["key_id"], "--yes").stdout == f"revoked {now['key_id']} (read of default)\n"
+    assert run("ping", "--api-key", now["secret"]).returncode == 1
+    assert [line.split()[-1] for line in run("key", "ls").stdout.splitlines()[-2:]] == ["revoked", "revoked"]
+    unknown = run("key", "revoke", "unknown", "--yes")
+    assert (unknown.returncode, unknown.stderr) == (1, "kvbank: there is no key 'unknown'\n")
+
+
+def test_tenants_are_made_bounded_and_deleted(keyed: Path, run: Run) -> None:
+    assert run("tenant", "create", "red", "--quota", "banks=1,bytes=2GiB").returncode == 0
+    admin = made(run, "--role", "admin", "--tenant", "red")["secret"]
+    create = ("bank", "create", "--embedder", "e", "--dimension", "4", "--api-key", admin)
+    assert run(*create, "first").returncode == 0
+    assert run(*create, "second").returncode == 1
+    assert run("tenant", "quota", "red", "banks=2").returncode == 0
+    assert run(*create, "second").returncode == 0
+    default, red = json.loads(run("tenant", "ls", "--json").stdout)
+    assert (default["name"], red["name"], red["usage"]["banks"], red["quota"]["banks"]) == ("default", "red", 2, 2)
+    assert "banks 2" in run("tenant", "ls").stdout
+    kept = run("tenant", "rm", "red", "--yes")
+    assert kept.returncode == 1
+    assert "has 2 banks" in kept.stderr
+    assert run("tenant", "rm", "red", "--force", "--yes").stdout == "deleted red, 2 banks\n"
+    assert run("ping", "--api-key", admin).returncode == 1
+    for quota in ("banks", "banks=0x1", "banks=1,banks=2", "seconds=1", "banks=0"):
+        assert run("tenant", "create", "blue", "--quota", quota).returncode in (1, 2), quota
