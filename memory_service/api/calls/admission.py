@@ -53,6 +53,16 @@ class Admission:
             raise right_missing(method, right or "none")
         return caller
 
+    def knows(self, metadata: Iterable[tuple[str, str | bytes]]) -> bool:
+        """Tell whether the caller of a call can be told at once, without the records and a pause."""
+        if not self._verifier.needed:
+            return True
+        try:
+            credential = credentials.of(metadata)
+        except ServiceError:
+            return False
+        return bool(credential) and self._verifier.known(credential) is not None
+
     async def caller(self, metadata: Iterable[tuple[str, str | bytes]], peer: str) -> Caller:
         """Return the caller of a call. Errors: UNAUTHENTICATED, NOT_SERVING."""
         if not self._verifier.needed and (self._insecure or peers.is_local(peer)):
