@@ -15,6 +15,7 @@ from kvbank.files import private
 from kvbank.v1 import access_pb2, service_pb2
 from kvbank.wire import addresses
 from memory_service.access.keys import Keys
+from memory_service.access.rates import Rates
 from memory_service.access.tenants import Tenants
 from memory_service.access.verifier import Verifier
 from memory_service.api import health, listen
@@ -30,7 +31,6 @@ from memory_service.api.http_endpoint import Endpoint
 from memory_service.api.local_socket import Call, DirectCalls
 from memory_service.api.same_host import FORGOTTEN_S, SameHost
 from memory_service.api.service import MemoryService
-from memory_service.api.stats import Stats
 from memory_service.api.tls.expiry import Expiry
 from memory_service.api.tls.identity import Files
 from memory_service.api.tls.serving import Tls
@@ -103,13 +103,13 @@ class Server:
             opened.pop_all()
         self._threads = StorageThreads(settings.storage_threads)
         records, clock = self._engine.access, self._engine.store.clock
-        verifier = Verifier(records, clock, limits.key_believed_s)
-        self._admission = Admission(verifier, settings.insecure, limits)
-        stats = Stats(self.banks, settings, self._metrics)
+        rates = Rates(clock.now_us)
+        verifier = Verifier(records, clock, rates, limits.key_believed_s)
+        self._admission = Admission(verifier, rates, settings.insecure, limits)
         self._service = MemoryService(
-            self.banks, settings, self._threads, stats, self._metrics, self.same_host, limits, pauses
+            self.banks, settings, self._threads, rates, self._metrics, self.same_host, limits, pauses
         )
-        keys, tenants = Keys(records, clock, verifier), Tenants(records, verifier)
+        keys, tenants = Keys(records, clock, verifier), Tenants(records, verifier, rates)
         self._access = AccessService(self._service.handling, keys, tenants)
         self._observer = Observer(self._metrics, self._audit)
         self._calls = Calls()

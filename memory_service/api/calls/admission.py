@@ -14,6 +14,7 @@ from contextlib import asynccontextmanager
 from typing import NoReturn
 
 from memory_service.access import credentials, peers
+from memory_service.access.rates import Rates
 from memory_service.access.verifier import Verifier
 from memory_service.api.calls.fairness import FairTurns, Owner
 from memory_service.api.calls.running import Calls
@@ -32,10 +33,10 @@ _log = logging.getLogger(__name__)
 class Admission:
     """Tells who makes each call, and refuses those who may not."""
 
-    def __init__(self, verifier: Verifier, insecure: bool, limits: Limits) -> None:
-        """Go by the keys that `verifier` knows. insecure: whether callers from anywhere are let in as long as the store
-        has no key."""
-        self._verifier, self._insecure, self._limits = verifier, insecure, limits
+    def __init__(self, verifier: Verifier, rates: Rates, insecure: bool, limits: Limits) -> None:
+        """Go by the keys that `verifier` knows, and by the rates of tenants. insecure: whether callers from anywhere
+        are let in as long as the store has no key."""
+        self._verifier, self._rates, self._insecure, self._limits = verifier, rates, insecure, limits
         self._failures = Repeating()
         self._turns = FairTurns(_TURNS)
         self._waiting = 0
@@ -44,10 +45,12 @@ class Admission:
 
     async def admit(self, method: str, metadata: Iterable[tuple[str, str | bytes]], peer: str) -> Caller:
         """Return the caller of the running request, who may make it, and note it in the request. Errors:
-        UNAUTHENTICATED, PERMISSION_DENIED, NOT_SERVING."""
+        UNAUTHENTICATED, PERMISSION_DENIED, RATE_EXCEEDED, NOT_SERVING."""
         caller = await self.caller(metadata, peer)
         if request := requests.current():
             request.caller = caller
+        if not caller.is_owner:
+            self._rates.count(caller.tenant)
         right = RIGHTS.get(method)
         if right is None or not caller.may(right):
             raise right_missing(method, right or "none")

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 _WHOLE = re.compile(r"-?(0|[1-9][0-9]{0,400})")
 _NUMBER = re.compile(r"-?(0|[1-9][0-9]{0,400})(\.[0-9]{1,400})?([eE][+-]?[0-9]{1,4})?")
-_BOUND = re.compile(r"(banks|chunks|tokens|bytes)=(.+)")
+_BOUND = re.compile(r"(banks|chunks|tokens|bytes|calls)=(.+)")
 _UNITS = ("chunks", "tokens", "bytes")
 
 
@@ -33,7 +33,7 @@ def quota(text: str) -> kvbank.Quota | None:
 
 def tenant_quota(text: str) -> kvbank.TenantQuota | None:
     """Read the quota of a tenant, such as "banks=10,bytes=2GiB"; None for "none"."""
-    return None if text == "none" else kvbank.TenantQuota(**_bounds(text, ("banks", *_UNITS)))
+    return None if text == "none" else kvbank.TenantQuota(**_bounds(text, ("banks", *_UNITS, "calls")))
 
 
 def expiry(text: str, renew: bool) -> kvbank.Expiry | None:

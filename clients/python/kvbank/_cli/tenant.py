@@ -13,7 +13,7 @@ from kvbank.console.output import print_json, print_line, printable
 from kvbank.console.table import Column, print_table
 
 _TENANTS = (Column("name", "name"), *map(Column, ("banks", "chunks", "tokens", "bytes")), Column("quota", "word"))
-_QUOTA = "Some of banks=N,chunks=N,tokens=N,bytes=N (10k, 2GiB), or none."
+_QUOTA = "Some of banks=N,chunks=N,tokens=N,bytes=N (10k, 2GiB), calls=N (a second), or none."
 
 Name = Annotated[str, typer.Argument(help="Name of the tenant.")]
 
@@ -30,7 +30,7 @@ def create_tenant(
 ) -> None:
     """Make a tenant, which has no banks and no keys yet; `kvbank key create --tenant` makes the keys.
 
-    Example: kvbank tenant create research --quota banks=20,bytes=50GiB
+    Example: kvbank tenant create research --quota banks=20,bytes=50GiB,calls=200
     """
     bounds = parse.tenant_quota(quota)
     with service.connect() as client:
