@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import grpc
 from grpc_health.v1 import health
 
+from memory_service.access.certificates import SAN
 from memory_service.api.calls import running
 from memory_service.api.calls.admission import Admission
 from memory_service.api.calls.running import Calls
@@ -110,7 +111,8 @@ class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         """Tell whether the caller of the running call may make it; else the call ends with an error that says so."""
         try:
             metadata = context.invocation_metadata() or ()
-            caller = await self._admission.admit(method, metadata, context.peer())
+            names = _names(context) if self._admission.knows_certificates else ()
+            caller = await self._admission.admit(method, metadata, context.peer(), names)
         except Exception as error:
             running.refuse(context, to_service_error(error))
             return False
@@ -128,6 +130,11 @@ async def _written(inner: Any, messages: Any, context: Any) -> None:
     async with aclosing(inner(messages, context)) as answers:
         async for answer in answers:
             await context.write(answer)
+
+
+def _names(context: Any) -> list[str]:
+    """Return the names in the certificate that the caller has shown and that TLS has checked."""
+    return [name.decode(errors="replace") for name in context.auth_context().get(SAN, ())]
 
 
 def _code(context: Any, error: BaseException | None) -> str:
