@@ -27,6 +27,7 @@ _WIDTH = 180  # columns of the table where the output is not a terminal
 ROWS = {
     "same_host_fetch": "same_host_fetch",
     "keyed_call": "keyed_call",
+    "tls": "tls",
     "retrieve_same_host": "retrieve",
     "retrieve_network": "retrieve",
     "durable_write": "durable_write",
