@@ -77,7 +77,7 @@ _COLUMNS = (
 )
 
 
-def _row(found: kvbank.BankStats) -> tuple[str, ...]:
+def _row(found: "kvbank.BankStats") -> tuple[str, ...]:
     bank, index = found.bank, found.index
     return (
         bank.name,

@@ -93,20 +93,20 @@ def remove_tenant(
         print_line(f"deleted {name}, {banks} banks")
 
 
-def _answer(tenant: kvbank.Tenant, as_json: bool) -> None:
+def _answer(tenant: "kvbank.Tenant", as_json: bool) -> None:
     if as_json:
         print_json(asdict(tenant))
     else:
         print_table(_TENANTS, [_row(tenant)])
 
 
-def _row(tenant: kvbank.Tenant) -> tuple[str, ...]:
+def _row(tenant: "kvbank.Tenant") -> tuple[str, ...]:
     usage = tenant.usage
     counts = (f"{count:,}" for count in (usage.banks, usage.chunks, usage.tokens))
     return (tenant.name, *counts, common.size(usage.bytes), _bounds(tenant.quota))
 
 
-def _bounds(quota: kvbank.TenantQuota) -> str:
+def _bounds(quota: "kvbank.TenantQuota") -> str:
     """Write a quota for people, such as "banks 20, bytes 50.0 GiB"."""
     given = {unit: bound for unit, bound in asdict(quota).items() if bound is not None}
     written = (f"{unit} {common.size(bound) if unit == 'bytes' else f'{bound:,}'}" for unit, bound in given.items())
