@@ -8,6 +8,8 @@ STAMP := $(VENV)/.installed
 # Processes that share the quick tests: more than two cores have, because many tests wait for a disk, a clock or a
 # process. One that has done its share takes of another's (worksteal): by files the longest would run last, alone.
 JOBS ?= 3
+# What is imported is compiled once, and not by each of the hundred processes that tests start.
+test test-slow torture: export PYTHONDONTWRITEBYTECODE =
 
 .PHONY: demo models test test-slow torture torture-workers check audit proto landed pictures bench bench-quick bench-peers help
 

@@ -26,6 +26,8 @@ _WIDTH = 180  # columns of the table where the output is not a terminal
 # Each row with the module that measures it, in the order in which they run.
 ROWS = {
     "same_host_fetch": "same_host_fetch",
+    "keyed_call": "keyed_call",
+    "tls": "tls",
     "retrieve_same_host": "retrieve",
     "retrieve_network": "retrieve",
     "durable_write": "durable_write",

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from kvbank.console.quantities import COUNT, SIZE, TIME, Quantity
 
@@ -44,6 +44,11 @@ def _whole(path: str) -> str:
     return path and os.path.abspath(path)
 
 
+def _parts(value: Any) -> Any:
+    """Return the parts of a variable that has several values; what is no text stays as it is."""
+    return [part for part in value.split(",") if part] if isinstance(value, str) else value
+
+
 Size = Annotated[int, _read(SIZE), SIZE]
 Count = Annotated[int, _read(COUNT), COUNT]
 Seconds = Annotated[float, _read(TIME), TIME, Field(allow_inf_nan=False)]
@@ -72,7 +77,12 @@ class Settings(BaseSettings):
     tls_client_ca: Annotated[str, AfterValidator(_whole)] = Field(
         "", description="File of the authorities (PEM) of which clients must have a certificate; no need where empty."
     )
-    insecure: bool = Field(False, description="Allow addresses that others can reach without TLS.")
+    tls_client: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_parts)] = Field(
+        (),
+        description="SAN=TENANT:ROLE: what a client may do whose certificate has this name; may be given several "
+        "times, in the variable with commas in between.",
+    )
+    insecure: bool = Field(False, description="Allow addresses that others can reach without TLS or without a key.")
     same_host: bool = Field(
         False,
         description="Let clients of this user read payload files and stage their own; on a unix socket only.",

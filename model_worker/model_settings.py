@@ -70,6 +70,8 @@ class ModelSettings(MemorySettings):
         trained = made_for if asked_mode == made_for.get("mode") else {}
         if "embed" in trained and {**given, **asked}.get("embedder") is None:
             found = replace(found, embedder=trained["embed"])
+        if found.min_score is None and "min_score" in trained and _is_named(found.embedder, trained.get("embed")):
+            found = replace(found, min_score=trained["min_score"])
         return replace(
             found,
             chunk=chunk,
@@ -106,6 +108,12 @@ def check_options(options: Mapping[str, Any]) -> None:
 
 def _fields_of(settings: MemorySettings) -> dict[str, Any]:
     return {field.name: getattr(settings, field.name) for field in fields(settings)}
+
+
+def _is_named(given: Any, spec: str | None) -> bool:
+    """Tell whether an embedder is the one of a spec: scores of another one have another scale."""
+    digest: str = given.digest
+    return spec is not None and digest == embedder(spec).digest
 
 
 def _local(name: str, value: Any) -> None:

@@ -1,6 +1,7 @@
 """The other end of a connection, as gRPC names it ("ipv4:127.0.0.1:4711", "ipv6:%5B::1%5D:4711", "unix:..."). This file
 owns which callers are on this machine, and which count as one host."""
 
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from urllib.parse import unquote
 
@@ -24,6 +25,7 @@ def host(peer: str) -> str:
     return peer.partition(":")[0] if address is None else str(address)
 
 
+@lru_cache(1024)
 def _address(peer: str) -> IPv4Address | IPv6Address | None:
     """Return the address of a caller; None where that is none of IP."""
     _, _, rest = unquote(peer).partition(":")

@@ -4,20 +4,22 @@ Methods block and are called from storage threads.
 """
 
 from collections.abc import Iterator
+from dataclasses import asdict
 
+from memory_service.access.rates import Rates
 from memory_service.access.verifier import Verifier
 from memory_service.domain import validate
 from memory_service.domain.access import Caller
 from memory_service.domain.errors import invalid
-from memory_service.domain.tenants import TENANT_UNITS, Tenant, TenantQuota, TenantUsage
+from memory_service.domain.tenants import Tenant, TenantQuota, TenantUsage
 from memory_service.storage.base import AccessRecords
 
 
 class Tenants:
     """Manages the tenants for callers that were found to be operators."""
 
-    def __init__(self, records: AccessRecords, verifier: Verifier) -> None:
-        self._records, self._verifier = records, verifier
+    def __init__(self, records: AccessRecords, verifier: Verifier, rates: Rates) -> None:
+        self._records, self._verifier, self._rates = records, verifier, rates
 
     def create(self, name: str, quota: TenantQuota) -> Tenant:
         """Make a tenant without banks and keys. Errors: INVALID_FIELD, TENANT_EXISTS, DISK_FULL."""
@@ -36,7 +38,11 @@ class Tenants:
     def set_quota(self, name: str, quota: TenantQuota) -> Tenant:
         """Replace the whole quota of a tenant, and return the tenant. Errors: INVALID_FIELD, TENANT_NOT_FOUND."""
         _check(quota)
-        return self._records.set_tenant_quota(name, quota)
+        changed = self._records.set_tenant_quota(name, quota)
+        # In this order, so that no key that is being verified brings the old quota back.
+        self._verifier.forget()
+        self._rates.learn(name, quota.calls)
+        return changed
 
     def delete(self, caller: Caller, name: str, force: bool) -> int:
         """Delete a tenant with its keys, and return how many banks went with it. force: also where it has banks. A
@@ -47,10 +53,11 @@ class Tenants:
         banks = self._records.tenant_usage(name).banks
         self._records.drop_tenant(name, force=force)
         self._verifier.forget()
+        self._rates.learn(name, 0)
         return banks
 
 
 def _check(quota: TenantQuota) -> None:
     """Check that a quota has no negative bound. Errors: INVALID_FIELD."""
-    if min(getattr(quota, unit) for unit in TENANT_UNITS) < 0:
+    if min(asdict(quota).values()) < 0:
         raise invalid("quota", "must not be negative; 0 means unbounded")

@@ -1,5 +1,6 @@
 """The check of keys against the records. This file owns that a key which was verified is believed for a minute at most,
-so that a revocation takes effect within that, and that all keys which are not valid are refused alike.
+so that a revocation takes effect within that, that the quota of calls of its tenant is as fresh, and that all keys
+which are not valid are refused alike.
 
 Threads share a verifier. `known` touches no disk; the others block.
 """
@@ -13,8 +14,10 @@ from hmac import compare_digest
 from typing import NamedTuple
 
 from memory_service.access import secret
+from memory_service.access.rates import Rates
 from memory_service.domain.access import ApiKey, Caller
 from memory_service.domain.clock import SECOND, Clock
+from memory_service.domain.errors import ServiceError
 from memory_service.observe.seldom import Repeating
 from memory_service.storage.base import AccessRecords
 
@@ -38,13 +41,14 @@ class _Verified(NamedTuple):
 class Verifier:
     """Tells callers by their keys, and whether a key is needed at all."""
 
-    def __init__(self, records: AccessRecords, clock: Clock, remembered_s: float) -> None:
-        """Check keys against `records`. remembered_s: the seconds for which a verified key is believed."""
-        self._records, self._clock, self._remembered = records, clock, remembered_s
+    def __init__(self, records: AccessRecords, clock: Clock, rates: Rates, remembered_s: float) -> None:
+        """Check keys against `records`. rates: learn the quotas of the tenants whose keys are verified. remembered_s:
+        the seconds for which a verified key is believed."""
+        self._records, self._clock, self._rates, self._remembered = records, clock, rates, remembered_s
         # By the hash of the whole key, so that no key lies in memory for longer than its call.
         self._known: OrderedDict[bytes, _Verified] = OrderedDict()
         self._lock = threading.Lock()
-        # How often keys have changed: what was read of a key before the last change is not remembered.
+        # How often keys or quotas have changed: what was read of a key before the last change is not remembered.
         self._changes = 0
         self._failures = Repeating()
         # Whether the store has a key, valid or not. A store that had one never opens again by itself.
@@ -69,13 +73,12 @@ class Verifier:
         same = compare_digest(presented.sha256, _NO_SECRET if key is None else key.secret_sha256)
         if key is None or not same or not key.valid(self._clock.now_us()):
             return None
-        self._remember(credential, key, changes)
-        return key.caller()
+        return key.caller() if self._learned(key, changes, credential) else None
 
     def valid(self, key_id: str) -> bool:
-        """Tell whether a key of this id is still taken. Errors: those of the storage."""
-        key = self._records.key(key_id)
-        return key is not None and key.valid(self._clock.now_us())
+        """Tell whether a key of this id, which was verified before, is still taken. Errors: those of the storage."""
+        changes, key = self._changes, self._records.key(key_id)
+        return key is not None and key.valid(self._clock.now_us()) and self._learned(key, changes)
 
     def note_use(self, key_id: str) -> None:
         """Write down that a key was used, at most once a minute; where that fails, nothing but the note is lost."""
@@ -87,19 +90,32 @@ class Verifier:
             self._failures.error(_log, error, "cannot note that a key was used")
 
     def forget(self) -> None:
-        """Believe no key any more that was verified before, because some have changed."""
+        """Believe no key any more that was verified before, because some have changed, or a quota has."""
         with self._lock:
             self._changes += 1
             self._known.clear()
 
-    def _remember(self, credential: str, key: ApiKey, changes: int) -> None:
+    def _learned(self, key: ApiKey, changes: int, credential: str = "") -> bool:
+        """Learn the quota of the tenant of a valid key, and remember the key by its credential, if that is given,
+        unless something has changed since; return False where there is no such tenant any more."""
+        try:
+            rate = self._records.tenant(key.tenant).quota.calls
+        except ServiceError as error:
+            if error.reason != "TENANT_NOT_FOUND":
+                raise
+            return False
         with self._lock:
-            if changes != self._changes:
-                return
-            self._known[_hash(credential)] = _Verified(key.caller(), key.ends, time.monotonic() + self._remembered)
-            self._known.move_to_end(_hash(credential))
-            while len(self._known) > _MOST_REMEMBERED:
-                self._known.popitem(last=False)
+            if changes == self._changes:
+                self._rates.learn(key.tenant, rate)
+                if credential:
+                    self._remember(credential, key)
+        return True
+
+    def _remember(self, credential: str, key: ApiKey) -> None:
+        self._known[_hash(credential)] = _Verified(key.caller(), key.ends, time.monotonic() + self._remembered)
+        self._known.move_to_end(_hash(credential))
+        while len(self._known) > _MOST_REMEMBERED:
+            self._known.popitem(last=False)
 
 
 def _hash(credential: str) -> bytes:

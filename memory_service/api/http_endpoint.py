@@ -34,16 +34,16 @@ class Answer(NamedTuple):
 
 class Head(NamedTuple):
     """What a request says before its body, and who makes it. headers: in their order, by names in small letters. peer:
-    the other end of the connection, as gRPC names it. certified: whether the caller has shown a certificate that was
-    checked."""
+    the other end of the connection, as gRPC names it. names: those in the certificate that the caller has shown and
+    that was checked; None for a caller without one."""
 
     headers: Sequence[tuple[str, str]]
     peer: str
-    certified: bool
+    names: Sequence[str] | None
 
 
-# Lets in a caller of the figures, by headers and peer, or raises a ServiceError.
-Admit = Callable[[Sequence[tuple[str, str]], str], Awaitable[None]]
+# Lets in a caller of the figures, by headers, peer and names in its certificate, or raises a ServiceError.
+Admit = Callable[[Sequence[tuple[str, str]], str, Sequence[str]], Awaitable[None]]
 
 
 class Endpoint:
@@ -91,7 +91,7 @@ class Endpoint:
             text = ""
         request, _, headers = text.partition("\r\n")
         method, _, target = request.rpartition(" ")[0].partition(" ")
-        head = Head(_headers(headers), _peer(writer), certified=bool(writer.get_extra_info("peercert")))
+        head = Head(_headers(headers), _peer(writer), _names(writer))
         answer = await self._answer(method, target.partition("?")[0], head)
         lines = [f"HTTP/1.1 {answer.status} {answer.status.phrase}", f"Content-Type: {answer.kind}"]
         lines += [f"Content-Length: {len(answer.body)}", "Connection: close"]
@@ -118,13 +118,13 @@ class Endpoint:
         return await self._paths[path](head)
 
     async def _metrics(self, head: Head) -> Answer:
-        if self._certified and not head.certified:
+        if self._certified and head.names is None:
             return _plain(HTTPStatus.FORBIDDEN, "the figures are for callers with a certificate")
         encode, kind = choose_encoder(dict(reversed(head.headers)).get("accept", ""))
         loop = asyncio.get_running_loop()
         try:
             if self._admit is not None:
-                await self._admit(head.headers, head.peer)
+                await self._admit(head.headers, head.peer, head.names or ())
             body = await loop.run_in_executor(self._scraping, encode, self._registry)
         except ServiceError as refusal:
             return _plain(_REFUSED.get(refusal.reason, HTTPStatus.SERVICE_UNAVAILABLE), refusal.message)
@@ -154,3 +154,9 @@ def _peer(writer: asyncio.StreamWriter) -> str:
     """Name the other end of a connection as gRPC does."""
     host, port, *more = writer.get_extra_info("peername") or ("", 0)
     return f"ipv6:[{host}]:{port}" if more else f"ipv4:{host}:{port}"
+
+
+def _names(writer: asyncio.StreamWriter) -> list[str] | None:
+    """Return the names in the certificate of a caller; None where it has shown none."""
+    certificate = writer.get_extra_info("peercert")
+    return [value for _, value in certificate.get("subjectAltName", ())] if certificate else None

@@ -26,15 +26,16 @@ def check(settings: Settings) -> None:
             raise StartError(f"{text}, listen on 127.0.0.1 or a unix socket, or allow it as it is by --insecure")
 
 
-def check_keys(settings: Settings, there_are_keys: bool) -> None:
-    """Refuse an address that others can reach where neither a key nor a certificate says who they are. Errors:
-    StartError."""
-    if settings.insecure or there_are_keys or settings.tls_client_ca:
+def check_callers(settings: Settings, known: bool) -> None:
+    """Refuse addresses that others can reach while all callers are taken for the owner. known: whether the store has a
+    key, or a certificate has a role. Errors: StartError."""
+    if settings.insecure or known:
         return
     for address in filter(None, (settings.listen, settings.metrics_listen)):
         if not is_own(address):
             text = f"{address} can be reached by others, and there is no key yet: make one with"
-            raise StartError(f"{text} `kvbank key create --role operator --memory {shlex.quote(str(settings.data))}`")
+            made = f"`kvbank key create --role operator --memory {shlex.quote(str(settings.data))}`"
+            raise StartError(f"{text} {made}, name clients by --tls-client, or allow it by --insecure")
 
 
 def is_own(address: str) -> bool:
@@ -48,18 +49,15 @@ def is_own(address: str) -> bool:
         return False
 
 
-def open_addresses(settings: Settings) -> list[str]:
-    """Return the addresses that others can reach without TLS, which `insecure` has allowed."""
+def left_open(settings: Settings, known: bool) -> list[str]:
+    """Return a sentence about each thing that is open to others, which `insecure` has allowed. known: see
+    `check_callers`."""
     addresses = filter(None, (settings.listen, settings.metrics_listen))
-    return [] if settings.tls_cert else [address for address in addresses if not is_own(address)]
-
-
-def what_is_open(settings: Settings) -> str:
-    """Say what `insecure` leaves open to others."""
-    found = open_addresses(settings)
+    found = " and ".join(address for address in addresses if not is_own(address))
     if not found:
-        return "it allows nothing here that is not allowed without it"
-    return f"others can reach {' and '.join(found)} without TLS, and read what is sent there"
+        return []
+    plain = [] if settings.tls_cert else [f"others can reach {found} without TLS, and read what is sent there"]
+    return plain if known else [*plain, f"others can reach {found} without a key, and do what they like"]
 
 
 def _check_files(settings: Settings) -> None:
@@ -68,6 +66,8 @@ def _check_files(settings: Settings) -> None:
         raise StartError("a certificate has a key: give both, --tls-cert and --tls-key")
     if settings.tls_client_ca and not settings.tls_cert:
         raise StartError("clients show a certificate over TLS alone: --tls-client-ca needs --tls-cert and --tls-key")
+    if settings.tls_client and not settings.tls_client_ca:
+        raise StartError("clients without a certificate have no name: --tls-client needs --tls-client-ca")
 
 
 def _check_address(listen: str) -> None:

@@ -14,7 +14,9 @@ from grpc_reflection.v1alpha import reflection
 from kvbank.files import private
 from kvbank.v1 import access_pb2, service_pb2
 from kvbank.wire import addresses
+from memory_service.access import certificates
 from memory_service.access.keys import Keys
+from memory_service.access.rates import Rates
 from memory_service.access.tenants import Tenants
 from memory_service.access.verifier import Verifier
 from memory_service.api import health, listen
@@ -30,7 +32,6 @@ from memory_service.api.http_endpoint import Endpoint
 from memory_service.api.local_socket import Call, DirectCalls
 from memory_service.api.same_host import FORGOTTEN_S, SameHost
 from memory_service.api.service import MemoryService
-from memory_service.api.stats import Stats
 from memory_service.api.tls.expiry import Expiry
 from memory_service.api.tls.identity import Files
 from memory_service.api.tls.serving import Tls
@@ -57,6 +58,8 @@ MOST_STREAMS = 256
 _LAST_BYTES_S = 0.25
 # Seconds that a storage thread gets for a step whose caller is gone.
 _LAST_STEP_S = 10.0
+# Milliseconds for which a client that has shown a certificate begins calls on one connection.
+_LONGEST_CERTIFIED_MS = 3_600_000
 _log = logging.getLogger(__name__)
 
 
@@ -76,8 +79,6 @@ class Server:
         for line in unknown_variables():
             _log.warning("%s", line)
         listen.check(settings)
-        if settings.insecure:
-            _log.warning("--insecure: %s", listen.what_is_open(settings))
         self._settings = settings
         self._limits = limits
         self._metrics = Metrics()
@@ -86,7 +87,6 @@ class Server:
         self._engine = open_engine(settings, self._metrics, largest_id, clock, limits=limits, pauses=pauses)
         with ExitStack() as opened:
             opened.callback(self._engine.close)
-            listen.check_keys(settings, self._engine.access.has_keys())
             with explaining(settings.data):
                 staging = self._engine.objects.staging
                 self.same_host = SameHost(settings.data, staging) if settings.same_host and staging else None
@@ -100,16 +100,24 @@ class Server:
                 opened.callback(self._audit.end)
                 self._audit.begin(Path(settings.audit_log), settings.audit_log_bytes, settings.audit_log_files)
             self.banks = Banks(self._engine, settings, self._metrics, limits, pauses)
+            records, clock = self._engine.access, self._engine.store.clock
+            rates = Rates(clock.now_us)
+            verifier = Verifier(records, clock, rates, limits.key_believed_s)
+            clients = certificates.read(settings.tls_client)
+            self._admission = Admission(verifier, clients, rates, settings.insecure, limits)
+            opened.callback(self._admission.close)
+            listen.check_callers(settings, self._admission.needed)
             opened.pop_all()
+        self._metrics.show_open(lambda: bool(listen.left_open(settings, self._admission.needed)))
+        if settings.insecure:
+            nothing = ["it allows nothing here that is not allowed without it"]
+            for sentence in listen.left_open(settings, self._admission.needed) or nothing:
+                _log.warning("--insecure: %s", sentence)
         self._threads = StorageThreads(settings.storage_threads)
-        records, clock = self._engine.access, self._engine.store.clock
-        verifier = Verifier(records, clock, limits.key_believed_s)
-        self._admission = Admission(verifier, settings.insecure, limits)
-        stats = Stats(self.banks, settings, self._metrics)
         self._service = MemoryService(
-            self.banks, settings, self._threads, stats, self._metrics, self.same_host, limits, pauses
+            self.banks, settings, self._threads, rates, self._metrics, self.same_host, limits, pauses
         )
-        keys, tenants = Keys(records, clock, verifier), Tenants(records, verifier)
+        keys, tenants = Keys(records, clock, verifier), Tenants(records, verifier, rates)
         self._access = AccessService(self._service.handling, keys, tenants)
         self._observer = Observer(self._metrics, self._audit)
         self._calls = Calls()
@@ -225,7 +233,10 @@ def _tls(settings: Settings, troubles: Troubles) -> Tls | None:
 
 def _options(settings: Settings) -> list[tuple[str, int]]:
     """Return the options of gRPC's server."""
+    # A client's certificate is looked at when it connects, and may expire, or be of no authority any more, after that.
+    aged = [("grpc.max_connection_age_ms", _LONGEST_CERTIFIED_MS)] if settings.tls_client_ca else []
     return [
+        *aged,
         # A peer that is gone is noticed after 80 s; clients may send pings every 10 s.
         ("grpc.keepalive_time_ms", 60_000),
         ("grpc.keepalive_timeout_ms", 20_000),

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from kvbank.v1 import service_pb2 as pb
 from kvbank.v1 import service_pb2_grpc
 from memory_service import __version__
+from memory_service.access.rates import Rates
 from memory_service.api.answers import Answers, Streamed
 from memory_service.api.calls.budget import Budget
 from memory_service.api.calls.handlers import (
@@ -58,14 +59,14 @@ class MemoryService(HandledService, service_pb2_grpc.MemoryServiceServicer):
         banks: Banks,
         settings: Settings,
         threads: StorageThreads,
-        stats: Stats,
+        rates: Rates,
         metrics: Metrics,
         same_host: SameHost | None,
         limits: Limits = STANDARD,
         pauses: Pauses = NO_PAUSES,
     ) -> None:
-        """Serve the RPCs over `banks`. same_host: where clients may read payload files and stage their own; None where
-        they may not."""
+        """Serve the RPCs over `banks`. rates: the chunks a second that tenants may write. same_host: where clients
+        may read payload files and stage their own; None where they may not."""
         limit, most_bytes = settings.max_inflight_bytes, settings.max_message_bytes
 
         def budget() -> Budget:
@@ -77,16 +78,16 @@ class MemoryService(HandledService, service_pb2_grpc.MemoryServiceServicer):
         super().__init__(Handling(threads, turns, HeldRequests(limit), most_bytes, pauses))
         self._banks = banks
         self._settings = settings
-        self._stats = stats
+        self._stats = Stats(banks, settings, metrics)
         self._same_host = same_host
         self._answers = Answers(banks, same_host, most_bytes, metrics)
         self._sender = Sender(banks.damage, threads.pool, budget(), metrics, pauses)
         window = settings.max_unacknowledged_bytes
-        self._receiver = Receiver(banks, threads.pool, budget(), window, same_host, metrics)
+        self._receiver = Receiver(banks, threads.pool, budget(), rates, window, same_host, metrics)
 
     def drain(self) -> None:
         """Let open streams finish the chunks that they began, and begin no other."""
-        self._receiver.draining = True
+        self._receiver.draining.set()
 
     # Server and banks
 

@@ -13,7 +13,6 @@ from prometheus_client.registry import Collector
 from kvbank.v1 import access_pb2
 from kvbank.v1 import service_pb2 as pb
 from memory_service import __version__
-from memory_service.api import listen
 from memory_service.api.messages import convert
 from memory_service.domain import validate
 from memory_service.domain.access import Caller
@@ -97,8 +96,6 @@ class Stats(Collector):
         info = GaugeMetricFamily("kvbank_info", "1, with what this server is.", labels=["version", "durability"])
         info.add_metric([__version__, self._settings.durability], 1)
         yield info
-        open_, text = listen.open_addresses(self._settings), "1 where others can reach a port without TLS (--insecure)."
-        yield GaugeMetricFamily("kvbank_insecure", text, value=len(open_) > 0)
         for name, text, value in (
             ("kvbank_banks", "Banks.", totals.banks),
             ("kvbank_chunks", "Live chunks.", totals.chunks),

@@ -32,13 +32,15 @@ class Caller:
     """The maker of a call, which is of one tenant, has some roles, and may name some banks.
 
     banks: patterns as those of a shell (`*`, `?`, `[a-z]`), of which the name of a bank must match one, case and all.
-    key_id: the id of the key with which the call was made; "" where it was made without one.
+    key_id: the id of the key with which the call was made; "" where it was made without one. subject: the name in the
+    certificate with which it was made; "" where that does not count.
     """
 
     tenant: str
     roles: frozenset[Role]
     banks: tuple[str, ...] = EVERY_BANK
     key_id: str = ""
+    subject: str = ""
 
     @staticmethod
     def owner() -> "Caller":

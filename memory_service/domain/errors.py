@@ -36,6 +36,7 @@ Reason = Literal[
     "UNAUTHENTICATED",
     "PERMISSION_DENIED",
     "API_KEY_NOT_FOUND",
+    "RATE_EXCEEDED",
 ]
 # In bytes. A status has the message twice, the second time with up to three values.
 _LONGEST_MESSAGE, _LONGEST_VALUE = 1024, 512
@@ -68,6 +69,20 @@ class QuotaError(ServiceError):
         self.description = f"the quota of {whose} is {limit} {unit}: {usage} used, {size} asked for"
         figures = {"subject": subject, "unit": unit, "usage": usage, "limit": limit, "size": size}
         super().__init__("QUOTA_EXCEEDED", self.description, **figures)
+
+
+class RateError(ServiceError):
+    """The refusal RATE_EXCEEDED of a call of a tenant that has made as many as it may a second.
+
+    `subject` and `description` are as those of a QuotaError; `seconds` is when the call can be made again.
+    """
+
+    def __init__(self, tenant: str, limit: int, seconds: float) -> None:
+        """Say that of a tenant `limit` calls a second are taken, and that the next is in `seconds`."""
+        self.subject = f"tenant:{tenant}"
+        self.seconds = seconds
+        self.description = f"the quota of tenant {tenant} is {limit} calls a second; the next is in {seconds:.3f} s"
+        super().__init__("RATE_EXCEEDED", self.description, subject=self.subject, limit=limit)
 
 
 class StartError(Exception):

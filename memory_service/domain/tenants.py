@@ -1,12 +1,9 @@
-"""The tenants of a service: whose banks they are, and how much each may hold."""
+"""The tenants of a service: whose banks they are, how much each may hold, and how often it may call."""
 
 from dataclasses import dataclass
-from typing import Literal
 
 # The tenant of everything that was stored before there were tenants, and of the owner of the data folder.
 DEFAULT_TENANT = "default"
-TenantUnit = Literal["banks", "chunks", "tokens", "bytes"]
-TENANT_UNITS: tuple[TenantUnit, ...] = ("banks", "chunks", "tokens", "bytes")
 
 
 def bank_title(tenant: str, name: str) -> str:
@@ -17,13 +14,17 @@ def bank_title(tenant: str, name: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class TenantQuota:
-    """Bounds a tenant for good, all its banks together: a write that would pass a bound is refused. 0 means
-    unbounded."""
+    """Bounds a tenant for good, all its banks and keys together: a write that would pass a bound is refused, and so is
+    a call that would be one too many. 0 means unbounded.
+
+    calls: a second; each chunk that comes over a write stream is one too.
+    """
 
     banks: int = 0
     chunks: int = 0
     tokens: int = 0
     bytes: int = 0
+    calls: int = 0
 
 
 @dataclass(frozen=True, slots=True)

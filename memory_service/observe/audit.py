@@ -63,6 +63,7 @@ class AuditLog:
             "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
             "request_id": request.id,
             "key": caller.key_id if caller else "",
+            "subject": caller.subject if caller else "",
             "tenant": caller.tenant if caller else "",
             "peer": request.peer,
             "method": request.method,

@@ -110,6 +110,11 @@ class Metrics:
         text = "Time until the certificate of the service expires, negative after that; with TLS only."
         self._gauge("kvbank_tls_expiry_seconds", text).set_function(seconds)
 
+    def show_open(self, is_open: Callable[[], bool]) -> None:
+        """Show whether the service is open to others. is_open: tells that."""
+        text = "1 where others can reach the service without TLS or without a key (--insecure)."
+        self._gauge("kvbank_insecure", text).set_function(lambda: float(is_open()))
+
     def _counter(self, name: str, text: str, labels: Sequence[str] = ()) -> Counter:
         return Counter(name, text, labels, registry=self.registry)
 

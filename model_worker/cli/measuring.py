@@ -73,7 +73,7 @@ def attached(loaded: tuple[Any, Any], options: MeasuredModel, address: str, **ch
 
     settings = {"strict": True, "patience": _CALL_S, **options.model_settings(), **changes}
     with (
-        kvbank.connect(address, timeout=_CALL_S) as client,
+        kvbank.connect(address, timeout=_CALL_S, tls=False) as client,
         MemoryModel(*loaded, memory=client, bank="unused", **settings) as model,
     ):
         yield model

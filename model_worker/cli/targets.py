@@ -65,7 +65,7 @@ def target_of(memory: str | None, known: Header | None) -> str:
 
 
 @contextmanager
-def connected(target: str, api_key: str | None) -> Iterator[kvbank.Client]:
+def connected(target: str, api_key: str | None) -> Iterator["kvbank.Client"]:
     """Connect a client and wait for the first answer of its service. api_key: see `kvbank.ConnectOptions`.
 
     Raises SessionError, with what to do, for a folder that another process serves.

@@ -63,7 +63,8 @@ class MemorySettings:
     count: bool = True
     """Whether recalls count for eviction."""
     min_score: float | None = None
-    """A chunk with a lower score than this is not recalled. None: every chunk may be."""
+    """A chunk with a lower score than this is not recalled, so that a memory of something else is left alone. None:
+    what a `MemoryModel` was made for with this embedder; else every chunk may be recalled."""
     min_share: float | None = None
     """A chunk is not recalled whose score is below this share of the best one's, from 0 to 1, also where the best is
     not recalled because it is among the `recent` ones: one clear answer comes alone, and look-alikes come together.

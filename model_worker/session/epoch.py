@@ -7,6 +7,8 @@ names the bank's former epoch and the fresh one, so that after a crash between t
 epoch that the copy knows.
 """
 
+from __future__ import annotations
+
 import json
 import secrets
 from collections.abc import Collection

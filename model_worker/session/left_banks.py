@@ -3,6 +3,8 @@
 There is a note for each bank, in a folder beside the sessions whose name cannot be a session's. It imports no torch.
 """
 
+from __future__ import annotations
+
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import suppress

@@ -1,6 +1,8 @@
 """Every command says what it does and shows an example; what prints data prints it as JSON, too."""
 
 import shlex
+import subprocess
+import sys
 from importlib.metadata import EntryPoint
 from typing import Any
 
@@ -52,3 +54,16 @@ def test_the_client_alone_names_what_its_commands_need() -> None:
 def test_all_commands_are_known_to_the_client_alone() -> None:
     alone = {words[0] for words, _ in commands(CLIENT_ALONE)}
     assert alone == {words[0] for words, _ in commands()}
+
+
+def test_the_help_of_all_commands_loads_nothing_that_only_calls_need() -> None:
+    """Ask a new process, which begins with no module; what every command loads at once, each of them waits for."""
+    script = """
+import sys
+from kvbank.commands import application
+from typer.main import get_command
+get_command(application())
+print(*sorted({"numpy", "grpc", "torch", "sqlalchemy", "faiss", "matplotlib"} & sys.modules.keys()))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == "\n"

@@ -5,6 +5,7 @@ script does, with the interpreter's own end: what that prints is seen, too.
 """
 
 import contextlib
+import gc
 import io
 import json
 import os
@@ -109,6 +110,7 @@ class Zygote:
 
 def _main() -> None:
     _import_all(worker=sys.argv[1:] == ["worker"])
+    gc.freeze()  # what is imported is shared with the children, which would copy what their collector touches
     # A command that is late gets its Ctrl-C when it has begun.
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     for line in sys.stdin:

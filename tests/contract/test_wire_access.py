@@ -7,6 +7,7 @@ from datetime import timedelta
 from typing import Any
 
 import grpc
+import ml_dtypes
 import numpy as np
 import pytest
 from google.protobuf import descriptor_pool
@@ -582,3 +583,43 @@ def test_a_secret_is_in_no_file_and_no_log(
         assert not path.is_file() or secret.encode() not in path.read_bytes(), path
     assert secret not in caplog.text
     assert made.key.key_id in (tmp_path / "audit").read_text()
+
+
+def test_of_a_caller_that_is_refused_no_message_is_read(wire: Wire) -> None:
+    """Send no message at all, which a call with one answer else waits for."""
+    for path, method in wire.methods().items():
+        if method.name in OPEN:
+            continue
+        nothing: queue.Queue[Any] = queue.Queue()
+        call = wire.channel.stream_stream(path)(iter(nothing.get, None), metadata=bearer("kvb_unknown"), timeout=60)
+        with pytest.raises(grpc.RpcError) as caught:
+            next(call)
+        nothing.put(None)
+        assert reason_of(caught.value) == "UNAUTHENTICATED", path
+
+
+def test_the_first_call_with_a_key_is_as_the_others(serving: Callable[..., Any]) -> None:
+    """Believe no key, so that every call comes as the first one does."""
+    caller = serving(limits=Limits(key_believed_s=0.0, wrong_key_s=0.0))
+    caller.create()
+    with kvbank.connect(serving.server.address) as owner:  # type: ignore[attr-defined]
+        key = owner.access.create_key("admin").secret
+    with kvbank.connect(serving.server.address, api_key=key) as client:  # type: ignore[attr-defined]
+        new = kvbank.NewChunk(np.eye(4)[0], text="a text", tensors=tensors_of())
+        at = client.write("b", new, reader_digest="reader-a", embedder_digest="embedder-a").chunk_id
+        found = client.retrieve("b", np.eye(4)[0], reader_digest="reader-a", embedder_digest="embedder-a")
+        assert found.chunks[at].tensors is not None
+        assert client.get_chunk("b", at).text == "a text"
+        assert client.delete_chunks("b", [at]) == 1
+        with pytest.raises(kvbank.BankNotFound):
+            client.get_bank("nothing")
+    channel = caller.channel.stream_stream("/kvbank.v1.MemoryService/GetBank")
+    with pytest.raises(grpc.RpcError) as caught:
+        next(channel(iter([]), metadata=bearer(key)))
+    assert reason_of(caught.value) == "INVALID_FIELD"
+
+
+def tensors_of() -> dict[str, np.ndarray]:
+    keys = np.ones((2, 3, 8), ml_dtypes.bfloat16)
+    names = [f"{kind}.{layer}" for layer in (1, 3) for kind in ("k", "v")]
+    return dict.fromkeys(names, keys) | {f"pos.{layer}": np.arange(3, dtype=np.int32) for layer in (1, 3)}

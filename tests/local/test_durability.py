@@ -2,10 +2,10 @@
 
 import contextlib
 import json
-import multiprocessing
 import os
 import random
 import shutil
+import signal
 import socket
 import sqlite3
 import threading
@@ -21,13 +21,13 @@ from memory_service.api.embedded import LocalServer
 from memory_service.care.backup import backup
 from memory_service.care.check import check
 from memory_service.care.restore import restore
-from memory_service.cli import serve
 from memory_service.domain.errors import StartError
 from memory_service.domain.limits import Pauses
 from memory_service.domain.model import Payload, Producer
 from memory_service.storage.local.files.layout import MARK
 from memory_service.storage.local.files.objects import LocalObjects
 from memory_service.storage.local.records import schema
+from tests.support.service_process import ServiceHost
 from tests.support.waiting import wait_until
 
 DATA_LOSS = grpc.StatusCode.DATA_LOSS
@@ -504,26 +504,7 @@ def test_clean_stop_leaves_one_database_file(serving, data):
     connection.close()
 
 
-@pytest.fixture(scope="module")
-def processes():
-    """Import the server in one process that forks each new one: 20 starts at the price of one."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["memory_service.api.server", "memory_service.cli.serve"])
-    return context
-
-
-def _start(processes, data: Path, ready: Path):
-    ready.unlink(missing_ok=True)
-    settings = {"data": data, "listen": "127.0.0.1:0", "min_free": 0, "ready_file": ready}
-    process = processes.Process(target=serve.serve, kwargs=settings)
-    process.start()
-    while not ready.exists():
-        process.join(0.005)
-        assert process.exitcode is None
-    return process, ready.read_text().strip()
-
-
-def _write_until_killed(caller, process, acknowledged, acks_before, delay):
+def _write_until_killed(caller, service, acknowledged, acks_before, delay):
     """Write chunks, kill the server a moment after so many acknowledgements, and remember what was acknowledged."""
     chunks = [caller.chunk(m=2) for _ in range(200)]
     by_key = {chunk.idempotency_key: data for chunk, data in chunks}
@@ -534,30 +515,30 @@ def _write_until_killed(caller, process, acknowledged, acks_before, delay):
         for number, ack in enumerate(stream, 1):
             acknowledged[ack.chunk_id] = by_key[ack.idempotency_key]
             if number == acks_before:
-                threading.Timer(delay, process.kill).start()
-    process.kill()
-    process.join()
+                soon = threading.Timer(delay, os.kill, (service.process_id, signal.SIGKILL))
+                soon.start()
+    soon.join()
+    service.wait()
 
 
-def test_nothing_acknowledged_is_lost_in_twenty_kills(processes, data, tmp_path, connect):
+def test_nothing_acknowledged_is_lost_in_twenty_kills(data, connect):
     choose = random.Random(11)
     acknowledged: dict[int, bytes] = {}
-    for turn in range(21):
-        process, address = _start(processes, data, tmp_path / "ready")
-        with connect(address, first_key=turn * 1000 + 1) as caller:
-            caller.create()
-            ids = caller.ids_of_all()
-            assert set(acknowledged) <= set(ids)
-            for begin in range(0, len(ids), 500):
-                for chunk_id, stored in caller.fetch(*ids[begin : begin + 500]).items():
-                    assert acknowledged.get(chunk_id, stored) == stored
-            hits = caller.retrieve(top_k=1000, omit_payload=True)[0].queries[0].hits
-            assert {hit.chunk_id for hit in hits} <= set(ids)
-            if turn < 20:
-                _write_until_killed(caller, process, acknowledged, choose.randint(1, 30), choose.random() * 0.05)
-            else:
-                process.terminate()
-                process.join(20)
-                assert process.exitcode == 0
+    with ServiceHost() as host:
+        for turn in range(21):
+            service = host.start(data, listen="127.0.0.1:0")
+            with connect(service.address, first_key=turn * 1000 + 1) as caller:
+                caller.create()
+                ids = caller.ids_of_all()
+                assert set(acknowledged) <= set(ids)
+                for begin in range(0, len(ids), 500):
+                    for chunk_id, stored in caller.fetch(*ids[begin : begin + 500]).items():
+                        assert acknowledged.get(chunk_id, stored) == stored
+                hits = caller.retrieve(top_k=1000, omit_payload=True)[0].queries[0].hits
+                assert {hit.chunk_id for hit in hits} <= set(ids)
+                if turn < 20:
+                    _write_until_killed(caller, service, acknowledged, choose.randint(1, 30), choose.random() * 0.05)
+                else:
+                    assert service.stop() == 0
     assert len(acknowledged) > 200
     assert {int(path.stem) for path in (data / "payloads").glob("*/*/*")} == set(ids)

@@ -3,6 +3,7 @@
 import logging
 import multiprocessing
 import re
+import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -11,6 +12,7 @@ import pytest
 from kvbank.v1 import service_pb2 as pb
 from memory_service.api.embedded import LocalServer
 from memory_service.domain.limits import IndexLimits, Limits, Pauses
+from tests.support.caller import Caller
 from tests.support.searching import best, fill, ids_of, normal, stats
 from tests.support.waiting import wait_until
 
@@ -53,16 +55,26 @@ def test_a_killed_server_comes_back_with_its_snapshots(data, connect, serving, c
     assert loads(caplog) == [(FEW, 100)]
 
 
+@pytest.fixture(scope="module")
+def left(tmp_path_factory):
+    """Make the folder of `stopped`, once; return it with the vectors and ids of its bank."""
+    folder = tmp_path_factory.mktemp("left") / "data"
+    with LocalServer(folder, durability="os", limits=LONGER_TAILS) as server:
+        caller = Caller(server.address)
+        caller.create("v", layers=[])
+        vectors = normal(2600)
+        ids = fill(caller, vectors[:100])
+        ids_of(caller, banks=["v"])
+        ids += fill(caller, vectors[100:])
+        caller.channel.close()
+    return folder, vectors, ids
+
+
 @pytest.fixture
-def stopped(serving):
+def stopped(left, data):
     """Vectors and ids of a bank "v" whose server stopped: some in sealed segments, the rest in the tail's file."""
-    caller = serving(limits=LONGER_TAILS)
-    caller.create("v", layers=[])
-    vectors = normal(2600)
-    ids = fill(caller, vectors[:100])
-    ids_of(caller, banks=["v"])
-    ids += fill(caller, vectors[100:])
-    serving.stop()
+    folder, vectors, ids = left
+    shutil.copytree(folder, data)
     return vectors, ids
 
 

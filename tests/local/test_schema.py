@@ -188,3 +188,16 @@ def test_upgrade_from_0003_gives_the_default_tenant_what_there_is(serving, data)
     assert engine.store.bank("default", "next").bank_id > last
     serving.stop()
     assert check(data).problems == []
+
+
+def test_a_quota_without_calls_is_one_that_does_not_bound_them(serving, data):
+    """Read the quota of a tenant as it was written before quotas had calls."""
+    serving()
+    serving.server.banks.engine.access.add_tenant("red", TenantQuota(banks=2, calls=5))
+    serving.stop()
+    with closing(sqlite3.connect(data / "metadata.db")) as database:
+        older = '{"banks": 2, "chunks": 0, "tokens": 0, "bytes": 7}'
+        database.execute("UPDATE tenants SET quota = ? WHERE name = 'red'", (older,))
+        database.commit()
+    serving()
+    assert serving.server.banks.engine.access.tenant("red").quota == TenantQuota(banks=2, bytes=7)

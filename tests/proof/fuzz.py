@@ -14,7 +14,7 @@ import numpy as np
 from google.protobuf.descriptor import FieldDescriptor
 
 import kvbank
-from kvbank.v1 import bank_pb2, direct_pb2, error_pb2
+from kvbank.v1 import access_pb2, bank_pb2, direct_pb2, error_pb2
 from kvbank.v1 import service_pb2 as pb
 from kvbank.wire import local_socket
 from kvbank.wire import proof as _proof
@@ -36,6 +36,8 @@ from tests.proof.once import reason_of
 from tests.support.refusals import error_of
 
 SERVICE = pb.DESCRIPTOR.services_by_name["MemoryService"]
+METHODS = [*SERVICE.methods, *access_pb2.DESCRIPTOR.services_by_name["AccessService"].methods]
+TENANT = "fuzzed-tenant"
 BANKS = ("fuzzed", "fuzzed-vectors")
 CANARY = "canary"
 # Far more than any of these calls may take.
@@ -137,16 +139,20 @@ def _lay_out(client: kvbank.Client) -> list[int]:
 @dataclass
 class Known:
     """What a caller needs to come far: the proof that it has read the nonce, the socket for direct calls, and chunks
-    that were there."""
+    and keys that were there."""
 
     proof: bytes
     socket: str
     chunk_ids: list[int]
+    key_ids: list[str]
 
 
 def know(client: kvbank.Client, channel: grpc.Channel) -> Known:
     """Learn the service, with the banks laid out anew."""
-    return Known(*_shared(channel), _lay_out(client))
+    if TENANT not in [tenant.name for tenant in client.access.list_tenants()]:
+        client.access.create_tenant(TENANT)
+    keys = [client.access.create_key("read").key.key_id for _ in range(2)]
+    return Known(*_shared(channel), _lay_out(client), keys)
 
 
 @dataclass
@@ -170,10 +176,10 @@ class Maker:
         """Make it and judge the answer."""
         if self._choose.random() < DIRECT_SHARE:
             return self._call_directly()
-        method = self._choose.choice(SERVICE.methods)
+        method = self._choose.choice(METHODS)
         frames = self._frames(list(TEMPLATES[method.name](self._choose, self._known)))
         kind = ("stream" if method.client_streaming else "unary") + ("_stream" if method.server_streaming else "_unary")
-        send = getattr(channel, kind)(f"/{SERVICE.full_name}/{method.name}")
+        send = getattr(channel, kind)(f"/{method.containing_service.full_name}/{method.name}")
         request = iter(frames) if method.client_streaming else frames[0]
         try:
             answer = send(request, timeout=SECONDS)
@@ -361,4 +367,13 @@ TEMPLATES: dict[str, Template] = {
     "ListEvictions": _one(lambda choose, _: pb.ListEvictionsRequest(bank=choose.choice(BANKS), page_size=5)),
     "GetStats": _one(lambda choose, _: pb.GetStatsRequest(banks=[choose.choice(BANKS)])),
     "Compact": _one(lambda choose, _: pb.CompactRequest()),
+    "WhoAmI": _one(lambda *_: access_pb2.WhoAmIRequest()),
+    "CreateKey": _one(lambda choose, _: access_pb2.CreateKeyRequest(role=choose.randint(1, 4), banks=["*"])),
+    "ListKeys": _one(lambda *_: access_pb2.ListKeysRequest(page_size=5)),
+    "RevokeKey": _one(lambda _, known: access_pb2.RevokeKeyRequest(key_id=known.key_ids[0])),
+    "RotateKey": _one(lambda _, known: access_pb2.RotateKeyRequest(key_id=known.key_ids[1])),
+    "CreateTenant": _one(lambda choose, _: access_pb2.CreateTenantRequest(name=f"tenant-{choose.randrange(10**6)}")),
+    "ListTenants": _one(lambda *_: access_pb2.ListTenantsRequest(page_size=5)),
+    "SetTenantQuota": _one(lambda *_: access_pb2.SetTenantQuotaRequest(name=TENANT, quota={"banks": 5})),
+    "DeleteTenant": _one(lambda *_: access_pb2.DeleteTenantRequest(name=TENANT)),
 }

@@ -12,9 +12,10 @@ from google.protobuf.descriptor import FieldDescriptor as Field
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
 
-from kvbank.v1 import service_pb2
+from kvbank.v1 import access_pb2, service_pb2
 
 SERVICE = service_pb2.DESCRIPTOR.services_by_name["MemoryService"]
+ACCESS = access_pb2.DESCRIPTOR.services_by_name["AccessService"]
 # The frames of an answer, one where the method does not stream, to others.
 Change = Callable[[list[bytes]], Iterable[bytes]]
 _DEEPEST = 5
@@ -27,8 +28,9 @@ class Relay:
         self._channel = grpc.insecure_channel(upstream)
         self._folder = tempfile.TemporaryDirectory()
         self._server = grpc.server(ThreadPoolExecutor(8))
-        handlers = {method.name: self._handler(method) for method in SERVICE.methods}
-        self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE.full_name, handlers),))
+        for service in (SERVICE, ACCESS):
+            handlers = {method.name: self._handler(method) for method in service.methods}
+            self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service.full_name, handlers),))
         self.address = f"127.0.0.1:{self._server.add_insecure_port('127.0.0.1:0')}"
         self.unix = f"unix:{self._folder.name}/s"
         self._server.add_insecure_port(self.unix)
@@ -64,7 +66,7 @@ class Relay:
         self._folder.cleanup()
 
     def _handler(self, method: Any) -> Any:
-        path = f"/{SERVICE.full_name}/{method.name}"
+        path = f"/{method.containing_service.full_name}/{method.name}"
 
         def unary(request: bytes, context: grpc.ServicerContext) -> bytes:
             self._noted(method.name, request)

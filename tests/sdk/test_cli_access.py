@@ -100,11 +100,11 @@ def test_tenants_are_made_bounded_and_deleted(keyed: Path, run: Run) -> None:
     create = ("bank", "create", "--embedder", "e", "--dimension", "4", "--api-key", admin)
     assert run(*create, "first").returncode == 0
     assert run(*create, "second").returncode == 1
-    assert run("tenant", "quota", "red", "banks=2").returncode == 0
+    assert run("tenant", "quota", "red", "banks=2,calls=1k").returncode == 0
     assert run(*create, "second").returncode == 0
     default, red = json.loads(run("tenant", "ls", "--json").stdout)
     assert (default["name"], red["name"], red["usage"]["banks"], red["quota"]["banks"]) == ("default", "red", 2, 2)
-    assert "banks 2" in run("tenant", "ls").stdout
+    assert "banks 2, calls 1,000" in run("tenant", "ls").stdout
     kept = run("tenant", "rm", "red", "--yes")
     assert kept.returncode == 1
     assert "has 2 banks" in kept.stderr

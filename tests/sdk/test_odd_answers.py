@@ -3,6 +3,7 @@
 import asyncio
 import socket
 import threading
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
@@ -18,13 +19,15 @@ import kvbank
 from kvbank.v1 import direct_pb2, service_pb2
 from kvbank.wire import frames, local_socket
 from tests.sdk.host import Host
-from tests.sdk.relay import SERVICE, Change, Relay, changes
+from tests.sdk.relay import ACCESS, SERVICE, Change, Relay, changes
 
 Make = Callable[..., kvbank.NewChunk]
 DIGESTS = {"reader_digest": "ab" * 32, "embedder_digest": "cd" * 32}
 READER = {"reader_digest": "ab" * 32}
 QUERY = np.eye(16, dtype=np.float32)[1]
 KV, EMBEDDING = kvbank.KVSpec("ab" * 32, (1, 3), 2, 8), kvbank.EmbeddingSpec("cd" * 32, 16)
+# The keys and tenants of the server itself, by which a call finds one to change.
+OWNER: list[kvbank.Access] = []
 # How each method comes to be called, by a client of either kind; `new` is a chunk, `at` the id of one that is stored.
 CALLS: Mapping[str, Callable[[Any, kvbank.NewChunk, int], Any]] = {
     "GetServerInfo": lambda client, new, at: client.server_info(),
@@ -47,10 +50,19 @@ CALLS: Mapping[str, Callable[[Any, kvbank.NewChunk, int], Any]] = {
     "ListEvictions": lambda client, new, at: client.list_evictions("b"),
     "GetStats": lambda client, new, at: client.stats(),
     "Compact": lambda client, new, at: client.compact(),
+    "WhoAmI": lambda client, new, at: client.access.whoami(),
+    "CreateKey": lambda client, new, at: client.access.create_key("read", banks=["team-*"], ttl=timedelta(days=1)),
+    "ListKeys": lambda client, new, at: client.access.list_keys(),
+    "RevokeKey": lambda client, new, at: client.access.revoke_key(OWNER[0].create_key("read").key.key_id),
+    "RotateKey": lambda client, new, at: client.access.rotate_key(OWNER[0].create_key("read").key.key_id),
+    "CreateTenant": lambda client, new, at: client.access.create_tenant(uuid.uuid4().hex),
+    "ListTenants": lambda client, new, at: client.access.list_tenants(),
+    "SetTenantQuota": lambda client, new, at: client.access.set_tenant_quota("default", None),
+    "DeleteTenant": lambda client, new, at: client.access.delete_tenant(OWNER[0].create_tenant(uuid.uuid4().hex).name),
 }
 # Answered where server and client share a machine, and over a unix socket alone.
 FILES = ("RetrieveFiles", "FetchFiles")
-METHODS = list(SERVICE.methods)
+METHODS = [*SERVICE.methods, *ACCESS.methods]
 _EVERY = [pytest.param(1, marks=pytest.mark.slow, id="all"), pytest.param(23, id="some")]
 _PAGES_AT_MOST = 100
 # A google.rpc.Status whose detail says that it is an ErrorInfo, and is none.
@@ -63,6 +75,7 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
     host = Host(tmp_path_factory.mktemp("host") / "data", KV, EMBEDDING, DIGESTS)
     host.client.update_bank("b", capacity=kvbank.Capacity(chunks=10**5), quota=kvbank.Quota(chunks=10**6))
     (host.data / "direct.sock").rename(host.data / "real.sock")
+    OWNER[:] = [host.client.access]
     yield host
     host.close()
 

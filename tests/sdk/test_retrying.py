@@ -52,6 +52,17 @@ def test_what_is_not_retryable_is_raised() -> None:
         Attempts(60).pause(kvbank.BankNotFound("gone"))
 
 
+def test_a_server_that_says_when_to_call_again_is_taken_at_its_word() -> None:
+    attempts, refusal = Attempts(3600.0), kvbank.RateExceeded("slowly", reason="RATE_EXCEEDED")
+    refusal.retry_after = 7.0
+    pauses = [attempts.pause(refusal) for _ in range(20)]
+    assert all(7.0 <= pause <= 8.0 for pause in pauses)
+    assert not attempts.unsure
+    refusal.retry_after = 3601.0
+    with pytest.raises(kvbank.RateExceeded):
+        attempts.pause(refusal)
+
+
 def test_a_broken_storage_is_asked_a_few_times() -> None:
     attempts, broken = Attempts(3600), kvbank.Unavailable("EIO", reason="STORAGE_ERROR")
     for _ in range(STORAGE_ATTEMPTS - 1):

@@ -23,7 +23,9 @@ def test_every_setting_is_documented_as_it_is() -> None:
     rows = re.findall(r"^\| `(\w+)` \| `--([\w-]+)` \| `(\w+)` \| (\S*) \| (.+) \|$", TEXT, re.MULTILINE)
     expected = []
     for name, field in Settings.model_fields.items():
-        default = "required" if field.is_required() else f"`{field.default}`" if field.default != "" else "empty"
+        default = (
+            "required" if field.is_required() else f"`{field.default}`" if field.default not in ("", ()) else "empty"
+        )
         expected.append((name, name.replace("_", "-"), f"KVBANK_{name.upper()}", default, field.description))
     assert rows == expected
 

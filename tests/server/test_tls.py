@@ -26,6 +26,7 @@ from memory_service.api import http_port
 from memory_service.api.embedded import LocalServer
 from memory_service.domain.errors import StartError
 from memory_service.domain.limits import Limits
+from tests.support import command
 from tests.support.certificates import Authority, chain
 from tests.support.waiting import wait_until
 
@@ -285,26 +286,90 @@ def test_the_end_of_a_certificate_is_told_before_it_comes(
     wait_until(lambda: fetch(server, authority, "/readyz")[1] == "ready\n")
 
 
-@pytest.mark.parametrize("address", ["0.0.0.0:0", "[::]:0"])
-def test_what_others_can_reach_needs_tls(tmp_path: Path, authority: Authority, address: str) -> None:
-    for settings in ({"listen": address}, {"metrics_listen": address}):
-        with pytest.raises(StartError, match=r"can be reached by others.*--tls-cert, --tls-key.*--insecure"):
-            LocalServer(tmp_path / "data", **settings)
-    with kvbank.connect(tmp_path / "data") as owner:
-        owner.access.create_key("operator")
-    with LocalServer(tmp_path / "data", address, **authority.settings()) as server, health(server, authority):
+@pytest.mark.parametrize("where", [{"listen": "0.0.0.0:0"}, {"listen": "[::]:0"}, {"metrics_listen": "0.0.0.0:0"}])
+def test_what_others_can_reach_needs_tls_and_callers_who_are_told_apart(
+    tmp_path: Path, authority: Authority, where: dict[str, str]
+) -> None:
+    data, tls = tmp_path / "data", authority.settings(clients=True)
+    with pytest.raises(StartError, match=r"can be reached by others.*--tls-cert, --tls-key.*--insecure"):
+        LocalServer(data, **where)
+    with pytest.raises(StartError, match=r"there is no key yet.*kvbank key create .*--memory .*/data.*--tls-client"):
+        LocalServer(data, **where, **tls)
+    with LocalServer(data, **where, **tls, tls_client=["worker=default:write"]):
+        pass
+    with kvbank.connect(data) as client:
+        client.access.create_key(role="read")
+    with LocalServer(data, **where, **tls):
         pass
 
 
-def test_insecure_is_said_at_each_start_and_in_the_figures(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    for times in (1, 2):
-        with LocalServer(tmp_path / "data", "0.0.0.0:0", insecure=True, metrics_listen="127.0.0.1:0") as server:
-            connection = http.client.HTTPConnection(server.metrics_address, timeout=60)
-            connection.request("GET", "/metrics")
-            assert b"kvbank_insecure 1.0" in connection.getresponse().read()
-            connection.close()
-        said = [record for record in caplog.records if "others can reach 0.0.0.0:0 without TLS" in record.message]
-        assert [record.levelname for record in said] == ["WARNING"] * times
+def test_insecure_is_said_at_each_start_and_in_the_figures(
+    tmp_path: Path, authority: Authority, caplog: pytest.LogCaptureFixture
+) -> None:
+    for tls, said in (({}, ("without TLS", "without a key")), (authority.settings(), ("without a key",))):
+        with LocalServer(tmp_path / "data", "0.0.0.0:0", insecure=True, **tls) as server:
+            roots = authority.pem if tls else None
+            local = server.address.replace("0.0.0.0", "127.0.0.1")
+            with kvbank.connect(local, root_certificates=roots) as client:
+                figures = {sample.name: sample.value for sample in client.stats().samples}
+                assert figures["kvbank_insecure"] == 1
+                shown = command.run(command.application(), "stats", "--memory", local).stdout if not tls else "insecure"
+                assert "insecure" in shown
+        found = [record for record in caplog.records if record.message.startswith("--insecure: others can reach")]
+        caplog.clear()
+        assert [record.levelname for record in found] == ["WARNING"] * len(said)
+        assert all(words in record.message for words, record in zip(said, found, strict=True))
+
+
+def test_a_certificate_says_who_calls(serve: Any, authority: Authority) -> None:
+    clients = [
+        "reader.example.org=default:read",
+        "10.0.0.9=default:write",
+        "watch@x.org=default:operator",
+    ]
+    server = serve(authority.settings(clients=True), tls_client=clients)
+
+    def who(*names: str, **options: Any) -> kvbank.Identity:
+        certificate = authority.issue(*names)
+        own = {"client_certificate": chain(certificate), "client_key": certificate.private_key_pem.bytes()}
+        with kvbank.connect(server.address, root_certificates=authority.pem, **own, **options) as client:
+            return client.access.whoami()
+
+    reader = who("reader.example.org")
+    assert (reader.tenant, reader.roles) == ("default", ("read",))
+    assert who("10.0.0.9").roles == ("write",)
+    assert who("other.example.org", "reader.example.org").roles == ("read",)
+    for names in (["other.example.org"], ["x.reader.example.org"]):
+        with pytest.raises(kvbank.Unauthenticated):
+            who(*names)
+    operator = authority.issue("watch@x.org")
+    own = {"client_certificate": chain(operator), "client_key": operator.private_key_pem.bytes()}
+    with kvbank.connect(server.address, root_certificates=authority.pem, **own) as client:
+        key = client.access.create_key(role="operator").secret
+        with pytest.raises(kvbank.PermissionDenied):
+            list(client.list_banks())
+    # A key counts before the certificate.
+    assert who("reader.example.org", api_key=key).roles == ("operator",)
+    with pytest.raises(kvbank.Unauthenticated):
+        who("reader.example.org", api_key="kvb_wrong")
+
+
+@pytest.mark.parametrize(
+    ("clients", "text"),
+    [
+        (["x"], "'x' is not SAN=TENANT:ROLE with a role of read, write, admin, operator"),
+        (["x=default"], "'x=default' is not"),
+        (["x=default:owner"], "is not SAN=TENANT:ROLE"),
+        (["=default:read"], "is not SAN=TENANT:ROLE"),
+        (["x=:read"], "is not SAN=TENANT:ROLE"),
+        (["x=default:read", "x=default:write"], "'x' is named twice"),
+    ],
+)
+def test_clients_that_cannot_be_read(tmp_path: Path, authority: Authority, clients: list[str], text: str) -> None:
+    with pytest.raises(StartError, match=f"^--tls-client: .*{text}"):
+        LocalServer(tmp_path / "data", **authority.settings(clients=True), tls_client=clients)
+    with pytest.raises(StartError, match="--tls-client needs --tls-client-ca"):
+        LocalServer(tmp_path / "data", **authority.settings(), tls_client=clients)
 
 
 @pytest.mark.parametrize("missing", ["tls_cert", "tls_key"])

@@ -4,6 +4,7 @@ A host process imports the service once and forks for every start; what is forke
 works on a folder.
 """
 
+import gc
 import json
 import os
 import select
@@ -153,8 +154,15 @@ class Service:
 
 def _host() -> None:
     """Fork for each request on the input of the host process, and say the number of the child."""
-    from memory_service.care import backup, repair, restore  # noqa: F401
+    # All that a child would import else, at ten times the cost of its start.
+    import typer  # noqa: F401
 
+    from kvbank.console import ending  # noqa: F401
+    from memory_service.api import server  # noqa: F401
+    from memory_service.care import backup, repair, restore  # noqa: F401
+    from memory_service.cli import serve  # noqa: F401
+
+    gc.freeze()  # it is shared with the children, which would copy what their collector touches
     children: set[int] = set()
     for line in sys.stdin:
         request = json.loads(line)

@@ -69,6 +69,20 @@ def test_settings_and_keywords_say_the_same(client: kvbank.Client) -> None:
         assert (model.memory.top_k, model.memory.embedder.dimension) == (3, 8)
 
 
+def test_the_least_score_of_a_model_holds_for_its_embedder_alone(client: kvbank.Client) -> None:
+    net = build("llama_gqa")
+    net.config.kvbank = {"chunk": 4, "window": 12, "embed": "lexical:d=8", "min_score": 0.25}
+    for given, expected in (
+        ({}, 0.25),
+        ({"embed": "lexical:d=8"}, 0.25),
+        ({"embed": "lexical:d=16"}, None),
+        ({"min_score": 0.0}, 0.0),
+        ({"settings": MemorySettings(min_score=0.5)}, 0.5),
+    ):
+        with MemoryModel(net, tokenizer(), memory=client, bank=bank(), **given) as model:  # type: ignore[arg-type]
+            assert model.settings.min_score == expected
+
+
 def test_a_memory_of_its_own_follows_no_model(client: kvbank.Client) -> None:
     net = build("llama_gqa")
     net.config.kvbank = {"chunk": 4, "mode": "per_layer"}

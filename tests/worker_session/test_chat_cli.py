@@ -114,6 +114,23 @@ def test_the_log_stays_when_the_service_is_away(chat: list[object], tmp_path: Pa
     assert len(read_session(tmp_path, "sea")[1]) == 1
 
 
+def test_a_service_with_keys_is_talked_to_by_a_key(chat: list[object], tmp_path: Path) -> None:
+    with LocalServer(tmp_path / "data") as server:
+        with kvbank.connect(server.address) as owner:
+            (tmp_path / "key").write_text(owner.access.create_key("admin", banks=["chat-*"]).secret)
+        key = ["--api-key", f"@{tmp_path / 'key'}"]
+        chat[chat.index("--memory") + 1] = server.address
+        chat += ["--bank", "chat-sea", "--max-new-tokens", 3]
+        refused = kvbank_command(*chat, stdin="ahoy\n")
+        assert (refused.exit_code, refused.stderr) == (1, "kvbank: the call needs a key that is valid here\n")
+        assert kvbank_command(*chat, *key, stdin="ahoy\n").exit_code == 0
+        remove = ["session", "rm", "sea", "--sessions", tmp_path, "--yes"]
+        assert kvbank_command(*remove).exit_code == 1
+        assert kvbank_command(*remove, *key).exit_code == 0
+        with kvbank.connect(server.address, api_key=key[1]) as client:
+            assert list(client.list_banks()) == []
+
+
 def test_the_log_stays_when_the_bank_is_elsewhere(chat: list[object], tmp_path: Path) -> None:
     """Deleting by a wrong --memory would leave a bank that is in no list any more."""
     assert kvbank_command(*chat, "--max-new-tokens", 3, stdin="ahoy\n").exit_code == 0

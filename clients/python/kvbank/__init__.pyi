@@ -32,6 +32,7 @@ from ._exceptions import MissingExtra as MissingExtra
 from ._exceptions import NotFound as NotFound
 from ._exceptions import PermissionDenied as PermissionDenied
 from ._exceptions import QuotaExceeded as QuotaExceeded
+from ._exceptions import RateExceeded as RateExceeded
 from ._exceptions import ReaderMismatch as ReaderMismatch
 from ._exceptions import ResourceExhausted as ResourceExhausted
 from ._exceptions import ServiceError as ServiceError

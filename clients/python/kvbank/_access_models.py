@@ -62,16 +62,19 @@ class NewApiKey:
 
 @dataclass(frozen=True, slots=True)
 class TenantQuota:
-    """Hard bounds of a tenant, over all its banks together; a write that would pass one raises QuotaExceeded. None is
-    no bound.
+    """Hard bounds of a tenant, over all its banks and keys together. None is no bound.
 
-    bytes: of payloads, and of what the database has of the chunks.
+    banks, chunks, tokens, bytes: what it may hold; a write that would pass that raises QuotaExceeded. Bytes are those
+        of payloads, and of what the database has of the chunks.
+    calls: what it may call a second, where each chunk of a write is a call too. A call beyond that is refused, and made
+        again when the service says so, until its deadline, when it raises RateExceeded; chunks are taken more slowly.
     """
 
     banks: int | None = None
     chunks: int | None = None
     tokens: int | None = None
     bytes: int | None = None
+    calls: int | None = None
 
     def __post_init__(self) -> None:
         for name in TenantQuota.__slots__:
@@ -82,7 +85,7 @@ class TenantQuota:
 
 @dataclass(frozen=True, slots=True)
 class TenantUsage:
-    """What the banks of a tenant hold together, in the units of `TenantQuota`."""
+    """What the banks of a tenant hold together, in units of `TenantQuota`."""
 
     banks: int
     chunks: int

@@ -19,6 +19,7 @@ KVBankError
     ├── ResourceExhausted
     │   ├── BankFull             the bank is full and its policy refuses
     │   ├── QuotaExceeded        the write would pass a hard quota of the bank or the tenant
+    │   ├── RateExceeded         the tenant has made as many calls as it may a second; retryable
     │   ├── TooLarge             a chunk, an answer or a message is over a limit
     │   └── DiskFull             the server keeps back its last free space
     ├── DataLoss                 bytes do not match their checksum
@@ -63,9 +64,12 @@ class ServiceError(KVBankError):
         metadata: what varies in the message, by name.
         request_id: id under which the server logged the call; empty when nothing was sent.
         retryable: whether the same request may succeed later, unchanged.
+        retry_after: the seconds after which the server says that the request can be made again; None where it says
+            nothing.
     """
 
     code = "UNKNOWN"
+    retry_after: float | None = None
 
     def __init__(
         self,
@@ -153,6 +157,16 @@ class QuotaExceeded(ResourceExhausted):
     def subject(self) -> str:
         """Return what the quota is of: "bank:NAME" or "tenant:NAME"."""
         return self.metadata.get("subject", "")
+
+
+class RateExceeded(ResourceExhausted):
+    """The tenant has made as many calls as it may a second; nothing was done. The call was made again, as the server
+    said, until its deadline; `retry_after` has the seconds after which it can be made once more, and `metadata` has
+    subject and limit."""
+
+    @property
+    def retryable(self) -> bool:
+        return True
 
 
 class TooLarge(ResourceExhausted):

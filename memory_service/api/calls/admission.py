@@ -1,7 +1,8 @@
 """Callers are let in here, or refused, before anything of their calls is done. This file owns when a key is needed, and
 that a host which tries keys keeps no other waiting.
 
-A key is needed but over a unix socket, and, as long as the store has no key, over the loopback. A key that is not valid
+A key, or a certificate that the operator has given a role, is needed but over a unix socket, and, as long as there are
+neither keys nor such certificates, over the loopback. A key that is not valid
 is answered after a pause, during which its caller keeps a turn; a host has few turns, so that it tries few keys a
 second, while keys that were verified a short while ago pass without one. Everything here is used in the event loop.
 """
@@ -14,6 +15,8 @@ from contextlib import asynccontextmanager
 from typing import NoReturn
 
 from memory_service.access import credentials, peers
+from memory_service.access.certificates import Certificates
+from memory_service.access.rates import Rates
 from memory_service.access.verifier import Verifier
 from memory_service.api.calls.fairness import FairTurns, Owner
 from memory_service.api.calls.running import Calls
@@ -26,48 +29,77 @@ from memory_service.observe.seldom import Repeating
 
 # Keys that are looked at at a time, one less of a single host, and the calls that may wait for that.
 _TURNS, _MOST_WAITING = 4, 256
+Metadata = Iterable[tuple[str, str | bytes]]
 _log = logging.getLogger(__name__)
 
 
 class Admission:
     """Tells who makes each call, and refuses those who may not."""
 
-    def __init__(self, verifier: Verifier, insecure: bool, limits: Limits) -> None:
-        """Go by the keys that `verifier` knows. insecure: whether callers from anywhere are let in as long as the store
-        has no key."""
-        self._verifier, self._insecure, self._limits = verifier, insecure, limits
+    def __init__(
+        self, verifier: Verifier, certificates: Certificates, rates: Rates, insecure: bool, limits: Limits
+    ) -> None:
+        """Go by the keys that `verifier` knows, by certificates, and by the rates of tenants. insecure: whether callers
+        from anywhere are let in as long as no caller is known by either."""
+        self._verifier, self._certificates, self._rates = verifier, certificates, rates
+        self._insecure, self._limits = insecure, limits
         self._failures = Repeating()
         self._turns = FairTurns(_TURNS)
         self._waiting = 0
         # Apart from the threads of the storage, so that keys are looked at also when all of those are busy.
         self._threads = ThreadPoolExecutor(_TURNS, "kvbank-keys")
 
-    async def admit(self, method: str, metadata: Iterable[tuple[str, str | bytes]], peer: str) -> Caller:
-        """Return the caller of the running request, who may make it, and note it in the request. Errors:
-        UNAUTHENTICATED, PERMISSION_DENIED, NOT_SERVING."""
-        caller = await self.caller(metadata, peer)
+    @property
+    def knows_certificates(self) -> bool:
+        """Tell whether the names in a caller's certificate count."""
+        return bool(self._certificates)
+
+    @property
+    def needed(self) -> bool:
+        """Tell whether callers that are no owners are told apart, so that each has to show who it is."""
+        return self._verifier.needed or self.knows_certificates
+
+    async def admit(self, method: str, metadata: Metadata, peer: str, names: Iterable[str] = ()) -> Caller:
+        """Return the caller of the running request, who may make it, and note it in the request. names: those in the
+        caller's certificate. Errors: UNAUTHENTICATED, PERMISSION_DENIED, RATE_EXCEEDED, NOT_SERVING."""
+        caller = await self.caller(metadata, peer, names)
         if request := requests.current():
             request.caller = caller
+        if not caller.is_owner:
+            self._rates.count(caller.tenant)
         right = RIGHTS.get(method)
         if right is None or not caller.may(right):
             raise right_missing(method, right or "none")
         return caller
 
-    async def caller(self, metadata: Iterable[tuple[str, str | bytes]], peer: str) -> Caller:
-        """Return the caller of a call. Errors: UNAUTHENTICATED, NOT_SERVING."""
-        if not self._verifier.needed and (self._insecure or peers.is_local(peer)):
+    def knows(self, metadata: Metadata) -> bool:
+        """Tell whether the caller of a call can be told at once by its metadata, without the records and a pause."""
+        if not self.needed:
+            return True
+        try:
+            credential = credentials.of(metadata)
+        except ServiceError:
+            return False
+        return bool(credential) and self._verifier.known(credential) is not None
+
+    async def caller(self, metadata: Metadata, peer: str, names: Iterable[str] = ()) -> Caller:
+        """Return the caller of a call. A key counts before a certificate, which many callers behind one proxy may
+        share. Errors: UNAUTHENTICATED, NOT_SERVING."""
+        if not self.needed and (self._insecure or peers.is_local(peer)):
             return OWNER
         credential = credentials.of(metadata)
         if not credential:
             if peers.is_unix(peer):
                 return OWNER
+            if (known := self._certificates.caller(names)) is not None:
+                return known
             raise unauthenticated()
         return self._verifier.known(credential) or await self._verified(credential, peers.host(peer))
 
-    async def admit_to_figures(self, headers: Iterable[tuple[str, str]], peer: str) -> None:
-        """Let in a caller of the figures over HTTP, who needs the right of an operator once the store has a key.
+    async def admit_to_figures(self, headers: Metadata, peer: str, names: Iterable[str] = ()) -> None:
+        """Let in a caller of the figures over HTTP, who needs the right of an operator once callers are told apart.
         Errors: as `admit`."""
-        if self._verifier.needed and not (await self.caller(headers, peer)).may("operate"):
+        if self.needed and not (await self.caller(headers, peer, names)).may("operate"):
             raise right_missing("/metrics", "operate")
 
     async def look_after(self, calls: Calls) -> NoReturn:

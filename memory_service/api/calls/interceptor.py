@@ -8,20 +8,30 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractContextManager, aclosing
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import grpc
 from grpc_health.v1 import health
 
+from memory_service.access.certificates import SAN
 from memory_service.api.calls import running
 from memory_service.api.calls.admission import Admission
 from memory_service.api.calls.running import Calls
 from memory_service.api.messages.status import to_service_error
+from memory_service.domain.errors import invalid
 from memory_service.observe.observation import Observer, request_id
 from memory_service.observe.request import Request
 
 ID_KEY = "x-request-id"
 _OPEN = f"/{health.SERVICE_NAME}/"
+
+
+class _Handlers(NamedTuple):
+    """The handlers of a method: `plain` gets the message with the call, `careful` asks for it once the caller was let
+    in, so that nothing is held in memory for a caller that is refused."""
+
+    plain: Any
+    careful: Any
 
 
 class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
@@ -31,60 +41,78 @@ class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         self._observer = observer
         self._calls = calls
         self._admission = admission
-        self._handlers: dict[str, Any] = {}
+        self._handlers: dict[str, _Handlers] = {}
 
     async def intercept_service(self, continuation: Callable[[Any], Awaitable[Any]], details: Any) -> Any:
         """Return the handler of a method, which is wrapped once."""
         method = details.method
-        if (wrapped := self._handlers.get(method)) is not None:
-            return wrapped
-        handler = await continuation(details)
-        if handler is None:
-            self._observer.unknown(method)
-        elif not method.startswith(_OPEN):
-            handler = self._handlers[method] = self._wrap(method.rpartition("/")[2], handler)
-        return handler
+        if (wrapped := self._handlers.get(method)) is None:
+            handler = await continuation(details)
+            if handler is None:
+                self._observer.unknown(method)
+            if handler is None or method.startswith(_OPEN):
+                return handler
+            wrapped = self._handlers[method] = self._wrap(method.rpartition("/")[2], handler)
+        return wrapped.plain if self._admission.knows(details.invocation_metadata or ()) else wrapped.careful
 
-    def _wrap(self, method: str, handler: Any) -> Any:
+    def _wrap(self, method: str, handler: Any) -> _Handlers:
         codecs = (handler.request_deserializer, handler.response_serializer)
+        careful = self._stream(method, partial(self._read, handler))
         if handler.unary_unary:
-            return grpc.unary_unary_rpc_method_handler(self._unary(method, handler.unary_unary), *codecs)
-        if handler.unary_stream:
-            return grpc.unary_stream_rpc_method_handler(self._stream(method, handler.unary_stream), *codecs)
-        return grpc.stream_stream_rpc_method_handler(self._stream(method, handler.stream_stream), *codecs)
+            plain = grpc.unary_unary_rpc_method_handler(self._unary(method, handler.unary_unary), *codecs)
+        elif handler.unary_stream:
+            called = partial(_written, handler.unary_stream)
+            plain = grpc.unary_stream_rpc_method_handler(self._stream(method, called), *codecs)
+        else:
+            called = partial(_written, handler.stream_stream)
+            plain = grpc.stream_stream_rpc_method_handler(self._stream(method, called), *codecs)
+        # On the wire a call with one message is a stream of one.
+        return _Handlers(plain, grpc.stream_stream_rpc_method_handler(careful, *codecs))
 
     def _unary(self, method: str, inner: Any) -> Any:
+        async def handled(message: Any, context: Any) -> Any:
+            return await inner(message, context) if await self._let_in(method, context) else b""
+
         async def call(message: Any, context: Any) -> Any:
             with self._observed(method, context):
-                return await self._calls.run(context, self._answered(method, inner, message, context))
+                return await self._calls.run(context, handled(message, context))
 
         return call
 
-    def _stream(self, method: str, inner: Any) -> Any:
+    def _stream(self, method: str, inner: Callable[[Any, Any], Awaitable[None]]) -> Any:
         # This is no generator, because gRPC would be the one that runs it, so that a call that waits for its answers to
         # be taken could not be ended with a reason.
+        async def handled(messages: Any, context: Any) -> None:
+            if await self._let_in(method, context):
+                await inner(messages, context)
+
         async def call(messages: Any, context: Any) -> None:
             with self._observed(method, context):
-                await self._calls.run(context, self._written(method, inner, messages, context))
+                await self._calls.run(context, handled(messages, context))
 
         return call
 
-    async def _answered(self, method: str, inner: Any, message: Any, context: Any) -> Any:
-        """Return the answer to a message, or one that is not sent."""
-        return await inner(message, context) if await self._let_in(method, context) else b""
-
-    async def _written(self, method: str, inner: Any, messages: Any, context: Any) -> None:
-        """Send the answers to a message, or to a stream of them."""
-        if await self._let_in(method, context):
-            async with aclosing(inner(messages, context)) as answers:
-                async for answer in answers:
+    async def _read(self, handler: Any, messages: Any, context: Any) -> None:
+        """Read what a caller that was let in sends, and send the answers of the handler."""
+        if handler.stream_stream:
+            await _written(handler.stream_stream, messages, context)
+            return
+        async for message in messages:
+            if handler.unary_stream:
+                await _written(handler.unary_stream, message, context)
+            else:
+                answer = await handler.unary_unary(message, context)
+                if not context.code():
                     await context.write(answer)
+            return
+        running.refuse(context, invalid("request", "is missing"))
 
     async def _let_in(self, method: str, context: Any) -> bool:
         """Tell whether the caller of the running call may make it; else the call ends with an error that says so."""
         try:
             metadata = context.invocation_metadata() or ()
-            caller = await self._admission.admit(method, metadata, context.peer())
+            names = _names(context) if self._admission.knows_certificates else ()
+            caller = await self._admission.admit(method, metadata, context.peer(), names)
         except Exception as error:
             running.refuse(context, to_service_error(error))
             return False
@@ -95,6 +123,18 @@ class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         found = next((value for key, value in context.invocation_metadata() or () if key == ID_KEY), None)
         request = Request(request_id(found), method, peer=context.peer())
         return self._observer.of(request, partial(_code, context))
+
+
+async def _written(inner: Any, messages: Any, context: Any) -> None:
+    """Send the answers to a message, or to a stream of them."""
+    async with aclosing(inner(messages, context)) as answers:
+        async for answer in answers:
+            await context.write(answer)
+
+
+def _names(context: Any) -> list[str]:
+    """Return the names in the certificate that the caller has shown and that TLS has checked."""
+    return [name.decode(errors="replace") for name in context.auth_context().get(SAN, ())]
 
 
 def _code(context: Any, error: BaseException | None) -> str:

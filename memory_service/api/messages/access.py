@@ -1,7 +1,7 @@
 """Messages of keys and tenants become values of the domain here, and values messages."""
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Any, get_args
 
 from google.protobuf.duration_pb2 import Duration
@@ -11,7 +11,7 @@ from kvbank.wire import enums
 from memory_service.api.messages.convert import timestamp
 from memory_service.domain.access import ApiKey, Caller, Role
 from memory_service.domain.errors import invalid
-from memory_service.domain.tenants import TENANT_UNITS, Tenant, TenantQuota, TenantUsage
+from memory_service.domain.tenants import Tenant, TenantQuota, TenantUsage
 
 _NUMBERS: Mapping[str, Any] = enums.numbers(pb.Role, get_args(Role))
 _ROLES: Mapping[int, Role] = {_NUMBERS[role]: role for role in get_args(Role)}
@@ -35,7 +35,7 @@ def microseconds(field: str, message: Duration) -> int:
 
 def quota(message: pb.TenantAmounts) -> TenantQuota:
     """Read the quota of a tenant."""
-    return TenantQuota(**{unit: getattr(message, unit) for unit in TENANT_UNITS})
+    return TenantQuota(**{field.name: getattr(message, field.name) for field in fields(TenantQuota)})
 
 
 def key_message(key: ApiKey) -> pb.ApiKey:

@@ -11,7 +11,7 @@ from google.protobuf import any_pb2
 from google.protobuf.message import Message
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
-from memory_service.domain.errors import QuotaError, Reason, ServiceError, refusal_for
+from memory_service.domain.errors import QuotaError, RateError, Reason, ServiceError, refusal_for
 from memory_service.observe import request as requests
 from memory_service.observe.seldom import Repeating
 
@@ -30,7 +30,7 @@ _CODES: Mapping[grpc.StatusCode, tuple[Reason, ...]] = {
         "NOT_SAME_HOST",
         "TENANT_NOT_EMPTY",
     ),
-    grpc.StatusCode.RESOURCE_EXHAUSTED: ("BANK_FULL", "TOO_LARGE", "DISK_FULL", "QUOTA_EXCEEDED"),
+    grpc.StatusCode.RESOURCE_EXHAUSTED: ("BANK_FULL", "TOO_LARGE", "DISK_FULL", "QUOTA_EXCEEDED", "RATE_EXCEEDED"),
     grpc.StatusCode.DATA_LOSS: ("CHECKSUM_MISMATCH",),
     grpc.StatusCode.UNAVAILABLE: ("NOT_SERVING", "STORAGE_ERROR"),
     grpc.StatusCode.INTERNAL: ("INTERNAL",),
@@ -41,12 +41,17 @@ _failures = Repeating()
 
 
 def status(error: ServiceError) -> status_pb2.Status:
-    """Make the status of an error: one ErrorInfo, and behind it a QuotaFailure where a quota is the reason."""
+    """Make the status of an error: one ErrorInfo, and behind it a QuotaFailure where a quota is the reason, and a
+    RetryInfo where it is known when the call can be made again."""
     info = error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=error.metadata)
     details: list[Message] = [info]
-    if isinstance(error, QuotaError):
+    if isinstance(error, QuotaError | RateError):
         violation = error_details_pb2.QuotaFailure.Violation(subject=error.subject, description=error.description)
         details.append(error_details_pb2.QuotaFailure(violations=[violation]))
+    if isinstance(error, RateError):
+        retry = error_details_pb2.RetryInfo()
+        retry.retry_delay.FromNanoseconds(round(error.seconds * 1e9))
+        details.append(retry)
     packed = [any_pb2.Any() for _ in details]
     for place, detail in zip(packed, details, strict=True):
         place.Pack(detail)

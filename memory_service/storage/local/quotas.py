@@ -7,7 +7,6 @@ from sqlalchemy import Connection
 from memory_service.domain.chunk_size import size_of
 from memory_service.domain.errors import QuotaError, bank_not_found, tenant_not_found
 from memory_service.domain.model import Bank, Chunk, Quota, Unit
-from memory_service.domain.tenants import TenantQuota
 from memory_service.storage.local.records import access_rows, bank_rows, tenant_usage
 
 _UNITS: tuple[Unit, ...] = ("chunks", "tokens", "bytes")
@@ -45,7 +44,7 @@ def _check_tenant(connection: Connection, name: str, more: Mapping[str, int], *,
     """Refuse what would take more than the quota of a tenant; one that is gone has none, and no banks. more: by unit.
     done: whether that is counted already. Errors: QUOTA_EXCEEDED."""
     tenant = access_rows.tenant(connection, name)
-    if tenant is None or tenant.quota == TenantQuota():
+    if tenant is None or not any(getattr(tenant.quota, unit) for unit in more):
         return
     usage = tenant_usage.of(connection, name)
     for unit, size in more.items():

@@ -46,7 +46,7 @@ def recording(
         plain = Path(folder) / "trace.jsonl"
         with (
             ServiceProcess(Path(folder), record=plain) as service,
-            kvbank.connect(service.address) as client,
+            kvbank.connect(service.address, tls=False) as client,
             MemoryModel.from_pretrained("kvbank-small", memory=client, bank="unused", strict=True) as model,
         ):
             bank = path.name.partition(".")[0]

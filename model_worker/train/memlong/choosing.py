@@ -1,8 +1,8 @@
 """Which chunks a block attends to in training: recent ones and found ones, as in use, and sometimes others or none.
 
 A chunk may be attended to by a block once it has left the block's window, as in use. Of the blocks a share has no
-memory, so that it is not leant on; a share has another stream's, so that a wrong one does no harm; a share is searched
-by its own text, so that reading the memory is worth it.
+memory, so that it is not leant on; a share has what is found in another stream's, so that a wrong one does no harm; a
+share is searched by its own text, so that reading the memory is worth it.
 """
 
 from collections.abc import Callable
@@ -23,12 +23,14 @@ class Search:
     """How chunks are chosen, as in use: the last `recent` ones always, and the `top_k` best of the others.
 
     order: `time` or `score` (the best match last), of the found ones. min_share: the least share of the best score.
+    min_score: the least score.
     """
 
     recent: int
     top_k: int
     order: str = "time"
     min_share: float | None = None
+    min_score: float | None = None
 
     @property
     def most(self) -> int:
@@ -52,6 +54,8 @@ class Search:
         best = np.argsort(-scores, kind="stable")[: top_k + last]  # of equal scores the older chunk, as in a bank
         if self.min_share is not None:
             best = best[scores[best] >= self.min_share * scores[best[0]]]
+        if self.min_score is not None:
+            best = best[scores[best] >= self.min_score]
         best = best[best < len(numbers) - last][:top_k]
         return numbers[best[::-1]] if self.order == "score" else numbers[np.sort(best)]
 

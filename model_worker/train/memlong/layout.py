@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from model_worker.attachment.attachment import Attachment
+from model_worker.embed.spec import lasting_spec
 from model_worker.errors import InputError
 from model_worker.train.memlong.choosing import Search, Shares
 from model_worker.train.memlong.rows import Blocks
@@ -37,6 +38,7 @@ class Layout:
     query_tokens: int
     sinks: int | None
     min_share: float | None
+    min_score: float | None
 
     @classmethod
     def of(cls, settings: MemlongTraining, config: Any) -> "Layout":
@@ -58,6 +60,7 @@ class Layout:
             settings.query_tokens or own.get("query_tokens", 3 * chunk),
             own.get("sinks") if settings.sinks is None else settings.sinks,
             own.get("min_share"),
+            _min_score(settings, own),
         )
         made._check(settings)
         return made
@@ -94,7 +97,7 @@ class Layout:
     def search(self) -> Search:
         """Return how chunks are chosen."""
         order = "time" if self.attach["mode"] == "memlong" else "score"
-        return Search(self.recent, self.top_k, order, self.min_share)
+        return Search(self.recent, self.top_k, order, self.min_share, self.min_score)
 
     def blocks(self, attachment: Attachment) -> Blocks:
         """Return how rows are cut. Raises InputError for a window that is longer than the model's sliding layers."""
@@ -126,12 +129,21 @@ class Layout:
             "query_tokens": self.query_tokens,
             "sinks": self.sinks_of(attachment),
         }
-        return entry if self.min_share is None else {**entry, "min_share": self.min_share}
+        least = {"min_share": self.min_share, "min_score": self.min_score}
+        return {**entry, **{name: value for name, value in least.items() if value is not None}}
 
 
 def shares_of(settings: MemlongTraining) -> Shares:
     """Return the shares of blocks by what they attend to."""
     return Shares(settings.only_recent, settings.nothing, settings.other, settings.itself)
+
+
+def _min_score(settings: MemlongTraining, own: Mapping[str, Any]) -> float | None:
+    """Return the least score of a found chunk. That of the model's entry holds for the embedder of the entry alone."""
+    if settings.min_score is not None or own.get("embed") != lasting_spec(settings.embed):
+        return settings.min_score
+    score: float | None = own.get("min_score")
+    return score
 
 
 def _attach(settings: MemlongTraining, mode: str, own: Mapping[str, Any], depth: int) -> dict[str, Any]:

@@ -92,7 +92,7 @@ class Remembering:
     ) -> tuple[Numbers, Numbers, Numbers]:
         """Return places, offsets and whether they are of the row's document (1 or 0) of what one block attends to."""
         if kind == "other":
-            return self._other(stream, rng)
+            return self._other(stream, pieces[stream], block, rng)
         piece, pool, size = pieces[stream], self.pool, self.blocks.size
         new, vectors = pool.written[stream], self._vectors[stream]
         live, left = pool.live(stream), max(0, block - self.blocks.before)
@@ -111,16 +111,19 @@ class Remembering:
         found: Vector = embedded_queries(self.embedder, [text])[0]
         return found
 
-    def _other(self, stream: int, rng: np.random.Generator) -> tuple[Numbers, Numbers, Numbers]:
-        """Return chunks of another stream, drawn, in the places of a block's own."""
+    def _other(
+        self, stream: int, piece: Piece, block: int, rng: np.random.Generator
+    ) -> tuple[Numbers, Numbers, Numbers]:
+        """Return what the block's query finds in the memory of another stream, drawn, in the places of its own."""
         others = [each for each in range(len(self.pool.vectors)) if each != stream and len(self.pool.live(each))]
         if not others:
             return _nothing()
         other = others[int(rng.integers(len(others)))]
         live = self.pool.live(other)
-        drawn = np.sort(rng.choice(live, min(self.search.most, len(live)), replace=False))
-        offsets = (np.arange(len(drawn)) - len(drawn) - self.blocks.before) * self.blocks.size
-        return self.pool.places(other, drawn), offsets, np.zeros(len(drawn), np.int64)
+        vectors = self.pool.vectors_of(other, live)
+        found = self.search.chosen(live, vectors, self._past(piece, block), 0, self.search.top_k)
+        offsets = (np.arange(len(found)) - len(found) - self.blocks.before) * self.blocks.size
+        return self.pool.places(other, found), offsets, np.zeros(len(found), np.int64)
 
     def keep_step(self, pieces: Sequence[Piece], kv: Mapping[int, KeyValue]) -> None:
         """Remember the chunks of a step. kv: by memory layer, `[N, Hkv, S, D]`, the blocks of all rows."""

@@ -84,12 +84,19 @@ class MemlongTraining(Settings):
     )
     top_k: Annotated[Count | None, described("Chunks that are found. Default: 4.", panel=_CHOICE)] = None
     embed: Annotated[str, described("How chunks are found, as in use.", panel=_CHOICE)] = "lexical:idf"
+    min_score: Annotated[
+        float | None,
+        described(
+            "Least score of a found chunk. Default: none, or that of the model's entry for this embedder.",
+            panel=_CHOICE,
+        ),
+    ] = None
     query_tokens: Annotated[
         Count | None, described("Past tokens that are the query. Default: three chunks.", panel=_CHOICE)
     ] = None
     only_recent: Annotated[Share, described("Share of blocks with recent chunks alone.", panel=_CHOICE)] = 0.15
     nothing: Annotated[Share, described("Share of blocks without memory.", panel=_CHOICE)] = 0.15
-    other: Annotated[Share, described("Share of blocks with chunks of another stream.", panel=_CHOICE)] = 0.06
+    other: Annotated[Share, described("Share of blocks with what is found in another stream.", panel=_CHOICE)] = 0.06
     itself: Annotated[
         Share, described("Share of blocks whose own text is the query, so that memory is worth it.", panel=_CHOICE)
     ] = 0.1

@@ -43,7 +43,7 @@ def test_losses_are_those_of_the_worker_over_a_service(tmp_path: Path, mode: str
     paths = texts(tmp_path, 1, TOKENS)
     plan = {"mode": mode, "positions": "near:3"}
     order, sinks = ("time", 0) if mode == "memlong" else ("score", 2)
-    settings: dict[str, Any] = {"top_k": 2, "recent": 1, "min_share": 0.3}
+    settings: dict[str, Any] = {"top_k": 2, "recent": 1, "min_share": 0.3, "min_score": 0.2}
     how: dict[str, Any] = {"embed": "lexical:idf", "query_tokens": 12, "query": "past", "sinks": sinks}
     net, name = build("llama_gqa"), bank()
     with (
@@ -80,8 +80,8 @@ def test_shares_say_what_blocks_attend_to(tmp_path: Path) -> None:
     learner = Learner(attachment, Blocks(CHUNK, BEFORE))
     paths, search = texts(tmp_path, 3, TOKENS), Search(1, 2)
 
-    def places(shares: Shares, keep: bool = False) -> np.ndarray:
-        own = course(learner, paths, search, shares, streams=2, keep=keep)
+    def places(shares: Shares, keep: bool = False, how: Search = search) -> np.ndarray:
+        own = course(learner, paths, how, shares, streams=2, keep=keep)
         own.keep(learner(own.step())[1])
         chosen = own.step().chosen
         assert chosen is not None
@@ -92,8 +92,11 @@ def test_shares_say_what_blocks_attend_to(tmp_path: Path) -> None:
     assert recent[1, 10].tolist() == [32 + 16 + chunk for chunk in (5, 6, 7)]
     assert recent[0, 2].tolist() == [-1, -1, -1]  # nothing has left the window
     other = places(Shares(0, 0, 1, 0), keep=True)
-    assert ((other[0] >= 16) & (other[0] < 32)).all()
-    assert ((other[1] >= 0) & (other[1] < 16)).all()
+    for row, first in ((other[0], 16), (other[1], 0)):
+        found = row[row >= 0]
+        assert len(found) == 2 * 15, "each block but the first, which has no past, finds two chunks"
+        assert ((found >= first) & (found < first + 16)).all()
+    assert (places(Shares(0, 0, 1, 0), True, Search(1, 2, min_score=2.0)) == -1).all()
     itself = places(Shares(0, 0, 0, 1))
     assert itself[0, 12].tolist()[2] == 32 + 9
     # The second half of a text is the first again: block 8 + n is like chunk n.

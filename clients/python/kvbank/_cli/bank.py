@@ -198,14 +198,14 @@ def evictions(
 app.command("trace")(trace)
 
 
-def _answer(bank: kvbank.Bank, as_json: bool) -> None:
+def _answer(bank: "kvbank.Bank", as_json: bool) -> None:
     if as_json:
         print_json(asdict(bank))
     else:
         _print_bank(bank)
 
 
-def _print_bank(bank: kvbank.Bank) -> None:
+def _print_bank(bank: "kvbank.Bank") -> None:
     usage, policy = bank.usage, bank.policy
     _line("name", bank.name)
     _line("uid", bank.uid)

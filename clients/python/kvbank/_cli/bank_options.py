@@ -34,7 +34,7 @@ class Specs:
         ),
     ] = 0
 
-    def kv(self) -> kvbank.KVSpec | None:
+    def kv(self) -> "kvbank.KVSpec | None":
         """Return the spec of keys and values; None for a bank of vectors only."""
         if not self.reader:
             return None
@@ -43,7 +43,7 @@ class Specs:
             self.reader, layers, self.kv_heads, self.head_dim, self.dtype, hidden_size=self.hidden_size
         )
 
-    def embedding(self) -> kvbank.EmbeddingSpec:
+    def embedding(self) -> "kvbank.EmbeddingSpec":
         """Return the spec of embeddings."""
         return kvbank.EmbeddingSpec(self.embedder, self.dimension)
 

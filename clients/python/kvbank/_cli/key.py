@@ -165,7 +165,7 @@ def _opened(out: Path | None) -> Iterator[TextIO | None]:
             raise
 
 
-def _tell(made: kvbank.NewApiKey, file: TextIO | None, as_json: bool) -> None:
+def _tell(made: "kvbank.NewApiKey", file: TextIO | None, as_json: bool) -> None:
     """Tell of a new key; its secret is written to a file, or printed where there is none."""
     if file is not None:
         file.write(f"{made.secret}\n")
@@ -191,7 +191,7 @@ def _line(label: str, text: str) -> None:
     print_line(f"{label:10} {text}".rstrip())
 
 
-def _state(key: kvbank.ApiKey) -> str:
+def _state(key: "kvbank.ApiKey") -> str:
     """Say whether a key is taken, and until when."""
     ends = [(time, what) for time, what in ((key.revoke_time, "revoked"), (key.expire_time, "expired")) if time]
     if not ends:

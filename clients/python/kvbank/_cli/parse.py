@@ -1,6 +1,8 @@
 """Values of options, such as "chunks=10k", "bytes=2GiB" and "30d", are read here. Errors: typer.BadParameter, which is
 a usage error (exit code 2)."""
 
+from __future__ import annotations
+
 import json
 import re
 from collections.abc import Sequence
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
 
 _WHOLE = re.compile(r"-?(0|[1-9][0-9]{0,400})")
 _NUMBER = re.compile(r"-?(0|[1-9][0-9]{0,400})(\.[0-9]{1,400})?([eE][+-]?[0-9]{1,4})?")
-_BOUND = re.compile(r"(banks|chunks|tokens|bytes)=(.+)")
+_BOUND = re.compile(r"(banks|chunks|tokens|bytes|calls)=(.+)")
 _UNITS = ("chunks", "tokens", "bytes")
 
 
@@ -33,7 +35,7 @@ def quota(text: str) -> kvbank.Quota | None:
 
 def tenant_quota(text: str) -> kvbank.TenantQuota | None:
     """Read the quota of a tenant, such as "banks=10,bytes=2GiB"; None for "none"."""
-    return None if text == "none" else kvbank.TenantQuota(**_bounds(text, ("banks", *_UNITS)))
+    return None if text == "none" else kvbank.TenantQuota(**_bounds(text, ("banks", *_UNITS, "calls")))
 
 
 def expiry(text: str, renew: bool) -> kvbank.Expiry | None:
@@ -54,7 +56,7 @@ def span(text: str, otherwise: str = "") -> timedelta:
         raise typer.BadParameter(f"{text!r} is longer than a calendar") from None
 
 
-def metadata(pairs: Sequence[str]) -> "dict[str, Scalar]":
+def metadata(pairs: Sequence[str]) -> dict[str, Scalar]:
     """Read metadata, such as "year=2024", "score=0.5", "final=true" and "who=ann"; a string that looks like a value of
     another type is quoted: 'id="7"'."""
     found: dict[str, Scalar] = {}
@@ -66,7 +68,7 @@ def metadata(pairs: Sequence[str]) -> "dict[str, Scalar]":
     return found
 
 
-def _value(text: str) -> "Scalar":
+def _value(text: str) -> Scalar:
     if _WHOLE.fullmatch(text):
         return int(text)
     if _NUMBER.fullmatch(text):
@@ -81,7 +83,7 @@ def _value(text: str) -> "Scalar":
     return text
 
 
-def written(value: "Scalar") -> str:
+def written(value: Scalar) -> str:
     """Write a value of metadata as `metadata` reads it."""
     plain = isinstance(value, str) and _value(value) == value and isinstance(_value(value), str)
     return str(value) if plain else json.dumps(value, ensure_ascii=False)

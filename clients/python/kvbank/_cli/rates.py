@@ -1,5 +1,7 @@
 """Two samples of a server become rates here: what happened a second between them. Nothing here does I/O."""
 
+from __future__ import annotations
+
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -34,7 +34,7 @@ def stats(service: Service, as_json: AsJson = False) -> None:
     up = timedelta(seconds=found.uptime // timedelta(seconds=1))
     print_line(f"kvbank {found.version}, store {found.store_id}, up {up}")
     if totals["kvbank_insecure"]:
-        print_line("insecure: others can reach it without TLS (--insecure)")
+        print_line("insecure: others can reach it without TLS or without a key (--insecure)")
     print_line(f"memory {common.size(found.resident_bytes)}, {common.size(found.free_bytes)} free on its disk")
     free = f" ({common.size(found.database_free_bytes)} of it free)" if found.database_free_bytes else ""
     indexes = common.size(found.index_bytes)
@@ -77,7 +77,7 @@ _COLUMNS = (
 )
 
 
-def _row(found: kvbank.BankStats) -> tuple[str, ...]:
+def _row(found: "kvbank.BankStats") -> tuple[str, ...]:
     bank, index = found.bank, found.index
     return (
         bank.name,

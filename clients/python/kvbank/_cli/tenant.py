@@ -13,7 +13,7 @@ from kvbank.console.output import print_json, print_line, printable
 from kvbank.console.table import Column, print_table
 
 _TENANTS = (Column("name", "name"), *map(Column, ("banks", "chunks", "tokens", "bytes")), Column("quota", "word"))
-_QUOTA = "Some of banks=N,chunks=N,tokens=N,bytes=N (10k, 2GiB), or none."
+_QUOTA = "Some of banks=N,chunks=N,tokens=N,bytes=N (10k, 2GiB), calls=N (a second), or none."
 
 Name = Annotated[str, typer.Argument(help="Name of the tenant.")]
 
@@ -30,7 +30,7 @@ def create_tenant(
 ) -> None:
     """Make a tenant, which has no banks and no keys yet; `kvbank key create --tenant` makes the keys.
 
-    Example: kvbank tenant create research --quota banks=20,bytes=50GiB
+    Example: kvbank tenant create research --quota banks=20,bytes=50GiB,calls=200
     """
     bounds = parse.tenant_quota(quota)
     with service.connect() as client:
@@ -93,20 +93,20 @@ def remove_tenant(
         print_line(f"deleted {name}, {banks} banks")
 
 
-def _answer(tenant: kvbank.Tenant, as_json: bool) -> None:
+def _answer(tenant: "kvbank.Tenant", as_json: bool) -> None:
     if as_json:
         print_json(asdict(tenant))
     else:
         print_table(_TENANTS, [_row(tenant)])
 
 
-def _row(tenant: kvbank.Tenant) -> tuple[str, ...]:
+def _row(tenant: "kvbank.Tenant") -> tuple[str, ...]:
     usage = tenant.usage
     counts = (f"{count:,}" for count in (usage.banks, usage.chunks, usage.tokens))
     return (tenant.name, *counts, common.size(usage.bytes), _bounds(tenant.quota))
 
 
-def _bounds(quota: kvbank.TenantQuota) -> str:
+def _bounds(quota: "kvbank.TenantQuota") -> str:
     """Write a quota for people, such as "banks 20, bytes 50.0 GiB"."""
     given = {unit: bound for unit, bound in asdict(quota).items() if bound is not None}
     written = (f"{unit} {common.size(bound) if unit == 'bytes' else f'{bound:,}'}" for unit, bound in given.items())

@@ -2,7 +2,7 @@
 
 A service that restarts is away for seconds. Its callers are to notice nothing but the time, so that a call is repeated
 until its deadline, with pauses that grow; a server that was never reached is given up sooner, because its address is
-probably wrong.
+probably wrong. A server that says when to call again is taken at its word.
 """
 
 import random
@@ -18,6 +18,8 @@ FIRST_CONTACT_S = 5.0
 # A storage that answers with errors does not mend itself in seconds, but a file may have gone during one answer.
 STORAGE_ATTEMPTS = 4
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S, _LAST_PAUSE_S = 0.1, 1.0, 0.05
+# Reasons for which the server has done nothing of a call.
+_NOT_DONE = ("NOT_SERVING", "RATE_EXCEEDED")
 
 
 @dataclass(slots=True)
@@ -72,12 +74,22 @@ class Attempts:
         self._storage_errors += error.reason == "STORAGE_ERROR"
         if not error.retryable or self._storage_errors >= STORAGE_ATTEMPTS:
             raise error
-        self.unsure = self.unsure or not (error.reason == "NOT_SERVING" or NEVER_SENT in str(error))
+        self.unsure = self.unsure or not (error.reason in _NOT_DONE or NEVER_SENT in str(error))
+        if error.retry_after is not None:
+            return self._as_told(error, error.retry_after)
         # Some of it at random, so that many workers do not come back at one moment.
         pause, left = next(self._pauses) * random.uniform(0.7, 1.3), self._left()
         if left <= _LAST_PAUSE_S:
             raise error
         return min(pause, left / 2)
+
+    def _as_told(self, error: ServiceError, seconds: float) -> float:
+        """Return the seconds that the server says, and some more at random, of which each further attempt has more:
+        of many callers that are told the same, one is let in."""
+        pause = seconds + next(self._pauses) * random.random()
+        if pause >= self._left():
+            raise error
+        return pause
 
     def _left(self) -> float:
         deadline = self._deadline

@@ -3,7 +3,7 @@
 import re
 from typing import Any
 
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
@@ -37,6 +37,7 @@ BY_REASON: dict[str, type[errors.ServiceError]] = {
     "EMBEDDER_MISMATCH": errors.EmbedderMismatch,
     "BANK_FULL": errors.BankFull,
     "QUOTA_EXCEEDED": errors.QuotaExceeded,
+    "RATE_EXCEEDED": errors.RateExceeded,
     "TOO_LARGE": errors.TooLarge,
     "DISK_FULL": errors.DiskFull,
 }
@@ -67,9 +68,8 @@ def from_rpc_error(error: Any, request_id: str = "", *, tls: bool = False) -> er
         status = rpc_status.from_call(error)
     except (ValueError, DecodeError):  # details that contradict the status, or are none: some proxy's, not ours
         status = None
-    info = _error_info(status) if status is not None else None
-    if info is not None:
-        return _with_reason(code, message, info, request_id)
+    if status is not None and (info := _error_info(status)) is not None:
+        return _with_reason(code, message, status, info, request_id)
     if code == "CANCELLED":  # by a server that stops: what this client cancels, it does not ask about
         return errors.Unavailable(f"the server ended the call ({message})", request_id=request_id)
     if message.startswith(_TOO_MANY_CALLS):
@@ -104,12 +104,26 @@ def from_status(data: bytes, request_id: str) -> errors.ServiceError:
     except (ValueError, DecodeError):
         return errors.Internal("the server answers with an error that is none", request_id=request_id)
     info = _error_info(status) or error_details_pb2.ErrorInfo()
-    return _with_reason(code, status.message, info, request_id)
+    return _with_reason(code, status.message, status, info, request_id)
 
 
-def _with_reason(code: str, message: str, info: error_details_pb2.ErrorInfo, request_id: str) -> errors.ServiceError:
+def _with_reason(
+    code: str, message: str, status: status_pb2.Status, info: error_details_pb2.ErrorInfo, request_id: str
+) -> errors.ServiceError:
     kind = BY_REASON.get(info.reason) or BY_CODE.get(code, errors.Internal)
-    return kind(message, code=code, reason=info.reason, metadata=dict(info.metadata), request_id=request_id)
+    error = kind(message, code=code, reason=info.reason, metadata=dict(info.metadata), request_id=request_id)
+    error.retry_after = _retry_after(status)
+    return error
+
+
+def _retry_after(status: status_pb2.Status) -> float | None:
+    """Return the seconds after which a server says that a call can be made again; None where it says nothing of use."""
+    for detail in status.details:
+        retry = error_details_pb2.RetryInfo()
+        if _unpacked(detail, retry):
+            seconds = float(retry.retry_delay.seconds + retry.retry_delay.nanos / 1e9)
+            return seconds if seconds >= 0 else None
+    return None
 
 
 def _error_info(status: status_pb2.Status) -> error_details_pb2.ErrorInfo | None:
@@ -120,9 +134,9 @@ def _error_info(status: status_pb2.Status) -> error_details_pb2.ErrorInfo | None
     return None
 
 
-def _unpacked(detail: Any, info: error_details_pb2.ErrorInfo) -> bool:
+def _unpacked(detail: Any, message: Message) -> bool:
     try:
-        return bool(detail.Unpack(info))
+        return bool(detail.Unpack(message))
     except DecodeError:
         return False
 

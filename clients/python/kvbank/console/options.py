@@ -100,7 +100,7 @@ def option(name: str, field: Any, *, both: bool) -> inspect.Parameter:
 def _checked_later(name: str, field: Any) -> inspect.Parameter:
     """Return the parameter of a field of a model that decides itself what counts where the option is not given."""
     quantity = next((each for each in field.metadata if isinstance(each, Quantity)), None)
-    metavar, kind = (quantity.metavar, str) if quantity else (None, field.annotation)
+    metavar, kind = (quantity.metavar, str) if quantity else (None, _plain(field.annotation))
     told = typer.Option(None, flag(name), help=_help(field, quantity), metavar=metavar)
     return inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=told, annotation=kind | None)
 
@@ -132,7 +132,7 @@ def _bounds(annotation: Any, metadata: Any) -> Iterator[Any]:
 
 def _help(field: Any, quantity: Quantity | None) -> str:
     """Describe a field, with the default of one that is no flag."""
-    if field.is_required() or isinstance(field.default, bool) or field.default in ("", None):
+    if field.is_required() or isinstance(field.default, bool) or field.default in ("", (), None):
         return str(field.description)
     default = quantity.write(field.default) if quantity else field.default
     return f"{field.description} Default: {default}."

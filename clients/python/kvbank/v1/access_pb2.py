@@ -26,15 +26,15 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16kvbank/v1/access.proto\x12\tkvbank.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x9c\x02\n\x06\x41piKey\x12\x0e\n\x06key_id\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12\x1d\n\x04role\x18\x03 \x01(\x0e\x32\x0f.kvbank.v1.Role\x12\r\n\x05\x62\x61nks\x18\x04 \x03(\t\x12/\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x65xpire_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0brevoke_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x31\n\rlast_use_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x0f\n\rWhoAmIRequest\"_\n\x0eWhoAmIResponse\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x1e\n\x05roles\x18\x02 \x03(\x0e\x32\x0f.kvbank.v1.Role\x12\r\n\x05\x62\x61nks\x18\x03 \x03(\t\x12\x0e\n\x06key_id\x18\x04 \x01(\t\"x\n\x10\x43reateKeyRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x1d\n\x04role\x18\x02 \x01(\x0e\x32\x0f.kvbank.v1.Role\x12\r\n\x05\x62\x61nks\x18\x03 \x03(\t\x12&\n\x03ttl\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\"C\n\x11\x43reateKeyResponse\x12\x1e\n\x03key\x18\x01 \x01(\x0b\x32\x11.kvbank.v1.ApiKey\x12\x0e\n\x06secret\x18\x02 \x01(\t\"H\n\x0fListKeysRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"L\n\x10ListKeysResponse\x12\x1f\n\x04keys\x18\x01 \x03(\x0b\x32\x11.kvbank.v1.ApiKey\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\"\n\x10RevokeKeyRequest\x12\x0e\n\x06key_id\x18\x01 \x01(\t\"3\n\x11RevokeKeyResponse\x12\x1e\n\x03key\x18\x01 \x01(\x0b\x32\x11.kvbank.v1.ApiKey\"N\n\x10RotateKeyRequest\x12\x0e\n\x06key_id\x18\x01 \x01(\t\x12*\n\x07overlap\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"h\n\x11RotateKeyResponse\x12\x1e\n\x03key\x18\x01 \x01(\x0b\x32\x11.kvbank.v1.ApiKey\x12\x0e\n\x06secret\x18\x02 \x01(\t\x12#\n\x08replaced\x18\x03 \x01(\x0b\x32\x11.kvbank.v1.ApiKey\"M\n\rTenantAmounts\x12\r\n\x05\x62\x61nks\x18\x01 \x01(\x03\x12\x0e\n\x06\x63hunks\x18\x02 \x01(\x03\x12\x0e\n\x06tokens\x18\x03 \x01(\x03\x12\r\n\x05\x62ytes\x18\x04 \x01(\x03\"\x99\x01\n\x06Tenant\x12\x0c\n\x04name\x18\x01 \x01(\t\x12/\n\x0b\x63reate_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\'\n\x05quota\x18\x03 \x01(\x0b\x32\x18.kvbank.v1.TenantAmounts\x12\'\n\x05usage\x18\x04 \x01(\x0b\x32\x18.kvbank.v1.TenantAmounts\"L\n\x13\x43reateTenantRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\'\n\x05quota\x18\x02 \x01(\x0b\x32\x18.kvbank.v1.TenantAmounts\"9\n\x14\x43reateTenantResponse\x12!\n\x06tenant\x18\x01 \x01(\x0b\x32\x11.kvbank.v1.Tenant\";\n\x12ListTenantsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"R\n\x13ListTenantsResponse\x12\"\n\x07tenants\x18\x01 \x03(\x0b\x32\x11.kvbank.v1.Tenant\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"N\n\x15SetTenantQuotaRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\'\n\x05quota\x18\x02 \x01(\x0b\x32\x18.kvbank.v1.TenantAmounts\";\n\x16SetTenantQuotaResponse\x12!\n\x06tenant\x18\x01 \x01(\x0b\x32\x11.kvbank.v1.Tenant\"2\n\x13\x44\x65leteTenantRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x66orce\x18\x02 \x01(\x08\"%\n\x14\x44\x65leteTenantResponse\x12\r\n\x05\x62\x61nks\x18\x01 \x01(\x03*^\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\r\n\tROLE_READ\x10\x01\x12\x0e\n\nROLE_WRITE\x10\x02\x12\x0e\n\nROLE_ADMIN\x10\x03\x12\x11\n\rROLE_OPERATOR\x10\x04\x32\xb2\x05\n\rAccessService\x12=\n\x06WhoAmI\x12\x18.kvbank.v1.WhoAmIRequest\x1a\x19.kvbank.v1.WhoAmIResponse\x12\x46\n\tCreateKey\x12\x1b.kvbank.v1.CreateKeyRequest\x1a\x1c.kvbank.v1.CreateKeyResponse\x12\x43\n\x08ListKeys\x12\x1a.kvbank.v1.ListKeysRequest\x1a\x1b.kvbank.v1.ListKeysResponse\x12\x46\n\tRevokeKey\x12\x1b.kvbank.v1.RevokeKeyRequest\x1a\x1c.kvbank.v1.RevokeKeyResponse\x12\x46\n\tRotateKey\x12\x1b.kvbank.v1.RotateKeyRequest\x1a\x1c.kvbank.v1.RotateKeyResponse\x12O\n\x0c\x43reateTenant\x12\x1e.kvbank.v1.CreateTenantRequest\x1a\x1f.kvbank.v1.CreateTenantResponse\x12L\n\x0bListTenants\x12\x1d.kvbank.v1.ListTenantsRequest\x1a\x1e.kvbank.v1.ListTenantsResponse\x12U\n\x0eSetTenantQuota\x12 .kvbank.v1.SetTenantQuotaRequest\x1a!.kvbank.v1.SetTenantQuotaResponse\x12O\n\x0c\x44\x65leteTenant\x12\x1e.kvbank.v1.DeleteTenantRequest\x1a\x1f.kvbank.v1.DeleteTenantResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16kvbank/v1/access.proto\x12\tkvbank.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x9c\x02\n\x06\x41piKey\x12\x0e\n\x06key_id\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12\x1d\n\x04role\x18\x03 \x01(\x0e\x32\x0f.kvbank.v1.Role\x12\r\n\x05\x62\x61nks\x18\x04 \x03(\t\x12/\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x65xpire_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0brevoke_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x31\n\rlast_use_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x0f\n\rWhoAmIRequest\"_\n\x0eWhoAmIResponse\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x1e\n\x05roles\x18\x02 \x03(\x0e\x32\x0f.kvbank.v1.Role\x12\r\n\x05\x62\x61nks\x18\x03 \x03(\t\x12\x0e\n\x06key_id\x18\x04 \x01(\t\"x\n\x10\x43reateKeyRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x1d\n\x04role\x18\x02 \x01(\x0e\x32\x0f.kvbank.v1.Role\x12\r\n\x05\x62\x61nks\x18\x03 \x03(\t\x12&\n\x03ttl\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\"C\n\x11\x43reateKeyResponse\x12\x1e\n\x03key\x18\x01 \x01(\x0b\x32\x11.kvbank.v1.ApiKey\x12\x0e\n\x06secret\x18\x02 \x01(\t\"H\n\x0fListKeysRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"L\n\x10ListKeysResponse\x12\x1f\n\x04keys\x18\x01 \x03(\x0b\x32\x11.kvbank.v1.ApiKey\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\"\n\x10RevokeKeyRequest\x12\x0e\n\x06key_id\x18\x01 \x01(\t\"3\n\x11RevokeKeyResponse\x12\x1e\n\x03key\x18\x01 \x01(\x0b\x32\x11.kvbank.v1.ApiKey\"N\n\x10RotateKeyRequest\x12\x0e\n\x06key_id\x18\x01 \x01(\t\x12*\n\x07overlap\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"h\n\x11RotateKeyResponse\x12\x1e\n\x03key\x18\x01 \x01(\x0b\x32\x11.kvbank.v1.ApiKey\x12\x0e\n\x06secret\x18\x02 \x01(\t\x12#\n\x08replaced\x18\x03 \x01(\x0b\x32\x11.kvbank.v1.ApiKey\"\\\n\rTenantAmounts\x12\r\n\x05\x62\x61nks\x18\x01 \x01(\x03\x12\x0e\n\x06\x63hunks\x18\x02 \x01(\x03\x12\x0e\n\x06tokens\x18\x03 \x01(\x03\x12\r\n\x05\x62ytes\x18\x04 \x01(\x03\x12\r\n\x05\x63\x61lls\x18\x05 \x01(\x03\"\x99\x01\n\x06Tenant\x12\x0c\n\x04name\x18\x01 \x01(\t\x12/\n\x0b\x63reate_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\'\n\x05quota\x18\x03 \x01(\x0b\x32\x18.kvbank.v1.TenantAmounts\x12\'\n\x05usage\x18\x04 \x01(\x0b\x32\x18.kvbank.v1.TenantAmounts\"L\n\x13\x43reateTenantRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\'\n\x05quota\x18\x02 \x01(\x0b\x32\x18.kvbank.v1.TenantAmounts\"9\n\x14\x43reateTenantResponse\x12!\n\x06tenant\x18\x01 \x01(\x0b\x32\x11.kvbank.v1.Tenant\";\n\x12ListTenantsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"R\n\x13ListTenantsResponse\x12\"\n\x07tenants\x18\x01 \x03(\x0b\x32\x11.kvbank.v1.Tenant\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"N\n\x15SetTenantQuotaRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\'\n\x05quota\x18\x02 \x01(\x0b\x32\x18.kvbank.v1.TenantAmounts\";\n\x16SetTenantQuotaResponse\x12!\n\x06tenant\x18\x01 \x01(\x0b\x32\x11.kvbank.v1.Tenant\"2\n\x13\x44\x65leteTenantRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x66orce\x18\x02 \x01(\x08\"%\n\x14\x44\x65leteTenantResponse\x12\r\n\x05\x62\x61nks\x18\x01 \x01(\x03*^\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\r\n\tROLE_READ\x10\x01\x12\x0e\n\nROLE_WRITE\x10\x02\x12\x0e\n\nROLE_ADMIN\x10\x03\x12\x11\n\rROLE_OPERATOR\x10\x04\x32\xb2\x05\n\rAccessService\x12=\n\x06WhoAmI\x12\x18.kvbank.v1.WhoAmIRequest\x1a\x19.kvbank.v1.WhoAmIResponse\x12\x46\n\tCreateKey\x12\x1b.kvbank.v1.CreateKeyRequest\x1a\x1c.kvbank.v1.CreateKeyResponse\x12\x43\n\x08ListKeys\x12\x1a.kvbank.v1.ListKeysRequest\x1a\x1b.kvbank.v1.ListKeysResponse\x12\x46\n\tRevokeKey\x12\x1b.kvbank.v1.RevokeKeyRequest\x1a\x1c.kvbank.v1.RevokeKeyResponse\x12\x46\n\tRotateKey\x12\x1b.kvbank.v1.RotateKeyRequest\x1a\x1c.kvbank.v1.RotateKeyResponse\x12O\n\x0c\x43reateTenant\x12\x1e.kvbank.v1.CreateTenantRequest\x1a\x1f.kvbank.v1.CreateTenantResponse\x12L\n\x0bListTenants\x12\x1d.kvbank.v1.ListTenantsRequest\x1a\x1e.kvbank.v1.ListTenantsResponse\x12U\n\x0eSetTenantQuota\x12 .kvbank.v1.SetTenantQuotaRequest\x1a!.kvbank.v1.SetTenantQuotaResponse\x12O\n\x0c\x44\x65leteTenant\x12\x1e.kvbank.v1.DeleteTenantRequest\x1a\x1f.kvbank.v1.DeleteTenantResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'kvbank.v1.access_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ROLE']._serialized_start=1870
-  _globals['_ROLE']._serialized_end=1964
+  _globals['_ROLE']._serialized_start=1885
+  _globals['_ROLE']._serialized_end=1979
   _globals['_APIKEY']._serialized_start=103
   _globals['_APIKEY']._serialized_end=387
   _globals['_WHOAMIREQUEST']._serialized_start=389
@@ -58,25 +58,25 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ROTATEKEYRESPONSE']._serialized_start=1015
   _globals['_ROTATEKEYRESPONSE']._serialized_end=1119
   _globals['_TENANTAMOUNTS']._serialized_start=1121
-  _globals['_TENANTAMOUNTS']._serialized_end=1198
-  _globals['_TENANT']._serialized_start=1201
-  _globals['_TENANT']._serialized_end=1354
-  _globals['_CREATETENANTREQUEST']._serialized_start=1356
-  _globals['_CREATETENANTREQUEST']._serialized_end=1432
-  _globals['_CREATETENANTRESPONSE']._serialized_start=1434
-  _globals['_CREATETENANTRESPONSE']._serialized_end=1491
-  _globals['_LISTTENANTSREQUEST']._serialized_start=1493
-  _globals['_LISTTENANTSREQUEST']._serialized_end=1552
-  _globals['_LISTTENANTSRESPONSE']._serialized_start=1554
-  _globals['_LISTTENANTSRESPONSE']._serialized_end=1636
-  _globals['_SETTENANTQUOTAREQUEST']._serialized_start=1638
-  _globals['_SETTENANTQUOTAREQUEST']._serialized_end=1716
-  _globals['_SETTENANTQUOTARESPONSE']._serialized_start=1718
-  _globals['_SETTENANTQUOTARESPONSE']._serialized_end=1777
-  _globals['_DELETETENANTREQUEST']._serialized_start=1779
-  _globals['_DELETETENANTREQUEST']._serialized_end=1829
-  _globals['_DELETETENANTRESPONSE']._serialized_start=1831
-  _globals['_DELETETENANTRESPONSE']._serialized_end=1868
-  _globals['_ACCESSSERVICE']._serialized_start=1967
-  _globals['_ACCESSSERVICE']._serialized_end=2657
+  _globals['_TENANTAMOUNTS']._serialized_end=1213
+  _globals['_TENANT']._serialized_start=1216
+  _globals['_TENANT']._serialized_end=1369
+  _globals['_CREATETENANTREQUEST']._serialized_start=1371
+  _globals['_CREATETENANTREQUEST']._serialized_end=1447
+  _globals['_CREATETENANTRESPONSE']._serialized_start=1449
+  _globals['_CREATETENANTRESPONSE']._serialized_end=1506
+  _globals['_LISTTENANTSREQUEST']._serialized_start=1508
+  _globals['_LISTTENANTSREQUEST']._serialized_end=1567
+  _globals['_LISTTENANTSRESPONSE']._serialized_start=1569
+  _globals['_LISTTENANTSRESPONSE']._serialized_end=1651
+  _globals['_SETTENANTQUOTAREQUEST']._serialized_start=1653
+  _globals['_SETTENANTQUOTAREQUEST']._serialized_end=1731
+  _globals['_SETTENANTQUOTARESPONSE']._serialized_start=1733
+  _globals['_SETTENANTQUOTARESPONSE']._serialized_end=1792
+  _globals['_DELETETENANTREQUEST']._serialized_start=1794
+  _globals['_DELETETENANTREQUEST']._serialized_end=1844
+  _globals['_DELETETENANTRESPONSE']._serialized_start=1846
+  _globals['_DELETETENANTRESPONSE']._serialized_end=1883
+  _globals['_ACCESSSERVICE']._serialized_start=1982
+  _globals['_ACCESSSERVICE']._serialized_end=2672
 # @@protoc_insertion_point(module_scope)

@@ -129,16 +129,18 @@ class RotateKeyResponse(_message.Message):
     def __init__(self, key: _Optional[_Union[ApiKey, _Mapping]] = ..., secret: _Optional[str] = ..., replaced: _Optional[_Union[ApiKey, _Mapping]] = ...) -> None: ...
 
 class TenantAmounts(_message.Message):
-    __slots__ = ("banks", "chunks", "tokens", "bytes")
+    __slots__ = ("banks", "chunks", "tokens", "bytes", "calls")
     BANKS_FIELD_NUMBER: _ClassVar[int]
     CHUNKS_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
     BYTES_FIELD_NUMBER: _ClassVar[int]
+    CALLS_FIELD_NUMBER: _ClassVar[int]
     banks: int
     chunks: int
     tokens: int
     bytes: int
-    def __init__(self, banks: _Optional[int] = ..., chunks: _Optional[int] = ..., tokens: _Optional[int] = ..., bytes: _Optional[int] = ...) -> None: ...
+    calls: int
+    def __init__(self, banks: _Optional[int] = ..., chunks: _Optional[int] = ..., tokens: _Optional[int] = ..., bytes: _Optional[int] = ..., calls: _Optional[int] = ...) -> None: ...
 
 class Tenant(_message.Message):
     __slots__ = ("name", "create_time", "quota", "usage")

@@ -19,9 +19,10 @@ from sqlalchemy.exc import DBAPIError
 from memory_service.domain import cancellation
 from memory_service.domain.clock import MARK_US, SECOND, Clock
 from memory_service.domain.limits import NO_PAUSES, Pauses
+from memory_service.domain.tenants import DEFAULT_TENANT, Tenant
 from memory_service.observe.metrics import Metrics
 from memory_service.storage.base import Retrievals
-from memory_service.storage.local.records import clock_rows, failures, schema, tenant_usage
+from memory_service.storage.local.records import access_rows, clock_rows, failures, schema, tenant_usage
 from memory_service.storage.local.records.chunk_ids import ChunkIds, Reservations
 from memory_service.storage.local.records.counts import Counts
 from memory_service.storage.local.records.schema import ChunkRow, StoreRow, raw
@@ -88,12 +89,14 @@ class Records:
             raise
 
     def _take_up(self, settle_ids: Callable[[Connection], bool], connection: Connection) -> tuple[str, bool]:
-        """Take up what an earlier process has left: its time and its ids go on. Returns the identity of the store, and
+        """Take up what an earlier process has left: its time and its ids go on. Where there was none, make what is
+        always there. Returns the identity of the store, and
         whether no version that reserves ids in a file has served the folder."""
         self.clock.resume(clock_rows.mark(connection))
         clock_rows.save(connection, mark := self.clock.mark())
         self._marking = mark.now
         _identity(connection)
+        access_rows.insert_tenant(connection, Tenant(DEFAULT_TENANT, created=self.clock.now_us()))
         tenant_usage.begin(connection)
         new_here = settle_ids(connection)
         return _identity(connection), new_here

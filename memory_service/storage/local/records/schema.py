@@ -2,7 +2,6 @@
 schema is served, and that no folder is begun anew whose records are lost."""
 
 import sqlite3
-import time
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
@@ -319,8 +318,6 @@ def create(path: Path) -> None:
             Base.metadata.create_all(connection)
             connection.exec_driver_sql(_VERSION_TABLE)
             connection.exec_driver_sql("INSERT INTO alembic_version VALUES (?)", (revisions()[-1],))
-            made = (DEFAULT_TENANT, "{}", time.time_ns() // 1000)
-            connection.exec_driver_sql("INSERT INTO tenants (name, quota, created) VALUES (?, ?, ?)", made)
     finally:
         database.dispose()
 
