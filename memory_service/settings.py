@@ -44,6 +44,11 @@ def _whole(path: str) -> str:
     return path and os.path.abspath(path)
 
 
+def _source(name: str) -> str:
+    """Return an address as it is, and the path of a file as `_whole` does."""
+    return name if name.startswith(("https://", "http://")) else _whole(name)
+
+
 def _parts(value: Any) -> Any:
     """Return the parts of a variable that has several values; what is no text stays as it is."""
     return [part for part in value.split(",") if part] if isinstance(value, str) else value
@@ -82,6 +87,13 @@ class Settings(BaseSettings):
         description="SAN=TENANT:ROLE: what a client may do whose certificate has this name; may be given several "
         "times, in the variable with commas in between.",
     )
+    jwt_jwks: Annotated[str, AfterValidator(_source)] = Field(
+        "", description="File, or https address, of the keys (JWKS) by which tokens (JWT) of callers are checked."
+    )
+    jwt_audience: str = Field("", description="The audience (aud) that tokens must name; it is this service.")
+    jwt_issuer: str = Field("", description="The issuer (iss) that tokens must be of; not looked at where empty.")
+    jwt_tenant_claim: str = Field("tenant", description="The claim of a token that says the tenant of its caller.")
+    jwt_role_claim: str = Field("role", description="The claim of a token that says the role of its caller.")
     insecure: bool = Field(False, description="Allow addresses that others can reach without TLS or without a key.")
     same_host: bool = Field(
         False,

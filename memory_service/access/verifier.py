@@ -15,7 +15,8 @@ from typing import NamedTuple
 
 from memory_service.access import secret
 from memory_service.access.rates import Rates
-from memory_service.domain.access import ApiKey, Caller
+from memory_service.access.tokens import Tokens
+from memory_service.domain.access import Caller
 from memory_service.domain.clock import SECOND, Clock
 from memory_service.domain.errors import ServiceError
 from memory_service.observe.seldom import Repeating
@@ -41,10 +42,15 @@ class _Verified(NamedTuple):
 class Verifier:
     """Tells callers by their keys, and whether a key is needed at all."""
 
-    def __init__(self, records: AccessRecords, clock: Clock, rates: Rates, remembered_s: float) -> None:
+    def __init__(
+        self, records: AccessRecords, clock: Clock, rates: Rates, remembered_s: float, tokens: Tokens | None = None
+    ) -> None:
         """Check keys against `records`. rates: learn the quotas of the tenants whose keys are verified. remembered_s:
-        the seconds for which a verified key is believed."""
+        the seconds for which a verified key is believed. tokens: what checks credentials that are no keys."""
         self._records, self._clock, self._rates, self._remembered = records, clock, rates, remembered_s
+        self._tokens = tokens
+        # Tenants that are there, and until when (monotonic) that is believed.
+        self._tenants: dict[str, float] = {}
         # By the hash of the whole key, so that no key lies in memory for longer than its call.
         self._known: OrderedDict[bytes, _Verified] = OrderedDict()
         self._lock = threading.Lock()
@@ -52,7 +58,7 @@ class Verifier:
         self._changes = 0
         self._failures = Repeating()
         # Whether the store has a key, valid or not. A store that had one never opens again by itself.
-        self.needed = records.has_keys()
+        self.needed = records.has_keys() or tokens is not None
 
     def known(self, credential: str) -> Caller | None:
         """Return the caller of a credential that was verified a short while ago; None where it has to be verified."""
@@ -67,18 +73,32 @@ class Verifier:
         """Return the caller of a credential; None for one that is not valid. Errors: those of the storage."""
         presented = secret.read(credential)
         if presented is None:
-            return None
+            return self._verified_token(credential)
         changes, key = self._changes, self._records.key(presented.key_id)
         # An unknown key is compared too, so that it takes as long.
         same = compare_digest(presented.sha256, _NO_SECRET if key is None else key.secret_sha256)
         if key is None or not same or not key.valid(self._clock.now_us()):
             return None
-        return key.caller() if self._learned(key, changes, credential) else None
+        return key.caller() if self._learned(key.tenant, changes, credential, (key.caller(), key.ends)) else None
+
+    def _verified_token(self, credential: str) -> Caller | None:
+        changes, token = self._changes, self._tokens.verify(credential) if self._tokens is not None else None
+        if token is None or self._clock.now_us() >= token.ends:
+            return None
+        return token.caller if self._learned(token.caller.tenant, changes, credential, token) else None
+
+    def knows_tenant(self, tenant: str) -> bool:
+        """Tell whether a tenant was found to be there a short while ago."""
+        return time.monotonic() < self._tenants.get(tenant, 0.0)
+
+    def find_tenant(self, tenant: str) -> bool:
+        """Tell whether a tenant is there, and learn its quota. Errors: those of the storage."""
+        return self._learned(tenant, self._changes)
 
     def valid(self, key_id: str) -> bool:
         """Tell whether a key of this id, which was verified before, is still taken. Errors: those of the storage."""
         changes, key = self._changes, self._records.key(key_id)
-        return key is not None and key.valid(self._clock.now_us()) and self._learned(key, changes)
+        return key is not None and key.valid(self._clock.now_us()) and self._learned(key.tenant, changes)
 
     def note_use(self, key_id: str) -> None:
         """Write down that a key was used, at most once a minute; where that fails, nothing but the note is lost."""
@@ -94,25 +114,30 @@ class Verifier:
         with self._lock:
             self._changes += 1
             self._known.clear()
+            self._tenants.clear()
 
-    def _learned(self, key: ApiKey, changes: int, credential: str = "") -> bool:
-        """Learn the quota of the tenant of a valid key, and remember the key by its credential, if that is given,
-        unless something has changed since; return False where there is no such tenant any more."""
+    def _learned(
+        self, tenant: str, changes: int, credential: str = "", proven: tuple[Caller, int | None] | None = None
+    ) -> bool:
+        """Learn the quota of the tenant of a valid key, and remember what its credential has proven (the caller, and
+        until when), if that is given, unless something has changed since; return False where there is no such tenant
+        any more."""
         try:
-            rate = self._records.tenant(key.tenant).quota.calls
+            rate = self._records.tenant(tenant).quota.calls
         except ServiceError as error:
             if error.reason != "TENANT_NOT_FOUND":
                 raise
             return False
         with self._lock:
             if changes == self._changes:
-                self._rates.learn(key.tenant, rate)
-                if credential:
-                    self._remember(credential, key)
+                self._rates.learn(tenant, rate)
+                self._tenants[tenant] = time.monotonic() + self._remembered
+                if proven is not None:
+                    self._remember(credential, *proven)
         return True
 
-    def _remember(self, credential: str, key: ApiKey) -> None:
-        self._known[_hash(credential)] = _Verified(key.caller(), key.ends, time.monotonic() + self._remembered)
+    def _remember(self, credential: str, caller: Caller, ends: int | None) -> None:
+        self._known[_hash(credential)] = _Verified(caller, ends, time.monotonic() + self._remembered)
         self._known.move_to_end(_hash(credential))
         while len(self._known) > _MOST_REMEMBERED:
             self._known.popitem(last=False)

@@ -26,6 +26,16 @@ def check(settings: Settings) -> None:
             raise StartError(f"{text}, listen on 127.0.0.1 or a unix socket, or allow it as it is by --insecure")
 
 
+def check_tokens(settings: Settings) -> None:
+    """Refuse settings of tokens of which one is of no use without another. Errors: StartError."""
+    if bool(settings.jwt_jwks) != bool(settings.jwt_audience):
+        raise StartError(
+            "tokens are checked by their keys and their audience: give both, --jwt-jwks and --jwt-audience"
+        )
+    if settings.jwt_jwks.startswith("http://") or not (settings.jwt_tenant_claim and settings.jwt_role_claim):
+        raise StartError("--jwt-jwks is a file or an https address, and the claims of tenant and role have names")
+
+
 def check_callers(settings: Settings, known: bool) -> None:
     """Refuse addresses that others can reach while all callers are taken for the owner. known: whether the store has a
     key, or a certificate has a role. Errors: StartError."""

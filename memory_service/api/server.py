@@ -18,6 +18,7 @@ from memory_service.access import certificates
 from memory_service.access.keys import Keys
 from memory_service.access.rates import Rates
 from memory_service.access.tenants import Tenants
+from memory_service.access.tokens import Issuer, Tokens
 from memory_service.access.verifier import Verifier
 from memory_service.api import health, listen
 from memory_service.api.access_service import AccessService
@@ -79,6 +80,7 @@ class Server:
         for line in unknown_variables():
             _log.warning("%s", line)
         listen.check(settings)
+        listen.check_tokens(settings)
         self._settings = settings
         self._limits = limits
         self._metrics = Metrics()
@@ -102,7 +104,7 @@ class Server:
             self.banks = Banks(self._engine, settings, self._metrics, limits, pauses)
             records, clock = self._engine.access, self._engine.store.clock
             rates = Rates(clock.now_us)
-            verifier = Verifier(records, clock, rates, limits.key_believed_s)
+            verifier = Verifier(records, clock, rates, limits.key_believed_s, _tokens(settings, limits))
             clients = certificates.read(settings.tls_client)
             self._admission = Admission(verifier, clients, rates, settings.insecure, limits)
             opened.callback(self._admission.close)
@@ -229,6 +231,14 @@ def _tls(settings: Settings, troubles: Troubles) -> Tls | None:
         return None
     authorities = Path(settings.tls_client_ca) if settings.tls_client_ca else None
     return Tls(Files(Path(settings.tls_cert), Path(settings.tls_key), authorities), troubles)
+
+
+def _tokens(settings: Settings, limits: Limits) -> Tokens | None:
+    """Return what tokens of callers are checked by, None where none are taken. Errors: StartError."""
+    if not settings.jwt_jwks:
+        return None
+    names = ("jwks", "audience", "issuer", "tenant_claim", "role_claim")
+    return Tokens(Issuer(*(getattr(settings, f"jwt_{name}") for name in names)), limits)
 
 
 def _options(settings: Settings) -> list[tuple[str, int]]:

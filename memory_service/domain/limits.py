@@ -69,6 +69,9 @@ class Limits:
     kept_pages: int = 4096
     # Between two looks at the storage, whose health is told.
     probe_s: float = 5.0
+    # After which the keys of tokens are old, and for which they are not fetched again, whatever tokens say.
+    token_keys_old_s: float = 300.0
+    token_keys_seldom_s: float = 10.0
     # Between two looks at the files of the certificate, of which each new connection has its own.
     certificate_s: float = 10.0
     # That a connection to /metrics, /healthz or /readyz may take, from its first byte to its last.

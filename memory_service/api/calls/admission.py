@@ -91,10 +91,18 @@ class Admission:
         if not credential:
             if peers.is_unix(peer):
                 return OWNER
-            if (known := self._certificates.caller(names)) is not None:
-                return known
-            raise unauthenticated()
+            known = self._certificates.caller(names)
+            if known is None or not await self._has_tenant(known):
+                raise unauthenticated()
+            return known
         return self._verifier.known(credential) or await self._verified(credential, peers.host(peer))
+
+    async def _has_tenant(self, caller: Caller) -> bool:
+        """Tell whether the tenant of a caller with a certificate is there, whose quota is then known."""
+        if self._verifier.knows_tenant(caller.tenant):
+            return True
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._threads, self._verifier.find_tenant, caller.tenant)
 
     async def admit_to_figures(self, headers: Metadata, peer: str, names: Iterable[str] = ()) -> None:
         """Let in a caller of the figures over HTTP, who needs the right of an operator once callers are told apart.
@@ -133,7 +141,8 @@ class Admission:
             if caller is None:
                 await asyncio.sleep(self._limits.wrong_key_s)
                 raise unauthenticated()
-        self._threads.submit(self._verifier.note_use, caller.key_id)
+        if caller.key_id:
+            self._threads.submit(self._verifier.note_use, caller.key_id)
         return caller
 
     @asynccontextmanager

@@ -1,0 +1,212 @@
+"""Callers with tokens of an identity provider: which are let in, as whom, and that all others are refused alike."""
+
+import base64
+import http.server
+import json
+import ssl
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jwt
+import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+
+import kvbank
+from memory_service.api.embedded import LocalServer
+from memory_service.domain.errors import StartError
+from memory_service.domain.limits import Limits
+from tests.support.certificates import Authority
+
+AUDIENCE = "kvbank"
+NO_PAUSE = Limits(wrong_key_s=0.0, token_keys_seldom_s=0.0)
+ED, RSA = ed25519.Ed25519PrivateKey.generate(), rsa.generate_private_key(65537, 2048)
+
+
+def jwk(key: Any, name: str, **more: str) -> dict[str, Any]:
+    kind: Any = jwt.algorithms.RSAAlgorithm if isinstance(key, rsa.RSAPrivateKey) else jwt.algorithms.OKPAlgorithm
+    return {**kind.to_jwk(key.public_key(), as_dict=True), "kid": name, "use": "sig", **more}
+
+
+def claims(**changes: Any) -> dict[str, Any]:
+    """Return the claims of a good token with these changes; None takes a claim away."""
+    good = {"sub": "ann", "aud": AUDIENCE, "exp": int(time.time()) + 3600, "iss": "https://idp", "tenant": "default"}
+    return {name: value for name, value in {**good, "role": "write", **changes}.items() if value is not None}
+
+
+def token(key: Any = ED, algorithm: str = "EdDSA", kid: str | None = "ed", **changes: Any) -> str:
+    return jwt.encode(claims(**changes), key, algorithm, headers={"kid": kid} if kid else None)
+
+
+@pytest.fixture
+def keys(tmp_path: Path) -> Path:
+    path = tmp_path / "jwks.json"
+    path.write_text(json.dumps({"keys": [jwk(ED, "ed"), jwk(RSA, "rsa")]}))
+    return path
+
+
+@pytest.fixture
+def server(tmp_path: Path, keys: Path) -> Iterator[LocalServer]:
+    settings = {"jwt_jwks": str(keys), "jwt_audience": AUDIENCE, "jwt_issuer": "https://idp"}
+    with LocalServer(tmp_path / "data", limits=NO_PAUSE, **settings) as server:
+        yield server
+
+
+def who(server: LocalServer, credential: str | None) -> kvbank.Identity:
+    with kvbank.connect(server.address, api_key=credential) as client:
+        return client.access.whoami()
+
+
+def test_a_token_says_tenant_and_role(server: LocalServer) -> None:
+    for role in ("read", "write", "admin", "operator"):
+        found = who(server, token(role=role))
+        assert (found.tenant, found.roles, found.key_id) == ("default", (role,), "")
+    assert who(server, token(RSA, "RS256", "rsa")).roles == ("write",)
+    assert who(server, token(aud=["other", AUDIENCE])).roles == ("write",)
+    with kvbank.connect(server.address, api_key=token(role="read")) as client:
+        with pytest.raises(kvbank.PermissionDenied):
+            client.create_bank("b", kv=None, embedding=kvbank.EmbeddingSpec("e", 4))
+        assert list(client.list_banks()) == []
+
+
+def test_keys_go_on_beside_tokens(server: LocalServer) -> None:
+    with kvbank.connect(server.address, api_key=token(role="admin")) as admin:
+        key = admin.access.create_key("read").secret
+    assert who(server, key).roles == ("read",)
+    with pytest.raises(kvbank.Unauthenticated):
+        who(server, None)
+
+
+def public_pem(key: Any) -> bytes:
+    form = serialization.PublicFormat.SubjectPublicKeyInfo
+    return bytes(key.public_key().public_bytes(serialization.Encoding.PEM, form))
+
+
+def forged(header: Mapping[str, Any], secret: bytes = b"") -> str:
+    """Return a token that a library would not make: of any header, signed by HMAC where there is a secret."""
+    parts = [base64.urlsafe_b64encode(json.dumps(part).encode()).rstrip(b"=") for part in (header, claims())]
+    signature = jwt.algorithms.HMACAlgorithm(jwt.algorithms.HMACAlgorithm.SHA256).sign(b".".join(parts), secret)
+    return b".".join([*parts, base64.urlsafe_b64encode(signature).rstrip(b"=") if secret else b""]).decode()
+
+
+WRONG: dict[str, Callable[[], str]] = {
+    "no end": lambda: token(exp=None),
+    "its end is over": lambda: token(exp=int(time.time()) - 1),
+    "an end that is no number": lambda: token(exp="tomorrow"),
+    "not yet": lambda: token(nbf=int(time.time()) + 3600),
+    "no audience": lambda: token(aud=None),
+    "another audience": lambda: token(aud="kvban"),
+    "no issuer": lambda: token(iss=None),
+    "another issuer": lambda: token(iss="https://idp.evil"),
+    "no tenant": lambda: token(tenant=None),
+    "an empty tenant": lambda: token(tenant=""),
+    "several tenants": lambda: token(tenant=["default"]),
+    "a tenant that is not there": lambda: token(tenant="blue"),
+    "no role": lambda: token(role=None),
+    "another role": lambda: token(role="owner"),
+    "several roles": lambda: token(role=["admin", "operator"]),
+    "another key": lambda: token(ed25519.Ed25519PrivateKey.generate()),
+    "a key that is not there": lambda: token(kid="none"),
+    "no name of a key, of two": lambda: token(kid=None),
+    "the key of the other algorithm": lambda: token(RSA, "RS256", "ed"),
+    "RSA of another hash": lambda: token(RSA, "RS512", "rsa"),
+    "an elliptic curve": lambda: token(ec.generate_private_key(ec.SECP256R1()), "ES256", "ed"),
+    "no signature": lambda: forged({"alg": "none", "kid": "ed"}),
+    "no signature, said in capitals": lambda: forged({"alg": "NONE", "kid": "ed"}),
+    "the public key as a secret": lambda: forged({"alg": "HS256", "kid": "rsa"}, public_pem(RSA)),
+    "a header of lists in lists": lambda: base64.urlsafe_b64encode(b"[" * 2000).decode() + ".e30.x",
+    "a header that is no object": lambda: forged(["alg"]),  # type: ignore[arg-type]
+    "half a token": lambda: token()[:60],
+    "another end": lambda: token()[:-8] + "AAAAAAAA",
+    "two tokens": lambda: f"{token()}.{token()}",
+    "words": lambda: "certificate",
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_every_other_token_is_refused_in_the_same_words(server: LocalServer, wrong: str) -> None:
+    with pytest.raises(kvbank.Unauthenticated, match=r"^the call needs a key that is valid here$"):
+        who(server, WRONG[wrong]())
+
+
+def test_new_keys_of_the_provider_are_taken_up(server: LocalServer, keys: Path) -> None:
+    new = ed25519.Ed25519PrivateKey.generate()
+    with pytest.raises(kvbank.Unauthenticated):
+        who(server, token(new, kid="new"))
+    keys.write_text(json.dumps({"keys": [jwk(new, "new")]}))
+    assert who(server, token(new, kid="new")).roles == ("write",)
+    assert who(server, token(new, kid=None, sub="bob")).roles == ("write",)
+    with pytest.raises(kvbank.Unauthenticated):
+        who(server, token(sub="carl"))
+    # What cannot be read leaves the keys of before.
+    keys.write_text("{")
+    assert who(server, token(new, kid="new", sub="dora")).roles == ("write",)
+
+
+def test_a_key_that_is_not_for_signatures_signs_nothing(server: LocalServer, keys: Path) -> None:
+    keys.write_text(json.dumps({"keys": [jwk(ED, "ed", use="enc"), jwk(RSA, "rsa", alg="RS512")]}))
+    for wrong in (token(sub="x"), token(RSA, "RS256", "rsa"), token(RSA, "RS512", "rsa"), token(kid="new")):
+        with pytest.raises(kvbank.Unauthenticated):
+            who(server, wrong)
+
+
+@contextmanager
+def provider(authority: Authority, content: bytes) -> Iterator[str]:
+    """Serve some content over https."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    found = http.server.HTTPServer(("127.0.0.1", 0), Handler)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue("localhost").configure_cert(context)
+    found.socket = context.wrap_socket(found.socket, server_side=True)
+    thread = threading.Thread(target=found.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        yield f"https://localhost:{found.server_port}/keys"
+    finally:
+        found.shutdown()
+        thread.join()
+        found.server_close()
+
+
+def test_keys_come_over_https(tmp_path: Path, keys: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    authority = Authority(tmp_path / "tls")
+    monkeypatch.setenv("SSL_CERT_FILE", str(authority.file))
+    with provider(authority, keys.read_bytes()) as address:
+        settings = {"jwt_jwks": address, "jwt_audience": AUDIENCE}
+        with LocalServer(tmp_path / "data", limits=NO_PAUSE, **settings) as server:
+            assert who(server, token(iss=None)).roles == ("write",)
+        monkeypatch.setenv("SSL_CERT_FILE", str(Authority(tmp_path / "other").file))
+        with (
+            LocalServer(tmp_path / "data", limits=NO_PAUSE, **settings) as server,
+            pytest.raises(kvbank.Unauthenticated),
+        ):
+            who(server, token())
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        ({"jwt_jwks": "{keys}"}, "give both, --jwt-jwks and --jwt-audience"),
+        ({"jwt_audience": AUDIENCE}, "give both, --jwt-jwks and --jwt-audience"),
+        ({"jwt_jwks": "http://idp/keys", "jwt_audience": AUDIENCE}, "--jwt-jwks is a file or an https address"),
+        ({"jwt_jwks": "/no/such/file", "jwt_audience": AUDIENCE}, "cannot use the keys of /no/such/file: No such file"),
+        ({"jwt_jwks": __file__, "jwt_audience": AUDIENCE}, "cannot use the keys of"),
+        ({"jwt_jwks": "{keys}", "jwt_audience": AUDIENCE, "jwt_role_claim": ""}, "the claims of tenant and role have"),
+    ],
+)
+def test_settings_that_cannot_be(tmp_path: Path, keys: Path, settings: dict[str, str], text: str) -> None:
+    with pytest.raises(StartError, match=text):
+        LocalServer(tmp_path / "data", **{name: value.format(keys=keys) for name, value in settings.items()})
