@@ -1,5 +1,6 @@
 """Tests may import helpers as `tests.NAME`; what helpers assert is told as what tests assert."""
 
+import gc
 import os
 import signal
 import sys
@@ -24,3 +25,9 @@ _LONG = ("tests/proof/", "tests/worker_cli/", "tests/worker/test_processes.py")
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Let files whose tests take many seconds each come first: in the end short ones are left to share."""
     items.sort(key=lambda item: not item.nodeid.startswith(_LONG))
+
+
+def pytest_collection_finish() -> None:
+    """Leave what was imported and collected out of every later collection of garbage: it stays to the end, and is a
+    million objects, which each run of a training (it collects twice) would look at again."""
+    gc.freeze()

@@ -123,6 +123,7 @@ def test_held_out_texts_are_measured_and_the_product_says_how_it_is_used(tmp_pat
     assert config.kvbank == {
         **{"mode": "memlong", "positions": "near:32", "memory_layers": [2], "retrieval_layers": [2]},
         **{"chunk": 4, "context": "isolated", "window": 12, "top_k": 1, "recent": 1, "query_tokens": 12, "sinks": 0},
+        "embed": "lexical",
     }
 
 
