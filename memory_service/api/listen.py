@@ -2,12 +2,12 @@
 has allowed it, and says why an address cannot be had before gRPC, which only prints the reason, is asked for it.
 """
 
-import ipaddress
 import os
 import shlex
 import socket
 from pathlib import Path
 
+from kvbank.wire.addresses import is_own
 from memory_service.domain.errors import StartError
 from memory_service.settings import LONGEST_SOCKET_PATH, Settings
 
@@ -46,17 +46,6 @@ def check_callers(settings: Settings, known: bool) -> None:
             text = f"{address} can be reached by others, and there is no key yet: make one with"
             made = f"`kvbank key create --role operator --memory {shlex.quote(str(settings.data))}`"
             raise StartError(f"{text} {made}, name clients by --tls-client, or allow it by --insecure")
-
-
-def is_own(address: str) -> bool:
-    """Tell whether an address is a unix socket or of the loopback, which no other machine can reach."""
-    if address.startswith("unix:"):
-        return True
-    host = address.rpartition(":")[0].strip("[]")
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def left_open(settings: Settings, known: bool) -> list[str]:

@@ -154,7 +154,7 @@ class Server:
         # The endpoint listens before gRPC does, because a server of gRPC that is bound and was never started does not
         # give its port back.
         if self._settings.metrics_listen:
-            admit = None if listen.is_own(self._settings.metrics_listen) else self._admission.admit_to_figures
+            admit = None if addresses.is_own(self._settings.metrics_listen) else self._admission.admit_to_figures
             self._endpoint = Endpoint(self._metrics.registry, self._troubles, self._limits, self._tls, admit)
             await self._endpoint.listen(self._settings.metrics_listen)
         self.address = self._bind()

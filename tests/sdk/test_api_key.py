@@ -101,3 +101,32 @@ def test_a_key_is_in_no_text_of_a_client() -> None:
         with pytest.raises(kvbank.Unavailable) as caught:
             client.server_info()
         assert "ssss" not in f"{caught.value} {caught.value!r} {client!r} {vars(client)!r}"
+
+
+@pytest.mark.parametrize(
+    "address", ["host:7400", "10.0.0.1:7400", "[fe80::1]:7400", "dns:host:7400", "127.0.0.1:1,b:2"]
+)
+def test_a_key_goes_to_other_machines_over_tls_alone_unless_the_caller_says_so(
+    address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(kvbank.InvalidArgument, match=r"would go to .* as plain text: speak TLS") as caught:
+        kvbank.connect(address, api_key=KEY)
+    assert caught.value.metadata == {"field": "api_key"}
+    assert "ssss" not in str(caught.value)
+    kvbank.connect(address).close()
+    kvbank.connect(address, api_key=KEY, tls=False).close()
+    kvbank.connect(address, api_key=KEY, tls=True).close()
+    monkeypatch.setenv("KVBANK_API_KEY", KEY)
+    with pytest.raises(kvbank.InvalidArgument, match="as plain text"):
+        kvbank.connect(address)
+    for switch in ("0", "1"):
+        monkeypatch.setenv("KVBANK_TLS", switch)
+        kvbank.connect(address).close()
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["127.0.0.1:1", "127.8.8.8:1", "localhost:1", "[::1]:1", "ipv4:127.0.0.1:1", "dns:///localhost:1", "unix:/s"],
+)
+def test_a_key_stays_on_this_machine_without_tls(address: str) -> None:
+    kvbank.connect(address, api_key=KEY).close()

@@ -31,7 +31,8 @@ class ConnectOptions(TypedDict, total=False):
         (KVBANK_TLS_SERVER_NAME).
     metadata: what goes with every call as gRPC metadata, by name or as pairs, such as the headers that a proxy needs.
     api_key: the key that goes with every call, or "@FILE" for the file that has it; the default is what the variable
-        KVBANK_API_KEY says, where the target is an address, and none for a folder.
+        KVBANK_API_KEY says, where the target is an address, and none for a folder. To another machine it goes over TLS,
+        or with `tls=False`.
     """
 
     stream_timeout: float

@@ -1,5 +1,5 @@
-"""How a client speaks TLS. This file owns which options and variables count, and that a key is never part of an error's
-text.
+"""How a client speaks TLS. This file owns which options and variables count, that a key is never part of an error's
+text, and that no API key goes to another machine without TLS unless the caller says so.
 """
 
 import os
@@ -12,6 +12,7 @@ from typing import Any
 import grpc
 
 from kvbank._arguments import expected, flag, invalid, text
+from kvbank.wire import addresses
 
 # Option of `connect` -> the variable that counts where it is not given.
 VARIABLES: Mapping[str, str] = {
@@ -73,6 +74,9 @@ def given(address: str, options: Mapping[str, Any]) -> Tls | None:
     if not (bool(others) if wanted is None else flag("tls", wanted)):
         if others:
             raise invalid(next(iter(others)), "it is of TLS, which tls=False switches off")
+        if wanted is None and options.get("api_key") is not None and not addresses.is_own(address):
+            how = "speak TLS (tls=True, KVBANK_TLS=1), or say that others may see it (tls=False, KVBANK_TLS=0)"
+            raise invalid("api_key", f"the key would go to {address} as plain text: {how}")
         return None
     if address.startswith("unix:"):
         raise invalid("tls", "a unix socket has no TLS, because it does not leave this machine")
