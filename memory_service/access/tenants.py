@@ -50,8 +50,7 @@ class Tenants:
         INVALID_FIELD, TENANT_NOT_FOUND, TENANT_NOT_EMPTY."""
         if caller.key_id and name == caller.tenant:
             raise invalid("name", "is the tenant of the caller's own key")
-        banks = self._records.tenant_usage(name).banks
-        self._records.drop_tenant(name, force=force)
+        banks = self._records.drop_tenant(name, force=force)
         self._verifier.forget()
         self._rates.learn(name, 0)
         return banks

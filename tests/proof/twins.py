@@ -8,6 +8,7 @@ This file owns that ids are told apart from everything else in requests and answ
 import re
 from collections.abc import Callable, Iterable
 from difflib import unified_diff
+from functools import partial
 from pprint import pformat
 from typing import Any, NamedTuple
 
@@ -17,8 +18,9 @@ from google.protobuf.message import Message
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
+from kvbank.v1 import bank_pb2, service_pb2_grpc
 from kvbank.v1 import service_pb2 as pb
-from kvbank.v1 import service_pb2_grpc
+from tests.support.waiting import wait_until
 
 _IDS = ("chunk_id", "chunk_ids", "evicted_chunk_ids")
 # What is random, or made of that and of ids (so is the header of a file, whose length varies with their digits); and
@@ -69,8 +71,7 @@ class Twin:
     def wait(self, until: Callable[[service_pb2_grpc.MemoryServiceStub], bool]) -> None:
         """Wait for what each service does in the background."""
         for stub in (self._shared, self._alone):
-            while not until(stub):
-                pass
+            wait_until(partial(until, stub))
 
     def _id_alone(self, chunk_id: int) -> int:
         return self._ids.get(chunk_id, _FAR + chunk_id if chunk_id else 0)
@@ -166,7 +167,9 @@ def is_settled(stub: service_pb2_grpc.MemoryServiceStub, name: str) -> bool:
     """Tell whether a bank holds no more than its capacity, or nothing that may go."""
     bank = stub.GetBank(pb.GetBankRequest(name=name)).bank
     unit = bank.capacity.WhichOneof("limit")
-    if unit is None or getattr(bank.usage, unit) <= getattr(bank.capacity, unit):
+    if unit is None or bank.policy.kind == bank_pb2.POLICY_KIND_REJECT:
+        return True
+    if getattr(bank.usage, unit) <= getattr(bank.capacity, unit):
         return True
     chunks = stub.ListChunks(pb.ListChunksRequest(bank=name, page_size=1000)).chunks
     return all(chunk.pinned for chunk in chunks)

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from kvbank._access_models import Tenant
 from kvbank._arguments import (
     checked_metadata,
     each,
@@ -484,7 +485,9 @@ class Stats:
     """The state of the service at one moment, and what it has done since `start_time`.
 
     free_bytes: of the disk that holds its data. database_bytes, database_free_bytes: the size of its database, and what
-    is free in that (see `compact`). index_bytes: the size of its snapshots of indexes.
+    is free in that (see `compact`). index_bytes: the size of its snapshots of indexes. tenants: that of the caller,
+    with what it holds and may hold. An operator sees the banks of all tenants, and all tenants; for other callers the
+    figures of the whole service (memory, disk, samples) are 0 or empty.
     """
 
     version: str
@@ -498,6 +501,7 @@ class Stats:
     database_free_bytes: int = 0
     index_bytes: int = 0
     uptime: timedelta = timedelta()
+    tenants: tuple[Tenant, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,7 +46,7 @@ class HeldRequests:
         """Count a request in the block. Errors: NOT_SERVING (the request can be made again) when there are too many."""
         size = len(received.data)
         if size > SHORT and self._taken and self._taken + size > self._limit:
-            text = f"requests of {self._taken} bytes are under way, and this one has {size}; it can be made again"
+            text = f"there is no room for one more request of {size} bytes; it can be made again"
             raise ServiceError("NOT_SERVING", text)
         self._taken += size
         try:

@@ -62,7 +62,7 @@ class BankChanges:
             if (found := _found(connection, new)) is not None:
                 return found
             quotas.check_bank(connection, new)
-            _check_bound("banks", self.bounds.banks, bank_rows.count(connection) + 1)
+            _check_bound("banks of all tenants", self.bounds.banks, bank_rows.count(connection) + 1)
             self._check_bytes(bank_bytes(new))
             self.space.for_records().give()
             return replace(new, bank_id=bank_rows.insert(connection, new)) if ready else None
@@ -91,7 +91,7 @@ class BankChanges:
     def _check_bytes(self, more: int) -> None:
         """Refuse a bank with which all banks would take too much memory. Errors: TOO_LARGE."""
         if more > 0:
-            _check_bound("bytes of specs and metadata of all banks", self.bounds.bytes, self.known.bytes + more)
+            _check_bound("bytes of specs and metadata of all tenants", self.bounds.bytes, self.known.bytes + more)
 
     def update(self, tenant: str, name: str, changes: Mapping[str, object]) -> Bank:
         """Replace fields of a bank; see `Store.update_bank`."""
@@ -178,6 +178,7 @@ def _found(connection: Connection, new: Bank) -> Bank | None:
 
 
 def _check_bound(what: str, limit: int, size: int) -> None:
+    """Refuse what would be too much for all tenants together. The size is not told, which says how much others have.
+    Errors: TOO_LARGE."""
     if size > limit:
-        text = f"there would be {size} {what}; this server takes {limit}"
-        raise ServiceError("TOO_LARGE", text, limit=limit, size=size)
+        raise ServiceError("TOO_LARGE", f"this server takes at most {limit} {what} together", limit=limit)

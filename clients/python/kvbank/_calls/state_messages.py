@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 
 from kvbank import _models as m
-from kvbank._calls import bank_messages
+from kvbank._calls import access_messages, bank_messages
 from kvbank._calls.answers import read_time, understood
 from kvbank._calls.enums import word
 from kvbank._calls.messages import build
@@ -66,6 +66,7 @@ def stats(pages: Sequence[pb.GetStatsResponse]) -> m.Stats:
         uptime=message.uptime.ToTimedelta(),
         banks=tuple(_bank_stats(each) for page in pages for each in page.banks),
         samples=tuple(m.MetricSample(each.name, dict(each.labels), each.value) for each in message.samples),
+        tenants=tuple(map(access_messages.tenant, message.tenants)),
     )
 
 

@@ -11,6 +11,7 @@ import typer
 import kvbank
 from kvbank._cli import common
 from kvbank._cli.common import AsJson, Service
+from kvbank._cli.tenant import print_tenants
 from kvbank.console.ending import Failed
 from kvbank.console.options import spread
 from kvbank.console.output import print_json, print_line
@@ -35,6 +36,17 @@ def stats(service: Service, as_json: AsJson = False) -> None:
     print_line(f"kvbank {found.version}, store {found.store_id}, up {up}")
     if totals["kvbank_insecure"]:
         print_line("insecure: others can reach it without TLS or without a key (--insecure)")
+    if found.samples:
+        _print_service(found, totals)
+    if len(found.tenants) > 1 or any(tenant.quota != kvbank.TenantQuota() for tenant in found.tenants):
+        print_tenants(found.tenants)
+    if found.banks:
+        of_one = len({each.tenant for each in found.banks}) == 1
+        print_table(_COLUMNS, [(each.bank.name if of_one else _title(each), *_figures(each)) for each in found.banks])
+
+
+def _print_service(found: "kvbank.Stats", totals: Counter[str]) -> None:
+    """Print the figures of the whole service, which an operator gets. totals: the samples, added up by name."""
     print_line(f"memory {common.size(found.resident_bytes)}, {common.size(found.free_bytes)} free on its disk")
     free = f" ({common.size(found.database_free_bytes)} of it free)" if found.database_free_bytes else ""
     indexes = common.size(found.index_bytes)
@@ -45,8 +57,6 @@ def stats(service: Service, as_json: AsJson = False) -> None:
         f"{common.size(totals['kvbank_payload_sent_bytes_total'])} out; "
         f"{totals['kvbank_checksum_failures_total']:,.0f} checksum failures"
     )
-    if found.banks:
-        print_table(_COLUMNS, map(_row, found.banks))
 
 
 _PLACE = typer.Argument(metavar="DATA", help="A data folder that no server serves, instead of --memory.")
@@ -69,6 +79,8 @@ def compact(service: Service, data: Annotated[str | None, _PLACE] = None, as_jso
     print_line(f"database {common.size(done.database_bytes_before)} before, {common.size(done.database_bytes)} now")
 
 
+# The tenant whose banks need not be told from those of others.
+_DEFAULT = "default"
 _COLUMNS = (
     Column("bank", "name"),
     *map(Column, ("chunks", "tokens", "bytes")),
@@ -77,10 +89,13 @@ _COLUMNS = (
 )
 
 
-def _row(found: "kvbank.BankStats") -> tuple[str, ...]:
+def _title(found: "kvbank.BankStats") -> str:
+    return found.bank.name if found.tenant == _DEFAULT else f"{found.tenant}/{found.bank.name}"
+
+
+def _figures(found: "kvbank.BankStats") -> tuple[str, ...]:
     bank, index = found.bank, found.index
     return (
-        bank.name,
         f"{bank.usage.chunks:,}",
         f"{bank.usage.tokens:,}",
         common.size(bank.usage.bytes),

@@ -1,5 +1,6 @@
 """The commands of `kvbank tenant` make, list, bound and delete the tenants of a memory service."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Annotated
 
@@ -49,6 +50,11 @@ def list_tenants(service: Service, as_json: AsJson = False) -> None:
     if as_json:
         print_json([asdict(tenant) for tenant in tenants])
         return
+    print_tenants(tenants)
+
+
+def print_tenants(tenants: "Sequence[kvbank.Tenant]") -> None:
+    """Print a table of tenants with what they hold and may hold."""
     print_table(_TENANTS, map(_row, tenants))
 
 
@@ -97,7 +103,7 @@ def _answer(tenant: "kvbank.Tenant", as_json: bool) -> None:
     if as_json:
         print_json(asdict(tenant))
     else:
-        print_table(_TENANTS, [_row(tenant)])
+        print_tenants([tenant])
 
 
 def _row(tenant: "kvbank.Tenant") -> tuple[str, ...]:
