@@ -28,6 +28,7 @@ from memory_service.domain.errors import StartError
 from memory_service.domain.limits import Limits
 from tests.support import command
 from tests.support.certificates import Authority, chain
+from tests.support.clocks import Hands
 from tests.support.waiting import wait_until
 
 OFTEN = Limits(certificate_s=0.02)
@@ -352,6 +353,32 @@ def test_a_certificate_says_who_calls(serve: Any, authority: Authority) -> None:
     assert who("reader.example.org", api_key=key).roles == ("operator",)
     with pytest.raises(kvbank.Unauthenticated):
         who("reader.example.org", api_key="kvb_wrong")
+
+
+def test_the_tenant_of_a_certificate_must_be_there_and_has_its_quota(serve: Any, authority: Authority) -> None:
+    clients = ["worker=blue:write", "operator=default:operator"]
+    server = serve(authority.settings(clients=True), tls_client=clients, clock=Hands().clock())
+    with ExitStack() as stack:
+        worker, operator = (
+            stack.enter_context(
+                kvbank.connect(
+                    server.address,
+                    root_certificates=authority.pem,
+                    client_certificate=chain(issued),
+                    client_key=issued.private_key_pem.bytes(),
+                )
+            )
+            for issued in map(authority.issue, ("worker", "operator"))
+        )
+        with pytest.raises(kvbank.Unauthenticated):
+            worker.access.whoami()
+        operator.access.create_tenant("blue", quota=kvbank.TenantQuota(calls=1))
+        assert worker.access.whoami().tenant == "blue"
+        with pytest.raises(kvbank.RateExceeded):
+            worker.access.whoami(timeout=0.1)
+        operator.access.delete_tenant("blue")
+        with pytest.raises(kvbank.Unauthenticated):
+            worker.access.whoami()
 
 
 @pytest.mark.parametrize(
