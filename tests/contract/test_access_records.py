@@ -71,6 +71,9 @@ def test_a_name_is_one_bank_for_each_tenant(open_engine: Open) -> None:
             assert [bank.uid for bank in view.banks("red")] == [theirs.uid, only.uid]
             assert [bank.uid for bank in view.banks("red", "b")] == [only.uid]
             assert list(view.banks("nobody")) == []
+            assert [bank.uid for bank in view.banks_of_all()] == [mine.uid, theirs.uid, only.uid]
+            assert [bank.uid for bank in view.banks_of_all("red", "b")] == [only.uid]
+            assert [bank.uid for bank in view.banks_of_all("default", "b")] == [theirs.uid, only.uid]
         assert {bank.uid for bank in store.known_banks()} == {mine.uid, theirs.uid, only.uid}
         assert engine.access.tenant_usage("red") == TenantUsage(banks=2, chunks=2, tokens=4, bytes=2 * CHUNK_BYTES)
         assert engine.access.tenant_usage("nobody") == TenantUsage()
