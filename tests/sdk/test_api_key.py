@@ -96,6 +96,15 @@ def test_a_file_without_a_key_is_refused_without_being_shown(tmp_path: Path, con
         kvbank.connect("127.0.0.1:1", api_key=f"@{tmp_path}")
 
 
+def test_the_name_of_a_file_in_the_place_of_a_key_is_told(tmp_path: Path) -> None:
+    (tmp_path / "key").write_text(KEY)
+    with pytest.raises(kvbank.InvalidArgument, match="@FILE stands for the key in it"):
+        kvbank.connect("127.0.0.1:1", api_key=str(tmp_path / "key"))
+    (tmp_path / "key").write_text("\n")
+    with pytest.raises(kvbank.InvalidArgument, match=f"there is no key in '{tmp_path / 'key'}'"):
+        kvbank.connect("127.0.0.1:1", api_key=f"@{tmp_path / 'key'}")
+
+
 def test_a_key_is_in_no_text_of_a_client() -> None:
     with kvbank.connect("127.0.0.1:1", api_key=KEY, first_contact=0.1) as client:
         with pytest.raises(kvbank.Unavailable) as caught:

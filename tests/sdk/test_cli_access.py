@@ -112,3 +112,17 @@ def test_tenants_are_made_bounded_and_deleted(keyed: Path, run: Run) -> None:
     assert run("ping", "--api-key", admin).returncode == 1
     for quota in ("banks", "banks=0x1", "banks=1,banks=2", "seconds=1", "banks=0"):
         assert run("tenant", "create", "blue", "--quota", quota).returncode in (1, 2), quota
+
+
+def test_top_tells_a_tenant_what_it_does_not_show(keyed: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    run("tenant", "create", "red")
+    monkeypatch.setenv("KVBANK_API_KEY", made(run, "--role", "write", "--tenant", "red")["secret"])
+    shown = run("top", "--once", "--interval", "100ms").stdout
+    assert "for operators" in shown
+    assert "disk" not in shown
+
+
+def test_a_role_that_there_is_none_of_is_told_in_plain_words(keyed: Path, run: Run) -> None:
+    ended = run("key", "create", "--role", "boss")
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("kvbank: Invalid value for '--role': 'boss' is not one of ")

@@ -430,6 +430,15 @@ def test_handshakes_that_never_end_are_left_and_few(serve: Any, authority: Autho
     wait_until(alive)
 
 
+def hello(name: str) -> bytes:
+    """Return how a client of HTTP/2 begins to ask for a server of this name."""
+    context, sent = ssl.create_default_context(), ssl.MemoryBIO()
+    context.set_alpn_protocols(["h2"])
+    with suppress(ssl.SSLWantReadError):
+        context.wrap_bio(ssl.MemoryBIO(), sent, server_hostname=name).do_handshake()
+    return sent.read()
+
+
 def test_handshakes_that_fail_are_no_lines_in_the_log(tmp_path: Path, authority: Authority) -> None:
     """Callers without a key make as many as they like, and would choose by what the log grows."""
     files = authority.settings()
@@ -441,7 +450,8 @@ def test_handshakes_that_fail_are_no_lines_in_the_log(tmp_path: Path, authority:
     ) as process:
         assert process.stdout is not None
         host, _, port = process.stdout.readline().rpartition(" on ")[2].strip().rpartition(":")
-        for sent in (b"GET / HTTP/1.1\r\n\r\n" * 10, b"\x16\x03\x01\x00\x05hello", bytes(500), b""):
+        hellos = (hello("other.example"), hello("other.example/a-line").replace(b"/", b"\n"))
+        for sent in (b"GET / HTTP/1.1\r\n\r\n" * 10, b"\x16\x03\x01\x00\x05hello", bytes(500), b"", *hellos):
             with socket.create_connection((host, int(port)), timeout=60) as connection:
                 connection.sendall(sent)
                 connection.shutdown(socket.SHUT_WR)

@@ -21,11 +21,13 @@ def given(api_key: str | None) -> str:
         return ""
     if not isinstance(api_key, str):
         raise invalid("api_key", f"expected a string, got a value of type {type(api_key).__name__}")
-    found = _read(api_key[1:]) if api_key.startswith("@") else api_key
+    file = api_key[1:] if api_key.startswith("@") else None
+    found = api_key if file is None else _read(file)
     if not _KEY.fullmatch(found):
-        raise invalid(
-            "api_key", f"expected a key, or @FILE; a key has 1 to {_LONGEST} characters of ASCII and no blank"
-        )
+        expected = "expected a key, or @FILE" if file is None else f"there is no key in {file!r}"
+        raise invalid("api_key", f"{expected}; a key has 1 to {_LONGEST} characters of ASCII and no blank")
+    if file is None and os.path.isfile(found):
+        raise invalid("api_key", "this is the name of a file; @FILE stands for the key in it")
     return found
 
 

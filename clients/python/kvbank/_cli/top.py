@@ -114,6 +114,8 @@ def _picture(rates: Rates) -> "RenderableType":
 
 
 def _head(rates: Rates) -> str:
+    if not rates.methods:
+        return f"the figures of the whole service are for operators; over {rates.seconds:.1f} s"
     return (
         f"payloads {common.size(rates.received_bytes_per_second)}/s in, "
         f"{common.size(rates.sent_bytes_per_second)}/s out, {common.size(rates.in_flight_bytes)} in flight; "

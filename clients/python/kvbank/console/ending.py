@@ -219,7 +219,7 @@ def storage_error(error: OSError) -> str:
 
 
 def _usage(error: typer.TyperException) -> str:
-    text = error.format_message()
+    text = error.format_message().replace(": Value error, ", ": ")  # as pydantic begins the errors of a choice
     context = getattr(error, "ctx", None)
     if not text or context is None:
         return text

@@ -8,8 +8,9 @@ from typing import Any
 
 
 def prepare() -> None:
-    """Open what was closed, let no character and no failure of stderr raise, and keep gRPC from writing there about
-    every handshake that fails, of which anybody can make many.
+    """Open what was closed, let no character and no failure of stderr raise, and keep gRPC from writing there: about
+    handshakes that fail, of which anybody can make many, with a name in the line that the caller chose, line ends and
+    all. What counts of that is in the errors of calls.
 
     A stream that was closed is opened on the null device: else the next file that is opened would get its number, and
     what a library prints would be written into that file. Bytes of stdin that are not text are read as surrogates (see
@@ -22,7 +23,7 @@ def prepare() -> None:
             os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free: this one
         if getattr(sys, name) is None:
             setattr(sys, name, open(number, mode, encoding="utf-8", closefd=False))  # noqa: SIM115 (lives as long as the process)
-    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="surrogateescape")
     if sys.stdout is sys.__stdout__:
