@@ -399,6 +399,16 @@ def test_clients_that_cannot_be_read(tmp_path: Path, authority: Authority, clien
         LocalServer(tmp_path / "data", **authority.settings(), tls_client=clients)
 
 
+def test_a_key_that_others_can_read_is_named(
+    tmp_path: Path, authority: Authority, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = authority.settings()
+    for mode, lines in ((0o600, 0), (0o640, 0), (0o644, 1)):
+        Path(settings["tls_key"]).chmod(mode)
+        LocalServer(tmp_path / "data", **settings).stop()
+        assert sum("can be read by other users" in record.message for record in caplog.records) == lines
+
+
 @pytest.mark.parametrize("missing", ["tls_cert", "tls_key"])
 def test_files_that_need_another(tmp_path: Path, authority: Authority, missing: str) -> None:
     settings = authority.settings(clients=True)

@@ -35,6 +35,7 @@ class Authority:
         after the other, as most tools that renew certificates do it."""
         parts = {"pem": chain(issued), "key": issued.private_key_pem.bytes()}
         for suffix, data in parts.items():
+            (self._folder / "new").touch(0o600)
             (self._folder / "new").write_bytes(data)
             (self._folder / "new").rename(self._folder / f"{name}.{suffix}")
         return str(self._folder / f"{name}.pem"), str(self._folder / f"{name}.key")

@@ -7,6 +7,7 @@ the same where a file is written twice.
 
 import logging
 import ssl
+import stat
 import threading
 from datetime import UTC, datetime
 from typing import Any
@@ -34,6 +35,8 @@ class Tls:
             self._context = self._made()
         except UnfitError as error:
             raise StartError(f"no TLS: {error}") from None
+        if files.key.stat().st_mode & stat.S_IROTH:
+            _log.warning("%s can be read by other users of this machine: chmod 600", files.key)
         # The bytes that gRPC was given last.
         self._given: Pem | None = None
 
