@@ -16,7 +16,9 @@ from memory_service import __version__
 from memory_service.api.messages import convert
 from memory_service.domain import validate
 from memory_service.domain.access import Caller
+from memory_service.domain.errors import ServiceError
 from memory_service.domain.model import Bank, IndexKind, IndexStats
+from memory_service.domain.tenants import Tenant
 from memory_service.observe.metrics import Metrics
 from memory_service.operations.banks import Banks
 from memory_service.settings import Settings
@@ -80,8 +82,12 @@ class Stats(Collector):
 
     def _tenants(self, caller: Caller) -> list[access_pb2.Tenant]:
         """Make what is said of the tenants that the caller sees: its own, which may be gone, or all."""
-        access = self._banks.engine.access
-        seen = [tenant for tenant in access.tenants() if caller.may("operate") or tenant.name == caller.tenant]
+        access, seen = self._banks.engine.access, list[Tenant]()
+        if caller.may("operate"):
+            seen = access.tenants()
+        else:
+            with suppress(ServiceError):
+                seen = [access.tenant(caller.tenant)]
         return [convert.tenant_message(tenant, access.tenant_usage(tenant.name)) for tenant in seen]
 
     def _stats_of(self, caller: Caller, bank: Bank) -> pb.BankStats:

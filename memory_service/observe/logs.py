@@ -26,8 +26,8 @@ def configure(form: Literal["text", "json"], level: str) -> None:
 
 
 class JsonFormatter(logging.Formatter):
-    """Makes one JSON object of each record: time, level, logger, message, and request_id, method, bank and error where
-    there are such."""
+    """Makes one JSON object of each record: time, level, logger, message, and request_id, method, tenant, bank and
+    error where there are such; the owner of the data folder is no tenant."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Make the line of a record."""
@@ -91,5 +91,7 @@ def _request() -> dict[str, str]:
     request = requests.current()
     if request is None:
         return {}
-    fields = {"request_id": request.id, "method": request.method, "bank": request.bank}
+    caller = request.caller
+    tenant = "" if caller is None or caller.is_owner else caller.tenant
+    fields = {"request_id": request.id, "method": request.method, "tenant": tenant, "bank": request.bank}
     return {name: value for name, value in fields.items() if value}

@@ -72,6 +72,22 @@ def test_json_names_the_request(serve: Serve) -> None:
     assert len({record["request_id"] for record in records if "request_id" in record}) >= 4
 
 
+def test_a_record_names_the_tenant_of_its_caller(serve: Serve) -> None:
+    with serve(log_format="json", log_level="debug") as (_, address, lines):
+        with kvbank.connect(address) as owner:
+            with pytest.raises(kvbank.BankNotFound):
+                owner.get_bank("of the owner")
+            operator = owner.access.create_key("operator").secret
+        with kvbank.connect(address, api_key=operator) as client:
+            client.access.create_tenant("red")
+            key = client.access.create_key("read", tenant="red").secret
+        with kvbank.connect(address, api_key=key) as client, pytest.raises(kvbank.BankNotFound):
+            client.get_bank("of red")
+    records = [json.loads(line) for line in lines]
+    tenants = {record["bank"]: record.get("tenant") for record in records if record.get("method") == "GetBank"}
+    assert tenants == {"of the owner": None, "of red": "red"}
+
+
 @pytest.mark.parametrize("form", ["json", "text"])
 def test_trouble_is_logged_with_its_request(serve: Serve, tmp_path: Path, form: str) -> None:
     with serve(log_format=form) as (caller, address, lines):
