@@ -16,8 +16,9 @@ from typer.testing import CliRunner, Result
 
 from model_worker.attachment.loading import load_model
 from model_worker.cli.commands import evaluation
+from model_worker.compress import compressor
 from model_worker.errors import InputError
-from model_worker.evaluate.compression import Plan, measure, with_budget
+from model_worker.evaluate.compression import METHODS, Plan, measure, with_budget
 from model_worker.evaluate.documents import cut
 from model_worker.evaluate.figure import draw
 from model_worker.evaluate.journal import Journal
@@ -143,6 +144,13 @@ def test_memory_of_whole_prompts(model: Models) -> None:
     assert fit([1.0, 2.0, 3.0], [5.0, 8.0, 9.0]).residual == pytest.approx((2 / 9) ** 0.5, abs=1e-9)
     with pytest.raises(InputError, match="affixes"):
         measure_peaks(model("llama_gqa"), [20], size=40, plain_up_to=0)
+
+
+def test_no_method_of_the_default_runs_the_model_for_each_token() -> None:
+    """Test it by the blocks in which TOVA reads, of which `block=1` is an option to ask for."""
+    assert getattr(compressor("tova:m=8,block=1"), "block", None) == 1
+    made = [compressor(with_budget(name, 8).replace("=measured", "=none")) for name in METHODS if name != "leaves"]
+    assert not [each.name for each in made if getattr(each, "block", None) == 1]
 
 
 def kvbank_eval(*arguments: object) -> Result:
