@@ -4,9 +4,14 @@ import gc
 import os
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from tests.support.service_process import ServiceHost
 
 # `python -m pytest` has done so; a bare `pytest` has not.
 sys.path[:0] = [root] if (root := str(Path(__file__).parents[1])) not in sys.path else []
@@ -25,6 +30,16 @@ _LONG = ("tests/proof/", "tests/worker_cli/", "tests/worker/test_processes.py")
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Let files whose tests take many seconds each come first: in the end short ones are left to share."""
     items.sort(key=lambda item: not item.nodeid.startswith(_LONG))
+
+
+@pytest.fixture(scope="session")
+def services() -> Iterator["ServiceHost"]:
+    """Start services in processes of their own, from one that has imported the service: what takes longest of a
+    start."""
+    from tests.support.service_process import ServiceHost
+
+    with ServiceHost() as made:
+        yield made
 
 
 def pytest_collection_finish() -> None:

@@ -27,7 +27,6 @@ from memory_service.domain.model import Payload, Producer
 from memory_service.storage.local.files.layout import MARK
 from memory_service.storage.local.files.objects import LocalObjects
 from memory_service.storage.local.records import schema
-from tests.support.service_process import ServiceHost
 from tests.support.waiting import wait_until
 
 DATA_LOSS = grpc.StatusCode.DATA_LOSS
@@ -521,24 +520,23 @@ def _write_until_killed(caller, service, acknowledged, acks_before, delay):
     service.wait()
 
 
-def test_nothing_acknowledged_is_lost_in_twenty_kills(data, connect):
+def test_nothing_acknowledged_is_lost_in_twenty_kills(services, data, connect):
     choose = random.Random(11)
     acknowledged: dict[int, bytes] = {}
-    with ServiceHost() as host:
-        for turn in range(21):
-            service = host.start(data, listen="127.0.0.1:0")
-            with connect(service.address, first_key=turn * 1000 + 1) as caller:
-                caller.create()
-                ids = caller.ids_of_all()
-                assert set(acknowledged) <= set(ids)
-                for begin in range(0, len(ids), 500):
-                    for chunk_id, stored in caller.fetch(*ids[begin : begin + 500]).items():
-                        assert acknowledged.get(chunk_id, stored) == stored
-                hits = caller.retrieve(top_k=1000, omit_payload=True)[0].queries[0].hits
-                assert {hit.chunk_id for hit in hits} <= set(ids)
-                if turn < 20:
-                    _write_until_killed(caller, service, acknowledged, choose.randint(1, 30), choose.random() * 0.05)
-                else:
-                    assert service.stop() == 0
+    for turn in range(21):
+        service = services.start(data, listen="127.0.0.1:0")
+        with connect(service.address, first_key=turn * 1000 + 1) as caller:
+            caller.create()
+            ids = caller.ids_of_all()
+            assert set(acknowledged) <= set(ids)
+            for begin in range(0, len(ids), 500):
+                for chunk_id, stored in caller.fetch(*ids[begin : begin + 500]).items():
+                    assert acknowledged.get(chunk_id, stored) == stored
+            hits = caller.retrieve(top_k=1000, omit_payload=True)[0].queries[0].hits
+            assert {hit.chunk_id for hit in hits} <= set(ids)
+            if turn < 20:
+                _write_until_killed(caller, service, acknowledged, choose.randint(1, 30), choose.random() * 0.05)
+            else:
+                assert service.stop() == 0
     assert len(acknowledged) > 200
     assert {int(path.stem) for path in (data / "payloads").glob("*/*/*")} == set(ids)

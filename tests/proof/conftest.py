@@ -49,10 +49,9 @@ def faulty_host(disk: shim.Shim, faults: tuple[shim.Shim, ServiceHost]) -> Itera
 
 
 @pytest.fixture(scope="session")
-def host() -> Iterator[ServiceHost]:
+def host(services: ServiceHost) -> ServiceHost:
     """Services as they are."""
-    with ServiceHost() as made:
-        yield made
+    return services
 
 
 @pytest.fixture

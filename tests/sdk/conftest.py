@@ -143,9 +143,10 @@ class Killable:
 
 
 @pytest.fixture(scope="module")
-def killable(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Killable]:
-    with ServiceHost() as host:
-        yield Killable(host, tmp_path_factory.mktemp("killable"))
+def killable(services: ServiceHost, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Killable]:
+    made = Killable(services, tmp_path_factory.mktemp("killable"))
+    yield made
+    made.kill()
 
 
 class Ended(NamedTuple):

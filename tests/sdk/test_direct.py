@@ -183,21 +183,26 @@ def test_a_long_path_has_no_socket(tmp_path: Path, kv: kvbank.KVSpec, embedding:
 
 
 def test_a_server_that_does_not_answer_ends_with_the_deadline(
-    tmp_path: Path, kv: kvbank.KVSpec, embedding: kvbank.EmbeddingSpec, digests: dict[str, str], make_chunk: Make
+    services: ServiceHost,
+    tmp_path: Path,
+    kv: kvbank.KVSpec,
+    embedding: kvbank.EmbeddingSpec,
+    digests: dict[str, str],
+    make_chunk: Make,
 ) -> None:
-    with ServiceHost() as services:
-        service = services.start(tmp_path / "d", same_host=True)
-        with kvbank.connect(service.address) as client:
-            client.create_bank("b", kv=kv, embedding=embedding)
-            chunk_id = client.write("b", make_chunk(1), **digests).chunk_id
-            client.fetch("b", [chunk_id], reader_digest=digests["reader_digest"])
-            os.kill(service.process_id, signal.SIGSTOP)
-            stat = Path(f"/proc/{service.process_id}/stat")
-            wait_until(lambda: ") T " in stat.read_text())  # it may answer until then
-            with pytest.raises(kvbank.DeadlineExceeded):
-                client.fetch("b", [chunk_id], reader_digest=digests["reader_digest"], timeout=0.3)
-            closed = threading.Timer(0.3, client.close)
-            closed.start()
-            with pytest.raises(kvbank.ClientClosed):
-                client.fetch("b", [chunk_id], reader_digest=digests["reader_digest"], timeout=60)
-            closed.join()
+    service = services.start(tmp_path / "d", same_host=True)
+    with kvbank.connect(service.address) as client:
+        client.create_bank("b", kv=kv, embedding=embedding)
+        chunk_id = client.write("b", make_chunk(1), **digests).chunk_id
+        client.fetch("b", [chunk_id], reader_digest=digests["reader_digest"])
+        os.kill(service.process_id, signal.SIGSTOP)
+        stat = Path(f"/proc/{service.process_id}/stat")
+        wait_until(lambda: ") T " in stat.read_text())  # it may answer until then
+        with pytest.raises(kvbank.DeadlineExceeded):
+            client.fetch("b", [chunk_id], reader_digest=digests["reader_digest"], timeout=0.3)
+        closed = threading.Timer(0.3, client.close)
+        closed.start()
+        with pytest.raises(kvbank.ClientClosed):
+            client.fetch("b", [chunk_id], reader_digest=digests["reader_digest"], timeout=60)
+        closed.join()
+    service.kill()

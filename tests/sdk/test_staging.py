@@ -189,32 +189,36 @@ def test_only_forgotten_files_are_swept_later(host: Host, make_chunk: Make) -> N
 
 
 def test_a_server_killed_with_files_staged_shows_none_of_them(
-    tmp_path: Path, kv: kvbank.KVSpec, embedding: kvbank.EmbeddingSpec, digests: dict[str, str], make_chunk: Make
+    services: ServiceHost,
+    tmp_path: Path,
+    kv: kvbank.KVSpec,
+    embedding: kvbank.EmbeddingSpec,
+    digests: dict[str, str],
+    make_chunk: Make,
 ) -> None:
     """Staged, taken over or not: what was not acknowledged is not there, or is there whole."""
     data = tmp_path / "data"
-    with ServiceHost() as services:
-        service = services.start(data, same_host=True)
-        address = service.address
-        with kvbank.connect(address) as client:
-            client.create_bank("b", kv=kv, embedding=embedding)
-            made: list[kvbank.NewChunk] = []
+    service = services.start(data, same_host=True)
+    address = service.address
+    with kvbank.connect(address) as client:
+        client.create_bank("b", kv=kv, embedding=embedding)
+        made: list[kvbank.NewChunk] = []
 
-            def chunks() -> Iterator[kvbank.NewChunk]:
-                nonlocal service
-                for i in range(30):
-                    if i == 20:
-                        service.kill()
-                        service = services.start(data, listen=address, same_host=True)
-                    made.append(make_chunk(i, tokens=64))
-                    yield made[-1]
+        def chunks() -> Iterator[kvbank.NewChunk]:
+            nonlocal service
+            for i in range(30):
+                if i == 20:
+                    service.kill()
+                    service = services.start(data, listen=address, same_host=True)
+                made.append(make_chunk(i, tokens=64))
+                yield made[-1]
 
-            results = client.write_many("b", chunks(), **digests)
-            found = client.fetch("b", [r.chunk_id for r in results], reader_digest=digests["reader_digest"])
-            for chunk, new in zip(found, made, strict=True):
-                for name, array in (new.tensors or {}).items():
-                    assert (chunk.tensors or {})[name].tobytes() == array.tobytes()
-            assert client.get_bank("b").usage.chunks == 30
-        assert list((data / "staging").iterdir()) == []
-        service.stop()
-        assert len(list(data.glob("payloads/*/*/*"))) == 30
+        results = client.write_many("b", chunks(), **digests)
+        found = client.fetch("b", [r.chunk_id for r in results], reader_digest=digests["reader_digest"])
+        for chunk, new in zip(found, made, strict=True):
+            for name, array in (new.tensors or {}).items():
+                assert (chunk.tensors or {})[name].tobytes() == array.tobytes()
+        assert client.get_bank("b").usage.chunks == 30
+    assert list((data / "staging").iterdir()) == []
+    service.stop()
+    assert len(list(data.glob("payloads/*/*/*"))) == 30

@@ -4,18 +4,8 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
 
 import pytest
-
-from tests.support.service_process import ServiceHost
-
-
-@pytest.fixture(scope="module")
-def host() -> Iterator[ServiceHost]:
-    """Processes that have imported the service already."""
-    with ServiceHost() as made:
-        yield made
 
 
 def run(*arguments):
@@ -60,18 +50,18 @@ def test_serves_until_told_to_stop(tmp_path):
         (["--data", __file__], 1, f"kvbank: cannot use {__file__} as data folder: it is a file\n"),
     ],
 )
-def test_wrong_use_is_one_line(host, tmp_path, arguments, code, text):
+def test_wrong_use_is_one_line(services, tmp_path, arguments, code, text):
     data = ["--data", tmp_path] if arguments else []
-    ended, said = host.run("serve", *data, *arguments)
+    ended, said = services.run("serve", *data, *arguments)
     assert ended == code
     assert text in said
     assert "Traceback" not in said
     assert code == 2 or len([line for line in said.splitlines() if " serving " not in line]) == 1
 
 
-def test_a_port_that_is_taken(host, tmp_path):
+def test_a_port_that_is_taken(services, tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
-        code, said = host.run("serve", "--data", tmp_path, "--listen", address)
+        code, said = services.run("serve", "--data", tmp_path, "--listen", address)
     assert code == 1
     assert said == f"kvbank: cannot listen on {address}: Address already in use\n"

@@ -48,12 +48,6 @@ class Filled:
         return self.service.resident_bytes()
 
 
-@pytest.fixture(scope="module")
-def services() -> Iterator[ServiceHost]:
-    with ServiceHost() as made:
-        yield made
-
-
 @pytest.fixture
 def serve(tmp_path: Path, connect: Callable[..., Any], services: ServiceHost) -> Callable[..., Any]:
     @contextmanager

@@ -26,12 +26,6 @@ from tests.support.service_process import ServiceHost
 Serve = Callable[..., Any]
 
 
-@pytest.fixture(scope="module")
-def services() -> Iterator[ServiceHost]:
-    with ServiceHost() as made:
-        yield made
-
-
 @pytest.fixture
 def serve(tmp_path: Path, connect: Any, services: ServiceHost) -> Serve:
     """Serve in a process of its own; yields a caller and, once it has ended, the lines that it wrote to stderr."""
