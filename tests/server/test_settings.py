@@ -56,6 +56,17 @@ def test_sizes_and_times_are_written_one_way_in_flags_and_variables(monkeypatch:
     assert (settings.max_chunk_bytes, settings.max_answer_bytes) == (2_500_000, 7)
 
 
+def test_a_setting_of_several_values(monkeypatch: pytest.MonkeyPatch, start: Start, tmp_path: Path) -> None:
+    both = ("a=b:read", "c=d:write")
+    monkeypatch.setenv("KVBANK_TLS_CLIENT", ",".join(both))
+    assert load({"data": Path()}).tls_client == both
+    monkeypatch.delenv("KVBANK_TLS_CLIENT")
+    (tmp_path / "settings.toml").write_text(f"tls_client = {list(both)}")
+    assert load({"data": Path()}, file=tmp_path / "settings.toml").tls_client == both
+    ended = start("--tls-client", both[0], "--tls-client", both[1])
+    assert "--tls-client needs --tls-client-ca" in ended.stderr
+
+
 @pytest.mark.parametrize("text", ["", "x", "-1", "1GiBB", "1 e9", "nan", "inf", "0.5", "1_000", "9" * 30, "1kib", "5s"])
 def test_what_is_no_size_is_refused(text: str) -> None:
     with pytest.raises(SettingsError, match=r"^min_free: "):
