@@ -128,7 +128,10 @@ class Settings(BaseSettings):
         "which 768 are kept for files.",
     )
     max_calls: Count = Field(
-        1000, ge=4, description="Calls under way, of all callers together; one connection has at most 256."
+        1000,
+        ge=4,
+        description="Calls under way, of all callers together; one connection has at most 256, and one tenant three "
+        "quarters.",
     )
     max_banks: Count = Field(
         10_000, ge=1, description="Most banks of the folder; of a folder with more, all are served and none is made."

@@ -55,6 +55,8 @@ SERVICES = (
     access_pb2.DESCRIPTOR.services_by_name["AccessService"],
 )
 MOST_STREAMS = 256
+# Bytes of a call's metadata; a key, or another credential, has at most half of that.
+MOST_METADATA = 16 * 1024
 # Seconds for what gRPC still has to send when no call is left; callers that watch the health are left then.
 _LAST_BYTES_S = 0.25
 # Seconds that a storage thread gets for a step whose caller is gone.
@@ -122,7 +124,7 @@ class Server:
         keys, tenants = Keys(records, clock, verifier), Tenants(records, verifier, rates)
         self._access = AccessService(self._service.handling, keys, tenants)
         self._observer = Observer(self._metrics, self._audit)
-        self._calls = Calls()
+        self._calls = Calls(settings.max_calls)
         self._direct: DirectCalls | None = None
         self._server: Any = None
         self._tasks: list[asyncio.Task[None]] = []
@@ -141,7 +143,7 @@ class Server:
 
     async def _begin(self) -> None:
         self._server = grpc.aio.server(
-            options=_options(self._settings),
+            options=_options(self._settings, self._limits),
             interceptors=[Interceptor(self._observer, self._calls, self._admission)],
             maximum_concurrent_rpcs=self._settings.max_calls,
         )
@@ -241,7 +243,7 @@ def _tokens(settings: Settings, limits: Limits) -> Tokens | None:
     return Tokens(Issuer(*(getattr(settings, f"jwt_{name}") for name in names)), limits)
 
 
-def _options(settings: Settings) -> list[tuple[str, int]]:
+def _options(settings: Settings, limits: Limits) -> list[tuple[str, int]]:
     """Return the options of gRPC's server."""
     # A client's certificate is looked at when it connects, and may expire, or be of no authority any more, after that.
     aged = [("grpc.max_connection_age_ms", _LONGEST_CERTIFIED_MS)] if settings.tls_client_ca else []
@@ -251,6 +253,13 @@ def _options(settings: Settings) -> list[tuple[str, int]]:
         ("grpc.keepalive_time_ms", 60_000),
         ("grpc.keepalive_timeout_ms", 20_000),
         ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+        # What a caller can hold without a call: a handshake that does not end, and a connection that is not used, whose
+        # client makes another one when it needs it.
+        ("grpc.server_handshake_timeout_ms", round(limits.handshake_s * 1000)),
+        ("grpc.max_connection_idle_ms", round(limits.connection_idle_s * 1000)),
+        # Of a call, the sum of its names and values; both are said, because between the two gRPC refuses at random.
+        ("grpc.max_metadata_size", MOST_METADATA),
+        ("grpc.absolute_max_metadata_size", MOST_METADATA),
         ("grpc.max_receive_message_length", settings.max_message_bytes),
         ("grpc.max_send_message_length", settings.max_message_bytes),
         # Without SO_REUSEPORT a second server on the port is an error; with it, each would get some of the connections.

@@ -76,6 +76,9 @@ class Limits:
     certificate_s: float = 10.0
     # That a connection to /metrics, /healthz or /readyz may take, from its first byte to its last.
     http_patience_s: float = 10.0
+    # That the handshake of a connection over gRPC may take, and that one may be open without a call.
+    handshake_s: float = 10.0
+    connection_idle_s: float = 1800.0
     # That a key is believed which was verified, and between two looks at the keys of calls under way: a revocation
     # takes effect within the longer of both.
     key_believed_s: float = 60.0

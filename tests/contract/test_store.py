@@ -29,7 +29,7 @@ from memory_service.domain.model import (
     Quota,
     Range,
 )
-from memory_service.domain.tenants import DEFAULT_TENANT
+from memory_service.domain.tenants import DEFAULT_TENANT, TenantQuota
 from memory_service.storage.base import Engine, Ids, Retrievals, Vectors, Written
 from tests.support.clocks import HOUR, Hands
 from tests.support.engines import opened
@@ -177,6 +177,26 @@ def test_of_many_who_write_one_key_one_writes_it(open_engine: Open) -> None:
         written = list(threads.map(lambda _: add(engine.store, bank, 1), range(40)))
         assert sum(not each.replayed for each in written) == 1
         assert {each.chunk_id for each in written} == set(held(engine.store, bank))
+
+
+def test_a_tenant_that_writes_much_makes_another_wait_for_none_of_its_queue(open_engine: Open) -> None:
+    """Hold the commits up until one tenant has hundreds of chunks waiting, and then another tenant has one."""
+    with open_engine() as engine:
+        store, hold, order = engine.store, threading.Event(), list[str]()
+        engine.access.add_tenant("quiet", TenantQuota())
+        noisy, _ = store.create_bank(new_bank())
+        quiet, _ = store.create_bank(new_bank(tenant="quiet"))
+        held_up = store.in_order(lambda: hold.wait(60))
+        written = []
+        for tenant, bank, count in (("noisy", noisy, 700), ("quiet", quiet, 1)):
+            for number in range(count):
+                written.append(adding(store, bank, new_chunk(number)))
+                written[-1].add_done_callback(lambda _, tenant=tenant: order.append(tenant))
+        hold.set()
+        assert held_up.result(60)
+        ids = [each.result(60).chunk_id for each in written]
+    assert order.index("quiet") <= 2
+    assert ids == sorted(ids)
 
 
 def test_a_refused_chunk_has_changed_nothing(open_engine: Open) -> None:

@@ -27,9 +27,11 @@ from tests.proof.damage import damage
 from tests.proof.flips import PLACES, Flipped, flip_often, prepare
 from tests.proof.floods import SIZES, all_floods, send, send_directly
 from tests.proof.fuzz import fuzz
+from tests.proof.handshakes import free_address, greet, unescaped
 from tests.proof.kills import Killed, kill_often
 from tests.proof.pass_through import GIB, pass_through
 from tests.proof.workers import paced
+from tests.support.certificates import Authority
 from tests.support.service_process import Service, ServiceHost
 
 # The answers of a paced service spread by no more than this.
@@ -120,6 +122,25 @@ def _fuzz(arguments: argparse.Namespace, place: Path) -> bool:
     return not report.bad and not costly and ended == 0
 
 
+def _handshakes(arguments: argparse.Namespace, place: Path) -> bool:
+    authority, holds = Authority(place / "authority"), True
+    with ServiceHost() as host:
+        for name, settings in (("plain", {}), ("tls", authority.settings())):
+            flags = {"listen": "127.0.0.1:0", "metrics_listen": free_address(), "durability": "os"} | settings
+            service = host.start(place / name, **flags)
+            addresses, share = (service.address, flags["metrics_listen"]), arguments.handshakes // 4
+            for address in addresses:
+                greet(address, min(share, 1000), arguments.seed * 10**9)
+            before = service.resident_bytes()
+            for address in addresses:
+                greet(address, share, arguments.seed * 10**9)
+            grown, bad = (service.resident_bytes() - before) >> 20, unescaped(service.log())
+            well = service.stop() == 0 and not bad and grown < 50
+            _say(f"handshakes, {name}: {2 * share}; memory grew by {grown} MiB, {len(bad)} lines not escaped")
+            holds &= well
+    return holds
+
+
 def _floods(service: Service) -> list[str]:
     """Flood every field of every method and of direct calls, in millions; report those that cost more than a message
     may."""
@@ -167,6 +188,7 @@ PARTS: tuple[tuple[str, float, str, Callable[[argparse.Namespace, Path], bool]],
     ("flips", 10_000, "payloads to damage, and a tenth as many bits of a folder", _payloads_and_flips),
     ("cuts", 400, "power cuts", _power_cuts),
     ("messages", 100_000, "malformed messages, and messages of millions of parts", _fuzz),
+    ("handshakes", 100_000, "connections of callers who speak no protocol, or a broken one", _handshakes),
     ("minutes", 0.0, "minutes of eight paced workers", _workers),
     ("gigabytes", 0.0, "GiB to pass through", _pass_through),
 )

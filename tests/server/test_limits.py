@@ -2,6 +2,8 @@
 
 import queue
 import resource
+import socket
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Any
@@ -13,6 +15,7 @@ import kvbank
 from kvbank.v1 import bank_pb2, service_pb2_grpc
 from kvbank.v1 import service_pb2 as pb
 from memory_service.api import file_descriptors
+from memory_service.domain.limits import Limits
 
 EXHAUSTED, UNAVAILABLE = grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNAVAILABLE
 # Each channel with this option has a connection of its own.
@@ -48,6 +51,31 @@ def test_connections_are_bounded(serving: Any, connected: Callable[[str], Any]) 
     assert refusal.value.code() == UNAVAILABLE
     second.close()
     third.GetServerInfo(pb.GetServerInfoRequest(), timeout=30, wait_for_ready=True)
+
+
+def test_a_connection_that_ends_no_handshake_or_makes_no_call_is_closed(serving: Any) -> None:
+    serving(limits=Limits(handshake_s=0.1))
+    host, _, port = serving.server.address.rpartition(":")
+    with socket.create_connection((host, int(port)), 60) as silent:
+        while silent.recv(65536):
+            pass
+    serving(limits=Limits(connection_idle_s=0.1))
+    with grpc.insecure_channel(serving.server.address, options=OWN) as channel:
+        ask(service_pb2_grpc.MemoryServiceStub(channel))
+        idle = threading.Event()
+        channel.subscribe(lambda state: state is grpc.ChannelConnectivity.IDLE and idle.set())
+        assert idle.wait(60)
+        ask(service_pb2_grpc.MemoryServiceStub(channel))  # over another connection
+
+
+def test_the_metadata_of_a_call_are_bounded(serving: Any, connected: Callable[[str], Any]) -> None:
+    serving()
+    stub = connected(serving.server.address)
+    stub.GetServerInfo(pb.GetServerInfoRequest(), metadata=[("x-a", "a" * 12_000)])
+    with pytest.raises(grpc.RpcError) as refusal:
+        stub.GetServerInfo(pb.GetServerInfoRequest(), metadata=[("x-a", "a" * 17_000)])
+    assert refusal.value.code() == EXHAUSTED
+    ask(stub)
 
 
 def test_calls_are_bounded_and_the_sdk_asks_again(serving: Any, connected: Callable[[str], Any]) -> None:

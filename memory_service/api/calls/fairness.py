@@ -6,6 +6,8 @@ Everything here is used in the event loop alone.
 
 import asyncio
 from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import NamedTuple
 
 
@@ -80,6 +82,15 @@ class FairTurns:
         """Give back a turn that the owner holds."""
         self._held.add(owner, -1)
         self._admit()
+
+    @asynccontextmanager
+    async def held(self, owner: Owner) -> AsyncIterator[None]:
+        """Wait for a turn, and hold it in the block."""
+        await self.take(owner)
+        try:
+            yield
+        finally:
+            self.give(owner)
 
     def _admit(self) -> None:
         while fitting := [each for each in self._waiting if self._fits(each.owner)]:

@@ -18,6 +18,7 @@ from google.protobuf.message import Message
 
 from kvbank.wire import frames
 from memory_service.api.calls import running
+from memory_service.api.calls.fairness import Holdings
 from memory_service.api.calls.storage_threads import StorageThreads
 from memory_service.api.calls.turns import ORDINARY_BYTES, AnswerTurns
 from memory_service.api.messages import naming
@@ -37,22 +38,24 @@ class HeldRequests:
     the event loop alone."""
 
     def __init__(self, limit: int) -> None:
-        """Bound the requests to `limit` bytes together; a single one may be larger than that."""
+        """Bound the requests to `limit` bytes together, and those of one tenant to three quarters of that; a single one
+        may be larger."""
         self._limit = limit
-        self._taken = 0
+        self._held = Holdings()
 
     @contextmanager
     def of(self, received: Received) -> Iterator[None]:
         """Count a request in the block. Errors: NOT_SERVING (the request can be made again) when there are too many."""
-        size = len(received.data)
-        if size > SHORT and self._taken and self._taken + size > self._limit:
-            text = f"there is no room for one more request of {size} bytes; it can be made again"
-            raise ServiceError("NOT_SERVING", text)
-        self._taken += size
+        size, owner = len(received.data), running.current().owner
+        for taken, limit in ((self._held.total, self._limit), (self._held.of_tenant(owner), self._limit * 3 // 4)):
+            if size > SHORT and taken and taken + size > limit:
+                text = f"there is no room for one more request of {size} bytes; it can be made again"
+                raise ServiceError("NOT_SERVING", text)
+        self._held.add(owner, size)
         try:
             yield
         finally:
-            self._taken -= size
+            self._held.add(owner, -size)
 
 
 @dataclass(frozen=True, slots=True)

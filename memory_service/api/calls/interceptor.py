@@ -113,10 +113,10 @@ class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
             metadata = context.invocation_metadata() or ()
             names = _names(context) if self._admission.knows_certificates else ()
             caller = await self._admission.admit(method, metadata, context.peer(), names)
+            self._calls.let_in(running.current(), caller)
         except Exception as error:
             running.refuse(context, to_service_error(error))
             return False
-        running.current().belongs_to(caller)
         return True
 
     def _observed(self, method: str, context: Any) -> AbstractContextManager[None]:

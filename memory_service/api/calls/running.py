@@ -1,5 +1,5 @@
 """The calls over gRPC that are under way. This file owns that each of them can be ended with an error that its caller
-is told, and that none begins once the service stops.
+is told, that none begins once the service stops, and that no tenant has all that there may be.
 
 A server of grpc.aio tells a caller nothing when the task of a call is cancelled, and when it is stopped it cancels the
 calls that its core has and that were not handed over yet. So a call is ended by an error of its own, and gRPC's server
@@ -15,7 +15,7 @@ from typing import Any
 
 from grpc._cython.cygrpc import ExecuteBatchError
 
-from memory_service.api.calls.fairness import Owner
+from memory_service.api.calls.fairness import Holdings, Owner
 from memory_service.api.messages.status import CODE_OF, status
 from memory_service.domain.access import Caller
 from memory_service.domain.errors import ServiceError
@@ -46,13 +46,14 @@ class Call:
     """A call under way, made in the task that handles it.
 
     `owner` is whose the turns and bytes of the call are; the connection of a unix socket is not known. `key_id` is that
-    of the key with which the call was made, "" for none. `ended` is the error with which the call was ended from
-    outside, if it was.
+    of the key with which the call was made, "" for none. `counted` is whether the call is counted among those of its
+    owner. `ended` is the error with which the call was ended from outside, if it was.
     """
 
     def __init__(self, peer: str) -> None:
         self.key_id = ""
         self.owner = Owner("" if peer.startswith("unix:") else peer)
+        self.counted = False
         self.ended: ServiceError | None = None
         task = asyncio.current_task()
         assert task is not None
@@ -90,7 +91,10 @@ def current() -> Call:
 class Calls:
     """Keeps all calls of one event loop that are under way, and runs new ones until they are drained."""
 
-    def __init__(self) -> None:
+    def __init__(self, most: int) -> None:
+        """Let a tenant have three quarters of `most` calls, which are all that the server takes at a time."""
+        self._most = max(1, most * 3 // 4)
+        self._held = Holdings()
         self._running: set[Call] = set()
         self._draining = False
         self._refused = 0
@@ -120,6 +124,15 @@ class Calls:
         except ExecuteBatchError:
             raise asyncio.CancelledError from None  # the caller has gone
 
+    def let_in(self, call: Call, caller: Caller) -> None:
+        """Note who makes a call that is under way. Errors: NOT_SERVING where the caller's tenant has too many."""
+        call.belongs_to(caller)
+        self._held.add(call.owner, 1)
+        call.counted = True
+        if self._held.of_tenant(call.owner) > self._most:
+            text = f"the tenant has {self._most} calls under way, which are all that one may have"
+            raise ServiceError("NOT_SERVING", f"{text}; this one can be made again")
+
     def made_with_keys(self) -> dict[str, list[Call]]:
         """Return the calls that are under way by the ids of the keys with which they were made."""
         made = defaultdict(list)
@@ -130,6 +143,8 @@ class Calls:
 
     def _left(self, call: Call) -> None:
         self._running.discard(call)
+        if call.counted:
+            self._held.add(call.owner, -1)
         self._gone.set()
 
     async def drain(self, grace: float) -> None:

@@ -1,6 +1,6 @@
-"""Threads for calls that block. This file owns three rules: calls that look at many chunks or banks leave threads for
-calls that do not; no kind of call takes all threads of the former, and no caller all threads of a kind; and no call
-outlives its caller by more than a step.
+"""Threads for calls that block. This file owns four rules: calls that look at many chunks or banks leave threads for
+calls that do not; no kind of call takes all threads of the former, and no caller all threads of a kind; tenants take
+turns at the threads that are left; and no call outlives its caller by more than a step.
 
 Everything here is used in the event loop. A call runs with the context of its caller, so that its lines in the log
 carry the request.
@@ -11,7 +11,7 @@ import logging
 import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future
 from contextlib import asynccontextmanager, suppress
 from contextvars import copy_context
 from functools import partial
@@ -20,24 +20,10 @@ from typing import Any, TypeVar
 from memory_service.api.calls import running
 from memory_service.api.calls.fairness import FairTurns
 from memory_service.domain.cancellation import Cancellation
+from memory_service.domain.fair_threads import FairThreads
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
-
-
-class Pool(ThreadPoolExecutor):
-    """A pool of threads that keeps the set of calls that run or wait in it."""
-
-    def __init__(self, count: int, name: str) -> None:
-        super().__init__(count, name)
-        self.running: set[Future[Any]] = set()
-
-    def submit(self, call: Callable[..., T], /, *arguments: Any, **named: Any) -> "Future[T]":
-        """Submit a call, as `ThreadPoolExecutor` does."""
-        job = super().submit(call, *arguments, **named)
-        self.running.add(job)
-        job.add_done_callback(self.running.discard)
-        return job
 
 
 class StorageThreads:
@@ -45,8 +31,8 @@ class StorageThreads:
     look at many chunks or banks."""
 
     def __init__(self, count: int) -> None:
-        self.pool = Pool(count, "kvbank-storage")
-        self._wide = Pool(count, "kvbank-search")
+        self.pool = FairThreads(count, "kvbank-storage")
+        self._wide = FairThreads(count, "kvbank-search")
         most = max(1, count * 3 // 4)
         self._turns: defaultdict[str, FairTurns] = defaultdict(lambda: FairTurns(most))
         self._cancellations: dict[Future[Any], Cancellation] = {}
@@ -70,11 +56,11 @@ class StorageThreads:
             else:
                 turn.job.add_done_callback(partial(_later, asyncio.get_running_loop(), give))
 
-    def begun(self, pool: Pool, call: Callable[[], T]) -> "Future[T]":
+    def begun(self, pool: FairThreads, call: Callable[[], T]) -> "Future[T]":
         """Begin a call in a pool, with what `waited` needs to cancel it."""
         cancellation, context = Cancellation(), copy_context()
         context.run(cancellation.enter)
-        job = pool.submit(context.run, call)
+        job = pool.submit(running.current().owner.tenant, partial(context.run, call))
         self._cancellations[job] = cancellation
         job.add_done_callback(self._forget)
         return job
@@ -102,19 +88,18 @@ class StorageThreads:
         """Begin no call any more, cancel those that run, and wait for them, at most `patience` seconds. This blocks."""
         until = time.monotonic() + patience
         for pool in (self.pool, self._wide):
-            pool.shutdown(wait=False, cancel_futures=True)
+            pool.close()
         for cancellation in list(self._cancellations.values()):
             cancellation.cancel()
         for pool in (self.pool, self._wide):
-            left = wait(list(pool.running), max(until - time.monotonic(), 0)).not_done
-            if left:
-                _log.error("%d calls in storage threads did not end within %.1f s", len(left), patience)
+            if left := pool.left(max(until - time.monotonic(), 0)):
+                _log.error("%d calls in storage threads did not end within %.1f s", left, patience)
 
 
 class Turn:
     """The turn of a call: with it, the call may use one thread at a time."""
 
-    def __init__(self, threads: StorageThreads, pool: Pool) -> None:
+    def __init__(self, threads: StorageThreads, pool: FairThreads) -> None:
         self._threads, self._pool = threads, pool
         self.job: Future[Any] | None = None
 

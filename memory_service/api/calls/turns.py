@@ -15,6 +15,7 @@ from typing import Any, Generic, TypeVar
 
 from memory_service.api.calls import running
 from memory_service.api.calls.budget import Budget, Share
+from memory_service.api.calls.fairness import NOBODY, FairTurns
 from memory_service.api.calls.storage_threads import StorageThreads
 from memory_service.domain.answer_size import HeaderTooLarge
 from memory_service.domain.limits import Pauses
@@ -60,7 +61,7 @@ class AnswerTurns:
         self._budget = budget
         self._most_bytes = most_bytes
         self._pauses = pauses
-        self._loading = asyncio.Lock()
+        self._loading = FairTurns(1)
 
     @asynccontextmanager
     async def made(self, kind: str, find: Callable[[], Load[T]]) -> AsyncIterator[T]:
@@ -77,7 +78,8 @@ class AnswerTurns:
         most = self._room(begun)
         async with self.share(most) as share:
             share.ours()
-            async with self._loading if most > LARGE_BYTES else nullcontext(), self._threads.turn(kind) as turn:
+            loading = self._loading.held(share.owner) if most > LARGE_BYTES else nullcontext()
+            async with loading, self._threads.turn(kind) as turn:
                 made = await turn.run_to_its_end(begun.load, self._most_bytes)
             share.touch()
             yield made
@@ -92,11 +94,11 @@ class AnswerTurns:
             return
         share = self._in_loop(self._budget.take(self._room(begun), _end_nothing))
         try:
-            self._in_loop(self._loading.acquire())
+            self._in_loop(self._loading.take(NOBODY))
             try:
                 made = begun.load(self._most_bytes)
             finally:
-                self._loop.call_soon_threadsafe(self._loading.release)
+                self._loop.call_soon_threadsafe(self._loading.give, NOBODY)
             yield made
         finally:
             self._loop.call_soon_threadsafe(share.give)

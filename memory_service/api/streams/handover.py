@@ -4,21 +4,28 @@ visit of the loop, for each of them would cost more than what is done there.
 
 import asyncio
 import threading
+from collections import deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
+from functools import partial
 from typing import Generic, TypeVar
+
+from memory_service.domain.fair_threads import FairThreads
 
 T = TypeVar("T")
 
 
-class OneByOne:
-    """Makes calls one after the other, in one thread of a pool at a time. Any thread may submit a call."""
+# The calls of a stream that one visit to a thread makes; then others may have it.
+_MOST_CALLS = 64
 
-    def __init__(self, pool: ThreadPoolExecutor) -> None:
-        self._pool = pool
+
+class OneByOne:
+    """Makes the calls of a tenant one after the other, in one thread of a pool at a time. Any thread may submit one."""
+
+    def __init__(self, pool: FairThreads, tenant: str) -> None:
+        self._pool, self._tenant = pool, tenant
         self._lock = threading.Lock()
-        self._waiting: list[Callable[[], None]] = []
+        self._waiting: deque[Callable[[], None]] = deque()
         self._running = False
 
     def submit(self, call: Callable[[], None]) -> None:
@@ -27,17 +34,26 @@ class OneByOne:
             self._waiting.append(call)
             running, self._running = self._running, True
         if not running:
-            self._pool.submit(copy_context().run, self._run)
+            self._pool.submit(self._tenant, partial(copy_context().run, self._run))
 
     def _run(self) -> None:
-        while True:
+        while self._some_made():
+            try:
+                self._pool.submit(self._tenant, partial(copy_context().run, self._run))
+            except RuntimeError:  # the pool begins nothing any more, so that the rest is made here
+                continue
+            return
+
+    def _some_made(self) -> bool:
+        """Make some of the calls that wait, and return whether there may be more."""
+        for _ in range(_MOST_CALLS):
             with self._lock:
-                calls, self._waiting = self._waiting, []
-                self._running = bool(calls)
-            if not calls:
-                return
-            for call in calls:
-                call()
+                if not self._waiting:
+                    self._running = False
+                    return False
+                call = self._waiting.popleft()
+            call()
+        return True
 
 
 class Mailbox(Generic[T]):

@@ -9,7 +9,7 @@ many chunks as it may a second.
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import suppress
 from contextvars import copy_context
 from functools import partial
@@ -26,6 +26,7 @@ from memory_service.api.streams.handover import Mailbox, OneByOne
 from memory_service.api.streams.incoming import Incoming
 from memory_service.domain.access import Caller
 from memory_service.domain.errors import ServiceError, staged_file
+from memory_service.domain.fair_threads import FairThreads
 from memory_service.observe import request as requests
 from memory_service.observe.metrics import Metrics
 from memory_service.operations.banks import Banks
@@ -43,7 +44,7 @@ class Receiver:
     def __init__(
         self,
         banks: Banks,
-        pool: ThreadPoolExecutor,
+        pool: FairThreads,
         budget: Budget,
         rates: Rates,
         window: int,
@@ -103,7 +104,7 @@ class _Stream:
         self._ended = False
         # Whether the caller takes several acks in one message.
         self.together = False
-        self._small = OneByOne(receiver.pool)
+        self._small = OneByOne(receiver.pool, self._call.owner.tenant)
         self._settled = Mailbox(self._look)
 
     # In
@@ -193,7 +194,7 @@ class _Stream:
         chunk.share.ours()
         self._writes.append(chunk)
         if chunk.length:
-            self._receiver.pool.submit(copy_context().run, self._write, chunk)
+            self._receiver.pool.submit(self._call.owner.tenant, partial(copy_context().run, self._write, chunk))
         else:
             self._small.submit(partial(self._write, chunk))
 

@@ -5,8 +5,8 @@ reads.
 
 import asyncio
 from collections.abc import AsyncGenerator, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
+from functools import partial
 from itertools import islice
 
 import numpy as np
@@ -15,6 +15,7 @@ from kvbank.wire import frames as _frames
 from memory_service.api.calls import running
 from memory_service.api.calls.budget import Budget
 from memory_service.domain.errors import ServiceError, damaged_chunk
+from memory_service.domain.fair_threads import FairThreads
 from memory_service.domain.limits import Pauses
 from memory_service.observe.metrics import Metrics
 from memory_service.operations.damage import Damage
@@ -28,9 +29,7 @@ AHEAD = 2
 class Sender:
     """Makes data frames of the files of answers."""
 
-    def __init__(
-        self, damage: Damage, pool: ThreadPoolExecutor, budget: Budget, metrics: Metrics, pauses: Pauses
-    ) -> None:
+    def __init__(self, damage: Damage, pool: FairThreads, budget: Budget, metrics: Metrics, pauses: Pauses) -> None:
         """Read in threads of `pool`. damage: where a damaged file is reported. budget: the bytes that all answers hold
         together."""
         self._damage = damage
@@ -47,7 +46,6 @@ class Sender:
         Errors: CHECKSUM_MISMATCH; STORAGE_ERROR, upon which the client asks again, for a file that was not held open
         and is gone.
         """
-        loop = asyncio.get_running_loop()
         total = sum(item.file.length for item in found)
         if not total:
             return
@@ -59,7 +57,8 @@ class Sender:
         run = copy_context().run
 
         def take(count: int) -> asyncio.Future[list[bytes]]:
-            return loop.run_in_executor(self._pool, run, self._take, frames, count)
+            job = self._pool.submit(call.owner.tenant, partial(run, self._take, frames, count))
+            return asyncio.wrap_future(job)
 
         ahead = take(1)  # alone, because nothing is being sent meanwhile
         try:

@@ -78,7 +78,8 @@ class Adding:
             else:
                 done.set_result(future.result())
 
-        self.records.writer.submit(addition.commit, addition.applied).add_done_callback(committed)
+        written = self.records.writer.submit(addition.commit, addition.applied, tenant=addition.bank.tenant)
+        written.add_done_callback(committed)
 
 
 @dataclass(slots=True)

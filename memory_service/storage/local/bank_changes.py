@@ -67,7 +67,9 @@ class BankChanges:
             self.space.for_records().give()
             return replace(new, bank_id=bank_rows.insert(connection, new)) if ready else None
 
-        bank = self.records.writer.submit(partial(make, ready=not new.kv.layers), self._changed).result()
+        bank = self.records.writer.submit(
+            partial(make, ready=not new.kv.layers), self._changed, tenant=new.tenant
+        ).result()
         if bank is None:
             bank = self._with_folder(new, partial(make, ready=True))
         return bank, bank.uid == new.uid
@@ -81,7 +83,7 @@ class BankChanges:
             raise not_mounted(new.name) from error
         bank: Bank | None = None
         try:
-            bank = self.records.writer.submit(make, self._changed).result()
+            bank = self.records.writer.submit(make, self._changed, tenant=new.tenant).result()
         finally:
             if bank is None or bank.uid != new.uid:
                 self.later(partial(self.payloads.folders.drop, new.uid))
@@ -114,7 +116,7 @@ class BankChanges:
             return changed
 
         # A write behind it goes by what it says: one that knew the old capacity would make a plan for that.
-        return self.records.writer.submit(change, self._changed, last=True).result()
+        return self.records.writer.submit(change, self._changed, tenant=tenant, last=True).result()
 
     def _changed(self, bank: Bank | None) -> None:
         """Let what is in memory follow the commit of a bank; this runs in the writer's thread."""
@@ -133,7 +135,7 @@ class BankChanges:
             if not bank_rows.delete(connection, bank.bank_id):
                 raise bank_not_found(name)
 
-        self.records.writer.submit(remove, lambda _: self._deleted(bank)).result()
+        self.records.writer.submit(remove, lambda _: self._deleted(bank), tenant=tenant).result()
 
     def delete_all_of(self, tenant: str, before: Callable[[Connection], None]) -> int:
         """Delete all banks of a tenant in one step with what `before` does, which refuses it where it raises, and
@@ -150,7 +152,7 @@ class BankChanges:
             for bank in banks:
                 self._deleted(bank)
 
-        return len(self.records.writer.submit(remove, applied, durable=True).result())
+        return len(self.records.writer.submit(remove, applied, tenant=tenant, durable=True).result())
 
     def _deleted(self, bank: Bank) -> None:
         """Let what is in memory, and what the bank held, follow its deletion; this runs in the writer's thread."""

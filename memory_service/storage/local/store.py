@@ -119,7 +119,10 @@ class LocalStore:
                 self.capacities.grown(bank, usage, chunk_id, grown)
             return True
 
-        return self.records.writer.submit(change, lambda _: self.capacities.settle_down(bank_id)).result()
+        def applied(_: bool) -> None:
+            self.capacities.settle_down(bank_id)
+
+        return self.records.writer.submit(change, applied, tenant=bank.tenant).result()
 
     def pin(self, bank: Bank, chunk_ids: Sequence[int], pinned: bool) -> int:
         """Protect chunks from eviction, or no longer, and return how many of them exist."""
@@ -129,7 +132,7 @@ class LocalStore:
             self.ledgers.change(bank.bank_id, lambda ledger: ledger.pin(found, pinned))
             return len(found)
 
-        return self.records.writer.submit(change).result()
+        return self.records.writer.submit(change, tenant=bank.tenant).result()
 
     def remove(self, bank: Bank, chunk_ids: Sequence[int]) -> "Future[list[int]]":
         """Delete chunks, and return those that existed."""

@@ -10,12 +10,14 @@ No thread waits here, but for the one that reads ledgers: a write that has to wa
 """
 
 import threading
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
+from functools import partial
 
 from sqlalchemy import Connection
 
 from memory_service.domain.errors import ServiceError
 from memory_service.domain.eviction import NOBODY, Victims, plan
+from memory_service.domain.fair_threads import FairThreads
 from memory_service.domain.limits import Limits, Pauses
 from memory_service.domain.model import Bank, Capacity
 from memory_service.observe.troubles import Troubles
@@ -60,14 +62,15 @@ class Background:
         self.under_way: set[int] = set()
         self._lock = threading.Lock()
         self.loads: dict[int, Future[None]] = {}
-        self._loader = ThreadPoolExecutor(1, "kvbank-ledger")
+        self._loader = FairThreads(1, "kvbank-ledger")
         self.closed = False
 
     def close(self) -> None:
         """Begin no step any more. This is called before the records are closed."""
         self.closed = True
         self.waits.settle_all(ServiceError("NOT_SERVING", "the service is shutting down"))
-        self._loader.shutdown(cancel_futures=True)
+        self._loader.close()
+        self._loader.left()
 
     def forget(self, bank_id: int) -> None:
         """Learn that a bank is gone."""
@@ -97,7 +100,7 @@ class Background:
             return
         self.under_way.add(bank.bank_id)
         step = EvictionStep(self, bank)
-        self.records.writer.submit(step.run, step.applied).add_done_callback(step.ended)
+        self.records.writer.submit(step.run, step.applied, tenant=bank.tenant).add_done_callback(step.ended)
 
     def resume(self, bank_id: int) -> None:
         """Go on with the evictions of a bank, where some are left."""
@@ -123,7 +126,7 @@ class Background:
             loading = self.loads.get(bank.bank_id)
             # One that runs may have looked before the change for which this is called.
             if loading is None or loading.done() or loading.running():
-                loading = self.loads[bank.bank_id] = self._loader.submit(self._load, bank.bank_id)
+                loading = self.loads[bank.bank_id] = self._loader.submit(bank.tenant, partial(self._load, bank.bank_id))
             return loading
 
     def read_ledger(self, connection: Connection, bank: Bank, capacity: Capacity) -> Ledger:

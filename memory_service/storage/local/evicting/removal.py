@@ -58,7 +58,7 @@ class Removal:
             if not keep_files:
                 self._unlink(bank, gone)
 
-        return self._records.writer.submit(operation, applied)
+        return self._records.writer.submit(operation, applied, tenant=bank.tenant)
 
     def evicted(self, bank: Bank, chunk_ids: Sequence[int], reasons: Mapping[EvictionReason, int]) -> None:
         """Remove what belongs to evicted chunks. The writer's thread calls this after the commit that removed their
@@ -88,13 +88,13 @@ class Removal:
         self._metrics.recorder.dropped(bank.title)
         self._followers.dropped(bank)
         self._janitor.later(self._drop_files, bank.uid)
-        self.clear(bank.bank_id, bank.uid)
+        self.clear(bank.bank_id, bank.uid, bank.tenant)
 
     def _drop_files(self, uid: str) -> bool:
         self._pauses.reach("files dropped")
         return self._payloads.folders.drop(uid)
 
-    def clear(self, bank_id: int, uid: str) -> None:
+    def clear(self, bank_id: int, uid: str, tenant: str = "") -> None:
         """Remove the rows of a deleted bank, in transactions of their own between those of others; then what is left of
         its files, and last the row that says that it is being deleted, by which its files are known as such."""
         if self._pauses.leaves_out("clearing"):
@@ -104,10 +104,10 @@ class Removal:
             if done:
                 self._janitor.later(self._finish, bank_id, uid)
             else:
-                self.clear(bank_id, uid)
+                self.clear(bank_id, uid, tenant)
 
         step = partial(gone_rows.clear_bank, bank_id=bank_id, most=self._limits.step_rows)
-        self._records.writer.submit(step, applied)
+        self._records.writer.submit(step, applied, tenant=tenant)
 
     def _finish(self, bank_id: int, uid: str) -> None:
         if self._drop_files(uid):

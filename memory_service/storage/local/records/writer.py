@@ -1,5 +1,6 @@
 """The one thread that commits. This file owns the invariant that a single connection writes and checkpoints the
-database, and that committed changes are applied in commit order to what is derived from it.
+database, that committed changes are applied in commit order to what is derived from it, and that the tenants whose
+operations wait take turns.
 
 An operation that refuses (raises) has changed nothing; one that may find out late guards what it does by `savepoint`.
 Anything else that fails takes the whole transaction with it.
@@ -20,6 +21,7 @@ from sqlalchemy import Connection, Engine
 
 from memory_service.domain.errors import ServiceError
 from memory_service.domain.limits import NO_PAUSES, Pauses
+from memory_service.domain.round_robin import RoundRobin
 from memory_service.observe.metrics import Metrics
 from memory_service.observe.seldom import Repeating
 
@@ -113,15 +115,30 @@ class _Stop:
 
 
 class _Jobs:
-    """Jobs in the order in which they were given. Any thread puts jobs; the writer's thread takes them."""
+    """Jobs that wait, of each tenant in the order in which they were given. Any thread puts jobs; the writer's thread
+    takes them."""
 
     def __init__(self) -> None:
-        self._queue: queue.SimpleQueue[_Operation | _Action | _Stop] = queue.SimpleQueue()
+        self._lock, self._closed = threading.Lock(), False
+        self._waiting: RoundRobin[_Operation | _Action] = RoundRobin()
+        # One for each job that waits, whichever that is, and one for the end.
+        self._signals: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._first: _Operation | _Action | _Stop | None = None
 
-    def put(self, job: _Operation | _Action | _Stop) -> None:
-        """Add a job behind the others."""
-        self._queue.put(job)
+    def put(self, tenant: str, job: _Operation | _Action) -> bool:
+        """Add a job behind those of its tenant; return False where no job is taken any more."""
+        with self._lock:
+            if not self._closed:
+                self._waiting.put(tenant, job)
+                self._signals.put(None)
+            return not self._closed
+
+    def close(self) -> None:
+        """Take no job any more, so that none comes behind the one that ends the thread, where it would never be
+        done."""
+        with self._lock:
+            self._closed = True
+            self._signals.put(None)
 
     def take(self, timeout: float) -> _Operation | _Action | _Stop | None:
         """Return the next job; None where there is none within `timeout` seconds."""
@@ -129,9 +146,11 @@ class _Jobs:
             self._first = None
             return job
         try:
-            return self._queue.get(timeout=timeout) if timeout else self._queue.get_nowait()
+            self._signals.get(timeout=timeout) if timeout else self._signals.get_nowait()
         except queue.Empty:
             return None
+        with self._lock:
+            return self._waiting.take() if self._waiting else _Stop()
 
     def put_back(self, job: _Operation | _Action | _Stop) -> None:
         """Let the job that was taken last be the next one again."""
@@ -170,8 +189,6 @@ class Writer:
         self._durable = durable
         self._pauses = pauses
         self._jobs = _Jobs()
-        # No job comes behind the one that ends the thread, where it would never be done.
-        self._closing, self._closed = threading.Lock(), False
         self._thread = threading.Thread(target=self._run, name="kvbank-writer", daemon=True)
         self._thread.start()
 
@@ -180,11 +197,14 @@ class Writer:
         operation: Callable[[Connection], T],
         applied: Callable[[T], None] | None = None,
         *,
+        tenant: str = "",
         durable: bool = False,
         last: bool = False,
     ) -> "Future[T]":
         """Commit an operation in its turn; then `applied` gets its result, in commit order, before the future resolves.
 
+        tenant: whose operation it is; it comes after those that were submitted for the same tenant before. "" is the
+            service itself.
         durable: the commit is on the disk then, also where the writer's others are not. last: the operation is the last
         of its transaction, so that those behind it know what `applied` did.
 
@@ -192,24 +212,22 @@ class Writer:
         future: those of the operation and of the database; NOT_SERVING after `close`.
         """
         given = _Operation(operation, applied, durable and not self._durable, last)
-        self._give(given)
+        self._give(tenant, given)
         self._pauses.reach("submitted")
         return given.future
 
-    def between(self, action: Callable[[], T]) -> "Future[T]":
-        """Run `action` when everything submitted before is committed and applied, and nothing after it is."""
+    def between(self, action: Callable[[], T], *, tenant: str = "") -> "Future[T]":
+        """Run `action` between two transactions, when all that was submitted for the same tenant before is committed
+        and applied."""
         given = _Action(action)
-        self._give(given)
+        self._give(tenant, given)
         return given.future
 
-    def _give(self, job: _Operation | _Action) -> None:
+    def _give(self, tenant: str, job: _Operation | _Action) -> None:
         # From here on the future cannot be cancelled: what is submitted is committed.
         job.future.set_running_or_notify_cancel()
-        with self._closing:
-            if not self._closed:
-                self._jobs.put(job)
-                return
-        job.future.set_exception(ServiceError("NOT_SERVING", "the service is shutting down"))
+        if not self._jobs.put(tenant, job):
+            job.future.set_exception(ServiceError("NOT_SERVING", "the service is shutting down"))
 
     def checkpoint(self) -> "Future[None]":
         """Bring the log into the database, and both files to their sizes, as far as no reader keeps that."""
@@ -227,9 +245,7 @@ class Writer:
 
     def close(self) -> None:
         """Commit what waits and what is pending, checkpoint, close the connection. What is given later is refused."""
-        with self._closing:
-            self._closed = True
-            self._jobs.put(_Stop())
+        self._jobs.close()
         self._thread.join()
 
     def _run(self) -> None:
