@@ -39,6 +39,12 @@ def encode_text(tokenizer: Any, text: str) -> list[int]:
     return [token for token in ids if token not in control]  # a token of one character cannot be broken
 
 
+def begin_of(tokenizer: Any) -> int | None:
+    """Return the token that the tokenizer puts in front of a text; None where it puts none."""
+    first = tokenizer.encode("a", verbose=False)[:1]
+    return first[0] if first == [tokenizer.bos_token_id] else None
+
+
 def encode_between(tokenizer: Any, before: str, text: str, behind: str) -> list[int]:
     """Return the token ids of a text between two parts of a template, in which control tokens are control tokens.
 

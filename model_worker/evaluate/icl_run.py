@@ -25,7 +25,7 @@ from model_worker.evaluate.icl_examples import Draw, Example, Task, drawn, parte
 from model_worker.evaluate.interval import Share, interval, interval_of_few
 from model_worker.evaluate.journal import Journal
 from model_worker.model import MemoryModel
-from model_worker.user_text import encode_text
+from model_worker.user_text import begin_of, encode_text
 from model_worker.window.cache import MemoryCache
 from model_worker.window.recalled import RecalledChunk
 
@@ -202,9 +202,8 @@ class IclRun:
 
     def _beginning(self) -> list[int]:
         """Return the token with which the tokenizer begins a text, or nothing where it has none."""
-        tokenizer = self.model.tokenizer
-        first = list[int](tokenizer.encode("a")[:1])
-        return first if first == [tokenizer.bos_token_id] else []
+        token = begin_of(self.model.tokenizer)
+        return [] if token is None else [token]
 
 
 class _Context:

@@ -41,6 +41,7 @@ from model_worker.train.memlong.trainable import Lora, Trained, freeze_below, tr
 from model_worker.train.memlong.trainer import EveryEval, MemlongTrainer, arguments, optimiser_of
 from model_worker.train.pace import Pace
 from model_worker.train.run_log import LOG, RunLog, StepShown, silence
+from model_worker.user_text import begin_of
 
 Load = Callable[[str, str], tuple[Any, Any]]
 Bars = Callable[[str, int, int], None]
@@ -198,7 +199,8 @@ class _Run:
             gated=settings.gate,
             gradients=settings.memory_gradients,
         )
-        streams = Streams(documents, settings.streams, settings.blocks, layout.chunk, settings.visit, settings.seed)
+        sizes = settings.streams, settings.blocks, layout.chunk, settings.visit
+        streams = Streams(documents, *sizes, settings.seed, begin_of(made.tokenizer))
         self._course = Course(
             streams,
             _remembering(settings, made, documents, settings.streams),

@@ -55,12 +55,16 @@ class Streams:
     """Some streams over documents, in steps of `blocks` chunks of `size` tokens each; every step of a stream goes on.
 
     A document is drawn by its length. visit: steps that a stream stays in it, from a chunk that is drawn on; 0: from
-    its first chunk to its last. rng: of all that is drawn, here and by those who choose memory.
+    its first chunk to its last. begin: the token that a tokenizer puts in front of a text, if it does; where a stream
+    comes to a document, every second time on average, it stands in the place of the first token, so that a model can
+    begin with it and without. rng: of all that is drawn, here and by those who choose memory.
     """
 
-    def __init__(self, documents: Documents, count: int, blocks: int, size: int, visit: int, seed: int):
+    def __init__(
+        self, documents: Documents, count: int, blocks: int, size: int, visit: int, seed: int, begin: int | None = None
+    ):
         self.documents, self.blocks, self.size = documents, blocks, size
-        self._visit = visit
+        self._visit, self._begin = visit, begin
         self._walks = [_Walk() for _ in range(count)]
         self.rng = np.random.default_rng(seed % (1 << 63))
         letters = np.array(documents.letters, dtype=float)
@@ -79,6 +83,8 @@ class Streams:
             self._enter(walk)
         ids = self.documents.ids(walk.document)
         piece = piece_of(ids, walk.document, walk.at, self.blocks, self.size, entered)
+        if entered and self._begin is not None and self.rng.random() < 0.5:
+            piece.ids[0] = self._begin
         walk.at += piece.count
         walk.left = None if walk.left is None else walk.left - 1
         return piece
