@@ -94,7 +94,7 @@ def _check_key(files: Files, certificate: "x509.Certificate", data: bytes) -> No
         fit = key.key_size >= _LEAST_RSA_BITS
     else:
         fit = isinstance(key, ec.EllipticCurvePrivateKey) and key.curve.name in _CURVES
-    if not fit:  # gRPC takes other kinds, and then ends every handshake without a word
+    if not fit:  # gRPC takes Ed25519 and P-521, and then ends every handshake without a word; RSA of 1024 bits is weak
         raise UnfitError(f"{files.key} is neither RSA of {_LEAST_RSA_BITS} bits or more, nor P-256 or P-384")
     if key.public_key() != certificate.public_key():
         raise UnfitError(f"{files.key} is not the key of {files.certificate}")
