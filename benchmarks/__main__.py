@@ -28,6 +28,7 @@ ROWS = {
     "same_host_fetch": "same_host_fetch",
     "keyed_call": "keyed_call",
     "tls": "tls",
+    "neighbour": "neighbour",
     "retrieve_same_host": "retrieve",
     "retrieve_network": "retrieve",
     "durable_write": "durable_write",
