@@ -7,7 +7,6 @@ odd values for every option) would find none. The environment is read by pydanti
 """
 
 import asyncio
-import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -54,9 +53,6 @@ def serve(
         if ready_file is not None:
             _write(ready_file, address)
 
-    # gRPC's core reads this once, when it is imported. What it says below errors has bytes of callers in it as they
-    # are, so that a caller could write lines of its own into the log.
-    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     # These imports take half a second, which `kvbank --help` can do without.
     from memory_service.api import server
     from memory_service.observe import logs

@@ -41,7 +41,8 @@ class ServiceHost:
         self._starts = 0
         command = [sys.executable, "-m", "tests.support.service_process"]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-        environment = os.environ | (environment or {})
+        # As the commands set it before gRPC is imported, whose core would log bytes of callers as they are.
+        environment = {"GRPC_VERBOSITY": "NONE"} | os.environ | (environment or {})
         self._process = subprocess.Popen(command, **pipes, text=True, env=environment, cwd=ROOT)
 
     def start(self, data: Path, **flags: Any) -> "Service":
