@@ -7,6 +7,7 @@ from typing import Any
 
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
+from memory_service.api.health_service import HealthService
 from memory_service.domain.limits import STANDARD, Limits
 from memory_service.observe.troubles import Troubles
 
@@ -20,15 +21,20 @@ class Health:
     asks the storage again and again, and notes among the troubles whether the storage fails to answer."""
 
     def __init__(
-        self, troubles: Troubles, services: Sequence[str], probe: Callable[[], None], limits: Limits = STANDARD
+        self,
+        troubles: Troubles,
+        services: Sequence[str],
+        probe: Callable[[], None],
+        most: int,
+        limits: Limits = STANDARD,
     ) -> None:
-        """Tell the health of `services` by these names, besides that of the whole. probe: a call that reads the
-        storage; it blocks, and raises the error of a storage that fails."""
+        """Tell the health of `services` by these names, besides that of the whole, to at most `most` callers at a time.
+        probe: a call that reads the storage; it blocks, and raises the error of a storage that fails."""
         self._troubles = troubles
         self._services = ("", *services)
         self._probe = probe
         self._every = limits.probe_s
-        self._servicer = health.aio.HealthServicer()
+        self._servicer = HealthService(most)
         self._told: bool | None = None
         self._looking: asyncio.Task[None] | None = None
         self._asked: asyncio.Future[None] | None = None

@@ -129,7 +129,7 @@ class Server:
         self._server: Any = None
         self._tasks: list[asyncio.Task[None]] = []
         self._troubles = self._metrics.troubles
-        self._health = Health(self._troubles, [each.full_name for each in SERVICES], self.banks.probe, limits)
+        self._health = _health(settings, self._troubles, self.banks, limits)
         self.address = ""
 
     async def start(self) -> None:
@@ -241,6 +241,11 @@ def _tokens(settings: Settings, limits: Limits) -> Tokens | None:
         return None
     names = ("jwks", "audience", "issuer", "tenant_claim", "role_claim")
     return Tokens(Issuer(*(getattr(settings, f"jwt_{name}") for name in names)), limits)
+
+
+def _health(settings: Settings, troubles: Troubles, banks: Banks, limits: Limits) -> Health:
+    """Return what tells the health, to a quarter of all calls: everybody may ask for it."""
+    return Health(troubles, [each.full_name for each in SERVICES], banks.probe, settings.max_calls // 4, limits)
 
 
 def _options(settings: Settings, limits: Limits) -> list[tuple[str, int]]:
