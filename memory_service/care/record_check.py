@@ -51,6 +51,11 @@ ORPHANS = {
     "eviction_plans": f"bank_id NOT IN {_KNOWN}",
     "api_keys": "tenant NOT IN (SELECT name FROM tenants)",
 }
+# Without any key the loopback would be open to all again, so that those of no tenant stay, and are good for nothing.
+DISOWN_KEYS = f"""
+    UPDATE api_keys SET tenant = '{DEFAULT_TENANT}', revoked = min(coalesce(revoked, created), created)
+    WHERE {ORPHANS["api_keys"]}
+"""
 # Banks can be read without the record of their tenant, and no bank can be made.
 _TENANTS = f"SELECT tenant, min(created) AS created FROM banks GROUP BY tenant UNION SELECT '{DEFAULT_TENANT}', 0"
 _MISSING_TENANTS = f"SELECT DISTINCT tenant FROM ({_TENANTS}) WHERE tenant NOT IN (SELECT name FROM tenants)"
@@ -58,6 +63,8 @@ RESTORE_TENANTS = f"""
     INSERT OR IGNORE INTO tenants (name, quota, created)
     SELECT tenant, '{{}}', max(created) FROM ({_TENANTS}) GROUP BY tenant
 """
+_BROKEN_QUOTAS = "SELECT name AS tenant FROM tenants WHERE NOT json_valid(quota)"
+RESTORE_QUOTAS = "UPDATE tenants SET quota = '{}' WHERE NOT json_valid(quota)"
 _LARGEST_ID = """
     SELECT max(coalesce((SELECT max(chunk_id) FROM chunks), 0), coalesce((SELECT max(chunk_id) FROM spent_keys), 0))
 """
@@ -109,6 +116,7 @@ _QUESTIONS = (
     Question("key_missing", _MISSING_KEYS, lambda _: "its key leads to no chunk"),
     Question("expiry", _EXPIRY, lambda _: "its time of expiry does not fit its ttl"),
     Question("tenant", _MISSING_TENANTS, lambda row: f"the tenant {row.tenant} has no record, and so no quota"),
+    Question("tenant", _BROKEN_QUOTAS, lambda row: f"the quota of the tenant {row.tenant} cannot be read"),
     Question("database", _IDENTITIES, _identity),
     Question("id", _USED_IDS, _free_ids),
     *(

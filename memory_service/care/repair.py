@@ -84,7 +84,8 @@ class _Repair:
         # Keys before rows are removed, whose keys are spent then; usage after them.
         self._do("corrected", self._execute(record_check.RESTORE_KEYS), problems, "key_missing")
         self._do("removed", self._execute(record_check.FREE_KEYS), problems, "key")
-        self._do("corrected", self._execute(record_check.RESTORE_TENANTS), problems, "tenant")
+        tenants = self._execute(record_check.RESTORE_TENANTS, record_check.RESTORE_QUOTAS)
+        self._do("corrected", tenants, problems, "tenant")
         self._do("removed", self._remove_orphan_rows, problems, "orphan_row")
         self._do("quarantined", self._quarantine, problems, "record", "payload_missing", "payload_damaged")
         self._do("corrected", self._execute(_EXPIRY), problems, "expiry")
@@ -152,6 +153,7 @@ class _Repair:
 
     def _remove_orphan_rows(self, _problems: Sequence[Problem]) -> None:
         with writing.transaction(self._data) as connection:
+            connection.exec_driver_sql(record_check.DISOWN_KEYS)
             for table, condition in record_check.ORPHANS.items():
                 connection.exec_driver_sql(f"DELETE FROM {table} WHERE {condition}")
 

@@ -322,7 +322,8 @@ class AccessRecords(Protocol):
 
     def drop_tenant(self, name: str, *, force: bool = False) -> int:
         """Delete a tenant with its keys, in one step, and return how many banks went with it. force: whether to delete
-        its banks too. Errors: TENANT_NOT_FOUND; TENANT_NOT_EMPTY where it has banks, or is the tenant "default"."""
+        its banks too. Where no other tenant has a key, the newest of the tenant stays, as a revoked one of the tenant
+        "default". Errors: TENANT_NOT_FOUND; TENANT_NOT_EMPTY where it has banks, or is the tenant "default"."""
 
     def add_key(self, key: ApiKey) -> bool:
         """Keep a key, and return whether its id was free. Errors: TENANT_NOT_FOUND, DISK_FULL."""
@@ -334,7 +335,7 @@ class AccessRecords(Protocol):
         """Return the keys of a tenant, or all keys, oldest first; those that are revoked or have expired too."""
 
     def has_keys(self) -> bool:
-        """Tell whether there is any key, good or not."""
+        """Tell whether there is any key, good or not. Where there was one, there always is."""
 
     def revoke_key(self, key_id: str, at: int) -> ApiKey | None:
         """Revoke a key from a time on, in microseconds since 1970, and return it; None where there is none. A key that

@@ -111,6 +111,23 @@ def test_a_tenant_goes_with_its_keys_and_by_force_with_its_banks(open_engine: Op
         assert [bank.uid for bank in engine.store.known_banks()] == [mine.uid]
 
 
+def test_a_store_that_had_keys_has_one_also_when_their_tenant_goes(open_engine: Open) -> None:
+    """See to it that a service goes on to ask for keys, which it does as long as its store has any."""
+    with open_engine() as engine:
+        access = engine.access
+        access.add_tenant("red", TenantQuota()), access.add_tenant("blue", TenantQuota())
+        newest = replace(KEY, key_id="k0", created=9)
+        access.add_key(newest), access.add_key(KEY), access.add_key(replace(KEY, key_id="k2", tenant="blue"))
+        access.drop_tenant("blue")
+        assert access.keys_of() == [KEY, newest]
+        access.drop_tenant("red")
+        (left,) = access.keys_of()
+        assert left == replace(newest, tenant=DEFAULT_TENANT, revoked=left.revoked)
+        assert not left.valid(engine.store.clock.now_us())
+    with open_engine() as engine:
+        assert engine.access.has_keys()
+
+
 def test_keys_are_kept_with_all_that_they_say(open_engine: Open) -> None:
     with open_engine() as engine:
         access = engine.access

@@ -75,7 +75,7 @@ class LocalAccess:
             if banks and not force:
                 text = f"the tenant {name!r} has {banks} banks; delete them first, or all with it"
                 raise ServiceError("TENANT_NOT_EMPTY", text, tenant=name, banks=banks)
-            access_rows.delete_tenant(connection, name)
+            access_rows.delete_tenant(connection, name, self.records.clock.now_us())
 
         return self.changes.delete_all_of(name, drop)
 
@@ -102,7 +102,7 @@ class LocalAccess:
             return list(access_rows.keys(connection, tenant))
 
     def has_keys(self) -> bool:
-        """Tell whether there is any key, good or not."""
+        """Tell whether there is any key, good or not; see `AccessRecords.has_keys`."""
         with self.records.read() as connection:
             return access_rows.any_key(connection)
 

@@ -51,7 +51,8 @@ def test_what_is_damaged_of_one_tenant_is_not_taken_from_another(tenants, data):
     assert ids_now(data) == left
 
 
-def test_a_tenant_without_a_record_gets_one_and_a_key_of_no_tenant_goes(tenants, data):
+def test_a_tenant_without_a_record_gets_one_and_a_key_of_no_tenant_is_revoked(tenants, data):
+    """See to it that the key stays: a service asks for keys as long as its store has any."""
     execute(data, "DELETE FROM tenants WHERE name IN ('default', 'blue')")
     execute(data, "UPDATE api_keys SET tenant = 'nobody'")
     found = answer("check", data, code=1)["problems"]
@@ -62,7 +63,19 @@ def test_a_tenant_without_a_record_gets_one_and_a_key_of_no_tenant_goes(tenants,
     with opened(data) as engine:
         quotas = {tenant.name: tenant.quota for tenant in engine.access.tenants()}
         assert quotas == {"default": TenantQuota(), "red": QUOTA, "blue": TenantQuota()}
-        assert not engine.access.has_keys()
+        (key,) = engine.access.keys_of()
+        assert (key.tenant, key.valid(engine.store.clock.now_us())) == ("default", False)
+
+
+def test_a_quota_that_cannot_be_read_is_found_and_becomes_none(tenants, data):
+    execute(data, "UPDATE tenants SET quota = '{' WHERE name = 'blue'")
+    (found,) = answer("check", data, code=1)["problems"]
+    assert (found["kind"], found["detail"]) == ("tenant", "the quota of the tenant blue cannot be read")
+    answer("repair", data)
+    clean(data)
+    with opened(data) as engine:
+        quotas = {tenant.name: tenant.quota for tenant in engine.access.tenants()}
+        assert quotas == {"default": TenantQuota(), "red": QUOTA, "blue": TenantQuota()}
 
 
 def test_a_backup_brings_tenants_keys_and_the_banks_of_all(tenants, data, tmp_path):

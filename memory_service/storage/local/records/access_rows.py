@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy import Connection, Row
 
 from memory_service.domain.access import ApiKey
-from memory_service.domain.tenants import Tenant, TenantQuota, TenantUsage
+from memory_service.domain.tenants import DEFAULT_TENANT, Tenant, TenantQuota, TenantUsage
 from memory_service.storage.local.records.schema import ApiKeyRow, TenantRow, raw
 
 _FIND_TENANT = "SELECT name, quota, created FROM tenants WHERE name = ?"
@@ -36,8 +36,12 @@ def set_quota(connection: Connection, name: str, quota: TenantQuota) -> bool:
     return bool(connection.execute(statement).rowcount)
 
 
-def delete_tenant(connection: Connection, name: str) -> None:
-    """Delete a tenant with its keys. The caller has seen to its banks."""
+def delete_tenant(connection: Connection, name: str, now: int) -> None:
+    """Delete a tenant with its keys; where these are all that there are, the last one goes to the default tenant
+    instead. The caller has seen to its banks. now: the time of that."""
+    own = list(keys(connection, name))
+    if own and all(each.tenant == name for each in keys(connection, None)):
+        disown(connection, own[-1].key_id, now)
     connection.execute(sa.delete(ApiKeyRow).where(ApiKeyRow.tenant == name))
     connection.execute(sa.delete(TenantRow).where(TenantRow.name == name))
 
@@ -95,6 +99,13 @@ def revoke(connection: Connection, key_id: str, at: int) -> None:
     """Note from when on a key is revoked; an earlier time stays."""
     statement = "UPDATE api_keys SET revoked = min(coalesce(revoked, ?1), ?1) WHERE key_id = ?2"
     raw(connection).execute(statement, (at, key_id))
+
+
+def disown(connection: Connection, key_id: str, now: int) -> None:
+    """Revoke a key, and let the default tenant have it. Without any key, a store would be open again to all who can
+    connect."""
+    revoke(connection, key_id, now)
+    connection.execute(sa.update(ApiKeyRow).where(ApiKeyRow.key_id == key_id).values(tenant=DEFAULT_TENANT))
 
 
 def used(connection: Connection, key_id: str, now: int) -> None:
