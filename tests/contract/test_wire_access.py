@@ -1,5 +1,7 @@
 """Who may call what: the wire is walked by reflection, and every method, key and role is tried."""
 
+import http
+import http.client
 import queue
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -542,27 +544,57 @@ def test_an_operator_manages_tenants(wire: Wire) -> None:
 # Trying keys
 
 
+# Turns of one host, and its calls that wait for one.
+TURNS, WAITING = 3, 192
+
+
+def guesses(address: str, count: int, opened: ExitStack) -> "tuple[list[Any], queue.Queue[Any]]":
+    """Make calls with a key that there is not, over one connection; return them, and where each is put at its end."""
+    # One connection has at most 256 calls under way.
+    channel = opened.enter_context(grpc.insecure_channel(address, [("grpc.use_local_subchannel_pool", 1)]))
+    ask = channel.unary_unary("/kvbank.v1.MemoryService/GetServerInfo")
+    answered: queue.Queue[Any] = queue.Queue()
+    made = [ask.future(b"", metadata=bearer("kvb_00000000_" + "0" * 32)) for _ in range(count)]
+    for call in made:
+        opened.callback(call.cancel)
+        call.add_done_callback(answered.put)
+    return made, answered
+
+
 def test_who_tries_keys_waits_and_lets_others_pass(serving: Callable[..., Any]) -> None:
     """Guess with a pause that does not end: only what there is no room to wait for is answered."""
-    serving(limits=Limits(wrong_key_s=1e6))
-    address = serving.server.address  # type: ignore[attr-defined]
-    with kvbank.connect(address) as owner:
-        key = owner.access.create_key("read").secret
-    with kvbank.connect(address, api_key=key) as client, ExitStack() as opened:
-        client.server_info()
-        answered: queue.Queue[Any] = queue.Queue()
-        for guess in range(2 * 140):
-            if guess % 140 == 0:
-                # One connection has at most 256 calls under way.
-                channel = opened.enter_context(grpc.insecure_channel(address, [("grpc.use_local_subchannel_pool", 1)]))
-                ask = channel.unary_unary("/kvbank.v1.MemoryService/GetServerInfo")
-            call = ask.future(b"", metadata=bearer("kvb_00000000_" + "0" * 32))
-            opened.callback(call.cancel)
-            call.add_done_callback(answered.put)
-        found = [answered.get() for _ in range(2 * 140 - 256 - 3)]
+    serving(limits=Limits(wrong_key_s=1e6), insecure=True, metrics_listen="0.0.0.0:0")
+    server = serving.server  # type: ignore[attr-defined]
+    with kvbank.connect(server.address) as owner:
+        key = owner.access.create_key("operator").secret
+    with kvbank.connect(server.address, api_key=key) as client, ExitStack() as opened:
+        unseen = client.access.create_key("operator").secret
+        _, answered = guesses(server.address, 250, opened)
+        found = [answered.get() for _ in range(250 - WAITING - TURNS)]
         assert {(call.code(), reason_of(call)) for call in found} == {(grpc.StatusCode.UNAVAILABLE, "NOT_SERVING")}
         assert client.server_info().store_id
         assert answered.empty()
+        # Another host, whose key was not seen before.
+        port = int(server.metrics_address.rpartition(":")[2])
+        other = http.client.HTTPConnection("127.0.0.1", port, timeout=60, source_address=("127.0.0.2", 0))
+        other.request("GET", "/metrics", headers={"api-key": unseen})
+        assert other.getresponse().status == http.HTTPStatus.OK
+        other.close()
+
+
+def test_who_goes_before_the_answer_has_no_turn_sooner(serving: Callable[..., Any]) -> None:
+    serving(limits=Limits(wrong_key_s=1e6))
+    address = serving.server.address  # type: ignore[attr-defined]
+    with kvbank.connect(address) as owner, ExitStack() as opened:
+        owner.access.create_key("operator")
+        made, answered = guesses(address, WAITING + TURNS + 1, opened)
+        assert reason_of(answered.get()) == "NOT_SERVING"
+        for call in made[:TURNS]:
+            call.cancel()
+        for _ in range(TURNS):
+            assert answered.get().cancelled()
+        _, refused = guesses(address, 1, opened)
+        assert reason_of(refused.get(timeout=60)) == "NOT_SERVING"
 
 
 def test_a_secret_is_in_no_file_and_no_log(

@@ -2,23 +2,22 @@
 that a host which tries keys keeps no other waiting.
 
 A key, or a certificate that the operator has given a role, is needed but over a unix socket, and, as long as there are
-neither keys nor such certificates, over the loopback. A key that is not valid
-is answered after a pause, during which its caller keeps a turn; a host has few turns, so that it tries few keys a
-second, while keys that were verified a short while ago pass without one. Everything here is used in the event loop.
+neither keys nor such certificates, over the loopback. A key that is not valid is answered after a pause, during which
+its host keeps a turn, also when the caller goes; a host has few turns, so that it tries few keys a second, while keys
+that were verified a short while ago pass without one. Everything here is used in the event loop.
 """
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
 from typing import NoReturn
 
 from memory_service.access import credentials, peers
 from memory_service.access.certificates import Certificates
 from memory_service.access.rates import Rates
 from memory_service.access.verifier import Verifier
-from memory_service.api.calls.fairness import FairTurns, Owner
+from memory_service.api.calls.fairness import FairTurns, Holdings, Owner
 from memory_service.api.calls.running import Calls
 from memory_service.domain.access import OWNER, Caller
 from memory_service.domain.errors import ServiceError, right_missing, unauthenticated
@@ -27,8 +26,10 @@ from memory_service.domain.rights import RIGHTS
 from memory_service.observe import request as requests
 from memory_service.observe.seldom import Repeating
 
-# Keys that are looked at at a time, one less of a single host, and the calls that may wait for that.
-_TURNS, _MOST_WAITING = 4, 256
+# Keys that are looked at at a time, one less of a single host.
+_TURNS = 4
+# Calls that may wait for that, and those of a single host.
+_MOST_WAITING, _MOST_OF_HOST = 256, 192
 Metadata = Iterable[tuple[str, str | bytes]]
 _log = logging.getLogger(__name__)
 
@@ -45,9 +46,11 @@ class Admission:
         self._insecure, self._limits = insecure, limits
         self._failures = Repeating()
         self._turns = FairTurns(_TURNS)
-        self._waiting = 0
-        # Apart from the threads of the storage, so that keys are looked at also when all of those are busy.
+        self._waiting = Holdings()
+        # Apart from the threads of the storage, so that keys are looked at also when all of those are busy; and notes
+        # of their use apart from these, because a note is a write, which may have to wait for others.
         self._threads = ThreadPoolExecutor(_TURNS, "kvbank-keys")
+        self._notes = ThreadPoolExecutor(1, "kvbank-key-notes")
 
     @property
     def knows_certificates(self) -> bool:
@@ -129,35 +132,38 @@ class Admission:
 
     def close(self) -> None:
         """Look at no more keys."""
-        self._threads.shutdown(wait=True, cancel_futures=True)
+        for threads in (self._threads, self._notes):
+            threads.shutdown(wait=True, cancel_futures=True)
 
     async def _verified(self, credential: str, host: str) -> Caller:
-        loop = asyncio.get_running_loop()
-        async with self._turn(host):
+        """Return the caller of a credential that is not known yet. Errors: UNAUTHENTICATED, NOT_SERVING."""
+        loop, pause = asyncio.get_running_loop(), 0.0
+        owner = await self._turn(host)
+        try:
             # It may have been verified for another call meanwhile.
             caller = self._verifier.known(credential)
             if caller is None:
                 caller = await loop.run_in_executor(self._threads, self._verifier.verify, credential)
-            if caller is None:
-                await asyncio.sleep(self._limits.wrong_key_s)
-                raise unauthenticated()
+            pause = self._limits.wrong_key_s if caller is None else 0.0
+        finally:
+            # By the clock, because a caller may go as soon as a good key would have been answered.
+            loop.call_later(pause, self._turns.give, owner)
+        if caller is None:
+            await asyncio.sleep(pause)
+            raise unauthenticated()
         if caller.key_id:
-            self._threads.submit(self._verifier.note_use, caller.key_id)
+            self._notes.submit(self._verifier.note_use, caller.key_id)
         return caller
 
-    @asynccontextmanager
-    async def _turn(self, host: str) -> AsyncIterator[None]:
-        """Wait for the turn of a host, and hold it in the block. Errors: NOT_SERVING where too many wait."""
+    async def _turn(self, host: str) -> Owner:
+        """Wait for a turn of a host, and return whose it is. Errors: NOT_SERVING where too many wait."""
         owner = Owner(host)
-        if self._waiting >= _MOST_WAITING:
+        if self._waiting.total >= _MOST_WAITING or self._waiting.of_connection(owner) >= _MOST_OF_HOST:
             text = "too many calls wait for their keys to be looked at; this one can be made again"
             raise ServiceError("NOT_SERVING", text)
-        self._waiting += 1
+        self._waiting.add(owner, 1)
         try:
             await self._turns.take(owner)
         finally:
-            self._waiting -= 1
-        try:
-            yield
-        finally:
-            self._turns.give(owner)
+            self._waiting.add(owner, -1)
+        return owner
