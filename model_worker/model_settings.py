@@ -12,7 +12,7 @@ from model_worker.attaching import attach
 from model_worker.compress import local_rule
 from model_worker.dtypes import DTYPES
 from model_worker.embed import AnyEmbedder, embedder
-from model_worker.errors import InputError
+from model_worker.errors import InputError, ModelNotFound
 from model_worker.remember.settings import CHUNK, TOP_K, MemoryOptions, MemorySettings, check_names, unless_none
 
 _LEAST_WINDOW = 256
@@ -111,9 +111,13 @@ def _fields_of(settings: MemorySettings) -> dict[str, Any]:
 
 
 def _is_named(given: Any, spec: str | None) -> bool:
-    """Tell whether an embedder is the one of a spec: scores of another one have another scale."""
+    """Tell whether an embedder is the one of a spec: scores of another one have another scale. A spec whose encoder is
+    not there is taken for another one."""
     digest: str = given.digest
-    return spec is not None and digest == embedder(spec).digest
+    try:
+        return spec is not None and digest == embedder(spec).digest
+    except ModelNotFound:
+        return False
 
 
 def _local(name: str, value: Any) -> None:

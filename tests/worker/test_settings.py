@@ -8,7 +8,7 @@ import pytest
 
 import kvbank
 from model_worker.embed import LexicalEmbedder
-from model_worker.errors import InputError
+from model_worker.errors import InputError, ModelNotFound
 from model_worker.model import MemoryModel
 from model_worker.model_settings import ModelOptions, ModelSettings
 from model_worker.remember.memory import Memory
@@ -81,6 +81,15 @@ def test_the_least_score_of_a_model_holds_for_its_embedder_alone(client: kvbank.
     ):
         with MemoryModel(net, tokenizer(), memory=client, bank=bank(), **given) as model:  # type: ignore[arg-type]
             assert model.settings.min_score == expected
+
+
+def test_a_model_whose_embedder_is_not_there_is_used_with_another_one(client: kvbank.Client) -> None:
+    net = build("llama_gqa")
+    net.config.kvbank = {"chunk": 4, "window": 12, "embed": "/nowhere/encoder", "min_score": 0.25}
+    with MemoryModel(net, tokenizer(), memory=client, bank=bank(), embed="lexical:d=16") as model:
+        assert (model.memory.embedder.dimension, model.settings.min_score) == (16, None)
+    with pytest.raises(ModelNotFound, match="/nowhere/encoder"):
+        MemoryModel(net, tokenizer(), memory=client, bank=bank())
 
 
 def test_a_memory_of_its_own_follows_no_model(client: kvbank.Client) -> None:
