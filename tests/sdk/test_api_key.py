@@ -96,6 +96,13 @@ def test_a_file_without_a_key_is_refused_without_being_shown(tmp_path: Path, con
         kvbank.connect("127.0.0.1:1", api_key=f"@{tmp_path}")
 
 
+@pytest.mark.parametrize("key", [f"kvb_3HoDP0DI_{'secret' * 6}", "eyJ" + "secret" * 100])
+def test_a_key_in_the_place_of_the_name_of_a_file_is_not_shown(key: str) -> None:
+    with pytest.raises(kvbank.InvalidArgument, match="@FILE stands for the key in a file") as caught:
+        kvbank.connect("127.0.0.1:1", api_key=f"@{key}")
+    assert "secret" not in str(caught.value)
+
+
 def test_the_name_of_a_file_in_the_place_of_a_key_is_told(tmp_path: Path) -> None:
     (tmp_path / "key").write_text(KEY)
     with pytest.raises(kvbank.InvalidArgument, match="@FILE stands for the key in it"):

@@ -2,12 +2,16 @@
 
 import io
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import kvbank
 from memory_service.api.embedded import LocalServer
 
 Run = Callable[..., Any]
@@ -58,6 +62,18 @@ def test_a_key_goes_to_a_private_file_or_is_printed_once(keyed: Path, run: Run, 
     refused = run("key", "create", "--role", "read", "--tenant", "nobody", "--out", str(tmp_path / "key"))
     assert (refused.returncode, refused.stderr) == (1, "kvbank: there is no tenant 'nobody'\n")
     assert not (tmp_path / "key").exists()
+
+
+def test_a_key_is_in_its_file_whatever_becomes_of_the_output(keyed: Path, tmp_path: Path) -> None:
+    """Rotate the operator's key, which is refused from then on, where nothing can be printed."""
+    key_id, file = keyed.read_text().split("_")[1], tmp_path / "next"
+    words = ("key", "rotate", key_id, "--yes", "--out", str(file))
+    with open("/dev/full", "wb") as full:
+        code = "from kvbank.cli import main; main()"
+        ended = subprocess.run([sys.executable, "-u", "-c", code, *words], stdout=full, check=False, timeout=120)
+    assert ended.returncode == 1
+    with kvbank.connect(os.environ["KVBANK_MEMORY"], api_key=f"@{file}") as client:
+        assert client.access.whoami().roles == ("operator",)
 
 
 def test_commands_go_by_the_key_that_they_are_given(keyed: Path, run: Run, tmp_path: Path) -> None:

@@ -10,6 +10,8 @@ VARIABLE = "KVBANK_API_KEY"
 # Longer than any key or token, and shorter than what gRPC takes of metadata.
 _LONGEST = 4096
 _KEY = re.compile(rf"[!-~]{{1,{_LONGEST}}}")
+# How keys begin, and tokens of an identity provider.
+_BEGINNINGS = ("kvb_", "eyJ")
 
 
 def given(api_key: str | None) -> str:
@@ -44,6 +46,8 @@ def metadata(api_key: str) -> tuple[tuple[str, str], ...]:
 def _read(name: str) -> str:
     """Return the content of a file without blanks at its ends."""
     path = Path(text("api_key", name))
+    if name.startswith(_BEGINNINGS) and not os.path.isfile(name):
+        raise invalid("api_key", "behind the @ is a key, and no name; @FILE stands for the key in a file")
     try:
         with path.open("rb") as file:
             return file.read(2 * _LONGEST).decode("ascii", "replace").strip()

@@ -1,6 +1,7 @@
 """The commands of `kvbank key` make, list, revoke and rotate the keys of a memory service. This file owns that a secret
 is told once, and to whom it was asked for: on stdout, or in a file of its owner."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -152,23 +153,24 @@ def _ask(yes: bool, question: str) -> None:
 @contextmanager
 def _opened(out: Path | None) -> Iterator[TextIO | None]:
     """Open the file for a new key before there is one, so that no secret is lost to a file that cannot be written;
-    without a file yield None. The file is removed where no key is made."""
+    without a file yield None. The file is removed where it got no key; one that has a key stays, whatever comes
+    after that, because it is told nowhere else."""
     if out is None:
         yield None
         return
     with open(out, "x", opener=private.opener) as file:
         try:
             yield file
-            file.flush()
-        except BaseException:
-            out.unlink(missing_ok=True)
-            raise
+        finally:
+            if not os.fstat(file.fileno()).st_size:
+                out.unlink(missing_ok=True)
 
 
 def _tell(made: "kvbank.NewApiKey", file: TextIO | None, as_json: bool) -> None:
     """Tell of a new key; its secret is written to a file, or printed where there is none."""
     if file is not None:
         file.write(f"{made.secret}\n")
+        file.flush()
     if as_json:
         print_json({**({} if file else {"secret": made.secret}), **asdict(made.key)})
         return
