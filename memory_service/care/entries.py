@@ -24,9 +24,15 @@ class BankEntry:
 
     bank_id: int
     uid: str
-    title: str
+    tenant: str
+    name: str
     dimension: int | None
     chunks: int
+
+    @property
+    def title(self) -> str:
+        """Return how the bank is called for people; see `bank_title`."""
+        return bank_title(self.tenant, self.name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +51,7 @@ def banks(folder: Folder) -> list[BankEntry]:
         rows = connection.exec_driver_sql(_BANKS).all()
         dimensions = [_dimension(connection, row.bank_id) for row in rows]
     return [
-        BankEntry(row.bank_id, row.uid, bank_title(row.tenant, row.name), dimension, row.chunks)
+        BankEntry(row.bank_id, row.uid, row.tenant, row.name, dimension, row.chunks)
         for row, dimension in zip(rows, dimensions, strict=True)
     ]
 

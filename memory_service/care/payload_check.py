@@ -14,6 +14,7 @@ from memory_service.care import entries, payload_file
 from memory_service.care.entries import BankEntry, Entry
 from memory_service.care.folder import Folder, names, settled
 from memory_service.care.report import CareError, Findings, Kind, Problem, Progress
+from memory_service.domain.tenants import DEFAULT_TENANT
 from memory_service.storage.base import DamagedError
 from memory_service.storage.local import leftovers, quarantine
 from memory_service.storage.local.files import layout, marks, staging
@@ -111,7 +112,8 @@ def check_mounted(data: Path, missing: Iterable[BankEntry]) -> None:
         place = data / layout.FOLDER / bank.uid
         if not (marks.marked(place) or (place.is_dir() and not (data / Reservations.NAME).exists())):
             text = f"the payloads of bank {bank.title} are not there; is a disk not mounted?"
-            raise CareError(f"{text} If they are lost, serve the folder and use: kvbank bank rm {bank.title}")
+            key = "" if bank.tenant == DEFAULT_TENANT else f" with a key of the tenant {bank.tenant}"
+            raise CareError(f"{text} If they are lost, serve the folder and use{key}: kvbank bank rm {bank.name}")
 
 
 def orphans(folder: Folder) -> Iterator[str]:

@@ -1,12 +1,13 @@
 """Care keeps the banks of several tenants apart, also those of one name, and keeps their tenants and keys."""
 
+import shutil
 from dataclasses import replace
 
 import pytest
 
 from memory_service.domain.access import ApiKey
 from memory_service.domain.tenants import TenantQuota
-from tests.local.care.folders import answer, clean, execute, file_of, flip
+from tests.local.care.folders import answer, clean, execute, file_of, flip, refusal
 from tests.support.engines import opened
 from tests.support.store import held, new_chunk
 from tests.support.writing import DATA, PAYLOAD, admitted, made_bank, writer
@@ -49,6 +50,13 @@ def test_what_is_damaged_of_one_tenant_is_not_taken_from_another(tenants, data):
     clean(data)
     left = {tenant: [i for i in ids if i not in (damaged, missing)] for tenant, ids in tenants.items()}
     assert ids_now(data) == left
+
+
+def test_a_bank_whose_disk_is_missing_is_named_with_its_tenant(tenants, data):
+    shutil.rmtree(file_of(data, tenants["red"][0]).parents[1])
+    text = refusal("repair", data)
+    assert "the payloads of bank red/b are not there" in text
+    assert "use with a key of the tenant red: kvbank bank rm b\n" in text
 
 
 def test_a_tenant_without_a_record_gets_one_and_a_key_of_no_tenant_is_revoked(tenants, data):
