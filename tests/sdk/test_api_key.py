@@ -129,6 +129,12 @@ def test_a_key_goes_to_other_machines_over_tls_alone_unless_the_caller_says_so(
         kvbank.connect(address, api_key=KEY)
     assert caught.value.metadata == {"field": "api_key"}
     assert "ssss" not in str(caught.value)
+    for name in ("authorization", "api-key"):
+        with pytest.raises(kvbank.InvalidArgument, match=r"would go to .* as plain text: speak TLS") as caught:
+            kvbank.connect(address, metadata={name: KEY})
+        assert caught.value.metadata == {"field": "metadata"}
+    kvbank.connect(address, metadata={"a": "b"}).close()
+    kvbank.connect(address, metadata={"api-key": KEY}, tls=False).close()
     kvbank.connect(address).close()
     kvbank.connect(address, api_key=KEY, tls=False).close()
     kvbank.connect(address, api_key=KEY, tls=True).close()

@@ -11,6 +11,8 @@ _NAME = re.compile(r"[0-9a-z_.-]{1,100}")
 _VALUE = re.compile(r"[ -~]{0,4096}")
 # The names that gRPC and this package give themselves.
 _OURS = ("grpc-", "x-request-id", "content-type", "te", "user-agent")
+# The names by which a service takes keys.
+_OF_KEYS = ("authorization", "api-key")
 
 
 def given(metadata: Mapping[str, str | bytes] | Sequence[Header], api_key: str | None) -> tuple[Header, ...]:
@@ -21,9 +23,14 @@ def given(metadata: Mapping[str, str | bytes] | Sequence[Header], api_key: str |
     pairs = list(metadata.items()) if isinstance(metadata, Mapping) else metadata
     found = tuple(each("metadata", pairs, _header))
     key = _api_key.metadata(_api_key.given(api_key))
-    if key and any(name in ("authorization", "api-key") for name, _ in found):
+    if key and have_key(found):
         raise invalid("metadata", "a key goes with every call already, by api_key or KVBANK_API_KEY")
     return found + key
+
+
+def have_key(metadata: Sequence[Header]) -> bool:
+    """Tell whether metadata show a server who calls."""
+    return any(name in _OF_KEYS for name, _ in metadata)
 
 
 def _header(field: str, pair: object) -> Header:

@@ -32,7 +32,7 @@ class ConnectOptions(TypedDict, total=False):
     metadata: what goes with every call as gRPC metadata, by name or as pairs, such as the headers that a proxy needs.
     api_key: the key that goes with every call, or "@FILE" for the file that has it; the default is what the variable
         KVBANK_API_KEY says, where the target is an address, and none for a folder. To another machine it goes over TLS,
-        or with `tls=False`.
+        or with `tls=False`, and so does one among the metadata.
     """
 
     stream_timeout: float

@@ -66,17 +66,18 @@ def with_environment(address: str, options: Mapping[str, Any]) -> dict[str, Any]
     return found
 
 
-def given(address: str, options: Mapping[str, Any]) -> Tls | None:
+def given(address: str, options: Mapping[str, Any], *, keyed: bool) -> Tls | None:
     """Return what TLS is spoken by, by these options of `connect`; None where it is not. Any of the options asks for
-    it, unless `tls` is False. Errors: InvalidArgument."""
+    it, unless `tls` is False. keyed: whether a key goes with the calls. Errors: InvalidArgument."""
     others = {option: options[option] for option in VARIABLES if options.get(option) is not None}
     wanted = options.get("tls")
     if not (bool(others) if wanted is None else flag("tls", wanted)):
         if others:
             raise invalid(next(iter(others)), "it is of TLS, which tls=False switches off")
-        if wanted is None and options.get("api_key") is not None and not addresses.is_own(address):
+        if wanted is None and keyed and not addresses.is_own(address):
+            option = "metadata" if options.get("api_key") is None else "api_key"
             how = "speak TLS (tls=True, KVBANK_TLS=1), or say that others may see it (tls=False, KVBANK_TLS=0)"
-            raise invalid("api_key", f"the key would go to {address} as plain text: {how}")
+            raise invalid(option, f"the key would go to {address} as plain text: {how}")
         return None
     if address.startswith("unix:"):
         raise invalid("tls", "a unix socket has no TLS, because it does not leave this machine")

@@ -30,11 +30,12 @@ class BaseCaller:
         stream_timeout = options.get("stream_timeout", channel.DEFAULT_STREAM_TIMEOUT)
         mapped, first_contact = options.get("mapped", False), options.get("first_contact", FIRST_CONTACT_S)
         addresses = each_address(self.address)
+        headers = _headers.given(options.get("metadata", ()), options.get("api_key"))
         self.route = channel.Route(
             Turn(addresses),
             channel.with_defaults(options.get("options", ()), several=len(addresses) > 1),
-            _headers.given(options.get("metadata", ()), options.get("api_key")),
-            _tls.given(self.address, options),
+            headers,
+            _tls.given(self.address, options, keyed=_headers.have_key(headers)),
         )
         self._timeout = _arguments.seconds("timeout", timeout)
         self._stream_timeout = _arguments.seconds("stream_timeout", stream_timeout)
