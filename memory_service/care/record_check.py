@@ -53,7 +53,8 @@ ORPHANS = {
 }
 # Without any key the loopback would be open to all again, so that those of no tenant stay, and are good for nothing.
 DISOWN_KEYS = f"""
-    UPDATE api_keys SET tenant = '{DEFAULT_TENANT}', revoked = min(coalesce(revoked, created), created)
+    UPDATE api_keys
+    SET tenant = '{DEFAULT_TENANT}', banks = '["*"]', revoked = min(coalesce(revoked, created), created)
     WHERE {ORPHANS["api_keys"]}
 """
 # Banks can be read without the record of their tenant, and no bank can be made.

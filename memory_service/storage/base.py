@@ -323,7 +323,8 @@ class AccessRecords(Protocol):
     def drop_tenant(self, name: str, *, force: bool = False) -> int:
         """Delete a tenant with its keys, in one step, and return how many banks went with it. force: whether to delete
         its banks too. Where no other tenant has a key, the newest of the tenant stays, as a revoked one of the tenant
-        "default". Errors: TENANT_NOT_FOUND; TENANT_NOT_EMPTY where it has banks, or is the tenant "default"."""
+        "default", for all banks. Errors: TENANT_NOT_FOUND; TENANT_NOT_EMPTY where it has banks, or is the tenant
+        "default"."""
 
     def add_key(self, key: ApiKey) -> bool:
         """Keep a key, and return whether its id was free. Errors: TENANT_NOT_FOUND, DISK_FULL."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from memory_service.domain.access import ApiKey
+from memory_service.domain.access import EVERY_BANK, ApiKey
 from memory_service.domain.errors import QuotaError
 from memory_service.domain.model import Capacity
 from memory_service.domain.tenants import DEFAULT_TENANT, TenantQuota, TenantUsage
@@ -122,7 +122,7 @@ def test_a_store_that_had_keys_has_one_also_when_their_tenant_goes(open_engine: 
         assert access.keys_of() == [KEY, newest]
         access.drop_tenant("red")
         (left,) = access.keys_of()
-        assert left == replace(newest, tenant=DEFAULT_TENANT, revoked=left.revoked)
+        assert left == replace(newest, tenant=DEFAULT_TENANT, banks=EVERY_BANK, revoked=left.revoked)
         assert not left.valid(engine.store.clock.now_us())
     with open_engine() as engine:
         assert engine.access.has_keys()

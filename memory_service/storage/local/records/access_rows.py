@@ -9,7 +9,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import Connection, Row
 
-from memory_service.domain.access import ApiKey
+from memory_service.domain.access import EVERY_BANK, ApiKey
 from memory_service.domain.tenants import DEFAULT_TENANT, Tenant, TenantQuota, TenantUsage
 from memory_service.storage.local.records.schema import ApiKeyRow, TenantRow, raw
 
@@ -102,10 +102,11 @@ def revoke(connection: Connection, key_id: str, at: int) -> None:
 
 
 def disown(connection: Connection, key_id: str, now: int) -> None:
-    """Revoke a key, and let the default tenant have it. Without any key, a store would be open again to all who can
-    connect."""
+    """Revoke a key, and let the default tenant have it, but for the names of banks in it, which are another tenant's.
+    Without any key, a store would be open again to all who can connect."""
     revoke(connection, key_id, now)
-    connection.execute(sa.update(ApiKeyRow).where(ApiKeyRow.key_id == key_id).values(tenant=DEFAULT_TENANT))
+    changed = {"tenant": DEFAULT_TENANT, "banks": json.dumps(EVERY_BANK)}
+    connection.execute(sa.update(ApiKeyRow).where(ApiKeyRow.key_id == key_id).values(changed))
 
 
 def used(connection: Connection, key_id: str, now: int) -> None:
