@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from cryptography import x509
 
 from tests.support.shell_commands import free_ports, kvbank_on_path
 
@@ -111,12 +112,12 @@ class Containers:
         assert process.returncode == ends, said
         return said
 
-    def setup(self) -> str:
-        """Run the container `setup`, and return what it said."""
+    def setup(self, *others: str) -> str:
+        """Run the container `setup`, and return what it said. others: further names of the service."""
         setup = self._services["setup"]
         names = [word for word in setup["command"] if "$" not in word]
         # One folder for all, because what the script is told is the folder of these volumes.
-        script = [*setup["entrypoint"], *names]
+        script = [*setup["entrypoint"], *names, *others]
         here = {
             "/usr/local/bin/kvbank-setup": SETUP,
             "/data": self.folder / "memory",
@@ -181,6 +182,15 @@ def test_setup_keeps_what_is_there_while_the_service_runs(containers: Containers
     (containers.folder / "secrets/service/server.pem").unlink()
     assert "a certificate for service localhost" in containers.setup()
     containers.run("worker-1", ["kvbank", "bank", "ls"])
+
+
+def test_another_name_of_the_service_is_in_its_certificate_at_once(containers: Containers) -> None:
+    assert "a certificate for" in containers.setup("memory.example.org", "::1")
+    assert containers.setup("memory.example.org", "::1") == ""
+    certificate = x509.load_pem_x509_certificate((containers.folder / "secrets/service/server.pem").read_bytes())
+    names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert names.get_values_for_type(x509.DNSName) == ["service", "localhost", "memory.example.org"]
+    assert list(map(str, names.get_values_for_type(x509.IPAddress))) == ["127.0.0.1", "::1"]
 
 
 ALERTS = ROOT / "docker" / "prometheus" / "alerts.yaml"

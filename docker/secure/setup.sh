@@ -7,8 +7,8 @@
 #   operator/    key, ca.pem                  for `kvbank tenant`, `kvbank key`, `kvbank stats`, and Prometheus
 #   worker-1/    key, ca.pem                  each worker is a tenant of its own, whose banks it may make and delete
 #   worker-2/    key, ca.pem
-# What is there stays; but a certificate that has less than 30 days left is made anew, also while the service runs, which
-# takes it up. Keys are made in the data folder DATA, and so while no service runs.
+# What is there stays; but a certificate that has less than 30 days left, or other names, is made anew, also while the
+# service runs, which takes it up. Keys are made in the data folder DATA, and so while no service runs.
 set -eu
 umask 077
 data=$1 secrets=$2
@@ -23,11 +23,13 @@ if [ ! -s "$authority/ca.pem" ]; then
     mv "$authority/ca.new" "$authority/ca.pem"
 fi
 
-if ! openssl x509 -in "$service/server.pem" -noout -checkend 2592000 >/dev/null 2>&1; then
+if [ "$(cat "$service/names" 2>/dev/null)" != "$*" ] ||
+    ! openssl x509 -in "$service/server.pem" -noout -checkend 2592000 >/dev/null 2>&1; then
     names=
     for name in "$@"; do
         case $name in
             "") ;;
+            *:*) names=$names,IP:$name ;;
             *[!0-9.]*) names=$names,DNS:$name ;;
             *) names=$names,IP:$name ;;
         esac
@@ -37,6 +39,7 @@ if ! openssl x509 -in "$service/server.pem" -noout -checkend 2592000 >/dev/null 
         -addext basicConstraints=critical,CA:FALSE -keyout "$service/new.key" -out "$service/new.pem" 2>/dev/null
     mv "$service/new.key" "$service/server.key"
     mv "$service/new.pem" "$service/server.pem"
+    printf '%s\n' "$*" >"$service/names"
     echo "setup: a certificate for $*, $(openssl x509 -in "$service/server.pem" -noout -enddate)"
 fi
 
