@@ -21,13 +21,13 @@ from model_worker.train.run_log import LOG
 
 
 def thinned(lines: list[str], limit: int) -> list[str]:
-    """Return the lines with every event and, of the others, as many as keep all below `limit` bytes."""
-    every = 1
-    while True:
+    """Return the lines with every event and, of the others, as many as keep all below `limit` bytes; the events alone
+    where they are beyond it."""
+    for every in range(1, len(lines) + 1):
         kept = [line for index, line in enumerate(lines) if '"event"' in line or index % every == 0]
         if sum(len(line) + 1 for line in kept) <= limit:
             return kept
-        every += 1
+    return [line for line in lines if '"event"' in line]
 
 
 def ship(run: Path, target: Path, limit: int = 100_000) -> None:

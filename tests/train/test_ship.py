@@ -43,3 +43,4 @@ def test_a_log_is_thinned_but_for_its_events() -> None:
     kept = thinned(lines, 400)
     assert sum(len(line) + 1 for line in kept) <= 400
     assert [kept[0], kept[-1]] == [lines[0], lines[-1]]
+    assert thinned(lines, 10) == [lines[0], lines[-1]], "an end also where the events are more than there may be"
