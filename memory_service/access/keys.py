@@ -4,6 +4,7 @@ a key that allows more than the caller may hand out.
 Methods block and are called from storage threads.
 """
 
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
@@ -25,6 +26,8 @@ class Keys:
 
     def __init__(self, records: AccessRecords, clock: Clock, verifier: Verifier) -> None:
         self._records, self._clock, self._verifier = records, clock, verifier
+        # One key ends at a time, so that two rotations do not put two keys in the place of one.
+        self._ending = threading.Lock()
 
     def create(
         self, caller: Caller, tenant: str, role: Role, banks: Sequence[str], ttl: int | None
@@ -53,7 +56,8 @@ class Keys:
 
     def revoke(self, caller: Caller, key_id: str) -> ApiKey:
         """Refuse a key from now on, and return it. Errors: API_KEY_NOT_FOUND."""
-        return self._ended(self._managed(caller, key_id), self._clock.now_us())
+        with self._ending:
+            return self._ended(self._managed(caller, key_id), self._clock.now_us())
 
     def rotate(self, caller: Caller, key_id: str, overlap: int) -> tuple[ApiKey, str, ApiKey]:
         """Make a key of the same tenant, role, banks and time to live as another; return it, its whole text, and the
@@ -61,13 +65,14 @@ class Keys:
         INVALID_FIELD for a key that has been revoked or has expired, or is to be soon."""
         if not 0 <= overlap <= LARGEST_TTL:
             raise invalid("overlap", "must be from 0 to 1000 years")
-        old, now = self._managed(caller, key_id), self._clock.now_us()
-        if old.revoked is not None or not old.valid(now):
-            raise invalid("key_id", "is of a key that was revoked or has expired; make a new one")
-        life = None if old.expires is None else old.expires - old.created
-        expires = None if life is None else now + life
-        new, text = self._added(ApiKey("", old.tenant, old.role, b"", old.banks, now, expires))
-        return new, text, self._ended(old, now + overlap)
+        with self._ending:
+            old, now = self._managed(caller, key_id), self._clock.now_us()
+            if old.revoked is not None or not old.valid(now):
+                raise invalid("key_id", "is of a key that was revoked or has expired; make a new one")
+            life = None if old.expires is None else old.expires - old.created
+            expires = None if life is None else now + life
+            new, text = self._added(ApiKey("", old.tenant, old.role, b"", old.banks, now, expires))
+            return new, text, self._ended(old, now + overlap)
 
     def _managed(self, caller: Caller, key_id: str) -> ApiKey:
         key = self._records.key(key_id)

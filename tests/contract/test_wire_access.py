@@ -4,6 +4,7 @@ import http
 import http.client
 import queue
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import timedelta
 from typing import Any
@@ -323,6 +324,19 @@ def test_a_rotated_key_is_taken_until_its_users_have_changed_over(serving: Calla
             operator.access.rotate_key(old.key.key_id)
         operator.access.rotate_key(new.key.key_id)
         assert refused(address, new.secret)
+
+
+def test_of_rotations_at_once_one_makes_a_key(wire: Wire) -> None:
+    with wire.client(wire.keys["admin"]) as admin:
+        old = admin.access.create_key("read").key
+
+        def rotated(_: int) -> bool:
+            with suppress(kvbank.InvalidArgument):
+                return bool(admin.access.rotate_key(old.key_id, overlap=timedelta(days=1)).secret)
+            return False
+
+        with ThreadPoolExecutor(4) as threads:
+            assert sum(threads.map(rotated, range(4))) == 1
 
 
 def test_a_stream_whose_key_is_revoked_ends(serving: Callable[..., Any], frames: Callable[..., Any]) -> None:
