@@ -13,7 +13,7 @@ from memory_service.access.verifier import Verifier
 from memory_service.domain import validate
 from memory_service.domain.access import EVERY_BANK, ApiKey, Caller, Role
 from memory_service.domain.clock import Clock
-from memory_service.domain.errors import api_key_not_found, invalid, right_missing
+from memory_service.domain.errors import api_key_not_found, invalid, keys_not_allowed
 from memory_service.domain.validate import LARGEST_TTL
 from memory_service.storage.base import AccessRecords
 
@@ -39,7 +39,7 @@ class Keys:
         """
         tenant = tenant or caller.tenant
         if not caller.may_manage(tenant, role):
-            raise right_missing("CreateKey", "keys")
+            raise keys_not_allowed()
         _check(banks, ttl)
         now = self._clock.now_us()
         expires = None if ttl is None else now + ttl
@@ -50,7 +50,7 @@ class Keys:
         tenant for an operator. Errors: PERMISSION_DENIED."""
         every = not tenant and "operator" in caller.roles
         if not every and not caller.may_manage(tenant or caller.tenant):
-            raise right_missing("ListKeys", "keys")
+            raise keys_not_allowed()
         found = self._records.keys_of(None if every else tenant or caller.tenant)
         return (key for key in found if caller.may_manage(key.tenant, key.role))
 

@@ -132,6 +132,12 @@ def right_missing(method: str, right: str) -> ServiceError:
     return ServiceError("PERMISSION_DENIED", text, right=right)
 
 
+def keys_not_allowed() -> ServiceError:
+    """Make the error PERMISSION_DENIED of a caller whose role may manage keys, but not these."""
+    text = "the caller may not manage these keys: an admin manages those of its own tenant, but for those of operators"
+    return ServiceError("PERMISSION_DENIED", f"{text}; an admin of some banks alone manages none", right="keys")
+
+
 def bank_not_allowed(name: str) -> ServiceError:
     """Make the error PERMISSION_DENIED of a caller whose key names other banks, whether this one exists or not."""
     return ServiceError("PERMISSION_DENIED", f"the caller's key does not allow the bank {name!r}", bank=name)
