@@ -9,7 +9,6 @@ from memory_service.api.calls.handlers import HandledService, Handling, unary
 from memory_service.api.messages import access as convert
 from memory_service.api.messages.paging import page_size
 from memory_service.domain.access import Caller
-from memory_service.domain.errors import invalid
 from memory_service.domain.tenants import Tenant
 from memory_service.operations.paging import page
 
@@ -38,15 +37,10 @@ class AccessService(HandledService, access_pb2_grpc.AccessServiceServicer):
 
     @unary
     def ListKeys(self, caller: Caller, request: pb.ListKeysRequest) -> pb.ListKeysResponse:  # noqa: N802
-        """Answer with a page of keys, oldest first. The token is the id of the last key of the page before."""
-        found = list(self._keys.of(caller, request.tenant))
-        if request.page_token:
-            at = next((at for at, key in enumerate(found) if key.key_id == request.page_token), None)
-            if at is None:
-                raise invalid("page_token", "is of a key that is not there any more")
-            found = found[at + 1 :]
+        """Answer with a page of keys, oldest first. The token is the place of the last key of the page before."""
+        found = self._keys.of(caller, request.tenant, convert.key_place(request.page_token))
         keys, more = page(found, page_size(request.page_size), lambda key: sum(map(len, key.banks)))
-        token = keys[-1].key_id if more else ""
+        token = convert.key_token(keys[-1].place) if more else ""
         return pb.ListKeysResponse(keys=map(convert.key_message, keys), next_page_token=token)
 
     @unary

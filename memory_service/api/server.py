@@ -121,7 +121,7 @@ class Server:
         self._service = MemoryService(
             self.banks, settings, self._threads, rates, self._metrics, self.same_host, limits, pauses
         )
-        keys, tenants = Keys(records, clock, verifier), Tenants(records, verifier, rates)
+        keys, tenants = Keys(records, clock, verifier, limits), Tenants(records, verifier, rates)
         self._access = AccessService(self._service.handling, keys, tenants)
         self._observer = Observer(self._metrics, self._audit)
         self._calls = Calls(settings.max_calls)

@@ -8,7 +8,7 @@ A caller is of one tenant and sees nothing of another's. A right is what a metho
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from memory_service.domain.errors import bank_not_allowed
 from memory_service.domain.tenants import DEFAULT_TENANT
@@ -79,6 +79,14 @@ class Caller:
 OWNER = Caller(DEFAULT_TENANT, frozenset({"admin", "operator"}))
 
 
+class KeyPlace(NamedTuple):
+    """The place of a key in a list that begins with the oldest: when it was made, and of those of one moment, its
+    id."""
+
+    created: int
+    key_id: str
+
+
 @dataclass(frozen=True, slots=True)
 class ApiKey:
     """A key as it is stored, without its secret. Times are in microseconds since 1970; None where there is none.
@@ -101,6 +109,11 @@ class ApiKey:
     def ends(self) -> int | None:
         """Return the time from which on the key is refused, None for never."""
         return min((end for end in (self.expires, self.revoked) if end is not None), default=None)
+
+    @property
+    def place(self) -> KeyPlace:
+        """Return the place of the key in a list that begins with the oldest."""
+        return KeyPlace(self.created, self.key_id)
 
     def valid(self, now: int) -> bool:
         """Tell whether the key is taken at a time."""

@@ -83,6 +83,13 @@ class Limits:
     # takes effect within the longer of both.
     key_believed_s: float = 60.0
     key_looked_at_s: float = 30.0
+    # Keys of a tenant that are neither revoked nor expired.
+    tenant_keys: int = 1000
+    # For which a key that was revoked or has expired stays in the list, and how many of those a tenant keeps; and
+    # between two removals of the others.
+    ended_key_s: float = 30 * 86_400.0
+    ended_keys: int = 10_000
+    keys_tidied_s: float = 60.0
     # Before a key that is not valid is answered.
     wrong_key_s: float = 0.25
     # That a caller may be behind the least rate of bytes while others wait for room in memory.

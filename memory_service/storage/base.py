@@ -24,7 +24,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from memory_service.domain.access import ApiKey
+from memory_service.domain.access import ApiKey, KeyPlace
 from memory_service.domain.clock import Clock
 from memory_service.domain.model import Bank, Chunk, Eviction, Filter, Metadata, Payload
 from memory_service.domain.payload import Buffer
@@ -326,14 +326,19 @@ class AccessRecords(Protocol):
         "default", for all banks. Errors: TENANT_NOT_FOUND; TENANT_NOT_EMPTY where it has banks, or is the tenant
         "default"."""
 
-    def add_key(self, key: ApiKey) -> bool:
-        """Keep a key, and return whether its id was free. Errors: TENANT_NOT_FOUND, DISK_FULL."""
+    def add_key(self, key: ApiKey, *, most: int | None = None) -> bool:
+        """Keep a key, and return whether its id was free. most: how many keys the tenant may have then that are neither
+        revoked nor expired; None is any number. Errors: TENANT_NOT_FOUND, QUOTA_EXCEEDED, DISK_FULL."""
 
     def key(self, key_id: str) -> ApiKey | None:
         """Return the key of an id; None where there is none."""
 
-    def keys_of(self, tenant: str | None = None) -> list[ApiKey]:
-        """Return the keys of a tenant, or all keys, oldest first; those that are revoked or have expired too."""
+    def keys_of(
+        self, tenant: str | None = None, *, after: KeyPlace | None = None, most: int | None = None
+    ) -> list[ApiKey]:
+        """Return the keys of a tenant, or all keys, oldest first; those that are revoked or have expired too, for as
+        long as `Limits.ended_key_s` says. after: the place of the key behind which to begin; it may be gone. most: how
+        many at most."""
 
     def has_keys(self) -> bool:
         """Tell whether there is any key, good or not. Where there was one, there always is."""

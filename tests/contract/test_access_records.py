@@ -9,11 +9,13 @@ import pytest
 
 from memory_service.domain.access import EVERY_BANK, ApiKey
 from memory_service.domain.errors import QuotaError
+from memory_service.domain.limits import Limits
 from memory_service.domain.model import Capacity
 from memory_service.domain.tenants import DEFAULT_TENANT, TenantQuota, TenantUsage
 from memory_service.storage.base import Engine
-from tests.support.clocks import HOUR
+from tests.support.clocks import HOUR, SECOND, Hands
 from tests.support.store import CHUNK_BYTES, add, fill, held, new_bank, reason
+from tests.support.waiting import wait_until
 
 Open = Callable[..., AbstractContextManager[Engine]]
 QUOTA = TenantQuota(banks=2, chunks=3, tokens=0, bytes=10_000)
@@ -151,6 +153,96 @@ def test_keys_are_kept_with_all_that_they_say(open_engine: Open) -> None:
         assert access.keys_of() == [replace(KEY, last_used=70), revoked]
         assert access.keys_of("red") == [replace(KEY, last_used=70)]
         assert access.keys_of("nobody") == []
+
+
+def test_keys_are_read_a_part_at_a_time(open_engine: Open) -> None:
+    with open_engine() as engine:
+        access = engine.access
+        access.add_tenant("red", TenantQuota())
+        # Two of each moment, so that the id says which comes first.
+        made = [replace(KEY, key_id=f"k{number}", created=number // 2) for number in range(7)]
+        for key in reversed(made):
+            access.add_key(key)
+        between = replace(KEY, key_id="k2x", tenant=DEFAULT_TENANT, created=1)
+        access.add_key(between)
+        assert access.keys_of("red", most=3) == made[:3]
+        assert access.keys_of("red", after=made[2].place, most=3) == made[3:6]
+        assert access.keys_of("red", after=made[5].place, most=3) == made[6:]
+        assert access.keys_of("red", after=made[6].place) == []
+        assert access.keys_of(most=4) == [*made[:3], between]
+        assert access.keys_of(after=between.place, most=1) == [made[3]]
+        assert access.keys_of("red", after=between.place, most=1) == [made[3]]
+
+
+def test_a_tenant_has_so_many_keys_that_are_taken(open_engine: Open) -> None:
+    """Keys that have ended are none of them, and neither are those of another tenant."""
+    hands = Hands()
+    with open_engine(clock=hands.clock()) as engine:
+        access, now = engine.access, hands.wall
+        access.add_tenant("red", TenantQuota())
+
+        def key(name: str, **changes: Any) -> ApiKey:
+            return replace(KEY, key_id=name, **{"expires": None, **changes})
+
+        assert access.add_key(key("ends", expires=now + SECOND), most=3)
+        assert access.add_key(key("has ended", expires=now), most=3)
+        assert access.add_key(key("will be revoked", revoked=now + SECOND), most=3)
+        assert access.add_key(key("stays"), most=3)
+        assert refused(lambda: access.add_key(key("more"), most=3)) == ("tenant:red", "keys", 3, 3, 1)
+        assert not access.add_key(key("stays"), most=4)
+        assert access.add_key(key("others", tenant=DEFAULT_TENANT), most=3)
+        hands.go_on(SECOND)
+        assert access.add_key(key("more"), most=3)
+        assert access.add_key(key("and more"), most=3)
+        assert refused(lambda: access.add_key(key("too many"), most=3)) == ("tenant:red", "keys", 3, 3, 1)
+        access.revoke_key("stays", hands.wall)
+        assert access.add_key(key("instead"), most=3)
+
+
+def test_keys_that_ended_long_ago_go_and_the_newest_of_all_stays(open_engine: Open) -> None:
+    hands, limits = Hands(), Limits(keys_tidied_s=0.01, ended_key_s=3600.0, step_rows=2)
+    with open_engine(clock=hands.clock(), limits=limits) as engine:
+        access, now = engine.access, hands.wall
+        access.add_tenant("red", TenantQuota())
+        ends = {"expires": now + SECOND, "revoked": None}
+        for name, changes in {
+            **{f"expires {number}": ends for number in range(5)},
+            "was revoked": {"expires": None, "revoked": now + SECOND},
+            "revoked before its end": {"expires": now + HOUR, "revoked": now + SECOND},
+            "expired before it was revoked": {"expires": now + SECOND, "revoked": now + HOUR},
+            "ends later": {"expires": now + 2 * SECOND, "revoked": None},
+            "stays": {"expires": None, "revoked": None},
+        }.items():
+            access.add_key(replace(KEY, key_id=name, created=now, **changes))
+        newest = replace(KEY, key_id="the newest", tenant=DEFAULT_TENANT, created=now + 1, expires=now + SECOND)
+        access.add_key(newest)
+        hands.go_on(SECOND + HOUR - 1)
+        wait_until(lambda: tidied(engine))
+        assert len(access.keys_of()) == 11
+        hands.go_on(1)
+        wait_until(lambda: len(access.keys_of()) <= 3)
+        assert [key.key_id for key in access.keys_of()] == ["ends later", "stays", "the newest"]
+        assert access.has_keys()
+
+
+def tidied(engine: Engine) -> bool:
+    """See to it that the engine has looked at its keys once more: of two that have ended since 1970 one goes."""
+    engine.access.add_key(ApiKey("old", "red", "read", b"", created=1, expires=2))
+    wait_until(lambda: engine.access.key("old") is None)
+    return True
+
+
+def test_of_keys_that_have_ended_a_tenant_keeps_so_many(open_engine: Open) -> None:
+    hands, limits = Hands(), Limits(keys_tidied_s=0.01, ended_keys=2)
+    with open_engine(clock=hands.clock(), limits=limits) as engine:
+        access, now = engine.access, hands.wall
+        access.add_tenant("red", TenantQuota())
+        for number in (3, 1, 4, 2):
+            access.add_key(replace(KEY, key_id=f"k{number}", created=now, expires=now - 10 + number))
+            access.add_key(replace(KEY, key_id=f"d{number}", tenant=DEFAULT_TENANT, created=now, expires=None))
+        wait_until(lambda: len(access.keys_of("red")) == 2)
+        assert [key.key_id for key in access.keys_of("red")] == ["k3", "k4"]
+        assert len(access.keys_of(DEFAULT_TENANT)) == 4
 
 
 def test_all_banks_of_a_tenant_together_stay_within_its_quota(open_engine: Open) -> None:

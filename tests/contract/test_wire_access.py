@@ -22,6 +22,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from grpc_status import rpc_status
 
 import kvbank
+from kvbank.v1 import access_pb2, access_pb2_grpc
 from kvbank.v1 import service_pb2 as pb
 from memory_service.domain.limits import Limits
 from tests.support.clocks import SECOND, Hands
@@ -509,6 +510,63 @@ def test_keys_come_in_pages_oldest_first(wire: Wire) -> None:
         patterns = [f"{number:03}" + "x" * 197 for number in range(100)]
         made = [operator.access.create_key("read", tenant="blue", banks=patterns).key for _ in range(120)]
         assert list(operator.access.list_keys("blue")) == made
+
+
+def test_a_page_of_keys_begins_behind_the_one_before(wire: Wire) -> None:
+    """Ask for pages of two, in which the keys of operators are left out."""
+    with wire.client(wire.operator) as operator, wire.client(wire.keys["admin"]) as admin:
+        for number in range(5):
+            operator.access.create_key("operator" if number == 2 else "read", tenant="red")
+        shown = [key.key_id for key in admin.access.list_keys()]
+        stub, asked = access_pb2_grpc.AccessServiceStub(wire.channel), access_pb2.ListKeysRequest(page_size=2)
+        found: list[str] = []
+        while True:
+            page = stub.ListKeys(asked, metadata=bearer(wire.keys["admin"]))
+            found += [key.key_id for key in page.keys]
+            assert len(page.keys) <= 2
+            if not page.next_page_token:
+                break
+            asked.page_token = page.next_page_token
+        assert found == shown
+        assert len(found) == 3 + 4
+    asked = access_pb2.ListKeysRequest(page_token=f"{2**63 - 1}.key")
+    assert not stub.ListKeys(asked, metadata=bearer(wire.operator)).keys
+    for token in ("x", "x.y", "9" * 30 + ".x", "-1.x", f"{2**63}.x", "\u0663.x"):
+        with pytest.raises(grpc.RpcError) as caught:
+            stub.ListKeys(access_pb2.ListKeysRequest(page_token=token), metadata=bearer(wire.operator))
+        assert reason_of(caught.value) == "INVALID_FIELD"
+
+
+def test_a_tenant_has_so_many_keys_and_may_replace_them(serving: Callable[..., Any]) -> None:
+    hands = Hands()
+    with at_the_clock(serving, hands, tenant_keys=3) as (_, operator):
+        create = operator.access.create_key
+        for name in ("red", "blue"):
+            operator.access.create_tenant(name)
+        first, second = create("read", tenant="red"), create("read", tenant="red", ttl=timedelta(seconds=10))
+        third = create("admin", tenant="red")
+        for more in (
+            lambda: create("read", tenant="red"),
+            lambda: operator.access.rotate_key(first.key.key_id, overlap=timedelta(seconds=5)),
+        ):
+            with pytest.raises(kvbank.QuotaExceeded) as caught:
+                more()
+            assert (caught.value.subject, caught.value.metadata["unit"], caught.value.metadata["limit"]) == (
+                *("tenant:red", "keys"),
+                "3",
+            )
+        assert create("read", tenant="blue").secret
+        replaced = operator.access.rotate_key(first.key.key_id).key
+        operator.access.revoke_key(third.key.key_id)
+        overlapping = operator.access.rotate_key(replaced.key_id, overlap=timedelta(seconds=5))
+        with pytest.raises(kvbank.QuotaExceeded):
+            create("read", tenant="red")
+        hands.go_on(5 * SECOND)
+        assert create("read", tenant="red").secret
+        hands.go_on(5 * SECOND)
+        assert create("read", tenant="red").secret
+        shown = {key.key_id for key in operator.access.list_keys("red")}
+        assert {made.key.key_id for made in (first, second, third, overlapping)} < shown
 
 
 def test_what_is_no_key_is_not_made(wire: Wire) -> None:

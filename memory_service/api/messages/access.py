@@ -9,7 +9,8 @@ from google.protobuf.duration_pb2 import Duration
 from kvbank.v1 import access_pb2 as pb
 from kvbank.wire import enums
 from memory_service.api.messages.convert import timestamp
-from memory_service.domain.access import ApiKey, Caller, Role
+from memory_service.api.messages.paging import number_of
+from memory_service.domain.access import ApiKey, Caller, KeyPlace, Role
 from memory_service.domain.errors import invalid
 from memory_service.domain.tenants import Tenant, TenantQuota, TenantUsage
 
@@ -47,6 +48,17 @@ def key_message(key: ApiKey) -> pb.ApiKey:
         if time is not None:
             getattr(made, field).CopyFrom(timestamp(time))
     return made
+
+
+def key_token(place: KeyPlace) -> str:
+    """Make the token of the page of keys that begins behind a place."""
+    return f"{place.created}.{place.key_id}"
+
+
+def key_place(token: str) -> KeyPlace | None:
+    """Read the place behind which a page of keys begins; None for the first page. Errors: INVALID_FIELD."""
+    created, _, key_id = token.partition(".")
+    return KeyPlace(number_of(created, 0), key_id) if token else None
 
 
 def tenant_message(tenant: Tenant, usage: TenantUsage) -> pb.Tenant:

@@ -7,9 +7,10 @@ from typing import TypeVar
 
 from sqlalchemy import Connection
 
-from memory_service.domain.access import ApiKey
+from memory_service.domain.access import ApiKey, KeyPlace
 from memory_service.domain.errors import ServiceError, tenant_not_found
 from memory_service.domain.tenants import DEFAULT_TENANT, Tenant, TenantQuota, TenantUsage
+from memory_service.storage.local import quotas
 from memory_service.storage.local.bank_changes import BankChanges
 from memory_service.storage.local.files.disk_space import DiskSpace
 from memory_service.storage.local.records import access_rows
@@ -81,12 +82,14 @@ class LocalAccess:
 
     # Keys
 
-    def add_key(self, key: ApiKey) -> bool:
-        """Keep a key, and return whether its id was free. Errors: TENANT_NOT_FOUND, DISK_FULL."""
+    def add_key(self, key: ApiKey, *, most: int | None = None) -> bool:
+        """Keep a key, and return whether its id was free; see `AccessRecords.add_key`."""
         self.space.for_records().give()
 
         def add(connection: Connection) -> bool:
             _tenant(connection, key.tenant)
+            if most is not None:
+                quotas.check_key(connection, key.tenant, self.records.clock.now_us(), most)
             return access_rows.insert_key(connection, key)
 
         return self._change(add)
@@ -96,10 +99,12 @@ class LocalAccess:
         with self.records.read() as connection:
             return access_rows.key(connection, key_id)
 
-    def keys_of(self, tenant: str | None = None) -> list[ApiKey]:
-        """Return the keys of a tenant, or all keys, oldest first."""
+    def keys_of(
+        self, tenant: str | None = None, *, after: KeyPlace | None = None, most: int | None = None
+    ) -> list[ApiKey]:
+        """Return the keys of a tenant, or all keys, oldest first; see `AccessRecords.keys_of`."""
         with self.records.read() as connection:
-            return list(access_rows.keys(connection, tenant))
+            return list(access_rows.keys(connection, tenant, after, most))
 
     def has_keys(self) -> bool:
         """Tell whether there is any key, good or not; see `AccessRecords.has_keys`."""

@@ -27,6 +27,7 @@ from memory_service.storage.local import given_ids, leftovers, mounts
 from memory_service.storage.local.access_records import LocalAccess
 from memory_service.storage.local.adding import Adding
 from memory_service.storage.local.bank_changes import BankChanges, Bounds
+from memory_service.storage.local.ended_keys import EndedKeys
 from memory_service.storage.local.evicting.background import Background
 from memory_service.storage.local.evicting.capacity import Capacities
 from memory_service.storage.local.evicting.expiry import Expiry
@@ -120,6 +121,7 @@ class LocalEngine:
         )
         self._capacities = Capacities(self.evictions)
         self.expiry = Expiry(self.records, self._known, self._removal, pauses)
+        self._ended_keys = EndedKeys(self.records, limits)
         self._vacuum = Vacuum(self.records, self._settings.data, limits)
         changes = self._made_changes()
         self.store = self._made_store(changes, metrics)
@@ -177,6 +179,7 @@ class LocalEngine:
         self._timer.every(every, self.records.follow_wall_clock)
         self._timer.every(every, self.evictions.try_again)
         self._timer.every(self._limits.vacuum_s, self._vacuum.run)
+        self._timer.every(self._limits.keys_tidied_s, self._ended_keys.tidy)
         if not self._pauses.leaves_out("expiry"):
             self._timer.every(every, self.expiry.run)
 

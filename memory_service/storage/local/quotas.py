@@ -40,6 +40,12 @@ def check_bank(connection: Connection, new: Bank) -> None:
     _check_tenant(connection, new.tenant, {"banks": 1})
 
 
+def check_key(connection: Connection, tenant: str, now: int, most: int) -> None:
+    """Refuse one more key of a tenant that has `most` which are neither revoked nor expired. now: in microseconds since
+    1970. Errors: QUOTA_EXCEEDED."""
+    _check(f"tenant:{tenant}", "keys", most, access_rows.count_taken(connection, tenant, now), 1)
+
+
 def _check_tenant(connection: Connection, name: str, more: Mapping[str, int], *, done: bool = False) -> None:
     """Refuse what would take more than the quota of a tenant; one that is gone has none, and no banks. more: by unit.
     done: whether that is counted already. Errors: QUOTA_EXCEEDED."""

@@ -9,7 +9,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import Connection, Row
 
-from memory_service.domain.access import EVERY_BANK, ApiKey
+from memory_service.domain.access import EVERY_BANK, ApiKey, KeyPlace
 from memory_service.domain.tenants import DEFAULT_TENANT, Tenant, TenantQuota, TenantUsage
 from memory_service.storage.local.records.schema import ApiKeyRow, TenantRow, raw
 
@@ -17,6 +17,16 @@ _FIND_TENANT = "SELECT name, quota, created FROM tenants WHERE name = ?"
 _FIND_USAGE = """
     SELECT count(*), coalesce(sum(chunks), 0), coalesce(sum(tokens), 0), coalesce(sum(bytes), 0)
     FROM banks WHERE tenant = ?
+"""
+# A key ends when it expires, or when it is revoked, whichever comes first.
+_NEVER = 2**63 - 1
+_ENDS = f"min(coalesce(expires, {_NEVER}), coalesce(revoked, {_NEVER}))"
+_COUNT_TAKEN = f"SELECT count(*) FROM api_keys WHERE tenant = ? AND {_ENDS} > ?"
+_FIND_ENDED = f"""
+    WITH ended AS (SELECT key_id, tenant, {_ENDS} AS ends FROM api_keys WHERE {_ENDS} <= :now),
+    placed AS (SELECT key_id, ends, row_number() OVER (PARTITION BY tenant ORDER BY ends DESC) AS place FROM ended)
+    SELECT key_id FROM placed WHERE (ends <= :before OR place > :kept)
+    AND key_id != (SELECT key_id FROM api_keys ORDER BY created DESC, key_id DESC LIMIT 1) LIMIT :most
 """
 
 
@@ -82,12 +92,35 @@ def key(connection: Connection, key_id: str) -> ApiKey | None:
     return None if row is None else _key(row)
 
 
-def keys(connection: Connection, tenant: str | None) -> Iterator[ApiKey]:
-    """Read the keys of a tenant, or all keys, oldest first."""
-    statement = sa.select(ApiKeyRow.__table__).order_by(ApiKeyRow.created, ApiKeyRow.key_id)
+def keys(
+    connection: Connection, tenant: str | None, after: KeyPlace | None = None, most: int | None = None
+) -> Iterator[ApiKey]:
+    """Read the keys of a tenant, or all keys, oldest first. after: the place of the key behind which to begin. most:
+    how many at most."""
+    order = (ApiKeyRow.created, ApiKeyRow.key_id)
+    statement = sa.select(ApiKeyRow.__table__).order_by(*order).limit(most)
     if tenant is not None:
         statement = statement.where(ApiKeyRow.tenant == tenant)
+    if after is not None:
+        statement = statement.where(sa.tuple_(*order) > sa.tuple_(*after))
     yield from map(_key, connection.execute(statement))
+
+
+def count_taken(connection: Connection, tenant: str, now: int) -> int:
+    """Count the keys of a tenant that are neither revoked nor expired at a time."""
+    return int(raw(connection).execute(_COUNT_TAKEN, (tenant, now)).fetchone()[0])
+
+
+def ended_keys(connection: Connection, now: int, before: int, kept: int, most: int) -> list[str]:
+    """Find the ids of keys to remove, at most `most`: those that ended by the time `before`, and of those that have
+    ended by now, the ones beyond the `kept` of their tenant that ended last. The newest key of all is none of them."""
+    asked = {"now": now, "before": before, "kept": kept, "most": most}
+    return [key_id for (key_id,) in raw(connection).execute(_FIND_ENDED, asked)]
+
+
+def delete_keys(connection: Connection, key_ids: list[str]) -> None:
+    """Delete keys by their ids."""
+    connection.execute(sa.delete(ApiKeyRow).where(ApiKeyRow.key_id.in_(key_ids)))
 
 
 def any_key(connection: Connection) -> bool:
