@@ -4,15 +4,26 @@ the names in it (its SAN) that the operator has given a tenant and a role, and b
 That a certificate is of an authority that the operator trusts was checked by TLS before.
 """
 
-from collections.abc import Iterable, Mapping
-from typing import cast, get_args
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple, cast, get_args
 
 from memory_service.domain import validate
 from memory_service.domain.access import Caller, Role
 from memory_service.domain.errors import ServiceError, StartError
 
-# The property of gRPC's connections that has the names.
-SAN = "x509_subject_alternative_name"
+
+class Shown(NamedTuple):
+    """What a caller has shown of its certificate when it connected, and TLS has checked then.
+
+    names: those in the certificate. pem: the certificate, then those that it was signed by; empty where there is none,
+    and where it was shown just now, so that nothing can have changed.
+    """
+
+    names: Sequence[str] = ()
+    pem: bytes = b""
+
+
+NOTHING = Shown()
 
 
 class Certificates:

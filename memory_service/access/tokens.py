@@ -14,7 +14,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, cast, get_args
+from typing import Any, cast, get_args
 
 from memory_service.domain.access import Caller, Role
 from memory_service.domain.clock import SECOND
@@ -46,13 +46,6 @@ class Issuer:
     role_claim: str
 
 
-class Token(NamedTuple):
-    """What a valid token says: who calls, and until when (microseconds since 1970)."""
-
-    caller: Caller
-    ends: int
-
-
 class Tokens:
     """Tells callers by their tokens. Threads share it; all methods block."""
 
@@ -75,8 +68,9 @@ class Tokens:
                 why = getattr(error, "strerror", None) or error
                 raise StartError(f"--jwt-jwks: cannot use the keys of {issuer.jwks}: {why}") from None
 
-    def verify(self, credential: str) -> Token | None:
-        """Return what a token says; None for one that is not valid, or has no tenant or no role."""
+    def verify(self, credential: str) -> Caller | None:
+        """Return the caller that a token says, and its end; None for one that is not valid, or has no tenant or no
+        role."""
         jwt, issuer = self._jwt, self._issuer
         try:
             key = self._key(jwt.get_unverified_header(credential))
@@ -96,14 +90,14 @@ class Tokens:
         except (jwt.PyJWTError, ValueError, TypeError, OverflowError, RecursionError):
             return None
 
-    def _said(self, claims: Mapping[str, Any]) -> Token | None:
+    def _said(self, claims: Mapping[str, Any]) -> Caller | None:
         tenant, role = claims.get(self._issuer.tenant_claim), claims.get(self._issuer.role_claim)
         # A name that was said twice, or is of another kind, is none.
         if not isinstance(tenant, str) or not tenant or role not in get_args(Role):
             return None
         subject = claims.get("sub")
         named = subject[:_LONGEST] if isinstance(subject, str) else ""
-        return Token(Caller(tenant, frozenset({cast(Role, role)}), subject=named), int(claims["exp"]) * SECOND)
+        return Caller(tenant, frozenset({cast(Role, role)}), subject=named, ends=int(claims["exp"]) * SECOND)
 
     def _key(self, header: Mapping[str, Any]) -> Any:
         """Return the key that a token names, or the only one where it names none; None where there is no such key."""

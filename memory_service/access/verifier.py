@@ -31,11 +31,9 @@ _log = logging.getLogger(__name__)
 
 
 class _Verified(NamedTuple):
-    """A key that was verified: whose it is, when it ends (microseconds since 1970; None for never), and until when
-    (monotonic) that is believed."""
+    """A key or token that was verified: whose it is, and until when (monotonic) that is believed."""
 
     caller: Caller
-    ends: int | None
     until: float
 
 
@@ -63,11 +61,13 @@ class Verifier:
     def known(self, credential: str) -> Caller | None:
         """Return the caller of a credential that was verified a short while ago; None where it has to be verified."""
         found = self._known.get(_hash(credential))
-        if found is None or time.monotonic() >= found.until:
-            return None
-        if found.ends is not None and self._clock.now_us() >= found.ends:
+        if found is None or time.monotonic() >= found.until or self.has_ended(found.caller):
             return None
         return found.caller
+
+    def has_ended(self, caller: Caller) -> bool:
+        """Tell whether the end of a caller's key or token, as it was read with the caller, has come."""
+        return caller.ends is not None and self._clock.now_us() >= caller.ends
 
     def verify(self, credential: str) -> Caller | None:
         """Return the caller of a credential; None for one that is not valid. Errors: those of the storage."""
@@ -79,13 +79,13 @@ class Verifier:
         same = compare_digest(presented.sha256, _NO_SECRET if key is None else key.secret_sha256)
         if key is None or not same or not key.valid(self._clock.now_us()):
             return None
-        return key.caller() if self._learned(key.tenant, changes, credential, (key.caller(), key.ends)) else None
+        return self._learned_of(key.caller(), changes, credential)
 
     def _verified_token(self, credential: str) -> Caller | None:
-        changes, token = self._changes, self._tokens.verify(credential) if self._tokens is not None else None
-        if token is None or self._clock.now_us() >= token.ends:
+        changes, caller = self._changes, self._tokens.verify(credential) if self._tokens is not None else None
+        if caller is None or self.has_ended(caller):
             return None
-        return token.caller if self._learned(token.caller.tenant, changes, credential, token) else None
+        return self._learned_of(caller, changes, credential)
 
     def knows_tenant(self, tenant: str) -> bool:
         """Tell whether a tenant was found to be there a short while ago."""
@@ -116,12 +116,14 @@ class Verifier:
             self._known.clear()
             self._tenants.clear()
 
-    def _learned(
-        self, tenant: str, changes: int, credential: str = "", proven: tuple[Caller, int | None] | None = None
-    ) -> bool:
-        """Learn the quota of the tenant of a valid key, and remember what its credential has proven (the caller, and
-        until when), if that is given, unless something has changed since; return False where there is no such tenant
-        any more."""
+    def _learned_of(self, caller: Caller, changes: int, credential: str) -> Caller | None:
+        """Learn the quota of a caller's tenant, remember that the credential was verified, and return the caller; None
+        where there is no such tenant any more."""
+        return caller if self._learned(caller.tenant, changes, credential, caller) else None
+
+    def _learned(self, tenant: str, changes: int, credential: str = "", proven: Caller | None = None) -> bool:
+        """Learn the quota of the tenant of a valid key, and remember whose its credential is, if that is given, unless
+        something has changed since; return False where there is no such tenant any more."""
         try:
             rate = self._records.tenant(tenant).quota.calls
         except ServiceError as error:
@@ -133,11 +135,11 @@ class Verifier:
                 self._rates.learn(tenant, rate)
                 self._tenants[tenant] = time.monotonic() + self._remembered
                 if proven is not None:
-                    self._remember(credential, *proven)
+                    self._remember(credential, proven)
         return True
 
-    def _remember(self, credential: str, caller: Caller, ends: int | None) -> None:
-        self._known[_hash(credential)] = _Verified(caller, ends, time.monotonic() + self._remembered)
+    def _remember(self, credential: str, caller: Caller) -> None:
+        self._known[_hash(credential)] = _Verified(caller, time.monotonic() + self._remembered)
         self._known.move_to_end(_hash(credential))
         while len(self._known) > _MOST_REMEMBERED:
             self._known.popitem(last=False)

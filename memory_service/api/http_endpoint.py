@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from prometheus_client.exposition import choose_encoder
 
+from memory_service.access.certificates import Shown
 from memory_service.api.http_port import LONGEST_HEAD, HttpPort
 from memory_service.api.tls.serving import Tls
 from memory_service.domain.errors import ServiceError
@@ -42,8 +43,8 @@ class Head(NamedTuple):
     names: Sequence[str] | None
 
 
-# Lets in a caller of the figures, by headers, peer and names in its certificate, or raises a ServiceError.
-Admit = Callable[[Sequence[tuple[str, str]], str, Sequence[str]], Awaitable[None]]
+# Lets in a caller of the figures, by headers, peer and what it has shown of its certificate, or raises a ServiceError.
+Admit = Callable[[Sequence[tuple[str, str]], str, Shown], Awaitable[None]]
 
 
 class Endpoint:
@@ -124,7 +125,7 @@ class Endpoint:
         loop = asyncio.get_running_loop()
         try:
             if self._admit is not None:
-                await self._admit(head.headers, head.peer, head.names or ())
+                await self._admit(head.headers, head.peer, Shown(head.names or ()))
             body = await loop.run_in_executor(self._scraping, encode, self._registry)
         except ServiceError as refusal:
             return _plain(_REFUSED.get(refusal.reason, HTTPStatus.SERVICE_UNAVAILABLE), refusal.message)

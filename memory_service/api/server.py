@@ -4,6 +4,7 @@ shutdown: calls end before what they use."""
 import asyncio
 import logging
 import signal
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -108,7 +109,7 @@ class Server:
             rates = Rates(clock.now_us)
             verifier = Verifier(records, clock, rates, limits.key_believed_s, _tokens(settings, limits))
             clients = certificates.read(settings.tls_client)
-            self._admission = Admission(verifier, clients, rates, settings.insecure, limits)
+            self._admission = Admission(verifier, clients, rates, settings.insecure, limits, _trusts(self._tls))
             opened.callback(self._admission.close)
             listen.check_callers(settings, self._admission.needed)
             opened.pop_all()
@@ -233,6 +234,11 @@ def _tls(settings: Settings, troubles: Troubles) -> Tls | None:
         return None
     authorities = Path(settings.tls_client_ca) if settings.tls_client_ca else None
     return Tls(Files(Path(settings.tls_cert), Path(settings.tls_key), authorities), troubles)
+
+
+def _trusts(tls: Tls | None) -> Callable[[bytes], bool] | None:
+    """Return what tells whether a client's certificate counts on, None where clients need none."""
+    return tls.trusts if tls is not None and tls.wants_certificates else None
 
 
 def _tokens(settings: Settings, limits: Limits) -> Tokens | None:

@@ -33,7 +33,8 @@ class Caller:
 
     banks: patterns as those of a shell (`*`, `?`, `[a-z]`), of which the name of a bank must match one, case and all.
     key_id: the id of the key with which the call was made; "" where it was made without one. subject: the name in the
-    certificate with which it was made; "" where that does not count.
+    certificate with which it was made; "" where that does not count. ends: the time (microseconds since 1970) from
+    which on the key or token is not taken any more, as far as that is known; None for never.
     """
 
     tenant: str
@@ -41,6 +42,7 @@ class Caller:
     banks: tuple[str, ...] = EVERY_BANK
     key_id: str = ""
     subject: str = ""
+    ends: int | None = None
 
     @staticmethod
     def owner() -> "Caller":
@@ -121,4 +123,4 @@ class ApiKey:
 
     def caller(self) -> Caller:
         """Return the caller of a call that comes with this key."""
-        return Caller(self.tenant, frozenset({self.role}), self.banks, self.key_id)
+        return Caller(self.tenant, frozenset({self.role}), self.banks, self.key_id, ends=self.ends)

@@ -83,6 +83,8 @@ class Limits:
     # takes effect within the longer of both.
     key_believed_s: float = 60.0
     key_looked_at_s: float = 30.0
+    # Between two looks at whether the key, token or certificate of a call under way has ended.
+    call_ends_s: float = 1.0
     # Keys of a tenant that are neither revoked nor expired.
     tenant_keys: int = 1000
     # For which a key that was revoked or has expired stays in the list, and how many of those a tenant keeps; and

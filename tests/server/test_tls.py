@@ -1,7 +1,9 @@
 """TLS of all ports, and the renewal of its certificate while the service runs."""
 
 import http.client
+import math
 import os
+import queue
 import re
 import signal
 import socket
@@ -9,8 +11,10 @@ import ssl
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +26,10 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 import kvbank
+from kvbank.v1 import access_pb2, access_pb2_grpc, service_pb2_grpc
 from memory_service.api import http_port
 from memory_service.api.embedded import LocalServer
+from memory_service.api.tls.clients import valid_until
 from memory_service.domain.errors import StartError
 from memory_service.domain.limits import Limits
 from tests.support import command
@@ -379,6 +385,61 @@ def test_the_tenant_of_a_certificate_must_be_there_and_has_its_quota(serve: Any,
         operator.access.delete_tenant("blue")
         with pytest.raises(kvbank.Unauthenticated):
             worker.access.whoami()
+
+
+@pytest.mark.parametrize("keyed", [False, True], ids=["by its name", "with a key"])
+def test_a_connection_counts_no_longer_than_the_authority_of_its_certificate(
+    serve: Any, authority: Authority, tmp_path: Path, keyed: bool
+) -> None:
+    """Take the authority of a client away while its call is under way, over a connection that stays open."""
+    limits = Limits(certificate_s=0.02, call_ends_s=0.02, wrong_key_s=0.0)
+    clients = ["operator=default:operator", *([] if keyed else ["worker=default:write"])]
+    server = serve(authority.settings(clients=True), tls_client=clients, limits=limits)
+    operator, worker = (credentials_of(authority, authority.issue(name)) for name in ("operator", "worker"))
+    with grpc.secure_channel(server.address, operator) as channel:
+        asked = access_pb2.CreateKeyRequest(role=access_pb2.ROLE_WRITE)
+        key = access_pb2_grpc.AccessServiceStub(channel).CreateKey(asked, timeout=60).secret
+    metadata = [("api-key", key)] if keyed else []
+    with grpc.secure_channel(server.address, worker, [("grpc.use_local_subchannel_pool", 1)]) as channel:
+        stub = service_pb2_grpc.MemoryServiceStub(channel)
+        sent: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        stream = stub.WriteChunks(iter(sent.get, None), metadata=metadata, timeout=60)
+        who = access_pb2_grpc.AccessServiceStub(channel).WhoAmI
+        # An authority more takes nothing away.
+        authority.file.write_bytes(Authority(tmp_path / "other").pem + authority.pem)
+        assert shown(server.address, authority)
+        assert who(access_pb2.WhoAmIRequest(), metadata=metadata, timeout=60).tenant == "default"
+        assert stream.is_active()
+        authority.file.write_bytes(Authority(tmp_path / "another").pem)
+        for call in (lambda: next(stream), lambda: who(access_pb2.WhoAmIRequest(), metadata=metadata, timeout=60)):
+            with pytest.raises(grpc.RpcError) as caught:
+                call()
+            assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
+        sent.put(None)
+
+
+def credentials_of(authority: Authority, issued: trustme.LeafCert) -> Any:
+    return grpc.ssl_channel_credentials(authority.pem, issued.private_key_pem.bytes(), chain(issued))
+
+
+def test_a_clients_certificate_ends_with_the_first_that_it_rests_on(tmp_path: Path) -> None:
+    now, ours, others = time.time(), trustme.CA(), trustme.CA()
+    between = ours.create_child_ca()
+    leaf = between.issue_cert("worker", not_after=datetime.fromtimestamp(now + 100, UTC))
+    certificate, signer = (pem.bytes() for pem in leaf.cert_chain_pems)
+    both = others.cert_pem.bytes() + ours.cert_pem.bytes()
+    for authorities in (ours.cert_pem.bytes(), both):
+        for way in (certificate + signer, certificate + others.cert_pem.bytes() + signer):
+            assert now + 98 < valid_until(way, authorities) < now + 101
+    for why, (way, authorities) in {
+        "of another authority": (certificate + signer, others.cert_pem.bytes()),
+        "without the one between": (certificate, both),
+        "the one between alone says nothing of it": (certificate + others.cert_pem.bytes(), both),
+        "no authorities": (certificate + signer, b""),
+        "nothing": (b"", both),
+        "no certificate": (b"-----BEGIN CERTIFICATE-----", both),
+    }.items():
+        assert valid_until(way, authorities) == -math.inf, why
 
 
 @pytest.mark.parametrize(

@@ -3,24 +3,29 @@
 import base64
 import http.server
 import json
+import queue
 import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import grpc
 import jwt
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
 import kvbank
+from kvbank.v1 import service_pb2, service_pb2_grpc
 from memory_service.api.embedded import LocalServer
 from memory_service.domain.errors import StartError
 from memory_service.domain.limits import Limits
 from tests.support.certificates import Authority
+from tests.support.clocks import SECOND, Hands
 
 AUDIENCE = "kvbank"
 NO_PAUSE = Limits(wrong_key_s=0.0, token_keys_seldom_s=0.0)
@@ -79,6 +84,55 @@ def test_keys_go_on_beside_tokens(server: LocalServer) -> None:
     assert who(server, key).roles == ("read",)
     with pytest.raises(kvbank.Unauthenticated):
         who(server, None)
+
+
+@contextmanager
+def writing(server: LocalServer, credential: str) -> Iterator[Any]:
+    """Make a call that is under way when the block begins, and goes on as long as it is let."""
+    sent: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    with grpc.insecure_channel(server.address) as channel:
+        stub, metadata = service_pb2_grpc.MemoryServiceStub(channel), [("api-key", credential)]
+        stream = stub.WriteChunks(iter(sent.get, None), metadata=metadata, timeout=60)
+        stub.GetServerInfo(service_pb2.GetServerInfoRequest(), metadata=metadata, timeout=60)
+        assert stream.is_active()
+        yield stream
+        sent.put(None)
+
+
+def test_a_call_under_way_ends_with_its_token_or_the_end_of_its_key(tmp_path: Path, keys: Path) -> None:
+    hands, limits = Hands(), Limits(wrong_key_s=0.0, call_ends_s=0.02)
+    settings = {"jwt_jwks": str(keys), "jwt_audience": AUDIENCE}
+    with LocalServer(tmp_path / "data", limits=limits, clock=hands.clock(), **settings) as server:
+        with kvbank.connect(server.address, api_key=token(role="admin")) as admin:
+            ttl = timedelta(seconds=1000)
+            key = admin.access.create_key("write", ttl=ttl).secret
+        now = hands.wall // SECOND
+        with (
+            writing(server, token(exp=now + 1000)) as first,
+            writing(server, key) as second,
+            writing(server, token(exp=now + 2000)) as later,
+        ):
+            hands.go_on(1000 * SECOND)
+            for ended in (first, second):
+                with pytest.raises(grpc.RpcError) as caught:
+                    next(ended)
+                assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
+            assert later.is_active()
+
+
+def test_a_call_under_way_ends_with_the_tenant_of_its_token(tmp_path: Path, keys: Path) -> None:
+    settings = {"jwt_jwks": str(keys), "jwt_audience": AUDIENCE}
+    with (
+        LocalServer(tmp_path / "data", limits=Limits(key_looked_at_s=0.02), **settings) as server,
+        kvbank.connect(server.address, api_key=token(role="operator")) as operator,
+    ):
+        operator.access.create_tenant("blue")
+        with writing(server, token()) as ours, writing(server, token(tenant="blue")) as theirs:
+            operator.access.delete_tenant("blue")
+            with pytest.raises(grpc.RpcError) as caught:
+                next(theirs)
+            assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
+            assert ours.is_active()
 
 
 def public_pem(key: Any) -> bytes:

@@ -9,16 +9,17 @@ that were verified a short while ago pass without one. Everything here is used i
 
 import asyncio
 import logging
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import NoReturn
 
 from memory_service.access import credentials, peers
-from memory_service.access.certificates import Certificates
+from memory_service.access.certificates import NOTHING, Certificates, Shown
 from memory_service.access.rates import Rates
 from memory_service.access.verifier import Verifier
 from memory_service.api.calls.fairness import FairTurns, Holdings, Owner
-from memory_service.api.calls.running import Calls
+from memory_service.api.calls.running import Calls, Proof
 from memory_service.domain.access import OWNER, Caller
 from memory_service.domain.errors import ServiceError, right_missing, unauthenticated
 from memory_service.domain.limits import Limits
@@ -38,12 +39,19 @@ class Admission:
     """Tells who makes each call, and refuses those who may not."""
 
     def __init__(
-        self, verifier: Verifier, certificates: Certificates, rates: Rates, insecure: bool, limits: Limits
+        self,
+        verifier: Verifier,
+        certificates: Certificates,
+        rates: Rates,
+        insecure: bool,
+        limits: Limits,
+        trusts: Callable[[bytes], bool] | None = None,
     ) -> None:
         """Go by the keys that `verifier` knows, by certificates, and by the rates of tenants. insecure: whether callers
-        from anywhere are let in as long as no caller is known by either."""
+        from anywhere are let in as long as no caller is known by either. trusts: where clients need a certificate,
+        tells whether one that was shown before (PEM) still is of an authority; see `Tls.trusts`."""
         self._verifier, self._certificates, self._rates = verifier, certificates, rates
-        self._insecure, self._limits = insecure, limits
+        self._insecure, self._limits, self._trusts = insecure, limits, trusts
         self._failures = Repeating()
         self._turns = FairTurns(_TURNS)
         self._waiting = Holdings()
@@ -54,18 +62,18 @@ class Admission:
 
     @property
     def knows_certificates(self) -> bool:
-        """Tell whether the names in a caller's certificate count."""
-        return bool(self._certificates)
+        """Tell whether the certificates of callers are looked at."""
+        return self._trusts is not None
 
     @property
     def needed(self) -> bool:
         """Tell whether callers that are no owners are told apart, so that each has to show who it is."""
-        return self._verifier.needed or self.knows_certificates
+        return self._verifier.needed or bool(self._certificates)
 
-    async def admit(self, method: str, metadata: Metadata, peer: str, names: Iterable[str] = ()) -> Caller:
-        """Return the caller of the running request, who may make it, and note it in the request. names: those in the
-        caller's certificate. Errors: UNAUTHENTICATED, PERMISSION_DENIED, RATE_EXCEEDED, NOT_SERVING."""
-        caller = await self.caller(metadata, peer, names)
+    async def admit(self, method: str, metadata: Metadata, peer: str, shown: Shown = NOTHING) -> Caller:
+        """Return the caller of the running request, who may make it, and note it in the request. shown: of the caller's
+        certificate. Errors: UNAUTHENTICATED, PERMISSION_DENIED, RATE_EXCEEDED, NOT_SERVING."""
+        caller = await self.caller(metadata, peer, shown)
         if request := requests.current():
             request.caller = caller
         if not caller.is_owner:
@@ -85,20 +93,27 @@ class Admission:
             return False
         return bool(credential) and self._verifier.known(credential) is not None
 
-    async def caller(self, metadata: Metadata, peer: str, names: Iterable[str] = ()) -> Caller:
+    async def caller(self, metadata: Metadata, peer: str, shown: Shown = NOTHING) -> Caller:
         """Return the caller of a call. A key counts before a certificate, which many callers behind one proxy may
-        share. Errors: UNAUTHENTICATED, NOT_SERVING."""
+        share; but where clients need a certificate, none is let in whose certificate could not be shown once more.
+        Errors: UNAUTHENTICATED, NOT_SERVING."""
+        if not self._is_trusted(shown.pem):
+            raise unauthenticated()
         if not self.needed and (self._insecure or peers.is_local(peer)):
             return OWNER
         credential = credentials.of(metadata)
         if not credential:
             if peers.is_unix(peer):
                 return OWNER
-            known = self._certificates.caller(names)
+            known = self._certificates.caller(shown.names)
             if known is None or not await self._has_tenant(known):
                 raise unauthenticated()
             return known
         return self._verifier.known(credential) or await self._verified(credential, peers.host(peer))
+
+    def _is_trusted(self, certificate: bytes) -> bool:
+        """Tell whether a certificate (PEM), where there is one, is still of an authority, and valid."""
+        return not certificate or self._trusts is None or self._trusts(certificate)
 
     async def _has_tenant(self, caller: Caller) -> bool:
         """Tell whether the tenant of a caller with a certificate is there, whose quota is then known."""
@@ -107,25 +122,38 @@ class Admission:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._threads, self._verifier.find_tenant, caller.tenant)
 
-    async def admit_to_figures(self, headers: Metadata, peer: str, names: Iterable[str] = ()) -> None:
+    async def admit_to_figures(self, headers: Metadata, peer: str, shown: Shown = NOTHING) -> None:
         """Let in a caller of the figures over HTTP, who needs the right of an operator once callers are told apart.
         Errors: as `admit`."""
-        if self.needed and not (await self.caller(headers, peer, names)).may("operate"):
+        if self.needed and not (await self.caller(headers, peer, shown)).may("operate"):
             raise right_missing("/metrics", "operate")
 
     async def look_after(self, calls: Calls) -> NoReturn:
-        """End the calls under way whose keys are not taken any more, for as long as this runs."""
+        """End the calls under way whose callers would not be let in any more, for as long as this runs: soon after the
+        end of a key, a token or a certificate, and later where a key was revoked or a tenant deleted, which the records
+        say."""
+        looked = time.monotonic()
         while True:
-            await asyncio.sleep(self._limits.key_looked_at_s)
-            for key_id, made in calls.made_with_keys().items():
-                if not await self._still_valid(key_id):
-                    for call in made:
-                        call.end(unauthenticated())
+            await asyncio.sleep(min(self._limits.call_ends_s, self._limits.key_looked_at_s))
+            _end(calls, [proof for proof in calls.by_proof() if self._has_ended(proof)])
+            if time.monotonic() - looked >= self._limits.key_looked_at_s:
+                _end(calls, [proof for proof in calls.by_proof() if not await self._still_valid(proof.caller)])
+                looked = time.monotonic()
 
-    async def _still_valid(self, key_id: str) -> bool:
-        """Tell whether a key is still taken; yes where the storage does not say."""
+    def _has_ended(self, proof: Proof) -> bool:
+        """Tell, without the records, whether what a call was let in by has ended."""
+        return self._verifier.has_ended(proof.caller) or not self._is_trusted(proof.certificate)
+
+    async def _still_valid(self, caller: Caller) -> bool:
+        """Tell whether the key of a caller is still taken, and its tenant still there; yes where the storage does not
+        say."""
+        if caller.is_owner:
+            return True
+        ask, name = (
+            (self._verifier.valid, caller.key_id) if caller.key_id else (self._verifier.find_tenant, caller.tenant)
+        )
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._threads, self._verifier.valid, key_id)
+            return await asyncio.get_running_loop().run_in_executor(self._threads, ask, name)
         except Exception as error:
             self._failures.error(_log, error, "cannot look at the keys of calls that are under way")
             return True
@@ -167,3 +195,11 @@ class Admission:
         finally:
             self._waiting.add(owner, -1)
         return owner
+
+
+def _end(calls: Calls, proofs: Collection[Proof]) -> None:
+    """End the calls that were let in by one of these."""
+    made = calls.by_proof()
+    for proof in proofs:
+        for call in made.get(proof, ()):
+            call.end(unauthenticated())

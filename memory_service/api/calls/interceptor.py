@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import grpc
 from grpc_health.v1 import health
 
-from memory_service.access.certificates import SAN
+from memory_service.access.certificates import NOTHING, Shown
 from memory_service.api.calls import running
 from memory_service.api.calls.admission import Admission
 from memory_service.api.calls.running import Calls
@@ -23,6 +23,8 @@ from memory_service.observe.observation import Observer, request_id
 from memory_service.observe.request import Request
 
 ID_KEY = "x-request-id"
+# The properties of gRPC's connections with the names in a certificate, and with it and those that it was signed by.
+_SAN, _PEM = "x509_subject_alternative_name", ("x509_pem_cert", "x509_pem_cert_chain")
 _OPEN = f"/{health.SERVICE_NAME}/"
 
 
@@ -111,9 +113,9 @@ class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         """Tell whether the caller of the running call may make it; else the call ends with an error that says so."""
         try:
             metadata = context.invocation_metadata() or ()
-            names = _names(context) if self._admission.knows_certificates else ()
-            caller = await self._admission.admit(method, metadata, context.peer(), names)
-            self._calls.let_in(running.current(), caller)
+            shown = _shown(context) if self._admission.knows_certificates else NOTHING
+            caller = await self._admission.admit(method, metadata, context.peer(), shown)
+            self._calls.let_in(running.current(), caller, shown.pem)
         except Exception as error:
             running.refuse(context, to_service_error(error))
             return False
@@ -132,9 +134,11 @@ async def _written(inner: Any, messages: Any, context: Any) -> None:
             await context.write(answer)
 
 
-def _names(context: Any) -> list[str]:
-    """Return the names in the certificate that the caller has shown and that TLS has checked."""
-    return [name.decode(errors="replace") for name in context.auth_context().get(SAN, ())]
+def _shown(context: Any) -> Shown:
+    """Return what the caller has shown of its certificate when it connected."""
+    found = context.auth_context()
+    names = [name.decode(errors="replace") for name in found.get(_SAN, ())]
+    return Shown(names, b"".join(part for name in _PEM for part in found.get(name, ())))
 
 
 def _code(context: Any, error: BaseException | None) -> str:

@@ -11,7 +11,7 @@ import time
 from collections import defaultdict
 from collections.abc import Coroutine
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, NamedTuple
 
 from grpc._cython.cygrpc import ExecuteBatchError
 
@@ -42,16 +42,24 @@ def refuse(context: Any, refusal: ServiceError) -> None:
     context.set_trailing_metadata(((_DETAILS, status(refusal).SerializeToString()),))
 
 
+class Proof(NamedTuple):
+    """What a call was let in by: its caller, and the certificate that its connection has shown (PEM; empty for
+    none)."""
+
+    caller: Caller
+    certificate: bytes
+
+
 class Call:
     """A call under way, made in the task that handles it.
 
-    `owner` is whose the turns and bytes of the call are; the connection of a unix socket is not known. `key_id` is that
-    of the key with which the call was made, "" for none. `counted` is whether the call is counted among those of its
-    owner. `ended` is the error with which the call was ended from outside, if it was.
+    `owner` is whose the turns and bytes of the call are; the connection of a unix socket is not known. `proof` is who
+    makes the call, once that is known. `counted` is whether the call is counted among those of its owner. `ended` is
+    the error with which the call was ended from outside, if it was.
     """
 
     def __init__(self, peer: str) -> None:
-        self.key_id = ""
+        self.proof: Proof | None = None
         self.owner = Owner("" if peer.startswith("unix:") else peer)
         self.counted = False
         self.ended: ServiceError | None = None
@@ -59,9 +67,9 @@ class Call:
         assert task is not None
         self._task = task
 
-    def belongs_to(self, caller: Caller) -> None:
+    def belongs_to(self, caller: Caller, certificate: bytes) -> None:
         """Note who makes this call. The owner of the data folder is of no tenant that has to leave room for others."""
-        self.key_id = caller.key_id
+        self.proof = Proof(caller, certificate)
         self.owner = self.owner._replace(tenant="" if caller.is_owner else caller.tenant)
 
     def end(self, error: ServiceError) -> None:
@@ -124,21 +132,21 @@ class Calls:
         except ExecuteBatchError:
             raise asyncio.CancelledError from None  # the caller has gone
 
-    def let_in(self, call: Call, caller: Caller) -> None:
+    def let_in(self, call: Call, caller: Caller, certificate: bytes = b"") -> None:
         """Note who makes a call that is under way. Errors: NOT_SERVING where the caller's tenant has too many."""
-        call.belongs_to(caller)
+        call.belongs_to(caller, certificate)
         self._held.add(call.owner, 1)
         call.counted = True
         if self._held.of_tenant(call.owner) > self._most:
             text = f"the tenant has {self._most} calls under way, which are all that one may have"
             raise ServiceError("NOT_SERVING", f"{text}; this one can be made again")
 
-    def made_with_keys(self) -> dict[str, list[Call]]:
-        """Return the calls that are under way by the ids of the keys with which they were made."""
+    def by_proof(self) -> dict[Proof, list[Call]]:
+        """Return the calls that are under way and were let in, by what they were let in by."""
         made = defaultdict(list)
         for call in self._running:
-            if call.key_id:
-                made[call.key_id].append(call)
+            if call.proof is not None:
+                made[call.proof].append(call)
         return made
 
     def _left(self, call: Call) -> None:

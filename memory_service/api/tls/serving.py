@@ -14,6 +14,7 @@ from typing import Any
 
 import grpc
 
+from memory_service.api.tls import clients
 from memory_service.api.tls.identity import Files, Identity, Pem, UnfitError, checked, moment
 from memory_service.domain.errors import StartError
 from memory_service.observe.troubles import Troubles
@@ -80,6 +81,12 @@ class Tls:
             return None
         self._given = found
         return _configuration(found)
+
+    def trusts(self, shown: bytes) -> bool:
+        """Tell whether the client of a connection that is open could connect once more by the certificate that it has
+        shown. shown: PEM, with the certificates that this one was signed by."""
+        authorities = self._identity.pem.authorities
+        return authorities is None or _now().timestamp() < clients.valid_until(shown, authorities)
 
     def for_http(self) -> ssl.SSLContext:
         """Return the context of a new connection over HTTP."""
