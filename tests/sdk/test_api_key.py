@@ -120,7 +120,13 @@ def test_a_key_is_in_no_text_of_a_client() -> None:
 
 
 @pytest.mark.parametrize(
-    "address", ["host:7400", "10.0.0.1:7400", "[fe80::1]:7400", "dns:host:7400", "127.0.0.1:1,b:2"]
+    "address",
+    [
+        *("host:7400", "10.0.0.1:7400", "[fe80::1]:7400", "dns:host:7400", "127.0.0.1:1,b:2", "b:2,localhost:1"),
+        # What looks like the loopback, and is not.
+        *("localhost.example.org:1", "127.0.0.1.example.org:1", "0.0.0.0:1", "[::]:1", "[::ffff:10.0.0.1]:1"),
+        *("ipv4:10.0.0.1:1", "dns:///10.0.0.1:1", "127.1:1", "2130706433:1"),
+    ],
 )
 def test_a_key_goes_to_other_machines_over_tls_alone_unless_the_caller_says_so(
     address: str, monkeypatch: pytest.MonkeyPatch

@@ -276,19 +276,50 @@ def test_several_addresses_are_a_target() -> None:
 def test_a_proxy_that_is_named_for_grpc_is_used(
     server: LocalServer, authority: Authority, ask: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with Proxy() as proxy:
+    options = {"root_certificates": authority.file, "server_name": "127.0.0.1"}
+    # An address that is not of the loopback by its form, and leads to this machine all the same.
+    port = server.address.rpartition(":")[2]
+    other = f"0.0.0.0:{port}"
+    with Proxy(server.address) as proxy:
         monkeypatch.setenv("http_proxy", f"http://{proxy.address}")
-        assert ask(server.address, root_certificates=authority.file)
+        assert ask(other, **options)
         assert proxy.asked == []
         monkeypatch.setenv("grpc_proxy", f"http://{proxy.address}")
-        assert ask(server.address, root_certificates=authority.file)
-        assert proxy.asked == [f"CONNECT {server.address} HTTP/1.1"]
+        assert ask(other, **options)
+        assert proxy.asked == [f"CONNECT {other} HTTP/1.1"]
+        # Of several addresses only those of other machines are called through it.
+        assert ask(f"localhost:{port},{other}", **options)
+        assert len(proxy.asked) == 1
+        assert ask(f"localhost:1,{other}", **options)
+        assert proxy.asked[1:] == [f"CONNECT {other} HTTP/1.1"]
+
+
+def test_no_proxy_is_between_processes_of_one_machine(
+    tmp_path: Path, ask: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Name a proxy in all ways that gRPC knows: it would see the key, which goes over the loopback as plain text."""
+    with (
+        Proxy("127.0.0.1:1") as proxy,
+        LocalServer(tmp_path / "a") as loopback,
+        LocalServer(tmp_path / "b", f"unix:{tmp_path}/s") as local,
+    ):
+        for name in ("grpc_proxy", "https_proxy", "http_proxy"):
+            monkeypatch.setenv(name, f"http://{proxy.address}")
+        monkeypatch.setenv("GRPC_ADDRESS_HTTP_PROXY", proxy.address)
+        monkeypatch.setenv("GRPC_ADDRESS_HTTP_PROXY_ENABLED_ADDRESSES", "127.0.0.0/8,::1/128")
+        port = loopback.address.rpartition(":")[2]
+        by_hand = (("grpc.enable_http_proxy", 1), ("grpc.http_proxy", f"http://{proxy.address}"))
+        for target in (loopback.address, f"localhost:{port}", f"ipv4:127.0.0.1:{port}", local.address):
+            for options in ((), by_hand):
+                assert ask(target, api_key="kvb_of_nobody", options=options) if target != local.address else ask(target)
+        assert proxy.asked == []
 
 
 class Proxy:
-    """A proxy of HTTP, which connects its callers to where they want to go."""
+    """A proxy of HTTP, which connects its callers to an address, wherever they want to go."""
 
-    def __init__(self) -> None:
+    def __init__(self, address: str) -> None:
+        self._there = address
         self.asked: list[str] = []
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
@@ -303,7 +334,7 @@ class Proxy:
                 while b"\r\n\r\n" not in head:
                     head += caller.recv(1000)
                 self.asked.append(head.decode().splitlines()[0])
-                host, _, port = self.asked[-1].split()[1].rpartition(":")
+                host, _, port = self._there.rpartition(":")
                 there = socket.create_connection((host, int(port)))
                 caller.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
                 self._sockets += [caller, there]

@@ -9,6 +9,7 @@ from typing import Any
 from kvbank._arguments import each, expected, int32, text
 from kvbank._tls import Tls
 from kvbank._transport.turn import CONNECT_MS, Turn
+from kvbank.wire import addresses
 
 Metadata = tuple[tuple[str, str | bytes], ...]
 
@@ -42,6 +43,8 @@ MOST_PAGES |= {"ListKeys": 10**9, "ListTenants": 10**9}
 REQUEST_ID = "x-request-id"
 # The variable by which gRPC, and nothing else, goes through a proxy.
 _PROXY = "grpc_proxy"
+# What switches off the proxies of names, and those of resolved addresses (GRPC_ADDRESS_HTTP_PROXY).
+_NO_PROXY = {"grpc.enable_http_proxy": 0, "grpc.address_http_proxy_enabled_addresses": ""}
 
 OPTIONS: tuple[tuple[str, Any], ...] = (
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
@@ -76,6 +79,12 @@ def with_defaults(options: Sequence[tuple[str, Any]], *, several: bool = False) 
     if os.environ.get(_PROXY):
         ours["grpc.enable_http_proxy"] = 1
     return list((ours | dict(each("options", options, _option))).items())
+
+
+def for_address(address: str, options: Sequence[tuple[str, Any]]) -> list[tuple[str, Any]]:
+    """Return the channel arguments for one address of a service: to an address of this machine no proxy is used,
+    whatever says so, because it could read what goes there as plain text, keys included."""
+    return list((dict(options) | (_NO_PROXY if addresses.is_own(address) else {})).items())
 
 
 def _option(field: str, option: Any) -> tuple[str, str | int | bytes]:

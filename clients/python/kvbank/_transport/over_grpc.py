@@ -94,9 +94,11 @@ class AsyncGrpc:
 
 def _channels(kind: Any, route: channel.Route, more: Options = ()) -> list[Any]:
     """Make a channel to each address of a route. kind: the module of gRPC that makes them. more: channel arguments."""
-    options = [*route.options, *more]
-    targets = map(addresses.for_grpc, route.turn.addresses)
+    targets = [
+        (addresses.for_grpc(address), [*channel.for_address(address, route.options), *more])
+        for address in route.turn.addresses
+    ]
     if route.tls is None:
-        return [kind.insecure_channel(target, options=options) for target in targets]
-    options, credentials = [*options, *route.tls.options()], route.tls.credentials()
-    return [kind.secure_channel(target, credentials, options=options) for target in targets]
+        return [kind.insecure_channel(target, options=options) for target, options in targets]
+    named, credentials = route.tls.options(), route.tls.credentials()
+    return [kind.secure_channel(target, credentials, options=[*options, *named]) for target, options in targets]
