@@ -21,6 +21,7 @@ EXPECTED = {
     "kvbank/__init__.py",
     "kvbank/__init__.pyi",
     "kvbank/py.typed",
+    "kvbank/embed/idf.npz",
     "kvbank/v1/service_pb2_grpc.py",
     "memory_service/__main__.py",
     "memory_service/py.typed",

@@ -1,61 +1,24 @@
-"""Any function from texts to vectors is an embedder, once it has a name."""
+"""Functions from texts to vectors are embedders by the class of the SDK, which refuses here with the worker's error."""
 
-from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-import xxhash
-
-from model_worker.arguments import of_kind, whole
-from model_worker.embed.base import Vectors, checked
-from model_worker.errors import InputError
-
-Function = Callable[[list[str]], Any]
+from kvbank.embed import callable as of_sdk
+from model_worker.embed.base import Vectors, input_errors
 
 
-class CallableEmbedder:
-    """Embeds texts by a function of yours, from a list of texts to an array or tensor `[n, d]`.
+class CallableEmbedder(of_sdk.CallableEmbedder):
+    __doc__ = str(of_sdk.CallableEmbedder.__doc__).replace("Errors: InvalidArgument", "Raises InputError")
 
-    name: what a bank remembers the function by: a bank is searched by the function of the name that it was written
-    with, so give another name, such as the model's name and version, when what the function computes changes.
-    dimension: d; None: the function is tried. queries: the function for what is searched for, where that is another.
-    digest: in the place of one that is made of name and dimension. Rows should have unit length, or be zeros for texts
-    in which there is nothing. Raises InputError for what is no function, a name that is empty, and a function that
-    gives no vectors.
-    """
-
-    def __init__(
-        self,
-        function: Function,
-        *,
-        name: str,
-        dimension: int | None = None,
-        queries: Function | None = None,
-        digest: str | None = None,
-    ):
-        for argument, value in (("function", function), ("queries", queries or function)):
-            if not callable(value):
-                raise InputError(f"{argument} is a function of texts, not a {type(value).__name__}")
-        self.name = of_kind("name", name, str)
-        if not name.strip():
-            raise InputError("name is empty: a bank remembers the function by it")
-        self._function, self._queries = function, queries or function
-        self.dimension = _tried(function) if dimension is None else whole("dimension", dimension)
-        made = xxhash.xxh3_128_hexdigest(f"callable-1 {self.dimension} {name}".encode())
-        self.digest = made if digest is None else of_kind("digest", digest, str)
+    def __init__(self, function: of_sdk.Function, **named: Any):
+        with input_errors():
+            super().__init__(function, **named)
 
     def embed(self, texts: list[str]) -> Vectors:
         """Return a row for each of `texts`. Raises InputError where the function gives something else."""
-        return checked(self._function(texts), len(texts), self.dimension)
+        with input_errors():
+            return super().embed(texts)
 
     def embed_queries(self, texts: list[str]) -> Vectors:
         """Return a row for each of `texts`, which are searched for. Raises InputError as `embed`."""
-        return checked(self._queries(texts), len(texts), self.dimension)
-
-
-def _tried(function: Function) -> int:
-    """Return the dimension of what a function gives for one text. Raises InputError."""
-    shape = tuple(np.shape(function(["A probe."])))
-    if len(shape) != 2 or shape[0] != 1:
-        raise InputError(f"an embedding function gives an array [n, d]; for one text this gave the shape {shape}")
-    return int(shape[1])
+        with input_errors():
+            return super().embed_queries(texts)

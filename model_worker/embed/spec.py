@@ -6,21 +6,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from kvbank.embed.lexical import LEXICAL, is_lexical, lexical
 from model_worker.arguments import of_kind, whole
 from model_worker.attachment.model_names import lasting
-from model_worker.embed.base import Embedder
+from model_worker.embed.base import Embedder, input_errors
 from model_worker.embed.callable import CallableEmbedder
 from model_worker.embed.encoder import EncoderEmbedder
 from model_worker.embed.hub import encoder_folder
 from model_worker.embed.hybrid import WEIGHT, HybridEmbedder
-from model_worker.embed.idf_table import shipped_table
-from model_worker.embed.lexical import LexicalEmbedder
 from model_worker.errors import InputError
 
 # What an embedder may be given as: a name, a folder, a function with a `digest`, or an embedder.
 AnyEmbedder: TypeAlias = str | os.PathLike[str] | Embedder | Callable[[list[str]], Any]
 
-_LEXICAL = re.compile(r"lexical(?P<idf>:idf)?(?:[:,]d=(?P<dimension>[1-9]\d{0,5}))?")
 _WEIGHT = re.compile(r"(?P<parts>.*),w=(?P<weight>[0-9.]+)")
 
 
@@ -36,8 +34,9 @@ def embedder(spec: AnyEmbedder) -> Embedder:
         return EncoderEmbedder(Path(spec))
     if not isinstance(spec, str):
         return _of_object(spec)
-    if spec == "lexical" or spec.startswith("lexical:"):
-        return _lexical(spec)
+    if is_lexical(spec):
+        with input_errors():
+            return lexical(spec)
     if spec.startswith("hybrid:"):
         return _hybrid(spec)
     return EncoderEmbedder(encoder_folder(spec))
@@ -48,7 +47,7 @@ def lasting_spec(spec: str) -> str:
     if spec.startswith("hybrid:"):
         parts, comma, weight = spec.removeprefix("hybrid:").partition(",w=")
         return f"hybrid:{'+'.join(map(lasting_spec, parts.split('+')))}{comma}{weight}"
-    return spec if _LEXICAL.fullmatch(spec) else lasting(spec)
+    return spec if LEXICAL.fullmatch(spec) else lasting(spec)
 
 
 def _of_object(given: Any) -> Embedder:
@@ -71,20 +70,13 @@ def _of_object(given: Any) -> Embedder:
     return CallableEmbedder(given, name=str(name or digest), digest=digest)
 
 
-def _lexical(spec: str) -> LexicalEmbedder:
-    match = _LEXICAL.fullmatch(spec)
-    if not match or (match["dimension"] and ("," in spec) != bool(match["idf"])):
-        raise InputError(f"embedder {spec!r}: write lexical:d=DIMENSION, lexical:idf or lexical:idf,d=DIMENSION")
-    return LexicalEmbedder(int(match["dimension"] or 1024), table=shipped_table() if match["idf"] else None)
-
-
 def _hybrid(spec: str) -> HybridEmbedder:
     """Make the hybrid of a spec; a part with a plus, or with a comma if it is not lexical, is refused as ambiguous."""
     parts, weight = spec.removeprefix("hybrid:"), WEIGHT
     if match := _WEIGHT.fullmatch(parts):
         parts, weight = match["parts"], _number(spec, match["weight"])
     names = parts.split("+")
-    if len(names) != 2 or not all(names) or any("," in name and not _LEXICAL.fullmatch(name) for name in names):
+    if len(names) != 2 or not all(names) or any("," in name and not LEXICAL.fullmatch(name) for name in names):
         raise InputError(
             f"embedder {spec!r}: write hybrid:A+B or hybrid:A+B,w=WEIGHT; for a folder with + or , in its name use "
             "HybridEmbedder"

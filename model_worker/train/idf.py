@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from kvbank.console.output import print_line
 from kvbank.console.progress import Progress, progress
-from model_worker.embed.idf_table import IdfTable
-from model_worker.embed.lexical import features, hashed
+from kvbank.embed.idf_table import IdfTable
+from kvbank.embed.lexical import features, hashed
 from model_worker.errors import InputError
 from model_worker.settings.flags import run_program
 from model_worker.text_files import passages, read_book

@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from model_worker.embed.lexical import LexicalEmbedder
+from kvbank.embed.lexical import LexicalEmbedder
 
 
 class NotingEmbedder(LexicalEmbedder):

@@ -11,10 +11,10 @@ import pytest
 import torch
 
 import kvbank
+from kvbank.embed.idf_table import BUCKETS, IdfTable, shipped_table
+from kvbank.embed.lexical import features, hashed
 from model_worker import CallableEmbedder, HybridEmbedder, MemoryModel
 from model_worker.embed import LexicalEmbedder, embedder, name_of, of_bank
-from model_worker.embed.idf_table import BUCKETS, IdfTable, shipped_table
-from model_worker.embed.lexical import features, hashed
 from model_worker.errors import BankMismatch, InputError
 from tests.worker.tiny import bank, build, tokenizer
 
@@ -82,9 +82,9 @@ def test_files_that_are_no_table(tmp_path: Path) -> None:
     (tmp_path / "cut.npz").write_bytes((tmp_path / "other.npz").read_bytes()[:50])
     np.savez(tmp_path / "floats.npz", steps=np.zeros(3), chunks=3)
     for name in ("other", "cut", "floats", "absent"):
-        with pytest.raises(InputError, match=name):
+        with pytest.raises(kvbank.InvalidArgument, match=name):
             IdfTable.read(tmp_path / f"{name}.npz")
-    with pytest.raises(InputError, match="no chunk"):
+    with pytest.raises(kvbank.InvalidArgument, match="no chunk"):
         IdfTable.counted([])
 
 

@@ -17,10 +17,10 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from model_worker.errors import InputError
+from kvbank._exceptions import InvalidArgument
 
 BUCKETS = 1 << 18
-SHIPPED = Path(__file__).parents[1] / "assets" / "lexical-idf" / "idf.npz"
+SHIPPED = Path(__file__).parent / "idf.npz"
 _STEPS = 255
 
 
@@ -36,13 +36,13 @@ class IdfTable:
 
     @classmethod
     def counted(cls, chunks: Iterable[NDArray[np.uint64]], buckets: int = BUCKETS) -> Self:
-        """Count chunks, each given as the hashes of its features. Raises InputError where there is no chunk."""
+        """Count chunks, each given as the hashes of its features. Errors: InvalidArgument where there is no chunk."""
         found, total = np.zeros(buckets), 0
         for hashes in chunks:
             found[np.unique(hashes % np.uint64(buckets)).astype(np.int64)] += 1
             total += 1
         if not total:
-            raise InputError("there is no chunk of text to count")
+            raise InvalidArgument("there is no chunk of text to count")
         weights = np.log((total + 1) / (found + 1)) / math.log(total + 1)
         return cls(np.maximum(np.rint(weights * _STEPS), 1).astype(np.uint8), total)
 
@@ -64,15 +64,15 @@ class IdfTable:
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """Read a table that `write` has written. Raises InputError for any other file."""
+        """Read a table that `write` has written. Errors: InvalidArgument for any other file."""
         try:
             with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as content:
                 steps: Any = content["steps"]
                 chunks = int(content["chunks"])
         except Exception as error:  # of zipfile, zlib and numpy, by what is wrong with the file
-            raise InputError(f"cannot read the table {path}: {error}") from error
+            raise InvalidArgument(f"cannot read the table {path}: {error}") from error
         if steps.dtype != np.uint8 or steps.ndim != 1 or not len(steps) or chunks < 1:
-            raise InputError(f"{path} is no table of weights")
+            raise InvalidArgument(f"{path} is no table of weights")
         return cls(steps, chunks)
 
 

@@ -11,11 +11,13 @@ from itertools import pairwise
 import numpy as np
 import xxhash
 
-from model_worker.arguments import whole
-from model_worker.embed.base import Vectors
-from model_worker.embed.idf_table import IdfTable
+from kvbank._arguments import integer
+from kvbank._exceptions import InvalidArgument
+from kvbank.embed.base import Vectors
+from kvbank.embed.idf_table import IdfTable, shipped_table
 
 _WORDS = re.compile(r"\w+", re.UNICODE)
+LEXICAL = re.compile(r"lexical(?P<idf>:idf)?(?:[:,]d=(?P<dimension>[1-9]\d{0,5}))?")
 
 
 class LexicalEmbedder:
@@ -29,7 +31,7 @@ class LexicalEmbedder:
     """
 
     def __init__(self, dimension: int = 1024, version: int = 2, table: IdfTable | None = None):
-        self.dimension, self._version, self._table = whole("dimension", dimension), version, table
+        self.dimension, self._version, self._table = integer("dimension", dimension, (1, 2**31 - 1)), version, table
         name, join = ("lexical", ":") if table is None else ("lexical:idf", ",")
         self.name = name if self.dimension == 1024 else f"{name}{join}d={self.dimension}"
         parts = "words pairs grams" + (" nfkc" if version > 1 else "") + (f" idf {table.digest}" if table else "")
@@ -56,6 +58,20 @@ class LexicalEmbedder:
         np.add.at(vector, (hashes % np.uint64(self.dimension)).astype(np.int64), values)
         norm = np.linalg.norm(vector)
         return (vector / norm if norm else vector).astype(np.float32)
+
+
+def is_lexical(spec: str) -> bool:
+    """Tell whether a spec is written as one of a lexical embedder, whether or not its parts make sense."""
+    return spec == "lexical" or spec.startswith("lexical:")
+
+
+def lexical(spec: str) -> LexicalEmbedder:
+    """Return the embedder of `lexical`, `lexical:d=N`, `lexical:idf` or `lexical:idf,d=N`. Errors: InvalidArgument."""
+    match = LEXICAL.fullmatch(spec)
+    if not match or (match["dimension"] and ("," in spec) != bool(match["idf"])):
+        text = f"embedder {spec!r}: write lexical:d=DIMENSION, lexical:idf or lexical:idf,d=DIMENSION"
+        raise InvalidArgument(text, reason="INVALID_FIELD", metadata={"field": "embed"})
+    return LexicalEmbedder(int(match["dimension"] or 1024), table=shipped_table() if match["idf"] else None)
 
 
 def features(text: str) -> list[str]:
