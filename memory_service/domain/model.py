@@ -207,6 +207,9 @@ class Chunk:
     # A write that states none has None, and takes that of its bank.
     expiry: Expiry | None = None
     expires: int | None = None
+    # Of a write: a chunk of this key that is there stands for this one, whatever its content, and one that is gone does
+    # not count.
+    if_absent: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -100,7 +100,7 @@ class Writes:
         written: Written | None = None
         refusal: ServiceError | None = None
         try:
-            written = self._store.replay_of(bank, chunk.key, digest)
+            written = self._store.replay_of(bank, chunk.key, None if chunk.if_absent else digest)
         except ServiceError as error:
             refusal = error
         if written is None and refusal is None:

@@ -225,15 +225,18 @@ class Store(Protocol):
         capacity that was lowered; None where there is nothing. Never blocks. Errors, by the future: those of the
         storage, NOT_SERVING."""
 
-    def replay_of(self, bank: Bank, key: bytes, digest: bytes) -> Written | None:
+    def replay_of(self, bank: Bank, key: bytes, digest: bytes | None) -> Written | None:
         """Look whether a key was written already, so that nothing is stored for a repeated write; None where it was
-        not, as far as is committed. `add` looks again. digest: that of the whole request. Errors: KEY_REUSED, where the
-        key was written with another request."""
+        not, as far as is committed. `add` looks again. digest: that of the whole request; None for a write of a chunk
+        that is `if_absent`. Errors: KEY_REUSED, where the key was written with another request."""
 
     def add(self, bank: Bank, chunk: Chunk, digest: bytes) -> "Future[Written]":
         """Add a chunk, whose object is durable already: its row, its key, the evictions that it needs, the quota and
         the usage of the bank are one step. Where the time has leapt since `chunk.created`, the chunk is stamped anew.
         Does not block.
+
+        A chunk that is `if_absent` is added where no chunk of its key is there: one that is gone does not count, and
+        one that is there is answered as a replay, whatever its content.
 
         Evictions are planned by `domain.eviction.plan`. A write takes whole steps of its plan (`Limits.step_rows`)
         until the chunk fits; the rest follows in the background, also after a restart, and until then the chunks in it

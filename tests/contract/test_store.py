@@ -171,6 +171,35 @@ def test_a_key_is_written_once_and_answered_the_same_way(open_engine: Open) -> N
         assert engine.store.replay_of(bank, chunk.key, made) == gone
 
 
+def test_a_chunk_that_is_written_if_absent_is_there_once_whatever_became_of_its_key(open_engine: Open) -> None:
+    """One that lives is answered, also where the content is another; one that was removed or has expired does not
+    count, and what is left of it takes nothing of the new one."""
+    hands, mirror = Hands(), Mirror()
+    without_expiry = Pauses(left_out=frozenset({"expiry"}))
+    with open_engine(follower=mirror, clock=hands.clock(), pauses=without_expiry) as engine:
+        store = engine.store
+        bank, _ = store.create_bank(new_bank())
+        key = new_chunk(1).key
+        first = add(store, bank, 1, if_absent=True)
+        known = Written(key, first.chunk_id, replayed=True)
+        assert store.replay_of(bank, key, None) == known
+        assert add(store, bank, 1, if_absent=True) == add(store, bank, 1, if_absent=True, text="other") == known
+        store.remove(bank, [first.chunk_id]).result(60)
+        assert store.replay_of(bank, key, None) is None
+        second = add(store, bank, 1, if_absent=True, expiry=Expiry(HOUR))
+        assert not second.replayed
+        hands.go_on(HOUR)
+        assert store.replay_of(bank, key, None) is None
+        third = add(store, bank, 1, if_absent=True, text="other").chunk_id
+        assert (held(store, bank), list(mirror.vectors)) == ([third], [third])
+        usage = bank_now(store, bank).usage
+        assert (usage.chunks, usage.chunks_deleted, usage.chunks_expired) == (1, 1, 1)
+        hands.go_on(25 * HOUR)
+        # With a removal, keys that were spent a day ago are forgotten.
+        store.remove(bank, [add(store, bank, 2).chunk_id]).result(60)
+        assert add(store, bank, 1, if_absent=True) == Written(key, third, replayed=True)
+
+
 def test_of_many_who_write_one_key_one_writes_it(open_engine: Open) -> None:
     with open_engine() as engine, ThreadPoolExecutor(8) as threads:
         bank, _ = engine.store.create_bank(new_bank())

@@ -169,6 +169,26 @@ def test_replay_returns_the_first_result(caller):
     assert (gone.chunk_id, gone.replayed, gone.gone) == (first.chunk_id, True, True)
 
 
+def test_a_chunk_that_is_written_if_absent(caller):
+    """One that is there is acknowledged whatever its content, and one that is gone does not count."""
+
+    def write(chunk, data):
+        header, *frames = caller.frames(chunk, data)
+        header.header.if_absent = True
+        return next(iter(caller.stub.WriteChunks(iter([header, *frames]))))
+
+    chunk, data = caller.chunk()
+    first = write(chunk, data)
+    chunk.text = "another"
+    again = write(chunk, data)
+    assert (again.chunk_id, again.replayed, again.gone) == (first.chunk_id, True, False)
+    caller.stub.DeleteChunks(pb.DeleteChunksRequest(bank="b", chunk_ids=[first.chunk_id]))
+    anew = write(chunk, data)
+    assert (anew.chunk_id > first.chunk_id, anew.replayed, anew.gone) == (True, False, False)
+    assert caller.fetch(anew.chunk_id) == {anew.chunk_id: data}
+    assert caller.get(anew.chunk_id).text == "another"
+
+
 def test_one_key_many_writers(caller):
     chunk = caller.chunk()
     with ThreadPoolExecutor(8) as pool:

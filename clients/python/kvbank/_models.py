@@ -206,6 +206,10 @@ class NewChunk:
     expiry: None is the bank's, `Expiry(None)` never.
     idempotency_key: 16 bytes, made once here, so that this object may be written any number of times and is stored
         once.
+    if_absent: write only where no chunk of this key is in the bank. One that is there is answered as replayed, whatever
+        its content; one that has gone does not count, where a write without `if_absent` is answered as gone for a day.
+        For keys that follow from the content. (A server before 0.2 does not know it: it refuses other content, and
+        answers as gone.)
     """
 
     embedding: npt.ArrayLike
@@ -219,11 +223,13 @@ class NewChunk:
     pinned: bool = field(default=False, kw_only=True)
     expiry: Expiry | None = field(default=None, kw_only=True)
     idempotency_key: bytes = field(default_factory=lambda: uuid.uuid4().bytes, kw_only=True)
+    if_absent: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
         if self.tensors is not None:
             mapping("tensors", self.tensors)
         object.__setattr__(self, "metadata", checked_metadata(self.metadata))
+        object.__setattr__(self, "if_absent", flag("if_absent", self.if_absent))
 
     @property
     def kind(self) -> PayloadKind | None:

@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator
 from concurrent.futures import Future
 from contextlib import suppress
 from contextvars import copy_context
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -147,7 +148,7 @@ class _Stream:
         if request := requests.current():
             request.of(header)
         self._caller.check_may_use(naming.banks(header))
-        new = convert.chunk(header.chunk)
+        new = replace(convert.chunk(header.chunk), if_absent=header.if_absent)
         digests = header.reader_digest, header.embedder_digest
         admitted = receiver.banks.admit(self._caller.tenant, header.bank, *digests, new)
         staged = self._staged(header.staged) if header.HasField("staged") else None

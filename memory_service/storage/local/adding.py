@@ -17,11 +17,20 @@ from memory_service.observe.metrics import Metrics
 from memory_service.storage.base import Written
 from memory_service.storage.local import quotas
 from memory_service.storage.local.evicting.capacity import Capacities, CrowdedError, Made
+from memory_service.storage.local.evicting.removal import Removal
 from memory_service.storage.local.followers import Followers
 from memory_service.storage.local.known_banks import KnownBanks
 from memory_service.storage.local.records import chunk_rows, row_checksum
 from memory_service.storage.local.records.records import Records
 from memory_service.storage.local.records.writer import savepoint
+
+
+class _ExpiredError(Exception):
+    """The error of an addition whose key is that of a chunk that has expired and whose row is still there."""
+
+    def __init__(self, chunk_id: int) -> None:
+        super().__init__(f"chunk {chunk_id} is not removed yet")
+        self.chunk_id = chunk_id
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,16 +40,17 @@ class Adding:
     records: Records
     known: KnownBanks
     capacities: Capacities
+    removal: Removal
     followers: Followers
     metrics: Metrics
 
-    def replay_of(self, bank: Bank, key: bytes, digest: bytes) -> Written | None:
+    def replay_of(self, bank: Bank, key: bytes, digest: bytes | None) -> Written | None:
         """Look whether a key was written already; see `Store.replay_of`. Errors: KEY_REUSED."""
         unwritten = self.records.counts.unwritten()
         # What a caller has sent whole is written, also where the caller has gone by now.
         with self.records.read(to_the_end=True) as connection:
             found = chunk_rows.find_key(connection, bank.bank_id, key, unwritten)
-        return None if found is None or found.free else _replay(key, digest, found)
+        return None if found is None or _counts_no_more(found, digest) else _replay(key, digest, found)
 
     def add(self, bank: Bank, chunk: Chunk, digest: bytes) -> "Future[Written]":
         """Add a chunk to a bank; see `Store.add`."""
@@ -58,7 +68,7 @@ class Adding:
         else:
             waited.add_done_callback(lambda waited: self._waited(addition, done, waited))
 
-    def _waited(self, addition: "_Addition", done: "Future[Written]", waited: "Future[None]") -> None:
+    def _waited(self, addition: "_Addition", done: "Future[Written]", waited: "Future[Any]") -> None:
         if not waited.cancelled() and (error := waited.exception()) is not None:
             done.set_exception(error)
         else:
@@ -73,6 +83,9 @@ class Adding:
             if isinstance(error, CrowdedError):
                 # The capacity was lowered since it was looked at.
                 self._wait(addition, done)
+            elif isinstance(error, _ExpiredError):
+                removed = self.removal.remove(addition.bank, [error.chunk_id], "chunks_expired")
+                removed.add_done_callback(lambda removed: self._waited(addition, done, removed))
             elif error is not None:
                 done.set_exception(error)
             else:
@@ -100,8 +113,11 @@ class _Addition:
         chunk, bank_id = self.chunk, self.bank.bank_id
         unwritten = self.adding.records.counts.unwritten()
         if found := chunk_rows.find_key(connection, bank_id, chunk.key, unwritten):
-            if not found.free:
-                return _replay(chunk.key, row_checksum.digest_of(self.row["digest"]), found)
+            digest = None if chunk.if_absent else row_checksum.digest_of(self.row["digest"])
+            if not _counts_no_more(found, digest):
+                return _replay(chunk.key, digest, found)
+            if not found.removed:
+                raise _ExpiredError(found.chunk_id)
             chunk_rows.free_key(connection, bank_id, chunk.key, found.chunk_id)
         bank = self.adding.known.current(bank_id)
         if bank is None:
@@ -137,9 +153,14 @@ class _Addition:
                 self.adding.capacities.applied(self.bank, self.made)
 
 
-def _replay(key: bytes, digest: bytes, found: chunk_rows.Keyed) -> Written:
-    """Answer a write whose key is known. Errors: KEY_REUSED."""
-    if digest != found.digest:
+def _counts_no_more(found: chunk_rows.Keyed, digest: bytes | None) -> bool:
+    """Tell whether a known key may be written anew. digest: see `Store.replay_of`."""
+    return found.free or (found.gone and digest is None)
+
+
+def _replay(key: bytes, digest: bytes | None, found: chunk_rows.Keyed) -> Written:
+    """Answer a write whose key is known. digest: see `Store.replay_of`. Errors: KEY_REUSED."""
+    if digest is not None and digest != found.digest:
         text = f"idempotency key {key.hex()} was used for other content (chunk {found.chunk_id})"
         raise ServiceError("KEY_REUSED", text, key=key.hex(), chunk_id=found.chunk_id)
     return Written(key, found.chunk_id, replayed=True, gone=found.gone)

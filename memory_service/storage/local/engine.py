@@ -151,7 +151,7 @@ class LocalEngine:
             removal=self._removal,
             ledgers=self._ledgers,
             capacities=self._capacities,
-            adding=Adding(self.records, self._known, self._capacities, self._followers, metrics),
+            adding=Adding(self.records, self._known, self._capacities, self._removal, self._followers, metrics),
             changes=changes,
         )
 

@@ -95,7 +95,7 @@ class LocalStore:
         """Return what a write should wait for; see `Store.room_for`."""
         return self.capacities.waited_for(bank.bank_id, chunk)
 
-    def replay_of(self, bank: Bank, key: bytes, digest: bytes) -> Written | None:
+    def replay_of(self, bank: Bank, key: bytes, digest: bytes | None) -> Written | None:
         """Look whether a key was written already; see `Store.replay_of`. Errors: KEY_REUSED."""
         return self.adding.replay_of(bank, key, digest)
 

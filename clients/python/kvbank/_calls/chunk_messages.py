@@ -46,7 +46,7 @@ def header(
     if chunk.producer is not None:
         message.payload.producer.CopyFrom(_producer(chunk.producer))
     digests = {"reader_digest": reader_digest, "embedder_digest": embedder_digest}
-    head = build(pb.ChunkHeader, bank=bank, chunk=message, **digests)
+    head = build(pb.ChunkHeader, bank=bank, chunk=message, if_absent=chunk.if_absent, **digests)
     return head, [view for _, view in described]
 
 

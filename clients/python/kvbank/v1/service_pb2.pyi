@@ -139,18 +139,20 @@ class DeleteBankResponse(_message.Message):
     def __init__(self) -> None: ...
 
 class ChunkHeader(_message.Message):
-    __slots__ = ("bank", "reader_digest", "embedder_digest", "chunk", "staged")
+    __slots__ = ("bank", "reader_digest", "embedder_digest", "chunk", "staged", "if_absent")
     BANK_FIELD_NUMBER: _ClassVar[int]
     READER_DIGEST_FIELD_NUMBER: _ClassVar[int]
     EMBEDDER_DIGEST_FIELD_NUMBER: _ClassVar[int]
     CHUNK_FIELD_NUMBER: _ClassVar[int]
     STAGED_FIELD_NUMBER: _ClassVar[int]
+    IF_ABSENT_FIELD_NUMBER: _ClassVar[int]
     bank: str
     reader_digest: str
     embedder_digest: str
     chunk: _chunk_pb2.Chunk
     staged: StagedPayload
-    def __init__(self, bank: _Optional[str] = ..., reader_digest: _Optional[str] = ..., embedder_digest: _Optional[str] = ..., chunk: _Optional[_Union[_chunk_pb2.Chunk, _Mapping]] = ..., staged: _Optional[_Union[StagedPayload, _Mapping]] = ...) -> None: ...
+    if_absent: bool
+    def __init__(self, bank: _Optional[str] = ..., reader_digest: _Optional[str] = ..., embedder_digest: _Optional[str] = ..., chunk: _Optional[_Union[_chunk_pb2.Chunk, _Mapping]] = ..., staged: _Optional[_Union[StagedPayload, _Mapping]] = ..., if_absent: _Optional[bool] = ...) -> None: ...
 
 class StagedPayload(_message.Message):
     __slots__ = ("name", "offset", "nonce", "proof")

@@ -73,12 +73,13 @@ _FIND_SIZES = """
 
 class Keyed(NamedTuple):
     """The chunk that was first written under a key. `gone`: removed or expired; `free`: gone for so long that the key
-    may be used again."""
+    may be used again; `removed`: its row is gone too."""
 
     chunk_id: int
     digest: bytes
     gone: bool
     free: bool
+    removed: bool
 
 
 def find_key(connection: Connection, bank_id: int, key: bytes, unwritten: Unwritten) -> Keyed | None:
@@ -90,11 +91,11 @@ def find_key(connection: Connection, bank_id: int, key: bytes, unwritten: Unwrit
     row = _Keyed._make(found)
     free = row.gone is not None and row.gone <= unwritten.now - SPENT_KEY_US
     gone = row.gone is not None or _expired(row, unwritten)
-    return Keyed(row.chunk_id, row_checksum.digest_of(row.digest or b""), gone, free)
+    return Keyed(row.chunk_id, row_checksum.digest_of(row.digest or b""), gone, free, row.gone is not None)
 
 
 def free_key(connection: Connection, bank_id: int, key: bytes, chunk_id: int) -> None:
-    """Forget the key of a chunk that has been gone for long enough, so that it can be inserted again."""
+    """Forget the key of a chunk that is gone, so that it can be inserted again."""
     forget_keys(raw(connection), [(bank_id, key, chunk_id)])
 
 

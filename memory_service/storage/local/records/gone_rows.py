@@ -101,7 +101,7 @@ def _remove(connection: Connection, bank_id: int, going: Removed, counter: str, 
 
 def forget_keys(driver: sqlite3.Connection, spent: Sequence[tuple[int, bytes, int]]) -> None:
     """Forget spent keys, given as (bank id, key, chunk id), so that they can be used again."""
-    driver.executemany("DELETE FROM keys WHERE bank_id = ? AND key = ?", [(bank_id, key) for bank_id, key, _ in spent])
+    driver.executemany("DELETE FROM keys WHERE bank_id = ? AND key = ? AND chunk_id = ?", spent)
     driver.executemany("DELETE FROM spent_keys WHERE chunk_id = ?", [(chunk_id,) for _, _, chunk_id in spent])
 
 
