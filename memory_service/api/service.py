@@ -45,6 +45,7 @@ from memory_service.observe.metrics import Metrics
 from memory_service.operations.banks import Banks
 from memory_service.operations.found import Opened, close
 from memory_service.settings import Settings
+from memory_service.storage.base import Seen
 
 T = TypeVar("T")
 # The fields of a bank that UpdateBank changes.
@@ -142,6 +143,14 @@ class MemoryService(HandledService, service_pb2_grpc.MemoryServiceServicer):
         """Delete a bank with all its chunks."""
         self._banks.delete(caller.tenant, request.name)
         return pb.DeleteBankResponse()
+
+    @unary
+    def ReplaceBank(self, caller: Caller, request: pb.ReplaceBankRequest) -> pb.ReplaceBankResponse:  # noqa: N802
+        """Delete a bank and give its name to another one."""
+        seen = Seen(request.name, request.uid, request.chunks, request.chunks_written)
+        metadata_ = metadata.read("metadata", request)
+        bank = self._banks.replace(caller.tenant, seen, request.by, request.by_uid, metadata_)
+        return pb.ReplaceBankResponse(bank=convert.bank_message(bank))
 
     # Writing
 

@@ -20,6 +20,7 @@ RIGHTS: Mapping[str, Right] = {
     "CreateBank": "write",
     "UpdateBank": "admin",
     "DeleteBank": "admin",
+    "ReplaceBank": "admin",
     # Chunks
     "Retrieve": "read",
     "RetrieveFiles": "read",

@@ -23,7 +23,7 @@ from memory_service.operations.reading import Recall
 from memory_service.operations.writing import Admitted, Writes
 from memory_service.search import IndexOptions, SearchIndexes
 from memory_service.settings import Settings
-from memory_service.storage.base import Engine, Sizes, Staged, Totals, Written
+from memory_service.storage.base import Engine, Seen, Sizes, Staged, Totals, Written
 
 
 class Banks:
@@ -155,6 +155,11 @@ class Banks:
         """Delete a bank with all its chunks; it is gone at once, what it takes on the disk soon. Errors:
         BANK_NOT_FOUND."""
         self.store.delete_bank(tenant, name)
+
+    def replace(self, tenant: str, seen: Seen, by: str, by_uid: str, metadata: Metadata) -> Bank:
+        """Delete a bank that is as it was seen, and give its name and settings to the bank `by`. Errors: BANK_CHANGED,
+        BANK_NOT_FOUND, INVALID_FIELD, TOO_LARGE."""
+        return self.store.replace_bank(tenant, seen, by, by_uid, metadata)
 
     # Writing
 

@@ -71,6 +71,16 @@ class Written:
     evicted: tuple[int, ...] = ()
 
 
+class Seen(NamedTuple):
+    """What a caller has seen of a bank: its name and uid, how many chunks it held, and how many were ever written to
+    it."""
+
+    name: str
+    uid: str
+    chunks: int
+    chunks_written: int
+
+
 class Retrievals(NamedTuple):
     """How many retrievals a chunk has had, and when the first and the last of them was, in microseconds since 1970."""
 
@@ -213,6 +223,12 @@ class Store(Protocol):
     def delete_bank(self, tenant: str, name: str) -> None:
         """Delete a bank with all its chunks. It is gone at once; what it takes on the disk goes in the background.
         Errors: BANK_NOT_FOUND."""
+
+    def replace_bank(self, tenant: str, seen: Seen, by: str, by_uid: str, metadata: Metadata) -> Bank:
+        """Delete a bank and give its name to the bank `by`, in one step, and return the latter as it is then, with the
+        metadata that are given and with capacity, policy, quota, expiry and index of the bank that is deleted. A bank
+        of `by_uid` that has the name already is returned as it is. Errors: BANK_CHANGED, where the bank to be deleted
+        is not as it was seen, or the other one is not `by_uid`; BANK_NOT_FOUND, INVALID_FIELD, TOO_LARGE."""
 
     # Writing
 

@@ -172,8 +172,8 @@ def test_a_key_is_written_once_and_answered_the_same_way(open_engine: Open) -> N
 
 
 def test_a_chunk_that_is_written_if_absent_is_there_once_whatever_became_of_its_key(open_engine: Open) -> None:
-    """One that lives is answered, also where the content is another; one that was removed or has expired does not
-    count, and what is left of it takes nothing of the new one."""
+    """Answer a chunk that lives, also where the content is another, and do not count one that was removed or has
+    expired: what is left of it takes nothing of the new chunk."""
     hands, mirror = Hands(), Mirror()
     without_expiry = Pauses(left_out=frozenset({"expiry"}))
     with open_engine(follower=mirror, clock=hands.clock(), pauses=without_expiry) as engine:

@@ -39,7 +39,7 @@ KEYS = {"CreateKey", "ListKeys", "RevokeKey", "RotateKey"}
 MAY = {
     "read": READING,
     "write": WRITING,
-    "admin": WRITING | KEYS | {"UpdateBank", "DeleteBank"},
+    "admin": WRITING | KEYS | {"UpdateBank", "DeleteBank", "ReplaceBank"},
     "operator": {"GetServerInfo", "GetStats", "WhoAmI", "ServerReflectionInfo", "Compact"}
     | KEYS
     | {"CreateTenant", "ListTenants", "SetTenantQuota", "DeleteTenant"},
@@ -428,6 +428,11 @@ def test_a_key_for_some_banks_names_no_other_by_any_method(wire: Wire, frames: C
                 denied = (code, reason) == ("PERMISSION_DENIED", "PERMISSION_DENIED")
                 assert denied is expected, f"{path}: {message} {code} {text}"
                 tried.add(method.name)
+    for names in (("own", "other"), ("other", "own")):
+        method = "/kvbank.v1.MemoryService/ReplaceBank"
+        message = pb.ReplaceBankRequest(name=names[0], by=names[1]).SerializeToString()
+        _, reason, text = wire.outcome(method, wire.methods()[method], bearer(key), message)
+        assert (reason, "'other'" in text) == ("PERMISSION_DENIED", True)
     named = MAY["admin"] - {"GetServerInfo", "ListBanks", "WhoAmI", "WriteChunks", "ServerReflectionInfo"} - KEYS
     assert tried == named
     stub = wire.channel.stream_stream(

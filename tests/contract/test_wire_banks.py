@@ -35,6 +35,57 @@ def test_update_changes_what_the_mask_names(caller):
     assert changed.capacity.WhichOneof("limit") is None
 
 
+def test_a_bank_takes_the_place_of_another(serving):
+    """Keep chunks and specs of the new bank, with name and settings of the old one, which is gone."""
+    caller = serving()
+    caller.create(capacity={"chunks": 9}, policy={"kind": bank_pb2.POLICY_KIND_LRU}, metadata={"a": "b"})
+    caller.add(text="old")
+    new = caller.create("b~new", metadata={"made": "beside"}, embedding={"embedder_digest": "other", "dimension": 2})
+    chunk, data = caller.chunk(vector=(1, 0), text="new")
+    frames = list(caller.frames(chunk, data))
+    frames[0].header.bank, frames[0].header.embedder_digest = "b~new", "other"
+    (ack,) = caller.stub.WriteChunks(iter(frames))
+    old = caller.stub.GetBank(pb.GetBankRequest(name="b")).bank
+    request = pb.ReplaceBankRequest(name="b", uid=old.uid, by="b~new", by_uid=new.uid, metadata={"c": "d"})
+    request.chunks, request.chunks_written = 1, 1
+    bank = caller.stub.ReplaceBank(request).bank
+    assert (bank.name, bank.uid, bank.embedding.embedder_digest, bank.metadata) == ("b", new.uid, "other", {"c": "d"})
+    assert (bank.capacity, bank.policy.kind, bank.usage.chunks) == (old.capacity, bank_pb2.POLICY_KIND_LRU, 1)
+    # The answer may be lost: asked for again, the call is answered as it was, also after a restart.
+    for restarted in (False, True):
+        asked = serving() if restarted else caller
+        assert asked.stub.ReplaceBank(request).bank == bank
+        assert [found.name for found in asked.stub.ListBanks(pb.ListBanksRequest()).banks] == ["b"]
+        assert asked.get(ack.chunk_id).text == "new"
+        header, found = asked.retrieve((1, 0), embedder_digest="other")
+        assert ([hit.chunk_id for hit in header.queries[0].hits], found) == ([ack.chunk_id], {ack.chunk_id: data})
+
+
+def test_a_bank_that_has_changed_is_not_replaced(caller, refused):
+    caller.create()
+    first = caller.add()
+    new = caller.create("new")
+    old = caller.stub.GetBank(pb.GetBankRequest(name="b")).bank
+    seen = {"name": "b", "uid": old.uid, "chunks": 1, "chunks_written": 1, "by": "new", "by_uid": new.uid}
+    caller.add()
+    caller.stub.DeleteChunks(pb.DeleteChunksRequest(bank="b", chunk_ids=[first]))
+    for wrong, reason in (
+        ({}, "BANK_CHANGED"),  # as many chunks as were seen, and not the same
+        ({"chunks_written": 2, "chunks": 2}, "BANK_CHANGED"),
+        ({"chunks_written": 2, "uid": new.uid}, "BANK_CHANGED"),
+        ({"chunks_written": 2, "by_uid": old.uid[::-1]}, "BANK_CHANGED"),
+        ({"name": "no"}, "BANK_NOT_FOUND"),
+        ({"chunks_written": 2, "by": "no"}, "BANK_NOT_FOUND"),
+        ({"chunks_written": 2, "metadata": {"a": "b\0"}}, "INVALID_FIELD"),
+    ):
+        codes = {"BANK_NOT_FOUND": "NOT_FOUND", "INVALID_FIELD": "INVALID_ARGUMENT"}
+        with refused(reason, grpc.StatusCode[codes.get(reason, "FAILED_PRECONDITION")]):
+            caller.stub.ReplaceBank(pb.ReplaceBankRequest(**(seen | wrong)))
+    assert len(caller.ids()) == 1
+    assert caller.stub.ReplaceBank(pb.ReplaceBankRequest(**(seen | {"chunks_written": 2}))).bank.uid == new.uid
+    assert caller.ids() == []
+
+
 def test_banks_survive_a_restart(serving):
     caller = serving()
     caller.create()

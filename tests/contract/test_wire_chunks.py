@@ -170,7 +170,7 @@ def test_replay_returns_the_first_result(caller):
 
 
 def test_a_chunk_that_is_written_if_absent(caller):
-    """One that is there is acknowledged whatever its content, and one that is gone does not count."""
+    """Acknowledge a chunk that is there whatever its content, and do not count one that is gone."""
 
     def write(chunk, data):
         header, *frames = caller.frames(chunk, data)

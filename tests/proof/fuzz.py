@@ -138,13 +138,14 @@ def _lay_out(client: kvbank.Client) -> list[int]:
 
 @dataclass
 class Known:
-    """What a caller needs to come far: the proof that it has read the nonce, the socket for direct calls, and chunks
-    and keys that were there."""
+    """What a caller needs to come far: the proof that it has read the nonce, the socket for direct calls, and chunks,
+    keys and a bank that were there."""
 
     proof: bytes
     socket: str
     chunk_ids: list[int]
     key_ids: list[str]
+    bank_uid: str
 
 
 def know(client: kvbank.Client, channel: grpc.Channel) -> Known:
@@ -152,7 +153,7 @@ def know(client: kvbank.Client, channel: grpc.Channel) -> Known:
     if TENANT not in [tenant.name for tenant in client.access.list_tenants()]:
         client.access.create_tenant(TENANT)
     keys = [client.access.create_key("read").key.key_id for _ in range(2)]
-    return Known(*_shared(channel), _lay_out(client), keys)
+    return Known(*_shared(channel), _lay_out(client), keys, client.get_bank(BANKS[0]).uid)
 
 
 @dataclass
@@ -342,6 +343,10 @@ TEMPLATES: dict[str, Template] = {
     "GetBank": _one(lambda choose, _: pb.GetBankRequest(name=choose.choice(BANKS))),
     "ListBanks": _one(lambda *_: pb.ListBanksRequest(page_size=10)),
     "UpdateBank": _one(_update),
+    # As a call that was made before: with the uid of the bank that has the name by now.
+    "ReplaceBank": _one(
+        lambda _, known: pb.ReplaceBankRequest(name=BANKS[0], uid="ab" * 8, by="another", by_uid=known.bank_uid)
+    ),
     "DeleteBank": _one(lambda choose, _: pb.DeleteBankRequest(name=f"another-{choose.randrange(100)}")),
     "WriteChunks": _frames,
     "Retrieve": _one(_retrieve),

@@ -28,6 +28,16 @@ QUERY = np.eye(16, dtype=np.float32)[1]
 KV, EMBEDDING = kvbank.KVSpec("ab" * 32, (1, 3), 2, 8), kvbank.EmbeddingSpec("cd" * 32, 16)
 # The keys and tenants of the server itself, by which a call finds one to change.
 OWNER: list[kvbank.Access] = []
+# A client of the server itself, by which a call finds banks to replace.
+DIRECT: list[kvbank.Client] = []
+
+
+def two_banks() -> tuple[kvbank.Bank, kvbank.Bank]:
+    """Make two banks of vectors, for one to take the place of the other."""
+    old, new = (DIRECT[0].create_bank(uuid.uuid4().hex, kv=None, embedding=EMBEDDING) for _ in range(2))
+    return old, new
+
+
 # How each method comes to be called, by a client of either kind; `new` is a chunk, `at` the id of one that is stored.
 CALLS: Mapping[str, Callable[[Any, kvbank.NewChunk, int], Any]] = {
     "GetServerInfo": lambda client, new, at: client.server_info(),
@@ -35,6 +45,7 @@ CALLS: Mapping[str, Callable[[Any, kvbank.NewChunk, int], Any]] = {
     "GetBank": lambda client, new, at: client.get_bank("b"),
     "ListBanks": lambda client, new, at: client.list_banks(),
     "UpdateBank": lambda client, new, at: client.update_bank("b", metadata={"a": "b"}),
+    "ReplaceBank": lambda client, new, at: client.replace_bank(*two_banks()),
     "DeleteBank": lambda client, new, at: client.delete_bank("none", missing_ok=True),
     "WriteChunks": lambda client, new, at: client.write("b", new, timeout=0.2, **DIGESTS),
     "Retrieve": lambda client, new, at: client.retrieve("b", QUERY, top_k=2, **DIGESTS),
@@ -75,7 +86,7 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
     host = Host(tmp_path_factory.mktemp("host") / "data", KV, EMBEDDING, DIGESTS)
     host.client.update_bank("b", capacity=kvbank.Capacity(chunks=10**5), quota=kvbank.Quota(chunks=10**6))
     (host.data / "direct.sock").rename(host.data / "real.sock")
-    OWNER[:] = [host.client.access]
+    OWNER[:], DIRECT[:] = [host.client.access], [host.client]
     yield host
     host.close()
 

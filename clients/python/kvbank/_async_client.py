@@ -133,6 +133,19 @@ class AsyncClient:
             if not missing_ok and not attempts.unsure:
                 raise
 
+    async def replace_bank(
+        self,
+        bank: m.Bank,
+        by: m.Bank,
+        *,
+        metadata: Mapping[str, Scalar] | None = None,
+        timeout: float | None = None,
+    ) -> m.Bank:
+        request = bank_messages.replace(bank, by, metadata)
+        attempts = self._caller.attempts(timeout)
+        await self._caller.check_kept(request, attempts)
+        return bank_messages.read((await self._caller.repeated("ReplaceBank", request, attempts)).bank)
+
     # Writing
 
     async def write(

@@ -146,6 +146,27 @@ class Client:
             if not missing_ok and not attempts.unsure:
                 raise
 
+    def replace_bank(
+        self,
+        bank: m.Bank,
+        by: m.Bank,
+        *,
+        metadata: Mapping[str, Scalar] | None = None,
+        timeout: float | None = None,
+    ) -> m.Bank:
+        """Delete `bank` and all its chunks, give its name to the bank `by` in the same step, and return that.
+
+        So a bank is made anew beside the old one, which answers until then. bank, by: as they were last seen. `by`
+        takes capacity, policy, quota, expiry and index of the bank that is deleted. metadata: of the bank from then on;
+        None is those of the bank that is deleted.
+        Errors: FailedPrecondition (BANK_CHANGED) where `bank` was written to, or chunks of it are gone, since it was
+        seen; BankNotFound.
+        """
+        request = bank_messages.replace(bank, by, metadata)
+        attempts = self._caller.attempts(timeout)
+        self._caller.check_kept(request, attempts)
+        return bank_messages.read(self._caller.repeated("ReplaceBank", request, attempts).bank)
+
     # Writing
 
     def write(

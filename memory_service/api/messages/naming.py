@@ -16,5 +16,6 @@ def banks(message: Any) -> list[str]:
         value = getattr(message, field, None)
         if value is not None:
             value = getattr(value, "name", value)  # CreateBank and UpdateBank have a whole bank
-            return [value] if isinstance(value, str) else list(value)
+            by = filter(None, [getattr(message, "by", "")])  # ReplaceBank names two
+            return [value, *by] if isinstance(value, str) else list(value)
     return []

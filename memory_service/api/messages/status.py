@@ -29,6 +29,7 @@ _CODES: Mapping[grpc.StatusCode, tuple[Reason, ...]] = {
         "STAGED_FILE",
         "NOT_SAME_HOST",
         "TENANT_NOT_EMPTY",
+        "BANK_CHANGED",
     ),
     grpc.StatusCode.RESOURCE_EXHAUSTED: ("BANK_FULL", "TOO_LARGE", "DISK_FULL", "QUOTA_EXCEEDED", "RATE_EXCEEDED"),
     grpc.StatusCode.DATA_LOSS: ("CHECKSUM_MISMATCH",),

@@ -12,8 +12,8 @@ from sqlalchemy import Connection
 from memory_service.domain import validate
 from memory_service.domain.errors import ServiceError, bank_not_found, not_mounted
 from memory_service.domain.eviction import NOBODY
-from memory_service.domain.model import Bank, bank_bytes
-from memory_service.storage.base import NotThereError
+from memory_service.domain.model import Bank, Metadata, bank_bytes
+from memory_service.storage.base import NotThereError, Seen
 from memory_service.storage.local import quotas
 from memory_service.storage.local.evicting.capacity import Capacities
 from memory_service.storage.local.evicting.ledgers import Ledgers
@@ -137,6 +137,36 @@ class BankChanges:
 
         self.records.writer.submit(remove, lambda _: self._deleted(bank), tenant=tenant).result()
 
+    def replace(self, tenant: str, seen: Seen, by: str, by_uid: str, metadata: Metadata) -> Bank:
+        """Delete a bank and give its name to another one; see `Store.replace_bank`."""
+
+        def change(connection: Connection) -> tuple[Bank | None, Bank]:
+            old = bank_rows.named(connection, tenant, seen.name)
+            if old is not None and old.uid == by_uid:
+                return None, old
+            new = bank_rows.named(connection, tenant, by)
+            if old is None or new is None:
+                raise bank_not_found(seen.name if old is None else by)
+            _check_seen(old, seen, new, by_uid)
+            kept = {name: getattr(old, name) for name in ("name", "capacity", "policy", "quota", "expiry", "index")}
+            changed = replace(new, metadata=metadata, **kept)
+            validate.bank(changed)
+            self._check_bytes(bank_bytes(changed) - bank_bytes(new) - bank_bytes(old))
+            bank_rows.delete(connection, old.bank_id)
+            bank_rows.update(connection, changed)
+            # A plan under way was made for other settings.
+            gone_rows.save_plan(connection, new.bank_id, NOBODY)
+            self.ledgers.drop(new.bank_id)
+            return old, changed
+
+        def applied(banks: tuple[Bank | None, Bank]) -> None:
+            old, bank = banks
+            if old is not None:
+                self._deleted(old)
+                self._changed(bank)
+
+        return self.records.writer.submit(change, applied, tenant=tenant, last=True).result()[1]
+
     def delete_all_of(self, tenant: str, before: Callable[[Connection], None]) -> int:
         """Delete all banks of a tenant in one step with what `before` does, which refuses it where it raises, and
         return how many there were."""
@@ -177,6 +207,16 @@ def _found(connection: Connection, new: Bank) -> Bank | None:
             request_digest=new.kv.reader_digest,
         )
     return found
+
+
+def _check_seen(old: Bank, seen: Seen, new: Bank, by_uid: str) -> None:
+    """Refuse to replace a bank that is no longer as it was seen, or by another bank than was meant. Errors:
+    BANK_CHANGED."""
+    if (old.uid, old.usage.chunks, old.usage.chunks_written) != seen[1:]:
+        text = f"bank {old.name!r} has changed since it was looked at"
+        raise ServiceError("BANK_CHANGED", text, bank=old.name)
+    if new.uid != by_uid:
+        raise ServiceError("BANK_CHANGED", f"bank {new.name!r} is another one than was looked at", bank=new.name)
 
 
 def _check_bound(what: str, limit: int, size: int) -> None:

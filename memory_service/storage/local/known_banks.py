@@ -31,9 +31,10 @@ class KnownBanks:
         return self._by_id.get(bank_id)
 
     def put(self, bank: Bank) -> None:
-        """Note that a bank is new or changed."""
+        """Note that a bank is new or changed. One whose name it takes was removed before."""
         if (old := self._by_id.get(bank.bank_id)) is not None:
             self.bytes -= bank_bytes(old)
+            del self._by_name[old.tenant, old.name]  # it may have another name by now
         self.bytes += bank_bytes(bank)
         self._by_name[bank.tenant, bank.name] = self._by_id[bank.bank_id] = bank
 

@@ -16,7 +16,7 @@ from sqlalchemy import Connection
 
 from memory_service.domain.clock import Clock
 from memory_service.domain.model import Bank, Chunk, Eviction, Metadata
-from memory_service.storage.base import Follower, Retrievals, Totals, Written
+from memory_service.storage.base import Follower, Retrievals, Seen, Totals, Written
 from memory_service.storage.local import quarantine, quotas
 from memory_service.storage.local.adding import Adding
 from memory_service.storage.local.bank_changes import BankChanges
@@ -83,6 +83,10 @@ class LocalStore:
     def delete_bank(self, tenant: str, name: str) -> None:
         """Delete a bank with all its chunks; see `Store.delete_bank`."""
         self.changes.delete(tenant, name)
+
+    def replace_bank(self, tenant: str, seen: Seen, by: str, by_uid: str, metadata: Metadata) -> Bank:
+        """Delete a bank and give its name to another one; see `Store.replace_bank`."""
+        return self.changes.replace(tenant, seen, by, by_uid, metadata)
 
     # Writing
 

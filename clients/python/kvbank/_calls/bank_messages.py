@@ -95,6 +95,23 @@ def read(message: bank_pb2.Bank) -> m.Bank:
     )
 
 
+def replace(bank: m.Bank, by: m.Bank, metadata: Mapping[str, Scalar] | None) -> pb.ReplaceBankRequest:
+    """Return the request that deletes `bank` and gives its name to `by`. metadata: None is those of `bank`. Errors:
+    InvalidArgument."""
+    instance("bank", bank, m.Bank)
+    instance("by", by, m.Bank)
+    return build(
+        pb.ReplaceBankRequest,
+        name=bank.name,
+        uid=bank.uid,
+        chunks=bank.usage.chunks,
+        chunks_written=bank.usage.chunks_written,
+        by=by.name,
+        by_uid=by.uid,
+        **_metadata.fields(bank.metadata if metadata is None else metadata),
+    )
+
+
 def read_created(answer: pb.CreateBankResponse, exist_ok: bool) -> m.Bank:
     """Return the bank that CreateBank made, or with `exist_ok` the one that it found.
 

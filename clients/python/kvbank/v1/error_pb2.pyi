@@ -35,6 +35,7 @@ class ErrorReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     ERROR_REASON_PERMISSION_DENIED: _ClassVar[ErrorReason]
     ERROR_REASON_API_KEY_NOT_FOUND: _ClassVar[ErrorReason]
     ERROR_REASON_RATE_EXCEEDED: _ClassVar[ErrorReason]
+    ERROR_REASON_BANK_CHANGED: _ClassVar[ErrorReason]
 ERROR_REASON_UNSPECIFIED: ErrorReason
 ERROR_REASON_INVALID_FIELD: ErrorReason
 ERROR_REASON_NOT_FINITE: ErrorReason
@@ -64,3 +65,4 @@ ERROR_REASON_UNAUTHENTICATED: ErrorReason
 ERROR_REASON_PERMISSION_DENIED: ErrorReason
 ERROR_REASON_API_KEY_NOT_FOUND: ErrorReason
 ERROR_REASON_RATE_EXCEEDED: ErrorReason
+ERROR_REASON_BANK_CHANGED: ErrorReason

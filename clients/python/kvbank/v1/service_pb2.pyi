@@ -138,6 +138,46 @@ class DeleteBankResponse(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
+class ReplaceBankRequest(_message.Message):
+    __slots__ = ("name", "uid", "chunks", "chunks_written", "by", "by_uid", "metadata", "typed_metadata")
+    class MetadataEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    class TypedMetadataEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: _bank_pb2.Scalar
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[_Union[_bank_pb2.Scalar, _Mapping]] = ...) -> None: ...
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    UID_FIELD_NUMBER: _ClassVar[int]
+    CHUNKS_FIELD_NUMBER: _ClassVar[int]
+    CHUNKS_WRITTEN_FIELD_NUMBER: _ClassVar[int]
+    BY_FIELD_NUMBER: _ClassVar[int]
+    BY_UID_FIELD_NUMBER: _ClassVar[int]
+    METADATA_FIELD_NUMBER: _ClassVar[int]
+    TYPED_METADATA_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    uid: str
+    chunks: int
+    chunks_written: int
+    by: str
+    by_uid: str
+    metadata: _containers.ScalarMap[str, str]
+    typed_metadata: _containers.MessageMap[str, _bank_pb2.Scalar]
+    def __init__(self, name: _Optional[str] = ..., uid: _Optional[str] = ..., chunks: _Optional[int] = ..., chunks_written: _Optional[int] = ..., by: _Optional[str] = ..., by_uid: _Optional[str] = ..., metadata: _Optional[_Mapping[str, str]] = ..., typed_metadata: _Optional[_Mapping[str, _bank_pb2.Scalar]] = ...) -> None: ...
+
+class ReplaceBankResponse(_message.Message):
+    __slots__ = ("bank",)
+    BANK_FIELD_NUMBER: _ClassVar[int]
+    bank: _bank_pb2.Bank
+    def __init__(self, bank: _Optional[_Union[_bank_pb2.Bank, _Mapping]] = ...) -> None: ...
+
 class ChunkHeader(_message.Message):
     __slots__ = ("bank", "reader_digest", "embedder_digest", "chunk", "staged", "if_absent")
     BANK_FIELD_NUMBER: _ClassVar[int]

@@ -64,6 +64,11 @@ class MemoryServiceStub:
                 request_serializer=kvbank_dot_v1_dot_service__pb2.DeleteBankRequest.SerializeToString,
                 response_deserializer=kvbank_dot_v1_dot_service__pb2.DeleteBankResponse.FromString,
                 _registered_method=True)
+        self.ReplaceBank = channel.unary_unary(
+                '/kvbank.v1.MemoryService/ReplaceBank',
+                request_serializer=kvbank_dot_v1_dot_service__pb2.ReplaceBankRequest.SerializeToString,
+                response_deserializer=kvbank_dot_v1_dot_service__pb2.ReplaceBankResponse.FromString,
+                _registered_method=True)
         self.WriteChunks = channel.stream_stream(
                 '/kvbank.v1.MemoryService/WriteChunks',
                 request_serializer=kvbank_dot_v1_dot_service__pb2.WriteChunksRequest.SerializeToString,
@@ -171,6 +176,13 @@ class MemoryServiceServicer:
 
     def DeleteBank(self, request, context):
         """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReplaceBank(self, request, context):
+        """Delete a bank and give its name to another one, in one step, so that a bank is made anew beside the old one.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -305,6 +317,11 @@ def add_MemoryServiceServicer_to_server(servicer, server):
                     servicer.DeleteBank,
                     request_deserializer=kvbank_dot_v1_dot_service__pb2.DeleteBankRequest.FromString,
                     response_serializer=kvbank_dot_v1_dot_service__pb2.DeleteBankResponse.SerializeToString,
+            ),
+            'ReplaceBank': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReplaceBank,
+                    request_deserializer=kvbank_dot_v1_dot_service__pb2.ReplaceBankRequest.FromString,
+                    response_serializer=kvbank_dot_v1_dot_service__pb2.ReplaceBankResponse.SerializeToString,
             ),
             'WriteChunks': grpc.stream_stream_rpc_method_handler(
                     servicer.WriteChunks,
@@ -539,6 +556,33 @@ class MemoryService:
             '/kvbank.v1.MemoryService/DeleteBank',
             kvbank_dot_v1_dot_service__pb2.DeleteBankRequest.SerializeToString,
             kvbank_dot_v1_dot_service__pb2.DeleteBankResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReplaceBank(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kvbank.v1.MemoryService/ReplaceBank',
+            kvbank_dot_v1_dot_service__pb2.ReplaceBankRequest.SerializeToString,
+            kvbank_dot_v1_dot_service__pb2.ReplaceBankResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -23,8 +23,10 @@ def insert(connection: Connection, bank: Bank) -> int:
 
 
 def update(connection: Connection, bank: Bank) -> None:
-    """Write what may change: capacity, policy, metadata, quota, expiry and index."""
-    connection.execute(sa.update(BankRow).where(BankRow.bank_id == bank.bank_id).values(_bank_values(bank)))
+    """Write what may change: name, capacity, policy, metadata, quota, expiry and index. The caller has checked that the
+    name is free, or the bank's own."""
+    values = _bank_values(bank) | {"name": bank.name}
+    connection.execute(sa.update(BankRow).where(BankRow.bank_id == bank.bank_id).values(values))
 
 
 def delete(connection: Connection, bank_id: int) -> bool:
