@@ -112,8 +112,9 @@ class Containers:
         assert process.returncode == ends, said
         return said
 
-    def setup(self, *others: str) -> str:
-        """Run the container `setup`, and return what it said. others: further names of the service."""
+    def setup(self, *others: str, ends: int = 0) -> str:
+        """Run the container `setup`, and return what it said. others: further names of the service. ends: its exit
+        status."""
         setup = self._services["setup"]
         names = [word for word in setup["command"] if "$" not in word]
         # One folder for all, because what the script is told is the folder of these volumes.
@@ -123,7 +124,7 @@ class Containers:
             "/data": self.folder / "memory",
             "/secrets": self.folder / "secrets",
         }
-        return self.run("setup", [str(here.get(word, word)) for word in script])
+        return self.run("setup", [str(here.get(word, word)) for word in script], ends)
 
     def _here(self, word: str, volumes: Mapping[str, str]) -> str:
         """Return a word with the folders and ports of this machine."""
@@ -191,6 +192,15 @@ def test_another_name_of_the_service_is_in_its_certificate_at_once(containers: C
     names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     assert names.get_values_for_type(x509.DNSName) == ["service", "localhost", "memory.example.org"]
     assert list(map(str, names.get_values_for_type(x509.IPAddress))) == ["127.0.0.1", "::1"]
+
+
+def test_what_openssl_says_of_a_name_that_it_refuses_is_shown(containers: Containers) -> None:
+    certificate = containers.folder / "secrets/service/server.pem"
+    before = certificate.read_bytes()
+    said = containers.setup("1.2.3.400", ends=1)
+    assert "setup: openssl req failed:" in said
+    assert "1.2.3.400" in said
+    assert certificate.read_bytes() == before
 
 
 ALERTS = ROOT / "docker" / "prometheus" / "alerts.yaml"

@@ -17,9 +17,17 @@ shift 2
 authority=$secrets/authority service=$secrets/service
 mkdir -p "$authority" "$service"
 
+# quiet COMMAND...: run a command whose words count only where it fails.
+quiet() {
+    said=$("$@" 2>&1) || {
+        printf 'setup: %s failed:\n%s\n' "$1 $2" "$said" >&2
+        exit 1
+    }
+}
+
 if [ ! -s "$authority/ca.pem" ]; then
-    openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 3650 -subj "/CN=kvbank authority" \
-        -keyout "$authority/ca.key" -out "$authority/ca.new" 2>/dev/null
+    quiet openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 3650 \
+        -subj "/CN=kvbank authority" -keyout "$authority/ca.key" -out "$authority/ca.new"
     mv "$authority/ca.new" "$authority/ca.pem"
 fi
 
@@ -34,9 +42,9 @@ if [ "$(cat "$service/names" 2>/dev/null)" != "$*" ] ||
             *) names=$names,IP:$name ;;
         esac
     done
-    openssl req -x509 -CA "$authority/ca.pem" -CAkey "$authority/ca.key" -newkey ec \
+    quiet openssl req -x509 -CA "$authority/ca.pem" -CAkey "$authority/ca.key" -newkey ec \
         -pkeyopt ec_paramgen_curve:P-256 -nodes -days 90 -subj "/CN=$1" -addext "subjectAltName=${names#,}" \
-        -addext basicConstraints=critical,CA:FALSE -keyout "$service/new.key" -out "$service/new.pem" 2>/dev/null
+        -addext basicConstraints=critical,CA:FALSE -keyout "$service/new.key" -out "$service/new.pem"
     mv "$service/new.key" "$service/server.key"
     mv "$service/new.pem" "$service/server.pem"
     printf '%s\n' "$*" >"$service/names"
@@ -57,7 +65,12 @@ key() {
 key operator --role operator
 for worker in worker-1 worker-2; do
     # It may have been made by a run that was ended before the key was.
-    [ -s "$secrets/$worker/key" ] || kvbank tenant create "$worker" --memory "$data" >/dev/null 2>&1 || :
+    if [ ! -s "$secrets/$worker/key" ] && ! said=$(kvbank tenant create "$worker" --memory "$data" 2>&1); then
+        case $said in
+            *"there is a tenant "*) ;;
+            *) printf '%s\n' "$said" >&2 && exit 1 ;;
+        esac
+    fi
     # Sessions make, change and delete their banks, which is for admins; one of some banks alone makes no keys.
     key "$worker" --tenant "$worker" --role admin --bank 'session-*'
 done

@@ -1,9 +1,17 @@
 """The other end of a connection, as gRPC names it ("ipv4:127.0.0.1:4711", "ipv6:%5B::1%5D:4711", "unix:..."). This file
 owns which callers are on this machine, and which count as one host."""
 
+from collections.abc import Sequence
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+from typing import Any
 from urllib.parse import unquote
+
+
+def named(address: Sequence[Any]) -> str:
+    """Name the other end of a TCP connection as gRPC does. address: as a socket tells it, empty where it is gone."""
+    host, port, *more = address or ("", 0)
+    return f"ipv6:[{host}]:{port}" if more else f"ipv4:{host}:{port}"
 
 
 def is_unix(peer: str) -> bool:

@@ -11,7 +11,7 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast, get_args
@@ -23,8 +23,8 @@ from memory_service.domain.limits import STANDARD, Limits
 from memory_service.observe.seldom import Repeating
 
 ALGORITHMS = ("EdDSA", "RS256")
-# Seconds: for an answer of the provider, and by which its clock may be ahead of ours.
-_PATIENCE_S, _AHEAD_S = 5.0, 30.0
+# Seconds by which the clock of the provider may be ahead of ours.
+_AHEAD_S = 30.0
 _MOST_BYTES = 1 << 20
 # Characters of the name of a caller that are kept.
 _LONGEST = 200
@@ -102,35 +102,47 @@ class Tokens:
     def _key(self, header: Mapping[str, Any]) -> Any:
         """Return the key that a token names, or the only one where it names none; None where there is no such key."""
         wanted = header.get("kid")
-        found = self._among(wanted, self._limits.token_keys_old_s)
-        return self._among(wanted, self._limits.token_keys_seldom_s) if found is None else found
+        found = _among(self._fresh(self._limits.token_keys_old_s, wait=False), wanted)
+        return _among(self._fresh(self._limits.token_keys_seldom_s, wait=True), wanted) if found is None else found
 
-    def _among(self, wanted: object, age: float) -> Any:
-        """Look for a key among those that were fetched within `age` seconds."""
-        keys = [key for key in self._fresh(age) if key.public_key_use in (None, "sig")]
-        if wanted is None:
-            return keys[0] if len(keys) == 1 else None
-        return next((key for key in keys if key.key_id == wanted), None)
-
-    def _fresh(self, age: float) -> list[Any]:
+    def _fresh(self, age: float, *, wait: bool) -> list[Any]:
         """Return the keys, fetched anew where they are older than `age` seconds. Where that fails, those of before are
-        gone on with."""
-        with self._lock:
-            if time.monotonic() - self._fetched >= age:
-                self._fetched = time.monotonic()
-                try:
-                    self._keys = self._read()
-                except Exception as error:
-                    self._failures.error(_log, error, "cannot fetch the keys of tokens from %s", self._issuer.jwks)
-            return list(self._keys.keys) if self._keys is not None else []
+        gone on with; so they are while another thread fetches them, unless this one is to wait for that."""
+        if self._lock.acquire(blocking=wait or self._keys is None):
+            try:
+                self._fetch(age)
+            finally:
+                self._lock.release()
+        return list(self._keys.keys) if self._keys is not None else []
+
+    def _fetch(self, age: float) -> None:
+        """Fetch the keys where they are older than `age` seconds."""
+        if time.monotonic() - self._fetched < age:
+            return
+        self._fetched = time.monotonic()
+        try:
+            self._keys = self._read()
+        except Exception as error:
+            self._failures.error(_log, error, "cannot fetch the keys of tokens from %s", self._issuer.jwks)
 
     def _read(self) -> Any:
         """Read the keys of the provider. Errors: OSError, ValueError, PyJWTError."""
         jwt, source = self._jwt, self._issuer.jwks
         if source.startswith("https://"):
-            return jwt.PyJWKClient(source, cache_jwk_set=False, timeout=_PATIENCE_S).get_jwk_set()
+            return jwt.PyJWKClient(
+                source, cache_jwk_set=False, timeout=self._limits.token_keys_patience_s
+            ).get_jwk_set()
         with Path(source).open("rb") as file:
             found = json.loads(file.read(_MOST_BYTES))
         if not isinstance(found, dict):
             raise ValueError("it is no set of keys")
         return jwt.PyJWKSet.from_dict(found)
+
+
+def _among(keys: Iterable[Any], wanted: object) -> Any:
+    """Return the key for signatures that has this name, or the only one where no name is wanted; None where there is no
+    such key."""
+    signing = [key for key in keys if key.public_key_use in (None, "sig")]
+    if wanted is None:
+        return signing[0] if len(signing) == 1 else None
+    return next((key for key in signing if key.key_id == wanted), None)

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from prometheus_client.exposition import choose_encoder
 
+from memory_service.access import peers
 from memory_service.access.certificates import Shown
 from memory_service.api.http_port import LONGEST_HEAD, HttpPort
 from memory_service.api.tls.serving import Tls
@@ -92,7 +93,7 @@ class Endpoint:
             text = ""
         request, _, headers = text.partition("\r\n")
         method, _, target = request.rpartition(" ")[0].partition(" ")
-        head = Head(_headers(headers), _peer(writer), _names(writer))
+        head = Head(_headers(headers), peers.named(writer.get_extra_info("peername")), _names(writer))
         answer = await self._answer(method, target.partition("?")[0], head)
         lines = [f"HTTP/1.1 {answer.status} {answer.status.phrase}", f"Content-Type: {answer.kind}"]
         lines += [f"Content-Length: {len(answer.body)}", "Connection: close"]
@@ -149,12 +150,6 @@ def _plain(status: HTTPStatus, text: str) -> Answer:
 def _headers(lines: str) -> list[tuple[str, str]]:
     fields = (line.partition(":") for line in lines.split("\r\n") if line)
     return [(name.strip().lower(), value.strip()) for name, _, value in fields]
-
-
-def _peer(writer: asyncio.StreamWriter) -> str:
-    """Name the other end of a connection as gRPC does."""
-    host, port, *more = writer.get_extra_info("peername") or ("", 0)
-    return f"ipv6:[{host}]:{port}" if more else f"ipv4:{host}:{port}"
 
 
 def _names(writer: asyncio.StreamWriter) -> list[str] | None:

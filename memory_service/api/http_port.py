@@ -1,17 +1,19 @@
 """The port of the HTTP door: connections are taken here, over TLS where the service has a certificate.
 
 They are served in the event loop, so that slow callers cost no thread. This file owns the bounds on how many
-connections there are and how long each may take, its handshake included.
+connections there are, of all hosts and of one, and how long each may take, its handshake included.
 """
 
 import asyncio
 import socket
 from collections.abc import Awaitable, Callable
 
+from memory_service.access import peers
 from memory_service.api.tls.serving import Tls
 from memory_service.domain.errors import StartError
 
-MOST_CONNECTIONS = 64
+# Connections at a time, and those of one host, which leaves room for others whatever it does.
+MOST_CONNECTIONS, MOST_OF_HOST = 64, 16
 # Bytes of the head of a request.
 LONGEST_HEAD = 8 * 1024
 # Seconds before the next try, where the system has no descriptor for a connection.
@@ -28,7 +30,8 @@ class HttpPort:
         serve: serves a connection to its end. patience: seconds that a connection may take. tls: by what TLS is spoken.
         """
         self._serve, self._patience, self._tls = serve, patience, tls
-        self._connections: set[asyncio.Task[None]] = set()
+        # Connections that are served, and the host of each.
+        self._connections: dict[asyncio.Task[None], str] = {}
         self._listener: socket.socket | None = None
         self._taking: asyncio.Task[None] | None = None
 
@@ -59,16 +62,21 @@ class HttpPort:
         loop = asyncio.get_running_loop()
         while True:
             try:
-                connection, _ = await loop.sock_accept(listener)
+                connection, address = await loop.sock_accept(listener)
             except OSError:
                 await asyncio.sleep(_PAUSE_S)
                 continue
-            if len(self._connections) >= MOST_CONNECTIONS:
+            host = peers.host(peers.named(address))
+            if len(self._connections) >= MOST_CONNECTIONS or self._of(host) >= MOST_OF_HOST:
                 connection.close()
                 continue
             task = asyncio.create_task(self._connected(connection))
-            self._connections.add(task)
-            task.add_done_callback(self._connections.discard)
+            self._connections[task] = host
+            task.add_done_callback(self._connections.pop)
+
+    def _of(self, host: str) -> int:
+        """Count the connections of a host."""
+        return sum(each == host for each in self._connections.values())
 
     async def _connected(self, connection: socket.socket) -> None:
         writer: asyncio.StreamWriter | None = None

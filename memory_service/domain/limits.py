@@ -72,6 +72,8 @@ class Limits:
     # After which the keys of tokens are old, and for which they are not fetched again, whatever tokens say.
     token_keys_old_s: float = 300.0
     token_keys_seldom_s: float = 10.0
+    # That the provider of those keys may take to answer.
+    token_keys_patience_s: float = 5.0
     # Between two looks at the files of the certificate, of which each new connection has its own.
     certificate_s: float = 10.0
     # That a connection to /metrics, /healthz or /readyz may take, from its first byte to its last.

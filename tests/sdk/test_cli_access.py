@@ -64,6 +64,24 @@ def test_a_key_goes_to_a_private_file_or_is_printed_once(keyed: Path, run: Run, 
     assert not (tmp_path / "key").exists()
 
 
+def test_no_key_is_made_in_a_folder_beside_the_service_that_has_it(tmp_path: Path, run: Run) -> None:
+    """See to it that a service knows of every key of its store: it looks for the first one only when it begins."""
+    with LocalServer(tmp_path / "data", durability="os") as server:
+        made = run("key", "create", "--role", "operator", "--memory", str(tmp_path / "data"))
+        assert (made.returncode, made.stdout) == (1, "")
+        assert "in use by" in made.stderr
+        with kvbank.connect(server.address) as owner:
+            assert list(owner.access.list_keys()) == []
+    made = run("key", "create", "--role", "operator", "--memory", str(tmp_path / "data"))
+    assert made.returncode == 0
+    with (
+        LocalServer(tmp_path / "data", durability="os") as server,
+        kvbank.connect(server.address) as stranger,
+        pytest.raises(kvbank.Unauthenticated),
+    ):
+        stranger.server_info()
+
+
 def test_a_key_is_in_its_file_whatever_becomes_of_the_output(keyed: Path, tmp_path: Path) -> None:
     """Rotate the operator's key, which is refused from then on, where nothing can be printed."""
     key_id, file = keyed.read_text().split("_")[1], tmp_path / "next"

@@ -1,10 +1,12 @@
 """The HTTP door for health, readiness and metrics; a slow caller there costs the others nothing."""
 
 import http.client
+import select
 import shutil
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +105,47 @@ def test_callers_who_say_nothing_cost_no_thread_and_are_left(
     finally:
         for connection in silent:
             connection.close()
+
+
+def test_a_host_leaves_connections_to_others(serving: Any, caller: Any, ask: Callable[..., Any]) -> None:
+    host, _, port = serving.server.metrics_address.rpartition(":")
+    with ExitStack() as opened:
+
+        def silent() -> socket.socket:
+            from_there = socket.create_connection((host, int(port)), timeout=60, source_address=("127.0.0.2", 0))
+            return opened.enter_context(from_there)
+
+        held = [silent() for _ in range(http_port.MOST_OF_HOST)]
+        more = [silent() for _ in range(http_port.MOST_CONNECTIONS)]
+        assert {connection.recv(1) for connection in more} == {b""}
+        assert ask("/healthz")[0] == 200
+        held[0].sendall(b"GET /healthz HTTP/1.1\r\n\r\n")
+        assert held[0].recv(100).startswith(b"HTTP/1.1 200 ")
+        held[1].close()
+        wait_until(lambda: _is_let_in(silent()))
+
+
+def _is_let_in(connection: socket.socket) -> bool:
+    connection.sendall(b"GET /healthz HTTP/1.1\r\n\r\n")
+    with suppress(ConnectionError):
+        return connection.recv(100).startswith(b"HTTP/1.1 200 ")
+    return False
+
+
+@pytest.mark.parametrize("patience", [0.5])
+@pytest.mark.parametrize("part", [b"G", b"x: y\r\n"], ids=["the line of the request", "headers"])
+def test_a_request_that_comes_too_slowly_is_left(serving: Any, caller: Any, part: bytes) -> None:
+    host, _, port = serving.server.metrics_address.rpartition(":")
+    with socket.create_connection((host, int(port)), timeout=60) as connection:
+        connection.sendall(b"" if part == b"G" else b"GET /healthz HTTP/1.1\r\n")
+
+        def is_left() -> bool:
+            connection.sendall(part)
+            return bool(select.select([connection], [], [], 0)[0])
+
+        with suppress(ConnectionError):
+            wait_until(is_left)
+            assert connection.recv(100) == b""
 
 
 def test_a_storage_that_is_not_there_is_told_everywhere(caller: Any, ask: Callable[..., Any], data: Path) -> None:

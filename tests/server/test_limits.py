@@ -136,6 +136,32 @@ def test_what_banks_say_is_bounded_together(serving: Any, refused: Any) -> None:
     caller.stub.UpdateBank(pb.UpdateBankRequest(bank=longer, update_mask={"paths": ["metadata"]}))
 
 
+def test_what_the_banks_of_one_tenant_say_counts_for_all_unless_a_quota_bounds_them(serving: Any) -> None:
+    """Let a tenant take all of `max_bank_bytes`: another one has no bank more then, but for a quota of banks."""
+    serving(max_bank_bytes=40_000)
+    spec, long = kvbank.EmbeddingSpec("e", 4), {"note": "x" * 19_000}
+    address = serving.server.address
+    with kvbank.connect(address) as owner:
+        operator = owner.access.create_key("operator").secret
+    with kvbank.connect(address, api_key=operator) as client, ExitStack() as stack:
+        tenants = {}
+        for name in ("greedy", "other"):
+            client.access.create_tenant(name)
+            key = client.access.create_key("admin", tenant=name).secret
+            tenants[name] = stack.enter_context(kvbank.connect(address, api_key=key))
+        for bank in "ab":
+            tenants["greedy"].create_bank(bank, kv=None, embedding=spec, metadata=long)
+        with pytest.raises(kvbank.TooLarge) as refusal:
+            tenants["other"].create_bank("a", kv=None, embedding=spec, metadata=long)
+        # What others have is not told.
+        assert refusal.value.metadata == {"limit": "40000"}
+        tenants["greedy"].delete_bank("a")
+        client.access.set_tenant_quota("greedy", kvbank.TenantQuota(banks=1))
+        with pytest.raises(kvbank.QuotaExceeded):
+            tenants["greedy"].create_bank("a", kv=None, embedding=spec, metadata=long)
+        tenants["other"].create_bank("a", kv=None, embedding=spec, metadata=long)
+
+
 def test_stats_of_all_banks_come_in_pages(serving: Any) -> None:
     caller = serving()
     names = [f"bank {number:03}" for number in range(120)]

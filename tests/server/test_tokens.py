@@ -8,6 +8,7 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -209,11 +210,12 @@ def test_a_key_that_is_not_for_signatures_signs_nothing(server: LocalServer, key
 
 
 @contextmanager
-def provider(authority: Authority, content: bytes) -> Iterator[str]:
-    """Serve some content over https."""
+def provider(authority: Authority, content: bytes, before: Callable[[], object] = lambda: None) -> Iterator[str]:
+    """Serve some content over https. before: what is waited for before each answer."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
+            before()
             self.send_response(200)
             self.end_headers()
             self.wfile.write(content)
@@ -248,6 +250,40 @@ def test_keys_come_over_https(tmp_path: Path, keys: Path, monkeypatch: pytest.Mo
             pytest.raises(kvbank.Unauthenticated),
         ):
             who(server, token())
+
+
+def test_a_provider_that_does_not_answer_holds_up_nobody(
+    tmp_path: Path, keys: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fetch the keys for each token, of which one waits for the provider: the others go by the keys of before."""
+    authority = Authority(tmp_path / "tls")
+    monkeypatch.setenv("SSL_CERT_FILE", str(authority.file))
+    answering, asked = threading.Event(), queue.SimpleQueue[bool]()
+    answering.set()
+
+    def before() -> None:
+        asked.put(True)
+        answering.wait()
+
+    limits = Limits(wrong_key_s=0.0, token_keys_old_s=0.0, token_keys_patience_s=600.0)
+    with provider(authority, keys.read_bytes(), before) as address, ThreadPoolExecutor(1) as threads:
+        settings = {"jwt_jwks": address, "jwt_audience": AUDIENCE}
+        with LocalServer(tmp_path / "data", limits=limits, **settings) as server:
+            key_maker = token(role="admin")
+            with kvbank.connect(server.address, api_key=key_maker) as admin:
+                key = admin.access.create_key("read").secret
+            answering.clear()
+            while not asked.empty():
+                asked.get()
+            first = threads.submit(who, server, token(sub="first"))
+            try:
+                assert asked.get(timeout=60)
+                for credential in (token(sub="second"), key, key_maker, token(RSA, "RS256", "rsa")):
+                    assert who(server, credential).tenant == "default"
+                assert not first.done()
+            finally:
+                answering.set()
+            assert first.result(60).tenant == "default"
 
 
 @pytest.mark.parametrize(
