@@ -11,7 +11,7 @@ from grpc_tools import protoc
 PROTO = Path(__file__).resolve().parent
 SDK = PROTO.parent / "clients" / "python"
 # The files that have services.
-SERVICES = ("kvbank/v1/access.proto", "kvbank/v1/service.proto")
+SERVICES = ("kvbank/v1/access.proto", "kvbank/v1/service.proto", "kvbank/v1/session.proto")
 
 
 def generate(output: Path) -> None:

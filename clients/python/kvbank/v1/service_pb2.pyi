@@ -239,20 +239,22 @@ class WriteChunksResponse(_message.Message):
     def __init__(self, idempotency_key: _Optional[bytes] = ..., chunk_id: _Optional[int] = ..., replayed: _Optional[bool] = ..., gone: _Optional[bool] = ..., evicted_chunk_ids: _Optional[_Iterable[int]] = ..., more: _Optional[_Iterable[_Union[WriteChunksResponse, _Mapping]]] = ...) -> None: ...
 
 class Filter(_message.Message):
-    __slots__ = ("metadata", "created_from", "created_before", "start_from", "start_before", "pinned")
+    __slots__ = ("metadata", "created_from", "created_before", "start_from", "start_before", "pinned", "any_of")
     METADATA_FIELD_NUMBER: _ClassVar[int]
     CREATED_FROM_FIELD_NUMBER: _ClassVar[int]
     CREATED_BEFORE_FIELD_NUMBER: _ClassVar[int]
     START_FROM_FIELD_NUMBER: _ClassVar[int]
     START_BEFORE_FIELD_NUMBER: _ClassVar[int]
     PINNED_FIELD_NUMBER: _ClassVar[int]
+    ANY_OF_FIELD_NUMBER: _ClassVar[int]
     metadata: _containers.RepeatedCompositeFieldContainer[MetadataCondition]
     created_from: _timestamp_pb2.Timestamp
     created_before: _timestamp_pb2.Timestamp
     start_from: int
     start_before: int
     pinned: bool
-    def __init__(self, metadata: _Optional[_Iterable[_Union[MetadataCondition, _Mapping]]] = ..., created_from: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., created_before: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., start_from: _Optional[int] = ..., start_before: _Optional[int] = ..., pinned: _Optional[bool] = ...) -> None: ...
+    any_of: _containers.RepeatedCompositeFieldContainer[Filter]
+    def __init__(self, metadata: _Optional[_Iterable[_Union[MetadataCondition, _Mapping]]] = ..., created_from: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., created_before: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., start_from: _Optional[int] = ..., start_before: _Optional[int] = ..., pinned: _Optional[bool] = ..., any_of: _Optional[_Iterable[_Union[Filter, _Mapping]]] = ...) -> None: ...
 
 class MetadataCondition(_message.Message):
     __slots__ = ("key", "values", "negate", "typed")
