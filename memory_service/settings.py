@@ -139,6 +139,7 @@ class Settings(BaseSettings):
     max_bank_bytes: Size = Field(
         64 * MIB, ge=1, description="Most specs and metadata of all banks together, which are in memory."
     )
+    max_sessions: Count = Field(100_000, ge=1, description="Most sessions of one tenant.")
     storage_threads: int = Field(
         8,
         ge=1,

@@ -13,7 +13,7 @@ import grpc
 from grpc_reflection.v1alpha import reflection
 
 from kvbank.files import private
-from kvbank.v1 import access_pb2, service_pb2
+from kvbank.v1 import access_pb2, service_pb2, session_pb2
 from kvbank.wire import addresses
 from memory_service.access import certificates
 from memory_service.access.keys import Keys
@@ -34,6 +34,7 @@ from memory_service.api.http_endpoint import Endpoint
 from memory_service.api.local_socket import Call, DirectCalls
 from memory_service.api.same_host import FORGOTTEN_S, SameHost
 from memory_service.api.service import MemoryService
+from memory_service.api.session_service import SessionService
 from memory_service.api.tls.expiry import Expiry
 from memory_service.api.tls.identity import Files
 from memory_service.api.tls.serving import Tls
@@ -47,6 +48,7 @@ from memory_service.observe.observation import Observer
 from memory_service.observe.process_memory import keep_memory, leave_imports_alone
 from memory_service.observe.troubles import Troubles
 from memory_service.operations.banks import Banks
+from memory_service.operations.sessions import Sessions
 from memory_service.search import largest_id
 from memory_service.settings import Settings, unknown_variables
 from memory_service.storage.opening import explaining, open_engine
@@ -54,6 +56,7 @@ from memory_service.storage.opening import explaining, open_engine
 SERVICES = (
     service_pb2.DESCRIPTOR.services_by_name["MemoryService"],
     access_pb2.DESCRIPTOR.services_by_name["AccessService"],
+    session_pb2.DESCRIPTOR.services_by_name["SessionService"],
 )
 MOST_STREAMS = 256
 # Bytes of a call's metadata; a key, or another credential, has at most half of that.
@@ -122,8 +125,12 @@ class Server:
         self._service = MemoryService(
             self.banks, settings, self._threads, rates, self._metrics, self.same_host, limits, pauses
         )
-        keys, tenants = Keys(records, clock, verifier, limits), Tenants(records, verifier, rates)
-        self._access = AccessService(self._service.handling, keys, tenants)
+        access = Keys(records, clock, verifier, limits), Tenants(records, verifier, rates)
+        self._services = (
+            self._service,
+            AccessService(self._service.handling, *access),
+            SessionService(self._service.handling, Sessions(self._engine)),
+        )
         self._observer = Observer(self._metrics, self._audit)
         self._calls = Calls(settings.max_calls)
         self._direct: DirectCalls | None = None
@@ -148,7 +155,7 @@ class Server:
             interceptors=[Interceptor(self._observer, self._calls, self._admission)],
             maximum_concurrent_rpcs=self._settings.max_calls,
         )
-        for described, service in zip(SERVICES, (self._service, self._access), strict=True):
+        for described, service in zip(SERVICES, self._services, strict=True):
             self._server.add_registered_method_handlers(described.full_name, handlers(service, described))
         self._health.add_to(self._server)
         if self._settings.reflection:

@@ -38,6 +38,12 @@ Reason = Literal[
     "PERMISSION_DENIED",
     "API_KEY_NOT_FOUND",
     "RATE_EXCEEDED",
+    "SESSION_NOT_FOUND",
+    "SESSION_EXISTS",
+    "LEASE_HELD",
+    "LEASE_LOST",
+    "TURN_CONFLICT",
+    "TURN_NOT_FOUND",
 ]
 # In bytes. A status has the message twice, the second time with up to three values.
 _LONGEST_MESSAGE, _LONGEST_VALUE = 1024, 512
@@ -84,6 +90,17 @@ class RateError(ServiceError):
         self.seconds = seconds
         self.description = f"the quota of tenant {tenant} is {limit} calls a second; the next is in {seconds:.3f} s"
         super().__init__("RATE_EXCEEDED", self.description, subject=self.subject, limit=limit)
+
+
+class LeaseError(ServiceError):
+    """The refusal LEASE_HELD of a worker that asks for a session which another one has; `seconds` is when the lease of
+    that one ends, unless it is renewed."""
+
+    def __init__(self, session_id: str, holder: str, seconds: float) -> None:
+        """Say which holder has a session, and for how long yet."""
+        self.seconds = seconds
+        text = f"{holder!r} has the session {session_id!r}; its lease ends in {seconds:.3f} s, unless it is renewed"
+        super().__init__("LEASE_HELD", text, session=session_id, holder=holder)
 
 
 class StartError(Exception):
@@ -162,6 +179,52 @@ def tenant_not_found(name: str) -> ServiceError:
 def chunk_not_found(name: str, chunk_id: int) -> ServiceError:
     """Make the error CHUNK_NOT_FOUND for a chunk of the bank of this name."""
     return ServiceError("CHUNK_NOT_FOUND", f"bank {name} has no chunk {chunk_id}", chunk_id=chunk_id)
+
+
+def session_not_found(session: str) -> ServiceError:
+    """Make the error SESSION_NOT_FOUND, also for a session that the caller may not see. session: its id or name."""
+    return ServiceError("SESSION_NOT_FOUND", f"there is no session {session!r}", session=session)
+
+
+def session_exists(name: str) -> ServiceError:
+    """Make the error SESSION_EXISTS."""
+    return ServiceError("SESSION_EXISTS", f"there is a session {name!r} already", session=name)
+
+
+def lease_held(session_id: str, holder: str, seconds: float) -> ServiceError:
+    """Make the error LEASE_HELD. seconds: until the lease of the holder ends."""
+    return LeaseError(session_id, holder, seconds)
+
+
+def lease_lost(session_id: str, epoch: int) -> ServiceError:
+    """Make the error LEASE_LOST."""
+    text = f"the lease {epoch} of session {session_id!r} has ended, or was given anew since; acquire the session again"
+    return ServiceError("LEASE_LOST", text, session=session_id, epoch=epoch)
+
+
+def turn_conflict(session_id: str, turn: int, head: int) -> ServiceError:
+    """Make the error TURN_CONFLICT of a turn that the caller takes for the last one. head: what is the last one."""
+    text = f"the last turn of session {session_id!r} is {head}, not {turn}; read what was appended since"
+    return ServiceError("TURN_CONFLICT", text, session=session_id, head=head)
+
+
+def turn_not_found(session: str, turn: int | str) -> ServiceError:
+    """Make the error TURN_NOT_FOUND. session: its id, "" where the turn is asked for by its key. turn: its number or
+    key."""
+    of = f" of session {session!r}" if session else ""
+    return ServiceError("TURN_NOT_FOUND", f"there is no turn {turn!r}{of}", session=session, turn=turn)
+
+
+def damaged_session(session: str) -> ServiceError:
+    """Make the error CHECKSUM_MISMATCH for a session whose record is not as it was written."""
+    text = f"the record of session {session!r} is damaged; see: kvbank check"
+    return ServiceError("CHECKSUM_MISMATCH", text, session=session)
+
+
+def damaged_turn(session: str, turn: int) -> ServiceError:
+    """Make the error CHECKSUM_MISMATCH for a turn whose record is not as it was written."""
+    text = f"the record of turn {turn} of session {session!r} is damaged; see: kvbank check"
+    return ServiceError("CHECKSUM_MISMATCH", text, session=session, turn=turn)
 
 
 def damaged_chunk(chunk_id: int) -> ServiceError:

@@ -35,6 +35,22 @@ RIGHTS: Mapping[str, Right] = {
     # Evictions
     "ExplainEviction": "read",
     "ListEvictions": "read",
+    # Sessions
+    "GetSession": "read",
+    "ListSessions": "read",
+    "ListTurns": "read",
+    "GetTurn": "read",
+    "ReadWindow": "read",
+    "CreateSession": "write",
+    "UpdateSession": "write",
+    "ForkSession": "write",
+    "RewindSession": "write",
+    "AcquireLease": "write",
+    "RenewLease": "write",
+    "ReleaseLease": "write",
+    "AppendTurns": "write",
+    "KeepWindow": "write",
+    "Forget": "write",
     # Keys and tenants
     "CreateKey": "keys",
     "ListKeys": "keys",

@@ -68,6 +68,7 @@ class AuditLog:
             "peer": request.peer,
             "method": request.method,
             "bank": request.bank,
+            "session": request.session,
             "result": code,
             "reason": request.reason,
         }

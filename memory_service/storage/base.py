@@ -1,12 +1,13 @@
 """The seam between what the service does and where it keeps things. This file owns the protocols that an engine
-implements (`Store`, `AccessRecords`, `Objects`, and `Engine`, which joins them); nothing above it knows SQL, a database
-or a disk.
+implements (`Store`, `AccessRecords`, `SessionRecords`, `Objects`, and `Engine`, which joins them); nothing above it
+knows SQL, a database or a disk.
 
-A store holds banks, chunks, vectors and idempotency keys, and beside them tenants and their API keys; every method that
-changes something is one atomic step. Objects hold the K-V of chunks, one immutable object each. The order of a write is
-not an engine's: it stands in `memory_service.operations.writing` (object durable, then row, then acknowledged). Neither
-is the search: an index is derived from the store, which tells it what is committed (`Store.follow`, `Store.catch_up`)
-and lets it read what was committed before (`Store.snapshot`). So a second engine brings no search of its own.
+A store holds banks, chunks, vectors and idempotency keys, and beside them tenants, their API keys and sessions; every
+method that changes something is one atomic step. Objects hold the K-V of chunks, one immutable object each. The order
+of a write is not an engine's: it stands in `memory_service.operations.writing` (object durable, then row, then
+acknowledged). Neither is the search: an index is derived from the store, which tells it what is committed
+(`Store.follow`, `Store.catch_up`) and lets it read what was committed before (`Store.snapshot`). So a second engine
+brings no search of its own.
 
 Errors that callers see are `ServiceError`s with the reason that each method names. Errors of the storage itself are
 OSError and those of the engine's driver; the transport tells callers STORAGE_ERROR or DISK_FULL for them. An engine
@@ -28,6 +29,7 @@ from memory_service.domain.access import ApiKey, KeyPlace
 from memory_service.domain.clock import Clock
 from memory_service.domain.model import Bank, Chunk, Eviction, Filter, Metadata, Payload
 from memory_service.domain.payload import Buffer
+from memory_service.domain.sessions import Deleted, Session, Turn
 from memory_service.domain.tenants import Tenant, TenantQuota, TenantUsage
 
 # Ids of chunks [n], ascending.
@@ -341,9 +343,9 @@ class AccessRecords(Protocol):
 
     def drop_tenant(self, name: str, *, force: bool = False) -> int:
         """Delete a tenant with its keys, in one step, and return how many banks went with it. force: whether to delete
-        its banks too. Where no other tenant has a key, the newest of the tenant stays, as a revoked one of the tenant
-        "default", for all banks. Errors: TENANT_NOT_FOUND; TENANT_NOT_EMPTY where it has banks, or is the tenant
-        "default"."""
+        its banks and sessions too. Where no other tenant has a key, the newest of the tenant stays, as a revoked one of
+        the tenant "default", for all banks. Errors: TENANT_NOT_FOUND; TENANT_NOT_EMPTY where it has banks or sessions,
+        or is the tenant "default"."""
 
     def add_key(self, key: ApiKey, *, most: int | None = None) -> bool:
         """Keep a key, and return whether its id was free. most: how many keys the tenant may have then that are neither
@@ -368,6 +370,84 @@ class AccessRecords(Protocol):
 
     def used_key(self, key_id: str, at: int) -> None:
         """Note when a key was used last, in microseconds since 1970."""
+
+
+class SessionView(Protocol):
+    """What a store holds of sessions at one moment. A session that has expired at that moment is not there. One thread
+    at a time uses a view, and iterators are used up before it ends. Errors of all methods: CHECKSUM_MISMATCH where a
+    record is not as it was written; Cancelled, when the caller of the thread has gone."""
+
+    def session(self, tenant: str, session_id: str) -> Session:
+        """Read a session of a tenant, with its stretches. Another tenant's session is not told from one that is not
+        there. Errors: SESSION_NOT_FOUND."""
+
+    def named(self, tenant: str, name: str) -> Session:
+        """Read a session of a tenant by its name, with its stretches. Errors: SESSION_NOT_FOUND."""
+
+    def sessions(self, tenant: str, before: tuple[int, str] | None, metadata: Mapping[str, str]) -> Iterator[Session]:
+        """Read the sessions of a tenant that have all these metadata, newest change first, damaged ones left out.
+        before: time of change and id of the session behind which to begin."""
+
+    def turns(self, session: Session, after: int, *, token_ids: bool) -> Iterator[Turn]:
+        """Read the turns of a session, as this view has it, from the first one behind the number `after`."""
+
+    def turn(self, tenant: str, key: str, *, token_ids: bool) -> Turn:
+        """Read a turn of a tenant by its key, also one from which its session was rewound. Errors:
+        TURN_NOT_FOUND."""
+
+
+class SessionRecords(Protocol):
+    """The sessions of a store: their turns, and who may go on with each. Threads share it, and its methods block.
+
+    What a method changes is durable, and seen by every later read, when it returns; a method that refuses has changed
+    nothing. The rules of leases and numbers are those of `domain.sessions`, by the clock of the store; the caller has
+    checked what it hands in (`domain.session_checks`). All methods refuse with SESSION_NOT_FOUND what is not there or
+    has expired, and with CHECKSUM_MISMATCH a record that is not as it was written.
+    """
+
+    def read(self) -> AbstractContextManager[SessionView]:
+        """Look at the sessions as they are now. Errors: Cancelled."""
+
+    def create(self, new: Session) -> Session:
+        """Make a session without turns, whose times and branch are set here. Errors: SESSION_EXISTS where its name is
+        taken, TENANT_NOT_FOUND, QUOTA_EXCEEDED, DISK_FULL."""
+
+    def update(self, tenant: str, session_id: str, changes: Mapping[str, object]) -> Session:
+        """Replace fields of a session (name, metadata, settings, reads, ttl). Errors: SESSION_EXISTS, INVALID_FIELD,
+        DISK_FULL."""
+
+    def fork(self, tenant: str, new: Session, session_id: str, turn: int | None) -> Session:
+        """Make a session with the turns of another up to one of them (None: its last); nothing is copied. new: its
+        tenant, id, name and metadata; the rest is that of the other. Errors: TURN_NOT_FOUND, SESSION_EXISTS,
+        INVALID_FIELD (too many stretches), QUOTA_EXCEEDED, DISK_FULL."""
+
+    def fork_at(self, tenant: str, new: Session, key: str) -> Session:
+        """Do as `fork`, behind the turn that has a key, also one from which its session was rewound. Errors: as those
+        of `fork`."""
+
+    def rewind(self, tenant: str, session_id: str, epoch: int, turn: int) -> Session:
+        """Let a session go on behind an earlier turn, 0 for none. Its window goes, if it is of a later one. Errors:
+        LEASE_LOST, TURN_NOT_FOUND, INVALID_FIELD (too many stretches)."""
+
+    def acquire(self, tenant: str, session_id: str, holder: str, ttl: int) -> Session:
+        """Give a session to a holder for `ttl` microseconds. Errors: LEASE_HELD."""
+
+    def renew(self, tenant: str, session_id: str, epoch: int, ttl: int | None) -> Session:
+        """Let a lease begin anew; ttl: None for the one that it has. Errors: LEASE_LOST."""
+
+    def release(self, tenant: str, session_id: str, epoch: int) -> None:
+        """End a lease. Errors: LEASE_LOST where another one was given since."""
+
+    def append(
+        self, tenant: str, session_id: str, epoch: int, follows: int, turns: Sequence[Turn]
+    ) -> tuple[list[Turn], Session]:
+        """Add turns behind the last one, all or none, and renew the lease; return them as they are then. Turns that
+        were appended before, with the same keys, content and place, are returned as they are. Errors: LEASE_LOST,
+        TURN_CONFLICT where `follows` is not the last turn, KEY_REUSED, QUOTA_EXCEEDED, DISK_FULL."""
+
+    def delete(self, tenant: str, session_id: str) -> Deleted:
+        """Delete a session with its turns, but for those that forks have, and with its window. A bank that was made for
+        it and its forks goes with the last of them."""
 
 
 class Source(Protocol):
@@ -479,6 +559,10 @@ class Engine(Protocol):
     @property
     def access(self) -> AccessRecords:
         """Return the tenants and keys of the store."""
+
+    @property
+    def sessions(self) -> SessionRecords:
+        """Return the sessions of the store."""
 
     @property
     def objects(self) -> Objects:

@@ -33,8 +33,13 @@ Metadata = Sequence[tuple[str, str]]
 READING = {
     *("GetServerInfo", "GetStats", "WhoAmI", "GetBank", "ListBanks", "Retrieve", "RetrieveFiles", "FetchChunks"),
     *("FetchFiles", "GetChunk", "ListChunks", "ExplainEviction", "ListEvictions", "ServerReflectionInfo"),
+    *("GetSession", "ListSessions", "ListTurns", "GetTurn", "ReadWindow"),
 }
-WRITING = READING | {"CreateBank", "WriteChunks", "UpdateChunk", "PinChunks", "DeleteChunks"}
+WRITING = READING | {
+    *("CreateBank", "WriteChunks", "UpdateChunk", "PinChunks", "DeleteChunks"),
+    *("CreateSession", "UpdateSession", "ForkSession", "RewindSession", "AcquireLease", "RenewLease", "ReleaseLease"),
+    *("AppendTurns", "KeepWindow", "Forget"),
+}
 KEYS = {"CreateKey", "ListKeys", "RevokeKey", "RotateKey"}
 MAY = {
     "read": READING,
@@ -144,6 +149,7 @@ def test_no_method_but_health_answers_without_a_key(wire: Wire) -> None:
     assert {method.containing_service.full_name for method in methods.values()} == {
         "kvbank.v1.MemoryService",
         "kvbank.v1.AccessService",
+        "kvbank.v1.SessionService",
         "grpc.health.v1.Health",
         "grpc.reflection.v1alpha.ServerReflection",
     }

@@ -4,7 +4,7 @@ from typing import get_args
 
 import pytest
 
-from kvbank.v1 import access_pb2, service_pb2
+from kvbank.v1 import access_pb2, service_pb2, session_pb2
 from memory_service.domain.access import EVERY_BANK, ApiKey, Caller, Right, Role
 from memory_service.domain.rights import RIGHTS
 
@@ -22,7 +22,7 @@ def caller(role: Role, banks: tuple[str, ...] = EVERY_BANK) -> Caller:
 
 
 def test_every_method_of_the_wire_asks_for_a_right() -> None:
-    files = (service_pb2.DESCRIPTOR, access_pb2.DESCRIPTOR)
+    files = (service_pb2.DESCRIPTOR, access_pb2.DESCRIPTOR, session_pb2.DESCRIPTOR)
     services = [service for file in files for service in file.services_by_name.values()]
     methods = [method.name for service in services for method in service.methods]
     assert sorted([*methods, "ServerReflectionInfo"]) == sorted(RIGHTS)

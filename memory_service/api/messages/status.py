@@ -11,17 +11,24 @@ from google.protobuf import any_pb2
 from google.protobuf.message import Message
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
-from memory_service.domain.errors import QuotaError, RateError, Reason, ServiceError, refusal_for
+from memory_service.domain.errors import LeaseError, QuotaError, RateError, Reason, ServiceError, refusal_for
 from memory_service.observe import request as requests
 from memory_service.observe.seldom import Repeating
 
 DOMAIN = "kvbank"
 _CODES: Mapping[grpc.StatusCode, tuple[Reason, ...]] = {
     grpc.StatusCode.INVALID_ARGUMENT: ("INVALID_FIELD", "NOT_FINITE", "TENSOR_MISMATCH", "CHECKSUM_IN_TRANSIT"),
-    grpc.StatusCode.NOT_FOUND: ("BANK_NOT_FOUND", "CHUNK_NOT_FOUND", "TENANT_NOT_FOUND", "API_KEY_NOT_FOUND"),
+    grpc.StatusCode.NOT_FOUND: (
+        "BANK_NOT_FOUND",
+        "CHUNK_NOT_FOUND",
+        "TENANT_NOT_FOUND",
+        "API_KEY_NOT_FOUND",
+        "SESSION_NOT_FOUND",
+        "TURN_NOT_FOUND",
+    ),
     grpc.StatusCode.UNAUTHENTICATED: ("UNAUTHENTICATED",),
     grpc.StatusCode.PERMISSION_DENIED: ("PERMISSION_DENIED",),
-    grpc.StatusCode.ALREADY_EXISTS: ("BANK_EXISTS", "KEY_REUSED", "TENANT_EXISTS"),
+    grpc.StatusCode.ALREADY_EXISTS: ("BANK_EXISTS", "KEY_REUSED", "TENANT_EXISTS", "SESSION_EXISTS"),
     grpc.StatusCode.FAILED_PRECONDITION: (
         "READER_MISMATCH",
         "EMBEDDER_MISMATCH",
@@ -30,6 +37,9 @@ _CODES: Mapping[grpc.StatusCode, tuple[Reason, ...]] = {
         "NOT_SAME_HOST",
         "TENANT_NOT_EMPTY",
         "BANK_CHANGED",
+        "LEASE_HELD",
+        "LEASE_LOST",
+        "TURN_CONFLICT",
     ),
     grpc.StatusCode.RESOURCE_EXHAUSTED: ("BANK_FULL", "TOO_LARGE", "DISK_FULL", "QUOTA_EXCEEDED", "RATE_EXCEEDED"),
     grpc.StatusCode.DATA_LOSS: ("CHECKSUM_MISMATCH",),
@@ -49,7 +59,7 @@ def status(error: ServiceError) -> status_pb2.Status:
     if isinstance(error, QuotaError | RateError):
         violation = error_details_pb2.QuotaFailure.Violation(subject=error.subject, description=error.description)
         details.append(error_details_pb2.QuotaFailure(violations=[violation]))
-    if isinstance(error, RateError):
+    if isinstance(error, RateError | LeaseError):
         retry = error_details_pb2.RetryInfo()
         retry.retry_delay.FromNanoseconds(round(error.seconds * 1e9))
         details.append(retry)

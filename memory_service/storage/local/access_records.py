@@ -13,7 +13,7 @@ from memory_service.domain.tenants import DEFAULT_TENANT, Tenant, TenantQuota, T
 from memory_service.storage.local import quotas
 from memory_service.storage.local.bank_changes import BankChanges
 from memory_service.storage.local.files.disk_space import DiskSpace
-from memory_service.storage.local.records import access_rows
+from memory_service.storage.local.records import access_rows, session_deletion, session_rows
 from memory_service.storage.local.records.records import Records
 
 T = TypeVar("T")
@@ -72,10 +72,12 @@ class LocalAccess:
 
         def drop(connection: Connection) -> None:
             _tenant(connection, name)
-            banks = access_rows.usage(connection, name).banks
-            if banks and not force:
-                text = f"the tenant {name!r} has {banks} banks; delete them first, or all with it"
-                raise ServiceError("TENANT_NOT_EMPTY", text, tenant=name, banks=banks)
+            banks, sessions = access_rows.usage(connection, name).banks, session_rows.count(connection, name)
+            if (banks or sessions) and not force:
+                what = f"{banks} banks and {sessions} sessions" if sessions else f"{banks} banks"
+                text = f"the tenant {name!r} has {what}; delete them first, or all with it"
+                raise ServiceError("TENANT_NOT_EMPTY", text, tenant=name, banks=banks, sessions=sessions)
+            session_deletion.delete_all_of(connection, name)
             access_rows.delete_tenant(connection, name, self.records.clock.now_us())
 
         return self.changes.delete_all_of(name, drop)

@@ -44,6 +44,7 @@ from memory_service.storage.local.leftovers import Unowned
 from memory_service.storage.local.records import bank_rows, chunk_rows
 from memory_service.storage.local.records.records import Records
 from memory_service.storage.local.records.vacuum import Vacuum
+from memory_service.storage.local.session_records import LocalSessions
 from memory_service.storage.local.store import LocalStore
 
 _log = logging.getLogger(__name__)
@@ -126,6 +127,7 @@ class LocalEngine:
         changes = self._made_changes()
         self.store = self._made_store(changes, metrics)
         self.access = LocalAccess(self.records, self.space, changes)
+        self.sessions = LocalSessions(self.records, self.space, changes, self._settings.max_sessions)
 
     def _made_changes(self) -> BankChanges:
         return BankChanges(

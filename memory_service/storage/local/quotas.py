@@ -7,7 +7,7 @@ from sqlalchemy import Connection
 from memory_service.domain.chunk_size import size_of
 from memory_service.domain.errors import QuotaError, bank_not_found, tenant_not_found
 from memory_service.domain.model import Bank, Chunk, Quota, Unit
-from memory_service.storage.local.records import access_rows, bank_rows, tenant_usage
+from memory_service.storage.local.records import access_rows, bank_rows, session_rows, tenant_usage
 
 _UNITS: tuple[Unit, ...] = ("chunks", "tokens", "bytes")
 
@@ -44,6 +44,20 @@ def check_key(connection: Connection, tenant: str, now: int, most: int) -> None:
     """Refuse one more key of a tenant that has `most` which are neither revoked nor expired. now: in microseconds since
     1970. Errors: QUOTA_EXCEEDED."""
     _check(f"tenant:{tenant}", "keys", most, access_rows.count_taken(connection, tenant, now), 1)
+
+
+def check_session(connection: Connection, tenant: str, most: int) -> None:
+    """Refuse a session for which there is no tenant, or which would be one more than `most` of it. Errors:
+    TENANT_NOT_FOUND, QUOTA_EXCEEDED."""
+    if access_rows.tenant(connection, tenant) is None:
+        raise tenant_not_found(tenant)
+    _check(f"tenant:{tenant}", "sessions", most, session_rows.count(connection, tenant), 1)
+
+
+def check_turns(connection: Connection, tenant: str, size: int) -> None:
+    """Refuse turns of so many bytes beyond the quota of their tenant; call this before they are there. Errors:
+    QUOTA_EXCEEDED."""
+    _check_tenant(connection, tenant, {"bytes": size})
 
 
 def _check_tenant(connection: Connection, name: str, more: Mapping[str, int], *, done: bool = False) -> None:

@@ -1,8 +1,8 @@
-"""Data frames of the three streams are encoded and decoded here without protobuf's copies.
+"""Data frames of the streams are encoded and decoded here without protobuf's copies.
 
-This file owns the fact that WriteChunksRequest, RetrieveResponse and FetchChunksResponse are a oneof of `header` and
-`bytes data = 2`. The bytes on the wire are exactly those of protobuf, and whatever other encoding of such a message
-arrives is left to protobuf. The service uses this file too.
+This file owns the fact that WriteChunksRequest, RetrieveResponse, FetchChunksResponse, KeepWindowRequest and
+ReadWindowResponse are a oneof of `header` and `bytes data = 2`. The bytes on the wire are exactly those of protobuf,
+and whatever other encoding of such a message arrives is left to protobuf. The service uses this file too.
 """
 
 from collections.abc import Callable, Sequence

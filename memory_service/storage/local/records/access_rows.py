@@ -16,7 +16,8 @@ from memory_service.storage.local.records.schema import ApiKeyRow, TenantRow, ra
 _FIND_TENANT = "SELECT name, quota, created FROM tenants WHERE name = ?"
 _FIND_USAGE = """
     SELECT count(*), coalesce(sum(chunks), 0), coalesce(sum(tokens), 0), coalesce(sum(bytes), 0)
-    FROM banks WHERE tenant = ?
+        + (SELECT coalesce(sum(bytes), 0) FROM branches WHERE tenant = ?1)
+    FROM banks WHERE tenant = ?1
 """
 # A key ends when it expires, or when it is revoked, whichever comes first.
 _NEVER = 2**63 - 1
@@ -48,7 +49,7 @@ def set_quota(connection: Connection, name: str, quota: TenantQuota) -> bool:
 
 def delete_tenant(connection: Connection, name: str, now: int) -> None:
     """Delete a tenant with its keys; where these are all that there are, the last one goes to the default tenant
-    instead. The caller has seen to its banks. now: the time of that."""
+    instead. The caller has seen to its banks and sessions. now: the time of that."""
     own = list(keys(connection, name))
     if own and all(each.tenant == name for each in keys(connection, None)):
         disown(connection, own[-1].key_id, now)
@@ -69,7 +70,7 @@ def tenants(connection: Connection) -> Iterator[Tenant]:
 
 
 def usage(connection: Connection, name: str) -> TenantUsage:
-    """Add up what the banks of a tenant hold now."""
+    """Add up what the banks and sessions of a tenant hold now."""
     return TenantUsage(*raw(connection).execute(_FIND_USAGE, (name,)).fetchone())
 
 

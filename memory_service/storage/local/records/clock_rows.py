@@ -10,6 +10,8 @@ from memory_service.storage.local.records.schema import ClockRow, raw
 
 _MOVE_EXPIRY = "UPDATE chunks SET expires = expires + :by WHERE expires > :now"
 _MOVE_SPENT = "UPDATE spent_keys SET gone = gone + :by WHERE gone > :now - :kept"
+_MOVE_SESSIONS = "UPDATE sessions SET expires = expires + :by WHERE expires > :now"
+_MOVE_LEASES = "UPDATE sessions SET lease_expires = lease_expires + :by WHERE lease_expires > :now"
 _SAVE = "INSERT OR REPLACE INTO clock (id, now, running, boot) VALUES (1, ?, ?, ?)"
 
 
@@ -25,8 +27,9 @@ def save(connection: Connection, mark: Mark) -> None:
 
 
 def move_ends(connection: Connection, now: int, by: int) -> None:
-    """Move the expiry of chunks and the end of spent keys, where they lie ahead of `now`, by `by` microseconds, so that
-    as much time is left to them when the clock has leapt as far."""
+    """Move the expiry of chunks and sessions, the end of leases and that of spent keys, where they lie ahead of `now`,
+    by `by` microseconds, so that as much time is left to them when the clock has leapt as far."""
     times = {"now": now, "by": by, "kept": SPENT_KEY_US}
     raw(connection).execute(_MOVE_EXPIRY, times)
-    raw(connection).execute(_MOVE_SPENT, times)
+    for statement in (_MOVE_SPENT, _MOVE_SESSIONS, _MOVE_LEASES):
+        raw(connection).execute(statement, times)

@@ -206,6 +206,98 @@ class EvictionPlanRow(Base):
     plan: Mapped[bytes]
 
 
+class SessionRow(Base):
+    """The table of sessions; lists and maps are JSON, and `name` is null where there is none. `checksum` is that of the
+    row but for the times of expiry, which a leap of the clock moves."""
+
+    __tablename__ = "sessions"
+    session_id: Mapped[str] = mapped_column(primary_key=True)
+    tenant: Mapped[str]
+    name: Mapped[str | None]
+    bank: Mapped[str]
+    reads: Mapped[str]
+    reader_digest: Mapped[str]
+    settings: Mapped[str]
+    meta: Mapped[str]
+    ttl: Mapped[int]
+    branch: Mapped[str]
+    head: Mapped[int]
+    tokens: Mapped[int]
+    forked_session: Mapped[str | None]
+    forked_turn: Mapped[int | None]
+    created: Mapped[int]
+    updated: Mapped[int]
+    expires: Mapped[int | None]
+    epoch: Mapped[int]
+    holder: Mapped[str | None]
+    lease_expires: Mapped[int | None]
+    lease_ttl: Mapped[int | None]
+    checksum: Mapped[bytes]
+    __table_args__ = (
+        UniqueConstraint("tenant", "name"),
+        Index(None, "tenant", "updated"),
+        Index(None, "tenant", "bank"),
+        Index(None, "expires", sqlite_where=text("expires IS NOT NULL")),
+    )
+
+
+class BranchRow(Base):
+    """The table of branches of sessions. A branch goes on behind the turn `cut_turn` of its parent (null for one that
+    begins at the first turn), up to which there are `cut_tokens`. `session_id` is the session that has appended to it,
+    or, where that is gone, one that has some of its turns. `bytes` is the sum of the sizes of its turns."""
+
+    __tablename__ = "branches"
+    branch: Mapped[str] = mapped_column(primary_key=True)
+    session_id: Mapped[str] = mapped_column(index=True)
+    tenant: Mapped[str] = mapped_column(index=True)
+    parent: Mapped[str | None] = mapped_column(index=True)
+    cut_turn: Mapped[int]
+    cut_tokens: Mapped[int]
+    checksum: Mapped[bytes]
+    # Below `checksum`, whose type has this name.
+    bytes: Mapped[int]
+
+
+class TurnRow(Base):
+    """The table of turns. `content` is the JSON of items, usage and metadata, `token_ids` uint32 LE, `digest` that of
+    what the caller said, `size` what the turn counts of its tenant's bytes, `checksum` that of the row and that of the
+    token ids."""
+
+    __tablename__ = "turns"
+    turn_id: Mapped[int] = mapped_column(primary_key=True)
+    tenant: Mapped[str]
+    key: Mapped[str]
+    branch: Mapped[str]
+    number: Mapped[int]
+    start: Mapped[int]
+    status: Mapped[str]
+    token_count: Mapped[int]
+    prompt_tokens: Mapped[int]
+    kept: Mapped[int]
+    created: Mapped[int]
+    size: Mapped[int]
+    digest: Mapped[bytes]
+    checksum: Mapped[bytes]
+    content: Mapped[bytes]
+    # Last, so that the other columns are read without it.
+    token_ids: Mapped[bytes]
+    __table_args__ = (UniqueConstraint("branch", "number"), UniqueConstraint("tenant", "key"))
+
+
+class WindowRow(Base):
+    """The table of local windows, of which each session has at most one; `file` is the name of the file with its bytes,
+    and `checksum` the hexadecimal digits of their xxh3-64."""
+
+    __tablename__ = "windows"
+    session_id: Mapped[str] = mapped_column(primary_key=True)
+    tenant: Mapped[str]
+    turn: Mapped[int]
+    stamp: Mapped[str]
+    size: Mapped[int]
+    checksum: Mapped[str]
+    file: Mapped[str]
+
+
 def migrations() -> Path:
     """Return the folder of Alembic's migrations."""
     return Path(__file__).parent / "migrations"

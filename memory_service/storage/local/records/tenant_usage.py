@@ -1,8 +1,9 @@
-"""What the banks of each tenant hold together, as the writer's transaction sees it: a quota is asked of every write,
-and a sum over the banks of a tenant would take milliseconds where it has thousands.
+"""What the banks and sessions of each tenant hold together, as the writer's transaction sees it: a quota is asked of
+every write, and a sum over the banks of a tenant would take milliseconds where it has thousands.
 
 This file owns the sums. They lie in a table of the writer's connection alone, which the database itself keeps in step
-with the rows of banks, also where a change is taken back; nothing of them is in the file.
+with the rows of banks and of branches (the turns of sessions), also where a change is taken back; nothing of them is in
+the file.
 """
 
 from sqlalchemy import Connection
@@ -18,6 +19,10 @@ _BEGIN = (
     """
     INSERT INTO temp.tenant_usage
     SELECT tenant, count(*), sum(chunks), sum(tokens), sum(bytes) FROM main.banks GROUP BY tenant
+    """,
+    """
+    INSERT INTO temp.tenant_usage SELECT tenant, 0, 0, 0, sum(bytes) FROM main.branches WHERE true GROUP BY tenant
+    ON CONFLICT (tenant) DO UPDATE SET bytes = bytes + excluded.bytes
     """,
     """
     CREATE TEMP TRIGGER bank_made AFTER INSERT ON main.banks BEGIN
@@ -36,7 +41,19 @@ _BEGIN = (
     CREATE TEMP TRIGGER bank_gone AFTER DELETE ON main.banks BEGIN
         UPDATE tenant_usage SET banks = banks - 1, chunks = chunks - OLD.chunks, tokens = tokens - OLD.tokens,
             bytes = bytes - OLD.bytes WHERE tenant = OLD.tenant;
-        DELETE FROM tenant_usage WHERE tenant = OLD.tenant AND banks = 0;
+        DELETE FROM tenant_usage WHERE tenant = OLD.tenant AND banks = 0 AND bytes = 0;
+    END
+    """,
+    """
+    CREATE TEMP TRIGGER branch_used AFTER UPDATE OF bytes ON main.branches BEGIN
+        INSERT OR IGNORE INTO tenant_usage VALUES (NEW.tenant, 0, 0, 0, 0);
+        UPDATE tenant_usage SET bytes = bytes + NEW.bytes - OLD.bytes WHERE tenant = NEW.tenant;
+    END
+    """,
+    """
+    CREATE TEMP TRIGGER branch_gone AFTER DELETE ON main.branches BEGIN
+        UPDATE tenant_usage SET bytes = bytes - OLD.bytes WHERE tenant = OLD.tenant;
+        DELETE FROM tenant_usage WHERE tenant = OLD.tenant AND banks = 0 AND bytes = 0;
     END
     """,
 )
@@ -50,6 +67,6 @@ def begin(connection: Connection) -> None:
 
 
 def of(connection: Connection, tenant: str) -> TenantUsage:
-    """Return what the banks of a tenant hold now. The connection is the writer's."""
+    """Return what the banks and sessions of a tenant hold now. The connection is the writer's."""
     row = raw(connection).execute(_FIND, (tenant,)).fetchone()
     return TenantUsage() if row is None else TenantUsage(*row)

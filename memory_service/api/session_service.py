@@ -1,0 +1,173 @@
+"""The service of kvbank.v1 for sessions: for each RPC a message comes in, an operation runs, a message goes out."""
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+from kvbank.v1 import session_pb2 as pb
+from kvbank.v1 import session_pb2_grpc
+from memory_service.api.calls.handlers import HandledService, Handling, streaming, unary, wide
+from memory_service.api.messages import session as convert
+from memory_service.api.messages.access import microseconds
+from memory_service.api.messages.paging import page_size
+from memory_service.api.messages.parsing import Received
+from memory_service.domain.access import Caller
+from memory_service.domain.errors import invalid
+from memory_service.domain.sessions import LEASE_US, Session, new_session_id, own_bank
+from memory_service.operations.sessions import Sessions
+
+
+class SessionService(HandledService, session_pb2_grpc.SessionServiceServicer):
+    """The RPCs of kvbank.v1.SessionService; the proto says what each of them promises."""
+
+    def __init__(self, handling: Handling, sessions: Sessions) -> None:
+        super().__init__(handling)
+        self._sessions = sessions
+
+    # Sessions
+
+    @unary
+    def CreateSession(self, caller: Caller, request: pb.CreateSessionRequest) -> pb.CreateSessionResponse:  # noqa: N802
+        """Make a session without turns."""
+        said, session_id = request.session, new_session_id()
+        new = Session(
+            session_id,
+            said.name,
+            said.bank or own_bank(session_id),
+            tuple(said.reads),
+            said.reader_digest,
+            dict(said.settings),
+            dict(said.metadata),
+            microseconds("ttl", request.ttl),
+            caller.tenant,
+        )
+        return pb.CreateSessionResponse(session=self._message(self._sessions.create(caller, new)))
+
+    @unary
+    def GetSession(self, caller: Caller, request: pb.GetSessionRequest) -> pb.GetSessionResponse:  # noqa: N802
+        """Answer with one session."""
+        asked = request.WhichOneof("session")
+        if asked is None:
+            raise invalid("session_id", "or name is required")
+        found = self._sessions.get(caller, request.session_id) if asked == "session_id" else None
+        return pb.GetSessionResponse(session=self._message(found or self._sessions.named(caller, request.name)))
+
+    @wide
+    def ListSessions(self, caller: Caller, request: pb.ListSessionsRequest) -> pb.ListSessionsResponse:  # noqa: N802
+        """Answer with a page of sessions, newest change first."""
+        before, size = convert.place_of(request.page_token), page_size(request.page_size)
+        found, more = self._sessions.newest(caller, before, dict(request.metadata), size)
+        token = convert.token_of(found[-1]) if more else ""
+        return pb.ListSessionsResponse(sessions=map(self._message, found), next_page_token=token)
+
+    @unary
+    def UpdateSession(self, caller: Caller, request: pb.UpdateSessionRequest) -> pb.UpdateSessionResponse:  # noqa: N802
+        """Replace what the request says of a session."""
+        changes: dict[str, Any] = {}
+        if request.HasField("name"):
+            changes["name"] = request.name
+        for field in ("metadata", "settings"):
+            if request.HasField(field):
+                changes[field] = dict(getattr(request, field).pairs)
+        if request.HasField("reads"):
+            changes["reads"] = tuple(request.reads.names)
+        if request.HasField("ttl"):
+            changes["ttl"] = microseconds("ttl", request.ttl)
+        return pb.UpdateSessionResponse(
+            session=self._message(self._sessions.update(caller, request.session_id, changes))
+        )
+
+    @unary
+    def ForkSession(self, caller: Caller, request: pb.ForkSessionRequest) -> pb.ForkSessionResponse:  # noqa: N802
+        """Begin a session with the turns of another up to one of them."""
+        session_id = new_session_id()
+        new = Session(
+            session_id, request.name, own_bank(session_id), metadata=dict(request.metadata), tenant=caller.tenant
+        )
+        if request.turn_key:
+            made = self._sessions.fork_at(caller, new, request.turn_key)
+        else:
+            turn = request.turn if request.HasField("turn") else None
+            made = self._sessions.fork(caller, new, request.session_id, turn)
+        return pb.ForkSessionResponse(session=self._message(made))
+
+    @unary
+    def RewindSession(self, caller: Caller, request: pb.RewindSessionRequest) -> pb.RewindSessionResponse:  # noqa: N802
+        """Let a session go on behind an earlier turn."""
+        made = self._sessions.rewind(caller, request.session_id, request.epoch, request.turn)
+        return pb.RewindSessionResponse(session=self._message(made))
+
+    # Leases
+
+    @unary
+    def AcquireLease(self, caller: Caller, request: pb.AcquireLeaseRequest) -> pb.AcquireLeaseResponse:  # noqa: N802
+        """Give a session to a worker."""
+        ttl = microseconds("ttl", request.ttl) if request.HasField("ttl") else LEASE_US
+        made = self._sessions.acquire(caller, request.session_id, request.holder, ttl)
+        return pb.AcquireLeaseResponse(session=self._message(made))
+
+    @unary
+    def RenewLease(self, caller: Caller, request: pb.RenewLeaseRequest) -> pb.RenewLeaseResponse:  # noqa: N802
+        """Let a lease begin anew."""
+        ttl = microseconds("ttl", request.ttl) if request.HasField("ttl") else None
+        made = self._sessions.renew(caller, request.session_id, request.epoch, ttl)
+        return pb.RenewLeaseResponse(lease=None if made.lease is None else convert.lease_message(made.lease))
+
+    @unary
+    def ReleaseLease(self, caller: Caller, request: pb.ReleaseLeaseRequest) -> pb.ReleaseLeaseResponse:  # noqa: N802
+        """End a lease."""
+        self._sessions.release(caller, request.session_id, request.epoch)
+        return pb.ReleaseLeaseResponse()
+
+    # Turns
+
+    @unary
+    def AppendTurns(self, caller: Caller, request: pb.AppendTurnsRequest) -> pb.AppendTurnsResponse:  # noqa: N802
+        """Add turns to a session, durably, and renew its lease."""
+        given = [convert.turn(each) for each in request.turns]
+        turns, session = self._sessions.append(caller, request.session_id, request.epoch, request.follows, given)
+        made = [convert.turn_message(each, short=True) for each in turns]
+        return pb.AppendTurnsResponse(turns=made, session=self._message(session))
+
+    @wide
+    def ListTurns(self, caller: Caller, request: pb.ListTurnsRequest) -> pb.ListTurnsResponse:  # noqa: N802
+        """Answer with a page of turns, oldest first."""
+        if request.after < 0:
+            raise invalid("after", "must not be negative; 0 begins with the first turn")
+        size = page_size(request.page_size)
+        found, more = self._sessions.turns(caller, request.session_id, request.after, size, token_ids=request.token_ids)
+        after = found[-1].number if more else 0
+        return pb.ListTurnsResponse(turns=map(convert.turn_message, found), next_after=after)
+
+    @wide
+    def GetTurn(self, caller: Caller, request: pb.GetTurnRequest) -> pb.GetTurnResponse:  # noqa: N802
+        """Answer with one turn."""
+        found = self._sessions.turn(caller, request.key, token_ids=request.token_ids)
+        return pb.GetTurnResponse(turn=convert.turn_message(found))
+
+    # Windows
+
+    @streaming
+    async def KeepWindow(self, _requests: AsyncIterator[Received]) -> AsyncIterator[pb.KeepWindowResponse]:  # noqa: N802
+        """Refuse a window: none is kept yet."""
+        raise invalid("header", "no window is kept yet")
+        yield  # makes a generator of this
+
+    @streaming
+    async def ReadWindow(self, _received: Received) -> AsyncIterator[bytes]:  # noqa: N802
+        """Answer that there is no window."""
+        return
+        yield  # makes a generator of this
+
+    # Deletion
+
+    @unary
+    def Forget(self, caller: Caller, request: pb.ForgetRequest) -> pb.ForgetResponse:  # noqa: N802
+        """Delete a session."""
+        if request.WhichOneof("target") != "session_id":
+            raise invalid("target", "must be session_id: this version deletes whole sessions alone")
+        gone = self._sessions.delete(caller, request.session_id)
+        receipt = pb.Receipt(turns=gone.turns, tokens=gone.tokens, bytes=gone.bytes, turns_kept=gone.turns_kept)
+        return pb.ForgetResponse(receipt=receipt)
+
+    def _message(self, session: Session) -> pb.Session:
+        return convert.session_message(session, self._sessions.lease_of(session))

@@ -1,0 +1,283 @@
+"""The rows of sessions and of their branches. A function that changes them runs in a transaction of the writer, one
+that only reads also in that of a reader.
+
+This file owns that a row which is not as it was written is never made a session of: each is compared with its checksum,
+and texts are read as bytes, so that a damaged one cannot fail the driver.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import xxhash
+from sqlalchemy import Connection
+
+from memory_service.domain.errors import ServiceError, damaged_session, session_not_found
+from memory_service.domain.sessions import Lease, Session, Stretch, TurnPoint
+from memory_service.storage.local.records.schema import SessionRow, raw
+
+# A leap of the clock moves these, and so they are not covered by the checksum.
+_MOVED = ("expires", "lease_expires")
+_NAMES = tuple(column.name for column in SessionRow.__table__.columns)
+_TEXTS = tuple(column.name for column in SessionRow.__table__.columns if column.type.python_type is str)
+_READ = ", ".join(f"CAST({name} AS BLOB)" if name in _TEXTS else name for name in _NAMES)
+_SELECT = f"SELECT {_READ} FROM sessions"
+# No REPLACE, which would delete another session of the same name.
+_SAVE = f"""
+    INSERT INTO sessions VALUES ({", ".join(f":{name}" for name in _NAMES)})
+    ON CONFLICT (session_id) DO UPDATE SET {", ".join(f"{name} = excluded.{name}" for name in _NAMES)}
+"""
+_ALIVE = "(expires IS NULL OR expires > :now)"
+_HAS_PAIR = "EXISTS (SELECT 1 FROM json_each(sessions.meta) WHERE key = :k{0} AND type = 'text' AND value = :v{0})"
+_BRANCH = "branch, session_id, tenant, parent, cut_turn, cut_tokens, bytes, checksum"
+
+
+class Branch(NamedTuple):
+    """A branch of turns, which goes on behind the turn `cut_turn` of its parent, if it has one."""
+
+    branch: str
+    session_id: str
+    tenant: str
+    parent: str | None = None
+    cut_turn: int = 0
+    cut_tokens: int = 0
+    bytes: int = 0
+
+
+# Sessions
+
+
+def save(connection: Connection, session: Session) -> None:
+    """Insert or replace the row of a session."""
+    raw(connection).execute(_SAVE, _row(session))
+
+
+def delete(connection: Connection, session_id: str) -> None:
+    """Delete the row of a session; the caller has seen to its branches."""
+    raw(connection).execute("DELETE FROM sessions WHERE session_id = ?", (session_id,))
+
+
+def get(connection: Connection, tenant: str, session_id: str, now: int) -> Session:
+    """Read a session of a tenant with its stretches. Errors: SESSION_NOT_FOUND, also where it has expired;
+    CHECKSUM_MISMATCH."""
+    where = f"session_id = :session AND tenant = :tenant AND {_ALIVE}"
+    return _one(connection, where, {"session": session_id, "tenant": tenant, "now": now}, session_id)
+
+
+def named(connection: Connection, tenant: str, name: str, now: int) -> Session:
+    """Read a session of a tenant by its name, with its stretches. Errors: as those of `get`."""
+    where = f"name = :name AND tenant = :tenant AND {_ALIVE}"
+    return _one(connection, where, {"name": name, "tenant": tenant, "now": now}, name)
+
+
+def _one(connection: Connection, where: str, values: Mapping[str, object], said: str) -> Session:
+    row = raw(connection).execute(f"{_SELECT} WHERE {where}", values).fetchone()
+    if row is None:
+        raise session_not_found(said)
+    session = session_of(row)
+    if session is None:
+        raise damaged_session(said)
+    return with_line(connection, session)
+
+
+def taken(connection: Connection, tenant: str, name: str) -> tuple[str, int | None] | None:
+    """Return id and time of expiry of the session that has a name, also where it has expired; None for a name that is
+    free."""
+    statement = "SELECT session_id, expires FROM sessions WHERE tenant = ? AND name = ?"
+    found: tuple[str, int | None] | None = raw(connection).execute(statement, (tenant, name)).fetchone()
+    return found
+
+
+def newest(
+    connection: Connection, tenant: str, before: tuple[int, str] | None, metadata: Mapping[str, str], now: int
+) -> Iterator[Session]:
+    """Read the sessions of a tenant that have these metadata, newest change first, without their stretches and without
+    damaged ones. before: time of change and id of the last one of the page before."""
+    values: dict[str, object] = {"tenant": tenant, "now": now}
+    where = ["tenant = :tenant", _ALIVE]
+    if before is not None:
+        where.append("(updated, session_id) < (:updated, :session)")
+        values |= {"updated": before[0], "session": before[1]}
+    for place, (key, value) in enumerate(metadata.items()):
+        where.append(_HAS_PAIR.format(place))
+        values |= {f"k{place}": key, f"v{place}": value}
+    statement = f"{_SELECT} WHERE {' AND '.join(where)} ORDER BY updated DESC, session_id DESC"
+    with closing(raw(connection).execute(statement, values)) as rows:
+        yield from (session for session in map(session_of, rows) if session is not None)
+
+
+def expired(connection: Connection, now: int, most: int) -> list[tuple[str, str]]:
+    """Return tenant and id of sessions that have expired, at most `most`."""
+    statement = "SELECT tenant, session_id FROM sessions WHERE expires IS NOT NULL AND expires <= ? LIMIT ?"
+    return [(str(tenant), str(session)) for tenant, session in raw(connection).execute(statement, (now, most))]
+
+
+def count(connection: Connection, tenant: str) -> int:
+    """Count the sessions of a tenant, expired ones that are not removed yet too."""
+    return int(raw(connection).execute("SELECT count(*) FROM sessions WHERE tenant = ?", (tenant,)).fetchone()[0])
+
+
+def is_used(connection: Connection, tenant: str, bank: str) -> bool:
+    """Tell whether any session of a tenant has its chunks in a bank."""
+    found = raw(connection).execute("SELECT 1 FROM sessions WHERE tenant = ? AND bank = ? LIMIT 1", (tenant, bank))
+    return found.fetchone() is not None
+
+
+def _row(session: Session) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "session_id": session.session_id,
+        "tenant": session.tenant,
+        "name": session.name or None,
+        "bank": session.bank,
+        "reads": json.dumps(session.reads),
+        "reader_digest": session.reader_digest,
+        "settings": json.dumps(dict(session.settings)),
+        "meta": json.dumps(dict(session.metadata)),
+        "ttl": session.ttl,
+        "branch": session.branch,
+        "head": session.head,
+        "tokens": session.tokens,
+        "forked_session": session.forked_from and session.forked_from.session_id,
+        "forked_turn": session.forked_from and session.forked_from.turn,
+        "created": session.created,
+        "updated": session.updated,
+        "expires": session.expires,
+        "epoch": session.epoch,
+        "holder": session.lease and session.lease.holder,
+        "lease_expires": session.lease and session.lease.expires,
+        "lease_ttl": session.lease and session.lease.ttl,
+    }
+    return row | {"checksum": _checksum(row)}
+
+
+def _checksum(row: Mapping[str, Any]) -> bytes:
+    said = [value for name, value in row.items() if name not in (*_MOVED, "checksum")]
+    return xxhash.xxh3_64_digest(json.dumps(said).encode())
+
+
+def session_of(row: Sequence[Any]) -> Session | None:
+    """Make the value of a row of `SELECT_SESSIONS`, without its stretches; None for a row that is not as it was
+    written."""
+    try:
+        found = {
+            name: value.decode() if type(value) is bytes and name in _TEXTS else value
+            for name, value in zip(_NAMES, row, strict=True)
+        }
+        if found["checksum"] != _checksum(found):
+            return None
+        return _session(found)
+    except (ValueError, TypeError, KeyError):
+        return None
+
+
+# What reads the rows that `session_of` takes.
+SELECT_SESSIONS = _SELECT
+
+
+def _session(row: Mapping[str, Any]) -> Session:
+    lease = None
+    if row["holder"] is not None:
+        lease = Lease(row["holder"], row["epoch"], int(row["lease_expires"]), row["lease_ttl"])
+    forked = row["forked_session"]
+    return Session(
+        session_id=row["session_id"],
+        name=row["name"] or "",
+        bank=row["bank"],
+        reads=tuple(json.loads(row["reads"])),
+        reader_digest=row["reader_digest"],
+        settings=json.loads(row["settings"]),
+        metadata=json.loads(row["meta"]),
+        ttl=row["ttl"],
+        tenant=row["tenant"],
+        branch=row["branch"],
+        head=row["head"],
+        tokens=row["tokens"],
+        forked_from=None if forked is None else TurnPoint(forked, row["forked_turn"]),
+        created=row["created"],
+        updated=row["updated"],
+        expires=row["expires"],
+        epoch=row["epoch"],
+        lease=lease,
+    )
+
+
+# Branches
+
+
+def add_branch(connection: Connection, branch: Branch) -> None:
+    """Insert a branch."""
+    marks = ", ".join("?" * (len(branch) + 1))
+    statement = f"INSERT INTO branches ({_BRANCH}) VALUES ({marks})"
+    raw(connection).execute(statement, (*branch, _branch_checksum(branch)))
+
+
+def give_branch(connection: Connection, branch: Branch, session_id: str) -> None:
+    """Let a branch be that of another session, because its own is gone."""
+    given = branch._replace(session_id=session_id)
+    statement = "UPDATE branches SET session_id = ?, checksum = ? WHERE branch = ?"
+    raw(connection).execute(statement, (session_id, _branch_checksum(given), branch.branch))
+
+
+def branch(connection: Connection, name: str) -> Branch | None:
+    """Read a branch; None where it is not there. Errors: CHECKSUM_MISMATCH."""
+    row = raw(connection).execute(f"SELECT {_BRANCH} FROM branches WHERE branch = ?", (name,)).fetchone()
+    return None if row is None else branch_of(row)
+
+
+def branch_of(row: Sequence[Any]) -> Branch:
+    """Make the value of a row of `SELECT_BRANCHES`. Errors: CHECKSUM_MISMATCH."""
+    found = Branch(*row[:-1])
+    if row[-1] != _branch_checksum(found):
+        raise damaged_session(found.session_id)
+    return found
+
+
+# What reads the rows that `branch_of` takes.
+SELECT_BRANCHES = f"SELECT {_BRANCH} FROM branches"
+
+
+def delete_branch(connection: Connection, name: str) -> None:
+    """Delete a branch; the caller has seen to its turns."""
+    raw(connection).execute("DELETE FROM branches WHERE branch = ?", (name,))
+
+
+def add_bytes(connection: Connection, name: str, more: int) -> None:
+    """Count bytes of turns in a branch; fewer where `more` is negative."""
+    raw(connection).execute("UPDATE branches SET bytes = bytes + ? WHERE branch = ?", (more, name))
+
+
+def branches_of(connection: Connection, session_id: str) -> dict[str, Branch]:
+    """Return the branches of a session, also those from which it was rewound, by name. Errors: CHECKSUM_MISMATCH."""
+    found = raw(connection).execute(f"{SELECT_BRANCHES} WHERE session_id = ?", (session_id,))
+    return {each.branch: each for each in map(branch_of, found.fetchall())}
+
+
+def children_of(connection: Connection, session_id: str) -> list[Branch]:
+    """Return the branches, of whichever session, that go on behind one of a session. Errors: CHECKSUM_MISMATCH."""
+    statement = f"{SELECT_BRANCHES} WHERE parent IN (SELECT branch FROM branches WHERE session_id = ?)"
+    return list(map(branch_of, raw(connection).execute(statement, (session_id,)).fetchall()))
+
+
+def line(connection: Connection, name: str, last: int, end: int | None = None) -> tuple[Stretch, ...]:
+    """Return the stretches, first to last, by which one comes to the turn `last` of a branch. Errors:
+    CHECKSUM_MISMATCH; SESSION_NOT_FOUND where a branch is not there any more."""
+    found = [Stretch(name, last, end)]
+    while True:
+        at = branch(connection, found[-1].branch)
+        if at is None:
+            raise ServiceError("SESSION_NOT_FOUND", f"the branch {found[-1].branch} of a session is not there")
+        if at.parent is None:
+            return tuple(reversed(found))
+        found.append(Stretch(at.parent, at.cut_turn, at.cut_tokens))
+
+
+def with_line(connection: Connection, session: Session) -> Session:
+    """Return a session with its stretches. Errors: those of `line`."""
+    return replace(session, stretches=line(connection, session.branch, session.head))
+
+
+def _branch_checksum(branch: Branch) -> bytes:
+    # The bytes are counted up by the database.
+    return xxhash.xxh3_64_digest(json.dumps(branch[:-1]).encode())

@@ -1,0 +1,214 @@
+"""The rows of turns. A function that changes them runs in a transaction of the writer, one that only reads also in that
+of a reader.
+
+This file owns that a turn which is not as it was written is refused by its number, and never answered: the row has a
+checksum, and the token ids, which are often left unread, have another one.
+"""
+
+import json
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import astuple
+from typing import Any, NamedTuple
+
+import xxhash
+from sqlalchemy import Connection
+
+from memory_service.domain.errors import damaged_turn
+from memory_service.domain.sessions import Item, Stretch, Turn
+from memory_service.storage.local.records.schema import raw
+
+# What a turn counts beside its words and token ids: its row, and that in the indexes.
+ROW_BYTES = 256
+_COLUMNS = (
+    *("tenant", "key", "branch", "number", "start", "status", "token_count", "prompt_tokens", "kept", "created"),
+    *("size", "digest", "content", "checksum"),
+)
+_TEXTS = ("tenant", "key", "branch", "status")
+_READ = ", ".join(f"CAST({name} AS BLOB)" if name in _TEXTS else name for name in _COLUMNS)
+_INSERT = f"""
+    INSERT INTO turns ({", ".join(_COLUMNS)}, token_ids)
+    VALUES ({", ".join(f":{name}" for name in _COLUMNS)}, :token_ids)
+"""
+_STRETCH = "WHERE branch = ? AND number > ? AND number <= ? ORDER BY number"
+
+
+class Prepared(NamedTuple):
+    """A turn with what its row needs that does not go by its place, made before the writer's thread is held up."""
+
+    turn: Turn
+    content: bytes
+    digest: bytes
+    ids_checksum: bytes
+
+    @property
+    def size(self) -> int:
+        """Return the bytes that the turn counts."""
+        return len(self.content) + len(self.turn.token_ids) + ROW_BYTES
+
+
+class Keyed(NamedTuple):
+    """The turn that has a key: its branch, its number, and the digest of what its caller said."""
+
+    branch: str
+    number: int
+    digest: bytes
+
+
+class Place(NamedTuple):
+    """Where a turn ends: its branch, its number, and the tokens of the session up to and with it."""
+
+    branch: str
+    number: int
+    tokens: int
+
+
+def prepared(turn: Turn) -> Prepared:
+    """Make what the row of a turn needs; see `Prepared`."""
+    said = {"items": [astuple(item) for item in turn.items], "usage": dict(turn.usage), "meta": dict(turn.metadata)}
+    content = json.dumps(said, sort_keys=True).encode()
+    hasher = xxhash.xxh3_128(content)
+    hasher.update(f"{turn.status} {turn.prompt_tokens} {turn.kept} {turn.token_count} ".encode())
+    hasher.update(turn.token_ids)
+    return Prepared(turn, content, hasher.digest(), xxhash.xxh3_64_digest(turn.token_ids))
+
+
+def insert(connection: Connection, tenant: str, branch: str, made: Prepared, placed: Turn) -> None:
+    """Insert a turn, whose number and key the caller knows to be free. placed: with its place, time and key."""
+    row = {
+        "tenant": tenant,
+        "key": placed.key,
+        "branch": branch,
+        "number": placed.number,
+        "start": placed.start,
+        "status": placed.status,
+        "token_count": placed.token_count,
+        "prompt_tokens": placed.prompt_tokens,
+        "kept": placed.kept,
+        "created": placed.created,
+        "size": made.size,
+        "digest": made.digest,
+        "content": made.content,
+    }
+    checksum = _checksum(row) + made.ids_checksum
+    raw(connection).execute(_INSERT, row | {"checksum": checksum, "token_ids": placed.token_ids})
+
+
+def keyed(connection: Connection, tenant: str, key: str) -> Keyed | None:
+    """Find the turn that has a key; None where it is free."""
+    statement = "SELECT branch, number, digest FROM turns WHERE tenant = ? AND key = ?"
+    row = raw(connection).execute(statement, (tenant, key)).fetchone()
+    return None if row is None else Keyed(*row)
+
+
+def place(connection: Connection, branch: str, number: int) -> Place | None:
+    """Find where a turn of a branch ends; None where there is no such turn. Errors: CHECKSUM_MISMATCH."""
+    found = next(_turns(connection, "WHERE branch = ? AND number = ?", (branch, number), "", False), None)
+    return None if found is None else Place(branch, number, found.start + found.token_count)
+
+
+def get(connection: Connection, tenant: str, key: str, *, token_ids: bool) -> Turn | None:
+    """Read the turn that has a key; None where there is none. Errors: CHECKSUM_MISMATCH."""
+    owner = "SELECT session_id FROM branches JOIN turns USING (branch) WHERE turns.tenant = ? AND key = ?"
+    row = raw(connection).execute(owner, (tenant, key)).fetchone()
+    if row is None:
+        return None
+    return next(_turns(connection, "WHERE tenant = ? AND key = ?", (tenant, key), row[0], token_ids), None)
+
+
+def of_line(connection: Connection, line: Sequence[Stretch], after: int, *, token_ids: bool) -> Iterator[Turn]:
+    """Read the turns of some stretches, first to last, from the first one behind the number `after`. Errors:
+    CHECKSUM_MISMATCH for a turn that is damaged or missing."""
+    for stretch in line:
+        if stretch.last <= after:
+            continue
+        owner = (
+            raw(connection).execute("SELECT session_id FROM branches WHERE branch = ?", (stretch.branch,)).fetchone()
+        )
+        session_id = "" if owner is None else str(owner[0])
+        for turn in _turns(connection, _STRETCH, (stretch.branch, after, stretch.last), session_id, token_ids):
+            if turn.number != after + 1:
+                raise damaged_turn(session_id, after + 1)
+            yield turn
+            after = turn.number
+        if after != stretch.last:
+            raise damaged_turn(session_id, after + 1)
+
+
+def count(connection: Connection, branch: str, after: int) -> tuple[int, int, int]:
+    """Count the turns of a branch behind the number `after`, their tokens, and what they count in bytes."""
+    statement = """
+        SELECT count(*), coalesce(sum(token_count), 0), coalesce(sum(size), 0) FROM turns
+        WHERE branch = ? AND number > ?
+    """
+    found: tuple[int, int, int] = raw(connection).execute(statement, (branch, after)).fetchone()
+    return found
+
+
+def delete(connection: Connection, branch: str, after: int) -> None:
+    """Delete the turns of a branch behind the number `after`."""
+    raw(connection).execute("DELETE FROM turns WHERE branch = ? AND number > ?", (branch, after))
+
+
+def _turns(
+    connection: Connection, where: str, values: tuple[object, ...], session_id: str, token_ids: bool
+) -> Iterator[Turn]:
+    ids = "token_ids" if token_ids else "NULL"
+    with closing(raw(connection).execute(f"SELECT {_READ}, {ids} FROM turns {where}", values)) as rows:
+        for row in rows:
+            yield turn_of(row, session_id)
+
+
+# What reads the rows that `turn_of` takes.
+SELECT_TURNS = f"SELECT {_READ}, token_ids FROM turns"
+
+
+def turn_of(row: Sequence[Any], session_id: str) -> Turn:
+    """Make the value of a row of `SELECT_TURNS`, whose token ids may be None. session_id: that of its branch. Errors:
+    CHECKSUM_MISMATCH."""
+    try:
+        found = dict(zip(_COLUMNS, row, strict=False))
+        ids = row[-1]
+        if found["checksum"][:8] != _checksum(found) or (ids is not None and _ids_flaw(ids, found)):
+            raise ValueError("it is not as it was written")
+        return _turn(
+            {name: value.decode() if name in _TEXTS else value for name, value in found.items()}, ids or b"", session_id
+        )
+    except (ValueError, TypeError, KeyError, struct.error):
+        number = row[_COLUMNS.index("number")]
+        raise damaged_turn(session_id, number if type(number) is int else 0) from None
+
+
+def _ids_flaw(ids: bytes, row: Mapping[str, Any]) -> bool:
+    return bool(len(ids) != 4 * row["token_count"] or row["checksum"][8:] != xxhash.xxh3_64_digest(ids))
+
+
+def _turn(row: Mapping[str, Any], ids: bytes, session_id: str) -> Turn:
+    content = json.loads(row["content"])
+    return Turn(
+        status=row["status"],
+        items=tuple(Item(*item) for item in content["items"]),
+        token_ids=ids,
+        prompt_tokens=row["prompt_tokens"],
+        kept=row["kept"],
+        usage=content["usage"],
+        metadata=content["meta"],
+        key=row["key"],
+        number=row["number"],
+        start=row["start"],
+        token_count=row["token_count"],
+        created=row["created"],
+        session_id=session_id,
+    )
+
+
+def _checksum(row: Mapping[str, Any]) -> bytes:
+    """Return the checksum of all columns but the token ids. Texts may be given as bytes."""
+    parts = [value.encode() if isinstance(value, str) else value for value in map(row.__getitem__, _COLUMNS[:-1])]
+    hasher = xxhash.xxh3_64()
+    for part in parts:
+        data = part if isinstance(part, bytes) else struct.pack("<q", part)
+        hasher.update(struct.pack("<q", len(data)))
+        hasher.update(data)
+    return hasher.digest()
