@@ -114,7 +114,7 @@ class SessionService(HandledService, session_pb2_grpc.SessionServiceServicer):
 
     @unary
     def ReleaseLease(self, caller: Caller, request: pb.ReleaseLeaseRequest) -> pb.ReleaseLeaseResponse:  # noqa: N802
-        """End a lease."""
+        """End the lease of a session."""
         self._sessions.release(caller, request.session_id, request.epoch)
         return pb.ReleaseLeaseResponse()
 
@@ -148,7 +148,7 @@ class SessionService(HandledService, session_pb2_grpc.SessionServiceServicer):
 
     @streaming
     async def KeepWindow(self, _requests: AsyncIterator[Received]) -> AsyncIterator[pb.KeepWindowResponse]:  # noqa: N802
-        """Refuse a window: none is kept yet."""
+        """Refuse the window, because none is kept yet."""
         raise invalid("header", "no window is kept yet")
         yield  # makes a generator of this
 
@@ -162,7 +162,7 @@ class SessionService(HandledService, session_pb2_grpc.SessionServiceServicer):
 
     @unary
     def Forget(self, caller: Caller, request: pb.ForgetRequest) -> pb.ForgetResponse:  # noqa: N802
-        """Delete a session."""
+        """Delete a session with its turns."""
         if request.WhichOneof("target") != "session_id":
             raise invalid("target", "must be session_id: this version deletes whole sessions alone")
         gone = self._sessions.delete(caller, request.session_id)

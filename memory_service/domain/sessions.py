@@ -141,7 +141,7 @@ class Deleted:
 
 
 def new_session_id() -> str:
-    """Return an id for a session, which nobody can guess."""
+    """Return an id for a session, which cannot be guessed."""
     return secrets.token_hex(16)
 
 

@@ -37,7 +37,7 @@ class Sessions:
         return self._records.create(new)
 
     def get(self, caller: Caller, session_id: str) -> Session:
-        """Return a session. Errors: SESSION_NOT_FOUND."""
+        """Return a session by its id. Errors: SESSION_NOT_FOUND."""
         return self._seen(caller, session_id, lambda view: view.session(caller.tenant, session_id))
 
     def named(self, caller: Caller, name: str) -> Session:
@@ -107,7 +107,7 @@ class Sessions:
         return self._records.renew(caller.tenant, session_id, epoch, ttl)
 
     def release(self, caller: Caller, session_id: str, epoch: int) -> None:
-        """End a lease. Errors: SESSION_NOT_FOUND, LEASE_LOST."""
+        """End the lease of a session. Errors: SESSION_NOT_FOUND, LEASE_LOST."""
         self.get(caller, session_id)
         self._records.release(caller.tenant, session_id, epoch)
 

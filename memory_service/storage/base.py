@@ -436,7 +436,7 @@ class SessionRecords(Protocol):
         """Let a lease begin anew; ttl: None for the one that it has. Errors: LEASE_LOST."""
 
     def release(self, tenant: str, session_id: str, epoch: int) -> None:
-        """End a lease. Errors: LEASE_LOST where another one was given since."""
+        """End the lease of a session. Errors: LEASE_LOST where another one was given since."""
 
     def append(
         self, tenant: str, session_id: str, epoch: int, follows: int, turns: Sequence[Turn]

@@ -34,7 +34,7 @@ class SessionCaller:
         self.stub = make_stub(channel)
 
     def create(self, *, ttl: float | None = None, **fields: Any) -> pb.Session:
-        """Make a session; ttl in seconds."""
+        """Make a session of some fields; ttl in seconds."""
         request = pb.CreateSessionRequest(session=pb.Session(**fields), ttl=None if ttl is None else seconds(ttl))
         found: pb.Session = self.stub.CreateSession(request).session
         return found
@@ -56,7 +56,7 @@ class SessionCaller:
         return found
 
     def update(self, session_id: str, **fields: Any) -> pb.Session:
-        """Change a session."""
+        """Change fields of a session."""
         found: pb.Session = self.stub.UpdateSession(pb.UpdateSessionRequest(session_id=session_id, **fields)).session
         return found
 
@@ -68,18 +68,18 @@ class SessionCaller:
         return found
 
     def renew(self, session_id: str, epoch: int, ttl: float | None = None) -> pb.Lease:
-        """Renew a lease."""
+        """Renew the lease of a session."""
         span = None if ttl is None else seconds(ttl)
         request = pb.RenewLeaseRequest(session_id=session_id, epoch=epoch, ttl=span)
         found: pb.Lease = self.stub.RenewLease(request).lease
         return found
 
     def release(self, session_id: str, epoch: int) -> None:
-        """End a lease."""
+        """End the lease of a session."""
         self.stub.ReleaseLease(pb.ReleaseLeaseRequest(session_id=session_id, epoch=epoch))
 
     def append(self, session_id: str, epoch: int, follows: int, *turns: pb.Turn) -> pb.AppendTurnsResponse:
-        """Append turns."""
+        """Append turns to a session."""
         request = pb.AppendTurnsRequest(session_id=session_id, epoch=epoch, follows=follows, turns=turns)
         found: pb.AppendTurnsResponse = self.stub.AppendTurns(request)
         return found
@@ -104,18 +104,18 @@ class SessionCaller:
         return found
 
     def fork(self, session_id: str = "", **fields: Any) -> pb.Session:
-        """Fork a session."""
+        """Fork a session at a turn."""
         found: pb.Session = self.stub.ForkSession(pb.ForkSessionRequest(session_id=session_id, **fields)).session
         return found
 
     def rewind(self, session_id: str, epoch: int, turn: int) -> pb.Session:
-        """Rewind a session."""
+        """Rewind a session to a turn."""
         request = pb.RewindSessionRequest(session_id=session_id, epoch=epoch, turn=turn)
         found: pb.Session = self.stub.RewindSession(request).session
         return found
 
     def forget(self, session_id: str) -> pb.Receipt:
-        """Delete a session."""
+        """Delete a session with its turns."""
         found: pb.Receipt = self.stub.Forget(pb.ForgetRequest(session_id=session_id)).receipt
         return found
 

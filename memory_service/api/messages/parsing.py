@@ -7,7 +7,6 @@ the method are refused with a reason, because grpc.aio itself would answer UNKNO
 """
 
 from collections.abc import Callable, Mapping
-from functools import cache
 from typing import Any, NamedTuple
 
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
@@ -21,6 +20,8 @@ LARGEST_REQUEST = 4 * 1024 * 1024
 # The parts of a message are its fields and those of the messages in it; each takes about 100 bytes of memory. Eight
 # bytes of packed numbers count as a part, or four where the numbers have 64 bits.
 MOST_PARTS = 500_000
+# Messages within messages, which protobuf takes no more of itself.
+MOST_NESTED = 100
 # Shorter messages are not counted, and cost less than a visit to another thread.
 SHORT = 16 * 1024
 _LONG = (FieldDescriptor.CPPTYPE_INT64, FieldDescriptor.CPPTYPE_UINT64, FieldDescriptor.CPPTYPE_DOUBLE)
@@ -52,7 +53,7 @@ class Parser:
             raise ServiceError("TOO_LARGE", text, limit=self._most_bytes, size=size)
         try:
             if size > SHORT:
-                _counted(data, 0, size, _schema(self._kind.DESCRIPTOR), MOST_PARTS)
+                _counted(data, 0, size, _schema(self._kind.DESCRIPTOR), MOST_PARTS, MOST_NESTED)
             return self._kind.FromString(data)
         except (DecodeError, IndexError):
             raise invalid("request", "the bytes are not a message of this method") from None
@@ -78,10 +79,12 @@ class _Field(NamedTuple):
     packed: int = 0
 
 
-@cache
-def _schema(kind: Descriptor) -> Mapping[int, _Field]:
+def _schema(kind: Any) -> Mapping[int, _Field]:
     """Return the fields of a message that have parts, by number. Texts and bytes have none."""
-    made: dict[int, _Field] = {}
+    if kind.full_name in _schemas:
+        return _schemas[kind.full_name]
+    # Known before its fields are looked at, because a message may have others of its own kind in it.
+    made = _schemas[kind.full_name] = {}
     for field in kind.fields:
         if field.message_type is not None:
             made[field.number] = _Field(field.name, _schema(field.message_type))
@@ -90,9 +93,12 @@ def _schema(kind: Descriptor) -> Mapping[int, _Field]:
     return made
 
 
-def _counted(data: bytes, at: int, end: int, schema: Mapping[int, _Field], left: int) -> int:
-    """Count the parts of the message at `at` to `end`, and return how many of `left` are left. Errors: TooManyParts;
-    IndexError for bytes that are no message.
+_schemas: dict[str, dict[int, _Field]] = {}
+
+
+def _counted(data: bytes, at: int, end: int, schema: Mapping[int, _Field], left: int, nested: int) -> int:
+    """Count the parts of the message at `at` to `end`, and return how many of `left` are left. nested: how many
+    messages may be within each other in it. Errors: TooManyParts; IndexError for bytes that are no message.
 
     This is one loop without calls for the common cases, because it looks at every field of a large message.
     """
@@ -114,7 +120,7 @@ def _counted(data: bytes, at: int, end: int, schema: Mapping[int, _Field], left:
             if at + length > end:
                 raise IndexError
             if field is not None:
-                left = _left_after(data, at, at + length, field, left)
+                left = _left_after(data, at, at + length, field, left, nested)
             at += length
         elif wire == _VARINT:
             while data[at] > 0x7F:
@@ -127,10 +133,12 @@ def _counted(data: bytes, at: int, end: int, schema: Mapping[int, _Field], left:
     return left
 
 
-def _left_after(data: bytes, begin: int, end: int, field: _Field, left: int) -> int:
+def _left_after(data: bytes, begin: int, end: int, field: _Field, left: int, nested: int) -> int:
     """Count the parts of a field's content, and return how many of `left` are left. Errors: those of `_counted`."""
     if field.schema is not None:
-        return _counted(data, begin, end, field.schema, left)
+        if not nested:
+            raise IndexError
+        return _counted(data, begin, end, field.schema, left, nested - 1)
     left -= (end - begin) // field.packed
     if left < 0:
         raise TooManyParts(field.name)

@@ -190,7 +190,7 @@ class LocalSessions:
         return self._changed(tenant, session_id, lambda session, now: rules.renewed(session, epoch, ttl, now))
 
     def release(self, tenant: str, session_id: str, epoch: int) -> None:
-        """End a lease; see `SessionRecords.release`."""
+        """End the lease of a session; see `SessionRecords.release`."""
         self._changed(tenant, session_id, lambda session, _: rules.released(session, epoch))
 
     # Turns

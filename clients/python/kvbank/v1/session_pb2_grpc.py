@@ -197,8 +197,8 @@ class SessionServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def KeepWindow(self, request_iterator, context):
-        """The local window of a session after a turn, as its worker made it: a header, then the bytes in frames of about 1 MiB.
-        It is a cache: it may be gone, and it is not synced to the disk.
+        """Keeps the local window of a session after a turn, as its worker made it: a header, then the bytes in frames of about
+        1 MiB. It is a cache: it may be gone, and it is not synced to the disk.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

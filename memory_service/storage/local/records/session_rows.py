@@ -207,7 +207,7 @@ def _session(row: Mapping[str, Any]) -> Session:
 
 
 def add_branch(connection: Connection, branch: Branch) -> None:
-    """Insert a branch."""
+    """Insert the row of a branch."""
     marks = ", ".join("?" * (len(branch) + 1))
     statement = f"INSERT INTO branches ({_BRANCH}) VALUES ({marks})"
     raw(connection).execute(statement, (*branch, _branch_checksum(branch)))
@@ -221,7 +221,7 @@ def give_branch(connection: Connection, branch: Branch, session_id: str) -> None
 
 
 def branch(connection: Connection, name: str) -> Branch | None:
-    """Read a branch; None where it is not there. Errors: CHECKSUM_MISMATCH."""
+    """Read the row of a branch; None where it is not there. Errors: CHECKSUM_MISMATCH."""
     row = raw(connection).execute(f"SELECT {_BRANCH} FROM branches WHERE branch = ?", (name,)).fetchone()
     return None if row is None else branch_of(row)
 
@@ -239,7 +239,7 @@ SELECT_BRANCHES = f"SELECT {_BRANCH} FROM branches"
 
 
 def delete_branch(connection: Connection, name: str) -> None:
-    """Delete a branch; the caller has seen to its turns."""
+    """Delete the row of a branch; the caller has seen to its turns."""
     raw(connection).execute("DELETE FROM branches WHERE branch = ?", (name,))
 
 
