@@ -488,7 +488,7 @@ def test_a_fresh_database_equals_a_migrated_one(tmp_path):
     schema.create(tmp_path / "fresh.db")
     fresh = shape(tmp_path / "fresh.db")
     assert fresh == shape(tmp_path / "migrated.db")
-    assert len(fresh[0]) == 13
+    assert len(fresh[0]) == 17
     assert len(fresh[2]) == 2
 
 
