@@ -1,72 +1,18 @@
-"""The form of a session's log: the lines of the file, and what they say.
+"""The form of a session's log, which `kvbank.files.session_log` owns, with what the worker adds to it: headers of new
+sessions, and the worker's errors. It imports no torch."""
 
-A log is one file of JSON lines: a first line that says what the session is, then one for each turn. Each line has a
-checksum of its content and its place. This file owns the rule of which damage is a crash's and which is not: a line is
-synced before it is acknowledged, so only a last line without its end, or with blocks of zeros that never came to the
-disk, may be cut off; everything else was acknowledged and is damaged. It imports no torch.
-"""
-
-import json
-import re
 import secrets
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import xxhash
-
+import kvbank
+from kvbank.files import session_log
+from kvbank.files.session_log import Header, Turn, first_line, turn_line
 from model_worker.errors import SessionError
 
-FORMAT = 2
-_EARLIER = (1,)  # forms of the first line in which sinks and system prompt are missing: such sessions have none
-_SECTOR = 512  # bytes that a disk writes whole
-_START = len('{"xxh3":"0123456789abcdef",')
-
-
-@dataclass(frozen=True, slots=True)
-class Header:
-    """What a session is; all of it is fixed when the session begins.
-
-    model: the name that the model was loaded by. reader: the digest of the model, to which its K-V are bound. bank: the
-    session's own bank. Unless it was given a name, its name carries a part of `uid`, so that sessions of one name on
-    different machines never share a memory. chunk: tokens of a chunk; it is fixed so that a chunk which is written
-    again begins where it began before. memory: the service that the session was begun with. created: a time in UTC.
-    sinks: how many of the first tokens stay for good. system: the system prompt, which stands before the first turn;
-    empty for none. embed: how the embedder of the bank is called; empty where that was not told. adapter: the folder of
-    the model's adapter; empty for none, or where that was not told.
-    """
-
-    uid: str
-    name: str
-    model: str
-    reader: str
-    bank: str
-    chunk: int
-    memory: str
-    created: str
-    sinks: int = 0
-    system: str = ""
-    embed: str = ""
-    adapter: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Turn:
-    """A finished turn, or a part of a message longer than the window that has been read (no text, no answer).
-
-    ids: all tokens of the turn as the model saw them; the first `prompt` of them are not the answer. kept: tokens of
-    the session that were safe in the bank (or its spool) when the turn was written: a window that is made again starts
-    there. part: whether this is such a part of a message.
-    """
-
-    text: str
-    answer: str
-    ids: list[int]
-    prompt: int
-    kept: int
-    time: str
-    part: bool = False
+__all__ = ["Header", "Turn", "first_line", "is_named", "new_header", "now", "own_bank", "parse", "turn_line"]
 
 
 def now() -> str:
@@ -94,67 +40,9 @@ def is_named(header: Header) -> bool:
     return header.bank != own_bank(header)
 
 
-def first_line(header: Header) -> bytes:
-    """Return the first line of a log."""
-    return _line({"kind": "session", "format": FORMAT, **asdict(header)}, 0)
-
-
-def turn_line(turn: Turn, number: int) -> bytes:
-    """Return the line of a turn. number: how many lines stand before it."""
-    return _line({"kind": "turn", **asdict(turn)}, number)
-
-
-def _line(record: dict[str, Any], number: int) -> bytes:
-    body = json.dumps(record, separators=(",", ":")).encode()
-    return b'{"xxh3":"%s",' % xxhash.xxh3_64_hexdigest(body, seed=number).encode() + body[1:] + b"\n"
-
-
 def parse(path: Path, data: bytes) -> tuple[Header | None, list[Turn], int]:
-    """Return the header, the turns, and the number of bytes that these are of `data`; the rest is one torn line.
-
-    The header is None where there is no line yet. Raises SessionError for a log that is damaged, or of another version.
-    """
-    header, turns, size = None, [], 0
-    for number, line in enumerate(data.splitlines(keepends=True)):
-        record = _record(line, number)
-        if record is None:
-            if size + len(line) == len(data) and _torn(line, number, size):
-                break
-            raise SessionError(f"{path}: line {number + 1} is damaged; the session cannot go on from a log with a hole")
-        if number == 0:
-            header = _header(path, record)
-        else:
-            turns.append(Turn(**record))
-        size += len(line)
-    return header, turns, size
-
-
-def _torn(line: bytes, number: int, at: int) -> bool:
-    """Tell whether a last line with a wrong checksum, at byte `at`, may be one that was never acknowledged.
-
-    Such a line has no end, or blocks that never came to the disk and read as zeros (no line that was written has any).
-    """
-    holes = [(at + hole.start(), at + hole.end()) for hole in re.finditer(rb"\0+", line)]
-    end = at + len(line)
-    if holes and all((a == at or a % _SECTOR == 0) and (b == end or b % _SECTOR == 0) for a, b in holes):
-        return True
-    # With another end it would be right: then that is the damage.
-    return not line.endswith(b"\n") and _record(line[:-1] + b"\n", number) is None
-
-
-def _record(line: bytes, number: int) -> dict[str, Any] | None:
-    """Return what a line says; None where its checksum is wrong."""
-    body = b"{" + line[_START:].removesuffix(b"\n")
-    check = line[9:25].decode(errors="replace")
-    if not line.endswith(b"\n") or xxhash.xxh3_64_hexdigest(body, seed=number) != check:
-        return None
-    record: dict[str, Any] = json.loads(body)
-    if number:
-        record.pop("kind")
-    return record
-
-
-def _header(path: Path, record: dict[str, Any]) -> Header:
-    if record.pop("kind") != "session" or record.pop("format") not in (FORMAT, *_EARLIER):
-        raise SessionError(f"{path} was written by another version of kvbank")
-    return Header(**record)
+    """Return what `session_log.parse` does. Raises SessionError for a log that is damaged, or of another version."""
+    try:
+        return session_log.parse(path, data)
+    except (kvbank.DataLoss, kvbank.InvalidArgument) as error:
+        raise SessionError(str(error)) from None

@@ -12,10 +12,11 @@ from google.protobuf.descriptor import FieldDescriptor as Field
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
 
-from kvbank.v1 import access_pb2, service_pb2
+from kvbank.v1 import access_pb2, service_pb2, session_pb2
 
 SERVICE = service_pb2.DESCRIPTOR.services_by_name["MemoryService"]
 ACCESS = access_pb2.DESCRIPTOR.services_by_name["AccessService"]
+SESSIONS = session_pb2.DESCRIPTOR.services_by_name["SessionService"]
 # The frames of an answer, one where the method does not stream, to others.
 Change = Callable[[list[bytes]], Iterable[bytes]]
 _DEEPEST = 5
@@ -28,7 +29,7 @@ class Relay:
         self._channel = grpc.insecure_channel(upstream)
         self._folder = tempfile.TemporaryDirectory()
         self._server = grpc.server(ThreadPoolExecutor(8))
-        for service in (SERVICE, ACCESS):
+        for service in (SERVICE, ACCESS, SESSIONS):
             handlers = {method.name: self._handler(method) for method in service.methods}
             self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service.full_name, handlers),))
         self.address = f"127.0.0.1:{self._server.add_insecure_port('127.0.0.1:0')}"
@@ -38,6 +39,7 @@ class Relay:
         self._changes: dict[str, Change] = {}
         self._closed = threading.Event()
         self._actions: dict[str, Callable[[], object]] = {}
+        self._lost: set[str] = set()
         self._written: Callable[[bytes], bytes] = lambda request: request
         self.calls: list[str] = []
         self.requests: list[bytes] = []
@@ -55,6 +57,10 @@ class Relay:
         for method in methods:
             self.before(method, self._closed.wait)
 
+    def lose_once(self, method: str) -> None:
+        """Break the connection instead of answering the next call of a method, which the server has done then."""
+        self._lost.add(method)
+
     def change_written(self, change: Callable[[bytes], bytes]) -> None:
         """Change every request of WriteChunks, from here on."""
         self._written = change
@@ -71,6 +77,9 @@ class Relay:
         def unary(request: bytes, context: grpc.ServicerContext) -> bytes:
             self._noted(method.name, request)
             answer = self._passed(context, lambda: [self._channel.unary_unary(path)(request)])
+            if method.name in self._lost:
+                self._lost.remove(method.name)
+                context.abort(grpc.StatusCode.UNAVAILABLE, "Socket closed")
             return next(iter(self._changed(method.name, answer)), b"")
 
         def stream(request: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
@@ -112,6 +121,7 @@ _NUMBERS = (0, -1, 1, 2**31 - 1, 2**63 - 1, -(2**63))
 _VALUES: dict[int, tuple[Any, ...]] = {
     Field.CPPTYPE_INT32: (0, -1, 2**31 - 1, -(2**31)),
     Field.CPPTYPE_INT64: _NUMBERS,
+    Field.CPPTYPE_UINT32: (0, 1, 2**32 - 1),
     Field.CPPTYPE_UINT64: (0, 1, 2**64 - 1),
     Field.CPPTYPE_FLOAT: (float("nan"), float("inf"), -1.0),
     Field.CPPTYPE_DOUBLE: (float("nan"), float("-inf"), -1.0),

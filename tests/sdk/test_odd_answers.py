@@ -19,23 +19,36 @@ import kvbank
 from kvbank.v1 import direct_pb2, service_pb2
 from kvbank.wire import frames, local_socket
 from tests.sdk.host import Host
-from tests.sdk.relay import ACCESS, SERVICE, Change, Relay, changes
+from tests.sdk.relay import ACCESS, SERVICE, SESSIONS, Change, Relay, changes
 
 Make = Callable[..., kvbank.NewChunk]
 DIGESTS = {"reader_digest": "ab" * 32, "embedder_digest": "cd" * 32}
 READER = {"reader_digest": "ab" * 32}
 QUERY = np.eye(16, dtype=np.float32)[1]
 KV, EMBEDDING = kvbank.KVSpec("ab" * 32, (1, 3), 2, 8), kvbank.EmbeddingSpec("cd" * 32, 16)
-# The keys and tenants of the server itself, by which a call finds one to change.
-OWNER: list[kvbank.Access] = []
-# A client of the server itself, by which a call finds banks to replace.
-DIRECT: list[kvbank.Client] = []
+# A client of the server itself, by which a call finds something to change.
+OWNER: list[kvbank.Client] = []
+# A session with two turns.
+TALK: list[kvbank.Session] = []
+SAID = [kvbank.Turn([kvbank.Item("user", "ahoy")], [1, 2], usage={"a": 1}, metadata={"a": "b"}) for _ in range(2)]
 
 
 def two_banks() -> tuple[kvbank.Bank, kvbank.Bank]:
     """Make two banks of vectors, for one to take the place of the other."""
-    old, new = (DIRECT[0].create_bank(uuid.uuid4().hex, kv=None, embedding=EMBEDDING) for _ in range(2))
+    old, new = (OWNER[0].create_bank(uuid.uuid4().hex, kv=None, embedding=EMBEDDING) for _ in range(2))
     return old, new
+
+
+def _tenant() -> str:
+    """Return the name of a new tenant."""
+    return OWNER[0].access.create_tenant(uuid.uuid4().hex).name
+
+
+def _epoch() -> int:
+    """Return the epoch of a lease that the session has now."""
+    lease = OWNER[0].sessions.acquire(TALK[0].session_id, "test").lease
+    assert lease is not None
+    return lease.epoch
 
 
 # How each method comes to be called, by a client of either kind; `new` is a chunk, `at` the id of one that is stored.
@@ -64,16 +77,33 @@ CALLS: Mapping[str, Callable[[Any, kvbank.NewChunk, int], Any]] = {
     "WhoAmI": lambda client, new, at: client.access.whoami(),
     "CreateKey": lambda client, new, at: client.access.create_key("read", banks=["team-*"], ttl=timedelta(days=1)),
     "ListKeys": lambda client, new, at: client.access.list_keys(),
-    "RevokeKey": lambda client, new, at: client.access.revoke_key(OWNER[0].create_key("read").key.key_id),
-    "RotateKey": lambda client, new, at: client.access.rotate_key(OWNER[0].create_key("read").key.key_id),
+    "RevokeKey": lambda client, new, at: client.access.revoke_key(OWNER[0].access.create_key("read").key.key_id),
+    "RotateKey": lambda client, new, at: client.access.rotate_key(OWNER[0].access.create_key("read").key.key_id),
     "CreateTenant": lambda client, new, at: client.access.create_tenant(uuid.uuid4().hex),
     "ListTenants": lambda client, new, at: client.access.list_tenants(),
     "SetTenantQuota": lambda client, new, at: client.access.set_tenant_quota("default", None),
-    "DeleteTenant": lambda client, new, at: client.access.delete_tenant(OWNER[0].create_tenant(uuid.uuid4().hex).name),
+    "CreateSession": lambda client, new, at: client.sessions.create(metadata={"a": "b"}),
+    "GetSession": lambda client, new, at: client.sessions.get(name="talk"),
+    "ListSessions": lambda client, new, at: client.sessions.list(),
+    "UpdateSession": lambda client, new, at: client.sessions.update(TALK[0].session_id, reads=["b"]),
+    "ForkSession": lambda client, new, at: client.sessions.fork(TALK[0].session_id, turn=1),
+    "RewindSession": lambda client, new, at: client.sessions.rewind(TALK[0].session_id, 2, epoch=_epoch()),
+    "AcquireLease": lambda client, new, at: client.sessions.acquire(TALK[0].session_id, "test"),
+    "RenewLease": lambda client, new, at: client.sessions.renew(TALK[0].session_id, _epoch()),
+    "ReleaseLease": lambda client, new, at: client.sessions.release(TALK[0].session_id, _epoch()),
+    "AppendTurns": lambda client, new, at: client.sessions.append(TALK[0].session_id, SAID, epoch=_epoch(), follows=0),
+    "ListTurns": lambda client, new, at: client.sessions.turns(TALK[0].session_id, token_ids=True),
+    "GetTurn": lambda client, new, at: client.sessions.turn(SAID[0].key, token_ids=True),
+    "KeepWindow": lambda client, new, at: client.sessions.keep_window(
+        TALK[0].session_id, b"window", epoch=_epoch(), turn=2, stamp="s"
+    ),
+    "ReadWindow": lambda client, new, at: client.sessions.read_window(TALK[0].session_id),
+    "Forget": lambda client, new, at: client.sessions.forget(OWNER[0].sessions.create().session_id),
+    "DeleteTenant": lambda client, new, at: client.access.delete_tenant(_tenant()),
 }
 # Answered where server and client share a machine, and over a unix socket alone.
 FILES = ("RetrieveFiles", "FetchFiles")
-METHODS = [*SERVICE.methods, *ACCESS.methods]
+METHODS = [*SERVICE.methods, *ACCESS.methods, *(method for method in SESSIONS.methods if method.name != "KeepWindow")]
 _EVERY = [pytest.param(1, marks=pytest.mark.slow, id="all"), pytest.param(23, id="some")]
 _PAGES_AT_MOST = 100
 # A google.rpc.Status whose detail says that it is an ErrorInfo, and is none.
@@ -86,7 +116,10 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
     host = Host(tmp_path_factory.mktemp("host") / "data", KV, EMBEDDING, DIGESTS)
     host.client.update_bank("b", capacity=kvbank.Capacity(chunks=10**5), quota=kvbank.Quota(chunks=10**6))
     (host.data / "direct.sock").rename(host.data / "real.sock")
-    OWNER[:], DIRECT[:] = [host.client.access], [host.client]
+    OWNER[:] = [host.client]
+    TALK[:] = [host.client.sessions.create(name="talk", settings={"a": "b"}, metadata={"a": "b"})]
+    sessions, epoch = host.client.sessions, _epoch()
+    sessions.append(TALK[0].session_id, SAID, epoch=epoch, follows=0)
     yield host
     host.close()
 
@@ -116,7 +149,7 @@ def tried(call: Callable[[], Any], what: str) -> None:
     try:
         call()
     except kvbank.InvalidArgument as error:
-        if error.metadata.get("field") != "page_token":  # the real server's, to a token that was changed
+        if error.metadata.get("field") not in ("page_token", "after"):  # the real server's, to a token that was changed
             raise AssertionError(f"{what}: the caller is blamed: {error}") from error
     except kvbank.ServiceError:
         return

@@ -9,6 +9,7 @@ from ._access_models import TenantUsage as TenantUsage
 from ._arguments import checked_metadata as checked_metadata
 from ._async_access import AsyncAccess as AsyncAccess
 from ._async_client import AsyncClient as AsyncClient
+from ._async_sessions import AsyncSessions as AsyncSessions
 from ._client import Client as Client
 from ._connect import connect as connect
 from ._connect import connect_async as connect_async
@@ -27,6 +28,8 @@ from ._exceptions import FailedPrecondition as FailedPrecondition
 from ._exceptions import Internal as Internal
 from ._exceptions import InvalidArgument as InvalidArgument
 from ._exceptions import KVBankError as KVBankError
+from ._exceptions import LeaseHeld as LeaseHeld
+from ._exceptions import LeaseLost as LeaseLost
 from ._exceptions import LoopMismatch as LoopMismatch
 from ._exceptions import MissingExtra as MissingExtra
 from ._exceptions import NotFound as NotFound
@@ -36,8 +39,12 @@ from ._exceptions import RateExceeded as RateExceeded
 from ._exceptions import ReaderMismatch as ReaderMismatch
 from ._exceptions import ResourceExhausted as ResourceExhausted
 from ._exceptions import ServiceError as ServiceError
+from ._exceptions import SessionExists as SessionExists
+from ._exceptions import SessionNotFound as SessionNotFound
 from ._exceptions import TenantNotFound as TenantNotFound
 from ._exceptions import TooLarge as TooLarge
+from ._exceptions import TurnConflict as TurnConflict
+from ._exceptions import TurnNotFound as TurnNotFound
 from ._exceptions import Unauthenticated as Unauthenticated
 from ._exceptions import Unavailable as Unavailable
 from ._exceptions import Untrusted as Untrusted
@@ -70,5 +77,15 @@ from ._models import WriteResult as WriteResult
 from ._options import BankSettings as BankSettings
 from ._options import ConnectOptions as ConnectOptions
 from ._options import RetrieveOptions as RetrieveOptions
+from ._session_models import ForgottenChunk as ForgottenChunk
+from ._session_models import Item as Item
+from ._session_models import Lease as Lease
+from ._session_models import Receipt as Receipt
+from ._session_models import Session as Session
+from ._session_models import Stretch as Stretch
+from ._session_models import Turn as Turn
+from ._session_models import TurnPoint as TurnPoint
+from ._session_models import Window as Window
+from ._sessions import Sessions as Sessions
 from ._targets import parse_target as parse_target
 from ._version import __version__ as __version__

@@ -81,6 +81,16 @@ def raw_bytes(field: str, value: object) -> bytes:
         raise expected(field, "bytes", value) from None
 
 
+def raw_view(field: str, value: object) -> memoryview:
+    """Check bytes, a bytearray or a memoryview without gaps, and return a view of its bytes."""
+    try:
+        if not isinstance(value, bytes | bytearray | memoryview):
+            raise TypeError
+        return memoryview(value).cast("B")
+    except (TypeError, ValueError):  # also a view that was released, or one with gaps
+        raise expected(field, "bytes", value) from None
+
+
 def flag(field: str, value: object) -> bool:
     """Check True or False, of Python or numpy."""
     if not isinstance(value, bool | np.bool_):
@@ -185,6 +195,11 @@ def mapping(field: str, value: Any) -> Mapping[Any, Any]:
 def texts_by_text(field: str, value: Any) -> dict[str, str]:
     """Check a mapping of strings to strings."""
     return {text(field, key): text(field, found) for key, found in mapping(field, value).items()}
+
+
+def whole_by_text(field: str, value: Any) -> dict[str, int]:
+    """Check a mapping of strings to whole numbers of 64 bits."""
+    return {text(field, key): integer(field, found) for key, found in mapping(field, value).items()}
 
 
 def scalar(field: str, value: Any, key: str | None = None) -> Scalar:

@@ -13,13 +13,15 @@ import numpy.typing as npt
 from kvbank import _arguments
 from kvbank import _models as m
 from kvbank._async_access import AsyncAccess
-from kvbank._calls import bank_messages, chunk_messages, reading, search_messages, state_messages
+from kvbank._async_sessions import AsyncSessions
+from kvbank._calls import bank_messages, chunk_messages, reading, search_messages, session_messages, state_messages
 from kvbank._calls import tensors as _tensors
 from kvbank._calls.messages import build
 from kvbank._calls.writing import WriteSession
 from kvbank._client import Client
 from kvbank._exceptions import BankNotFound
 from kvbank._options import BankSettings, ConnectOptions, RetrieveOptions
+from kvbank._session_models import Receipt
 from kvbank._transport import channel as _channel
 from kvbank._transport.async_caller import AsyncCaller
 from kvbank._transport.loop import apart, are_many, is_longer
@@ -50,6 +52,7 @@ class AsyncClient:
         self._caller = AsyncCaller(address, timeout, **options)
         self._on_close = on_close
         self._access = AsyncAccess(self._caller)
+        self._sessions = AsyncSessions(self._caller)
 
     async def __aenter__(self) -> Self:
         return self
@@ -76,6 +79,10 @@ class AsyncClient:
     @property
     def access(self) -> AsyncAccess:
         return self._access
+
+    @property
+    def sessions(self) -> AsyncSessions:
+        return self._sessions
 
     # Banks
 
@@ -198,6 +205,7 @@ class AsyncClient:
         held = getattr(options.get("held"), "checksums", ())
         request = await apart(are_many(queries) or is_longer(held), made)
         steps, attempts = partial(reading.retrieval, request, form=form), self._caller.stream_attempts(timeout)
+        await self._caller.check_alternatives(request, attempts)
         request_id, files = request.request_id.hex(), not request.omit_payload
         return await self._caller.read(steps, attempts, request_id, files)
 
@@ -233,6 +241,7 @@ class AsyncClient:
         timeout: float | None = None,
     ) -> AsyncIterator[m.Chunk]:
         request = search_messages.list_chunks(bank, with_embedding, filter)
+        await self._caller.check_alternatives(request, self._caller.attempts(timeout))
         async for page in self._caller.pages("ListChunks", request, timeout):
             for message in page.chunks:
                 yield chunk_messages.read(message)
@@ -253,6 +262,11 @@ class AsyncClient:
     ) -> int:
         request = build(pb.PinChunksRequest, bank=bank, chunk_ids=chunk_ids, pinned=pinned)
         return int((await self._caller.call("PinChunks", request, timeout)).found)
+
+    async def forget_chunks(self, bank: str, filter: m.Filter, *, timeout: float | None = None) -> Receipt:
+        request = search_messages.forget(bank, filter)
+        await self._caller.check_alternatives(request.chunks, self._caller.attempts(timeout))
+        return session_messages.receipt((await self._caller.call("Forget", request, timeout)).receipt)
 
     # Eviction
 

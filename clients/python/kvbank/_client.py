@@ -10,12 +10,14 @@ import numpy.typing as npt
 from kvbank import _arguments
 from kvbank import _models as m
 from kvbank._access import Access
-from kvbank._calls import bank_messages, chunk_messages, reading, search_messages, state_messages
+from kvbank._calls import bank_messages, chunk_messages, reading, search_messages, session_messages, state_messages
 from kvbank._calls import tensors as _tensors
 from kvbank._calls.messages import build
 from kvbank._calls.writing import WriteSession
 from kvbank._exceptions import BankNotFound
 from kvbank._options import BankSettings, ConnectOptions, RetrieveOptions
+from kvbank._session_models import Receipt
+from kvbank._sessions import Sessions
 from kvbank._transport import channel as _channel
 from kvbank._transport.caller import Caller
 from kvbank.v1 import service_pb2 as pb
@@ -48,6 +50,7 @@ class Client:
         self._caller = Caller(address, timeout, **options)
         self._on_close = on_close
         self._access = Access(self._caller)
+        self._sessions = Sessions(self._caller)
 
     def __enter__(self) -> Self:
         return self
@@ -78,6 +81,11 @@ class Client:
     def access(self) -> Access:
         """Return what manages the keys and tenants of the service."""
         return self._access
+
+    @property
+    def sessions(self) -> Sessions:
+        """Return what keeps the conversations of the service, which any worker continues."""
+        return self._sessions
 
     # Banks
 
@@ -235,6 +243,7 @@ class Client:
             options=options,
         )
         steps, attempts = partial(reading.retrieval, request, form=form), self._caller.stream_attempts(timeout)
+        self._caller.check_alternatives(request, attempts)
         request_id, files = request.request_id.hex(), not request.omit_payload
         return self._caller.read(steps, attempts, request_id, files)
 
@@ -280,6 +289,7 @@ class Client:
         The chunks are fetched a page at a time, with `timeout` for each.
         """
         request = search_messages.list_chunks(bank, with_embedding, filter)
+        self._caller.check_alternatives(request, self._caller.attempts(timeout))
         for page in self._caller.pages("ListChunks", request, timeout):
             yield from map(chunk_messages.read, page.chunks)
 
@@ -302,6 +312,16 @@ class Client:
         """Protect chunks from eviction, or with `pinned=False` no longer, and return how many of them exist."""
         request = build(pb.PinChunksRequest, bank=bank, chunk_ids=chunk_ids, pinned=pinned)
         return int(self._caller.call("PinChunks", request, timeout).found)
+
+    def forget_chunks(self, bank: str, filter: m.Filter, *, timeout: float | None = None) -> Receipt:
+        """Forget chunks of a bank for good, such as those of a document, and return what went. filter: selects them.
+
+        Sessions that had attended to them lose what they made of them; their workers make it again from the turns. A
+        call that is made again, after its connection broke, may answer that nothing went. Errors: BankNotFound.
+        """
+        request = search_messages.forget(bank, filter)
+        self._caller.check_alternatives(request.chunks, self._caller.attempts(timeout))
+        return session_messages.receipt(self._caller.call("Forget", request, timeout).receipt)
 
     # Eviction
 

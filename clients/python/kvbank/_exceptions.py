@@ -11,11 +11,17 @@ KVBankError
     │   ├── BankNotFound
     │   ├── ChunkNotFound
     │   ├── ApiKeyNotFound
-    │   └── TenantNotFound
+    │   ├── TenantNotFound
+    │   ├── SessionNotFound
+    │   └── TurnNotFound
     ├── AlreadyExists            a bank with another spec, or an idempotency key with other content
+    │   └── SessionExists        a session of this name
     ├── FailedPrecondition       among them: banks of one request whose specs differ
     │   ├── ReaderMismatch       K-V of another model
-    │   └── EmbedderMismatch     embeddings of another embedder
+    │   ├── EmbedderMismatch     embeddings of another embedder
+    │   ├── LeaseHeld            another worker has the session
+    │   ├── LeaseLost            the lease has ended, or another worker has one since
+    │   └── TurnConflict         the session's last turn is another one than was named
     ├── ResourceExhausted
     │   ├── BankFull             the bank is full and its policy refuses
     │   ├── QuotaExceeded        the write would pass a hard quota of the bank or the tenant
@@ -119,10 +125,22 @@ class TenantNotFound(NotFound):
     """There is no such tenant."""
 
 
+class SessionNotFound(NotFound):
+    """There is no such session, or the caller may not see it."""
+
+
+class TurnNotFound(NotFound):
+    """There is no such turn (any more)."""
+
+
 class AlreadyExists(ServiceError):
     """A bank of this name with another spec, or an idempotency key with other content."""
 
     code = "ALREADY_EXISTS"
+
+
+class SessionExists(AlreadyExists):
+    """There is a session of this name."""
 
 
 class FailedPrecondition(ServiceError):
@@ -137,6 +155,24 @@ class ReaderMismatch(FailedPrecondition):
 
 class EmbedderMismatch(FailedPrecondition):
     """Embeddings of another embedder; `metadata` has bank_digest and request_digest."""
+
+
+class LeaseHeld(FailedPrecondition):
+    """Another worker has the session; `retry_after` has the seconds after which its lease ends at the latest, unless it
+    is renewed."""
+
+    @property
+    def holder(self) -> str:
+        """Return what the worker that has the session calls itself."""
+        return self.metadata.get("holder", "")
+
+
+class LeaseLost(FailedPrecondition):
+    """The lease has ended, or another worker has one since; nothing was done."""
+
+
+class TurnConflict(FailedPrecondition):
+    """The session's last turn is not the one that was named; `metadata` has session and head. Nothing was done."""
 
 
 class ResourceExhausted(ServiceError):

@@ -307,6 +307,8 @@ class Range:
             object.__setattr__(self, name, bound)
 
 
+# The most filters that a filter may have as alternatives.
+MOST_ALTERNATIVES = 100
 # What a filter wants of one key.
 Wanted = Scalar | Collection[Scalar] | Range | EllipsisType
 
@@ -320,6 +322,8 @@ class Filter:
     exclude: in the same form, what must not hold; a chunk without the key passes.
     created_from, created_before, start_from, start_before: half open ranges of `Chunk.create_time` and `Chunk.start`.
     pinned: only pinned chunks, or only others.
+    any_of: at most 100 filters, of which at least one must hold besides; they have no alternatives themselves. Empty is
+        no such condition.
 
         Filter(metadata={"speaker": "ann", "room": ["a", "b"]}, exclude={"draft": ...}, start_from=1000)
         Filter(metadata={"year": Range(at_least=2000), "final": True})
@@ -332,8 +336,12 @@ class Filter:
     start_from: int | None = None
     start_before: int | None = None
     pinned: bool | None = None
+    any_of: Sequence["Filter"] = ()
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "any_of", tuple(each("any_of", self.any_of, _alternative)))
+        if len(self.any_of) > MOST_ALTERNATIVES:
+            raise invalid("any_of", f"expected at most {MOST_ALTERNATIVES} filters, got {len(self.any_of)}")
         for name, conditions in (("metadata", self.metadata), ("exclude", self.exclude)):
             for key, wanted in mapping(name, conditions).items():
                 if not isinstance(wanted, Range | EllipsisType):
@@ -348,6 +356,12 @@ class Filter:
                 integer(name, place)
         if _is_empty(self.created_from, self.created_before) or _is_empty(self.start_from, self.start_before):
             raise _nonsense("filter", "has a range that ends before it begins")
+
+
+def _alternative(field: str, value: object) -> Filter:
+    if instance(field, value, Filter).any_of:
+        raise invalid(field, "expected filters that have no any_of themselves")
+    return value  # type: ignore[return-value]
 
 
 def alternatives(wanted: Any, field: str = "metadata") -> list[Any]:

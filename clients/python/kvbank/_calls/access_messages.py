@@ -1,13 +1,12 @@
 """Messages of keys and tenants are made here: requests out of what a caller states, and models out of answers."""
 
 from collections.abc import Iterable
-from datetime import datetime, timedelta
-from typing import Any, get_args
-
-from google.protobuf.duration_pb2 import Duration
+from datetime import timedelta
+from typing import get_args
 
 from kvbank import _access_models as m
-from kvbank._arguments import choice, instance, invalid, shown
+from kvbank._arguments import choice, instance, invalid
+from kvbank._calls import times
 from kvbank._calls.answers import read_time, understood
 from kvbank._calls.enums import word
 from kvbank._calls.messages import build
@@ -26,7 +25,7 @@ def create_key(
         tenant=tenant or "",
         role=choice("role", role, _ROLES),
         banks=() if banks is None else banks,
-        ttl=None if ttl is None else _span("ttl", ttl),
+        ttl=None if ttl is None else times.span("ttl", ttl),
     )
     if banks is not None and not request.banks:
         raise invalid("banks", "expected some patterns, or None for every bank, got an empty list")
@@ -35,7 +34,9 @@ def create_key(
 
 def rotate_key(key_id: str, overlap: timedelta | None) -> pb.RotateKeyRequest:
     """Return the request for a key in the place of another. Errors: InvalidArgument."""
-    return build(pb.RotateKeyRequest, key_id=key_id, overlap=None if overlap is None else _span("overlap", overlap))
+    return build(
+        pb.RotateKeyRequest, key_id=key_id, overlap=None if overlap is None else times.span("overlap", overlap)
+    )
 
 
 def quota(quota: m.TenantQuota | None) -> pb.TenantAmounts:
@@ -60,9 +61,9 @@ def api_key(message: pb.ApiKey) -> m.ApiKey:
         role=word(pb.Role, message.role),
         banks=tuple(message.banks),
         create_time=read_time(message.create_time),
-        expire_time=_time(message, "expire_time"),
-        revoke_time=_time(message, "revoke_time"),
-        last_use_time=_time(message, "last_use_time"),
+        expire_time=times.optional(message, "expire_time"),
+        revoke_time=times.optional(message, "revoke_time"),
+        last_use_time=times.optional(message, "last_use_time"),
     )
 
 
@@ -82,18 +83,3 @@ def tenant(message: pb.Tenant) -> m.Tenant:
     bounds = {name: getattr(message.quota, name) or None for name in m.TenantQuota.__slots__}
     usage = {name: getattr(message.usage, name) for name in m.TenantUsage.__slots__}
     return m.Tenant(message.name, read_time(message.create_time), m.TenantQuota(**bounds), m.TenantUsage(**usage))
-
-
-def _time(message: Any, field: str) -> datetime | None:
-    return read_time(getattr(message, field)) if message.HasField(field) else None
-
-
-def _span(field: str, span: timedelta) -> Duration:
-    if instance(field, span, timedelta) < timedelta(0):
-        raise invalid(field, f"expected a span of time that is not negative, got {shown(span.total_seconds())} s")
-    made = Duration()
-    try:
-        made.FromTimedelta(span)
-    except (ValueError, OverflowError):
-        raise invalid(field, "expected at most 10,000 years") from None
-    return made

@@ -1,6 +1,7 @@
 """This file owns the words that models use for the enums of the protocol, such as "bf16" for DATA_TYPE_BF16.
 
-The words that a caller may give stand in the `Literal`s of `kvbank._models`, and nowhere else.
+The words that a caller may give stand in the `Literal`s of `kvbank._models` and `kvbank._session_models`, and nowhere
+else.
 """
 
 from collections.abc import Mapping
@@ -10,7 +11,8 @@ from typing import Any, get_args
 from google.protobuf.internal.enum_type_wrapper import EnumTypeWrapper
 
 from kvbank import _models as m
-from kvbank.v1 import bank_pb2, chunk_pb2
+from kvbank import _session_models as sessions
+from kvbank.v1 import bank_pb2, chunk_pb2, session_pb2
 from kvbank.wire import enums
 
 # Each enum of the protocol that a caller states, and the Literal with its words.
@@ -20,6 +22,7 @@ LITERALS: Mapping[EnumTypeWrapper, Any] = {
     bank_pb2.PolicyKind: m.PolicyKind,
     bank_pb2.IndexKind: m.IndexKind,
     chunk_pb2.PayloadKind: m.PayloadKind,
+    session_pb2.TurnStatus: sessions.TurnStatus,
 }
 # An index of "auto" is one that is not stated.
 _NUMBERS: dict[EnumTypeWrapper, dict[str, Any]] = {

@@ -21,7 +21,14 @@ _CHECKS: Mapping[int, Check] = {
     Field.TYPE_DOUBLE: _arguments.number,
     Field.TYPE_INT32: _arguments.int32,
     Field.TYPE_INT64: _arguments.integer,
+    Field.TYPE_UINT32: partial(_arguments.integer, bounds=(0, 2**32 - 1)),
     Field.TYPE_FIXED64: partial(_arguments.integer, bounds=(0, 2**64 - 1)),
+}
+
+# By the type of a map's values.
+_OF_MAPS: Mapping[int, Check] = {
+    Field.TYPE_STRING: _arguments.texts_by_text,
+    Field.TYPE_INT64: _arguments.whole_by_text,
 }
 
 
@@ -43,7 +50,7 @@ def _check(field: Field) -> Check:
     # A message was built with checks of its own, and a number of an enum was looked up.
     one = _CHECKS.get(field.type, _as_it_is)
     if field.message_type is not None and field.message_type.GetOptions().map_entry:
-        return _arguments.texts_by_text if field.message_type.fields_by_name["value"].type == Field.TYPE_STRING else one
+        return _OF_MAPS.get(field.message_type.fields_by_name["value"].type, one)
     if field.is_repeated:
         return partial(_arguments.each, check=one)
     return partial(_unless_absent, one) if field.has_presence else one

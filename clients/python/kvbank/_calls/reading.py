@@ -6,8 +6,8 @@ one of the files cannot be read (it is gone, it is damaged, it may not be opened
 over the stream.
 """
 
-from collections.abc import Callable, Generator, Sequence
-from typing import Any, Generic, NamedTuple, Protocol, TypeAlias, TypeVar
+from collections.abc import Generator, Sequence
+from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar
 
 from kvbank import _models as m
 from kvbank._arrays import Array
@@ -95,34 +95,6 @@ class Call(NamedTuple):
 
 
 Steps: TypeAlias = Generator[Call, Answer, T]
-
-
-class Run(Generic[T]):
-    """A run of steps. Each method returns the call to make next, or None at the end, when there is a `result`."""
-
-    result: T
-
-    def __init__(self, steps: Steps[T]) -> None:
-        self._steps = steps
-
-    def begin(self) -> Call | None:
-        """Return the first call."""
-        return self._resumed(lambda: next(self._steps))
-
-    def answered(self, answer: Answer) -> Call | None:
-        """Take the answer to the call, and return what to do next."""
-        return self._resumed(lambda: self._steps.send(answer))
-
-    def failed(self, error: ServiceError) -> Call | None:
-        """Take the error in which the call ended, and return what to do next; raise it where the steps cannot go on."""
-        return self._resumed(lambda: self._steps.throw(error))
-
-    def _resumed(self, resume: Callable[[], Call]) -> Call | None:
-        try:
-            return resume()
-        except StopIteration as end:
-            self.result = end.value
-            return None
 
 
 def retrieval(

@@ -2,6 +2,7 @@
 
 import uuid
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy.typing as npt
 
@@ -10,14 +11,32 @@ from kvbank._arguments import each, expected, flag, instance, int32, invalid, ma
 from kvbank._calls import metadata as _metadata
 from kvbank._calls import tensors as _tensors
 from kvbank._calls.messages import build
+from kvbank._exceptions import FailedPrecondition
 from kvbank._options import RetrieveOptions, check_names
 from kvbank.v1 import service_pb2 as pb
+from kvbank.v1 import session_pb2
 
 
 def list_chunks(bank: str, with_embedding: bool, filter: m.Filter | None) -> pb.ListChunksRequest:
     """Return the request for the first page of a bank's chunks. Errors: InvalidArgument."""
     made = None if filter is None else _filter(filter)
     return build(pb.ListChunksRequest, bank=bank, with_embedding=with_embedding, filter=made)
+
+
+def forget(bank: str, filter: m.Filter) -> session_pb2.ForgetRequest:
+    """Return the request to forget chunks of a bank. Errors: InvalidArgument."""
+    chunks = build(session_pb2.ForgetRequest.BankChunks, bank=bank, filter=_filter(filter))
+    return session_pb2.ForgetRequest(chunks=chunks)
+
+
+def check_heeded(message: Any, alternatives: bool) -> None:
+    """Check that the server heeds the alternatives of a filter. alternatives: whether it says so.
+
+    Errors: FailedPrecondition (FILTER_ALTERNATIVES).
+    """
+    if message.filter.any_of and not alternatives:
+        what = "this server is of an earlier version, and does not know any_of of a filter"
+        raise FailedPrecondition(what, reason="FILTER_ALTERNATIVES")
 
 
 def fetch(
@@ -93,4 +112,5 @@ def _filter(filter: m.Filter) -> pb.Filter:
     for conditions, negate in ((filter.metadata, False), (filter.exclude, True)):
         for key, wanted in conditions.items():
             message.metadata.append(_metadata.condition(key, wanted, negate))
+    message.any_of.extend(map(_filter, filter.any_of))
     return message

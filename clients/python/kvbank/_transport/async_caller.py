@@ -12,16 +12,20 @@ from typing import Any, TypeVar
 
 import grpc
 
-from kvbank._calls import metadata, reading
+from kvbank._calls import metadata, reading, search_messages
 from kvbank._calls.answers import odd
+from kvbank._calls.paging import turned
+from kvbank._calls.session_window import Received, Sent
+from kvbank._calls.steps import Run
 from kvbank._calls.writing import WriteSession, takes_no_file
 from kvbank._exceptions import ClientClosed, ClientForked, LoopMismatch, ServiceError
 from kvbank._models import NewChunk
+from kvbank._session_models import Window
 from kvbank._transport import channel
 from kvbank._transport.base import AsyncTransport
 from kvbank._transport.base_caller import BaseCaller
 from kvbank._transport.loop import SMALL_BYTES, Feed, apart, is_longer, to_its_end, wait
-from kvbank._transport.over_grpc import AsyncGrpc, Grpc
+from kvbank._transport.over_grpc import AsyncGrpc, Grpc, answered_once
 from kvbank._transport.retrying import Attempts
 from kvbank._transport.same_host import SameHost
 from kvbank._transport.write_stream import WriteStream
@@ -89,11 +93,8 @@ class AsyncCaller(BaseCaller):
         for _ in range(channel.MOST_PAGES[method]):
             page = await self.call(method, request, timeout)
             yield page
-            if not page.next_page_token:
+            if not turned(request, page):
                 return
-            if page.next_page_token == request.page_token:
-                raise odd("the page after this one is this one")
-            request.page_token = page.next_page_token
         raise odd(f"it has more than {channel.MOST_PAGES[method]} pages")
 
     async def check_kept(self, message: Any, attempts: Attempts) -> None:
@@ -102,6 +103,12 @@ class AsyncCaller(BaseCaller):
             await self._learn(attempts)
             metadata.check_kept(message, self.typed)
 
+    async def check_alternatives(self, message: Any, attempts: Attempts) -> None:
+        """Check that the server heeds the alternatives of the filter of a message. Errors: FailedPrecondition."""
+        if message.filter.any_of:
+            await self._learn(attempts)
+            search_messages.check_heeded(message, self.alternatives)
+
     async def read(
         self, begin: Callable[[SameHost | None], reading.Steps[T]], attempts: Attempts, request_id: str, files: bool
     ) -> T:
@@ -109,7 +116,7 @@ class AsyncCaller(BaseCaller):
 
         begin: begins the steps, with the folder that the server shares; without one where no `files` are wanted.
         """
-        run = reading.Run(begin(await self._shared(attempts) if files else None))
+        run = Run(begin(await self._shared(attempts) if files else None))
         call = run.begin()
         while call is not None:
             try:
@@ -151,6 +158,37 @@ class AsyncCaller(BaseCaller):
                     attempts.progressed(session.waiting_since())
                     await asyncio.sleep(attempts.pause(error))
         return session
+
+    async def upload(self, method: str, sent: Sent, attempts: Attempts) -> None:
+        """Make a call of many frames with one answer that says nothing."""
+        request_id = channel.new_request_id()
+        while True:
+            try:
+                with self._translated(request_id):
+                    # In a thread, for the reason that `write_stream` states.
+                    call = self._for_writes().upload(method, sent.frames(), attempts.remaining(), request_id)
+                    try:
+                        await asyncio.to_thread(answered_once, call)
+                    finally:
+                        call.cancel()
+                return
+            except ServiceError as error:
+                await asyncio.sleep(attempts.pause(error))
+
+    async def download(self, method: str, request: Any, attempts: Attempts) -> Window | None:
+        """Make a call whose answer is a window, and return it verified; None where there is none."""
+        request_id = channel.new_request_id()
+        while True:
+            try:
+                with self._translated(request_id) as transport:
+                    received = Received()
+                    remaining = attempts.remaining()
+                    async with aclosing(transport.stream(method, request, remaining, request_id)) as frames:
+                        async for frame in frames:
+                            received.feed(frame)
+                    return await apart(received.size > SMALL_BYTES, received.finish)
+            except ServiceError as error:
+                await asyncio.sleep(attempts.pause(error))
 
     async def _learn(self, attempts: Attempts) -> None:
         """Ask the server, once, how much of a write may be unacknowledged, and which metadata it keeps."""

@@ -26,6 +26,10 @@ class Transport(Protocol):
         """Begin a WriteChunks call and return it: iterate over it for the acknowledgements, or `cancel` it. It has no
         deadline of its own, which would end a stream that goes well."""
 
+    def upload(self, method: str, requests: Iterator[Any], timeout: float, request_id: str) -> Any:
+        """Begin a call of many requests with one answer and return it: iterate over it for the answer, or `cancel`
+        it."""
+
     def close(self) -> None:
         """Close this way to the server; calls under way fail."""
 

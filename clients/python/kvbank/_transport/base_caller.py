@@ -19,7 +19,8 @@ class BaseCaller:
 
     sharing: what is known of the server's data folder. contact: whether the server was reached. pid: the process that
     made the client. bound: bytes of a write that may be unacknowledged; 0 before the server was asked.
-    typed: whether the server keeps other metadata than strings; False before it was asked.
+    typed: whether the server keeps other metadata than strings; False before it was asked. alternatives: whether it
+    knows alternatives of a filter; likewise.
     route: where calls go, and what they take along.
     """
 
@@ -44,6 +45,7 @@ class BaseCaller:
         self.pid = os.getpid()
         self.bound = 0
         self.typed = False
+        self.alternatives = False
 
     def attempts(self, timeout: float | None) -> Attempts:
         """Return the attempts of a single call, within `timeout` seconds or the client's."""
@@ -61,6 +63,7 @@ class BaseCaller:
         """Keep what the server says of writes."""
         self.bound = channel.unacknowledged_bytes(info.max_unacknowledged_bytes)
         self.typed = info.typed_metadata
+        self.alternatives = info.alternatives
 
     def error(self, error: Any, at: int, request_id: str) -> ServiceError:
         """Return the error of this package for a `grpc.RpcError` of a call that went to the address `at`. Where that

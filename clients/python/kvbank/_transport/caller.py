@@ -11,14 +11,18 @@ from typing import Any, TypeVar
 
 import grpc
 
-from kvbank._calls import metadata, reading
+from kvbank._calls import metadata, reading, search_messages
 from kvbank._calls.answers import odd
+from kvbank._calls.paging import turned
+from kvbank._calls.session_window import Received, Sent
+from kvbank._calls.steps import Run
 from kvbank._calls.writing import WriteSession, takes_no_file
 from kvbank._exceptions import ClientClosed, ClientForked, ServiceError
+from kvbank._session_models import Window
 from kvbank._transport import channel
 from kvbank._transport.base import Transport
 from kvbank._transport.base_caller import BaseCaller
-from kvbank._transport.over_grpc import Grpc
+from kvbank._transport.over_grpc import Grpc, answered_once
 from kvbank._transport.retrying import Attempts
 from kvbank._transport.same_host import SameHost
 from kvbank._transport.socket_first import SocketFirst
@@ -66,11 +70,8 @@ class Caller(BaseCaller):
         for _ in range(channel.MOST_PAGES[method]):
             page = self.call(method, request, timeout)
             yield page
-            if not page.next_page_token:
+            if not turned(request, page):
                 return
-            if page.next_page_token == request.page_token:
-                raise odd("the page after this one is this one")
-            request.page_token = page.next_page_token
         raise odd(f"it has more than {channel.MOST_PAGES[method]} pages")
 
     def check_kept(self, message: Any, attempts: Attempts) -> None:
@@ -79,6 +80,12 @@ class Caller(BaseCaller):
             self._learn(attempts)
             metadata.check_kept(message, self.typed)
 
+    def check_alternatives(self, message: Any, attempts: Attempts) -> None:
+        """Check that the server heeds the alternatives of the filter of a message. Errors: FailedPrecondition."""
+        if message.filter.any_of:
+            self._learn(attempts)
+            search_messages.check_heeded(message, self.alternatives)
+
     def read(
         self, begin: Callable[[SameHost | None], reading.Steps[T]], attempts: Attempts, request_id: str, files: bool
     ) -> T:
@@ -86,7 +93,7 @@ class Caller(BaseCaller):
 
         begin: begins the steps, with the folder that the server shares; without one where no `files` are wanted.
         """
-        run = reading.Run(begin(self._shared(attempts) if files else None))
+        run = Run(begin(self._shared(attempts) if files else None))
         call = run.begin()
         while call is not None:
             try:
@@ -121,6 +128,35 @@ class Caller(BaseCaller):
                 attempts.progressed(session.waiting_since())
                 self._pause(attempts.pause(error))
         return session
+
+    def upload(self, method: str, sent: Sent, attempts: Attempts) -> None:
+        """Make a call of many frames with one answer that says nothing."""
+        request_id = channel.new_request_id()
+        while True:
+            try:
+                with self._translated(request_id):
+                    call = self._transport.upload(method, sent.frames(), attempts.remaining(), request_id)
+                    try:
+                        answered_once(call)
+                    finally:
+                        call.cancel()
+                return
+            except ServiceError as error:
+                self._pause(attempts.pause(error))
+
+    def download(self, method: str, request: Any, attempts: Attempts) -> Window | None:
+        """Make a call whose answer is a window, and return it verified; None where there is none."""
+        request_id = channel.new_request_id()
+        while True:
+            try:
+                with self._translated(request_id):
+                    received = Received()
+                    with closing(self._transport.stream(method, request, attempts.remaining(), request_id)) as frames:
+                        for frame in frames:
+                            received.feed(frame)
+                    return received.finish()
+            except ServiceError as error:
+                self._pause(attempts.pause(error))
 
     def _learn(self, attempts: Attempts) -> None:
         """Ask the server, once, how much of a write may be unacknowledged, and which metadata it keeps."""

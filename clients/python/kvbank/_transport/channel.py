@@ -38,7 +38,7 @@ MOST_UNACKNOWLEDGED_BYTES = 1 << 30
 # The most pages of an answer. Those of a list are handed out one by one, and may be many; banks of statistics are kept
 # until the last page is there.
 MOST_PAGES = {"ListBanks": 10**9, "ListChunks": 10**9, "ListEvictions": 10**9, "GetStats": 10**4}
-MOST_PAGES |= {"ListKeys": 10**9, "ListTenants": 10**9}
+MOST_PAGES |= {"ListKeys": 10**9, "ListTenants": 10**9, "ListSessions": 10**9, "ListTurns": 10**9}
 # The name of the gRPC metadata with the id of a request.
 REQUEST_ID = "x-request-id"
 # The variable by which gRPC, and nothing else, goes through a proxy.

@@ -49,6 +49,11 @@ class Grpc:
         """Begin a WriteChunks call and return it: iterate over it for the acknowledgements, or `cancel` it."""
         return self._stub.WriteChunks(requests, metadata=self._metadata(request_id))
 
+    def upload(self, method: str, requests: Iterator[Any], timeout: float, request_id: str) -> Any:
+        """Begin a call of many requests with one answer and return it: iterate over it for the answer, or `cancel`
+        it."""
+        return getattr(self._stub, method)(requests, timeout=timeout, metadata=self._metadata(request_id))
+
     def close(self) -> None:
         """Close the channels to the server; calls under way fail."""
         for each in self._channels:
@@ -90,6 +95,12 @@ class AsyncGrpc:
         """Close the channels to the server; calls under way fail."""
         for each in self._channels:
             await each.close()
+
+
+def answered_once(call: Any) -> None:
+    """Wait for the one answer of an upload, which says nothing. Errors: grpc.RpcError; Internal where there is none."""
+    if sum(1 for _ in call) != 1:
+        raise odd("it has no answer, or several")
 
 
 def _channels(kind: Any, route: channel.Route, more: Options = ()) -> list[Any]:

@@ -31,6 +31,11 @@ class SocketFirst:
         """Begin a WriteChunks call and return it: iterate over it for the acknowledgements, or `cancel` it."""
         return self._otherwise.write(requests, request_id)
 
+    def upload(self, method: str, requests: Iterator[Any], timeout: float, request_id: str) -> Any:
+        """Begin a call of many requests with one answer and return it: iterate over it for the answer, or `cancel`
+        it."""
+        return self._otherwise.upload(method, requests, timeout, request_id)
+
     def close(self) -> None:
         """Close both ways to the server; calls under way fail."""
         self._sharing.close()

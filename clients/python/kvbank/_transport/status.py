@@ -33,6 +33,12 @@ BY_REASON: dict[str, type[errors.ServiceError]] = {
     "CHUNK_NOT_FOUND": errors.ChunkNotFound,
     "API_KEY_NOT_FOUND": errors.ApiKeyNotFound,
     "TENANT_NOT_FOUND": errors.TenantNotFound,
+    "SESSION_NOT_FOUND": errors.SessionNotFound,
+    "TURN_NOT_FOUND": errors.TurnNotFound,
+    "SESSION_EXISTS": errors.SessionExists,
+    "LEASE_HELD": errors.LeaseHeld,
+    "LEASE_LOST": errors.LeaseLost,
+    "TURN_CONFLICT": errors.TurnConflict,
     "READER_MISMATCH": errors.ReaderMismatch,
     "EMBEDDER_MISMATCH": errors.EmbedderMismatch,
     "BANK_FULL": errors.BankFull,
@@ -44,6 +50,7 @@ BY_REASON: dict[str, type[errors.ServiceError]] = {
 
 # gRPC's core: "CLIENT: Sent message larger than max (70000000 vs. 67108864)", also "Received message ...".
 _OVER_LONG = re.compile(r"(Sent|Received) message larger than max \((\d+) vs\. (\d+)\)")
+_NOT_KNOWN = "the server does not know this call; it may be of an earlier version"
 # grpc.aio's own, with the code RESOURCE_EXHAUSTED and nothing else.
 _TOO_MANY_CALLS = "Concurrent RPC limit exceeded"
 
@@ -79,7 +86,8 @@ def from_rpc_error(error: Any, request_id: str = "", *, tls: bool = False) -> er
         return _too_large(over_long[1], over_long[2], over_long[3], request_id)
     if code == "UNAVAILABLE":
         return _no_connection(message, request_id, tls)
-    return BY_CODE.get(code, errors.Internal)(f"{code}: {message}", code=code, request_id=request_id)
+    said = _NOT_KNOWN if code == "UNIMPLEMENTED" else code
+    return BY_CODE.get(code, errors.Internal)(f"{said}: {message}", code=code, request_id=request_id)
 
 
 def _no_connection(message: str, request_id: str, tls: bool) -> errors.ServiceError:

@@ -37,7 +37,7 @@ class GetServerInfoRequest(_message.Message):
     def __init__(self, challenge: _Optional[bytes] = ...) -> None: ...
 
 class GetServerInfoResponse(_message.Message):
-    __slots__ = ("version", "store_id", "durability", "max_message_bytes", "max_chunk_bytes", "max_unacknowledged_bytes", "same_host", "typed_metadata")
+    __slots__ = ("version", "store_id", "durability", "max_message_bytes", "max_chunk_bytes", "max_unacknowledged_bytes", "same_host", "typed_metadata", "alternatives")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     STORE_ID_FIELD_NUMBER: _ClassVar[int]
     DURABILITY_FIELD_NUMBER: _ClassVar[int]
@@ -46,6 +46,7 @@ class GetServerInfoResponse(_message.Message):
     MAX_UNACKNOWLEDGED_BYTES_FIELD_NUMBER: _ClassVar[int]
     SAME_HOST_FIELD_NUMBER: _ClassVar[int]
     TYPED_METADATA_FIELD_NUMBER: _ClassVar[int]
+    ALTERNATIVES_FIELD_NUMBER: _ClassVar[int]
     version: str
     store_id: str
     durability: str
@@ -54,7 +55,8 @@ class GetServerInfoResponse(_message.Message):
     max_unacknowledged_bytes: int
     same_host: SameHost
     typed_metadata: bool
-    def __init__(self, version: _Optional[str] = ..., store_id: _Optional[str] = ..., durability: _Optional[str] = ..., max_message_bytes: _Optional[int] = ..., max_chunk_bytes: _Optional[int] = ..., max_unacknowledged_bytes: _Optional[int] = ..., same_host: _Optional[_Union[SameHost, _Mapping]] = ..., typed_metadata: _Optional[bool] = ...) -> None: ...
+    alternatives: bool
+    def __init__(self, version: _Optional[str] = ..., store_id: _Optional[str] = ..., durability: _Optional[str] = ..., max_message_bytes: _Optional[int] = ..., max_chunk_bytes: _Optional[int] = ..., max_unacknowledged_bytes: _Optional[int] = ..., same_host: _Optional[_Union[SameHost, _Mapping]] = ..., typed_metadata: _Optional[bool] = ..., alternatives: _Optional[bool] = ...) -> None: ...
 
 class SameHost(_message.Message):
     __slots__ = ("root", "nonce_file", "staging", "socket", "path", "proof")

@@ -47,7 +47,7 @@ def deserializer(kind: Any) -> Callable[[bytes], Any]:
         if (view := data(received)) is not None:
             return view
         message = kind.FromString(received)
-        return memoryview(message.data) if message.WhichOneof("frame") == "data" else message
+        return memoryview(message.data) if message.HasField("data") else message
 
     return read
 
