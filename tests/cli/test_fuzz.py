@@ -73,7 +73,8 @@ class World:
             "embedder": "e",
             "dimension": 4,
             "source": self._backup,
-            **dict.fromkeys(("place", "out"), self.new()),
+            **{"which": "sea", "turn": 1, "turns": "1"},
+            **dict.fromkeys(("place", "out", "path"), self.new()),
         }
         found = values.get(name)
         return None if found is None else str(found)
@@ -104,6 +105,11 @@ def _fill(folder: Path) -> None:
             embedder_digest="e",
             reader_digest="",
         )
+        sea = client.sessions.create(name="sea", metadata={"\x1b[31m": "\u202e"})
+        lease = client.sessions.acquire(sea.session_id, "\x1b[31mtest").lease
+        assert lease is not None
+        turn = kvbank.Turn([kvbank.Item("user", "a\x1b]0;b\u202e"), kvbank.Item("\x9b", "", '{"a": "\x1b"}')], [1])
+        client.sessions.append(sea.session_id, [turn, kvbank.Turn()], epoch=lease.epoch, follows=0)
 
 
 @pytest.fixture(scope="module")

@@ -45,9 +45,9 @@ def test_the_client_alone_names_what_its_commands_need() -> None:
     shown = command.run(application(CLIENT_ALONE), "--help").stdout
     for part in ("server", "worker"):
         assert f"Needs kvbank[{part}]." in shown
-    for words in (["check", "x"], ["check", "--help"], ["serve", "--data", "x", "--insecure"], ["session", "rm", "x"]):
+    for words in (["check", "x"], ["check", "--help"], ["serve", "--data", "x", "--insecure"], ["chat", "-s", "x"]):
         ended = command.run(application(CLIENT_ALONE), *words)
-        part = "worker" if words[0] == "session" else "server"
+        part = "worker" if words[0] == "chat" else "server"
         assert ended == (1, "", f"kvbank: module 'kvbank_no_{part}' is not installed: pip install 'kvbank[{part}]'\n")
 
 

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 import kvbank
-from kvbank._cli import bank, key, tenant
+from kvbank._cli import bank, key, session, tenant
 from kvbank._cli.ping import ping
 from kvbank._cli.stats import compact, stats
 from kvbank._cli.top import top
@@ -21,7 +21,7 @@ GROUP = "kvbank.commands"
 # Commands that show up, and name what they need, when their part is not installed.
 _COMMANDS = {
     "server": ("serve", "check", "repair", "backup", "restore"),
-    "worker": ("demo", "chat", "session", "model", "layers", "compressors", "homer", "icae", "eval", "train"),
+    "worker": ("demo", "chat", "model", "layers", "compressors", "homer", "icae", "eval", "train"),
 }
 _TAKES_ANYTHING = {"allow_extra_args": True, "ignore_unknown_options": True}
 
@@ -43,6 +43,7 @@ def application(parts: Iterable[EntryPoint] | None = None) -> typer.Typer:
     app.add_typer(bank.app, name="bank")
     app.add_typer(key.app, name="key")
     app.add_typer(tenant.app, name="tenant")
+    app.add_typer(session.app, name="session")
     app.command()(stats)
     app.command()(compact)
     app.command()(top)

@@ -1,8 +1,8 @@
 """The commands of `kvbank bank` look at banks, make them, change and delete them."""
 
+import re
 from dataclasses import asdict
 from itertools import islice
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -29,6 +29,9 @@ _EVICTIONS = (
     *(Column(title, "word") for title in ("written", "went")),
 )
 
+# The names of banks that sessions have made, and sessions of earlier versions.
+_OF_SESSIONS = re.compile(r"session-(?:[0-9a-f]{16}|.+-[0-9a-f]{8})")
+
 app = typer.Typer(no_args_is_help=True, help="Look at banks, make, change and delete them.")
 
 
@@ -40,10 +43,10 @@ def list_banks(
         bool,
         typer.Option(
             "--orphans",
-            help="Only banks of chat sessions that are not on this machine, those of other machines included.",
+            help="Only banks that are named as a session's, and that no session of the service has: those of sessions "
+            "of earlier versions, too.",
         ),
     ] = False,
-    sessions: Annotated[Path | None, typer.Option(help="With --orphans: folder of the sessions' logs.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """List the banks of a memory service.
@@ -52,12 +55,10 @@ def list_banks(
     """
     with service.connect() as client:
         banks = list(client.list_banks())
-    if orphans:
-        # Sessions are the worker's; without it this ends in the line that names what to install.
-        from model_worker.session.folder import sessions_folder, without_session
-
-        names = without_session([found.name for found in banks], sessions or sessions_folder())
-        banks = [found for found in banks if found.name in names]
+        if orphans:
+            banks = [found for found in banks if _OF_SESSIONS.fullmatch(found.name)]
+            used = {name for session in client.sessions.list() for name in (session.bank, *session.reads)}
+            banks = [found for found in banks if found.name not in used]
     if as_json:
         print_json([asdict(found) for found in banks])
         return

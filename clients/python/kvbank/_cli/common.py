@@ -63,6 +63,15 @@ def duration(span: timedelta) -> str:
     return f"{seconds:g}s"
 
 
+def age(span: timedelta) -> str:
+    """Write how long ago something was, in its largest unit: "3 d", "12 min"."""
+    seconds = max(span.total_seconds(), 0)
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= length:
+            return f"{seconds // length:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
 def capacity(bank: "Bank") -> str:
     """Write the capacity of a bank, such as "1,000 chunks"."""
     return bounds(bank.capacity, "unbounded")

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 _WHOLE = re.compile(r"-?(0|[1-9][0-9]{0,400})")
 _NUMBER = re.compile(r"-?(0|[1-9][0-9]{0,400})(\.[0-9]{1,400})?([eE][+-]?[0-9]{1,4})?")
 _BOUND = re.compile(r"(banks|chunks|tokens|bytes|calls)=(.+)")
+_TURNS = re.compile(r"([1-9][0-9]{0,17})(?:-([1-9][0-9]{0,17}))?")
 _UNITS = ("chunks", "tokens", "bytes")
 
 
@@ -66,6 +67,25 @@ def metadata(pairs: Sequence[str]) -> dict[str, Scalar]:
             raise typer.BadParameter(f"{pair!r} is not a KEY=VALUE, or the second one of its key")
         found[key] = _value(value)
     return found
+
+
+def texts(pairs: Sequence[str]) -> dict[str, str]:
+    """Read metadata whose values are all strings, such as those of sessions, as they stand there."""
+    found: dict[str, str] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key or key in found:
+            raise typer.BadParameter(f"{pair!r} is not a KEY=VALUE, or the second one of its key")
+        found[key] = value
+    return found
+
+
+def turns(text: str) -> tuple[int, int]:
+    """Read numbers of turns, such as "7" or "7-9"; return the first and the last."""
+    match = _TURNS.fullmatch(text)
+    if match is None or int(match[1]) > int(match[2] or match[1]):
+        raise typer.BadParameter(f"{text!r} are not turns such as 7 or 7-9")
+    return int(match[1]), int(match[2] or match[1])
 
 
 def _value(text: str) -> Scalar:
