@@ -37,7 +37,12 @@ def test_every_error_is_drawn_in_the_docstring() -> None:
 
 
 @pytest.mark.parametrize(
-    ("blocking", "other"), [(kvbank.Client, kvbank.AsyncClient), (kvbank.Access, kvbank.AsyncAccess)]
+    ("blocking", "other"),
+    [
+        (kvbank.Client, kvbank.AsyncClient),
+        (kvbank.Access, kvbank.AsyncAccess),
+        (kvbank.TextMemory, kvbank.AsyncTextMemory),
+    ],
 )
 def test_both_clients_have_the_same_methods(blocking: type, other: type) -> None:
     sync, asynchronous = _methods(blocking), _methods(other)

@@ -88,4 +88,8 @@ from ._session_models import TurnPoint as TurnPoint
 from ._session_models import Window as Window
 from ._sessions import Sessions as Sessions
 from ._targets import parse_target as parse_target
+from ._texts.async_memory import AsyncTextMemory as AsyncTextMemory
+from ._texts.memory import TextMemory as TextMemory
+from ._texts.texts import TextFound as TextFound
+from ._texts.texts import TextsAdded as TextsAdded
 from ._version import __version__ as __version__

@@ -11,8 +11,9 @@ from typing import Annotated
 import typer
 
 import kvbank
-from kvbank._cli import bank, key, session, tenant
+from kvbank._cli import bank, chunk, key, session, tenant
 from kvbank._cli.ping import ping
+from kvbank._cli.search import search
 from kvbank._cli.stats import compact, stats
 from kvbank._cli.top import top
 from kvbank.console.ending import Failed, missing
@@ -41,6 +42,8 @@ def application(parts: Iterable[EntryPoint] | None = None) -> typer.Typer:
     app.callback()(_root)
     app.command()(ping)
     app.add_typer(bank.app, name="bank")
+    app.add_typer(chunk.app, name="chunk")
+    app.command()(search)
     app.add_typer(key.app, name="key")
     app.add_typer(tenant.app, name="tenant")
     app.add_typer(session.app, name="session")

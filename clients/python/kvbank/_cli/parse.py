@@ -62,10 +62,10 @@ def metadata(pairs: Sequence[str]) -> dict[str, Scalar]:
     another type is quoted: 'id="7"'."""
     found: dict[str, Scalar] = {}
     for pair in pairs:
-        key, equals, value = pair.partition("=")
+        key, equals, given = pair.partition("=")
         if not equals or not key or key in found:
             raise typer.BadParameter(f"{pair!r} is not a KEY=VALUE, or the second one of its key")
-        found[key] = _value(value)
+        found[key] = value(given)
     return found
 
 
@@ -88,7 +88,8 @@ def turns(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2] or match[1])
 
 
-def _value(text: str) -> Scalar:
+def value(text: str) -> Scalar:
+    """Read one value of metadata, as `metadata` does."""
     if _WHOLE.fullmatch(text):
         return int(text)
     if _NUMBER.fullmatch(text):
@@ -103,10 +104,10 @@ def _value(text: str) -> Scalar:
     return text
 
 
-def written(value: Scalar) -> str:
+def written(found: Scalar) -> str:
     """Write a value of metadata as `metadata` reads it."""
-    plain = isinstance(value, str) and _value(value) == value and isinstance(_value(value), str)
-    return str(value) if plain else json.dumps(value, ensure_ascii=False)
+    plain = isinstance(found, str) and value(found) == found and isinstance(value(found), str)
+    return str(found) if plain else json.dumps(found, ensure_ascii=False)
 
 
 def interval(text: str | float) -> float:

@@ -1,0 +1,80 @@
+"""The commands on texts and chunks: what they print, and what they delete."""
+
+import json
+import uuid
+from typing import Any
+
+import pytest
+
+import kvbank
+from kvbank._cli.text_options import conditions
+from tests.support import command
+
+LINES = ["The harbour was empty.", "Snow fell on\nthe old mill.", "She counted \x1b[31mcoins\u202e."]
+
+
+def run(*words: Any, stdin: str = "") -> command.Ended:
+    return command.run(command.application(), *words, stdin=stdin)
+
+
+@pytest.fixture
+def library(client: kvbank.Client, address: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("KVBANK_MEMORY", address)
+    name = f"library-{uuid.uuid4().hex}"
+    memory = kvbank.TextMemory(client, name)
+    memory.add(LINES, source="novel.txt", metadata={"year": 1901, "final": True})
+    memory.add("Snow is frozen water.", source="lexicon", metadata={"year": 1999})
+    return name
+
+
+def test_search(library: str, client: kvbank.Client) -> None:
+    shown = run("search", library, "snow on the mill", "--top-k", 2).stdout
+    assert [line.split()[2] for line in shown.splitlines()] == ["source", "novel.txt", "lexicon"]
+    assert "Snow fell on the old mill." in shown
+    found = json.loads(run("search", library, "snow", "--filter", "year>=1950", "--json").stdout)
+    assert [(hit["text"], hit["metadata"]["source"], hit["score"] > 0) for hit in found] == [
+        ("Snow is frozen water.", "lexicon", True)
+    ]
+    assert json.loads(run("search", library, "snow", "--source", "none", "--json").stdout) == []
+    assert run("search", library, "?!").stdout == "nothing was found\n"
+    assert all(chunk.retrieval_count == 0 for chunk in client.list_chunks(library))
+    code, _, stderr = run("search", library, "snow", "--embed", "lexical:d=64")
+    assert (code, "another embedder" in stderr, stderr.count("\n")) == (1, True, 1)
+
+
+def test_chunks_are_listed_and_shown(library: str) -> None:
+    shown = run("chunk", "ls", library).stdout
+    assert "\\x1b[31mcoins\\u202e" in shown
+    assert len(shown.splitlines()) == 5
+    some = run("chunk", "ls", library, "--filter", "final", "--limit", 2).stdout.splitlines()
+    assert (len(some), some[-1]) == (4, "there are more than these 2: --limit N")
+    listed = json.loads(run("chunk", "ls", library, "--source", "novel.txt", "--json").stdout)
+    assert [(chunk["text"], chunk["metadata"]["year"]) for chunk in listed] == [(line, 1901) for line in LINES]
+    number = listed[2]["chunk_id"]
+    assert json.loads(run("chunk", "show", library, number, "--json").stdout) == listed[2]
+    one = run("chunk", "show", library, number).stdout
+    assert "metadata   source = novel.txt\n" in one
+    assert one.endswith("She counted \\x1b[31mcoins\\u202e.\n")
+    assert run("chunk", "show", library, 10**9).exit_code == 1
+
+
+def test_chunks_are_deleted(library: str, client: kvbank.Client) -> None:
+    asked = run("chunk", "rm", library, "--source", "novel.txt", stdin="n\n")
+    assert (asked.exit_code, "Delete 3 chunks of bank" in asked.stderr) == (1, True)
+    assert client.get_bank(library).usage.chunks == 4
+    assert run("chunk", "rm", library, "--source", "novel.txt", "--yes").stdout == f"deleted 3 chunks of {library}\n"
+    [left] = client.list_chunks(library)
+    done = run("chunk", "rm", library, left.chunk_id, 10**9, "--yes", "--json")
+    assert json.loads(done.stdout) == {"bank": library, "deleted": 1}
+    for wrong in ((), (left.chunk_id, "--source", "a")):
+        ended = run("chunk", "rm", library, *wrong, "--yes")
+        assert (ended.exit_code, "and not both" in ended.stderr) == (2, True)
+
+
+def test_conditions() -> None:
+    found = conditions(["a=1", 'a="1"', "b!=x=y", "c>=2", "c<3.5", "draft", "e=true"])
+    assert found.metadata == {"a": [1, "1"], "c": kvbank.Range(at_least=2, below=3.5), "draft": ..., "e": [True]}
+    assert found.exclude == {"b": ["x=y"]}
+    for wrong in (["a>x"], [""], ["a=1", "a>1"]):
+        with pytest.raises(Exception, match=r"number|condition|range"):
+            conditions(wrong)
