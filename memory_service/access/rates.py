@@ -47,21 +47,29 @@ class Rates:
             bucket.fill(self._now_us())
             bucket.rate, bucket.level = rate, min(bucket.level, float(rate))
 
-    def count(self, tenant: str) -> None:
-        """Count a call of a tenant. Errors: RATE_EXCEEDED, with when there is one again."""
+    def until_call(self, tenant: str) -> float:
+        """Count a call of a tenant, and return 0; where there is none left, count nothing, and return the seconds after
+        which to ask again."""
         bucket = self._buckets.get(tenant)
-        if bucket and (seconds := self._take(bucket, 1.0)):
-            raise RateError(tenant, bucket.rate, seconds)
+        return self._take(bucket, 1.0) if bucket else 0.0
 
     def until_chunk(self, tenant: str) -> float:
-        """Count a chunk of a write stream, and return 0; where it has to wait, count nothing, and return the seconds
-        after which to ask again.
+        """Do as `until_call` for a chunk of a write stream.
 
         Chunks leave half of the bucket to calls: a stream waits for its turn and then takes it, while a call that is
         refused comes back at some later time, when it would find nothing.
         """
         bucket = self._buckets.get(tenant)
         return self._take(bucket, 1.0 + (bucket.rate - 1) / 2) if bucket else 0.0
+
+    def refusal(self, tenant: str, ahead: int = 0) -> RateError:
+        """Return the error RATE_EXCEEDED, which says when there is a call again for one with so many ahead of it."""
+        bucket = self._buckets.get(tenant)
+        if bucket is None:  # the quota was taken away just now
+            return RateError(tenant, 0, 0.0)
+        with self._lock:
+            bucket.fill(self._now_us())
+            return RateError(tenant, bucket.rate, max(1.0 + ahead - bucket.level, 0.0) / bucket.rate)
 
     def _take(self, bucket: _Bucket, least: float) -> float:
         """Take a call out of a bucket that holds at least so many, and return 0, or the seconds until it does."""

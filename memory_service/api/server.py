@@ -26,6 +26,7 @@ from memory_service.api.access_service import AccessService
 from memory_service.api.calls.admission import Admission
 from memory_service.api.calls.handlers import handlers
 from memory_service.api.calls.interceptor import Interceptor
+from memory_service.api.calls.rate_turns import RateTurns
 from memory_service.api.calls.running import Calls
 from memory_service.api.calls.storage_threads import StorageThreads
 from memory_service.api.file_descriptors import for_connections, raise_limit
@@ -111,8 +112,15 @@ class Server:
             records, clock = self._engine.access, self._engine.store.clock
             rates = Rates(clock.now_us)
             verifier = Verifier(records, clock, rates, limits.key_believed_s, _tokens(settings, limits))
-            clients = certificates.read(settings.tls_client)
-            self._admission = Admission(verifier, clients, rates, settings.insecure, limits, _trusts(self._tls))
+            self._rate_turns = RateTurns(rates, limits, settings.max_calls)
+            self._admission = Admission(
+                verifier,
+                certificates.read(settings.tls_client),
+                self._rate_turns,
+                settings.insecure,
+                limits,
+                _trusts(self._tls),
+            )
             opened.callback(self._admission.close)
             listen.check_callers(settings, self._admission.needed)
             opened.pop_all()
@@ -123,7 +131,7 @@ class Server:
                 _log.warning("--insecure: %s", sentence)
         self._threads = StorageThreads(settings.storage_threads)
         self._service = MemoryService(
-            self.banks, settings, self._threads, rates, self._metrics, self.same_host, limits, pauses
+            self.banks, settings, self._threads, self._rate_turns, self._metrics, self.same_host, limits, pauses
         )
         access = Keys(records, clock, verifier, limits), Tenants(records, verifier, rates)
         self._services = (
@@ -204,8 +212,8 @@ class Server:
 
     async def stop(self) -> None:
         """Tell callers NOT_SERVING, begin no call, let calls that run finish within the grace time, then close the
-        storage."""
-        self._service.drain()
+        storage. Open streams finish the chunks that they began, and begin no other."""
+        self._rate_turns.stop()
         self._troubles.begin("stopping", "what runs gets the grace time", stops=True, wanted=True)
         await self._health.tell()
         await self._end(self._settings.grace)

@@ -13,7 +13,6 @@ from typing import Any, TypeVar
 from kvbank.v1 import service_pb2 as pb
 from kvbank.v1 import service_pb2_grpc
 from memory_service import __version__
-from memory_service.access.rates import Rates
 from memory_service.api.answers import Answers, Streamed
 from memory_service.api.calls.budget import Budget
 from memory_service.api.calls.handlers import (
@@ -27,6 +26,7 @@ from memory_service.api.calls.handlers import (
     unary,
     wide,
 )
+from memory_service.api.calls.rate_turns import RateTurns
 from memory_service.api.calls.storage_threads import StorageThreads
 from memory_service.api.calls.turns import AnswerTurns, Load
 from memory_service.api.messages import convert, metadata
@@ -60,14 +60,14 @@ class MemoryService(HandledService, service_pb2_grpc.MemoryServiceServicer):
         banks: Banks,
         settings: Settings,
         threads: StorageThreads,
-        rates: Rates,
+        rate_turns: RateTurns,
         metrics: Metrics,
         same_host: SameHost | None,
         limits: Limits = STANDARD,
         pauses: Pauses = NO_PAUSES,
     ) -> None:
-        """Serve the RPCs over `banks`. rates: the chunks a second that tenants may write. same_host: where clients
-        may read payload files and stage their own; None where they may not."""
+        """Serve the RPCs over `banks`. rate_turns: where chunks wait for the rates of their tenants. same_host: where
+        clients may read payload files and stage their own; None where they may not."""
         limit, most_bytes = settings.max_inflight_bytes, settings.max_message_bytes
 
         def budget() -> Budget:
@@ -84,11 +84,7 @@ class MemoryService(HandledService, service_pb2_grpc.MemoryServiceServicer):
         self._answers = Answers(banks, same_host, most_bytes, metrics)
         self._sender = Sender(banks.damage, threads.pool, budget(), metrics, pauses)
         window = settings.max_unacknowledged_bytes
-        self._receiver = Receiver(banks, threads.pool, budget(), rates, window, same_host, metrics)
-
-    def drain(self) -> None:
-        """Let open streams finish the chunks that they began, and begin no other."""
-        self._receiver.draining.set()
+        self._receiver = Receiver(banks, threads.pool, budget(), rate_turns, window, same_host, metrics)
 
     # Server and banks
 

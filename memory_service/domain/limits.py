@@ -94,6 +94,8 @@ class Limits:
     ended_key_s: float = 30 * 86_400.0
     ended_keys: int = 10_000
     keys_tidied_s: float = 60.0
+    # That a call waits at most whose tenant has made as many as its quota allows a second.
+    held_back_s: float = 5.0
     # Before a key that is not valid is answered.
     wrong_key_s: float = 0.25
     # That a caller may be behind the least rate of bytes while others wait for room in memory.

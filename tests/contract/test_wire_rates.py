@@ -1,6 +1,7 @@
-"""A tenant that calls more often than its quota says is refused, and costs other tenants no call."""
+"""A tenant that calls more often than its quota says is held back, then refused, and costs other tenants no call."""
 
 import queue
+import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,8 +19,13 @@ from memory_service.domain.limits import Limits
 from memory_service.domain.tenants import TenantQuota
 from tests.support.caller import Caller
 from tests.support.clocks import SECOND, Hands
+from tests.support.waiting import wait_until
 
 RATE = 8
+# What is over the rate is refused at once; or it is held back for as long as its caller waits.
+AT_ONCE, FOR_LONG = Limits(held_back_s=0.0), Limits(held_back_s=1e6)
+# Of the calls that the server takes, one tenant has at most so many held back.
+MOST_CALLS, MOST_HELD = 16, 4
 Metadata = Sequence[tuple[str, str]]
 
 
@@ -64,6 +70,22 @@ class Tenants:
         assert found.keys() <= {"", "RATE_EXCEEDED"}
         return found[""]
 
+    def begun(self, name: str, timeout: float | None = None) -> Any:
+        """Begin a call for a tenant; return its future. timeout: the seconds of its deadline, None for none."""
+        stub = access_pb2_grpc.AccessServiceStub(self.caller.channel)
+        return stub.WhoAmI.future(access_pb2.WhoAmIRequest(), metadata=self.metadata(name), timeout=timeout)
+
+    def held_back(self, name: str, calls: int) -> list[Any]:
+        """Begin some calls for a tenant, one after the other, and return their futures when all are held back."""
+        before, futures = self.running(), []
+        for number in range(calls):
+            futures.append(self.begun(name))
+            wait_until(lambda number=number: self.running() == before + number + 1)  # type: ignore[misc]
+        return futures
+
+    def running(self) -> float:
+        return self.figure("kvbank_requests_running", method="WhoAmI")
+
     def figure(self, name: str, **labels: str) -> float:
         """Return a figure of the service, by its labels."""
         with self.client(self.operator) as operator:
@@ -96,9 +118,22 @@ def detail(error: grpc.RpcError, message: Any) -> Any:
     return message
 
 
+def reason(call: Any) -> str:
+    """Return the reason with which a call ended that had an error."""
+    return str(detail(call.exception(timeout=60), error_details_pb2.ErrorInfo()).reason)
+
+
 @pytest.fixture
 def tenants(serving: Callable[..., Any]) -> Tenants:
-    return Tenants(serving)
+    return Tenants(serving, limits=AT_ONCE)
+
+
+@pytest.fixture
+def patient(serving: Callable[..., Any]) -> Tenants:
+    """Tenants whose calls are held back, all of whose bucket is empty."""
+    tenants = Tenants(serving, limits=FOR_LONG, max_calls=MOST_CALLS)
+    assert tenants.accepted("red", RATE) == RATE
+    return tenants
 
 
 def test_a_tenant_is_answered_as_often_as_its_bucket_holds(tenants: Tenants) -> None:
@@ -147,6 +182,93 @@ def test_a_noisy_tenant_has_its_own_calls_refused_and_no_other(tenants: Tenants)
     assert quiet == {"": seconds * RATE}
     assert accepted == seconds * RATE
     assert tenants.figure("kvbank_errors_total", method="WhoAmI", reason="RATE_EXCEEDED") == seconds * 9 * RATE
+
+
+# Calls that are held back
+
+
+def test_a_call_over_the_rate_waits_until_there_is_one_again(patient: Tenants) -> None:
+    first, second = patient.held_back("red", 2)
+    assert patient.asked("blue") == ""
+    assert not first.done()
+    patient.hands.go_on(SECOND // RATE)
+    first.result(timeout=60)
+    assert not second.done()
+    patient.hands.go_on(SECOND // RATE)
+    second.result(timeout=60)
+    patient.hands.go_on(SECOND)
+    assert patient.accepted("red", RATE) == RATE
+
+
+def test_few_calls_are_held_back_and_the_others_refused_with_their_time(patient: Tenants) -> None:
+    held = patient.held_back("red", MOST_HELD)
+    refused = patient.begun("red").exception(timeout=60)
+    assert detail(refused, error_details_pb2.ErrorInfo()).reason == "RATE_EXCEEDED"
+    retry = detail(refused, error_details_pb2.RetryInfo()).retry_delay
+    assert retry.ToMicroseconds() == (MOST_HELD + 1) * SECOND // RATE
+    assert patient.asked("blue") == ""
+    assert not any(call.done() for call in held)
+
+
+def test_a_caller_that_goes_leaves_its_place(patient: Tenants) -> None:
+    held = patient.held_back("red", MOST_HELD)
+    held[0].cancel()
+    wait_until(lambda: patient.running() == MOST_HELD - 1)
+    (late,) = patient.held_back("red", 1)
+    patient.hands.go_on(MOST_HELD * SECOND // RATE)
+    for call in (*held[1:], late):
+        call.result(timeout=60)
+
+
+def test_a_call_whose_deadline_is_sooner_is_refused_at_once(patient: Tenants) -> None:
+    """Refuse a call that could be let in only after its deadline, though the clock stands still until then."""
+    patient.bound("red", 1)
+    patient.hands.go_on(SECOND)
+    assert patient.asked("red") == ""
+    held = patient.held_back("red", MOST_HELD - 1)
+    # The next one is let in after MOST_HELD seconds.
+    refused = patient.begun("red", timeout=1.9 * MOST_HELD).exception(timeout=60)
+    assert detail(refused, error_details_pb2.ErrorInfo()).reason == "RATE_EXCEEDED"
+    assert detail(refused, error_details_pb2.RetryInfo()).retry_delay.ToSeconds() == MOST_HELD
+    assert not any(call.done() for call in held)
+
+
+def test_a_stop_ends_what_is_held_back(patient: Tenants) -> None:
+    held = patient.held_back("red", MOST_HELD)
+    with ThreadPoolExecutor(1) as thread:
+        stopping = thread.submit(patient.server.stop)
+        assert {reason(call) for call in held} == {"NOT_SERVING"}
+        assert {call.details() for call in held} == {"the service is shutting down"}
+        stopping.result()
+
+
+def test_a_call_is_held_back_before_its_message_is_read(tenants: Tenants) -> None:
+    """Refuse a call over the rate whose message never comes."""
+    assert tenants.accepted("red", RATE) == RATE
+    never = threading.Event()
+    method = tenants.caller.channel.stream_unary("/kvbank.v1.AccessService/WhoAmI")
+    with pytest.raises(grpc.RpcError) as caught:
+        method((never.wait() for _ in range(1)), metadata=tenants.metadata("red"))
+    never.set()
+    assert detail(caught.value, error_details_pb2.ErrorInfo()).reason == "RATE_EXCEEDED"
+
+
+def test_chunks_and_calls_that_wait_take_turns(patient: Tenants) -> None:
+    """Hold calls back, so that there is never half of a bucket: a stream goes on nevertheless."""
+    patient.hands.go_on(SECOND // RATE)
+    acks, came = patient.chunks(2), queue.Queue[Any]()
+    with ThreadPoolExecutor(1) as thread:
+        reading = thread.submit(lambda: [came.put(ack) for ack in acks])
+        wait_until(lambda: patient.figure("kvbank_requests_running", method="WriteChunks") == 1)
+        held = patient.held_back("red", MOST_HELD)
+        for _ in range(2):
+            patient.hands.go_on(2 * SECOND // RATE)
+            came.get(timeout=60)
+        wait_until(lambda: sum(call.done() for call in held) == 2)
+        reading.result()
+    patient.hands.go_on(SECOND)
+    for call in held:
+        call.result(timeout=60)
 
 
 # Chunks
@@ -205,7 +327,7 @@ def test_a_quota_that_changes_holds_at_once_where_it_was_changed(tenants: Tenant
 def test_a_quota_that_another_process_changes_is_as_fresh_as_the_key(
     serving: Callable[..., Any], believed: float, expected: int
 ) -> None:
-    tenants = Tenants(serving, limits=Limits(key_believed_s=believed))
+    tenants = Tenants(serving, limits=Limits(key_believed_s=believed, held_back_s=0.0))
     assert tenants.asked("red") == ""
     tenants.server.banks.engine.access.set_tenant_quota("red", TenantQuota(calls=3))
     tenants.hands.go_on(SECOND)
@@ -213,7 +335,7 @@ def test_a_quota_that_another_process_changes_is_as_fresh_as_the_key(
 
 
 def test_the_owner_of_the_data_folder_has_no_rate(serving: Callable[..., Any], tmp_path: Any) -> None:
-    caller = serving(listen=f"unix:{tmp_path}/s", clock=Hands().clock())
+    caller = serving(listen=f"unix:{tmp_path}/s", clock=Hands().clock(), limits=AT_ONCE)
     with kvbank.connect(serving.server.address) as owner:  # type: ignore[attr-defined]
         owner.access.set_tenant_quota("default", kvbank.TenantQuota(calls=1))
         key = owner.access.create_key("read").secret

@@ -16,15 +16,14 @@ from typing import NoReturn
 
 from memory_service.access import credentials, peers
 from memory_service.access.certificates import NOTHING, Certificates, Shown
-from memory_service.access.rates import Rates
 from memory_service.access.verifier import Verifier
 from memory_service.api.calls.fairness import FairTurns, Holdings, Owner
+from memory_service.api.calls.rate_turns import RateTurns
 from memory_service.api.calls.running import Calls, Proof
 from memory_service.domain.access import OWNER, Caller
 from memory_service.domain.errors import ServiceError, right_missing, unauthenticated
 from memory_service.domain.limits import Limits
 from memory_service.domain.rights import RIGHTS
-from memory_service.observe import request as requests
 from memory_service.observe.seldom import Repeating
 
 # Keys that are looked at at a time, one less of a single host.
@@ -42,7 +41,7 @@ class Admission:
         self,
         verifier: Verifier,
         certificates: Certificates,
-        rates: Rates,
+        rate_turns: RateTurns,
         insecure: bool,
         limits: Limits,
         trusts: Callable[[bytes], bool] | None = None,
@@ -50,7 +49,7 @@ class Admission:
         """Go by the keys that `verifier` knows, by certificates, and by the rates of tenants. insecure: whether callers
         from anywhere are let in as long as no caller is known by either. trusts: where clients need a certificate,
         tells whether one that was shown before (PEM) still is of an authority; see `Tls.trusts`."""
-        self._verifier, self._certificates, self._rates = verifier, certificates, rates
+        self._verifier, self._certificates, self._rate_turns = verifier, certificates, rate_turns
         self._insecure, self._limits, self._trusts = insecure, limits, trusts
         self._failures = Repeating()
         self._turns = FairTurns(_TURNS)
@@ -70,33 +69,34 @@ class Admission:
         """Tell whether callers that are no owners are told apart, so that each has to show who it is."""
         return self._verifier.needed or bool(self._certificates)
 
-    async def admit(self, method: str, metadata: Metadata, peer: str, shown: Shown = NOTHING) -> Caller:
-        """Return the caller of the running request, who may make it, and note it in the request. shown: of the caller's
-        certificate. Errors: UNAUTHENTICATED, PERMISSION_DENIED, RATE_EXCEEDED, NOT_SERVING."""
-        caller = await self.caller(metadata, peer, shown)
-        if request := requests.current():
-            request.caller = caller
-        if not caller.is_owner:
-            self._rates.count(caller.tenant)
+    async def admit(self, method: str, caller: Caller, left: float | None, counted: bool) -> None:
+        """Refuse a caller who may not call a method, and hold a call back for which there is none left of the quota.
+
+        left: the seconds for which the caller waits for the answer, None for any. counted: whether `passes` has counted
+        the call. Errors: PERMISSION_DENIED, RATE_EXCEEDED, NOT_SERVING.
+        """
+        if not (counted or caller.is_owner):
+            await self._rate_turns.call(caller.tenant, left)
         right = RIGHTS.get(method)
         if right is None or not caller.may(right):
             raise right_missing(method, right or "none")
-        return caller
 
-    def knows(self, metadata: Metadata) -> bool:
-        """Tell whether the caller of a call can be told at once by its metadata, without the records and a pause."""
+    def passes(self, metadata: Metadata) -> bool:
+        """Tell whether a call is let in without a wait, and count it then: its caller can be told by its metadata,
+        without the records and a pause, and there is a call left of the quota."""
         if not self.needed:
             return True
         try:
             credential = credentials.of(metadata)
         except ServiceError:
             return False
-        return bool(credential) and self._verifier.known(credential) is not None
+        caller = self._verifier.known(credential) if credential else None
+        return caller is not None and self._rate_turns.passes(caller.tenant)
 
     async def caller(self, metadata: Metadata, peer: str, shown: Shown = NOTHING) -> Caller:
         """Return the caller of a call. A key counts before a certificate, which many callers behind one proxy may
         share; but where clients need a certificate, none is let in whose certificate could not be shown once more.
-        Errors: UNAUTHENTICATED, NOT_SERVING."""
+        shown: of the caller's certificate. Errors: UNAUTHENTICATED, NOT_SERVING."""
         if not self._is_trusted(shown.pem):
             raise unauthenticated()
         if not self.needed and (self._insecure or peers.is_local(peer)):
@@ -124,7 +124,7 @@ class Admission:
 
     async def admit_to_figures(self, headers: Metadata, peer: str, shown: Shown = NOTHING) -> None:
         """Let in a caller of the figures over HTTP, who needs the right of an operator once callers are told apart.
-        Errors: as `admit`."""
+        Errors: as `caller`, and PERMISSION_DENIED."""
         if self.needed and not (await self.caller(headers, peer, shown)).may("operate"):
             raise right_missing("/metrics", "operate")
 

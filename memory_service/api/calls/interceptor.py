@@ -29,8 +29,8 @@ _OPEN = f"/{health.SERVICE_NAME}/"
 
 
 class _Handlers(NamedTuple):
-    """The handlers of a method: `plain` gets the message with the call, `careful` asks for it once the caller was let
-    in, so that nothing is held in memory for a caller that is refused."""
+    """The handlers of a method: `plain` gets the message with a call that has passed; `careful` asks for it once the
+    caller was let in, so that nothing is held in memory for a call that is refused or waits."""
 
     plain: Any
     careful: Any
@@ -55,11 +55,11 @@ class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
             if handler is None or method.startswith(_OPEN):
                 return handler
             wrapped = self._handlers[method] = self._wrap(method.rpartition("/")[2], handler)
-        return wrapped.plain if self._admission.knows(details.invocation_metadata or ()) else wrapped.careful
+        return wrapped.plain if self._admission.passes(details.invocation_metadata or ()) else wrapped.careful
 
     def _wrap(self, method: str, handler: Any) -> _Handlers:
         codecs = (handler.request_deserializer, handler.response_serializer)
-        careful = self._stream(method, partial(self._read, handler))
+        careful = self._stream(method, partial(self._read, handler), counted=False)
         if handler.unary_unary:
             plain = grpc.unary_unary_rpc_method_handler(self._unary(method, handler.unary_unary), *codecs)
         elif handler.unary_stream:
@@ -73,7 +73,7 @@ class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
 
     def _unary(self, method: str, inner: Any) -> Any:
         async def handled(message: Any, context: Any) -> Any:
-            return await inner(message, context) if await self._let_in(method, context) else b""
+            return await inner(message, context) if await self._let_in(method, context, counted=True) else b""
 
         async def call(message: Any, context: Any) -> Any:
             with self._observed(method, context):
@@ -81,11 +81,11 @@ class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
 
         return call
 
-    def _stream(self, method: str, inner: Callable[[Any, Any], Awaitable[None]]) -> Any:
+    def _stream(self, method: str, inner: Callable[[Any, Any], Awaitable[None]], *, counted: bool = True) -> Any:
         # This is no generator, because gRPC would be the one that runs it, so that a call that waits for its answers to
         # be taken could not be ended with a reason.
         async def handled(messages: Any, context: Any) -> None:
-            if await self._let_in(method, context):
+            if await self._let_in(method, context, counted):
                 await inner(messages, context)
 
         async def call(messages: Any, context: Any) -> None:
@@ -109,13 +109,15 @@ class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
             return
         running.refuse(context, invalid("request", "is missing"))
 
-    async def _let_in(self, method: str, context: Any) -> bool:
-        """Tell whether the caller of the running call may make it; else the call ends with an error that says so."""
+    async def _let_in(self, method: str, context: Any, counted: bool) -> bool:
+        """Tell whether the caller of the running call may make it; else the call ends with an error that says so.
+        counted: whether the call has passed."""
         try:
             metadata = context.invocation_metadata() or ()
             shown = _shown(context) if self._admission.knows_certificates else NOTHING
-            caller = await self._admission.admit(method, metadata, context.peer(), shown)
+            caller = await self._admission.caller(metadata, context.peer(), shown)
             self._calls.let_in(running.current(), caller, shown.pem)
+            await self._admission.admit(method, caller, context.time_remaining(), counted)
         except Exception as error:
             running.refuse(context, to_service_error(error))
             return False

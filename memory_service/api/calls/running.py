@@ -133,7 +133,10 @@ class Calls:
             raise asyncio.CancelledError from None  # the caller has gone
 
     def let_in(self, call: Call, caller: Caller, certificate: bytes = b"") -> None:
-        """Note who makes a call that is under way. Errors: NOT_SERVING where the caller's tenant has too many."""
+        """Note who makes a call that is under way, in its request too. Errors: NOT_SERVING where the caller's tenant
+        has too many."""
+        if request := requests.current():
+            request.caller = caller
         call.belongs_to(caller, certificate)
         self._held.add(call.owner, 1)
         call.counted = True

@@ -10,16 +10,15 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterator
 from concurrent.futures import Future
-from contextlib import suppress
 from contextvars import copy_context
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from kvbank.v1 import service_pb2 as pb
-from memory_service.access.rates import Rates
 from memory_service.api.calls import running
 from memory_service.api.calls.budget import Budget
+from memory_service.api.calls.rate_turns import RateTurns
 from memory_service.api.messages import convert, naming
 from memory_service.api.same_host import SameHost
 from memory_service.api.streams.chunk_frames import FrameReader
@@ -47,27 +46,25 @@ class Receiver:
         banks: Banks,
         pool: FairThreads,
         budget: Budget,
-        rates: Rates,
+        rate_turns: RateTurns,
         window: int,
         same_host: SameHost | None,
         metrics: Metrics,
     ) -> None:
         """Write into `banks`, in threads of `pool`.
 
-        budget: the bytes that all streams together may hold. rates: the chunks a second that tenants may write. window:
-        the bytes of one stream that may be unacknowledged. same_host: where callers may stage payloads; None where they
-        may not.
+        budget: the bytes that all streams together may hold. rate_turns: where chunks wait for the rates of
+        their tenants. window: the bytes of one stream that may be unacknowledged. same_host: where callers may stage
+        payloads; None where they may not.
         """
         self.banks = banks
         self.pool = pool
         self.budget = budget
-        self.rates = rates
+        self.rate_turns = rate_turns
         self.window = window
         self.same_host = same_host
         self.received = {path: metrics.received_bytes.labels(path) for path in ("stream", "staged")}
         metrics.in_flight_bytes.set_function(lambda: budget.taken)
-        # Set at the start of a shutdown: open streams may finish the chunks that they began, and begin no other.
-        self.draining = asyncio.Event()
 
     async def acks(self, caller: Caller, frames: AsyncIterator[Any]) -> AsyncIterator[pb.WriteChunksResponse]:
         """Serve one stream of a caller, and yield its acknowledgements. The first chunk that is refused ends it with
@@ -141,7 +138,7 @@ class _Stream:
         """Check a chunk, and wait until there is room for its header. Errors: those of `Banks.admit`, TOO_LARGE,
         STAGED_FILE, PERMISSION_DENIED; NOT_SERVING during a stop."""
         receiver = self._receiver
-        await self._turn()
+        await receiver.rate_turns.chunk(self._call.owner.tenant)  # with nothing of the chunk in the budget
         if (size := header.ByteSize()) > LARGEST_HEADER:
             text = f"a chunk with {size} bytes of text, token ids and the like; at most {LARGEST_HEADER} are taken"
             raise ServiceError("TOO_LARGE", text, limit=LARGEST_HEADER, size=size)
@@ -163,17 +160,6 @@ class _Stream:
         share = await receiver.budget.take(size, call.end_stalled, whole=whole, owner=call.owner)
         self._taken += all_bytes
         return Incoming(admitted, staged, share, all_bytes)
-
-    async def _turn(self) -> None:
-        """Wait until the caller's tenant may write one more chunk, with nothing of the chunk in the budget. Errors:
-        NOT_SERVING during a stop, which ends the wait."""
-        receiver = self._receiver
-        while not receiver.draining.is_set():
-            if not (seconds := receiver.rates.until_chunk(self._call.owner.tenant)):
-                return
-            with suppress(TimeoutError):
-                await asyncio.wait_for(receiver.draining.wait(), seconds)
-        raise ServiceError("NOT_SERVING", "the service is shutting down")
 
     def _staged(self, message: pb.StagedPayload) -> Staged:
         if self._receiver.same_host is None or not self._caller.is_owner:
