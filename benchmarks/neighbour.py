@@ -1,10 +1,12 @@
-"""The row `neighbour` of the benchmarks: a quiet tenant alone, and beside one that writes at ten times its quota from
-eight connections."""
+"""The row `neighbour` of the benchmarks: a quiet tenant alone, and beside one that writes, or asks for its bank, at up
+to ten times its quota from eight connections."""
 
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from itertools import cycle
+from pathlib import Path
 
 import numpy as np
 
@@ -19,30 +21,48 @@ ROW = "neighbour"
 # Calls a second that the noisy tenant may make, and those that it makes; calls of the quiet one in a round.
 _QUOTA, _TIMES, _CONNECTIONS, _CALLS = 100, 10, 8, 100
 _CHUNKS = 1000
+# Seconds in which the noisy tenant makes the calls that its bucket holds at the start.
+_SETTLED_S = 0.5
 # The aim for the slowest calls of the quiet tenant, beside the noisy one against alone.
 _MORE = 1.5
 
 
 def run(bench: Bench) -> Iterator[Result]:
-    """Time the searches and writes of the quiet tenant, a round of them alone and a round beside the noisy one."""
+    """Time the searches and writes of the quiet tenant: a round of them beside the noisy one, a round of them alone,
+    and a round beside the same noise at another service on this machine, which says what the quiet tenant feels of the
+    processors and the disk."""
     folder = bench.scratch(ROW)
     with ExitStack() as stack:
         stack.callback(bench.clear, folder)
-        address = stack.enter_context(serving(folder)).address
-        keys = _tenants(address)
+        (address, keys), (other, others) = (_service(stack, folder / name) for name in ("ours", "other"))
         quiet = stack.enter_context(kvbank.connect(address, api_key=keys["quiet"]))
-        arguments = (address, keys["noisy"], str(_QUOTA * _TIMES), str(_CONNECTIONS))
-        noise = stack.enter_context(Worker("benchmarks.noisy", *arguments, log=bench.folder / "noisy.log"))
+        noise, elsewhere = (
+            _noise(bench, stack, *where) for where in ((address, keys["noisy"]), (other, others["noisy"]))
+        )
         for what, call in _calls(quiet).items():
-            for name, percent in (("p50", 50), ("p99", 99)):
-                bench.say(f"{what}, {name}")
-                targets = (Target("ratio", _MORE),) if percent == 99 else ()
-                contenders = [
-                    Contender("ours", "ours", lambda c=call, p=percent: _beside(noise, c, p)),  # type: ignore[misc]
-                    Contender("alone", "floor", lambda c=call, p=percent: _alone(c, p), targets),  # type: ignore[misc]
-                ]
-                yield from compare(ROW, f"{name} of {what} beside a noisy tenant", contenders, bench.n(20))
-        bench.say(f"the noisy tenant's writes: {noise.call('end')}")
+            for method, does in (("WriteChunks", "writes"), ("GetBank", "asks")):
+                for name, percent in (("p50", 50), ("p99", 99)):
+                    bench.say(f"{what}, {name}, beside one that {does}")
+                    timed = partial(_beside, call, percent, method)
+                    targets = (Target("ratio", _MORE),) if percent == 99 else ()
+                    contenders = [
+                        Contender("ours", "ours", partial(timed, noise)),
+                        Contender("alone", "floor", partial(_alone, call, percent), targets),
+                        Contender("beside the same at another service", "floor", partial(timed, elsewhere)),
+                    ]
+                    yield from compare(ROW, f"{name} of {what} beside a tenant that {does}", contenders, bench.n(20))
+
+
+def _service(stack: ExitStack, folder: Path) -> tuple[str, dict[str, str]]:
+    """Run a service with both tenants, and return its address and their keys."""
+    folder.mkdir()
+    address = stack.enter_context(serving(folder)).address
+    return address, _tenants(address)
+
+
+def _noise(bench: Bench, stack: ExitStack, address: str, key: str) -> Worker:
+    arguments = (address, key, str(_QUOTA * _TIMES), str(_CONNECTIONS))
+    return stack.enter_context(Worker("benchmarks.noisy", *arguments, log=bench.folder / "noisy.log"))
 
 
 def _tenants(address: str) -> dict[str, str]:
@@ -81,9 +101,10 @@ def _alone(call: Callable[[], object], percent: float) -> float:
     return float(np.percentile(taken, percent))
 
 
-def _beside(noise: Worker, call: Callable[[], object], percent: float) -> float:
-    """Do as `_alone` while the noisy tenant writes."""
-    noise.call("begin")
+def _beside(call: Callable[[], object], percent: float, method: str, noise: Worker) -> float:
+    """Do as `_alone` while the noisy tenant calls this method, and has used up the calls that it had saved."""
+    noise.call("begin", method)
+    time.sleep(_SETTLED_S)
     try:
         return _alone(call, percent)
     finally:

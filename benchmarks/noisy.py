@@ -1,58 +1,66 @@
-"""A noisy tenant, in a process of its own: it writes chunks from several connections, at a rate that is more than its
-quota, and heeds no refusal. Arguments: address, key, writes a second, connections."""
+"""A noisy tenant, in a process of its own: it calls over several connections, one call after the other on each, at up
+to a rate that is more than its quota, and heeds no refusal. Arguments: address, key, calls a second, connections."""
 
-import itertools
 import secrets
 import sys
 import threading
 import time
 from collections import Counter
+from typing import Any
 
 import grpc
 
 from benchmarks import material
 from benchmarks.lines import serve
 from benchmarks.service import EMBEDDER
-from kvbank.v1 import chunk_pb2, service_pb2_grpc
+from kvbank.v1 import chunk_pb2
 from kvbank.v1 import service_pb2 as pb
 
 BANK = "noisy"
 
 
 class Noise:
-    """Writes while it is `on`, each write a stream of one chunk, and counts the writes by the code of their end."""
+    """Calls while it is `on`, and counts the calls by the code of their end."""
 
     def __init__(self, address: str, key: str, rate: float, connections: int) -> None:
         self._address, self._metadata, self._pause = address, [("api-key", key)], connections / rate
-        self._on, self._counts = threading.Event(), Counter[str]()
+        self._on, self._method, self._counts = threading.Event(), "", Counter[str]()
         self._vector = material.vectors(1)[0].tobytes()
+        self._under_way: set[Any] = set()
         for _ in range(connections):
-            threading.Thread(target=self._write, daemon=True).start()
+            threading.Thread(target=self._call, daemon=True).start()
 
-    def begin(self) -> None:
-        """Write from now on."""
+    def begin(self, method: str) -> None:
+        """Call from now on. method: WriteChunks, with one chunk in each stream, or GetBank."""
+        self._method = method
         self._on.set()
 
     def end(self) -> dict[str, int]:
-        """Write no more, and return how the writes have ended since the start of the process."""
+        """Call no more, cancel what is under way, and return how the calls have ended since the last `end`."""
         self._on.clear()
-        return dict(self._counts)
+        while self._under_way:  # a thread may have been about to begin one more
+            for call in list(self._under_way):
+                call.cancel()
+            time.sleep(0.001)
+        counts, self._counts = self._counts, Counter()
+        return dict(counts)
 
-    def _write(self) -> None:
+    def _call(self) -> None:
         channel = grpc.insecure_channel(self._address, options=[("grpc.use_local_subchannel_pool", 1)])
-        stub = service_pb2_grpc.MemoryServiceStub(channel)
-        due = time.monotonic()
-        for _ in itertools.count():
-            self._on.wait()
+        due = 0.0
+        while self._on.wait():
             due = max(due + self._pause, time.monotonic() - 1)
             time.sleep(max(due - time.monotonic(), 0))
-            try:
-                list(stub.WriteChunks(iter([self._frame()]), metadata=self._metadata))
-                self._counts["OK"] += 1
-            except grpc.RpcError as error:
-                self._counts[error.code().name] += 1
+            # A stream with one message each way is, on the wire, a call of one message, which costs its client less.
+            method = channel.unary_unary(f"/kvbank.v1.MemoryService/{self._method}")
+            call = method.future(self._message(), metadata=self._metadata)
+            self._under_way.add(call)
+            self._counts[call.code().name] += 1
+            self._under_way.discard(call)
 
-    def _frame(self) -> pb.WriteChunksRequest:
+    def _message(self) -> bytes:
+        if self._method == "GetBank":
+            return pb.GetBankRequest(name=BANK).SerializeToString()
         chunk = chunk_pb2.Chunk(
             idempotency_key=secrets.token_bytes(16),
             original_length=1,
@@ -60,7 +68,8 @@ class Noise:
             text=material.TEXT,
             embedding=self._vector,
         )
-        return pb.WriteChunksRequest(header=pb.ChunkHeader(bank=BANK, embedder_digest=EMBEDDER, chunk=chunk))
+        header = pb.ChunkHeader(bank=BANK, embedder_digest=EMBEDDER, chunk=chunk)
+        return pb.WriteChunksRequest(header=header).SerializeToString()
 
 
 def main(address: str, key: str, rate: str, connections: str) -> None:
