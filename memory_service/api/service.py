@@ -101,6 +101,7 @@ class MemoryService(HandledService, service_pb2_grpc.MemoryServiceServicer):
             max_chunk_bytes=self._settings.max_chunk_bytes,
             max_unacknowledged_bytes=self._settings.max_unacknowledged_bytes,
             typed_metadata=True,
+            alternatives=True,
             same_host=shared.message(asked.challenge) if shared is not None and current_caller().is_owner else None,
         )
         return info.SerializeToString()

@@ -5,15 +5,19 @@ from typing import Any
 
 from kvbank.v1 import session_pb2 as pb
 from kvbank.v1 import session_pb2_grpc
-from memory_service.api.calls.handlers import HandledService, Handling, streaming, unary, wide
+from kvbank.wire.frames import FRAME_BYTES, encode
+from memory_service.api.calls.handlers import HandledService, Handling, asked, current_caller, streaming, unary, wide
 from memory_service.api.messages import session as convert
 from memory_service.api.messages.access import microseconds
 from memory_service.api.messages.paging import page_size
 from memory_service.api.messages.parsing import Received
+from memory_service.api.streams.chunk_frames import frames
 from memory_service.domain.access import Caller
-from memory_service.domain.errors import invalid
-from memory_service.domain.sessions import LEASE_US, Session, new_session_id, own_bank
+from memory_service.domain.errors import ServiceError, invalid
+from memory_service.domain.sessions import LEASE_US, Session, Window, new_session_id, own_bank
+from memory_service.observe import request as requests
 from memory_service.operations.sessions import Sessions
+from memory_service.storage.base import NewWindow, Source
 
 
 class SessionService(HandledService, session_pb2_grpc.SessionServiceServicer):
@@ -147,16 +151,59 @@ class SessionService(HandledService, session_pb2_grpc.SessionServiceServicer):
     # Windows
 
     @streaming
-    async def KeepWindow(self, _requests: AsyncIterator[Received]) -> AsyncIterator[pb.KeepWindowResponse]:  # noqa: N802
-        """Refuse the window, because none is kept yet."""
-        raise invalid("header", "no window is kept yet")
-        yield  # makes a generator of this
+    async def KeepWindow(self, sent: AsyncIterator[Received]) -> AsyncIterator[pb.KeepWindowResponse]:  # noqa: N802
+        """Keep the window of a session, whose bytes come behind its header."""
+        run, new = self.handling.threads.run, None
+        try:
+            async for frame in frames(sent, run):
+                if isinstance(frame, memoryview):
+                    if new is None:
+                        raise invalid("header", "is missing")
+                    await run(new.add, frame)
+                elif new is not None:
+                    raise invalid("header", "comes once, before the bytes")
+                else:
+                    new = await run(self._new_window, frame.header)
+            if new is None:
+                raise invalid("header", "is missing")
+            await run(new.keep)
+            yield pb.KeepWindowResponse()
+        finally:
+            if new is not None:
+                new.close()
+
+    def _new_window(self, header: pb.WindowHeader) -> NewWindow:
+        if request := requests.current():
+            request.of(header)
+        window = Window(header.session_id, header.turn, header.stamp, header.size, header.checksum)
+        return self._sessions.new_window(current_caller(), window, header.epoch)
 
     @streaming
-    async def ReadWindow(self, _received: Received) -> AsyncIterator[bytes]:  # noqa: N802
-        """Answer that there is no window."""
-        return
-        yield  # makes a generator of this
+    async def ReadWindow(self, received: Received) -> AsyncIterator[bytes]:  # noqa: N802
+        """Answer with the window of a session: a header, then its bytes; with nothing where there is none."""
+        run = self.handling.threads.run
+        async with self.handling.threads.turn("ReadWindow") as turn:
+            found = await turn.run(self._window, received)
+        if found is None:
+            return
+        window, source = found
+        try:
+            header = pb.WindowHeader(
+                session_id=window.session_id,
+                turn=window.turn,
+                stamp=window.stamp,
+                size=window.size,
+                checksum=window.checksum,
+            )
+            yield pb.ReadWindowResponse(header=header).SerializeToString()
+            for at in range(0, window.size, FRAME_BYTES):
+                yield await run(_frame, source, at, min(FRAME_BYTES, window.size - at))
+        finally:
+            source.close()
+
+    def _window(self, received: Received) -> tuple[Window, Source] | None:
+        caller, request = asked(received)
+        return self._sessions.window(caller, request.session_id)
 
     # Deletion
 
@@ -171,3 +218,11 @@ class SessionService(HandledService, session_pb2_grpc.SessionServiceServicer):
 
     def _message(self, session: Session) -> pb.Session:
         return convert.session_message(session, self._sessions.lease_of(session))
+
+
+def _frame(source: Source, offset: int, length: int) -> bytes:
+    """Read a piece of a window, and make the frame of it. Errors: STORAGE_ERROR where the file has become shorter."""
+    piece = bytearray(length)
+    if source.read_at(memoryview(piece), offset) != length:
+        raise ServiceError("STORAGE_ERROR", "the file of a window has become shorter", errno="EIO")
+    return encode([memoryview(piece)])

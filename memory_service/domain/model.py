@@ -236,7 +236,7 @@ class Condition:
 @dataclass(frozen=True, slots=True)
 class Filter:
     """Says which chunks count: those for which all holds that is stated. Ranges are half open; times are in
-    microseconds since 1970."""
+    microseconds since 1970. any_of: filters of which one holds too, where there are any."""
 
     metadata: tuple[Condition, ...] = ()
     created_from: int | None = None
@@ -244,6 +244,7 @@ class Filter:
     start_from: int | None = None
     start_before: int | None = None
     pinned: bool | None = None
+    any_of: "tuple[Filter, ...]" = ()
 
 
 @dataclass(frozen=True, slots=True)

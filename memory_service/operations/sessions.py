@@ -10,9 +10,9 @@ from memory_service.domain import session_checks as checks
 from memory_service.domain import sessions as rules
 from memory_service.domain.access import Caller
 from memory_service.domain.errors import ServiceError, session_not_found, turn_not_found
-from memory_service.domain.sessions import Deleted, Lease, Session, Turn
+from memory_service.domain.sessions import Deleted, Lease, Session, Turn, Window
 from memory_service.operations.paging import page
-from memory_service.storage.base import Engine, SessionView
+from memory_service.storage.base import Engine, NewWindow, SessionView, Source
 
 # What a session takes in a message beside its words.
 _ROUGHLY = 400
@@ -22,7 +22,7 @@ class Sessions:
     """The sessions of an engine."""
 
     def __init__(self, engine: Engine) -> None:
-        self._store, self._records = engine.store, engine.sessions
+        self._store, self._records, self._windows = engine.store, engine.sessions, engine.windows
 
     # Sessions
 
@@ -146,6 +146,20 @@ class Sessions:
             if not caller.may_use(session.bank):
                 raise turn_not_found("", key)
             return found
+
+    # Windows
+
+    def new_window(self, caller: Caller, window: Window, epoch: int) -> NewWindow:
+        """Begin to keep the window of a session. Errors: INVALID_FIELD, SESSION_NOT_FOUND, LEASE_LOST, TURN_CONFLICT,
+        DISK_FULL."""
+        checks.window(window)
+        self.get(caller, window.session_id)
+        return self._windows.begin(caller.tenant, window, epoch)
+
+    def window(self, caller: Caller, session_id: str) -> tuple[Window, Source] | None:
+        """Open the window of a session; None where there is none. Errors: SESSION_NOT_FOUND."""
+        self.get(caller, session_id)
+        return self._windows.open(caller.tenant, session_id)
 
     def _seen(self, caller: Caller, said: str, read: Callable[[SessionView], Session]) -> Session:
         with self._records.read() as view:

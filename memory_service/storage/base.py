@@ -29,7 +29,7 @@ from memory_service.domain.access import ApiKey, KeyPlace
 from memory_service.domain.clock import Clock
 from memory_service.domain.model import Bank, Chunk, Eviction, Filter, Metadata, Payload
 from memory_service.domain.payload import Buffer
-from memory_service.domain.sessions import Deleted, Session, Turn
+from memory_service.domain.sessions import Deleted, Session, Turn, Window
 from memory_service.domain.tenants import Tenant, TenantQuota, TenantUsage
 
 # Ids of chunks [n], ascending.
@@ -450,6 +450,33 @@ class SessionRecords(Protocol):
         it and its forks goes with the last of them."""
 
 
+class NewWindow(Protocol):
+    """A window whose bytes come in. Its user calls `close` at the end, whatever happened."""
+
+    def add(self, data: Buffer) -> None:
+        """Append bytes to the window. Errors: INVALID_FIELD where they are more than was said, OSError."""
+
+    def keep(self) -> None:
+        """Let this be the window of its session, unless that has one of a later turn. Errors: as those of
+        `Windows.begin`; INVALID_FIELD, CHECKSUM_IN_TRANSIT where the bytes are not those that were said."""
+
+    def close(self) -> None:
+        """Let go of a window, which is there only if it was kept."""
+
+
+class Windows(Protocol):
+    """The local windows of sessions, each of which has at most one: a cache, so that they need not be durable, and may
+    be gone at any time. A window goes with its session. Threads share it, and its methods block."""
+
+    def begin(self, tenant: str, window: Window, epoch: int) -> NewWindow:
+        """Begin to keep a window, by the lease of this epoch. Errors: SESSION_NOT_FOUND, LEASE_LOST; TURN_CONFLICT for
+        a turn that the session does not have; DISK_FULL, OSError."""
+
+    def open(self, tenant: str, session_id: str) -> "tuple[Window, Source] | None":
+        """Open the window of a session, every byte of which is as it was kept; None where there is none. Errors:
+        SESSION_NOT_FOUND, OSError."""
+
+
 class Source(Protocol):
     """An object that is open for reading. It can be read to the end also after the object was deleted."""
 
@@ -563,6 +590,10 @@ class Engine(Protocol):
     @property
     def sessions(self) -> SessionRecords:
         """Return the sessions of the store."""
+
+    @property
+    def windows(self) -> Windows:
+        """Return the local windows of the sessions in the store."""
 
     @property
     def objects(self) -> Objects:

@@ -479,6 +479,7 @@ def passes(chunk: Chunk, where: Filter) -> bool:
         and (where.start_from is None or chunk.start >= where.start_from)
         and (where.start_before is None or chunk.start < where.start_before)
         and (where.pinned is None or chunk.pinned == where.pinned)
+        and (not where.any_of or any(passes(chunk, each) for each in where.any_of))
     )
 
 
@@ -491,6 +492,8 @@ FILTERS = [
     Filter(metadata=(Condition("nobody", negate=True),), start_from=4, start_before=15),
     Filter(pinned=True),
     Filter(pinned=False, start_from=15),
+    Filter(any_of=(Filter(metadata=(Condition("half", ("even",)),), start_before=9), Filter(pinned=True))),
+    Filter(start_from=4, any_of=(Filter(start_before=6), Filter(metadata=(Condition("nobody"),)))),
 ]
 
 

@@ -10,6 +10,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from kvbank.v1 import bank_pb2
 from kvbank.v1 import service_pb2 as pb
+from kvbank.wire.frames import prefix
 from memory_service.domain.limits import IndexLimits, Limits
 from tests.support.searching import best, fill, ids_of, normal, stats
 from tests.support.waiting import wait_until
@@ -64,6 +65,20 @@ class TestFilter:
         assert self.found(pinned=True) == [far[3]]
         assert self.found(top_k=100, pinned=False) == self.ids[:33]
 
+    def test_alternatives(self):
+        far = self.far
+        b, empty = pb.Filter(metadata=[self.condition("speaker", "b")]), pb.Filter(metadata=[self.condition("empty")])
+        early = pb.Filter(start_from=29, start_before=1001)
+        assert self.found(100, any_of=[b]) == [far[1], far[3]]
+        assert self.found(100, any_of=[b, early]) == [self.ids[29], far[0], far[1], far[3]]
+        assert self.found(100, any_of=[b, early], start_from=30) == [far[0], far[1], far[3]]
+        assert self.found(100, any_of=[b, early], pinned=False, start_from=30) == far[:2]
+        assert self.found(100, any_of=[empty, pb.Filter()]) == self.ids
+        assert self.found(100, any_of=[pb.Filter(pinned=True)] * 100) == [far[3]]
+        request = pb.ListChunksRequest(bank="v", filter=pb.Filter(any_of=[b, early]))
+        listed = [chunk.chunk_id for chunk in self.caller.stub.ListChunks(request).chunks]
+        assert listed == [self.ids[29], far[0], far[1], far[3]]
+
     def test_times(self):
         pages = self.caller.stub.ListChunks(pb.ListChunksRequest(bank="v", page_size=1000)).chunks
         times = [chunk.create_time.ToMicroseconds() for chunk in pages]
@@ -93,6 +108,14 @@ class TestFilter:
             ("filter.created_before", {"created_before": Timestamp(seconds=2**62)}),
             ("filter.created_before", {"created_from": Timestamp(seconds=2), "created_before": Timestamp(seconds=2)}),
             ("filter.start_before", {"start_from": 5, "start_before": 4}),
+            ("filter.start_before", {"any_of": [pb.Filter(start_from=5, start_before=4)]}),
+            ("filter.any_of", {"any_of": [pb.Filter()] * 101}),
+            ("filter.any_of", {"any_of": [pb.Filter(any_of=[pb.Filter()])]}),
+            ("filter.metadata", {"any_of": [pb.Filter(metadata=[pb.MetadataCondition(key="k")] * 33)]}),
+            (
+                "filter.metadata.values",
+                {"any_of": [pb.Filter(metadata=[pb.MetadataCondition(key="k", values=["v"] * 600)])] * 2},
+            ),
         ],
     )
     def test_nonsense_is_refused(self, refused, field, filter_):
@@ -101,6 +124,22 @@ class TestFilter:
         assert refused.info.metadata["field"] == field
         with refused("INVALID_FIELD", INVALID):
             self.caller.stub.ListChunks(pb.ListChunksRequest(bank="v", filter=pb.Filter(**filter_)))
+
+
+def test_filters_within_each_other_without_end_are_refused(vectors, refused):
+    """Refuse a message of five thousand filters, each within the one before, as one that is none."""
+    deep = b""
+    for _ in range(5_000):
+        deep = encoded(7, deep)
+    request = encoded(5, deep)
+    ask = vectors.channel.unary_stream("/kvbank.v1.MemoryService/ListChunks")
+    with refused("INVALID_FIELD", INVALID):
+        list(ask(request))
+
+
+def encoded(field, data):
+    """Return a message that has these bytes in a field."""
+    return prefix(field, len(data)) + data
 
 
 def test_several_banks_and_queries_are_one_order(vectors):

@@ -4,9 +4,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import grpc
+import xxhash
 from google.protobuf.duration_pb2 import Duration
 
 from kvbank.v1 import session_pb2 as pb
+from kvbank.wire.frames import encode
 from kvbank.wire.stub import make_stub
 
 
@@ -118,6 +120,23 @@ class SessionCaller:
         """Delete a session with its turns."""
         found: pb.Receipt = self.stub.Forget(pb.ForgetRequest(session_id=session_id)).receipt
         return found
+
+    def keep(self, session_id: str, epoch: int, at: int, data: bytes, **header: Any) -> None:
+        """Keep a window after the turn `at`, in some frames."""
+        said = {"stamp": "s", "size": len(data), "checksum": xxhash.xxh3_64_intdigest(data), **header}
+        first = pb.WindowHeader(session_id=session_id, epoch=epoch, turn=at, **said)
+        step = len(data) // 3 + 1
+        frames = [encode([data[begin : begin + step]]) for begin in range(0, len(data), step)]
+        assert len(list(self.stub.KeepWindow(iter([pb.KeepWindowRequest(header=first), *frames])))) == 1
+
+    def window(self, session_id: str) -> tuple[int, str, bytes] | None:
+        """Read the window of a session: its turn, its stamp, and the bytes, whose checksum is compared."""
+        parts = list(self.stub.ReadWindow(pb.ReadWindowRequest(session_id=session_id)))
+        if not parts:
+            return None
+        header, data = parts[0].header, b"".join(parts[1:])
+        assert (len(data), xxhash.xxh3_64_intdigest(data)) == (header.size, header.checksum)
+        return header.turn, header.stamp, data
 
     def talk(self, session_id: str, epoch: int, follows: int, *texts: str) -> pb.Session:
         """Append a turn of three tokens for each text, one by one."""

@@ -2,7 +2,7 @@
 message can say and the domain cannot."""
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, get_args
 
 import numpy as np
@@ -56,6 +56,7 @@ _WORDS: Mapping[Any, Mapping[int, Any]] = {
 MOST_TENSORS = 3 * MOST_LAYERS
 MOST_CONDITIONS = 32
 MOST_VALUES = 1000
+MOST_ALTERNATIVES = 100
 # Roughly the most that a Timestamp may say: ten thousand years.
 _MOST_SECONDS = 10_000 * 366 * 24 * 3600
 
@@ -277,10 +278,20 @@ def _payload_message(payload: Payload) -> chunk_pb2.PayloadDescriptor:
 
 def filter_(message: service_pb2.Filter) -> Filter:
     """Read the filter of a request. Errors: INVALID_FIELD."""
+    if len(message.any_of) > MOST_ALTERNATIVES:
+        raise invalid("filter.any_of", f"must be at most {MOST_ALTERNATIVES} filters")
+    if any(each.any_of for each in message.any_of):
+        raise invalid("filter.any_of", "must be filters without alternatives of their own")
+    conditions = [each for part in (message, *message.any_of) for each in part.metadata]
+    if sum(len(each.values) + len(each.typed.values) for each in conditions) > MOST_VALUES:
+        raise invalid("filter.metadata.values", f"must be at most {MOST_VALUES}, all conditions together")
+    return replace(_filter(message), any_of=tuple(map(_filter, message.any_of)))
+
+
+def _filter(message: service_pb2.Filter) -> Filter:
+    """Read a filter without its alternatives. Errors: INVALID_FIELD."""
     if len(message.metadata) > MOST_CONDITIONS:
         raise invalid("filter.metadata", f"must have at most {MOST_CONDITIONS} conditions")
-    if sum(len(each.values) + len(each.typed.values) for each in message.metadata) > MOST_VALUES:
-        raise invalid("filter.metadata.values", f"must be at most {MOST_VALUES}, all conditions together")
     made = Filter(
         metadata=tuple(map(metadata.condition, message.metadata)),
         created_from=_microseconds(message, "created_from"),

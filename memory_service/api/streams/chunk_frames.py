@@ -13,7 +13,7 @@ from memory_service.domain.errors import invalid
 
 
 async def frames(requests: AsyncIterator[Received], run: Callable[..., Awaitable[Any]]) -> AsyncIterator[Any]:
-    """Yield the frames of a write stream: views of data, and messages with headers.
+    """Yield the frames of a stream that writes chunks or a window: views of data, and messages with headers.
 
     run: makes a call in a storage thread. Errors: those of `Parser`.
     """
@@ -21,7 +21,7 @@ async def frames(requests: AsyncIterator[Received], run: Callable[..., Awaitable
         frame: Any = _frames.data(received.data)
         if frame is None:
             message = received.message() if len(received.data) <= SHORT else await run(received.message)
-            frame = memoryview(message.data) if message.WhichOneof("frame") == "data" else message
+            frame = memoryview(message.data) if message.HasField("data") else message
         del received  # what is done with the frame may take long
         yield frame
         del frame

@@ -15,6 +15,7 @@ from memory_service.storage.local.bank_changes import BankChanges
 from memory_service.storage.local.files.disk_space import DiskSpace
 from memory_service.storage.local.records import access_rows, session_deletion, session_rows
 from memory_service.storage.local.records.records import Records
+from memory_service.storage.local.windows import LocalWindows
 
 T = TypeVar("T")
 
@@ -26,6 +27,7 @@ class LocalAccess:
     records: Records
     space: DiskSpace
     changes: BankChanges
+    windows: LocalWindows
 
     # Tenants
 
@@ -80,7 +82,9 @@ class LocalAccess:
             session_deletion.delete_all_of(connection, name)
             access_rows.delete_tenant(connection, name, self.records.clock.now_us())
 
-        return self.changes.delete_all_of(name, drop)
+        banks = self.changes.delete_all_of(name, drop)
+        self.windows.later(self.windows.sweep)
+        return banks
 
     # Keys
 

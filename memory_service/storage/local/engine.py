@@ -38,6 +38,7 @@ from memory_service.storage.local.files.disk_space import DiskSpace
 from memory_service.storage.local.files.folder import DataFolder
 from memory_service.storage.local.files.layout import FOLDER
 from memory_service.storage.local.files.objects import LocalObjects
+from memory_service.storage.local.files.window_files import WindowFiles
 from memory_service.storage.local.followers import Followers
 from memory_service.storage.local.known_banks import KnownBanks
 from memory_service.storage.local.leftovers import Unowned
@@ -46,6 +47,7 @@ from memory_service.storage.local.records.records import Records
 from memory_service.storage.local.records.vacuum import Vacuum
 from memory_service.storage.local.session_records import LocalSessions
 from memory_service.storage.local.store import LocalStore
+from memory_service.storage.local.windows import LocalWindows
 
 _log = logging.getLogger(__name__)
 
@@ -126,8 +128,9 @@ class LocalEngine:
         self._vacuum = Vacuum(self.records, self._settings.data, limits)
         changes = self._made_changes()
         self.store = self._made_store(changes, metrics)
-        self.access = LocalAccess(self.records, self.space, changes)
-        self.sessions = LocalSessions(self.records, self.space, changes, self._settings.max_sessions)
+        self.windows = LocalWindows(self.records, self.space, WindowFiles(self._settings.data), self.later)
+        self.access = LocalAccess(self.records, self.space, changes, self.windows)
+        self.sessions = LocalSessions(self.records, self.space, changes, self.windows, self._settings.max_sessions)
 
     def _made_changes(self) -> BankChanges:
         return BankChanges(
@@ -177,6 +180,7 @@ class LocalEngine:
         for bank_id, uid in self._gone:
             self._removal.clear(bank_id, uid)
         self.later(self._sweep)
+        self.later(self.windows.sweep)
         every = self._limits.expiry_s
         self._timer.every(every, self.records.follow_wall_clock)
         self._timer.every(every, self.evictions.try_again)

@@ -15,10 +15,11 @@ from memory_service.domain.sessions import Deleted, Session, Turn, TurnPoint
 from memory_service.storage.local import quotas
 from memory_service.storage.local.bank_changes import BankChanges
 from memory_service.storage.local.files.disk_space import DiskSpace
-from memory_service.storage.local.records import session_deletion, session_rows, turn_rows
+from memory_service.storage.local.records import session_deletion, session_rows, turn_rows, window_rows
 from memory_service.storage.local.records.records import Records
 from memory_service.storage.local.records.session_rows import Branch
 from memory_service.storage.local.records.turn_rows import Place, Prepared
+from memory_service.storage.local.windows import LocalWindows
 
 T = TypeVar("T")
 
@@ -59,12 +60,14 @@ class LocalSessionView:
 class LocalSessions:
     """Implements `memory_service.storage.base.SessionRecords` for a data folder.
 
-    most: the sessions that a tenant may have. changes: those of banks, of which some go with their sessions.
+    most: the sessions that a tenant may have. changes: those of banks, of which some go with their sessions, as do the
+    windows.
     """
 
     records: Records
     space: DiskSpace
     changes: BankChanges
+    windows: LocalWindows
     most: int
 
     @contextmanager
@@ -154,19 +157,22 @@ class LocalSessions:
     def rewind(self, tenant: str, session_id: str, epoch: int, turn: int) -> Session:
         """Let a session go on behind an earlier turn; see `SessionRecords.rewind`."""
 
-        def change(connection: Connection, now: int) -> Session:
+        def change(connection: Connection, now: int) -> tuple[Session, str]:
             session = session_rows.get(connection, tenant, session_id, now)
             rules.check_lease(session, epoch, now)
             place = _place(connection, session, turn)
             if turn == session.head:
-                return session
+                return session, ""
             rewound = _behind(connection, session, place)
             if len(session.stretches) > 1 and session.stretches[-2].last == session.head:
                 session_rows.delete_branch(connection, session.branch)  # nothing was ever appended to it
-            return _saved(connection, rules.lasting(replace(rewound, updated=now), now))
+            saved = _saved(connection, rules.lasting(replace(rewound, updated=now), now))
+            return saved, window_rows.delete(connection, session_id, after=turn)
 
         self.space.for_records().give()
-        return self._change(tenant, change)
+        rewound, window = self._change(tenant, change)
+        self.windows.remove(window)
+        return rewound
 
     def _free_name(self, connection: Connection, session: Session, now: int) -> None:
         """See to it that the name of a session is free. Errors: SESSION_EXISTS."""
@@ -222,12 +228,14 @@ class LocalSessions:
     def delete(self, tenant: str, session_id: str) -> Deleted:
         """Delete a session with its turns; see `SessionRecords.delete`."""
 
-        def drop(connection: Connection, now: int) -> tuple[Deleted, Session, bool]:
+        def drop(connection: Connection, now: int) -> tuple[Deleted, Session, bool, str]:
             session = session_rows.get(connection, tenant, session_id, now)
+            window = window_rows.delete(connection, session_id)
             deleted = session_deletion.delete(connection, session_id)
-            return deleted, session, session_rows.is_used(connection, tenant, session.bank)
+            return deleted, session, session_rows.is_used(connection, tenant, session.bank), window
 
-        deleted, session, used = self._change(tenant, drop)
+        deleted, session, used, window = self._change(tenant, drop)
+        self.windows.remove(window)
         if session.has_own_bank and not used:
             with suppress(ServiceError):  # its worker has not made it, or it is gone
                 self.changes.delete(tenant, session.bank)

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from kvbank.files import private
 from memory_service.domain.errors import StartError
-from memory_service.storage.local.files import layout, staging
+from memory_service.storage.local.files import layout, staging, window_files
 
-_FOLDERS = (layout.FOLDER, layout.QUARANTINE, staging.FOLDER, "indexes")
+_FOLDERS = (layout.FOLDER, layout.QUARANTINE, staging.FOLDER, window_files.FOLDER, "indexes")
 _DATABASE = tuple(f"metadata.db{suffix}" for suffix in ("", "-wal", "-shm", "-journal"))
 _FILES = (*_DATABASE, "chunk-ids", "kvbank.ballast", "kvbank.lock", "backup.json")
 # Names that a file system makes by itself in the root of a disk.

@@ -212,7 +212,13 @@ def _conditions(filter_: Filter) -> list[ColumnElement[bool]]:
         ChunkRow.start < filter_.start_before if filter_.start_before is not None else None,
         ChunkRow.pinned == filter_.pinned if filter_.pinned is not None else None,
     ]
-    return [bound for bound in bounds if bound is not None] + [holds(ChunkRow.meta, each) for each in filter_.metadata]
+    # The cheapest first: of a row that one of them keeps out, the others are not asked.
+    stated = [bound for bound in bounds if bound is not None] + [
+        holds(ChunkRow.meta, each) for each in filter_.metadata
+    ]
+    if filter_.any_of:
+        stated.append(sa.or_(*(sa.and_(sa.true(), *_conditions(each)) for each in filter_.any_of)))
+    return stated
 
 
 def _whole() -> Select[Any]:
