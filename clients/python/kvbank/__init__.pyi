@@ -90,6 +90,7 @@ from ._sessions import Sessions as Sessions
 from ._targets import parse_target as parse_target
 from ._texts.async_memory import AsyncTextMemory as AsyncTextMemory
 from ._texts.memory import TextMemory as TextMemory
+from ._texts.reembedding import reembed as reembed
 from ._texts.texts import TextFound as TextFound
 from ._texts.texts import TextsAdded as TextsAdded
 from ._version import __version__ as __version__
