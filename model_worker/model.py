@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, TypeVar, Unpack
@@ -29,6 +30,7 @@ from model_worker.window.cache import MemoryCache
 from model_worker.window.chunking import chunks, sentence_ends
 from model_worker.window.generation import generated, generation_options
 from model_worker.window.placement import Room
+from model_worker.window.recorder import Recorder
 from model_worker.window.sinks import sinks_of
 
 # Ids also as an array or tensor, or as a tokenizer gives them; see `arguments.text_or_ids`.
@@ -247,6 +249,14 @@ class MemoryModel:
         """Make a fresh local window for `generate`: with this model's memory, with another, or (False) with none."""
         chosen = {True: self.memory, False: None}[memory] if isinstance(memory, bool) else memory
         return self._window(_port(chosen))
+
+    def trace(self, cache: MemoryCache) -> AbstractContextManager[Recorder]:
+        """Record why the model says what it says while the context lasts: what is recalled, and how it is attended to.
+
+        cache: of `cache()`, which `generate` is given too. The recorder's `trace()` returns the `Trace`. It is of one
+        prompt and its answer. Raises InputError for a cache that is traced already.
+        """
+        return of_kind("cache", cache, MemoryCache).trace(self.tokenizer)
 
     @property
     def sinks(self) -> int:

@@ -52,7 +52,7 @@ def register(backend: str) -> str:
         ) -> tuple[Tensor, Tensor | None]:
             # A wrapper of what is registered may hand dropout on by place, as kvpress does; the backends differ in
             # what stands there, so it goes to them by name.
-            own, kwargs = _own_attention(backend, module), {"dropout": dropout, **kwargs}
+            own, kwargs = own_attention(backend, module), {"dropout": dropout, **kwargs}
             if kvbank is None:
                 return own(module, query, key, value, attention_mask, **kwargs)
             return _attend(kvbank, own, module, query, key, value, attention_mask, **kwargs)
@@ -67,7 +67,7 @@ def _attend(view: ForwardView, *args: Any, **kwargs: Any) -> tuple[Tensor, Tenso
     return view.attend(*args, **kwargs)
 
 
-def _own_attention(backend: str, module: nn.Module) -> Backend:
+def own_attention(backend: str, module: nn.Module) -> Backend:
     """Return the backend as the model's own file resolves it (eager differs from file to file: softcap, sinks)."""
     file = vars(sys.modules[type(module).__module__])
     own: Backend = (

@@ -5,6 +5,7 @@ service leaves those bytes out.
 """
 
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +14,7 @@ import kvbank
 from model_worker.attachment.attachment import Attachment
 from model_worker.remember import stored
 from model_worker.remember.payload_cache import PayloadCache
+from model_worker.window.provenance import Provenance
 from model_worker.window.recalled import RecalledChunk
 
 Passage = tuple[int, tuple[int, ...]]  # see `RecalledChunk.passage`
@@ -76,8 +78,12 @@ class Recaller:
         known = {chunk.chunk_id: self._recalled(chunk) for chunk in held_first}  # new payloads may push held ones out
         found = []
         for hits, left_out in zip(answer.queries, without, strict=True):
-            others = [chunk for hit in hits if (chunk := known[hit.chunk_id]).passage not in left_out]
-            found.append(self._ordered(others[: self._top_k]))
+            others = [hit for hit in hits if known[hit.chunk_id].passage not in left_out]
+            chosen = [
+                replace(known[hit.chunk_id], provenance=_provenance(answer.chunks[hit.chunk_id], hit.score))
+                for hit in others[: self._top_k]
+            ]
+            found.append(self._ordered(chosen))
         return found
 
     def _ordered(self, best_first: list[RecalledChunk]) -> list[RecalledChunk]:
@@ -105,3 +111,7 @@ class Recaller:
         recalled = RecalledChunk(chunk.chunk_id, chunk.start, layers, chunk.token_ids)
         self._payloads.put(self._store_id, chunk.checksum, recalled)
         return recalled
+
+
+def _provenance(chunk: kvbank.Chunk, score: float) -> Provenance:
+    return Provenance(chunk.bank, chunk.text, chunk.metadata, chunk.create_time, chunk.retrieval_count, score)

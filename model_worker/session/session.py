@@ -11,6 +11,7 @@ first token on.
 
 import contextlib
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any, Self, Unpack, cast
 
 import kvbank
@@ -31,6 +32,7 @@ from model_worker.session.turn_memory import TurnMemory
 from model_worker.session.window import SessionWindow
 from model_worker.user_text import encode_between, encode_text, readable
 from model_worker.window.placement import Room
+from model_worker.window.recorder import Recorder
 from model_worker.window.tova import TovaRule
 
 # Settings of its memory that a session decides itself.
@@ -168,6 +170,10 @@ class Session:
             raise
         self.window.keep()
         return turn
+
+    def trace(self) -> AbstractContextManager[Recorder]:
+        """Record why the answer is what it is, around one `say`; the recorder's `trace()` returns the `Trace`."""
+        return self.model.trace(self.window.cache)
 
     def _encode(self, text: str) -> list[int]:
         """Return the token ids of a message, with the format's text around it."""

@@ -6,7 +6,8 @@ by columns.py, what was recalled into it by recalled.py, what each layer holds b
 good by sinks.py.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor
@@ -26,8 +27,10 @@ from model_worker.window.memory_port import MemoryPort
 from model_worker.window.queries import Queries
 from model_worker.window.recalled import Recalled, RecalledChunk
 from model_worker.window.recents import Recents
+from model_worker.window.recorder import Recorder
 from model_worker.window.sinks import Sinks, sinks_of
 from model_worker.window.tova import TovaLayer, TovaRule
+from model_worker.window.traced_view import TracedView
 
 _FOLLOWING = -1  # stands for the tokens that follow those of a window
 
@@ -85,6 +88,7 @@ class MemoryCache(Cache, ForwardState):
         self.recalled = Recalled(attachment, self.sinks)
         self._recents = Recents(0 if memory is None else memory.recent)
         self._ends = frozenset(ends)
+        self.recorder: Recorder | None = None
         self._alone = False  # whether the window holds one chunk whose forward saw no local token before it
 
     # -- one forward ----------------------------------------------------------------------------------------------
@@ -112,11 +116,13 @@ class MemoryCache(Cache, ForwardState):
         if limit is not None:
             check_below(limit, positions[valid])
         self._note_alone(ids.shape[1])
+        prompt = self._queries.in_prompt or ids.shape[1] > 1
         columns.append(ids, valid, positions, following)
         self._queries.append(ids, valid)
         retrieved = self.recalled.retrieved(columns)
         waiting = None if self.local is None else self.sinks.waiting(columns)
-        view = CacheView(self.attachment, self.layers, self.memory, retrieved, positions, valid, waiting)
+        made = (self.attachment, self.layers, self.memory, retrieved, positions, valid, waiting)
+        view = CacheView(*made) if self.recorder is None else self._traced(TracedView(*made), prompt)
         return {**kwargs, "position_ids": positions, "kvbank": view}
 
     @not_compiled
@@ -149,6 +155,8 @@ class MemoryCache(Cache, ForwardState):
             recent = self.recents
             found = self.memory.recall(queries, recent) if recent else self.memory.recall(queries)
             self._queries.recalled()
+            if self.recorder is not None:
+                self.recorder.recalled(queries, found is not None)
             if found is not None:
                 self.set_memory(found)
 
@@ -284,6 +292,29 @@ class MemoryCache(Cache, ForwardState):
     def recents(self) -> list[list[RecalledChunk]]:
         """Return the recent chunks of each row, oldest first; no rows before the first chunk has left."""
         return [list(row) for row in self._recents.rows]
+
+    # -- why it is attended to ------------------------------------------------------------------------------------
+
+    @contextmanager
+    def trace(self, tokenizer: Any) -> Iterator[Recorder]:
+        """Record what is recalled and attended to while the context lasts.
+
+        tokenizer: of the model. Raises InputError for a cache that is recorded already.
+        """
+        if self.recorder is not None:
+            raise InputError("this cache is traced already; end that trace first")
+        self.recorder = recorder = Recorder(self.attachment, tokenizer)
+        try:
+            yield recorder
+        finally:
+            self.recorder = None
+
+    def _traced(self, view: TracedView, prompt: bool) -> TracedView:
+        """Let the recorder follow a forward whose tokens are in the columns. prompt: whether they are read."""
+        assert self.recorder is not None
+        waiting = self.sinks.waiting(self.columns) if self.local is None else None
+        first = 0 if waiting is None else int((self.columns.positions[0] < waiting[0]).sum())
+        return view.traced(self.recorder.run(self.recalled, self.columns, prompt), first)
 
     # -- from one process to the next -----------------------------------------------------------------------------
 

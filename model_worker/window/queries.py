@@ -31,6 +31,11 @@ class Queries:
         keep = self._memory.query_tokens if self._memory else 0
         self._question, self._prompt = [list(row)[-keep:] for row in rows], prompt
 
+    @property
+    def in_prompt(self) -> bool:
+        """Tell whether the tokens that come in next belong to the prompt of a question."""
+        return self._prompt > 0
+
     def due(self, ids: Tensor, valid: Tensor) -> list[list[int]]:
         """Return the query tokens of each row where a recall is due before `ids` `[B, Q]` come in, else an empty list.
 

@@ -1,7 +1,8 @@
 """What stands before a window: chunks that were recalled, as blocks of K-V, and sinks; keys rotated to their places."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from itertools import zip_longest
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from model_worker.attachment.attention import RetrievedKV
 from model_worker.window.capture import Layers
 from model_worker.window.columns import Columns
 from model_worker.window.placement import Place, memory_positions, sink_positions
+from model_worker.window.provenance import Provenance
 from model_worker.window.sinks import Sinks
 
 
@@ -19,18 +21,48 @@ class RecalledChunk:
     """A chunk that attention may use.
 
     chunk_id: the bank's; 0 where the bank has not named the chunk. start: its offset in the source. layers: its K-V
-    (see capture.py). token_ids: the tokens that the chunk was made of, also where fewer are stored.
+    (see capture.py). token_ids: the tokens that the chunk was made of, also where fewer are stored. provenance: what
+    its bank says of it, for people; None where it was not found by a search.
     """
 
     chunk_id: int
     start: int
     layers: Layers
     token_ids: tuple[int, ...] = ()
+    provenance: Provenance | None = None
 
     @property
     def passage(self) -> tuple[int, tuple[int, ...]]:
         """Return the offset and the tokens, by which a chunk is known before its bank has named it."""
         return self.start, self.token_ids
+
+
+@dataclass(frozen=True, slots=True)
+class Attended:
+    """A chunk that stands before a window, without its K-V.
+
+    chunk_id, start, token_ids, provenance: see `RecalledChunk`; a start of -1 stands for chunks that a restored window
+    attends to without their names. recent: whether the chunk is one of the last that left the window, and was not
+    searched for. tokens: how many of its tokens stand in the block of each memory layer.
+    """
+
+    chunk_id: int
+    start: int
+    token_ids: tuple[int, ...]
+    provenance: Provenance | None
+    recent: bool
+    tokens: Mapping[int, int]
+
+    @property
+    def passage(self) -> tuple[int, tuple[int, ...]]:
+        """Return the offset and the tokens, by which a chunk is known before its bank has named it."""
+        return self.start, self.token_ids
+
+    @classmethod
+    def of(cls, chunk: RecalledChunk, layers: Collection[int], recent: bool) -> "Attended":
+        """Return the chunk as it stands in the blocks of these memory layers."""
+        tokens = {layer: chunk.layers[layer][0].shape[1] for layer in layers}
+        return cls(chunk.chunk_id, chunk.start, chunk.token_ids, chunk.provenance, recent, tokens)
 
 
 @dataclass(slots=True)
@@ -49,7 +81,8 @@ class Block:
 class Recalled:
     """The blocks that a window attends to, by memory layer, behind its sinks; rotated keys are kept until one moves.
 
-    sinks: those of the window; by default it has none.
+    sinks: those of the window; by default it has none. chunks: of each row, in the order in which they stand in the
+    blocks; another object as soon as other chunks are held.
     """
 
     def __init__(self, attachment: Attachment, sinks: Sinks | None = None):
@@ -57,6 +90,8 @@ class Recalled:
         self.blocks: dict[int, Block] = {}
         self._found: dict[int, Block] = {}
         self._recent: dict[int, Block] = {}
+        self._chunks: list[list[list[Attended]]] = [[], []]  # of what was found and of what is recent
+        self.chunks: list[list[Attended]] = []
         self._place: Place | None = None  # for which the keys below were rotated
         self._sinks_held = 0
         self._rotated: dict[object, Tensor] = {}  # keys of blocks, by memory layer and rotation
@@ -69,11 +104,13 @@ class Recalled:
         Layers that one of the chunks does not have are left out.
         """
         self._found = self._blocks_of(rows)
+        self._chunks[0] = [[Attended.of(chunk, self._found, False) for chunk in row] for row in rows]
         self._join()
 
     def follow(self, rows: Sequence[Sequence[RecalledChunk]]) -> None:
         """Hold these chunks of each row, the recent ones, behind those that were found."""
         self._recent = self._blocks_of(rows)
+        self._chunks[1] = [[Attended.of(chunk, self._recent, True) for chunk in row] for row in rows]
         self._join()
 
     def _blocks_of(self, rows: Sequence[Sequence[RecalledChunk]]) -> dict[int, Block]:
@@ -90,10 +127,11 @@ class Recalled:
         parts = {layer: [held[layer] for held in (self._found, self._recent) if layer in held] for layer in layers}
         self.blocks = {layer: own[0] if len(own) == 1 else joined(*own) for layer, own in parts.items()}
         self._place, self._rotated, self._before, self._own = None, {}, {}, {}
+        self.chunks = [[*found, *recent] for found, recent in zip_longest(*self._chunks, fillvalue=())]
 
     def clear(self) -> None:
         """Hold no chunks any more."""
-        self._found, self._recent = {}, {}
+        self._found, self._recent, self._chunks = {}, {}, [[], []]
         self._join()
 
     @property
@@ -222,6 +260,9 @@ class Recalled:
         self.clear()
         for index in {int(name.split(".")[1]) for name in state if name.startswith("block.")}:
             self._found[index] = Block(*(state[f"block.{index}.{part.name}"] for part in fields(Block)))
+        if self._found:  # a state does not say which chunks these were
+            tokens = {index: held.keys.shape[2] for index, held in self._found.items()}
+            self._chunks[0] = [[Attended(0, -1, (), None, False, tokens)]]
         self._join()
 
 
