@@ -12,6 +12,7 @@ from kvbank.console.ending import say
 from kvbank.console.output import one_line
 from model_worker.attachment.loading import device_named
 from model_worker.attachment.model_names import SHIPPED
+from model_worker.cli.chat_memory import bank_of, why
 from model_worker.cli.chat_options import ChatOptions
 from model_worker.cli.messages import messages
 from model_worker.cli.quiet import quiet_libraries
@@ -26,8 +27,12 @@ from model_worker.session.log_format import Header
 from model_worker.session.preset import SessionPreset
 from model_worker.session.session import Session
 from model_worker.session.unanswered import Unanswered
+from model_worker.window.recorder import Recorder
 
-HELP = "/help this text; /quit or Ctrl-D the end; Ctrl-C stops an answer, what was said until then is kept"
+HELP = (
+    "/help this text; /why [N] what the last answer came from, in N chunks; /memory what the session's bank holds; "
+    "/quit or Ctrl-D the end; Ctrl-C stops an answer, what was said until then is kept"
+)
 # Turns that arrow up brings back, and letters that are shown of a message.
 _HISTORY, _SHOWN = 100, 60
 # The encoder that new sessions are searched by, where it is in the cache.
@@ -123,19 +128,32 @@ def _tell_of(unanswered: Unanswered) -> None:
 def converse(session: Session, options: ChatOptions, unanswered: Unanswered) -> None:
     """Read messages until they end; each is a turn, or one of the commands that begin with a slash."""
     said = [turn.text for turn in session.log.turns if not turn.part]
+    recorder = None
     for line in messages(options.plain, [*said[-_HISTORY:], *unanswered.messages()]):
         if line == "/quit":
             return
-        if line == "/help":
-            print(HELP)
-        elif line.startswith("/") and "\n" not in line:
-            say(f"there is no command {line.split()[0]}; {HELP}")
+        if line.startswith("/") and "\n" not in line:
+            _command(line, session, recorder)
         elif line:
-            _turn(session, line, options, unanswered)
+            recorder = _turn(session, line, options, unanswered)
 
 
-def _turn(session: Session, line: str, options: ChatOptions, unanswered: Unanswered) -> None:
+def _command(line: str, session: Session, recorder: Recorder | None) -> None:
+    """Do what a line asks for that begins with a slash. recorder: of the last answer."""
+    command, _, rest = line.partition(" ")
+    if line == "/help":
+        print(HELP)
+    elif command == "/why":
+        print(why(recorder, rest.strip()))
+    elif line == "/memory":
+        print(bank_of(session))
+    else:
+        say(f"there is no command {command}; {HELP}")
+
+
+def _turn(session: Session, line: str, options: ChatOptions, unanswered: Unanswered) -> Recorder:
     with (
+        session.trace() as recorder,
         unanswered.saying(line),
         stop_on_interrupt() as stop,
         Waiting("reading your message: {done} of {total} tokens") as progress,
@@ -151,6 +169,7 @@ def _turn(session: Session, line: str, options: ChatOptions, unanswered: Unanswe
             temperature=options.temperature,
         )
     _write("\n")  # the prompt comes back when the turn is durable
+    return recorder
 
 
 def _write(text: str) -> None:

@@ -45,6 +45,24 @@ def test_goes_on_with_its_own_model_and_service(chat: list[object], tmp_path: Pa
     assert len(read_session(tmp_path, "sea")[1]) == 2
 
 
+def test_it_says_what_an_answer_was_made_of_and_what_the_bank_holds(chat: list[object], tmp_path: Path) -> None:
+    """Ask `/why` and `/memory` before anything was said, and behind turns that have pushed chunks into the bank."""
+    options = ["--plain", "--max-new-tokens", 3, "--window", 64, "--top-k", 2, "--format", "plain"]
+    talk = "the sea is wide and the ships come and go\nwhat did I say of the sea and the ships?\nof the sea?\n"
+    done = kvbank_command(*chat, *options, stdin=f"/why\n/memory\n{talk}/why 1\n/why many\n/memory\n")
+    assert (done.exit_code, done.stderr) == (0, "")
+    bank = read_session(tmp_path, "sea")[0].bank
+    lines = done.stdout.splitlines()
+    assert lines[:2] == ["there is no answer yet", f"bank {bank}: 0 chunks, 0 tokens"]
+    begin = next(at for at, line in enumerate(lines) if line.split() == ["mass", "score", "from", "age", "text"])
+    assert "the sea is wide" in lines[begin + 1]
+    assert "asked for: of the sea?" in lines[begin:]
+    assert "/why takes how many chunks to show, such as /why 5, not 'many'" in lines
+    assert re.fullmatch(rf"bank {bank}: \d+ chunks?, \d+ tokens", lines[-3])
+    assert re.match(r"newest, \d+ s ago: ", lines[-2])
+    assert re.match(r"retrieved \d+ times?: .*the sea is wide", lines[-1])
+
+
 def test_a_local_rule_is_taken_and_a_change_of_it_told(chat: list[object], tmp_path: Path) -> None:
     options = ["--plain", "--max-new-tokens", 3]
     for _ in range(2):
