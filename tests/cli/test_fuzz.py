@@ -106,7 +106,7 @@ def _fill(folder: Path) -> None:
             reader_digest="",
         )
         sea = client.sessions.create(name="sea", metadata={"\x1b[31m": "\u202e"})
-        lease = client.sessions.acquire(sea.session_id, "\x1b[31mtest").lease
+        lease = client.sessions.acquire(sea.session_id, "test").lease
         assert lease is not None
         turn = kvbank.Turn([kvbank.Item("user", "a\x1b]0;b\u202e"), kvbank.Item("\x9b", "", '{"a": "\x1b"}')], [1])
         client.sessions.append(sea.session_id, [turn, kvbank.Turn()], epoch=lease.epoch, follows=0)

@@ -14,7 +14,7 @@ import kvbank
 from kvbank._calls import bank_messages, chunk_messages, enums, reading
 from kvbank._calls import tensors as _tensors
 from kvbank._calls.writing import WriteSession
-from kvbank.v1 import bank_pb2, chunk_pb2, service_pb2
+from kvbank.v1 import bank_pb2, chunk_pb2, service_pb2, session_pb2
 from kvbank.wire import frames
 
 SEED = 77
@@ -150,7 +150,7 @@ def test_every_word_has_its_number_and_every_number_its_word(enum: Any) -> None:
 
 def test_every_enum_that_a_message_of_a_caller_has_is_in_the_table() -> None:
     """Leave out the reasons of evictions, which a server states alone."""
-    files = (bank_pb2, chunk_pb2, service_pb2)
+    files = (bank_pb2, chunk_pb2, service_pb2, session_pb2)
     declared = {descriptor for file in files for descriptor in file.DESCRIPTOR.enum_types_by_name.values()}
     assert {enum.DESCRIPTOR for enum in enums.LITERALS} == declared - {service_pb2.EvictionReason.DESCRIPTOR}
 

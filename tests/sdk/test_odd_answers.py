@@ -103,7 +103,7 @@ CALLS: Mapping[str, Callable[[Any, kvbank.NewChunk, int], Any]] = {
 }
 # Answered where server and client share a machine, and over a unix socket alone.
 FILES = ("RetrieveFiles", "FetchFiles")
-METHODS = [*SERVICE.methods, *ACCESS.methods, *(method for method in SESSIONS.methods if method.name != "KeepWindow")]
+METHODS = [*SERVICE.methods, *ACCESS.methods, *SESSIONS.methods]
 _EVERY = [pytest.param(1, marks=pytest.mark.slow, id="all"), pytest.param(23, id="some")]
 _PAGES_AT_MOST = 100
 # A google.rpc.Status whose detail says that it is an ErrorInfo, and is none.
@@ -120,6 +120,7 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
     TALK[:] = [host.client.sessions.create(name="talk", settings={"a": "b"}, metadata={"a": "b"})]
     sessions, epoch = host.client.sessions, _epoch()
     sessions.append(TALK[0].session_id, SAID, epoch=epoch, follows=0)
+    sessions.keep_window(TALK[0].session_id, b"window", epoch=epoch, turn=2, stamp="s")
     yield host
     host.close()
 

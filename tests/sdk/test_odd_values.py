@@ -28,6 +28,7 @@ Good = Mapping[str, Any]
 # What a call may end in besides, where a value is of the right type: it names what is not there, or what differs.
 _MEANT = (kvbank.NotFound, kvbank.FailedPrecondition, kvbank.AlreadyExists, kvbank.ResourceExhausted)
 _METHODS = [name for name, _ in inspect.getmembers(kvbank.Client, inspect.isfunction) if not name.startswith("_")]
+_OF_SESSIONS = [name for name, _ in inspect.getmembers(kvbank.Sessions, inspect.isfunction) if not name.startswith("_")]
 _MODELS = [kind for kind in (getattr(kvbank, name) for name in kvbank.__all__) if dataclasses.is_dataclass(kind)]
 # Of the models, those that go into a client; the others come out of it, and take what they are given.
 _GIVEN: Mapping[str, Good] = {
@@ -35,6 +36,7 @@ _GIVEN: Mapping[str, Good] = {
     "EmbeddingSpec": {"embedder_digest": "e", "dimension": 16},
     "Expiry": {"ttl": timedelta(days=1)},
     "Filter": {},
+    "Item": {"role": "user"},
     "Held": {"store_id": "s", "checksums": {1: 2}},
     "KVSpec": {"reader_digest": "r", "layers": (1, 3), "kv_heads": 2, "head_dim": 8},
     "NewChunk": {"embedding": np.ones(16)},
@@ -89,6 +91,7 @@ def good(make_bank: Callable[..., str], make_chunk: Make, client: kvbank.Client,
     return {
         **{"bank": bank, "banks": bank, "chunk_id": chunk_id, "chunk_ids": [chunk_id], "queries": np.ones(16)},
         **{"kv": None, "embedding": kvbank.EmbeddingSpec("e", 16), "chunk": make_chunk(2), "chunks": []},
+        **{"filter": kvbank.Filter(), "by": "none"},
         **{"metadata": {"a": "b"}, "name": f"none-{uuid.uuid4().hex}", **digests},
     }
 
@@ -122,6 +125,32 @@ def test_every_argument_of_every_coroutine(address: str, good: Good, method: str
     call = getattr(kvbank.AsyncClient, method)
     for name, label in cases(names_of(call), every, _METHODS.index(method)):
         tried(lambda name=name, label=label: asyncio.run(calls(name, label)), f"{method}({name}={label})")  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("every", _EVERY)
+@pytest.mark.parametrize("method", _OF_SESSIONS)
+def test_every_argument_of_every_method_of_sessions(
+    client: kvbank.Client, method: str, every: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    session = client.sessions.create()
+    lease = client.sessions.acquire(session.session_id, "test").lease
+    assert lease is not None
+    file = tmp_path / "file"
+    client.sessions.export(session.session_id, file)
+    known: Good = {
+        **{"session_id": session.session_id, "epoch": lease.epoch, "follows": 0, "turn": 0, "holder": "test"},
+        **{"turns": [], "key": "none", "data": b"", "stamp": "", "path": file, "name": uuid.uuid4().hex},
+    }
+    call = getattr(client.sessions, method)
+    for name, label in cases(names_of(call), every, _OF_SESSIONS.index(method)):
+
+        def calls(name: str = name, label: str = label) -> None:
+            answer = call(**{**needed(call, known), name: ODD[label]()})
+            if isinstance(answer, Iterator):
+                list(answer)
+
+        tried(calls, f"{method}({name}={label})")
 
 
 @pytest.mark.parametrize("every", _EVERY)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
+import numpy as np
 import pytest
 
 import kvbank
@@ -118,6 +119,99 @@ def test_forks_and_rewinds_share_what_was_said_before(client: kvbank.Client) -> 
         client.sessions.fork(session.session_id, turn=9)
     with pytest.raises(kvbank.InvalidArgument, match="not both"):
         client.sessions.fork(session.session_id, turn=1, turn_key=turns[0].key)
+
+
+def test_the_filter_of_a_session_selects_its_own_chunks(
+    client: kvbank.Client, embedding: kvbank.EmbeddingSpec, unit: Callable[[int], np.ndarray]
+) -> None:
+    session = talk(client, 2)
+    client.create_bank(session.bank, kv=None, embedding=embedding)
+    fork = client.sessions.fork(session.session_id, turn=1)
+    (cut, own), (branch,) = fork.stretches, session.stretches
+    assert (cut.branch, cut.start_before, own.start_before) == (branch.branch, 3, None)
+
+    def write(branch: str, start: int) -> int:
+        chunk = kvbank.NewChunk(unit(1), start=start, metadata={"branch": branch, "turn": 1})
+        digest = embedding.embedder_digest
+        return client.write(session.bank, chunk, reader_digest="", embedder_digest=digest).chunk_id
+
+    shared, of_session, of_fork = write(branch.branch, 0), write(branch.branch, 3), write(own.branch, 3)
+
+    def found(session: kvbank.Session) -> list[int]:
+        digest = embedding.embedder_digest
+        answer = client.retrieve(session.bank, unit(1), filter=session.filter, embedder_digest=digest)
+        listed = [chunk.chunk_id for chunk in client.list_chunks(session.bank, filter=session.filter)]
+        assert listed == sorted(answer.chunks)
+        return listed
+
+    assert found(session) == [shared, of_session]
+    assert found(fork) == [shared, of_fork]
+
+
+def test_alternatives_are_filters_without_alternatives(client: kvbank.Client, make_bank: Callable[..., str]) -> None:
+    bank = make_bank(None)
+    nested = kvbank.Filter(any_of=[kvbank.Filter(pinned=True)])
+    for wrong in ([nested], [kvbank.Filter()] * 101, ["pinned"], kvbank.Filter()):
+        with pytest.raises(kvbank.InvalidArgument, match="any_of"):
+            kvbank.Filter(any_of=wrong)  # type: ignore[arg-type]
+    assert list(client.list_chunks(bank, filter=nested)) == []
+
+
+def test_alternatives_are_not_asked_of_a_server_that_would_ignore_them(
+    host: Host, relay: Relay, unit: Callable[[int], np.ndarray], digests: dict[str, str]
+) -> None:
+    from kvbank.v1 import service_pb2
+
+    def earlier(frames: list[bytes]) -> list[bytes]:
+        info = service_pb2.GetServerInfoResponse.FromString(frames[0])
+        info.ClearField("alternatives")
+        return [info.SerializeToString()]
+
+    wanted = kvbank.Filter(any_of=[kvbank.Filter(pinned=True)])
+    calls: list[Callable[[kvbank.Client], Any]] = [
+        lambda client: client.retrieve("b", unit(1), filter=wanted, **digests),
+        lambda client: list(client.list_chunks("b", filter=wanted)),
+    ]
+    for call in calls:
+        with kvbank.connect(relay.address) as client:
+            call(client)
+        relay.change("GetServerInfo", earlier)
+        with kvbank.connect(relay.address) as client, pytest.raises(kvbank.FailedPrecondition) as refused:
+            call(client)
+        assert refused.value.reason == "FILTER_ALTERNATIVES"
+        relay.change("GetServerInfo", list)
+
+
+def test_a_window_comes_back_as_it_was_kept(client: kvbank.Client, address: str) -> None:
+    session = talk(client, 2)
+    assert client.sessions.read_window(session.session_id) is None
+    lease = client.sessions.acquire(session.session_id, "test").lease
+    assert lease is not None
+    for data, turn in ((b"small", 1), (bytes(range(256)) * 10_000, 2)):
+        kept: Any = memoryview(data)
+        client.sessions.keep_window(session.session_id, kept, epoch=lease.epoch, turn=turn, stamp=f"s{turn}")
+        assert client.sessions.read_window(session.session_id) == kvbank.Window(turn, f"s{turn}", data)
+    with pytest.raises(kvbank.LeaseLost):
+        client.sessions.keep_window(session.session_id, b"x", epoch=lease.epoch - 1, turn=2, stamp="")
+
+    async def both_ways() -> kvbank.Window | None:
+        async with kvbank.connect_async(address) as other:
+            await other.sessions.keep_window(session.session_id, b"y" * 3_000_000, epoch=lease.epoch, turn=2, stamp="a")
+            with pytest.raises(kvbank.LeaseLost):
+                await other.sessions.keep_window(session.session_id, b"x", epoch=lease.epoch - 1, turn=2, stamp="")
+            return await other.sessions.read_window(session.session_id)
+
+    assert asyncio.run(both_ways()) == kvbank.Window(2, "a", b"y" * 3_000_000)
+
+
+def test_a_window_that_changes_on_the_way_is_not_taken(host: Host, relay: Relay) -> None:
+    session = talk(host.client, 1)
+    lease = host.client.sessions.acquire(session.session_id, "test").lease
+    assert lease is not None
+    host.client.sessions.keep_window(session.session_id, b"window", epoch=lease.epoch, turn=1, stamp="")
+    relay.change("ReadWindow", lambda frames: [frame.replace(b"window", b"wind0w") for frame in frames])
+    with kvbank.connect(relay.address) as client, pytest.raises(kvbank.DataLoss):
+        client.sessions.read_window(session.session_id)
 
 
 def test_the_asyncio_client_does_the_same(address: str) -> None:

@@ -58,7 +58,7 @@ class AsyncSessions:
     async def list(
         self, metadata: Mapping[str, str] | None = None, *, timeout: float | None = None
     ) -> AsyncIterator[m.Session]:
-        request = build(pb.ListSessionsRequest, metadata=metadata or {})
+        request = build(pb.ListSessionsRequest, metadata={} if metadata is None else metadata)
         async for page in self._caller.pages("ListSessions", request, timeout):
             for message in page.sessions:
                 yield messages.session(message)

@@ -67,7 +67,7 @@ class Sessions:
     def list(self, metadata: Mapping[str, str] | None = None, *, timeout: float | None = None) -> Iterator[m.Session]:
         """Yield the sessions of the tenant, or those that have all of these metadata, the last changed first. They are
         fetched a page at a time, with `timeout` for each."""
-        request = build(pb.ListSessionsRequest, metadata=metadata or {})
+        request = build(pb.ListSessionsRequest, metadata={} if metadata is None else metadata)
         for page in self._caller.pages("ListSessions", request, timeout):
             yield from map(messages.session, page.sessions)
 

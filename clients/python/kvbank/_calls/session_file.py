@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, NamedTuple
 import xxhash
 
 from kvbank import _session_models as m
-from kvbank._arguments import flag, invalid
+from kvbank._arguments import expected, flag, invalid, text
 from kvbank._exceptions import (
     DataLoss,
     FailedPrecondition,
@@ -86,7 +86,7 @@ def written(
 ) -> Iterator[Writing]:
     """Give the file of a session to write turns into; it gets its name at the end of the block, and is removed after an
     error. Errors: InvalidArgument for a path that cannot be written."""
-    target = _path(path)
+    target, progress = _path(path), _callable(progress)
     if not flag("overwrite", overwrite) and target.exists():
         raise invalid("path", f"{target} is there already; name another file, or say that it is to be replaced")
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
@@ -103,9 +103,18 @@ def _path(path: str | os.PathLike[str]) -> Path:
         found = Path(os.fsdecode(path))
     except (TypeError, ValueError):
         raise invalid("path", "expected the name of a file") from None
-    if "\0" in str(found):
-        raise invalid("path", "expected the name of a file, got one with a NUL")
+    try:
+        if b"\0" in os.fsencode(found):
+            raise invalid("path", "expected the name of a file, got one with a NUL")
+    except UnicodeEncodeError:
+        raise invalid("path", "expected the name of a file, got one that no file can have") from None
     return found
+
+
+def _callable(progress: Progress | None) -> Progress | None:
+    if progress is not None and not callable(progress):
+        raise expected("progress", "a function of two numbers", progress)
+    return progress
 
 
 # Reading
@@ -260,9 +269,9 @@ def importing(
 ) -> Generator[Step, Any, m.Session]:
     """Make a session of a file, or go on with one that an import before has begun, and return it. See
     `Sessions.import_`."""
-    file = read(path)
+    progress, file = _callable(progress), read(path)
     # A session without a name has one until it is whole, by which the next attempt finds it.
-    wanted = file.name if name is None else name
+    wanted = file.name if name is None else text("name", name)
     session: m.Session = yield from _begun(file, wanted or f"import-{file.digest}")
     # The same file has the same holder, so that an attempt after a crash need not wait for the lease of the one before.
     lease = {"holder": f"import of {file.digest}"}

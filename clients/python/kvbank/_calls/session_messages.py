@@ -63,8 +63,9 @@ def fork(
     """Return the request for a session that has the turns of another. Errors: InvalidArgument."""
     if turn is not None and turn_key is not None:
         raise invalid("turn", "expected a turn or a turn_key, and not both")
-    more = {"turn": turn, "turn_key": turn_key or "", "metadata": metadata or {}}
-    return build(pb.ForkSessionRequest, session_id=session_id, name=name, **more)
+    given = {"turn_key": turn_key, "metadata": metadata}
+    more = {field: value for field, value in given.items() if value is not None}
+    return build(pb.ForkSessionRequest, session_id=session_id, name=name, turn=turn, **more)
 
 
 def lease(kind: Any, ttl: timedelta | None, **fields: Any) -> Any:

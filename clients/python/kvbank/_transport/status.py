@@ -86,7 +86,7 @@ def from_rpc_error(error: Any, request_id: str = "", *, tls: bool = False) -> er
         return _too_large(over_long[1], over_long[2], over_long[3], request_id)
     if code == "UNAVAILABLE":
         return _no_connection(message, request_id, tls)
-    said = _NOT_KNOWN if code == "UNIMPLEMENTED" else code
+    said = _NOT_KNOWN if code == "UNIMPLEMENTED" and message.startswith("Method not found") else code
     return BY_CODE.get(code, errors.Internal)(f"{said}: {message}", code=code, request_id=request_id)
 
 
