@@ -1,19 +1,23 @@
 """The commands on texts and chunks: what they print, and what they delete."""
 
+import gzip
+import io
 import json
 import uuid
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 import kvbank
 from kvbank._cli.text_options import conditions
+from kvbank.files import documents
 from tests.support import command
 
 LINES = ["The harbour was empty.", "Snow fell on\nthe old mill.", "She counted \x1b[31mcoins\u202e."]
 
 
-def run(*words: Any, stdin: str = "") -> command.Ended:
+def run(*words: Any, stdin: Any = "") -> command.Ended:
     return command.run(command.application(), *words, stdin=stdin)
 
 
@@ -78,3 +82,62 @@ def test_conditions() -> None:
     for wrong in (["a>x"], [""], ["a=1", "a>1"]):
         with pytest.raises(Exception, match=r"number|condition|range"):
             conditions(wrong)
+
+
+def remember(bank: str, *words: Any, **options: Any) -> command.Ended:
+    return run("remember", *words, "--bank", bank, **options)
+
+
+def test_documents_are_remembered_once_and_forgotten_by_name(
+    library: str, client: kvbank.Client, tmp_path: Path
+) -> None:
+    book, notes = tmp_path / "book.txt.gz", tmp_path / "notes.md"
+    book.write_bytes(gzip.compress(("\ufeff" + "The ship left the harbour at dawn. " * 90).encode()))
+    notes.write_text("Buy coffee.\n\nCall Ann.\n")
+    first = json.loads(remember(library, tmp_path / "*", "--json").stdout)
+    assert [(each["source"], each["known"], each["error"]) for each in first] == [
+        (str(book), 0, ""),
+        (str(notes), 0, ""),
+    ]
+    again = json.loads(remember(library, book, notes, "--json").stdout)
+    assert [(each["written"], each["known"]) for each in again] == [(0, each["written"]) for each in first]
+    notes.write_text("Buy tea.\n")
+    assert remember(library, notes).stdout == f"{notes}: 1 passages written, 0 known, 1 removed\n"
+    notes.write_text("Buy milk.\n")
+    assert remember(library, notes, "--keep").stdout == f"{notes}: 1 passages written, 0 known\n"
+    memory = kvbank.TextMemory(client, library)
+    assert [chunk.text for chunk in memory.chunks(source=str(notes))] == ["Buy tea.\n", "Buy milk.\n"]
+    assert (
+        "".join(chunk.text for chunk in memory.chunks(source=str(book))) == "The ship left the harbour at dawn. " * 90
+    )
+    assert run("chunk", "rm", library, "--source", notes, "--yes").stdout == f"deleted 2 chunks of {library}\n"
+
+
+def test_stdin_has_a_name(library: str) -> None:
+    typed = io.TextIOWrapper(io.BytesIO(b"Ahoy, said the captain."))
+    assert remember(library, "-", "--source", "log", stdin=typed).stdout == "log: 1 passages written, 0 known\n"
+    assert "Ahoy" in run("search", library, "captain", "--source", "log").stdout
+
+
+def test_what_is_no_text_is_left_out_in_one_line(library: str, tmp_path: Path) -> None:
+    good = tmp_path / "good.txt"
+    good.write_text("Good.")
+    wrong = {"zero.txt": b"a\0b", "latin.txt": b"caf\xe9", "cut.gz": b"\x1f\x8b\x08\0nonsense", "empty.md": b" \n"}
+    reasons = ("byte 1 is zero", "byte 3 is not UTF-8", "cannot read", "is empty")
+    for (name, data), reason in zip(wrong.items(), reasons, strict=True):
+        (tmp_path / name).write_bytes(data)
+        ended = remember(library, tmp_path / name, good)
+        assert (ended.exit_code, ended.stderr.count("\n")) == (1, 1)
+        assert f"1 of 2 documents were left out: {'cannot' if 'cannot' in reason else tmp_path / name}" in ended.stderr
+        assert reason in ended.stderr
+        assert f"{good}: " in ended.stdout
+    for words, reason in (
+        ((tmp_path,), "is a folder"),
+        ((tmp_path / "none.txt",), "cannot read"),
+        ((tmp_path / "*.none",), "no file is called"),
+    ):
+        ended = remember(library, *words)
+        assert (ended.exit_code, ended.stderr.count("\n"), reason in ended.stderr) == (1, 1, True)
+    assert remember(library, good, tmp_path / "x", "--source", "one").exit_code == 2
+    with pytest.raises(kvbank.InvalidArgument, match="more than 3 bytes"):
+        documents.read(str(good), largest=3)

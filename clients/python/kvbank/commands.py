@@ -14,6 +14,7 @@ import kvbank
 from kvbank._cli import bank, chunk, key, session, tenant
 from kvbank._cli.ping import ping
 from kvbank._cli.reembed import reembed
+from kvbank._cli.remember import remember
 from kvbank._cli.search import search
 from kvbank._cli.stats import compact, stats
 from kvbank._cli.top import top
@@ -44,6 +45,7 @@ def application(parts: Iterable[EntryPoint] | None = None) -> typer.Typer:
     app.command()(ping)
     app.add_typer(bank.app, name="bank")
     app.add_typer(chunk.app, name="chunk")
+    app.command()(remember)
     app.command()(search)
     app.command()(reembed)
     app.add_typer(key.app, name="key")
