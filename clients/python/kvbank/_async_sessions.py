@@ -4,6 +4,7 @@ import asyncio
 import os
 from collections.abc import AsyncIterator, Iterable, Mapping
 from datetime import timedelta
+from functools import partial
 from types import EllipsisType
 
 from kvbank import _session_models as m
@@ -15,7 +16,11 @@ from kvbank._calls.steps import Run
 from kvbank._exceptions import LeaseLost, ServiceError, SessionExists
 from kvbank._sessions import Sessions
 from kvbank._transport.async_caller import AsyncCaller
+from kvbank._transport.loop import SMALL_BYTES, apart, is_longer
 from kvbank.v1 import session_pb2 as pb
+
+# Token ids that are checked at once; more are checked in a thread.
+_SMALL_IDS = 5000
 
 
 class AsyncSessions:
@@ -128,7 +133,8 @@ class AsyncSessions:
         self, session_id: str, turns: Iterable[m.Turn], *, epoch: int, follows: int, timeout: float | None = None
     ) -> messages.Appended:
         given = messages.given_turns(turns)
-        request = messages.append(session_id, given, epoch, follows)
+        large = sum(len(turn.token_ids) for turn in given) > _SMALL_IDS
+        request = await apart(large, partial(messages.append, session_id, given, epoch, follows))
         return messages.appended(given, await self._caller.call("AppendTurns", request, timeout))
 
     async def turns(
@@ -136,13 +142,14 @@ class AsyncSessions:
     ) -> AsyncIterator[m.Turn]:
         request = build(pb.ListTurnsRequest, session_id=session_id, after=after, token_ids=token_ids)
         async for page in self._caller.pages("ListTurns", request, timeout):
-            for message in page.turns:
-                yield messages.turn(message)
+            large = sum(len(message.token_ids) for message in page.turns) > _SMALL_IDS
+            for turn in await apart(large, partial(messages.turns, page)):
+                yield turn
 
     async def turn(self, key: str, *, token_ids: bool = False, timeout: float | None = None) -> m.Turn:
-        return messages.turn(
-            (await self._caller.call("GetTurn", build(pb.GetTurnRequest, key=key, token_ids=token_ids), timeout)).turn
-        )
+        request = build(pb.GetTurnRequest, key=key, token_ids=token_ids)
+        found = (await self._caller.call("GetTurn", request, timeout)).turn
+        return await apart(len(found.token_ids) > _SMALL_IDS, partial(messages.turn, found))
 
     # Windows
 
@@ -156,7 +163,8 @@ class AsyncSessions:
         stamp: str,
         timeout: float | None = None,
     ) -> None:
-        sent = Sent(session_id, data, epoch=epoch, turn=turn, stamp=stamp)
+        made = partial(Sent, session_id, data, epoch=epoch, turn=turn, stamp=stamp)
+        sent = await apart(is_longer(data, SMALL_BYTES), made)
         await self._caller.upload("KeepWindow", sent, self._caller.stream_attempts(timeout))
 
     async def read_window(self, session_id: str, *, timeout: float | None = None) -> m.Window | None:

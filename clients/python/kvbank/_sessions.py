@@ -173,7 +173,7 @@ class Sessions:
         from. token_ids: whether the turns have theirs. They are fetched a page at a time, with `timeout` for each."""
         request = build(pb.ListTurnsRequest, session_id=session_id, after=after, token_ids=token_ids)
         for page in self._caller.pages("ListTurns", request, timeout):
-            yield from map(messages.turn, page.turns)
+            yield from messages.turns(page)
 
     def turn(self, key: str, *, token_ids: bool = False, timeout: float | None = None) -> m.Turn:
         """Return a turn by its key, also one that its session was rewound from. Errors: TurnNotFound."""

@@ -87,17 +87,18 @@ def given_turns(turns: Iterable[m.Turn]) -> list[m.Turn]:
 
 
 def _turn(turn: m.Turn) -> pb.Turn:
-    return build(
+    made: pb.Turn = build(
         pb.Turn,
         status=choice("status", turn.status, numbers(pb.TurnStatus)),
         items=[pb.Item(id=item.id, role=item.role, text=item.text, json=item.json) for item in turn.items],
-        token_ids=turn.token_ids,
         prompt_tokens=turn.prompt_tokens,
         kept=turn.kept,
         usage=turn.usage,
         metadata=turn.metadata,
         key=turn.key,
     )
+    made.token_ids.extend(turn.token_ids)  # which the turn has checked
+    return made
 
 
 def forget(session_id: str, first: int | None, last: int | None) -> pb.ForgetRequest:
@@ -174,6 +175,11 @@ def turn(message: pb.Turn) -> m.Turn:
         usage=dict(message.usage),
         metadata=dict(message.metadata),
     )
+
+
+def turns(page: pb.ListTurnsResponse) -> list[m.Turn]:
+    """Return the turns of a page. Errors: Internal (ODD_ANSWER)."""
+    return list(map(turn, page.turns))
 
 
 def _fields(message: pb.Turn) -> dict[str, Any]:

@@ -141,7 +141,7 @@ def rewind_session(
         _ask(yes, f"Let session {printable(which)!r} go on behind turn {turn} of {session.head}?")
         with _leased(client, session, "rewind") as epoch:
             now = client.sessions.rewind(session.session_id, turn, epoch=epoch)
-    line = f"session {which} goes on behind turn {now.head}, {session.head - now.head} turns before its end"
+    line = f"session {which} goes on behind turn {now.head}, {_turns(session.head - now.head)} before its end"
     _answer(asdict(replace(now, lease=None)), line, as_json)
 
 
@@ -185,7 +185,7 @@ def export_session(
         session = client.sessions.export(
             _found(client, which).session_id, path, overwrite=force, progress=lambda *done: bar("turns", *done)
         )
-    line = f"exported {session.head:,} turns, {session.tokens:,} tokens to {path}"
+    line = f"exported {_turns(session.head)}, {session.tokens:,} tokens to {path}"
     _answer({"file": path, "session_id": session.session_id, "turns": session.head}, line, as_json)
 
 
@@ -211,7 +211,7 @@ def import_session(
     """
     with service.connect() as client, progress() as bar:
         session = client.sessions.import_(path, name=name, progress=lambda *done: bar("turns", *done))
-    line = f"imported {session.head:,} turns, {session.tokens:,} tokens as session {session.name or session.session_id}"
+    line = f"imported {_turns(session.head)}, {session.tokens:,} tokens as session {session.name or session.session_id}"
     _answer(asdict(session), line, as_json)
 
 
@@ -225,7 +225,7 @@ def remove_session(which: Which, service: Service, yes: Yes = False, as_json: As
     with service.connect() as client:
         session = _found(client, which)
         held = f"; {session.lease.holder} has it now" if session.lease else ""
-        _ask(yes, f"Delete session {printable(which)!r} and its {session.head} turns for good{printable(held)}?")
+        _ask(yes, f"Delete session {printable(which)!r} and its {_turns(session.head)} for good{printable(held)}?")
         receipt = client.sessions.forget(session.session_id)
     _tell_receipt(receipt, as_json)
 
@@ -279,9 +279,13 @@ def _tell_receipt(receipt: "Receipt", as_json: bool) -> None:
     for place, count in sorted(receipt.places.items()):
         _line("from", f"{place} {count:,}")
     if receipt.turns_kept:
-        say(f"{receipt.turns_kept:,} turns stay, because forks have them")
+        say(f"{_turns(receipt.turns_kept)} stay, because forks have them")
     if receipt.chunks_to_make_again:
         say(f"{receipt.chunks_to_make_again:,} chunks that had attended to it went too; a worker makes them again")
+
+
+def _turns(count: int) -> str:
+    return f"{count:,} turn{'' if count == 1 else 's'}"
 
 
 def _print_session(session: "Session") -> None:
