@@ -5,7 +5,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health, health_pb2
 
 from memory_service.api.health_service import HealthService
 from memory_service.domain.limits import STANDARD, Limits
@@ -34,14 +34,14 @@ class Health:
         self._services = ("", *services)
         self._probe = probe
         self._every = limits.probe_s
-        self._servicer = HealthService(most)
+        self._servicer = HealthService(most, limits.request_s)
         self._told: bool | None = None
         self._looking: asyncio.Task[None] | None = None
         self._asked: asyncio.Future[None] | None = None
 
     def add_to(self, server: Any) -> None:
         """Let a server of grpc.aio answer callers that ask for the health."""
-        health_pb2_grpc.add_HealthServicer_to_server(self._servicer, server)
+        server.add_registered_method_handlers(NAME, self._servicer.handlers())
 
     async def begin(self) -> None:
         """Tell the health for the first time, and begin to ask the storage."""

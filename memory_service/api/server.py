@@ -24,6 +24,7 @@ from memory_service.access.verifier import Verifier
 from memory_service.api import health, listen
 from memory_service.api.access_service import AccessService
 from memory_service.api.calls.admission import Admission
+from memory_service.api.calls.awaited import Awaited
 from memory_service.api.calls.handlers import handlers
 from memory_service.api.calls.interceptor import Interceptor
 from memory_service.api.calls.rate_turns import RateTurns
@@ -158,9 +159,10 @@ class Server:
             raise
 
     async def _begin(self) -> None:
+        awaited = Awaited(self._settings.max_calls, self._limits)
         self._server = grpc.aio.server(
             options=_options(self._settings, self._limits),
-            interceptors=[Interceptor(self._observer, self._calls, self._admission)],
+            interceptors=[Interceptor(self._observer, self._calls, self._admission, awaited)],
             maximum_concurrent_rpcs=self._settings.max_calls,
         )
         for described, service in zip(SERVICES, self._services, strict=True):

@@ -81,6 +81,9 @@ class Limits:
     # That the handshake of a connection over gRPC may take, and that one may be open without a call.
     handshake_s: float = 10.0
     connection_idle_s: float = 1800.0
+    # That the request of a call may take to come, and after which it is late: of one connection few are.
+    request_s: float = 60.0
+    request_late_s: float = 1.0
     # That a key is believed which was verified, and between two looks at the keys of calls under way: a revocation
     # takes effect within the longer of both.
     key_believed_s: float = 60.0

@@ -708,9 +708,11 @@ def test_of_a_caller_that_is_refused_no_message_is_read(wire: Wire) -> None:
         if method.name in OPEN:
             continue
         nothing: queue.Queue[Any] = queue.Queue()
-        call = wire.channel.stream_stream(path)(iter(nothing.get, None), metadata=bearer("kvb_unknown"), timeout=60)
+        asked, options = iter(nothing.get, None), {"metadata": bearer("kvb_unknown"), "timeout": 60}
+        ask = wire.channel.stream_stream(path) if method.server_streaming else wire.channel.stream_unary(path).future
+        call = ask(asked, **options)
         with pytest.raises(grpc.RpcError) as caught:
-            next(call)
+            next(call) if method.server_streaming else call.result()
         nothing.put(None)
         assert reason_of(caught.value) == "UNAUTHENTICATED", path
 
@@ -730,9 +732,8 @@ def test_the_first_call_with_a_key_is_as_the_others(serving: Callable[..., Any])
         assert client.delete_chunks("b", [at]) == 1
         with pytest.raises(kvbank.BankNotFound):
             client.get_bank("nothing")
-    channel = caller.channel.stream_stream("/kvbank.v1.MemoryService/GetBank")
     with pytest.raises(grpc.RpcError) as caught:
-        next(channel(iter([]), metadata=bearer(key)))
+        caller.channel.stream_unary("/kvbank.v1.MemoryService/GetBank")(iter([]), metadata=bearer(key))
     assert reason_of(caught.value) == "INVALID_FIELD"
 
 

@@ -1,6 +1,7 @@
 """The health is told to everybody, and so to callers who mean no good: they hold up neither it nor the end of the
 service, and leave room for calls."""
 
+import queue
 import socket
 import struct
 from contextlib import ExitStack, suppress
@@ -13,6 +14,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 import kvbank
 from memory_service.api.embedded import LocalServer
+from memory_service.domain.limits import Limits
 from tests.support.waiting import wait_until
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
@@ -55,6 +57,25 @@ def test_who_takes_no_answer_holds_up_neither_other_watchers_nor_the_end(tmp_pat
         assert next(watching).status == SERVING
         server.stop()
         assert next(watching).status == NOT_SERVING
+
+
+def test_callers_of_the_health_who_ask_nothing_leave_room_and_are_ended(tmp_path: Path) -> None:
+    nothing: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    limits = Limits(request_s=0.5)
+    with LocalServer(tmp_path / "data", max_calls=8, limits=limits) as server, ExitStack() as opened:
+        channel = opened.enter_context(grpc.insecure_channel(server.address))
+        ended: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        for name in ("Check", "Watch", "Check", "Watch", "Check", "Watch", "Check", "Watch", "Check"):
+            call = channel.stream_stream(f"/grpc.health.v1.Health/{name}")(iter(nothing.get, None), timeout=60)
+            call.add_done_callback(ended.put)
+        with kvbank.connect(server.address) as client:
+            assert client.server_info().store_id
+        codes = [ended.get(timeout=60).code() for _ in range(9)]
+        assert codes == [grpc.StatusCode.RESOURCE_EXHAUSTED] * 7 + [grpc.StatusCode.INVALID_ARGUMENT] * 2
+        health = health_pb2_grpc.HealthStub(channel)
+        assert health.Check(health_pb2.HealthCheckRequest(), timeout=60).status == SERVING
+        for _ in codes:
+            nothing.put(None)
 
 
 def test_callers_of_the_health_leave_room_for_calls(tmp_path: Path) -> None:

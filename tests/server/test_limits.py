@@ -5,7 +5,7 @@ import resource
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import grpc
@@ -16,6 +16,7 @@ from kvbank.v1 import bank_pb2, service_pb2_grpc
 from kvbank.v1 import service_pb2 as pb
 from memory_service.api import file_descriptors
 from memory_service.domain.limits import Limits
+from tests.proof.once import reason_of
 
 EXHAUSTED, UNAVAILABLE = grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNAVAILABLE
 # Each channel with this option has a connection of its own.
@@ -95,6 +96,64 @@ def test_calls_are_bounded_and_the_sdk_asks_again(serving: Any, connected: Calla
         assert client.server_info(timeout=30).store_id
     for each in requests:
         each.put(None)
+
+
+@contextmanager
+def without_requests(address: str, count: int, **options: Any) -> Iterator["queue.SimpleQueue[Any]"]:
+    """Make calls that have one request, over one connection, and send none; give where those are put that have
+    ended."""
+    ended: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    nothing: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    with grpc.insecure_channel(address, options=OWN) as channel:
+        calls = (
+            channel.stream_unary("/kvbank.v1.MemoryService/GetBank").future,
+            channel.stream_stream("/kvbank.v1.MemoryService/Retrieve"),
+        )
+        for number in range(count):
+            calls[number % 2](iter(nothing.get, None), **options).add_done_callback(ended.put)
+        yield ended
+        for _ in range(count):
+            nothing.put(None)
+
+
+def test_a_call_whose_request_does_not_come_is_ended(serving: Any) -> None:
+    serving(max_calls=4, limits=Limits(request_s=0.2, request_late_s=0.1))
+    address = serving.server.address
+    with without_requests(address, 4) as ended:
+        # Of one connection there is one call at most whose request is late.
+        found = [ended.get(timeout=60) for _ in range(4)]
+        assert {reason_of(call) for call in found} == {"NOT_SERVING"}
+        told = sorted(call.details().partition(": ")[2] for call in found)
+        assert told[3] == "its request has not come within 0.2 s"
+        assert set(told[:3]) <= {told[3], "1 calls of the connection wait for their requests, the most of one"}
+        with kvbank.connect(address) as client:
+            assert client.server_info().store_id
+
+
+def test_few_calls_of_a_connection_wait_for_their_requests(serving: Any) -> None:
+    """Have a patience that does not end, so that only their number bounds them."""
+    caller = serving(max_calls=16, limits=Limits(request_s=1e6, request_late_s=0.1))
+    with without_requests(serving.server.address, 7) as ended:
+        for _ in range(3):
+            assert "4 calls of the connection wait" in ended.get(timeout=60).details()
+        with without_requests(serving.server.address, 5) as others:
+            assert "4 calls of the connection wait" in others.get(timeout=60).details()
+            assert ask(caller.stub).store_id
+        assert ended.empty()
+
+
+def test_calls_without_their_request_count_for_their_tenant(serving: Any) -> None:
+    serving(max_calls=8, limits=Limits(request_late_s=1e6))
+    with kvbank.connect(serving.server.address) as owner:
+        operator = owner.access.create_key("operator").secret
+    with kvbank.connect(serving.server.address, api_key=operator) as client:
+        client.access.create_tenant("red")
+        red = client.access.create_key("read", tenant="red").secret
+        metadata = [("api-key", red)]
+        with without_requests(serving.server.address, 8, metadata=metadata) as ended:
+            for _ in range(2):
+                assert "6 calls under way" in ended.get(timeout=60).details()
+            assert client.server_info().store_id
 
 
 def test_descriptors_are_kept_for_files() -> None:

@@ -69,29 +69,17 @@ class Admission:
         """Tell whether callers that are no owners are told apart, so that each has to show who it is."""
         return self._verifier.needed or bool(self._certificates)
 
-    async def admit(self, method: str, caller: Caller, left: float | None, counted: bool) -> None:
+    async def admit(self, method: str, caller: Caller, left: float | None) -> None:
         """Refuse a caller who may not call a method, and hold a call back for which there is none left of the quota.
 
-        left: the seconds for which the caller waits for the answer, None for any. counted: whether `passes` has counted
-        the call. Errors: PERMISSION_DENIED, RATE_EXCEEDED, NOT_SERVING.
+        left: the seconds for which the caller waits for the answer, None for any. Errors: PERMISSION_DENIED,
+        RATE_EXCEEDED, NOT_SERVING.
         """
-        if not (counted or caller.is_owner):
+        if not caller.is_owner:
             await self._rate_turns.call(caller.tenant, left)
         right = RIGHTS.get(method)
         if right is None or not caller.may(right):
             raise right_missing(method, right or "none")
-
-    def passes(self, metadata: Metadata) -> bool:
-        """Tell whether a call is let in without a wait, and count it then: its caller can be told by its metadata,
-        without the records and a pause, and there is a call left of the quota."""
-        if not self.needed:
-            return True
-        try:
-            credential = credentials.of(metadata)
-        except ServiceError:
-            return False
-        caller = self._verifier.known(credential) if credential else None
-        return caller is not None and self._rate_turns.passes(caller.tenant)
 
     async def caller(self, metadata: Metadata, peer: str, shown: Shown = NOTHING) -> Caller:
         """Return the caller of a call. A key counts before a certificate, which many callers behind one proxy may

@@ -8,7 +8,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractContextManager, aclosing
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import grpc
 from grpc_health.v1 import health
@@ -16,6 +16,7 @@ from grpc_health.v1 import health
 from memory_service.access.certificates import NOTHING, Shown
 from memory_service.api.calls import running
 from memory_service.api.calls.admission import Admission
+from memory_service.api.calls.awaited import Awaited, first
 from memory_service.api.calls.running import Calls
 from memory_service.api.messages.status import to_service_error
 from memory_service.domain.errors import invalid
@@ -28,22 +29,19 @@ _SAN, _PEM = "x509_subject_alternative_name", ("x509_pem_cert", "x509_pem_cert_c
 _OPEN = f"/{health.SERVICE_NAME}/"
 
 
-class _Handlers(NamedTuple):
-    """The handlers of a method: `plain` gets the message with a call that has passed; `careful` asks for it once the
-    caller was let in, so that nothing is held in memory for a call that is refused or waits."""
-
-    plain: Any
-    careful: Any
-
-
 class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
-    """Hands every request to the observer, lets its caller in, and has it run among the calls under way."""
+    """Hands every request to the observer, lets its caller in, and has it run among the calls under way.
 
-    def __init__(self, observer: Observer, calls: Calls, admission: Admission) -> None:
+    The message of a call is asked for once its caller was let in, so that nothing is held in memory for a caller that
+    is refused. So every method is one of streams here; on the wire a call with one message is a stream of one.
+    """
+
+    def __init__(self, observer: Observer, calls: Calls, admission: Admission, awaited: Awaited) -> None:
         self._observer = observer
         self._calls = calls
         self._admission = admission
-        self._handlers: dict[str, _Handlers] = {}
+        self._awaited = awaited
+        self._handlers: dict[str, Any] = {}
 
     async def intercept_service(self, continuation: Callable[[Any], Awaitable[Any]], details: Any) -> Any:
         """Return the handler of a method, which is wrapped once."""
@@ -55,69 +53,51 @@ class Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
             if handler is None or method.startswith(_OPEN):
                 return handler
             wrapped = self._handlers[method] = self._wrap(method.rpartition("/")[2], handler)
-        return wrapped.plain if self._admission.passes(details.invocation_metadata or ()) else wrapped.careful
+        return wrapped
 
-    def _wrap(self, method: str, handler: Any) -> _Handlers:
+    def _wrap(self, method: str, handler: Any) -> Any:
         codecs = (handler.request_deserializer, handler.response_serializer)
-        careful = self._stream(method, partial(self._read, handler), counted=False)
         if handler.unary_unary:
-            plain = grpc.unary_unary_rpc_method_handler(self._unary(method, handler.unary_unary), *codecs)
-        elif handler.unary_stream:
-            called = partial(_written, handler.unary_stream)
-            plain = grpc.unary_stream_rpc_method_handler(self._stream(method, called), *codecs)
+            return grpc.stream_unary_rpc_method_handler(self._call(method, self._one(handler.unary_unary)), *codecs)
+        if handler.unary_stream:
+            inner = self._one(partial(_written, handler.unary_stream))
         else:
-            called = partial(_written, handler.stream_stream)
-            plain = grpc.stream_stream_rpc_method_handler(self._stream(method, called), *codecs)
-        # On the wire a call with one message is a stream of one.
-        return _Handlers(plain, grpc.stream_stream_rpc_method_handler(careful, *codecs))
+            inner = partial(_written, handler.stream_stream)
+        return grpc.stream_stream_rpc_method_handler(self._call(method, inner), *codecs)
 
-    def _unary(self, method: str, inner: Any) -> Any:
-        async def handled(message: Any, context: Any) -> Any:
-            return await inner(message, context) if await self._let_in(method, context, counted=True) else b""
-
-        async def call(message: Any, context: Any) -> Any:
-            with self._observed(method, context):
-                return await self._calls.run(context, handled(message, context))
-
-        return call
-
-    def _stream(self, method: str, inner: Callable[[Any, Any], Awaitable[None]], *, counted: bool = True) -> Any:
+    def _call(self, method: str, inner: Callable[[Any, Any], Awaitable[Any]]) -> Any:
         # This is no generator, because gRPC would be the one that runs it, so that a call that waits for its answers to
         # be taken could not be ended with a reason.
-        async def handled(messages: Any, context: Any) -> None:
-            if await self._let_in(method, context, counted):
-                await inner(messages, context)
+        async def handled(messages: Any, context: Any) -> Any:
+            return await inner(messages, context) if await self._let_in(method, context) else b""
 
-        async def call(messages: Any, context: Any) -> None:
+        async def call(messages: Any, context: Any) -> Any:
             with self._observed(method, context):
-                await self._calls.run(context, handled(messages, context))
+                return await self._calls.run(context, handled(messages, context))
 
         return call
 
-    async def _read(self, handler: Any, messages: Any, context: Any) -> None:
-        """Read what a caller that was let in sends, and send the answers of the handler."""
-        if handler.stream_stream:
-            await _written(handler.stream_stream, messages, context)
-            return
-        async for message in messages:
-            if handler.unary_stream:
-                await _written(handler.unary_stream, message, context)
-            else:
-                answer = await handler.unary_unary(message, context)
-                if not context.code():
-                    await context.write(answer)
-            return
-        running.refuse(context, invalid("request", "is missing"))
+    def _one(self, inner: Callable[[Any, Any], Awaitable[Any]]) -> Callable[[Any, Any], Awaitable[Any]]:
+        """Make of what answers one message what is called with a stream of one."""
 
-    async def _let_in(self, method: str, context: Any, counted: bool) -> bool:
-        """Tell whether the caller of the running call may make it; else the call ends with an error that says so.
-        counted: whether the call has passed."""
+        async def call(messages: Any, context: Any) -> Any:
+            with self._awaited.request_of(running.current()):
+                message = await first(messages)
+            if message is None:
+                running.refuse(context, invalid("request", "is missing"))
+                return b""
+            return await inner(message, context)
+
+        return call
+
+    async def _let_in(self, method: str, context: Any) -> bool:
+        """Tell whether the caller of the running call may make it; else the call ends with an error that says so."""
         try:
             metadata = context.invocation_metadata() or ()
             shown = _shown(context) if self._admission.knows_certificates else NOTHING
             caller = await self._admission.caller(metadata, context.peer(), shown)
             self._calls.let_in(running.current(), caller, shown.pem)
-            await self._admission.admit(method, caller, context.time_remaining(), counted)
+            await self._admission.admit(method, caller, context.time_remaining())
         except Exception as error:
             running.refuse(context, to_service_error(error))
             return False
