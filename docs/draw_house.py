@@ -11,6 +11,7 @@ means a circle of imports, and ends the program.
 """
 
 import argparse
+import math
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -109,7 +110,8 @@ def _rows(house: House) -> list[list[str]]:
 
 
 def _mean(values: list[float], otherwise: float) -> float:
-    return sum(values) / len(values) if values else otherwise
+    # Exact, so that a picture does not vary with the order of a set, which is another one in each process.
+    return math.fsum(values) / len(values) if values else otherwise
 
 
 def picture(title: str, house: House) -> str:
