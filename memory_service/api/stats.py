@@ -97,7 +97,7 @@ class Stats(Collector):
 
     def collect(self) -> Iterable[Metric]:
         """Yield the gauges over all banks."""
-        totals = self._banks.totals()
+        totals, sessions = self._banks.totals(), self._banks.engine.sessions.totals()
         loaded = [index for index in map(self._banks.index_stats, self._banks.known()) if index.loaded]
         info = GaugeMetricFamily("kvbank_info", "1, with what this server is.", labels=["version", "durability"])
         info.add_metric([__version__, self._settings.durability], 1)
@@ -107,6 +107,9 @@ class Stats(Collector):
             ("kvbank_chunks", "Live chunks.", totals.chunks),
             ("kvbank_stored_tokens", "Tokens of live chunks, after compression.", totals.tokens),
             ("kvbank_stored_bytes", "Bytes of live chunks: K-V, vectors, texts, metadata.", totals.bytes),
+            ("kvbank_sessions", "Sessions.", sessions.sessions),
+            ("kvbank_sessions_leased", "Sessions that a worker has.", sessions.leased),
+            ("kvbank_turn_bytes", "Bytes of the turns of sessions.", sessions.bytes),
             ("kvbank_database_bytes", "Bytes of the database with its log.", self._banks.sizes().taken),
             ("kvbank_evictions_stalled", "Banks whose eviction cannot be written.", totals.stalled),
             ("kvbank_disk_free_bytes", "Free on the disk that holds the data folder.", self._banks.free_bytes()),

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from sqlalchemy.exc import DatabaseError
 
-from memory_service.care import entries
+from memory_service.care import entries, session_check
 from memory_service.care.folder import Folder
 from memory_service.care.report import Findings, Kind
 from memory_service.domain.tenants import DEFAULT_TENANT, bank_title
@@ -50,6 +50,7 @@ ORPHANS = {
     "evictions": f"bank_id NOT IN {_KNOWN}",
     "eviction_plans": f"bank_id NOT IN {_KNOWN}",
     "api_keys": "tenant NOT IN (SELECT name FROM tenants)",
+    "windows": "session_id NOT IN (SELECT session_id FROM sessions)",
 }
 # Without any key the loopback would be open to all again, so that those of no tenant stay, and are good for nothing.
 DISOWN_KEYS = f"""
@@ -58,11 +59,19 @@ DISOWN_KEYS = f"""
     WHERE {ORPHANS["api_keys"]}
 """
 # Banks can be read without the record of their tenant, and no bank can be made.
-_TENANTS = f"SELECT tenant, min(created) AS created FROM banks GROUP BY tenant UNION SELECT '{DEFAULT_TENANT}', 0"
+_TENANTS = f"""
+    SELECT tenant, min(created) AS created FROM banks GROUP BY tenant
+    UNION SELECT tenant, min(created) FROM sessions GROUP BY tenant UNION SELECT '{DEFAULT_TENANT}', 0
+"""
 _MISSING_TENANTS = f"SELECT DISTINCT tenant FROM ({_TENANTS}) WHERE tenant NOT IN (SELECT name FROM tenants)"
 RESTORE_TENANTS = f"""
     INSERT OR IGNORE INTO tenants (name, quota, created)
     SELECT tenant, '{{}}', max(created) FROM ({_TENANTS}) GROUP BY tenant
+"""
+_TURNS = """
+    SELECT branch, session_id, bytes, (
+        SELECT coalesce(sum(size), 0) FROM turns WHERE turns.branch = branches.branch) AS bytes_found
+    FROM branches WHERE bytes != bytes_found
 """
 _BROKEN_QUOTAS = "SELECT name AS tenant FROM tenants WHERE NOT json_valid(quota)"
 RESTORE_QUOTAS = "UPDATE tenants SET quota = '{}' WHERE NOT json_valid(quota)"
@@ -106,13 +115,18 @@ def _free_ids(row: Any) -> str:
 
 
 def _orphans(table: str, row: Any) -> str:
-    owner = {"contents": "chunk", "api_keys": "tenant"}.get(table, "bank")
+    owner = {"contents": "chunk", "api_keys": "tenant", "windows": "session"}.get(table, "bank")
     return f"{row.found} rows of {table} belong to no {owner}" if row.found else ""
+
+
+def _turns(row: Any) -> str:
+    return f"session {row.session_id}: the bytes of its turns are counted as {row.bytes} instead of {row.bytes_found}"
 
 
 # They are asked in this order, each in a read transaction of its own.
 _QUESTIONS = (
     Question("usage", _USAGE, _usage),
+    Question("usage", _TURNS, _turns),
     Question("key", _KEYS, lambda _: "its key is also that of a chunk which is gone"),
     Question("key_missing", _MISSING_KEYS, lambda _: "its key leads to no chunk"),
     Question("expiry", _EXPIRY, lambda _: "its time of expiry does not fit its ttl"),
@@ -144,6 +158,7 @@ def check(folder: Folder, findings: Findings, *, fast: bool) -> None:
                     of = row._mapping
                     title = bank_title(of["tenant"], of["name"]) if "name" in of else ""
                     findings.add(question.kind, text, bank=title, chunk_id=of.get("chunk_id"))
+    session_check.check(folder, findings, fast=fast)
 
 
 def check_database(folder: Folder, findings: Findings, *, fast: bool) -> bool:

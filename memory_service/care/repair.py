@@ -29,7 +29,7 @@ from memory_service.storage.local.records import bank_rows, chunk_rows
 
 _OWNERS = "SELECT chunk_id, bank_id FROM chunks WHERE chunk_id IN (SELECT value FROM json_each(?))"
 Deed = Literal["rebuilt", "corrected", "removed", "quarantined", "set aside", "given back"]
-_LEFT: tuple[Kind, ...] = ("bank", "database", "payload_unreadable")
+_LEFT: tuple[Kind, ...] = ("bank", "database", "payload_unreadable", "session", "turn")
 _BATCH = 500
 _EXPIRY = f"""
     UPDATE chunks SET expires = CASE
@@ -40,6 +40,9 @@ _USAGE = """
     UPDATE banks SET (chunks, tokens, bytes) = (
         SELECT count(*), coalesce(sum(stored_length), 0), coalesce(sum(size), 0)
         FROM chunks WHERE chunks.bank_id = banks.bank_id)
+"""
+_TURNS = """
+    UPDATE branches SET bytes = (SELECT coalesce(sum(size), 0) FROM turns WHERE turns.branch = branches.branch)
 """
 _WRITTEN = """
     UPDATE banks SET chunks_written = chunks + chunks_evicted + chunks_deleted + chunks_quarantined + chunks_expired
@@ -90,7 +93,7 @@ class _Repair:
         self._do("quarantined", self._quarantine, problems, "record", "payload_missing", "payload_damaged")
         self._do("corrected", self._execute(_EXPIRY), problems, "expiry")
         self._do("corrected", self._execute(record_check.RESERVE), problems, "id")
-        self._do("corrected", self._execute(_USAGE, _WRITTEN), problems, "usage")
+        self._do("corrected", self._execute(_USAGE, _WRITTEN, _TURNS), problems, "usage")
         self._do("corrected", self._close_to_others, problems, "open_to_others")
         self._do("corrected", self._mark, problems, "payload_mark")
         self._do("removed", self._remove_files, problems, "orphan_index", "index_damaged")

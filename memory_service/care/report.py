@@ -17,6 +17,8 @@ Kind = Literal[
     "expiry",
     "id",
     "orphan_row",
+    "session",
+    "turn",
     # the payloads
     "payload_missing",
     "payload_damaged",

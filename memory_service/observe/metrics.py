@@ -53,6 +53,7 @@ class Metrics:
         )
         self._make_requests()
         self._make_chunks()
+        self._make_sessions()
         self._make_bytes()
         self._make_commits()
 
@@ -88,6 +89,10 @@ class Metrics:
         # Each is there from zero on, so that the first one of a kind shows up as a rate.
         for reason in get_args(EvictionReason):
             self.chunks_evicted.labels(reason)
+
+    def _make_sessions(self) -> None:
+        self.turns_appended = self._counter("kvbank_turns_appended", "Turns appended; a repeated key is none.")
+        self.sessions_expired = self._counter("kvbank_sessions_expired", "Sessions whose time was up.")
 
     def _make_bytes(self) -> None:
         self.checksum_failures = self._counter(

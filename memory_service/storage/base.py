@@ -108,6 +108,15 @@ class Totals(NamedTuple):
     stalled: int
 
 
+class SessionTotals(NamedTuple):
+    """What all sessions hold together: how many there are, how many of them a worker has, and the bytes of their
+    turns."""
+
+    sessions: int
+    leased: int
+    bytes: int
+
+
 class Sizes(NamedTuple):
     """The bytes that the records take on the disk, and those of them that are free and could be given back."""
 
@@ -448,6 +457,9 @@ class SessionRecords(Protocol):
     def delete(self, tenant: str, session_id: str) -> Deleted:
         """Delete a session with its turns, but for those that forks have, and with its window. A bank that was made for
         it and its forks goes with the last of them."""
+
+    def totals(self) -> SessionTotals:
+        """Add up what all sessions hold."""
 
 
 class NewWindow(Protocol):

@@ -14,6 +14,7 @@ from memory_service.domain.errors import StartError
 from memory_service.domain.tenants import TenantQuota
 from memory_service.storage.local.records import schema
 from tests.support.caller import stored_bytes
+from tests.support.sessions import SessionCaller
 
 AXES = [tuple(float(i == axis) for i in range(4)) for axis in range(4)]
 # A caller that is made anew begins with the same keys.
@@ -44,7 +45,7 @@ def to(version, data, sources):
         database.execute("ATTACH ? AS new", (str(data / "metadata.db"),))
         for table, source in sources.items():
             names = ", ".join(name for _, name, *_ in database.execute(f"PRAGMA main.table_info({table})"))
-            database.execute(f"INSERT INTO main.{table} ({names}) SELECT {names} FROM {source}")
+            database.execute(f"INSERT OR REPLACE INTO main.{table} ({names}) SELECT {names} FROM {source}")
         database.execute("DELETE FROM main.sqlite_sequence")
         database.execute("INSERT INTO main.sqlite_sequence SELECT * FROM new.sqlite_sequence")
         database.commit()
@@ -54,6 +55,11 @@ def to(version, data, sources):
 def to_0001(data):
     """Make the folder's database one of the first schema."""
     to("0001", data, SOURCES_0001)
+
+
+def to_0004(data):
+    """Make the folder's database one of the fourth schema, in which there are no sessions."""
+    to("0004", data, {table: f"new.{table}" for table in (*TABLES_0003, "tenants", "api_keys")})
 
 
 def to_0003(data):
@@ -186,6 +192,30 @@ def test_upgrade_from_0003_gives_the_default_tenant_what_there_is(serving, data)
     assert engine.access.keys_of() == []
     caller.create("next", layers=[])
     assert engine.store.bank("default", "next").bank_id > last
+    serving.stop()
+    assert check(data).problems == []
+
+
+def test_upgrade_from_0004_adds_sessions_and_changes_nothing_else(serving, data):
+    caller = serving()
+    caller.create(metadata={"a": "b"})
+    caller.create("c", layers=[], capacity={"chunks": 2})
+    caller.write(*(caller.chunk(axis) for axis in AXES))
+    for _ in range(3):
+        caller.add(bank="c", layers=[])
+    serving.server.banks.engine.access.add_tenant("red", TenantQuota(banks=2))
+    before = everything(caller)
+    serving.stop()
+    to_0004(data)
+    with pytest.raises(StartError, match="older schema 0004"):
+        serving()
+    caller = serving(migrate=True)
+    assert everything(caller) == before
+    assert serving.server.banks.engine.access.tenant("red").quota == TenantQuota(banks=2)
+    sessions = SessionCaller(caller.channel)
+    session = sessions.create(name="a").session_id
+    sessions.talk(session, sessions.acquire(session).epoch, 0, "hello")
+    assert sessions.texts(session) == ["hello"]
     serving.stop()
     assert check(data).problems == []
 

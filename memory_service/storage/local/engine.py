@@ -28,6 +28,7 @@ from memory_service.storage.local.access_records import LocalAccess
 from memory_service.storage.local.adding import Adding
 from memory_service.storage.local.bank_changes import BankChanges, Bounds
 from memory_service.storage.local.ended_keys import EndedKeys
+from memory_service.storage.local.ended_sessions import EndedSessions
 from memory_service.storage.local.evicting.background import Background
 from memory_service.storage.local.evicting.capacity import Capacities
 from memory_service.storage.local.evicting.expiry import Expiry
@@ -130,7 +131,10 @@ class LocalEngine:
         self.store = self._made_store(changes, metrics)
         self.windows = LocalWindows(self.records, self.space, WindowFiles(self._settings.data), self.later)
         self.access = LocalAccess(self.records, self.space, changes, self.windows)
-        self.sessions = LocalSessions(self.records, self.space, changes, self.windows, self._settings.max_sessions)
+        self.sessions = LocalSessions(
+            self.records, self.space, changes, self.windows, metrics, self._settings.max_sessions
+        )
+        self._ended_sessions = EndedSessions(self.sessions)
 
     def _made_changes(self) -> BankChanges:
         return BankChanges(
@@ -188,6 +192,7 @@ class LocalEngine:
         self._timer.every(self._limits.keys_tidied_s, self._ended_keys.tidy)
         if not self._pauses.leaves_out("expiry"):
             self._timer.every(every, self.expiry.run)
+            self._timer.every(every, self._ended_sessions.run)
 
     def later(self, task: Callable[[], object]) -> None:
         """Run a task in the background, once; what it raises is logged."""

@@ -10,8 +10,10 @@ from sqlalchemy import Connection
 
 from memory_service.domain import session_checks
 from memory_service.domain import sessions as rules
-from memory_service.domain.errors import ServiceError, session_exists, turn_not_found
+from memory_service.domain.errors import ServiceError, session_exists, session_not_found, turn_not_found
 from memory_service.domain.sessions import Deleted, Session, Turn, TurnPoint
+from memory_service.observe.metrics import Metrics
+from memory_service.storage.base import SessionTotals
 from memory_service.storage.local import quotas
 from memory_service.storage.local.bank_changes import BankChanges
 from memory_service.storage.local.files.disk_space import DiskSpace
@@ -68,6 +70,7 @@ class LocalSessions:
     space: DiskSpace
     changes: BankChanges
     windows: LocalWindows
+    metrics: Metrics
     most: int
 
     @contextmanager
@@ -218,18 +221,45 @@ class LocalSessions:
             for each, turn in zip(made, placed, strict=True):
                 turn_rows.insert(connection, tenant, session.branch, each, turn)
             session_rows.add_bytes(connection, session.branch, size)
+            new.append(len(made))
             return placed, _saved(connection, longer)
 
+        new: list[int] = []
         with self.space.for_records(size):
-            return self._change(tenant, add)
+            appended = self._change(tenant, add)
+        self.metrics.turns_appended.inc(sum(new))
+        return appended
 
     # Deletion
 
     def delete(self, tenant: str, session_id: str) -> Deleted:
         """Delete a session with its turns; see `SessionRecords.delete`."""
+        return self._drop(
+            tenant, session_id, lambda connection, now: session_rows.get(connection, tenant, session_id, now)
+        )
+
+    def expire(self, tenant: str, session_id: str) -> None:
+        """Delete a session with its turns, if it has expired by now. Errors: CHECKSUM_MISMATCH."""
+
+        def found(connection: Connection, now: int) -> Session:
+            session = session_rows.get(connection, tenant, session_id, session_rows.NEVER)
+            if session.expires is None or session.expires > now:
+                raise session_not_found(session_id)  # a turn has come meanwhile
+            return session
+
+        try:
+            self._drop(tenant, session_id, found)
+        except ServiceError as error:
+            if error.reason != "SESSION_NOT_FOUND":
+                raise
+        else:
+            self.metrics.sessions_expired.inc()
+
+    def _drop(self, tenant: str, session_id: str, find: Callable[[Connection, int], Session]) -> Deleted:
+        """Delete the session that is found, its window, and its bank, if that was made for it and no other has it."""
 
         def drop(connection: Connection, now: int) -> tuple[Deleted, Session, bool, str]:
-            session = session_rows.get(connection, tenant, session_id, now)
+            session = find(connection, now)
             window = window_rows.delete(connection, session_id)
             deleted = session_deletion.delete(connection, session_id)
             return deleted, session, session_rows.is_used(connection, tenant, session.bank), window
@@ -240,6 +270,12 @@ class LocalSessions:
             with suppress(ServiceError):  # its worker has not made it, or it is gone
                 self.changes.delete(tenant, session.bank)
         return deleted
+
+    def totals(self) -> SessionTotals:
+        """Add up what all sessions hold; see `SessionRecords.totals`."""
+        now = self.records.clock.now_us()
+        with self.records.read() as connection:
+            return session_rows.totals(connection, now)
 
     def _changed(self, tenant: str, session_id: str, change: Callable[[Session, int], Session]) -> Session:
         """Replace a session by what a rule makes of it now."""

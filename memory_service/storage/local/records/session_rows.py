@@ -7,7 +7,7 @@ and texts are read as bytes, so that a damaged one cannot fail the driver.
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -16,14 +16,17 @@ from sqlalchemy import Connection
 
 from memory_service.domain.errors import ServiceError, damaged_session, session_not_found
 from memory_service.domain.sessions import Lease, Session, Stretch, TurnPoint
-from memory_service.storage.local.records.schema import SessionRow, raw
+from memory_service.storage.base import SessionTotals
+from memory_service.storage.local.records import bytes_rows
+from memory_service.storage.local.records.schema import BranchRow, SessionRow, raw
 
+# A moment before which no session expires.
+NEVER = -1
 # A leap of the clock moves these, and so they are not covered by the checksum.
 _MOVED = ("expires", "lease_expires")
 _NAMES = tuple(column.name for column in SessionRow.__table__.columns)
-_TEXTS = tuple(column.name for column in SessionRow.__table__.columns if column.type.python_type is str)
-_READ = ", ".join(f"CAST({name} AS BLOB)" if name in _TEXTS else name for name in _NAMES)
-_SELECT = f"SELECT {_READ} FROM sessions"
+_read = bytes_rows.reader(SessionRow.__table__, _NAMES)
+_SELECT = f"SELECT {bytes_rows.selected(_NAMES)} FROM sessions"
 # No REPLACE, which would delete another session of the same name.
 _SAVE = f"""
     INSERT INTO sessions VALUES ({", ".join(f":{name}" for name in _NAMES)})
@@ -31,7 +34,8 @@ _SAVE = f"""
 """
 _ALIVE = "(expires IS NULL OR expires > :now)"
 _HAS_PAIR = "EXISTS (SELECT 1 FROM json_each(sessions.meta) WHERE key = :k{0} AND type = 'text' AND value = :v{0})"
-_BRANCH = "branch, session_id, tenant, parent, cut_turn, cut_tokens, bytes, checksum"
+_BRANCH = ("branch", "session_id", "tenant", "parent", "cut_turn", "cut_tokens", "bytes", "checksum")
+_read_branch = bytes_rows.reader(BranchRow.__table__, _BRANCH)
 
 
 class Branch(NamedTuple):
@@ -119,6 +123,12 @@ def count(connection: Connection, tenant: str) -> int:
     return int(raw(connection).execute("SELECT count(*) FROM sessions WHERE tenant = ?", (tenant,)).fetchone()[0])
 
 
+def totals(connection: Connection, now: int) -> SessionTotals:
+    """Count all sessions, those that a worker has, and the bytes of all turns."""
+    held = "count(*), coalesce(sum(lease_expires > ?), 0), (SELECT coalesce(sum(bytes), 0) FROM branches)"
+    return SessionTotals(*raw(connection).execute(f"SELECT {held} FROM sessions", (now,)).fetchone())
+
+
 def is_used(connection: Connection, tenant: str, bank: str) -> bool:
     """Tell whether any session of a tenant has its chunks in a bank."""
     found = raw(connection).execute("SELECT 1 FROM sessions WHERE tenant = ? AND bank = ? LIMIT 1", (tenant, bank))
@@ -161,10 +171,7 @@ def session_of(row: Sequence[Any]) -> Session | None:
     """Make the value of a row of `SELECT_SESSIONS`, without its stretches; None for a row that is not as it was
     written."""
     try:
-        found = {
-            name: value.decode() if type(value) is bytes and name in _TEXTS else value
-            for name, value in zip(_NAMES, row, strict=True)
-        }
+        found = _read(row)
         if found["checksum"] != _checksum(found):
             return None
         return _session(found)
@@ -208,8 +215,7 @@ def _session(row: Mapping[str, Any]) -> Session:
 
 def add_branch(connection: Connection, branch: Branch) -> None:
     """Insert the row of a branch."""
-    marks = ", ".join("?" * (len(branch) + 1))
-    statement = f"INSERT INTO branches ({_BRANCH}) VALUES ({marks})"
+    statement = f"INSERT INTO branches ({', '.join(_BRANCH)}) VALUES ({', '.join('?' * len(_BRANCH))})"
     raw(connection).execute(statement, (*branch, _branch_checksum(branch)))
 
 
@@ -222,20 +228,22 @@ def give_branch(connection: Connection, branch: Branch, session_id: str) -> None
 
 def branch(connection: Connection, name: str) -> Branch | None:
     """Read the row of a branch; None where it is not there. Errors: CHECKSUM_MISMATCH."""
-    row = raw(connection).execute(f"SELECT {_BRANCH} FROM branches WHERE branch = ?", (name,)).fetchone()
+    row = raw(connection).execute(f"{SELECT_BRANCHES} WHERE branch = ?", (name,)).fetchone()
     return None if row is None else branch_of(row)
 
 
 def branch_of(row: Sequence[Any]) -> Branch:
     """Make the value of a row of `SELECT_BRANCHES`. Errors: CHECKSUM_MISMATCH."""
-    found = Branch(*row[:-1])
-    if row[-1] != _branch_checksum(found):
-        raise damaged_session(found.session_id)
-    return found
+    with suppress(ValueError, TypeError):
+        *values, checksum = _read_branch(row).values()
+        if checksum == _branch_checksum(found := Branch(*values)):
+            return found
+    session_id = row[1]
+    raise damaged_session(session_id.decode(errors="replace") if isinstance(session_id, bytes) else "")
 
 
 # What reads the rows that `branch_of` takes.
-SELECT_BRANCHES = f"SELECT {_BRANCH} FROM branches"
+SELECT_BRANCHES = f"SELECT {bytes_rows.selected(_BRANCH)} FROM branches"
 
 
 def delete_branch(connection: Connection, name: str) -> None:

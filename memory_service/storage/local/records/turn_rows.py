@@ -17,7 +17,9 @@ from sqlalchemy import Connection
 
 from memory_service.domain.errors import damaged_turn
 from memory_service.domain.sessions import Item, Stretch, Turn
-from memory_service.storage.local.records.schema import raw
+from memory_service.domain.validate import LARGEST_INT64
+from memory_service.storage.local.records import bytes_rows, session_rows
+from memory_service.storage.local.records.schema import TurnRow, raw
 
 # What a turn counts beside its words and token ids: its row, and that in the indexes.
 ROW_BYTES = 256
@@ -25,8 +27,7 @@ _COLUMNS = (
     *("tenant", "key", "branch", "number", "start", "status", "token_count", "prompt_tokens", "kept", "created"),
     *("size", "digest", "content", "checksum"),
 )
-_TEXTS = ("tenant", "key", "branch", "status")
-_READ = ", ".join(f"CAST({name} AS BLOB)" if name in _TEXTS else name for name in _COLUMNS)
+_read = bytes_rows.reader(TurnRow.__table__, _COLUMNS)
 _INSERT = f"""
     INSERT INTO turns ({", ".join(_COLUMNS)}, token_ids)
     VALUES ({", ".join(f":{name}" for name in _COLUMNS)}, :token_ids)
@@ -97,9 +98,13 @@ def insert(connection: Connection, tenant: str, branch: str, made: Prepared, pla
 
 def keyed(connection: Connection, tenant: str, key: str) -> Keyed | None:
     """Find the turn that has a key; None where it is free."""
-    statement = "SELECT branch, number, digest FROM turns WHERE tenant = ? AND key = ?"
+    names = bytes_rows.selected(("branch", "number", "digest"))
+    statement = f"SELECT {names} FROM turns WHERE tenant = ? AND key = ?"
     row = raw(connection).execute(statement, (tenant, key)).fetchone()
-    return None if row is None else Keyed(*row)
+    if row is None:
+        return None
+    branch, number, digest = row
+    return Keyed(branch.decode(errors="replace"), int(number) if number.isdigit() else 0, digest)
 
 
 def place(connection: Connection, branch: str, number: int) -> Place | None:
@@ -110,11 +115,12 @@ def place(connection: Connection, branch: str, number: int) -> Place | None:
 
 def get(connection: Connection, tenant: str, key: str, *, token_ids: bool) -> Turn | None:
     """Read the turn that has a key; None where there is none. Errors: CHECKSUM_MISMATCH."""
-    owner = "SELECT session_id FROM branches JOIN turns USING (branch) WHERE turns.tenant = ? AND key = ?"
-    row = raw(connection).execute(owner, (tenant, key)).fetchone()
-    if row is None:
+    found = keyed(connection, tenant, key)
+    if found is None:
         return None
-    return next(_turns(connection, "WHERE tenant = ? AND key = ?", (tenant, key), row[0], token_ids), None)
+    owner = session_rows.branch(connection, found.branch)
+    session_id = "" if owner is None else owner.session_id
+    return next(_turns(connection, "WHERE tenant = ? AND key = ?", (tenant, key), session_id, token_ids), None)
 
 
 def of_line(connection: Connection, line: Sequence[Stretch], after: int, *, token_ids: bool) -> Iterator[Turn]:
@@ -123,10 +129,8 @@ def of_line(connection: Connection, line: Sequence[Stretch], after: int, *, toke
     for stretch in line:
         if stretch.last <= after:
             continue
-        owner = (
-            raw(connection).execute("SELECT session_id FROM branches WHERE branch = ?", (stretch.branch,)).fetchone()
-        )
-        session_id = "" if owner is None else str(owner[0])
+        owner = session_rows.branch(connection, stretch.branch)
+        session_id = "" if owner is None else owner.session_id
         for turn in _turns(connection, _STRETCH, (stretch.branch, after, stretch.last), session_id, token_ids):
             if turn.number != after + 1:
                 raise damaged_turn(session_id, after + 1)
@@ -136,13 +140,14 @@ def of_line(connection: Connection, line: Sequence[Stretch], after: int, *, toke
             raise damaged_turn(session_id, after + 1)
 
 
-def count(connection: Connection, branch: str, after: int) -> tuple[int, int, int]:
-    """Count the turns of a branch behind the number `after`, their tokens, and what they count in bytes."""
+def count(connection: Connection, branch: str, after: int, last: int = LARGEST_INT64) -> tuple[int, int, int]:
+    """Count the turns of a branch behind the number `after` up to `last`, their tokens, and what they count in
+    bytes."""
     statement = """
         SELECT count(*), coalesce(sum(token_count), 0), coalesce(sum(size), 0) FROM turns
-        WHERE branch = ? AND number > ?
+        WHERE branch = ? AND number > ? AND number <= ?
     """
-    found: tuple[int, int, int] = raw(connection).execute(statement, (branch, after)).fetchone()
+    found: tuple[int, int, int] = raw(connection).execute(statement, (branch, after, last)).fetchone()
     return found
 
 
@@ -154,30 +159,32 @@ def delete(connection: Connection, branch: str, after: int) -> None:
 def _turns(
     connection: Connection, where: str, values: tuple[object, ...], session_id: str, token_ids: bool
 ) -> Iterator[Turn]:
-    ids = "token_ids" if token_ids else "NULL"
-    with closing(raw(connection).execute(f"SELECT {_READ}, {ids} FROM turns {where}", values)) as rows:
+    ids = "CAST(token_ids AS BLOB)" if token_ids else "NULL"
+    with closing(
+        raw(connection).execute(f"SELECT {bytes_rows.selected(_COLUMNS)}, {ids} FROM turns {where}", values)
+    ) as rows:
         for row in rows:
             yield turn_of(row, session_id)
 
 
 # What reads the rows that `turn_of` takes.
-SELECT_TURNS = f"SELECT {_READ}, token_ids FROM turns"
+SELECT_TURNS = f"SELECT {bytes_rows.selected((*_COLUMNS, 'token_ids'))} FROM turns"
+SELECT_SHORT_TURNS = f"SELECT {bytes_rows.selected(_COLUMNS)}, NULL FROM turns"
+# The place of the branch in such a row.
+BRANCH = _COLUMNS.index("branch")
 
 
 def turn_of(row: Sequence[Any], session_id: str) -> Turn:
     """Make the value of a row of `SELECT_TURNS`, whose token ids may be None. session_id: that of its branch. Errors:
     CHECKSUM_MISMATCH."""
     try:
-        found = dict(zip(_COLUMNS, row, strict=False))
-        ids = row[-1]
+        found, ids = _read(row), row[-1]
         if found["checksum"][:8] != _checksum(found) or (ids is not None and _ids_flaw(ids, found)):
             raise ValueError("it is not as it was written")
-        return _turn(
-            {name: value.decode() if name in _TEXTS else value for name, value in found.items()}, ids or b"", session_id
-        )
+        return _turn(found, ids or b"", session_id)
     except (ValueError, TypeError, KeyError, struct.error):
-        number = row[_COLUMNS.index("number")]
-        raise damaged_turn(session_id, number if type(number) is int else 0) from None
+        number = row[_COLUMNS.index("number")] or b""
+        raise damaged_turn(session_id, int(number) if number.isdigit() else 0) from None
 
 
 def _ids_flaw(ids: bytes, row: Mapping[str, Any]) -> bool:
@@ -204,7 +211,7 @@ def _turn(row: Mapping[str, Any], ids: bytes, session_id: str) -> Turn:
 
 
 def _checksum(row: Mapping[str, Any]) -> bytes:
-    """Return the checksum of all columns but the token ids. Texts may be given as bytes."""
+    """Return the checksum of all columns but the token ids."""
     parts = [value.encode() if isinstance(value, str) else value for value in map(row.__getitem__, _COLUMNS[:-1])]
     hasher = xxhash.xxh3_64()
     for part in parts:
