@@ -1,8 +1,7 @@
 """The check of sessions: every record of a session, a branch and a turn is as it was written, and every session has all
 its turns. Windows are a cache, and are not looked at.
 
-Nothing here is mended: a session or a turn that is damaged is refused by its name, and stays for whoever can make sense
-of it.
+Nothing here is mended: a session or a turn that is damaged is refused by its name, and stays as it is.
 """
 
 from collections.abc import Iterator, Mapping
