@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 import kvbank
+from kvbank.wire.scalars import Scalar
 from model_worker.arguments import of_kind, text_or_ids, texts_or_ids
 from model_worker.attaching import attach
 from model_worker.attachment.attachment import Attachment
@@ -20,6 +21,7 @@ from model_worker.attachment.model_parts import decoder_of
 from model_worker.compress import local_rule
 from model_worker.errors import InputError, UnsupportedModel
 from model_worker.model_settings import ModelOptions, ModelSettings, check_options
+from model_worker.remember.document import of_document
 from model_worker.remember.memory import Memory
 from model_worker.remember.passages import Passages
 from model_worker.remember.reading import Reading, ReadTokens, reading
@@ -175,6 +177,8 @@ class MemoryModel:
         progress: Progress | None = None,
         *,
         memory: Memory | None = None,
+        source: str | None = None,
+        metadata: Mapping[str, Scalar] | None = None,
         special_tokens: bool = False,
     ) -> int:
         """Read a long text into the bank, and return its number of tokens.
@@ -183,12 +187,25 @@ class MemoryModel:
         they stand in the local window, behind the text before them, and nothing is recalled meanwhile. In context
         `isolated` the model sees each chunk with what the chunk recalled, as in MemLong; a compressor that runs the
         model itself sees the chunk alone. progress: called with (tokens done, tokens in all), between two chunks.
-        memory: another than this model's own. special_tokens: as in `ids`. A model that only re-reads is not run:
-        chunks are stored as tokens and text.
+        memory: another than this model's own. source: the name of the document, in the metadata of its chunks: what
+        was read under this name, at the same place and with the same tokens, is stored once, so that a reading which
+        was interrupted is done again; `kvbank chunk rm BANK --source NAME` forgets the document. metadata: of the
+        chunks of this text, beside those of the settings. special_tokens: as in `ids`. A model that only re-reads is
+        not run: chunks are stored as tokens and text.
         """
         ids = self.ids(text, special_tokens=special_tokens)
         if progress is not None and not callable(progress):
             raise InputError(f"progress is called with two numbers, and a {type(progress).__name__} cannot be")
+        if source is None and metadata is None:
+            self._read(ids, progress, memory)
+            return len(ids)
+        store: Memory | Passages | None = memory or (self._memory if self._attachment is not None else self._passages)
+        assert store is not None
+        with of_document(store, source, metadata):
+            self._read(ids, progress, memory)
+        return len(ids)
+
+    def _read(self, ids: list[int], progress: Progress | None, memory: Memory | None) -> None:
         reader = self._reading(None if memory is None else of_kind("memory", memory, Memory))
         done = 0
         for block in chunks(ids, self.chunk, self.ends):
@@ -197,7 +214,6 @@ class MemoryModel:
             if progress is not None:
                 progress(done, len(ids))
         reader.end()
-        return len(ids)
 
     def _reading(self, memory: Memory | None) -> Reading:
         if self._attachment is None and memory is None:

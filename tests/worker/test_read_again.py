@@ -8,6 +8,7 @@ import pytest
 import kvbank
 from model_worker.attaching import attach
 from model_worker.attachment.attachment import Attachment
+from model_worker.errors import InputError
 from model_worker.model import MemoryModel
 from model_worker.remember.memory import Memory
 from model_worker.remember.spool import Spool
@@ -139,3 +140,28 @@ def test_what_was_delivered_and_deleted_since_stays_deleted(
     assert memory.deliver_spooled()
     assert stored(client, memory) == []
     assert (len(memory.spool), memory.stats.gone) == (0, 1)
+
+
+@pytest.mark.parametrize("recall", ["attend", "reread"])
+def test_a_document_is_read_once_under_its_name_and_forgotten_by_it(client: kvbank.Client, recall: str) -> None:
+    name, words = bank(), " ".join(f"w{token}" for token in BOOK)
+    made = MemoryModel(
+        build("llama_gqa"), tokenizer(), memory=client, bank=name, chunk=8, window=16, recall=recall, metadata={"a": 1}
+    )
+    with made as model:
+        texts = kvbank.TextMemory(client, name)
+        for _ in range(2):
+            assert model.read(words, source="book", metadata={"b": 2}) == len(BOOK)
+        model.read(words, source="copy")
+        model.read(words)
+        assert [texts.count(source=source) for source in ("book", "copy", None)] == [5, 5, 15]
+        [hit] = texts.search(f"w{BOOK[0]} w{BOOK[1]}", source="book", top_k=1)
+        assert (dict(hit.chunk.metadata), hit.chunk.start) == ({"a": 1, "b": 2, "source": "book"}, 0)
+        assert texts.delete(source="book") == 5
+        model.read(words, source="book")
+        assert (texts.count(source="book"), texts.count()) == (5, 15)
+        with pytest.raises(InputError, match="the document is 'book'"):
+            model.read(words, source="book", metadata={"source": "other"})
+        with pytest.raises(InputError, match="source is"):
+            model.read(words, source=5)  # type: ignore[arg-type]
+        assert model.settings.source is None
