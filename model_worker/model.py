@@ -266,13 +266,14 @@ class MemoryModel:
         chosen = {True: self.memory, False: None}[memory] if isinstance(memory, bool) else memory
         return self._window(_port(chosen))
 
-    def trace(self, cache: MemoryCache) -> AbstractContextManager[Recorder]:
+    def trace(self, cache: MemoryCache, *, every: int = 1) -> AbstractContextManager[Recorder]:
         """Record why the model says what it says while the context lasts: what is recalled, and how it is attended to.
 
         cache: of `cache()`, which `generate` is given too. The recorder's `trace()` returns the `Trace`. It is of one
-        prompt and its answer. Raises InputError for a cache that is traced already.
+        prompt and its answer. every: look at the attention of one in so many tokens of the answer alone, which costs
+        less, and take it for that of the others. Raises InputError for a cache that is traced already.
         """
-        return of_kind("cache", cache, MemoryCache).trace(self.tokenizer)
+        return of_kind("cache", cache, MemoryCache).trace(self.tokenizer, every)
 
     @property
     def sinks(self) -> int:

@@ -35,6 +35,8 @@ HELP = (
 )
 # Turns that arrow up brings back, and letters that are shown of a message.
 _HISTORY, _SHOWN = 100, 60
+# One in so many tokens of an answer is looked at for `/why`: to look at each would take a fifth of the time.
+_LOOKED_AT = 8
 # The encoder that new sessions are searched by, where it is in the cache.
 _ENCODER = "minilm"
 
@@ -153,7 +155,7 @@ def _command(line: str, session: Session, recorder: Recorder | None) -> None:
 
 def _turn(session: Session, line: str, options: ChatOptions, unanswered: Unanswered) -> Recorder:
     with (
-        session.trace() as recorder,
+        session.trace(every=_LOOKED_AT) as recorder,
         unanswered.saying(line),
         stop_on_interrupt() as stop,
         Waiting("reading your message: {done} of {total} tokens") as progress,

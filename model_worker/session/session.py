@@ -171,9 +171,12 @@ class Session:
         self.window.keep()
         return turn
 
-    def trace(self) -> AbstractContextManager[Recorder]:
-        """Record why the answer is what it is, around one `say`; the recorder's `trace()` returns the `Trace`."""
-        return self.model.trace(self.window.cache)
+    def trace(self, *, every: int = 1) -> AbstractContextManager[Recorder]:
+        """Record why the answer is what it is, around one `say`; the recorder's `trace()` returns the `Trace`.
+
+        every: look at one in so many tokens of the answer (see `MemoryModel.trace`).
+        """
+        return self.model.trace(self.window.cache, every=every)
 
     def _encode(self, text: str) -> list[int]:
         """Return the token ids of a message, with the format's text around it."""

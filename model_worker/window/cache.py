@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
+from model_worker.arguments import whole
 from model_worker.attachment.attachment import Attachment
 from model_worker.attachment.hf_caches import Cache
 from model_worker.attachment.model_parts import device_of
@@ -122,7 +123,8 @@ class MemoryCache(Cache, ForwardState):
         retrieved = self.recalled.retrieved(columns)
         waiting = None if self.local is None else self.sinks.waiting(columns)
         made = (self.attachment, self.layers, self.memory, retrieved, positions, valid, waiting)
-        view = CacheView(*made) if self.recorder is None else self._traced(TracedView(*made), prompt)
+        run = None if self.recorder is None else self.recorder.run(self.recalled, columns, prompt)
+        view = CacheView(*made) if run is None else TracedView(*made).traced(run, self._waiting_sinks())
         return {**kwargs, "position_ids": positions, "kvbank": view}
 
     @not_compiled
@@ -296,25 +298,25 @@ class MemoryCache(Cache, ForwardState):
     # -- why it is attended to ------------------------------------------------------------------------------------
 
     @contextmanager
-    def trace(self, tokenizer: Any) -> Iterator[Recorder]:
+    def trace(self, tokenizer: Any, every: int = 1) -> Iterator[Recorder]:
         """Record what is recalled and attended to while the context lasts.
 
-        tokenizer: of the model. Raises InputError for a cache that is recorded already.
+        tokenizer: of the model. every: look at the attention of one in so many tokens that are written, and take it for
+        that of the others. Raises InputError for a cache that is recorded already, and for an `every` that is no number
+        from 1 on.
         """
         if self.recorder is not None:
             raise InputError("this cache is traced already; end that trace first")
-        self.recorder = recorder = Recorder(self.attachment, tokenizer)
+        self.recorder = recorder = Recorder(self.attachment, tokenizer, whole("every", every))
         try:
             yield recorder
         finally:
             self.recorder = None
 
-    def _traced(self, view: TracedView, prompt: bool) -> TracedView:
-        """Let the recorder follow a forward whose tokens are in the columns. prompt: whether they are read."""
-        assert self.recorder is not None
+    def _waiting_sinks(self) -> int:
+        """Return how many of the window's first columns are sinks, or pads before them; 0 under a local rule."""
         waiting = self.sinks.waiting(self.columns) if self.local is None else None
-        first = 0 if waiting is None else int((self.columns.positions[0] < waiting[0]).sum())
-        return view.traced(self.recorder.run(self.recalled, self.columns, prompt), first)
+        return 0 if waiting is None else int((self.columns.positions[0] < waiting[0]).sum())
 
     # -- from one process to the next -----------------------------------------------------------------------------
 

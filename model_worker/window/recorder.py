@@ -17,11 +17,12 @@ from model_worker.window.trace_runs import Run, trace_of
 class Recorder:
     """What one cache recalled and attended to since the recorder was put on it.
 
-    tokenizer: turns queries, and chunks without a text, into texts.
+    tokenizer: turns queries, and chunks without a text, into texts. every: of so many tokens that are written in a run,
+    one is looked at, the first of them.
     """
 
-    def __init__(self, attachment: Attachment, tokenizer: Any):
-        self._layers, self._tokenizer = attachment.plan.retrieval_layers, tokenizer
+    def __init__(self, attachment: Attachment, tokenizer: Any, every: int = 1):
+        self._layers, self._tokenizer, self._every = attachment.plan.retrieval_layers, tokenizer, every
         self._runs: list[Run] = []
         self._query: tuple[int, ...] = ()
         self._answered: bool | None = None
@@ -32,10 +33,11 @@ class Recorder:
         """Note the token ids of a query, and whether the memory answered it."""
         self._query, self._answered, self._asked = tuple(rows[0]), answered, True
 
-    def run(self, recalled: Recalled, columns: Columns, prompt: bool) -> Run:
-        """Return the run to which the forward belongs that comes in; its new tokens are in the columns already.
+    def run(self, recalled: Recalled, columns: Columns, prompt: bool) -> Run | None:
+        """Return the run to which the forward belongs that comes in; None where it is not looked at.
 
-        Raises InputError for a batch.
+        columns: of the window, with the new tokens. prompt: whether these are read, and not written. Raises
+        InputError for a batch.
         """
         if columns.rows > 1:
             raise InputError(f"a trace is of one prompt, and this cache follows {columns.rows}")
@@ -45,10 +47,12 @@ class Recorder:
             begin = 0 if last is None else last.begin + last.tokens
             self._runs.append(Run(prompt, self._query, self._answered, recalled.chunks, begin))
         self._asked = False
-        self._runs[-1].tokens += tokens
+        run = self._runs[-1]
+        looks = prompt or run.tokens % self._every == 0
+        run.tokens += tokens
         if prompt or len(self._runs) == 1:
             self._offset = int(columns.positions[0, -1]) + columns.origin + 1
-        return self._runs[-1]
+        return run if looks else None
 
     def trace(self) -> Trace:
         """Return what was recorded up to now. Raises InputError where no token came in."""

@@ -21,7 +21,8 @@ class Run:
 
     prompt: whether they are read and not written. query, answered: of the recall before them. listed: the chunks of all
     rows, the very object that the window holds. begin, tokens: how many tokens came in before the run, and in it. sums,
-    last: by layer, the masses of sinks, window and chunks, `[2 + n]`, summed over the tokens, and of the last token.
+    last: by layer, the masses of sinks, window and chunks, `[2 + n]`, summed over the tokens that were looked at, and
+    of the last of these. counts: by layer, how many these were.
     """
 
     prompt: bool
@@ -32,15 +33,22 @@ class Run:
     tokens: int = 0
     sums: dict[int, Tensor] = field(default_factory=dict)
     last: dict[int, Tensor] = field(default_factory=dict)
+    counts: dict[int, int] = field(default_factory=dict)
 
     @property
     def chunks(self) -> list[Attended]:
         """Return the chunks of the only row."""
         return self.listed[0] if self.listed else []
 
+    @property
+    def seen(self) -> int:
+        """Return how many tokens were looked at."""
+        return max(self.counts.values(), default=0)
+
     def note(self, layer: int, rows: Tensor) -> None:
         """Add the masses of some tokens in one layer, `[tokens, 2 + n]`."""
         if len(rows):
+            self.counts[layer] = self.counts.get(layer, 0) + len(rows)
             before = self.sums.get(layer)
             self.sums[layer] = rows.sum(0) if before is None else before + rows.sum(0)
             self.last[layer] = rows[-1]
@@ -58,11 +66,11 @@ def trace_of(runs: Sequence[Run], layers: Sequence[int], offset: int, decode: Ca
     for index, run in enumerate(runs):
         if index >= end:
             count += 1 if index == end else run.tokens
-            masses = _stacked(run.last if index == end else run.sums, layers)
+            masses = _stacked(run.last, layers) if index == end else run.tokens * _shares(run, layers)
             whole[:, :CHUNKS] += masses[:, :CHUNKS]
             for place, key in enumerate(keys.of(run), CHUNKS):
                 whole[:, CHUNKS + keys.place[key]] += masses[:, place]
-    whole = _shares(whole, count)
+    whole = _with_rest(whole / count)
     order = sorted(range(len(keys.found)), key=lambda place: -float(whole[:, CHUNKS + place].sum()))
     rank = {keys.found[place]: at for at, place in enumerate(order)}
     return Trace(
@@ -99,7 +107,7 @@ def _step(
     run: Run, layers: Sequence[int], ranks: Sequence[int], read: bool, decode: Callable[[Sequence[int]], str]
 ) -> Step:
     """Return a run as a step. ranks: the places of its chunks in the trace. read: whether it belongs to the prompt."""
-    masses = _shares(_stacked(run.sums, layers), run.tokens)
+    masses = _shares(run, layers)
     chunks = [
         StepChunk(
             rank, None if chunk.provenance is None else chunk.provenance.score, chunk.recent, _mass(masses, place)
@@ -149,14 +157,15 @@ def _stacked(masses: dict[int, Tensor], layers: Sequence[int]) -> Tensor:
     return torch.stack([masses[layer] for layer in layers]).cpu().double()
 
 
-def _shares(masses: Tensor, count: int) -> Tensor:
-    """Return the mean over `count` tokens of their summed masses `[layers, 2 + n]`.
+def _shares(run: Run, layers: Sequence[int]) -> Tensor:
+    """Return the masses of a run, `[layers, 2 + n]`, mean over the tokens that were looked at."""
+    return _with_rest(_stacked(run.sums, layers) / run.seen)
 
-    Sinks have the rest, with what a model gives to sinks that are parameters.
-    """
-    shares = masses / count
-    shares[:, SINKS] = (1 - shares[:, WINDOW:].sum(1)).clamp(min=0)
-    return shares
+
+def _with_rest(masses: Tensor) -> Tensor:
+    """Give the rest of 1 to the sinks, with what a model gives to sinks that are parameters."""
+    masses[:, SINKS] = (1 - masses[:, WINDOW:].sum(1)).clamp(min=0)
+    return masses
 
 
 def _mass(masses: Tensor, place: int) -> Mass:
