@@ -31,6 +31,7 @@ from model_worker.session.log_format import Header, Turn, now
 from model_worker.session.turn_memory import TurnMemory
 from model_worker.session.window import SessionWindow
 from model_worker.user_text import encode_between, encode_text, readable
+from model_worker.window.chunking import chunks
 from model_worker.window.placement import Room
 from model_worker.window.recorder import Recorder
 from model_worker.window.tova import TovaRule
@@ -202,7 +203,8 @@ class Session:
         """Read and record what a prompt has beyond one window; return the rest of it."""
         total = len(prompt)
         while len(prompt) > self.window.tokens:
-            part, prompt = prompt[: self.window.tokens], prompt[self.window.tokens :]
+            part = next(chunks(prompt, self.window.tokens, self.model.ends))
+            prompt = prompt[len(part) :]
             self.window.feed(part, progress, total - len(prompt) - len(part), total)
             self._commit(Turn("", "", part, len(part), self.memory.kept, now(), part=True))
         return prompt
@@ -210,6 +212,7 @@ class Session:
     def _commit(self, turn: Turn) -> None:
         """Write a turn to the log first, then what the turn pushed out of the window to the bank."""
         self.log.append(turn)
+        self.window.end_turn()
         self.memory.release(sum(len(turn.ids) for turn in self.log.turns))
 
     def _decode(self, ids: list[int]) -> str:

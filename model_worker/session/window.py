@@ -8,6 +8,7 @@ missing, old or of other settings.
 import json
 import warnings
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -103,6 +104,10 @@ class SessionWindow:
         self.feed(written[fed:])
         return written
 
+    def end_turn(self) -> None:
+        """Let a chunk end where the last turn of the log ends."""
+        self.cache.cuts.add(sum(len(turn.ids) for turn in self._log.turns))
+
     @property
     def _piece(self) -> int:
         assert self._log.header is not None
@@ -153,7 +158,7 @@ class SessionWindow:
     def _fresh(self, start: int) -> MemoryCache:
         assert self._log.header is not None
         size, rule, sinks = self._size, self._local, self._log.header.sinks
-        return MemoryCache(
+        cache = MemoryCache(
             self._model.attachment,
             self._memory,
             window=size,
@@ -162,6 +167,8 @@ class SessionWindow:
             sinks=sinks,
             ends=self._model.ends,
         )
+        cache.cuts |= {end for end in accumulate(len(turn.ids) for turn in self._log.turns) if end > start}
+        return cache
 
     def _stamp(self, cache: MemoryCache, tokens: int) -> str:
         """Return what a window on disk must agree with to be used. tokens: of the log that the window is of."""

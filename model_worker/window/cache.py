@@ -90,6 +90,8 @@ class MemoryCache(Cache, ForwardState):
         self._recents = Recents(0 if memory is None else memory.recent)
         self._ends = frozenset(ends)
         self.recorder: Recorder | None = None
+        self.cuts: set[int] = set()
+        """Offsets in the source before which a chunk ends, however short it is; for one row."""
         self._alone = False  # whether the window holds one chunk whose forward saw no local token before it
 
     # -- one forward ----------------------------------------------------------------------------------------------
@@ -211,10 +213,11 @@ class MemoryCache(Cache, ForwardState):
         goes_on: whether more tokens follow those of the window. A text is cut behind the same tokens in a window of any
         size, since a chunk that is written again has to be the one that was written.
         """
-        if not self._ends or self.columns.rows > 1:
+        if not (self._ends or self.cuts) or self.columns.rows > 1:
             return min(size, self.physical)
-        ids = self.columns.ids[0].tolist()
-        return len(next(chunks([*ids, _FOLLOWING] if goes_on else ids, size, self._ends)))
+        ids, first = self.columns.ids[0].tolist(), self.columns.first_offset
+        places = [cut - first for cut in self.cuts]
+        return len(next(chunks([*ids, _FOLLOWING] if goes_on else ids, size, self._ends, places)))
 
     def _leave(self, count: int) -> None:
         """Capture the oldest `count` columns for the memory, without their pads, keep sinks of them, and drop them."""
@@ -225,6 +228,9 @@ class MemoryCache(Cache, ForwardState):
         self.sinks.take(self.attachment, self.columns, count, self.layers)
         for layer in self.layers:
             layer.drop(count)
+        if self.cuts:
+            left = self.columns.first_offset + count
+            self.cuts = {cut for cut in self.cuts if cut > left}
         self.columns.drop(count)
 
     def _follow(self) -> None:

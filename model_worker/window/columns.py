@@ -47,6 +47,11 @@ class Columns:
         """Return what is added to a RoPE position to give the token's offset in its source."""
         return self.start + self.shift
 
+    @property
+    def first_offset(self) -> int:
+        """Return the offset of the first column in its source; of one row, without pads, that has a column."""
+        return int(self.positions[0, 0]) + self.origin
+
     # -- what comes in --------------------------------------------------------------------------------------------
 
     def new(self, ids: Tensor, mask: Tensor | None, positions: Tensor | None, seen: int) -> tuple[Tensor, Tensor]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +39,11 @@ def say(session: Session, *texts: str) -> list[str]:
 
 
 def last_starts(session: Session, count: int) -> list[int]:
-    """Return the offsets of the last chunks that left the window, by what was said: they end where sentences end."""
+    """Return the offsets of the last chunks that left the window, which end where turns and sentences do."""
     said = [token for turn in session.log.turns for token in turn.ids][: session.left + 1]
     ends = sentence_ends(session.model.tokenizer)
-    lengths = [len(piece) for piece in chunks(said, CHUNK, ends)]
+    turns = list(accumulate(len(turn.ids) for turn in session.log.turns))
+    lengths = [len(piece) for piece in chunks(said, CHUNK, ends, turns)]
     starts = [sum(lengths[:at]) for at in range(len(lengths) + 1)]
     return [start for start in starts if start < session.left][-count:]
 

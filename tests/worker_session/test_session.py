@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,11 @@ def check_bank(session: Session, *, ahead: bool = False) -> None:
     assert in_bank == session.left or (ahead and session.left < in_bank <= len(said))
     lengths = [len(chunk.token_ids) for chunk in chunks]
     assert [chunk.start for chunk in chunks] == [sum(lengths[:at]) for at in range(len(lengths))]
-    assert all(n == CHUNK or (n >= CHUNK // 2 and c.text[-1] in ".!?\n") for n, c in zip(lengths, chunks, strict=True))
+    ends = set(accumulate(len(turn.ids) for turn in session.log.turns))
+    for chunk, length in zip(chunks, lengths, strict=True):
+        after = chunk.start + length
+        assert after in ends or length == CHUNK or (length >= CHUNK // 2 and chunk.text[-1] in ".!?\n")
+        assert not any(chunk.start < end < after for end in ends), "a chunk has parts of two turns"
     assert [token for chunk in chunks for token in chunk.token_ids] == said[:in_bank]
     assert session.window.cache.columns.ids[0].tolist() == said[session.left :]
 
