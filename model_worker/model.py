@@ -391,12 +391,15 @@ class MemoryModel:
 
     # -- the rest -------------------------------------------------------------------------------------------------
 
-    def with_bank(self, bank: str | Sequence[str], **changes: Unpack[MemoryOptions]) -> Memory:
-        """Open another memory over the same model and service, e.g. one that measures without counting.
+    def with_bank(
+        self, bank: str | Sequence[str], *, client: kvbank.Client | None = None, **changes: Unpack[MemoryOptions]
+    ) -> Memory:
+        """Open another memory over the same model, e.g. one that measures without counting.
 
-        changes: fields of `MemorySettings` in which it differs from this model's own memory.
+        client: of its service; None is this model's own. changes: fields of `MemorySettings` in which it differs from
+        this model's own memory.
         """
-        memory = Memory(self.attachment, self.client, bank, self.tokenizer, self.settings, **changes)
+        memory = Memory(self.attachment, client or self.client, bank, self.tokenizer, self.settings, **changes)
         _open(memory)
         return memory
 

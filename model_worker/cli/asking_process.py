@@ -1,12 +1,11 @@
 """A new process goes on with a session and asks it questions: so nothing of the process that talked before helps it.
 
 `python -m model_worker.cli.asking_process` reads an `Asking` as JSON, and prints how many tokens the model was fed. The
-answers stand in the session's log.
+answers stand in the session's turns.
 """
 
 import subprocess
 import sys
-from pathlib import Path
 
 from model_worker.cli.measured_model import MeasuredModel
 from model_worker.errors import WorkerError
@@ -16,13 +15,11 @@ from model_worker.settings.base import Settings
 class Asking(Settings):
     """What a new process asks, and of which session.
 
-    options: of the model. address: of the service. sessions, name: the folder of the logs, and the session. answer:
-    tokens of the longest answer.
+    options: of the model. address: of the service. name: of the session. answer: tokens of the longest answer.
     """
 
     options: MeasuredModel
     address: str
-    sessions: Path
     name: str
     questions: tuple[str, ...]
     answer: int
@@ -52,7 +49,7 @@ def _ask(asking: Asking) -> int:
     with attached(loaded, asking.options, asking.address) as model, counted(model.model, Cost()) as cost:
         own = asking.options
         preset = SessionPreset.of(model.model, model.chunk, window=own.window, recent=own.recent)
-        said = asking.sessions, asking.name, asking.questions, asking.answer
+        said = asking.name, asking.questions, asking.answer
         converse(model, *said, window=preset.window, **preset.memory)
     return cost.tokens
 

@@ -32,18 +32,18 @@ def why(recorder: "Recorder | None", chunks: str) -> str:
 
 
 def bank_of(session: "Session") -> str:
-    """Return what the bank of a session holds: how much, the newest chunk, and those that were retrieved most.
+    """Return what the bank of a session has of the session: how much, the newest chunk, and those retrieved most.
 
     A service that does not say is told of in place of that.
     """
-    name, client, width = session.header.bank, session.model.client, terminal_width() or _WIDTH
+    name, client, width = session.info.bank, session.record.client, terminal_width() or _WIDTH
     try:
-        usage = client.get_bank(name, timeout=_SECONDS).usage
-        chunks = list(client.list_chunks(name, timeout=_SECONDS))
+        chunks = list(client.list_chunks(name, filter=session.info.filter, timeout=_SECONDS))
     except kvbank.ServiceError as error:
         return lines_of([], [f"the bank cannot be looked at: {error}"], width)
     now = datetime.now(UTC)
-    lines = [f"bank {name}: {counted(usage.chunks, 'chunk')}, {counted(usage.tokens, 'token')}"]
+    tokens = sum(len(chunk.token_ids) for chunk in chunks)
+    lines = [f"bank {name}: {counted(len(chunks), 'chunk')}, {counted(tokens, 'token')}"]
     if chunks:
         newest = max(chunks, key=lambda chunk: chunk.chunk_id)
         lines.append(f"newest, {age(newest.create_time, now)} ago: {newest.text}")

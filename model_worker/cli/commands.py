@@ -25,7 +25,6 @@ from model_worker.cli.evaluate_ttft import ttft
 from model_worker.cli.homer import homer
 from model_worker.cli.layers import layers
 from model_worker.cli.pretrained import pretrained_models
-from model_worker.cli.session import session
 from model_worker.cli.train import training
 
 evaluation = typer.Typer(no_args_is_help=True, help="Measure what a memory is worth, and what compression costs.")
@@ -49,7 +48,6 @@ for _name, _measure in (
 
 COMMANDS = (("demo", demo), ("chat", chat), ("layers", layers), ("compressors", compressors))
 GROUPS = (
-    ("session", session),
     ("model", pretrained_models),
     ("homer", homer),
     ("icae", adapters),

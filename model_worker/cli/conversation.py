@@ -12,27 +12,23 @@ from kvbank.console.ending import say
 from kvbank.console.output import one_line
 from model_worker.attachment.loading import device_named
 from model_worker.attachment.model_names import SHIPPED
-from model_worker.cli.chat_memory import bank_of, why
+from model_worker.cli.chat_commands import Talk, obey
 from model_worker.cli.chat_options import ChatOptions
 from model_worker.cli.messages import messages
 from model_worker.cli.quiet import quiet_libraries
-from model_worker.cli.terminal import Waiting, printable, stop_on_interrupt, while_loading
+from model_worker.cli.targets import in_use
+from model_worker.cli.terminal import Waiting, printable, stop_on_interrupt
 from model_worker.embed import name_of
 from model_worker.embed.hybrid import WEIGHT
 from model_worker.embed.spec import lasting_spec
 from model_worker.model import MemoryModel
 from model_worker.pretrained.cache import kept_folder
-from model_worker.session.log import SessionLog
-from model_worker.session.log_format import Header
+from model_worker.session.begun_with import BegunWith
 from model_worker.session.preset import SessionPreset
 from model_worker.session.session import Session
 from model_worker.session.unanswered import Unanswered
 from model_worker.window.recorder import Recorder
 
-HELP = (
-    "/help this text; /why [N] what the last answer came from, in N chunks; /memory what the session's bank holds; "
-    "/quit or Ctrl-D the end; Ctrl-C stops an answer, what was said until then is kept"
-)
 # Turns that arrow up brings back, and letters that are shown of a message.
 _HISTORY, _SHOWN = 100, 60
 # One in so many tokens of an answer is looked at for `/why`: to look at each would take a fifth of the time.
@@ -41,35 +37,33 @@ _LOOKED_AT = 8
 _ENCODER = "minilm"
 
 
-def run_chat(log: SessionLog, client: kvbank.Client, options: ChatOptions, memory: str) -> None:
-    """Load the model, open the session of `log` over the service of `client`, and talk until the input ends.
+def run_chat(model: MemoryModel, name: str, options: ChatOptions, known: BegunWith | None) -> None:
+    """Open the session of a name with `model`, over the model's service, and talk until the input ends.
 
-    options: with the name of the model. memory: how the service is called, noted in a new log.
+    options: with the name of the model. known: what the session was begun with; None for a new one.
     """
-    name, embed = options.model or SHIPPED, embedder_of(options, log.header)
-    options = options.model_copy(update={"embed": embed})
-    with while_loading(f"loading {name}"):
-        model = open_model(client, name, options, log.header)
     with model:
         preset = SessionPreset.of(model.model, model.chunk, window=options.window, recent=options.recent)
         with Waiting("reading the session again: {done} of {total} tokens") as progress:
-            session = Session.open(
-                model,
-                log,
-                name=name,
-                target=memory,
-                window=preset.window,
-                style=options.style,
-                progress=progress,
-                strict=options.strict,
-                system=options.system,
-                bank=options.bank,
-                embed=embed,
-                adapter=options.adapter or "",
-                **preset.memory,
-            )
+            try:
+                session = Session.open(
+                    model,
+                    name=name,
+                    window=preset.window,
+                    style=options.style,
+                    progress=progress,
+                    strict=options.strict,
+                    system=options.system,
+                    bank=options.bank,
+                    model_name=options.model or SHIPPED,
+                    embed=embedder_of(options, known),
+                    adapter=options.adapter or "",
+                    **preset.memory,
+                )
+            except kvbank.LeaseHeld as error:
+                raise in_use(name, error.holder) from None
         with session:
-            unanswered = Unanswered(log.folder)
+            unanswered = Unanswered(session.info.session_id)
             if not options.plain:
                 print(one_line(greeting(session)), file=sys.stderr)
                 _tell_of(unanswered)
@@ -77,14 +71,16 @@ def run_chat(log: SessionLog, client: kvbank.Client, options: ChatOptions, memor
             converse(session, options, unanswered)
 
 
-def open_model(client: kvbank.Client, name: str, options: ChatOptions, known: Header | None) -> MemoryModel:
+def open_model(client: kvbank.Client, options: ChatOptions, known: BegunWith | None) -> MemoryModel:
     """Return the model, attached and connected, without a bank: the session brings one.
 
-    known: the header of a session that goes on, whose chunks keep their size.
+    options: with the name of the model. known: what a session that goes on was begun with, whose chunks keep their
+    size.
     """
     quiet_libraries()
+    options = options.model_copy(update={"embed": embedder_of(options, known)})
     return MemoryModel.from_pretrained(
-        name,
+        options.model or SHIPPED,
         memory=client,
         bank=(),
         device=device_named(options.device),
@@ -97,7 +93,7 @@ def open_model(client: kvbank.Client, name: str, options: ChatOptions, known: He
     )
 
 
-def embedder_of(options: ChatOptions, known: Header | None) -> str:
+def embedder_of(options: ChatOptions, known: BegunWith | None) -> str:
     """Return by what chunks are found: what was asked for, else what the session was begun with.
 
     A new session of which nothing is asked goes by words and meaning where an encoder is in the cache, else by words.
@@ -112,11 +108,11 @@ def embedder_of(options: ChatOptions, known: Header | None) -> str:
 
 def greeting(session: Session) -> str:
     """Return one line about where a session stands."""
-    turns = sum(not turn.part for turn in session.log.turns)
+    turns = sum(turn.status != "part" for turn in session.turns)
     began = f"goes on after {turns} turn{'s' * (turns > 1)}" if turns else "begins"
-    known = f"{session.left:,} tokens in bank {session.header.bank}" if session.left else "nothing in its bank yet"
-    by = session.header.embed or name_of(session.memory.memory.embedder)
-    return f"session {session.header.name!r} {began}, {known}, found by {by}; /help for help"
+    known = f"{session.left:,} tokens in bank {session.info.bank}" if session.left else "nothing in its bank yet"
+    by = session.info.settings.get("embed") or name_of(session.memory.memory.embedder)
+    return f"session {session.info.name!r} {began}, {known}, found by {by}; /help for help"
 
 
 def _tell_of(unanswered: Unanswered) -> None:
@@ -128,35 +124,30 @@ def _tell_of(unanswered: Unanswered) -> None:
 
 
 def converse(session: Session, options: ChatOptions, unanswered: Unanswered) -> None:
-    """Read messages until they end; each is a turn, or one of the commands that begin with a slash."""
-    said = [turn.text for turn in session.log.turns if not turn.part]
-    recorder = None
+    """Read messages until they end; each is a turn, or one of the commands that begin with a slash.
+
+    In a terminal a turn that fails is told, and the conversation goes on; a pipe ends with it.
+    """
+    said = [turn.text("user") for turn in session.turns if turn.status not in ("part", "forgotten")]
+    talk = Talk(session)
     for line in messages(options.plain, [*said[-_HISTORY:], *unanswered.messages()]):
         if line == "/quit":
             return
-        if line.startswith("/") and "\n" not in line:
-            _command(line, session, recorder)
-        elif line:
-            recorder = _turn(session, line, options, unanswered)
-
-
-def _command(line: str, session: Session, recorder: Recorder | None) -> None:
-    """Do what a line asks for that begins with a slash. recorder: of the last answer."""
-    command, _, rest = line.partition(" ")
-    if line == "/help":
-        print(HELP)
-    elif command == "/why":
-        print(why(recorder, rest.strip()))
-    elif line == "/memory":
-        print(bank_of(session))
-    else:
-        say(f"there is no command {command}; {HELP}")
+        try:
+            if line.startswith("/") and "\n" not in line:
+                obey(talk, line)
+            elif line:
+                talk.recorder = _turn(session, line, options, unanswered)
+        except kvbank.KVBankError as error:
+            if not sys.stdin.isatty():
+                raise
+            say(f"{error}; arrow up brings back what was not answered")
 
 
 def _turn(session: Session, line: str, options: ChatOptions, unanswered: Unanswered) -> Recorder:
     with (
-        session.trace(every=_LOOKED_AT) as recorder,
         unanswered.saying(line),
+        session.trace(every=_LOOKED_AT) as recorder,
         stop_on_interrupt() as stop,
         Waiting("reading your message: {done} of {total} tokens") as progress,
     ):
@@ -166,7 +157,7 @@ def _turn(session: Session, line: str, options: ChatOptions, unanswered: Unanswe
             line,
             on_text=_write,
             stopped=stop.is_set,
-            progress=progress,
+            progress=lambda done, total: progress(done, total) if total > session.window.tokens else None,
             max_new_tokens=options.max_new_tokens,
             temperature=options.temperature,
         )

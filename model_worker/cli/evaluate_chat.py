@@ -29,8 +29,6 @@ from model_worker.settings.flags import takes
 if TYPE_CHECKING:
     from model_worker.evaluate.service_process import ServiceProcess
 
-_FOLDER = "sessions"
-
 
 class ConversationOptions(MeasuredModel):
     """Options of `kvbank eval chat`."""
@@ -100,14 +98,13 @@ def measured_chat(
     plan = Plan(ask=form, **options.model_dump(include=wanted))
     run = about("chat", options)
     with measured_service() as service, attached(loaded, options, service.address) as model, progress() as bars:
-        sessions = service.folder / _FOLDER
 
         def elsewhere(name: str, questions: Sequence[str]) -> int:
             return _asked_again(service, options, name, questions)
 
         preset = SessionPreset.of(model.model, model.chunk, window=options.window, recent=options.recent)
         journal = Journal(out, {**run, "decides": decides(model), "preset": asdict(preset), "text": text})
-        asked = ChatRun(model, sessions, sentences, plan, preset, journal, bars, elsewhere if options.restart else None)
+        asked = ChatRun(model, sentences, plan, preset, journal, bars, elsewhere if options.restart else None)
         found = {**run, **asked.report()}
     parts = tables_of(chat_tables(found), cost_line(found))
     show(Shown(found, parts, drawn({"chat.svg": chat_figure(found)})), as_json=as_json, plot=plot)
@@ -120,12 +117,10 @@ def _asked_again(service: "ServiceProcess", options: ConversationOptions, name: 
     service.kill()
     service.start()
     own = {field: getattr(options, field) for field in MeasuredModel.model_fields}
-    sessions = service.folder / _FOLDER
     return ask_in_process(
         Asking(
             options=MeasuredModel(**own),
             address=service.address,
-            sessions=sessions,
             name=name,
             questions=tuple(questions),
             answer=options.answer,

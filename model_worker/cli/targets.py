@@ -1,4 +1,4 @@
-"""A command about sessions finds here what it works on: the folder of the sessions, and the service of one of them.
+"""A command that talks finds here what it talks to: the service, and the session in it.
 
 The module is light to import: no torch.
 """
@@ -6,6 +6,7 @@ The module is light to import: no torch.
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import Annotated
 
@@ -14,8 +15,7 @@ import typer
 import kvbank
 from kvbank.files import private
 from model_worker.errors import SessionError
-from model_worker.session.folder import sessions_folder
-from model_worker.session.log_format import Header
+from model_worker.session.holder import has_died, shown
 
 Memory = Annotated[
     str | None,
@@ -23,37 +23,17 @@ Memory = Annotated[
         "--memory",
         "-m",
         envvar="KVBANK_MEMORY",
-        help="Memory service: HOST:PORT, unix:PATH or a folder. By default the one that the session was begun with, "
-        "for a new session a folder of yours.",
+        help="Memory service: HOST:PORT, unix:PATH or a folder. By default a folder of yours.",
     ),
 ]
-Sessions = Annotated[Path | None, typer.Option("--sessions", help="Folder of the sessions' logs.")]
 
 # Seconds for a first answer, so that a service that is not there is noticed before a model is loaded.
 _START_S = 3.0
+_DEFAULT = "default"
 
 
-def folder_of(sessions: Path | None, *, may_be_missing: bool = False) -> Path:
-    """Return the folder of the sessions: the one that was named, or the user's own.
-
-    Raises SessionError for a folder that was named and is not there, and for a file.
-    """
-    if sessions is None:
-        return sessions_folder()
-    if not sessions.is_dir() and (sessions.exists() or not may_be_missing):
-        raise SessionError(
-            f"{sessions} is a file: --sessions is a folder" if sessions.exists() else f"there is no folder {sessions}"
-        )
-    return sessions
-
-
-def target_of(memory: str | None, known: Header | None) -> str:
-    """Return the service to talk to: the one that was named, else that of the session, else a folder of the user's.
-
-    A folder is returned by its absolute path, because a session outlives the working directory.
-    """
-    if memory is None and known is not None:
-        return known.memory
+def target_of(memory: str | None) -> str:
+    """Return the service to talk to: the one that was named, else a folder of the user's, which is made."""
     if memory is None:
         import platformdirs
 
@@ -82,3 +62,52 @@ def connected(target: str, api_key: str | None) -> Iterator["kvbank.Client"]:
     with client:
         client.server_info(timeout=_START_S)
         yield client
+
+
+def session_of(client: kvbank.Client, target: str, name: str | None) -> tuple[str, kvbank.Session | None]:
+    """Return the name of the session to talk in, and the session, None where it is to be begun.
+
+    target: the service. name: of the session; None is the first of `default`, `default-2` and so on that no other
+    process has. Raises SessionError for a session that another process has, and for one that an earlier release left in
+    a folder.
+    """
+    if name is not None:
+        known = _found(client, target, name)
+        if known is not None and known.lease is not None and not has_died(known.lease.holder):
+            raise in_use(name, known.lease.holder)
+        return name, known
+    for number in count(1):
+        free = _DEFAULT if number == 1 else f"{_DEFAULT}-{number}"
+        known = _found(client, target, free)
+        if known is None or known.lease is None or has_died(known.lease.holder):
+            return free, known
+    raise AssertionError("numbers end")
+
+
+def in_use(name: str, holder: str) -> SessionError:
+    """Return the error of a session that another process has."""
+    return SessionError(
+        f"session {name!r} is in use by {shown(holder)}; it is free once that ends, or half a minute after it was lost"
+    )
+
+
+def _found(client: kvbank.Client, target: str, name: str) -> kvbank.Session | None:
+    try:
+        return client.sessions.get(name=name)
+    except kvbank.SessionNotFound:
+        folder = _earlier(name)
+        if folder is None:
+            return None
+        raise SessionError(
+            f"session {name!r} of an earlier release is in a folder; take it over: kvbank session import "
+            f"{shlex.quote(str(folder))} --memory {shlex.quote(target)}"
+        ) from None
+
+
+def _earlier(name: str) -> Path | None:
+    """Return the folder in which an earlier release kept the session of a name, if it is there."""
+    import platformdirs
+
+    sessions = Path(platformdirs.user_state_dir("kvbank")) / "sessions"
+    folder = sessions / name
+    return folder if folder.parent == sessions and (folder / "log.jsonl").is_file() else None

@@ -13,20 +13,18 @@ same bank where the question alone stands in a new stream.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Unpack
 
+import kvbank
 from model_worker.evaluate.asking import MEMORY, Asker
 from model_worker.evaluate.banks import open_memory
 from model_worker.evaluate.chat_plan import Script
 from model_worker.evaluate.wordings import WordedFact
 from model_worker.model import MemoryModel
 from model_worker.session.answer import decoded
-from model_worker.session.folder import read_session
-from model_worker.session.log import SessionLog, fork
-from model_worker.session.log_format import Turn
+from model_worker.session.opening import SessionOptions
 from model_worker.session.preset import SessionPreset
-from model_worker.session.session import Session, SessionOptions
+from model_worker.session.session import Session
 from model_worker.user_text import encode_text
 
 TOLD, CONTEXT, NOTHING = "told", "whole context", "no memory"
@@ -40,7 +38,6 @@ Progress = Callable[[int, int], None]
 
 def converse(
     model: MemoryModel,
-    sessions: Path,
     name: str,
     texts: Sequence[str],
     answer: int,
@@ -50,11 +47,10 @@ def converse(
 ) -> None:
     """Say texts in the session of a name, a turn each; a new name begins a session.
 
-    sessions: the folder of the logs. answer: tokens of the longest answer. progress: called with (turns done, turns in
-    all). window, options: of `Session.open`.
+    answer: tokens of the longest answer. progress: called with (turns done, turns in all). window, options: of
+    `Session.open`.
     """
-    log = SessionLog.open(sessions, name)
-    with Session.open(model, log, name="measured", target="measured", window=window, **options) as session:
+    with Session.open(model, name=name, window=window, **options) as session:
         for index, text in enumerate(texts):
             session.say(text, max_new_tokens=answer)
             progress(index + 1, len(texts))
@@ -64,13 +60,12 @@ def converse(
 class Interview:
     """Asks one conversation for its facts.
 
-    sessions, name: the folder and the name of its session, in which the facts were told first, a turn each. said: what
-    is told and asked. preset: of the sessions. answer: tokens of the longest answer. elsewhere: asks the
-    session of a name these questions in a new process, after a restart; None asks in this one.
+    name: of its session, in which the facts were told first, a turn each. said: what is told and asked. preset: of the
+    sessions. answer: tokens of the longest answer. elsewhere: asks the session of a name these questions in a new
+    process, after a restart; None asks in this one.
     """
 
     model: MemoryModel
-    sessions: Path
     name: str
     said: Script
     preset: SessionPreset
@@ -80,9 +75,10 @@ class Interview:
 
     def rows(self) -> list[dict[str, Any]]:
         """Return a row for each fact: its wording, and what was right by way; None where a way cannot be."""
-        header, turns = read_session(self.sessions, self.name)
-        ids = [token for turn in turns for token in turn.ids]
-        parts = self._parts(header.bank, turns, ids[: header.sinks])
+        session = self.model.client.sessions.get(name=self.name)
+        turns = turns_of(self.model.client, self.name)
+        ids = [token for turn in turns for token in turn.token_ids]
+        parts = self._parts(session, turns, ids[: int(session.settings.get("sinks", 0))])
         whole = self._whole_window(ids)
         told: dict[str, list[str] | None] = {
             NOTHING: self._in_fork(NOTHING, self.preset.window, min_score=_NOTHING_PASSES, recent=0),
@@ -111,7 +107,8 @@ class Interview:
     def _in_fork(self, way: str, window: int | None = None, **options: Unpack[SessionOptions]) -> list[str]:
         """Ask in a fork, which goes on from what was said before the questions; return the answers."""
         name = f"{self.name}-{way.replace(' ', '-')}"
-        fork(self.sessions, self.name, name)
+        client = self.model.client
+        client.sessions.fork(client.sessions.get(name=self.name).session_id, name=name)
         self._converse(name, way, window, **options)
         return self._answers(name)
 
@@ -119,12 +116,12 @@ class Interview:
         def told(done: int, total: int) -> None:
             self.progress(f"asking, {way}", done, total)
 
-        converse(self.model, self.sessions, name, self.said.questions, self.answer, told, window, **options)
+        converse(self.model, name, self.said.questions, self.answer, told, window, **options)
 
     def _answers(self, name: str) -> list[str]:
         """Return the answers to the questions, which were said last in the session of a name."""
-        turns = [turn for turn in read_session(self.sessions, name)[1] if not turn.part]
-        return [turn.answer for turn in turns[-len(self.said.asked) :]]
+        turns = [turn for turn in turns_of(self.model.client, name) if turn.status != "part"]
+        return [turn.text("assistant") for turn in turns[-len(self.said.asked) :]]
 
     def _whole_window(self, ids: Sequence[int]) -> int | None:
         """Return a window that holds the whole conversation with the questions; None where the model knows none."""
@@ -133,17 +130,21 @@ class Interview:
         trained = self.model.attachment.trained_length
         return needed if trained is None or needed < trained else None
 
-    def _parts(self, bank: str, turns: Sequence[Turn], first: Sequence[int]) -> list[dict[str, Any]]:
+    def _parts(
+        self, session: kvbank.Session, turns: Sequence[kvbank.Turn], first: Sequence[int]
+    ) -> list[dict[str, Any]]:
         """Return what must be right for each fact to be told, in the order of the questions.
 
-        first: tokens of the conversation that stay as its sinks.
+        turns: of the session. first: tokens of the conversation that stay as its sinks.
         """
         model, places, begin = self.model, {}, 0
         for fact, turn in zip(self.said.facts, turns, strict=False):
-            places[fact] = begin + _answer_in(model.tokenizer, fact, turn.ids)
-            begin += len(turn.ids)
-        texts = [chunk.text for chunk in model.client.list_chunks(bank)]
-        asker = Asker(model, open_memory(model, bank, count=False), [], sum(len(turn.ids) for turn in turns), first)
+            places[fact] = begin + _answer_in(model.tokenizer, fact, turn.token_ids)
+            begin += turn.token_count
+        texts = [chunk.text for chunk in model.client.list_chunks(session.bank, filter=session.filter)]
+        memory = open_memory(model, session.bank, count=False)
+        memory.filter = session.filter  # forks, in which questions were asked, share the bank
+        asker = Asker(model, memory, [], session.tokens, first)
         rows = []
         for at, fact in enumerate(self.said.asked):
             asked = asker.ask(fact, places[fact], self.said.form, [MEMORY])
@@ -151,6 +152,11 @@ class Interview:
             rows.append({WHOLE: whole, FOUND: asked.found, EMPTY: asked.right[MEMORY]})
             self.progress("asking in an empty window", at + 1, len(self.said.asked))
         return rows
+
+
+def turns_of(client: kvbank.Client, name: str) -> list[kvbank.Turn]:
+    """Return the turns of the session of a name, with their token ids."""
+    return list(client.sessions.turns(client.sessions.get(name=name).session_id, token_ids=True))
 
 
 def _answer_in(tokenizer: Any, fact: WordedFact, ids: Sequence[int]) -> int:

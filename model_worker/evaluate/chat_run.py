@@ -8,7 +8,6 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from model_worker.errors import InputError
@@ -20,8 +19,6 @@ from model_worker.evaluate.cost import Cost, counted
 from model_worker.evaluate.interval import Share
 from model_worker.evaluate.journal import Journal
 from model_worker.model import MemoryModel
-from model_worker.session.folder import read_session, read_sessions
-from model_worker.session.log import fork
 from model_worker.session.preset import SessionPreset
 
 Progress = Callable[[str, int, int], None]
@@ -33,13 +30,12 @@ Elsewhere = Callable[[str, Sequence[str]], int]
 class ChatRun:
     """A run of conversations with `model`.
 
-    sessions: the folder of their logs, empty at first. sentences: what is said behind the facts. preset: of the
-    sessions. journal: what was measured before. progress: called with (stage, done, in all). elsewhere: asks after a
-    restart of everything; None asks in this process. Raises InputError where a chat template is needed and missing.
+    sentences: what is said behind the facts. preset: of the sessions. journal: what was measured before. progress:
+    called with (stage, done, in all). elsewhere: asks after a restart of everything; None asks in this process. Raises
+    InputError where a chat template is needed and missing.
     """
 
     model: MemoryModel
-    sessions: Path
     sentences: Sequence[str]
     plan: Plan
     preset: SessionPreset
@@ -74,7 +70,7 @@ class ChatRun:
             own = Cost()
             with counted(self.model.model, own):
                 part = self._held(seed, own)
-            own.stored = forget(self.model.client, [header.bank for header, _ in read_sessions(self.sessions)])
+            own.stored = self._forgotten(seed)
             part["cost"] = asdict(own)
             self.journal.put(key, part)
         self.cost.add(part["cost"])
@@ -88,18 +84,28 @@ class ChatRun:
         for place in places:
             until, answer = len(said.facts) + place, self.plan.answer
             stage = f"conversation {seed}, up to turn {place}"
-            say = partial(converse, self.model, self.sessions, window=self.preset.window, **self.preset.memory)
+            say = partial(converse, self.model, window=self.preset.window, **self.preset.memory)
             say(name, texts[done:until], answer, partial(self.progress, stage))
-            tokens[str(place)] = sum(len(turn.ids) for turn in read_session(self.sessions, name)[1])
+            session = self.model.client.sessions.get(name=name)
+            tokens[str(place)] = session.tokens
             behind = f"chat-{seed}-behind-{place}"
             if place != places[-1]:
-                fork(self.sessions, name, behind)
+                self.model.client.sessions.fork(session.session_id, name=behind)
             interview = Interview(
-                self.model, self.sessions, name, said, self.preset, answer, self._below(stage), self._elsewhere(cost)
+                self.model, name, said, self.preset, answer, self._below(stage), self._elsewhere(cost)
             )
             rows += [{"turns": place, **row} for row in interview.rows()]
             name, done = behind, until
         return {"rows": rows, "tokens": tokens}
+
+    def _forgotten(self, seed: int) -> int:
+        """Delete the sessions of a conversation with their bank; return the bytes that the bank took."""
+        client, own = self.model.client, f"chat-{seed}"
+        sessions = [each for each in client.sessions.list() if each.name == own or each.name.startswith(f"{own}-")]
+        stored = forget(client, {each.bank for each in sessions})
+        for each in sessions:
+            client.sessions.forget(each.session_id)
+        return stored
 
     def _below(self, stage: str) -> Progress:
         return lambda name, done, total: self.progress(f"{stage}, {name}", done, total)

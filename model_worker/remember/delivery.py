@@ -37,11 +37,11 @@ class Delivery:
     def write(self, new: Spooled) -> None:
         """Store a chunk, behind those that wait; put it into the spool where the service is away."""
         if self.strict:
-            self._deliver(new)
+            self.store(new)
             return
         if self.link.worth_trying() and self.deliver_spooled():
             try:
-                self._deliver(new)
+                self.store(new)
                 return
             except AWAY as error:
                 self.link.lost(error)
@@ -58,7 +58,7 @@ class Delivery:
             return False
         for path, waiting in self.spool:
             try:
-                self._deliver(waiting)
+                self.store(waiting)
             except AWAY as error:
                 self.link.lost(error)
                 return False
@@ -69,8 +69,9 @@ class Delivery:
                 self.spool.done(path)
         return True
 
-    def _deliver(self, new: Spooled) -> None:
-        """Write a chunk so that it is stored once, whatever became of earlier writes under its key.
+    def store(self, new: Spooled) -> None:
+        """Write a chunk so that it is stored once, whatever became of earlier writes under its key. Raises
+        ServiceError.
 
         A key that follows from the source stays the same when the source is read again. Where the chunk of that key is
         gone, the chunk is stored again under a second key that follows from the first, so that a writer that crashed

@@ -158,6 +158,12 @@ class Memory:
         self._account(len(chunk.token_ids), chunk.tensors)
         self.delivery.write(self.addressed(bank, chunk))
 
+    def store(self, chunk: kvbank.NewChunk, row: int = 0) -> None:
+        """Write a chunk that was made here to the service at once, or raise ServiceError: the chunk waits nowhere."""
+        assert chunk.tensors is not None
+        self.delivery.store(self.addressed(self._bank_of(row), chunk))
+        self._account(len(chunk.token_ids), chunk.tensors)
+
     def attended(self, chunk: kvbank.NewChunk | None) -> RecalledChunk | None:
         """Return a chunk that was made here as attention takes it; None where `recent` asks for none."""
         if chunk is None or not self.recent:
@@ -234,7 +240,7 @@ class Memory:
             return []
         bank, found = self._bank_of(0), []
         try:
-            found = self._recaller.left_before(bank, start, self.recent, self.chunk, self.link.patience)
+            found = self._recaller.left_before(bank, start, self.recent, self.chunk, self.link.patience, self.filter)
         except AWAY as error:
             if self.settings.strict:
                 raise

@@ -89,13 +89,18 @@ class Recaller:
     def _ordered(self, best_first: list[RecalledChunk]) -> list[RecalledChunk]:
         return best_first[::-1] if self._order == "score" else sorted(best_first, key=lambda chunk: chunk.chunk_id)
 
-    def left_before(self, bank: str, start: int, most: int, chunk: int, timeout: float) -> list[RecalledChunk]:
+    def left_before(
+        self, bank: str, start: int, most: int, chunk: int, timeout: float, chunks: kvbank.Filter | None = None
+    ) -> list[RecalledChunk]:
         """Return the last chunks that begin before an offset of their source, oldest first.
 
-        start: the offset, in a bank of one source. most: how many chunks. chunk: the most tokens of one. timeout:
-        seconds. Raises ServiceError.
+        start: the offset, in a bank of one source, or of one among the `chunks` (whose own bounds are left out). most:
+        how many chunks. chunk: the most tokens of one. timeout: seconds. Raises ServiceError.
         """
-        near = kvbank.Filter(start_from=max(0, start - most * chunk), start_before=start)
+        begin = max(0, start - most * chunk)
+        if begin >= start:
+            return []
+        near = replace(chunks or kvbank.Filter(), start_from=begin, start_before=start)
         listed = sorted(self._client.list_chunks(bank, filter=near, timeout=timeout), key=lambda found: found.start)
         ids = [found.chunk_id for found in listed[-most:]]
         digest = self._attachment.reader.digest

@@ -8,14 +8,16 @@ from torch import Tensor
 
 from model_worker.arguments import whole
 from model_worker.model import MemoryModel
-from model_worker.session.prompt import PromptFormat
+from model_worker.session.prompt import PromptFormat, overlap
 
 
 class AnswerEnd:
-    """The end of one answer: the format's stop text, one of the model's end tokens, or `stopped`.
+    """The end of one answer: the format's stop text, one of the caller's, one of the model's end tokens, or `stopped`.
 
     `generate` calls it as a stopping criterion, and its `printer` as a streamer; neither needs a base class for that.
     on_text: called with pieces of the answer as they come. stopped: asked at every token whether the answer ends there.
+    stop: texts before which the answer ends. by_itself: whether the answer ended otherwise than by `stopped` or by its
+    limit.
     """
 
     def __init__(
@@ -24,6 +26,7 @@ class AnswerEnd:
         style: PromptFormat,
         on_text: Callable[[str], None] | None,
         stopped: Callable[[], bool],
+        stop: Sequence[str] = (),
     ):
         self._tokenizer, self._style, self._stopped = model.tokenizer, style, stopped
         config = model.model.generation_config
@@ -32,12 +35,15 @@ class AnswerEnd:
         self.end_tokens = sorted({whole("an end token of the model's generation_config", x, least=0) for x in ends})
         self.pad = next((x for x in (self._tokenizer.pad_token_id, *self.end_tokens) if x is not None), 0)
         self.printer = _Printer(self, on_text)
-        self._length = len(self._style.stop.encode()) + 1
+        self._stops = [text for text in (style.stop, *stop) if text]
+        self._asked = list(stop)
+        self._length = max((len(text.encode()) for text in self._stops), default=0) + 1
+        self.by_itself = False
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
-        done = self._stopped() or (
-            bool(self._style.stop) and self._style.stop in self._tail(self.printer.ids, input_ids)
-        )
+        tail = self._tail(self.printer.ids, input_ids) if self._stops else ""
+        self.by_itself = any(text in tail for text in self._stops) or int(input_ids[0, -1]) in self.end_tokens
+        done = self._stopped() or (self.by_itself and int(input_ids[0, -1]) not in self.end_tokens)
         return torch.full((1,), done, device=input_ids.device)
 
     def _tail(self, before: list[int], input_ids: Tensor) -> str:
@@ -59,7 +65,12 @@ class AnswerEnd:
         Left out are half a character, and what may turn out to be the stop text; with `last` there is no more to come.
         """
         text = self._style.answer(decoded(self._tokenizer, [x for x in ids if x not in self.end_tokens]))
-        return text if last else text.rstrip("\ufffd").rstrip()
+        for stop in self._asked:
+            text = text.partition(stop)[0]
+        if last:
+            return text
+        begun = max((overlap(text, stop) for stop in self._asked), default=0)
+        return text[: len(text) - begun].rstrip("\ufffd").rstrip()
 
 
 class _Printer:

@@ -23,6 +23,7 @@ class PromptFormat:
     first, later: text before and behind a user's words, in the first turn and in those behind an answer. stop: text
     that ends an answer, besides the model's end tokens. begin: whether the tokenizer's beginning (`<s>`) goes in front
     of it all; a template has its own. system: text before and behind a system prompt, which stands before all turns.
+    lead: text that a model writes before the words of an answer.
     """
 
     first: tuple[str, str]
@@ -30,6 +31,7 @@ class PromptFormat:
     stop: str = ""
     begin: bool = True
     system: tuple[str, str] = ("", "\n")
+    lead: str = ""
 
     def around(self, written: str | None) -> tuple[str, str]:
         """Return what is fed before and behind a user's words.
@@ -53,8 +55,8 @@ def overlap(written: str, stop: str) -> int:
     return next((n for n in range(len(stop), 0, -1) if written.endswith(stop[:n])), 0)
 
 
-PLAIN = PromptFormat(("User: ", "\nAssistant:"), ("\nUser: ", "\nAssistant:"), stop="\nUser:")
-CONTINUE = PromptFormat(("", ""), ("\n", ""), stop="\n")
+PLAIN = PromptFormat(("User: ", "\nAssistant:"), ("\nUser: ", "\nAssistant:"), stop="\nUser:", lead=" ")
+CONTINUE = PromptFormat(("", ""), ("\n", ""), stop="\n", lead=" ")
 
 
 def prompt_format(name: str, tokenizer: Any, config: Any, system: bool = False) -> PromptFormat:

@@ -1,128 +1,118 @@
-"""A session is one conversation that outlives processes: a durable log, a local window, and a bank of what left it.
+"""A session is one conversation that outlives processes: its turns in the service, a local window, and a bank.
 
-This file owns two rules. A turn is in the log, synced, before anything of it is in the bank: so a killed worker leaves
-no chunk of a turn that never was. And every token that leaves the window is in the bank exactly once: a chunk is named
-by (session, offset, tokens), so what is written again after a crash is a replay. (What an unfinished turn pushed out
-was said before that turn; it stays in the bank, and is in the window too until it leaves the window again.)
+Any worker of the same model goes on with a session, one at a time. This file owns two rules. A turn is in the service,
+durable, before anything of it is in the bank: so a killed worker leaves no chunk of a turn that never was. And every
+token that leaves the window is in the bank exactly once. (What an unfinished turn pushed out was said before that turn;
+it stays in the bank, and is in the window too until it leaves the window again.)
 
-The log is the truth; window (`window.py`) and bank follow from it. A bank that is not there is written again from the
-first token on.
+The turns are the truth; window (`window.py`) and bank follow from them. A bank that is not the one which the session
+has written is written again from the first token on, and so are chunks that were forgotten because they had attended to
+something else that was.
 """
 
 import contextlib
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Self, Unpack, cast
+from typing import Any, Self, Unpack
 
 import kvbank
+from model_worker.arguments import words
 from model_worker.compress import local_rule
 from model_worker.errors import InputError
 from model_worker.model import MemoryModel, Progress
 from model_worker.remember.memory import Memory
-from model_worker.remember.service_link import START_S
-from model_worker.remember.settings import MemoryOptions, MemorySettings, changed, check_names
-from model_worker.remember.spool import Spool
+from model_worker.remember.settings import MemoryOptions, changed
 from model_worker.session.answer import AnswerEnd, decoded
-from model_worker.session.beginning import Asked, Beginning
+from model_worker.session.beginning import Beginning
 from model_worker.session.decoding import decoding_options
-from model_worker.session.epoch import BankEpoch
-from model_worker.session.log import SessionLog
-from model_worker.session.log_format import Header, Turn, now
-from model_worker.session.turn_memory import TurnMemory
-from model_worker.session.window import SessionWindow
+from model_worker.session.lease import Lease
+from model_worker.session.opening import Opening, SessionOptions, parted
+from model_worker.session.record import SessionRecord
+from model_worker.session.turn_memory import TurnMemory, end_of
+from model_worker.session.window import Feeding, SessionWindow
 from model_worker.user_text import encode_between, encode_text, readable
 from model_worker.window.chunking import chunks
 from model_worker.window.placement import Room
 from model_worker.window.recorder import Recorder
 from model_worker.window.tova import TovaRule
 
-# Settings of its memory that a session decides itself.
-_OWN = ("chunk", "source", "spool", "metadata")
-
-
-class SessionOptions(MemoryOptions, total=False):
-    """What a session is opened with besides its model and its window: settings of its memory, and what it begins with.
-
-    system: stands before the first turn, as the chat template has it; its tokens stay for good, as sinks do. bank: the
-    name of the bank that a new session makes for itself. A session keeps both as it was begun. None: those, or no
-    system prompt, and a bank that is called by the session. embed, adapter: how the model's embedder is called, and
-    the folder of its adapter, which are noted in a new log, so that the next process can make the same.
-    """
-
-    system: str | None
-    bank: str | None
-    embed: str
-    adapter: str
+# The setting of a session that names the bank which has all its chunks, by the bank's uid.
+_BANK_UID = "bank_uid"
 
 
 class Session:
     """A conversation with `model`, made by `open`. It is not for two threads at once.
 
-    Several sessions may share one MemoryModel; each has its own window and bank.
+    Several sessions may share one MemoryModel; each has its own window.
     """
 
-    def __init__(self, beginning: Beginning, memory: Memory, window: int, local: TovaRule | None = None):
-        self.model, self.log, self.style = model, log, _ = beginning.model, beginning.log, beginning.style
-        assert log.header is not None
-        self.header, self._beginning = log.header, beginning
-        self.memory = TurnMemory(memory)
-        self.window = SessionWindow(model, log, self.memory, window, local)
-        self._epoch = BankEpoch(model.client, log.header.bank, log.epoch)
+    def __init__(
+        self, beginning: Beginning, record: SessionRecord, memory: Memory, window: int, local: TovaRule | None = None
+    ):
+        self.model, self.style = beginning.model, beginning.style
+        self.record, self._beginning = record, beginning
+        self.memory = TurnMemory(memory, record)
+        self.window = SessionWindow(beginning, record, self.memory, window, local)
 
     @classmethod
     def open(
         cls,
         model: MemoryModel,
-        log: SessionLog,
         *,
-        name: str = "",
-        target: str = "",
+        name: str | None = None,
+        session_id: str | None = None,
+        client: kvbank.Client | None = None,
         window: int | None = None,
         local: str | None = None,
         style: str = "auto",
         progress: Progress | None = None,
         **options: Unpack[SessionOptions],
     ) -> Self:
-        """Begin the session of `log`, or go on with it. `log` is closed with the session, and by a failure here.
+        """Go on with a session, or begin one, and take its lease, which no other worker can have until `close`.
 
-        name, target: how model and service are called, noted in a new log. window, local: local tokens, and the rule by
-        which layers keep some of them, as in `MemoryModel`; the model's own by default. A session that was left under
-        another rule goes on with a window made from the log, and warns (RuntimeWarning): tokens that the former rule
-        had kept from outside the window are not there. style: see `prompt_format`. progress: called with (tokens done,
-        tokens in all) while a window is made from the log, or the bank written again. options: what the session begins
-        with, and fields of `MemorySettings` in which its memory differs from the model's. Raises SessionError for
-        another model, bank or system prompt than the session was begun with, for a bank that is not the session's, and
-        where the bank belongs to another copy of the session's folder; InputError for settings or a rule that make no
-        sense.
+        name, session_id: which session; neither of them begins one without a name. client: of the service that has it;
+        None is the model's own. window, local: local tokens, and the rule by which layers keep some of them, as in
+        `MemoryModel`; the model's own by default. A session that was left under another rule goes on with a window made
+        from its turns, and warns (RuntimeWarning): tokens that the former rule had kept from outside the window are not
+        there. style: see `prompt_format`. progress: called with (tokens done, tokens in all) while a window is made
+        from the turns, or the bank written again. options: see `SessionOptions`. Raises kvbank.LeaseHeld where another
+        worker has the session, kvbank.SessionNotFound where it is not there and not to be begun; SessionError for
+        another model, bank or system prompt than it was begun with; InputError for settings or a rule that make no
+        sense; and what the service raises.
         """
+        asked, memory_options = parted(model, options)
+        size, rule = model.window if window is None else window, local_rule(local) or model.local
+        connected = client or model.client
+        opening = Opening(model, connected, style, asked, _room(model, size, memory_options), rule)
+        beginning, info = opening.found_or_begun(name, session_id)
+        record = SessionRecord(connected, info, Lease(connected, info.session_id, asked.holder))
         with contextlib.ExitStack() as failed:
-            failed.callback(log.close)
-            asked, memory_options = _parted(options)
-            if model.settings.recall == "reread":
-                raise InputError('a session attends to its memory; recall="reread" is for generate')
-            size, rule = model.window if window is None else window, local_rule(local) or model.local
-            beginning = Beginning.of(model, log, style, asked)
-            room = _room(model, size, memory_options)
-            sinks = beginning.sinks(size, rule, room)
-            header = beginning.header(name, target, sinks)
-            gone = beginning.bank_is_gone(header)
-            from_start = bool(log.turns) and (gone or log.rewriting.exists())
-            if from_start:
-                log.rewriting.touch()
-            memory_options.update(_own(header, log))
-            memory = model.with_bank(header.bank, **memory_options)
-            session = cls(beginning, memory, size, rule)
-            session._epoch.claim(max(START_S, memory.link.patience))
-            memory.deliver_spooled()
-            session.window.rebuild(from_start, progress)
-            log.rewriting.unlink(missing_ok=True)
+            failed.callback(record.lease.release)
+            record.go_on()
+            memory_options.update({"chunk": beginning.begun_with.chunk, "source": info.session_id, "spool": None})
+            memory = model.with_bank(info.bank, client=connected, **memory_options)
+            memory.spool = None  # the turns are the spool: what is not in the bank is made again from them
+            session = cls(beginning, record, memory, size, rule)
+            failed.callback(session.window.close)
+            session._fit(progress)
             failed.pop_all()
-            return session
+        return session
+
+    @property
+    def info(self) -> kvbank.Session:
+        """Return the session as the service said last."""
+        return self.record.info
+
+    @property
+    def turns(self) -> list[kvbank.Turn]:
+        """Return all turns, with their token ids."""
+        return list(self.record.turns)
 
     @property
     def left(self) -> int:
-        """Return the number of tokens that have left the window."""
-        return sum(len(turn.ids) for turn in self.log.turns) - self.window.cache.physical
+        """Return the offset of the first token of the window: those before it have left."""
+        return self.window.start
 
     # -- a turn ---------------------------------------------------------------------------------------------------
 
@@ -130,47 +120,103 @@ class Session:
         self,
         text: str,
         *,
+        key: str = "",
+        items: Sequence[kvbank.Item] | None = None,
         on_text: Callable[[str], None] | None = None,
         stopped: Callable[[], bool] = lambda: False,
+        stop: Sequence[str] = (),
         progress: Progress | None = None,
-        max_new_tokens: int = 256,
-        temperature: float = 0.0,
         **generation: Any,
-    ) -> Turn:
+    ) -> kvbank.Turn:
         """Say something and get the answer; both are durable when this returns.
 
-        on_text: called with pieces of the answer as they come. stopped: asked at every token; once it returns True the
-        answer ends, and the turn is kept as far as it went. progress: called with (tokens done, tokens in all) while a
-        message longer than a chunk is read. temperature: 0 takes the likeliest token. generation: options of Hugging
-        Face `generate`; those that a session decides itself, or that a memory cannot keep, raise InputError. When this
-        raises, the turn has not taken place, unless `log.turns` has it (a service lost after that, with `strict`).
+        key: names the turn; a turn of this key that is there already is returned as it is. items: what the turn says of
+        what was said, in the place of `text` as the user's. on_text: called with pieces of the answer as they come.
+        stopped: asked at every token; once it returns True the answer ends, and the turn is kept as far as it went.
+        stop: texts before which the answer ends. progress: called with (tokens done, tokens in all) before each piece
+        that is read; it and `stopped` may wait. generation: options of Hugging Face `generate`, of which max_new_tokens
+        is 256 and temperature 0 (the likeliest token) by default; those that a session decides itself, or that a memory
+        cannot keep, raise InputError. When this raises, the turn has not taken place, or it is not known whether it
+        has, because the service was lost at that moment: the next turn finds out.
 
         What the memory is asked for is the message alone (of a long one its end), until the answer begins.
 
         A message longer than the window is recorded in pieces while it is read, since its beginning is remembered
-        before its end is read. Control tokens such as `<|im_end|>` in `text` are plain characters.
+        before its end is read. Control tokens such as `<|im_end|>` in `text` are plain characters. Raises
+        kvbank.LeaseLost where another worker has taken the session over meanwhile.
         """
-        if not isinstance(text, str):
-            raise InputError(f"what is said is a string, not a {type(text).__name__}")
-        text = readable(text).strip()
-        if not text:
-            raise InputError("say something")
-        options = decoding_options(self.model, max_new_tokens, temperature, generation)
-        self._claim()
+        text, stops = _said(text), words("stop", stop)
+        options = decoding_options(self.model, generation)
+        with self._attempt():
+            if key and (known := self._known(key)) is not None:
+                return known
+            whole = self._encode(text)
+            feeding = Feeding(progress, len(whole))
+            self.window.ask(encode_text(self.model.tokenizer, text), len(whole))
+            prompt = self._read_ahead(whole, feeding)
+            cached = self._cached
+            end = AnswerEnd(self.model, self.style, on_text, stopped, stops)
+            written = self.window.generate(prompt, end, options, feeding)
+            said = [kvbank.Item("user", text)] if items is None else list(items)
+            turn = kvbank.Turn(
+                [*said, kvbank.Item("assistant", end.visible(written, last=True))],
+                prompt + written,
+                prompt_tokens=len(prompt),
+                kept=self.memory.kept,
+                status="completed" if end.by_itself else "incomplete",
+                usage=self._usage(whole, written, cached),
+                key=key or uuid.uuid4().hex,
+            )
+            turn = self._commit(turn)
+        self.window.keep()
+        return turn
+
+    def tell(self, text: str, answer: str, *, key: str = "", progress: Progress | None = None) -> kvbank.Turn:
+        """Record a turn that took place elsewhere: the model reads message and answer, and writes nothing.
+
+        key, progress: as in `say`. Raises what `say` raises.
+        """
+        text, answer = _said(text), readable(answer).strip()
+        with self._attempt():
+            if key and (known := self._known(key)) is not None:
+                return known
+            whole = self._encode(text)
+            told = encode_text(self.model.tokenizer, self.style.lead + answer) if answer else []
+            feeding = Feeding(progress, len(whole) + len(told))
+            self.window.ask([], len(whole) + len(told))
+            prompt, cached = self._read_ahead(whole, feeding), self._cached
+            self.window.feed(prompt + told, feeding)
+            turn = kvbank.Turn(
+                [kvbank.Item("user", text), kvbank.Item("assistant", answer)],
+                prompt + told,
+                prompt_tokens=len(prompt),
+                kept=self.memory.kept,
+                usage=self._usage(whole, told, cached),
+                key=key or uuid.uuid4().hex,
+            )
+            turn = self._commit(turn)
+        self.window.keep()
+        return turn
+
+    @contextlib.contextmanager
+    def _attempt(self) -> Iterator[None]:
+        """Let the block have a turn on what the service has; where it raises, the window is made again later."""
+        if self.record.go_on():
+            self._follow()
         try:
-            prompt = self._encode(text)
-            self.window.ask(encode_text(self.model.tokenizer, text), len(prompt))
-            prompt = self._read_ahead(prompt, progress)
-            end = AnswerEnd(self.model, self.style, on_text, stopped)
-            written = self.window.generate(prompt, end, options)
-            answer = self.style.answer(self._decode(written))
-            turn = Turn(text, answer, prompt + written, len(prompt), self.memory.kept, now())
-            self._commit(turn)
+            yield
         except BaseException:
             self.window.forget()
             raise
-        self.window.keep()
-        return turn
+
+    def _known(self, key: str) -> kvbank.Turn | None:
+        """Return the turn of a key, if the session has it. Raises InputError for one that another session has."""
+        found = next((turn for turn in self.record.turns if turn.key == key), None)
+        if found is None:
+            with contextlib.suppress(kvbank.TurnNotFound):
+                other = self.record.client.sessions.turn(key)
+                raise InputError(f"key {key!r} is that of turn {other.number} of session {other.session_id}")
+        return found
 
     def trace(self, *, every: int = 1) -> AbstractContextManager[Recorder]:
         """Record why the answer is what it is, around one `say`; the recorder's `trace()` returns the `Trace`.
@@ -181,51 +227,121 @@ class Session:
 
     def _encode(self, text: str) -> list[int]:
         """Return the token ids of a message, with the format's text around it."""
-        said = next((turn for turn in reversed(self.log.turns) if not turn.part), None)
-        written = None if said is None else self._decode(said.ids[said.prompt :])
-        if self.log.turns and self.log.turns[-1].part:
-            written = ""  # a message was cut off by a crash, and has no answer
+        said, turns = self.record.last_said, self.record.turns
+        written = None if said is None else self._decode(said.token_ids[said.prompt_tokens :])
         before, behind = self.style.around(written)
         ids = encode_between(self.model.tokenizer, before, text, behind)
-        return ids if self.log.turns else self._beginning.ids + ids
+        return ids if turns else self._beginning.ids + ids
 
-    def _claim(self) -> None:
-        """Refuse a turn whose bank another copy of this session has taken over; a bank that is away is not asked.
-
-        Raises SessionError.
-        """
-        if self.memory.memory.link.away:
-            return
-        with contextlib.suppress(kvbank.ServiceError):  # what is wrong shows, and is told, when a chunk is written
-            self._epoch.claim(self.memory.memory.link.patience)
-
-    def _read_ahead(self, prompt: list[int], progress: Progress | None) -> list[int]:
+    def _read_ahead(self, prompt: list[int], feeding: Feeding) -> list[int]:
         """Read and record what a prompt has beyond one window; return the rest of it."""
-        total = len(prompt)
         while len(prompt) > self.window.tokens:
             part = next(chunks(prompt, self.window.tokens, self.model.ends))
             prompt = prompt[len(part) :]
-            self.window.feed(part, progress, total - len(prompt) - len(part), total)
-            self._commit(Turn("", "", part, len(part), self.memory.kept, now(), part=True))
+            self.window.feed(part, feeding)
+            self._commit(kvbank.Turn((), part, prompt_tokens=len(part), kept=self.memory.kept, status="part"))
         return prompt
 
-    def _commit(self, turn: Turn) -> None:
-        """Write a turn to the log first, then what the turn pushed out of the window to the bank."""
-        self.log.append(turn)
+    def _commit(self, turn: kvbank.Turn) -> kvbank.Turn:
+        """Give a turn to the service first, then what it pushed out of the window to the bank; return it as it is."""
+        turn = self.record.append(turn)
         self.window.end_turn()
-        self.memory.release(sum(len(turn.ids) for turn in self.log.turns))
+        self.memory.release()
+        return turn
 
-    def _decode(self, ids: list[int]) -> str:
+    @property
+    def _cached(self) -> int:
+        """Return how many tokens the next forward attends to that need none of their own."""
+        return self.window.cache.physical + self.window.cache.retrieved_tokens
+
+    def _usage(self, prompt: Sequence[int], written: Sequence[int], cached: int) -> dict[str, int]:
+        """Return the counts of a turn that is about to be appended. cached: tokens that stood there before it."""
+        durable = self.record.tokens + len(prompt) + len(written)
+        writes = sum(len(chunk.token_ids) for chunk in self.memory.held if end_of(chunk) <= durable)
+        counts = {"prompt_tokens": len(prompt), "output_tokens": len(written)}
+        return {**counts, "cached_tokens": cached, "cache_write_tokens": writes}
+
+    def _decode(self, ids: Sequence[int]) -> str:
         return decoded(self.model.tokenizer, ids)
+
+    # -- what was said ----------------------------------------------------------------------------------------------
+
+    def rewind(self, turn: int, progress: Progress | None = None) -> kvbank.Session:
+        """Go on behind an earlier turn, 0 for the beginning; return the session.
+
+        The turns behind it stay readable by their keys, and can be forked from. Raises kvbank.TurnNotFound,
+        kvbank.LeaseLost.
+        """
+        with self._attempt():
+            self.record.rewind(turn)
+            self._follow()
+            self.window.rebuild(progress)
+        self.window.keep()
+        return self.info
+
+    def fork(
+        self, name: str = "", turn: int | None = None, metadata: Mapping[str, str] | None = None
+    ) -> kvbank.Session:
+        """Begin another session with the turns of this one, up to `turn` (None is the last one), and return it.
+
+        Nothing is copied. Raises kvbank.SessionExists, kvbank.TurnNotFound.
+        """
+        return self.record.client.sessions.fork(self.info.session_id, name=name, turn=turn, metadata=metadata)
+
+    def forget(self, first: int, last: int | None = None, progress: Progress | None = None) -> kvbank.Receipt:
+        """Forget turns for good, from `first` to `last` (None: that one alone), and return the receipt.
+
+        They go here and in all forks. The window is made again without them, and so are chunks that had attended to
+        them. Raises kvbank.TurnNotFound.
+        """
+        with self._attempt():
+            self.window.kept()
+            receipt = self.record.forget(first, first if last is None else last)
+            self._follow()
+            self._write_again(progress)
+        self.window.keep()
+        return receipt
+
+    def _follow(self) -> None:
+        """Take the turns as they are now, which may be others than before."""
+        self.memory.follow()
+        self.window.forget()
+
+    def _fit(self, progress: Progress | None) -> None:
+        """Make the window, and the bank again where it is not the one that has the session's chunks."""
+        record = self.record
+        uid = record.client.get_bank(self.info.bank).uid
+        known = record.info.settings.get(_BANK_UID)
+        if known != uid and record.turns:
+            self.window.make(0, 0, progress)
+        elif any(turn.status == "forgotten" for turn in record.turns) and not self._has_window:
+            self._write_again(progress)
+        else:
+            self.window.rebuild(progress)
+        record.set(**{_BANK_UID: uid})
+
+    @property
+    def _has_window(self) -> bool:
+        with contextlib.suppress(kvbank.DataLoss):
+            return self.record.client.sessions.read_window(self.info.session_id) is not None
+        return True
+
+    def _write_again(self, progress: Progress | None) -> None:
+        """Make the window, and again the chunks behind the first forgotten turn, which had attended to it.
+
+        The model reads from a window before that turn on.
+        """
+        turns = self.record.turns
+        gone = next((turn.start for turn in turns if turn.status == "forgotten"), self.record.tokens)
+        start = max((turn.start for turn in turns if turn.start <= gone - self.window.size), default=0)
+        self.window.make(start, gone, progress)
 
     # -- the end --------------------------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Close the log, so that another process can have the session.
-
-        Chunks that still wait for the service are delivered at the next start.
-        """
-        self.log.close()
+        """Let another worker have the session."""
+        self.window.close()
+        self.record.lease.release()
 
     def __enter__(self) -> Self:
         return self
@@ -234,32 +350,17 @@ class Session:
         self.close()
 
 
-def _parted(options: SessionOptions) -> tuple[Asked, MemoryOptions]:
-    """Return what a session is asked to begin with, and the settings of the memory.
-
-    Raises InputError for names that are no settings, and for settings that a session decides itself.
-    """
-    asked: dict[str, Any] = dict(options)
-    system, bank, embed, adapter = (asked.pop(name, None) for name in ("system", "bank", "embed", "adapter"))
-    if system is not None and not isinstance(system, str):
-        raise InputError(f"system is a string, not a {type(system).__name__}")
-    check_names(MemorySettings, asked)
-    if taken := [name for name in _OWN if name in asked]:
-        raise InputError(f"setting {taken[0]} cannot be given here: a session decides it itself")
-    return Asked(system, bank, embed or "", adapter or ""), cast(MemoryOptions, asked)
+def _said(text: object) -> str:
+    """Return what is said without blanks at its ends. Raises InputError for none."""
+    if not isinstance(text, str):
+        raise InputError(f"what is said is a string, not a {type(text).__name__}")
+    said = readable(text).strip()
+    if not said:
+        raise InputError("say something")
+    return said
 
 
 def _room(model: MemoryModel, window: int, asked: MemoryOptions) -> Room:
     """Return the positions that window and memory of a session use; what is asked for replaces the model's settings."""
     settings = changed(model.settings, asked)
     return Room(model.attachment, window, ((settings.top_k or 0) + (settings.recent or 0)) * model.chunk)
-
-
-def _own(header: Header, log: SessionLog) -> MemoryOptions:
-    """Return the settings of a session's memory that the session decides itself."""
-    return {
-        "chunk": header.chunk,
-        "source": header.uid,
-        "spool": Spool(log.spool),
-        "metadata": {"session": header.name},
-    }

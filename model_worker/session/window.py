@@ -1,46 +1,71 @@
 """The local window of a session: the tokens that the model has before it, in this process and in the next one.
 
-The window follows from the log. This file owns the rule that a window is only used as it was after the last turn: it is
-kept in a file after each turn, and made again from the tokens of the log where a turn failed, or where that file is
-missing, old or of other settings.
+The window follows from the turns. This file owns the rule that a window is only used as it was after the last turn: it
+is kept in the service after each turn, and made again from the tokens of the turns where a turn failed, or where the
+kept one is missing, old or of other settings. A turn that was forgotten has no tokens: the window goes on behind it.
 """
 
 import json
 import warnings
-from collections.abc import Sequence
-from itertools import accumulate
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 
+import kvbank
 from model_worker.attachment.model_parts import decoder_of
 from model_worker.model import MemoryModel, Progress
 from model_worker.session.answer import AnswerEnd
-from model_worker.session.log import SessionLog
+from model_worker.session.beginning import Beginning
+from model_worker.session.record import SessionRecord
 from model_worker.session.turn_memory import TurnMemory
-from model_worker.session.window_file import read_window, window_stamp, write_window
+from model_worker.session.window_bytes import window_bytes, window_state
 from model_worker.window.cache import MemoryCache
 from model_worker.window.chunking import chunks
 from model_worker.window.encoding import encode_sinks
 from model_worker.window.generation import generated
 from model_worker.window.tova import TovaRule
 
-# Entries of a window's stamp; behind them stands the local rule, if there is one, and the number of sinks, if not 0.
-_STAMP_WITHOUT_RULE = 8
+
+@dataclass
+class Feeding:
+    """Tells how far the feeding of `total` tokens is: `progress` is called before each piece with (done, total)."""
+
+    progress: Progress | None = None
+    total: int = 0
+    done: int = 0
+
+    def piece(self, count: int) -> None:
+        """Note that a piece of so many tokens comes next."""
+        if self.progress is not None:
+            self.progress(self.done, self.total)
+        self.done += count
 
 
 class SessionWindow:
     """The window of one session.
 
-    size: tokens of the window. local: the rule by which layers keep some of them. ids: the tokens that the cache counts
-    as seen.
+    size: tokens of the window, as they were asked for. local: the rule by which layers keep some of them. ids: the
+    tokens that the cache counts as seen.
     """
 
-    def __init__(self, model: MemoryModel, log: SessionLog, memory: TurnMemory, size: int, local: TovaRule | None):
-        self._model, self._log, self._memory = model, log, memory
-        self._size, self._local = size, local
+    def __init__(
+        self,
+        beginning: Beginning,
+        record: SessionRecord,
+        memory: TurnMemory,
+        size: int,
+        local: TovaRule | None,
+    ):
+        self._model: MemoryModel = beginning.model
+        self._beginning, self._record, self._memory = beginning, record, memory
+        self.size, self._local = size, local
         self._cache: MemoryCache | None = None
+        self._keeping: Future[None] | None = None
+        self._thread = ThreadPoolExecutor(1, "keep-window")
         self.ids: list[int] = []
 
     @property
@@ -57,36 +82,38 @@ class SessionWindow:
         assert self.cache.window is not None
         return self.cache.window
 
+    @property
+    def start(self) -> int:
+        """Return the offset of the window's first token in the session: what stands before it has left."""
+        return self.cache.columns.first_offset
+
     def forget(self) -> None:
-        """Give the cache up, which may have seen what the log has not, and what it handed over for the bank."""
+        """Give the cache up, which may have seen what no turn has, and what it handed over for the bank."""
         self._cache = None
         self._memory.held.clear()
 
     # -- feeding --------------------------------------------------------------------------------------------------
 
-    def feed(self, ids: Sequence[int], progress: Progress | None = None, done: int = 0, total: int = 0) -> None:
-        """Let the model see tokens, in pieces that never make less than a whole chunk leave the window.
-
-        progress: called before each piece with the tokens done (from `done` on) and `total`.
-        """
+    def feed(self, ids: Sequence[int], feeding: Feeding | None = None) -> None:
+        """Let the model see tokens, in pieces that never make less than a whole chunk leave the window."""
         for piece in chunks(ids, self._piece):
-            if progress is not None:
-                progress(done, total)
-                done += len(piece)
+            if feeding is not None:
+                feeding.piece(len(piece))
             tensor = torch.tensor([piece], device=self._device)
             with torch.no_grad():
                 decoder_of(self._model.model)(input_ids=tensor, past_key_values=self.cache, use_cache=True)
             self.ids += piece
 
     def ask(self, question: Sequence[int], prompt: int) -> None:
-        """Recall for the tokens of a question while the `prompt` tokens that come in next are fed."""
+        """Recall for the tokens of a question while the `prompt` tokens that come in next are fed; for none: not."""
         self.cache.ask([question], prompt)
 
-    def generate(self, prompt: list[int], end: AnswerEnd, options: dict[str, Any]) -> list[int]:
+    def generate(self, prompt: list[int], end: AnswerEnd, options: dict[str, Any], feeding: Feeding) -> list[int]:
         """Feed `prompt` and what the model writes; return that, without an end token."""
         cache, last = self.cache, (len(prompt) - 1) % self._piece + 1
         del self.ids[: cache.count_from_window()]
-        self.feed(prompt[:-last])
+        self.feed(prompt[:-last], feeding)
+        feeding.piece(last)
         ids = torch.tensor([self.ids + prompt[-last:]], device=self._device)
         ends = {"eos_token_id": end.end_tokens or None, "pad_token_id": end.pad, "streamer": end.printer}
         criteria = [*(options.get("stopping_criteria") or ()), end]
@@ -105,13 +132,12 @@ class SessionWindow:
         return written
 
     def end_turn(self) -> None:
-        """Let a chunk end where the last turn of the log ends."""
-        self.cache.cuts.add(sum(len(turn.ids) for turn in self._log.turns))
+        """Let a chunk end where the last turn ends."""
+        self.cache.cuts.add(self._record.tokens)
 
     @property
     def _piece(self) -> int:
-        assert self._log.header is not None
-        chunk = self._log.header.chunk
+        chunk = self._memory.chunk
         return min(chunk, self.tokens - chunk + 1)
 
     @property
@@ -121,99 +147,164 @@ class SessionWindow:
 
     # -- after the last turn ----------------------------------------------------------------------------------------
 
-    def rebuild(self, from_start: bool = False, progress: Progress | None = None) -> None:
-        """Make the window as it was after the last turn: from its file, or from the tokens in the log.
+    def rebuild(self, progress: Progress | None = None) -> None:
+        """Make the window as it was after the last turn: from the service, or from the tokens of the last turns."""
+        turns = self._record.turns
+        if not self._load():
+            kept = turns[-1].kept if turns else 0
+            self.make(kept, kept, progress)
 
-        from_start: feed all tokens of the log, so that the bank is written again.
+    def make(self, start: int, kept: int, progress: Progress | None = None) -> None:
+        """Make the window from the tokens of the turns, from the offset `start` on.
+
+        kept: chunks that end up to this offset are in the bank, and are not written again. progress: called with
+        (tokens done, tokens in all).
         """
-        turns = self._log.turns
-        ids = [token for turn in turns for token in turn.ids]
-        self._memory.durable, self.ids = len(ids), []
-        if not from_start and self._load(ids):
-            return
-        start = turns[-1].kept if turns and not from_start else 0
-        self._memory.kept = start
+        self._memory.held.clear()
+        self._memory.kept, self.ids = kept, []
+        runs = list(self._runs(start))
+        if runs and isinstance(first := runs[0], int):
+            start, runs = start + first, runs[1:]
         self._cache = cache = self._fresh(start)
+        feeding = Feeding(progress, sum(len(run) for run in runs if not isinstance(run, int)))
         try:
-            if first := ids[: min(start, cache.sinks.wanted)]:
-                encode_sinks(cache, first)
+            if start and (sinks := self._first_tokens(start)[: cache.sinks.wanted]):
+                encode_sinks(cache, sinks)
             self._follow(start)
-            self.feed(ids[start:], progress, 0, len(ids) - start)
-            self._follow(len(ids) - self._cache.physical)
+            for run in runs:
+                if isinstance(run, int):
+                    cache.skip(run)
+                else:
+                    self.feed(run, feeding)
+            self._follow(cache.columns.first_offset)
         except BaseException:
             self._cache = None
             raise
 
+    def _runs(self, start: int) -> Iterator[list[int] | int]:
+        """Yield the tokens behind an offset that stand together, and how many are gone between them, in order."""
+        ids, gone = list[int](), 0
+        for turn in self._record.turns:
+            end = turn.start + turn.token_count
+            if end <= start:
+                continue
+            if turn.status == "forgotten":
+                if ids:
+                    yield ids
+                ids, gone = [], gone + end - max(start, turn.start)
+                continue
+            if gone:
+                yield gone
+            ids, gone = [*ids, *turn.token_ids[max(0, start - turn.start) :]], 0
+        if ids or gone:
+            yield ids or gone
+
+    def _first_tokens(self, before: int) -> list[int]:
+        """Return the first tokens of the session up to an offset, as far as they are there, or its beginning's."""
+        ids: list[int] = []
+        for turn in self._record.turns:
+            if turn.status == "forgotten" or len(ids) >= before:
+                break
+            ids += turn.token_ids
+        return ids[:before] or self._beginning.ids
+
     def keep(self) -> None:
-        """Write the window to its file. A disk that does not take it gives a warning."""
-        cache = self.cache
-        tokens = sum(len(turn.ids) for turn in self._log.turns)
+        """Send the window to the service, in a thread: the next turn need not wait. What fails gives a warning."""
+        if self._memory.held:  # a window stands for all before it, and some of that is not in the bank yet
+            return
+        self.kept()
+        record, cache = self._record, self.cache
+        data = window_bytes(cache.state())
+        self._keeping = self._thread.submit(
+            record.client.sessions.keep_window,
+            record.info.session_id,
+            data,
+            epoch=record.lease.epoch,
+            turn=record.info.head,
+            stamp=self._stamp(cache),
+        )
+
+    def kept(self) -> None:
+        """Wait until the window of the last turn is in the service, or could not be kept."""
+        keeping, self._keeping = self._keeping, None
+        if keeping is None:
+            return
         try:
-            write_window(self._log.window, cache.state(), self._stamp(cache, tokens))
-        except (OSError, SafetensorError) as error:
-            warnings.warn(
-                f"the window was not kept, the next start makes it again: {error}", RuntimeWarning, stacklevel=2
-            )
+            keeping.result()
+        except kvbank.LeaseLost:
+            pass  # another worker has its own
+        except kvbank.KVBankError as error:
+            text = f"the window was not kept, the next start makes it again: {error}"
+            warnings.warn(text, RuntimeWarning, stacklevel=2)
+
+    def close(self) -> None:
+        """Wait for what is on its way."""
+        self.kept()
+        self._thread.shutdown()
 
     def _fresh(self, start: int) -> MemoryCache:
-        assert self._log.header is not None
-        size, rule, sinks = self._size, self._local, self._log.header.sinks
         cache = MemoryCache(
             self._model.attachment,
             self._memory,
-            window=size,
+            window=self.size,
             start=start,
-            local=rule,
-            sinks=sinks,
+            local=self._local,
+            sinks=self._beginning.begun_with.sinks,
             ends=self._model.ends,
         )
-        cache.cuts |= {end for end in accumulate(len(turn.ids) for turn in self._log.turns) if end > start}
+        cache.cuts |= {end for end in self._record.ends if end > start}
         return cache
 
-    def _stamp(self, cache: MemoryCache, tokens: int) -> str:
-        """Return what a window on disk must agree with to be used. tokens: of the log that the window is of."""
-        header, memory = self._log.header, self._memory.memory
-        assert header is not None
-        stamp = [header.uid, header.reader, tokens, cache.window, memory.compressor.name, memory.query_tokens]
-        stamp += [str(self._model.model.dtype), repr(self._model.attachment.plan)]
-        stamp += [] if cache.local is None else [cache.local.spec]
-        return json.dumps([*stamp, {"sinks": header.sinks}] if header.sinks else stamp)
+    def _stamp(self, cache: MemoryCache) -> str:
+        """Return what a window must agree with to be used."""
+        memory, attachment = self._memory.memory, self._model.attachment
+        last = self._record.turns[-1].key if self._record.turns else ""
+        stamp = {"reader": attachment.reader.digest, "turn": last, "tokens": self._record.tokens}
+        stamp |= {"window": cache.window, "compressor": memory.compressor.name, "query_tokens": memory.query_tokens}
+        stamp |= {"dtype": str(self._model.model.dtype), "plan": repr(attachment.plan), "sinks": cache.sinks.wanted}
+        return json.dumps({**stamp, "local": "none" if cache.local is None else cache.local.spec}, sort_keys=True)
 
-    def _load(self, ids: list[int]) -> bool:
-        """Take the window from its file; return False where there is none for these tokens of the log."""
-        stamp = self._stamp(self._fresh(0), len(ids))
-        state = read_window(self._log.window, stamp)
-        if state is None:
-            self._tell_of_another_rule(stamp)
+    def _load(self) -> bool:
+        """Take the window that the service has; return False where it has none for the last turn."""
+        self.kept()
+        found = None
+        with suppress(kvbank.DataLoss, kvbank.NotFound):
+            found = self._record.client.sessions.read_window(self._record.info.session_id)
+        if found is None or found.turn != self._record.info.head:
             return False
-        start = len(ids) - state["ids"].shape[1]
+        stamp = self._stamp(self._fresh(0))
+        if found.stamp != stamp:
+            self._tell_of_another_rule(found.stamp, stamp)
+            return False
+        state = window_state(found.data)
+        if state is None:
+            return False
+        gone = int(state["holes"][:, 1].sum()) if "holes" in state else 0
+        start = self._record.tokens - state["ids"].shape[1] - gone
         self._cache = self._fresh(start)
         self._cache.restore(state)
-        self._memory.kept, self.ids = start, ids[start:]
+        self._memory.kept, self.ids = start, state["ids"][0].tolist()
         if sum(map(len, self._cache.recents)) < self._memory.recent:
             self._follow(start)
         return True
 
     def _follow(self, start: int) -> None:
         """Give a window that begins at the offset `start` its recent chunks, as they were stored at first."""
-        chunks = self._memory.memory.left_before(start)
+        chunks = self._memory.left_before(start)
         if chunks and len(chunks) >= sum(map(len, self.cache.recents)):  # fewer where the service is away
             self.cache.set_recent([chunks])
 
-    def _tell_of_another_rule(self, stamp: str) -> None:
-        """Warn where the file's window was made under another local rule than that of `stamp`."""
-        assert self._log.header is not None
-        name, before, now = self._log.header.name, _rule_of(window_stamp(self._log.window) or stamp), _rule_of(stamp)
-        if before != now:
+    def _tell_of_another_rule(self, found: str, wanted: str) -> None:
+        """Warn where the service's window was made under another local rule. found, wanted: stamps."""
+        try:
+            before, now = (json.loads(stamp) for stamp in (found, wanted))
+            was, other = before.pop("local"), now.pop("local")
+        except (ValueError, KeyError, AttributeError):
+            return
+        if was != other and before == now:
             warnings.warn(
-                f"session {name!r} was left under the local rule {before} and goes on under {now}: its "
-                "window is made again from the log, without what the other rule had kept",
+                f"session {self._record.info.name!r} was left under the local rule {was} and goes on under {other}: "
+                "its window is made again from its turns, without what the other rule had kept",
                 RuntimeWarning,
                 stacklevel=2,
             )
-
-
-def _rule_of(stamp: str) -> str:
-    """Return the local rule in a window's stamp."""
-    rule = [entry for entry in json.loads(stamp)[_STAMP_WITHOUT_RULE:] if isinstance(entry, str)]
-    return rule[0] if rule else "none"

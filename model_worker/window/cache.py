@@ -215,8 +215,8 @@ class MemoryCache(Cache, ForwardState):
         """
         if not (self._ends or self.cuts) or self.columns.rows > 1:
             return min(size, self.physical)
-        ids, first = self.columns.ids[0].tolist(), self.columns.first_offset
-        places = [cut - first for cut in self.cuts]
+        ids = self.columns.ids[0].tolist()
+        places = [self.columns.column(cut) for cut in self.cuts]
         return len(next(chunks([*ids, _FOLLOWING] if goes_on else ids, size, self._ends, places)))
 
     def _leave(self, count: int) -> None:
@@ -228,10 +228,9 @@ class MemoryCache(Cache, ForwardState):
         self.sinks.take(self.attachment, self.columns, count, self.layers)
         for layer in self.layers:
             layer.drop(count)
-        if self.cuts:
-            left = self.columns.first_offset + count
-            self.cuts = {cut for cut in self.cuts if cut > left}
         self.columns.drop(count)
+        if self.cuts:
+            self.cuts = {cut for cut in self.cuts if cut > self.columns.first_offset}
 
     def _follow(self) -> None:
         """Attend to the recent chunks, where others have become recent."""
@@ -267,6 +266,15 @@ class MemoryCache(Cache, ForwardState):
             layer.dropped = 0
         self.columns.count_from(gone)
         return gone
+
+    def skip(self, count: int) -> None:
+        """Let the next token stand `count` tokens later in its source, because those between are gone; for one row.
+
+        A chunk ends before them.
+        """
+        if self.columns.count:
+            self.cuts.add(self.columns.next_offset)
+        self.columns.skip(count)
 
     def ask(self, rows: Sequence[Sequence[int]], prompt: int) -> None:
         """Recall for a question while its prompt comes in.
@@ -362,6 +370,7 @@ class MemoryCache(Cache, ForwardState):
         """Forget the conversation (not the bank)."""
         super().reset()
         self.columns.reset()
+        self.cuts.clear()
         self.sinks.reset()
         self.recalled.clear()
         self._recents.reset()

@@ -19,7 +19,8 @@ class Columns:
     ids: token ids. valid: false for pads. positions: where RoPE puts the tokens. start: offset of the first token ever
     counted in its source. shift: logical position minus RoPE position. next: the logical position of each row's next
     token, `[B]`, negative before a row's first; None before the first forward. newest: how many columns the last
-    forward brought.
+    forward brought. holes: parts of the source that are gone, of one row, in order: the offset where each would begin
+    if those before it were not there, and how many tokens it had. Positions have no hole.
     """
 
     def __init__(self, start: int = 0):
@@ -30,6 +31,7 @@ class Columns:
         """Forget all columns, and count from the same offset in the source again."""
         self.ids = self.valid = self.positions = torch.empty(0, 0)
         self.shift = self.newest = 0
+        self.holes: list[tuple[int, int]] = []
         self.next: Tensor | None = None
 
     @property
@@ -44,13 +46,40 @@ class Columns:
 
     @property
     def origin(self) -> int:
-        """Return what is added to a RoPE position to give the token's offset in its source."""
+        """Return what is added to a RoPE position to give the token's offset in its source, before the first hole."""
         return self.start + self.shift
 
     @property
     def first_offset(self) -> int:
-        """Return the offset of the first column in its source; of one row, without pads, that has a column."""
-        return int(self.positions[0, 0]) + self.origin
+        """Return the offset of the first column in its source, of the next token where there is none; of one row."""
+        return self.offset(int(self.positions[0, 0]) + self.origin) if self.count else self.next_offset
+
+    @property
+    def next_offset(self) -> int:
+        """Return the offset of the next token in its source; of one row."""
+        return self.offset(self._following)
+
+    @property
+    def _following(self) -> int:
+        """Return the offset of the next token without the holes before it; of one row."""
+        return self.start if self.next is None else self.start + int(self.next[0])
+
+    def offset(self, place: int) -> int:
+        """Return the offset in the source of a token whose offset without holes is `place`."""
+        return place + sum(count for at, count in self.holes if at <= place)
+
+    def column(self, offset: int) -> int:
+        """Return how many columns stand before an offset in the source; of one row, for an offset behind the first."""
+        for at, count in self.holes:
+            offset -= min(count, max(0, offset - at))
+        return offset - int(self.positions[0, 0]) - self.origin
+
+    def skip(self, count: int) -> None:
+        """Let the next token stand `count` tokens later in the source, because those between are gone; of one row."""
+        if self.next is None:
+            self.start += count
+        elif count:
+            self.holes.append((self._following, count))
 
     # -- what comes in --------------------------------------------------------------------------------------------
 
@@ -136,7 +165,8 @@ class Columns:
         At least one of the columns must be a token.
         """
         valid = self.valid[row, :count]
-        return self.ids[row, :count][valid].tolist(), int(self.positions[row, :count][valid][0]) + self.origin
+        first = int(self.positions[row, :count][valid][0]) + self.origin
+        return self.ids[row, :count][valid].tolist(), self.offset(first)
 
     def count_from(self, gone: int) -> None:
         """Let logical positions begin `gone` tokens later; RoPE positions and offsets in the source stay."""
@@ -147,12 +177,17 @@ class Columns:
     # -- from one process to the next -----------------------------------------------------------------------------
 
     def state(self) -> dict[str, Tensor]:
-        """Return the columns by name."""
-        return {"ids": self.ids, "valid": self.valid, "positions": self.positions}
+        """Return the columns by name, and the holes between them, if there are any, with how far behind the first
+        column they begin."""
+        found = {"ids": self.ids, "valid": self.valid, "positions": self.positions}
+        first = int(self.positions[0, 0]) + self.origin
+        holes = [(at - first, count) for at, count in self.holes if at > first]
+        return {**found, "holes": torch.tensor(holes)} if holes else found
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Take the columns of a `state`; logical positions begin with the first of them."""
         self.ids, self.valid, self.positions = state["ids"], state["valid"], state["positions"]
+        self.holes = [(self.start + at, count) for at, count in state["holes"].tolist()] if "holes" in state else []
         self.shift = -int(self.positions[0, 0])
         self.next = self.positions[:, -1] + self.shift + 1
 

@@ -127,7 +127,8 @@ class Sinks:
         to = slot[rows, places]
         if self.held is None:
             self.offsets = positions.new_zeros(len(valid), self.wanted)
-        self.offsets[rows, to] = positions[rows, places] + columns.origin
+        without_holes = (positions[rows, places] + columns.origin).tolist()
+        self.offsets[rows, to] = positions.new_tensor([columns.offset(place) for place in without_holes])
         for index, layer in enumerate(layers):
             parts = layer.take_sinks(attachment.ropes[index], positions, chosen)
             if index not in self.layers:

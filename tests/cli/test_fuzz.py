@@ -21,7 +21,6 @@ from kvbank.console.ending import FAILED, INTERRUPTED, READER_LEFT, USAGE
 from kvbank.console.output import printable
 from memory_service.api.embedded import LocalServer
 from memory_service.care.backup import backup
-from model_worker.session.folder import find_session
 from model_worker.session.unanswered import Unanswered
 from tests.cli import odd
 from tests.cli.tree import Words, commands, type_of
@@ -66,7 +65,6 @@ class World:
             "model": self.model,
             "memory": self.address,
             "target": self.address if type_ == "str" else None,
-            "sessions": self.place / "sessions",
             "listen": "127.0.0.1:0",
             "text": self.text,
             "name": "sea" if words[0] == "session" else "bank",
@@ -167,7 +165,7 @@ def calls(world: World, choose: random.Random, each: int) -> Iterator[Call]:
             yield call
 
 
-def check(call: Call, ended: Ended, sessions: Path) -> None:
+def check(call: Call, ended: Ended, world: World) -> None:
     """Fails where a person would be left with a traceback, a riddle, or less than was typed."""
     encoding = call.encoding
     out, err = (data.decode(encoding, errors="replace") for data in (ended.stdout, ended.stderr))
@@ -182,15 +180,18 @@ def check(call: Call, ended: Ended, sessions: Path) -> None:
         assert (lines and lines[-1].startswith("kvbank: ")) or out, "it does not say why"
     if "--json" in call.arguments and ended.code == 0 and call.stdout == "kept" and out:
         json.loads(out, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
-    if call.arguments[0] == "chat" and f"--sessions={sessions}" in call.arguments and "> ahoy" in out:
-        assert "ahoy" in _kept(call, sessions), "what was typed is lost"
+    if call.arguments[0] == "chat" and f"--memory={world.address}" in call.arguments and "> ahoy" in out:
+        assert "ahoy" in _kept(call, world.address), "what was typed is lost"
 
 
-def _kept(call: Call, sessions: Path) -> list[str]:
-    """Everything that was ever said in the session of a call, answered or not."""
-    name = next((word.partition("=")[2] for word in call.arguments if word.startswith("--session=")), "default")
-    found = find_session(sessions, name)
-    return [*(turn.text for turn in (found[1] if found else [])), *Unanswered(sessions / name).messages()]
+def _kept(call: Call, address: str) -> list[str]:
+    """Return everything that was ever said in the sessions of a service, answered or not."""
+    kept: list[str] = []
+    with kvbank.connect(address) as client:
+        for session in client.sessions.list():
+            kept += [turn.text("user") for turn in client.sessions.turns(session.session_id)]
+            kept += Unanswered(session.session_id).messages()
+    return kept
 
 
 @pytest.mark.parametrize("seed", [0])
@@ -211,7 +212,7 @@ def _try(world: World, zygote: Zygote, choose: random.Random, each: int, seconds
     for call in calls(world, choose, each):
         ended = zygote.run(replace(call, seconds=seconds))
         try:
-            check(call, ended, world.place / "sessions")
+            check(call, ended, world)
         except (Exception, pytest.fail.Exception) as error:
             wrong.append(f"{error!r}\n  {call}\n  {ended}")
     assert not wrong, f"{len(wrong)}:\n" + "\n".join(wrong)

@@ -17,7 +17,6 @@ from kvbank.console.output import one_line, print_json, printable
 from kvbank.console.progress import progress
 from kvbank.console.table import Column, print_table
 from memory_service.api.embedded import LocalServer
-from model_worker.session.log import SessionLog
 from tests.support import command
 
 EMBEDDING = kvbank.EmbeddingSpec("e", 4)
@@ -155,15 +154,9 @@ def test_a_place_where_no_folder_can_be_made(place: str) -> None:
     assert ended.stderr.count("\n") == 1
 
 
-def test_lists_in_a_pipe_are_whole(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lists_in_a_pipe_are_whole(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     assert "b" * 200 in run("bank", "ls", "--memory", address).stdout
-    place = f"unix:/{'p' * 150}"
-    with SessionLog.open(tmp_path, "sea") as log:
-        log.begin(model="m" * 150, reader="r", chunk=8, memory=place)
-    shown = run("session", "ls", "--sessions", tmp_path).stdout
-    assert place in shown
-    assert "m" * 150 in shown
 
 
 def test_a_command_of_others_cannot_print_markup() -> None:

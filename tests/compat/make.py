@@ -3,12 +3,11 @@
     git worktree add ../released 63eab45
     PYTHONPATH=../released:../released/clients/python python tests/compat/make.py tests/compat/63eab45
 
-It writes `release.tar.gz` (the folders `data`, `sessions` and `model`) and `expected.json` (what the release answers).
-The fixture 8a57d30 was made by this file's version of that time, because the modules of a session had other names.
+It writes `release.tar.gz` (the folders `data` and `model`) and `expected.json` (what the release answers). The fixtures
+8a57d30 and 63eab45 were made by this file's versions of those times: a session was a folder of its own then.
 """
 
 import json
-import shutil
 import sys
 import tarfile
 import tempfile
@@ -24,7 +23,6 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import kvbank
 from model_worker.model import MemoryModel
-from model_worker.session.log import SessionLog
 from model_worker.session.session import Session
 
 CHUNK, WINDOW, ANSWER = 8, 24, 6
@@ -122,11 +120,14 @@ def save_model(folder: Path) -> None:
     fast.save_pretrained(folder)
 
 
-def converse(model: MemoryModel, sessions: Path, *texts: str) -> list[dict[str, object]]:
-    with Session.open(model, SessionLog.open(sessions, "old"), name="tiny", target="here") as session:
+def converse(model: MemoryModel, *texts: str) -> list[dict[str, object]]:
+    with Session.open(model, name="old") as session:
         for text in texts:
             session.say(text, max_new_tokens=ANSWER)
-        return [{"text": t.text, "answer": t.answer, "ids": t.ids} for t in session.log.turns]
+        return [
+            {"text": turn.text("user"), "answer": turn.text("assistant"), "ids": list(turn.token_ids)}
+            for turn in session.turns
+        ]
 
 
 def main() -> None:
@@ -139,22 +140,21 @@ def main() -> None:
         with kvbank.connect(root / "data") as client:
             fill(client)
             with MemoryModel.from_pretrained(str(root / "model"), memory=client, **options) as model:
-                turns = converse(model, root / "sessions", *WORDS)
+                turns = converse(model, *WORDS)
         with kvbank.connect(root / "data") as client:
             expected = {"store": answers.of_store(client), "turns": turns}
         out.mkdir(parents=True, exist_ok=True)
         with tarfile.open(out / "release.tar.gz", "w:gz", compresslevel=9) as archive:
-            for name in ("data", "sessions", "model"):
+            for name in ("data", "model"):
                 archive.add(
                     root / name, name, filter=lambda entry: None if entry.name.endswith("kvbank.lock") else entry
                 )
-        # What the release itself goes on to say, on a copy.
-        shutil.copytree(root / "sessions", root / "copy")
+        # What the release itself goes on to say.
         with (
             kvbank.connect(root / "data") as client,
             MemoryModel.from_pretrained(str(root / "model"), memory=client, **options) as model,
         ):
-            expected["next"] = converse(model, root / "copy", NEXT)[-1]
+            expected["next"] = converse(model, NEXT)[-1]
         (out / "expected.json").write_text(json.dumps(expected, indent=0, sort_keys=True) + "\n")
 
 

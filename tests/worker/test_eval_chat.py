@@ -15,7 +15,6 @@ from model_worker.evaluate.chat_run import ChatRun
 from model_worker.evaluate.journal import Journal
 from model_worker.evaluate.wordings import GROUPS
 from model_worker.model import MemoryModel
-from model_worker.session.folder import read_sessions
 from model_worker.session.preset import SessionPreset
 from tests.support import command
 from tests.worker.tiny import bank
@@ -38,9 +37,9 @@ def worker(client: kvbank.Client) -> Iterator[MemoryModel]:
         yield model
 
 
-def run(worker: MemoryModel, folder: Path, journal: Path | None = None, **changes: Any) -> dict[str, Any]:
+def run(worker: MemoryModel, journal: Path | None = None, **changes: Any) -> dict[str, Any]:
     preset = SessionPreset.of(worker.model, worker.chunk)
-    return ChatRun(worker, folder, OTHERS, plan(**changes), preset, Journal(journal, {}), lambda *_: None).report()
+    return ChatRun(worker, OTHERS, plan(**changes), preset, Journal(journal, {}), lambda *_: None).report()
 
 
 def test_sentences_are_said_as_they_stand() -> None:
@@ -76,10 +75,20 @@ def test_plans_that_make_no_sense(wrong: dict[str, Any], said: str) -> None:
         plan(**wrong)
 
 
-def test_facts_are_told_by_the_memory_alone(worker: MemoryModel, tmp_path: Path) -> None:
+def test_facts_are_told_by_the_memory_alone(
+    worker: MemoryModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Test counts at two places, the second of which is behind the window; that no question of the first is in the
     memory of the second; and that a run which is finished is not held again."""
-    found = run(worker, tmp_path / "sessions", tmp_path / "run.jsonl")
+    said: dict[str, list[str]] = {}
+    forget = type(worker.client.sessions).forget
+
+    def noted(sessions: Any, session_id: str) -> kvbank.Receipt:
+        said[sessions.get(session_id).name] = [turn.text("user") for turn in sessions.turns(session_id)]
+        return forget(sessions, session_id)
+
+    monkeypatch.setattr(type(worker.client.sessions), "forget", noted)
+    found = run(worker, tmp_path / "run.jsonl")
     counts = {(row["turns"], row["way"]): row["right"] for row in found["answers"] if row["wording"] == "all"}
     assert (2, "whole context") in counts
     assert (12, "whole context") not in counts  # longer than the model was trained for
@@ -88,22 +97,23 @@ def test_facts_are_told_by_the_memory_alone(worker: MemoryModel, tmp_path: Path)
     assert counts[12, "whole"] == counts[12, "found"] == counts[12, "empty window"] == 3
     assert [(own["seed"], own["turns"], own["asked"]) for own in found["conversations"]] == [(3, 2, 3), (3, 12, 3)]
     assert found["conversations"][1]["tokens"] > found["window"] + 64
-    said = {header.name: [turn.text for turn in turns] for header, turns in read_sessions(tmp_path / "sessions")}
     questions = script(OTHERS, plan(), 3).questions
     assert said["chat-3"][5:] == questions
     assert said["chat-3-behind-2"][15:] == questions
     assert not set(questions) & set(said["chat-3-behind-2"][:15])
-    assert not {own.name for own in worker.client.list_banks() if own.name.startswith("session-chat-3")}
-    again = run(worker, tmp_path / "again", tmp_path / "run.jsonl")
+    assert not {own.name for own in worker.client.list_banks() if own.name.startswith("session-")}
+    said.clear()
+    again = run(worker, tmp_path / "run.jsonl")
     assert again["answers"] == found["answers"]
-    assert not (tmp_path / "again").exists()
+    assert not said
+    assert list(worker.client.sessions.list()) == []
 
 
-def test_a_question_needs_a_chat_template(worker: MemoryModel, tmp_path: Path) -> None:
+def test_a_question_needs_a_chat_template(worker: MemoryModel) -> None:
     """Test that this is said before a conversation is held."""
     with pytest.raises(InputError, match="the model has no chat template: its facts can only be completed"):
-        run(worker, tmp_path / "sessions", ask="chat")
-    assert not (tmp_path / "sessions").exists()
+        run(worker, ask="chat")
+    assert list(worker.client.sessions.list()) == []
 
 
 def measured(folder: Path, *options: str) -> dict[str, Any]:
@@ -148,6 +158,6 @@ def test_a_process_that_fails_says_why(tmp_path: Path) -> None:
     from model_worker.cli.measured_model import MeasuredModel
 
     options = MeasuredModel(model=str(tmp_path / "nothing"))
-    asking = Asking(options=options, address="127.0.0.1:1", sessions=tmp_path, name="a", questions=(), answer=1)
+    asking = Asking(options=options, address="127.0.0.1:1", name="a", questions=(), answer=1)
     with pytest.raises(WorkerError, match=r"ended with 1: .*nothing"):
         ask_in_process(asking)

@@ -14,7 +14,6 @@ from model_worker.errors import BankMismatch, InputError, UnsupportedModel
 from model_worker.model import MemoryModel
 from model_worker.model_settings import ModelOptions
 from model_worker.remember.spool import Spool
-from model_worker.session.log import SessionLog
 from model_worker.session.session import Session
 from tests.worker.tiny import VOCABULARY, bank, build, sharpen, tokenizer, tokens
 
@@ -130,7 +129,7 @@ def test_another_tokenizer_reads_the_text(client: kvbank.Client) -> None:
             two.read(TEXT)
 
 
-def test_what_needs_attention_is_refused(client: kvbank.Client, tmp_path: Path) -> None:
+def test_what_needs_attention_is_refused(client: kvbank.Client) -> None:
     with pytest.raises(UnsupportedModel, match="no rotary positions"):
         MemoryModel(gpt2(), tokenizer(), memory=client, bank=bank())
     options: ModelOptions = {"chunk": CHUNK, "min_share": 0.0, "recall": "reread"}
@@ -141,7 +140,7 @@ def test_what_needs_attention_is_refused(client: kvbank.Client, tmp_path: Path) 
         with pytest.raises(InputError, match='there is none with recall="reread"'):
             model.generate(PROMPT, cache=object())  # type: ignore[arg-type]
         with pytest.raises(InputError, match="for generate"):
-            Session.open(model, SessionLog.open(tmp_path, "one"))
+            Session.open(model, name="one")
         model.read(TEXT)
         with pytest.raises(InputError, match=r"a prompt of 72 tokens, 32 of them read again, leaves no room in the 64"):
             model.generate(TEXT, **GREEDY)

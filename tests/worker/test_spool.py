@@ -6,11 +6,11 @@ import socket
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 import kvbank
 from kvbank.files.durable import make_folder
@@ -20,8 +20,7 @@ from model_worker.model import MemoryModel
 from model_worker.remember.memory import Memory
 from model_worker.remember.service_link import ServiceLink
 from model_worker.remember.spool import Spool, Spooled
-from model_worker.session.log import SessionLog
-from model_worker.session.window_file import write_window
+from model_worker.session.unanswered import Unanswered
 from model_worker.window.encoding import encode
 from tests.support.restartable import Service, wait_for
 from tests.worker.tiny import bank, build, tokenizer, tokens
@@ -357,39 +356,35 @@ def test_chunks_wait_in_their_order_where_the_clock_was_set_back(tmp_path: Path)
 
 
 def test_what_a_worker_keeps_of_texts_is_its_owners_alone(tmp_path: Path) -> None:
-    """Spool, log and window of a session are closed to others, also where an earlier version left them open."""
-    spool, sessions = tmp_path / "spool", tmp_path / "sessions"
-    for path in (spool / "left.aside", sessions / "s" / "unanswered.jsonl"):
-        path.parent.mkdir(parents=True)
-        path.touch()
-        path.chmod(0o644)
-        path.parent.chmod(0o755)
+    """Spools are closed to others, also where an earlier version left them open, and so is what was not answered."""
+    spool, unanswered = tmp_path / "spool", tmp_path / "unanswered"
+    spool.mkdir()
+    (spool / "left.aside").touch()
+    (spool / "left.aside").chmod(0o644)
+    spool.chmod(0o755)
     umask = os.umask(0)
     try:
         Spool(spool).put(Spooled("b", kvbank.NewChunk(np.ones(4, np.float32)), "r", "e"))
-        with SessionLog.open(sessions, "s"):
-            write_window(sessions / "s" / "window", {"ids": torch.ones(3)}, "stamp")
+        with suppress(OSError), Unanswered("session", unanswered).saying("ahoy"):
+            raise OSError
     finally:
         os.umask(umask)
-    for folder in (spool, sessions / "s"):
+    for folder, files in ((spool, 2), (unanswered, 1)):
         assert folder.stat().st_mode & 0o777 == 0o700
-        assert len(list(folder.iterdir())) > 1
+        assert len(list(folder.iterdir())) == files
         assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {0o600}
 
 
 def test_a_folder_with_files_of_others_stays_open_to_them(tmp_path: Path) -> None:
-    for folder in (tmp_path / "spool", tmp_path / "sessions" / "s"):
-        (folder / "theirs").mkdir(parents=True)
-        (folder / "theirs" / "letter").touch()
-        for path in (folder, folder / "theirs", folder / "theirs" / "letter"):
-            path.chmod(0o755)
-    Spool(tmp_path / "spool").put(Spooled("b", kvbank.NewChunk(np.ones(4, np.float32)), "r", "e"))
-    with SessionLog.open(tmp_path / "sessions", "s"):
-        pass
-    for folder in (tmp_path / "spool", tmp_path / "sessions" / "s"):
-        theirs = {folder, folder / "theirs", folder / "theirs" / "letter"}
-        assert {path.stat().st_mode & 0o777 for path in theirs} == {0o755}
-        assert {path.stat().st_mode & 0o777 for path in folder.iterdir() if path not in theirs} == {0o600}
+    folder = tmp_path / "spool"
+    (folder / "theirs").mkdir(parents=True)
+    (folder / "theirs" / "letter").touch()
+    theirs = {folder, folder / "theirs", folder / "theirs" / "letter"}
+    for path in theirs:
+        path.chmod(0o755)
+    Spool(folder).put(Spooled("b", kvbank.NewChunk(np.ones(4, np.float32)), "r", "e"))
+    assert {path.stat().st_mode & 0o777 for path in theirs} == {0o755}
+    assert {path.stat().st_mode & 0o777 for path in folder.iterdir() if path not in theirs} == {0o600}
 
 
 def test_a_spool_stays_where_it_was_made(

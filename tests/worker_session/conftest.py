@@ -1,5 +1,6 @@
 """Tiny random models with a byte tokenizer, and one real service for all tests."""
 
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+import kvbank
 from memory_service.api.embedded import LocalServer
 
 CHATML = (
@@ -68,6 +70,29 @@ def empty_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("KVBANK_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Let the user's own folders be empty ones."""
+    with pytest.MonkeyPatch.context() as patch:
+        for variable in ("XDG_DATA_HOME", "XDG_STATE_HOME"):
+            patch.setenv(variable, str(tmp_path_factory.mktemp("home")))
+        patch.delenv("KVBANK_MEMORY", raising=False)
+        yield
+
+
+@pytest.fixture
+def sea() -> str:
+    """Return the name of a session that there is not."""
+    return f"sea-{uuid.uuid4().hex[:8]}"
+
+
+def said_in(address: str, name: str) -> list[str]:
+    """Return what a user said in the session of a name, a turn each."""
+    with kvbank.connect(address) as client:
+        turns = client.sessions.turns(client.sessions.get(name=name).session_id)
+        return [turn.text("user") for turn in turns if turn.status != "part"]
 
 
 @pytest.fixture(scope="session")

@@ -7,15 +7,12 @@ import torch
 from transformers import BertConfig, BertModel
 
 import kvbank
-from memory_service.api.embedded import LocalServer
-from model_worker import MemoryModel
 from model_worker.embed import embedder
 from model_worker.embed.hybrid import WEIGHT
 from model_worker.pretrained.catalogue import PRETRAINED
 from model_worker.pretrained.obtain import obtain
-from model_worker.session.folder import read_session
 from tests.support import command
-from tests.worker_session.conftest import byte_tokenizer
+from tests.worker_session.conftest import byte_tokenizer, said_in
 
 
 def kvbank_command(*arguments: object, stdin: str = "") -> command.Ended:
@@ -34,17 +31,20 @@ def save_encoder(folder: Path) -> Path:
 
 
 @pytest.fixture
-def chat(model_folder: Path, address: str, tmp_path: Path) -> list[object]:
-    begin = ["chat", "-s", "sea", "--sessions", tmp_path, "--memory", address, "--model", model_folder]
+def chat(model_folder: Path, address: str, sea: str) -> list[object]:
+    begin = ["chat", "-s", sea, "--memory", address, "--model", model_folder]
     return [*begin, "--max-new-tokens", 3, "--window", 128]
 
 
-def test_a_bank_is_searched_by_the_embedder_that_was_asked_for(
-    chat: list[object], address: str, tmp_path: Path
-) -> None:
+def session_of(address: str, name: str) -> kvbank.Session:
+    with kvbank.connect(address) as client:
+        return client.sessions.get(name=name)
+
+
+def test_a_bank_is_searched_by_the_embedder_that_was_asked_for(chat: list[object], address: str, sea: str) -> None:
     done = kvbank_command(*chat, "--embed", "lexical:idf", stdin="ahoy\n")
     assert done.exit_code == 0, done.stderr
-    bank = read_session(tmp_path, "sea")[0].bank
+    bank = session_of(address, sea).bank
     with kvbank.connect(address) as client:
         assert client.get_bank(bank).embedding.embedder_digest == embedder("lexical:idf").digest
     refused = kvbank_command(*chat, "--embed", "lexical", stdin="ahoy\n")
@@ -52,28 +52,28 @@ def test_a_bank_is_searched_by_the_embedder_that_was_asked_for(
     assert f"bank {bank!r} is searched by another embedder" in refused.stderr
 
 
-def test_window_sinks_recent_and_positions_are_the_models(chat: list[object], tmp_path: Path) -> None:
+def test_window_sinks_recent_and_positions_are_the_models(chat: list[object], address: str, sea: str) -> None:
     options = ["--window", 96, "--sinks", 2, "--recent", 1, "--positions", "near:16", "--device", "cpu"]
     done = kvbank_command(*chat, *options, "--dtype", "float32", stdin="word " * 60 + "\nahoy\n")
     assert done.exit_code == 0, done.stderr
-    assert len([turn for turn in read_session(tmp_path, "sea")[1] if not turn.part]) == 2
+    assert len(said_in(address, sea)) == 2
 
 
-def test_a_session_keeps_the_embedder_that_it_was_begun_with(chat: list[object], address: str, tmp_path: Path) -> None:
+def test_a_session_keeps_the_embedder_that_it_was_begun_with(chat: list[object], address: str, sea: str) -> None:
     begun = kvbank_command(*chat, "--embed", "lexical:idf", stdin="ahoy\n")
     assert "begins, nothing in its bank yet, found by lexical:idf; " in begun.stderr
     again = kvbank_command(*chat, stdin="who\n")
-    assert (again.exit_code, len(read_session(tmp_path, "sea")[1])) == (0, 2), again.stderr
-    assert kvbank_command("session", "fork", "sea", "lake", "--sessions", tmp_path).exit_code == 0
-    forked = kvbank_command("chat", "-s", "lake", *chat[3:], stdin="who\n")
+    assert (again.exit_code, len(said_in(address, sea))) == (0, 2), again.stderr
+    assert kvbank_command(*chat, stdin=f"/fork {sea}-lake\n").exit_code == 0
+    forked = kvbank_command("chat", "-s", f"{sea}-lake", *chat[3:], stdin="who\n")
     assert forked.exit_code == 0, forked.stderr
     with kvbank.connect(address) as client:
-        bank = client.get_bank(read_session(tmp_path, "lake")[0].bank)
+        bank = client.get_bank(session_of(address, f"{sea}-lake").bank)
     assert bank.embedding.embedder_digest == embedder("lexical:idf").digest
 
 
 def test_a_new_session_goes_by_the_encoder_that_is_there_and_an_old_one_by_its_own(
-    chat: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    chat: list[object], sea: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert "found by lexical:idf; " in kvbank_command(*chat, stdin="ahoy\n").stderr
     monkeypatch.setenv("KVBANK_CACHE", str(tmp_path / "cache"))
@@ -81,12 +81,12 @@ def test_a_new_session_goes_by_the_encoder_that_is_there_and_an_old_one_by_its_o
     old = kvbank_command(*chat, stdin="ahoy\n")
     assert old.exit_code == 0
     assert "found by lexical:idf; " in old.stderr
-    new = kvbank_command("chat", "-s", "lake", *chat[3:], stdin="ahoy\n")
+    new = kvbank_command("chat", "-s", f"{sea}-lake", *chat[3:], stdin="ahoy\n")
     assert new.exit_code == 0, new.stderr
     assert f"found by hybrid:lexical:idf+minilm,w={WEIGHT:g}; " in new.stderr
-    assert kvbank_command("chat", "-s", "lake", *chat[3:], stdin="ahoy\n").exit_code == 0
+    assert kvbank_command("chat", "-s", f"{sea}-lake", *chat[3:], stdin="ahoy\n").exit_code == 0
     assert kvbank_command("model", "rm", "minilm").exit_code == 0
-    gone = kvbank_command("chat", "-s", "lake", *chat[3:], stdin="ahoy\n")
+    gone = kvbank_command("chat", "-s", f"{sea}-lake", *chat[3:], stdin="ahoy\n")
     assert (gone.exit_code, gone.stderr.count("\n")) == (1, 1)
     assert "minilm is not on this machine yet: kvbank model get minilm" in gone.stderr
 
@@ -102,112 +102,39 @@ def test_folders_of_model_and_embedder_are_found_again_from_another_place(
     begun = kvbank_command(*chat, "--model", "model", "--embed", embed, stdin="ahoy\n")
     assert begun.exit_code == 0, begun.stderr
     monkeypatch.chdir(tmp_path / "encoder")
-    again = kvbank_command(*chat[:7], *chat[9:], stdin="who\n")
+    again = kvbank_command(*chat[:5], *chat[7:], stdin="who\n")
     assert again.exit_code == 0, again.stderr
 
 
-def test_a_system_prompt_is_the_sessions_for_good(chat: list[object], tmp_path: Path) -> None:
+def test_a_system_prompt_is_the_sessions_for_good(chat: list[object], address: str, sea: str) -> None:
     assert kvbank_command(*chat, "--system", "You speak of the sea.", stdin="ahoy\n").exit_code == 0
-    assert read_session(tmp_path, "sea")[0].system == "You speak of the sea."
+    assert session_of(address, sea).settings["system"] == "You speak of the sea."
     assert kvbank_command(*chat, stdin="ahoy\n").exit_code == 0
     other = kvbank_command(*chat, "--system", "You speak of ships.", stdin="ahoy\n")
     assert (other.exit_code, other.stderr.count("\n")) == (1, 1)
     assert "was begun with 'You speak of the sea.'" in other.stderr
 
 
-def test_a_session_makes_the_bank_of_a_name_and_shares_it_with_none(
-    chat: list[object], address: str, tmp_path: Path
-) -> None:
-    name = f"the sea {tmp_path.name}"
+def test_sessions_may_share_a_bank_of_a_name(chat: list[object], address: str, sea: str) -> None:
+    """Recall what was said in the session alone."""
+    bank = f"the {sea}"
     with kvbank.connect(address) as client:
-        assert kvbank_command(*chat, "--bank", name, stdin="word " * 200 + "\n").exit_code == 0
-        assert read_session(tmp_path, "sea")[0].bank == name
-        assert client.get_bank(name).usage.chunks > 0
-        for again in (["--bank", name], []):
-            assert kvbank_command(*chat, *again, stdin="who\n").exit_code == 0
-        lake = ["chat", "-s", "lake", *chat[3:]]
+        assert kvbank_command(*chat, "--bank", bank, stdin="word " * 200 + "\n").exit_code == 0
+        assert session_of(address, sea).bank == bank
+        assert client.get_bank(bank).usage.chunks > 0
+        lake = ["chat", "-s", f"{sea}-lake", *chat[3:]]
         for arguments, words in [
-            ([*chat, "--bank", "another"], f"session 'sea' has bank {name!r} of its own, and keeps it"),
-            ([*lake, "--bank", name], f"bank {name!r} is there already; a session makes its bank"),
+            ([*chat, "--bank", "another"], f"session {sea!r} has bank {bank!r}, and keeps it"),
             ([*lake, "--bank", ""], "bank '': 1 to 200 printable characters"),
             ([*lake, "--bank", " sea"], "bank ' sea': 1 to 200 printable characters"),
         ]:
             done = kvbank_command(*arguments, stdin="ahoy\n")
             assert (done.exit_code, done.stderr.count("\n")) == (1, 1), done.stderr
             assert words in done.stderr
-        assert kvbank_command(*lake, stdin="ahoy\n").exit_code == 0
-        assert kvbank_command("session", "rm", "sea", "--sessions", tmp_path, "--yes").exit_code == 0
-        with pytest.raises(kvbank.BankNotFound):
-            client.get_bank(name)
-
-
-def test_a_bank_of_the_same_name_at_another_service_is_left_alone(chat: list[object], tmp_path: Path) -> None:
-    """Move a session to a service whose bank has the same name, and is of the same model, but not the session's."""
-    with LocalServer(tmp_path / "one") as one, LocalServer(tmp_path / "other") as other:
-        begin = [*chat[:5], "--memory", one.address, *chat[7:], "--bank", "sea"]
-        assert kvbank_command(*begin, stdin="ahoy\n").exit_code == 0
-        with MemoryModel.from_pretrained(str(chat[8]), memory=other.address, bank="sea", window=128) as model:
-            model.read("This belongs to me alone. " * 10)
-            before = model.client.get_bank("sea")
-        moved = kvbank_command(*chat[:5], "--memory", other.address, *chat[7:], stdin="who\n")
-        assert (moved.exit_code, moved.stderr.count("\n")) == (1, 1)
-        assert "bank 'sea' of this service is not that of session 'sea'" in moved.stderr
-        with kvbank.connect(other.address) as client:
-            assert client.get_bank("sea") == before
-            client.delete_bank("sea")
-        assert kvbank_command(*chat[:5], "--memory", other.address, *chat[7:], stdin="who\n").exit_code == 0
-
-
-@pytest.mark.parametrize("interrupted", [False, True], ids=["begun", "rewriting"])
-def test_a_session_that_has_said_nothing_and_one_that_is_rewritten_leave_it_alone_too(
-    chat: list[object], tmp_path: Path, interrupted: bool
-) -> None:
-    with LocalServer(tmp_path / "one") as one, LocalServer(tmp_path / "other") as other:
-        begin = [*chat[:5], "--memory", one.address, *chat[7:], "--bank", "sea"]
-        assert kvbank_command(*begin, stdin="ahoy\n" if interrupted else "").exit_code == 0
-        if interrupted:
-            (tmp_path / "sea" / "rewriting").touch()
-        with MemoryModel.from_pretrained(str(chat[8]), memory=other.address, bank="sea", window=128) as model:
-            model.read("This belongs to me alone. " * 10)
-            before = model.client.get_bank("sea")
-        moved = kvbank_command(*chat[:5], "--memory", other.address, *chat[7:], stdin="who\n")
-        assert moved.exit_code == 1
-        assert "bank 'sea' of this service is not that of session 'sea'" in moved.stderr
-        with kvbank.connect(other.address) as client:
-            assert client.get_bank("sea") == before
-
-
-def test_deleting_a_session_leaves_a_bank_that_only_has_the_name_of_its_own(chat: list[object], tmp_path: Path) -> None:
-    remove = ["session", "rm", "sea", "--sessions", tmp_path, "--yes"]
-    with LocalServer(tmp_path / "one") as one, LocalServer(tmp_path / "other") as other:
-        begin = [*chat[:5], "--memory", one.address, *chat[7:], "--bank", "sea"]
-        assert kvbank_command(*begin, stdin="ahoy\n").exit_code == 0
-        with MemoryModel.from_pretrained(str(chat[8]), memory=other.address, bank="sea", window=128) as model:
-            model.read("This belongs to me alone. " * 10)
-        refused = kvbank_command(*remove, "--memory", other.address)
-        assert (refused.exit_code, refused.stderr.count("\n")) == (1, 1)
-        assert "nothing was deleted: bank sea was not made by the session" in refused.stderr
-        forced = kvbank_command(*remove, "--memory", other.address, "--force")
-        assert (forced.exit_code, forced.stderr.count("\n")) == (0, 1)
-        assert "it stays" in forced.stderr
-        for service in (one, other):
-            with kvbank.connect(service.address) as client:
-                assert client.get_bank("sea")
-
-
-def test_banks_of_any_name_are_noted_where_their_services_are_away(chat: list[object], tmp_path: Path) -> None:
-    """Two banks of one name at two services, a name that would be a path, and one that is too long for a file."""
-    names = ["sea", "sea", "../../sea", "\u20ac" * 200]
-    folders = [tmp_path / f"data{number}" for number in range(len(names))]
-    sessions = ["--sessions", tmp_path / "sessions"]
-    for number, (folder, name) in enumerate(zip(folders, names, strict=True)):
-        with LocalServer(folder) as server:
-            begin = ["chat", "-s", f"s{number}", *sessions, "--memory", server.address, *chat[7:], "--bank", name]
-            assert kvbank_command(*begin, stdin="ahoy\n").exit_code == 0
-        removed = kvbank_command("session", "rm", f"s{number}", *sessions, "--yes", "--force")
-        assert removed.exit_code == 0, removed.stderr
-    assert "still there: 4" in kvbank_command("session", "ls", *sessions).stderr
-    assert sorted(path.name for path in tmp_path.iterdir()) == [*(folder.name for folder in folders), "sessions"]
+        assert kvbank_command(*lake, "--bank", bank, stdin="other " * 200 + "\n").exit_code == 0
+        own = [list(client.list_chunks(bank, filter=session_of(address, name).filter)) for name in (sea, f"{sea}-lake")]
+        texts = ["".join(chunk.text for chunk in chunks) for chunks in own]
+        assert ["other" in text for text in texts] == [False, True]
 
 
 @pytest.mark.parametrize(

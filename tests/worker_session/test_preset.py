@@ -23,9 +23,9 @@ def folder(model_folder: Path, tmp_path: Path) -> Path:
     return copied
 
 
-def left(folder: Path, address: str, sessions: Path, *options: object) -> int:
+def left(folder: Path, address: str, name: str, *options: object) -> int:
     """Return how many tokens have left the window of a session in which 150 bytes were said."""
-    called = ["chat", "-s", "sea", "--sessions", sessions, "--memory", address, "--model", folder, *options]
+    called = ["chat", "-s", name, "--memory", address, "--model", folder, *options]
     for text in ("ahoy " * 30, "aye"):
         ended = command.run(command.application(), *called, "--max-new-tokens", 2, stdin=f"{text}\n")
         assert ended.exit_code == 0, ended.stderr
@@ -33,9 +33,9 @@ def left(folder: Path, address: str, sessions: Path, *options: object) -> int:
     return int(greeting.rpartition(" ")[2].replace(",", "")) if "tokens in bank" in ended.stderr else 0
 
 
-def test_a_chat_has_the_window_of_sessions(folder: Path, address: str, tmp_path: Path) -> None:
-    assert 110 <= left(folder, address, tmp_path / "own") <= 140
-    assert left(folder, address, tmp_path / "asked", "--window", 180) == 0
+def test_a_chat_has_the_window_of_sessions(folder: Path, address: str, sea: str) -> None:
+    assert 110 <= left(folder, address, sea) <= 140
+    assert left(folder, address, f"{sea}-asked", "--window", 180) == 0
 
 
 def test_what_a_person_asks_for_decides(folder: Path) -> None:

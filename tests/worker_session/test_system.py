@@ -1,7 +1,7 @@
 """Sinks of a session: its first tokens, and its system prompt whole, stay over a restart."""
 
+import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
+import kvbank
 from model_worker.errors import InputError, SessionError
 from model_worker.model import MemoryModel
-from model_worker.session.folder import read_session
-from model_worker.session.log import SessionLog, fork
 from model_worker.session.prompt import prompt_format
 from model_worker.session.session import Session
 from tests.worker_session.conftest import CHATML, byte_tokenizer
@@ -28,10 +27,13 @@ def model(model_folder: Path, address: str) -> Iterator[MemoryModel]:
         yield model
 
 
-@contextmanager
-def opened(model: MemoryModel, sessions: Path, name: str = "one", **options: Any) -> Iterator[Session]:
-    with Session.open(model, SessionLog.open(sessions, name), name="tiny", target="here", **options) as session:
-        yield session
+@pytest.fixture
+def name() -> str:
+    return f"system-{uuid.uuid4().hex[:8]}"
+
+
+def opened(model: MemoryModel, name: str, **options: Any) -> Session:
+    return Session.open(model, name=name, **options)
 
 
 def say(session: Session, *texts: str) -> None:
@@ -44,7 +46,7 @@ def sinks(session: Session) -> dict[str, Tensor]:
 
 
 def said(session: Session) -> list[int]:
-    return [token for turn in session.log.turns for token in turn.ids]
+    return [token for turn in session.turns for token in turn.token_ids]
 
 
 def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
@@ -55,58 +57,58 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
 
 
 @pytest.mark.parametrize(("system", "local"), [(None, None), (SYSTEM, None), (SYSTEM, "tova:m=60")])
-def test_sinks_come_back_with_the_window_and_with_the_log(
-    model: MemoryModel, tmp_path: Path, system: str | None, local: str | None
+def test_sinks_come_back_with_the_window_and_with_the_turns(
+    model: MemoryModel, name: str, system: str | None, local: str | None
 ) -> None:
-    """Windows that are made from the log have the sinks of the session that never ended."""
-    with opened(model, tmp_path, system=system, local=local) as session:
+    """Windows that are made from the turns have the sinks of the session that never ended."""
+    with opened(model, name, system=system, local=local) as session:
         say(session, *WORDS)
         count = 4 if system is None else len("<") + len(system) + len("\n")  # one token a byte, and the beginning
         assert session.window.cache.sinks.held.tolist() == [count]
         expected, ids = sinks(session), said(session)
-    with opened(model, tmp_path, local=local) as session:
+    with opened(model, name, local=local) as session:
         assert all(torch.equal(expected[name], tensor) for name, tensor in sinks(session).items())
-    (tmp_path / "one" / "window.safetensors").unlink()
-    with opened(model, tmp_path, local=local) as session:
+    with opened(model, name, local=local) as session:
+        session.window.make(session.turns[-1].kept, session.turns[-1].kept)
         same(sinks(session), expected)
         say(session, *WORDS)
         assert said(session)[: len(ids)] == ids
 
 
-def test_a_session_that_was_begun_without_sinks_has_none(model: MemoryModel, tmp_path: Path) -> None:
-    """Logs of earlier releases say nothing of sinks, and such a session goes on as it was."""
-    with SessionLog.open(tmp_path, "one") as log:
-        log.begin(model="m", reader=model.attachment.reader.digest, chunk=CHUNK, memory="here")
-    with opened(model, tmp_path) as session:
+def test_a_session_that_was_begun_without_sinks_has_none(model: MemoryModel, name: str) -> None:
+    """Sessions of earlier releases say nothing of sinks, and go on as they were."""
+    digest = model.attachment.reader.digest
+    model.client.sessions.create(name=name, reader_digest=digest, settings={"chunk": str(CHUNK), "model": "m"})
+    with opened(model, name) as session:
         say(session, *WORDS)
         assert session.left > 0
         assert sinks(session) == {}
 
 
-def test_a_system_prompt_stands_before_the_first_turn_alone(model: MemoryModel, tmp_path: Path) -> None:
-    with opened(model, tmp_path, system=f"  {SYSTEM}\n", style="plain") as session:
+def test_a_system_prompt_stands_before_the_first_turn_alone(model: MemoryModel, name: str) -> None:
+    with opened(model, name, system=f"  {SYSTEM}\n", style="plain") as session:
         say(session, *WORDS[:2])
         text = model.tokenizer.decode(said(session))
         assert text.startswith(f"<s>{SYSTEM}\nUser: {WORDS[0]}\nAssistant:")
         assert text.count(SYSTEM) == 1
-        assert [turn.text for turn in session.log.turns if not turn.part] == WORDS[:2]
-    assert read_session(tmp_path, "one")[0].system == SYSTEM
+        assert [turn.text("user") for turn in session.turns if turn.status != "part"] == WORDS[:2]
+        assert session.info.settings["system"] == SYSTEM
 
 
-def test_a_session_keeps_its_system_prompt(model: MemoryModel, tmp_path: Path) -> None:
-    with opened(model, tmp_path, system=SYSTEM) as session:
+def test_a_session_keeps_its_system_prompt(model: MemoryModel, name: str) -> None:
+    with opened(model, name, system=SYSTEM) as session:
         say(session, WORDS[0])
-    with opened(model, tmp_path, system=SYSTEM):
+        session.fork(f"{name}-fork")
+    with opened(model, name, system=SYSTEM):
         pass
     with pytest.raises(SessionError, match=r"begun with 'You speak of the sea.', and keeps that"):
-        Session.open(model, SessionLog.open(tmp_path, "one"), system="Other.")
-    with opened(model, tmp_path, "two"):
+        opened(model, name, system="Other.")
+    with opened(model, f"{name}-plain"):
         pass
     with pytest.raises(SessionError, match="begun without a system prompt"):
-        Session.open(model, SessionLog.open(tmp_path, "two"), system="Other.")
-    fork(tmp_path, "one", "three")
-    with opened(model, tmp_path, "three", system=SYSTEM) as session:
-        assert session.header.sinks == session.log.header.sinks == len(SYSTEM) + 2
+        opened(model, f"{name}-plain", system="Other.")
+    with opened(model, f"{name}-fork", system=SYSTEM) as session:
+        assert session.window.cache.sinks.wanted == len(SYSTEM) + 2
 
 
 @pytest.mark.parametrize(
@@ -118,12 +120,12 @@ def test_a_session_keeps_its_system_prompt(model: MemoryModel, tmp_path: Path) -
     ],
 )
 def test_what_makes_no_sense_begins_no_session(
-    model: MemoryModel, tmp_path: Path, options: dict[str, Any], error: type[Exception], reason: str
+    model: MemoryModel, name: str, options: dict[str, Any], error: type[Exception], reason: str
 ) -> None:
     with pytest.raises(error, match=reason):
-        Session.open(model, SessionLog.open(tmp_path, "one"), **options)
-    with SessionLog.open(tmp_path, "one") as log:
-        assert log.header is None
+        opened(model, name, **options)
+    with pytest.raises(kvbank.SessionNotFound):
+        model.client.sessions.get(name=name)
 
 
 FOLDS = (

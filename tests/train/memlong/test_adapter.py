@@ -17,7 +17,6 @@ from model_worker.attachment.loading import load_model
 from model_worker.embed import embedder
 from model_worker.errors import BankMismatch, InputError, ModelNotFound
 from model_worker.model import MemoryModel
-from model_worker.session.folder import read_session
 from model_worker.train.checkpoints import checkpoints
 from model_worker.train.memlong.run import train_memlong
 from model_worker.train.memlong.settings import MemlongTraining
@@ -201,14 +200,13 @@ def test_layers_are_measured_with_it(base: Path, adapter: Path) -> None:
 def test_a_chat_session_goes_on_with_its_adapter_and_refuses_another_one(
     base: Path, adapter: Path, tmp_path: Path
 ) -> None:
-    def chat(*more: object) -> command.Ended:
-        own = ("--sessions", tmp_path / "sessions", "--memory", tmp_path / "memory", "--max-new-tokens", 1)
-        return command.run(command.application(), "chat", *own, *more, stdin="w3 w4\n")
+    def chat(*more: object, typed: str = "") -> command.Ended:
+        own = ("--memory", tmp_path / "memory", "--max-new-tokens", 1)
+        return command.run(command.application(), "chat", *own, *more, stdin=f"w3 w4\n{typed}")
 
     begun = chat("--model", base, "--adapter", adapter)
     assert begun.exit_code == 0, begun.stderr
-    assert read_session(tmp_path / "sessions", "default")[0].adapter == str(adapter)
-    again = chat()
+    again = chat(typed="/fork new\n")
     assert again.exit_code == 0, again.stderr
     other = Path(train(tmp_path / "run", texts(tmp_path), steps=1, lr=1e-2, save_every=1, **LORA).product)
     refused = chat("--adapter", other)
@@ -219,6 +217,6 @@ def test_a_chat_session_goes_on_with_its_adapter_and_refuses_another_one(
     assert chat(*plain, "--model", base).exit_code == 0
     refused = chat(*plain, "--adapter", adapter)
     assert f"was begun with model {base} and no adapter (" in refused.stderr
-    forked = command.run(command.application(), *"session fork default new --sessions".split(), tmp_path / "sessions")
-    assert forked.exit_code == 0, forked.stderr
     assert chat("-s", "new").exit_code == 0
+    with kvbank.connect(tmp_path / "memory") as client:
+        assert client.sessions.get(name="new").settings["adapter"] == str(adapter)
