@@ -273,7 +273,7 @@ class SessionMachine(RuleBasedStateMachine):
 
 
 @pytest.mark.parametrize(
-    ("examples", "steps"), [(4, 30), pytest.param(200, 80, marks=pytest.mark.slow)], ids=["quick", "long"]
+    ("examples", "steps"), [(2, 30), pytest.param(100, 80, marks=pytest.mark.slow)], ids=["quick", "long"]
 )
 def test_sessions_are_what_an_oracle_of_lists_says(examples: int, steps: int) -> None:
     run_state_machine_as_test(
