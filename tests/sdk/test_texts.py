@@ -8,12 +8,13 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
+import xxhash
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import kvbank
 from kvbank._texts.passages import passages
-from kvbank.embed import CallableEmbedder, LexicalEmbedder
+from kvbank.embed import CallableEmbedder, LexicalEmbedder, embedder
 
 LINES = ["The harbour was empty.", "Snow fell on the old mill.", "She counted the coins twice."]
 ODD = ["a\0b", "\u202eשלום עולם\u202c", "e\u0301 é \ufeff", "😀" * 400, "\x1b[31mred", "  padded  ", "?!"]
@@ -175,6 +176,22 @@ def test_embedders_that_are_refused(client: kvbank.Client) -> None:
     for wrong, reason in ((5, "embed is a string"), (ones, "CallableEmbedder"), ("lexical:x", "lexical:d=DIMENSION")):
         with pytest.raises(ValueError, match=reason):
             kvbank.TextMemory(client, new_name(), embed=wrong).add(LINES)  # type: ignore[arg-type]
+
+
+# Digests, and hashes of the vectors of four texts, as they were before the embedders became the client's.
+EARLIER = {
+    "lexical": ("32f100ae6658b503e6521e20b21c7718", "645e8bb52a0ff029841d31568f25dc89"),
+    "lexical:idf": ("e59ba2acad69f541acb15b6593034668", "2e60eb7ac009a3e5c5d1fad70edd932c"),
+    "lexical:d=64": ("e54231805f0c40fced8a16e1f5010459", "88478edc422a0c80558d335c5777cc71"),
+    "lexical:idf,d=4096": ("61637e206e3f136a4592370e8835d55f", "828b5823377b60e643b5f7d19b745653"),
+}
+
+
+@pytest.mark.parametrize("spec", EARLIER)
+def test_banks_that_exist_are_searched_by_the_same_numbers(spec: str) -> None:
+    made = embedder(spec)
+    vectors = made.embed(["The harbour was empty.", "서울 기차 e\u0301", "naïve café 42", "?!"])
+    assert (made.digest, xxhash.xxh3_128_hexdigest(vectors.tobytes())) == EARLIER[spec]
 
 
 WITHOUT_WORKER = """
