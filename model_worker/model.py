@@ -297,6 +297,7 @@ class MemoryModel:
         cache: MemoryCache | None = None,
         question: Text | Sequence[Text] | None = None,
         special_tokens: bool = False,
+        progress: Progress | None = None,
         **options: Any,
     ) -> str | list[str]:
         """Continue `prompt` (or several, as a batch) with Hugging Face `generate` and its options.
@@ -304,8 +305,8 @@ class MemoryModel:
         Returns the new text, of a batch the list of them. A prompt longer than a chunk is fed in chunks, so that the
         window holds. question: what the memory is asked for while the prompt is fed, one for each prompt; by default
         each chunk of a prompt is asked for, and for the last one the prompt's last `query_tokens` tokens.
-        special_tokens: see `ids`. Raises InputError for options that a memory cannot keep, such as beam search, by
-        name.
+        special_tokens: see `ids`. progress: called with (tokens done, tokens in all) before each chunk of such a
+        prompt. Raises InputError for options that a memory cannot keep, such as beam search, by name.
 
         With `recall="reread"` the chunks that the question (or the prompt's end) finds are fed before the prompt, the
         best one last, by the plain model; nothing is stored, there is no `cache`, and `max_length` counts the tokens
@@ -324,7 +325,7 @@ class MemoryModel:
         wanted.setdefault("pad_token_id", self._pad_id())
         if len(ids) > 1 and wanted.get("streamer") is not None:
             raise InputError("streamer cannot be kept with several prompts: it follows one text")
-        kept = {} if rereads else {"past_key_values": self._fed(cache, prompts, questions, ids, mask)}
+        kept = {} if rereads else {"past_key_values": self._fed(cache, prompts, questions, (ids, mask), progress)}
         out = generated(self.model, wanted, input_ids=ids, attention_mask=mask, **kept)
         new = [str(self.tokenizer.decode(row[ids.shape[1] :], skip_special_tokens=True)) for row in out]
         return new[0] if single else new
@@ -359,10 +360,14 @@ class MemoryModel:
         cache: MemoryCache | None,
         prompts: list[list[int]],
         questions: list[list[int]] | None,
-        ids: Tensor,
-        mask: Tensor,
+        padded: tuple[Tensor, Tensor],
+        progress: Progress | None,
     ) -> MemoryCache:
-        """Return the cache that `generate` goes on with, which asks its memory and has seen all but the last chunk."""
+        """Return the cache that `generate` goes on with, which asks its memory and has seen all but the last chunk.
+
+        padded: ids and mask of the prompts, `[B, T]` each.
+        """
+        ids, mask = padded
         cache = self.cache() if cache is None else cache
         if not isinstance(cache, MemoryCache):
             raise InputError(f"cache is a MemoryCache, not a {type(cache).__name__}")
@@ -370,16 +375,18 @@ class MemoryModel:
             raise InputError("this cache has tokens already; start a new one, or use a session")
         if questions is not None:
             cache.ask(questions, ids.shape[1])
-        seen = self._feed_all_but_a_chunk(ids, mask, cache)
+        seen = self._feed_all_but_a_chunk(ids, mask, cache, progress)
         if questions is None:
             cache.ask(prompts, ids.shape[1] - seen)
         return cache
 
-    def _feed_all_but_a_chunk(self, ids: Tensor, mask: Tensor, cache: MemoryCache) -> int:
+    def _feed_all_but_a_chunk(self, ids: Tensor, mask: Tensor, cache: MemoryCache, progress: Progress | None) -> int:
         """Feed the beginning of prompts `[B, T]` in chunks, the first of them short, and return its length."""
         seen = 0
         with torch.no_grad():
             while (left := ids.shape[1] - seen) > self.chunk:
+                if progress is not None:
+                    progress(seen, ids.shape[1])
                 begin, seen = seen, seen + (left - 1) % self.chunk + 1
                 decoder_of(self.model)(
                     input_ids=ids[:, begin:seen],

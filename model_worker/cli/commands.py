@@ -26,6 +26,7 @@ from model_worker.cli.homer import homer
 from model_worker.cli.layers import layers
 from model_worker.cli.pretrained import pretrained_models
 from model_worker.cli.train import training
+from model_worker.cli.worker import worker
 
 evaluation = typer.Typer(no_args_is_help=True, help="Measure what a memory is worth, and what compression costs.")
 for _name, _measure in (
@@ -46,7 +47,7 @@ for _name, _measure in (
 ):
     evaluation.command(_name)(_measure)
 
-COMMANDS = (("demo", demo), ("chat", chat), ("layers", layers), ("compressors", compressors))
+COMMANDS = (("demo", demo), ("chat", chat), ("worker", worker), ("layers", layers), ("compressors", compressors))
 GROUPS = (
     ("model", pretrained_models),
     ("homer", homer),

@@ -42,6 +42,7 @@ _EXTRA_OF_MODULE = {
     **dict.fromkeys(("prometheus_client", "pydantic_settings", "memory_service"), "server"),
     **dict.fromkeys(("torch", "transformers", "tokenizers", "safetensors", "platformdirs", "model_worker"), "worker"),
     **dict.fromkeys(("gguf", "accelerate"), "worker"),
+    **dict.fromkeys(("fastapi", "starlette", "uvicorn"), "http"),
     **dict.fromkeys(("peft", "sacrebleu"), "icae"),
     **dict.fromkeys(("matplotlib", "scipy"), "eval"),
 }

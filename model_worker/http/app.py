@@ -1,0 +1,29 @@
+"""The app of a worker: its routes, its errors and its bounds."""
+
+from fastapi import FastAPI
+
+from kvbank import __version__
+from model_worker.http import chat, completions, errors, health, models
+from model_worker.http.bounds import Bounded, Counted
+from model_worker.http.metrics import Metrics
+from model_worker.serve.served import Served
+
+
+def application(served: Served) -> FastAPI:
+    """Return the app that serves a model. It has no pages, which would ask other machines for scripts."""
+    app = FastAPI(
+        title="kvbank worker",
+        version=__version__,
+        description="A model with a memory that lasts, behind the API that clients of OpenAI speak.",
+        docs_url=None,
+        redoc_url=None,
+        responses=errors.RESPONSES,
+    )
+    metrics = Metrics(served)
+    errors.register(app)
+    for routes in (chat.routes(served, metrics), completions.routes(served, metrics), models.routes(served)):
+        app.include_router(routes)
+    app.include_router(health.routes(served, metrics))
+    app.add_middleware(Bounded, most=served.bounds.body)
+    app.add_middleware(Counted, metrics=metrics)
+    return app

@@ -1,0 +1,42 @@
+"""A stream of server-sent events, as clients of OpenAI's API read it."""
+
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+from starlette.responses import StreamingResponse
+
+from model_worker.http.answers import Answer
+from model_worker.http.errors import told
+
+_END = b"data: [DONE]\n\n"
+_STREAM = "text/event-stream"
+# What the app's document says of an answer that may be a stream.
+ANSWERS: dict[int | str, dict[str, Any]] = {
+    200: {"description": "The answer, or its pieces.", "content": {"application/json": {}, _STREAM: {}}}
+}
+
+
+def event(document: Any) -> bytes:
+    """Return one event with a JSON document."""
+    return b"data: " + json.dumps(document).encode() + b"\n\n"
+
+
+def streamed(answer: Answer, events: AsyncIterator[dict[str, Any]]) -> StreamingResponse:
+    """Return the response that sends events, and at last that there are no more.
+
+    An error in between is an event of its own, and the last one. Where the caller leaves, the answer ends.
+    """
+
+    async def body() -> AsyncIterator[bytes]:
+        try:
+            async for each in events:
+                yield event(each)
+            yield _END
+        except Exception as error:
+            yield event(told(error).body())
+        finally:
+            answer.leave()
+
+    headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
+    return StreamingResponse(body(), media_type=_STREAM, headers=headers)

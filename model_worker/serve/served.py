@@ -1,0 +1,129 @@
+"""A model that is served: loaded while callers are told to wait, answered from by many, drained at the end."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from model_worker.errors import WorkerError
+from model_worker.model import MemoryModel
+from model_worker.serve.answering import START_S, Decoding, Reply, answer
+from model_worker.serve.clients import Clients
+from model_worker.serve.completing import Prompt, complete, conversation_prompt, text_prompt
+from model_worker.serve.conversations import Conversations
+from model_worker.serve.engine import Engine, Job, Turn
+from model_worker.serve.history import History
+
+
+class Loading(WorkerError):
+    """The model is not there yet."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """What a worker takes on. running, waiting: requests that are answered at a time, and that wait besides.
+
+    new_tokens: of the longest answer. body: bytes of the longest request.
+    """
+
+    running: int = 8
+    waiting: int = 64
+    new_tokens: int = 1024
+    body: int = 4 * 1024 * 1024
+
+
+class Served:
+    """A model by its name for callers, over the memory service at `target`.
+
+    needs_key: whether callers without a key are refused. window, recent:
+    of sessions; None for the model's own.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        target: str,
+        *,
+        bounds: Bounds | None = None,
+        needs_key: bool = False,
+        window: int | None = None,
+        recent: int | None = None,
+    ) -> None:
+        self.name, self.bounds, self.created = name, bounds or Bounds(), int(time.time())
+        self.needs_key = needs_key
+        self.clients = Clients(target)
+        self.engine = Engine(most_running=self.bounds.running, most_waiting=self.bounds.waiting)
+        self._window, self._recent = window, recent
+        self._model: MemoryModel | None = None
+        self._conversations: Conversations | None = None
+        self._stopping = False
+
+    def begin(self, model: MemoryModel) -> None:
+        """Answer from a model, which was made for this worker and is closed with it."""
+        self._conversations = Conversations(model, self.name, window=self._window, recent=self._recent)
+        self._model = model
+
+    @property
+    def ready(self) -> bool:
+        """Tell whether requests are answered."""
+        return self._model is not None and not self._stopping
+
+    def answer(
+        self, key: str, session: str, history: History, decoding: Decoding, on_text: Callable[[str], None]
+    ) -> Job[Reply]:
+        """Answer what a history ends with.
+
+        key: with which the service is asked. session: the name of the session in which it is answered; "" for none:
+        nothing is kept then. Raises Loading, Busy and Stopping.
+        """
+        model, conversations = self._loaded()
+        if not session:
+            return self._complete(key, lambda: conversation_prompt(model, history), decoding, on_text)
+
+        def work(turn: Turn) -> Reply:
+            with self.clients.client(key) as client:
+                return answer(
+                    conversations, client, turn, name=session, history=history, decoding=decoding, on_text=on_text
+                )
+
+        return self.engine.submit(key, session, work)
+
+    def complete(
+        self, key: str, text: str | Sequence[int], decoding: Decoding, on_text: Callable[[str], None]
+    ) -> Job[Reply]:
+        """Go on with a text, or with token ids, as they stand; see `answer`."""
+        model = self._loaded()[0]
+        return self._complete(key, lambda: text_prompt(model, text), decoding, on_text)
+
+    def _complete(
+        self, key: str, prompt: Callable[[], Prompt], decoding: Decoding, on_text: Callable[[str], None]
+    ) -> Job[Reply]:
+        model = self._loaded()[0]
+
+        def work(turn: Turn) -> Reply:
+            with self.clients.client(key) as client:
+                return complete(model, client, turn, prompt=prompt(), decoding=decoding, on_text=on_text)
+
+        return self.engine.submit(key, object(), work)
+
+    def check(self, key: str) -> None:
+        """Ask the service whether it takes a key. Raises what the service says."""
+        with self.clients.client(key) as client:
+            client.server_info(timeout=START_S)
+
+    def stop(self) -> None:
+        """Take nothing new from now on; what has begun is answered."""
+        self._stopping = True
+        self.engine.stop()
+
+    def close(self) -> None:
+        """End what still runs, and let the model go."""
+        self.stop()
+        self.engine.close()
+        if self._model is not None:
+            self._model.close()
+        self.clients.close()
+
+    def _loaded(self) -> tuple[MemoryModel, Conversations]:
+        if self._model is None or self._conversations is None:
+            raise Loading("the model is being loaded; ask again in a few seconds")
+        return self._model, self._conversations
