@@ -1,6 +1,7 @@
 """Callers with tokens of an identity provider: which are let in, as whom, and that all others are refused alike."""
 
 import base64
+import http.client
 import http.server
 import json
 import queue
@@ -9,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -284,6 +285,47 @@ def test_a_provider_that_does_not_answer_holds_up_nobody(
             finally:
                 answering.set()
             assert first.result(60).tenant == "default"
+
+
+def test_who_goes_while_its_token_is_looked_at_leaves_threads_to_others(
+    tmp_path: Path, keys: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Have calls of one host wait for the provider, and go: the key of another host finds a thread."""
+    authority = Authority(tmp_path / "tls")
+    monkeypatch.setenv("SSL_CERT_FILE", str(authority.file))
+    answering, asked = threading.Event(), queue.SimpleQueue[bool]()
+    answering.set()
+
+    def before() -> None:
+        asked.put(True)
+        answering.wait()
+
+    limits = Limits(wrong_key_s=0.0, token_keys_seldom_s=0.0, token_keys_patience_s=600.0)
+    settings = {"jwt_audience": AUDIENCE, "insecure": True, "metrics_listen": "0.0.0.0:0"}
+    with (
+        provider(authority, keys.read_bytes(), before) as address,
+        LocalServer(tmp_path / "data", limits=limits, jwt_jwks=address, **settings) as server,
+    ):
+        with kvbank.connect(server.address, api_key=token(role="operator")) as operator:
+            key = operator.access.create_key("operator").secret
+        answering.clear()
+        while not asked.empty():
+            asked.get()
+        try:
+            with grpc.insecure_channel(server.address) as channel:
+                ask = channel.unary_unary("/kvbank.v1.MemoryService/GetServerInfo")
+                for number in range(5):
+                    with pytest.raises(grpc.RpcError) as caught:
+                        ask(b"", metadata=[("api-key", token(kid=f"new {number}"))], timeout=0.2)
+                    assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+            assert asked.get(timeout=60)
+            port = int(server.metrics_address.rpartition(":")[2])
+            other = http.client.HTTPConnection("127.0.0.1", port, timeout=10, source_address=("127.0.0.2", 0))
+            with closing(other):
+                other.request("GET", "/metrics", headers={"api-key": key})
+                assert other.getresponse().status == http.HTTPStatus.OK
+        finally:
+            answering.set()
 
 
 @pytest.mark.parametrize(

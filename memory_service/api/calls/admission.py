@@ -153,23 +153,33 @@ class Admission:
 
     async def _verified(self, credential: str, host: str) -> Caller:
         """Return the caller of a credential that is not known yet. Errors: UNAUTHENTICATED, NOT_SERVING."""
-        loop, pause = asyncio.get_running_loop(), 0.0
         owner = await self._turn(host)
-        try:
-            # It may have been verified for another call meanwhile.
-            caller = self._verifier.known(credential)
-            if caller is None:
-                caller = await loop.run_in_executor(self._threads, self._verifier.verify, credential)
-            pause = self._limits.wrong_key_s if caller is None else 0.0
-        finally:
-            # By the clock, because a caller may go as soon as a good key would have been answered.
-            loop.call_later(pause, self._turns.give, owner)
+        # It may have been verified for another call meanwhile.
+        if (caller := self._verifier.known(credential)) is not None:
+            self._turns.give(owner)
+            return caller
+        caller = await asyncio.shield(self._looked_at(credential, owner))
         if caller is None:
-            await asyncio.sleep(pause)
+            await asyncio.sleep(self._limits.wrong_key_s)
             raise unauthenticated()
         if caller.key_id:
             self._notes.submit(self._verifier.note_use, caller.key_id)
         return caller
+
+    def _looked_at(self, credential: str, owner: Owner) -> "asyncio.Future[Caller | None]":
+        """Verify a credential in a thread, and give back the turn of its host: when that is done, also where the caller
+        has gone, so that no host has more threads than turns; and later by the pause where the credential is not valid.
+        """
+        loop = asyncio.get_running_loop()
+        looked_at = loop.run_in_executor(self._threads, self._verifier.verify, credential)
+
+        def give(done: "asyncio.Future[Caller | None]") -> None:
+            wrong = not done.cancelled() and done.exception() is None and done.result() is None
+            # By the clock, because a caller may go as soon as a good key would have been answered.
+            loop.call_later(self._limits.wrong_key_s if wrong else 0.0, self._turns.give, owner)
+
+        looked_at.add_done_callback(give)
+        return looked_at
 
     async def _turn(self, host: str) -> Owner:
         """Wait for a turn of a host, and return whose it is. Errors: NOT_SERVING where too many wait."""
