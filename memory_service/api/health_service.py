@@ -8,12 +8,15 @@ from contextlib import suppress
 from typing import Any
 
 import grpc
+from google.protobuf.message import DecodeError
 from google.protobuf.message_factory import GetMessageClass
 from grpc_health.v1 import health, health_pb2
 
 from memory_service.api.calls.awaited import first
 
+_INVALID = grpc.StatusCode.INVALID_ARGUMENT
 _UNKNOWN = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
+_Call = Callable[[Any, Any], Awaitable[Any]]
 
 
 class HealthService(health.aio.HealthServicer):  # type: ignore[misc]
@@ -40,20 +43,26 @@ class HealthService(health.aio.HealthServicer):  # type: ignore[misc]
                 else grpc.stream_unary_rpc_method_handler
             )
             reads, writes = map(GetMessageClass, (method.input_type, method.output_type))
-            made[method.name] = kind(
-                self._counted(getattr(self, method.name)), reads.FromString, writes.SerializeToString
-            )
+            answer = self._counted(getattr(self, method.name), reads.FromString)
+            made[method.name] = kind(answer, response_serializer=writes.SerializeToString)
         return made
 
-    def _counted(self, method: Callable[[Any, Any], Awaitable[Any]]) -> Callable[[Any, Any], Awaitable[Any]]:
+    def _counted(self, method: _Call, read: Callable[[bytes], Any]) -> _Call:
+        """Make a method of a request one of a stream of bytes, whose calls are counted. Requests are read here, since
+        gRPC would log each one that cannot be read with a traceback, and anybody may call."""
+
         async def call(messages: Any, context: Any) -> Any:
             await self._let_in(context)
-            request = None
+            data: Any = None
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._patience):
-                    request = await first(messages)
-            if request is None:
-                await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the request of the call has not come")
+                    data = await first(messages)
+            if data is None:
+                await context.abort(_INVALID, "the request of the call has not come")
+            try:
+                request = read(data)
+            except DecodeError:
+                await context.abort(_INVALID, "the request of the call cannot be read")
             return await method(request, context)
 
         return call

@@ -78,6 +78,20 @@ def test_callers_of_the_health_who_ask_nothing_leave_room_and_are_ended(tmp_path
             nothing.put(None)
 
 
+@pytest.mark.parametrize("method", ["Check", "Watch", "List"])
+def test_a_request_of_the_health_that_cannot_be_read_is_refused_without_a_word_in_the_log(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, method: str
+) -> None:
+    """Anybody may call, without a key, and so could fill the log."""
+    with LocalServer(tmp_path / "data") as server, grpc.insecure_channel(server.address) as channel:
+        call = channel.stream_stream(f"/grpc.health.v1.Health/{method}")
+        with pytest.raises(grpc.RpcError) as caught:
+            next(call(iter([b"\xff"]), timeout=60))
+        assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert "cannot be read" in caught.value.details()
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
 def test_callers_of_the_health_leave_room_for_calls(tmp_path: Path) -> None:
     with LocalServer(tmp_path / "data", max_calls=8) as server, ExitStack() as opened:
         health = health_pb2_grpc.HealthStub(opened.enter_context(grpc.insecure_channel(server.address)))
