@@ -57,6 +57,12 @@ def test_chunks_without_bytes_share_a_frame() -> None:
     assert reader.open is not None
 
 
+def test_a_frame_of_headers_has_one() -> None:
+    """Refuse a frame that begins no chunk, since nothing bounds how often it comes."""
+    with refused("headers", "has no header"):
+        next(FrameReader[Chunk]().headers(pb.WriteChunksRequest(headers=pb.ChunkHeaders())))
+
+
 def test_a_chunk_with_bytes_has_a_frame_of_its_own() -> None:
     reader: FrameReader[Chunk] = FrameReader()
     headers = reader.headers(pb.WriteChunksRequest(headers=pb.ChunkHeaders(headers=[HEADER])))

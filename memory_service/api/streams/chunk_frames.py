@@ -51,6 +51,8 @@ class FrameReader(Generic[C]):
         if frame.WhichOneof("frame") != "headers":
             yield frame.header
             return
+        if not frame.headers.headers:  # frames of no chunk count for no rate
+            raise invalid("headers", "has no header")
         for header in frame.headers.headers:
             yield header
             if self.open is not None:
