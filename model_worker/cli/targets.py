@@ -3,6 +3,8 @@
 The module is light to import: no torch.
 """
 
+from __future__ import annotations
+
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -45,7 +47,7 @@ def target_of(memory: str | None) -> str:
 
 
 @contextmanager
-def connected(target: str, api_key: str | None) -> Iterator["kvbank.Client"]:
+def connected(target: str, api_key: str | None) -> Iterator[kvbank.Client]:
     """Connect a client and wait for the first answer of its service. api_key: see `kvbank.ConnectOptions`.
 
     Raises SessionError, with what to do, for a folder that another process serves.
