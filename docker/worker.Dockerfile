@@ -16,4 +16,4 @@ RUN pip install --no-cache-dir --no-index --find-links /wheels "kvbank[worker]" 
 USER kvbank
 VOLUME /sessions
 ENTRYPOINT ["kvbank"]
-CMD ["chat", "--session", "default", "--sessions", "/sessions"]
+CMD ["chat", "--session", "default"]
