@@ -15,7 +15,7 @@ from tests.support import command
 from tests.worker_http.conftest import Running
 from tests.worker_http.test_chat import ask
 
-SERVING = ("--window", "48", "--listen", "127.0.0.1:0")
+SERVING = ("--window", "128", "--listen", "127.0.0.1:0")
 
 
 def refused(*words: object) -> str:
