@@ -1,6 +1,6 @@
 """The service of kvbank.v1 for sessions: for each RPC a message comes in, an operation runs, a message goes out."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from kvbank.v1 import session_pb2 as pb
@@ -153,41 +153,50 @@ class SessionService(HandledService, session_pb2_grpc.SessionServiceServicer):
     @streaming
     async def KeepWindow(self, sent: AsyncIterator[Received]) -> AsyncIterator[pb.KeepWindowResponse]:  # noqa: N802
         """Keep the window of a session, whose bytes come behind its header."""
-        run, new = self.handling.threads.run, None
+        new: list[NewWindow] = []
         try:
-            async for frame in frames(sent, run):
+            async for frame in frames(sent, self.handling.threads.run):
                 if isinstance(frame, memoryview):
-                    if new is None:
+                    if not new:
                         raise invalid("header", "is missing")
-                    await run(new.add, frame)
-                elif new is not None:
+                    await self._to_its_end(new[0].add, frame)
+                elif new:
                     raise invalid("header", "comes once, before the bytes")
                 else:
-                    new = await run(self._new_window, frame.header)
-            if new is None:
+                    await self._to_its_end(self._begin_window, frame.header, new)
+            if not new:
                 raise invalid("header", "is missing")
-            await run(new.keep)
+            await self._to_its_end(new[0].keep)
             yield pb.KeepWindowResponse()
         finally:
-            if new is not None:
-                new.close()
+            for window in new:
+                window.close()
 
-    def _new_window(self, header: pb.WindowHeader) -> NewWindow:
+    async def _to_its_end(self, step: Callable[..., None], *arguments: Any) -> None:
+        """Take a step of a new window in a thread. Where the caller goes, this returns only when the thread has ended,
+        so that a window is never closed under it, or left open by it."""
+        async with self.handling.threads.turn("KeepWindow", short=True) as turn:
+            await turn.run_to_its_end(step, *arguments)
+
+    def _begin_window(self, header: pb.WindowHeader, new: list[NewWindow]) -> None:
+        """Begin a window, and put it into `new`."""
         if request := requests.current():
             request.of(header)
         window = Window(header.session_id, header.turn, header.stamp, header.size, header.checksum)
-        return self._sessions.new_window(current_caller(), window, header.epoch)
+        new.append(self._sessions.new_window(current_caller(), window, header.epoch))
+        self.handling.pauses.reach("window opened")
 
     @streaming
     async def ReadWindow(self, received: Received) -> AsyncIterator[bytes]:  # noqa: N802
         """Answer with the window of a session: a header, then its bytes; with nothing where there is none."""
-        run = self.handling.threads.run
-        async with self.handling.threads.turn("ReadWindow") as turn:
-            found = await turn.run(self._window, received)
-        if found is None:
-            return
-        window, source = found
+        run, found = self.handling.threads.run, list[tuple[Window, Source]]()
         try:
+            async with self.handling.threads.turn("ReadWindow") as turn:
+                # To its end, so that what it opens is closed also where the caller goes meanwhile.
+                await turn.run_to_its_end(self._open_window, received, found)
+            if not found:
+                return
+            window, source = found[0]
             header = pb.WindowHeader(
                 session_id=window.session_id,
                 turn=window.turn,
@@ -199,11 +208,15 @@ class SessionService(HandledService, session_pb2_grpc.SessionServiceServicer):
             for at in range(0, window.size, FRAME_BYTES):
                 yield await run(_frame, source, at, min(FRAME_BYTES, window.size - at))
         finally:
-            source.close()
+            for _, source in found:
+                source.close()
 
-    def _window(self, received: Received) -> tuple[Window, Source] | None:
+    def _open_window(self, received: Received, found: list[tuple[Window, Source]]) -> None:
+        """Open a window, and put it into `found`, if there is one."""
         caller, request = asked(received)
-        return self._sessions.window(caller, request.session_id)
+        if (window := self._sessions.window(caller, request.session_id)) is not None:
+            found.append(window)
+            self.handling.pauses.reach("window opened")
 
     # Deletion
 

@@ -18,6 +18,7 @@ Point = Literal[
     "index searched",  # an index is about to be searched
     "objects opened",  # the chunks of an answer are loaded, and their objects are about to be opened
     "answer opened",  # all objects of an answer are open
+    "window opened",  # the window of a session is open, to be written or to be read
     "bytes read",  # some bytes of an object are about to be read
     "space reserved",  # a write has its room on the disk, or was refused it
     "object stored",  # the object of a chunk is about to be stored

@@ -1,7 +1,9 @@
 """Forks and rewinds of sessions at the wire, the stretches that they leave, and the windows of sessions."""
 
 import os
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,8 @@ import pytest
 
 from kvbank.v1 import service_pb2
 from kvbank.v1 import session_pb2 as pb
+from memory_service.domain import cancellation
+from memory_service.domain.limits import Pauses
 from tests.support.refusals import Refusals
 from tests.support.sessions import SessionCaller, turn
 from tests.support.waiting import wait_until
@@ -239,6 +243,50 @@ def test_a_window_that_is_not_what_it_says_leaves_nothing(
             sessions.keep(session, epoch, 1, b"x" * 2000, **header)
         assert sessions.window(session) is None
     files_of(data, 0)
+
+
+def test_a_caller_that_goes_while_its_window_is_opened_leaves_nothing_open(
+    serving: Callable[..., Any], data: Path
+) -> None:
+    opened, gone = threading.Event(), threading.Event()
+
+    def wait() -> None:
+        """Hold up the thread until it is told that its caller has gone."""
+        opened.set()
+        while not gone.is_set():
+            try:
+                wait_until(cancellation.check)
+            except cancellation.Cancelled:
+                gone.set()
+
+    sessions = SessionCaller(serving(pauses=Pauses(at={"window opened": wait})).channel)
+    session, epoch = begun(sessions, "a")
+    header = pb.WindowHeader(session_id=session, epoch=epoch, turn=1, size=4, checksum=7)
+
+    def calls() -> Iterator[Any]:
+        yield sessions.stub.KeepWindow(iter([pb.KeepWindowRequest(header=header)]))
+        gone.set()
+        sessions.keep(session, epoch, 1, b"data")
+        opened.clear()
+        gone.clear()
+        yield sessions.stub.ReadWindow(pb.ReadWindowRequest(session_id=session))
+
+    for number, call in enumerate(calls()):
+        assert opened.wait(60)
+        call.cancel()
+        wait_until(gone.is_set)
+        files_of(data, number)
+        wait_until(lambda: not open_below(data / "windows"))
+        opened.clear()
+
+
+def open_below(folder: Path) -> list[str]:
+    """Return the files below a folder that this process, in which the server runs, has open."""
+    found = []
+    for each in Path("/proc/self/fd").iterdir():
+        with suppress(OSError):  # it has been closed meanwhile
+            found.append(os.readlink(each))
+    return [path for path in found if path.startswith(str(folder))]
 
 
 def test_streams_of_windows_that_are_none(sessions: SessionCaller, refused: Refusals) -> None:
