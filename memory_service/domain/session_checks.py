@@ -36,8 +36,7 @@ def session(new: Session) -> None:
         validate.name("session.reads", bank)
     if (size := len(new.reader_digest.encode())) > LARGEST_WORD:
         raise invalid("session.reader_digest", f"has {size} bytes; at most {LARGEST_WORD} are taken")
-    size = sum(len(text.encode()) for pair in new.settings.items() for text in pair)
-    if size > LARGEST_SETTINGS:
+    if (size := pairs_bytes(new.settings)) > LARGEST_SETTINGS:
         raise invalid("session.settings", f"have {size} bytes; at most {LARGEST_SETTINGS} are taken")
     pairs("session.metadata", new.metadata)
     if not 0 <= new.ttl <= LARGEST_TTL:
@@ -54,6 +53,11 @@ def pairs(field: str, given: Mapping[str, str]) -> None:
             raise invalid(field, text)
     if any("\0" in text for pair in given.items() for text in pair):
         raise invalid(field, "has a NUL character: what is behind it could not be searched for")
+
+
+def pairs_bytes(given: Mapping[str, str]) -> int:
+    """Return the bytes of the words of settings or metadata."""
+    return sum(len(word.encode()) for pair in given.items() for word in pair)
 
 
 def turns(given: Sequence[Turn]) -> None:

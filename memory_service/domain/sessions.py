@@ -6,6 +6,7 @@ begins a new branch behind a turn, so that neither copies anything; turns are on
 branch. Times are in microseconds since 1970.
 """
 
+import re
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,6 +19,7 @@ TurnStatus = Literal["completed", "incomplete", "part", "forgotten"]
 
 # The name of a session's bank, where it does not say one, begins so.
 OWN_BANK = "session-"
+_OWN_BANK = re.compile(OWN_BANK + "[0-9a-f]{16}")
 # A session that has more stretches could not be searched, because a filter names at most so many.
 MOST_STRETCHES = 100
 # How long a lease lasts that does not say it, in microseconds.
@@ -83,8 +85,8 @@ class Session:
 
     @property
     def has_own_bank(self) -> bool:
-        """Tell whether the bank has the name of one that was made for sessions, and for nothing else."""
-        return self.bank.startswith(OWN_BANK)
+        """Tell whether the bank has such a name as `own_bank` gives, and not one that somebody chose."""
+        return _OWN_BANK.fullmatch(self.bank) is not None
 
 
 @dataclass(frozen=True, slots=True)

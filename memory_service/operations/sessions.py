@@ -14,8 +14,10 @@ from memory_service.domain.sessions import Deleted, Lease, Session, Turn, Window
 from memory_service.operations.paging import page
 from memory_service.storage.base import Engine, NewWindow, SessionView, Source
 
-# What a session takes in a message beside its words.
+# What a session, or a turn, takes in a message beside its words.
 _ROUGHLY = 400
+# What a figure of usage, and an item of a turn, take in a message beside their words.
+_FIGURE, _ITEM = 16, 16
 
 
 class Sessions:
@@ -175,9 +177,10 @@ def _allowed(caller: Caller, session: Session, said: str) -> Session:
 
 def _message_bytes(session: Session) -> int:
     words = [*session.reads, session.name, session.bank, session.reader_digest]
-    words += [text for pairs in (session.settings, session.metadata) for pair in pairs.items() for text in pair]
-    return sum(map(len, words)) + 32 * len(session.stretches) + _ROUGHLY
+    size = sum(len(word.encode()) for word in words) + 32 * len(session.stretches)
+    return size + checks.pairs_bytes(session.settings) + checks.pairs_bytes(session.metadata) + _ROUGHLY
 
 
 def _turn_bytes(turn: Turn) -> int:
-    return checks.items_bytes(turn.items) + len(turn.token_ids) + _ROUGHLY
+    named = checks.pairs_bytes(turn.metadata) + sum(len(name.encode()) + _FIGURE for name in turn.usage)
+    return checks.items_bytes(turn.items) + _ITEM * len(turn.items) + len(turn.token_ids) + named + _ROUGHLY

@@ -365,6 +365,13 @@ def test_pages_of_large_turns_are_shorter(sessions: SessionCaller) -> None:
     assert 0 < len(page.turns) < 4
     assert page.next_after == len(page.turns)
     assert [each.number for each in sessions.turns(session, token_ids=True)] == [1, 2, 3, 4]
+    # What is said beside the words of a turn counts too.
+    metadata = {f"k{number}": "é" * 512 for number in range(16)}
+    for follows in (4, 104, 204):
+        sessions.append(session, epoch, follows, *[turn("x", metadata=metadata)] * 100)
+    page = sessions.stub.ListTurns(pb.ListTurnsRequest(session_id=session, after=4, page_size=1000))
+    assert len(page.turns) < 300
+    assert page.ByteSize() < 4 * 1024 * 1024  # the smallest message that a service may be set to
 
 
 # Who may

@@ -296,3 +296,12 @@ def test_a_wrong_argument_is_named(client: kvbank.Client, field: str, call: Call
     with pytest.raises(kvbank.InvalidArgument) as refused:
         call(client.sessions)
     assert refused.value.metadata["field"] == field
+
+
+def test_a_turn_without_a_key_is_refused_before_it_is_sent(client: kvbank.Client) -> None:
+    session = client.sessions.create()
+    lease = client.sessions.acquire(session.session_id, "test").lease
+    assert lease is not None
+    with pytest.raises(kvbank.InvalidArgument, match="key is empty"):
+        client.sessions.append(session.session_id, [kvbank.Turn(key="")], epoch=lease.epoch, follows=0)
+    assert client.sessions.get(session.session_id).head == 0

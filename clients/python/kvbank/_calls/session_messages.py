@@ -87,6 +87,8 @@ def given_turns(turns: Iterable[m.Turn]) -> list[m.Turn]:
 
 
 def _turn(turn: m.Turn) -> pb.Turn:
+    if not turn.key:  # the service would make one, and a call that is made again another
+        raise invalid("turns", "expected turns with a key, got one whose key is empty; leave it out to have one made")
     made: pb.Turn = build(
         pb.Turn,
         status=choice("status", turn.status, numbers(pb.TurnStatus)),
