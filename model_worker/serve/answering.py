@@ -8,6 +8,7 @@ import kvbank
 from model_worker.serve.conversations import Conversation, Conversations
 from model_worker.serve.engine import Turn
 from model_worker.serve.history import History
+from model_worker.window.generation import COLDEST
 
 # Seconds for a first answer of the service, before the model waits for it.
 START_S = 3.0
@@ -28,9 +29,14 @@ class Decoding:
     seed: int | None = None
     stop: tuple[str, ...] = ()
 
+    @property
+    def draws(self) -> bool:
+        """Tell whether tokens are drawn; else each one is the likeliest."""
+        return self.temperature >= COLDEST
+
     def generation(self) -> dict[str, Any]:
         """Return the options of `generate` that are not of every request."""
-        return {"top_p": self.top_p} if self.temperature > 0 and self.top_p < 1 else {}
+        return {"top_p": self.top_p} if self.draws and self.top_p < 1 else {}
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,9 @@ from model_worker.serve.stop_texts import StopTexts
 from model_worker.user_text import begin_of
 from model_worker.window.cache import MemoryCache
 
+# Chunks that one call deletes at most, which is the service's bound.
+_MOST_IDS = 1000
+
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
@@ -65,8 +68,8 @@ def complete(
     client.server_info(timeout=START_S)  # who may not use the service may not use the model either
     shown = StopTexts((*prompt.stop, *decoding.stop), on_text, stripped=prompt.stripped)
     writing = _Writing(model, shown, turn)
-    heat = decoding.temperature
-    sampling = {"temperature": heat} | decoding.generation() if heat else dict.fromkeys(("temperature", "top_p"))
+    drawn = {"temperature": decoding.temperature} | decoding.generation()
+    sampling = drawn if decoding.draws else dict.fromkeys(("temperature", "top_p"))
     needs_memory = len(prompt.ids) + decoding.max_new_tokens > model.window
     with _cache(model, client, needs_memory) as (cache, memory), turn.holding_model(decoding.seed):
         model.generate(
@@ -75,7 +78,7 @@ def complete(
             question=prompt.question,
             progress=turn.progress,
             max_new_tokens=decoding.max_new_tokens,
-            do_sample=heat > 0,
+            do_sample=decoding.draws,
             streamer=writing,
             stopping_criteria=[writing.stopped],
             **sampling,
@@ -103,9 +106,10 @@ def _cache(
     try:
         yield model.cache(memory), memory
     finally:
-        chunks = [chunk.chunk_id for chunk in client.list_chunks(_bank(model), filter=memory.filter)]
-        if chunks:
-            client.delete_chunks(_bank(model), chunks)
+        chunks = client.list_chunks(_bank(model), filter=memory.filter)
+        ids = [chunk.chunk_id for chunk in chunks]  # all, before one goes: pages are read by what is there
+        for first in range(0, len(ids), _MOST_IDS):
+            client.delete_chunks(_bank(model), ids[first : first + _MOST_IDS])
 
 
 def _bank(model: MemoryModel) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 from model_worker.arguments import finite, whole
 from model_worker.errors import InputError
 from model_worker.model import MemoryModel
-from model_worker.window.generation import generation_options, plain_decoding
+from model_worker.window.generation import COLDEST, generation_options, plain_decoding
 
 MOST_NEW_TOKENS = 256
 # What a session says itself to `generate`, since it ends and shows its answers itself.
@@ -17,8 +17,8 @@ def decoding_options(model: MemoryModel, asked: Mapping[str, Any]) -> dict[str, 
     """Return the options of Hugging Face `generate` for one answer.
 
     asked: options that the caller asks for: max_new_tokens, at least 1, by default 256; temperature, by default 0,
-    which takes the likeliest token; and others. Raises InputError for options that a session decides itself, or that a
-    memory cannot keep.
+    which takes the likeliest token, as all below `COLDEST` do; and others. Raises InputError for options that a session
+    decides itself, or that a memory cannot keep.
     """
     given = {"max_new_tokens": MOST_NEW_TOKENS, "temperature": 0.0, **asked}
     limit = whole("max_new_tokens", given.pop("max_new_tokens"))
@@ -32,7 +32,7 @@ def decoding_options(model: MemoryModel, asked: Mapping[str, Any]) -> dict[str, 
         **dict.fromkeys(("max_length", "min_length")),  # they count what was said before, as far as the window goes
         **{name: value for name, value in plain_decoding().items() if name not in given},
     }
-    if heat > 0:
+    if heat >= COLDEST:
         own |= {"do_sample": True, "temperature": heat}
     else:
         own |= {"do_sample": False, **dict.fromkeys(("temperature", "top_p", "top_k"))}

@@ -16,6 +16,9 @@ from transformers import GenerationConfig
 from model_worker.attachment.model_parts import device_of
 from model_worker.errors import InputError, first_line
 
+# Below this temperature the likeliest token is taken: divided by less, the model's numbers are no longer finite.
+COLDEST = 1e-6
+
 _CACHE = "the memory's cache is the one that is used"
 _TEXT = "the result is the new text alone"
 _BRANCHES = "beam search and several sequences would remember every branch"

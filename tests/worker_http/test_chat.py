@@ -6,7 +6,7 @@ import openai
 import pytest
 from openai.types import CompletionUsage
 
-from tests.worker_http.conftest import MODEL, Running
+from tests.worker_http.conftest import CHUNK, MODEL, Running
 
 SAID = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "the sea is wide"}]
 
@@ -58,6 +58,16 @@ def test_the_same_seed_draws_the_same_answer(client: openai.OpenAI) -> None:
     options = {"temperature": 1.5, "top_p": 0.9, "max_completion_tokens": 24}
     answers = [ask(client, seed=seed, **options).choices[0].message.content for seed in (1, 1, 2)]
     assert answers[0] == answers[1] != answers[2]
+
+
+def test_a_temperature_of_almost_nothing_takes_the_likeliest_token(client: openai.OpenAI) -> None:
+    def answered(temperature: float, session: str = "", **options: Any) -> str:
+        named = {"X-Kvbank-Session": session} if session else {}
+        found = ask(client, temperature=temperature, extra_headers=named, **options)
+        return str(found.choices[0].message.content)
+
+    assert answered(1e-300) == answered(1e-300, top_p=0.5) == answered(0)
+    assert answered(1e-300, "almost", top_p=0.5) == answered(0, "none")
 
 
 def test_content_in_parts_is_one_text(client: openai.OpenAI) -> None:
@@ -133,4 +143,14 @@ def test_nothing_is_kept_of_a_request_without_a_session(worker: Running, client:
     before = kept(worker)
     found = ask(client, [{"role": "user", "content": "a long story " * 12}], max_completion_tokens=8)
     assert found.usage.prompt_tokens_details.cache_write_tokens > 0
+    assert kept(worker) == before
+
+
+@pytest.mark.slow
+def test_nothing_is_kept_of_a_request_of_more_chunks_than_one_call_deletes(
+    worker: Running, client: openai.OpenAI
+) -> None:
+    before = kept(worker)
+    found = ask(client, [{"role": "user", "content": "a long story " * 1300}], max_completion_tokens=2)
+    assert found.usage.prompt_tokens_details.cache_write_tokens > 1000 * CHUNK
     assert kept(worker) == before
