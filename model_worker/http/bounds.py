@@ -74,6 +74,9 @@ class Counted:
 
         try:
             await self._app(scope, receive, noted)
+        except Exception:
+            status = 500  # as what is in front of this middleware answers it
+            raise
         finally:
             path = getattr(scope.get("route"), "path", "")
             self._metrics.answered(path, status, time.monotonic() - begun)

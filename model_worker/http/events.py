@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from starlette.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from model_worker.http.answers import Answer
 from model_worker.http.errors import told
@@ -22,6 +23,21 @@ def event(document: Any) -> bytes:
     return b"data: " + json.dumps(document).encode() + b"\n\n"
 
 
+class _Streamed(StreamingResponse):
+    """A response that ends its answer with itself, also where the caller leaves before the first event is made."""
+
+    def __init__(self, answer: Answer, body: AsyncIterator[bytes]) -> None:
+        headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
+        super().__init__(body, media_type=_STREAM, headers=headers)
+        self._answer = answer
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._answer.leave()
+
+
 def streamed(answer: Answer, events: AsyncIterator[dict[str, Any]]) -> StreamingResponse:
     """Return the response that sends events, and at last that there are no more.
 
@@ -35,8 +51,5 @@ def streamed(answer: Answer, events: AsyncIterator[dict[str, Any]]) -> Streaming
             yield _END
         except Exception as error:
             yield event(told(error).body())
-        finally:
-            answer.leave()
 
-    headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
-    return StreamingResponse(body(), media_type=_STREAM, headers=headers)
+    return _Streamed(answer, body())

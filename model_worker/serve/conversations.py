@@ -81,7 +81,8 @@ class Conversations:
         """
         for _ in range(_TRIES):
             with self._open(client, name, known, history, progress) as conversation:
-                if sum(1 for _ in said_in(conversation.session.turns)) == known.turns:
+                said = [exchange for exchange, _ in said_in(conversation.session.turns)]
+                if history.known(said) == len(said) == known.turns:
                     yield conversation
                     return
             known = self.find(client, name, history)  # another request of the name was quicker

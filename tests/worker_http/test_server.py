@@ -1,20 +1,29 @@
 """The server around the routes: errors in one form, callers who leave or read slowly, keys, figures, and the end."""
 
+import asyncio
 import http.client
 import json
 import signal
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
+from prometheus_client import generate_latest
+from starlette.types import Message
 
 import kvbank
 from memory_service.api.embedded import LocalServer
+from model_worker.http.answers import Answer
+from model_worker.http.bounds import Counted
+from model_worker.http.events import streamed
+from model_worker.http.metrics import Metrics
+from model_worker.serve.engine import Turn
+from model_worker.serve.served import Served
 from tests.worker_http.conftest import MODEL, Running
 from tests.worker_http.test_chat import ask, kept
 
@@ -90,6 +99,47 @@ def test_who_leaves_without_a_stream_ends_his_answer_too(worker: Running) -> Non
         sent.sendall(head.encode() + str(len(data)).encode() + b"\r\n\r\n" + data)
         until(lambda: worker.served.engine.running == 1)
     until(lambda: worker.served.engine.running == 0)
+
+
+def test_who_leaves_before_the_first_event_ends_his_answer_too() -> None:
+    # The caller's socket takes nothing, and the caller leaves: nothing of the stream is ever made.
+    served = Served(MODEL, "127.0.0.1:1")
+
+    def endless(turn: Turn) -> Any:
+        with turn.holding_model():
+            while not turn.stopped():
+                pass
+
+    async def gone() -> Message:
+        return {"type": "http.disconnect"}
+
+    async def waiting(message: Message) -> None:
+        await asyncio.Event().wait()
+
+    async def events(answer: Answer) -> AsyncIterator[dict[str, Any]]:
+        async for piece in answer.pieces():
+            yield {"piece": piece}
+
+    async def answered() -> None:
+        answer = Answer(served.engine, Metrics(served), lambda take: served.engine.submit("", "", endless))
+        await streamed(answer, events(answer))({"type": "http"}, gone, waiting)
+
+    try:
+        asyncio.run(answered())
+        assert served.engine.wait_until_idle(30)
+    finally:
+        served.close()
+
+
+def test_a_defect_is_counted_as_one() -> None:
+    metrics = Metrics(Served(MODEL, "127.0.0.1:1"))
+
+    async def broken(*asgi: Any) -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        asyncio.run(Counted(broken, metrics)({"type": "http"}, broken, broken))
+    assert b'kvbank_worker_requests_total{path="",status="500"} 1.0' in generate_latest(metrics.registry)
 
 
 def test_a_reader_who_does_not_read_holds_up_nobody(worker: Running, client: openai.OpenAI) -> None:

@@ -1,10 +1,15 @@
 """Which session a request goes on with: by its name, and by what was said."""
 
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import openai
 
-from tests.worker_http.conftest import MODEL
+import kvbank
+from model_worker.serve.engine import Turn
+from tests.worker_http.conftest import MODEL, Running
 from tests.worker_http.test_chat import ask
 
 WORDS = ["the sea is wide", "ships come and go", "what did I say of the sea?"]
@@ -86,3 +91,44 @@ def test_a_prompt_longer_than_the_window_is_remembered(client: openai.OpenAI) ->
     found = ask(client, [user(" and ".join([LONG] * 4))], **options)
     assert found.usage.prompt_tokens_details.cache_write_tokens > 100
     assert found.model == MODEL
+
+
+def test_a_session_that_goes_another_way_meanwhile_is_not_taken(worker: Running, client: openai.OpenAI) -> None:
+    # While the request waits for the model, its session gets another turn in the place of the one that it knew.
+    options = {"extra_headers": {"X-Kvbank-Session": "meanwhile"}}
+    messages, _ = talk(client, WORDS[:2], **options)
+    has, free = threading.Event(), threading.Event()
+
+    def holding(turn: Turn) -> None:
+        with turn.holding_model():
+            has.set()
+            free.wait(60)
+
+    with worker.served.clients.client("none") as service, ThreadPoolExecutor(1) as pool:
+        holder = worker.served.engine.submit("another", "another", holding)
+        try:
+            assert has.wait(60)
+            answered = pool.submit(ask, client, [*messages[:2], user("the sky is wide")], **options)
+            fork = _fork_of(service, "meanwhile")
+            lease = service.sessions.acquire(fork, "another worker").lease
+            assert lease is not None
+            service.sessions.rewind(fork, 0, epoch=lease.epoch)
+            other = kvbank.Turn([kvbank.Item("user", "no"), kvbank.Item("assistant", "yes")], [5, 6, 7])
+            service.sessions.append(fork, [other], epoch=lease.epoch, follows=0)
+            service.sessions.release(fork, lease.epoch)
+        finally:
+            free.set()
+        holder.result.result(60)
+        assert answered.result(60).choices[0].message.content
+        assert [turn.text("user") for turn in service.sessions.turns(fork)] == ["no"]
+
+
+def _fork_of(service: kvbank.Client, name: str) -> str:
+    """Wait for the fork of the session of a name, and return its id."""
+    deadline = time.monotonic() + 60
+    while True:
+        found = [session for session in service.sessions.list({"conversation": name}) if not session.name]
+        if found:
+            return found[0].session_id
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
