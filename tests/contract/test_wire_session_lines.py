@@ -9,9 +9,11 @@ from typing import Any
 
 import grpc
 import pytest
+import xxhash
 
 from kvbank.v1 import service_pb2
 from kvbank.v1 import session_pb2 as pb
+from kvbank.wire.frames import encode
 from memory_service.domain import cancellation
 from memory_service.domain.limits import Pauses
 from tests.support.refusals import Refusals
@@ -282,6 +284,27 @@ def test_a_caller_that_goes_while_its_window_is_opened_leaves_nothing_open(
         files_of(data, number)
         wait_until(lambda: not open_below(data / "windows"))
         opened.clear()
+
+
+def test_a_window_of_a_turn_that_was_rewound_meanwhile_is_refused(
+    serving: Callable[..., Any], refused: Refusals
+) -> None:
+    opened = threading.Event()
+    sessions = SessionCaller(serving(pauses=Pauses(at={"window opened": opened.set})).channel)
+    session, epoch = begun(sessions, "a", "b")
+    checksum = xxhash.xxh3_64_intdigest(b"data")
+    header = pb.WindowHeader(session_id=session, epoch=epoch, turn=2, size=4, checksum=checksum)
+
+    def sent() -> Iterator[Any]:
+        yield pb.KeepWindowRequest(header=header)
+        assert opened.wait(60)
+        sessions.rewind(session, epoch, 1)
+        sessions.talk(session, epoch, 1, "c", "d")
+        yield encode([b"data"])
+
+    with refused("TURN_CONFLICT", PRECONDITION):
+        list(sessions.stub.KeepWindow(sent()))
+    assert sessions.window(session) is None
 
 
 def open_below(folder: Path) -> list[str]:

@@ -34,21 +34,23 @@ class LocalWindows:
     def begin(self, tenant: str, window: Window, epoch: int) -> "LocalNewWindow":
         """Begin to keep a window; see `Windows.begin`."""
         with self.records.read() as connection:
-            self.check(connection, tenant, window, epoch)
+            branch = self.check(connection, tenant, window, epoch)
         reserved = self.space.for_payload(window.size)
         try:
-            return LocalNewWindow(self, tenant, window, epoch, reserved, self.files.begin())
+            return LocalNewWindow(self, tenant, window, epoch, branch, reserved, self.files.begin())
         except BaseException:
             reserved.give()
             raise
 
-    def check(self, connection: Connection, tenant: str, window: Window, epoch: int) -> None:
-        """Refuse a window that is not one of the session now. Errors: those of `Windows.begin`, but for DISK_FULL."""
+    def check(self, connection: Connection, tenant: str, window: Window, epoch: int) -> str:
+        """Refuse a window that is not one of the session now, and return the branch of its turn. Errors: those of
+        `Windows.begin`, but for DISK_FULL."""
         now = self.records.clock.now_us()
         session = session_rows.get(connection, tenant, window.session_id, now)
         rules.check_lease(session, epoch, now)
         if not 0 <= window.turn <= session.head:
             raise turn_conflict(window.session_id, window.turn, session.head)
+        return next(each.branch for each in session.stretches if window.turn <= each.last)
 
     def open(self, tenant: str, session_id: str) -> tuple[Window, OldWindow] | None:
         """Open the window of a session; see `Windows.open`."""
@@ -96,11 +98,13 @@ class LocalNewWindow:
         tenant: str,
         window: Window,
         epoch: int,
+        branch: str,
         reserved: Reservation,
         file: NewWindow,
     ) -> None:
         self._windows, self._file = windows, file
         self._tenant, self._window, self._epoch, self._reserved = tenant, window, epoch, reserved
+        self._branch = branch
 
     def add(self, data: Buffer) -> None:
         """Append bytes to the window; see `NewWindow.add`."""
@@ -119,7 +123,10 @@ class LocalNewWindow:
             raise ServiceError("CHECKSUM_IN_TRANSIT", text, tensor="window")
 
         def save(connection: Connection) -> tuple[bool, str]:
-            self._windows.check(connection, self._tenant, window, self._epoch)
+            branch = self._windows.check(connection, self._tenant, window, self._epoch)
+            if branch != self._branch:  # a rewind came meanwhile, and the turn of this number is another one
+                text = f"session {window.session_id} was rewound: its turn {window.turn} is another one now"
+                raise ServiceError("TURN_CONFLICT", text, session=window.session_id, head=window.turn)
             before = window_rows.get(connection, window.session_id)
             if before is not None and before[0].turn > window.turn:
                 return False, ""
