@@ -42,15 +42,19 @@ class LocalWindows:
             reserved.give()
             raise
 
-    def check(self, connection: Connection, tenant: str, window: Window, epoch: int) -> str:
-        """Refuse a window that is not one of the session now, and return the branch of its turn. Errors: those of
-        `Windows.begin`, but for DISK_FULL."""
+    def check(self, connection: Connection, tenant: str, window: Window, epoch: int, before: str = "") -> str:
+        """Refuse a window that is not one of the session now, and return the branch of its turn. before: the branch of
+        it at an earlier look. Errors: those of `Windows.begin`, but for DISK_FULL."""
         now = self.records.clock.now_us()
         session = session_rows.get(connection, tenant, window.session_id, now)
         rules.check_lease(session, epoch, now)
         if not 0 <= window.turn <= session.head:
             raise turn_conflict(window.session_id, window.turn, session.head)
-        return next(each.branch for each in session.stretches if window.turn <= each.last)
+        branch = next(each.branch for each in session.stretches if window.turn <= each.last)
+        if before not in ("", branch):
+            text = f"session {window.session_id!r} was rewound: its turn {window.turn} is another one now"
+            raise ServiceError("TURN_CONFLICT", text, session=window.session_id, head=session.head)
+        return branch
 
     def open(self, tenant: str, session_id: str) -> tuple[Window, OldWindow] | None:
         """Open the window of a session; see `Windows.open`."""
@@ -123,10 +127,7 @@ class LocalNewWindow:
             raise ServiceError("CHECKSUM_IN_TRANSIT", text, tensor="window")
 
         def save(connection: Connection) -> tuple[bool, str]:
-            branch = self._windows.check(connection, self._tenant, window, self._epoch)
-            if branch != self._branch:  # a rewind came meanwhile, and the turn of this number is another one
-                text = f"session {window.session_id} was rewound: its turn {window.turn} is another one now"
-                raise ServiceError("TURN_CONFLICT", text, session=window.session_id, head=window.turn)
+            self._windows.check(connection, self._tenant, window, self._epoch, self._branch)
             before = window_rows.get(connection, window.session_id)
             if before is not None and before[0].turn > window.turn:
                 return False, ""
