@@ -101,7 +101,7 @@ def make_model(vocabulary: int, memory_layer: int, layers: int, hidden: int) -> 
         "top_k": 4,
         "recent": 4,
         "sinks": 0,
-        "session": {"window": 96, "recent": 0},
+        "session": {"window": 128, "recent": 0},
     }
     return LlamaForCausalLM(config)
 
