@@ -33,6 +33,7 @@ class Terminal(io.StringIO):
 def test_in_a_terminal_names_are_cut_and_figures_are_not(monkeypatch: pytest.MonkeyPatch, width: int) -> None:
     shown = Terminal()
     monkeypatch.setattr(sys, "stdout", shown)
+    monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", str(width))
     print_table(COLUMNS, ROWS, title="T[1]", caption="c")
     lines = shown.getvalue().splitlines()
@@ -97,6 +98,7 @@ def test_json_is_json(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_progress_takes_any_name(monkeypatch: pytest.MonkeyPatch) -> None:
     shown = Terminal()
+    monkeypatch.setenv("TERM", "xterm")  # a dumb one is shown no progress
     monkeypatch.setattr(sys, "stderr", shown)
     with progress() as show:
         show("checking a[/b].jsonl \x1b[31m", 1, 2)

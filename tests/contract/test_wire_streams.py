@@ -129,7 +129,7 @@ def acks_of(call: Any) -> Iterator[pb.WriteChunksResponse]:
 def test_headers_that_come_together_are_acknowledged_in_order(caller: Any) -> None:
     caller.create("c", layers=[])
     chunks = [caller.chunk(layers=[]) for _ in range(600)]
-    requests = [together(caller, *chunks[:400]), together(caller), together(caller, *chunks[400:])]
+    requests = [together(caller, *chunks[:400]), together(caller, *chunks[400:])]
     for request in requests:
         for header in request.headers.headers:
             header.bank = "c"

@@ -163,7 +163,8 @@ def test_a_run_is_recorded(tmp_path: Path) -> None:
     [trace] = read_traces(path)
     assert trace.name == "facts-a"
     assert trace.written >= 20
-    assert trace.asked >= 20
+    # Not each question finds a chunk: the model leaves out those below its least score.
+    assert trace.asked >= 10
 
 
 @pytest.mark.slow

@@ -160,6 +160,7 @@ with MemoryModel.from_pretrained(folder, memory=address, bank=(), chunk=16, wind
 """
 
 
+@pytest.mark.slow
 def test_killed_in_the_middle_of_an_answer(model: MemoryModel, model_folder: Path, address: str, name: str) -> None:
     """Go on in another process at once, though the lease of the killed one has not ended."""
     command = [sys.executable, "-c", KILLED, model_folder, address, name, *WORDS[:3]]
@@ -195,6 +196,7 @@ def test_ended_between_turn_bank_and_window(
         check_bank(session)
 
 
+@pytest.mark.slow
 def test_a_service_that_is_started_again(model_folder: Path, tmp_path: Path) -> None:
     """Fail a turn while the service is away, in one clear error, and go on with the next one."""
     server = LocalServer(tmp_path / "data")
