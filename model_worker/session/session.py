@@ -273,6 +273,7 @@ class Session:
         kvbank.LeaseLost.
         """
         with self._attempt():
+            self.window.kept()  # a window on its way is of a turn that is the last one until then
             self.record.rewind(turn)
             self._follow()
             self.window.rebuild(progress)

@@ -231,8 +231,8 @@ class SessionWindow:
             return
         try:
             keeping.result()
-        except kvbank.LeaseLost:
-            pass  # another worker has its own
+        except (kvbank.LeaseLost, kvbank.TurnConflict):
+            pass  # another worker has its own; or a turn came before the window, and its own window follows
         except kvbank.KVBankError as error:
             text = f"the window was not kept, the next start makes it again: {error}"
             warnings.warn(text, RuntimeWarning, stacklevel=2)
