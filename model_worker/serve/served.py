@@ -4,10 +4,10 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from kvbank.serving.clients import Clients
 from model_worker.errors import WorkerError
 from model_worker.model import MemoryModel
 from model_worker.serve.answering import START_S, Decoding, Reply, answer
-from model_worker.serve.clients import Clients
 from model_worker.serve.completing import Prompt, complete, conversation_prompt, text_prompt
 from model_worker.serve.conversations import Conversations
 from model_worker.serve.engine import Engine, Job, Turn

@@ -1,7 +1,7 @@
-"""Callers of a worker have clients of the memory service here, one for each key.
+"""Callers of a server have clients of the memory service here, one for each key.
 
-This file owns the rule that a worker has no rights of its own: what a caller may do in the service is what the caller's
-key may do there. A key goes to the service as it came, and the worker does not look at it.
+This file owns the rule that a server (a worker, `kvbank mcp`) has no rights of its own: what a caller may do in the
+service is what the caller's key may do there. A key goes to the service as it came, and the server does not look at it.
 """
 
 import re
