@@ -16,6 +16,7 @@ from model_worker.http.models import check_model
 from model_worker.http.requests import ChatRequest
 from model_worker.http.session_name import key_of, session_name
 from model_worker.http.usage import finish_reason, usage_of
+from model_worker.serve.answering import Question
 from model_worker.serve.served import Served
 
 
@@ -27,10 +28,10 @@ def routes(served: Served, metrics: Metrics) -> APIRouter:
     async def chat_completions(request: Request, body: ChatRequest) -> Response:
         """Answer the last message of a conversation."""
         check_model(served, body.model)
-        key, name, history = key_of(request, needed=served.needs_key), session_name(request, body), body.history()
-        decoding = body.decoding(served.bounds.new_tokens)
-        answer = Answer(served.engine, metrics, lambda take: served.answer(key, name, history, decoding, take))
-        head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": served.name}
+        key, name = key_of(request, needed=served.needs_key), session_name(request, body)
+        question = Question(f"chatcmpl-{uuid.uuid4().hex}", body.history(), body.decoding(served.bounds.new_tokens))
+        answer = Answer(served.engine, metrics, lambda take: served.answer(key, name, question, take))
+        head = {"id": question.key, "created": int(time.time()), "model": served.name}
         if body.stream:
             await answer.begun(request)
             return streamed(answer, _chunks(answer, head, with_usage=body.with_usage))

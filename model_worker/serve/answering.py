@@ -40,6 +40,18 @@ class Decoding:
 
 
 @dataclass(frozen=True, slots=True)
+class Question:
+    """What a model is asked. history: ends with what is to be answered.
+
+    key: of the turn that the answer becomes, and the id that the caller gets: by it any worker finds the turn.
+    """
+
+    key: str
+    history: History
+    decoding: Decoding
+
+
+@dataclass(frozen=True, slots=True)
 class Usage:
     """Tokens of a request. prompt: what the model had before it when it answered.
 
@@ -68,15 +80,15 @@ def answer(
     turn: Turn,
     *,
     name: str,
-    history: History,
-    decoding: Decoding,
+    question: Question,
     on_text: Callable[[str], None],
 ) -> Reply:
-    """Answer what a history ends with in a session, and return the whole answer once it is durable.
+    """Answer a question in a session, and return the whole answer once it is durable.
 
     name: of the session. on_text: called with pieces of the answer as they come. Raises what sessions and the service
     raise, and Left.
     """
+    history, decoding = question.history, question.decoding
     client.server_info(timeout=START_S)  # without the model, which others would wait for
     known = conversations.find(client, name, history)
     with (
@@ -89,6 +101,7 @@ def answer(
         ]
         said = conversation.session.say(
             history.said,
+            key=question.key,
             on_text=on_text,
             stopped=turn.stopped,
             stop=decoding.stop,

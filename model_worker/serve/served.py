@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from kvbank.serving.clients import Clients
 from model_worker.errors import WorkerError
 from model_worker.model import MemoryModel
-from model_worker.serve.answering import START_S, Decoding, Reply, answer
+from model_worker.serve.answering import START_S, Decoding, Question, Reply, answer
 from model_worker.serve.completing import Prompt, complete, conversation_prompt, text_prompt
 from model_worker.serve.conversations import Conversations
 from model_worker.serve.engine import Engine, Job, Turn
-from model_worker.serve.history import History
 
 
 class Loading(WorkerError):
@@ -67,23 +66,19 @@ class Served:
         """Tell whether requests are answered."""
         return self._model is not None and not self._stopping
 
-    def answer(
-        self, key: str, session: str, history: History, decoding: Decoding, on_text: Callable[[str], None]
-    ) -> Job[Reply]:
-        """Answer what a history ends with.
+    def answer(self, key: str, session: str, question: Question, on_text: Callable[[str], None]) -> Job[Reply]:
+        """Answer a question in its session.
 
         key: with which the service is asked. session: the name of the session in which it is answered; "" for none:
         nothing is kept then. Raises Loading, Busy and Stopping.
         """
         model, conversations = self._loaded()
         if not session:
-            return self._complete(key, lambda: conversation_prompt(model, history), decoding, on_text)
+            return self._complete(key, lambda: conversation_prompt(model, question.history), question.decoding, on_text)
 
         def work(turn: Turn) -> Reply:
             with self.clients.client(key) as client:
-                return answer(
-                    conversations, client, turn, name=session, history=history, decoding=decoding, on_text=on_text
-                )
+                return answer(conversations, client, turn, name=session, question=question, on_text=on_text)
 
         return self.engine.submit(key, session, work)
 

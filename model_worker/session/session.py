@@ -126,6 +126,7 @@ class Session:
         stopped: Callable[[], bool] = lambda: False,
         stop: Sequence[str] = (),
         progress: Progress | None = None,
+        metadata: Callable[[], Mapping[str, str]] = dict,
         **generation: Any,
     ) -> kvbank.Turn:
         """Say something and get the answer; both are durable when this returns.
@@ -134,10 +135,11 @@ class Session:
         what was said, in the place of `text` as the user's. on_text: called with pieces of the answer as they come.
         stopped: asked at every token; once it returns True the answer ends, and the turn is kept as far as it went.
         stop: texts before which the answer ends. progress: called with (tokens done, tokens in all) before each piece
-        that is read; it and `stopped` may wait. generation: options of Hugging Face `generate`, of which max_new_tokens
-        is 256 and temperature 0 (the likeliest token) by default; those that a session decides itself, or that a memory
-        cannot keep, raise InputError. When this raises, the turn has not taken place, or it is not known whether it
-        has, because the service was lost at that moment: the next turn finds out.
+        that is read; it and `stopped` may wait. metadata: called when the answer is there, for those of its turn.
+        generation: options of Hugging Face `generate`, of which max_new_tokens is 256 and temperature 0 (the likeliest
+        token) by default; those that a session decides itself, or that a memory cannot keep, raise InputError. When
+        this raises, the turn has not taken place, or it is not known whether it has, because the service was lost at
+        that moment: the next turn finds out.
 
         What the memory is asked for is the message alone (of a long one its end), until the answer begins.
 
@@ -165,6 +167,7 @@ class Session:
                 kept=self.memory.kept,
                 status="completed" if end.by_itself else "incomplete",
                 usage=self._usage(whole, written, cached),
+                metadata=metadata(),
                 key=key or uuid.uuid4().hex,
             )
             turn = self._commit(turn)

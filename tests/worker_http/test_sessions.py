@@ -55,6 +55,15 @@ def test_a_session_that_was_heard_elsewhere_is_told_the_rest(client: openai.Open
     assert second.usage.prompt_tokens - second.usage.prompt_tokens_details.cached_tokens < 60
 
 
+def test_the_id_of_an_answer_is_the_key_of_its_turn(worker: Running, client: openai.OpenAI) -> None:
+    found = ask(client, [user(WORDS[0])], extra_headers={"X-Kvbank-Session": "key"})
+    streamed = list(ask(client, [user(WORDS[1])], extra_headers={"X-Kvbank-Session": "other key"}, stream=True))
+    with worker.served.clients.client("none") as service:
+        turn = service.sessions.turn(found.id)
+        assert (turn.text("user"), turn.text("assistant")) == (WORDS[0], found.choices[0].message.content)
+        assert service.sessions.turn(streamed[0].id).text("user") == WORDS[1]
+
+
 def test_a_changed_beginning_is_another_branch_and_both_go_on(client: openai.OpenAI) -> None:
     options = {"extra_headers": {"X-Kvbank-Session": "branches"}}
     messages, _ = talk(client, WORDS, **options)
