@@ -10,6 +10,9 @@ from memory_service.domain.validate import LARGEST_NAME, LARGEST_TTL, LARGEST_WO
 
 MOST_READS = 99
 MOST_PAIRS, LONGEST_PAIR_KEY, LONGEST_PAIR_VALUE = 16, 64, 512
+# A value of a turn's metadata, which may say why the answer came, and the bytes of all metadata of a turn.
+LONGEST_TURN_VALUE = 16 * 1024
+LARGEST_TURN_METADATA = 64 * 1024
 # Bytes of all settings of a session.
 LARGEST_SETTINGS = 16 * 1024
 # The turns of one request, the items of a turn, their bytes, the tokens of a turn, and its figures of usage.
@@ -43,13 +46,13 @@ def session(new: Session) -> None:
         raise invalid("ttl", "must be from 0 (kept for ever) to 1000 years")
 
 
-def pairs(field: str, given: Mapping[str, str]) -> None:
-    """Check metadata of a session or a turn. Errors: INVALID_FIELD."""
+def pairs(field: str, given: Mapping[str, str], longest: int = LONGEST_PAIR_VALUE) -> None:
+    """Check metadata of a session or a turn. longest: letters of a value. Errors: INVALID_FIELD."""
     if len(given) > MOST_PAIRS:
         raise invalid(field, f"has {len(given)} pairs; at most {MOST_PAIRS} are taken")
     for key, value in given.items():
-        if not 1 <= len(key) <= LONGEST_PAIR_KEY or len(value) > LONGEST_PAIR_VALUE:
-            text = f"must have keys of 1 to {LONGEST_PAIR_KEY} letters and values of at most {LONGEST_PAIR_VALUE}"
+        if not 1 <= len(key) <= LONGEST_PAIR_KEY or len(value) > longest:
+            text = f"must have keys of 1 to {LONGEST_PAIR_KEY} letters and values of at most {longest}"
             raise invalid(field, text)
     if any("\0" in text for pair in given.items() for text in pair):
         raise invalid(field, "has a NUL character: what is behind it could not be searched for")
@@ -85,7 +88,9 @@ def turn(new: Turn) -> None:
         raise invalid("turns.kept", "must not be negative")
     if len(new.usage) > MOST_USAGE or any(not 1 <= len(name) <= LONGEST_PAIR_KEY for name in new.usage):
         raise invalid("turns.usage", f"must have at most {MOST_USAGE} names of 1 to {LONGEST_PAIR_KEY} letters")
-    pairs("turns.metadata", new.metadata)
+    pairs("turns.metadata", new.metadata, LONGEST_TURN_VALUE)
+    if (size := pairs_bytes(new.metadata)) > LARGEST_TURN_METADATA:
+        raise invalid("turns.metadata", f"have {size} bytes; at most {LARGEST_TURN_METADATA} are taken")
     _items(new.items)
 
 

@@ -17,7 +17,7 @@ from contextlib import AbstractContextManager
 from typing import Any, Self, Unpack
 
 import kvbank
-from model_worker.arguments import words
+from model_worker.arguments import whole, words
 from model_worker.compress import local_rule
 from model_worker.errors import InputError
 from model_worker.model import MemoryModel, Progress
@@ -26,6 +26,7 @@ from model_worker.remember.settings import MemoryOptions, changed
 from model_worker.session.answer import AnswerEnd, decoded
 from model_worker.session.beginning import Beginning
 from model_worker.session.decoding import decoding_options
+from model_worker.session.kept_trace import kept
 from model_worker.session.lease import Lease
 from model_worker.session.opening import Opening, SessionOptions, parted
 from model_worker.session.record import SessionRecord
@@ -127,6 +128,7 @@ class Session:
         stop: Sequence[str] = (),
         progress: Progress | None = None,
         metadata: Callable[[], Mapping[str, str]] = dict,
+        why: int = 0,
         **generation: Any,
     ) -> kvbank.Turn:
         """Say something and get the answer; both are durable when this returns.
@@ -135,11 +137,12 @@ class Session:
         what was said, in the place of `text` as the user's. on_text: called with pieces of the answer as they come.
         stopped: asked at every token; once it returns True the answer ends, and the turn is kept as far as it went.
         stop: texts before which the answer ends. progress: called with (tokens done, tokens in all) before each piece
-        that is read; it and `stopped` may wait. metadata: called when the answer is there, for those of its turn.
-        generation: options of Hugging Face `generate`, of which max_new_tokens is 256 and temperature 0 (the likeliest
-        token) by default; those that a session decides itself, or that a memory cannot keep, raise InputError. When
-        this raises, the turn has not taken place, or it is not known whether it has, because the service was lost at
-        that moment: the next turn finds out.
+        that is read; it and `stopped` may wait. metadata: called when the answer is there, for those of its turn. why:
+        one in so many tokens of the answer is looked at, and what it attended to is kept with the turn (`Turn.trace`);
+        0: nothing is kept. generation: options of Hugging Face `generate`, of which max_new_tokens is 256 and
+        temperature 0 (the likeliest token) by default; those that a session decides itself, or that a memory cannot
+        keep, raise InputError. When this raises, the turn has not taken place, or it is not known whether it has,
+        because the service was lost at that moment: the next turn finds out.
 
         What the memory is asked for is the message alone (of a long one its end), until the answer begins.
 
@@ -149,7 +152,7 @@ class Session:
         """
         text, stops = _said(text), words("stop", stop)
         options = decoding_options(self.model, generation)
-        with self._attempt():
+        with self._attempt(), self._looking(why) as seen:
             if key and (known := self._known(key)) is not None:
                 return known
             whole = self._encode(text)
@@ -167,12 +170,22 @@ class Session:
                 kept=self.memory.kept,
                 status="completed" if end.by_itself else "incomplete",
                 usage=self._usage(whole, written, cached),
-                metadata=metadata(),
+                metadata={**metadata(), **seen()},
                 key=key or uuid.uuid4().hex,
             )
             turn = self._commit(turn)
         self.window.keep()
         return turn
+
+    @contextlib.contextmanager
+    def _looking(self, every: int) -> Iterator[Callable[[], dict[str, str]]]:
+        """Look at one in `every` tokens of the answer that the block writes, 0 at none; yield what returns the metadata
+        that say why it came."""
+        if not whole("why", every, least=0):
+            yield dict
+            return
+        with self.trace(every=every) as recorder:
+            yield lambda: kept(recorder.trace(), self._decode).metadata
 
     def tell(self, text: str, answer: str, *, key: str = "", progress: Progress | None = None) -> kvbank.Turn:
         """Record a turn that took place elsewhere: the model reads message and answer, and writes nothing.

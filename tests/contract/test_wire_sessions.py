@@ -261,7 +261,9 @@ def test_turns_are_numbered_and_read_as_they_were_appended(sessions: SessionCall
     session = sessions.create().session_id
     epoch = sessions.acquire(session).epoch
     given = [
-        turn("first", [1, 2**32 - 1, 7], usage={"total": 5, "less": -1}, metadata={"a": "b"}, kept=2),
+        turn(
+            "first", [1, 2**32 - 1, 7], usage={"total": 5, "less": -1}, metadata={"a": "b", "c": "v" * 16_384}, kept=2
+        ),
         turn('zw\u00f6lf \U0001f600 \0 "', range(300), key="k-2", status=pb.TURN_STATUS_INCOMPLETE),
         pb.Turn(status=pb.TURN_STATUS_PART),
     ]
@@ -344,6 +346,8 @@ def test_turns_that_are_refused_leave_nothing(sessions: SessionCaller, refused: 
         [turn("x", kept=-1)],
         [turn("x", [1] * 262_145)],
         [turn("x", metadata={str(number): "" for number in range(17)})],
+        [turn("x", metadata={"trace": "v" * 16_385})],
+        [turn("x", metadata={"a": "é" * 16_384, "b": "é" * 16_384})],
         [turn("x", usage={str(number): 1 for number in range(65)})],
         [turn("x", items=[pb.Item(id="i" * 65)])],
         [turn("x", items=[pb.Item()] * 1001)],

@@ -32,3 +32,30 @@ def test_the_trace_of_a_turn(model_folder: Path, address: str, sea: str) -> None
             assert trace.offset == session.info.tokens - answer
             for masses in zip(trace.window, trace.sinks, *(chunk.mass for chunk in trace.chunks), strict=True):
                 assert sum(masses) == pytest.approx(1, abs=1e-6)
+
+
+def test_a_turn_keeps_why_its_answer_came(model_folder: Path, address: str, sea: str) -> None:
+    """Say the third turn of a session, whose first one has left the window, with a look at its answer."""
+    with (
+        MemoryModel.from_pretrained(model_folder, memory=address, bank=(), chunk=16, window=48, top_k=4) as model,
+        Session.open(model, name=sea, style="plain") as session,
+    ):
+        session.say("the captain is Ilse Brandt", max_new_tokens=20)
+        plain = session.say("and nothing else has happened", max_new_tokens=20)
+        said = session.say("who is captain?", max_new_tokens=20, why=8)
+        client, bank = session.record.client, session.info.bank
+        turn = client.sessions.turn(said.key)
+        assert plain.trace is None
+        trace = turn.trace
+        assert trace is not None
+        assert (trace.steps[0].kind, trace.steps[0].query) == ("prompt", "who is captain?")
+        for masses in zip(trace.window, trace.sinks, trace.rest, *(chunk.mass for chunk in trace.chunks), strict=True):
+            assert sum(masses) == pytest.approx(1, abs=1e-3)
+        assert list(trace.chunks) == sorted(trace.chunks, key=lambda chunk: -chunk.total)
+        found = [client.get_chunk(chunk.bank, chunk.chunk_id) for chunk in trace.chunks if chunk.score is not None]
+        assert any("capta" in chunk.text for chunk in found)
+        assert {chunk.bank for chunk in found} == {bank}
+        assert {0} <= {place for chunk in trace.chunks for place in chunk.steps} <= set(range(len(trace.steps)))
+        # What was said before is not said again here: it may be forgotten.
+        assert "Ilse" not in turn.metadata["trace"]
+        assert len(turn.metadata["trace"]) < 4000

@@ -6,6 +6,9 @@ from ._access_models import NewApiKey as NewApiKey
 from ._access_models import Tenant as Tenant
 from ._access_models import TenantQuota as TenantQuota
 from ._access_models import TenantUsage as TenantUsage
+from ._answer_trace import AnswerChunk as AnswerChunk
+from ._answer_trace import AnswerStep as AnswerStep
+from ._answer_trace import AnswerTrace as AnswerTrace
 from ._arguments import checked_metadata as checked_metadata
 from ._async_access import AsyncAccess as AsyncAccess
 from ._async_client import AsyncClient as AsyncClient

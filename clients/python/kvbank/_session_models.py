@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal
 
+from kvbank._answer_trace import TRACE, AnswerTrace
 from kvbank._arguments import each, instance, integer, text, texts_by_text, whole_by_text
 from kvbank._models import Filter
 
@@ -82,6 +83,11 @@ class Turn:
     def text(self, role: str) -> str:
         """Return what all items of a role say, such as "assistant", each in lines of its own."""
         return "\n".join(item.text for item in self.items if item.role == role)
+
+    @property
+    def trace(self) -> AnswerTrace | None:
+        """Return why its answer came, which its worker has kept in the metadata "trace"; None where none was kept."""
+        return AnswerTrace.of_json(self.metadata[TRACE]) if TRACE in self.metadata else None
 
 
 def _item(name: str, value: object) -> Item:
