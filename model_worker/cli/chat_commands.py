@@ -10,7 +10,6 @@ from model_worker.cli.chat_memory import bank_of, why
 from model_worker.cli.terminal import Waiting, printable
 from model_worker.errors import InputError
 from model_worker.session.session import Session
-from model_worker.window.recorder import Recorder
 
 _AGAIN = "reading the session again: {done} of {total} tokens"
 # Letters of a message that are shown in a list, and turns in one.
@@ -19,10 +18,9 @@ _SHOWN, _TURNS = 60, 10
 
 @dataclass
 class Talk:
-    """A conversation in a terminal. recorder: of the last answer; None before the first."""
+    """A conversation in a terminal."""
 
     session: Session
-    recorder: Recorder | None = None
 
 
 def obey(talk: Talk, line: str) -> None:
@@ -42,7 +40,7 @@ def show_help(talk: Talk, argument: str) -> None:
 
 def show_why(talk: Talk, argument: str) -> None:
     """Print what the last answer came from. argument: how many chunks to show; empty for five."""
-    print(why(talk.recorder, argument))
+    print(why(talk.session, argument))
 
 
 def show_memory(talk: Talk, argument: str) -> None:

@@ -27,7 +27,6 @@ from model_worker.session.begun_with import BegunWith
 from model_worker.session.preset import SessionPreset
 from model_worker.session.session import Session
 from model_worker.session.unanswered import Unanswered
-from model_worker.window.recorder import Recorder
 
 # Turns that arrow up brings back, and letters that are shown of a message.
 _HISTORY, _SHOWN = 100, 60
@@ -137,17 +136,16 @@ def converse(session: Session, options: ChatOptions, unanswered: Unanswered) -> 
             if line.startswith("/") and "\n" not in line:
                 obey(talk, line)
             elif line:
-                talk.recorder = _turn(session, line, options, unanswered)
+                _turn(session, line, options, unanswered)
         except kvbank.KVBankError as error:
             if not sys.stdin.isatty():
                 raise
             say(f"{error}; arrow up brings back what was not answered")
 
 
-def _turn(session: Session, line: str, options: ChatOptions, unanswered: Unanswered) -> Recorder:
+def _turn(session: Session, line: str, options: ChatOptions, unanswered: Unanswered) -> None:
     with (
         unanswered.saying(line),
-        session.trace(every=_LOOKED_AT) as recorder,
         stop_on_interrupt() as stop,
         Waiting("reading your message: {done} of {total} tokens") as progress,
     ):
@@ -158,11 +156,11 @@ def _turn(session: Session, line: str, options: ChatOptions, unanswered: Unanswe
             on_text=_write,
             stopped=stop.is_set,
             progress=lambda done, total: progress(done, total) if total > session.window.tokens else None,
+            why=_LOOKED_AT,
             max_new_tokens=options.max_new_tokens,
             temperature=options.temperature,
         )
     _write("\n")  # the prompt comes back when the turn is durable
-    return recorder
 
 
 def _write(text: str) -> None:

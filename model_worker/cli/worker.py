@@ -61,6 +61,7 @@ def worker(
         needs_key=place.needs_key,
         window=options.window,
         recent=options.recent,
+        why=options.trace,
     )
 
     def ready() -> None:

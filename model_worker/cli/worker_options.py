@@ -40,6 +40,10 @@ class WorkerOptions(ModelRun):
     grace: Annotated[
         float, Field(ge=0, le=3600), described("Seconds that running answers get at the end.", panel=_SERVES)
     ] = 30.0
+    trace: Annotated[
+        CountOrZero,
+        described("Look at one in so many tokens of an answer, to keep why it came; 0: keep nothing.", panel=_SERVES),
+    ] = 8
     local: Annotated[
         str | None, described("What each layer keeps of the local tokens: tova:m=N; by default the window.")
     ] = None

@@ -33,8 +33,8 @@ class Bounds:
 class Served:
     """A model by its name for callers, over the memory service at `target`.
 
-    needs_key: whether callers without a key are refused. window, recent:
-    of sessions; None for the model's own.
+    needs_key: whether callers without a key are refused. window, recent: of sessions; None for the model's own. why:
+    one in so many tokens of an answer is looked at, to keep with its turn why it came; 0: nothing is kept.
     """
 
     def __init__(
@@ -46,12 +46,13 @@ class Served:
         needs_key: bool = False,
         window: int | None = None,
         recent: int | None = None,
+        why: int = 8,
     ) -> None:
         self.name, self.bounds, self.created = name, bounds or Bounds(), int(time.time())
         self.needs_key = needs_key
         self.clients = Clients(target)
         self.engine = Engine(most_running=self.bounds.running, most_waiting=self.bounds.waiting)
-        self._window, self._recent = window, recent
+        self._window, self._recent, self._why = window, recent, why
         self._model: MemoryModel | None = None
         self._conversations: Conversations | None = None
         self._stopping = False

@@ -63,6 +63,14 @@ def test_it_says_what_an_answer_was_made_of_and_what_the_bank_holds(chat: list[o
     assert re.fullmatch(rf"bank {bank}: 2 chunks, \d+ tokens", bank_line)
     assert re.match(r"newest, \d+ s ago: ", newest)
     assert all(re.match(r"retrieved \d+ times?: .*the sea ", line) for line in often)
+    # Another process knows it too, for as long as the chunks are there.
+    again = kvbank_command(*chat, *options, stdin="/why 1\n").stdout.splitlines()
+    assert again[1].split()[:3] == lines[begin + 1].split()[:3]
+    with kvbank.connect(address) as client:
+        client.delete_chunks(bank, [chunk.chunk_id for chunk in client.list_chunks(bank)])
+    gone = kvbank_command(*chat, *options, stdin="/why 1\n").stdout
+    assert "(no longer in the bank)" in gone
+    assert "ships" not in gone.replace("of the sea?", "")
 
 
 def test_what_was_said_is_listed_taken_back_and_forked(chat: list[object], address: str, sea: str) -> None:
