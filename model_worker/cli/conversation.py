@@ -57,6 +57,7 @@ def run_chat(model: MemoryModel, name: str, options: ChatOptions, known: BegunWi
                     model_name=options.model or SHIPPED,
                     embed=embedder_of(options, known),
                     adapter=options.adapter or "",
+                    why=_LOOKED_AT,
                     **preset.memory,
                 )
             except kvbank.LeaseHeld as error:
@@ -156,7 +157,6 @@ def _turn(session: Session, line: str, options: ChatOptions, unanswered: Unanswe
             on_text=_write,
             stopped=stop.is_set,
             progress=lambda done, total: progress(done, total) if total > session.window.tokens else None,
-            why=_LOOKED_AT,
             max_new_tokens=options.max_new_tokens,
             temperature=options.temperature,
         )

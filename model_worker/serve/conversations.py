@@ -52,10 +52,16 @@ class Conversation:
 
 
 class Conversations:
-    """The sessions of all callers, with one model. name: how callers name the model. window, recent: of sessions."""
+    """The sessions of all callers, with one model.
 
-    def __init__(self, model: MemoryModel, name: str, *, window: int | None = None, recent: int | None = None) -> None:
-        self._model, self._name = model, name
+    name: how callers name the model. window, recent: of sessions. why: as in
+    `Session.open`.
+    """
+
+    def __init__(
+        self, model: MemoryModel, name: str, *, window: int | None = None, recent: int | None = None, why: int = 0
+    ) -> None:
+        self._model, self._name, self._why = model, name, why
         self._preset = SessionPreset.of(model.model, model.chunk, window=window, recent=recent)
 
     def find(self, client: kvbank.Client, name: str, history: History) -> Known:
@@ -109,6 +115,7 @@ class Conversations:
             system=history.system,
             metadata={_CONVERSATION: name},
             model_name=self._name,
+            why=self._why,
             progress=noted,
             **self._preset.memory,
         ) as session:

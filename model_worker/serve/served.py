@@ -59,7 +59,7 @@ class Served:
 
     def begin(self, model: MemoryModel) -> None:
         """Answer from a model, which was made for this worker and is closed with it."""
-        self._conversations = Conversations(model, self.name, window=self._window, recent=self._recent)
+        self._conversations = Conversations(model, self.name, window=self._window, recent=self._recent, why=self._why)
         self._model = model
 
     @property

@@ -38,6 +38,7 @@ class Asked:
     model_name: str = ""
     embed: str = ""
     adapter: str = ""
+    why: int = 0
 
 
 @dataclass(frozen=True, slots=True)

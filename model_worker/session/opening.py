@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import kvbank
 from kvbank.wire.scalars import Scalar
+from model_worker.arguments import whole
 from model_worker.errors import InputError
 from model_worker.model import MemoryModel
 from model_worker.remember.settings import MemoryOptions, MemorySettings, check_names
@@ -27,7 +28,9 @@ class SessionOptions(MemoryOptions, total=False):
     session keeps both as it was begun; None: those, or no system prompt, and a bank that is called by the session.
     reads, metadata, ttl: of a new session, as in `client.sessions.create`. model_name, embed, adapter: how the model,
     its embedder and its adapter's folder are called, which a new session notes, so that the next worker can make the
-    same. All others are fields of `MemorySettings` in which the session's memory differs from the model's.
+    same. why: of so many tokens of an answer one is looked at, and what it attended to is kept with the turn
+    (`Turn.trace`); by default 0: nothing is kept. All others are fields of `MemorySettings` in which the session's
+    memory differs from the model's.
     """
 
     create: bool
@@ -40,6 +43,7 @@ class SessionOptions(MemoryOptions, total=False):
     model_name: str
     embed: str
     adapter: str
+    why: int
 
 
 def parted(model: MemoryModel, options: SessionOptions) -> tuple[Asked, MemoryOptions]:
@@ -49,11 +53,12 @@ def parted(model: MemoryModel, options: SessionOptions) -> tuple[Asked, MemoryOp
     reads its memory again.
     """
     given: dict[str, Any] = dict(options)
-    names = ("create", "holder", "system", "bank", "reads", "metadata", "ttl", "model_name", "embed", "adapter")
+    names = ("create", "holder", "system", "bank", "reads", "metadata", "ttl", "model_name", "embed", "adapter", "why")
     asked = {name: given.pop(name) for name in names if name in given}
     system, metadata = asked.get("system"), asked.get("metadata")
     if system is not None and not isinstance(system, str):
         raise InputError(f"system is a string, not a {type(system).__name__}")
+    whole("why", asked.get("why", 0), least=0)
     check_names(MemorySettings, given)
     if taken := [name for name in _OWN if name in given]:
         raise InputError(f"setting {taken[0]} cannot be given here: a session decides it itself")

@@ -17,7 +17,7 @@ from contextlib import AbstractContextManager
 from typing import Any, Self, Unpack
 
 import kvbank
-from model_worker.arguments import whole, words
+from model_worker.arguments import words
 from model_worker.compress import local_rule
 from model_worker.errors import InputError
 from model_worker.model import MemoryModel, Progress
@@ -45,14 +45,15 @@ _BANK_UID = "bank_uid"
 class Session:
     """A conversation with `model`, made by `open`. It is not for two threads at once.
 
-    Several sessions may share one MemoryModel; each has its own window.
+    Several sessions may share one MemoryModel; each has its own window. why: of so many tokens of an answer one is
+    looked at, to keep with its turn why it came; 0: nothing is kept.
     """
 
     def __init__(
         self, beginning: Beginning, record: SessionRecord, memory: Memory, window: int, local: TovaRule | None = None
     ):
         self.model, self.style = beginning.model, beginning.style
-        self.record, self._beginning = record, beginning
+        self.record, self._beginning, self.why = record, beginning, 0
         self.memory = TurnMemory(memory, record)
         self.window = SessionWindow(beginning, record, self.memory, window, local)
 
@@ -95,6 +96,7 @@ class Session:
             memory = model.with_bank(info.bank, client=connected, **memory_options)
             memory.spool = None  # the turns are the spool: what is not in the bank is made again from them
             session = cls(beginning, record, memory, size, rule)
+            session.why = asked.why
             failed.callback(session.window.close)
             session._fit(progress)
             failed.pop_all()
@@ -128,7 +130,6 @@ class Session:
         stop: Sequence[str] = (),
         progress: Progress | None = None,
         metadata: Callable[[], Mapping[str, str]] = dict,
-        why: int = 0,
         **generation: Any,
     ) -> kvbank.Turn:
         """Say something and get the answer; both are durable when this returns.
@@ -137,12 +138,11 @@ class Session:
         what was said, in the place of `text` as the user's. on_text: called with pieces of the answer as they come.
         stopped: asked at every token; once it returns True the answer ends, and the turn is kept as far as it went.
         stop: texts before which the answer ends. progress: called with (tokens done, tokens in all) before each piece
-        that is read; it and `stopped` may wait. metadata: called when the answer is there, for those of its turn. why:
-        one in so many tokens of the answer is looked at, and what it attended to is kept with the turn (`Turn.trace`);
-        0: nothing is kept. generation: options of Hugging Face `generate`, of which max_new_tokens is 256 and
-        temperature 0 (the likeliest token) by default; those that a session decides itself, or that a memory cannot
-        keep, raise InputError. When this raises, the turn has not taken place, or it is not known whether it has,
-        because the service was lost at that moment: the next turn finds out.
+        that is read; it and `stopped` may wait. metadata: called when the answer is there, for those of its turn.
+        generation: options of Hugging Face `generate`, of which max_new_tokens is 256 and temperature 0 (the likeliest
+        token) by default; those that a session decides itself, or that a memory cannot keep, raise InputError. When
+        this raises, the turn has not taken place, or it is not known whether it has, because the service was lost at
+        that moment: the next turn finds out.
 
         What the memory is asked for is the message alone (of a long one its end), until the answer begins.
 
@@ -152,7 +152,7 @@ class Session:
         """
         text, stops = _said(text), words("stop", stop)
         options = decoding_options(self.model, generation)
-        with self._attempt(), self._looking(why) as seen:
+        with self._attempt(), self._looking() as seen:
             if key and (known := self._known(key)) is not None:
                 return known
             whole = self._encode(text)
@@ -178,13 +178,13 @@ class Session:
         return turn
 
     @contextlib.contextmanager
-    def _looking(self, every: int) -> Iterator[Callable[[], dict[str, str]]]:
-        """Look at one in `every` tokens of the answer that the block writes, 0 at none; yield what returns the metadata
-        that say why it came."""
-        if not whole("why", every, least=0):
+    def _looking(self) -> Iterator[Callable[[], dict[str, str]]]:
+        """Look at the answer that the block writes, where that is wanted; yield what returns the metadata that say why
+        it came."""
+        if not self.why:
             yield dict
             return
-        with self.trace(every=every) as recorder:
+        with self.trace(every=self.why) as recorder:
             yield lambda: kept(recorder.trace(), self._decode).metadata
 
     def tell(self, text: str, answer: str, *, key: str = "", progress: Progress | None = None) -> kvbank.Turn:
