@@ -107,6 +107,10 @@ class StartError(Exception):
     """The error of a service that cannot start; its text is one line for the operator."""
 
 
+class FolderInUse(StartError):
+    """The error of a service whose data folder another process has."""
+
+
 def invalid(field: str, message: str) -> ServiceError:
     """Make the error INVALID_FIELD, which names the field."""
     return ServiceError("INVALID_FIELD", f"{field}: {message}", field=field)

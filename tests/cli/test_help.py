@@ -14,7 +14,7 @@ from tests.cli.tree import Words, commands, type_of
 from tests.support import command
 
 # They talk, or serve, and print no data.
-WITHOUT_JSON = {("chat",), ("serve",), ("worker",)}
+WITHOUT_JSON = {("chat",), ("serve",), ("worker",), ("mcp",)}
 
 
 @pytest.mark.parametrize(("words", "found"), [pytest.param(*each, id=" ".join(each[0])) for each in commands()])

@@ -38,8 +38,8 @@ def connect(
 
     An address is not contacted before the first call. A folder is served by this process, on a socket that only this
     user can reach, until the client is closed.
-    Errors: InvalidArgument; MissingExtra for a folder without `pip install 'kvbank[server]'`; Unavailable when another
-    process has the folder.
+    Errors: InvalidArgument; MissingExtra for a folder without `pip install 'kvbank[server]'`; Unavailable, with the
+    reason FOLDER_IN_USE, when another process has the folder.
     """
     return _opened(Client, target, timeout=timeout, **options)
 
@@ -102,12 +102,14 @@ def _private_address(stack: ExitStack) -> str:
 def _serve(folder: Path, address: str) -> Any:
     try:
         from memory_service.api.embedded import LocalServer
-        from memory_service.domain.errors import StartError
+        from memory_service.domain.errors import FolderInUse, StartError
     except ModuleNotFoundError as error:
         needs = f"opening a folder needs the server (no module {error.name!r})"
         raise MissingExtra(f"{needs}: pip install 'kvbank[server]'") from None
     try:
         return LocalServer(folder, listen=address, same_host=address.startswith("unix:"))
+    except FolderInUse as error:
+        raise Unavailable(str(error), reason="FOLDER_IN_USE", metadata={"folder": str(folder)}) from None
     except StartError as error:
         raise Unavailable(str(error)) from None
     except ValueError as error:  # SettingsError: of a KVBANK_* variable

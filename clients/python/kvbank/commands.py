@@ -12,6 +12,7 @@ import typer
 
 import kvbank
 from kvbank._cli import bank, chunk, key, session, tenant
+from kvbank._cli.mcp import mcp
 from kvbank._cli.ping import ping
 from kvbank._cli.reembed import reembed
 from kvbank._cli.remember import remember
@@ -48,6 +49,7 @@ def application(parts: Iterable[EntryPoint] | None = None) -> typer.Typer:
     app.command()(remember)
     app.command()(search)
     app.command()(reembed)
+    app.command()(mcp)
     app.add_typer(key.app, name="key")
     app.add_typer(tenant.app, name="tenant")
     app.add_typer(session.app, name="session")

@@ -43,6 +43,7 @@ _EXTRA_OF_MODULE = {
     **dict.fromkeys(("torch", "transformers", "tokenizers", "safetensors", "platformdirs", "model_worker"), "worker"),
     **dict.fromkeys(("gguf", "accelerate"), "worker"),
     **dict.fromkeys(("fastapi", "starlette", "uvicorn"), "http"),
+    **dict.fromkeys(("mcp", "mcp_types", "anyio"), "mcp"),
     **dict.fromkeys(("peft", "sacrebleu"), "icae"),
     **dict.fromkeys(("matplotlib", "scipy"), "eval"),
 }

@@ -10,6 +10,7 @@ from itertools import pairwise
 
 import numpy as np
 import xxhash
+from numpy.typing import NDArray
 
 from kvbank._arguments import integer
 from kvbank._exceptions import InvalidArgument
@@ -47,17 +48,35 @@ class LexicalEmbedder:
         return np.stack([self._embed(text) for text in texts]) if texts else np.zeros((0, self.dimension), np.float32)
 
     def _embed(self, text: str) -> Vectors:
+        _, hashes, values = self._weighed(text)
+        vector = np.zeros(self.dimension)
+        np.add.at(vector, (hashes % np.uint64(self.dimension)).astype(np.int64), values)
+        norm = np.linalg.norm(vector)
+        return (vector / norm if norm else vector).astype(np.float32)
+
+    def _weighed(self, text: str) -> tuple[list[str], NDArray[np.uint64], NDArray[np.float64]]:
+        """Return the features of a text, each once, with their hashes and their signed weights."""
         text = unicodedata.normalize("NFKC", text) if self._version > 1 else text
         found = features(text)
         hashes, first, counts = np.unique(hashed(found), return_index=True, return_counts=True)
         signs = np.where(hashes >> np.uint64(63), 1.0, -1.0)
         values = signs * np.sqrt(counts)
+        names = [found[index] for index in first]
         if self._table is not None:
-            values *= self._table.weights(hashes, np.array([found[index].isascii() for index in first], dtype=bool))
-        vector = np.zeros(self.dimension)
-        np.add.at(vector, (hashes % np.uint64(self.dimension)).astype(np.int64), values)
-        norm = np.linalg.norm(vector)
-        return (vector / norm if norm else vector).astype(np.float32)
+            values *= self._table.weights(hashes, np.array([name.isascii() for name in names], dtype=bool))
+        return names, hashes, values
+
+    def shared(self, query: str, text: str) -> dict[str, float]:
+        """Return what the features that two texts share add to the score of one for the other, by feature.
+
+        A feature is a word ("w snow"), a word pair ("p old mill") or an n-gram ("g mill"). What features that fall into
+        the same number of the vectors add by chance is in no feature's share.
+        """
+        names, hashes, values = self._weighed(query)
+        _, others, weights = self._weighed(text)
+        norms = float(np.linalg.norm(values) * np.linalg.norm(weights))
+        _, here, there = np.intersect1d(hashes, others, assume_unique=True, return_indices=True)
+        return {names[i]: float(values[i] * weights[j]) / norms for i, j in zip(here, there, strict=True)}
 
 
 def is_lexical(spec: str) -> bool:
@@ -84,6 +103,6 @@ def features(text: str) -> list[str]:
     return found
 
 
-def hashed(found: list[str]) -> np.typing.NDArray[np.uint64]:
+def hashed(found: list[str]) -> NDArray[np.uint64]:
     """Return the hash of each feature, the same in every process."""
     return np.array([xxhash.xxh3_64_intdigest(feature.encode()) for feature in found], dtype=np.uint64)

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from kvbank.files import durable, locks
-from memory_service.domain.errors import StartError
+from memory_service.domain.errors import FolderInUse, StartError
 from memory_service.storage.local.files import access
 
 # A folder with a file of this name is a backup.
@@ -63,8 +63,7 @@ os.register_at_fork(after_in_child=_forget_all)
 
 
 def _lock(path: Path) -> list[int]:
-    """Lock a folder and its note, and return their descriptors. Errors: StartError when another process owns the
-    folder, OSError."""
+    """Lock a folder and its note, and return their descriptors. Errors: FolderInUse, OSError."""
     descriptors: list[int] = []
     try:
         descriptors.append(_open_folder(path))
@@ -94,7 +93,7 @@ def _open_folder(path: Path) -> int:
 
 def _take(descriptor: int, path: Path) -> None:
     if not locks.take(descriptor):
-        raise StartError(f"{path} is in use by {_owner(path)}; one server owns a data folder")
+        raise FolderInUse(f"{path} is in use by {_owner(path)}; one server owns a data folder")
 
 
 def _owner(path: Path) -> str:

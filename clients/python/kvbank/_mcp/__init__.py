@@ -1,0 +1,1 @@
+"""A memory of texts for programs that speak the Model Context Protocol: `kvbank mcp`."""

@@ -1,0 +1,77 @@
+"""A call of a tool gets the client with which it asks the memory service here.
+
+This file owns the rule that several programs may use one data folder, although one process at a time owns it: a folder
+is open while calls run, and is let go of then. A call that finds it taken waits.
+"""
+
+import shlex
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+
+import kvbank
+
+# Returns the client for a caller's key ("" for none), for the time of a block.
+Store = Callable[[str], AbstractContextManager[kvbank.Client]]
+
+# Seconds for which a call waits for a folder that another process has, and between two looks.
+PATIENCE_S, _PAUSE_S = 10.0, 0.05
+
+
+def of_service(client: kvbank.Client) -> Store:
+    """Return the store behind one client, which all calls use."""
+    return lambda key: nullcontext(client)
+
+
+class Folder:
+    """The store in a data folder, which is served in this process while calls run. patience: see `PATIENCE_S`."""
+
+    def __init__(self, path: Path, patience: float = PATIENCE_S) -> None:
+        self._path, self._patience = path, patience
+        self._lock, self._users = threading.Lock(), 0
+        self._client: kvbank.Client | None = None
+
+    @contextmanager
+    def __call__(self, key: str) -> Iterator[kvbank.Client]:
+        """Yield a client of the folder. key: not looked at, since a process that opens a folder owns that folder.
+
+        Raises Unavailable where another process has the folder all the time.
+        """
+        client = self._taken()
+        try:
+            yield client
+        finally:
+            self._let_go()
+
+    def _taken(self) -> kvbank.Client:
+        with self._lock:
+            if self._client is None:
+                self._client = self._opened()
+            self._users += 1
+            return self._client
+
+    def _let_go(self) -> None:
+        with self._lock:
+            self._users -= 1
+            if not self._users and self._client is not None:
+                client, self._client = self._client, None
+                client.close()
+
+    def _opened(self) -> kvbank.Client:
+        end = time.monotonic() + self._patience
+        while True:
+            try:
+                return kvbank.connect(self._path)
+            except kvbank.Unavailable as error:
+                if error.reason != "FOLDER_IN_USE":
+                    raise
+                if time.monotonic() > end:
+                    folder = shlex.quote(str(self._path))
+                    raise kvbank.Unavailable(
+                        f"{error}. To use it from several programs, serve it to all (kvbank serve --data {folder} "
+                        "--listen 127.0.0.1:7400) and start each with --memory 127.0.0.1:7400",
+                        reason=error.reason,
+                    ) from None
+            time.sleep(_PAUSE_S)
