@@ -10,7 +10,7 @@ import typer
 from kvbank.console.keys import ApiKey
 from model_worker.attachment.model_names import SHIPPED, lasting, model_folder
 from model_worker.cli.chat_options import ChatOptions
-from model_worker.cli.targets import Memory, connected, session_of, target_of
+from model_worker.cli.targets import Memory, connected, embedder_of_banks, session_of, target_of
 from model_worker.cli.terminal import warnings_in_one_line, while_loading
 from model_worker.session.begun_with import BegunWith
 from model_worker.settings.flags import takes
@@ -42,7 +42,9 @@ def chat(
         model = lasting(options.model or (begun.model if begun and begun.model else SHIPPED))
         adapter = options.adapter or (begun.adapter if begun else "")
         model_folder(model)  # what can be said at once is said before a model is loaded
-        chosen = options.model_copy(update={"model": model, "adapter": lasting(adapter) if adapter else None})
+        embed = options.embed or (embedder_of_banks(client, options.reads or ()) if begun is None else None)
+        fixed = {"model": model, "adapter": lasting(adapter) if adapter else None, "embed": embed}
+        chosen = options.model_copy(update=fixed)
         with while_loading(f"loading {model}"):
             from model_worker.cli.conversation import open_model, run_chat
 

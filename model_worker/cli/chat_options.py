@@ -17,6 +17,13 @@ class ChatOptions(ModelRun):
     ] = None
     system: Annotated[str | None, described("System prompt of a new session; its tokens stay for good.")] = None
     bank: Annotated[str | None, described("Name of the bank that a new session makes for itself.")] = None
+    reads: Annotated[
+        tuple[str, ...] | None,
+        described(
+            "A bank that the session reads besides its own, such as one of `kvbank remember --model`; several times. "
+            "By default those that it read last."
+        ),
+    ] = None
     local: Annotated[
         str | None, described("What each layer keeps of the local tokens: tova:m=N; by default the window.")
     ] = None

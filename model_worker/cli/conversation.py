@@ -54,6 +54,7 @@ def run_chat(model: MemoryModel, name: str, options: ChatOptions, known: BegunWi
                     strict=options.strict,
                     system=options.system,
                     bank=options.bank,
+                    reads=options.reads,
                     model_name=options.model or SHIPPED,
                     embed=embedder_of(options, known),
                     adapter=options.adapter or "",
@@ -111,6 +112,8 @@ def greeting(session: Session) -> str:
     turns = sum(turn.status != "part" for turn in session.turns)
     began = f"goes on after {turns} turn{'s' * (turns > 1)}" if turns else "begins"
     known = f"{session.left:,} tokens in bank {session.info.bank}" if session.left else "nothing in its bank yet"
+    if others := session.memory.memory.others.names:
+        known += f", reads {', '.join(others)}"
     by = session.info.settings.get("embed") or name_of(session.memory.memory.embedder)
     return f"session {session.info.name!r} {began}, {known}, found by {by}; /help for help"
 

@@ -6,7 +6,7 @@ The module is light to import: no torch.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
@@ -84,6 +84,13 @@ def session_of(client: kvbank.Client, target: str, name: str | None) -> tuple[st
         if known is None or known.lease is None or has_died(known.lease.holder):
             return free, known
     raise AssertionError("numbers end")
+
+
+def embedder_of_banks(client: kvbank.Client, names: Iterable[str]) -> str | None:
+    """Return the embedder that banks say they are searched by, so that a new session that reads them has the same one;
+    None where none says it. Raises kvbank.BankNotFound."""
+    banks = [client.get_bank(name) for name in names]
+    return next((str(bank.metadata["embedder"]) for bank in banks if "embedder" in bank.metadata), None)
 
 
 def in_use(name: str, holder: str) -> SessionError:

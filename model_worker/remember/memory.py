@@ -8,6 +8,8 @@ from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Unpack, cast
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 import kvbank
@@ -20,8 +22,9 @@ from model_worker.remember import stored
 from model_worker.remember.asking import answered, bank_of, rows_by_bank
 from model_worker.remember.delivery import Delivery, source_key
 from model_worker.remember.opening import Wanted, check_embedder, kv_spec, open_bank
+from model_worker.remember.other_banks import OtherBanks
 from model_worker.remember.payload_cache import PayloadCache
-from model_worker.remember.recalling import Recaller
+from model_worker.remember.recalling import Ranking, Recaller
 from model_worker.remember.service_link import AWAY, ServiceLink
 from model_worker.remember.settings import CHUNK, TOP_K, MemoryOptions, MemorySettings, changed
 from model_worker.remember.spool import Spool, Spooled
@@ -78,7 +81,9 @@ class Memory:
             count=settings.count,
         )
         self.filter: kvbank.Filter | None = None
-        """Selects the chunks that may be recalled, from the next recall on. None: all may be."""
+        """Selects the chunks of the own bank that may be recalled, from the next recall on. None: all may be."""
+        self.others = OtherBanks(client, attachment)
+        """Banks that are recalled from besides the own one; none until they are taken."""
         self._dtype = DTYPES["fp32"]
 
     @property
@@ -253,22 +258,29 @@ class Memory:
     def _retrieve(
         self, rows: Sequence[Sequence[int]], without: Sequence[Collection[RecalledChunk]]
     ) -> list[list[RecalledChunk]]:
-        """Ask each bank once, for all rows that it belongs to."""
+        """Ask each bank once, for all rows that it belongs to, and the other banks for all rows."""
         texts = [str(self.tokenizer.decode(list(ids))) for ids in rows]
-        vectors = embedded_queries(self.embedder, texts)
-        found: list[list[RecalledChunk]] = [[] for _ in rows]
-        for bank, members in rows_by_bank(vectors, self._bank_of).items():
-            answers = self._recaller.retrieve(
-                bank,
-                vectors[members],
-                self.embedder.digest,
-                self.link.patience,
-                [{chunk.passage for chunk in without[row]} for row in members],
-                self.filter,
-            )
-            for row, chunks in zip(members, answers, strict=True):
-                found[row] = chunks
-        return found
+        passages = [{chunk.passage for chunk in left_out} for left_out in without]
+        found: list[list[Ranking]] = [[] for _ in rows]
+        known: dict[str, NDArray[np.float32]] = {}
+
+        def vectors_of(embedder: Embedder) -> NDArray[np.float32]:
+            if embedder.digest not in known:
+                known[embedder.digest] = embedded_queries(embedder, texts)
+            return known[embedder.digest]
+
+        def ask(
+            bank: str, embedder: Embedder, members: list[int], chosen: kvbank.Filter | None = None
+        ) -> list[Ranking]:
+            vectors, left_out = vectors_of(embedder)[members], [passages[row] for row in members]
+            return self._recaller.retrieve(bank, vectors, embedder.digest, self.link.patience, left_out, chosen)
+
+        for bank, members in rows_by_bank(vectors_of(self.embedder), self._bank_of).items():
+            for row, ranking in zip(members, ask(bank, self.embedder, members, self.filter), strict=True):
+                found[row].append(ranking)
+        for row, ranking in self.others.rankings(vectors_of, ask):
+            found[row].append(ranking)
+        return [self._recaller.chosen(rankings) for rankings in found]
 
     def slots(self, chunk_ids: Sequence[int], icae: "Icae", *, row: int = 0) -> list["Slots"]:
         """Return what `icae.answer` takes of chunks, in this order: their memory slots, or an uncompressed chunk whole.

@@ -67,6 +67,18 @@ def open_passages(
     return bank, embedder
 
 
+def readable_bank(client: kvbank.Client, name: str, attachment: Attachment, embedder: Embedder) -> Embedder:
+    """Check that a model can read the bank `name`, which is there, besides a bank of its own.
+
+    Returns the form of `embedder` by which the bank is searched. Raises BankMismatch for K-V of another model, and for
+    a bank of another embedder, whose scores could not be compared; kvbank.BankNotFound.
+    """
+    bank = client.get_bank(name, timeout=START_S)
+    embedder = of_bank(embedder, bank.embedding.embedder_digest)
+    _check_fits(bank, Wanted(kv_spec(attachment, None)), embedder)
+    return embedder
+
+
 def _found_or_made(
     link: ServiceLink,
     name: str,

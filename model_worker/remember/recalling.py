@@ -5,7 +5,7 @@ service leaves those bytes out.
 """
 
 from collections.abc import Collection, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,14 @@ from model_worker.window.provenance import Provenance
 from model_worker.window.recalled import RecalledChunk
 
 Passage = tuple[int, tuple[int, ...]]  # see `RecalledChunk.passage`
+
+
+@dataclass(frozen=True, slots=True)
+class Ranking:
+    """The chunks that one query found, the best first. top: the best score, also of a chunk that was left out."""
+
+    chunks: list[RecalledChunk] = field(default_factory=list)
+    top: float = -np.inf
 
 
 class Recaller:
@@ -53,8 +61,8 @@ class Recaller:
         timeout: float,
         without: Sequence[Collection[Passage]],
         chunks: kvbank.Filter | None = None,
-    ) -> list[list[RecalledChunk]]:
-        """Return the chunks for each of the vectors `[n, dimension]`, in the order of attention.
+    ) -> list[Ranking]:
+        """Return what a bank has for each of the vectors `[n, dimension]`.
 
         timeout: seconds. without: passages for each vector that are left out; the next best take their places. chunks:
         selects those that may be found; None is all. Raises ServiceError.
@@ -83,11 +91,20 @@ class Recaller:
                 replace(known[hit.chunk_id], provenance=_provenance(answer.chunks[hit.chunk_id], hit.score))
                 for hit in others[: self._top_k]
             ]
-            found.append(self._ordered(chosen))
+            found.append(Ranking(chosen, hits[0].score) if hits else Ranking())
         return found
 
-    def _ordered(self, best_first: list[RecalledChunk]) -> list[RecalledChunk]:
-        return best_first[::-1] if self._order == "score" else sorted(best_first, key=lambda chunk: chunk.chunk_id)
+    def chosen(self, rankings: Sequence[Ranking]) -> list[RecalledChunk]:
+        """Return the best chunks of all banks that were asked one query, in the order of attention.
+
+        The banks are one ranking, by score: so many come from a bank as are among the `top_k` best of all.
+        """
+        best = sorted((chunk for each in rankings for chunk in each.chunks), key=_score, reverse=True)[: self._top_k]
+        if self._min_share is not None and len(rankings) > 1:
+            top = max(each.top for each in rankings)
+            least = min(top, self._min_share * top)  # as the service has it for the hits of one bank
+            best = [chunk for chunk in best if _score(chunk) >= least]
+        return best[::-1] if self._order == "score" else sorted(best, key=lambda chunk: chunk.chunk_id)
 
     def left_before(
         self, bank: str, start: int, most: int, chunk: int, timeout: float, chunks: kvbank.Filter | None = None
@@ -116,6 +133,11 @@ class Recaller:
         recalled = RecalledChunk(chunk.chunk_id, chunk.start, layers, chunk.token_ids)
         self._payloads.put(self._store_id, chunk.checksum, recalled)
         return recalled
+
+
+def _score(chunk: RecalledChunk) -> float:
+    assert chunk.provenance is not None
+    return chunk.provenance.score
 
 
 def _provenance(chunk: kvbank.Chunk, score: float) -> Provenance:

@@ -3,7 +3,7 @@
 This file owns the rule that what a session begins with is fixed then: a window that is made again has the same sinks.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 
@@ -32,7 +32,7 @@ class Asked:
     holder: str | None = None
     system: str | None = None
     bank: str | None = None
-    reads: Sequence[str] = ()
+    reads: tuple[str, ...] | None = None
     metadata: Mapping[str, Scalar] = field(default_factory=dict)
     ttl: timedelta | None = None
     model_name: str = ""

@@ -14,15 +14,16 @@ import contextlib
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Self, Unpack
+from typing import Any, Self, Unpack, cast
 
 import kvbank
 from model_worker.arguments import words
 from model_worker.compress import local_rule
+from model_worker.embed import Embedder
 from model_worker.errors import InputError
 from model_worker.model import MemoryModel, Progress
 from model_worker.remember.memory import Memory
-from model_worker.remember.settings import MemoryOptions, changed
+from model_worker.remember.settings import MemorySettings, changed
 from model_worker.session.answer import AnswerEnd, decoded
 from model_worker.session.beginning import Beginning
 from model_worker.session.decoding import decoding_options
@@ -80,13 +81,18 @@ class Session:
         there. style: see `prompt_format`. progress: called with (tokens done, tokens in all) while a window is made
         from the turns, or the bank written again. options: see `SessionOptions`. Raises kvbank.LeaseHeld where another
         worker has the session, kvbank.SessionNotFound where it is not there and not to be begun; SessionError for
-        another model, bank or system prompt than it was begun with; InputError for settings or a rule that make no
-        sense; and what the service raises.
+        another model, bank or system prompt than it was begun with; BankMismatch for a bank of another model or
+        embedder that is to be read, kvbank.BankNotFound for one that is not there; InputError for settings or a rule
+        that make no sense; and what the service raises.
+
+        A bank that the session read before, and that cannot be read now, is told of (RuntimeWarning) and left out.
         """
         asked, memory_options = parted(model, options)
         size, rule = model.window if window is None else window, local_rule(local) or model.local
         connected = client or model.client
-        opening = Opening(model, connected, style, asked, _room(model, size, memory_options), rule)
+        settings = changed(model.settings, memory_options)
+        embedder = cast(Embedder, settings.embedder)
+        opening = Opening(model, connected, style, asked, _room(model, size, settings), rule, embedder)
         beginning, info = opening.found_or_begun(name, session_id)
         record = SessionRecord(connected, info, Lease(connected, info.session_id, asked.holder))
         with contextlib.ExitStack() as failed:
@@ -94,6 +100,7 @@ class Session:
             record.go_on()
             memory_options.update({"chunk": beginning.begun_with.chunk, "source": info.session_id, "spool": None})
             memory = model.with_bank(info.bank, client=connected, **memory_options)
+            memory.others.take((bank for bank in info.reads if bank != info.bank), memory.embedder)
             memory.spool = None  # the turns are the spool: what is not in the bank is made again from them
             session = cls(beginning, record, memory, size, rule)
             session.why = asked.why
@@ -377,7 +384,6 @@ def _said(text: object) -> str:
     return said
 
 
-def _room(model: MemoryModel, window: int, asked: MemoryOptions) -> Room:
-    """Return the positions that window and memory of a session use; what is asked for replaces the model's settings."""
-    settings = changed(model.settings, asked)
+def _room(model: MemoryModel, window: int, settings: MemorySettings) -> Room:
+    """Return the positions that window and memory of a session use. settings: of the session's memory."""
     return Room(model.attachment, window, ((settings.top_k or 0) + (settings.recent or 0)) * model.chunk)

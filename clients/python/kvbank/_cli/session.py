@@ -100,6 +100,35 @@ def show_session(
         _print_turn(turn)
 
 
+@app.command("reads")
+@spread
+def change_reads(
+    which: Which,
+    service: Service,
+    banks: Annotated[
+        list[str] | None, typer.Argument(metavar="[BANK]...", help="What it reads from now on.", show_default=False)
+    ] = None,
+    none: Annotated[bool, typer.Option("--none", help="Let it read no bank besides its own.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show which banks a session reads besides its own, or let it read others in their place.
+
+    They have K-V of the session's model (kvbank remember --model). A worker goes by it when it opens the session next.
+
+    Example: kvbank session reads diary library
+    """
+    if none and banks:
+        raise typer.BadParameter("give banks or --none, and not both")
+    with service.connect() as client:
+        session = _found(client, which)
+        for bank in banks or ():
+            client.get_bank(bank)
+        if none or banks:
+            session = client.sessions.update(session.session_id, reads=banks or ())
+    line = f"session {which} reads {', '.join(session.reads) or 'no bank besides its own'}"
+    _answer({"session_id": session.session_id, "reads": session.reads}, line, as_json)
+
+
 @app.command("fork")
 @spread
 def fork_session(
