@@ -102,7 +102,7 @@ _TABLE = (
     _Told((SessionError, BankMismatch), 409, _INVALID, "session_conflict", retry_after=_SOON),
     _Told((kvbank.Unauthenticated,), 401, _INVALID, "invalid_api_key", "the key is missing, or it is not taken"),
     _Told((kvbank.PermissionDenied,), 403, "permission_error", "permission_denied"),
-    _Told((kvbank.NotFound,), 404, _INVALID, "not_found", "there is no such session, or the key may not have it"),
+    _Told((kvbank.NotFound,), 404, _INVALID, "not_found", "it is not there, or the key may not have it"),
     _Told((kvbank.TooLarge,), 413, _INVALID, "too_large"),
     _Told((kvbank.RateExceeded,), 429, _RATE, "rate_limit_exceeded", retry_after=_SOON),
     _Told((kvbank.QuotaExceeded, kvbank.BankFull), 429, "insufficient_quota", "insufficient_quota"),
@@ -135,7 +135,7 @@ def told(error: BaseException) -> ApiError:
 def of_validation(error: RequestValidationError) -> ApiError:
     """Return what a caller is told of a request that is no JSON, or has a field that is wrong."""
     first = error.errors()[0]
-    place = [part for part in first["loc"] if part not in ("body", "text", "parts")]
+    place = [part for part in first["loc"] if part not in ("body", "query", "path", "text", "parts")]
     if first["type"] == "json_invalid":
         return ApiError(400, f"the body is no JSON: {first.get('ctx', {}).get('error', first['msg'])}")
     name = _name(place)

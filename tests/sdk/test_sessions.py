@@ -83,7 +83,7 @@ def test_turns_are_appended_by_whoever_has_the_lease(client: kvbank.Client) -> N
         append(session.session_id, [said(3)], epoch=held.lease.epoch, follows=1)
     assert conflict.value.metadata["head"] == "2"
     assert list(client.sessions.turns(session.session_id, token_ids=True)) == turns
-    listed = list(client.sessions.turns(session.session_id, after=1))
+    listed = list(client.sessions.turns(session.session_id, after=1, page_size=1))
     assert [(turn.number, turn.token_ids, turn.token_count) for turn in listed] == [(2, (), 3)]
     assert client.sessions.turn(second.key, token_ids=True) == turns[1]
     with pytest.raises(kvbank.TurnNotFound):

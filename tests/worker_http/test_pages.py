@@ -24,7 +24,7 @@ def test_its_commands_are_answered(worker: Running) -> None:
             assert json.loads(events[-2])["usage"]["completion_tokens"] == 40
         else:
             assert "error" not in json.loads(printed)
-    assert len(BLOCKS) == 5
+    assert len(BLOCKS) == 6
 
 
 def test_it_names_the_headers_and_the_codes_of_errors() -> None:

@@ -50,4 +50,7 @@ def test_the_document_names_what_is_answered(worker: Running) -> None:
     assert paths == {
         *("/v1/chat/completions", "/v1/completions", "/v1/models", "/v1/models/{model}"),
         *("/healthz", "/readyz", "/metrics"),
+        *("/v1/kvbank/sessions", "/v1/kvbank/responses/{response_id}/trace"),
+        *(f"/v1/kvbank/sessions/{{session_id}}{part}" for part in ("", "/memory", "/timeline")),
+        *(f"/v1/kvbank/sessions/{{session_id}}/{verb}" for verb in ("fork", "rewind", "forget")),
     }

@@ -204,7 +204,11 @@ def test_keys_are_those_of_the_service(serving: Callable[..., Any], tmp_path: Pa
             options = {"extra_headers": {"X-Kvbank-Session": "mine"}}
             with running.client(keys[0]) as red, running.client(keys[1]) as blue:
                 assert [model.id for model in red.models.list()] == [MODEL]
-                answered = ask(red, HELLO, **options).choices[0].message.content
+                first = ask(red, HELLO, **options)
+                answered = first.choices[0].message.content
+                trace = f"/v1/kvbank/responses/{first.id}/trace"
+                seen = [call(running, "GET", trace, authorization=f"Bearer {key}")[0] for key in keys]
+                assert seen == [200, 404]
                 history = [*HELLO, {"role": "assistant", "content": answered}, {"role": "user", "content": "go on"}]
                 assert ask(blue, history, **options).usage.prompt_tokens_details.cached_tokens == 0
                 assert ask(red, history, **options).usage.prompt_tokens_details.cached_tokens > 0

@@ -138,9 +138,16 @@ class AsyncSessions:
         return messages.appended(given, await self._caller.call("AppendTurns", request, timeout))
 
     async def turns(
-        self, session_id: str, after: int = 0, *, token_ids: bool = False, timeout: float | None = None
+        self,
+        session_id: str,
+        after: int = 0,
+        *,
+        token_ids: bool = False,
+        page_size: int = 0,
+        timeout: float | None = None,
     ) -> AsyncIterator[m.Turn]:
-        request = build(pb.ListTurnsRequest, session_id=session_id, after=after, token_ids=token_ids)
+        fields = {"session_id": session_id, "after": after, "token_ids": token_ids, "page_size": page_size}
+        request = build(pb.ListTurnsRequest, **fields)
         async for page in self._caller.pages("ListTurns", request, timeout):
             large = sum(len(message.token_ids) for message in page.turns) > _SMALL_IDS
             for turn in await apart(large, partial(messages.turns, page)):

@@ -167,11 +167,19 @@ class Sessions:
         return messages.appended(given, self._caller.call("AppendTurns", request, timeout))
 
     def turns(
-        self, session_id: str, after: int = 0, *, token_ids: bool = False, timeout: float | None = None
+        self,
+        session_id: str,
+        after: int = 0,
+        *,
+        token_ids: bool = False,
+        page_size: int = 0,
+        timeout: float | None = None,
     ) -> Iterator[m.Turn]:
         """Yield the turns of a session behind the one of number `after`, oldest first, also those that it was forked
-        from. token_ids: whether the turns have theirs. They are fetched a page at a time, with `timeout` for each."""
-        request = build(pb.ListTurnsRequest, session_id=session_id, after=after, token_ids=token_ids)
+        from. token_ids: whether the turns have theirs. They are fetched a page at a time, with `timeout` for each.
+        page_size: the most turns of a page, up to 1000; 0 is 100."""
+        fields = {"session_id": session_id, "after": after, "token_ids": token_ids, "page_size": page_size}
+        request = build(pb.ListTurnsRequest, **fields)
         for page in self._caller.pages("ListTurns", request, timeout):
             yield from messages.turns(page)
 
