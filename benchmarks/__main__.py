@@ -35,6 +35,7 @@ ROWS = {
     "small_records": "small_records",
     "eviction": "eviction",
     "search": "search",
+    "session_filter": "session_filter",
     "restart": "restart",
     "server_memory": "server_memory",
     "decode": "decode",

@@ -236,7 +236,9 @@ class Condition:
 @dataclass(frozen=True, slots=True)
 class Filter:
     """Says which chunks count: those for which all holds that is stated. Ranges are half open; times are in
-    microseconds since 1970. any_of: filters of which one holds too, where there are any."""
+    microseconds since 1970. any_of: filters of which one holds too, where there are any. stretches: branches of
+    sessions, each with the offset before which a chunk of it begins, or None; a chunk is of one, where there are
+    any."""
 
     metadata: tuple[Condition, ...] = ()
     created_from: int | None = None
@@ -245,6 +247,7 @@ class Filter:
     start_before: int | None = None
     pinned: bool | None = None
     any_of: "tuple[Filter, ...]" = ()
+    stretches: tuple[tuple[str, int | None], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

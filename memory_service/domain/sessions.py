@@ -20,8 +20,8 @@ TurnStatus = Literal["completed", "incomplete", "part", "forgotten"]
 # The name of a session's bank, where it does not say one, begins so.
 OWN_BANK = "session-"
 _OWN_BANK = re.compile(OWN_BANK + "[0-9a-f]{16}")
-# A session that has more stretches could not be searched, because a filter names at most so many.
-MOST_STRETCHES = 100
+# The filter of a session names all its stretches, and a message holds no more.
+MOST_STRETCHES = 10_000
 # How long a lease lasts that does not say it, in microseconds.
 LEASE_US = 30_000_000
 

@@ -57,9 +57,9 @@ class Banks:
             begun.callback(self.indexes.close)
             begun.callback(engine.rest)
             engine.store.follow(self.indexes)
+            self.recall = Recall(engine, self.indexes, self.damage, metrics, settings.max_answer_bytes, limits, pauses)
             engine.begin()
             begun.pop_all()
-        self.recall = Recall(engine, self.indexes, self.damage, metrics, settings.max_answer_bytes, limits, pauses)
 
     def close(self) -> None:
         """Finish what is under way, and keep the indexes in their files."""

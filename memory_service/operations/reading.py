@@ -23,8 +23,8 @@ from memory_service.operations.damage import Damage
 from memory_service.operations.found import Answer, Found, Hit, Query, Wanted, close
 from memory_service.operations.loading import Loading
 from memory_service.operations.recent import RecentRequests
-from memory_service.search import SearchIndexes, Selection
-from memory_service.storage.base import Engine, Retrievals, View
+from memory_service.search import Matches, SearchIndexes, Selection
+from memory_service.storage.base import Engine, Ids, Retrievals, View
 
 MOST_QUERIES = 1024
 # Different chunks of one answer, whose metadata must fit in one message.
@@ -65,9 +65,12 @@ class Recall:
         limits: Limits,
         pauses: Pauses,
     ) -> None:
-        """Read what an engine holds. max_answer_bytes: the bytes of K-V of one answer."""
+        """Read what an engine holds, whose commits are followed from here on. max_answer_bytes: the bytes of K-V of one
+        answer."""
         self._store, self._objects = engine.store, engine.objects
         self._indexes = indexes
+        self._matches = Matches(limits.index)
+        self._store.follow(self._matches)
         self._damage = damage
         self._metrics = metrics
         self._counted = RecentRequests(limits.requests_remembered)
@@ -93,11 +96,13 @@ class Recall:
         self._store.catch_up(banks)
         with self._damage.without_flawed():
             indexes = [self._indexes.get(bank) for bank in banks]
+        asked = None if query.filter is None else [self._matches.asked(bank, query.filter) for bank in banks]
         with self._damage.without_flawed(), self._stages["search"].time(), self._store.read() as view:
             best = []
-            for bank, index in zip(banks, indexes, strict=True):
+            for place, (bank, index) in enumerate(zip(banks, indexes, strict=True)):
                 cancellation.check()
-                selection = _selection(view, bank, query, gone)
+                allowed = None if asked is None else self._matches.ids(asked[place], view)
+                selection = Selection(allowed, _excluded(view, bank, gone))
                 self._pauses.reach("index searched")
                 best.append(index.search(vectors, query.top_k, partial(view.vectors, bank), selection))
         hits = [_merged(banks, row, query) for row in zip(*best, strict=True)]
@@ -230,13 +235,10 @@ class Recall:
         return (self._objects.path(found.bank.uid, found.chunk.chunk_id) or "") if found.sent else ""
 
 
-def _selection(view: View, bank: Bank, query: Query, gone: Collection[int]) -> Selection:
-    """Say which chunks of a bank may be found."""
+def _excluded(view: View, bank: Bank, gone: Collection[int]) -> Ids:
+    """Return the ids [n] of the chunks of a bank that are not to be found: expired ones, and those that are gone."""
     excluded = view.expired(bank)
-    if gone:
-        excluded = np.union1d(excluded, np.array(list(gone), np.int64))
-    allowed = None if query.filter is None else view.matching(bank, query.filter)
-    return Selection(allowed, excluded)
+    return np.union1d(excluded, np.array(list(gone), np.int64)) if gone else excluded
 
 
 def _merged(banks: Sequence[Bank], best: Sequence[Best], query: Query) -> list[Hit]:

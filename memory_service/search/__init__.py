@@ -3,6 +3,7 @@ whose commits it follows, and is the one package that knows FAISS."""
 
 from memory_service.search.candidates import Selection
 from memory_service.search.indexes import IndexOptions, SearchIndexes
+from memory_service.search.matches import Matches
 from memory_service.search.snapshots import largest_id
 
-__all__ = ["IndexOptions", "SearchIndexes", "Selection", "largest_id"]
+__all__ = ["IndexOptions", "Matches", "SearchIndexes", "Selection", "largest_id"]

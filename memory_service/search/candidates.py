@@ -64,6 +64,8 @@ def _portion(segment: Segment, rows: int, selection: Selection, begin: int) -> P
         chosen[:] = False
         chosen[_below(rows, segment.rows_of(selection.allowed))] = True
     chosen[_below(rows, excluded)] = False
+    if chosen.all():  # as where a session has its bank alone
+        return Portion(segment, bits, rows - segment.dead, begin)
     packed = bits_of(chosen)
     if bits is not None:
         packed &= bits[: len(packed)]

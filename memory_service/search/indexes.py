@@ -58,7 +58,7 @@ class IndexOptions:
 
 class SearchIndexes:
     """The indexes of all banks of a store. It implements `memory_service.storage.base.Follower`: `added`, `removed`,
-    `changed` and `dropped` are called by the store in the order of commits, the rest by any thread."""
+    `altered`, `changed` and `dropped` are called by the store in the order of commits, the rest by any thread."""
 
     def __init__(
         self,
@@ -134,6 +134,9 @@ class SearchIndexes:
         """Learn that chunks are gone; some of them may not be there."""
         gone = np.array(ids, np.int64)
         self._change(bank, lambda index: index.remove(gone))
+
+    def altered(self, bank: Bank, ids: Sequence[int]) -> None:
+        """Learn that chunks have other metadata, which vectors do not go by."""
 
     def changed(self, bank: Bank) -> None:
         """Learn what a bank says of itself now, such as another kind of index."""

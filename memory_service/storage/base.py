@@ -168,8 +168,9 @@ class View(Protocol):
     def expired(self, bank: Bank) -> Ids:
         """Return the ids of chunks that have expired and are not removed yet."""
 
-    def matching(self, bank: Bank, where: Filter) -> Ids:
-        """Return the ids of chunks that a filter lets pass, expired ones included. Errors: FlawedError."""
+    def matching(self, bank: Bank, where: Filter, among: Sequence[int] | None = None) -> Ids:
+        """Return the ids of chunks, ascending, that a filter lets pass, expired ones included. among: the ids that are
+        asked about; None for all of the bank. Errors: FlawedError."""
 
     def evictions(self, bank: Bank, before: int) -> Iterator[tuple[int, Eviction]]:
         """Read (sequence, eviction) from the log of a bank, newest first, from the first one before `before`."""
@@ -187,6 +188,9 @@ class Follower(Protocol):
 
     def removed(self, bank: Bank, ids: Sequence[int]) -> None:
         """Learn that chunks are gone; some of them may have been gone before, or never there."""
+
+    def altered(self, bank: Bank, ids: Sequence[int]) -> None:
+        """Learn that chunks have other metadata, or are pinned, or no longer."""
 
     def changed(self, bank: Bank) -> None:
         """Learn that a bank is new, or what it says of itself has changed."""

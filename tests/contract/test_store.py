@@ -59,6 +59,7 @@ class Mirror:
         self.vectors: dict[int, bytes] = {}
         self.banks: dict[str, Bank] = {}
         self.threads: set[int] = set()
+        self.altered_ids: list[int] = []
 
     def added(self, bank: Bank, ids: Sequence[int], vectors: Vectors) -> None:
         self.threads.add(threading.get_ident())
@@ -69,6 +70,11 @@ class Mirror:
         self.threads.add(threading.get_ident())
         for chunk_id in ids:
             self.vectors.pop(int(chunk_id), None)
+
+    def altered(self, bank: Bank, ids: Sequence[int]) -> None:
+        self.threads.add(threading.get_ident())
+        assert bank.name in self.banks
+        self.altered_ids += ids
 
     def changed(self, bank: Bank) -> None:
         self.banks[bank.name] = bank
@@ -480,7 +486,12 @@ def passes(chunk: Chunk, where: Filter) -> bool:
         and (where.start_before is None or chunk.start < where.start_before)
         and (where.pinned is None or chunk.pinned == where.pinned)
         and (not where.any_of or any(passes(chunk, each) for each in where.any_of))
+        and (not where.stretches or any(of_stretch(chunk, *each) for each in where.stretches))
     )
+
+
+def of_stretch(chunk: Chunk, branch: str, end: int | None) -> bool:
+    return chunk.metadata["branch"] == branch and (end is None or chunk.start < end)
 
 
 FILTERS = [
@@ -494,6 +505,9 @@ FILTERS = [
     Filter(pinned=False, start_from=15),
     Filter(any_of=(Filter(metadata=(Condition("half", ("even",)),), start_before=9), Filter(pinned=True))),
     Filter(start_from=4, any_of=(Filter(start_before=6), Filter(metadata=(Condition("nobody"),)))),
+    Filter(stretches=(("b1", 9), ("b0", None), ("b1", 5), ("none", None))),
+    Filter(start_from=4, any_of=(Filter(stretches=(("b1", 9),)), Filter(stretches=(("b2", 12), ("b0", 7))))),
+    Filter(stretches=(*((f"x{number}", None) for number in range(3000)), ("b2", None))),
 ]
 
 
@@ -509,6 +523,7 @@ def test_a_filter_lets_pass_what_its_rules_say(open_engine: Open, where: Filter)
         with store.read() as view:
             assert view.matching(bank, where).tolist() == expected
             assert ids_in(view, bank, where) == expected
+            assert view.matching(bank, where, ids[::2]).tolist() == [each for each in expected if each in ids[::2]]
             after = [chunk.chunk_id for chunk in view.page(bank, ids[9], where, embedding=True)]
         assert after == [chunk_id for chunk_id in expected if chunk_id > ids[9]]
 

@@ -79,6 +79,24 @@ class TestFilter:
         listed = [chunk.chunk_id for chunk in self.caller.stub.ListChunks(request).chunks]
         assert listed == [self.ids[29], far[0], far[1], far[3]]
 
+    def test_stretches(self):
+        near, far = self.ids[:30], self.far
+        chunks = [(near[3], "one"), (near[7], "one"), (far[0], "two"), (far[2], "one")]
+        for chunk_id, branch in chunks:
+            self.caller.stub.UpdateChunk(
+                pb.UpdateChunkRequest(bank="v", chunk_id=chunk_id, metadata={"branch": branch})
+            )
+        line = [pb.Stretch(branch="one", start_before=7), pb.Stretch(branch="two")]
+        assert self.found(100, stretches=line) == [near[3], far[0]]
+        assert self.found(100, stretches=line[::-1], start_from=4) == [far[0]]
+        assert self.found(100, stretches=[pb.Stretch(branch="one")]) == [near[3], near[7], far[2]]
+        assert self.found(100, stretches=[*line, *(pb.Stretch(branch=f"{n}") for n in range(9_998))]) == [
+            near[3],
+            far[0],
+        ]
+        request = pb.ListChunksRequest(bank="v", filter=pb.Filter(stretches=line))
+        assert [chunk.chunk_id for chunk in self.caller.stub.ListChunks(request).chunks] == [near[3], far[0]]
+
     def test_times(self):
         pages = self.caller.stub.ListChunks(pb.ListChunksRequest(bank="v", page_size=1000)).chunks
         times = [chunk.create_time.ToMicroseconds() for chunk in pages]
@@ -110,6 +128,8 @@ class TestFilter:
             ("filter.start_before", {"start_from": 5, "start_before": 4}),
             ("filter.start_before", {"any_of": [pb.Filter(start_from=5, start_before=4)]}),
             ("filter.any_of", {"any_of": [pb.Filter()] * 101}),
+            ("filter.stretches", {"stretches": [pb.Stretch(branch="b")] * 10_001}),
+            ("filter.stretches", {"any_of": [pb.Filter(stretches=[pb.Stretch(branch="b")] * 5_001)] * 2}),
             ("filter.any_of", {"any_of": [pb.Filter(any_of=[pb.Filter()])]}),
             ("filter.metadata", {"any_of": [pb.Filter(metadata=[pb.MetadataCondition(key="k")] * 33)]}),
             (

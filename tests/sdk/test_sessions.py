@@ -148,12 +148,45 @@ def test_the_filter_of_a_session_selects_its_own_chunks(
     assert found(fork) == [shared, of_fork]
 
 
+@pytest.mark.parametrize("times", [104, pytest.param(1000, marks=pytest.mark.slow)])
+def test_a_session_is_rewound_and_searched_however_often(
+    client: kvbank.Client, embedding: kvbank.EmbeddingSpec, unit: Callable[[int], np.ndarray], times: int
+) -> None:
+    """Give each branch a turn that stays and one that is rewound from, and a chunk of each."""
+    session = client.sessions.acquire(client.sessions.create().session_id, "w")
+    client.create_bank(session.bank, kv=None, embedding=embedding)
+    assert session.lease is not None
+    id_, epoch = session.session_id, session.lease.epoch
+    chunks = []
+    for number in range(times):
+        made = [kvbank.Turn(token_ids=[number]), kvbank.Turn(token_ids=[0])]
+        session = client.sessions.append(id_, made, epoch=epoch, follows=number)[1]
+        for start in (number, number + 1):
+            marks = {"branch": session.stretches[-1].branch, "stays": start == number}
+            chunks.append(kvbank.NewChunk(unit(1), start=start, metadata=marks))
+        session = client.sessions.rewind(id_, number + 1, epoch=epoch)
+    assert len(session.stretches) == times + 1
+    assert [turn.token_ids for turn in client.sessions.turns(id_, token_ids=True)] == [(at,) for at in range(times)]
+    digests = {"embedder_digest": embedding.embedder_digest}
+    client.write_many(session.bank, chunks, reader_digest="", **digests)
+    fork = client.sessions.fork(id_, turn=times // 2)
+    for one, own in ((session, times), (fork, times // 2)):
+        found = list(
+            client.retrieve(session.bank, unit(1), filter=one.filter, top_k=2 * times, **digests).chunks.values()
+        )
+        assert sorted(chunk.start for chunk in found) == list(range(own))
+        assert all(chunk.metadata["stays"] for chunk in found)
+
+
 def test_alternatives_are_filters_without_alternatives(client: kvbank.Client, make_bank: Callable[..., str]) -> None:
     bank = make_bank(None)
     nested = kvbank.Filter(any_of=[kvbank.Filter(pinned=True)])
     for wrong in ([nested], [kvbank.Filter()] * 101, ["pinned"], kvbank.Filter()):
         with pytest.raises(kvbank.InvalidArgument, match="any_of"):
             kvbank.Filter(any_of=wrong)  # type: ignore[arg-type]
+    for wrong in ([kvbank.Stretch("b")] * 10_001, ["b"], "b"):
+        with pytest.raises(kvbank.InvalidArgument, match="stretches"):
+            kvbank.Filter(stretches=wrong)  # type: ignore[arg-type]
     assert list(client.list_chunks(bank, filter=nested)) == []
 
 
@@ -167,10 +200,12 @@ def test_alternatives_are_not_asked_of_a_server_that_would_ignore_them(
         info.ClearField("alternatives")
         return [info.SerializeToString()]
 
-    wanted = kvbank.Filter(any_of=[kvbank.Filter(pinned=True)])
+    alternatives = kvbank.Filter(any_of=[kvbank.Filter(pinned=True)])
+    stretches = kvbank.Filter(stretches=[kvbank.Stretch("branch")])
     calls: list[Callable[[kvbank.Client], Any]] = [
-        lambda client: client.retrieve("b", unit(1), filter=wanted, **digests),
-        lambda client: list(client.list_chunks("b", filter=wanted)),
+        lambda client: client.retrieve("b", unit(1), filter=alternatives, **digests),
+        lambda client: list(client.list_chunks("b", filter=alternatives)),
+        lambda client: client.retrieve("b", unit(1), filter=stretches, **digests),
     ]
     for call in calls:
         with kvbank.connect(relay.address) as client:

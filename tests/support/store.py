@@ -31,7 +31,8 @@ def new_bank(name: str = "b", **fields: Any) -> Bank:
 
 
 def new_chunk(number: int, **fields: Any) -> Chunk:
-    """Make the chunk of a number, which is its key, its start and the seed of its embedding."""
+    """Make the chunk of a number, which is its key, its start and the seed of its embedding; it is of one of three
+    branches."""
     vector = np.random.default_rng(number).standard_normal(DIMENSION).astype("<f4")
     chunk = Chunk(
         key=number.to_bytes(16, "big"),
@@ -40,7 +41,7 @@ def new_chunk(number: int, **fields: Any) -> Chunk:
         stored_length=2,
         token_ids=np.arange(2, dtype="<i4").tobytes(),
         text=f"chunk {number}",
-        metadata={"number": number, "half": "odd" if number % 2 else "even"},
+        metadata={"number": number, "half": "odd" if number % 2 else "even", "branch": f"b{number % 3}"},
         embedding=vector.tobytes(),
         payload=None,
         stored_bytes=CHUNK_BYTES,

@@ -75,6 +75,7 @@ from ._models import Range as Range
 from ._models import Retrieval as Retrieval
 from ._models import ServerInfo as ServerInfo
 from ._models import Stats as Stats
+from ._models import Stretch as Stretch
 from ._models import TensorInfo as TensorInfo
 from ._models import WriteResult as WriteResult
 from ._options import BankSettings as BankSettings
@@ -85,7 +86,6 @@ from ._session_models import Item as Item
 from ._session_models import Lease as Lease
 from ._session_models import Receipt as Receipt
 from ._session_models import Session as Session
-from ._session_models import Stretch as Stretch
 from ._session_models import Turn as Turn
 from ._session_models import TurnPoint as TurnPoint
 from ._session_models import Window as Window

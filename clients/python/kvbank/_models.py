@@ -309,8 +309,19 @@ class Range:
 
 # The most filters that a filter may have as alternatives.
 MOST_ALTERNATIVES = 100
+# The most stretches that a filter may have.
+MOST_STRETCHES = 10_000
 # What a filter wants of one key.
 Wanted = Scalar | Collection[Scalar] | Range | EllipsisType
+
+
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """Chunks of a session in its bank: those whose metadata "branch" is `branch`, and that begin before `start_before`;
+    None for the last stretch, which has no end yet."""
+
+    branch: str
+    start_before: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -324,6 +335,8 @@ class Filter:
     pinned: only pinned chunks, or only others.
     any_of: at most 100 filters, of which at least one must hold besides; they have no alternatives themselves. Empty is
         no such condition.
+    stretches: of sessions, at most 10,000; the chunk is of one of them. `Session.filter` has those of a session. Empty
+        is no such condition.
 
         Filter(metadata={"speaker": "ann", "room": ["a", "b"]}, exclude={"draft": ...}, start_from=1000)
         Filter(metadata={"year": Range(at_least=2000), "final": True})
@@ -337,11 +350,15 @@ class Filter:
     start_before: int | None = None
     pinned: bool | None = None
     any_of: Sequence["Filter"] = ()
+    stretches: Sequence[Stretch] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "any_of", tuple(each("any_of", self.any_of, _alternative)))
         if len(self.any_of) > MOST_ALTERNATIVES:
             raise invalid("any_of", f"expected at most {MOST_ALTERNATIVES} filters, got {len(self.any_of)}")
+        object.__setattr__(self, "stretches", tuple(each("stretches", self.stretches, _stretch)))
+        if len(self.stretches) > MOST_STRETCHES:
+            raise invalid("stretches", f"expected at most {MOST_STRETCHES}, got {len(self.stretches)}")
         for name, conditions in (("metadata", self.metadata), ("exclude", self.exclude)):
             for key, wanted in mapping(name, conditions).items():
                 if not isinstance(wanted, Range | EllipsisType):
@@ -362,6 +379,10 @@ def _alternative(field: str, value: object) -> Filter:
     if instance(field, value, Filter).any_of:
         raise invalid(field, "expected filters that have no any_of themselves")
     return value  # type: ignore[return-value]
+
+
+def _stretch(field: str, value: object) -> Stretch:
+    return instance(field, value, Stretch)
 
 
 def alternatives(wanted: Any, field: str = "metadata") -> list[Any]:

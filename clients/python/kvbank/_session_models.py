@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from kvbank._answer_trace import TRACE, AnswerTrace
 from kvbank._arguments import each, instance, integer, text, texts_by_text, whole_by_text
-from kvbank._models import Filter
+from kvbank._models import Filter, Stretch
 
 TurnStatus = Literal["completed", "incomplete", "part", "forgotten"]
 _UINT32 = (0, 2**32 - 1)
@@ -117,15 +117,6 @@ class Lease:
 
 
 @dataclass(frozen=True, slots=True)
-class Stretch:
-    """Chunks of a session in its bank: those whose metadata "branch" is `branch`, and that begin before `start_before`;
-    None for the last stretch, which has no end yet."""
-
-    branch: str
-    start_before: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class Session:
     """A conversation that any worker continues: an append-only line of turns, with a bank for its chunks.
 
@@ -157,8 +148,7 @@ class Session:
     @property
     def filter(self) -> Filter:
         """Return the filter of the chunks that are its own, for a search in its bank."""
-        found = [Filter(metadata={"branch": one.branch}, start_before=one.start_before) for one in self.stretches]
-        return found[0] if len(found) == 1 else Filter(any_of=found)
+        return Filter(stretches=self.stretches)
 
 
 @dataclass(frozen=True, slots=True)

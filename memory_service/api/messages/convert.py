@@ -34,6 +34,7 @@ from memory_service.domain.model import (
     Quota,
     Tensor,
 )
+from memory_service.domain.sessions import MOST_STRETCHES
 from memory_service.domain.tenants import Tenant, TenantUsage
 from memory_service.domain.validate import MOST_LAYERS
 
@@ -283,6 +284,8 @@ def filter_(message: service_pb2.Filter) -> Filter:
     if any(each.any_of for each in message.any_of):
         raise invalid("filter.any_of", "must be filters without alternatives of their own")
     conditions = [each for part in (message, *message.any_of) for each in part.metadata]
+    if sum(len(part.stretches) for part in (message, *message.any_of)) > MOST_STRETCHES:
+        raise invalid("filter.stretches", f"must be at most {MOST_STRETCHES}")
     if sum(len(each.values) + len(each.typed.values) for each in conditions) > MOST_VALUES:
         raise invalid("filter.metadata.values", f"must be at most {MOST_VALUES}, all conditions together")
     return replace(_filter(message), any_of=tuple(map(_filter, message.any_of)))
@@ -299,6 +302,9 @@ def _filter(message: service_pb2.Filter) -> Filter:
         start_from=message.start_from if message.HasField("start_from") else None,
         start_before=message.start_before if message.HasField("start_before") else None,
         pinned=message.pinned if message.HasField("pinned") else None,
+        stretches=tuple(
+            (each.branch, each.start_before if each.HasField("start_before") else None) for each in message.stretches
+        ),
     )
     for begin, end, name in (
         (made.created_from, made.created_before, "created_before"),

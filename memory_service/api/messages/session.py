@@ -5,6 +5,7 @@ from typing import Any, get_args
 
 import numpy as np
 
+from kvbank.v1 import service_pb2
 from kvbank.v1 import session_pb2 as pb
 from kvbank.wire import enums
 from memory_service.api.messages.convert import timestamp
@@ -47,8 +48,8 @@ def lease_message(lease: Lease) -> pb.Lease:
     return pb.Lease(holder=lease.holder, epoch=lease.epoch, expire_time=timestamp(lease.expires))
 
 
-def _stretch_message(stretch: Stretch) -> pb.Stretch:
-    return pb.Stretch(branch=stretch.branch, start_before=stretch.end)
+def _stretch_message(stretch: Stretch) -> service_pb2.Stretch:
+    return service_pb2.Stretch(branch=stretch.branch, start_before=stretch.end)
 
 
 def turn(message: pb.Turn) -> Turn:

@@ -28,6 +28,10 @@ class Followers:
         """Tell that chunks are gone."""
         self._tell(lambda follower: follower.removed(bank, ids))
 
+    def altered(self, bank: Bank, ids: Sequence[int]) -> None:
+        """Tell that chunks have other metadata, or are pinned, or no longer."""
+        self._tell(lambda follower: follower.altered(bank, ids))
+
     def changed(self, bank: Bank) -> None:
         """Tell that a bank is new, or what it says of itself has changed."""
         self._tell(lambda follower: follower.changed(bank))

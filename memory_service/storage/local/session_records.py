@@ -12,7 +12,7 @@ from sqlalchemy import Connection
 from memory_service.domain import session_checks
 from memory_service.domain import sessions as rules
 from memory_service.domain.errors import ServiceError, session_exists, session_not_found, turn_not_found
-from memory_service.domain.sessions import Deleted, Session, Turn, TurnPoint
+from memory_service.domain.sessions import Deleted, Session, Stretch, Turn, TurnPoint
 from memory_service.observe.metrics import Metrics
 from memory_service.storage.base import SessionTotals
 from memory_service.storage.local import quotas
@@ -91,9 +91,9 @@ class LocalSessions:
         def make(connection: Connection, now: int) -> Session:
             quotas.check_session(connection, new.tenant, self.most)
             self._free_name(connection, new, now)
-            made = rules.lasting(replace(new, branch=branch, created=now, updated=now), now)
+            made = replace(new, branch=branch, created=now, updated=now, stretches=(Stretch(branch, 0),))
             session_rows.add_branch(connection, Branch(branch, new.session_id, new.tenant))
-            return _saved(connection, made)
+            return _saved(connection, rules.lasting(made, now))
 
         return self._change(new.tenant, make)
 
@@ -297,9 +297,10 @@ class LocalSessions:
 
 
 def _saved(connection: Connection, session: Session) -> Session:
-    """Write the row of a session, and return it with its stretches."""
+    """Write the row of a session, and return it with its last stretch up to its last turn."""
     session_rows.save(connection, session)
-    return session_rows.with_line(connection, session)
+    *others, own = session.stretches
+    return replace(session, stretches=(*others, replace(own, last=session.head)))
 
 
 def _place(connection: Connection, session: Session, turn: int) -> Place:
@@ -317,10 +318,10 @@ def _behind(connection: Connection, session: Session, place: Place) -> Session:
     """Return a session that goes on behind a place of its line, on a branch of its own, which is inserted. Errors:
     INVALID_FIELD where it would have too many stretches."""
     branch = rules.new_branch()
-    rules.line_behind(session.stretches, place.number, place.tokens, branch)
+    line = rules.line_behind(session.stretches, place.number, place.tokens, branch)
     new = Branch(branch, session.session_id, session.tenant, place.branch or None, place.number, place.tokens)
     session_rows.add_branch(connection, new)
-    return replace(session, branch=branch, head=place.number, tokens=place.tokens)
+    return replace(session, branch=branch, head=place.number, tokens=place.tokens, stretches=line)
 
 
 def _replayed(connection: Connection, session: Session, follows: int, made: Sequence[Prepared]) -> list[Turn] | None:

@@ -124,6 +124,7 @@ class LocalStore:
             return True
 
         def applied(_: bool) -> None:
+            self.followers.altered(bank, [chunk_id])
             self.capacities.settle_down(bank_id)
 
         return self.records.writer.submit(change, applied, tenant=bank.tenant).result()
@@ -136,7 +137,10 @@ class LocalStore:
             self.ledgers.change(bank.bank_id, lambda ledger: ledger.pin(found, pinned))
             return len(found)
 
-        return self.records.writer.submit(change, tenant=bank.tenant).result()
+        def applied(_: int) -> None:
+            self.followers.altered(bank, chunk_ids)
+
+        return self.records.writer.submit(change, applied, tenant=bank.tenant).result()
 
     def remove(self, bank: Bank, chunk_ids: Sequence[int]) -> "Future[list[int]]":
         """Delete chunks, and return those that existed."""

@@ -1,7 +1,7 @@
 """A view of the local store: one read transaction of SQLite, together with the retrievals that were counted and are not
 in the rows yet. This file owns that no statement outside this engine sees either of them."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from sqlalchemy import Connection
 
@@ -64,9 +64,9 @@ class LocalView:
         """Return the ids of chunks that have expired and are not removed yet."""
         return chunk_rows.expired_ids(self._connection, bank.bank_id, self._unwritten)
 
-    def matching(self, bank: Bank, where: Filter) -> Ids:
-        """Return the ids of chunks that a filter lets pass, expired ones included. Errors: FlawedError."""
-        return chunk_rows.matching_ids(self._connection, bank, where)
+    def matching(self, bank: Bank, where: Filter, among: Sequence[int] | None = None) -> Ids:
+        """Return the ids of chunks that a filter lets pass; see `View.matching`. Errors: FlawedError."""
+        return chunk_rows.matching_ids(self._connection, bank, where, among)
 
     def evictions(self, bank: Bank, before: int) -> Iterator[tuple[int, Eviction]]:
         """Read (sequence, eviction) from the log of a bank, newest first, from the first one before `before`."""

@@ -30,13 +30,18 @@ def forget(bank: str, filter: m.Filter) -> session_pb2.ForgetRequest:
 
 
 def check_heeded(message: Any, alternatives: bool) -> None:
-    """Check that the server heeds the alternatives of a filter. alternatives: whether it says so.
+    """Check that the server heeds the alternatives and the stretches of a filter. alternatives: whether it says so.
 
     Errors: FailedPrecondition (FILTER_ALTERNATIVES).
     """
-    if message.filter.any_of and not alternatives:
-        what = "this server is of an earlier version, and does not know any_of of a filter"
+    if has_alternatives(message) and not alternatives:
+        what = "this server is of an earlier version, and does not know any_of and stretches of a filter"
         raise FailedPrecondition(what, reason="FILTER_ALTERNATIVES")
+
+
+def has_alternatives(message: Any) -> bool:
+    """Tell whether the filter of a message says what servers of earlier versions do not know."""
+    return bool(message.filter.any_of or message.filter.stretches)
 
 
 def fetch(
@@ -113,4 +118,7 @@ def _filter(filter: m.Filter) -> pb.Filter:
         for key, wanted in conditions.items():
             message.metadata.append(_metadata.condition(key, wanted, negate))
     message.any_of.extend(map(_filter, filter.any_of))
+    message.stretches.extend(
+        build(pb.Stretch, branch=one.branch, start_before=one.start_before) for one in filter.stretches
+    )
     return message

@@ -15,6 +15,8 @@ from kvbank._calls.answers import odd, read_time, understood
 from kvbank._calls.enums import numbers, word
 from kvbank._calls.messages import build
 from kvbank._exceptions import SessionExists
+from kvbank._models import Stretch
+from kvbank.v1 import service_pb2
 from kvbank.v1 import session_pb2 as pb
 
 # Turns that were appended, and their session.
@@ -146,8 +148,8 @@ def session(message: pb.Session) -> m.Session:
     )
 
 
-def _stretch(message: pb.Stretch) -> m.Stretch:
-    return m.Stretch(message.branch, message.start_before if message.HasField("start_before") else None)
+def _stretch(message: service_pb2.Stretch) -> Stretch:
+    return Stretch(message.branch, message.start_before if message.HasField("start_before") else None)
 
 
 @understood()

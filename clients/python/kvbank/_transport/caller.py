@@ -82,7 +82,7 @@ class Caller(BaseCaller):
 
     def check_alternatives(self, message: Any, attempts: Attempts) -> None:
         """Check that the server heeds the alternatives of the filter of a message. Errors: FailedPrecondition."""
-        if message.filter.any_of:
+        if search_messages.has_alternatives(message):
             self._learn(attempts)
             search_messages.check_heeded(message, self.alternatives)
 

@@ -241,7 +241,7 @@ class WriteChunksResponse(_message.Message):
     def __init__(self, idempotency_key: _Optional[bytes] = ..., chunk_id: _Optional[int] = ..., replayed: _Optional[bool] = ..., gone: _Optional[bool] = ..., evicted_chunk_ids: _Optional[_Iterable[int]] = ..., more: _Optional[_Iterable[_Union[WriteChunksResponse, _Mapping]]] = ...) -> None: ...
 
 class Filter(_message.Message):
-    __slots__ = ("metadata", "created_from", "created_before", "start_from", "start_before", "pinned", "any_of")
+    __slots__ = ("metadata", "created_from", "created_before", "start_from", "start_before", "pinned", "any_of", "stretches")
     METADATA_FIELD_NUMBER: _ClassVar[int]
     CREATED_FROM_FIELD_NUMBER: _ClassVar[int]
     CREATED_BEFORE_FIELD_NUMBER: _ClassVar[int]
@@ -249,6 +249,7 @@ class Filter(_message.Message):
     START_BEFORE_FIELD_NUMBER: _ClassVar[int]
     PINNED_FIELD_NUMBER: _ClassVar[int]
     ANY_OF_FIELD_NUMBER: _ClassVar[int]
+    STRETCHES_FIELD_NUMBER: _ClassVar[int]
     metadata: _containers.RepeatedCompositeFieldContainer[MetadataCondition]
     created_from: _timestamp_pb2.Timestamp
     created_before: _timestamp_pb2.Timestamp
@@ -256,7 +257,16 @@ class Filter(_message.Message):
     start_before: int
     pinned: bool
     any_of: _containers.RepeatedCompositeFieldContainer[Filter]
-    def __init__(self, metadata: _Optional[_Iterable[_Union[MetadataCondition, _Mapping]]] = ..., created_from: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., created_before: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., start_from: _Optional[int] = ..., start_before: _Optional[int] = ..., pinned: _Optional[bool] = ..., any_of: _Optional[_Iterable[_Union[Filter, _Mapping]]] = ...) -> None: ...
+    stretches: _containers.RepeatedCompositeFieldContainer[Stretch]
+    def __init__(self, metadata: _Optional[_Iterable[_Union[MetadataCondition, _Mapping]]] = ..., created_from: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., created_before: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., start_from: _Optional[int] = ..., start_before: _Optional[int] = ..., pinned: _Optional[bool] = ..., any_of: _Optional[_Iterable[_Union[Filter, _Mapping]]] = ..., stretches: _Optional[_Iterable[_Union[Stretch, _Mapping]]] = ...) -> None: ...
+
+class Stretch(_message.Message):
+    __slots__ = ("branch", "start_before")
+    BRANCH_FIELD_NUMBER: _ClassVar[int]
+    START_BEFORE_FIELD_NUMBER: _ClassVar[int]
+    branch: str
+    start_before: int
+    def __init__(self, branch: _Optional[str] = ..., start_before: _Optional[int] = ...) -> None: ...
 
 class MetadataCondition(_message.Message):
     __slots__ = ("key", "values", "negate", "typed")

@@ -70,8 +70,8 @@ class Session(_message.Message):
     update_time: _timestamp_pb2.Timestamp
     expire_time: _timestamp_pb2.Timestamp
     lease: Lease
-    stretches: _containers.RepeatedCompositeFieldContainer[Stretch]
-    def __init__(self, session_id: _Optional[str] = ..., name: _Optional[str] = ..., bank: _Optional[str] = ..., reads: _Optional[_Iterable[str]] = ..., reader_digest: _Optional[str] = ..., settings: _Optional[_Mapping[str, str]] = ..., metadata: _Optional[_Mapping[str, str]] = ..., head: _Optional[int] = ..., tokens: _Optional[int] = ..., forked_from: _Optional[_Union[TurnPoint, _Mapping]] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., update_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., expire_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., lease: _Optional[_Union[Lease, _Mapping]] = ..., stretches: _Optional[_Iterable[_Union[Stretch, _Mapping]]] = ...) -> None: ...
+    stretches: _containers.RepeatedCompositeFieldContainer[_service_pb2.Stretch]
+    def __init__(self, session_id: _Optional[str] = ..., name: _Optional[str] = ..., bank: _Optional[str] = ..., reads: _Optional[_Iterable[str]] = ..., reader_digest: _Optional[str] = ..., settings: _Optional[_Mapping[str, str]] = ..., metadata: _Optional[_Mapping[str, str]] = ..., head: _Optional[int] = ..., tokens: _Optional[int] = ..., forked_from: _Optional[_Union[TurnPoint, _Mapping]] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., update_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., expire_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., lease: _Optional[_Union[Lease, _Mapping]] = ..., stretches: _Optional[_Iterable[_Union[_service_pb2.Stretch, _Mapping]]] = ...) -> None: ...
 
 class TurnPoint(_message.Message):
     __slots__ = ("session_id", "turn")
@@ -80,14 +80,6 @@ class TurnPoint(_message.Message):
     session_id: str
     turn: int
     def __init__(self, session_id: _Optional[str] = ..., turn: _Optional[int] = ...) -> None: ...
-
-class Stretch(_message.Message):
-    __slots__ = ("branch", "start_before")
-    BRANCH_FIELD_NUMBER: _ClassVar[int]
-    START_BEFORE_FIELD_NUMBER: _ClassVar[int]
-    branch: str
-    start_before: int
-    def __init__(self, branch: _Optional[str] = ..., start_before: _Optional[int] = ...) -> None: ...
 
 class Lease(_message.Message):
     __slots__ = ("holder", "epoch", "expire_time")

@@ -20,7 +20,7 @@ from sqlalchemy import ColumnElement, Connection, Select, Table
 
 from memory_service.domain.model import Bank, Chunk, Expiry, Filter, Metadata, Unit
 from memory_service.storage.local.records import row_checksum, row_flaws
-from memory_service.storage.local.records.conditions import holds
+from memory_service.storage.local.records.conditions import holds, of_stretches
 from memory_service.storage.local.records.counts import Unwritten
 from memory_service.storage.local.records.gone_rows import SPENT_KEY_US, forget_keys
 from memory_service.storage.local.records.payload_rows import payload_json, payload_of
@@ -195,10 +195,15 @@ def expired(connection: Connection, now: int, most: int) -> dict[int, list[int]]
     return found
 
 
-def matching_ids(connection: Connection, bank: Bank, filter_: Filter) -> NDArray[np.int64]:
-    """Return the ids [n], ascending, of the bank's chunks that a filter lets pass, expired ones included. Errors:
-    FlawedError."""
-    where = (ChunkRow.bank_id == bank.bank_id, *_conditions(filter_))
+def matching_ids(
+    connection: Connection, bank: Bank, filter_: Filter, among: Sequence[int] | None = None
+) -> NDArray[np.int64]:
+    """Return the ids [n], ascending, of the bank's chunks that a filter lets pass, expired ones included. among: the
+    ids that are asked about; None for all. Errors: FlawedError."""
+    where = [ChunkRow.bank_id == bank.bank_id, *_conditions(filter_)]
+    if among is not None:
+        wanted = sa.func.json_each(json.dumps(list(among))).table_valued("value")
+        where.insert(1, ChunkRow.chunk_id.in_(sa.select(wanted.c.value)))
     with row_flaws.naming(connection, bank):
         rows = connection.execute(sa.select(ChunkRow.chunk_id).where(*where).order_by(ChunkRow.chunk_id))
         return np.fromiter((chunk_id for (chunk_id,) in rows), np.int64)
@@ -216,6 +221,8 @@ def _conditions(filter_: Filter) -> list[ColumnElement[bool]]:
     stated = [bound for bound in bounds if bound is not None] + [
         holds(ChunkRow.meta, each) for each in filter_.metadata
     ]
+    if filter_.stretches:
+        stated.append(of_stretches(ChunkRow.meta, ChunkRow.start, filter_.stretches))
     if filter_.any_of:
         stated.append(sa.or_(*(sa.and_(sa.true(), *_conditions(each)) for each in filter_.any_of)))
     return stated

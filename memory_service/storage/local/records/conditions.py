@@ -2,7 +2,7 @@
 which: numbers with numbers of either type, exactly; strings with strings; bools with bools."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from operator import ge, gt, le, lt
 from typing import Any
 
@@ -26,6 +26,19 @@ def holds(meta: InstrumentedAttribute[str], condition: Condition) -> ColumnEleme
         where += [entry.c.type.in_(_NUMBERS), *_within(entry.c.value, condition.range)]
     found = sa.select(entry.c.key).where(*where).exists()
     return ~found if condition.negate else found
+
+
+def of_stretches(
+    meta: InstrumentedAttribute[str], start: InstrumentedAttribute[int], stretches: Sequence[tuple[str, int | None]]
+) -> ColumnElement[bool]:
+    """Build the expression that tells whether a row is of one of these stretches; see `Filter.stretches`. However many
+    they are, a row costs the same."""
+    each = sa.func.json_each(json.dumps(stretches)).table_valued("value")
+    branch, before = (sa.func.json_extract(each.c.value, f"$[{place}]") for place in (0, 1))
+    # Materialized, because SQLite makes an index of such a table by itself, and none of `json_each`.
+    line = sa.select(branch.label("branch"), before.label("before")).cte().prefix_with("MATERIALIZED")
+    within = sa.or_(line.c.before.is_(None), start < line.c.before)
+    return sa.select(line.c.branch).where(line.c.branch == sa.func.json_extract(meta, "$.branch"), within).exists()
 
 
 def _one_of(entry: Any, values: tuple[Scalar, ...]) -> Iterator[ColumnElement[bool]]:

@@ -244,6 +244,14 @@ def branch_of(row: Sequence[Any]) -> Branch:
 
 # What reads the rows that `branch_of` takes.
 SELECT_BRANCHES = f"SELECT {bytes_rows.selected(_BRANCH)} FROM branches"
+# Those of a branch and of what it goes on behind, the last first: CROSS JOIN keeps the order of the steps.
+_ANCESTRY = f"""
+    WITH RECURSIVE line (name) AS (
+        SELECT ? UNION ALL
+        SELECT branches.parent FROM line JOIN branches ON branches.branch = line.name
+        WHERE branches.parent IS NOT NULL
+    ) {SELECT_BRANCHES.replace(" FROM branches", " FROM line CROSS JOIN branches ON branch = name")}
+"""
 
 
 def delete_branch(connection: Connection, name: str) -> None:
@@ -272,13 +280,12 @@ def line(connection: Connection, name: str, last: int, end: int | None = None) -
     """Return the stretches, first to last, by which one comes to the turn `last` of a branch. Errors:
     CHECKSUM_MISMATCH; SESSION_NOT_FOUND where a branch is not there any more."""
     found = [Stretch(name, last, end)]
-    while True:
-        at = branch(connection, found[-1].branch)
-        if at is None:
-            raise ServiceError("SESSION_NOT_FOUND", f"the branch {found[-1].branch} of a session is not there")
+    for row in raw(connection).execute(_ANCESTRY, (name,)):
+        at = branch_of(row)
         if at.parent is None:
             return tuple(reversed(found))
         found.append(Stretch(at.parent, at.cut_turn, at.cut_tokens))
+    raise ServiceError("SESSION_NOT_FOUND", f"the branch {found[-1].branch} of a session is not there")
 
 
 def with_line(connection: Connection, session: Session) -> Session:
