@@ -17,6 +17,7 @@ SOURCES = (
     "benchmarks",
     "migrations",
     "docs",
+    "examples",
     "tests",
 )
 

@@ -16,7 +16,7 @@ import kvbank
 from memory_service.storage.local.records import schema
 
 ROOT = Path(__file__).parent.parent
-SOURCES = ("pyproject.toml", "README.md", "LICENSE", "clients", "memory_service", "migrations", "model_worker")
+SOURCES = ("pyproject.toml", "README.md", "LICENSE", "clients", "memory_service", "migrations", "model_worker", "proto")
 EXPECTED = {
     "kvbank/__init__.py",
     "kvbank/__init__.pyi",
@@ -59,9 +59,11 @@ def test_it_has_everything_once(wheel: Path) -> None:
     assert len(names) == len(set(names))
     migrations = {f"memory_service/storage/local/records/migrations/versions/{path.name}" for path in versions()}
     assets = {str(path.relative_to(ROOT)) for path in (ROOT / "model_worker/assets").rglob("*") if path.is_file()}
+    protos = {f"kvbank/v1/{path.name}" for path in (ROOT / "proto/kvbank/v1").glob("*.proto")}
     assert migrations
+    assert protos
     assert any(name.endswith(".safetensors") for name in assets)
-    assert EXPECTED | migrations | assets <= set(names)
+    assert EXPECTED | migrations | protos | assets <= set(names)
     folders = {name.partition("/")[0] for name in names}
     assert folders == {"kvbank", "memory_service", "model_worker", f"kvbank-{kvbank.__version__}.dist-info"}
 
