@@ -9,13 +9,13 @@ from typing import Any
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 
 from kvbank.v1 import direct_pb2
-from kvbank.v1 import service_pb2 as pb
 from kvbank.wire import local_socket
+from memory_service.api.server import SERVICES
 
 MIB = 1 << 20
 # In bytes: about as large as all methods take, of about as many parts as they take, and beyond both.
 SIZES = {"large": 7 * MIB // 2, "many": 7 * MIB // 10, "larger": 20 * MIB}
-METHODS = {method.name: method for method in pb.DESCRIPTOR.services_by_name["MemoryService"].methods}
+METHODS = {method.name: method for service in SERVICES for method in service.methods}
 DIRECT = direct_pb2.DirectRequest.DESCRIPTOR
 _VARINT, _FIXED64, _DELIMITED, _FIXED32 = 0, 1, 2, 5
 _FIXED = {

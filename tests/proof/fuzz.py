@@ -19,6 +19,8 @@ from kvbank.v1 import service_pb2 as pb
 from kvbank.wire import local_socket
 from kvbank.wire import proof as _proof
 from kvbank.wire.stub import make_stub
+from memory_service.api.server import SERVICES
+from tests.proof import fuzzed_sessions
 from tests.proof.content import (
     DIGESTS,
     DIMENSION,
@@ -36,9 +38,12 @@ from tests.proof.once import reason_of
 from tests.support.refusals import error_of
 
 SERVICE = pb.DESCRIPTOR.services_by_name["MemoryService"]
-METHODS = [*SERVICE.methods, *access_pb2.DESCRIPTOR.services_by_name["AccessService"].methods]
+# Of all services, so that a new one is fuzzed, or fails the test that its methods have templates.
+METHODS = [method for service in SERVICES for method in service.methods]
 TENANT = "fuzzed-tenant"
 BANKS = ("fuzzed", "fuzzed-vectors")
+# For calls that delete a bank, so that the others find theirs.
+DOOMED = "fuzzed-doomed"
 CANARY = "canary"
 # Far more than any of these calls may take.
 SECONDS = 60
@@ -132,6 +137,7 @@ def _lay_out(client: kvbank.Client) -> list[int]:
     for bank, kv in zip(BANKS, (KV, None), strict=True):
         client.delete_bank(bank, missing_ok=True)
         client.create_bank(bank, kv=kv, embedding=EMBEDDING)
+    client.create_bank(DOOMED, kv=None, embedding=EMBEDDING, exist_ok=True)
     chunks = [chunk_of(new_key(tokens=2)) for _ in range(LAID_OUT)]
     return [result.chunk_id for result in client.write_many(BANKS[0], chunks, **DIGESTS)]
 
@@ -139,13 +145,14 @@ def _lay_out(client: kvbank.Client) -> list[int]:
 @dataclass
 class Known:
     """What a caller needs to come far: the proof that it has read the nonce, the socket for direct calls, and chunks,
-    keys and a bank that were there."""
+    keys, a bank and sessions that were there."""
 
     proof: bytes
     socket: str
     chunk_ids: list[int]
     key_ids: list[str]
     bank_uid: str
+    sessions: dict[str, fuzzed_sessions.KnownSession]
 
 
 def know(client: kvbank.Client, channel: grpc.Channel) -> Known:
@@ -153,7 +160,9 @@ def know(client: kvbank.Client, channel: grpc.Channel) -> Known:
     if TENANT not in [tenant.name for tenant in client.access.list_tenants()]:
         client.access.create_tenant(TENANT)
     keys = [client.access.create_key("read").key.key_id for _ in range(2)]
-    return Known(*_shared(channel), _lay_out(client), keys, client.get_bank(BANKS[0]).uid)
+    chunk_ids = _lay_out(client)
+    sessions = fuzzed_sessions.lay_out(channel)
+    return Known(*_shared(channel), chunk_ids, keys, client.get_bank(BANKS[0]).uid, sessions)
 
 
 @dataclass
@@ -338,6 +347,7 @@ def _one(make: Template) -> Template:
 
 # For every method how to make what it takes.
 TEMPLATES: dict[str, Template] = {
+    **fuzzed_sessions.TEMPLATES,
     "GetServerInfo": _one(lambda *_: pb.GetServerInfoRequest()),
     "CreateBank": _one(lambda choose, _: pb.CreateBankRequest(bank=_bank(choose))),
     "GetBank": _one(lambda choose, _: pb.GetBankRequest(name=choose.choice(BANKS))),
@@ -347,7 +357,9 @@ TEMPLATES: dict[str, Template] = {
     "ReplaceBank": _one(
         lambda _, known: pb.ReplaceBankRequest(name=BANKS[0], uid="ab" * 8, by="another", by_uid=known.bank_uid)
     ),
-    "DeleteBank": _one(lambda choose, _: pb.DeleteBankRequest(name=f"another-{choose.randrange(100)}")),
+    "DeleteBank": _one(
+        lambda choose, _: pb.DeleteBankRequest(name=choose.choice((DOOMED, f"another-{choose.randrange(100)}")))
+    ),
     "WriteChunks": _frames,
     "Retrieve": _one(_retrieve),
     "FetchChunks": _one(_fetch),

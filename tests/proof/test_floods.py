@@ -29,6 +29,7 @@ SAMPLE = (
     ("ListChunks", "filter.metadata", "large"),
     ("WriteChunks", "header.chunk.payload.tensors", "large"),
     ("UpdateChunk", "metadata", "many"),
+    ("AppendTurns", "turns.items", "large"),
     ("Retrieve", "banks", "larger"),
 )
 
