@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 import shutil
 import sqlite3
 import subprocess
@@ -186,32 +185,25 @@ def test_what_is_quarantined_because_it_was_away_is_not_deleted_when_it_is_back(
     assert json.loads(kept.with_suffix(".json").read_text())["chunk"]["chunk_id"] == chunk_id
 
 
-def test_payloads_on_a_disk_of_their_own_are_quarantined_too(serving, refused, data, payload_path, tmp_path):
+def test_payloads_on_a_disk_of_their_own_are_quarantined_too(serving, refused, data, payload_path, other_disk):
     """Renaming a file from one file system to another is impossible."""
     caller = serving()
     caller.create()
     bad, good = caller.add((1, 0, 0, 0)), caller.add((0.5, 0, 0, 0))
     serving.stop()
-    other = Path("/dev/shm")
-    if not other.is_dir() or other.stat().st_dev == data.stat().st_dev:
-        pytest.skip("there is no second file system")
-    place = other / f"kvbank-test-{os.getpid()}"
-    try:
-        shutil.move(data / "payloads", place)
-        (data / "payloads").symlink_to(place)
-        caller = serving()
-        path = payload_path(bad)
-        raw = bytearray(path.read_bytes())
-        raw[-3] ^= 4
-        path.write_bytes(raw)
-        with refused("CHECKSUM_MISMATCH", grpc.StatusCode.DATA_LOSS):
-            caller.fetch(bad)
-        assert list(caller.retrieve()[1]) == [good]
-        (kept,) = data.glob("quarantine/*/*.safetensors")
-        assert kept.read_bytes() == raw
-        assert files(data) == {good}
-    finally:
-        shutil.rmtree(place, ignore_errors=True)
+    shutil.move(data / "payloads", other_disk / "payloads")
+    (data / "payloads").symlink_to(other_disk / "payloads")
+    caller = serving()
+    path = payload_path(bad)
+    raw = bytearray(path.read_bytes())
+    raw[-3] ^= 4
+    path.write_bytes(raw)
+    with refused("CHECKSUM_MISMATCH", grpc.StatusCode.DATA_LOSS):
+        caller.fetch(bad)
+    assert list(caller.retrieve()[1]) == [good]
+    (kept,) = data.glob("quarantine/*/*.safetensors")
+    assert kept.read_bytes() == raw
+    assert files(data) == {good}
 
 
 # Records that are lost

@@ -3,7 +3,6 @@
 import errno
 import os
 import sqlite3
-import tempfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -75,21 +74,20 @@ def disks(monkeypatch, **free):
 
 
 @pytest.mark.parametrize("full", ["payloads", "records"])
-def test_each_disk_is_asked_for_what_goes_there(serving, refused, monkeypatch, data, full):
+def test_each_disk_is_asked_for_what_goes_there(serving, refused, monkeypatch, data, other_disk, full):
     """Payloads lie on a disk of their own, behind a link."""
-    with tempfile.TemporaryDirectory(dir="/dev/shm") as other:
-        data.mkdir()
-        (data / "payloads").symlink_to(other)
-        caller = serving(min_free=1000)
-        caller.create()
-        caller.create("v", layers=[])
-        disks(monkeypatch, **{"payloads": 10**9, "records": 10**9, full: 1100})
-        with refused("DISK_FULL", EXHAUSTED):
-            caller.add(text="a" * 200)
-        assert (refused.info.metadata["free"], refused.info.metadata["min_free"]) == ("1100", "1000")
-        if full == "payloads":
-            caller.add(bank="v", layers=[], text="a" * 200)
-        serving.stop()
+    data.mkdir()
+    (data / "payloads").symlink_to(other_disk)
+    caller = serving(min_free=1000)
+    caller.create()
+    caller.create("v", layers=[])
+    disks(monkeypatch, **{"payloads": 10**9, "records": 10**9, full: 1100})
+    with refused("DISK_FULL", EXHAUSTED):
+        caller.add(text="a" * 200)
+    assert (refused.info.metadata["free"], refused.info.metadata["min_free"]) == ("1100", "1000")
+    if full == "payloads":
+        caller.add(bank="v", layers=[], text="a" * 200)
+    serving.stop()
 
 
 def test_writers_at_the_same_time_do_not_count_on_the_same_bytes(serving, monkeypatch):
