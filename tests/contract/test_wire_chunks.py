@@ -216,8 +216,7 @@ def test_narrow_window_still_passes_everything(serving):
 
 def test_ids_come_in_stream_order_beyond_a_block(caller):
     caller.create("v", layers=[])
-    acks = caller.write(*(caller.chunk(layers=[]) for _ in range(2500)), bank="v")
-    ids = [ack.chunk_id for ack in acks]
+    ids = caller.write_together((caller.chunk(layers=[]) for _ in range(2500)), "v")
     assert ids == sorted(set(ids))
 
 

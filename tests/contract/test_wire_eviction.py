@@ -94,7 +94,7 @@ def test_a_plan_is_the_same_after_a_restart(serving, kind):
     caller = serving()
     caller.create("c", capacity={"tokens": 120}, policy={"kind": kind, "lower": 0, "upper": 100, "target": 70})
     random = np.random.default_rng(kind)
-    for _ in range(3):
+    for _ in range(2):
         for _ in range(25):
             caller.add(random.standard_normal(4), bank="c", m=int(random.integers(1, 6)))
             caller.retrieve(random.standard_normal(4), banks=["c"], top_k=3, omit_payload=True)
@@ -157,7 +157,7 @@ def test_counts_survive_a_restart(serving):
 
 def test_a_bank_whose_capacity_is_lowered_is_brought_down_to_it_in_steps(caller):
     caller.create("c", layers=[], capacity={"chunks": 3000})
-    ids = [ack.chunk_id for ack in caller.write(*(caller.chunk(layers=[]) for _ in range(1500)), bank="c")]
+    ids = caller.write_together((caller.chunk(layers=[]) for _ in range(700)), "c")
     caller.stub.PinChunks(pb.PinChunksRequest(bank="c", chunk_ids=ids[:3], pinned=True))
     caller.update("c", capacity={"chunks": 100})
     wait_until(lambda: caller.usage("c").chunks <= 100)
@@ -166,7 +166,7 @@ def test_a_bank_whose_capacity_is_lowered_is_brought_down_to_it_in_steps(caller)
 
 def test_a_write_to_a_bank_that_is_being_brought_down_evicts_little_itself(caller):
     caller.create("c", layers=[], capacity={"chunks": 3000})
-    caller.write(*(caller.chunk(layers=[]) for _ in range(1500)), bank="c")
+    caller.write_together((caller.chunk(layers=[]) for _ in range(700)), "c")
     caller.update("c", capacity={"chunks": 100})
     (ack,) = caller.write(caller.chunk(layers=[]), bank="c")
     assert len(ack.evicted_chunk_ids) <= 500
@@ -191,8 +191,8 @@ def test_a_bank_with_a_lower_capacity_that_may_lose_nothing_is_full(caller, refu
 def test_a_capacity_below_what_is_pinned_leaves_what_is_pinned(serving, refused, kind):
     caller = serving()
     caller.create("c", layers=[], capacity={"chunks": 3000}, policy={"kind": f"POLICY_KIND_{kind}"})
-    ids = [ack.chunk_id for ack in caller.write(*(caller.chunk(layers=[]) for _ in range(700)), bank="c")]
-    pinned = ids[5:600:119]
+    ids = caller.write_together((caller.chunk(layers=[]) for _ in range(520)), "c")
+    pinned = ids[5:500:99]
     caller.stub.PinChunks(pb.PinChunksRequest(bank="c", chunk_ids=pinned, pinned=True))
     caller.update("c", capacity={"chunks": 2})
     wait_until(lambda: caller.usage("c").chunks <= len(pinned))

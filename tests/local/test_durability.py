@@ -3,9 +3,7 @@
 import contextlib
 import json
 import os
-import random
 import shutil
-import signal
 import socket
 import sqlite3
 import threading
@@ -501,42 +499,3 @@ def test_clean_stop_leaves_one_database_file(serving, data):
     connection = sqlite3.connect(data / "metadata.db")
     assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
     connection.close()
-
-
-def _write_until_killed(caller, service, acknowledged, acks_before, delay):
-    """Write chunks, kill the server a moment after so many acknowledgements, and remember what was acknowledged."""
-    chunks = [caller.chunk(m=2) for _ in range(200)]
-    by_key = {chunk.idempotency_key: data for chunk, data in chunks}
-    frames = [frame for chunk, data in chunks for frame in caller.frames(chunk, data)]
-    stream = caller.stub.WriteChunks(iter(frames))
-    # The last acks may be on their way when the server dies.
-    with contextlib.suppress(grpc.RpcError):
-        for number, ack in enumerate(stream, 1):
-            acknowledged[ack.chunk_id] = by_key[ack.idempotency_key]
-            if number == acks_before:
-                soon = threading.Timer(delay, os.kill, (service.process_id, signal.SIGKILL))
-                soon.start()
-    soon.join()
-    service.wait()
-
-
-def test_nothing_acknowledged_is_lost_in_twenty_kills(services, data, connect):
-    choose = random.Random(11)
-    acknowledged: dict[int, bytes] = {}
-    for turn in range(21):
-        service = services.start(data, listen="127.0.0.1:0")
-        with connect(service.address, first_key=turn * 1000 + 1) as caller:
-            caller.create()
-            ids = caller.ids_of_all()
-            assert set(acknowledged) <= set(ids)
-            for begin in range(0, len(ids), 500):
-                for chunk_id, stored in caller.fetch(*ids[begin : begin + 500]).items():
-                    assert acknowledged.get(chunk_id, stored) == stored
-            hits = caller.retrieve(top_k=1000, omit_payload=True)[0].queries[0].hits
-            assert {hit.chunk_id for hit in hits} <= set(ids)
-            if turn < 20:
-                _write_until_killed(caller, service, acknowledged, choose.randint(1, 30), choose.random() * 0.05)
-            else:
-                assert service.stop() == 0
-    assert len(acknowledged) > 200
-    assert {int(path.stem) for path in (data / "payloads").glob("*/*/*")} == set(ids)

@@ -83,7 +83,7 @@ def test_an_eviction_that_could_not_be_written_goes_on_by_itself(serving):
 
     caller = serving(limits=Limits(first_pause_s=0.01), pauses=Pauses(at={"eviction step": failing}))
     caller.create("c", layers=[], capacity={"chunks": 3000})
-    caller.write(*(caller.chunk(layers=[]) for _ in range(700)), bank="c")
+    caller.write_together((caller.chunk(layers=[]) for _ in range(700)), "c")
     caller.update("c", capacity={"chunks": 10})
     wait_until(lambda: caller.usage("c").chunks <= 10)
     assert next(failures, None) is None
@@ -97,7 +97,7 @@ def test_lowering_a_capacity_stops_nobody_else(serving):
     caller = serving(storage_threads=2, max_inflight_bytes=1 << 20, max_unacknowledged_bytes=1 << 20, pauses=pauses)
     caller.create()
     caller.create("c", layers=[], capacity={"chunks": 3000})
-    caller.write(*(caller.chunk(layers=[]) for _ in range(1500)), bank="c")
+    caller.write_together((caller.chunk(layers=[]) for _ in range(1500)), "c")
     waits = serving.server.banks.engine.evictions.waits
     with ThreadPoolExecutor(12) as threads:
         caller.update("c", capacity={"chunks": 10})
@@ -122,7 +122,7 @@ def test_a_write_that_was_under_way_when_the_capacity_was_lowered_evicts_little_
     """Writes that had found the bank in order wait for the writer behind the change."""
     caller = serving(pauses=Pauses(at=(points := {})))
     caller.create("c", layers=[], capacity={"chunks": 3000})
-    caller.write(*(caller.chunk(layers=[]) for _ in range(1500)), bank="c")
+    caller.write_together((caller.chunk(layers=[]) for _ in range(1500)), "c")
     hold, submitted = threading.Event(), threading.Semaphore(0)
     serving.server.banks.store.in_order(hold.wait)
     points["submitted"] = submitted.release
@@ -150,7 +150,7 @@ def test_a_write_behind_a_step_that_failed_brings_the_bank_down(serving):
     # After the step's rows are gone, and counted.
     caller = serving(limits=Limits(first_pause_s=600.0), pauses=Pauses(at={"eviction planned": failing}))
     caller.create("c", layers=[], capacity={"chunks": 3000})
-    caller.write(*(caller.chunk(layers=[]) for _ in range(1500)), bank="c")
+    caller.write_together((caller.chunk(layers=[]) for _ in range(1500)), "c")
     caller.update("c", capacity={"chunks": 1400})
     wait_until(lambda: caller.sample("kvbank_evictions_stalled") == 1)
     assert failed.is_set()

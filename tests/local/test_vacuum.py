@@ -14,7 +14,7 @@ def test_what_chunks_take_is_shown_and_given_back(caller, data):
     caller.create("v", layers=[], quota={"bytes": 3_000_000})
     before = caller.stub.GetStats(pb.GetStatsRequest())
     chunks = [caller.chunk(layers=[], text="a text of some length " * 40) for _ in range(2000)]
-    caller.write(*chunks, bank="v")
+    caller.write_together(chunks, "v")
     full = caller.stub.GetStats(pb.GetStatsRequest())
     assert caller.usage("v").bytes == sum(stored_bytes(*each) for each in chunks)
     grown = full.database_bytes - before.database_bytes
@@ -34,7 +34,7 @@ def test_what_chunks_take_is_shown_and_given_back(caller, data):
 def test_much_that_is_free_is_given_back_without_being_asked(serving, data):
     caller = serving(limits=Limits(kept_pages=20, vacuum_s=0.1))
     caller.create("v", layers=[])
-    caller.write(*(caller.chunk(layers=[], text="a" * 2000) for _ in range(500)), bank="v")
+    caller.write_together((caller.chunk(layers=[], text="a" * 2000) for _ in range(500)), "v")
     caller.stub.DeleteBank(pb.DeleteBankRequest(name="v"))
     free = "SELECT count(*) FROM contents"
     with closing(sqlite3.connect(data / "metadata.db")) as database:

@@ -14,7 +14,7 @@ def recording(library, tmp_path_factory):
     return record(library, tmp_path_factory.mktemp("recording"))
 
 
-@pytest.mark.parametrize("cuts", [16, pytest.param(400, marks=[pytest.mark.slow, pytest.mark.timeout(3000)])])
+@pytest.mark.parametrize("cuts", [8, pytest.param(400, marks=[pytest.mark.slow, pytest.mark.timeout(3000)])])
 def test_a_power_cut_spoils_nothing(recording, cuts):
     assert list(broken(*recording, cuts, seed=cuts)) == []
 

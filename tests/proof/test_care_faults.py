@@ -25,7 +25,7 @@ FAULTS = [
     pytest.param(Action.TORN_KILL, 0, id="kill"),
 ]
 some_or_all = pytest.mark.parametrize(
-    "every", [97, pytest.param(1, marks=[pytest.mark.slow, pytest.mark.timeout(3000)])]
+    "every", [197, pytest.param(1, marks=[pytest.mark.slow, pytest.mark.timeout(3000)])]
 )
 faults = pytest.mark.parametrize(("action", "value"), FAULTS)
 

@@ -4,7 +4,7 @@ import copy
 import errno
 import itertools
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -23,12 +23,19 @@ from tests.support.service_process import Service, StartFailed
 
 BANK = "b"
 CLEAR = {"STORAGE_ERROR", "DISK_FULL"}
-FAULTS = [
-    pytest.param(Action.FAIL, errno.EIO, id="EIO"),
-    pytest.param(Action.FAIL, errno.ENOSPC, id="ENOSPC"),
-    pytest.param(Action.TORN, errno.EIO, id="torn"),
-    pytest.param(Action.SHORT, 0, id="short"),
-]
+FAULTS = {
+    "EIO": (Action.FAIL, errno.EIO),
+    "ENOSPC": (Action.FAIL, errno.ENOSPC),
+    "torn": (Action.TORN, errno.EIO),
+    "short": (Action.SHORT, 0),
+}
+
+
+def faults(*quick: str, slow: Iterable[str] = FAULTS) -> pytest.MarkDecorator:
+    """Try the faults `quick` in the quick tests, and those of `slow` that are none of them in the slow ones."""
+    marks = dict.fromkeys(slow, pytest.mark.slow) | dict.fromkeys(quick, ())
+    cases = [pytest.param(*FAULTS[name], id=name, marks=mark) for name, mark in marks.items()]
+    return pytest.mark.parametrize(("action", "value"), cases)
 
 
 @pytest.fixture
@@ -76,7 +83,7 @@ def _error_of(call: Callable[[], object]) -> grpc.RpcError | None:
     return None
 
 
-@pytest.mark.parametrize(("action", "value"), FAULTS)
+@faults("EIO", "torn")
 def test_a_fault_in_any_step_of_a_write(disk, faulty_host, data, action, value):
     """Evictions are among the steps, because the bank is small. What failed is written again, by its key."""
     service = faulty_host.start(data)
@@ -134,7 +141,7 @@ def test_a_kill_in_any_step_of_a_write(disk, faulty_host, data, every):
         _check(service.address, promises)
 
 
-@pytest.mark.parametrize(("action", "value"), FAULTS)
+@faults("ENOSPC", "short")
 def test_a_fault_in_any_step_of_a_delete(disk, faulty_host, data, action, value):
     service = faulty_host.start(data)
     promises = _fill(service.address, chunks=40)
@@ -187,12 +194,11 @@ def left(request, faulty_host, data, tmp_path) -> Left:
     return Left(lay_out, start, promises)
 
 
-TORN = pytest.param(Action.TORN, errno.EIO, id="torn", marks=pytest.mark.slow)
-some_or_all = pytest.mark.parametrize("every", [67, pytest.param(1, marks=pytest.mark.slow)])
+some_or_all = pytest.mark.parametrize("every", [151, pytest.param(1, marks=pytest.mark.slow)])
 
 
 @some_or_all
-@pytest.mark.parametrize(("action", "value"), [FAULTS[0], TORN])
+@faults("EIO", slow=["torn"])
 def test_a_fault_in_a_step_of_a_start_or_stop(disk, left, action, value, every):
     """Services start, or say at last in one line why not; the next start has everything."""
     for _ in _each_step(disk, action, value, every):

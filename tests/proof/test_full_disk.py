@@ -1,4 +1,4 @@
-"""A disk of 200 MB, filled to the brim: writes are refused, reads go on, deleting makes room again.
+"""A disk of 100 MB, filled to the brim: writes are refused, reads go on, deleting makes room again.
 
 `mounted`: a tmpfs, which needs the right to mount; `shim`: the fault layer counts the bytes of the folder.
 """
@@ -17,7 +17,7 @@ from tests.proof.content import READER, vector_of
 from tests.support.service_process import ServiceHost
 from tests.support.waiting import wait_until
 
-SIZE = 200 * MIB
+SIZE = 100 * MIB
 BANK = "b"
 
 
@@ -58,7 +58,7 @@ def _fill(client: kvbank.Client, chunks: BigChunks) -> list[int]:
             written.append(client.write(BANK, chunks.new(), **DIGESTS).chunk_id)
         except kvbank.DiskFull:
             return written
-    raise AssertionError("a disk of 200 MB took more than that")
+    raise AssertionError("a disk of 100 MB took more than that")
 
 
 def _check(client: kvbank.Client, chunks: BigChunks, ids: list[int]) -> None:
@@ -70,7 +70,7 @@ def _check(client: kvbank.Client, chunks: BigChunks, ids: list[int]) -> None:
     assert set(client.retrieve(BANK, vector_of(bytes(16)), **DIGESTS).chunks) <= set(ids)
 
 
-@pytest.mark.parametrize("min_free", [40 * MIB, pytest.param(0, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("min_free", [20 * MIB, pytest.param(0, marks=pytest.mark.slow)])
 def test_a_full_disk(small_disk, min_free):
     """SQLite or the file system finds the disk full, because nothing is kept back."""
     folder, host = small_disk
@@ -84,10 +84,10 @@ def test_a_full_disk(small_disk, min_free):
         with pytest.raises(kvbank.DiskFull):
             client.write(BANK, chunks.new(), **DIGESTS)
         if min_free:
-            gone, ids = ids[:30], ids[30:]
-            assert client.delete_chunks(BANK, gone) == 30
+            gone, ids = ids[:15], ids[15:]
+            assert client.delete_chunks(BANK, gone) == 15
             _wait_for_room(client, chunks, ids)
-            ids += [client.write(BANK, chunks.new(), **DIGESTS).chunk_id for _ in range(20)]
+            ids += [client.write(BANK, chunks.new(), **DIGESTS).chunk_id for _ in range(10)]
         _check(client, chunks, ids)
     service.kill()
     service = host.start(folder / "data", min_free=min_free)

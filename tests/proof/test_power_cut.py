@@ -8,7 +8,7 @@ from tests.faults.power_cut import Left, replay
 from tests.faults.shim import Op
 from tests.proof.power_cuts import SYNCS, Recording, broken, record
 
-CUTS = 24
+CUTS = 12
 MOST_CUTS = 120
 NEEDED = [kind for kind, (_, reason) in SYNCS.items() if not reason]
 

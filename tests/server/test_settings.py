@@ -1,11 +1,9 @@
 """Each setting has a flag, a variable and a row in docs/operations.md."""
 
 import inspect
-import os
 import re
-import subprocess
-import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,6 +13,7 @@ import kvbank
 from kvbank.console.ending import Failed
 from memory_service.cli.serve import serve
 from memory_service.settings import Settings, SettingsError, load, unknown_variables
+from tests.support.service_process import ServiceHost
 
 TEXT = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()
 
@@ -30,22 +29,15 @@ def test_every_setting_is_documented_as_it_is() -> None:
     assert rows == expected
 
 
-Start = Callable[..., subprocess.CompletedProcess[str]]
+Start = Callable[..., tuple[int, str]]
 
 
 @pytest.fixture
-def start(tmp_path: Path) -> Start:
-    """`kvbank serve` to its end; on a folder that is a file, so that it ends where the settings are right."""
+def start(services: ServiceHost, tmp_path: Path) -> Start:
+    """`kvbank serve` to its end; on a folder that is a file, so that it ends where the settings are right. The result
+    is its exit status, and what it printed."""
     (tmp_path / "file").touch()
-
-    def run(*flags: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "memory_service", "--data", str(tmp_path / "file"), "--listen", "127.0.0.1:0"]
-        variables = os.environ | environment
-        return subprocess.run(
-            [*command, *flags], capture_output=True, text=True, env=variables, timeout=60, check=False
-        )
-
-    return run
+    return partial(services.run, "serve", "--data", tmp_path / "file", "--listen", "127.0.0.1:0")
 
 
 def test_sizes_and_times_are_written_one_way_in_flags_and_variables(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -63,8 +55,8 @@ def test_a_setting_of_several_values(monkeypatch: pytest.MonkeyPatch, start: Sta
     monkeypatch.delenv("KVBANK_TLS_CLIENT")
     (tmp_path / "settings.toml").write_text(f"tls_client = {list(both)}")
     assert load({"data": Path()}, file=tmp_path / "settings.toml").tls_client == both
-    ended = start("--tls-client", both[0], "--tls-client", both[1])
-    assert "--tls-client needs --tls-client-ca" in ended.stderr
+    _, said = start("--tls-client", both[0], "--tls-client", both[1])
+    assert "--tls-client needs --tls-client-ca" in said
 
 
 @pytest.mark.parametrize("text", ["", "x", "-1", "1GiBB", "1 e9", "nan", "inf", "0.5", "1_000", "9" * 30, "1kib", "5s"])
@@ -106,11 +98,11 @@ def test_an_opened_folder_names_the_variable(tmp_path: Path, monkeypatch: pytest
 
 
 def test_a_variable_that_is_no_setting_is_warned_of(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    ended = start(KVBANK_MIN_FRE="1", KVBANK_MEMORY="x:1", KVBANK_API_KEY="k", KVBANK_DEBUG="")
-    assert "KVBANK_MIN_FRE is no setting; did you mean KVBANK_MIN_FREE?" in ended.stderr
-    assert "KVBANK_MEMORY" not in ended.stderr
-    assert "KVBANK_API_KEY" not in ended.stderr
-    assert "KVBANK_DEBUG" not in ended.stderr
+    _, said = start(KVBANK_MIN_FRE="1", KVBANK_MEMORY="x:1", KVBANK_API_KEY="k", KVBANK_DEBUG="")
+    assert "KVBANK_MIN_FRE is no setting; did you mean KVBANK_MIN_FREE?" in said
+    assert "KVBANK_MEMORY" not in said
+    assert "KVBANK_API_KEY" not in said
+    assert "KVBANK_DEBUG" not in said
     monkeypatch.setenv("KVBANK_TEA", "1")
     assert "KVBANK_TEA is no setting" in list(unknown_variables())
 
@@ -165,7 +157,5 @@ def test_what_is_wrong_in_a_file_is_told_by_its_name(tmp_path: Path, text: str |
 def test_a_server_takes_its_settings_from_a_file(start: Start, tmp_path: Path) -> None:
     file = tmp_path / "kvbank.toml"
     file.write_text("metrics_listen = 'unix:/nowhere'\n")
-    ended = start("--config", str(file))
-    assert (ended.returncode, ended.stderr) == (1, "kvbank: metrics are served at HOST:PORT, not on a unix socket\n")
-    ended = start("--config", str(tmp_path / "other"))
-    assert (ended.returncode, ended.stderr) == (1, f"kvbank: {tmp_path / 'other'}: No such file or directory\n")
+    assert start("--config", file) == (1, "kvbank: metrics are served at HOST:PORT, not on a unix socket\n")
+    assert start("--config", tmp_path / "other") == (1, f"kvbank: {tmp_path / 'other'}: No such file or directory\n")

@@ -18,8 +18,7 @@ def stats(caller, bank="v"):
 
 def fill(caller, vectors, bank="v", **fields):
     """Write chunks without K-V, and return their ids."""
-    made = (caller.chunk(vector, layers=[], **fields) for vector in vectors)
-    return [ack.chunk_id for ack in caller.write(*made, bank=bank)]
+    return caller.write_together((caller.chunk(vector, layers=[], **fields) for vector in vectors), bank)
 
 
 def normal(count, seed=0):

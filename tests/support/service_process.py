@@ -54,11 +54,14 @@ class ServiceHost:
         number = self.ask({"start": flags | {"ready_file": f"{place}.ready"}, "log": f"{place}.log"})
         return Service(self, number, place)
 
-    def run(self, *words: object) -> tuple[int, str]:
-        """Run `kvbank WORDS` to its end; return the exit status, negative for a signal, and what it printed."""
+    def run(self, *words: object, **environment: str) -> tuple[int, str]:
+        """Run `kvbank WORDS` to its end; return the exit status, negative for a signal, and what it printed.
+
+        environment: variables besides those of the host.
+        """
         self._starts += 1
         log = Path(self._folder.name, f"{self._starts}.log")
-        number = self.ask({"run": [str(word) for word in words], "log": str(log)})
+        number = self.ask({"run": [str(word) for word in words], "log": str(log), "environment": environment})
         ended = os.pidfd_open(number)
         assert select.select([ended], [], [], PATIENCE)[0], f"kvbank {words} does not end"
         os.close(ended)
@@ -178,6 +181,7 @@ def _host() -> None:
             continue
         child = os.fork()
         if child == 0:
+            os.environ.update(request.get("environment", {}))
             _child(Path(request["log"]), partial(_serve, request["start"]) if "start" in request else request["run"])
         children.add(child)
         print(child, flush=True)

@@ -75,7 +75,7 @@ def plainly(trace: Trace, bank: BankPolicy, capacity: int) -> tuple[int, set[int
     return hits, set(counts)
 
 
-@settings(max_examples=60)
+@settings(max_examples=40, deadline=None)
 @given(traces(), st.integers(1, 12), st.sampled_from(sorted(OF_BANKS)))
 def test_policies_of_banks_are_those_of_the_service(trace: Trace, capacity: int, spec: str) -> None:
     found = replay(trace, policy(spec), capacity)
@@ -86,13 +86,13 @@ def test_policies_of_banks_are_those_of_the_service(trace: Trace, capacity: int,
 def test_a_bank_of_a_real_service_holds_what_the_replay_holds(tmp_path: Path, spec: str) -> None:
     """Test it with an axis for each chunk, so that a query finds the chunk that it asks for, or nothing."""
     random = np.random.default_rng(3)
-    axes, bank, capacity = np.eye(70, dtype=np.float32), OF_BANKS[spec], 17
+    axes, bank, capacity = np.eye(40, dtype=np.float32), OF_BANKS[spec], 11
     steps: list[Step] = []
     hits = 0
     with LocalServer(tmp_path / "data", durability="os") as server, kvbank.connect(server.address) as client:
         given = kvbank.Policy(bank.kind, lower=bank.lower, upper=bank.upper, target=bank.target)
         sizes = kvbank.Capacity(chunks=capacity)
-        client.create_bank("b", kv=None, embedding=kvbank.EmbeddingSpec("e", 70), capacity=sizes, policy=given)
+        client.create_bank("b", kv=None, embedding=kvbank.EmbeddingSpec("e", 40), capacity=sizes, policy=given)
         numbers: dict[int, int] = {}
         for written in range(len(axes)):
             ack = client.write("b", kvbank.NewChunk(axes[written], text="x"), embedder_digest="e", reader_digest="")
@@ -111,7 +111,7 @@ def test_a_bank_of_a_real_service_holds_what_the_replay_holds(tmp_path: Path, sp
     assert 0 < hits < replayed.asked
 
 
-@settings(max_examples=60)
+@settings(max_examples=40, deadline=None)
 @given(traces(), st.integers(1, 10), st.sampled_from(SPECS), st.integers(0, 3))
 def test_no_policy_beats_the_bound(trace: Trace, capacity: int, spec: str, seed: int) -> None:
     found = replay(trace, policy(spec), capacity, seed)
@@ -140,7 +140,7 @@ def best(trace: Trace, capacity: int) -> int:
     return from_here(0, frozenset())
 
 
-@settings(max_examples=60)
+@settings(max_examples=40, deadline=None)
 @given(traces(most=24), st.integers(1, 4))
 def test_the_bound_is_what_the_best_choice_reaches(trace: Trace, capacity: int) -> None:
     assert most_hits(trace, capacity) == best(trace, capacity)
@@ -191,6 +191,7 @@ def test_faults_of_the_textbook(spec: str, requests: Sequence[int], capacity: in
 pages = st.lists(st.integers(0, 12), max_size=120)
 
 
+@settings(max_examples=40, deadline=None)
 @given(pages, st.integers(1, 8))
 def test_lru_and_fifo_are_those_of_the_libraries(requests: list[int], capacity: int) -> None:
     @lru_cache(capacity)
@@ -208,6 +209,7 @@ def test_lru_and_fifo_are_those_of_the_libraries(requests: list[int], capacity: 
     assert misses(policy("fifo"), requests, capacity) == fetched
 
 
+@settings(max_examples=40, deadline=None)
 @given(traces(), st.integers(1, 12))
 def test_lfu_is_the_rule_by_frequency_without_its_bounds(trace: Trace, capacity: int) -> None:
     every = replay(trace, policy("frequency:lower=0,upper=100,target=100"), capacity)
@@ -259,6 +261,7 @@ def arc_misses(requests: Iterable[int], size: int) -> int:
     return fetched
 
 
+@settings(max_examples=40, deadline=None)
 @given(pages, st.integers(1, 8))
 def test_arc_is_that_of_the_paper(requests: list[int], size: int) -> None:
     assert misses(policy("arc"), requests, size) == arc_misses(requests, size)
