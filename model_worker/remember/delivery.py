@@ -18,21 +18,16 @@ from model_worker.remember.service_link import AWAY, START_S, ServiceLink
 from model_worker.remember.spool import Spool, Spooled
 from model_worker.remember.stats import MemoryStats
 
-# How often the same chunk of a source can be deleted and stored again while the service knows its keys (a day). The
-# bound is there so that a service which calls every chunk gone does not hold up its worker without end.
-TIMES_AGAIN = 1000
-
 
 class Delivery:
     """Writes the chunks of one memory.
 
     spool: where chunks wait while the service is away; without one they are dropped and counted. strict: errors of the
-    service are raised, and nothing waits. times_again: how many keys are tried for a chunk that has gone.
+    service are raised, and nothing waits.
     """
 
     def __init__(self, link: ServiceLink, stats: MemoryStats, *, spool: Spool | None, strict: bool):
         self.link, self.stats, self.spool, self.strict = link, stats, spool, strict
-        self.times_again = TIMES_AGAIN
 
     def write(self, new: Spooled) -> None:
         """Store a chunk, behind those that wait; put it into the spool where the service is away."""
@@ -73,42 +68,24 @@ class Delivery:
         """Write a chunk so that it is stored once, whatever became of earlier writes under its key. Raises
         ServiceError.
 
-        A key that follows from the source stays the same when the source is read again. Where the chunk of that key is
-        gone, the chunk is stored again under a second key that follows from the first, so that a writer that crashed
-        after this comes to the same second key.
+        A key that follows from the source stays the same when the source is read again: the chunk is stored where none
+        of that key is in the bank, also after one was deleted, evicted or had expired.
         """
-        chunk, written, times = new.chunk, self.stats.written, 0
-        while (gone := self._attempt(new, chunk)) and new.renewable and times < self.times_again:
-            chunk, times = replace(chunk, idempotency_key=_next_key(chunk.idempotency_key)), times + 1
-        self.stats.again += times > 0 and self.stats.written > written
-        self.stats.gone += gone
-
-    def _attempt(self, new: Spooled, chunk: kvbank.NewChunk) -> bool:
-        """Write a chunk under its key; return whether the key was used for a chunk that is gone by now."""
         try:
             result = self.link.client.write(
                 new.bank,
-                chunk,
+                replace(new.chunk, if_absent=True) if new.renewable else new.chunk,
                 reader_digest=new.reader_digest,
                 embedder_digest=new.embedder_digest,
                 timeout=self.link.patience,
             )
-        except kvbank.AlreadyExists as error:
+        except kvbank.AlreadyExists:
             if not new.renewable:
                 raise
-            # These tokens of the source were written; encoded again, their K-V differ in the last bits.
-            return self._is_gone(new.bank, error)
+            return  # a service of an earlier version has these tokens; encoded again, their K-V differ in the last bits
         self.stats.written += not result.replayed
         self.stats.evicted += len(result.evicted)
-        return result.gone
-
-    def _is_gone(self, bank: str, error: kvbank.AlreadyExists) -> bool:
-        """Tell whether the chunk that an idempotency key was first used for is no longer in the bank."""
-        try:
-            self.link.client.get_chunk(bank, int(error.metadata.get("chunk_id", 0)), timeout=self.link.patience)
-        except kvbank.ChunkNotFound:
-            return True
-        return False
+        self.stats.gone += result.gone
 
     def _spool(self, new: Spooled) -> None:
         if self.spool is None:
@@ -133,8 +110,3 @@ def source_key(source: str | None, start: int, token_ids: Sequence[int]) -> dict
     if source is None:
         return {}
     return {"idempotency_key": xxhash.xxh3_128_digest(f"{source} {start} {list(token_ids)}".encode())}
-
-
-def _next_key(key: bytes) -> bytes:
-    """Return the key under which a chunk is stored again after the chunk that `key` was used for has gone."""
-    return xxhash.xxh3_128_digest(b"again " + key)

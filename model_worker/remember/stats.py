@@ -8,18 +8,16 @@ from dataclasses import dataclass, field
 class MemoryStats:
     """Counts of what a `Memory` did since it was made.
 
-    written: chunks that were stored. again: those of them that had been stored before and were deleted, evicted or had
-    expired since. gone: chunks out of the spool that had been stored and were gone since, and stayed gone. evicted:
-    chunks evicted by this memory's writes, without those that the service evicts afterwards. spooled, dropped: chunks
-    that went to the spool, and that were given up. recalls, failed_recalls: those that were answered, and those that
-    were not. tokens, stored_tokens: tokens of the chunks before and after compression. bytes_before, bytes_after: bytes
-    of their K-V (or soft tokens) before and after compression, without positions. reread_tokens: tokens of chunks that
-    were fed again before a prompt (`recall="reread"`). recall_seconds: how long each of the
-    last recalls took.
+    written: chunks that were stored. gone: chunks out of the spool that had been stored and were gone since, and stayed
+    gone. evicted: chunks evicted by this memory's writes, without those that the service evicts afterwards. spooled,
+    dropped: chunks that went to the spool, and that were given up. recalls, failed_recalls: those that were answered,
+    and those that were not. tokens, stored_tokens: tokens of the chunks before and after compression. bytes_before,
+    bytes_after: bytes of their K-V (or soft tokens) before and after compression, without positions. reread_tokens:
+    tokens of chunks that were fed again before a prompt (`recall="reread"`). recall_seconds: how long each of the last
+    recalls took.
     """
 
     written: int = 0
-    again: int = 0
     gone: int = 0
     evicted: int = 0
     spooled: int = 0

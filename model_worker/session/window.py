@@ -24,7 +24,6 @@ from model_worker.session.record import SessionRecord
 from model_worker.session.turn_memory import TurnMemory
 from model_worker.session.window_bytes import window_bytes, window_state
 from model_worker.window.cache import MemoryCache
-from model_worker.window.chunking import chunks
 from model_worker.window.encoding import encode_sinks
 from model_worker.window.generation import generated
 from model_worker.window.tova import TovaRule
@@ -96,7 +95,8 @@ class SessionWindow:
 
     def feed(self, ids: Sequence[int], feeding: Feeding | None = None) -> None:
         """Let the model see tokens, in pieces that never make less than a whole chunk leave the window."""
-        for piece in chunks(ids, self._piece):
+        while ids:
+            piece, ids = list(ids[: self._piece]), ids[self._piece :]
             if feeding is not None:
                 feeding.piece(len(piece))
             tensor = torch.tensor([piece], device=self._device)
@@ -110,11 +110,13 @@ class SessionWindow:
 
     def generate(self, prompt: list[int], end: AnswerEnd, options: dict[str, Any], feeding: Feeding) -> list[int]:
         """Feed `prompt` and what the model writes; return that, without an end token."""
-        cache, last = self.cache, (len(prompt) - 1) % self._piece + 1
+        cache, last = self.cache, prompt
         del self.ids[: cache.count_from_window()]
-        self.feed(prompt[:-last], feeding)
-        feeding.piece(last)
-        ids = torch.tensor([self.ids + prompt[-last:]], device=self._device)
+        while len(last) > (piece := self._piece):
+            self.feed(last[:piece], feeding)
+            last = last[piece:]
+        feeding.piece(len(last))
+        ids = torch.tensor([self.ids + last], device=self._device)
         ends = {"eos_token_id": end.end_tokens or None, "pad_token_id": end.pad, "streamer": end.printer}
         criteria = [*(options.get("stopping_criteria") or ()), end]
         out = generated(
@@ -125,7 +127,7 @@ class SessionWindow:
             past_key_values=cache,
         )
         written = end.cut(out[0, ids.shape[1] :].tolist())
-        self.ids += prompt[-last:]
+        self.ids += last
         fed = cache.get_seq_length() - len(self.ids)  # generate does not feed the token that it ends with
         self.ids += written[:fed]
         self.feed(written[fed:])
@@ -137,8 +139,9 @@ class SessionWindow:
 
     @property
     def _piece(self) -> int:
-        chunk = self._memory.chunk
-        return min(chunk, self.tokens - chunk + 1)
+        """Return how many tokens may come in next: a chunk, or what does not make less than a whole chunk leave."""
+        chunk, room = self._memory.chunk, self.tokens - self.cache.physical
+        return min(chunk, max(room, self.tokens - chunk + 1))
 
     @property
     def _device(self) -> torch.device:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 import kvbank
+from memory_service.api.embedded import LocalServer
 from model_worker.attaching import attach
 from model_worker.attachment.attachment import Attachment
 from model_worker.errors import InputError
@@ -13,6 +14,7 @@ from model_worker.model import MemoryModel
 from model_worker.remember.memory import Memory
 from model_worker.remember.spool import Spool
 from model_worker.window.encoding import encode
+from tests.support.clocks import HOUR, Hands
 from tests.support.restartable import Service, wait_for
 from tests.worker.tiny import bank, build, tokenizer, tokens
 
@@ -48,7 +50,7 @@ def test_reading_again_stores_what_was_deleted(model: MemoryModel, client: kvban
     for time in range(3):
         model.read(BOOK, memory=memory)
         assert stored(client, memory) == BOOK
-        assert (memory.stats.written, memory.stats.again) == (5 * (time + 1), 5 * time)
+        assert memory.stats.written == 5 * (time + 1)
         model.read(BOOK, memory=memory)  # all there: nothing is stored
         assert stored(client, memory) == BOOK
         assert memory.stats.written == 5 * (time + 1)
@@ -57,14 +59,19 @@ def test_reading_again_stores_what_was_deleted(model: MemoryModel, client: kvban
     assert memory.stats.gone == 0
 
 
-def test_a_chunk_that_is_always_gone_is_counted_at_last(model: MemoryModel, client: kvbank.Client) -> None:
-    memory = model.with_bank(bank(), source="book")
-    memory.delivery.times_again = 1
-    for _ in range(2):
-        model.read(BOOK[:8], memory=memory)
-        forget(client, memory)
-    model.read(BOOK[:8], memory=memory)
-    assert (memory.stats.written, memory.stats.again, memory.stats.gone) == (2, 1, 1)
+def test_what_was_stored_again_is_known_for_good(attachment: Attachment, tmp_path: Path) -> None:
+    """Delete and read again, and read once more when the service knows the key of what was deleted no longer."""
+    hands = Hands()
+    for days in (0, 3):
+        hands.go_on(days * 24 * HOUR)
+        with LocalServer(tmp_path, clock=hands.clock()) as server, kvbank.connect(server.address) as client:
+            memory = Memory(attachment, client, "b", tokenizer(), chunk=8, source="book", strict=True)
+            memory.open()
+            memory.remember([encode(attachment, BOOK[:8])])
+            if not days:
+                forget(client, memory)
+                memory.remember([encode(attachment, BOOK[:8])])
+            assert stored(client, memory) == BOOK[:8]
 
 
 def test_reading_again_after_some_were_deleted(model: MemoryModel, client: kvbank.Client) -> None:
@@ -73,7 +80,7 @@ def test_reading_again_after_some_were_deleted(model: MemoryModel, client: kvban
     client.delete_chunks(str(memory.bank), [min(chunk.chunk_id for chunk in client.list_chunks(str(memory.bank)))])
     model.read(BOOK, memory=memory)
     assert stored(client, memory) == BOOK
-    assert (memory.stats.written, memory.stats.again) == (6, 1)
+    assert memory.stats.written == 6
 
 
 def test_reading_again_after_an_eviction(model: MemoryModel, client: kvbank.Client) -> None:
@@ -97,7 +104,7 @@ def test_a_crash_in_the_middle_of_reading_again(model: MemoryModel, client: kvba
     other = model.with_bank(str(memory.bank), source="book", strict=strict)
     model.read(BOOK, memory=other)
     assert stored(client, other) == BOOK
-    assert (other.stats.written, other.stats.again) == (3, 3)
+    assert other.stats.written == 3
 
 
 def test_read_again_while_the_service_is_away(tmp_path: Path, attachment: Attachment) -> None:
@@ -118,7 +125,7 @@ def test_read_again_while_the_service_is_away(tmp_path: Path, attachment: Attach
         wait_for(client)
         assert memory.deliver_spooled()
         assert stored(client, memory) == BOOK
-        assert (len(spool), memory.stats.written, memory.stats.again, memory.stats.gone) == (0, 10, 5, 0)
+        assert (len(spool), memory.stats.written, memory.stats.gone) == (0, 10, 0)
     service.stop()
 
 

@@ -103,6 +103,15 @@ def test_another_window_size(model: MemoryModel, name: str, window: int) -> None
         check_bank(session, ahead=window > WINDOW)
 
 
+def test_a_window_of_one_chunk_is_not_fed_token_by_token(model: MemoryModel, name: str) -> None:
+    """Feed 60 tokens and more through it: a chunk takes two forwards, its first token and the rest."""
+    fed = list[tuple[int, int]]()
+    with opened(model, name, window=CHUNK) as session:
+        session.say("the sea " * 8, max_new_tokens=1, progress=lambda done, total: fed.append((done, total)))
+        assert len(fed) < fed[0][1] // 4
+        check_bank(session)
+
+
 RULE = "tova:m=20"
 
 
