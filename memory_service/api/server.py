@@ -138,7 +138,7 @@ class Server:
         self._services = (
             self._service,
             AccessService(self._service.handling, *access),
-            SessionService(self._service.handling, Sessions(self._engine)),
+            SessionService(self._service.handling, Sessions(self._engine), limits.stalled_s),
         )
         self._observer = Observer(self._metrics, self._audit)
         self._calls = Calls(settings.max_calls)

@@ -12,8 +12,10 @@ from memory_service.api.messages.access import microseconds
 from memory_service.api.messages.paging import page_size
 from memory_service.api.messages.parsing import Received
 from memory_service.api.streams.chunk_frames import frames
+from memory_service.api.streams.pace import in_pace
 from memory_service.domain.access import Caller
 from memory_service.domain.errors import ServiceError, invalid
+from memory_service.domain.limits import STANDARD
 from memory_service.domain.sessions import LEASE_US, Session, Window, new_session_id, own_bank
 from memory_service.observe import request as requests
 from memory_service.operations.sessions import Sessions
@@ -23,9 +25,11 @@ from memory_service.storage.base import NewWindow, Source
 class SessionService(HandledService, session_pb2_grpc.SessionServiceServicer):
     """The RPCs of kvbank.v1.SessionService; the proto says what each of them promises."""
 
-    def __init__(self, handling: Handling, sessions: Sessions) -> None:
+    def __init__(self, handling: Handling, sessions: Sessions, stalled: float = STANDARD.stalled_s) -> None:
+        """Serve the RPCs over `sessions`. stalled: the seconds that a caller who sends a window may be behind the least
+        rate of bytes."""
         super().__init__(handling)
-        self._sessions = sessions
+        self._sessions, self._stalled = sessions, stalled
 
     # Sessions
 
@@ -155,7 +159,7 @@ class SessionService(HandledService, session_pb2_grpc.SessionServiceServicer):
         """Keep the window of a session, whose bytes come behind its header."""
         new: list[NewWindow] = []
         try:
-            async for frame in frames(sent, self.handling.threads.run):
+            async for frame in frames(in_pace(sent, self._stalled), self.handling.threads.run):
                 if isinstance(frame, memoryview):
                     if not new:
                         raise invalid("header", "is missing")

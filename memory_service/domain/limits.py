@@ -107,7 +107,8 @@ class Limits:
     held_back_s: float = 5.0
     # Before a key that is not valid is answered.
     wrong_key_s: float = 0.25
-    # That a caller may be behind the least rate of bytes while others wait for room in memory.
+    # That a caller may be behind the least rate of bytes while others wait for room in memory, or while it sends a
+    # window.
     stalled_s: float = 20.0
     # Payload files that all answers together hold open; those beyond it are opened when their turn comes.
     open_files: int = 512

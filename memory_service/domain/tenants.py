@@ -30,7 +30,7 @@ class TenantQuota:
 @dataclass(frozen=True, slots=True)
 class TenantUsage:
     """Counts what all banks of a tenant hold together now; the bytes are those on the disk, the records' included, and
-    those of the turns of its sessions."""
+    those of the turns and windows of its sessions."""
 
     banks: int = 0
     chunks: int = 0

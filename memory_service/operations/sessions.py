@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from memory_service.domain import session_checks as checks
 from memory_service.domain import sessions as rules
-from memory_service.domain.access import Caller
+from memory_service.domain.access import EVERY_BANK, Caller
 from memory_service.domain.errors import ServiceError, session_not_found, turn_not_found
 from memory_service.domain.sessions import Deleted, Lease, Session, Turn, Window
 from memory_service.operations.paging import page
@@ -54,8 +54,8 @@ class Sessions:
         INVALID_FIELD."""
         checks.pairs("metadata", metadata)
         with self._records.read() as view:
-            found = view.sessions(caller.tenant, before, metadata)
-            return page((each for each in found if caller.may_use(each.bank)), limit, _message_bytes)
+            may_use = None if caller.banks == EVERY_BANK else caller.may_use
+            return page(view.sessions(caller.tenant, before, metadata, may_use), limit, _message_bytes)
 
     def update(self, caller: Caller, session_id: str, changes: Mapping[str, object]) -> Session:
         """Replace some of name, metadata, settings, reads and ttl. Errors: SESSION_NOT_FOUND, SESSION_EXISTS,

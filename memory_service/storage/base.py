@@ -397,9 +397,16 @@ class SessionView(Protocol):
     def named(self, tenant: str, name: str) -> Session:
         """Read a session of a tenant by its name, with its stretches. Errors: SESSION_NOT_FOUND."""
 
-    def sessions(self, tenant: str, before: tuple[int, str] | None, metadata: Mapping[str, str]) -> Iterator[Session]:
+    def sessions(
+        self,
+        tenant: str,
+        before: tuple[int, str] | None,
+        metadata: Mapping[str, str],
+        may_use: Callable[[str], bool] | None = None,
+    ) -> Iterator[Session]:
         """Read the sessions of a tenant that have all these metadata, newest change first, damaged ones left out.
-        before: time of change and id of the session behind which to begin."""
+        before: time of change and id of the session behind which to begin. may_use: tells of a bank whether sessions
+        that have their chunks there count; None for all."""
 
     def turns(self, session: Session, after: int, *, token_ids: bool) -> Iterator[Turn]:
         """Read the turns of a session, as this view has it, from the first one behind the number `after`."""

@@ -15,7 +15,7 @@ from kvbank.v1 import service_pb2
 from kvbank.v1 import session_pb2 as pb
 from kvbank.wire.frames import encode
 from memory_service.domain import cancellation
-from memory_service.domain.limits import Pauses
+from memory_service.domain.limits import Limits, Pauses
 from tests.support.refusals import Refusals
 from tests.support.sessions import SessionCaller, turn
 from tests.support.waiting import wait_until
@@ -305,6 +305,27 @@ def test_a_window_of_a_turn_that_was_rewound_meanwhile_is_refused(
     with refused("TURN_CONFLICT", PRECONDITION):
         list(sessions.stub.KeepWindow(sent()))
     assert sessions.window(session) is None
+
+
+def test_a_caller_that_sends_nothing_more_of_its_window_keeps_no_room(
+    serving: Callable[..., Any], data: Path, refused: Refusals
+) -> None:
+    sessions = SessionCaller(serving(limits=Limits(stalled_s=0.3)).channel)
+    session, epoch = begun(sessions, "a")
+    header = pb.WindowHeader(session_id=session, epoch=epoch, turn=1, size=5_000, checksum=7)
+    ended = threading.Event()
+
+    def sent(*frames: Any) -> Iterator[Any]:
+        yield from frames
+        ended.wait(60)
+
+    for frames in ((), (pb.KeepWindowRequest(header=header),), (pb.KeepWindowRequest(header=header), encode([b"x"]))):
+        ended.clear()
+        with refused("NOT_SERVING", grpc.StatusCode.UNAVAILABLE):
+            list(sessions.stub.KeepWindow(sent(*frames)))
+        ended.set()
+    assert sessions.window(session) is None
+    files_of(data, 0)
 
 
 def open_below(folder: Path) -> list[str]:

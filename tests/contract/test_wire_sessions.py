@@ -459,6 +459,57 @@ def test_turns_count_as_bytes_of_their_tenant(serving: Callable[..., Any], refus
     sessions.append(again, sessions.acquire(again).epoch, 0, turn("x" * 10_000))
 
 
+def test_texts_of_any_writing_count_as_the_bytes_that_they_are(serving: Callable[..., Any]) -> None:
+    sessions = SessionCaller(serving().channel)
+    access = serving.server.banks.engine.access  # type: ignore[attr-defined]
+    session = sessions.create().session_id
+    epoch, item = sessions.acquire(session).epoch, pb.Item(id="i", role="user", text="\u4e2d\u6587\U0001f680" * 1000)
+    sessions.append(session, epoch, 0, pb.Turn(token_ids=[1], status=pb.TURN_STATUS_COMPLETED, items=[item], key="k"))
+    assert 10_000 < access.tenant_usage("default").bytes < 11_000
+    assert sessions.turn("k").items[0].text == item.text
+
+
+def test_windows_count_as_bytes_of_their_tenant(serving: Callable[..., Any], refused: Refusals) -> None:
+    sessions = SessionCaller(serving().channel)
+    access = serving.server.banks.engine.access  # type: ignore[attr-defined]
+    session = sessions.create().session_id
+    epoch = sessions.acquire(session).epoch
+    sessions.append(session, epoch, 0, turn("a"), turn("b"))
+    turns = access.tenant_usage("default").bytes
+    access.set_tenant_quota("default", TenantQuota(bytes=turns + 5_000))
+    for at, size in ((1, 3_000), (2, 4_000)):
+        sessions.keep(session, epoch, at, b"x" * size)
+        assert access.tenant_usage("default").bytes == turns + size
+    with refused("QUOTA_EXCEEDED", EXHAUSTED) as refusal:
+        sessions.keep(session, epoch, 2, b"y" * 5_001)
+    assert refusal.info.metadata["subject"] == "tenant:default"
+    assert sessions.window(session) == (2, "s", b"x" * 4_000)
+    with refused("QUOTA_EXCEEDED", EXHAUSTED):
+        sessions.append(session, epoch, 2, turn("x" * 1_000))
+    sessions.rewind(session, epoch, 1)
+    sessions.append(session, epoch, 1, turn("x" * 1_000))
+    sessions = SessionCaller(serving().channel)  # the sums are made anew
+    with refused("QUOTA_EXCEEDED", EXHAUSTED):
+        sessions.keep(session, epoch, 2, b"y" * 4_000)
+    sessions.keep(session, epoch, 2, b"y" * 1_000)
+    sessions.forget(session)
+    access = serving.server.banks.engine.access  # type: ignore[attr-defined]
+    assert access.tenant_usage("default").bytes == 0
+
+
+def test_a_key_of_some_banks_sees_the_sessions_of_those_page_by_page(serving: Callable[..., Any]) -> None:
+    caller = serving(limits=Limits(wrong_key_s=0.0))
+    owner, address = SessionCaller(caller.channel), serving.server.address  # type: ignore[attr-defined]
+    for bank in ("team-a", "team-b", "other"):
+        caller.create(bank)
+    made = [owner.create(bank=("team-a", "other", "team-b")[number % 3]).session_id for number in range(9)]
+    with kvbank.connect(address) as client:
+        secret = client.access.create_key("read", banks=["team-[!b]", "ot[gh]er"]).secret
+    few = SessionCaller(keyed.channel(address, secret))
+    for size in (1, 4, 0):
+        assert [each.session_id for each in few.listed(size)] == [made[at] for at in (7, 6, 4, 3, 1, 0)]
+
+
 def test_a_tenant_with_sessions_is_deleted_by_force_alone(serving: Callable[..., Any]) -> None:
     serving(limits=Limits(wrong_key_s=0.0))
     address = serving.server.address  # type: ignore[attr-defined]

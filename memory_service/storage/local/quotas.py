@@ -54,10 +54,11 @@ def check_session(connection: Connection, tenant: str, most: int) -> None:
     _check(f"tenant:{tenant}", "sessions", most, session_rows.count(connection, tenant), 1)
 
 
-def check_turns(connection: Connection, tenant: str, size: int) -> None:
-    """Refuse turns of so many bytes beyond the quota of their tenant; call this before they are there. Errors:
-    QUOTA_EXCEEDED."""
-    _check_tenant(connection, tenant, {"bytes": size})
+def check_session_bytes(connection: Connection, tenant: str, size: int) -> None:
+    """Refuse turns, or a window, of so many bytes more beyond the quota of their tenant; call this before they are
+    there. Errors: QUOTA_EXCEEDED."""
+    if size > 0:
+        _check_tenant(connection, tenant, {"bytes": size})
 
 
 def _check_tenant(connection: Connection, name: str, more: Mapping[str, int], *, done: bool = False) -> None:

@@ -42,9 +42,16 @@ class LocalSessionView:
         """Read a session of a tenant by its name; see `SessionView.named`."""
         return session_rows.named(self.connection, tenant, name, self.now)
 
-    def sessions(self, tenant: str, before: tuple[int, str] | None, metadata: Mapping[str, str]) -> Iterator[Session]:
+    def sessions(
+        self,
+        tenant: str,
+        before: tuple[int, str] | None,
+        metadata: Mapping[str, str],
+        may_use: Callable[[str], bool] | None = None,
+    ) -> Iterator[Session]:
         """Read the sessions of a tenant, newest change first; see `SessionView.sessions`."""
-        for session in session_rows.newest(self.connection, tenant, before, metadata, self.now):
+        banks = None if may_use is None else list(filter(may_use, session_rows.banks_of(self.connection, tenant)))
+        for session in session_rows.newest(self.connection, tenant, before, metadata, self.now, banks):
             yield session_rows.with_line(self.connection, session)
 
     def turns(self, session: Session, after: int, *, token_ids: bool) -> Iterator[Turn]:
@@ -217,7 +224,7 @@ class LocalSessions:
             if (known := _replayed(connection, session, follows, made)) is not None:
                 return known, _saved(connection, session)
             rules.check_follows(session, follows)
-            quotas.check_turns(connection, tenant, size)
+            quotas.check_session_bytes(connection, tenant, size)
             longer, placed = rules.appended(session, turns, now)
             for each, turn in zip(made, placed, strict=True):
                 turn_rows.insert(connection, tenant, session.branch, each, turn)

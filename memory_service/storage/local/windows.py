@@ -14,6 +14,7 @@ from memory_service.domain.errors import ServiceError, turn_conflict
 from memory_service.domain.payload import Buffer
 from memory_service.domain.sessions import Window
 from memory_service.storage.base import Reservation
+from memory_service.storage.local import quotas
 from memory_service.storage.local.files.disk_space import DiskSpace
 from memory_service.storage.local.files.window_files import NewWindow, OldWindow, WindowFiles
 from memory_service.storage.local.records import session_rows, window_rows
@@ -131,6 +132,8 @@ class LocalNewWindow:
             before = window_rows.get(connection, window.session_id)
             if before is not None and before[0].turn > window.turn:
                 return False, ""
+            grown = window.size - (0 if before is None else before[0].size)
+            quotas.check_session_bytes(connection, self._tenant, grown)
             window_rows.save(connection, self._tenant, window, self._file.name)
             return True, "" if before is None else before[1]
 

@@ -17,6 +17,7 @@ _FIND_TENANT = "SELECT name, quota, created FROM tenants WHERE name = ?"
 _FIND_USAGE = """
     SELECT count(*), coalesce(sum(chunks), 0), coalesce(sum(tokens), 0), coalesce(sum(bytes), 0)
         + (SELECT coalesce(sum(bytes), 0) FROM branches WHERE tenant = ?1)
+        + (SELECT coalesce(sum(size), 0) FROM windows WHERE tenant = ?1)
     FROM banks WHERE tenant = ?1
 """
 # A key ends when it expires, or when it is revoked, whichever comes first.

@@ -94,16 +94,31 @@ def taken(connection: Connection, tenant: str, name: str) -> tuple[str, int | No
     return found
 
 
+def banks_of(connection: Connection, tenant: str) -> Iterator[str]:
+    """Return the names of the banks in which sessions of a tenant have their chunks. This looks at an index alone."""
+    statement = "SELECT CAST(bank AS BLOB) FROM (SELECT DISTINCT bank FROM sessions WHERE tenant = ?)"
+    return (bank.decode(errors="replace") for (bank,) in raw(connection).execute(statement, (tenant,)).fetchall())
+
+
 def newest(
-    connection: Connection, tenant: str, before: tuple[int, str] | None, metadata: Mapping[str, str], now: int
+    connection: Connection,
+    tenant: str,
+    before: tuple[int, str] | None,
+    metadata: Mapping[str, str],
+    now: int,
+    banks: Sequence[str] | None = None,
 ) -> Iterator[Session]:
     """Read the sessions of a tenant that have these metadata, newest change first, without their stretches and without
-    damaged ones. before: time of change and id of the last one of the page before."""
+    damaged ones. before: time of change and id of the last one of the page before. banks: those in which their chunks
+    are; None for any."""
     values: dict[str, object] = {"tenant": tenant, "now": now}
     where = ["tenant = :tenant", _ALIVE]
     if before is not None:
         where.append("(updated, session_id) < (:updated, :session)")
         values |= {"updated": before[0], "session": before[1]}
+    if banks is not None:
+        where.append("bank IN (SELECT value FROM json_each(:banks))")
+        values["banks"] = json.dumps(list(banks))
     for place, (key, value) in enumerate(metadata.items()):
         where.append(_HAS_PAIR.format(place))
         values |= {f"k{place}": key, f"v{place}": value}

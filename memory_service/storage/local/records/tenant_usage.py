@@ -2,8 +2,8 @@
 every write, and a sum over the banks of a tenant would take milliseconds where it has thousands.
 
 This file owns the sums. They lie in a table of the writer's connection alone, which the database itself keeps in step
-with the rows of banks and of branches (the turns of sessions), also where a change is taken back; nothing of them is in
-the file.
+with the rows of banks, of branches (the turns of sessions) and of windows, also where a change is taken back; nothing
+of them is in the file.
 """
 
 from sqlalchemy import Connection
@@ -22,6 +22,10 @@ _BEGIN = (
     """,
     """
     INSERT INTO temp.tenant_usage SELECT tenant, 0, 0, 0, sum(bytes) FROM main.branches WHERE true GROUP BY tenant
+    ON CONFLICT (tenant) DO UPDATE SET bytes = bytes + excluded.bytes
+    """,
+    """
+    INSERT INTO temp.tenant_usage SELECT tenant, 0, 0, 0, sum(size) FROM main.windows WHERE true GROUP BY tenant
     ON CONFLICT (tenant) DO UPDATE SET bytes = bytes + excluded.bytes
     """,
     """
@@ -53,6 +57,23 @@ _BEGIN = (
     """
     CREATE TEMP TRIGGER branch_gone AFTER DELETE ON main.branches BEGIN
         UPDATE tenant_usage SET bytes = bytes - OLD.bytes WHERE tenant = OLD.tenant;
+        DELETE FROM tenant_usage WHERE tenant = OLD.tenant AND banks = 0 AND bytes = 0;
+    END
+    """,
+    """
+    CREATE TEMP TRIGGER window_made AFTER INSERT ON main.windows BEGIN
+        INSERT OR IGNORE INTO tenant_usage VALUES (NEW.tenant, 0, 0, 0, 0);
+        UPDATE tenant_usage SET bytes = bytes + NEW.size WHERE tenant = NEW.tenant;
+    END
+    """,
+    """
+    CREATE TEMP TRIGGER window_kept AFTER UPDATE OF size ON main.windows BEGIN
+        UPDATE tenant_usage SET bytes = bytes + NEW.size - OLD.size WHERE tenant = NEW.tenant;
+    END
+    """,
+    """
+    CREATE TEMP TRIGGER window_gone AFTER DELETE ON main.windows BEGIN
+        UPDATE tenant_usage SET bytes = bytes - OLD.size WHERE tenant = OLD.tenant;
         DELETE FROM tenant_usage WHERE tenant = OLD.tenant AND banks = 0 AND bytes = 0;
     END
     """,

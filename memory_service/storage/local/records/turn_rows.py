@@ -68,7 +68,7 @@ class Place(NamedTuple):
 def prepared(turn: Turn) -> Prepared:
     """Make what the row of a turn needs; see `Prepared`."""
     said = {"items": [astuple(item) for item in turn.items], "usage": dict(turn.usage), "meta": dict(turn.metadata)}
-    content = json.dumps(said, sort_keys=True).encode()
+    content = json.dumps(said, sort_keys=True, ensure_ascii=False).encode()
     hasher = xxhash.xxh3_128(content)
     hasher.update(f"{turn.status} {turn.prompt_tokens} {turn.kept} {turn.token_count} ".encode())
     hasher.update(turn.token_ids)

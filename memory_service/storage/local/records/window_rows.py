@@ -6,6 +6,14 @@ from sqlalchemy import Connection
 from memory_service.domain.sessions import Window
 from memory_service.storage.local.records.schema import raw
 
+# No REPLACE, whose deletions the sums of `tenant_usage` are not told.
+_SAVE = """
+    INSERT INTO windows (session_id, tenant, turn, stamp, size, checksum, file) VALUES (?, ?, ?, ?, ?, ?, ?)
+    ON CONFLICT (session_id) DO UPDATE SET
+    turn = excluded.turn, stamp = excluded.stamp, size = excluded.size, checksum = excluded.checksum,
+    file = excluded.file
+"""
+
 
 def get(connection: Connection, session_id: str) -> tuple[Window, str] | None:
     """Read the window of a session, and the name of its file; None where there is none, or its row is damaged."""
@@ -23,7 +31,7 @@ def get(connection: Connection, session_id: str) -> tuple[Window, str] | None:
 def save(connection: Connection, tenant: str, window: Window, file: str) -> None:
     """Insert or replace the window of a session."""
     values = (window.session_id, tenant, window.turn, window.stamp, window.size, f"{window.checksum:016x}", file)
-    raw(connection).execute("INSERT OR REPLACE INTO windows VALUES (?, ?, ?, ?, ?, ?, ?)", values)
+    raw(connection).execute(_SAVE, values)
 
 
 def delete(connection: Connection, session_id: str, after: int = -1) -> str:
