@@ -12,7 +12,7 @@ from torch import Tensor
 
 import kvbank
 from kvbank.wire.scalars import Scalar
-from model_worker.arguments import of_kind, text_or_ids, texts_or_ids
+from model_worker.arguments import of_kind, text_or_ids, texts_or_ids, whole
 from model_worker.attaching import attach
 from model_worker.attachment.attachment import Attachment
 from model_worker.attachment.loading import load_model
@@ -24,7 +24,7 @@ from model_worker.model_settings import ModelOptions, ModelSettings, check_optio
 from model_worker.remember.document import of_document
 from model_worker.remember.memory import Memory
 from model_worker.remember.passages import Passages
-from model_worker.remember.reading import Reading, ReadTokens, reading
+from model_worker.remember.reading import Local, Reading, ReadTokens, reading
 from model_worker.remember.settings import MemoryOptions, MemorySettings
 from model_worker.remember.spool import user_spool
 from model_worker.user_text import encode_text, readable
@@ -179,6 +179,7 @@ class MemoryModel:
         memory: Memory | None = None,
         source: str | None = None,
         metadata: Mapping[str, Scalar] | None = None,
+        begin: int = 0,
         special_tokens: bool = False,
     ) -> int:
         """Read a long text into the bank, and return its number of tokens.
@@ -190,36 +191,40 @@ class MemoryModel:
         memory: another than this model's own. source: the name of the document, in the metadata of its chunks: what
         was read under this name, at the same place and with the same tokens, is stored once, so that a reading which
         was interrupted is done again; `kvbank chunk rm BANK --source NAME` forgets the document. metadata: of the
-        chunks of this text, beside those of the settings. special_tokens: as in `ids`. A model that only re-reads is
-        not run: chunks are stored as tokens and text.
+        chunks of this text, beside those of the settings. begin: the chunks before this token are stored already (it is
+        the first token of a chunk); the model sees a window of them. special_tokens: as in `ids`. A model that only
+        re-reads is not run: chunks are stored as tokens and text.
         """
         ids = self.ids(text, special_tokens=special_tokens)
         if progress is not None and not callable(progress):
             raise InputError(f"progress is called with two numbers, and a {type(progress).__name__} cannot be")
         if source is None and metadata is None:
-            self._read(ids, progress, memory)
+            self._read(ids, progress, memory, begin)
             return len(ids)
         store: Memory | Passages | None = memory or (self._memory if self._attachment is not None else self._passages)
         assert store is not None
         with of_document(store, source, metadata):
-            self._read(ids, progress, memory)
+            self._read(ids, progress, memory, begin)
         return len(ids)
 
-    def _read(self, ids: list[int], progress: Progress | None, memory: Memory | None) -> None:
-        reader = self._reading(None if memory is None else of_kind("memory", memory, Memory))
+    def _read(self, ids: list[int], progress: Progress | None, memory: Memory | None, begin: int) -> None:
+        begin = whole("begin", begin, least=0)
+        reader = self._reading(None if memory is None else of_kind("memory", memory, Memory), ids, begin)
         done = 0
         for block in chunks(ids, self.chunk, self.ends):
-            reader.feed(block, done)
-            done += len(block)
+            start, done = done, done + len(block)
+            if done <= begin - reader.before:
+                continue
+            reader.feed(block, start)
             if progress is not None:
                 progress(done, len(ids))
         reader.end()
 
-    def _reading(self, memory: Memory | None) -> Reading:
+    def _reading(self, memory: Memory | None, ids: list[int], begin: int) -> Reading:
         if self._attachment is None and memory is None:
             return ReadTokens(self.passages)
         chosen = self.memory if memory is None else memory
-        return reading(chosen, window=self.window, sinks=self.sinks, ends=self.ends)
+        return reading(chosen, Local(self.window, ids[: self.sinks], self.ends, begin))
 
     @property
     def ends(self) -> frozenset[int]:

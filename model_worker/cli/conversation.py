@@ -15,14 +15,13 @@ from model_worker.attachment.model_names import SHIPPED
 from model_worker.cli.chat_commands import Talk, obey
 from model_worker.cli.chat_options import ChatOptions
 from model_worker.cli.messages import messages
+from model_worker.cli.new_embedder import new_embedder
 from model_worker.cli.quiet import quiet_libraries
 from model_worker.cli.targets import in_use
 from model_worker.cli.terminal import Waiting, printable, stop_on_interrupt
 from model_worker.embed import name_of
-from model_worker.embed.hybrid import WEIGHT
 from model_worker.embed.spec import lasting_spec
 from model_worker.model import MemoryModel
-from model_worker.pretrained.cache import kept_folder
 from model_worker.session.begun_with import BegunWith
 from model_worker.session.preset import SessionPreset
 from model_worker.session.session import Session
@@ -32,8 +31,6 @@ from model_worker.session.unanswered import Unanswered
 _HISTORY, _SHOWN = 100, 60
 # One in so many tokens of an answer is looked at for `/why`: to look at each would take a fifth of the time.
 _LOOKED_AT = 8
-# The encoder that new sessions are searched by, where it is in the cache.
-_ENCODER = "minilm"
 
 
 def run_chat(model: MemoryModel, name: str, options: ChatOptions, known: BegunWith | None) -> None:
@@ -97,14 +94,13 @@ def open_model(client: kvbank.Client, options: ChatOptions, known: BegunWith | N
 def embedder_of(options: ChatOptions, known: BegunWith | None) -> str:
     """Return by what chunks are found: what was asked for, else what the session was begun with.
 
-    A new session of which nothing is asked goes by words and meaning where an encoder is in the cache, else by words.
-    The weight is written out, so that a later release with another one still opens the session's bank.
+    A new session of which nothing is asked goes by what `new_embedder` says.
     """
     if options.embed is not None:
         return lasting_spec(options.embed)
     if known is not None:
         return known.embed or "lexical"
-    return "lexical:idf" if kept_folder(_ENCODER) is None else f"hybrid:lexical:idf+{_ENCODER},w={WEIGHT:g}"
+    return new_embedder()
 
 
 def greeting(session: Session) -> str:

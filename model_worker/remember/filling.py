@@ -8,12 +8,15 @@ from model_worker.window.recalled import RecalledChunk
 
 
 class Filling:
-    """The port of a window that writes what leaves it, and recalls nothing."""
+    """The port of a window that writes what leaves it, and recalls nothing.
+
+    begin: offset in the source before which nothing is written, since it is stored already.
+    """
 
     recent = 0
 
-    def __init__(self, memory: Memory):
-        self.memory = memory
+    def __init__(self, memory: Memory, begin: int = 0):
+        self.memory, self._begin = memory, begin
         self.chunk, self.cadence = memory.chunk, memory.cadence
         self.query_tokens, self.query = memory.query_tokens, memory.query
 
@@ -24,7 +27,7 @@ class Filling:
 
     def remember(self, rows: Sequence[Captured | None]) -> None:
         """Write what left the window; nothing of it is kept for attention."""
-        self.memory.fill(rows)
+        self.memory.fill([row if row is not None and row.start >= self._begin else None for row in rows])
 
     def recall(self, rows: Sequence[Sequence[int]], without: Sequence[Collection[RecalledChunk]] | None = None) -> None:
         """Recall nothing, so that what is stored does not depend on the size of a memory."""

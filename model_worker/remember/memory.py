@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 import kvbank
+from kvbank.wire.scalars import Scalar
 from model_worker.arguments import choice, of_kind, token_rows, words
 from model_worker.attachment.attachment import Attachment
 from model_worker.compress import Compressor
@@ -108,6 +109,7 @@ class Memory:
         capacity: kvbank.Capacity | None = None,
         policy: kvbank.Policy | None = None,
         dtype: str | None = None,
+        metadata: Mapping[str, Scalar] | None = None,
     ) -> list[kvbank.Bank]:
         """Use the bank if it exists and fits this model and embedder, else make it with these settings.
 
@@ -116,7 +118,7 @@ class Memory:
         """
         if dtype is not None:
             choice("dtype", dtype, DTYPES)
-        wanted = Wanted(kv_spec(self.attachment, dtype), dtype, capacity, policy)
+        wanted = Wanted(kv_spec(self.attachment, dtype), dtype, capacity, policy, metadata)
         banks = []
         for name in [self.bank] if isinstance(self.bank, str) else self.bank:
             bank, self.embedder = open_bank(self.link, name, wanted, self.embedder)

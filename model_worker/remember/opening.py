@@ -4,10 +4,12 @@ This file owns the rule that K-V are only ever read by the model that made them,
 of one embedder.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Unpack
 
 import kvbank
+from kvbank.wire.scalars import Scalar
 from model_worker.attachment.attachment import Attachment
 from model_worker.dtypes import NAMES
 from model_worker.embed import Embedder, name_of, of_bank
@@ -19,14 +21,15 @@ from model_worker.remember.service_link import START_S, ServiceLink
 class Wanted:
     """What a memory wants of a bank.
 
-    kv: the form of its K-V. dtype: of the stored K-V, where the user asked for one. capacity, policy: of a bank that is
-    made.
+    kv: the form of its K-V. dtype: of the stored K-V, where the user asked for one. capacity, policy, metadata: of a
+    bank that is made.
     """
 
     kv: kvbank.KVSpec
     dtype: str | None = None
     capacity: kvbank.Capacity | None = None
     policy: kvbank.Policy | None = None
+    metadata: Mapping[str, Scalar] | None = None
 
 
 def kv_spec(attachment: Attachment, dtype: str | None) -> kvbank.KVSpec:
@@ -49,7 +52,8 @@ def open_bank(link: ServiceLink, name: str, wanted: Wanted, embedder: Embedder) 
 
     Raises BankMismatch, which names both digests, for a bank of another model or embedder.
     """
-    bank, embedder = _found_or_made(link, name, embedder, wanted.kv, capacity=wanted.capacity, policy=wanted.policy)
+    made = kvbank.BankSettings(capacity=wanted.capacity, policy=wanted.policy, metadata=wanted.metadata or {})
+    bank, embedder = _found_or_made(link, name, embedder, wanted.kv, **made)
     _check_fits(bank, wanted, embedder)
     return bank, embedder
 

@@ -1,6 +1,7 @@
 """A long text is read into a bank here, chunk by chunk, in the way that its memory stores chunks."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -11,10 +12,17 @@ from model_worker.remember.memory import Memory
 from model_worker.remember.passages import Passages
 from model_worker.window.cache import MemoryCache
 from model_worker.window.capture import Captured
+from model_worker.window.encoding import encode_sinks
 
 
 class Reading(Protocol):
-    """What reads one text: `feed` is called with each chunk and its offset in the text, `end` after the last one."""
+    """What reads one text: `feed` is called with each chunk and its offset in the text, `end` after the last one.
+
+    before: a text that is read from the middle on is fed from so many tokens before that on, of which nothing is stored
+    again.
+    """
+
+    before: int
 
     def feed(self, chunk: list[int], start: int) -> None:
         """Read the next chunk."""
@@ -23,20 +31,33 @@ class Reading(Protocol):
         """Write what is still held."""
 
 
-def reading(memory: Memory, *, window: int, sinks: int, ends: frozenset[int]) -> Reading:
-    """Return how a memory reads a text.
+@dataclass(frozen=True, slots=True)
+class Local:
+    """The local context that chunks of context `window` are stored in.
 
-    window, sinks: of the local context that chunks of context `window` are stored in. ends: as in `MemoryCache`.
+    window: in tokens. sinks: the first tokens of the text, which stay. ends: as in `MemoryCache`. begin: offset of the
+    first token that is stored.
     """
+
+    window: int
+    sinks: list[int]
+    ends: frozenset[int]
+    begin: int = 0
+
+
+def reading(memory: Memory, local: Local) -> Reading:
+    """Return how a memory reads a text."""
     if memory.compressor.encodes:
         return ReadAlone(memory)
     if memory.context == "isolated":
         return ReadAsMemLong(memory)
-    return ReadInWindow(memory, window, sinks, ends)
+    return ReadInWindow(memory, local)
 
 
 class ReadTokens:
     """Stores chunks as tokens and text, for a model that reads them again; no model runs."""
+
+    before = 0
 
     def __init__(self, passages: Passages):
         self._passages = passages
@@ -52,6 +73,8 @@ class ReadTokens:
 class ReadAlone:
     """Gives each chunk to a compressor that runs the model itself, over the chunk alone."""
 
+    before = 0
+
     def __init__(self, memory: Memory):
         self._memory = memory
 
@@ -65,6 +88,8 @@ class ReadAlone:
 
 class ReadAsMemLong:
     """Lets the model see each chunk with what the chunk recalled, and nothing else (MemLong, section 3)."""
+
+    before = 0
 
     def __init__(self, memory: Memory):
         # Without sinks: a chunk that saw the beginning of its text would be encoded once more, alone.
@@ -86,16 +111,32 @@ class ReadInWindow:
     attention that belongs to the first token of a text (docs/worker.md).
     """
 
-    def __init__(self, memory: Memory, window: int, sinks: int, ends: frozenset[int]):
-        self._cache = MemoryCache(memory.attachment, Filling(memory), window=window, sinks=sinks, ends=ends)
+    def __init__(self, memory: Memory, local: Local):
+        self.before = local.window
+        self._memory, self._local = memory, local
+        self._cache: MemoryCache | None = None
 
     def feed(self, chunk: list[int], start: int) -> None:
         """Run the model over a chunk behind the window, and write what leaves the window."""
+        if self._cache is None:
+            self._cache = self._begun(start)
         run(self._cache, chunk)
+
+    def _begun(self, start: int) -> MemoryCache:
+        """Return a window that begins at an offset of the text, with the sinks that the text has there."""
+        port, local = Filling(self._memory, self._local.begin), self._local
+        wanted = len(local.sinks)
+        cache = MemoryCache(
+            self._memory.attachment, port, window=local.window, start=start, sinks=wanted, ends=local.ends
+        )
+        if start and (first := local.sinks[: min(start, cache.sinks.wanted)]):
+            encode_sinks(cache, first)
+        return cache
 
     def end(self) -> None:
         """Write what stands in the window."""
-        self._cache.flush()
+        if self._cache is not None:
+            self._cache.flush()
 
 
 def run(cache: MemoryCache, token_ids: Sequence[int]) -> None:

@@ -17,7 +17,6 @@ from kvbank._cli.text_options import Embed
 from kvbank.console.ending import USAGE, Failed
 from kvbank.console.options import spread
 from kvbank.console.output import print_line
-from kvbank.serving.clients import Clients
 from kvbank.serving.listening import Listening, address_of, write_address
 from kvbank.serving.service import check_asks_for_keys, service_address
 
@@ -86,6 +85,7 @@ def _over_http(service: Service, http: Http, listen: str, bank: str, embed: str 
         check_asks_for_keys(target)
 
     from kvbank._mcp import server
+    from kvbank.serving.clients import Clients
 
     def ready() -> None:
         print_line(f"kvbank mcp serving bank {bank} of {target} on {place.scheme}://{address}{server.PATH}")

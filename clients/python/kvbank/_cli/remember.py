@@ -1,7 +1,11 @@
-"""The command `kvbank remember` stores documents in a bank of texts, by name."""
+"""The command `kvbank remember` stores documents by name: in a bank of texts, or with a model's K-V."""
 
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Annotated
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import typer
 
@@ -16,7 +20,11 @@ from kvbank.console.progress import Progress, progress
 from kvbank.files import documents
 
 if TYPE_CHECKING:
-    from kvbank import TextMemory
+    from kvbank import Client, TextMemory
+
+# Stores a text under a name, and returns how many of its passages were written, known and removed. Takes whether those
+# of an earlier state are kept, and what is told of progress.
+Store: TypeAlias = Callable[[str, str, bool, Callable[..., Any]], tuple[int, int, int]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,18 +39,44 @@ class Remembered:
     error: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class How:
+    """The options that say under which name, and how, documents are stored."""
+
+    source: Annotated[str | None, typer.Option(help="Name of the document, where there is one; else its path.")] = None
+    keep: Annotated[bool, typer.Option("--keep", help="Keep passages that a document has no longer.")] = False
+    letters: Annotated[int, typer.Option(min=1, max=LARGEST, help="Letters of a passage, without --model.")] = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class ReadBy:
+    """The options of a model that reads the documents."""
+
+    model: Annotated[
+        str | None,
+        typer.Option(help="Let this model read them into a bank with its K-V, for kvbank chat --reads BANK."),
+    ] = None
+    adapter: Annotated[str | None, typer.Option(help="With --model: the folder of its adapter.")] = None
+    compressor: Annotated[str, typer.Option(help="With --model: how chunks are compressed, e.g. tova:m=48.")] = "none"
+    layers: Annotated[Path | None, typer.Option(help="With --model: its layers that remember, a file.")] = None
+    device: Annotated[str, typer.Option(help="With --model: auto, cpu, cuda.")] = "auto"
+    dtype: Annotated[str | None, typer.Option(help="With --model: float32, bfloat16 or float16.")] = None
+
+
 @spread
 def remember(
     paths: Annotated[list[str], typer.Argument(help="UTF-8 texts, .gz of them, patterns, or - for stdin.")],
     service: Service,
+    how: How,
+    read_by: ReadBy,
     bank: Annotated[str, typer.Option("--bank", "-b", help="Name of the bank; made if it is not there.")] = "default",
     embed: Embed = None,
-    source: Annotated[str | None, typer.Option(help="Name of the document, where there is one; else its path.")] = None,
-    keep: Annotated[bool, typer.Option("--keep", help="Keep passages that a document has no longer.")] = False,
-    letters: Annotated[int, typer.Option(min=1, max=LARGEST, help="Letters of a passage.")] = 1000,
     as_json: AsJson = False,
 ) -> None:
     """Store documents in a bank of texts, where kvbank search finds them. No model is needed.
+
+    With --model that model reads them, into a bank with its keys and values:
+    kvbank chat --reads BANK answers from them.
 
     A document has a name, its path: stored again it writes what is new, and removes what it has no longer. So a run
     that was stopped goes on when the command is called again. What is no text is left out, with a line that says why.
@@ -51,13 +85,13 @@ def remember(
     Example: kvbank remember notes.md "logs/**/*.txt" --bank library
     """
     names = documents.found(paths)
-    if source is not None and len(names) != 1:
+    if how.source is not None and len(names) != 1:
         raise typer.BadParameter(f"--source names one document, and there are {len(names)}")
     done: list[Remembered] = []
-    with service.connect() as client, progress() as show:
-        memory = kvbank.TextMemory(client, bank, embed=embed, longest=letters)
+    with service.connect() as client, progress() as show, _store(client, bank, embed, how.letters, read_by) as store:
         for number, name in enumerate(names, start=1):
-            done.append(_one(memory, name, source or ("stdin" if name == documents.STDIN else name), keep, show))
+            called = how.source or ("stdin" if name == documents.STDIN else name)
+            done.append(_one(store, name, called, how.keep, show))
             if not as_json:
                 print_line(_line(done[-1]))
             show("documents", number, len(names))
@@ -68,17 +102,38 @@ def remember(
         raise Failed(f"{len(left_out)} of {len(done)} documents were left out: {left_out[0].error}")
 
 
-def _one(memory: "TextMemory", name: str, source: str, keep: bool, show: Progress) -> Remembered:
+@contextmanager
+def _store(client: "Client", bank: str, embed: str | None, letters: int, read_by: ReadBy) -> Iterator[Store]:
+    """Yield what stores a document, in a bank of texts or by a model."""
+    if read_by.model is None:
+        yield partial(_add_text, kvbank.TextMemory(client, bank, embed=embed, longest=letters))
+        return
+    from model_worker.cli.documents import ModelDocuments
+
+    given = asdict(read_by)
+    loading = {name: given.pop(name) for name in ("device", "dtype", "adapter")}
+    with closing(ModelDocuments(client, bank, embed=embed, loading=loading, **given)) as by_model:
+        yield by_model.add
+
+
+def _one(store: Store, name: str, source: str, keep: bool, show: Progress) -> Remembered:
     """Store one document, and say what has become of it."""
     try:
         text = documents.read(name)
         if not text.strip():
             raise kvbank.InvalidArgument(f"{name} is empty")
-        added = memory.add(text, source=source, progress=lambda count: show("passages", count, None))
+        return Remembered(source, *store(text, source, keep, partial(show, "passages")))
     except kvbank.InvalidArgument as error:
         return Remembered(source, error=str(error))
+
+
+def _add_text(
+    memory: "TextMemory", text: str, source: str, keep: bool, progress: Callable[[int, int | None], object]
+) -> tuple[int, int, int]:
+    """Store a document in a bank of texts; return how many passages were written, known and removed."""
+    added = memory.add(text, source=source, progress=lambda count: progress(count, None))
     removed = 0 if keep else _forget(memory, source, set(added.chunk_ids))
-    return Remembered(source, added.written, added.known, removed)
+    return added.written, added.known, removed
 
 
 def _forget(memory: "TextMemory", source: str, kept: set[int]) -> int:
