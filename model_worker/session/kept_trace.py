@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 import kvbank
 from kvbank.console.output import printable
-from model_worker.window.trace import Step, Trace, TracedChunk
+from model_worker.window.trace import Step, Trace
 
 _CHUNKS, _STEPS, _QUERY_LETTERS = 16, 24, 160
 # Chunks with a smaller share of the attention are left out: it would be shown as 0.0 %.
@@ -18,24 +18,27 @@ _LEAST_SHARE = 0.0005
 _MOST = 12_000
 
 
-def kept(trace: Trace, decode: Callable[[Sequence[int]], str]) -> kvbank.AnswerTrace:
-    """Return what is kept of the trace of a turn, which began with the turn. decode: gives the text of token ids."""
+def kept(trace: Trace, bank: str, decode: Callable[[Sequence[int]], str]) -> kvbank.AnswerTrace:
+    """Return what is kept of the trace of a turn, which began with the turn.
+
+    bank: of the session, which has the chunks that came from the window. decode: gives the text of token ids.
+    """
     count = min(_CHUNKS, sum(chunk.share >= _LEAST_SHARE for chunk in trace.chunks))
     while True:
-        made = _of_heaviest(trace, count, decode)
+        made = _of_heaviest(trace, count, bank, decode)
         if not count or len(made.to_json()) <= _MOST:
             return made
         count //= 2
 
 
-def _of_heaviest(trace: Trace, count: int, decode: Callable[[Sequence[int]], str]) -> kvbank.AnswerTrace:
+def _of_heaviest(trace: Trace, count: int, bank: str, decode: Callable[[Sequence[int]], str]) -> kvbank.AnswerTrace:
     """Return the trace with so many chunks."""
     chunks, others = trace.chunks[:count], trace.chunks[count:]
     places = sorted({place for chunk in chunks for place in chunk.steps})[:_STEPS] or [0]
     return kvbank.AnswerTrace(
         layers=trace.layers,
         steps=tuple(_step(trace.steps[place], decode) for place in places),
-        chunks=tuple(_chunk(trace, rank, chunk, places) for rank, chunk in enumerate(chunks)),
+        chunks=tuple(_chunk(trace, rank, bank, places) for rank in range(count)),
         left_out=len(others),
         rest=tuple(sum(chunk.mass[at] for chunk in others) for at in range(len(trace.layers))),
         window=trace.window,
@@ -51,12 +54,13 @@ def _step(step: Step, decode: Callable[[Sequence[int]], str]) -> kvbank.AnswerSt
     return kvbank.AnswerStep(step.kind, query[:_QUERY_LETTERS], step.answered is not False, step.begin, step.tokens)
 
 
-def _chunk(trace: Trace, rank: int, chunk: TracedChunk, places: Sequence[int]) -> kvbank.AnswerChunk:
-    """Return a chunk of a trace. rank: its place there. places: of the steps that are kept."""
+def _chunk(trace: Trace, rank: int, bank: str, places: Sequence[int]) -> kvbank.AnswerChunk:
+    """Return a chunk of a trace. rank: its place there. bank: of the session. places: of the steps that are kept."""
+    chunk = trace.chunks[rank]
     score = {place: _score(trace.steps[place], rank) for place in chunk.steps if place in places}
     best = sorted(score, key=lambda place: (-score[place], place))
     return kvbank.AnswerChunk(
-        bank=chunk.bank,
+        bank=chunk.bank or (bank if chunk.chunk_id else ""),
         chunk_id=chunk.chunk_id,
         start=chunk.start,
         tokens=chunk.tokens,

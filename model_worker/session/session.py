@@ -192,7 +192,7 @@ class Session:
             yield dict
             return
         with self.trace(every=self.why) as recorder:
-            yield lambda: kept(recorder.trace(), self._decode).metadata
+            yield lambda: kept(recorder.trace(), self.info.bank, self._decode).metadata
 
     def tell(self, text: str, answer: str, *, key: str = "", progress: Progress | None = None) -> kvbank.Turn:
         """Record a turn that took place elsewhere: the model reads message and answer, and writes nothing.

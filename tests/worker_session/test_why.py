@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from model_worker.model import MemoryModel
+from model_worker.session.explained import explained
 from model_worker.session.session import Session
 
 
@@ -38,7 +39,7 @@ def test_a_turn_keeps_why_its_answer_came(model_folder: Path, address: str, sea:
     """Say the third turn of a session, whose first one has left the window, with a look at its answer."""
     with (
         MemoryModel.from_pretrained(model_folder, memory=address, bank=(), chunk=16, window=48, top_k=4) as model,
-        Session.open(model, name=sea, style="plain", why=8) as session,
+        Session.open(model, name=sea, style="plain", why=8, recent=1) as session,
     ):
         session.say("the captain is Ilse Brandt", max_new_tokens=20)
         session.say("and nothing else has happened", max_new_tokens=20)
@@ -51,9 +52,11 @@ def test_a_turn_keeps_why_its_answer_came(model_folder: Path, address: str, sea:
         for masses in zip(trace.window, trace.sinks, trace.rest, *(chunk.mass for chunk in trace.chunks), strict=True):
             assert sum(masses) == pytest.approx(1, abs=1e-3)
         assert list(trace.chunks) == sorted(trace.chunks, key=lambda chunk: -chunk.total)
-        found = [client.get_chunk(chunk.bank, chunk.chunk_id) for chunk in trace.chunks if chunk.score is not None]
-        assert any("capta" in chunk.text for chunk in found)
-        assert {chunk.bank for chunk in found} == {bank}
+        found = explained(client, session.info, trace)
+        assert [each.traced for each in found] == list(trace.chunks)
+        assert any("capta" in each.stored.text for each in found if each.stored is not None)
+        assert {each.stored is not None and each.stored.bank for each in found} == {bank}
+        assert {each.traced.score is None for each in found} == {False, True}
         assert {0} <= {place for chunk in trace.chunks for place in chunk.steps} <= set(range(len(trace.steps)))
         # What was said before is not said again here: it may be forgotten.
         assert "Ilse" not in turn.metadata["trace"]
