@@ -25,6 +25,7 @@ from model_worker.cli.evaluate_ttft import ttft
 from model_worker.cli.homer import homer
 from model_worker.cli.layers import layers
 from model_worker.cli.pretrained import pretrained_models
+from model_worker.cli.reencode import reencode
 from model_worker.cli.train import training
 from model_worker.cli.worker import worker
 
@@ -47,7 +48,14 @@ for _name, _measure in (
 ):
     evaluation.command(_name)(_measure)
 
-COMMANDS = (("demo", demo), ("chat", chat), ("worker", worker), ("layers", layers), ("compressors", compressors))
+COMMANDS = (
+    ("demo", demo),
+    ("chat", chat),
+    ("worker", worker),
+    ("reencode", reencode),
+    ("layers", layers),
+    ("compressors", compressors),
+)
 GROUPS = (
     ("model", pretrained_models),
     ("homer", homer),

@@ -256,6 +256,16 @@ class MemoryCache(Cache, ForwardState):
         ids, start = self.columns.oldest(row, count)
         return Captured(ids, start, layers, "isolated" if self._alone else "window")
 
+    def newest(self, count: int) -> dict[int, LayerCapture]:
+        """Return what the memory layers hold of the window's last `count` tokens; for one row."""
+        layers = {}
+        for index in self.attachment.plan.memory_layers:
+            layer = self.layers[index]
+            assert layer.raw_keys is not None
+            parts = (layer.raw_keys, layer.window_values, layer.raw_queries)
+            layers[index] = LayerCapture(*(None if part is None else part[0, :, -count:] for part in parts))  # type: ignore[arg-type]
+        return layers
+
     def count_from_window(self) -> int:
         """Let the logical length begin at the window's first token, and return by how much it shrank.
 

@@ -49,6 +49,26 @@ def encode_sinks(cache: MemoryCache, token_ids: list[int]) -> None:
     cache.sinks.restore(own.sinks.state())
 
 
+class Behind:
+    """Encodes chunks of a text that follow each other, each behind a window of those before it.
+
+    window, sinks: tokens of the local context. start: offset of the first chunk in its source. needs_queries: whether
+    queries of the memory layers are captured too.
+    """
+
+    def __init__(self, attachment: Attachment, window: int, sinks: int, start: int, needs_queries: bool = False):
+        keeper = _Keeper(1, needs_queries)
+        self._cache = MemoryCache(attachment, keeper, window=window, start=start, sinks=sinks)
+
+    def encode(self, token_ids: list[int], start: int) -> Captured:
+        """Encode the next chunk. start: its offset in the source."""
+        cache = self._cache
+        ids = torch.tensor([token_ids], device=device_of(cache.attachment.model))
+        with torch.no_grad():
+            cache.attachment.decoder(input_ids=ids, past_key_values=cache, use_cache=True)
+        return Captured(token_ids, start, cache.newest(len(token_ids)), "window")
+
+
 def encode_online(
     attachment: Attachment, token_ids: list[int], rule: TovaRule, block: int
 ) -> tuple[Captured, dict[int, Tensor]]:

@@ -25,7 +25,19 @@ GROUP = "kvbank.commands"
 # Commands that show up, and name what they need, when their part is not installed.
 _COMMANDS = {
     "server": ("serve", "check", "repair", "backup", "restore"),
-    "worker": ("demo", "chat", "worker", "model", "layers", "compressors", "homer", "icae", "eval", "train"),
+    "worker": (
+        "demo",
+        "chat",
+        "worker",
+        "reencode",
+        "model",
+        "layers",
+        "compressors",
+        "homer",
+        "icae",
+        "eval",
+        "train",
+    ),
 }
 _TAKES_ANYTHING = {"allow_extra_args": True, "ignore_unknown_options": True}
 

@@ -13,8 +13,9 @@ from kvbank._async_client import AsyncClient
 from kvbank._exceptions import BankNotFound
 from kvbank._options import BankSettings
 from kvbank._texts import texts as _texts
-from kvbank._texts.memory import MOST_IDS, TextMemory
+from kvbank._texts.memory import TextMemory
 from kvbank._texts.passages import LONGEST
+from kvbank.copying import MOST_IDS
 from kvbank.embed import AnyEmbedder, Embedder, embedded_queries
 from kvbank.wire.scalars import Scalar
 

@@ -11,11 +11,9 @@ from kvbank._exceptions import BankNotFound
 from kvbank._options import BankSettings
 from kvbank._texts import texts as _texts
 from kvbank._texts.passages import LONGEST
+from kvbank.copying import MOST_IDS
 from kvbank.embed import AnyEmbedder, Embedder, embedded_queries
 from kvbank.wire.scalars import Scalar
-
-# Chunks that one request may name.
-MOST_IDS = 1000
 
 
 class TextMemory:

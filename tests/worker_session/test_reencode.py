@@ -1,0 +1,101 @@
+"""A bank gets the K-V of another model: all that it says of its chunks stays, and nothing is lost on the way."""
+
+import json
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import kvbank
+from model_worker.cli.reencode_options import ReencodeOptions
+from model_worker.cli.reencoding import reencoded
+from model_worker.errors import BankMismatch
+from model_worker.model import MemoryModel
+from tests.support import command
+
+from .conversing import CHUNK, WINDOW
+
+LINES = "Ships come and go in the harbour of Velm. Nine cranes stand there. " * 3
+
+
+@pytest.fixture(scope="module")
+def client(address: str) -> Iterator[kvbank.Client]:
+    with kvbank.connect(address) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def model(model_folder: Path, client: kvbank.Client) -> Iterator[MemoryModel]:
+    with MemoryModel.from_pretrained(str(model_folder), memory=client, bank=(), chunk=CHUNK, window=WINDOW) as model:
+        yield model
+
+
+@pytest.fixture
+def library(model: MemoryModel) -> str:
+    """Return the name of a bank in which the first model has read a document."""
+    name = f"library-{uuid.uuid4().hex[:8]}"
+    model.read(LINES, memory=model.with_bank(name), source="velm.txt", metadata={"year": 1901})
+    return name
+
+
+def kept(chunk: kvbank.Chunk) -> tuple[Any, ...]:
+    return chunk.text, chunk.start, dict(chunk.metadata), chunk.token_ids, chunk.pinned, chunk.idempotency_key
+
+
+def test_the_bank_is_read_by_the_new_model_and_says_the_same(
+    client: kvbank.Client, library: str, address: str, other_model_folder: Path
+) -> None:
+    before = list(client.list_chunks(library))
+    client.pin_chunks(library, [before[1].chunk_id])
+    before = list(client.list_chunks(library))
+    words = ("reencode", library, "--model", other_model_folder, "--memory", address)
+    done = command.run(command.application(), *words, "--json")
+    assert json.loads(done.stdout)["chunks"] == len(before), done
+    assert [kept(chunk) for chunk in client.list_chunks(library)] == [kept(chunk) for chunk in before]
+    with MemoryModel.from_pretrained(str(other_model_folder), memory=client, bank=library, chunk=CHUNK) as other:
+        own = other.with_bank(f"{library}-own")
+        other.read(LINES, memory=own, source="velm.txt")
+        reader = {"reader_digest": other.attachment.reader.digest, "tensors": "torch"}
+        found, expected = (
+            client.fetch(bank, [chunk.chunk_id for chunk in client.list_chunks(bank)], **reader)
+            for bank in (library, f"{library}-own")
+        )
+        for one, two in zip(found, expected, strict=True):  # as if it had read the document itself
+            assert one.tensors is not None
+            assert two.tensors is not None
+            assert all((one.tensors[key] - two.tensors[key]).abs().max() < 1e-3 for key in two.tensors)
+    assert command.run(command.application(), *words).exit_code == 0  # it is done
+    assert [bank.name for bank in client.list_banks() if "~" in bank.name] == []
+
+
+def test_a_run_that_was_stopped_goes_on_and_the_old_bank_answers_meanwhile(
+    client: kvbank.Client, model: MemoryModel, library: str, other_model_folder: Path
+) -> None:
+    options, total = ReencodeOptions(model=str(other_model_folder)), client.get_bank(library).usage.chunks
+
+    def stop(done: int, total: int) -> None:
+        model.with_bank(library)  # its own model still has it
+        if done >= total // 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        reencoded(client, library, options, stop)
+    half = client.get_bank(f"{library}~reencode").usage.chunks
+    assert 0 < half < total
+    first: list[int] = []
+    bank = reencoded(client, library, options, lambda done, total: first.append(done))
+    assert (bank.usage.chunks, bank.usage.chunks_written) == (total, total)
+    assert first[0] > half
+    with pytest.raises(BankMismatch, match="another model"):
+        model.with_bank(library)
+
+
+def test_texts_get_the_kv_of_a_model(client: kvbank.Client, model: MemoryModel, model_folder: Path) -> None:
+    name = f"texts-{uuid.uuid4().hex[:8]}"
+    kvbank.TextMemory(client, name).add(["Nine cranes stand in Velm.", "The sea is wide."], source="notes")
+    reencoded(client, name, ReencodeOptions(model=str(model_folder)), lambda done, total: None)
+    [found] = model.with_bank(name).recall([model.ids("Who has nine cranes?")]) or []
+    assert found[-1].provenance is not None
+    assert found[-1].provenance.text == "Nine cranes stand in Velm."
