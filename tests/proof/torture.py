@@ -22,7 +22,9 @@ from kvbank.v1 import service_pb2 as pb
 from kvbank.wire.stub import make_stub
 from tests.faults import shim
 from tests.proof import power_cuts
+from tests.proof.chat_kills import kill_chats
 from tests.proof.cost import Cost, cost_of
+from tests.proof.crowd import crowd
 from tests.proof.damage import damage
 from tests.proof.flips import PLACES, Flipped, flip_often, prepare
 from tests.proof.floods import SIZES, all_floods, send, send_directly
@@ -182,6 +184,26 @@ def _pass_through(arguments: argparse.Namespace, place: Path) -> bool:
     return report.holds
 
 
+def _chats(arguments: argparse.Namespace, place: Path) -> bool:
+    with ServiceHost() as host:
+        report = crowd(host, place, arguments.sessions * 60)
+    _say(f"two workers by turns, {arguments.sessions:g} minutes: {report}")
+    for text in report.wrong[:20]:
+        _say(f"  {text}")
+    return report.holds
+
+
+def _chat_kills(arguments: argparse.Namespace, place: Path) -> bool:
+    with ServiceHost() as host:
+        killed = kill_chats(
+            host, place, arguments.session_kills, arguments.seed, tell=lambda killed: _say(f"  {killed}")
+        )
+    _say(f"SIGKILL in conversations: {killed}")
+    for text in killed.wrong[:20]:
+        _say(f"  {text}")
+    return killed.holds
+
+
 # Option, default, help, part.
 PARTS: tuple[tuple[str, float, str, Callable[[argparse.Namespace, Path], bool]], ...] = (
     ("kills", 200, "SIGKILLs under load", _kills),
@@ -189,6 +211,8 @@ PARTS: tuple[tuple[str, float, str, Callable[[argparse.Namespace, Path], bool]],
     ("cuts", 400, "power cuts", _power_cuts),
     ("messages", 100_000, "malformed messages, and messages of millions of parts", _fuzz),
     ("handshakes", 100_000, "connections of callers who speak no protocol, or a broken one", _handshakes),
+    ("sessions", 5.0, "minutes of 20 conversations over two workers of HTTP", _chats),
+    ("session_kills", 100, "SIGKILLs of workers and of the service while a message is answered", _chat_kills),
     ("minutes", 0.0, "minutes of eight paced workers", _workers),
     ("gigabytes", 0.0, "GiB to pass through", _pass_through),
 )

@@ -34,12 +34,17 @@ class StartFailed(Exception):
 
 
 class ServiceHost:
-    """A process that starts services and runs commands. environment: variables on top of those of this process."""
+    """A process that starts services and runs commands. environment: variables on top of those of this process.
+
+    module: what the process runs.
+    """
+
+    module = "tests.support.service_process"
 
     def __init__(self, environment: Mapping[str, str] | None = None) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="kvbank-proof-")
         self._starts = 0
-        command = [sys.executable, "-m", "tests.support.service_process"]
+        command = [sys.executable, "-m", self.module]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
         # As the commands set it before gRPC is imported, whose core would log bytes of callers as they are.
         environment = {"GRPC_VERBOSITY": "NONE"} | os.environ | (environment or {})
@@ -48,19 +53,22 @@ class ServiceHost:
     def start(self, data: Path, **flags: Any) -> "Service":
         """Serve the data folder, and return when the service is ready. flags: those of `kvbank serve`; `listen` is a
         unix socket of its own unless it is given. Errors: StartFailed."""
-        self._starts += 1
-        place = Path(self._folder.name, str(self._starts))
+        place = self.place()
         flags = {"data": str(data), "listen": f"unix:{place}", "min_free": 0} | flags
         number = self.ask({"start": flags | {"ready_file": f"{place}.ready"}, "log": f"{place}.log"})
         return Service(self, number, place)
+
+    def place(self) -> Path:
+        """Return a path of a start's own, for its log and the like."""
+        self._starts += 1
+        return Path(self._folder.name, str(self._starts))
 
     def run(self, *words: object, **environment: str) -> tuple[int, str]:
         """Run `kvbank WORDS` to its end; return the exit status, negative for a signal, and what it printed.
 
         environment: variables besides those of the host.
         """
-        self._starts += 1
-        log = Path(self._folder.name, f"{self._starts}.log")
+        log = self.place().with_suffix(".log")
         number = self.ask({"run": [str(word) for word in words], "log": str(log), "environment": environment})
         ended = os.pidfd_open(number)
         assert select.select([ended], [], [], PATIENCE)[0], f"kvbank {words} does not end"
@@ -98,7 +106,7 @@ class ServiceHost:
 
 
 class Service:
-    """One start of the service, made by `ServiceHost.start`; `address` is what clients connect to."""
+    """One start of a service or worker, made by `start` of its host; `address` is what clients connect to."""
 
     def __init__(self, host: ServiceHost, number: int, place: Path) -> None:
         self.process_id = number
@@ -157,7 +165,7 @@ class Service:
 
 
 def _host() -> None:
-    """Fork for each request on the input of the host process, and say the number of the child."""
+    """Start services and run commands, as requests on the input of this process ask for."""
     # All that a child would import else, at ten times the cost of its start.
     import typer  # noqa: F401
 
@@ -166,6 +174,12 @@ def _host() -> None:
     from memory_service.care import backup, repair, restore  # noqa: F401
     from memory_service.cli import serve  # noqa: F401
 
+    serve_requests(lambda request: partial(_serve, request["start"]) if "start" in request else request["run"])
+
+
+def serve_requests(task_of: Callable[[dict[str, Any]], Callable[[], None] | list[str]]) -> None:
+    """Fork for each request on the input of this process, and say the number of the child. task_of: makes what the
+    child does of the request."""
     gc.freeze()  # it is shared with the children, which would copy what their collector touches
     children: set[int] = set()
     for line in sys.stdin:
@@ -182,7 +196,7 @@ def _host() -> None:
         child = os.fork()
         if child == 0:
             os.environ.update(request.get("environment", {}))
-            _child(Path(request["log"]), partial(_serve, request["start"]) if "start" in request else request["run"])
+            _child(Path(request["log"]), task_of(request))
         children.add(child)
         print(child, flush=True)
     _kill(children)

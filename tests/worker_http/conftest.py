@@ -63,8 +63,13 @@ def one_thread() -> None:
 
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Save a tiny model that does not end its answers."""
+    return save_lasting_model(tmp_path_factory.mktemp("model"))
+
+
+def save_lasting_model(folder: Path) -> Path:
     """Save a tiny model that does not end its answers: the token that would is never the likeliest."""
-    folder = save_model(tmp_path_factory.mktemp("model"), seed=1)
+    save_model(folder, seed=1)
     model = LlamaForCausalLM.from_pretrained(folder)
     with torch.no_grad():
         model.lm_head.weight[model.config.eos_token_id].zero_()
