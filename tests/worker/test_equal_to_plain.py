@@ -7,13 +7,13 @@ import torch
 from transformers import PreTrainedModel
 
 from model_worker.window.cache import MemoryCache
+from tests.support.diagonal import diagonal
 from tests.worker.tiny import BACKENDS, FAMILIES, SLIDING, ListMemory, attached, build, recalled, tokens, worst
 
 Models = Callable[[str], PreTrainedModel]
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("family", "backend"), diagonal(FAMILIES, BACKENDS))
 def test_empty_memory_is_the_plain_model(model: Models, family: str, backend: str) -> None:
     net, ids = model(family), tokens(SLIDING // 2, rows=2)
     net.set_attn_implementation(backend)
@@ -41,9 +41,7 @@ def test_sliding_window_is_the_models_own(model: Models) -> None:
         assert cache.physical == SLIDING
 
 
-@pytest.mark.parametrize("positions", ["original", "continual"])
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("family", "backend", "positions"), diagonal(FAMILIES, BACKENDS, ["original", "continual"]))
 def test_all_layers_remembering_everything_is_one_long_forward(
     model: Models, family: str, backend: str, positions: str
 ) -> None:

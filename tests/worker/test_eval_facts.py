@@ -90,15 +90,15 @@ def test_facts_stand_where_the_plan_says(worker: MemoryModel) -> None:
 
 def test_every_way_has_the_same_hits(worker: MemoryModel) -> None:
     """Test that the number is told by recall and by re-reading, not without, and not where the bank has no chunk."""
-    facts = worded_facts(5, ["number"], 4)
-    made = plant(worker.tokenizer, TEXT, facts, tokens=1200, within=1000, local=200, seed=0)
+    facts = worded_facts(5, ["number"], 3)
+    made = plant(worker.tokenizer, TEXT, facts, tokens=900, within=700, local=200, seed=0)
     memory = worker.with_bank(bank(), count=False, top_k=1)
     worker.read(made.ids, memory=memory)
     asker = Asker(worker, memory, [], len(made.ids))
     asked = [asker.ask(own.fact, own.answer, "complete") for own in made.facts]
     assert all(own.found for own in asked)
-    assert sum(bool(own.right[MEMORY]) for own in asked) == 4
-    assert sum(bool(own.right[REREAD]) for own in asked) >= 3
+    assert sum(bool(own.right[MEMORY]) for own in asked) == 3
+    assert sum(bool(own.right[REREAD]) for own in asked) >= 2
     assert not any(own.right[NOTHING] for own in asked)
     empty = worker.with_bank(bank(), count=False)
     lost = Asker(worker, empty, [], 0).ask(made.facts[0].fact, made.facts[0].answer, "complete")
@@ -110,7 +110,7 @@ def test_every_way_has_the_same_hits(worker: MemoryModel) -> None:
 
 
 def test_what_is_asked_for_stays_under_pressure(worker: MemoryModel) -> None:
-    made = plant(worker.tokenizer, TEXT, worded_facts(7, ["number"], 6), tokens=2500, within=1000, local=0, seed=0)
+    made = plant(worker.tokenizer, TEXT, worded_facts(7, ["number"], 6), tokens=1800, within=1000, local=0, seed=0)
     name = bank()
     worker.read(made.ids, memory=worker.with_bank(name, count=False))
     seen: list[int] = []

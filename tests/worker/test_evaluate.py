@@ -160,7 +160,7 @@ def kvbank_eval(*arguments: object) -> Result:
 def test_what_is_evaluated_was_not_calibrated_on() -> None:
     """Halves of the Python reference are taken for each, where no text is given."""
     methods = ["window:m=N", "homer:m=N,leaf=16,bias=measured"]
-    sizes = ["--chunk=48", "--follow=8", "--budget=8", "--documents=3"]
+    sizes = ["--chunk=48", "--follow=8", "--budget=8", "--documents=2"]
     done = kvbank_eval("compression", *sizes, *(f"--method={name}" for name in methods), "--json")
     assert done.exit_code == 0, done.output
     loaded, words = load_model()
@@ -169,7 +169,7 @@ def test_what_is_evaluated_was_not_calibrated_on() -> None:
         words.encode(half, add_special_tokens=False, verbose=False)
         for half in (text[: len(text) // 2], text[len(text) // 2 :])
     )
-    pieces = list(cut(second, 56, 3))
+    pieces = list(cut(second, 56, 2))
     expected = measure(loaded, words, pieces, Plan(48, 8, [8], methods), calibration=first[:5000])
     found = json.loads(done.stdout)["rows"]
     assert [row["method"] for row in found] == [row.method for row in expected]

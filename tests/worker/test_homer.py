@@ -28,6 +28,7 @@ from model_worker.remember.forest import remember_forest
 from model_worker.remember.memory import Memory
 from model_worker.window.capture import Captured
 from model_worker.window.encoding import encode
+from tests.support.diagonal import diagonal
 from tests.worker.tiny import BACKENDS, attached, bank, build, tokenizer, tokens, worst
 
 Models = Callable[[str], PreTrainedModel]
@@ -109,8 +110,7 @@ def test_what_cannot_be_a_tree(changes: dict[str, int | str], reason: str) -> No
         plan(Shape(**values), 8, **lengths)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("family", "backend"), diagonal(FAMILIES, BACKENDS))
 def test_one_leaf_is_a_plain_forward(model: Models, family: str, backend: str) -> None:
     net, ids = model(family), tokens(30)[0].tolist()
     with torch.no_grad(), attached(net, backend) as attachment:

@@ -17,14 +17,14 @@ from model_worker.errors import InputError
 from model_worker.model import MemoryModel
 from model_worker.window.cache import MemoryCache
 from model_worker.window.tova import TovaRule
+from tests.support.diagonal import diagonal
 from tests.worker.tiny import BACKENDS, ListMemory, attached, bank, build, tokenizer, tokens, worst
 
 Models = Callable[[str], PreTrainedModel]
 FAMILIES = ["llama_mha", "llama_gqa", "llama_yarn", "mistral", "qwen2", "qwen3", "gemma", "gpt_neox"]
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("family", "backend"), diagonal(FAMILIES, BACKENDS))
 def test_within_the_budget_nothing_changes(model: Models, family: str, backend: str) -> None:
     net, ids = model(family), tokens(20, rows=2)
     mask = torch.ones_like(ids)
@@ -63,13 +63,20 @@ def test_a_padded_row_is_as_it_is_alone(model: Models, last: int, heads: str, ba
                 assert torch.equal(held.positions[row], one.positions[0])
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("heads", ["shared", "own"])
-@pytest.mark.parametrize("pads", [0, 7, 15])
-@pytest.mark.parametrize("positions", [28, 256])
-def test_the_order_in_which_tokens_are_held_does_not_show(positions: int, pads: int, heads: str, backend: str) -> None:
+@pytest.mark.parametrize(
+    ("pads_and_heads", "backend", "positions"),
+    diagonal(
+        {f"{pads} {heads}": (pads, heads) for pads in (0, 7, 15) for heads in ("shared", "own")},
+        BACKENDS,
+        {"28": 28, "256": 256},
+    ),
+)
+def test_the_order_in_which_tokens_are_held_does_not_show(
+    positions: int, pads_and_heads: tuple[int, str], backend: str
+) -> None:
     """Caches that write new tokens over old ones are compared with caches that are put in order after every step; also
     when they are moved back (28 positions), among pads, and when a prompt comes after single tokens."""
+    pads, heads = pads_and_heads
     net, ids = build("llama_gqa", positions=positions), tokens(44, rows=2)
     mask = torch.ones_like(ids)
     mask[1, :pads] = 0

@@ -18,6 +18,7 @@ from model_worker.remember.memory import Memory
 from model_worker.remember.settings import MemoryOptions
 from model_worker.window.cache import MemoryCache
 from model_worker.window.recalled import RecalledChunk
+from tests.support.diagonal import diagonal
 from tests.worker.tiny import attached, bank, tokenizer, tokens, worst
 
 Models = Callable[[str], PreTrainedModel]
@@ -45,8 +46,7 @@ def fed(attachment: Attachment, ids: Tensor, cache: MemoryCache, piece: int = CH
     return logits
 
 
-@pytest.mark.parametrize("compressor", ["none", "tova:m=2"])
-@pytest.mark.parametrize("positions", ["zero", "continual", "original"])
+@pytest.mark.parametrize(("positions", "compressor"), diagonal(["zero", "continual", "original"], ["none", "tova:m=2"]))
 def test_the_last_chunks_are_attended_to_as_the_bank_has_them(
     client: kvbank.Client, model: Models, positions: str, compressor: str
 ) -> None:

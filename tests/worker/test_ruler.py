@@ -156,10 +156,10 @@ def test_what_is_not_there_is_refused(source: Source, worker: MemoryModel) -> No
 
 def test_what_is_recalled_is_told(worker: MemoryModel) -> None:
     """Test that numbers are told by recall, not by the question alone, and plainly where the model can read so far."""
-    plan = Plan((400, 600), ("single",), ("plain", "re-reading", "memory", "nothing"), 2, 0, False, 0)
+    plan = Plan((400, 600), ("single",), ("plain", "re-reading", "memory", "nothing"), 1, 0, False, 0)
     found = RulerRun(worker, FILLER, plan, Journal(None, {}), lambda *_: None).report()
     told = {(row["tokens"], row["way"]): row for row in found["rows"]}
-    assert all(row["asked"] == 2 for row in told.values())
+    assert all(row["asked"] == 1 for row in told.values())
     for tokens in plan.tokens:
         assert told[tokens, "found"]["share"] == told[tokens, "memory"]["share"] == 1
         assert told[tokens, "nothing"]["share"] == 0

@@ -31,6 +31,7 @@ def smollm2() -> Iterator[Attachment]:
     attachment.detach()
 
 
+@pytest.mark.slow
 def test_half_of_the_layers_keep_the_recall(smollm2: Attachment) -> None:
     ids = encode_text(smollm2.tokenizer, reference_text()[:60_000])
     facts = plant(smollm2.tokenizer, ids, Planting(chunk=64), 8, seed=1)

@@ -65,8 +65,8 @@ def check_demo(done: Done, facts: int) -> dict[str, Any]:
 
 
 def test_demo_recalls_with_memory_only_and_after_a_kill(kvbank: Callable[..., Done]) -> None:
-    options = ("--limit", "20000", "--facts", "6", "--capacity", "100", "--seed", "3")
-    check_demo(kvbank("demo", *options, "--json"), 6)
+    options = ("--limit", "20000", "--facts", "4", "--capacity", "100", "--seed", "3")
+    check_demo(kvbank("demo", *options, "--json"), 4)
 
 
 @pytest.mark.slow
