@@ -23,7 +23,7 @@ from model_worker.text_files import reference_text
 from tests.support import command
 from tests.worker.tiny import bank
 
-FILLER = reference_text()[:200_000]
+FILLER = reference_text()[:60_000]
 HIDDEN = [name for name in TASKS if not name.endswith("words")]
 TOKENS = 4096
 
