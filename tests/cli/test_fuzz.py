@@ -71,7 +71,9 @@ class World:
             "embedder": "e",
             "dimension": 4,
             "source": self._backup,
-            **{"which": "sea", "turn": 1, "turns": "1"},
+            **{"which": "sea", "turn": 1, "turns": "1", "chunk_id": 1, "paths": self.text, "role": "read"},
+            "quota": "chunks=5" if words[0] == "tenant" else None,
+            "embed": "lexical" if words[0] == "reembed" else None,
             **dict.fromkeys(("place", "out", "path"), self.new()),
         }
         found = values.get(name)

@@ -214,7 +214,16 @@ def test_plans_that_make_no_sense(wrong: dict[str, Any], said: str) -> None:
 def test_the_command(tmp_path: Any) -> None:
     """Test the whole way: counts by place and wording, the figure, and a second run that asks nothing again."""
     (tmp_path / "text.txt").write_text(TEXT, encoding="utf-8")
-    options = ["--text", tmp_path / "text.txt", "--tokens=600", "--tokens=700", "--facts=1", "--wording=number", "--local=0", "--local=full"]
+    options = [
+        "--text",
+        tmp_path / "text.txt",
+        "--tokens=600",
+        "--tokens=700",
+        "--facts=1",
+        "--wording=number",
+        "--local=0",
+        "--local=full",
+    ]
     called = ("eval", "facts", *options, "--out", tmp_path / "run.jsonl", "--json")
     ended = command.run(command.application(), *called, "--plot", tmp_path / "facts.svg")
     assert ended.exit_code == 0, ended.stderr

@@ -147,27 +147,34 @@ def _mkdir(data):
 
 
 @pytest.mark.parametrize("name", QUARANTINED)
-def test_a_damaged_chunk_is_found_and_quarantined_and_the_others_stay(filled, serving, data, name):
+def test_a_damaged_chunk_is_found_and_quarantined(filled, data, name):
     damage, kind, detail = QUARANTINED[name]
     damage(data)
     found = answer("check", data, code=1)
     assert [(p["bank"], p["chunk_id"]) for p in found["problems"] if p["kind"] == kind] == [("b", 2)]
     assert set(kinds(found)) <= {kind, "index_damaged"}  # where the snapshot has the embedding that was
     assert detail in found["problems"][0]["detail"]
-    assert f"{kind}: bank b, chunk 2" in run("check", data, code=1).stdout
-    before = tree(data, without=("-shm", "-wal", ".lock"))
-    assert "would be quarantined" in run("repair", data, "--dry-run").stdout
-    assert tree(data, without=("-shm", "-wal", ".lock")) == before
     done = answer("repair", data)
     assert (done["ok"], done["left"]) == (True, [])
     assert {d["done"] for d in done["done"] if d["kind"] == kind} == {"quarantined"}
     clean(data)
-    assert run("repair", data).stdout == "nothing to mend\n"
     (record,) = (data / "quarantine").glob("*/2.json")
     kept = json.loads(record.read_text())
     assert kept["chunk"]["chunk_id"] == 2
     assert detail in kept["why"]
     assert record.with_suffix(".safetensors").exists() == (kind != "payload_missing")
+
+
+@pytest.mark.parametrize("name", ["a flipped bit", "no file", "no content", "start: 101"])
+def test_the_others_stay_and_a_dry_run_changes_nothing(filled, serving, data, name):
+    damage, kind, _ = QUARANTINED[name]
+    damage(data)
+    assert f"{kind}: bank b, chunk 2" in run("check", data, code=1).stdout
+    before = tree(data, without=("-shm", "-wal", ".lock"))
+    assert "would be quarantined" in run("repair", data, "--dry-run").stdout
+    assert tree(data, without=("-shm", "-wal", ".lock")) == before
+    run("repair", data)
+    assert run("repair", data).stdout == "nothing to mend\n"
     caller = serving()
     del filled[2]
     assert caller.retrieve(top_k=10)[1] == filled

@@ -136,10 +136,9 @@ def test_snapshots_of_an_index_are_compared_and_bad_ones_removed(filled, serving
     with connect(serving.server.address, first_key=1000) as caller:
         caller.create("many", layers=())
         vectors = np.random.default_rng(1).normal(size=(600, 4))
-        acks = caller.write(*(caller.chunk(vector, layers=()) for vector in vectors), bank="many")
+        ids = caller.write_together((caller.chunk(vector, layers=()) for vector in vectors), "many")
         caller.retrieve(banks=["many"], reader_digest="")
-        gone = [ack.chunk_id for ack in acks[:10]]
-        caller.stub.DeleteChunks(pb.DeleteChunksRequest(bank="many", chunk_ids=gone))
+        caller.stub.DeleteChunks(pb.DeleteChunksRequest(bank="many", chunk_ids=ids[:10]))
     serving.stop()
     assert clean(data)["snapshots"] == 1
     damage, kind, detail = SNAPSHOTS[name]
@@ -154,7 +153,7 @@ def test_snapshots_of_an_index_are_compared_and_bad_ones_removed(filled, serving
     serving()
     with connect(serving.server.address, first_key=5000) as caller:
         hits = caller.retrieve(banks=["many"], reader_digest="", top_k=700)[0].queries[0].hits
-        assert sorted(hit.chunk_id for hit in hits) == [ack.chunk_id for ack in acks[10:]]
+        assert sorted(hit.chunk_id for hit in hits) == ids[10:]
 
 
 def test_a_disk_that_is_not_mounted_is_no_damage(filled, data):
