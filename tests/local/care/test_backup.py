@@ -208,7 +208,7 @@ def test_an_older_backup_lends_its_files(filled, serving, data, tmp_path, connec
 
 
 def test_a_backup_that_was_interrupted_is_taken_up(serving, data, tmp_path, monkeypatch):
-    """One that is killed is taken up in tests/proof/care_cuts.py."""
+    # A backup that was killed is taken up in tests/proof/care_cuts.py.
     caller = serving()
     caller.create()
     ids = [ack.chunk_id for ack in caller.write(*(caller.chunk() for _ in range(20)))]
