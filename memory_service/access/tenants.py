@@ -10,16 +10,17 @@ from memory_service.access.rates import Rates
 from memory_service.access.verifier import Verifier
 from memory_service.domain import validate
 from memory_service.domain.access import Caller
-from memory_service.domain.errors import invalid
+from memory_service.domain.errors import invalid, right_missing
+from memory_service.domain.forgetting import Receipt
 from memory_service.domain.tenants import Tenant, TenantQuota, TenantUsage
-from memory_service.storage.base import AccessRecords
+from memory_service.storage.base import AccessRecords, Forgetting
 
 
 class Tenants:
     """Manages the tenants for callers that were found to be operators."""
 
-    def __init__(self, records: AccessRecords, verifier: Verifier, rates: Rates) -> None:
-        self._records, self._verifier, self._rates = records, verifier, rates
+    def __init__(self, records: AccessRecords, forgetting: Forgetting, verifier: Verifier, rates: Rates) -> None:
+        self._records, self._forgetting, self._verifier, self._rates = records, forgetting, verifier, rates
 
     def create(self, name: str, quota: TenantQuota) -> Tenant:
         """Make a tenant without banks and keys. Errors: INVALID_FIELD, TENANT_EXISTS, DISK_FULL."""
@@ -48,12 +49,28 @@ class Tenants:
         """Delete a tenant with its keys, and return how many banks went with it. force: also where it has banks. A
         caller does not delete the tenant of its own key, so that one is left which can make others. Errors:
         INVALID_FIELD, TENANT_NOT_FOUND, TENANT_NOT_EMPTY."""
-        if caller.key_id and name == caller.tenant:
-            raise invalid("name", "is the tenant of the caller's own key")
+        _check_not_own(caller, name)
         banks = self._records.drop_tenant(name, force=force)
         self._verifier.forget()
         self._rates.learn(name, 0)
         return banks
+
+    def forget(self, caller: Caller, name: str) -> Receipt:
+        """Forget a tenant with all that it has, for good. Errors: PERMISSION_DENIED, and those of `delete`."""
+        if not caller.may("operate"):
+            raise right_missing("Forget", "operate")
+        _check_not_own(caller, name)
+        try:
+            return self._forgetting.tenant(name, caller.key_id)
+        finally:
+            self._verifier.forget()
+            self._rates.learn(name, 0)
+
+
+def _check_not_own(caller: Caller, name: str) -> None:
+    """Refuse to delete the tenant of the caller's own key. Errors: INVALID_FIELD."""
+    if caller.key_id and name == caller.tenant:
+        raise invalid("name", "is the tenant of the caller's own key")
 
 
 def _check(quota: TenantQuota) -> None:

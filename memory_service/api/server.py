@@ -50,7 +50,6 @@ from memory_service.observe.observation import Observer
 from memory_service.observe.process_memory import keep_memory, leave_imports_alone
 from memory_service.observe.troubles import Troubles
 from memory_service.operations.banks import Banks
-from memory_service.operations.sessions import Sessions
 from memory_service.search import largest_id
 from memory_service.settings import Settings, unknown_variables
 from memory_service.storage.opening import explaining, open_engine
@@ -134,11 +133,11 @@ class Server:
         self._service = MemoryService(
             self.banks, settings, self._threads, self._rate_turns, self._metrics, self.same_host, limits, pauses
         )
-        access = Keys(records, clock, verifier, limits), Tenants(records, verifier, rates)
+        tenants = Tenants(records, self._engine.forgetting, verifier, rates)
         self._services = (
             self._service,
-            AccessService(self._service.handling, *access),
-            SessionService(self._service.handling, Sessions(self._engine), limits.stalled_s),
+            AccessService(self._service.handling, Keys(records, clock, verifier, limits), tenants),
+            SessionService(self._service.handling, self._engine, self.banks, tenants, limits.stalled_s),
         )
         self._observer = Observer(self._metrics, self._audit)
         self._calls = Calls(settings.max_calls)

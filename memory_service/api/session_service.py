@@ -1,35 +1,48 @@
 """The service of kvbank.v1 for sessions: for each RPC a message comes in, an operation runs, a message goes out."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
 from kvbank.v1 import session_pb2 as pb
 from kvbank.v1 import session_pb2_grpc
 from kvbank.wire.frames import FRAME_BYTES, encode
+from memory_service.access.tenants import Tenants
 from memory_service.api.calls.handlers import HandledService, Handling, asked, current_caller, streaming, unary, wide
 from memory_service.api.messages import session as convert
 from memory_service.api.messages.access import microseconds
+from memory_service.api.messages.convert import filter_
 from memory_service.api.messages.paging import page_size
 from memory_service.api.messages.parsing import Received
 from memory_service.api.streams.chunk_frames import frames
 from memory_service.api.streams.pace import in_pace
 from memory_service.domain.access import Caller
 from memory_service.domain.errors import ServiceError, invalid
+from memory_service.domain.forgetting import Receipt
 from memory_service.domain.limits import STANDARD
 from memory_service.domain.sessions import LEASE_US, Session, Window, new_session_id, own_bank
 from memory_service.observe import request as requests
+from memory_service.operations.banks import Banks
+from memory_service.operations.forgetting import Forgetting
 from memory_service.operations.sessions import Sessions
-from memory_service.storage.base import NewWindow, Source
+from memory_service.storage.base import Engine, NewWindow, Source
 
 
 class SessionService(HandledService, session_pb2_grpc.SessionServiceServicer):
     """The RPCs of kvbank.v1.SessionService; the proto says what each of them promises."""
 
-    def __init__(self, handling: Handling, sessions: Sessions, stalled: float = STANDARD.stalled_s) -> None:
-        """Serve the RPCs over `sessions`. stalled: the seconds that a caller who sends a window may be behind the least
+    def __init__(
+        self,
+        handling: Handling,
+        engine: Engine,
+        banks: Banks,
+        tenants: Tenants,
+        stalled: float = STANDARD.stalled_s,
+    ) -> None:
+        """Serve the RPCs over an engine. stalled: the seconds that a caller who sends a window may be behind the least
         rate of bytes."""
         super().__init__(handling)
-        self._sessions, self._stalled = sessions, stalled
+        self._sessions, self._tenants, self._stalled = Sessions(engine), tenants, stalled
+        self._forgetting = Forgetting(engine, banks, self._sessions)
 
     # Sessions
 
@@ -224,14 +237,29 @@ class SessionService(HandledService, session_pb2_grpc.SessionServiceServicer):
 
     # Deletion
 
-    @unary
+    @wide
     def Forget(self, caller: Caller, request: pb.ForgetRequest) -> pb.ForgetResponse:  # noqa: N802
-        """Delete a session with its turns."""
-        if request.WhichOneof("target") != "session_id":
-            raise invalid("target", "must be session_id: this version deletes whole sessions alone")
-        gone = self._sessions.delete(caller, request.session_id)
-        receipt = pb.Receipt(turns=gone.turns, tokens=gone.tokens, bytes=gone.bytes, turns_kept=gone.turns_kept)
-        return pb.ForgetResponse(receipt=receipt)
+        """Delete something for good, and answer when no file has a byte of it."""
+        forget = self._forget_targets.get(request.WhichOneof("target") or "")
+        if forget is None:
+            raise invalid("target", "is required")
+        receipt = forget(caller, request)
+        if noted := requests.current():
+            noted.receipt = receipt.receipt_id
+        return pb.ForgetResponse(receipt=convert.receipt_message(receipt))
+
+    @property
+    def _forget_targets(self) -> Mapping[str, Callable[[Caller, pb.ForgetRequest], Receipt]]:
+        forgetting = self._forgetting
+        return {
+            "turns": lambda caller, asked: forgetting.turns(
+                caller, asked.turns.session_id, asked.turns.first, asked.turns.last
+            ),
+            "turn_key": lambda caller, asked: forgetting.turn(caller, asked.turn_key),
+            "session_id": lambda caller, asked: forgetting.session(caller, asked.session_id),
+            "chunks": lambda caller, asked: forgetting.chunks(caller, asked.chunks.bank, filter_(asked.chunks.filter)),
+            "tenant": lambda caller, asked: self._tenants.forget(caller, asked.tenant),
+        }
 
     def _message(self, session: Session) -> pb.Session:
         return convert.session_message(session, self._sessions.lease_of(session))

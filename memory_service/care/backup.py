@@ -2,7 +2,8 @@
 payloads that they name.
 
 A chunk that is evicted or deleted between the two is left out of the copied records. A chunk that is damaged, or cannot
-be read, is left out too, and the findings say so.
+be read, is left out too, and the findings say so. Where something is forgotten while the copy is made, the copy is
+removed: it would have that yet.
 """
 
 from collections.abc import Collection
@@ -29,6 +30,9 @@ def backup(data: Path, place: Path, *, base: Path | None = None, progress: Progr
         manifest.read(base)
     with Folder(data) as live, Making(place) as making:
         partial, findings = making.partial, Findings()
+        forgotten, pending = live.forgettings()
+        if pending:
+            raise CareError(f"something is being forgotten in {data}; begin again when that is done")
         (partial / MANIFEST).unlink(missing_ok=True)
         writing.forget_database(partial)
         progress("records", 0, 1)
@@ -53,6 +57,8 @@ def backup(data: Path, place: Path, *, base: Path | None = None, progress: Progr
             transfer.tidy(copy)
         findings.totals = transfer.totals
         findings.totals["gone_meanwhile"] = len(failures) - len(alive)
+        if live.forgettings()[0] - forgotten:
+            raise CareError(f"something was forgotten in {data} meanwhile, and the copy has it yet; begin again")
         manifest.write(partial, schema=live.schema, store_id=store_id, findings=findings)
         making.finish()
     return findings

@@ -87,6 +87,12 @@ class Folder:
         with self.read() as connection:
             return str(connection.exec_driver_sql("SELECT store_id FROM store").scalar_one())
 
+    def forgettings(self) -> tuple[set[str], bool]:
+        """Return the ids of all receipts of what was forgotten, and whether something is being forgotten."""
+        with self.read() as connection:
+            found = connection.exec_driver_sql("SELECT receipt_id, work IS NOT NULL FROM forgettings").all()
+        return {receipt for receipt, _ in found}, any(pending for _, pending in found)
+
     def alive(self, chunk_ids: Collection[int]) -> set[int]:
         """Return those of the ids that have a row now, in a bank that is not being deleted."""
         if not chunk_ids:

@@ -13,7 +13,7 @@ from memory_service.care.folder import Folder
 from memory_service.care.report import Findings
 from memory_service.domain.errors import ServiceError
 from memory_service.domain.sessions import Session
-from memory_service.storage.local.records import session_rows, turn_rows
+from memory_service.storage.local.records import forgetting_rows, session_rows, turn_rows
 from memory_service.storage.local.records.schema import raw
 from memory_service.storage.local.records.session_rows import Branch
 
@@ -28,8 +28,9 @@ def check(folder: Folder, findings: Findings, *, fast: bool) -> None:
         for session in sessions.values():
             for text in _flaws(connection, session):
                 findings.add("session", f"session {session.session_id}: {text}")
+        going = forgetting_rows.branches_going(connection)
         for branch in branches.values():
-            if branch.session_id not in sessions:
+            if branch.session_id not in sessions and not {branch.branch, f"of {branch.tenant}"} & going:
                 findings.add(
                     "session", f"the branch {branch.branch} is of the session {branch.session_id}, which is lost"
                 )

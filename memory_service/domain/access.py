@@ -15,15 +15,16 @@ from memory_service.domain.tenants import DEFAULT_TENANT
 
 # The roles that a key can have.
 Role = Literal["read", "write", "admin", "operator"]
-# "known": any caller that is let in. "keys": the keys of the own tenant, or of all. "operate": the service as a whole.
-Right = Literal["known", "read", "write", "admin", "keys", "operate"]
+# "known": any caller that is let in. "forget": something of the own tenant, or a tenant as a whole. "keys": the keys of
+# the own tenant, or of all. "operate": the service as a whole.
+Right = Literal["known", "read", "write", "forget", "admin", "keys", "operate"]
 
 EVERY_BANK = ("*",)
 _RIGHTS: Mapping[Role, frozenset[Right]] = {
     "read": frozenset({"known", "read"}),
-    "write": frozenset({"known", "read", "write"}),
-    "admin": frozenset({"known", "read", "write", "admin", "keys"}),
-    "operator": frozenset({"known", "keys", "operate"}),
+    "write": frozenset({"known", "read", "write", "forget"}),
+    "admin": frozenset({"known", "read", "write", "forget", "admin", "keys"}),
+    "operator": frozenset({"known", "forget", "keys", "operate"}),
 }
 
 

@@ -44,6 +44,7 @@ Reason = Literal[
     "LEASE_LOST",
     "TURN_CONFLICT",
     "TURN_NOT_FOUND",
+    "TURN_FORGOTTEN",
 ]
 # In bytes. A status has the message twice, the second time with up to three values.
 _LONGEST_MESSAGE, _LONGEST_VALUE = 1024, 512
@@ -217,6 +218,12 @@ def turn_not_found(session: str, turn: int | str) -> ServiceError:
     key."""
     of = f" of session {session!r}" if session else ""
     return ServiceError("TURN_NOT_FOUND", f"there is no turn {turn!r}{of}", session=session, turn=turn)
+
+
+def turn_forgotten(branch: str, start: int) -> ServiceError:
+    """Make the error TURN_FORGOTTEN of a chunk whose tokens were forgotten."""
+    text = f"the tokens from {start} on of branch {branch!r} were forgotten; read the turns of the session again"
+    return ServiceError("TURN_FORGOTTEN", text, branch=branch, start=start)
 
 
 def damaged_session(session: str) -> ServiceError:

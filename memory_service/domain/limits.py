@@ -31,6 +31,10 @@ Point = Literal[
     "files dropped",  # the files of a deleted bank are about to be removed
     "index loaded",  # an index has been read, and does not know yet what was committed meanwhile
     "index told",  # an index is about to learn of a commit
+    "forgetting begun",  # it is written down what is to be forgotten, and nothing has gone
+    "rows forgotten",  # rows of what is forgotten are gone, and its files are about to go
+    "files forgotten",  # rows and files are gone, and what nothing uses of the database is about to be cleared
+    "all forgotten",  # all is gone, and the receipt does not say so yet
 ]
 
 

@@ -50,7 +50,8 @@ RIGHTS: Mapping[str, Right] = {
     "ReleaseLease": "write",
     "AppendTurns": "write",
     "KeepWindow": "write",
-    "Forget": "write",
+    # What each of its targets asks for is said in `operations.forgetting`.
+    "Forget": "forget",
     # Keys and tenants
     "CreateKey": "keys",
     "ListKeys": "keys",

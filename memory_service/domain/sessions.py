@@ -22,6 +22,8 @@ OWN_BANK = "session-"
 _OWN_BANK = re.compile(OWN_BANK + "[0-9a-f]{16}")
 # The filter of a session names all its stretches, and a message holds no more.
 MOST_STRETCHES = 10_000
+# The key in the metadata of a chunk that names the branch in which the chunk begins.
+BRANCH = "branch"
 # How long a lease lasts that does not say it, in microseconds.
 LEASE_US = 30_000_000
 
@@ -132,16 +134,6 @@ class Window:
     checksum: int
 
 
-@dataclass(frozen=True, slots=True)
-class Deleted:
-    """Counts what went with a session, and the turns that stay because forks have them. bytes: those of the turns."""
-
-    turns: int = 0
-    tokens: int = 0
-    bytes: int = 0
-    turns_kept: int = 0
-
-
 def new_session_id() -> str:
     """Return an id for a session, which cannot be guessed."""
     return secrets.token_hex(16)
@@ -197,6 +189,11 @@ def released(session: Session, epoch: int) -> Session:
     if session.epoch != epoch:
         raise lease_lost(session.session_id, epoch)
     return replace(session, lease=None)
+
+
+def fenced(session: Session) -> Session:
+    """Return a session that no worker has, and that no earlier lease is good for: its turns are others now."""
+    return replace(session, epoch=session.epoch + 1, lease=None)
 
 
 # Turns

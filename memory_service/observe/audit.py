@@ -69,6 +69,7 @@ class AuditLog:
             "method": request.method,
             "bank": request.bank,
             "session": request.session,
+            "receipt": request.receipt,
             "result": code,
             "reason": request.reason,
         }

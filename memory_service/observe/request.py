@@ -11,6 +11,8 @@ from memory_service.domain.access import Caller
 # The most characters of a name that are logged.
 LONGEST_LOGGED = 200
 _SESSIONS = "kvbank/v1/session.proto"
+# The fields of a request to forget that have more than one word.
+_PARTS_OF_FORGET = {"turns": "turns", "chunks": "chunks"}
 # The names of banks of one request that are logged.
 _MOST_NAMES = 3
 
@@ -18,8 +20,9 @@ _MOST_NAMES = 3
 @dataclass(slots=True)
 class Request:
     """One request, shared by the tasks and threads that work on it. `bank` has the names of its banks, `session` the id
-    of its session, `reason` is that of the error that ends the request, `peer` the address that it came from; each is
-    empty where there is none. `caller` is None until it is known who calls."""
+    of its session, `receipt` the id of what it is told by when it forgets, `reason` is that of the error that ends the
+    request, `peer` the address that it came from; each is empty where there is none. `caller` is None until it is known
+    who calls."""
 
     id: str
     method: str
@@ -28,13 +31,18 @@ class Request:
     peer: str = ""
     caller: Caller | None = None
     session: str = ""
+    receipt: str = ""
 
     def of(self, message: Any) -> None:
         """Take the name of the bank, or the id of the session, from a request message, whatever its field is called."""
         if message.DESCRIPTOR.file.name == _SESSIONS:
             # Names of sessions are left out, because they may say what a conversation is about.
+            if message.DESCRIPTOR.name == "ForgetRequest":
+                message = getattr(
+                    message, {"turns": "turns", "chunks": "chunks"}.get(message.WhichOneof("target"), ""), message
+                )
             self.session = str(getattr(message, "session_id", ""))[:LONGEST_LOGGED]
-            message = getattr(message, "session", None)
+            message = getattr(message, "session", message)
             self.bank = str(getattr(message, "bank", ""))[:LONGEST_LOGGED]
             return
         for whole in ("retrieve", "fetch"):

@@ -10,7 +10,7 @@ from memory_service.domain import session_checks as checks
 from memory_service.domain import sessions as rules
 from memory_service.domain.access import EVERY_BANK, Caller
 from memory_service.domain.errors import ServiceError, session_not_found, turn_not_found
-from memory_service.domain.sessions import Deleted, Lease, Session, Turn, Window
+from memory_service.domain.sessions import Lease, Session, Turn, Window
 from memory_service.operations.paging import page
 from memory_service.storage.base import Engine, NewWindow, SessionView, Source
 
@@ -41,6 +41,15 @@ class Sessions:
     def get(self, caller: Caller, session_id: str) -> Session:
         """Return a session by its id. Errors: SESSION_NOT_FOUND."""
         return self._seen(caller, session_id, lambda view: view.session(caller.tenant, session_id))
+
+    def is_gone(self, caller: Caller, session_id: str) -> bool:
+        """Tell whether the tenant has no such session, not even one that the caller may not see."""
+        try:
+            with self._records.read() as view:
+                view.session(caller.tenant, session_id)
+        except ServiceError as error:
+            return error.reason == "SESSION_NOT_FOUND"
+        return False
 
     def named(self, caller: Caller, name: str) -> Session:
         """Return a session by its name. Errors: SESSION_NOT_FOUND."""
@@ -81,11 +90,6 @@ class Sessions:
         TURN_NOT_FOUND, INVALID_FIELD, DISK_FULL."""
         self.get(caller, session_id)
         return self._records.rewind(caller.tenant, session_id, epoch, turn)
-
-    def delete(self, caller: Caller, session_id: str) -> Deleted:
-        """Delete a session with its turns, but for those that forks have. Errors: SESSION_NOT_FOUND."""
-        self.get(caller, session_id)
-        return self._records.delete(caller.tenant, session_id)
 
     # Leases
 

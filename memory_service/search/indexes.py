@@ -3,9 +3,11 @@ that an index equals the store: it is loaded from one moment of that, and learns
 anything searches it; an index that misses a change is dropped."""
 
 import logging
+import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -75,6 +77,7 @@ class SearchIndexes:
         self._entries: dict[int, _Entry] = {}
         self._loading: dict[int, threading.Lock] = {}
         self._dropped: list[Snapshots] = []
+        self._purges: queue.SimpleQueue[tuple[_Entry | None, Future[int | None]]] = queue.SimpleQueue()
         self._stopping = threading.Event()
         self._work = threading.Event()
         self._thread = threading.Thread(target=self._care, name="kvbank-index", daemon=True)
@@ -153,6 +156,23 @@ class SearchIndexes:
         self._loading.pop(bank.bank_id, None)
         self._dropped.append(self._snapshots(bank))
         self._work.set()
+
+    def purge(self, bank: Bank | None) -> int:
+        """Take the vectors of chunks that are gone out of memory and files; see `Follower.purge`."""
+        if bank is None:
+            return self._ask_to_purge(None) or 0
+        made = None
+        while made is None and (bank.bank_id in self._entries or self._snapshots(bank).any()):
+            self.get(bank)
+            if (entry := self._entries.get(bank.bank_id)) is not None:
+                made = self._ask_to_purge(entry)
+        return made or 0
+
+    def _ask_to_purge(self, entry: _Entry | None) -> int | None:
+        asked: Future[int | None] = Future()
+        self._purges.put((entry, asked))
+        self._work.set()
+        return asked.result()
 
     def _change(self, bank: Bank, change: Callable[[BankIndex], bool]) -> None:
         entry = self._entries.get(bank.bank_id)
@@ -238,9 +258,21 @@ class SearchIndexes:
             self._work.clear()
             while self._dropped:
                 self._dropped.pop().drop()
+            self._purge_asked()
             for entry in list(self._entries.values()):
                 if entry.upkeep is not None and not self._guarded(partial(self._tend, entry, entry.upkeep)):
                     self._forget(entry)
+
+    def _purge_asked(self) -> None:
+        """Take out of indexes what is gone, where that was asked for; None is the answer for an index that has left
+        memory meanwhile."""
+        while not self._purges.empty():
+            entry, asked = self._purges.get()
+            try:
+                here = entry is not None and self._entries.get(entry.bank.bank_id) is entry
+                asked.set_result(entry.upkeep.purge() if here and entry and entry.upkeep else None)
+            except Exception as error:
+                asked.set_exception(error)
 
     def _drop_unknown(self) -> None:
         def known() -> set[str]:

@@ -89,6 +89,10 @@ class Snapshots:
         """Remove all files of the bank."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
+    def any(self) -> bool:
+        """Tell whether the bank has files."""
+        return next(self.folder.glob("*"), None) is not None
+
     def _numbered(self) -> list[tuple[int, Path]]:
         paths = self.folder.glob(f"*{SUFFIX}")
         return [(int(path.stem), path) for path in paths if path.stem.isdecimal()]

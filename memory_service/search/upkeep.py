@@ -60,6 +60,16 @@ class Upkeep:
         saved = [self.snapshots.save(segment) for segment in sealed if segment.saved != segment.rows]
         return any(saved)
 
+    def purge(self) -> int:
+        """Make every segment anew that has rows of chunks that are gone, so that neither memory nor files have their
+        vectors; return how many there were. Errors: Stopped."""
+        if self.index.segments[-1].dead:
+            self.index.seal_tail()
+        stale = [segment for segment in self.index.segments[:-1] if segment.dead]
+        for segment in stale:
+            self._renew(segment)
+        return len(stale)
+
     def _wants_lists(self, has: bool) -> bool:
         live = len(self.index)
         if self.kind == "exact" or live < max(self.index.limits.fewest_in_lists, 2 * self._in_vain):

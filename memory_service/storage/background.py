@@ -50,12 +50,16 @@ class Janitor:
         """Run a task every so many seconds, until `rest` or `close`."""
         self.later(self._timers.append, _Timer(task, seconds, time.monotonic() + seconds, seconds))
 
+    def settle(self) -> None:
+        """Return when the tasks that were given so far have run."""
+        settled = threading.Event()
+        self.later(settled.set)
+        settled.wait()
+
     def rest(self) -> None:
         """Finish the tasks that were given, and end those that recur. Tasks that are given later still run."""
-        rested = threading.Event()
         self.later(self._timers.clear)
-        self.later(rested.set)
-        rested.wait()
+        self.settle()
 
     def close(self) -> None:
         """Finish the tasks that were given, and end the thread."""

@@ -27,9 +27,10 @@ from numpy.typing import NDArray
 
 from memory_service.domain.access import ApiKey, KeyPlace
 from memory_service.domain.clock import Clock
+from memory_service.domain.forgetting import Receipt
 from memory_service.domain.model import Bank, Chunk, Eviction, Filter, Metadata, Payload
 from memory_service.domain.payload import Buffer
-from memory_service.domain.sessions import Deleted, Session, Turn, Window
+from memory_service.domain.sessions import Session, Turn, Window
 from memory_service.domain.tenants import Tenant, TenantQuota, TenantUsage
 
 # Ids of chunks [n], ascending.
@@ -198,6 +199,11 @@ class Follower(Protocol):
     def dropped(self, bank: Bank) -> None:
         """Learn that a bank is deleted."""
 
+    def purge(self, bank: Bank | None) -> int:
+        """Forget for good what was learned of chunks of a bank that are gone, or, for None, of banks that are deleted:
+        when this returns, no file of the follower has any of it. Returns how many files were made anew. This blocks,
+        and is called by another thread than the one that tells of commits."""
+
 
 class Store(Protocol):
     """Banks, chunks and their vectors. Threads share a store, and its methods block.
@@ -273,8 +279,11 @@ class Store(Protocol):
         until the chunk fits; the rest follows in the background, also after a restart, and until then the chunks in it
         are found as before. A pin saves a chunk from a plan; another capacity or policy ends the plan.
 
-        Errors, by the future: KEY_REUSED, BANK_NOT_FOUND, BANK_FULL, TOO_LARGE, QUOTA_EXCEEDED; after any other error
-        it is not known whether the chunk is there.
+        A chunk whose metadata name a branch of a session (`domain.sessions.BRANCH`) is refused where it has tokens of
+        that branch which were forgotten.
+
+        Errors, by the future: KEY_REUSED, BANK_NOT_FOUND, BANK_FULL, TOO_LARGE, QUOTA_EXCEEDED, TURN_FORGOTTEN; after
+        any other error it is not known whether the chunk is there.
         """
 
     def set_metadata(self, bank: Bank, chunk_id: int, metadata: Metadata) -> bool:
@@ -465,12 +474,40 @@ class SessionRecords(Protocol):
         were appended before, with the same keys, content and place, are returned as they are. Errors: LEASE_LOST,
         TURN_CONFLICT where `follows` is not the last turn, KEY_REUSED, QUOTA_EXCEEDED, DISK_FULL."""
 
-    def delete(self, tenant: str, session_id: str) -> Deleted:
-        """Delete a session with its turns, but for those that forks have, and with its window. A bank that was made for
-        it and its forks goes with the last of them."""
-
     def totals(self) -> SessionTotals:
         """Add up what all sessions hold."""
+
+
+class Forgetting(Protocol):
+    """The forgetting of what a store has, for good. Threads share it, and its methods block until no file of the store
+    has a byte of what was forgotten.
+
+    What is to be forgotten is written down first; what a stop interrupts is finished by the next start. Asking again
+    does no harm: where nothing is left to forget, the receipt of before is returned. key_id: of the key by which it is
+    asked for. Errors of all methods: NOT_SERVING, where the engine is brought to rest before all is gone, or somebody
+    else reads what was forgotten; STORAGE_ERROR, where what is to go cannot be reached.
+    """
+
+    def turns(self, tenant: str, session_id: str, first: int, last: int, key_id: str) -> Receipt:
+        """Forget turns of a session, both bounds included, in all its forks too; what is left are number, start and
+        count of tokens. Chunks of their tokens go, and those of context "window" that were made behind them; every
+        session that has the turns loses its window, and the worker that has the session its lease. Errors:
+        SESSION_NOT_FOUND, TURN_NOT_FOUND, CHECKSUM_MISMATCH."""
+
+    def turn(self, tenant: str, key: str, key_id: str) -> Receipt:
+        """Do as `turns` for the turn that has a key, also one from which its session was rewound. Errors:
+        TURN_NOT_FOUND."""
+
+    def session(self, tenant: str, session_id: str, key_id: str) -> Receipt:
+        """Forget a session with its window, its chunks and its turns, but for what forks have. A bank that was made for
+        it and its forks goes with the last of them. Errors: SESSION_NOT_FOUND, CHECKSUM_MISMATCH."""
+
+    def chunks(self, bank: Bank, where: Filter, key_id: str) -> Receipt:
+        """Forget the chunks of a bank that a filter lets pass. Errors: BANK_NOT_FOUND, FlawedError."""
+
+    def tenant(self, name: str, key_id: str) -> Receipt:
+        """Forget a tenant with its keys, sessions and banks. Errors: TENANT_NOT_FOUND; TENANT_NOT_EMPTY for the tenant
+        "default"."""
 
 
 class NewWindow(Protocol):
@@ -613,6 +650,10 @@ class Engine(Protocol):
     @property
     def sessions(self) -> SessionRecords:
         """Return the sessions of the store."""
+
+    @property
+    def forgetting(self) -> Forgetting:
+        """Return what forgets for good."""
 
     @property
     def windows(self) -> Windows:

@@ -45,7 +45,8 @@ MAY = {
     "read": READING,
     "write": WRITING,
     "admin": WRITING | KEYS | {"UpdateBank", "DeleteBank", "ReplaceBank"},
-    "operator": {"GetServerInfo", "GetStats", "WhoAmI", "ServerReflectionInfo", "Compact"}
+    # Of what can be forgotten, an operator may tenants alone; see `test_what_each_role_may_forget`.
+    "operator": {"GetServerInfo", "GetStats", "WhoAmI", "ServerReflectionInfo", "Compact", "Forget"}
     | KEYS
     | {"CreateTenant", "ListTenants", "SetTenantQuota", "DeleteTenant"},
 }

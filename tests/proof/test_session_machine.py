@@ -1,8 +1,9 @@
 """Random histories of sessions against an oracle of plain lists: turns, forks, rewinds, leases, deletions, restarts."""
 
 import tempfile
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from tests.support.engines import opened
 from tests.support.store import reason
 
 TENANT = "default"
+FORGOTTEN = Turn("forgotten", (), b"")
 WHICH, PLACES = st.integers(0, 100), st.integers(0, 12)
 HOLDERS = st.sampled_from(["w1", "w2"])
 
@@ -42,6 +44,16 @@ class Said:
     line: list[str]
     tokens: int
     given: Turn = field(repr=False)
+
+
+def _is_known(key: str) -> bool:
+    """Tell whether a turn has the key that it was appended with, and is not forgotten."""
+    return not key.startswith("gone ")
+
+
+def _without(line: Iterable[str], gone: Mapping[str, str]) -> list[str]:
+    """Return keys of turns, with others for those that were forgotten."""
+    return [gone.get(key, key) for key in line]
 
 
 class SessionMachine(RuleBasedStateMachine):
@@ -86,12 +98,13 @@ class SessionMachine(RuleBasedStateMachine):
         with self._engine.sessions.read() as view:
             session = view.session(TENANT, session_id)
             turns = list(view.turns(session, 0, token_ids=True))
-        assert [turn.key for turn in turns] == known.line
+        keys = ["gone" if turn.status == "forgotten" else turn.key for turn in turns]
+        assert keys == [key.split()[0] for key in known.line]
         starts = [sum(self._said[key].tokens for key in known.line[:at]) for at in range(len(turns) + 1)]
         assert [turn.start for turn in turns] == starts[:-1]
         assert (session.head, session.tokens, session.epoch) == (len(turns), starts[-1], known.epoch)
-        assert all(turn.items == self._said[turn.key].given.items for turn in turns)
-        assert all(turn.token_ids == self._said[turn.key].given.token_ids for turn in turns)
+        given = [self._said[key].given for key in known.line]
+        assert [(turn.items, turn.token_ids) for turn in turns] == [(turn.items, turn.token_ids) for turn in given]
         lease = rules.current_lease(session, self._now)
         assert (lease and (lease.holder, lease.expires)) == (known.lease if self._leased(known) else None)
 
@@ -119,7 +132,10 @@ class SessionMachine(RuleBasedStateMachine):
     @precondition(lambda self: self._said)
     @rule(which=WHICH)
     def fork_at_a_key(self, which: int) -> None:
-        key, new = list(self._said)[which % len(self._said)], self._new()
+        keys, new = list(filter(_is_known, self._said)), self._new()
+        if not keys:
+            return
+        key = keys[which % len(keys)]
         if not any(key in known.kept for known in self._known.values()):
             assert reason(lambda: self._engine.sessions.fork_at(TENANT, new, key)) == "TURN_NOT_FOUND"
             return
@@ -132,8 +148,28 @@ class SessionMachine(RuleBasedStateMachine):
     @rule(which=WHICH)
     def delete(self, which: int) -> None:
         name, _ = self._some(which)
-        self._engine.sessions.delete(TENANT, name)
+        self._engine.forgetting.session(TENANT, name, "")
         del self._known[name]
+        self._everything()
+
+    @precondition(lambda self: self._known)
+    @rule(which=WHICH, first=PLACES, more=st.integers(0, 2))
+    def forget(self, which: int, first: int, more: int) -> None:
+        name, known = self._some(which)
+        ask = lambda: self._engine.forgetting.turns(TENANT, name, first, first + more, "")  # noqa: E731
+        if not 1 <= first <= first + more <= len(known.line):
+            assert reason(ask) == "TURN_NOT_FOUND"
+            return
+        asked = known.line[first - 1 : first + more]
+        gone = {key: f"gone {key}" for key in asked if not key.startswith("gone ")}
+        ask()
+        for other in self._known.values():
+            if gone and set(other.line) & set(asked):
+                other.epoch, other.lease = other.epoch + 1, None
+            other.line, other.kept = _without(other.line, gone), set(_without(other.kept, gone))
+        self._said |= {gone[key]: replace(self._said.pop(key), given=FORGOTTEN) for key in gone}
+        for said in self._said.values():
+            said.line = _without(said.line, gone)
         self._everything()
 
     @precondition(lambda self: self._known)
@@ -205,10 +241,11 @@ class SessionMachine(RuleBasedStateMachine):
     @precondition(lambda self: self._said)
     @rule(which=WHICH, of=WHICH, changed=st.booleans())
     def append_again(self, which: int, of: int, changed: bool) -> None:
-        if not self._known:
+        keys = list(filter(_is_known, self._said))
+        if not self._known or not keys:
             return
         name, known = self._some(which)
-        key = list(self._said)[of % len(self._said)]
+        key = keys[of % len(keys)]
         said = self._said[key]
         turn = self._turn(key, said.tokens + changed)
         follows = len(said.line) - 1
@@ -255,7 +292,7 @@ class SessionMachine(RuleBasedStateMachine):
             listed = {session.session_id for session in view.sessions(TENANT, None, {})}
         assert listed == set(self._known)
         kept = {key for known in self._known.values() for key in known.kept}
-        for key in self._said:
+        for key in filter(_is_known, self._said):
             assert self._is_there(key) == (key in kept)
         sizes = self._engine.sessions.totals()
         assert sizes.sessions == len(self._known)

@@ -6,8 +6,10 @@ from datetime import timedelta
 from kvbank import _access_models as m
 from kvbank import _arguments
 from kvbank._calls import access_messages as messages
+from kvbank._calls import session_messages
 from kvbank._calls.messages import build
 from kvbank._exceptions import TenantNotFound
+from kvbank._session_models import Receipt
 from kvbank._transport.caller import Caller
 from kvbank.v1 import access_pb2 as pb
 
@@ -100,3 +102,9 @@ class Access:
             if attempts.unsure:  # an attempt whose connection broke has deleted it
                 return 0
             raise
+
+    def forget_tenant(self, name: str, *, timeout: float | None = None) -> Receipt:
+        """Forget a tenant for good, with its keys, sessions and banks, and return what went; see `Sessions.forget`.
+        Errors: TenantNotFound."""
+        request = session_messages.forget_tenant(name)
+        return session_messages.receipt(self._caller.call("Forget", request, timeout).receipt)

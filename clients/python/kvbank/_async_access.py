@@ -7,8 +7,10 @@ from kvbank import _access_models as m
 from kvbank import _arguments
 from kvbank._access import Access
 from kvbank._calls import access_messages as messages
+from kvbank._calls import session_messages
 from kvbank._calls.messages import build
 from kvbank._exceptions import TenantNotFound
+from kvbank._session_models import Receipt
 from kvbank._transport.async_caller import AsyncCaller
 from kvbank.v1 import access_pb2 as pb
 
@@ -81,6 +83,10 @@ class AsyncAccess:
             if attempts.unsure:  # an attempt whose connection broke has deleted it
                 return 0
             raise
+
+    async def forget_tenant(self, name: str, *, timeout: float | None = None) -> Receipt:
+        request = session_messages.forget_tenant(name)
+        return session_messages.receipt((await self._caller.call("Forget", request, timeout)).receipt)
 
 
 for _name, _method in vars(AsyncAccess).items():

@@ -186,6 +186,10 @@ class AsyncSessions:
         request = messages.forget(session_id, first, last)
         return messages.receipt((await self._caller.call("Forget", request, timeout)).receipt)
 
+    async def forget_turn(self, key: str, *, timeout: float | None = None) -> m.Receipt:
+        request = build(pb.ForgetRequest, turn_key=key)
+        return messages.receipt((await self._caller.call("Forget", request, timeout)).receipt)
+
     # Files
 
     async def export(

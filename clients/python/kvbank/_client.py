@@ -316,8 +316,8 @@ class Client:
     def forget_chunks(self, bank: str, filter: m.Filter, *, timeout: float | None = None) -> Receipt:
         """Forget chunks of a bank for good, such as those of a document, and return what went. filter: selects them.
 
-        Sessions that had attended to them lose what they made of them; their workers make it again from the turns. A
-        call that is made again, after its connection broke, may answer that nothing went. Errors: BankNotFound.
+        What was forgotten before is answered with the receipt of then, for 30 days. K-V that sessions made of their own
+        turns while they read the bank are those of the sessions, and stay. Errors: BankNotFound.
         """
         request = search_messages.forget(bank, filter)
         self._caller.check_alternatives(request.chunks, self._caller.attempts(timeout))

@@ -221,10 +221,16 @@ class Sessions:
         """Forget turns for good, and return what went: the whole session where neither bound is given.
 
         first, last: numbers of turns, both included, in all forks too; one of them alone is one turn. Of a whole
-        session what its forks have stays. A call that is made again, after its connection broke, may answer that
-        nothing went. Errors: TurnNotFound.
+        session what its forks have stays. What was forgotten before is answered with the receipt of then, for 30 days.
+        Errors: TurnNotFound.
         """
         request = messages.forget(session_id, first, last)
+        return messages.receipt(self._caller.call("Forget", request, timeout).receipt)
+
+    def forget_turn(self, key: str, *, timeout: float | None = None) -> m.Receipt:
+        """Forget a turn for good by its key, in all forks too and also where its session was rewound from it, and
+        return what went. Errors: TurnNotFound, also where it is forgotten already."""
+        request = build(pb.ForgetRequest, turn_key=key)
         return messages.receipt(self._caller.call("Forget", request, timeout).receipt)
 
     # Files

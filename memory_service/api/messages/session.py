@@ -10,6 +10,7 @@ from kvbank.v1 import session_pb2 as pb
 from kvbank.wire import enums
 from memory_service.api.messages.convert import timestamp
 from memory_service.domain.errors import invalid
+from memory_service.domain.forgetting import Receipt
 from memory_service.domain.sessions import Item, Lease, Session, Stretch, Turn, TurnStatus
 
 _NUMBERS: Mapping[str, Any] = enums.numbers(pb.TurnStatus, get_args(TurnStatus))
@@ -88,6 +89,23 @@ def turn_message(turn: Turn, *, short: bool = False) -> pb.Turn:
         metadata=turn.metadata,
         key=turn.key,
         session_id=turn.session_id,
+    )
+
+
+def receipt_message(receipt: Receipt) -> pb.Receipt:
+    """Make the message of a receipt."""
+    return pb.Receipt(
+        receipt_id=receipt.receipt_id,
+        time=timestamp(receipt.time),
+        key_id=receipt.key_id,
+        target=receipt.target,
+        chunks=[pb.ForgottenChunk(bank=c.bank, chunk_id=c.chunk_id, checksum=c.checksum) for c in receipt.chunks],
+        turns=receipt.turns,
+        tokens=receipt.tokens,
+        bytes=receipt.bytes,
+        places={name: count for name, count in receipt.places.items() if count},
+        turns_kept=receipt.turns_kept,
+        chunks_to_make_again=receipt.chunks_to_make_again,
     )
 
 

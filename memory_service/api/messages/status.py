@@ -40,6 +40,7 @@ _CODES: Mapping[grpc.StatusCode, tuple[Reason, ...]] = {
         "LEASE_HELD",
         "LEASE_LOST",
         "TURN_CONFLICT",
+        "TURN_FORGOTTEN",
     ),
     grpc.StatusCode.RESOURCE_EXHAUSTED: ("BANK_FULL", "TOO_LARGE", "DISK_FULL", "QUOTA_EXCEEDED", "RATE_EXCEEDED"),
     grpc.StatusCode.DATA_LOSS: ("CHECKSUM_MISMATCH",),

@@ -13,7 +13,7 @@ from memory_service.domain.tenants import DEFAULT_TENANT, Tenant, TenantQuota, T
 from memory_service.storage.local import quotas
 from memory_service.storage.local.bank_changes import BankChanges
 from memory_service.storage.local.files.disk_space import DiskSpace
-from memory_service.storage.local.records import access_rows, session_deletion, session_rows
+from memory_service.storage.local.records import access_rows, forgetting_rows, session_deletion, session_rows
 from memory_service.storage.local.records.records import Records
 from memory_service.storage.local.windows import LocalWindows
 
@@ -52,6 +52,9 @@ class LocalAccess:
         new = Tenant(name, quota, self.records.clock.now_us())
 
         def add(connection: Connection) -> Tenant:
+            if forgetting_rows.is_pending(connection, forgetting_rows.of_tenant(name)):
+                text = f"a tenant {name!r} is being forgotten; make it when that is done"
+                raise ServiceError("TENANT_EXISTS", text, tenant=name)
             if not access_rows.insert_tenant(connection, new):
                 raise ServiceError("TENANT_EXISTS", f"there is a tenant {name!r} already", tenant=name)
             return new

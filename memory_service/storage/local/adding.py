@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 from sqlalchemy import Connection
 
-from memory_service.domain.errors import ServiceError, bank_not_found
+from memory_service.domain.errors import ServiceError, bank_not_found, turn_forgotten
 from memory_service.domain.model import Bank, Chunk
+from memory_service.domain.sessions import BRANCH
 from memory_service.observe.metrics import Metrics
 from memory_service.storage.base import Written
 from memory_service.storage.local import quotas
@@ -20,7 +21,7 @@ from memory_service.storage.local.evicting.capacity import Capacities, CrowdedEr
 from memory_service.storage.local.evicting.removal import Removal
 from memory_service.storage.local.followers import Followers
 from memory_service.storage.local.known_banks import KnownBanks
-from memory_service.storage.local.records import chunk_rows, row_checksum
+from memory_service.storage.local.records import chunk_rows, forgotten_turns, row_checksum
 from memory_service.storage.local.records.records import Records
 from memory_service.storage.local.records.writer import savepoint
 
@@ -108,7 +109,7 @@ class _Addition:
     def commit(self, connection: Connection) -> Written:
         """Write row, key, evictions and usage in one transaction.
 
-        Errors: KEY_REUSED, BANK_NOT_FOUND, BANK_FULL, TOO_LARGE, QUOTA_EXCEEDED.
+        Errors: KEY_REUSED, BANK_NOT_FOUND, BANK_FULL, TOO_LARGE, QUOTA_EXCEEDED, TURN_FORGOTTEN.
         """
         chunk, bank_id = self.chunk, self.bank.bank_id
         unwritten = self.adding.records.counts.unwritten()
@@ -122,6 +123,7 @@ class _Addition:
         bank = self.adding.known.current(bank_id)
         if bank is None:
             raise bank_not_found(self.bank.name)
+        self._check_not_forgotten(connection)
         self._stamp()
         # A refusal takes the evictions back.
         with savepoint(connection) if bank.capacity else nullcontext():
@@ -131,6 +133,13 @@ class _Addition:
                 raise bank_not_found(bank.name)
         self.adding.capacities.enter(bank, chunk, self.made)
         return Written(chunk.key, chunk.chunk_id, evicted=tuple(self.made.evicted))
+
+    def _check_not_forgotten(self, connection: Connection) -> None:
+        """Refuse a chunk of a session whose tokens were forgotten: its writer has the turns of before in its mind.
+        Errors: TURN_FORGOTTEN."""
+        chunk, branch = self.chunk, self.chunk.metadata.get(BRANCH)
+        if isinstance(branch, str) and forgotten_turns.refuses(connection, branch, chunk.start, chunk.original_length):
+            raise turn_forgotten(branch, chunk.start)
 
     def _stamp(self) -> None:
         """Stamp the row anew where the clock has leapt since it was made: its times would leave the chunk less time to

@@ -41,10 +41,13 @@ from memory_service.storage.local.files.layout import FOLDER
 from memory_service.storage.local.files.objects import LocalObjects
 from memory_service.storage.local.files.window_files import WindowFiles
 from memory_service.storage.local.followers import Followers
+from memory_service.storage.local.forgetting.chunks import ChunkForgetting
+from memory_service.storage.local.forgetting.forgetting import LocalForgetting
 from memory_service.storage.local.known_banks import KnownBanks
 from memory_service.storage.local.leftovers import Unowned
 from memory_service.storage.local.records import bank_rows, chunk_rows
 from memory_service.storage.local.records.records import Records
+from memory_service.storage.local.records.unused_bytes import UnusedBytes
 from memory_service.storage.local.records.vacuum import Vacuum
 from memory_service.storage.local.session_records import LocalSessions
 from memory_service.storage.local.store import LocalStore
@@ -135,6 +138,12 @@ class LocalEngine:
             self.records, self.space, changes, self.windows, metrics, self._settings.max_sessions
         )
         self._ended_sessions = EndedSessions(self.sessions)
+        data = self._settings.data
+        chunks = ChunkForgetting(data, self.objects, changes, self._removal, self._followers, limits, pauses)
+        self._unused = UnusedBytes(self.records.writer, data / "metadata.db")
+        self.forgetting = LocalForgetting(
+            self.records, self._known, self.windows, chunks, self._janitor, self._vacuum, self._unused
+        )
 
     def _made_changes(self) -> BankChanges:
         return BankChanges(
@@ -185,6 +194,7 @@ class LocalEngine:
             self._removal.clear(bank_id, uid)
         self.later(self._sweep)
         self.later(self.windows.sweep)
+        self.forgetting.resume()
         every = self._limits.expiry_s
         self._timer.every(every, self.records.follow_wall_clock)
         self._timer.every(every, self.evictions.try_again)
@@ -217,6 +227,7 @@ class LocalEngine:
     def rest(self) -> None:
         """End what the engine does by itself; see `Engine.rest`."""
         self._resting = True
+        self.forgetting.close()
         self.evictions.close()
         self._timer.close()
         self._janitor.rest()
@@ -227,6 +238,7 @@ class LocalEngine:
         if not self._resting:
             self.rest()
         self.records.close()
+        self._unused.close()
         self._janitor.close()
         self._folder.release()
 

@@ -40,6 +40,11 @@ class Followers:
         """Tell that a bank is deleted."""
         self._tell(lambda follower: follower.dropped(bank))
 
+    def purge(self, bank: Bank | None) -> int:
+        """Let all followers forget for good what is gone, and return how many files were made anew. Any thread but the
+        writer's calls this. Errors: those of a follower."""
+        return sum(follower.purge(bank) for follower in self._all)
+
     def _tell(self, tell: Callable[[Follower], None]) -> None:
         for follower in self._all:
             try:

@@ -8,7 +8,7 @@ import os
 import re
 import stat
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from functools import partial
@@ -18,7 +18,10 @@ from typing import Any, NamedTuple
 from sqlalchemy import Connection
 
 from kvbank.files import durable, private
+from memory_service.domain import payload as payloads
+from memory_service.storage.local.files import objects
 from memory_service.storage.local.files.layout import QUARANTINE, SUFFIX, name
+from memory_service.storage.local.records import chunk_rows
 from memory_service.storage.local.records.schema import raw
 
 # A record has this entry while `repair` has not looked at it yet.
@@ -129,6 +132,43 @@ def discard(note: Note) -> None:
     """Remove record and file, which are of no more use."""
     note.file.unlink(missing_ok=True)
     note.place.unlink(missing_ok=True)
+
+
+def forget(data: Path, bank_uid: str, goes: Callable[[int, Mapping[str, Any] | None], bool]) -> int:
+    """Remove records and files of chunks of a bank, durably, and return of how many chunks.
+
+    goes: tells of a chunk, by its id, whether it goes; it gets the row of `chunks` and `contents`, as far as record or
+    file say it, and None where neither does.
+    """
+    folder = data / QUARANTINE / bank_uid
+    with _one_at_a_time:
+        gone = [chunk_id for chunk_id, row in rows(data, bank_uid) if goes(chunk_id, row)]
+        for file in (file for chunk_id in gone for file in folder.glob(f"{chunk_id}.*")):
+            file.unlink()
+        if gone:
+            durable.sync_folder(folder)
+    return len(gone)
+
+
+def rows(data: Path, bank_uid: str) -> Iterator[tuple[int, Mapping[str, Any] | None]]:
+    """Yield the ids of the chunks of a bank in quarantine, each with its row, as `forget` tells it."""
+    folder = data / QUARANTINE / bank_uid
+    with suppress(FileNotFoundError):
+        for stem in sorted({entry.name.partition(".")[0] for entry in folder.iterdir()}):
+            if _ID.fullmatch(stem):
+                yield int(stem), _row_of(folder, bank_uid, int(stem))
+
+
+def _row_of(folder: Path, bank_uid: str, chunk_id: int) -> Mapping[str, Any] | None:
+    """Return the row of a chunk, from its record or from the copy in its file; None where neither has it."""
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        record = json.loads((folder / f"{chunk_id}.json").read_bytes())
+        return {**record["chunk"], **(record["content"] or {})}
+    with suppress(OSError, ValueError):
+        head = objects.read_header(folder / f"{chunk_id}{SUFFIX}")
+        chunk, digest, _ = payloads.copied(head, (bank_uid, chunk_id))
+        return chunk_rows.row_of(0, chunk, digest)
+    return None
 
 
 def ids(data: Path) -> Iterator[int]:

@@ -11,8 +11,9 @@ from sqlalchemy import Connection
 
 from memory_service.domain import session_checks
 from memory_service.domain import sessions as rules
-from memory_service.domain.errors import ServiceError, session_exists, session_not_found, turn_not_found
-from memory_service.domain.sessions import Deleted, Session, Stretch, Turn, TurnPoint
+from memory_service.domain.errors import ServiceError, session_exists, turn_not_found
+from memory_service.domain.sessions import Session, Stretch, Turn, TurnPoint
+from memory_service.domain.validate import LARGEST_INT64
 from memory_service.observe.metrics import Metrics
 from memory_service.storage.base import SessionTotals
 from memory_service.storage.local import quotas
@@ -240,44 +241,31 @@ class LocalSessions:
 
     # Deletion
 
-    def delete(self, tenant: str, session_id: str) -> Deleted:
-        """Delete a session with its turns; see `SessionRecords.delete`."""
-        return self._drop(
-            tenant, session_id, lambda connection, now: session_rows.get(connection, tenant, session_id, now)
-        )
-
     def expire(self, tenant: str, session_id: str) -> None:
-        """Delete a session with its turns, if it has expired by now. Errors: CHECKSUM_MISMATCH."""
+        """Delete a session, with its window and its turns, if it has expired by now, and its bank, if that was made for
+        it and no other has it. Errors: CHECKSUM_MISMATCH."""
 
-        def found(connection: Connection, now: int) -> Session:
+        def drop(connection: Connection, now: int) -> tuple[Session, str] | None:
             session = session_rows.get(connection, tenant, session_id, session_rows.NEVER)
             if session.expires is None or session.expires > now:
-                raise session_not_found(session_id)  # a turn has come meanwhile
-            return session
-
-        try:
-            self._drop(tenant, session_id, found)
-        except ServiceError as error:
-            if error.reason != "SESSION_NOT_FOUND":
-                raise
-        else:
-            self.metrics.sessions_expired.inc()
-
-    def _drop(self, tenant: str, session_id: str, find: Callable[[Connection, int], Session]) -> Deleted:
-        """Delete the session that is found, its window, and its bank, if that was made for it and no other has it."""
-
-        def drop(connection: Connection, now: int) -> tuple[Deleted, Session, bool, str]:
-            session = find(connection, now)
+                return None  # a turn has come meanwhile
             window = window_rows.delete(connection, session_id)
-            deleted = session_deletion.delete(connection, session_id)
-            return deleted, session, session_rows.is_used(connection, tenant, session.bank), window
+            for left in session_deletion.delete(connection, session_id)[0]:
+                while session_deletion.clear_some(connection, left, LARGEST_INT64).turns:
+                    pass
+            return session, window
 
-        deleted, session, used, window = self._change(tenant, drop)
+        dropped = self._change(tenant, drop)
+        if dropped is None:
+            return
+        session, window = dropped
         self.windows.remove(window)
+        with self.records.read() as connection:
+            used = session_rows.is_used(connection, tenant, session.bank)
         if session.has_own_bank and not used:
             with suppress(ServiceError):  # its worker has not made it, or it is gone
                 self.changes.delete(tenant, session.bank)
-        return deleted
+        self.metrics.sessions_expired.inc()
 
     def totals(self) -> SessionTotals:
         """Add up what all sessions hold; see `SessionRecords.totals`."""

@@ -38,7 +38,7 @@ class LocalWindows:
             branch = self.check(connection, tenant, window, epoch)
         reserved = self.space.for_payload(window.size)
         try:
-            return LocalNewWindow(self, tenant, window, epoch, branch, reserved, self.files.begin())
+            return LocalNewWindow(self, tenant, window, epoch, branch, reserved, self.files.begin(window.session_id))
         except BaseException:
             reserved.give()
             raise

@@ -116,6 +116,11 @@ def forget(session_id: str, first: int | None, last: int | None) -> pb.ForgetReq
     return pb.ForgetRequest(turns=turns)
 
 
+def forget_tenant(name: str) -> pb.ForgetRequest:
+    """Return the request to forget a tenant. Errors: InvalidArgument."""
+    return build(pb.ForgetRequest, tenant=name)
+
+
 def _ttl(ttl: timedelta | None) -> Duration | None:
     return None if ttl is None else times.span("ttl", ttl)
 

@@ -423,7 +423,7 @@ class ReadWindowResponse(_message.Message):
     def __init__(self, header: _Optional[_Union[WindowHeader, _Mapping]] = ..., data: _Optional[bytes] = ...) -> None: ...
 
 class ForgetRequest(_message.Message):
-    __slots__ = ("turns", "session_id", "chunks", "tenant")
+    __slots__ = ("turns", "session_id", "chunks", "tenant", "turn_key")
     class TurnRange(_message.Message):
         __slots__ = ("session_id", "first", "last")
         SESSION_ID_FIELD_NUMBER: _ClassVar[int]
@@ -444,11 +444,13 @@ class ForgetRequest(_message.Message):
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     CHUNKS_FIELD_NUMBER: _ClassVar[int]
     TENANT_FIELD_NUMBER: _ClassVar[int]
+    TURN_KEY_FIELD_NUMBER: _ClassVar[int]
     turns: ForgetRequest.TurnRange
     session_id: str
     chunks: ForgetRequest.BankChunks
     tenant: str
-    def __init__(self, turns: _Optional[_Union[ForgetRequest.TurnRange, _Mapping]] = ..., session_id: _Optional[str] = ..., chunks: _Optional[_Union[ForgetRequest.BankChunks, _Mapping]] = ..., tenant: _Optional[str] = ...) -> None: ...
+    turn_key: str
+    def __init__(self, turns: _Optional[_Union[ForgetRequest.TurnRange, _Mapping]] = ..., session_id: _Optional[str] = ..., chunks: _Optional[_Union[ForgetRequest.BankChunks, _Mapping]] = ..., tenant: _Optional[str] = ..., turn_key: _Optional[str] = ...) -> None: ...
 
 class ForgetResponse(_message.Message):
     __slots__ = ("receipt",)

@@ -211,7 +211,8 @@ class SessionServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Forget(self, request, context):
-        """Deletes for good, and answers with what went; when it answers, no file of the store holds a byte of it.
+        """Deletes for good, and answers with what went; when it answers, no file of the store holds a byte of it. Asking again
+        does no harm: the receipt is then that of before, for 30 days.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -1,12 +1,13 @@
 """How chunks leave a bank: deletion, eviction and expiry share it. This file owns the order: rows and ledger in the
 transaction, then what follows the records, then the files."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from functools import partial
 
 from sqlalchemy import Connection
 
+from memory_service.domain.errors import ServiceError
 from memory_service.domain.limits import Limits, Pauses
 from memory_service.domain.model import Bank, EvictionReason
 from memory_service.observe.metrics import Metrics
@@ -15,6 +16,7 @@ from memory_service.storage.local.evicting.ledgers import Ledgers
 from memory_service.storage.local.files.objects import LocalObjects
 from memory_service.storage.local.followers import Followers
 from memory_service.storage.local.records import gone_rows
+from memory_service.storage.local.records.gone_rows import Removed
 from memory_service.storage.local.records.records import Records
 
 
@@ -40,6 +42,8 @@ class Removal:
         self._metrics = metrics
         self._limits = limits
         self._pauses = pauses
+        # By bank id: what resolves when nothing is left of a deleted bank. The writer's thread adds to it.
+        self._clearing: dict[int, Future[None]] = {}
 
     def remove(
         self, bank: Bank, chunk_ids: Sequence[int], counter: str, *, keep_files: bool = False
@@ -59,6 +63,28 @@ class Removal:
                 self._unlink(bank, gone)
 
         return self._records.writer.submit(operation, applied, tenant=bank.tenant)
+
+    def forget(
+        self,
+        bank: Bank,
+        chunk_ids: Sequence[int],
+        count: Callable[[Connection, Removed, Mapping[int, str | None]], None],
+    ) -> "Future[list[int]]":
+        """Remove chunks with their keys, and return the ids that existed; their files are left to the caller. count: is
+        told in the same transaction what goes, and the descriptors of the payloads."""
+
+        def operation(connection: Connection) -> list[int]:
+            removed, payloads = gone_rows.forget(connection, bank.bank_id, chunk_ids)
+            count(connection, removed, payloads)
+            self._ledgers.change(bank.bank_id, lambda ledger: ledger.remove(removed.ids))
+            return removed.ids
+
+        def applied(gone: list[int]) -> None:
+            self._metrics.gone["chunks_deleted"].inc(len(gone))
+            self._metrics.recorder.gone(bank.title, gone, "deleted")
+            self._followers.removed(bank, gone)
+
+        return self._records.writer.submit(operation, applied, tenant=bank.tenant, durable=True)
 
     def evicted(self, bank: Bank, chunk_ids: Sequence[int], reasons: Mapping[EvictionReason, int]) -> None:
         """Remove what belongs to evicted chunks. The writer's thread calls this after the commit that removed their
@@ -94,11 +120,21 @@ class Removal:
         self._pauses.reach("files dropped")
         return self._payloads.folders.drop(uid)
 
+    def cleared(self, bank_id: int) -> "Future[None]":
+        """Return what resolves when nothing is left of a deleted bank, neither rows nor files. Errors, by the future:
+        STORAGE_ERROR where its files cannot be reached, and those of the database."""
+        if (clearing := self._clearing.get(bank_id)) is not None:
+            return clearing
+        done: Future[None] = Future()
+        done.set_result(None)
+        return done
+
     def clear(self, bank_id: int, uid: str, tenant: str = "") -> None:
         """Remove the rows of a deleted bank, in transactions of their own between those of others; then what is left of
         its files, and last the row that says that it is being deleted, by which its files are known as such."""
         if self._pauses.leaves_out("clearing"):
             return
+        self._clearing.setdefault(bank_id, Future())
 
         def applied(done: bool) -> None:
             if done:
@@ -107,8 +143,22 @@ class Removal:
                 self.clear(bank_id, uid, tenant)
 
         step = partial(gone_rows.clear_bank, bank_id=bank_id, most=self._limits.step_rows)
-        self._records.writer.submit(step, applied, tenant=tenant)
+        cleared = self._records.writer.submit(step, applied, tenant=tenant)
+        cleared.add_done_callback(lambda step: self._settle(bank_id, step.exception()) if step.exception() else None)
 
     def _finish(self, bank_id: int, uid: str) -> None:
-        if self._drop_files(uid):
-            self._records.writer.submit(partial(gone_rows.forget_bank, bank_id=bank_id))
+        if not self._drop_files(uid):
+            text = "the files of a deleted bank are not there, or cannot be removed; is a disk not mounted?"
+            self._settle(bank_id, ServiceError("STORAGE_ERROR", text, errno="ENOENT"))
+            return
+        forgotten = self._records.writer.submit(partial(gone_rows.forget_bank, bank_id=bank_id))
+        forgotten.add_done_callback(lambda step: self._settle(bank_id, step.exception()))
+
+    def _settle(self, bank_id: int, error: BaseException | None) -> None:
+        """Tell those who wait for the end of a deleted bank how it went."""
+        if (clearing := self._clearing.pop(bank_id, None)) is None:
+            return
+        if error is None:
+            clearing.set_result(None)
+        else:
+            clearing.set_exception(error)

@@ -7,6 +7,7 @@ removed. This file owns that no file is removed while it is being written.
 import os
 import secrets
 import threading
+from collections.abc import Container
 from contextlib import suppress
 from pathlib import Path
 
@@ -91,15 +92,15 @@ class WindowFiles:
     def __init__(self, data: Path) -> None:
         self._folder = data / FOLDER
         self._lock = threading.Lock()
-        # The names of files that are being written.
-        self._new: set[str] = set()
+        # The names of files that are being written, and the session of each.
+        self._new: dict[str, str] = {}
 
-    def begin(self) -> NewWindow:
-        """Begin the file of a new window. Errors: OSError."""
+    def begin(self, session_id: str) -> NewWindow:
+        """Begin the file of a new window of a session. Errors: OSError."""
         private.make_folder(self._folder)
         name = secrets.token_hex(16)
         with self._lock:
-            self._new.add(name)
+            self._new[name] = session_id
         try:
             return NewWindow(self, self._folder / name)
         except BaseException:
@@ -118,7 +119,14 @@ class WindowFiles:
     def forget(self, name: str) -> None:
         """Note that a file is written no more."""
         with self._lock:
-            self._new.discard(name)
+            self._new.pop(name, None)
+
+    def give_up(self, sessions: Container[str]) -> None:
+        """Remove the files that are being written of some sessions, none of which is kept any more. Errors: OSError."""
+        with self._lock:
+            names = [name for name, session_id in self._new.items() if session_id in sessions]
+        for name in names:
+            self.remove(name)
 
     def found(self) -> list[str]:
         """Return the names of the files that are there, but for those that are being written."""

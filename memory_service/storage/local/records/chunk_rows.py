@@ -17,6 +17,7 @@ import numpy as np
 import sqlalchemy as sa
 from numpy.typing import NDArray
 from sqlalchemy import ColumnElement, Connection, Select, Table
+from sqlalchemy.exc import DBAPIError
 
 from memory_service.domain.model import Bank, Chunk, Expiry, Filter, Metadata, Unit
 from memory_service.storage.local.records import row_checksum, row_flaws
@@ -207,6 +208,25 @@ def matching_ids(
     with row_flaws.naming(connection, bank):
         rows = connection.execute(sa.select(ChunkRow.chunk_id).where(*where).order_by(ChunkRow.chunk_id))
         return np.fromiter((chunk_id for (chunk_id,) in rows), np.int64)
+
+
+def matching_rows(rows: Iterable[Mapping[str, Any]], filter_: Filter) -> list[int]:
+    """Return the ids of those rows, which are of no bank any more, that a filter lets pass. A row that cannot be
+    compared passes."""
+    found = list[int]()
+    names = ("chunk_id", "start", "created", "pinned", "meta")
+    statement = sa.select(ChunkRow.chunk_id).where(*_conditions(filter_))
+    with sa.create_engine("sqlite://").connect() as connection:
+        connection.exec_driver_sql(f"CREATE TABLE chunks ({', '.join(names)})")
+        for row in rows:
+            connection.exec_driver_sql("DELETE FROM chunks")
+            values = ", ".join(f":{name}" for name in names)
+            connection.exec_driver_sql(f"INSERT INTO chunks VALUES ({values})", {name: row[name] for name in names})
+            try:
+                found += connection.scalars(statement)
+            except DBAPIError:
+                found.append(row["chunk_id"])
+    return found
 
 
 def _conditions(filter_: Filter) -> list[ColumnElement[bool]]:

@@ -30,6 +30,8 @@ _SPEND_KEYS = """
     INSERT INTO spent_keys (bank_id, key, digest, chunk_id, gone)
     SELECT bank_id, key, digest, chunk_id, ? FROM chunks WHERE chunk_id IN (SELECT value FROM json_each(?))
 """
+_KEYS_OF = "SELECT bank_id, key, chunk_id FROM chunks WHERE chunk_id IN (SELECT value FROM json_each(?))"
+_PAYLOADS = "SELECT chunk_id, payload FROM contents WHERE chunk_id IN (SELECT value FROM json_each(?))"
 _OLD_KEYS = "SELECT bank_id, key, chunk_id FROM spent_keys WHERE gone <= ? LIMIT ?"
 _LOG_EVICTIONS = """
     INSERT INTO evictions (bank_id, chunk_id, reason, retrieval_count, start, stored_length, created, evicted, meta)
@@ -67,6 +69,42 @@ def remove(connection: Connection, bank_id: int, chunk_ids: Sequence[int], count
     return _remove(connection, bank_id, _found(connection, bank_id, chunk_ids, pinned=True), counter, now)
 
 
+def forget(connection: Connection, bank_id: int, chunk_ids: Sequence[int]) -> tuple[Removed, dict[int, str | None]]:
+    """Remove the rows of chunks with their keys, so that nothing tells that they were there; return them, and the
+    descriptors of their payloads. Their tensors are as the caller leaves them."""
+    driver, going = raw(connection), _found(connection, bank_id, chunk_ids, pinned=True)
+    ids = json.dumps(going.ids)
+    payloads = dict(driver.execute(_PAYLOADS, (ids,)).fetchall())
+    forget_keys(driver, driver.execute(_KEYS_OF, (ids,)).fetchall())
+    _remove_rows(connection, bank_id, going, "chunks_deleted")
+    return going, payloads
+
+
+def payloads_of(connection: Connection, bank_id: int, most: int) -> list[tuple[int, str | None]]:
+    """Read ids of chunks of a bank, at most `most` of them, ascending, and the descriptors of their payloads."""
+    statement = """
+        SELECT chunk_id, payload FROM chunks JOIN contents USING (chunk_id) WHERE bank_id = ? ORDER BY chunk_id LIMIT ?
+    """
+    return raw(connection).execute(statement, (bank_id, most)).fetchall()
+
+
+def logged_rows(connection: Connection, bank_id: int) -> list[dict[str, Any]]:
+    """Read the log of evictions of a bank as rows of the chunks that were evicted, as far as it has them."""
+    names = ("chunk_id", "start", "created", "meta")
+    found = raw(connection).execute(f"SELECT {', '.join(names)} FROM evictions WHERE bank_id = ?", (bank_id,))
+    return [{**dict(zip(names, row, strict=True)), "pinned": False} for row in found]
+
+
+def forget_logged(connection: Connection, bank_id: int, chunk_ids: Sequence[int]) -> int:
+    """Remove what is told of chunks that are gone: from the log of evictions, whose number is returned, and their
+    keys."""
+    driver, ids = raw(connection), json.dumps(list(chunk_ids))
+    spent = "SELECT bank_id, key, chunk_id FROM spent_keys WHERE chunk_id IN (SELECT value FROM json_each(?))"
+    forget_keys(driver, driver.execute(spent, (ids,)).fetchall())
+    logged = "DELETE FROM evictions WHERE bank_id = ? AND chunk_id IN (SELECT value FROM json_each(?))"
+    return driver.execute(logged, (bank_id, ids)).rowcount
+
+
 def evict(connection: Connection, bank_id: int, victims: Victims, now: int, logged: int) -> Removed:
     """Log and remove those victims that still exist and are not pinned. logged: the evictions that the log of the bank
     keeps."""
@@ -93,10 +131,17 @@ def _remove(connection: Connection, bank_id: int, going: Removed, counter: str, 
     # At most twice as many old keys go as were just spent: so the table does not grow for ever, and the keys of a day
     # with a million removals do not all go in one transaction a day later.
     forget_keys(driver, driver.execute(_OLD_KEYS, (now - SPENT_KEY_US, 2 * count)).fetchall())
-    _delete_chunks(connection, going.ids)
-    usage = f"chunks = chunks - ?, tokens = tokens - ?, bytes = bytes - ?, {counter} = {counter} + ?"
-    driver.execute(f"UPDATE banks SET {usage} WHERE bank_id = ?", (count, going.tokens, going.bytes, count, bank_id))
+    _remove_rows(connection, bank_id, going, counter)
     return going
+
+
+def _remove_rows(connection: Connection, bank_id: int, going: Removed, counter: str) -> None:
+    """Delete the rows of chunks, and take them from the usage of their bank."""
+    _delete_chunks(connection, going.ids)
+    count = len(going.ids)
+    usage = f"chunks = chunks - ?, tokens = tokens - ?, bytes = bytes - ?, {counter} = {counter} + ?"
+    values = (count, going.tokens, going.bytes, count, bank_id)
+    raw(connection).execute(f"UPDATE banks SET {usage} WHERE bank_id = ?", values)
 
 
 def forget_keys(driver: sqlite3.Connection, spent: Sequence[tuple[int, bytes, int]]) -> None:

@@ -281,7 +281,11 @@ class TurnRow(Base):
     content: Mapped[bytes]
     # Last, so that the other columns are read without it.
     token_ids: Mapped[bytes]
-    __table_args__ = (UniqueConstraint("branch", "number"), UniqueConstraint("tenant", "key"))
+    __table_args__ = (
+        UniqueConstraint("branch", "number"),
+        UniqueConstraint("tenant", "key"),
+        Index(None, "branch", "start", sqlite_where=text("status = 'forgotten'")),
+    )
 
 
 class WindowRow(Base):
@@ -296,6 +300,33 @@ class WindowRow(Base):
     size: Mapped[int]
     checksum: Mapped[str]
     file: Mapped[str]
+
+
+class ForgettingRow(Base):
+    """The table of what was forgotten, without any of it: the receipt, and in `work`, as JSON of ids and numbers, what
+    is still to be done; null where all is done. `subject` names what was asked for, so that asking again is answered
+    with the same receipt; `counts` is JSON."""
+
+    __tablename__ = "forgettings"
+    receipt_id: Mapped[str] = mapped_column(primary_key=True)
+    tenant: Mapped[str]
+    subject: Mapped[str]
+    key_id: Mapped[str]
+    target: Mapped[str]
+    time: Mapped[int]
+    counts: Mapped[str]
+    work: Mapped[str | None]
+    __table_args__ = (Index(None, "tenant", "subject"),)
+
+
+class GoneBranchRow(Base):
+    """The table of branches of sessions that were forgotten: a chunk of one that begins at `start` or behind it is not
+    written any more. `gone` is the time of that."""
+
+    __tablename__ = "gone_branches"
+    branch: Mapped[str] = mapped_column(primary_key=True)
+    start: Mapped[int]
+    gone: Mapped[int] = mapped_column(index=True)
 
 
 def migrations() -> Path:
@@ -332,6 +363,8 @@ def engine(path: Path, *, synchronous: str, writer: bool) -> Engine:
         if writer:
             # First, because an empty database has no choice any more once it has a page.
             connection.execute("PRAGMA auto_vacuum=INCREMENTAL")
+            # What is deleted is overwritten, in pages that stay in use and in free ones; see `unused_bytes`.
+            connection.execute("PRAGMA secure_delete=ON")
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute(f"PRAGMA synchronous={synchronous}")
         if writer:

@@ -127,6 +127,12 @@ def newest(
         yield from (session for session in map(session_of, rows) if session is not None)
 
 
+def bank_of(connection: Connection, session_id: str) -> str:
+    """Return the name of the bank of a session; "" where the session is not there."""
+    row = raw(connection).execute("SELECT bank FROM sessions WHERE session_id = ?", (session_id,)).fetchone()
+    return "" if row is None else str(row[0])
+
+
 def expired(connection: Connection, now: int, most: int) -> list[tuple[str, str]]:
     """Return tenant and id of sessions that have expired, at most `most`."""
     statement = "SELECT tenant, session_id FROM sessions WHERE expires IS NOT NULL AND expires <= ? LIMIT ?"

@@ -151,6 +151,28 @@ def count(connection: Connection, branch: str, after: int, last: int = LARGEST_I
     return found
 
 
+def to_blank(connection: Connection, branch: str, first: int, last: int, most: int) -> list[dict[str, Any]]:
+    """Read the rows of at most `most` turns of a branch that are not forgotten, without what was said in them."""
+    names = ("turn_id", "tenant", "branch", "number", "start", "token_count", "kept", "created", "size")
+    statement = f"""
+        SELECT {", ".join(names)} FROM turns
+        WHERE branch = ? AND number >= ? AND number <= ? AND status != 'forgotten' ORDER BY number LIMIT ?
+    """
+    found = raw(connection).execute(statement, (branch, first, last, most)).fetchall()
+    return [dict(zip(names, row, strict=True)) for row in found]
+
+
+def blank(connection: Connection, row: Mapping[str, Any], key: str) -> None:
+    """Leave of a turn its number, start and count of tokens, under another key. row: as `to_blank` has read it."""
+    blank = prepared(Turn("forgotten", (), b""))
+    left: dict[str, Any] = {**row, "key": key, "status": "forgotten", "prompt_tokens": 0, "size": ROW_BYTES}
+    left |= {"digest": b"", "content": blank.content, "token_ids": b""}
+    left["checksum"] = _checksum(left) + blank.ids_checksum
+    names = ("key", "status", "prompt_tokens", "size", "digest", "content", "token_ids", "checksum")
+    changes = ", ".join(f"{name} = :{name}" for name in names)
+    raw(connection).execute(f"UPDATE turns SET {changes} WHERE turn_id = :turn_id", left)
+
+
 def delete(connection: Connection, branch: str, after: int) -> None:
     """Delete the turns of a branch behind the number `after`."""
     raw(connection).execute("DELETE FROM turns WHERE branch = ? AND number > ?", (branch, after))
@@ -188,7 +210,8 @@ def turn_of(row: Sequence[Any], session_id: str) -> Turn:
 
 
 def _ids_flaw(ids: bytes, row: Mapping[str, Any]) -> bool:
-    return bool(len(ids) != 4 * row["token_count"] or row["checksum"][8:] != xxhash.xxh3_64_digest(ids))
+    count = 0 if row["status"] == "forgotten" else row["token_count"]
+    return bool(len(ids) != 4 * count or row["checksum"][8:] != xxhash.xxh3_64_digest(ids))
 
 
 def _turn(row: Mapping[str, Any], ids: bytes, session_id: str) -> Turn:

@@ -3,7 +3,8 @@ no request waits long for that: it is done in short transactions, between those 
 
 import math
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 
@@ -50,6 +51,12 @@ class Vacuum:
     def give_back(self) -> None:
         """Give back all pages that are free now. Blocks, also while another caller does the same. Errors: Cancelled."""
         self._give_back(count())
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Let no page be moved while the block runs."""
+        with self._one_at_a_time:
+            yield
 
     def _give_back(self, steps: Iterable[int]) -> None:
         """Give back pages in as many steps as given, while each step leaves fewer than the one before."""

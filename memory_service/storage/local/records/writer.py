@@ -243,6 +243,26 @@ class Writer:
 
         return self.between(run)
 
+    def with_empty_log(self, action: Callable[[], object], wait_s: float) -> "Future[bool]":
+        """Bring the log into the database, and call `action` between two transactions, when the log is empty; return
+        whether it was called. What the connection has read is dropped, so that the action may change unused room in
+        the file. wait_s: seconds that readers of the log get."""
+
+        def run() -> bool:
+            cursor = self._connection.connection.cursor()
+            cursor.execute(f"PRAGMA busy_timeout={round(1000 * wait_s)}")
+            try:
+                busy, *_ = cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+                if busy:
+                    return False
+                action()
+                cursor.execute("PRAGMA shrink_memory").fetchall()
+                return True
+            finally:
+                cursor.execute(f"PRAGMA busy_timeout={BUSY_MS}")
+
+        return self.between(run)
+
     def close(self) -> None:
         """Commit what waits and what is pending, checkpoint, close the connection. What is given later is refused."""
         self._jobs.close()

@@ -1,0 +1,134 @@
+"""How chunks are forgotten: their rows, then their files, what quarantine and the log of evictions have of them, and
+last the files of the index. A step that a kill has cut off is found again: rows that are left by what chose them, files
+without rows in quarantine, to which the start moves them."""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection
+
+from kvbank.files import durable
+from memory_service.domain.errors import ServiceError, not_mounted
+from memory_service.domain.forgetting import MOST_NAMED, ForgottenChunk
+from memory_service.domain.limits import Limits, Pauses
+from memory_service.domain.model import Bank, Filter, Usage
+from memory_service.storage.local import quarantine
+from memory_service.storage.local.bank_changes import BankChanges
+from memory_service.storage.local.evicting.removal import Removal
+from memory_service.storage.local.files import layout
+from memory_service.storage.local.files.objects import LocalObjects
+from memory_service.storage.local.followers import Followers
+from memory_service.storage.local.forgetting.noted import Noted, checksum_of
+from memory_service.storage.local.records import bank_rows, chunk_rows, gone_rows
+from memory_service.storage.local.records.chunk_parts import Chosen, Forgotten
+
+# Tells of a chunk in quarantine, by its id and its row (None where that is not known), whether it goes.
+Goes = Callable[[int, Mapping[str, Any] | None], bool]
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkForgetting:
+    """Forgets chunks of the banks of a data folder."""
+
+    data: Path
+    objects: LocalObjects
+    changes: BankChanges
+    removal: Removal
+    followers: Followers
+    limits: Limits
+    pauses: Pauses
+
+    def check(self, bank: Bank) -> None:
+        """Refuse to forget chunks whose files cannot be reached. Errors: STORAGE_ERROR."""
+        if bank.kv.layers and not self.objects.there(bank.uid):
+            raise not_mounted(bank.name)
+
+    def matching(self, connection: Connection, bank: Bank, where: Filter) -> list[int]:
+        """Find the chunks of a bank that a filter lets pass, also evicted ones of which the log tells, and those in
+        quarantine; of these also what cannot be read. Errors: FlawedError."""
+        ids = chunk_rows.matching_ids(connection, bank, where).tolist()
+        aside = dict(quarantine.rows(self.data, bank.uid))
+        known = [row for row in aside.values() if row is not None]
+        gone = chunk_rows.matching_rows([*known, *gone_rows.logged_rows(connection, bank.bank_id)], where)
+        return sorted({*ids, *gone, *(chunk_id for chunk_id, row in aside.items() if row is None)})
+
+    def parts(self, noted: Noted, bank: Bank, forgotten: Forgotten) -> None:
+        """Forget the chunks of a bank that are of forgotten parts of branches, or had attended to them."""
+        with noted.records.read(to_the_end=True) as connection:
+            chosen = forgotten.chosen(connection, bank.bank_id)
+            logged = forgotten.logged(connection, bank.bank_id)
+
+        def goes(_: int, row: Mapping[str, Any] | None) -> bool:
+            try:
+                return row is None or forgotten.why_of_row(row) is not None
+            except (ValueError, TypeError, KeyError, AttributeError):
+                return True  # it cannot be told what it has
+
+        self._remove(noted, bank, chosen, tokens=False)
+        self._forget_rest(noted, bank, logged, goes)
+
+    def named(self, noted: Noted, bank: Bank, ids: Sequence[int]) -> None:
+        """Forget chunks of a bank by their ids, those that are gone already too."""
+        wanted = set(ids)
+        self._remove(noted, bank, Chosen(list(ids), []), tokens=True)
+        self._forget_rest(noted, bank, ids, lambda chunk_id, _: chunk_id in wanted)
+
+    def bank(self, noted: Noted, bank_id: int, uid: str) -> None:
+        """Forget a bank with all that it has; it may be deleted already. Errors: STORAGE_ERROR."""
+        if (bank := self.changes.known.current(bank_id)) is not None:
+            self.check(bank)
+            self._count_all(noted, bank)
+            with suppress(ServiceError):  # somebody has deleted it meanwhile
+                self.changes.delete(bank.tenant, bank.name)
+        self.pauses.reach("rows forgotten")
+        self.removal.cleared(bank_id).result()
+        aside = quarantine.forget(self.data, uid, lambda *_: True)
+        noted.add(quarantine=aside, snapshots=self.followers.purge(None))
+
+    def _count_all(self, noted: Noted, bank: Bank) -> None:
+        """Count what a bank has, which is about to be deleted."""
+        with noted.records.read(to_the_end=True) as connection:
+            usage = bank_rows.usage(connection, bank.bank_id) or Usage()
+            named = gone_rows.payloads_of(connection, bank.bank_id, MOST_NAMED)
+        chunks = [ForgottenChunk(bank.name, chunk_id, checksum_of(payload)) for chunk_id, payload in named]
+        objects = usage.chunks if bank.kv.layers else 0
+        noted.add(chunks=chunks, size=usage.bytes, banks=1, rows=usage.chunks, objects=objects)
+
+    def clear_staging(self, noted: Noted) -> None:
+        """Remove all payloads that clients of this machine have staged, whatever these have; the clients send them over
+        the stream then."""
+        with suppress(FileNotFoundError):
+            files = [
+                Path(entry) for entry in os.scandir(self.objects.staging) if not entry.is_dir(follow_symlinks=False)
+            ]
+            for file in files:
+                file.unlink(missing_ok=True)
+            noted.add(staging=len(files))
+
+    def _remove(self, noted: Noted, bank: Bank, chosen: Chosen, *, tokens: bool) -> None:
+        """Remove rows and files of chunks. tokens: whether those of the chunks count."""
+        self.check(bank)
+        ids, step = [*chosen.of_them, *chosen.attended], self.limits.step_rows
+        for begin in range(0, len(ids), step):
+            count = partial(noted.count_chunks, bank, chosen.attended, tokens)
+            self.removal.forget(bank, ids[begin : begin + step], count).result()
+        self.pauses.reach("rows forgotten")
+        if bank.kv.layers:
+            self.objects.delete(bank.uid, ids)
+            for folder in {(self.data / layout.name(bank.uid, chunk_id)).parent for chunk_id in ids}:
+                if folder.is_dir():
+                    durable.sync_folder(folder)
+
+    def _forget_rest(self, noted: Noted, bank: Bank, logged: Sequence[int], goes: Goes) -> None:
+        """Forget what is left of chunks beside rows and files. logged: ids of chunks that are gone."""
+        step = self.limits.step_rows
+        for begin in range(0, len(logged), step):
+            some = partial(gone_rows.forget_logged, bank_id=bank.bank_id, chunk_ids=logged[begin : begin + step])
+            noted.step(lambda connection, some=some: noted.count(connection, log=some(connection)))  # type: ignore[misc]
+        aside = quarantine.forget(self.data, bank.uid, goes)
+        noted.add(quarantine=aside, snapshots=self.followers.purge(bank))

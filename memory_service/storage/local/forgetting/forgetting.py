@@ -1,0 +1,315 @@
+"""Forgetting in a data folder. This file owns the order: what is to go is written down, rows go, then files, then what
+nothing uses of the database is cleared, and the receipt is done; and that one thing is forgotten at a time, to its end,
+also where its caller has gone."""
+
+import logging
+import secrets
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
+from typing import Any
+
+import xxhash
+from sqlalchemy import Connection
+
+from memory_service.domain.errors import ServiceError
+from memory_service.domain.forgetting import Receipt
+from memory_service.domain.limits import Limits, Pauses
+from memory_service.domain.model import Bank, Filter
+from memory_service.storage.background import Janitor
+from memory_service.storage.local.forgetting.chunks import ChunkForgetting
+from memory_service.storage.local.forgetting.noted import Noted
+from memory_service.storage.local.known_banks import KnownBanks
+from memory_service.storage.local.records import (
+    bank_rows,
+    forgetting_rows,
+    forgotten_turns,
+    session_deletion,
+    session_rows,
+    tenant_rows,
+    window_rows,
+)
+from memory_service.storage.local.records.chunk_parts import Forgotten
+from memory_service.storage.local.records.forgotten_turns import Part, Span
+from memory_service.storage.local.records.records import Records
+from memory_service.storage.local.records.session_deletion import Left
+from memory_service.storage.local.records.unused_bytes import UnusedBytes
+from memory_service.storage.local.records.vacuum import Vacuum
+from memory_service.storage.local.windows import LocalWindows
+
+_log = logging.getLogger(__name__)
+# Makes, in a transaction, what is to be done, as JSON can hold it; returns it, and what has gone in the transaction.
+Begun = tuple[Mapping[str, Any], Mapping[str, Any]]
+Begin = Callable[[Connection, int], Begun]
+
+
+class LocalForgetting:
+    """Implements `memory_service.storage.base.Forgetting` for a data folder."""
+
+    def __init__(
+        self,
+        records: Records,
+        known: KnownBanks,
+        windows: LocalWindows,
+        chunks: ChunkForgetting,
+        janitor: Janitor,
+        vacuum: Vacuum,
+        unused: UnusedBytes,
+    ) -> None:
+        """Make what forgets, which has nothing to do yet. janitor: works in the background, such as to look for
+        files that no row names."""
+        self._records, self._known, self._windows = records, known, windows
+        self._chunks, self._janitor, self._vacuum, self._unused = chunks, janitor, vacuum, unused
+        self._limits: Limits = chunks.limits
+        self._pauses: Pauses = chunks.pauses
+        self._resting = threading.Event()
+        self._thread = ThreadPoolExecutor(1, "kvbank-forgetting")
+
+    # What can be forgotten
+
+    def turns(self, tenant: str, session_id: str, first: int, last: int, key_id: str) -> Receipt:
+        """Forget turns of a session; see `Forgetting.turns`."""
+
+        def begin(connection: Connection, now: int) -> Begun:
+            session = session_rows.get(connection, tenant, session_id, now)
+            self._check_bank(tenant, session.bank)
+            spans = forgotten_turns.spans_of(connection, session, first, last)
+            return {"kind": "turns", "bank": session.bank, "spans": spans}, {}
+
+        which = f"turn {first}" if first == last else f"turns {first} to {last}"
+        return self._forget(
+            tenant, f"turns {session_id} {first} {last}", f"{which} of session {session_id}", key_id, begin
+        )
+
+    def turn(self, tenant: str, key: str, key_id: str) -> Receipt:
+        """Forget the turn that has a key; see `Forgetting.turn`."""
+
+        def begin(connection: Connection, _: int) -> Begun:
+            span, bank = forgotten_turns.span_of_key(connection, tenant, key)
+            self._check_bank(tenant, bank)
+            return {"kind": "turns", "bank": bank, "spans": [span]}, {}
+
+        return self._forget(tenant, f"turn {secrets.token_hex(16)}", "a turn by its key", key_id, begin)
+
+    def session(self, tenant: str, session_id: str, key_id: str) -> Receipt:
+        """Forget a session with its chunks; see `Forgetting.session`."""
+
+        def begin(connection: Connection, now: int) -> Begun:
+            session = session_rows.get(connection, tenant, session_id, now)
+            self._check_bank(tenant, session.bank)
+            window = window_rows.delete(connection, session_id)
+            left, kept = session_deletion.delete(connection, session_id)
+            for each in left:
+                forgotten_turns.note_gone(connection, each.branch, each.begin, now)
+            bank = self._bank(tenant, session.bank)
+            place = None if bank is None else (bank.bank_id, bank.uid)
+            said = {"session": session_id, "bank": place, "own": session.has_own_bank, "window": window, "left": left}
+            return {"kind": "session", **said}, {"sessions": 1, "windows": bool(window), "kept": kept}
+
+        return self._forget(tenant, f"session {session_id}", f"session {session_id}", key_id, begin)
+
+    def chunks(self, bank: Bank, where: Filter, key_id: str) -> Receipt:
+        """Forget the chunks of a bank that a filter lets pass; see `Forgetting.chunks`."""
+        self._chunks.check(bank)
+        with self._records.read() as connection:
+            ids = self._chunks.matching(connection, bank, where)
+
+        def begin(*_: object) -> Begun:
+            return {"kind": "chunks", "bank": bank.bank_id, "uid": bank.uid, "ids": ids}, {}
+
+        digest = xxhash.xxh3_128_hexdigest(repr(where).encode())
+        subject = f"chunks {bank.uid} {digest}"
+        return self._forget(bank.tenant, subject, f"chunks of bank {bank.name} by a filter", key_id, begin)
+
+    def tenant(self, name: str, key_id: str) -> Receipt:
+        """Forget a tenant with all that it has; see `Forgetting.tenant`."""
+
+        def begin(connection: Connection, now: int) -> Begun:
+            found = tenant_rows.delete(connection, name, now)
+            banks = [(bank.bank_id, bank.uid) for bank in bank_rows.after(connection, name)]
+            return {"kind": "tenant", "name": name, "banks": banks}, found._asdict()
+
+        for bank in self._known.all():
+            if bank.tenant == name:
+                self._chunks.check(bank)
+        return self._forget("", forgetting_rows.of_tenant(name), f"tenant {name}", key_id, begin)
+
+    # The order
+
+    def resume(self) -> None:
+        """Begin to finish what a stop has interrupted."""
+        with self._records.read() as connection:
+            if forgetting_rows.pending(connection):
+                self._thread.submit(self._finish_pending)
+
+    def close(self) -> None:
+        """Begin nothing more, and return when what is under way has come to the end of its step; the next start goes on
+        with it."""
+        self._resting.set()
+        self._thread.shutdown(wait=True)
+
+    def _forget(self, tenant: str, subject: str, target: str, key_id: str, begin: Begin) -> Receipt:
+        """Forget what `begin` finds, in the thread that forgets. subject: names what was asked for. target: says so to
+        people."""
+        try:
+            return self._thread.submit(self._run, tenant, subject, target, key_id, begin).result()
+        except RuntimeError as error:
+            if not self._resting.is_set():
+                raise
+            raise _at_rest() from error
+
+    def _run(self, tenant: str, subject: str, target: str, key_id: str, begin: Begin) -> Receipt:
+        failed = self._finish_pending()
+
+        def note(connection: Connection) -> forgetting_rows.Pending:
+            now = self._records.clock.now_us()
+            work, went = begin(connection, now)
+            receipt = Receipt(secrets.token_hex(16), now, key_id, target).plus(**went)
+            return forgetting_rows.insert(connection, tenant, subject, receipt, work)
+
+        try:
+            pending = self._records.writer.submit(note, tenant=tenant, durable=True).result()
+        except ServiceError as refusal:
+            with self._records.read(to_the_end=True) as connection:
+                earlier = forgetting_rows.earlier(connection, tenant, subject)
+            if earlier is not None and refusal.reason.endswith("NOT_FOUND"):
+                return earlier
+            raise failed or refusal from None
+        noted = Noted(self._records, pending)
+        self._go_on(noted)
+        return self._receipt(noted, subject)
+
+    def _receipt(self, noted: Noted, subject: str) -> Receipt:
+        """Return the receipt of what went; that of before where nothing has gone this time."""
+        receipt = noted.receipt()
+        if not receipt.is_empty:
+            return receipt
+        with self._records.read(to_the_end=True) as connection:
+            earlier = forgetting_rows.earlier(connection, noted.tenant, subject, but=receipt.receipt_id)
+        if earlier is None:
+            return receipt
+        noted.step(partial(forgetting_rows.drop, receipt_id=receipt.receipt_id))
+        return earlier
+
+    def _finish_pending(self) -> Exception | None:
+        """Finish what was interrupted, and return the error of what cannot be finished now."""
+        with self._records.read(to_the_end=True) as connection:
+            found = forgetting_rows.pending(connection)
+        failed: Exception | None = None
+        for pending in found:
+            try:
+                self._go_on(Noted(self._records, pending))
+            except Exception as error:
+                _log.warning("forgetting %s is not finished: %s", pending.receipt_id, error)
+                failed = error
+        return failed
+
+    def _go_on(self, noted: Noted) -> None:
+        """Forget what is written down, from wherever it stands."""
+        self._pauses.reach("forgetting begun")
+        # Files of chunks that are gone already, and those that no row names, are in their places then.
+        self._janitor.settle()
+        self._steps[noted.work["kind"]](noted)
+        self._chunks.clear_staging(noted)
+        self._pauses.reach("files forgotten")
+        self._check_resting()
+        with self._vacuum.paused():
+            self._unused.clear()
+        self._pauses.reach("all forgotten")
+        noted.done()
+
+    @property
+    def _steps(self) -> Mapping[str, Callable[[Noted], None]]:
+        return {
+            "turns": self._turns,
+            "session": self._session,
+            "chunks": self._named_chunks,
+            "tenant": self._tenant,
+        }
+
+    def _check_resting(self) -> None:
+        """Stop between two steps where the engine is brought to rest. Errors: NOT_SERVING."""
+        if self._resting.is_set():
+            raise _at_rest()
+
+    def _bank(self, tenant: str, name: str) -> Bank | None:
+        """Return the bank of a session; None where its worker has not made it, or it is gone."""
+        with suppress(ServiceError):
+            return self._known.named(tenant, name)
+        return None
+
+    def _check_bank(self, tenant: str, name: str) -> None:
+        if (bank := self._bank(tenant, name)) is not None:
+            self._chunks.check(bank)
+
+    # Turns
+
+    def _turns(self, noted: Noted) -> None:
+        spans = [Span(*span) for span in noted.work["spans"]]
+        for span in spans:
+            noted.until_none(partial(forgotten_turns.blank_some, span=span, most=self._limits.step_rows))
+        if noted.receipt().turns:
+            self._fence(noted, spans)
+        bank = self._bank(noted.tenant, noted.work["bank"])
+        if bank is not None:
+            with self._records.read(to_the_end=True) as connection:
+                behind = [part for span in spans for part in forgotten_turns.behind(connection, span)]
+            parts = [Part(span.branch, span.begin, span.end) for span in spans]
+            self._chunks.parts(noted, bank, Forgotten(parts, behind))
+
+    def _fence(self, noted: Noted, spans: list[Span]) -> None:
+        """Take lease and window from every session that has some of the turns."""
+
+        def fence(connection: Connection) -> dict[str, str]:
+            files = forgotten_turns.fence(connection, spans)
+            noted.count(connection, windows=sum(map(bool, files.values())))
+            return files
+
+        files = noted.step(fence)
+        for file in filter(None, files.values()):
+            self._windows.files.remove(file)
+        self._windows.files.give_up(files)
+
+    # Sessions
+
+    def _session(self, noted: Noted) -> None:
+        work, left = noted.work, [Left(*each) for each in noted.work["left"]]
+        if work["window"]:
+            self._windows.files.remove(work["window"])
+        self._windows.files.give_up([work["session"]])
+        for each in left:
+            noted.until_none(partial(session_deletion.clear_some, left=each, most=self._limits.step_rows))
+        if work["bank"] is None:
+            return
+        bank_id, uid = work["bank"]
+        bank = self._known.current(bank_id)
+        with self._records.read(to_the_end=True) as connection:
+            used = bank is not None and session_rows.is_used(connection, noted.tenant, bank.name)
+        if bank is not None and (used or not work["own"]):
+            self._chunks.parts(noted, bank, Forgotten([Part(each.branch, each.begin) for each in left]))
+        else:
+            self._chunks.bank(noted, bank_id, uid)
+
+    # Chunks and tenants
+
+    def _named_chunks(self, noted: Noted) -> None:
+        if (bank := self._known.current(noted.work["bank"])) is not None:
+            self._chunks.named(noted, bank, noted.work["ids"])
+        else:  # deleted meanwhile
+            self._chunks.bank(noted, noted.work["bank"], noted.work["uid"])
+
+    def _tenant(self, noted: Noted) -> None:
+        for bank_id, uid in noted.work["banks"]:
+            self._chunks.bank(noted, bank_id, uid)
+        name, most = noted.work["name"], self._limits.step_rows
+        noted.until_none(partial(tenant_rows.clear_some_turns, tenant=name, most=most))
+        noted.step(partial(tenant_rows.clear_branches, tenant=name))
+        self._windows.sweep()
+
+
+def _at_rest() -> ServiceError:
+    return ServiceError(
+        "NOT_SERVING", "the service is shutting down; what is being forgotten is finished by its next start"
+    )
