@@ -156,7 +156,7 @@ def test_pages_are_hidden(
     client: kvbank.Client, make_bank: MakeBank, make_chunk: Make, digests: dict[str, str]
 ) -> None:
     bank = make_bank()
-    new = [make_chunk(i, tokens=1) for i in range(250)]
+    new = [make_chunk(i, tokens=1) for i in range(120)]
     ids = [result.chunk_id for result in client.write_many(bank, new, **digests)]
     listed = list(client.list_chunks(bank, with_embedding=True))
     assert [chunk.chunk_id for chunk in listed] == ids

@@ -8,7 +8,7 @@ import torch
 import kvbank
 from model_worker.session.session import Session
 
-CHUNK, WINDOW, ANSWER = 16, 48, 12
+CHUNK, WINDOW, ANSWER = 16, 48, 6
 WORDS = ["the sea is wide", "ships come and go", "what did I say of the sea?", "and who sails the ships?"]
 
 
