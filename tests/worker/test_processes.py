@@ -10,7 +10,7 @@ import pytest
 import kvbank
 from memory_service.api.embedded import LocalServer
 from tests.worker.tiny import bank
-from tests.worker.worker_process import worker
+from tests.worker.worker_process import compared, open_memory, worker, write_for
 
 
 def say(process: "subprocess.Popen[str]", line: str) -> None:
@@ -26,33 +26,37 @@ def hear(process: "subprocess.Popen[str]") -> Any:
     return line.strip()
 
 
-@pytest.mark.parametrize("seconds", [1, pytest.param(60, marks=pytest.mark.slow)])
-def test_two_workers_share_a_bank(tmp_path: Path, seconds: int) -> None:
-    """Chunks that either worker was told are stored are there for both, byte for byte; chunks and counts add up."""
+@pytest.mark.parametrize(("seconds", "most"), [(1, 40), pytest.param(60, 2000, marks=pytest.mark.slow)])
+def test_two_workers_share_a_bank(tmp_path: Path, seconds: int, most: int) -> None:
+    """Chunks that either worker was told are stored are there for both, byte for byte; chunks and counts add up. One of
+    the workers is this process."""
     name = bank()
     with LocalServer(tmp_path) as server, kvbank.connect(server.address) as client:
-        workers = [worker("share", server.address, name, number, seconds) for number in (1, 2)]
+        process, here = (
+            worker("share", server.address, name, 1, seconds),
+            open_memory(server.address, name, strict=True),
+        )
+        here.open()
         try:
-            for process in workers:
-                assert hear(process) == "ready"
-            for process in workers:
-                say(process, "go")
-            written = [json.loads(hear(process)) for process in workers]
-            everything = [start for w in written for start in w["wrote"]]
-            assert all(w["acknowledged"] == len(w["wrote"]) > 1 for w in written)
-            for process in workers:
-                say(process, json.dumps(everything[:: max(1, len(everything) // 2000)]))
-            checked = [json.loads(hear(process)) for process in workers]
-            for process in workers:
-                assert process.wait(60) == 0
+            assert hear(process) == "ready"
+            say(process, "go")
+            own = write_for(here, 2, seconds)
+            there = json.loads(hear(process))
+            everything = [*there["wrote"], *own]
+            assert there["acknowledged"] == len(there["wrote"]) > 1
+            assert here.stats.written == len(own) > 1
+            some = everything[:: max(1, len(everything) // most)]
+            say(process, json.dumps(some))
+            assert compared(here, some) == []
+            found = json.loads(hear(process))
+            assert process.wait(60) == 0
         finally:
-            for process in workers:
-                process.kill()
-                process.wait()
-                process.stdin.close()  # type: ignore[union-attr]
-                process.stdout.close()  # type: ignore[union-attr]
-        assert [c["wrong"] for c in checked] == [[], []]
+            process.kill()
+            process.wait()
+            process.stdin.close()  # type: ignore[union-attr]
+            process.stdout.close()  # type: ignore[union-attr]
+        assert found["wrong"] == []
         stored = list(client.list_chunks(name))
         assert sorted(c.start for c in stored) == sorted(everything)
         assert len({c.chunk_id for c in stored}) == len(everything) == client.get_bank(name).usage.chunks_written
-        assert sum(c.retrieval_count for c in stored) == sum(c["recalls"] for c in checked)
+        assert sum(c.retrieval_count for c in stored) == found["recalls"] + here.stats.recalls

@@ -40,20 +40,32 @@ def open_memory(address: str, name: str, **options: object) -> Memory:
 
 
 def share(address: str, name: str, number: str, seconds: str) -> None:
-    """Write and recall for some time; then recall everything that the workers wrote, and compare the bytes."""
+    """Do `write_for` and then `compared`, each when the other process says so, which is told the results."""
     memory = open_memory(address, name, strict=True)
     memory.open()
     print("ready", flush=True)
     sys.stdin.readline()
-    end, own = time.monotonic() + float(seconds), []
+    own = write_for(memory, int(number), float(seconds))
+    print(json.dumps({"wrote": own, "acknowledged": memory.stats.written}), flush=True)
+    wrong = compared(memory, json.loads(sys.stdin.readline()))
+    print(json.dumps({"wrong": wrong, "recalls": memory.stats.recalls}), flush=True)
+
+
+def write_for(memory: Memory, number: int, seconds: float) -> list[int]:
+    """Write and recall for some time, as the worker of a number; return the offsets of the chunks that were written."""
+    end, own = time.monotonic() + seconds, list[int]()
     while time.monotonic() < end:
-        start = int(number) * MINE + len(own)
+        start = number * MINE + len(own)
         memory.remember([encode(memory.attachment, tokens(CHUNK, seed=start)[0].tolist(), start)])
         own.append(start)
         assert memory.recall([tokens(CHUNK, seed=own[len(own) // 2])[0].tolist()]) is not None
-    print(json.dumps({"wrote": own, "acknowledged": memory.stats.written}), flush=True)
+    return own
+
+
+def compared(memory: Memory, starts: list[int]) -> list[int]:
+    """Recall the chunks of these offsets, and return the offsets of those that are not as they were written."""
     wrong = []
-    for start in json.loads(sys.stdin.readline()):
+    for start in starts:
         ids = tokens(CHUNK, seed=start)[0].tolist()
         [found] = memory.recall([ids]) or [[]]
         expected = encode(memory.attachment, ids)
@@ -64,7 +76,7 @@ def share(address: str, name: str, number: str, seconds: str) -> None:
         ]
         if not same or not all(same) or found[0].start != start:
             wrong.append(start)
-    print(json.dumps({"wrong": wrong, "recalls": memory.stats.recalls}), flush=True)
+    return wrong
 
 
 def die(address: str, name: str, folder: str) -> None:
