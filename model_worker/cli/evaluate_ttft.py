@@ -33,6 +33,9 @@ class FirstTokenOptions(MeasuredModel):
     question: Annotated[int, at_least(2, 1024), described("Tokens of the question.")] = 16
     rounds: Annotated[Count, described("Rounds that count, after the first.")] = 11
     all_up_to: Annotated[CountOrZero, described("Longest history that is read again as a whole.")] = 8192
+    sessions: Annotated[
+        bool, described("Also time a worker that goes on with a session of each history, lease and window included.")
+    ] = False
 
 
 @takes(FirstTokenOptions)
@@ -48,6 +51,8 @@ def ttft(
     history, and the K-V of a few of them.
 
     Example: kvbank eval ttft --history 1024 --history 4096 --rounds 5 --top-k 8
+
+    Example: kvbank eval ttft --model smollm2 --history 20000 --sessions --all-up-to 20000
     """
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler, which measures the peaks, else tells of itself
     from model_worker.evaluate.figures import drawn
@@ -59,7 +64,7 @@ def ttft(
 
     check_plot(plot)
     text = "\n\n".join([read_book(path) for path in options.text] or [reference_text()])
-    plan = Plan(**options.model_dump(include={"history", "question", "rounds", "all_up_to", "seed"}))
+    plan = Plan(**options.model_dump(include={"history", "question", "rounds", "all_up_to", "seed", "sessions"}))
     with measured_worker(options) as model, progress() as bars:
         ids = encode_text(model.tokenizer, readable(text))
         found = {**about("ttft", options), **FirstTokenRun(model, ids, plan, bars).report()}

@@ -6,6 +6,9 @@ Four ways answer the same question with the same greedy step:
 * `memory, held`: the same, where the worker holds these K-V from an earlier recall.
 * `re-reading the hits`: the plain model is fed the tokens of the same hits and the question.
 * `re-reading all`: the plain model is fed the whole history and the question, as far as it was trained for that.
+* `session`, where sessions are timed too: a worker that has nothing of the conversation takes its lease, gets turns and
+  window from the service, feeds the question as a message and recalls, and the answer's first token is durable. Then
+  all is also re-read beyond the length that the model was trained for: time depends on shapes.
 
 Every way's time includes its search, which brings the same hits to each: scores leave none out. A round runs each way
 once, another first in each round, with a question of its own; figures are medians over rounds, after a round to warm
@@ -31,6 +34,7 @@ from model_worker.evaluate.banks import open_memory
 from model_worker.evaluate.cost import Cost, counted
 from model_worker.evaluate.greedy import answer
 from model_worker.evaluate.peaks import peak_bytes
+from model_worker.evaluate.session_history import SessionHistory, SessionWay
 from model_worker.evaluate.stream import window_of
 from model_worker.model import MemoryModel
 from model_worker.remember.memory import Memory
@@ -39,6 +43,7 @@ from model_worker.window.capture import Captured
 from model_worker.window.encoding import encode
 
 MEMORY, HELD, HITS, ALL = "memory", "memory, held", "re-reading the hits", "re-reading all"
+SESSION = "session"
 _BANK, _SOURCES, _BATCH, _PIECE = "history", 8, 16, 512
 _ALL_ROUNDS = 3  # rounds of the longest way
 Progress = Callable[[str, int, int], None]
@@ -49,7 +54,7 @@ class Plan:
     """Says what is timed, and how often.
 
     history: lengths in tokens. question: tokens of it. rounds: after the first. all_up_to: the longest history that is
-    read again as a whole.
+    read again as a whole. sessions: whether sessions are timed too.
     """
 
     history: tuple[int, ...]
@@ -57,6 +62,7 @@ class Plan:
     rounds: int
     all_up_to: int
     seed: int
+    sessions: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +86,20 @@ class FirstToken:
     peak: int | None
 
 
+@dataclass(frozen=True, slots=True)
+class SessionTime:
+    """What a session of a history is. faster: the median over rounds of the time of `re-reading all` divided by that of
+    `session`, with its width; None where all was not re-read. chunks, chunk_bytes: in the bank; window_bytes: that the
+    worker gets beside the K-V of the hits."""
+
+    history: int
+    faster: float | None
+    faster_width: float | None
+    chunks: int
+    chunk_bytes: int
+    window_bytes: int
+
+
 @dataclass
 class FirstTokenRun:
     """A run over one bank of `model`, filled with chunks of a text. progress: called with (stage, done, in all).
@@ -92,15 +112,22 @@ class FirstTokenRun:
     plan: Plan
     progress: Progress
     cost: Cost = field(default_factory=Cost)
+    times: list[SessionTime] = field(default_factory=list)
+    _sessions: SessionHistory | None = None
 
     def report(self) -> dict[str, Any]:
         """Fill the bank, time every way, and return all figures as plain values."""
-        with counted(self.model.model, self.cost):
-            history = self._filled()
-            rows = [row for length in sorted(set(self.plan.history)) for row in self._timed(history, length)]
+        try:
+            with counted(self.model.model, self.cost):
+                history = self._filled()
+                rows = [row for length in sorted(set(self.plan.history)) for row in self._timed(history, length)]
+        finally:
+            if self._sessions is not None:
+                self._sessions.close()
         self.cost.stored = self.model.client.get_bank(_BANK).usage.bytes
         return {
             "rows": [asdict(row) for row in rows],
+            "sessions": [asdict(time) for time in self.times],
             "hits": self.model.memory.top_k,
             "chunk": self.model.chunk,
             "question": self.plan.question,
@@ -116,12 +143,14 @@ class FirstTokenRun:
             raise InputError(f"a text of {len(self.text)} tokens is too short for chunks of {chunk}")
         history = list(islice(cycle(self.text), max(self.plan.history)))
         memory = open_memory(model, _BANK, count=False)
+        if self.plan.sessions:
+            self._sessions = SessionHistory(model, _BANK, history)
         pieces = [(at, history[at : at + chunk]) for at in range(0, len(history) - chunk + 1, chunk)]
         sources = [
             encode(model.attachment, piece, needs_queries=memory.needs_queries) for _, piece in pieces[:_SOURCES]
         ]
         made = (
-            memory.new_chunk(Captured(piece, at, source.layers, "isolated"))
+            self._own(memory.new_chunk(Captured(piece, at, source.layers, "isolated")))
             for (at, piece), source in zip(pieces, cycle(sources), strict=False)
         )
         reader, embedder = model.attachment.reader.digest, memory.embedder.digest
@@ -130,6 +159,9 @@ class FirstTokenRun:
             model.client.write_many(_BANK, batch, reader_digest=reader, embedder_digest=embedder)
             self.progress("filling the bank", min(at + _BATCH, len(pieces)), len(pieces))
         return history
+
+    def _own(self, chunk: kvbank.NewChunk) -> kvbank.NewChunk:
+        return chunk if self._sessions is None else self._sessions.own(chunk)
 
     # -- timing ---------------------------------------------------------------------------------------------------
 
@@ -150,12 +182,18 @@ class FirstTokenRun:
                     ways[name](question)  # so that the worker holds what this question recalls
                 with counted(self.model.model, Cost()) as cost:
                     ways[name](question)
+                _rest(ways[name])
                 if turn:
                     seconds[name].append(cost.seconds)
                 fed[name] = cost.tokens
             self.progress(f"behind {length:,} tokens", turn + 1, rounds)
         cpu = self.model.model.device.type == "cpu"
-        peaks = {name: peak_bytes(partial(way, question)) if cpu else None for name, way in ways.items()}
+        peaks = dict[str, int | None]()
+        for name, way in ways.items():
+            peaks[name] = peak_bytes(partial(way, question)) if cpu else None
+            _rest(way)
+        if isinstance(session := ways.get(SESSION), SessionWay):
+            self.times.append(self._session_time(length, seconds, session))
         return [self._row(length, name, fed[name], seconds, peaks[name]) for name in ways]
 
     def _row(
@@ -166,6 +204,15 @@ class FirstTokenRun:
         middle, width = median_width(own)
         return FirstToken(length, name, tokens, len(own), middle, width, *median_width(ratios), peak)
 
+    def _session_time(self, length: int, seconds: Mapping[str, Sequence[float]], session: SessionWay) -> SessionTime:
+        usage = self.model.client.get_bank(_BANK).usage
+        chunks = length // self.model.chunk
+        ratios = [all_ / own for all_, own in zip(seconds.get(ALL, ()), seconds[SESSION], strict=False)]
+        faster, width = median_width(ratios) if ratios else (None, None)
+        return SessionTime(
+            length, faster, width, chunks, usage.bytes * chunks // max(1, usage.chunks), session.window_bytes()
+        )
+
     def _ways(self, history: Sequence[int], length: int) -> dict[str, Callable[[Sequence[int]], int]]:
         """Return what each way does with a question, by name."""
         trained = self.model.attachment.trained_length
@@ -174,8 +221,11 @@ class FirstTokenRun:
         for name, kept in ((MEMORY, 1), (HELD, 1 << 30)):  # a cache of one byte keeps nothing
             ways[name] = partial(self._recall, self._memory(chunks, kept))
         ways[HITS] = partial(self._reread, self._memory(chunks, 1))
-        if length <= self.plan.all_up_to and (trained is None or length + self.plan.question < trained):
+        within = trained is None or length + self.plan.question < trained or self._sessions is not None
+        if length <= self.plan.all_up_to and within:
             ways[ALL] = partial(self._plain, list(history[:length]))
+        if self._sessions is not None:
+            ways[SESSION] = self._sessions.way(length)
         return ways
 
     def _memory(self, chunks: kvbank.Filter, kept: int) -> Memory:
@@ -208,6 +258,12 @@ class FirstTokenRun:
 
     def _plain(self, before: Sequence[int], question: Sequence[int]) -> int:
         return answer(self.model.model, DynamicCache(), [*before, *question], 1, _PIECE)[0]
+
+
+def _rest(way: object) -> None:
+    """Let a way do what no answer waits for."""
+    if isinstance(way, SessionWay):
+        way.rest()
 
 
 def _turned(names: Sequence[str], turn: int) -> Iterator[str]:

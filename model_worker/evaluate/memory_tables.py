@@ -151,4 +151,21 @@ def first_token_tables(found: _Document) -> list[PlainTable]:
         f"{min(row['rounds'] for row in found['rows'])} to {max(row['rounds'] for row in found['rows'])} interleaved "
         f"rounds with half their 95 % interval; {found['threads']} threads, load average {found['load']:.1f}"
     )
-    return [PlainTable(title, ["history", "way", "fed", "ms", "x", "peak MiB"], rows, caption)]
+    tables = [PlainTable(title, ["history", "way", "fed", "ms", "x", "peak MiB"], rows, caption)]
+    return [*tables, _session_table(found)] if found.get("sessions") else tables
+
+
+def _session_table(found: _Document) -> PlainTable:
+    rows = [
+        (
+            f"{row['history']:,}",
+            "-" if row["faster"] is None else f"{row['faster']:.1f} ± {row['faster_width']:.1f}",
+            f"{row['chunks']:,}",
+            f"{row['chunk_bytes'] / (1 << 20):,.1f}",
+            f"{row['window_bytes'] / (1 << 20):,.1f}",
+        )
+        for row in found["sessions"]
+    ]
+    caption = "faster: the time of re-reading all over that of the session, whose window comes from the service"
+    columns = ["history", "faster", "chunks", "MiB of them", "MiB of the window"]
+    return PlainTable(f"{found['model']}: a session that a worker goes on with", columns, rows, caption)

@@ -9,7 +9,7 @@ import pytest
 
 import kvbank
 from model_worker.errors import InputError
-from model_worker.evaluate.first_token import ALL, HELD, HITS, MEMORY, FirstTokenRun, Plan, median_width
+from model_worker.evaluate.first_token import ALL, HELD, HITS, MEMORY, SESSION, FirstTokenRun, Plan, median_width
 from model_worker.model import MemoryModel
 from tests.support import command
 from tests.worker.tiny import bank, build, tokenizer, tokens
@@ -44,6 +44,18 @@ def test_each_way_is_fed_what_it_says(worker: MemoryModel) -> None:
     assert (usage.chunks, usage.tokens) == (400 // CHUNK, 400)
     starts = [chunk.start for chunk in worker.client.list_chunks("history", filter=kvbank.Filter(start_before=64))]
     assert starts == list(range(0, 64, CHUNK))
+
+
+def test_a_session_is_fed_the_question_alone(worker: MemoryModel) -> None:
+    """Behind twice the history it is fed no more, and leaves nothing in the service."""
+    plan = Plan(history=(128, 256), question=QUESTION, rounds=2, all_up_to=200, seed=0, sessions=True)
+    found = FirstTokenRun(worker, tokens(300)[0].tolist(), plan, lambda *_: None).report()
+    rows = {(row["history"], row["way"]): row for row in found["rows"]}
+    assert rows[128, SESSION]["tokens"] == rows[256, SESSION]["tokens"] < 64 < rows[128, ALL]["tokens"]
+    short, long = found["sessions"]
+    assert (short["chunks"], long["chunks"], long["faster"]) == (16, 32, None)
+    assert min(short["faster"], short["chunk_bytes"], short["window_bytes"]) > 0
+    assert list(worker.client.sessions.list()) == []
 
 
 def test_what_is_recalled_is_of_the_history(worker: MemoryModel) -> None:
