@@ -70,17 +70,11 @@ def routes(served: Served) -> APIRouter:
 
 def _between(client: kvbank.Client, session: kvbank.Session, begin: int, end: int) -> list[kvbank.Chunk]:
     """Return the chunks of a session that begin in a range of its offsets."""
-    first, parts = 0, []
-    for stretch in session.stretches:
-        last = end if stretch.start_before is None else min(end, stretch.start_before)
-        if max(begin, first) < last:
-            branch = {"branch": stretch.branch}
-            parts.append(kvbank.Filter(metadata=branch, start_from=max(begin, first), start_before=last))
-        first = max(first, last)
-    if not parts:
+    if begin >= end:
         return []
+    own = kvbank.Filter(stretches=session.stretches, start_from=begin, start_before=end)
     try:
-        return list(client.list_chunks(session.bank, filter=kvbank.Filter(any_of=parts), timeout=SECONDS))
+        return list(client.list_chunks(session.bank, filter=own, timeout=SECONDS))
     except kvbank.BankNotFound:  # it is made with the first chunk
         return []
 
