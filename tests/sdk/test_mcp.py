@@ -154,10 +154,10 @@ def test_programs_that_use_one_folder_at_once_lose_nothing(tmp_path: Path) -> No
     async def talk() -> None:
         async with Client(program("--memory", folder)) as one, Client(program("--memory", folder)) as other:
             async with anyio.create_task_group() as tasks:
-                for number in range(20):
+                for number in range(8):
                     for name, each in (("one", one), ("other", other)):
                         tasks.start_soon(lambda e=each, t=f"{name} {number}": answer(e, "remember", text=t))
-            assert len((await answer(one, "recall", query="one other", top_k=100))["passages"]) == 40
+            assert len((await answer(one, "recall", query="one other", top_k=100))["passages"]) == 16
             with kvbank.connect(folder):
                 said = await refusal(one, "recall", query="one")
             assert "is in use by process" in said

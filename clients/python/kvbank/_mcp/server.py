@@ -1,6 +1,8 @@
 """The server of `kvbank mcp`: its tools behind stdin and stdout, or behind a socket of HTTP."""
 
 import logging
+import os
+import signal
 import socket
 from collections.abc import Awaitable, Callable
 from types import FrameType
@@ -16,6 +18,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from kvbank._mcp.stores import Store
 from kvbank._mcp.tools import Tools
 from kvbank._version import __version__
+from kvbank.console.ending import INTERRUPTED, say
 from kvbank.serving.listening import Listening
 
 PATH = "/mcp"
@@ -43,9 +46,16 @@ def made(store: Store, bank: str, embed: str | None) -> MCPServer:
 
 
 def serve_stdio(server: MCPServer) -> None:
-    """Answer on stdin and stdout until stdin ends."""
+    """Answer on stdin and stdout until stdin ends, or Ctrl-C ends the process: what waits for stdin heeds nothing else,
+    and what was answered is durable."""
+    signal.signal(signal.SIGINT, _end)
     logging.getLogger("mcp").setLevel(logging.CRITICAL)  # what is no message is answered as such, and no traceback
     anyio.run(server.run_stdio_async)
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    say("interrupted")
+    os._exit(INTERRUPTED)
 
 
 def serve_http(server: MCPServer, place: Listening, listening: socket.socket, ready: Callable[[], None]) -> None:

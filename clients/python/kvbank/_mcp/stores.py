@@ -16,8 +16,10 @@ import kvbank
 # Returns the client for a caller's key ("" for none), for the time of a block.
 Store = Callable[[str], AbstractContextManager[kvbank.Client]]
 
-# Seconds for which a call waits for a folder that another process has, and between two looks.
-PATIENCE_S, _PAUSE_S = 10.0, 0.05
+# Seconds for which a call waits for a folder that another process has, and between two looks, at first and at most: a
+# look takes about as much as a call of the other process.
+PATIENCE_S = 30.0
+_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 1.0
 
 
 def of_service(client: kvbank.Client) -> Store:
@@ -60,7 +62,7 @@ class Folder:
                 client.close()
 
     def _opened(self) -> kvbank.Client:
-        end = time.monotonic() + self._patience
+        end, pause = time.monotonic() + self._patience, _PAUSE_S
         while True:
             try:
                 return kvbank.connect(self._path)
@@ -74,4 +76,5 @@ class Folder:
                         "--listen 127.0.0.1:7400) and start each with --memory 127.0.0.1:7400",
                         reason=error.reason,
                     ) from None
-            time.sleep(_PAUSE_S)
+            time.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE_S)
