@@ -7,7 +7,8 @@ import subprocess
 import sys
 import threading
 import uuid
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -68,12 +69,64 @@ def told(client: kvbank.Client) -> kvbank.Session:
     return session
 
 
-def test_two_programs_share_one_memory(client: kvbank.Client, address: str) -> None:
+@pytest.fixture(scope="module")
+def keyed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[kvbank.Client, str, str]]:
+    """Serve a folder that asks for keys; give a client, the address, and a key that may write."""
+    data = tmp_path_factory.mktemp("keyed")
+    with LocalServer(data, listen="127.0.0.1:0", durability="os") as server:
+        with kvbank.connect(server.address) as owner:
+            admin = owner.access.create_key("admin").secret
+        with kvbank.connect(server.address, api_key=admin) as client:
+            yield client, server.address, client.access.create_key("write").secret
+
+
+@contextmanager
+def over_https(place: Path, *words: object) -> Iterator[tuple[str, ssl.SSLContext]]:
+    """Run `kvbank mcp` where others can reach it, until it is told to stop; give its URL, and what trusts it."""
+    authority, ready = Authority(place / "tls"), place / "ready"
+    files = authority.settings()
+    options = ["--listen", "0.0.0.0:0", "--ready-file", str(ready)]
+    options += ["--tls-cert", files["tls_cert"], "--tls-key", files["tls_key"]]
+    arguments = [sys.executable, *KVBANK, *map(str, words), *options]
+    with subprocess.Popen(arguments, stderr=subprocess.PIPE) as process:
+        assert process.stderr is not None
+        try:
+            wait_until(lambda: ready.exists() or process.poll() is not None, seconds=120)
+            assert process.poll() is None, process.stderr.read()
+            trusted = ssl.create_default_context(cadata=authority.pem.decode())
+            yield f"https://localhost:{ready.read_text().strip().rpartition(':')[2]}/mcp", trusted
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(60) == 0
+            assert process.stderr.read() == b""
+        finally:
+            process.kill()
+
+
+@asynccontextmanager
+async def caller(url: str, trusted: ssl.SSLContext, key: str) -> AsyncIterator[Client]:
+    async with (
+        httpx2.AsyncClient(verify=trusted, headers={"Authorization": f"Bearer {key}"}) as web,
+        Client(streamable_http_client(url, http_client=web)) as client,
+    ):
+        yield client
+
+
+def test_two_programs_share_one_memory(
+    keyed: tuple[kvbank.Client, str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Start one on stdin, and one over HTTPS with a key in its environment, which must not go with calls of others."""
+    client, address, key = keyed
+    monkeypatch.setenv("KVBANK_API_KEY", key)
     bank, session = f"bank-{uuid.uuid4().hex}", told(client)
     words = ("--memory", address, "--bank", bank)
 
-    async def talk() -> None:
-        async with Client(program(*words)) as one, Client(program(*words)) as other:
+    async def talk(url: str, trusted: ssl.SSLContext) -> None:
+        async with httpx2.AsyncClient(verify=trusted) as web:
+            without = await web.post(url, json={})
+            assert (without.status_code, "needs a key" in without.text) == (401, True)
+        async with caller(url, trusted, "kvb_nobody") as nobody:
+            assert "needs a key that is valid" in await refusal(nobody, "recall", query="snow")
+        async with Client(program(*words)) as one, caller(url, trusted, key) as other:
             tools = (await one.list_tools()).tools
             assert {tool.name for tool in tools if tool.annotations.destructive_hint} == {"forget"}
             reading = {tool.name for tool in tools if tool.annotations.read_only_hint}
@@ -124,7 +177,8 @@ def test_two_programs_share_one_memory(client: kvbank.Client, address: str) -> N
         assert "is empty" in await refusal(one, "remember", text=" \n")
         assert "top_k" in await refusal(one, "recall", query="snow", top_k=0)
 
-    run(talk)
+    with over_https(tmp_path, *words) as server:
+        run(lambda: talk(*server))
 
 
 def test_a_folder_is_open_for_a_call_and_waited_for(tmp_path: Path) -> None:
@@ -166,56 +220,7 @@ def test_programs_that_use_one_folder_at_once_lose_nothing(tmp_path: Path) -> No
     run(talk)
 
 
-@pytest.fixture
-def keyed(tmp_path: Path) -> Iterator[tuple[str, str]]:
-    """Serve a folder that asks for keys; give its address, and a key that may write."""
-    with LocalServer(tmp_path / "data", listen="127.0.0.1:0", durability="os") as server:
-        with kvbank.connect(server.address) as owner:
-            admin = owner.access.create_key("admin").secret
-        with kvbank.connect(server.address, api_key=admin) as client:
-            yield server.address, client.access.create_key("write").secret
-
-
-def test_over_https_each_caller_brings_a_key(tmp_path: Path, keyed: tuple[str, str]) -> None:
-    """Listen where others can reach it, with a key in the environment, which must not go with the calls of others."""
-    address, key = keyed
-    authority, ready = Authority(tmp_path / "tls"), tmp_path / "ready"
-    files = authority.settings()
-    words = ["--memory", address, "--listen", "0.0.0.0:0", "--ready-file", str(ready)]
-    words += ["--tls-cert", files["tls_cert"], "--tls-key", files["tls_key"]]
-    environment = {**os.environ, "KVBANK_API_KEY": key}
-    trusted = ssl.create_default_context(cadata=authority.pem.decode())
-
-    async def talk(url: str) -> None:
-        async with httpx2.AsyncClient(verify=trusted) as web:
-            without = await web.post(url, json={})
-            assert (without.status_code, "needs a key" in without.text) == (401, True)
-        for given in (key, "kvb_nobody"):
-            headers = {"Authorization": f"Bearer {given}"}
-            async with (
-                httpx2.AsyncClient(verify=trusted, headers=headers) as web,
-                Client(streamable_http_client(url, http_client=web)) as client,
-            ):
-                if given == key:
-                    await answer(client, "remember", text="Snow fell.")
-                    assert len((await answer(client, "recall", query="snow"))["passages"]) == 1
-                else:
-                    assert "needs a key that is valid" in await refusal(client, "recall", query="snow")
-
-    with subprocess.Popen([sys.executable, *KVBANK, *words], env=environment, stderr=subprocess.PIPE) as process:
-        assert process.stderr is not None
-        try:
-            wait_until(lambda: ready.exists() or process.poll() is not None)
-            assert process.poll() is None, process.stderr.read()
-            run(lambda: talk(f"https://localhost:{ready.read_text().strip().rpartition(':')[2]}/mcp"))
-            process.send_signal(signal.SIGTERM)
-            assert process.wait(60) == 0
-            assert process.stderr.read() == b""
-        finally:
-            process.kill()
-
-
-def test_what_would_open_a_store_to_others_is_refused(address: str, tmp_path: Path) -> None:
+def test_what_would_open_a_store_to_others_is_refused(tmp_path: Path) -> None:
     def refused(*words: object) -> str:
         ended = command.run(command.application(), "mcp", *words)
         assert (ended.exit_code, ended.stderr.count("\n")) == (2, 1)
