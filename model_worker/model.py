@@ -190,7 +190,7 @@ class MemoryModel:
         model itself sees the chunk alone. progress: called with (tokens done, tokens in all), between two chunks.
         memory: another than this model's own. source: the name of the document, in the metadata of its chunks: what
         was read under this name, at the same place and with the same tokens, is stored once, so that a reading which
-        was interrupted is done again; `kvbank chunk rm BANK --source NAME` forgets the document. metadata: of the
+        was interrupted is done again; `kvbank chunk forget BANK --source NAME` forgets the document. metadata: of the
         chunks of this text, beside those of the settings. begin: the chunks before this token are stored already (it is
         the first token of a chunk); the model sees a window of them. special_tokens: as in `ids`. A model that only
         re-reads is not run: chunks are stored as tokens and text.

@@ -489,10 +489,10 @@ class Forgetting(Protocol):
     """
 
     def turns(self, tenant: str, session_id: str, first: int, last: int, key_id: str) -> Receipt:
-        """Forget turns of a session, both bounds included, in all its forks too; what is left are number, start and
-        count of tokens. Chunks of their tokens go, and those of context "window" that were made behind them; every
-        session that has the turns loses its window, and the worker that has the session its lease. Errors:
-        SESSION_NOT_FOUND, TURN_NOT_FOUND, CHECKSUM_MISMATCH."""
+        """Forget turns of a session, both bounds included, in all its forks too, with the parts of their messages
+        (status "part"); what is left are number, start and count of tokens. Chunks of their tokens go, and those of
+        context "window" that were made behind them; every session that has the turns loses its window, and the worker
+        that has the session its lease. Errors: SESSION_NOT_FOUND, TURN_NOT_FOUND, CHECKSUM_MISMATCH."""
 
     def turn(self, tenant: str, key: str, key_id: str) -> Receipt:
         """Do as `turns` for the turn that has a key, also one from which its session was rewound. Errors:

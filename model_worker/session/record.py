@@ -19,11 +19,14 @@ class SessionRecord:
     """The session `info` of a service, with its turns.
 
     info: as the service said last. turns: all of them, with their token ids; a forgotten one has none.
+    forgotten_meanwhile: numbers of turns that were forgotten elsewhere while they were known here; the user of the
+    record clears them once nothing is left of them.
     """
 
     def __init__(self, client: kvbank.Client, info: kvbank.Session, lease: Lease):
         self.client, self.info, self.lease = client, info, lease
         self.turns: list[kvbank.Turn] = []
+        self.forgotten_meanwhile: set[int] = set()
         self._sure = False
 
     @property
@@ -61,7 +64,10 @@ class SessionRecord:
 
     def read(self) -> None:
         """Read all turns from the service."""
+        before = self.turns
         self.turns = list(self.client.sessions.turns(self.info.session_id, token_ids=True))
+        pairs = zip(before, self.turns, strict=False)
+        self.forgotten_meanwhile |= {now.number for was, now in pairs if was.status != "forgotten" == now.status}
         self._sure = True
 
     def append(self, turn: kvbank.Turn) -> kvbank.Turn:
@@ -91,6 +97,7 @@ class SessionRecord:
             receipt = self.client.sessions.forget(self.info.session_id, first=first, last=last)
             self.info = self.lease.take()
         self.read()
+        self.forgotten_meanwhile -= set(range(first, last + 1))
         return receipt
 
     def set(self, **settings: str) -> None:

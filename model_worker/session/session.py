@@ -227,6 +227,7 @@ class Session:
         if self.record.go_on():
             self._follow()
         try:
+            self._forget_too()
             yield
         except BaseException:
             self.window.forget()
@@ -325,6 +326,21 @@ class Session:
             self._write_again(progress)
         self.window.keep()
         return receipt
+
+    def _forget_too(self) -> None:
+        """Leave nothing of turns that were forgotten elsewhere while this worker had them in its mind.
+
+        What it wrote meanwhile had attended to them: they are forgotten once more, and the window and the chunks behind
+        them are made again.
+        """
+        gone = sorted(self.record.forgotten_meanwhile)
+        if not gone:
+            return
+        for first in (number for number in gone if number - 1 not in gone):
+            last = next(number for number in range(first, gone[-1] + 1) if number + 1 not in gone)
+            self.record.forget(first, last)
+        self._follow()
+        self._write_again(None)
 
     def _follow(self) -> None:
         """Take the turns as they are now, which may be others than before."""

@@ -62,6 +62,12 @@ def to_0004(data):
     to("0004", data, {table: f"new.{table}" for table in (*TABLES_0003, "tenants", "api_keys")})
 
 
+def to_0005(data):
+    """Make the folder's database one of the fifth schema, in which nothing was forgotten."""
+    tables = (*TABLES_0003, "tenants", "api_keys", "sessions", "branches", "turns", "windows")
+    to("0005", data, {table: f"new.{table}" for table in tables})
+
+
 def to_0003(data):
     """Make the folder's database one of the third schema, in which there are no tenants."""
     to("0003", data, {table: f"new.{table}" for table in TABLES_0003})
@@ -216,6 +222,22 @@ def test_upgrade_from_0004_adds_sessions_and_changes_nothing_else(serving, data)
     session = sessions.create(name="a").session_id
     sessions.talk(session, sessions.acquire(session).epoch, 0, "hello")
     assert sessions.texts(session) == ["hello"]
+    serving.stop()
+    assert check(data).problems == []
+
+
+def test_upgrade_from_0005_lets_turns_be_forgotten(serving, data):
+    sessions = SessionCaller(serving().channel)
+    session = sessions.create(name="a").session_id
+    sessions.talk(session, sessions.acquire(session).epoch, 0, "hello", "again")
+    serving.stop()
+    to_0005(data)
+    with pytest.raises(StartError, match="older schema 0005"):
+        serving()
+    sessions = SessionCaller(serving(migrate=True).channel)
+    assert sessions.texts(session) == ["hello", "again"]
+    assert sessions.forget_turns(session, 1, 1).turns == 1
+    assert [each.items[0].text for each in sessions.turns(session) if each.items] == ["again"]
     serving.stop()
     assert check(data).problems == []
 

@@ -142,7 +142,9 @@ def test_tenants_are_made_bounded_and_deleted(keyed: Path, run: Run) -> None:
     kept = run("tenant", "rm", "red", "--yes")
     assert kept.returncode == 1
     assert "has 2 banks" in kept.stderr
-    assert run("tenant", "rm", "red", "--force", "--yes").stdout == "deleted red, 2 banks\n"
+    gone = run("tenant", "rm", "red", "--force", "--yes").stdout
+    assert gone.startswith("forgotten  tenant red\n")
+    assert "from       banks 2\n" in gone
     assert run("ping", "--api-key", admin).returncode == 1
     for quota in ("banks", "banks=0x1", "banks=1,banks=2", "seconds=1", "banks=0"):
         assert run("tenant", "create", "blue", "--quota", quota).returncode in (1, 2), quota

@@ -75,6 +75,17 @@ def test_chunks_are_deleted(library: str, client: kvbank.Client) -> None:
         assert (ended.exit_code, "and not both" in ended.stderr) == (2, True)
 
 
+def test_a_document_is_forgotten_with_a_receipt(library: str, client: kvbank.Client) -> None:
+    asked = run("chunk", "forget", library, "--source", "novel.txt", stdin="n\n")
+    assert (asked.exit_code, "Forget 3 chunks of bank" in asked.stderr) == (1, True)
+    receipt = json.loads(run("chunk", "forget", library, "--source", "novel.txt", "--yes", "--json").stdout)
+    assert ([chunk["bank"] for chunk in receipt["chunks"]], receipt["places"]["rows"]) == ([library] * 3, 3)
+    assert [chunk.metadata["source"] for chunk in client.list_chunks(library)] == ["lexicon"]
+    again = run("chunk", "forget", library, "--source", "novel.txt", "--yes").stdout
+    assert f"receipt    {receipt['receipt_id']}\n" in again
+    assert run("chunk", "forget", library, "--yes").exit_code == 2
+
+
 def test_conditions() -> None:
     found = conditions(["a=1", 'a="1"', "b!=x=y", "c>=2", "c<3.5", "draft", "e=true"])
     assert found.metadata == {"a": [1, "1"], "c": kvbank.Range(at_least=2, below=3.5), "draft": ..., "e": [True]}

@@ -121,6 +121,12 @@ class SessionCaller:
         found: pb.Receipt = self.stub.Forget(pb.ForgetRequest(session_id=session_id)).receipt
         return found
 
+    def forget_turns(self, session_id: str, first: int, last: int) -> pb.Receipt:
+        """Forget turns of a session for good."""
+        turns = pb.ForgetRequest.TurnRange(session_id=session_id, first=first, last=last)
+        found: pb.Receipt = self.stub.Forget(pb.ForgetRequest(turns=turns)).receipt
+        return found
+
     def keep(self, session_id: str, epoch: int, at: int, data: bytes, **header: Any) -> None:
         """Keep a window after the turn `at`, in some frames."""
         said = {"stamp": "s", "size": len(data), "checksum": xxhash.xxh3_64_intdigest(data), **header}

@@ -1,4 +1,4 @@
-"""The commands of `kvbank chunk` look at the chunks of a bank, and delete them."""
+"""The commands of `kvbank chunk` look at the chunks of a bank, and delete or forget them."""
 
 from itertools import islice
 from typing import TYPE_CHECKING, Annotated, Any
@@ -8,6 +8,7 @@ import typer
 from kvbank._cli import common, parse
 from kvbank._cli.bank_options import LARGEST
 from kvbank._cli.common import AsJson, Name, Service
+from kvbank._cli.receipts import tell_receipt
 from kvbank._cli.text_options import Which
 from kvbank.console.options import spread
 from kvbank.console.output import print_json, print_line, printable
@@ -27,7 +28,7 @@ _CHUNKS = (
 _AT_ONCE = 1000
 _LARGEST_ID = 2**63 - 1
 
-app = typer.Typer(no_args_is_help=True, help="Look at the chunks of a bank, and delete them.")
+app = typer.Typer(no_args_is_help=True, help="Look at the chunks of a bank, and delete or forget them.")
 
 
 @app.command("ls")
@@ -130,6 +131,32 @@ def remove_chunks(
         print_json({"bank": name, "deleted": deleted})
     else:
         print_line(f"deleted {deleted:,} chunks of {name}")
+
+
+@app.command("forget")
+@spread
+def forget_chunks(
+    name: Name,
+    which: Which,
+    service: Service,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Forget the chunks that the options select, such as those of one document, for good, and show the receipt.
+
+    No file of the service has a byte of them then; kvbank chunk rm takes them out of all answers alone.
+
+    Example: kvbank chunk forget library --source novel.txt
+    """
+    chosen = which.given()
+    if chosen is None:
+        raise typer.BadParameter("give --filter or --source")
+    with service.connect() as client:
+        if not yes:
+            going = len(_selected(client, name, chosen))
+            typer.confirm(f"Forget {going:,} chunks of bank {printable(name)!r} for good?", abort=True, err=True)
+        receipt = client.forget_chunks(name, chosen)
+    tell_receipt(receipt, as_json)
 
 
 def _selected(client: "Client", name: str, chosen: "Filter") -> list[int]:

@@ -80,7 +80,7 @@ def remember(
 
     A document has a name, its path: stored again it writes what is new, and removes what it has no longer. So a run
     that was stopped goes on when the command is called again. What is no text is left out, with a line that says why.
-    kvbank chunk rm BANK --source NAME forgets a document.
+    kvbank chunk forget BANK --source NAME forgets a document.
 
     Example: kvbank remember notes.md "logs/**/*.txt" --bank library
     """

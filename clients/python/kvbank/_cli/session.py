@@ -15,14 +15,14 @@ import kvbank
 from kvbank._cli import common, parse
 from kvbank._cli.bank_options import LARGEST
 from kvbank._cli.common import AsJson, Service
-from kvbank.console.ending import say
+from kvbank._cli.receipts import tell_receipt
 from kvbank.console.options import spread
 from kvbank.console.output import print_json, print_line, printable
 from kvbank.console.progress import progress
 from kvbank.console.table import Column, print_table
 
 if TYPE_CHECKING:
-    from kvbank import Client, Receipt, Session, Turn
+    from kvbank import Client, Session, Turn
 
 _SESSIONS = (
     Column("name", "name"),
@@ -192,7 +192,7 @@ def forget_turns(
         session = _found(client, which)
         _ask(yes, f"Forget turns {first} to {last} of session {printable(which)!r} for good?")
         receipt = client.sessions.forget(session.session_id, first=first, last=last)
-    _tell_receipt(receipt, as_json)
+    tell_receipt(receipt, as_json)
 
 
 @app.command("export")
@@ -256,7 +256,7 @@ def remove_session(which: Which, service: Service, yes: Yes = False, as_json: As
         held = f"; {session.lease.holder} has it now" if session.lease else ""
         _ask(yes, f"Delete session {printable(which)!r} and its {_turns(session.head)} for good{printable(held)}?")
         receipt = client.sessions.forget(session.session_id)
-    _tell_receipt(receipt, as_json)
+    tell_receipt(receipt, as_json)
 
 
 def _found(client: "Client", which: str) -> "Session":
@@ -291,26 +291,6 @@ def _answer(document: dict[str, Any], line: str, as_json: bool) -> None:
         print_json(document)
     else:
         print_line(line)
-
-
-def _tell_receipt(receipt: "Receipt", as_json: bool) -> None:
-    if as_json:
-        print_json(asdict(receipt))
-        return
-    _line("forgotten", receipt.target)
-    _line("receipt", receipt.receipt_id)
-    _line("time", common.moment(receipt.time))
-    if receipt.key_id:
-        _line("key", receipt.key_id)
-    _line("turns", f"{receipt.turns:,}, {receipt.tokens:,} tokens")
-    _line("chunks", f"{len(receipt.chunks):,}")
-    _line("size", common.size(receipt.bytes))
-    for place, count in sorted(receipt.places.items()):
-        _line("from", f"{place} {count:,}")
-    if receipt.turns_kept:
-        say(f"{_turns(receipt.turns_kept)} stay, because forks have them")
-    if receipt.chunks_to_make_again:
-        say(f"{receipt.chunks_to_make_again:,} chunks that had attended to it went too; a worker makes them again")
 
 
 def _turns(count: int) -> str:

@@ -9,6 +9,7 @@ import typer
 import kvbank
 from kvbank._cli import common, parse
 from kvbank._cli.common import AsJson, Service
+from kvbank._cli.receipts import tell_receipt
 from kvbank.console.options import spread
 from kvbank.console.output import print_json, print_line, printable
 from kvbank.console.table import Column, print_table
@@ -80,19 +81,24 @@ def set_quota(
 def remove_tenant(
     name: Name,
     service: Service,
-    force: Annotated[bool, typer.Option("--force", help="Delete its banks too, with all their chunks.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Forget its banks and sessions too, for good, and show the receipt.")
+    ] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Delete a tenant with its keys.
+    """Delete a tenant with its keys; one that has banks or sessions by --force alone.
 
     Example: kvbank tenant rm research --force
     """
-    with_banks = ", its keys and all its banks" if force else " and its keys"
+    with_banks = ", its keys and all its banks and sessions for good" if force else " and its keys"
     if not yes:
         typer.confirm(f"Delete tenant {printable(name)!r}{with_banks}?", abort=True, err=True)
     with service.connect() as client:
-        banks = client.access.delete_tenant(name, force)
+        if force:
+            tell_receipt(client.access.forget_tenant(name), as_json)
+            return
+        banks = client.access.delete_tenant(name)
     if as_json:
         print_json({"deleted": name, "banks": banks})
     else:

@@ -87,9 +87,9 @@ class LocalForgetting:
         """Forget the turn that has a key; see `Forgetting.turn`."""
 
         def begin(connection: Connection, _: int) -> Begun:
-            span, bank = forgotten_turns.span_of_key(connection, tenant, key)
+            spans, bank = forgotten_turns.spans_of_key(connection, tenant, key)
             self._check_bank(tenant, bank)
-            return {"kind": "turns", "bank": bank, "spans": [span]}, {}
+            return {"kind": "turns", "bank": bank, "spans": spans}, {}
 
         return self._forget(tenant, f"turn {secrets.token_hex(16)}", "a turn by its key", key_id, begin)
 

@@ -10,7 +10,7 @@ from sqlalchemy import Connection
 
 from memory_service.domain import sessions as rules
 from memory_service.domain.errors import turn_not_found
-from memory_service.domain.sessions import Session
+from memory_service.domain.sessions import Session, Stretch
 from memory_service.domain.validate import LARGEST_INT64
 from memory_service.storage.local.records import session_rows, turn_rows, window_rows
 from memory_service.storage.local.records.schema import raw
@@ -62,12 +62,33 @@ class Blanked(NamedTuple):
 
 
 def spans_of(connection: Connection, session: Session, first: int, last: int) -> list[Span]:
-    """Return where the turns of a session are. Errors: TURN_NOT_FOUND for one that it does not have."""
+    """Return where turns of a session are, with the parts of their messages. Errors: TURN_NOT_FOUND for one that it
+    does not have."""
     for number in (first, last):
         if not 1 <= number <= session.head:
             raise turn_not_found(session.session_id, number)
+    return _spans(connection, session.stretches, first, last)
+
+
+def spans_of_key(connection: Connection, tenant: str, key: str) -> tuple[list[Span], str]:
+    """Return where the turn of a key is, with the parts of its message, and the bank of its session. Errors:
+    TURN_NOT_FOUND."""
+    place = turn_rows.keyed(connection, tenant, key)
+    owner = None if place is None else session_rows.branch(connection, place.branch)
+    if place is None or owner is None:
+        raise turn_not_found("", key)
+    line = session_rows.line(connection, place.branch, place.number)
+    found = _spans(connection, line, place.number, place.number)
+    return found, session_rows.bank_of(connection, owner.session_id)
+
+
+def _spans(connection: Connection, line: Sequence[Stretch], first: int, last: int) -> list[Span]:
+    while first > 1 and _is_part(connection, line, first - 1):
+        first -= 1
+    while last < line[-1].last and _is_part(connection, line, last):
+        last += 1
     found, before = list[Span](), 0
-    for stretch in session.stretches:
+    for stretch in line:
         begin, end = max(first, before + 1), min(last, stretch.last)
         before = stretch.last
         if begin <= end:
@@ -75,14 +96,11 @@ def spans_of(connection: Connection, session: Session, first: int, last: int) ->
     return found
 
 
-def span_of_key(connection: Connection, tenant: str, key: str) -> tuple[Span, str]:
-    """Return where the turn of a key is, and the bank of its session. Errors: TURN_NOT_FOUND."""
-    place = turn_rows.keyed(connection, tenant, key)
-    owner = None if place is None else session_rows.branch(connection, place.branch)
-    if place is None or owner is None:
-        raise turn_not_found("", key)
-    bank = session_rows.bank_of(connection, owner.session_id)
-    return _span(connection, place.branch, place.number, place.number), bank
+def _is_part(connection: Connection, line: Sequence[Stretch], number: int) -> bool:
+    """Tell whether a turn has a part of a message whose answer is in a later one."""
+    branch = next(stretch.branch for stretch in line if number <= stretch.last)
+    statement = "SELECT 1 FROM turns WHERE branch = ? AND number = ? AND status = 'part'"
+    return raw(connection).execute(statement, (branch, number)).fetchone() is not None
 
 
 def _span(connection: Connection, branch: str, first: int, last: int) -> Span:
