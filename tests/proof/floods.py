@@ -45,7 +45,8 @@ def _of(message: Descriptor, size: int, path: str, above: tuple[FieldDescriptor,
         name = f"{path}{field.name}"
         for kind, values in _values(field, size):
             yield f"{name}{kind}", reduce(lambda data, parent: _within(parent, data), reversed(above), values)
-        if field.message_type is not None:
+        # A message may hold others of its kind, as a filter does: these are gone into once.
+        if field.message_type is not None and [each.message_type for each in above].count(field.message_type) < 2:
             yield from _of(field.message_type, size, f"{name}.", (*above, field))
 
 

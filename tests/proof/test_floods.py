@@ -16,7 +16,7 @@ import kvbank
 from kvbank.v1 import service_pb2 as pb
 from kvbank.wire.stub import make_stub
 from tests.proof.cost import cost_of
-from tests.proof.floods import DIRECT, METHODS, MIB, SIZES, flood, floods, send, send_directly
+from tests.proof.floods import DIRECT, METHODS, MIB, SIZES, all_floods, flood, floods, send, send_directly
 from tests.proof.fuzz import TEMPLATES, know
 from tests.proof.once import reason_of
 from tests.support.refusals import error_of
@@ -63,6 +63,13 @@ def sending(service: Service) -> Iterator[Callable[[str, bytes], None]]:
             assert refusal is None or reason_of(refusal) not in ("", "INTERNAL"), refusal
 
         yield once
+
+
+def test_every_field_is_flooded_once() -> None:
+    """Also those of filters, which hold filters."""
+    paths = [(method, path) for method, path, _ in all_floods(100)]
+    assert len(paths) == len(set(paths))
+    assert {("ListChunks", "filter.any_of.pinned"), ("KeepWindow", "header.stamp")} <= set(paths)
 
 
 @pytest.mark.parametrize(("method", "path", "size"), SAMPLE)
