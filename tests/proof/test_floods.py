@@ -27,6 +27,7 @@ SAMPLE = (
     ("GetStats", "banks", "large"),
     ("DeleteChunks", "chunk_ids packed", "large"),
     ("ListChunks", "filter.metadata", "large"),
+    ("ListChunks", "filter.metadata", "many"),
     ("WriteChunks", "header.chunk.payload.tensors", "large"),
     ("UpdateChunk", "metadata", "many"),
     ("AppendTurns", "turns.items", "large"),

@@ -283,6 +283,9 @@ def filter_(message: service_pb2.Filter) -> Filter:
         raise invalid("filter.any_of", f"must be at most {MOST_ALTERNATIVES} filters")
     if any(each.any_of for each in message.any_of):
         raise invalid("filter.any_of", "must be filters without alternatives of their own")
+    # Before any of them is looked at, which makes it an object.
+    if any(len(part.metadata) > MOST_CONDITIONS for part in (message, *message.any_of)):
+        raise invalid("filter.metadata", f"must have at most {MOST_CONDITIONS} conditions")
     conditions = [each for part in (message, *message.any_of) for each in part.metadata]
     if sum(len(part.stretches) for part in (message, *message.any_of)) > MOST_STRETCHES:
         raise invalid("filter.stretches", f"must be at most {MOST_STRETCHES}")
@@ -293,8 +296,6 @@ def filter_(message: service_pb2.Filter) -> Filter:
 
 def _filter(message: service_pb2.Filter) -> Filter:
     """Read a filter without its alternatives. Errors: INVALID_FIELD."""
-    if len(message.metadata) > MOST_CONDITIONS:
-        raise invalid("filter.metadata", f"must have at most {MOST_CONDITIONS} conditions")
     made = Filter(
         metadata=tuple(map(metadata.condition, message.metadata)),
         created_from=_microseconds(message, "created_from"),
