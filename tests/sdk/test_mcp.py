@@ -19,7 +19,9 @@ from mcp import Client, StdioServerParameters, stdio_client
 from mcp.client.streamable_http import streamable_http_client
 
 import kvbank
-from kvbank._mcp import stores
+from kvbank._mcp import server, stores
+from kvbank.serving.clients import Clients
+from kvbank.serving.listening import Listening
 from memory_service.api.embedded import LocalServer
 from tests.support import command
 from tests.support.certificates import Authority
@@ -81,25 +83,24 @@ def keyed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[kvbank.Cli
 
 
 @contextmanager
-def over_https(place: Path, *words: object) -> Iterator[tuple[str, ssl.SSLContext]]:
-    """Run `kvbank mcp` where others can reach it, until it is told to stop; give its URL, and what trusts it."""
-    authority, ready = Authority(place / "tls"), place / "ready"
-    files = authority.settings()
-    options = ["--listen", "0.0.0.0:0", "--ready-file", str(ready)]
-    options += ["--tls-cert", files["tls_cert"], "--tls-key", files["tls_key"]]
-    arguments = [sys.executable, *KVBANK, *map(str, words), *options]
-    with subprocess.Popen(arguments, stderr=subprocess.PIPE) as process:
-        assert process.stderr is not None
+def over_https(place: Path, address: str, bank: str) -> Iterator[tuple[str, ssl.SSLContext]]:
+    """Serve where others can reach it, in a thread; give the URL, and what trusts it."""
+    authority, ready = Authority(place / "tls"), threading.Event()
+    files = {name: Path(path) for name, path in authority.settings().items()}
+    clients, at = Clients(address), Listening("the test", "0.0.0.0:0", **files)
+    at.check()
+    with at.socket() as listening:
+        served = server.HttpServer(server.made(clients.client, bank, None), at, ready.set)
+        thread = threading.Thread(target=served.run, args=([listening],))
+        thread.start()
         try:
-            wait_until(lambda: ready.exists() or process.poll() is not None, seconds=120)
-            assert process.poll() is None, process.stderr.read()
+            assert ready.wait(120)
             trusted = ssl.create_default_context(cadata=authority.pem.decode())
-            yield f"https://localhost:{ready.read_text().strip().rpartition(':')[2]}/mcp", trusted
-            process.send_signal(signal.SIGTERM)
-            assert process.wait(60) == 0
-            assert process.stderr.read() == b""
+            yield f"https://localhost:{listening.getsockname()[1]}{server.PATH}", trusted
         finally:
-            process.kill()
+            served.should_exit = True
+            thread.join(120)
+            clients.close()
 
 
 @asynccontextmanager
@@ -111,14 +112,11 @@ async def caller(url: str, trusted: ssl.SSLContext, key: str) -> AsyncIterator[C
         yield client
 
 
-def test_two_programs_share_one_memory(
-    keyed: tuple[kvbank.Client, str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Start one on stdin, and one over HTTPS with a key in its environment, which must not go with calls of others."""
+def test_two_programs_share_one_memory(keyed: tuple[kvbank.Client, str, str], tmp_path: Path) -> None:
+    """Start one on stdin, with a key of its own, and one over HTTPS, whose callers bring theirs."""
     client, address, key = keyed
-    monkeypatch.setenv("KVBANK_API_KEY", key)
     bank, session = f"bank-{uuid.uuid4().hex}", told(client)
-    words = ("--memory", address, "--bank", bank)
+    words = ("--memory", address, "--bank", bank, "--api-key", key)
 
     async def talk(url: str, trusted: ssl.SSLContext) -> None:
         async with httpx2.AsyncClient(verify=trusted) as web:
@@ -177,8 +175,8 @@ def test_two_programs_share_one_memory(
         assert "is empty" in await refusal(one, "remember", text=" \n")
         assert "top_k" in await refusal(one, "recall", query="snow", top_k=0)
 
-    with over_https(tmp_path, *words) as server:
-        run(lambda: talk(*server))
+    with over_https(tmp_path, address, bank) as served:
+        run(lambda: talk(*served))
 
 
 def test_a_folder_is_open_for_a_call_and_waited_for(tmp_path: Path) -> None:
@@ -218,6 +216,31 @@ def test_programs_that_use_one_folder_at_once_lose_nothing(tmp_path: Path) -> No
             assert f"kvbank serve --data {folder}" in said
 
     run(talk)
+
+
+@pytest.mark.slow
+def test_a_key_in_the_environment_does_not_go_with_the_calls_of_others(
+    keyed: tuple[kvbank.Client, str, str], tmp_path: Path
+) -> None:
+    _, address, key = keyed
+    ready, environment = tmp_path / "ready", {**os.environ, "KVBANK_API_KEY": key}
+    words = ["--memory", address, "--listen", "127.0.0.1:0", "--ready-file", str(ready)]
+
+    async def talk(url: str) -> None:
+        async with Client(streamable_http_client(url)) as nobody:
+            assert "needs a key that is valid" in await refusal(nobody, "recall", query="snow")
+
+    with subprocess.Popen([sys.executable, *KVBANK, *words], env=environment, stderr=subprocess.PIPE) as process:
+        assert process.stderr is not None
+        try:
+            wait_until(lambda: ready.exists() or process.poll() is not None, seconds=120)
+            assert process.poll() is None, process.stderr.read()
+            run(lambda: talk(f"http://{ready.read_text().strip()}/mcp"))
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(60) == 0
+            assert process.stderr.read() == b""
+        finally:
+            process.kill()
 
 
 def test_what_would_open_a_store_to_others_is_refused(tmp_path: Path) -> None:

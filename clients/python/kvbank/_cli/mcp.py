@@ -95,6 +95,7 @@ def _over_http(service: Service, http: Http, listen: str, bank: str, embed: str 
 
     clients = Clients(target)
     try:
-        server.serve_http(server.made(clients.client, bank, embed), place, listening, ready)
+        made = server.made(clients.client, bank, embed)
+        server.HttpServer(made, place, ready).run(sockets=[listening])
     finally:
         clients.close()

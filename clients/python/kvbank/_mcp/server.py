@@ -58,32 +58,30 @@ def _end(number: int, frame: FrameType | None) -> None:
     os._exit(INTERRUPTED)
 
 
-def serve_http(server: MCPServer, place: Listening, listening: socket.socket, ready: Callable[[], None]) -> None:
-    """Answer over HTTP until a signal ends it. listening: the socket of `place`. ready: called when it answers."""
-    host = place.listen.rpartition(":")[0].strip("[]")
-    app: ASGIApp = server.streamable_http_app(
-        streamable_http_path=PATH, stateless_http=True, json_response=True, host=host
-    )
-    files: dict[str, Any] = {} if place.tls is None else {"ssl_certfile": place.tls[0], "ssl_keyfile": place.tls[1]}
-    config = uvicorn.Config(
-        WithKey(app) if place.needs_key else app,
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        http="h11",
-        ws="none",
-        timeout_graceful_shutdown=10,
-        **files,
-    )
-    _Server(config, ready).run(sockets=[listening])
+class HttpServer(uvicorn.Server):
+    """Answers over HTTP from `run` on, until a signal ends it. ready: called when it answers."""
 
-
-class _Server(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config, ready: Callable[[], None]) -> None:
+    def __init__(self, server: MCPServer, place: Listening, ready: Callable[[], None]) -> None:
+        host = place.listen.rpartition(":")[0].strip("[]")
+        app: ASGIApp = server.streamable_http_app(
+            streamable_http_path=PATH, stateless_http=True, json_response=True, host=host
+        )
+        files: dict[str, Any] = {} if place.tls is None else {"ssl_certfile": place.tls[0], "ssl_keyfile": place.tls[1]}
+        config = uvicorn.Config(
+            WithKey(app) if place.needs_key else app,
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            http="h11",
+            ws="none",
+            timeout_graceful_shutdown=10,
+            **files,
+        )
         super().__init__(config)
         self._ready = ready
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to listen, and tell so."""
         await super().startup(sockets)
         self._ready()
 
