@@ -148,7 +148,10 @@ def test_two_programs_share_one_memory(keyed: tuple[kvbank.Client, str, str], tm
         assert len({each["text"] for each in found}) == 20
         again = await answer(other, "remember", text="Snow fell on the old mill novel 3.", source="novel")
         assert (again["written"], again["known"]) == (0, 1)
-        await answer(one, "forget", chunk_ids=[each["chunk_id"] for each in found if each["source"] == "lexicon"][1:])
+        some = [each["chunk_id"] for each in found if each["source"] == "lexicon"][1:]
+        gone = await answer(one, "forget", chunk_ids=[*some, 10**9])
+        assert (gone["forgotten"], bool(gone["receipt"])) == (len(some), True)
+        assert await answer(one, "forget", chunk_ids=some) == {"bank": bank, "forgotten": 0, "receipt": ""}
 
     async def explained(other: Client) -> None:
         best = (await answer(other, "explain", query="what of mills in snow?"))["passages"][0]

@@ -63,6 +63,7 @@ class Forgotten(BaseModel):
 
     bank: str
     forgotten: int = Field(description="How many passages are gone.")
+    receipt: str = Field(description="Id of the receipt; empty where there was nothing to forget.")
 
 
 class SessionShown(BaseModel):

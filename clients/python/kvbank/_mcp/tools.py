@@ -5,8 +5,8 @@ recalls, and nothing is lost where several run.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
-from datetime import UTC, datetime
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime, timedelta
 from itertools import islice
 from typing import Annotated, Any
 
@@ -25,8 +25,8 @@ from kvbank.serving.bearer import key_of
 Metadata = dict[str, str | int | float | bool]
 Source = Annotated[str | None, Field(description="Name of the document, such as a path or a URL.")]
 TopK = Annotated[int, Field(ge=1, le=100, description="At most so many passages.")]
-# Chunks that one request may name.
-_MOST_IDS = 1000
+# Passages that one call may forget by id, each by an alternative of a filter.
+_MOST_IDS = 100
 
 
 class Tools:
@@ -93,16 +93,18 @@ class Tools:
     ) -> answers.Forgotten:
         """Delete passages for good: those of some ids, or all of one document. Give one of the two.
 
-        Use it when a person asks for it, or when something that was remembered is wrong. It cannot be undone.
+        Use it when a person asks for it, or when something that was remembered is wrong. It cannot be undone: when this
+        returns, no file of the memory has a byte of them.
         """
         if (chunk_ids is None) == (source is None):
             raise ToolError("give chunk_ids or source, and not both")
         with self._memory(context) as memory:
-            if chunk_ids is not None:
-                gone = memory.client.delete_chunks(memory.bank, chunk_ids)
-            else:
-                gone = memory.delete(source=source)
-        return answers.Forgotten(bank=self._bank, forgotten=gone)
+            wanted = {} if source is None else {"source": source}
+            chosen = kvbank.Filter(metadata=wanted) if chunk_ids is None else _exactly(memory, chunk_ids)
+            if chosen is None:
+                return answers.Forgotten(bank=self._bank, forgotten=0, receipt="")
+            receipt = memory.client.forget_chunks(memory.bank, chosen)
+        return answers.Forgotten(bank=self._bank, forgotten=len(receipt.chunks), receipt=receipt.receipt_id)
 
     def list_sessions(
         self,
@@ -140,6 +142,34 @@ class Tools:
                 return answers.Explained(answer=answer_reason(memory.client, session, turn))
             assert query is not None
             return answers.Explained(passages=[_reason(memory, query, hit) for hit in _hits(memory, query, chunk_id)])
+
+
+def _exactly(memory: kvbank.TextMemory, chunk_ids: list[int]) -> kvbank.Filter | None:
+    """Return the filter of chunks by id, of which those that are not there are left out; None for none.
+
+    A filter has no ids: it goes by time, place and source. Raises ToolError where it would select others too.
+    """
+    found = []
+    for chunk_id in dict.fromkeys(chunk_ids):
+        with suppress(kvbank.ChunkNotFound):
+            found.append(memory.get(chunk_id))
+    if not found:
+        return None
+    chosen = kvbank.Filter(any_of=[_one(chunk) for chunk in found])
+    if {chunk.chunk_id for chunk in memory.chunks(chosen)} != {chunk.chunk_id for chunk in found}:
+        raise ToolError("these passages cannot be told from others: forget their document by source")
+    return chosen
+
+
+def _one(chunk: kvbank.Chunk) -> kvbank.Filter:
+    created, place = chunk.create_time, chunk.start
+    return kvbank.Filter(
+        metadata=dict(chunk.metadata),
+        created_from=created,
+        created_before=created + timedelta(microseconds=1),
+        start_from=place,
+        start_before=place + 1,
+    )
 
 
 def _hits(memory: kvbank.TextMemory, query: str, chunk_id: int | None) -> list[kvbank.TextFound]:
