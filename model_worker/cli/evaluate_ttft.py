@@ -50,9 +50,9 @@ def ttft(
     from an earlier recall. Filling the bank is no part of the time: its chunks have the texts and embeddings of the
     history, and the K-V of a few of them.
 
-    Example: kvbank eval ttft --history 1024 --history 4096 --rounds 5 --top-k 8
+    A session: kvbank eval ttft --model smollm2 --history 20000 --sessions --all-up-to 20000
 
-    Example: kvbank eval ttft --model smollm2 --history 20000 --sessions --all-up-to 20000
+    Example: kvbank eval ttft --history 1024 --history 4096 --rounds 5 --top-k 8
     """
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler, which measures the peaks, else tells of itself
     from model_worker.evaluate.figures import drawn
