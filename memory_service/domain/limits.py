@@ -53,8 +53,8 @@ class IndexLimits:
     most_small: int = 8
     # Fewer rows are not worth the training of lists.
     fewest_in_lists: int = 1024
-    # What filters let pass is kept in memory for so many of them, and for so many ids (of 8 bytes) together; for one
-    # in whose bank so many chunks have changed since it was asked about, no more.
+    # What filters let pass is kept in memory for so many of them, and for so many ids (of 8 bytes) and letters of
+    # filters together; for one in whose bank so many chunks have changed since it was asked about, no more.
     filters: int = 256
     matches: int = 1 << 23
     changes: int = 10_000

@@ -19,12 +19,13 @@ from memory_service.storage.base import Ids, Vectors, View
 class _Known:
     """What is known of a filter in a bank.
 
-    ids: what it let pass, None before that was looked at; some may be gone. later: chunks to look at again, and `seen`
+    words: what the filter says. ids: what it let pass, None before that was looked at; some may be gone. later: chunks to look at again, and `seen`
     how many there were before these. looking: held by the thread that brings `ids` up to date.
     """
 
     bank: Bank
     where: Filter
+    words: str
     ids: Ids | None = None
     later: list[int] = field(default_factory=list)
     seen: int = 0
@@ -32,8 +33,8 @@ class _Known:
 
     @property
     def size(self) -> int:
-        """Return how many ids are kept."""
-        return 0 if self.ids is None else len(self.ids)
+        """Return how much is kept: the ids, and the letters of the filter, which may have 64 MiB of values."""
+        return len(self.words) + (0 if self.ids is None else len(self.ids))
 
 
 class Asked(NamedTuple):
@@ -57,7 +58,7 @@ class Matches:
         """Begin to ask about a filter; open a view after this, and call `ids` with it."""
         key = (bank.bank_id, repr(where))
         with self._lock:
-            known = self._known.setdefault(key, _Known(bank, where))
+            known = self._known.setdefault(key, _Known(bank, where, key[1]))
             self._known.move_to_end(key)
             held = sum(each.size for each in self._known.values())
             while len(self._known) > 1 and (held > self._limits.matches or len(self._known) > self._limits.filters):

@@ -1,5 +1,6 @@
 """What filters let pass is kept in memory above every engine, and is what its store would answer."""
 
+import tracemalloc
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
@@ -66,6 +67,19 @@ def test_values_that_python_takes_for_equal_are_two_filters(open_engine: Open) -
         for place, value in enumerate((1, True)):
             where = Filter(metadata=(Condition("k", (value,)),))
             assert matching(matches, engine.store, bank, where) == [ids[place]]
+
+
+def test_long_filters_are_not_all_kept(open_engine: Open) -> None:
+    matches = Matches(IndexLimits(matches=1_000_000))
+    with open_engine(follower=matches) as engine:
+        bank, _ = engine.store.create_bank(new_bank())
+        tracemalloc.start()
+        try:
+            for number in range(50):
+                matches.asked(bank, Filter(metadata=(Condition("k", (f"{number}" * 200_000,)),)))
+            assert tracemalloc.get_traced_memory()[0] < 5_000_000
+        finally:
+            tracemalloc.stop()
 
 
 def test_what_changes_behind_a_view_is_looked_at_in_a_later_one(open_engine: Open) -> None:
