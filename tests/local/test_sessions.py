@@ -15,6 +15,8 @@ import pytest
 
 from kvbank.v1 import service_pb2
 from memory_service.domain.limits import Limits
+from memory_service.domain.sessions import Item, Turn
+from memory_service.storage.local.records import turn_rows
 from tests.support.clocks import SECOND, Hands
 from tests.support.service_process import ServiceHost
 from tests.support.serving import connect
@@ -29,6 +31,12 @@ def rows(data: Path) -> dict[str, int]:
     """Count the rows of sessions in the database."""
     with closing(sqlite3.connect(data / "metadata.db")) as database:
         return {table: database.execute(f"SELECT count(*) FROM {table}").fetchone()[0] for table in TABLES}
+
+
+def test_the_digest_of_a_turn_is_that_of_earlier_versions() -> None:
+    """Turns in folders of these are known by it when a worker appends them again."""
+    made = turn_rows.prepared(Turn("completed", (Item("i", "user", "\u4e2d\u6587"),), b"", metadata={"k": "\xe4"}))
+    assert made.digest.hex() == "f7908086f0d6c1f35883667f596d8b0e"
 
 
 def test_what_has_expired_goes_with_its_turns_window_and_bank(serving: Callable[..., Any], data: Path) -> None:

@@ -69,7 +69,8 @@ def prepared(turn: Turn) -> Prepared:
     """Make what the row of a turn needs; see `Prepared`."""
     said = {"items": [astuple(item) for item in turn.items], "usage": dict(turn.usage), "meta": dict(turn.metadata)}
     content = json.dumps(said, sort_keys=True, ensure_ascii=False).encode()
-    hasher = xxhash.xxh3_128(content)
+    # Of ASCII, as turns had it that were written before texts of other letters were kept as they are.
+    hasher = xxhash.xxh3_128(json.dumps(said, sort_keys=True).encode())
     hasher.update(f"{turn.status} {turn.prompt_tokens} {turn.kept} {turn.token_count} ".encode())
     hasher.update(turn.token_ids)
     return Prepared(turn, content, hasher.digest(), xxhash.xxh3_64_digest(turn.token_ids))
