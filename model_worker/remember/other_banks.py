@@ -1,7 +1,7 @@
 """Banks that a memory recalls from besides its own: they are read, and never written to.
 
 This file owns the rule that a bank which goes away ends no conversation: it is told of in one line, and left out from
-then on.
+then on. What may pass, such as a damaged chunk, leaves the bank out of one recall.
 """
 
 import warnings
@@ -20,6 +20,8 @@ from model_worker.remember.recalling import Ranking
 from model_worker.remember.service_link import AWAY
 from model_worker.window.recalled import RecalledChunk
 
+# Errors after which a bank is not asked again: it is gone, of another model or embedder by now, or not the caller's.
+_GONE = (kvbank.BankNotFound, kvbank.FailedPrecondition, kvbank.PermissionDenied)
 # Asks a bank for the rows of a batch by vectors of an embedder.
 Ask = Callable[[str, Embedder, list[int]], list[Ranking]]
 
@@ -48,7 +50,7 @@ class OtherBanks:
             except AWAY:
                 raise
             except (BankMismatch, kvbank.ServiceError) as error:
-                _tell(name, error)
+                _tell(f"bank {name!r} is not read: {error}")
 
     def rankings(
         self, vectors_of: Callable[[Embedder], NDArray[np.float32]], ask: Ask
@@ -66,9 +68,12 @@ class OtherBanks:
                 found = ask(name, embedder, rows)
             except AWAY:
                 raise
-            except kvbank.ServiceError as error:
+            except _GONE as error:
                 del self._embedders[name]
-                _tell(name, error)
+                _tell(f"bank {name!r} is not read any more: {error}")
+                continue
+            except kvbank.ServiceError as error:
+                _tell(f"nothing was recalled from bank {name!r}: {error}")
                 continue
             for row, ranking in zip(rows, found, strict=True):
                 yield row, replace(ranking, chunks=[self._placed(chunk) for chunk in ranking.chunks])
@@ -86,5 +91,5 @@ class OtherBanks:
         return replace(chunk, layers=layers)
 
 
-def _tell(name: str, error: Exception) -> None:
-    warnings.warn(f"bank {name!r} is not read any more: {error}", RuntimeWarning, stacklevel=3)
+def _tell(what: str) -> None:
+    warnings.warn(what, RuntimeWarning, stacklevel=3)

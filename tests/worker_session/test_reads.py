@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 import kvbank
+from memory_service.api.embedded import LocalServer
 from model_worker.errors import BankMismatch
 from model_worker.model import MemoryModel
 from model_worker.session.session import Session
@@ -22,7 +23,8 @@ TALK = ["the sea is wide and the ships come and go", "it is far from here", "who
 
 @pytest.fixture(scope="module")
 def model(model_folder: Path, address: str) -> Iterator[MemoryModel]:
-    with MemoryModel.from_pretrained(str(model_folder), memory=address, bank=(), chunk=CHUNK, window=WINDOW) as model:
+    options: dict[str, Any] = {"chunk": CHUNK, "window": WINDOW, "patience": 60.0}  # for a machine that is busy
+    with MemoryModel.from_pretrained(str(model_folder), memory=address, bank=(), **options) as model:
         yield model
 
 
@@ -102,10 +104,25 @@ def test_a_bank_that_goes_away_is_one_line_and_the_conversation_goes_on(
         assert len(told) == 1
         assert turn.trace is not None
         assert banks_of(turn.trace) == {session.info.bank}
-    with pytest.warns(RuntimeWarning, match="is not read any more"):
+    with pytest.warns(RuntimeWarning, match=f"{library}.* is not read"):
         session = Session.open(model, name=sea, why=1)
     with session, warnings.catch_warnings(action="error"):
         say(session, "ahoy", max_new_tokens=1)
+
+
+def test_a_bank_with_a_damaged_chunk_is_read_again(model: MemoryModel, tmp_path: Path) -> None:
+    with LocalServer(tmp_path) as server, kvbank.connect(server.address) as client:
+        for source in ("velm.txt", "copy.txt"):
+            model.read(FACT, memory=model.with_bank("library", client=client), source=source)
+        for file in sorted(tmp_path.glob("payloads/*/*/*.safetensors"))[-1:]:
+            file.write_bytes(file.read_bytes()[:-1] + b"x")
+        options: dict[str, Any] = {"reads": ["library"], "top_k": 4, "min_share": 0.0, "why": 1}
+        with Session.open(model, name="sea", client=client, **options) as session:
+            with pytest.warns(RuntimeWarning, match="nothing was recalled from bank 'library'"):
+                say(session, FACT, max_new_tokens=1)
+            [turn] = say(session, FACT, max_new_tokens=1)
+            assert turn.trace is not None
+            assert "library" in banks_of(turn.trace)
 
 
 def test_with_original_positions_other_texts_stand_before_the_conversation(
