@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 import kvbank
+from model_worker.attachment.layer_choice import LayerChoice, named_parts
 from model_worker.cli.reencode_options import ReencodeOptions
 from model_worker.cli.reencoding import reencoded
 from model_worker.errors import BankMismatch
@@ -90,6 +91,18 @@ def test_a_run_that_was_stopped_goes_on_and_the_old_bank_answers_meanwhile(
     assert first[0] > half
     with pytest.raises(BankMismatch, match="another model"):
         model.with_bank(library)
+
+
+def test_other_layers_of_the_same_model_are_other_kv(
+    client: kvbank.Client, model: MemoryModel, library: str, model_folder: Path, tmp_path: Path
+) -> None:
+    parts, chosen = named_parts(model.attachment.reader), {"memory_layers": (1,), "retrieval_layers": (1,)}
+    choice = LayerChoice.model_validate({"model": "tiny", "reader_parts": parts, "mode": "per_layer", **chosen})
+    choice.write(tmp_path / "layers.json")
+    options = ReencodeOptions(model=str(model_folder), layers=tmp_path / "layers.json")
+    kv = reencoded(client, library, options, lambda done, total: None).kv
+    assert kv is not None
+    assert tuple(kv.layers) == (1,)
 
 
 def test_texts_get_the_kv_of_a_model(client: kvbank.Client, model: MemoryModel, model_folder: Path) -> None:

@@ -87,8 +87,8 @@ def _beside(client: Client, seen: m.Bank, renewal: Renewal) -> m.Bank:
 
 
 def is_of(bank: m.Bank, kv: m.KVSpec | None, embedding: m.EmbeddingSpec) -> bool:
-    """Tell whether a bank has K-V of this model (None: no K-V) and is searched by this embedder."""
-    readers = [None if spec is None else spec.reader_digest for spec in (bank.kv, kv)]
+    """Tell whether a bank has K-V of this model and its layers (None: no K-V) and is searched by this embedder."""
+    readers = [None if spec is None else (spec.reader_digest, tuple(spec.layers)) for spec in (bank.kv, kv)]
     own = bank.embedding
     same = (own.embedder_digest, own.dimension) == (embedding.embedder_digest, embedding.dimension)
     return readers[0] == readers[1] and same
