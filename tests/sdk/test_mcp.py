@@ -144,7 +144,7 @@ def test_two_programs_share_one_memory(keyed: tuple[kvbank.Client, str, str], tm
                 for name, each in (("novel", one), ("lexicon", other)):
                     text = f"Snow fell on the old mill {name} {number}."
                     tasks.start_soon(lambda e=each, t=text, n=name: answer(e, "remember", text=t, source=n))
-        found = (await answer(one, "recall", query="snow", top_k=100))["passages"]
+        found = (await answer(one, "recall", query="snow", top_k=100, source=""))["passages"]
         assert len({each["text"] for each in found}) == 20
         again = await answer(other, "remember", text="Snow fell on the old mill novel 3.", source="novel")
         assert (again["written"], again["known"]) == (0, 1)
@@ -173,7 +173,10 @@ def test_two_programs_share_one_memory(keyed: tuple[kvbank.Client, str, str], tm
     async def refused(one: Client) -> None:
         assert "give chunk_ids or source" in await refusal(one, "forget")
         assert "give query" in await refusal(one, "explain")
+        assert "give query" in await refusal(one, "explain", query="snow", turn=1)
+        assert "give query" in await refusal(one, "explain", session=session.name, chunk_id=1)
         assert "there is no session" in await refusal(one, "explain", session="nobody's")
+        assert "no turn 3" in await refusal(one, "explain", session=session.name, turn=3)
         assert "nothing of turn 2" in await refusal(one, "explain", session=session.name, turn=2)
         assert "is empty" in await refusal(one, "remember", text=" \n")
         assert "top_k" in await refusal(one, "recall", query="snow", top_k=0)

@@ -78,7 +78,7 @@ class Tools:
         """
         with self._memory(context) as memory:
             try:
-                hits = memory.search(query, top_k=top_k, source=source, min_score=min_score)
+                hits = memory.search(query, top_k=top_k, source=source or None, min_score=min_score)
             except kvbank.BankNotFound:  # nothing was remembered yet
                 hits = []
         return answers.Recalled(bank=self._bank, passages=[answers.Found.of_hit(hit) for hit in hits])
@@ -135,7 +135,8 @@ class Tools:
         Of a passage: its score, the embedder that found it, the words that it shares with the question, its source, its
         age, and how often it was recalled. Of an answer: what the model recalled and attended to.
         """
-        if (query is None) == (session is None):
+        of_other = turn if session is None else chunk_id
+        if (query is None) == (session is None) or of_other is not None:
             raise ToolError("give query (and chunk_id) or session (and turn)")
         with self._memory(context) as memory:
             if session is not None:
