@@ -19,8 +19,9 @@ from memory_service.storage.base import Ids, Vectors, View
 class _Known:
     """What is known of a filter in a bank.
 
-    words: what the filter says. ids: what it let pass, None before that was looked at; some may be gone. later: chunks to look at again, and `seen`
-    how many there were before these. looking: held by the thread that brings `ids` up to date.
+    words: what the filter says. ids: what it let pass, None before that was looked at; some may be gone. later: chunks
+    to look at again, and `seen` how many there were before these. looking: held by the thread that brings `ids` up to
+    date.
     """
 
     bank: Bank

@@ -8,6 +8,7 @@ from model_worker.attachment.loading import device_named
 from model_worker.attachment.model_names import lasting
 from model_worker.cli.new_embedder import new_embedder
 from model_worker.cli.quiet import quiet_libraries
+from model_worker.cli.targets import embedder_of_banks
 from model_worker.embed.spec import lasting_spec
 from model_worker.model import MemoryModel, Progress
 from model_worker.remember.known import known_of
@@ -38,8 +39,7 @@ class ModelDocuments:
         loading: Mapping[str, str | None],
     ) -> None:
         quiet_libraries()
-        about = _about(client, bank)
-        spec = lasting_spec(embed or about or new_embedder())
+        spec = lasting_spec(embed or _about(client, bank) or new_embedder())
         self._client, self._bank = client, bank
         self._model = MemoryModel.from_pretrained(
             lasting(model),
@@ -80,9 +80,8 @@ class ModelDocuments:
 
 
 def _about(client: kvbank.Client, bank: str) -> str | None:
-    """Return the embedder that a bank says it is searched by; None where it does not say, or is not there."""
+    """Return the embedder that a bank is searched by; None where it does not say, or is not there."""
     try:
-        said = client.get_bank(bank).metadata.get("embedder")
+        return embedder_of_banks(client, [bank])
     except kvbank.BankNotFound:
         return None
-    return None if said is None else str(said)

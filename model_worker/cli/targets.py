@@ -15,6 +15,8 @@ from typing import Annotated
 import typer
 
 import kvbank
+from kvbank.embed import name_of
+from kvbank.embed.spec import of_digest
 from kvbank.files import private
 from model_worker.errors import SessionError
 from model_worker.session.holder import has_died, shown
@@ -87,10 +89,16 @@ def session_of(client: kvbank.Client, target: str, name: str | None) -> tuple[st
 
 
 def embedder_of_banks(client: kvbank.Client, names: Iterable[str]) -> str | None:
-    """Return the embedder that banks say they are searched by, so that a new session that reads them has the same one;
-    None where none says it. Raises kvbank.BankNotFound."""
-    banks = [client.get_bank(name) for name in names]
-    return next((str(bank.metadata["embedder"]) for bank in banks if "embedder" in bank.metadata), None)
+    """Return the embedder of the first of some banks that says by which one it is searched, so that what goes with them
+    has the same one; None where none says it. Raises kvbank.BankNotFound."""
+    return next(filter(None, [_embedder_of(client.get_bank(name)) for name in names]), None)
+
+
+def _embedder_of(bank: kvbank.Bank) -> str | None:
+    if "embedder" in bank.metadata:
+        return str(bank.metadata["embedder"])
+    lexical = of_digest(bank.embedding.embedder_digest, bank.embedding.dimension)
+    return None if lexical is None else name_of(lexical)
 
 
 def in_use(name: str, holder: str) -> SessionError:

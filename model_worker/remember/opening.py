@@ -104,7 +104,8 @@ def _check_fits(bank: kvbank.Bank, wanted: Wanted, embedder: Embedder) -> None:
     """Refuse a bank of another model or embedder digest. Raises BankMismatch."""
     have, kv = bank.kv, wanted.kv
     if have is None:
-        raise BankMismatch(f"bank {bank.name!r} holds vectors only")
+        what = f"kvbank reencode {bank.name} --model MODEL gives it K-V"
+        raise BankMismatch(f"bank {bank.name!r} holds vectors only: take another bank, or {what}")
     if have.reader_digest != kv.reader_digest:
         parts = [part for part, value in kv.reader_parts.items() if have.reader_parts.get(part) != value]
         raise BankMismatch(

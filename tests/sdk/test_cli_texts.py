@@ -46,6 +46,12 @@ def test_search(library: str, client: kvbank.Client) -> None:
     assert (code, "another embedder" in stderr, stderr.count("\n")) == (1, True, 1)
 
 
+def test_options_of_a_model_are_not_dropped_where_there_is_none(library: str, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("Snow fell.")
+    ended = run("remember", tmp_path / "a.txt", "--bank", library, "--compressor", "tova:m=48")
+    assert (ended.exit_code, "those of a --model" in ended.stderr, ended.stderr.count("\n")) == (2, True, 1)
+
+
 def test_chunks_are_listed_and_shown(library: str) -> None:
     shown = run("chunk", "ls", library).stdout
     assert "\\x1b[31mcoins\\u202e" in shown

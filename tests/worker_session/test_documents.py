@@ -10,6 +10,7 @@ import pytest
 
 import kvbank
 from model_worker.cli.documents import ModelDocuments
+from model_worker.model import MemoryModel
 from tests.support import command
 
 LINE = "Ships come and go in the harbour of Velm, where nine cranes stand. "
@@ -52,6 +53,16 @@ def test_documents_are_read_once_and_from_the_first_difference_on(
         assert client.get_bank(library).metadata["embedder"] == "lexical:idf"
     chat = ("chat", "-s", sea, "--model", model_folder, "--memory", address, "--max-new-tokens", 2, "--reads", library)
     assert f"reads {library}" in command.run(command.application(), *chat, stdin="ahoy\n").stderr
+
+
+def test_a_bank_that_does_not_name_its_embedder_keeps_it(
+    model_folder: Path, client: kvbank.Client, library: str
+) -> None:
+    with MemoryModel.from_pretrained(str(model_folder), memory=client, bank=library) as model:
+        model.read(LINE)
+    documents = ModelDocuments(client, library, str(model_folder), loading={})
+    assert documents.add(LINE, "book", False, lambda done, total: None)[0] > 0
+    documents.close()
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
+from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 import typer
 
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from kvbank import Client, TextMemory
 
 # Stores a text under a name, and returns how many of its passages were written, known and removed. Takes whether those
-# of an earlier state are kept, and what is told of progress.
-Store: TypeAlias = Callable[[str, str, bool, Callable[..., Any]], tuple[int, int, int]]
+# of an earlier state are kept, and what shows progress.
+Store: TypeAlias = Callable[[str, str, bool, Progress], tuple[int, int, int]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +87,8 @@ def remember(
     names = documents.found(paths)
     if how.source is not None and len(names) != 1:
         raise typer.BadParameter(f"--source names one document, and there are {len(names)}")
+    if read_by.model is None and read_by != ReadBy():
+        raise typer.BadParameter("--adapter, --compressor, --layers, --device and --dtype are those of a --model")
     done: list[Remembered] = []
     with service.connect() as client, progress() as show, _store(client, bank, embed, how.letters, read_by) as store:
         for number, name in enumerate(names, start=1):
@@ -113,7 +115,7 @@ def _store(client: "Client", bank: str, embed: str | None, letters: int, read_by
     given = asdict(read_by)
     loading = {name: given.pop(name) for name in ("device", "dtype", "adapter")}
     with closing(ModelDocuments(client, bank, embed=embed, loading=loading, **given)) as by_model:
-        yield by_model.add
+        yield lambda text, source, keep, show: by_model.add(text, source, keep, partial(show, "tokens"))
 
 
 def _one(store: Store, name: str, source: str, keep: bool, show: Progress) -> Remembered:
@@ -122,16 +124,14 @@ def _one(store: Store, name: str, source: str, keep: bool, show: Progress) -> Re
         text = documents.read(name)
         if not text.strip():
             raise kvbank.InvalidArgument(f"{name} is empty")
-        return Remembered(source, *store(text, source, keep, partial(show, "passages")))
+        return Remembered(source, *store(text, source, keep, show))
     except kvbank.InvalidArgument as error:
         return Remembered(source, error=str(error))
 
 
-def _add_text(
-    memory: "TextMemory", text: str, source: str, keep: bool, progress: Callable[[int, int | None], object]
-) -> tuple[int, int, int]:
+def _add_text(memory: "TextMemory", text: str, source: str, keep: bool, show: Progress) -> tuple[int, int, int]:
     """Store a document in a bank of texts; return how many passages were written, known and removed."""
-    added = memory.add(text, source=source, progress=lambda count: progress(count, None))
+    added = memory.add(text, source=source, progress=lambda count: show("passages", count, None))
     removed = 0 if keep else _forget(memory, source, set(added.chunk_ids))
     return added.written, added.known, removed
 
