@@ -121,10 +121,10 @@ class FirstTokenRun:
             with counted(self.model.model, self.cost):
                 history = self._filled()
                 rows = [row for length in sorted(set(self.plan.history)) for row in self._timed(history, length)]
+            self.cost.stored = self.model.client.get_bank(_BANK).usage.bytes
         finally:
             if self._sessions is not None:
                 self._sessions.close()
-        self.cost.stored = self.model.client.get_bank(_BANK).usage.bytes
         return {
             "rows": [asdict(row) for row in rows],
             "sessions": [asdict(time) for time in self.times],

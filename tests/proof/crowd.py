@@ -5,6 +5,7 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 
 import kvbank
 from tests.proof.chats import MODEL, Talker, wrong
@@ -19,12 +20,14 @@ LEAST_SHARE = 0.5
 
 @dataclass
 class Crowd:
-    """What a crowd was answered. least: answers of the slowest conversation, as a share of the mean."""
+    """What a crowd was answered. least: answers of the slowest conversation, as a share of the mean. usual, slowest:
+    seconds of the median and of the longest answer."""
 
     conversations: int
     seconds: float
     asked: Counter[str]
     least: float
+    usual: float
     slowest: float
     wrong: list[str]
 
@@ -37,7 +40,8 @@ class Crowd:
         other = ", ".join(f"{self.asked[name]} {text}" for name, text in OTHER.items())
         return (
             f"{self.conversations} conversations, {answers} answers, {tokens / self.seconds:.0f} tokens/s, {other}; "
-            f"slowest answer {self.slowest:.1f} s, slowest conversation {self.least:.2f} of the mean; "
+            f"half of the answers within {self.usual:.1f} s, all within {self.slowest:.1f} s, "
+            f"slowest conversation {self.least:.2f} of the mean; "
             f"wrong {len(self.wrong)}"
         )
 
@@ -73,5 +77,5 @@ def crowd(services: ServiceHost, place: Path, seconds: float, conversations: int
     answers = [talker.asked["answers"] for talker in talkers]
     asked = sum((talker.asked for talker in talkers), Counter[str]())
     least = min(answers) * len(answers) / max(1, sum(answers))
-    slowest = max(wait for talker in talkers for wait in talker.waits)
-    return Crowd(conversations, took, asked, least, slowest, found)
+    waits = [wait for talker in talkers for wait in talker.waits]
+    return Crowd(conversations, took, asked, least, median(waits), max(waits), found)

@@ -55,6 +55,7 @@ def test_a_session_is_fed_the_question_alone(worker: MemoryModel) -> None:
     short, long = found["sessions"]
     assert (short["chunks"], long["chunks"], long["faster"]) == (16, 32, None)
     assert min(short["faster"], short["chunk_bytes"], short["window_bytes"]) > 0
+    assert found["cost"]["stored"] > 0
     assert list(worker.client.sessions.list()) == []
 
 
