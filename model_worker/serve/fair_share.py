@@ -1,8 +1,10 @@
 """The model goes to the caller that has used it least: callers get equal shares, and the sessions of a caller do.
 
 Each caller, and each session of a caller, has a count of what it has used. The next one is the caller that has used
-least, and of its sessions the one that has used least. Who begins, or comes back, starts at the least count of those
-that are there: it gets an equal share from then on, and nothing for the time before.
+least, and of its sessions the one that has used least. Who begins, or comes back, starts at the count of the one that
+had the model last: it gets an equal share from then on, and nothing for the time before. The least count of those that
+are there would not do: it stays where it is while any of them waits to begin, and who has had most of an answer would
+wait for all that come behind it.
 """
 
 import threading
@@ -12,9 +14,11 @@ from dataclasses import dataclass, field
 
 @dataclass(slots=True)
 class _Used:
-    """What one caller or session has used. there: its requests that run or wait."""
+    """What one caller or session has used. there: its requests that run or wait. level: what that part of it had used
+    which had the model last; it never falls."""
 
     used: float = 0.0
+    level: float = 0.0
     there: int = 0
     parts: dict[Hashable, "_Used"] = field(default_factory=dict)
 
@@ -22,9 +26,16 @@ class _Used:
         """Return the part of a name, with one request more."""
         found = self.parts.get(name)
         if found is None:
-            found = self.parts[name] = _Used(min((part.used for part in self.parts.values()), default=0.0))
+            found = self.parts[name] = _Used(self.level)
         found.there += 1
         return found
+
+    def charge(self, name: Hashable, cost: float) -> "_Used":
+        """Note that the part of a name has used the model, and return it."""
+        part = self.parts[name]
+        self.level = max(self.level, part.used)
+        part.used += cost
+        return part
 
     def leave(self, name: Hashable) -> None:
         """Take a request away, and the part with its last one."""
@@ -63,9 +74,7 @@ class FairShare:
     def charge(self, who: Claimant, cost: float) -> None:
         """Note that a request has used the model. cost: in tokens that were decoded, or what takes as long."""
         with self._lock:
-            caller = self._all.parts[who.caller]
-            caller.used += cost
-            caller.parts[who.session].used += cost
+            self._all.charge(who.caller, cost).charge(who.session, cost)
 
     def next_of(self, waiting: Iterable[Claimant]) -> Claimant:
         """Return who comes next; of equals, the first."""

@@ -2,6 +2,7 @@
 
 import threading
 from collections import Counter
+from statistics import median
 
 import pytest
 import torch
@@ -29,6 +30,34 @@ def test_sessions_of_one_caller_get_equal_shares() -> None:
     for job in [engine.submit("caller", str(n), work(str(n))) for n in range(6)]:
         job.result.result(60)
     assert min(counts.values()) >= 0.5 * sum(counts.values()) / len(counts)
+
+
+def test_no_answer_waits_for_all_those_that_begin_behind_it() -> None:
+    """Let sessions ask again and again, more than may run: each answer takes about as long, in tokens of all."""
+    engine, tokens, took = Engine(most_running=8), 0, list[int]()
+
+    def work(length: int):
+        def run(turn: Turn) -> None:
+            nonlocal tokens
+            with turn.holding_model():
+                for _ in range(length):
+                    tokens += 1
+                    turn.stopped()
+
+        return run
+
+    def talk(session: int) -> None:
+        for number in range(30):
+            begun = tokens
+            engine.submit("caller", session, work(12 + (5 * session + 7 * number) % 12)).result.result(60)
+            took.append(tokens - begun)
+
+    talking = [threading.Thread(target=talk, args=(session,)) for session in range(10)]
+    for each in talking:
+        each.start()
+    for each in talking:
+        each.join()
+    assert max(took) <= 3 * median(took)
 
 
 def test_a_caller_with_many_sessions_takes_nothing_from_another() -> None:
