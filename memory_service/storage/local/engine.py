@@ -140,9 +140,9 @@ class LocalEngine:
         self._ended_sessions = EndedSessions(self.sessions)
         data = self._settings.data
         chunks = ChunkForgetting(data, self.objects, changes, self._removal, self._followers, limits, pauses)
-        self._unused = UnusedBytes(self.records.writer, data / "metadata.db")
+        self.unused = UnusedBytes(self.records.writer, data / "metadata.db")
         self.forgetting = LocalForgetting(
-            self.records, self._known, self.windows, chunks, self._janitor, self._vacuum, self._unused
+            self.records, self._known, self.windows, chunks, self._janitor, self._vacuum, self.unused
         )
 
     def _made_changes(self) -> BankChanges:
@@ -238,7 +238,7 @@ class LocalEngine:
         if not self._resting:
             self.rest()
         self.records.close()
-        self._unused.close()
+        self.unused.close()
         self._janitor.close()
         self._folder.release()
 

@@ -33,10 +33,12 @@ _OF_FIRST_PAGE = 100
 
 
 class _Form(NamedTuple):
-    """The form of a database. page: bytes of a page. usable: those of them that SQLite uses."""
+    """The form of a database. page: bytes of a page. usable: those of them that SQLite uses. has_map: whether it has a
+    map of its pages, as one that gives free pages back."""
 
     page: int
     usable: int
+    has_map: bool
 
     def map_of(self, number: int) -> int:
         """Return the number of the page that says of which kind a page (from 2) is."""
@@ -60,6 +62,10 @@ class UnusedBytes:
         self._with_empty_log(lambda: None)
         if self._file is None:
             self._file = os.open(self._path, os.O_RDWR | os.O_CLOEXEC)
+        if not self._form().has_map:
+            # Of an earlier version, and on a disk that had no room to write it anew when it was upgraded.
+            self._writer.vacuum().result()
+            self._with_empty_log(lambda: None)
         found = [number for number, _, _ in self._unused()]
         for begin in range(0, len(found), _PAGES):
             self._with_empty_log(partial(self._clear, found[begin : begin + _PAGES]))
@@ -110,14 +116,12 @@ class UnusedBytes:
                     yield number, *room
 
     def _form(self) -> _Form:
-        """Read the form of the database. Errors: ServiceError for one that has no map of pages."""
+        """Read the form of the database."""
         assert self._file is not None
         head = os.pread(self._file, _OF_FIRST_PAGE, 0)
         (page,), (largest_root,) = struct.unpack(">H", head[16:18]), struct.unpack(">I", head[52:56])
-        if not largest_root:
-            raise ServiceError("STORAGE_ERROR", "the database has no map of its pages; see: kvbank check")
         page = 65536 if page == 1 else page
-        return _Form(page, page - head[20])
+        return _Form(page, page - head[20], largest_root > 0)
 
 
 def _unused_of(page: bytes, number: int, form: _Form) -> tuple[int, int] | None:

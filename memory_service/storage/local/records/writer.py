@@ -263,6 +263,17 @@ class Writer:
 
         return self.between(run)
 
+    def vacuum(self) -> "Future[None]":
+        """Write the database anew, with a map of its pages, while all operations wait. Errors: those of the
+        database."""
+
+        def run() -> None:
+            cursor = self._connection.connection.cursor()
+            cursor.execute("PRAGMA auto_vacuum=INCREMENTAL")
+            cursor.execute("VACUUM")
+
+        return self.between(run)
+
     def close(self) -> None:
         """Commit what waits and what is pending, checkpoint, close the connection. What is given later is refused."""
         self._jobs.close()
