@@ -62,7 +62,7 @@ class ModelDocuments:
         Returns how many chunks were written, how many were known, and how many of an earlier state were removed. These
         go before the rest is read, since it is read anew; keep: they stay. progress: called with (tokens done, all).
         """
-        model = self._model
+        model, before = self._model, self._memory.stats.written
         ids = model.ids(text)
         wanted = list(chunks(ids, model.chunk, model.ends))
         known = known_of(self._client, self._bank, source, wanted)
@@ -72,7 +72,8 @@ class ModelDocuments:
                 removed += self._client.delete_chunks(self._bank, known.others[begin : begin + _MOST_IDS])
         if known.tokens < len(ids):
             model.read(ids, progress, memory=self._memory, source=source, begin=known.tokens)
-        return len(wanted) - known.chunks, known.chunks, removed
+        written = self._memory.stats.written - before
+        return written, len(wanted) - written, removed
 
     def close(self) -> None:
         """Let the model go."""

@@ -65,6 +65,14 @@ def test_a_bank_that_does_not_name_its_embedder_keeps_it(
     documents.close()
 
 
+def test_what_the_bank_has_is_not_counted_as_written(model_folder: Path, client: kvbank.Client, library: str) -> None:
+    """Go back to an earlier state, whose chunks are there, behind those of a later one."""
+    documents = ModelDocuments(client, library, str(model_folder), embed="lexical", loading={})
+    first, *_, last = (documents.add(text, "book", True, lambda *_: None) for text in (LINE, LINE.upper(), LINE))
+    assert last == (0, first[0], 0)
+    documents.close()
+
+
 @pytest.fixture(scope="module")
 def client(address: str) -> Iterator[kvbank.Client]:
     with kvbank.connect(address) as client:
