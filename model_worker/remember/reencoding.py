@@ -89,6 +89,13 @@ class Reencoding:
             return Captured(list(ids), chunk.start, {})
         of = chunk.metadata.get(SOURCE), chunk.metadata.get("branch")
         if self._behind is None or self._next != (*of, chunk.start):
-            self._behind = Behind(self._attachment, self._window, self._sinks, chunk.start, memory.needs_queries)
+            self._behind = Behind(
+                self._attachment,
+                self._window,
+                self._sinks,
+                chunk=memory.chunk,
+                start=chunk.start,
+                needs_queries=memory.needs_queries,
+            )
         self._next = *of, chunk.start + (chunk.original_length or len(chunk.text))
         return self._behind.encode(list(ids), chunk.start)

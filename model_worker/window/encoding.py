@@ -52,12 +52,15 @@ def encode_sinks(cache: MemoryCache, token_ids: list[int]) -> None:
 class Behind:
     """Encodes chunks of a text that follow each other, each behind a window of those before it.
 
-    window, sinks: tokens of the local context. start: offset of the first chunk in its source. needs_queries: whether
-    queries of the memory layers are captured too.
+    The window is left chunk by chunk, as by a text that is read. window, sinks: tokens of the local context. chunk: the
+    most tokens of one. start: offset of the first chunk in its source. needs_queries: whether queries of the memory
+    layers are captured too.
     """
 
-    def __init__(self, attachment: Attachment, window: int, sinks: int, start: int, needs_queries: bool = False):
-        keeper = _Keeper(1, needs_queries)
+    def __init__(
+        self, attachment: Attachment, window: int, sinks: int, *, chunk: int, start: int, needs_queries: bool = False
+    ):
+        keeper = _Keeper(chunk, needs_queries)
         self._cache = MemoryCache(attachment, keeper, window=window, start=start, sinks=sinks)
 
     def encode(self, token_ids: list[int], start: int) -> Captured:
@@ -66,6 +69,7 @@ class Behind:
         ids = torch.tensor([token_ids], device=device_of(cache.attachment.model))
         with torch.no_grad():
             cache.attachment.decoder(input_ids=ids, past_key_values=cache, use_cache=True)
+        cache.cuts.add(cache.columns.next_offset)
         return Captured(token_ids, start, cache.newest(len(token_ids)), "window")
 
 

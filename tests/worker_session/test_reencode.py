@@ -18,7 +18,7 @@ from tests.support import command
 
 from .conversing import CHUNK, WINDOW
 
-LINES = "Ships come and go in the harbour of Velm. Nine cranes stand there. " * 3
+LINES = "Ships come and go in the harbour of Velm. Nine cranes stand there. " * 5
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,9 @@ def test_the_bank_is_read_by_the_new_model_and_says_the_same(
     done = command.run(command.application(), *words, "--json")
     assert json.loads(done.stdout)["chunks"] == len(before), done
     assert [kept(chunk) for chunk in client.list_chunks(library)] == [kept(chunk) for chunk in before]
-    with MemoryModel.from_pretrained(str(other_model_folder), memory=client, bank=library, chunk=CHUNK) as other:
+    with MemoryModel.from_pretrained(
+        str(other_model_folder), memory=client, bank=library, chunk=CHUNK, sinks=0
+    ) as other:
         own = other.with_bank(f"{library}-own")
         other.read(LINES, memory=own, source="velm.txt")
         reader = {"reader_digest": other.attachment.reader.digest, "tensors": "torch"}
