@@ -43,7 +43,10 @@ class Answer:
             self._loop.call_soon_threadsafe(self._ended.set)
 
     async def begun(self, request: Request) -> None:
-        """Wait for the first piece or the end. Raises the error of a job that has failed until then, and Left."""
+        """Wait for the first piece, which may be empty, or for the end.
+
+        Raises the error of a job that has failed until then, and Left.
+        """
         gone = asyncio.ensure_future(_until_left(request))
         first = asyncio.ensure_future(self._pieces.get())
         try:
@@ -63,7 +66,8 @@ class Answer:
     async def pieces(self) -> AsyncIterator[str]:
         """Yield the pieces of text."""
         while (piece := self._held.pop() if self._held else await self._pieces.get()) is not None:
-            yield piece
+            if piece:
+                yield piece
 
     async def reply(self) -> Reply:
         """Return the whole answer, once it is durable. Raises the error of the job."""

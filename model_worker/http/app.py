@@ -3,7 +3,18 @@
 from fastapi import FastAPI
 
 from kvbank import __version__
-from model_worker.http import chat, completions, errors, health, models, session_memory, sessions, traces
+from model_worker.http import (
+    chat,
+    completions,
+    conversations,
+    errors,
+    health,
+    models,
+    responses,
+    session_memory,
+    sessions,
+    traces,
+)
 from model_worker.http.bounds import Bounded, Counted
 from model_worker.http.metrics import Metrics
 from model_worker.serve.served import Served
@@ -22,6 +33,8 @@ def application(served: Served) -> FastAPI:
     metrics = Metrics(served)
     errors.register(app)
     for routes in (chat.routes(served, metrics), completions.routes(served, metrics), models.routes(served)):
+        app.include_router(routes)
+    for routes in (responses.routes(served, metrics), conversations.routes(served)):
         app.include_router(routes)
     for routes in (sessions.routes(served), session_memory.routes(served), traces.routes(served)):
         app.include_router(routes)

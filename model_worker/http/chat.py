@@ -17,6 +17,7 @@ from model_worker.http.requests import ChatRequest
 from model_worker.http.session_name import key_of, session_name
 from model_worker.http.usage import finish_reason, usage_of
 from model_worker.serve.answering import Question
+from model_worker.serve.places import Named
 from model_worker.serve.served import Served
 
 
@@ -28,9 +29,11 @@ def routes(served: Served, metrics: Metrics) -> APIRouter:
     async def chat_completions(request: Request, body: ChatRequest) -> Response:
         """Answer the last message of a conversation."""
         check_model(served, body.model)
-        key, name = key_of(request, needed=served.needs_key), session_name(request, body)
+        key, place = key_of(request, needed=served.needs_key), Named(session_name(request, body))
         question = Question(f"chatcmpl-{uuid.uuid4().hex}", body.history(), body.decoding(served.bounds.new_tokens))
-        answer = Answer(served.engine, metrics, lambda take: served.answer(key, name, question, take))
+        answer = Answer(
+            served.engine, metrics, lambda take: served.answer(key, place, question, take, store=bool(place.name))
+        )
         head = {"id": question.key, "created": int(time.time()), "model": served.name}
         if body.stream:
             await answer.begun(request)

@@ -17,6 +17,7 @@ from starlette.responses import Response
 
 import kvbank
 from model_worker.errors import BankMismatch, InputError, SessionError
+from model_worker.http.requests import TAGS
 from model_worker.serve.engine import Busy, Left, Stopping
 from model_worker.serve.history import HistoryError
 from model_worker.serve.served import Loading
@@ -128,14 +129,14 @@ def told(error: BaseException) -> ApiError:
     if how.logged:
         _log.error("a request has failed: %s", how.code, exc_info=error)
     retry_after = getattr(error, "retry_after", None) or how.retry_after
-    param = f"messages[{error.index}]" if isinstance(error, HistoryError) else None
+    param = error.where if isinstance(error, HistoryError) else None
     return ApiError(how.status, how.text or str(error), how.type, param, how.code, retry_after)
 
 
 def of_validation(error: RequestValidationError) -> ApiError:
     """Return what a caller is told of a request that is no JSON, or has a field that is wrong."""
     first = error.errors()[0]
-    place = [part for part in first["loc"] if part not in ("body", "query", "path", "text", "parts")]
+    place = [part for part in first["loc"][1:] if part not in TAGS]
     if first["type"] == "json_invalid":
         return ApiError(400, f"the body is no JSON: {first.get('ctx', {}).get('error', first['msg'])}")
     name = _name(place)

@@ -18,9 +18,10 @@ ANSWERS: dict[int | str, dict[str, Any]] = {
 }
 
 
-def event(document: Any) -> bytes:
-    """Return one event with a JSON document."""
-    return b"data: " + json.dumps(document).encode() + b"\n\n"
+def event(document: dict[str, Any]) -> bytes:
+    """Return one event with a JSON document, and with its type as its name where it has one."""
+    named = f"event: {document['type']}\n".encode() if "type" in document else b""
+    return named + b"data: " + json.dumps(document).encode() + b"\n\n"
 
 
 class _Streamed(StreamingResponse):
@@ -38,8 +39,8 @@ class _Streamed(StreamingResponse):
             self._answer.leave()
 
 
-def streamed(answer: Answer, events: AsyncIterator[dict[str, Any]]) -> StreamingResponse:
-    """Return the response that sends events, and at last that there are no more.
+def streamed(answer: Answer, events: AsyncIterator[dict[str, Any]], end: bytes = _END) -> StreamingResponse:
+    """Return the response that sends events, and at last `end`, which says that there are no more.
 
     An error in between is an event of its own, and the last one. Where the caller leaves, the answer ends.
     """
@@ -48,7 +49,7 @@ def streamed(answer: Answer, events: AsyncIterator[dict[str, Any]]) -> Streaming
         try:
             async for each in events:
                 yield event(each)
-            yield _END
+            yield end
         except Exception as error:
             yield event(told(error).body())
 

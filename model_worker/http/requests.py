@@ -35,13 +35,24 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "tool_calls": ([],),
     "refusal": ("",),
     "prompt_cache_retention": ("in_memory", "24h"),
+    "include": ([], ["reasoning.encrypted_content"]),
+    "text": ({}, {"format": {"type": "text"}}, {"verbosity": "medium"}),
+    "reasoning": ({}, {"effort": "none"}),
+    "context_management": ([],),
+    "max_tool_calls": (0,),
+    "annotations": ([],),
+    "phase": ("final_answer",),
 }
+# The kinds of values that a field may have, which are no part of its name.
+TAGS = frozenset(("as text", "as parts", "as texts", "as ids"))
 # What nothing is done with: it is for the books of the caller.
 Ignored = Any
 _MOST_STOPS, _LONGEST_STOP = 4, 200
 
 
-class _Body(BaseModel):
+class Body(BaseModel):
+    """A body, or a part of one, of known fields alone."""
+
     model_config = ConfigDict(extra="forbid", strict=True)
 
     @model_validator(mode="before")
@@ -60,7 +71,7 @@ def _asks_for_nothing(name: str, value: Any, fields: dict[str, Any]) -> bool:
     return value is None or any(alike)
 
 
-class TextPart(_Body):
+class TextPart(Body):
     """A part of a message: text, the only kind that this worker reads."""
 
     type: Literal["text"]
@@ -68,16 +79,16 @@ class TextPart(_Body):
 
 
 def _kind_of_content(content: Any) -> str:
-    return "parts" if isinstance(content, list) else "text"
+    return "as parts" if isinstance(content, list) else "as text"
 
 
 Content = Annotated[
-    Annotated[str, Tag("text")] | Annotated[list[TextPart], Field(min_length=1), Tag("parts")],
+    Annotated[str, Tag("as text")] | Annotated[list[TextPart], Field(min_length=1), Tag("as parts")],
     Discriminator(_kind_of_content),
 ]
 
 
-class ChatMessage(_Body):
+class ChatMessage(Body):
     """A message of a conversation. name: not looked at."""
 
     role: Literal["system", "developer", "user", "assistant"]
@@ -90,7 +101,7 @@ class ChatMessage(_Body):
         return Message("system" if self.role == "developer" else self.role, text)
 
 
-class StreamOptions(_Body):
+class StreamOptions(Body):
     """How an answer is streamed. include_usage: with a last chunk that says the tokens."""
 
     include_usage: bool | None = None
@@ -99,13 +110,13 @@ class StreamOptions(_Body):
 
 Stop = Annotated[str, Field(max_length=_LONGEST_STOP)]
 Stops = Annotated[
-    Annotated[Stop, Tag("text")] | Annotated[list[Stop], Field(max_length=_MOST_STOPS), Tag("parts")],
+    Annotated[Stop, Tag("as text")] | Annotated[list[Stop], Field(max_length=_MOST_STOPS), Tag("as parts")],
     Discriminator(_kind_of_content),
 ]
 Seed = Annotated[int, Field(ge=-(2**62), le=2**62)]
 
 
-class _Generates(_Body):
+class _Generates(Body):
     """What every request for a text can say."""
 
     model: str
@@ -162,8 +173,8 @@ class ChatRequest(_Generates):
 
 def _kind_of_prompt(prompt: Any) -> str:
     if not isinstance(prompt, list):
-        return "text"
-    return "texts" if prompt and isinstance(prompt[0], str) else "ids"
+        return "as text"
+    return "as texts" if prompt and isinstance(prompt[0], str) else "as ids"
 
 
 Prompt = Annotated[str, Field(min_length=1)]
@@ -174,9 +185,9 @@ class CompletionRequest(_Generates):
     """The body of `POST /v1/completions`. prompt: a text, also as a list of one, or its token ids."""
 
     prompt: Annotated[
-        Annotated[Prompt, Tag("text")]
-        | Annotated[list[Prompt], Field(min_length=1, max_length=1), Tag("texts")]
-        | Annotated[list[Token], Field(min_length=1), Tag("ids")],
+        Annotated[Prompt, Tag("as text")]
+        | Annotated[list[Prompt], Field(min_length=1, max_length=1), Tag("as texts")]
+        | Annotated[list[Token], Field(min_length=1), Tag("as ids")],
         Discriminator(_kind_of_prompt),
     ]
 

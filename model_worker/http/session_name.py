@@ -8,6 +8,7 @@ from starlette.requests import Request
 
 from model_worker.http.errors import ApiError
 from model_worker.http.requests import ChatRequest
+from model_worker.http.response_requests import ResponseRequest
 
 # Our own first, then those of the programs and gateways that send one.
 HEADERS = (
@@ -24,7 +25,7 @@ _LONGEST = 200
 _NO_KEY = "invalid_api_key"
 
 
-def session_name(request: Request, body: ChatRequest) -> str:
+def session_name(request: Request, body: ChatRequest | ResponseRequest) -> str:
     """Return the name of the session that a request means; "" for none. Raises ApiError for a name that is none."""
     if body.store is False:
         return ""

@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from model_worker.serve.answering import Reply, Usage
+from model_worker.serve.answering import Reply
+from model_worker.serve.usage import Usage
 
 
 def usage_of(usage: Usage) -> dict[str, Any]:

@@ -1,17 +1,22 @@
 """What a request does in its thread: find its session, feed what the session has not seen, and let the model answer."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import kvbank
 from model_worker.serve.conversations import Conversation, Conversations
 from model_worker.serve.engine import Turn
-from model_worker.serve.history import History
+from model_worker.serve.history import Exchange, History
+from model_worker.serve.places import AtEnd, Place
+from model_worker.serve.usage import Usage
 from model_worker.window.generation import COLDEST
 
 # Seconds for a first answer of the service, before the model waits for it.
 START_S = 3.0
+# The metadata of a turn that say what its request asked for.
+NOTES = "response"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,35 +48,31 @@ class Decoding:
 class Question:
     """What a model is asked. history: ends with what is to be answered.
 
-    key: of the turn that the answer becomes, and the id that the caller gets: by it any worker finds the turn.
+    key: of the turn that the answer becomes, and the id that the caller gets: by it any worker finds the turn. own: so
+    many of the last exchanges of the history are said by this request. notes: what is kept with the turn besides, as
+    JSON; None for nothing. check: called before the turn is appended; raises where it is wanted no more.
     """
 
     key: str
     history: History
     decoding: Decoding
-
-
-@dataclass(frozen=True, slots=True)
-class Usage:
-    """Tokens of a request. prompt: what the model had before it when it answered.
-
-    cached: those of them that were not fed in this request: they stood in the window, or were recalled. written: tokens
-    that the request has written to the memory.
-    """
-
-    prompt: int
-    completion: int
-    cached: int = 0
-    written: int = 0
+    own: int = 0
+    notes: Mapping[str, Any] | None = None
+    check: Callable[[], None] = lambda: None
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """The whole answer to a request. cut: it reached its longest length, or its caller left."""
+    """The whole answer to a request. cut: it reached its longest length, or its caller left; left: its caller left.
+
+    system: the system prompt of its conversation.
+    """
 
     text: str
     cut: bool
     usage: Usage
+    left: bool = False
+    system: str = ""
 
 
 def answer(
@@ -79,50 +80,82 @@ def answer(
     client: kvbank.Client,
     turn: Turn,
     *,
-    name: str,
+    place: Place,
     question: Question,
     on_text: Callable[[str], None],
 ) -> Reply:
     """Answer a question in a session, and return the whole answer once it is durable.
 
-    name: of the session. on_text: called with pieces of the answer as they come. Raises what sessions and the service
-    raise, and Left.
+    on_text: called with "" when the session is there, then with pieces of the answer as they come. Raises what sessions
+    and the service raise, and Left.
     """
-    history, decoding = question.history, question.decoding
     client.server_info(timeout=START_S)  # without the model, which others would wait for
-    known = conversations.find(client, name, history)
+    found = place.find(client, question.history)
     with (
-        turn.holding_model(decoding.seed),
-        conversations.opened(client, name, history, known, turn.progress) as conversation,
+        turn.holding_model(question.decoding.seed),
+        conversations.opened(client, place, question.history, found, turn.progress) as conversation,
     ):
-        told = [
-            conversation.session.tell(exchange.said, exchange.answered, progress=turn.progress)
-            for exchange in conversation.unknown
-        ]
-        said = conversation.session.say(
-            history.said,
-            key=question.key,
-            on_text=on_text,
-            stopped=turn.stopped,
-            stop=decoding.stop,
-            progress=turn.progress,
-            max_new_tokens=decoding.max_new_tokens,
-            temperature=decoding.temperature,
-            **decoding.generation(),
-        )
-        return Reply(said.text("assistant"), said.status != "completed", _usage(conversation, [*told, said]))
+        on_text("")
+        _tell(conversation, question, turn)
+        return _say(conversation, question, turn, on_text)
 
 
-def _usage(conversation: Conversation, turns: list[kvbank.Turn]) -> Usage:
-    """Return the tokens of a request. turns: those that it has appended, the answer last."""
-    counts = [turn.usage for turn in turns]
-    fed = sum(count["prompt_tokens"] + count["output_tokens"] for count in counts) + conversation.again
-    completion = counts[-1]["output_tokens"]
-    stood = min(counts[0]["cached_tokens"], conversation.tokens)
-    cached = max(0, stood - conversation.again)
-    return Usage(
-        prompt=cached + fed - completion,
-        completion=completion,
-        cached=cached,
-        written=conversation.session.memory.kept - conversation.kept,
+def add(
+    conversations: Conversations, client: kvbank.Client, turn: Turn, *, session_id: str, exchanges: Sequence[Exchange]
+) -> list[kvbank.Turn]:
+    """Add exchanges that took place elsewhere to a session, and return their turns. Raises what `answer` raises."""
+    place, nothing = AtEnd(session_id), History("", (), "")
+    found = place.find(client, nothing)
+    with (
+        turn.holding_model(),
+        conversations.opened(client, place, nothing, found, turn.progress) as conversation,
+    ):
+        tell = conversation.session.tell
+        return [tell(each.said, each.answered, progress=turn.progress) for each in exchanges]
+
+
+def _tell(conversation: Conversation, question: Question, turn: Turn) -> None:
+    """Tell a session what it has not seen. What the request says itself has keys that `own_key` makes."""
+    unknown = conversation.unknown
+    for number, exchange in enumerate(unknown, question.own - len(unknown)):
+        key = own_key(question.key, number) if number >= 0 else ""
+        told = conversation.session.tell(exchange.said, exchange.answered, key=key, progress=turn.progress)
+        conversation.before = conversation.before.and_told(told)
+
+
+def own_key(key: str, number: int) -> str:
+    """Return the key of the turn of an exchange that a request says before its question. key: of the answer's turn."""
+    return f"{key}-{number}"
+
+
+def _say(conversation: Conversation, question: Question, turn: Turn, on_text: Callable[[str], None]) -> Reply:
+    """Let the model answer, and return the whole answer."""
+    session, decoding, said = conversation.session, question.decoding, question.history
+    left = False
+
+    def noted() -> dict[str, str]:
+        """Return the metadata of the turn, whose answer is there."""
+        nonlocal left
+        question.check()
+        left = turn.left
+        before = replace(conversation.before, written=session.memory.kept - conversation.kept)
+        conversation.before = before
+        if question.notes is None:
+            return {}
+        return {NOTES: json.dumps({**question.notes, "before": asdict(before), "left": left}, ensure_ascii=False)}
+
+    made = session.say(
+        said.said,
+        key=question.key,
+        items=None if question.notes is None else [kvbank.Item("user", text) for text in said.last],
+        on_text=on_text,
+        stopped=lambda: turn.stopped() or session.record.lease.lost,
+        stop=decoding.stop,
+        progress=turn.progress,
+        metadata=noted,
+        max_new_tokens=decoding.max_new_tokens,
+        temperature=decoding.temperature,
+        **decoding.generation(),
     )
+    usage, system = conversation.before.usage(made), session.info.settings.get("system", "")
+    return Reply(made.text("assistant"), made.status != "completed", usage, left, system)

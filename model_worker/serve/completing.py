@@ -13,11 +13,12 @@ from torch import Tensor
 import kvbank
 from model_worker.model import MemoryModel
 from model_worker.remember.memory import Memory
-from model_worker.serve.answering import START_S, Decoding, Reply, Usage
+from model_worker.serve.answering import START_S, Decoding, Reply
 from model_worker.serve.engine import Turn
 from model_worker.serve.history import History
 from model_worker.serve.prompts import prompt_of
 from model_worker.serve.stop_texts import StopTexts
+from model_worker.serve.usage import Usage
 from model_worker.user_text import begin_of
 from model_worker.window.cache import MemoryCache
 
@@ -29,13 +30,15 @@ _MOST_IDS = 1000
 class Prompt:
     """What a model goes on with. question: what its memory is asked for; None: the end of the prompt.
 
-    stop: texts of the format before which an answer ends. stripped: whether blanks at both ends are left out.
+    stop: texts of the format before which an answer ends. stripped: whether blanks at both ends are left out. system:
+    the system prompt of the conversation that it is.
     """
 
     ids: Sequence[int]
     question: Sequence[int] | None = None
     stop: tuple[str, ...] = ()
     stripped: bool = False
+    system: str = ""
 
 
 def text_prompt(model: MemoryModel, text: str | Sequence[int]) -> Prompt:
@@ -49,7 +52,7 @@ def text_prompt(model: MemoryModel, text: str | Sequence[int]) -> Prompt:
 def conversation_prompt(model: MemoryModel, history: History) -> Prompt:
     """Return the prompt of a conversation that no session has."""
     ids, style = prompt_of(model, history)
-    return Prompt(ids, model.ids(history.said), (style.stop,), stripped=True)
+    return Prompt(ids, model.ids(history.said), (style.stop,), stripped=True, system=history.system)
 
 
 def complete(
@@ -85,7 +88,7 @@ def complete(
         )
         written = 0 if memory is None else memory.stats.tokens
     usage = Usage(prompt=len(prompt.ids), completion=len(writing.ids), written=written)
-    return Reply(shown.text, turn.left or not (shown.found or writing.ended), usage)
+    return Reply(shown.text, turn.left or not (shown.found or writing.ended), usage, turn.left, prompt.system)
 
 
 @contextmanager

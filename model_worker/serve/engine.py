@@ -150,10 +150,12 @@ class Engine:
         """Take a job whose caller has left out of the queue; one that runs ends at its next token."""
         job.leave()
         with self._changed:
-            if job in self._waiting:
+            waited = job in self._waiting
+            if waited:
                 self._waiting.remove(job)
                 self._away(job)
-                job.result.set_exception(Left("the caller has left"))
+        if waited:  # behind the lock, since who waits for the result may do more than note it
+            job.result.set_exception(Left("the caller has left"))
 
     def stop(self) -> None:
         """Take nothing new from now on."""

@@ -6,6 +6,7 @@ system prompt and its turns are, word for word, the beginning of what the client
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import dropwhile, groupby
 
 from model_worker.errors import InputError
 from model_worker.user_text import readable
@@ -15,11 +16,11 @@ _BETWEEN = "\n\n"
 
 
 class HistoryError(InputError):
-    """Messages that are no conversation; `index` is the number of the first one that is wrong."""
+    """Messages that are no conversation; `where` is the first one that is wrong, such as "messages[2]"."""
 
-    def __init__(self, index: int, text: str) -> None:
+    def __init__(self, where: str, text: str) -> None:
         super().__init__(text)
-        self.index = index
+        self.where = where
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +33,7 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
-    """What was said, and what was answered."""
+    """What was said, and what was answered; one of them may be empty."""
 
     said: str
     answered: str
@@ -40,38 +41,26 @@ class Exchange:
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """A conversation up to the answer that is wanted. said: what is said now."""
+    """A conversation up to the answer that is wanted. said: what is said now, by the messages `last`."""
 
     system: str
     exchanges: tuple[Exchange, ...]
     said: str
+    last: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, messages: Sequence[Message]) -> "History":
+    def of(cls, messages: Sequence[Message], field: str = "messages") -> "History":
         """Return the conversation that messages are. Several of one role in a row are one message in paragraphs.
 
-        Raises HistoryError where there is nothing to answer, or an answer without a question.
+        field: of the request that has the messages. Raises HistoryError where there is nothing to answer.
         """
-        system, rest = [], list(enumerate(messages))
-        while rest and rest[0][1].role == "system":
-            system.append(_clean(rest.pop(0)[1].text))
-        found: list[tuple[str, str]] = []
-        for index, message in rest:
-            text = _clean(message.text)
-            if message.role == "system":
-                raise HistoryError(index, "a system message stands before all others")
-            if message.role == "assistant" and not found:
-                raise HistoryError(index, "the first message behind those of the system is the user's")
-            if message.role == "user" and not text:
-                raise HistoryError(index, "the message is empty")
-            if found and found[-1][0] == message.role:
-                text = _joined(found.pop()[1], text)
-            found.append((message.role, text))
-        if not found or found[-1][0] != "user":
-            raise HistoryError(max(0, len(messages) - 1), "the last message is the user's")
-        pairs = zip(found[:-1:2], found[1::2], strict=True)
-        exchanges = tuple(Exchange(said, answered) for (_, said), (_, answered) in pairs)
-        return cls(_joined(*system), exchanges, found[-1][1])
+        system, rest = parted(messages, field)
+        if not rest or rest[-1].role != "user":
+            raise HistoryError(f"{field}[{max(0, len(messages) - 1)}]", "the last message is the user's")
+        runs = [(role, [message.text for message in run]) for role, run in groupby(rest, lambda message: message.role)]
+        last = runs.pop()[1]
+        exchanges = exchanges_of([Message(role, joined(*texts)) for role, texts in runs])
+        return cls(system, tuple(exchanges), joined(*last), tuple(last))
 
     def begins_with(self, system: str) -> bool:
         """Tell whether the system prompt of a session is this conversation's."""
@@ -90,10 +79,42 @@ class History:
         return count
 
 
+def parted(messages: Sequence[Message], field: str) -> tuple[str, list[Message]]:
+    """Return the system prompt that messages begin with, and the others. field: of the request that has the messages.
+
+    Raises HistoryError for a system message behind others, and for what a user has not said.
+    """
+    clean = [Message(message.role, _clean(message.text)) for message in messages]
+    rest = list(dropwhile(lambda message: message.role == "system", clean))
+    begin = len(clean) - len(rest)
+    for index, message in enumerate(rest, begin):
+        if message.role == "system":
+            raise HistoryError(f"{field}[{index}]", "a system message stands before all others")
+        if message.role == "user" and not message.text:
+            raise HistoryError(f"{field}[{index}]", "the message is empty")
+    return joined(*(message.text for message in clean[:begin])), rest
+
+
+def exchanges_of(messages: Sequence[Message]) -> list[Exchange]:
+    """Return messages of users and assistants in pairs; one that has no other has an empty one."""
+    found: list[Exchange] = []
+    asked: str | None = None
+    for message in messages:
+        if message.role == "assistant":
+            found.append(Exchange(asked or "", message.text))
+            asked = None
+            continue
+        if asked is not None:
+            found.append(Exchange(asked, ""))
+        asked = message.text
+    return found if asked is None else [*found, Exchange(asked, "")]
+
+
 def _clean(text: str) -> str:
     """Return a text as a session keeps it."""
     return readable(text).strip()
 
 
-def _joined(*texts: str) -> str:
+def joined(*texts: str) -> str:
+    """Return messages of one role as one text, in paragraphs."""
     return _BETWEEN.join(text for text in texts if text)

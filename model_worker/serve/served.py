@@ -1,16 +1,20 @@
 """A model that is served: loaded while callers are told to wait, answered from by many, drained at the end."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+import kvbank
 from kvbank.serving.clients import Clients
 from model_worker.errors import WorkerError
 from model_worker.model import MemoryModel
-from model_worker.serve.answering import START_S, Decoding, Question, Reply, answer
+from model_worker.serve.answering import START_S, Decoding, Question, Reply, add, answer
+from model_worker.serve.background import Background
 from model_worker.serve.completing import Prompt, complete, conversation_prompt, text_prompt
 from model_worker.serve.conversations import Conversations
 from model_worker.serve.engine import Engine, Job, Turn
+from model_worker.serve.history import Exchange
+from model_worker.serve.places import Place
 
 
 class Loading(WorkerError):
@@ -52,6 +56,7 @@ class Served:
         self.needs_key = needs_key
         self.clients = Clients(target)
         self.engine = Engine(most_running=self.bounds.running, most_waiting=self.bounds.waiting)
+        self.background = Background(self.clients, self.engine)
         self._window, self._recent, self._why = window, recent, why
         self._model: MemoryModel | None = None
         self._conversations: Conversations | None = None
@@ -67,37 +72,62 @@ class Served:
         """Tell whether requests are answered."""
         return self._model is not None and not self._stopping
 
-    def answer(self, key: str, session: str, question: Question, on_text: Callable[[str], None]) -> Job[Reply]:
-        """Answer a question in its session.
+    def answer(
+        self, key: str, place: Place, question: Question, on_text: Callable[[str], None], *, store: bool = True
+    ) -> Job[Reply]:
+        """Answer a question at its place.
 
-        key: with which the service is asked. session: the name of the session in which it is answered; "" for none:
-        nothing is kept then. Raises Loading, Busy and Stopping.
+        key: with which the service is asked. store: whether anything is kept of it; the whole conversation is read
+        where nothing is. Raises Loading, Busy and Stopping.
         """
         model, conversations = self._loaded()
-        if not session:
-            return self._complete(key, lambda: conversation_prompt(model, question.history), question.decoding, on_text)
+        if not store:
+            history, decoding = question.history, question.decoding
+            return self._complete(
+                key, lambda client: conversation_prompt(model, place.whole(client, history)), decoding, on_text
+            )
 
         def work(turn: Turn) -> Reply:
             with self.clients.client(key) as client:
-                return answer(conversations, client, turn, name=session, question=question, on_text=on_text)
+                return answer(conversations, client, turn, place=place, question=question, on_text=on_text)
 
-        return self.engine.submit(key, session, work)
+        return self.engine.submit(key, place.line, work)
+
+    def answer_in_background(self, key: str, place: Place, question: Question) -> Job[Reply]:
+        """Answer a question without a caller that waits; see `Background.begin`. Raises Loading too."""
+        return self.background.begin(self._loaded()[1], key, place, question)
+
+    def begun(self, key: str, system: str, metadata: Mapping[str, str]) -> kvbank.Session:
+        """Make a session without turns, and return it. Others: as in `Conversations.begun`. Raises Loading."""
+        conversations = self._loaded()[1]
+        with self.clients.client(key) as client:
+            return conversations.begun(client, system, metadata)
+
+    def add(self, key: str, session_id: str, exchanges: Sequence[Exchange]) -> Job[list[kvbank.Turn]]:
+        """Add exchanges that took place elsewhere to a session. Raises what `answer` raises."""
+        conversations = self._loaded()[1]
+
+        def work(turn: Turn) -> list[kvbank.Turn]:
+            with self.clients.client(key) as client:
+                return add(conversations, client, turn, session_id=session_id, exchanges=exchanges)
+
+        return self.engine.submit(key, session_id, work)
 
     def complete(
         self, key: str, text: str | Sequence[int], decoding: Decoding, on_text: Callable[[str], None]
     ) -> Job[Reply]:
         """Go on with a text, or with token ids, as they stand; see `answer`."""
         model = self._loaded()[0]
-        return self._complete(key, lambda: text_prompt(model, text), decoding, on_text)
+        return self._complete(key, lambda _: text_prompt(model, text), decoding, on_text)
 
     def _complete(
-        self, key: str, prompt: Callable[[], Prompt], decoding: Decoding, on_text: Callable[[str], None]
+        self, key: str, prompt: Callable[[kvbank.Client], Prompt], decoding: Decoding, on_text: Callable[[str], None]
     ) -> Job[Reply]:
         model = self._loaded()[0]
 
         def work(turn: Turn) -> Reply:
             with self.clients.client(key) as client:
-                return complete(model, client, turn, prompt=prompt(), decoding=decoding, on_text=on_text)
+                return complete(model, client, turn, prompt=prompt(client), decoding=decoding, on_text=on_text)
 
         return self.engine.submit(key, object(), work)
 

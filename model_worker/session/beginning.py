@@ -74,15 +74,16 @@ class Beginning:
     ) -> "Beginning":
         """Return the beginning of a session that was begun.
 
-        Raises SessionError for another model, bank or system prompt than the session was begun with, InputError where
-        the local rule or the length of training has no room for its sinks.
+        A session without turns may get another system prompt (see `Opening.begun_anew`). Raises SessionError for
+        another model, bank or system prompt than the session was begun with, InputError where the local rule or the
+        length of training has no room for its sinks.
         """
         begun = BegunWith.of(known.settings, known.name or known.session_id)
         _check_model(model, known, begun, asked.adapter)
         called = known.name or known.session_id
         if asked.bank not in (None, known.bank):
             raise SessionError(f"session {called!r} has bank {known.bank!r}, and keeps it")
-        if asked.system is not None and readable(asked.system).strip() != begun.system:
+        if asked.system is not None and known.head and readable(asked.system).strip() != begun.system:
             was = f"with {begun.system!r}" if begun.system else "without a system prompt"
             raise SessionError(f"session {called!r} was begun {was}, and keeps that; begin another session")
         form = prompt_format(style, model.tokenizer, model.model.config, bool(begun.system))

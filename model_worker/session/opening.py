@@ -14,6 +14,8 @@ from model_worker.model import MemoryModel
 from model_worker.remember.opening import readable_bank
 from model_worker.remember.settings import MemoryOptions, MemorySettings, check_names
 from model_worker.session.beginning import Asked, Beginning
+from model_worker.session.record import SessionRecord
+from model_worker.user_text import readable
 from model_worker.window.placement import Room
 from model_worker.window.tova import TovaRule
 
@@ -105,6 +107,18 @@ class Opening:
         if self.asked.reads not in (None, known.reads):
             known = self.client.sessions.update(known.session_id, reads=self.asked.reads)
         return beginning, known
+
+    def begun_anew(self, beginning: Beginning, record: SessionRecord) -> Beginning:
+        """Return how a session without turns begins: with the system prompt that is asked for now, if there is one.
+
+        beginning: as it was begun. record: of the session, whose lease is held.
+        """
+        system = None if self.asked.system is None else readable(self.asked.system).strip()
+        if system in (None, beginning.begun_with.system):
+            return beginning
+        other = Beginning.of_new(self.model, self.style, self.asked, self.room, self.local)
+        record.set(**{"system": "", **other.begun_with.settings})
+        return other
 
     def _found(self, name: str | None, session_id: str | None) -> kvbank.Session | None:
         if session_id is not None:

@@ -98,6 +98,8 @@ class Session:
         with contextlib.ExitStack() as failed:
             failed.callback(record.lease.release)
             record.go_on()
+            if not record.turns:
+                beginning = opening.begun_anew(beginning, record)
             memory_options.update({"chunk": beginning.begun_with.chunk, "source": info.session_id, "spool": None})
             memory = model.with_bank(info.bank, client=connected, **memory_options)
             memory.others.take((bank for bank in info.reads if bank != info.bank), memory.embedder)
@@ -108,6 +110,21 @@ class Session:
             session._fit(progress)
             failed.pop_all()
         return session
+
+    @classmethod
+    def begun(
+        cls,
+        model: MemoryModel,
+        *,
+        client: kvbank.Client,
+        window: int | None = None,
+        **options: Unpack[SessionOptions],
+    ) -> kvbank.Session:
+        """Make a session without turns in the service, to be opened later, and return it. Others: as in `open`."""
+        asked, memory_options = parted(model, options)
+        settings = changed(model.settings, memory_options)
+        embedder, room = cast(Embedder, settings.embedder), _room(model, window or model.window, settings)
+        return Opening(model, client, "auto", asked, room, model.local, embedder).found_or_begun(None, None)[1]
 
     @property
     def info(self) -> kvbank.Session:
@@ -197,9 +214,10 @@ class Session:
     def tell(self, text: str, answer: str, *, key: str = "", progress: Progress | None = None) -> kvbank.Turn:
         """Record a turn that took place elsewhere: the model reads message and answer, and writes nothing.
 
-        key, progress: as in `say`. Raises what `say` raises.
+        One of both may be empty. key, progress: as in `say`. Raises what `say` raises.
         """
-        text, answer = _said(text), readable(answer).strip()
+        answer = readable(answer).strip()
+        text = "" if answer and not text else _said(text)
         with self._attempt():
             if key and (known := self._known(key)) is not None:
                 return known

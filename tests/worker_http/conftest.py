@@ -4,10 +4,11 @@ import asyncio
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import openai
 import pytest
 import torch
@@ -17,6 +18,7 @@ from memory_service.api.embedded import LocalServer
 from model_worker.http.server import Server
 from model_worker.model import MemoryModel
 from model_worker.serve.served import Bounds, Served
+from tests.support.round_robin import round_robin
 from tests.worker_session.conftest import save_model
 
 CHUNK, WINDOW = 16, 48
@@ -115,6 +117,34 @@ def serving(model_folder: Path, address: str) -> Callable[..., Any]:
 def worker(serving: Callable[..., Any]) -> Iterator[Running]:
     with serving() as running:
         yield running.loaded()
+
+
+@pytest.fixture(scope="module", params=[pytest.param(1, marks=pytest.mark.slow), 2], ids=["alone", "two"])
+def workers(request: pytest.FixtureRequest, worker: Running, serving: Callable[..., Any]) -> Iterator[list[Running]]:
+    """Return workers of one service: one of them, or two."""
+    with ExitStack() as stack:
+        others = [stack.enter_context(serving()).loaded() for _ in range(request.param - 1)]
+        yield [worker, *others]
+
+
+@pytest.fixture(scope="module")
+def door(workers: list[Running]) -> Iterator[str]:
+    """Return the address of the workers, behind a round-robin where they are two."""
+    if len(workers) == 1:
+        yield workers[0].url
+        return
+    with round_robin([running.port for running in workers]) as port:
+        yield f"http://127.0.0.1:{port}"
+
+
+@pytest.fixture
+def api(door: str) -> Iterator[openai.OpenAI]:
+    """Return a client of all workers, each request of which is a connection of its own."""
+    limits = httpx2.Limits(max_keepalive_connections=0)
+    with openai.OpenAI(
+        base_url=f"{door}/v1", api_key="none", max_retries=0, http_client=openai.DefaultHttpxClient(limits=limits)
+    ) as client:
+        yield client
 
 
 @pytest.fixture

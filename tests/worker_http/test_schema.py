@@ -49,6 +49,9 @@ def test_the_document_names_what_is_answered(worker: Running) -> None:
     paths = {found.ok().path for found in schema.get_all_operations()}
     assert paths == {
         *("/v1/chat/completions", "/v1/completions", "/v1/models", "/v1/models/{model}"),
+        *("/v1/responses", "/v1/responses/{response_id}", "/v1/responses/{response_id}/cancel"),
+        *("/v1/responses/{response_id}/input_items", "/v1/conversations", "/v1/conversations/{conversation}"),
+        *("/v1/conversations/{conversation}/items", "/v1/conversations/{conversation}/items/{item_id}"),
         *("/healthz", "/readyz", "/metrics"),
         *("/v1/kvbank/sessions", "/v1/kvbank/responses/{response_id}/trace"),
         *(f"/v1/kvbank/sessions/{{session_id}}{part}" for part in ("", "/memory", "/timeline")),
