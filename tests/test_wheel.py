@@ -29,6 +29,8 @@ EXPECTED = {
     "memory_service/storage/local/records/migrations/script.py.mako",
     "model_worker/__init__.py",
     "model_worker/__init__.pyi",
+    "model_worker/http/page/index.html",
+    "model_worker/http/page/main.js",
 }
 
 

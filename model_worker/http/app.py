@@ -10,6 +10,7 @@ from model_worker.http import (
     errors,
     health,
     models,
+    page_files,
     responses,
     session_memory,
     sessions,
@@ -21,7 +22,7 @@ from model_worker.serve.served import Served
 
 
 def application(served: Served) -> FastAPI:
-    """Return the app that serves a model. It has no pages, which would ask other machines for scripts."""
+    """Return the app that serves a model. It has none of FastAPI's pages, which ask other machines for scripts."""
     app = FastAPI(
         title="kvbank worker",
         version=__version__,
@@ -38,6 +39,7 @@ def application(served: Served) -> FastAPI:
         app.include_router(routes)
     for routes in (sessions.routes(served), session_memory.routes(served), traces.routes(served)):
         app.include_router(routes)
+    app.include_router(page_files.routes())
     app.include_router(health.routes(served, metrics))
     app.add_middleware(Bounded, most=served.bounds.body)
     app.add_middleware(Counted, metrics=metrics)

@@ -174,6 +174,25 @@ def test_a_fork_is_rewound_and_deleted(
     assert asked("GET")["turns"] == len(SAID)
 
 
+def test_a_turn_is_forgotten_with_its_trace(worker: Running, asked: Callable[..., Any], service: kvbank.Client) -> None:
+    with worker.client() as client:
+        answers = talk(client, SAID, extra_headers={"X-Kvbank-Session": "forgotten"})[1]
+    session = service.sessions.get(name="forgotten")
+    receipt = asked("POST", "/forget", {"first": 1, "last": 2}, of=session.session_id)
+    assert (receipt["object"], receipt["turns"]) == ("kvbank.receipt", 2)
+    assert receipt["id"]
+    assert receipt["chunks"]
+    assert all(int(chunk["checksum"], 16) for chunk in receipt["chunks"])
+    shown = asked("GET", of=session.session_id)["data"]
+    assert [turn["status"] == "forgotten" for turn in shown] == [True, True, False, False]
+    assert shown[0]["items"] == []
+    events = asked("GET", "/timeline", of=session.session_id)["data"]
+    assert [event["turn"] for event in events if event["kind"] == "forgotten"] == [1, 2]
+    paths = [f"/v1/kvbank/responses/{answer.id}/trace" for answer in answers]
+    assert [call(worker, "GET", path)[0] for path in paths] == [404, 404, 200, 200]
+    assert {chunk["text"] for chunk in call(worker, "GET", paths[2])[2]["chunks"]} == {None}
+
+
 @pytest.mark.parametrize(
     ("method", "path", "body", "param"),
     [
