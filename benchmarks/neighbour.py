@@ -21,8 +21,9 @@ ROW = "neighbour"
 # Calls a second that the noisy tenant may make, and those that it makes; calls of the quiet one in a round.
 _QUOTA, _TIMES, _CONNECTIONS, _CALLS = 100, 10, 8, 100
 _CHUNKS = 1000
-# Seconds in which the noisy tenant makes the calls that its bucket holds at the start.
-_SETTLED_S = 0.25
+# Answers after which the noisy tenant has used up the calls that it had saved, which are as many as it may make a
+# second, and those that it gains meanwhile. A write costs two, a stream and a chunk.
+_SETTLED = {"GetBank": _QUOTA * 3 // 2, "WriteChunks": _QUOTA * 3 // 4}
 # The aim for the slowest calls of the quiet tenant, beside the noisy one against alone.
 _MORE = 1.5
 
@@ -100,8 +101,7 @@ def _alone(call: Callable[[], object]) -> float:
 
 def _beside(call: Callable[[], object], method: str, noise: Worker) -> float:
     """Do as `_alone` while the noisy tenant calls this method, and has used up the calls that it had saved."""
-    noise.call("begin", method)
-    time.sleep(_SETTLED_S)
+    noise.call("begin", method, _SETTLED[method])
     try:
         return _alone(call)
     finally:

@@ -30,10 +30,13 @@ class Noise:
         for _ in range(connections):
             threading.Thread(target=self._call, daemon=True).start()
 
-    def begin(self, method: str) -> None:
-        """Call from now on. method: WriteChunks, with one chunk in each stream, or GetBank."""
+    def begin(self, method: str, answered: int) -> None:
+        """Call from now on, and return once so many calls were answered. method: WriteChunks, with one chunk in each
+        stream, or GetBank."""
         self._method = method
         self._on.set()
+        while sum(list(self._counts.values())) < answered:  # a list, because the threads add to it
+            time.sleep(0.001)
 
     def end(self) -> dict[str, int]:
         """Call no more, cancel what is under way, and return how the calls have ended since the last `end`."""
