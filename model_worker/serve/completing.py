@@ -3,8 +3,9 @@
 import hashlib
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 import kvbank
 from model_worker.model import MemoryModel
 from model_worker.remember.memory import Memory
+from model_worker.remember.opening import kv_spec
 from model_worker.serve.answering import START_S, Decoding, Reply
 from model_worker.serve.engine import Turn
 from model_worker.serve.history import History
@@ -24,6 +26,8 @@ from model_worker.window.cache import MemoryCache
 
 # Chunks that one call deletes at most, which is the service's bound.
 _MOST_IDS = 1000
+# How long a chunk of a request stays where its worker has died.
+_LONGEST = kvbank.Expiry(timedelta(days=1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +108,7 @@ def _cache(
         yield model.cache(memory=False), None
         return
     own = {"request": uuid.uuid4().hex}
+    _make_bank(model, client)
     memory = model.with_bank(_bank(model), client=client, strict=True, metadata=own)
     memory.spool, memory.filter = None, kvbank.Filter(metadata=own)
     try:
@@ -113,6 +118,14 @@ def _cache(
         ids = [chunk.chunk_id for chunk in chunks]  # all, before one goes: pages are read by what is there
         for first in range(0, len(ids), _MOST_IDS):
             client.delete_chunks(_bank(model), ids[first : first + _MOST_IDS])
+
+
+def _make_bank(model: MemoryModel, client: kvbank.Client) -> None:
+    """Make the bank for requests without a session, whose chunks go by themselves where a worker dies before that."""
+    kv = kv_spec(model.attachment, model.settings.store_dtype)
+    spec = kvbank.EmbeddingSpec(model.memory.embedder.digest, model.memory.embedder.dimension)
+    with suppress(kvbank.AlreadyExists):
+        client.create_bank(_bank(model), kv=kv, embedding=spec, exist_ok=True, expiry=_LONGEST)
 
 
 def _bank(model: MemoryModel) -> str:

@@ -1,5 +1,6 @@
 """Chat completions, as the official client of OpenAI asks for them."""
 
+from datetime import timedelta
 from typing import Any
 
 import openai
@@ -144,6 +145,9 @@ def test_nothing_is_kept_of_a_request_without_a_session(worker: Running, client:
     found = ask(client, [{"role": "user", "content": "a long story " * 12}], max_completion_tokens=8)
     assert found.usage.prompt_tokens_details.cache_write_tokens > 0
     assert kept(worker) == before
+    with worker.served.clients.client("none") as service:
+        banks = [bank for bank in service.list_banks() if bank.name.startswith("requests-")]
+    assert [bank.expiry is not None and bank.expiry.ttl for bank in banks] == [timedelta(days=1)]
 
 
 @pytest.mark.slow
