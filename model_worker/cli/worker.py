@@ -59,6 +59,7 @@ def worker(
         target,
         bounds=Bounds(options.running, options.waiting, options.max_new_tokens, options.max_body),
         needs_key=place.needs_key,
+        own_only=place.own_only,
         window=options.window,
         recent=options.recent,
         why=options.trace,

@@ -16,7 +16,7 @@ from model_worker.http import (
     sessions,
     traces,
 )
-from model_worker.http.bounds import Bounded, Counted
+from model_worker.http.bounds import Bounded, Counted, OwnHost
 from model_worker.http.metrics import Metrics
 from model_worker.serve.served import Served
 
@@ -42,5 +42,7 @@ def application(served: Served) -> FastAPI:
     app.include_router(page_files.routes())
     app.include_router(health.routes(served, metrics))
     app.add_middleware(Bounded, most=served.bounds.body)
+    if served.own_only:
+        app.add_middleware(OwnHost)
     app.add_middleware(Counted, metrics=metrics)
     return app

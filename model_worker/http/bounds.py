@@ -1,15 +1,45 @@
 """What every request goes through: a bound on its body, and the count of its answer."""
 
 import time
+from urllib.parse import urlsplit
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from kvbank.wire.addresses import is_own
 from model_worker.http.errors import ApiError
 from model_worker.http.metrics import Metrics
 
 # Bodies that are too long are read, and thrown away, up to so many times the bound: a client that is still sending
 # would else see a broken connection in the place of the reason.
 _THROWN_AWAY = 8
+
+
+class OwnHost:
+    """Refuses requests without a key that do not call this machine by an address of its own. app: what is behind it.
+
+    A web page of anybody can have its name lead to this machine (DNS rebinding), and then what it asks for is to a
+    browser of the page's own site. The name stays in the header.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = dict(scope.get("headers", ()))
+        host = headers.get(b"host", b"").decode("latin-1")
+        if scope["type"] != "http" or b"authorization" in headers or _is_own_host(host):
+            await self._app(scope, receive, send)
+            return
+        text = f"{host!r} is no address of this machine: ask for 127.0.0.1 or localhost, or bring a key"
+        await ApiError(421, text, code="misdirected_request").response()(scope, receive, send)
+
+
+def _is_own_host(host: str) -> bool:
+    """Tell whether a header Host names an address of this machine."""
+    try:
+        return is_own(f"[{urlsplit(f'//{host}').hostname}]:0")
+    except ValueError:
+        return False
 
 
 class Bounded:

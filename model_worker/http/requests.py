@@ -53,7 +53,7 @@ _MOST_STOPS, _LONGEST_STOP = 4, 200
 class Body(BaseModel):
     """A body, or a part of one, of known fields alone."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(extra="forbid", strict=True, json_schema_extra={"additionalProperties": {"type": "null"}})
 
     @model_validator(mode="before")
     @classmethod

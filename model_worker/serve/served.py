@@ -37,8 +37,9 @@ class Bounds:
 class Served:
     """A model by its name for callers, over the memory service at `target`.
 
-    needs_key: whether callers without a key are refused. window, recent: of sessions; None for the model's own. why:
-    one in so many tokens of an answer is looked at, to keep with its turn why it came; 0: nothing is kept.
+    needs_key: whether callers without a key are refused. own_only: whether they have to call the worker by an address
+    of this machine. window, recent: of sessions; None for the model's own. why: one in so many tokens of an answer is
+    looked at, to keep with its turn why it came; 0: nothing is kept.
     """
 
     def __init__(
@@ -48,12 +49,13 @@ class Served:
         *,
         bounds: Bounds | None = None,
         needs_key: bool = False,
+        own_only: bool = False,
         window: int | None = None,
         recent: int | None = None,
         why: int = 8,
     ) -> None:
         self.name, self.bounds, self.created = name, bounds or Bounds(), int(time.time())
-        self.needs_key = needs_key
+        self.needs_key, self.own_only = needs_key, own_only
         self.clients = Clients(target)
         self.engine = Engine(most_running=self.bounds.running, most_waiting=self.bounds.waiting)
         self.background = Background(self.clients, self.engine)

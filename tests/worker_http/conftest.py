@@ -115,7 +115,7 @@ def serving(model_folder: Path, address: str) -> Callable[..., Any]:
 
 @pytest.fixture(scope="session")
 def worker(serving: Callable[..., Any]) -> Iterator[Running]:
-    with serving() as running:
+    with serving(own_only=True) as running:
         yield running.loaded()
 
 

@@ -1,6 +1,7 @@
 """The page of a worker: what is served, and that it loads nothing from elsewhere."""
 
 import http.client
+import json
 import re
 from importlib.resources import files
 
@@ -12,10 +13,10 @@ PAGE = files("model_worker.http") / "page"
 NAMES = sorted(path.name for path in PAGE.iterdir())
 
 
-def fetched(worker: Running, path: str) -> tuple[int, http.client.HTTPMessage, str]:
+def fetched(worker: Running, path: str, **headers: str) -> tuple[int, http.client.HTTPMessage, str]:
     connection = http.client.HTTPConnection("127.0.0.1", worker.port, timeout=60)
     try:
-        connection.request("GET", path)
+        connection.request("GET", path, headers=headers)
         answer = connection.getresponse()
         return answer.status, answer.headers, answer.read().decode()
     finally:
@@ -32,6 +33,19 @@ def test_the_page_and_its_files_are_served(worker: Running) -> None:
         assert headers["x-content-type-options"] == "nosniff"
         for other in re.findall(r'(?:src|href)="/page/([^"]+)"|from "\./([^"]+)"', text):
             assert "".join(other) in NAMES
+
+
+@pytest.mark.parametrize("host", ["evil.example", "evil.example:80", "unix:80", "127.0.0.1.evil.example", "[", ""])
+def test_a_name_of_somebody_else_that_leads_to_this_machine_is_no_way_in(worker: Running, host: str) -> None:
+    for path in ("/", "/v1/kvbank/sessions"):
+        status, _, text = fetched(worker, path, host=host)
+        assert (status, json.loads(text)["error"]["code"]) == (421, "misdirected_request")
+
+
+@pytest.mark.parametrize("host", ["LocalHost", "127.0.0.1:80", "[::1]", "[::1]:8000"])
+def test_names_of_this_machine_are(worker: Running, host: str) -> None:
+    assert fetched(worker, "/", host=host)[0] == 200
+    assert fetched(worker, "/", host="chat.example", authorization="Bearer of-a-proxy")[0] == 200
 
 
 @pytest.mark.parametrize("path", ["/page/none.js", "/page/..%2fapp.py", "/page/", "/index.html"])

@@ -32,6 +32,11 @@ class Listening:
         return not (self.insecure or is_own(self.listen))
 
     @property
+    def own_only(self) -> bool:
+        """Tell whether programs of this machine alone are let in, and without a key."""
+        return is_own(self.listen) and not self.insecure
+
+    @property
     def tls(self) -> tuple[Path, Path] | None:
         """Return the files of the certificate and of its key; None for HTTP."""
         return None if self.tls_cert is None or self.tls_key is None else (self.tls_cert, self.tls_key)
