@@ -5,8 +5,8 @@ those who may write in it.
 Methods block, long ones too, and are called from storage threads.
 """
 
-from memory_service.domain.access import Caller
-from memory_service.domain.errors import invalid, right_missing
+from memory_service.domain.access import EVERY_BANK, Caller
+from memory_service.domain.errors import invalid, right_missing, session_not_found
 from memory_service.domain.forgetting import Receipt
 from memory_service.domain.model import Filter
 from memory_service.operations.banks import Banks
@@ -36,12 +36,16 @@ class Forgetting:
         return self._forgetting.turn(caller.tenant, key, caller.key_id)
 
     def session(self, caller: Caller, session_id: str) -> Receipt:
-        """Forget a session with its chunks; one that was forgotten before is answered with its receipt. Errors:
-        SESSION_NOT_FOUND."""
+        """Forget a session with its chunks; one that was forgotten before is answered with its receipt, a caller of
+        some banks with its own receipts alone. Errors: SESSION_NOT_FOUND."""
         _check(caller)
-        if not self._sessions.is_gone(caller, session_id):
+        gone = self._sessions.is_gone(caller, session_id)
+        if not gone:
             self._sessions.get(caller, session_id)
-        return self._forgetting.session(caller.tenant, session_id, caller.key_id)
+        receipt = self._forgetting.session(caller.tenant, session_id, caller.key_id)
+        if gone and caller.banks != EVERY_BANK and receipt.key_id != caller.key_id:
+            raise session_not_found(session_id)
+        return receipt
 
     def chunks(self, caller: Caller, bank: str, where: Filter) -> Receipt:
         """Forget the chunks of a bank that a filter lets pass. Errors: BANK_NOT_FOUND, CHECKSUM_MISMATCH."""

@@ -130,6 +130,7 @@ def test_what_each_role_may_forget(serving: Callable[..., Any]) -> None:
         assert lease is not None
         writer.sessions.append(made, [kvbank.Turn(token_ids=[1, 2])], epoch=lease.epoch, follows=0)
         key_id = writer.access.whoami().key_id
+    assert outcomes_of_a_gone_session(address, keys["write"], some) == ["", "SESSION_NOT_FOUND"]
     everything: dict[str, Callable[[kvbank.Client], object]] = {
         "turns": lambda client: client.sessions.forget(made, first=1),
         "session": lambda client: client.sessions.forget(made),
@@ -154,6 +155,14 @@ def test_what_each_role_may_forget(serving: Callable[..., Any]) -> None:
         "tenant": "PERMISSION_DENIED",
     }
     assert outcomes(operator) == denied | {"tenant": ""}
+
+
+def outcomes_of_a_gone_session(address: str, key: str, some: str) -> list[str]:
+    """Forget a session, and return how it is answered to be asked again with its key, and with one of some banks."""
+    with kvbank.connect(address, api_key=key) as writer, kvbank.connect(address, api_key=some) as other:
+        gone = writer.sessions.create().session_id
+        writer.sessions.forget(gone)
+        return [reason(lambda client=client: client.sessions.forget(gone)) for client in (writer, other)]  # type: ignore[misc]
 
 
 def reason(ask: Callable[[], object]) -> str:
