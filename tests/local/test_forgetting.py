@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import grpc
@@ -16,9 +17,11 @@ import pytest
 import kvbank
 from kvbank.v1 import service_pb2 as pb
 from kvbank.v1 import service_pb2_grpc, session_pb2
+from kvbank.wire.frames import encode
 from memory_service.api.embedded import LocalServer
 from memory_service.care.backup import backup
 from memory_service.care.check import check
+from memory_service.care.repair import repair
 from memory_service.care.report import CareError
 from memory_service.domain.limits import IndexLimits, Limits, Pauses
 from tests.support.caller import Caller
@@ -47,6 +50,18 @@ def spoil(caller: Caller, data: Path, chunk_id: int, bank: str) -> None:
     path.write_bytes(path.read_bytes()[:-4] + b"xxxx")
     with pytest.raises(grpc.RpcError):
         caller.fetch(chunk_id, bank=bank)
+
+
+def begin_window(talk: Talk, data: Path, begun: bytes) -> Any:
+    """Send the first bytes of a window, and return the call that would send the others, when they are in its file."""
+    header = session_pb2.WindowHeader(session_id=talk.session_id, epoch=talk.epoch, turn=6, stamp="s", size=1 << 20)
+    more: Any = SimpleQueue()
+    more.put(session_pb2.KeepWindowRequest(header=header))
+    more.put(encode([begun]))
+    call = talk.sessions.stub.KeepWindow(iter(more.get, None))
+    call.add_callback(lambda: more.put(None))
+    wait_until(lambda: any(path.read_bytes() == begun for path in data.glob("windows/*")))
+    return call
 
 
 class World:
@@ -197,11 +212,13 @@ def test_a_tenant_goes(serving: Callable[..., Any], data: Path) -> None:
         caller.stub = service_pb2_grpc.MemoryServiceStub(caller.channel)
         talk = Talk.begun(caller, 1, 6)
         talk.sessions.keep(talk.session_id, talk.epoch, 6, talk.secrets[3].text.encode())
+        under_way = begin_window(talk, data, talk.secrets[4].text.encode())
         spoil(caller, data, talk.ids[2], talk.bank)
         caller.retrieve(talk.secrets[0].vector, banks=[talk.bank], top_k=2)
         wait_until(lambda: list(data.glob("indexes/*/*.segment")))
         receipt = client.access.forget_tenant("red")
         assert found_in(data, talk.secrets) == []
+        under_way.cancel()
         assert (receipt.turns, receipt.tokens, len(receipt.chunks)) == (6, 72, 5)
         counted = {name: receipt.places[name] for name in ("keys", "sessions", "banks", "windows", "quarantine")}
         assert counted == dict.fromkeys(counted, 1)
@@ -275,6 +292,24 @@ def test_a_step_that_fails_is_finished_when_it_is_asked_for_again(serving: Calla
     assert [path for folder in ("payloads", "indexes") for path in (data / folder).rglob("*.s*")] == []
 
 
+def test_a_write_that_a_kill_has_cut_off_brings_nothing_back(
+    serving: Callable[..., Any], data: Path, tmp_path: Path
+) -> None:
+    """Put the payload of a forgotten turn where a write leaves it that was killed before its row was there."""
+    talk = Talk.begun(serving(limits=SMALL), 1, 4)
+    (path,) = data.glob(f"payloads/*/*/{talk.ids[1]}.safetensors")
+    late = path.read_bytes()
+    talk.sessions.forget_turns(talk.session_id, 2, 2)
+    serving.stop()  # type: ignore[attr-defined]
+    path.write_bytes(late)
+    shutil.copytree(data, tmp_path / "copy")
+    serving()
+    wait_until(lambda: not path.exists())
+    assert found_in(data, [talk.secrets[1]]) == []
+    repair(tmp_path / "copy")
+    assert found_in(tmp_path / "copy", [talk.secrets[1]]) == []
+
+
 def test_a_backup_that_is_under_way_ends(serving: Callable[..., Any], data: Path, tmp_path: Path) -> None:
     talk = Talk.begun(serving(limits=SMALL), 1, 4)
     begun = []
@@ -288,3 +323,23 @@ def test_a_backup_that_is_under_way_ends(serving: Callable[..., Any], data: Path
     assert found_in(tmp_path, talk.secrets) == []
     backup(data, tmp_path / "backup")
     assert found_in(tmp_path, talk.secrets) == []
+
+
+def test_what_cannot_be_finished_is_told_to_nobody_else(
+    serving: Callable[..., Any], data: Path, tmp_path: Path
+) -> None:
+    caller = serving(limits=SMALL, pauses=Pauses(at={"rows forgotten": lambda: hide(data / "payloads", tmp_path)}))
+    talk = Talk.begun(caller, 1, 2)
+    with pytest.raises(grpc.RpcError, match="not there"):
+        talk.sessions.forget(talk.session_id)
+    with pytest.raises(grpc.RpcError, match="there is no session"):
+        talk.sessions.forget("0" * 32)
+    with pytest.raises(grpc.RpcError, match="not there"):
+        talk.sessions.forget(talk.session_id)
+    (tmp_path / "hidden").rename(data / "payloads")
+
+
+def hide(folder: Path, beside: Path) -> None:
+    """Take a folder away, as a disk that is not mounted any more, if it is there."""
+    if folder.exists():
+        folder.rename(beside / "hidden")

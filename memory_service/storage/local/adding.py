@@ -137,9 +137,8 @@ class _Addition:
     def _check_not_forgotten(self, connection: Connection) -> None:
         """Refuse a chunk of a session whose tokens were forgotten: its writer has the turns of before in its mind.
         Errors: TURN_FORGOTTEN."""
-        chunk, branch = self.chunk, self.chunk.metadata.get(BRANCH)
-        if isinstance(branch, str) and forgotten_turns.refuses(connection, branch, chunk.start, chunk.original_length):
-            raise turn_forgotten(branch, chunk.start)
+        if forgotten_turns.refuses(connection, self.chunk):
+            raise turn_forgotten(str(self.chunk.metadata[BRANCH]), self.chunk.start)
 
     def _stamp(self) -> None:
         """Stamp the row anew where the clock has leapt since it was made: its times would leave the chunk less time to

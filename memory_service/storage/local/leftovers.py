@@ -1,7 +1,7 @@
 """Payload files that no row names. This file owns the rule that none is deleted unless a record explains why it is
-there: its chunk was removed, or its write had no answer and was repeated under another id. Other such files come from
-writes that a kill cut off and from rows that are lost, which look alike; they are set aside in quarantine/, and
-`kvbank repair` gives back those that are whole.
+there: its chunk was removed, its tokens were forgotten, or its write had no answer and was repeated under another id.
+Other such files come from writes that a kill cut off and from rows that are lost, which look alike; they are set aside
+in quarantine/, and `kvbank repair` gives back those that are whole.
 """
 
 import json
@@ -14,9 +14,10 @@ from typing import NamedTuple
 from sqlalchemy import Connection
 
 from memory_service.domain import payload
+from memory_service.domain.model import Chunk
 from memory_service.storage.local import quarantine
 from memory_service.storage.local.files import objects
-from memory_service.storage.local.records import row_checksum
+from memory_service.storage.local.records import forgotten_turns, row_checksum
 from memory_service.storage.local.records.schema import raw
 
 UNNAMED = "no record names it: its write had no answer, or its record is lost"
@@ -86,7 +87,7 @@ def explanations(connection: Connection, data: Path, files: Sequence[Unowned]) -
         file
         for file in files
         if not quarantine.has_record(data, file.bank_uid, file.chunk_id)
-        and (file[:2] in removed or is_repeated(connection, *file))
+        and (file[:2] in removed or is_repeated(connection, *file) or is_forgotten(connection, *file))
     }
 
 
@@ -94,13 +95,26 @@ def is_repeated(connection: Connection, bank_uid: str, chunk_id: int, path: Path
     """Tell whether another chunk was written under the key of this one, with the same content. A key is written once:
     so the write of this chunk was never acknowledged, or its record is lost and the other stands for it. A file that
     does not say its key counts as not repeated."""
-    try:
-        chunk, digest, _ = payload.copied(objects.read_header(path), (bank_uid, chunk_id))
-    except (OSError, ValueError):
+    if (copied := _copied(bank_uid, chunk_id, path)) is None:
         return False
+    chunk, digest = copied
     other, said = raw(connection).execute(_OF_KEY, (bank_uid, chunk.key)).fetchone() or (chunk_id, None)
     same = isinstance(said, bytes) and row_checksum.digest_of(said) == digest
     return same and other != chunk_id
+
+
+def is_forgotten(connection: Connection, bank_uid: str, chunk_id: int, path: Path) -> bool:
+    """Tell whether a file has tokens of a session that were forgotten: its write would have been refused, had a kill
+    not cut it off. A file that does not say its chunk has none."""
+    copied = _copied(bank_uid, chunk_id, path)
+    return copied is not None and forgotten_turns.refuses(connection, copied[0])
+
+
+def _copied(bank_uid: str, chunk_id: int, path: Path) -> tuple[Chunk, bytes] | None:
+    """Read the chunk of a file, and the digest of its request; None where the file does not say them."""
+    with suppress(OSError, ValueError):
+        return payload.copied(objects.read_header(path), (bank_uid, chunk_id))[:2]
+    return None
 
 
 def _json(files: Sequence[Unowned]) -> str:

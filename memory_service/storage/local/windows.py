@@ -93,6 +93,12 @@ class LocalWindows:
             if file not in known:
                 self.files.remove(file)
 
+    def give_up_gone(self) -> None:
+        """Remove the files that are being written of sessions that are gone."""
+        writing = self.files.being_written()
+        with self.records.read() as connection:
+            self.files.give_up(writing - session_rows.existing(connection, writing))
+
 
 class LocalNewWindow:
     """Implements `memory_service.storage.base.NewWindow` for a data folder."""

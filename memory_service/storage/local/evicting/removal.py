@@ -15,7 +15,7 @@ from memory_service.storage.background import Janitor
 from memory_service.storage.local.evicting.ledgers import Ledgers
 from memory_service.storage.local.files.objects import LocalObjects
 from memory_service.storage.local.followers import Followers
-from memory_service.storage.local.records import gone_rows
+from memory_service.storage.local.records import bank_rows, gone_rows
 from memory_service.storage.local.records.gone_rows import Removed
 from memory_service.storage.local.records.records import Records
 
@@ -120,14 +120,21 @@ class Removal:
         self._pauses.reach("files dropped")
         return self._payloads.folders.drop(uid)
 
-    def cleared(self, bank_id: int) -> "Future[None]":
-        """Return what resolves when nothing is left of a deleted bank, neither rows nor files. Errors, by the future:
-        STORAGE_ERROR where its files cannot be reached, and those of the database."""
-        if (clearing := self._clearing.get(bank_id)) is not None:
-            return clearing
-        done: Future[None] = Future()
-        done.set_result(None)
-        return done
+    def cleared(self, bank_id: int, uid: str) -> "Future[None]":
+        """Return what resolves when nothing is left of a deleted bank, neither rows nor files; what could not be
+        removed before is tried again. Errors, by the future: STORAGE_ERROR where its files cannot be reached, and those
+        of the database."""
+        if (under_way := self._clearing.get(bank_id)) is not None:
+            return under_way
+        with self._records.read(to_the_end=True) as connection:
+            left = bank_id in dict(bank_rows.gone(connection))
+        clearing: Future[None] = Future()
+        if left:
+            self._clearing[bank_id] = clearing
+            self.clear(bank_id, uid)
+        else:
+            clearing.set_result(None)
+        return clearing
 
     def clear(self, bank_id: int, uid: str, tenant: str = "") -> None:
         """Remove the rows of a deleted bank, in transactions of their own between those of others; then what is left of

@@ -128,6 +128,11 @@ class WindowFiles:
         for name in names:
             self.remove(name)
 
+    def being_written(self) -> set[str]:
+        """Return the ids of the sessions of which a window is being written."""
+        with self._lock:
+            return set(self._new.values())
+
     def found(self) -> list[str]:
         """Return the names of the files that are there, but for those that are being written."""
         with suppress(FileNotFoundError):

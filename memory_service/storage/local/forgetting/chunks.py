@@ -70,7 +70,8 @@ class ChunkForgetting:
                 return True  # it cannot be told what it has
 
         self._remove(noted, bank, chosen, tokens=False)
-        self._forget_rest(noted, bank, logged, goes)
+        # Those that were found may have been evicted before they were removed.
+        self._forget_rest(noted, bank, [*logged, *chosen.of_them], goes)
 
     def named(self, noted: Noted, bank: Bank, ids: Sequence[int]) -> None:
         """Forget chunks of a bank by their ids, those that are gone already too."""
@@ -86,7 +87,7 @@ class ChunkForgetting:
             with suppress(ServiceError):  # somebody has deleted it meanwhile
                 self.changes.delete(bank.tenant, bank.name)
         self.pauses.reach("rows forgotten")
-        self.removal.cleared(bank_id).result()
+        self.removal.cleared(bank_id, uid).result()
         aside = quarantine.forget(self.data, uid, lambda *_: True)
         noted.add(quarantine=aside, snapshots=self.followers.purge(None))
 

@@ -161,7 +161,7 @@ class LocalForgetting:
             raise _at_rest() from error
 
     def _run(self, tenant: str, subject: str, target: str, key_id: str, begin: Begin) -> Receipt:
-        failed = self._finish_pending()
+        failed = self._finish_pending().get((tenant, subject))
 
         def note(connection: Connection) -> forgetting_rows.Pending:
             now = self._records.clock.now_us()
@@ -193,17 +193,17 @@ class LocalForgetting:
         noted.step(partial(forgetting_rows.drop, receipt_id=receipt.receipt_id))
         return earlier
 
-    def _finish_pending(self) -> Exception | None:
-        """Finish what was interrupted, and return the error of what cannot be finished now."""
+    def _finish_pending(self) -> dict[tuple[str, str], Exception]:
+        """Finish what was interrupted, and return the errors of what cannot be finished now, by tenant and subject."""
         with self._records.read(to_the_end=True) as connection:
             found = forgetting_rows.pending(connection)
-        failed: Exception | None = None
+        failed = dict[tuple[str, str], Exception]()
         for pending in found:
             try:
                 self._go_on(Noted(self._records, pending))
             except Exception as error:
                 _log.warning("forgetting %s is not finished: %s", pending.receipt_id, error)
-                failed = error
+                failed[pending.tenant, pending.subject] = error
         return failed
 
     def _go_on(self, noted: Noted) -> None:
@@ -213,6 +213,8 @@ class LocalForgetting:
         self._janitor.settle()
         self._steps[noted.work["kind"]](noted)
         self._chunks.clear_staging(noted)
+        # Of what others have removed meanwhile, such as chunks that were evicted, the files go there.
+        self._janitor.settle()
         self._pauses.reach("files forgotten")
         self._check_resting()
         with self._vacuum.paused():
@@ -307,6 +309,7 @@ class LocalForgetting:
         noted.until_none(partial(tenant_rows.clear_some_turns, tenant=name, most=most))
         noted.step(partial(tenant_rows.clear_branches, tenant=name))
         self._windows.sweep()
+        self._windows.give_up_gone()
 
 
 def _at_rest() -> ServiceError:

@@ -21,10 +21,12 @@ _COUNTED = ("chunks", "turns", "tokens", "bytes", "places", "turns_kept", "chunk
 
 
 class Pending(NamedTuple):
-    """A forgetting that is not done. work: what is to be done, of ids and numbers; its `kind` says how it is read."""
+    """A forgetting that is not done. subject: names what was asked for. work: what is to be done, of ids and numbers;
+    its `kind` says how it is read."""
 
     receipt_id: str
     tenant: str
+    subject: str
     work: Mapping[str, Any]
 
 
@@ -37,7 +39,7 @@ def insert(connection: Connection, tenant: str, subject: str, receipt: Receipt, 
     said = (receipt.receipt_id, tenant, subject, receipt.key_id, receipt.target, receipt.time)
     row = (*said, _counts(receipt), json.dumps(work))
     driver.execute("INSERT INTO forgettings VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
-    return Pending(receipt.receipt_id, tenant, work)
+    return Pending(receipt.receipt_id, tenant, subject, work)
 
 
 def get(connection: Connection, receipt_id: str) -> Receipt:
@@ -89,8 +91,9 @@ def is_pending(connection: Connection, subject: str) -> bool:
 
 def pending(connection: Connection) -> list[Pending]:
     """Return what is not done, oldest first."""
-    statement = "SELECT receipt_id, tenant, work FROM forgettings WHERE work IS NOT NULL ORDER BY time"
-    return [Pending(receipt, tenant, json.loads(work)) for receipt, tenant, work in raw(connection).execute(statement)]
+    statement = "SELECT receipt_id, tenant, subject, work FROM forgettings WHERE work IS NOT NULL ORDER BY time"
+    rows = raw(connection).execute(statement)
+    return [Pending(receipt, tenant, subject, json.loads(work)) for receipt, tenant, subject, work in rows]
 
 
 def branches_going(connection: Connection) -> set[str]:

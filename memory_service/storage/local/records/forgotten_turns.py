@@ -10,7 +10,8 @@ from sqlalchemy import Connection
 
 from memory_service.domain import sessions as rules
 from memory_service.domain.errors import turn_not_found
-from memory_service.domain.sessions import Session, Stretch
+from memory_service.domain.model import Chunk
+from memory_service.domain.sessions import BRANCH, Session, Stretch
 from memory_service.domain.validate import LARGEST_INT64
 from memory_service.storage.local.records import session_rows, turn_rows, window_rows
 from memory_service.storage.local.records.schema import raw
@@ -152,9 +153,12 @@ def note_gone(connection: Connection, branch: str, start: int, now: int) -> None
     raw(connection).execute(statement, (branch, start, now))
 
 
-def refuses(connection: Connection, branch: str, start: int, length: int) -> bool:
-    """Tell whether a chunk of a branch has tokens that were forgotten."""
-    driver = raw(connection)
+def refuses(connection: Connection, chunk: Chunk) -> bool:
+    """Tell whether a chunk, which may say of which branch of a session it is, has tokens that were forgotten."""
+    branch = chunk.metadata.get(BRANCH)
+    if not isinstance(branch, str):
+        return False
+    driver, start, length = raw(connection), chunk.start, chunk.original_length
     if driver.execute(_GONE_BRANCH, (branch, start)).fetchone():
         return True
     return driver.execute(_OVERLAP, (branch, start + length, start)).fetchone() is not None

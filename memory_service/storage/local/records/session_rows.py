@@ -6,7 +6,7 @@ and texts are read as bytes, so that a damaged one cannot fail the driver.
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -131,6 +131,12 @@ def bank_of(connection: Connection, session_id: str) -> str:
     """Return the name of the bank of a session; "" where the session is not there."""
     row = raw(connection).execute("SELECT bank FROM sessions WHERE session_id = ?", (session_id,)).fetchone()
     return "" if row is None else str(row[0])
+
+
+def existing(connection: Connection, session_ids: Iterable[str]) -> set[str]:
+    """Return those of some session ids of which there is a session, of any tenant."""
+    statement = "SELECT session_id FROM sessions WHERE session_id IN (SELECT value FROM json_each(?))"
+    return {found for (found,) in raw(connection).execute(statement, (json.dumps(list(session_ids)),))}
 
 
 def expired(connection: Connection, now: int, most: int) -> list[tuple[str, str]]:
