@@ -92,7 +92,7 @@ def _receipt(receipt: kvbank.Receipt) -> str:
     """Return one line about what was forgotten."""
     turns = f"{receipt.turns} turn{'' if receipt.turns == 1 else 's'}"
     again = f", {receipt.chunks_to_make_again} of them made again without it" if receipt.chunks_to_make_again else ""
-    counts = f"{turns}, {receipt.tokens:,} tokens, {len(receipt.chunks)} chunks{again}"
+    counts = f"{turns}, {receipt.tokens:,} tokens, {receipt.chunk_count:,} chunks{again}"
     return f"forgotten: {counts}; receipt {receipt.receipt_id}"
 
 

@@ -89,6 +89,7 @@ def test_a_document_is_forgotten_with_a_receipt(library: str, client: kvbank.Cli
     assert [chunk.metadata["source"] for chunk in client.list_chunks(library)] == ["lexicon"]
     again = run("chunk", "forget", library, "--source", "novel.txt", "--yes").stdout
     assert f"receipt    {receipt['receipt_id']}\n" in again
+    assert "chunks     3\n" in again
     assert run("chunk", "forget", library, "--yes").exit_code == 2
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import uuid
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -342,3 +343,9 @@ def test_a_turn_without_a_key_is_refused_before_it_is_sent(client: kvbank.Client
     with pytest.raises(kvbank.InvalidArgument, match="key is empty"):
         client.sessions.append(session.session_id, [kvbank.Turn(key="")], epoch=lease.epoch, follows=0)
     assert client.sessions.get(session.session_id).head == 0
+
+
+def test_a_receipt_counts_chunks_that_it_does_not_name(client: kvbank.Client) -> None:
+    receipt = client.sessions.forget(talk(client, 2).session_id)
+    assert (receipt.turns, receipt.chunk_count) == (2, 0)
+    assert replace(receipt, places={"rows": 20_002}).chunk_count == 20_000

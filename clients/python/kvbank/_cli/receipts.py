@@ -22,7 +22,7 @@ def tell_receipt(receipt: "Receipt", as_json: bool) -> None:
     if receipt.key_id:
         _line("key", receipt.key_id)
     _line("turns", f"{receipt.turns:,}, {receipt.tokens:,} tokens")
-    _line("chunks", f"{len(receipt.chunks):,}")
+    _line("chunks", f"{receipt.chunk_count:,}")
     _line("size", common.size(receipt.bytes))
     for place, count in sorted(receipt.places.items()):
         _line("from", f"{place} {count:,}")

@@ -104,7 +104,7 @@ class Tools:
             if chosen is None:
                 return answers.Forgotten(bank=self._bank, forgotten=0, receipt="")
             receipt = memory.client.forget_chunks(memory.bank, chosen)
-        return answers.Forgotten(bank=self._bank, forgotten=len(receipt.chunks), receipt=receipt.receipt_id)
+        return answers.Forgotten(bank=self._bank, forgotten=receipt.chunk_count, receipt=receipt.receipt_id)
 
     def list_sessions(
         self,
