@@ -199,6 +199,20 @@ def test_a_session_goes_but_for_what_a_fork_has_and_a_document_alone(world: Worl
     assert check(data).problems == []
 
 
+def test_what_is_left_of_a_deleted_bank_goes_with_a_session(serving: Callable[..., Any], data: Path) -> None:
+    talk = Talk.begun(serving(limits=Limits(step_rows=1)), 1, 20)
+    spoil(talk.caller, data, talk.ids[2], talk.bank)
+    other = Talk.begun(talk.caller, 31, 2)
+    spoil(talk.caller, data, other.ids[0], other.bank)
+    for each in (talk, other):
+        talk.caller.stub.DeleteBank(pb.DeleteBankRequest(name=each.bank))
+    assert talk.sessions.forget_turns(talk.session_id, 3, 4).places["quarantine"] == 1
+    assert found_in(data, talk.secrets[2:4]) == []
+    assert talk.sessions.forget(talk.session_id).turns == 20
+    assert found_in(data, talk.secrets) == []
+    assert len(list(data.glob("quarantine/*/*.json"))) == 1
+
+
 def test_a_tenant_goes(serving: Callable[..., Any], data: Path) -> None:
     serving(limits=SMALL)
     address = serving.server.address  # type: ignore[attr-defined]

@@ -150,6 +150,11 @@ def forget(data: Path, bank_uid: str, goes: Callable[[int, Mapping[str, Any] | N
     return len(gone)
 
 
+def bank_uids(data: Path) -> list[str]:
+    """Return the uids of the banks that have something in quarantine; some of them may be deleted."""
+    return sorted(folder.name for folder in (data / QUARANTINE).glob("*") if folder.is_dir())
+
+
 def rows(data: Path, bank_uid: str) -> Iterator[tuple[int, Mapping[str, Any] | None]]:
     """Yield the ids of the chunks of a bank in quarantine, each with its row, as `forget` tells it."""
     folder = data / QUARANTINE / bank_uid

@@ -120,6 +120,10 @@ class Removal:
         self._pauses.reach("files dropped")
         return self._payloads.folders.drop(uid)
 
+    def clearings(self) -> "list[Future[None]]":
+        """Return what resolves when nothing is left of the deleted banks that are being cleared; see `cleared`."""
+        return list(self._clearing.values())
+
     def cleared(self, bank_id: int, uid: str) -> "Future[None]":
         """Return what resolves when nothing is left of a deleted bank, neither rows nor files; what could not be
         removed before is tried again. Errors, by the future: STORAGE_ERROR where its files cannot be reached, and those

@@ -62,16 +62,15 @@ class ChunkForgetting:
         with noted.records.read(to_the_end=True) as connection:
             chosen = forgotten.chosen(connection, bank.bank_id)
             logged = forgotten.logged(connection, bank.bank_id)
-
-        def goes(_: int, row: Mapping[str, Any] | None) -> bool:
-            try:
-                return row is None or forgotten.why_of_row(row) is not None
-            except (ValueError, TypeError, KeyError, AttributeError):
-                return True  # it cannot be told what it has
-
         self._remove(noted, bank, chosen, tokens=False)
         # Those that were found may have been evicted before they were removed.
-        self._forget_rest(noted, bank, [*logged, *chosen.of_them], goes)
+        self._forget_rest(noted, bank, [*logged, *chosen.of_them], _goes(forgotten, unknown=True))
+
+    def in_deleted_banks(self, noted: Noted, forgotten: Forgotten) -> None:
+        """Forget what quarantine has of such chunks of banks that were deleted before."""
+        known = {bank.uid for bank in self.changes.known.all()}
+        for uid in set(quarantine.bank_uids(self.data)) - known:
+            noted.add(quarantine=quarantine.forget(self.data, uid, _goes(forgotten, unknown=False)))
 
     def named(self, noted: Noted, bank: Bank, ids: Sequence[int]) -> None:
         """Forget chunks of a bank by their ids, those that are gone already too."""
@@ -133,3 +132,16 @@ class ChunkForgetting:
             noted.step(lambda connection, some=some: noted.count(connection, log=some(connection)))  # type: ignore[misc]
         aside = quarantine.forget(self.data, bank.uid, goes)
         noted.add(quarantine=aside, snapshots=self.followers.purge(bank))
+
+
+def _goes(forgotten: Forgotten, *, unknown: bool) -> Goes:
+    """Return what tells of a chunk in quarantine whether it goes. unknown: whether those go of which nothing says what
+    they have."""
+
+    def goes(_: int, row: Mapping[str, Any] | None) -> bool:
+        try:
+            return unknown if row is None else forgotten.why_of_row(row) is not None
+        except (ValueError, TypeError, KeyError, AttributeError):
+            return unknown
+
+    return goes

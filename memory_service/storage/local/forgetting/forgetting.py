@@ -6,7 +6,7 @@ import logging
 import secrets
 import threading
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -40,6 +40,8 @@ from memory_service.storage.local.records.vacuum import Vacuum
 from memory_service.storage.local.windows import LocalWindows
 
 _log = logging.getLogger(__name__)
+# How often it is looked, in seconds, whether the engine is brought to rest.
+_LOOK_S = 0.2
 # Makes, in a transaction, what is to be done, as JSON can hold it; returns it, and what has gone in the transaction.
 Begun = tuple[Mapping[str, Any], Mapping[str, Any]]
 Begin = Callable[[Connection, int], Begun]
@@ -209,8 +211,7 @@ class LocalForgetting:
     def _go_on(self, noted: Noted) -> None:
         """Forget what is written down, from wherever it stands."""
         self._pauses.reach("forgetting begun")
-        # Files of chunks that are gone already, and those that no row names, are in their places then.
-        self._janitor.settle()
+        self._settle()
         self._steps[noted.work["kind"]](noted)
         self._chunks.clear_staging(noted)
         # Of what others have removed meanwhile, such as chunks that were evicted, the files go there.
@@ -221,6 +222,13 @@ class LocalForgetting:
             self._unused.clear()
         self._pauses.reach("all forgotten")
         noted.done()
+
+    def _settle(self) -> None:
+        """Wait until files of chunks and banks that are gone already, and those that no row names, are in their places.
+        Errors: NOT_SERVING."""
+        while wait(self._chunks.removal.clearings(), timeout=_LOOK_S).not_done:
+            self._check_resting()
+        self._janitor.settle()
 
     @property
     def _steps(self) -> Mapping[str, Callable[[Noted], None]]:
@@ -254,12 +262,12 @@ class LocalForgetting:
             noted.until_none(partial(forgotten_turns.blank_some, span=span, most=self._limits.step_rows))
         if noted.receipt().turns:
             self._fence(noted, spans)
-        bank = self._bank(noted.tenant, noted.work["bank"])
-        if bank is not None:
-            with self._records.read(to_the_end=True) as connection:
-                behind = [part for span in spans for part in forgotten_turns.behind(connection, span)]
-            parts = [Part(span.branch, span.begin, span.end) for span in spans]
-            self._chunks.parts(noted, bank, Forgotten(parts, behind))
+        with self._records.read(to_the_end=True) as connection:
+            behind = [part for span in spans for part in forgotten_turns.behind(connection, span)]
+        forgotten = Forgotten([Part(span.branch, span.begin, span.end) for span in spans], behind)
+        if (bank := self._bank(noted.tenant, noted.work["bank"])) is not None:
+            self._chunks.parts(noted, bank, forgotten)
+        self._chunks.in_deleted_banks(noted, forgotten)
 
     def _fence(self, noted: Noted, spans: list[Span]) -> None:
         """Take lease and window from every session that has some of the turns."""
@@ -283,6 +291,8 @@ class LocalForgetting:
         self._windows.files.give_up([work["session"]])
         for each in left:
             noted.until_none(partial(session_deletion.clear_some, left=each, most=self._limits.step_rows))
+        forgotten = Forgotten([Part(each.branch, each.begin) for each in left])
+        self._chunks.in_deleted_banks(noted, forgotten)
         if work["bank"] is None:
             return
         bank_id, uid = work["bank"]
@@ -290,7 +300,7 @@ class LocalForgetting:
         with self._records.read(to_the_end=True) as connection:
             used = bank is not None and session_rows.is_used(connection, noted.tenant, bank.name)
         if bank is not None and (used or not work["own"]):
-            self._chunks.parts(noted, bank, Forgotten([Part(each.branch, each.begin) for each in left]))
+            self._chunks.parts(noted, bank, forgotten)
         else:
             self._chunks.bank(noted, bank_id, uid)
 
