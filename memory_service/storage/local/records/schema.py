@@ -457,12 +457,13 @@ def upgrade(path: Path, revision: str = "head") -> None:
     config.set_main_option("script_location", str(migrations()).replace("%", "%%"))
     database = engine(path, synchronous="FULL", writer=True)
     try:
+        with database.connect() as connection, suppress(sqlite3.Error):  # as where the disk has no room for it
+            # The database of an earlier version keeps what it once had; one that was written anew can give it back.
+            # First, so that a kill in between leaves an earlier version, and all of it is done again.
+            raw(connection).execute("VACUUM")
         with database.connect() as connection:
             config.attributes["connection"] = connection
             command.upgrade(config, revision)
-        with database.connect() as connection, suppress(sqlite3.Error):  # as where the disk has no room for it
-            # The database of an earlier version keeps what it once had; one that was written anew can give it back.
-            raw(connection).execute("VACUUM")
     finally:
         database.dispose()
 
