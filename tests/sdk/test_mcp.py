@@ -6,8 +6,10 @@ import ssl
 import subprocess
 import sys
 import threading
+import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -130,12 +132,20 @@ def test_two_programs_share_one_memory(keyed: tuple[kvbank.Client, str, str], tm
             reading = {tool.name for tool in tools if tool.annotations.read_only_hint}
             assert reading == {"recall", "list_sessions", "explain"}
             assert all(tool.description and tool.output_schema for tool in tools)
-            assert await answer(one, "recall", query="snow") == {"bank": bank, "passages": []}
+            await before_anything(one)
             await together(one, other)
             await explained(other)
             await refused(one)
             await answer(other, "forget", source="novel")
             assert [each["source"] for each in (await answer(one, "recall", query="snow"))["passages"]] == ["lexicon"]
+
+    async def before_anything(one: Client) -> None:
+        """Ask a bank that is not there yet: it has nothing to recall, to forget and to explain."""
+        assert await answer(one, "recall", query="snow") == {"bank": bank, "passages": []}
+        for chosen in ({"source": "novel"}, {"chunk_ids": [1]}):
+            assert await answer(one, "forget", **chosen) == {"bank": bank, "forgotten": 0, "receipt": ""}
+        for chunk in ({}, {"chunk_id": 1}):
+            assert (await answer(one, "explain", query="snow", **chunk))["passages"] == []
 
     async def together(one: Client, other: Client) -> None:
         """Remember by both at once, and lose nothing."""
@@ -203,6 +213,24 @@ def test_a_folder_is_open_for_a_call_and_waited_for(tmp_path: Path) -> None:
         waiting.start()
     waiting.join(60)
     assert counted == [1]
+
+
+def test_calls_that_find_the_folder_taken_wait_together(tmp_path: Path) -> None:
+    """Let calls at once end in about the time of one, and a later one find the folder free."""
+    folder, patience, calls = tmp_path / "memory", 1.0, 8
+    store, begin = stores.Folder(folder, patience), threading.Barrier(calls)
+
+    def call(_: int) -> None:
+        begin.wait()
+        with pytest.raises(kvbank.Unavailable, match="is in use by process"), store(""):
+            pass
+
+    with kvbank.connect(folder), ThreadPoolExecutor(calls) as threads:
+        began = time.monotonic()
+        list(threads.map(call, range(calls)))
+        assert time.monotonic() - began < patience * calls / 2
+    with store("") as client:
+        assert list(client.list_banks()) == []
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ import shlex
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
@@ -33,7 +34,7 @@ class Folder:
     def __init__(self, path: Path, patience: float = PATIENCE_S) -> None:
         self._path, self._patience = path, patience
         self._lock, self._users = threading.Lock(), 0
-        self._client: kvbank.Client | None = None
+        self._client: Future[kvbank.Client] | None = None
 
     @contextmanager
     def __call__(self, key: str) -> Iterator[kvbank.Client]:
@@ -43,23 +44,31 @@ class Folder:
         """
         client = self._taken()
         try:
-            yield client
+            yield client.result()
         finally:
             self._let_go()
 
-    def _taken(self) -> kvbank.Client:
+    def _taken(self) -> "Future[kvbank.Client]":
+        """Return the client that the calls of now share; the first of them opens it, and the others wait with it."""
         with self._lock:
-            if self._client is None:
-                self._client = self._opened()
             self._users += 1
-            return self._client
+            if self._client is not None:
+                return self._client
+            client = self._client = Future()
+        try:
+            client.set_result(self._opened())
+        except BaseException as error:
+            with self._lock:
+                self._client = None  # the next call tries again
+            client.set_exception(error)
+        return client
 
     def _let_go(self) -> None:
         with self._lock:
             self._users -= 1
             if not self._users and self._client is not None:
                 client, self._client = self._client, None
-                client.close()
+                client.result().close()
 
     def _opened(self) -> kvbank.Client:
         end, pause = time.monotonic() + self._patience, _PAUSE_S

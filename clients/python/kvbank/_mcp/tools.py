@@ -98,13 +98,13 @@ class Tools:
         """
         if (chunk_ids is None) == (source is None):
             raise ToolError("give chunk_ids or source, and not both")
-        with self._memory(context) as memory:
+        with self._memory(context) as memory, suppress(kvbank.BankNotFound):  # nothing was remembered yet
             wanted = {} if source is None else {"source": source}
             chosen = kvbank.Filter(metadata=wanted) if chunk_ids is None else _exactly(memory, chunk_ids)
-            if chosen is None:
-                return answers.Forgotten(bank=self._bank, forgotten=0, receipt="")
-            receipt = memory.client.forget_chunks(memory.bank, chosen)
-        return answers.Forgotten(bank=self._bank, forgotten=receipt.chunk_count, receipt=receipt.receipt_id)
+            if chosen is not None:
+                receipt = memory.client.forget_chunks(memory.bank, chosen)
+                return answers.Forgotten(bank=self._bank, forgotten=receipt.chunk_count, receipt=receipt.receipt_id)
+        return answers.Forgotten(bank=self._bank, forgotten=0, receipt="")
 
     def list_sessions(
         self,
@@ -142,7 +142,10 @@ class Tools:
             if session is not None:
                 return answers.Explained(answer=answer_reason(memory.client, session, turn))
             assert query is not None
-            return answers.Explained(passages=[_reason(memory, query, hit) for hit in _hits(memory, query, chunk_id)])
+            with suppress(kvbank.BankNotFound):  # nothing was remembered yet
+                reasons = [_reason(memory, query, hit) for hit in _hits(memory, query, chunk_id)]
+                return answers.Explained(passages=reasons)
+        return answers.Explained(passages=[])
 
 
 def _exactly(memory: kvbank.TextMemory, chunk_ids: list[int]) -> kvbank.Filter | None:
