@@ -530,7 +530,7 @@ class Windows(Protocol):
 
     def begin(self, tenant: str, window: Window, epoch: int) -> NewWindow:
         """Begin to keep a window, by the lease of this epoch. Errors: SESSION_NOT_FOUND, LEASE_LOST; TURN_CONFLICT for
-        a turn that the session does not have; DISK_FULL, OSError."""
+        a turn that the session does not have; QUOTA_EXCEEDED, DISK_FULL, OSError."""
 
     def open(self, tenant: str, session_id: str) -> "tuple[Window, Source] | None":
         """Open the window of a session, every byte of which is as it was kept; None where there is none. Errors:

@@ -483,6 +483,9 @@ def test_windows_count_as_bytes_of_their_tenant(serving: Callable[..., Any], ref
     with refused("QUOTA_EXCEEDED", EXHAUSTED) as refusal:
         sessions.keep(session, epoch, 2, b"y" * 5_001)
     assert refusal.info.metadata["subject"] == "tenant:default"
+    header = pb.WindowHeader(session_id=session, epoch=epoch, turn=2, stamp="s", size=5_001)
+    with refused("QUOTA_EXCEEDED", EXHAUSTED):  # before any byte comes
+        list(sessions.stub.KeepWindow(iter([pb.KeepWindowRequest(header=header)])))
     assert sessions.window(session) == (2, "s", b"x" * 4_000)
     with refused("QUOTA_EXCEEDED", EXHAUSTED):
         sessions.append(session, epoch, 2, turn("x" * 1_000))

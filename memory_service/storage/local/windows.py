@@ -36,6 +36,8 @@ class LocalWindows:
         """Begin to keep a window; see `Windows.begin`."""
         with self.records.read() as connection:
             branch = self.check(connection, tenant, window, epoch)
+        # The sums of a tenant are those of the writer's connection.
+        self.records.writer.submit(partial(self.before, tenant=tenant, window=window), tenant=tenant).result()
         reserved = self.space.for_payload(window.size)
         try:
             return LocalNewWindow(self, tenant, window, epoch, branch, reserved, self.files.begin(window.session_id))
@@ -45,7 +47,7 @@ class LocalWindows:
 
     def check(self, connection: Connection, tenant: str, window: Window, epoch: int, before: str = "") -> str:
         """Refuse a window that is not one of the session now, and return the branch of its turn. before: the branch of
-        it at an earlier look. Errors: those of `Windows.begin`, but for DISK_FULL."""
+        it at an earlier look. Errors: those of `Windows.begin`, but for DISK_FULL and QUOTA_EXCEEDED."""
         now = self.records.clock.now_us()
         session = session_rows.get(connection, tenant, window.session_id, now)
         rules.check_lease(session, epoch, now)
@@ -56,6 +58,19 @@ class LocalWindows:
             text = f"session {window.session_id!r} was rewound: its turn {window.turn} is another one now"
             raise ServiceError("TURN_CONFLICT", text, session=window.session_id, head=session.head)
         return branch
+
+    def before(self, connection: Connection, tenant: str, window: Window) -> tuple[bool, str]:
+        """Return whether a window is to be kept, which one of an older turn is not, and the name of the file that its
+        session has until then, "" for none. Errors: QUOTA_EXCEEDED for one that the tenant has no room for."""
+        found = window_rows.get(connection, window.session_id)
+        if found is None:
+            quotas.check_session_bytes(connection, tenant, window.size)
+            return True, ""
+        old, file = found
+        if old.turn > window.turn:
+            return False, ""
+        quotas.check_session_bytes(connection, tenant, window.size - old.size)
+        return True, file
 
     def open(self, tenant: str, session_id: str) -> tuple[Window, OldWindow] | None:
         """Open the window of a session; see `Windows.open`."""
@@ -135,13 +150,10 @@ class LocalNewWindow:
 
         def save(connection: Connection) -> tuple[bool, str]:
             self._windows.check(connection, self._tenant, window, self._epoch, self._branch)
-            before = window_rows.get(connection, window.session_id)
-            if before is not None and before[0].turn > window.turn:
-                return False, ""
-            grown = window.size - (0 if before is None else before[0].size)
-            quotas.check_session_bytes(connection, self._tenant, grown)
-            window_rows.save(connection, self._tenant, window, self._file.name)
-            return True, "" if before is None else before[1]
+            kept, before = self._windows.before(connection, self._tenant, window)
+            if kept:
+                window_rows.save(connection, self._tenant, window, self._file.name)
+            return kept, before
 
         kept, before = self._windows.records.writer.submit(save, tenant=self._tenant).result()
         self._file.settled(kept=kept)
