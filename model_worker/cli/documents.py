@@ -10,6 +10,7 @@ from model_worker.cli.new_embedder import new_embedder
 from model_worker.cli.quiet import quiet_libraries
 from model_worker.cli.targets import embedder_of_banks
 from model_worker.embed.spec import lasting_spec
+from model_worker.errors import InputError
 from model_worker.model import MemoryModel, Progress
 from model_worker.remember.known import known_of
 from model_worker.remember.memory import Memory
@@ -61,9 +62,13 @@ class ModelDocuments:
 
         Returns how many chunks were written, how many were known, and how many of an earlier state were removed. These
         go before the rest is read, since it is read anew; keep: they stay. progress: called with (tokens done, all).
+        Raises InvalidArgument for a text that has no tokens, or one that the model does not know.
         """
         model, before = self._model, self._memory.stats.written
-        ids = model.ids(text)
+        try:
+            ids = model.ids(text)
+        except InputError as error:
+            raise kvbank.InvalidArgument(f"{source}: the model cannot read it: {error}") from error
         wanted = list(chunks(ids, model.chunk, model.ends))
         known = known_of(self._client, self._bank, source, wanted)
         removed = 0

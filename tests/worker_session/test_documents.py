@@ -1,6 +1,7 @@
 """A model reads documents into a bank with K-V, once by content, and goes on where a run was stopped."""
 
 import json
+import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -63,6 +64,28 @@ def test_a_bank_that_does_not_name_its_embedder_keeps_it(
     documents = ModelDocuments(client, library, str(model_folder), loading={})
     assert documents.add(LINE, "book", False, lambda done, total: None)[0] > 0
     documents.close()
+
+
+def test_a_document_without_tokens_is_left_out(model_folder: Path, address: str, library: str, tmp_path: Path) -> None:
+    """Let a tokenizer drop a sign, so that a text of it has no tokens."""
+    model = shutil.copytree(model_folder, tmp_path / "model")
+    tokenizer = json.loads((model / "tokenizer.json").read_text())
+    tokenizer["normalizer"] = {"type": "Replace", "pattern": {"String": "\u2603"}, "content": ""}
+    (model / "tokenizer.json").write_text(json.dumps(tokenizer))
+    (tmp_path / "snowman.txt").write_text("\u2603")
+    (tmp_path / "velm.txt").write_text(LINE)
+    words = ("remember", tmp_path / "snowman.txt", tmp_path / "velm.txt", "--model", model, "--bank", library)
+    ended = command.run(command.application(), *words, "--memory", address, "--json")
+    first, second = json.loads(ended.stdout)
+    assert (ended.exit_code, "is empty" in first["error"]) == (1, True)
+    assert (second["error"], second["written"] > 0) == ("", True)
+
+
+def test_the_letters_of_a_passage_are_not_for_a_model(model_folder: Path, address: str, tmp_path: Path) -> None:
+    (tmp_path / "velm.txt").write_text(LINE)
+    words = ("remember", tmp_path / "velm.txt", "--model", model_folder, "--letters", 100, "--memory", address)
+    ended = command.run(command.application(), *words)
+    assert (ended.exit_code, "--letters is for a bank of texts" in ended.stderr) == (2, True)
 
 
 def test_what_the_bank_has_is_not_counted_as_written(model_folder: Path, client: kvbank.Client, library: str) -> None:

@@ -27,6 +27,10 @@ if TYPE_CHECKING:
 Store: TypeAlias = Callable[[str, str, bool, Progress], tuple[int, int, int]]
 
 
+# Letters of a passage at most, where --letters does not say.
+_LETTERS = 1000
+
+
 @dataclass(frozen=True, slots=True)
 class Remembered:
     """What has become of one document. removed: passages of an earlier state of the document. error: why it was left
@@ -45,7 +49,9 @@ class How:
 
     source: Annotated[str | None, typer.Option(help="Name of the document, where there is one; else its path.")] = None
     keep: Annotated[bool, typer.Option("--keep", help="Keep passages that a document has no longer.")] = False
-    letters: Annotated[int, typer.Option(min=1, max=LARGEST, help="Letters of a passage, without --model.")] = 1000
+    letters: Annotated[
+        int | None, typer.Option(min=1, max=LARGEST, help="Letters of a passage, without --model; by default 1,000.")
+    ] = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +95,8 @@ def remember(
         raise typer.BadParameter(f"--source names one document, and there are {len(names)}")
     if read_by.model is None and read_by != ReadBy():
         raise typer.BadParameter("--adapter, --compressor, --layers, --device and --dtype are those of a --model")
+    if read_by.model is not None and how.letters is not None:
+        raise typer.BadParameter("--letters is for a bank of texts; leave it out with --model")
     done: list[Remembered] = []
     with service.connect() as client, progress() as show, _store(client, bank, embed, how.letters, read_by) as store:
         for number, name in enumerate(names, start=1):
@@ -105,10 +113,10 @@ def remember(
 
 
 @contextmanager
-def _store(client: "Client", bank: str, embed: str | None, letters: int, read_by: ReadBy) -> Iterator[Store]:
+def _store(client: "Client", bank: str, embed: str | None, letters: int | None, read_by: ReadBy) -> Iterator[Store]:
     """Yield what stores a document, in a bank of texts or by a model."""
     if read_by.model is None:
-        yield partial(_add_text, kvbank.TextMemory(client, bank, embed=embed, longest=letters))
+        yield partial(_add_text, kvbank.TextMemory(client, bank, embed=embed, longest=letters or _LETTERS))
         return
     from model_worker.cli.documents import ModelDocuments
 
