@@ -10,6 +10,8 @@ from memory_service.domain.validate import LARGEST_NAME, LARGEST_TTL, LARGEST_WO
 
 MOST_READS = 99
 MOST_PAIRS, LONGEST_PAIR_KEY, LONGEST_PAIR_VALUE = 16, 64, 512
+# Of a session: those of its users, and a few that its worker notes beside them.
+MOST_SESSION_PAIRS = MOST_PAIRS + 4
 # A value of a turn's metadata, which may say why the answer came, and the bytes of all metadata of a turn.
 LONGEST_TURN_VALUE = 16 * 1024
 LARGEST_TURN_METADATA = 64 * 1024
@@ -41,15 +43,15 @@ def session(new: Session) -> None:
         raise invalid("session.reader_digest", f"has {size} bytes; at most {LARGEST_WORD} are taken")
     if (size := pairs_bytes(new.settings)) > LARGEST_SETTINGS:
         raise invalid("session.settings", f"have {size} bytes; at most {LARGEST_SETTINGS} are taken")
-    pairs("session.metadata", new.metadata)
+    pairs("session.metadata", new.metadata, most=MOST_SESSION_PAIRS)
     if not 0 <= new.ttl <= LARGEST_TTL:
         raise invalid("ttl", "must be from 0 (kept for ever) to 1000 years")
 
 
-def pairs(field: str, given: Mapping[str, str], longest: int = LONGEST_PAIR_VALUE) -> None:
-    """Check metadata of a session or a turn. longest: letters of a value. Errors: INVALID_FIELD."""
-    if len(given) > MOST_PAIRS:
-        raise invalid(field, f"has {len(given)} pairs; at most {MOST_PAIRS} are taken")
+def pairs(field: str, given: Mapping[str, str], longest: int = LONGEST_PAIR_VALUE, most: int = MOST_PAIRS) -> None:
+    """Check metadata of a session or a turn. longest: letters of a value. most: pairs. Errors: INVALID_FIELD."""
+    if len(given) > most:
+        raise invalid(field, f"has {len(given)} pairs; at most {most} are taken")
     for key, value in given.items():
         if not 1 <= len(key) <= LONGEST_PAIR_KEY or len(value) > longest:
             text = f"must have keys of 1 to {LONGEST_PAIR_KEY} letters and values of at most {longest}"

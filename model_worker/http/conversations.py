@@ -11,7 +11,7 @@ from starlette.responses import Response
 import kvbank
 from model_worker.http.asking import SECONDS, client_of
 from model_worker.http.conversation_ids import conversation_id, session_id_of
-from model_worker.http.errors import json_response
+from model_worker.http.errors import ApiError, json_response
 from model_worker.http.items import Limit, Order, item, item_list, page
 from model_worker.http.response_requests import ConversationRequest, ConversationUpdate, ItemsRequest, MessageInput
 from model_worker.http.session_name import key_of
@@ -35,7 +35,7 @@ def _conversation_routes(router: APIRouter, served: Served) -> None:
         """Begin a new conversation. The messages of the system that it begins with are its system prompt."""
         key = key_of(request, needed=served.needs_key)
         system, exchanges = _parted(body.items or [])
-        session = await run_in_threadpool(served.begun, key, system, body.metadata or {})
+        session = await run_in_threadpool(served.begun, key, system, _own(body.metadata))
         if exchanges:
             try:
                 await _added(served, key, session.session_id, exchanges)
@@ -57,10 +57,9 @@ def _conversation_routes(router: APIRouter, served: Served) -> None:
         session_id = session_id_of(conversation)
         with client_of(served, request) as client:
             known = client.sessions.get(session_id, timeout=SECONDS).metadata
-            own = {name: text for name, text in known.items() if name in MARKS}
-            return json_response(
-                _conversation(client.sessions.update(session_id, metadata={**(body.metadata or {}), **own}))
-            )
+            marks = {name: text for name, text in known.items() if name in MARKS}
+            updated = client.sessions.update(session_id, metadata={**_own(body.metadata), **marks})
+            return json_response(_conversation(updated))
 
     @router.delete("/{conversation}", operation_id="deleteConversation")
     def delete(request: Request, conversation: str) -> Response:
@@ -104,6 +103,15 @@ def _item_routes(router: APIRouter, served: Served) -> None:
         with client_of(served, request) as client:
             client.sessions.forget_turn(turn_of(client, session_id, item_id).key)
             return json_response(_conversation(client.sessions.get(session_id)))
+
+
+def _own(metadata: Mapping[str, str] | None) -> Mapping[str, str]:
+    """Return the metadata of a caller. Raises ApiError for names that are the worker's own."""
+    if taken := sorted(set(metadata or {}).intersection(MARKS)):
+        raise ApiError(
+            400, f"metadata: {taken[0]} is a name of the worker's own", param="metadata", code="invalid_value"
+        )
+    return metadata or {}
 
 
 def _forget(served: Served, request: Request, session_id: str) -> None:

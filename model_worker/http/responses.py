@@ -43,7 +43,7 @@ def routes(served: Served, metrics: Metrics) -> APIRouter:
         _check(body)
         key, place, history = key_of(request, needed=served.needs_key), _place(request, body), body.history()
         notes = notes_of(body, history, served.name)
-        if len(json.dumps(notes)) > LONGEST_NOTES:
+        if len(json.dumps(notes, ensure_ascii=False)) > LONGEST_NOTES:
             raise ApiError(400, "metadata: it is too long", param="metadata", code="invalid_value")
         decoding = body.decoding(served.bounds.new_tokens)
         question = Question(f"{_PREFIX}{uuid.uuid4().hex}", history, decoding, len(history.exchanges), notes)
@@ -76,10 +76,7 @@ def _stored_routes(router: APIRouter, served: Served) -> None:
         """Forget a response with what was said, for good and in all branches."""
         _check_id(response_id)
         with client_of(served, request) as client:
-            try:
-                forget(client, stored(client, response_id))
-            except kvbank.TurnNotFound:
-                served.background.forget(client, response_id)
+            _forget(served, client, response_id)
         return json_response({"id": response_id, "object": "response", "deleted": True})
 
     @router.post("/{response_id}/cancel", operation_id="cancelResponse")
@@ -147,6 +144,20 @@ def _in_background(served: Served, metrics: Metrics, key: str, place: Place, que
     job.result.add_done_callback(used)
     status = "in_progress" if job.result.running() else "queued"
     return response(question.key, question.notes or {}, status, question.history.system)
+
+
+def _forget(served: Served, client: kvbank.Client, key: str) -> None:
+    """Forget a response; one that is made before it can be cancelled, too. Raises kvbank.TurnNotFound."""
+    with suppress(kvbank.TurnNotFound):
+        forget(client, stored(client, key))
+        return
+    try:
+        served.background.forget(client, key)
+    except kvbank.TurnNotFound:  # there is none, or it has ended meanwhile
+        forget(client, stored(client, key))
+    else:
+        with suppress(kvbank.TurnNotFound):
+            forget(client, stored(client, key))
 
 
 def _found(served: Served, client: kvbank.Client, key: str) -> dict[str, Any]:

@@ -150,7 +150,7 @@ def test_a_session_expires_after_its_last_turn(serving: Callable[..., Any], refu
 NO_SESSIONS: list[dict[str, Any]] = [
     {"name": "n" * 201},
     {"name": " a"},
-    {"metadata": {str(number): "" for number in range(17)}},
+    {"metadata": {str(number): "" for number in range(21)}},
     {"metadata": {"k" * 65: ""}},
     {"metadata": {"k": "v" * 513}},
     {"metadata": {"k": "v\0"}},

@@ -96,6 +96,15 @@ def test_a_conversation_in_which_a_response_is_made_is_busy(api: openai.OpenAI) 
     assert respond(api, SHIPS, conversation=conversation.id).output_text
 
 
+def test_a_conversation_with_all_metadata_that_it_may_have_gets_a_response(api: openai.OpenAI) -> None:
+    metadata = {f"name {number}": "é" * 512 for number in range(16)}
+    conversation = api.conversations.create(metadata=metadata)
+    made = respond(api, background=True, conversation=conversation.id, metadata=metadata)
+    until(lambda: status(api, made) == "incomplete")
+    assert api.conversations.retrieve(conversation.id).metadata == metadata
+    assert api.responses.retrieve(made.id).metadata == metadata
+
+
 def test_a_response_whose_worker_has_died_has_failed(api: openai.OpenAI, service: kvbank.Client) -> None:
     session = service.sessions.create()
     lease = Lease(service, session.session_id)

@@ -38,6 +38,15 @@ def test_a_conversation_is_described_and_deleted(api: openai.OpenAI) -> None:
             call(made.id)
 
 
+def test_metadata_that_the_worker_reads_is_not_the_callers(api: openai.OpenAI) -> None:
+    made = api.conversations.create(metadata={"of": "me"})
+    for call in (api.conversations.create, lambda **given: api.conversations.update(made.id, **given)):
+        with pytest.raises(openai.BadRequestError) as refused:
+            call(metadata={"background": "resp_1"})
+        assert refused.value.param == "metadata"
+    assert api.conversations.retrieve(made.id).metadata == {"of": "me"}
+
+
 def test_responses_go_on_in_a_conversation(api: openai.OpenAI) -> None:
     conversation = api.conversations.create()
     first = respond(api, conversation=conversation.id, instructions="be brief")
