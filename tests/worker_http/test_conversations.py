@@ -103,9 +103,10 @@ def test_an_item_goes_with_its_turn(api: openai.OpenAI) -> None:
 
 
 def test_a_session_of_the_chat_endpoint_is_a_conversation(api: openai.OpenAI, workers: list[Running]) -> None:
-    answered = ask(api, [user(SEA)], extra_headers={"X-Kvbank-Session": "of the chat"}).choices[0].message.content
+    name = f"chat at {len(workers)}"
+    answered = ask(api, [user(SEA)], extra_headers={"X-Kvbank-Session": name}).choices[0].message.content
     with workers[0].served.clients.client("none") as service:
-        conversation = f"conv_{service.sessions.get(name='of the chat').session_id}"
+        conversation = f"conv_{service.sessions.get(name=name).session_id}"
     assert texts(api.conversations.items.list(conversation, order="asc")) == [SEA, answered]
     respond(api, SHIPS, conversation=conversation)
     assert len(list(api.conversations.items.list(conversation))) == 4
