@@ -147,7 +147,7 @@ def _in_background(served: Served, metrics: Metrics, key: str, place: Place, que
 
 
 def _forget(served: Served, client: kvbank.Client, key: str) -> None:
-    """Forget a response; one that is made before it can be cancelled, too. Raises kvbank.TurnNotFound."""
+    """Forget a response, also one that ends while it is being cancelled. Raises kvbank.TurnNotFound."""
     with suppress(kvbank.TurnNotFound):
         forget(client, stored(client, key))
         return
