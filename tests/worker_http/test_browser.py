@@ -112,6 +112,49 @@ def test_an_answer_is_stopped(browser: Browser, worker: Running) -> None:
     assert browser.run("return document.activeElement.id") == "message"
 
 
+def held(browser: Browser, path: str) -> None:
+    """Let the answer to what the page posts to a path wait until `release` is called in the page, or it is given up."""
+    script = """
+      const [path, real] = [arguments[0], window.fetch];
+      window.fetch = async (to, options) => {
+        if (to === path) await new Promise((go, fail) => {
+          window.release = go;
+          options.signal?.addEventListener('abort', () => fail(options.signal.reason));
+        });
+        return real(to, options);
+      };
+    """
+    browser.run(script, path)
+
+
+def test_what_is_opened_meanwhile_stays_open(browser: Browser, short: Running, talk: str) -> None:
+    browser.open(short.url)
+    browser.wait("document.body.dataset.begun")
+    held(browser, "/v1/conversations")
+    browser.click("#message")
+    browser.press("who hears this?", ENTER)
+    browser.wait("typeof window.release == 'function'")
+    browser.click(f"[data-session='{talk}']")
+    browser.wait(f"location.hash == '#{talk}'")
+    browser.run("window.release()")
+    browser.wait("document.getElementById('stop').hidden")
+    browser.click("#fork")
+    assert "up to turn 4" in browser.text("#dialog")
+    browser.press(ESCAPE)
+
+
+def test_what_is_stopped_before_its_turn_came_stands_in_the_message_again(browser: Browser, short: Running) -> None:
+    browser.open(short.url)
+    browser.wait("document.body.dataset.begun")
+    held(browser, "/v1/responses")
+    browser.click("#message")
+    browser.press("not yet", ENTER)
+    browser.wait("typeof window.release == 'function'")
+    browser.press(ESCAPE)
+    browser.wait("document.getElementById('message').value == 'not yet'")
+    assert said(browser) == []
+
+
 def test_a_fork_goes_its_own_way(browser: Browser, short: Running, talk: str) -> None:
     opened(browser, short, talk)
     browser.click("[aria-label='Fork behind turn 2']")

@@ -11,6 +11,8 @@ const TURNS = 50;
 const TEMPERATURE = 0.6;
 const state = { session: null, turns: [], first: 0, chosen: null, running: null, model: "" };
 let on = {};
+// Counts what was opened, so that an answer which comes late does not show what the reader has left.
+let opened = 0;
 
 /** Begin. listeners: `chosen(turn)` of an answer, `open(id)` of another session, `changed()` of the list
  * of sessions, `forget(turn)`, `fork(turn)`. */
@@ -31,16 +33,19 @@ export function begin(listeners) {
   document.addEventListener("keydown", (event) => {
     if (event.key === "Escape" && state.running && !byId("dialog").open) stop();
   });
-  byId("earlier").addEventListener("click", earlier);
+  byId("earlier").addEventListener("click", () => earlier().catch(report));
 }
 
 export const session = () => state.session;
 export const setModel = (name) => (state.model = name);
 
-/** Open a session by its id; null is a new one. */
+/** Open a session by its id; null is a new one. Return whether it is open: another may have been asked for since. */
 export async function open(id) {
   stop();
-  const found = id === null ? null : await get(`/v1/kvbank/sessions/${id}?limit=${TURNS}`);
+  opened += 1;
+  const own = opened;
+  const found = id === null ? null : await get(`/v1/kvbank/sessions/${encodeURIComponent(id)}?limit=${TURNS}`);
+  if (own !== opened) return false;
   state.session = found;
   state.turns = found?.data ?? [];
   state.first = found?.after ?? 0;
@@ -49,11 +54,15 @@ export async function open(id) {
   toEnd();
   const last = state.turns.findLast((turn) => turn.traced);
   choose(last ?? null);
+  return true;
 }
 
 async function earlier() {
-  const first = Math.max(0, state.first - TURNS);
-  const found = await get(`/v1/kvbank/sessions/${state.session.id}?after=${first}&limit=${state.first - first}`);
+  const own = opened;
+  const last = state.first;
+  const first = Math.max(0, last - TURNS);
+  const found = await get(`/v1/kvbank/sessions/${state.session.id}?after=${first}&limit=${last - first}`);
+  if (own !== opened || last !== state.first) return;
   state.first = first;
   state.turns = [...found.data, ...state.turns];
   byId("turns").prepend(...found.data.map(turnItem));
@@ -154,12 +163,15 @@ async function say(text) {
     if (state.running === running) state.running = null;
     busy(false);
   }
-  if (item.isConnected && state.session) await refreshed(running);
+  if (item.isConnected && state.session) await refreshed(running, text);
 }
 
+/** Begin a session where none is open, unless the reader opens another one meanwhile. */
 async function ensureSession() {
   if (state.session) return;
+  const own = opened;
   const made = await post("/v1/conversations", {});
+  if (own !== opened) throw new DOMException("another conversation was opened", "AbortError");
   state.session = { id: made.id.replace(/^conv_/, ""), name: "", title: "", turns: 0, forked_from: null };
 }
 
@@ -192,12 +204,18 @@ function failed(error, text, item, aborted) {
   spoken(byId("banner").textContent);
 }
 
-/** Show the session as it is now, behind a turn. */
-async function refreshed(running) {
+/** Show the session as it is now, behind a turn. text: comes back where it was stopped before its turn came. */
+async function refreshed(running, text) {
+  const { turns } = state.session;
+  const own = opened;
   try {
     if (running.signal.aborted) await untilKept();
     const focused = document.activeElement;
-    await open(state.session.id);
+    if (own !== opened || !(await open(state.session.id))) return;
+    if (running.signal.aborted && state.session.turns === turns) {
+      byId("message").value ||= text;
+      grow();
+    }
     if (focused === byId("message") || focused === byId("stop")) byId("message").focus();
     await on.changed();
   } catch (error) {

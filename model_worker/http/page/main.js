@@ -22,7 +22,7 @@ const told = (act) => async (...given) => {
 
 /** Open a session; null is a new one. asked: whether the reader has asked for it, and goes there. */
 const openSession = told(async (id, asked = true) => {
-  await conversation.open(id);
+  if (!(await conversation.open(id))) return;
   sessions.mark(id);
   history.replaceState(null, "", id ? `#${id}` : location.pathname);
   if (!asked) return;

@@ -144,10 +144,16 @@ function passage(chunk) {
 function more(session, list, before) {
   const button = el("button", { type: "button", class: "quiet" }, "Show older ones");
   button.addEventListener("click", async () => {
-    const page = await get(`/v1/kvbank/sessions/${session.id}/memory?tokens=${SPAN}&before=${before}`);
-    list.append(...page.data.map(passage));
-    if (page.before) before = page.before;
-    else button.remove();
+    button.disabled = true; // else a second click shows the same ones again
+    try {
+      const page = await get(`/v1/kvbank/sessions/${session.id}/memory?tokens=${SPAN}&before=${before}`);
+      list.append(...page.data.map(passage));
+      before = page.before;
+      if (!before) button.remove();
+    } catch (error) {
+      on.report(error);
+    }
+    button.disabled = false;
   });
   return button;
 }

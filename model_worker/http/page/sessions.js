@@ -1,6 +1,7 @@
 // Left: the sessions as a tree, in which a fork stands below the one that it was forked from.
 
 import { get } from "./api.js";
+import { report } from "./connection.js";
 import { byId, el } from "./dom.js";
 import { ago, counted, titleOf } from "./words.js";
 
@@ -12,7 +13,7 @@ let choose = () => {};
 /** Begin. onchoose: called with the id of a session that was chosen. */
 export function begin(onchoose) {
   choose = onchoose;
-  byId("more-sessions").addEventListener("click", () => load(known.at(-1)?.id));
+  byId("more-sessions").addEventListener("click", () => load(known.at(-1)?.id).catch(report));
 }
 
 /** Read sessions. after: the last one that is shown already; none: all anew. */
