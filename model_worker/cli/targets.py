@@ -15,8 +15,6 @@ from typing import Annotated
 import typer
 
 import kvbank
-from kvbank.embed import name_of
-from kvbank.embed.spec import of_digest
 from kvbank.files import private
 from model_worker.errors import SessionError
 from model_worker.session.holder import has_died, shown
@@ -97,6 +95,9 @@ def embedder_of_banks(client: kvbank.Client, names: Iterable[str]) -> str | None
 def _embedder_of(bank: kvbank.Bank) -> str | None:
     if "embedder" in bank.metadata:
         return str(bank.metadata["embedder"])
+    from kvbank.embed import name_of
+    from kvbank.embed.spec import of_digest
+
     lexical = of_digest(bank.embedding.embedder_digest, bank.embedding.dimension)
     return None if lexical is None else name_of(lexical)
 

@@ -11,9 +11,9 @@ from memory_service.domain.rights import RIGHTS
 # What a role may do, written once more by hand.
 MAY: dict[str, set[str]] = {
     "read": {"known", "read"},
-    "write": {"known", "read", "write"},
-    "admin": {"known", "read", "write", "admin", "keys"},
-    "operator": {"known", "keys", "operate"},
+    "write": {"known", "read", "write", "forget"},
+    "admin": {"known", "read", "write", "forget", "admin", "keys"},
+    "operator": {"known", "forget", "keys", "operate"},
 }
 
 

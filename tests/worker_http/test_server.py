@@ -63,7 +63,7 @@ def until(condition: Callable[[], bool]) -> None:
         ("POST", "/v1/chat/completions", b" " * (4 * 1024 * 1024 + 1), 413),
         ("GET", "/v1/chat/completions", None, 405),
         ("GET", "/v1/nothing", None, 404),
-        ("GET", "/", None, 404),
+        ("GET", "/none", None, 404),
         ("DELETE", "/v1/models/tiny", None, 405),
     ],
 )

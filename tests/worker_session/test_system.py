@@ -103,8 +103,8 @@ def test_a_session_keeps_its_system_prompt(model: MemoryModel, name: str) -> Non
         pass
     with pytest.raises(SessionError, match=r"begun with 'You speak of the sea.', and keeps that"):
         opened(model, name, system="Other.")
-    with opened(model, f"{name}-plain"):
-        pass
+    with opened(model, f"{name}-plain") as session:
+        say(session, WORDS[0])
     with pytest.raises(SessionError, match="begun without a system prompt"):
         opened(model, f"{name}-plain", system="Other.")
     with opened(model, f"{name}-fork", system=SYSTEM) as session:

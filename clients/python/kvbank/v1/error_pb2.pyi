@@ -42,6 +42,7 @@ class ErrorReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     ERROR_REASON_LEASE_LOST: _ClassVar[ErrorReason]
     ERROR_REASON_TURN_CONFLICT: _ClassVar[ErrorReason]
     ERROR_REASON_TURN_NOT_FOUND: _ClassVar[ErrorReason]
+    ERROR_REASON_TURN_FORGOTTEN: _ClassVar[ErrorReason]
 ERROR_REASON_UNSPECIFIED: ErrorReason
 ERROR_REASON_INVALID_FIELD: ErrorReason
 ERROR_REASON_NOT_FINITE: ErrorReason
@@ -78,3 +79,4 @@ ERROR_REASON_LEASE_HELD: ErrorReason
 ERROR_REASON_LEASE_LOST: ErrorReason
 ERROR_REASON_TURN_CONFLICT: ErrorReason
 ERROR_REASON_TURN_NOT_FOUND: ErrorReason
+ERROR_REASON_TURN_FORGOTTEN: ErrorReason
