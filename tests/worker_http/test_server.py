@@ -77,7 +77,7 @@ def test_every_error_has_one_form(worker: Running, method: str, path: str, body:
 
 def test_a_body_without_a_length_is_bounded_too(worker: Running) -> None:
     with socket.create_connection(("127.0.0.1", worker.port), timeout=120) as sent:
-        sent.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n")
+        sent.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n")
         sent.sendall(5 * (b"100000\r\n" + b" " * 0x100000 + b"\r\n") + b"0\r\n\r\n")
         assert b" 413 " in sent.recv(100)
 
@@ -95,7 +95,7 @@ def test_who_leaves_without_a_stream_ends_his_answer_too(worker: Running) -> Non
     body = {"model": MODEL, "messages": said, "max_completion_tokens": ENDLESS, "temperature": 0}
     data = json.dumps(body).encode()
     with socket.create_connection(("127.0.0.1", worker.port)) as sent:
-        head = "POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: "
+        head = "POST /v1/chat/completions HTTP/1.1\r\nhost: [::1]\r\ncontent-type: application/json\r\ncontent-length: "
         sent.sendall(head.encode() + str(len(data)).encode() + b"\r\n\r\n" + data)
         until(lambda: worker.served.engine.running == 1)
     until(lambda: worker.served.engine.running == 0)
