@@ -199,13 +199,31 @@ def test_a_session_goes_but_for_what_a_fork_has_and_a_document_alone(world: Worl
     assert check(data).problems == []
 
 
-def test_what_is_left_of_a_deleted_bank_goes_with_a_session(serving: Callable[..., Any], data: Path) -> None:
+def test_a_deleted_bank_takes_what_quarantine_has_of_it(serving: Callable[..., Any], data: Path) -> None:
+    caller = serving(limits=Limits(step_rows=1))
+    talk, other = (Talk.begun(caller, first, 2) for first in (1, 31))
+    for each in (talk, other):
+        spoil(caller, data, each.ids[0], each.bank)
+    caller.stub.DeleteBank(pb.DeleteBankRequest(name=talk.bank))
+    wait_until(lambda: len(list(data.glob("quarantine/*/*.json"))) == 1)
+    assert [where for where in found_in(data, talk.secrets) if "quarantine" in where] == []
+    assert talk.sessions.forget(other.session_id).places["quarantine"] == 1
+    assert list(data.glob("quarantine/*")) == []
+
+
+def test_what_an_earlier_version_has_left_of_a_deleted_bank_goes_with_a_session(
+    serving: Callable[..., Any], data: Path, tmp_path: Path
+) -> None:
+    """Put back what quarantine had of two banks before they were deleted."""
     talk = Talk.begun(serving(limits=Limits(step_rows=1)), 1, 20)
     spoil(talk.caller, data, talk.ids[2], talk.bank)
     other = Talk.begun(talk.caller, 31, 2)
     spoil(talk.caller, data, other.ids[0], other.bank)
+    shutil.copytree(data / "quarantine", tmp_path / "before")
     for each in (talk, other):
         talk.caller.stub.DeleteBank(pb.DeleteBankRequest(name=each.bank))
+    wait_until(lambda: not list(data.glob("quarantine/*")))
+    shutil.copytree(tmp_path / "before", data / "quarantine", dirs_exist_ok=True)
     assert talk.sessions.forget_turns(talk.session_id, 3, 4).places["quarantine"] == 1
     assert found_in(data, talk.secrets[2:4]) == []
     assert talk.sessions.forget(talk.session_id).turns == 20

@@ -126,11 +126,12 @@ class BankChanges:
         self.followers.changed(bank)
         self.capacities.measure(bank)
 
-    def delete(self, tenant: str, name: str) -> None:
-        """Delete a bank with all its chunks; see `Store.delete_bank`."""
+    def delete(self, tenant: str, name: str, before: Callable[[Connection], object] = lambda _: None) -> None:
+        """Delete a bank with all its chunks, in one step with what `before` does; see `Store.delete_bank`."""
         bank = self.known.named(tenant, name)
 
         def remove(connection: Connection) -> None:
+            before(connection)
             # Another call may have deleted it, and a third made a bank of this name, since it was looked up.
             if not bank_rows.delete(connection, bank.bank_id):
                 raise bank_not_found(name)

@@ -150,6 +150,29 @@ def forget(data: Path, bank_uid: str, goes: Callable[[int, Mapping[str, Any] | N
     return len(gone)
 
 
+def drop(data: Path, bank_uid: str) -> bool:
+    """Remove all that there is of a deleted bank, and return whether none of it is left. What a person has put there
+    stays."""
+    folder = data / QUARANTINE / bank_uid
+    with _one_at_a_time, suppress(OSError):
+        for file in (file for chunk_id in chunks_of(data, bank_uid) for file in folder.glob(f"{chunk_id}.*")):
+            file.unlink(missing_ok=True)
+        with suppress(OSError):
+            folder.rmdir()
+        if folder.parent.is_dir():
+            durable.sync_folder(folder if folder.is_dir() else folder.parent)
+        return True
+    return False
+
+
+def chunks_of(data: Path, bank_uid: str) -> list[int]:
+    """Return the ids of the chunks of a bank that are in quarantine, in ascending order."""
+    with suppress(FileNotFoundError):
+        stems = {entry.name.partition(".")[0] for entry in (data / QUARANTINE / bank_uid).iterdir()}
+        return sorted(int(stem) for stem in stems if _ID.fullmatch(stem))
+    return []
+
+
 def bank_uids(data: Path) -> list[str]:
     """Return the uids of the banks that have something in quarantine; some of them may be deleted."""
     return sorted(folder.name for folder in (data / QUARANTINE).glob("*") if folder.is_dir())
@@ -157,11 +180,8 @@ def bank_uids(data: Path) -> list[str]:
 
 def rows(data: Path, bank_uid: str) -> Iterator[tuple[int, Mapping[str, Any] | None]]:
     """Yield the ids of the chunks of a bank in quarantine, each with its row, as `forget` tells it."""
-    folder = data / QUARANTINE / bank_uid
-    with suppress(FileNotFoundError):
-        for stem in sorted({entry.name.partition(".")[0] for entry in folder.iterdir()}):
-            if _ID.fullmatch(stem):
-                yield int(stem), _row_of(folder, bank_uid, int(stem))
+    for chunk_id in chunks_of(data, bank_uid):
+        yield chunk_id, _row_of(data / QUARANTINE / bank_uid, bank_uid, chunk_id)
 
 
 def _row_of(folder: Path, bank_uid: str, chunk_id: int) -> Mapping[str, Any] | None:

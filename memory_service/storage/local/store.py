@@ -150,6 +150,8 @@ class LocalStore:
         """Take damaged chunks out of service; see `Store.set_aside`."""
         with self.records.read() as connection:
             quarantine.set_aside(connection, self.data, bank.uid, why)
+        if self.known.current(bank.bank_id) is None:  # deleted meanwhile, with what quarantine had then
+            quarantine.drop(self.data, bank.uid)
         return self.removal.remove(bank, list(why), "chunks_quarantined", keep_files=True).result()
 
     def count(self, counted: Mapping[int, Retrievals]) -> None:

@@ -12,6 +12,7 @@ from memory_service.domain.limits import Limits, Pauses
 from memory_service.domain.model import Bank, EvictionReason
 from memory_service.observe.metrics import Metrics
 from memory_service.storage.background import Janitor
+from memory_service.storage.local import quarantine
 from memory_service.storage.local.evicting.ledgers import Ledgers
 from memory_service.storage.local.files.objects import LocalObjects
 from memory_service.storage.local.followers import Followers
@@ -117,8 +118,9 @@ class Removal:
         self.clear(bank.bank_id, bank.uid, bank.tenant)
 
     def _drop_files(self, uid: str) -> bool:
+        """Remove the payloads of a deleted bank and what quarantine has of it, and return whether none is left."""
         self._pauses.reach("files dropped")
-        return self._payloads.folders.drop(uid)
+        return self._payloads.folders.drop(uid) and quarantine.drop(self._payloads.data, uid)
 
     def clearings(self) -> "list[Future[None]]":
         """Return what resolves when nothing is left of the deleted banks that are being cleared; see `cleared`."""

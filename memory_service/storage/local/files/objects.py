@@ -92,7 +92,7 @@ class LocalObjects:
 
     def __init__(self, data: Path, *, durable: bool) -> None:
         """Open the payloads of a data folder. durable: whether files and names are synced."""
-        self._data = data
+        self.data = data
         self._durable = durable
         self.folders = BankFolders(data, durable=durable)
         self.staging = data / FOLDER
@@ -154,7 +154,7 @@ class LocalObjects:
     def open(self, bank_uid: str, chunk_id: int, payload: Payload) -> FileSource:
         """Open the file of a chunk; see `Objects.open`. Errors: DamagedError, FileNotFoundError."""
         # No Path, because making one takes longer than opening the file.
-        source = FileSource(f"{self._data}/{name(bank_uid, chunk_id)}")
+        source = FileSource(f"{self.data}/{name(bank_uid, chunk_id)}")
         try:
             source.check(payload)
         except BaseException:
@@ -180,7 +180,7 @@ class LocalObjects:
         return self._place(bank_uid, chunk_id).exists()
 
     def _place(self, bank_uid: str, chunk_id: int) -> Path:
-        return self._data / name(bank_uid, chunk_id)
+        return self.data / name(bank_uid, chunk_id)
 
     def _sync(self, descriptor: int) -> None:
         if self._durable:

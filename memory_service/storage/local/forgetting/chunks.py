@@ -16,7 +16,7 @@ from kvbank.files import durable
 from memory_service.domain.errors import ServiceError, not_mounted
 from memory_service.domain.forgetting import MOST_NAMED, ForgottenChunk
 from memory_service.domain.limits import Limits, Pauses
-from memory_service.domain.model import Bank, Filter, Usage
+from memory_service.domain.model import Bank, Filter
 from memory_service.storage.local import quarantine
 from memory_service.storage.local.bank_changes import BankChanges
 from memory_service.storage.local.evicting.removal import Removal
@@ -82,22 +82,22 @@ class ChunkForgetting:
         """Forget a bank with all that it has; it may be deleted already. Errors: STORAGE_ERROR."""
         if (bank := self.changes.known.current(bank_id)) is not None:
             self.check(bank)
-            self._count_all(noted, bank)
             with suppress(ServiceError):  # somebody has deleted it meanwhile
-                self.changes.delete(bank.tenant, bank.name)
+                self.changes.delete(bank.tenant, bank.name, partial(self._count_all, noted, bank))
         self.pauses.reach("rows forgotten")
         self.removal.cleared(bank_id, uid).result()
         aside = quarantine.forget(self.data, uid, lambda *_: True)
         noted.add(quarantine=aside, snapshots=self.followers.purge(None))
 
-    def _count_all(self, noted: Noted, bank: Bank) -> None:
-        """Count what a bank has, which is about to be deleted."""
-        with noted.records.read(to_the_end=True) as connection:
-            usage = bank_rows.usage(connection, bank.bank_id) or Usage()
-            named = gone_rows.payloads_of(connection, bank.bank_id, MOST_NAMED)
+    def _count_all(self, noted: Noted, bank: Bank, connection: Connection) -> None:
+        """Count what a bank has, which the transaction deletes."""
+        if (usage := bank_rows.usage(connection, bank.bank_id)) is None:  # somebody has deleted it meanwhile
+            return
+        named = gone_rows.payloads_of(connection, bank.bank_id, MOST_NAMED)
         chunks = [ForgottenChunk(bank.name, chunk_id, checksum_of(payload)) for chunk_id, payload in named]
-        objects = usage.chunks if bank.kv.layers else 0
-        noted.add(chunks=chunks, size=usage.bytes, banks=1, rows=usage.chunks, objects=objects)
+        went = {"rows": usage.chunks, "objects": usage.chunks if bank.kv.layers else 0}
+        went |= {"quarantine": len(quarantine.chunks_of(self.data, bank.uid))}
+        noted.count(connection, chunks=chunks, size=usage.bytes, banks=1, **went)
 
     def clear_staging(self, noted: Noted) -> None:
         """Remove all payloads that clients of this machine have staged, whatever these have; the clients send them over
