@@ -1,7 +1,7 @@
 """What `kvbank reencode` does once a model is to be loaded."""
 
 import kvbank
-from kvbank.copying import Progress, is_of, renew
+from kvbank.copying import Progress, renew
 from kvbank.wire.scalars import Scalar
 from model_worker.attachment.loading import device_named
 from model_worker.attachment.model_names import lasting
@@ -37,4 +37,4 @@ def reencoded(client: kvbank.Client, name: str, options: ReencodeOptions, progre
         local = model.window, model.sinks
         parts = model.attachment, model.tokenizer, model.settings
         renewal = Reencoding(client, seen, *parts, local=local, about=about)
-        return seen if is_of(seen, renewal.kv, renewal.embedding) else renew(client, seen, renewal, progress)
+        return seen if renewal.is_done() else renew(client, seen, renewal, progress)

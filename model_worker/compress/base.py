@@ -79,6 +79,11 @@ class Compressor(ABC):
         """
         return self
 
+    def has_made(self, producer: "kvbank.Producer | None", tokens: int, attachment: "Attachment") -> bool:
+        """Tell whether what is stored of a chunk of so many tokens is what this method makes of it, by what the chunk
+        says of its maker."""
+        return producer is not None and producer.method == self.spec
+
     @classmethod
     def from_words(cls, words: Mapping[str, str]) -> Self:
         """Return the method with the parameters that `words` name (see spec.py).

@@ -92,6 +92,14 @@ class Autoencoder(Compressor):
         layers, made_by = _layers(slots, attachment)
         return Payload(layers, self.spec, f"{self.version}+{made_by}", measured, adapter_digest=icae.digest)
 
+    def has_made(self, producer: "kvbank.Producer | None", tokens: int, attachment: "Attachment") -> bool:
+        if producer is None:
+            return False
+        icae = adapter_of(attachment, self.adapter)
+        if producer.method == Keep().spec:
+            return producer.measured_loss is not None or bool(_why_not(icae, tokens))
+        return (producer.method, producer.adapter_digest) == (self.spec, icae.digest)
+
     def _takes_soft(self, icae: "Icae", attachment: "Attachment") -> bool:
         """Tell whether soft tokens are what is stored. Raises InputError where the adapter makes none."""
         if icae.config.interface == "kv":

@@ -8,10 +8,11 @@ from dataclasses import replace
 from typing import Any, cast
 
 import kvbank
-from kvbank.copying import anew
+from kvbank.copying import anew, is_of
 from kvbank.wire.scalars import Scalar
 from model_worker.attachment.attachment import Attachment
 from model_worker.attachment.digest import tokenizer_digest
+from model_worker.compress import Compressor
 from model_worker.embed import Embedder, embedded
 from model_worker.remember.document import SOURCE
 from model_worker.remember.memory import Memory
@@ -30,7 +31,7 @@ class Reencoding:
     another embedder; empty where it stays.
     """
 
-    word, suffix, mark, at_once = "model", "~reencode", "reencode_of", 8
+    word, suffix, at_once = "bank, model or compressor", "~reencode", 8
 
     def __init__(
         self,
@@ -43,9 +44,9 @@ class Reencoding:
         local: tuple[int, int],
         about: dict[str, Scalar],
     ):
-        self._client, self._attachment, self._tokenizer = client, attachment, tokenizer
+        self._client, self._old, self._attachment, self._tokenizer = client, old, attachment, tokenizer
         self._settings, self._about = settings, about
-        self._embedder = cast(Embedder, settings.embedder)
+        self._embedder, self._compressor = cast(Embedder, settings.embedder), cast(Compressor, settings.compressor)
         self.kv: kvbank.KVSpec | None = kv_spec(attachment, None)
         self.embedding = kvbank.EmbeddingSpec(self._embedder.digest, self._embedder.dimension)
         self._window, self._sinks = local
@@ -54,6 +55,23 @@ class Reencoding:
         self._next: tuple[object, ...] = ()  # what the next chunk is, if it goes on from the last one
         parts = {} if old.kv is None else old.kv.reader_parts
         self._same_tokens = tokenizer_digest(tokenizer) in (parts.get("tokenizer"), old.metadata.get("tokenizer"))
+
+    @property
+    def marks(self) -> dict[str, Scalar]:
+        """Return the metadata of the bank beside, which name the bank that it is made of, and the compressor."""
+        return {"reencode_of": self._old.uid, "reencode_compressor": self._compressor.spec}
+
+    def is_done(self) -> bool:
+        """Tell whether the bank has what it is to become: K-V of the attached model alone, all made by the
+        compressor."""
+        if not is_of(self._old, self.kv, self.embedding):
+            return False
+        chunk = Memory(self._attachment, self._client, self._old.name, self._tokenizer, self._settings).chunk
+        compressor = self._compressor.for_bank(self._attachment, self._old, chunk)
+        return all(
+            compressor.has_made(each.producer, len(each.token_ids), self._attachment)
+            for each in self._client.list_chunks(self._old.name)
+        )
 
     def metadata(self, old: kvbank.Bank) -> dict[str, Scalar]:
         """Return the metadata of the bank, which name the new embedder where there is one."""

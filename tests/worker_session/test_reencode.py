@@ -2,7 +2,7 @@
 
 import json
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -114,3 +114,29 @@ def test_texts_get_the_kv_of_a_model(client: kvbank.Client, model: MemoryModel, 
     [found] = model.with_bank(name).recall([model.ids("Who has nine cranes?")]) or []
     assert found[-1].provenance is not None
     assert found[-1].provenance.text == "Nine cranes stand in Velm."
+
+
+def test_another_compressor_or_dtype_is_heeded(
+    client: kvbank.Client, library: str, model_folder: Path, model: MemoryModel
+) -> None:
+    """Give a bank other K-V of its own model; a bank that was begun for other K-V is refused, and one that is done is
+    left alone."""
+
+    def reencode(progress: Callable[[int, int], object] = lambda *_: None, **options: Any) -> kvbank.Bank:
+        return reencoded(client, library, ReencodeOptions(model=str(model_folder), **options), progress)
+
+    def stop(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    was = client.get_bank(library)
+    assert reencode().uid == was.uid
+    with pytest.raises(KeyboardInterrupt):
+        reencode(stop, compressor="window:m=4")
+    with pytest.raises(kvbank.AlreadyExists, match="another bank, model or compressor"):
+        reencode(compressor="window:m=5")
+    short = reencode(compressor="window:m=4")
+    assert {chunk.stored_length for chunk in client.list_chunks(library)} == {4}
+    assert reencode(compressor="window:m=4").uid == short.uid != was.uid
+    half = reencode(compressor="window:m=4", dtype="bfloat16")
+    assert half.kv is not None
+    assert (half.kv.dtype, half.uid == short.uid) == ("bf16", False)

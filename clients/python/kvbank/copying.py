@@ -27,17 +27,21 @@ Progress = Callable[[int, int], object]
 class Renewal(Protocol):
     """What a bank becomes.
 
-    word: what is new, such as "embedder". suffix: with the name of the bank it is that of the bank beside. mark: the
-    key in the metadata of the bank beside that has the uid of the bank which it is made of. kv, embedding: its specs.
-    metadata: of the bank from the switch on. at_once: chunks that are copied at once, which are in memory meanwhile.
+    word: what may be new, such as "bank or embedder". suffix: with the name of the bank it is that of the bank beside.
+    marks: metadata of the bank beside, which say of which bank it is made, and how, as far as its specs do not. kv,
+    embedding: its specs. metadata: of the bank from the switch on. at_once: chunks that are copied at once, which are
+    in memory meanwhile.
     """
 
     word: str
     suffix: str
-    mark: str
     kv: m.KVSpec | None
     embedding: m.EmbeddingSpec
     at_once: int
+
+    @property
+    def marks(self) -> dict[str, Scalar]:
+        """Return the metadata of the bank beside."""
 
     def metadata(self, old: m.Bank) -> dict[str, Scalar]:
         """Return the metadata of the bank from the switch on. old: the bank as it is now."""
@@ -78,17 +82,18 @@ def _beside(client: Client, seen: m.Bank, renewal: Renewal) -> m.Bank:
     try:
         found = client.get_bank(name)
     except BankNotFound:
-        about = {renewal.mark: seen.uid}
-        found = client.create_bank(name, kv=renewal.kv, embedding=renewal.embedding, metadata=about, exist_ok=True)
-    if found.metadata.get(renewal.mark) != seen.uid or not is_of(found, renewal.kv, renewal.embedding):
-        text = f"bank {name!r} is there already, for another bank or {renewal.word}: delete it, or go on with that one"
+        marks = renewal.marks
+        found = client.create_bank(name, kv=renewal.kv, embedding=renewal.embedding, metadata=marks, exist_ok=True)
+    if not renewal.marks.items() <= found.metadata.items() or not is_of(found, renewal.kv, renewal.embedding):
+        text = f"bank {name!r} is there already, for another {renewal.word}: delete it, or go on with that one"
         raise AlreadyExists(text, reason="BANK_EXISTS", metadata={"bank": name})
     return found
 
 
 def is_of(bank: m.Bank, kv: m.KVSpec | None, embedding: m.EmbeddingSpec) -> bool:
-    """Tell whether a bank has K-V of this model and its layers (None: no K-V) and is searched by this embedder."""
-    readers = [None if spec is None else (spec.reader_digest, tuple(spec.layers)) for spec in (bank.kv, kv)]
+    """Tell whether a bank has K-V of this model, its layers and this dtype (None: no K-V) and is searched by this
+    embedder."""
+    readers = [None if spec is None else (spec.reader_digest, tuple(spec.layers), spec.dtype) for spec in (bank.kv, kv)]
     own = bank.embedding
     same = (own.embedder_digest, own.dimension) == (embedding.embedder_digest, embedding.dimension)
     return readers[0] == readers[1] and same

@@ -50,9 +50,13 @@ class _NewVectors:
     about: dict[str, Scalar]
     kv: m.KVSpec | None
     at_once: int
-    word = "embedder"
+    word = "bank or embedder"
     suffix = "~reembed"
-    mark = "reembed_of"
+
+    @property
+    def marks(self) -> dict[str, Scalar]:
+        """Return the metadata of the bank beside, which name the bank that it is made of."""
+        return {"reembed_of": self.old.uid}
 
     def metadata(self, old: m.Bank) -> dict[str, Scalar]:
         """Return the metadata of the bank, which name the new embedder in the place of the old one."""
