@@ -96,10 +96,14 @@ class Reencoding:
         return self._memory
 
     def _ids(self, chunk: kvbank.Chunk) -> list[int]:
-        """Return the tokens of a chunk as the model reads them: as they are stored, where the tokenizer is the same."""
+        """Return the tokens of a chunk as the model reads them: as they are stored, where the tokenizer is the same.
+        Raises kvbank.FailedPrecondition for a text that has none."""
         if self._same_tokens and chunk.token_ids:
             return list(chunk.token_ids)
-        return list(encode_text(self._tokenizer, chunk.text))
+        if not (ids := list(encode_text(self._tokenizer, chunk.text))):
+            text = f"bank {self._old.name!r}: the text of chunk {chunk.chunk_id} has no tokens for this model"
+            raise kvbank.FailedPrecondition(f"{text}: delete the chunk", metadata={"chunk_id": str(chunk.chunk_id)})
+        return ids
 
     def _captured(self, memory: Memory, chunk: kvbank.Chunk, ids: Sequence[int]) -> Captured:
         """Return a chunk as the model sees it: alone, or behind those before it in its text."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import AutoTokenizer
 
 import kvbank
 from model_worker.attachment.layer_choice import LayerChoice, named_parts
@@ -16,6 +17,7 @@ from model_worker.errors import BankMismatch
 from model_worker.model import MemoryModel
 from tests.support import command
 
+from .conftest import save_model
 from .conversing import CHUNK, WINDOW
 
 LINES = "Ships come and go in the harbour of Velm. Nine cranes stand there. " * 5
@@ -140,3 +142,18 @@ def test_another_compressor_or_dtype_is_heeded(
     half = reencode(compressor="window:m=4", dtype="bfloat16")
     assert half.kv is not None
     assert (half.kv.dtype, half.uid == short.uid) == ("bf16", False)
+
+
+def test_a_text_without_tokens_is_refused_by_its_chunk(client: kvbank.Client, address: str, tmp_path: Path) -> None:
+    """Give texts the K-V of a model that has one of them as a control token; without that text the run goes on."""
+    folder, name = save_model(tmp_path / "model", 1), f"texts-{uuid.uuid4().hex[:8]}"
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_special_tokens({"pad_token": "#"})
+    tokenizer.save_pretrained(folder)
+    kvbank.TextMemory(client, name).add(["Nine cranes stand in Velm.", "#"])
+    words = ("reencode", name, "--model", folder, "--memory", address)
+    done = command.run(command.application(), *words)
+    bad = [chunk.chunk_id for chunk in client.list_chunks(name) if chunk.text == "#"]
+    assert (done.exit_code, f"the text of chunk {bad[0]} has no tokens" in done.stderr) == (1, True), done
+    client.delete_chunks(name, bad)
+    assert command.run(command.application(), *words).exit_code == 0

@@ -254,6 +254,8 @@ def test_a_chunk_that_is_restored_badly_is_stored_uncompressed(
         assert [chunk.kind for chunk in chunks] == [("layer_kv", "soft_tokens")[i != worse] for i in (0, 1)]
         producer = chunks[worse].producer
         assert producer == kvbank.Producer("none", "1", "isolated", measured_loss=lost[worse])
+        assert all(guarded.compressor.has_made(chunk.producer, SIZE, attachment) for chunk in chunks)
+        assert not open_.compressor.has_made(chunks[1 - worse].producer, SIZE, attachment)
         [found] = guarded.recall([ids_of(1) + ids_of(2)]) or [[]]
         assert [len(chunk.layers[0][2]) for chunk in found] == [(SIZE, KEPT)[i != worse] for i in (0, 1)]
 
