@@ -15,6 +15,8 @@ from typing import Any
 import uvicorn
 
 from model_worker.http.app import application
+from model_worker.http.connection import Connection
+from model_worker.http.port import Port
 from model_worker.model import MemoryModel
 from model_worker.serve.served import Served
 
@@ -42,7 +44,7 @@ class Server(uvicorn.Server):
             log_config=None,
             access_log=False,
             server_header=False,
-            http="h11",
+            http=Connection,
             ws="none",
             timeout_graceful_shutdown=max(1, round(grace)),
             **files,
@@ -52,12 +54,35 @@ class Server(uvicorn.Server):
         self._served, self._load, self._ready, self._grace = served, load, ready, grace
         self._signals = 0
         self._ending: asyncio.Task[None] | None = None
+        self._ports: list[Port] = []
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Begin to listen, and to load the model."""
-        await super().startup(sockets)
+        await self.lifespan.startup()
+        bounds = self._served.bounds
+        self._ports = [
+            Port(
+                listening,
+                self._connection,
+                of_host=bounds.connections,
+                patience=bounds.patience,
+                tls=self.config.ssl,
+            )
+            for listening in sockets or ()
+        ]
+        self.servers, self.started = [], True
         self._loop = asyncio.get_running_loop()
         threading.Thread(target=self._begin, name="kvbank-load", daemon=True).start()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Take no more connections, and end those that there are behind their answers."""
+        for port in self._ports:
+            port.close()
+        await super().shutdown(sockets)
+
+    def _connection(self) -> Connection:
+        made = {"config": self.config, "server_state": self.server_state, "app_state": self.lifespan.state}
+        return Connection(self._served.bounds.patience, **made)
 
     def _begin(self) -> None:
         try:

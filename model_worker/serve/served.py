@@ -16,6 +16,9 @@ from model_worker.serve.engine import Engine, Job, Turn
 from model_worker.serve.history import Exchange
 from model_worker.serve.places import Place
 
+# Connections of a host beside those of its requests: of browsers, probes, and clients that keep theirs.
+_SPARE_CONNECTIONS = 32
+
 
 class Loading(WorkerError):
     """The model is not there yet."""
@@ -25,13 +28,20 @@ class Loading(WorkerError):
 class Bounds:
     """What a worker takes on. running, waiting: requests that are answered at a time, and that wait besides.
 
-    new_tokens: of the longest answer. body: bytes of the longest request.
+    new_tokens: of the longest answer. body: bytes of the longest request. patience: seconds in which the head of a
+    request has to come, and then its body.
     """
 
     running: int = 8
     waiting: int = 64
     new_tokens: int = 1024
     body: int = 4 * 1024 * 1024
+    patience: float = 30.0
+
+    @property
+    def connections(self) -> int:
+        """Return how many connections one host may have: one for each request, and some that ask for nothing."""
+        return self.running + self.waiting + _SPARE_CONNECTIONS
 
 
 class Served:

@@ -28,10 +28,16 @@ MODEL = "tiny"
 class Running:
     """A worker that serves in a thread of this process."""
 
-    def __init__(self, served: Served, load: Callable[[], MemoryModel], grace: float = 30.0) -> None:
+    def __init__(
+        self,
+        served: Served,
+        load: Callable[[], MemoryModel],
+        grace: float = 30.0,
+        tls: tuple[Path, Path] | None = None,
+    ) -> None:
         self.served = served
         self._loaded = threading.Event()
-        self.server = Server(served, load, ready=self._loaded.set, grace=grace)
+        self.server = Server(served, load, ready=self._loaded.set, grace=grace, tls=tls)
         self._socket = socket.create_server(("127.0.0.1", 0))
         self.port = self._socket.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
