@@ -61,6 +61,25 @@ class IndexLimits:
 
 
 @dataclass(frozen=True, slots=True)
+class ObjectLimits:
+    """Figures by which objects in a bucket are written and read. Times are in seconds."""
+
+    # That one request may take; each MiB that it sends or fetches has up to a second more.
+    request_s: float = 10.0
+    # For which a request that failed in passing is made again, and the pauses in between, which double.
+    patience_s: float = 30.0
+    first_pause_s: float = 0.1
+    longest_pause_s: float = 5.0
+    # Requests of all readers together that are under way at once, and the most bytes of one.
+    requests: int = 16
+    part_bytes: int = 8 * 1024 * 1024
+    # So many bytes that nobody asked for are read where that saves a request.
+    gap_bytes: int = 512 * 1024
+    # For which an object is left alone that no row names: until it is marked, and from then until it is deleted.
+    orphan_s: float = 86_400.0
+
+
+@dataclass(frozen=True, slots=True)
 class Limits:
     """Figures that the service goes by. Times are in seconds."""
 
@@ -119,9 +138,10 @@ class Limits:
     # Request ids that are remembered of a tenant (34 MiB). Beyond 660 retrievals a second the oldest go sooner.
     requests_remembered: int = 200_000
     index: IndexLimits = IndexLimits()
+    objects: ObjectLimits = ObjectLimits()
 
 
-INDEX, STANDARD = IndexLimits(), Limits()
+INDEX, OBJECTS, STANDARD = IndexLimits(), ObjectLimits(), Limits()
 
 
 @dataclass(frozen=True, slots=True)

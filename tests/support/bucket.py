@@ -1,0 +1,135 @@
+"""A service that speaks S3, over a real socket and in memory, and a proxy before it that fails as a script says."""
+
+import http.client
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import count
+from typing import Any
+
+NAME = "kvbank-test"
+_numbers = count()
+
+
+def missing() -> str:
+    """Say why there can be no S3 here; empty where it can."""
+    try:
+        import moto  # noqa: F401
+        import obstore  # noqa: F401
+    except ImportError as error:
+        return f"{error.name} is not installed"
+    return ""
+
+
+@cache
+def endpoint() -> str:
+    """Start the service, once in a process, with an empty bucket of NAME; return its URL."""
+    # Without them the library looks for a machine of Amazon's around it.
+    for variable in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        os.environ.setdefault(variable, "of a test")
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    connection = http.client.HTTPConnection(host, port, timeout=60)
+    connection.request("PUT", f"/{NAME}")
+    assert connection.getresponse().status == 200
+    connection.close()
+    return f"http://{host}:{port}"
+
+
+def new_prefix() -> str:
+    """Name a prefix that nothing of this process has used yet."""
+    return f"test-{next(_numbers)}/store"
+
+
+# What is done with one request: an answer of this status and code, or a word of `Faulty`; None lets it pass.
+Fault = tuple[int, str] | str | None
+PAST = "the answer is lost"
+CUT = "the answer is cut in its body"
+DEAF = "no answer comes until the proxy ends"
+CHANGED = "a byte of the body is another"
+
+
+class Faulty:
+    """A proxy before the service. faults: what comes to pass with the next requests, in this order; then all pass.
+
+    `seen`: methods and paths of the requests so far.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.faults: list[Fault] = []
+        self.seen: list[str] = []
+        self.answers: Callable[[str], Fault] = lambda _request: self.faults.pop(0) if self.faults else None
+        self.ended = threading.Event()
+        self.target = url.removeprefix("http://")
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"proxy": self}))
+        self._server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01})
+        self._thread.start()
+
+    def close(self) -> None:
+        self.ended.set()
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    proxy: Faulty
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_arguments: Any) -> None:
+        pass
+
+    def _pass(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        request = f"{self.command} {self.path}"
+        self.proxy.seen.append(request)
+        fault = self.proxy.answers(request)
+        if isinstance(fault, tuple):
+            status, code = fault
+            self._answer(status, {}, f"<Error><Code>{code}</Code><AWSAccessKeyId>A</AWSAccessKeyId></Error>".encode())
+            return
+        if fault == DEAF:
+            self.proxy.ended.wait(60)
+            self.close_connection = True
+            return
+        there = http.client.HTTPConnection(self.proxy.target, timeout=60)
+        there.request(self.command, self.path, body, dict(self.headers))
+        answer = there.getresponse()
+        data = answer.read()
+        there.close()
+        if fault == PAST:
+            self.close_connection = True
+            return
+        if fault == CHANGED:
+            data = data[:-1] + bytes([data[-1] ^ 1])
+        headers = {name: value for name, value in answer.getheaders() if name.lower() not in ("connection", "date")}
+        self._answer(answer.status, headers, data, cut=fault == CUT)
+
+    def _answer(self, status: int, headers: dict[str, str], data: bytes, *, cut: bool = False) -> None:
+        self.send_response(status)
+        for name, value in (headers | {"Content-Length": headers.get("Content-Length", str(len(data)))}).items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(data[: len(data) // 2] if cut else data)
+        self.close_connection |= cut
+
+    do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = _pass  # noqa: N815
+
+
+@contextmanager
+def faulty() -> Iterator[Faulty]:
+    """Set a proxy before the service of the test process."""
+    proxy = Faulty(endpoint())
+    try:
+        yield proxy
+    finally:
+        proxy.close()
