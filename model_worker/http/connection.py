@@ -14,9 +14,10 @@ from model_worker.http.errors import ApiError
 
 
 class Connection(H11Protocol):
-    """Serves one connection of a caller to its end. patience: seconds for the head of a request, and again for its body.
+    """Serves one connection of a caller to its end.
 
-    gone: set when the connection has ended. Others: as uvicorn's `Server` makes its protocols.
+    patience: seconds for the head of a request, and again for its body. gone: set when the connection
+    has ended. Others: as uvicorn's `Server` makes its protocols.
     """
 
     def __init__(self, patience: float, **made: Any) -> None:

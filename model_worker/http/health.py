@@ -4,7 +4,7 @@ from fastapi import APIRouter
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.responses import PlainTextResponse, Response
 
-from model_worker.http.errors import ApiError, json_response
+from model_worker.http.errors import json_response
 from model_worker.http.metrics import Metrics
 from model_worker.serve.served import Served
 
@@ -20,9 +20,8 @@ def routes(served: Served, metrics: Metrics) -> APIRouter:
 
     @router.get("/readyz", operation_id="readyz")
     async def readyz() -> Response:
-        """Say whether requests are answered now: not while the model loads, and not while the worker stops."""
-        if not served.ready:
-            raise ApiError(503, "the model is being loaded, or the worker stops", "server_error", code="not_ready")
+        """Say whether requests are answered now: not while the model is loaded, and not while the worker stops."""
+        served.check_ready()
         return json_response({"status": "ok"})
 
     @router.get("/metrics", operation_id="metrics", response_class=PlainTextResponse)

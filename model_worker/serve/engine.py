@@ -39,6 +39,9 @@ class Busy(WorkerError):
 class Stopping(WorkerError):
     """The worker answers what it has begun, and takes nothing new."""
 
+    def __init__(self) -> None:
+        super().__init__("this worker is stopping; ask another one")
+
 
 class Left(WorkerError):
     """The caller has left before its answer began."""
@@ -126,7 +129,7 @@ class Engine:
         job = Job(Claimant(caller, (caller, session)), work)
         with self._changed:
             if self._stopping:
-                raise Stopping("this worker is stopping; ask another one")
+                raise Stopping
             self._shares.enter(job.who)
             self._waiting.append(job)
             self._begin()

@@ -12,7 +12,7 @@ from model_worker.serve.answering import START_S, Decoding, Question, Reply, add
 from model_worker.serve.background import Background
 from model_worker.serve.completing import Prompt, complete, conversation_prompt, text_prompt
 from model_worker.serve.conversations import Conversations
-from model_worker.serve.engine import Engine, Job, Turn
+from model_worker.serve.engine import Engine, Job, Stopping, Turn
 from model_worker.serve.history import Exchange
 from model_worker.serve.places import Place
 
@@ -84,13 +84,20 @@ class Served:
         """Tell whether requests are answered."""
         return self._model is not None and not self._stopping
 
+    def check_ready(self) -> None:
+        """Raise Stopping or Loading where requests are not answered."""
+        if self._stopping:
+            raise Stopping
+        if self._model is None:
+            raise Loading("the model is being loaded; ask again in a few seconds")
+
     def answer(
         self, key: str, place: Place, question: Question, on_text: Callable[[str], None], *, store: bool = True
     ) -> Job[Reply]:
         """Answer a question at its place.
 
         key: with which the service is asked. store: whether anything is kept of it; the whole conversation is read
-        where nothing is. Raises Loading, Busy and Stopping.
+        where nothing is. Raises Loading, Stopping and Busy.
         """
         model, conversations = self._loaded()
         if not store:
@@ -106,11 +113,12 @@ class Served:
         return self.engine.submit(key, place.line, work)
 
     def answer_in_background(self, key: str, place: Place, question: Question) -> Job[Reply]:
-        """Answer a question without a caller that waits; see `Background.begin`. Raises Loading too."""
+        """Answer a question without a caller that waits; see `Background.begin`. Raises Loading and Stopping too."""
         return self.background.begin(self._loaded()[1], key, place, question)
 
     def begun(self, key: str, system: str, metadata: Mapping[str, str]) -> kvbank.Session:
-        """Make a session without turns, and return it. Others: as in `Conversations.begun`. Raises Loading."""
+        """Make a session without turns, and return it. Others: as in `Conversations.begun`. Raises Loading and
+        Stopping."""
         conversations = self._loaded()[1]
         with self.clients.client(key) as client:
             return conversations.begun(client, system, metadata)
@@ -162,6 +170,7 @@ class Served:
         self.clients.close()
 
     def _loaded(self) -> tuple[MemoryModel, Conversations]:
-        if self._model is None or self._conversations is None:
-            raise Loading("the model is being loaded; ask again in a few seconds")
+        self.check_ready()
+        assert self._model is not None
+        assert self._conversations is not None
         return self._model, self._conversations

@@ -166,8 +166,8 @@ def test_a_worker_is_ready_once_its_model_is_there(serving: Callable[..., Any]) 
     with serving(hold=hold) as running:
         until(lambda: running.server.started)
         assert call(running, "GET", "/healthz")[0] == 200
-        status, _, document = call(running, "GET", "/readyz")
-        assert (status, document["error"]["code"]) == (503, "not_ready")
+        status, headers, document = call(running, "GET", "/readyz")
+        assert (status, document["error"]["code"], headers["retry-after"]) == (503, "model_loading", "1")
         with running.client() as client, pytest.raises(openai.InternalServerError) as refused:
             ask(client)
         assert (refused.value.status_code, refused.value.code) == (503, "model_loading")
@@ -185,8 +185,13 @@ def test_what_has_begun_is_answered_before_the_end(serving: Callable[..., Any]) 
         assert first.choices[0].delta.role == "assistant"
         running.server.handle_exit(signal.SIGTERM, None)
         until(lambda: not running.served.ready)
-        with running.client() as other, pytest.raises((openai.InternalServerError, openai.APIConnectionError)):
-            ask(other)
+        for method, path, body in (
+            ("GET", "/readyz", None),
+            ("POST", "/v1/conversations", b"{}"),
+            ("POST", "/v1/chat/completions", json.dumps({"model": MODEL, "messages": HELLO}).encode()),
+        ):
+            status, headers, document = call(running, method, path, body)
+            assert (status, document["error"]["code"], headers["retry-after"]) == (503, "worker_stopping", "1")
         assert [chunk.choices[0].finish_reason for chunk in stream][-1] == "length"
         running.wait()
 

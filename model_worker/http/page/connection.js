@@ -6,7 +6,6 @@ import { byId } from "./dom.js";
 const AGAIN_MS = 2000;
 const SAYS = {
   model_loading: "The model is being loaded. This page goes on by itself.",
-  not_ready: "The model is being loaded. This page goes on by itself.",
   worker_stopping: "The worker is being stopped. This page goes on when it is back.",
   memory_unavailable: "The memory service is away. Nothing is lost; this page goes on when it is back.",
   worker_away: "The worker does not answer. This page goes on when it is back.",
