@@ -15,7 +15,7 @@ from memory_service.domain.errors import ServiceError
 from memory_service.domain.sessions import Session
 from memory_service.storage.local.records import forgetting_rows, session_rows, turn_rows
 from memory_service.storage.local.records.schema import raw
-from memory_service.storage.local.records.session_rows import Branch
+from memory_service.storage.sessions.session_row import Branch
 
 _OWNERLESS = "SELECT count(*) FROM turns WHERE branch NOT IN (SELECT branch FROM branches)"
 

@@ -16,7 +16,7 @@ import pytest
 from kvbank.v1 import service_pb2
 from memory_service.domain.limits import Limits
 from memory_service.domain.sessions import Item, Turn
-from memory_service.storage.local.records import turn_rows
+from memory_service.storage.sessions.turn_row import prepared
 from tests.support.clocks import SECOND, Hands
 from tests.support.service_process import ServiceHost
 from tests.support.serving import connect
@@ -35,7 +35,7 @@ def rows(data: Path) -> dict[str, int]:
 
 def test_the_digest_of_a_turn_is_that_of_earlier_versions() -> None:
     """Turns in folders of these are known by it when a worker appends them again."""
-    made = turn_rows.prepared(Turn("completed", (Item("i", "user", "\u4e2d\u6587"),), b"", metadata={"k": "\xe4"}))
+    made = prepared(Turn("completed", (Item("i", "user", "\u4e2d\u6587"),), b"", metadata={"k": "\xe4"}))
     assert made.digest.hex() == "f7908086f0d6c1f35883667f596d8b0e"
 
 

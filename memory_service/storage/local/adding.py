@@ -16,7 +16,6 @@ from memory_service.domain.model import Bank, Chunk
 from memory_service.domain.sessions import BRANCH
 from memory_service.observe.metrics import Metrics
 from memory_service.storage.base import Written
-from memory_service.storage.local import quotas
 from memory_service.storage.local.evicting.capacity import Capacities, CrowdedError, Made
 from memory_service.storage.local.evicting.removal import Removal
 from memory_service.storage.local.followers import Followers
@@ -24,6 +23,7 @@ from memory_service.storage.local.known_banks import KnownBanks
 from memory_service.storage.local.records import chunk_rows, forgotten_turns, row_checksum
 from memory_service.storage.local.records.records import Records
 from memory_service.storage.local.records.writer import savepoint
+from memory_service.storage.local.rows import QUOTAS
 
 
 class _ExpiredError(Exception):
@@ -128,7 +128,7 @@ class _Addition:
         # A refusal takes the evictions back.
         with savepoint(connection) if bank.capacity else nullcontext():
             self.made = self.adding.capacities.make(connection, bank, chunk)
-            quotas.check_chunk(connection, bank, chunk)
+            QUOTAS.check_chunk(connection, bank, chunk)
             if not chunk_rows.insert(connection, self.row):
                 raise bank_not_found(bank.name)
         self.adding.capacities.enter(bank, chunk, self.made)

@@ -14,7 +14,6 @@ from memory_service.domain.errors import ServiceError, bank_not_found, not_mount
 from memory_service.domain.eviction import NOBODY
 from memory_service.domain.model import Bank, Metadata, bank_bytes
 from memory_service.storage.base import NotThereError, Seen
-from memory_service.storage.local import quotas
 from memory_service.storage.local.evicting.capacity import Capacities
 from memory_service.storage.local.evicting.ledgers import Ledgers
 from memory_service.storage.local.evicting.removal import Removal
@@ -24,6 +23,7 @@ from memory_service.storage.local.followers import Followers
 from memory_service.storage.local.known_banks import KnownBanks
 from memory_service.storage.local.records import bank_rows, gone_rows
 from memory_service.storage.local.records.records import Records
+from memory_service.storage.local.rows import QUOTAS
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ class BankChanges:
             yet."""
             if (found := _found(connection, new)) is not None:
                 return found
-            quotas.check_bank(connection, new)
+            QUOTAS.check_bank(connection, new)
             _check_bound("banks of all tenants", self.bounds.banks, bank_rows.count(connection) + 1)
             self._check_bytes(bank_bytes(new))
             self.space.for_records().give()

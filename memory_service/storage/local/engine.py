@@ -21,14 +21,13 @@ from memory_service.domain.errors import StartError
 from memory_service.domain.limits import Limits, Pauses
 from memory_service.observe.metrics import Metrics
 from memory_service.settings import Settings
+from memory_service.storage.access.ended_keys import EndedKeys
+from memory_service.storage.access.records import Access
 from memory_service.storage.background import Janitor
 from memory_service.storage.base import DerivedId, Sizes
 from memory_service.storage.local import given_ids, leftovers, mounts
-from memory_service.storage.local.access_records import LocalAccess
 from memory_service.storage.local.adding import Adding
 from memory_service.storage.local.bank_changes import BankChanges, Bounds
-from memory_service.storage.local.ended_keys import EndedKeys
-from memory_service.storage.local.ended_sessions import EndedSessions
 from memory_service.storage.local.evicting.background import Background
 from memory_service.storage.local.evicting.capacity import Capacities
 from memory_service.storage.local.evicting.expiry import Expiry
@@ -45,13 +44,15 @@ from memory_service.storage.local.forgetting.chunks import ChunkForgetting
 from memory_service.storage.local.forgetting.forgetting import LocalForgetting
 from memory_service.storage.local.known_banks import KnownBanks
 from memory_service.storage.local.leftovers import Unowned
-from memory_service.storage.local.records import bank_rows, chunk_rows
+from memory_service.storage.local.records import access_rows, bank_rows, chunk_rows, forgetting_rows
 from memory_service.storage.local.records.records import Records
 from memory_service.storage.local.records.unused_bytes import UnusedBytes
 from memory_service.storage.local.records.vacuum import Vacuum
-from memory_service.storage.local.session_records import LocalSessions
+from memory_service.storage.local.rows import QUOTAS, ROWS
 from memory_service.storage.local.store import LocalStore
-from memory_service.storage.local.windows import LocalWindows
+from memory_service.storage.sessions.ended import EndedSessions
+from memory_service.storage.sessions.records import Sessions
+from memory_service.storage.sessions.windows import SessionWindows
 
 _log = logging.getLogger(__name__)
 
@@ -128,14 +129,32 @@ class LocalEngine:
         )
         self._capacities = Capacities(self.evictions)
         self.expiry = Expiry(self.records, self._known, self._removal, pauses)
-        self._ended_keys = EndedKeys(self.records, limits)
         self._vacuum = Vacuum(self.records, self._settings.data, limits)
         changes = self._made_changes()
         self.store = self._made_store(changes, metrics)
-        self.windows = LocalWindows(self.records, self.space, WindowFiles(self._settings.data), self.later)
-        self.access = LocalAccess(self.records, self.space, changes, self.windows)
-        self.sessions = LocalSessions(
-            self.records, self.space, changes, self.windows, metrics, self._settings.max_sessions
+        files, clock = WindowFiles(self._settings.data), self.records.clock
+        self.windows = SessionWindows(self.records, clock, ROWS, QUOTAS, self.space, files, self.later)
+        self.access = Access(
+            records=self.records,
+            clock=clock,
+            rows=access_rows,
+            quotas=QUOTAS,
+            space=self.space,
+            banks=changes,
+            windows=self.windows,
+            is_going=forgetting_rows.is_tenant_going,
+        )
+        self._ended_keys = EndedKeys(self.access, limits)
+        self.sessions = Sessions(
+            records=self.records,
+            clock=clock,
+            rows=ROWS,
+            quotas=QUOTAS,
+            space=self.space,
+            banks=changes,
+            windows=self.windows,
+            metrics=metrics,
+            most=self._settings.max_sessions,
         )
         self._ended_sessions = EndedSessions(self.sessions)
         data = self._settings.data

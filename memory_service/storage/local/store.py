@@ -17,7 +17,7 @@ from sqlalchemy import Connection
 from memory_service.domain.clock import Clock
 from memory_service.domain.model import Bank, Chunk, Eviction, Metadata
 from memory_service.storage.base import Follower, Retrievals, Seen, Totals, Written
-from memory_service.storage.local import quarantine, quotas
+from memory_service.storage.local import quarantine
 from memory_service.storage.local.adding import Adding
 from memory_service.storage.local.bank_changes import BankChanges
 from memory_service.storage.local.evicting.capacity import Capacities
@@ -29,6 +29,7 @@ from memory_service.storage.local.known_banks import KnownBanks
 from memory_service.storage.local.records import bank_rows, chunk_rows
 from memory_service.storage.local.records.records import Records
 from memory_service.storage.local.records.writer import savepoint
+from memory_service.storage.local.rows import QUOTAS
 from memory_service.storage.local.view import LocalView
 
 T = TypeVar("T")
@@ -119,7 +120,7 @@ class LocalStore:
                 usage = bank_rows.usage(connection, bank_id)
                 if grown is None or usage is None or bank is None:
                     return False
-                quotas.check_growth(connection, bank, grown)
+                QUOTAS.check_growth(connection, bank, grown)
                 self.capacities.grown(bank, usage, chunk_id, grown)
             return True
 

@@ -49,6 +49,9 @@ class NewWindow:
         while view:
             view = view[self._file.write(view) :]
 
+    def store(self) -> None:
+        """Return at once, because what was appended is in the file already."""
+
     def settled(self, *, kept: bool) -> None:
         """Close the file, and remove it unless it is `kept`. A second call does nothing."""
         if not self._file.closed:

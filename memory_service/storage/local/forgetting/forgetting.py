@@ -26,7 +26,6 @@ from memory_service.storage.local.records import (
     bank_rows,
     forgetting_rows,
     forgotten_turns,
-    session_deletion,
     session_rows,
     tenant_rows,
     window_rows,
@@ -34,10 +33,12 @@ from memory_service.storage.local.records import (
 from memory_service.storage.local.records.chunk_parts import Forgotten
 from memory_service.storage.local.records.forgotten_turns import Part, Span
 from memory_service.storage.local.records.records import Records
-from memory_service.storage.local.records.session_deletion import Left
 from memory_service.storage.local.records.unused_bytes import UnusedBytes
 from memory_service.storage.local.records.vacuum import Vacuum
-from memory_service.storage.local.windows import LocalWindows
+from memory_service.storage.local.rows import ROWS
+from memory_service.storage.sessions import deletion
+from memory_service.storage.sessions.deletion import Left
+from memory_service.storage.sessions.windows import SessionWindows
 
 _log = logging.getLogger(__name__)
 # How often it is looked, in seconds, whether the engine is brought to rest.
@@ -54,7 +55,7 @@ class LocalForgetting:
         self,
         records: Records,
         known: KnownBanks,
-        windows: LocalWindows,
+        windows: SessionWindows,
         chunks: ChunkForgetting,
         janitor: Janitor,
         vacuum: Vacuum,
@@ -102,7 +103,7 @@ class LocalForgetting:
             session = session_rows.get(connection, tenant, session_id, now)
             self._check_bank(tenant, session.bank)
             window = window_rows.delete(connection, session_id)
-            left, kept = session_deletion.delete(connection, session_id)
+            left, kept = deletion.delete(ROWS, connection, session_id)
             for each in left:
                 forgotten_turns.note_gone(connection, each.branch, each.begin, now)
             bank = self._bank(tenant, session.bank)
@@ -290,7 +291,7 @@ class LocalForgetting:
             self._windows.files.remove(work["window"])
         self._windows.files.give_up([work["session"]])
         for each in left:
-            noted.until_none(partial(session_deletion.clear_some, left=each, most=self._limits.step_rows))
+            noted.until_none(partial(deletion.clear_some, ROWS, left=each, most=self._limits.step_rows))
         forgotten = Forgotten([Part(each.branch, each.begin) for each in left])
         self._chunks.in_deleted_banks(noted, forgotten)
         if work["bank"] is None:

@@ -13,10 +13,10 @@ from memory_service.domain.forgetting import ForgottenChunk, Receipt
 from memory_service.domain.model import Bank
 from memory_service.storage.local.records import forgetting_rows
 from memory_service.storage.local.records.forgetting_rows import Pending
-from memory_service.storage.local.records.forgotten_turns import Blanked
 from memory_service.storage.local.records.gone_rows import Removed
 from memory_service.storage.local.records.payload_rows import payload_of
 from memory_service.storage.local.records.records import Records
+from memory_service.storage.sessions.turn_row import Gone
 
 T = TypeVar("T")
 
@@ -56,7 +56,7 @@ class Noted:
         if any(went.values()):
             forgetting_rows.add(connection, self.what.receipt_id, **went)
 
-    def until_none(self, some: Callable[[Connection], Blanked]) -> None:
+    def until_none(self, some: Callable[[Connection], Gone]) -> None:
         """Let turns go, some in each transaction, until none is left."""
 
         def step(connection: Connection) -> int:

@@ -1,5 +1,5 @@
-"""The rows of tenants and of API keys. A function that changes them runs in a transaction of the writer, one that only
-reads also in that of a reader."""
+"""The rows of tenants and of API keys; implements `memory_service.storage.access.rows.AccessRows`. A function that
+changes rows runs in a transaction of the writer, one that only reads also in that of a reader."""
 
 import json
 from collections.abc import Iterator
@@ -9,8 +9,8 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import Connection, Row
 
-from memory_service.domain.access import EVERY_BANK, ApiKey, KeyPlace
-from memory_service.domain.tenants import DEFAULT_TENANT, Tenant, TenantQuota, TenantUsage
+from memory_service.domain.access import ApiKey, KeyPlace
+from memory_service.domain.tenants import Tenant, TenantQuota, TenantUsage
 from memory_service.storage.local.records.schema import ApiKeyRow, TenantRow, raw
 
 _FIND_TENANT = "SELECT name, quota, created FROM tenants WHERE name = ?"
@@ -48,12 +48,8 @@ def set_quota(connection: Connection, name: str, quota: TenantQuota) -> bool:
     return bool(connection.execute(statement).rowcount)
 
 
-def delete_tenant(connection: Connection, name: str, now: int) -> None:
-    """Delete a tenant with its keys; where these are all that there are, the last one goes to the default tenant
-    instead. The caller has seen to its banks and sessions. now: the time of that."""
-    own = list(keys(connection, name))
-    if own and all(each.tenant == name for each in keys(connection, None)):
-        disown(connection, own[-1].key_id, now)
+def delete_tenant(connection: Connection, name: str) -> None:
+    """Delete the rows of a tenant and of its keys."""
     connection.execute(sa.delete(ApiKeyRow).where(ApiKeyRow.tenant == name))
     connection.execute(sa.delete(TenantRow).where(TenantRow.name == name))
 
@@ -136,11 +132,9 @@ def revoke(connection: Connection, key_id: str, at: int) -> None:
     raw(connection).execute(statement, (at, key_id))
 
 
-def disown(connection: Connection, key_id: str, now: int) -> None:
-    """Revoke a key, and let the default tenant have it, but for the names of banks in it, which are another tenant's.
-    Without any key, a store would be open again to all who can connect."""
-    revoke(connection, key_id, now)
-    changed = {"tenant": DEFAULT_TENANT, "banks": json.dumps(EVERY_BANK)}
+def give_key(connection: Connection, key_id: str, tenant: str, banks: tuple[str, ...]) -> None:
+    """Let another tenant have a key, for these banks."""
+    changed = {"tenant": tenant, "banks": json.dumps(banks)}
     connection.execute(sa.update(ApiKeyRow).where(ApiKeyRow.key_id == key_id).values(changed))
 
 

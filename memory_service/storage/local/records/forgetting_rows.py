@@ -83,10 +83,10 @@ def of_tenant(name: str) -> str:
     return f"tenant {name}"
 
 
-def is_pending(connection: Connection, subject: str) -> bool:
-    """Tell whether what a subject names is being forgotten."""
+def is_tenant_going(connection: Connection, name: str) -> bool:
+    """Tell whether a tenant is being forgotten."""
     statement = "SELECT 1 FROM forgettings WHERE subject = ? AND work IS NOT NULL"
-    return raw(connection).execute(statement, (subject,)).fetchone() is not None
+    return raw(connection).execute(statement, (of_tenant(name),)).fetchone() is not None
 
 
 def pending(connection: Connection) -> list[Pending]:

@@ -15,6 +15,8 @@ from memory_service.domain.sessions import BRANCH, Session, Stretch
 from memory_service.domain.validate import LARGEST_INT64
 from memory_service.storage.local.records import session_rows, turn_rows, window_rows
 from memory_service.storage.local.records.schema import raw
+from memory_service.storage.sessions.session_row import NEVER
+from memory_service.storage.sessions.turn_row import ROW_BYTES, Gone
 
 _ENDS = "SELECT start, start + token_count FROM turns WHERE branch = ? AND number IN (?, ?) ORDER BY number"
 _BEHIND = """
@@ -52,14 +54,6 @@ class Part(NamedTuple):
     branch: str
     begin: int
     end: int = LARGEST_INT64
-
-
-class Blanked(NamedTuple):
-    """How many turns were blanked, and how many tokens and bytes they had."""
-
-    turns: int
-    tokens: int
-    size: int
 
 
 def spans_of(connection: Connection, session: Session, first: int, last: int) -> list[Span]:
@@ -111,14 +105,14 @@ def _span(connection: Connection, branch: str, first: int, last: int) -> Span:
     return Span(branch, first, last, int(ends[0][0]), int(ends[-1][1]))
 
 
-def blank_some(connection: Connection, span: Span, most: int) -> Blanked:
+def blank_some(connection: Connection, span: Span, most: int) -> Gone:
     """Take all but number, start and count of tokens from at most `most` turns that have it yet."""
     found = turn_rows.to_blank(connection, span.branch, span.first, span.last, most)
     for row in found:
         turn_rows.blank(connection, row, secrets.token_hex(16))
-    size = sum(row["size"] - turn_rows.ROW_BYTES for row in found)
+    size = sum(row["size"] - ROW_BYTES for row in found)
     session_rows.add_bytes(connection, span.branch, -size)
-    return Blanked(len(found), sum(row["token_count"] for row in found), size)
+    return Gone(len(found), sum(row["token_count"] for row in found), size)
 
 
 def behind(connection: Connection, span: Span) -> list[Part]:
@@ -138,7 +132,7 @@ def fence(connection: Connection, spans: Iterable[Span]) -> dict[str, str]:
         having |= dict(raw(connection).execute(_HAVE_THEM, asked).fetchall())
     files = {}
     for session_id, tenant in having.items():
-        session = session_rows.get(connection, tenant, session_id, session_rows.NEVER)
+        session = session_rows.get(connection, tenant, session_id, NEVER)
         session_rows.save(connection, rules.fenced(session))
         files[session_id] = window_rows.delete(connection, session_id)
     return files
@@ -162,15 +156,3 @@ def refuses(connection: Connection, chunk: Chunk) -> bool:
     if driver.execute(_GONE_BRANCH, (branch, start)).fetchone():
         return True
     return driver.execute(_OVERLAP, (branch, start + length, start)).fetchone() is not None
-
-
-def clear_some(connection: Connection, branch: str, after: int, most: int) -> Blanked:
-    """Delete at most `most` turns of a branch behind the number `after`."""
-    statement = """
-        DELETE FROM turns WHERE turn_id IN (SELECT turn_id FROM turns WHERE branch = ? AND number > ? LIMIT ?)
-        RETURNING token_count, size
-    """
-    gone: Sequence[tuple[int, int]] = raw(connection).execute(statement, (branch, after, most)).fetchall()
-    size = sum(size for _, size in gone)
-    session_rows.add_bytes(connection, branch, -size)
-    return Blanked(len(gone), sum(tokens for tokens, _ in gone), size)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy import Connection
@@ -28,6 +28,7 @@ from memory_service.storage.local.records.counts import Counts
 from memory_service.storage.local.records.schema import ChunkRow, StoreRow, raw
 from memory_service.storage.local.records.writer import Writer
 
+T = TypeVar("T")
 _log = logging.getLogger(__name__)
 LARGEST_TIME = 2**63 - 1
 # Seconds after a failure in which readers go by the counts that are written.
@@ -134,6 +135,10 @@ class Records:
         connection.exec_driver_sql("BEGIN")
         connection.exec_driver_sql("SELECT 1 FROM store")
         return connection
+
+    def change(self, operation: Callable[[Connection], T], *, tenant: str = "", durable: bool = True) -> T:
+        """Run an operation in one transaction of the writer; see `storage.transactions.Transactions.change`."""
+        return self.writer.submit(operation, tenant=tenant, durable=durable).result()
 
     def flush_counts(self) -> None:
         """Make every pending count visible."""

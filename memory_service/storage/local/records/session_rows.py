@@ -1,53 +1,39 @@
-"""The rows of sessions and of their branches. A function that changes them runs in a transaction of the writer, one
-that only reads also in that of a reader.
+"""The rows of sessions and of their branches; implements `memory_service.storage.sessions.rows.SessionRows`. A function
+that changes rows runs in a transaction of the writer, one that only reads also in that of a reader.
 
-This file owns that a row which is not as it was written is never made a session of: each is compared with its checksum,
-and texts are read as bytes, so that a damaged one cannot fail the driver.
+This file owns that a damaged row cannot fail the driver: texts are read as bytes.
 """
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
-import xxhash
 from sqlalchemy import Connection
 
-from memory_service.domain.errors import ServiceError, damaged_session, session_not_found
-from memory_service.domain.sessions import Lease, Session, Stretch, TurnPoint
+from memory_service.domain.errors import damaged_session, session_not_found
+from memory_service.domain.sessions import Session, Stretch
 from memory_service.storage.base import SessionTotals
 from memory_service.storage.local.records import bytes_rows
 from memory_service.storage.local.records.schema import BranchRow, SessionRow, raw
+from memory_service.storage.sessions import session_row
+from memory_service.storage.sessions.session_row import BRANCH_COLUMNS, Branch, branch_checksum
 
-# A moment before which no session expires.
-NEVER = -1
-# A leap of the clock moves these, and so they are not covered by the checksum.
-_MOVED = ("expires", "lease_expires")
-_NAMES = tuple(column.name for column in SessionRow.__table__.columns)
+_NAMES = session_row.COLUMNS
 _read = bytes_rows.reader(SessionRow.__table__, _NAMES)
 _SELECT = f"SELECT {bytes_rows.selected(_NAMES)} FROM sessions"
 # No REPLACE, which would delete another session of the same name.
 _SAVE = f"""
-    INSERT INTO sessions VALUES ({", ".join(f":{name}" for name in _NAMES)})
+    INSERT INTO sessions ({", ".join(_NAMES)}) VALUES ({", ".join(f":{name}" for name in _NAMES)})
     ON CONFLICT (session_id) DO UPDATE SET {", ".join(f"{name} = excluded.{name}" for name in _NAMES)}
+"""
+_ADD_BRANCH = f"""
+    INSERT INTO branches ({", ".join(BRANCH_COLUMNS)}) VALUES ({", ".join("?" * len(BRANCH_COLUMNS))})
 """
 _ALIVE = "(expires IS NULL OR expires > :now)"
 _HAS_PAIR = "EXISTS (SELECT 1 FROM json_each(sessions.meta) WHERE key = :k{0} AND type = 'text' AND value = :v{0})"
-_BRANCH = ("branch", "session_id", "tenant", "parent", "cut_turn", "cut_tokens", "bytes", "checksum")
-_read_branch = bytes_rows.reader(BranchRow.__table__, _BRANCH)
-
-
-class Branch(NamedTuple):
-    """A branch of turns, which goes on behind the turn `cut_turn` of its parent, if it has one."""
-
-    branch: str
-    session_id: str
-    tenant: str
-    parent: str | None = None
-    cut_turn: int = 0
-    cut_tokens: int = 0
-    bytes: int = 0
+_read_branch = bytes_rows.reader(BranchRow.__table__, BRANCH_COLUMNS)
 
 
 # Sessions
@@ -55,12 +41,18 @@ class Branch(NamedTuple):
 
 def save(connection: Connection, session: Session) -> None:
     """Insert or replace the row of a session."""
-    raw(connection).execute(_SAVE, _row(session))
+    raw(connection).execute(_SAVE, session_row.row_of(session))
 
 
 def delete(connection: Connection, session_id: str) -> None:
     """Delete the row of a session; the caller has seen to its branches."""
     raw(connection).execute("DELETE FROM sessions WHERE session_id = ?", (session_id,))
+
+
+def delete_all_of(connection: Connection, tenant: str) -> None:
+    """Delete all sessions of a tenant, with all their turns and windows."""
+    for table in ("turns", "branches", "windows", "sessions"):
+        raw(connection).execute(f"DELETE FROM {table} WHERE tenant = ?", (tenant,))
 
 
 def get(connection: Connection, tenant: str, session_id: str, now: int) -> Session:
@@ -162,47 +154,12 @@ def is_used(connection: Connection, tenant: str, bank: str) -> bool:
     return found.fetchone() is not None
 
 
-def _row(session: Session) -> dict[str, Any]:
-    row: dict[str, Any] = {
-        "session_id": session.session_id,
-        "tenant": session.tenant,
-        "name": session.name or None,
-        "bank": session.bank,
-        "reads": json.dumps(session.reads),
-        "reader_digest": session.reader_digest,
-        "settings": json.dumps(dict(session.settings)),
-        "meta": json.dumps(dict(session.metadata)),
-        "ttl": session.ttl,
-        "branch": session.branch,
-        "head": session.head,
-        "tokens": session.tokens,
-        "forked_session": session.forked_from and session.forked_from.session_id,
-        "forked_turn": session.forked_from and session.forked_from.turn,
-        "created": session.created,
-        "updated": session.updated,
-        "expires": session.expires,
-        "epoch": session.epoch,
-        "holder": session.lease and session.lease.holder,
-        "lease_expires": session.lease and session.lease.expires,
-        "lease_ttl": session.lease and session.lease.ttl,
-    }
-    return row | {"checksum": _checksum(row)}
-
-
-def _checksum(row: Mapping[str, Any]) -> bytes:
-    said = [value for name, value in row.items() if name not in (*_MOVED, "checksum")]
-    return xxhash.xxh3_64_digest(json.dumps(said).encode())
-
-
 def session_of(row: Sequence[Any]) -> Session | None:
     """Make the value of a row of `SELECT_SESSIONS`, without its stretches; None for a row that is not as it was
     written."""
     try:
-        found = _read(row)
-        if found["checksum"] != _checksum(found):
-            return None
-        return _session(found)
-    except (ValueError, TypeError, KeyError):
+        return session_row.session_of(_read(row))
+    except (ValueError, TypeError):
         return None
 
 
@@ -210,47 +167,19 @@ def session_of(row: Sequence[Any]) -> Session | None:
 SELECT_SESSIONS = _SELECT
 
 
-def _session(row: Mapping[str, Any]) -> Session:
-    lease = None
-    if row["holder"] is not None:
-        lease = Lease(row["holder"], row["epoch"], int(row["lease_expires"]), row["lease_ttl"])
-    forked = row["forked_session"]
-    return Session(
-        session_id=row["session_id"],
-        name=row["name"] or "",
-        bank=row["bank"],
-        reads=tuple(json.loads(row["reads"])),
-        reader_digest=row["reader_digest"],
-        settings=json.loads(row["settings"]),
-        metadata=json.loads(row["meta"]),
-        ttl=row["ttl"],
-        tenant=row["tenant"],
-        branch=row["branch"],
-        head=row["head"],
-        tokens=row["tokens"],
-        forked_from=None if forked is None else TurnPoint(forked, row["forked_turn"]),
-        created=row["created"],
-        updated=row["updated"],
-        expires=row["expires"],
-        epoch=row["epoch"],
-        lease=lease,
-    )
-
-
 # Branches
 
 
 def add_branch(connection: Connection, branch: Branch) -> None:
     """Insert the row of a branch."""
-    statement = f"INSERT INTO branches ({', '.join(_BRANCH)}) VALUES ({', '.join('?' * len(_BRANCH))})"
-    raw(connection).execute(statement, (*branch, _branch_checksum(branch)))
+    raw(connection).execute(_ADD_BRANCH, (*branch, branch_checksum(branch)))
 
 
 def give_branch(connection: Connection, branch: Branch, session_id: str) -> None:
     """Let a branch be that of another session, because its own is gone."""
     given = branch._replace(session_id=session_id)
     statement = "UPDATE branches SET session_id = ?, checksum = ? WHERE branch = ?"
-    raw(connection).execute(statement, (session_id, _branch_checksum(given), branch.branch))
+    raw(connection).execute(statement, (session_id, branch_checksum(given), branch.branch))
 
 
 def branch(connection: Connection, name: str) -> Branch | None:
@@ -263,14 +192,14 @@ def branch_of(row: Sequence[Any]) -> Branch:
     """Make the value of a row of `SELECT_BRANCHES`. Errors: CHECKSUM_MISMATCH."""
     with suppress(ValueError, TypeError):
         *values, checksum = _read_branch(row).values()
-        if checksum == _branch_checksum(found := Branch(*values)):
+        if checksum == branch_checksum(found := Branch(*values)):
             return found
     session_id = row[1]
     raise damaged_session(session_id.decode(errors="replace") if isinstance(session_id, bytes) else "")
 
 
 # What reads the rows that `branch_of` takes.
-SELECT_BRANCHES = f"SELECT {bytes_rows.selected(_BRANCH)} FROM branches"
+SELECT_BRANCHES = f"SELECT {bytes_rows.selected(BRANCH_COLUMNS)} FROM branches"
 # Those of a branch and of what it goes on behind, the last first: CROSS JOIN keeps the order of the steps.
 _ANCESTRY = f"""
     WITH RECURSIVE line (name) AS (
@@ -306,20 +235,10 @@ def children_of(connection: Connection, session_id: str) -> list[Branch]:
 def line(connection: Connection, name: str, last: int, end: int | None = None) -> tuple[Stretch, ...]:
     """Return the stretches, first to last, by which one comes to the turn `last` of a branch. Errors:
     CHECKSUM_MISMATCH; SESSION_NOT_FOUND where a branch is not there any more."""
-    found = [Stretch(name, last, end)]
-    for row in raw(connection).execute(_ANCESTRY, (name,)):
-        at = branch_of(row)
-        if at.parent is None:
-            return tuple(reversed(found))
-        found.append(Stretch(at.parent, at.cut_turn, at.cut_tokens))
-    raise ServiceError("SESSION_NOT_FOUND", f"the branch {found[-1].branch} of a session is not there")
+    ancestry = map(branch_of, raw(connection).execute(_ANCESTRY, (name,)))
+    return session_row.line_of(ancestry, name, last, end)
 
 
 def with_line(connection: Connection, session: Session) -> Session:
     """Return a session with its stretches. Errors: those of `line`."""
     return replace(session, stretches=line(connection, session.branch, session.head))
-
-
-def _branch_checksum(branch: Branch) -> bytes:
-    # The bytes are counted up by the database.
-    return xxhash.xxh3_64_digest(json.dumps(branch[:-1]).encode())

@@ -6,9 +6,10 @@ from sqlalchemy import Connection
 
 from memory_service.domain.errors import ServiceError, tenant_not_found
 from memory_service.domain.tenants import DEFAULT_TENANT
+from memory_service.storage.access.rows import delete_tenant
 from memory_service.storage.local.records import access_rows
-from memory_service.storage.local.records.forgotten_turns import Blanked
 from memory_service.storage.local.records.schema import raw
+from memory_service.storage.sessions.turn_row import Gone
 
 
 class Went(NamedTuple):
@@ -31,18 +32,18 @@ def delete(connection: Connection, name: str, now: int) -> Went:
         raw(connection).execute(f"DELETE FROM {table} WHERE tenant = ?", (name,)).rowcount
         for table in ("sessions", "windows", "forgettings")
     )
-    access_rows.delete_tenant(connection, name, now)
+    delete_tenant(access_rows, connection, name, now)
     return Went(keys, sessions, windows)
 
 
-def clear_some_turns(connection: Connection, tenant: str, most: int) -> Blanked:
+def clear_some_turns(connection: Connection, tenant: str, most: int) -> Gone:
     """Delete at most `most` turns of a tenant whose sessions are gone."""
     statement = """
         DELETE FROM turns WHERE turn_id IN (SELECT turn_id FROM turns WHERE tenant = ? LIMIT ?)
         RETURNING token_count, size
     """
     gone = raw(connection).execute(statement, (tenant, most)).fetchall()
-    return Blanked(len(gone), sum(tokens for tokens, _ in gone), sum(size for _, size in gone))
+    return Gone(len(gone), sum(tokens for tokens, _ in gone), sum(size for _, size in gone))
 
 
 def clear_branches(connection: Connection, tenant: str) -> None:

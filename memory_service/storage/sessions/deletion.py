@@ -1,6 +1,6 @@
 """The deletion of the rows of a session. This file owns that a turn stays for as long as a fork has it, and no longer.
 
-A function of this file runs in a transaction of the writer.
+A function of this file runs in a transaction that changes.
 """
 
 from collections.abc import Mapping, Sequence
@@ -8,10 +8,9 @@ from typing import NamedTuple
 
 from sqlalchemy import Connection
 
-from memory_service.storage.local.records import forgotten_turns, session_rows
-from memory_service.storage.local.records.forgotten_turns import Blanked
-from memory_service.storage.local.records.schema import raw
-from memory_service.storage.local.records.session_rows import Branch
+from memory_service.storage.sessions.rows import Rows
+from memory_service.storage.sessions.session_row import Branch
+from memory_service.storage.sessions.turn_row import Gone
 
 
 class Left(NamedTuple):
@@ -24,11 +23,11 @@ class Left(NamedTuple):
     heir: str
 
 
-def delete(connection: Connection, session_id: str) -> tuple[list[Left], int]:
+def delete(rows: Rows, connection: Connection, session_id: str) -> tuple[list[Left], int]:
     """Delete a session without its turns; what forks have of it becomes that of the fork which has most. Returns what
     is left to delete, and how many turns stay. Errors: CHECKSUM_MISMATCH for a damaged branch."""
-    own = session_rows.branches_of(connection, session_id)
-    heirs = _heirs(own, session_rows.children_of(connection, session_id))
+    own = rows.sessions.branches_of(connection, session_id)
+    heirs = _heirs(own, rows.sessions.children_of(connection, session_id))
     left, kept = list[Left](), 0
     for name, branch in own.items():
         heir = heirs.get(name)
@@ -36,25 +35,19 @@ def delete(connection: Connection, session_id: str) -> tuple[list[Left], int]:
             left.append(Left(name, branch.cut_turn, branch.cut_tokens, ""))
             continue
         kept += heir.after - branch.cut_turn
-        session_rows.give_branch(connection, branch, heir.heir)
+        rows.sessions.give_branch(connection, branch, heir.heir)
         left.append(heir)
-    session_rows.delete(connection, session_id)
+    rows.sessions.delete(connection, session_id)
     return left, kept
 
 
-def clear_some(connection: Connection, left: Left, most: int) -> Blanked:
+def clear_some(rows: Rows, connection: Connection, left: Left, most: int) -> Gone:
     """Delete at most `most` turns of what is left of a branch, and the branch behind the last of them, where no heir
     has it."""
-    gone = forgotten_turns.clear_some(connection, left.branch, left.after, most)
+    gone = rows.turns.clear_some(connection, left.branch, left.after, most)
     if not gone.turns and not left.heir:
-        session_rows.delete_branch(connection, left.branch)
+        rows.sessions.delete_branch(connection, left.branch)
     return gone
-
-
-def delete_all_of(connection: Connection, tenant: str) -> None:
-    """Delete all sessions of a tenant, with all their turns."""
-    for table in ("turns", "branches", "windows", "sessions"):
-        raw(connection).execute(f"DELETE FROM {table} WHERE tenant = ?", (tenant,))
 
 
 def _heirs(own: Mapping[str, Branch], children: Sequence[Branch]) -> dict[str, Left]:

@@ -8,30 +8,29 @@ from sqlalchemy import Connection
 
 from memory_service.domain.clock import SECOND
 from memory_service.domain.limits import Limits
-from memory_service.storage.local.records import access_rows
-from memory_service.storage.local.records.records import Records
+from memory_service.storage.access.records import Access
 
 
 class EndedKeys:
-    """Removes the keys of a data folder that ended long ago."""
+    """Removes the keys of an engine that ended long ago."""
 
-    def __init__(self, records: Records, limits: Limits) -> None:
+    def __init__(self, access: Access, limits: Limits) -> None:
         """Go by `Limits.ended_key_s` and `Limits.ended_keys`."""
-        self._records, self._limits = records, limits
+        self._access, self._limits = access, limits
 
     def tidy(self) -> None:
         """Remove the keys whose time is over, a few in each transaction; where there are none, nothing is written."""
-        with self._records.read() as connection:
+        with self._access.records.read() as connection:
             found = self._found(connection)
         while found:
-            found = self._records.writer.submit(self._remove).result()
+            found = self._access.records.change(self._remove, durable=False)
 
     def _remove(self, connection: Connection) -> list[str]:
         """Remove some keys, and return the ids of those that are next."""
-        access_rows.delete_keys(connection, self._found(connection))
+        self._access.rows.delete_keys(connection, self._found(connection))
         return self._found(connection)
 
     def _found(self, connection: Connection) -> list[str]:
-        now, limits = self._records.clock.now_us(), self._limits
+        now, limits = self._access.clock.now_us(), self._limits
         before = now - round(limits.ended_key_s * SECOND)
-        return access_rows.ended_keys(connection, now, before, limits.ended_keys, limits.step_rows)
+        return self._access.rows.ended_keys(connection, now, before, limits.ended_keys, limits.step_rows)

@@ -1,12 +1,11 @@
 """The removal of sessions that have expired. This file owns that they are removed soon after their time; that none is
-answered past it is kept by the reads (`session_rows.get`, `named`, `newest`)."""
+answered past it is kept by the reads (`SessionRows.get`, `named`, `newest`)."""
 
 import logging
 
 from memory_service.domain.errors import ServiceError
 from memory_service.observe.seldom import Repeating
-from memory_service.storage.local.records import session_rows
-from memory_service.storage.local.session_records import LocalSessions
+from memory_service.storage.sessions.records import Sessions
 
 # Sessions of one run. The rest is left to the next run, so that the end of the service does not wait for all.
 _MOST = 1000
@@ -16,16 +15,15 @@ _log = logging.getLogger(__name__)
 class EndedSessions:
     """Removes sessions that have expired; a thread of its own runs it every second."""
 
-    def __init__(self, sessions: LocalSessions) -> None:
+    def __init__(self, sessions: Sessions) -> None:
         self._sessions = sessions
         self._failures = Repeating()
 
     def run(self) -> None:
         """Remove what has expired by now, a session at a time, so that no write waits for all of them."""
-        records = self._sessions.records
-        now = records.clock.now_us()
-        with records.read() as connection:
-            found = session_rows.expired(connection, now, _MOST)
+        now = self._sessions.clock.now_us()
+        with self._sessions.records.read() as connection:
+            found = self._sessions.rows.sessions.expired(connection, now, _MOST)
         for tenant, session_id in found:
             try:
                 self._sessions.expire(tenant, session_id)

@@ -1,46 +1,101 @@
-"""The local windows of sessions in a data folder: a row in the database and a file each. This file owns that a window
-is only answered where every byte is as it was kept, and that files which no row names are removed."""
+"""The local windows of sessions: a row in the database, and bytes beside it. This file owns that a window is only
+answered where every byte is as it was kept, and that bytes which no row names are removed."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from typing import Protocol
 
 from sqlalchemy import Connection
 
 from memory_service.domain import sessions as rules
+from memory_service.domain.clock import Clock
 from memory_service.domain.errors import ServiceError, turn_conflict
 from memory_service.domain.payload import Buffer
 from memory_service.domain.sessions import Window
-from memory_service.storage.base import Reservation
-from memory_service.storage.local import quotas
-from memory_service.storage.local.files.disk_space import DiskSpace
-from memory_service.storage.local.files.window_files import NewWindow, OldWindow, WindowFiles
-from memory_service.storage.local.records import session_rows, window_rows
-from memory_service.storage.local.records.records import Records
+from memory_service.storage.base import Reservation, Source, Space
+from memory_service.storage.quotas import Quotas
+from memory_service.storage.sessions.rows import Rows
+from memory_service.storage.transactions import Transactions
 
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class LocalWindows:
-    """Implements `memory_service.storage.base.Windows` for a data folder. later: runs a task in the background."""
+class NewBytes(Protocol):
+    """The bytes of a window, which come in. Until they are `settled`, they are not removed."""
 
-    records: Records
-    space: DiskSpace
+    size: int
+
+    @property
+    def name(self) -> str:
+        """Return the name by which the bytes are found again."""
+
+    @property
+    def checksum(self) -> int:
+        """Return the xxh3-64 of what has come so far."""
+
+    def add(self, data: Buffer) -> None:
+        """Append bytes to the window. Errors: OSError."""
+
+    def store(self) -> None:
+        """Let all that has come be found by its name. Errors: OSError."""
+
+    def settled(self, *, kept: bool) -> None:
+        """Let go of the bytes, which are removed unless they are `kept`. A second call does nothing."""
+
+
+class OldBytes(Source, Protocol):
+    """The bytes of a window that was kept."""
+
+    def has(self, size: int, checksum: int) -> bool:
+        """Tell whether there are so many bytes, of this xxh3-64. Errors: OSError."""
+
+
+class WindowFiles(Protocol):
+    """The place of the bytes of windows. Threads share it."""
+
+    def begin(self, session_id: str) -> NewBytes:
+        """Begin a new window of a session. Errors: OSError."""
+
+    def open(self, name: str) -> OldBytes:
+        """Open the bytes of this name. Errors: FileNotFoundError, OSError."""
+
+    def remove(self, name: str) -> None:
+        """Remove the bytes of this name; those that are gone already are fine. Errors: OSError."""
+
+    def found(self) -> list[str]:
+        """Return the names of what is there, but for what is being written, or may be."""
+
+    def give_up(self, sessions: Container[str]) -> None:
+        """Remove what is being written of some sessions, none of which is kept any more. Errors: OSError."""
+
+    def being_written(self) -> set[str]:
+        """Return the ids of the sessions of which a window is being written."""
+
+
+@dataclass(frozen=True, slots=True)
+class SessionWindows:
+    """Implements `memory_service.storage.base.Windows` over rows and files. later: runs a task in the background."""
+
+    records: Transactions
+    clock: Clock
+    rows: Rows
+    quotas: Quotas
+    space: Space
     files: WindowFiles
     later: Callable[[Callable[[], object]], None]
 
-    def begin(self, tenant: str, window: Window, epoch: int) -> "LocalNewWindow":
+    def begin(self, tenant: str, window: Window, epoch: int) -> "NewWindow":
         """Begin to keep a window; see `Windows.begin`."""
         with self.records.read() as connection:
             branch = self.check(connection, tenant, window, epoch)
-        # The sums of a tenant are those of the writer's connection.
-        self.records.writer.submit(partial(self.before, tenant=tenant, window=window), tenant=tenant).result()
+        # In a transaction that changes: what a tenant holds is known to those.
+        self.records.change(partial(self.before, tenant=tenant, window=window), tenant=tenant, durable=False)
         reserved = self.space.for_payload(window.size)
         try:
-            return LocalNewWindow(self, tenant, window, epoch, branch, reserved, self.files.begin(window.session_id))
+            return NewWindow(self, tenant, window, epoch, branch, reserved, self.files.begin(window.session_id))
         except BaseException:
             reserved.give()
             raise
@@ -48,8 +103,8 @@ class LocalWindows:
     def check(self, connection: Connection, tenant: str, window: Window, epoch: int, before: str = "") -> str:
         """Refuse a window that is not one of the session now, and return the branch of its turn. before: the branch of
         it at an earlier look. Errors: those of `Windows.begin`, but for DISK_FULL and QUOTA_EXCEEDED."""
-        now = self.records.clock.now_us()
-        session = session_rows.get(connection, tenant, window.session_id, now)
+        now = self.clock.now_us()
+        session = self.rows.sessions.get(connection, tenant, window.session_id, now)
         rules.check_lease(session, epoch, now)
         if not 0 <= window.turn <= session.head:
             raise turn_conflict(window.session_id, window.turn, session.head)
@@ -60,23 +115,23 @@ class LocalWindows:
         return branch
 
     def before(self, connection: Connection, tenant: str, window: Window) -> tuple[bool, str]:
-        """Return whether a window is to be kept, which one of an older turn is not, and the name of the file that its
+        """Return whether a window is to be kept, which one of an older turn is not, and the name of the bytes that its
         session has until then, "" for none. Errors: QUOTA_EXCEEDED for one that the tenant has no room for."""
-        found = window_rows.get(connection, window.session_id)
+        found = self.rows.windows.get(connection, window.session_id)
         if found is None:
-            quotas.check_session_bytes(connection, tenant, window.size)
+            self.quotas.check_session_bytes(connection, tenant, window.size)
             return True, ""
         old, file = found
         if old.turn > window.turn:
             return False, ""
-        quotas.check_session_bytes(connection, tenant, window.size - old.size)
+        self.quotas.check_session_bytes(connection, tenant, window.size - old.size)
         return True, file
 
-    def open(self, tenant: str, session_id: str) -> tuple[Window, OldWindow] | None:
+    def open(self, tenant: str, session_id: str) -> tuple[Window, OldBytes] | None:
         """Open the window of a session; see `Windows.open`."""
         with self.records.read() as connection:
-            session_rows.get(connection, tenant, session_id, self.records.clock.now_us())
-            found = window_rows.get(connection, session_id)
+            self.rows.sessions.get(connection, tenant, session_id, self.clock.now_us())
+            found = self.rows.windows.get(connection, session_id)
         if found is None:
             return None
         window, file = found
@@ -90,43 +145,43 @@ class LocalWindows:
                 raise
             source.close()
         _log.warning("the window of session %s is damaged, or gone; it is made again", session_id)
-        self.records.writer.submit(partial(window_rows.drop, file=file)).result()
+        self.records.change(partial(self.rows.windows.drop, file=file), durable=False)
         self.remove(file)
         return None
 
     def remove(self, *files: str) -> None:
-        """Remove files of windows, in the background; "" stands for none."""
+        """Remove bytes of windows, in the background; "" stands for none."""
         for file in filter(None, files):
             self.later(partial(self.files.remove, file))
 
     def sweep(self) -> None:
-        """Remove the files that no row names."""
+        """Remove the bytes that no row names."""
         found = self.files.found()
         with self.records.read() as connection:
-            known = window_rows.files(connection)
+            known = self.rows.windows.files(connection)
         for file in found:
             if file not in known:
                 self.files.remove(file)
 
     def give_up_gone(self) -> None:
-        """Remove the files that are being written of sessions that are gone."""
+        """Remove the bytes that are being written of sessions that are gone."""
         writing = self.files.being_written()
         with self.records.read() as connection:
-            self.files.give_up(writing - session_rows.existing(connection, writing))
+            self.files.give_up(writing - self.rows.sessions.existing(connection, writing))
 
 
-class LocalNewWindow:
-    """Implements `memory_service.storage.base.NewWindow` for a data folder."""
+class NewWindow:
+    """Implements `memory_service.storage.base.NewWindow` over rows and files."""
 
     def __init__(
         self,
-        windows: LocalWindows,
+        windows: SessionWindows,
         tenant: str,
         window: Window,
         epoch: int,
         branch: str,
         reserved: Reservation,
-        file: NewWindow,
+        file: NewBytes,
     ) -> None:
         self._windows, self._file = windows, file
         self._tenant, self._window, self._epoch, self._reserved = tenant, window, epoch, reserved
@@ -147,15 +202,16 @@ class LocalNewWindow:
         if self._file.checksum != window.checksum:
             text = "the bytes of the window are not those that its checksum names"
             raise ServiceError("CHECKSUM_IN_TRANSIT", text, tensor="window")
+        self._file.store()
 
         def save(connection: Connection) -> tuple[bool, str]:
             self._windows.check(connection, self._tenant, window, self._epoch, self._branch)
             kept, before = self._windows.before(connection, self._tenant, window)
             if kept:
-                window_rows.save(connection, self._tenant, window, self._file.name)
+                self._windows.rows.windows.save(connection, self._tenant, window, self._file.name)
             return kept, before
 
-        kept, before = self._windows.records.writer.submit(save, tenant=self._tenant).result()
+        kept, before = self._windows.records.change(save, tenant=self._tenant, durable=False)
         self._file.settled(kept=kept)
         self._windows.remove(before)
 
