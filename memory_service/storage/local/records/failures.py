@@ -4,27 +4,25 @@ statements go to the driver without SQLAlchemy in between.
 
 import sqlite3
 
-from sqlalchemy.exc import DBAPIError
-
 from memory_service.domain.errors import ServiceError, broken_off, disk_full, refusal_for
+from memory_service.storage import driver_errors
 
 _INTERRUPT, _FULL = 9, 13
 
 
 def register() -> None:
     """Let `refusal_for` know the errors of the database. A second call does nothing."""
-    refusal_for.register(DBAPIError, from_database_error)
+    driver_errors.register()
     refusal_for.register(sqlite3.Error, from_database_error)
 
 
-def from_database_error(error: DBAPIError | sqlite3.Error) -> ServiceError:
+def from_database_error(error: sqlite3.Error) -> ServiceError:
     """Return what a caller is told of an error of the database. A statement is interrupted where its caller has gone
     (`domain.cancellation`)."""
-    answer = getattr(error, "orig", error)
-    code = getattr(answer, "sqlite_errorcode", 0)
+    code = getattr(error, "sqlite_errorcode", 0)
     if code == _INTERRUPT:
         return broken_off()
     if code & 0xFF == _FULL:
         return disk_full()
-    name = getattr(answer, "sqlite_errorname", "unknown")
+    name = getattr(error, "sqlite_errorname", "unknown")
     return ServiceError("STORAGE_ERROR", f"the database answered with an error ({name})", errno=name)

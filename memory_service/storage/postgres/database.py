@@ -1,0 +1,219 @@
+"""Connections to the database, and transactions on them. This file owns which transactions are tried again: those that
+others have ended, and those whose connection was lost before COMMIT was sent; after that it is not known whether they
+were committed, and the error goes up.
+
+Connections commit by themselves, and transactions are begun by hand, so that it is known what was sent. The BEGIN of a
+transaction also tells whether a connection of the pool is still one.
+"""
+
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
+from typing import Any, TypeVar
+
+import psycopg
+import sqlalchemy as sa
+from psycopg.pq import TransactionStatus
+from sqlalchemy import URL, Connection, event
+from sqlalchemy.exc import DBAPIError
+
+from memory_service.domain import cancellation
+from memory_service.storage.postgres import failures, vectors
+
+T = TypeVar("T")
+Driver = psycopg.Connection[tuple[Any, ...]]
+# Tries of one transaction, and the longest pause before the second, in seconds; the next ones are twice as long.
+_TRIES, _PAUSE_S = 6, 0.01
+# Between two interruptions of a call whose caller has gone, in seconds.
+_ASK_S = 0.02
+# A service that hangs, or whose host is gone, keeps others waiting for its locks so long at most.
+_OPTIONS = "-c idle_in_transaction_session_timeout=5min -c timezone=UTC"
+_READ = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
+_LOCK_TENANT = "SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))"
+
+
+class Database:
+    """Runs transactions on a database. Threads share it."""
+
+    def __init__(self, url: str, *, durable: bool = True, most: int = 64) -> None:
+        """Connect when a connection is needed. url: postgresql://... durable: whether a commit waits for the disk of
+        the database, where `change` says nothing of it. most: connections at once."""
+        failures.register()
+        self._durable = durable
+        self.url: URL = sa.make_url(url).set(drivername="postgresql+psycopg")
+        options = _OPTIONS if durable else f"{_OPTIONS} -c synchronous_commit=off"
+        given = self.url.query.get("options")
+        if isinstance(given, str):
+            options = f"{given} {options}"
+        self._engine = sa.create_engine(
+            self.url,
+            isolation_level="AUTOCOMMIT",
+            pool_size=16,
+            max_overflow=most - 16,
+            # Else an error that is logged repeats the values of its statement: texts and metadata of callers.
+            hide_parameters=True,
+            connect_args={"options": options, "application_name": "kvbank", "connect_timeout": 10},
+        )
+        event.listen(self._engine, "connect", lambda driver, _record: vectors.register(driver))
+
+    def close(self) -> None:
+        """Close the connections that are not in use."""
+        self._engine.dispose()
+
+    def renew(self) -> None:
+        """Let go of connections that were opened before the tables were there, which do not know their types."""
+        self._engine.dispose()
+
+    @contextmanager
+    def alone(self) -> Iterator[Connection]:
+        """Lend a connection for single statements, each of which is a transaction."""
+        connection = self._checked_out("")
+        try:
+            yield connection
+        finally:
+            _give_back(connection)
+
+    def one(self, statement: str, *values: object) -> tuple[Any, ...] | None:
+        """Return the first row of a statement that is a transaction of its own; None where it has none."""
+        for last in (False, True):
+            with self.alone() as connection:
+                try:
+                    return raw(connection).execute(statement, values, binary=True).fetchone()
+                except psycopg.OperationalError:
+                    if last or not raw(connection).closed:
+                        raise
+            self._engine.dispose()
+        raise AssertionError
+
+    @contextmanager
+    def read(self, *, to_the_end: bool = False) -> Iterator[Connection]:
+        """Begin a transaction that reads, and sees the rows as they are at its first statement. Errors: Cancelled, when
+        the caller has gone, unless the block is to run to the end."""
+        connection = self._checked_out(_READ)
+        driver = raw(connection)
+        interrupting = _Interrupting(driver)
+        try:
+            with nullcontext() if to_the_end else cancellation.current().of(interrupting):
+                yield connection
+            driver.execute("COMMIT")
+        finally:
+            interrupting.ended.set()
+            if interrupting.done:
+                connection.invalidate()  # the interruption may come to the statement of another call
+            _give_back(connection)
+
+    def change(self, operation: Callable[[Connection], T], *, tenant: str = "", durable: bool = False) -> T:
+        """Run an operation in one transaction, and return its result; one that raises has changed nothing. An operation
+        has no effect but on rows, because it may be run again.
+
+        tenant: the operations of one tenant come one after the other. durable: whether what was changed outlasts a
+        power cut whatever the database was opened for.
+        """
+        for number in range(_TRIES):
+            try:
+                return self._change_once(operation, tenant, durable)
+            except _TryAgain as again:
+                if number == _TRIES - 1:
+                    raise again.error from None
+            time.sleep(random.uniform(0, _PAUSE_S * 2**number))
+        raise AssertionError
+
+    def _change_once(self, operation: Callable[[Connection], T], tenant: str, durable: bool) -> T:
+        connection = self._checked_out("BEGIN")
+        driver, sent = raw(connection), False
+        try:
+            if durable and not self._durable:
+                driver.execute("SET LOCAL synchronous_commit = on")
+            if tenant:
+                driver.execute(_LOCK_TENANT, (tenant,))
+            result = operation(connection)
+            sent = True
+            if driver.execute("COMMIT").statusmessage != "COMMIT":
+                raise psycopg.InternalError("a statement of the transaction had failed")
+        except (psycopg.Error, DBAPIError) as error:
+            if failures.passes(error) or (driver.closed and not sent):
+                raise _TryAgain(error) from error
+            raise
+        finally:
+            _give_back(connection)
+        return result
+
+    def _checked_out(self, begin: str) -> Connection:
+        """Take a connection out of the pool, and send the beginning of a transaction. Connections that the database has
+        closed, as a restart does with all, are replaced."""
+        connection = self._engine.connect()
+        if not begin:
+            return connection
+        try:
+            raw(connection).execute(begin)
+        except psycopg.OperationalError:
+            connection.invalidate()
+            connection.close()
+            self._engine.dispose()
+            connection = self._engine.connect()
+            raw(connection).execute(begin)
+        return connection
+
+
+class _TryAgain(Exception):
+    """The end of a transaction of which nothing has happened."""
+
+    def __init__(self, error: BaseException) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
+class _Interrupting:
+    """Interrupts the statement of a connection; implements `memory_service.domain.cancellation.Interruptible`."""
+
+    def __init__(self, driver: Driver) -> None:
+        self._driver = driver
+        self.done = False
+        self.ended = threading.Event()
+
+    def interrupt(self) -> None:
+        """Have the statement of the connection end with an error. This does not wait: a thread asks the database."""
+        self.done = True
+        threading.Thread(target=self._ask, name="kvbank-cancel", daemon=True).start()
+
+    def _ask(self) -> None:
+        with suppress(psycopg.Error):
+            while not self.ended.wait(_ASK_S):
+                self._driver.cancel_safe(timeout=5.0)
+
+
+def raw(connection: Connection) -> Driver:
+    """Return the driver's connection below one of SQLAlchemy; it is in the same transaction."""
+    driver = connection.connection.driver_connection
+    assert isinstance(driver, psycopg.Connection)
+    return driver
+
+
+@contextmanager
+def savepoint(connection: Connection) -> Iterator[None]:
+    """Take back what the block has changed where it raises."""
+    driver = raw(connection)
+    driver.execute("SAVEPOINT kvbank")
+    try:
+        yield
+    except BaseException:
+        if not driver.closed:
+            driver.execute("ROLLBACK TO SAVEPOINT kvbank")
+        raise
+    driver.execute("RELEASE SAVEPOINT kvbank")
+
+
+def _give_back(connection: Connection) -> None:
+    """Give a connection back to the pool, out of any transaction."""
+    if not connection.invalidated:
+        driver = raw(connection)
+        try:
+            if driver.info.transaction_status != TransactionStatus.IDLE:
+                driver.execute("ROLLBACK")
+        except psycopg.Error:
+            connection.invalidate()
+        if not connection.invalidated and driver.closed:
+            connection.invalidate()
+    connection.close()

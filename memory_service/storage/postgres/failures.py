@@ -1,0 +1,38 @@
+"""What the errors of PostgreSQL mean to a caller, and after which of them a transaction is tried again."""
+
+import psycopg
+from psycopg import errors
+from sqlalchemy.exc import DBAPIError
+
+from memory_service.domain.errors import ServiceError, broken_off, disk_full, refusal_for
+from memory_service.storage import driver_errors
+
+# Nothing of a transaction has happened that ends so, and the next try may end well.
+_TRY_AGAIN = (errors.SerializationFailure, errors.DeadlockDetected)
+
+
+def register() -> None:
+    """Let `refusal_for` know the errors of the database. A second call does nothing."""
+    driver_errors.register()
+    refusal_for.register(psycopg.Error, from_database_error)
+
+
+def from_database_error(error: psycopg.Error) -> ServiceError:
+    """Return what a caller is told of an error of the database."""
+    if isinstance(error, errors.QueryCanceled):
+        return broken_off()
+    if isinstance(error, errors.DiskFull):
+        return disk_full()
+    name = error.sqlstate or "no connection"
+    return ServiceError("STORAGE_ERROR", f"the database answered with an error ({name})", errno=name)
+
+
+def of_driver(error: BaseException) -> psycopg.Error | None:
+    """Return the error of the driver that an error is, or wraps; None for another one."""
+    found = error.orig if isinstance(error, DBAPIError) else error
+    return found if isinstance(found, psycopg.Error) else None
+
+
+def passes(error: BaseException) -> bool:
+    """Tell whether a transaction can be tried again that another one has ended."""
+    return isinstance(of_driver(error), _TRY_AGAIN)

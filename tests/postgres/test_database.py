@@ -1,0 +1,168 @@
+"""Transactions on a real PostgreSQL server: what is tried again, what is taken back, what is never told twice."""
+
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import psycopg
+import pytest
+from sqlalchemy import Connection
+
+from memory_service.domain.cancellation import Cancellation, Cancelled
+from memory_service.domain.errors import ServiceError, StartError, refusal_for
+from memory_service.storage.postgres import schema
+from memory_service.storage.postgres.database import Database, raw, savepoint
+from memory_service.storage.postgres.vectors import Embedding
+from tests.support import postgres
+
+pytestmark = pytest.mark.skipif(bool(postgres.missing()), reason=postgres.missing())
+
+
+@pytest.fixture
+def database() -> Iterator[Database]:
+    with postgres.database() as url:
+        made = Database(url)
+        yield made
+        made.close()
+
+
+def add_bank(connection: Connection, name: str) -> None:
+    columns = "bank_id, uid, tenant, name, spec, policy, meta, quota, expiry, index_kind, size, created"
+    values = "nextval('bank_ids'), %s, 'default', %s, '', '', '', '', '', '', 0, 0"
+    raw(connection).execute(f"INSERT INTO banks ({columns}) VALUES ({values})", (name, name))
+
+
+def names(database: Database) -> list[str]:
+    with database.read() as connection:
+        return [name for (name,) in raw(connection).execute("SELECT name FROM banks ORDER BY name").fetchall()]
+
+
+def test_services_that_begin_together_on_an_empty_database_make_its_tables_once() -> None:
+    with postgres.database(empty=True) as url, ThreadPoolExecutor(4) as threads:
+        made = [Database(url) for _ in range(4)]
+        list(threads.map(lambda each: each.change(lambda one: schema.prepare(one, place="db")), made))
+        assert made[0].one("SELECT count(*) FROM store") == (1,)
+        assert made[1].one("SELECT name FROM tenants") == ("default",)
+        made[2].change(lambda connection: raw(connection).execute("UPDATE store SET version = 99"))
+        with pytest.raises(StartError, match=r"db was written by a newer kvbank \(schema 99"):
+            made[3].change(lambda connection: schema.prepare(connection, place="db"))
+        for each in made:
+            each.close()
+
+
+def test_an_operation_that_raises_has_changed_nothing(database: Database) -> None:
+    def fail(connection: Connection) -> None:
+        add_bank(connection, "a")
+        raise ServiceError("BANK_FULL", "so")
+
+    def fail_partly(connection: Connection) -> None:
+        add_bank(connection, "b")
+        with pytest.raises(ServiceError), savepoint(connection):
+            fail(connection)
+
+    with pytest.raises(ServiceError):
+        database.change(fail)
+    assert names(database) == []
+    database.change(fail_partly)
+    assert names(database) == ["b"]
+
+
+def test_of_two_transactions_that_wait_for_each_other_both_are_committed(database: Database) -> None:
+    database.change(lambda connection: [add_bank(connection, name) for name in "ab"])
+    meet, tries = threading.Barrier(2), list[str]()
+
+    def change(first: str, second: str) -> None:
+        def operation(connection: Connection) -> None:
+            tries.append(first)
+            driver = raw(connection)
+            driver.execute("UPDATE banks SET seq = seq + 1 WHERE name = %s", (first,))
+            if len(tries) <= 2:
+                meet.wait(60)
+            driver.execute("UPDATE banks SET seq = seq + 1 WHERE name = %s", (second,))
+
+        database.change(operation)
+
+    with ThreadPoolExecutor(2) as threads:
+        for each in [threads.submit(change, *pair) for pair in ("ab", "ba")]:
+            each.result(60)
+    assert len(tries) == 3
+    assert database.one("SELECT sum(seq) FROM banks") == (4,)
+
+
+def test_a_transaction_whose_connection_is_lost_before_its_commit_is_run_again(database: Database) -> None:
+    lost = list[int]()
+
+    def operation(connection: Connection) -> None:
+        add_bank(connection, f"try {len(lost)}")
+        if not lost:
+            lost.append(raw(connection).info.backend_pid)
+            database.one("SELECT pg_terminate_backend(%s, 10000)", lost[0])
+        raw(connection).execute("SELECT 1")
+
+    database.change(operation)
+    assert names(database) == ["try 1"]
+
+
+def test_connections_that_the_server_has_closed_are_replaced(database: Database) -> None:
+    with database.read(), database.read():
+        pass
+    with database.alone() as killer:
+        others = "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE datname = current_database()"
+        raw(killer).execute(f"{others} AND pid != pg_backend_pid()")
+    assert names(database) == []
+    database.change(lambda connection: add_bank(connection, "a"))
+    assert database.one("SELECT count(*) FROM banks") == (1,)
+
+
+def test_the_operations_of_a_tenant_come_one_after_the_other(database: Database) -> None:
+    within, most = list[int](), list[int]()
+
+    def operation(connection: Connection) -> None:
+        within.append(1)
+        most.append(len(within))
+        raw(connection).execute("SELECT pg_sleep(0.01)")
+        within.pop()
+
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(lambda _: database.change(operation, tenant="t"), range(8)))
+    assert max(most) == 1
+
+
+def test_a_read_sees_one_moment_and_cannot_write(database: Database) -> None:
+    with database.read() as connection:
+        count = "SELECT count(*) FROM banks"
+        assert raw(connection).execute(count).fetchone() == (0,)
+        database.change(lambda other: add_bank(other, "a"))
+        assert raw(connection).execute(count).fetchone() == (0,)
+    with pytest.raises(psycopg.errors.ReadOnlySqlTransaction), database.read() as connection:
+        add_bank(connection, "b")
+    assert names(database) == ["a"]
+
+
+def test_the_statement_of_a_call_whose_caller_has_gone_is_interrupted(database: Database) -> None:
+    def read(cancellation: Cancellation) -> None:
+        cancellation.enter()
+        with database.read() as connection:
+            begun.set()
+            raw(connection).execute("SELECT pg_sleep(60)")
+
+    begun, cancellation = threading.Event(), Cancellation()
+    with ThreadPoolExecutor(1) as threads:
+        reading = threads.submit(read, cancellation)
+        assert begun.wait(60)
+        cancellation.cancel()
+        error = reading.exception(60)
+    assert isinstance(error, psycopg.Error | Cancelled)
+    refusal = refusal_for(error)
+    assert refusal is not None
+    assert refusal.reason == "NOT_SERVING"
+    assert names(database) == []
+
+
+def test_no_bit_of_an_embedding_changes(database: Database) -> None:
+    values = np.array([-0.0, 1e-45, 3.4028235e38, 0.1, -1 / 3, 16777217], "<f4").tobytes()
+    for binary in (True, False):
+        with database.alone() as connection:
+            row = raw(connection).execute("SELECT %s", (Embedding(values),), binary=binary).fetchone()
+        assert row == (values,)
