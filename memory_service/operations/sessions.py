@@ -44,12 +44,14 @@ class Sessions:
 
     def is_gone(self, caller: Caller, session_id: str) -> bool:
         """Tell whether the tenant has no such session, not even one that the caller may not see."""
-        try:
-            with self._records.read() as view:
-                view.session(caller.tenant, session_id)
-        except ServiceError as error:
-            return error.reason == "SESSION_NOT_FOUND"
-        return False
+        return self._finds_nothing(lambda view: view.session(caller.tenant, session_id))
+
+    def is_turn_gone(self, caller: Caller, key: str) -> bool:
+        """Tell whether the tenant has no turn of a key, not even one of a session that the caller may not see."""
+        tenant = caller.tenant
+        return self._finds_nothing(
+            lambda view: view.session(tenant, view.turn(tenant, key, token_ids=False).session_id)
+        )
 
     def named(self, caller: Caller, name: str) -> Session:
         """Return a session by its name. Errors: SESSION_NOT_FOUND."""
@@ -166,6 +168,14 @@ class Sessions:
         """Open the window of a session; None where there is none. Errors: SESSION_NOT_FOUND."""
         self.get(caller, session_id)
         return self._windows.open(caller.tenant, session_id)
+
+    def _finds_nothing(self, look: Callable[[SessionView], object]) -> bool:
+        try:
+            with self._records.read() as view:
+                look(view)
+        except ServiceError as error:
+            return error.reason.endswith("_NOT_FOUND")
+        return False
 
     def _seen(self, caller: Caller, said: str, read: Callable[[SessionView], Session]) -> Session:
         with self._records.read() as view:

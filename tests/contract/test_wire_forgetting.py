@@ -70,9 +70,11 @@ def test_a_turn_is_forgotten_by_its_key(talk: Talk, refused: Refusals) -> None:
     receipt = sessions.stub.Forget(pb.ForgetRequest(turn_key=key)).receipt
     assert (receipt.turns, receipt.tokens, receipt.key_id) == (1, 12, "")
     assert talk.ids[3] not in talk.caller.ids(talk.bank)
-    for call in (lambda: sessions.turn(key), lambda: sessions.stub.Forget(pb.ForgetRequest(turn_key=key))):
-        with refused("TURN_NOT_FOUND", NOT_FOUND):
-            call()
+    with refused("TURN_NOT_FOUND", NOT_FOUND):
+        sessions.turn(key)
+    assert sessions.stub.Forget(pb.ForgetRequest(turn_key=key)).receipt == receipt
+    with refused("TURN_NOT_FOUND", NOT_FOUND):
+        sessions.stub.Forget(pb.ForgetRequest(turn_key="no such key"))
     assert sessions.texts(session) == [secret.text for secret in talk.secrets[:3]]
 
 
@@ -130,7 +132,8 @@ def test_what_each_role_may_forget(serving: Callable[..., Any]) -> None:
         assert lease is not None
         writer.sessions.append(made, [kvbank.Turn(token_ids=[1, 2])], epoch=lease.epoch, follows=0)
         key_id = writer.access.whoami().key_id
-    assert outcomes_of_a_gone_session(address, keys["write"], some) == ["", "SESSION_NOT_FOUND"]
+    for forget, refusal in FORGOTTEN.items():
+        assert outcomes_of_a_gone_session(address, keys["write"], some, forget) == ["", refusal]
     everything: dict[str, Callable[[kvbank.Client], object]] = {
         "turns": lambda client: client.sessions.forget(made, first=1),
         "session": lambda client: client.sessions.forget(made),
@@ -157,12 +160,27 @@ def test_what_each_role_may_forget(serving: Callable[..., Any]) -> None:
     assert outcomes(operator) == denied | {"tenant": ""}
 
 
-def outcomes_of_a_gone_session(address: str, key: str, some: str) -> list[str]:
-    """Forget a session, and return how it is answered to be asked again with its key, and with one of some banks."""
+Forget = Callable[[kvbank.Client, str], object]
+# What is forgotten of a session that has one turn, whose key is the session's id; and the refusal to those who may not
+# learn that it was there.
+FORGOTTEN: dict[Forget, str] = {
+    lambda client, gone: client.sessions.forget(gone, first=1): "SESSION_NOT_FOUND",
+    lambda client, gone: client.sessions.forget_turn(gone): "TURN_NOT_FOUND",
+    lambda client, gone: client.sessions.forget(gone): "SESSION_NOT_FOUND",
+}
+
+
+def outcomes_of_a_gone_session(address: str, key: str, some: str, forget: Forget) -> list[str]:
+    """Forget something of a session, then all of it, and return how it is answered to be asked for the first again with
+    its key, and with one of some banks."""
     with kvbank.connect(address, api_key=key) as writer, kvbank.connect(address, api_key=some) as other:
         gone = writer.sessions.create().session_id
+        lease = writer.sessions.acquire(gone, "w").lease
+        assert lease is not None
+        writer.sessions.append(gone, [kvbank.Turn(token_ids=[1], key=gone)], epoch=lease.epoch, follows=0)
+        forget(writer, gone)
         writer.sessions.forget(gone)
-        return [reason(lambda client=client: client.sessions.forget(gone)) for client in (writer, other)]  # type: ignore[misc]
+        return [reason(lambda client=client: forget(client, gone)) for client in (writer, other)]  # type: ignore[misc]
 
 
 def reason(ask: Callable[[], object]) -> str:

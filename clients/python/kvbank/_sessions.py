@@ -229,7 +229,7 @@ class Sessions:
 
     def forget_turn(self, key: str, *, timeout: float | None = None) -> m.Receipt:
         """Forget a turn for good by its key, in all forks too and also where its session was rewound from it, and
-        return what went. Errors: TurnNotFound, also where it is forgotten already."""
+        return what went; for one that is forgotten already, what went then. Errors: TurnNotFound."""
         request = build(pb.ForgetRequest, turn_key=key)
         return messages.receipt(self._caller.call("Forget", request, timeout).receipt)
 

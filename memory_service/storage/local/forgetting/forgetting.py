@@ -2,6 +2,7 @@
 nothing uses of the database is cleared, and the receipt is done; and that one thing is forgotten at a time, to its end,
 also where its caller has gone."""
 
+import hashlib
 import logging
 import secrets
 import threading
@@ -94,7 +95,8 @@ class LocalForgetting:
             self._check_bank(tenant, bank)
             return {"kind": "turns", "bank": bank, "spans": spans}, {}
 
-        return self._forget(tenant, f"turn {secrets.token_hex(16)}", "a turn by its key", key_id, begin)
+        digest = hashlib.blake2b(key.encode(), digest_size=16).hexdigest()
+        return self._forget(tenant, f"turn {digest}", "a turn by its key", key_id, begin)
 
     def session(self, tenant: str, session_id: str, key_id: str) -> Receipt:
         """Forget a session with its chunks; see `Forgetting.session`."""
