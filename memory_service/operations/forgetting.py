@@ -56,8 +56,8 @@ class Forgetting:
 
 
 def _allowed(caller: Caller, receipt: Receipt, gone: bool, refusal: ServiceError) -> Receipt:
-    """Return a receipt. gone: whether it is that of something that was gone before, of which a caller of some banks
-    gets its own receipts alone. Errors: the refusal."""
+    """Return a receipt that the caller may see. gone: whether it is of something that was gone before, of which a caller
+    of some banks gets its own receipts alone. Errors: the refusal."""
     if gone and caller.banks != EVERY_BANK and receipt.key_id != caller.key_id:
         raise refusal
     return receipt

@@ -5,8 +5,9 @@ no longer uses, payloads, snapshots of the index, windows, quarantine, the log o
 """
 
 import shutil
+import sqlite3
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -197,6 +198,24 @@ def test_a_session_goes_but_for_what_a_fork_has_and_a_document_alone(world: Worl
     assert found_in(data, [*talk.secrets, *fork.secrets]) == []
     serving.stop()  # type: ignore[attr-defined]
     assert check(data).problems == []
+
+
+def test_a_step_writes_no_more_where_more_chunks_go(serving: Callable[..., Any], data: Path) -> None:
+    """Forget few and many chunks, and look at the row that each step writes anew."""
+    sizes = []
+
+    def look() -> None:
+        with closing(sqlite3.connect(data / "metadata.db")) as database:
+            sizes.extend(database.execute("SELECT length(work) FROM forgettings WHERE work IS NOT NULL"))
+
+    caller = serving(limits=SMALL, pauses=Pauses(at={"rows forgotten": look}))
+    talk = Talk.begun(caller, 1, 1)
+    for bank, count in (("few", 2), ("many", 40)):
+        caller.create(bank, layers=[])
+        caller.write(*(caller.chunk(layers=[]) for _ in range(count)), bank=bank)
+        receipt = talk.sessions.stub.Forget(session_pb2.ForgetRequest(chunks={"bank": bank})).receipt
+        assert (len(receipt.chunks), caller.ids(bank)) == (count, [])
+    assert sizes[0] == sizes[1]
 
 
 def test_a_deleted_bank_takes_what_quarantine_has_of_it(serving: Callable[..., Any], data: Path) -> None:

@@ -1,5 +1,6 @@
 """Folders of released schemas are upgraded with all that they hold."""
 
+import json
 import os
 import sqlite3
 from contextlib import closing
@@ -15,6 +16,7 @@ from memory_service.domain.tenants import TenantQuota
 from memory_service.storage.local.records import schema
 from tests.support.caller import stored_bytes
 from tests.support.sessions import SessionCaller
+from tests.support.waiting import wait_until
 
 AXES = [tuple(float(i == axis) for i in range(4)) for axis in range(4)]
 # A caller that is made anew begins with the same keys.
@@ -34,6 +36,7 @@ TABLES_0003 = (
     *("store", "clock", "banks", "gone_banks", "chunks", "contents"),
     *("keys", "spent_keys", "evictions", "eviction_plans"),
 )
+TABLES_0005 = (*TABLES_0003, "tenants", "api_keys", "sessions", "branches", "turns", "windows")
 
 
 def to(version, data, sources):
@@ -64,8 +67,12 @@ def to_0004(data):
 
 def to_0005(data):
     """Make the folder's database one of the fifth schema, in which nothing was forgotten."""
-    tables = (*TABLES_0003, "tenants", "api_keys", "sessions", "branches", "turns", "windows")
-    to("0005", data, {table: f"new.{table}" for table in tables})
+    to("0005", data, {table: f"new.{table}" for table in TABLES_0005})
+
+
+def to_0006(data):
+    """Make the folder's database one of the sixth schema."""
+    to("0006", data, {table: f"new.{table}" for table in (*TABLES_0005, "forgettings", "gone_branches")})
 
 
 def to_0003(data):
@@ -238,6 +245,25 @@ def test_upgrade_from_0005_lets_turns_be_forgotten(serving, data):
     assert sessions.texts(session) == ["hello", "again"]
     assert sessions.forget_turns(session, 1, 1).turns == 1
     assert [each.items[0].text for each in sessions.turns(session) if each.items] == ["again"]
+    serving.stop()
+    assert check(data).problems == []
+
+
+def test_upgrade_from_0006_finishes_what_is_being_forgotten(serving, data):
+    caller = serving()
+    caller.create()
+    chunk_ids = [caller.add() for _ in range(3)]
+    serving.stop()
+    to_0006(data)
+    with closing(sqlite3.connect(data / "metadata.db")) as database:
+        ((bank_id, uid),) = database.execute("SELECT bank_id, uid FROM banks")
+        work = json.dumps({"kind": "chunks", "bank": bank_id, "uid": uid, "ids": chunk_ids[:2]})
+        counts = json.dumps(dict.fromkeys(("turns", "tokens", "bytes"), 0) | {"chunks": [], "places": {}})
+        row = ("r", "default", "chunks", "", "chunks of bank b by a filter", 1, counts, work)
+        database.execute("INSERT INTO forgettings VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
+        database.commit()
+    caller = serving(migrate=True)
+    wait_until(lambda: caller.ids() == chunk_ids[2:])
     serving.stop()
     assert check(data).problems == []
 

@@ -114,8 +114,8 @@ class ChunkForgetting:
         """Remove rows and files of chunks. tokens: whether those of the chunks count."""
         self.check(bank)
         ids, step = [*chosen.of_them, *chosen.attended], self.limits.step_rows
+        count = partial(noted.count_chunks, bank, frozenset(chosen.attended), tokens)
         for begin in range(0, len(ids), step):
-            count = partial(noted.count_chunks, bank, chosen.attended, tokens)
             self.removal.forget(bank, ids[begin : begin + step], count).result()
         self.pauses.reach("rows forgotten")
         if bank.kv.layers:

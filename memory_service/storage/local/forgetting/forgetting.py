@@ -311,7 +311,7 @@ class LocalForgetting:
 
     def _named_chunks(self, noted: Noted) -> None:
         if (bank := self._known.current(noted.work["bank"])) is not None:
-            self._chunks.named(noted, bank, noted.work["ids"])
+            self._chunks.named(noted, bank, noted.ids())
         else:  # deleted meanwhile
             self._chunks.bank(noted, noted.work["bank"], noted.work["uid"])
 

@@ -1,7 +1,7 @@
 """A forgetting under way: the row that says so, and the counts of its receipt. This file owns that each step and its
 count are one transaction, so that a receipt is right also where a kill came between two steps."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Set
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -38,6 +38,11 @@ class Noted:
         """Return what is to be done."""
         return self.what.work
 
+    def ids(self) -> list[int]:
+        """Return the ids of the chunks that are to be forgotten."""
+        with self.records.read(to_the_end=True) as connection:
+            return forgetting_rows.ids_of(connection, self.what.receipt_id)
+
     def receipt(self) -> Receipt:
         """Return what is gone so far."""
         with self.records.read(to_the_end=True) as connection:
@@ -70,7 +75,7 @@ class Noted:
     def count_chunks(
         self,
         bank: Bank,
-        attended: Sequence[int],
+        attended: Set[int],
         tokens: bool,
         connection: Connection,
         removed: Removed,
@@ -78,7 +83,7 @@ class Noted:
     ) -> None:
         """Count chunks of a bank that go in a transaction. attended: of those that had attended to what is forgotten,
         with others. tokens: whether those of the chunks count. payloads: descriptors by chunk id."""
-        again = len(set(removed.ids) & set(attended))
+        again = len(attended & set(removed.ids))
         named = [ForgottenChunk(bank.name, chunk_id, checksum_of(payloads.get(chunk_id))) for chunk_id in removed.ids]
         went = {"chunks": named, "size": removed.bytes, "tokens": removed.tokens if tokens else 0, "again": again}
         objects = sum(payload is not None for payload in payloads.values())

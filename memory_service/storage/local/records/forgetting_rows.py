@@ -21,8 +21,8 @@ _COUNTED = ("chunks", "turns", "tokens", "bytes", "places", "turns_kept", "chunk
 
 
 class Pending(NamedTuple):
-    """A forgetting that is not done. subject: names what was asked for. work: what is to be done, of ids and numbers;
-    its `kind` says how it is read."""
+    """A forgetting that is not done. subject: names what was asked for. work: what is to be done, of ids and numbers,
+    without the ids of chunks; its `kind` says how it is read."""
 
     receipt_id: str
     tenant: str
@@ -31,15 +31,27 @@ class Pending(NamedTuple):
 
 
 def insert(connection: Connection, tenant: str, subject: str, receipt: Receipt, work: Mapping[str, Any]) -> Pending:
-    """Write down what is to be forgotten, and drop what was kept long enough. subject: names what was asked for."""
+    """Write down what is to be forgotten, and drop what was kept long enough. subject: names what was asked for. work:
+    its `ids` are those of chunks; see `ids_of`."""
     old = receipt.time - _KEPT_US
     driver = raw(connection)
     driver.execute("DELETE FROM forgettings WHERE time <= ? AND work IS NULL", (old,))
     driver.execute("DELETE FROM gone_branches WHERE gone <= ?", (old,))
     said = (receipt.receipt_id, tenant, subject, receipt.key_id, receipt.target, receipt.time)
-    row = (*said, _counts(receipt), json.dumps(work))
+    if "ids" in work:
+        ids = (receipt.receipt_id, tenant, json.dumps(work["ids"]))
+        driver.execute("INSERT INTO forgetting_ids VALUES (?, ?, ?)", ids)
+    rest = {name: value for name, value in work.items() if name != "ids"}
+    row = (*said, _counts(receipt), json.dumps(rest))
     driver.execute("INSERT INTO forgettings VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
-    return Pending(receipt.receipt_id, tenant, subject, work)
+    return Pending(receipt.receipt_id, tenant, subject, rest)
+
+
+def ids_of(connection: Connection, receipt_id: str) -> list[int]:
+    """Return the ids of the chunks that are to be forgotten."""
+    statement = "SELECT ids FROM forgetting_ids WHERE receipt_id = ?"
+    found: list[int] = json.loads(raw(connection).execute(statement, (receipt_id,)).fetchone()[0])
+    return found
 
 
 def get(connection: Connection, receipt_id: str) -> Receipt:
@@ -60,6 +72,7 @@ def add(connection: Connection, receipt_id: str, **went: Any) -> None:
 def done(connection: Connection, receipt_id: str) -> None:
     """Note that all is gone."""
     raw(connection).execute("UPDATE forgettings SET work = NULL WHERE receipt_id = ?", (receipt_id,))
+    raw(connection).execute("DELETE FROM forgetting_ids WHERE receipt_id = ?", (receipt_id,))
 
 
 def drop(connection: Connection, receipt_id: str) -> None:

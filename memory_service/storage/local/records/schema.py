@@ -319,6 +319,16 @@ class ForgettingRow(Base):
     __table_args__ = (Index(None, "tenant", "subject"),)
 
 
+class ForgettingIdsRow(Base):
+    """The table of the chunks that are being forgotten by their ids, a JSON list, until all are gone. They may be many,
+    and so do not stand in the row of `forgettings`, which each step writes anew."""
+
+    __tablename__ = "forgetting_ids"
+    receipt_id: Mapped[str] = mapped_column(primary_key=True)
+    tenant: Mapped[str]
+    ids: Mapped[str]
+
+
 class GoneBranchRow(Base):
     """The table of branches of sessions that were forgotten: a chunk of one that begins at `start` or behind it is not
     written any more. `gone` is the time of that."""

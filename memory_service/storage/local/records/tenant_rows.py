@@ -28,9 +28,9 @@ def delete(connection: Connection, name: str, now: int) -> Went:
     if access_rows.tenant(connection, name) is None:
         raise tenant_not_found(name)
     keys = len(list(access_rows.keys(connection, name)))
-    sessions, windows, _ = (
+    sessions, windows, *_ = (
         raw(connection).execute(f"DELETE FROM {table} WHERE tenant = ?", (name,)).rowcount
-        for table in ("sessions", "windows", "forgettings")
+        for table in ("sessions", "windows", "forgettings", "forgetting_ids")
     )
     delete_tenant(access_rows, connection, name, now)
     return Went(keys, sessions, windows)
