@@ -56,7 +56,7 @@ class Forgetting:
 
 
 def _allowed(caller: Caller, receipt: Receipt, gone: bool, refusal: ServiceError) -> Receipt:
-    """Return a receipt that the caller may see. gone: whether it is of something that was gone before, of which a caller
+    """Return a receipt that the caller may see. gone: whether it is of something that was gone before; of that a caller
     of some banks gets its own receipts alone. Errors: the refusal."""
     if gone and caller.banks != EVERY_BANK and receipt.key_id != caller.key_id:
         raise refusal
