@@ -2,11 +2,13 @@
 
 import os
 import shutil
+import sqlite3
 import subprocess
-from contextlib import suppress
+from contextlib import closing, suppress
 
 import pytest
 
+import kvbank
 from kvbank.files.opening import free_bytes
 from kvbank.v1 import service_pb2 as pb
 from memory_service.api.embedded import LocalServer
@@ -80,3 +82,19 @@ def test_a_stop_on_a_full_disk_leaves_the_log_beside_the_database(serving, small
     assert "the log of the database stays beside it: database or disk is full" in caplog.text
     os.unlink(small / "of somebody else")
     assert serving(min_free=0).ids() == ids
+
+
+def test_an_upgrade_without_room_to_write_the_records_anew_says_so(serving, data, small, tmp_path, caplog):
+    with LocalServer(tmp_path / "older") as older, kvbank.connect(older.address) as client:
+        kvbank.TextMemory(client, "notes").add(["a text"])
+    with closing(sqlite3.connect(tmp_path / "older" / "metadata.db")) as database:
+        database.execute("DROP TABLE forgetting_ids")
+        database.execute("UPDATE alembic_version SET version_num = '0006'")
+        database.execute("CREATE TABLE other AS SELECT randomblob(5 << 20)")
+        database.commit()
+    shutil.copytree(tmp_path / "older", small, dirs_exist_ok=True)
+    caller = serving(min_free=0, migrate=True)
+    assert [chunk.text for chunk in caller.stub.ListChunks(pb.ListChunksRequest(bank="notes")).chunks] == ["a text"]
+    [said] = [text for text in caplog.messages if "written anew" in text]
+    assert "database or disk is full" in said
+    assert said.endswith(f"free 6 MiB, stop the service, and run: sqlite3 {data}/metadata.db VACUUM")

@@ -1,8 +1,9 @@
 """The tables of metadata.db, and the schema that a data folder has. This file owns the rules that only the present
 schema is served, and that no folder is begun anew whose records are lost."""
 
+import logging
 import sqlite3
-from contextlib import closing, suppress
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from kvbank.files.opening import free_bytes
 from memory_service.domain.errors import StartError
 from memory_service.domain.tenants import DEFAULT_TENANT
 from memory_service.storage.local.files import ballast, layout
+
+_log = logging.getLogger(__name__)
 
 NAMING = {
     "ix": "ix_%(table_name)s_%(column_0_N_name)s",
@@ -467,15 +470,29 @@ def upgrade(path: Path, revision: str = "head") -> None:
     config.set_main_option("script_location", str(migrations()).replace("%", "%%"))
     database = engine(path, synchronous="FULL", writer=True)
     try:
-        with database.connect() as connection, suppress(sqlite3.Error):  # as where the disk has no room for it
+        with database.connect() as connection:
             # The database of an earlier version keeps what it once had; one that was written anew can give it back.
             # First, so that a kill in between leaves an earlier version, and all of it is done again.
-            raw(connection).execute("VACUUM")
+            _write_anew(path, raw(connection))
         with database.connect() as connection:
             config.attributes["connection"] = connection
             command.upgrade(config, revision)
     finally:
         database.dispose()
+
+
+def _write_anew(path: Path, driver: sqlite3.Connection) -> None:
+    """Write a database anew, or say in the log why it stays as it is, as where the disk has no room for a copy."""
+    try:
+        driver.execute("VACUUM")
+    except sqlite3.Error as error:
+        # The log has as much of the copy as the disk had room for, which the upgrade needs.
+        driver.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        need = (path.stat().st_size >> 20) + 1
+        text = "%s could not be written anew (%s): bytes of what was deleted before its upgrade may be left in it; to "
+        _log.warning(
+            f"{text}clear them, free %d MiB, stop the service, and run: sqlite3 %s VACUUM", path, error, need, path
+        )
 
 
 def raw(connection: Connection) -> sqlite3.Connection:
