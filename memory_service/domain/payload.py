@@ -10,7 +10,7 @@ in a file that an earlier client staged, and beyond MOST_COPY bytes.
 import base64
 import json
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -79,6 +79,19 @@ def described(payload: Payload, seed_: int, header: bytes, checksums: Sequence[i
         header_length=len(header),
         header_checksum=xxhash.xxh3_64_intdigest(header, seed_),
     )
+
+
+def sealed(
+    owner: tuple[str, int], payload: Payload, data: Buffer, copy: Callable[[Sequence[int]], Copy]
+) -> tuple[bytes, Payload]:
+    """Return the header of an object whose tensors are `data`, and the descriptor as it is stored.
+
+    owner: bank uid and chunk id. copy: makes the copy of the record from the checksums of the tensors.
+    """
+    seed_ = seed(*owner)
+    checksums = checksums_of(payload.tensors, seed_, data)
+    header = header_of(owner, payload.tensors, copy(checksums))
+    return header, described(payload, seed_, header, checksums)
 
 
 def copy_of(chunk: Chunk, digest: bytes, checksums: Sequence[int]) -> Copy:

@@ -75,6 +75,11 @@ class Loading:
         """Open the files of chunks; None stands for a chunk that is gone by now. Errors: CHECKSUM_MISMATCH."""
         self._pauses.reach("objects opened")
         opened: list[Found | None] = []
+        self._objects.expect(
+            (item.bank.uid, item.chunk.chunk_id, payload)
+            for item in found
+            if item.sent and (payload := item.chunk.payload) is not None
+        )
         try:
             with self._stages["open"].time():
                 opened.extend(map(self._opened, found))

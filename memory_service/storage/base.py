@@ -583,9 +583,13 @@ class Objects(Protocol):
         """Take over a staged payload. Where the block stores nothing, or raises, the payload is removed. Errors:
         STAGED_FILE, NotThereError."""
 
+    def expect(self, wanted: Iterable[tuple[str, int, Payload]]) -> None:
+        """Learn which objects are about to be opened (bank uid, chunk id, descriptor), so that those that are far away
+        are fetched together. Nothing fails here."""
+
     def open(self, bank_uid: str, chunk_id: int, payload: Payload) -> Source:
-        """Open an object whose length and header are those of the descriptor. Errors: DamagedError,
-        FileNotFoundError."""
+        """Open an object whose length and header are those of the descriptor. payload: the descriptor, which may be cut
+        to the tensors that are going to be read. Errors: DamagedError, FileNotFoundError."""
 
     def discard(self, staged: Staged) -> None:
         """Remove a staged payload that is not taken over."""

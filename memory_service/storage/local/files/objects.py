@@ -17,7 +17,7 @@ from kvbank.files.durable import sync_folder
 from kvbank.files.opening import opener
 from memory_service.domain.errors import staged_file
 from memory_service.domain.model import Payload
-from memory_service.domain.payload import MOST_COPY, Buffer, checksums_of, described, header_of, seed
+from memory_service.domain.payload import MOST_COPY, Buffer, checksums_of, described, header_of, sealed, seed
 from memory_service.storage.base import Copying, DamagedError, Staged
 from memory_service.storage.local.files.bank_folders import BankFolders
 from memory_service.storage.local.files.layout import name
@@ -99,8 +99,7 @@ class LocalObjects:
 
     def put(self, bank_uid: str, chunk_id: int, payload: Payload, data: Buffer, copy: Copying) -> Payload:
         """Store all tensors of a chunk durably; see `Objects.put`. Errors: NotThereError."""
-        checksums = checksums_of(payload.tensors, seed(bank_uid, chunk_id), data)
-        header = header_of((bank_uid, chunk_id), payload.tensors, copy(checksums))
+        header, stored = sealed((bank_uid, chunk_id), payload, data, copy)
         with (
             self._placing(bank_uid, chunk_id) as temporary,
             open(temporary, "xb", buffering=0, opener=private.opener) as file,
@@ -108,7 +107,7 @@ class LocalObjects:
             _write_all(file.fileno(), header)
             _write_all(file.fileno(), data)
             self._sync(file.fileno())
-        return described(payload, seed(bank_uid, chunk_id), header, checksums)
+        return stored
 
     @contextmanager
     def adopt(self, bank_uid: str, chunk_id: int, payload: Payload, staged: Staged) -> Iterator[AdoptedFile]:
@@ -150,6 +149,9 @@ class LocalObjects:
     def discard(self, staged: Staged) -> None:
         """Remove a staged file that is not taken over."""
         StagedFile(self.staging, *staged).discard()
+
+    def expect(self, wanted: Iterable[tuple[str, int, Payload]]) -> None:
+        """Do nothing, since a file is opened at once."""
 
     def open(self, bank_uid: str, chunk_id: int, payload: Payload) -> FileSource:
         """Open the file of a chunk; see `Objects.open`. Errors: DamagedError, FileNotFoundError."""

@@ -1,0 +1,115 @@
+"""The K-V of chunks in a bucket: one immutable object each, with the same bytes as a file of a data folder.
+
+This file owns the mark below the prefix of a store, which says whose payloads these are: without it, a bucket that is
+configured wrongly would make every chunk look damaged.
+"""
+
+import errno
+import json
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
+
+from memory_service.domain.errors import StartError, staged_file
+from memory_service.domain.model import Payload
+from memory_service.domain.payload import Buffer, sealed
+from memory_service.storage.base import Adopted, Copying, NotThereError, Staged
+from memory_service.storage.s3 import layout
+from memory_service.storage.s3.bucket import Bucket
+from memory_service.storage.s3.cache import PayloadCache
+from memory_service.storage.s3.source import ObjectSource, Reads
+
+_MARK = "kvbank.store"
+
+
+class S3Objects:
+    """Implements `memory_service.storage.base.Objects` for a bucket. Errors of its methods: those of `Bucket`."""
+
+    def __init__(self, bucket: Bucket, cache: PayloadCache, store_id: str) -> None:
+        """Keep the payloads of a store in a bucket; nothing is asked yet. store_id: what the mark says."""
+        self._bucket, self._cache = bucket, cache
+        self._reads = Reads(bucket, cache)
+        self._mark = json.dumps({"store": store_id}).encode()
+
+    def claim(self, *, new: bool) -> None:
+        """Find the mark of this store in the bucket, or make it. new: whether the store has no payloads yet, so that
+        there may be none. Errors: StartError."""
+        try:
+            if new:
+                self._bucket.put_new(_MARK, [self._mark])
+            elif not self._marked():
+                text = "has no payloads of this store; is it another bucket or prefix than before?"
+                raise StartError(f"{self._bucket.location} {text}")
+        except FileExistsError as error:
+            raise StartError(f"{self._bucket.location} has the payloads of another store; name a prefix") from error
+        except OSError as error:
+            raise StartError(error.strerror or str(error)) from error
+
+    def _marked(self) -> bool:
+        """Tell whether the mark in the bucket is that of this store. Errors: those of `Bucket`."""
+        try:
+            return self._bucket.read(_MARK, 0, len(self._mark) + 1).data == self._mark
+        except FileNotFoundError:
+            return False
+
+    @property
+    def staging(self) -> None:
+        """Return None, since no client of this machine can put payloads into the bucket itself."""
+
+    def put(self, bank_uid: str, chunk_id: int, payload: Payload, data: Buffer, copy: Copying) -> Payload:
+        """Store all tensors of a chunk; see `Objects.put`. The object is made once: a repetition whose first try had no
+        answer finds it. Errors: NotThereError, FileExistsError where another object is there."""
+        header, stored = sealed((bank_uid, chunk_id), payload, data, copy)
+        try:
+            self._bucket.put_new(layout.key(bank_uid, chunk_id), [header, data])
+        except OSError as error:
+            if error.errno == errno.ENODEV:
+                raise NotThereError(str(error)) from error
+            raise
+        return stored
+
+    def adopt(self, bank_uid: str, chunk_id: int, payload: Payload, staged: Staged) -> AbstractContextManager[Adopted]:
+        """Refuse what a client has staged. Errors: STAGED_FILE."""
+        raise staged_file(staged.name, "cannot be taken over: payloads are in a bucket")
+
+    def discard(self, staged: Staged) -> None:
+        """Do nothing, since clients cannot stage anything."""
+
+    def expect(self, wanted: Iterable[tuple[str, int, Payload]]) -> None:
+        """Begin to fetch what is about to be opened; see `Objects.expect`."""
+        self._reads.expect(wanted)
+
+    def open(self, bank_uid: str, chunk_id: int, payload: Payload) -> ObjectSource:
+        """Open the tensors of a descriptor, which are verified and on this machine by then; see `Objects.open`. Errors:
+        DamagedError, FileNotFoundError, Cancelled."""
+        return self._reads.open(bank_uid, chunk_id, payload)
+
+    def delete(self, bank_uid: str, chunk_ids: Iterable[int]) -> None:
+        """Delete objects of a bank, and what the cache has of them; those that are not there are passed over."""
+        ids = list(chunk_ids)
+        self._cache.purge(bank_uid, ids)
+        self._bucket.delete(layout.key(bank_uid, chunk_id) for chunk_id in ids)
+
+    def delete_bank(self, bank_uid: str) -> None:
+        """Delete all objects of a bank, and what the cache has of them."""
+        self._cache.purge(bank_uid)
+        for page in self._bucket.pages(layout.below(bank_uid)):
+            self._bucket.delete(item.key for item in page)
+
+    def purge(self, bank_uid: str, chunk_ids: Iterable[int] | None = None) -> None:
+        """Remove what the cache of this machine has of chunks that another node has deleted; None for a whole bank."""
+        self._cache.purge(bank_uid, chunk_ids)
+
+    def there(self, bank_uid: str) -> bool:
+        """Tell whether the bucket can be reached and has the mark of this store."""
+        try:
+            return self._marked()
+        except OSError:
+            return False
+
+    def path(self, bank_uid: str, chunk_id: int) -> None:
+        """Return None, since objects have no path on this machine."""
+
+    def close(self) -> None:
+        """End the reading, and let another process have the cache."""
+        self._reads.close()
+        self._cache.close()
