@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.material import Vectors
-from memory_service.storage.local.records import row_checksum
+from memory_service.storage.chunks import row_checksum
 
 _TABLES = ("chunks", "contents")
 # The columns of a chunk's row that its checksums cover, and `digest`, which has the checksums.

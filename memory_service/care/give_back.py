@@ -17,11 +17,13 @@ from memory_service.domain import payload as payloads
 from memory_service.domain.chunk_size import stored_bytes
 from memory_service.domain.model import Bank
 from memory_service.storage.base import DamagedError
+from memory_service.storage.chunks import row_checksum
+from memory_service.storage.chunks.payload_json import payload_of
+from memory_service.storage.chunks.row import row_of
 from memory_service.storage.local import leftovers, quarantine
 from memory_service.storage.local.files import layout, objects
 from memory_service.storage.local.quarantine import Note
-from memory_service.storage.local.records import bank_rows, chunk_rows, row_checksum
-from memory_service.storage.local.records.payload_rows import payload_of
+from memory_service.storage.local.records import bank_rows, chunk_rows
 from memory_service.storage.local.records.schema import raw
 
 _BYTES = ("key", "digest", "token_ids", "embedding")
@@ -127,4 +129,4 @@ def _copied(bank: Bank, note: Note) -> Mapping[str, Any]:
     payload = payloads.described(chunk.payload, payloads.seed(*owner), head, checksums)
     payload_file.read(note.file, *owner, payload)
     size = stored_bytes(chunk, json.dumps(dict(chunk.metadata)))
-    return chunk_rows.row_of(bank.bank_id, replace(chunk, payload=payload, stored_bytes=size), digest)
+    return row_of(bank.bank_id, replace(chunk, payload=payload, stored_bytes=size), digest)

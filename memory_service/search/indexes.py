@@ -224,14 +224,14 @@ class SearchIndexes:
 
         started = time.perf_counter()
         try:
-            with self._store.snapshot(begin) as view:
+            with self._store.snapshot(bank, begin) as view:
                 if not view.exists(bank):
                     # Deleted since it was looked up: nothing would drop it again.
                     self._loading.pop(bank.bank_id, None)
                     raise bank_not_found(bank.name)
                 index = load(view.ids(bank), partial(view.vectors, bank), snapshots)
             self._pauses.reach("index loaded")
-            upkeep = self._store.in_order(partial(publish, index)).result()
+            upkeep = self._store.in_order(bank, partial(publish, index)).result()
         except BaseException:
             self._forget(entry)
             raise

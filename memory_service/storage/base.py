@@ -180,8 +180,8 @@ class View(Protocol):
 class Follower(Protocol):
     """What is derived from a store, such as an index, and follows its commits.
 
-    The store calls it from one thread at a time, in the order of the commits and before a write is acknowledged, so a
-    method must be short. What it raises is logged and undoes nothing.
+    Of one bank the store tells it from one thread at a time, in the order of the commits and before a write is
+    acknowledged, so a method must be short. What it raises is logged and undoes nothing.
     """
 
     def added(self, bank: Bank, ids: Sequence[int], vectors: Vectors) -> None:
@@ -332,12 +332,12 @@ class Store(Protocol):
         """Return when the followers know all that was acknowledged of these banks, also by other processes on the same
         store. An engine of one process has nothing to do here: it tells them with the commit."""
 
-    def snapshot(self, begun: Callable[[], None]) -> AbstractContextManager[View]:
+    def snapshot(self, bank: Bank, begun: Callable[[], None]) -> AbstractContextManager[View]:
         """Open a view that other threads' commits do not wait for, however long it is read. `begun` is called at its
-        moment: what followers are told before is in the view, what they are told after is not."""
+        moment: what followers are told before of the bank is in the view, what they are told after is not."""
 
-    def in_order(self, action: Callable[[], T]) -> "Future[T]":
-        """Call an action between two commits, when followers know all earlier ones and no later one."""
+    def in_order(self, bank: Bank, action: Callable[[], T]) -> "Future[T]":
+        """Call an action between two commits to a bank, when followers know all earlier ones and no later one."""
 
 
 class AccessRecords(Protocol):

@@ -53,28 +53,32 @@ Open = Callable[..., AbstractContextManager[Engine]]
 
 
 class Mirror:
-    """A follower that keeps what it is told, as an index does."""
+    """A follower that keeps what it is told, as an index does, and notes whether it was told of one thing at a time."""
 
     def __init__(self) -> None:
         self.vectors: dict[int, bytes] = {}
         self.banks: dict[str, Bank] = {}
-        self.threads: set[int] = set()
+        self.telling = threading.Lock()
+        self.alone = True
         self.altered_ids: list[int] = []
 
     def added(self, bank: Bank, ids: Sequence[int], vectors: Vectors) -> None:
-        self.threads.add(threading.get_ident())
+        self.alone &= self.telling.acquire(blocking=False)
         assert bank.name in self.banks
         self.vectors |= {int(i): row.tobytes() for i, row in zip(ids, vectors, strict=True)}
+        self.telling.release()
 
     def removed(self, bank: Bank, ids: Sequence[int]) -> None:
-        self.threads.add(threading.get_ident())
+        self.alone &= self.telling.acquire(blocking=False)
         for chunk_id in ids:
             self.vectors.pop(int(chunk_id), None)
+        self.telling.release()
 
     def altered(self, bank: Bank, ids: Sequence[int]) -> None:
-        self.threads.add(threading.get_ident())
+        self.alone &= self.telling.acquire(blocking=False)
         assert bank.name in self.banks
         self.altered_ids += ids
+        self.telling.release()
 
     def changed(self, bank: Bank) -> None:
         self.banks[bank.name] = bank
@@ -221,7 +225,7 @@ def test_a_tenant_that_writes_much_makes_another_wait_for_none_of_its_queue(open
         engine.access.add_tenant("quiet", TenantQuota())
         noisy, _ = store.create_bank(new_bank())
         quiet, _ = store.create_bank(new_bank(tenant="quiet"))
-        held_up = store.in_order(lambda: hold.wait(60))
+        held_up = store.in_order(noisy, lambda: hold.wait(60))
         written = []
         for tenant, bank, count in (("noisy", noisy, 700), ("quiet", quiet, 1)):
             for number in range(count):
@@ -432,7 +436,7 @@ def test_a_snapshot_and_what_followers_are_told_behind_it_are_the_store(open_eng
 
         changing = [threads.submit(change, writer) for writer in range(1, 4)]
         wait_until(lambda: len(held(store, bank)) > 30)
-        with store.snapshot(lambda: setattr(late, "begun", True)) as view:
+        with store.snapshot(bank, lambda: setattr(late, "begun", True)) as view:
             seen = view.ids(bank)
             wait_until(lambda: len(late.vectors) > 20)
             found, vectors = view.vectors(bank, seen)
@@ -456,11 +460,11 @@ def test_an_action_in_order_comes_between_two_commits(open_engine: Open) -> None
         bank, _ = engine.store.create_bank(new_bank())
         fill(engine.store, bank, range(25))
         added = [adding(engine.store, bank, new_chunk(number)) for number in range(25, 50)]
-        assert engine.store.in_order(lambda: len(mirror.vectors)).result(60) >= 25
+        assert engine.store.in_order(bank, lambda: len(mirror.vectors)).result(60) >= 25
         assert [done.result(60).replayed for done in added] == [False] * 25
         engine.store.catch_up([bank])
     assert len(mirror.vectors) == 50
-    assert len(mirror.threads) == 1
+    assert mirror.alone
 
 
 # Filters

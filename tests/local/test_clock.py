@@ -14,6 +14,7 @@ from kvbank.v1 import service_pb2 as pb
 from memory_service.domain.limits import Pauses
 from tests.support.clocks import HOUR, SECOND, Hands
 from tests.support.service_process import ServiceHost
+from tests.support.store import new_bank
 from tests.support.waiting import wait_until
 
 AXES = [tuple(float(i == axis) for i in range(4)) for axis in range(4)]
@@ -180,7 +181,7 @@ def test_a_write_that_meets_a_leap_of_the_clock_lives_as_long_as_it_should(start
     engine, hold, submitted = serving.server.banks.engine, threading.Event(), threading.Semaphore(0)
     hands.set_wall(5 * HOUR)
     engine.store.clock.behind()
-    engine.store.in_order(hold.wait)
+    engine.store.in_order(new_bank(), hold.wait)
     hands.go_on(HOUR)
     points["submitted"] = submitted.release
     with ThreadPoolExecutor(2) as threads:

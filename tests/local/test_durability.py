@@ -25,6 +25,7 @@ from memory_service.domain.model import Payload, Producer
 from memory_service.storage.local.files.layout import MARK
 from memory_service.storage.local.files.objects import LocalObjects
 from memory_service.storage.local.records import schema
+from tests.support.store import new_bank
 from tests.support.waiting import wait_until
 
 DATA_LOSS = grpc.StatusCode.DATA_LOSS
@@ -311,7 +312,7 @@ def test_a_bank_that_is_deleted_twice_and_made_anew_stays(serving, refused):
     caller = serving(pauses=Pauses(at=(points := {})))
     caller.create()
     banks, hold, submitted = serving.server.banks, threading.Event(), threading.Semaphore(0)
-    banks.store.in_order(hold.wait)
+    banks.store.in_order(new_bank(), hold.wait)
     points["submitted"] = submitted.release
     with ThreadPoolExecutor(3) as threads:
         tasks = []

@@ -13,6 +13,7 @@ from kvbank.v1 import bank_pb2
 from kvbank.v1 import service_pb2 as pb
 from memory_service.domain.limits import STANDARD, Limits, Pauses
 from tests.support.caller import AXES
+from tests.support.store import new_bank
 from tests.support.waiting import wait_until
 
 
@@ -124,7 +125,7 @@ def test_a_write_that_was_under_way_when_the_capacity_was_lowered_evicts_little_
     caller.create("c", layers=[], capacity={"chunks": 3000})
     caller.write_together((caller.chunk(layers=[]) for _ in range(1500)), "c")
     hold, submitted = threading.Event(), threading.Semaphore(0)
-    serving.server.banks.store.in_order(hold.wait)
+    serving.server.banks.store.in_order(new_bank(), hold.wait)
     points["submitted"] = submitted.release
     with ThreadPoolExecutor(2) as threads:
         lowered = threads.submit(caller.update, "c", capacity={"chunks": 10})

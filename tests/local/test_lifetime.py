@@ -14,6 +14,7 @@ from kvbank.v1 import service_pb2 as pb
 from memory_service.domain.limits import Limits, Pauses
 from tests.support.caller import lasting
 from tests.support.clocks import HOUR, Hands
+from tests.support.store import new_bank
 from tests.support.waiting import wait_until
 
 
@@ -216,7 +217,7 @@ def test_a_write_right_behind_a_new_capacity_knows_it(serving):
     assert (caller.usage("c").chunks, caller.usage("c").chunks_evicted) == (4, 2)
     hold, submitted = threading.Event(), threading.Semaphore(0)
     points["submitted"] = submitted.release
-    serving.server.banks.store.in_order(hold.wait)
+    serving.server.banks.store.in_order(new_bank(), hold.wait)
     with ThreadPoolExecutor(2) as threads:
         change = pb.UpdateBankRequest(
             bank=bank_pb2.Bank(name="c", capacity={"chunks": 50}), update_mask={"paths": ["capacity"]}

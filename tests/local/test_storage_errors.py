@@ -17,6 +17,7 @@ from kvbank.v1 import service_pb2 as pb
 from memory_service.api.messages.status import to_service_error
 from memory_service.domain.limits import Pauses
 from memory_service.storage.local.records import failures
+from tests.support.store import new_bank
 
 EXHAUSTED, UNAVAILABLE = grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNAVAILABLE
 
@@ -32,7 +33,7 @@ def test_chunks_without_tensors_are_held_back_too(serving, frames):
             sent.append(number)
             yield from frames(*caller.chunk(layers=(), text="x" * 200_000))
 
-    serving.server.banks.store.in_order(hold.wait)
+    serving.server.banks.store.in_order(new_bank(), hold.wait)
     stream = caller.stub.WriteChunks(chunks())
     time.sleep(2)
     held_back = len(sent)

@@ -17,6 +17,7 @@ from memory_service.domain.limits import Pauses
 from memory_service.storage.local.records.schema import raw
 from tests.proof.floods import flood
 from tests.proof.once import reason_of
+from tests.support.store import new_bank
 from tests.support.waiting import wait_until
 
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
@@ -116,7 +117,7 @@ def test_slow_calls_leave_others_their_threads_and_end_with_their_caller(
 def test_calls_that_wait_for_the_disk_leave_others_a_thread(caller: Any, serving: Any) -> None:
     """Calls that wait for the disk are short, and may be many."""
     hold = threading.Event()
-    serving.server.banks.store.in_order(hold.wait)
+    serving.server.banks.store.in_order(new_bank(), hold.wait)
     calls = [
         caller.stub.DeleteChunks.future(pb.DeleteChunksRequest(bank="b", chunk_ids=[number + 1]))
         for number in range(EAGER)

@@ -11,16 +11,18 @@ from typing import Any
 import numpy as np
 from sqlalchemy import Connection
 
-from memory_service.domain.errors import ServiceError, bank_not_found, turn_forgotten
+from memory_service.domain.errors import bank_not_found, turn_forgotten
 from memory_service.domain.model import Bank, Chunk
 from memory_service.domain.sessions import BRANCH
 from memory_service.observe.metrics import Metrics
 from memory_service.storage.base import Written
+from memory_service.storage.chunks import keyed, row_checksum
+from memory_service.storage.chunks.row import row_of
+from memory_service.storage.followers import Followers
 from memory_service.storage.local.evicting.capacity import Capacities, CrowdedError, Made
 from memory_service.storage.local.evicting.removal import Removal
-from memory_service.storage.local.followers import Followers
 from memory_service.storage.local.known_banks import KnownBanks
-from memory_service.storage.local.records import chunk_rows, forgotten_turns, row_checksum
+from memory_service.storage.local.records import chunk_rows, forgotten_turns
 from memory_service.storage.local.records.records import Records
 from memory_service.storage.local.records.writer import savepoint
 from memory_service.storage.local.rows import QUOTAS
@@ -51,13 +53,13 @@ class Adding:
         # What a caller has sent whole is written, also where the caller has gone by now.
         with self.records.read(to_the_end=True) as connection:
             found = chunk_rows.find_key(connection, bank.bank_id, key, unwritten)
-        return None if found is None or _counts_no_more(found, digest) else _replay(key, digest, found)
+        return None if found is None or keyed.counts_no_more(found, digest) else keyed.replay(key, digest, found)
 
     def add(self, bank: Bank, chunk: Chunk, digest: bytes) -> "Future[Written]":
         """Add a chunk to a bank; see `Store.add`."""
         done: Future[Written] = Future()
         done.set_running_or_notify_cancel()
-        self._wait(_Addition(self, bank, chunk, chunk_rows.row_of(bank.bank_id, chunk, digest)), done)
+        self._wait(_Addition(self, bank, chunk, row_of(bank.bank_id, chunk, digest)), done)
         return done
 
     def _wait(self, addition: "_Addition", done: "Future[Written]") -> None:
@@ -115,8 +117,8 @@ class _Addition:
         unwritten = self.adding.records.counts.unwritten()
         if found := chunk_rows.find_key(connection, bank_id, chunk.key, unwritten):
             digest = None if chunk.if_absent else row_checksum.digest_of(self.row["digest"])
-            if not _counts_no_more(found, digest):
-                return _replay(chunk.key, digest, found)
+            if not keyed.counts_no_more(found, digest):
+                return keyed.replay(chunk.key, digest, found)
             if not found.removed:
                 raise _ExpiredError(found.chunk_id)
             chunk_rows.free_key(connection, bank_id, chunk.key, found.chunk_id)
@@ -147,7 +149,7 @@ class _Addition:
         if self.chunk.created < clock.leapt:
             self.chunk = replace(self.chunk, created=clock.now_us())
             digest = row_checksum.digest_of(self.row["digest"])
-            self.row = chunk_rows.row_of(self.bank.bank_id, self.chunk, digest)
+            self.row = row_of(self.bank.bank_id, self.chunk, digest)
 
     def applied(self, written: Written) -> None:
         """Let the followers, the figures and the evictions follow the commit."""
@@ -159,16 +161,3 @@ class _Addition:
             self.adding.followers.added(self.bank, [self.chunk.chunk_id], vector[None])
             if self.made.evicted:
                 self.adding.capacities.applied(self.bank, self.made)
-
-
-def _counts_no_more(found: chunk_rows.Keyed, digest: bytes | None) -> bool:
-    """Tell whether a known key may be written anew. digest: see `Store.replay_of`."""
-    return found.free or (found.gone and digest is None)
-
-
-def _replay(key: bytes, digest: bytes | None, found: chunk_rows.Keyed) -> Written:
-    """Answer a write whose key is known. digest: see `Store.replay_of`. Errors: KEY_REUSED."""
-    if digest is not None and digest != found.digest:
-        text = f"idempotency key {key.hex()} was used for other content (chunk {found.chunk_id})"
-        raise ServiceError("KEY_REUSED", text, key=key.hex(), chunk_id=found.chunk_id)
-    return Written(key, found.chunk_id, replayed=True, gone=found.gone)

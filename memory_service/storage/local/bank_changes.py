@@ -10,16 +10,17 @@ from functools import partial
 from sqlalchemy import Connection
 
 from memory_service.domain import validate
-from memory_service.domain.errors import ServiceError, bank_not_found, not_mounted
+from memory_service.domain.errors import bank_not_found, not_mounted
 from memory_service.domain.eviction import NOBODY
 from memory_service.domain.model import Bank, Metadata, bank_bytes
+from memory_service.storage.banks import agreement
 from memory_service.storage.base import NotThereError, Seen
+from memory_service.storage.followers import Followers
 from memory_service.storage.local.evicting.capacity import Capacities
 from memory_service.storage.local.evicting.ledgers import Ledgers
 from memory_service.storage.local.evicting.removal import Removal
 from memory_service.storage.local.files.disk_space import DiskSpace
 from memory_service.storage.local.files.objects import LocalObjects
-from memory_service.storage.local.followers import Followers
 from memory_service.storage.local.known_banks import KnownBanks
 from memory_service.storage.local.records import bank_rows, gone_rows
 from memory_service.storage.local.records.records import Records
@@ -59,10 +60,12 @@ class BankChanges:
         def make(connection: Connection, *, ready: bool) -> Bank | None:
             """Return the bank of this name; None for one that would be new and is not `ready`, because it has no folder
             yet."""
-            if (found := _found(connection, new)) is not None:
+            found = bank_rows.named(connection, new.tenant, new.name)
+            if found is not None:
+                agreement.check_same(found, new)
                 return found
             QUOTAS.check_bank(connection, new)
-            _check_bound("banks of all tenants", self.bounds.banks, bank_rows.count(connection) + 1)
+            agreement.check_bound("banks of all tenants", self.bounds.banks, bank_rows.count(connection) + 1)
             self._check_bytes(bank_bytes(new))
             self.space.for_records().give()
             return replace(new, bank_id=bank_rows.insert(connection, new)) if ready else None
@@ -93,7 +96,9 @@ class BankChanges:
     def _check_bytes(self, more: int) -> None:
         """Refuse a bank with which all banks would take too much memory. Errors: TOO_LARGE."""
         if more > 0:
-            _check_bound("bytes of specs and metadata of all tenants", self.bounds.bytes, self.known.bytes + more)
+            agreement.check_bound(
+                "bytes of specs and metadata of all tenants", self.bounds.bytes, self.known.bytes + more
+            )
 
     def update(self, tenant: str, name: str, changes: Mapping[str, object]) -> Bank:
         """Replace fields of a bank; see `Store.update_bank`."""
@@ -148,7 +153,7 @@ class BankChanges:
             new = bank_rows.named(connection, tenant, by)
             if old is None or new is None:
                 raise bank_not_found(seen.name if old is None else by)
-            _check_seen(old, seen, new, by_uid)
+            agreement.check_seen(old, seen, new, by_uid)
             kept = {name: getattr(old, name) for name in ("name", "capacity", "policy", "quota", "expiry", "index")}
             changed = replace(new, metadata=metadata, **kept)
             validate.bank(changed)
@@ -190,38 +195,3 @@ class BankChanges:
         self.known.remove(bank)
         self.capacities.forget(bank)
         self.removal.bank_deleted(bank)
-
-
-def _found(connection: Connection, new: Bank) -> Bank | None:
-    """Find the bank of the tenant and name of a new one. Errors: BANK_EXISTS, when its specs are others."""
-    found = bank_rows.named(connection, new.tenant, new.name)
-    if found is None:
-        return None
-    # A hidden size that is not stated is whatever the bank's is.
-    other_size = new.kv.hidden_size not in (0, found.kv.hidden_size)
-    if other_size or (found.kv, found.embedding) != (new.kv, new.embedding):
-        text = f"there is a bank {new.name!r} with another spec"
-        raise ServiceError(
-            "BANK_EXISTS",
-            text,
-            bank_digest=found.kv.reader_digest,
-            request_digest=new.kv.reader_digest,
-        )
-    return found
-
-
-def _check_seen(old: Bank, seen: Seen, new: Bank, by_uid: str) -> None:
-    """Refuse to replace a bank that is no longer as it was seen, or by another bank than was meant. Errors:
-    BANK_CHANGED."""
-    if (old.uid, old.usage.chunks, old.usage.chunks_written) != seen[1:]:
-        text = f"bank {old.name!r} has changed since it was looked at"
-        raise ServiceError("BANK_CHANGED", text, bank=old.name)
-    if new.uid != by_uid:
-        raise ServiceError("BANK_CHANGED", f"bank {new.name!r} is another one than was looked at", bank=new.name)
-
-
-def _check_bound(what: str, limit: int, size: int) -> None:
-    """Refuse what would be too much for all tenants together. The size is not told, which says how much others have.
-    Errors: TOO_LARGE."""
-    if size > limit:
-        raise ServiceError("TOO_LARGE", f"this server takes at most {limit} {what} together", limit=limit)

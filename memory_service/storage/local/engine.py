@@ -25,6 +25,7 @@ from memory_service.storage.access.ended_keys import EndedKeys
 from memory_service.storage.access.records import Access
 from memory_service.storage.background import Janitor
 from memory_service.storage.base import DerivedId, Sizes
+from memory_service.storage.followers import Followers
 from memory_service.storage.local import given_ids, leftovers, mounts
 from memory_service.storage.local.adding import Adding
 from memory_service.storage.local.bank_changes import BankChanges, Bounds
@@ -39,7 +40,6 @@ from memory_service.storage.local.files.folder import DataFolder
 from memory_service.storage.local.files.layout import FOLDER
 from memory_service.storage.local.files.objects import LocalObjects
 from memory_service.storage.local.files.window_files import WindowFiles
-from memory_service.storage.local.followers import Followers
 from memory_service.storage.local.forgetting.chunks import ChunkForgetting
 from memory_service.storage.local.forgetting.forgetting import LocalForgetting
 from memory_service.storage.local.known_banks import KnownBanks

@@ -15,9 +15,10 @@ from sqlalchemy import Connection
 
 from memory_service.domain import payload
 from memory_service.domain.model import Chunk
+from memory_service.storage.chunks import row_checksum
 from memory_service.storage.local import quarantine
 from memory_service.storage.local.files import objects
-from memory_service.storage.local.records import forgotten_turns, row_checksum
+from memory_service.storage.local.records import forgotten_turns
 from memory_service.storage.local.records.schema import raw
 
 UNNAMED = "no record names it: its write had no answer, or its record is lost"

@@ -19,9 +19,9 @@ from sqlalchemy import Connection
 
 from kvbank.files import durable, private
 from memory_service.domain import payload as payloads
+from memory_service.storage.chunks.row import row_of
 from memory_service.storage.local.files import objects
 from memory_service.storage.local.files.layout import QUARANTINE, SUFFIX, name
-from memory_service.storage.local.records import chunk_rows
 from memory_service.storage.local.records.schema import raw
 
 # A record has this entry while `repair` has not looked at it yet.
@@ -192,7 +192,7 @@ def _row_of(folder: Path, bank_uid: str, chunk_id: int) -> Mapping[str, Any] | N
     with suppress(OSError, ValueError):
         head = objects.read_header(folder / f"{chunk_id}{SUFFIX}")
         chunk, digest, _ = payloads.copied(head, (bank_uid, chunk_id))
-        return chunk_rows.row_of(0, chunk, digest)
+        return row_of(0, chunk, digest)
     return None
 
 

@@ -17,6 +17,7 @@ from sqlalchemy import Connection
 from memory_service.domain.clock import Clock
 from memory_service.domain.model import Bank, Chunk, Eviction, Metadata
 from memory_service.storage.base import Follower, Retrievals, Seen, Totals, Written
+from memory_service.storage.followers import Followers
 from memory_service.storage.local import quarantine
 from memory_service.storage.local.adding import Adding
 from memory_service.storage.local.bank_changes import BankChanges
@@ -24,7 +25,6 @@ from memory_service.storage.local.evicting.capacity import Capacities
 from memory_service.storage.local.evicting.ledgers import Ledgers
 from memory_service.storage.local.evicting.removal import Removal
 from memory_service.storage.local.files.disk_space import DiskSpace
-from memory_service.storage.local.followers import Followers
 from memory_service.storage.local.known_banks import KnownBanks
 from memory_service.storage.local.records import bank_rows, chunk_rows
 from memory_service.storage.local.records.records import Records
@@ -191,7 +191,7 @@ class LocalStore:
         """Return at once, because the followers were told with the commit, before the write was acknowledged."""
 
     @contextmanager
-    def snapshot(self, begun: Callable[[], None]) -> Iterator[LocalView]:
+    def snapshot(self, bank: Bank, begun: Callable[[], None]) -> Iterator[LocalView]:
         """Open a view at a moment between two commits; see `Store.snapshot`."""
 
         def begin() -> LocalView:
@@ -207,6 +207,6 @@ class LocalStore:
             for connection in opened:
                 connection.close()
 
-    def in_order(self, action: Callable[[], T]) -> "Future[T]":
-        """Call an action in the writer's thread, between two commits."""
+    def in_order(self, bank: Bank, action: Callable[[], T]) -> "Future[T]":
+        """Call an action in the writer's thread, between two commits to any bank."""
         return self.records.writer.between(action)

@@ -7,8 +7,8 @@ from sqlalchemy import Connection
 
 from memory_service.domain.model import Bank, Chunk, Eviction, Filter
 from memory_service.storage.base import Ids, Vectors
+from memory_service.storage.chunks.counts import Unwritten
 from memory_service.storage.local.records import bank_rows, chunk_rows, gone_rows
-from memory_service.storage.local.records.counts import Unwritten
 
 
 class LocalView:

@@ -17,12 +17,12 @@ from memory_service.domain.errors import ServiceError, not_mounted
 from memory_service.domain.forgetting import MOST_NAMED, ForgottenChunk
 from memory_service.domain.limits import Limits, Pauses
 from memory_service.domain.model import Bank, Filter
+from memory_service.storage.followers import Followers
 from memory_service.storage.local import quarantine
 from memory_service.storage.local.bank_changes import BankChanges
 from memory_service.storage.local.evicting.removal import Removal
 from memory_service.storage.local.files import layout
 from memory_service.storage.local.files.objects import LocalObjects
-from memory_service.storage.local.followers import Followers
 from memory_service.storage.local.forgetting.noted import Noted, checksum_of
 from memory_service.storage.local.records import bank_rows, chunk_rows, gone_rows
 from memory_service.storage.local.records.chunk_parts import Chosen, Forgotten

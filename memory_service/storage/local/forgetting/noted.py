@@ -11,10 +11,10 @@ from sqlalchemy import Connection
 
 from memory_service.domain.forgetting import ForgottenChunk, Receipt
 from memory_service.domain.model import Bank
+from memory_service.storage.chunks.payload_json import payload_of
 from memory_service.storage.local.records import forgetting_rows
 from memory_service.storage.local.records.forgetting_rows import Pending
 from memory_service.storage.local.records.gone_rows import Removed
-from memory_service.storage.local.records.payload_rows import payload_of
 from memory_service.storage.local.records.records import Records
 from memory_service.storage.sessions.turn_row import Gone
 

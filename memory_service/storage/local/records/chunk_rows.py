@@ -8,10 +8,8 @@ import json
 from collections import namedtuple
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from functools import lru_cache
 from itertools import chain
-from operator import attrgetter
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import numpy as np
 import sqlalchemy as sa
@@ -19,12 +17,14 @@ from numpy.typing import NDArray
 from sqlalchemy import ColumnElement, Connection, Select, Table
 from sqlalchemy.exc import DBAPIError
 
-from memory_service.domain.model import Bank, Chunk, Expiry, Filter, Metadata, Unit
-from memory_service.storage.local.records import row_checksum, row_flaws
+from memory_service.domain.model import Bank, Chunk, Filter, Metadata, Unit
+from memory_service.storage.chunks import row_checksum
+from memory_service.storage.chunks.counts import Unwritten
+from memory_service.storage.chunks.keyed import Keyed
+from memory_service.storage.chunks.row import chunk_of
+from memory_service.storage.local.records import row_flaws
 from memory_service.storage.local.records.conditions import holds, of_stretches
-from memory_service.storage.local.records.counts import Unwritten
 from memory_service.storage.local.records.gone_rows import SPENT_KEY_US, forget_keys
-from memory_service.storage.local.records.payload_rows import payload_json, payload_of
 from memory_service.storage.local.records.schema import BankRow, ChunkRow, ContentRow, GoneBankRow, KeyRow, raw
 
 _CHUNKS: Table = ChunkRow.__table__  # type: ignore[assignment]
@@ -72,17 +72,6 @@ _FIND_SIZES = """
 """
 
 
-class Keyed(NamedTuple):
-    """The chunk that was first written under a key. `gone`: removed or expired; `free`: gone for so long that the key
-    may be used again; `removed`: its row is gone too."""
-
-    chunk_id: int
-    digest: bytes
-    gone: bool
-    free: bool
-    removed: bool
-
-
 def find_key(connection: Connection, bank_id: int, key: bytes, unwritten: Unwritten) -> Keyed | None:
     """Find the chunk that was first written under a key, with the digest of its request; None for a new key. What is
     `unwritten` may have renewed the chunk."""
@@ -91,42 +80,13 @@ def find_key(connection: Connection, bank_id: int, key: bytes, unwritten: Unwrit
         return None
     row = _Keyed._make(found)
     free = row.gone is not None and row.gone <= unwritten.now - SPENT_KEY_US
-    gone = row.gone is not None or _expired(row, unwritten)
+    gone = row.gone is not None or unwritten.expired(row)
     return Keyed(row.chunk_id, row_checksum.digest_of(row.digest or b""), gone, free, row.gone is not None)
 
 
 def free_key(connection: Connection, bank_id: int, key: bytes, chunk_id: int) -> None:
     """Forget the key of a chunk that is gone, so that it can be inserted again."""
     forget_keys(raw(connection), [(bank_id, key, chunk_id)])
-
-
-def row_of(bank_id: int, chunk: Chunk, digest: bytes) -> Mapping[str, Any]:
-    """Make the row that `insert` takes. This is done before the write gets its turn, since all writes wait for the
-    writer's thread. digest: that of the request."""
-    expiry = chunk.expiry or Expiry()
-    row = {
-        "chunk_id": chunk.chunk_id,
-        "bank_id": bank_id,
-        "key": chunk.key,
-        "start": chunk.start,
-        "original_length": chunk.original_length,
-        "stored_length": chunk.stored_length,
-        "payload_bytes": chunk.payload.length if chunk.payload else 0,
-        "meta": json.dumps(dict(chunk.metadata)),
-        "created": chunk.created,
-        "retrieval_count": 0,
-        "last_retrieved": None,
-        "pinned": chunk.pinned,
-        "ttl": expiry.ttl,
-        "renew": expiry.renew,
-        "expires": chunk.created + expiry.ttl if expiry.ttl else None,
-        "size": chunk.stored_bytes,
-        "token_ids": chunk.token_ids,
-        "text": chunk.text,
-        "payload": payload_json(chunk.payload),
-        "embedding": chunk.embedding,
-    }
-    return row | {"digest": row_checksum.with_checksums(digest, row)}
 
 
 def insert(connection: Connection, row: Mapping[str, Any]) -> bool:
@@ -157,8 +117,8 @@ def found(connection: Connection, bank: Bank, chunk_ids: Iterable[int], unwritte
         closing(raw(connection).execute(_FIND_CHUNKS, (bank.bank_id, json.dumps(wanted)))) as rows,
     ):
         for row in map(_found_row, rows):
-            if not _expired(row, unwritten):
-                yield _chunk(row, bank, False)
+            if not unwritten.expired(row):
+                yield chunk_of(row, bank, False)
 
 
 def message_bytes(connection: Connection, times: Mapping[int, int]) -> tuple[int, int]:
@@ -171,19 +131,12 @@ def message_bytes(connection: Connection, times: Mapping[int, int]) -> tuple[int
     return least, most
 
 
-def _expired(row: Any, unwritten: Unwritten) -> bool:
-    if row.expires is None or row.expires > unwritten.now:
-        return False
-    found = unwritten.of(row.chunk_id) if row.renew else None
-    return found is None or found.first >= row.expires or found.last + int(row.ttl) <= unwritten.now
-
-
 def expired_ids(connection: Connection, bank_id: int, unwritten: Unwritten) -> NDArray[np.int64]:
     """Return the ids [n], ascending, of the bank's chunks that have expired and are not removed yet. This is cheap
     where there are none."""
     statement = f"SELECT chunk_id, ttl, renew, expires {_EXPIRED} AND bank_id = ?"
     rows = map(_Expiring._make, raw(connection).execute(statement, (unwritten.now, bank_id)).fetchall())
-    return np.sort(np.array([row.chunk_id for row in rows if _expired(row, unwritten)], np.int64))
+    return np.sort(np.array([row.chunk_id for row in rows if unwritten.expired(row)], np.int64))
 
 
 def expired(connection: Connection, now: int, most: int) -> dict[int, list[int]]:
@@ -266,7 +219,7 @@ def get(
     where = (ChunkRow.bank_id == bank.bank_id, ChunkRow.chunk_id == chunk_id)
     with row_flaws.naming(connection, bank, [chunk_id]):
         row = connection.execute(_whole().where(*where)).one_or_none()
-        return None if row is None or _expired(row, unwritten) else _chunk(row, bank, embedding)
+        return None if row is None or unwritten.expired(row) else chunk_of(row, bank, embedding)
 
 
 def page(
@@ -278,8 +231,8 @@ def page(
     where = (ChunkRow.bank_id == bank.bank_id, ChunkRow.chunk_id > after, alive, *_conditions(filter_))
     with row_flaws.naming(connection, bank):
         for row in connection.execute(_whole().where(*where).order_by(ChunkRow.chunk_id)):
-            if not _expired(row, unwritten):
-                yield _chunk(row, bank, embedding)
+            if not unwritten.expired(row):
+                yield chunk_of(row, bank, embedding)
 
 
 def pin(
@@ -299,7 +252,7 @@ def update(connection: Connection, bank_id: int, chunk_id: int, metadata: Metada
     where = (ChunkRow.bank_id == bank_id, ChunkRow.chunk_id == chunk_id)
     columns = (ChunkRow.chunk_id, ChunkRow.digest, ChunkRow.ttl, ChunkRow.renew, ChunkRow.expires, ChunkRow.meta)
     row = connection.execute(sa.select(*columns).where(*where)).one_or_none()
-    if row is None or _expired(row, unwritten):
+    if row is None or unwritten.expired(row):
         return None
     meta = json.dumps(dict(metadata))
     grown = len(meta.encode()) - len(row.meta.encode())
@@ -358,50 +311,3 @@ def some_payload_ids(connection: Connection, bank_id: int, most: int) -> list[in
     statement = "SELECT chunk_id FROM chunks WHERE bank_id = ? AND payload_bytes > 0 ORDER BY chunk_id"
     found = [chunk_id for (chunk_id,) in raw(connection).execute(statement, (bank_id,))]
     return found[:: -(-len(found) // most) or 1]
-
-
-_figures = attrgetter("start", "original_length", "stored_length", "created", "retrieval_count", "ttl")
-
-
-def _is_int(value: object) -> bool:
-    return isinstance(value, int)
-
-
-def _chunk(row: Any, bank: Bank, embedding: bool) -> Chunk:
-    """Make the value of a row of `chunks` and `contents`. Errors: those that `row_flaws.naming` catches, for a row that
-    cannot be used."""
-    metadata, payload = json.loads(row.meta), _cached_payload_of(row.payload)
-    if type(metadata) is not dict or len(row.token_ids) % 4 or type(row.token_ids) is not bytes:
-        raise ValueError("metadata or token ids are damaged")
-    if type(row.embedding) is not bytes or len(row.embedding) != 4 * bank.embedding.dimension:
-        raise ValueError("the embedding is cut")
-    if type(row.text) is not str or type(row.key) is not bytes or not all(map(_is_int, _figures(row))):
-        raise TypeError("a column has another type")
-    if row.payload_bytes != (payload.length if payload else 0):
-        raise ValueError("the descriptor is of another chunk")
-    if flaw := row_checksum.flaw(row._asdict()):
-        raise ValueError(flaw)
-    return Chunk(
-        key=row.key,
-        start=row.start,
-        original_length=row.original_length,
-        stored_length=row.stored_length,
-        token_ids=row.token_ids,
-        text=row.text,
-        metadata=metadata,
-        embedding=row.embedding if embedding else b"",
-        payload=payload,
-        chunk_id=row.chunk_id,
-        bank=bank.name,
-        created=row.created,
-        retrieval_count=row.retrieval_count,
-        last_retrieved=row.last_retrieved,
-        pinned=bool(row.pinned),
-        expiry=Expiry(row.ttl, bool(row.renew)) if row.ttl else None,
-        expires=row.expires,
-        stored_bytes=row.size,
-    )
-
-
-# What is retrieved often is parsed once: it never changes.
-_cached_payload_of = lru_cache(512)(payload_of)

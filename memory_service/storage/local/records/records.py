@@ -22,9 +22,9 @@ from memory_service.domain.limits import NO_PAUSES, Pauses
 from memory_service.domain.tenants import DEFAULT_TENANT, Tenant
 from memory_service.observe.metrics import Metrics
 from memory_service.storage.base import Retrievals
+from memory_service.storage.chunks.counts import Counts
 from memory_service.storage.local.records import access_rows, clock_rows, failures, schema, tenant_usage
 from memory_service.storage.local.records.chunk_ids import ChunkIds, Reservations
-from memory_service.storage.local.records.counts import Counts
 from memory_service.storage.local.records.schema import ChunkRow, StoreRow, raw
 from memory_service.storage.local.records.writer import Writer
 

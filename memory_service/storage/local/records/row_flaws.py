@@ -15,8 +15,8 @@ from sqlalchemy.exc import DBAPIError
 from memory_service.domain.model import Bank, Payload, PayloadKind
 from memory_service.domain.payload import seed
 from memory_service.storage.base import FlawedError
-from memory_service.storage.local.records import row_checksum
-from memory_service.storage.local.records.payload_rows import payload_of
+from memory_service.storage.chunks import row_checksum
+from memory_service.storage.chunks.payload_json import payload_of
 from memory_service.storage.local.records.schema import raw
 
 # The errors of a read that meets a value of a type or form that it cannot have.

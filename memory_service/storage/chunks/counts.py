@@ -3,7 +3,7 @@ the next transaction, which begins within a second."""
 
 import threading
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from memory_service.domain.clock import Clock
 from memory_service.storage.base import Retrievals
@@ -21,6 +21,14 @@ class Unwritten(NamedTuple):
         """Return the retrievals of one chunk; None where there are none."""
         pending, taken = self.pending.get(chunk_id), self.taken.get(chunk_id)
         return pending.joined(taken) if pending else taken
+
+    def expired(self, row: Any) -> bool:
+        """Tell whether a chunk has expired, where none of these retrievals has renewed it. row: one with `chunk_id`,
+        `ttl`, `renew` and `expires`."""
+        if row.expires is None or row.expires > self.now:
+            return False
+        found = self.of(row.chunk_id) if row.renew else None
+        return found is None or found.first >= row.expires or found.last + int(row.ttl) <= self.now
 
 
 class Counts:
