@@ -4,6 +4,7 @@ its turns. Windows are a cache, and are not looked at.
 Nothing here is mended: a session or a turn that is damaged is refused by its name, and stays as it is.
 """
 
+import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -13,7 +14,7 @@ from memory_service.care.folder import Folder
 from memory_service.care.report import Findings
 from memory_service.domain.errors import ServiceError
 from memory_service.domain.sessions import Session
-from memory_service.storage.local.records import forgetting_rows, session_rows, turn_rows
+from memory_service.storage.local.records import clock_rows, forgetting_rows, session_rows, turn_rows
 from memory_service.storage.local.records.schema import raw
 from memory_service.storage.sessions.session_row import Branch
 
@@ -25,7 +26,10 @@ def check(folder: Folder, findings: Findings, *, fast: bool) -> None:
     with folder.read() as connection:
         sessions = dict(_sessions(connection, findings))
         branches = dict(_branches(connection, findings))
+        now = max(time.time_ns() // 1000, mark.now if (mark := clock_rows.mark(connection)) else 0)
         for session in sessions.values():
+            if session.expires is not None and session.expires <= now:
+                continue  # nobody can read it any more, and some of its turns may be gone already
             for text in _flaws(connection, session):
                 findings.add("session", f"session {session.session_id}: {text}")
         going = forgetting_rows.branches_going(connection)

@@ -2,6 +2,7 @@
 kill."""
 
 import random
+import shutil
 import signal
 import sqlite3
 import threading
@@ -13,8 +14,11 @@ from typing import Any
 import grpc
 import pytest
 
+import kvbank
 from kvbank.v1 import service_pb2
-from memory_service.domain.limits import Limits
+from memory_service.api.embedded import LocalServer
+from memory_service.care.check import check
+from memory_service.domain.limits import Limits, Pauses
 from memory_service.domain.sessions import Item, Turn
 from memory_service.storage.sessions.turn_row import prepared
 from tests.support.clocks import SECOND, Hands
@@ -63,6 +67,37 @@ def test_what_has_expired_goes_with_its_turns_window_and_bank(serving: Callable[
     assert caller.sample("kvbank_sessions_expired_total") == 2
     assert (caller.sample("kvbank_sessions"), caller.sample("kvbank_turns_appended_total")) == (1, 4)
     assert caller.sample("kvbank_turn_bytes") > 500
+
+
+def test_what_has_expired_goes_in_steps_and_a_kill_between_two_of_them_goes_on(
+    serving: Callable[..., Any], data: Path, tmp_path: Path
+) -> None:
+    """Copy the folder when some of the turns have gone, as a kill would leave it, and serve the copy."""
+    hands, copy, copying = Hands(), tmp_path / "copy", list[bool]()
+
+    def look() -> None:
+        if copying and 0 < rows(data)["turns"] < 6:
+            copying.clear()
+            shutil.copytree(data, copy, ignore=shutil.ignore_patterns("*.socket", "*-shm"))
+
+    limits = Limits(expiry_s=0.05, step_rows=1)
+    caller = serving(clock=hands.clock(), limits=limits, pauses=Pauses(at={"submitted": look}))
+    sessions = SessionCaller(caller.channel)
+    made = sessions.create(ttl=10)
+    caller.create(made.bank)
+    sessions.talk(made.session_id, sessions.acquire(made.session_id).epoch, 0, *"abcdef")
+    copying.append(True)
+    hands.go_on(10 * SECOND)
+    wait_until(lambda: not any(rows(data).values()))
+    serving.stop()  # type: ignore[attr-defined]
+    assert rows(copy)["sessions"] == 1
+    assert check(copy).problems == []
+    limits = Limits(expiry_s=0.05)
+    with (
+        LocalServer(copy, clock=hands.clock(), limits=limits, durability="os") as server,
+        kvbank.connect(server.address) as client,
+    ):
+        wait_until(lambda: not any(rows(copy).values()) and not list(client.list_banks()))
 
 
 def test_a_leap_of_the_clock_ends_no_lease_and_no_session(serving: Callable[..., Any]) -> None:

@@ -156,7 +156,7 @@ class LocalEngine:
             metrics=metrics,
             most=self._settings.max_sessions,
         )
-        self._ended_sessions = EndedSessions(self.sessions)
+        self._ended_sessions = EndedSessions(self.sessions, limits.step_rows)
         data = self._settings.data
         chunks = ChunkForgetting(data, self.objects, changes, self._removal, self._followers, limits, pauses)
         self.unused = UnusedBytes(self.records.writer, data / "metadata.db")

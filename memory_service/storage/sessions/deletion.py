@@ -41,6 +41,18 @@ def delete(rows: Rows, connection: Connection, session_id: str) -> tuple[list[Le
     return left, kept
 
 
+def shorten(rows: Rows, connection: Connection, session_id: str, most: int) -> bool:
+    """Delete at most `most` turns that a session leaves to none of its forks, and return whether there were any. The
+    session and its branches stay."""
+    own = rows.sessions.branches_of(connection, session_id)
+    heirs = _heirs(own, rows.sessions.children_of(connection, session_id))
+    for name, branch in own.items():
+        after = heirs[name].after if name in heirs else branch.cut_turn
+        if rows.turns.clear_some(connection, name, after, most).turns:
+            return True
+    return False
+
+
 def clear_some(rows: Rows, connection: Connection, left: Left, most: int) -> Gone:
     """Delete at most `most` turns of what is left of a branch, and the branch behind the last of them, where no heir
     has it."""

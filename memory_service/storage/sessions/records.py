@@ -203,31 +203,36 @@ class Sessions:
 
     # Deletion
 
-    def expire(self, tenant: str, session_id: str) -> None:
-        """Delete a session, with its window and its turns, if it has expired by now, and its bank, if that was made for
-        it and no other has it. Errors: CHECKSUM_MISMATCH."""
+    def expire(self, tenant: str, session_id: str, most: int) -> bool:
+        """Delete at most `most` turns of a session, if it has expired by now, and return whether more of it is left.
+        When no turn is left, its bank goes, if that was made for it and no other has it, and last the session with its
+        window, by which a stop in between is found. Errors: CHECKSUM_MISMATCH."""
 
-        def drop(connection: Connection, now: int) -> tuple[Session, str] | None:
+        def shorten(connection: Connection, now: int) -> tuple[Session, bool] | None:
             session = self.rows.sessions.get(connection, tenant, session_id, NEVER)
             if session.expires is None or session.expires > now:
                 return None  # a turn has come meanwhile
+            return session, deletion.shorten(self.rows, connection, session_id, most)
+
+        def drop(connection: Connection, _: int) -> str:
             window = self.rows.windows.delete(connection, session_id)
             for left in deletion.delete(self.rows, connection, session_id)[0]:
-                while deletion.clear_some(self.rows, connection, left, LARGEST_INT64).turns:
-                    pass
-            return session, window
+                deletion.clear_some(self.rows, connection, left, LARGEST_INT64)
+            return window
 
-        dropped = self._change(tenant, drop)
-        if dropped is None:
-            return
-        session, window = dropped
-        self.windows.remove(window)
+        if (found := self._change(tenant, shorten)) is None:
+            return False
+        session, more = found
+        if more:
+            return True
         with self.records.read() as connection:
-            used = self.rows.sessions.is_used(connection, tenant, session.bank)
+            used = self.rows.sessions.is_used(connection, tenant, session.bank, but=session_id)
         if session.has_own_bank and not used:
             with suppress(ServiceError):  # its worker has not made it, or it is gone
                 self.banks.delete(tenant, session.bank)
+        self.windows.remove(self._change(tenant, drop))
         self.metrics.sessions_expired.inc()
+        return False
 
     def totals(self) -> SessionTotals:
         """Add up what all sessions hold; see `SessionRecords.totals`."""

@@ -67,8 +67,9 @@ class SessionRows(Protocol):
     def totals(self, connection: Connection, now: int) -> SessionTotals:
         """Count all sessions, those that a worker has, and the bytes of all turns."""
 
-    def is_used(self, connection: Connection, tenant: str, bank: str) -> bool:
-        """Tell whether any session of a tenant has its chunks in a bank."""
+    def is_used(self, connection: Connection, tenant: str, bank: str, *, but: str = "") -> bool:
+        """Tell whether any session of a tenant has its chunks in a bank. but: the id of a session that does not
+        count."""
 
     def branch(self, connection: Connection, name: str) -> Branch | None:
         """Read the row of a branch; None where it is not there. Errors: CHECKSUM_MISMATCH."""

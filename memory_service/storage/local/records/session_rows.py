@@ -148,10 +148,10 @@ def totals(connection: Connection, now: int) -> SessionTotals:
     return SessionTotals(*raw(connection).execute(f"SELECT {held} FROM sessions", (now,)).fetchone())
 
 
-def is_used(connection: Connection, tenant: str, bank: str) -> bool:
-    """Tell whether any session of a tenant has its chunks in a bank."""
-    found = raw(connection).execute("SELECT 1 FROM sessions WHERE tenant = ? AND bank = ? LIMIT 1", (tenant, bank))
-    return found.fetchone() is not None
+def is_used(connection: Connection, tenant: str, bank: str, *, but: str = "") -> bool:
+    """Tell whether any session of a tenant has its chunks in a bank. but: the id of a session that does not count."""
+    statement = "SELECT 1 FROM sessions WHERE tenant = ? AND bank = ? AND session_id != ? LIMIT 1"
+    return raw(connection).execute(statement, (tenant, bank, but)).fetchone() is not None
 
 
 def session_of(row: Sequence[Any]) -> Session | None:
