@@ -1,6 +1,7 @@
 """Tests of payloads in a bucket. The service is real and in memory; what fails, fails in a proxy before it."""
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +14,8 @@ if why := s3.missing():
 
 from memory_service.storage.s3.bucket import Bucket
 from memory_service.storage.s3.location import Location
+from memory_service.storage.s3.objects import S3Objects
+from memory_service.storage.s3.opening import open_objects
 
 # Patience enough for a busy machine where a request succeeds in the end, and none to wait for.
 QUICK = ObjectLimits(first_pause_s=0.001, longest_pause_s=0.01)
@@ -36,3 +39,17 @@ def proxy() -> Iterator[s3.Faulty]:
 def through(bucket: Bucket, proxy: s3.Faulty) -> Callable[..., Bucket]:
     """Speak to the bucket of the test through the proxy."""
     return lambda limits=QUICK: Bucket(bucket.location, limits, proxy.url)
+
+
+@pytest.fixture
+def opened(tmp_path: Path) -> Iterator[Callable[..., S3Objects]]:
+    """Open the payloads of a store in a bucket, with a cache in a folder of the test."""
+    made = []
+
+    def open_at(bucket: Bucket, cache_bytes: int = 1 << 24, store: str = "of this test") -> S3Objects:
+        made.append(open_objects(bucket, store, tmp_path / "cache", cache_bytes))
+        return made[-1]
+
+    yield open_at
+    for objects in made:
+        objects.close()

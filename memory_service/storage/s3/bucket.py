@@ -9,6 +9,7 @@ AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, AWS_REGION, AWS_ENDPOINT_URL).
 import errno
 import os
 import random
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime, timedelta
@@ -62,8 +63,13 @@ class Bucket:
         self.location = location
         self.limits = limits
         self._endpoint = endpoint or next(filter(None, map(os.environ.get, _ENDPOINTS)), "")
+        self._closed = threading.Event()
         # By the binary size of what is sent, since a request may take as long as its bytes do.
         self._stores: dict[int, S3Store] = {}
+
+    def close(self) -> None:
+        """Let no request be made again from now on."""
+        self._closed.set()
 
     # Writing
 
@@ -192,8 +198,9 @@ class Bucket:
                     raise
                 raise failures.failure(self.location, error) from error
             except _FAILURES as error:
-                if not failures.passes(error) or time.monotonic() + pause > until:
+                late = self._closed.is_set() or time.monotonic() + pause > until
+                if late or not failures.passes(error):
                     raise failures.failure(self.location, error) from error
             # Half of it by chance, so that those that failed together do not come again together.
-            time.sleep(pause * random.uniform(0.5, 1.0))
+            self._closed.wait(pause * random.uniform(0.5, 1.0))
             pause = min(2 * pause, self.limits.longest_pause_s)

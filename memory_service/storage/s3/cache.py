@@ -184,8 +184,10 @@ class PayloadCache:
             return self._used
 
     def close(self) -> None:
-        """Let another process have the folder. The files stay."""
-        os.close(self._lock_file)
+        """Let another process have the folder, whose files stay. A second call does nothing."""
+        descriptor, self._lock_file = self._lock_file, -1
+        if descriptor >= 0:
+            os.close(descriptor)
 
     def _remove(self, chunk: tuple[str, int], files: dict[str, int]) -> None:
         for parts, size in files.items():

@@ -110,6 +110,7 @@ class S3Objects:
         """Return None, since objects have no path on this machine."""
 
     def close(self) -> None:
-        """End the reading, and let another process have the cache."""
+        """End the reading, in which nothing is asked again, and let another process have the cache."""
+        self._bucket.close()
         self._reads.close()
         self._cache.close()
