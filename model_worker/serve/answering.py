@@ -92,9 +92,10 @@ def answer(
     client.server_info(timeout=START_S)  # without the model, which others would wait for
     found = place.find(client, question.history)
     with (
+        conversations.opened(client, place, question.history, found) as conversation,
         turn.holding_model(question.decoding.seed),
-        conversations.opened(client, place, question.history, found, turn.progress) as conversation,
     ):
+        conversation.fit(turn)
         on_text("")
         _tell(conversation, question, turn)
         return _say(conversation, question, turn, on_text)
@@ -106,10 +107,8 @@ def add(
     """Add exchanges that took place elsewhere to a session, and return their turns. Raises what `answer` raises."""
     place, nothing = AtEnd(session_id), History("", (), "")
     found = place.find(client, nothing)
-    with (
-        turn.holding_model(),
-        conversations.opened(client, place, nothing, found, turn.progress) as conversation,
-    ):
+    with conversations.opened(client, place, nothing, found) as conversation, turn.holding_model():
+        conversation.fit(turn)
         tell = conversation.session.tell
         return [tell(each.said, each.answered, progress=turn.progress) for each in exchanges]
 

@@ -41,10 +41,19 @@ class Baton:
             self._shares.charge(who, cost)
             if not self._waiting or self._shares.next_of((*self._waiting, who)) == who:
                 return
+        with self.lending(who):
+            pass
+
+    @contextmanager
+    def lending(self, who: Claimant) -> Iterator[None]:
+        """Let others have the model while the block runs, which this thread has before and behind it."""
         state = _random_state()
         self._pass_on()
-        self._take(who)
-        _set_random_state(state)
+        try:
+            yield
+        finally:
+            self._take(who)
+            _set_random_state(state)
 
     def _take(self, who: Claimant) -> None:
         with self._lock:

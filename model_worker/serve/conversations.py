@@ -6,10 +6,12 @@ another way since, and is looked for again then.
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 
 import kvbank
 from model_worker.errors import SessionError
-from model_worker.model import MemoryModel, Progress
+from model_worker.model import MemoryModel
+from model_worker.serve.engine import Turn
 from model_worker.serve.history import Exchange, History
 from model_worker.serve.places import CONVERSATION, Found, Place
 from model_worker.serve.usage import Before
@@ -21,15 +23,28 @@ _TRIES = 3
 
 
 class Conversation:
-    """A session that is open for one request.
+    """A session that is held for one request. Its window is there once `fit` has made it.
 
     unknown: exchanges of the request that the session has not seen. before: what the request has cost so far. kept:
     tokens of the session that were in its bank before the request.
     """
 
-    def __init__(self, session: Session, unknown: tuple[Exchange, ...], again: int) -> None:
+    def __init__(self, session: Session, unknown: tuple[Exchange, ...]) -> None:
         self.session, self.unknown = session, unknown
-        self.before, self.kept = Before(session.info.tokens, again), session.memory.kept
+        self.before, self.kept = Before(session.info.tokens), 0
+
+    def fit(self, turn: Turn) -> None:
+        """Make the window of the session for a request that has the model now, and lends it from then on."""
+        self.session.record.aside = turn.lending_model
+        again = 0
+
+        def noted(done: int, total: int) -> None:
+            nonlocal again
+            again = total
+            turn.progress(done, total)
+
+        self.session.fit(noted)
+        self.before, self.kept = replace(self.before, again=again), self.session.memory.kept
 
 
 class Conversations:
@@ -45,18 +60,16 @@ class Conversations:
         self._preset = SessionPreset.of(model.model, model.chunk, window=window, recent=recent)
 
     @contextmanager
-    def opened(
-        self, client: kvbank.Client, place: Place, history: History, found: Found, progress: Progress
-    ) -> Iterator[Conversation]:
-        """Have the session of a request open while the block runs; one that is not there is begun.
+    def opened(self, client: kvbank.Client, place: Place, history: History, found: Found) -> Iterator[Conversation]:
+        """Hold the session of a request while the block runs, without the model; one that is not there is begun.
 
-        found: what `place` has found. progress: told of tokens that are fed. Raises SessionError where other requests
-        are always quicker, and what `Session.open` raises.
+        found: what `place` has found. Raises SessionError where other requests are always quicker, and what
+        `Session.taken` raises.
         """
         for _ in range(_TRIES):
             with ExitStack() as stack:
                 try:
-                    conversation = stack.enter_context(self._open(client, place, found, progress))
+                    conversation = stack.enter_context(self._open(client, place, found))
                 except kvbank.LeaseHeld:
                     if not place.forks:
                         raise
@@ -69,16 +82,9 @@ class Conversations:
         raise SessionError("the conversation is used by other requests at the same time; ask again")
 
     @contextmanager
-    def _open(self, client: kvbank.Client, place: Place, found: Found, progress: Progress) -> Iterator[Conversation]:
-        again = 0
-
-        def noted(done: int, total: int) -> None:
-            nonlocal again
-            again = total
-            progress(done, total)
-
+    def _open(self, client: kvbank.Client, place: Place, found: Found) -> Iterator[Conversation]:
         free = bool(place.name) and found.session is None and _is_free(client, place.name)
-        with Session.open(
+        with Session.taken(
             self._model,
             name=place.name if free else None,
             session_id=None if found.session is None else found.session.session_id,
@@ -89,10 +95,9 @@ class Conversations:
             metadata={CONVERSATION: place.name} if place.name else {},
             model_name=self._name,
             why=self._why,
-            progress=noted,
             **self._preset.memory,
         ) as session:
-            yield Conversation(session, found.unknown, again)
+            yield Conversation(session, found.unknown)
 
     def begun(self, client: kvbank.Client, system: str, metadata: Mapping[str, str]) -> kvbank.Session:
         """Make a session without turns, and return it. system: its system prompt. metadata: of the caller's."""

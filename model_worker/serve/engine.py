@@ -10,7 +10,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
@@ -67,6 +67,10 @@ class Turn:
             else:
                 torch.manual_seed(seed)
             yield
+
+    def lending_model(self) -> AbstractContextManager[None]:
+        """Let others have the model while the block runs, which waits for something else."""
+        return self._baton.lending(self._who)
 
     @property
     def left(self) -> bool:

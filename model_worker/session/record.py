@@ -5,8 +5,8 @@ every append was answered, the turns are those that it knows. After anything els
 that had ended) it reads session and turns again before the next turn.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import accumulate
 
 import kvbank
@@ -20,13 +20,15 @@ class SessionRecord:
 
     info: as the service said last. turns: all of them, with their token ids; a forgotten one has none.
     forgotten_meanwhile: numbers of turns that were forgotten elsewhere while they were known here; the user of the
-    record clears them once nothing is left of them.
+    record clears them once nothing is left of them. aside: entered while the service is waited for, before and behind a
+    turn: there others may have the model.
     """
 
     def __init__(self, client: kvbank.Client, info: kvbank.Session, lease: Lease):
         self.client, self.info, self.lease = client, info, lease
         self.turns: list[kvbank.Turn] = []
         self.forgotten_meanwhile: set[int] = set()
+        self.aside: Callable[[], AbstractContextManager[None]] = nullcontext
         self._sure = False
 
     @property
@@ -49,6 +51,10 @@ class SessionRecord:
 
         Raises kvbank.LeaseHeld where another worker has the session, and other errors of the service.
         """
+        with self.aside():
+            return self._goes_on()
+
+    def _goes_on(self) -> bool:
         if self._sure and not self.lease.lost:
             try:
                 self.lease.renew(_FIRST_S)
@@ -76,7 +82,7 @@ class SessionRecord:
         Raises kvbank.LeaseLost, kvbank.TurnConflict and other errors of the service.
         """
         self.lease.check()
-        with self._unsure():
+        with self._unsure(), self.aside():
             appended = self.client.sessions.append(
                 self.info.session_id, [turn], epoch=self.lease.epoch, follows=self.info.head
             )

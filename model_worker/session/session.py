@@ -57,6 +57,7 @@ class Session:
         self.record, self._beginning, self.why = record, beginning, 0
         self.memory = TurnMemory(memory, record)
         self.window = SessionWindow(beginning, record, self.memory, window, local)
+        self._bank_uid = ""  # of the session's bank, as it is now
 
     @classmethod
     def open(
@@ -87,6 +88,32 @@ class Session:
 
         A bank that the session read before, and that cannot be read now, is told of (RuntimeWarning) and left out.
         """
+        session = cls.taken(
+            model, name=name, session_id=session_id, client=client, window=window, local=local, style=style, **options
+        )
+        with contextlib.ExitStack() as failed:
+            failed.callback(session.close)
+            session.fit(progress)
+            failed.pop_all()
+        return session
+
+    @classmethod
+    def taken(
+        cls,
+        model: MemoryModel,
+        *,
+        name: str | None = None,
+        session_id: str | None = None,
+        client: kvbank.Client | None = None,
+        window: int | None = None,
+        local: str | None = None,
+        style: str = "auto",
+        **options: Unpack[SessionOptions],
+    ) -> Self:
+        """Take the lease of a session and ask for its turns and window, as `open` does; `fit` makes the window then.
+
+        The model does nothing meanwhile, so that others may have it. Arguments and errors: as of `open`.
+        """
         asked, memory_options = parted(model, options)
         size, rule = model.window if window is None else window, local_rule(local) or model.local
         connected = client or model.client
@@ -107,7 +134,7 @@ class Session:
             session = cls(beginning, record, memory, size, rule)
             session.why = asked.why
             failed.callback(session.window.close)
-            session._fit(progress)
+            session._find_window()
             failed.pop_all()
         return session
 
@@ -140,6 +167,20 @@ class Session:
     def left(self) -> int:
         """Return the offset of the first token of the window: those before it have left."""
         return self.window.start
+
+    def fit(self, progress: Progress | None = None) -> None:
+        """Make the window of a session that was `taken`, and its bank again where that has not the session's chunks.
+
+        progress: as of `open`.
+        """
+        turns = self.record.turns
+        if not self._has_chunks:
+            self.window.make(0, 0, progress)
+            self.record.set(**{_BANK_UID: self._bank_uid})
+        elif any(turn.status == "forgotten" for turn in turns) and not self.window.found:
+            self._write_again(progress)
+        else:
+            self.window.rebuild(progress)
 
     # -- a turn ---------------------------------------------------------------------------------------------------
 
@@ -365,24 +406,18 @@ class Session:
         self.memory.follow()
         self.window.forget()
 
-    def _fit(self, progress: Progress | None) -> None:
-        """Make the window, and the bank again where it is not the one that has the session's chunks."""
-        record = self.record
-        uid = record.client.get_bank(self.info.bank).uid
-        known = record.info.settings.get(_BANK_UID)
-        if known != uid and record.turns:
-            self.window.make(0, 0, progress)
-        elif any(turn.status == "forgotten" for turn in record.turns) and not self._has_window:
-            self._write_again(progress)
-        else:
-            self.window.rebuild(progress)
-        record.set(**{_BANK_UID: uid})
+    def _find_window(self) -> None:
+        """Ask the service for what the window is made from: which bank has the chunks, and the window that it has."""
+        self._bank_uid = self.record.client.get_bank(self.info.bank).uid
+        if not self.record.turns:
+            self.record.set(**{_BANK_UID: self._bank_uid})
+        if self._has_chunks:
+            self.window.find()
 
     @property
-    def _has_window(self) -> bool:
-        with contextlib.suppress(kvbank.DataLoss):
-            return self.record.client.sessions.read_window(self.info.session_id) is not None
-        return True
+    def _has_chunks(self) -> bool:
+        """Tell whether the bank is the one that has the session's chunks."""
+        return self.info.settings.get(_BANK_UID) == self._bank_uid
 
     def _write_again(self, progress: Progress | None) -> None:
         """Make the window, and again the chunks behind the first forgotten turn, which had attended to it.

@@ -9,7 +9,6 @@ import json
 import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,7 +47,7 @@ class SessionWindow:
     """The window of one session.
 
     size: tokens of the window, as they were asked for. local: the rule by which layers keep some of them. ids: the
-    tokens that the cache counts as seen.
+    tokens that the cache counts as seen. found: whether the service had a window when it was asked last, whole or not.
     """
 
     def __init__(
@@ -66,6 +65,8 @@ class SessionWindow:
         self._keeping: Future[None] | None = None
         self._thread = ThreadPoolExecutor(1, "keep-window")
         self.ids: list[int] = []
+        self.found = False
+        self._ahead: list[kvbank.Window | None] = []  # what `find` has found, until it is used
 
     @property
     def cache(self) -> MemoryCache:
@@ -156,6 +157,22 @@ class SessionWindow:
         if not self._load():
             kept = turns[-1].kept if turns else 0
             self.make(kept, kept, progress)
+
+    def find(self) -> None:
+        """Ask the service for its window, which the next `rebuild` takes: so that nothing waits for it then."""
+        self._ahead = [self._read()]
+
+    def _read(self) -> kvbank.Window | None:
+        """Return the window that the service has; None where there is none, or none that is whole."""
+        self.found = False
+        try:
+            window = self._record.client.sessions.read_window(self._record.info.session_id)
+        except kvbank.NotFound:
+            return None
+        except kvbank.DataLoss:
+            window, self.found = None, True
+        self.found = self.found or window is not None
+        return window
 
     def make(self, start: int, kept: int, progress: Progress | None = None) -> None:
         """Make the window from the tokens of the turns, from the offset `start` on.
@@ -270,9 +287,7 @@ class SessionWindow:
     def _load(self) -> bool:
         """Take the window that the service has; return False where it has none for the last turn."""
         self.kept()
-        found = None
-        with suppress(kvbank.DataLoss, kvbank.NotFound):
-            found = self._record.client.sessions.read_window(self._record.info.session_id)
+        found = self._ahead.pop() if self._ahead else self._read()
         if found is None or found.turn != self._record.info.head:
             return False
         stamp = self._stamp(self._fresh(0))

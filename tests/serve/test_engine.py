@@ -212,3 +212,26 @@ def test_the_error_of_a_request_is_its_own() -> None:
     with pytest.raises(ValueError, match="wrong"):
         engine.submit("a", "a", fails).result.result(60)
     assert engine.submit("a", "a", lambda turn: turn.left).result.result(60) is False
+
+
+def test_who_waits_for_something_else_lends_the_model_and_draws_as_if_alone() -> None:
+    engine, has, done = Engine(), threading.Event(), threading.Event()
+
+    def lending(turn: Turn) -> list[float]:
+        with turn.holding_model(seed=7):
+            has.set()
+            first = float(torch.rand(()))
+            with turn.lending_model():
+                assert done.wait(60)
+            return [first, float(torch.rand(()))]
+
+    def other(turn: Turn) -> None:
+        with turn.holding_model(seed=8):
+            torch.rand(())
+        done.set()
+
+    lender = engine.submit("a", "a", lending)
+    assert has.wait(60)
+    engine.submit("b", "b", other).result.result(60)
+    torch.manual_seed(7)
+    assert lender.result.result(60) == torch.rand(2).tolist()

@@ -1,14 +1,20 @@
 """Which session a request goes on with: by its name, and by what was said."""
 
 import threading
-import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import openai
 
 import kvbank
-from model_worker.serve.engine import Turn
+from memory_service.api.embedded import LocalServer
+from memory_service.domain.limits import Pauses
+from model_worker.serve.answering import Decoding, Question
+from model_worker.serve.history import History, Message
+from model_worker.serve.places import Found, Named
 from tests.worker_http.conftest import MODEL, Running
 from tests.worker_http.test_chat import ask
 
@@ -102,42 +108,65 @@ def test_a_prompt_longer_than_the_window_is_remembered(client: openai.OpenAI) ->
     assert found.model == MODEL
 
 
-def test_a_session_that_goes_another_way_meanwhile_is_not_taken(worker: Running, client: openai.OpenAI) -> None:
-    # While the request waits for the model, its session gets another turn in the place of the one that it knew.
-    options = {"extra_headers": {"X-Kvbank-Session": "meanwhile"}}
-    messages, _ = talk(client, WORDS[:2], **options)
-    has, free = threading.Event(), threading.Event()
+@dataclass(frozen=True)
+class Overtaken(Named):
+    """The place of a name whose session gets another turn, from another worker, once it is found the first time."""
 
-    def holding(turn: Turn) -> None:
-        with turn.holding_model():
-            has.set()
-            free.wait(60)
+    found: list[str] = field(default_factory=list)
 
-    with worker.served.clients.client("none") as service, ThreadPoolExecutor(1) as pool:
-        holder = worker.served.engine.submit("another", "another", holding)
-        try:
-            assert has.wait(60)
-            answered = pool.submit(ask, client, [*messages[:2], user("the sky is wide")], **options)
-            fork = _fork_of(service, "meanwhile")
-            lease = service.sessions.acquire(fork, "another worker").lease
+    def find(self, client: kvbank.Client, history: History, *, fork: bool = False) -> Found:
+        found = super().find(client, history, fork=fork)
+        if not self.found and found.session is not None:
+            self.found.append(found.session.session_id)
+            lease = client.sessions.acquire(self.found[0], "another worker").lease
             assert lease is not None
-            service.sessions.rewind(fork, 0, epoch=lease.epoch)
+            client.sessions.rewind(self.found[0], 0, epoch=lease.epoch)
             other = kvbank.Turn([kvbank.Item("user", "no"), kvbank.Item("assistant", "yes")], [5, 6, 7])
-            service.sessions.append(fork, [other], epoch=lease.epoch, follows=0)
-            service.sessions.release(fork, lease.epoch)
+            client.sessions.append(self.found[0], [other], epoch=lease.epoch, follows=0)
+            client.sessions.release(self.found[0], lease.epoch)
+        return found
+
+
+def test_a_session_that_goes_another_way_meanwhile_is_not_taken(worker: Running, client: openai.OpenAI) -> None:
+    messages, _ = talk(client, WORDS[:2], extra_headers={"X-Kvbank-Session": "meanwhile"})
+    history = History.of([Message(**each) for each in _texts([*messages[:2], user("the sky is wide")])])
+    place, question = Overtaken("meanwhile"), Question("overtaken", history, Decoding(8, 0.0))
+    assert worker.served.answer("none", place, question, lambda _: None).result.result(60).text
+    with worker.served.clients.client("none") as service:
+        assert [turn.text("user") for turn in service.sessions.turns(place.found[0])] == ["no"]
+        answered = service.sessions.turn("overtaken")
+        turns = [turn.text("user") for turn in service.sessions.turns(answered.session_id)]
+        assert turns == [WORDS[0], "the sky is wide"]
+
+
+def _texts(messages: list[Any]) -> list[dict[str, str]]:
+    return [{"role": each["role"], "text": each["content"]} for each in messages]
+
+
+def test_a_service_that_is_slow_for_one_session_stops_no_other(serving: Callable[..., Any], tmp_path: Path) -> None:
+    """Let the service stand still while it hands over the window of one session, and let another one answer."""
+    armed, inside, go_on = threading.Event(), threading.Event(), threading.Event()
+
+    def wait() -> None:
+        if armed.is_set():
+            armed.clear()
+            inside.set()
+            assert go_on.wait(120)
+
+    slow, quick = ({"extra_headers": {"X-Kvbank-Session": name}} for name in ("slow", "quick"))
+    with (
+        LocalServer(tmp_path, listen="127.0.0.1:0", pauses=Pauses(at={"window opened": wait})) as service,
+        serving(target=service.address) as running,
+        running.loaded().client(timeout=60) as client,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        messages, _ = talk(client, WORDS[:1], **slow)
+        try:
+            armed.set()
+            waiting = pool.submit(ask, client, [*messages, user(WORDS[1])], **slow)
+            assert inside.wait(60)
+            assert ask(client, [user(WORDS[0])], **quick).choices[0].message.content
+            assert not waiting.done()
         finally:
-            free.set()
-        holder.result.result(60)
-        assert answered.result(60).choices[0].message.content
-        assert [turn.text("user") for turn in service.sessions.turns(fork)] == ["no"]
-
-
-def _fork_of(service: kvbank.Client, name: str) -> str:
-    """Wait for the fork of the session of a name, and return its id."""
-    deadline = time.monotonic() + 60
-    while True:
-        found = [session for session in service.sessions.list({"conversation": name}) if not session.name]
-        if found:
-            return found[0].session_id
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+            go_on.set()
+        assert waiting.result(60).usage.prompt_tokens_details.cached_tokens > 0
