@@ -15,7 +15,7 @@ class Transactions(Protocol):
     def read(self) -> AbstractContextManager[Connection]:
         """Begin a read transaction, which sees the rows of one moment. Errors: Cancelled, when the caller has gone."""
 
-    def change(self, operation: Callable[[Connection], T], *, tenant: str = "", durable: bool = True) -> T:
+    def change(self, operation: Callable[[Connection], T], *, tenant: str = "", durable: bool = False) -> T:
         """Run an operation in one transaction, and return its result. The operations of one tenant come one after the
         other; one that raises has changed nothing. An operation has no effect but on rows: it is run again where its
         transaction could not be committed because of others. durable: whether what it has changed must outlast a power

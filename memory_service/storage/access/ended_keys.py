@@ -23,7 +23,7 @@ class EndedKeys:
         with self._access.records.read() as connection:
             found = self._found(connection)
         while found:
-            found = self._access.records.change(self._remove, durable=False)
+            found = self._access.records.change(self._remove)
 
     def _remove(self, connection: Connection) -> list[str]:
         """Remove some keys, and return the ids of those that are next."""

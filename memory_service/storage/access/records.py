@@ -3,6 +3,7 @@ step."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 from sqlalchemy import Connection
 
@@ -15,6 +16,8 @@ from memory_service.storage.base import Space
 from memory_service.storage.quotas import Quotas
 from memory_service.storage.sessions.windows import SessionWindows
 from memory_service.storage.transactions import BankDeletion, Transactions
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +67,7 @@ class Access:
                 raise ServiceError("TENANT_EXISTS", f"there is a tenant {name!r} already", tenant=name)
             return new
 
-        return self.records.change(add)
+        return self._change(add, name)
 
     def set_tenant_quota(self, name: str, quota: TenantQuota) -> Tenant:
         """Replace the quota of a tenant. Errors: TENANT_NOT_FOUND."""
@@ -73,7 +76,7 @@ class Access:
             self.rows.set_quota(connection, name, quota)
             return self._tenant(connection, name)
 
-        return self.records.change(change)
+        return self._change(change, name)
 
     def drop_tenant(self, name: str, *, force: bool = False) -> int:
         """Delete a tenant with its keys, and return how many banks went with it; see `AccessRecords.drop_tenant`."""
@@ -107,7 +110,7 @@ class Access:
                 self.quotas.check_key(connection, key.tenant, self.clock.now_us(), most)
             return self.rows.insert_key(connection, key)
 
-        return self.records.change(add)
+        return self._change(add, key.tenant)
 
     def key(self, key_id: str) -> ApiKey | None:
         """Return the key of an id; None where there is none."""
@@ -133,11 +136,16 @@ class Access:
             self.rows.revoke(connection, key_id, at)
             return self.rows.key(connection, key_id)
 
-        return self.records.change(revoke)
+        return self._change(revoke)
 
     def used_key(self, key_id: str, at: int) -> None:
         """Note when a key was used last."""
-        self.records.change(lambda connection: self.rows.used(connection, key_id, at), durable=False)
+        self.records.change(lambda connection: self.rows.used(connection, key_id, at))
+
+    def _change(self, operation: Callable[[Connection], T], tenant: str = "") -> T:
+        """Run an operation in a transaction, which is durable whatever the setting says of chunks: a key that was
+        revoked must not be good again after a power cut."""
+        return self.records.change(operation, tenant=tenant, durable=True)
 
     def _tenant(self, connection: Connection, name: str) -> Tenant:
         """Read the tenant of a name. Errors: TENANT_NOT_FOUND."""

@@ -54,6 +54,9 @@ class AccessRows(Protocol):
     def delete_keys(self, connection: Connection, key_ids: list[str]) -> None:
         """Delete keys by their ids."""
 
+    def others_have_keys(self, connection: Connection, tenant: str) -> bool:
+        """Tell whether any tenant but this one has a key, and keep such keys to the end of the transaction."""
+
     def any_key(self, connection: Connection) -> bool:
         """Tell whether there is a key at all, whether it is still good or not."""
 
@@ -72,7 +75,7 @@ def delete_tenant(rows: AccessRows, connection: Connection, name: str, now: int)
     instead, revoked: without any key, a store would be open again to all who can connect. The caller has seen to the
     tenant's banks and sessions. now: the time of that."""
     own = list(rows.keys(connection, name))
-    if own and all(each.tenant == name for each in rows.keys(connection, None)):
+    if own and not rows.others_have_keys(connection, name):
         rows.revoke(connection, own[-1].key_id, now)
         # Not for the banks that it names, which are another tenant's.
         rows.give_key(connection, own[-1].key_id, DEFAULT_TENANT, EVERY_BANK)

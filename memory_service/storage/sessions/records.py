@@ -255,7 +255,7 @@ class Sessions:
         def run(connection: Connection) -> T:
             return operation(connection, self.clock.now_us())
 
-        return self.records.change(run, tenant=tenant)
+        return self.records.change(run, tenant=tenant, durable=True)
 
     def _saved(self, connection: Connection, session: Session) -> Session:
         """Write the row of a session, and return it with its last stretch up to its last turn."""

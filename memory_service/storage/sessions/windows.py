@@ -92,7 +92,7 @@ class SessionWindows:
         with self.records.read() as connection:
             branch = self.check(connection, tenant, window, epoch)
         # In a transaction that changes: what a tenant holds is known to those.
-        self.records.change(partial(self.before, tenant=tenant, window=window), tenant=tenant, durable=False)
+        self.records.change(partial(self.before, tenant=tenant, window=window), tenant=tenant)
         reserved = self.space.for_payload(window.size)
         try:
             return NewWindow(self, tenant, window, epoch, branch, reserved, self.files.begin(window.session_id))
@@ -145,7 +145,7 @@ class SessionWindows:
                 raise
             source.close()
         _log.warning("the window of session %s is damaged, or gone; it is made again", session_id)
-        self.records.change(partial(self.rows.windows.drop, file=file), durable=False)
+        self.records.change(partial(self.rows.windows.drop, file=file))
         self.remove(file)
         return None
 
@@ -211,7 +211,7 @@ class NewWindow:
                 self._windows.rows.windows.save(connection, self._tenant, window, self._file.name)
             return kept, before
 
-        kept, before = self._windows.records.change(save, tenant=self._tenant, durable=False)
+        kept, before = self._windows.records.change(save, tenant=self._tenant)
         self._file.settled(kept=kept)
         self._windows.remove(before)
 

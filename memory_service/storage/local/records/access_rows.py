@@ -121,6 +121,11 @@ def delete_keys(connection: Connection, key_ids: list[str]) -> None:
     connection.execute(sa.delete(ApiKeyRow).where(ApiKeyRow.key_id.in_(key_ids)))
 
 
+def others_have_keys(connection: Connection, tenant: str) -> bool:
+    """Tell whether any tenant but this one has a key; the one writer deletes none meanwhile."""
+    return raw(connection).execute("SELECT 1 FROM api_keys WHERE tenant != ? LIMIT 1", (tenant,)).fetchone() is not None
+
+
 def any_key(connection: Connection) -> bool:
     """Tell whether there is a key at all, whether it is still good or not."""
     return raw(connection).execute("SELECT 1 FROM api_keys LIMIT 1").fetchone() is not None

@@ -136,7 +136,7 @@ class Records:
         connection.exec_driver_sql("SELECT 1 FROM store")
         return connection
 
-    def change(self, operation: Callable[[Connection], T], *, tenant: str = "", durable: bool = True) -> T:
+    def change(self, operation: Callable[[Connection], T], *, tenant: str = "", durable: bool = False) -> T:
         """Run an operation in one transaction of the writer; see `storage.transactions.Transactions.change`."""
         return self.writer.submit(operation, tenant=tenant, durable=durable).result()
 
