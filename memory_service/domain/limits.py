@@ -77,6 +77,8 @@ class ObjectLimits:
     gap_bytes: int = 512 * 1024
     # For which an object is left alone that no row names: until it is marked, and from then until it is deleted.
     orphan_s: float = 86_400.0
+    # Between two comparisons of all objects with the records.
+    sweep_s: float = 6 * 3600.0
 
 
 @dataclass(frozen=True, slots=True)
