@@ -5,14 +5,17 @@ once its caller has left.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
+from typing import TypeVar
 
 from starlette.requests import Request
 
 from model_worker.http.metrics import Metrics
 from model_worker.serve.answering import Reply
 from model_worker.serve.engine import Engine, Job, Left
+
+T = TypeVar("T")
 
 
 class Answer:
@@ -47,21 +50,13 @@ class Answer:
 
         Raises the error of a job that has failed until then, and Left.
         """
-        gone = asyncio.ensure_future(_until_left(request))
-        first = asyncio.ensure_future(self._pieces.get())
         try:
-            await asyncio.wait((gone, first), return_when=asyncio.FIRST_COMPLETED)
-            if not first.done():
-                raise Left("the caller has left")
-            self._held.append(first.result())
+            self._held.append(await unless_left(request, self._pieces.get()))
             if self._held == [None]:
                 self._job.result.result()  # its error
         except BaseException:
             self.leave()
             raise
-        finally:
-            for task in (gone, first):
-                task.cancel()
 
     async def pieces(self) -> AsyncIterator[str]:
         """Yield the pieces of text."""
@@ -78,22 +73,30 @@ class Answer:
 
     async def whole(self, request: Request) -> Reply:
         """Return the whole answer of a caller who waits for it. Raises the error of the job, and Left."""
-        gone = asyncio.ensure_future(_until_left(request))
-        ended = asyncio.ensure_future(self._ended.wait())
         try:
-            await asyncio.wait((gone, ended), return_when=asyncio.FIRST_COMPLETED)
-            if not ended.done():
-                raise Left("the caller has left")
+            await unless_left(request, self._ended.wait())
             return await self.reply()
         finally:
             self.leave()
-            for task in (gone, ended):
-                task.cancel()
 
     def leave(self) -> None:
         """End the job at its next token, where it has not ended."""
         if not self._job.result.done():
             self._engine.forget(self._job)
+
+
+async def unless_left(request: Request, wanted: Awaitable[T]) -> T:
+    """Return what is waited for. Raises Left where the caller leaves before it is there."""
+    gone = asyncio.ensure_future(_until_left(request))
+    coming = asyncio.ensure_future(wanted)
+    try:
+        await asyncio.wait((gone, coming), return_when=asyncio.FIRST_COMPLETED)
+        if not coming.done():
+            raise Left("the caller has left")
+        return coming.result()
+    finally:
+        for task in (gone, coming):
+            task.cancel()
 
 
 async def _until_left(request: Request) -> None:

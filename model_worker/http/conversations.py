@@ -9,6 +9,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 import kvbank
+from model_worker.http.answers import unless_left
 from model_worker.http.asking import SECONDS, client_of
 from model_worker.http.conversation_ids import conversation_id, session_id_of
 from model_worker.http.errors import ApiError, json_response
@@ -38,7 +39,7 @@ def _conversation_routes(router: APIRouter, served: Served) -> None:
         session = await run_in_threadpool(served.begun, key, system, _own(body.metadata))
         if exchanges:
             try:
-                await _added(served, key, session.session_id, exchanges)
+                await _added(served, request, session.session_id, exchanges)
             except BaseException:
                 await run_in_threadpool(_forget, served, request, session.session_id)
                 raise
@@ -81,11 +82,11 @@ def _item_routes(router: APIRouter, served: Served) -> None:
     @router.post("/{conversation}/items", operation_id="createItems")
     async def add(request: Request, conversation: str, body: ItemsRequest) -> Response:
         """Add messages to a conversation, which the model reads."""
-        key, session_id = key_of(request, needed=served.needs_key), session_id_of(conversation)
+        session_id = session_id_of(conversation)
         system, exchanges = _parted(body.items)
         if system:
             raise HistoryError("items[0]", "a system message is given when the conversation is begun")
-        turns = await _added(served, key, session_id, exchanges)
+        turns = await _added(served, request, session_id, exchanges)
         return json_response(item_list([item(each) for turn in turns for each in items_of(turn)]))
 
     @router.get("/{conversation}/items/{item_id}", operation_id="retrieveItem")
@@ -125,8 +126,14 @@ def _parted(items: list[MessageInput]) -> tuple[str, list[Exchange]]:
     return system, exchanges_of(rest)
 
 
-async def _added(served: Served, key: str, session_id: str, exchanges: list[Exchange]) -> list[kvbank.Turn]:
-    return await asyncio.wrap_future(served.add(key, session_id, exchanges).result)
+async def _added(served: Served, request: Request, session_id: str, exchanges: list[Exchange]) -> list[kvbank.Turn]:
+    """Add exchanges to a session, and return their turns; none is added where the caller leaves."""
+    job = served.add(key_of(request, needed=served.needs_key), session_id, exchanges)
+    try:
+        return await unless_left(request, asyncio.shield(asyncio.wrap_future(job.result)))
+    except BaseException:
+        served.engine.forget(job)
+        raise
 
 
 def _conversation(session: kvbank.Session) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -104,13 +105,21 @@ def answer(
 def add(
     conversations: Conversations, client: kvbank.Client, turn: Turn, *, session_id: str, exchanges: Sequence[Exchange]
 ) -> list[kvbank.Turn]:
-    """Add exchanges that took place elsewhere to a session, and return their turns. Raises what `answer` raises."""
+    """Add exchanges that took place elsewhere to a session, and return their turns. Raises what `answer` raises.
+
+    Where this raises, none of them is in the session, unless the session was lost at that moment.
+    """
     place, nothing = AtEnd(session_id), History("", (), "")
     found = place.find(client, nothing)
     with conversations.opened(client, place, nothing, found) as conversation, turn.holding_model():
         conversation.fit(turn)
-        tell = conversation.session.tell
-        return [tell(each.said, each.answered, progress=turn.progress) for each in exchanges]
+        session, before = conversation.session, conversation.session.info.head
+        try:
+            return [session.tell(each.said, each.answered, progress=turn.progress) for each in exchanges]
+        except BaseException:
+            with suppress(kvbank.KVBankError):
+                session.record.rewind(before)
+            raise
 
 
 def _tell(conversation: Conversation, question: Question, turn: Turn) -> None:

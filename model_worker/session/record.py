@@ -93,13 +93,13 @@ class SessionRecord:
 
     def rewind(self, turn: int) -> None:
         """Let the session go on behind a turn, 0 for none. Raises kvbank.TurnNotFound, LeaseLost and others."""
-        with self._unsure():
+        with self._unsure(), self.aside():
             self.info = self.client.sessions.rewind(self.info.session_id, turn, epoch=self.lease.epoch)
         del self.turns[turn:]
 
     def forget(self, first: int, last: int) -> kvbank.Receipt:
         """Forget turns for good, both bounds included. The lease is taken anew, which forgetting may have ended."""
-        with self._unsure():
+        with self._unsure(), self.aside():
             receipt = self.client.sessions.forget(self.info.session_id, first=first, last=last)
             self.info = self.lease.take()
         self.read()

@@ -1,5 +1,7 @@
 """Conversations and their items, as the official client of OpenAI asks for them."""
 
+import json
+import socket
 from typing import Any
 
 import openai
@@ -9,6 +11,7 @@ from openai.types.conversations import Message
 from tests.worker_http.conftest import Running
 from tests.worker_http.test_chat import ask
 from tests.worker_http.test_responses import LAND, SEA, SHIPS, respond
+from tests.worker_http.test_server import until
 
 SYSTEM = {"role": "developer", "content": "be brief"}
 
@@ -93,6 +96,26 @@ def test_items_are_added(api: openai.OpenAI) -> None:
     assert found.usage.input_tokens_details.cached_tokens > 0
     said = ["good day", SEA, "yes", SHIPS, LAND, found.output_text]
     assert texts(api.conversations.items.list(conversation.id, order="asc")) == said
+
+
+def test_who_leaves_while_items_are_added_adds_none(worker: Running, client: openai.OpenAI) -> None:
+    conversation = client.conversations.create(items=[user(SEA)])
+    body = json.dumps({"items": [user("and then came a ship from afar " * 8)] * 100}).encode()
+    head = (
+        f"POST /v1/conversations/{conversation.id}/items HTTP/1.1\r\nhost: localhost\r\ncontent-length: {len(body)}\r\n"
+    )
+    with worker.served.clients.client("none") as service:
+
+        def turns() -> int:
+            return service.sessions.get(conversation.id.removeprefix("conv_")).head
+
+        with socket.create_connection(("127.0.0.1", worker.port)) as sent:
+            sent.sendall(f"{head}content-type: application/json\r\n\r\n".encode() + body)
+            until(lambda: turns() > 2)
+        until(lambda: worker.served.engine.running == 0)
+        assert turns() == 1
+    assert texts(client.conversations.items.list(conversation.id)) == [SEA]
+    assert respond(client, SHIPS, conversation=conversation.id).output_text
 
 
 def test_an_item_goes_with_its_turn(api: openai.OpenAI) -> None:
