@@ -3,7 +3,8 @@ known key by one of two algorithms, an end, this service as its audience, and a 
 the operator has named.
 
 The keys of the provider come from a file, or over https. They are fetched anew when they are old, and when a token
-names one that is not among them; but seldom, because anybody can make such tokens.
+names one that is not among them; but seldom, because anybody can make such tokens, and in a thread of its own, which
+no other caller waits for.
 """
 
 import json
@@ -11,7 +12,9 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Iterable, Mapping
+import urllib.request
+from collections.abc import Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast, get_args
@@ -47,7 +50,7 @@ class Issuer:
 
 
 class Tokens:
-    """Tells callers by their tokens. Threads share it; all methods block."""
+    """Tells callers by their tokens. Threads share it."""
 
     def __init__(self, issuer: Issuer, limits: Limits = STANDARD) -> None:
         """Fetch the keys for the first time. Errors: StartError for a file that cannot be used, and where pyjwt is not
@@ -59,8 +62,8 @@ class Tokens:
         self._jwt, self._issuer, self._limits = jwt, issuer, limits
         self._lock = threading.Lock()
         self._failures = Repeating()
-        self._keys: Any = None
-        self._fetched = -math.inf
+        self._keys = list[Any]()
+        self._fetching, self._fetched = _done(), -math.inf
         if not issuer.jwks.startswith("https://"):
             try:
                 self._keys = self._read()
@@ -68,12 +71,30 @@ class Tokens:
                 why = getattr(error, "strerror", None) or error
                 raise StartError(f"--jwt-jwks: cannot use the keys of {issuer.jwks}: {why}") from None
 
+    def fetch_for(self, credential: str) -> "Future[None] | None":
+        """Return the fetching of keys that a token is to wait for, at most `Limits.token_keys_patience_s`; None where
+        it can be verified now. The first token that finds the keys old has them fetched, and others go on by those of
+        before; one whose key is not among them waits for the next ones, unless they came a short while ago."""
+        try:
+            known = self._key(credential) is not None
+        except self._unreadable:
+            return None
+        with self._lock:
+            if not self._fetching.done():
+                return None if known else self._fetching
+            age = self._limits.token_keys_old_s if known else self._limits.token_keys_seldom_s
+            if time.monotonic() - self._fetched < age:
+                return None
+            self._fetched, self._fetching = time.monotonic(), Future()
+            threading.Thread(target=self._fetch, args=[self._fetching], name="kvbank-token-keys", daemon=True).start()
+            return self._fetching
+
     def verify(self, credential: str) -> Caller | None:
-        """Return the caller that a token says, and its end; None for one that is not valid, or has no tenant or no
-        role."""
+        """Return the caller that a token says, and its end, by the keys that are there; None for one that is not valid,
+        or has no tenant or no role."""
         jwt, issuer = self._jwt, self._issuer
         try:
-            key = self._key(jwt.get_unverified_header(credential))
+            key = self._key(credential)
             if key is None or key.algorithm_name not in ALGORITHMS:
                 return None
             required = ["exp", "aud", *(["iss"] if issuer.issuer else [])]
@@ -87,7 +108,7 @@ class Tokens:
                 options={"require": required, "enforce_minimum_key_length": True},
             )
             return self._said(claims)
-        except (jwt.PyJWTError, ValueError, TypeError, OverflowError, RecursionError):
+        except self._unreadable:
             return None
 
     def _said(self, claims: Mapping[str, Any]) -> Caller | None:
@@ -99,50 +120,58 @@ class Tokens:
         named = subject[:_LONGEST] if isinstance(subject, str) else ""
         return Caller(tenant, frozenset({cast(Role, role)}), subject=named, ends=int(claims["exp"]) * SECOND)
 
-    def _key(self, header: Mapping[str, Any]) -> Any:
+    @property
+    def _unreadable(self) -> tuple[type[Exception], ...]:
+        """Return the errors of a token that cannot be read, or is not valid."""
+        return (self._jwt.PyJWTError, ValueError, TypeError, OverflowError, RecursionError)
+
+    def _key(self, credential: str) -> Any:
         """Return the key that a token names, or the only one where it names none; None where there is no such key."""
-        wanted = header.get("kid")
-        found = _among(self._fresh(self._limits.token_keys_old_s, wait=False), wanted)
-        return _among(self._fresh(self._limits.token_keys_seldom_s, wait=True), wanted) if found is None else found
+        wanted = self._jwt.get_unverified_header(credential).get("kid")
+        signing = [key for key in self._keys if key.public_key_use in (None, "sig")]
+        if wanted is None:
+            return signing[0] if len(signing) == 1 else None
+        return next((key for key in signing if key.key_id == wanted), None)
 
-    def _fresh(self, age: float, *, wait: bool) -> list[Any]:
-        """Return the keys, fetched anew where they are older than `age` seconds. Where that fails, those of before are
-        gone on with; so they are while another thread fetches them, unless this one is to wait for that."""
-        if self._lock.acquire(blocking=wait or self._keys is None):
-            try:
-                self._fetch(age)
-            finally:
-                self._lock.release()
-        return list(self._keys.keys) if self._keys is not None else []
-
-    def _fetch(self, age: float) -> None:
-        """Fetch the keys where they are older than `age` seconds."""
-        if time.monotonic() - self._fetched < age:
-            return
-        self._fetched = time.monotonic()
+    def _fetch(self, done: "Future[None]") -> None:
+        """Fetch the keys of the provider; where that fails, those of before stay."""
         try:
             self._keys = self._read()
         except Exception as error:
             self._failures.error(_log, error, "cannot fetch the keys of tokens from %s", self._issuer.jwks)
+        done.set_result(None)
 
-    def _read(self) -> Any:
+    def _read(self) -> list[Any]:
         """Read the keys of the provider. Errors: OSError, ValueError, PyJWTError."""
-        jwt, source = self._jwt, self._issuer.jwks
+        source = self._issuer.jwks
         if source.startswith("https://"):
-            return jwt.PyJWKClient(
-                source, cache_jwk_set=False, timeout=self._limits.token_keys_patience_s
-            ).get_jwk_set()
-        with Path(source).open("rb") as file:
-            found = json.loads(file.read(_MOST_BYTES))
+            content = _downloaded(source, self._limits.token_keys_patience_s)
+        else:
+            with Path(source).open("rb") as file:
+                content = file.read(_MOST_BYTES)
+        found = json.loads(content)
         if not isinstance(found, dict):
             raise ValueError("it is no set of keys")
-        return jwt.PyJWKSet.from_dict(found)
+        return list(self._jwt.PyJWKSet.from_dict(found).keys)
 
 
-def _among(keys: Iterable[Any], wanted: object) -> Any:
-    """Return the key for signatures that has this name, or the only one where no name is wanted; None where there is no
-    such key."""
-    signing = [key for key in keys if key.public_key_use in (None, "sig")]
-    if wanted is None:
-        return signing[0] if len(signing) == 1 else None
-    return next((key for key in signing if key.key_id == wanted), None)
+def _downloaded(address: str, patience_s: float) -> bytes:
+    """Return what an https address answers. Errors: OSError, ValueError for more than `_MOST_BYTES`, and for an answer
+    that takes longer than the patience, or came another way."""
+    end, content = time.monotonic() + patience_s, b""
+    with urllib.request.urlopen(address, timeout=patience_s) as answer:
+        if not answer.url.startswith("https://"):
+            raise ValueError("it leads to an address without https")
+        while piece := answer.read1(_MOST_BYTES):
+            content += piece
+            if len(content) > _MOST_BYTES:
+                raise ValueError(f"it has more than {_MOST_BYTES} bytes")
+            if time.monotonic() > end:
+                raise ValueError(f"it has not ended after {patience_s:g} s")
+    return content
+
+
+def _done() -> "Future[None]":
+    done: Future[None] = Future()
+    done.set_result(None)
+    return done

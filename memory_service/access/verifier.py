@@ -2,7 +2,7 @@
 so that a revocation takes effect within that, that the quota of calls of its tenant is as fresh, and that all keys
 which are not valid are refused alike.
 
-Threads share a verifier. `known` touches no disk; the others block.
+Threads share a verifier. `known` and `fetch_for` touch no disk; the others block.
 """
 
 import hashlib
@@ -10,6 +10,7 @@ import logging
 import threading
 import time
 from collections import OrderedDict
+from concurrent.futures import Future
 from hmac import compare_digest
 from typing import NamedTuple
 
@@ -64,6 +65,13 @@ class Verifier:
         if found is None or time.monotonic() >= found.until or self.has_ended(found.caller):
             return None
         return found.caller
+
+    def fetch_for(self, credential: str) -> "Future[None] | None":
+        """Return what a credential is to wait for before it can be verified; None where that can be done now. See
+        `Tokens.fetch_for`."""
+        if self._tokens is None or secret.read(credential) is not None:
+            return None
+        return self._tokens.fetch_for(credential)
 
     def has_ended(self, caller: Caller) -> bool:
         """Tell whether the end of a caller's key or token, as it was read with the caller, has come."""

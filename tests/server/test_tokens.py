@@ -8,10 +8,11 @@ import queue
 import ssl
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from datetime import timedelta
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from memory_service.domain.errors import StartError
 from memory_service.domain.limits import Limits
 from tests.support.certificates import Authority
 from tests.support.clocks import SECOND, Hands
+from tests.support.waiting import wait_until
 
 AUDIENCE = "kvbank"
 NO_PAUSE = Limits(wrong_key_s=0.0, token_keys_seldom_s=0.0)
@@ -211,15 +213,19 @@ def test_a_key_that_is_not_for_signatures_signs_nothing(server: LocalServer, key
 
 
 @contextmanager
-def provider(authority: Authority, content: bytes, before: Callable[[], object] = lambda: None) -> Iterator[str]:
-    """Serve some content over https. before: what is waited for before each answer."""
+def provider(
+    authority: Authority, content: Iterable[bytes], before: Callable[[], object] = lambda: None
+) -> Iterator[str]:
+    """Serve some content, in pieces, over https. before: what is waited for before each answer."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             before()
             self.send_response(200)
             self.end_headers()
-            self.wfile.write(content)
+            with suppress(OSError):  # the client has gone
+                for piece in content:
+                    self.wfile.write(piece)
 
         def log_message(self, *_: Any) -> None:
             pass
@@ -241,7 +247,7 @@ def provider(authority: Authority, content: bytes, before: Callable[[], object] 
 def test_keys_come_over_https(tmp_path: Path, keys: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     authority = Authority(tmp_path / "tls")
     monkeypatch.setenv("SSL_CERT_FILE", str(authority.file))
-    with provider(authority, keys.read_bytes()) as address:
+    with provider(authority, [keys.read_bytes()]) as address:
         settings = {"jwt_jwks": address, "jwt_audience": AUDIENCE}
         with LocalServer(tmp_path / "data", limits=NO_PAUSE, **settings) as server:
             assert who(server, token(iss=None)).roles == ("write",)
@@ -267,7 +273,7 @@ def test_a_provider_that_does_not_answer_holds_up_nobody(
         answering.wait()
 
     limits = Limits(wrong_key_s=0.0, token_keys_old_s=0.0, token_keys_patience_s=600.0)
-    with provider(authority, keys.read_bytes(), before) as address, ThreadPoolExecutor(1) as threads:
+    with provider(authority, [keys.read_bytes()], before) as address, ThreadPoolExecutor(1) as threads:
         settings = {"jwt_jwks": address, "jwt_audience": AUDIENCE}
         with LocalServer(tmp_path / "data", limits=limits, **settings) as server:
             key_maker = token(role="admin")
@@ -290,7 +296,7 @@ def test_a_provider_that_does_not_answer_holds_up_nobody(
 def test_who_goes_while_its_token_is_looked_at_leaves_threads_to_others(
     tmp_path: Path, keys: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Have calls of one host wait for the provider, and go: the key of another host finds a thread."""
+    """Have calls of one host wait for the provider, and go: keys of the same host and of another one find a thread."""
     authority = Authority(tmp_path / "tls")
     monkeypatch.setenv("SSL_CERT_FILE", str(authority.file))
     answering, asked = threading.Event(), queue.SimpleQueue[bool]()
@@ -303,11 +309,12 @@ def test_who_goes_while_its_token_is_looked_at_leaves_threads_to_others(
     limits = Limits(wrong_key_s=0.0, token_keys_seldom_s=0.0, token_keys_patience_s=600.0)
     settings = {"jwt_audience": AUDIENCE, "insecure": True, "metrics_listen": "0.0.0.0:0"}
     with (
-        provider(authority, keys.read_bytes(), before) as address,
+        provider(authority, [keys.read_bytes()], before) as address,
         LocalServer(tmp_path / "data", limits=limits, jwt_jwks=address, **settings) as server,
     ):
         with kvbank.connect(server.address, api_key=token(role="operator")) as operator:
             key = operator.access.create_key("operator").secret
+            beside = operator.access.create_key("read").secret
         answering.clear()
         while not asked.empty():
             asked.get()
@@ -319,6 +326,7 @@ def test_who_goes_while_its_token_is_looked_at_leaves_threads_to_others(
                         ask(b"", metadata=[("api-key", token(kid=f"new {number}"))], timeout=0.2)
                     assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
             assert asked.get(timeout=60)
+            assert who(server, beside).roles == ("read",)
             port = int(server.metrics_address.rpartition(":")[2])
             other = http.client.HTTPConnection("127.0.0.1", port, timeout=10, source_address=("127.0.0.2", 0))
             with closing(other):
@@ -326,6 +334,34 @@ def test_who_goes_while_its_token_is_looked_at_leaves_threads_to_others(
                 assert other.getresponse().status == http.HTTPStatus.OK
         finally:
             answering.set()
+
+
+def test_an_answer_without_an_end_is_given_up(
+    tmp_path: Path, keys: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Have a provider send the keys, then spaces: fast, so that they are too many, or slowly."""
+    authority = Authority(tmp_path / "tls")
+    monkeypatch.setenv("SSL_CERT_FILE", str(authority.file))
+    ended = threading.Event()
+
+    def spaces(size: int, pause_s: float) -> Iterator[bytes]:
+        while not ended.wait(pause_s):
+            yield b" " * size
+
+    limits = Limits(wrong_key_s=0.0, token_keys_seldom_s=0.0, token_keys_patience_s=0.5)
+    for size, pause_s, why in (
+        (1 << 18, 0.0, "it has more than 1048576 bytes"),
+        (1, 0.05, "it has not ended after 0.5 s"),
+    ):
+        content = chain([keys.read_bytes()], spaces(size, pause_s))
+        with provider(authority, content) as address:
+            settings = {"jwt_jwks": address, "jwt_audience": AUDIENCE}
+            with LocalServer(tmp_path / f"data-{size}", limits=limits, **settings) as server:
+                with pytest.raises(kvbank.Unauthenticated):
+                    who(server, token())
+                wait_until(lambda why=why: why in caplog.text)  # type: ignore[misc]
+            ended.set()
+        ended.clear()
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,9 @@ that were verified a short while ago pass without one. Everything here is used i
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import NoReturn
 
 from memory_service.access import credentials, peers
@@ -53,7 +54,8 @@ class Admission:
         self._insecure, self._limits, self._trusts = insecure, limits, trusts
         self._failures = Repeating()
         self._turns = FairTurns(_TURNS)
-        self._waiting = Holdings()
+        # Calls that wait for a turn, and those that wait for the keys of tokens, which take none meanwhile.
+        self._waiting, self._fetching = Holdings(), Holdings()
         # Apart from the threads of the storage, so that keys are looked at also when all of those are busy; and notes
         # of their use apart from these, because a note is a write, which may have to wait for others.
         self._threads = ThreadPoolExecutor(_TURNS, "kvbank-keys")
@@ -153,6 +155,9 @@ class Admission:
 
     async def _verified(self, credential: str, host: str) -> Caller:
         """Return the caller of a credential that is not known yet. Errors: UNAUTHENTICATED, NOT_SERVING."""
+        if (fetching := self._verifier.fetch_for(credential)) is not None:
+            with _counted(self._fetching, Owner(host)):
+                await asyncio.wait([asyncio.wrap_future(fetching)], timeout=self._limits.token_keys_patience_s)
         owner = await self._turn(host)
         # It may have been verified for another call meanwhile.
         if (caller := self._verifier.known(credential)) is not None:
@@ -184,15 +189,23 @@ class Admission:
     async def _turn(self, host: str) -> Owner:
         """Wait for a turn of a host, and return whose it is. Errors: NOT_SERVING where too many wait."""
         owner = Owner(host)
-        if self._waiting.total >= _MOST_WAITING or self._waiting.of_connection(owner) >= _MOST_OF_HOST:
-            text = "too many calls wait for their keys to be looked at; this one can be made again"
-            raise ServiceError("NOT_SERVING", text)
-        self._waiting.add(owner, 1)
-        try:
+        with _counted(self._waiting, owner):
             await self._turns.take(owner)
-        finally:
-            self._waiting.add(owner, -1)
         return owner
+
+
+@contextmanager
+def _counted(waiting: Holdings, owner: Owner) -> Iterator[None]:
+    """Count a call of a host among those that wait. Errors: NOT_SERVING where these are too many."""
+    if waiting.total >= _MOST_WAITING or waiting.of_connection(owner) >= _MOST_OF_HOST:
+        raise ServiceError(
+            "NOT_SERVING", "too many calls wait for their keys to be looked at; this one can be made again"
+        )
+    waiting.add(owner, 1)
+    try:
+        yield
+    finally:
+        waiting.add(owner, -1)
 
 
 def _end(calls: Calls, proofs: Collection[Proof]) -> None:
