@@ -32,6 +32,7 @@ ROWS = {
     "retrieve_same_host": "retrieve",
     "retrieve_network": "retrieve",
     "durable_write": "durable_write",
+    "objects": "objects",
     "small_records": "small_records",
     "eviction": "eviction",
     "search": "search",

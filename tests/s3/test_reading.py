@@ -250,3 +250,18 @@ def test_the_object_of_a_chunk_is_not_written_over(bucket, opened):
     with pytest.raises(FileExistsError):
         put(objects, 1, copy={"text": "another"})
     assert read(objects, 1, payload) == data_of(1, payload)
+
+
+def test_who_has_waited_long_for_a_bucket_that_hangs_asks_no_more(bucket, through, proxy, opened):
+    objects = opened(through(replace(QUICK, requests=1, patience_s=0, request_s=0.2)))
+    payloads = {n: put(objects, n) for n in range(1, 9)}
+    proxy.answers = lambda _request: DEAF
+    with ThreadPoolExecutor(8) as pool:
+        for failed in [pool.submit(read, objects, *item) for item in payloads.items()]:
+            with pytest.raises(TimeoutError, match="does not answer in time"):
+                failed.result(60)
+    # Behind one or two requests the others were in line for longer than anybody is to wait.
+    assert len(gets(proxy)) < 8
+    proxy.answers = lambda _request: None
+    objects.close()
+    assert read(opened(bucket), 2, payloads[2]) == data_of(2, payloads[2])

@@ -168,6 +168,9 @@ class Reads:
     def _begin(self, fetch: _Fetch) -> None:
         """Ask for all parts of an object, the first of them in this thread."""
         with self._using(fetch):
+            if time.monotonic() > fetch.until + self._limits.request_s:
+                # Many wait for a bucket that hangs; whoever has waited so long is gone.
+                raise TimeoutError(errno.ETIMEDOUT, f"{self._bucket.location} does not answer in time")
             fetch.file = fetch.file or self._cache.begin(fetch.key, fetch.layout.size)
             first, *others = fetch.layout.requests(self._limits)
             fetch.left = 1 + len(others)
