@@ -1,8 +1,8 @@
 """The bytes of sessions' local windows in a bucket: windows/<session>/<name>, an object for each window that is kept.
 
-This file owns that an object is whole as soon as it is there: a window comes into a file without a name, and is put into
-the bucket when all of it has come. What is read of one comes into such a file too, so that it can be read to the end
-after the object was deleted.
+This file owns that an object is whole as soon as it is there: a window comes into a file without a name, and is put
+into the bucket when all of it has come. What is read of one comes into such a file too, so that it can be read to the
+end after the object was deleted.
 """
 
 import mmap
